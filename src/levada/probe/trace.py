@@ -1,0 +1,93 @@
+"""The trace: signals by site and step, as numbers; what every diagnostic reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["SIGNALS", "Signal", "Site", "Trace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What a column of a trace holds.
+
+    Attributes:
+        name: key in `Trace.values`.
+        unit: its unit; "1" for a ratio or a share.
+        meaning: the definition, one sentence.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+
+
+SIGNALS: Mapping[str, Signal] = {
+    s.name: s
+    for s in (
+        Signal("signal_rms", "signal", "root mean square of the block's output, per element"),
+        Signal("signal_spread", "signal", "root mean square of the output minus its mean over the batch: what tells inputs apart"),
+        Signal("gradient_rms", "loss/signal", "root mean square of the loss's gradient with respect to the block's output, per element"),
+        Signal("cotangent_rms", "1", "as gradient_rms, for a random unit-variance cotangent at the model's output instead of a loss"),
+        Signal("zero_fraction", "1", "share of exact zeros in the outputs of the block's activations"),
+        Signal("dead_fraction", "1", "share of the activations' units that are flat (zero slope) for every input of the batch"),
+        Signal("saturated_fraction", "1", "share of the activations' elements whose slope is below 1/100 of its largest, for bounded activations"),
+        Signal("nonfinite", "1", "share of NaN or Inf in the block's output"),
+        Signal("gradient_nonfinite", "1", "share of NaN or Inf in the gradient"),
+        Signal("weight_rms", "weight", "root mean square of the block's parameters with two or more dimensions"),
+        Signal("weight_gradient_rms", "loss/weight", "root mean square of those parameters' gradient"),
+        Signal("update_ratio", "1", "root mean square of the optimizer's update over that of the parameters"),
+        Signal("lost_fraction", "1", "share of the parameters' elements whose value the update does not change"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A block boundary: the output of a module, in order of execution.
+
+    Attributes:
+        name: qualified name of the module; its second call in one forward pass is `name#2`.
+        order: place in the order of execution, from 0.
+        kind: the module's class name.
+        shape: shape of the output in the first pass.
+        parameters: qualified names of the parameters that act between the previous boundary and this one.
+    """
+
+    name: str
+    order: int
+    kind: str
+    shape: tuple[int, ...]
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Signals by step and site.
+
+    Attributes:
+        sites: block boundaries in order of execution.
+        steps: the sampled steps.
+        values: signal name -> float64 tensor of shape `(len(steps), len(sites))`; NaN where not measured.
+        context: facts that diagnostics need and no site has: "optimizer", "lr", "loss", "depth", ...
+    """
+
+    sites: tuple[Site, ...]
+    steps: tuple[int, ...]
+    values: Mapping[str, Tensor]
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, signal: str) -> Tensor:
+        """Return the `(steps, sites)` values of a signal; all NaN if it was not measured."""
+        if signal in self.values:
+            return self.values[signal]
+        return torch.full((len(self.steps), len(self.sites)), float("nan"), dtype=torch.float64)
+
+    def names(self) -> Sequence[str]:
+        """Return the names of the sites in order."""
+        return [site.name for site in self.sites]
