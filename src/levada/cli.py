@@ -1,0 +1,124 @@
+"""The command line: parsing only. What a command does is in `levada.commands`, imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from levada import __version__
+from levada._errors import MeasurementError, UsageError
+
+__all__ = ["main"]
+
+UNUSABLE, UNMEASURED, INTERRUPTED = 2, 3, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: {message}. Try: {self.prog} --help\n")
+        sys.exit(UNUSABLE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="levada",
+        description="Keep the learning signal alive at any depth: carry it, measure it, prove it.",
+        epilog="A target is path/to/file.py:name or package.module:name.",
+    )
+    parser.add_argument("--version", action="version", version=f"levada {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback behind an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_check(commands)
+    _add_study(commands)
+    _add_report(commands)
+    _add_doctor(commands)
+    _add_list(commands)
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=name)
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    check = _command(commands, "check", "say where a model's learning signal dies or explodes, why, and what repairs it")
+    add = check.add_argument
+    add("model", metavar="MODEL", help="target: an nn.Module, or a function without arguments that returns one")
+    add("--batch", metavar="BATCH", help="target: a function that returns (inputs, targets), a mapping, or batches")
+    add("--loss", metavar="LOSS", help="target: loss(outputs, targets); or cross_entropy, mse, output")
+    add("--optimizer", metavar="OPT", help="a name in torch.optim, or a target: (parameters) -> optimizer")
+    add("--lr", type=float, metavar="F", help="learning rate")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the model's construction and of every draw (0)")
+    add("--budget", type=float, default=60.0, metavar="SECONDS", help="time for repeated measurements (60)")
+    add("--json", metavar="FILE", help="write the report as JSON; '-' is standard output, which then holds nothing else")
+    add("--sarif", metavar="FILE", help="write the findings as SARIF 2.1.0")
+    add("--html", metavar="FILE", help="write the report as one self-contained page")
+    add("--run", metavar="DIR", help="keep the report as a run folder, for 'levada report'")
+    add("--fail-on", choices=("error", "warn", "never"), default="error", help="exit with 1 at this severity (error)")
+
+
+def _add_study(commands: argparse._SubParsersAction[_Parser]) -> None:
+    study = _command(commands, "study", "reproduce a claim of the literature on real data; see 'levada list studies'")
+    add = study.add_argument
+    add("names", metavar="NAME", nargs="+", help="studies to run")
+    add("--scale", choices=("smoke", "small", "full"), default="small", help="how much to compute (small)")
+    add("--out", metavar="DIR", default="runs", help="where the run folders go; existing results are kept (runs)")
+    add("--seeds", type=int, metavar="N", help="number of seeds; a claim is decided with 5 or more")
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help="change one setting of the study")
+    add("--executor", choices=("local",), default="local", help="where configurations run (local)")
+
+
+def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
+    report = _command(commands, "report", "make one self-contained page from run folders")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, or a folder that holds some")
+    report.add_argument("-o", "--output", metavar="FILE", default="report.html", help="the page (report.html)")
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    doctor = _command(commands, "doctor", "check every frame of a run folder and say what was lost")
+    doctor.add_argument("run", metavar="RUN", help="a run folder")
+
+
+def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
+    listing = _command(commands, "list", "list what the library holds")
+    kinds = ("connections", "diagnostics", "studies", "initialisations")
+    listing.add_argument("kind", choices=kinds, metavar="{" + ",".join(kinds) + "}", help="what to list")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Exit codes: 0 done, and nothing at or above `--fail-on`; 1 something is; 2 the command line or a target is
+    unusable; 3 the check could not measure; 130 interrupted.
+
+    Args:
+        arguments: the words after `levada`; the process's own if left out.
+
+    Returns:
+        The exit code.
+
+    Example:
+        >>> main(["doctor", "no/such/folder"])
+        2
+    """
+    options = _parser().parse_args(arguments)
+    from levada import commands
+
+    try:
+        return commands.COMMANDS[options.command](options)
+    except (UsageError, MeasurementError) as error:
+        if options.debug:
+            raise
+        sys.stderr.write(f"levada {options.command}: {error}\n")
+        return UNMEASURED if isinstance(error, MeasurementError) else UNUSABLE
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write(f"levada {options.command}: interrupted; what was finished is kept.\n")
+        return INTERRUPTED

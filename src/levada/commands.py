@@ -1,0 +1,219 @@
+"""What each command of the command line does: load the targets, call the library, show and store the result."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from levada import __version__
+from levada._errors import UsageError
+from levada.targets import call, load
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["COMMANDS"]
+
+QUIET, FIRED, UNMEASURED = 0, 1, 3
+
+
+def check(options: argparse.Namespace) -> int:
+    """Run `levada check`: build the model from its target, check it, show and store the report."""
+    import torch
+
+    import levada
+
+    console = _console(stderr=options.json == "-")
+    torch.manual_seed(options.seed)
+    model, batch = _model(options.model), _batch(options.batch)
+    with _console(stderr=True).status(f"checking {options.model}"):
+        report = levada.check(
+            model,
+            batch,
+            loss=_named(options.loss),
+            optimizer=_named(options.optimizer),
+            lr=options.lr,
+            seed=options.seed,
+            budget=options.budget,
+        )
+    told = {**report.to_dict(), "model": options.model}
+    if options.json != "-":
+        from levada.report.terminal import print_check
+
+        print_check(told, console)
+    _store(told, options)
+    if told["verdict"] == "unknown":
+        return UNMEASURED
+    return FIRED if _fails(told["verdict"], options.fail_on) else QUIET
+
+
+def study(options: argparse.Namespace) -> int:
+    """Run `levada study`: compute what is missing, decide the claims, show them."""
+    from levada.report.terminal import print_claims
+    from levada.study import run_study
+
+    settings = dict(_setting(text) for text in options.set)
+    console = _console()
+    for name in options.names:
+        with _progress(name) as advance:
+            run = run_study(
+                name, scale=options.scale, out=Path(options.out), seeds=options.seeds, settings=settings, progress=advance
+            )
+        print_claims(run, console)
+        console.print(f"[dim]{run.path}[/dim]", highlight=False)
+    return QUIET
+
+
+def report(options: argparse.Namespace) -> int:
+    """Run `levada report`: one page from run folders; its path is the last line."""
+    from levada.report import write_html
+    from levada.runs import Run, find_runs
+
+    runs = [Run(path) for root in options.runs for path in find_runs(Path(root))]
+    if not runs:
+        raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada check MODEL --run DIR")
+    write_html(runs, Path(options.output))
+    print(Path(options.output).resolve())  # noqa: T201
+    return QUIET
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Run `levada doctor`: 0 if every frame is good, 1 if something was lost."""
+    from levada.runs import doctor as examine
+
+    examined = examine(Path(options.run))
+    _console().print(str(examined), highlight=False)
+    return QUIET if examined.damage is None else FIRED
+
+
+def list_names(options: argparse.Namespace) -> int:
+    """Run `levada list`: names, one a line, each with its first sentence."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for name, text in _inventory(options.kind).items():
+        table.add_row(name, text)
+    _console().print(table)
+    return QUIET
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "check": check,
+    "study": study,
+    "report": report,
+    "doctor": doctor,
+    "list": list_names,
+}
+
+
+def _inventory(kind: str) -> Mapping[str, str]:
+    if kind == "connections":
+        from levada import connections
+
+        return {c.__name__: _first_line(c) for c in vars(connections).values() if isinstance(c, type)}
+    if kind == "diagnostics":
+        from levada.diagnose import DIAGNOSTICS
+
+        return {name: _first_line(rule) for name, rule in DIAGNOSTICS.items()}
+    if kind == "studies":
+        from levada.studies import STUDIES
+
+        return {name: known.title for name, known in STUDIES.items()}
+    from levada.initialise import INITIALISATIONS
+
+    return {name: _first_line(function) for name, function in INITIALISATIONS.items()}
+
+
+def _first_line(documented: object) -> str:
+    return (documented.__doc__ or "").strip().split("\n")[0].replace("`", "")
+
+
+def _model(target: str) -> Any:
+    from torch import nn
+
+    found = load(target)
+    model = found if isinstance(found, nn.Module) else None
+    if model is None and callable(found):
+        model = call(target, found)
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"MODEL must name an nn.Module or a function that returns one, and {target} gave {type(model or found).__name__}."
+        )
+    return model
+
+
+def _batch(target: str | None) -> Any:
+    if target is None:
+        return None
+    found = load(target)
+    return call(target, found) if callable(found) else found
+
+
+def _named(name: str | None) -> Any:
+    return load(name) if name is not None and ":" in name else name
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UsageError(f"--set takes KEY=VALUE, got {text!r}.")
+    return key, value
+
+
+def _fails(verdict: str, fail_on: str) -> bool:
+    failing = {"error": ("error",), "warn": ("error", "warn"), "never": ()}[fail_on]
+    return verdict in failing
+
+
+def _store(told: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.json == "-":
+        sys.stdout.write(_json(told))
+    elif options.json:
+        _write(Path(options.json), _json(told))
+    if options.sarif:
+        from levada.report.sarif import to_sarif
+
+        _write(Path(options.sarif), _json(to_sarif(told)))
+    if options.html:
+        from levada.report import write_html
+
+        write_html([told], Path(options.html))
+    if options.run:
+        from levada.runs import RunWriter
+
+        with RunWriter.create(Path(options.run), kind="check", name=options.model, config=_config(options)) as writer:
+            writer.append("report", report=told)
+
+
+def _config(options: argparse.Namespace) -> dict[str, Any]:
+    return {"command": ["levada", *sys.argv[1:]], "levada": __version__, "seed": options.seed}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    # A reader never sees half a file, and a full disk leaves the old one.
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
+@functools.cache
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)

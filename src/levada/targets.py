@@ -1,0 +1,113 @@
+"""Find the object that a target such as `path/to/file.py:name` or `package.module:name` names."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from levada._errors import UsageError
+
+__all__ = ["call", "load"]
+
+
+def load(target: str) -> Any:
+    """Import the file or module that a target names and return the object.
+
+    A file's folder, or the current folder for a module, is put on the import path, as `python file.py` would.
+
+    Args:
+        target: `path/to/file.py:name` or `package.module:name`; the name may have dots.
+
+    Returns:
+        The object, not called.
+
+    Raises:
+        UsageError: if the target has no name, the file or module cannot be found or imported, or the name is not in it.
+
+    Example:
+        >>> load("math:pi")
+        3.141592653589793
+    """
+    place, colon, name = target.rpartition(":")
+    if not (colon and place and name):
+        raise UsageError(
+            f"A target is path/to/file.py:name or package.module:name, got {target!r}. Add ':' and the name of a function."
+        )
+    found: Any = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "Check the spelling."
+            raise UsageError(f"{place} has no name {part!r}. {hint}")
+        found = getattr(found, part)
+    return found
+
+
+def call(target: str, found: Callable[[], Any]) -> Any:
+    """Call what a target named, without arguments.
+
+    Args:
+        target: the target, for messages.
+        found: the function.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        UsageError: if the function raises or needs arguments; the cause is chained.
+
+    Example:
+        >>> call("here:one", lambda: 1)
+        1
+    """
+    try:
+        return found()
+    except Exception as error:
+        raise UsageError(f"Calling {target} must work without arguments, but it raised {_told(error)}.") from error
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"There is no file {str(path)!r}. Give the path from the current folder, or an absolute one.")
+    name = f"_levada_target_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{str(path)!r} cannot be imported as a Python file.")
+    _put_on_path(path.resolve().parent)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"Importing {str(path)!r} raised {_told(error)}.") from error
+    return module
+
+
+def _load_module(name: str) -> Any:
+    _put_on_path(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise UsageError(
+                f"There is no module {name!r}. Is its package installed, or the current folder its root?"
+            ) from error
+        raise UsageError(f"Importing {name} raised {_told(error)}.") from error
+    except Exception as error:
+        raise UsageError(f"Importing {name} raised {_told(error)}.") from error
+
+
+def _put_on_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _told(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0].rstrip('.')}" if text else type(error).__name__

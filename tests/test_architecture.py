@@ -1,0 +1,124 @@
+"""The layers, budgets and names that hold the library together."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import levada
+
+SOURCE = Path(levada.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# Top to bottom; an import goes to a lower line only. Names on one line are siblings and do not import each other.
+LAYERS = [
+    {"cli", "commands", "targets"},
+    {"web", "report", "integrations"},
+    {"studies"},
+    {"study"},
+    {"diagnose"},
+    {"networks"},
+    {"probe", "connections", "convert", "cells", "supervision", "initialise", "blocks", "theory", "runs"},
+    {"connection"},
+    {"ops"},
+    {"_errors"},
+]
+# cli, commands and targets are one layer in three files.
+TOGETHER = [{"cli", "commands", "targets"}, {"convert", "connections"}]
+# `Report.to_html` is promised to users on an object that diagnose makes: the one import that looks up, inside the method.
+LOOKS_UP = {("diagnose", "report")}
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            module = node.module.split(".")
+            if module == ["levada"]:
+                names |= {alias.name for alias in node.names}
+            elif module[0] == "levada":
+                names.add(module[1])
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            names.add("<relative>")
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("levada.")}
+    return names
+
+
+def layer(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_run_downward(path):
+    here = unit(path)
+    if here == "__init__":
+        return
+    known = set().union(*LAYERS)
+    for name in imported(path) & known - {here}:
+        if (here, name) in LOOKS_UP or any({here, name} <= group for group in TOGETHER):
+            continue
+        assert layer(name) > layer(here), f"{here} may not import {name}"
+    assert "<relative>" not in imported(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_budgets(path):
+    kernel = path.name in {"triton.py", "cpu.py"}
+    text = path.read_text()
+    assert text.count("\n") <= (700 if kernel else 400)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < (200 if kernel else 60), f"{node.name} is too long"
+            arguments = [a for a in node.args.args + node.args.kwonlyargs if a.arg not in {"self", "cls"}]
+            assert kernel or len(arguments) <= 8, f"{node.name} has {len(arguments)} parameters"
+
+
+def test_every_layer_is_known():
+    assert {unit(p) for p in FILES} - {"__init__", "__main__"} <= set().union(*LAYERS)
+
+
+def test_public_names():
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    typed = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    typed -= {None}
+    assert typed == set(levada.__all__), "the imports for type checkers and the names that load on use must be the same"
+    assert len(levada.__all__) <= 40
+    for name in levada.__all__:
+        assert getattr(levada, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Residul'"):
+        _ = levada.Residul
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in run.stdout.split()}
+
+
+@pytest.mark.parametrize("statement", ["import levada.report", "import levada.runs", "import levada.cli"])
+def test_reports_runs_and_the_command_line_do_not_wait_for_torch(statement):
+    assert "torch" not in modules_after(statement)
+
+
+def test_the_library_imports_torch_alone():
+    names = " ".join(f"levada.{name};" for name in levada.__all__)
+    ours = modules_after(f"import torch; before = set(sys.modules); import levada; {names}")
+    outside = {n for n in ours if n not in sys.stdlib_module_names} - {"levada"}
+    # What torch itself loads on first use of a part (compile, distributed) is torch's.
+    torchs = modules_after("import torch, torch._dynamo, torch.distributed.fsdp, torch.utils.checkpoint")
+    assert outside <= torchs
+
+
+def test_help_is_fast_enough_to_be_read():
+    code = "import sys; from levada.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "check" in run.stdout
