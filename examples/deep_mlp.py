@@ -33,9 +33,9 @@ def plain() -> nn.Module:
 
 
 def repaired() -> nn.Module:
-    """The same layers as residual branches, with He's initialisation and the last weights of each branch scaled."""
+    """The same layers as residual branches, with He's initialisation each scaled by 1 / sqrt(50)."""
     branches = [nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU()) for _ in range(DEPTH)]
-    net = nn.Sequential(nn.Linear(784, DIM), levada.Stack(branches, levada.SkipInit, dim=DIM), nn.Linear(DIM, 10))
+    net = nn.Sequential(nn.Linear(784, DIM), levada.Stack(branches, levada.SkipInit, dim=DIM, init="depth"), nn.Linear(DIM, 10))
     return levada.initialise.he(net)
 
 

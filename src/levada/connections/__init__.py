@@ -1,4 +1,13 @@
 """Every connection of the library: one file per paper family; these import lines are the list."""
 
+from levada.connections.dense import Dense as Dense
+from levada.connections.highway import Highway as Highway
+from levada.connections.momentum import Momentum as Momentum
 from levada.connections.residual import Plain as Plain
+from levada.connections.residual import PostNorm as PostNorm
 from levada.connections.residual import Residual as Residual
+from levada.connections.reversible import Reversible as Reversible
+from levada.connections.scaled import LayerScale as LayerScale
+from levada.connections.scaled import ReZero as ReZero
+from levada.connections.scaled import SkipInit as SkipInit
+from levada.connections.stochastic import StochasticDepth as StochasticDepth

@@ -1,0 +1,196 @@
+r"""How much a signal or a gradient changes per block: a slope over depth, its interval, and theory's value beside it.
+
+For $r_l$ the root mean square at boundary $l$ and $n_l$ its number of elements, gradients are compared by
+$\log_{10}(r_l \sqrt{n_l})$, so that a change of width alone is no decay; signals by $\log_{10} r_l$, which weights of
+variance proportional to 1/fan_in keep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from levada.diagnose.facts import facts_of
+from levada.probe.trace import Trace
+
+__all__ = ["AGREEMENT", "LEAST_DECADES", "LEAST_FACTOR", "Decay", "gradient_decay", "signal_decay"]
+
+# A factor within 10 % of 1 per block is what finite width does to a network at criticality.
+LEAST_FACTOR = 0.9
+# Healthy networks' ends differ by up to two decades at the start (architectures of timm, transformers, recurrent nets).
+LEAST_DECADES = 3.0
+# Theory's gain and the measured one, in decades per block: 12 %. Width 256 agrees to 2 %, width 32 to about 6 %.
+AGREEMENT = 0.05
+# Differences between inputs are rounding below this many times the resolution of the number type.
+RESOLVED = 8.0
+
+# The slope's error from block to block: increments scatter, and a median slope over a walk of them has about 1.2 times
+# the variance of their mean; 1.4826 makes a standard deviation of a median absolute deviation.
+_SLOPE_ERROR = 1.4826 * math.sqrt(1.2)
+# Theory must cover this share of the blocks before its mean gain speaks for the network.
+LEAST_COVERAGE = 0.5
+# The two-sided 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True, slots=True)
+class Decay:
+    """The factor per block, in the direction in which the quantity travels, and how it was found.
+
+    Attributes:
+        value: median factor per block.
+        low: lower end of its 95 % interval, over draws and over blocks.
+        high: upper end.
+        predicted: theory's factor per block; None where it covers less than half of the blocks.
+        compared: the measured factor over just the blocks that theory covers; None as before.
+        covered: share of the blocks that theory covers.
+        steps: measured factor of each block in log10, in order of execution; one fewer than boundaries.
+        first: index of the first boundary used.
+        last: index of the last boundary used.
+        draws: number of draws.
+    """
+
+    value: float
+    low: float
+    high: float
+    predicted: float | None
+    compared: float | None
+    covered: float
+    steps: tuple[float, ...]
+    first: int
+    last: int
+    draws: int
+
+    @property
+    def decades(self) -> float:
+        """Decades lost along the whole span at this factor per block; negative if it grows."""
+        return -math.log10(self.value) * (self.last - self.first)
+
+    @property
+    def total(self) -> float:
+        """Decades lost between the two ends, as measured; negative if it grows."""
+        return -sum(self.steps)
+
+    def agrees(self, tolerance: float) -> bool:
+        """Whether theory's factor and the measured one are within `tolerance` decades per block."""
+        if self.predicted is None or self.compared is None or min(self.predicted, self.compared) <= 0:
+            return False
+        return abs(math.log10(self.predicted / self.compared)) <= tolerance
+
+    def told(self) -> dict[str, Any]:
+        """Return the values for a report."""
+        told = {"value": self.value, "low": self.low, "high": self.high, "draws": self.draws}
+        if self.predicted is not None:
+            told |= {"predicted": self.predicted, "predicted_share": self.covered}
+        return told
+
+
+def gradient_decay(trace: Trace) -> Decay | str:
+    """Return the gradient's factor per block towards the input, or the reason why there is none.
+
+    The last boundary, the model's output, is left out where three others remain: the head changes all blocks alike.
+
+    Args:
+        trace: with `cotangent_rms`, or else `gradient_rms`; draws are its rows.
+    """
+    values = trace["cotangent_rms"]
+    if not bool(torch.isfinite(values).any()):
+        values = trace["gradient_rms"]
+    sizes = torch.tensor([float(math.prod(site.shape) or 1) for site in trace.sites], dtype=torch.float64)
+    logs = values.log10() + 0.5 * sizes.log10()
+    gains = _known([p.gain for p in facts_of(trace).predictions])
+    widths = 0.5 * (sizes[:-1].log10() - sizes[1:].log10())
+    predicted = gains[1:].log10() + widths if gains.numel() == len(trace.sites) else torch.full_like(widths, math.nan)
+    last = len(trace.sites) - (1 if len(trace.sites) < 3 else 2)
+    return _slope(logs, predicted, last, towards_input=True)
+
+
+def signal_decay(trace: Trace) -> Decay | str:
+    """Return the factor per block, towards the output, on the difference between inputs, or why there is none.
+
+    Args:
+        trace: with `signal_spread`; draws are its rows.
+    """
+    spreads = _known([p.spread for p in facts_of(trace).predictions])
+    predicted = spreads.log10().diff() if spreads.numel() == len(trace.sites) else torch.full((0,), math.nan)
+    last = len(trace.sites) - (1 if len(trace.sites) < 3 else 2)
+    spread = trace["signal_spread"]
+    rounding = RESOLVED * facts_of(trace).resolution * trace["signal_rms"]
+    logs = torch.where(spread > rounding, spread, 0.0).log10()
+    return _slope(logs, predicted, last, towards_input=False)
+
+
+def _known(values: Sequence[float | None]) -> Tensor:
+    return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
+
+
+def _slope(logs: Tensor, predicted: Tensor, last: int, *, towards_input: bool) -> Decay | str:
+    """Fit lines to rows of log10 values over the order of execution."""
+    logs = logs[~torch.isnan(logs).all(1), : last + 1]
+    reached = torch.isfinite(logs).all(0)
+    if not len(logs) or not bool(reached.any()):
+        return "nothing finite and above zero was measured at any boundary"
+    # Where the quantity is exactly zero or not finite there is no logarithm: use the longest run of good boundaries
+    # that ends where the quantity starts its way.
+    first, last = _run(reached.tolist(), from_end=towards_input)
+    if last - first < 1:
+        return "there are fewer than two boundaries to compare"
+    logs = logs[:, first : last + 1]
+    sign = -1.0 if towards_input else 1.0
+    slopes = torch.stack([_theil_sen(row) for row in logs])
+    steps = sign * logs.mean(0).diff()
+    slope = sign * float(slopes.mean())
+    error_draws = 0.0
+    if len(slopes) > 1:
+        error_draws = _quantile(len(slopes) - 1) * float(slopes.std()) / math.sqrt(len(slopes))
+    error_blocks = 0.0
+    if len(steps) > 1:
+        scatter = float((steps - steps.median()).abs().median())
+        error_blocks = _quantile(len(steps) - 1) * _SLOPE_ERROR * scatter / math.sqrt(len(steps))
+    half = math.hypot(error_draws, error_blocks)
+    expected = sign * predicted[first:last] if not towards_input else predicted[first:last]
+    known = torch.isfinite(expected)
+    covered = float(known.double().mean()) if expected.numel() else 0.0
+    spoken = covered >= LEAST_COVERAGE
+    return Decay(
+        value=10**slope,
+        low=10 ** (slope - half),
+        high=10 ** (slope + half),
+        predicted=10 ** float(expected[known].median()) if spoken else None,
+        compared=10 ** float(steps[known].median()) if spoken else None,
+        covered=covered,
+        steps=tuple(steps.tolist()),
+        first=first,
+        last=last,
+        draws=len(slopes),
+    )
+
+
+def _run(good: Sequence[bool], *, from_end: bool) -> tuple[int, int]:
+    """Return the ends of the run of True that touches the side where the quantity starts its way."""
+    places = [i for i, ok in enumerate(good) if ok]
+    if not from_end:
+        first = last = places[0]
+        while last + 1 < len(good) and good[last + 1]:
+            last += 1
+        return first, last
+    first = last = places[-1]
+    while first > 0 and good[first - 1]:
+        first -= 1
+    return first, last
+
+
+def _theil_sen(row: Tensor) -> Tensor:
+    """Return the median of the slopes between all pairs of points: one odd block does not move it."""
+    places = torch.arange(len(row), dtype=row.dtype)
+    i, j = torch.triu_indices(len(row), len(row), offset=1)
+    return ((row[j] - row[i]) / (places[j] - places[i])).median()
+
+
+def _quantile(freedom: int) -> float:
+    return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.5 / freedom

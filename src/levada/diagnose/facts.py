@@ -1,0 +1,62 @@
+"""What a check knows beside the signals: settings, and what single functional tests on this model showed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from levada.diagnose.prediction import Prediction
+from levada.probe.trace import Trace
+
+__all__ = ["Facts", "facts_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One check's facts; None where a test was not made.
+
+    Attributes:
+        optimizer: class name of the optimizer.
+        lr: its learning rate.
+        eps: what it adds to the root of its second moment.
+        loss: name of the loss.
+        resolution: distance from 1 to the next number of the parameters' type.
+        loss_value: loss on the first batch.
+        loss_constant: loss of outputs that are zero for every input.
+        loss_after: loss on the same batch and random numbers after the optimizer's first step.
+        output_spread: difference between inputs at the output, over the output's size; both as root mean squares.
+        output_spread_exact: whether `output_spread` was measured in double precision.
+        nonfinite_parameters: parameters that hold NaN or Inf.
+        unreached: site -> parameters that acted and should learn, but which no gradient reaches.
+        unreached_matter: whether changing those parameters changes the output.
+        fixed: parameters that do not ask for a gradient.
+        activations: site -> names of its activation functions.
+        units: site -> number of units of its last activation.
+        batch_normalised: sites that normalise over the batch.
+        predictions: theory's word on each site.
+    """
+
+    optimizer: str | None = None
+    lr: float | None = None
+    eps: float | None = None
+    loss: str | None = None
+    resolution: float = 2.0**-23
+    loss_value: float | None = None
+    loss_constant: float | None = None
+    loss_after: float | None = None
+    output_spread: float | None = None
+    output_spread_exact: bool = False
+    nonfinite_parameters: tuple[str, ...] = ()
+    unreached: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unreached_matter: bool | None = None
+    fixed: tuple[str, ...] = ()
+    activations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)
+    batch_normalised: frozenset[str] = frozenset()
+    predictions: tuple[Prediction, ...] = ()
+
+
+def facts_of(trace: Trace) -> Facts:
+    """Return the facts that came with a trace; empty ones if it came without."""
+    found = trace.context.get("facts")
+    return found if isinstance(found, Facts) else Facts()

@@ -1,0 +1,129 @@
+r"""What theory predicts for a given model, block by block: the signal's size, and the gain of the gradient.
+
+The walk follows the recorded operations from the measured input and carries the signal's moments. A block's gain is the
+factor on the root mean square of a gradient from the block's output back to its input, $\sqrt{\chi}$ for a plain layer,
+$\sqrt{1 + \chi}$ for a residual one: paths through the block are summed in squares, which holds when random weights
+separate them. Where theory has no answer there is a reason, and the walk starts afresh from the next measured boundary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from levada.diagnose.propagation import Moments, Network, Reason, propagate
+from levada.probe.execution import Execution, Operation
+
+__all__ = ["Prediction", "predict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Theory's word on one block.
+
+    Attributes:
+        site: the block's boundary.
+        gain: factor on the gradient's root mean square from the boundary back to the one before; None if not known.
+        signal: root mean square at the boundary; None if not known.
+        spread: root mean square of the difference between inputs at the boundary; None if not known.
+        reason: why `gain` is None; "" otherwise.
+        anchored: whether the block's input was taken from the measurement, because theory did not reach it.
+    """
+
+    site: str
+    gain: float | None
+    signal: float | None
+    spread: float | None
+    reason: Reason = ""
+    anchored: bool = False
+
+
+def predict(model: nn.Module, execution: Execution, measured: Mapping[int, Moments]) -> tuple[Prediction, ...]:
+    """Predict signal and gradient gain of every block.
+
+    Args:
+        model: the model, for its weights.
+        execution: one recorded forward pass of it.
+        measured: number of a value -> its measured moments: the model's inputs, and boundaries to start afresh from.
+
+    Returns:
+        One prediction per site, in order.
+    """
+    network = Network(
+        dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules()), execution.shape_of
+    )
+    states: dict[int, Moments | Reason] = {}
+    read_by = _readers(execution)
+    predictions = []
+    previous: str | None = None
+    for site in execution.sites:
+        operations = execution.operations[site.name]
+        start, anchored = execution.input_of.get(site.name), False
+        if start is not None and isinstance(states.get(start, ""), str) and start in measured:
+            states[start], anchored = measured[start], start in states
+        gains = _forward(network, operations, states, measured)
+        gain = _backward(operations, gains, start, execution.output_of[site.name])
+        if previous is not None and start is not None and read_by.get(start, set()) - {site.name}:
+            gain = f"the output of {previous} is also read by {', '.join(sorted(read_by[start] - {site.name}))}"
+        state = states.get(execution.output_of[site.name], "it was never computed")
+        known = isinstance(state, Moments) and math.isfinite(state.second)
+        predictions.append(
+            Prediction(
+                site.name,
+                math.sqrt(gain) if isinstance(gain, float) else None,
+                math.sqrt(state.second) if known and isinstance(state, Moments) else None,
+                math.sqrt(max(0.0, state.spread)) if known and isinstance(state, Moments) else None,
+                gain if isinstance(gain, str) else "",
+                anchored,
+            )
+        )
+        previous = site.name
+    return tuple(predictions)
+
+
+def _readers(execution: Execution) -> dict[int, set[str]]:
+    read_by: dict[int, set[str]] = {}
+    for site in execution.sites:
+        for operation in execution.operations[site.name]:
+            for number in operation.inputs:
+                read_by.setdefault(number, set()).add(site.name)
+    return read_by
+
+
+def _forward(
+    network: Network,
+    operations: Sequence[Operation],
+    states: dict[int, Moments | Reason],
+    measured: Mapping[int, Moments],
+) -> list[tuple[float | Reason, ...]]:
+    gains = []
+    for operation in operations:
+        inputs: list[Moments | Reason] = []
+        for number in operation.inputs:
+            if number not in states and number in measured:
+                states[number] = measured[number]
+            inputs.append(states.get(number, "an input that was not recorded"))
+        states[operation.output], gain = propagate(network, operation, inputs)
+        gains.append(gain)
+    return gains
+
+
+def _backward(
+    operations: Sequence[Operation], gains: Sequence[tuple[float | Reason, ...]], start: int | None, end: int
+) -> float | Reason:
+    """Return the factor on the mean square from `end` back to `start`, over all paths."""
+    if start is None:
+        return "the block has no input that a gradient could reach"
+    arrived: dict[int, float | Reason] = {end: 1.0}
+    for operation, factors in zip(reversed(operations), reversed(gains), strict=True):
+        here = arrived.get(operation.output)
+        if here is None or operation.output == start:
+            continue
+        for number, factor in zip(operation.inputs, factors, strict=True):
+            before = arrived.get(number, 0.0)
+            blocked = next((value for value in (before, here, factor) if isinstance(value, str)), None)
+            arrived[number] = blocked if blocked is not None else before + here * factor  # type: ignore[operator]
+    return arrived.get(start, "no recorded path leads from the block's output to its input")

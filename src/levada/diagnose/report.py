@@ -1,0 +1,162 @@
+"""The report of one check: verdict, findings, what was measured at every block; as text, JSON and a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+
+from levada.diagnose.finding import Finding
+
+__all__ = ["Report", "Verdict", "plain"]
+
+Verdict: TypeAlias = Literal["healthy", "warn", "error", "unknown"]
+SCHEMA = 1
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        verdict: the worst severity among the fired findings; "unknown" if nothing fired and the measurement that would
+            have shown it could not be made.
+        findings: fired and unknown findings, causes before what follows from them.
+        blocks: one mapping per block, in order of execution: site, order, kind and what was measured and predicted
+            there; a key is left out where the value is not known.
+        summary: depth, and decays per block with their intervals, beside theory's.
+        notes: what was assumed, inferred or left out, one sentence each.
+        model: name of the model.
+        parameters: number of parameters, shared ones counted once.
+        seed: seed of every draw.
+        seconds: time that the check took.
+    """
+
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    blocks: tuple[Mapping[str, Any], ...]
+    summary: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    model: str = ""
+    parameters: int = 0
+    seed: int = 0
+    seconds: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values: numbers are finite or one of "nan", "inf", "-inf".
+
+        Example:
+            >>> Report("healthy", (), ({"site": "0", "gradient_rms": float("inf")},), {}).to_dict()["blocks"]
+            [{'site': '0', 'gradient_rms': 'inf'}]
+        """
+        from levada import __version__
+
+        told = {
+            "schema": SCHEMA,
+            "levada": __version__,
+            "torch": str(torch.__version__),
+            "model": self.model,
+            "parameters": self.parameters,
+            "seed": self.seed,
+            "seconds": round(self.seconds, 3),
+            "verdict": self.verdict,
+            **self.settings,
+            "blocks": self.blocks,
+            "summary": self.summary,
+            "findings": [asdict(finding) for finding in self.findings],
+            "notes": self.notes,
+        }
+        return {key: plain(value) for key, value in told.items()}
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON text.
+
+        Example:
+            >>> json.loads(Report("unknown", (), (), {}).to_json())["verdict"]
+            'unknown'
+        """
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as one self-contained page.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The file's path.
+        """
+        from levada.report import write_html  # above this package: it reads dictionaries, and nothing here needs it
+
+        write_html([self.to_dict()], Path(path))
+        return Path(path)
+
+    def __str__(self) -> str:
+        depth = self.summary.get("depth", len(self.blocks))
+        lines = [f"{self.verdict}: {self.model}, {depth} blocks, {self.parameters:,} parameters, {self.seconds:.1f} s"]
+        for key, words in _DECAYS.items():
+            decay = self.summary.get(key)
+            if decay:
+                lines.append("  " + _decay_line(words, decay))
+        for finding in self.findings:
+            lines.extend(_finding_lines(finding))
+        lines.extend(f"  note: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+_DECAYS = {
+    "gradient_decay_per_block": "gradient per block, towards the input",
+    "signal_decay_per_block": "difference between inputs per block, towards the output",
+}
+
+
+def _decay_line(words: str, decay: Mapping[str, Any]) -> str:
+    text = f"{words}: x{decay['value']:.4g} [{decay['low']:.4g}, {decay['high']:.4g}]"
+    predicted = decay.get("predicted")
+    return f"{text}, theory x{predicted:.4g}" if isinstance(predicted, float) else text
+
+
+def _finding_lines(finding: Finding) -> Sequence[str]:
+    mark = finding.severity if finding.status == "fired" else finding.status
+    lines = [f"  {mark} {finding.rule}: {finding.claim}"]
+    if finding.status == "fired":
+        if finding.consequence:
+            lines.append(f"      consequence: {finding.consequence}")
+        for remedy in finding.remedies[:1]:
+            sure = "tried" if remedy.verified else "predicted, not tried"
+            after = ", ".join(f"{key} {value:.4g}" for key, value in remedy.after.items() if isinstance(value, float))
+            lines.append(f"      remedy ({sure}{': ' + after if after else ''}): {remedy.patch.splitlines()[0]}")
+    return lines
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON allows it, with NaN and infinities as strings.
+
+    Args:
+        value: numbers, tensors of one element, strings, mappings, sequences, None.
+
+    Raises:
+        TypeError: for anything else.
+
+    Example:
+        >>> plain({"a": (1, float("nan")), "b": torch.tensor(2.0)})
+        {'a': [1, 'nan'], 'b': 2.0}
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, torch.Tensor):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else ("nan" if math.isnan(value) else "inf" if value > 0 else "-inf")
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    raise TypeError(f"cannot be told as JSON: {type(value).__name__}")

@@ -1,0 +1,171 @@
+"""The optimizer's first update, computed on copies: how far each parameter would move, and which bits would change."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from levada._errors import UsageError
+
+__all__ = ["OptimizerLike", "Update", "first_update", "require_rate", "resolve_optimizer"]
+
+Factory: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerLike: TypeAlias = str | Factory | None
+DEFAULT = "AdamW"
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One optimizer step from the measured gradients, without weight decay, which carries no learning signal.
+
+    Attributes:
+        optimizer: the optimizer's class name.
+        lr: its learning rate, of the first group.
+        eps: what it adds to the root of its second moment; None if it has no such term.
+        after: parameter name -> its value after the step.
+        squares: parameter name -> (sum of squared updates, sum of squared values, elements that have a gradient and are
+            left as they were, elements that have a gradient).
+    """
+
+    optimizer: str
+    lr: float
+    eps: float | None
+    after: Mapping[str, Tensor]
+    squares: Mapping[str, tuple[float, float, int, int]]
+
+    def ratio(self, names: Iterable[str]) -> float:
+        """Return the root mean square of the update over that of the values, for all the named parameters together."""
+        moved, held, _, _ = self._total(names)
+        return math.sqrt(moved / held) if held > 0 else math.nan
+
+    def lost(self, names: Iterable[str]) -> float:
+        """Return the share of the elements with a gradient that the update leaves as they were, bit for bit."""
+        _, _, same, count = self._total(names)
+        return same / count if count else math.nan
+
+    def _total(self, names: Iterable[str]) -> tuple[float, float, int, int]:
+        known = [self.squares[name] for name in names if name in self.squares]
+        return (sum(k[0] for k in known), sum(k[1] for k in known), sum(k[2] for k in known), sum(k[3] for k in known))
+
+
+def require_rate(lr: float | None) -> None:
+    """Raise unless `lr` is None or a positive number.
+
+    Raises:
+        UsageError: otherwise.
+
+    Example:
+        >>> require_rate(0.0)
+        Traceback (most recent call last):
+        levada._errors.UsageError: check: lr must be a positive finite number, got 0.0.
+    """
+    if lr is not None and not (isinstance(lr, int | float) and not isinstance(lr, bool) and 0 < lr < math.inf):
+        raise UsageError(f"check: lr must be a positive finite number, got {lr!r}.")
+
+
+def resolve_optimizer(optimizer: OptimizerLike, lr: float | None) -> Factory:
+    """Return a function that builds the optimizer on given parameters.
+
+    Args:
+        optimizer: a name in `torch.optim`, a callable of parameters, or None for AdamW.
+        lr: learning rate; the optimizer's own default if None.
+
+    Raises:
+        UsageError: if the name is unknown, or the argument is neither.
+
+    Example:
+        >>> resolve_optimizer("sgd", 0.1)([nn.Parameter(torch.ones(1))]).param_groups[0]["lr"]
+        0.1
+    """
+    require_rate(lr)
+    if optimizer is None or isinstance(optimizer, str):
+        kind = _named(DEFAULT if optimizer is None else optimizer)
+        return lambda parameters: kind(parameters, **({} if lr is None else {"lr": lr}))
+    if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
+        raise UsageError(
+            "check: optimizer must be a name in torch.optim or a callable that builds one from parameters, got "
+            f"{type(optimizer).__name__}. For example: lambda parameters: torch.optim.SGD(parameters, lr=0.1)."
+        )
+    factory = optimizer
+
+    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        built = factory(parameters)
+        if lr is not None:
+            for group in built.param_groups:
+                group["lr"] = lr
+        return built
+
+    return build
+
+
+def _named(name: str) -> Any:
+    known = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    lowered = {key.lower(): key for key in known}
+    if name.lower() in lowered:
+        return known[lowered[name.lower()]]
+    close = difflib.get_close_matches(name.lower(), lowered, n=1)
+    hint = f" Did you mean {lowered[close[0]]}?" if close else ""
+    raise UsageError(f"check: optimizer must be one of {', '.join(sorted(known))}, or a callable, got {name!r}.{hint}")
+
+
+def first_update(model: nn.Module, gradients: Mapping[str, Tensor], factory: Factory) -> Update:
+    """Step a fresh optimizer on copies of the parameters.
+
+    Args:
+        model: the model, which is not touched.
+        gradients: parameter name -> gradient; parameters left out get none.
+        factory: builds the optimizer on the copies.
+
+    Raises:
+        UsageError: if the optimizer cannot be built on them, reaches for other parameters, or cannot step.
+    """
+    originals = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    copies = {name: nn.Parameter(p.detach().clone()) for name, p in originals.items()}
+    for name, gradient in gradients.items():
+        copies[name].grad = gradient.detach().clone().to(copies[name].dtype)
+    try:
+        optimizer = factory(list(copies.values()))
+    except Exception as error:
+        raise UsageError(
+            f"check: the optimizer must be buildable on the parameters; it raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(
+            f"check: the optimizer callable must return a torch.optim.Optimizer, got {type(optimizer).__name__}."
+        )
+    ours = {id(copy) for copy in copies.values()}
+    if any(id(p) not in ours for group in optimizer.param_groups for p in group["params"]):
+        raise UsageError(
+            "check: the optimizer must be built on the parameters it is given, and this one holds others. "
+            "Write: lambda parameters: Optimizer(parameters, ...)."
+        )
+    for group in optimizer.param_groups:
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.0
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise UsageError(
+            f"check: the first step of {type(optimizer).__name__} must follow from gradients alone; it raised "
+            f"{type(error).__name__}: {error}. Choose another with optimizer=..., for example 'SGD'."
+        ) from error
+    group = optimizer.param_groups[0]
+    after = {name: copy.detach() for name, copy in copies.items() if name in gradients}
+    squares = {name: _squares(originals[name].detach(), value, gradients[name]) for name, value in after.items()}
+    return Update(type(optimizer).__name__, float(group["lr"]), group.get("eps"), after, squares)
+
+
+def _squares(before: Tensor, after: Tensor, gradient: Tensor) -> tuple[float, float, int, int]:
+    moved = float((after.double() - before.double()).square().sum())
+    reached = (gradient.to_dense() if gradient.is_sparse else gradient) != 0
+    return moved, float(before.double().square().sum()), int(((after == before) & reached).sum()), int(reached.sum())

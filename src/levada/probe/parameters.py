@@ -1,0 +1,91 @@
+"""Weights, their gradients and the optimizer's update, read at the optimizer's boundary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from levada.probe.statistics import mean_square
+
+__all__ = ["COLUMNS", "ParameterReading"]
+
+COLUMNS = ("weight", "gradient", "update", "lost", "moving", "count")
+
+
+@final
+class ParameterReading:
+    """Mean squares of weights, gradients and update of one optimizer step.
+
+    Parameters of one shape are stacked; the stack taken before the step is also the copy that the update needs.
+
+    Args:
+        parameters: by name; those with fewer than two dimensions are left out, tied ones count once.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        groups: dict[Hashable, list[tuple[str, nn.Parameter]]] = {}
+        seen: set[int] = set()
+        for name, parameter in parameters.items():
+            if parameter.dim() >= 2 and parameter.numel() and id(parameter) not in seen:
+                seen.add(id(parameter))
+                key = (parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad)
+                groups.setdefault(key, []).append((name, parameter))
+        self._groups = list(groups.values())
+        self._before: list[Tensor] = []
+
+    def before(self) -> None:
+        """Copy the weights."""
+        with torch.no_grad():
+            self._before = [_stack([p for _, p in group]) for group in self._groups]
+
+    def after(self) -> tuple[list[list[str]], list[Tensor]]:
+        """Return the names, and per group of one shape a tensor with a row for each name and the columns `COLUMNS`.
+
+        "count" is the number of elements, "lost" is the share of the elements with a gradient ("moving" is theirs of all) that the step left as they were.
+        What a frozen parameter does not have is NaN; the gradient of a parameter that no gradient reached is zero.
+        """
+        names, blocks = [], []
+        with torch.no_grad():
+            for group, before in zip(self._groups, self._before, strict=True):
+                names.append([name for name, _ in group])
+                blocks.append(self._measure([p for _, p in group], before))
+        self._before = []
+        return names, blocks
+
+    def _measure(self, parameters: list[nn.Parameter], before: Tensor) -> Tensor:
+        weight = mean_square(before)
+        columns = [weight, *(torch.full_like(weight, math.nan) for _ in COLUMNS[1:-1])]
+        if parameters[0].requires_grad:
+            after = _stack(parameters, copy=False)
+            gradients = [_dense(p) for p in parameters]
+            gradient = _stack(gradients, copy=False)
+            columns[1] = mean_square(gradient)
+            columns[2] = mean_square(_wide(after) - _wide(before))
+            dims = tuple(range(1, before.dim()))
+            moving = gradient != 0
+            count = moving.sum(dims)
+            columns[3] = (moving & (after == before)).sum(dims) / count
+            columns[4] = count / before[0].numel()
+        columns.append(torch.full_like(weight, before[0].numel()))
+        return torch.stack([column.to(weight.dtype) for column in columns], dim=1)
+
+
+def _stack(values: list[Tensor] | list[nn.Parameter], *, copy: bool = True) -> Tensor:
+    if len(values) == 1:
+        return values[0].detach().clone()[None] if copy else values[0].detach()[None]
+    return torch.stack([value.detach() for value in values])
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _dense(parameter: nn.Parameter) -> Tensor:
+    gradient = parameter.grad
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    return gradient.to_dense() if gradient.is_sparse else gradient.detach()

@@ -1,0 +1,298 @@
+"""Figures as SVG: axes, lines, points, intervals; no script, no font, no style but the page's classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from typing import Any, Final
+
+from levada.report.axis import Axis
+from levada.report.series import Panel, Point, Series, Span, read_panels
+from levada.report.words import short
+
+__all__ = ["Size", "figure", "legend"]
+
+_CHARACTER: Final = 6.9  # mean width of a character at the figures' 13 units
+_NUM_MARKERS: Final = 80
+_EDGE_WORDS: Final = {
+    "zero": ("▽", "exactly zero, drawn below the axis"),
+    "below": ("▽", "below what the axis can show"),
+    "above": ("△", "infinite, drawn above the axis"),
+    "nan": ("×", "NaN, drawn above the axis"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Width and height of a drawing, in units of its view box, and the class that decides where it is shown."""
+
+    width: int
+    height: int
+    shown: str
+
+
+WIDE, NARROW, CELL = Size(880, 400, "wide"), Size(400, 330, "narrow"), Size(430, 310, "cell")
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The plotting area inside a drawing."""
+
+    panel: Panel
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def x(self, value: float) -> float:
+        at = self.panel.x.place(value)
+        return self.left + (at if isinstance(at, float) else 0.0) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        at = self.panel.y.place(value)
+        if at == "zero" or at == "below":
+            return self.bottom
+        if at == "above" or at == "nan":
+            return self.top
+        return self.bottom - float(at) * (self.bottom - self.top)
+
+
+def figure(spec: Mapping[str, Any]) -> str:
+    """Draw a figure of the study's contract as HTML: legend, drawings for wide and narrow screens, notes.
+
+    Args:
+        spec: {"title", "x": {"label", "scale"}, "y": {...}, "series": [...], "panels": optional}.
+
+    Raises:
+        UsageError: if the specification is not usable.
+
+    Example:
+        >>> drawn = figure({"title": "decay", "x": {"label": "block"}, "y": {"label": "gradient", "scale": "log"},
+        ...     "series": [{"label": "measured", "x": [0, 1, 2], "y": [1e-6, 1e-3, 0.0]}]})
+        >>> "1 value is exactly zero" in drawn
+        True
+    """
+    panels = read_panels(spec)
+    title = str(spec.get("title") or "")
+    parts = [legend(panels)]
+    if len(panels) == 1:
+        parts += [_draw(panels[0], size, title) for size in (WIDE, NARROW)]
+    else:
+        cells = (
+            f'<div class="panel"><h5>{escape(p.title)}</h5>{_draw(p, CELL, f"{title}: {p.title}")}</div>'
+            for p in panels
+        )
+        parts.append(f'<div class="panels">{"".join(cells)}</div>')
+    counts: dict[str, int] = {}
+    for panel in panels:
+        for edge, count in panel.edges.items():
+            counts[edge] = counts.get(edge, 0) + count
+    for edge, count in counts.items():
+        sign, words = _EDGE_WORDS[edge]
+        parts.append(f'<p class="edges">{sign} {count} {"value is" if count == 1 else "values are"} {words}.</p>')
+    return "".join(parts)
+
+
+def legend(panels: list[Panel]) -> str:
+    """Draw what each line and mark means, once for all panels."""
+    entries: dict[tuple[str, str, int], Series] = {}
+    seeds: dict[tuple[str, str, int], int] = {}
+    for panel in panels:
+        for one in panel.series:
+            key = (one.label, one.style, one.colour)
+            if key not in entries or one.num_seeds:
+                entries[key] = one
+            seeds[key] = max(seeds.get(key, 0), one.num_seeds)
+    items = []
+    for key, one in entries.items():
+        if one.style == "reference" and one.label:
+            continue  # written at its line
+        words = escape(one.label) + (f" <small>{seeds[key]} seeds, thick: median</small>" if seeds[key] else "")
+        items.append(f"<li>{_swatch(one)}{words}</li>")
+    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
+
+
+def _swatch(one: Series) -> str:
+    if one.style == "band":
+        inner = f'<rect class="area c{one.colour}" x="1" y="1" width="28" height="10" rx="2"/>'
+    else:
+        inner = f'<path class="line {_classes(one)}" d="M1 6H29"/>'
+        if one.style == "measured":
+            inner += _marker(one.colour, 15, 6, "")
+    return f'<svg class="swatch" viewBox="0 0 30 12" aria-hidden="true">{inner}</svg>'
+
+
+def _classes(one: Series) -> str:
+    return f"{one.style} {f'c{one.colour}' if one.colour >= 0 else 'ref'} {one.weight}"
+
+
+def _marker(colour: int, x: float, y: float, title: str, radius: float = 3.4) -> str:
+    """Draw a point; its form repeats what its colour says."""
+    r, form = radius, colour % 4
+    told = f"<title>{escape(title)}</title>" if title else ""
+    if form == 0:
+        return f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{r}">{told}</circle>'
+    d = r * 1.3
+    outline = {
+        1: f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}z",
+        2: f"M{x:.1f} {y - d:.1f}l{d:.1f} {1.7 * d:.1f}h{-2 * d:.1f}z",
+        3: f"M{x:.1f} {y - d:.1f}l{d:.1f} {d:.1f}l{-d:.1f} {d:.1f}l{-d:.1f} {-d:.1f}z",
+    }[form]
+    return f'<path class="dot c{colour}" d="{outline}">{told}</path>'
+
+
+def _draw(panel: Panel, size: Size, title: str) -> str:
+    widest = max((len(tick.label) for tick in panel.y.ticks), default=1)
+    left = 12 + min(widest, 12) * _CHARACTER
+    slot = (size.width - left) / max(len(panel.x.ticks), 1)
+    longest = max((len(tick.label) for tick in panel.x.ticks), default=1)
+    turned = panel.x.scale == "category" and longest * _CHARACTER > slot - 6
+    below = 44 + (min(longest, 22) * _CHARACTER * 0.5 if turned else 0)
+    frame = _Frame(panel, left, 34.0, size.width - 14.0, size.height - below)
+    text = (
+        f"{title}. {panel.y.label} against {panel.x.label}: {'; '.join(dict.fromkeys(s.label for s in panel.series))}."
+    )
+    body = [
+        *_axes(frame, size, turned),
+        *(mark for span in panel.spans for mark in _span(frame, span)),
+        *(mark for one in panel.series for mark in _areas(frame, one)),
+        *(mark for one in panel.series for mark in _series(frame, one, size)),
+    ]
+    return (
+        f'<svg class="chart {size.shown}" viewBox="0 0 {size.width} {size.height}" role="img" '
+        f'aria-label="{escape(text)}">{"".join(body)}</svg>'
+    )
+
+
+def _axes(frame: _Frame, size: Size, turned: bool) -> Iterator[str]:
+    x, y = frame.panel.x, frame.panel.y
+    yield f'<text class="axis" x="0" y="13">{escape(_cut(y.label, size.width))}</text>'
+    for tick in y.ticks:
+        at = frame.bottom - tick.at * (frame.bottom - frame.top)
+        if tick.label:
+            yield f'<path class="grid" d="M{frame.left:.1f} {at:.1f}H{frame.right:.1f}"/>'
+            where = f'x="{frame.left - 8:.1f}" y="{at + 4.5:.1f}" text-anchor="end"'
+            yield f'<text class="tick" {where}>{escape(tick.label)}</text>'
+    yield f'<path class="base" d="M{frame.left:.1f} {frame.bottom:.1f}H{frame.right:.1f}"/>'
+    for tick in _thinned(x, frame.right - frame.left):
+        at = frame.left + tick.at * (frame.right - frame.left)
+        label = escape(_cut(tick.label, 22 * _CHARACTER))
+        yield f'<path class="base" d="M{at:.1f} {frame.bottom:.1f}v5"/>'
+        where = f'x="{at:.1f}" y="{frame.bottom + 19:.1f}" text-anchor="middle"'
+        if turned:
+            where = f'text-anchor="end" transform="translate({at + 4:.1f} {frame.bottom + 16:.1f}) rotate(-30)"'
+        yield f'<text class="tick" {where}>{label}</text>'
+    where = f'x="{frame.right:.1f}" y="{size.height - 4}" text-anchor="end"'
+    yield f'<text class="axis" {where}>{escape(_cut(x.label, size.width))}</text>'
+
+
+def _thinned(axis: Axis, width: float) -> list[Any]:
+    """Leave out labels that would touch."""
+    ticks = [tick for tick in axis.ticks if tick.label and -0.001 <= tick.at <= 1.001]
+    if axis.scale == "category" or len(ticks) < 2:
+        return ticks
+    need = max(len(tick.label) for tick in ticks) * _CHARACTER + 10
+    every = max(1, math.ceil(need * (len(ticks) - 1) / (width * (ticks[-1].at - ticks[0].at))))
+    return ticks[::every]
+
+
+def _cut(text: str, width: float) -> str:
+    most = max(4, int(width / _CHARACTER))
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _span(frame: _Frame, span: Span) -> Iterator[str]:
+    step = (frame.right - frame.left) / max(frame.panel.x.high - frame.panel.x.low, 1e-9)
+    left = max(frame.left, frame.x(span.low) - 0.5 * step)
+    right = min(frame.right, frame.x(span.high) + 0.5 * step)
+    yield (
+        f'<rect class="span" x="{left:.1f}" y="{frame.top:.1f}" width="{max(right - left, 2):.1f}" '
+        f'height="{frame.bottom - frame.top:.1f}"><title>{escape(span.told)}</title></rect>'
+    )
+    width = len(span.label) * _CHARACTER
+    at, anchor = (left + 7, "start") if left + 7 + width < frame.right else (right - 7, "end")
+    # The label stands where the fewest points are.
+    near = [
+        frame.y(p.y)
+        for one in frame.panel.series
+        for p in one.points
+        if p.y is not None and span.low <= p.x <= span.high
+    ]
+    rows = (frame.top + 18, (frame.top + frame.bottom) / 2, frame.bottom - 12)
+    y = min(rows, key=lambda row: sum(abs(row - 5 - point) < 24 for point in near))
+    label = escape(_cut(span.label, frame.right - at if anchor == "start" else at - frame.left))
+    yield f'<text class="spanlabel" x="{at:.1f}" y="{y:.1f}" text-anchor="{anchor}">{label}</text>'
+
+
+def _areas(frame: _Frame, one: Series) -> Iterator[str]:
+    """Draw intervals: an area where they are many, a line each where they are few."""
+    held = [p for p in one.drawn if p.low is not None and p.high is not None]
+    held = [p for p in held if not math.isnan(p.low or 0.0) and not math.isnan(p.high or 0.0)]
+    if not held:
+        return
+    if one.style == "band" or len(held) > _NUM_MARKERS // 2:
+        upper = [f"{frame.x(p.x):.1f} {frame.y(p.high or 0.0):.1f}" for p in held]
+        lower = [f"{frame.x(p.x):.1f} {frame.y(p.low or 0.0):.1f}" for p in reversed(held)]
+        yield f'<path class="area c{max(one.colour, 0)}" d="M{"L".join(upper + lower)}Z"/>'
+        return
+    for p in held:
+        at = f"{frame.x(p.x):.1f}"
+        low, high = frame.y(p.low or 0.0), frame.y(p.high or 0.0)
+        yield f'<path class="whisker c{max(one.colour, 0)}" d="M{at} {low:.1f}V{high:.1f}"/>'
+
+
+def _series(frame: _Frame, one: Series, size: Size) -> Iterator[str]:
+    points = one.drawn
+    if one.style == "band" or not points:
+        return
+    y_axis = frame.panel.y
+    # Between names there is nothing to measure: no line joins them.
+    joined = points if frame.panel.x.scale != "category" or one.style != "measured" else ()
+    for drawable, run in groupby(joined, lambda p: p.y is not None and not isinstance(y_axis.place(p.y), str)):
+        stretch = list(run)
+        if drawable and len(stretch) > 1:
+            path = "L".join(f"{frame.x(p.x):.1f} {frame.y(p.y or 0.0):.1f}" for p in stretch)
+            yield f'<path class="line {_classes(one)}" d="M{path}"/>'
+    if one.style == "reference":
+        yield from _reference_label(frame, one)
+    few = len(points) <= (_NUM_MARKERS if size.shown == "wide" else _NUM_MARKERS // 2)
+    alone = len(points) == 1
+    for p in points:
+        if p.y is None:
+            continue
+        place = y_axis.place(p.y)
+        if isinstance(place, str):
+            yield _edge(frame, one, p, place)
+        elif (few and one.style == "measured" and one.weight == "thick") or alone:
+            yield _marker(max(one.colour, 0), frame.x(p.x), frame.y(p.y), _told(one, p))
+
+
+def _told(one: Series, p: Point) -> str:
+    seeds = f", median of {one.num_seeds} seeds" if one.num_seeds else ""
+    spread = f" [{short(p.low)}, {short(p.high)}]" if p.low is not None and p.high is not None else ""
+    return f"{p.name or short(p.x)}: {short(p.y)}{spread} ({one.label}{seeds})"
+
+
+def _edge(frame: _Frame, one: Series, p: Point, edge: str) -> str:
+    """Draw a value that has no place on the axis at its edge, with a mark of its own."""
+    x, told = frame.x(p.x), f"<title>{escape(_told(one, p))}</title>"
+    colour = f"c{max(one.colour, 0)}"
+    if edge == "nan":
+        return f'<path class="edge {colour}" d="M{x - 4:.1f} {frame.top - 9:.1f}l8 8m0 -8l-8 8">{told}</path>'
+    y, way = (frame.top - 2, -1) if edge == "above" else (frame.bottom - 8, 1)
+    return f'<path class="edge {colour}" d="M{x - 4:.1f} {y:.1f}h8l-4 {7 * way}z">{told}</path>'
+
+
+def _reference_label(frame: _Frame, one: Series) -> Iterator[str]:
+    last = next((p for p in reversed(one.points) if p.y is not None and math.isfinite(p.y)), None)
+    if last is None or not one.label:
+        return
+    y = frame.y(last.y or 0.0)
+    y = y + 15 if y < frame.top + 14 else y - 6
+    yield (
+        f'<text class="reflabel" x="{min(frame.x(last.x), frame.right):.1f}" y="{y:.1f}" text-anchor="end">'
+        f"{escape(_cut(one.label, frame.right - frame.left))}</text>"
+    )

@@ -1,0 +1,137 @@
+"""One self-contained HTML page: no script, no request, a content-security policy that holds it to that."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from levada import __version__
+from levada._errors import UsageError
+from levada.report.check import check_view
+from levada.report.study import study_view
+from levada.runs import Run
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["Source", "render_report", "write_html"]
+
+Source: TypeAlias = Run | Mapping[str, Any] | str | Path
+
+
+def render_report(sources: Iterable[Source]) -> str:
+    """Make one HTML page of checks and studies.
+
+    Args:
+        sources: reports of `levada check` as mappings, runs, or paths of runs.
+
+    Raises:
+        UsageError: if there is no source, or one is neither a report nor a run.
+
+    Example:
+        >>> page = render_report([{"schema": 1, "verdict": "healthy", "model": "net", "blocks": [], "findings": []}])
+        >>> "The learning signal reaches every block" in page
+        True
+    """
+    sections = [section for source in sources for section in _sections(source)]
+    if not sections:
+        raise UsageError("render_report: a page needs at least one report or run, got none.")
+    for number, section in enumerate(sections, 1):
+        section["anchor"] = f"part-{number}"
+    template, style, policy = _template()
+    return template.render(sections=sections, version=__version__, style=style, policy=policy, title=_title(sections))
+
+
+def write_html(runs_or_dicts: Iterable[Source], path: str | Path) -> Path:
+    """Write the page of `render_report` to a file; it is whole or absent.
+
+    Args:
+        runs_or_dicts: as for `render_report`.
+        path: the file.
+
+    Raises:
+        UsageError: as `render_report`, and if the folder does not exist.
+    """
+    target = Path(path)
+    if not target.parent.is_dir() or target.is_dir():
+        raise UsageError(f"{target}: a page is a file in a folder that exists. Make the folder, or give a file's name.")
+    text = render_report(runs_or_dicts)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+@cache
+def _template() -> tuple[Template, Any, str]:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("levada.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = resources.files("levada.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    # The hash lets in this style and no other; attributes named style are refused with everything else.
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    return environment.get_template("report.html.j2"), Markup(style), policy
+
+
+def _title(sections: list[dict[str, Any]]) -> str:
+    return str(sections[0]["view"]["title"]) if len(sections) == 1 else f"{len(sections)} parts"
+
+
+def _sections(source: Source) -> list[dict[str, Any]]:
+    if isinstance(source, (str, Path)):
+        source = Run(source)
+    if isinstance(source, Run):
+        return _run_sections(source)
+    if not isinstance(source, Mapping) or "verdict" not in source:
+        raise UsageError(
+            f"render_report: a source is a report of `levada check` or a run, got {type(source).__name__}"
+            f"{' without a verdict' if isinstance(source, Mapping) else ''}. Give report.to_dict() or a Run."
+        )
+    if isinstance(source.get("schema"), int) and source["schema"] > 1:
+        raise UsageError(
+            f"render_report: this levada shows reports of schema 1, got {source['schema']}. Update levada."
+        )
+    return [{"kind": "check", "view": _safe(check_view(source)), "provenance": [], "damage": ""}]
+
+
+def _safe(view: dict[str, Any]) -> dict[str, Any]:
+    """Mark the drawings, which escape what they contain, as HTML; everything else is escaped by the template."""
+    from markupsafe import Markup
+
+    for drawn in view["figures"]:
+        drawn["svg"] = Markup(drawn["svg"])
+    return view
+
+
+def _run_sections(run: Run) -> list[dict[str, Any]]:
+    events = list(run.events())
+    told = run.manifest
+    versions = [(name, value) for name, value in told.versions.items()]
+    provenance = [("run", told.name), ("created", told.created), *versions, ("command", told.command)]
+    damage = run.damage
+    shared = {"provenance": provenance, "damage": damage.message if damage else ""}
+    sections: list[dict[str, Any]] = []
+    for event in events:
+        if event["type"] == "report" and isinstance(event.get("report"), Mapping):
+            view = check_view(event["report"], str(event.get("title") or ""))
+            sections.append({"kind": "check", "view": _safe(view), **shared})
+    if not sections or any(event["type"] in ("study", "claim", "figure", "result") for event in events):
+        sections.append({"kind": "study", "view": _safe(study_view(told.name, events)), **shared})
+    return sections

@@ -1,0 +1,211 @@
+"""What a figure shows: the study's contract, read with care; every seed kept, their median added."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from levada._errors import UsageError
+from levada.report.axis import Axis, category_axis, linear_axis, log_axis
+from levada.report.words import number
+
+__all__ = ["STYLES", "Panel", "Point", "Series", "Span", "read_panels"]
+
+STYLES: Final = ("measured", "predicted", "bound", "band", "reference")
+NUM_COLOURS: Final = 7
+NUM_DRAWN: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value with its interval; `y`, `low` and `high` are None where nothing was measured."""
+
+    x: float
+    y: float | None
+    low: float | None = None
+    high: float | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points that belong together.
+
+    Attributes:
+        label: its name in the legend.
+        style: one of `STYLES`.
+        colour: number of the colour and of the marker, by group; -1 for a reference.
+        seed: the seed, or None.
+        points: in the order of `x` as it came.
+        weight: "thin" for one seed among several, else "thick".
+        num_seeds: how many seeds a median stands for, else 0.
+    """
+
+    label: str
+    style: str
+    colour: int
+    seed: Any
+    points: tuple[Point, ...]
+    weight: str = "thick"
+    num_seeds: int = 0
+
+    @property
+    def drawn(self) -> tuple[Point, ...]:
+        """At most `NUM_DRAWN` points; of more, the lowest and the highest of each stretch."""
+        if len(self.points) <= NUM_DRAWN:
+            return self.points
+        size = math.ceil(2 * len(self.points) / NUM_DRAWN)
+        kept: list[Point] = []
+        for start in range(0, len(self.points), size):
+            stretch = self.points[start : start + size]
+            special = [p for p in stretch if p.y is None or not math.isfinite(p.y)]
+            finite = sorted((p for p in stretch if p not in special), key=lambda p: p.y or 0.0)
+            kept += sorted({*special[:1], *finite[:1], *finite[-1:]}, key=lambda p: p.x)
+        return tuple(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of the x axis that is marked, with a short label and the whole sentence."""
+
+    low: float
+    high: float
+    label: str
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One pair of axes and what is drawn on it."""
+
+    title: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+    spans: tuple[Span, ...] = ()
+    edges: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_panels(spec: Mapping[str, Any]) -> list[Panel]:
+    """Read a figure: one panel, or those under "panels", which take from the figure what they leave out.
+
+    Args:
+        spec: {"x": {"label", "scale"}, "y": {...}, "series": [...]} or {"panels": [...]}.
+
+    Raises:
+        UsageError: if a series has no values, or `x` and `y` differ in length, or a style is unknown.
+    """
+    parts = [_part(spec, part) for part in spec.get("panels") or [{}]]
+    colours = _colours(series for part in parts for series in _series_of(spec, part))
+    return [_read_panel({**spec, **part, "title": part.get("title", "")}, colours) for part in parts]
+
+
+def _part(spec: Mapping[str, Any], part: Any) -> Mapping[str, Any]:
+    """Give a panel; a bare name stands for the series whose "panel" it is."""
+    if isinstance(part, Mapping):
+        return part
+    return {"title": str(part), "series": [one for one in spec.get("series") or () if one.get("panel") == part]}
+
+
+def _series_of(spec: Mapping[str, Any], part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    found = part.get("series", spec.get("series"))
+    return found if isinstance(found, Sequence) else ()
+
+
+def _group(series: Mapping[str, Any]) -> str:
+    return str(series.get("group") or series.get("label") or "")
+
+
+def _colours(every: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    groups = dict.fromkeys(_group(series) for series in every if series.get("style") != "reference")
+    return {group: i % NUM_COLOURS for i, group in enumerate(groups)}
+
+
+def _read_panel(spec: Mapping[str, Any], colours: Mapping[str, int]) -> Panel:
+    raw = _series_of(spec, {})
+    names = _categories(raw)
+    series = [_read_series(one, colours, names) for one in raw]
+    series = _with_medians([one for one in series if any(p.y is not None or p.low is not None for p in one.points)])
+    x_label, x_scale = _axis_spec(spec.get("x"))
+    y_label, y_scale = _axis_spec(spec.get("y"))
+    xs = [point.x for one in series for point in one.points]
+    ys = [v for one in series for p in one.points for v in (p.y, p.low, p.high) if v is not None]
+    if names:
+        x = category_axis(x_label, names)
+    elif x_scale == "log":
+        x = log_axis(x_label, xs)
+    else:
+        x = linear_axis(x_label, xs, whole=all(value == int(value) for value in xs if math.isfinite(value)), pad=0.02)
+    y = log_axis(y_label, ys) if y_scale == "log" else linear_axis(y_label, ys, count=5)
+    places = [y.place(p.y) for one in series if not one.num_seeds for p in one.points if p.y is not None]
+    edges: Counter[str] = Counter(place for place in places if isinstance(place, str))
+    spans = tuple(spec.get("spans") or ())
+    return Panel(str(spec.get("title") or ""), x, y, tuple(series), spans, dict(edges))
+
+
+def _axis_spec(axis: Any) -> tuple[str, str]:
+    if isinstance(axis, str):
+        return axis, "linear"
+    axis = axis or {}
+    scale = axis.get("scale") or "linear"
+    if scale not in ("linear", "log"):
+        raise UsageError(f"figure: the scale of an axis is 'linear' or 'log', got {scale!r}.")
+    return str(axis.get("label") or ""), scale
+
+
+def _categories(raw: Sequence[Mapping[str, Any]]) -> list[str]:
+    xs = [x for one in raw for x in one.get("x") or ()]
+    if all(number(x) is not None for x in xs):
+        return []
+    return list(dict.fromkeys(str(x) for x in xs))
+
+
+def _read_series(raw: Mapping[str, Any], colours: Mapping[str, int], names: Sequence[str]) -> Series:
+    label, style = str(raw.get("label") or ""), str(raw.get("style") or "measured")
+    if style not in STYLES:
+        raise UsageError(f"figure: the style of series {label!r} must be one of {', '.join(STYLES)}, got {style!r}.")
+    xs = list(raw.get("x") or ())
+    columns = {}
+    for key in ("y", "low", "high", "names"):
+        column = raw.get(key)
+        if column is not None and len(column) != len(xs):
+            raise UsageError(
+                f"figure: series {label!r} needs as many values of {key!r} as of 'x': {len(column)}, {len(xs)}."
+            )
+        columns[key] = list(column) if column is not None else [None] * len(xs)
+    place = {name: float(i) for i, name in enumerate(names)}
+    points = []
+    for i, x in enumerate(xs):
+        at = place[str(x)] if names else number(x)
+        if at is not None and math.isfinite(at):
+            y, low, high = (number(columns[key][i]) for key in ("y", "low", "high"))
+            points.append(Point(at, y, low, high, str(columns["names"][i] or "")))
+    colour = -1 if style == "reference" else colours[_group(raw)]
+    return Series(label, style, colour, raw.get("seed"), tuple(points))
+
+
+def _with_medians(series: list[Series]) -> list[Series]:
+    """Draw seeds of one label and style thin, and put their median behind them in the list, so that it lies on top."""
+    families: dict[tuple[str, str, int], list[Series]] = defaultdict(list)
+    for one in series:
+        families[one.label, one.style, one.colour].append(one)
+    done: list[Series] = []
+    for (label, style, colour), family in families.items():
+        if len(family) < 2 or style not in ("measured", "predicted"):
+            done += family
+            continue
+        done += [replace(one, weight="thin") for one in family]
+        values: dict[float, list[float]] = defaultdict(list)
+        for one in family:
+            for point in one.points:
+                if point.y is not None and not math.isnan(point.y):
+                    values[point.x].append(point.y)
+        medians = tuple(
+            Point(x, statistics.median(ys)) for x, ys in sorted(values.items()) if len(ys) > len(family) / 2
+        )
+        done.append(Series(label, style, colour, None, medians, num_seeds=len(family)))
+    return done

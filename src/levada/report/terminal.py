@@ -1,0 +1,239 @@
+"""Checks and claims in the terminal: at 80 columns, with and without colour, also when piped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from levada.report.check import column, decay, gradient_key, sampled
+from levada.report.study import STATUSES, read_claims
+from levada.report.words import SIGNS, cell, evidence_rows, fired, headline, human, interval, phrase, plain
+from levada.runs import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+__all__ = ["print_check", "print_claims"]
+
+MAX_ROWS: Final = 60
+_COLOURS: Final = {"error": "red", "warn": "yellow", "info": "cyan", "healthy": "green", "unknown": "magenta"}
+_PLAIN_SIGNS: Final = {"error": "x", "warn": "!", "info": "i", "healthy": "ok", "unknown": "?"}
+_exact = partial(plain, digits=4)
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
+
+
+def print_check(report: Mapping[str, Any], console: Console) -> None:
+    """Print one check: its blocks, the measured decay beside the predicted, the verdict and what repairs it.
+
+    Args:
+        report: the JSON of `levada check`.
+        console: where to.
+
+    Example:
+        >>> from rich.console import Console
+        >>> print_check({"verdict": "healthy", "blocks": [], "findings": []}, Console(width=80))
+        ✓ healthy  The learning signal reaches every block.
+    """
+    blocks = list(report.get("blocks") or ())
+    if blocks:
+        _print_blocks(report, blocks, console)
+    _print_summary(report, console)
+    _print_verdict(report, console)
+
+
+def _unicode(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf") and not console.legacy_windows
+
+
+def _spans(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Give each block the severity of the gravest finding that names it, or ""."""
+    order = {str(block.get("site")): i for i, block in enumerate(blocks)}
+    marks = [""] * len(blocks)
+    for finding in reversed(fired(report)):
+        where = finding.get("where") or {}
+        places = [order[site] for key in ("first", "last") if (site := str(where.get(key))) in order]
+        if places:
+            for i in range(min(places), max(places) + 1):
+                marks[i] = str(finding.get("severity", "info"))
+    return marks
+
+
+def _bar(value: float | None, low: float, high: float, width: int, fine: bool) -> str:
+    """Draw a value between two logarithms; whatever has none is said in words."""
+    if value is None:
+        return ""
+    if not math.isfinite(value) or value <= 0:
+        return "zero" if value == 0 else plain(value)
+    share = (math.log10(value) - low) / (high - low) if high > low else 1.0
+    eighths = max(1, round(share * width * 8))
+    if not fine:
+        return "#" * max(1, round(share * width))
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def _range(values: Sequence[float | None]) -> tuple[float, float]:
+    logs = [math.log10(v) for v in values if v is not None and math.isfinite(v) and v > 0]
+    # At least three decades, so that what hardly changes looks as if it hardly changes.
+    return (min(*logs, max(logs) - 3.0), max(logs)) if logs else (-3.0, 0.0)
+
+
+def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    fine, kept, marks = _unicode(console), sampled(len(blocks), MAX_ROWS), _spans(report, blocks)
+    signs = SIGNS if fine else _PLAIN_SIGNS
+    key = gradient_key(blocks)
+    signal, gradient = column(blocks, "signal_rms"), column(blocks, key)
+    predicted = column(blocks, "gradient_predicted")
+    width = max(6, min(24, (console.width - 58) // 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("", no_wrap=True, width=1)
+    table.add_column("block", no_wrap=True, overflow="ellipsis", max_width=max(12, console.width - 42 - 2 * width))
+    table.add_column("signal", justify="right", no_wrap=True)
+    table.add_column("log scale", no_wrap=True, width=width + 1)
+    table.add_column("gradient" if key == "gradient_rms" else "cotangent", justify="right", no_wrap=True)
+    with_theory = any(value is not None for value in predicted)
+    if with_theory:
+        table.add_column("predicted", justify="right", no_wrap=True)
+    table.add_column("log scale", no_wrap=True, width=width)
+    ranges = _range(signal), _range(gradient)
+    for i in kept:
+        colour = _COLOURS.get(marks[i], "")
+        cells = [
+            Text(signs.get(marks[i], ""), colour),
+            Text(str(blocks[i].get("site", "")), colour),
+            Text(cell(signal[i], "e") if signal[i] is not None else ""),
+            Text(_bar(signal[i], *ranges[0], width, fine), "blue"),
+            Text(cell(gradient[i], "e") if gradient[i] is not None else "", colour),
+            *([Text(cell(predicted[i], "e") if predicted[i] is not None else "", "dim")] if with_theory else []),
+            Text(_bar(gradient[i], *ranges[1], width, fine), colour or "green"),
+        ]
+        table.add_row(*cells)
+    console.print(table, highlight=False)
+    if len(kept) < len(blocks):
+        console.print(f"{len(kept)} of {len(blocks)} blocks shown, evenly spaced.", style="dim", highlight=False)
+    told = (
+        f"{name} {plain(10.0 ** max(low, -307.0))} to {plain(10.0**high)}"
+        for name, (low, high) in zip(("signal", "gradient"), ranges, strict=True)
+    )
+    console.print(f"Bars are logarithmic: {', '.join(told)}.", style="dim", highlight=False)
+    console.print()
+
+
+def _print_summary(report: Mapping[str, Any], console: Console) -> None:
+    rate = decay(report)
+    if rate.get("value") is None:
+        return
+    theory = f"; predicted {plain(rate['predicted'])}" if rate.get("predicted") is not None else ""
+    _say(console, f"gradient per block: measured {interval(rate, plain)}{theory}", "")
+    console.print()
+
+
+def _print_verdict(report: Mapping[str, Any], console: Console) -> None:
+    from rich.text import Text
+
+    verdict = str(report.get("verdict", "unknown"))
+    signs = SIGNS if _unicode(console) else _PLAIN_SIGNS
+    style = f"bold {_COLOURS.get(verdict, '')}"
+    line = Text.assemble((f"{signs.get(verdict, '?')} {verdict}", style), "  ", (f"{headline(report)}.", "bold"))
+    console.print(line, highlight=False)
+    for number, finding in enumerate(fired(report)):
+        if number:
+            severity = str(finding.get("severity", "info"))
+            sign = Text(f"{signs.get(severity, 'i')} {severity}", f"bold {_COLOURS.get(severity, '')}")
+            console.print()
+            console.print(Text.assemble(sign, "  ", f"{phrase(finding)}."), highlight=False)
+        _print_finding(finding, console)
+    for finding in report.get("findings") or ():
+        if finding.get("status") == "unknown":
+            _say(console, f"not decided: {finding.get('rule')}: {finding.get('claim')}", "dim", 2)
+
+
+def _print_finding(finding: Mapping[str, Any], console: Console) -> None:
+    for key, label in (("claim", ""), ("consequence", "what follows: ")):
+        if finding.get(key):
+            _say(console, f"{label}{finding[key]}", "", 2)
+    for remedy in finding.get("remedies") or ():
+        tried = "tried on this model and data" if remedy.get("verified") else "predicted by theory, not tried"
+        _say(console, f"repair: {human(str(remedy.get('name', '')))} ({tried})", "bold", 2)
+        before, after = remedy.get("before") or {}, remedy.get("after") or {}
+        arrow = "→" if _unicode(console) else "->"
+        for key in (key for key in before if key in after):
+            _say(
+                console,
+                f"{human(str(key))}: {interval(before[key], _exact)} {arrow} {interval(after[key], _exact)}",
+                "",
+                4,
+            )
+        if remedy.get("patch"):
+            console.print(_indented(str(remedy["patch"]), 6, "cyan"), highlight=False, soft_wrap=True)
+    if finding.get("falsify"):
+        _say(console, f"to show this wrong: {finding['falsify']}", "dim", 2)
+
+
+def _indented(text: str, indent: int, style: str) -> Text:
+    from rich.text import Text
+
+    return Text("\n".join(" " * indent + line for line in text.splitlines()), style)
+
+
+def _say(console: Console, text: str, style: str, indent: int = 0) -> None:
+    """Print a sentence, wrapped and indented; brackets in it are letters, not markup."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print(Padding(Text(text, style), (0, 0, 0, indent), expand=False), highlight=False)
+
+
+def print_claims(claims: Run | Iterable[Mapping[str, Any]], console: Console) -> None:
+    """Print the claims of a study: held, not held or not decided, with their numbers.
+
+    Args:
+        claims: a run, or events of type "claim".
+        console: where to.
+
+    Example:
+        >>> from rich.console import Console
+        >>> print_claims([{"name": "rate", "statement": "It decays.", "status": "held"}], Console(width=60))
+        ✓ held         It decays. (rate)
+        <BLANKLINE>
+        1 held
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    read = read_claims(claims.events() if isinstance(claims, Run) else claims)
+    colours = {"held": "green", "not held": "red", "not decided": "magenta"}
+    signs = STATUSES if _unicode(console) else {"held": "+", "not held": "x", "not decided": "?"}
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, min_width=13)
+    table.add_column(overflow="fold")
+    for claim in read:
+        status = str(claim.get("status") or "not decided")
+        name = str(claim.get("name") or "")
+        said = Text(str(claim.get("statement") or name)).append(f" ({name})", "dim")
+        numbers = [*evidence_rows(claim.get("numbers") or {}, _exact), *_extra(claim)]
+        for label, value in numbers:
+            said.append(f"\n  {label}: {value}", "dim")
+        table.add_row(Text(f"{signs.get(status, '?')} {status}", f"bold {colours.get(status, '')}"), said)
+    if not read:
+        console.print("This run decides no claim.", highlight=False)
+        return
+    console.print(table, highlight=False)
+    counts = [f"{n} {s}" for s in STATUSES if (n := sum((c.get("status") or "not decided") == s for c in read))]
+    console.print()
+    console.print(", ".join(counts), highlight=False)
+
+
+def _extra(claim: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    statistic = claim.get("statistic")
+    if isinstance(statistic, Mapping):
+        yield from evidence_rows(statistic, _exact)
+    for key, label in (("paper_value", "in the paper"), ("correction", "correction")):
+        value = claim.get(key)
+        if value is not None and value != "":
+            yield from evidence_rows({label: value}, _exact)

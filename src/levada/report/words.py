@@ -1,0 +1,241 @@
+"""Verdicts and numbers in plain words: the same on the page, in the terminal and in SARIF."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+__all__ = [
+    "SIGNS",
+    "cell",
+    "evidence_rows",
+    "fired",
+    "headline",
+    "human",
+    "interval",
+    "number",
+    "phrase",
+    "place",
+    "plain",
+    "precise",
+    "short",
+]
+
+_NAMES: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+# What happened, and the words that lead to the place.
+_PHRASES: Final[Mapping[str, tuple[str, str]]] = {
+    "vanishing_gradient": ("The learning signal dies", "before it reaches"),
+    "exploding_gradient": ("The gradient explodes", "on its way to"),
+    "vanishing_signal": ("The signal dies out", "at"),
+    "exploding_signal": ("The signal explodes", "at"),
+    "saturated_activation": ("The activations saturate", "at"),
+    "dead_units": ("Units are dead", "at"),
+    "rank_collapse": ("All inputs come to look the same", "at"),
+    "shattered_gradient": ("The gradient turns into noise", "at"),
+    "degradation": ("Depth makes the training worse", "from"),
+    "frozen_layers": ("No gradient arrives", "at"),
+    "lost_update": ("Updates are lost in rounding", "at"),
+    "learning_rate_too_high": ("The learning rate is too high", "for"),
+    "learning_rate_too_low": ("The learning rate is too low", "for"),
+    "short_memory": ("The memory is too short", "at"),
+    "exploding_memory": ("The memory explodes", "at"),
+    "numerical_overflow": ("The numbers overflow", "at"),
+    "accumulated_gradients": ("Gradients pile up from step to step", "at"),
+    "double_softmax": ("The softmax is applied twice", "at"),
+    "wrong_loss": ("The loss does not fit the outputs", "of"),
+    "unscaled_input": ("The inputs are not scaled", "at"),
+    "train_mode": ("A module is in the wrong mode", "at"),
+    "stream_collapse": ("The streams have become one", "at"),
+    "unstable_mixing": ("The mixing of the streams is unstable", "at"),
+}
+SIGNS: Final = {"error": "✕", "warn": "!", "info": "i", "healthy": "✓", "unknown": "?"}
+_RANK: Final = {"error": 0, "warn": 1, "info": 2}
+
+
+def number(value: Any) -> float | None:
+    """Read a number of a report: floats, and the names of the three that JSON lacks; None for what is no number.
+
+    Example:
+        >>> number("-inf"), number(2), number("layers.0"), number(None)
+        (-inf, 2.0, None, None)
+    """
+    if isinstance(value, str):
+        return _NAMES.get(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def superscript(exponent: int) -> str:
+    """Write a power of ten.
+
+    Example:
+        >>> superscript(-12)
+        '10⁻¹²'
+    """
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+def _form(value: Any, power: str, digits: int = 3) -> str:
+    amount = number(value)
+    if amount is None:
+        return "—" if value is None else str(value)
+    if not math.isfinite(amount):
+        return "NaN" if math.isnan(amount) else ("−" if amount < 0 else "") + "∞"
+    sign, size = ("−" if amount < 0 else ""), abs(amount)
+    if size < 1e6 and size == int(size):
+        return f"{sign}{int(size):,}"
+    if 1e-3 <= size < 1e5:
+        return sign + (f"{size:,.0f}" if size >= 1000 else f"{size:.{digits}g}")
+    mantissa, exponent = f"{size:.{digits - 2}e}".split("e")
+    return f"{sign}{mantissa}{power}" + (
+        str(int(exponent)).translate(_SUPERSCRIPTS) if "×" in power else str(int(exponent))
+    )
+
+
+def short(value: Any) -> str:
+    """Write a number with three digits that matter.
+
+    Example:
+        >>> short(0.40812), short(4.13e-19), short(12345678.0), short("nan"), short(None)
+        ('0.408', '4.1×10⁻¹⁹', '1.2×10⁷', 'NaN', '—')
+    """
+    return _form(value, "×10")
+
+
+def precise(value: Any) -> str:
+    """As `short`, with one digit more: for evidence, where two numbers are compared.
+
+    Example:
+        >>> precise(2.3021), precise(4.134e-19)
+        ('2.302', '4.13×10⁻¹⁹')
+    """
+    return _form(value, "×10", 4)
+
+
+def cell(value: Any, power: str = "×10") -> str:
+    """As `short`, with its zeros, for columns.
+
+    Example:
+        >>> cell(0.53), cell(24.0), cell(0.0), cell(2e-9, "e")
+        ('0.530', '24', '0', '2.0e-9')
+    """
+    text = _form(value, power)
+    amount = number(value)
+    if amount is None or not 1e-3 <= abs(amount) < 1000 or amount == int(amount):
+        return text
+    return f"{amount:#.3g}".rstrip(".").replace("-", "−")
+
+
+def plain(value: Any, digits: int = 3) -> str:
+    """As `short`, in the letters of a terminal.
+
+    Example:
+        >>> plain(4.13e-19)
+        '4.1e-19'
+    """
+    return _form(value, "e", digits)
+
+
+def interval(value: Any, write: Any = short) -> str:
+    """Write a number, or a mapping of value, low and high.
+
+    Example:
+        >>> interval({"value": 0.41, "low": 0.4, "high": 0.42, "predicted": 0.408})
+        '0.41 [0.40, 0.42]'
+    """
+    if not isinstance(value, Mapping):
+        return str(write(value))
+    texts = [str(write(value.get(key))) for key in ("value", "low", "high")]
+    if value.get("low") is None or value.get("high") is None:
+        return texts[0]
+    if all(re.fullmatch(r"[-−]?[\d,]+(\.\d+)?", text) for text in texts):
+        # As many digits behind the point for all three, so that they can be compared.
+        most = max(len(text.partition(".")[2]) for text in texts)
+        numbers = (number(value.get(key)) or 0.0 for key in ("value", "low", "high"))
+        texts = [f"{amount:,.{most}f}".replace("-", "−") for amount in numbers]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def human(name: str) -> str:
+    """Turn a key into words.
+
+    Example:
+        >>> human("gradient_rms")
+        'gradient rms'
+    """
+    return name.replace("_", " ")
+
+
+def place(where: Mapping[str, Any] | None) -> str:
+    """Say the span of a finding.
+
+    Example:
+        >>> place({"first": "layers.0", "last": "layers.30"})
+        'layers.0 to layers.30'
+    """
+    first, last = (where or {}).get("first"), (where or {}).get("last")
+    if first and last and first != last:
+        return f"{first} to {last}"
+    return str(first or last or "")
+
+
+def fired(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Give the findings that speak, the gravest first, in their order."""
+    found = [finding for finding in report.get("findings") or () if finding.get("status", "fired") == "fired"]
+    return sorted(found, key=lambda finding: _RANK.get(finding.get("severity", "info"), 3))
+
+
+def phrase(finding: Mapping[str, Any]) -> str:
+    """Say a finding's rule and place as a sentence."""
+    rule = str(finding.get("rule", "finding"))
+    what, link = _PHRASES.get(rule, (human(rule).capitalize(), "at"))
+    where = place(finding.get("where"))
+    return f"{what} {link} {where}" if where else what
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """Say the verdict as one sentence.
+
+    Example:
+        >>> headline({"verdict": "healthy", "findings": []})
+        'The learning signal reaches every block'
+    """
+    verdict = report.get("verdict")
+    found = fired(report)
+    if verdict in ("error", "warn") and found:
+        return phrase(found[0])
+    if verdict == "healthy":
+        return "The learning signal reaches every block"
+    return "The check could not decide" if verdict == "unknown" else f"The verdict is: {verdict}"
+
+
+def evidence_rows(evidence: Mapping[str, Any], write: Any = precise, path: str = "") -> Iterator[tuple[str, str]]:
+    """Give evidence as rows of two: what, and its value; nested mappings become one row each where they are intervals.
+
+    Example:
+        >>> list(evidence_rows({"decay": {"value": 0.41, "low": 0.4, "high": 0.42, "predicted": 0.408}, "blocks": 31}))
+        [('decay', '0.41 [0.40, 0.42]'), ('decay, predicted', '0.408'), ('blocks', '31')]
+    """
+    for key, value in evidence.items():
+        label = f"{path}, {human(str(key))}" if path else human(str(key))
+        if isinstance(value, Mapping) and "value" in value:
+            yield label, interval(value, write)
+            rest = {k: v for k, v in value.items() if k not in ("value", "low", "high")}
+            yield from evidence_rows(rest, write, label)
+        elif isinstance(value, Mapping):
+            yield from evidence_rows(value, write, label)
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            shown = ", ".join(str(write(item)) for item in value[:12])
+            yield label, f"[{shown}{', …' if len(value) > 12 else ''}]"
+        elif isinstance(value, bool):
+            yield label, "yes" if value else "no"
+        else:
+            yield label, str(write(value))

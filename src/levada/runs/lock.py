@@ -1,0 +1,63 @@
+"""One writer per run: a lock that the operating system releases when its holder dies."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Final, final
+
+from levada._errors import UsageError
+
+__all__ = ["WriterLock"]
+
+NAME: Final = "writer.lock"
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(descriptor: int) -> None:
+        # A byte far behind the text, so that others can still read who holds the lock.
+        os.lseek(descriptor, 2**20, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+else:
+    import fcntl
+
+    def _take(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@final
+class WriterLock:
+    """Holds a run for one writer; the file stays, the lock goes with the process.
+
+    Args:
+        folder: the run.
+
+    Raises:
+        UsageError: if another writer holds the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / NAME
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _take(self._descriptor)
+        except OSError as error:
+            os.close(self._descriptor)
+            holder = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+            raise UsageError(
+                f"{folder}: a run has one writer at a time, and another holds it (process {holder}). "
+                "Wait for it to end, or write to a new folder."
+            ) from error
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def release(self) -> None:
+        """Let the next writer in; again is harmless."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,127 @@
+"""The manifest: what a run is, written once, before its first event."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from levada import __version__
+from levada._errors import UsageError
+from levada.runs.frames import json_ready
+
+__all__ = ["LOG", "MANIFEST", "SCHEMA", "Manifest", "describe", "read_manifest", "write_atomically", "write_manifest"]
+
+SCHEMA: Final = 1
+MANIFEST: Final = "run.json"
+LOG: Final = "events.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a run is.
+
+    Attributes:
+        schema: version of the format.
+        kind: "check", "study", "watch", ...
+        name: the run's name, for people.
+        created: UTC, ISO 8601.
+        versions: of levada, Python, torch and the platform.
+        command: the command line that made the run.
+        config: the settings, as JSON.
+    """
+
+    schema: int
+    kind: str
+    name: str
+    created: str
+    versions: Mapping[str, str]
+    command: str
+    config: Mapping[str, Any]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"levada": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    # Asked of the installed packages, not of the modules: the store does not wait for torch to load.
+    for package in ("torch", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def describe(kind: str, name: str, config: Mapping[str, Any] | None) -> Manifest:
+    """Make the manifest of a run that begins now."""
+    for label, value in (("kind", kind), ("name", name)):
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"RunWriter.create: {label} must be a non-empty string, got {value!r}.")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    settings = json_ready(config or {}, "config")
+    return Manifest(SCHEMA, kind, name, created, _versions(), shlex.join(sys.argv), settings)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it exists whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `run.json`."""
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / MANIFEST, text.encode("utf-8", errors="backslashreplace") + b"\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `run.json`.
+
+    Raises:
+        UsageError: if the folder does not exist or is not a run, or the manifest is corrupt or of a newer levada.
+    """
+    path = folder / MANIFEST
+    if not folder.exists():
+        raise UsageError(f"{folder}: a run is a folder that exists; there is nothing here. Check the path.")
+    if not path.is_file():
+        raise UsageError(f"{folder}: a run holds {MANIFEST}, and this does not. Give the folder that levada wrote.")
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: the manifest is corrupt ({error}). `levada doctor {folder}` says what of the run is left."
+        ) from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UsageError(
+            f"{path}: this levada reads schema {SCHEMA} and older, got schema {schema}. Update levada to read this run."
+        )
+    wanted = {"kind": str, "name": str, "created": str, "versions": dict, "command": str, "config": dict}
+    wrong = [
+        key for key, form in wanted.items() if not isinstance(values, dict) or not isinstance(values.get(key), form)
+    ]
+    if schema != SCHEMA or wrong:
+        raise UsageError(
+            f"{path}: the manifest is corrupt (missing or of the wrong form: {', '.join(wrong) or 'schema'}). "
+            f"`levada doctor {folder}` says what of the run is left."
+        )
+    return Manifest(schema, *(values[key] for key in wanted))

@@ -1,0 +1,176 @@
+"""Read runs: up to the last good frame, also while they are written."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from levada._errors import UsageError
+from levada.runs.frames import MAGIC, Damage, restore_numbers, scan, survivors
+from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
+
+__all__ = ["Health", "Run", "doctor", "find_runs"]
+
+
+@final
+class Run:
+    """A run on disk. Reading takes no lock: a run can be read while it is written.
+
+    Args:
+        path: the run's folder.
+
+    Raises:
+        UsageError: if the folder does not exist or is not a run, or the manifest is corrupt or of a newer levada.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, kind={self.manifest.kind!r}, name={self.manifest.name!r})"
+
+    def events(self, type: str | None = None, *, numbers: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+        """Give the events in the order of writing, up to the last good frame; `damage` says whether that is the end.
+
+        Args:
+            type: only events of this type.
+            numbers: fields that hold numbers: in these, at any depth, "nan", "inf" and "-inf" are read as floats.
+        """
+        for event, _ in self._read(len(MAGIC)):
+            if type is None or event["type"] == type:
+                yield {key: restore_numbers(value) if key in numbers else value for key, value in event.items()}
+
+    def tail(self, offset: int = len(MAGIC)) -> tuple[list[dict[str, Any]], int]:
+        """Give the events from `offset` on, and the offset at which to ask again: how a page follows a run.
+
+        Args:
+            offset: what the call before gave; left out, the beginning.
+        """
+        found = list(self._read(offset))
+        return [event for event, _ in found], found[-1][1] if found else offset
+
+    def _read(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+        log = self.path / LOG
+        if not log.exists():
+            return
+        with log.open("rb") as file:
+            for found in scan(file, offset):
+                if isinstance(found, Damage):
+                    return
+                yield found.event, found.stop
+
+    @property
+    def damage(self) -> Damage | None:
+        """What keeps the log from being read to its end, or None. Reads the whole log."""
+        return _examine(self.path)[2]
+
+
+def _examine(folder: Path) -> tuple[Counter[str], int, Damage | None]:
+    """Count events by type; give the size of the good part and the damage."""
+    log, types, good = folder / LOG, Counter[str](), 0
+    if not log.is_file():
+        return types, 0, Damage("missing", 0, 0, f"{LOG} is missing")
+    with log.open("rb") as file:
+        good = min(len(MAGIC), os.fstat(file.fileno()).st_size)
+        for found in scan(file):
+            if isinstance(found, Damage):
+                return types, found.offset, found
+            types[found.event["type"]] += 1
+            good = found.stop
+    return types, good, None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `doctor` found.
+
+    Attributes:
+        path: the run's folder.
+        manifest: the manifest, or None if it cannot be read.
+        manifest_error: why not, or None.
+        frames: number of good frames.
+        num_bytes: size of the good part of the log.
+        types: number of events by type.
+        damage: what keeps the log from being read to its end, or None.
+        frames_behind: good frames that lie behind the damage and that readers do not reach.
+        torn: files that a continued run moved aside, and their sizes in bytes.
+    """
+
+    path: Path
+    manifest: Manifest | None
+    manifest_error: str | None
+    frames: int
+    num_bytes: int
+    types: Mapping[str, int]
+    damage: Damage | None
+    frames_behind: int
+    torn: Mapping[str, int]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether everything that was written can be read."""
+        return self.manifest is not None and self.damage is None and not self.torn
+
+    def __str__(self) -> str:
+        what = f"{self.manifest.kind} {self.manifest.name!r}" if self.manifest else f"unreadable: {self.manifest_error}"
+        lines = [f"{self.path}: {what}", f"  {self.frames:,} frames, {self.num_bytes:,} bytes, every checksum right"]
+        lines += [f"    {count:>7,}  {name}" for name, count in sorted(self.types.items())]
+        if self.damage is not None:
+            lost = f"{self.damage.num_bytes:,} bytes are not read, {self.frames_behind:,} good frames among them"
+            lines.append(f"  damage: {self.damage.message}; {lost}")
+        lines += [
+            f"  moved aside when the run was continued: {name}, {size:,} bytes" for name, size in self.torn.items()
+        ]
+        return "\n".join(lines)
+
+
+def doctor(path: str | Path) -> Health:
+    """Check a run: every checksum, the manifest, what a crash tore off. Changes nothing.
+
+    Args:
+        path: the run's folder; its manifest may be corrupt.
+
+    Raises:
+        UsageError: if the folder does not exist, or holds neither a manifest nor a log.
+    """
+    folder = Path(path)
+    manifest, reason = None, None
+    try:
+        manifest = read_manifest(folder)
+    except UsageError as error:
+        if not (folder / MANIFEST).is_file() and not (folder / LOG).is_file():
+            raise
+        reason = str(error)
+    types, good, damage = _examine(folder)
+    behind = 0
+    if damage is not None and damage.num_bytes:
+        with (folder / LOG).open("rb") as file:
+            file.seek(damage.offset)
+            behind = survivors(file.read())
+    torn = {file.name: file.stat().st_size for file in sorted(folder.glob("events.torn-*"))}
+    return Health(folder, manifest, reason, types.total(), good, dict(types), damage, behind, torn)
+
+
+def find_runs(root: str | Path) -> list[Path]:
+    """Find the run folders at and below a path, sorted; links are not followed and hidden folders are left out.
+
+    Args:
+        root: a folder.
+
+    Raises:
+        UsageError: if `root` is not a folder.
+    """
+    start = Path(root)
+    if not start.is_dir():
+        raise UsageError(f"{start}: runs are looked for in a folder that exists, and this is none. Check the path.")
+    found = []
+    for folder, below, files in os.walk(start):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if MANIFEST in files and LOG in files:
+            found.append(Path(folder))
+    return sorted(found)

@@ -1,0 +1,197 @@
+"""Write a run: append-only, whole frames, one writer."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, final
+
+from levada._errors import UsageError
+from levada.runs.frames import MAGIC, Damage, encode, frame, scan, survivors
+from levada.runs.lock import WriterLock
+from levada.runs.manifest import LOG, MANIFEST, Manifest, describe, read_manifest, write_atomically, write_manifest
+
+__all__ = ["RunWriter"]
+
+_SYNC_SECONDS = 5.0
+
+
+@final
+class RunWriter:
+    """Appends events to a run; made by `RunWriter.create` or `RunWriter.open`.
+
+    Every event is handed to the operating system at once, so that it outlives this process; it is forced to the disk
+    every few seconds and on `close`, so that it outlives the machine.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from levada.runs import Run
+        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "first"
+        >>> with RunWriter.create(folder, kind="study", name="decay") as writer:
+        ...     writer.append("result", key="a", values={"rate": 0.41})
+        >>> [event["values"]["rate"] for event in Run(folder).events("result")]
+        [0.41]
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, lock: WriterLock, size: int) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock = lock
+        self._size = size
+        self._broken = False
+        self._synced = time.monotonic()
+        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(path / LOG, flags)
+
+    @classmethod
+    def create(cls, path: str | Path, *, kind: str, name: str, config: Mapping[str, Any] | None = None) -> Self:
+        """Begin a run in a new folder, or in one that holds no run.
+
+        Args:
+            path: the folder; made with its parents if absent.
+            kind: "check", "study", "watch", ...
+            name: the run's name, for people.
+            config: the settings, as what JSON can hold.
+
+        Raises:
+            UsageError: if the folder already holds a run, or another writer is beginning one there.
+        """
+        folder = Path(path)
+        manifest = describe(kind, name, config)
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: a run is a folder, and a file of this name exists. Choose another name.")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(folder)
+        try:
+            log = folder / LOG
+            if (folder / MANIFEST).exists() or (log.exists() and log.stat().st_size > len(MAGIC)):
+                raise UsageError(
+                    f"{folder}: a new run needs a folder without one, and this holds a run. "
+                    "Choose another folder, or continue it with RunWriter.open."
+                )
+            write_atomically(log, MAGIC)
+            # The manifest comes last: a folder with a manifest is a whole run.
+            write_manifest(folder, manifest)
+            return cls(folder, manifest, lock, len(MAGIC))
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Continue a run.
+
+        What follows the last good frame is moved to `events.torn-N`, never deleted, and an event "repaired" says so.
+
+        Raises:
+            UsageError: if `path` is not a run, or another writer holds it.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        lock = WriterLock(folder)
+        try:
+            log = folder / LOG
+            if not log.exists():
+                raise UsageError(f"{folder}: a run holds {LOG}, and it is missing. Begin a new run in another folder.")
+            size, damage = len(MAGIC), None
+            with log.open("rb") as file:
+                for found in scan(file):
+                    if isinstance(found, Damage):
+                        damage = found
+                    else:
+                        size = found.stop
+            if damage is None:
+                return cls(folder, manifest, lock, size)
+            repair = _move_aside(folder, damage)
+            writer = cls(folder, manifest, lock, size)
+            writer.append("repaired", **repair)
+            return writer
+        except BaseException:
+            lock.release()
+            raise
+
+    def append(self, type: str, **payload: Any) -> None:
+        """Append one event.
+
+        Args:
+            type: what the event is, e.g. "result".
+            **payload: its fields, as what JSON can hold; NaN and infinities are allowed.
+
+        Raises:
+            UsageError: if the payload is not JSON or too large, or the writer is closed.
+            OSError: if the disk refuses, e.g. because it is full; the log then ends at the event before, and reads.
+        """
+        data = frame(encode(type, payload))
+        if self._descriptor < 0:
+            raise UsageError(f"{self.path}: events go to an open writer, and this one is closed. Use RunWriter.open.")
+        if self._broken:
+            raise OSError(
+                f"{self.path}: an earlier event was written in part and could not be taken back; reopen the run"
+            )
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            self._broken = True
+            os.ftruncate(self._descriptor, self._size)
+            self._broken = False
+            raise OSError(
+                error.errno,
+                f"the event {type!r} was not stored, those before it are safe: {error.strerror}",
+                str(self.path),
+            ) from error
+        self._size += len(data)
+        if time.monotonic() - self._synced > _SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Force what was appended to the disk."""
+        os.fsync(self._descriptor)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Force everything to the disk and let the next writer in; again is harmless."""
+        if self._descriptor < 0:
+            return
+        try:
+            self.sync()
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _move_aside(folder: Path, damage: Damage) -> dict[str, Any]:
+    """Move what is behind the last good frame to a file of its own; give what was done, as the fields of an event."""
+    log, number = folder / LOG, 1
+    while (target := folder / f"events.torn-{number}").exists():
+        number += 1
+    with log.open("rb") as file:
+        file.seek(damage.offset)
+        tail = file.read()
+    write_atomically(target, tail)
+    if damage.offset < len(MAGIC):
+        write_atomically(log, MAGIC)
+    else:
+        with log.open("r+b") as file:
+            file.truncate(damage.offset)
+            os.fsync(file.fileno())
+    return {
+        "moved_to": target.name,
+        "at": damage.offset,
+        "num_bytes": len(tail),
+        "good_frames_moved": survivors(tail),
+        "reason": damage.message,
+    }

@@ -1,0 +1,103 @@
+"""A study: what to run, what is claimed about it, what to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from levada._errors import UsageError, require_at_least
+from levada.study.claim import Claim
+from levada.study.figure import Figure
+from levada.study.results import Cell, Results
+
+__all__ = ["SCALES", "Settings", "Study"]
+
+SCALES = ("smoke", "small", "full")
+
+# Settings are one flat mapping: what a user changes with `--set key=value`.
+Settings = Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Configurations, a function that runs one, claims and figures.
+
+    Attributes:
+        name: short name, such as "R1".
+        slug: the module's name, which a user may type as well.
+        title: a few words.
+        question: the question it answers.
+        sources: the papers, each with its arXiv id.
+        settings: the settings of the scale "small"; their types hold for every scale.
+        configurations: (settings, seeds) -> the grid, the most expensive cells first.
+        run: (config, seeds) -> the values of each seed; a function of a module, so that other processes find it.
+        claims: settings -> what is decided.
+        figures: results -> what is drawn; results may be missing.
+        scales: what the scales "smoke" and "full" change; "seeds" is their number.
+        notes: what a reader must know, each a sentence.
+    """
+
+    name: str
+    slug: str
+    title: str
+    question: str
+    sources: tuple[str, ...]
+    settings: Settings
+    configurations: Callable[[Settings, Sequence[int]], Iterable[Cell]]
+    run: Callable[[Mapping[str, Any], Sequence[int]], list[dict[str, Any]]]
+    claims: Callable[[Settings], Sequence[Claim]]
+    figures: Callable[[Results], Sequence[Figure]]
+    scales: Mapping[str, Settings] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def resolve(self, scale: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the settings of a scale, with changes.
+
+        Args:
+            scale: "smoke", "small" or "full".
+            changes: settings to change; strings are read as the setting's type.
+
+        Raises:
+            UsageError: if the scale or a setting is not known, or a value is not of the setting's type.
+        """
+        if scale not in SCALES:
+            raise UsageError(f"study {self.name}: scale must be one of {', '.join(SCALES)}, got {scale!r}.")
+        settings = {**self.settings, **self.scales.get(scale, {})}
+        for key, value in (changes or {}).items():
+            if key not in settings:
+                raise UsageError(f"study {self.name} has no setting {key!r}; it has: {', '.join(sorted(settings))}.")
+            settings[key] = self._read(key, value)
+        require_at_least(f"study {self.name}", "seeds", settings["seeds"], 1)
+        return settings
+
+    def _read(self, key: str, value: Any) -> Any:
+        default = self.settings[key]
+        try:
+            return _convert(value, default)
+        except (TypeError, ValueError) as error:
+            kind = f"values of {type(default[0]).__name__}, with commas" if _is_list(default) else type(default).__name__
+            raise UsageError(f"study {self.name}: setting {key!r} is of type {kind}, got {value!r}.") from error
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, tuple)
+
+
+def _convert(value: Any, default: Any) -> Any:
+    if _is_list(default):
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(_convert(part.strip() if isinstance(part, str) else part, default[0]) for part in parts)
+    if isinstance(default, bool):
+        known = {"true": True, "false": False, "1": True, "0": False}
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() not in known:
+            raise ValueError(value)
+        return known[str(value).lower()]
+    if isinstance(default, int) and (isinstance(value, bool) or float(value) != int(float(value))):
+        raise ValueError(value)
+    if isinstance(default, str) and not isinstance(value, str):
+        raise TypeError(value)
+    return type(default)(value)

@@ -1,0 +1,133 @@
+"""Run the cells of a static grid on any `concurrent.futures` executor."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+
+from levada._errors import UsageError
+from levada.study.results import Cell
+
+__all__ = ["RunFunction", "process_pool", "sweep"]
+
+RunFunction: TypeAlias = Callable[[Mapping[str, Any], Sequence[int]], list[dict[str, Any]]]
+
+
+def sweep(
+    run: RunFunction,
+    cells: Sequence[Cell],
+    *,
+    done: Callable[[Cell, list[dict[str, Any]]], None],
+    failed: Callable[[Cell, Exception], None],
+    executor: Executor | None = None,
+) -> None:
+    """Run every cell; give each result to `done` and each exception to `failed`, in the order in which they come.
+
+    One cell's exception does not stop the others. An interruption (Ctrl-C) cancels what has not begun and, where the
+    processes are this function's own, ends them.
+
+    Args:
+        run: (config, seeds) -> one dictionary of values for each seed.
+        cells: the cells, the most expensive first.
+        done: called in this process, with the cell and its values.
+        failed: called in this process, with the cell and the exception.
+        executor: runs the cells; left out, one process per core with one thread each.
+
+    Example:
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> found = {}
+        >>> with ThreadPoolExecutor(2) as pool:
+        ...     sweep(lambda config, seeds: [{"y": config["x"] ** 2} for _ in seeds],
+        ...           [Cell({"x": x}, [0]) for x in (2, 3)], executor=pool, failed=print,
+        ...           done=lambda cell, values: found.update({cell.config["x"]: values[0]["y"]}))
+        >>> sorted(found.items())
+        [(2, 4), (3, 9)]
+    """
+    if not cells:
+        return
+    if executor is None:
+        with process_pool(min(len(cells), _num_cores())) as pool:
+            _collect(run, cells, done, failed, pool)
+    else:
+        _collect(run, cells, done, failed, executor)
+
+
+def _collect(
+    run: RunFunction,
+    cells: Sequence[Cell],
+    done: Callable[[Cell, list[dict[str, Any]]], None],
+    failed: Callable[[Cell, Exception], None],
+    executor: Executor,
+) -> None:
+    futures = {executor.submit(_run_cell, run, cell.config, cell.seeds): cell for cell in cells}
+    try:
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is None:
+                done(futures[future], future.result())
+            elif isinstance(error, Exception):
+                failed(futures[future], error)
+            else:
+                raise error
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+def _run_cell(run: RunFunction, config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    values = run(config, seeds)
+    if len(values) != len(seeds):
+        raise UsageError(f"a study's run gives one dictionary for each of {len(seeds)} seeds, got {len(values)}.")
+    json.dumps(values)  # what a run folder cannot hold is this cell's failure, not the sweep's
+    return values
+
+
+@contextmanager
+def process_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with one thread each, that end with this one, and at once when the block is left by an exception.
+
+    A program that uses it guards its entry point with `if __name__ == "__main__":`, as processes are spawned.
+
+    Args:
+        num_workers: number of processes.
+    """
+    before = set(multiprocessing.active_children())
+    # Forking a process that has run torch is not safe: its thread pools do not come along.
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole group: the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)  # the parent was killed: nobody waits for this process
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,213 @@
+"""A training loop in plain sight: SGD on several replicas at once, deterministic by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from levada._errors import require_at_least
+
+__all__ = ["Curves", "Recipe", "batches", "constant", "cosine", "error", "measure_statistics", "train"]
+
+
+def constant(progress: float) -> float:
+    """Keep the learning rate.
+
+    Args:
+        progress: share of the steps that are done.
+    """
+    return 1.0
+
+
+def cosine(progress: float) -> float:
+    """Let the learning rate fall to zero along half a cosine.
+
+    Args:
+        progress: share of the steps that are done.
+    """
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train: SGD with momentum.
+
+    Attributes:
+        steps: number of steps.
+        batch_size: examples in a step.
+        lr: the learning rate.
+        momentum: SGD's momentum.
+        weight_decay: added to the gradient as `weight_decay * weight`, for all parameters.
+        schedule: share of the steps done -> factor on the learning rate.
+
+    Raises:
+        UsageError: if `steps` or `batch_size` is below 1, or `lr` is negative.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Callable[[float], float] = constant
+
+    def __post_init__(self) -> None:
+        require_at_least("Recipe", "steps", self.steps, 1)
+        require_at_least("Recipe", "batch_size", self.batch_size, 1)
+        require_at_least("Recipe", "lr", self.lr, 0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """What training recorded, on the batches themselves, before each step.
+
+    Attributes:
+        loss: cross-entropy in nats, `(steps, replicas)`.
+        error: share of wrong answers, `(steps, replicas)`.
+    """
+
+    loss: Tensor
+    error: Tensor
+
+    def thinned(self, num_points: int) -> list[dict[str, list[float]]]:
+        """Return each replica's curves with few points, each the mean of the steps since the last point.
+
+        Args:
+            num_points: number of points, or one more if it does not divide the steps.
+
+        Returns:
+            For each replica "steps", "loss" and "error".
+
+        Example:
+            >>> curves = Curves(torch.tensor([[4.0], [2.0], [1.0], [0.0]]), torch.zeros(4, 1))
+            >>> curves.thinned(2)
+            [{'steps': [2, 4], 'loss': [3.0, 0.5], 'error': [0.0, 0.0]}]
+        """
+        window = math.ceil(len(self.loss) / num_points)
+        steps = [min(start + window, len(self.loss)) for start in range(0, len(self.loss), window)]
+        means = [torch.stack([part.double().mean(0) for part in v.split(window)], 1) for v in (self.loss, self.error)]
+        return [
+            {"steps": steps, "loss": loss.tolist(), "error": wrong.tolist()} for loss, wrong in zip(*means, strict=True)
+        ]
+
+
+def batches(num_examples: int, batch_size: int, seeds: Sequence[int]) -> Iterator[Tensor]:
+    """Give the indices of batches for ever: each replica goes through the examples in an order of its own.
+
+    A rest that does not fill a batch is left out of its epoch.
+
+    Args:
+        num_examples: number of examples.
+        batch_size: examples in a batch.
+        seeds: one for each replica.
+
+    Yields:
+        Indices, `(batch_size, replicas)`.
+
+    Raises:
+        UsageError: if there are fewer examples than a batch takes.
+
+    Example:
+        >>> both = next(batches(100, 8, [0, 1]))
+        >>> torch.equal(both[:, 1:], next(batches(100, 8, [1])))
+        True
+    """
+    require_at_least("batches", "num_examples", num_examples, batch_size, "Use a smaller batch.")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        order = torch.stack([torch.randperm(num_examples, generator=g) for g in generators], dim=1)
+        yield from order[: num_examples - num_examples % batch_size].split(batch_size)
+
+
+def train(model: nn.Module, inputs: Tensor, targets: Tensor, recipe: Recipe, seeds: Sequence[int]) -> Curves:
+    """Train a network of replicas by cross-entropy, each on batches in its own seed's order.
+
+    Args:
+        model: maps `(batch, replicas, ...)` to logits `(batch, replicas, classes)`.
+        inputs: `(num, ...)`.
+        targets: `(num,)`.
+        recipe: how.
+        seeds: one for each replica: the order of its examples.
+
+    Returns:
+        The curves.
+
+    Raises:
+        UsageError: if there are fewer examples than a batch takes.
+    """
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
+    )
+    losses, errors = [], []
+    model.train()
+    for step, index in zip(range(recipe.steps), batches(len(inputs), recipe.batch_size, seeds), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * recipe.schedule(step / recipe.steps)
+        logits, wanted = model(inputs[index]), targets[index]
+        loss = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        loss = loss.view_as(wanted).mean(0)
+        optimizer.zero_grad()
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.detach())
+        errors.append((logits.argmax(-1) != wanted).double().mean(0))
+    return Curves(torch.stack(losses), torch.stack(errors))
+
+
+@torch.no_grad()
+def measure_statistics(model: nn.Module, inputs: Tensor, replicas: int, chunk: int = 250) -> None:
+    """Replace batch normalisation's running statistics by their average over `inputs`, weights as they are.
+
+    After a few hundred steps the running average of a deep net still describes nets of earlier weights.
+
+    Args:
+        model: a network of replicas with batch normalisation.
+        inputs: `(num, ...)`.
+        replicas: number of replicas.
+        chunk: examples that are normalised together.
+
+    Source: Wu and Johnson 2021, arXiv 2105.07576.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average of all chunks
+    model.train()
+    for part in inputs.split(chunk):
+        model(_for_all(part, replicas))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+@torch.no_grad()
+def error(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: int, chunk: int = 250) -> Tensor:
+    """Share of wrong answers of each replica, in evaluation mode.
+
+    Args:
+        model: a network of replicas.
+        inputs: `(num, ...)`.
+        targets: `(num,)`.
+        replicas: number of replicas.
+        chunk: examples in a batch.
+
+    Shape:
+        Returns `(replicas,)`.
+    """
+    model.eval()
+    wrong = torch.zeros(replicas, dtype=torch.float64)
+    for part, wanted in zip(inputs.split(chunk), targets.split(chunk), strict=True):
+        wrong += (model(_for_all(part, replicas)).argmax(-1) != wanted.unsqueeze(1)).sum(0)
+    return wrong / len(inputs)
+
+
+def _for_all(inputs: Tensor, replicas: int) -> Tensor:
+    return inputs.unsqueeze(1).expand(-1, replicas, *inputs.shape[1:])

@@ -1,0 +1,98 @@
+r"""How far back a recurrent network remembers: time scales of a gate, horizons, and the bias that sets them."""
+
+from __future__ import annotations
+
+import math
+
+from levada._errors import UsageError, require_at_least
+
+__all__ = ["chrono_bias", "gate_time_scale", "memory_horizon", "time_scale"]
+
+
+def time_scale(carry: float) -> float:
+    r"""$\tau = -1/\ln \rho$: steps after which a memory carried by the factor $\rho$ per step has fallen to $1/e$.
+
+    Args:
+        carry: $\rho$: spectral radius of a linear recurrence, or the value of a forget gate.
+
+    Returns:
+        A number of steps; `inf` if nothing is lost (carry of 1 or more).
+
+    Raises:
+        UsageError: if the carry is negative.
+
+    Example:
+        >>> round(time_scale(0.9), 2)
+        9.49
+
+    Source: Bengio, Simard, Frasconi 1994; Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063.
+    """
+    require_at_least("time_scale", "carry", carry, 0.0)
+    if carry == 0:
+        return 0.0
+    return math.inf if carry >= 1 else -1 / math.log(carry)
+
+
+def gate_time_scale(bias: float) -> float:
+    r"""$\tau = -1/\ln\sigma(b) = 1/\ln(1 + e^{-b})$: the memory of an LSTM cell whose forget gate sees only its bias.
+
+    Args:
+        bias: $b$, the sum of all biases of the forget gate (`torch.nn.LSTM` has two).
+
+    Returns:
+        A number of steps.
+
+    Example:
+        >>> [round(gate_time_scale(bias), 3) for bias in (0.0, 1.0, 3.0)]
+        [1.443, 3.192, 20.581]
+
+    Source: Gers, Schmidhuber, Cummins 2000; Tallec and Ollivier 2018, arXiv 1804.11188.
+    """
+    # log1p(exp(-b)) without overflow, for biases of both signs
+    loss = math.log1p(math.exp(-abs(bias))) + max(-bias, 0.0)
+    return 1 / loss if loss > 0 else math.inf
+
+
+def memory_horizon(carry: float, threshold: float = 1e-3) -> float:
+    r"""$k = \ln\epsilon / \ln\rho$: steps after which the gradient has fallen to $\epsilon$ of its size.
+
+    Args:
+        carry: $\rho$, the factor per step.
+        threshold: $\epsilon$.
+
+    Returns:
+        A number of steps; `inf` if nothing is lost.
+
+    Raises:
+        UsageError: if the carry is negative, or the threshold not between 0 and 1.
+
+    Example:
+        >>> round(memory_horizon(3**-0.5), 1)       # torch.nn.RNN as it is initialised
+        12.6
+    """
+    if not 0 < threshold < 1:
+        raise UsageError(f"memory_horizon: threshold must be between 0 and 1, got {threshold}.")
+    return -math.log(threshold) * time_scale(carry)
+
+
+def chrono_bias(horizon: float) -> float:
+    r"""$b = \ln(T - 1)$: the forget bias with $\sigma(b) = 1 - 1/T$, so that memory lasts about $T$ steps.
+
+    Args:
+        horizon: $T$, in steps.
+
+    Returns:
+        The bias (for `torch.nn.LSTM`, the sum of its two).
+
+    Raises:
+        UsageError: if the horizon is not above 1.
+
+    Example:
+        >>> round(gate_time_scale(chrono_bias(100.0)), 1)
+        99.5
+
+    Source: Tallec and Ollivier 2018, arXiv 1804.11188.
+    """
+    if not horizon > 1:
+        raise UsageError(f"chrono_bias: horizon must be above 1 step, got {horizon}.")
+    return math.log(horizon - 1)

@@ -1,0 +1,315 @@
+"""What every connection of the library must do, run over all that `levada.connections` lists.
+
+A new connection needs nothing here, unless it has an option without a default (`OPTIONS`), a mode that deserves a case
+of its own (`VARIANTS`), or cannot meet an item, with a reason (`EXCEPTIONS`, and its docstring).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import levada.connections
+from levada.connection import Connection, Stack
+
+OPTIONS = {"Dense": {"growth": 4}}
+
+VARIANTS = {
+    "Dense": {"concatenated": {"in_place": False}},
+    "Highway": {"uncoupled": {"coupled": False}},
+    "LayerScale": {"0.1": {"init": 0.1}},
+    "Momentum": {"stored": {"recompute": False}},
+    "PostNorm": {"deepnorm": {"alpha": "deepnorm"}},
+    "Reversible": {"stored": {"recompute": False}},
+    "StochasticDepth": {"sample": {"mode": "sample"}},
+}
+
+ONE_BACKWARD = "a recomputed chain goes backward once and gradcheck does so often; the stored variant is checked here"
+EXCEPTIONS = {
+    ("Momentum", "bfloat16 stream"): "refuses to recover states from bfloat16; under autocast the stream is float32",
+    ("Momentum", "gradcheck"): ONE_BACKWARD,
+    ("Reversible", "gradcheck"): ONE_BACKWARD,
+    ("StochasticDepth", "compile in training"): "draws in another order: a compiled graph computes what it drops",
+    ("StochasticDepth-sample", "compile in training"): "a compiled graph draws from another stream of random numbers",
+    ("StochasticDepth-sample", "sharding in training"): "processes draw for their own samples",
+}
+
+DIM, DEPTH = 8, 3
+
+
+def listed() -> dict[str, type[Connection]]:
+    named = vars(levada.connections).items()
+    classes = {name: c for name, c in named if isinstance(c, type) and issubclass(c, Connection)}
+    return {name: c for name, c in classes.items() if not inspect.isabstract(c)}
+
+
+def cases() -> dict[str, tuple[type[Connection], dict]]:
+    found = {}
+    for name, connection in listed().items():
+        options = OPTIONS.get(name, {})
+        found[name] = connection, options
+        for variant, extra in VARIANTS.get(name, {}).items():
+            found[f"{name}-{variant}"] = connection, {**options, **extra}
+    return found
+
+
+CASES = cases()
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def build(case: str, *, dim: int = DIM, depth: int = DEPTH, dtype: torch.dtype = torch.float32, seed: int = 0) -> Stack:
+    """Make a stack whose connections are off their starting point, where zeros hide half of the gradients."""
+    connection, options = CASES[case]
+    torch.manual_seed(seed)
+
+    def branch(dim_in: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(dim_in, options.get("growth", dim_in)), nn.Tanh())
+
+    stack = Stack(branch, connection, dim=dim, depth=depth, **options)
+    with torch.no_grad():
+        for module in [*(layer.connection for layer in stack.layers), stack.output]:
+            for parameter in module.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return stack.to(dtype)
+
+
+def batch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+def run(stack: Stack, x: Tensor) -> Tensor:
+    torch.manual_seed(3)  # for connections that draw
+    return stack(x)
+
+
+def gradients(stack: Stack, x: Tensor) -> dict[str, Tensor]:
+    stack.zero_grad()
+    x = x.detach().requires_grad_()
+    run(stack, x).square().mean().backward()
+    return {"input": x.grad} | {name: p.grad.clone() for name, p in stack.named_parameters() if p.grad is not None}
+
+
+def skip_exception(case: str, item: str) -> None:
+    if (case, item) in EXCEPTIONS:
+        pytest.skip(EXCEPTIONS[case, item])
+
+
+def test_the_tables_name_what_exists():
+    assert len(CASES) > len(listed()) > 0
+    assert set(OPTIONS) | set(VARIANTS) <= set(listed())
+    assert {case for case, _ in EXCEPTIONS} <= set(CASES)
+
+
+@pytest.mark.parametrize("name", listed())
+def test_classes_are_final_and_documented(name):
+    connection = listed()[name]
+    assert getattr(connection, "__final__", False), "a class is abstract or final"
+    for section in ("Args:", "Shape:", "Example:"):
+        assert section in connection.__doc__
+    parameters = list(inspect.signature(connection).parameters.values())
+    assert [p.name for p in parameters[:1]] == ["dim"]
+    assert {p.kind for p in parameters[1:]} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("leading", [(4,), (2, 3)], ids=str)
+def test_shape_and_dtype(case, dtype, leading):
+    if dtype == torch.bfloat16:
+        skip_exception(case, "bfloat16 stream")
+    stack = build(case, dtype=dtype)
+    y = run(stack, batch(*leading, DIM, dtype=dtype))
+    assert y.shape == (*leading, stack.dim_out)
+    assert y.dtype == dtype
+    assert torch.isfinite(y).all()
+
+
+@every_case
+def test_every_parameter_gets_a_gradient(case):
+    stack, x = build(case), batch(2, 3, DIM).requires_grad_()
+    for seed in range(8):  # so that what is dropped at random is there at least once
+        torch.manual_seed(seed)
+        stack(x).square().sum().backward()
+    for name, parameter in [("input", x), *stack.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@every_case
+def test_rows_of_a_batch_are_independent(case):
+    stack, x = build(case, dtype=torch.float64), batch(4, 3, DIM, dtype=torch.float64)
+    other = x.clone()
+    other[1:] = 5 * torch.randn_like(other[1:])
+    x.requires_grad_()
+    y = run(stack, x)
+    torch.testing.assert_close(y[0], run(stack, other)[0], rtol=1e-12, atol=1e-12)
+    y[0].sum().backward()
+    assert x.grad[0].abs().sum() > 0
+    assert x.grad[1:].abs().sum() == 0
+
+
+@every_case
+def test_state_dict_round_trip(case):
+    stack, other, x = build(case), build(case, seed=1), batch(4, DIM)
+    assert not torch.equal(run(stack, x), run(other, x))
+    file = io.BytesIO()
+    torch.save(stack.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(run(stack, x), run(other, x))
+    assert torch.equal(run(stack, x), run(copy.deepcopy(stack), x))
+    assert all(parameter.ndim > 0 for parameter in stack.parameters()), "a learned scalar has shape (1,)"
+
+
+@every_case
+def test_no_grad_and_inference_mode_give_the_same_numbers(case):
+    stack, x = build(case), batch(2, 3, DIM)
+    y = run(stack, x)
+    assert y.requires_grad
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(run(stack, x), y)
+
+
+@every_case
+def test_gradcheck(case):
+    skip_exception(case, "gradcheck")
+    stack, x = build(case, dim=4, depth=2, dtype=torch.float64), batch(3, 4, dtype=torch.float64).requires_grad_()
+    names, values = zip(*stack.named_parameters(), strict=True)
+
+    def function(x: Tensor, *values: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return functional_call(stack, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *values), fast_mode=True)
+
+
+@every_case
+def test_compiled_equals_eager(case):
+    stack = build(case).train((case, "compile in training") not in EXCEPTIONS)
+    torch.compiler.reset()
+    compiled, x = torch.compile(stack, fullgraph=True, backend="aot_eager"), batch(2, 3, DIM)
+    torch.testing.assert_close(run(compiled, x), run(stack, x), rtol=1e-5, atol=1e-6)
+    expected, found = gradients(stack, x), gradients(compiled, x)
+    found = {name.removeprefix("_orig_mod."): gradient for name, gradient in found.items()}
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@every_case
+def test_checkpointing_gives_the_same_gradients(case):
+    stack, x = build(case), batch(2, 3, DIM)
+    expected = gradients(stack, x)
+    stack.segments = 2
+    torch.testing.assert_close(gradients(stack, x), expected)
+
+
+@every_case
+def test_export(case):
+    stack, x = build(case).eval(), batch(2, 3, DIM)
+    exported = torch.export.export(stack, (x,)).module()
+    torch.testing.assert_close(exported(x), stack(x), rtol=1e-6, atol=1e-6)
+
+
+@every_case
+def test_bfloat16_autocast_with_float32_coefficients(case):
+    stack, x = build(case), batch(2, 3, DIM)
+    expected = gradients(stack, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, found = run(stack, x), gradients(stack, x)
+    torch.testing.assert_close(y.float(), run(stack, x), rtol=0.05, atol=0.05)
+    assert {p.dtype for p in stack.parameters()} == {torch.float32}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        error = (gradient - expected[name]).norm() / expected[name].norm()
+        assert error < 0.05, f"{name}: {error:.3f}"
+
+
+ZERO_BRANCH = ["LayerScale", "Momentum", "ReZero", "Residual", "Reversible", "SkipInit", "StochasticDepth"]
+ANY_BRANCH = {"ReZero": {}, "SkipInit": {}, "LayerScale": {"init": 0.0}, "Highway": {"bias": -200.0}}
+
+
+@pytest.mark.parametrize("name", ZERO_BRANCH)
+def test_zero_branches_make_the_identity(name):
+    def branch(dim_in: int) -> nn.Module:
+        linear = nn.Linear(dim_in, dim_in)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        return linear
+
+    stack, x = Stack(branch, listed()[name], dim=DIM, depth=4), batch(2, 3, DIM)
+    assert torch.equal(stack(x), x)
+
+
+@pytest.mark.parametrize("name", ANY_BRANCH)
+def test_claims_of_identity_at_the_start(name):
+    stack = Stack(lambda dim: nn.Linear(dim, dim), listed()[name], dim=DIM, depth=50, **ANY_BRANCH[name])
+    x = batch(4, DIM).requires_grad_()
+    y = stack(x)
+    assert torch.equal(y, x)
+    cotangent = torch.randn_like(y)
+    assert torch.equal(torch.autograd.grad(y, x, cotangent)[0], cotangent)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> dict[str, dict[str, Tensor]]:
+    """Gradients of every case, from two processes that hold half of each layer and see half of the batch."""
+    folder = tmp_path_factory.mktemp("sharded")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
+    processes = [
+        subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for c in commands
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return torch.load(folder / "gradients.pt")
+
+
+@every_case
+def test_sharded_gradients_equal_a_single_process(case, sharded):
+    stack = build(case, dtype=torch.float64).train((case, "sharding in training") not in EXCEPTIONS)
+    expected = gradients(stack, batch(4, 3, DIM, dtype=torch.float64))
+    del expected["input"]
+    torch.testing.assert_close(sharded[case], expected, rtol=1e-9, atol=1e-12)
+
+
+def shard(rank: int, folder: Path) -> None:
+    """Write the gradients of all cases; one of the two processes of `sharded`."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mesh = dist.init_device_mesh("cpu", (2,))
+    found = {}
+    for case in CASES:
+        stack = build(case, dtype=torch.float64).train((case, "sharding in training") not in EXCEPTIONS)
+        for layer in stack.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(stack, mesh=mesh)
+        half = batch(4, 3, DIM, dtype=torch.float64).chunk(2)[rank]
+        run(stack, half).square().mean().backward()
+        found[case] = {n: p.grad.full_tensor() for n, p in stack.named_parameters() if p.grad is not None}
+    if rank == 0:
+        torch.save(found, folder / "gradients.pt")
+    dist.barrier()  # a process that ends while the other still talks to it aborts
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    shard(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,77 @@
+"""The page in a browser: quiet, alone, and no wider than a phone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from levada.report import write_html
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page_file(tmp_path: Path, study_run: Path, healthy_report: Any, sick_report: Any) -> Path:
+    report = sick_report(model="a_rather_long_module_path.with_many.parts:and_a_function_name_that_does_not_end_soon")
+    report["blocks"][4]["gradient_rms"] = 0.0
+    return write_html([report, study_run, healthy_report()], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1200])
+def test_no_error_no_request_no_sideways_scrolling(browser: Any, page_file: Path, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    seen = page.eval_on_selector_all(
+        "svg.chart", "all => all.filter(one => one.checkVisibility()).map(one => one.classList[1])"
+    )
+    assert set(seen) == ({"wide", "cell"} if width > 640 else {"narrow", "cell"})
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(252, 251, 248)" if scheme == "light" else "rgb(18, 23, 26)")
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+    page.close()
+
+
+CONTRAST = """() => {
+  const channel = c => (c /= 255) <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4
+  const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number)
+    return .2126 * channel(r) + .7152 * channel(g) + .0722 * channel(b) }
+  const ratio = (a, b) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05)
+  const paper = light(getComputedStyle(document.body).backgroundColor)
+  const words = [...document.querySelectorAll('h1,h2,h3,p,figcaption,dt,dd,li,a,.badge,.tag,summary,text')]
+  const lines = [...document.querySelectorAll('.line')]
+  return [Math.min(...words.map(w => ratio(paper, light(getComputedStyle(w)[w.tagName == 'text' ? 'fill' : 'color'])))),
+          Math.min(...lines.map(l => ratio(paper, light(getComputedStyle(l).stroke))))]
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_and_lines_stand_out_from_the_paper(browser: Any, page_file: Path, scheme: str) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(page_file.as_uri())
+    words, lines = page.evaluate(CONTRAST)
+    assert words >= 4.5  # WCAG 2.2, success criterion 1.4.3
+    assert lines >= 3.0  # and 1.4.11
+    page.close()

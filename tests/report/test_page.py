@@ -1,0 +1,215 @@
+"""The page: one file, nothing loaded, everything escaped, nothing dropped in silence."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import json
+import re
+import xml.dom.minidom
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from levada._errors import UsageError
+from levada.report import render_report, write_html
+from levada.report.check import check_view, sampled
+from levada.runs import Run, RunWriter
+
+HOSTILE = "<script>alert(1)</script>\"'>&<img src=x onerror=alert(2)>"
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects tags and visible text; fails on a tag that is not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def poisoned(value: Any) -> Any:
+    """Put hostile text into every string, except those that decide what is shown."""
+    if isinstance(value, dict):
+        keep = ("status", "verdict", "severity", "style", "scale", "type", "first", "last", "site", "schema")
+        return {key: item if key in keep else poisoned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [poisoned(item) for item in value]
+    return value + HOSTILE if isinstance(value, str) else value
+
+
+def test_a_check_says_verdict_place_rate_repair_and_what_was_tried(sick: dict[str, Any]) -> None:
+    page = Page(render_report([sick]))
+    words = " ".join(page.text.split())
+    assert "The learning signal dies before it reaches layers.0 to layers.30." in words
+    assert "shrinks by 19." in words
+    assert "a factor of 0.410 [0.402, 0.418] per block, where theory predicts 0.408" in words
+    assert "✓ tried on this model and data" in words
+    assert "predicted by theory, not tried" in words
+    assert "after, measured" in words
+    assert "after, predicted" in words
+    assert "To show this wrong:" in words
+    assert "The model has no recurrence to measure." in words
+    assert "No unit is flat" not in words  # a rule that is clear has nothing to say
+    assert words.count("layers.49") >= 2
+
+
+def test_the_page_loads_nothing_and_its_policy_lets_nothing_in(sick: dict[str, Any], study_run: Path) -> None:
+    text = render_report([sick, Run(study_run)])
+    page = Page(text)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "iframe", "img", "object", "embed", "form", "base"}
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "src", "srcset")], tag
+        if "href" in attributes:
+            assert (attributes["href"] or "").startswith(("#", "data:,"))
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy") or ""
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert policy.startswith("default-src 'none';")
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+
+
+def test_everything_from_outside_is_escaped(tmp_path: Path, study_run: Path, sick_report: Any) -> None:
+    report = poisoned(sick_report(4))
+    for i, block in enumerate(report["blocks"]):
+        block["site"] = f"layers.{i}{HOSTILE}"
+    folder = tmp_path / "hostile"
+    with RunWriter.create(folder, kind="study", name=HOSTILE) as writer:
+        for event in Run(study_run).events():
+            event = poisoned(event)
+            writer.append(event.pop("type"), **event)
+    clean = Page(render_report([sick_report(4), Run(study_run)]))
+    text = render_report([report, Run(folder)])
+    dirty = Page(text)
+    # Not one element more than without: the hostile text is text.
+    assert {tag for tag, _ in dirty.tags} == {tag for tag, _ in clean.tags}
+    assert "<script" not in text
+    assert "<img" not in text
+    assert HOSTILE in dirty.text
+
+
+def test_drawings_are_well_formed_and_described(sick: dict[str, Any], study_run: Path) -> None:
+    sick["model"] = HOSTILE
+    drawings = re.findall(r"<svg.*?</svg>", render_report([sick, Run(study_run)]), re.DOTALL)
+    assert len(drawings) > 10
+    for drawing in drawings:
+        root = xml.dom.minidom.parseString(drawing).documentElement
+        assert root is not None
+        assert root.getAttribute("aria-label") or root.getAttribute("aria-hidden") == "true"
+
+
+def test_a_study_shows_claims_figures_seeds_and_where_it_comes_from(study_run: Path) -> None:
+    words = " ".join(Page(render_report([Run(study_run)])).text.split())
+    assert "1 held, 1 not held, 1 not decided" in words
+    assert "10 results, seeds 0, 1, 2, 3, 4." in words
+    assert "5 seeds, thick: median" in words
+    assert "0.4093 [0.4061, 0.4127]" in words
+    assert "Correction. Highway networks of 100 layers" in words
+    assert "In the plain stack the gradient falls by 0.41 per block" in words
+    assert Run(study_run).manifest.created in words
+    assert "400 of 800 rows, evenly spaced" in words
+
+
+def test_runs_paths_and_reports_stand_on_one_page(
+    sick: dict[str, Any], check_run: Path, study_run: Path, healthy_report: Any
+) -> None:
+    page = Page(render_report([check_run, str(study_run), healthy_report(), sick]))
+    words = " ".join(page.text.split())
+    for part in ("Sigmoid stack, 50 blocks", "How fast does the gradient", "The learning signal reaches every block"):
+        assert part in words
+    anchors = {a["href"] for tag, a in page.tags if tag == "a"}
+    assert {"#part-1", "#part-2", "#part-3", "#part-4"} <= anchors
+    assert {a.get("id") for _, a in page.tags} >= {"part-1", "part-2", "part-3", "part-4"}
+
+
+def test_a_report_survives_json_with_its_non_finite_numbers(sick: dict[str, Any]) -> None:
+    sick["blocks"][0]["gradient_rms"] = "nan"
+    sick["blocks"][1]["gradient_rms"] = 0.0
+    sick["blocks"][2]["gradient_rms"] = "inf"
+    sick["findings"][0]["evidence"]["ratio"] = "-inf"
+    text = render_report([json.loads(json.dumps(sick, allow_nan=False))])
+    for note in ("1 value is NaN", "1 value is exactly zero", "1 value is infinite"):
+        assert note in text
+    assert "It is exactly zero at 1 of 50 blocks." in text
+    assert "−∞" in text
+
+
+def test_a_damaged_run_says_so(check_run: Path) -> None:
+    log = check_run / "events.log"
+    log.write_bytes(log.read_bytes() + b"torn")
+    assert "This run's log is damaged: the frame at byte" in render_report([check_run])
+
+
+def test_a_report_with_next_to_nothing_is_a_page() -> None:
+    text = render_report(
+        [{"verdict": "unknown", "findings": [{"rule": "x", "status": "unknown", "claim": "No batch came."}]}]
+    )
+    assert "The check could not decide." in text
+    assert "No batch came." in text
+    bare = {"site": "a", "order": 0}
+    assert "No gradient above zero was measured" not in render_report([{"verdict": "healthy", "blocks": [bare, bare]}])
+
+
+def test_a_huge_report_stays_small_and_says_what_it_leaves_out(sick_report: Any) -> None:
+    text = render_report([sick_report(10_000, 0.9999)])
+    assert len(text) < 2_000_000
+    assert "1000 of 10000 blocks, evenly spaced" in text
+    assert sampled(10_000, 1000)[-1] == 9999
+
+
+def test_blocks_are_shown_in_the_order_of_execution(sick: dict[str, Any]) -> None:
+    shuffled = copy.deepcopy(sick)
+    shuffled["blocks"].reverse()
+    assert check_view(shuffled) == check_view(sick)
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path: Path, healthy_report: Any) -> None:
+    with pytest.raises(UsageError, match="at least one report or run"):
+        render_report([])
+    with pytest.raises(UsageError, match="without a verdict"):
+        render_report([{"model": "x"}])
+    with pytest.raises(UsageError, match="got int"):
+        render_report([3])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="there is nothing here"):
+        render_report([tmp_path / "absent"])
+    with pytest.raises(UsageError, match="reports of schema 1, got 2"):
+        render_report([{"verdict": "healthy", "schema": 2}])
+    with pytest.raises(UsageError, match="a folder that exists"):
+        write_html([healthy_report()], tmp_path / "absent" / "page.html")
+
+
+def test_writing_replaces_the_page_whole(tmp_path: Path, healthy_report: Any, sick_report: Any) -> None:
+    path = write_html([healthy_report()], tmp_path / "page.html")
+    assert path.read_text(encoding="utf-8").endswith("</html>\n") or path.read_text(encoding="utf-8").endswith(
+        "</html>"
+    )
+    write_html([sick_report()], path)
+    assert "dies before it reaches" in path.read_text(encoding="utf-8")
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]

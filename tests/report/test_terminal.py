@@ -1,0 +1,115 @@
+"""The terminal: 80 columns, without colour, without Unicode; the same words as the page."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from levada.report.terminal import print_check, print_claims
+from levada.runs import Run
+
+
+def printed(report: dict[str, Any], width: int = 80, encoding: str = "utf-8", **options: Any) -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    print_check(report, Console(file=stream, width=width, **options))
+    stream.seek(0)
+    return stream.read()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_line_is_wider_than_the_console(sick: dict[str, Any], width: int) -> None:
+    sick["blocks"][0]["site"] = "transformer.layers.0.attention.projection.linear.output"
+    text = printed(sick, width)
+    lines = [line for line in text.splitlines() if not line.startswith("      ")]  # a patch is not wrapped
+    assert max(len(line.rstrip()) for line in lines) <= width
+    if width >= 80:
+        for cell in ("0.0210", "3.5e-6", "layers.49"):
+            assert cell in text
+
+
+def test_measured_stands_beside_predicted_and_the_verdict_beside_its_repair(sick: dict[str, Any]) -> None:
+    words = " ".join(printed(sick).split())
+    assert "gradient per block: measured 0.410 [0.402, 0.418]; predicted 0.408" in words
+    assert "✕ error The learning signal dies before it reaches layers.0 to layers.30." in words
+    assert "repair: residual (tried on this model and data)" in words
+    assert "gradient decay per block: 0.4100 [0.4019, 0.4178] → 0.996 [0.991, 1.001]" in words
+    assert "net = Stack([Block(256) for _ in range(50)], Residual, dim=256)" in words
+    assert "repair: orthogonal initialisation (predicted by theory, not tried)" in words
+    assert "not decided: short_memory" in words
+
+
+def test_bars_shorten_with_the_gradient_and_a_constant_signal_has_full_bars(sick: dict[str, Any]) -> None:
+    rows = [line for line in printed(sick).splitlines() if " layers." in f" {line[2:9]}"]
+    assert len(rows) == 50
+    lengths = [line.count("█", 40) for line in rows]
+    assert lengths[0] == 0
+    assert lengths[-1] == max(lengths) > 5
+    assert min(line.count("█", 0, 40) for line in rows) >= 10
+
+
+def test_without_unicode_and_colour_everything_is_still_said(sick: dict[str, Any]) -> None:
+    text = printed(sick, encoding="ascii", no_color=True)
+    assert "\x1b" not in text
+    assert text.isascii()
+    assert "x error" in text
+    assert "####" in text
+    assert "x layers.0" in text
+
+
+def test_colour_is_used_on_a_terminal(sick: dict[str, Any]) -> None:
+    assert "\x1b[31m" in printed(sick, force_terminal=True, color_system="standard")
+
+
+def test_deep_nets_are_sampled_and_this_is_said(sick_report: Any) -> None:
+    text = printed(sick_report(400))
+    assert "60 of 400 blocks shown, evenly spaced." in text
+    assert sum(" layers." in line[:10] for line in text.splitlines()) == 60
+    assert "layers.399" in text
+
+
+def test_values_without_a_logarithm_are_words(sick: dict[str, Any]) -> None:
+    sick["blocks"][0]["gradient_rms"] = 0.0
+    sick["blocks"][1]["gradient_rms"] = "nan"
+    sick["blocks"][2]["gradient_rms"] = "inf"
+    rows = printed(sick).splitlines()[1:4]
+    for row, word in zip(rows, ("zero", "NaN", "∞"), strict=True):
+        assert row.rstrip().endswith(word)
+
+
+def test_markup_in_names_is_letters(sick: dict[str, Any]) -> None:
+    sick["blocks"][5]["site"] = "[bold]x[/bold]"
+    sick["findings"][0]["claim"] = "[red]no[/red] [/]"
+    text = printed(sick)
+    assert "[bold]x[/bold]" in text
+    assert "[red]no[/red] [/]" in text
+
+
+def test_a_healthy_check_and_an_empty_one(healthy_report: Any) -> None:
+    assert "✓ healthy  The learning signal reaches every block." in printed(healthy_report())
+    assert "? unknown  The check could not decide." in printed({"verdict": "unknown"})
+
+
+def test_claims(study_run: Path) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=80)
+    print_claims(Run(study_run), console)
+    words = " ".join(stream.getvalue().split())
+    assert "✓ held The gradient shrinks by the same factor" in words
+    assert "factor: 0.4093 [0.4061, 0.4127]" in words
+    assert "✕ not held" in words
+    assert "correction: Highway networks" in words
+    assert words.endswith("1 held, 1 not held, 1 not decided")
+    assert max(len(line) for line in stream.getvalue().splitlines()) <= 80
+    print_claims([], console)
+    assert "decides no claim" in stream.getvalue()
+
+
+def test_of_a_claim_decided_twice_the_last_word_counts() -> None:
+    stream = io.StringIO()
+    claims = [{"name": "a", "statement": "s", "status": status} for status in ("not decided", "held")]
+    print_claims(claims, Console(file=stream, width=80))
+    assert stream.getvalue().splitlines()[-1] == "1 held"

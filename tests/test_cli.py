@@ -1,0 +1,207 @@
+"""The command line: exit codes, one sentence for what cannot be used, and nothing but JSON where JSON was asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from levada.cli import main
+
+TARGETS = '''
+import torch
+from torch import nn
+
+module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+number = 3
+
+
+def healthy():
+    torch.nn.init.orthogonal_(module[0].weight)
+    return module
+
+
+def sick():
+    layers = [m for _ in range(50) for m in (nn.Linear(16, 16), nn.Sigmoid())]
+    return nn.Sequential(nn.Linear(4, 16), *layers, nn.Linear(16, 2))
+
+
+def batch():
+    torch.manual_seed(1)
+    return torch.randn(32, 4), torch.arange(32) % 2
+
+
+def wrong_shape():
+    return torch.randn(32, 5), torch.arange(32) % 2
+
+
+def empty():
+    return torch.randn(0, 4), torch.zeros(0, dtype=torch.long)
+
+
+def with_nan():
+    return torch.full((32, 4), float("nan")), torch.arange(32) % 2
+
+
+def raises():
+    raise RuntimeError("no weights here\\nsecond line")
+
+
+def needs(argument):
+    return module
+
+
+def not_scalar(outputs, targets):
+    return outputs
+
+
+def parameterless():
+    return nn.Sequential(nn.ReLU())
+
+
+class Holder:
+    module = module
+'''
+
+
+@pytest.fixture
+def targets(tmp_path, monkeypatch):
+    file = tmp_path / "nets.py"
+    file.write_text(TARGETS)
+    monkeypatch.chdir(tmp_path)
+    return file
+
+
+def check(capsys, *words):
+    code = main(["check", *words])
+    return code, capsys.readouterr()
+
+
+def test_a_healthy_model_exits_with_0(targets, capsys):
+    code, out = check(capsys, "nets.py:healthy", "--batch", "nets.py:batch")
+    assert code == 0, out
+    assert "healthy" in out.out
+
+
+def test_a_sick_model_exits_with_1_unless_told_otherwise(targets, capsys):
+    words = ("nets.py:sick", "--batch", "nets.py:batch", "--optimizer", "SGD", "--lr", "0.1")
+    code, out = check(capsys, *words)
+    assert code == 1
+    assert "vanish" in out.out
+    assert check(capsys, *words, "--fail-on", "never")[0] == 0
+
+
+def test_json_on_standard_output_is_alone(targets, capsys):
+    _, out = check(capsys, "nets:healthy", "--batch", "nets:batch", "--json", "-")
+    told = json.loads(out.out)
+    assert told["schema"] == 1
+    assert told["model"] == "nets:healthy"
+    assert told["verdict"] == "healthy"
+
+
+def test_every_file_that_was_asked_for_is_written(targets, capsys, tmp_path):
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "sarif", "html")}
+    words = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    code, _ = check(capsys, "nets:sick", "--batch", "nets:batch", "--run", "kept", "--fail-on", "never", *words)
+    assert code == 0
+    assert json.loads(files["json"].read_text())["findings"]
+    assert json.loads(files["sarif"].read_text())["version"] == "2.1.0"
+    assert "<html" in files["html"].read_text()
+    assert main(["report", "kept", "-o", "page.html"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "page.html")
+    assert main(["doctor", "kept"]) == 0
+
+
+def test_a_run_folder_is_not_written_over(targets, capsys):
+    words = ("nets:healthy", "--batch", "nets:batch", "--run", "kept")
+    assert check(capsys, *words)[0] == 0
+    code, out = check(capsys, *words)
+    assert code == 2
+    assert "kept" in out.err
+
+
+UNUSABLE = {
+    "no colon": (["nets.py"], "path/to/file.py:name"),
+    "no file": (["nowhere.py:build"], "no file 'nowhere.py'"),
+    "no module": (["no_such_package:build"], "no module 'no_such_package'"),
+    "no name": (["nets.py:heathy"], "Did you mean 'healthy'"),
+    "not a module": (["nets.py:number"], "int"),
+    "raises": (["nets.py:raises"], "RuntimeError: no weights here."),
+    "needs an argument": (["nets.py:needs"], "without arguments"),
+    "parameterless": (["nets.py:parameterless", "--batch", "nets.py:batch"], "parameter"),
+    "wrong shape": (["nets.py:healthy", "--batch", "nets.py:wrong_shape"], "shape|mat1"),
+    "empty batch": (["nets.py:healthy", "--batch", "nets.py:empty"], "empty"),
+    "batch raises": (["nets.py:healthy", "--batch", "nets.py:raises"], "nets.py:raises"),
+    "NaN in the batch": (["nets.py:healthy", "--batch", "nets.py:with_nan"], "NaN"),
+    "loss not scalar": (["nets.py:healthy", "--batch", "nets.py:batch", "--loss", "nets.py:not_scalar"], "scalar"),
+    "unknown loss": (["nets.py:healthy", "--batch", "nets.py:batch", "--loss", "crossentropy"], "cross_entropy"),
+    "unknown optimizer": (["nets.py:healthy", "--batch", "nets.py:batch", "--optimizer", "Adamm"], "Adam"),
+    "learning rate": (["nets.py:healthy", "--batch", "nets.py:batch", "--lr", "-1"], "lr"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(case, targets, capsys):
+    words, said = UNUSABLE[case]
+    code, out = check(capsys, *words)
+    assert code == 2, out
+    assert out.out == ""
+    assert "Traceback" not in out.err
+    assert len(out.err.strip().splitlines()) == 1
+    import re
+
+    assert re.search(said, out.err), out.err
+
+
+def test_a_dotted_name_and_a_module_itself_are_targets(targets, capsys):
+    assert check(capsys, "nets:Holder.module", "--batch", "nets:batch")[0] == 0
+
+
+def test_debug_shows_where_it_came_from(targets):
+    with pytest.raises(ValueError, match="no weights here"):
+        main(["check", "nets.py:raises", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["chek"], "chek"),
+        (["check"], "MODEL"),
+        (["check", "a:b", "--fail-on", "always"], "always"),
+        (["study", "R999"], "R999"),
+        (["study", "R1", "--set", "depth"], "KEY=VALUE"),
+        (["report", "nowhere"], "nowhere"),
+        (["doctor", "nowhere"], "nowhere"),
+        (["list", "things"], "things"),
+    ],
+)
+def test_every_command_answers_a_wrong_word_in_one_line(words, said, targets, capsys):
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    out = capsys.readouterr()
+    assert code == 2
+    assert said in out.err
+    assert len(out.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["connections", "diagnostics", "studies", "initialisations"])
+def test_lists_name_something_and_say_what_it_is(kind, capsys):
+    assert main(["list", kind]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines
+    assert all(len(line.split(maxsplit=1)) == 2 or line.startswith(" ") for line in lines)
+
+
+def test_the_installed_command_runs(targets):
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", "levada", "check", "nets.py:healthy", "--batch", "nets.py:batch"],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert max(map(len, run.stdout.splitlines())) <= 80
