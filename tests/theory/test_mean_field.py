@@ -238,3 +238,14 @@ def test_negative_variances_are_refused():
     ):
         with pytest.raises(UsageError, match="must be at least"):
             call()
+
+
+def test_order_and_chaos_mirror_each_other_at_the_edge():
+    critical = critical_weight_variance("tanh", 0.05)
+    for excess in (1e-2, 1e-4, 1e-6, 1e-9):
+        fixed = correlation_fixed_point("tanh", critical * (1 + excess), 0.05)
+        chi_one = chi("tanh", critical * (1 + excess), fixed.q)
+        assert 0 < 1 - fixed.correlation < 3 * excess + 1e-7
+        assert 1 - fixed.slope == pytest.approx(chi_one - 1, rel=0.03, abs=2e-8)
+        ordered = correlation_fixed_point("tanh", critical * (1 - excess), 0.05)
+        assert ordered.correlation == 1.0
