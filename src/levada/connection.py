@@ -296,7 +296,7 @@ class _CompiledAdvance:
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise UsageError(
                 f"Stack: compile is for layers and inputs that are alike, but these differ in more than "
-                f"{torch._dynamo.config.recompile_limit} ways (TORCH_LOGS=recompiles lists them). Leave compile out, or "
+                f"{torch._dynamo.config.recompile_limit} ways (TORCH_LOGS=recompiles lists them). Leave it out, or "
                 f"raise torch._dynamo.config.recompile_limit."
             ) from error
 

@@ -31,7 +31,6 @@ def make_sick(depth: int = 50, rate: float = RATE, model: str = "mlp.py:sigmoid_
                 "signal_predicted": 0.525,
                 "signal_spread": 0.21 * rate**i * math.exp(noise.gauss(0, 0.2)) + 1e-9,
                 "gradient_rms": gradient * wobble,
-                "gradient_low": gradient,
                 "gradient_predicted": gradient,
                 "gain_measured": rate * math.exp(noise.gauss(0, 0.03)),
                 "gain_predicted": rate,
@@ -60,6 +59,8 @@ def make_sick(depth: int = 50, rate: float = RATE, model: str = "mlp.py:sigmoid_
             "memory_horizon": None,
         },
         "findings": [_finding(depth, last, rate, decay), *_lesser_findings()],
+        "notes": ["No loss was given: cross entropy was taken."],
+        "optimizer": "Adam",
     }
 
 
@@ -149,6 +150,9 @@ def write_study(folder: Path) -> Path:
         for seed in range(5):
             for kind in ("plain", "residual"):
                 writer.append("result", key=f"{kind}-{seed}", config={"kind": kind}, seed=seed, values={"rate": 0.4})
+        writer.append("failure", key="plain-4", config={}, seed=4, error="RuntimeError: computed again below")
+        writer.append("failure", key="plain-9", config={}, seed=9, error="RuntimeError: out of memory")
+        writer.append("result", key="plain-4", config={"kind": "plain"}, seed=4, values={"rate": 0.4})
         writer.append("figure", **_decay_figure(noise))
         writer.append("figure", **_bar_figure(noise))
         writer.append("figure", **_panel_figure(noise))
@@ -160,6 +164,8 @@ def write_study(folder: Path) -> Path:
             status="held",
             numbers={"factor": {"value": 0.4093, "low": 0.4061, "high": 0.4127, "predicted": 0.408}, "seeds": 5},
             statistic={"test": "permutation", "p": 0.008},
+            reason="The largest deviation is 0.9 %.",
+            seeds=[0, 1, 2, 3, 4],
             paper_value=0.408,
             source="Schoenholz et al. 2017, arXiv:1611.01232",
         )
@@ -192,7 +198,8 @@ def _decay_figure(noise: random.Random) -> dict[str, Any]:
     for group, rate in (("plain", 0.41), ("residual", 0.97)):
         for seed in range(5):
             y = [rate**x * math.exp(noise.gauss(0, 0.25)) for x in xs]
-            series.append({"label": group, "style": "measured", "group": group, "x": xs, "y": y, "seed": seed})
+            label = f"{group}, seed {seed}"
+            series.append({"label": label, "style": "measured", "group": group, "x": xs, "y": y, "seed": seed})
         y = [rate**x for x in xs]
         series.append({"label": f"{group}, predicted", "style": "predicted", "group": group, "x": xs, "y": y})
     series.append({"label": "float32 precision", "style": "reference", "x": [0, 58], "y": [1.2e-7, 1.2e-7]})

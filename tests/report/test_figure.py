@@ -114,10 +114,11 @@ def test_names_on_the_x_axis_are_not_joined_by_lines() -> None:
 
 def test_long_series_keep_their_extremes() -> None:
     y = [1.0 + 1e-3 * math.sin(i) for i in range(100_000)]
-    y[12_345], y[67_890], y[50_000] = 1e9, 1e-9, 0.0
+    y[12_345], y[67_890], y[50_000], y[70_000], y[70_001] = 1e9, 1e-9, 0.0, math.inf, math.nan
     one = read_panels(spec(x=list(range(len(y))), y=y))[0].series[0]
-    assert len(one.drawn) <= NUM_DRAWN + 2
-    assert {1e9, 1e-9, 0.0} <= {point.y for point in one.drawn}
+    assert len(one.drawn) <= NUM_DRAWN + 4
+    assert {1e9, 1e-9, 0.0, math.inf} <= {point.y for point in one.drawn}
+    assert any(math.isnan(point.y or 0.0) for point in one.drawn)
     assert [p.x for p in one.drawn] == sorted(p.x for p in one.drawn)
 
 

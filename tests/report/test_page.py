@@ -16,7 +16,7 @@ import pytest
 
 from levada._errors import UsageError
 from levada.report import render_report, write_html
-from levada.report.check import check_view, sampled
+from levada.report.check import check_view, gradient_key, sampled
 from levada.runs import Run, RunWriter
 
 HOSTILE = "<script>alert(1)</script>\"'>&<img src=x onerror=alert(2)>"
@@ -72,8 +72,20 @@ def test_a_check_says_verdict_place_rate_repair_and_what_was_tried(sick: dict[st
     assert "after, predicted" in words
     assert "To show this wrong:" in words
     assert "The model has no recurrence to measure." in words
+    assert "No loss was given: cross entropy was taken." in words
+    assert "optimizer Adam" in words
     assert "No unit is flat" not in words  # a rule that is clear has nothing to say
     assert words.count("layers.49") >= 2
+
+
+def test_theory_stands_beside_the_quantity_that_it_predicts(sick: dict[str, Any]) -> None:
+    for block in sick["blocks"]:
+        block["cotangent_rms"] = block["gradient_rms"]
+        block["gradient_rms"] = 1e-5 * block["cotangent_rms"]
+    assert gradient_key(sick["blocks"]) == "cotangent_rms"
+    words = Page(render_report([sick])).text
+    assert "measured, of a random unit cotangent at the output" in words
+    assert "gradient of the loss" in words
 
 
 def test_the_page_loads_nothing_and_its_policy_lets_nothing_in(sick: dict[str, Any], study_run: Path) -> None:
@@ -134,6 +146,9 @@ def test_a_study_shows_claims_figures_seeds_and_where_it_comes_from(study_run: P
     assert "Correction. Highway networks of 100 layers" in words
     assert "In the plain stack the gradient falls by 0.41 per block" in words
     assert Run(study_run).manifest.created in words
+    assert "Here: The largest deviation is 0.9 %." in words
+    assert "plain-9: RuntimeError: out of memory" in words
+    assert "computed again below" not in words
     assert "400 of 800 rows, evenly spaced" in words
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from levada.diagnose.facts import facts_of
 from levada.probe.trace import Trace
 
-__all__ = ["AGREEMENT", "LEAST_DECADES", "LEAST_FACTOR", "Decay", "gradient_decay", "signal_decay"]
+__all__ = ["AGREEMENT", "LEAST_DECADES", "LEAST_FACTOR", "Decay", "gradient_decay", "signal_decay", "size_decay"]
 
 # A factor within 10 % of 1 per block is what finite width does to a network at criticality.
 LEAST_FACTOR = 0.9
@@ -123,6 +123,18 @@ def signal_decay(trace: Trace) -> Decay | str:
     rounding = RESOLVED * facts_of(trace).resolution * trace["signal_rms"]
     logs = torch.where(spread > rounding, spread, 0.0).log10()
     return _slope(logs, predicted, last, towards_input=False)
+
+
+def size_decay(trace: Trace) -> Decay | str:
+    """Return the factor per block, towards the output, on the signal's root mean square, or why there is none.
+
+    Args:
+        trace: with `signal_rms`; draws are its rows.
+    """
+    sizes = _known([p.signal for p in facts_of(trace).predictions])
+    predicted = sizes.log10().diff() if sizes.numel() == len(trace.sites) else torch.full((0,), math.nan)
+    last = len(trace.sites) - (1 if len(trace.sites) < 3 else 2)
+    return _slope(trace["signal_rms"].log10(), predicted, last, towards_input=False)
 
 
 def _known(values: Sequence[float | None]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from levada.probe.execution import Kind
+from levada.probe.operation import Kind
 
 __all__ = ["canonical_name", "describe"]
 
@@ -127,6 +127,7 @@ def describe(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tup
         if isinstance(options["min"], int | float) and isinstance(options["max"], int | float):
             return "activation", "hardtanh", {"min_val": options["min"], "max_val": options["max"]}
     if kind in ("add", "multiply"):
-        options.update({"scalar": value for value in args[:2] if isinstance(value, int | float)})
+        scalar = next((value for value in args[:2] if isinstance(value, int | float)), None)
+        options.update({} if scalar is None else {"scalar": scalar})
     options.pop("inplace", None)
     return kind, name, options

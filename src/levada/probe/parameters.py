@@ -45,7 +45,8 @@ class ParameterReading:
     def after(self) -> tuple[list[list[str]], list[Tensor]]:
         """Return the names, and per group of one shape a tensor with a row for each name and the columns `COLUMNS`.
 
-        "count" is the number of elements, "lost" is the share of the elements with a gradient ("moving" is theirs of all) that the step left as they were.
+        "count" is the number of elements, "moving" the share of them that have a gradient, and "lost" the share of
+        these that the step left as they were.
         What a frozen parameter does not have is NaN; the gradient of a parameter that no gradient reached is zero.
         """
         names, blocks = [], []

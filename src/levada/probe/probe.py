@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from levada._errors import MeasurementError, UsageError, require_at_least
 from levada.probe.collector import Collector
-from levada.probe.execution import Execution, Operation
+from levada.probe.operation import Execution, Operation
 from levada.probe.parameters import ParameterReading
 from levada.probe.reading import Reading, Readings
 from levada.probe.recorder import Recorder
@@ -60,9 +60,7 @@ class Probe:
         ((0, 1), ['0', '2'], 1.0)
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, every: int = 1
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, every: int = 1) -> None:
         require_at_least("Probe", "every", every, 1)
         self.model = model
         self.optimizer = optimizer
@@ -120,7 +118,9 @@ class Probe:
             UsageError: if the probe has an optimizer, or is not active.
         """
         if self.optimizer is not None:
-            raise UsageError("Probe.step: this probe counts its optimizer's steps. Leave out the call, or the optimizer.")
+            raise UsageError(
+                "Probe.step: this probe counts its optimizer's steps. Leave out the call, or the optimizer."
+            )
         if not self.active:
             raise UsageError("Probe.step: the probe is not active. Call it inside `with Probe(model) as probe:`.")
         self._finish()
@@ -185,7 +185,8 @@ class Probe:
     def _found(self, completed: bool) -> None:
         recorder = self._recorder
         if recorder is None or self._reading is None or not completed:
-            return self.end(completed)
+            self.end(completed)
+            return
         execution = execution_from(recorder)
         self._plan = plan_from(recorder, execution)
         for number, targets in targets_of(recorder, execution).items():
@@ -257,7 +258,7 @@ class Probe:
                 collector.add(slot, gradient)
 
         reading.expected.add(slot)
-        handle = tensor.register_hook(hook)
+        handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
         if tensor.is_leaf:  # no graph to die with
             reading.handles.append(handle)
 

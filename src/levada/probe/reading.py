@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from levada._errors import MeasurementError
 from levada.probe.collector import Slot, to_host
-from levada.probe.execution import Execution
+from levada.probe.operation import Execution
 from levada.probe.parameters import COLUMNS
 from levada.probe.taps import Target
 from levada.probe.trace import Site, Trace
@@ -115,8 +115,7 @@ class Reading:
         self._add_signals(mean, blocks, dropped)
         parameters: dict[str, list[float]] = {}
         for names in self._names:
-            for name, row in zip(names, next(blocks), strict=True):
-                parameters[name] = row
+            parameters.update(zip(names, next(blocks), strict=True))
         if isinstance(self.lr, Tensor):
             self.lr = next(blocks)[0][0]
         return _signals(mean, sites, parameters)

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from levada.probe.execution import Operation
 from levada.probe.functions import canonical_name, describe
+from levada.probe.hook import Hook
+from levada.probe.operation import Operation
 
 __all__ = ["Event", "Frame", "Recorder", "Sighting", "first_floating", "tensors"]
 
@@ -147,12 +147,14 @@ class Recorder(TorchFunctionMode):
 
     def attach(self) -> None:
         """Put the hooks on the modules."""
-        inside = {id(m) for outer in self.model.modules() if isinstance(outer, ParametrizationList) for m in outer.modules()}
+        inside = {
+            id(m) for outer in self.model.modules() if isinstance(outer, ParametrizationList) for m in outer.modules()
+        }
         for name, module in self.model.named_modules():
             if id(module) in inside:  # they compute a parameter, not a signal
                 continue
-            self._handles.append(module.register_forward_pre_hook(self._opener(name), with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._closer(), always_call=True))
+            self._handles.append(module.register_forward_pre_hook(Hook(self._opener(name)), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(Hook(self._closer()), always_call=True))
 
     def detach(self) -> None:
         """Remove the hooks and leave the function mode."""
@@ -162,7 +164,7 @@ class Recorder(TorchFunctionMode):
         self._stack.clear()
         if self._entered:
             self._entered = False
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _opener(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -180,13 +182,14 @@ class Recorder(TorchFunctionMode):
                 parent.events.append(frame)
             self._busy = True
             frame.inputs = tuple(dict.fromkeys(self._activations((args, kwargs), parent)))
-            for key, value in (*enumerate(args), *kwargs.items()):
+            keyed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+            for key, value in keyed:
                 if isinstance(value, Tensor):
                     self.sightings.setdefault(self._number(value), []).append(Sighting(name, call, key))
             self._busy = False
             if parent is None:
                 self._entered = True
-                self.__enter__()
+                self.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -208,7 +211,7 @@ class Recorder(TorchFunctionMode):
             self._busy = False
             if not self._stack:
                 self._entered = False
-                self.__exit__(None, None, None)
+                self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 self.finished = output is not None
                 if not self.finished:
                     self._reset()
@@ -269,8 +272,9 @@ class Recorder(TorchFunctionMode):
         if not main.is_floating_point():
             return
         self._last = number
-        if self._on_value is not None and number in fresh:
-            self._on_value(number, main)
+        for tensor in returned if self._on_value is not None else ():
+            if self._on_value is not None and tensor.is_floating_point() and self._number(tensor) in fresh:
+                self._on_value(self._number(tensor), tensor)
         if operation.kind == "activation" and number in fresh:
             self.channel_dim[number] = 1 if self._convolutional and main.dim() > 2 else main.dim() - 1
             if self._on_activation is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
-from levada.probe.execution import Execution, Operation
+from levada.probe.operation import Execution, Operation
 from levada.probe.recorder import Event, Frame, Recorder
 from levada.probe.trace import Site
 
@@ -145,20 +146,24 @@ class _Graph:
         children = [f for f in frame.frames() if any(True for _ in f.module.parameters()) and f.outputs]
         return any(
             not any(self.depends(n, output) for n in after.inputs for output in before.outputs[:1])
-            for before, after in zip(children, children[1:], strict=False)
+            for before, after in itertools.pairwise(children)
         )
 
     def is_small_branch(self, frame: Frame, parent: Frame) -> bool:
         """Whether the parent adds this call's result to something that the call itself started from."""
         leaves = [f for f in _frames(frame) if not f.frames()]
-        if len(leaves) > 3 * _LARGEST_BRANCH or any(not isinstance(f.module, nn.Sequential) for f in _composites(frame)):
+        if len(leaves) > 3 * _LARGEST_BRANCH or any(
+            not isinstance(f.module, nn.Sequential) for f in _composites(frame)
+        ):
             return False
         if sum(self._role(f) == "anchor" for f in leaves) > _LARGEST_BRANCH or frame.output is None:
             return False
         return any(
             event.frame is parent
             and event.operation.kind == "add"
-            and any(self.depends(start, n) for n in event.operation.inputs for start in frame.inputs if n != frame.output)
+            and any(
+                self.depends(start, n) for n in event.operation.inputs for start in frame.inputs if n != frame.output
+            )
             for event in self.consumers.get(frame.output, ())
         )
 
@@ -282,7 +287,7 @@ class _Graph:
                 start = first + 1 if source in {n for u in merged[first].units for n in u.outputs} else first
                 joined = merged[start:]
                 anchors = [a for b in joined for a in b.anchors]
-                if 1 < len(joined) and len(anchors) <= _LARGEST_BRANCH and not any(a.composite for a in anchors):
+                if len(joined) > 1 and len(anchors) <= _LARGEST_BRANCH and not any(a.composite for a in anchors):
                     merged[start:] = [Block([u for b in joined for u in b.units])]
                     ends[start:] = [ends[-1]]
         return merged
@@ -290,7 +295,22 @@ class _Graph:
     def execution(self, blocks: list[Block], root: Frame) -> Execution:
         """Name the blocks, and find the tensor at each boundary."""
         if not blocks:
-            blocks = [Block([Unit("free", "(root)", type(root.module).__name__, False, root.inputs, root.outputs, tuple(root.walk()), ())])]
+            blocks = [
+                Block(
+                    [
+                        Unit(
+                            "free",
+                            "(root)",
+                            type(root.module).__name__,
+                            False,
+                            root.inputs,
+                            root.outputs,
+                            tuple(root.walk()),
+                            (),
+                        )
+                    ]
+                )
+            ]
         functional = [b for b in blocks if b.anchors[0].kind == b.anchors[0].name.rpartition(".")[2]]
         last_use = {n: i for i, block in enumerate(blocks) for u in block.units for n in u.inputs}
         last_use.update(dict.fromkeys(root.outputs, len(blocks)))

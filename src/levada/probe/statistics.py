@@ -32,7 +32,7 @@ def mean_square(stack: Tensor) -> Tensor:
 
     Example:
         >>> mean_square(torch.tensor([[3e-30, 4e-30], [3.0, 4.0]])).tolist()
-        [1.2499999839571067e-59, 12.5]
+        [1.2500000079276921e-59, 12.5]
     """
     if stack.dtype in (torch.float16, torch.bfloat16):
         stack = stack.float()
@@ -41,16 +41,17 @@ def mean_square(stack: Tensor) -> Tensor:
     if stack.device.type == "mps":
         largest = torch.linalg.vector_norm(stack, math.inf, dim=dims, keepdim=True)
         scale = torch.where(largest > 0, largest, 1.0)
-        norm = torch.linalg.vector_norm(stack / scale, dim=dims)
-        return (norm * scale.flatten()).square() / count
-    if stack.device.type != "cpu" or stack.dtype == torch.float64:
-        return torch.linalg.vector_norm(stack, dim=dims, dtype=torch.float64).square() / count
-    result = torch.linalg.vector_norm(stack, dim=dims).double().square_() / count
-    untrusted = ~((result > _TRUSTED[0]) & (result < _TRUSTED[1]))
-    if untrusted.any():
-        rows = stack if stack.shape[0] == 1 else stack[untrusted]
-        result[untrusted] = torch.linalg.vector_norm(rows, dim=dims, dtype=torch.float64).square() / count
-    return result
+        norm: Tensor = torch.linalg.vector_norm(stack / scale, dim=dims) * scale.flatten()
+    elif stack.device.type != "cpu" or stack.dtype == torch.float64:
+        norm = torch.linalg.vector_norm(stack, dim=dims, dtype=torch.float64)
+    else:
+        norm = torch.linalg.vector_norm(stack, dim=dims).double()
+        square = norm.square() / count
+        untrusted = ~((square > _TRUSTED[0]) & (square < _TRUSTED[1]))
+        if untrusted.any():
+            rows = stack if stack.shape[0] == 1 else stack[untrusted]
+            norm[untrusted] = torch.linalg.vector_norm(rows, dim=dims, dtype=torch.float64)
+    return norm.square() / count
 
 
 def moments(stack: Tensor, *, spread: bool) -> Tensor:

@@ -5,42 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, final
+from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from levada.probe.execution import Execution
 from levada.probe.functions import canonical_name
+from levada.probe.hook import Hook
+from levada.probe.operation import Execution
 from levada.probe.recorder import Recorder, first_floating
 from levada.probe.statistics import Limits, limits
 
-__all__ = ["Hook", "Plan", "Target", "Taps", "plan_from"]
-
-
-@final
-class Hook:
-    """A hook that a copy of the model does not inherit: copied or pickled, it becomes one that does nothing."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> None:
-        """Call the function."""
-        self._function(*args)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
-        return Hook(_ignore)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Hook, (_ignore,)
-
-
-def _ignore(*_: Any) -> None:
-    return None
+__all__ = ["Listener", "Plan", "Taps", "Target", "plan_from", "targets_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +139,11 @@ class Taps(TorchFunctionMode):
         keep = self._handles.append
         keep(self._model.register_forward_pre_hook(Hook(self._begin)))
         for name, inputs in self._plan.inputs.items():
-            keep(modules[name].register_forward_pre_hook(Hook(self._input(modules[name], name, inputs)), with_kwargs=True))
+            keep(
+                modules[name].register_forward_pre_hook(
+                    Hook(self._input(modules[name], name, inputs)), with_kwargs=True
+                )
+            )
         for name in self._plan.shields:
             keep(modules[name].register_forward_pre_hook(Hook(self._push(modules[name], name))))
         for name, outputs in self._plan.outputs.items():
@@ -183,7 +164,7 @@ class Taps(TorchFunctionMode):
         self._stack.clear()
         if self._entered:
             self._entered = False
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         if module is not self._model:
@@ -195,7 +176,7 @@ class Taps(TorchFunctionMode):
         self._calls.clear()
         if self._names:
             self._entered = True
-            self.__enter__()
+            self.__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is not self._model or self._depth == 0:
@@ -223,14 +204,14 @@ class Taps(TorchFunctionMode):
                 return
             if self._active:
                 self._calls[key] += 1
-            for target in seen.get(self._calls[key] if self._active else 1, ()) if self._active or len(seen) == 1 else ():
+            for target in (
+                seen.get(self._calls[key] if self._active else 1, ()) if self._active or len(seen) == 1 else ()
+            ):
                 self._tell(target, first_floating(output))
 
         return hook
 
-    def _input(
-        self, own: nn.Module, name: str, seen: dict[int, list[tuple[int | str, Target]]]
-    ) -> Callable[..., None]:
+    def _input(self, own: nn.Module, name: str, seen: dict[int, list[tuple[int | str, Target]]]) -> Callable[..., None]:
         key: tuple[Literal["in"], str] = ("in", name)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

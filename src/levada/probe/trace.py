@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from levada._errors import UsageError
 
 __all__ = ["SIGNALS", "Signal", "Site", "Trace"]
 
@@ -31,18 +34,42 @@ SIGNALS: Mapping[str, Signal] = {
     s.name: s
     for s in (
         Signal("signal_rms", "signal", "root mean square of the block's output, per element"),
-        Signal("signal_spread", "signal", "root mean square of the output minus its mean over the batch: what tells inputs apart"),
-        Signal("gradient_rms", "loss/signal", "root mean square of the loss's gradient with respect to the block's output, per element"),
-        Signal("cotangent_rms", "1", "as gradient_rms, for a random unit-variance cotangent at the model's output instead of a loss"),
+        Signal(
+            "signal_spread",
+            "signal",
+            "root mean square of the output minus its mean over the batch: what tells inputs apart",
+        ),
+        Signal(
+            "gradient_rms",
+            "loss/signal",
+            "root mean square of the loss's gradient with respect to the block's output, per element",
+        ),
+        Signal(
+            "cotangent_rms",
+            "1",
+            "as gradient_rms, for a random unit-variance cotangent at the model's output instead of a loss",
+        ),
         Signal("zero_fraction", "1", "share of exact zeros in the outputs of the block's activations"),
-        Signal("dead_fraction", "1", "share of the activations' units that are flat (zero slope) for every input of the batch"),
-        Signal("saturated_fraction", "1", "share of the activations' elements whose slope is below 1/100 of its largest, for bounded activations"),
+        Signal(
+            "dead_fraction",
+            "1",
+            "share of the activations' units that are flat (zero slope) for every input of the batch",
+        ),
+        Signal(
+            "saturated_fraction",
+            "1",
+            "share of the activations' elements whose slope is below 1/100 of its largest, for bounded activations",
+        ),
         Signal("nonfinite", "1", "share of NaN or Inf in the block's output"),
         Signal("gradient_nonfinite", "1", "share of NaN or Inf in the gradient"),
         Signal("weight_rms", "weight", "root mean square of the block's parameters with two or more dimensions"),
         Signal("weight_gradient_rms", "loss/weight", "root mean square of those parameters' gradient"),
         Signal("update_ratio", "1", "root mean square of the optimizer's update over that of the parameters"),
-        Signal("lost_fraction", "1", "share of the parameters' elements whose value the update does not change"),
+        Signal(
+            "lost_fraction",
+            "1",
+            "share of the parameters' elements that have a gradient and whose value the update does not change",
+        ),
     )
 }
 
@@ -70,6 +97,9 @@ class Site:
 class Trace:
     """Signals by step and site.
 
+    `trace["gradient_rms"]` is a signal at all steps and sites, `trace.at("gradient_rms", "layers.3")` at one site,
+    `trace.names()` the sites; what was not measured is NaN.
+
     Attributes:
         sites: block boundaries in order of execution.
         steps: the sampled steps.
@@ -91,3 +121,69 @@ class Trace:
     def names(self) -> Sequence[str]:
         """Return the names of the sites in order."""
         return [site.name for site in self.sites]
+
+    def at(self, signal: str, site: str) -> Tensor:
+        """Return one signal of one site over the steps, of shape `(steps,)`.
+
+        Raises:
+            UsageError: if the trace has no such site.
+        """
+        names = self.names()
+        if site not in names:
+            raise UsageError(f"Trace.at: no site {site!r}; the sites are: {', '.join(names)}.")
+        return self[signal][:, names.index(site)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the trace in types that JSON has; a number that is not finite becomes "nan", "inf" or "-inf".
+
+        Example:
+            >>> site = Site("0", 0, "Linear", (4, 2), ("0.weight",))
+            >>> trace = Trace((site,), (0,), {"nonfinite": torch.tensor([[float("inf")]], dtype=torch.float64)})
+            >>> trace.to_dict()["values"]
+            {'nonfinite': [['inf']]}
+            >>> Trace.from_dict(trace.to_dict()).sites == trace.sites
+            True
+        """
+        return {
+            "sites": [_plain(asdict(site)) for site in self.sites],
+            "steps": list(self.steps),
+            "values": {name: _plain(values.tolist()) for name, values in self.values.items()},
+            "context": _plain(dict(self.context)),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trace:
+        """Return the trace that `to_dict` wrote. What was a tuple in the context comes back as a list.
+
+        Args:
+            data: from `to_dict`, perhaps through JSON.
+        """
+        sites = tuple(
+            Site(s["name"], s["order"], s["kind"], tuple(s["shape"]), tuple(s["parameters"])) for s in data["sites"]
+        )
+        shape = len(data["steps"]), len(sites)
+        values = {
+            name: torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64).reshape(shape)
+            for name, rows in data["values"].items()
+        }
+        return cls(sites, tuple(data["steps"]), values, _restored(data["context"]))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise UsageError(f"Trace.to_dict: the context may hold numbers, strings, lists and mappings, got {type(value)}.")
+
+
+def _restored(value: Any) -> Any:
+    if value in ("nan", "inf", "-inf"):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {key: _restored(item) for key, item in value.items()}
+    return [_restored(item) for item in value] if isinstance(value, list) else value

@@ -31,16 +31,19 @@ MAX_ROWS: Final = 1000
 COLUMNS: Final[Mapping[str, str]] = {
     "signal_rms": "signal",
     "signal_predicted": "signal, predicted",
-    "signal_spread": "signal spread",
-    "gradient_rms": "gradient",
+    "signal_spread": "spread",
+    "spread_predicted": "spread, predicted",
+    "cotangent_rms": "gradient of a random cotangent",
     "gradient_predicted": "gradient, predicted",
-    "cotangent_rms": "random cotangent",
+    "gradient_rms": "gradient of the loss",
     "gain_measured": "gain",
     "gain_predicted": "gain, predicted",
     "update_ratio": "update ratio",
     "saturated_fraction": "saturated",
     "dead_fraction": "dead",
     "zero_fraction": "zero",
+    "lost_fraction": "updates lost",
+    "nonfinite": "NaN or Inf",
 }
 _SEVERITIES: Final = {"error": "error", "warn": "warning", "info": "note"}
 
@@ -53,8 +56,8 @@ def column(blocks: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
 
 
 def gradient_key(blocks: Sequence[Mapping[str, Any]]) -> str:
-    """Say which signal shows the gradient: the loss's, or that of a random cotangent where no loss was given."""
-    return "gradient_rms" if any(v is not None for v in column(blocks, "gradient_rms")) else "cotangent_rms"
+    """Say which signal shows the gradient: that of a random cotangent, which theory predicts, or else the loss's."""
+    return "cotangent_rms" if any(v is not None for v in column(blocks, "cotangent_rms")) else "gradient_rms"
 
 
 def decay(report: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -94,6 +97,7 @@ def check_view(report: Mapping[str, Any], title: str = "") -> dict[str, Any]:
         "figures": _figures(report, blocks),
         "findings": [_finding(one) for one in found],
         "open": [one for one in report.get("findings") or () if one.get("status") == "unknown"],
+        "notes": [str(note) for note in report.get("notes") or ()],
         "table": _table(blocks),
         "provenance": _provenance(report),
     }
@@ -112,6 +116,10 @@ def _facts(report: Mapping[str, Any]) -> list[dict[str, str]]:
         if rate.get("predicted") is not None:
             note += f"{'; ' if note else ''}theory says {short(rate['predicted'])}"
         facts.append({"label": "gradient per block", "value": f"× {short(rate['value'])}", "note": note})
+    spread = summary.get("signal_decay_per_block")
+    if isinstance(spread, Mapping) and spread.get("value") is not None:
+        note = f"theory says {short(spread['predicted'])}" if spread.get("predicted") is not None else ""
+        facts.append({"label": "spread per block", "value": f"× {short(spread['value'])}", "note": note})
     names = {"depth": "blocks deep", "effective_depth": "effective depth", "trainable_depth": "trainable depth"}
     for key, label in {**names, "memory_horizon": "memory horizon"}.items():
         value = summary.get(key)
@@ -190,15 +198,18 @@ def _gradient_figure(report: Mapping[str, Any], blocks: Sequence[Mapping[str, An
     predicted = column(blocks, "gradient_predicted")
     if all(value is None for value in predicted):
         predicted = _extended(measured, number(decay(report).get("predicted")))
+    label = "measured" if key == "gradient_rms" else "measured, of a random unit cotangent at the output"
     series = [
         *_interval_of_slope(report, blocks, measured, key),
-        *_line(blocks, "measured", "measured", "measured", measured, key),
+        *_line(blocks, label, "measured", "measured", measured, key),
         *_line(blocks, "predicted by theory", "predicted", "predicted", predicted),
     ]
-    shown = [v for v in (*measured, *predicted) if v is not None and math.isfinite(v) and v > 0]
+    loss = column(blocks, "gradient_rms") if key == "cotangent_rms" else []
+    series += _line(blocks, "gradient of the loss", "measured", "loss", loss, "gradient_rms")
+    shown = [v for v in (*measured, *predicted, *loss) if v is not None and math.isfinite(v) and v > 0]
     if shown and min(shown) < FLOAT32_TINY * 1e8:
         series.append(_limit("float32 has nothing smaller above zero", FLOAT32_TINY, len(blocks)))
-    unit = "loss / signal" if key == "gradient_rms" else "random unit cotangent at the output"
+    unit = "loss / signal" if key == "gradient_rms" else "1 at the output"
     rules = ("vanishing_gradient", "frozen_layers", "exploding_gradient", "shattered_gradient", "numerical_overflow")
     return {
         "title": "The gradient, block by block",
@@ -285,6 +296,7 @@ def _signal_figure(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]
         *_line(blocks, "signal", "measured", "signal", rms, "signal_rms"),
         *_line(blocks, "signal, predicted by theory", "predicted", "predicted", column(blocks, "signal_predicted")),
         *_line(blocks, "spread between inputs", "measured", "spread", spread, "signal_spread"),
+        *_line(blocks, "spread, predicted", "predicted", "spread", column(blocks, "spread_predicted")),
     ]
     told = []
     for name, values in (("signal", rms), ("spread between inputs", spread)):
@@ -364,4 +376,10 @@ def _provenance(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [(label, str(report[key])) for key, label in keys.items() if report.get(key) is not None]
     if report.get("seconds") is not None:
         rows.append(("time", f"{short(report['seconds'])} s"))
+    told = (*keys, "seconds", "verdict", "parameters")
+    rows += [
+        (human(key), short(value))
+        for key, value in report.items()
+        if key not in told and isinstance(value, (str, int, float)) and value != ""
+    ]
     return rows

@@ -15,6 +15,7 @@ from levada import __version__
 from levada._errors import UsageError
 from levada.report.check import check_view
 from levada.report.study import study_view
+from levada.report.words import evidence_rows
 from levada.runs import Run
 
 if TYPE_CHECKING:
@@ -124,7 +125,10 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     events = list(run.events())
     told = run.manifest
     versions = [(name, value) for name, value in told.versions.items()]
-    provenance = [("run", told.name), ("created", told.created), *versions, ("command", told.command)]
+    settings = evidence_rows(
+        {key: value for key, value in told.config.items() if key not in ("command", *told.versions)}
+    )
+    provenance = [("run", told.name), ("created", told.created), *versions, *settings, ("command", told.command)]
     damage = run.damage
     shared = {"provenance": provenance, "damage": damage.message if damage else ""}
     sections: list[dict[str, Any]] = []

@@ -55,16 +55,16 @@ class Series:
 
     @property
     def drawn(self) -> tuple[Point, ...]:
-        """At most `NUM_DRAWN` points; of more, the lowest and the highest of each stretch."""
+        """About `NUM_DRAWN` points; of more, each stretch's lowest, highest, and one of each that is not finite."""
         if len(self.points) <= NUM_DRAWN:
             return self.points
         size = math.ceil(2 * len(self.points) / NUM_DRAWN)
         kept: list[Point] = []
         for start in range(0, len(self.points), size):
             stretch = self.points[start : start + size]
-            special = [p for p in stretch if p.y is None or not math.isfinite(p.y)]
-            finite = sorted((p for p in stretch if p not in special), key=lambda p: p.y or 0.0)
-            kept += sorted({*special[:1], *finite[:1], *finite[-1:]}, key=lambda p: p.x)
+            odd = {repr(p.y): p for p in stretch if p.y is None or not math.isfinite(p.y)}
+            finite = sorted((p for p in stretch if p.y is not None and math.isfinite(p.y)), key=lambda p: p.y or 0.0)
+            kept += sorted({*odd.values(), *finite[:1], *finite[-1:]}, key=lambda p: p.x)
         return tuple(kept)
 
 
@@ -166,6 +166,8 @@ def _categories(raw: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _read_series(raw: Mapping[str, Any], colours: Mapping[str, int], names: Sequence[str]) -> Series:
     label, style = str(raw.get("label") or ""), str(raw.get("style") or "measured")
+    if raw.get("seed") is not None:
+        label = _group(raw)  # the seeds of a group are one family, whatever each calls itself
     if style not in STYLES:
         raise UsageError(f"figure: the style of series {label!r} must be one of {', '.join(STYLES)}, got {style!r}.")
     xs = list(raw.get("x") or ())

@@ -15,7 +15,7 @@ __all__ = ["STATUSES", "read_claims", "study_view"]
 
 MAX_ROWS: Final = 400
 STATUSES: Final = {"held": "✓", "not held": "✕", "not decided": "?"}
-_SHOWN: Final = ("report", "study", "result", "figure", "claim", "repaired")
+_SHOWN: Final = ("report", "study", "result", "failure", "figure", "claim", "repaired")
 
 
 def read_claims(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -48,11 +48,23 @@ def study_view(name: str, events: list[dict[str, Any]]) -> dict[str, Any]:
         "figures": [_figure(spec) for spec in figures.values()],
         "claims": claims,
         "counts": _counts(claims),
-        "results": len(results),
-        "configs": len({str(event.get("key")) for event in results}),
+        "results": len({str(event.get("key") or i) for i, event in enumerate(results)}),
+        "failures": _failures(events),
         "seeds": sorted({str(event["seed"]) for event in results if event.get("seed") is not None}, key=_natural),
         "others": sum(event["type"] not in _SHOWN for event in events),
     }
+
+
+def _failures(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say which results are missing because their computation failed, and was not repeated since."""
+    last: dict[str, str] = {}
+    for event in events:
+        key = str(event.get("key"))
+        if event["type"] == "failure":
+            last[key] = f"{key}: {event.get('error') or 'failed'}"
+        elif event["type"] == "result":
+            last.pop(key, None)
+    return list(last.values())
 
 
 def _natural(text: str) -> tuple[float, str]:
@@ -76,6 +88,8 @@ def _claim(claim: Mapping[str, Any]) -> dict[str, Any]:
         "name": str(claim.get("name") or ""),
         "statement": str(claim.get("statement") or claim.get("name") or ""),
         "criterion": str(claim.get("criterion") or ""),
+        "reason": str(claim.get("reason") or ""),
+        "seeds": ", ".join(map(str, claim.get("seeds") or ())),
         "status": status if status in STATUSES else "not decided",
         "sign": STATUSES.get(status, "?"),
         "numbers": list(evidence_rows(claim.get("numbers") or {})),

@@ -95,7 +95,7 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
     table.add_column("block", no_wrap=True, overflow="ellipsis", max_width=max(12, console.width - 42 - 2 * width))
     table.add_column("signal", justify="right", no_wrap=True)
     table.add_column("log scale", no_wrap=True, width=width + 1)
-    table.add_column("gradient" if key == "gradient_rms" else "cotangent", justify="right", no_wrap=True)
+    table.add_column("gradient", justify="right", no_wrap=True)
     with_theory = any(value is not None for value in predicted)
     if with_theory:
         table.add_column("predicted", justify="right", no_wrap=True)
@@ -121,16 +121,21 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
         for name, (low, high) in zip(("signal", "gradient"), ranges, strict=True)
     )
     console.print(f"Bars are logarithmic: {', '.join(told)}.", style="dim", highlight=False)
+    if key == "cotangent_rms":
+        _say(
+            console, "The gradient is that of a random cotangent of size 1 at the output, as theory predicts it.", "dim"
+        )
     console.print()
 
 
 def _print_summary(report: Mapping[str, Any], console: Console) -> None:
-    rate = decay(report)
-    if rate.get("value") is None:
-        return
-    theory = f"; predicted {plain(rate['predicted'])}" if rate.get("predicted") is not None else ""
-    _say(console, f"gradient per block: measured {interval(rate, plain)}{theory}", "")
-    console.print()
+    spread = (report.get("summary") or {}).get("signal_decay_per_block")
+    for words, rate in (("gradient", decay(report)), ("spread between inputs", spread)):
+        if isinstance(rate, Mapping) and rate.get("value") is not None:
+            theory = f"; predicted {plain(rate['predicted'])}" if rate.get("predicted") is not None else ""
+            _say(console, f"{words} per block: measured {interval(rate, plain)}{theory}", "")
+    if decay(report).get("value") is not None:
+        console.print()
 
 
 def _print_verdict(report: Mapping[str, Any], console: Console) -> None:
@@ -151,6 +156,8 @@ def _print_verdict(report: Mapping[str, Any], console: Console) -> None:
     for finding in report.get("findings") or ():
         if finding.get("status") == "unknown":
             _say(console, f"not decided: {finding.get('rule')}: {finding.get('claim')}", "dim", 2)
+    for note in report.get("notes") or ():
+        _say(console, f"assumed: {note}", "dim", 2)
 
 
 def _print_finding(finding: Mapping[str, Any], console: Console) -> None:
@@ -216,6 +223,8 @@ def print_claims(claims: Run | Iterable[Mapping[str, Any]], console: Console) ->
         status = str(claim.get("status") or "not decided")
         name = str(claim.get("name") or "")
         said = Text(str(claim.get("statement") or name)).append(f" ({name})", "dim")
+        if claim.get("reason"):
+            said.append(f"\n  {claim['reason']}")
         numbers = [*evidence_rows(claim.get("numbers") or {}, _exact), *_extra(claim)]
         for label, value in numbers:
             said.append(f"\n  {label}: {value}", "dim")

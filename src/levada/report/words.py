@@ -178,13 +178,14 @@ def place(where: Mapping[str, Any] | None) -> str:
     """Say the span of a finding.
 
     Example:
-        >>> place({"first": "layers.0", "last": "layers.30"})
-        'layers.0 to layers.30'
+        >>> place({"first": "layers.0", "last": "layers.30"}), place({"first": "8"})
+        ('layers.0 to layers.30', 'module 8')
     """
-    first, last = (where or {}).get("first"), (where or {}).get("last")
-    if first and last and first != last:
-        return f"{first} to {last}"
-    return str(first or last or "")
+    first, last = (str((where or {}).get(key) or "") for key in ("first", "last"))
+    several = bool(first and last and first != last)
+    name = f"{first} to {last}" if several else first or last
+    # The modules of a Sequential are called "0", "1", ...: a bare number would read as a quantity.
+    return f"module{'s' if several else ''} {name}" if name[:1].isdigit() else name
 
 
 def fired(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -1,6 +1,51 @@
-"""The studies, by name: an import line and an entry make one known to the library, the command line and the report."""
+"""The studies: an import line and an entry make one known to the library, the command line and the report."""
 
-from levada.study import Study
+from __future__ import annotations
+
+from typing import Any
+
+from levada._errors import UsageError
+from levada.runs import Run
+from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
+from levada.study import Study, execute
 
-STUDIES: dict[str, Study] = {study.name: study for study in (GRADIENT_DECAY,)}
+__all__ = ["STUDIES", "find", "run_study"]
+
+STUDIES: dict[str, Study] = {study.name: study for study in (GRADIENT_DECAY, DEGRADATION)}
+
+
+def find(name: str) -> Study:
+    """Return a study by its name or slug, in any case.
+
+    Args:
+        name: such as "R1" or "gradient_decay".
+
+    Raises:
+        UsageError: if there is none of this name.
+
+    Example:
+        >>> find("r1") is find("gradient_decay")
+        True
+    """
+    for study in STUDIES.values():
+        if name.lower() in (study.name.lower(), study.slug):
+            return study
+    known = ", ".join(f"{study.name} ({study.slug})" for study in STUDIES.values())
+    raise UsageError(f"study {name!r} is not known; there are: {known}.")
+
+
+def run_study(name: str, **options: Any) -> Run:
+    """Run a study by name; options are those of `levada.study.execute`.
+
+    Args:
+        name: such as "R1" or "gradient_decay".
+        **options: `scale`, `out`, `seeds`, `executor`, `settings`, `progress`.
+
+    Returns:
+        The run: its claims are `levada.study.claims(run)`.
+
+    Raises:
+        UsageError: if the name, the scale or a setting is not known.
+    """
+    return execute(find(name), **options)

@@ -10,6 +10,7 @@ from levada.study.execute import results as results
 from levada.study.figure import Axis as Axis
 from levada.study.figure import Figure as Figure
 from levada.study.figure import Series as Series
+from levada.study.figure import measured_series as measured_series
 from levada.study.results import Cell as Cell
 from levada.study.results import Results as Results
 from levada.study.study import Settings as Settings
@@ -30,6 +31,7 @@ __all__ = [
     "claims",
     "execute",
     "figures",
+    "measured_series",
     "results",
     "sweep",
 ]

@@ -72,14 +72,14 @@ class Claim:
         criterion: what must be measured for the sentence to hold, with numbers.
         source: authors, year, arXiv id, section.
         decide: results -> (whether the criterion is met, numbers, statistic or None).
-        needs: which configurations it rests on; all of them if left out.
+        needs: the configurations that it rests on: those with these fields, a tuple being alternatives.
         paper_value: what the paper reports.
         correction: what is true instead, where the sentence is wrong or says too much.
 
     Example:
         >>> from levada.study import Cell
         >>> cell = Cell({"depth": 2}, range(5))
-        >>> grown = {(cell.key(seed)): {"ratio": 2.0 + seed} for seed in cell.seeds}
+        >>> grown = {cell.key(seed): {"ratio": 2.0 + seed} for seed in cell.seeds}
         >>> claim = Claim("grows", "It grows.", "ratio > 1 in every seed", "nobody",
         ...               lambda r: (min(r.column("ratio")) > 1, {"ratio": r.column("ratio")}, None))
         >>> claim.test(Results([cell], grown)).status
@@ -93,7 +93,7 @@ class Claim:
     criterion: str
     source: str
     decide: Callable[[Results], tuple[bool, Mapping[str, Any], Statistic | None]]
-    needs: Callable[[Mapping[str, Any]], bool] = lambda config: True
+    needs: Mapping[str, Any] = field(default_factory=dict)
     paper_value: str = ""
     correction: str = ""
 
@@ -106,7 +106,7 @@ class Claim:
         Returns:
             The outcome.
         """
-        cells = [cell for cell in results.cells if self.needs(cell.config)]
+        cells = [cell for cell in results.cells if _has(cell.config, self.needs)]
         own = Results(cells, results.values, results.failures)
         reason = _obstacle(own)
         if reason:
@@ -129,6 +129,13 @@ class Claim:
             "paper_value": self.paper_value,
             "source": self.source,
         }
+
+
+def _has(config: Mapping[str, Any], needs: Mapping[str, Any]) -> bool:
+    return all(
+        config.get(key) in wanted if isinstance(wanted, tuple) else config.get(key) == wanted
+        for key, wanted in needs.items()
+    )
 
 
 def _obstacle(results: Results) -> str:

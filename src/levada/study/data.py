@@ -81,7 +81,7 @@ def mnist1d() -> Dataset:
     """MNIST-1D: 4,000 and 1,000 signals of length 40, float32, in ten classes.
 
     Returns:
-        The data set, as its authors' generator makes it with its default settings.
+        The data set, as its authors' generator makes it with its default settings, rounded to 4 decimals.
 
     Raises:
         MissingExtraError: if the package mnist1d is not installed.
@@ -199,9 +199,8 @@ def _generate_mnist1d() -> dict[str, Any]:
     def labels(values: Any) -> Any:
         return values.astype(numpy.uint8)
 
-    return dict(
-        zip(_PARTS, (signals(made["x"]), labels(made["y"]), signals(made["x_test"]), labels(made["y_test"])), strict=True)
-    )
+    arrays = signals(made["x"]), labels(made["y"]), signals(made["x_test"]), labels(made["y_test"])
+    return dict(zip(_PARTS, arrays, strict=True))
 
 
 def _idx(folder: Path) -> dict[str, Any]:
@@ -214,7 +213,7 @@ def _read_idx(folder: Path, name: str) -> Any:
     places = [folder / sub / f"{name}{end}" for sub in ("", "MNIST/raw", "FashionMNIST/raw") for end in (".gz", "")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise UsageError(f"{folder} lacks the file {name} (or {name}.gz). Give the folder that holds the four IDX files.")
+        raise UsageError(f"{folder} lacks {name} (or {name}.gz). Give the folder that holds the four IDX files.")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zeros, kind, rank = struct.unpack_from(">HBB", content)

@@ -73,9 +73,7 @@ def execute(
             for seed in cell.seeds:
                 failures[cell.key(seed)] = text
                 trace = str(error.__cause__) if error.__cause__ is not None else ""
-                writer.append(
-                    "failure", key=cell.key(seed), config=cell.config, seed=seed, error=text, traceback=trace
-                )
+                writer.append("failure", key=cell.key(seed), config=cell.config, seed=seed, error=text, traceback=trace)
             report_progress()
 
         report_progress()

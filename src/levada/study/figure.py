@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, final
 
 from levada._errors import UsageError
+from levada.study.results import Results
 
-__all__ = ["Axis", "Figure", "Series"]
+__all__ = ["Axis", "Figure", "Series", "measured_series"]
 
 Scale: TypeAlias = Literal["linear", "log"]
 Style: TypeAlias = Literal["measured", "predicted", "bound", "band", "reference"]
@@ -95,3 +96,26 @@ class Figure:
         event = asdict(self)
         event["series"] = [{**asdict(s), "group": s.group or s.label} for s in self.series]
         return event
+
+
+def measured_series(
+    results: Results,
+    config: Mapping[str, Any],
+    group: str,
+    points: Callable[[Mapping[str, Any]], tuple[Sequence[float], Sequence[float]]],
+) -> list[Series]:
+    """Return one measured series for each seed of a configuration.
+
+    Args:
+        results: what was measured.
+        config: the configuration.
+        group: its name.
+        points: values of one seed -> (x, y).
+
+    Returns:
+        The series, by seed.
+    """
+    return [
+        Series(f"{group}, seed {seed}", "measured", *points(values), group=group, seed=seed)
+        for seed, values in results.where(**config)
+    ]

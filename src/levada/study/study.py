@@ -77,8 +77,8 @@ class Study:
         try:
             return _convert(value, default)
         except (TypeError, ValueError) as error:
-            kind = f"values of {type(default[0]).__name__}, with commas" if _is_list(default) else type(default).__name__
-            raise UsageError(f"study {self.name}: setting {key!r} is of type {kind}, got {value!r}.") from error
+            kind = f"{type(default[0]).__name__}, with commas" if _is_list(default) else type(default).__name__
+            raise UsageError(f"study {self.name}: setting {key!r} is of type {kind}; got {value!r}.") from error
 
 
 def _is_list(value: Any) -> bool:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from levada._errors import require_at_least
+from levada.study.data import Dataset
 
-__all__ = ["Curves", "Recipe", "batches", "constant", "cosine", "error", "measure_statistics", "train"]
+__all__ = [
+    "Curves",
+    "Recipe",
+    "batches",
+    "constant",
+    "cosine",
+    "error",
+    "fit",
+    "held_out",
+    "measure_statistics",
+    "train",
+]
 
 
 def constant(progress: float) -> float:
@@ -211,3 +223,45 @@ def error(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: int, chun
 
 def _for_all(inputs: Tensor, replicas: int) -> Tensor:
     return inputs.unsqueeze(1).expand(-1, replicas, *inputs.shape[1:])
+
+
+def fit(model: nn.Module, data: Dataset, recipe: Recipe, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Train a network of replicas and measure its errors, with batch statistics of the whole training set.
+
+    Args:
+        model: a network of replicas.
+        data: the data set.
+        recipe: how to train.
+        seeds: one for each replica: the order of its examples.
+
+    Returns:
+        For each replica "train_error" and "test_error" (shares) and "curves" of 50 points.
+    """
+    curves = train(model, data.train_inputs, data.train_targets, recipe, seeds).thinned(50)
+    measure_statistics(model, data.train_inputs, len(seeds))
+    on_train = error(model, data.train_inputs, data.train_targets, len(seeds)).tolist()
+    on_test = error(model, data.test_inputs, data.test_targets, len(seeds)).tolist()
+    return [
+        {"train_error": a, "test_error": b, "curves": curve}
+        for a, b, curve in zip(on_train, on_test, curves, strict=True)
+    ]
+
+
+def held_out(data: Dataset, num_fitted: int) -> Dataset:
+    """Return a data set that trains on the first examples of the training set and tests on its others.
+
+    Choose settings on it: the test set stays untouched.
+
+    Args:
+        data: the data set.
+        num_fitted: how many examples train.
+
+    Raises:
+        UsageError: if none would be left on one side.
+    """
+    inputs, targets = data.train_inputs, data.train_targets
+    require_at_least("held_out", "num_fitted", num_fitted, 1)
+    require_at_least("held_out", "the number of examples held out", len(inputs) - num_fitted, 1)
+    return Dataset(
+        f"{data.name}, held out", inputs[:num_fitted], targets[:num_fitted], inputs[num_fitted:], targets[num_fitted:]
+    )

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, LEAST_FACTOR, Decay, gradient_decay
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Severity
@@ -20,6 +18,8 @@ __all__ = ["vanishing_gradient"]
 STILL = 0.9
 # One block may scale a gradient by this much (pooling, a small last layer of a branch) without being a cut.
 LEAST_CUT = LEAST_DECADES
+# With fewer, the only factor is that of the head, which may start at zero and changes all blocks alike.
+LEAST_BLOCKS = 3
 RULE = "vanishing_gradient"
 SOURCE = "Hochreiter 1991; Schoenholz et al. 2017, arXiv 1611.01232; He et al. 2015, arXiv 1502.01852"
 
@@ -38,6 +38,8 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
     if isinstance(decay, str):
         yield Finding(RULE, "info", "unknown", f"The gradient's decay over depth is not known: {decay}.")
         return
+    if len(trace.sites) < LEAST_BLOCKS:
+        return
     cut = _cut(trace, decay)
     gradual = decay.high < LEAST_FACTOR and decay.decades >= LEAST_DECADES
     if cut is None and not gradual:
@@ -46,7 +48,9 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
     starved = range(cut) if cut is not None else _starved(decay)
     still, last_moves, tested = _still(trace, facts, starved)
     explained = cut is not None or decay.agrees(AGREEMENT)
-    severity: Severity = "error" if explained and still and last_moves else "warn"
+    # A layer that starts at zero opens the way with its own first step.
+    opens = cut is not None and bool((trace["weight_rms"][:, cut] == 0).any())
+    severity: Severity = "error" if explained and still and last_moves and not opens else "warn"
     where = {"first": names[cut], "last": names[cut]} if cut is not None else _span(names, starved)
     evidence = {
         "gradient_decay_per_block": decay.told(),
@@ -146,7 +150,3 @@ def _consequence(facts: Facts, names: Sequence[str], starved: Sequence[int], con
             "direction is not known from one step."
         )
     return f"{span} learn more slowly than the last layers, in proportion to their gradients."
-
-
-def _finite(value: torch.Tensor) -> bool:
-    return bool(torch.isfinite(value).all())

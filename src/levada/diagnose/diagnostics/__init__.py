@@ -1,0 +1,64 @@
+"""The rules, causes before what follows from them: data, precision, graph, activation, signal, gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from levada.diagnose.diagnostics.dead_units import dead_units
+from levada.diagnose.diagnostics.exploding_gradient import exploding_gradient
+from levada.diagnose.diagnostics.exploding_signal import exploding_signal
+from levada.diagnose.diagnostics.frozen_layers import frozen_layers
+from levada.diagnose.diagnostics.numerical_overflow import numerical_overflow
+from levada.diagnose.diagnostics.saturated_activation import saturated_activation
+from levada.diagnose.diagnostics.vanishing_gradient import vanishing_gradient
+from levada.diagnose.diagnostics.vanishing_signal import vanishing_signal
+from levada.diagnose.finding import Diagnostic, Finding
+from levada.probe.trace import Trace
+
+__all__ = ["DIAGNOSTICS", "diagnose"]
+
+DIAGNOSTICS: Mapping[str, Diagnostic] = {
+    "numerical_overflow": numerical_overflow,
+    "frozen_layers": frozen_layers,
+    "dead_units": dead_units,
+    "saturated_activation": saturated_activation,
+    "exploding_signal": exploding_signal,
+    "vanishing_signal": vanishing_signal,
+    "vanishing_gradient": vanishing_gradient,
+    "exploding_gradient": exploding_gradient,
+}
+
+# What a fired cause accounts for, at its own place or everywhere after it.
+_FOLLOWS: Mapping[str, frozenset[str]] = {
+    "dead_units": frozenset({"vanishing_signal", "vanishing_gradient"}),
+    "saturated_activation": frozenset({"vanishing_gradient"}),
+}
+
+
+def diagnose(trace: Trace) -> tuple[Finding, ...]:
+    """Run every rule on a trace, and leave out what follows from another finding.
+
+    Args:
+        trace: of one check, or of a run.
+    """
+    overflow = tuple(numerical_overflow(trace))
+    if any(finding.severity == "error" for finding in overflow):
+        return overflow  # what is NaN cannot be measured, and need not be explained
+    found = list(overflow)
+    for name, rule in DIAGNOSTICS.items():
+        if name != "numerical_overflow":
+            found.extend(finding for finding in rule(trace) if not _explained(finding, found, trace.names()))
+    return tuple(found)
+
+
+def _explained(finding: Finding, causes: Sequence[Finding], names: Sequence[str]) -> bool:
+    """Whether a cause at the same place accounts for a finding that is itself located at one place."""
+    if finding.status != "fired" or finding.evidence.get("explained_by") != "place":
+        return False
+    place = finding.where.get("first", "")
+    return any(
+        finding.rule in _FOLLOWS.get(cause.rule, ())
+        and names.index(cause.where["first"]) <= names.index(place) <= names.index(cause.where["last"]) + 1
+        for cause in causes
+        if cause.status == "fired" and cause.where
+    )

@@ -1,0 +1,100 @@
+"""NaN or Inf, and the first place that has it: everything after it follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from levada.diagnose.facts import Facts, facts_of
+from levada.diagnose.finding import Finding, Proposal
+from levada.probe.trace import Trace
+
+__all__ = ["numerical_overflow"]
+
+RULE = "numerical_overflow"
+SOURCE = "IEEE 754: a NaN stays one through every sum and product"
+
+
+def numerical_overflow(trace: Trace) -> Iterable[Finding]:
+    """A value is NaN or Inf; the first place in order of execution is named, what follows from it is not.
+
+    An error needs a loss or an output that is not finite, or a parameter that is not: facts, at an exact place.
+
+    Args:
+        trace: of one check, or of a run.
+    """
+    facts = facts_of(trace)
+    names = trace.names()
+    forward = trace["nonfinite"].nan_to_num(0.0).amax(0)
+    backward = trace["gradient_nonfinite"].nan_to_num(0.0).amax(0)
+    bad_loss = facts.loss_value is not None and not math.isfinite(facts.loss_value)
+    places = [i for i in range(len(names)) if float(forward[i]) > 0]
+    if places:
+        output_bad = bool(forward[-1] > 0) or bad_loss
+        yield _forward(trace, facts, places[0], float(forward[places[0]]), certain=output_bad)
+    elif facts.nonfinite_parameters:
+        parameter = facts.nonfinite_parameters[0]
+        yield _finding(
+            f"The parameter {parameter} holds NaN or Inf, though no block boundary shows it on this batch.",
+            next((s.name for s in trace.sites if parameter in s.parameters), parameter),
+            {"parameters": list(facts.nonfinite_parameters[:20])},
+        )
+    elif bad_loss:
+        yield _finding(
+            f"The loss {facts.loss} is {facts.loss_value} although every block's output is finite: it overflows itself.",
+            names[-1],
+            {"loss": facts.loss_value},
+        )
+    elif bool((backward > 0).any()):
+        last = max(i for i in range(len(names)) if float(backward[i]) > 0)
+        yield _finding(
+            f"The gradient is NaN or Inf at the output of {names[last]}, the first on its way back; the forward pass is finite.",
+            names[last],
+            {"share": float(backward[last])},
+        )
+
+
+def _forward(trace: Trace, facts: Facts, place: int, share: float, *, certain: bool) -> Finding:
+    site = trace.sites[place]
+    holders = [p for p in facts.nonfinite_parameters if p in site.parameters]
+    cause = f", because its parameter {holders[0]} does" if holders else "; its input and its parameters are finite"
+    if not holders and place == 0 and facts.nonfinite_parameters:
+        cause = ""
+    finding = _finding(
+        f"{share:.1%} of the output of {site.name} ({site.kind}) is NaN or Inf, the first block to have any{cause}.",
+        site.name,
+        {"share": share, "parameters": holders, "blocks_after": len(trace.sites) - place - 1},
+    )
+    if certain or holders:
+        return finding
+    return Finding(
+        rule=RULE,
+        severity="warn",
+        status="fired",
+        claim=finding.claim + " The model's output is finite: it may be meant, as in a mask.",
+        where=finding.where,
+        evidence=finding.evidence,
+        consequence="None seen on this batch.",
+        falsify=finding.falsify,
+        source=SOURCE,
+    )
+
+
+def _finding(claim: str, site: str, evidence: dict[str, object]) -> Finding:
+    return Finding(
+        rule=RULE,
+        severity="error",
+        status="fired",
+        claim=claim,
+        where={"first": site, "last": site},
+        evidence={**evidence, "explained_by": "place", "tests": {"values": "counted exactly on this batch"}},
+        consequence="Every parameter becomes NaN with the first optimizer step; nothing after this place could be measured.",
+        falsify=f"Hook {site} and look for the first value that torch.isfinite rejects.",
+        remedies=(
+            Proposal(
+                "locate",
+                "with torch.autograd.detect_anomaly():\n    loss = loss_function(model(inputs), targets)\n    loss.backward()",
+            ),
+        ),
+        source=SOURCE,
+    )
