@@ -35,9 +35,6 @@ def gains(net, x):
     return torch.stack(rms[1:]) / torch.stack(rms[:-1])
 
 
-# --- variance -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "options", "variance"),
     [
@@ -90,6 +87,20 @@ def test_pytorch_default_is_what_pytorch_draws():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize(("options", "fans"), [({}, (240, 240, 240)), ({"kdim": 30, "vdim": 20}, (120, 90, 80))])
+def test_pytorch_default_of_attention(options, fans):
+    theirs = nn.MultiheadAttention(60, 4, **options)
+    ours = initialise.pytorch_default(nn.MultiheadAttention(60, 4, **options), generator=seeded())
+    for attention in (theirs, ours):
+        parts = [attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight]
+        parts = parts if options else attention.in_proj_weight.chunk(3)
+        for weight, fan in zip(parts, fans, strict=True):
+            assert weight.abs().max().item() == pytest.approx(math.sqrt(6 / fan), rel=0.01)
+        assert attention.out_proj.weight.abs().max().item() == pytest.approx(1 / math.sqrt(60), rel=0.01)
+        assert not attention.in_proj_bias.any()
+        assert not attention.out_proj.bias.any()
+
+
 def test_default_rectifier_network_loses_a_factor_of_0_408_in_every_layer():
     net = initialise.pytorch_default(mlp(20, 512, inputs=512, outputs=1), generator=seeded())
     for m in linears(net):
@@ -136,9 +147,6 @@ def test_critical_points(monkeypatch, activation, variance, weight_variance, bia
     monkeypatch.setattr(initialise.variance, "gauss_", lambda weight, *variances: drawn.append(variances))
     initialise.critical(nn.Linear(2, 2), activation=activation, variance=variance)
     assert drawn == [(pytest.approx(weight_variance / 2, rel=1e-6), None, pytest.approx(bias_variance, abs=1e-6))]
-
-
-# --- isometry -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 8), (8, 3)])
@@ -211,9 +219,6 @@ def test_looks_linear_convolutions():
         initialise.looks_linear(mlp(2, 4, inputs=4, outputs=4))
 
 
-# --- data ---------------------------------------------------------------------------------------------------------
-
-
 def test_lsuv_gives_every_weight_an_output_of_unit_variance():
     torch.manual_seed(0)
     flat = [nn.Sigmoid(), nn.Flatten(), *[FullyConnected(512, nn.ELU) for _ in range(6)]]
@@ -267,9 +272,6 @@ def test_lsuv_says_what_it_cannot_do():
         initialise.lsuv(Half(), x)
     with pytest.raises(UsageError, match="MultiheadAttention"):
         initialise.lsuv(nn.MultiheadAttention(4, 2), (torch.randn(2, 3, 4),) * 3)
-
-
-# --- depth --------------------------------------------------------------------------------------------------------
 
 
 def change_of_output(stack, learning_rate=1e-5):
@@ -381,9 +383,6 @@ def test_deepnorm_scales_all_but_queries_and_keys_of_the_branches():
         assert weight.var().item() == pytest.approx(variance, rel=0.05)
     with pytest.raises(UsageError, match="num_layers"):
         initialise.deepnorm(nn.Linear(2, 2))
-
-
-# --- all ----------------------------------------------------------------------------------------------------------
 
 
 def build_for(name):

@@ -12,3 +12,15 @@ from levada.blocks.fixup import Fixup as Fixup
 from levada.blocks.fully_connected import ConcatenatedReLU as ConcatenatedReLU
 from levada.blocks.fully_connected import FeedForward as FeedForward
 from levada.blocks.fully_connected import FullyConnected as FullyConnected
+
+__all__ = [
+    "Attention",
+    "ConcatenatedReLU",
+    "Convolution",
+    "ConvolutionBranch",
+    "FeedForward",
+    "Fixup",
+    "FullyConnected",
+    "IdentityShortcut",
+    "ProjectionShortcut",
+]

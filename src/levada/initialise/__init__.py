@@ -23,6 +23,21 @@ from levada.initialise.variance import glorot as glorot
 from levada.initialise.variance import he as he
 from levada.initialise.variance import pytorch_default as pytorch_default
 
+__all__ = [
+    "INITIALISATIONS",
+    "critical",
+    "deepnorm",
+    "delta_orthogonal",
+    "fixup",
+    "gaussian",
+    "glorot",
+    "he",
+    "looks_linear",
+    "lsuv",
+    "orthogonal",
+    "pytorch_default",
+]
+
 INITIALISATIONS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         f.__name__: f

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,33 +63,46 @@ def lsuv(
     orthogonal(module, generator=generator)
     args = batch if isinstance(batch, tuple) else (batch,)
     variances: dict[str, list[float]] = {}
-    handles = [w.module.register_forward_hook(_scale(w.site, variances, tolerance), with_kwargs=True) for w in found]
-    buffers = [
-        (owner, n, b, b.clone()) for owner in module.modules() for n, b in owner._buffers.items() if b is not None
-    ]
-    try:
+    with _hooked({w.module: _scale(w.site, variances, tolerance) for w in found}), _buffers_kept(module):
         for _ in range(num_passes):
             variances.update({w.site: [] for w in found})
             module(*args)
-            unseen = [site for site, values in variances.items() if not values]
-            if unseen:
-                raise UsageError(f"lsuv: the batch must reach every weight, but does not reach {', '.join(unseen)}.")
-            worst = max(variances, key=lambda site: _distance(variances[site]))
-            if _distance(variances[worst]) <= tolerance:
+            site, distance = _worst(variances)
+            if distance <= tolerance:
                 return module
-    finally:
-        for handle in handles:
-            handle.remove()
-        for owner, name, buffer, value in buffers:
-            owner._buffers[name] = buffer.copy_(value)
     raise UsageError(
-        f"lsuv: {num_passes} passes did not bring every variance within {tolerance} of 1; {worst} has "
-        f"{variances[worst]}. Raise num_passes or tolerance, or use a module once."
+        f"lsuv: {num_passes} passes did not bring every variance within {tolerance} of 1; that of {site} is "
+        f"{distance:.3g} from it. Raise num_passes or tolerance, or use a module once."
     )
 
 
-def _distance(variances: list[float]) -> float:
-    return max(abs(v - 1) for v in variances)
+@contextmanager
+def _hooked(hooks: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    kept = [(owner, n, b, b.clone()) for owner in module.modules() for n, b in owner._buffers.items() if b is not None]
+    try:
+        yield
+    finally:
+        for owner, name, buffer, value in kept:
+            owner._buffers[name] = buffer.copy_(value)
+
+
+def _worst(variances: dict[str, list[float]]) -> tuple[str, float]:
+    """Return the site whose variance was furthest from 1, and how far."""
+    unseen = [site for site, values in variances.items() if not values]
+    if unseen:
+        raise UsageError(f"lsuv: the batch must reach every weight, but does not reach {', '.join(unseen)}.")
+    distances = {site: max(abs(v - 1) for v in values) for site, values in variances.items()}
+    return max(distances.items(), key=lambda item: item[1])
 
 
 def _scale(site: str, variances: dict[str, list[float]], tolerance: float) -> Callable[..., Tensor]:
