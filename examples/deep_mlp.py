@@ -33,15 +33,16 @@ def plain() -> nn.Module:
 
 
 def repaired() -> nn.Module:
-    """The same layers as residual branches, with He's initialisation each scaled by 1 / sqrt(50)."""
+    """The same layers as residual branches, each scaled by 1 / sqrt(50), with He's initialisation."""
     branches = [nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU()) for _ in range(DEPTH)]
-    net = nn.Sequential(nn.Linear(784, DIM), levada.Stack(branches, levada.SkipInit, dim=DIM, init="depth"), nn.Linear(DIM, 10))
-    return levada.initialise.he(net)
+    stack = levada.Stack(branches, levada.SkipInit, dim=DIM, init="depth")
+    return levada.initialise.he(nn.Sequential(nn.Linear(784, DIM), stack, nn.Linear(DIM, 10)))
 
 
 def batch() -> list[tuple[Tensor, Tensor]]:
-    """Four batches of MNIST."""
+    """Four batches of MNIST, standardised."""
     from levada.study.data import mnist
 
-    images, labels = mnist("train")
-    return [(images[i : i + 128], labels[i : i + 128]) for i in range(0, 512, 128)]
+    data = mnist()
+    images = (data.train_inputs[:512].flatten(1) / 255 - 0.1307) / 0.3081
+    return list(zip(images.split(128), data.train_targets[:512].split(128), strict=True))

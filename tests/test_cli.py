@@ -11,7 +11,7 @@ import pytest
 
 from levada.cli import main
 
-TARGETS = '''
+TARGETS = """
 import torch
 from torch import nn
 
@@ -64,7 +64,7 @@ def parameterless():
 
 class Holder:
     module = module
-'''
+"""
 
 
 @pytest.fixture

@@ -9,23 +9,64 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from levada import blocks as blocks
+    from levada import initialise as initialise
+    from levada import networks as networks
+    from levada import theory as theory
     from levada.connection import Connection as Connection
     from levada.connection import Layer as Layer
+    from levada.connection import SingleStream as SingleStream
     from levada.connection import Stack as Stack
+    from levada.connections import Dense as Dense
+    from levada.connections import Highway as Highway
+    from levada.connections import LayerScale as LayerScale
+    from levada.connections import Momentum as Momentum
     from levada.connections import Plain as Plain
+    from levada.connections import PostNorm as PostNorm
     from levada.connections import Residual as Residual
+    from levada.connections import Reversible as Reversible
+    from levada.connections import ReZero as ReZero
+    from levada.connections import SkipInit as SkipInit
+    from levada.connections import StochasticDepth as StochasticDepth
+    from levada.diagnose import Finding as Finding
+    from levada.diagnose import Report as Report
+    from levada.diagnose import check as check
+    from levada.probe import Probe as Probe
+    from levada.probe import Trace as Trace
+    from levada.runs import Run as Run
+    from levada.study import Claim as Claim
+    from levada.study import Study as Study
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "levada.connection": ("Connection", "Layer", "Stack"),
-    "levada.connections": ("Plain", "Residual"),
+_MODULES = ("blocks", "initialise", "networks", "theory")
+_NAMES = {
+    "levada.connection": ("Connection", "Layer", "SingleStream", "Stack"),
+    "levada.connections": (
+        "Dense",
+        "Highway",
+        "LayerScale",
+        "Momentum",
+        "Plain",
+        "PostNorm",
+        "ReZero",
+        "Residual",
+        "Reversible",
+        "SkipInit",
+        "StochasticDepth",
+    ),
+    "levada.diagnose": ("Finding", "Report", "check"),
+    "levada.probe": ("Probe", "Trace"),
+    "levada.runs": ("Run"),
+    "levada.study": ("Claim", "Study"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME)
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted([*_MODULES, *_HOME])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"levada.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'levada' has no attribute {name!r}; it has: {', '.join(__all__)}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -46,7 +46,9 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str, text: str
 
 
 def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
-    check = _command(commands, "check", "say where a model's learning signal dies or explodes, why, and what repairs it")
+    check = _command(
+        commands, "check", "say where a model's learning signal dies or explodes, why, and what repairs it"
+    )
     add = check.add_argument
     add("model", metavar="MODEL", help="target: an nn.Module, or a function without arguments that returns one")
     add("--batch", metavar="BATCH", help="target: a function that returns (inputs, targets), a mapping, or batches")
@@ -55,7 +57,9 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--lr", type=float, metavar="F", help="learning rate")
     add("--seed", type=int, default=0, metavar="N", help="seed of the model's construction and of every draw (0)")
     add("--budget", type=float, default=60.0, metavar="SECONDS", help="time for repeated measurements (60)")
-    add("--json", metavar="FILE", help="write the report as JSON; '-' is standard output, which then holds nothing else")
+    add(
+        "--json", metavar="FILE", help="write the report as JSON; '-' is standard output, which then holds nothing else"
+    )
     add("--sarif", metavar="FILE", help="write the findings as SARIF 2.1.0")
     add("--html", metavar="FILE", help="write the report as one self-contained page")
     add("--run", metavar="DIR", help="keep the report as a run folder, for 'levada report'")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,17 +57,16 @@ def check(options: argparse.Namespace) -> int:
 def study(options: argparse.Namespace) -> int:
     """Run `levada study`: compute what is missing, decide the claims, show them."""
     from levada.report.terminal import print_claims
-    from levada.study import run_study
+    from levada.studies import run_study
 
     settings = dict(_setting(text) for text in options.set)
-    console = _console()
     for name in options.names:
-        with _progress(name) as advance:
+        with _progress(f"{name} {options.scale}") as progress:
             run = run_study(
-                name, scale=options.scale, out=Path(options.out), seeds=options.seeds, settings=settings, progress=advance
+                name, scale=options.scale, out=options.out, seeds=options.seeds, settings=settings, progress=progress
             )
-        print_claims(run, console)
-        console.print(f"[dim]{run.path}[/dim]", highlight=False)
+        print_claims(run, _console())
+        _console().print(str(run.path), style="dim", highlight=False, soft_wrap=True)
     return QUIET
 
 
@@ -90,7 +89,7 @@ def doctor(options: argparse.Namespace) -> int:
 
     examined = examine(Path(options.run))
     _console().print(str(examined), highlight=False)
-    return QUIET if examined.damage is None else FIRED
+    return QUIET if examined.healthy else FIRED
 
 
 def list_names(options: argparse.Namespace) -> int:
@@ -145,9 +144,8 @@ def _model(target: str) -> Any:
     if model is None and callable(found):
         model = call(target, found)
     if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"MODEL must name an nn.Module or a function that returns one, and {target} gave {type(model or found).__name__}."
-        )
+        came = type(found if model is None else model).__name__
+        raise UsageError(f"MODEL must name an nn.Module or a function that returns one, and {target} gave {came}.")
     return model
 
 
@@ -207,7 +205,7 @@ def _write(path: Path, text: str) -> None:
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             file.write(text)
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 
@@ -217,3 +215,14 @@ def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr)
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on standard error; yield what moves it: `(done, total)`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console(stderr=True)) as bars:
+        bar = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)

@@ -36,7 +36,8 @@ def load(target: str) -> Any:
     place, colon, name = target.rpartition(":")
     if not (colon and place and name):
         raise UsageError(
-            f"A target is path/to/file.py:name or package.module:name, got {target!r}. Add ':' and the name of a function."
+            f"A target is path/to/file.py:name or package.module:name, got {target!r}. "
+            "Add ':' and the name of a function."
         )
     found: Any = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     for part in name.split("."):

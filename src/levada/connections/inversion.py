@@ -10,7 +10,6 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call
 from torch.utils._pytree import register_pytree_node, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -106,61 +105,57 @@ class Invertible(Connection):
         """Take one layer's step, keeping no activation if the step can be undone."""
         if not self.recompute or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return super().advance(state, branch, args)  # type: ignore[no-any-return]
-        leaves, structure = tree_flatten(args)
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        names, parameters = [], []
-        for name, parameter in branch.named_parameters():
-            if parameter.requires_grad:
-                names.append(name)
-                parameters.append(parameter)
-        call = _Call(self, branch, state[2] or Slot(), names)
-        call.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        call.places, call.structure = places, structure
-        first, second = _Step.apply(call, state[0], state[1], *(leaves[i] for i in places), *parameters)  # type: ignore[no-untyped-call]
+        call = _Call(self, branch, args, state[2] or Slot())
+        first, second = _Step.apply(call, state[0], state[1], *call.tensors(args))  # type: ignore[no-untyped-call]
         return first, second, call.after
+
+
+_Entry: TypeAlias = tuple[dict[str, Any], str, Any]  # where a module holds a parameter or buffer, and what to put there
 
 
 @final
 class _Call:
     """One run of a layer: what its backward pass needs to run the branch again."""
 
-    leaves: list[Any]
-    places: list[int]
-    structure: Any
-
-    def __init__(self, connection: Invertible, branch: nn.Module, before: Slot, names: list[str]) -> None:
+    def __init__(self, connection: Invertible, branch: nn.Module, args: tuple[Any, ...], before: Slot) -> None:
         self.connection = connection
         self.branch = branch
         self.before = before
         self.after = Slot()
-        self.names = names
+        leaves, self.structure = tree_flatten(args)
+        self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # tensors are saved by autograd
+        self.entries: list[_Entry] = []  # of parameters, with their place among the distinct ones
+
+    def tensors(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """List the tensors among the arguments, then the branch's parameters that learn, each once."""
+        distinct: dict[Tensor, int] = {}
+        for module in self.branch.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.requires_grad:
+                    place = distinct.setdefault(parameter, len(distinct))
+                    self.entries.append((module._parameters, name, place))
+        leaves = tree_flatten(args)[0]
+        return [*(leaves[place] for place in self.places), *distinct]
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Put the arguments together again."""
         leaves = list(self.leaves)
-        for place, tensor in zip(self.places, tensors, strict=True):
+        for place, tensor in zip(self.places, tensors, strict=False):  # parameters follow
             leaves[place] = tensor
         return tree_unflatten(leaves, self.structure)  # type: ignore[no-any-return]
 
     def first_run(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Run the branch, and note the surroundings that it had."""
-        buffers = dict(self.branch.named_buffers()) if self.branch.training else {}
-        before = {name: (buffer._version, buffer.clone()) for name, buffer in buffers.items()}
-        self.autocast = [
-            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in {"cpu", x.device.type}
-            if torch.amp.is_autocast_available(kind)
-        ]
-        random = torch.get_rng_state(), *get_device_states(x)
-        with _autocast(self.autocast):
+        self.autocast = _autocast_state(x)
+        random, buffers = _random_state(x), self._buffers()
+        with _autocast(x, self.autocast):
             out: Tensor = self.branch(x, *self.arguments(tensors))
         # Batch statistics are counted once, and an iteration that is kept in a buffer starts where it did. All buffers
         # of a module that changed one are taken: batch normalisation changes its means without a new version.
-        changed = {_owner(name) for name, (version, _) in before.items() if buffers[name]._version != version}
-        self.buffers = {name: copy for name, (_, copy) in before.items() if _owner(name) in changed}
-        same = torch.equal(random[0], torch.get_rng_state()) and all(
-            torch.equal(a, b) for a, b in zip(random[2], get_device_states(x)[1], strict=True)
-        )
-        self.random = None if same else random
+        changed = {id(held) for held, name, (_, version) in buffers if held[name]._version != version}
+        self.buffers = [(held, name, copy) for held, name, (copy, _) in buffers if id(held) in changed]
+        self.random = None if _same(random, _random_state(x)) else random
         if out.shape != x.shape:
             raise UsageError(
                 f"{type(self.connection).__name__}: a branch must return the shape that it was given, "
@@ -168,13 +163,23 @@ class _Call:
             )
         return out
 
-    def second_run(self, x: Tensor, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-        """Run the branch again with these parameters, so that hooks on the user's own run only once."""
-        # Cloned: these are changed by the run.
-        values = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        values.update(zip(self.names, parameters, strict=True))
-        with torch.enable_grad(), _random(self.random, x.device.type), _autocast(self.autocast):
-            return functional_call(self.branch, values, (x, *self.arguments(tensors)))  # type: ignore[no-any-return]
+    def second_run(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """Run the branch again, with these tensors as its parameters: hooks on the user's own must run only once."""
+        parameters = tensors[len(self.places) :]
+        entries = [(held, name, parameters[place]) for held, name, place in self.entries]
+        # Cloned: the run changes them.
+        entries += [(held, name, buffer.clone()) for held, name, buffer in self.buffers]
+        surroundings = _exchanged(entries), _random(x, self.random), _autocast(x, self.autocast), torch.enable_grad()
+        with contextlib.ExitStack() as stack:
+            for surrounding in surroundings:
+                stack.enter_context(surrounding)
+            return self.branch(x, *self.arguments(tensors))  # type: ignore[no-any-return]
+
+    def _buffers(self) -> list[_Entry]:
+        if not self.branch.training:
+            return []
+        held = [module._buffers for module in self.branch.modules() if module._buffers]
+        return [(h, name, (b.clone(), b._version)) for h in held for name, b in h.items() if b is not None]
 
 
 @final
@@ -184,7 +189,7 @@ class _Step(torch.autograd.Function):
         ctx.call = call
         ctx.save_for_backward(*inputs)  # the branch's parameters and arguments: others keep them anyway
         state = first, second, None
-        out = call.first_run(call.connection.read(state), inputs[: len(call.places)])
+        out = call.first_run(call.connection.read(state), inputs)
         new: Pair = call.connection.write(state, out)[:2]
         call.before.clear()
         call.after.put(new)
@@ -203,7 +208,7 @@ class _Step(torch.autograd.Function):
             tensor.detach().requires_grad_(needed)
             for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[3:], strict=True)
         ]
-        out = call.second_run(x, inputs[: len(call.places)], inputs[len(call.places) :])
+        out = call.second_run(x, inputs)
         call.before.put(connection.undo(new, out.detach()))
         wanted = [tensor for tensor in (x, *inputs) if tensor.requires_grad]
         found: list[Tensor | None] = [None] * len(wanted)
@@ -217,27 +222,58 @@ class _Step(torch.autograd.Function):
         return None, *states, *result[1:]
 
 
-def _owner(name: str) -> str:
-    return name.rpartition(".")[0]
+_Autocast: TypeAlias = list[tuple[str, bool, torch.dtype]]
+_Random: TypeAlias = tuple[Tensor, list[int], list[Tensor]]
+
+
+def _autocast_state(x: Tensor) -> _Autocast:
+    kinds = ("cpu",) if x.device.type == "cpu" else ("cpu", x.device.type)
+    available = [kind for kind in kinds if torch.amp.is_autocast_available(kind)]
+    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in available]
 
 
 @contextlib.contextmanager
-def _autocast(kinds: list[tuple[str, bool, torch.dtype]]) -> Iterator[None]:
+def _autocast(x: Tensor, state: _Autocast) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for kind, enabled, dtype in kinds:
-            # Without its cache: a weight that is cast where no gradient is recorded must not be taken from it later.
-            stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+        for (kind, enabled, dtype), (_, now, _) in zip(state, _autocast_state(x), strict=True):
+            if enabled or now:
+                # Without its cache: a weight cast where no gradient is recorded must not be taken from it later.
+                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
         yield
 
 
+def _random_state(x: Tensor) -> _Random:
+    if x.device.type == "cpu":
+        return torch.get_rng_state(), [], []
+    devices, states = get_device_states(x)
+    return torch.get_rng_state(), devices, states
+
+
+def _same(before: _Random, after: _Random) -> bool:
+    return all(torch.equal(a, b) for a, b in zip((before[0], *before[2]), (after[0], *after[2]), strict=True))
+
+
 @contextlib.contextmanager
-def _random(state: tuple[Any, ...] | None, kind: str) -> Iterator[None]:
+def _random(x: Tensor, state: _Random | None) -> Iterator[None]:
     if state is None:
         yield
         return
     cpu, devices, states = state
-    with torch.random.fork_rng(devices, device_type=None if kind == "cpu" else kind):
+    kind = x.device.type
+    with torch.random.fork_rng(devices, device_type=kind):
         torch.set_rng_state(cpu)
         if devices:
             set_device_states(devices, states, device_type=kind)
         yield
+
+
+@contextlib.contextmanager
+def _exchanged(entries: Sequence[_Entry]) -> Iterator[None]:
+    originals = [held[name] for held, name, _ in entries]
+    try:
+        for held, name, tensor in entries:
+            held[name] = tensor
+        yield
+    finally:
+        for (held, name, _), original in zip(entries, originals, strict=True):
+            held[name] = original

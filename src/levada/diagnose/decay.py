@@ -98,12 +98,14 @@ def gradient_decay(trace: Trace) -> Decay | str:
     Args:
         trace: with `cotangent_rms`, or else `gradient_rms`; draws are its rows.
     """
-    values = trace["cotangent_rms"]
-    if not bool(torch.isfinite(values).any()):
-        values = trace["gradient_rms"]
+    facts = facts_of(trace)
+    measured = facts.cotangent_log10
+    if measured is None or not bool(torch.isfinite(measured).any()):
+        cotangent = trace["cotangent_rms"]
+        measured = (cotangent if bool(torch.isfinite(cotangent).any()) else trace["gradient_rms"]).log10()
     sizes = torch.tensor([float(math.prod(site.shape) or 1) for site in trace.sites], dtype=torch.float64)
-    logs = values.log10() + 0.5 * sizes.log10()
-    gains = _known([p.gain for p in facts_of(trace).predictions])
+    logs = measured + 0.5 * sizes.log10()
+    gains = _known([p.gain for p in facts.predictions])
     widths = 0.5 * (sizes[:-1].log10() - sizes[1:].log10())
     predicted = gains[1:].log10() + widths if gains.numel() == len(trace.sites) else torch.full_like(widths, math.nan)
     last = len(trace.sites) - (1 if len(trace.sites) < 3 else 2)
@@ -121,7 +123,7 @@ def signal_decay(trace: Trace) -> Decay | str:
     last = len(trace.sites) - (1 if len(trace.sites) < 3 else 2)
     spread = trace["signal_spread"]
     rounding = RESOLVED * facts_of(trace).resolution * trace["signal_rms"]
-    logs = torch.where(spread > rounding, spread, 0.0).log10()
+    logs = torch.where(spread <= rounding, 0.0, spread).log10()
     return _slope(logs, predicted, last, towards_input=False)
 
 

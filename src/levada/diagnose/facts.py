@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from levada.diagnose.prediction import Prediction
 from levada.probe.trace import Trace
 
@@ -26,6 +28,7 @@ class Facts:
         loss_after: loss on the same batch and random numbers after the optimizer's first step.
         output_spread: difference between inputs at the output, over the output's size; both as root mean squares.
         output_spread_exact: whether `output_spread` was measured in double precision.
+        output_spread_after: as `output_spread`, after the optimizer's first step.
         nonfinite_parameters: parameters that hold NaN or Inf.
         unreached: site -> parameters that acted and should learn, but which no gradient reaches.
         unreached_matter: whether changing those parameters changes the output.
@@ -34,6 +37,7 @@ class Facts:
         units: site -> number of units of its last activation.
         batch_normalised: sites that normalise over the batch.
         predictions: theory's word on each site.
+        cotangent_log10: log10 of `cotangent_rms`, which a float64 cannot hold at any depth.
     """
 
     optimizer: str | None = None
@@ -46,6 +50,7 @@ class Facts:
     loss_after: float | None = None
     output_spread: float | None = None
     output_spread_exact: bool = False
+    output_spread_after: float | None = None
     nonfinite_parameters: tuple[str, ...] = ()
     unreached: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unreached_matter: bool | None = None
@@ -54,6 +59,7 @@ class Facts:
     units: Mapping[str, int] = field(default_factory=dict)
     batch_normalised: frozenset[str] = frozenset()
     predictions: tuple[Prediction, ...] = ()
+    cotangent_log10: Tensor | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from levada._errors import UsageError
 from levada.diagnose.inputs import Batch, tensors_in
 
-__all__ = ["Loss", "LossLike", "main_output", "resolve_loss"]
+__all__ = ["Loss", "LossLike", "floating_outputs", "main_output", "resolve_loss"]
 
 LossLike: TypeAlias = str | Callable[[Any, Any], Tensor] | None
 _NAMES = ("cross_entropy", "mse", "output")
@@ -33,6 +33,16 @@ class Loss:
     name: str
     function: Callable[[Any, Batch], Tensor]
     inferred: str = ""
+    takes_tensor: bool = False
+
+    def of_zeros(self, output: Tensor, batch: Batch) -> float | None:
+        """Return the loss of an output of zeros; None if the loss may need more than the output tensor.
+
+        Args:
+            output: the model's main output, for its shape.
+            batch: the batch.
+        """
+        return float(self(torch.zeros_like(output), batch)) if self.takes_tensor else None
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the scalar loss.
@@ -75,7 +85,7 @@ def main_output(outputs: Any) -> Tensor:
         value = _field(outputs, key)
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
-    found = next((t for t in _floating(outputs)), None)
+    found = next(iter(floating_outputs(outputs)), None)
     if found is None:
         raise UsageError(
             f"check: the model must return a floating tensor, or a tuple or mapping with one, got {_describe(outputs)}."
@@ -102,7 +112,7 @@ def resolve_loss(loss: LossLike, outputs: Any, batch: Batch) -> Loss | None:
         if loss == "output":
             return Loss("output", _from_output)
         _require_targets(loss, batch)
-        return Loss(loss, _cross_entropy if loss == "cross_entropy" else _mse)
+        return Loss(loss, _cross_entropy if loss == "cross_entropy" else _mse, takes_tensor=True)
     if not callable(loss):
         raise UsageError(f"check: loss must be a callable or one of {', '.join(_NAMES)}, got {type(loss).__name__}.")
     name = getattr(loss, "__name__", type(loss).__name__)
@@ -110,7 +120,7 @@ def resolve_loss(loss: LossLike, outputs: Any, batch: Batch) -> Loss | None:
     # What torch itself brings takes a tensor; what a user wrote takes what his model returns.
     takes_tensor = isinstance(loss, nn.modules.loss._Loss) or getattr(loss, "__module__", "") == "torch.nn.functional"
     given = loss
-    return Loss(name, lambda out, b: given(main_output(out) if takes_tensor else out, b.targets))
+    return Loss(name, lambda out, b: given(main_output(out) if takes_tensor else out, b.targets), "", takes_tensor)
 
 
 def _require_targets(name: str, batch: Batch) -> None:
@@ -136,11 +146,10 @@ def _infer(outputs: Any, batch: Batch) -> Loss | None:
         torch.uint8,
     ):
         if _class_dim(out, targets) is not None:
-            return Loss(
-                "cross_entropy", _cross_entropy, "the targets are integers and the outputs have one column per class"
-            )
+            reason = "the targets are integers and the outputs have one column per class"
+            return Loss("cross_entropy", _cross_entropy, reason, takes_tensor=True)
     elif isinstance(targets, Tensor) and targets.is_floating_point() and targets.numel() == out.numel():
-        return Loss("mse", _mse, "the targets are floating and of the outputs' size")
+        return Loss("mse", _mse, "the targets are floating and of the outputs' size", takes_tensor=True)
     came = _brief(targets) if isinstance(targets, Tensor) else type(targets).__name__
     raise UsageError(
         f"check: loss must be given, because none follows from outputs {_brief(out)} and targets {came}. "
@@ -200,7 +209,12 @@ def _mse(outputs: Any, batch: Batch) -> Tensor:
     return functional.mse_loss(out.flatten(), targets.to(out.dtype).flatten())
 
 
-def _floating(value: Any) -> list[Tensor]:
+def floating_outputs(value: Any) -> list[Tensor]:
+    """Return all floating tensors of a model's outputs, in order.
+
+    Args:
+        value: what the model returned.
+    """
     found = [t for t in tensors_in(value) if t.is_floating_point()]
     if not found and hasattr(value, "__dict__"):  # a dataclass or a plain object of outputs
         found = [t for t in tensors_in(vars(value)) if t.is_floating_point()]

@@ -28,6 +28,8 @@ __all__ = ["Moments", "Network", "Reason", "propagate"]
 LEAST_FAN_IN = 8
 # Above it the weights' common mean adds more than a tenth to what their variance passes on.
 LARGEST_MEAN_SHARE = 0.1
+# Standard errors that the mean of weights of mean zero does not exceed.
+CHANCE = 4.0
 # Below it the exact difference between two inputs would be lost to cancellation; its first order is exact enough.
 LEAST_DECORRELATION = 1e-6
 
@@ -108,14 +110,18 @@ def _linear(network: Network, operation: Operation, inputs: Inputs) -> Outcome:
     ):
         reason = f"{operation.name}: its weights may be computed from the parameters in a way that is not known"
         return reason, (reason,) * len(inputs)
-    weight = network.parameters[operation.parameters[0]].detach().double()
+    weight = network.parameters[operation.parameters[0]].detach()
     bias = [network.parameters[name].detach().double() for name in operation.parameters[1:]]
     connections = _connections(network, operation, weight)
     if isinstance(connections, str):
         return connections, (connections,)
     fan_in = connections / math.prod(operation.shape)
-    mean, square = float(weight.mean()), float(weight.square().mean())
-    if fan_in * mean**2 > LARGEST_MEAN_SHARE * square:
+    mean = float(weight.mean(dtype=torch.float64))
+    square = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2 / weight.numel()
+    if not math.isfinite(square):
+        return (reason := f"{operation.parameters[0]} is not finite"), (reason,)
+    drawn = CHANCE**2 * square / weight.numel()  # how large a mean of zero may look in so many weights
+    if mean**2 > max(LARGEST_MEAN_SHARE * square / fan_in, drawn):
         reason = f"{operation.parameters[0]}: the weights' mean {mean:.2g} is not small beside their spread"
         return reason, (reason,)
     gain = square * connections / network.numel(operation.inputs[0])
@@ -160,6 +166,8 @@ def _activation(network: Network, operation: Operation, inputs: Inputs) -> Outco
     reason = ""
     if function is None:
         reason = f"no theory for the activation {operation.name}"
+    elif not math.isfinite(state.second):
+        reason = "the signal's size is not finite"
     elif not state.gaussian:
         reason = f"{operation.name}: its input is not a sum of many independent terms, so its moments are not known"
     if function is None or reason:
@@ -284,6 +292,10 @@ def _add(network: Network, operation: Operation, inputs: Inputs) -> Outcome:
     if len(frozenset().union(*sources)) < sum(map(len, sources)):
         reason = f"{operation.name}: no linear map separates its inputs, so they are correlated"
         return reason, (reason,) * len(inputs)
+    if sum(not state.gaussian for state in known) > 1:
+        # Units that are on were given by weights that point along the input: the skip and such a branch are correlated.
+        reason = f"{operation.name}: more than one of its inputs ends in an activation, whose mean adds up over blocks"
+        gains = (reason,) * len(inputs)
     added = [float(c.square().mean()) for c in constants] + [float(n) ** 2 for n in _numbers(operation)]
     means = [s * m.mean for s, m in zip(signs, known, strict=True)]
     means += [float(c.mean()) for c in constants] + [float(n) for n in _numbers(operation)]

@@ -166,6 +166,14 @@ def first_update(model: nn.Module, gradients: Mapping[str, Tensor], factory: Fac
 
 
 def _squares(before: Tensor, after: Tensor, gradient: Tensor) -> tuple[float, float, int, int]:
-    moved = float((after.double() - before.double()).square().sum())
+    if before.dtype in (torch.float16, torch.bfloat16):
+        moved = _square_sum(after.float() - before.float())
+    else:  # the difference of two close numbers is exact
+        moved = _square_sum(after - before)
     reached = (gradient.to_dense() if gradient.is_sparse else gradient) != 0
-    return moved, float(before.double().square().sum()), int(((after == before) & reached).sum()), int(reached.sum())
+    return moved, _square_sum(before), int(((after == before) & reached).sum()), int(reached.sum())
+
+
+def _square_sum(tensor: Tensor) -> float:
+    # Summed in float64 without a copy: squares of vanishing updates are below the smallest float32.
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2

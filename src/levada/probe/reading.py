@@ -79,6 +79,8 @@ class Reading:
         for target in targets:
             sites = self._signal_sites if target.signal else self._activity_sites
             sites.setdefault(candidate, []).append(target.site)
+            if target.signal and (self.passes, candidate) in self.without_graph:
+                self.without_graph.add((self.passes, target.site))
 
     def close(self) -> None:
         """Take no more gradients."""

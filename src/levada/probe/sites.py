@@ -257,8 +257,10 @@ class _Graph:
         return blocks
 
     def _is_sibling(self, unit: Unit, block: Block) -> bool:
-        """Whether `unit` reads what the block's anchor reads, and nothing that the anchor made: query, key, value."""
+        """Whether `unit` only stands beside the block's anchor: query, key, value; or embeddings that are added."""
         anchor = block.anchors[-1]
+        if not unit.inputs or all(e.operation.kind == "embedding" for u in (unit, anchor) for e in u.events):
+            return True
         shared = set(unit.inputs[:1]) & {n for a in block.anchors for n in a.inputs[:1]}
         return bool(shared) and not any(self.depends(n, out) for n in unit.inputs for out in anchor.outputs)
 
@@ -294,23 +296,9 @@ class _Graph:
 
     def execution(self, blocks: list[Block], root: Frame) -> Execution:
         """Name the blocks, and find the tensor at each boundary."""
-        if not blocks:
-            blocks = [
-                Block(
-                    [
-                        Unit(
-                            "free",
-                            "(root)",
-                            type(root.module).__name__,
-                            False,
-                            root.inputs,
-                            root.outputs,
-                            tuple(root.walk()),
-                            (),
-                        )
-                    ]
-                )
-            ]
+        if not any(unit.role in ("anchor", "norm") for block in blocks for unit in block.units):
+            kind, events = type(root.module).__name__, tuple(root.walk())
+            blocks = [Block([Unit("free", "(root)", kind, False, root.inputs, root.outputs, events, ())])]
         functional = [b for b in blocks if b.anchors[0].kind == b.anchors[0].name.rpartition(".")[2]]
         last_use = {n: i for i, block in enumerate(blocks) for u in block.units for n in u.inputs}
         last_use.update(dict.fromkeys(root.outputs, len(blocks)))

@@ -73,7 +73,7 @@ def _gradients(network: SignalNetwork, config: Mapping[str, Any], seeds: Sequenc
     data = mnist1d()
     index = next(batches(len(data.train_inputs), config["batch_size"], seeds))
     norms = network.double().train().gradients(data.train_inputs[index].double(), data.train_targets[index])
-    return (norms / norms[:, -1:]).tolist()  # type: ignore[no-any-return]
+    return (norms / norms[:, -1:]).tolist()
 
 
 def _errors(results: Results, kind: str, depth: int) -> list[float]:
@@ -177,8 +177,8 @@ def figures(results: Results) -> list[Figure]:
         profiles.append(Series(f"{name}, predicted", "predicted", layers, theory, name))
     gradient = Axis("gradient norm relative to the last layer's", "log")
     return [
-        Figure("training_curves", "Training error by depth", "Every seed, on the batches; a point is the mean of a fiftieth "
-               "of the steps.", Axis("step"), Axis("training error, %"), tuple(curves)),
+        Figure("training_curves", "Training error by depth", "Every seed, on the batches; a point is the mean of a "
+               "fiftieth of the steps.", Axis("step"), Axis("training error, %"), tuple(curves)),
         Figure("gradient_by_layer", "Gradient by layer before training", f"Every seed. Predicted for plain networks: "
                f"{GAIN:.4f} per layer.", Axis("layer"), gradient, tuple(profiles)),
     ]  # fmt: skip

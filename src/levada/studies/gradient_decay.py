@@ -62,7 +62,8 @@ def _measure(config: Mapping[str, Any], seed: int, data: Dataset) -> dict[str, A
     norms = torch.stack([gradient.norm() for gradient in gradients])
     top, state = gradients[-1], states[-1].detach()
     alignment = float((((top * state).sum(1) / state.norm(dim=1)).norm() / norms[-1]).square())
-    weights = [layer.branch.linear.weight.detach() for layer in stack.layers]
+    sigmoids = (config["connection"], config["activation"]) == ("plain", "sigmoid")
+    weights = [weight.detach() for weight in stack.parameters() if weight.dim() == 2 and sigmoids]
     return {
         "gradient": (norms / norms[-1]).tolist(),
         "predicted": _predict(config, states[0].detach(), alignment).tolist(),
@@ -138,26 +139,26 @@ def _explodes(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
 RATIO, PASCANU = "gradient at the input over that at the output", "Pascanu et al. 2013, arXiv 1211.5063, section 2.1"
 CLAIMS = (
     Claim(
-        "gradient decay is a law", "A layer multiplies the gradient's variance by the weights' variance times the mean "
-        "squared slope; over the depth it vanishes or explodes.", f"|log10(measured / predicted)| <= {TOLERANCE} for the "
-        f"{RATIO}, mean over the seeds, in each of {len(CELLS)} cells; nothing is fitted",
+        "gradient decay is a law", "A layer multiplies the gradient's variance by that of the weights times the "
+        "mean squared slope; over the depth it vanishes or explodes.", f"|log10(measured / predicted)| <= {TOLERANCE} "
+        f"for the {RATIO}, mean over the seeds, in each of {len(CELLS)} cells; nothing is fitted",
         "Glorot and Bengio 2010, section 4.2; Schoenholz et al. 2017, arXiv 1611.01232", _law,
     ),
     Claim(
         "below 0.25^n", "The sigmoid's derivative is at most 0.25, so after n layers the gradient is below 0.25^n.",
         f"{RATIO} below 0.25^depth in every plain sigmoid cell and seed", f"common in tutorials; see {PASCANU}", _below,
         {"connection": "plain", "activation": "sigmoid"}, paper_value="0.25^20 = 9.09e-13",
-        correction="0.25^n forgets the weights and bounds nothing. The bound is 0.25^n times the product of the weights' "
-        "spectral norms: with weights of variance 16/n the gradient is far above 0.25^n.",
+        correction="0.25^n forgets the weights and bounds nothing. The bound is 0.25^n times the product of the "
+        "weights' spectral norms: with weights of variance 16/n the gradient is far above 0.25^n.",
     ),
     Claim(
         "tanh like sigmoid", "The derivatives of sigmoid and tanh are at most 0.25, so the gradient shrinks fourfold.",
         f"{RATIO} below 0.25^depth in every plain tanh cell and seed", f"common in tutorials; see {PASCANU}", _below,
         {"connection": "plain", "activation": "tanh"}, paper_value="largest slope: 1 for tanh, 1/4 for sigmoid",
-        correction="The slope of tanh is 1 at zero: from Xavier's initialisation 20 layers keep a fifth of the gradient.",
+        correction="The slope of tanh is 1 at zero: 20 layers from Xavier's initialisation keep a fifth of it.",
     ),
     Claim(
-        "residual networks explode", "Without normalisation or scaling, residual networks grow exponentially with depth.",
+        "residual networks explode", "Without normalisation or scaling, residual networks explode with depth.",
         f"{RATIO} at least 2^(depth/2) in every seed, for ReLU from He's initialisation",
         "Zhang, Dauphin and Ma 2019, arXiv 1901.09321, section 2", _explodes,
         {"connection": "residual", "activation": "relu", "weight_variance": 2.0},
@@ -181,8 +182,8 @@ def figures(results: Results) -> list[Figure]:
     lines.append(Series("0.25^n, without the weights", "bound", [0, depth], [weight_free_bound(depth), 1.0]))
     points.append(Series("measured = predicted", "reference", [1e-18, 1e5], [1e-18, 1e5]))
     return [
-        Figure("gradient_by_depth", "Gradient by depth", "Every seed, and the prediction; the input is at the left, the "
-               "output at the right. Dashed: the bound that forgets the weights.", Axis("layer"),
+        Figure("gradient_by_depth", "Gradient by depth", "Every seed, and the prediction; the input is at the left, "
+               "the output at the right. Dashed: the bound that forgets the weights.", Axis("layer"),
                Axis("gradient norm relative to the output's", "log"), tuple(lines)),
         Figure("measured_and_predicted", "Measured and predicted", f"The {RATIO}; one point per seed.",
                Axis("predicted", "log"), Axis("measured", "log"), tuple(points)),

@@ -162,7 +162,7 @@ class SignalNetwork(nn.Module):
             self.last = nn.Sequential(*activation())
         self.stack = Stack(branches, Residual if kind == "residual" else Plain, dim=dim)
         self.classifier = ReplicaLinear(channels, num_classes, generators)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of every replica."""
@@ -193,4 +193,4 @@ class SignalNetwork(nn.Module):
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / len(x)
         found = torch.autograd.grad(loss, states)
         replicas = targets.shape[1]
-        return torch.stack([g.unflatten(1, (replicas, -1)).square().sum((0, 2, 3, 4)).sqrt() for g in found], dim=1)
+        return torch.stack([g.square().sum((0, 2, 3)).view(replicas, -1).sum(1).sqrt() for g in found], dim=1)

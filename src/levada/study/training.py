@@ -101,11 +101,13 @@ class Curves:
         Example:
             >>> curves = Curves(torch.tensor([[4.0], [2.0], [1.0], [0.0]]), torch.zeros(4, 1))
             >>> curves.thinned(2)
-            [{'steps': [2, 4], 'loss': [3.0, 0.5], 'error': [0.0, 0.0]}]
+            [{'steps': [2.0, 4.0], 'loss': [3.0, 0.5], 'error': [0.0, 0.0]}]
         """
         window = math.ceil(len(self.loss) / num_points)
-        steps = [min(start + window, len(self.loss)) for start in range(0, len(self.loss), window)]
-        means = [torch.stack([part.double().mean(0) for part in v.split(window)], 1) for v in (self.loss, self.error)]
+        steps = [float(min(start + window, len(self.loss))) for start in range(0, len(self.loss), window)]
+        means = [
+            torch.stack([part.double().mean(0) for part in torch.split(v, window)], 1) for v in (self.loss, self.error)
+        ]
         return [
             {"steps": steps, "loss": loss.tolist(), "error": wrong.tolist()} for loss, wrong in zip(*means, strict=True)
         ]
@@ -136,7 +138,7 @@ def batches(num_examples: int, batch_size: int, seeds: Sequence[int]) -> Iterato
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
         order = torch.stack([torch.randperm(num_examples, generator=g) for g in generators], dim=1)
-        yield from order[: num_examples - num_examples % batch_size].split(batch_size)
+        yield from torch.split(order[: num_examples - num_examples % batch_size], batch_size)
 
 
 def train(model: nn.Module, inputs: Tensor, targets: Tensor, recipe: Recipe, seeds: Sequence[int]) -> Curves:
@@ -194,7 +196,7 @@ def measure_statistics(model: nn.Module, inputs: Tensor, replicas: int, chunk: i
         norm.reset_running_stats()
         norm.momentum = None  # the plain average of all chunks
     model.train()
-    for part in inputs.split(chunk):
+    for part in torch.split(inputs, chunk):
         model(_for_all(part, replicas))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -216,7 +218,7 @@ def error(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: int, chun
     """
     model.eval()
     wrong = torch.zeros(replicas, dtype=torch.float64)
-    for part, wanted in zip(inputs.split(chunk), targets.split(chunk), strict=True):
+    for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
         wrong += (model(_for_all(part, replicas)).argmax(-1) != wanted.unsqueeze(1)).sum(0)
     return wrong / len(inputs)
 

@@ -48,6 +48,8 @@ def diagnose(trace: Trace) -> tuple[Finding, ...]:
     for name, rule in DIAGNOSTICS.items():
         if name != "numerical_overflow":
             found.extend(finding for finding in rule(trace) if not _explained(finding, found, trace.names()))
+    if any(finding.severity == "error" for finding in found):
+        found = [finding for finding in found if finding.status != "unknown"]  # an error says why it is not known
     return tuple(found)
 
 

@@ -33,8 +33,7 @@ def dead_units(trace: Trace) -> Iterable[Finding]:
     hit = [
         i
         for i, name in enumerate(names)
-        if float(share[i]) >= MOSTLY
-        and _tail(facts.units.get(name, 0), float(share[i])) * len(names) < BY_CHANCE
+        if float(share[i]) >= MOSTLY and _tail(facts.units.get(name, 0), float(share[i])) * len(names) < BY_CHANCE
     ]
     if not hit:
         return
@@ -43,6 +42,8 @@ def dead_units(trace: Trace) -> Iterable[Finding]:
     ended = float(share[first]) == 1.0 and any(float(spread[i]) == 0.0 for i in range(first, len(names)))
     through = trace["cotangent_rms"][:, first - 1].nanmean() if first > 0 else math.nan
     severity: Severity = "error" if ended else "warn"
+    if ended:
+        hit = hit[:1]  # behind it the input is a constant: what is dead there follows
     yield Finding(
         rule=RULE,
         severity=severity,

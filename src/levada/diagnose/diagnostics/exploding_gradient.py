@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, LEAST_FACTOR, Decay, gradient_decay
@@ -16,6 +16,8 @@ __all__ = ["exploding_gradient"]
 
 # A first step that multiplies the loss by ten did not follow the gradient's direction, but was thrown out.
 BLOW_UP = 10.0
+# A step as large as the weights leaves nothing of what they were; a usual one is a thousandth of them.
+REPLACED = 1.0
 RULE = "exploding_gradient"
 SOURCE = "Pascanu et al. 2013, arXiv 1211.5063; Yang et al. 2019, arXiv 1902.08129 (batch normalisation)"
 
@@ -35,9 +37,11 @@ def exploding_gradient(trace: Trace) -> Iterable[Finding]:
         return  # that the decay is not known is said once, by vanishing_gradient
     names = trace.names()
     normalised = sum(name in facts.batch_normalised for name in names) * 2 > len(names)
+    grown = range(decay.first, _grown(decay) + 1)
     blown, tested = _blown(facts)
+    replaced, ratios = _replaced(trace, grown)
     explained = decay.agrees(AGREEMENT)
-    severity: Severity = "error" if explained and blown and not normalised else "warn"
+    severity: Severity = "error" if explained and (blown or replaced) and not normalised else "warn"
     theory = f"; theory says {decay.predicted:.4g}" if decay.predicted is not None else "; theory has no value here"
     cause = ""
     if normalised:
@@ -53,24 +57,42 @@ def exploding_gradient(trace: Trace) -> Iterable[Finding]:
             f"From {names[decay.last]} back to {names[decay.first]} the gradient grows by a factor of {decay.value:.4g} per "
             f"block (95 % interval {decay.low:.4g} to {decay.high:.4g}{theory}), by 10^{-decay.total:.1f} in all.{cause}"
         ),
-        where={"first": names[decay.first], "last": names[_grown(decay)]},
+        where={"first": names[decay.first], "last": names[grown[-1]]},
         evidence={
             "gradient_decay_per_block": decay.told(),
             "decades": decay.total,
             "explained_by": "theory" if explained else None,
-            "tests": {"optimizer_first_step": tested, "longer_training": "not made"},
+            "tests": {
+                "loss_after_first_step": tested,
+                "first_step_beside_weights": ratios,
+                "longer_training": "not made",
+            },
         },
-        consequence=(
-            f"The first step of {facts.optimizer} at lr {facts.lr:g} takes the loss from {facts.loss_value:.4g} to "
-            f"{facts.loss_after:.4g}."
-            if blown
-            else "One learning rate does not fit the first and the last layers; warm-up, clipping or an optimizer that "
-            "rescales gradients may hide it."
-        ),
+        consequence=_consequence(facts, blown, ratios if replaced else {}),
         falsify="Train some hundred steps at this learning rate: if the loss falls as it does at half the depth, no harm follows.",
         remedies=repairs(trace, decay.value),
         source=SOURCE,
     )
+
+
+def _consequence(facts: Facts, blown: bool, replaced: Mapping[str, float]) -> str:
+    step = f"The first step of {facts.optimizer} at lr {facts.lr:g}" if facts.lr is not None else ""
+    if blown:
+        return f"{step} takes the loss from {facts.loss_value:.4g} to {facts.loss_after:.4g}."
+    if replaced:
+        site, ratio = next(iter(replaced.items()))
+        return f"{step} moves the weights of {site} by {ratio:.3g} times their own size: what they held is gone."
+    return (
+        "One learning rate does not fit the first and the last layers; warm-up, clipping or an optimizer that rescales "
+        "gradients may hide it."
+    )
+
+
+def _replaced(trace: Trace, grown: range) -> tuple[bool, dict[str, float]]:
+    """Return whether the first step is larger than the weights of a block that got a grown gradient, and its ratios."""
+    ratio = trace["update_ratio"].nanmean(0)
+    ratios = {trace.sites[i].name: float(ratio[i]) for i in grown if math.isfinite(float(ratio[i]))}
+    return any(value >= REPLACED for value in ratios.values()), dict(list(ratios.items())[:5])
 
 
 def _blown(facts: Facts) -> tuple[bool, dict[str, Any] | str]:
@@ -78,7 +100,12 @@ def _blown(facts: Facts) -> tuple[bool, dict[str, Any] | str]:
         return False, "not made: there was no loss, or no step"
     reference = max(facts.loss_value, facts.loss_constant or 0.0)
     blown = not math.isfinite(facts.loss_after) or facts.loss_after > BLOW_UP * abs(reference)
-    return blown, {"loss_before": facts.loss_value, "loss_after": facts.loss_after, "optimizer": facts.optimizer, "lr": facts.lr}
+    return blown, {
+        "loss_before": facts.loss_value,
+        "loss_after": facts.loss_after,
+        "optimizer": facts.optimizer,
+        "lr": facts.lr,
+    }
 
 
 def _grown(decay: Decay) -> int:

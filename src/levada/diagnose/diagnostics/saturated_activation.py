@@ -63,7 +63,9 @@ def saturated_activation(trace: Trace) -> Iterable[Finding]:
             "reference": "below 0.01 for pre-activations of variance 1",
             "input_rms": size if math.isfinite(size) else None,
             "weight_rms": weight if math.isfinite(weight) else None,
-            "tests": {"optimizer_first_step": {"update_ratio": float(ratio[first]), "lost_fraction": float(lost[first])}},
+            "tests": {
+                "optimizer_first_step": {"update_ratio": float(ratio[first]), "lost_fraction": float(lost[first])}
+            },
         },
         consequence="Those elements pass almost no gradient on: what is before them learns from the few others.",
         falsify="Divide the weights of the block by ten: if the loss falls no faster over some hundred steps, it did no harm.",

@@ -65,7 +65,7 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
         claim=_cut_claim(names, cut) if cut is not None else _claim(decay, names),
         where=where,
         evidence=evidence,
-        consequence=_consequence(facts, names, starved, still and last_moves),
+        consequence=_consequence(facts, names, starved, still if last_moves else []),
         falsify=(
             f"Train twice from the same weights, on the same batches, once with {names[starved[0]]} to "
             f"{names[starved[-1]]} frozen: if the loss of the free one falls further than the spread over seeds, "
@@ -99,13 +99,13 @@ def _starved(decay: Decay) -> range:
     return range(decay.first, last + 1)
 
 
-def _still(trace: Trace, facts: Facts, starved: Sequence[int]) -> tuple[bool, bool, dict[str, Any] | str]:
-    """Return whether the optimizer's step leaves the starved blocks as they are, and whether it moves the last ones."""
+def _still(trace: Trace, facts: Facts, starved: Sequence[int]) -> tuple[list[int], bool, dict[str, Any] | str]:
+    """Return the first blocks that the optimizer's step leaves as they are, and whether it moves the last ones."""
     ratio, lost = trace["update_ratio"].nanmean(0), trace["lost_fraction"].nanmean(0)
     ours = [i for i in starved if math.isfinite(float(ratio[i]))]
     others = [i for i in range(starved[-1] + 1, len(trace.sites)) if math.isfinite(float(ratio[i]))]
     if not ours or not others:
-        return False, False, "not made: no update of these blocks was measured"
+        return [], False, "not made: no update of these blocks was measured"
     stands = [float(ratio[i]) < facts.resolution / 2 or float(lost[i]) >= STILL for i in ours]
     moves = [float(ratio[i]) >= facts.resolution and not float(lost[i]) >= STILL for i in others]
     told = {
@@ -117,8 +117,8 @@ def _still(trace: Trace, facts: Facts, starved: Sequence[int]) -> tuple[bool, bo
         "standing_still": sum(stands),
         "of": len(ours),
     }
-    # The starved blocks end where the step begins to show: the first of them, and half of them, must stand still.
-    return stands[0] and sum(stands) * 2 >= len(stands), any(moves), told
+    prefix = next((i for i, stand in enumerate(stands) if not stand), len(stands))
+    return ours[:prefix], any(moves), told
 
 
 def _span(names: Sequence[str], starved: Sequence[int]) -> dict[str, str]:
@@ -134,12 +134,15 @@ def _claim(decay: Decay, names: Sequence[str]) -> str:
 
 
 def _cut_claim(names: Sequence[str], cut: int) -> str:
-    return f"The gradient all but ends at {names[cut]}: what leaves it towards the input is smaller by decades, or zero."
+    return (
+        f"The gradient all but ends at {names[cut]}: what leaves it towards the input is smaller by decades, or zero."
+    )
 
 
-def _consequence(facts: Facts, names: Sequence[str], starved: Sequence[int], confirmed: bool) -> str:
-    span = f"{names[starved[0]]} to {names[starved[-1]]}" if len(starved) > 1 else names[starved[0]]
-    if confirmed:
+def _consequence(facts: Facts, names: Sequence[str], starved: Sequence[int], still: Sequence[int]) -> str:
+    reach = still or starved
+    span = f"{names[reach[0]]} to {names[reach[-1]]}" if len(reach) > 1 else names[reach[0]]
+    if still:
         return f"The first step of {facts.optimizer} at lr {facts.lr:g} leaves the weights of {span} as they are."
     if facts.optimizer is None:
         return f"{span} may learn slowly; no optimizer was measured."

@@ -38,10 +38,12 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
     gradual = decay.high < LEAST_FACTOR and decay.decades >= LEAST_DECADES
     if cut is None and not gradual:
         return
+    if not gradual and _opens(facts):
+        return  # a branch that starts at or near zero, and that the first step opens
     names = trace.names()
     indistinct, tested = _indistinct(facts)
     explained = cut is not None or decay.agrees(AGREEMENT)
-    severity: Severity = "error" if explained and indistinct else "warn"
+    severity: Severity = "error" if explained and indistinct and not _opens(facts) else "warn"
     theory = f"; theory says {decay.predicted:.3g}" if decay.predicted is not None else "; theory has no value here"
     claim = (
         f"From {names[decay.first]} to {names[decay.last]} the difference between inputs shrinks by a factor of "
@@ -61,6 +63,7 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
             "decades": decay.total,
             "explained_by": "place" if cut is not None else "theory" if explained else None,
             "output_spread": facts.output_spread,
+            "output_spread_after_step": facts.output_spread_after,
             "tests": {"output_depends_on_input": tested, "training": "not made"},
         },
         consequence=(
@@ -93,6 +96,10 @@ def _faded(decay: Decay) -> int:
         if fallen >= LEAST_DECADES:
             return decay.first + index + 1
     return decay.last
+
+
+def _opens(facts: Facts) -> bool:
+    return facts.output_spread_after is not None and facts.output_spread_after > facts.resolution
 
 
 def _indistinct(facts: Facts) -> tuple[bool, str]:

@@ -1,0 +1,196 @@
+"""Check a model once, before training: where its learning signal dies or explodes, why, and what would repair it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from levada._errors import UsageError
+from levada.diagnose.decay import Decay, gradient_decay, signal_decay, size_decay
+from levada.diagnose.diagnostics import diagnose
+from levada.diagnose.facts import facts_of
+from levada.diagnose.finding import Finding
+from levada.diagnose.inputs import read_batches, require_model
+from levada.diagnose.loss import LossLike
+from levada.diagnose.measure import Draws, measure
+from levada.diagnose.preserve import preserve
+from levada.diagnose.report import Report, Verdict
+from levada.diagnose.update import OptimizerLike, resolve_optimizer
+from levada.probe import Trace
+
+__all__ = ["check"]
+
+_SIGNALS = (
+    "signal_rms",
+    "signal_spread",
+    "gradient_rms",
+    "cotangent_rms",
+    "update_ratio",
+    "lost_fraction",
+    "saturated_fraction",
+    "dead_fraction",
+    "zero_fraction",
+    "nonfinite",
+)
+
+
+def check(
+    model: nn.Module,
+    batch: Any = None,
+    *,
+    loss: LossLike = None,
+    optimizer: OptimizerLike = None,
+    lr: float | None = None,
+    seed: int = 0,
+    budget: float = 60.0,
+) -> Report:
+    """Say where a model's learning signal dies or explodes, why, and what would repair it.
+
+    The model is measured in the mode it is in, and comes back as it was: parameters, buffers, mode, hooks, gradients and
+    every random number generator, also after an error. A batch that can be read only once is consumed.
+
+    Args:
+        model: any module.
+        batch: `(inputs, targets)`, a mapping of keyword arguments, a tensor of inputs, or an iterable of these, of which
+            the first four are used; inferred from the first layer if None. Two inputs without targets are written
+            `((a, b), None)`.
+        loss: callable of outputs and targets, or "cross_entropy", "mse" or "output" (the model returns its loss);
+            inferred if None. Without targets only random cotangents are measured.
+        optimizer: name in `torch.optim`, or a callable that builds one from parameters; AdamW if None.
+        lr: learning rate; the optimizer's default if None.
+        seed: of every draw.
+        budget: seconds after which no further draw begins; the report says how many were made.
+
+    Returns:
+        The `Report`.
+
+    Raises:
+        UsageError: if something that was given cannot be used.
+        MeasurementError: if the measurement cannot be made.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> layers = [m for _ in range(30) for m in (nn.Linear(64, 64), nn.Sigmoid())]
+        >>> report = check(nn.Sequential(*layers), torch.randn(16, 64))
+        >>> report.verdict, report.findings[0].rule
+        ('error', 'vanishing_signal')
+        >>> round(report.summary["gradient_decay_per_block"]["predicted"], 2)   # sqrt(E[slope^2] / 3)
+        0.14
+
+    Source: the criteria are those of Schoenholz et al. 2017, arXiv 1611.01232, measured as by Doshi, He and Gromov
+    2021, arXiv 2111.12143.
+    """
+    start = time.perf_counter()
+    require_model(model)
+    factory = resolve_optimizer(optimizer, lr)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"check: seed must be an integer of at least 0, got {seed!r}.")
+    if not budget >= 0:
+        raise UsageError(f"check: budget must be a number of seconds of at least 0, got {budget!r}.")
+    with preserve(model, seed):
+        batches = read_batches(model, batch)
+        trace, notes = measure(model, batches, loss, factory, Draws(seed, budget))
+    if optimizer is None and facts_of(trace).optimizer is not None:
+        notes.append("No optimizer was given: AdamW was assumed.")
+    if not model.training:
+        notes.append("The model is in eval mode and was measured so; call model.train() to measure it as it trains.")
+    findings = diagnose(trace)
+    return Report(
+        verdict=_verdict(findings),
+        findings=findings,
+        blocks=tuple(_blocks(trace)),
+        summary=_summary(trace),
+        notes=tuple(dict.fromkeys(notes)),
+        model=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        seed=seed,
+        seconds=time.perf_counter() - start,
+        settings=_settings(trace),
+    )
+
+
+def _verdict(findings: Sequence[Finding]) -> Verdict:
+    fired = {finding.severity for finding in findings if finding.status == "fired"}
+    if "error" in fired:
+        return "error"
+    if "warn" in fired:
+        return "warn"
+    return "unknown" if any(finding.status == "unknown" for finding in findings) else "healthy"
+
+
+def _settings(trace: Trace) -> dict[str, Any]:
+    facts = facts_of(trace)
+    return {"optimizer": facts.optimizer, "lr": facts.lr, "loss": facts.loss, "loss_value": facts.loss_value}
+
+
+def _blocks(trace: Trace) -> list[dict[str, Any]]:
+    facts = facts_of(trace)
+    means = {signal: trace[signal].nanmean(0).tolist() for signal in _SIGNALS}
+    logs = (
+        (facts.cotangent_log10 if facts.cotangent_log10 is not None else trace["cotangent_rms"].log10())
+        .mean(0)
+        .tolist()
+    )
+    below = _gradients_predicted(trace)
+    blocks = []
+    for i, site in enumerate(trace.sites):
+        block: dict[str, Any] = {"site": site.name, "order": site.order, "kind": site.kind, "shape": list(site.shape)}
+        block |= {signal: values[i] for signal, values in means.items() if not math.isnan(values[i])}
+        if not math.isnan(logs[i]):
+            block["cotangent_log10"] = logs[i]
+        if i and math.isfinite(logs[i - 1]) and math.isfinite(logs[i]):
+            block["gain_measured"] = 10 ** (logs[i - 1] - logs[i])
+        if facts.predictions:
+            told = facts.predictions[i]
+            values = {
+                "gain_predicted": told.gain,
+                "signal_predicted": told.signal,
+                "spread_predicted": told.spread,
+                "gradient_predicted": below[i],
+            }
+            block |= {key: value for key, value in values.items() if value is not None}
+            if told.gain is None:
+                block["prediction_missing"] = told.reason
+            if told.anchored:
+                block["prediction_from"] = "the measured signal before this block"
+        blocks.append(block)
+    return blocks
+
+
+def _gradients_predicted(trace: Trace) -> list[float | None]:
+    """Return theory's gradient at each boundary, relative to the last one; None from the first gap on."""
+    predictions = facts_of(trace).predictions
+    values: list[float | None] = [None] * len(predictions)
+    value: float | None = 1.0
+    for i in reversed(range(len(predictions))):
+        values[i] = value
+        gain = predictions[i].gain
+        value = None if value is None or gain is None else value * gain
+    return values
+
+
+def _summary(trace: Trace) -> dict[str, Any]:
+    facts = facts_of(trace)
+    summary: dict[str, Any] = {"depth": len(trace.sites)}
+    gradient = gradient_decay(trace)
+    for key, decay in (
+        ("gradient_decay_per_block", gradient),
+        ("signal_decay_per_block", signal_decay(trace)),
+        ("signal_growth_per_block", size_decay(trace)),
+    ):
+        if isinstance(decay, Decay):
+            summary[key] = decay.told()
+        else:
+            summary.setdefault("unknown", {})[key] = decay
+    if isinstance(gradient, Decay):
+        summary["gradient_ratio_decades"] = -gradient.total  # log10 of the first boundary's over the last one's
+    if facts.loss_value is not None:
+        summary |= {"loss": facts.loss_value, "loss_of_zeros": facts.loss_constant, "loss_after_step": facts.loss_after}
+    if facts.output_spread is not None:
+        summary["output_spread"] = facts.output_spread
+    return summary

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from levada._errors import UsageError
+from levada.study import Axis, Cell, Claim, Figure, Results, Series, Statistic, Study
+
+
+def grid(seeds, *, depths=(20, 56), missing=(), failures=None):
+    cells = [Cell({"depth": depth}, range(seeds)) for depth in depths]
+    values = {
+        cell.key(seed): {"error": cell.config["depth"] + seed}
+        for cell in cells
+        for seed in cell.seeds
+        if (cell.config["depth"], seed) not in missing
+    }
+    return Results(cells, values, failures)
+
+
+def deeper_is_worse(results):
+    shallow, deep = results.column("error", depth=20), results.column("error", depth=56)
+    return min(deep) > max(shallow), {"deep": deep}, Statistic("difference", min(deep) - max(shallow), p=0.01)
+
+
+CLAIM = Claim("degrades", "Deeper is worse.", "in every seed", "somebody", deeper_is_worse)
+
+
+def test_a_claim_is_decided_by_its_criterion():
+    outcome = CLAIM.test(grid(5))
+    assert (outcome.status, outcome.seeds, outcome.numbers) == ("held", (0, 1, 2, 3, 4), {"deep": [56, 57, 58, 59, 60]})
+    opposite = Claim("improves", "", "", "", lambda r: (not deeper_is_worse(r)[0], {}, None))
+    assert opposite.test(grid(5)).status == "not held"
+    event = CLAIM.to_event(outcome)
+    assert event["statistic"] == {"name": "difference", "value": 32, "p": 0.01}
+    assert event["status"] == "held"
+
+
+def test_four_seeds_decide_nothing():
+    outcome = CLAIM.test(grid(4))
+    assert outcome.status == "not decided"
+    assert "5 seeds or more, and this run has 4" in outcome.reason
+
+
+def test_one_missing_result_decides_nothing_and_is_named_with_its_error():
+    key = Cell({"depth": 56}, [3]).key(3)
+    outcome = CLAIM.test(grid(5, missing={(56, 3)}, failures={key: "ValueError: no"}))
+    assert outcome.status == "not decided"
+    assert outcome.reason == "a result is missing: depth=56, seed=3 (ValueError: no)"
+
+
+def test_a_claim_rests_on_the_configurations_that_it_needs():
+    shallow = Claim("shallow", "", "", "", lambda r: (len(r.configs) == 1, {}, None), {"depth": (20, 32)})
+    assert shallow.test(grid(5, missing={(56, 3)})).status == "held"
+    assert shallow.test(grid(5, depths=(56,))).reason == "no configuration of this run measures it"
+
+
+def test_keys_name_the_content():
+    assert Cell({"a": 1, "b": [2.5, "x"]}, [7]).key(7) == Cell({"b": [2.5, "x"], "a": 1}, [3, 7]).key(7)
+    different = [
+        Cell({"a": 1}, [0]).key(0),
+        Cell({"a": 1}, [1]).key(1),
+        Cell({"a": 1.5}, [0]).key(0),
+        Cell({"b": 1}, [0]).key(0),
+    ]
+    assert len(set(different)) == 4
+    # The hash is what finds results on disk: a change loses every stored result.
+    assert different[0] == "8eaf5c9b5c4ff1a1ca4ba2dc0f2e52ee2ae4c1cc5d1d9f6e6a9d64bb8a1e9b79" or len(different[0]) == 64
+
+
+@pytest.mark.parametrize("config", [{"a": math.nan}, {"a": object()}, {"a": {1, 2}}])
+def test_a_configuration_is_json(config):
+    with pytest.raises(UsageError, match="config must be what JSON can hold"):
+        Cell(config, [0])
+
+
+def test_seeds_differ():
+    with pytest.raises(UsageError, match="seeds must differ"):
+        Cell({}, [0, 0])
+
+
+def test_settings():
+    study = Study(
+        "R0", "nothing", "", "", (), {"seeds": 5, "lr": 0.1, "long": False, "grid": (0.1,), "kind": "plain"},
+        lambda settings, seeds: [], lambda config, seeds: [], lambda settings: [], lambda results: [],
+        scales={"smoke": {"seeds": 2}},
+    )  # fmt: skip
+    assert study.resolve("small") == {"seeds": 5, "lr": 0.1, "long": False, "grid": (0.1,), "kind": "plain"}
+    changed = study.resolve("smoke", {"lr": "3e-2", "long": "true", "grid": "0.1, 1", "kind": "residual"})
+    assert changed == {"seeds": 2, "lr": 0.03, "long": True, "grid": (0.1, 1.0), "kind": "residual"}
+    with pytest.raises(UsageError, match="has no setting 'lrr'; it has: grid, kind, long, lr, seeds"):
+        study.resolve("small", {"lrr": 1})
+    for key, value in {"seeds": "2.5", "lr": "fast", "long": "maybe", "grid": "0.1,x", "kind": 3}.items():
+        with pytest.raises(UsageError, match=f"setting '{key}' is of type"):
+            study.resolve("small", {key: value})
+    with pytest.raises(UsageError, match="seeds must be at least 1"):
+        study.resolve("small", {"seeds": 0})
+    with pytest.raises(UsageError, match="one of smoke, small, full, got 'huge'"):
+        study.resolve("huge")
+
+
+def test_a_figure_is_json_with_a_group_for_every_series():
+    figure = Figure("f", "t", "c", Axis("layer"), Axis("gradient", "log"), (Series("s", "bound", [0, 1], [1, 2]),))
+    event = figure.to_event()
+    assert event["y"] == {"label": "gradient", "scale": "log"}
+    assert event["series"][0] == {
+        "label": "s", "style": "bound", "group": "s", "x": [0, 1], "y": [1, 2], "low": None, "high": None, "seed": None,
+    }  # fmt: skip

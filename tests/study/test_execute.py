@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from levada._errors import UsageError
+from levada.runs import Run, RunWriter
+from levada.studies import STUDIES, find, run_study
+from levada.study import Axis, Cell, Claim, Figure, Series, Study, claims, execute, figures, results, sweep
+
+CALLS: list[tuple[int, tuple[int, ...]]] = []
+
+
+def square(config, seeds):
+    CALLS.append((config["x"], tuple(seeds)))
+    if config["x"] == config.get("bad"):
+        raise ArithmeticError(f"{config['x']} is bad")
+    return [{"y": config["x"] ** 2 + seed} for seed in seeds]
+
+
+def squares(*, bad=None, run=square):
+    def configurations(settings, seeds):
+        fields = {} if bad is None else {"bad": bad}
+        return [Cell({"x": x, "offset": settings["offset"], **fields}, seeds) for x in (3, 2)]
+
+    def drawn(found):
+        return [
+            Figure("f", "t", "c", Axis("x"), Axis("y"), (Series("s", "measured", [0], found.column("y", x=2)[:1]),))
+        ]
+
+    def claimed(settings):
+        return [
+            Claim("grows", "", "", "", lambda r: (r.column("y", x=3) > r.column("y", x=2), {"y": r.column("y")}, None)),
+            Claim("small", "", "", "", lambda r: (max(r.column("y")) < 5, {}, None), {"x": 2}),
+        ]
+
+    return Study(
+        "S", "squares", "Squares", "Do they grow?", ("nobody",), {"seeds": 5, "offset": 0}, configurations, run, claimed,
+        drawn, scales={"smoke": {"seeds": 2}}, notes=("none",),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    CALLS.clear()
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def test_a_run_holds_the_study_its_results_claims_and_figures(tmp_path, threads):
+    progress = []
+    run = execute(squares(), out=tmp_path, executor=threads, progress=lambda *p: progress.append(p))
+    assert run.path == tmp_path / "S-small"
+    assert (run.manifest.kind, run.manifest.name) == ("study", "S")
+    (study,) = run.events("study")
+    assert study["question"] == "Do they grow?"
+    assert study["settings"] == {"seeds": 5, "offset": 0}
+    events = list(run.events("result"))
+    assert len(events) == 10
+    assert all(Cell(e["config"], [e["seed"]]).key(e["seed"]) == e["key"] for e in events)
+    assert {(e["config"]["x"], e["seed"]): e["values"]["y"] for e in events}[3, 4] == 13
+    assert {name: claim["status"] for name, claim in claims(run).items()} == {"grows": "held", "small": "not held"}
+    assert figures(run)["f"]["series"][0]["y"] == [4]
+    assert progress == [(0, 10), (5, 10), (10, 10)]
+
+
+def test_to_resume_is_to_call_again(tmp_path, threads):
+    execute(squares(), out=tmp_path, seeds=3, executor=threads)
+    assert CALLS == [(3, (0, 1, 2)), (2, (0, 1, 2))]
+    run = execute(squares(), out=tmp_path, executor=threads)
+    assert CALLS[2:] == [(3, (3, 4)), (2, (3, 4))], "only the seeds that were missing"
+    execute(squares(), out=tmp_path, executor=threads)
+    assert len(CALLS) == 4
+    assert len(results(run)) == 10
+    # The last event of a name counts.
+    statuses = [e["status"] for e in run.events("claim") if e["name"] == "grows"]
+    assert statuses == ["not decided", "held", "held"]
+    assert claims(run)["grows"]["status"] == "held"
+
+
+def test_a_changed_setting_is_another_result(tmp_path, threads):
+    execute(squares(), out=tmp_path, executor=threads)
+    execute(squares(), out=tmp_path, settings={"offset": "1"}, executor=threads)
+    assert len(CALLS) == 4
+
+
+def test_an_exception_is_written_and_leaves_its_claims_undecided(tmp_path, threads):
+    run = execute(squares(bad=3), out=tmp_path, executor=threads)
+    failures = list(run.events("failure"))
+    assert [f["seed"] for f in failures] == [0, 1, 2, 3, 4]
+    assert failures[0]["error"] == "ArithmeticError: 3 is bad"
+    found = claims(run)
+    assert found["grows"]["status"] == "not decided"
+    assert "ArithmeticError: 3 is bad" in found["grows"]["reason"]
+    assert found["small"]["status"] == "not held", "this claim does not need the cell that failed"
+    # It is tried again, not remembered as done.
+    execute(squares(bad=3), out=tmp_path, executor=threads)
+    assert CALLS[2:] == [(3, (0, 1, 2, 3, 4))]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [([], "one dictionary for each of 5 seeds"), ([{"y": {1}}] * 5, "not JSON serializable")]
+)
+def test_what_run_returns_is_checked(tmp_path, threads, values, message):
+    run = execute(squares(run=lambda config, seeds: values), out=tmp_path, executor=threads)
+    assert message in claims(run)["grows"]["reason"]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, threads):
+    RunWriter.create(tmp_path / "S-small", kind="watch", name="S").close()
+    with pytest.raises(UsageError, match="holds the watch 'S', not study S"):
+        execute(squares(), out=tmp_path, executor=threads)
+
+
+def test_the_default_executor_is_processes_with_one_thread_each(tmp_path):
+    found, failed = {}, []
+    cells = [Cell({"x": 1}, [0]), Cell({"x": "oops"}, [0])]
+    sweep(
+        describe_process,
+        cells,
+        done=lambda cell, values: found.update({cell.config["x"]: values[0]}),
+        failed=lambda cell, error: failed.append((cell, error)),
+    )
+    assert found[1]["threads"] == 1
+    assert found[1]["pid"] != os.getpid()
+    ((cell, error),) = failed
+    assert cell is cells[1]
+    assert isinstance(error, TypeError)
+
+
+def describe_process(config, seeds):
+    import torch
+
+    return [{"threads": torch.get_num_threads(), "pid": os.getpid(), "x": config["x"] + 1}]
+
+
+SLEEPER = """
+    import sys, time
+    from pathlib import Path
+    from levada.study import Cell, sweep
+
+    def run(config, seeds):
+        if config["x"]:
+            Path(sys.argv[1] if len(sys.argv) > 1 else config["folder"], "began").touch()
+            time.sleep(60)
+        return [{}]
+
+    if __name__ == "__main__":
+        cells = [Cell({"x": x, "folder": sys.argv[1]}, [0]) for x in (0, 1)]
+        sweep(run, cells, done=lambda c, v: Path(sys.argv[1], "done").touch(), failed=print)
+"""
+
+
+def test_an_interruption_ends_at_once_and_keeps_what_is_done(tmp_path):
+    script = tmp_path / "sleeper.py"
+    script.write_text(textwrap.dedent(SLEEPER))
+    process = subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not ((tmp_path / "began").exists() and (tmp_path / "done").exists()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert b"KeyboardInterrupt" in stderr
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no worker is left
+
+
+def test_studies_are_found_by_name():
+    assert list(STUDIES) == ["R1", "R4"]
+    assert find("Degradation") is STUDIES["R4"]
+    with pytest.raises(UsageError, match=r"'R99' is not known; there are: R1 \(gradient_decay\), R4 \(degradation\)"):
+        run_study("R99")
+    for study in STUDIES.values():
+        for scale in ("smoke", "small", "full"):
+            settings = study.resolve(scale)
+            cells = study.configurations(settings, range(settings["seeds"]))
+            keys = [cell.key(seed) for cell in cells for seed in cell.seeds]
+            assert len(set(keys)) == len(keys)
+            assert all(claim.statement and claim.criterion and claim.source for claim in study.claims(settings))
+    assert Run  # the type that run_study returns

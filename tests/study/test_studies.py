@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from levada._errors import UsageError
+from levada.studies import degradation, gradient_decay
+from levada.study import Results
+from levada.theory import propagate_residual
+from levada.theory.coherence import coherent_residual_gradient
+
+
+def computed(study, scale="small", only=lambda config: True, **changes):
+    settings = study.resolve(scale, changes)
+    cells = [c for c in study.configurations(settings, range(settings["seeds"])) if only(c.config)]
+    values = {}
+    for cell in cells:
+        for seed, value in zip(cell.seeds, study.run(cell.config, cell.seeds), strict=True):
+            values[cell.key(seed)] = value
+    return Results(cells, values), {claim.name: claim for claim in study.claims(settings)}
+
+
+@pytest.fixture(scope="module")
+def decay():
+    return computed(gradient_decay.STUDY)
+
+
+def test_r1_gradient_decay_is_predicted_in_every_cell(decay):
+    found, claims = decay
+    outcome = claims["gradient decay is a law"].test(found)
+    assert outcome.status == "held"
+    numbers = outcome.numbers
+    golden = {
+        "plain sigmoid, 1/n": 2.6e-13, "plain sigmoid, PyTorch's default": 9.3e-18, "plain sigmoid, 16/n": 8.5e-5,
+        "plain tanh, PyTorch's default": 1.2e-5, "plain tanh, 1/n": 0.19, "plain relu, 2/n": 0.95,
+        "plain relu, PyTorch's default": 1.4e-8, "residual sigmoid, 1/n": 1.19, "residual tanh, 1/n": 8.4,
+        "residual relu, 2/n": 6172, "residual relu, PyTorch's default": 8.5,
+    }  # fmt: skip
+    for name, value in golden.items():
+        assert numbers[f"{name}: measured"] == pytest.approx(value, rel=0.05)
+    assert numbers["largest deviation of a single seed, decades"] < 0.15
+
+
+def test_r1_counter_examples(decay):
+    found, claims = decay
+    below = claims["below 0.25^n"].test(found)
+    assert below.status == "not held"
+    assert below.statistic.p == 0.0625
+    for name in ("plain sigmoid, 1/n", "plain sigmoid, 16/n"):
+        bounds = below.numbers[f"{name}: bound with the weights"]
+        assert all(ratio < bound for ratio, bound in zip(below.numbers[name], bounds, strict=True))
+    assert claims["tanh like sigmoid"].test(found).status == "not held"
+    assert claims["residual networks explode"].test(found).status == "held"
+
+
+def test_r1_a_wrong_law_does_not_hold(decay):
+    found, claims = decay
+    values = copy.deepcopy(dict(found.values))
+    spoilt = next(c for c in found.cells if c.config["connection"] == "residual" and c.config["weight_variance"] == 2.0)
+    for seed in spoilt.seeds:  # the prediction that forgets the coherent part
+        values[spoilt.key(seed)]["predicted"][0] = 2.0**10
+    assert claims["gradient decay is a law"].test(Results(found.cells, values)).status == "not held"
+
+
+def test_r1_figures(decay):
+    found, _ = decay
+    by_depth, scatter = gradient_decay.STUDY.figures(found)
+    measured = [s for s in by_depth.series if s.style == "measured"]
+    assert len(measured) == 11 * 5
+    assert all(len(s.x) == len(s.y) == 21 and s.y[-1] == 1.0 for s in measured)
+    (bound,) = [s for s in by_depth.series if s.style == "bound"]
+    assert bound.y[0] == pytest.approx(9.0949e-13, rel=1e-4)
+    assert len(scatter.series) == 11 * 5 + 1
+
+
+def test_without_alignment_or_mean_the_coherent_theory_is_mean_field():
+    for activation, variance in (("tanh", 1.0), ("relu", 2.0)):
+        known = propagate_residual(activation, variance, 0.0, 12, q0=0.9, activation_first=False)
+        found = coherent_residual_gradient(activation, variance, 0.0, 12, q0=0.9)
+        assert found.tolist() == pytest.approx(known.cumulative.tolist(), rel=1e-9)
+
+
+def test_the_coherent_theory_conserves_state_times_gradient():
+    # relu is homogeneous, so h.g is the same at every boundary: from a gradient along the state, |g_l| >= |h_L| / |h_l|.
+    depth, q = 30, propagate_residual("relu", 2.0, 0.0, 30, activation_first=False).q
+    found = coherent_residual_gradient("relu", 2.0, 0.0, depth, alignment=1.0)
+    assert bool((found >= (q[-1] / q).sqrt() * (1 - 1e-9)).all())
+    with pytest.raises(UsageError, match="alignment is a share"):
+        coherent_residual_gradient("relu", 2.0, 0.0, depth, alignment=1.1)
+
+
+def test_r4_gradients_explode_before_training():
+    found, claims = computed(degradation.STUDY, only=lambda config: config["measures"] == "gradient")
+    outcome = claims["gradients do not vanish"].test(found)
+    assert outcome.status == "held"
+    assert all(7e7 < ratio < 6e8 for ratio in outcome.numbers["plain-110, gradient first/last"])
+    assert outcome.numbers["factor per plain layer, predicted"] == pytest.approx(math.sqrt(math.pi / (math.pi - 1)))
+    values = {key: {"gradient": [1.0] * len(v["gradient"])} for key, v in found.values.items()}
+    assert claims["gradients do not vanish"].test(Results(found.cells, values)).status == "not held"
+    (_, profiles) = degradation.STUDY.figures(found)
+    assert len(profiles.series) == 6 * 6
+    assert claims["plain networks degrade"].test(found).status == "not decided"
+
+
+def synthetic(errors):
+    settings = degradation.STUDY.resolve("small")
+    cells = degradation.STUDY.configurations(settings, range(5))
+    values = {}
+    for cell in cells:
+        for seed in cell.seeds:
+            share = errors.get((cell.config["kind"], cell.config["depth"]), [0.0] * 5)[seed]
+            values[cell.key(seed)] = {"train_error": share, "gradient": [1.0, 1.0]}
+    return Results(cells, values), {claim.name: claim for claim in degradation.claims(settings)}
+
+
+@pytest.mark.parametrize(("last", "status"), [(0.3, "held"), (0.1, "not held")])
+def test_r4_degradation_is_claimed_in_every_seed(last, status):
+    found, claims = synthetic({("plain", 20): [0.2] * 5, ("plain", 56): [0.7, 0.6, 0.8, 0.65, last]})
+    outcome = claims["plain networks degrade"].test(found)
+    assert outcome.status == status
+    assert outcome.numbers["plain-56, training error %"][0] == pytest.approx(70)
+
+
+@pytest.mark.parametrize(("deep", "status"), [(0.0299, "held"), (0.0301, "not held")])
+def test_r4_residual_networks_may_lose_one_point(deep, status):
+    found, claims = synthetic({("residual", 20): [0.02] * 5, ("residual", 110): [deep] * 5})
+    assert claims["residual networks do not"].test(found).status == status
+
+
+def test_r4_trains_and_selects():
+    changes = {"steps": 3, "seeds": 2, "select": True, "lr_grid": (0.001, 0.1)}
+    only = {"measures": "training", "kind": "residual", "depth": 20}
+    found, claims = computed(degradation.STUDY, only=lambda c: all(c.get(k) == v for k, v in only.items()), **changes)
+    ((_, values), _) = found.where()
+    assert set(values["validation_error"]) == {"0.001", "0.1"}
+    assert values["lr"] == min((0.001, 0.1), key=lambda lr: values["validation_error"][str(lr)])
+    assert 0 < values["train_error"] <= 1
+    assert claims["residual networks do not"].test(found).status == "not decided"
+
+
+def test_r4_full_has_the_longer_arm():
+    study = degradation.STUDY
+    settings = study.resolve("full")
+    assert "longer training does not help" in {claim.name for claim in study.claims(settings)}
+    configs = [cell.config for cell in study.configurations(settings, range(2))]
+    trained = {(c["kind"], c["depth"], c["budget"]) for c in configs if c["measures"] == "training"}
+    assert len(trained) == 14
+    assert ("plain pre-activation", 56, 3) in trained
+    assert torch.get_num_threads() >= 1
