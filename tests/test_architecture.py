@@ -77,7 +77,10 @@ def test_budgets(path):
     assert text.count("\n") <= (700 if kernel else 400)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < (200 if kernel else 60), f"{node.name} is too long"
+            # The equation, shapes, errors and example that a docstring must give are not what the budget is about.
+            documented = node.body[0].end_lineno - node.body[0].lineno + 1 if ast.get_docstring(node) else 0
+            lines = node.end_lineno - node.lineno + 1 - documented
+            assert lines <= (200 if kernel else 60), f"{node.name} is too long"
             arguments = [a for a in node.args.args + node.args.kwonlyargs if a.arg not in {"self", "cls"}]
             assert kernel or len(arguments) <= 8, f"{node.name} has {len(arguments)} parameters"
 

@@ -57,7 +57,7 @@ _NAMES = {
     ),
     "levada.diagnose": ("Finding", "Report", "check"),
     "levada.probe": ("Probe", "Trace"),
-    "levada.runs": ("Run"),
+    "levada.runs": ("Run",),
     "levada.study": ("Claim", "Study"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

@@ -223,6 +223,14 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console(stderr=True)) as bars:
-        bar = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
+    bars = Progress(*columns, console=_console(stderr=True))
+    bar = bars.add_task(title, total=None)
+
+    def move(done: int, total: int) -> None:
+        bars.start()
+        bars.update(bar, completed=done, total=total)
+
+    try:
+        yield move
+    finally:
+        bars.stop()

@@ -144,6 +144,15 @@ def test_changing_features_in_place_raises():
     y = build()(features())
     with pytest.raises(RuntimeError, match="modified inplace"):
         y.mul_(2)
+    with torch.no_grad():
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="has been modified inplace"):
+        y.sum().backward()
+    total = (y := build()(features())).sum()
+    with torch.no_grad():
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="has been modified inplace"):
+        total.backward()
 
 
 def test_types_are_promoted_as_concatenation_does():

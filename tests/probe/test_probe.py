@@ -152,7 +152,9 @@ def test_spread_far_below_the_mean_is_exact():
         with Probe(net, optimizer) as probe:
             net(x).sum().backward()
             optimizer.step()
-        assert probe.trace()["signal_spread"].item() == pytest.approx(rms(x.double() - x.double().mean(0)), rel=tolerance)
+        assert probe.trace()["signal_spread"].item() == pytest.approx(
+            rms(x.double() - x.double().mean(0)), rel=tolerance
+        )
 
 
 def test_accumulation_averages_the_micro_steps():

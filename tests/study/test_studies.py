@@ -4,7 +4,6 @@ import copy
 import math
 
 import pytest
-import torch
 
 from levada._errors import UsageError
 from levada.studies import degradation, gradient_decay
@@ -84,7 +83,7 @@ def test_without_alignment_or_mean_the_coherent_theory_is_mean_field():
 
 
 def test_the_coherent_theory_conserves_state_times_gradient():
-    # relu is homogeneous, so h.g is the same at every boundary: from a gradient along the state, |g_l| >= |h_L| / |h_l|.
+    # relu is homogeneous, so h.g is the same at every boundary: |g_l| >= |h_L| / |h_l| for a gradient along it.
     depth, q = 30, propagate_residual("relu", 2.0, 0.0, 30, activation_first=False).q
     found = coherent_residual_gradient("relu", 2.0, 0.0, depth, alignment=1.0)
     assert bool((found >= (q[-1] / q).sqrt() * (1 - 1e-9)).all())
@@ -141,6 +140,14 @@ def test_r4_trains_and_selects():
     assert claims["residual networks do not"].test(found).status == "not decided"
 
 
+@pytest.mark.parametrize("study", [gradient_decay.STUDY, degradation.STUDY], ids=lambda s: s.name)
+def test_without_results_nothing_is_decided_and_nothing_breaks(study):
+    settings = study.resolve("full")
+    found = Results(list(study.configurations(settings, range(5))), {})
+    assert {claim.test(found).status for claim in study.claims(settings)} == {"not decided"}
+    assert not any(s.style == "measured" for figure in study.figures(found) for s in figure.series)
+
+
 def test_r4_full_has_the_longer_arm():
     study = degradation.STUDY
     settings = study.resolve("full")
@@ -149,4 +156,3 @@ def test_r4_full_has_the_longer_arm():
     trained = {(c["kind"], c["depth"], c["budget"]) for c in configs if c["measures"] == "training"}
     assert len(trained) == 14
     assert ("plain pre-activation", 56, 3) in trained
-    assert torch.get_num_threads() >= 1

@@ -12,9 +12,10 @@ from levada.study.data import Dataset
 from levada.study.replicas import ReplicaConvolution, SignalNetwork
 from levada.study.training import Recipe, batches, cosine, error, fit, held_out, measure_statistics, train
 
-torch.manual_seed(0)
-INPUTS = torch.randn(96, 40)
-TARGETS = (INPUTS[:, :20].mean(1) > INPUTS[:, 20:].mean(1)).long()
+NOISE = torch.randn(96, 40, generator=torch.Generator().manual_seed(0))
+TARGETS = torch.arange(96) % 2
+# Slow waves and fast ones.
+INPUTS = torch.sin(torch.outer(0.3 + 0.9 * TARGETS, torch.arange(40))) + 0.3 * NOISE
 
 
 def network(kind, seeds, depth=8, channels=4):

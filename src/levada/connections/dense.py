@@ -26,12 +26,12 @@ class _Buffer:
         self.used = 0
 
     def prefix(self) -> Tensor:
-        # `.data` gives each prefix a version counter of its own: what is appended later does not touch it, and what a
-        # layer saved of it stays valid.
-        return self.memory.data.narrow(self.axis, 0, self.used)
+        return self.memory.narrow(self.axis, 0, self.used)
 
     def append(self, features: Tensor) -> None:
         channels = features.shape[self.axis]
+        # `.data` has a version counter of its own: what layers saved of the prefixes stays valid, as it is. Any other
+        # change in place is seen by the counter that the prefixes share, and autograd raises.
         self.memory.data.narrow(self.axis, self.used, channels).copy_(features)
         self.used += channels
 
@@ -58,7 +58,6 @@ class _Append(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, out: Tensor, buffer: _Buffer) -> Tensor:
         ctx.axis = buffer.axis
-        ctx.dtypes = features.dtype, out.dtype
         ctx.widths = features.shape[buffer.axis], out.shape[buffer.axis]
         if buffer.used == 0:
             buffer.append(features)
@@ -68,7 +67,7 @@ class _Append(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         before, new = gradients[0].split(ctx.widths, ctx.axis)  # type: ignore[no-untyped-call]
-        return before.to(ctx.dtypes[0]), new.to(ctx.dtypes[1]), None
+        return before, new, None
 
 
 @final

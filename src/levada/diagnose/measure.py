@@ -137,7 +137,8 @@ def _record(run: _Run) -> tuple[Execution, dict[int, Moments], Any, dict[str, in
 def _moments(number: int, tensor: Tensor) -> Moments:
     values = tensor.detach().double()
     second = float(values.square().mean())
-    apart = float((values - values.mean(0)).square().mean()) if values.dim() and len(values) > 1 else torch.nan
+    rows = len(values) if values.dim() else 1
+    apart = float((values - values.mean(0)).square().mean()) * rows / (rows - 1) if rows > 1 else torch.nan
     return Moments(second, apart, float(values.mean()), False, frozenset({number}))
 
 

@@ -68,14 +68,19 @@ def predict(model: nn.Module, execution: Execution, measured: Mapping[int, Momen
         gain = _backward(operations, gains, start, execution.output_of[site.name])
         if previous is not None and start is not None and read_by.get(start, set()) - {site.name}:
             gain = f"the output of {previous} is also read by {', '.join(sorted(read_by[start] - {site.name}))}"
-        state = states.get(execution.output_of[site.name], "it was never computed")
+        end = execution.output_of[site.name]
+        state = states.get(end, "it was never computed")
+        if isinstance(state, Moments) and not state.gaussian and _read_by_batch_norm(execution, end):
+            gain = "batch_norm reads its output, and hands most of the gradient to the units that are nearly off"
+        shape = execution.shape_of.get(end, ())
+        apart = state.spread * (1 - 1 / shape[0]) if isinstance(state, Moments) and shape else math.nan
         known = isinstance(state, Moments) and math.isfinite(state.second)
         predictions.append(
             Prediction(
                 site.name,
                 math.sqrt(gain) if isinstance(gain, float) else None,
                 math.sqrt(state.second) if known and isinstance(state, Moments) else None,
-                math.sqrt(max(0.0, state.spread)) if known and isinstance(state, Moments) else None,
+                math.sqrt(max(0.0, apart)) if known and math.isfinite(apart) else None,
                 gain if isinstance(gain, str) else "",
                 anchored,
             )
@@ -91,6 +96,14 @@ def _readers(execution: Execution) -> dict[int, set[str]]:
             for number in operation.inputs:
                 read_by.setdefault(number, set()).add(site.name)
     return read_by
+
+
+def _read_by_batch_norm(execution: Execution, number: int) -> bool:
+    return any(
+        operation.name == "batch_norm" and number in operation.inputs
+        for operations in execution.operations.values()
+        for operation in operations
+    )
 
 
 def _forward(
@@ -120,8 +133,8 @@ def _backward(
     arrived: dict[int, float | Reason] = {end: 1.0}
     for operation, factors in zip(reversed(operations), reversed(gains), strict=True):
         here = arrived.get(operation.output)
-        if here is None or operation.output == start:
-            continue
+        if here is None or operation.output == start or operation.output in operation.inputs:
+            continue  # the last: a function that handed its input on as it was
         for number, factor in zip(operation.inputs, factors, strict=True):
             before = arrived.get(number, 0.0)
             blocked = next((value for value in (before, here, factor) if isinstance(value, str)), None)

@@ -28,6 +28,8 @@ __all__ = ["Moments", "Network", "Reason", "propagate"]
 LEAST_FAN_IN = 8
 # Above it the weights' common mean adds more than a tenth to what their variance passes on.
 LARGEST_MEAN_SHARE = 0.1
+# From fewer inputs each unit's variance is estimated so badly that its inverse is far from that of the mean.
+LEAST_ROWS = 16
 # Standard errors that the mean of weights of mean zero does not exceed.
 CHANCE = 4.0
 # Below it the exact difference between two inputs would be lost to cancellation; its first order is exact enough.
@@ -42,7 +44,7 @@ class Moments:
 
     Attributes:
         second: mean square.
-        spread: mean square of the difference from the mean over the batch.
+        spread: variance over inputs, as an unbiased estimate.
         mean: mean over the units; NaN if not known.
         gaussian: whether each unit is a sum of many independent terms of mean zero.
         sources: the linear maps it comes from; signals that share one are correlated.
@@ -250,8 +252,14 @@ def _normalised_variance(network: Network, operation: Operation, state: Moments)
     eps = _eps(network, operation)
     module = network.modules.get(operation.module)
     if operation.name == "batch_norm":
+        if not state.gaussian:
+            # Units that are nearly off have a spread of their own, far from the mean one, and get most of the gradient.
+            return "batch_norm: no linear map before it makes the spread of all units alike"
         if getattr(module, "training", operation.options.get("training", False)):
-            return state.spread + eps
+            if operation.shape[0] < LEAST_ROWS:
+                return f"batch_norm: over {operation.shape[0]} inputs the spread of units that are alike still differs"
+            samples = math.prod(operation.shape) / operation.shape[1]
+            return state.spread * (1 - 1 / samples) + eps
         return "batch_norm in eval mode: what it divides by was learned, and says nothing about this signal"
     if operation.name == "rms_norm":
         return state.second + eps
@@ -374,6 +382,9 @@ def _reshape(network: Network, operation: Operation, inputs: Inputs) -> Outcome:
     if len(inputs) != 1 or share > 1:
         reason = f"no theory for {operation.name} that repeats its input"
         return reason, (reason,) * len(inputs)
+    if share < 1 and operation.name not in ("chunk", "split", "tensor_split", "unbind"):
+        reason = f"{operation.name} takes a part of its input, so the gradient is not the same everywhere"
+        return reason, (reason,)
     return inputs[0], (0.0 if operation.name in ("detach", "data") else share,)
 
 
@@ -393,7 +404,10 @@ def _concatenate(network: Network, operation: Operation, inputs: Inputs) -> Outc
     known = [state for state in inputs if not isinstance(state, str)]
     if len(known) < len(inputs) or sum(sizes) != math.prod(operation.shape):
         reasons = [state for state in inputs if isinstance(state, str)]
-        return reasons[0] if reasons else f"{operation.name}: a part of it is not known", gains
+        missing = f"{operation.name}: a part of it is not known"
+        if sum(sizes) != math.prod(operation.shape):
+            gains = (missing,) * len(inputs)
+        return reasons[0] if reasons else missing, gains
     shares = [size / sum(sizes) for size in sizes]
     moments = Moments(
         second=sum(w * m.second for w, m in zip(shares, known, strict=True)),

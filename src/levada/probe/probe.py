@@ -88,7 +88,8 @@ class Probe:
         if self._plan is None:
             raise MeasurementError(
                 f"Probe: no forward pass of the model ({type(self.model).__name__}) was seen on a sampled step. "
-                "Enter the probe before the loop, and call the module that you gave to it."
+                "Enter the probe before the loop, and call the module that you gave to it; hooks added after "
+                "torch.compile are not seen, so enter the probe before the first compiled call."
             )
         return self._plan.execution
 

@@ -145,13 +145,17 @@ def _print_verdict(report: Mapping[str, Any], console: Console) -> None:
     signs = SIGNS if _unicode(console) else _PLAIN_SIGNS
     style = f"bold {_COLOURS.get(verdict, '')}"
     line = Text.assemble((f"{signs.get(verdict, '?')} {verdict}", style), "  ", (f"{headline(report)}.", "bold"))
+    found = fired(report)
+    if found:
+        line.append(f"  {found[0].get('rule')}", "dim")
     console.print(line, highlight=False)
-    for number, finding in enumerate(fired(report)):
+    for number, finding in enumerate(found):
         if number:
             severity = str(finding.get("severity", "info"))
             sign = Text(f"{signs.get(severity, 'i')} {severity}", f"bold {_COLOURS.get(severity, '')}")
             console.print()
-            console.print(Text.assemble(sign, "  ", f"{phrase(finding)}."), highlight=False)
+            told = Text.assemble(sign, "  ", f"{phrase(finding)}.", (f"  {finding.get('rule')}", "dim"))
+            console.print(told, highlight=False)
         _print_finding(finding, console)
     for finding in report.get("findings") or ():
         if finding.get("status") == "unknown":

@@ -19,7 +19,7 @@ SELECTION_SEEDS = range(100, 105)
 NUM_FITTED = 3200  # of the 4,000 training signals; the other 800 choose the learning rate
 # Least validation error on SELECTION_SEEDS at 500 steps; `levada study R4 --set select=true` chooses again.
 LEARNING_RATES = {
-    ("plain", 20): 0.1, ("plain", 56): 0.1, ("plain", 110): 0.1, ("plain pre-activation", 56): 0.1,
+    ("plain", 20): 0.1, ("plain", 56): 0.01, ("plain", 110): 0.01, ("plain pre-activation", 56): 0.01,
     ("residual", 20): 0.1, ("residual", 56): 0.1, ("residual", 110): 0.1,
 }  # fmt: skip
 GAIN, TOLERANCE = batch_norm_gradient_gain("relu"), 0.04
@@ -190,7 +190,7 @@ STUDY = Study(
     sources=("He et al. 2015, arXiv 1512.03385", "He et al. 2016, arXiv 1603.05027",
              "Yang et al. 2019, arXiv 1902.08129"),
     settings={"seeds": 5, "steps": 500, "batch_size": 64, "budgets": (1,), "all_architectures": False,
-              "select": False, "lr_grid": (0.01, 0.03, 0.1, 0.3)},
+              "select": False, "lr_grid": (0.003, 0.01, 0.03, 0.1, 0.3)},
     scales={"smoke": {"seeds": 2, "steps": 40},
             "full": {"seeds": 10, "steps": 1000, "budgets": (1, 3), "all_architectures": True, "select": True}},
     configurations=configurations, run=run, claims=claims, figures=figures,

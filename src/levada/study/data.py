@@ -14,6 +14,7 @@ import random
 import struct
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -233,10 +234,11 @@ def _cached(name: str, md5: Mapping[str, str], make: Callable[[], dict[str, Any]
     path = folder / f"{name}-{md5['train_inputs'][:8]}.npz"
     if path.exists():
         try:
-            with numpy.load(path, allow_pickle=False) as stored:
+            # Opened here: numpy leaves the file open when the archive is damaged.
+            with path.open("rb") as file, numpy.load(file, allow_pickle=False) as stored:
                 arrays = {part: stored[part] for part in _PARTS}
             _check(name, arrays, md5)
-        except (OSError, ValueError, KeyError, EOFError, MeasurementError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MeasurementError) as error:
             warnings.warn(f"{path} is damaged and is made again ({error}).", stacklevel=3)
         else:
             return arrays
