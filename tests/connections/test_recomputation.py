@@ -280,6 +280,11 @@ def test_what_would_give_wrong_numbers_raises(connection):
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
 
+    y = stack(x).sum()
+    stack.eval()
+    with pytest.raises(UsageError, match="from training=True to False"):
+        y.backward()
+
     layer = stack[0]
     first, second, _ = layer(layer.connection.begin(x))
     with torch.no_grad():

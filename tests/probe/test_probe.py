@@ -8,8 +8,8 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from levada._errors import MeasurementError, UsageError
@@ -38,7 +38,7 @@ class Net(nn.Module):
     def __init__(self, inplace):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        self.relu = nn.ReLU(inplace=True) if inplace else F.relu
+        self.relu = nn.ReLU(inplace=True) if inplace else functional.relu
 
     def forward(self, x):
         return self.c(self.relu(self.b(torch.tanh(self.a(x)))))
@@ -49,7 +49,7 @@ def by_hand(net, x, targets):
     a = torch.tanh(net.a(x))
     b = torch.relu(net.b(a))
     c = net.c(b)
-    gradients = torch.autograd.grad(F.mse_loss(c, targets), (a, b, c))
+    gradients = torch.autograd.grad(functional.mse_loss(c, targets), (a, b, c))
     return [a, b, c], gradients
 
 
@@ -74,7 +74,7 @@ def test_signals_and_gradients_by_hand(inplace, every):
             x, targets = batch(step)
             expected.append(by_hand(net, x, targets))
             optimizer.zero_grad()
-            F.mse_loss(net(x), targets).backward()
+            functional.mse_loss(net(x), targets).backward()
             optimizer.step()
     trace = probe.trace()
     assert trace.steps == tuple(range(0, 4, every))
@@ -101,7 +101,7 @@ def test_weights_and_updates_by_hand(optimizer, options):
     weights = [layer.weight.detach().clone() for layer in (net.a, net.b, net.c)]
     x, targets = batch()
     with Probe(net, optimizer) as probe:
-        F.mse_loss(net(x), targets).backward()
+        functional.mse_loss(net(x), targets).backward()
         gradients = [layer.weight.grad.clone() for layer in (net.a, net.b, net.c)]
         optimizer.step()
     trace = probe.trace()
@@ -163,7 +163,7 @@ def test_accumulation_averages_the_micro_steps():
     with Probe(net, optimizer) as probe:
         for _ in range(2):
             for x, targets in parts:
-                F.mse_loss(net(x), targets).backward()
+                functional.mse_loss(net(x), targets).backward()
             optimizer.step()
             optimizer.zero_grad()
     trace = probe.trace()
@@ -186,7 +186,7 @@ def test_evaluation_and_failed_passes_are_not_counted():
             net.train()
             with pytest.raises(RuntimeError):
                 net(torch.ones(2, 7))
-            F.mse_loss(net(x), targets).backward()
+            functional.mse_loss(net(x), targets).backward()
             optimizer.step()
     trace = probe.trace()
     for step in range(2):
@@ -204,7 +204,7 @@ def test_without_optimizer_and_without_gradients():
     close(trace, "signal_rms", [rms(y) for y in by_hand(net, x, targets)[0]], 1)
     assert trace["gradient_rms"].isnan().all()
     with Probe(net) as probe:
-        F.mse_loss(net(x), targets).backward()
+        functional.mse_loss(net(x), targets).backward()
         net.a.weight.data.mul_(1.5)
         probe.step()
     assert probe.trace().at("update_ratio", "a").item() == pytest.approx(0.5, rel=1e-5)
@@ -236,7 +236,7 @@ def test_recomputation_is_not_counted_twice(reentrant):
             for step in range(2):
                 x, targets = batch(step)
                 optimizer.zero_grad()
-                F.mse_loss(net(x), targets).backward()
+                functional.mse_loss(net(x), targets).backward()
                 optimizer.step()
         traces.append(probe.trace())
     assert traces[0].names() == traces[1].names() == ["first", "middle.0", "middle.2", "last"]
@@ -323,7 +323,7 @@ def test_activations_inside_composite_blocks():
             self.wide, self.back = nn.Linear(6, 12), nn.Linear(12, 6)
 
         def forward(self, x):
-            return x + self.back(F.hardtanh(F.relu(self.wide(x)), -0.5, 0.5))
+            return x + self.back(functional.hardtanh(functional.relu(self.wide(x)), -0.5, 0.5))
 
     torch.manual_seed(0)
     net = nn.Sequential(Block(), Block())
@@ -333,8 +333,8 @@ def test_activations_inside_composite_blocks():
         for _ in range(2):
             net(x).sum().backward()
             optimizer.step()
-    wide = F.relu(net[0].wide(x))
-    flat = F.hardtanh(wide, -0.5, 0.5)
+    wide = functional.relu(net[0].wide(x))
+    flat = functional.hardtanh(wide, -0.5, 0.5)
     trace = probe.trace()
     for step in range(2):
         zeros = torch.cat([wide, flat]) == 0
@@ -350,7 +350,7 @@ def test_nothing_is_attached_on_steps_that_are_not_sampled(monkeypatch):
     with Probe(net, optimizer, every=3) as probe:
         for _ in range(7):
             attached.append(hooks(net))
-            F.mse_loss(net(batch()[0]), batch()[1]).backward()
+            functional.mse_loss(net(batch()[0]), batch()[1]).backward()
             optimizer.step()
     assert [bool(count) for count in attached] == [True, False, False, True, False, False, True]
     assert set(measured) == {0, 3, 6}
@@ -391,7 +391,7 @@ def test_nothing_is_left_behind_also_after_an_error():
         try:
             with Probe(net, optimizer, every=2) as probe:
                 for step in range(3):
-                    loss = F.mse_loss(net(x), targets)
+                    loss = functional.mse_loss(net(x), targets)
                     if error is not None and step == 2:
                         raise error
                     loss.backward()
@@ -422,7 +422,7 @@ def test_a_copy_made_while_watching_is_not_watched():
             twin = copy.deepcopy(net)
             torch.save(net, io.BytesIO())
             twin(100 * x).sum().backward()
-            F.mse_loss(net(x), targets).backward()
+            functional.mse_loss(net(x), targets).backward()
             optimizer.step()
     close(probe.trace(), "signal_rms", [rms(y) for y in by_hand(net, x, targets)[0]], 1)
     assert probe.trace().context["passes"] == (1, 1)
@@ -435,7 +435,7 @@ def test_watching_does_not_change_training():
         with Probe(net, optimizer, every=2) if watched else torch.enable_grad():
             for step in range(5):
                 optimizer.zero_grad()
-                loss = F.mse_loss(net(F.dropout(batch(step)[0])), batch(step)[1])
+                loss = functional.mse_loss(net(functional.dropout(batch(step)[0])), batch(step)[1])
                 loss.backward()
                 optimizer.step()
         losses.append(loss.item())

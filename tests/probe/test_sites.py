@@ -8,8 +8,8 @@ from collections import OrderedDict
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from levada._errors import MeasurementError
 from levada.probe import record
@@ -74,7 +74,7 @@ class Functional(nn.Module):
 
     def forward(self, x):
         x = torch.sigmoid(self.layers[3](x))
-        x = F.leaky_relu(self.layers[2](x), 0.2)
+        x = functional.leaky_relu(self.layers[2](x), 0.2)
         x = self.layers[1](x).tanh()
         x = self.layers[0](x).clamp_(min=0)
         return self.head(x)
@@ -120,7 +120,7 @@ class EncoderLayer(nn.Module):
     def forward(self, hidden, mask=None, output_attentions=False):
         mixed, weights = self.attention(hidden, mask)
         hidden = self.attention_output(mixed, hidden)
-        hidden = self.output(F.gelu(self.intermediate(hidden)), hidden)
+        hidden = self.output(functional.gelu(self.intermediate(hidden)), hidden)
         return (hidden, weights) if output_attentions else (hidden,)
 
 
@@ -147,7 +147,7 @@ class Bert(nn.Module):
         hidden = self.word(ids) + self.position(torch.arange(ids.shape[1]))
         pooled = torch.tanh(self.pooler(self.encoder(hidden, mask).hidden[:, 0]))
         logits = self.classifier(pooled)
-        return OrderedDict(logits=logits, loss=None if labels is None else F.cross_entropy(logits, labels))
+        return OrderedDict(logits=logits, loss=None if labels is None else functional.cross_entropy(logits, labels))
 
 
 def test_nested_sequential_gives_the_leaves_with_weights():
@@ -261,7 +261,7 @@ def test_hand_written_residual_branches():
         def forward(self, x):
             x = self.stem(x)
             for norm, wide, back in zip(self.norms, self.wide, self.back, strict=True):
-                x = x + back(F.relu(wide(norm(x))))
+                x = x + back(functional.relu(wide(norm(x))))
             return self.head(self.norm(x))
 
     execution = run(PreNorm(), torch.randn(4, 8))
@@ -323,7 +323,7 @@ def test_bare_parameters_give_function_sites_and_a_note():
 
         def forward(self, x):
             for i in range(3):
-                x = torch.tanh(F.linear(x, self.w[i]))
+                x = torch.tanh(functional.linear(x, self.w[i]))
             return x
 
     execution = run(Bare(), torch.randn(4, 8))

@@ -76,7 +76,7 @@ class Invertible(Connection):
 
     The branch's own parameters and arguments get gradients; a tensor that the branch takes from elsewhere does not.
     Random numbers, autocast and buffers are in the second run as they were in the first one; hooks inside of the
-    branch run twice.
+    branch run twice. Transforms of `torch.func` cannot follow either and raise: pass `recompute=False` there.
     """
 
     recompute: bool
@@ -147,10 +147,9 @@ class _Call:
 
     def first_run(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Run the branch, and note the surroundings that it had."""
-        self.autocast = _autocast_state(x)
+        self.autocast, self.training = _autocast_state(x), self.branch.training
         random, buffers = _random_state(x), self._buffers()
-        with _autocast(x, self.autocast):
-            out: Tensor = self.branch(x, *self.arguments(tensors))
+        out: Tensor = self.branch(x, *self.arguments(tensors))
         # Batch statistics are counted once, and an iteration that is kept in a buffer starts where it did. All buffers
         # of a module that changed one are taken: batch normalisation changes its means without a new version.
         changed = {id(held) for held, name, (_, version) in buffers if held[name]._version != version}
@@ -165,6 +164,12 @@ class _Call:
 
     def second_run(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Run the branch again, with these tensors as its parameters: hooks on the user's own must run only once."""
+        if self.branch.training != self.training:
+            raise UsageError(
+                f"{type(self.connection).__name__}: a branch must be in the same mode in the forward and the backward "
+                f"pass, which runs it again; it went from training={self.training} to {self.branch.training}. "
+                "Call train() or eval() after the backward pass, or pass recompute=False."
+            )
         parameters = tensors[len(self.places) :]
         entries = [(held, name, parameters[place]) for held, name, place in self.entries]
         # Cloned: the run changes them.
@@ -237,8 +242,7 @@ def _autocast(x: Tensor, state: _Autocast) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for (kind, enabled, dtype), (_, now, _) in zip(state, _autocast_state(x), strict=True):
             if enabled or now:
-                # Without its cache: a weight cast where no gradient is recorded must not be taken from it later.
-                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+                stack.enter_context(torch.autocast(kind, dtype, enabled))
         yield
 
 

@@ -19,6 +19,14 @@ from levada.probe.execution import Execution, Operation
 
 __all__ = ["Prediction", "predict"]
 
+# What gives each unit of its output a share of all units of its input.
+_MIXING = frozenset({"linear", "conv", "attention", "recurrent"})
+# What hands the gradient of a unit on to the same unit, scaled alike for all units.
+_TRANSPARENT = frozenset(
+    {"reshape", "dropout", "concatenate", "layer_norm", "rms_norm", "group_norm", "mean"}
+    | {f"{kind}avg_pool{dim}d" for kind in ("", "adaptive_") for dim in (1, 2, 3)}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -52,11 +60,10 @@ def predict(model: nn.Module, execution: Execution, measured: Mapping[int, Momen
     Returns:
         One prediction per site, in order.
     """
-    network = Network(
-        dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules()), execution.shape_of
-    )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    network = Network(parameters, dict(model.named_modules()), execution.shape_of, _active(execution))
     states: dict[int, Moments | Reason] = {}
-    read_by = _readers(execution)
+    readers = _readers(execution)
     predictions = []
     previous: str | None = None
     for site in execution.sites:
@@ -66,12 +73,14 @@ def predict(model: nn.Module, execution: Execution, measured: Mapping[int, Momen
             states[start], anchored = measured[start], start in states
         gains = _forward(network, operations, states, measured)
         gain = _backward(operations, gains, start, execution.output_of[site.name])
-        if previous is not None and start is not None and read_by.get(start, set()) - {site.name}:
-            gain = f"the output of {previous} is also read by {', '.join(sorted(read_by[start] - {site.name}))}"
+        others = [o for o in readers.get(start, ()) if o not in operations] if start is not None else []
+        if previous is not None and others:
+            gain = f"the output of {previous} is also read by {others[0].module or others[0].name}, in another block"
         end = execution.output_of[site.name]
         state = states.get(end, "it was never computed")
-        if isinstance(state, Moments) and not state.gaussian and _read_by_batch_norm(execution, end):
-            gain = "batch_norm reads its output, and hands most of the gradient to the units that are nearly off"
+        unmixed = _unmixed(readers, end) if end in network.active else None
+        if isinstance(gain, float) and unmixed is not None:
+            gain = f"{unmixed} reads its output unit by unit, so that the gradient depends on which of them are on"
         shape = execution.shape_of.get(end, ())
         apart = state.spread * (1 - 1 / shape[0]) if isinstance(state, Moments) and shape else math.nan
         known = isinstance(state, Moments) and math.isfinite(state.second)
@@ -89,21 +98,39 @@ def predict(model: nn.Module, execution: Execution, measured: Mapping[int, Momen
     return tuple(predictions)
 
 
-def _readers(execution: Execution) -> dict[int, set[str]]:
-    read_by: dict[int, set[str]] = {}
+def _readers(execution: Execution) -> dict[int, list[Operation]]:
+    readers: dict[int, list[Operation]] = {}
     for site in execution.sites:
         for operation in execution.operations[site.name]:
             for number in operation.inputs:
-                read_by.setdefault(number, set()).add(site.name)
-    return read_by
+                readers.setdefault(number, []).append(operation)
+    return readers
 
 
-def _read_by_batch_norm(execution: Execution, number: int) -> bool:
-    return any(
-        operation.name == "batch_norm" and number in operation.inputs
-        for operations in execution.operations.values()
-        for operation in operations
-    )
+def _active(execution: Execution) -> frozenset[int]:
+    """Return the values whose units an activation switched since a linear map last mixed them."""
+    active: set[int] = set()
+    for site in execution.sites:
+        for operation in execution.operations[site.name]:
+            passed = operation.kind not in (*_MIXING, "embedding") and any(n in active for n in operation.inputs)
+            if operation.kind == "activation" or passed:
+                active.add(operation.output)
+    return frozenset(active)
+
+
+def _unmixed(readers: Mapping[int, Sequence[Operation]], number: int) -> str | None:
+    """Return the name of an operation that reads a value unit by unit, before a linear map mixes its units."""
+    pending, seen = [number], {number}
+    while pending:
+        for operation in readers.get(pending.pop(), ()):
+            if operation.kind in _MIXING:
+                continue
+            if operation.kind not in _TRANSPARENT and operation.name not in _TRANSPARENT:
+                return operation.name
+            if operation.output not in seen:
+                seen.add(operation.output)
+                pending.append(operation.output)
+    return None
 
 
 def _forward(

@@ -65,11 +65,13 @@ class Network:
         parameters: name -> parameter.
         modules: name -> module.
         shape_of: number of a value -> its shape.
+        active: values whose units an activation switched since a linear map last mixed them.
     """
 
     parameters: Mapping[str, Tensor]
     modules: Mapping[str, nn.Module]
     shape_of: Mapping[int, tuple[int, ...]]
+    active: frozenset[int] = frozenset()
 
     def numel(self, number: int) -> int:
         """Return the number of elements of a value."""
@@ -300,7 +302,7 @@ def _add(network: Network, operation: Operation, inputs: Inputs) -> Outcome:
     if len(frozenset().union(*sources)) < sum(map(len, sources)):
         reason = f"{operation.name}: no linear map separates its inputs, so they are correlated"
         return reason, (reason,) * len(inputs)
-    if sum(not state.gaussian for state in known) > 1:
+    if sum(number in network.active for number in operation.inputs) > 1:
         # Units that are on were given by weights that point along the input: the skip and such a branch are correlated.
         reason = f"{operation.name}: more than one of its inputs ends in an activation, whose mean adds up over blocks"
         gains = (reason,) * len(inputs)

@@ -69,7 +69,7 @@ class Collector:
         self.rows = []
 
 
-def to_host(blocks: list[Tensor]) -> Callable[[], list[list[list[float]]]]:
+def to_host(blocks: list[Tensor]) -> Callable[[], list[Tensor]]:
     """Pack tensors on their device; the function returned copies them to the host, once for each device.
 
     Args:
@@ -77,22 +77,20 @@ def to_host(blocks: list[Tensor]) -> Callable[[], list[list[list[float]]]]:
 
     Example:
         >>> to_host([torch.ones(1, 2), torch.zeros(2, 1)])()
-        [[[1.0, 1.0]], [[0.0], [0.0]]]
+        [tensor([[1., 1.]]), tensor([[0.],
+                [0.]])]
     """
-    shapes = [block.shape for block in blocks]
     places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for index, block in enumerate(blocks):
         places.setdefault((block.device, block.dtype), []).append(index)
+    shapes = [block.shape for block in blocks]
     packed = [(indices, torch.cat([blocks[i].flatten() for i in indices])) for indices in places.values()]
 
-    def copy() -> list[list[list[float]]]:
-        result: list[list[list[float]]] = [[] for _ in shapes]
+    def copy() -> list[Tensor]:
+        parts: dict[int, Tensor] = {}
         for indices, values in packed:
-            numbers, start = values.tolist(), 0
-            for i in indices:
-                rows, columns = shapes[i]
-                result[i] = [numbers[start + r * columns : start + (r + 1) * columns] for r in range(rows)]
-                start += rows * columns
-        return result
+            pieces = torch.split(values.cpu(), [shapes[i].numel() for i in indices])
+            parts.update((i, piece.view(shapes[i])) for i, piece in zip(indices, pieces, strict=True))
+        return [parts[i] for i in range(len(shapes))]
 
     return copy

@@ -65,11 +65,12 @@ class ParameterReading:
             gradients = [_dense(p) for p in parameters]
             gradient = _stack(gradients, copy=False)
             columns[1] = mean_square(gradient)
-            columns[2] = mean_square(_wide(after) - _wide(before))
+            change = _wide(after) - _wide(before)
+            columns[2] = mean_square(change)
             dims = tuple(range(1, before.dim()))
-            moving = gradient != 0
-            count = moving.sum(dims)
-            columns[3] = (moving & (after == before)).sum(dims) / count
+            moving = torch.ne(gradient, 0.0, out=torch.empty_like(change))  # floats: faster than booleans
+            count = moving.sum(dims).to(weight.dtype)
+            columns[3] = torch.eq(change, 0.0, out=change).mul_(moving).sum(dims).to(weight.dtype) / count
             columns[4] = count / before[0].numel()
         columns.append(torch.full_like(weight, before[0].numel()))
         return torch.stack([column.to(weight.dtype) for column in columns], dim=1)

@@ -145,7 +145,7 @@ class Probe:
         self._reading = Reading(self.steps, self.model.training)
         if self._plan is None:
             self._search()
-        else:
+        elif self._taps is None:
             self._tap(self._plan)
 
     def _search(self) -> None:
@@ -162,14 +162,15 @@ class Probe:
         self._taps = Taps(self.model, plan, self)
         self._taps.attach()
 
-    def _disarm(self) -> None:
+    def _disarm(self, *, keep_taps: bool = False) -> None:
         if self._recorder is not None:
             self._recorder.detach()
-        if self._taps is not None:
+        if self._taps is not None and not keep_taps:
             self._taps.detach()
+            self._taps = None
         if self._reading is not None:
             self._reading.close()
-        self._recorder = self._taps = self._reading = self._parameters = None
+        self._recorder = self._reading = self._parameters = None
         for collector in (self._signal, self._activity, self._gradient):
             collector.clear()
 
@@ -254,7 +255,6 @@ class Probe:
 
         def hook(gradient: Tensor) -> None:
             if reading.open:
-                reading.reached.add(slot[0])
                 reading.arrived.add(slot)
                 collector.add(slot, gradient)
 
@@ -287,6 +287,6 @@ class Probe:
                     reading.take_parameters(*self._parameters.after())
                 reading.lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
                 self._readings.add(reading, plan.execution.sites)
-            self._disarm()
+            self._disarm(keep_taps=(self.steps + 1) % self.every == 0)
         self.steps += 1
         self._arm()

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from levada._errors import MeasurementError
 from levada.probe.collector import Slot, to_host
-from levada.probe.operation import Execution
+from levada.probe.execution import Execution
 from levada.probe.parameters import COLUMNS
 from levada.probe.taps import Target
 from levada.probe.trace import Site, Trace
@@ -23,18 +23,23 @@ Rows: TypeAlias = list[tuple[list[Slot], int, Tensor]]
 
 
 class _Mean:
-    """Weighted means by signal and site; NaN where nothing was added."""
+    """Weighted means by site of columns of numbers; NaN where nothing was added."""
 
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, int], tuple[float, float]] = {}
+    def __init__(self, num_sites: int, columns: int) -> None:
+        self._sums = torch.zeros(num_sites, columns, dtype=torch.float64)
+        self._weights = torch.zeros(num_sites, columns, dtype=torch.float64)
 
-    def add(self, signal: str, site: int, value: float, weight: float) -> None:
-        total, weights = self._sums.get((signal, site), (0.0, 0.0))
-        self._sums[signal, site] = total + value * weight, weights + weight
+    def add(self, sites: Tensor, values: Tensor, weights: Tensor) -> None:
+        """Add rows. NaN in column 0 is a number like others; in the other columns it counts as not measured."""
+        known = ~values.isnan()
+        known[:, 0] = True
+        shares = weights.unsqueeze(-1) * known
+        self._sums.index_add_(0, sites, torch.where(known, values, 0.0) * shares)
+        self._weights.index_add_(0, sites, shares)
 
-    def get(self, signal: str, site: int) -> float:
-        total, weights = self._sums.get((signal, site), (0.0, 0.0))
-        return total / weights if weights else math.nan
+    def get(self) -> Tensor:
+        """Return the means, of shape `(sites, columns)`."""
+        return self._sums / self._weights  # 0 / 0 is NaN
 
 
 @final
@@ -56,14 +61,13 @@ class Reading:
         self.without_graph: set[Slot] = set()
         self.expected: set[Slot] = set()  # values through which a gradient may come
         self.arrived: set[Slot] = set()
-        self.reached: set[int] = set()  # passes that a backward pass reached
         self.handles: list[RemovableHandle] = []
         self._failed: set[int] = set()
         self._signal_sites: dict[int, list[int]] = {}
         self._activity_sites: dict[int, list[int]] = {}
         self._slots: list[list[tuple[list[Slot], int]]] = []
-        self._names: list[list[str]] = []
-        self._host: Callable[[], list[list[list[float]]]] | None = None
+        self._names: list[str] = []
+        self._host: Callable[[], list[Tensor]] | None = None
         self._device: list[Tensor] = []
 
     def begin(self) -> None:
@@ -96,8 +100,16 @@ class Reading:
 
     def take_parameters(self, names: list[list[str]], blocks: list[Tensor]) -> None:
         """Take the rows of the parameters."""
-        self._names = names
+        self._names = [name for group in names for name in group]
         self._device.extend(blocks)
+
+    def forget(self) -> None:
+        """Drop what `by_site` needed."""
+        self.values, self._slots, self._names, self._host = [], [], [], None
+        for slots in (self.without_graph, self.expected, self.arrived):
+            slots.clear()
+        self._signal_sites.clear()
+        self._activity_sites.clear()
 
     def pack(self) -> None:
         """Put everything into one buffer on its device."""
@@ -106,72 +118,84 @@ class Reading:
         self._host = to_host(self._device)
         self._device = []
 
-    def by_site(self, sites: Sequence[Site]) -> dict[str, list[float]]:
-        """Copy to the host, and return the signals by site."""
+    def by_site(self, sites: Sequence[Site], places: dict[str, list[int]]) -> dict[str, Tensor]:
+        """Copy to the host, and return the signals by site.
+
+        Args:
+            sites: the sites.
+            places: parameter -> indices of the sites at which it acts.
+        """
         assert self._host is not None  # packed before
-        blocks = iter(self._host())
-        mean = _Mean()
-        dropped = set(self._failed)
-        if self.reached:  # then a pass without a backward pass was an evaluation
-            dropped.update(index for index in range(1, self.passes + 1) if index not in self.reached)
-        self._add_signals(mean, blocks, dropped)
-        parameters: dict[str, list[float]] = {}
-        for names in self._names:
-            parameters.update(zip(names, next(blocks), strict=True))
+        blocks = [block.double() for block in self._host()]
         if isinstance(self.lr, Tensor):
-            self.lr = next(blocks)[0][0]
-        return _signals(mean, sites, parameters)
-
-    def _add_signals(self, mean: _Mean, blocks: Any, dropped: set[int]) -> None:
-        columns = (
-            (("square", "nonfinite", "deviation"), self._signal_sites),
-            (("zero_fraction", "dead_fraction", "saturated_fraction"), self._activity_sites),
-            (("gradient", "gradient_nonfinite", ""), self._signal_sites),
+            self.lr = blocks.pop().item()
+        reached = {index for index, _ in self.arrived}
+        # Where some passes were followed by a backward pass, the others were evaluations.
+        counted = (reached or set(range(1, self.passes + 1))) - self._failed
+        result: dict[str, Tensor] = {}
+        names = (
+            ("signal_rms", "nonfinite", "signal_spread"),
+            ("zero_fraction", "dead_fraction", "saturated_fraction"),
+            ("gradient_rms", "gradient_nonfinite", ""),
         )
-        for held, (signals, sites) in zip(self._slots, columns, strict=True):
-            for slots, count in held:
-                for (index, site), row in zip(slots, next(blocks), strict=True):
-                    if index in dropped:
-                        continue
-                    for place in sites.get(site, ()) if site < 0 else (site,):
-                        for signal, value in zip(signals, row, strict=True):
-                            if not (math.isnan(value) and signal not in ("square", "gradient")):
-                                mean.add(signal, place, value, count)
-        for slot, count in self.values:
-            if slot in self.expected and slot not in self.arrived and slot[0] in self.reached - dropped:
-                for place in self._signal_sites.get(slot[1], ()) if slot[1] < 0 else (slot[1],):
-                    mean.add("gradient", place, 0.0, count)
+        candidates = self._signal_sites, self._activity_sites, self._signal_sites
+        for kind, (held, columns, of) in enumerate(zip(self._slots, names, candidates, strict=True)):
+            mean = _Mean(len(sites), 3)
+            own, blocks = blocks[: len(held)], blocks[len(held) :]
+            if held:
+                rows = [(slot, n) for slots, n in held for slot in slots]
+                self._add(mean, rows, torch.cat(own), of, counted)
+            if kind == 2:
+                rows = [(s, n) for s, n in self.values if s in self.expected and s not in self.arrived]
+                self._add(mean, rows, torch.zeros(len(rows), 3, dtype=torch.float64), of, counted & reached)
+            for name, values in zip(columns, mean.get().unbind(1), strict=True):
+                if name:
+                    result[name] = values.sqrt() if name.startswith(("signal", "gradient_rms")) else values
+        return {**result, **_parameter_signals(len(sites), self._names, blocks, places)}
+
+    @staticmethod
+    def _add(
+        mean: _Mean, rows: list[tuple[Slot, int]], values: Tensor, candidates: dict[int, list[int]], counted: set[int]
+    ) -> None:
+        """Add the rows of the passes that count, each to its site or to the sites that its candidate became."""
+        chosen = [
+            (row, site, count)
+            for row, ((index, slot), count) in enumerate(rows)
+            if index in counted
+            for site in ((slot,) if slot >= 0 else candidates.get(slot, ()))
+        ]
+        if chosen:
+            index, sites, counts = torch.tensor(chosen).unbind(1)
+            picked = values[index]
+            # Column 0 is a mean square: NaN there is a NaN among the elements, and must show. Elsewhere it says that
+            # the statistic does not exist.
+            mean.add(sites, picked, counts.double())
 
 
-def _signals(mean: _Mean, sites: Sequence[Site], parameters: dict[str, list[float]]) -> dict[str, list[float]]:
-    result: dict[str, list[float]] = {}
-
-    def put(signal: str, value: float) -> None:
-        result.setdefault(signal, []).append(value)
-
-    for site in sites:
-        for signal, source in (("signal_rms", "square"), ("signal_spread", "deviation"), ("gradient_rms", "gradient")):
-            put(signal, _root(mean.get(source, site.order)))
-        for signal in ("nonfinite", "gradient_nonfinite", "zero_fraction", "dead_fraction", "saturated_fraction"):
-            put(signal, mean.get(signal, site.order))
-        rows = [dict(zip(COLUMNS, parameters[name], strict=True)) for name in site.parameters if name in parameters]
-        trained = [row for row in rows if not math.isnan(row["update"])]
-        weight = _average(trained, "weight")
-        put("weight_rms", _root(_average(rows, "weight")))
-        put("weight_gradient_rms", _root(_average(trained, "gradient")))
-        put("update_ratio", _root(_average(trained, "update") / weight) if weight else math.nan)
-        moving = [row | {"count": row["count"] * row["moving"]} for row in trained if row["moving"] > 0]
-        put("lost_fraction", _average(moving, "lost"))
-    return result
-
-
-def _average(rows: list[dict[str, float]], column: str) -> float:
-    count = sum(row["count"] for row in rows)
-    return sum(row[column] * row["count"] for row in rows) / count if count else math.nan
-
-
-def _root(square: float) -> float:
-    return math.sqrt(square) if square >= 0 else (0.0 if square < 0 else math.nan)
+def _parameter_signals(
+    num_sites: int, names: list[str], blocks: list[Tensor], places: dict[str, list[int]]
+) -> dict[str, Tensor]:
+    """Average over the parameters of each site; what is NaN (frozen, no gradient) does not count."""
+    weights, trained, moving = _Mean(num_sites, 1), _Mean(num_sites, 3), _Mean(num_sites, 1)
+    pairs = [(row, site) for row, name in enumerate(names) for site in places.get(name, ())]
+    if pairs:
+        rows, sites = torch.tensor(pairs).unbind(1)
+        table = dict(zip(COLUMNS, torch.cat(blocks)[rows].unbind(1), strict=True))
+        count = table["count"]
+        weights.add(sites, table["weight"][:, None], count)
+        free = ~table["update"].isnan()
+        columns = torch.stack([table["weight"], table["gradient"], table["update"]], dim=1)
+        trained.add(sites[free], columns[free], count[free])
+        moved = free & (table["moving"] > 0)
+        moving.add(sites[moved], table["lost"][moved, None], (count * table["moving"])[moved])
+    weight, gradient, update = trained.get().unbind(1)
+    ratio = torch.where(weight > 0, update / weight, math.nan)
+    return {
+        "weight_rms": weights.get()[:, 0].sqrt(),
+        "weight_gradient_rms": gradient.sqrt(),
+        "update_ratio": ratio.sqrt(),
+        "lost_fraction": moving.get()[:, 0],
+    }
 
 
 @final
@@ -180,7 +204,8 @@ class Readings:
 
     def __init__(self) -> None:
         self._open: list[Reading] = []
-        self._done: list[tuple[Reading, dict[str, list[float]]]] = []
+        self._done: list[tuple[Reading, dict[str, Tensor]]] = []
+        self._places: dict[str, list[int]] = {}
 
     def add(self, reading: Reading, sites: Sequence[Site]) -> None:
         """Add a sampled step."""
@@ -189,7 +214,13 @@ class Readings:
         self._open.append(reading)
 
     def _resolve(self, sites: Sequence[Site]) -> None:
-        self._done.extend((reading, reading.by_site(sites)) for reading in self._open)
+        if not self._places:
+            for site in sites:
+                for name in site.parameters:
+                    self._places.setdefault(name, []).append(site.order)
+        for reading in self._open:
+            self._done.append((reading, reading.by_site(sites, self._places)))
+            reading.forget()
         self._open.clear()
 
     def trace(self, execution: Execution, context: dict[str, Any]) -> Trace:
@@ -206,10 +237,7 @@ class Readings:
             )
         readings = [reading for reading, _ in self._done]
         signals = self._done[0][1]
-        values = {
-            signal: torch.tensor([numbers[signal] for _, numbers in self._done], dtype=torch.float64)
-            for signal in signals
-        }
+        values = {signal: torch.stack([numbers[signal] for _, numbers in self._done]) for signal in signals}
         facts = {
             "lr": tuple(reading.lr for reading in readings),
             "training": tuple(reading.training for reading in readings),

@@ -105,9 +105,8 @@ def _law(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
     means, singles = [], []
     for config in results.configs:
         measured, predicted = _ratios(results, **config), _ratios(results, "predicted", **config)
-        apart = [log10(m / p) for m, p in zip(measured, predicted, strict=True)]
+        singles += (apart := [log10(m / p) for m, p in zip(measured, predicted, strict=True)])
         means.append(fmean(apart))
-        singles += apart
         numbers[f"{_name(config)}: measured"] = geometric_mean(measured)
         numbers[f"{_name(config)}: predicted"] = geometric_mean(predicted)
     numbers["largest deviation of a cell, decades"] = max(map(abs, means))
