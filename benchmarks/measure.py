@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import levada
 
@@ -119,12 +120,13 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 key = storage._cdata
-                if key not in self.alive or self.alive[key][0].expired():
-                    self.live += storage.nbytes() - self.alive.get(key, (None, 0))[1]
+                if key not in given and key not in self.alive:  # neither a view nor an operation in place
+                    self.live += storage.nbytes()
                     self.alive[key] = StorageWeakRef(storage), storage.nbytes()
         if self.live > self.peak:  # `live` may count what is gone by now: look before believing in a new peak
             self.alive = {key: (ref, size) for key, (ref, size) in self.alive.items() if not ref.expired()}

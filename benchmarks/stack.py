@@ -46,7 +46,11 @@ def step(network: nn.Module, x: Tensor, *, reuse_gradients: bool = False) -> Pro
     parameters = list(network.parameters())
 
     def run() -> list[Tensor]:
-        network.zero_grad(set_to_none=not reuse_gradients)
+        for parameter in parameters:
+            if not reuse_gradients:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
         y = network(x)
         y.sum().backward()
         return [y.detach(), *(p.grad for p in parameters if p.grad is not None)]

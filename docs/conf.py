@@ -1,5 +1,8 @@
 """Configuration of the documentation."""
 
+import re
+from typing import Any
+
 from levada import __version__
 
 project = "levada"
@@ -13,9 +16,22 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "levada"
-napoleon_custom_sections = [("Shape", "params_style"), "Unit", "Source"]
+napoleon_custom_sections = ["Shape", "Unit", "Source"]
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 html_copy_source = False
+
+
+def _as_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are written as the pages are, in Markdown: `code` and $formulas$. Autodoc reads reStructuredText."""
+    text = "\n".join(lines)
+    text = re.sub(r"(?<![:`\w])`([^`]+)`(?!`)(\w?)", lambda m: f"``{m[1]}``" + (rf"\ {m[2]}" if m[2] else ""), text)
+    text = re.sub(r"\$\$?([^$`]+)\$\$?", r":math:`\1`", text)
+    lines[:] = text.split("\n")
+
+
+def setup(app: Any) -> None:
+    """Convert docstrings before napoleon reads their sections."""
+    app.connect("autodoc-process-docstring", _as_rst, priority=100)

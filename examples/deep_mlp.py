@@ -34,7 +34,7 @@ def plain() -> nn.Module:
 
 def repaired() -> nn.Module:
     """The same layers as residual branches, each scaled by 1 / sqrt(50), with He's initialisation."""
-    branches = [nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU()) for _ in range(DEPTH)]
+    branches = [nn.Sequential(nn.ReLU(), nn.Linear(DIM, DIM)) for _ in range(DEPTH)]
     stack = levada.Stack(branches, levada.SkipInit, dim=DIM, init="depth")
     return levada.initialise.he(nn.Sequential(nn.Linear(784, DIM), stack, nn.Linear(DIM, 10)))
 

@@ -199,6 +199,10 @@ def test_without_optimizer_and_without_gradients():
     with Probe(net) as probe, torch.no_grad():
         for _ in range(2):
             net(x)
+            net.c.register_forward_pre_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                net(100 * x)  # fails after two blocks were measured
+            net.c._forward_pre_hooks.popitem()
             probe.step()
     trace = probe.trace()
     close(trace, "signal_rms", [rms(y) for y in by_hand(net, x, targets)[0]], 1)
@@ -208,6 +212,80 @@ def test_without_optimizer_and_without_gradients():
         net.a.weight.data.mul_(1.5)
         probe.step()
     assert probe.trace().at("update_ratio", "a").item() == pytest.approx(0.5, rel=1e-5)
+
+
+class Stream(nn.Module):
+    """A residual stream; `inplace` says whether a block overwrites the boundary before it, which is not a fault."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.layers, self.inplace = nn.ModuleList(nn.Linear(6, 6) for _ in range(3)), inplace
+
+    def forward(self, x):
+        x = self.layers[0](x)
+        for layer in self.layers[1:]:
+            y = layer(x.clone())
+            x = x.add_(y) if self.inplace else x + y
+        return x
+
+
+def test_a_boundary_that_is_overwritten_is_measured_before():
+    traces = []
+    for inplace in (False, True, None):  # None: not on the first step, so that it is not foreseen
+        torch.manual_seed(0)
+        net = Stream(bool(inplace))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with Probe(net, optimizer) as probe:
+            for step in range(3):
+                net.inplace = step > 0 if inplace is None else inplace
+                optimizer.zero_grad()
+                net(batch(step)[0]).square().mean().backward()
+                optimizer.step()
+        traces.append(probe.trace())
+    plain, overwritten, surprised = traces
+    for signal in ("signal_rms", "signal_spread", "gradient_rms"):
+        torch.testing.assert_close(overwritten[signal], plain[signal])
+        torch.testing.assert_close(surprised[signal][[0, 2]], plain[signal][[0, 2]])
+    assert surprised["signal_rms"][1].isnan().tolist() == [True, True, False]  # not measured, rather than wrong
+
+
+def test_a_graph_of_an_earlier_step_does_not_count():
+    net, _ = net_and(torch.optim.SGD, lr=0.0)
+    x, targets = batch()
+    losses = []
+    with Probe(net) as probe:
+        for step in range(3):
+            loss = functional.mse_loss(net(x), targets)
+            loss.backward(retain_graph=True)
+            if step == 2:
+                (100 * losses[-1]).backward()
+            losses.append(loss)
+            probe.step()
+    close(probe.trace(), "gradient_rms", [rms(g) for g in by_hand(net, x, targets)[1]], 2)
+
+
+def test_a_leaf_inside_the_model_keeps_no_hook():
+    class Local(nn.Module):
+        """Each block learns from its own loss."""
+
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.block(x).detach().requires_grad_()
+
+    torch.manual_seed(0)
+    net = nn.Sequential(Local(), nn.Linear(6, 3))
+    leaves = []
+    net[0].register_forward_hook(lambda module, args, output: leaves.append(output))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    with Probe(net, optimizer) as probe:
+        for _ in range(2):
+            net(batch()[0]).sum().backward()
+            optimizer.step()
+    assert [bool(leaf._backward_hooks) for leaf in leaves] == [False, False]
+    assert probe.trace().at("gradient_rms", "0.block")[1].item() == pytest.approx(rms(leaves[1].grad))
 
 
 class Checkpointed(nn.Module):
@@ -420,6 +498,8 @@ def test_a_copy_made_while_watching_is_not_watched():
     with Probe(net, optimizer) as probe:
         for _ in range(2):
             twin = copy.deepcopy(net)
+            kept = [hook for module in twin.modules() for hook in module._forward_hooks.values()]
+            assert {hook._function.__name__ for hook in kept} == {"_ignore"}
             torch.save(net, io.BytesIO())
             twin(100 * x).sum().backward()
             functional.mse_loss(net(x), targets).backward()

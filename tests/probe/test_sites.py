@@ -269,6 +269,40 @@ def test_hand_written_residual_branches():
     assert kinds(execution, "wide.1") == ["normalisation", "linear", "activation", "linear", "add"]
     assert execution.input_of["wide.1"] in execution.operations["wide.1"][-1].inputs
 
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(2))
+            self.attention = nn.ModuleList(SelfAttention(8) for _ in range(2))
+
+        def forward(self, x):
+            for norm, attention in zip(self.norms, self.attention, strict=True):
+                x = x + attention(norm(x))[0]
+            return x
+
+    execution = run(Attending(), torch.randn(2, 5, 8))
+    assert names(execution) == ["attention.0", "attention.1"]
+    assert kinds(execution, "attention.1")[0] == "normalisation"
+    assert kinds(execution, "attention.1")[-1] == "add"
+
+    class PreActivation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            x = self.layers[0](x)
+            x = x * torch.sigmoid(x)  # this belongs to the layer before
+            for layer in self.layers[1:]:
+                x = x + layer(functional.relu(x))  # this to the layer after
+            return x
+
+    execution = run(PreActivation(), torch.randn(4, 8))
+    assert names(execution) == ["layers.0", "layers.1", "layers.2", "layers.3"]
+    assert kinds(execution, "layers.0") == ["linear", "activation", "multiply"]
+    assert kinds(execution, "layers.2") == ["activation", "linear", "add"]
+    assert execution.input_of["layers.2"] in execution.operations["layers.2"][-1].inputs
+
     class Branches(nn.Module):
         def __init__(self):
             super().__init__()

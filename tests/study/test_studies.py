@@ -4,6 +4,7 @@ import copy
 import math
 
 import pytest
+import torch
 
 from levada._errors import UsageError
 from levada.studies import degradation, gradient_decay
@@ -80,6 +81,27 @@ def test_without_alignment_or_mean_the_coherent_theory_is_mean_field():
         known = propagate_residual(activation, variance, 0.0, 12, q0=0.9, activation_first=False)
         found = coherent_residual_gradient(activation, variance, 0.0, 12, q0=0.9)
         assert found.tolist() == pytest.approx(known.cumulative.tolist(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("activation", "bias"), [("relu", 0.0), ("relu", 0.3), ("sigmoid", 0.3)])
+def test_the_coherent_theory_is_what_a_wide_network_shows(activation, bias):
+    dim, depth, alignment = 1200, 8, 0.5
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    states = [(normal(dim) + 0.5).requires_grad_()]
+    for _ in range(depth):
+        z = normal(dim, dim) @ states[-1] * (2 / dim) ** 0.5 + bias**0.5 * normal(dim)
+        states.append(states[-1] + getattr(torch, activation)(z))
+    along, noise = states[-1].detach(), normal(dim)
+    across = noise - along * (noise @ along) / (along @ along)
+    top = alignment**0.5 * along / along.norm() + (1 - alignment) ** 0.5 * across / across.norm()
+    gradients = torch.autograd.grad(states[-1], states, top)
+    square, mean = states[0].detach().square().mean().item(), states[0].detach().mean().item()
+    found = coherent_residual_gradient(activation, 2.0, bias, depth, square, mean, alignment)
+    assert [g.norm().item() for g in gradients] == pytest.approx(found.tolist(), rel=0.06)
 
 
 def test_the_coherent_theory_conserves_state_times_gradient():

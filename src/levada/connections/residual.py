@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -111,11 +111,10 @@ class Residual(SingleStream):
         total = state + out
         return total if self.activation is None else self.activation(total)
 
-    def advance(self, state: Tensor, branch: nn.Module, args: tuple[Any, ...]) -> Tensor:
-        """Take one layer's step; with a shortcut, the branch may change the shape as the shortcut does."""
+    def require_fit(self, x: Tensor, out: Tensor) -> None:
+        """Allow a branch that changes the shape as the shortcut does, which `write` then holds."""
         if self.shortcut is None:
-            return super().advance(state, branch, args)  # type: ignore[no-any-return]
-        return self.write(state, branch(state, *args))
+            super().require_fit(x, out)
 
 
 @final

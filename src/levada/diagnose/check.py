@@ -50,12 +50,14 @@ def check(
 ) -> Report:
     """Say where a model's learning signal dies or explodes, why, and what would repair it.
 
-    The model is measured in the mode it is in, and comes back as it was: parameters, buffers, mode, hooks, gradients and
+    The model is measured in the mode it is in, and comes back as it was: parameters, buffers, mode, hooks, gradients
+    and
     every random number generator, also after an error. A batch that can be read only once is consumed.
 
     Args:
         model: any module.
-        batch: `(inputs, targets)`, a mapping of keyword arguments, a tensor of inputs, or an iterable of these, of which
+        batch: `(inputs, targets)`, a mapping of keyword arguments, a tensor of inputs, or an iterable of these, of
+        which
             the first four are used; inferred from the first layer if None. Two inputs without targets are written
             `((a, b), None)`.
         loss: callable of outputs and targets, or "cross_entropy", "mse" or "output" (the model returns its loss);

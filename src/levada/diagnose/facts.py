@@ -30,8 +30,7 @@ class Facts:
         output_spread_exact: whether `output_spread` was measured in double precision.
         output_spread_after: as `output_spread`, after the optimizer's first step.
         nonfinite_parameters: parameters that hold NaN or Inf.
-        unreached: site -> parameters that acted and should learn, but which no gradient reaches.
-        unreached_matter: whether changing those parameters changes the output.
+        unreached: site -> parameters that should learn and change the objective, but which no gradient reaches.
         fixed: parameters that do not ask for a gradient.
         activations: site -> names of its activation functions.
         units: site -> number of units of its last activation.
@@ -53,7 +52,6 @@ class Facts:
     output_spread_after: float | None = None
     nonfinite_parameters: tuple[str, ...] = ()
     unreached: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unreached_matter: bool | None = None
     fixed: tuple[str, ...] = ()
     activations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)

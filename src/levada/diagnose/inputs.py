@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError
 
-__all__ = ["MAX_BATCHES", "Batch", "read_batches", "require_model", "tensors_in"]
+__all__ = ["MAX_BATCHES", "Batch", "raised", "read_batches", "require_model", "tensors_in"]
 
 # Four batches give an interval over data; more would cost time and say nothing new about decay over depth.
 MAX_BATCHES = 4
@@ -70,6 +70,20 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from tensors_in(item)
+
+
+def raised(error: Exception) -> str:
+    """Return what a user's code raised, on one line and as the end of a sentence.
+
+    Args:
+        error: what was caught.
+
+    Example:
+        >>> raised(ValueError("no such file"))
+        'ValueError: no such file.'
+    """
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first.rstrip('.')}."
 
 
 def require_model(model: object) -> nn.Module:
@@ -135,7 +149,8 @@ def _split(model: nn.Module, batch: Any) -> Iterator[Batch]:
             yield _one(model, tuple(item) if isinstance(item, list) else item)
     else:
         raise UsageError(
-            "check: batch must be (inputs, targets), a mapping of keyword arguments, a tensor of inputs, or an iterable "
+            "check: batch must be (inputs, targets), a mapping of keyword arguments, a tensor "
+            "of inputs, or an iterable "
             f"of these, got {type(batch).__name__}."
         )
 
@@ -210,7 +225,8 @@ def _validate(batch: Batch) -> None:
             bad = int(tensor.numel() - torch.isfinite(tensor).sum())
             what = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
             raise UsageError(
-                f"check: the batch must be finite, and {bad} of {tensor.numel()} values of its {name} are {what} or not "
+                f"check: the batch must be finite, and {bad} of {tensor.numel()} values of its "
+                f"{name} are {what} or not "
                 "finite. Repair the data first: no measurement after it would mean anything."
             )
 
@@ -236,7 +252,8 @@ def _infer(model: nn.Module) -> Batch:
         if not any(True for _ in module.children()) and any(True for _ in module.parameters(recurse=False)):
             break
     raise UsageError(
-        f"check: batch must be given, because the inputs of {type(model).__name__} cannot be told from its first layer. "
+        f"check: batch must be given, because the inputs of {type(model).__name__} cannot be "
+        "told from its first layer. "
         "Give (inputs, targets)."
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from levada._errors import UsageError
-from levada.diagnose.inputs import Batch, tensors_in
+from levada.diagnose.inputs import Batch, raised, tensors_in
 
 __all__ = ["Loss", "LossLike", "floating_outputs", "main_output", "resolve_loss"]
 
@@ -57,8 +57,9 @@ class Loss:
         except Exception as error:
             targets = ", ".join(f"{_brief(t)}" for t in tensors_in(batch.targets)) or type(batch.targets).__name__
             raise UsageError(
-                f"check: loss {self.name} must accept the model's outputs {_describe(outputs)} and the targets {targets}; "
-                f"it raised {type(error).__name__}: {_first_line(error)}"
+                f"check: loss {self.name} must accept the model's outputs {_describe(outputs)} "
+                f"and the targets {targets}; "
+                f"it raised {raised(error)} Give another loss, or targets that it takes."
             ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -162,7 +163,8 @@ def _from_output(outputs: Any, batch: Batch) -> Tensor:
     value = own if isinstance(own, Tensor) else outputs
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UsageError(
-            f"check: loss 'output' needs a model that returns a scalar or something with .loss, got {_describe(outputs)}."
+            "check: loss 'output' needs a model that returns a scalar or something with .loss, "
+            f"got {_describe(outputs)}."
         )
     return value
 
@@ -170,7 +172,7 @@ def _from_output(outputs: Any, batch: Batch) -> Tensor:
 def _class_dim(out: Tensor, targets: Tensor) -> int | None:
     if out.dim() < 1 or out.dim() != targets.dim() + 1:
         return None
-    if out.dim() == 1 or out.shape[0] == targets.shape[0] and out.shape[2:] == targets.shape[1:]:
+    if out.dim() == 1 or (out.shape[0] == targets.shape[0] and out.shape[2:] == targets.shape[1:]):
         return 1 if out.dim() > 1 else 0
     return out.dim() - 1 if out.shape[:-1] == targets.shape else None
 
@@ -182,7 +184,8 @@ def _cross_entropy(outputs: Any, batch: Batch) -> Tensor:
     if targets.is_floating_point():
         if targets.shape != out.shape:
             raise UsageError(
-                "check: targets of cross_entropy must be class indices of an integer type, or probabilities of the outputs' "
+                "check: targets of cross_entropy must be class indices of an integer type, or "
+                "probabilities of the outputs' "
                 f"shape {tuple(out.shape)}, got {_brief(targets)}. Convert them by .long()."
             )
         return functional.cross_entropy(out, targets.to(out.dtype))
@@ -193,7 +196,7 @@ def _cross_entropy(outputs: Any, batch: Batch) -> Tensor:
             f"got outputs {_brief(out)} and targets {_brief(targets)}."
         )
     classes, given = out.shape[dim], targets[targets != -100]
-    if given.numel() and not (0 <= int(given.min()) and int(given.max()) < classes):
+    if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < classes):
         raise UsageError(
             f"check: targets of cross_entropy must be in [0, {classes}), the number of outputs, "
             f"got values from {int(given.min())} to {int(given.max())}."
@@ -239,7 +242,3 @@ def _describe(outputs: Any) -> str:
 
 def _brief(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose.facts import Facts
-from levada.diagnose.inputs import Batch, tensors_in
+from levada.diagnose.inputs import Batch, raised
 from levada.diagnose.loss import Loss, LossLike, floating_outputs, main_output, resolve_loss
+from levada.diagnose.moments import Moments
 from levada.diagnose.prediction import Prediction, predict
-from levada.diagnose.propagation import Moments
 from levada.diagnose.trial import output_spread, parameters_matter, replaced, roused_head
 from levada.diagnose.update import Factory, Update, first_update
 from levada.probe import Execution, Probe, Trace, cotangent_rms
@@ -54,17 +54,22 @@ class _Run:
     def __call__(self, index: int = 0, draw: int = 0) -> Any:
         batch = self.batches[index]
         torch.manual_seed(self.seed + draw)
-        try:
-            return self.model(*batch.args, **batch.kwargs)
-        except UsageError:
-            raise
-        except Exception as error:
-            what = f"the inputs inferred for it ({batch.inferred})" if batch.inferred else f"inputs {batch.describe()}"
-            hint = " Two inputs and no targets are written ((a, b), None)." if len(batch.args) == 1 else ""
-            raise UsageError(
-                f"check: the model must run on the batch; on {what} {type(self.model).__name__} raised "
-                f"{type(error).__name__}: {_first_line(error)}. Give a batch of the shape that it expects.{hint}"
-            ) from error
+        return self.model(*batch.args, **batch.kwargs)
+
+    def require(self) -> None:
+        """Run every batch once with nothing attached, so that what fails is the user's and is said so."""
+        for index, batch in enumerate(self.batches):
+            try:
+                self(index)
+            except Exception as error:
+                what = (
+                    f"the inputs inferred for it ({batch.inferred})" if batch.inferred else f"inputs {batch.describe()}"
+                )
+                hint = " Two inputs and no targets are written ((a, b), None)." if len(batch.args) == 1 else ""
+                raise UsageError(
+                    f"check: the model must run on the batch; on {what} {type(self.model).__name__} raised "
+                    f"{raised(error)} Give a batch of the shape that it expects.{hint}"
+                ) from error
 
 
 def measure(
@@ -85,6 +90,7 @@ def measure(
     """
     start = time.perf_counter()
     run = _Run(model, batches, draws.seed)
+    run.require()
     execution, moments, outputs, units = _record(run)
     resolved = resolve_loss(loss, outputs, batches[0])
     del outputs
@@ -184,10 +190,10 @@ def _gradients(model: nn.Module, target: Tensor) -> dict[str, Tensor | None]:
         found = torch.autograd.grad(target, list(wanted.values()), allow_unused=True)
     except RuntimeError as error:
         if "heckpoint" not in str(error):
-            raise
+            raise MeasurementError(f"check: the backward pass must run, and it raised {raised(error)}") from error
         raise MeasurementError(
-            "check: the model checkpoints activations in the reentrant way, which gives gradients to .backward() alone. "
-            "Pass use_reentrant=False to torch.utils.checkpoint."
+            "check: the model checkpoints activations in the reentrant way, which gives gradients to .backward() "
+            "alone. Pass use_reentrant=False to torch.utils.checkpoint."
         ) from error
     return dict(zip(wanted, found, strict=True))
 
@@ -270,7 +276,7 @@ def _facts(
         for site in execution.sites
     }
     unreached = {site: names for site, names in unreached.items() if names}
-    sizes = Counter({dtype: 0 for dtype in (torch.float32,)})
+    sizes = Counter({torch.float32: 0})
     for p in model.parameters():
         sizes[p.dtype] += p.numel() if p.is_floating_point() else 0
     dtype = sizes.most_common(1)[0][0]
@@ -286,12 +292,14 @@ def _facts(
     after = spread_after = None
     with torch.no_grad():
         apart, exact, why = spread()
-        matter = parameters_matter(model, [n for names in unreached.values() for n in names], objective)
+        matter = parameters_matter(model, unreached, objective)
         if update is not None:
             with replaced(model, update.after):
                 after, (spread_after, _, _) = float(objective()), spread()
         constant = loss.of_zeros(main_output(run()), run.batches[0]) if loss is not None else None
     run.notes.extend([why] if why else [])
+    if matter is None:
+        run.notes.append("Whether parameters without a gradient act is not known: the model differs from run to run.")
     operations = {site.name: execution.operations[site.name] for site in execution.sites}
     return Facts(
         optimizer=update.optimizer if update is not None else None,
@@ -306,8 +314,7 @@ def _facts(
         output_spread_exact=exact,
         output_spread_after=spread_after,
         nonfinite_parameters=tuple(n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())),
-        unreached=unreached,
-        unreached_matter=matter,
+        unreached=matter or {},
         fixed=tuple(n for n, p in model.named_parameters() if not p.requires_grad),
         activations={s: tuple(o.name for o in ops if o.kind == "activation") for s, ops in operations.items()},
         batch_normalised=frozenset(s for s, ops in operations.items() if any(o.name == "batch_norm" for o in ops)),
@@ -341,7 +348,3 @@ def _told(
     if trace.context.get("note"):
         notes.append(f"Blocks: {trace.context['note']}.")
     return notes
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0].rstrip(".")

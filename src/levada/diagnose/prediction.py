@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from levada.diagnose.propagation import Moments, Network, Reason, propagate
+from levada.diagnose.moments import Moments, Network, Reason
+from levada.diagnose.propagation import propagate
 from levada.probe.execution import Execution, Operation
 
 __all__ = ["Prediction", "predict"]

@@ -10,77 +10,26 @@ arXiv 1902.08129 (batch normalisation).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from levada.diagnose.linear import linear_map
+from levada.diagnose.moments import LEAST_FAN_IN, Gains, Inputs, Moments, Network, Outcome, Reason
 from levada.probe.execution import Operation
 from levada.theory import Activation, correlated_moment, first_moment, second_moment, slope_second_moment
 
-__all__ = ["Moments", "Network", "Reason", "propagate"]
+__all__ = ["propagate"]
 
-# A sum over fewer inputs is not Gaussian enough for moments of an activation to be right to a few per cent.
-LEAST_FAN_IN = 8
-# Above it the weights' common mean adds more than a tenth to what their variance passes on.
-LARGEST_MEAN_SHARE = 0.1
 # From fewer inputs each unit's variance is estimated so badly that its inverse is far from that of the mean.
 LEAST_ROWS = 16
-# Standard errors that the mean of weights of mean zero does not exceed.
-CHANCE = 4.0
 # Below it the exact difference between two inputs would be lost to cancellation; its first order is exact enough.
 LEAST_DECORRELATION = 1e-6
-
-Reason: TypeAlias = str  # why there is no number
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """A signal, per element.
-
-    Attributes:
-        second: mean square.
-        spread: variance over inputs, as an unbiased estimate.
-        mean: mean over the units; NaN if not known.
-        gaussian: whether each unit is a sum of many independent terms of mean zero.
-        sources: the linear maps it comes from; signals that share one are correlated.
-    """
-
-    second: float
-    spread: float
-    mean: float
-    gaussian: bool
-    sources: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """Where an operation finds its weights and settings.
-
-    Attributes:
-        parameters: name -> parameter.
-        modules: name -> module.
-        shape_of: number of a value -> its shape.
-        active: values whose units an activation switched since a linear map last mixed them.
-    """
-
-    parameters: Mapping[str, Tensor]
-    modules: Mapping[str, nn.Module]
-    shape_of: Mapping[int, tuple[int, ...]]
-    active: frozenset[int] = frozenset()
-
-    def numel(self, number: int) -> int:
-        """Return the number of elements of a value."""
-        return math.prod(self.shape_of[number])
-
-
-Inputs: TypeAlias = Sequence[Moments | Reason]
-Gains: TypeAlias = tuple[float | Reason, ...]
-Outcome: TypeAlias = tuple[Moments | Reason, Gains]
 
 
 def propagate(network: Network, operation: Operation, inputs: Inputs) -> Outcome:
@@ -99,67 +48,6 @@ def propagate(network: Network, operation: Operation, inputs: Inputs) -> Outcome
         reason = f"no theory for {operation.name}" + (f" in {operation.module}" if operation.module else "")
         return reason, (reason,) * len(inputs)
     return rule(network, operation, inputs)
-
-
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def _linear(network: Network, operation: Operation, inputs: Inputs) -> Outcome:
-    module = network.modules.get(operation.module)
-    if (
-        len(inputs) != 1
-        or not operation.parameters
-        or type(module) not in _PLAIN
-        or hasattr(module, "parametrizations")
-    ):
-        reason = f"{operation.name}: its weights may be computed from the parameters in a way that is not known"
-        return reason, (reason,) * len(inputs)
-    weight = network.parameters[operation.parameters[0]].detach()
-    bias = [network.parameters[name].detach().double() for name in operation.parameters[1:]]
-    connections = _connections(network, operation, weight)
-    if isinstance(connections, str):
-        return connections, (connections,)
-    fan_in = connections / math.prod(operation.shape)
-    mean = float(weight.mean(dtype=torch.float64))
-    square = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2 / weight.numel()
-    if not math.isfinite(square):
-        return (reason := f"{operation.parameters[0]} is not finite"), (reason,)
-    drawn = CHANCE**2 * square / weight.numel()  # how large a mean of zero may look in so many weights
-    if mean**2 > max(LARGEST_MEAN_SHARE * square / fan_in, drawn):
-        reason = f"{operation.parameters[0]}: the weights' mean {mean:.2g} is not small beside their spread"
-        return reason, (reason,)
-    gain = square * connections / network.numel(operation.inputs[0])
-    state = inputs[0]
-    if isinstance(state, str):
-        return state, (gain,)
-    shift = sum(float(b.square().mean()) for b in bias)
-    moments = Moments(
-        second=square * fan_in * state.second + shift,
-        spread=square * fan_in * state.spread,
-        mean=sum(float(b.mean()) for b in bias),
-        gaussian=fan_in >= LEAST_FAN_IN,
-        sources=frozenset({operation.output}),
-    )
-    return moments, (gain,)
-
-
-def _connections(network: Network, operation: Operation, weight: Tensor) -> float | Reason:
-    """Return how many weights act between the elements of the input and of the output, in all."""
-    if operation.kind == "linear":
-        return float(math.prod(operation.shape) * weight.shape[-1])
-    module = network.modules.get(operation.module)
-    if not isinstance(module, nn.modules.conv._ConvNd):
-        return f"{operation.name}: its stride and padding are known only for a convolution module"
-    taps = float(weight[0].numel())
-    if module.transposed:
-        return network.numel(operation.inputs[0]) * taps
-    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        sides = network.shape_of[operation.inputs[0]][-len(module.kernel_size) :]
-        for out, side, dim in zip(operation.shape[-len(sides) :], sides, range(len(sides)), strict=True):
-            first = torch.arange(out) * module.stride[dim] - module.padding[dim]
-            reach = first[:, None] + torch.arange(module.kernel_size[dim]) * module.dilation[dim]
-            taps *= float(((reach >= 0) & (reach < side)).double().mean())
-    return math.prod(operation.shape) * taps
 
 
 def _activation(network: Network, operation: Operation, inputs: Inputs) -> Outcome:
@@ -355,8 +243,8 @@ def _add_scaled(network: Network, operation: Operation, inputs: Inputs) -> Outco
     square, mean = float(scale.square().mean()), float(scale.mean())
     branch = inputs[1]
     if not isinstance(branch, str):
-        scaled = {"second": square * branch.second, "spread": square * branch.spread, "mean": mean * branch.mean}
-        branch = replace(branch, **scaled)
+        second, spread = square * branch.second, square * branch.spread
+        branch = replace(branch, second=second, spread=spread, mean=mean * branch.mean)
     if not isinstance(inputs[0], str) and square == 0:  # the branch, known or not, adds nothing
         return inputs[0], (1.0, 0.0)
     moments, _ = _add(network, replace(operation, parameters=()), (inputs[0], branch))
@@ -422,8 +310,8 @@ def _concatenate(network: Network, operation: Operation, inputs: Inputs) -> Outc
 
 
 _RULES: Mapping[str, Callable[[Network, Operation, Inputs], Outcome]] = {
-    "linear": _linear,
-    "conv": _linear,
+    "linear": linear_map,
+    "conv": linear_map,
     "activation": _activation,
     "normalisation": _normalisation,
     "add": _add,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from levada.diagnose.inputs import Batch
+from levada.diagnose.inputs import Batch, raised
 from levada.diagnose.loss import main_output
 
 __all__ = ["output_spread", "parameters_matter", "replaced", "roused_head"]
@@ -42,38 +42,43 @@ def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
                 parameters[name].copy_(value)
 
 
-def parameters_matter(model: nn.Module, names: Sequence[str], objective: Callable[[], Tensor]) -> bool | None:
-    """Return whether changing the named parameters a little changes the objective.
+def parameters_matter(
+    model: nn.Module, groups: Mapping[str, Sequence[str]], objective: Callable[[], Tensor]
+) -> dict[str, tuple[str, ...]] | None:
+    """Return those groups of parameters of which a small change changes the objective.
 
     Args:
         model: the model.
-        names: the parameters to change, all at once.
+        groups: site -> names of the parameters to change together; one forward pass each.
         objective: runs the model, from the same random state each time.
 
     Returns:
-        None if there are none, or if the objective differs from run to run anyway.
+        The groups that matter; None if the objective differs from run to run anyway.
     """
-    if not names:
-        return None
+    if not groups:
+        return {}
     before, again = objective(), objective()
     if not torch.equal(before, again):
         return None
-    parameters = dict(model.named_parameters())
-    generator = torch.Generator().manual_seed(0)
-    changed = {}
-    for name in names:
-        p = parameters[name].detach()
-        size = float(p.double().square().mean().sqrt()) or 1.0
-        noise = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
-        changed[name] = p + NUDGE * size * noise
-    with replaced(model, changed):
-        return not torch.equal(before, objective())
+    found = {}
+    for site, names in groups.items():
+        with replaced(model, {name: _nudged(model.get_parameter(name).detach()) for name in names}):
+            if not torch.equal(before, objective()):
+                found[site] = tuple(names)
+    return found
+
+
+def _nudged(p: Tensor) -> Tensor:
+    size = float(p.double().square().mean().sqrt()) or 1.0
+    noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p.device, p.dtype)
+    return p + NUDGE * size * noise
 
 
 def roused_head(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     """Return random values for those of the named weights that are all zero, of variance 1/fan_in.
 
-    A last layer that starts at zero lets no gradient through until its own first step; what is before it can be measured
+    A last layer that starts at zero lets no gradient through until its own first step; what is before it can be
+    measured
     all the same.
 
     Args:
@@ -111,7 +116,7 @@ def output_spread(
         return _relative_spread(main_output(outputs)), True, ""
     except Exception as error:
         # Any code may refuse a copy or another type; then the finding stays a warning, and says so.
-        return spread, False, f"The output's spread was not measured in float64: {type(error).__name__}: {error}"
+        return spread, False, f"The output's spread was not measured in float64: {raised(error)}"
 
 
 def _double(value: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError
+from levada.diagnose.inputs import raised
 
 __all__ = ["OptimizerLike", "Update", "first_update", "require_rate", "resolve_optimizer"]
 
@@ -137,7 +138,8 @@ def first_update(model: nn.Module, gradients: Mapping[str, Tensor], factory: Fac
         optimizer = factory(list(copies.values()))
     except Exception as error:
         raise UsageError(
-            f"check: the optimizer must be buildable on the parameters; it raised {type(error).__name__}: {error}"
+            f"check: the optimizer must be buildable on the parameters; it raised {raised(error)} "
+            "Give a name in torch.optim, or another callable."
         ) from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UsageError(
@@ -157,7 +159,7 @@ def first_update(model: nn.Module, gradients: Mapping[str, Tensor], factory: Fac
     except Exception as error:
         raise UsageError(
             f"check: the first step of {type(optimizer).__name__} must follow from gradients alone; it raised "
-            f"{type(error).__name__}: {error}. Choose another with optimizer=..., for example 'SGD'."
+            f"{raised(error)} Choose another with optimizer=..., for example 'SGD'."
         ) from error
     group = optimizer.param_groups[0]
     after = {name: copy.detach() for name, copy in copies.items() if name in gradients}

@@ -23,15 +23,13 @@ class ParameterReading:
     Parameters of one shape are stacked; the stack taken before the step is also the copy that the update needs.
 
     Args:
-        parameters: by name; those with fewer than two dimensions are left out, tied ones count once.
+        parameters: by name; those with fewer than two dimensions are left out.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         groups: dict[Hashable, list[tuple[str, nn.Parameter]]] = {}
-        seen: set[int] = set()
         for name, parameter in parameters.items():
-            if parameter.dim() >= 2 and parameter.numel() and id(parameter) not in seen:
-                seen.add(id(parameter))
+            if parameter.dim() >= 2 and parameter.numel():
                 key = (parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad)
                 groups.setdefault(key, []).append((name, parameter))
         self._groups = list(groups.values())

@@ -51,14 +51,6 @@ class Block:
         """The units with weights; the first unit if there are none."""
         return [unit for unit in self.units if unit.role == "anchor"] or self.units[:1]
 
-    def give_back(self) -> list[Unit]:
-        """Remove and return what only pools or reshapes a composite block's output: it prepares the next block."""
-        end = len(self.units)
-        while self.anchors[-1].composite and self.units[end - 1].role == "free" and self.units[end - 1].shapes_only:
-            end -= 1
-        self.units, rest = self.units[:end], self.units[end:]
-        return rest
-
 
 def execution_from(recorder: Recorder) -> Execution:
     """Divide what was recorded into blocks.
@@ -237,7 +229,7 @@ class _Graph:
                 if blocks and not leading and self._is_sibling(unit, blocks[-1]):
                     blocks[-1].units.append(unit)
                 else:
-                    leading = [*(blocks[-1].give_back() if blocks else ()), *leading]
+                    leading = [*(self._give_back(blocks[-1], unit) if blocks else ()), *leading]
                     blocks.append(Block([*leading, unit]))
                     leading = []
             elif not blocks or _reads(unit, leading) or not _reads(unit, blocks[-1].units):
@@ -255,6 +247,26 @@ class _Graph:
         if leading:
             blocks[-1].units.extend(leading)
         return blocks
+
+    def _give_back(self, block: Block, anchor: Unit) -> list[Unit]:
+        """Remove and return the units at the block's end that prepare the next block.
+
+        These are what pools or reshapes the output of a composite block, and the start of a branch: from the first unit
+        that reads a value which is read again behind the next anchor, as in `x + linear(relu(x))`.
+        """
+        begin = max((i for i, u in enumerate(block.units) if u.role == "anchor"), default=0) + 1
+        end = len(block.units)
+        while block.anchors[-1].composite and end > begin and block.units[end - 1].shapes_only:
+            end -= 1
+        last = max(anchor.outputs, default=-1)
+        own = {n for u in block.units for n in u.outputs}
+        for i in range(begin, end):
+            readers = (e for n in block.units[i].inputs if n in own for e in self.consumers.get(n, ()))
+            if any(max(e.outputs) > last for e in readers):
+                end = i
+                break
+        block.units, rest = block.units[:end], block.units[end:]
+        return rest
 
     def _is_sibling(self, unit: Unit, block: Block) -> bool:
         """Whether `unit` only stands beside the block's anchor: query, key, value; or embeddings that are added."""

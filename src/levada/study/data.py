@@ -246,9 +246,9 @@ def _cached(name: str, md5: Mapping[str, str], make: Callable[[], dict[str, Any]
     _check(name, arrays, md5)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            numpy.savez(file, **arrays)
-        Path(file.name).replace(path)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as temporary:
+            numpy.savez(temporary, **arrays)
+        Path(temporary.name).replace(path)
     except OSError as error:
         warnings.warn(f"{name} is not cached and will be made again: {error}. Set XDG_CACHE_HOME.", stacklevel=3)
     return arrays

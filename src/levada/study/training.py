@@ -164,7 +164,7 @@ def train(model: nn.Module, inputs: Tensor, targets: Tensor, recipe: Recipe, see
     model.train()
     for step, index in zip(range(recipe.steps), batches(len(inputs), recipe.batch_size, seeds), strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * 1.0
+            group["lr"] = recipe.lr * recipe.schedule(step / recipe.steps)
         logits, wanted = model(inputs[index]), targets[index]
         loss = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
         loss = loss.view_as(wanted).mean(0)

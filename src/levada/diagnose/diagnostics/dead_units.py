@@ -49,7 +49,8 @@ def dead_units(trace: Trace) -> Iterable[Finding]:
         severity=severity,
         status="fired",
         claim=(
-            f"At {names[first]} {float(share[first]):.0%} of {facts.units.get(names[first], 0)} units are flat for every "
+            f"At {names[first]} {float(share[first]):.0%} of {facts.units.get(names[first], 0)} "
+            "units are flat for every "
             f"input of the batch{'' if len(hit) == 1 else f', as at {len(hit) - 1} more blocks'}."
         ),
         where={"first": names[first], "last": names[hit[-1]]},
@@ -60,7 +61,8 @@ def dead_units(trace: Trace) -> Iterable[Finding]:
             "tests": {"spread_behind": float(spread[first])},
         },
         consequence=(
-            "What comes out of it is the same for every input, and no gradient gets behind it: training cannot repair it."
+            "What comes out of it is the same for every input, and no gradient gets behind it: "
+            "training cannot repair it."
             if ended
             else "The weights of those units do not learn on inputs like these."
         ),
@@ -83,4 +85,4 @@ def _tail(units: int, share: float) -> float:
     least = math.ceil(share * units - 1e-9)
     if units > 1000:  # so far in the tail that its first term bounds it well enough
         return 0.0 if share >= MOSTLY else 1.0
-    return sum(math.comb(units, k) for k in range(least, units + 1)) / 2**units
+    return float(sum(math.comb(units, k) for k in range(least, units + 1)) / 2**units)

@@ -54,8 +54,10 @@ def exploding_gradient(trace: Trace) -> Iterable[Finding]:
         severity=severity,
         status="fired",
         claim=(
-            f"From {names[decay.last]} back to {names[decay.first]} the gradient grows by a factor of {decay.value:.4g} per "
-            f"block (95 % interval {decay.low:.4g} to {decay.high:.4g}{theory}), by 10^{-decay.total:.1f} in all.{cause}"
+            f"From {names[decay.last]} back to {names[decay.first]} the gradient grows by a "
+            f"factor of {decay.value:.4g} per "
+            f"block (95 % interval {decay.low:.4g} to {decay.high:.4g}{theory}), by "
+            f"10^{-decay.total:.1f} in all.{cause}"
         ),
         where={"first": names[decay.first], "last": names[grown[-1]]},
         evidence={
@@ -69,14 +71,17 @@ def exploding_gradient(trace: Trace) -> Iterable[Finding]:
             },
         },
         consequence=_consequence(facts, blown, ratios if replaced else {}),
-        falsify="Train some hundred steps at this learning rate: if the loss falls as it does at half the depth, no harm follows.",
+        falsify=(
+            "Train some hundred steps at this learning rate: if the loss falls as it does at half "
+            "the depth, no harm follows."
+        ),
         remedies=repairs(trace, decay.value),
         source=SOURCE,
     )
 
 
 def _consequence(facts: Facts, blown: bool, replaced: Mapping[str, float]) -> str:
-    step = f"The first step of {facts.optimizer} at lr {facts.lr:g}" if facts.lr is not None else ""
+    step = f"The first step of {facts.optimizer} at lr {facts.lr:g}" if facts.lr is not None else "A step"
     if blown:
         return f"{step} takes the loss from {facts.loss_value:.4g} to {facts.loss_after:.4g}."
     if replaced:

@@ -49,7 +49,8 @@ def exploding_signal(trace: Trace) -> Iterable[Finding]:
         severity=severity,
         status="fired",
         claim=(
-            f"From {names[growth.first]} to {names[growth.last]} the signal grows by a factor of {growth.value:.3g} per "
+            f"From {names[growth.first]} to {names[growth.last]} the signal grows by a factor of "
+            f"{growth.value:.3g} per "
             f"block (95 % interval {growth.low:.3g} to {growth.high:.3g}{theory}); the output's root mean square is "
             f"{size:.3g}."
         ),

@@ -34,7 +34,7 @@ def frozen_layers(trace: Trace) -> Iterable[Finding]:
             falsify="Look at requires_grad of these parameters.",
         )
     order = [name for name in trace.names() if name in facts.unreached]
-    if not order or facts.unreached_matter is not True:
+    if not order:
         return
     names = trace.names()
     last = order[-1]
@@ -45,7 +45,8 @@ def frozen_layers(trace: Trace) -> Iterable[Finding]:
         severity="error",
         status="fired",
         claim=(
-            f"{len(lost)} parameters of {len(order)} blocks, {order[0]} to {last}, change the output but get no gradient: "
+            f"{len(lost)} parameters of {len(order)} blocks, {order[0]} to {last}, change the "
+            "output but get no gradient: "
             f"the graph is cut between {last} and {after}."
         ),
         where={"first": order[0], "last": last},

@@ -41,14 +41,16 @@ def numerical_overflow(trace: Trace) -> Iterable[Finding]:
         )
     elif bad_loss:
         yield _finding(
-            f"The loss {facts.loss} is {facts.loss_value} although every block's output is finite: it overflows itself.",
+            f"The loss {facts.loss} is {facts.loss_value} although every block's output is "
+            "finite: it overflows itself.",
             names[-1],
             {"loss": facts.loss_value},
         )
     elif bool((backward > 0).any()):
         last = max(i for i in range(len(names)) if float(backward[i]) > 0)
         yield _finding(
-            f"The gradient is NaN or Inf at the output of {names[last]}, the first on its way back; the forward pass is finite.",
+            f"The gradient is NaN or Inf at the output of {names[last]}, the first on its way "
+            "back; the forward pass is finite.",
             names[last],
             {"share": float(backward[last])},
         )
@@ -88,12 +90,15 @@ def _finding(claim: str, site: str, evidence: dict[str, object]) -> Finding:
         claim=claim,
         where={"first": site, "last": site},
         evidence={**evidence, "explained_by": "place", "tests": {"values": "counted exactly on this batch"}},
-        consequence="Every parameter becomes NaN with the first optimizer step; nothing after this place could be measured.",
+        consequence=(
+            "Every parameter becomes NaN with the first optimizer step; nothing after this place could be measured."
+        ),
         falsify=f"Hook {site} and look for the first value that torch.isfinite rejects.",
         remedies=(
             Proposal(
                 "locate",
-                "with torch.autograd.detect_anomaly():\n    loss = loss_function(model(inputs), targets)\n    loss.backward()",
+                "with torch.autograd.detect_anomaly():\n    loss = loss_function(model(inputs), "
+                "targets)\n    loss.backward()",
             ),
         ),
         source=SOURCE,

@@ -15,7 +15,8 @@ __all__ = ["saturated_activation"]
 
 # At a variance of 1 no tanh and no sigmoid has as many as one element in a hundred there; at 9 a tanh has 0.32.
 MOSTLY = 0.5
-# Then not one element in a hundred passes more than a hundredth of its gradient: with two more such layers nothing does.
+# Then not one element in a hundred passes more than a hundredth of its gradient: with two more such layers
+# nothing does.
 WHOLLY = 0.99
 # Zero on both sides of these is their purpose, and half of them at zero is health: dead units are another rule's.
 HARD = frozenset({"relu6", "hardtanh", "hardsigmoid"})
@@ -68,7 +69,10 @@ def saturated_activation(trace: Trace) -> Iterable[Finding]:
             },
         },
         consequence="Those elements pass almost no gradient on: what is before them learns from the few others.",
-        falsify="Divide the weights of the block by ten: if the loss falls no faster over some hundred steps, it did no harm.",
+        falsify=(
+            "Divide the weights of the block by ten: if the loss falls no faster over some hundred "
+            "steps, it did no harm."
+        ),
         remedies=(
             Proposal(
                 "initialise.glorot",

@@ -102,6 +102,7 @@ def _starved(decay: Decay) -> range:
 def _still(trace: Trace, facts: Facts, starved: Sequence[int]) -> tuple[list[int], bool, dict[str, Any] | str]:
     """Return the first blocks that the optimizer's step leaves as they are, and whether it moves the last ones."""
     ratio, lost = trace["update_ratio"].nanmean(0), trace["lost_fraction"].nanmean(0)
+    gradient = trace["weight_gradient_rms"].nanmean(0)
     ours = [i for i in starved if math.isfinite(float(ratio[i]))]
     others = [i for i in range(starved[-1] + 1, len(trace.sites)) if math.isfinite(float(ratio[i]))]
     if not ours or not others:
@@ -114,6 +115,7 @@ def _still(trace: Trace, facts: Facts, starved: Sequence[int]) -> tuple[list[int
         "first_update_ratio": float(ratio[ours[0]]),
         "first_lost_fraction": float(lost[ours[0]]),
         "last_update_ratio": float(ratio[others[-1]]),
+        "first_gradient_over_eps": float(gradient[ours[0]]) / facts.eps if facts.eps else None,
         "standing_still": sum(stands),
         "of": len(ours),
     }
@@ -128,7 +130,8 @@ def _span(names: Sequence[str], starved: Sequence[int]) -> dict[str, str]:
 def _claim(decay: Decay, names: Sequence[str]) -> str:
     theory = f"; theory says {decay.predicted:.3g}" if decay.predicted is not None else "; theory has no value here"
     return (
-        f"From {names[decay.last]} back to {names[decay.first]} the gradient shrinks by a factor of {decay.value:.3g} per "
+        f"From {names[decay.last]} back to {names[decay.first]} the gradient shrinks by a factor "
+        f"of {decay.value:.3g} per "
         f"block (95 % interval {decay.low:.3g} to {decay.high:.3g}{theory}), by 10^{decay.total:.1f} in all."
     )
 
@@ -142,6 +145,8 @@ def _cut_claim(names: Sequence[str], cut: int) -> str:
 def _consequence(facts: Facts, names: Sequence[str], starved: Sequence[int], still: Sequence[int]) -> str:
     reach = still or starved
     span = f"{names[reach[0]]} to {names[reach[-1]]}" if len(reach) > 1 else names[reach[0]]
+    if still and facts.lr is None:
+        return f"The optimizer's step leaves the weights of {span} as they are."
     if still:
         return f"The first step of {facts.optimizer} at lr {facts.lr:g} leaves the weights of {span} as they are."
     if facts.optimizer is None:

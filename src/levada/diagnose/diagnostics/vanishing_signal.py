@@ -13,7 +13,8 @@ from levada.probe.trace import Trace
 
 __all__ = ["vanishing_signal"]
 
-# Inputs that differ at the output by a hundredth of a rounding error are one input to the loss. (A network of 20 default
+# Inputs that differ at the output by a hundredth of a rounding error are one input to the loss. (A network
+# of 20 default
 # ReLU layers ends between a half and one rounding error, and an adaptive optimizer may still rescue it.)
 INDISTINCT = 0.01
 LEAST_BLOCKS = 3
@@ -71,7 +72,10 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
             if indistinct
             else "Inputs are told apart by small differences only; training starts slowly."
         ),
-        falsify="Compare the outputs for two inputs in float64: if they differ by more than a float32 rounding error, it is wrong.",
+        falsify=(
+            "Compare the outputs for two inputs in float64: if they differ by more than a float32 "
+            "rounding error, it is wrong."
+        ),
         remedies=repairs(trace, decay.value) if cut is None else (),
         source=SOURCE,
     )

@@ -1,0 +1,180 @@
+"""What cannot be used gives one sentence: the rule, what came, what to do; what can be used works."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from levada._errors import MeasurementError, UsageError
+from levada.diagnose import check
+
+X, Y = torch.randn(8, 6), torch.arange(8) % 3
+
+
+def net(**options):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8, **options), nn.Tanh(), nn.Linear(8, 8, **options), nn.Tanh(), nn.Linear(8, 3, **options)
+    )
+
+
+class Wrap(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.body, self.wrap = net(), wrap
+
+    def forward(self, x):
+        return self.wrap(self.body(x))
+
+
+BAD = {
+    "not a module": (lambda: check(net, (X, Y)), "nn.Module, got function"),
+    "no parameters": (lambda: check(nn.Sequential(nn.ReLU()), (X, Y)), "must have parameters"),
+    "lazy": (lambda: check(nn.LazyLinear(3), (X, Y)), "lazy"),
+    "meta": (lambda: check(net(device="meta"), (X, Y)), "meta device"),
+    "wrong shape": (lambda: check(net(), (torch.randn(8, 5), Y)), r"float32 \(8, 5\).*shape"),
+    "empty": (lambda: check(net(), (X[:0], Y[:0])), "must not be empty"),
+    "no batches": (lambda: check(net(), []), "at least one batch"),
+    "NaN in inputs": (lambda: check(net(), (X.clone().fill_(torch.nan), Y)), "must be finite.*NaN"),
+    "Inf in targets": (lambda: check(net(), (X, torch.full((8, 3), torch.inf))), "targets.*Inf"),
+    "no tensor": (lambda: check(net(), ("text", Y)), "must hold a tensor"),
+    "not a batch": (lambda: check(net(), 3), "got int"),
+    "not inferable": (lambda: check(nn.LSTM(4, 4)), "batch must be given"),
+    "loss not scalar": (lambda: check(net(), (X, Y), loss=lambda o, t: o), r"scalar tensor, got shape \(8, 3\)"),
+    "loss raises": (lambda: check(net(), (X, Y), loss=lambda o, t: 1 / 0), "ZeroDivisionError"),
+    "loss unknown": (lambda: check(net(), (X, Y), loss="crossentropy"), "cross_entropy, mse, output"),
+    "loss no callable": (lambda: check(net(), (X, Y), loss=3), "callable"),
+    "loss needs targets": (lambda: check(net(), X, loss="mse"), "needs targets"),
+    "output is no loss": (lambda: check(net(), (X, Y), loss="output"), "'output' needs a model"),
+    "float classes": (lambda: check(net(), (X, Y.float()), loss="cross_entropy"), r"\.long\(\)"),
+    "class out of range": (lambda: check(net(), (X, Y + 5)), r"in \[0, 3\).*5 to 7"),
+    "no loss follows": (lambda: check(net(), (X, torch.randn(5))), "loss must be given"),
+    "mse of other size": (lambda: check(net(), (X, torch.randn(8, 2)), loss="mse"), r"shape \(8, 3\)"),
+    "output without a tensor": (lambda: check(Wrap(lambda o: o.argmax(1)), (X, Y)), "floating tensor"),
+    "optimizer unknown": (lambda: check(net(), (X, Y), optimizer="Adamm"), "Did you mean Adam"),
+    "optimizer instance": (lambda: check(m := net(), (X, Y), optimizer=torch.optim.SGD(m.parameters())), "lambda"),
+    "optimizer of others": (
+        lambda: check(net(), (X, Y), optimizer=lambda p: torch.optim.SGD(net().parameters())),
+        "holds others",
+    ),
+    "optimizer raises": (lambda: check(net(), (X, Y), optimizer=lambda p: 1 / 0), "ZeroDivisionError"),
+    "optimizer no optimizer": (lambda: check(net(), (X, Y), optimizer=lambda p: 1), "must return"),
+    "optimizer needs a closure": (lambda: check(net(), (X, Y), optimizer="LBFGS"), "gradients alone"),
+    "lr": (lambda: check(net(), (X, Y), lr=0.0), "positive finite number, got 0.0"),
+    "lr infinite": (lambda: check(net(), (X, Y), lr=float("inf")), "got inf"),
+    "seed": (lambda: check(net(), (X, Y), seed=-1), "seed"),
+    "budget": (lambda: check(net(), (X, Y), budget=float("nan")), "budget"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_used_says_so(case):
+    attempt, said = BAD[case]
+    with pytest.raises(UsageError, match=said) as caught:
+        attempt()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("check: ")
+    assert message.endswith((".", "?"))
+
+
+def test_reentrant_checkpointing_cannot_be_measured():
+    class Reentrant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rest = nn.Linear(6, 6), net()
+
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(self.rest, self.first(x), use_reentrant=True)
+
+    with pytest.raises(MeasurementError, match="use_reentrant=False"):
+        check(Reentrant(), (X, Y))
+
+
+def test_a_backward_pass_that_fails_cannot_be_measured():
+    def spoil(o):
+        grown = o.exp()
+        o.detach().mul_(2), grown.detach().mul_(2)
+        return grown
+
+    with pytest.raises(MeasurementError, match="inplace"):
+        check(Wrap(spoil), (X, Y))
+
+
+GOOD = {
+    "tuple": lambda: check(Wrap(lambda o: (o, o.argmax(1))), (X, Y)),
+    "mapping": lambda: check(Wrap(lambda o: {"aux": o.argmax(1), "logits": o}), (X, Y)),
+    "object": lambda: check(Wrap(lambda o: SimpleNamespace(logits=o, state=None)), (X, Y)),
+    "object with loss": lambda: check(Wrap(lambda o: SimpleNamespace(loss=o.square().mean(), logits=o)), X),
+    "scalar output": lambda: check(Wrap(lambda o: o.square().mean()), X),
+    "in place": lambda: check(
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(True), nn.Linear(8, 8), nn.ReLU(True), nn.Linear(8, 3)), (X, Y)
+    ),
+    "float64": lambda: check(net(dtype=torch.float64), (X.double(), Y)),
+    "bfloat16": lambda: check(net(dtype=torch.bfloat16), (X.bfloat16(), Y)),
+    "keywords": lambda: check(net(), {"input": X, "targets": Y}),
+    "iterable": lambda: check(net(), [(X, Y), (X + 1, Y)]),
+    "list of tensors": lambda: check(net(), [X, Y]),
+    "inputs alone": lambda: check(net(), X),
+    "inferred": lambda: check(net()),
+    "torch loss": lambda: check(Wrap(lambda o: (o,)), (X, Y), loss=nn.CrossEntropyLoss()),
+    "own loss": lambda: check(net(), (X, Y), loss=lambda o, t: (o - 1).square().mean()),
+    "token classes": lambda: check(net(), (torch.randn(4, 5, 6), torch.zeros(4, 5, dtype=torch.long))),
+    "lower case optimizer": lambda: check(net(), (X, Y), optimizer="sgd", lr=0.1),
+    "own optimizer": lambda: check(net(), (X, Y), optimizer=lambda p: torch.optim.Adam(p, lr=1e-2, eps=1e-4)),
+}
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_what_can_be_used_works(case):
+    report = GOOD[case]()
+    assert report.verdict in ("healthy", "warn"), str(report)
+    assert report.summary["gradient_decay_per_block"]["value"] > 0
+    report.to_json()
+
+
+def test_a_module_used_twice_has_two_boundaries():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = torch.tanh(self.stem(x))
+            return self.head(torch.tanh(self.block(torch.tanh(self.block(h)))))
+
+    report = check(Twice(), (X, Y))
+    assert [b["site"] for b in report.blocks] == ["stem", "block", "block#2", "head"]
+    assert report.verdict == "healthy"
+
+
+def test_what_was_assumed_is_said():
+    notes = " ".join(check(net(), (X, Y)).notes)
+    assert "AdamW was assumed" in notes
+    assert "loss was inferred: cross_entropy" in notes
+    assert "first of AdamW at lr 0.001" in notes
+    notes = " ".join(check(net().eval()).notes)
+    assert "inputs were inferred" in notes
+    assert "eval mode" in notes
+    assert "only random cotangents" in notes
+
+
+def test_a_budget_that_is_spent_is_said():
+    report = check(net(), [(X, Y), (X, Y), (X, Y)], budget=0.0)
+    assert any("1 of 4 random cotangents" in note for note in report.notes)
+    assert any("1 of 3 batches" in note for note in report.notes)
+
+
+def test_one_block_is_unknown_and_the_reason_given():
+    report = check(nn.Linear(6, 3), (X, Y))
+    assert report.verdict == "unknown"
+    assert "fewer than two" in report.findings[0].claim
+
+
+def test_a_model_that_asks_for_no_gradient_is_unknown():
+    report = check(net().requires_grad_(False), (X, Y))
+    assert report.verdict == "unknown"
+    assert any(f.status == "unknown" for f in report.findings)

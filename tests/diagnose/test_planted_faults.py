@@ -1,0 +1,184 @@
+"""Each planted fault fires, at its place; its healthy twin does not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from levada.diagnose import DIAGNOSTICS, check, diagnose
+from levada.probe import Probe
+
+DIM, CLASSES = 64, 10
+BATCH = (torch.randn(32, DIM, generator=torch.Generator().manual_seed(0)), torch.arange(32) % CLASSES)
+
+
+def stack(activation, depth, *, he=False, scale=None, norm=False):
+    torch.manual_seed(1)
+    layers = []
+    for _ in range(depth):
+        layers += [nn.Linear(DIM, DIM), *([nn.BatchNorm1d(DIM)] if norm else []), activation()]
+    model = nn.Sequential(*layers, nn.Linear(DIM, CLASSES))
+    for module in model:
+        if isinstance(module, nn.Linear) and he:
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and scale:
+            nn.init.normal_(module.weight, 0.0, scale / DIM**0.5)
+    return model
+
+
+def fired(report):
+    return {f.rule: f for f in report.findings if f.status == "fired"}
+
+
+def test_sigmoid_of_fifty_layers():
+    report = check(stack(nn.Sigmoid, 50), BATCH)
+    found = fired(report)
+    assert report.verdict == "error"
+    assert found["vanishing_gradient"].severity == found["vanishing_signal"].severity == "error"
+    assert found["vanishing_gradient"].where["first"] == "0"
+    told = found["vanishing_gradient"].evidence["gradient_decay_per_block"]
+    assert told["low"] < 0.1415 < told["high"] * 1.02
+    assert found["vanishing_signal"].evidence["output_spread"] < 1e-12  # measured in float64
+
+
+def test_default_relu_of_fifty_layers_with_sgd_stands_still():
+    report = check(stack(nn.ReLU, 50), BATCH, optimizer="SGD")
+    finding = fired(report)["vanishing_gradient"]
+    assert finding.severity == "error"
+    step = finding.evidence["tests"]["optimizer_first_step"]
+    assert step["first_update_ratio"] < 1e-9 < step["last_update_ratio"]
+    remedies = {p.name: p for p in finding.remedies}
+    assert not any(p.verified for p in finding.remedies)
+    assert remedies["initialise.he"].after == {"gain_per_block": 1.0}
+    assert remedies["residual"].after["gain_per_block"] == pytest.approx((1 + 0.408**2) ** 0.5, rel=0.01)
+
+
+def test_default_relu_of_twenty_layers_is_no_error_under_adam():
+    report = check(stack(nn.ReLU, 20), BATCH, optimizer="AdamW")
+    assert report.verdict == "warn"
+    step = fired(report)["vanishing_gradient"].evidence["tests"]["optimizer_first_step"]
+    assert step["first_update_ratio"] > 1e-5
+    assert check(stack(nn.ReLU, 20), BATCH, optimizer="SGD").verdict == "error"
+
+
+def test_he_relu_is_healthy_at_any_depth():
+    assert [check(stack(nn.ReLU, depth, he=True), BATCH).verdict for depth in (30, 60)] == ["healthy"] * 2
+
+
+@pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU])
+def test_weights_of_twice_the_critical_size_explode(activation):
+    scale = 2.0 if activation is nn.Identity else 2.0 * 2**0.5
+    report = check(stack(activation, 30, scale=scale), BATCH)
+    finding = fired(report)["exploding_signal"]
+    assert finding.severity == "error"
+    assert finding.evidence["growth_per_block"]["value"] == pytest.approx(2.0, rel=0.03)
+    assert finding.evidence["growth_per_block"]["predicted"] == pytest.approx(2.0, rel=0.03)
+    assert report.summary["loss"] > 1e6 > report.summary["loss_of_zeros"]
+
+
+def test_batch_norm_is_a_warning_with_its_explanation():
+    report = check(stack(nn.ReLU, 50, norm=True), BATCH, optimizer="SGD", lr=0.1)
+    finding = fired(report)["exploding_gradient"]
+    assert (report.verdict, finding.severity) == ("warn", "warn")
+    assert "1.2112" in finding.claim
+    assert finding.evidence["explained_by"] == "theory"
+
+
+def test_one_nan_weight_is_one_finding_at_its_place():
+    model = stack(nn.ReLU, 8, he=True)
+    with torch.no_grad():
+        model[6].weight[3, 4] = float("nan")
+    report = check(model, BATCH)
+    (finding,) = report.findings
+    assert (finding.rule, finding.severity, finding.where["first"]) == ("numerical_overflow", "error", "6")
+    assert "6.weight" in finding.claim
+    assert "nan" in report.to_json()
+
+
+def test_overflow_without_a_bad_parameter_is_located_too():
+    model = stack(nn.Identity, 6, scale=1e15)
+    (finding,) = check(model, BATCH).findings
+    assert finding.rule == "numerical_overflow"
+    assert finding.where["first"] == "4"  # 1e15^3 > 3.4e38
+
+
+def test_dead_units_explain_what_follows_from_them():
+    model = stack(nn.ReLU, 10, he=True)
+    nn.init.constant_(model[8].bias, -100.0)
+    report = check(model, BATCH)
+    (finding,) = report.findings
+    assert (finding.rule, finding.severity) == ("dead_units", "error")
+    assert finding.where == {"first": "8", "last": "8"}
+
+
+def test_saturation_by_large_weights():
+    model = stack(nn.Tanh, 5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p *= 20
+    finding = fired(check(model, BATCH))["saturated_activation"]
+    assert finding.where["first"] == "0"
+    assert 0.7 < finding.evidence["saturated_fraction"]["0"] < 0.9
+    assert "saturated_activation" not in fired(check(stack(nn.Tanh, 5), BATCH))
+
+
+class Cut(nn.Module):
+    def __init__(self, cut):
+        super().__init__()
+        half = [nn.Sequential(nn.Linear(DIM, DIM), nn.Tanh()) for _ in range(6)]
+        self.first, self.second = nn.Sequential(*half[:3]), nn.Sequential(*half[3:])
+        self.head, self.unused, self.cut = nn.Linear(DIM, CLASSES), nn.Linear(DIM, DIM), cut
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.head(self.second(h.detach() if self.cut else h)), self.unused(h)
+
+
+def test_a_detached_half_is_found_and_an_unused_output_is_not():
+    report = check(Cut(cut=True), BATCH)
+    finding = fired(report)["frozen_layers"]
+    assert finding.severity == "error"
+    assert finding.where == {"first": "first.0.0", "last": "first.2.0"}
+    assert not any("unused" in name for name in finding.evidence["parameters"])
+    assert check(Cut(cut=False), BATCH).verdict == "healthy"
+
+
+def test_frozen_on_purpose_is_information():
+    model = Cut(cut=False)
+    model.first.requires_grad_(False)
+    report = check(model, BATCH)
+    assert report.verdict == "healthy"
+    assert [(f.rule, f.severity) for f in report.findings] == [("frozen_layers", "info")]
+
+
+def test_every_fired_finding_says_how_to_show_it_false():
+    for model in (stack(nn.Sigmoid, 20), stack(nn.ReLU, 30, scale=4.0)):
+        report = check(model, BATCH)
+        for finding in report.findings:
+            assert finding.rule in DIAGNOSTICS
+            assert all((finding.claim, finding.where, finding.consequence, finding.falsify, finding.source))
+            assert "tests" in finding.evidence
+        assert json.loads(report.to_json())["findings"]
+
+
+def test_the_rules_read_the_trace_of_a_training_loop_too():
+    model = stack(nn.ReLU, 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Probe(model, optimizer) as probe:
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+            optimizer.step()
+    found = {f.rule: f for f in diagnose(probe.trace())}
+    # Without theory beside it, and with no test of the output, nothing is more than a warning.
+    assert {f.severity for f in found.values()} == {"warn"}
+    assert found["vanishing_gradient"].evidence["gradient_decay_per_block"]["value"] == pytest.approx(0.41, abs=0.03)
+
+
+def test_the_inventory_has_a_sentence_for_each_rule():
+    for rule in DIAGNOSTICS.values():
+        assert rule.__doc__.strip().splitlines()[0].endswith(".")
