@@ -130,6 +130,14 @@ def rectified(depth):
     return model
 
 
+def bottleneck(start):
+    """A plain layer in the middle that starts at, or near, zero and opens with its own first step."""
+    model = rectified(8)
+    nn.init.normal_(model[8].weight, 0.0, start) if start else nn.init.zeros_(model[8].weight)
+    nn.init.uniform_(model[8].bias, 0.0, 1.0)
+    return model
+
+
 def tiny_head(depth):
     model = rectified(depth)
     nn.init.normal_(model[-1].weight, 0.0, 1e-6)
@@ -148,6 +156,8 @@ HEALTHY = {
     "experts": (lambda: nn.Sequential(*[Experts(64) for _ in range(4)], nn.Linear(64, 10)), VECTORS),
     "He, 30 layers": (lambda: rectified(30), VECTORS),
     "tiny last layer": (lambda: tiny_head(10), VECTORS),
+    "layer at zero": (lambda: bottleneck(0.0), VECTORS),
+    "layer near zero": (lambda: bottleneck(1e-6), VECTORS),
     "scaled loss": (lambda: rectified(10), (*VECTORS, lambda o, t: 65536 * nn.functional.cross_entropy(o, t))),
     "autoencoder": (
         lambda: nn.Sequential(

@@ -37,6 +37,7 @@ class Facts:
         batch_normalised: sites that normalise over the batch.
         predictions: theory's word on each site.
         cotangent_log10: log10 of `cotangent_rms`, which a float64 cannot hold at any depth.
+        cotangent_log10_after: the same after the optimizer's first step, if it fell by decades across one block.
     """
 
     optimizer: str | None = None
@@ -58,6 +59,7 @@ class Facts:
     batch_normalised: frozenset[str] = frozenset()
     predictions: tuple[Prediction, ...] = ()
     cotangent_log10: Tensor | None = None
+    cotangent_log10_after: Tensor | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

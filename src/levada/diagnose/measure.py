@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
+from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.facts import Facts
 from levada.diagnose.inputs import Batch, raised
 from levada.diagnose.loss import Loss, LossLike, floating_outputs, main_output, resolve_loss
@@ -110,7 +112,13 @@ def measure(
         values["gradient_rms"] = torch.full_like(values["gradient_rms"], torch.nan)
         run.notes.append("There are no targets, so no loss and no update were measured: only random cotangents.")
     facts = _facts(run, execution, resolved, gradients, value, update)
-    facts = replace(facts, predictions=_matching(predictions, trace), units=units, cotangent_log10=logs)
+    facts = replace(
+        facts,
+        predictions=_matching(predictions, trace),
+        units=units,
+        cotangent_log10=logs,
+        cotangent_log10_after=_steep_after(run, trace, logs, update),
+    )
     context = {**trace.context, "facts": facts, "depth": len(trace.sites)}
     run.notes.extend(_told(trace, logs, resolved, update, batches, predictions))
     return Trace(trace.sites, (0,) * rows, values, context), run.notes
@@ -208,9 +216,18 @@ def _cotangents(run: _Run, trace: Trace, deadline: float) -> Tensor:
         return _drawn_cotangents(run, trace, deadline)
 
 
-def _drawn_cotangents(run: _Run, trace: Trace, deadline: float) -> Tensor:
+def _steep_after(run: _Run, trace: Trace, logs: Tensor, update: Update | None) -> Tensor | None:
+    """Measure once more after the optimizer's first step, if the gradient falls by decades across one block."""
+    falls = logs.nan_to_num(neginf=-math.inf).mean(0).diff()
+    if update is None or not bool((falls >= LEAST_DECADES).any()):
+        return None
+    with replaced(run.model, update.after):
+        return _drawn_cotangents(run, trace, math.inf, draws=1)
+
+
+def _drawn_cotangents(run: _Run, trace: Trace, deadline: float, draws: int = COTANGENTS) -> Tensor:
     rows: list[Tensor] = []
-    for draw in range(COTANGENTS):
+    for draw in range(draws):
         if draw and time.perf_counter() > deadline:
             break
         index = draw % len(run.batches)

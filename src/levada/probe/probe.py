@@ -29,9 +29,7 @@ _graph_task = getattr(torch._C, "_current_graph_task_id", None)  # private: with
 class Probe:
     """Measure the signals of `SIGNALS` at every block boundary of a model, in any training loop.
 
-        with Probe(model, optimizer, every=20) as probe:
-            ...  # the loop, unchanged
-        trace = probe.trace()
+    Run the loop, unchanged, inside `with Probe(model, optimizer, every=20) as probe`, and read `probe.trace()` after.
 
     A step ends with `optimizer.step()`; the forward passes before it (more than one under gradient accumulation) are
     averaged. Sampled are the steps 0, `every`, 2 `every`, ...; on the others nothing is attached to the model. The

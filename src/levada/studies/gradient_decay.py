@@ -17,8 +17,7 @@ from levada.connections import Plain, Residual
 from levada.study import Axis, Cell, Claim, Figure, Results, Series, Settings, Statistic, Study, measured_series
 from levada.study.data import Dataset, mnist
 from levada.study.statistics import bootstrap_interval, geometric_mean, sign_test
-from levada.theory import default_variances, propagate, weight_free_bound
-from levada.theory.coherence import coherent_residual_gradient
+from levada.theory import coherent_residual_gradient, default_variances, propagate, weight_free_bound
 
 __all__ = ["STUDY"]
 
@@ -141,7 +140,7 @@ CLAIMS = (
         "gradient decay is a law", "A layer multiplies the gradient's variance by that of the weights times the "
         "mean squared slope; over the depth it vanishes or explodes.", f"|log10(measured / predicted)| <= {TOLERANCE} "
         f"for the {RATIO}, mean over the seeds, in each of {len(CELLS)} cells; nothing is fitted",
-        "Glorot and Bengio 2010, section 4.2; Schoenholz et al. 2017, arXiv 1611.01232", _law,
+        "Glorot and Bengio 2010; Schoenholz et al. 2017, arXiv 1611.01232", _law,
     ),
     Claim(
         "below 0.25^n", "The sigmoid's derivative is at most 0.25, so after n layers the gradient is below 0.25^n.",
@@ -154,12 +153,12 @@ CLAIMS = (
         "tanh like sigmoid", "The derivatives of sigmoid and tanh are at most 0.25, so the gradient shrinks fourfold.",
         f"{RATIO} below 0.25^depth in every plain tanh cell and seed", f"common in tutorials; see {PASCANU}", _below,
         {"connection": "plain", "activation": "tanh"}, paper_value="largest slope: 1 for tanh, 1/4 for sigmoid",
-        correction="The slope of tanh is 1 at zero: 20 layers from Xavier's initialisation keep a fifth of it.",
+        correction="The slope of tanh is 1 at zero, and the weights count: with 1/n the gradient is near the output's.",
     ),
     Claim(
         "residual networks explode", "Without normalisation or scaling, residual networks explode with depth.",
         f"{RATIO} at least 2^(depth/2) in every seed, for ReLU from He's initialisation",
-        "Zhang, Dauphin and Ma 2019, arXiv 1901.09321, section 2", _explodes,
+        "Zhang, Dauphin and Ma 2019, arXiv 1901.09321", _explodes,
         {"connection": "residual", "activation": "relu", "weight_variance": 2.0},
         correction="More than 2^(depth/2): the means of ReLU's outputs add up, and signal and gradient align.",
     ),

@@ -8,6 +8,7 @@ from levada.theory.bounds import gaussian_gain as gaussian_gain
 from levada.theory.bounds import gradient_bound as gradient_bound
 from levada.theory.bounds import greatest_slope as greatest_slope
 from levada.theory.bounds import weight_free_bound as weight_free_bound
+from levada.theory.coherence import coherent_residual_gradient as coherent_residual_gradient
 from levada.theory.correlation import CorrelationFixedPoint as CorrelationFixedPoint
 from levada.theory.correlation import correlation_fixed_point as correlation_fixed_point
 from levada.theory.correlation import correlation_map as correlation_map

@@ -18,6 +18,8 @@ __all__ = ["vanishing_gradient"]
 STILL = 0.9
 # One block may scale a gradient by this much (pooling, a small last layer of a branch) without being a cut.
 LEAST_CUT = LEAST_DECADES
+# Decades: a scale that starts at zero or at 1e-5 is past that after one step of any optimizer that can train it.
+OPENED = 1.0
 # With fewer, the only factor is that of the head, which may start at zero and changes all blocks alike.
 LEAST_BLOCKS = 3
 RULE = "vanishing_gradient"
@@ -42,15 +44,15 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
         return
     cut = _cut(trace, decay)
     gradual = decay.high < LEAST_FACTOR and decay.decades >= LEAST_DECADES
+    if cut is not None and _opens(facts, cut):
+        cut = None  # a branch or a layer that starts at or near zero, and that the first step opens
     if cut is None and not gradual:
         return
     names = trace.names()
     starved = range(cut) if cut is not None else _starved(decay)
     still, last_moves, tested = _still(trace, facts, starved)
     explained = cut is not None or decay.agrees(AGREEMENT)
-    # A layer that starts at zero opens the way with its own first step.
-    opens = cut is not None and bool((trace["weight_rms"][:, cut] == 0).any())
-    severity: Severity = "error" if explained and still and last_moves and not opens else "warn"
+    severity: Severity = "error" if explained and still and last_moves else "warn"
     where = {"first": names[cut], "last": names[cut]} if cut is not None else _span(names, starved)
     evidence = {
         "gradient_decay_per_block": decay.told(),
@@ -86,6 +88,15 @@ def _cut(trace: Trace, decay: Decay) -> int | None:
         if decay.steps[index] <= -LEAST_CUT + min(0.0, math.log10(decay.value)):
             return decay.first + index + 1
     return None
+
+
+def _opens(facts: Facts, cut: int) -> bool:
+    """Return whether the optimizer's first step lets through ten times as much at the cut."""
+    before, after = facts.cotangent_log10, facts.cotangent_log10_after
+    if before is None or after is None:
+        return False
+    falls = [float((logs[:, cut - 1] - logs[:, cut]).mean()) for logs in (before, after)]
+    return falls[1] > falls[0] + OPENED
 
 
 def _starved(decay: Decay) -> range:
