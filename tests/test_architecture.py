@@ -23,6 +23,7 @@ LAYERS = [
     {"diagnose"},
     {"networks"},
     {"probe", "connections", "convert", "cells", "supervision", "initialise", "blocks", "theory", "runs"},
+    {"stack"},
     {"connection"},
     {"ops"},
     {"_errors"},

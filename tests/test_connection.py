@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from levada._errors import UsageError
-from levada.connection import Connection, Layer, SingleStream, Stack
+from levada.connection import Connection, Layer, SingleStream
 from levada.connections import Plain, PostNorm, Residual, ReZero
+from levada.stack import Stack
 
 # Warnings are errors here; Dynamo reads `.grad` of every tensor that enters a graph and hides what torch says to that.
 compiles = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from levada.connection import Connection as Connection
     from levada.connection import Layer as Layer
     from levada.connection import SingleStream as SingleStream
-    from levada.connection import Stack as Stack
     from levada.connections import Dense as Dense
     from levada.connections import Highway as Highway
     from levada.connections import LayerScale as LayerScale
@@ -30,10 +29,11 @@ if TYPE_CHECKING:
     from levada.connections import StochasticDepth as StochasticDepth
     from levada.diagnose import Finding as Finding
     from levada.diagnose import Report as Report
-    from levada.diagnose import check as check
+    from levada.diagnose.check import check as check
     from levada.probe import Probe as Probe
     from levada.probe import Trace as Trace
     from levada.runs import Run as Run
+    from levada.stack import Stack as Stack
     from levada.study import Claim as Claim
     from levada.study import Study as Study
 
@@ -41,7 +41,8 @@ __version__ = "0.1.0"
 
 _MODULES = ("blocks", "initialise", "networks", "theory")
 _NAMES = {
-    "levada.connection": ("Connection", "Layer", "SingleStream", "Stack"),
+    "levada.connection": ("Connection", "Layer", "SingleStream"),
+    "levada.stack": ("Stack",),
     "levada.connections": (
         "Dense",
         "Highway",
@@ -55,7 +56,8 @@ _NAMES = {
         "SkipInit",
         "StochasticDepth",
     ),
-    "levada.diagnose": ("Finding", "Report", "check"),
+    "levada.diagnose": ("Finding", "Report"),
+    "levada.diagnose.check": ("check",),
     "levada.probe": ("Probe", "Trace"),
     "levada.runs": ("Run",),
     "levada.study": ("Claim", "Study"),

@@ -21,9 +21,10 @@ from levada.blocks import (
     IdentityShortcut,
     ProjectionShortcut,
 )
-from levada.connection import Connection, Stack
+from levada.connection import Connection
 from levada.connections import Plain, Residual
 from levada.initialise import he
+from levada.stack import Stack
 
 __all__ = ["Network", "cifar_resnet", "imagenet_resnet", "mlp", "transformer"]
 

@@ -73,30 +73,33 @@ def test_batch_normalised_relu_layers_grow_by_the_golden_factor():
     assert report.summary["gradient_decay_per_block"]["value"] == pytest.approx(1.2112, abs=0.03)
 
 
+def normalised_convolutions():
+    blocks = [ConvNormRelu(32) for _ in range(6)]
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *blocks, nn.Flatten(), nn.Linear(2048, 10))
+
+
+def strided_convolutions():
+    shapes = ((3, 64, 2, 1), (64, 64, 1, 1), (64, 64, 1, 0))
+    layers = [m for i, o, stride, pad in shapes for m in (nn.Conv2d(i, o, 3, stride, pad), nn.GELU())]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 10))
+
+
 @pytest.mark.parametrize(
-    ("model", "batch"),
+    ("build", "shape"),
     [
-        (nn.Sequential(*[PreNorm(64) for _ in range(6)], nn.Linear(64, 10)), torch.randn(32, 64)),
-        (nn.Sequential(*[PreNorm(64, 0.3) for _ in range(6)], nn.Linear(64, 10)), torch.randn(32, 64)),
-        (
-            nn.Sequential(
-                nn.Conv2d(3, 32, 3, padding=1), *[ConvNormRelu(32) for _ in range(6)], nn.Flatten(), nn.Linear(2048, 10)
-            ),
-            torch.randn(32, 3, 8, 8),
-        ),
-        (
-            nn.Sequential(
-                nn.Conv2d(3, 64, 3, 2, 1), nn.GELU(), nn.Conv2d(64, 64, 3, 1, 1), nn.GELU(), nn.Conv2d(64, 64, 3)
-            ),
-            torch.randn(32, 3, 12, 12),
-        ),
+        (lambda: nn.Sequential(*[PreNorm(64) for _ in range(6)], nn.Linear(64, 10)), (32, 64)),
+        (lambda: nn.Sequential(*[PreNorm(64, 0.3) for _ in range(6)], nn.Linear(64, 10)), (32, 64)),
+        (normalised_convolutions, (32, 3, 8, 8)),
+        (strided_convolutions, (32, 3, 12, 12)),
     ],
     ids=["pre-norm residual", "scaled residual", "convolution and batch norm", "strided and padded convolution"],
 )
-def test_predictions_agree_with_what_is_measured(model, batch):
-    report = check(model, batch)
+def test_predictions_agree_with_what_is_measured(build, shape):
+    torch.manual_seed(0)
+    report = check(build(), torch.randn(shape))
     for block in report.blocks[1:]:
         assert block["gain_measured"] == pytest.approx(block["gain_predicted"], rel=0.15), block
+    for block in report.blocks[:-1]:  # ten outputs are too few for their size to be the mean one
         assert block["signal_rms"] == pytest.approx(block["signal_predicted"], rel=0.15), block
 
 

@@ -93,7 +93,7 @@ def test_the_comparison_above_would_see_a_running_mean():
     assert not same(before["bits"], state(model)["bits"])
 
 
-def test_buffers_that_the_forward_replaces_come_back():
+def test_buffers_and_modes_that_the_forward_changes_come_back():
     class Counter(nn.Module):
         def __init__(self):
             super().__init__()
@@ -102,6 +102,7 @@ def test_buffers_that_the_forward_replaces_come_back():
 
         def forward(self, x):
             self.seen = self.seen + len(x)
+            self.body.eval()
             return self.body(x)
 
     model = Counter()
@@ -109,6 +110,8 @@ def test_buffers_that_the_forward_replaces_come_back():
     check(model, (X, Y))
     assert model.seen is held
     assert model.seen.item() == 0
+    assert model.body.training
+    assert not model.body[1].training
 
 
 def test_the_same_seed_gives_the_same_report():

@@ -36,6 +36,8 @@ def mean_square(stack: Tensor) -> Tensor:
     """
     if stack.dtype in (torch.float16, torch.bfloat16):
         stack = stack.float()
+    if stack.dim() == 1:  # rows of single numbers, such as a model that returns its loss
+        stack = stack[:, None]
     count = stack[0].numel()
     dims = tuple(range(1, stack.dim()))
     if stack.device.type == "mps":
@@ -64,6 +66,8 @@ def moments(stack: Tensor, *, spread: bool) -> Tensor:
     Shape:
         `(rows, batch, ...)` -> `(rows, 3)`.
     """
+    if stack.dim() == 1:
+        stack = stack[:, None]
     square = mean_square(stack)
     count = stack[0].numel()
     bad = ~torch.isfinite(square)

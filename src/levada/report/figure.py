@@ -10,10 +10,11 @@ from itertools import groupby
 from typing import Any, Final
 
 from levada.report.axis import Axis
+from levada.report.legend import classes, hue, legend, marker
 from levada.report.series import Panel, Point, Series, Span, read_panels
 from levada.report.words import short
 
-__all__ = ["Size", "figure", "legend"]
+__all__ = ["Size", "figure"]
 
 _CHARACTER: Final = 6.9  # mean width of a character at the figures' 13 units
 _NUM_MARKERS: Final = 80
@@ -94,54 +95,6 @@ def figure(spec: Mapping[str, Any]) -> str:
         sign, words = _EDGE_WORDS[edge]
         parts.append(f'<p class="edges">{sign} {count} {"value is" if count == 1 else "values are"} {words}.</p>')
     return "".join(parts)
-
-
-def legend(panels: list[Panel]) -> str:
-    """Draw what each line and mark means, once for all panels."""
-    entries: dict[tuple[str, str, int], Series] = {}
-    seeds: dict[tuple[str, str, int], int] = {}
-    for panel in panels:
-        for one in panel.series:
-            key = (one.label, one.style, one.colour)
-            if key not in entries or one.num_seeds:
-                entries[key] = one
-            seeds[key] = max(seeds.get(key, 0), one.num_seeds)
-    items = []
-    for key, one in entries.items():
-        if one.style == "reference" and one.label:
-            continue  # written at its line
-        words = escape(one.label) + (f" <small>{seeds[key]} seeds, thick: median</small>" if seeds[key] else "")
-        items.append(f"<li>{_swatch(one)}{words}</li>")
-    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
-
-
-def _swatch(one: Series) -> str:
-    if one.style == "band":
-        inner = f'<rect class="area c{one.colour}" x="1" y="1" width="28" height="10" rx="2"/>'
-    else:
-        inner = f'<path class="line {_classes(one)}" d="M1 6H29"/>'
-        if one.style == "measured":
-            inner += _marker(one.colour, 15, 6, "")
-    return f'<svg class="swatch" viewBox="0 0 30 12" aria-hidden="true">{inner}</svg>'
-
-
-def _classes(one: Series) -> str:
-    return f"{one.style} {f'c{one.colour}' if one.colour >= 0 else 'ref'} {one.weight}"
-
-
-def _marker(colour: int, x: float, y: float, title: str, radius: float = 3.4) -> str:
-    """Draw a point; its form repeats what its colour says."""
-    r, form = radius, colour % 4
-    told = f"<title>{escape(title)}</title>" if title else ""
-    if form == 0:
-        return f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{r}">{told}</circle>'
-    d = r * 1.3
-    outline = {
-        1: f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}z",
-        2: f"M{x:.1f} {y - d:.1f}l{d:.1f} {1.7 * d:.1f}h{-2 * d:.1f}z",
-        3: f"M{x:.1f} {y - d:.1f}l{d:.1f} {d:.1f}l{-d:.1f} {d:.1f}l{-d:.1f} {-d:.1f}z",
-    }[form]
-    return f'<path class="dot c{colour}" d="{outline}">{told}</path>'
 
 
 def _draw(panel: Panel, size: Size, title: str) -> str:
@@ -236,12 +189,12 @@ def _areas(frame: _Frame, one: Series) -> Iterator[str]:
     if one.style == "band" or len(held) > _NUM_MARKERS // 2:
         upper = [f"{frame.x(p.x):.1f} {frame.y(p.high or 0.0):.1f}" for p in held]
         lower = [f"{frame.x(p.x):.1f} {frame.y(p.low or 0.0):.1f}" for p in reversed(held)]
-        yield f'<path class="area c{max(one.colour, 0)}" d="M{"L".join(upper + lower)}Z"/>'
+        yield f'<path class="area {hue(one)}" d="M{"L".join(upper + lower)}Z"/>'
         return
     for p in held:
         at = f"{frame.x(p.x):.1f}"
         low, high = frame.y(p.low or 0.0), frame.y(p.high or 0.0)
-        yield f'<path class="whisker c{max(one.colour, 0)}" d="M{at} {low:.1f}V{high:.1f}"/>'
+        yield f'<path class="whisker {hue(one)}" d="M{at} {low:.1f}V{high:.1f}"/>'
 
 
 def _series(frame: _Frame, one: Series, size: Size) -> Iterator[str]:
@@ -255,7 +208,7 @@ def _series(frame: _Frame, one: Series, size: Size) -> Iterator[str]:
         stretch = list(run)
         if drawable and len(stretch) > 1:
             path = "L".join(f"{frame.x(p.x):.1f} {frame.y(p.y or 0.0):.1f}" for p in stretch)
-            yield f'<path class="line {_classes(one)}" d="M{path}"/>'
+            yield f'<path class="line {classes(one)}" d="M{path}"/>'
     if one.style == "reference":
         yield from _reference_label(frame, one)
     few = len(points) <= (_NUM_MARKERS if size.shown == "wide" else _NUM_MARKERS // 2)
@@ -267,7 +220,7 @@ def _series(frame: _Frame, one: Series, size: Size) -> Iterator[str]:
         if isinstance(place, str):
             yield _edge(frame, one, p, place)
         elif (few and one.style == "measured" and one.weight == "thick") or alone:
-            yield _marker(max(one.colour, 0), frame.x(p.x), frame.y(p.y), _told(one, p))
+            yield marker(one, frame.x(p.x), frame.y(p.y), _told(one, p))
 
 
 def _told(one: Series, p: Point) -> str:
@@ -279,7 +232,7 @@ def _told(one: Series, p: Point) -> str:
 def _edge(frame: _Frame, one: Series, p: Point, edge: str) -> str:
     """Draw a value that has no place on the axis at its edge, with a mark of its own."""
     x, told = frame.x(p.x), f"<title>{escape(_told(one, p))}</title>"
-    colour = f"c{max(one.colour, 0)}"
+    colour = hue(one)
     if edge == "nan":
         return f'<path class="edge {colour}" d="M{x - 4:.1f} {frame.top - 9:.1f}l8 8m0 -8l-8 8">{told}</path>'
     y, way = (frame.top - 2, -1) if edge == "above" else (frame.bottom - 8, 1)

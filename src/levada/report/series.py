@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from levada.report.words import number
 __all__ = ["STYLES", "Panel", "Point", "Series", "Span", "read_panels"]
 
 STYLES: Final = ("measured", "predicted", "bound", "band", "reference")
-NUM_COLOURS: Final = 7
+MAX_GROUPS: Final = 6  # as many lines and their predictions can be followed in one pair of axes
 NUM_DRAWN: Final = 600
 
 
@@ -38,7 +39,8 @@ class Series:
     Attributes:
         label: its name in the legend.
         style: one of `STYLES`.
-        colour: number of the colour and of the marker, by group; -1 for a reference.
+        group: what it belongs to; its name in the legend where a measured and a predicted line share one.
+        colour: number of the group, which decides colour and marker; -1 for a reference.
         seed: the seed, or None.
         points: in the order of `x` as it came.
         weight: "thin" for one seed among several, else "thick".
@@ -47,6 +49,7 @@ class Series:
 
     label: str
     style: str
+    group: str
     colour: int
     seed: Any
     points: tuple[Point, ...]
@@ -93,15 +96,46 @@ class Panel:
 def read_panels(spec: Mapping[str, Any]) -> list[Panel]:
     """Read a figure: one panel, or those under "panels", which take from the figure what they leave out.
 
+    A figure of more than `MAX_GROUPS` groups of lines is divided by the first part of their names, on equal axes.
+
     Args:
         spec: {"x": {"label", "scale"}, "y": {...}, "series": [...]} or {"panels": [...]}.
 
     Raises:
         UsageError: if a series has no values, or `x` and `y` differ in length, or a style is unknown.
     """
-    parts = [_part(spec, part) for part in spec.get("panels") or [{}]]
-    colours = _colours(series for part in parts for series in _series_of(spec, part))
-    return [_read_panel({**spec, **part, "title": part.get("title", "")}, colours) for part in parts]
+    divided = [] if spec.get("panels") else _divided(_series_of(spec, {}))
+    parts = divided or [_part(spec, part) for part in spec.get("panels") or [{}]]
+    every = [one for part in parts for one in _series_of(spec, part)]
+    colours = _colours(every)
+    made = [{**spec, **part, "title": part.get("title", "")} for part in parts]
+    return [_read_panel(part, colours, every if divided else _series_of(part, {})) for part in made]
+
+
+def _divided(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Divide many groups of lines, named "plain tanh, 1/n" or "plain-20", into panels; nothing where that is no help."""
+    groups = list(dict.fromkeys(_group(one) for one in raw if one.get("style", "measured") == "measured"))
+    points = any(len(one.get("x") or ()) < 2 for one in raw)
+    if len(groups) <= MAX_GROUPS or points or _categories(raw):
+        return []
+    for pattern in (r"(.+?), (.+)", r"(.+?)-(\d.*)"):
+        found = [re.fullmatch(pattern, group) for group in groups]
+        titles = Counter(match[1] for match in found if match)
+        if None in found or not 2 <= len(titles) < len(groups) or max(titles.values()) > MAX_GROUPS:
+            continue
+        named = {group: match.groups() for group, match in zip(groups, found, strict=True) if match}
+        shared = [one for one in raw if _group(one) not in named]
+        return [
+            {"title": title, "series": [_renamed(one, named[_group(one)]) for one in raw if _group(one) in named
+                                        and named[_group(one)][0] == title] + shared}
+            for title in titles
+        ]
+    return []
+
+
+def _renamed(one: Mapping[str, Any], name: Sequence[str]) -> dict[str, Any]:
+    label = str(one.get("label") or "")
+    return {**one, "group": name[1], "label": label[label.find(name[1]) :] if name[1] in label else label}
 
 
 def _part(spec: Mapping[str, Any], part: Any) -> Mapping[str, Any]:
@@ -122,18 +156,22 @@ def _group(series: Mapping[str, Any]) -> str:
 
 def _colours(every: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     groups = dict.fromkeys(_group(series) for series in every if series.get("style") != "reference")
-    return {group: i % NUM_COLOURS for i, group in enumerate(groups)}
+    return {group: i for i, group in enumerate(groups)}
 
 
-def _read_panel(spec: Mapping[str, Any], colours: Mapping[str, int]) -> Panel:
+def _read_panel(spec: Mapping[str, Any], colours: Mapping[str, int], scaled: Sequence[Mapping[str, Any]]) -> Panel:
+    """Read a panel, with axes that hold all of `scaled`."""
     raw = _series_of(spec, {})
     names = _categories(raw)
     series = [_read_series(one, colours, names) for one in raw]
     series = _with_medians([one for one in series if any(p.y is not None or p.low is not None for p in one.points)])
+    held = series if scaled is raw else [_read_series(one, colours, names) for one in scaled]
     x_label, x_scale = _axis_spec(spec.get("x"))
     y_label, y_scale = _axis_spec(spec.get("y"))
-    xs = [point.x for one in series for point in one.points]
-    ys = [v for one in series for p in one.points for v in (p.y, p.low, p.high) if v is not None]
+    if x_label in ("layer", "block"):
+        x_label += ", input on the left, output on the right"
+    xs = [point.x for one in held for point in one.points]
+    ys = [v for one in held for p in one.points for v in (p.y, p.low, p.high) if v is not None]
     if names:
         x = category_axis(x_label, names)
     elif x_scale == "log":
@@ -187,16 +225,16 @@ def _read_series(raw: Mapping[str, Any], colours: Mapping[str, int], names: Sequ
             y, low, high = (number(columns[key][i]) for key in ("y", "low", "high"))
             points.append(Point(at, y, low, high, str(columns["names"][i] or "")))
     colour = -1 if style == "reference" else colours[_group(raw)]
-    return Series(label, style, colour, raw.get("seed"), tuple(points))
+    return Series(label, style, _group(raw), colour, raw.get("seed"), tuple(points))
 
 
 def _with_medians(series: list[Series]) -> list[Series]:
     """Draw seeds of one label and style thin, and put their median behind them in the list, so that it lies on top."""
-    families: dict[tuple[str, str, int], list[Series]] = defaultdict(list)
+    families: dict[tuple[str, str, str, int], list[Series]] = defaultdict(list)
     for one in series:
-        families[one.label, one.style, one.colour].append(one)
+        families[one.label, one.style, one.group, one.colour].append(one)
     done: list[Series] = []
-    for (label, style, colour), family in families.items():
+    for (label, style, group, colour), family in families.items():
         if len(family) < 2 or style not in ("measured", "predicted"):
             done += family
             continue
@@ -209,5 +247,5 @@ def _with_medians(series: list[Series]) -> list[Series]:
         medians = tuple(
             Point(x, statistics.median(ys)) for x, ys in sorted(values.items()) if len(ys) > len(family) / 2
         )
-        done.append(Series(label, style, colour, None, medians, num_seeds=len(family)))
+        done.append(Series(label, style, group, colour, None, medians, num_seeds=len(family)))
     return done

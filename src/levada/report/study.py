@@ -7,24 +7,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from levada.report.check import sampled
+from levada.report.claim import STATUSES, claim_view, read_claims
 from levada.report.figure import figure
 from levada.report.series import read_panels
-from levada.report.words import evidence_rows, short
+from levada.report.words import short
 
-__all__ = ["STATUSES", "read_claims", "study_view"]
+__all__ = ["study_view"]
 
 MAX_ROWS: Final = 400
-STATUSES: Final = {"held": "✓", "not held": "✕", "not decided": "?"}
 _SHOWN: Final = ("report", "study", "result", "failure", "figure", "claim", "repaired")
-
-
-def read_claims(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Give the claims of a run; of one that was decided again, the last word."""
-    last: dict[str, Mapping[str, Any]] = {}
-    for event in events:
-        if event.get("type", "claim") == "claim":
-            last[str(event.get("name"))] = event
-    return list(last.values())
 
 
 def study_view(name: str, events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -37,7 +28,7 @@ def study_view(name: str, events: list[dict[str, Any]]) -> dict[str, Any]:
     told: dict[str, Any] = next((event for event in reversed(events) if event["type"] == "study"), {})
     results = [event for event in events if event["type"] == "result"]
     figures = {str(event.get("id")): event for event in events if event["type"] == "figure"}
-    claims = [_claim(claim) for claim in read_claims(events)]
+    claims = [claim_view(claim) for claim in read_claims(events)]
     sources = told.get("sources") or []
     return {
         "title": str(told.get("title") or told.get("name") or name),
@@ -77,41 +68,10 @@ def _lines(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(item) for item in value]
 
 
-def _counts(claims: list[dict[str, Any]]) -> str:
+def _counts(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Count the claims by status, in the order of `STATUSES`."""
     counts = Counter(claim["status"] for claim in claims)
-    return ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-
-
-def _claim(claim: Mapping[str, Any]) -> dict[str, Any]:
-    status = str(claim.get("status") or "not decided")
-    return {
-        "name": str(claim.get("name") or ""),
-        "statement": str(claim.get("statement") or claim.get("name") or ""),
-        "criterion": str(claim.get("criterion") or ""),
-        "reason": str(claim.get("reason") or ""),
-        "seeds": ", ".join(map(str, claim.get("seeds") or ())),
-        "status": status if status in STATUSES else "not decided",
-        "sign": STATUSES.get(status, "?"),
-        "numbers": list(evidence_rows(claim.get("numbers") or {})),
-        "statistic": _statistic(claim.get("statistic")),
-        "correction": _value(claim.get("correction")),
-        "paper_value": _value(claim.get("paper_value")),
-        "source": _value(claim.get("source")),
-    }
-
-
-def _statistic(statistic: Any) -> list[tuple[str, str]]:
-    if isinstance(statistic, Mapping):
-        return list(evidence_rows(statistic))
-    return [("statistic", short(statistic))] if statistic else []
-
-
-def _value(value: Any) -> str:
-    if value is None or value == "":
-        return ""
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {text}" for key, text in evidence_rows(value))
-    return ", ".join(map(short, value)) if isinstance(value, list) else short(value)
+    return [{"status": one, "sign": STATUSES[one], "count": counts[one]} for one in STATUSES if counts[one]]
 
 
 def _figure(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,14 +178,15 @@ def place(where: Mapping[str, Any] | None) -> str:
     """Say the span of a finding.
 
     Example:
-        >>> place({"first": "layers.0", "last": "layers.30"}), place({"first": "8"})
-        ('layers.0 to layers.30', 'module 8')
+        >>> place({"first": "layers.0", "last": "layers.30"}), place({"first": "8"}), place({"first": "stem"})
+        ('layers.0 to layers.30', 'module 8', 'module stem')
     """
     first, last = (str((where or {}).get(key) or "") for key in ("first", "last"))
     several = bool(first and last and first != last)
     name = f"{first} to {last}" if several else first or last
-    # The modules of a Sequential are called "0", "1", ...: a bare number would read as a quantity.
-    return f"module{'s' if several else ''} {name}" if name[:1].isdigit() else name
+    # The modules of a Sequential are called "0", "1", ..., others "first": alone, they would read as common words.
+    bare = any(one and (one[0].isdigit() or "." not in one) for one in (first, last))
+    return f"module{'s' if several else ''} {name}" if bare else name
 
 
 def fired(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -219,24 +220,30 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def evidence_rows(evidence: Mapping[str, Any], write: Any = precise, path: str = "") -> Iterator[tuple[str, str]]:
-    """Give evidence as rows of two: what, and its value; nested mappings become one row each where they are intervals.
+    """Give evidence as rows of two: what, and its value; a mapping of plain values is one row.
 
     Example:
         >>> list(evidence_rows({"decay": {"value": 0.41, "low": 0.4, "high": 0.42, "predicted": 0.408}, "blocks": 31}))
-        [('decay', '0.41 [0.40, 0.42]'), ('decay, predicted', '0.408'), ('blocks', '31')]
+        [('decay', '0.41 [0.40, 0.42]; predicted 0.408'), ('blocks', '31')]
     """
     for key, value in evidence.items():
         label = f"{path}, {human(str(key))}" if path else human(str(key))
-        if isinstance(value, Mapping) and "value" in value:
-            yield label, interval(value, write)
-            rest = {k: v for k, v in value.items() if k not in ("value", "low", "high")}
-            yield from evidence_rows(rest, write, label)
-        elif isinstance(value, Mapping):
-            yield from evidence_rows(value, write, label)
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            shown = ", ".join(str(write(item)) for item in value[:12])
-            yield label, f"[{shown}{', …' if len(value) > 12 else ''}]"
-        elif isinstance(value, bool):
-            yield label, "yes" if value else "no"
-        else:
-            yield label, str(write(value))
+        if not isinstance(value, Mapping):
+            yield label, _written(value, write)
+            continue
+        told = [interval(value, write)] if "value" in value else []
+        rest = {k: v for k, v in value.items() if not told or k not in ("value", "low", "high")}
+        flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping)}
+        told += [f"{human(str(k))} {_written(v, write)}" for k, v in flat.items()]
+        if told:
+            yield label, "; ".join(told)
+        yield from evidence_rows({k: v for k, v in rest.items() if k not in flat}, write, label)
+
+
+def _written(value: Any, write: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        shown = ", ".join(str(write(item)) for item in value[:12])
+        return f"[{shown}{', …' if len(value) > 12 else ''}]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(write(value))

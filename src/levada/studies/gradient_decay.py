@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from levada.blocks import FullyConnected
-from levada.connection import Stack
 from levada.connections import Plain, Residual
+from levada.stack import Stack
 from levada.study import Axis, Cell, Claim, Figure, Results, Series, Settings, Statistic, Study, measured_series
 from levada.study.data import Dataset, mnist
 from levada.study.statistics import bootstrap_interval, geometric_mean, sign_test

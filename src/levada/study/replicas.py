@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from levada._errors import UsageError
-from levada.connection import Stack
 from levada.connections import Plain, Residual
+from levada.stack import Stack
 
 __all__ = ["Kind", "ReplicaConvolution", "ReplicaLinear", "SignalNetwork", "signal_layout"]
 

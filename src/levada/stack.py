@@ -1,0 +1,261 @@
+"""A stack: layers one after the other, checkpointed by segments and compiled as one."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils.checkpoint import checkpoint as recompute
+
+from levada._errors import UsageError, require_at_least
+from levada.connection import Connection, Layer, State
+
+__all__ = ["Stack"]
+
+
+class Stack(nn.Module):
+    """Branches, one after the other, each behind a connection of its own.
+
+    `state = begin(x);  state = write(state, branch_l(read(state))) for l = 0 ... depth - 1;  y = output(end(state))`
+
+    Args:
+        branches: modules in order, or a function from the width that a branch reads to a new branch.
+        connection: a class such as `Residual`, called as `connection(dim, layer=, depth=, **options)`.
+        dim: width of the stream.
+        depth: number of layers; needed if, and only if, `branches` is a function (else it must agree).
+        checkpoint: number of segments of which only the first state is kept, the rest being computed again in the
+            backward pass; True takes `round(sqrt(depth))`, so that memory grows as the square root of the depth.
+            A step then takes 1.9 times one without at width 64, 1.4 times at width 512: PyTorch's non-reentrant kind,
+            because the reentrant one (1.3 and 1.4) needs an input that requires a gradient and has no
+            `torch.autograd.grad`. What a branch counts, such as running statistics, it counts twice.
+        compile: compile one layer and use it for all, so that compile time does not grow with depth; a mapping goes to
+            `torch.compile`. A layer is one whole graph: what cannot be compiled raises and never runs uncompiled in
+            silence. Hooks on a `Layer` run outside of what is compiled.
+        options: further arguments of the connection.
+
+    Shape:
+        `(..., dim) -> (..., dim_out)`, where `dim_out` is `dim` except for connections that widen the stream.
+
+    Raises:
+        UsageError: if there is no branch, an argument contradicts another, or an option is unknown or missing.
+
+    Example:
+        >>> import torch, levada
+        >>> stack = Stack([torch.nn.Identity() for _ in range(10)], levada.Residual, dim=2)
+        >>> stack(torch.ones(1, 2))
+        tensor([[1024., 1024.]])
+        >>> len(stack), stack.dim_out
+        (10, 2)
+    """
+
+    def __init__(
+        self,
+        branches: Iterable[nn.Module] | Callable[[int], nn.Module],
+        connection: Callable[..., Connection],
+        *,
+        dim: int,
+        depth: int | None = None,
+        checkpoint: int | bool = False,
+        compile: bool | Mapping[str, Any] = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        _require_options(connection, options)
+        modules = list(branches) if isinstance(branches, Iterable) else None
+        if modules is None and (isinstance(branches, nn.Module) or not callable(branches)):
+            raise UsageError(f"Stack: branches must be modules, or a function that makes one, got {branches!r}.")
+        depth = _agreed_depth(modules, depth)
+        connections = [connection(dim, layer=i, depth=depth, **options) for i in range(depth)]
+        if not isinstance(connections[0], Connection):
+            raise UsageError(f"Stack: connection must make a Connection, got {type(connections[0]).__name__}.")
+        if modules is None:
+            modules = [branches(c.dim_in) for c in connections]  # type: ignore[operator]
+        for i, module in enumerate(modules):
+            if not isinstance(module, nn.Module):
+                raise UsageError(f"Stack: a branch must be an nn.Module, got {type(module).__name__} at layer {i}.")
+        if not 0 <= checkpoint <= depth:
+            raise UsageError(f"Stack: checkpoint must be in [0, depth] with depth {depth}, got {checkpoint}.")
+        self.dim = dim
+        self.dim_out = connections[-1].dim_out
+        self.segments = round(math.sqrt(depth)) if checkpoint is True else int(checkpoint)
+        self.layers = nn.ModuleList(Layer(c, b) for c, b in zip(connections, modules, strict=True))
+        self.output = connections[-1].output(dim)
+        if compile is not False:
+            compiled = _CompiledAdvance({} if compile is True else compile)
+            for layer in self:
+                layer.compiled = compiled
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)  # type: ignore[arg-type]
+
+    def __getitem__(self, layer: int) -> Layer:
+        return self.layers[layer]  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        """Say the width, the depth and the segments of checkpointing."""
+        return f"dim={self.dim}, depth={self.depth}" + (f", checkpoint={self.segments}" if self.segments else "")
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """Run all layers; `args` go to every branch."""
+        state = self[0].connection.begin(x)
+        if self.segments and torch.is_grad_enabled():
+            state = self._recomputed(state, args)
+        else:
+            state = _run(self.layers, state, args)
+        return self.output(self[-1].connection.end(state))  # type: ignore[no-any-return]
+
+    def _recomputed(self, state: State, args: tuple[Any, ...]) -> State:
+        layers, eager = list(self), not torch.compiler.is_compiling()
+        bounds = [i * len(layers) // self.segments for i in range(self.segments + 1)]
+        for start, stop in itertools.pairwise(bounds):
+            first = state
+            before = _marks(first, layers[start]) if eager else None
+            state = recompute(_run, layers[start:stop], first, args, use_reentrant=False)
+            if eager and _marks(first, layers[start]) != before:
+                raise UsageError(
+                    f"Stack: checkpoint needs a state that later layers leave as it was, but "
+                    f"{type(layers[start].connection).__name__} changes it in place. Leave checkpoint out."
+                )
+        return state
+
+
+@final
+class _CompiledAdvance:
+    """`Connection.advance` compiled for one stack, whichever its layer.
+
+    Each stack, kind of branch and mode has a code object of its own: the compiler counts what it made by code object,
+    up to a limit, and remembers shapes by its name, so that nothing else uses the limit up or makes shapes dynamic.
+    """
+
+    _number = itertools.count()
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        if options.get("fullgraph", True) is not True:
+            raise UsageError("Stack: compile needs fullgraph=True: a layer that is not one graph would run uncompiled.")
+        self.options = {**options, "fullgraph": True}
+        self.compiled: dict[Any, Callable[..., State]] = {}
+
+    def __call__(self, connection: Connection, state: State, branch: nn.Module, args: tuple[Any, ...]) -> State:
+        kind = type(connection), type(branch), branch.training, torch.is_grad_enabled()
+        if kind not in self.compiled:
+            code = _advance.__code__.replace(co_name=f"advance_{next(self._number)}")
+            self.compiled[kind] = torch.compile(types.FunctionType(code, globals()), **self.options)
+        try:
+            return self.compiled[kind](connection, state, branch, args)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise UsageError(
+                f"Stack: compile is for layers and inputs that are alike, but these differ in more than "
+                f"{torch._dynamo.config.recompile_limit} ways (TORCH_LOGS=recompiles lists them). Leave it out, or "
+                f"raise torch._dynamo.config.recompile_limit."
+            ) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what is compiled cannot be pickled; what it was made from can
+        return type(self), (self.options,)
+
+
+def _advance(connection: Connection, state: State, branch: nn.Module, args: tuple[Any, ...]) -> State:
+    return connection.advance(state, branch, args)
+
+
+_CALL = nn.Module.__call__
+_BIRTH_SIZE = len(nn.Module().__dict__)  # a layer adds submodules alone
+
+
+def _hooked(own: dict[str, Any]) -> bool:
+    forward = own["_forward_hooks"] or own["_forward_pre_hooks"]
+    return bool(forward or own["_backward_hooks"] or own["_backward_pre_hooks"])
+
+
+def _run(layers: Iterable[nn.Module], state: State, args: tuple[Any, ...]) -> State:
+    """Return the state after `state = layer(state, *args)` for each layer.
+
+    On narrow layers nn.Module.__call__ is most of what a stack costs over a loop by hand: layer and branch are entered
+    without it where it would only call `forward`. (A `__dict__` that grew may hold a `forward` of the layer's own.)
+    """
+    hooked_everywhere = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    quiet = nn.Module.__call__ is _CALL and not (torch.compiler.is_compiling() or hooked_everywhere)
+    layer: Any = None
+    try:
+        for layer in layers:
+            own = layer.__dict__
+            if not quiet or type(layer) is not Layer or len(own) != _BIRTH_SIZE or _hooked(own):
+                state = layer(state, *args)
+                continue
+            modules = own["_modules"]
+            connection, branch = modules["connection"], modules["branch"]
+            if type(connection).advance is not Connection.advance:
+                state = connection.advance(state, branch, args)
+                continue
+            x, own = connection.read(state), branch.__dict__
+            if type(branch).__call__ is not _CALL or "_compiled_call_impl" in own or _hooked(own):
+                out = branch(x, *args)
+            else:
+                out = branch.forward(x, *args) if args else branch.forward(x)
+            if out.shape != x.shape:
+                connection.require_fit(x, out)
+            state = connection.write(state, out)
+    except Exception as error:
+        names = type(layer.connection).__name__, type(layer.branch).__name__
+        error.add_note("In layer {} of a stack: {} around {}.".format(layer.connection.layer, *names))
+        raise
+    return state
+
+
+def _marks(state: State, layer: Layer) -> tuple[list[Any], TreeSpec]:
+    """What a change in place would change: the tensors, their versions and how they are held."""
+    leaves, spec = tree_flatten(state)
+    for leaf in leaves:
+        if not (leaf is None or isinstance(leaf, Tensor | bool | int | float | str)):
+            raise UsageError(
+                f"Stack: checkpoint needs a state of tensors in tuples, lists or mappings, but "
+                f"{type(layer.connection).__name__}'s holds a {type(leaf).__name__}. Leave checkpoint out."
+            )
+    return [(id(x), x.is_inference() or x._version) if isinstance(x, Tensor) else x for x in leaves], spec
+
+
+def _agreed_depth(modules: list[Any] | None, depth: int | None) -> int:
+    if modules is None:
+        require_at_least("Stack", "depth", depth or 0, 1, "Where branches is a function, depth says how often.")
+        return depth or 0
+    if not modules or depth not in (None, len(modules)):
+        raise UsageError(
+            f"Stack: branches must hold a module or more, and depth be their number or left out, got {len(modules)} "
+            f"branches and depth={depth}."
+        )
+    return len(modules)
+
+
+def _require_options(connection: Any, options: Mapping[str, Any]) -> None:
+    if isinstance(connection, nn.Module) or not callable(connection):
+        raise UsageError(
+            f"Stack: connection must be a class, of which each layer gets an instance, got an instance of "
+            f"{type(connection).__name__}. Pass the class, and its options to Stack."
+        )
+    name = getattr(connection, "__name__", None) or repr(connection)
+    parameters = inspect.signature(connection).parameters.values()
+    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    # The first is `dim`; these are the stack's or the connection's own business.
+    takes = {p.name: p for p in named[1:] if p.name not in ("dim", "layer", "depth", "dim_in", "dim_out")}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for option in options:
+        if option not in takes and not open_ended:
+            raise UsageError(f"{name} takes no option {option!r}; it takes: {', '.join(takes) or 'none'}.")
+    for option, parameter in takes.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise UsageError(f"{name} needs the option {option!r}. Add {option}= to Stack.")
