@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from levada import Residual, ReZero, Stack, initialise
 from levada.diagnose import DIAGNOSTICS, check, diagnose
 from levada.probe import Probe
 
@@ -54,7 +55,28 @@ def test_default_relu_of_fifty_layers_with_sgd_stands_still():
     remedies = {p.name: p for p in finding.remedies}
     assert not any(p.verified for p in finding.remedies)
     assert remedies["initialise.he"].after == {"gain_per_block": 1.0}
-    assert remedies["residual"].after["gain_per_block"] == pytest.approx((1 + 0.408**2) ** 0.5, rel=0.01)
+    assert remedies["rezero"].after == {"gain_per_block": 1.0}
+
+
+@pytest.mark.parametrize("patch", ["initialise.he", "rezero"])
+def test_a_proposed_repair_does_what_theory_says(patch):
+    model = stack(nn.ReLU, 50)
+    if patch == "initialise.he":
+        initialise.he(model)
+    else:
+        inner = [nn.Sequential(model[i], model[i + 1]) for i in range(2, 100, 2)]
+        model = nn.Sequential(*model[:2], Stack(inner, ReZero, dim=inner[0][0].in_features), *model[100:])
+    report = check(model, BATCH, optimizer="SGD")
+    assert report.verdict == "healthy", str(report)
+    assert report.summary["gradient_decay_per_block"]["value"] == pytest.approx(1.0, abs=0.03)
+
+
+def test_he_is_not_proposed_where_skips_carry_the_signal():
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(50)]
+    model = nn.Sequential(Stack(blocks, Residual, dim=64), nn.Linear(64, 10))
+    report = check(model, (torch.randn(32, 64), torch.randint(10, (32,))))
+    assert {p.name for p in fired(report)["exploding_signal"].remedies} == {"rezero"}
 
 
 def test_default_relu_of_twenty_layers_is_no_error_under_adam():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import levada
 from levada.diagnose import check
 
 
@@ -142,3 +143,13 @@ def test_weights_with_a_mean_are_no_mean_field():
         model[2].weight.abs_()
     report = check(model, torch.randn(32, 32))
     assert "mean" in report.blocks[1]["prediction_missing"]
+
+
+def test_a_scaled_residual_stack_is_predicted_in_every_block():
+    torch.manual_seed(0)
+    branches = [nn.Sequential(nn.ReLU(), nn.Linear(128, 128)) for _ in range(20)]
+    stack = levada.Stack(branches, levada.SkipInit, dim=128, init="depth")
+    report = check(levada.initialise.he(nn.Sequential(nn.Linear(32, 128), stack)), torch.randn(64, 32))
+    gains = [(b["gain_measured"], b["gain_predicted"]) for b in report.blocks[1:]]
+    assert all(p == pytest.approx((1 + 1 / 20) ** 0.5, rel=0.03) for _, p in gains)
+    assert [m for m, _ in gains] == pytest.approx([p for _, p in gains], rel=0.03)

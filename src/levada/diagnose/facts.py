@@ -35,6 +35,8 @@ class Facts:
         activations: site -> names of its activation functions.
         units: site -> number of units of its last activation.
         batch_normalised: sites that normalise over the batch.
+        chain: whether every operation reads one signal: no skip, gate or attention.
+        normalised: whether any operation normalises.
         predictions: theory's word on each site.
         cotangent_log10: log10 of `cotangent_rms`, which a float64 cannot hold at any depth.
         cotangent_log10_after: the same after the optimizer's first step, if it fell by decades across one block.
@@ -57,6 +59,8 @@ class Facts:
     activations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     batch_normalised: frozenset[str] = frozenset()
+    chain: bool = False
+    normalised: bool = False
     predictions: tuple[Prediction, ...] = ()
     cotangent_log10: Tensor | None = None
     cotangent_log10_after: Tensor | None = None

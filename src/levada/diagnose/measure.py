@@ -335,6 +335,8 @@ def _facts(
         fixed=tuple(n for n, p in model.named_parameters() if not p.requires_grad),
         activations={s: tuple(o.name for o in ops if o.kind == "activation") for s, ops in operations.items()},
         batch_normalised=frozenset(s for s, ops in operations.items() if any(o.name == "batch_norm" for o in ops)),
+        chain=all(len(set(o.inputs)) <= 1 for ops in operations.values() for o in ops),
+        normalised=any(o.kind == "normalisation" for ops in operations.values() for o in ops),
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Proposal
 from levada.probe.trace import Trace
@@ -16,35 +14,36 @@ _CRITICAL = {"gelu": "torch.nn.functional.gelu", "silu": "torch.nn.functional.si
 
 
 def repairs(trace: Trace, gain: float) -> tuple[Proposal, ...]:
-    """Return proposals for a plain network whose gradient changes by `gain` per block.
+    """Return proposals for a network whose signal or gradient changes by `gain` per block.
+
+    Initialisation repairs what is a chain without normalisation; where skips join it, the weights alone do not say the
+    gain. A branch behind a scalar that starts at zero is the identity at the start, whatever the branch.
 
     Args:
         trace: with the facts of a check.
         gain: the measured factor per block.
     """
-    used = {name for names in facts_of(trace).activations.values() for name in names}
-    before = {"gain_per_block": gain}
+    facts = facts_of(trace)
+    before, after = {"gain_per_block": gain}, {"gain_per_block": 1.0}
     proposals = []
-    name = next(iter(used)) if len(used) == 1 else None
+    used = {name for names in facts.activations.values() for name in names}
+    name = next(iter(used)) if len(used) == 1 and facts.chain and not facts.normalised else None
     if name in _RECTIFIERS:
         slope = _RECTIFIERS[name]
         option = f", negative_slope={slope}" if slope else ""
         patch = f"from levada import initialise\ninitialise.he(model{option})"
-        proposals.append(Proposal("initialise.he", patch, before, {"gain_per_block": 1.0}))
+        proposals.append(Proposal("initialise.he", patch, before, after))
     elif name in _CRITICAL and gain < 1:
         patch = f"import torch\nfrom levada import initialise\ninitialise.critical(model, activation={_CRITICAL[name]})"
-        proposals.append(Proposal("initialise.critical", patch, before, {"gain_per_block": 1.0}))
+        proposals.append(Proposal("initialise.critical", patch, before, after))
     shape = _common_shape(trace)
     if shape is not None:
-        depth = len(trace.sites)
         patch = (
-            "from levada import Residual, Stack\n"
-            f"net = Stack(blocks, Residual, dim={shape[-1] if len(shape) < 4 else shape[1]})"
-            "  # blocks: the model's blocks of equal width; each becomes x + f(x)"
+            "from levada import ReZero, Stack\n"
+            f"net = Stack(blocks, ReZero, dim={shape[-1] if len(shape) < 4 else shape[1]})"
+            "  # blocks: those of equal width, f in x + a f(x)"
         )
-        after = {"gain_per_block": math.sqrt(1 + gain**2), "gain_in_all": (1 + gain**2) ** (depth / 2)}
-        if gain < 1:
-            proposals.append(Proposal("residual", patch, before, after))
+        proposals.append(Proposal("rezero", patch, before, after))
     return tuple(proposals)
 
 

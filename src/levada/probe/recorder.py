@@ -262,6 +262,8 @@ class Recorder(TorchFunctionMode):
             return
         main = next((t for t in returned if t.is_floating_point()), returned[0])
         number = self._number(main)
+        if number in draft.inputs:  # it gave back what it was given: `x.to(x.dtype)`, a cast that casts nothing
+            return
         wide = any(name in self._wide for name in draft.parameters)
         operation = dataclasses.replace(draft, output=number, shape=tuple(main.shape))
         event = Event(operation, numbers, frame, function, frame.counts[function], wide)

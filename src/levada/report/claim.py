@@ -48,7 +48,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What was measured beside what was predicted; a list is its median, with its range and all of it."""
+    """What was measured beside what was predicted: both in words, their ratio, and the size of the measured one."""
 
     label: str
     measured: Number
@@ -129,10 +129,10 @@ def pairs(claim: Mapping[str, Any], write: Write = precise) -> list[Pair]:
     for label, keys in _paired(told).items():
         measured, predicted = told[keys["measured"]], told[keys["predicted"]]
         seeds = claim.get("seeds") or ()
-        lines = (_summed("", item, seeds, write) for item in (measured, predicted))
+        lines = [_summed("", item, seeds, write) for item in (measured, predicted)]
         above, below = _middle(measured), _middle(predicted)
         ratio = above / below if below and math.isfinite(above) and math.isfinite(below) else math.nan
-        made.append(Pair(human(label), *lines, ratio, 0.0 if math.isnan(ratio) else above))
+        made.append(Pair(human(label), lines[0], lines[1], ratio, 0.0 if math.isnan(ratio) else above))
     return made
 
 

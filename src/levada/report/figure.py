@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from typing import Any, Final
 
 from levada.report.axis import Axis
-from levada.report.legend import classes, hue, legend, marker
+from levada.report.legend import NUM_COLOURS, classes, hue, legend, marker
 from levada.report.series import Panel, Point, Series, Span, read_panels
+from levada.report.typeset import superscripted
 from levada.report.words import short
 
 __all__ = ["Size", "figure"]
 
+_TOP: Final = 34.0
 _CHARACTER: Final = 6.9  # mean width of a character at the figures' 13 units
-_NUM_MARKERS: Final = 80
+_NUM_WHISKERS: Final = 40
+_LINE: Final = 15.0  # distance of two lines of text
 _EDGE_WORDS: Final = {
     "zero": ("▽", "exactly zero, drawn below the axis"),
     "below": ("▽", "below what the axis can show"),
@@ -33,9 +36,10 @@ class Size:
     width: int
     height: int
     shown: str
+    num_markers: int
 
 
-WIDE, NARROW, CELL = Size(880, 400, "wide"), Size(400, 330, "narrow"), Size(430, 310, "cell")
+WIDE, NARROW, CELL = Size(880, 400, "wide", 120), Size(400, 330, "narrow", 60), Size(430, 310, "cell", 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,13 @@ def figure(spec: Mapping[str, Any]) -> str:
     """
     panels = read_panels(spec)
     title = str(spec.get("title") or "")
-    parts = [legend(panels)]
+    parts = [legend(panels, _marked(panels, WIDE.num_markers) > 0, _direct(panels[0]) if len(panels) == 1 else ())]
     if len(panels) == 1:
-        parts += [_draw(panels[0], size, title) for size in (WIDE, NARROW)]
+        parts += [_draw(panels[0], size, title, _marked(panels, size.num_markers)) for size in (WIDE, NARROW)]
     else:
+        marked = _marked(panels, CELL.num_markers)
         cells = (
-            f'<div class="panel"><h5>{escape(p.title)}</h5>{_draw(p, CELL, f"{title}: {p.title}")}</div>'
+            f'<div class="panel"><h5>{escape(p.title)}</h5>{_draw(p, CELL, f"{title}: {p.title}", marked)}</div>'
             for p in panels
         )
         parts.append(f'<div class="panels">{"".join(cells)}</div>')
@@ -97,14 +102,65 @@ def figure(spec: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _draw(panel: Panel, size: Size, title: str) -> str:
+def _marked(panels: Sequence[Panel], most: int) -> int:
+    """Say at every how many points a mark stands: 1 where there is room, 0 where lines alone say it."""
+    shown = [[one for one in panel.series if one.style == "measured" and one.weight == "thick"] for panel in panels]
+    if max((sum(len(one.drawn) for one in lines) for lines in shown), default=0) <= most:
+        return 1
+    if len({one.colour for lines in shown for one in lines}) <= NUM_COLOURS:
+        return 0
+    return max(2, math.ceil(max(len(one.drawn) for lines in shown for one in lines) / 8))
+
+
+def _direct(panel: Panel) -> dict[int, float]:
+    """Give the height of each group's name at the right end of its line; {} where there is no room for all."""
+    if panel.x.scale == "category":
+        return {}
+    lines = [one for one in panel.series if one.style == "measured" and one.weight == "thick" and len(one.points) > 1]
+    ends = [(one, last) for one in lines if (last := _last(panel, one)) is not None]
+    if not 2 <= len(ends) == len(lines) <= 8 or len({one.colour for one in lines}) < len(lines):
+        return {}
+    height = WIDE.height - 44 - _TOP
+    wanted = sorted(((1 - y) * height + _TOP + 4.5, one.colour) for one, (x, y) in ends)
+    if min(x for _, (x, _) in ends) < 0.93 or max(len(one.label) for one in lines) > 24:
+        return {}
+    placed: dict[int, float] = {}
+    at = 0.0
+    for y, colour in wanted:
+        at = max(y, at + _LINE)
+        placed[colour] = at
+    moved = max(placed[colour] - y for y, colour in wanted)
+    return placed if moved <= 1.5 * _LINE else {}
+
+
+def _last(panel: Panel, one: Series) -> tuple[float, float] | None:
+    """Give the place of the last point that has one."""
+    for p in reversed(one.drawn):
+        x, y = panel.x.place(p.x), panel.y.place(p.y) if p.y is not None else "nan"
+        if isinstance(x, float) and isinstance(y, float):
+            return x, y
+    return None
+
+
+def _names(frame: _Frame, placed: Mapping[int, float]) -> Iterator[str]:
+    for one in frame.panel.series:
+        last = _last(frame.panel, one)
+        if one.colour in placed and one.style == "measured" and one.weight == "thick" and last is not None:
+            x, y = frame.x(one.drawn[-1].x) + 8, placed[one.colour]
+            yield f'<text class="name {hue(one)}" x="{x:.1f}" y="{y:.1f}">{escape(superscripted(one.label))}</text>'
+
+
+def _draw(panel: Panel, size: Size, title: str, marked: int) -> str:
     widest = max((len(tick.label) for tick in panel.y.ticks), default=1)
     left = 12 + min(widest, 12) * _CHARACTER
     slot = (size.width - left) / max(len(panel.x.ticks), 1)
     longest = max((len(tick.label) for tick in panel.x.ticks), default=1)
     turned = panel.x.scale == "category" and longest * _CHARACTER > slot - 6
     below = 44 + (min(longest, 22) * _CHARACTER * 0.5 if turned else 0)
-    frame = _Frame(panel, left, 34.0, size.width - 14.0, size.height - below)
+    placed = _direct(panel) if size.shown == "wide" else {}
+    named = max((len(one.label) for one in panel.series if one.colour in placed), default=0)
+    right = 14.0 + (named * _CHARACTER if placed else 0.0)
+    frame = _Frame(panel, left, _TOP, size.width - right, size.height - below)
     text = (
         f"{title}. {panel.y.label} against {panel.x.label}: {'; '.join(dict.fromkeys(s.label for s in panel.series))}."
     )
@@ -112,7 +168,8 @@ def _draw(panel: Panel, size: Size, title: str) -> str:
         *_axes(frame, size, turned),
         *(mark for span in panel.spans for mark in _span(frame, span)),
         *(mark for one in panel.series for mark in _areas(frame, one)),
-        *(mark for one in panel.series for mark in _series(frame, one, size)),
+        *(mark for one in panel.series for mark in _series(frame, one, marked)),
+        *_names(frame, placed),
     ]
     return (
         f'<svg class="chart {size.shown}" viewBox="0 0 {size.width} {size.height}" role="img" '
@@ -186,7 +243,7 @@ def _areas(frame: _Frame, one: Series) -> Iterator[str]:
     held = [p for p in held if not math.isnan(p.low or 0.0) and not math.isnan(p.high or 0.0)]
     if not held:
         return
-    if one.style == "band" or len(held) > _NUM_MARKERS // 2:
+    if one.style == "band" or len(held) > _NUM_WHISKERS:
         upper = [f"{frame.x(p.x):.1f} {frame.y(p.high or 0.0):.1f}" for p in held]
         lower = [f"{frame.x(p.x):.1f} {frame.y(p.low or 0.0):.1f}" for p in reversed(held)]
         yield f'<path class="area {hue(one)}" d="M{"L".join(upper + lower)}Z"/>'
@@ -197,7 +254,7 @@ def _areas(frame: _Frame, one: Series) -> Iterator[str]:
         yield f'<path class="whisker {hue(one)}" d="M{at} {low:.1f}V{high:.1f}"/>'
 
 
-def _series(frame: _Frame, one: Series, size: Size) -> Iterator[str]:
+def _series(frame: _Frame, one: Series, marked: int) -> Iterator[str]:
     points = one.drawn
     if one.style == "band" or not points:
         return
@@ -208,19 +265,25 @@ def _series(frame: _Frame, one: Series, size: Size) -> Iterator[str]:
         stretch = list(run)
         if drawable and len(stretch) > 1:
             path = "L".join(f"{frame.x(p.x):.1f} {frame.y(p.y or 0.0):.1f}" for p in stretch)
-            yield f'<path class="line {classes(one)}" d="M{path}"/>'
+            yield f'<path class="line {classes(one)}" d="M{path}"><title>{escape(_named(one))}</title></path>'
     if one.style == "reference":
         yield from _reference_label(frame, one)
-    few = len(points) <= (_NUM_MARKERS if size.shown == "wide" else _NUM_MARKERS // 2)
     alone = len(points) == 1
-    for p in points:
+    whole = one.style == "measured" and one.weight == "thick"
+    for i, p in enumerate(points):
         if p.y is None:
             continue
         place = y_axis.place(p.y)
         if isinstance(place, str):
             yield _edge(frame, one, p, place)
-        elif (few and one.style == "measured" and one.weight == "thick") or alone:
+        elif alone or (whole and marked and i % marked == 0):
             yield marker(one, frame.x(p.x), frame.y(p.y), _told(one, p))
+
+
+def _named(one: Series) -> str:
+    if one.num_seeds:
+        return f"{one.label}, median of {one.num_seeds} seeds"
+    return one.label if one.seed is None else f"{one.label}, seed {one.seed}"
 
 
 def _told(one: Series, p: Point) -> str:
@@ -247,5 +310,5 @@ def _reference_label(frame: _Frame, one: Series) -> Iterator[str]:
     y = y + 15 if y < frame.top + 14 else y - 6
     yield (
         f'<text class="reflabel" x="{min(frame.x(last.x), frame.right):.1f}" y="{y:.1f}" text-anchor="end">'
-        f"{escape(_cut(one.label, frame.right - frame.left))}</text>"
+        f"{escape(_cut(superscripted(one.label), frame.right - frame.left))}</text>"
     )

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
 from levada.report.series import Panel, Series
 from levada.report.typeset import typeset
 
-__all__ = ["classes", "hue", "legend", "marker"]
+__all__ = ["NUM_COLOURS", "classes", "hue", "legend", "marker"]
 
 NUM_COLOURS: Final = 7
 
 
-def legend(panels: Sequence[Panel], marked: bool) -> str:
+def legend(panels: Sequence[Panel], marked: bool, named: Iterable[int] = ()) -> str:
     """Draw what each group's line and mark is, once for all panels, and below what the styles are.
 
     Args:
         panels: what is shown.
         marked: whether points have marks.
+        named: groups whose names stand at their lines where the screen is wide: there, the legend leaves them out.
     """
     entries: dict[tuple[str, str, int], Series] = {}
     drawn = [one for panel in panels for one in panel.series if one.style != "reference"]
@@ -31,7 +32,12 @@ def legend(panels: Sequence[Panel], marked: bool) -> str:
         key = (one.label, one.style, one.colour)
         if key not in entries or one.num_seeds:
             entries[key] = one
-    items = [f"<li>{_swatch(one, marked)}{typeset(one.label)}</li>" for one in entries.values() if one.label]
+    direct = {one.colour for one in entries.values() if one.style == "measured"} & set(named)
+    items = []
+    for one in entries.values():
+        if one.label:
+            where = ' class="at-line"' if one.colour in direct and one.style == "measured" else ""
+            items.append(f"<li{where}>{_swatch(one, marked)}{typeset(one.label)}</li>")
     keys = [_key("measured", "measured"), _key("predicted", "predicted")] if merged else []
     counts = sorted({one.num_seeds for one in drawn if one.num_seeds})
     if counts:
@@ -42,14 +48,16 @@ def legend(panels: Sequence[Panel], marked: bool) -> str:
 
 
 def _key(style: str, words: str) -> str:
-    swatch = f'<svg class="swatch" viewBox="0 0 30 12" aria-hidden="true"><path class="line {style} ref" d="M1 6H29"/></svg>'
+    swatch = (
+        f'<svg class="swatch" viewBox="0 0 30 12" aria-hidden="true"><path class="line {style} ref" d="M1 6H29"/></svg>'
+    )
     return f"<li>{swatch}{words}</li>"
 
 
 def _swatch(one: Series, marked: bool) -> str:
     if one.style == "band":
         inner = f'<rect class="area {hue(one)}" x="1" y="1" width="28" height="10" rx="2"/>'
-    elif one.style == "measured" and all(len(part.points) < 2 for part in (one,)):
+    elif one.style == "measured" and len(one.points) < 2:
         inner = marker(one, 15, 6, "")
     else:
         inner = f'<path class="line {classes(one)}" d="M1 6H29"/>'

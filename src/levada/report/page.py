@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from levada import __version__
 from levada._errors import UsageError
 from levada.report.check import check_view
 from levada.report.study import study_view
+from levada.report.typeset import typeset
 from levada.report.words import evidence_rows
 from levada.runs import Run
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "render_report", "write_html"]
 
+_KINDS: Final = (("check", "checks"), ("study", "studies"))
 Source: TypeAlias = Run | Mapping[str, Any] | str | Path
 
 
@@ -40,7 +43,7 @@ def render_report(sources: Iterable[Source]) -> str:
         >>> "The learning signal reaches every block" in page
         True
     """
-    sections = [section for source in sources for section in _sections(source)]
+    sections = sorted((section for source in sources for section in _sections(source)), key=_order)
     if not sections:
         raise UsageError("render_report: a page needs at least one report or run, got none.")
     for number, section in enumerate(sections, 1):
@@ -84,6 +87,7 @@ def _template() -> tuple[Template, Any, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["typeset"] = lambda text: Markup(typeset(text))
     style = resources.files("levada.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     # The hash lets in this style and no other; attributes named style are refused with everything else.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -92,7 +96,18 @@ def _template() -> tuple[Template, Any, str]:
 
 
 def _title(sections: list[dict[str, Any]]) -> str:
-    return str(sections[0]["view"]["title"]) if len(sections) == 1 else f"{len(sections)} parts"
+    if len(sections) == 1:
+        return str(sections[0]["view"]["title"])
+    counts = [(sum(section["kind"] == kind for section in sections), kind, many) for kind, many in _KINDS]
+    return ", ".join(f"{count} {kind if count == 1 else many}" for count, kind, many in counts if count)
+
+
+def _order(section: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Put checks first, in the order in which they were made, then studies by name, R2 before R10."""
+    if section["kind"] == "check":
+        return (0, section["created"])
+    parts = re.split(r"(\d+)", section["view"]["name"])
+    return (1, [(int(part), "") if part.isdigit() else (-1, part) for part in parts])
 
 
 def _sections(source: Source) -> list[dict[str, Any]]:
@@ -109,7 +124,7 @@ def _sections(source: Source) -> list[dict[str, Any]]:
         raise UsageError(
             f"render_report: this levada shows reports of schema 1, got {source['schema']}. Update levada."
         )
-    return [{"kind": "check", "view": _safe(check_view(source)), "provenance": [], "damage": ""}]
+    return [{"kind": "check", "view": _safe(check_view(source)), "provenance": [], "damage": "", "created": ""}]
 
 
 def _safe(view: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +145,7 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     )
     provenance = [("run", told.name), ("created", told.created), *versions, *settings, ("command", told.command)]
     damage = run.damage
-    shared = {"provenance": provenance, "damage": damage.message if damage else ""}
+    shared = {"provenance": provenance, "damage": damage.message if damage else "", "created": told.created}
     sections: list[dict[str, Any]] = []
     for event in events:
         if event["type"] == "report" and isinstance(event.get("report"), Mapping):

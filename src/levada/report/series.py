@@ -104,7 +104,7 @@ def read_panels(spec: Mapping[str, Any]) -> list[Panel]:
     Raises:
         UsageError: if a series has no values, or `x` and `y` differ in length, or a style is unknown.
     """
-    divided = [] if spec.get("panels") else _divided(_series_of(spec, {}))
+    divided: list[Mapping[str, Any]] = [] if spec.get("panels") else _divided(_series_of(spec, {}))
     parts = divided or [_part(spec, part) for part in spec.get("panels") or [{}]]
     every = [one for part in parts for one in _series_of(spec, part)]
     colours = _colours(every)
@@ -112,8 +112,8 @@ def read_panels(spec: Mapping[str, Any]) -> list[Panel]:
     return [_read_panel(part, colours, every if divided else _series_of(part, {})) for part in made]
 
 
-def _divided(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Divide many groups of lines, named "plain tanh, 1/n" or "plain-20", into panels; nothing where that is no help."""
+def _divided(raw: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Divide many groups of lines, named "plain tanh, 1/n" or "plain-20", into panels; [] where that is no help."""
     groups = list(dict.fromkeys(_group(one) for one in raw if one.get("style", "measured") == "measured"))
     points = any(len(one.get("x") or ()) < 2 for one in raw)
     if len(groups) <= MAX_GROUPS or points or _categories(raw):
@@ -126,8 +126,15 @@ def _divided(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         named = {group: match.groups() for group, match in zip(groups, found, strict=True) if match}
         shared = [one for one in raw if _group(one) not in named]
         return [
-            {"title": title, "series": [_renamed(one, named[_group(one)]) for one in raw if _group(one) in named
-                                        and named[_group(one)][0] == title] + shared}
+            {
+                "title": title,
+                "series": [
+                    _renamed(one, named[_group(one)])
+                    for one in raw
+                    if _group(one) in named and named[_group(one)][0] == title
+                ]
+                + shared,
+            }
             for title in titles
         ]
     return []

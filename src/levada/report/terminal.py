@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from levada.report.check import column, decay, gradient_key, sampled
-from levada.report.study import STATUSES, read_claims
-from levada.report.words import SIGNS, cell, evidence_rows, fired, headline, human, interval, phrase, plain
+from levada.report.check import sampled
+from levada.report.claim import STATUSES, Pair, numbers, pairs, read_claims, statistic, status, value
+from levada.report.profile import column, decay, gradient_key
+from levada.report.words import SIGNS, cell, fired, headline, human, interval, phrase, plain
 from levada.runs import Run
 
 if TYPE_CHECKING:
@@ -19,9 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["print_check", "print_claims"]
 
 MAX_ROWS: Final = 60
+MAX_PAIRS: Final = 4
+MAX_NUMBERS: Final = 8
 _COLOURS: Final = {"error": "red", "warn": "yellow", "info": "cyan", "healthy": "green", "unknown": "magenta"}
 _PLAIN_SIGNS: Final = {"error": "x", "warn": "!", "info": "i", "healthy": "ok", "unknown": "?"}
 _exact = partial(plain, digits=4)
+_CLAIM_COLOURS: Final = dict(zip(STATUSES, ("green", "red", "cyan", "magenta"), strict=True))
+_CORRECTIONS: Final = {"held": "more exactly", "not decided": "correction proposed, not decided by this run"}
+_PLAIN: Final = str.maketrans({"−": "-", "…": "...", "“": '"', "”": '"', "’": "'", "×": "x", "±": "+-"})
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 
@@ -197,11 +203,11 @@ def _say(console: Console, text: str, style: str, indent: int = 0) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    console.print(Padding(Text(text, style), (0, 0, 0, indent), expand=False), highlight=False)
+    console.print(Padding(Text(_letters(text, console), style), (0, 0, 0, indent), expand=False), highlight=False)
 
 
 def print_claims(claims: Run | Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Print the claims of a study: held, not held or not decided, with their numbers.
+    """Print the claims of a study: held, not held, corrected or not decided, with their numbers.
 
     Args:
         claims: a run, or events of type "claim".
@@ -218,35 +224,62 @@ def print_claims(claims: Run | Iterable[Mapping[str, Any]], console: Console) ->
     from rich.text import Text
 
     read = read_claims(claims.events() if isinstance(claims, Run) else claims)
-    colours = {"held": "green", "not held": "red", "not decided": "magenta"}
-    signs = STATUSES if _unicode(console) else {"held": "+", "not held": "x", "not decided": "?"}
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, min_width=13)
-    table.add_column(overflow="fold")
-    for claim in read:
-        status = str(claim.get("status") or "not decided")
-        name = str(claim.get("name") or "")
-        said = Text(str(claim.get("statement") or name)).append(f" ({name})", "dim")
-        if claim.get("reason"):
-            said.append(f"\n  {claim['reason']}")
-        numbers = [*evidence_rows(claim.get("numbers") or {}, _exact), *_extra(claim)]
-        for label, value in numbers:
-            said.append(f"\n  {label}: {value}", "dim")
-        table.add_row(Text(f"{signs.get(status, '?')} {status}", f"bold {colours.get(status, '')}"), said)
     if not read:
         console.print("This run decides no claim.", highlight=False)
         return
+    signs = STATUSES if _unicode(console) else dict(zip(STATUSES, "+x~?", strict=True))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(min_width=13, max_width=13)
+    table.add_column(overflow="fold")
+    for i, claim in enumerate(read):
+        if i:
+            table.add_row()
+        decided, name = status(claim), str(claim.get("name") or "")
+        said = Text(_letters(str(claim.get("statement") or name), console)).append(
+            _letters(f" ({name})", console), "dim"
+        )
+        for line, style in _claim_lines(claim):
+            said.append(_letters(f"\n{line}", console), style)
+        table.add_row(Text(f"{signs[decided]} {decided}", f"bold {_CLAIM_COLOURS[decided]}"), said)
     console.print(table, highlight=False)
-    counts = [f"{n} {s}" for s in STATUSES if (n := sum((c.get("status") or "not decided") == s for c in read))]
     console.print()
-    console.print(", ".join(counts), highlight=False)
+    if any(number.each for claim in read for number in numbers(claim)):
+        _say(console, "Medians and ranges; every seed is in the report.", "dim")
+    counts = [f"{n} {s}" for s in STATUSES if (n := sum(status(claim) == s for claim in read))]
+    console.print("; ".join(counts), highlight=False)
 
 
-def _extra(claim: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    statistic = claim.get("statistic")
-    if isinstance(statistic, Mapping):
-        yield from evidence_rows(statistic, _exact)
-    for key, label in (("paper_value", "in the paper"), ("correction", "correction")):
-        value = claim.get(key)
-        if value is not None and value != "":
-            yield from evidence_rows({label: value}, _exact)
+def _claim_lines(claim: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give what stands below a claim's statement: what is true instead, the criterion, the numbers, the statistic."""
+    if claim.get("correction"):
+        yield f"{_CORRECTIONS.get(status(claim), 'correction')}: {value(claim['correction'])}", ""
+    for key, label in (("criterion", "holds if: "), ("reason", "")):
+        if claim.get(key):
+            yield f"{label}{claim[key]}", ""
+    if claim.get("paper_value") not in (None, ""):
+        yield f"in the paper: {value(claim['paper_value'])}", "dim"
+    found, told = pairs(claim, _exact), numbers(claim, _exact)
+    if len(found) > MAX_PAIRS:
+        worst = max(found, key=lambda pair: abs(math.log(pair.ratio)) if pair.ratio > 0 else math.inf)
+        yield f"measured / predicted in {len(found)} cases; furthest from 1: {_pair(worst)}", "dim"
+    else:
+        yield from ((_pair(pair), "dim") for pair in found)
+    for number in told[:MAX_NUMBERS]:
+        yield f"{number.label}: {number.text}", "dim"
+    if len(told) > MAX_NUMBERS:
+        yield f"and {len(told) - MAX_NUMBERS} more numbers, in the report", "dim"
+    line = statistic(claim.get("statistic"), plain)
+    if line:
+        yield f"statistic: {line}", "dim"
+
+
+def _pair(pair: Pair) -> str:
+    label = f"{pair.label}: " if pair.label else ""
+    return f"{label}measured {pair.measured.text}, predicted {pair.predicted.text}, ratio {plain(pair.ratio)}"
+
+
+def _letters(text: str, console: Console) -> str:
+    """Write what the console's encoding lacks in letters that it has."""
+    if _unicode(console):
+        return text
+    return text.translate(_PLAIN).encode(console.encoding, "replace").decode(console.encoding)
