@@ -75,3 +75,14 @@ def test_words_and_lines_stand_out_from_the_paper(browser: Any, page_file: Path,
     assert words >= 4.5  # WCAG 2.2, success criterion 1.4.3
     assert lines >= 3.0  # and 1.4.11
     page.close()
+
+
+def test_a_name_at_a_line_is_in_the_legend_only_on_a_phone(browser: Any, tmp_path: Path, study_run: Path) -> None:
+    path = write_html([study_run], tmp_path / "page.html")
+    for width, shown in ((1200, 0), (390, 2)):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(path.as_uri())
+        seen = "all => all.filter(one => one.checkVisibility()).length"
+        assert page.eval_on_selector_all(".at-line", seen) == shown
+        assert page.eval_on_selector_all("text.name", seen) == 2 - shown
+        page.close()

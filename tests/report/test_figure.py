@@ -22,7 +22,7 @@ def spec(**series: object) -> dict[str, object]:
 
 def dots(drawn: str) -> list[tuple[float, float]]:
     wide = drawn[drawn.index(f'viewBox="0 0 {WIDE.width}') : drawn.index('class="chart narrow"')]
-    return [(float(x), float(y)) for x, y in re.findall(r'class="dot c0" cx="([\d.]+)" cy="([\d.]+)"', wide)]
+    return [(float(x), float(y)) for x, y in re.findall(r'class="dot c0 thick" cx="([\d.]+)" cy="([\d.]+)"', wide)]
 
 
 def test_equal_ratios_are_equal_distances_on_a_logarithmic_axis() -> None:
@@ -138,3 +138,74 @@ def test_an_unusable_series_is_refused(change: dict[str, object], message: str) 
 
 def test_a_figure_without_values_is_drawn_empty() -> None:
     assert 'class="base"' in figure({"title": "t", "series": []})
+
+
+def lines(groups: int, points: int = 3) -> list[dict[str, object]]:
+    """Give that many groups, in three families, each with two seeds and a prediction."""
+    made: list[dict[str, object]] = []
+    for i in range(groups):
+        group = f"{('plain', 'residual', 'dense')[i % 3]}, {i // 3}/n"
+        line = {"group": group, "x": list(range(points)), "y": [10.0 ** (-i * k) for k in range(points)]}
+        made += [{**line, "label": f"{group}, seed {seed}", "seed": seed} for seed in (0, 1)]
+        made.append({**line, "label": f"{group}, predicted", "style": "predicted"})
+    return [*made, {"label": "0.25^n", "style": "bound", "x": [0, 2], "y": [1, 0.0625]}]
+
+
+def legend(drawn: str) -> list[str]:
+    entries = re.findall(r"<li[^>]*>(.*?)</li>", drawn)
+    return [re.sub(r"<svg.*?</svg>|<[^>]+>", "", entry) for entry in entries]
+
+
+def test_a_group_has_one_entry_and_the_styles_are_said_once() -> None:
+    drawn = figure({"title": "t", "series": lines(2)})
+    keys = ["measured", "predicted", "thin: each of 2 seeds; thick: their median"]
+    assert legend(drawn) == ["plain, 0/n", "residual, 0/n", "0.25n", *keys]
+    assert "0.25<sup>n</sup>" in drawn
+
+
+def test_many_groups_are_divided_by_the_first_part_of_their_names_on_equal_axes() -> None:
+    spec = {"title": "t", "x": {"label": "layer"}, "y": {"scale": "log"}, "series": lines(9)}
+    panels = read_panels(spec)
+    assert [panel.title for panel in panels] == ["plain", "residual", "dense"]
+    assert len({(panel.y.low, panel.y.high, panel.x.low, panel.x.high) for panel in panels}) == 1
+    assert panels[0].x.label == "layer, input on the left, output on the right"
+    values = [p.y for panel in panels for one in panel.series if one.seed == 0 for p in one.points]
+    assert sorted(values) == sorted(10.0 ** (-i * k) for i in range(9) for k in range(3))
+    hues = [{one.group: one.colour for one in panel.series} for panel in panels]
+    assert hues[0] == hues[1] == hues[2]  # 1/n has one colour in every panel
+    assert all(sum(one.style == "bound" for one in panel.series) == 1 for panel in panels)
+    assert legend(figure(spec))[:4] == ["0/n", "1/n", "2/n", "0.25n"]
+    assert len(read_panels({**spec, "series": lines(6)})) == 1
+
+
+def test_groups_that_share_a_colour_differ_in_their_marks() -> None:
+    series = [{"label": f"g{i}", "x": [i], "y": [i + 1]} for i in range(20)]
+    drawn = figure({"title": "t", "series": series})
+    swatches = re.findall(r'<svg class="swatch"[^>]*>(.*?)</svg>', drawn)
+    assert len(set(swatches)) == len(swatches) == 20
+
+
+def test_seeds_with_positions_of_their_own_have_no_median() -> None:
+    runs = [{"label": "a", "group": "g", "x": [k], "y": [k], "seed": k} for k in range(3)]
+    assert [one.weight for one in read_panels({"series": runs})[0].series] == ["thick"] * 3
+    assert "median" not in figure({"title": "t", "series": runs})
+
+
+def test_names_stand_at_their_lines_where_they_do_not_collide() -> None:
+    ends = [{"label": f"line {i}", "x": [0, 1], "y": [0, i]} for i in range(4)]
+    drawn = figure({"title": "t", "series": ends})
+    heights = [float(y) for y in re.findall(r'<text class="name c\d" x="[\d.]+" y="([\d.]+)">', drawn)]
+    assert len(heights) == 4
+    assert min(abs(a - b) for a in heights for b in heights if a != b) >= 14
+    together = [{**one, "y": [0, 1 + 1e-3 * i]} for i, one in enumerate(ends)] + [
+        {"label": "b", "x": [0, 1], "y": [0, 99]}
+    ]
+    assert 'class="name' not in figure({"title": "t", "series": together})
+
+
+def test_dense_lines_have_no_marks_and_single_predictions_are_drawn() -> None:
+    dense = {"label": "a", "x": list(range(500)), "y": [1.0 + i for i in range(500)]}
+    alone = {"label": "p", "style": "predicted", "x": list(range(3)), "y": [None, 2.0, None]}
+    drawn = figure({"title": "t", "series": [dense, alone]})
+    assert 'class="dot' not in drawn
+    assert drawn.count('predicted single"') == 2  # wide and narrow

@@ -139,9 +139,10 @@ def test_drawings_are_well_formed_and_described(sick: dict[str, Any], study_run:
 
 def test_a_study_shows_claims_figures_seeds_and_where_it_comes_from(study_run: Path) -> None:
     words = " ".join(Page(render_report([Run(study_run)])).text.split())
-    assert "1 held, 1 not held, 1 not decided" in words
+    assert "✓ held decay_matches_theory ≠ not held, corrected twenty_layers ? not decided ten_thousand" in words
+    assert "Statistic: permutation: p = 0.008" in words
     assert "10 results, seeds 0, 1, 2, 3, 4." in words
-    assert "5 seeds, thick: median" in words
+    assert "thin: each of 5 seeds; thick: their median" in words
     assert "0.4093 [0.4061, 0.4127]" in words
     assert "Correction. Highway networks of 100 layers" in words
     assert "In the plain stack the gradient falls by 0.41 per block" in words
@@ -228,3 +229,47 @@ def test_writing_replaces_the_page_whole(tmp_path: Path, healthy_report: Any, si
     write_html([sick_report()], path)
     assert "dies before it reaches" in path.read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_page_of_several_parts_begins_with_all_verdicts_checks_first(
+    tmp_path: Path, study_run: Path, sick: dict[str, Any], healthy_report: Any
+) -> None:
+    studies = []
+    for name in ("R10", "R2"):
+        with RunWriter.create(tmp_path / name, kind="study", name=name) as writer:
+            writer.append("study", name=name, title=f"Study {name}")
+        studies.append(tmp_path / name)
+    text = render_report([*studies, study_run, sick, healthy_report()])
+    glance = re.search(r'<nav aria-label="At a glance">(.*?)</nav>', text, re.DOTALL)
+    assert glance is not None
+    titles = re.findall(r'<a href="#part-\d">(.*?)</a>', glance[1])
+    assert titles[:4] == ["mlp.py:sigmoid_stack", "mlp.py:residual_stack", "Study R2", "Study R10"]
+    words = " ".join(Page(glance[1]).text.split())
+    for chip in ("✕ error", "✓ healthy", "✓ 1 held ≠ 1 not held, corrected ? 1 not decided"):
+        assert chip in words
+    assert "<title>2 checks, 3 studies · levada</title>" in text
+
+
+def test_a_spread_that_ends_in_rounding_is_not_taken_for_signal(sick: dict[str, Any], healthy_report: Any) -> None:
+    for i, block in enumerate(sick["blocks"]):
+        exact = 0.21 * 0.408**i
+        block |= {"signal_spread": exact + 2e-9, "spread_predicted": exact}
+    signal = check_view(sick)["figures"][1]
+    assert "float32 rounding: 2⁻²³ of the signal" in signal["svg"]
+    assert "what levels off is rounding error, not signal" in signal["caption"]
+    for block in sick["blocks"]:
+        block["signal_spread"] = block["spread_predicted"]  # as float64 would measure it
+    signal = check_view(sick)["figures"][1]
+    assert "float32 rounding" in signal["svg"]
+    assert "levels off" not in signal["caption"]
+    assert "float32" not in str(check_view(healthy_report())["figures"][1])
+
+
+def test_every_seed_of_a_claim_is_on_the_page(tmp_path: Path) -> None:
+    values = [0.1 + 0.01 * i for i in range(20)]
+    with RunWriter.create(tmp_path / "run", kind="study", name="s") as writer:
+        writer.append("claim", name="c", statement="2^n", status="held", numbers={"x": values}, seeds=list(range(20)))
+    words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
+    assert "0.1 … 0.29 (median 0.195; 20 seeds)" in words
+    for seed, value in enumerate(values):
+        assert f"seed {seed} {value:.4g}" in words

@@ -100,9 +100,10 @@ def test_claims(study_run: Path) -> None:
     words = " ".join(stream.getvalue().split())
     assert "✓ held The gradient shrinks by the same factor" in words
     assert "factor: 0.4093 [0.4061, 0.4127]" in words
-    assert "✕ not held" in words
+    assert "≠ not held" in words
+    assert "statistic: permutation: p = 0.008" in words
     assert "correction: Highway networks" in words
-    assert words.endswith("1 held, 1 not held, 1 not decided")
+    assert words.endswith("1 held; 1 not held, corrected; 1 not decided")
     assert max(len(line) for line in stream.getvalue().splitlines()) <= 80
     print_claims([], console)
     assert "decides no claim" in stream.getvalue()
@@ -113,3 +114,21 @@ def test_of_a_claim_decided_twice_the_last_word_counts() -> None:
     claims = [{"name": "a", "statement": "s", "status": status} for status in ("not decided", "held")]
     print_claims(claims, Console(file=stream, width=80))
     assert stream.getvalue().splitlines()[-1] == "1 held"
+
+
+def test_claims_are_short_and_stay_letters_in_ascii() -> None:
+    told = {
+        f"case {i}: {kind}": 10.0**-i * size for i in range(9) for kind, size in (("measured", 0.9), ("predicted", 1))
+    }
+    told |= {"case 9: measured": 0.5, "case 9: predicted": 1.0, "rate": [-0.1, -0.2, -0.3]}
+    claim = {"statement": "“It decays.”", "status": "held", "numbers": told, "seeds": [0, 1, 2]}
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    print_claims([claim], Console(file=stream, width=80))
+    stream.seek(0)
+    words = " ".join(stream.read().split())
+    assert words.isascii()
+    assert "in 10 cases; furthest from 1: case 9: measured 0.5, predicted 1, ratio 0.5" in words
+    assert "case 3" not in words
+    assert "rate: -0.3 ... -0.1 (median -0.2; 3 seeds)" in words
+    assert '"It decays."' in words
+    assert "every seed is in the report" in words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -93,7 +94,8 @@ def _facts(report: Mapping[str, Any]) -> list[dict[str, str]]:
     summary, rate = report.get("summary") or {}, decay(report)
     facts = []
     if rate.get("value") is not None:
-        note = f"interval {short(rate['low'])} to {short(rate['high'])}" if rate.get("low") is not None else ""
+        ends = re.search(r"\[(.*)\]", interval(rate))
+        note = f"interval {ends[1].replace(', ', ' to ')}" if ends else ""
         if rate.get("predicted") is not None:
             note += f"{'; ' if note else ''}theory says {short(rate['predicted'])}"
         facts.append({"label": "gradient per block", "value": f"× {short(rate['value'])}", "note": note})

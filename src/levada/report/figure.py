@@ -82,7 +82,8 @@ def figure(spec: Mapping[str, Any]) -> str:
     """
     panels = read_panels(spec)
     title = str(spec.get("title") or "")
-    parts = [legend(panels, _marked(panels, WIDE.num_markers) > 0, _direct(panels[0]) if len(panels) == 1 else ())]
+    first = WIDE if len(panels) == 1 else CELL
+    parts = [legend(panels, _marked(panels, first.num_markers) > 0, _direct(panels[0]) if first is WIDE else ())]
     if len(panels) == 1:
         parts += [_draw(panels[0], size, title, _marked(panels, size.num_markers)) for size in (WIDE, NARROW)]
     else:
@@ -159,7 +160,7 @@ def _draw(panel: Panel, size: Size, title: str, marked: int) -> str:
     below = 44 + (min(longest, 22) * _CHARACTER * 0.5 if turned else 0)
     placed = _direct(panel) if size.shown == "wide" else {}
     named = max((len(one.label) for one in panel.series if one.colour in placed), default=0)
-    right = 14.0 + (named * _CHARACTER if placed else 0.0)
+    right = 14.0 + (named * _CHARACTER * 1.03 if placed else 0.0)
     frame = _Frame(panel, left, _TOP, size.width - right, size.height - below)
     text = (
         f"{title}. {panel.y.label} against {panel.x.label}: {'; '.join(dict.fromkeys(s.label for s in panel.series))}."
@@ -263,7 +264,10 @@ def _series(frame: _Frame, one: Series, marked: int) -> Iterator[str]:
     joined = points if frame.panel.x.scale != "category" or one.style != "measured" else ()
     for drawable, run in groupby(joined, lambda p: p.y is not None and not isinstance(y_axis.place(p.y), str)):
         stretch = list(run)
-        if drawable and len(stretch) > 1:
+        if drawable and len(stretch) == 1 and one.style in ("predicted", "bound"):
+            x, y = frame.x(stretch[0].x), frame.y(stretch[0].y or 0.0)
+            yield f'<path class="line {hue(one)} {one.style} single" d="M{x - 6:.1f} {y:.1f}h12"/>'
+        elif drawable and len(stretch) > 1:
             path = "L".join(f"{frame.x(p.x):.1f} {frame.y(p.y or 0.0):.1f}" for p in stretch)
             yield f'<path class="line {classes(one)}" d="M{path}"><title>{escape(_named(one))}</title></path>'
     if one.style == "reference":

@@ -34,10 +34,10 @@ def legend(panels: Sequence[Panel], marked: bool, named: Iterable[int] = ()) -> 
             entries[key] = one
     direct = {one.colour for one in entries.values() if one.style == "measured"} & set(named)
     items = []
-    for one in entries.values():
+    for one in sorted(entries.values(), key=lambda one: one.style == "bound"):
         if one.label:
             where = ' class="at-line"' if one.colour in direct and one.style == "measured" else ""
-            items.append(f"<li{where}>{_swatch(one, marked)}{typeset(one.label)}</li>")
+            items.append(f"<li{where}>{_swatch(one, marked)}<span>{typeset(one.label)}</span></li>")
     keys = [_key("measured", "measured"), _key("predicted", "predicted")] if merged else []
     counts = sorted({one.num_seeds for one in drawn if one.num_seeds})
     if counts:

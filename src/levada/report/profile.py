@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from levada.report.series import Span
-from levada.report.words import fired, interval, number, phrase, short
+from levada.report.words import fired, interval, number, phrase, place, short
 
 __all__ = ["column", "decay", "gradient_figure", "gradient_key", "signal_figure"]
 
@@ -159,7 +159,7 @@ def _gradient_caption(
     if rate.get("value") is not None:
         per = f": a factor of {interval(rate)} per block"
         per += f", where theory predicts {short(rate['predicted'])}" if rate.get("predicted") is not None else ""
-    site = str(blocks[first].get("site")), str(blocks[last].get("site"))
+    site = [place({"first": blocks[i].get("site")}) for i in (first, last)]
     return f"On its way back from {site[1]} to {site[0]} the gradient {how}{per}.{nothing}"
 
 

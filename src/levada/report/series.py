@@ -245,14 +245,17 @@ def _with_medians(series: list[Series]) -> list[Series]:
         if len(family) < 2 or style not in ("measured", "predicted"):
             done += family
             continue
-        done += [replace(one, weight="thin") for one in family]
         values: dict[float, list[float]] = defaultdict(list)
         for one in family:
             for point in one.points:
                 if point.y is not None and not math.isnan(point.y):
                     values[point.x].append(point.y)
+        if not any(len(ys) > len(family) / 2 for ys in values.values()):
+            done += family  # each seed has its own x: there is no median to draw
+            continue
         medians = tuple(
             Point(x, statistics.median(ys)) for x, ys in sorted(values.items()) if len(ys) > len(family) / 2
         )
+        done += [replace(one, weight="thin") for one in family]
         done.append(Series(label, style, group, colour, None, medians, num_seeds=len(family)))
     return done

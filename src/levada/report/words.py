@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 __all__ = [
@@ -156,6 +157,8 @@ def interval(value: Any, write: Any = short) -> str:
     texts = [str(write(value.get(key))) for key in ("value", "low", "high")]
     if value.get("low") is None or value.get("high") is None:
         return texts[0]
+    if texts[1] == texts[2] and value["low"] != value["high"] and write in (short, plain):
+        return interval(value, precise if write is short else partial(plain, digits=4))
     if all(re.fullmatch(r"[-−]?[\d,]+(\.\d+)?", text) for text in texts):
         # As many digits behind the point for all three, so that they can be compared.
         most = max(len(text.partition(".")[2]) for text in texts)
@@ -233,11 +236,15 @@ def evidence_rows(evidence: Mapping[str, Any], write: Any = precise, path: str =
             continue
         told = [interval(value, write)] if "value" in value else []
         rest = {k: v for k, v in value.items() if not told or k not in ("value", "low", "high")}
-        flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping)}
-        told += [f"{human(str(k))} {_written(v, write)}" for k, v in flat.items()]
+        flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping) and not _is_sentence(v)}
+        told += [f"{human(str(k))}{':' * isinstance(v, str)} {_written(v, write)}" for k, v in flat.items()]
         if told:
             yield label, "; ".join(told)
         yield from evidence_rows({k: v for k, v in rest.items() if k not in flat}, write, label)
+
+
+def _is_sentence(value: Any) -> bool:
+    return isinstance(value, str) and len(value) > 24
 
 
 def _written(value: Any, write: Any) -> str:
