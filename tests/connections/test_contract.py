@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import levada.connections
-from levada.connection import Connection, Stack
+from levada.connection import Connection
+from levada.stack import Stack
 
 OPTIONS = {"Dense": {"growth": 4}}
 

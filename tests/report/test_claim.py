@@ -17,7 +17,7 @@ def test_pairs_far_apart_are_compared_in_decades_and_near_ones_as_ratios() -> No
         ("a", "1.00×10⁻¹³", "1.00×10⁻¹²"),
         ("b", "2", "1"),
     ]
-    assert compared(wide) == "log10(measured / predicted)"
+    assert compared(wide) == "log10 of measured / predicted"
     assert [ratio_text(pair, wide) for pair in wide] == ["−1.000", "+0.301"]
     near = pairs({"numbers": {"measured": [1.0, 3.0, 2.0], "predicted": 4.0}, "seeds": [0, 1, 2]})
     assert (compared(near), ratio_text(near[0], near)) == ("measured / predicted", "0.5")

@@ -188,7 +188,9 @@ def test_groups_that_share_a_colour_differ_in_their_marks() -> None:
 def test_seeds_with_positions_of_their_own_have_no_median() -> None:
     runs = [{"label": "a", "group": "g", "x": [k], "y": [k], "seed": k} for k in range(3)]
     assert [one.weight for one in read_panels({"series": runs})[0].series] == ["thick"] * 3
-    assert "median" not in figure({"title": "t", "series": runs})
+    shared = [{"label": "b", "x": [1], "y": [k], "seed": k} for k in range(3)]
+    assert "median" not in figure({"title": "t", "series": runs + shared})
+    assert "median" in figure({"title": "t", "series": shared})
 
 
 def test_names_stand_at_their_lines_where_they_do_not_collide() -> None:

@@ -138,7 +138,7 @@ def pairs(claim: Mapping[str, Any], write: Write = precise) -> list[Pair]:
 
 def compared(made: Sequence[Pair]) -> str:
     """Say how pairs are compared: in decades where all ratios are above zero and lie on a scale of decades."""
-    return "log10(measured / predicted)" if _in_decades(made) else "measured / predicted"
+    return "log10 of measured / predicted" if _in_decades(made) else "measured / predicted"
 
 
 def ratio_text(pair: Pair, made: Sequence[Pair], write: Write = short) -> str:

@@ -18,6 +18,7 @@ __all__ = ["STYLES", "Panel", "Point", "Series", "Span", "read_panels"]
 
 STYLES: Final = ("measured", "predicted", "bound", "band", "reference")
 MAX_GROUPS: Final = 6  # as many lines and their predictions can be followed in one pair of axes
+_SUMMED: Final = ("measured", "predicted")
 NUM_DRAWN: Final = 600
 
 
@@ -240,22 +241,28 @@ def _with_medians(series: list[Series]) -> list[Series]:
     families: dict[tuple[str, str, str, int], list[Series]] = defaultdict(list)
     for one in series:
         families[one.label, one.style, one.group, one.colour].append(one)
+    medians = {key: _median(family) for key, family in families.items() if len(family) > 1 and key[1] in _SUMMED}
+    # Where the seeds of one group each have an x of their own, no group is drawn by its median.
+    summed = all(points or _nothing(families[key]) for key, points in medians.items())
     done: list[Series] = []
-    for (label, style, group, colour), family in families.items():
-        if len(family) < 2 or style not in ("measured", "predicted"):
+    for key, family in families.items():
+        if key not in medians or not summed:
             done += family
             continue
-        values: dict[float, list[float]] = defaultdict(list)
-        for one in family:
-            for point in one.points:
-                if point.y is not None and not math.isnan(point.y):
-                    values[point.x].append(point.y)
-        if not any(len(ys) > len(family) / 2 for ys in values.values()):
-            done += family  # each seed has its own x: there is no median to draw
-            continue
-        medians = tuple(
-            Point(x, statistics.median(ys)) for x, ys in sorted(values.items()) if len(ys) > len(family) / 2
-        )
         done += [replace(one, weight="thin") for one in family]
-        done.append(Series(label, style, group, colour, None, medians, num_seeds=len(family)))
+        done.append(replace(family[0], seed=None, points=medians[key], num_seeds=len(family)))
     return done
+
+
+def _nothing(family: Sequence[Series]) -> bool:
+    return all(point.y is None or math.isnan(point.y) for one in family for point in one.points)
+
+
+def _median(family: Sequence[Series]) -> tuple[Point, ...]:
+    """Give the median at every x at which more than half of a family have a value."""
+    values: dict[float, list[float]] = defaultdict(list)
+    for one in family:
+        for point in one.points:
+            if point.y is not None and not math.isnan(point.y):
+                values[point.x].append(point.y)
+    return tuple(Point(x, statistics.median(ys)) for x, ys in sorted(values.items()) if len(ys) > len(family) / 2)

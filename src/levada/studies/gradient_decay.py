@@ -153,7 +153,8 @@ CLAIMS = (
         "tanh like sigmoid", "The derivatives of sigmoid and tanh are at most 0.25, so the gradient shrinks fourfold.",
         f"{RATIO} below 0.25^depth in every plain tanh cell and seed", f"common in tutorials; see {PASCANU}", _below,
         {"connection": "plain", "activation": "tanh"}, paper_value="largest slope: 1 for tanh, 1/4 for sigmoid",
-        correction="The slope of tanh is 1 at zero, and the weights count: with 1/n the gradient stays within a decade of the output's.",
+        correction="The slope of tanh is 1 at zero, and the weights count: with 1/n the gradient stays within a decade "
+        "of the output's.",
     ),
     Claim(
         "residual networks explode", "Without normalisation or scaling, residual networks explode with depth.",
