@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from statistics import fmean
 
 import pytest
@@ -14,6 +15,7 @@ from levada.study.statistics import (
     mann_whitney,
     permutation_test,
     sign_test,
+    student_interval,
     wilson_interval,
 )
 
@@ -71,6 +73,14 @@ def test_bootstrap_interval_of_many_values_is_the_normal_one():
     assert found.low == pytest.approx(found.value - half, abs=0.15 * half)
     assert found.high == pytest.approx(found.value + half, abs=0.15 * half)
     assert found == bootstrap_interval(values, num_samples=2000), "the same seed, the same interval"
+
+
+def test_students_interval_covers_what_it_says():
+    draw = random.Random(0)
+    covers = [
+        (found := student_interval([draw.gauss(0, 1) for _ in range(5)])).low < 0 < found.high for _ in range(1000)
+    ]
+    assert 0.93 < fmean(covers) < 0.97
 
 
 def test_geometric_mean():

@@ -10,7 +10,7 @@ from typing import Any
 from levada.study import Axis, Cell, Claim, Figure, Results, Series, Settings, Statistic, Study, measured_series
 from levada.study.data import mnist1d
 from levada.study.replicas import SignalNetwork
-from levada.study.statistics import bootstrap_interval, cliffs_delta, mann_whitney
+from levada.study.statistics import cliffs_delta, mann_whitney, student_interval
 from levada.study.training import Recipe, batches, fit, held_out
 from levada.theory import batch_norm_gradient_gain, batch_norm_residual_gradient
 
@@ -100,7 +100,7 @@ def _residual_does_not(results: Results) -> tuple[bool, dict[str, Any], Statisti
     shallow, deep = _errors(results, "residual", 20), _errors(results, "residual", 110)
     apart = [d - s for s, d in zip(shallow, deep, strict=True)]
     numbers = {"residual-20, training error %": shallow, "residual-110, training error %": deep}
-    return fmean(apart) <= 1, {**numbers, "difference of means, points": fmean(apart)}, bootstrap_interval(apart)
+    return fmean(apart) <= 1, {**numbers, "difference of means, points": fmean(apart)}, student_interval(apart)
 
 
 def _gradients_explode(results: Results) -> tuple[bool, dict[str, Any], None]:
@@ -140,8 +140,7 @@ def claims(settings: Settings) -> list[Claim]:
             "residual ones by at most 2 depth in all", f"{HE} 4.1; the factor: Yang et al. 2019, arXiv 1902.08129",
             _gradients_explode, {"measures": "gradient"},
             correction="They do not vanish, they explode: in plain networks with batch normalisation, theory says, by "
-            f"{108 * log10(GAIN):.1f} decades over 108 layers. Training calms them, and the error stays: see the first "
-            "claim.",
+            f"{108 * log10(GAIN):.1f} decades over 108 layers. Training calms them, and the error stays.",
         ),
     ]  # fmt: skip
     if 3 in settings["budgets"]:

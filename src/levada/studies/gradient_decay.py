@@ -16,7 +16,7 @@ from levada.connections import Plain, Residual
 from levada.stack import Stack
 from levada.study import Axis, Cell, Claim, Figure, Results, Series, Settings, Statistic, Study, measured_series
 from levada.study.data import Dataset, mnist
-from levada.study.statistics import bootstrap_interval, geometric_mean, sign_test
+from levada.study.statistics import geometric_mean, sign_test, student_interval
 from levada.theory import coherent_residual_gradient, default_variances, propagate, weight_free_bound
 
 __all__ = ["STUDY"]
@@ -110,7 +110,7 @@ def _law(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
         numbers[f"{_name(config)}: predicted"] = geometric_mean(predicted)
     numbers["largest deviation of a cell, decades"] = max(map(abs, means))
     numbers["largest deviation of a single seed, decades"] = max(map(abs, singles))
-    return max(map(abs, means)) <= TOLERANCE, numbers, bootstrap_interval(singles)
+    return max(map(abs, means)) <= TOLERANCE, numbers, student_interval(means)
 
 
 def _below(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
@@ -182,7 +182,7 @@ def figures(results: Results) -> list[Figure]:
     points.append(Series("measured = predicted", "reference", [1e-18, 1e5], [1e-18, 1e5]))
     return [
         Figure("gradient_by_depth", "Gradient by depth", "Every seed, and the prediction; the input is at the left, "
-               "the output at the right. Dashed: the bound that forgets the weights.", Axis("layer"),
+               "the output at the right. Dotted: the bound that forgets the weights.", Axis("layer"),
                Axis("gradient norm relative to the output's", "log"), tuple(lines)),
         Figure("measured_and_predicted", "Measured and predicted", f"The {RATIO}; one point per seed.",
                Axis("predicted", "log"), Axis("measured", "log"), tuple(points)),
