@@ -62,6 +62,24 @@ def parameterless():
     return nn.Sequential(nn.ReLU())
 
 
+def leaves():
+    raise SystemExit(0)
+
+
+class Leaving(nn.Linear):
+    def forward(self, x):
+        raise SystemExit(0)
+
+
+def leaving():
+    return Leaving(4, 2)
+
+
+def chatty():
+    print("building")
+    return module
+
+
 class Holder:
     module = module
 """
@@ -102,6 +120,18 @@ def test_json_on_standard_output_is_alone(targets, capsys):
     assert told["verdict"] == "healthy"
 
 
+def test_what_the_users_code_prints_does_not_get_into_the_json(targets, capsys):
+    _, out = check(capsys, "nets:chatty", "--batch", "nets:batch", "--json", "-")
+    assert json.loads(out.out)["verdict"]
+    assert "building" in out.err
+
+
+def test_a_file_is_imported_once_for_all_its_targets(targets, capsys):
+    targets.write_text("print('imported')" + TARGETS)
+    _, out = check(capsys, "nets.py:healthy", "--batch", "nets.py:batch")
+    assert out.err.count("imported") == 1
+
+
 def test_every_file_that_was_asked_for_is_written(targets, capsys, tmp_path):
     files = {name: tmp_path / f"out.{name}" for name in ("json", "sarif", "html")}
     words = [word for name, file in files.items() for word in (f"--{name}", str(file))]
@@ -130,6 +160,11 @@ UNUSABLE = {
     "no name": (["nets.py:heathy"], "Did you mean 'healthy'"),
     "not a module": (["nets.py:number"], "int"),
     "raises": (["nets.py:raises"], "RuntimeError: no weights here."),
+    "leaves": (["nets.py:leaves"], "SystemExit"),
+    "leaves while it runs": (["nets.py:leaving", "--batch", "nets.py:batch"], "sys.exit"),
+    "nowhere to write": (["nets.py:healthy", "--json", "no/such/folder/x"], "--json"),
+    "a folder to write": (["nets.py:healthy", "--html", "."], "--html"),
+    "too large a seed": (["nets.py:healthy", "--seed", "99999999999999999999999"], "--seed"),
     "needs an argument": (["nets.py:needs"], "without arguments"),
     "parameterless": (["nets.py:parameterless", "--batch", "nets.py:batch"], "parameter"),
     "wrong shape": (["nets.py:healthy", "--batch", "nets.py:wrong_shape"], "shape|mat1"),
@@ -168,7 +203,10 @@ def test_debug_shows_where_it_came_from(targets):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ([], "a command is needed"),
+        (["--foo"], "--foo"),
         (["chek"], "chek"),
+        (["study", "R1", "--scale", "smoke", "--out", "nets.py"], "nets.py"),
         (["check"], "MODEL"),
         (["check", "a:b", "--fail-on", "always"], "always"),
         (["study", "R999"], "R999"),

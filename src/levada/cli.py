@@ -29,7 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"levada {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback behind an error")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_check(commands)
     _add_study(commands)
     _add_report(commands)
@@ -110,19 +111,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["doctor", "no/such/folder"])
         2
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.error("a command is needed: check, study, report, doctor or list")
     from levada import commands
 
     try:
         return commands.COMMANDS[options.command](options)
-    except (UsageError, MeasurementError) as error:
-        if options.debug:
-            raise
-        sys.stderr.write(f"levada {options.command}: {error}\n")
-        return UNMEASURED if isinstance(error, MeasurementError) else UNUSABLE
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except SystemExit as stop:  # not ours: parsing is over
+        return _say(options.command, f"the code that was run called sys.exit({stop.code!r}).", UNUSABLE)
     except KeyboardInterrupt:
-        sys.stderr.write(f"levada {options.command}: interrupted; what was finished is kept.\n")
-        return INTERRUPTED
+        return _say(options.command, "interrupted; what was finished is kept.", INTERRUPTED)
+    except Exception as error:
+        if options.debug:
+            raise
+        return _say(options.command, *_explain(error))
+
+
+def _say(command: str, sentence: str, code: int) -> int:
+    sys.stderr.write(f"levada {command}: {sentence.removeprefix(f'{command}: ')}\n")
+    return code
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, UsageError):
+        return str(error), UNUSABLE
+    if isinstance(error, MeasurementError):
+        return str(error), UNMEASURED
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename)!r} cannot be used: {error.strerror}.", UNUSABLE
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"levada itself failed, which is a defect: {told} (--debug shows where).", UNMEASURED

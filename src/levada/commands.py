@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -30,10 +31,13 @@ def check(options: argparse.Namespace) -> int:
 
     import levada
 
-    console = _console(stderr=options.json == "-")
-    torch.manual_seed(options.seed)
-    model, batch = _model(options.model), _batch(options.batch)
-    with _console(stderr=True).status(f"checking {options.model}"):
+    _require_writable(options)
+    if not 0 <= options.seed < 2**63:
+        raise UsageError(f"--seed must be in [0, 2^63), got {options.seed}.")
+    # What the user's code prints must not get between the lines of --json -.
+    with contextlib.redirect_stdout(sys.stderr), _console(stderr=True).status(f"checking {options.model}"):
+        torch.manual_seed(options.seed)
+        model, batch = _model(options.model), _batch(options.batch)
         report = levada.check(
             model,
             batch,
@@ -47,7 +51,7 @@ def check(options: argparse.Namespace) -> int:
     if options.json != "-":
         from levada.report.terminal import print_check
 
-        print_check(told, console)
+        print_check(told, _console())
     _store(told, options)
     if told["verdict"] == "unknown":
         return UNMEASURED
@@ -76,6 +80,9 @@ def report(options: argparse.Namespace) -> int:
     from levada.runs import Run, find_runs
 
     runs = [Run(path) for root in options.runs for path in find_runs(Path(root))]
+    for run in runs:
+        if run.damage is not None:
+            _console(stderr=True).print(f"{run.path}: {run.damage}; the page shows what is readable.", highlight=False)
     if not runs:
         raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada check MODEL --run DIR")
     write_html(runs, Path(options.output))
@@ -200,6 +207,19 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
+def _require_writable(options: argparse.Namespace) -> None:
+    """Raise before anything is computed if what was asked for cannot be written."""
+    for option in ("json", "sarif", "html"):
+        name = getattr(options, option)
+        if name is None or (option, name) == ("json", "-"):
+            continue
+        path = Path(name)
+        if name == "-" or path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UsageError(f"--{option} must name a file in a folder that can be written to, got {name!r}.")
+    if options.run is not None and Path(options.run).exists():
+        raise UsageError(f"--run must name a folder that does not exist yet, got {options.run!r}.")
+
+
 def _write(path: Path, text: str) -> None:
     # A reader never sees half a file, and a full disk leaves the old one.
     try:
@@ -226,11 +246,17 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
     bars = Progress(*columns, console=_console(stderr=True))
     bar = bars.add_task(title, total=None)
 
+    started = False
+
     def move(done: int, total: int) -> None:
-        bars.start()
+        nonlocal started
+        if not started:
+            bars.start()
+            started = True
         bars.update(bar, completed=done, total=total)
 
     try:
         yield move
     finally:
-        bars.stop()
+        if started:
+            bars.stop()

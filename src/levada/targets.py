@@ -68,14 +68,17 @@ def call(target: str, found: Callable[[], Any]) -> Any:
     """
     try:
         return found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"Calling {target} must work without arguments, but it raised {_told(error)}.") from error
 
 
 def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"There is no file {str(path)!r}. Give the path from the current folder, or an absolute one.")
-    name = f"_levada_target_{path.stem}"
+    # One file that several targets name is imported once: its models and batches then share what they define.
+    name = f"_levada_target_{path.resolve()}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{str(path)!r} cannot be imported as a Python file.")
@@ -84,7 +87,7 @@ def _load_file(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"Importing {str(path)!r} raised {_told(error)}.") from error
     return module
@@ -100,7 +103,7 @@ def _load_module(name: str) -> Any:
                 f"There is no module {name!r}. Is its package installed, or the current folder its root?"
             ) from error
         raise UsageError(f"Importing {name} raised {_told(error)}.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"Importing {name} raised {_told(error)}.") from error
 
 
@@ -109,6 +112,6 @@ def _put_on_path(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _told(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0].rstrip('.')}" if text else type(error).__name__
+def _told(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text.rstrip('.')}" if text else type(error).__name__
