@@ -336,9 +336,7 @@ def _stack(
         if dim_in == dim_out:
             return connection(dim_in, layer=layer, depth=depth, **given)
         if connection is Plain:
-            plain = connection(dim_in, layer=layer, depth=depth, **given)
-            plain.dim_out = dim_out
-            return plain
+            return Plain(dim_in, layer=layer, depth=depth, dim_out=dim_out, **given)
         given = {k: v for k, v in given.items() if k == "activation"}
         return Residual(dim_in, layer=layer, depth=depth, shortcut=shortcuts[layer], dim_out=dim_out, **given)
 

@@ -74,6 +74,68 @@ class Tracker(TorchDispatchMode):
         self.alive -= self.seen.pop(storage)
 
 
+class Foreign(nn.Module):
+    """Adds what it takes from elsewhere, or is given."""
+
+    def __init__(self, take, width: int = 4) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.take = take
+
+    def forward(self, x: Tensor, *given: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x)) * (given[0] if given else self.take())
+
+
+@BOTH
+@pytest.mark.parametrize("computed", [False, True], ids=["leaf", "computed"])
+def test_a_tensor_from_elsewhere_that_needs_a_gradient_must_be_an_argument(connection, computed):
+    width = 8 if connection is Momentum else 4
+    leaf = torch.rand(width, dtype=torch.float64, requires_grad=True)
+    held = {}
+
+    def build_with(**options) -> Stack:
+        return build(connection, lambda dim: Foreign(lambda: held["c"], dim), depth=3, **options).double()
+
+    def gradient(stack: Stack, *args: Tensor) -> Tensor:
+        leaf.grad = None
+        held["c"] = leaf.exp() if computed else leaf
+        stack(batch(3, 8), *(args and (held["c"],))).square().sum().backward()
+        return leaf.grad
+
+    with pytest.raises(UsageError, match=r"Pass it as an argument, stack\(x, c\)"):
+        gradient(build_with())
+    expected = gradient(build_with(recompute=False))
+    torch.testing.assert_close(gradient(build_with(), leaf), expected)
+    with torch.no_grad():
+        held["c"] = leaf.exp()
+    build_with()(batch(3, 8)).square().sum().backward()  # a constant may come from anywhere
+
+
+@BOTH
+def test_a_parameter_of_another_module_is_from_elsewhere(connection):
+    other = nn.Linear(8, 8)
+
+    class Borrows(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.borrowed = [nn.Linear(dim, dim)]  # in a list: not registered
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.borrowed[0](x)
+
+    with pytest.raises(UsageError, match="takes a tensor from elsewhere"):
+        build(connection, Borrows)(other(torch.randn(2, 8))).sum().backward()
+
+
+@BOTH
+def test_where_nothing_else_needs_a_gradient_what_is_taken_from_elsewhere_gets_its_own(connection):
+    width = 8 if connection is Momentum else 4
+    c = torch.rand(width, requires_grad=True)
+    stack = build(connection, lambda dim: Foreign(lambda: c, dim), depth=1).requires_grad_(False)
+    stack(torch.randn(3, 8)).square().sum().backward()
+    assert c.grad.abs().min() > 0
+
+
 @BOTH
 def test_fifty_layers_recomputed_equal_stored(connection):
     assert_same(connection, batch(4, 8), depth=50)

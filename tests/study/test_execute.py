@@ -14,7 +14,7 @@ import pytest
 from levada._errors import UsageError
 from levada.runs import Run, RunWriter
 from levada.studies import STUDIES, find, run_study
-from levada.study import Axis, Cell, Claim, Figure, Series, Study, claims, execute, figures, results, sweep
+from levada.study import Axis, Cell, Claim, Figure, Series, Study, claims, execute, failures, figures, results, sweep
 
 CALLS: list[tuple[int, tuple[int, ...]]] = []
 
@@ -97,17 +97,63 @@ def test_to_resume_is_to_call_again(tmp_path, threads):
     assert claims(run)["grows"]["status"] == "held"
 
 
-def test_a_changed_setting_is_another_result(tmp_path, threads):
+def test_other_settings_in_the_same_folder_are_refused_and_the_claims_stay(tmp_path, threads):
+    run = execute(squares(), out=tmp_path, executor=threads)
+    before = list(run.events())
+    with pytest.raises(UsageError, match=r"S-small holds results at offset=0, and offset=1 was asked for: .* --out"):
+        execute(squares(), out=tmp_path, settings={"offset": "1"}, executor=threads)
+    assert list(run.events()) == before
+    assert len(CALLS) == 2
+
+
+def test_fewer_seeds_never_take_a_decision_back(tmp_path, threads):
     execute(squares(), out=tmp_path, executor=threads)
-    execute(squares(), out=tmp_path, settings={"offset": "1"}, executor=threads)
-    assert len(CALLS) == 4
+    run = execute(squares(), out=tmp_path, seeds=2, executor=threads)
+    assert len(CALLS) == 2
+    assert claims(run)["grows"]["status"] == "held"
+    assert claims(run)["grows"]["seeds"] == [0, 1, 2, 3, 4]
+    assert [event["settings"]["seeds"] for event in run.events("study")] == [5, 5]
+
+
+def test_settings_at_which_everything_failed_bind_nobody(tmp_path, threads):
+    def broken(config, seeds):
+        if config["offset"]:
+            raise ArithmeticError("no offset here")
+        return square(config, seeds)
+
+    run = execute(squares(run=broken), out=tmp_path, seeds=2, settings={"offset": 1}, executor=threads)
+    assert claims(run)["grows"]["reason"] == "4 of 4 results failed: ArithmeticError: no offset here"
+    assert sorted(event["seed"] for event in failures(run).values()) == [0, 0, 1, 1]
+    run = execute(squares(run=broken), out=tmp_path, executor=threads)
+    assert failures(run) == {}
+    assert claims(run)["grows"]["status"] == "held"
+
+
+def test_a_result_mends_a_failure(tmp_path):
+    with RunWriter.create(tmp_path / "run", kind="study", name="S") as writer:
+        for key in ("a", "b"):
+            writer.append("failure", key=key, seed=0, error="E: no")
+        writer.append("result", key="a", seed=0, values={})
+    assert list(failures(Run(tmp_path / "run"))) == ["b"]
+
+
+def test_the_cheapest_cells_come_first_and_the_rest_as_it_was():
+    order = []
+
+    def note(config, seeds):
+        order.append(config["x"])
+        return [{}]
+
+    with ThreadPoolExecutor(1) as pool:
+        sweep(note, [Cell({"x": x}, [0]) for x in range(8)], done=lambda *_: None, failed=print, executor=pool)
+    assert order == [7, 6, 0, 1, 2, 3, 4, 5]
 
 
 def test_an_exception_is_written_and_leaves_its_claims_undecided(tmp_path, threads):
     run = execute(squares(bad=3), out=tmp_path, executor=threads)
-    failures = list(run.events("failure"))
-    assert [f["seed"] for f in failures] == [0, 1, 2, 3, 4]
-    assert failures[0]["error"] == "ArithmeticError: 3 is bad"
+    failed = list(run.events("failure"))
+    assert [f["seed"] for f in failed] == [0, 1, 2, 3, 4]
+    assert failed[0]["error"] == "ArithmeticError: 3 is bad"
     found = claims(run)
     assert found["grows"]["status"] == "not decided"
     assert "ArithmeticError: 3 is bad" in found["grows"]["reason"]

@@ -79,8 +79,9 @@ class Dense(Connection):
     The gradient of the loss reaches every layer directly. Concatenating anew at each layer keeps a copy of all
     features for each layer, memory that grows with the square of the depth; here all layers' states are prefixes of
     one buffer, which is filled from the front, and memory grows linearly. Each pass has a buffer of its own; a state to
-    which something is appended twice is copied the second time. The input of a branch must not be changed in place:
-    autograd raises.
+    which something is appended twice is copied the second time. Neither the input of a branch nor the stack's output
+    may be changed in place: both are views of the buffer, and autograd raises ("Output 0 of _Append is a view ..."), so
+    that an activation after the stack is `nn.ReLU()` and not `nn.ReLU(inplace=True)`.
 
     Inside `torch.compile` and `torch.export` the features are concatenated, and the compiler plans the memory.
 

@@ -74,8 +74,8 @@ class Invertible(Connection):
     a compiler cannot follow states that pass from one layer's backward to another's, and decides on recomputation
     itself.
 
-    The branch's own parameters and arguments get gradients; a tensor that the branch takes from elsewhere does not.
-    Random numbers, autocast and buffers are in the second run as they were in the first one; hooks inside of the
+    Gradients go to the branch's own parameters and to its arguments. A tensor that it takes from elsewhere would get
+    none, so the backward pass raises where that one needs a gradient; it can be an argument instead. Random numbers, autocast and buffers are in the second run as they were in the first one; hooks inside of the
     branch run twice. Transforms of `torch.func` cannot follow either and raise: pass `recompute=False` there.
     """
 
@@ -106,7 +106,11 @@ class Invertible(Connection):
         if not self.recompute or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return super().advance(state, branch, args)  # type: ignore[no-any-return]
         call = _Call(self, branch, args, state[2] or Slot())
-        first, second = _Step.apply(call, state[0], state[1], *call.tensors(args))  # type: ignore[no-untyped-call]
+        tensors = call.tensors(args)
+        if not any(tensor.requires_grad for tensor in (*state[:2], *tensors)):
+            # There is nothing to keep, or the branch takes from elsewhere what needs a gradient: it is recorded.
+            return super().advance(state, branch, args)  # type: ignore[no-any-return]
+        first, second = _Step.apply(call, state[0], state[1], *tensors)  # type: ignore[no-untyped-call]
         return first, second, call.after
 
 
@@ -216,6 +220,7 @@ class _Step(torch.autograd.Function):
         out = call.second_run(x, inputs)
         call.before.put(connection.undo(new, out.detach()))
         wanted = [tensor for tensor in (x, *inputs) if tensor.requires_grad]
+        _require_known_leaves(out, wanted, type(connection).__name__)
         found: list[Tensor | None] = [None] * len(wanted)
         if out.requires_grad and wanted:
             gradient = connection.branch_gradient(pair).to(out.dtype)
@@ -225,6 +230,25 @@ class _Step(torch.autograd.Function):
         if needs_state:
             states = connection.state_gradient(pair, torch.zeros_like(x) if result[0] is None else result[0])
         return None, *states, *result[1:]
+
+
+def _require_known_leaves(out: Tensor, known: Sequence[Tensor], name: str) -> None:
+    """Raise if the graph of a branch's output reaches a leaf whose gradient would be lost."""
+    own = {id(tensor) for tensor in known}
+    seen = {None, out.grad_fn}
+    nodes: list[Any] = [out.grad_fn] if out.grad_fn is not None else []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, torch._C._functions.AccumulateGrad) and id(node.variable) not in own:
+            raise UsageError(
+                f"{name}: a branch is run again in the backward pass, and only its parameters and arguments get "
+                "gradients; it takes a tensor from elsewhere that needs one. Pass it as an argument, stack(x, c), "
+                "detach it, or pass recompute=False."
+            )
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                nodes.append(following)
 
 
 _Autocast: TypeAlias = list[tuple[str, bool, torch.dtype]]

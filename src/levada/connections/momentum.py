@@ -27,6 +27,9 @@ class Momentum(Invertible):
     does not grow with depth. But undoing a layer divides by `gamma`, so that the rounding error of the recovered
     velocity grows as `gamma^-depth`; where that would reach one hundredth, the first layer refuses to begin.
 
+    What a branch reads besides the stream and needs a gradient must be its parameter or an argument, `stack(x, c)`: a
+    tensor that it takes from elsewhere, as a closure does, makes the backward pass raise.
+
     Args:
         dim: width of the stream.
         layer: index of the layer, counted from 0.
@@ -40,7 +43,8 @@ class Momentum(Invertible):
 
     Raises:
         UsageError: if `gamma` is out of range; at the start of a pass, if the depth is too large for `gamma` and the
-            precision; in a backward pass, if it is the second one or begins in the middle.
+            precision; in a backward pass, if it is the second one or begins in the middle, or a branch takes a tensor
+            that needs a gradient from elsewhere.
 
     Example:
         >>> momentum = Momentum(1, gamma=0.75)

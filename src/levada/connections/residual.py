@@ -25,9 +25,13 @@ class Plain(SingleStream):
         layer: index of the layer, counted from 0.
         depth: number of layers.
         activation: applied after the branch; left out, nothing is.
+        dim_out: width of what the branch returns; `dim` if left out.
 
     Shape:
-        `(..., dim) -> (..., dim)`.
+        `(..., dim) -> (..., dim_out)`.
+
+    Raises:
+        UsageError: without `dim_out`, if the branch returns another shape than it was given.
 
     Example:
         >>> plain = Plain(2, activation=nn.ReLU())
@@ -35,8 +39,16 @@ class Plain(SingleStream):
         tensor([[0., 3.]])
     """
 
-    def __init__(self, dim: int, *, layer: int = 0, depth: int = 1, activation: nn.Module | None = None) -> None:
-        super().__init__(dim, layer=layer, depth=depth)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        layer: int = 0,
+        depth: int = 1,
+        activation: nn.Module | None = None,
+        dim_out: int | None = None,
+    ) -> None:
+        super().__init__(dim, layer=layer, depth=depth, dim_out=dim_out)
         self.activation = activation
 
     def write(self, state: Tensor, out: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ class Reversible(Invertible):
     backward pass recovers each state from the next one, at the price of one more run of each branch, and memory does
     not grow with depth. Recovered states carry the rounding errors of the layers above them.
 
+    What a branch reads besides the stream and needs a gradient must be its parameter or an argument, `stack(x, c)`: a
+    tensor that it takes from elsewhere, as a closure does, makes the backward pass raise.
+
     Args:
         dim: width of the stream, even.
         layer: index of the layer, counted from 0.
@@ -35,7 +38,8 @@ class Reversible(Invertible):
         A branch maps `(..., dim / 2) -> (..., dim / 2)`; the stack `(..., dim) -> (..., dim)`.
 
     Raises:
-        UsageError: if `dim` is odd; in a backward pass, if it is the second one or begins in the middle.
+        UsageError: if `dim` is odd; in a backward pass, if it is the second one or begins in the middle, or
+            a branch takes a tensor that needs a gradient from elsewhere.
 
     Example:
         >>> from levada import Stack

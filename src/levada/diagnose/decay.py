@@ -18,7 +18,16 @@ from torch import Tensor
 from levada.diagnose.facts import facts_of
 from levada.probe.trace import Trace
 
-__all__ = ["AGREEMENT", "LEAST_DECADES", "LEAST_FACTOR", "Decay", "gradient_decay", "signal_decay", "size_decay"]
+__all__ = [
+    "AGREEMENT",
+    "LEAST_DECADES",
+    "LEAST_FACTOR",
+    "LEAST_STEPS",
+    "Decay",
+    "gradient_decay",
+    "signal_decay",
+    "size_decay",
+]
 
 # A factor within 10 % of 1 per block is what finite width does to a network at criticality.
 LEAST_FACTOR = 0.9
@@ -29,14 +38,14 @@ AGREEMENT = 0.05
 # Differences between inputs are rounding below this many times the resolution of the number type.
 RESOLVED = 8.0
 
-# The factor per block is a mean of log factors without the outermost tenth on either side, so that one block
-# that differs
-# (a stage's end, a branch that starts at zero, a cut) does not speak for the others; rules look at such
-# blocks by place.
+# The factor per block is a mean of log factors without the outermost tenth on either side, so that one block that
+# differs (a stage's end, a branch that starts at zero, a cut) does not speak for the others; rules look at such blocks
+# by place.
 TRIMMED = 0.1
-# 1.4826 makes a standard deviation of a median absolute deviation; such a trimmed mean has 1.06 times a
-# mean's variance.
-_ERROR = 1.4826 * math.sqrt(1.06)
+# Below this many blocks nothing is trimmed: what remains would not tell their scatter.
+LEAST_TRIMMED = 6
+# Fewer blocks show no law of depth: an interval over them may exist, an error rests on none.
+LEAST_STEPS = 4
 # Theory must cover this share of the blocks before its mean gain speaks for the network.
 LEAST_COVERAGE = 0.5
 # The two-sided 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.
@@ -47,10 +56,14 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 class Decay:
     """The factor per block, in the direction in which the quantity travels, and how it was found.
 
+    The interval is Yuen's for a trimmed mean (winsorised variance, Student's t), widened by the error over draws. It is
+    about the factor of a block like these, under draws like these: not about other initialisations of the model, and
+    for a span that `steepest` chose, about the blocks of that span.
+
     Attributes:
         value: trimmed mean factor per block.
-        low: lower end of its 95 % interval, over draws and over blocks.
-        high: upper end.
+        low: lower end of its 95 % interval, over draws and over blocks; 0 where one block tells no scatter.
+        high: upper end; infinite where one block tells no scatter.
         predicted: theory's factor per block; None where it covers less than half of the blocks.
         compared: the measured factor over just the blocks that theory covers; None as before.
         covered: share of the blocks that theory covers.
@@ -58,6 +71,10 @@ class Decay:
         first: index of the first boundary used.
         last: index of the last boundary used.
         draws: number of draws.
+        rows: as `steps`, for each draw.
+        expected: theory's factor of each block in log10; NaN where it has none.
+
+    Source: Yuen 1974, Biometrika 61, 165-170.
     """
 
     value: float
@@ -70,6 +87,8 @@ class Decay:
     first: int
     last: int
     draws: int
+    rows: tuple[tuple[float, ...], ...]
+    expected: tuple[float, ...]
 
     @property
     def decades(self) -> float:
@@ -81,6 +100,48 @@ class Decay:
         """Decades lost between the two ends, as measured; negative if it grows."""
         return -sum(self.steps)
 
+    def steepest(self, *, grows: bool = False) -> Decay | None:
+        """Return the decay over the contiguous blocks that lose most, or None if no block loses more than is tolerated.
+
+        Each block may lose the tolerated factor `LEAST_FACTOR`; the span maximises the loss beyond that, so that blocks
+        at criticality on either side do not join it and hide it.
+
+        Args:
+            grows: look for the span that grows most instead.
+        """
+        tolerated = -math.log10(LEAST_FACTOR)
+        excess = [(step if grows else -step) - tolerated for step in self.steps]
+        best, chosen, running, start = 0.0, None, 0.0, 0
+        for index, value in enumerate(excess):
+            if running <= 0:
+                running, start = 0.0, index
+            running += value
+            if running > best:
+                best, chosen = running, (start, index + 1)
+        if chosen is None:
+            return None
+        begin, end = chosen
+        rows = torch.tensor(self.rows, dtype=torch.float64)[:, begin:end]
+        return _fitted(rows, torch.tensor(self.expected[begin:end], dtype=torch.float64), self.first + begin)
+
+    def spread_out(self, *, grows: bool = False) -> float:
+        """Return the decades lost between the ends by all blocks but the one that loses most: what no single one does.
+
+        Args:
+            grows: the decades gained instead.
+        """
+        changes = [step if grows else -step for step in self.steps]
+        return sum(changes) - max(changes)
+
+    def excludes_criticality(self, *, grows: bool = False) -> bool:
+        """Whether enough blocks lie, with the whole interval of their factor, below `LEAST_FACTOR` (or above 1 / it).
+
+        Args:
+            grows: above.
+        """
+        beyond = self.low > 1 / LEAST_FACTOR if grows else self.high < LEAST_FACTOR
+        return len(self.steps) >= LEAST_STEPS and beyond
+
     def agrees(self, tolerance: float) -> bool:
         """Whether theory's factor and the measured one are within `tolerance` decades per block."""
         if self.predicted is None or self.compared is None or min(self.predicted, self.compared) <= 0:
@@ -88,11 +149,26 @@ class Decay:
         return abs(math.log10(self.predicted / self.compared)) <= tolerance
 
     def told(self) -> dict[str, Any]:
-        """Return the values for a report."""
-        told = {"value": self.value, "low": self.low, "high": self.high, "draws": self.draws}
+        """Return the values for a report; no interval where there is none."""
+        told: dict[str, Any] = {"value": self.value, "draws": self.draws, "blocks": len(self.steps)}
+        if len(self.steps) > 1:
+            told |= {"low": self.low, "high": self.high}
         if self.predicted is not None:
             told |= {"predicted": self.predicted, "predicted_share": self.covered}
         return told
+
+    def interval(self, digits: int = 3) -> str:
+        """Return the interval and theory's value, for a sentence.
+
+        Args:
+            digits: significant ones.
+        """
+        theory = (
+            f"theory says {self.predicted:.{digits}g}" if self.predicted is not None else "theory has no value here"
+        )
+        if len(self.steps) < 2:
+            return f"one block; {theory}"
+        return f"95 % interval {self.low:.{digits}g} to {self.high:.{digits}g}; {theory}"
 
 
 def gradient_decay(trace: Trace) -> Decay | str:
@@ -159,34 +235,41 @@ def _per_block(logs: Tensor, predicted: Tensor, last: int, *, towards_input: boo
     first, last = _run(reached.tolist(), from_end=towards_input)
     if last - first < 1:
         return "there are fewer than two boundaries to compare"
-    logs = logs[:, first : last + 1]
     sign = -1.0 if towards_input else 1.0
-    slopes = torch.tensor([_central(sign * row.diff()) for row in logs], dtype=torch.float64)
-    steps = sign * logs.mean(0).diff()
-    slope = float(slopes.mean())
-    error_draws = 0.0
+    expected = predicted[first:last] if towards_input else sign * predicted[first:last]
+    return _fitted(sign * logs[:, first : last + 1].diff(), expected, first)
+
+
+def _fitted(rows: Tensor, expected: Tensor, first: int) -> Decay:
+    """Fit the factor and its interval.
+
+    Args:
+        rows: log10 of the factor of each block, one row for each draw.
+        expected: theory's; NaN or empty where there is none.
+        first: index of the first boundary.
+    """
+    steps, slopes = rows.mean(0), torch.stack([_central(row) for row in rows])
+    slope, half = float(slopes.mean()), _half_width(steps)
     if len(slopes) > 1:
-        error_draws = _quantile(len(slopes) - 1) * float(slopes.std()) / math.sqrt(len(slopes))
-    error_blocks = 0.0
-    if len(steps) > 1:
-        scatter = float((steps - steps.median()).abs().median())
-        error_blocks = _quantile(len(steps) - 1) * _ERROR * scatter / math.sqrt(len(steps))
-    half = math.hypot(error_draws, error_blocks)
-    expected = sign * predicted[first:last] if not towards_input else predicted[first:last]
+        half = math.hypot(half, _quantile(len(slopes) - 1) * float(slopes.std()) / math.sqrt(len(slopes)))
+    if expected.numel() != steps.numel():
+        expected = torch.full_like(steps, math.nan)
     known = torch.isfinite(expected)
-    covered = float(known.double().mean()) if expected.numel() else 0.0
+    covered = float(known.double().mean())
     spoken = covered >= LEAST_COVERAGE
     return Decay(
-        value=10**slope,
-        low=10 ** (slope - half),
-        high=10 ** (slope + half),
-        predicted=10 ** _central(expected[known]) if spoken else None,
-        compared=10 ** _central(steps[known]) if spoken else None,
+        value=_power(slope),
+        low=_power(slope - half),
+        high=_power(slope + half),
+        predicted=_power(float(_central(expected[known]))) if spoken else None,
+        compared=_power(float(_central(steps[known]))) if spoken else None,
         covered=covered,
         steps=tuple(steps.tolist()),
         first=first,
-        last=last,
-        draws=len(slopes),
+        last=first + len(steps),
+        draws=len(rows),
+        rows=tuple(tuple(row) for row in rows.tolist()),
+        expected=tuple(expected.tolist()),
     )
 
 
@@ -204,11 +287,37 @@ def _run(good: Sequence[bool], *, from_end: bool) -> tuple[int, int]:
     return first, last
 
 
-def _central(steps: Tensor) -> float:
-    """Return the mean without the outermost tenth, at least one, on either side; with fewer than three, the mean."""
-    drop = math.ceil(TRIMMED * len(steps)) if len(steps) > 2 else 0
-    return float(steps.sort().values[drop : len(steps) - drop].mean())
+def _trimmed(num: int) -> int:
+    """Return how many of `num` values are left out on either side."""
+    return math.ceil(TRIMMED * num) if num >= LEAST_TRIMMED else 0
+
+
+def _central(steps: Tensor) -> Tensor:
+    """Return the trimmed mean."""
+    drop = _trimmed(len(steps))
+    return steps.sort().values[drop : len(steps) - drop].mean()
+
+
+def _half_width(steps: Tensor) -> float:
+    """Return half the 95 % interval of the trimmed mean, from the winsorised variance; infinite for one value."""
+    drop, num = _trimmed(len(steps)), len(steps)
+    kept = num - 2 * drop
+    if kept < 2:
+        return math.inf
+    ordered = steps.sort().values
+    winsorised = ordered.clamp(float(ordered[drop]), float(ordered[num - drop - 1]))
+    error = math.sqrt((num - 1) * float(winsorised.var()) / (kept * (kept - 1)))
+    return _quantile(kept - 1) * error
 
 
 def _quantile(freedom: int) -> float:
-    return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.5 / freedom
+    """Return the 97.5 % quantile of Student's t: a table, then two terms of Cornish and Fisher."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def _power(exponent: float) -> float:
+    """Return ten to the power; infinite, or zero, beyond what a float64 holds."""
+    return 10.0**exponent if exponent < 308 else math.inf

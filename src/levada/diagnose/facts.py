@@ -10,7 +10,26 @@ from torch import Tensor
 from levada.diagnose.prediction import Prediction
 from levada.probe.trace import Trace
 
-__all__ = ["Facts", "facts_of"]
+__all__ = ["Cut", "Facts", "facts_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where the graph ends for parameters that ask for a gradient and act on the loss.
+
+    Attributes:
+        parameters: their names.
+        sites: their blocks, in order of execution.
+        operations: the operations at which the graph ends, in words; empty if none was seen.
+        quiet: whether those ran with gradients disabled, which somebody wrote on purpose.
+        around: whether what enters those operations reaches the loss on another way too.
+    """
+
+    parameters: tuple[str, ...]
+    sites: tuple[str, ...]
+    operations: tuple[str, ...] = ()
+    quiet: bool = False
+    around: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +49,8 @@ class Facts:
         output_spread_exact: whether `output_spread` was measured in double precision.
         output_spread_after: as `output_spread`, after the optimizer's first step.
         nonfinite_parameters: parameters that hold NaN or Inf.
-        unreached: site -> parameters that should learn and change the objective, but which no gradient reaches.
+        cuts: where the graph ends for parameters that should learn and change the objective.
+        flat: what the inputs lack, "size" if all are zero, "spread" if they are all the same, "" if nothing.
         fixed: parameters that do not ask for a gradient.
         activations: site -> names of its activation functions.
         units: site -> number of units of its last activation.
@@ -54,7 +74,8 @@ class Facts:
     output_spread_exact: bool = False
     output_spread_after: float | None = None
     nonfinite_parameters: tuple[str, ...] = ()
-    unreached: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cuts: tuple[Cut, ...] = ()
+    flat: str = ""
     fixed: tuple[str, ...] = ()
     activations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)

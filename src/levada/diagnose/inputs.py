@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError
 
-__all__ = ["MAX_BATCHES", "Batch", "raised", "read_batches", "require_model", "tensors_in"]
+__all__ = ["MAX_BATCHES", "Batch", "flatness", "raised", "read_batches", "require_model", "tensors_in"]
 
 # Four batches give an interval over data; more would cost time and say nothing new about decay over depth.
 MAX_BATCHES = 4
@@ -70,6 +70,25 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from tensors_in(item)
+
+
+def flatness(batches: Iterable[Batch]) -> str:
+    """Return what the inputs lack: "size" if all are zero, "spread" if all rows of every batch are the same, or "".
+
+    A batch of one row has no spread to lack. Indices of zero have a size: they choose an embedding.
+
+    Args:
+        batches: what is measured.
+
+    Example:
+        >>> flatness([Batch((torch.zeros(4, 2),))]), flatness([Batch((torch.ones(4, 2),))]), flatness([Batch((torch.ones(1),))])
+        ('size', 'spread', '')
+    """
+    found = [tensor for batch in batches for tensor in batch.tensors()]
+    if all(t.is_floating_point() and not bool(t.any()) for t in found):
+        return "size"
+    rows = [t for t in found if t.dim() > 0 and len(t) > 1]
+    return "spread" if rows and all(bool((t == t[:1]).all()) for t in rows) else ""
 
 
 def raised(error: Exception) -> str:

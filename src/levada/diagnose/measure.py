@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose.decay import LEAST_DECADES
+from levada.diagnose.cut import Graph
 from levada.diagnose.facts import Facts
-from levada.diagnose.inputs import Batch, raised
+from levada.diagnose.inputs import Batch, flatness, raised
 from levada.diagnose.loss import Loss, LossLike, floating_outputs, main_output, resolve_loss
 from levada.diagnose.moments import Moments
 from levada.diagnose.prediction import Prediction, predict
 from levada.diagnose.trial import output_spread, parameters_matter, replaced, roused_head
 from levada.diagnose.update import Factory, Update, first_update
-from levada.probe import Execution, Probe, Trace, cotangent_rms
+from levada.probe import Execution, Probe, Trace
+from levada.probe.cotangent import Cotangents
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
 
@@ -93,12 +95,16 @@ def measure(
     start = time.perf_counter()
     run = _Run(model, batches, draws.seed)
     run.require()
-    execution, moments, outputs, units = _record(run)
+    execution, moments, outputs, units, graph = _record(run)
     resolved = resolve_loss(loss, outputs, batches[0])
+    graph.end_in(
+        outputs, resolved(outputs, batches[0]) if resolved is not None else _random_projection(outputs, draws.seed)
+    )
     del outputs
     predictions = predict(model, execution, moments)
     trace, gradients, value = _losses(run, execution, resolved, start + draws.budget)
-    logs = _cotangents(run, trace, start + draws.budget)
+    cotangents = Cotangents(model)
+    logs = _cotangents(run, cotangents, trace, start + draws.budget)
     update = None
     reached = {name: gradient for name, gradient in gradients.items() if gradient is not None}
     if resolved is not None and reached:
@@ -111,23 +117,31 @@ def measure(
     if resolved is None:
         values["gradient_rms"] = torch.full_like(values["gradient_rms"], torch.nan)
         run.notes.append("There are no targets, so no loss and no update were measured: only random cotangents.")
-    facts = _facts(run, execution, resolved, gradients, value, update)
+    facts = _facts(run, execution, resolved, gradients, value, update, graph)
     facts = replace(
         facts,
         predictions=_matching(predictions, trace),
         units=units,
         cotangent_log10=logs,
-        cotangent_log10_after=_steep_after(run, trace, logs, update),
+        cotangent_log10_after=_steep_after(run, cotangents, trace, logs, update, start + draws.budget),
     )
     context = {**trace.context, "facts": facts, "depth": len(trace.sites)}
     run.notes.extend(_told(trace, logs, resolved, update, batches, predictions))
+    if time.perf_counter() > start + draws.budget:
+        run.notes.append(f"The budget of {draws.budget:g} s was spent before everything was measured.")
     return Trace(trace.sites, (0,) * rows, values, context), run.notes
 
 
-def _record(run: _Run) -> tuple[Execution, dict[int, Moments], Any, dict[str, int]]:
-    """Run once, and keep the moments of every value."""
+def _record(run: _Run) -> tuple[Execution, dict[int, Moments], Any, dict[str, int], Graph]:
+    """Run once, and keep the moments of every value and what autograd follows."""
     moments: dict[int, Moments] = {}
-    recorder = Recorder(run.model, on_value=lambda number, tensor: moments.update({number: _moments(number, tensor)}))
+
+    def see(number: int, tensor: Tensor) -> None:
+        moments[number] = _moments(number, tensor)
+        graph.see(number, tensor)
+
+    recorder = Recorder(run.model, on_value=see)
+    graph = Graph(recorder, frozenset(name for name, p in run.model.named_parameters() if p.requires_grad))
     recorder.attach()
     try:
         outputs = run()
@@ -145,7 +159,7 @@ def _record(run: _Run) -> tuple[Execution, dict[int, Moments], Any, dict[str, in
     for site in execution.sites:
         activated = [o for o in execution.operations[site.name] if o.output in recorder.channel_dim]
         units[site.name] = sum(o.shape[recorder.channel_dim[o.output]] for o in activated if o.shape)
-    return execution, {n: m for n, m in moments.items() if n in keep}, outputs, units
+    return execution, {n: m for n, m in moments.items() if n in keep}, outputs, units, graph
 
 
 def _moments(number: int, tensor: Tensor) -> Moments:
@@ -206,26 +220,30 @@ def _gradients(model: nn.Module, target: Tensor) -> dict[str, Tensor | None]:
     return dict(zip(wanted, found, strict=True))
 
 
-def _cotangents(run: _Run, trace: Trace, deadline: float) -> Tensor:
+def _cotangents(run: _Run, cotangents: Cotangents, trace: Trace, deadline: float) -> Tensor:
     """Return log10 of the size of random cotangents, one row for each that was made."""
     roused = roused_head(run.model, trace.sites[-1].parameters)
     if not roused:
-        return _drawn_cotangents(run, trace, deadline)
+        return _drawn_cotangents(run, cotangents, trace, deadline)
     run.notes.append(f"{next(iter(roused))} is all zero: cotangents were measured with random numbers in its place.")
     with replaced(run.model, roused):
-        return _drawn_cotangents(run, trace, deadline)
+        return _drawn_cotangents(run, cotangents, trace, deadline)
 
 
-def _steep_after(run: _Run, trace: Trace, logs: Tensor, update: Update | None) -> Tensor | None:
+def _steep_after(
+    run: _Run, cotangents: Cotangents, trace: Trace, logs: Tensor, update: Update | None, deadline: float
+) -> Tensor | None:
     """Measure once more after the optimizer's first step, if the gradient falls by decades across one block."""
     falls = logs.nan_to_num(neginf=-math.inf).mean(0).diff()
-    if update is None or not bool((falls >= LEAST_DECADES).any()):
+    if update is None or not bool((falls >= LEAST_DECADES).any()) or time.perf_counter() > deadline:
         return None
     with replaced(run.model, update.after):
-        return _drawn_cotangents(run, trace, math.inf, draws=1)
+        return _drawn_cotangents(run, cotangents, trace, math.inf, draws=1)
 
 
-def _drawn_cotangents(run: _Run, trace: Trace, deadline: float, draws: int = COTANGENTS) -> Tensor:
+def _drawn_cotangents(
+    run: _Run, cotangents: Cotangents, trace: Trace, deadline: float, draws: int = COTANGENTS
+) -> Tensor:
     rows: list[Tensor] = []
     for draw in range(draws):
         if draw and time.perf_counter() > deadline:
@@ -237,7 +255,7 @@ def _drawn_cotangents(run: _Run, trace: Trace, deadline: float, draws: int = COT
             return run(index, draw)
 
         try:
-            execution, logs = cotangent_rms(run.model, once, draws=1, seed=seed)
+            execution, logs = cotangents.draw(once, seed)
         except MeasurementError as error:
             run.notes.append(f"No cotangent was measured: {error}")
             return torch.full((1, len(trace.sites)), torch.nan, dtype=torch.float64)
@@ -245,7 +263,7 @@ def _drawn_cotangents(run: _Run, trace: Trace, deadline: float, draws: int = COT
             rows.append(logs)
     if not rows:
         return torch.full((1, len(trace.sites)), torch.nan, dtype=torch.float64)
-    return torch.cat(rows)
+    return torch.stack(rows)
 
 
 def _padded(column: Tensor, rows: int) -> Tensor:
@@ -285,6 +303,7 @@ def _facts(
     gradients: Mapping[str, Tensor | None],
     value: float | None,
     update: Update | None,
+    graph: Graph,
 ) -> Facts:
     model = run.model
     read = {name for site in execution.sites for o in execution.operations[site.name] for name in o.parameters}
@@ -331,7 +350,8 @@ def _facts(
         output_spread_exact=exact,
         output_spread_after=spread_after,
         nonfinite_parameters=tuple(n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())),
-        unreached=matter or {},
+        cuts=graph.cuts(execution, matter or {}),
+        flat=flatness(run.batches),
         fixed=tuple(n for n, p in model.named_parameters() if not p.requires_grad),
         activations={s: tuple(o.name for o in ops if o.kind == "activation") for s, ops in operations.items()},
         batch_normalised=frozenset(s for s, ops in operations.items() if any(o.name == "batch_norm" for o in ops)),

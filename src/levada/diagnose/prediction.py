@@ -64,7 +64,7 @@ def predict(model: nn.Module, execution: Execution, measured: Mapping[int, Momen
     parameters = dict(model.named_parameters(remove_duplicate=False))
     network = Network(parameters, dict(model.named_modules()), execution.shape_of, _active(execution))
     states: dict[int, Moments | Reason] = {}
-    readers = _readers(execution)
+    readers, users = _readers(execution), _users(execution, parameters)
     predictions = []
     previous: str | None = None
     for site in execution.sites:
@@ -74,10 +74,14 @@ def predict(model: nn.Module, execution: Execution, measured: Mapping[int, Momen
             states[start], anchored = measured[start], start in states
         gains = _forward(network, operations, states, measured)
         gain = _backward(operations, gains, start, execution.output_of[site.name])
+        shared = _shared(operations, site.name, users, parameters)
         others = [o for o in readers.get(start, ()) if o not in operations] if start is not None else []
         if previous is not None and others:
             gain = f"the output of {previous} is also read by {others[0].module or others[0].name}, in another block"
         end = execution.output_of[site.name]
+        if shared is not None:
+            # Weights that meet their own products are not independent of the signal, which theory needs.
+            gain = states[end] = shared
         state = states.get(end, "it was never computed")
         unmixed = _unmixed(readers, end) if end in network.active else None
         if isinstance(gain, float) and unmixed is not None:
@@ -97,6 +101,32 @@ def predict(model: nn.Module, execution: Execution, measured: Mapping[int, Momen
         )
         previous = site.name
     return tuple(predictions)
+
+
+def _users(execution: Execution, parameters: Mapping[str, nn.Parameter]) -> dict[int, list[str]]:
+    """Return the blocks in which each parameter acts, by its identity: tied ones have several names."""
+    users: dict[int, list[str]] = {}
+    for site in execution.sites:
+        names = {name for operation in execution.operations[site.name] for name in operation.parameters}
+        for number in {id(parameters[name]) for name in names if name in parameters}:
+            users.setdefault(number, []).append(site.name)
+    return users
+
+
+def _shared(
+    operations: Sequence[Operation],
+    site: str,
+    users: Mapping[int, Sequence[str]],
+    parameters: Mapping[str, nn.Parameter],
+) -> Reason | None:
+    """Return why theory is silent if a parameter of these operations acts in another block too."""
+    for operation in operations:
+        for name in operation.parameters:
+            acts = users.get(id(parameters[name]), ()) if name in parameters else ()
+            if len(acts) > 1:
+                other = next(one for one in acts if one != site)
+                return f"{name} acts in {other} too, and theory needs weights that are independent from block to block"
+    return None
 
 
 def _readers(execution: Execution) -> dict[int, list[Operation]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from levada._errors import UsageError, require_at_least
 from levada.initialise._weights import gauss_, glorot_, weights
+from levada.theory import ActivationLike, critical_point
 
 __all__ = ["critical", "gaussian", "glorot", "he", "pytorch_default"]
 
@@ -167,7 +167,7 @@ def _draw(
 def critical(
     module: nn.Module,
     *,
-    activation: Callable[[Tensor], Tensor] = torch.relu,
+    activation: ActivationLike = "relu",
     variance: float = 1.0,
     generator: Generator | None = None,
 ) -> nn.Module:
@@ -178,7 +178,8 @@ def critical(
 
     Args:
         module: changed in place: every Linear, Conv1d-3d and MultiheadAttention.
-        activation: the elementwise function `phi` between the weights.
+        activation: the function `phi` between the weights: a name, an elementwise callable, or, where the slope of a
+            callable jumps elsewhere than at zero, a `levada.theory.Activation` that says where.
         variance: the variance `q` of the pre-activations to stay at. A rectifier has a critical point at every `q`.
         generator: where the random numbers come from.
 
@@ -197,27 +198,10 @@ def critical(
     """
     if not variance > 0:
         raise UsageError(f"critical: variance must be positive, got {variance}. For tanh near 0 use gaussian.")
-    nodes, masses = _normal_quadrature(200)
-    with torch.enable_grad():
-        z = (nodes * math.sqrt(variance)).requires_grad_()
-        value = activation(z)
-        (slope,) = torch.autograd.grad(value.sum(), z)
-    square, slope_square = float(masses @ value.detach() ** 2), float(masses @ slope**2)
-    weight_variance = 1 / slope_square if slope_square else math.inf
-    bias_variance = variance - weight_variance * square
+    try:
+        point = critical_point(activation, variance)
+    except UsageError as error:
+        raise UsageError(f"critical, at the variance q = {variance:g}: {error}") from error
     # A homogeneous activation leaves exactly 0 here, but for rounding.
-    if abs(bias_variance) < 1e-9 * variance:
-        bias_variance = 0.0
-    if not bias_variance >= 0:
-        raise UsageError(
-            f"critical: the activation has no critical point at variance {variance}: a bias would need the variance "
-            f"{bias_variance:.3g}. Try another variance."
-        )
-    return _draw(module, "critical", weight_variance, bias_variance, generator)
-
-
-def _normal_quadrature(num_nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes and masses for `E[f(z)]`, `z ~ N(0, 1)`: the eigenproblem of Golub and Welsch (1969)."""
-    off_diagonal = torch.arange(1, num_nodes, dtype=torch.float64).sqrt().diag(1)
-    nodes, vectors = torch.linalg.eigh(off_diagonal + off_diagonal.mT)
-    return nodes, vectors[0] ** 2
+    bias_variance = point.bias_variance if point.bias_variance > 1e-9 * variance else 0.0
+    return _draw(module, "critical", point.weight_variance, bias_variance, generator)

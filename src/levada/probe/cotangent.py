@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,14 @@ from levada.probe.operation import Execution
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
 from levada.probe.statistics import mean_square
+from levada.probe.taps import Plan, Taps, Target, plan_from
 
-__all__ = ["cotangent_rms"]
+__all__ = ["Cotangents", "cotangent_rms"]
 
 # Sizes at which neither the gradient's smaller elements underflow nor its larger ones overflow.
 _TRUSTED = {torch.float16: (1e-3, 1e3), torch.float64: (1e-140, 1e140)}
 _WIDE = 1e-30, 1e30  # float32 and bfloat16
+_TOGETHER = 1 << 22  # elements that are stacked to be measured in one call
 
 
 def cotangent_rms(
@@ -57,30 +60,136 @@ def cotangent_rms(
         -40.0
     """
     require_at_least("cotangent_rms", "draws", draws, 1)
-    values: dict[int, _Value] = {}
-
-    def keep(number: int, tensor: Tensor) -> None:
-        if tensor.requires_grad:  # the edge belongs to this version: what overwrites the tensor comes later
-            values[number] = _Value(get_gradient_edge(tensor), tuple(tensor.shape), tensor.dtype, tensor.device)
-
-    recorder = Recorder(model, on_value=keep)
-    recorder.attach()
-    try:
-        run()
-    finally:
-        recorder.detach()
-    root = recorder.root
-    output = next((n for n in root.outputs if n in values), None) if root is not None and recorder.finished else None
-    if output is None:
-        raise MeasurementError(
-            f"cotangent_rms: run() gave no output of {type(model).__name__} with a graph. Call model(...) inside run, "
-            "with gradients enabled and at least one parameter or input that requires one."
-        )
-    execution = execution_from(recorder)
-    boundaries = [execution.output_of[site.name] for site in execution.sites]
-    sweep = _Sweep(values, output, boundaries, _cuts(recorder, values))
+    cotangents = Cotangents(model)
+    execution, sweep = cotangents.run(run)
     logs = [sweep.measure(torch.Generator().manual_seed(seed + draw)) for draw in range(draws)]
     return execution, torch.tensor(logs, dtype=torch.float64)
+
+
+@final
+class Cotangents:
+    """Cotangents over several forward passes of one model, as `cotangent_rms` has them over one.
+
+    The first pass is recorded. The next ones look only at the boundaries, with a few hooks; a pass that does not come by
+    all of them, or that leaves another graph, took another path: it is run again and recorded.
+
+    Args:
+        model: the module whose boundaries are wanted.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        >>> cotangents = Cotangents(net)
+        >>> rows = [cotangents.draw(lambda: net(torch.ones(5, 3)), seed)[1] for seed in (0, 1)]
+        >>> rows[0].shape, cotangents.recorded
+        (torch.Size([2]), 1)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.recorded = 0
+        self._model = model
+        self._plan: Plan | None = None
+        self._output = -1
+        self._expected: set[int] = set()
+        self._cuts: set[int] = set()
+        self._nodes: Counter[str] = Counter()
+
+    def draw(self, run: Callable[[], Any], seed: int) -> tuple[Execution, Tensor]:
+        """Return the blocks, and log10 of the gradient's size at each for one cotangent, of shape `(sites,)`.
+
+        Args:
+            run: calls the model; it must give the same when called twice.
+            seed: of the cotangent.
+
+        Raises:
+            MeasurementError: if the model was not called, or its output has no graph.
+        """
+        execution, sweep = self.run(run)
+        return execution, torch.tensor(sweep.measure(torch.Generator().manual_seed(seed)), dtype=torch.float64)
+
+    def run(self, run: Callable[[], Any]) -> tuple[Execution, _Sweep]:
+        """Run the model once, twice if it takes another path than before, and return its boundaries' graph."""
+        if self._plan is not None:
+            sightings = _Sightings()
+            taps = Taps(self._model, self._plan, sightings)
+            taps.attach()
+            try:
+                run()
+            finally:
+                taps.detach()
+            values = sightings.values
+            if sightings.passes == 1 and self._as_recorded(values):
+                return self._plan.execution, self._sweep(self._plan.execution, values)
+        return self._record(run)
+
+    def _as_recorded(self, values: Mapping[int, _Value]) -> bool:
+        return values.keys() == self._expected and _nodes(values[self._output].edge) == self._nodes
+
+    def _record(self, run: Callable[[], Any]) -> tuple[Execution, _Sweep]:
+        values: dict[int, _Value] = {}
+
+        def keep(number: int, tensor: Tensor) -> None:
+            if tensor.requires_grad:
+                values[number] = _Value.of(tensor)
+
+        recorder = Recorder(self._model, on_value=keep)
+        recorder.attach()
+        try:
+            run()
+        finally:
+            recorder.detach()
+        root = recorder.root
+        found = next((n for n in root.outputs if n in values), None) if root is not None and recorder.finished else None
+        if found is None:
+            raise MeasurementError(
+                f"cotangent_rms: run() gave no output of {type(self._model).__name__} with a graph. Call model(...) "
+                "inside run, with gradients enabled and at least one parameter or input that requires one."
+            )
+        execution = execution_from(recorder)
+        self.recorded += 1
+        self._output, self._cuts = found, _cuts(recorder, values)
+        self._expected = {n for n in (found, *execution.output_of.values()) if n in values}
+        self._plan = plan_from(recorder, execution, {n: [Target(n, True, None, True)] for n in self._expected})
+        self._nodes = _nodes(values[found].edge)
+        return execution, self._sweep(execution, values)
+
+    def _sweep(self, execution: Execution, values: Mapping[int, _Value]) -> _Sweep:
+        return _Sweep(values, self._output, [execution.output_of[site.name] for site in execution.sites], self._cuts)
+
+
+class _Sightings:
+    """The values that taps come by, each at its first sight; what is seen twice has the graph of the version seen."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, _Value] = {}
+        self.passes = 0
+
+    def begin(self) -> bool:
+        """Measure every pass; a second one makes the run one that must be recorded."""
+        self.passes += 1
+        return self.passes == 1
+
+    def end(self, completed: bool) -> None:
+        """Keep what was seen."""
+
+    def see(self, target: Target, tensor: Tensor) -> None:
+        """Keep a value's place in the graph."""
+        if tensor.requires_grad:
+            self.values[target.site] = _Value.of(tensor)
+
+    def see_again(self, target: Target, tensor: Tensor) -> None:
+        """Pass over what is computed outside of the model's call."""
+
+
+def _nodes(edge: GradientEdge) -> Counter[str]:
+    """Return how many nodes of each kind the graph behind an edge has."""
+    pending: list[Any] = [edge.node]
+    seen: set[Any] = set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending.extend(following for following, _ in node.next_functions)
+    return Counter(type(node).__name__ for node in seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +200,11 @@ class _Value:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """Return where a tensor stands now; what overwrites it later makes another edge."""
+        return cls(get_gradient_edge(tensor), tuple(tensor.shape), tensor.dtype, tensor.device)
 
     @property
     def trusted(self) -> tuple[float, float]:
@@ -163,11 +277,12 @@ class _Sweep:
         )
         best: tuple[int, Tensor, float] | None = None
         lost = False
-        for number, gradient in zip(wanted, gradients, strict=True):
+        sizes = _sizes(gradients)
+        for index, (number, gradient) in enumerate(zip(wanted, gradients, strict=True)):
             if gradient is None:
                 rough[number] = -math.inf
                 continue
-            size = math.sqrt(mean_square(gradient[None]).item())
+            size = sizes[index]
             low, high = self._values[number].trusted
             if low <= size <= high:
                 found[number] = math.log10(size) + offset
@@ -179,3 +294,20 @@ class _Sweep:
         if not lost or best is None:
             return None
         return (best[0], best[1] / best[2]), offset + math.log10(best[2])
+
+
+def _sizes(gradients: Sequence[Tensor | None]) -> dict[int, float]:
+    """Return the root mean square of each gradient that there is, those of one shape together."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index, gradient in enumerate(gradients):
+        if gradient is not None:
+            alike.setdefault((gradient.shape, gradient.dtype, gradient.device), []).append(index)
+    sizes: dict[int, float] = {}
+    for (shape, _, _), indices in alike.items():
+        rows = max(1, _TOGETHER // max(1, math.prod(shape)))
+        for start in range(0, len(indices), rows):
+            chunk = indices[start : start + rows]
+            found = [g for g in (gradients[i] for i in chunk) if g is not None]
+            squares = mean_square(torch.stack(found) if len(found) > 1 else found[0][None])
+            sizes.update((i, math.sqrt(square)) for i, square in zip(chunk, squares.flatten().tolist(), strict=True))
+    return sizes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -74,10 +74,18 @@ def targets_of(recorder: Recorder, execution: Execution) -> dict[int, list[Targe
     return found
 
 
-def plan_from(recorder: Recorder, execution: Execution) -> Plan:
-    """Choose for each value the cheapest place to see it: a module's output, an argument, a function's result."""
+def plan_from(
+    recorder: Recorder, execution: Execution, wanted: Mapping[int, Sequence[Target]] | None = None
+) -> Plan:
+    """Choose for each value the cheapest place to see it: a module's output, an argument, a function's result.
+
+    Args:
+        recorder: after the model's forward.
+        execution: the blocks found in it.
+        wanted: what to measure, by number of the value; the blocks' signals and activations if None.
+    """
     plan = Plan(execution)
-    for number, targets in targets_of(recorder, execution).items():
+    for number, targets in (targets_of(recorder, execution) if wanted is None else wanted).items():
         sightings = recorder.sightings.get(number, [])
         output = next((s for s in sightings if s.key is None), None)
         argument = next((s for s in sightings if s.key is not None), None)
@@ -89,7 +97,7 @@ def plan_from(recorder: Recorder, execution: Execution) -> Plan:
         elif number in recorder.producers:
             event = recorder.producers[number]
             frame = event.frame
-            plan.functions.setdefault((frame.name, frame.call), {})[event.function, event.ordinal] = targets
+            plan.functions.setdefault((frame.name, frame.call), {})[event.function, event.ordinal] = list(targets)
             plan.shields.update(inner.name for inner in frame.frames())
             plan.shields.add(frame.name)
     return plan

@@ -12,6 +12,7 @@ from levada.report.profile import column, decay, gradient_figure, gradient_key, 
 from levada.report.words import (
     SIGNS,
     cell,
+    evidence_name,
     evidence_rows,
     fired,
     headline,
@@ -157,7 +158,7 @@ def _remedy(remedy: Mapping[str, Any]) -> dict[str, Any]:
     before, after = remedy.get("before") or {}, remedy.get("after") or {}
     rows = [
         (
-            human(str(key)),
+            evidence_name(str(key)),
             interval(before.get(key), precise) if key in before else "—",
             interval(after.get(key), precise) if key in after else "—",
         )

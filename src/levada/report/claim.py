@@ -17,6 +17,7 @@ __all__ = [
     "Pair",
     "claim_view",
     "compared",
+    "failed",
     "numbers",
     "pairs",
     "ratio_text",
@@ -24,6 +25,7 @@ __all__ = [
     "statistic",
     "status",
     "value",
+    "wanted",
 ]
 
 STATUSES: Final = {"held": "✓", "not held": "✕", "not held, corrected": "≠", "not decided": "?"}
@@ -64,6 +66,26 @@ def read_claims(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if event.get("type", "claim") == "claim":
             last[str(event.get("name"))] = event
     return list(last.values())
+
+
+def failed(events: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Give the failures of a run's last call that no later result has mended, by key."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for event in events:
+        kind = event.get("type")
+        if kind == "study":
+            found.clear()  # what is missing is tried again by every call
+        elif kind == "failure":
+            found[str(event.get("key"))] = event
+        elif kind == "result":
+            found.pop(str(event.get("key")), None)
+    return found
+
+
+def wanted(events: Iterable[Mapping[str, Any]], missing: Mapping[str, Any]) -> int:
+    """Count the results that a run has or should have."""
+    there = {str(event.get("key")) for event in events if event.get("type") == "result"}
+    return len(there | missing.keys())
 
 
 def status(claim: Mapping[str, Any]) -> str:

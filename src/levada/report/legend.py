@@ -42,7 +42,11 @@ def legend(panels: Sequence[Panel], marked: bool, named: Iterable[int] = ()) -> 
     counts = sorted({one.num_seeds for one in drawn if one.num_seeds})
     if counts:
         most = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-        keys.append(f"<li>thin: each of {most} seeds; thick: their median</li>")
+        points = all(len(one.points) < 2 for one in drawn if one.style == "measured")
+        one_each = f"small: one point for each of {most} seeds; large: their median"
+        keys.append(f"<li>{one_each if points else f'thin: each of {most} seeds; thick: their median'}</li>")
+    elif seeded := len({one.seed for one in drawn if one.seed is not None and len(one.points) < 2}):
+        keys.append(f"<li>one point for each of {seeded} seeds</li>" if seeded > 1 else "")
     made = f'<ul class="legend">{"".join(items)}</ul>' if items else ""
     return made + (f'<ul class="legend key">{"".join(keys)}</ul>' if keys else "")
 

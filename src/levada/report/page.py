@@ -140,9 +140,11 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     events = list(run.events())
     told = run.manifest
     versions = [(name, value) for name, value in told.versions.items()]
-    settings = evidence_rows(
-        {key: value for key, value in told.config.items() if key not in ("command", *told.versions)}
-    )
+    config = {key: value for key, value in told.config.items() if key not in ("command", *told.versions)}
+    # Of a study that was run again, what the last call was asked for.
+    last: Mapping[str, Any] = next((event for event in reversed(events) if event["type"] == "study"), {})
+    config |= {key: last[key] for key in ("scale", "settings") if key in last}
+    settings = evidence_rows(config)
     provenance = [("run", told.name), ("created", told.created), *versions, *settings, ("command", told.command)]
     damage = run.damage
     shared = {"provenance": provenance, "damage": damage.message if damage else "", "created": told.created}

@@ -75,7 +75,7 @@ def gradient_figure(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any
     predicted = column(blocks, "gradient_predicted")
     if all(value is None for value in predicted):
         predicted = _extended(measured, number(decay(report).get("predicted")))
-    label = "measured" if key == "gradient_rms" else "measured, of a random unit cotangent at the output"
+    label = "measured" if key == "gradient_rms" else "measured, of a random cotangent of size 1 at the output"
     series = [
         *_interval_of_slope(report, blocks, measured, key),
         *_line(blocks, label, "measured", "measured", measured, key),
@@ -149,22 +149,32 @@ def _gradient_caption(
         return "No gradient above zero was measured at two blocks." + nothing
     (first, at_first), (last, at_last) = ends[0], ends[-1]
     change = math.log10(at_first) - math.log10(at_last)
-    how = (
-        "stays within a factor of two"
-        if abs(change) < 0.301
-        else f"{'grows' if change > 0 else 'shrinks'} {_times(change)}"
-    )
+    largest, smallest = (find(v for _, v in ends) for find in (max, min))
+    apart = math.log10(largest) - math.log10(smallest)
+    way = "goes" if abs(change) < 0.05 else "grows" if change > 0 else "shrinks"
+    how = f"{way} from {short(at_last)} to {short(at_first)}"
+    if abs(change) >= 0.301:
+        how += f", {_times(change)}"
+    if apart > abs(change) + 0.05 or abs(change) < 0.301:
+        how += f", its largest value {short(10**apart)} times its smallest" if apart < 3 else ""
     rate = decay(report)
     per = ""
     if rate.get("value") is not None:
-        per = f": a factor of {interval(rate)} per block"
+        per = f" Fitted over the blocks, that is a factor of {interval(rate)} per block"
         per += f", where theory predicts {short(rate['predicted'])}" if rate.get("predicted") is not None else ""
+        per += "."
     site = [place({"first": blocks[i].get("site")}) for i in (first, last)]
-    return f"On its way back from {site[1]} to {site[0]} the gradient {how}{per}.{nothing}"
+    return f"On its way back from {site[1]} to {site[0]} the gradient {how}.{per}{nothing}"
 
 
 def _times(change: float) -> str:
-    return f"{short(10 ** abs(change))} times" if abs(change) < 3 else f"by {abs(change):.1f} orders of magnitude"
+    factor = f"by a factor of {short(10 ** abs(change))}"
+    return factor if abs(change) < 3 else f"by {abs(change):.1f} orders of magnitude"
+
+
+def _ends(blocks: Sequence[Mapping[str, Any]]) -> str:
+    first, last = (place({"first": blocks[i].get("site")}) for i in (0, -1))
+    return f"{first} to {last}" if first and last else "the first block to the last"
 
 
 def signal_figure(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -195,7 +205,7 @@ def signal_figure(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]
     )
     return {
         "title": "The signal, block by block",
-        "caption": (f"From the first block to the last {text}." if text else "") + _below_rounding(blocks, rounding),
+        "caption": (f"From {_ends(blocks)} {text}." if text else "") + _below_rounding(blocks, rounding),
         "x": {"label": "block, input on the left, output on the right"},
         "y": {"label": "root mean square per element (units of the activations)", "scale": "log"},
         "series": series,

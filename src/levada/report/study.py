@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from levada.report.check import sampled
-from levada.report.claim import STATUSES, claim_view, read_claims
+from levada.report.claim import STATUSES, claim_view, failed, read_claims, wanted
 from levada.report.figure import figure
 from levada.report.series import read_panels
-from levada.report.words import short
+from levada.report.words import count, short
 
 __all__ = ["study_view"]
 
@@ -27,6 +27,7 @@ def study_view(name: str, events: list[dict[str, Any]]) -> dict[str, Any]:
     """
     told: dict[str, Any] = next((event for event in reversed(events) if event["type"] == "study"), {})
     results = [event for event in events if event["type"] == "result"]
+    missing = failed(events)
     figures = {str(event.get("id")): event for event in events if event["type"] == "figure"}
     claims = [claim_view(claim) for claim in read_claims(events)]
     sources = told.get("sources") or []
@@ -40,22 +41,24 @@ def study_view(name: str, events: list[dict[str, Any]]) -> dict[str, Any]:
         "claims": claims,
         "counts": _counts(claims),
         "results": len({str(event.get("key") or i) for i, event in enumerate(results)}),
-        "failures": _failures(events),
+        "failures": _failures(missing),
+        "failed": f"{len(missing)} of {count(wanted(events, missing), 'result')} failed" if missing else "",
         "seeds": sorted({str(event["seed"]) for event in results if event.get("seed") is not None}, key=_natural),
         "others": sum(event["type"] not in _SHOWN for event in events),
     }
 
 
-def _failures(events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Say which results are missing because their computation failed, and was not repeated since."""
-    last: dict[str, str] = {}
-    for event in events:
-        key = str(event.get("key"))
-        if event["type"] == "failure":
-            last[key] = f"{key}: {event.get('error') or 'failed'}"
-        elif event["type"] == "result":
-            last.pop(key, None)
-    return list(last.values())
+def _failures(missing: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say each error once, with the results that it kept from being computed."""
+    places: dict[str, list[str]] = {}
+    for key, event in missing.items():
+        config = event.get("config") or {}
+        told = [f"{name}={value}" for name, value in config.items()] if isinstance(config, Mapping) else []
+        named = ", ".join([*told, f"seed={event['seed']}"] if event.get("seed") is not None else told) or key
+        places.setdefault(str(event.get("error") or "failed"), []).append(named)
+    return [
+        f"{error} ({count(len(at), 'result')}: {at[0]}{'; …' if len(at) > 1 else ''})" for error, at in places.items()
+    ]
 
 
 def _natural(text: str) -> tuple[float, str]:

@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from levada.report.check import sampled
-from levada.report.claim import STATUSES, Pair, numbers, pairs, read_claims, statistic, status, value
+from levada.report.claim import STATUSES, Pair, failed, numbers, pairs, read_claims, statistic, status, value, wanted
 from levada.report.profile import column, decay, gradient_key
-from levada.report.words import SIGNS, cell, fired, headline, human, interval, phrase, plain
+from levada.report.words import COTANGENT, SIGNS, cell, count, evidence_name, fired, headline, human, interval, phrase, plain
 from levada.runs import Run
 
 if TYPE_CHECKING:
@@ -123,14 +123,12 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
     if len(kept) < len(blocks):
         console.print(f"{len(kept)} of {len(blocks)} blocks shown, evenly spaced.", style="dim", highlight=False)
     told = (
-        f"{name} {plain(10.0 ** max(low, -307.0))} to {plain(10.0**high)}"
+        f"{name} {plain(10.0 ** max(low, -307.0))} (empty) to {plain(10.0**high)} (full)"
         for name, (low, high) in zip(("signal", "gradient"), ranges, strict=True)
     )
-    console.print(f"Bars are logarithmic: {', '.join(told)}.", style="dim", highlight=False)
+    _say(console, f"Bars are logarithmic: {', '.join(told)}.", "dim")
     if key == "cotangent_rms":
-        _say(
-            console, "The gradient is that of a random cotangent of size 1 at the output, as theory predicts it.", "dim"
-        )
+        _say(console, f"The gradient is that of {COTANGENT}, as theory predicts it.", "dim")
     console.print()
 
 
@@ -167,7 +165,7 @@ def _print_verdict(report: Mapping[str, Any], console: Console) -> None:
         if finding.get("status") == "unknown":
             _say(console, f"not decided: {finding.get('rule')}: {finding.get('claim')}", "dim", 2)
     for note in report.get("notes") or ():
-        _say(console, f"assumed: {note}", "dim", 2)
+        _say(console, f"note: {note}", "dim", 2)
 
 
 def _print_finding(finding: Mapping[str, Any], console: Console) -> None:
@@ -182,7 +180,7 @@ def _print_finding(finding: Mapping[str, Any], console: Console) -> None:
         for key in (key for key in before if key in after):
             _say(
                 console,
-                f"{human(str(key))}: {interval(before[key], _exact)} {arrow} {interval(after[key], _exact)}",
+                f"{evidence_name(str(key))}: {interval(before[key], _exact)} {arrow} {interval(after[key], _exact)}",
                 "",
                 4,
             )
@@ -223,7 +221,14 @@ def print_claims(claims: Run | Iterable[Mapping[str, Any]], console: Console) ->
     from rich.table import Table
     from rich.text import Text
 
-    read = read_claims(claims.events() if isinstance(claims, Run) else claims)
+    events = list(claims.events() if isinstance(claims, Run) else claims)
+    missing = failed(events)
+    if missing:
+        sign = "✕" if _unicode(console) else "x"
+        of = f"{len(missing)} of {count(wanted(events, missing), 'result')} failed"
+        _say(console, f"{sign} {of}: {next(iter(missing.values())).get('error') or 'no reason is known'}", "bold red")
+        console.print()
+    read = read_claims(events)
     if not read:
         console.print("This run decides no claim.", highlight=False)
         return

@@ -9,8 +9,11 @@ from functools import partial
 from typing import Any, Final
 
 __all__ = [
+    "COTANGENT",
     "SIGNS",
     "cell",
+    "count",
+    "evidence_name",
     "evidence_rows",
     "fired",
     "headline",
@@ -31,7 +34,7 @@ _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸
 _PHRASES: Final[Mapping[str, tuple[str, str]]] = {
     "vanishing_gradient": ("The learning signal dies", "before it reaches"),
     "exploding_gradient": ("The gradient explodes", "on its way to"),
-    "vanishing_signal": ("The signal dies out", "at"),
+    "vanishing_signal": ("The signal has died out", "at"),
     "exploding_signal": ("The signal explodes", "at"),
     "saturated_activation": ("The activations saturate", "at"),
     "dead_units": ("Units are dead", "at"),
@@ -53,8 +56,55 @@ _PHRASES: Final[Mapping[str, tuple[str, str]]] = {
     "stream_collapse": ("The streams have become one", "at"),
     "unstable_mixing": ("The mixing of the streams is unstable", "at"),
 }
+COTANGENT: Final = "a cotangent: a random vector of size 1, sent backwards from the output"
 SIGNS: Final = {"error": "✕", "warn": "!", "info": "i", "healthy": "✓", "unknown": "?"}
 _RANK: Final = {"error": 0, "warn": 1, "info": 2}
+
+# What the keys of evidence mean, and the unit: a share is written in per cent.
+_EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
+    "gradient_decay_per_block": ("gradient, factor per block", ""),
+    "signal_decay_per_block": ("difference between inputs, factor per block", ""),
+    "growth_per_block": ("signal, factor per block", ""),
+    "gain_per_block": ("gain per block", ""),
+    "draws": ("random cotangents drawn", ""),
+    "predicted_share": ("blocks that theory covers", "%"),
+    "decades": ("in all", "orders of magnitude"),
+    "explained_by": ("explained by", ""),
+    "output_spread": ("difference between outputs / size of the output", ""),
+    "output_spread_after_step": ("the same after the optimizer's first step", ""),
+    "output_rms": ("size of the output, root mean square", ""),
+    "output_depends_on_input": ("whether the output depends on the input", ""),
+    "dead_fraction": ("share of units that are dead", "%"),
+    "saturated_fraction": ("share of elements that are saturated", "%"),
+    "gradient_before": ("gradient before the dead units", ""),
+    "spread_behind": ("difference between inputs behind them", ""),
+    "reference": ("for comparison", ""),
+    "input_rms": ("size of the input, root mean square", ""),
+    "weight_rms": ("size of the weights, root mean square", ""),
+    "lr": ("learning rate", ""),
+    "update_ratio": ("optimizer's first step / weights", ""),
+    "lost_fraction": ("share of that step lost in rounding", "%"),
+    "first_update_ratio": ("first of these layers, optimizer's first step / weights", ""),
+    "last_update_ratio": ("last of the other layers, optimizer's first step / weights", ""),
+    "first_lost_fraction": ("first of these layers, share of that step lost in rounding", "%"),
+    "first_gradient_over_eps": ("first of these layers, gradient / the optimizer's epsilon", ""),
+    "standing_still": ("layers that the optimizer's first step leaves as they are", ""),
+    "first_step_beside_weights": ("optimizer's first step / weights", ""),
+    "optimizer_first_step": ("test of the optimizer's first step", ""),
+    "loss_after_first_step": ("test of the loss after the first step", ""),
+    "loss_before": ("loss before the optimizer's first step (nats)", ""),
+    "loss_after": ("loss after it (nats)", ""),
+    "loss_beside_that_of_zeros": ("test of the loss beside that of an output of zeros", ""),
+    "loss_of_zeros": ("loss of an output of zeros", ""),
+    "freeze_training": ("training test with these layers frozen", ""),
+    "training": ("longer training test", ""),
+    "longer_training": ("longer training test", ""),
+    "parameters_without_gradient": ("parameters without a gradient", ""),
+    "share": ("share of values that are NaN or infinite", "%"),
+    "blocks_after": ("blocks behind it", ""),
+}
+_GROUPS: Final = ("tests", "optimizer_first_step", "loss_after_first_step", "loss_beside_that_of_zeros")
+_REASONS: Final = {"place": "its place: it happens at one block"}
 
 
 def number(value: Any) -> float | None:
@@ -171,10 +221,30 @@ def human(name: str) -> str:
     """Turn a key into words.
 
     Example:
-        >>> human("gradient_rms")
-        'gradient rms'
+        >>> human("gradient_rms"), human("saturated_fraction")
+        ('gradient rms', 'saturated fraction')
     """
     return name.replace("_", " ")
+
+
+def evidence_name(key: str) -> str:
+    """Say what a key of evidence means, in words.
+
+    Example:
+        >>> evidence_name("dead_fraction"), evidence_name("loss after 100 steps")
+        ('share of units that are dead', 'loss after 100 steps')
+    """
+    return _EVIDENCE.get(key, (human(key), ""))[0]
+
+
+def count(amount: int, noun: str) -> str:
+    """Write a count with its noun.
+
+    Example:
+        >>> count(1, "block"), count(1200, "block")
+        ('1 block', '1,200 blocks')
+    """
+    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
 
 
 def place(where: Mapping[str, Any] | None) -> str:
@@ -222,35 +292,61 @@ def headline(report: Mapping[str, Any]) -> str:
     return "The check could not decide" if verdict == "unknown" else f"The verdict is: {verdict}"
 
 
-def evidence_rows(evidence: Mapping[str, Any], write: Any = precise, path: str = "") -> Iterator[tuple[str, str]]:
-    """Give evidence as rows of two: what, and its value; a mapping of plain values is one row.
+def evidence_rows(
+    evidence: Mapping[str, Any], write: Any = precise, path: str = "", unit: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Give evidence as rows of two: what, in words and with its unit, and its value; what is empty has no row.
 
     Example:
         >>> list(evidence_rows({"decay": {"value": 0.41, "low": 0.4, "high": 0.42, "predicted": 0.408}, "blocks": 31}))
         [('decay', '0.41 [0.40, 0.42]; predicted 0.408'), ('blocks', '31')]
+        >>> list(evidence_rows({"tests": {"standing_still": 41, "of": 43, "first_gradient_over_eps": None}}))
+        [("layers that the optimizer's first step leaves as they are", '41 of 43')]
     """
     for key, value in evidence.items():
-        label = f"{path}, {human(str(key))}" if path else human(str(key))
-        if not isinstance(value, Mapping):
-            yield label, _written(value, write)
+        if _is_empty(value) or (key == "of" and "standing_still" in evidence):
             continue
-        told = [interval(value, write)] if "value" in value else []
-        rest = {k: v for k, v in value.items() if not told or k not in ("value", "low", "high")}
-        flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping) and not _is_sentence(v)}
-        told += [f"{human(str(k))}{':' * isinstance(v, str)} {_written(v, write)}" for k, v in flat.items()]
-        if told:
-            yield label, "; ".join(told)
-        yield from evidence_rows({k: v for k, v in rest.items() if k not in flat}, write, label)
+        words, own = _EVIDENCE.get(str(key), (human(str(key)), unit))
+        label = f"{path}, {words}" if path else words
+        if key == "standing_still" and "of" in evidence:
+            yield label, f"{_written(value, write, own)} of {_written(evidence['of'], write, own)}"
+        elif not isinstance(value, Mapping):
+            yield label, _written(value, write, own)
+        elif key in _GROUPS:
+            yield from evidence_rows(value, write, path)
+        else:
+            yield from _mapping_rows(label, value, write, own)
+
+
+def _mapping_rows(label: str, value: Mapping[str, Any], write: Any, unit: str) -> Iterator[tuple[str, str]]:
+    told = [interval(value, write)] if "value" in value else []
+    rest = {k: v for k, v in value.items() if not told or k not in ("value", "low", "high")}
+    flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping) and not _is_sentence(v) and not _is_empty(v)}
+    for k, v in flat.items():
+        words, own = _EVIDENCE.get(str(k), ("", unit))
+        if str(k) == "draws" and not label.startswith("gradient"):
+            words = "measurements"  # of a signal, which needs no cotangent
+        told.append(f"{words or human(str(k))}{':' * bool(words or isinstance(v, str))} {_written(v, write, own)}")
+    if told:
+        yield label, "; ".join(told)
+    yield from evidence_rows({k: v for k, v in rest.items() if k not in flat}, write, label, unit)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, Sequence, Mapping)) and not value)
 
 
 def _is_sentence(value: Any) -> bool:
     return isinstance(value, str) and len(value) > 24
 
 
-def _written(value: Any, write: Any) -> str:
+def _written(value: Any, write: Any, unit: str = "") -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         shown = ", ".join(str(write(item)) for item in value[:12])
         return f"[{shown}{', …' if len(value) > 12 else ''}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(write(value))
+    amount = number(value)
+    if not unit or amount is None:
+        return str(_REASONS.get(value, write(value)) if isinstance(value, str) else write(value))
+    return f"{write(100 * amount)} %" if unit == "%" else f"{write(value)} {unit}"

@@ -118,10 +118,13 @@ class Health:
 
     def __str__(self) -> str:
         what = f"{self.manifest.kind} {self.manifest.name!r}" if self.manifest else f"unreadable: {self.manifest_error}"
-        lines = [f"{self.path}: {what}", f"  {self.frames:,} frames, {self.num_bytes:,} bytes, every checksum right"]
+        right = "every checksum right" if self.damage is None else "right up to the damage below"
+        frames = "frame" if self.frames == 1 else "frames"
+        lines = [f"{self.path}: {what}", f"  {self.frames:,} {frames}, {self.num_bytes:,} bytes, {right}"]
         lines += [f"    {count:>7,}  {name}" for name, count in sorted(self.types.items())]
         if self.damage is not None:
-            lost = f"{self.damage.num_bytes:,} bytes are not read, {self.frames_behind:,} good frames among them"
+            behind = f"{self.frames_behind:,} good {'frame' if self.frames_behind == 1 else 'frames'} among them"
+            lost = f"{self.damage.num_bytes:,} bytes are not read, {behind}"
             lines.append(f"  damage: {self.damage.message}; {lost}")
         lines += [
             f"  moved aside when the run was continued: {name}, {size:,} bytes" for name, size in self.torn.items()

@@ -10,7 +10,7 @@ from typing import Any
 from levada.study import Axis, Cell, Claim, Figure, Results, Series, Settings, Statistic, Study, measured_series
 from levada.study.data import mnist1d
 from levada.study.replicas import SignalNetwork
-from levada.study.statistics import cliffs_delta, mann_whitney, student_interval
+from levada.study.statistics import cliffs_delta, mann_whitney, sign_test, student_interval
 from levada.study.training import Recipe, batches, fit, held_out
 from levada.theory import batch_norm_gradient_gain, batch_norm_residual_gradient
 
@@ -103,19 +103,21 @@ def _residual_does_not(results: Results) -> tuple[bool, dict[str, Any], Statisti
     return fmean(apart) <= 1, {**numbers, "difference of means, points": fmean(apart)}, student_interval(apart)
 
 
-def _gradients_explode(results: Results) -> tuple[bool, dict[str, Any], None]:
+def _gradients_explode(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
+    """Decide whether gradients are as predicted; the statistic counts seeds in which all architectures' are."""
     numbers: dict[str, Any] = {"factor per plain layer, predicted": GAIN}
-    met = True
+    met = [True] * len(results.seeds)
     for config in results.configs:
         depth, ratios = config["depth"], _ratios(results, **config)
         numbers[f"{config['kind']}-{depth}, gradient first/last"] = ratios
         if config["kind"] == "plain":
             factors = [ratio ** (1 / (depth - 2)) for ratio in ratios]
             numbers[f"plain-{depth}, factor per layer"] = factors
-            met &= all(abs(factor - GAIN) <= TOLERANCE for factor in factors)
+            agrees = [abs(factor - GAIN) <= TOLERANCE for factor in factors]
         else:
-            met &= max(ratios) <= 2 * depth
-    return met, numbers, None
+            agrees = [ratio <= 2 * depth for ratio in ratios]
+        met = [before and now for before, now in zip(met, agrees, strict=True)]
+    return all(met), numbers, sign_test(sum(met), len(met))
 
 
 def claims(settings: Settings) -> list[Claim]:

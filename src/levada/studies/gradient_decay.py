@@ -139,7 +139,9 @@ CLAIMS = (
     Claim(
         "gradient decay is a law", "A layer multiplies the gradient's variance by that of the weights times the "
         "mean squared slope; over the depth it vanishes or explodes.", f"|log10(measured / predicted)| <= {TOLERANCE} "
-        f"for the {RATIO}, mean over the seeds, in each of {len(CELLS)} cells; nothing is fitted",
+        f"for the {RATIO}, mean over the seeds, in each of {len(CELLS)} cells. The prediction is given the mean square of "
+        "the input state and, for residual networks, the state's mean and the gradient's alignment with the last state "
+        "at the loss, as measured in the same network; nothing else is measured and nothing is fitted",
         "Glorot and Bengio 2010; Schoenholz et al. 2017, arXiv 1611.01232", _law,
     ),
     Claim(
@@ -196,5 +198,8 @@ STUDY = Study(
     settings={"seeds": 5, "depth": 20, "dim": 256, "batch_size": 64},
     scales={"smoke": {"seeds": 2}, "full": {"seeds": 10, "dim": 1024}},
     configurations=configurations, run=run, claims=lambda settings: CLAIMS, figures=figures,
-    notes=("Untrained networks on a batch of MNIST, in float64.",),
+    notes=("Untrained networks on a batch of MNIST, in float64.",
+           "Predictions know, besides the initialisation, what enters at the two ends of each network: the mean square "
+           "of the input state; for residual networks also its mean, and which share of the squared gradient at the "
+           "loss lies along the last state. No gradient between the ends, and no other measurement, goes into them."),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from levada.study.claim import Outcome as Outcome
 from levada.study.claim import Statistic as Statistic
 from levada.study.execute import claims as claims
 from levada.study.execute import execute as execute
+from levada.study.execute import failures as failures
 from levada.study.execute import figures as figures
 from levada.study.execute import results as results
 from levada.study.figure import Axis as Axis
@@ -30,6 +31,7 @@ __all__ = [
     "Study",
     "claims",
     "execute",
+    "failures",
     "figures",
     "measured_series",
     "results",

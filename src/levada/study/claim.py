@@ -98,7 +98,7 @@ class Claim:
     correction: str = ""
 
     def test(self, results: Results) -> Outcome:
-        """Decide the claim; "not decided" where seeds are too few, or a result that it needs is missing.
+        """Decide the claim; "not decided" where a result that it needs failed or is missing, or seeds are too few.
 
         Args:
             results: what was measured so far, and what should have been.
@@ -142,6 +142,13 @@ def _obstacle(results: Results) -> str:
     """What keeps a claim from being decided, or nothing."""
     if not results.cells:
         return "no configuration of this run measures it"
+    wanted = [cell.key(seed) for cell in results.cells for seed in cell.seeds]
+    failed = [key for key in wanted if key in results.failures and key not in results.values]
+    if failed:
+        errors = list(dict.fromkeys(results.failures[key] for key in failed))
+        more = f" (errors of {len(errors)} kinds; this is the first)" if len(errors) > 1 else ""
+        noun = "result" if len(wanted) == 1 else "results"
+        return f"{len(failed)} of {len(wanted)} {noun} failed: {errors[0]}{more}"
     fewest = min(len(cell.seeds) for cell in results.cells)
     if fewest < LEAST_SEEDS:
         return f"a claim is decided with {LEAST_SEEDS} seeds or more, and this run has {fewest}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -13,7 +14,7 @@ from levada.study.results import Cell, Results
 from levada.study.study import Study
 from levada.study.sweep import sweep
 
-__all__ = ["claims", "execute", "figures", "results"]
+__all__ = ["claims", "execute", "failures", "figures", "results"]
 
 
 def execute(
@@ -30,7 +31,10 @@ def execute(
 
     A result that the folder holds is not computed again, so that to resume is to call this again. Every call appends
     its own "study", "claim" and "figure" events: of one name or id the last event counts. An exception in a cell is
-    written as an event "failure" and leaves the claims that need the cell undecided.
+    written as an event "failure" and leaves the claims that need the cell undecided; `failures` gives them.
+
+    A folder holds one set of settings. Seeds may be added; a folder that holds more than are asked for keeps them all,
+    and every claim is decided over all of them.
 
     Args:
         study: the study.
@@ -45,14 +49,18 @@ def execute(
         The run.
 
     Raises:
-        UsageError: if the scale or a setting is not known, or another process writes the folder.
+        UsageError: if the scale or a setting is not known, if the folder holds results at other settings, or if
+            another process writes it.
     """
     changes = {**(settings or {}), **({} if seeds is None else {"seeds": seeds})}
     resolved = study.resolve(scale, changes)
-    cells = list(study.configurations(resolved, range(resolved["seeds"])))
     folder = Path(out) / f"{study.name}-{scale}"
-    values = results(Run(folder)) if (folder / "run.json").exists() else {}
-    failures: dict[str, str] = {}
+    held = _held_seeds(folder, study, resolved) if (folder / "run.json").exists() else set()
+    counted = sorted({*range(resolved["seeds"]), *held})
+    resolved["seeds"] = len(counted)
+    cells = list(study.configurations(resolved, counted))
+    values = results(Run(folder)) if held else {}
+    errors: dict[str, str] = {}
     wanted = {cell.key(seed) for cell in cells for seed in cell.seeds}
 
     with _writer(folder, study, scale, resolved) as writer:
@@ -60,7 +68,7 @@ def execute(
 
         def report_progress() -> None:
             if progress is not None:
-                progress(len(wanted & (values.keys() | failures.keys())), len(wanted))
+                progress(len(wanted & (values.keys() | errors.keys())), len(wanted))
 
         def done(cell: Cell, new: list[dict[str, Any]]) -> None:
             for seed, value in zip(cell.seeds, new, strict=True):
@@ -71,7 +79,7 @@ def execute(
         def failed(cell: Cell, error: Exception) -> None:
             text = f"{type(error).__name__}: {error}"
             for seed in cell.seeds:
-                failures[cell.key(seed)] = text
+                errors[cell.key(seed)] = text
                 trace = str(error.__cause__) if error.__cause__ is not None else ""
                 writer.append("failure", key=cell.key(seed), config=cell.config, seed=seed, error=text, traceback=trace)
             report_progress()
@@ -79,7 +87,7 @@ def execute(
         report_progress()
         pending = [Cell(c.config, [s for s in c.seeds if c.key(s) not in values]) for c in cells]
         sweep(study.run, [c for c in pending if c.seeds], done=done, failed=failed, executor=executor)
-        found = Results(cells, values, failures)
+        found = Results(cells, values, errors)
         for claim in study.claims(resolved):
             writer.append("claim", **claim.to_event(claim.test(found)))
         for figure in study.figures(found):
@@ -92,12 +100,38 @@ def _writer(folder: Path, study: Study, scale: str, settings: Mapping[str, Any])
         return RunWriter.create(
             folder, kind="study", name=study.name, config={"scale": scale, "settings": dict(settings)}
         )
-    known = Run(folder).manifest
+    return RunWriter.open(folder)
+
+
+def _held_seeds(folder: Path, study: Study, settings: Mapping[str, Any]) -> set[int]:
+    """Return the seeds whose results a folder holds, once it is known to be this study's, at these settings."""
+    run = Run(folder)
+    known = run.manifest
     if (known.kind, known.name) != ("study", study.name):
         raise UsageError(
             f"{folder} holds the {known.kind} {known.name!r}, not study {study.name}. Choose another folder with --out."
         )
-    return RunWriter.open(folder)
+    seeds, described = set(), None
+    at: dict[str, Any] = dict(known.config.get("settings") or {})
+    for event in run.events():
+        if event["type"] == "study":
+            described = event["settings"]
+        elif event["type"] == "result":
+            seeds.add(event["seed"])
+            at = at if described is None else described
+    asked = json.loads(json.dumps(dict(settings)))  # as a log gives it back: tuples are lists there
+    differ = [key for key in asked if key != "seeds" and key in at and at[key] != asked[key]]
+    if seeds and differ:
+        there, wanted = (", ".join(f"{key}={_written(told[key])}" for key in differ) for told in (at, asked))
+        raise UsageError(f"{folder} holds results at {there}, and {wanted} was asked for: choose another --out.")
+    return seeds
+
+
+def _written(setting: Any) -> str:
+    """Write a setting as `--set` takes it."""
+    if isinstance(setting, list):
+        return ",".join(map(_written, setting))
+    return str(setting).lower() if isinstance(setting, bool) else str(setting)
 
 
 def _describe(study: Study, scale: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +153,25 @@ def results(run: Run) -> dict[str, dict[str, Any]]:
         run: a run of a study.
     """
     return {event["key"]: event["values"] for event in run.events("result", numbers=("values",))}
+
+
+def failures(run: Run) -> dict[str, dict[str, Any]]:
+    """Return the failures of a run's last call that no later result has mended, by key.
+
+    Every call tries again what is missing, so that failures of an earlier call are of no account.
+
+    Args:
+        run: a run of a study.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for event in run.events():
+        if event["type"] == "study":
+            found.clear()
+        elif event["type"] == "failure":
+            found[event["key"]] = event
+        elif event["type"] == "result":
+            found.pop(event["key"], None)
+    return found
 
 
 def claims(run: Run) -> dict[str, dict[str, Any]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from levada._errors import UsageError
@@ -166,13 +166,40 @@ _KNOWN = {
     )
 } | {"leaky_relu": leaky_relu()}
 
+# Where the slopes of what PyTorch offers jump, other than at zero: functions as they are called without options.
+_FUNCTIONS: dict[Callable[..., Tensor], tuple[float, ...]] = {
+    functional.hardtanh: (-1.0, 1.0),
+    functional.relu6: (0.0, 6.0),
+    functional.hardsigmoid: (-3.0, 3.0),
+    functional.hardswish: (-3.0, 3.0),
+    functional.hardshrink: (-0.5, 0.5),
+    functional.softshrink: (-0.5, 0.5),
+    functional.softplus: (20.0,),
+}
+_MODULES: dict[type[nn.Module], Callable[[Any], tuple[float, ...]]] = {
+    nn.Hardtanh: lambda module: (module.min_val, module.max_val),  # nn.ReLU6 too
+    nn.Hardsigmoid: lambda module: (-3.0, 3.0),
+    nn.Hardswish: lambda module: (-3.0, 3.0),
+    nn.Hardshrink: lambda module: (-module.lambd, module.lambd),
+    nn.Softshrink: lambda module: (-module.lambd, module.lambd),
+    nn.Softplus: lambda module: (module.threshold / module.beta,),
+    nn.Threshold: lambda module: (module.threshold,),
+}
+
+
+def _kinks(function: Callable[[Tensor], Tensor]) -> tuple[float, ...]:
+    if isinstance(function, nn.Module):
+        return next((kinks(function) for kind, kinks in _MODULES.items() if isinstance(function, kind)), ())
+    return _FUNCTIONS.get(function, ()) if isinstance(function, Hashable) else ()
+
 
 def as_activation(activation: ActivationLike) -> Activation:
     """The activation that a name or a callable stands for.
 
     Args:
         activation: a known name, an `Activation`, or any elementwise callable (an `nn.Module` too). Say where the
-            slope of a callable jumps, other than at zero, by giving `Activation(name, function, kinks)` instead.
+            slope of a callable of your own jumps, other than at zero, by `Activation(name, function, kinks)` instead;
+            of PyTorch's it is known.
 
     Returns:
         The `Activation`.
@@ -198,5 +225,6 @@ linear, mish, relu, selu, sigmoid, silu, softplus, tanh. Or give a callable, suc
             )
         return _KNOWN[activation]
     if callable(activation):
-        return Activation(getattr(activation, "__name__", type(activation).__name__), activation)
+        name = getattr(activation, "__name__", type(activation).__name__)
+        return Activation(name, activation, _kinks(activation))
     raise UsageError(f"activation must be a name or a callable, got {type(activation).__name__}.")

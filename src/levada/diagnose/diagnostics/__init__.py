@@ -12,6 +12,7 @@ from levada.diagnose.diagnostics.numerical_overflow import numerical_overflow
 from levada.diagnose.diagnostics.saturated_activation import saturated_activation
 from levada.diagnose.diagnostics.vanishing_gradient import vanishing_gradient
 from levada.diagnose.diagnostics.vanishing_signal import vanishing_signal
+from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Diagnostic, Finding
 from levada.probe.trace import Trace
 
@@ -35,6 +36,18 @@ _FOLLOWS: Mapping[str, frozenset[str]] = {
 }
 
 
+# What the rules below need of the inputs, by what the inputs lack; a network is not to blame for its data.
+_NEEDED: Mapping[str, frozenset[str]] = {
+    "": frozenset(),
+    "spread": frozenset({"dead_units", "vanishing_signal"}),
+    "size": frozenset(DIAGNOSTICS) - {"numerical_overflow", "frozen_layers"},
+}
+_LACK: Mapping[str, str] = {
+    "spread": "all rows of the batch are the same, so that no difference between inputs can be followed",
+    "size": "all inputs are zero, so that what a model does with inputs is not seen",
+}
+
+
 def diagnose(trace: Trace) -> tuple[Finding, ...]:
     """Run every rule on a trace, and leave out what follows from another finding.
 
@@ -45,8 +58,11 @@ def diagnose(trace: Trace) -> tuple[Finding, ...]:
     if any(finding.severity == "error" for finding in overflow):
         return overflow  # what is NaN cannot be measured, and need not be explained
     found = list(overflow)
+    flat = facts_of(trace).flat
     for name, rule in DIAGNOSTICS.items():
-        if name != "numerical_overflow":
+        if name in _NEEDED[flat]:
+            found.append(Finding(name, "info", "unknown", f"{name} is not known: {_LACK[flat]}."))
+        elif name != "numerical_overflow":
             found.extend(finding for finding in rule(trace) if not _explained(finding, found, trace.names()))
     if any(finding.severity == "error" for finding in found):
         found = [finding for finding in found if finding.status != "unknown"]  # an error says why it is not known

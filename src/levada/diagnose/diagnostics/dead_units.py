@@ -58,7 +58,7 @@ def dead_units(trace: Trace) -> Iterable[Finding]:
             "dead_fraction": {names[i]: float(share[i]) for i in hit},
             "reference": "up to 0.5 in a deep healthy network",
             "gradient_before": float(through) if math.isfinite(float(through)) else None,
-            "tests": {"spread_behind": float(spread[first])},
+            "tests": {"spread_behind": float(spread[first]) if math.isfinite(float(spread[first])) else None},
         },
         consequence=(
             "What comes out of it is the same for every input, and no gradient gets behind it: "

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, LEAST_FACTOR, Decay, gradient_decay
+import torch
+
+from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, gradient_decay
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Severity
 from levada.diagnose.repair import repairs
@@ -25,67 +27,73 @@ SOURCE = "Pascanu et al. 2013, arXiv 1211.5063; Yang et al. 2019, arXiv 1902.081
 def exploding_gradient(trace: Trace) -> Iterable[Finding]:
     """The gradient grows block by block on its way to the input, so that one step destroys the first layers.
 
-    An error needs a growth whose interval excludes criticality, theory's agreement, and a first optimizer step that
-    multiplies the loss. Growth that batch normalisation explains is a warning at most: it makes weights scale-free.
+    It speaks if the contiguous blocks that gain most gain three decades without the largest single gain. An error needs
+    a growth whose interval excludes criticality, theory's agreement, and a first optimizer step on this batch that
+    leaves numbers that are not finite: a large gradient alone may be clipped or rescaled and train. Growth that batch
+    normalisation explains is a warning at most: it makes weights scale-free.
 
     Args:
         trace: of one check, or of a run.
     """
     facts = facts_of(trace)
     decay = gradient_decay(trace)
-    if isinstance(decay, str) or decay.low <= 1 / LEAST_FACTOR or decay.decades > -LEAST_DECADES:
+    span = None if isinstance(decay, str) else decay.steepest(grows=True)
+    if isinstance(decay, str) or span is None or span.spread_out(grows=True) < LEAST_DECADES:
         return  # that the decay is not known is said once, by vanishing_gradient
     names = trace.names()
     normalised = sum(name in facts.batch_normalised for name in names) * 2 > len(names)
-    grown = range(decay.first, _grown(decay) + 1)
-    blown, tested = _blown(facts)
-    replaced, ratios = _replaced(trace, grown)
-    explained = decay.agrees(AGREEMENT)
-    severity: Severity = "error" if explained and (blown or replaced) and not normalised else "warn"
-    theory = f"; theory says {decay.predicted:.4g}" if decay.predicted is not None else "; theory has no value here"
+    overflown, tested = _overflown(trace, facts)
+    ratios = _beside_weights(trace, range(span.first, span.last))
+    lawful = span.excludes_criticality(grows=True) and span.agrees(AGREEMENT)
+    severity: Severity = "error" if lawful and overflown and not normalised else "warn"
     cause = ""
     if normalised:
         cause = (
             " Batch normalisation without a skip does this at the start: it multiplies the gradient by about "
             f"sqrt(pi / (pi - 1)) = {math.sqrt(math.pi / (math.pi - 1)):.4f} per layer of ReLU."
         )
+    whole = "" if len(span.steps) == len(decay.steps) else f"; by 10^{-decay.total:.1f} over the whole depth"
+    first = span.first if span.first == decay.first else span.first + 1
     yield Finding(
         rule=RULE,
         severity=severity,
         status="fired",
         claim=(
-            f"From {names[decay.last]} back to {names[decay.first]} the gradient grows by a "
-            f"factor of {decay.value:.4g} per "
-            f"block (95 % interval {decay.low:.4g} to {decay.high:.4g}{theory}), by "
-            f"10^{-decay.total:.1f} in all.{cause}"
+            f"From {names[span.last]} back to {names[span.first]} the gradient grows by a factor of {span.value:.4g} "
+            f"per block ({span.interval(4)}), by 10^{-span.total:.1f} in all{whole}.{cause}"
         ),
-        where={"first": names[decay.first], "last": names[grown[-1]]},
+        where={"first": names[first], "last": names[span.last]},
         evidence={
-            "gradient_decay_per_block": decay.told(),
-            "decades": decay.total,
-            "explained_by": "theory" if explained else None,
+            "gradient_decay_per_block": span.told(),
+            "decades": span.total,
+            "decades_over_the_whole_depth": decay.total,
+            "explained_by": "theory" if span.agrees(AGREEMENT) else None,
             "tests": {
                 "loss_after_first_step": tested,
                 "first_step_beside_weights": ratios,
                 "longer_training": "not made",
             },
         },
-        consequence=_consequence(facts, blown, ratios if replaced else {}),
+        consequence=_consequence(facts, overflown, ratios),
         falsify=(
             "Train some hundred steps at this learning rate: if the loss falls as it does at half "
             "the depth, no harm follows."
         ),
-        remedies=repairs(trace, decay.value),
+        remedies=repairs(trace, span.value),
         source=SOURCE,
     )
 
 
-def _consequence(facts: Facts, blown: bool, replaced: Mapping[str, float]) -> str:
+def _consequence(facts: Facts, overflown: bool, ratios: Mapping[str, float]) -> str:
     step = f"The first step of {facts.optimizer} at lr {facts.lr:g}" if facts.lr is not None else "A step"
-    if blown:
-        return f"{step} takes the loss from {facts.loss_value:.4g} to {facts.loss_after:.4g}."
-    if replaced:
-        site, ratio = next(iter(replaced.items()))
+    if overflown:
+        return f"{step} leaves numbers that are not finite: there is no second step."
+    before, after = facts.loss_value, facts.loss_after
+    if before is not None and after is not None and after > BLOW_UP * abs(max(before, facts.loss_constant or 0.0)):
+        return f"{step} takes the loss from {before:.4g} to {after:.4g}; training may recover from it, or not."
+    large = {site: ratio for site, ratio in ratios.items() if ratio >= REPLACED}
+    if large:
+        site, ratio = next(iter(large.items()))
         return f"{step} moves the weights of {site} by {ratio:.3g} times their own size: what they held is gone."
     return (
         "One learning rate does not fit the first and the last layers; warm-up, clipping or an optimizer that rescales "
@@ -93,31 +101,23 @@ def _consequence(facts: Facts, blown: bool, replaced: Mapping[str, float]) -> st
     )
 
 
-def _replaced(trace: Trace, grown: range) -> tuple[bool, dict[str, float]]:
-    """Return whether the first step is larger than the weights of a block that got a grown gradient, and its ratios."""
+def _beside_weights(trace: Trace, grown: range) -> dict[str, float]:
+    """Return the first step's size beside the weights, for the first blocks that get a grown gradient."""
     ratio = trace["update_ratio"].nanmean(0)
     ratios = {trace.sites[i].name: float(ratio[i]) for i in grown if math.isfinite(float(ratio[i]))}
-    return any(value >= REPLACED for value in ratios.values()), dict(list(ratios.items())[:5])
+    return dict(list(ratios.items())[:5])
 
 
-def _blown(facts: Facts) -> tuple[bool, dict[str, Any] | str]:
+def _overflown(trace: Trace, facts: Facts) -> tuple[bool, dict[str, Any] | str]:
+    """Return whether the gradient, the step, or the loss on the same batch after it is not finite."""
     if facts.loss_value is None or facts.loss_after is None:
         return False, "not made: there was no loss, or no step"
-    reference = max(facts.loss_value, facts.loss_constant or 0.0)
-    blown = not math.isfinite(facts.loss_after) or facts.loss_after > BLOW_UP * abs(reference)
-    return blown, {
+    step = bool(torch.isinf(trace["update_ratio"]).any())
+    finite = math.isfinite(facts.loss_value) and math.isfinite(facts.loss_after)
+    return step or not finite, {
         "loss_before": facts.loss_value,
         "loss_after": facts.loss_after,
+        "step_overflows": step,
         "optimizer": facts.optimizer,
         "lr": facts.lr,
     }
-
-
-def _grown(decay: Decay) -> int:
-    """Return the last boundary where the gradient is above the last one's by decades."""
-    grown = 0.0
-    for index in reversed(range(len(decay.steps))):
-        grown += decay.steps[index]
-        if grown >= LEAST_DECADES:
-            return decay.first + index
-    return decay.first

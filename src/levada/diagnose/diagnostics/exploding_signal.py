@@ -1,4 +1,4 @@
-"""The signal grows from block to block until the loss can no longer be lowered from there."""
+"""The signal grows from block to block, by decades, so that the outputs' scale is a matter of depth."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
-from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, LEAST_FACTOR, Decay, size_decay
+from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, size_decay
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Severity
 from levada.diagnose.repair import repairs
@@ -16,8 +14,6 @@ from levada.probe.trace import Trace
 
 __all__ = ["exploding_signal"]
 
-# A loss this many times that of an output of zeros is made by the signal's size, not by wrong answers.
-MUCH_WORSE = 1000.0
 LEAST_BLOCKS = 3
 RULE = "exploding_signal"
 SOURCE = "Glorot and Bengio 2010; He et al. 2015, arXiv 1502.01852; Hayou et al. 2021, arXiv 2010.12859"
@@ -26,8 +22,9 @@ SOURCE = "Glorot and Bengio 2010; He et al. 2015, arXiv 1502.01852; Hayou et al.
 def exploding_signal(trace: Trace) -> Iterable[Finding]:
     """The signal grows block by block until the outputs, and with them the loss, are out of scale.
 
-    An error needs a growth whose interval excludes criticality, theory's agreement, and a loss far above that of an
-    output of zeros.
+    It speaks if the contiguous blocks that gain most gain three decades without the largest single gain. An error needs
+    a growth whose interval excludes criticality, theory's agreement, and a loss that is not finite, at once or after
+    the optimizer's first step on this batch: a large finite scale alone can be unlearned.
 
     Args:
         trace: of one check, or of a run.
@@ -36,50 +33,57 @@ def exploding_signal(trace: Trace) -> Iterable[Finding]:
     growth = size_decay(trace)
     if isinstance(growth, str) or len(trace.sites) < LEAST_BLOCKS:
         return
-    if growth.low <= 1 / LEAST_FACTOR or growth.decades > -LEAST_DECADES:
+    span = growth.steepest(grows=True)
+    if span is None or span.spread_out(grows=True) < LEAST_DECADES:
         return
     names = trace.names()
-    worse, tested = _worse(facts)
-    explained = growth.agrees(AGREEMENT)
-    severity: Severity = "error" if explained and worse else "warn"
-    theory = f"; theory says {growth.predicted:.3g}" if growth.predicted is not None else "; theory has no value here"
+    overflown, tested = _overflown(facts)
+    lawful = span.excludes_criticality(grows=True) and span.agrees(AGREEMENT)
+    severity: Severity = "error" if lawful and overflown else "warn"
     size = float(trace["signal_rms"][:, -1].nanmean())
+    whole = "" if len(span.steps) == len(growth.steps) else f", by 10^{-growth.total:.1f} over the whole depth"
+    first = span.first if span.first == growth.first else span.first + 1
     yield Finding(
         rule=RULE,
         severity=severity,
         status="fired",
         claim=(
-            f"From {names[growth.first]} to {names[growth.last]} the signal grows by a factor of "
-            f"{growth.value:.3g} per "
-            f"block (95 % interval {growth.low:.3g} to {growth.high:.3g}{theory}); the output's root mean square is "
-            f"{size:.3g}."
+            f"From {names[span.first]} to {names[span.last]} the signal grows by a factor of {span.value:.3g} per "
+            f"block ({span.interval()}), by 10^{-span.total:.1f} in all{whole}; the output's root mean square is {size:.3g}."
         ),
-        where={"first": names[_grown(growth)], "last": names[-1]},
+        where={"first": names[first], "last": names[span.last]},
         evidence={
-            "growth_per_block": growth.told(),
+            "growth_per_block": span.told(),
+            "decades": span.total,
+            "decades_over_the_whole_depth": growth.total,
             "output_rms": size,
-            "explained_by": "theory" if explained else None,
-            "tests": {"loss_beside_that_of_zeros": tested, "training": "not made"},
+            "explained_by": "theory" if span.agrees(AGREEMENT) else None,
+            "tests": {"loss_before_and_after_first_step": tested, "training": "not made"},
         },
-        consequence=(
-            f"The loss starts at {facts.loss_value:.4g}, where an output of zeros has {facts.loss_constant:.4g}."
-            if worse
-            else "The outputs' scale depends on depth; half-precision numbers overflow first."
-        ),
+        consequence=_consequence(facts, overflown),
         falsify="Divide the outputs by their root mean square and train: if nothing improves, the scale was harmless.",
-        remedies=repairs(trace, growth.value),
+        remedies=repairs(trace, span.value),
         source=SOURCE,
     )
 
 
-def _grown(growth: Decay) -> int:
-    grown = torch.tensor(growth.steps).cumsum(0)
-    places = (grown >= LEAST_DECADES).nonzero()
-    return growth.first + 1 + int(places[0]) if len(places) else growth.last
-
-
-def _worse(facts: Facts) -> tuple[bool, dict[str, Any] | str]:
+def _consequence(facts: Facts, overflown: bool) -> str:
+    if overflown:
+        return (
+            f"The loss is {facts.loss_value:.4g}, and {facts.loss_after:.4g} after the first step of "
+            f"{facts.optimizer}: not finite, so that nothing can follow."
+        )
     if facts.loss_value is None or facts.loss_constant is None:
-        return False, "not made: there was no loss of outputs and targets"
-    told = {"loss": facts.loss_value, "loss_of_zeros": facts.loss_constant}
-    return not math.isfinite(facts.loss_value) or facts.loss_value > MUCH_WORSE * abs(facts.loss_constant), told
+        return "The outputs' scale depends on depth; half-precision numbers overflow first."
+    return (
+        f"The loss starts at {facts.loss_value:.4g}, where an output of zeros has {facts.loss_constant:.4g}: the "
+        "scale is to be unlearned first, which an optimizer that rescales gradients often does; half precision overflows first."
+    )
+
+
+def _overflown(facts: Facts) -> tuple[bool, dict[str, Any] | str]:
+    """Return whether the loss, before or after the optimizer's first step on this batch, is not finite."""
+    if facts.loss_value is None or facts.loss_after is None:
+        return False, "not made: there was no loss, or no step"
+    told = {"loss": facts.loss_value, "loss_after": facts.loss_after, "loss_of_zeros": facts.loss_constant}
+    return not (math.isfinite(facts.loss_value) and math.isfinite(facts.loss_after)), told

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from levada.diagnose.facts import facts_of
-from levada.diagnose.finding import Finding, Proposal
+from levada.diagnose.facts import Cut, facts_of
+from levada.diagnose.finding import Finding, Proposal, Severity
 from levada.probe.trace import Trace
 
 __all__ = ["frozen_layers"]
@@ -17,8 +17,10 @@ SOURCE = "torch.autograd: a tensor made under no_grad, by detach or from .data c
 def frozen_layers(trace: Trace) -> Iterable[Finding]:
     """Parameters that act on the output ask for a gradient and get none: the graph is cut behind them.
 
-    An error needs the place, which is exact, and that changing those parameters does change the output. Parameters that
-    ask for no gradient are mentioned, no more; those that do not act on the output are passed over.
+    An error needs three: the operation that cuts, through which alone what enters it reaches the loss; that changing
+    those parameters changes the loss; and that nothing tells intent. Where the gradient goes around the cut, as in a
+    straight-through estimator or beside a target network, it is a warning; under `torch.no_grad()`, and for parameters
+    that ask for no gradient, it is information. Parameters that do not act on the loss are passed over.
 
     Args:
         trace: of one check, or of a run.
@@ -33,37 +35,39 @@ def frozen_layers(trace: Trace) -> Iterable[Finding]:
             evidence={"parameters": list(facts.fixed[:20]), "number": len(facts.fixed)},
             falsify="Look at requires_grad of these parameters.",
         )
-    order = [name for name in trace.names() if name in facts.unreached]
-    if not order:
-        return
-    names = trace.names()
-    last = order[-1]
-    after = names[names.index(last) + 1] if last != names[-1] else "the output"
-    lost = [parameter for site in order for parameter in facts.unreached[site]]
-    yield Finding(
+    yield from (_finding(cut) for cut in facts.cuts)
+
+
+def _finding(cut: Cut) -> Finding:
+    lost, first, last = cut.parameters, cut.sites[0], cut.sites[-1]
+    sure = bool(cut.operations) and not cut.around
+    severity: Severity = "info" if cut.quiet else "error" if sure else "warn"
+    blocks = first if first == last else f"{first} to {last}"
+    who = lost[0] if len(lost) == 1 else f"{len(lost)} parameters of {blocks}, {lost[0]} first,"
+    place = _place(cut)
+    several = len(lost) > 1
+    return Finding(
         rule=RULE,
-        severity="error",
+        severity=severity,
         status="fired",
-        claim=(
-            f"{len(lost)} parameters of {len(order)} blocks, {order[0]} to {last}, change the "
-            "output but get no gradient: "
-            f"the graph is cut between {last} and {after}."
-        ),
-        where={"first": order[0], "last": last},
+        claim=f"{who} {'act' if several else 'acts'} on the loss but {'get' if several else 'gets'} no gradient: {place}.",
+        where={"first": first, "last": last},
         evidence={
-            "parameters": lost[:20],
+            "parameters": list(lost[:20]),
             "number": len(lost),
-            "explained_by": "place",
-            "tests": {"output_after_changing_them": "differs", "gradient": "None, not zero"},
+            "cut": list(cut.operations),
+            "gradient_goes_around": cut.around,
+            "explained_by": "place" if sure else None,
+            "tests": {"loss_after_changing_them": "differs", "gradient": "None, not zero"},
         },
-        consequence=f"Nothing from {order[0]} to {last} learns, whatever the optimizer.",
+        consequence=f"{'They do' if several else 'It does'} not learn, whatever the optimizer.",
         falsify=f"After loss.backward(), model.get_parameter({lost[0]!r}).grad is not None.",
         remedies=(
             Proposal(
                 "attach",
-                f"# Between {last} and {after}: remove .detach(), .data, torch.no_grad() or a conversion to numpy.\n"
-                "# If these layers are meant to stay as they are, say so:\n"
-                f"for name in {lost[:3]!r}{' + [...]' if len(lost) > 3 else ''}:\n"
+                f"# {place[:1].upper()}{place[1:]}: remove the cut.\n"
+                "# If these parameters are meant to stay as they are, or something else updates them, say so:\n"
+                f"for name in {list(lost[:3])!r}{' + [...]' if len(lost) > 3 else ''}:\n"
                 "    model.get_parameter(name).requires_grad_(False)",
                 {"parameters_without_gradient": len(lost)},
                 {"parameters_without_gradient": 0},
@@ -71,3 +75,13 @@ def frozen_layers(trace: Trace) -> Iterable[Finding]:
         ),
         source=SOURCE,
     )
+
+
+def _place(cut: Cut) -> str:
+    if cut.quiet:
+        return "the forward runs them with gradients disabled"
+    if not cut.operations:
+        return "the graph ends where no operation was seen, as in a conversion to Python numbers"
+    more = f" and {len(cut.operations) - 1} more" if len(cut.operations) > 1 else ""
+    ends = f"the graph is cut at {cut.operations[0]}{more}"
+    return f"{ends}, and other paths go around it" if cut.around else ends

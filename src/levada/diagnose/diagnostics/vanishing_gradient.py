@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, LEAST_FACTOR, Decay, gradient_decay
+from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, Decay, gradient_decay
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Severity
 from levada.diagnose.repair import repairs
@@ -16,6 +16,9 @@ __all__ = ["vanishing_gradient"]
 
 # An update that leaves this share of the elements bit for bit the same teaches nothing.
 STILL = 0.9
+# Later blocks move if the step changes this many times as large a share of their elements: in half precision a healthy
+# step changes a part of them only.
+LIVELIER = 2.0
 # One block may scale a gradient by this much (pooling, a small last layer of a branch) without being a cut.
 LEAST_CUT = LEAST_DECADES
 # Decades: a scale that starts at zero or at 1e-5 is past that after one step of any optimizer that can train it.
@@ -29,8 +32,9 @@ SOURCE = "Hochreiter 1991; Schoenholz et al. 2017, arXiv 1611.01232; He et al. 2
 def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
     """The gradient shrinks block by block on its way to the input, so that the first layers cannot learn.
 
-    An error needs a decay whose interval excludes criticality, theory's agreement or an exact place, and an optimizer
-    step that leaves the first layers as they were while the last ones move.
+    It speaks if the contiguous blocks that lose most lose three decades without the largest single loss. An error needs
+    a factor over these blocks whose interval excludes criticality, with theory's agreement, or an exact place; and an
+    optimizer step that leaves the blocks before them as they were while later ones move.
 
     Args:
         trace: of one check, or of a run.
@@ -43,37 +47,39 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
     if len(trace.sites) < LEAST_BLOCKS:
         return
     cut = _cut(trace, decay)
-    gradual = decay.high < LEAST_FACTOR and decay.decades >= LEAST_DECADES
+    span = decay.steepest()
+    gradual = span is not None and span.spread_out() >= LEAST_DECADES
     if cut is not None and _opens(facts, cut):
         cut = None  # a branch or a layer that starts at or near zero, and that the first step opens
     if cut is None and not gradual:
         return
+    span = decay if span is None or not gradual else span
     names = trace.names()
-    starved = range(cut) if cut is not None else _starved(decay)
+    starved = range(cut) if cut is not None else _starved(decay, span)
     still, last_moves, tested = _still(trace, facts, starved)
-    explained = cut is not None or decay.agrees(AGREEMENT)
-    severity: Severity = "error" if explained and still and last_moves else "warn"
-    where = {"first": names[cut], "last": names[cut]} if cut is not None else _span(names, starved)
-    evidence = {
-        "gradient_decay_per_block": decay.told(),
-        "decades": decay.total,
-        "explained_by": "place" if cut is not None else "theory" if explained else None,
-        "tests": {"optimizer_first_step": tested, "freeze_training": "not made"},
-    }
+    lawful = span.excludes_criticality() and span.agrees(AGREEMENT)
+    severity: Severity = "error" if (cut is not None or lawful) and still and last_moves else "warn"
     yield Finding(
         rule=RULE,
         severity=severity,
         status="fired",
-        claim=_cut_claim(names, cut) if cut is not None else _claim(decay, names),
-        where=where,
-        evidence=evidence,
+        claim=_cut_claim(names, cut) if cut is not None else _claim(decay, span, names),
+        where={"first": names[cut], "last": names[cut]} if cut is not None else _where(names, decay, span),
+        evidence={
+            "gradient_decay_per_block": span.told(),
+            "decades": span.total,
+            "decades_over_the_whole_depth": decay.total,
+            "starved": [names[starved[0]], names[starved[-1]]],
+            "explained_by": "place" if cut is not None else "theory" if span.agrees(AGREEMENT) else None,
+            "tests": {"optimizer_first_step": tested, "freeze_training": "not made"},
+        },
         consequence=_consequence(facts, names, starved, still if last_moves else []),
         falsify=(
             f"Train twice from the same weights, on the same batches, once with {names[starved[0]]} to "
             f"{names[starved[-1]]} frozen: if the loss of the free one falls further than the spread over seeds, "
             "they do learn and this finding is wrong."
         ),
-        remedies=repairs(trace, decay.value) if cut is None else (),
+        remedies=repairs(trace, span.value) if cut is None else (),
         source=SOURCE,
     )
 
@@ -99,51 +105,67 @@ def _opens(facts: Facts, cut: int) -> bool:
     return falls[1] > falls[0] + OPENED
 
 
-def _starved(decay: Decay) -> range:
-    """Return the boundaries where the gradient is below the last one's by decades."""
-    fallen, last = 0.0, decay.first
-    for index in reversed(range(len(decay.steps))):
-        fallen -= decay.steps[index]
+def _starved(decay: Decay, span: Decay) -> range:
+    """Return the boundaries before the span's fall where the gradient is, and stays, below its start's by decades."""
+    fallen, ends = 0.0, (span.first, span.first)
+    reached = False
+    for boundary in reversed(range(decay.first, span.last)):
+        fallen -= decay.steps[boundary - decay.first]
         if fallen >= LEAST_DECADES:
-            last = decay.first + index
+            ends, reached = (boundary, ends[1] if reached else boundary), True
+        elif reached:
             break
-    return range(decay.first, last + 1)
+    return range(ends[0], ends[1] + 1)
 
 
 def _still(trace: Trace, facts: Facts, starved: Sequence[int]) -> tuple[list[int], bool, dict[str, Any] | str]:
-    """Return the first blocks that the optimizer's step leaves as they are, and whether it moves the last ones."""
-    ratio, lost = trace["update_ratio"].nanmean(0), trace["lost_fraction"].nanmean(0)
+    """Return the first blocks that the optimizer's step leaves as they are, and whether it moves later ones."""
+    ratio, lost = trace["update_ratio"].nanmean(0).tolist(), trace["lost_fraction"].nanmean(0).tolist()
     gradient = trace["weight_gradient_rms"].nanmean(0)
-    ours = [i for i in starved if math.isfinite(float(ratio[i]))]
-    others = [i for i in range(starved[-1] + 1, len(trace.sites)) if math.isfinite(float(ratio[i]))]
+    ours = [i for i in starved if math.isfinite(ratio[i])]
+    others = [i for i in range(starved[-1] + 1, len(trace.sites)) if math.isfinite(ratio[i])]
     if not ours or not others:
         return [], False, "not made: no update of these blocks was measured"
-    stands = [float(ratio[i]) < facts.resolution / 2 or float(lost[i]) >= STILL for i in ours]
-    moves = [float(ratio[i]) >= facts.resolution and not float(lost[i]) >= STILL for i in others]
+    changed = {i: _changed(ratio[i], lost[i], facts.resolution) for i in (*ours, *others)}
+    stands = [ratio[i] < facts.resolution / 2 or changed[i] <= 1 - STILL for i in ours]
+    prefix = next((i for i, stand in enumerate(stands) if not stand), len(stands))
+    still = ours[:prefix]
+    most = max((changed[i] for i in still), default=0.0)
+    moves = any(changed[i] > max(1 - STILL, LIVELIER * most) for i in others)
     told = {
         "optimizer": facts.optimizer,
         "lr": facts.lr,
-        "first_update_ratio": float(ratio[ours[0]]),
-        "first_lost_fraction": float(lost[ours[0]]),
-        "last_update_ratio": float(ratio[others[-1]]),
+        "first_update_ratio": ratio[ours[0]],
+        "first_lost_fraction": lost[ours[0]],
+        "last_update_ratio": ratio[others[-1]],
+        "share_changed": {"first": changed[ours[0]], "last": changed[others[-1]]},
         "first_gradient_over_eps": float(gradient[ours[0]]) / facts.eps if facts.eps else None,
         "standing_still": sum(stands),
         "of": len(ours),
     }
-    prefix = next((i for i, stand in enumerate(stands) if not stand), len(stands))
-    return ours[:prefix], any(moves), told
+    return still, moves, told
 
 
-def _span(names: Sequence[str], starved: Sequence[int]) -> dict[str, str]:
-    return {"first": names[starved[0]], "last": names[starved[-1]]}
+def _changed(ratio: float, lost: float, resolution: float) -> float:
+    """Return the share of a block's elements that the step changes; a gradient that is all zero changes none."""
+    if ratio == 0:
+        return 0.0
+    if math.isfinite(lost):
+        return 1 - lost
+    return 1.0 if ratio >= resolution else 0.0  # a trace without the count, where only the size is known
 
 
-def _claim(decay: Decay, names: Sequence[str]) -> str:
-    theory = f"; theory says {decay.predicted:.3g}" if decay.predicted is not None else "; theory has no value here"
+def _where(names: Sequence[str], decay: Decay, span: Decay) -> dict[str, str]:
+    """Name the blocks of the fall; the very first has no boundary before it, and starves with the next."""
+    first = span.first if span.first == decay.first else span.first + 1
+    return {"first": names[first], "last": names[span.last]}
+
+
+def _claim(decay: Decay, span: Decay, names: Sequence[str]) -> str:
+    whole = "" if len(span.steps) == len(decay.steps) else f"; by 10^{decay.total:.1f} over the whole depth"
     return (
-        f"From {names[decay.last]} back to {names[decay.first]} the gradient shrinks by a factor "
-        f"of {decay.value:.3g} per "
-        f"block (95 % interval {decay.low:.3g} to {decay.high:.3g}{theory}), by 10^{decay.total:.1f} in all."
+        f"From {names[span.last]} back to {names[span.first]} the gradient shrinks by a factor of {span.value:.3g} per "
+        f"block ({span.interval()}), by 10^{span.total:.1f} in all{whole}."
     )
 
 

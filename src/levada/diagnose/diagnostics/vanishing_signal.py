@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, LEAST_FACTOR, Decay, signal_decay
+from levada.diagnose.decay import AGREEMENT, LEAST_DECADES, Decay, signal_decay
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Severity
 from levada.diagnose.repair import repairs
@@ -13,9 +13,8 @@ from levada.probe.trace import Trace
 
 __all__ = ["vanishing_signal"]
 
-# Inputs that differ at the output by a hundredth of a rounding error are one input to the loss. (A network
-# of 20 default
-# ReLU layers ends between a half and one rounding error, and an adaptive optimizer may still rescue it.)
+# Inputs that differ at the output by a hundredth of a rounding error are one input to the loss. (A network of 20
+# default ReLU layers ends between a half and one rounding error, and an adaptive optimizer may still rescue it.)
 INDISTINCT = 0.01
 LEAST_BLOCKS = 3
 RULE = "vanishing_signal"
@@ -25,8 +24,9 @@ SOURCE = "Poole et al. 2016, arXiv 1606.05340; Schoenholz et al. 2017, arXiv 161
 def vanishing_signal(trace: Trace) -> Iterable[Finding]:
     """The difference between inputs dies on its way to the output, although the signal may keep its size.
 
-    An error needs a decay whose interval excludes criticality, theory's agreement or an exact place, and an output that
-    is the same for all inputs to well below the resolution of its numbers.
+    It speaks if the contiguous blocks that lose most lose three decades without the largest single loss. An error needs
+    a factor over these blocks whose interval excludes criticality, with theory's agreement, or an exact place; and an
+    output that is the same for all inputs to well below the resolution of its numbers.
 
     Args:
         trace: of one check, or of a run.
@@ -36,33 +36,31 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
     if isinstance(decay, str) or len(trace.sites) < LEAST_BLOCKS:
         return  # a batch of one, or too few blocks, has no difference to follow
     cut = _cut(trace, decay)
-    gradual = decay.high < LEAST_FACTOR and decay.decades >= LEAST_DECADES
+    span = decay.steepest()
+    gradual = span is not None and span.spread_out() >= LEAST_DECADES
     if cut is None and not gradual:
         return
     if not gradual and _opens(facts):
         return  # a branch that starts at or near zero, and that the first step opens
+    span = decay if span is None or not gradual else span
     names = trace.names()
     indistinct, tested = _indistinct(facts)
-    explained = cut is not None or decay.agrees(AGREEMENT)
-    severity: Severity = "error" if explained and indistinct and not _opens(facts) else "warn"
-    theory = f"; theory says {decay.predicted:.3g}" if decay.predicted is not None else "; theory has no value here"
-    claim = (
-        f"From {names[decay.first]} to {names[decay.last]} the difference between inputs shrinks by a factor of "
-        f"{decay.value:.3g} per block (95 % interval {decay.low:.3g} to {decay.high:.3g}{theory}), by "
-        f"10^{decay.total:.1f} in all."
-    )
-    if cut is not None:
-        claim = f"Inputs that differ before {names[cut]} come out of it all but the same."
+    lawful = span.excludes_criticality() and span.agrees(AGREEMENT)
+    severity: Severity = "error" if (cut is not None or lawful) and indistinct and not _opens(facts) else "warn"
+    first = span.first if span.first == decay.first else span.first + 1
     yield Finding(
         rule=RULE,
         severity=severity,
         status="fired",
-        claim=claim,
-        where={"first": names[cut if cut is not None else _faded(decay)], "last": names[-1 if cut is None else cut]},
+        claim=_claim(decay, span, names) if cut is None else _cut_claim(names, cut),
+        where={"first": names[first], "last": names[span.last]}
+        if cut is None
+        else {"first": names[cut], "last": names[cut]},
         evidence={
-            "signal_decay_per_block": decay.told(),
-            "decades": decay.total,
-            "explained_by": "place" if cut is not None else "theory" if explained else None,
+            "signal_decay_per_block": span.told(),
+            "decades": span.total,
+            "decades_over_the_whole_depth": decay.total,
+            "explained_by": "place" if cut is not None else "theory" if span.agrees(AGREEMENT) else None,
             "output_spread": facts.output_spread,
             "output_spread_after_step": facts.output_spread_after,
             "tests": {"output_depends_on_input": tested, "training": "not made"},
@@ -76,7 +74,7 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
             "Compare the outputs for two inputs in float64: if they differ by more than a float32 "
             "rounding error, it is wrong."
         ),
-        remedies=repairs(trace, decay.value) if cut is None else (),
+        remedies=repairs(trace, span.value) if cut is None else (),
         source=SOURCE,
     )
 
@@ -92,14 +90,16 @@ def _cut(trace: Trace, decay: Decay) -> int | None:
     return None
 
 
-def _faded(decay: Decay) -> int:
-    """Return the first boundary where the spread is below the first one's by decades."""
-    fallen = 0.0
-    for index, step in enumerate(decay.steps):
-        fallen -= step
-        if fallen >= LEAST_DECADES:
-            return decay.first + index + 1
-    return decay.last
+def _claim(decay: Decay, span: Decay, names: Sequence[str]) -> str:
+    whole = "" if len(span.steps) == len(decay.steps) else f"; by 10^{decay.total:.1f} over the whole depth"
+    return (
+        f"From {names[span.first]} to {names[span.last]} the difference between inputs shrinks by a factor of "
+        f"{span.value:.3g} per block ({span.interval()}), by 10^{span.total:.1f} in all{whole}."
+    )
+
+
+def _cut_claim(names: Sequence[str], cut: int) -> str:
+    return f"Inputs that differ before {names[cut]} come out of it all but the same."
 
 
 def _opens(facts: Facts) -> bool:
