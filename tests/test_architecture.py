@@ -27,6 +27,7 @@ LAYERS = [
     {"stack"},
     {"connection"},
     {"ops"},
+    {"_numbers"},
     {"_errors"},
 ]
 # cli, commands and targets are one layer in three files.

@@ -227,6 +227,13 @@ def test_every_command_answers_a_wrong_word_in_one_line(words, said, targets, ca
     assert len(out.err.strip().splitlines()) == 1
 
 
+def test_a_study_that_fails_says_so(targets, capsys):
+    assert main(["study", "R1", "--scale", "smoke", "--set", "depth=0", "--out", "out"]) in {2, 3}
+    assert "depth" in capsys.readouterr().err
+    assert main(["study", "R1", "--scale", "smoke", "--set", "batch_size=0", "--out", "out"]) in {2, 3}
+    assert "failed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["connections", "diagnostics", "studies", "initialisations"])
 def test_lists_name_something_and_say_what_it_is(kind, capsys):
     assert main(["list", kind]) == 0

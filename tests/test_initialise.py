@@ -154,7 +154,12 @@ def hardtanh_bias_variance(q):
         # A kink at 2 sigma = 2 sqrt(2): scaling by 2 is a scaling by 4 of variances.
         (nn.Hardtanh(-2.0, 2.0), 8.0, 1 / math.erf(0.5), 4 * hardtanh_bias_variance(2.0)),
         (nn.functional.hardtanh, 2.0, 1 / math.erf(0.5), hardtanh_bias_variance(2.0)),
-        (Activation("clip", lambda u: u.clamp(-1, 1), (-1.0, 1.0)), 2.0, 1 / math.erf(0.5), hardtanh_bias_variance(2.0)),
+        (
+            Activation("clip", lambda u: u.clamp(-1, 1), (-1.0, 1.0)),
+            2.0,
+            1 / math.erf(0.5),
+            hardtanh_bias_variance(2.0),
+        ),
     ],
 )
 def test_critical_points(monkeypatch, activation, variance, weight_variance, bias_variance):

@@ -62,7 +62,9 @@ def study(options: argparse.Namespace) -> int:
     """Run `levada study`: compute what is missing, decide the claims, show them."""
     from levada.report.terminal import print_claims
     from levada.studies import run_study
+    from levada.study import failures
 
+    code = QUIET
     settings = dict(_setting(text) for text in options.set)
     for name in options.names:
         with _progress(f"{name} {options.scale}") as progress:
@@ -71,7 +73,12 @@ def study(options: argparse.Namespace) -> int:
             )
         print_claims(run, _console())
         _console().print(str(run.path), style="dim", highlight=False, soft_wrap=True)
-    return QUIET
+        failed = failures(run)
+        if failed:
+            first = " ".join(str(next(iter(failed.values()))["error"]).split())
+            sys.stderr.write(f"levada study: {len(failed)} results of {name} failed, the first with: {first}\n")
+            code = UNMEASURED
+    return code
 
 
 def report(options: argparse.Namespace) -> int:

@@ -216,3 +216,13 @@ def test_compiling_one_stochastic_layer_for_all():
 def test_refusals(make, message):
     with pytest.raises(UsageError, match=message):
         make()
+
+
+def test_plain_may_change_the_width_that_it_was_told():
+    x = torch.randn(5, 2)
+    plain = Plain(2, activation=nn.ReLU(), dim_out=3)
+    assert plain.dim_out == 3
+    branch = nn.Linear(2, 3)
+    torch.testing.assert_close(plain.advance(x, branch, ()), branch(x).relu())
+    with pytest.raises(UsageError, match="must return the shape"):
+        Plain(2).advance(x, branch, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,12 @@ def net(**options):
     )
 
 
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch says to compile instead
+        return torch.jit.script(net())
+
+
 class Wrap(nn.Module):
     def __init__(self, wrap):
         super().__init__()
@@ -32,6 +39,9 @@ class Wrap(nn.Module):
 
 BAD = {
     "not a module": (lambda: check(net, (X, Y)), "nn.Module, got function"),
+    "scripted": (lambda: check(scripted(), (X, Y)), "ScriptModule"),
+    "scripted inside": (lambda: check(nn.Sequential(scripted(), nn.Linear(3, 3)), (X, Y)), "ScriptModule"),
+    "complex": (lambda: check(net(dtype=torch.complex64), (X, Y)), "must be real, and 0.weight is complex64"),
     "no parameters": (lambda: check(nn.Sequential(nn.ReLU()), (X, Y)), "must have parameters"),
     "lazy": (lambda: check(nn.LazyLinear(3), (X, Y)), "lazy"),
     "meta": (lambda: check(net(device="meta"), (X, Y)), "meta device"),
@@ -166,15 +176,107 @@ def test_a_budget_that_is_spent_is_said():
     report = check(net(), [(X, Y), (X, Y), (X, Y)], budget=0.0)
     assert any("1 of 4 random cotangents" in note for note in report.notes)
     assert any("1 of 3 batches" in note for note in report.notes)
+    assert any("budget of 0 s was spent" in note for note in report.notes)
+    assert not any("was spent" in note for note in check(net(), (X, Y)).notes)
 
 
-def test_one_block_is_unknown_and_the_reason_given():
-    report = check(nn.Linear(6, 3), (X, Y))
-    assert report.verdict == "unknown"
-    assert "fewer than two" in report.findings[0].claim
+def frozen_backbone():
+    model = net()
+    model[:-1].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Linear(6, 3), frozen_backbone], ids=["one layer", "a head alone"])
+def test_where_there_is_no_depth_to_follow_the_verdict_is_healthy_and_a_note_says_so(build):
+    report = check(build(), (X, Y))
+    assert report.verdict == "healthy"
+    assert not [f for f in report.findings if f.status == "unknown"]
+    assert any("no depth to follow" in note for note in report.notes)
+    assert "no depth" not in " ".join(check(net(), (X, Y)).notes)
 
 
 def test_a_model_that_asks_for_no_gradient_is_unknown():
     report = check(net().requires_grad_(False), (X, Y))
     assert report.verdict == "unknown"
     assert any(f.status == "unknown" for f in report.findings)
+
+
+def test_a_model_that_cannot_be_used_is_left_as_it_was():
+    model = net(dtype=torch.complex64)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(UsageError):
+        check(model, (X, Y))
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Compiled:
+    """The three ways to compile, with a backend that compiles nothing."""
+
+    @staticmethod
+    def whole():
+        return torch.compile(net(), backend="eager")
+
+    @staticmethod
+    def in_place():
+        model = net()
+        model.compile(backend="eager")
+        return model
+
+    @staticmethod
+    def inside():
+        model = net()
+        model[2] = torch.compile(model[2], backend="eager")
+        return model
+
+
+@pytest.mark.parametrize("how", ["whole", "in_place", "inside"])
+def test_a_compiled_model_is_measured_as_it_is_written(how):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what the compiler imports
+        model = getattr(Compiled, how)()
+        report = check(model, (X, Y), seed=3)
+        plain = check(net(), (X, Y), seed=3)
+    assert any("without compiling" in note for note in report.notes)
+    assert not any("without compiling" in note for note in plain.notes)
+    assert [b["signal_rms"] for b in report.blocks] == [b["signal_rms"] for b in plain.blocks]
+    if how == "whole":
+        assert (report.model, [b["site"] for b in report.blocks]) == ("Sequential", ["0", "2", "4"])
+
+
+def test_sparse_gradients_are_stepped_with_what_takes_them():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.body = nn.Embedding(20, 6, sparse=True), net()
+
+        def forward(self, ids):
+            return self.body(self.embed(ids).mean(1))
+
+    ids = torch.arange(32).reshape(8, 4) % 20
+    report = check(Bag(), (ids, Y))
+    assert report.settings["optimizer"] == "SGD"
+    assert any("SGD was assumed, because AdamW takes no sparse" in note for note in report.notes)
+    with pytest.raises(UsageError, match="first step of Adam "):
+        check(Bag(), (ids, Y), optimizer="Adam")
+
+
+@pytest.mark.parametrize(("fill", "rules"), [(0.0, 6), (1.0, 2)])
+def test_inputs_without_size_or_spread_are_the_data_s_fault(fill, rules):
+    torch.manual_seed(0)
+    model = nn.Sequential(*[m for _ in range(12) for m in (nn.Linear(6, 6), nn.ReLU())], nn.Linear(6, 3))
+    for layer in model[::2]:
+        nn.init.zeros_(layer.bias)
+    report = check(model, (torch.full((8, 6), fill), Y))
+    unknown = [f.rule for f in report.findings if f.status == "unknown"]
+    assert report.verdict != "error"
+    assert {"dead_units", "vanishing_signal"} <= set(unknown)
+    assert len(unknown) == rules
+    assert any("inputs are all zero" in note or "rows of the batch are the same" in note for note in report.notes)
+
+
+def test_a_batch_of_one_has_no_spread():
+    report = check(net(), (X[:1], Y[:1]))
+    assert report.verdict == "healthy"
+    assert "signal_decay_per_block" in report.summary["unknown"]
+    assert any("one row" in note for note in report.notes)

@@ -10,6 +10,7 @@ from torch import nn
 
 from levada._errors import MeasurementError
 from levada.probe import cotangent_rms
+from levada.probe.cotangent import Cotangents
 
 
 def sigmoids(depth, dim=16):
@@ -103,3 +104,42 @@ def test_no_path_and_no_graph():
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(MeasurementError, match="with a graph"):
         cotangent_rms(net.frozen, lambda: net.frozen(torch.ones(2, 4)))
+
+
+def test_later_draws_are_those_of_a_recorded_pass():
+    net, x = sigmoids(60), torch.randn(4, 16)
+    cotangents = Cotangents(net)
+    for seed in range(3):
+        execution, logs = cotangents.draw(lambda: net(x + seed), seed)  # noqa: B023
+        again, expected = cotangent_rms(net, lambda: net(x + seed), draws=1, seed=seed)  # noqa: B023
+        torch.testing.assert_close(logs, expected[0], rtol=0, atol=1e-12)
+        assert execution.sites == again.sites
+    assert cotangents.recorded == 1
+
+
+class Fork(nn.Module):
+    """The boundaries are the same on both paths, and only on one of them does a skip go around all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.skip, self.last = nn.Linear(8, 8), False, nn.Linear(8, 8)
+        self.chain = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        start = y = self.first(x)
+        for layer in self.chain:
+            y = 1e-15 * layer(y)
+        return self.last(y + 1e-35 * start if self.skip else y)
+
+
+def test_a_pass_on_another_path_is_recorded_again():
+    torch.manual_seed(0)
+    net, x = Fork(), torch.randn(4, 8)
+    cotangents = Cotangents(net)
+    plain = cotangents.draw(lambda: net(x), 0)[1]
+    net.skip = True
+    around = cotangents.draw(lambda: net(x), 0)[1]
+    assert cotangents.recorded == 2
+    assert plain[0] < -42
+    assert around[0] == pytest.approx(-35, abs=1.5)
+    torch.testing.assert_close(around, cotangent_rms(net, lambda: net(x), draws=1, seed=0)[1][0])

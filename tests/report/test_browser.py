@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from levada.report import write_html
+from levada.runs import RunWriter
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -86,3 +87,21 @@ def test_a_name_at_a_line_is_in_the_legend_only_on_a_phone(browser: Any, tmp_pat
         assert page.eval_on_selector_all(".at-line", seen) == shown
         assert page.eval_on_selector_all("text.name", seen) == 2 - shown
         page.close()
+
+
+def test_on_a_phone_a_claim_has_no_column_out_of_sight_and_no_broken_number(browser: Any, tmp_path: Path) -> None:
+    told = {
+        f"plain sigmoid, case {i}: {kind}": 9.31e-18 * 10**i for i in range(9) for kind in ("measured", "predicted")
+    }
+    with RunWriter.create(tmp_path / "run", kind="study", name="s") as writer:
+        writer.append("claim", name="c", statement="s", status="held", numbers={**told, "largest deviation": 0.07148})
+    path = write_html([tmp_path / "run"], tmp_path / "page.html")
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(path.as_uri())
+    assert page.eval_on_selector_all(".claim .scroll", "all => all.every(one => one.scrollWidth <= one.clientWidth)")
+    # A cell of a number is one line high, with its heading two.
+    high = "one.getBoundingClientRect().height / parseFloat(getComputedStyle(one).lineHeight)"
+    lines = f"all => Math.max(...all.map(one => {high}))"
+    assert page.eval_on_selector_all(".claim td:not(thead td)", lines) < 2.2
+    assert page.eval_on_selector_all(".numbers tbody td", "all => all.length") == 27
+    page.close()

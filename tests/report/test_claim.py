@@ -48,7 +48,14 @@ def test_a_list_is_its_range_and_every_seed() -> None:
 @pytest.mark.parametrize(
     ("told", "line"),
     [
-        ({"name": "sign test, exact, 5 of 5", "value": 5.0, "p": 0.0625}, "sign test, exact, 5 of 5: p = 0.0625"),
+        (
+            {"name": "sign test, exact, 5 of 5", "value": 5.0, "p": 0.0625},
+            "sign test, exact, 5 of 5: p = 0.0625 (smallest possible with 5: 0.0625)",
+        ),
+        (
+            {"name": "sign test, one-sided, 5 of 6", "value": 5.0, "p": 0.11},
+            "sign test, one-sided, 5 of 6: p = 0.11 (smallest possible with 6: 0.0156)",
+        ),
         ({"name": "Cliff's delta", "value": 0.6, "p": 0.04}, "Cliff's delta: 0.6, p = 0.04"),
         ({"test": "permutation", "p": 0.008, "draws": 252}, "permutation: p = 0.008, draws 252"),
         ("p < 0.01", "p < 0.01"),

@@ -211,3 +211,18 @@ def test_dense_lines_have_no_marks_and_single_predictions_are_drawn() -> None:
     drawn = figure({"title": "t", "series": [dense, alone]})
     assert 'class="dot' not in drawn
     assert drawn.count('predicted single"') == 2  # wide and narrow
+
+
+def test_names_stay_inside_the_plot_and_points_are_not_called_lines() -> None:
+    ends = [{"label": f"line {i}", "x": [0, 1], "y": [10, y]} for i, y in enumerate((9, 0.01, 0))]
+    drawn = figure({"title": "t", "y": {"label": "error"}, "series": ends})
+    heights = [float(y) for y in re.findall(r'<text class="name c\d" x="[\d.]+" y="([\d.]+)">', drawn)]
+    assert len(heights) == 3
+    assert max(heights) <= WIDE.height - 44 - 4
+    assert min(abs(a - b) for a in heights for b in heights if a != b) >= 14
+    points = [{"label": "a", "x": [1], "y": [k], "seed": k} for k in range(5)]
+    told = figure({"title": "t", "series": points})
+    assert "small: one point for each of 5 seeds; large: their median" in told
+    assert "thin" not in re.sub(r'class="[^"]*"', "", told)
+    apart = [{"label": "a", "x": [k], "y": [k], "seed": k} for k in range(5)]
+    assert "<li>one point for each of 5 seeds</li>" in figure({"title": "t", "series": apart})

@@ -64,7 +64,7 @@ def test_a_check_says_verdict_place_rate_repair_and_what_was_tried(sick: dict[st
     page = Page(render_report([sick]))
     words = " ".join(page.text.split())
     assert "The learning signal dies before it reaches layers.0 to layers.30." in words
-    assert "shrinks by 19." in words
+    assert "from layers.49 to layers.0 the gradient shrinks from 0.0203 to 2.1×10⁻²¹, by 19.0 orders of" in words
     assert "a factor of 0.410 [0.402, 0.418] per block, where theory predicts 0.408" in words
     assert "✓ tried on this model and data" in words
     assert "predicted by theory, not tried" in words
@@ -84,7 +84,7 @@ def test_theory_stands_beside_the_quantity_that_it_predicts(sick: dict[str, Any]
         block["gradient_rms"] = 1e-5 * block["cotangent_rms"]
     assert gradient_key(sick["blocks"]) == "cotangent_rms"
     words = Page(render_report([sick])).text
-    assert "measured, of a random unit cotangent at the output" in words
+    assert "measured, of a cotangent: a random vector of size 1, sent backwards from the output" in words
     assert "gradient of the loss" in words
 
 
@@ -148,7 +148,8 @@ def test_a_study_shows_claims_figures_seeds_and_where_it_comes_from(study_run: P
     assert "In the plain stack the gradient falls by 0.41 per block" in words
     assert Run(study_run).manifest.created in words
     assert "Here: The largest deviation is 0.9 %." in words
-    assert "plain-9: RuntimeError: out of memory" in words
+    assert "✕ 1 of 11 results failed. RuntimeError: out of memory (1 result: seed=9)" in words
+    assert words.index("1 of 11 results failed") < words.index("decay_matches_theory")
     assert "computed again below" not in words
     assert "400 of 800 rows, evenly spaced" in words
 
@@ -273,3 +274,57 @@ def test_every_seed_of_a_claim_is_on_the_page(tmp_path: Path) -> None:
     assert "0.1 … 0.29 (median 0.195; 20 seeds)" in words
     for seed, value in enumerate(values):
         assert f"seed {seed} {value:.4g}" in words
+
+
+def gradients(sick: dict[str, Any], values: list[float]) -> str:
+    blocks = [{"site": f"layers.{i}", "order": i, "gradient_rms": v} for i, v in enumerate(values)]
+    return str(check_view({**sick, "summary": {}, "blocks": blocks})["figures"][0]["caption"])
+
+
+def test_the_caption_says_the_numbers_that_are_drawn(sick: dict[str, Any]) -> None:
+    way = "On its way back from layers.2 to layers.0 the gradient"
+    assert gradients(sick, [0.388, 0.7, 1.02]) == f"{way} shrinks from 1.02 to 0.388, by a factor of 2.63."
+    around = gradients(sick, [1.0, 0.25, 1.0])
+    assert around == f"{way} goes from 1 to 1, its largest value 4 times its smallest."
+    assert gradients(sick, [1e-9, 1.0, 1e-4]).startswith(f"{way} shrinks from 1.0×10⁻⁴ to 1.0×10⁻⁹, by 5.0 orders")
+
+
+def test_evidence_is_told_in_words_with_units(sick: dict[str, Any]) -> None:
+    sick["findings"][0]["evidence"] = {
+        "gradient_decay_per_block": {"value": 0.4, "draws": 4, "predicted": 0.41, "predicted_share": 1.0},
+        "explained_by": "place",
+        "parameters": [],
+        "tests": {
+            "optimizer_first_step": {"standing_still": 41, "of": 43, "first_gradient_over_eps": None, "lr": 0.01},
+            "freeze_training": "not made",
+        },
+        "dead_fraction": {"layers.3": 0.945},
+        "an_unknown_key": 3,
+    }
+    rows = check_view(sick)["findings"][0]["evidence"]
+    assert rows == [
+        (
+            "gradient, factor per block",
+            "0.4; random cotangents drawn: 4; predicted 0.41; blocks that theory covers: 100 %",
+        ),
+        ("explained by", "its place: it happens at one block"),
+        ("layers that the optimizer's first step leaves as they are", "41 of 43"),
+        ("learning rate", "0.01"),
+        ("training test with these layers frozen", "not made"),
+        ("share of units that are dead", "layers.3 94.5 %"),
+        ("an unknown key", "3"),
+    ]
+
+
+def test_a_study_that_ran_again_shows_what_was_asked_for_last(tmp_path: Path) -> None:
+    config = {"scale": "small", "settings": {"depth": 20, "seeds": 2}}
+    with RunWriter.create(tmp_path / "run", kind="study", name="S", config=config) as writer:
+        writer.append("failure", key="a", seed=0, error="E: of an earlier call")
+        writer.append("study", name="S", scale="small", settings={"depth": 20, "seeds": 5})
+        for key, error in (("b", "E: x"), ("c", "E: x"), ("d", "E: y")):
+            writer.append("failure", key=key, config={"depth": 20}, seed=1, error=error)
+        writer.append("result", key="d", seed=1, values={})
+    words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
+    assert "depth 20; seeds 5" in words
+    assert "2 of 3 results failed. E: x (2 results: depth=20, seed=1; …)" in words
+    assert "earlier call" not in words

@@ -132,3 +132,24 @@ def test_claims_are_short_and_stay_letters_in_ascii() -> None:
     assert "rate: -0.3 ... -0.1 (median -0.2; 3 seeds)" in words
     assert '"It decays."' in words
     assert "every seed is in the report" in words
+
+
+def test_failures_come_before_the_claims() -> None:
+    stream = io.StringIO()
+    told = "2 of 2 results failed: UsageError: depth must be at least 1"
+    events = [{"type": "failure", "key": key, "error": "UsageError: depth must be at least 1"} for key in "ab"]
+    claim = {"type": "claim", "name": "a", "statement": "It decays.", "status": "not decided", "reason": told}
+    print_claims([*events, claim], Console(file=stream, width=80))
+    first, *rest = stream.getvalue().splitlines()
+    assert first.rstrip() == f"✕ {told}"
+    assert told in " ".join(rest)
+
+
+def test_notes_and_bars_are_called_what_they_are(sick: dict[str, Any]) -> None:
+    for block in sick["blocks"]:
+        block["cotangent_rms"] = block["gradient_rms"]
+    words = " ".join(printed(sick).split())
+    assert "note: No loss was given" in words
+    assert "assumed:" not in words
+    assert "(empty) to 0.0203 (full)" in words
+    assert "a cotangent: a random vector of size 1, sent backwards from the output" in words

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from levada._errors import UsageError
+from levada._numbers import json_ready, restore_numbers
 from levada.runs import Run, RunWriter, doctor, find_runs
-from levada.runs.frames import MAGIC, MAX_FRAME, encode, frame, json_ready, restore_numbers
+from levada.runs.frames import MAGIC, MAX_FRAME, encode, frame
 
 
 def write(folder: Path, count: int = 3) -> Path:
@@ -247,6 +249,53 @@ def test_a_page_follows_a_run(tmp_path: Path) -> None:
             writer.append("step", step=i)
             events, offset = run.tail(offset)
             assert [event["step"] for event in events] == [i]
+
+
+def test_what_is_promised_to_outlive_the_machine_is_forced_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, forced = os.fsync, []
+
+    def sync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        forced.append((status.st_ino, None if stat.S_ISDIR(status.st_mode) else status.st_size))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    clock = iter([0.0, 4.9, 5.1, 5.1, 5.2])
+    monkeypatch.setattr("levada.runs.writer.time.monotonic", lambda: next(clock))
+
+    def inode(name: str) -> int:
+        return (tmp_path / name).stat().st_ino
+
+    def size(name: str) -> int:
+        return (tmp_path / name).stat().st_size
+
+    writer = RunWriter.create(tmp_path, kind="study", name="decay")
+    folder = [(inode("."), None)] if os.name == "posix" else []
+    log, manifest = (inode("events.log"), len(MAGIC)), (inode("run.json"), size("run.json"))
+    assert forced == [log, *folder, manifest, *folder], "whole files under their names, the manifest last"
+    forced.clear()
+    writer.append("result", seed=0)
+    assert forced == [], "4.9 seconds later it may wait"
+    writer.append("result", seed=1)
+    assert forced == [(log[0], size("events.log"))], "5.1 seconds later it must not"
+    forced.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("levada.runs.writer.time.monotonic", lambda: 5.2)
+        writer.append("result", seed=2)
+        assert forced == []
+        writer.close()
+    assert forced == [(log[0], size("events.log"))]
+    forced.clear()
+
+    with (tmp_path / "events.log").open("ab") as file:
+        file.write(b"torn")
+    good = size("events.log") - len(b"torn")
+    monkeypatch.setattr("levada.runs.writer.time.monotonic", lambda: 0.0)
+    with RunWriter.open(tmp_path):
+        torn = (inode("events.torn-1"), len(b"torn"))
+        assert forced == [torn, *folder, (log[0], good)], "what is moved is safe before it is cut off"
 
 
 @pytest.mark.parametrize("partial", [0, 5])

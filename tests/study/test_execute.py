@@ -201,7 +201,7 @@ def describe_process(config, seeds):
 
 
 SLEEPER = """
-    import os, sys, time
+    import os, signal, sys, time
     from pathlib import Path
     from levada.study import Cell, sweep
 
@@ -212,6 +212,8 @@ SLEEPER = """
         return [{}]
 
     if __name__ == "__main__":
+        # A shell's background jobs, and their children, begin with the signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         cells = [Cell({"x": x, "folder": sys.argv[1]}, [0]) for x in (0, 1)]
         sweep(run, cells, done=lambda c, v: Path(sys.argv[1], "done").touch(), failed=print)
 """
@@ -222,12 +224,17 @@ def test_an_interruption_ends_at_once_and_keeps_what_is_done(tmp_path):
     script.write_text(textwrap.dedent(SLEEPER))
     process = subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not ((tmp_path / "began").exists() and (tmp_path / "done").exists()):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers
-    _, stderr = process.communicate(timeout=30)
+    try:
+        while not ((tmp_path / "began").exists() and (tmp_path / "done").exists()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert process.returncode != 0
     assert stderr.count(b"\nKeyboardInterrupt") == 1, "the workers are silent"
     worker = int((tmp_path / "began").read_text())

@@ -64,6 +64,9 @@ register_pytree_node(Slot, lambda slot: ([], slot), lambda _, slot: slot)
 
 _State: TypeAlias = tuple[Tensor, Tensor, Slot | None]
 
+# The node at a leaf of autograd's graph.
+_ACCUMULATE = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+
 
 class Invertible(Connection):
     """A connection with a state of two tensors, from whose next value, and the branch, it can be recovered.
@@ -75,8 +78,9 @@ class Invertible(Connection):
     itself.
 
     Gradients go to the branch's own parameters and to its arguments. A tensor that it takes from elsewhere would get
-    none, so the backward pass raises where that one needs a gradient; it can be an argument instead. Random numbers, autocast and buffers are in the second run as they were in the first one; hooks inside of the
-    branch run twice. Transforms of `torch.func` cannot follow either and raise: pass `recompute=False` there.
+    none, so the backward pass raises where that one needs a gradient; it can be an argument instead. Random numbers,
+    autocast and buffers are in the second run as they were in the first one; hooks inside of the branch run twice.
+    Transforms of `torch.func` cannot follow either and raise: pass `recompute=False` there.
     """
 
     recompute: bool
@@ -239,7 +243,7 @@ def _require_known_leaves(out: Tensor, known: Sequence[Tensor], name: str) -> No
     nodes: list[Any] = [out.grad_fn] if out.grad_fn is not None else []
     while nodes:
         node = nodes.pop()
-        if isinstance(node, torch._C._functions.AccumulateGrad) and id(node.variable) not in own:
+        if isinstance(node, _ACCUMULATE) and id(node.variable) not in own:
             raise UsageError(
                 f"{name}: a branch is run again in the backward pass, and only its parameters and arguments get "
                 "gradients; it takes a tensor from elsewhere that needs one. Pass it as an argument, stack(x, c), "

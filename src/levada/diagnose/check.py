@@ -10,20 +10,23 @@ from typing import Any
 from torch import nn
 
 from levada._errors import UsageError
+from levada.diagnose.compiled import eager, unwrapped
 from levada.diagnose.decay import Decay, gradient_decay, signal_decay, size_decay
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding
-from levada.diagnose.inputs import read_batches, require_model
+from levada.diagnose.inputs import Batch, read_batches, require_model
 from levada.diagnose.loss import LossLike
 from levada.diagnose.measure import Draws, measure
 from levada.diagnose.preserve import preserve
 from levada.diagnose.report import Report, Verdict
-from levada.diagnose.update import OptimizerLike, resolve_optimizer
+from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
 from levada.probe import Trace
 
 __all__ = ["check"]
 
+# The rules that need a decay over depth.
+_OVER_DEPTH = frozenset({"vanishing_gradient", "exploding_gradient", "vanishing_signal", "exploding_signal"})
 _SIGNALS = (
     "signal_rms",
     "signal_spread",
@@ -51,21 +54,22 @@ def check(
     """Say where a model's learning signal dies or explodes, why, and what would repair it.
 
     The model is measured in the mode it is in, and comes back as it was: parameters, buffers, mode, hooks, gradients
-    and
-    every random number generator, also after an error. A batch that can be read only once is consumed.
+    and every random number generator, also after an error. Python attributes that forward itself sets (a counter, a
+    cached tensor) are its own, and change as in any forward pass. A batch that can be read only once is consumed. Of a
+    model from `torch.compile` the module inside is measured, without compiling.
 
     Args:
         model: any module.
         batch: `(inputs, targets)`, a mapping of keyword arguments, a tensor of inputs, or an iterable of these, of
-        which
-            the first four are used; inferred from the first layer if None. Two inputs without targets are written
-            `((a, b), None)`.
+            which the first four are used; inferred from the first layer if None. Two inputs without targets are
+            written `((a, b), None)`.
         loss: callable of outputs and targets, or "cross_entropy", "mse" or "output" (the model returns its loss);
             inferred if None. Without targets only random cotangents are measured.
-        optimizer: name in `torch.optim`, or a callable that builds one from parameters; AdamW if None.
+        optimizer: name in `torch.optim`, or a callable that builds one from parameters; AdamW if None, or SGD where
+            gradients are sparse.
         lr: learning rate; the optimizer's default if None.
         seed: of every draw.
-        budget: seconds after which no further draw begins; the report says how many were made.
+        budget: seconds after which no further draw begins; the report says how many were made, and that it was spent.
 
     Returns:
         The `Report`.
@@ -88,20 +92,29 @@ def check(
     2021, arXiv 2111.12143.
     """
     start = time.perf_counter()
-    require_model(model)
+    model, compiled = unwrapped(require_model(model))
     factory = resolve_optimizer(optimizer, lr)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UsageError(f"check: seed must be an integer of at least 0, got {seed!r}.")
     if not budget >= 0:
         raise UsageError(f"check: budget must be a number of seconds of at least 0, got {budget!r}.")
-    with preserve(model, seed):
+    with eager(compiled), preserve(model, seed):
         batches = read_batches(model, batch)
         trace, notes = measure(model, batches, loss, factory, Draws(seed, budget))
     if optimizer is None and facts_of(trace).optimizer is not None:
-        notes.append("No optimizer was given: AdamW was assumed.")
+        name = facts_of(trace).optimizer
+        why = "" if name == DEFAULT else f", because {DEFAULT} takes no sparse gradients"
+        notes.append(f"No optimizer was given: {name} was assumed{why}.")
+    if compiled:
+        notes.append("The model is compiled; the module inside was measured, without compiling.")
+    notes.extend(_data_notes(trace, batches))
     if not model.training:
         notes.append("The model is in eval mode and was measured so; call model.train() to measure it as it trains.")
     findings = diagnose(trace)
+    alone = _nothing_to_follow(trace)
+    if alone:
+        findings = tuple(f for f in findings if f.status != "unknown" or f.rule not in _OVER_DEPTH)
+        notes.append(alone)
     return Report(
         verdict=_verdict(findings),
         findings=findings,
@@ -114,6 +127,35 @@ def check(
         seconds=time.perf_counter() - start,
         settings=_settings(trace),
     )
+
+
+def _data_notes(trace: Trace, batches: Sequence[Batch]) -> list[str]:
+    flat = facts_of(trace).flat
+    if flat == "size":
+        return ["The inputs are all zero: nothing about the model follows from them. Give a batch of real data."]
+    if flat == "spread":
+        return ["All rows of the batch are the same: rules about differences between inputs were not applied."]
+    if all(len(t) == 1 for b in batches for t in b.tensors() if t.dim() > 0):
+        return ["The batch has one row: differences between inputs are not known. Give at least two."]
+    return []
+
+
+def _nothing_to_follow(trace: Trace) -> str:
+    """Return why no decay over depth is asked for: learning blocks are too few; "" if they are not, or none was seen.
+
+    What is not asked for is not unknown: a single layer, or a frozen backbone with a trained head, has no depth for a
+    signal to die in.
+    """
+    sites = len(trace.sites)
+    logs = facts_of(trace).cotangent_log10
+    if logs is None or logs.shape[1] != sites:
+        return ""
+    followed = (~logs.isnan()).any(0)  # NaN where autograd follows nothing: it is frozen, or not on the way
+    passed = int(followed.sum())
+    inner = followed if sites < 3 else followed[:-1]
+    if not bool(followed.any()) or int(inner.sum()) > 1:
+        return ""
+    return f"The gradient passes {passed} of {sites} block boundaries: there is no depth to follow it over."
 
 
 def _verdict(findings: Sequence[Finding]) -> Verdict:

@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from levada.diagnose.facts import Cut
 from levada.probe import Execution
@@ -120,8 +121,8 @@ class Graph:
         return [e for e in found if e.operation.output in self.recorder.floating] or found
 
     def _goes_around(self, cuts: Sequence[Event], readers: Mapping[int, Sequence[Event]]) -> bool:
-        """Whether anything that enters the cuts reaches the loss on another way as well; True if no cut was seen."""
-        if not cuts:
+        """Whether anything that enters the cuts reaches the loss on another way as well; True if no cut or no end was seen."""
+        if not cuts or not self.ends:
             return True
         before: set[int] = set()
         pending = [n for event in cuts for n in event.operation.inputs]
@@ -154,9 +155,10 @@ def _words(event: Event, site: str | None) -> str:
     return f"{event.function or event.operation.name} in {where}{f', block {site}' if site else ''}"
 
 
-def _nodes(target: Tensor) -> set[object]:
+def _nodes(target: Tensor) -> set[Node]:
     """Return all nodes of a tensor's graph."""
-    pending, seen = [target.grad_fn], set()
+    pending: list[Node | None] = [target.grad_fn]
+    seen: set[Node] = set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:

@@ -125,13 +125,15 @@ class Decay:
         return _fitted(rows, torch.tensor(self.expected[begin:end], dtype=torch.float64), self.first + begin)
 
     def spread_out(self, *, grows: bool = False) -> float:
-        """Return the decades lost between the ends by all blocks but the one that loses most: what no single one does.
+        """Return the decades lost between the ends if no block lost more than the second most does; 0 for one block.
+
+        So one block that differs speaks at most as loudly as the next, and blocks that are alike lose nothing by it.
 
         Args:
             grows: the decades gained instead.
         """
-        changes = [step if grows else -step for step in self.steps]
-        return sum(changes) - max(changes)
+        changes = sorted(step if grows else -step for step in self.steps)
+        return sum(changes[:-1]) + changes[-2] if len(changes) > 1 else 0.0
 
     def excludes_criticality(self, *, grows: bool = False) -> bool:
         """Whether enough blocks lie, with the whole interval of their factor, below `LEAST_FACTOR` (or above 1 / it).

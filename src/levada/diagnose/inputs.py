@@ -81,8 +81,8 @@ def flatness(batches: Iterable[Batch]) -> str:
         batches: what is measured.
 
     Example:
-        >>> flatness([Batch((torch.zeros(4, 2),))]), flatness([Batch((torch.ones(4, 2),))]), flatness([Batch((torch.ones(1),))])
-        ('size', 'spread', '')
+        >>> [flatness([Batch((x,))]) for x in (torch.zeros(4, 2), torch.ones(4, 2), torch.ones(1, 2))]
+        ['size', 'spread', '']
     """
     found = [tensor for batch in batches for tensor in batch.tensors()]
     if all(t.is_floating_point() and not bool(t.any()) for t in found):
@@ -112,7 +112,7 @@ def require_model(model: object) -> nn.Module:
         model: what the user gave.
 
     Raises:
-        UsageError: if it is not a module, has no parameters, or has parameters without a value yet.
+        UsageError: if it is not a module, is scripted, has no parameters, or complex ones, or ones without a value.
     """
     if not isinstance(model, nn.Module):
         hint = " Call it, and give what it returns." if callable(model) else ""
@@ -127,6 +127,18 @@ def require_model(model: object) -> nn.Module:
     if any(p.is_meta for p in parameters):
         raise UsageError(
             "check: the model's parameters are on the meta device and hold no values. Build it on a device."
+        )
+    scripted = next((m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise UsageError(
+            "check: the model must be a Python module whose calls can be seen, and it is or holds a "
+            f"{type(scripted).__name__}. Give the module from before torch.jit.script or torch.jit.trace."
+        )
+    unreal = next((name for name, p in model.named_parameters() if p.is_complex()), None)
+    if unreal is not None:
+        raise UsageError(
+            f"check: parameters must be real, and {unreal} is {str(model.get_parameter(unreal).dtype)[6:]}. "
+            "Hold its real and imaginary parts as one real parameter, and call torch.view_as_complex in forward."
         )
     return model
 

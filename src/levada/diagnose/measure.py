@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
-from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.cut import Graph
+from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.facts import Facts
 from levada.diagnose.inputs import Batch, flatness, raised
 from levada.diagnose.loss import Loss, LossLike, floating_outputs, main_output, resolve_loss
@@ -95,7 +95,8 @@ def measure(
     start = time.perf_counter()
     run = _Run(model, batches, draws.seed)
     run.require()
-    execution, moments, outputs, units, graph = _record(run)
+    cotangents = Cotangents(model)
+    execution, moments, outputs, units, graph = _record(run, cotangents)
     resolved = resolve_loss(loss, outputs, batches[0])
     graph.end_in(
         outputs, resolved(outputs, batches[0]) if resolved is not None else _random_projection(outputs, draws.seed)
@@ -103,7 +104,6 @@ def measure(
     del outputs
     predictions = predict(model, execution, moments)
     trace, gradients, value = _losses(run, execution, resolved, start + draws.budget)
-    cotangents = Cotangents(model)
     logs = _cotangents(run, cotangents, trace, start + draws.budget)
     update = None
     reached = {name: gradient for name, gradient in gradients.items() if gradient is not None}
@@ -132,13 +132,14 @@ def measure(
     return Trace(trace.sites, (0,) * rows, values, context), run.notes
 
 
-def _record(run: _Run) -> tuple[Execution, dict[int, Moments], Any, dict[str, int], Graph]:
-    """Run once, and keep the moments of every value and what autograd follows."""
+def _record(run: _Run, cotangents: Cotangents) -> tuple[Execution, dict[int, Moments], Any, dict[str, int], Graph]:
+    """Run once; keep the moments of every value, and what autograd follows."""
     moments: dict[int, Moments] = {}
 
     def see(number: int, tensor: Tensor) -> None:
         moments[number] = _moments(number, tensor)
         graph.see(number, tensor)
+        cotangents.keep(number, tensor)
 
     recorder = Recorder(run.model, on_value=see)
     graph = Graph(recorder, frozenset(name for name, p in run.model.named_parameters() if p.requires_grad))
@@ -154,6 +155,7 @@ def _record(run: _Run) -> tuple[Execution, dict[int, Moments], Any, dict[str, in
     known = [n for n in root.inputs if n in recorder.floating]
     moments.update({n: _moments(n, t) for n, t in zip(known, floating, strict=False)})
     execution = execution_from(recorder)
+    cotangents.plan(recorder, execution)
     keep = {*known, *execution.output_of.values()}
     units = {}
     for site in execution.sites:
@@ -296,6 +298,22 @@ def _parameter_signals(
     return result
 
 
+def _unreached(execution: Execution, gradients: Mapping[str, Tensor | None]) -> dict[str, tuple[str, ...]]:
+    read = {name for site in execution.sites for o in execution.operations[site.name] for name in o.parameters}
+    found = {
+        site.name: tuple(n for n in site.parameters if n in read and n in gradients and gradients[n] is None)
+        for site in execution.sites
+    }
+    return {site: names for site, names in found.items() if names}
+
+
+def _resolution(model: nn.Module) -> float:
+    sizes = Counter({torch.float32: 0})
+    for p in model.parameters():
+        sizes[p.dtype] += p.numel() if p.is_floating_point() else 0
+    return torch.finfo(sizes.most_common(1)[0][0]).eps
+
+
 def _facts(
     run: _Run,
     execution: Execution,
@@ -306,17 +324,7 @@ def _facts(
     graph: Graph,
 ) -> Facts:
     model = run.model
-    read = {name for site in execution.sites for o in execution.operations[site.name] for name in o.parameters}
-    unreached = {
-        site.name: tuple(n for n in site.parameters if n in read and n in gradients and gradients[n] is None)
-        for site in execution.sites
-    }
-    unreached = {site: names for site, names in unreached.items() if names}
-    sizes = Counter({torch.float32: 0})
-    for p in model.parameters():
-        sizes[p.dtype] += p.numel() if p.is_floating_point() else 0
-    dtype = sizes.most_common(1)[0][0]
-    resolution = torch.finfo(dtype).eps
+    resolution = _resolution(model)
 
     def objective() -> Tensor:
         outputs = run()
@@ -328,7 +336,7 @@ def _facts(
     after = spread_after = None
     with torch.no_grad():
         apart, exact, why = spread()
-        matter = parameters_matter(model, unreached, objective)
+        matter = parameters_matter(model, _unreached(execution, gradients), objective)
         if update is not None:
             with replaced(model, update.after):
                 after, (spread_after, _, _) = float(objective()), spread()

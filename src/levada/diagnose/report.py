@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any, Literal, TypeAlias, final
 
 import torch
 
+from levada._numbers import json_ready
 from levada.diagnose.finding import Finding
 
-__all__ = ["Report", "Verdict", "plain"]
+__all__ = ["Report", "Verdict"]
 
 Verdict: TypeAlias = Literal["healthy", "warn", "error", "unknown"]
 SCHEMA = 1
@@ -73,7 +73,7 @@ class Report:
             "findings": [asdict(finding) for finding in self.findings],
             "notes": self.notes,
         }
-        return {key: plain(value) for key, value in told.items()}
+        return {key: json_ready(value, key) for key, value in told.items()}
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON text.
@@ -136,29 +136,3 @@ def _finding_lines(finding: Finding) -> Sequence[str]:
             after = ", ".join(f"{key} {value:.4g}" for key, value in remedy.after.items() if isinstance(value, float))
             lines.append(f"      remedy ({sure}{': ' + after if after else ''}): {remedy.patch.splitlines()[0]}")
     return lines
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON allows it, with NaN and infinities as strings.
-
-    Args:
-        value: numbers, tensors of one element, strings, mappings, sequences, None.
-
-    Raises:
-        TypeError: for anything else.
-
-    Example:
-        >>> plain({"a": (1, float("nan")), "b": torch.tensor(2.0)})
-        {'a': [1, 'nan'], 'b': 2.0}
-    """
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, torch.Tensor):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else ("nan" if math.isnan(value) else "inf" if value > 0 else "-inf")
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [plain(item) for item in value]
-    raise TypeError(f"cannot be told as JSON: {type(value).__name__}")

@@ -78,8 +78,7 @@ def roused_head(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     """Return random values for those of the named weights that are all zero, of variance 1/fan_in.
 
     A last layer that starts at zero lets no gradient through until its own first step; what is before it can be
-    measured
-    all the same.
+    measured all the same.
 
     Args:
         model: the model.

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from levada._errors import UsageError
 from levada.diagnose.inputs import raised
 
-__all__ = ["OptimizerLike", "Update", "first_update", "require_rate", "resolve_optimizer"]
+__all__ = ["DEFAULT", "OptimizerLike", "Update", "first_update", "require_rate", "resolve_optimizer"]
 
 Factory: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 OptimizerLike: TypeAlias = str | Factory | None
 DEFAULT = "AdamW"
+SPARSE = "SGD"  # of the optimizers for dense and sparse gradients, the plainest
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def resolve_optimizer(optimizer: OptimizerLike, lr: float | None) -> Factory:
     """Return a function that builds the optimizer on given parameters.
 
     Args:
-        optimizer: a name in `torch.optim`, a callable of parameters, or None for AdamW.
+        optimizer: a name in `torch.optim`, a callable of parameters, or None for AdamW (SGD for sparse gradients).
         lr: learning rate; the optimizer's own default if None.
 
     Raises:
@@ -85,8 +86,10 @@ def resolve_optimizer(optimizer: OptimizerLike, lr: float | None) -> Factory:
         0.1
     """
     require_rate(lr)
-    if optimizer is None or isinstance(optimizer, str):
-        kind = _named(DEFAULT if optimizer is None else optimizer)
+    if optimizer is None:
+        return Assumed(lr)
+    if isinstance(optimizer, str):
+        kind = _named(optimizer)
         return lambda parameters: kind(parameters, **({} if lr is None else {"lr": lr}))
     if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
         raise UsageError(
@@ -103,6 +106,21 @@ def resolve_optimizer(optimizer: OptimizerLike, lr: float | None) -> Factory:
         return built
 
     return build
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    """Builds the optimizer that nobody chose: AdamW, or SGD for parameters of which some have sparse gradients."""
+
+    lr: float | None
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Build it on parameters that hold their gradients."""
+        given = list(parameters)
+        kind = _named(SPARSE if any(p.grad is not None and p.grad.is_sparse for p in given) else DEFAULT)
+        built: torch.optim.Optimizer = kind(given, **({} if self.lr is None else {"lr": self.lr}))
+        return built
 
 
 def _named(name: str) -> Any:

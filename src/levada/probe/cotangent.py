@@ -70,8 +70,8 @@ def cotangent_rms(
 class Cotangents:
     """Cotangents over several forward passes of one model, as `cotangent_rms` has them over one.
 
-    The first pass is recorded. The next ones look only at the boundaries, with a few hooks; a pass that does not come by
-    all of them, or that leaves another graph, took another path: it is run again and recorded.
+    The first pass is recorded. The next ones look only at the boundaries, with a few hooks; a pass that does not come
+    by all of them, or that leaves another graph, took another path: it is run again and recorded.
 
     Args:
         model: the module whose boundaries are wanted.
@@ -88,6 +88,7 @@ class Cotangents:
         self.recorded = 0
         self._model = model
         self._plan: Plan | None = None
+        self._values: dict[int, _Value] = {}
         self._output = -1
         self._expected: set[int] = set()
         self._cuts: set[int] = set()
@@ -124,32 +125,43 @@ class Cotangents:
     def _as_recorded(self, values: Mapping[int, _Value]) -> bool:
         return values.keys() == self._expected and _nodes(values[self._output].edge) == self._nodes
 
-    def _record(self, run: Callable[[], Any]) -> tuple[Execution, _Sweep]:
-        values: dict[int, _Value] = {}
+    def keep(self, number: int, tensor: Tensor) -> None:
+        """Take a value of a pass that a `Recorder` records: its `on_value`."""
+        if tensor.requires_grad:
+            self._values[number] = _Value.of(tensor)
 
-        def keep(number: int, tensor: Tensor) -> None:
-            if tensor.requires_grad:
-                values[number] = _Value.of(tensor)
+    def plan(self, recorder: Recorder, execution: Execution) -> bool:
+        """Plan further passes from a recorded one; say whether its output has a graph.
 
-        recorder = Recorder(self._model, on_value=keep)
-        recorder.attach()
-        try:
-            run()
-        finally:
-            recorder.detach()
-        root = recorder.root
-        found = next((n for n in root.outputs if n in values), None) if root is not None and recorder.finished else None
+        Args:
+            recorder: after the model's forward, during which `keep` was called.
+            execution: the blocks found in it.
+        """
+        values, self._values = self._values, {}
+        found = next((n for n in recorder.root.outputs if n in values), None) if recorder.root is not None else None
         if found is None:
-            raise MeasurementError(
-                f"cotangent_rms: run() gave no output of {type(self._model).__name__} with a graph. Call model(...) "
-                "inside run, with gradients enabled and at least one parameter or input that requires one."
-            )
-        execution = execution_from(recorder)
+            return False
         self.recorded += 1
         self._output, self._cuts = found, _cuts(recorder, values)
         self._expected = {n for n in (found, *execution.output_of.values()) if n in values}
         self._plan = plan_from(recorder, execution, {n: [Target(n, True, None, True)] for n in self._expected})
         self._nodes = _nodes(values[found].edge)
+        return True
+
+    def _record(self, run: Callable[[], Any]) -> tuple[Execution, _Sweep]:
+        self._plan, self._values = None, {}
+        recorder = Recorder(self._model, on_value=self.keep)
+        recorder.attach()
+        try:
+            run()
+        finally:
+            recorder.detach()
+        execution, values = (execution_from(recorder) if recorder.finished else None), self._values
+        if execution is None or not self.plan(recorder, execution):
+            raise MeasurementError(
+                f"cotangent_rms: run() gave no output of {type(self._model).__name__} with a graph. Call model(...) "
+                "inside run, with gradients enabled and at least one parameter or input that requires one."
+            )
         return execution, self._sweep(execution, values)
 
     def _sweep(self, execution: Execution, values: Mapping[int, _Value]) -> _Sweep:

@@ -74,9 +74,7 @@ def targets_of(recorder: Recorder, execution: Execution) -> dict[int, list[Targe
     return found
 
 
-def plan_from(
-    recorder: Recorder, execution: Execution, wanted: Mapping[int, Sequence[Target]] | None = None
-) -> Plan:
+def plan_from(recorder: Recorder, execution: Execution, wanted: Mapping[int, Sequence[Target]] | None = None) -> Plan:
     """Choose for each value the cheapest place to see it: a module's output, an argument, a function's result.
 
     Args:

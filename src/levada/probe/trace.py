@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from levada._errors import UsageError
+from levada._numbers import json_ready, restore_numbers
 
 __all__ = ["SIGNALS", "Signal", "Site", "Trace"]
 
@@ -145,10 +145,10 @@ class Trace:
             True
         """
         return {
-            "sites": [_plain(asdict(site)) for site in self.sites],
+            "sites": [json_ready(asdict(site)) for site in self.sites],
             "steps": list(self.steps),
-            "values": {name: _plain(values.tolist()) for name, values in self.values.items()},
-            "context": _plain(dict(self.context)),
+            "values": {name: json_ready(values.tolist()) for name, values in self.values.items()},
+            "context": json_ready(dict(self.context), "Trace.context"),
         }
 
     @classmethod
@@ -166,24 +166,4 @@ class Trace:
             name: torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64).reshape(shape)
             for name, rows in data["values"].items()
         }
-        return cls(sites, tuple(data["steps"]), values, _restored(data["context"]))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise UsageError(f"Trace.to_dict: the context may hold numbers, strings, lists and mappings, got {type(value)}.")
-
-
-def _restored(value: Any) -> Any:
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    if isinstance(value, Mapping):
-        return {key: _restored(item) for key, item in value.items()}
-    return [_restored(item) for item in value] if isinstance(value, list) else value
+        return cls(sites, tuple(data["steps"]), values, restore_numbers(data["context"]))

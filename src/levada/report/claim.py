@@ -106,7 +106,7 @@ def statistic(told: Any, write: Write = short) -> str:
 
     Example:
         >>> statistic({"name": "sign test, exact, 5 of 5", "value": 5.0, "p": 0.0625})
-        'sign test, exact, 5 of 5: p = 0.0625'
+        'sign test, exact, 5 of 5: p = 0.0625 (smallest possible with 5: 0.0625)'
         >>> statistic({"name": "bootstrap interval, 95%", "value": -0.01464, "low": -0.02517, "high": -0.004998})
         'bootstrap interval, 95 %: −0.0146 [−0.0252, −0.0050]'
     """
@@ -118,10 +118,19 @@ def statistic(told: Any, write: Write = short) -> str:
     if "value" in rest and f"{write(rest['value'])} of " not in name:
         parts.append(interval(rest, write))
     if "p" in rest:
-        parts.append(f"p = {write(rest['p'])}")
+        parts.append(f"p = {write(rest['p'])}{_least_p(name, write)}")
     known = ("value", "low", "high", "p")
     parts += [f"{key} {text}" for key, text in evidence_rows({k: v for k, v in rest.items() if k not in known}, write)]
     return f"{name}: {', '.join(parts)}" if name and parts else name or ", ".join(parts)
+
+
+def _least_p(name: str, write: Write) -> str:
+    """Say how small the p of a sign test can be at all: 2^-n, twice that if two-sided."""
+    found = re.search(r"sign test\b(.*?)\d+ of (\d+)", name)
+    if found is None:
+        return ""
+    sides = 1 if "one-sided" in found[1] else 2
+    return f" (smallest possible with {found[2]}: {write(sides * 0.5 ** int(found[2]))})"
 
 
 def numbers(claim: Mapping[str, Any], write: Write = precise) -> list[Number]:

@@ -130,7 +130,12 @@ def _direct(panel: Panel) -> dict[int, float]:
     for y, colour in wanted:
         at = max(y, at + _LINE)
         placed[colour] = at
-    moved = max(placed[colour] - y for y, colour in wanted)
+    # Names that were pushed below the plot move up again, each as far as the one below it asks.
+    limit = WIDE.height - 44.0 - 4
+    for _, colour in reversed(wanted):
+        placed[colour] = min(placed[colour], limit)
+        limit = placed[colour] - _LINE
+    moved = max(abs(placed[colour] - y) for y, colour in wanted)
     return placed if moved <= 1.5 * _LINE else {}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from levada.report.series import Span
-from levada.report.words import fired, interval, number, phrase, place, short
+from levada.report.words import COTANGENT, fired, interval, number, phrase, place, short
 
 __all__ = ["column", "decay", "gradient_figure", "gradient_key", "signal_figure"]
 
@@ -75,7 +75,7 @@ def gradient_figure(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any
     predicted = column(blocks, "gradient_predicted")
     if all(value is None for value in predicted):
         predicted = _extended(measured, number(decay(report).get("predicted")))
-    label = "measured" if key == "gradient_rms" else "measured, of a random cotangent of size 1 at the output"
+    label = "measured" if key == "gradient_rms" else f"measured, of {COTANGENT}"
     series = [
         *_interval_of_slope(report, blocks, measured, key),
         *_line(blocks, label, "measured", "measured", measured, key),

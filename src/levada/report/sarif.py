@@ -8,8 +8,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from levada import __version__
+from levada._numbers import json_ready
 from levada.report.words import human, phrase
-from levada.runs.frames import json_ready
 
 __all__ = ["to_sarif"]
 

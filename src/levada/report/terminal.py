@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 from levada.report.check import sampled
 from levada.report.claim import STATUSES, Pair, failed, numbers, pairs, read_claims, statistic, status, value, wanted
 from levada.report.profile import column, decay, gradient_key
-from levada.report.words import COTANGENT, SIGNS, cell, count, evidence_name, fired, headline, human, interval, phrase, plain
+from levada.report.words import (
+    COTANGENT,
+    SIGNS,
+    cell,
+    count,
+    evidence_name,
+    fired,
+    headline,
+    human,
+    interval,
+    phrase,
+    plain,
+)
 from levada.runs import Run
 
 if TYPE_CHECKING:

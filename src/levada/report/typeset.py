@@ -23,7 +23,7 @@ def typeset(text: Any) -> str:
         >>> typeset("at least 2^(depth/2) <= 10^6.9, a^b<c>")
         'at least 2<sup>depth/2</sup> ≤ 10<sup>6.9</sup>, a<sup>b</sup>&lt;c&gt;'
     """
-    written = escape(str(text))
+    written = re.sub(r"(?<=\d) %", "\u00a0%", escape(str(text)))  # a number keeps its unit
     for letters, sign in _SIGNS:
         written = written.replace(letters, sign)
     return _POWER.sub(lambda found: f"<sup>{found[1].strip('()').replace('-', '−')}</sup>", written)

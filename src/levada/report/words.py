@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from levada._numbers import NONFINITE
+
 __all__ = [
     "COTANGENT",
     "SIGNS",
@@ -27,7 +29,6 @@ __all__ = [
     "short",
 ]
 
-_NAMES: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 # What happened, and the words that lead to the place.
@@ -66,7 +67,6 @@ _EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
     "signal_decay_per_block": ("difference between inputs, factor per block", ""),
     "growth_per_block": ("signal, factor per block", ""),
     "gain_per_block": ("gain per block", ""),
-    "draws": ("random cotangents drawn", ""),
     "predicted_share": ("blocks that theory covers", "%"),
     "decades": ("in all", "orders of magnitude"),
     "explained_by": ("explained by", ""),
@@ -115,7 +115,7 @@ def number(value: Any) -> float | None:
         (-inf, 2.0, None, None)
     """
     if isinstance(value, str):
-        return _NAMES.get(value)
+        return NONFINITE.get(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -324,8 +324,8 @@ def _mapping_rows(label: str, value: Mapping[str, Any], write: Any, unit: str) -
     flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping) and not _is_sentence(v) and not _is_empty(v)}
     for k, v in flat.items():
         words, own = _EVIDENCE.get(str(k), ("", unit))
-        if str(k) == "draws" and not label.startswith("gradient"):
-            words = "measurements"  # of a signal, which needs no cotangent
+        if str(k) == "draws":  # a signal needs no cotangent
+            words = "random cotangents drawn" if label.startswith("gradient") else "measurements"
         told.append(f"{words or human(str(k))}{':' * bool(words or isinstance(v, str))} {_written(v, write, own)}")
     if told:
         yield label, "; ".join(told)

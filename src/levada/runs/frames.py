@@ -11,7 +11,6 @@ that a field holds numbers says so (`Run.events(numbers=...)`), and there, at an
 from __future__ import annotations
 
 import json
-import math
 import os
 import struct
 import zlib
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, NoReturn
 
 from levada._errors import UsageError
+from levada._numbers import json_ready
 
 __all__ = [
     "MAGIC",
@@ -28,8 +28,6 @@ __all__ = [
     "Frame",
     "encode",
     "frame",
-    "json_ready",
-    "restore_numbers",
     "scan",
     "survivors",
 ]
@@ -39,7 +37,6 @@ HEADER: Final = struct.Struct("<II")
 # A report on 10,000 layers is about 5 MB; a reader must not allocate what a flipped bit asks for.
 MAX_FRAME: Final = 64 * 2**20
 _OPENING: Final = b'{"type":'
-_NONFINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,60 +64,6 @@ class Frame:
     event: dict[str, Any]
     start: int
     stop: int
-
-
-def json_ready(value: Any, place: str = "payload") -> Any:
-    """Give `value` as what JSON can hold; arrays and tensors become lists, NaN and infinities their names.
-
-    Args:
-        value: None, bool, int, float, str, a path, or mappings, lists, tuples, arrays of them.
-        place: where the value stands, for the message.
-
-    Raises:
-        UsageError: if something is none of these, or a key is not a string.
-
-    Example:
-        >>> json_ready({"loss": float("-inf"), "seeds": (0, 1)})
-        {'loss': '-inf', 'seeds': [0, 1]}
-    """
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        number = float(value)
-        return number if math.isfinite(number) else str(number)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise UsageError(f"{place}: keys must be strings, got {key!r}. Write {str(key)!r}.")
-        return {str(key): json_ready(item, f"{place}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_ready(item, f"{place}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if callable(getattr(value, "tolist", None)):
-        return json_ready(value.tolist(), place)
-    raise UsageError(
-        f"{place}: a run holds JSON (numbers, strings, lists, mappings), got {type(value).__name__}. "
-        "Convert it to one of these first."
-    )
-
-
-def restore_numbers(value: Any) -> Any:
-    """Turn the strings "nan", "inf" and "-inf" into floats, at any depth of lists and mappings.
-
-    Example:
-        >>> restore_numbers({"low": ["-inf", 1.0], "name": "infinity"})
-        {'low': [-inf, 1.0], 'name': 'infinity'}
-    """
-    if isinstance(value, str):
-        return _NONFINITE.get(value, value)
-    if isinstance(value, list):
-        return [restore_numbers(item) for item in value]
-    if isinstance(value, dict):
-        return {key: restore_numbers(item) for key, item in value.items()}
-    return value
 
 
 def encode(type: str, payload: Mapping[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from levada import __version__
 from levada._errors import UsageError
-from levada.runs.frames import json_ready
+from levada._numbers import json_ready
 
 __all__ = ["LOG", "MANIFEST", "SCHEMA", "Manifest", "describe", "read_manifest", "write_atomically", "write_manifest"]
 

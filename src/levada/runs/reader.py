@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, final
 
 from levada._errors import UsageError
-from levada.runs.frames import MAGIC, Damage, restore_numbers, scan, survivors
+from levada._numbers import restore_numbers
+from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
 
 __all__ = ["Health", "Run", "doctor", "find_runs"]

@@ -27,10 +27,10 @@ SOURCE = "Pascanu et al. 2013, arXiv 1211.5063; Yang et al. 2019, arXiv 1902.081
 def exploding_gradient(trace: Trace) -> Iterable[Finding]:
     """The gradient grows block by block on its way to the input, so that one step destroys the first layers.
 
-    It speaks if the contiguous blocks that gain most gain three decades without the largest single gain. An error needs
-    a growth whose interval excludes criticality, theory's agreement, and a first optimizer step on this batch that
-    leaves numbers that are not finite: a large gradient alone may be clipped or rescaled and train. Growth that batch
-    normalisation explains is a warning at most: it makes weights scale-free.
+    It speaks if the contiguous blocks that gain most gain three decades, the largest single gain counted as the second
+    largest. An error needs a growth whose interval excludes criticality, theory's agreement, and a first optimizer step
+    on this batch that leaves numbers that are not finite: a large gradient alone may be clipped or rescaled and train.
+    Growth that batch normalisation explains is a warning at most: it makes weights scale-free.
 
     Args:
         trace: of one check, or of a run.

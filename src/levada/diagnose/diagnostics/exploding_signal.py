@@ -22,9 +22,9 @@ SOURCE = "Glorot and Bengio 2010; He et al. 2015, arXiv 1502.01852; Hayou et al.
 def exploding_signal(trace: Trace) -> Iterable[Finding]:
     """The signal grows block by block until the outputs, and with them the loss, are out of scale.
 
-    It speaks if the contiguous blocks that gain most gain three decades without the largest single gain. An error needs
-    a growth whose interval excludes criticality, theory's agreement, and a loss that is not finite, at once or after
-    the optimizer's first step on this batch: a large finite scale alone can be unlearned.
+    It speaks if the contiguous blocks that gain most gain three decades, the largest single gain counted as the second
+    largest. An error needs a growth whose interval excludes criticality, theory's agreement, and a loss that is not
+    finite, at once or after the optimizer's first step on this batch: a large finite scale alone can be unlearned.
 
     Args:
         trace: of one check, or of a run.
@@ -49,7 +49,8 @@ def exploding_signal(trace: Trace) -> Iterable[Finding]:
         status="fired",
         claim=(
             f"From {names[span.first]} to {names[span.last]} the signal grows by a factor of {span.value:.3g} per "
-            f"block ({span.interval()}), by 10^{-span.total:.1f} in all{whole}; the output's root mean square is {size:.3g}."
+            f"block ({span.interval()}), by 10^{-span.total:.1f} in all{whole}; the output's root mean square "
+            f"is {size:.3g}."
         ),
         where={"first": names[first], "last": names[span.last]},
         evidence={
@@ -77,7 +78,8 @@ def _consequence(facts: Facts, overflown: bool) -> str:
         return "The outputs' scale depends on depth; half-precision numbers overflow first."
     return (
         f"The loss starts at {facts.loss_value:.4g}, where an output of zeros has {facts.loss_constant:.4g}: the "
-        "scale is to be unlearned first, which an optimizer that rescales gradients often does; half precision overflows first."
+        "scale is to be unlearned first, which an optimizer that rescales gradients often does; half precision "
+        "overflows first."
     )
 
 

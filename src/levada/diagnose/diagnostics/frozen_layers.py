@@ -46,11 +46,12 @@ def _finding(cut: Cut) -> Finding:
     who = lost[0] if len(lost) == 1 else f"{len(lost)} parameters of {blocks}, {lost[0]} first,"
     place = _place(cut)
     several = len(lost) > 1
+    acts, gets = ("act", "get") if several else ("acts", "gets")
     return Finding(
         rule=RULE,
         severity=severity,
         status="fired",
-        claim=f"{who} {'act' if several else 'acts'} on the loss but {'get' if several else 'gets'} no gradient: {place}.",
+        claim=f"{who} {acts} on the loss but {gets} no gradient: {place}.",
         where={"first": first, "last": last},
         evidence={
             "parameters": list(lost[:20]),

@@ -16,6 +16,8 @@ __all__ = ["vanishing_gradient"]
 
 # An update that leaves this share of the elements bit for bit the same teaches nothing.
 STILL = 0.9
+# A hundred thousand steps of this size, all in one direction, move the weights by less than one part in a hundred.
+NEGLIGIBLE = 2.0**-24
 # Later blocks move if the step changes this many times as large a share of their elements: in half precision a healthy
 # step changes a part of them only.
 LIVELIER = 2.0
@@ -26,15 +28,20 @@ OPENED = 1.0
 # With fewer, the only factor is that of the head, which may start at zero and changes all blocks alike.
 LEAST_BLOCKS = 3
 RULE = "vanishing_gradient"
+_SHARED = (
+    "Their parameters act in later blocks too and learn there; what is not learned is how the output depends on "
+    "what came early."
+)
 SOURCE = "Hochreiter 1991; Schoenholz et al. 2017, arXiv 1611.01232; He et al. 2015, arXiv 1502.01852"
 
 
 def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
     """The gradient shrinks block by block on its way to the input, so that the first layers cannot learn.
 
-    It speaks if the contiguous blocks that lose most lose three decades without the largest single loss. An error needs
-    a factor over these blocks whose interval excludes criticality, with theory's agreement, or an exact place; and an
-    optimizer step that leaves the blocks before them as they were while later ones move.
+    It speaks if the contiguous blocks that lose most lose three decades, the largest single loss counted as the second
+    largest. An error needs a factor over these blocks whose interval excludes criticality, with theory's agreement, or
+    an exact place; and an optimizer step that leaves the blocks before them as they were while later ones move. Where
+    the parameters act in later blocks too, they learn there, and nothing is an error.
 
     Args:
         trace: of one check, or of a run.
@@ -58,7 +65,10 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
     starved = range(cut) if cut is not None else _starved(decay, span)
     still, last_moves, tested = _still(trace, facts, starved)
     lawful = span.excludes_criticality() and span.agrees(AGREEMENT)
-    severity: Severity = "error" if (cut is not None or lawful) and still and last_moves else "warn"
+    shared = _shared(trace, starved)
+    severity: Severity = "error" if (cut is not None or lawful) and still and last_moves and not shared else "warn"
+    if shared and starved[0] > decay.first:
+        severity = "info"  # a fixed point that is iterated: what is before it is reached by other ways
     yield Finding(
         rule=RULE,
         severity=severity,
@@ -73,7 +83,7 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
             "explained_by": "place" if cut is not None else "theory" if span.agrees(AGREEMENT) else None,
             "tests": {"optimizer_first_step": tested, "freeze_training": "not made"},
         },
-        consequence=_consequence(facts, names, starved, still if last_moves else []),
+        consequence=_SHARED if shared else _consequence(facts, names, starved, still if last_moves else []),
         falsify=(
             f"Train twice from the same weights, on the same batches, once with {names[starved[0]]} to "
             f"{names[starved[-1]]} frozen: if the loss of the free one falls further than the spread over seeds, "
@@ -127,7 +137,7 @@ def _still(trace: Trace, facts: Facts, starved: Sequence[int]) -> tuple[list[int
     if not ours or not others:
         return [], False, "not made: no update of these blocks was measured"
     changed = {i: _changed(ratio[i], lost[i], facts.resolution) for i in (*ours, *others)}
-    stands = [ratio[i] < facts.resolution / 2 or changed[i] <= 1 - STILL for i in ours]
+    stands = [ratio[i] < NEGLIGIBLE or changed[i] <= 1 - STILL for i in ours]
     prefix = next((i for i, stand in enumerate(stands) if not stand), len(stands))
     still = ours[:prefix]
     most = max((changed[i] for i in still), default=0.0)
@@ -153,6 +163,13 @@ def _changed(ratio: float, lost: float, resolution: float) -> float:
     if math.isfinite(lost):
         return 1 - lost
     return 1.0 if ratio >= resolution else 0.0  # a trace without the count, where only the size is known
+
+
+def _shared(trace: Trace, starved: Sequence[int]) -> bool:
+    """Return whether every parameter of the starved blocks acts in a later block too, and learns there."""
+    own = {name for i in starved for name in trace.sites[i].parameters}
+    later = {name for site in trace.sites[starved[-1] + 1 :] for name in site.parameters}
+    return bool(own) and own <= later
 
 
 def _where(names: Sequence[str], decay: Decay, span: Decay) -> dict[str, str]:

@@ -24,9 +24,9 @@ SOURCE = "Poole et al. 2016, arXiv 1606.05340; Schoenholz et al. 2017, arXiv 161
 def vanishing_signal(trace: Trace) -> Iterable[Finding]:
     """The difference between inputs dies on its way to the output, although the signal may keep its size.
 
-    It speaks if the contiguous blocks that lose most lose three decades without the largest single loss. An error needs
-    a factor over these blocks whose interval excludes criticality, with theory's agreement, or an exact place; and an
-    output that is the same for all inputs to well below the resolution of its numbers.
+    It speaks if the contiguous blocks that lose most lose three decades, the largest single loss counted as the second
+    largest. An error needs a factor over these blocks whose interval excludes criticality, with theory's agreement, or
+    an exact place; and an output that is the same for all inputs to well below the resolution of its numbers.
 
     Args:
         trace: of one check, or of a run.
