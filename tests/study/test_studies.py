@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import pytest
@@ -26,7 +27,9 @@ def computed(study, scale="small", only=lambda config: True, **changes):
 
 @pytest.fixture(scope="module")
 def decay():
-    return computed(gradient_decay.STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient_decay, "mnist", functools.cache(gradient_decay.mnist))  # read once, not in every cell
+        return computed(gradient_decay.STUDY)
 
 
 def test_r1_gradient_decay_is_predicted_in_every_cell(decay):

@@ -121,7 +121,7 @@ class Graph:
         return [e for e in found if e.operation.output in self.recorder.floating] or found
 
     def _goes_around(self, cuts: Sequence[Event], readers: Mapping[int, Sequence[Event]]) -> bool:
-        """Whether anything that enters the cuts reaches the loss on another way as well; True if no cut or no end was seen."""
+        """Whether what enters the cuts reaches the loss on another way too; True if no cut or no end was seen."""
         if not cuts or not self.ends:
             return True
         before: set[int] = set()

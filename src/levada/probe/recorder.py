@@ -233,7 +233,7 @@ class Recorder(TorchFunctionMode):
         frame.counts[name] += 1
         given = list(tensors((args, kwargs)))
         before = [(t, self._number(t)) for t in given]
-        inputs = tuple(self._activations((args, kwargs), frame))
+        inputs = tuple(self._activations(given, frame))
         names = tuple(dict.fromkeys(n for t, k in before for n in self._names(t, k)))
         self._busy = False
         result = function(*args, **kwargs)
@@ -284,7 +284,7 @@ class Recorder(TorchFunctionMode):
 
     def _number(self, tensor: Tensor) -> int:
         version = 0 if tensor.is_inference() else tensor._version
-        if isinstance(tensor, nn.Parameter):
+        if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):  # the second test alone is slow
             version = 0
         known = self._numbers.get((id(tensor), version))
         if known is not None and known[0]() is tensor:

@@ -139,9 +139,9 @@ CLAIMS = (
     Claim(
         "gradient decay is a law", "A layer multiplies the gradient's variance by that of the weights times the "
         "mean squared slope; over the depth it vanishes or explodes.", f"|log10(measured / predicted)| <= {TOLERANCE} "
-        f"for the {RATIO}, mean over the seeds, in each of {len(CELLS)} cells. Predictions are given the mean square of "
-        "the input state and, for residual networks, its mean and the alignment of the loss's gradient with the last "
-        "state, measured in the same network; nothing else of it, and nothing is fitted",
+        f"for the {RATIO}, mean over the seeds, in each of {len(CELLS)} cells. Predictions are given the mean square "
+        "of the input state and, for residual networks, its mean and the alignment of the loss's gradient with the "
+        "last state, measured in the same network; nothing else of it, and nothing is fitted",
         "Glorot and Bengio 2010; Schoenholz et al. 2017, arXiv 1611.01232", _law,
     ),
     Claim(

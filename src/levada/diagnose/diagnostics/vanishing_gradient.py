@@ -140,8 +140,8 @@ def _still(trace: Trace, facts: Facts, starved: Sequence[int]) -> tuple[list[int
     stands = [ratio[i] < NEGLIGIBLE or changed[i] <= 1 - STILL for i in ours]
     prefix = next((i for i, stand in enumerate(stands) if not stand), len(stands))
     still = ours[:prefix]
-    most = max((changed[i] for i in still), default=0.0)
-    moves = any(changed[i] > max(1 - STILL, LIVELIER * most) for i in others)
+    most = max((changed[i] for i in still if ratio[i] >= NEGLIGIBLE), default=0.0)
+    moves = any(ratio[i] >= NEGLIGIBLE and changed[i] > max(1 - STILL, LIVELIER * most) for i in others)
     told = {
         "optimizer": facts.optimizer,
         "lr": facts.lr,
