@@ -307,3 +307,50 @@ def test_the_rules_read_the_trace_of_a_training_loop_too():
 def test_the_inventory_has_a_sentence_for_each_rule():
     for rule in DIAGNOSTICS.values():
         assert rule.__doc__.strip().splitlines()[0].endswith(".")
+
+
+class Blind(nn.Module):
+    """It never looks at its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(DIM, DIM), nn.ReLU(), nn.Linear(DIM, DIM), nn.ReLU(), nn.Linear(DIM, CLASSES)
+        )
+
+    def forward(self, x):
+        return self.net(torch.ones_like(x))
+
+
+def zeros(model):
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("build", [Blind, lambda: zeros(stack(nn.Tanh, 4)), lambda: zeros(stack(nn.Tanh, 1))])
+def test_a_model_that_does_not_see_its_input_is_an_error(build):
+    torch.manual_seed(0)
+    report = check(build(), BATCH)
+    assert fired(report)["vanishing_signal"].severity == "error"
+
+
+def test_a_zero_head_that_the_first_step_opens_is_none():
+    model = stack(nn.Tanh, 1)
+    zeros(model[-1])
+    assert check(model, BATCH).verdict == "healthy"
+
+
+def test_outputs_out_of_scale_are_said_at_any_depth():
+    torch.manual_seed(0)
+    model = stack(nn.ReLU, 3, scale=40.0)
+    finding = fired(check(model, BATCH))["exploding_signal"]
+    assert finding.severity == "warn"
+    assert finding.evidence["loss"] > 100 * finding.evidence["loss_of_zeros"]
+
+
+def test_a_printed_report_holds_the_whole_repair():
+    report = check(stack(nn.ReLU, 50), BATCH, optimizer="SGD")
+    text = str(report)
+    for remedy in fired(report)["vanishing_gradient"].remedies:
+        assert all(line in text for line in remedy.patch.splitlines())

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
+from levada.connection import Layer
+
 __all__ = ["eager", "unwrapped"]
 
 
@@ -22,10 +24,16 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
         >>> unwrapped(layer) == (layer, False), unwrapped(torch.compile(layer, backend="eager"))[0] is layer
         (True, True)
     """
-    compiled = any(_is_wrapper(m) or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+    compiled = any(_is_compiled(m) for m in model.modules())
     while _is_wrapper(model):
         model = model.get_submodule("_orig_mod")
     return model, compiled
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    if isinstance(module, Layer) and module.compiled is not None:  # a Stack compiles its layers itself
+        return True
+    return _is_wrapper(module) or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _is_wrapper(module: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from levada.diagnose.trial import output_spread, parameters_matter, replaced, ro
 from levada.diagnose.update import Factory, Update, first_update
 from levada.probe import Execution, Probe, Trace
 from levada.probe.cotangent import Cotangents
+from levada.probe.recomputation import activations_kept
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
 
@@ -58,7 +59,8 @@ class _Run:
     def __call__(self, index: int = 0, draw: int = 0) -> Any:
         batch = self.batches[index]
         torch.manual_seed(self.seed + draw)
-        return self.model(*batch.args, **batch.kwargs)
+        with activations_kept(self.model):
+            return self.model(*batch.args, **batch.kwargs)
 
     def require(self) -> None:
         """Run every batch once with nothing attached, so that what fails is the user's and is said so."""

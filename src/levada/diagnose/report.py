@@ -131,8 +131,9 @@ def _finding_lines(finding: Finding) -> Sequence[str]:
     if finding.status == "fired":
         if finding.consequence:
             lines.append(f"      consequence: {finding.consequence}")
-        for remedy in finding.remedies[:1]:
+        for remedy in finding.remedies:
             sure = "tried" if remedy.verified else "predicted, not tried"
             after = ", ".join(f"{key} {value:.4g}" for key, value in remedy.after.items() if isinstance(value, float))
-            lines.append(f"      remedy ({sure}{': ' + after if after else ''}): {remedy.patch.splitlines()[0]}")
+            lines.append(f"      remedy {remedy.name} ({sure}{': ' + after if after else ''}):")
+            lines.extend(f"          {line}" for line in remedy.patch.splitlines())
     return lines

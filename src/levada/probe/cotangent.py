@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from levada._errors import MeasurementError, require_at_least
 from levada.probe.operation import Execution
+from levada.probe.recomputation import activations_kept
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
 from levada.probe.statistics import mean_square
@@ -37,6 +38,7 @@ def cotangent_rms(
     One forward pass; one backward pass gives all boundaries at once. A gradient that leaves the range of its dtype is
     followed further: the backward pass is linear, so it starts again from a boundary through which everything flows,
     with the gradient there scaled to one, or from the output with another scale. No gradient is left on a parameter.
+    Connections that recompute their activations keep them meanwhile.
 
     Args:
         model: the module whose boundaries are wanted.
@@ -114,7 +116,8 @@ class Cotangents:
             taps = Taps(self._model, self._plan, sightings)
             taps.attach()
             try:
-                run()
+                with activations_kept(self._model):
+                    run()
             finally:
                 taps.detach()
             values = sightings.values
@@ -153,7 +156,8 @@ class Cotangents:
         recorder = Recorder(self._model, on_value=self.keep)
         recorder.attach()
         try:
-            run()
+            with activations_kept(self._model):
+                run()
         finally:
             recorder.detach()
         execution, values = (execution_from(recorder) if recorder.finished else None), self._values

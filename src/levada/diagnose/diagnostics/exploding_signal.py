@@ -15,6 +15,8 @@ from levada.probe.trace import Trace
 __all__ = ["exploding_signal"]
 
 LEAST_BLOCKS = 3
+# A cross-entropy of this many times that of outputs of zero: out of scale at any depth.
+OUT_OF_SCALE = 100.0
 RULE = "exploding_signal"
 SOURCE = "Glorot and Bengio 2010; He et al. 2015, arXiv 1502.01852; Hayou et al. 2021, arXiv 2010.12859"
 
@@ -31,10 +33,9 @@ def exploding_signal(trace: Trace) -> Iterable[Finding]:
     """
     facts = facts_of(trace)
     growth = size_decay(trace)
-    if isinstance(growth, str) or len(trace.sites) < LEAST_BLOCKS:
-        return
-    span = growth.steepest(grows=True)
-    if span is None or span.spread_out(grows=True) < LEAST_DECADES:
+    span = None if isinstance(growth, str) or len(trace.sites) < LEAST_BLOCKS else growth.steepest(grows=True)
+    if isinstance(growth, str) or span is None or span.spread_out(grows=True) < LEAST_DECADES:
+        yield from _out_of_scale(trace, facts)
         return
     names = trace.names()
     overflown, tested = _overflown(facts)
@@ -64,6 +65,26 @@ def exploding_signal(trace: Trace) -> Iterable[Finding]:
         consequence=_consequence(facts, overflown),
         falsify="Divide the outputs by their root mean square and train: if nothing improves, the scale was harmless.",
         remedies=repairs(trace, span.value),
+        source=SOURCE,
+    )
+
+
+def _out_of_scale(trace: Trace, facts: Facts) -> Iterable[Finding]:
+    """Speak where the outputs are too large though no run of blocks says why: too few blocks, or one of them."""
+    if facts.loss != "cross_entropy" or facts.loss_value is None or not facts.loss_constant:
+        return
+    if not facts.loss_value > OUT_OF_SCALE * facts.loss_constant:
+        return
+    names, sizes = trace.names(), trace["signal_rms"].nanmean(0)
+    yield Finding(
+        rule=RULE,
+        severity="warn",
+        status="fired",
+        claim=f"The outputs' root mean square is {float(sizes[-1]):.3g}.",
+        where={"first": names[int(sizes.nan_to_num(0.0).argmax())], "last": names[-1]},
+        evidence={"output_rms": float(sizes[-1]), "loss": facts.loss_value, "loss_of_zeros": facts.loss_constant},
+        consequence=_consequence(facts, _overflown(facts)[0]),
+        falsify="Divide the outputs by their root mean square and train: if nothing improves, the scale was harmless.",
         source=SOURCE,
     )
 

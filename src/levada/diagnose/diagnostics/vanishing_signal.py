@@ -34,7 +34,8 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
     facts = facts_of(trace)
     decay = signal_decay(trace)
     if isinstance(decay, str) or len(trace.sites) < LEAST_BLOCKS:
-        return  # a batch of one, or too few blocks, has no difference to follow
+        yield from _blind(trace, facts)
+        return
     cut = _cut(trace, decay)
     span = decay.steepest()
     gradual = span is not None and span.spread_out() >= LEAST_DECADES
@@ -75,6 +76,34 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
             "rounding error, it is wrong."
         ),
         remedies=repairs(trace, span.value) if cut is None else (),
+        source=SOURCE,
+    )
+
+
+def _blind(trace: Trace, facts: Facts) -> Iterable[Finding]:
+    """Speak where there is no depth to follow but the output does not depend on the input, now and after a step."""
+    spread = trace["signal_spread"]
+    lost = [
+        i for i in range(len(trace.sites)) if bool((spread[:, i] == 0).any()) and not bool((spread[:, i] > 0).any())
+    ]
+    indistinct, tested = _indistinct(facts)
+    if not (lost and indistinct) or _opens(facts):
+        return
+    place = trace.names()[lost[0]]
+    yield Finding(
+        rule=RULE,
+        severity="error" if facts.output_spread_after is not None else "warn",
+        status="fired",
+        claim=f"{place} returns the same for every input of the batch, and so does the model.",
+        where={"first": place, "last": place},
+        evidence={
+            "output_spread": facts.output_spread,
+            "output_spread_after_step": facts.output_spread_after,
+            "explained_by": "place",
+            "tests": {"output_depends_on_input": tested, "training": "not made"},
+        },
+        consequence="Only the mean of the targets can be learned.",
+        falsify=f"Call {place} on two inputs: if what it returns differs, this is wrong.",
         source=SOURCE,
     )
 
