@@ -20,6 +20,12 @@ from levada.probe.operation import Operation
 
 __all__ = ["Event", "Frame", "Recorder", "Sighting", "first_floating", "tensors"]
 
+# Functions that read of a tensor only its shape: what they return does not depend on it.
+_READ_SHAPES = frozenset(
+    "zeros_like ones_like full_like empty_like rand_like randn_like randint_like "
+    "new_zeros new_ones new_full new_empty".split()
+)
+
 
 def tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in a nest of tuples, lists, mappings and dataclasses, in order."""
@@ -140,6 +146,7 @@ class Recorder(TorchFunctionMode):
         self._numbers: dict[tuple[int, int], tuple[weakref.ref[Tensor], int]] = {}
         self._derived: dict[int, tuple[str, ...]] = {}  # values computed from parameters alone
         self._constants: set[int] = set()
+        self._bare: set[int] = set()  # constants that had no graph when they were made
         self._busy = False
         self._convolutional = False
         self._count = 0
@@ -231,7 +238,7 @@ class Recorder(TorchFunctionMode):
         self._busy = True
         frame = self._stack[-1]
         frame.counts[name] += 1
-        given = list(tensors((args, kwargs)))
+        given = [] if name in _READ_SHAPES else list(tensors((args, kwargs)))
         before = [(t, self._number(t)) for t in given]
         inputs = tuple(self._activations(given, frame))
         names = tuple(dict.fromkeys(n for t, k in before for n in self._names(t, k)))
@@ -256,6 +263,7 @@ class Recorder(TorchFunctionMode):
         fresh = [n for n in numbers if n not in draft.inputs and n not in self.producers]
         if not draft.inputs and not draft.parameters:
             self._constants.update(fresh)
+            self._bare.update(n for t in returned if not t.requires_grad and (n := self._number(t)) in fresh)
             return
         if not draft.inputs and draft.kind not in ("conv", "embedding"):  # e.g. the product of two low-rank factors
             self._derived.update(dict.fromkeys(fresh, draft.parameters))
@@ -317,6 +325,9 @@ class Recorder(TorchFunctionMode):
     def _unexplained(self, number: int, tensor: Tensor, frame: Frame) -> bool:
         """Whether nothing that was seen made this value."""
         root = self.root
+        if number in self._bare and tensor.grad_fn is not None:  # a custom autograd function wrote into memory it made
+            self._bare.discard(number)
+            self._constants.discard(number)
         known = number in self.producers or number in self._derived or number in self._constants
         given = number in frame.inputs or (root is not None and number in root.inputs)
         return not (known or given or id(tensor) in self._parameters or id(tensor) in self._fixed)

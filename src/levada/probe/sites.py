@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
+from levada.connection import Layer
 from levada.probe.operation import Execution, Operation
 from levada.probe.recorder import Event, Frame, Recorder
 from levada.probe.trace import Site
@@ -163,6 +164,8 @@ class _Graph:
         """Whether the boundaries inside a call are boundaries of the model."""
         if not frame.frames():
             return False
+        if any(isinstance(f.module, Layer) for f in frame.frames()):  # a stack: its state may be several tensors
+            return True
         if isinstance(frame.module, nn.Sequential) and not self.is_small_branch(frame, parent):
             return True
         if self.is_parallel(frame) or self.is_branched(frame) or isinstance(frame.module, nn.Sequential):

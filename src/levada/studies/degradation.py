@@ -100,7 +100,7 @@ def _residual_does_not(results: Results) -> tuple[bool, dict[str, Any], Statisti
     shallow, deep = _errors(results, "residual", 20), _errors(results, "residual", 110)
     apart = [d - s for s, d in zip(shallow, deep, strict=True)]
     numbers = {"residual-20, training error %": shallow, "residual-110, training error %": deep}
-    return fmean(apart) <= 1, {**numbers, "difference of means, points": fmean(apart)}, student_interval(apart)
+    return fmean(apart) <= 1, numbers, student_interval(apart, "the difference of means, points")
 
 
 def _gradients_explode(results: Results) -> tuple[bool, dict[str, Any], Statistic]:

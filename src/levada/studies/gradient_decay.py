@@ -110,7 +110,7 @@ def _law(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
         numbers[f"{_name(config)}: predicted"] = geometric_mean(predicted)
     numbers["largest deviation of a cell, decades"] = max(map(abs, means))
     numbers["largest deviation of a single seed, decades"] = max(map(abs, singles))
-    return max(map(abs, means)) <= TOLERANCE, numbers, student_interval(means)
+    return max(map(abs, means)) <= TOLERANCE, numbers, student_interval(means, "the cells' deviations, decades")
 
 
 def _below(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
@@ -138,7 +138,7 @@ RATIO, PASCANU = "gradient at the input over that at the output", "Pascanu et al
 CLAIMS = (
     Claim(
         "gradient decay is a law", "A layer multiplies the gradient's variance by that of the weights times the "
-        "mean squared slope; over the depth it vanishes or explodes.", f"|log10(measured / predicted)| <= {TOLERANCE} "
+        "mean squared slope.", f"|log10(measured / predicted)| <= {TOLERANCE} "
         f"for the {RATIO}, mean over the seeds, in each of {len(CELLS)} cells. Predictions are given the mean square "
         "of the input state and, for residual networks, its mean and the alignment of the loss's gradient with the "
         "last state, measured in the same network; nothing else of it, and nothing is fitted",

@@ -181,11 +181,12 @@ def bootstrap_interval(
     return Statistic(f"bootstrap interval, {confidence:.0%}", statistic(values), low=low, high=high)
 
 
-def student_interval(values: Sequence[float], confidence: float = 0.95) -> Statistic:
+def student_interval(values: Sequence[float], of: str = "the mean", confidence: float = 0.95) -> Statistic:
     """Student's interval of a mean: `mean +- t(n - 1) s / sqrt(n)`, exact for normal values however few they are.
 
     Args:
         values: one value for each seed, at least two.
+        of: what the mean is of, in words.
         confidence: its coverage.
 
     Returns:
@@ -205,7 +206,7 @@ def student_interval(values: Sequence[float], confidence: float = 0.95) -> Stati
     require_at_least("student_interval", "the number of values", len(values), 2)
     quantile = _scipy_stats().t.ppf((1 + _checked(confidence)) / 2, len(values) - 1)
     mean, half = fmean(values), float(quantile) * stdev(values) / math.sqrt(len(values))
-    return Statistic(f"mean, Student's interval, {confidence:.0%}", mean, low=mean - half, high=mean + half)
+    return Statistic(f"Student's {confidence:.0%} interval of {of}", mean, low=mean - half, high=mean + half)
 
 
 def cliffs_delta(first: Sequence[float], second: Sequence[float]) -> float:
