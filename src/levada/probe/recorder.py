@@ -20,12 +20,6 @@ from levada.probe.operation import Operation
 
 __all__ = ["Event", "Frame", "Recorder", "Sighting", "first_floating", "tensors"]
 
-# Functions that read of a tensor only its shape: what they return does not depend on it.
-_READ_SHAPES = frozenset(
-    "zeros_like ones_like full_like empty_like rand_like randn_like randint_like "
-    "new_zeros new_ones new_full new_empty".split()
-)
-
 
 def tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in a nest of tuples, lists, mappings and dataclasses, in order."""
@@ -238,7 +232,7 @@ class Recorder(TorchFunctionMode):
         self._busy = True
         frame = self._stack[-1]
         frame.counts[name] += 1
-        given = [] if name in _READ_SHAPES else list(tensors((args, kwargs)))
+        given = list(tensors((args, kwargs)))
         before = [(t, self._number(t)) for t in given]
         inputs = tuple(self._activations(given, frame))
         names = tuple(dict.fromkeys(n for t, k in before for n in self._names(t, k)))

@@ -19,6 +19,7 @@ __all__ = ["execution_from"]
 
 Role: TypeAlias = Literal["anchor", "norm", "free", "loss"]
 _PARAMETRISED = ("linear", "conv", "embedding", "recurrent", "attention")
+_READ_SHAPES = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")  # and nothing else
 _LARGEST_BRANCH = 4  # leaves in a residual branch that was written by hand into a larger forward
 
 
@@ -344,7 +345,7 @@ class _Graph:
         best = fallback = -1
         for unit in block.units:
             own = unit.role == "anchor" or unit is block.units[0]
-            if not own and not any(n in made for n in unit.inputs):
+            if not own and (unit.kind in _READ_SHAPES or not any(n in made for n in unit.inputs)):
                 continue
             made.update(unit.outputs)
             found = [n for n in unit.outputs if n in self.recorder.floating]
