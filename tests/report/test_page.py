@@ -63,7 +63,7 @@ def poisoned(value: Any) -> Any:
 def test_a_check_says_verdict_place_rate_repair_and_what_was_tried(sick: dict[str, Any]) -> None:
     page = Page(render_report([sick]))
     words = " ".join(page.text.split())
-    assert "The learning signal dies before it reaches layers.0 to layers.30." in words
+    assert "The learning signal dies on its way back through layers.0 to layers.30." in words
     assert "from layers.49 to layers.0 the gradient shrinks from 0.0203 to 2.1×10⁻²¹, by 19.0 orders of" in words
     assert "a factor of 0.410 [0.402, 0.418] per block, where theory predicts 0.408" in words
     assert "✓ tried on this model and data" in words
@@ -228,7 +228,7 @@ def test_writing_replaces_the_page_whole(tmp_path: Path, healthy_report: Any, si
         "</html>"
     )
     write_html([sick_report()], path)
-    assert "dies before it reaches" in path.read_text(encoding="utf-8")
+    assert "dies on its way back through" in path.read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 

@@ -34,7 +34,7 @@ def test_no_line_is_wider_than_the_console(sick: dict[str, Any], width: int) -> 
 def test_measured_stands_beside_predicted_and_the_verdict_beside_its_repair(sick: dict[str, Any]) -> None:
     words = " ".join(printed(sick).split())
     assert "gradient per block: measured 0.410 [0.402, 0.418]; predicted 0.408" in words
-    assert "✕ error The learning signal dies before it reaches layers.0 to layers.30." in words
+    assert "✕ error The learning signal dies on its way back through layers.0 to layers.30." in words
     assert "repair: residual (tried on this model and data)" in words
     assert "gradient decay per block: 0.4100 [0.4019, 0.4178] → 0.996 [0.991, 1.001]" in words
     assert "net = Stack([Block(256) for _ in range(50)], Residual, dim=256)" in words

@@ -33,10 +33,10 @@ _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸
 
 # What happened, and the words that lead to the place.
 _PHRASES: Final[Mapping[str, tuple[str, str]]] = {
-    "vanishing_gradient": ("The learning signal dies", "before it reaches"),
-    "exploding_gradient": ("The gradient explodes", "on its way to"),
-    "vanishing_signal": ("The signal has died out", "at"),
-    "exploding_signal": ("The signal explodes", "at"),
+    "vanishing_gradient": ("The learning signal dies on its way back", "through"),
+    "exploding_gradient": ("The gradient explodes on its way back", "through"),
+    "vanishing_signal": ("The signal dies out", "in"),
+    "exploding_signal": ("The signal explodes", "in"),
     "saturated_activation": ("The activations saturate", "at"),
     "dead_units": ("Units are dead", "at"),
     "rank_collapse": ("All inputs come to look the same", "at"),
@@ -69,6 +69,8 @@ _EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
     "gain_per_block": ("gain per block", ""),
     "predicted_share": ("blocks that theory covers", "%"),
     "decades": ("in all", "orders of magnitude"),
+    "decades_over_the_whole_depth": ("over the whole depth", "orders of magnitude"),
+    "starved": ("first and last of the layers that it hardly reaches", ""),
     "explained_by": ("explained by", ""),
     "output_spread": ("difference between outputs / size of the output", ""),
     "output_spread_after_step": ("the same after the optimizer's first step", ""),
