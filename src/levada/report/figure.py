@@ -230,12 +230,13 @@ def _span(frame: _Frame, span: Span) -> Iterator[str]:
     )
     width = len(span.label) * _CHARACTER
     at, anchor = (left + 7, "start") if left + 7 + width < frame.right else (right - 7, "end")
-    # The label stands where the fewest points are.
+    # The label stands where the fewest points are behind it.
+    start, end = (at, at + width) if anchor == "start" else (at - width, at)
     near = [
         frame.y(p.y)
         for one in frame.panel.series
         for p in one.points
-        if p.y is not None and span.low <= p.x <= span.high
+        if p.y is not None and start - 8 <= frame.x(p.x) <= end + 8
     ]
     rows = (frame.top + 18, (frame.top + frame.bottom) / 2, frame.bottom - 12)
     y = min(rows, key=lambda row: sum(abs(row - 5 - point) < 24 for point in near))
