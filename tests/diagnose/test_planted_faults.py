@@ -354,3 +354,18 @@ def test_a_printed_report_holds_the_whole_repair():
     text = str(report)
     for remedy in fired(report)["vanishing_gradient"].remedies:
         assert all(line in text for line in remedy.patch.splitlines())
+
+
+class Sequence(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.rnn(x.view(len(x), -1, 8))[0][:, -1])
+
+
+def test_what_is_not_measured_in_a_recurrent_layer_is_said():
+    torch.manual_seed(0)
+    assert any("over time" in note for note in check(Sequence(), BATCH).notes)
+    assert not any("over time" in note for note in check(stack(nn.ReLU, 3), BATCH).notes)

@@ -27,6 +27,7 @@ __all__ = ["check"]
 
 # The rules that need a decay over depth.
 _OVER_DEPTH = frozenset({"vanishing_gradient", "exploding_gradient", "vanishing_signal", "exploding_signal"})
+_RECURRENT = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
 _SIGNALS = (
     "signal_rms",
     "signal_spread",
@@ -108,6 +109,8 @@ def check(
     if compiled:
         notes.append("The model is compiled; the module inside was measured, without compiling.")
     notes.extend(_data_notes(trace, batches))
+    if any(site.kind in _RECURRENT for site in trace.sites):
+        notes.append("A recurrent layer is one block: what becomes of the signal over time inside it was not measured.")
     if not model.training:
         notes.append("The model is in eval mode and was measured so; call model.train() to measure it as it trains.")
     findings = diagnose(trace)
