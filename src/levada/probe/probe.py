@@ -35,7 +35,8 @@ class Probe:
     averaged. Sampled are the steps 0, `every`, 2 `every`, ...; on the others nothing is attached to the model. The
     first sampled step also finds the blocks, as `record` does, and is slower. Passes without gradients (evaluation)
     are not counted, unless there are no others. A gradient or update that does not reach a place is zero there; what
-    could not be measured is NaN. Gradients are read as they arrive: divide by your own loss scale if you use one.
+    could not be measured is NaN, such as the gradients inside layers that recompute, in the first sampled step.
+    Gradients are read as they arrive: divide by your own loss scale if you use one.
 
     Args:
         model: any module. It must be called as `model(...)`, and not only from inside a compiled function.
