@@ -191,8 +191,7 @@ def gradient_decay(trace: Trace) -> Decay | str:
     gains = _known([p.gain for p in facts.predictions])
     widths = 0.5 * (sizes[:-1].log10() - sizes[1:].log10())
     predicted = gains[1:].log10() + widths if gains.numel() == len(trace.sites) else torch.full_like(widths, math.nan)
-    last = len(trace.sites) - (1 if len(trace.sites) < 3 else 2)
-    return _per_block(logs, predicted, last, towards_input=True)
+    return _per_block(logs, predicted, _last(trace), towards_input=True)
 
 
 def signal_decay(trace: Trace) -> Decay | str:
@@ -201,13 +200,10 @@ def signal_decay(trace: Trace) -> Decay | str:
     Args:
         trace: with `signal_spread`; draws are its rows.
     """
-    spreads = _known([p.spread for p in facts_of(trace).predictions])
-    predicted = spreads.log10().diff() if spreads.numel() == len(trace.sites) else torch.full((0,), math.nan)
-    last = len(trace.sites) - (1 if len(trace.sites) < 3 else 2)
     spread = trace["signal_spread"]
     rounding = RESOLVED * facts_of(trace).resolution * trace["signal_rms"]
     logs = torch.where(spread <= rounding, 0.0, spread).log10()
-    return _per_block(logs, predicted, last, towards_input=False)
+    return _towards_output(trace, logs, [p.spread for p in facts_of(trace).predictions])
 
 
 def size_decay(trace: Trace) -> Decay | str:
@@ -216,10 +212,18 @@ def size_decay(trace: Trace) -> Decay | str:
     Args:
         trace: with `signal_rms`; draws are its rows.
     """
-    sizes = _known([p.signal for p in facts_of(trace).predictions])
+    return _towards_output(trace, trace["signal_rms"].log10(), [p.signal for p in facts_of(trace).predictions])
+
+
+def _towards_output(trace: Trace, logs: Tensor, told: Sequence[float | None]) -> Decay | str:
+    sizes = _known(told)
     predicted = sizes.log10().diff() if sizes.numel() == len(trace.sites) else torch.full((0,), math.nan)
-    last = len(trace.sites) - (1 if len(trace.sites) < 3 else 2)
-    return _per_block(trace["signal_rms"].log10(), predicted, last, towards_input=False)
+    return _per_block(logs, predicted, _last(trace), towards_input=False)
+
+
+def _last(trace: Trace) -> int:
+    """Return the last boundary to follow: the head is left out where three others remain."""
+    return len(trace.sites) - (1 if len(trace.sites) < 3 else 2)
 
 
 def _known(values: Sequence[float | None]) -> Tensor:
