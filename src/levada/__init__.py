@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from levada.connections import Residual as Residual
     from levada.connections import Reversible as Reversible
     from levada.connections import ReZero as ReZero
+    from levada.connections import SinglePassManifoldHyperConnection as SinglePassManifoldHyperConnection
     from levada.connections import SkipInit as SkipInit
     from levada.connections import StochasticDepth as StochasticDepth
     from levada.conversion import convert as convert
@@ -76,6 +77,7 @@ _NAMES = {
         "ReZero",
         "Residual",
         "Reversible",
+        "SinglePassManifoldHyperConnection",
         "SkipInit",
         "StochasticDepth",
     ),

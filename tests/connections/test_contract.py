@@ -28,6 +28,7 @@ OPTIONS = {
     "Dense": {"growth": 4},
     "LearnedAugmentedResidual": {"rank": 2},
     "ManifoldHyperConnection": {"iterations": 3},
+    "SinglePassManifoldHyperConnection": {"iterations": 3},
 }
 
 VARIANTS = {
@@ -52,6 +53,7 @@ VARIANTS = {
     "Momentum": {"stored": {"recompute": False}},
     "PostNorm": {"deepnorm": {"alpha": "deepnorm"}},
     "Reversible": {"stored": {"recompute": False}},
+    "SinglePassManifoldHyperConnection": {"released": {"form": "deepseek_v41"}},
     "StochasticDepth": {"sample": {"mode": "sample"}},
 }
 

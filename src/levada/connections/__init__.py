@@ -20,4 +20,5 @@ from levada.connections.reversible import Reversible as Reversible
 from levada.connections.scaled import LayerScale as LayerScale
 from levada.connections.scaled import ReZero as ReZero
 from levada.connections.scaled import SkipInit as SkipInit
+from levada.connections.single_pass import SinglePassManifoldHyperConnection as SinglePassManifoldHyperConnection
 from levada.connections.stochastic import StochasticDepth as StochasticDepth

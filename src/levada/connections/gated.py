@@ -14,8 +14,6 @@ from levada.connections.streams import Coefficients, MultiStream, coefficient_dt
 
 __all__ = ["GatedRead", "GatedResidual"]
 
-_READ = 0.7  # of a layer's own stream, where it starts as the residual connection
-
 
 @final
 class GatedRead(nn.Module):
@@ -155,8 +153,7 @@ class GatedResidual(MultiStream):
         A branch that begins with a normalisation then computes what it does behind a residual connection, up to the
         normalisations' epsilons, and so does what follows the last layer.
         """
-        shares = torch.full((self.streams, 1), (1 - _READ) / (self.streams - 1))
-        shares[self.layer % self.streams] = _READ
+        shares = self.favoured(self.layer).unsqueeze(-1)
         with torch.no_grad():
             # Twice, because closed gates let half through.
             self.gated.gain.copy_((2 * self.streams * shares).expand_as(self.gated.gain))

@@ -273,19 +273,6 @@ class FractionalConnection(_LearnedStreams):
         out = torch.unflatten(self.from_axis(out), -1, (self.streams, self.width))
         return (_product(coefficients.mix, state) + coefficients.write.unsqueeze(-1) * out).to(state.dtype)
 
-    def require_streams(self, state: Tensor) -> Tensor:
-        """Return the state.
-
-        Raises:
-            UsageError: if it is not `(..., m, dim / m)`.
-        """
-        if state.ndim < 2 or state.shape[-2:] != (self.streams, self.width):
-            raise UsageError(
-                f"FractionalConnection: the state must be (..., {self.streams}, {self.width}), fractions and their "
-                f"width last, got {tuple(state.shape)}. Make it with begin(x)."
-            )
-        return state
-
     def extra_repr(self) -> str:
         """Say the width, the number of fractions and the options that are not the usual ones."""
         return f"dim={self.dim}, fractions={self.streams}" + ("" if self.dynamic else ", dynamic=False")

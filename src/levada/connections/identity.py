@@ -15,8 +15,6 @@ from levada.connections.streams import Coefficients, MultiStream
 
 __all__ = ["IdentityHyperConnection"]
 
-_READ = 0.7  # of a layer's own stream, where it starts as the residual connection
-
 
 @final
 class IdentityHyperConnection(MultiStream):
@@ -100,8 +98,7 @@ class IdentityHyperConnection(MultiStream):
                 "IdentityHyperConnection: with head='learned' the output is not the residual connection's. "
                 "Pass head='mean'."
             )
-        read = torch.full((self.streams,), (1 - _READ) / (self.streams - 1), dtype=torch.float64)
-        read[self.layer % self.streams] = _READ
+        read = self.favoured(self.layer)
         write = torch.full((self.streams,), (1 - self.epsilon) / 2, dtype=torch.float64)
         with torch.no_grad():
             self.projection.zero_()

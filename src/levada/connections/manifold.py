@@ -11,9 +11,9 @@ from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
 from levada.connections.manifolds import MANIFOLDS
 from levada.connections.sinkhorn import sinkhorn
-from levada.connections.streams import Coefficients, MultiStream, coefficient_dtype, full_precision
+from levada.connections.streams import Coefficients, MultiStream, Streams, coefficient_dtype, full_precision
 
-__all__ = ["ManifoldHyperConnection", "StreamHead", "project_features"]
+__all__ = ["Form", "ManifoldHyperConnection", "ManifoldStreams", "StreamHead", "project_features"]
 
 _RULES = {
     "projection": ParameterRule(decay=True, optimizer="muon"),
@@ -22,7 +22,7 @@ _RULES = {
 }
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """What the published forms differ in.
 
     Attributes:
@@ -39,12 +39,11 @@ class _Form(NamedTuple):
 
 
 _FORMS = {
-    "paper": _Form(),
-    "deepseek_v4": _Form(epsilon=1e-6, released=True, learned_head=True),
-    "glm5_next": _Form(epsilon=1e-6, norm_epsilon=1e-5, released=True),
+    "paper": Form(),
+    "deepseek_v4": Form(epsilon=1e-6, released=True, learned_head=True),
+    "glm5_next": Form(epsilon=1e-6, norm_epsilon=1e-5, released=True),
 }
 
-_READ = 0.7  # of a layer's own stream at the start
 _OFF_DIAGONAL = -6.0  # at 4 streams 60 such layers in a row still tell them apart, and the logits still learn
 
 
@@ -121,8 +120,77 @@ class StreamHead(nn.Module):
         return f"dim={self.projection.shape[1] // streams}, streams={streams}"
 
 
+class ManifoldStreams(Streams):
+    """Streams whose coefficients are projected from all of them together, the mixing matrix being on a manifold.
+
+    `a | b | c = scale (projection vec(x)) / rms(vec(x)) + bias`, `read = sigmoid(a)`, `write = 2 sigmoid(b)` and
+    `mix = manifold(c)`
+    """
+
+    rules: ClassVar = _RULES
+
+    def make_parameters(self, manifold: str, iterations: int, form: str, differences: Form) -> None:
+        """Make `projection`, `bias` and `scale`, which a released form starts at random, and others at zero."""
+        streams = self.streams
+        self.manifold, self.iterations, self.form = manifold, iterations, form
+        self.epsilon, self.norm_epsilon, self.released, _ = differences
+        num_logits = streams**2 if manifold == "birkhoff" else MANIFOLDS[manifold].num_logits(streams)
+        self.sizes = [streams, streams, num_logits]
+        self.projection = nn.Parameter(torch.zeros(sum(self.sizes), streams * self.dim))
+        self.bias = nn.Parameter(torch.zeros(sum(self.sizes)))
+        self.scale = nn.Parameter(torch.full((3,), 1.0 if self.released else 0.01))
+        if self.released:
+            nn.init.normal_(self.projection, std=0.02)
+
+    def start_at_identity(self, read: Tensor) -> None:
+        """Read with given logits, write to all, mix next to nothing; nothing follows the input."""
+        n = self.streams
+        if self.manifold == "birkhoff":
+            mix = _OFF_DIAGONAL * (1 - torch.eye(n)).flatten()
+        else:
+            mix = MANIFOLDS[self.manifold].initial_logits(n).flatten()
+        with torch.no_grad():
+            self.projection.zero_()
+            self.bias.copy_(torch.cat([read.double(), torch.zeros(n), mix.double()]))
+
+    def require_exact_rows(self) -> None:
+        """Raise if `form` has an epsilon: the rows of its mixing matrix do not sum to 1."""
+        if self.epsilon:
+            raise UsageError(
+                f"{type(self).__name__}: with form={self.form!r} the rows of the mixing matrix sum to "
+                f"1 - {self.epsilon:g}, so that a residual model that gets it computes another function. "
+                "Use form='paper'."
+            )
+
+    def coefficients(self, state: Tensor) -> Coefficients:
+        """Return the weights that each token's streams give, in float32 (float64 for a float64 state)."""
+        logits = project_features(state, self.projection, self.norm_epsilon)
+        scales = self.scale.to(logits.dtype).unbind()
+        biases = torch.split(self.bias.to(logits.dtype), self.sizes)
+        parts = zip(torch.split(logits, self.sizes, -1), scales, biases, strict=True)
+        read, write, mix = (part * scale + bias for part, scale, bias in parts)
+        read = torch.sigmoid(read)
+        if self.epsilon:
+            read = read + self.epsilon
+        return Coefficients(read, self._mix(mix), 2 * torch.sigmoid(write))
+
+    def _mix(self, logits: Tensor) -> Tensor:
+        n = self.streams
+        if self.manifold != "birkhoff":
+            return MANIFOLDS[self.manifold].project(logits, n)
+        logits = torch.unflatten(logits, -1, (n, n))
+        # Released code normalises rows first, columns last, and applies the transpose.
+        return sinkhorn(logits.mT if self.released else logits, self.iterations, epsilon=self.epsilon)
+
+    def extra_repr(self) -> str:
+        """Say the width, the number of streams and the options that are not the usual ones."""
+        unusual = [f"manifold={self.manifold!r}"] if self.manifold != "birkhoff" else []
+        unusual += [f"form={self.form!r}"] if self.form != "paper" else []
+        return ", ".join([super().extra_repr(), *unusual])
+
+
 @final
-class ManifoldHyperConnection(MultiStream):
+class ManifoldHyperConnection(ManifoldStreams, MultiStream):
     """Hyper-connections whose streams are mixed by a matrix on a manifold: doubly stochastic, mHC.
 
     `x'_i = sum_j mix_ij x_j + write_i f(sum_j read_j x_j)`, where
@@ -178,7 +246,6 @@ class ManifoldHyperConnection(MultiStream):
     """
 
     residual_start = "exact"
-    rules: ClassVar = _RULES
 
     def __init__(
         self,
@@ -205,20 +272,11 @@ class ManifoldHyperConnection(MultiStream):
                     f"form={form!r} and iterations={iterations}. Leave them out."
                 )
             MANIFOLDS[manifold].require(name, streams)
-        self.manifold, self.iterations, self.form = manifold, iterations, form
-        self.epsilon, self.norm_epsilon, released, _ = _FORMS[form]
-        num_logits = streams**2 if manifold == "birkhoff" else MANIFOLDS[manifold].num_logits(streams)
-        self.sizes = [streams, streams, num_logits]
-        self.projection = nn.Parameter(torch.empty(sum(self.sizes), streams * dim))
-        self.bias = nn.Parameter(torch.empty(sum(self.sizes)))
-        self.scale = nn.Parameter(torch.full((3,), 1.0 if released else 0.01))
-        if released:
-            nn.init.normal_(self.projection, std=0.02)
-            nn.init.zeros_(self.bias)
-        elif manifold == "permutations":
-            self._start(torch.where(torch.arange(streams) == layer % streams, 1.0, -1.0))
-        else:
-            self._start(self._residual_read())
+        self.make_parameters(manifold, iterations, form, _FORMS[form])
+        if manifold == "permutations":
+            self.start_at_identity(torch.where(torch.arange(streams) == layer % streams, 1.0, -1.0))
+        elif not self.released:
+            self.start_at_identity(self.favoured(layer).logit())
 
     def start_as_residual(self) -> None:
         """Read a mean that favours stream `layer % n`, write to all, mix next to nothing; nothing follows the input.
@@ -226,48 +284,8 @@ class ManifoldHyperConnection(MultiStream):
         Raises:
             UsageError: if `form` has an epsilon: the rows of its mixing matrix do not sum to 1.
         """
-        if self.epsilon:
-            raise UsageError(
-                f"ManifoldHyperConnection: with form={self.form!r} the rows of the mixing matrix sum to "
-                f"1 - {self.epsilon:g}, so that a residual model that gets it computes another function. "
-                "Use form='paper'."
-            )
-        self._start(self._residual_read())
-
-    def _residual_read(self) -> Tensor:
-        weights = torch.full((self.streams,), (1 - _READ) / (self.streams - 1), dtype=torch.float64)
-        weights[self.layer % self.streams] = _READ
-        return weights.logit()
-
-    def _start(self, read: Tensor) -> None:
-        n = self.streams
-        if self.manifold == "birkhoff":
-            mix = _OFF_DIAGONAL * (1 - torch.eye(n)).flatten()
-        else:
-            mix = MANIFOLDS[self.manifold].initial_logits(n).flatten()
-        with torch.no_grad():
-            self.projection.zero_()
-            self.bias.copy_(torch.cat([read.double(), torch.zeros(n), mix.double()]))
-
-    def coefficients(self, state: Tensor) -> Coefficients:
-        """Return the weights that each token's streams give, in float32 (float64 for a float64 state)."""
-        logits = project_features(state, self.projection, self.norm_epsilon)
-        scales = self.scale.to(logits.dtype).unbind()
-        biases = torch.split(self.bias.to(logits.dtype), self.sizes)
-        parts = zip(torch.split(logits, self.sizes, -1), scales, biases, strict=True)
-        read, write, mix = (part * scale + bias for part, scale, bias in parts)
-        read = torch.sigmoid(read)
-        if self.epsilon:
-            read = read + self.epsilon
-        return Coefficients(read, self._mix(mix), 2 * torch.sigmoid(write))
-
-    def _mix(self, logits: Tensor) -> Tensor:
-        n = self.streams
-        if self.manifold != "birkhoff":
-            return MANIFOLDS[self.manifold].project(logits, n)
-        logits = torch.unflatten(logits, -1, (n, n))
-        # Released code normalises rows first, columns last, and applies the transpose.
-        return sinkhorn(logits.mT if _FORMS[self.form].released else logits, self.iterations, epsilon=self.epsilon)
+        self.require_exact_rows()
+        self.start_at_identity(self.favoured(self.layer).logit())
 
     def end(self, state: Tensor) -> Tensor:
         """Return the mean of the streams; or, where a `StreamHead` follows, the streams."""
@@ -280,9 +298,3 @@ class ManifoldHyperConnection(MultiStream):
         return StreamHead(
             dim, streams=self.streams, axis=self.axis, epsilon=self.epsilon, norm_epsilon=self.norm_epsilon
         )
-
-    def extra_repr(self) -> str:
-        """Say the width, the number of streams and the options that are not the usual ones."""
-        unusual = [f"manifold={self.manifold!r}"] if self.manifold != "birkhoff" else []
-        unusual += [f"form={self.form!r}"] if self.form != "paper" else []
-        return ", ".join([super().extra_repr(), *unusual])

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from levada._errors import UsageError, require_at_least
 from levada.connection import Connection, Outputs
 
-__all__ = ["Coefficients", "MultiStream", "coefficient_dtype", "full_precision"]
+__all__ = ["Coefficients", "MultiStream", "Streams", "coefficient_dtype", "full_precision"]
+
+
+_FAVOURED = 0.7
 
 
 class Coefficients(NamedTuple):
@@ -58,8 +61,8 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-class MultiStream(Connection):
-    """A connection whose state is n streams, `(..., n, dim)`, contiguous.
+class Streams(Connection):
+    """A connection that carries n streams, `(..., n, dim)`, contiguous, alone or beside something else.
 
     `x'_i = sum_j mix_ij x_j + write_i f(sum_j read_j x_j)`
 
@@ -72,7 +75,7 @@ class MultiStream(Connection):
         layer: index of the layer, counted from 0.
         depth: number of layers.
         axis: axis of the channels in the network's input and output, and in what a branch is given and returns: -1 for
-            `(..., dim)`, 1 for images. The state has them last: a convolution is given the channels-last layout.
+            `(..., dim)`, 1 for images. The streams have them last: a convolution is given the channels-last layout.
 
     Raises:
         UsageError: if a width or `depth` is below 1, `streams` is below 2, or `layer` is not in `[0, depth)`.
@@ -83,14 +86,15 @@ class MultiStream(Connection):
         require_at_least(type(self).__name__, "streams", streams, 2, hint)
         super().__init__(dim, layer=layer, depth=depth)
         self.streams = streams
+        self.width = dim  # of one stream
         self.axis = axis
 
     @abstractmethod
     def coefficients(self, state: Tensor) -> Coefficients:
-        """Return this layer's coefficients at a state, `(..., n, dim)`, in float32 (float64 for a float64 state)."""
+        """Return what streams decide, `(..., n, dim)`, in float32 (float64 for streams in float64)."""
 
-    def begin(self, x: Tensor) -> Tensor:
-        """Copy the input into every stream.
+    def copied(self, x: Tensor) -> Tensor:
+        """Return the network's input in every stream.
 
         Raises:
             UsageError: if it is not of floating point, or its width is not `dim`.
@@ -101,34 +105,36 @@ class MultiStream(Connection):
         """Return `(..., dim)` as `(..., n, dim)`, contiguous."""
         return x.unsqueeze(-2).expand(*x.shape[:-1], self.streams, x.shape[-1]).contiguous()
 
-    def read(self, state: Tensor) -> Tensor:
-        """Return the weighted sum of the streams."""
-        return self.combine(self.coefficients(self.require_streams(state)).read, state)
+    def favoured(self, stream: int) -> Tensor:
+        """Return weights that sum to 1, most of it for stream `stream % n`: read with them, equal streams part."""
+        weights = torch.full((self.streams,), (1 - _FAVOURED) / (self.streams - 1), dtype=torch.float64)
+        weights[stream % self.streams] = _FAVOURED
+        return weights
 
-    def write(self, state: Tensor, out: Tensor) -> Tensor:
-        """Mix the streams, and add the branch's output to each, weighted."""
-        return self.update(self.coefficients(self.require_streams(state)), state, out)
+    def pack(self, state: Tensor) -> Tensor:
+        """Return streams side by side, `(..., n, dim)` as `(..., n dim)`: a view, for code that hands on three axes.
 
-    def end(self, state: Tensor) -> Tensor:
-        """Return the mean of the streams."""
-        return self.to_axis(self.require_streams(state).mean(-2))
+        Example:
+            >>> import levada
+            >>> connection = levada.HyperConnection(8, streams=4)
+            >>> hidden = connection.pack(connection.begin(torch.randn(10, 2, 8)))  # (sequence, batch, n dim)
+            >>> hidden.shape, connection.unpack(hidden).shape
+            (torch.Size([10, 2, 32]), torch.Size([10, 2, 4, 8]))
+        """
+        return self.require_streams(state).flatten(-2)
 
-    def output(self, dim: int) -> nn.Module:
-        """Return the identity: nothing is learned after the last layer."""
-        return nn.Identity()
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Return `(..., n dim)` as streams, `(..., n, dim)`: a view.
 
-    def advance(self, state: Tensor, branch: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Outputs:
-        """Take one layer's step, with the coefficients made once."""
-        coefficients = self.coefficients(self.require_streams(state))
-        x = self.combine(coefficients.read, state)
-        out = branch(x, *args, **kwargs)
-        if isinstance(out, tuple):
-            first = self.first_of(out)
-            self.require_fit(x, first)
-            return Outputs(self.update(coefficients, state, first), out[1:])
-        if out.shape != x.shape:
-            self.require_fit(x, out)
-        return self.update(coefficients, state, out)
+        Raises:
+            UsageError: if the last axis is not `n dim`.
+        """
+        if packed.ndim == 0 or packed.shape[-1] != self.streams * self.width:
+            raise UsageError(
+                f"{type(self).__name__}: packed streams must be (..., {self.streams * self.width}), {self.streams} of "
+                f"width {self.width} side by side, got {tuple(packed.shape)}. Make them with pack(state)."
+            )
+        return torch.unflatten(packed, -1, (self.streams, self.width))
 
     def combine(self, read: Tensor, state: Tensor) -> Tensor:
         """Return the weighted sum of the streams, `(..., dim)` with the channels at `axis`."""
@@ -160,10 +166,10 @@ class MultiStream(Connection):
         Raises:
             UsageError: if it is not `(..., n, dim)`.
         """
-        if state.ndim < 2 or state.shape[-2] != self.streams or state.shape[-1] != self.dim:
+        if state.ndim < 2 or state.shape[-2] != self.streams or state.shape[-1] != self.width:
             raise UsageError(
-                f"{type(self).__name__}: the state must be (..., {self.streams}, {self.dim}), streams and width last, "
-                f"got {tuple(state.shape)}. Make it with begin(x)."
+                f"{type(self).__name__}: the state must be (..., {self.streams}, {self.width}), streams and width "
+                f"last, got {tuple(state.shape)}. Make it with begin(x)."
             )
         return state
 
@@ -181,3 +187,44 @@ class MultiStream(Connection):
     def extra_repr(self) -> str:
         """Say the width and the number of streams."""
         return f"dim={self.dim}, streams={self.streams}"
+
+
+class MultiStream(Streams):
+    """A connection whose state is the streams themselves, `(..., n, dim)`."""
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Copy the input into every stream.
+
+        Raises:
+            UsageError: if it is not of floating point, or its width is not `dim`.
+        """
+        return self.copied(x)
+
+    def read(self, state: Tensor) -> Tensor:
+        """Return the weighted sum of the streams."""
+        return self.combine(self.coefficients(self.require_streams(state)).read, state)
+
+    def write(self, state: Tensor, out: Tensor) -> Tensor:
+        """Mix the streams, and add the branch's output to each, weighted."""
+        return self.update(self.coefficients(self.require_streams(state)), state, out)
+
+    def end(self, state: Tensor) -> Tensor:
+        """Return the mean of the streams."""
+        return self.to_axis(self.require_streams(state).mean(-2))
+
+    def output(self, dim: int) -> nn.Module:
+        """Return the identity: nothing is learned after the last layer."""
+        return nn.Identity()
+
+    def advance(self, state: Tensor, branch: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Outputs:
+        """Take one layer's step, with the coefficients made once."""
+        coefficients = self.coefficients(self.require_streams(state))
+        x = self.combine(coefficients.read, state)
+        out = branch(x, *args, **kwargs)
+        if isinstance(out, tuple):
+            first = self.first_of(out)
+            self.require_fit(x, first)
+            return Outputs(self.update(coefficients, state, first), out[1:])
+        if out.shape != x.shape:
+            self.require_fit(x, out)
+        return self.update(coefficients, state, out)
