@@ -23,7 +23,7 @@ LAYERS = [
     {"diagnose"},
     {"networks"},
     {"probe", "connections", "conversion", "cells", "supervision", "initialise", "blocks", "runs"},
-    {"theory", "inputs", "grouping"},
+    {"theory", "inputs", "grouping", "sharding"},
     {"stack"},
     {"connection"},
     {"ops"},

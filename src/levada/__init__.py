@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from levada.probe import Probe as Probe
     from levada.probe import Trace as Trace
     from levada.runs import Run as Run
+    from levada.sharding import shard_connections as shard_connections
     from levada.stack import Stack as Stack
     from levada.study import Claim as Claim
     from levada.study import Study as Study
@@ -87,6 +88,7 @@ _NAMES = {
     "levada.grouping": ("parameter_groups",),
     "levada.probe": ("Probe", "Trace"),
     "levada.runs": ("Run",),
+    "levada.sharding": ("shard_connections",),
     "levada.study": ("Claim", "Study"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
