@@ -25,6 +25,7 @@ STACKS = {
     "attention": (levada.AttentionResidual, {}),
     "multiway": (levada.MultiwayDynamicDense, {}),
     "rezero": (levada.ReZero, {}),
+    "mhc, checkpointed": (levada.ManifoldHyperConnection, {"iterations": 5, "checkpoint": 2}),
 }
 CONVERTED = {
     "converted hc": (levada.HyperConnection, {}),
