@@ -17,8 +17,8 @@ DIM, STREAMS, RANK, VOCABULARY = 16, 4, 3, 23
 
 
 @pytest.fixture
-def model(double) -> nn.Module:
-    """A model without embeddings of n-grams, which are outside of the connections and off where not asked for."""
+def model(double, request) -> nn.Module:
+    """A model; with `param`, with embeddings of n-grams that are added to the streams before these layers, from 1."""
     torch.manual_seed(0)
     config = modeling.Qwen4ExpTextConfig(
         vocab_size=VOCABULARY,
@@ -43,6 +43,10 @@ def model(double) -> nn.Module:
         indexer_compress_ratio=2,
         hc_count=STREAMS,
         hc_lowrank=RANK,
+        ple_layer_ids=getattr(request, "param", None),
+        heads_per_ngram=2,
+        ngram_vocab_size_base=50,
+        eos_token_id=0,
         max_position_embeddings=64,
         initializer_range=0.3,
         rms_norm_eps=1e-5,
@@ -52,7 +56,7 @@ def model(double) -> nn.Module:
     model = modeling.Qwen4ExpForCausalLM(config).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "hc_norm" in name:  # off the start, where gains are 1
+            if "hc_norm" in name or "ple.conv1d" in name:  # off the start, where gains are 1 and n-grams stay apart
                 parameter.add_(0.5 * torch.randn_like(parameter))
     return model.train()
 
@@ -138,6 +142,22 @@ def test_a_whole_model_gives_the_same_logits_and_gradients(model, ids, given_to,
     kwargs = given_to(model.model.layers[:1], model, ids)[0]
     found = model.lm_head(stack(embedding(ids), **kwargs))
     same = [*pairs(model, stack), (embedding.weight, embedding.weight)]
+    assert_same(found, model(ids, use_cache=False).logits, same)
+
+
+@pytest.mark.parametrize("model", [[1, 3]], indirect=True)
+def test_a_whole_model_with_ngrams_gives_the_same_logits_and_gradients(model, ids, given_to, assert_same):
+    core, stack = model.model, rebuilt(model)
+    kwargs = given_to(core.layers[:1], model, ids)[0]
+    state = stack[0].connection.begin(core.embed_tokens(ids))
+    for index, layer in enumerate(stack):
+        ngrams = core.layers[index // 2].ple if index % 2 == 0 else None
+        if ngrams is not None:
+            state = state + ngrams(state.flatten(-2), ids, None).view_as(state)
+        state = layer(state, **kwargs)
+    found = model.lm_head(stack.output(stack[-1].connection.end(state)))
+    shared = core.embed_tokens.weight, core.layers[2].ple.key_proj.weight
+    same = [*pairs(model, stack), *zip(shared, shared, strict=True)]
     assert_same(found, model(ids, use_cache=False).logits, same)
 
 
