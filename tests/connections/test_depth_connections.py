@@ -353,6 +353,7 @@ def test_an_empty_batch_is_empty_and_a_nan_stays_in_its_row(connection, options)
         (lambda: AttentionResidual(4, form="kimi"), "form must be one of paper, inkling2, got 'kimi'"),
         (lambda: AttentionResidual(4, form="inkling2", scale="sum"), "form='inkling2' cannot be: it normalises"),
         (lambda: DepthAttention(4, num_queries=0), "num_queries must be at least 1, got 0"),
+        (lambda: DepthAttention(4, form="kimi"), "form must be one of paper, inkling2, got 'kimi'"),
         (lambda: DepthWeightedAverage(4, dilation=0), "dilation must be at least 1, got 0"),
         (lambda: DepthWeightedAverage(4, period=0), "period must be at least 1, got 0"),
         (lambda: MultiwayDynamicDense(4, inputs=0), "inputs must be at least 1, got 0"),

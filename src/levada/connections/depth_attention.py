@@ -19,11 +19,23 @@ __all__ = ["AttentionResidual", "DepthAttention"]
 _FORMS = ["paper", "inkling2"]
 
 
+def _require_options(name: str, scale: str, form: str) -> None:
+    if scale not in ("mean", "sum"):
+        raise UsageError(f"{name}: scale must be 'mean' or 'sum', got {scale!r}.")
+    if form not in _FORMS:
+        raise UsageError(f"{name}: form must be one of {', '.join(_FORMS)}, got {form!r}.")
+    if form != "paper" and scale != "mean":
+        raise UsageError(
+            f"{name}: scale='sum' starts as the residual connection, which form={form!r} cannot be: it normalises what "
+            "it adds. Leave scale out."
+        )
+
+
 @final
 class DepthAttention(nn.Module):
     """A mean of sources whose weights are a softmax over depth.
 
-    `y = sum_i a_i v_i;  a = softmax_i(scale query . v_i / rms(v_i))`
+    `y = s sum_i a_i v_i;  a = softmax_i(query . v_i / rms(v_i))`, with s = 1, or the number of sources
 
     With `form="inkling2"`, `y = sum_i a_i v_i / rms(v_i)` and `a = softmax_i(query . v_i / (rms(v_i) sqrt(dim)))`.
 
@@ -44,7 +56,8 @@ class DepthAttention(nn.Module):
         least.
 
     Raises:
-        UsageError: if `num_queries` is below 1.
+        UsageError: if `num_queries` is below 1, `scale` or `form` is unknown, or `scale="sum"` is given for
+            `form="inkling2"`.
 
     Example:
         >>> sources = torch.zeros(3, 4), torch.full((3, 4), 2.0)
@@ -70,6 +83,7 @@ class DepthAttention(nn.Module):
     ) -> None:
         super().__init__()
         require_at_least("DepthAttention", "num_queries", num_queries, 1)
+        _require_options("DepthAttention", scale, form)
         self.axis, self.scale, self.form, self.epsilon = axis, scale, form, epsilon
         self.query = nn.Parameter(torch.zeros(dim) if num_queries == 1 else torch.zeros(num_queries, dim))
 
@@ -82,8 +96,8 @@ class DepthAttention(nn.Module):
             full = source.to(dtype)
             inverse.append(torch.rsqrt(full.square().mean(-1) + self.epsilon))
             products.append([(full * query).sum(-1) for query in queries])
-        ways = zip(*products, strict=True)
-        means = tuple(self._mean(torch.stack(way, -1), torch.stack(inverse, -1), sources) for way in ways)
+        inverses, ways = torch.stack(inverse, -1), zip(*products, strict=True)
+        means = tuple(self._mean(torch.stack(way, -1), inverses, sources) for way in ways)
         return means[0] if self.query.ndim == 1 else means
 
     def _mean(self, products: Tensor, inverse: Tensor, sources: Sources) -> Tensor:
@@ -179,15 +193,7 @@ class AttentionResidual(DepthHistory):
         name = "AttentionResidual"
         require_at_least(name, "block_size", block_size, 1)
         require_at_least(name, "inputs", inputs, 1)
-        if scale not in ("mean", "sum"):
-            raise UsageError(f"{name}: scale must be 'mean' or 'sum', got {scale!r}.")
-        if form not in _FORMS:
-            raise UsageError(f"{name}: form must be one of {', '.join(_FORMS)}, got {form!r}.")
-        if form != "paper" and scale != "mean":
-            raise UsageError(
-                f"{name}: scale='sum' starts as the residual connection, which form={form!r} cannot be: it normalises "
-                "what it adds. Leave scale out."
-            )
+        _require_options(name, scale, form)
         self.block_size, self.inputs, self.scale, self.form = block_size, inputs, scale, form
         self.opens_block = layer % block_size == 0
         # The first layer has one source to choose from.
