@@ -4,33 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from levada.connections.manifold import ManifoldHyperConnection, StreamHead
+from levada.connections.manifold import ManifoldHyperConnection
 from levada.stack import Stack
 
 pytest.importorskip("transformers")
 modeling = pytest.importorskip("transformers.models.deepseek_v4.modeling_deepseek_v4")
 
-DIM, STREAMS, TOKENS, VOCABULARY = 16, 4, 12, 23
+pytestmark = pytest.mark.usefixtures("double")
 
-
-class DoubleTorch:
-    """The torch module, in which float32 is another name for float64."""
-
-    float32 = float = torch.float64
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
-
-
-@pytest.fixture(autouse=True)
-def double(monkeypatch):
-    """Run the model in float64 throughout: it asks for float32 by name in norms, rotations and coefficients."""
-    monkeypatch.setattr(modeling, "torch", DoubleTorch())
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+DIM, STREAMS, VOCABULARY = 16, 4, 23
 
 
 @pytest.fixture
@@ -91,107 +73,68 @@ class Experts(nn.Module):
         return self.experts(self.norm(x), input_ids=input_ids)
 
 
-def pairs(model: nn.Module, stack: Stack) -> list[tuple[nn.Parameter, nn.Parameter]]:
-    """Their parameters of the hyper-connections and ours."""
-    theirs = [module for layer in model.model.layers for module in (layer.attn_hc, layer.ffn_hc)]
-    found = []
-    for module, layer in zip(theirs, stack, strict=True):
-        ours = layer.connection
-        found += [(module.fn, ours.projection), (module.base, ours.bias), (module.scale, ours.scale)]
-    head, ours = model.model.hc_head, stack.output
-    return [*found, (head.hc_fn, ours.projection), (head.hc_base, ours.bias), (head.hc_scale, ours.scale)]
+def paired(mine: nn.Module, released: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The projection, the bias and the scale of each."""
+    return [*zip(mine.parameters(), released.parameters(), strict=True)]
+
+
+def pairs(model: nn.Module, stack: Stack) -> list[tuple[Tensor, Tensor]]:
+    """Our parameters of the hyper-connections, and theirs."""
+    theirs = [m for layer in model.model.layers for m in (layer.attn_hc, layer.ffn_hc)]
+    modules = zip([*(layer.connection for layer in stack), stack.output], [*theirs, model.model.hc_head], strict=True)
+    return [pair for mine, released in modules for pair in paired(mine, released)]
 
 
 def rebuilt(model: nn.Module) -> Stack:
     branches = [branch(layer) for layer in model.model.layers for branch in (Attention, Experts)]
     stack = Stack(branches, ManifoldHyperConnection, dim=DIM, streams=STREAMS, form="deepseek_v4")
     with torch.no_grad():
-        for theirs, ours in pairs(model, stack):
-            ours.copy_(theirs)
+        for mine, released in pairs(model, stack):
+            mine.copy_(released)
     return stack
 
 
-def inputs_of_a_layer(model: nn.Module, tokens: Tensor) -> dict:
-    """What the model hands to each of its layers beside the streams."""
-    caught = {}
-
-    def catch(module, args, kwargs):
-        caught.update(kwargs)
-
-    handle = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-    with torch.no_grad():
-        model(tokens, use_cache=False)
-    handle.remove()
-    return caught
-
-
-def tokens() -> Tensor:
-    return torch.randint(VOCABULARY, (2, TOKENS), generator=torch.Generator().manual_seed(1))
-
-
-def assert_equal(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_coefficients_are_those_of_the_released_module(model):
+def test_coefficients_are_those_of_the_released_module(model, assert_same):
     module, state = model.model.layers[1].ffn_hc, torch.randn(2, 5, STREAMS, DIM)
     post, comb, collapsed = module(state)
     ours = rebuilt(model)[3].connection
     found = ours.coefficients(state)
-    assert_equal(ours.read(state), collapsed)
-    assert_equal(found.write, post)
-    assert_equal(found.mix, comb.mT)
+    assert_same(ours.read(state), collapsed)
+    assert_same(found.write, post)
+    assert_same(found.mix, comb.mT)
     assert (comb - comb.mT).abs().max() > 0.01, "else a transposed matrix would pass"
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_a_decoder_layer_gives_the_same_streams_and_gradients(model, index):
-    kwargs = inputs_of_a_layer(model, tokens())
-    layer, stack = model.model.layers[index], rebuilt(model)
-    state = torch.randn(2, TOKENS, STREAMS, DIM, requires_grad=True)
-    cotangent = torch.randn_like(state)
-    expected = layer(state, **kwargs)
-    modules = layer.attn_hc, layer.ffn_hc
-    theirs = [p for m in modules for p in (m.fn, m.base, m.scale)]
-    by_theirs = torch.autograd.grad(expected, [state, *theirs], cotangent)
-    first, second = stack[2 * index], stack[2 * index + 1]
+def test_a_decoder_layer_gives_the_same_streams_and_gradients(model, index, ids, given_to, assert_same):
+    layer, (first, second) = model.model.layers[index], [*rebuilt(model)][2 * index : 2 * index + 2]
+    kwargs = given_to([layer], model, ids)[0]
+    state = torch.randn(*ids.shape, STREAMS, DIM, requires_grad=True)
     found = second(first(state, **kwargs), **kwargs)
-    ours = [p for m in (first, second) for p in (m.connection.projection, m.connection.bias, m.connection.scale)]
-    assert_equal(found, expected)
-    assert_equal(torch.autograd.grad(found, [state, *ours], cotangent), by_theirs)
+    same = [*paired(first.connection, layer.attn_hc), *paired(second.connection, layer.ffn_hc), (state, state)]
+    assert_same(found, layer(state, **kwargs), same)
 
 
-def test_the_head_gives_the_same_sum_and_gradients(model):
-    head, ours, state = model.model.hc_head, StreamHead(DIM, streams=STREAMS), torch.randn(2, 5, STREAMS, DIM)
-    ours.load_state_dict({"projection": head.hc_fn, "bias": head.hc_base, "scale": head.hc_scale})
-    cotangent = torch.randn(2, 5, DIM)
-    state.requires_grad_()
-    expected, found = head(state), ours(state)
-    assert_equal(found, expected)
-    theirs = torch.autograd.grad(expected, [state, head.hc_fn, head.hc_base, head.hc_scale], cotangent)
-    assert_equal(torch.autograd.grad(found, [state, ours.projection, ours.bias, ours.scale], cotangent), theirs)
+def test_the_head_gives_the_same_sum_and_gradients(model, assert_same):
+    head, ours = model.model.hc_head, rebuilt(model).output
+    state = torch.randn(2, 5, STREAMS, DIM, requires_grad=True)
+    assert_same(ours(state), head(state), [*paired(ours, head), (state, state)])
 
 
-def test_a_whole_model_gives_the_same_logits_and_gradients(model):
-    embedding, ids = model.model.embed_tokens.weight, tokens()
-    expected = model(ids, use_cache=False).logits
-    cotangent = torch.randn_like(expected)
-    kwargs, stack = inputs_of_a_layer(model, ids), rebuilt(model)
-    found = model.lm_head(model.model.norm(stack(model.model.embed_tokens(ids), **kwargs)))
-    assert_equal(found, expected)
-    theirs, ours = zip(*pairs(model, stack), strict=True)
-    by_theirs = torch.autograd.grad(expected, [embedding, *theirs], cotangent)
-    by_ours = torch.autograd.grad(found, [embedding, *ours], cotangent)
-    assert_equal(by_ours, by_theirs)
-    assert all(gradient.abs().max() > 1e-6 for gradient in by_theirs)
+def test_a_whole_model_gives_the_same_logits_and_gradients(model, ids, given_to, assert_same):
+    core, embedding, stack = model.model, model.model.embed_tokens, rebuilt(model)
+    kwargs = given_to(core.layers[:1], model, ids)[0]
+    found = model.lm_head(core.norm(stack(embedding(ids), **kwargs)))
+    same = [*pairs(model, stack), (embedding.weight, embedding.weight)]
+    assert_same(found, model(ids, use_cache=False).logits, same)
 
 
 def test_it_starts_from_the_distributions_of_the_released_code(model):
     model.config.initializer_range = 0.02  # as in the released configuration
     fresh = modeling.DeepseekV4ForCausalLM(model.config)
     ours = Stack([nn.Identity()] * 6, ManifoldHyperConnection, dim=DIM, streams=STREAMS, form="deepseek_v4")
-    for theirs, parameter in pairs(fresh, ours):
-        if theirs.ndim == 1:
-            assert torch.equal(parameter, theirs.double())
+    for mine, released in pairs(fresh, ours):
+        if mine.ndim == 1:
+            assert torch.equal(mine, released.double())
         else:
-            assert parameter.std().item() == pytest.approx(theirs.std().item(), rel=0.2)
+            assert mine.std().item() == pytest.approx(released.std().item(), rel=0.2)

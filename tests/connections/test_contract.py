@@ -32,7 +32,12 @@ OPTIONS = {
 }
 
 VARIANTS = {
-    "AttentionResidual": {"block": {"block_size": 2}, "sum": {"scale": "sum"}},
+    "AttentionResidual": {
+        "block": {"block_size": 2},
+        "sum": {"scale": "sum"},
+        "inkling": {"form": "inkling2"},
+        "inkling-block": {"form": "inkling2", "block_size": 2},
+    },
     "DepthWeightedAverage": {"dilated": {"dilation": 2, "period": 3}},
     "FractionalConnection": {"static": {"dynamic": False}},
     "HyperConnection": {"static": {"dynamic": False}, "mean": {"head": "mean", "norm": "rms"}},

@@ -18,6 +18,7 @@ from levada import (
     Stack,
 )
 from levada._errors import UsageError
+from levada.connections.depth_attention import DepthAttention
 
 DIM, DEPTH = 6, 5
 
@@ -83,6 +84,97 @@ def test_attention_residual_starts_as_the_residual_connection():
     norm = nn.LayerNorm(DIM).double()
     assert (norm(mean(x)) - norm(residual(x))).abs().max() < 2e-2
     assert not torch.allclose(mean(x), residual(x), rtol=0.1)
+
+
+def normal_mean(query: Tensor, sources: list[Tensor]) -> Tensor:
+    normal = torch.stack([s / rms(s) for s in sources], 1)
+    return (torch.softmax(normal @ query / DIM**0.5, 1).unsqueeze(-1) * normal).sum(1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_attention_residual_as_released_with_inkling_is_its_equation(size):
+    stack, x = moved(build(AttentionResidual, block_size=size, form="inkling2")), batch()
+    sources = [x]
+    for index, layer in enumerate(stack):
+        u = x if index == 0 else normal_mean(layer.connection.attention.query, sources)
+        out = layer.branch(u)
+        if index % size == 0:
+            sources.append(out)
+        else:
+            sources[-1] = sources[-1] + out
+    torch.testing.assert_close(stack(x), normal_mean(stack.output.query, sources), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(stack(x), attended(stack.output.query, sources), rtol=0.1)
+
+
+def test_depth_attention_of_one_source_and_of_two_by_hand():
+    attention = DepthAttention(4, form="inkling2", epsilon=0.0)
+    first, second = torch.tensor([2.0, 0, 0, 0]), torch.tensor([0, 6.0, 0, 0])  # of root mean square 1 and 3
+    with torch.no_grad():
+        attention.query[0] = torch.tensor(3.0).log()  # scores 2 log 3 / sqrt(4) and 0: shares 3/4 and 1/4
+    torch.testing.assert_close(attention((first, second)), torch.tensor([1.5, 0.5, 0, 0]))
+    torch.testing.assert_close(attention((second,)), second / 3)
+    paper = DepthAttention(4, epsilon=0.0)
+    with torch.no_grad():
+        paper.query[0] = torch.tensor(3.0).log() / 2
+    torch.testing.assert_close(paper((first, second)), torch.tensor([1.5, 1.5, 0, 0]))
+    torch.testing.assert_close(paper((second,)), second)
+
+
+def test_depth_attention_starts_from_the_uniform_mean_of_normal_sources():
+    sources = tuple(scale * batch() for scale in (1, 10, 100))
+    expected = batch() / batch().square().mean(-1, keepdim=True).sqrt()
+    found = DepthAttention(DIM, form="inkling2", epsilon=0.0).double()(sources)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(DepthAttention(DIM).double()(sources), 37 * batch())
+
+
+def test_several_queries_are_one_query_each():
+    sources = tuple(batch() + i for i in range(3))
+    several = DepthAttention(DIM, num_queries=3, form="inkling2").double()
+    with torch.no_grad():
+        several.query.copy_(torch.randn(3, DIM, generator=torch.Generator().manual_seed(3)))
+    found = several(sources)
+    assert len(found) == 3
+    for query, mean in zip(several.query, found, strict=True):
+        torch.testing.assert_close(mean, normal_mean(query, list(sources)), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(found[0], found[1], rtol=0.1)
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("form", ["paper", "inkling2"])
+def test_a_branch_of_several_inputs_gets_a_mean_for_each_query(form, axis):
+    class Three(nn.Module):
+        def forward(self, query, key, value):
+            return query * key + value, "weights"
+
+    layers = [AttentionResidual(DIM, inputs=3, layer=i, depth=2, form=form, axis=axis).double() for i in range(2)]
+    with torch.no_grad():
+        layers[1].attention.query.copy_(torch.randn(3, DIM, generator=torch.Generator().manual_seed(3)))
+    x = batch().reshape(2, 2, DIM)
+    state = layers[0].begin(x.movedim(-1, axis))
+    state, extra = layers[0].advance(state, Three())
+    torch.testing.assert_close(state[1], x * x + x)  # the first layer has the input alone, as it is
+    assert extra == ("weights",)
+    sources = [s.reshape(-1, DIM) for s in state]
+    mean = attended if form == "paper" else normal_mean
+    queries, keys, values = (mean(query, sources).view_as(x) for query in layers[1].attention.query)
+    state, _ = layers[1].advance(state, Three())
+    torch.testing.assert_close(state[2], queries * keys + values, rtol=1e-12, atol=1e-12)
+
+
+def test_a_branch_of_several_inputs_must_keep_the_shape():
+    connection = AttentionResidual(DIM, inputs=2)
+    with pytest.raises(UsageError, match="must return the shape that it was given"):
+        connection.advance(connection.begin(batch()), nn.Bilinear(DIM, DIM, 1).double())
+
+
+def test_attention_residual_as_released_with_inkling_cannot_start_as_the_residual_connection():
+    with pytest.raises(UsageError, match=r"computes another function\. Use form='paper'"):
+        AttentionResidual(DIM, layer=1, depth=2, form="inkling2").start_as_residual()
+    paper = AttentionResidual(DIM, inputs=2, layer=1, depth=2)
+    nn.init.ones_(paper.attention.query)
+    paper.start_as_residual()
+    assert not paper.attention.query.any()
 
 
 def test_depth_weighted_average_is_its_equation():
@@ -221,6 +313,7 @@ def test_gated_residual_starts_as_the_residual_connection_of_normalised_branches
 
 ALL = [
     (AttentionResidual, {}),
+    (AttentionResidual, {"form": "inkling2"}),
     (DepthWeightedAverage, {}),
     (MultiwayDynamicDense, {}),
     (InputResidual, {}),
@@ -256,6 +349,11 @@ def test_an_empty_batch_is_empty_and_a_nan_stays_in_its_row(connection, options)
     [
         (lambda: AttentionResidual(4, block_size=0), "block_size must be at least 1, got 0"),
         (lambda: AttentionResidual(4, scale="max"), "scale must be 'mean' or 'sum', got 'max'"),
+        (lambda: AttentionResidual(4, inputs=0), "inputs must be at least 1, got 0"),
+        (lambda: AttentionResidual(4, form="kimi"), "form must be one of paper, inkling2, got 'kimi'"),
+        (lambda: AttentionResidual(4, form="inkling2", scale="sum"), "form='inkling2' cannot be: it normalises"),
+        (lambda: DepthAttention(4, num_queries=0), "num_queries must be at least 1, got 0"),
+        (lambda: DepthAttention(4, form="kimi"), "form must be one of paper, inkling2, got 'kimi'"),
         (lambda: DepthWeightedAverage(4, dilation=0), "dilation must be at least 1, got 0"),
         (lambda: DepthWeightedAverage(4, period=0), "period must be at least 1, got 0"),
         (lambda: MultiwayDynamicDense(4, inputs=0), "inputs must be at least 1, got 0"),

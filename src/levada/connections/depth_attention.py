@@ -2,71 +2,120 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, final
+import math
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
-from levada.connection import ParameterRule
+from levada.connection import Outputs, ParameterRule
 from levada.connections.history import DepthHistory, Sources, weighted_sum
 from levada.connections.streams import coefficient_dtype
 
 __all__ = ["AttentionResidual", "DepthAttention"]
 
 
+_FORMS = ["paper", "inkling2"]
+
+
+def _require_options(name: str, scale: str, form: str) -> None:
+    if scale not in ("mean", "sum"):
+        raise UsageError(f"{name}: scale must be 'mean' or 'sum', got {scale!r}.")
+    if form not in _FORMS:
+        raise UsageError(f"{name}: form must be one of {', '.join(_FORMS)}, got {form!r}.")
+    if form != "paper" and scale != "mean":
+        raise UsageError(
+            f"{name}: scale='sum' starts as the residual connection, which form={form!r} cannot be: it normalises what "
+            "it adds. Leave scale out."
+        )
+
+
 @final
 class DepthAttention(nn.Module):
     """A mean of sources whose weights are a softmax over depth.
 
-    `y = sum_i a_i v_i;  a = softmax_i(scale query . v_i / rms(v_i))`
+    `y = s sum_i a_i v_i;  a = softmax_i(query . v_i / rms(v_i))`, with s = 1, or the number of sources
+
+    With `form="inkling2"`, `y = sum_i a_i v_i / rms(v_i)` and `a = softmax_i(query . v_i / (rms(v_i) sqrt(dim)))`.
 
     Args:
         dim: width of a source.
+        num_queries: number of queries, each of which gives a mean of its own.
         axis: axis of the channels in the output.
         scale: what the mean is multiplied by: `"mean"` by 1, `"sum"` by the number of sources.
+        form: `"paper"`, or that of the code released with Inkling 2, `"inkling2"`.
         epsilon: what is added to the mean square of a source.
 
     Shape:
-        sources `(..., dim)` each, channels last `-> (..., dim)`, or with the channels at `axis`; `query` is `(dim,)`.
+        sources `(..., dim)` each, channels last `-> (..., dim)`, or with the channels at `axis`; a tuple of such where
+        there are several queries. `query` is `(dim,)`, or `(num_queries, dim)` for several.
 
     Cost:
-        `dim` parameters; reads `m dim` and writes `dim` elements per token for m sources at least.
+        `num_queries dim` parameters; reads `m dim` and writes `num_queries dim` elements per token for m sources at
+        least.
+
+    Raises:
+        UsageError: if `num_queries` is below 1, `scale` or `form` is unknown, or `scale="sum"` is given for
+            `form="inkling2"`.
 
     Example:
         >>> sources = torch.zeros(3, 4), torch.full((3, 4), 2.0)
         >>> DepthAttention(4)(sources).unique()
         tensor([1.], grad_fn=<Unique2Backward0>)
+        >>> DepthAttention(4, form="inkling2")(sources).unique()
+        tensor([0.5000], grad_fn=<Unique2Backward0>)
 
-    Source: Kimi team, 2026, arXiv 2603.15031.
+    Source: Kimi team, 2026, arXiv 2603.15031; the code released with Inkling 2 in transformers (`inkling2`).
     """
 
     rules: ClassVar = {"query": ParameterRule(decay=False)}
 
     def __init__(
-        self, dim: int, *, axis: int = -1, scale: Literal["mean", "sum"] = "mean", epsilon: float = 1e-6
+        self,
+        dim: int,
+        *,
+        num_queries: int = 1,
+        axis: int = -1,
+        scale: Literal["mean", "sum"] = "mean",
+        form: Literal["paper", "inkling2"] = "paper",
+        epsilon: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.axis, self.scale, self.epsilon = axis, scale, epsilon
-        self.query = nn.Parameter(torch.zeros(dim))
+        require_at_least("DepthAttention", "num_queries", num_queries, 1)
+        _require_options("DepthAttention", scale, form)
+        self.axis, self.scale, self.form, self.epsilon = axis, scale, form, epsilon
+        self.query = nn.Parameter(torch.zeros(dim) if num_queries == 1 else torch.zeros(num_queries, dim))
 
-    def forward(self, sources: Sources) -> Tensor:
-        """Return the weighted mean of the sources, in their type."""
+    def forward(self, sources: Sources) -> Tensor | tuple[Tensor, ...]:
+        """Return the weighted mean of the sources, in their type; a tuple of means for several queries."""
         dtype = coefficient_dtype(sources[0])
-        scores = torch.stack([self._score(source.to(dtype)) for source in sources], -1)
-        weights = torch.softmax(scores, -1)
+        queries = self.query.to(dtype).view(-1, self.query.shape[-1]).unbind()
+        inverse, products = [], []
+        for source in sources:
+            full = source.to(dtype)
+            inverse.append(torch.rsqrt(full.square().mean(-1) + self.epsilon))
+            products.append([(full * query).sum(-1) for query in queries])
+        inverses, ways = torch.stack(inverse, -1), zip(*products, strict=True)
+        means = tuple(self._mean(torch.stack(way, -1), inverses, sources) for way in ways)
+        return means[0] if self.query.ndim == 1 else means
+
+    def _mean(self, products: Tensor, inverse: Tensor, sources: Sources) -> Tensor:
+        scores = products * inverse
+        if self.form == "inkling2":
+            weights = torch.softmax(scores / math.sqrt(self.query.shape[-1]), -1) * inverse
+        else:
+            weights = torch.softmax(scores, -1)
         if self.scale == "sum":
             weights = weights * len(sources)
         y = weighted_sum(weights, sources).to(sources[0].dtype)
         return y if self.axis == -1 else y.movedim(-1, self.axis)
 
-    def _score(self, source: Tensor) -> Tensor:
-        inverse = torch.rsqrt(source.square().mean(-1) + self.epsilon)
-        return (source * self.query.to(source.dtype)).sum(-1) * inverse
-
     def extra_repr(self) -> str:
-        """Say the width."""
-        return f"dim={len(self.query)}, scale={self.scale!r}"
+        """Say the width, and the options that are not the usual ones."""
+        unusual = [] if self.query.ndim == 1 else [f"num_queries={len(self.query)}"]
+        unusual += [] if self.form == "paper" else [f"form={self.form!r}"]
+        return ", ".join([f"dim={self.query.shape[-1]}", *unusual, f"scale={self.scale!r}"])
 
 
 @final
@@ -85,28 +134,37 @@ class AttentionResidual(DepthHistory):
     normalisation's epsilon. With `scale="sum"`, which is levada's and not the paper's, the mean is multiplied by the
     number of sources: it starts as the residual connection exactly, for any branch.
 
+    As released with Inkling 2 (`form="inkling2"`), the sources are normalised in the mean too,
+    `u_l = sum_i a_i v_i / rms(v_i)`, and the scores divided by `sqrt(dim)`. Each source then has the same say, whatever
+    its magnitude, so that no query makes it the residual connection. Its attention over all tokens reads with a query
+    each for queries, keys and values: with `inputs=3` a branch `f(query_input, key_input, value_input)` gets three
+    means. For a number that differs by layer, give `Stack` a function that makes each layer's connection.
+
     The state is a tuple that grows: `Stack(compile=True)` compiles a layer for each number of sources.
 
     Args:
         dim: width of the stream.
         block_size: number of layers whose outputs are summed to one source.
+        inputs: number of inputs that a branch takes.
         layer: index of the layer, counted from 0.
         depth: number of layers.
         axis: axis of the channels in the network's input and output, and in what a branch is given and returns.
         scale: `"mean"`, the paper's, or `"sum"`.
-        epsilon: what is added to the mean square of a source.
+        form: `"paper"`; or the code released with a model, whose weights copy one to one: `"inkling2"`. Both add 1e-6
+            to the mean square of a source.
 
     Shape:
         `(..., dim) -> (..., dim)`; the state is a tuple of `(..., dim)`, channels last. `attention.query` is `(dim,)`,
-        except in layer 0, which has one source; a `DepthAttention` of its own follows the last layer.
+        or `(inputs, dim)` for several; layer 0, which has one source, has none, and all its inputs are that source. A
+        `DepthAttention` of its own follows the last layer.
 
     Cost:
-        `dim` parameters, none in layer 0, and `dim` at the end; reads `(layer / block_size + 2) dim` and writes `2 dim`
-        elements per token in the forward pass at least.
+        `inputs dim` parameters, none in layer 0, and `dim` at the end; reads `(layer / block_size + 2) dim` and writes
+        `(inputs + 1) dim` elements per token in the forward pass at least.
 
     Raises:
-        UsageError: if `block_size` is below 1 or `scale` is unknown; if the input is not of floating point or its width
-            is not `dim`.
+        UsageError: if `block_size` or `inputs` is below 1, `scale` or `form` is unknown, or `scale="sum"` is given for
+            `form="inkling2"`; if the input is not of floating point or its width is not `dim`.
 
     Example:
         >>> connection, x = AttentionResidual(4), torch.ones(1, 4)
@@ -114,7 +172,7 @@ class AttentionResidual(DepthHistory):
         >>> connection.output(4)(connection.end(state))
         tensor([[1., 1., 1., 1.]], grad_fn=<AddBackward0>)
 
-    Source: Kimi team, 2026, arXiv 2603.15031.
+    Source: Kimi team, 2026, arXiv 2603.15031; the code released with Inkling 2 in transformers (`inkling2`).
     """
 
     residual_start = "normalised"
@@ -124,23 +182,36 @@ class AttentionResidual(DepthHistory):
         dim: int,
         *,
         block_size: int = 1,
+        inputs: int = 1,
         layer: int = 0,
         depth: int = 1,
         axis: int = -1,
         scale: Literal["mean", "sum"] = "mean",
-        epsilon: float = 1e-6,
+        form: Literal["paper", "inkling2"] = "paper",
     ) -> None:
         super().__init__(dim, layer=layer, depth=depth, axis=axis)
-        require_at_least("AttentionResidual", "block_size", block_size, 1)
-        if scale not in ("mean", "sum"):
-            raise UsageError(f"AttentionResidual: scale must be 'mean' or 'sum', got {scale!r}.")
-        self.block_size, self.scale, self.epsilon = block_size, scale, epsilon
+        name = "AttentionResidual"
+        require_at_least(name, "block_size", block_size, 1)
+        require_at_least(name, "inputs", inputs, 1)
+        _require_options(name, scale, form)
+        self.block_size, self.inputs, self.scale, self.form = block_size, inputs, scale, form
         self.opens_block = layer % block_size == 0
         # The first layer has one source to choose from.
-        self.attention = DepthAttention(dim, axis=axis, scale=scale, epsilon=epsilon) if layer else None
+        self.attention: DepthAttention | None = None
+        if layer:
+            self.attention = DepthAttention(dim, num_queries=inputs, axis=axis, scale=scale, form=form)
 
     def start_as_residual(self) -> None:
-        """Set the query to zero."""
+        """Set the queries to zero.
+
+        Raises:
+            UsageError: if `form` normalises what it adds.
+        """
+        if self.form != "paper":
+            raise UsageError(
+                f"AttentionResidual: form={self.form!r} gives each source the same magnitude, so that a residual model "
+                "that gets it computes another function. Use form='paper'."
+            )
         if self.attention is not None:
             nn.init.zeros_(self.attention.query)
 
@@ -148,10 +219,13 @@ class AttentionResidual(DepthHistory):
         """Return the input as the first source."""
         return (self.first_source(x),)
 
-    def read(self, state: Sources) -> Tensor:
-        """Return the mean of the sources."""
+    def read(self, state: Sources) -> Any:
+        """Return the mean of the sources; a tuple of means if the branch takes several inputs."""
         sources = self.require_sources(state)
-        return self.to_axis(sources[0]) if self.attention is None else self.attention(sources)
+        if self.attention is not None:
+            return self.attention(sources)
+        x = self.to_axis(sources[0])
+        return x if self.inputs == 1 else (x,) * self.inputs
 
     def write(self, state: Sources, out: Tensor) -> Sources:
         """Add a source, or add to the sum of the current block."""
@@ -160,10 +234,28 @@ class AttentionResidual(DepthHistory):
             return (*self.require_sources(state), out)
         return (*self.require_sources(state)[:-1], state[-1] + out)
 
+    def advance(self, state: Sources, branch: nn.Module, *args: Any, **kwargs: Any) -> Sources | Outputs:
+        """Take one layer's step; a branch of several inputs is given one mean for each."""
+        if self.inputs == 1:
+            return super().advance(state, branch, *args, **kwargs)
+        given = self.read(state)
+        out = branch(*given, *args, **kwargs)
+        first = self.first_of(out) if isinstance(out, tuple) else out
+        if first.shape != given[0].shape:
+            self.require_fit(given[0], first)
+        new = self.write(state, first)
+        return Outputs(new, out[1:]) if isinstance(out, tuple) else new
+
     def end(self, state: Sources) -> Sources:  # type: ignore[override]
         """Return all sources, which the module that follows puts together."""
         return self.require_sources(state)
 
     def output(self, dim: int) -> nn.Module:
         """Return the `DepthAttention` that puts all sources together."""
-        return DepthAttention(dim, axis=self.axis, scale=self.scale, epsilon=self.epsilon)
+        return DepthAttention(dim, axis=self.axis, scale=self.scale, form=self.form)
+
+    def extra_repr(self) -> str:
+        """Say the width, and the options that are not the usual ones."""
+        unusual = [] if self.inputs == 1 else [f"inputs={self.inputs}"]
+        unusual += [] if self.form == "paper" else [f"form={self.form!r}"]
+        return ", ".join([super().extra_repr(), *unusual])
