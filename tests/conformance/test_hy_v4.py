@@ -131,9 +131,13 @@ def test_a_whole_model_gives_the_same_logits_and_gradients(model, ids, given_to,
     assert_same(found, model(ids, use_cache=False).logits, same)
 
 
-def test_it_starts_from_the_biases_and_scales_of_the_released_code(model):
+def test_it_starts_as_the_released_code_does(model):
+    model.config.initializer_range = modeling.HYV4Config().initializer_range  # as in the released configuration
     fresh = modeling.HYV4ForCausalLM(model.config)
     ours = Stack([nn.Identity()] * 6, IdentityHyperConnection, dim=DIM, streams=STREAMS)
     for mine, released in pairs(fresh, ours):
         if mine.ndim == 1:
             torch.testing.assert_close(mine, released.double())
+        else:
+            assert mine.std().item() == pytest.approx(released.std().item(), rel=0.2)
+    assert ours[0].connection.norm_epsilon == modeling.HYV4Config().rms_norm_eps

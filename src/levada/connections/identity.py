@@ -15,6 +15,7 @@ from levada.connections.streams import Coefficients, MultiStream
 
 __all__ = ["IdentityHyperConnection"]
 
+_STD = 0.006
 
 @final
 class IdentityHyperConnection(MultiStream):
@@ -26,7 +27,7 @@ class IdentityHyperConnection(MultiStream):
     The composite of all mixing is the identity, so that no signal grows or dies by it; where learned mixing was
     compared with none at scale, none was as good or better. Its backward pass needs no stored streams to write.
 
-    It starts as released: `projection` normal with standard deviation 0.02, `scale` 0.01, every stream read alike with
+    It starts as released: `projection` normal with standard deviation 0.006, `scale` 0.01, every stream read alike with
     weights near 1 / n, all of the branch written to each. The random projection tells the streams apart.
 
     Args:
@@ -77,13 +78,13 @@ class IdentityHyperConnection(MultiStream):
         axis: int = -1,
         head: Literal["learned", "mean"] = "learned",
         epsilon: float = 1e-6,
-        norm_epsilon: float = 1e-6,
+        norm_epsilon: float = 1e-5,
     ) -> None:
         super().__init__(dim, streams=streams, layer=layer, depth=depth, axis=axis)
         if head not in ("learned", "mean"):
             raise UsageError(f"IdentityHyperConnection: head must be 'learned' or 'mean', got {head!r}.")
         self.head, self.epsilon, self.norm_epsilon = head, epsilon, norm_epsilon
-        self.projection = nn.Parameter(0.02 * torch.randn(2 * streams, streams * dim))
+        self.projection = nn.Parameter(_STD * torch.randn(2 * streams, streams * dim))
         self.bias = nn.Parameter(torch.cat([torch.full((streams,), -math.log(streams - 1)), torch.zeros(streams)]))
         self.scale = nn.Parameter(torch.full((2,), 0.01))
 
@@ -122,6 +123,7 @@ class IdentityHyperConnection(MultiStream):
         head = StreamHead(
             dim, streams=self.streams, axis=self.axis, epsilon=self.epsilon, norm_epsilon=self.norm_epsilon
         )
+        nn.init.normal_(head.projection, std=_STD)
         nn.init.constant_(head.bias, -math.log(self.streams - 1))
         nn.init.constant_(head.scale, 0.01)
         return head
