@@ -45,6 +45,7 @@ VARIANTS = {
         "kronecker": {"manifold": "kronecker", "iterations": 20},
         "orthogonal": {"manifold": "orthogonal", "iterations": 20},
         "isometric": {"manifold": "isometric", "iterations": 20},
+        "spectral": {"manifold": "spectral", "iterations": 20},
     },
     "Dense": {"concatenated": {"in_place": False}},
     "Highway": {"uncoupled": {"coupled": False}},
