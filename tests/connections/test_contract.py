@@ -28,6 +28,7 @@ OPTIONS = {
     "Dense": {"growth": 4},
     "LearnedAugmentedResidual": {"rank": 2},
     "ManifoldHyperConnection": {"iterations": 3},
+    "ValueResidual": {"period": 1},
 }
 
 VARIANTS = {
@@ -54,6 +55,7 @@ VARIANTS = {
     "PostNorm": {"deepnorm": {"alpha": "deepnorm"}},
     "Reversible": {"stored": {"recompute": False}},
     "StochasticDepth": {"sample": {"mode": "sample"}},
+    "ValueResidual": {"gated": {"form": "gated"}, "fixed": {"form": "fixed"}},
 }
 
 ONE_BACKWARD = "a recomputed chain goes backward once and gradcheck does so often; the stored variant is checked here"
@@ -67,6 +69,19 @@ EXCEPTIONS = {
 }
 
 DIM, DEPTH = 8, 3
+
+
+class Values(nn.Sequential):
+    """A branch with values, and no tokens to attend to."""
+
+    mixes_values = True
+
+    def forward(self, x: Tensor, mix_values=None) -> Tensor:
+        values = self[0](x)
+        return self[1](values if mix_values is None else mix_values(values))
+
+
+BRANCHES = {"ValueResidual": Values}  # where any other would leave what is learned without a gradient
 
 
 def listed() -> dict[str, type[Connection]]:
@@ -95,7 +110,8 @@ def build(case: str, *, dim: int = DIM, depth: int = DEPTH, dtype: torch.dtype =
     torch.manual_seed(seed)
 
     def branch(dim_in: int) -> nn.Module:
-        return nn.Sequential(nn.Linear(dim_in, options.get("growth", dim_in)), nn.Tanh())
+        kind = BRANCHES.get(connection.__name__, nn.Sequential)
+        return kind(nn.Linear(dim_in, options.get("growth", dim_in)), nn.Tanh())
 
     stack = Stack(branch, connection, dim=dim, depth=depth, **options)
     with torch.no_grad():
@@ -128,7 +144,7 @@ def skip_exception(case: str, item: str) -> None:
 
 def test_the_tables_name_what_exists():
     assert len(CASES) > len(listed()) > 0
-    assert set(OPTIONS) | set(VARIANTS) <= set(listed())
+    assert set(OPTIONS) | set(VARIANTS) | set(BRANCHES) <= set(listed())
     assert {case for case, _ in EXCEPTIONS} <= set(CASES)
 
 

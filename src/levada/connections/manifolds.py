@@ -149,8 +149,8 @@ MANIFOLDS: Mapping[str, Manifold] = {
         _require_three,
     ),
     # Rows and columns that sum to 1 exactly, spectral norm 1, any sign: J + Z U diag(tanh s) V' Z', with J the mean, Z
-    # orthonormal and orthogonal to it, U and V by Cayley's transform (arXiv 2603.20896, sHC). Its released code starts s
-    # at 4 too; it bounds the entries that U and V are made of by a learned factor times tanh, and here they are free.
+    # orthonormal and orthogonal to it, U and V by Cayley's transform (arXiv 2603.20896, sHC). Its released code, too,
+    # starts s at 4; it bounds the entries that U and V are made of by a learned factor times tanh: here they are free.
     "spectral": Manifold(
         lambda n: (n - 1) ** 2,
         lambda n: torch.cat([torch.zeros((n - 1) * (n - 2)), torch.full((n - 1,), 4.0)]),
