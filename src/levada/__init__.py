@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from levada.connections import Reversible as Reversible
     from levada.connections import ReZero as ReZero
     from levada.connections import SkipInit as SkipInit
+    from levada.connections import SparseHyperConnection as SparseHyperConnection
     from levada.connections import StochasticDepth as StochasticDepth
     from levada.connections import ValueResidual as ValueResidual
     from levada.conversion import convert as convert
@@ -78,6 +79,7 @@ _NAMES = {
         "Residual",
         "Reversible",
         "SkipInit",
+        "SparseHyperConnection",
         "StochasticDepth",
         "ValueResidual",
     ),

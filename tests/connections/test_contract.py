@@ -28,6 +28,7 @@ OPTIONS = {
     "Dense": {"growth": 4},
     "LearnedAugmentedResidual": {"rank": 2},
     "ManifoldHyperConnection": {"iterations": 3},
+    "SparseHyperConnection": {"streams": 6, "active": 3, "fixed": 1},
     "ValueResidual": {"period": 1},
 }
 
@@ -54,6 +55,7 @@ VARIANTS = {
     "Momentum": {"stored": {"recompute": False}},
     "PostNorm": {"deepnorm": {"alpha": "deepnorm"}},
     "Reversible": {"stored": {"recompute": False}},
+    "SparseHyperConnection": {"routed": {"fixed": 0, "head": "mean"}},
     "StochasticDepth": {"sample": {"mode": "sample"}},
     "ValueResidual": {"gated": {"form": "gated"}, "fixed": {"form": "fixed"}},
 }

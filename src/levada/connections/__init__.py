@@ -20,5 +20,6 @@ from levada.connections.reversible import Reversible as Reversible
 from levada.connections.scaled import LayerScale as LayerScale
 from levada.connections.scaled import ReZero as ReZero
 from levada.connections.scaled import SkipInit as SkipInit
+from levada.connections.sparse import SparseHyperConnection as SparseHyperConnection
 from levada.connections.stochastic import StochasticDepth as StochasticDepth
 from levada.connections.value_residual import ValueResidual as ValueResidual
