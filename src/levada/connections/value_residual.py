@@ -48,8 +48,8 @@ class ValueResidual(Connection):
 
     Cost:
         2 parameters for an attention, 1 if gated, 0 if fixed; reads `2 dim` and writes `dim` elements per token in the
-        forward pass, an attention `4 dim` and `2 dim` where its values are of width `dim`. v_1 is kept until the last
-        attention has run.
+        forward pass, an attention `4 dim` and `2 dim` where its values are of width `dim`. The state
+        carries v_1 to the end.
 
     Raises:
         UsageError: if an option does not fit; if a branch mixes values in a layer that `first` and `period` leave out,
