@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from levada.connections import ReZero as ReZero
     from levada.connections import SinglePassManifoldHyperConnection as SinglePassManifoldHyperConnection
     from levada.connections import SkipInit as SkipInit
+    from levada.connections import SparseHyperConnection as SparseHyperConnection
     from levada.connections import StochasticDepth as StochasticDepth
+    from levada.connections import ValueResidual as ValueResidual
     from levada.conversion import convert as convert
     from levada.conversion import verify_preserved as verify_preserved
     from levada.diagnose import Finding as Finding
@@ -80,7 +82,9 @@ _NAMES = {
         "Reversible",
         "SinglePassManifoldHyperConnection",
         "SkipInit",
+        "SparseHyperConnection",
         "StochasticDepth",
+        "ValueResidual",
     ),
     "levada.conversion": ("convert", "verify_preserved"),
     "levada.diagnose": ("Finding", "Report"),

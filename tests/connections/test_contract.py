@@ -29,6 +29,8 @@ OPTIONS = {
     "LearnedAugmentedResidual": {"rank": 2},
     "ManifoldHyperConnection": {"iterations": 3},
     "SinglePassManifoldHyperConnection": {"iterations": 3},
+    "SparseHyperConnection": {"streams": 6, "active": 3, "fixed": 1},
+    "ValueResidual": {"period": 1},
 }
 
 VARIANTS = {
@@ -51,6 +53,7 @@ VARIANTS = {
         "kronecker": {"manifold": "kronecker", "iterations": 20},
         "orthogonal": {"manifold": "orthogonal", "iterations": 20},
         "isometric": {"manifold": "isometric", "iterations": 20},
+        "spectral": {"manifold": "spectral", "iterations": 20},
     },
     "Dense": {"concatenated": {"in_place": False}},
     "Highway": {"uncoupled": {"coupled": False}},
@@ -59,7 +62,9 @@ VARIANTS = {
     "PostNorm": {"deepnorm": {"alpha": "deepnorm"}},
     "Reversible": {"stored": {"recompute": False}},
     "SinglePassManifoldHyperConnection": {"released": {"form": "deepseek_v41"}},
+    "SparseHyperConnection": {"routed": {"fixed": 0, "head": "mean"}},
     "StochasticDepth": {"sample": {"mode": "sample"}},
+    "ValueResidual": {"gated": {"form": "gated"}, "fixed": {"form": "fixed"}},
 }
 
 ONE_BACKWARD = "a recomputed chain goes backward once and gradcheck does so often; the stored variant is checked here"
@@ -73,6 +78,19 @@ EXCEPTIONS = {
 }
 
 DIM, DEPTH = 8, 3
+
+
+class Values(nn.Sequential):
+    """A branch with values, and no tokens to attend to."""
+
+    mixes_values = True
+
+    def forward(self, x: Tensor, mix_values=None) -> Tensor:
+        values = self[0](x)
+        return self[1](values if mix_values is None else mix_values(values))
+
+
+BRANCHES = {"ValueResidual": Values}  # where any other would leave what is learned without a gradient
 
 
 def listed() -> dict[str, type[Connection]]:
@@ -101,7 +119,8 @@ def build(case: str, *, dim: int = DIM, depth: int = DEPTH, dtype: torch.dtype =
     torch.manual_seed(seed)
 
     def branch(dim_in: int) -> nn.Module:
-        return nn.Sequential(nn.Linear(dim_in, options.get("growth", dim_in)), nn.Tanh())
+        kind = BRANCHES.get(connection.__name__, nn.Sequential)
+        return kind(nn.Linear(dim_in, options.get("growth", dim_in)), nn.Tanh())
 
     stack = Stack(branch, connection, dim=dim, depth=depth, **options)
     with torch.no_grad():
@@ -134,7 +153,7 @@ def skip_exception(case: str, item: str) -> None:
 
 def test_the_tables_name_what_exists():
     assert len(CASES) > len(listed()) > 0
-    assert set(OPTIONS) | set(VARIANTS) <= set(listed())
+    assert set(OPTIONS) | set(VARIANTS) | set(BRANCHES) <= set(listed())
     assert {case for case, _ in EXCEPTIONS} <= set(CASES)
 
 

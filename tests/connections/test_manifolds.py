@@ -9,6 +9,7 @@ from levada._errors import UsageError
 from levada.connections.manifolds import MANIFOLDS
 
 SIZES = {"permutations": [2, 3, 4, 5], "kronecker": [2, 4, 8], "orthogonal": [2, 3, 5, 8], "isometric": [3, 4, 5, 8]}
+SIZES["spectral"] = [2, 3, 4, 5, 8]
 CASES = [(name, n) for name, sizes in SIZES.items() for n in sizes]
 
 
@@ -26,6 +27,10 @@ def test_matrices_lie_on_the_manifold_for_any_logits(name, n, std):
         torch.testing.assert_close(matrices.sum(-2), ones, rtol=1e-12, atol=1e-12)
     if name in ("permutations", "kronecker"):
         assert matrices.min() >= 0
+    elif name == "spectral":
+        norms = torch.linalg.matrix_norm(matrices, 2)
+        torch.testing.assert_close(norms, torch.ones(20, dtype=torch.float64), rtol=0, atol=1e-12)
+        assert n == 2 or matrices.min() < -0.1
     else:
         eye = torch.eye(n, dtype=torch.float64).expand(20, n, n)
         torch.testing.assert_close(matrices @ matrices.mT, eye, rtol=0, atol=1e-11)
@@ -56,7 +61,34 @@ def test_permutations_and_kronecker_by_hand():
     torch.testing.assert_close(MANIFOLDS["kronecker"].project(logits, 4), torch.kron(swap, torch.eye(2)))
 
 
-@pytest.mark.parametrize("name", ["permutations", "kronecker", "isometric"])
+def test_spectral_by_hand():
+    project = MANIFOLDS["spectral"].project
+    half = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    found = project(torch.tensor([0.5], dtype=torch.float64).atanh(), 2)  # the mean, and half of the difference
+    torch.testing.assert_close(found, torch.stack([half, half.flip(0)]))
+    # With a negative value the streams' deviations from their mean change sign: entries 2/3 and -1/3.
+    large = torch.tensor([0.0, 0.0, -40.0, -40.0], dtype=torch.float64)
+    torch.testing.assert_close(project(large, 3), 2 / 3 - torch.eye(3, dtype=torch.float64))
+    # U turns after V turned back: the same logits leave a symmetric matrix, whatever they are.
+    logits = torch.tensor([0.7, 0.7, 0.3, -1.2], dtype=torch.float64)
+    found = project(logits, 3)
+    torch.testing.assert_close(found, found.mT)
+    expected = torch.tensor([1.0, *torch.tanh(logits[2:]).abs().sort(descending=True).values], dtype=torch.float64)
+    torch.testing.assert_close(torch.linalg.svdvals(found), expected)
+    assert not torch.allclose(project(torch.tensor([0.7, 0.1, 0.3, -1.2], dtype=torch.float64), 3), found)
+
+
+def test_spectral_never_amplifies_what_differs_between_streams():
+    streams = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mean, spread = streams.mean(0), streams.var(0, correction=0)
+    for matrix in MANIFOLDS["spectral"].project(drawn("spectral", 4, 2.0, count=30), 4):
+        streams = matrix @ streams
+        torch.testing.assert_close(streams.mean(0), mean, rtol=1e-10, atol=1e-10)
+        assert streams.var(0, correction=0).sum() <= spread.sum() * (1 + 1e-12)
+        spread = streams.var(0, correction=0)
+
+
+@pytest.mark.parametrize("name", ["permutations", "kronecker", "isometric", "spectral"])
 def test_sixty_in_a_row_keep_the_sums(name):
     product = torch.eye(4, dtype=torch.float64)
     for matrix in MANIFOLDS[name].project(drawn(name, 4, 3.0, count=60), 4):

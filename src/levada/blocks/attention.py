@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -40,6 +41,8 @@ class Attention(nn.Module):
     Source: Vaswani et al., 2017, arXiv 1706.03762.
     """
 
+    mixes_values = True  # what `ValueResidual` asks
+
     def __init__(
         self,
         dim: int,
@@ -61,19 +64,25 @@ class Attention(nn.Module):
         self.value = nn.Linear(dim, dim, bias=bias)
         self.output = nn.Linear(dim, dim if dim_out is None else dim_out, bias=bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, mix_values: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Apply the branch.
 
         Args:
             x: the input.
             mask: what scaled_dot_product_attention takes, boolean (True: may look) or added to the scores;
                 broadcast to `(..., heads, tokens, tokens)`. A causal branch applies it besides its own.
+            mix_values: applied to the values of all heads, `(..., tokens, dim)`, before anything is attended to.
 
         Shape:
             `(..., tokens, dim)` -> `(..., tokens, dim_out)`.
         """
         x = self.norm(x)
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2) for p in (self.query, self.key, self.value))
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if mix_values is not None:
+            v = mix_values(v)
+        q, k, v = (projected.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for projected in (q, k, v))
         if mask is not None and self.causal:
             past = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).tril()
             mask = mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -torch.inf)

@@ -21,4 +21,6 @@ from levada.connections.scaled import LayerScale as LayerScale
 from levada.connections.scaled import ReZero as ReZero
 from levada.connections.scaled import SkipInit as SkipInit
 from levada.connections.single_pass import SinglePassManifoldHyperConnection as SinglePassManifoldHyperConnection
+from levada.connections.sparse import SparseHyperConnection as SparseHyperConnection
 from levada.connections.stochastic import StochasticDepth as StochasticDepth
+from levada.connections.value_residual import ValueResidual as ValueResidual

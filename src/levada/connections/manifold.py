@@ -215,6 +215,8 @@ class ManifoldHyperConnection(ManifoldStreams, MultiStream):
             columns nearly. `"permutations"`: a mean of all permutations, exact (mHC-lite). `"kronecker"`: a Kronecker
             product of 2 x 2 matrices, exact (KromHC). `"orthogonal"`: by Cayley's transform, so that mixing keeps the
             streams' energy. `"isometric"`: orthogonal with rows and columns that sum to 1, which is levada's own.
+            `"spectral"`: rows and columns that sum to 1, spectral norm 1 and entries of any sign, which subtracts
+            streams and never amplifies them (sHC).
         iterations: of the Sinkhorn normalisation.
         form: `"paper"`; or, for `"birkhoff"`, the code released with a model, whose weights copy one to one (`fn`,
             `base` and `scale` to `projection`, `bias` and `scale`): `"deepseek_v4"`, with a learned `StreamHead` at the
@@ -242,7 +244,7 @@ class ManifoldHyperConnection(ManifoldStreams, MultiStream):
         True
 
     Source: Xie et al., 2025, arXiv 2512.24880; the code released with DeepSeek-V4; arXiv 2601.05732 (mHC-lite);
-    arXiv 2601.21579 (KromHC).
+    arXiv 2601.21579 (KromHC); Liu, Zhang and Li, 2026, arXiv 2603.20896 (sHC), and the code released with it (s2HC).
     """
 
     residual_start = "exact"
@@ -254,7 +256,7 @@ class ManifoldHyperConnection(ManifoldStreams, MultiStream):
         streams: int = 4,
         layer: int = 0,
         depth: int = 1,
-        manifold: Literal["birkhoff", "permutations", "kronecker", "orthogonal", "isometric"] = "birkhoff",
+        manifold: Literal["birkhoff", "permutations", "kronecker", "orthogonal", "isometric", "spectral"] = "birkhoff",
         iterations: int = 20,
         form: Literal["paper", "deepseek_v4", "glm5_next"] = "paper",
         axis: int = -1,

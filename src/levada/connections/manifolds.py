@@ -104,6 +104,14 @@ def _project_isometric(logits: Tensor, n: int) -> Tensor:
     return 1 / n + basis @ _cayley(logits, n - 1) @ basis.mT
 
 
+def _project_spectral(logits: Tensor, n: int) -> Tensor:
+    entries = (n - 1) * (n - 2) // 2
+    left, right, values = torch.split(logits, [entries, entries, n - 1], -1)
+    basis = _complement(n, logits)
+    scaled = torch.tanh(values).unsqueeze(-1) * _cayley(right, n - 1).mT
+    return 1 / n + basis @ (_cayley(left, n - 1) @ scaled) @ basis.mT
+
+
 def _any_number(owner: str, n: int) -> None:
     return None
 
@@ -139,5 +147,14 @@ MANIFOLDS: Mapping[str, Manifold] = {
         lambda n: torch.zeros((n - 1) * (n - 2) // 2),
         _project_isometric,
         _require_three,
+    ),
+    # Rows and columns that sum to 1 exactly, spectral norm 1, any sign: J + Z U diag(tanh s) V' Z', with J the mean, Z
+    # orthonormal and orthogonal to it, U and V by Cayley's transform (arXiv 2603.20896, sHC). Its released code, too,
+    # starts s at 4; it bounds the entries that U and V are made of by a learned factor times tanh: here they are free.
+    "spectral": Manifold(
+        lambda n: (n - 1) ** 2,
+        lambda n: torch.cat([torch.zeros((n - 1) * (n - 2)), torch.full((n - 1,), 4.0)]),
+        _project_spectral,
+        _any_number,
     ),
 }

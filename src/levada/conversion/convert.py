@@ -16,6 +16,7 @@ from levada.connection import Connection, SingleStream, require_options
 from levada.connections.gated import GatedRead
 from levada.connections.residual import Residual
 from levada.connections.streams import MultiStream
+from levada.connections.value_residual import ValueResidual
 from levada.conversion.plan import Chain, describe, plan
 from levada.conversion.preserved import difference, in_float64, outputs, run
 from levada.conversion.recording import record
@@ -223,6 +224,12 @@ def _connections(
     depth = len(chain.sites)
     made = [connection(chain.dim, layer=i, depth=depth, **options) for i in range(depth)]
     first = made[0]
+    if isinstance(first, ValueResidual):
+        raise UsageError(
+            "convert: ValueResidual mixes values inside an attention, after their projection, and what convert "
+            f"replaces is the additions of {chain.owners[0][1]}: nothing would be mixed. Build a levada.Stack of "
+            "branches that take mix_values, or convert one whose branches do."
+        )
     if chain.axis != -1 and "axis" not in takes and not isinstance(first, SingleStream):
         raise UsageError(
             f"convert: the channels of {chain.owners[0][1]} are at axis 1, where {type(first).__name__} cannot have "
