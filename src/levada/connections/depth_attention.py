@@ -87,6 +87,10 @@ class AttentionResidual(DepthHistory):
 
     The state is a tuple that grows: `Stack(compile=True)` compiles a layer for each number of sources.
 
+    Use it in deep pre-norm transformers whose late layers should find early outputs by content, with `block_size` such
+    that there are about 8 blocks. With one block a layer each layer reads all outputs before it, which takes the more
+    time the deeper it is.
+
     Args:
         dim: width of the stream.
         block_size: number of layers whose outputs are summed to one source.

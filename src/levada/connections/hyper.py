@@ -107,6 +107,9 @@ class HyperConnection(_LearnedStreams):
 
     A NaN in one stream of a token makes all streams of that token NaN after one layer: zero times NaN is NaN.
 
+    Use it to reproduce the paper, and at moderate depth. For a deep network use `ManifoldHyperConnection`, or
+    `IdentityHyperConnection`, which does not mix.
+
     Args:
         dim: width of a stream.
         streams: number of streams, n.
@@ -123,7 +126,7 @@ class HyperConnection(_LearnedStreams):
         `mix_scale` (s) and `write_scale` (t) `(1,)`.
 
     Cost:
-        `n^2 + 2 n` parameters, and `(n + 4) dim + 2` more if dynamic; reads and writes `(3 n + 2) dim` elements per
+        `n^2 + 2 n` parameters, and `(n + 4) dim + 2` more if `dynamic`; reads and writes `(3 n + 2) dim` elements per
         token in the forward pass at least, with two passes: one to read, one to mix and write.
 
     Raises:
@@ -200,6 +203,9 @@ class FractionalConnection(_LearnedStreams):
 
     A NaN in one fraction of a token makes all fractions of that token NaN after one layer: zero times NaN is NaN.
 
+    Use it where several streams would not fit in memory. Where they do, use `HyperConnection` or
+    `IdentityHyperConnection`.
+
     Args:
         dim: width of the stream, a multiple of `fractions`.
         fractions: number of fractions, m.
@@ -215,8 +221,8 @@ class FractionalConnection(_LearnedStreams):
         `write_scale` (t) `(1,)`.
 
     Cost:
-        `2 m^2 + m` parameters, and `(2 m + 3) dim / m + 2` more if dynamic; reads and writes `5 dim` elements per token
-        in the forward pass at least, with two passes: one to read, one to mix and write.
+        `2 m^2 + m` parameters, and `(2 m + 3) dim / m + 2` more if `dynamic`; reads and writes `5 dim` elements per
+        token in the forward pass at least, with two passes: one to read, one to mix and write.
 
     Raises:
         UsageError: if `fractions` is below 2 or does not divide `dim`, or `norm` is unknown.

@@ -31,6 +31,9 @@ class IdentityHyperConnection(MultiStream):
     It starts as released: `projection` normal with standard deviation 0.02, `scale` 0.01, every stream read alike with
     weights near 1 / n, all of the branch written to each. The random projection tells the streams apart.
 
+    Use it first where several streams are wanted. They take n times the memory of one; where that is too much, use
+    `FractionalConnection` or `LearnedAugmentedResidual`.
+
     Args:
         dim: width of a stream.
         streams: number of streams, n.
