@@ -90,15 +90,17 @@ def evaluate(formula: str, names: Mapping[str, float]) -> float:
     return eval(python, {"__builtins__": {}, **_FUNCTIONS}, dict(names))  # type: ignore[no-any-return]
 
 
-def names_of(entry: Entry, connection: Any) -> dict[str, float]:
+def names_of(entry: Entry, connection: Any, **options: Any) -> dict[str, float]:
     """Return what the names in a connection's formulas stand for: its options and attributes, and what is defined.
 
     Args:
         entry: of the connection's class.
         connection: the layer.
+        options: with which it was made.
     """
-    options = {name: p.default for name, p in inspect.signature(type(connection)).parameters.items()}
-    values = {k: v for k, v in {**options, **vars(connection)}.items() if isinstance(v, int | float)}
+    defaults = {name: p.default for name, p in inspect.signature(type(connection)).parameters.items()}
+    known = {**defaults, **options, **vars(connection)}
+    values = {name: value for name, value in known.items() if isinstance(value, int | float)}
     for option, letter in re.findall(r"^(\w+): .*, (\w)\.$", entry.sections["Args"], re.MULTILINE):
         values[letter] = values[option]
     for name, formula in re.findall(r"(\w+) = `([^`]+)`", entry.sections["Cost"]):
