@@ -111,7 +111,10 @@ def row(candidate: str, baseline: Program, measured: Program, tokens: int, dim: 
 
 def ours(connection: type[Connection], tokens: int, dim: int, repetitions: int) -> Iterator[Row]:
     require_precise(connection, dim)
-    baseline, measured = program(Chain(Residual, tokens=tokens, dim=dim)), program(Chain(connection, tokens=tokens, dim=dim))
+    baseline, measured = (
+        program(Chain(Residual, tokens=tokens, dim=dim)),
+        program(Chain(connection, tokens=tokens, dim=dim)),
+    )
     yield row(connection.__name__, baseline, measured, tokens, dim, repetitions)
 
 

@@ -111,7 +111,9 @@ class Chain:
 
     def advance(self, state: Any) -> Any:
         """Take the last layer's step, from a state to which none was taken before (a buffer in it notes them)."""
-        fresh = state if isinstance(state, Tensor) else tuple(s if isinstance(s, Tensor) else copy.copy(s) for s in state)
+        fresh = (
+            state if isinstance(state, Tensor) else tuple(s if isinstance(s, Tensor) else copy.copy(s) for s in state)
+        )
         return self.last.advance(fresh, self.branches[-1])
 
 

@@ -1,7 +1,7 @@
 """The catalogue page, made when the documentation is built: from the docstrings, from what is counted, and from times.
 
-In `catalogue.md` the comments `<!-- overview -->`, `<!-- advice -->`, `<!-- entries -->` and `<!-- rivals -->` stand for
-what is made here of the classes that `levada.connections` lists. A new connection appears by itself.
+In `catalogue.md` the comments `<!-- overview -->`, `<!-- advice -->`, `<!-- entries -->` and `<!-- rivals -->` stand
+for what is made here of the classes that `levada.connections` lists. A new connection appears by itself.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.costs import DIM, LAYER, Chain, Costs, costs, listed
+from benchmarks.costs import DIM, Chain, Costs, costs, listed
 from docs.docstrings import Entry, names_of, parameters_of, traffic_of
 from docs.mathml import is_formula, to_mathml
+
 from levada._errors import UsageError
 from levada.connection import Connection, SingleStream
 from levada.connections.history import DepthHistory
@@ -57,7 +58,9 @@ class Card:
         entry, counted, layer = Entry.of(connection), costs(connection), Chain(connection, tokens=1).last
         names = names_of(entry, layer)
         if parameters_of(entry, names) != counted.parameters:
-            raise ValueError(f"{entry.name} has {counted.parameters} parameters, and its docstring says another number.")
+            raise ValueError(
+                f"{entry.name} has {counted.parameters} parameters, and its docstring says another number."
+            )
         start = _STARTS[connection.residual_start]
         if connection.residual_start != "none":
             try:
@@ -123,7 +126,9 @@ def _in_dims(elements: float) -> str:
 def _time(row: dict[str, Any] | None) -> str:
     if row is None:
         return "not yet measured"
-    low, middle, high = (f"{row['ratio'][part]:.2g}" if row["ratio"][part] < 10 else f"{row['ratio'][part]:.0f}" for part in ("q1", "median", "q3"))
+    low, middle, high = (
+        f"{row['ratio'][part]:.{1 if row['ratio'][part] < 10 else 0}f}" for part in ("q1", "median", "q3")
+    )
     return f"{middle} [{low}, {high}]"
 
 
@@ -149,10 +154,8 @@ def overview() -> str:
         first = f'<th scope="row"><a href="#{name.lower()}">{name}</a><br>{formulas}</th>'
         rest = [f'<td data-label="{c}"><span>{text}</span></td>' for c, text in zip(_COLUMNS, cells, strict=True)]
         rows.append(f"<tr>{first}{''.join(rest)}</tr>")
-    return "\n".join(
-        ['<div class="table-wrapper"><table class="docutils catalogue">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
-        + [*rows, "</tbody></table></div>"]
-    )
+    opening = f'<div class="table-wrapper"><table class="docutils catalogue"><thead><tr>{head}</tr></thead><tbody>'
+    return "\n".join([opening, *rows, "</tbody></table></div>"])
 
 
 def advice() -> str:
@@ -172,32 +175,23 @@ def _entry(card: Card) -> str:
     entry, counted = card.entry, card.counted
     formulas, rest = _leading(entry.equation)
     times = "; ".join(f"{_time(card.times.get(size))} at {size[0]:,} x {size[1]}" for size in SIZES)
-    eager = f" (eager operations: {counted.moved / card.least:.1f} times that)" if card.least else ""
+    eager = f" ({counted.moved / card.least:.1f} times that by eager operations)" if card.least else ""
     lines = [
         f"### {entry.name}",
-        "",
         entry.summary,
-        "",
         '<div class="equation">' + "".join(to_mathml(formula, display=True) for formula in formulas) + "</div>",
-        "",
         _typeset(rest),
-        "",
-        *(f"{_linked(paragraph)}\n" for paragraph in entry.about),
+        *(_linked(paragraph) for paragraph in entry.about),
         _linked(entry.use),
-        "",
         f"**Cost.** {_linked(entry.sections['Cost'])}",
-        f"Counted at the reference: {counted.parameters:,} parameters, {2 * card.least:,.0f} bytes per token in bfloat16 at"
-        f" least{eager}, {_in_dims(counted.saved)} kept. Time over `Residual`: {times} (tokens x dim).",
-        "",
-        f"**Starts as the residual network**: {card.start}. **Reference**: {{py:class}}`levada.connections.{entry.name}`.",
-        *(["", f"**Source**: {entry.sections['Source']}"] if "Source" in entry.sections else []),
-        "",
-        "```pycon",
-        entry.sections["Example"],
-        "```",
-        "",
+        f"Counted at the reference: {counted.parameters:,} parameters; {2 * card.least:,.0f} bytes per token in bfloat16 "
+        f"at least{eager}; {_in_dims(counted.saved)} kept. Time over `Residual`'s: {times} (tokens x dim).",
+        f"**Starts as the residual network**: {card.start}. "
+        f"**Reference**: {{py:class}}`levada.connections.{entry.name}`.",
+        f"**Source**: {entry.sections['Source']}" if "Source" in entry.sections else "",
+        f"```pycon\n{entry.sections['Example']}\n```",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(filter(None, lines)) + "\n"
 
 
 def entries() -> str:
@@ -210,19 +204,16 @@ def entries() -> str:
 
 
 def rivals() -> str:
-    """Return how the times were taken, and those of other packages."""
+    """Return what the times were taken on, and those of other packages."""
     rows = _rows()
     if not rows:
-        return "Not yet measured."
-    last = rows[-1]
-    machine, versions = last["machine"], last["versions"]
+        return "Times are not yet measured."
+    machine, versions = rows[-1]["machine"], rows[-1]["versions"]
     lines = [
-        f"Measured on {last['date'][:10]}: {machine['cpu']}, {machine['threads']} thread, PyTorch {versions['torch']}, "
-        f"float32, medians of {rows[0]['repetitions']} or more turns with quartiles "
-        "([how](https://github.com/levada/levada/blob/main/benchmarks/README.md)).",
+        f"Times of {rows[-1]['date'][:10]}: {machine['cpu']}, {machine['threads']} thread, PyTorch {versions['torch']}, "
+        "float32; medians of the ratios of turns, with quartiles. Other packages:",
         "",
     ]
-    lines = [lines[0].replace(" ([how](https://github.com/levada/levada/blob/main/benchmarks/README.md))", ""), ""]
     for name in sorted({row["candidate"] for row in rows} - set(listed())):
         found = newest(rows, name)
         times = ", ".join(f"{_time(found[size])} at {size[0]:,} x {size[1]}" for size in SIZES if size in found)

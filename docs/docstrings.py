@@ -58,8 +58,8 @@ class Entry:
         name = connection.__name__
         if len(paragraphs) < 3 or not paragraphs[1].startswith("`") or len(used) != 1 or "Cost" not in sections:
             raise ValueError(
-                f"{name}: a connection's docstring needs a summary, a paragraph that begins with the equation in a code "
-                'span, one paragraph that begins with "Use it", and a section Cost.'
+                f"{name}: a connection's docstring needs a summary, a paragraph that begins with the equation in a "
+                'code span, one paragraph that begins with "Use it", and a section Cost.'
             )
         about = tuple(part for part in paragraphs[2:] if part not in used)
         return cls(name, paragraphs[0].replace("\n", " "), paragraphs[1], about, used[0], sections)

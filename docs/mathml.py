@@ -1,4 +1,4 @@
-"""Formulas of docstrings, plain text such as `x'_i = sum_j mix_ij x_j`, as MathML, which browsers set without a script."""
+"""Formulas of docstrings, plain text such as `x'_i = sum_j mix_ij x_j`, as MathML: browsers set it without a script."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ class _Reader:
         if name := self.take(_NAME):
             return self.name(*name.groups())
         inner, prime, sub = self.group()
-        return _attached(f'<mrow><mo stretchy="false">(</mo>{inner}<mo stretchy="false">)</mo></mrow>', prime, sub), "group"
+        return _attached(
+            f'<mrow><mo stretchy="false">(</mo>{inner}<mo stretchy="false">)</mo></mrow>', prime, sub
+        ), "group"
 
     def name(self, name: str, digits: str, prime: str, sub: str | None) -> tuple[str, str]:
         """Set a name: upright words, Greek letters, sums and roots."""
@@ -88,7 +90,9 @@ class _Reader:
             return f"<msqrt>{self.group()[0]}</msqrt>", "letter"
         below = _subscript(sub or digits)
         if name == "sum":
-            return (f"<munder><mo>∑</mo>{below}</munder>" if self.display and below else _attached("<mo>∑</mo>", "", below)), ""
+            return (
+                f"<munder><mo>∑</mo>{below}</munder>" if self.display and below else _attached("<mo>∑</mo>", "", below)
+            ), ""
         letter = _GREEK.get(name, name)
         return _attached(f"<mi>{letter}</mi>", prime, below), "letter" if len(letter) == 1 else "word"
 

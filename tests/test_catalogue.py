@@ -7,13 +7,13 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-import levada.connections
 from benchmarks.costs import DIM, LAYER, Chain, costs, listed
 from docs import catalogue
 from docs.docstrings import Entry, evaluate, names_of, parameters_of, traffic_of
 from docs.mathml import is_formula, to_mathml
+from torch import Tensor, nn
+
+import levada.connections
 from levada.connection import SingleStream
 from levada.connections.streams import MultiStream
 
@@ -34,7 +34,7 @@ CASES = [(name, o) for name in listed() for o in ({"growth": 32} if name == "Den
 
 # In widths of the stream, over what the docstring has.
 MORE = {
-    "AttentionResidual": -2,  # the docstring counts the running sum of a block, which a block of one layer does not have
+    "AttentionResidual": -2,  # it counts the running sum of a block, which a block of one layer does not have
     "InputResidual": 1,  # reads stream and input again to write, not what the branch was given
 }
 
@@ -135,7 +135,7 @@ def test_a_new_connection_appears_by_itself(planted):
         assert f'<a href="#{name.lower()}">{name}</a>' in page
         assert f"\n### {name}\n" in page
         assert f"- [`{name}`](#{name.lower()}): " in page
-    assert "<td data-label=\"kept\"><span>2 C</span></td>" in page.split(">Doubling</a>")[1].split("</tr>")[0]
+    assert '<td data-label="kept"><span>2 C</span></td>' in page.split(">Doubling</a>")[1].split("</tr>")[0]
     assert "not yet measured at 4,096 x 512" in page.split("### Doubling\n")[1].split("###")[0]
     assert "<!--" not in page
 
@@ -160,7 +160,14 @@ def test_a_docstring_without_the_notation_is_refused(planted, monkeypatch, old, 
 
 @pytest.mark.parametrize(
     ("formula", "value"),
-    [("7", 7), ("2 n^2 + n", 36), ("(n + 1)(n - 1) / 3", 5), ("ceil(5 n / 3) dim", 70), ("2 floor(n / 3)(n)", 8), ("-n + 6", 2)],
+    [
+        ("7", 7),
+        ("2 n^2 + n", 36),
+        ("(n + 1)(n - 1) / 3", 5),
+        ("ceil(5 n / 3) dim", 70),
+        ("2 floor(n / 3)(n)", 8),
+        ("-n + 6", 2),
+    ],
 )
 def test_formulas_are_read_as_in_a_paper(formula, value):
     assert evaluate(formula, {"n": 4, "dim": 10}) == value
