@@ -184,8 +184,8 @@ def _entry(card: Card) -> str:
         *(_linked(paragraph) for paragraph in entry.about),
         _linked(entry.use),
         f"**Cost.** {_linked(entry.sections['Cost'])}",
-        f"Counted at the reference: {counted.parameters:,} parameters; {2 * card.least:,.0f} bytes per token in bfloat16 "
-        f"at least{eager}; {_in_dims(counted.saved)} kept. Time over `Residual`'s: {times} (tokens x dim).",
+        f"Counted at the reference: {counted.parameters:,} parameters; {2 * card.least:,.0f} bytes per token in "
+        f"bfloat16 at least{eager}; {_in_dims(counted.saved)} kept. Time over `Residual`'s: {times} (tokens x dim).",
         f"**Starts as the residual network**: {card.start}. "
         f"**Reference**: {{py:class}}`levada.connections.{entry.name}`.",
         f"**Source**: {entry.sections['Source']}" if "Source" in entry.sections else "",
@@ -210,8 +210,8 @@ def rivals() -> str:
         return "Times are not yet measured."
     machine, versions = rows[-1]["machine"], rows[-1]["versions"]
     lines = [
-        f"Times of {rows[-1]['date'][:10]}: {machine['cpu']}, {machine['threads']} thread, PyTorch {versions['torch']}, "
-        "float32; medians of the ratios of turns, with quartiles. Other packages:",
+        f"Times of {rows[-1]['date'][:10]}: {machine['cpu']}, {machine['threads']} thread, PyTorch "
+        f"{versions['torch']}, float32; medians of the ratios of turns, with quartiles. Other packages:",
         "",
     ]
     for name in sorted({row["candidate"] for row in rows} - set(listed())):

@@ -151,11 +151,11 @@ def test_a_new_connection_appears_by_itself(planted):
         ("`x'", "x'", "a code span"),
     ],
 )
-def test_a_docstring_without_the_notation_is_refused(planted, monkeypatch, old, new, said):
+def test_a_docstring_without_the_notation_is_refused(monkeypatch, old, new, said):
     assert Doubling.__doc__.count(old) == 1
     monkeypatch.setattr(Doubling, "__doc__", Doubling.__doc__.replace(old, new))
     with pytest.raises(ValueError, match=said):
-        catalogue.cards()
+        catalogue.Card.of(Doubling, [])
 
 
 @pytest.mark.parametrize(
