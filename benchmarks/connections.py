@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import ctypes
 import importlib.util
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +24,7 @@ from levada import HyperConnection, Residual
 from levada.connection import Connection
 
 STREAMS = 4
+_TURN = 0.05  # seconds
 
 
 def step(advance: Callable[[Any], Any], state: Any, parameters: list[nn.Parameter]) -> Program:
@@ -107,17 +109,17 @@ def keep_memory() -> None:
 
 
 def row(candidate: str, baseline: Program, measured: Program, tokens: int, dim: int, repetitions: int) -> Row:
-    """Time a candidate against as many residual layers as take about as long: a shared machine slows long runs more."""
-    taken = [_fastest(baseline), _fastest(measured)]
-    times = min(max(round(taken[1] / taken[0]), 1), 200)
+    """Time a candidate against the residual layer, each as often as takes about as long and no less than `_TURN`.
 
-    def repeated() -> list[Tensor]:
-        for _ in range(times - 1):
-            baseline()
-        return list(baseline())
-
-    compared = compare_times(repeated, measured, repetitions=repetitions, check=False)
-    compared["ratio"] = {part: times * value for part, value in compared["ratio"].items()}
+    On a shared machine a long run is slowed down by others, and a short one either is not or is a lot.
+    """
+    taken = _fastest(measured)
+    often = math.ceil(_TURN / taken)
+    residuals = max(round(often * taken / _fastest(baseline)), 1)
+    compared = compare_times(
+        _repeated(baseline, residuals), _repeated(measured, often), repetitions=repetitions, check=False
+    )
+    compared["ratio"] = {part: value * residuals / often for part, value in compared["ratio"].items()}
     return Row(
         benchmark="connections",
         case=f"{candidate}, {tokens} tokens of {dim}",
@@ -127,6 +129,15 @@ def row(candidate: str, baseline: Program, measured: Program, tokens: int, dim: 
         extra={"tokens": tokens, "dim": dim, "layer": LAYER, "depth": DEPTH},
         **compared,
     )
+
+
+def _repeated(run: Program, often: int) -> Program:
+    def repeated() -> Sequence[Tensor]:
+        for _ in range(often - 1):
+            run()
+        return run()
+
+    return repeated
 
 
 def _fastest(run: Program) -> float:
@@ -158,7 +169,7 @@ def theirs(kind: str, tokens: int, dim: int, repetitions: int) -> Iterator[Row]:
 def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
     """Yield the cases, small ones if `quick`."""
     keep_memory()
-    sizes = [(64, 32, 7)] if quick else [(4_096, 512, 11), (256, 128, 31)]
+    sizes = [(64, 32, 7)] if quick else [(4_096, 512, 11), (256, 128, 11)]
     installed = importlib.util.find_spec("hyper_connections") is not None
     for tokens, dim, repetitions in sizes:
         size = {"tokens": tokens, "dim": dim, "repetitions": repetitions}
