@@ -166,6 +166,13 @@ def theirs(kind: str, tokens: int, dim: int, repetitions: int) -> Iterator[Row]:
     yield row(name, baseline, rival.program(), tokens, dim, repetitions)
 
 
+def linear(tokens: int, dim: int, repetitions: int) -> Iterator[Row]:
+    """For comparison, the least that a branch with weights can be."""
+    branch, baseline = nn.Linear(dim, dim), program(Chain(Residual, tokens=tokens, dim=dim))
+    measured = step(branch, torch.randn(tokens, dim).requires_grad_(), list(branch.parameters()))
+    yield row("nn.Linear(dim, dim)", baseline, measured, tokens, dim, repetitions)
+
+
 def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
     """Yield the cases, small ones if `quick`."""
     keep_memory()
@@ -177,6 +184,7 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
             yield lambda connection=connection, size=size: ours(connection, **size)
         for kind in ("HyperConnections", "mHC") if installed else ():
             yield lambda kind=kind, size=size: theirs(kind, **size)
+        yield lambda size=size: linear(**size)
 
 
 if __name__ == "__main__":

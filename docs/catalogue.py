@@ -126,10 +126,12 @@ def _in_dims(elements: float) -> str:
 def _time(row: dict[str, Any] | None) -> str:
     if row is None:
         return "not yet measured"
-    low, middle, high = (
-        f"{row['ratio'][part]:.{1 if row['ratio'][part] < 10 else 0}f}" for part in ("q1", "median", "q3")
-    )
+    low, middle, high = (_ratio(row["ratio"][part]) for part in ("q1", "median", "q3"))
     return f"{middle} [{low}, {high}]"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2g}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 _COLUMNS = ("state", "parameters", "moved at least", "eager", "kept", "starts residual", "time")
@@ -211,7 +213,7 @@ def rivals() -> str:
     machine, versions = rows[-1]["machine"], rows[-1]["versions"]
     lines = [
         f"Times of {rows[-1]['date'][:10]}: {machine['cpu']}, {machine['threads']} thread, PyTorch "
-        f"{versions['torch']}, float32; medians of the ratios of turns, with quartiles. Other packages:",
+        f"{versions['torch']}, float32; medians of the ratios of turns, with quartiles. Others, for comparison:",
         "",
     ]
     for name in sorted({row["candidate"] for row in rows} - set(listed())):

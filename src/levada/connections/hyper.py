@@ -95,7 +95,7 @@ class HyperConnection(_LearnedStreams):
 
     `x'_i = sum_j mix_ij x_j + write_i f(sum_j read_j x_j)`, where
     `read_j = static_read_j + s tanh(norm(x_j) p)`, `mix_ij = static_mix_ij + s tanh(norm(x_j) q_i)` and
-    `write_i = static_write_i + t tanh(norm(x_i) r)`; p, the q_i and r are the rows of `projection`
+    `write_i = static_write_i + t tanh(norm(x_i) r)`; `p`, the `q_i` and `r` are the rows of `projection`
 
     Layers learn how far back they read and how strongly they write, between one after the other and side by side. The
     mixing is not bounded: `ManifoldHyperConnection` bounds it, at many layers or a high learning rate.
@@ -193,7 +193,7 @@ class FractionalConnection(_LearnedStreams):
 
     `u_i = sum_j read_ij x_j`, `x'_i = sum_j mix_ij x_j + write_i f(u)_i`, where
     `read_ij = static_read_ij + s tanh(norm(x_j) p_i)`, `mix_ij = static_mix_ij + s tanh(norm(x_j) q_i)` and
-    `write_i = static_write_i + t tanh(norm(x_i) r)`; the p_i, the q_i and r are the rows of `projection`
+    `write_i = static_write_i + t tanh(norm(x_i) r)`; the `p_i`, the `q_i` and `r` are the rows of `projection`
 
     Hyper-connections without more memory: the fractions are of width `dim / m`, and together are the stream, what the
     branch reads and what it returns. It gains less than `HyperConnection` does.
