@@ -121,6 +121,15 @@ def test_what_is_counted_operation_by_operation():
     assert counted.saved == 2 * DIM  # out, and w out
 
 
+class Averaging(Doubling):
+    def write(self, state: Tensor, out: Tensor) -> Tensor:
+        return state + out.mean(-1, keepdim=True).expand_as(out)
+
+
+def test_what_is_expanded_is_read_once():
+    assert costs(Averaging).moved == (DIM + 1) + (DIM + 1 + DIM)
+
+
 @pytest.fixture
 def planted(monkeypatch):
     monkeypatch.setattr(levada.connections, "Doubling", Doubling, raising=False)

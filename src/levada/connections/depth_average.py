@@ -33,7 +33,7 @@ class DepthWeightedAverage(DepthHistory):
 
     Use it where a look back at all layers may cost a few numbers only. All outputs are kept, whatever `dilation` and
     `period`. Where weights should follow the content, use `AttentionResidual`: in the comparison of arXiv 2603.15031
-    weights that are the same for all tokens gained nothing over a residual network.
+    that one improved on a residual network of 16 layers, and this one did not.
 
     Args:
         dim: width of the stream.

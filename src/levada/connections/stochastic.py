@@ -30,7 +30,7 @@ class StochasticDepth(SingleStream):
     computed, and multiplied by zero.
 
     Use it to regularise a deep residual network, or, with a draw for the mini-batch, to save a part of the branches'
-    time in training. It carries the signal no better than `Residual` does.
+    time in training. Where nothing has to be regularised, use `Residual`.
 
     Args:
         dim: width of the stream.
