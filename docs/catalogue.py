@@ -177,6 +177,7 @@ def _entry(card: Card) -> str:
     entry, counted = card.entry, card.counted
     formulas, rest = _leading(entry.equation)
     times = "; ".join(f"{_time(card.times.get(size))} at {size[0]:,} x {size[1]}" for size in SIZES)
+    dates = ", ".join(sorted({row["date"][:10] for row in card.times.values()}))
     eager = f" ({counted.moved / card.least:.1f} times that by eager operations)" if card.least else ""
     lines = [
         f"### {entry.name}",
@@ -187,7 +188,8 @@ def _entry(card: Card) -> str:
         _linked(entry.use),
         f"**Cost.** {_linked(entry.sections['Cost'])}",
         f"Counted at the reference: {counted.parameters:,} parameters; {2 * card.least:,.0f} bytes per token in "
-        f"bfloat16 at least{eager}; {_in_dims(counted.saved)} kept. Time over `Residual`'s: {times} (tokens x dim).",
+        f"bfloat16 at least{eager}; {_in_dims(counted.saved)} kept. Time over `Residual`'s: {times} (tokens x dim"
+        f"{f', {dates}' if dates else ''}).",
         f"**Starts as the residual network**: {card.start}. "
         f"**Reference**: {{py:class}}`levada.connections.{entry.name}`.",
         f"**Source**: {entry.sections['Source']}" if "Source" in entry.sections else "",
