@@ -42,6 +42,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.stack
 	$(BIN)/python -m benchmarks.dense
 	$(BIN)/python -m benchmarks.probe
+	$(BIN)/python -m benchmarks.connections
 
 clean:
 	rm -rf $(VENV) docs/_build runs report.html

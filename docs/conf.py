@@ -1,21 +1,26 @@
 """Configuration of the documentation."""
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from levada import __version__
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # docs.catalogue, which takes from benchmarks
 
 project = "levada"
 author = "The levada authors"
 copyright = "2026, the levada authors"
 release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "docs.catalogue"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "levada"
+html_static_path = ["static"]
 napoleon_custom_sections = ["Shape", "Unit", "Source"]
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -240,6 +241,21 @@ def test_lists_name_something_and_say_what_it_is(kind, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines
     assert all(len(line.split(maxsplit=1)) == 2 or line.startswith(" ") for line in lines)
+
+
+def test_connections_are_listed_one_a_line_with_how_they_start(capsys):
+    from levada import connections
+
+    assert main(["list", "connections"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = [re.split(r" {2,}", line) for line in lines]
+    classes = {name: c for name, c in vars(connections).items() if isinstance(c, type)}
+    assert [name for name, _, _ in found] == sorted(classes)
+    for name, start, text in found:
+        known = {"exact": "starts as residual", "normalised": "starts near residual", "none": "-"}
+        assert start == known[classes[name].residual_start]
+        assert classes[name].__doc__.startswith(text)
+        assert text.endswith(".")
 
 
 def test_the_installed_command_runs(targets):

@@ -24,6 +24,9 @@ class LearnedAugmentedResidual(SingleStream):
     It gives the skip a little to do for few parameters and no more memory. It starts as the residual connection: `up`
     is zero; with `norm=True`, where a zero could not be normalised, `gain` is.
 
+    Use it where a few more parameters are welcome and more streams are not. Where the memory is there,
+    connections with several streams give a layer more to choose from.
+
     Args:
         dim: width of the stream.
         rank: width between `down` and `up`.
@@ -36,8 +39,8 @@ class LearnedAugmentedResidual(SingleStream):
         `(..., dim) -> (..., dim)`; `down` is `(rank, dim)`, `up` `(dim, rank)`, `gain` `(dim,)`.
 
     Cost:
-        `2 rank dim` parameters, and `dim` with `norm`; reads `2 dim` and writes `dim` elements per token in the forward
-        pass at least, as the residual connection does.
+        `2 rank dim` parameters, and `dim` more if `norm`; reads `2 dim` and writes `dim` elements per token in the
+        forward pass at least, as the residual connection does.
 
     Raises:
         UsageError: if `rank` is below 1.

@@ -74,7 +74,7 @@ class _Append(torch.autograd.Function):
 class Dense(Connection):
     """Each layer appends its output to the channels that the next ones read.
 
-    `x' = concat(x, f(x))`, `f` from `dim + layer * growth` channels to `growth`
+    `x' = concat(x, f(x))`, where `f` takes `dim + layer growth` channels to `growth`
 
     The gradient of the loss reaches every layer directly. Concatenating anew at each layer keeps a copy of all
     features for each layer, memory that grows with the square of the depth; here all layers' states are prefixes of
@@ -84,6 +84,10 @@ class Dense(Connection):
     that an activation after the stack is `nn.ReLU()` and not `nn.ReLU(inplace=True)`.
 
     Inside `torch.compile` and `torch.export` the features are concatenated, and the compiler plans the memory.
+
+    Use it for narrow branches, convolutions above all, whose features all later layers should read as they are. What a
+    branch reads grows with each layer, so that deep networks are cut into blocks; where widths should stay, use
+    `Residual` or `DepthWeightedAverage`.
 
     Args:
         dim: width of the network's input.
@@ -99,8 +103,8 @@ class Dense(Connection):
         `(..., dim) -> (..., dim + depth * growth)`, or with the channels at `axis`.
 
     Cost:
-        No parameters; copies `growth` elements per token, and the input once. What a branch reads grows by `growth`
-        with each layer.
+        No parameters; reads `growth` and writes `growth` elements per token in the forward pass, and copies the input
+        once. What a branch reads grows by `growth` with each layer.
 
     Raises:
         UsageError: if `growth` is below 1 or a branch returns another shape.

@@ -142,6 +142,10 @@ class AttentionResidual(DepthHistory):
 
     The state is a tuple that grows: `Stack(compile=True)` compiles a layer for each number of sources.
 
+    Use it in deep pre-norm transformers whose late layers should find early outputs by content, with `block_size` such
+    that there are about 8 blocks. With one block a layer each layer reads all outputs before it, which takes the more
+    time the deeper it is.
+
     Args:
         dim: width of the stream.
         block_size: number of layers whose outputs are summed to one source.
@@ -159,8 +163,9 @@ class AttentionResidual(DepthHistory):
         `DepthAttention` of its own follows the last layer.
 
     Cost:
-        `inputs dim` parameters, none in layer 0, and `dim` at the end; reads `(layer / block_size + 2) dim` and writes
-        `(inputs + 1) dim` elements per token in the forward pass at least.
+        `inputs dim` parameters, none in layer 0, and `dim` at the end; reads `(ceil(layer / block_size) + 1) dim` and
+        writes `inputs dim` elements per token in the forward pass at least, and `3 dim` more in a layer that opens no
+        block.
 
     Raises:
         UsageError: if `block_size` or `inputs` is below 1, `scale` or `form` is unknown, or `scale="sum"` is given for

@@ -96,6 +96,10 @@ class GatedResidual(MultiStream):
     and there are no weights that do not follow the token. The gates bound what is written and read, so that the streams
     can be kept in low precision. In its authors' comparison at scale it was a little ahead of mHC.
 
+    Use it to train a pre-norm model from the start, where a layer should choose what it reads element by element. Of
+    the connections with several streams it has the most parameters and keeps the most activations; where one weight for
+    each stream is enough, use `IdentityHyperConnection`.
+
     Args:
         dim: width of a stream.
         streams: number of streams, n.

@@ -22,6 +22,10 @@ class Highway(SingleStream):
 
     With a negative bias of the gate the layer starts by carrying: `T` is near 0, `x'` near `x`.
 
+    Use it where a layer should decide from its input what it keeps, or to reproduce gated networks. Where the identity
+    will do, use `Residual`: with 110 layers on CIFAR-10 exclusive gates were worse than the identity at every bias that
+    was tried (He et al., 2016).
+
     Args:
         dim: width of the stream.
         layer: index of the layer, counted from 0.
@@ -35,7 +39,7 @@ class Highway(SingleStream):
         `(..., dim) -> (..., dim)`.
 
     Cost:
-        `dim (dim + 1)` parameters for each gate (one if coupled, else two), and a matrix product of that size; reads
+        `dim (dim + 1)` parameters, and `dim (dim + 1)` more if not `coupled`, with a matrix product of that size; reads
         `2 dim` and writes `dim` elements per token in the forward pass at least.
 
     Raises:

@@ -95,7 +95,7 @@ class HyperConnection(_LearnedStreams):
 
     `x'_i = sum_j mix_ij x_j + write_i f(sum_j read_j x_j)`, where
     `read_j = static_read_j + s tanh(norm(x_j) p)`, `mix_ij = static_mix_ij + s tanh(norm(x_j) q_i)` and
-    `write_i = static_write_i + t tanh(norm(x_i) r)`; p, the q_i and r are the rows of `projection`
+    `write_i = static_write_i + t tanh(norm(x_i) r)`; `p`, the `q_i` and `r` are the rows of `projection`
 
     Layers learn how far back they read and how strongly they write, between one after the other and side by side. The
     mixing is not bounded: `ManifoldHyperConnection` bounds it, at many layers or a high learning rate.
@@ -106,6 +106,9 @@ class HyperConnection(_LearnedStreams):
     the sum, the paper also rescales the last matrix of each branch by `sqrt(n)` at the start: the branch's business.)
 
     A NaN in one stream of a token makes all streams of that token NaN after one layer: zero times NaN is NaN.
+
+    Use it to reproduce the paper, and at moderate depth. For a deep network use `ManifoldHyperConnection`, or
+    `IdentityHyperConnection`, which does not mix.
 
     Args:
         dim: width of a stream.
@@ -123,7 +126,7 @@ class HyperConnection(_LearnedStreams):
         `mix_scale` (s) and `write_scale` (t) `(1,)`.
 
     Cost:
-        `n^2 + 2 n` parameters, and `(n + 4) dim + 2` more if dynamic; reads and writes `(3 n + 2) dim` elements per
+        `n^2 + 2 n` parameters, and `(n + 4) dim + 2` more if `dynamic`; reads and writes `(3 n + 2) dim` elements per
         token in the forward pass at least, with two passes: one to read, one to mix and write.
 
     Raises:
@@ -190,7 +193,7 @@ class FractionalConnection(_LearnedStreams):
 
     `u_i = sum_j read_ij x_j`, `x'_i = sum_j mix_ij x_j + write_i f(u)_i`, where
     `read_ij = static_read_ij + s tanh(norm(x_j) p_i)`, `mix_ij = static_mix_ij + s tanh(norm(x_j) q_i)` and
-    `write_i = static_write_i + t tanh(norm(x_i) r)`; the p_i, the q_i and r are the rows of `projection`
+    `write_i = static_write_i + t tanh(norm(x_i) r)`; the `p_i`, the `q_i` and `r` are the rows of `projection`
 
     Hyper-connections without more memory: the fractions are of width `dim / m`, and together are the stream, what the
     branch reads and what it returns. It gains less than `HyperConnection` does.
@@ -199,6 +202,9 @@ class FractionalConnection(_LearnedStreams):
     `static_write` is one and `projection` zero.
 
     A NaN in one fraction of a token makes all fractions of that token NaN after one layer: zero times NaN is NaN.
+
+    Use it where several streams would not fit in memory. Where they do, use `HyperConnection` or
+    `IdentityHyperConnection`.
 
     Args:
         dim: width of the stream, a multiple of `fractions`.
@@ -215,8 +221,8 @@ class FractionalConnection(_LearnedStreams):
         `write_scale` (t) `(1,)`.
 
     Cost:
-        `2 m^2 + m` parameters, and `(2 m + 3) dim / m + 2` more if dynamic; reads and writes `5 dim` elements per token
-        in the forward pass at least, with two passes: one to read, one to mix and write.
+        `2 m^2 + m` parameters, and `(2 m + 3) dim / m + 2` more if `dynamic`; reads and writes `5 dim` elements per
+        token in the forward pass at least, with two passes: one to read, one to mix and write.
 
     Raises:
         UsageError: if `fractions` is below 2 or does not divide `dim`, or `norm` is unknown.

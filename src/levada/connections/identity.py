@@ -17,6 +17,7 @@ __all__ = ["IdentityHyperConnection"]
 
 _STD = 0.006
 
+
 @final
 class IdentityHyperConnection(MultiStream):
     """Hyper-connections whose streams are not mixed: a layer chooses what it reads and where it writes.
@@ -29,6 +30,9 @@ class IdentityHyperConnection(MultiStream):
 
     It starts as released: `projection` normal with standard deviation 0.006, `scale` 0.01, every stream read alike with
     weights near 1 / n, all of the branch written to each. The random projection tells the streams apart.
+
+    Use it first where several streams are wanted. They take n times the memory of one; where that is too much, use
+    `FractionalConnection` or `LearnedAugmentedResidual`.
 
     Args:
         dim: width of a stream.

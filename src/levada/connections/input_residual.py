@@ -23,6 +23,9 @@ class InputResidual(DepthHistory):
     The cheapest way to learn how much of the stream to keep, and to see the embedding at any depth: the baseline that a
     heavier connection has to beat.
 
+    Use it before trying anything heavier, and where late layers should see the embedding. One more tensor, the input,
+    is carried through all layers.
+
     Args:
         dim: width of the stream.
         start: `"identity"`, a = 1 and b = 0, the residual connection exactly; or `"nanochat"`, a from 1.15 down to 1.05

@@ -206,6 +206,9 @@ class ManifoldHyperConnection(ManifoldStreams, MultiStream):
     equal weights they would stay equal for ever. With `manifold="permutations"` it starts as mHC-lite does: it reads
     sigmoid(1) of the layer's own stream and sigmoid(-1) of the others.
 
+    Use it where streams should be mixed in a deep network, or to load a model that was trained with it. Where mixing is
+    not needed, `IdentityHyperConnection` does less and keeps the streams apart.
+
     Args:
         dim: width of a stream.
         streams: number of streams, n.
@@ -232,6 +235,7 @@ class ManifoldHyperConnection(ManifoldStreams, MultiStream):
     Cost:
         `(2 n + m)(n dim + 1) + 3` parameters; reads and writes `(3 n + 2) dim` elements per token in the forward pass
         at least, with two passes: one to read, one to mix and write.
+        By default m = `n^2`.
 
     Raises:
         UsageError: if `streams` is below 2 or not possible for the manifold, an option is unknown, or `iterations` or

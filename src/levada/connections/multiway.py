@@ -90,6 +90,9 @@ class MultiwayDynamicDense(DepthHistory):
 
     It starts as the residual connection, exactly: `up` is zero and each combination takes the last output alone.
 
+    Use it for transformers whose queries, keys and values may come from different depths. Every layer reads all outputs
+    before it, and the weights' parameters grow with depth: where that is too much, use `AttentionResidual` with blocks.
+
     Args:
         dim: width of the stream.
         inputs: number of inputs that a branch takes.
@@ -103,9 +106,9 @@ class MultiwayDynamicDense(DepthHistory):
         parameters, the others a `DynamicCombination` of `inputs + 1` ways; one with one way follows the last layer.
 
     Cost:
-        `hidden (dim + C m) + C m` parameters for C = `inputs + 1` ways and m = `layer + 1` outputs, `hidden` being
-        `C m` rounded up to 64; reads `(m + C) dim` and writes `(C + 1) dim` elements per token in the forward pass at
-        least.
+        `hidden (dim + C m) + C m` parameters, none in layer 0, for C = `inputs + 1` ways and m = `layer + 1` outputs,
+        with hidden = `64 ceil(C m / 64)`; reads `(m + 2) dim` and writes `(C + 1) dim` elements per token in the
+        forward pass at least.
 
     Raises:
         UsageError: if `inputs` is below 1; if the input is not of floating point or its width is not `dim`.

@@ -26,6 +26,9 @@ class Reversible(Invertible):
     What a branch reads besides the stream and needs a gradient must be its parameter or an argument, `stack(x, c)`: a
     tensor that it takes from elsewhere, as a closure does, makes the backward pass raise.
 
+    Use it where activations do not fit, at any depth, with branches of half the width. It cannot take the place of a
+    residual connection in a trained model: there use `Momentum`, or `Stack(checkpoint=True)`.
+
     Args:
         dim: width of the stream, even.
         layer: index of the layer, counted from 0.

@@ -27,6 +27,9 @@ class ReZero(SingleStream):
     At `a = 0` every layer is the identity and so is its Jacobian, at any depth and for any branch, so that no
     normalisation is needed. At the first step only the scalars have a gradient.
 
+    Use it for deep networks without normalisation, and to repair a residual network whose stream explodes. Where
+    branches should learn from the first step on, use `SkipInit` or `LayerScale`.
+
     Args:
         dim: width of the stream.
         layer: index of the layer, counted from 0.
@@ -72,6 +75,9 @@ class SkipInit(SingleStream):
     It keeps the benefit that batch normalisation has at the start of training, branches that are small beside the
     skip, without normalising. With `a = 1 / sqrt(depth)` the variance of the stream grows by a factor of
     `(1 + 1 / depth)^depth < e` over the whole network.
+
+    Use it in residual networks from which the batch normalisation was taken out. With `a = 0` it is `ReZero`; with
+    `init="depth"` branches learn from the first step on.
 
     Args:
         dim: width of the stream.
@@ -120,6 +126,9 @@ class LayerScale(SingleStream):
     """A residual connection whose branch is scaled by one learned number for each channel, small at the start.
 
     `x' = x + gamma * f(x)`, `gamma` of shape `(dim,)`
+
+    Use it for deep networks whose branches are normalised and should be small at the start, such as vision
+    transformers. Where one number a layer is enough, use `SkipInit`.
 
     Args:
         dim: width of the stream.

@@ -33,6 +33,9 @@ class SinglePassManifoldHyperConnection(ManifoldStreams):
     It starts as the residual connection, exactly, for any branch, as `ManifoldHyperConnection` does: the weights that
     a layer makes for the next one favour stream `(layer + 1) % n`.
 
+    Use it to load or train a model as DeepSeek-V4.1 is, or where a kernel of one pass is at hand. As its layers read by
+    what was known one layer earlier, it is another function than `ManifoldHyperConnection`, not a faster one.
+
     A NaN in one stream of a token makes all streams of that token NaN after one layer.
 
     Args:

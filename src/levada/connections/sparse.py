@@ -71,8 +71,9 @@ class SparseHyperConnection(MultiStream):
     over the k active ones. Active are the first m streams, with p = 1, and of the others the k - m with the largest
     `p = sigmoid(R layernorm(vec(x)))`, which is how the router learns
 
-    For more memory than 4 streams have: with all streams mixed, the coefficients alone would take `n^3 dim` weights for
-    each layer, here they take `k^3 dim`.
+    Use it to study many streams: with all of them mixed, the coefficients alone would take `n^3 dim` weights for each
+    layer, here they take `k^3 dim`. In its paper sparse writes alone gain nothing over mixing all; for a model to rely
+    on use `ManifoldHyperConnection`.
 
     Experimental: without the augmentation of what feed-forward branches write, by causal convolutions over tokens and
     Gram-Schmidt, to which the paper's ablation gives the gain in loss (sparse writes make it affordable); each branch

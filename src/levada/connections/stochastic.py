@@ -17,7 +17,7 @@ __all__ = ["StochasticDepth"]
 class StochasticDepth(SingleStream):
     """A residual connection that drops its branch at random in training, the more often the deeper it is.
 
-    The branch of layer l = 1 ... L survives with probability `p_l = 1 - (l / L) (1 - survival)`.
+    `x' = x + b f(x)`, where b is 1 with probability `p_l = 1 - (l / L) (1 - survival)` and else 0, in layer l = 1 ... L
 
     - `mode="batch"`, the paper's: one draw b for the mini-batch. In training `x' = x + b f(x)`, and a dropped branch is
       not computed at all: with `survival=0.5` a quarter of the branches is saved. In evaluation `x' = x + p_l f(x)`.
@@ -28,6 +28,9 @@ class StochasticDepth(SingleStream):
     several processes share the layers, as in sharded training, all must drop the same ones: give their CPU generators
     the same seed, or take `mode="sample"`. A compiled graph cannot leave a branch out: there a dropped branch is
     computed, and multiplied by zero.
+
+    Use it to regularise a deep residual network, or, with a draw for the mini-batch, to save a part of the branches'
+    time in training. Where nothing has to be regularised, use `Residual`.
 
     Args:
         dim: width of the stream.

@@ -22,8 +22,8 @@ class ValueResidual(Connection):
 
     `x' = x + f(x)`, where an attention's values are `v' = a v_1 + b v`, with v its own and v_1 those of the first one
 
-    For transformers in which later layers lose what the tokens were: v_1 is next to the embedding. It costs nearly
-    nothing and can be had beside any attention that keeps the width of its values.
+    Use it in transformers in which later layers lose what the tokens were: v_1 is next to the embedding. It costs nearly
+    nothing, and any attention that keeps the width of its values can take part. Elsewhere it is `Residual`.
 
     A branch with values says so by an attribute `mixes_values = True`. It is called with the keyword `mix_values`, a
     function from values to values of the same shape, which it applies once to its values after their projection;
@@ -47,9 +47,9 @@ class ValueResidual(Connection):
         (a) and `own_weight` (b), or `gate` (w), are `(1,)`.
 
     Cost:
-        2 parameters for an attention, 1 if gated, 0 if fixed; reads `2 dim` and writes `dim` elements per token in the
-        forward pass, an attention `4 dim` and `2 dim` where its values are of width `dim`. The state
-        carries v_1 to the end.
+        2 parameters, none in layer 0 and in layers without attention, half as many if gated and none if fixed; reads
+        `2 dim` and writes `dim` elements per token in the forward pass, and an attention, which mixes its values, as
+        much again where they are of width `dim`. The state carries v_1 to the end.
 
     Raises:
         UsageError: if an option does not fit; if a branch mixes values in a layer that `first` and `period` leave out,
