@@ -252,7 +252,7 @@ def test_connections_are_listed_one_a_line_with_how_they_start(capsys):
     classes = {name: c for name, c in vars(connections).items() if isinstance(c, type)}
     assert [name for name, _, _ in found] == sorted(classes)
     for name, start, text in found:
-        known = {"exact": "starts as residual", "normalised": "starts near residual", "none": "-"}
+        known = {"exact": "can start as residual", "normalised": "nearly as residual", "none": "-"}
         assert start == known[classes[name].residual_start]
         assert classes[name].__doc__.startswith(text)
         assert text.endswith(".")

@@ -136,7 +136,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-_STARTS = {"exact": "starts as residual", "normalised": "starts near residual", "none": "-"}
+_STARTS = {"exact": "can start as residual", "normalised": "nearly as residual", "none": "-"}
 
 
 def _inventory(kind: str) -> list[tuple[str, ...]]:

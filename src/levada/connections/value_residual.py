@@ -22,8 +22,8 @@ class ValueResidual(Connection):
 
     `x' = x + f(x)`, where an attention's values are `v' = a v_1 + b v`, with v its own and v_1 those of the first one
 
-    Use it in transformers in which later layers lose what the tokens were: v_1 is next to the embedding. It costs nearly
-    nothing, and any attention that keeps the width of its values can take part. Elsewhere it is `Residual`.
+    Use it in transformers in which later layers lose what the tokens were: v_1 is next to the embedding. It costs
+    nearly nothing, and any attention that keeps the width of its values can take part. Elsewhere it is `Residual`.
 
     A branch with values says so by an attribute `mixes_values = True`. It is called with the keyword `mix_values`, a
     function from values to values of the same shape, which it applies once to its values after their projection;
