@@ -18,16 +18,16 @@ from levada.connections.residual import Residual
 from levada.connections.streams import MultiStream
 from levada.connections.value_residual import ValueResidual
 from levada.conversion.plan import Chain, describe, plan
-from levada.conversion.preserved import difference, in_float64, outputs, run
-from levada.conversion.recording import record
-from levada.conversion.stream import Route, begin_after, enter, finish
-from levada.inputs import Batch, read_batches, require_model
+from levada.conversion.preserved import difference, in_float64, outputs, quiet, run, same_precision
+from levada.conversion.recording import FORMAL, record
+from levada.conversion.stream import Place, Route, begin_after, enter, finish
+from levada.inputs import Batch, raised, read_batches, require_model
 from levada.stack import Stack
 
 __all__ = ["Conversion", "convert"]
 
-# What float64 keeps of a function that is the same: the sums are made in another order.
-EXACT = 1e-12
+# What a precision keeps of a function that is the same: the sums are made in another order.
+EXACT = {torch.float64: 1e-12, torch.float32: 1e-4}
 # What the epsilon of a normalisation changes where the stream is scaled down by the number of layers.
 NORMALISED = 1e-2
 
@@ -42,8 +42,9 @@ class Conversion:
         sites: qualified names of the blocks whose additions it replaced, one for each addition.
         description: one line for each chain of additions.
         left_out: a sentence for each addition that stays as it was.
-        difference: largest difference of the outputs before and after, relative to the largest output, of the model
-            in float64; None if it was not measured.
+        difference: largest difference of the outputs before and after, relative to the largest output; None if it was
+            not measured.
+        precision: in which it was measured: float64, or float32 where the model cannot run in float64.
     """
 
     connection: str
@@ -51,6 +52,7 @@ class Conversion:
     description: str
     left_out: tuple[str, ...]
     difference: float | None
+    precision: torch.dtype | None
 
 
 def convert(
@@ -105,26 +107,56 @@ def convert(
     """
     require_options(connection, options)
     _require_preserving(connection, preserve)
-    if isinstance(connection, type) and issubclass(connection, Connection):
-        options = _defaults(connection, options, preserve)
-    given = read_batches(require_model(model, "convert"), batch, "convert")[0]
-    measured = None
-    if preserve and verify:
-        twin, exact = in_float64(model, given)
-        before = outputs(twin, exact, "convert")
-        _put_in(twin, connection, exact, preserve, options, [])
-        measured = difference(before, outputs(twin, exact, "convert"))
-        _require_same(connection, measured)
-    net = copying.deepcopy(model) if copy else model
+    options = _defaults(connection, options, preserve)
+    with torch.random.fork_rng():
+        given = read_batches(require_model(model, "convert"), batch, "convert")[0]
+        measured, precision = None, None
+        if preserve and verify:
+            measured, precision = _measured(model, given, connection, options)
+            _require_same(connection, measured, precision)
+    net = _copied(model) if copy else model
     undo: list[Callable[[], None]] = []
+    random = torch.get_rng_state()
     try:
-        done = _put_in(net, connection, given, preserve, options, undo)
+        sites, description, left_out, routes = _put_in(net, connection, given, preserve, options, undo)
+        _require_written(net, given, routes)
     except Exception:
         for step in reversed(undo):
             step()
+        torch.set_rng_state(random)
         raise
-    net.levada_conversion = Conversion(_name(connection), *done, measured)  # type: ignore[assignment]
+    done = Conversion(_name(connection), sites, description, left_out, measured, precision)
+    net.levada_conversion = done  # type: ignore[assignment]
     return net
+
+
+def _measured(
+    model: nn.Module, given: Batch, connection: Callable[..., Connection], options: dict[str, Any]
+) -> tuple[float, torch.dtype]:
+    """Return how far a converted copy's outputs are from the model's, and in which precision that was measured."""
+    error: UsageError | None = None
+    for precision in (torch.float64, torch.float32):
+        twin, exact = (
+            in_float64(_copied(model), given) if precision == torch.float64 else (_copied(model).float(), given)
+        )
+        try:
+            before = outputs(twin, exact, "convert")
+        except UsageError as failed:  # some operators exist in float32 alone
+            error = error or failed
+            continue
+        _put_in(twin, connection, exact, True, options, [])
+        return difference(before, outputs(twin, exact, "convert")), precision
+    assert error is not None
+    raise error
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copying.deepcopy(model)
+    except Exception as error:
+        raise UsageError(
+            f"convert: {type(model).__name__} cannot be copied: {raised(error)} Pass copy=False and verify=False."
+        ) from error
 
 
 def _put_in(
@@ -134,42 +166,57 @@ def _put_in(
     preserve: bool,
     options: dict[str, Any],
     undo: list[Callable[[], None]],
-) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
-    if hasattr(net, "levada_conversion"):
+) -> tuple[tuple[str, ...], str, tuple[str, ...], list[Route]]:
+    if any(hasattr(module, "levada_conversion") for module in net.modules()):
         raise UsageError("convert: the model was converted already. Convert the one it was made from.")
     stacks = _stacks(net)
-    sites: list[str] = []
+    found = plan(_recorded(net, batch), frozenset(stacks.values()))
+    if not stacks and not found.chains:
+        raise UsageError(
+            "convert: no block of the model adds what it computes to what it was given, so that there is no residual "
+            f"connection to replace. {' '.join([*found.left_out, 'Build the model with levada.Stack.'])}"
+        )
+    sites = [name for chain in found.chains for _, name in chain.owners]
+    lines = [describe(found.chains)] if found.chains else []
     for name, stack in stacks.items():
         _replace_in_stack(stack, connection, preserve, options, undo)
         sites += [f"{name}.layers.{i}".removeprefix(".") for i in range(stack.depth)]
-    if stacks:
-        lines = [f"{len(s)} layers of the stack {name or '(the model)'}, width {s.dim}" for name, s in stacks.items()]
-        return tuple(sites), "\n".join(lines), ()
-    found = plan(_recorded(net, batch))
-    routes = [_connections(chain, connection, preserve, options, net) for chain in found.chains]
-    for chain, route in zip(found.chains, routes, strict=True):
-        _register(net, chain, route, undo)
-    handle = net.register_forward_hook(finish)
-    undo.append(handle.remove)
+        lines.append(f"{stack.depth} layers of the stack {name or '(the model)'}, width {stack.dim}")
+    routes = [_register(net, chain, connection, preserve, options, undo) for chain in found.chains]
+    if routes:
+        undo.append(net.register_forward_hook(finish).remove)
     for module in net.modules():
         if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:
             module.use_nested_tensor = False  # a nested tensor has no streams
             undo.append(lambda module=module: setattr(module, "use_nested_tensor", True))  # type: ignore[misc]
-    names = tuple(name for chain in found.chains for _, name in chain.owners)
-    return names, describe(found.chains), tuple(found.left_out)
+    return tuple(sites), "\n".join(lines), tuple(found.left_out), routes
 
 
 def _recorded(net: nn.Module, batch: Batch) -> Any:
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        # Inside a gradient's reach no fused fast path hides the additions.
-        with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad(), record(net) as recording:
-            run(net, batch.args, batch.kwargs, "convert")
-    finally:
-        for module, training in modes:
-            module.training = training
+    # Inside a gradient's reach no fused fast path hides the additions.
+    with quiet(net), torch.inference_mode(False), torch.enable_grad(), record(net) as recording, same_precision(net):
+        run(net, batch.args, batch.kwargs, "convert")
     return recording
+
+
+def _require_written(net: nn.Module, batch: Batch, routes: Sequence[Route]) -> None:
+    """Raise unless each addition reaches its connection: a connection that nothing writes to changes nothing either."""
+    for route in routes:
+        route.written = set()
+    try:
+        with quiet(net), torch.no_grad():
+            run(net, batch.args, batch.kwargs, "convert")
+        for route in routes:
+            for position, place in enumerate(route.places):
+                if position not in (route.written or ()):
+                    raise UsageError(
+                        f"convert: the addition of {place.block or 'the model'}, number {position + 1} of "
+                        f"{len(route.places)}, is not made on the stream: between it and the one before, the model "
+                        "does something to the stream that cannot be followed. Convert the model without it."
+                    )
+    finally:
+        for route in routes:
+            route.written = None
 
 
 def _stacks(net: nn.Module) -> dict[str, Stack]:
@@ -214,9 +261,11 @@ def _replace_in_stack(
     stack.output = output.train(stack.training)
 
 
-def _connections(
-    chain: Chain, connection: Callable[..., Connection], preserve: bool, options: dict[str, Any], net: nn.Module
-) -> Route:
+def _made(
+    chain: Chain, connection: Callable[..., Connection], preserve: bool, options: dict[str, Any], like: Tensor | None
+) -> tuple[list[Connection], nn.Module]:
+    """Return a chain's connections, started, and what follows the last one."""
+    name = chain.owners[0][1] or "the model"
     options = dict(options)
     takes = inspect.signature(connection).parameters
     if chain.axis != -1 and "axis" in takes:
@@ -227,28 +276,25 @@ def _connections(
     if isinstance(first, ValueResidual):
         raise UsageError(
             "convert: ValueResidual mixes values inside an attention, after their projection, and what convert "
-            f"replaces is the additions of {chain.owners[0][1]}: nothing would be mixed. Build a levada.Stack of "
+            f"replaces is the additions of {name}: nothing would be mixed. Build a levada.Stack of "
             "branches that take mix_values, or convert one whose branches do."
         )
     if chain.axis != -1 and "axis" not in takes and not isinstance(first, SingleStream):
         raise UsageError(
-            f"convert: the channels of {chain.owners[0][1]} are at axis 1, where {type(first).__name__} cannot have "
+            f"convert: the channels of {name} are at axis 1, where {type(first).__name__} cannot have "
             "them. Use another connection."
         )
-    if any(site.after for site in chain.sites) and not isinstance(first, MultiStream | SingleStream):
-        names = ", ".join(dict.fromkeys(f.__name__ for site in chain.sites for f in site.after))
+    through = dict.fromkeys(f.__name__ for site in chain.sites for f in site.after if f not in FORMAL)
+    if through and not isinstance(first, MultiStream | SingleStream):
         raise UsageError(
-            f"convert: after the additions of {chain.owners[0][1]} the stream itself goes through {names}, which "
+            f"convert: after the additions of {name} the stream itself goes through {', '.join(through)}, which "
             f"{type(first).__name__} has no place for. Use a connection of streams, such as HyperConnection."
         )
     if first.dim_in != chain.dim or first.dim_out != chain.dim:
         raise UsageError(f"convert: {type(first).__name__} changes the width that branches read, which are built.")
     output = made[-1].output(chain.dim)
-    _start([*made, output], next(net.parameters()), preserve)
-    assert chain.entry is not None
-    owners = [owner for owner, _ in chain.owners]
-    inside = [i > 0 and owner is owners[i - 1] for i, owner in enumerate(owners)]
-    return Route(made, [site.after for site in chain.sites], inside, output, chain.entry.place)
+    _start([*made, output], like, preserve)
+    return made, output
 
 
 def _start(modules: Sequence[nn.Module], like: Tensor | None, preserve: bool) -> None:
@@ -260,31 +306,53 @@ def _start(modules: Sequence[nn.Module], like: Tensor | None, preserve: bool) ->
             module.start_as_residual()
 
 
-def _register(net: nn.Module, chain: Chain, route: Route, undo: list[Callable[[], None]]) -> None:
-    for (owner, name), connection in zip(chain.owners, route.connections, strict=True):
-        if not hasattr(owner, "connections"):
-            owner.connections = nn.ModuleList()
-            undo.append(lambda owner=owner: delattr(owner, "connections"))  # type: ignore[misc]
-        if not isinstance(owner.connections, nn.ModuleList):
-            raise UsageError(f"convert: {name} has an attribute `connections` of its own. Rename it.")
-        owner.connections.append(connection)
-        connection.train(owner.training)
-    last = chain.owners[-1][0]
-    if any(True for _ in route.output.parameters()):
-        last.stream_output = route.output.train(last.training)
-        undo.append(lambda: delattr(last, "stream_output"))
+def _register(
+    net: nn.Module,
+    chain: Chain,
+    connection: Callable[..., Connection],
+    preserve: bool,
+    options: dict[str, Any],
+    undo: list[Callable[[], None]],
+) -> Route:
+    made, output = _made(chain, connection, preserve, options, next(net.parameters(), None))
+    places = []
+    for (owner, block), one in zip(chain.owners, made, strict=True):
+        name = _held_under(owner, "connections", undo, nn.ModuleList)
+        held: nn.ModuleList = getattr(owner, name)
+        places.append(Place(owner, name, len(held), block))
+        held.append(one.train(owner.training))
+    last, ending = chain.owners[-1][0], None
+    if any(True for _ in output.parameters()):
+        ending = _held_under(last, "stream_output", undo, lambda: output.train(last.training), anew=True)
     for owner, _ in chain.owners:
         _hook_before(owner, undo)
     assert chain.entry is not None
-    module, held = chain.entry.module, "levada_routes" if route.entry else "levada_streams"
-    if not hasattr(module, held):
-        setattr(module, held, [])
-        undo.append(lambda: delattr(module, held))
+    route = Route(places, [site.after for site in chain.sites], ending, chain.entry.place)
+    module, kept = chain.entry.module, "levada_routes" if route.entry else "levada_streams"
+    if not hasattr(module, kept):
+        setattr(module, kept, [])
+        undo.append(lambda: delattr(module, kept))
         if route.entry is None:
             undo.append(module.register_forward_hook(begin_after).remove)
-    getattr(module, held).append(route)
+    getattr(module, kept).append(route)
     if route.entry:
         _hook_before(module, undo)
+    return route
+
+
+def _held_under(
+    owner: nn.Module, wish: str, undo: list[Callable[[], None]], make: Callable[[], nn.Module], anew: bool = False
+) -> str:
+    """Return the name under which a block holds what conversion puts in: the wish, or the next that is free."""
+    ours = owner.__dict__.setdefault("levada_held", {})
+    if wish in ours and not anew:
+        return str(ours[wish])
+    name = next(n for n in (wish, *(f"{wish}_{i}" for i in range(2, 1000))) if not hasattr(owner, n))
+    setattr(owner, name, make())
+    ours[wish] = name
+    undo.append(lambda: delattr(owner, name))
+    undo.append(lambda: owner.__dict__.pop("levada_held", None) and None)
+    return name
 
 
 def _hook_before(module: nn.Module, undo: list[Callable[[], None]]) -> None:
@@ -292,7 +360,7 @@ def _hook_before(module: nn.Module, undo: list[Callable[[], None]]) -> None:
         undo.append(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
 
 
-def _defaults(connection: type[Connection], options: dict[str, Any], preserve: bool) -> dict[str, Any]:
+def _defaults(connection: Callable[..., Connection], options: dict[str, Any], preserve: bool) -> dict[str, Any]:
     """Choose the head that keeps the scale of the stream, where there is a choice and none was made."""
     if preserve and "head" in inspect.signature(connection).parameters and "head" not in options:
         return {**options, "head": "mean"}
@@ -307,9 +375,9 @@ def _require_preserving(connection: Any, preserve: bool) -> None:
         )
 
 
-def _require_same(connection: Any, measured: float) -> None:
+def _require_same(connection: Any, measured: float, precision: torch.dtype) -> None:
     exact = getattr(connection, "residual_start", "exact") == "exact"
-    limit = EXACT if exact else NORMALISED
+    limit = EXACT[precision] if exact else NORMALISED
     if not measured <= limit:
         why = (
             "its additions are made in a way that convert did not see"

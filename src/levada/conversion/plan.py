@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from levada._errors import UsageError
-from levada.conversion.recording import ADDITIONS, Recording
+from levada.conversion.recording import ADDITIONS, FORMAL, Recording
 
 __all__ = ["Chain", "Entry", "Plan", "Site", "plan"]
 
@@ -19,10 +19,12 @@ __all__ = ["Chain", "Entry", "Plan", "Site", "plan"]
 _ELEMENTWISE: frozenset[Any] = frozenset(
     {functional.relu, torch.relu, Tensor.relu, Tensor.relu_, functional.gelu, functional.silu, functional.leaky_relu}
     | {functional.elu, functional.hardswish, functional.mish, functional.relu6, functional.tanh, torch.tanh}
-    | {functional.dropout, Tensor.contiguous, Tensor.float, Tensor.to, Tensor.clone, functional.softplus}
+    | {functional.softplus, functional.dropout, torch.dropout}
+    | FORMAL
 )
 # What acts on the last axis alone: the normalisation after an addition, where channels come last.
 _LAST_AXIS: frozenset[Any] = frozenset({functional.layer_norm, functional.rms_norm})
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _SPATIAL: frozenset[Any] = frozenset(
     {
         functional.conv1d,
@@ -107,26 +109,23 @@ class Plan:
     left_out: list[str]
 
 
-def plan(recording: Recording) -> Plan:
+def plan(recording: Recording, apart: frozenset[nn.Module] = frozenset()) -> Plan:
     """Find the residual chains.
 
     An addition is a residual one if one operand was computed from the other, by something with parameters. Such
     additions form a chain where what one returns is the skip of the next, directly or through an activation or
-    normalisation. Chains inside of another's branch, and skips around whole chains, are left out.
+    normalisation. Chains inside of another's branch, and skips around whole chains, are left out. Modules that run
+    several times are converted once.
 
     Args:
         recording: of one forward pass.
+        apart: modules whose inside is somebody else's business.
 
     Raises:
-        UsageError: if there is none, or a chain cannot be followed; the message names the block.
+        UsageError: if a chain cannot be followed; the message names the block.
     """
-    sites = _sites(recording)
-    if not sites:
-        raise UsageError(
-            "convert: no block of the model adds what it computes to what it was given, so that there is no residual "
-            "connection to replace. Build the model with levada.Stack."
-        )
-    left_out: list[str] = []
+    sites = [s for s in _sites(recording) if not any(recording.calls[c].module in apart for c in s.calls)]
+    left_out = _changed_skips(recording, {site.result for site in sites}, apart)
     chains = _separate(recording, _chains(recording, sites, left_out), left_out)
     if len(chains) > 1 and all(len(chain.sites) == 1 for chain in chains):
         raise UsageError(f"convert: no two residual additions follow each other. {' '.join(left_out)}")
@@ -136,7 +135,41 @@ def plan(recording: Recording) -> Plan:
         chain.axis = _axis(recording, chain.sites[0])
         chain.dim = recording.nodes[chain.sites[0].skip].shape[chain.axis]
         chain.entry = _entry(recording, chain)
-    return Plan(chains, left_out)
+    return Plan(_once(chains), left_out)
+
+
+def _once(chains: list[Chain]) -> list[Chain]:
+    """Take chains of the same modules, which run several times, as one."""
+    found: dict[Any, Chain] = {}
+    for chain in chains:
+        assert chain.entry is not None
+        entry = chain.entry.module, chain.entry.place
+        rival = found.setdefault(entry, chain)
+        same = [owner for owner, _ in rival.owners] == [owner for owner, _ in chain.owners]
+        if not same or [s.after for s in rival.sites] != [s.after for s in chain.sites]:
+            raise UsageError(
+                f"convert: {chain.entry.name or 'the model'} must run the same additions each time that it is called, "
+                f"and it runs {len(rival.sites)}, then {len(chain.sites)}. Convert the part of it that stays the same."
+            )
+    return list(found.values())
+
+
+def _changed_skips(recording: Recording, sums: set[int], apart: frozenset[nn.Module]) -> list[str]:
+    """Return a sentence for each block that adds its branch to something that it made of what it was given."""
+    found: dict[str, None] = {}
+    for node in recording.nodes:
+        if node.function not in ADDITIONS or node.index in sums or len(node.inputs) != 2 or not node.calls:
+            continue
+        call = recording.calls[node.calls[-1]]
+        if node.index not in call.outputs or any(recording.calls[c].module in apart for c in node.calls):
+            continue
+        ways = [(i, [w for w in (recording.between(a, i) for a in call.inputs.values()) if w]) for i in node.inputs]
+        if all(way for _, way in ways) and any(
+            recording.nodes[i].learned for _, way in ways for w in way for i in w[1:]
+        ):
+            made, name = recording.nodes[min(node.inputs)].name, call.name or "the model"
+            found[f"The addition of {name} stays: what it adds to is made from the stream, by {made}."] = None
+    return list(found)
 
 
 def _sites(recording: Recording) -> list[Site]:
@@ -197,20 +230,21 @@ def _separate(recording: Recording, chains: list[Chain], left_out: list[str]) ->
     """Keep the longest of chains that lie inside of each other; a chain's branches may hold none of another's sites."""
     kept: list[Chain] = []
     for chain in sorted(chains, key=lambda c: -len(c.sites)):
-        span = chain.sites[0].skip, chain.sites[-1].result
-        rival = next((k for k in kept if _overlap(span, (k.sites[0].skip, k.sites[-1].result))), None)
-        if rival is None:
-            kept.append(chain)
-            continue
         names = ", ".join(dict.fromkeys(site.block or "the model" for site in chain.sites))
-        around = "around" if span[0] <= rival.sites[0].skip and span[1] >= rival.sites[-1].result else "inside of"
-        left_out.append(f"The additions of {names} lie {around} the chain of {rival.sites[0].block} and stay.")
+        for rival in kept:
+            where = "around" if _inside(recording, rival, chain) else "inside of"
+            if where == "around" or _inside(recording, chain, rival):
+                left_out.append(f"The additions of {names} lie {where} the chain of {rival.sites[0].block} and stay.")
+                break
+        else:
+            kept.append(chain)
     return sorted(kept, key=lambda c: c.sites[0].skip)
 
 
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    # A chain may begin where another ends.
-    return one[0] < other[1] and other[0] < one[1]
+def _inside(recording: Recording, chain: Chain, other: Chain) -> bool:
+    """Whether a sum of a chain is computed in a branch of another one."""
+    sums = {site.result for site in chain.sites}
+    return any(sums & set(recording.between(site.skip, site.branch)[1:]) for site in other.sites)
 
 
 def _require_one_way(recording: Recording, chain: Chain) -> None:
@@ -239,16 +273,25 @@ def _owners(recording: Recording, chain: Chain) -> list[tuple[nn.Module, str]]:
         common += 1
     owners = []
     for site in chain.sites:
-        call = recording.calls[site.calls[min(common, len(site.calls) - 1)]]
+        inner = [recording.calls[number] for number in site.calls[min(common, len(site.calls) - 1) :]]
+        # A container runs all that it holds, one after the other: it can hold nothing else.
+        call = next((call for call in inner if not isinstance(call.module, _CONTAINERS)), inner[-1])
         owners.append((call.module, call.name))
     return owners
 
 
 def _axis_of(recording: Recording, first: int, last: int) -> int:
-    way = recording.between(first, last) if first != last else [first]
+    """Return the axis of the channels: what the first function with parameters takes as such, found by its size."""
+    way = recording.between(first, last)[1:] if first != last else [first]
     learned = [recording.nodes[i] for i in way if recording.nodes[i].learned]
-    spatial = bool(learned) and learned[0].function in _SPATIAL
-    return 1 if spatial and len(learned[0].shape) > 2 else -1
+    shape = recording.nodes[first].shape
+    if not learned or len(shape) < 3:
+        return -1
+    given = recording.nodes[learned[0].inputs[0]].shape if learned[0].inputs else shape
+    channels = given[1 if learned[0].function in _SPATIAL and len(given) > 2 else -1] if given else 0
+    if (shape[1] == channels) != (shape[-1] == channels):
+        return 1 if shape[1] == channels else -1
+    return 1 if any(node.function in _SPATIAL and len(node.shape) > 2 for node in learned) else -1
 
 
 def _axis(recording: Recording, site: Site) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
@@ -13,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from levada._errors import UsageError
 from levada.inputs import Batch, raised, read_batches, tensors_in
 
-__all__ = ["difference", "in_float64", "outputs", "run", "verify_preserved"]
+__all__ = ["difference", "in_float64", "outputs", "quiet", "run", "same_precision", "verify_preserved"]
 
 
 @final
@@ -35,6 +37,41 @@ class _Float64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def same_precision(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return a context that keeps a model in float64 in it, whatever it would round to a lower precision inside.
+
+    Args:
+        model: of any precision; others than float64 are left as they are.
+    """
+    double = any(p.dtype == torch.float64 for p in model.parameters())
+    return _Float64() if double else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Run a model in evaluation mode without a trace: modes, buffers and random numbers are as before.
+
+    The modes are set as they are, without calling `eval`, which some modules take as a sign to merge weights.
+
+    Args:
+        model: the model.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, held in buffers:
+                if not torch.equal(buffer, held):
+                    buffer.copy_(held)
+
+
 def _is_lower(value: Any) -> bool:
     return isinstance(value, torch.dtype) and value.is_floating_point and value != torch.float64
 
@@ -54,11 +91,14 @@ def in_float64(model: nn.Module, batch: Batch) -> tuple[nn.Module, Batch]:
             return {key: up(item) for key, item in value.items()}
         return type(value)(up(item) for item in value) if type(value) in (tuple, list) else value
 
-    return copy.deepcopy(model).double().eval(), Batch(up(batch.args), up(dict(batch.kwargs)))
+    twin = copy.deepcopy(model).double()
+    for module in twin.modules():
+        module.training = False
+    return twin, Batch(up(batch.args), up(dict(batch.kwargs)))
 
 
 def outputs(model: nn.Module, batch: Batch, owner: str) -> list[Tensor]:
-    """Return the tensors that a model in float64 computes, whatever it would round to a lower precision inside.
+    """Return the tensors that a model computes, as real numbers; in float64 whatever it would round to less inside.
 
     Args:
         model: the model.
@@ -68,12 +108,13 @@ def outputs(model: nn.Module, batch: Batch, owner: str) -> list[Tensor]:
     Raises:
         UsageError: if the model cannot run on the batch, or returns no floating-point tensor.
     """
-    with torch.random.fork_rng(), torch.no_grad(), _Float64():
+    with quiet(model), torch.no_grad(), same_precision(model):
         torch.manual_seed(0)
         result = run(model, batch.args, batch.kwargs, owner)
     if hasattr(result, "to_tuple"):  # what Hugging Face's models return
         result = result.to_tuple()
-    found = [t for t in tensors_in(result) if t.is_floating_point()]
+    given = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors_in(result))
+    found = [t for t in given if t.is_floating_point()]
     if not found:
         raise UsageError(f"{owner}: the model must return a floating-point tensor, and it returns none.")
     return found

@@ -9,21 +9,21 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_flatten
 
-__all__ = ["ADDITIONS", "Node", "Recording", "record"]
+__all__ = ["ADDITIONS", "FORMAL", "IN_PLACE", "Node", "Recording", "record"]
 
-ADDITIONS: frozenset[Any] = frozenset(
-    {
-        torch.add,
-        Tensor.add,
-        Tensor.add_,
-        Tensor.__add__,
-        Tensor.__radd__,
-        Tensor.__iadd__,
-    }
+IN_PLACE: frozenset[Any] = frozenset({Tensor.add_, Tensor.__iadd__})
+ADDITIONS: frozenset[Any] = frozenset({torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}) | IN_PLACE
+# What changes how a tensor is held and not what it says.
+FORMAL: frozenset[Any] = frozenset(
+    {Tensor.contiguous, Tensor.to, Tensor.type, Tensor.type_as, Tensor.float, Tensor.double, Tensor.half}
+    | {Tensor.bfloat16, Tensor.clone, torch.clone, Tensor.requires_grad_}
 )
+# What may return the tensor that it was given, and then would leave no trace of where it was called.
+_MAY_DO_NOTHING = FORMAL | {functional.dropout, torch.dropout}
 
 
 @final
@@ -171,6 +171,8 @@ class _Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func in _MAY_DO_NOTHING and isinstance(result, Tensor) and any(result is a for a in args):
+            result = result.view_as(result)
         self.recording.called(func, args, kwargs or {}, result)
         return result
 

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import register_pytree_node
+from torch.utils._pytree import register_pytree_node, tree_map
 
 from levada._errors import UsageError
 from levada.connection import Connection, State
 from levada.connections.streams import Coefficients, MultiStream
-from levada.conversion.recording import ADDITIONS
+from levada.conversion.recording import ADDITIONS, IN_PLACE
 
-__all__ = ["Route", "Stream", "begin_after", "enter", "finish"]
+__all__ = ["Place", "Route", "Stream", "begin_after", "enter", "finish"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a connection of a chain is registered: it is looked up there, so that it can be replaced or replicated.
+
+    Attributes:
+        owner: the block.
+        name: attribute of the block that holds its connections, a `ModuleList`.
+        index: which of them.
+        block: the block's qualified name.
+    """
+
+    owner: nn.Module
+    name: str
+    index: int
+    block: str
 
 
 @final
@@ -25,32 +46,45 @@ class Route:
     The modules are registered where they are used; this only says in which order.
 
     Attributes:
-        connections: one for each addition.
+        places: one for each addition.
         after: for each addition the functions that act on every stream before the next branch reads.
         inside: for each addition whether the one before it lies in the same block.
-        output: what follows `end` after the last addition.
+        output: what follows `end` after the last addition, a module of the last block; None for nothing.
         entry: `("args", index)`, `("kwargs", name)`, or None for what the module returns.
+        written: positions that were written, while that is noted.
     """
 
     def __init__(
         self,
-        connections: Sequence[Connection],
+        places: Sequence[Place],
         after: Sequence[tuple[Any, ...]],
-        inside: Sequence[bool],
-        output: nn.Module,
+        output: str | None,
         entry: tuple[str, int | str] | None,
     ) -> None:
-        self.connections = list(connections)
+        self.places = list(places)
         self.after = list(after)
-        self.inside = list(inside)
+        owners = [place.owner for place in places]
+        self.inside = [i > 0 and owner is owners[i - 1] for i, owner in enumerate(owners)]
         self.output = output
         self.entry = entry
+        self.written: set[int] | None = None
+
+    def connection(self, position: int) -> Connection:
+        """Return the connection of an addition."""
+        place = self.places[position]
+        found: Connection = getattr(place.owner, place.name)[place.index]
+        return found
 
     def begin(self, x: Any) -> Any:
         """Return the stream that begins with a tensor; what is a stream already goes on."""
         if isinstance(x, Stream) or not isinstance(x, Tensor):
             return x
-        return Stream(self, self.connections[0].begin(x), 0, 0)
+        return Stream(self, self.connection(0).begin(x), 0, 0)
+
+    def end(self, state: State) -> Any:
+        """Return what the stream ends in."""
+        y = self.connection(-1).end(state)
+        return y if self.output is None else getattr(self.places[-1].owner, self.output)(y)
 
 
 @final
@@ -60,7 +94,7 @@ class Stream:
 
     Adding a tensor writes it: `stream + f` is the stream after the layer, and after the last layer a tensor. Everything
     else reads: a function that is called with a stream is given what the next branch reads, and so is what asks for an
-    attribute of a tensor.
+    attribute of a tensor. A function that gives back what it was given leaves the stream a stream.
     """
 
     route: Route
@@ -75,7 +109,7 @@ class Stream:
     def tensor(self) -> Tensor:
         """Return what the next branch reads."""
         if self.read is None:
-            connection = self.route.connections[self.position]
+            connection = self.route.connection(self.position)
             if isinstance(connection, MultiStream) and _shares_coefficients(connection):
                 self.coefficients = connection.coefficients(connection.require_streams(self.state))
                 self.read = connection.combine(self.coefficients.read, self.state)
@@ -91,29 +125,45 @@ class Stream:
     def write(self, out: Any) -> Any:
         """Return the stream after a layer, or after the last one the tensor that it ends in."""
         x = self.tensor()
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            return x + out
-        if not torch.is_grad_enabled() and x.requires_grad:
+        if not isinstance(out, Tensor) or out.shape != x.shape or self.position == len(self.route.places):
+            return x + _read(out)
+        if not torch.is_grad_enabled() and x.requires_grad and x.grad_fn is not None:
             raise UsageError(
                 "convert: the stream of a converted model needs a gradient, and its layers run without, as in "
                 "reentrant checkpointing, which would lose it. Pass use_reentrant=False, or detach the input."
             )
-        route, connection = self.route, self.route.connections[self.position]
+        route, connection = self.route, self.route.connection(self.position)
+        if route.written is not None:
+            route.written.add(self.position)
         if isinstance(connection, MultiStream) and self.coefficients is not None:
             state = connection.update(self.coefficients, self.state, out)
         else:
             state = connection.write(self.state, out)
         following = self.position + 1
-        if following == len(route.connections):
-            return route.output(connection.end(state))
+        if following == len(route.places):
+            return route.end(state)
         stream = Stream(route, state, following, 0)
         return stream.ready() if route.inside[following] and not route.after[self.position] else stream
 
+    def write_in_place(self, out: Any) -> Stream:
+        """Go on as the stream after a layer, as a tensor that is added to in place does."""
+        new = self.write(out)
+        if isinstance(new, Stream):
+            self.state, self.position, self.passed = new.state, new.position, new.passed
+            self.coefficients, self.read = new.coefficients, new.read
+        else:
+            self.state, self.position, self.coefficients, self.read = None, len(self.route.places), None, new
+        return self
+
     def across(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
         """Return the stream after a function that acts on every stream, such as the activation after an addition."""
-        given = [self.state if isinstance(value, Stream) else value for value in args]
-        named = {key: self.state if isinstance(value, Stream) else value for key, value in kwargs.items()}
-        stream = Stream(self.route, function(*given, **named), self.position, self.passed + 1)
+
+        def each(state: Tensor) -> Any:
+            given = [state if value is self else _read(value) for value in args]
+            named = {key: state if value is self else _read(value) for key, value in kwargs.items()}
+            return function(*given, **named)
+
+        stream = Stream(self.route, tree_map(each, self.state), self.position, self.passed + 1)
         done = stream.passed == len(self.route.after[self.position - 1])
         return stream.ready() if self.route.inside[self.position] and done else stream
 
@@ -122,16 +172,19 @@ class Stream:
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in ADDITIONS and len(args) == 2:
-            if isinstance(args[0], Stream):
-                return args[0].write(args[1])
-            return args[1].write(args[0])
+        if func in ADDITIONS and kwargs.get("alpha", 1) == 1:
+            operands = [*args, *(kwargs[key] for key in ("input", "other") if key in kwargs)]
+            if len(operands) == 2:
+                one, other = operands if isinstance(operands[0], Stream) else reversed(operands)
+                return one.write_in_place(other) if func in IN_PLACE and one is operands[0] else one.write(other)
         first = args[0] if args else kwargs.get("input")
-        if isinstance(first, Stream) and first.position > 0:
+        if isinstance(first, Stream) and 0 < first.position < len(first.route.places):
             after = first.route.after[first.position - 1]
             if first.passed < len(after) and func is after[first.passed]:
                 return first.across(func, args, kwargs)
-        return func(*[_read(value) for value in args], **{key: _read(value) for key, value in kwargs.items()})
+        result = func(*[_read(value) for value in args], **{key: _read(value) for key, value in kwargs.items()})
+        # As `.contiguous()` of what is contiguous, or dropout in evaluation.
+        return first if isinstance(first, Stream) and result is first.read else result
 
     def __add__(self, out: Any) -> Any:
         return self.write(out)
@@ -142,36 +195,51 @@ class Stream:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        method = getattr(Tensor, name, None)
+        if callable(method):
+            return functools.partial(_call_method, method, self)
         return getattr(self.tensor(), name)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.tensor()[index]
 
     def __len__(self) -> int:
         return len(self.tensor())
 
-    def __mul__(self, other: Any) -> Any:
-        return self.tensor() * other
-
-    __rmul__ = __mul__
-
-    def __sub__(self, other: Any) -> Any:
-        return self.tensor() - other
-
-    def __rsub__(self, other: Any) -> Any:
-        return other - self.tensor()
-
-    def __truediv__(self, other: Any) -> Any:
-        return self.tensor() / other
-
-    def __matmul__(self, other: Any) -> Any:
-        return self.tensor() @ other
-
-    def __neg__(self) -> Tensor:
-        return -self.tensor()
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise UsageError(
+            "convert: what a layer reads of a converted model's stream cannot be assigned to, as it is made of several "
+            "streams. Assign before the first block, or to a clone."
+        )
 
     def __repr__(self) -> str:
-        return f"Stream(position={self.position} of {len(self.route.connections)})"
+        return f"Stream(position={self.position} of {len(self.route.places)})"
+
+
+def _call_method(method: Any, stream: Stream, *args: Any, **kwargs: Any) -> Any:
+    return Stream.__torch_function__(method, (), (stream, *args), kwargs)
+
+
+def _reading(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def read(self: Stream, *others: Any) -> Any:
+        return operation(self.tensor(), *[_read(other) for other in others])
+
+    return read
+
+
+def _reversed(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def read(self: Stream, other: Any) -> Any:
+        return operation(_read(other), self.tensor())
+
+    return read
+
+
+_BINARY = ["mul", "sub", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]
+for _name in _BINARY:
+    _operation = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
+    setattr(Stream, f"__{_name}__", _reading(_operation))
+    setattr(Stream, f"__r{_name}__", _reversed(_operation))
+for _name in ("lt", "le", "gt", "ge", "ne", "eq", "neg", "pos", "abs", "invert", "getitem"):
+    setattr(Stream, f"__{_name}__", _reading(getattr(operator, _name)))
+for _kind in (bool, int, float, complex):
+    setattr(Stream, f"__{_kind.__name__}__", _reading(_kind))
 
 
 def _read(value: Any) -> Any:
@@ -181,9 +249,12 @@ def _read(value: Any) -> Any:
         return type(value)(*(_read(item) for item in value))
     if isinstance(value, tuple | list):
         return type(value)(_read(item) for item in value)
-    if isinstance(value, dict) and _holds_stream(value):
-        return type(value)(**{key: _read(item) for key, item in value.items()})
-    return value
+    if not _holds_stream(value):
+        return value
+    if isinstance(value, dict):
+        items = {key: _read(item) for key, item in value.items()}
+        return items if type(value) is dict else type(value)(**items)
+    return dataclasses.replace(value, **{f.name: _read(getattr(value, f.name)) for f in dataclasses.fields(value)})
 
 
 def _shares_coefficients(connection: MultiStream) -> bool:
@@ -219,14 +290,21 @@ def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
                 f"{type(module).__name__}: the stream must be given as when the model was converted, as "
                 f"{f'argument {key}' if kind == 'args' else key}, and it is missing. Convert with a batch like this."
             )
-    return tuple(_renewed(value) for value in args), {key: _renewed(value) for key, value in kwargs.items()}
+    return tuple(_renewed(value, module) for value in args), {k: _renewed(v, module) for k, v in kwargs.items()}
 
 
-def _renewed(value: Any) -> Any:
+def _renewed(value: Any, block: nn.Module | None = None) -> Any:
     """Return a stream that this block has read itself: a block that is run again must compute the same again."""
-    if isinstance(value, Stream):
-        return Stream(value.route, value.state, value.position, value.passed).ready()
-    return value
+    if not isinstance(value, Stream) or value.position == len(value.route.places):
+        return value
+    route, expected = value.route, value.route.places[value.position]
+    if block is not None and expected.owner is not block and any(place.owner is block for place in route.places):
+        raise UsageError(
+            f"{type(block).__name__}: the blocks of a converted model must run in the order in which they were "
+            f"converted, and {expected.block or 'the model'} was left out before this one. Switch off what drops "
+            "layers."
+        )
+    return Stream(route, value.state, value.position, value.passed).ready()
 
 
 def begin_after(module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
@@ -244,8 +322,10 @@ def finish(module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
 
 
 def _holds_stream(value: Any) -> bool:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | nn.Module | type):
         return False
     if isinstance(value, dict):
         return any(_holds_stream(item) for item in value.values())
+    if dataclasses.is_dataclass(value) and not isinstance(value, Stream):
+        return any(_holds_stream(getattr(value, field.name, None)) for field in dataclasses.fields(value))
     return isinstance(value, Stream) or (isinstance(value, tuple | list) and any(_holds_stream(v) for v in value))
