@@ -50,6 +50,8 @@ def test_seeds_are_counted_by_configuration_however_many_a_cell_computes():
 
     assert CLAIM.test(spread(5)).status == "held"
     assert CLAIM.test(spread(4)).reason == "a claim is decided with 5 seeds or more, and this run has 4"
+    uneven = Results([*spread(5).cells[:5], *spread(4).cells[4:]], spread(5).values)
+    assert CLAIM.test(uneven).reason == "a claim is decided with 5 seeds or more, and this run has 4"
 
 
 def test_one_missing_result_decides_nothing_and_is_named():
