@@ -60,8 +60,8 @@ CONNECTIONS: dict[str, dict[str, Any]] = {
 SELECTION_SEEDS = (100, 101)
 # `levada study R19 --set select=true` chooses again. Validation loss in nats, mean over SELECTION_SEEDS, with .001 .003
 # .01 .03: residual 2.303 2.230 2.257 -; HC - 2.215 2.104 2.298; mHC 2.311 2.236 2.289 2.323; identity HC 2.305 2.221
-# 2.244 -; gated residual 2.305 2.222 2.180 2.257; AttnRes - 2.189 2.188 2.306; DenseFormer - 2.217 2.196 2.342. Not tried
-# (-) is what lies beyond a rate that was worse than its neighbour.
+# 2.244 -; gated residual 2.305 2.222 2.180 2.257; AttnRes - 2.189 2.188 2.306; DenseFormer - 2.217 2.196 2.342. Not
+# tried (-) is what lies beyond a rate that was worse than its neighbour.
 LEARNING_RATES = {
     "residual": 0.003, "HC": 0.01, "mHC": 0.003, "identity HC": 0.003, "gated residual": 0.01, "AttnRes": 0.01,
     "DenseFormer": 0.01,
