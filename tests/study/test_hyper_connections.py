@@ -229,6 +229,23 @@ def test_selection_uses_other_seeds_and_other_text(monkeypatch):
     assert [(seed, lr) for seed, lr, part in asked if part == "test"] == [(0, 0.003), (1, 0.003)]
 
 
+def test_hc_is_also_trained_at_the_rate_that_mhc_chooses(monkeypatch):
+    asked = []
+
+    def train(config, seed, lr, part):
+        asked.append((config["connection"], part))
+        return {"loss": lr}
+
+    def arm(**changes):
+        cells = STUDY.configurations(STUDY.resolve("small", changes), range(1))
+        return next(cell.config for cell in cells if cell.config.get("rate_of"))
+
+    monkeypatch.setattr(hyper_connections, "_train", train)
+    assert (arm()["connection"], arm()["lr"]) == ("HC", hyper_connections.LEARNING_RATES["mHC"])
+    assert STUDY.run(arm(select=True, lr_grid=(0.1,)), [0])[0]["lr"] == 0.1
+    assert asked == [("mHC", "validation"), ("mHC", "validation"), ("HC", "test")]
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     with ThreadPoolExecutor(1) as pool:
@@ -240,7 +257,9 @@ def test_the_smoke_scale_runs_through_and_the_report_shows_it(smoke):
     assert {claim["status"] for claim in claims(smoke).values()} == {"not decided"}
     drawn = figures(smoke)
     assert all(figure["series"] for figure in drawn.values())
-    assert {s["group"] for s in drawn["losses"]["series"]} == {*CONNECTIONS, "mHC, residual's branches"}
+    assert {s["group"] for s in drawn["losses"]["series"]} == {
+        *CONNECTIONS, "mHC, residual's branches", "HC, mHC's rate",
+    }  # fmt: skip
     assert len(drawn["loss_difference"]["series"]) == 2 * (len(CONNECTIONS) - 1)
     page = render_report([smoke])
     for text in ("Hyper-connections and manifold-constrained ones", "Composite gain by layer", "mHC beats HC"):

@@ -75,14 +75,15 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
         require_at_least("study R19", name, settings[name], 1)
     shape = {key: settings[key] for key in ("depth", "dim", "heads", "context", "batch_size", "device")}
     done = {"steps": settings["steps"], "windows": settings["windows"]}
-    arms = [(name, True, True) for name in DEAREST]
-    arms += [("mHC", True, False), ("mHC", False, True), ("HC", False, True)]
+    arms: list[dict[str, Any]] = [{"connection": name, "clipped": True, "matched": True} for name in DEAREST]
+    arms += [{"connection": name, "clipped": False, "matched": True} for name in ("mHC", "HC")]
+    arms.append({"connection": "mHC", "clipped": True, "matched": False})
+    arms.append({"connection": "HC", "clipped": True, "matched": True, "rate_of": "mHC"})
     cells = []
-    for name, clipped, matched in sorted(arms, key=lambda arm: DEAREST.index(arm[0])):
-        chosen = None if settings["select"] else LEARNING_RATES.get(name)
+    for arm in sorted(arms, key=lambda arm: DEAREST.index(arm["connection"])):
+        chosen = None if settings["select"] else LEARNING_RATES.get(arm.get("rate_of", arm["connection"]))
         lr = {"lr": chosen} if chosen else {"lr_grid": list(settings["lr_grid"])}
-        how = {"connection": name, "clipped": clipped, "matched": matched, **done, **lr}
-        config = {"measures": "training", **how, **shape, "version": 1}
+        config = {"measures": "training", **arm, **done, **lr, **shape, "version": 1}
         cells += [Cell(config, seeds)] if "lr_grid" in lr else [Cell(config, [seed]) for seed in seeds]
     cells.append(Cell({"measures": "cost", **shape, "version": 1}, seeds))
     trials = {"trials": settings["trials"], "version": 1}
@@ -143,6 +144,7 @@ def _select(config: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
     """Return the learning rate, and the validation losses of those that were tried, on seeds never reported."""
     if "lr" in config:
         return config["lr"], {}
+    config = {**config, "connection": config.get("rate_of", config["connection"])}
     losses = {
         str(lr): statistics.fmean(_train(config, seed, lr, "validation")["loss"] for seed in SELECTION_SEEDS)
         for lr in config["lr_grid"]
@@ -273,7 +275,7 @@ STUDY = Study(
         "reported. Its layers are attention and feed-forward branches in turn, each with a connection of its own.",
         "All networks have as many parameters as the residual one: what a connection has of its own, the feed-forward "
         "branches lack. At a small width that is much for mHC, which is therefore also run with the residual network's "
-        "branches, and so with more parameters.",
+        "branches, and so with more parameters; and HC, whose own learning rate is higher, at mHC's.",
         "Each connection's learning rate was chosen from one grid, on other seeds and other books; AdamW with the "
         "decay of each paper, warm-up, half a cosine, gradients clipped to a norm of 1 unless it says not clipped.",
         "Networks of one seed see the same batches. Losses are those after training, on fixed windows of the training "

@@ -73,7 +73,8 @@ def _gain(results: Results, most: float | None) -> tuple[bool, dict[str, Any], S
     numbers: dict[str, Any] = {}
     met: list[bool] = []
     for clipped in (True, False):
-        found, how = [v for _, v in results.where(clipped=clipped)], "with" if clipped else "without"
+        found = [values for _, values in results.where(clipped=clipped, rate_of=None)]
+        how = "with" if clipped else "without"
         for name, keys in (("forward", _GAINS[:1]), ("backward", _GAINS[1:]),
                            ("|log column sum|", ("composite_log_column_sum",))):  # fmt: skip
             numbers[f"{how} clipping: largest composite {name}"] = [_peak(values, keys) for values in found]
@@ -82,11 +83,16 @@ def _gain(results: Results, most: float | None) -> tuple[bool, dict[str, Any], S
             numbers[f"{how} clipping: largest of a single layer, {name}, after training"] = single
         amax = [_peak(values, _GAINS) for values in found]
         met += [gain <= most for gain in amax] if most else [gain >= EXPLODES for gain in amax if clipped]
+    slower = [_peak(values, _GAINS) for _, values in results.where(rate_of="mHC")]
+    if slower:
+        numbers["with clipping, at mHC's learning rate: largest composite, forward or backward"] = slower
     return all(met), numbers, sign_test(sum(met), len(met))
 
 
-def _losses(results: Results, name: str, matched: bool = True) -> tuple[list[float], list[float]]:
-    fields = {"connection": name, "clipped": True, "matched": matched}
+def _losses(
+    results: Results, name: str, matched: bool = True, rate_of: str | None = None
+) -> tuple[list[float], list[float]]:
+    fields = {"connection": name, "clipped": True, "matched": matched, "rate_of": rate_of}
     return results.column("train_loss", **fields), results.column("test_loss", **fields)
 
 
@@ -113,6 +119,10 @@ def _compare(results: Results, first: str, second: str) -> tuple[dict[str, Any],
         numbers["mHC with the residual network's branches, loss"] = wide
         again = _difference(wide, b) if first == "mHC" else _difference(a, wide)
         numbers[f"{first} - {second}, mHC with those branches"] = _told(again)
+    if {first, second} == {"mHC", "HC"}:
+        slower = _losses(results, "HC", rate_of="mHC")[0]
+        numbers["HC at mHC's learning rate, loss"] = slower
+        numbers["mHC - HC, HC at mHC's learning rate"] = _told(_difference(a, slower))
     return numbers, interval, mann_whitney(a, b)
 
 
@@ -136,10 +146,10 @@ def _surges(results: Results, clipped: bool) -> tuple[bool, dict[str, Any], Stat
     numbers = {}
     for name in ("HC", "mHC"):
         for how in (True, False):
-            found = results.column("largest_rise", connection=name, clipped=how)
+            found = results.column("largest_rise", connection=name, clipped=how, rate_of=None)
             if found:
                 numbers[f"{name}, {'with' if how else 'without'} clipping: largest rise of the loss, nats"] = found
-    own = [_sound(values) for _, values in results.where(connection="HC", clipped=clipped)]
+    own = [_sound(values) for _, values in results.where(connection="HC", clipped=clipped, rate_of=None)]
     return all(own) if clipped else not all(own), numbers, sign_test(sum(own), len(own))
 
 
@@ -252,22 +262,20 @@ def figures(results: Results) -> list[Figure]:
     for config in results.configs:
         if config["measures"] != "training":
             continue
-        name = _name(config)
-        if config["connection"] in ("HC", "mHC") and config["matched"]:
+        name, mixed = _name(config), config["connection"] in ("HC", "mHC")
+        own = config["matched"] and not config.get("rate_of")
+        if mixed and config["matched"]:
             in_training += measured_series(results, config, name, _amax_by_step)
-        if config["connection"] in ("residual", "HC", "mHC") and config["matched"]:
+        if own and (mixed or config["connection"] == "residual"):
             norms += measured_series(results, config, name, _norm_by_step)
-        if not config["clipped"]:
-            continue
-        losses += measured_series(results, config, name, lambda v: ([v["train_loss"]], [v["test_loss"]]))
-        if not config["matched"]:
-            continue
-        gradients += measured_series(results, config, name, _numbered("gradient_after"))
-        if config["connection"] in ("HC", "mHC"):
-            for way in ("forward", "backward"):
+        if config["clipped"]:
+            losses += measured_series(results, config, name, lambda v: ([v["train_loss"]], [v["test_loss"]]))
+        if config["clipped"] and own:
+            gradients += measured_series(results, config, name, _numbered("gradient_after"))
+            lag += _behind_residual(results, config, name)
+            for way in ("forward", "backward") if mixed else ():
                 points = functools.partial(_mixing_by_layer, signal=f"composite_{way}_gain")
                 by_layer += measured_series(results, config, f"{name}, {way}", points)
-        lag += _behind_residual(results, config, name)
     for label, key in (("99th percentile", "log_column"), ("median", "log_column_median")):
         for seed in results.seeds:
             drift += _drift_of(results, seed, label, key)
@@ -298,7 +306,8 @@ def figures(results: Results) -> list[Figure]:
 
 def _name(config: Mapping[str, Any]) -> str:
     branches = "" if config["matched"] else ", residual's branches"
-    return f"{config['connection']}{branches}{'' if config['clipped'] else ', not clipped'}"
+    rate = f", {config['rate_of']}'s rate" if config.get("rate_of") else ""
+    return f"{config['connection']}{branches}{rate}{'' if config['clipped'] else ', not clipped'}"
 
 
 def _numbered(column: str) -> Any:
@@ -321,7 +330,7 @@ def _norm_by_step(values: Mapping[str, Any]) -> tuple[list[int], list[float]]:
 def _behind_residual(results: Results, config: Mapping[str, Any], name: str) -> list[Series]:
     if config["connection"] == "residual":
         return []
-    base = dict(results.where(measures="training", connection="residual", clipped=True, matched=True))
+    base = dict(results.where(measures="training", connection="residual"))
 
     def difference(seed: int, values: Mapping[str, Any]) -> list[float]:
         pairs = zip(values["curves"]["loss"], base[seed]["curves"]["loss"], strict=False)  # one may have ended early
