@@ -278,6 +278,7 @@ STUDY = Study(
         "branches, and so with more parameters; and HC, whose own learning rate is higher, at mHC's.",
         "Each connection's learning rate was chosen from one grid, on other seeds and other books; AdamW with the "
         "decay of each paper, warm-up, half a cosine, gradients clipped to a norm of 1 unless it says not clipped.",
+        "At the scale small training sees 204,800 characters: what is compared is early learning.",
         "Networks of one seed see the same batches. Losses are those after training, on fixed windows of the training "
         "text unless it says held-out; a loss that is not finite counts as that of guessing.",
         "Gains are of the mixing matrices alone, on one window of held-out text: made for each token, then averaged.",

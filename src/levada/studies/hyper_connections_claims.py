@@ -14,7 +14,7 @@ from levada.study.statistics import cliffs_delta, mann_whitney, sign_test, stude
 __all__ = ["CLAIMS", "figures"]
 
 HC, MHC = "Zhu et al. 2024, arXiv 2409.19606", "Xie et al. 2025, arXiv 2512.24880"
-KOLASINSKI = "Kolasinski 2026, taylorkolasinski.com/notes/mhc-reproduction-part2"
+KOLASINSKI = "Kolasinski 2026, taylorkolasinski.com/devlog/mhc-reproduction-session-6"
 LEAST_GAIN = {0.05: 2.0, 0.1: 5.0, 0.2: 20.0}
 BOUND, EXPLODES = 2.0, 5.0
 SURGE = 0.5  # nats that the loss, a mean of a fiftieth of the steps, lies above an earlier one
@@ -150,7 +150,8 @@ def _surges(results: Results, clipped: bool) -> tuple[bool, dict[str, Any], Stat
             if found:
                 numbers[f"{name}, {'with' if how else 'without'} clipping: largest rise of the loss, nats"] = found
     own = [_sound(values) for _, values in results.where(connection="HC", clipped=clipped, rate_of=None)]
-    return all(own) if clipped else not all(own), numbers, sign_test(sum(own), len(own))
+    count = sum(own) if clipped else len(own) - sum(own)
+    return count == len(own) if clipped else count > 0, numbers, sign_test(count, len(own))
 
 
 def _cheap(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
@@ -240,7 +241,7 @@ _OF_STABILITY = (
           "fiftieth of the steps being compared", f"{MHC}, abstract", functools.partial(_surges, clipped=False),
           _training(connection=("HC", "mHC"), clipped=_EITHER),
           paper_value="27 billion parameters: the loss surges near step 12,000"),
-    Claim("nothing crashed", "“And nothing crashed”: with clipping, hyper-connections train on at any gain.",
+    Claim("nothing crashed", "“And nothing crashed”: with clipping, hyper-connections train on at gains of thousands.",
           f"gradients clipped to a norm of 1: in every seed HC's loss is finite and rises by {SURGE:g} nats at most",
           KOLASINSKI, functools.partial(_surges, clipped=True), _training(connection=("HC", "mHC"), clipped=True),
           paper_value="1.7 billion parameters: gain 10,924, no crash"),
@@ -287,8 +288,8 @@ def figures(results: Results) -> list[Figure]:
         Figure("gain_in_training", "Composite gain in training", "Amax, the largest over layers, forward or backward, "
                "measured eleven times; every seed.", Axis("step"), Axis("Amax", "log"), tuple(in_training)),
         Figure("loss_difference", "Training loss beside the residual network's", "Loss on the batches less that of the "
-               "residual network of the same seed on the same batches; a point is the mean of a fiftieth of the steps. "
-               "Below zero: ahead.", Axis("step"), Axis("difference, nats"), tuple(lag)),
+               "residual network of the same seed on the same batches, each at its own learning rate; a point is the "
+               "mean of a fiftieth of the steps. Below zero: ahead.", Axis("step"), Axis("difference, nats"), tuple(lag)),
         Figure("losses", "Losses after training", "One point per seed, with clipping.",
                Axis("loss on the training text, nats"), Axis("loss on held-out books, nats"), tuple(losses)),
         Figure("gradient_in_training", "Gradient in training", "Norm of the gradient by all parameters, before it is "
