@@ -289,7 +289,8 @@ def figures(results: Results) -> list[Figure]:
                "measured eleven times; every seed.", Axis("step"), Axis("Amax", "log"), tuple(in_training)),
         Figure("loss_difference", "Training loss beside the residual network's", "Loss on the batches less that of the "
                "residual network of the same seed on the same batches, each at its own learning rate; a point is the "
-               "mean of a fiftieth of the steps. Below zero: ahead.", Axis("step"), Axis("difference, nats"), tuple(lag)),
+               "mean of a fiftieth of the steps. Below zero: ahead.",
+               Axis("step"), Axis("difference, nats"), tuple(lag)),
         Figure("losses", "Losses after training", "One point per seed, with clipping.",
                Axis("loss on the training text, nats"), Axis("loss on held-out books, nats"), tuple(losses)),
         Figure("gradient_in_training", "Gradient in training", "Norm of the gradient by all parameters, before it is "

@@ -153,7 +153,7 @@ def matched_hidden(shape: Shape, build: Callable[[Sequence[int]], nn.Module], ta
         >>> from levada.connections import Residual
         >>> shape = Shape(10, 4, 8, 2, 16)
         >>> matched_hidden(shape, lambda hidden: LanguageModel(shape, Residual, hidden), 2400)
-        [36, 35]
+        [43, 42]
     """
     num_branches, unit = shape.depth // 2, 2 * shape.dim + 1
     with torch.device("meta"):
