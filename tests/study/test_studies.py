@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from levada._errors import UsageError
-from levada.studies import degradation, gradient_decay
+from levada.studies import STUDIES, degradation, gradient_decay
 from levada.study import Results
 from levada.study.data import Dataset
 from levada.theory import propagate_residual
@@ -237,7 +237,7 @@ def test_r4_trains_and_selects(monkeypatch):
     assert claims["residual networks do not"].test(found).status == "not decided"
 
 
-@pytest.mark.parametrize("study", [gradient_decay.STUDY, degradation.STUDY], ids=lambda s: s.name)
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_without_results_nothing_is_decided_and_nothing_breaks(study):
     settings = study.resolve("full")
     found = Results(list(study.configurations(settings, range(5))), {})

@@ -149,7 +149,7 @@ def _obstacle(results: Results) -> str:
         more = f" (errors of {len(errors)} kinds; this is the first)" if len(errors) > 1 else ""
         noun = "result" if len(wanted) == 1 else "results"
         return f"{len(failed)} of {len(wanted)} {noun} failed: {errors[0]}{more}"
-    fewest = min(len(cell.seeds) for cell in results.cells)
+    fewest = min(_num_seeds(results, config) for config in results.configs)
     if fewest < LEAST_SEEDS:
         return f"a claim is decided with {LEAST_SEEDS} seeds or more, and this run has {fewest}"
     missing: Sequence[str] = results.missing()
@@ -157,3 +157,7 @@ def _obstacle(results: Results) -> str:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return f"a result is missing: {missing[0]}{more}"
     return ""
+
+
+def _num_seeds(results: Results, config: Mapping[str, Any]) -> int:
+    return len({seed for cell in results.cells if cell.config == config for seed in cell.seeds})
