@@ -166,13 +166,13 @@ def read_batches(model: nn.Module, batch: Any, owner: str = "check") -> list[Bat
         >>> [b.describe() for b in read_batches(nn.Linear(3, 2), None)]
         ['float32 (16, 3)']
     """
-    device = next(model.parameters()).device
+    held = next(itertools.chain(model.parameters(), model.buffers()), None)
     raw = [_infer(model, owner)] if batch is None else list(itertools.islice(_split(model, batch, owner), MAX_BATCHES))
     if not raw:
         raise UsageError(
             f"{owner}: batch must hold at least one batch, and the {type(batch).__name__} given was empty."
         )
-    batches = [_to(b, device) for b in raw]
+    batches = raw if held is None else [_to(b, held.device) for b in raw]
     for b in batches:
         _validate(b, owner)
     return batches

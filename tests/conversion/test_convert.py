@@ -186,23 +186,43 @@ def test_one_connection_takes_the_place_of_each_addition(family):
     assert torch.equal(call(net, batch), reference)
 
 
+def learned_parts(connection: Connection) -> dict[str, Tensor]:
+    """The gradients of what reads, writes and mixes, without what follows the token."""
+    if isinstance(connection, levada.HyperConnection):
+        found = {name: getattr(connection, f"static_{name}").grad for name in ("read", "write", "mix")}
+    else:
+        found = dict(zip(("read", "write", "mix"), connection.bias.grad.split(connection.sizes), strict=True))
+        # Its rows sum to 1: mixing changes nothing where all streams are equal, nor before a mean of the streams.
+        if connection.layer in (0, connection.depth - 1):
+            del found["mix"]
+    return found
+
+
 @every_family
 @pytest.mark.parametrize(
     "connection", [levada.HyperConnection, levada.ManifoldHyperConnection], ids=lambda c: c.__name__
 )
-def test_streams_separate_and_every_new_parameter_moves(family, connection):
-    net, batch = converted(family, connection)
-    before = {name: p.detach().clone() for name, p in new_parameters(net, build(family)[0]).items()}
+def test_streams_separate_and_everything_new_learns(family, connection):
+    """In float64, where rounding is no gradient."""
+    model, batch = build(family)
+    net, batch = convert(model.double(), connection, batch=doubled(batch)).eval(), doubled(batch)
+    before = {name: p.detach().clone() for name, p in new_parameters(net, model).items()}
     rate = 1e-3 if "ResNet" in family else 1e-2  # in evaluation mode nothing holds a random ResNet's scale
-    optimizer = torch.optim.Adam(net.parameters(), lr=rate, eps=1e-30)
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate, eps=1e-14)
     torch.manual_seed(0)
     target = torch.randn_like(call(net, batch))
     for _ in range(6):
         optimizer.zero_grad()
-        (call(net.eval(), batch) - target).square().mean().backward()
+        (call(net, batch) - target).square().mean().backward()
         optimizer.step()
     for name, start in before.items():
         assert not torch.equal(dict(net.named_parameters())[name], start), f"{name} did not move"
+    made = [module for module in net.modules() if isinstance(module, connection)]
+    parts = [learned_parts(module) for module in made]
+    largest = max(float(gradient.abs().max()) for part in parts for gradient in part.values())
+    for module, part in zip(made, parts, strict=True):
+        for name, gradient in part.items():
+            assert gradient.abs().max() > 1e-9 * largest, f"{name} of layer {module.layer} does not learn"
     apart = []
 
     def watched(module, coefficients):
@@ -213,11 +233,10 @@ def test_streams_separate_and_every_new_parameter_moves(family, connection):
 
         return measure
 
-    for module in net.modules():
-        if isinstance(module, connection):
-            module.coefficients = watched(module, module.coefficients)
+    for module in made:
+        module.coefficients = watched(module, module.coefficients)
     call(net, batch)
-    assert len(apart) >= len(net.levada_conversion.sites)
+    assert len(apart) >= len(made)
     assert max(apart) > 1e-5, "the streams are still the same"  # at the start they are equal, bit by bit
 
 

@@ -142,15 +142,16 @@ class Streams(Connection):
         return self.to_axis((weights * state).sum(-2).to(state.dtype))
 
     def update(self, coefficients: Coefficients, state: Tensor, out: Tensor) -> Tensor:
-        """Return `mix @ state + write out`."""
+        """Return `mix @ state + write out`, in the type that their sum has."""
+        dtype = torch.promote_types(state.dtype, out.dtype)
         out = self.from_axis(out).unsqueeze(-2)
         written = coefficients.write.unsqueeze(-1) * out
         if coefficients.mix is None:
-            return (state + written).to(state.dtype)
+            return (state + written).to(dtype)
         with full_precision(state):  # one matrix a token: a product with a single matrix would transpose the streams
             mix = coefficients.mix.expand(*state.shape[:-2], -1, -1)
             mixed = mix @ state.to(mix.dtype)
-        return (mixed + written).to(state.dtype)
+        return (mixed + written).to(dtype)
 
     def to_axis(self, x: Tensor) -> Tensor:
         """Move the channels from the last axis to `axis`."""

@@ -13,16 +13,14 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError
 from levada.connection import Connection, SingleStream, require_options
-from levada.connections.gated import GatedRead
-from levada.connections.residual import Residual
-from levada.connections.streams import MultiStream
+from levada.connections.streams import MultiStream, Streams
 from levada.connections.value_residual import ValueResidual
-from levada.conversion.plan import Chain, describe, plan
+from levada.conversion.plan import Chain, Plan, describe, plan
 from levada.conversion.preserved import difference, in_float64, outputs, quiet, run, same_precision
 from levada.conversion.recording import FORMAL, record
+from levada.conversion.stacks import replace_in_stack, stacks_of, start
 from levada.conversion.stream import Place, Route, begin_after, enter, finish
 from levada.inputs import Batch, raised, read_batches, require_model
-from levada.stack import Stack
 
 __all__ = ["Conversion", "convert"]
 
@@ -169,8 +167,10 @@ def _put_in(
 ) -> tuple[tuple[str, ...], str, tuple[str, ...], list[Route]]:
     if any(hasattr(module, "levada_conversion") for module in net.modules()):
         raise UsageError("convert: the model was converted already. Convert the one it was made from.")
-    stacks = _stacks(net)
+    stacks = stacks_of(net)
     found = plan(_recorded(net, batch), frozenset(stacks.values()))
+    if _carries_streams(connection):
+        _leave_out_single(found)
     if not stacks and not found.chains:
         raise UsageError(
             "convert: no block of the model adds what it computes to what it was given, so that there is no residual "
@@ -179,7 +179,7 @@ def _put_in(
     sites = [name for chain in found.chains for _, name in chain.owners]
     lines = [describe(found.chains)] if found.chains else []
     for name, stack in stacks.items():
-        _replace_in_stack(stack, connection, preserve, options, undo)
+        replace_in_stack(stack, connection, preserve, options, undo)
         sites += [f"{name}.layers.{i}".removeprefix(".") for i in range(stack.depth)]
         lines.append(f"{stack.depth} layers of the stack {name or '(the model)'}, width {stack.dim}")
     routes = [_register(net, chain, connection, preserve, options, undo) for chain in found.chains]
@@ -190,6 +190,19 @@ def _put_in(
             module.use_nested_tensor = False  # a nested tensor has no streams
             undo.append(lambda module=module: setattr(module, "use_nested_tensor", True))  # type: ignore[misc]
     return tuple(sites), "\n".join(lines), tuple(found.left_out), routes
+
+
+def _carries_streams(connection: Callable[..., Connection]) -> bool:
+    kind = getattr(connection, "func", connection)  # of functools.partial
+    return isinstance(kind, type) and issubclass(kind, Streams)
+
+
+def _leave_out_single(found: Plan) -> None:
+    """Leave out chains of one addition: its streams would begin equal, end at once, and never part."""
+    for chain in [chain for chain in found.chains if len(chain.sites) == 1]:
+        found.chains.remove(chain)
+        name = chain.owners[0][1] or "the model"
+        found.left_out.append(f"The addition of {name} stays: it is the only one of its stream, and streams need two.")
 
 
 def _recorded(net: nn.Module, batch: Batch) -> Any:
@@ -217,48 +230,6 @@ def _require_written(net: nn.Module, batch: Batch, routes: Sequence[Route]) -> N
     finally:
         for route in routes:
             route.written = None
-
-
-def _stacks(net: nn.Module) -> dict[str, Stack]:
-    found = {}
-    for name, module in net.named_modules():
-        if isinstance(module, Stack):
-            plain = all(
-                type(layer.connection) is Residual
-                and layer.connection.shortcut is None
-                and layer.connection.activation is None
-                for layer in module
-            )
-            if not plain:
-                kind = type(module[0].connection).__name__
-                raise UsageError(
-                    f"convert: the layers of a stack must be connected by Residual, without shortcut and activation, "
-                    f"and those of {name or 'the model'} are by {kind}. Build the stack with the connection you want."
-                )
-            found[name] = module
-    return found
-
-
-def _replace_in_stack(
-    stack: Stack,
-    connection: Callable[..., Connection],
-    preserve: bool,
-    options: dict[str, Any],
-    undo: list[Callable[[], None]],
-) -> None:
-    parameter = next(stack.parameters(), None)
-    new = [connection(stack.dim, layer=i, depth=stack.depth, **options) for i in range(stack.depth)]
-    output = new[-1].output(stack.dim)
-    _start([*new, output], parameter, preserve)
-    for layer, made in zip(stack, new, strict=True):
-        if made.dim_in != stack.dim or made.dim_out != stack.dim:
-            raise UsageError(f"convert: {type(made).__name__} changes the width that branches read, which are built.")
-        old = layer.connection
-        undo.append(lambda layer=layer, old=old: setattr(layer, "connection", old))  # type: ignore[misc]
-        layer.connection = made.train(layer.training)
-    old_output = stack.output
-    undo.append(lambda: setattr(stack, "output", old_output))
-    stack.output = output.train(stack.training)
 
 
 def _made(
@@ -293,17 +264,8 @@ def _made(
     if first.dim_in != chain.dim or first.dim_out != chain.dim:
         raise UsageError(f"convert: {type(first).__name__} changes the width that branches read, which are built.")
     output = made[-1].output(chain.dim)
-    _start([*made, output], like, preserve)
+    start([*made, output], like, preserve)
     return made, output
-
-
-def _start(modules: Sequence[nn.Module], like: Tensor | None, preserve: bool) -> None:
-    """Bring new modules to the model's device, in float32 or float64, and start them."""
-    for module in modules:
-        if like is not None:
-            module.to(like.device, torch.float64 if like.dtype == torch.float64 else None)
-        if preserve and isinstance(module, Connection | GatedRead):
-            module.start_as_residual()
 
 
 def _register(

@@ -126,9 +126,10 @@ def plan(recording: Recording, apart: frozenset[nn.Module] = frozenset()) -> Pla
     """
     sites = [s for s in _sites(recording) if not any(recording.calls[c].module in apart for c in s.calls)]
     left_out = _changed_skips(recording, {site.result for site in sites}, apart)
-    chains = _separate(recording, _chains(recording, sites, left_out), left_out)
+    breaks: list[str] = []
+    chains = _separate(recording, _chains(recording, sites, breaks), left_out)
     if len(chains) > 1 and all(len(chain.sites) == 1 for chain in chains):
-        raise UsageError(f"convert: no two residual additions follow each other. {' '.join(left_out)}")
+        raise UsageError(f"convert: no two residual additions follow each other. {' '.join([*breaks, *left_out])}")
     for chain in chains:
         _require_one_way(recording, chain)
         chain.owners = _owners(recording, chain)
@@ -181,13 +182,16 @@ def _sites(recording: Recording) -> list[Site]:
             continue
         skip, branch = sorted(node.inputs)
         way = recording.between(skip, branch)
+        while not way and recording.nodes[skip].function in FORMAL:  # a residual that was cast beside the branch
+            skip = recording.nodes[skip].inputs[0]
+            way = recording.between(skip, branch)
         if any(recording.nodes[i].learned for i in way[1:]):
             block = recording.calls[node.calls[-1]].name if node.calls else ""
             found.append(Site(skip, branch, node.index, block, node.calls))
     return found
 
 
-def _chains(recording: Recording, sites: list[Site], left_out: list[str]) -> list[Chain]:
+def _chains(recording: Recording, sites: list[Site], breaks: list[str]) -> list[Chain]:
     chains: dict[int, Chain] = {}  # by the result of its last site
     ended: list[Chain] = []
     for site in sites:
@@ -197,7 +201,7 @@ def _chains(recording: Recording, sites: list[Site], left_out: list[str]) -> lis
             chain = Chain([])
             ended.append(chain)
             if site.skip != origin and sites[0] is not site:
-                left_out.append(_break(recording, site))
+                breaks.append(_break(recording, site))
         else:
             chain.sites[-1].after = after
         chain.sites.append(site)
@@ -219,7 +223,8 @@ def _origin(recording: Recording, skip: int, results: set[int]) -> tuple[int | N
         known = node.function in _ELEMENTWISE or (
             node.function in _LAST_AXIS and _axis_of(recording, index, index) == -1
         )
-        if not known or len(node.inputs) != 1 or recording.nodes[node.inputs[0]].shape != node.shape:
+        alone = len(node.inputs) == 1 or node.function is Tensor.type_as  # whose other input gives its type alone
+        if not known or not alone or recording.nodes[node.inputs[0]].shape != node.shape:
             return None, ()
         after.append(node.function)
         index = node.inputs[0]

@@ -160,6 +160,7 @@ def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     largest = 0.0
     for one, other in zip(before, after, strict=True):
         if one.numel():
+            one, other = one.detach(), other.detach()
             scale = max(float(one.abs().max()), torch.finfo(torch.float64).tiny)
             value = float((one - other).abs().max()) / scale
             largest = value if not value <= largest else largest
