@@ -262,7 +262,7 @@ def test_learned_augmented_residual_is_its_equation(norm):
 
 
 def test_identity_hyper_connection_is_its_equation():
-    stack, x = moved(build(IdentityHyperConnection, streams=3)), batch()
+    stack, x = moved(build(IdentityHyperConnection, streams=3, norm_epsilon=1e-6)), batch()
     state = x.unsqueeze(1).repeat(1, 3, 1)
 
     def logits(module):
