@@ -61,6 +61,7 @@ def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return type(value)(_each(item, function) for item in value) if isinstance(value, list | tuple) else value
 
 
+@torch.no_grad()
 def rounding_error(module: nn.Module, state: Tensor, exact: Sequence[Tensor | None]) -> Tensor:
     """Return how far coefficients made in bfloat16 lie from what was made: the largest relative error of the three.
 
