@@ -323,8 +323,10 @@ def falling(decades, noise=0.0):
         ({"composite_backward_gain": [g / 200 for g in GROWING], "logs": falling(3.0)}, None),
         ({"composite_forward_gain": GROWING[::-1], "signal_rms": GROWING[::-1]}, "error"),
         ({"composite_forward_gain": GROWING[::-1]}, "warn"),
-        ({"composite_column_norm": [0.009] * LAYERS}, "warn"),
-        ({"composite_column_norm": [0.011] * LAYERS}, None),
+        ({"composite_backward_gain": [31.0] * LAYERS}, "warn"),
+        ({"composite_backward_gain": [29.0] * LAYERS}, None),
+        ({"composite_column_norm": [0.09] * LAYERS}, "warn"),
+        ({"composite_column_norm": [0.11] * LAYERS}, None),
         ({"composite_column_norm": [0.0] * LAYERS}, "warn"),
         ({"composite_column_norm": [math.nan] * LAYERS}, None),  # pooled on the way
         ({"composite_log_column_sum": [5.0] * LAYERS}, None),  # a column that sums to nearly zero keeps its norm

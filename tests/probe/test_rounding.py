@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import levada
 from levada.connections.streams import Coefficients, MultiStream
 from levada.probe import Probe
 from levada.probe.rounding import rounding_error
-from levada.probe.streams import MAX_TOKENS
+from levada.probe.streams import MAX_TOKENS, Mixing
 
 DIM = 8
 FINISHED = 2**-9  # what rounding the finished coefficients costs at most
@@ -168,3 +169,34 @@ def test_hooks_of_modules_inside_do_not_hear_of_it_and_it_is_made_at_the_sampled
     # To read, to measure, and to write is to read again in a stack that makes them once.
     assert shapes == [(300, 2 * DIM), (MAX_TOKENS, 2 * DIM)]
     assert heard == [300]
+
+
+def test_a_checkpoint_that_keeps_some_products_gets_its_own_and_not_those_of_the_measurement():
+    def save(context, op, *args, **kwargs):
+        mine = op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
+        return CheckpointPolicy.MUST_SAVE if mine else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def gradients(measure):
+        torch.manual_seed(0)
+        connection, branch = moved(levada.ManifoldHyperConnection(DIM), 0.5), nn.Linear(DIM, DIM)
+        state = torch.randn(5, 4, DIM, requires_grad=True)
+
+        def run(x):
+            return checkpoint(
+                lambda y: connection.advance(connection.advance(y, branch), branch),
+                x,
+                use_reentrant=False,
+                context_fn=lambda: create_selective_checkpoint_contexts(save),
+            )
+
+        mixing = Mixing(connection)
+        if measure:
+            mixing.attach()
+            mixing.begin(1)
+        run(state).square().sum().backward()
+        assert len(mixing.samples) == measure
+        mixing.detach()
+        return [state.grad, *(p.grad for p in connection.parameters())]
+
+    for expected, got in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(expected, got)

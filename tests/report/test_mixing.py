@@ -61,9 +61,9 @@ def test_each_chain_is_drawn_under_its_name_with_its_own_product() -> None:
     assert drawn is not None
     parts = re.findall(r'<p class="chain">(.*?)</p><ol class="mixes">(.*?)</ol>', drawn["svg"])
     assert [head for head, _ in parts] == [
-        "a.0 to a.1, 2 layers: the product multiplies equal streams by up to 190.",
-        "b.0, 1 layer.",
-        "left, 1 layer.",
+        "2 layers, a.0 to a.1: the product multiplies equal streams by up to 190.",
+        "1 layer, b.0.",
+        "1 layer, left.",
     ]
     assert [re.findall(r"<span>(.*?)</span>", maps) for _, maps in parts] == [["a.0", "a.1"], ["b.0"], ["left"]]
     assert "The 3 chains of layers share no streams" in drawn["caption"]

@@ -11,6 +11,7 @@ from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from levada.connection import Layer
 from levada.probe.collector import to_host
@@ -160,8 +161,9 @@ class Mixing:
         if self._take is not None:
             self._take(name, module, state, coefficients)
             return
-        # What is computed here is none of the model's operations, and none that a recorder should see.
-        with torch.no_grad(), torch._C.DisableTorchFunction(), _no_autocast(state):
+        # What is computed here is none of the model's operations, and none that a recorder should see, nor a checkpoint
+        # that keeps the results of some operations: it would give them back in the place of its own.
+        with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes(), _no_autocast(state):
             self.samples.append((self._number, _sampled(name, module, state, coefficients)))
 
 

@@ -84,7 +84,7 @@ def _chain(
     if headed:
         ends = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
         gains = _gains(told)
-        text = f"{ends}, {count(len(layers), 'layer')}" + (f": the {gains}" if gains else ".")
+        text = f"{count(len(layers), 'layer')}, {ends}" + (f": the {gains}" if gains else ".")
         head = f'<p class="chain">{escape(text)}</p>'
     return f'{head}<ol class="mixes">{maps}</ol>' if maps else head
 
