@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import levada
-from levada.connections.streams import MultiStream
+from levada.connections.streams import Streams
 from levada.diagnose import check
 from levada.diagnose.diagnostics.stream_collapse import stream_collapse
 from levada.diagnose.diagnostics.unstable_mixing import unstable_mixing
@@ -46,7 +46,7 @@ def batch(seed=1):
 
 
 def streamed(model):
-    return [m for m in model.modules() if isinstance(m, MultiStream)]
+    return [m for m in model.modules() if isinstance(m, Streams)]
 
 
 def found(model, **how):
@@ -121,7 +121,73 @@ def test_what_changes_threefold_in_all_is_left_alone(factor):
 def test_attenuation_alone_is_a_warning():
     told = found(scaled(0.8))["unstable_mixing"]
     assert told.severity == "warn"
-    assert told.evidence["composite_log_column_sum"] == pytest.approx(-30 * math.log(0.8), rel=1e-3)
+    assert told.evidence["composite_column_norm"] == pytest.approx(0.8**30, rel=1e-3)
+    assert told.where == {"first": "1.layers.0", "last": "1.layers.29"}
+    assert "leaves 0.0012 of a gradient" in told.claim
+    assert told.remedies[0].after == {"composite_column_norm": 0.5}
+
+
+def two_chains(first, second):
+    """Twenty layers, then ten with streams of their own; their matrices multiplied by these factors."""
+    torch.manual_seed(0)
+    stacks = [
+        levada.Stack([nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, DIM), nn.Tanh()) for _ in range(n)],
+                     levada.HyperConnection, dim=DIM, head="mean", dynamic=False)
+        for n in (20, 10)
+    ]  # fmt: skip
+    for stack, factor in zip(stacks, (first, second), strict=True):
+        for layer in stack.layers:
+            layer.connection.static_mix.data.mul_(factor)
+    middle, end = (nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, n)) for n in (DIM, 3))
+    return nn.Sequential(nn.Linear(6, DIM), stacks[0], middle, stacks[1], end)
+
+
+@pytest.mark.parametrize(
+    ("factors", "name", "count", "gain"), [((1.3, 1.0), "1", 20, 1.3**20), ((1.0, 1.7), "3", 10, 1.7**10)]
+)
+def test_of_two_chains_the_one_that_grows_is_named_with_its_own_layers(factors, name, count, gain):
+    told = found(two_chains(*factors))["unstable_mixing"]
+    assert told.severity == "error"
+    assert told.where == {"first": f"{name}.layers.0", "last": f"{name}.layers.{count - 1}"}
+    assert f"of {count} layers with streams" in told.claim
+    assert told.evidence["composite_backward_gain"] == pytest.approx(gain, rel=1e-3)
+    tested = told.evidence["tests"]["growth_beside_the_mixing"]
+    assert tested["decades_measured_at_least"] > 0.6 * math.log10(gain)
+
+
+def test_two_chains_that_grow_are_two_findings_and_the_summary_tells_each():
+    report = check(two_chains(1.3, 1.7), batch())
+    told = [f.where["first"] for f in report.findings if f.rule == "unstable_mixing"]
+    assert sorted(told) == ["1.layers.0", "3.layers.0"]
+    chains = report.summary["mixing"]["chains"]
+    assert [len(chain["layers"]) for chain in chains] == [20, 10]
+    assert [chain["composite_forward_gain"] for chain in chains] == pytest.approx([1.3**20, 1.7**10], rel=1e-3)
+
+
+@pytest.mark.parametrize("manifold", ["orthogonal", "isometric"])
+@pytest.mark.parametrize("size", [0.5, 1.0, 3.0])
+def test_mixing_that_keeps_energy_is_left_alone(manifold, size):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = net(levada.ManifoldHyperConnection, 24, manifold=manifold)
+        with torch.no_grad():
+            for one in streamed(model):
+                one.bias[2 * one.streams :].normal_(0, size)
+        with Probe(model) as probe:
+            model(batch()[0]).sum().backward()
+            probe.step()
+        trace = probe.trace()
+        assert list(unstable_mixing(trace)) == []
+        norms = trace["composite_column_norm"]
+        torch.testing.assert_close(norms[~norms.isnan()], torch.ones(24, dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+def test_a_column_that_sums_to_nearly_zero_is_no_fault_on_either_side_of_zero():
+    for rest in (0.005, -0.005):
+        model = net(levada.HyperConnection, dynamic=False, head="mean")
+        with torch.no_grad():
+            streamed(model)[-1].static_mix[1, 0] = rest - 1
+        assert found(model) == {}
 
 
 def test_noise_of_a_fifth_over_sixty_layers_is_found():
@@ -172,6 +238,17 @@ def test_of_a_run_no_gradient_by_weight_is_known_and_the_symmetry_alone_is_a_war
     assert [f.severity for f in stream_collapse(probe.trace())] == expected
 
 
+def test_single_pass_streams_are_treated_alike_though_the_first_layer_reads_one_and_not_if_the_end_does():
+    model = alike(levada.SinglePassManifoldHyperConnection)
+    for expected in (["warn"], []):
+        with Probe(model) as probe:
+            model(batch()[0]).sum().backward()
+            probe.step()
+        assert [f.severity for f in stream_collapse(probe.trace())] == expected
+        with torch.no_grad():
+            streamed(model)[-1].bias[0] += 1.0  # the weights that put the streams together at the end
+
+
 def test_one_layer_that_reads_unlike_the_others_is_enough():
     model = alike()
     with torch.no_grad():
@@ -209,6 +286,7 @@ def trace(count=LAYERS, draws=2, logs=None, **columns):
         "composite_forward_gain": 1.0,
         "composite_backward_gain": 1.0,
         "composite_log_column_sum": 0.0,
+        "composite_column_norm": 1.0,
         "signal_rms": 1.0,
     }
     values = {}
@@ -245,9 +323,13 @@ def falling(decades, noise=0.0):
         ({"composite_backward_gain": [g / 200 for g in GROWING], "logs": falling(3.0)}, None),
         ({"composite_forward_gain": GROWING[::-1], "signal_rms": GROWING[::-1]}, "error"),
         ({"composite_forward_gain": GROWING[::-1]}, "warn"),
-        ({"composite_log_column_sum": [5.0] * LAYERS}, "warn"),
-        ({"composite_log_column_sum": [2.5] * LAYERS}, None),
-        ({"composite_log_column_sum": [math.inf] * LAYERS}, None),  # a sign, not a size
+        ({"composite_backward_gain": [31.0] * LAYERS}, "warn"),
+        ({"composite_backward_gain": [29.0] * LAYERS}, None),
+        ({"composite_column_norm": [0.09] * LAYERS}, "warn"),
+        ({"composite_column_norm": [0.11] * LAYERS}, None),
+        ({"composite_column_norm": [0.0] * LAYERS}, "warn"),
+        ({"composite_column_norm": [math.nan] * LAYERS}, None),  # pooled on the way
+        ({"composite_log_column_sum": [5.0] * LAYERS}, None),  # a column that sums to nearly zero keeps its norm
         ({"composite_backward_gain": [math.inf] * LAYERS, "logs": falling(math.inf)}, "warn"),
         ({"composite_backward_gain": [math.nan] * LAYERS}, None),
     ],

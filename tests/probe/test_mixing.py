@@ -223,7 +223,8 @@ def test_nothing_is_attached_to_steps_that_are_not_sampled_and_nothing_is_left()
     trace = probe.trace()
     assert trace.steps == (0, 3)
     assert not trace["mixing_forward_gain"].isnan().any()
-    assert calls == [0, 1, 2] * 4  # measuring makes no coefficients of its own
+    # Two of the four steps are sampled, and make the coefficients once more to measure what rounding does.
+    assert calls == [0, 0, 1, 1, 2, 2, 0, 1, 2, 0, 1, 2, 0, 0, 1, 1, 2, 2]
 
 
 def test_an_error_leaves_nothing_behind_and_its_pass_does_not_count():
@@ -260,7 +261,8 @@ def test_what_is_made_again_for_the_write_or_in_the_backward_pass_is_not_taken_a
     monkeypatch.setattr(levada.probe.streams.Mixing, "see", spy)
     trace = probed(stack(connection, checkpoint=segments, mixes=[A, B, A]))
     assert taken == [f"layers.{i}.connection" for i in range(DEPTH)]
-    assert len(calls) == DEPTH * (2 if connection is Separate else 1) * (2 if segments else 1)
+    measuring = DEPTH  # once, to measure what rounding does
+    assert len(calls) == DEPTH * (2 if connection is Separate else 1) * (2 if segments else 1) + measuring
     close(trace["mixing_forward_gain"][0], [3.0, 0.5, 3.0])
 
 
@@ -303,7 +305,9 @@ def test_a_copy_made_meanwhile_is_its_own_and_a_layer_of_its_own_attribute_keeps
 
     own = model.layers[0].connection
     patched = own.coefficients = lambda state: Coefficients(own.given_read, 7 * torch.eye(2), own.given_write)
-    assert probed(model)["mixing_forward_gain"][0, 0] == 7
+    again = probed(model)
+    assert again["mixing_forward_gain"][0, 0] == 7
+    assert again["coefficient_rounding"].isnan().tolist() == [[True, False, False]]  # of its own: made once alone
     assert own.coefficients is patched
 
 

@@ -45,10 +45,37 @@ def test_each_cell_has_its_place_size_sign_and_number() -> None:
 
 
 def test_the_caption_tells_what_the_product_does() -> None:
-    drawn = mixing_figure(report({"a": [[1.0]]}, composite_forward_gain=3.0, composite_backward_gain="inf"))
+    gains = {"composite_forward_gain": 3.0, "composite_backward_gain": "inf"}
+    drawn = mixing_figure(report({"a": [[1.0]]}, chains=[{"layers": ["a"], **gains}]))
     assert drawn is not None
     assert "Over 1 layer their product multiplies equal streams by up to 3 and a gradient" in drawn["caption"]
     assert "by up to ∞." in drawn["caption"]
+    assert "product multiplies" not in drawn["svg"]
+
+
+def test_each_chain_is_drawn_under_its_name_with_its_own_product() -> None:
+    names = ["b.0", "a.0", "a.1", "left"]
+    chains = [{"layers": ["a.0", "a.1"], "composite_forward_gain": 190.0}, {"layers": ["b.0", "unknown"]}]
+    told = report({name: [[float(i)]] for i, name in enumerate(names)}, chains=chains, composite_forward_gain=190.0)
+    drawn = mixing_figure(told)
+    assert drawn is not None
+    parts = re.findall(r'<p class="chain">(.*?)</p><ol class="mixes">(.*?)</ol>', drawn["svg"])
+    assert [head for head, _ in parts] == [
+        "2 layers, a.0 to a.1: the product multiplies equal streams by up to 190.",
+        "1 layer, b.0.",
+        "1 layer, left.",
+    ]
+    assert [re.findall(r"<span>(.*?)</span>", maps) for _, maps in parts] == [["a.0", "a.1"], ["b.0"], ["left"]]
+    assert "The 3 chains of layers share no streams" in drawn["caption"]
+    assert "multiplies" not in drawn["caption"]
+
+
+@pytest.mark.parametrize("chains", [None, "no", [None], [{}], [{"layers": "no"}], [{"layers": [3]}]])
+def test_what_names_no_chain_leaves_one(chains: Any) -> None:
+    drawn = mixing_figure(report({"a": [[1.0]], "b": [[1.0]]}, chains=chains))
+    assert drawn is not None
+    assert drawn["svg"].count("<ol") == 1
+    assert 'class="chain"' not in drawn["svg"]
 
 
 def test_of_many_layers_some_are_drawn_and_that_is_said() -> None:

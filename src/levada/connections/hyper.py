@@ -236,6 +236,8 @@ class FractionalConnection(_LearnedStreams):
     Source: Zhu, Huang, Zhou, Huang, Zeng, Wu, Min and Zhou, 2025, arXiv 2503.14125.
     """
 
+    reads_parts = True
+
     def __init__(
         self,
         dim: int,

@@ -71,6 +71,7 @@ class SinglePassManifoldHyperConnection(ManifoldStreams):
     """
 
     residual_start = "exact"
+    reads_ahead = True
 
     def __init__(
         self,

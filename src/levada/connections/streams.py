@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class Coefficients(NamedTuple):
 
     Attributes:
         read: weight of each stream in what the branch reads, `(..., streams)`; or of each element of each stream,
-            `(..., streams, dim)`.
+            `(..., streams, dim)`; or, where the branch reads in parts, of each stream in each of them,
+            `(..., parts, streams)`.
         mix: `mix[..., i, j]` is the weight of stream j in the new stream i, `(..., streams, streams)`; None for the
             identity.
         write: weight of the branch's output in each stream, `(..., streams)`.
@@ -67,7 +68,8 @@ class Streams(Connection):
     `x'_i = sum_j mix_ij x_j + write_i f(sum_j read_j x_j)`
 
     A subclass makes the coefficients; this class applies them, in their own precision whatever autocast says, and
-    returns the streams in the streams' type.
+    returns the streams in the streams' type. What no shape tells, a subclass says: `reads_parts`, where the branch
+    reads in parts, and `reads_ahead`, where `coefficients` gives what the next layer reads, not this one.
 
     Args:
         dim: width of a stream.
@@ -80,6 +82,9 @@ class Streams(Connection):
     Raises:
         UsageError: if a width or `depth` is below 1, `streams` is below 2, or `layer` is not in `[0, depth)`.
     """
+
+    reads_parts: ClassVar[bool] = False
+    reads_ahead: ClassVar[bool] = False
 
     def __init__(self, dim: int, *, streams: int, layer: int = 0, depth: int = 1, axis: int = -1) -> None:
         hint = "For a single stream use Residual."

@@ -224,21 +224,39 @@ def _gradients_predicted(trace: Trace) -> list[float | None]:
 
 
 def _mixing(trace: Trace) -> dict[str, Any]:
-    """Return what is told of streams over the whole depth: the extremes, and the matrices for the picture."""
+    """Return what is told of streams over the whole depth: extremes, by chain too, and the matrices for the picture."""
     matrices: dict[str, list[list[float]]] = trace.context["mixing"]
+    names, chains = trace.names(), []
+    for told in trace.context["chains"]:
+        at = [i for i, name in enumerate(names) if name in told["sites"]]
+        streams = len(matrices[told["layers"][0]])
+        chains.append({"layers": told["layers"], "streams": streams, **_extremes(trace, at)})
+    return {
+        "layers": len(matrices),
+        "streams": max(len(m) for m in matrices.values()),
+        **_extremes(trace, list(range(len(names)))),
+        "chains": chains,
+        "matrices": matrices,
+        "weights": trace.context["stream_weights"],
+    }
+
+
+def _extremes(trace: Trace, sites: list[int]) -> dict[str, float]:
     extremes = {
         "composite_forward_gain": torch.amax,
         "composite_backward_gain": torch.amax,
         "composite_log_column_sum": torch.amax,
+        "composite_column_norm": torch.amin,
         "smallest_singular_value": torch.amin,
         "effective_rank": torch.amin,
     }
-    told: dict[str, Any] = {"layers": len(matrices), "streams": max(len(m) for m in matrices.values())}
+    told: dict[str, float] = {}
     for signal, extreme in extremes.items():
-        values = trace[signal][~trace[signal].isnan()]
+        values = trace[signal][:, sites]
+        values = values[~values.isnan()]
         if len(values):
             told[signal] = float(extreme(values, 0))
-    return {**told, "matrices": matrices, "weights": trace.context["stream_weights"]}
+    return told
 
 
 def _summary(trace: Trace) -> dict[str, Any]:

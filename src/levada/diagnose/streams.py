@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from levada.probe.streams import Mixing
+from levada.probe.streams import Mixing, reads_streams
 from levada.probe.trace import Trace
 
-__all__ = ["can_part", "latest", "mixed_sites", "symmetric"]
+__all__ = ["MixedChain", "can_part", "latest", "mixed_chains", "mixed_sites", "symmetric"]
 
 # Streams and weights that differ by less are equal: float32 keeps copies of one stream to 1e-7, and what was drawn at
 # random, scaled down by a hundred as published, differs by more than 1e-4.
@@ -29,6 +30,47 @@ def mixed_sites(trace: Trace) -> list[int]:
     return (~latest(trace, "mixing_forward_gain").isnan()).nonzero().flatten().tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class MixedChain:
+    """One chain of layers with several streams, as far as its blocks were measured.
+
+    Attributes:
+        sites: indices of its blocks, in order.
+        first: name of the first layer in each of them.
+        last: name of the last layer in each of them.
+        count: number of its layers.
+        streams: number of its streams.
+    """
+
+    sites: list[int]
+    first: Mapping[int, str]
+    last: Mapping[int, str]
+    count: int
+    streams: int
+
+
+def mixed_chains(trace: Trace) -> list[MixedChain]:
+    """Return the chains of layers with several streams; of a trace that names none, all its layers are one.
+
+    Args:
+        trace: of one check, or of a run.
+    """
+    names, known = trace.names(), set(mixed_sites(trace))
+    matrices = trace.context.get("mixing") or {}
+    usual = [names[i] for i in sorted(known)]
+    found = []
+    for told in trace.context.get("chains") or [{"layers": usual, "sites": usual}]:
+        index = {name: i for i, name in enumerate(names)}
+        at = [(index[s], layer) for layer, s in zip(told["layers"], told["sites"], strict=True) if s in index]
+        at = [(i, layer) for i, layer in at if i in known]
+        if at:
+            last = dict(at)
+            first = dict(reversed(at))
+            streams = len(matrices.get(told["layers"][0], "1"))
+            found.append(MixedChain(sorted(last), first, last, len(told["layers"]), streams))
+    return found
+
+
 def symmetric(trace: Trace) -> bool:
     """Whether at every layer all streams are equal, are read alike and written alike.
 
@@ -39,7 +81,13 @@ def symmetric(trace: Trace) -> bool:
     weights = trace.context.get("stream_weights") or {}
     if not sites or not weights:
         return False
-    alike = all(max(w) - min(w) <= EQUAL for one in weights.values() for w in (one["read"], one["write"]))
+    # What the first layer reads of equal streams keeps none of them apart, and where layers say what the next one reads
+    # it is stream 0 alone.
+    told = [chain["layers"][0] for chain in trace.context.get("chains") or () if chain["reads_ahead"]]
+    learned = [
+        w for name, one in weights.items() for key, w in one.items() if (name, key) not in {(n, "read") for n in told}
+    ]
+    alike = all(max(w) - min(w) <= EQUAL for w in learned)
     cosine, ratio = latest(trace, "stream_cosine")[sites], latest(trace, "stream_rms_ratio")[sites]
     return alike and bool((cosine >= 1 - EQUAL).all()) and bool((ratio <= 1 + EQUAL).all())
 
@@ -65,7 +113,7 @@ def can_part(model: nn.Module, run: Callable[[], Any], objective: Callable[[Any]
         if not any(p.requires_grad for p in module.parameters()):
             return  # it is not meant to learn
         read, mix, write = coefficients
-        by_stream = read.ndim == 1 or read.shape[:-1] == state.shape[:-2]
+        by_stream = reads_streams(module, read, state)
         for key, tensor in (("read", read if by_stream else None), ("mix", mix), ("write", write)):
             if tensor is not None and tensor.requires_grad:
                 held.append((name, key, tensor))

@@ -6,16 +6,18 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from levada.connection import Layer
 from levada.probe.collector import to_host
+from levada.probe.rounding import rounding_error
 
-__all__ = ["Mixing", "Sample", "mixed_layers", "on_host"]
+__all__ = ["Mixing", "Sample", "mixed_layers", "on_host", "reads_streams"]
 
 MAX_TOKENS = 64
 
@@ -31,7 +33,10 @@ class Sample:
         read: size of each stream's weight, `(tokens, n)`.
         write: the same of what is written.
         gram: products of the streams with each other, divided by their width, `(tokens, n, n)`.
-        rounding: relative error of read, mix and write in bfloat16, the largest.
+        rounding: relative error of read, mix and write made in bfloat16, the largest; NaN where it is not known.
+        depth: number of layers in its stack, or None.
+        width: of a stream.
+        ahead: whether `read` is what the next layer reads.
     """
 
     name: str
@@ -41,6 +46,9 @@ class Sample:
     write: Tensor
     gram: Tensor
     rounding: Tensor
+    depth: int | None = None
+    width: int = 0
+    ahead: bool = False
 
     def tensors(self) -> list[Tensor]:
         """Return what lies on the device, each as one row."""
@@ -52,7 +60,7 @@ class Sample:
         rows = [next(flat).double().reshape(held.shape) for held in (self.read, self.write, self.gram, self.rounding)]
         mix = next(flat).double().reshape(self.mix.shape) if self.mix is not None else None
         read, write, gram, rounding = rows
-        return Sample(self.name, self.layer, mix, read, write, gram, rounding)
+        return replace(self, mix=mix, read=read, write=write, gram=gram, rounding=rounding)
 
     def matrices(self) -> Tensor:
         """Return the mixing matrices, `(tokens, n, n)`, the identity written out."""
@@ -153,8 +161,9 @@ class Mixing:
         if self._take is not None:
             self._take(name, module, state, coefficients)
             return
-        # What is computed here is none of the model's operations, and none that a recorder should see.
-        with torch.no_grad(), torch._C.DisableTorchFunction(), _no_autocast(state):
+        # What is computed here is none of the model's operations, and none that a recorder should see, nor a checkpoint
+        # that keeps the results of some operations: it would give them back in the place of its own.
+        with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes(), _no_autocast(state):
             self.samples.append((self._number, _sampled(name, module, state, coefficients)))
 
 
@@ -190,6 +199,10 @@ class _Tap:
         else:
             self._module.__dict__["coefficients"] = self._before
 
+    def by_class(self) -> bool:
+        """Whether the class's own method makes the coefficients, and no attribute of the module."""
+        return self._before is None
+
     def __call__(self, state: Tensor) -> Any:
         module = self._module
         made = self._before(state) if self._before is not None else type(module).coefficients(module, state)  # type: ignore[attr-defined]
@@ -202,6 +215,19 @@ class _Tap:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Tap, (self._module,)
+
+
+def reads_streams(module: nn.Module, read: Tensor, state: Tensor) -> bool:
+    """Whether what is read has one weight for each stream; else there is one for each of its elements, or parts.
+
+    Of weights for `(parts, streams)` no shape tells: a module that has them says so by an attribute `reads_parts`.
+
+    Args:
+        module: the connection.
+        read: its weights.
+        state: the streams.
+    """
+    return not getattr(module, "reads_parts", False) and read.ndim < state.ndim
 
 
 def _sampled(name: str, module: nn.Module, state: Tensor, coefficients: Any) -> Sample:
@@ -219,18 +245,21 @@ def _sampled(name: str, module: nn.Module, state: Tensor, coefficients: Any) -> 
         return taken
 
     read, mix, write = coefficients
-    own = 1 if read.ndim == 1 or read.shape[:-1] == lead else 2
+    own = 1 if reads_streams(module, read, state) else 2
     weights = [rows(read, own), rows(write, 1)]
     mixes = rows(mix, 2) if mix is not None else None
-    rounding = [_rounding(tensor) for tensor in (*weights, mixes) if tensor is not None]
-    size = weights[0].abs()
-    if own == 2:  # of each element of each stream; or of each stream in each part of what the branch reads
-        size = size.mean(-1) if size.shape[-1] == state.shape[-1] else size.sum(-2)
     streams = rows(state, 2)
+    tap = vars(module).get("coefficients")
+    made = isinstance(tap, _Tap) and tap.by_class()
+    exact = (weights[0], mixes, weights[1])
+    rounding = rounding_error(module, streams, exact) if made else streams.new_full((), math.nan)
+    size = weights[0].abs()
+    if own == 2:  # of each stream in each part of what the branch reads; or of each element of each stream
+        size = size.sum(-2) if getattr(module, "reads_parts", False) else size.mean(-1)
     wide = torch.float32 if state.device.type == "mps" else torch.float64
     streams = streams.to(wide)
     gram = streams @ streams.mT / streams.shape[-1]
-    layer = getattr(module, "layer", None)
+    layer, depth = getattr(module, "layer", None), getattr(module, "depth", None)
     return Sample(
         name,
         layer if type(layer) is int else None,
@@ -238,14 +267,11 @@ def _sampled(name: str, module: nn.Module, state: Tensor, coefficients: Any) -> 
         size,
         weights[1].abs(),
         gram,
-        torch.stack([error.float() for error in rounding]).amax().reshape(1),
+        rounding.float().reshape(1),
+        depth if type(depth) is int else None,
+        state.shape[-1],
+        bool(getattr(module, "reads_ahead", False)),
     )
-
-
-def _rounding(tensor: Tensor) -> Tensor:
-    size = torch.linalg.vector_norm(tensor).clamp_min(torch.finfo(tensor.dtype).tiny)
-    error: Tensor = torch.linalg.vector_norm(tensor - tensor.bfloat16().to(tensor.dtype)) / size
-    return error
 
 
 def on_host(samples: Sequence[Sample]) -> Callable[[], list[Sample]]:

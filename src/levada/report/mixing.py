@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from levada.report.words import cell, count, number, sampled, short
 
@@ -17,10 +17,15 @@ _SIDE: Final = 10  # of a cell, in units of the view box
 
 
 def mixing_figure(report: Mapping[str, Any]) -> dict[str, str] | None:
-    """Draw the matrices of a check's summary, `{"mixing": {"matrices": {layer: rows}}}`; None if there are none.
+    """Draw the matrices of a summary, `{"mixing": {"matrices": {layer: rows}, "chains": [{"layers": [layer]}]}}`.
+
+    Layers of one chain hand their streams on; a chain is drawn, and its product told, by itself.
 
     Args:
         report: the JSON of `levada check`.
+
+    Returns:
+        Title, caption and picture; None if there are no matrices.
 
     Example:
         >>> drawn = mixing_figure({"summary": {"mixing": {"matrices": {"layers.0": [[1.0, -0.5], [0.0, 1.0]]}}}})
@@ -34,16 +39,54 @@ def mixing_figure(report: Mapping[str, Any]) -> dict[str, str] | None:
     matrices = {str(name): rows for name, value in held.items() if (rows := _rows(value))}
     if not matrices:
         return None
-    names, most = list(matrices), max(len(rows) ** 2 for rows in matrices.values())
+    chains = _chains(told.get("chains"), matrices)
+    names, most = [name for layers, _ in chains for name in layers], max(len(rows) ** 2 for rows in matrices.values())
     shown = [names[i] for i in sampled(len(names), max(2, min(MAX_LAYERS, _MAX_CELLS // most)))]
     sizes = [abs(v) for name in shown for row in matrices[name] for v in row if math.isfinite(v)]
     scale = max(1.0, *sizes) if sizes else 1.0
-    maps = "".join(_map(name, matrices[name], scale) for name in shown)
+    maps = "".join(_chain(layers, chain, shown, matrices, scale, len(chains) > 1) for layers, chain in chains)
     return {
         "title": "How the streams are mixed, layer by layer",
-        "caption": _caption(told, matrices, shown, scale),
-        "svg": f'<ol class="mixes">{maps}</ol>{_table(shown, matrices)}',
+        "caption": _caption(chains, shown, scale),
+        "svg": f"{maps}{_table(shown, matrices)}",
     }
+
+
+_Chains: TypeAlias = list[tuple[list[str], Mapping[str, Any]]]
+
+
+def _chains(told: Any, matrices: Mapping[str, Any]) -> _Chains:
+    """Read the chains, each as its layers that have a matrix and what is told of it; what is in none comes last."""
+    chains: _Chains = []
+    left = dict.fromkeys(matrices)
+    for chain in told if isinstance(told, Sequence) and not isinstance(told, str) else ():
+        layers = chain.get("layers") if isinstance(chain, Mapping) else None
+        if isinstance(layers, Sequence) and not isinstance(layers, str):
+            known = [name for name in map(str, layers) if name in left]
+            for name in known:
+                del left[name]
+            if known:
+                chains.append((known, chain))
+    return [*chains, (list(left), {})] if left else chains
+
+
+def _chain(
+    layers: Sequence[str],
+    told: Mapping[str, Any],
+    shown: Sequence[str],
+    matrices: Mapping[str, Sequence[Sequence[float]]],
+    scale: float,
+    headed: bool,
+) -> str:
+    """Draw a chain's matrices, under its name where there are several chains."""
+    maps = "".join(_map(name, matrices[name], scale) for name in shown if name in layers)
+    head = ""
+    if headed:
+        ends = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+        gains = _gains(told)
+        text = f"{count(len(layers), 'layer')}, {ends}" + (f": the {gains}" if gains else ".")
+        head = f'<p class="chain">{escape(text)}</p>'
+    return f'{head}<ol class="mixes">{maps}</ol>' if maps else head
 
 
 def _rows(value: Any) -> list[list[float]]:
@@ -77,18 +120,26 @@ def _map(name: str, rows: Sequence[Sequence[float]], scale: float) -> str:
     )
 
 
-def _caption(told: Mapping[str, Any], matrices: Mapping[str, Any], shown: Sequence[str], scale: float) -> str:
+def _caption(chains: _Chains, shown: Sequence[str], scale: float) -> str:
     text = (
         "Each square is one layer's mixing matrix, averaged over tokens, from the first layer on: a row is a stream "
         f"after the layer, a column one before it. Full colour is {short(scale)}, none 0; the other colour is below 0."
     )
-    if len(shown) < len(matrices):
-        text += f" {len(shown)} of {len(matrices):,} layers are drawn, evenly chosen."
+    total = sum(len(layers) for layers, _ in chains)
+    if len(shown) < total:
+        text += f" {len(shown)} of {total:,} layers are drawn, evenly chosen."
+    if len(chains) > 1:
+        return text + f" The {len(chains)} chains of layers share no streams: each has a product of its own."
+    ((layers, told),) = chains
+    gains = _gains(told)
+    return text + (f" Over {count(len(layers), 'layer')} their {gains}" if gains else "")
+
+
+def _gains(told: Mapping[str, Any]) -> str:
+    """Say what a chain's product does; "" where it is not known."""
     ways = (("composite_forward_gain", "equal streams"), ("composite_backward_gain", "a gradient equal in all streams"))
     gains = [f"{whom} by up to {short(told[key])}" for key, whom in ways if number(told.get(key)) is not None]
-    if gains:
-        text += f" Over {count(len(matrices), 'layer')} their product multiplies {' and '.join(gains)}."
-    return text
+    return f"product multiplies {' and '.join(gains)}." if gains else ""
 
 
 def _table(shown: Sequence[str], matrices: Mapping[str, Sequence[Sequence[float]]]) -> str:
