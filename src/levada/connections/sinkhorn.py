@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -149,7 +150,7 @@ class _Sinkhorn(torch.autograd.Function):
         by_kernel = cotangent.movedim((-2, -1), (0, 1)) * rows[-1] * columns[-1]
         by_entry = by_kernel * kernel
         by_row, by_column = by_entry.sum(1, keepdim=True), by_entry.sum(0, keepdim=True)
-        by_logits = torch.zeros_like(by_entry) if len(found) > 1 else None
+        parts = []
         for place in range(len(found) - 1, -1, -1):
             kernel, rows, columns = found[place]
             for step in range(len(columns) - 1, -1, -1):
@@ -165,9 +166,9 @@ class _Sinkhorn(torch.autograd.Function):
                 by_row = torch.addcmul(carried, row, (kernel * part).sum(1, keepdim=True), value=-1)
                 by_column = epsilon * part / columns[step - 1] if epsilon else torch.zeros_like(part)
             # Absorbed factors cancel in the gradient by the logarithms: what a kernel was made of does not matter.
-            part = (softmax if epsilon else kernel) * by_kernel
-            by_logits = part if by_logits is None else by_logits + part
+            parts.append((softmax if epsilon else kernel) * by_kernel)
             by_kernel = torch.zeros_like(by_kernel)
+        by_logits = functools.reduce(torch.add, parts)
         by_logits = by_logits - softmax * by_logits.sum(0, keepdim=True)
         return by_logits.movedim((0, 1), (-2, -1)), None, None
 
