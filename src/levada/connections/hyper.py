@@ -103,7 +103,8 @@ class HyperConnection(_LearnedStreams):
     It starts as the residual connection, for any branch, but for the end: layer l reads stream `l % n`, each stream
     keeps itself and gets all of the branch, and nothing depends on the token. The sum of the streams at the end is then
     n times the residual network's output, which a final normalisation takes out; the mean is the output itself. (With
-    the sum, the paper also rescales the last matrix of each branch by `sqrt(n)` at the start: the branch's business.)
+    the sum, ports also scale the last matrix of each branch by `sqrt(n)` at the start, as the paper's way, in which it
+    could not be found; it is the branch's business, and not done here.)
 
     A NaN in one stream of a token makes all streams of that token NaN after one layer: zero times NaN is NaN.
 
