@@ -127,8 +127,9 @@ class HyperConnection(_LearnedStreams):
         `mix_scale` (s) and `write_scale` (t) `(1,)`.
 
     Cost:
-        `n^2 + 2 n` parameters, and `(n + 4) dim + 2` more if `dynamic`; reads and writes `(3 n + 2) dim` elements per
-        token in the forward pass at least, with two passes: one to read, one to mix and write.
+        `n^2 + 2 n` parameters, and `(n + 3) dim + 2` more if `dynamic`, and `dim` more if `dynamic` and `norm="layer"`;
+        reads and writes `(3 n + 2) dim` elements per token in the forward pass at least, with two passes: one to read,
+        one to mix and write.
 
     Raises:
         UsageError: if `streams` is below 2, or `head` or `norm` is unknown.
@@ -222,8 +223,9 @@ class FractionalConnection(_LearnedStreams):
         `write_scale` (t) `(1,)`.
 
     Cost:
-        `2 m^2 + m` parameters, and `(2 m + 3) dim / m + 2` more if `dynamic`; reads and writes `5 dim` elements per
-        token in the forward pass at least, with two passes: one to read, one to mix and write.
+        `2 m^2 + m` parameters, and `(2 m + 2) dim / m + 2` more if `dynamic`, and `dim / m` more if `dynamic` and
+        `norm="layer"`; reads and writes `5 dim` elements per token in the forward pass at least, with two passes: one
+        to read, one to mix and write.
 
     Raises:
         UsageError: if `fractions` is below 2 or does not divide `dim`, or `norm` is unknown.
