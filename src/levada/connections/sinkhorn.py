@@ -100,16 +100,20 @@ def _normalise(logits: Tensor, iterations: int, epsilon: float) -> tuple[Tensor,
     factor of a row, so that a row may be divided by its largest entry. What underflows then is zero until the factors
     are absorbed: a new kernel is made of the logarithms, in which nothing was lost. With epsilon no entry is below it.
     """
-    columns = logits.movedim((-2, -1), (0, 1)).contiguous().log_softmax(0)
-    softmax = columns.exp()
+    logs = logits.movedim((-2, -1), (0, 1)).contiguous().log_softmax(0)
+    softmax = logs.exp()
     if epsilon:
-        return softmax, [_scale(softmax + epsilon, range(iterations), epsilon)]
-    kernel = columns - columns.amax(1, keepdim=True)
-    at_once = _steps_at_once(logits.shape[-1], logits.dtype)
-    found = [_scale(kernel.exp(), range(min(iterations, at_once)), 0.0)]
+        kernel, at_once = softmax + epsilon, iterations
+    else:
+        logs = logs - logs.amax(1, keepdim=True)
+        kernel, at_once = logs.exp(), _steps_at_once(logits.shape[-1], logits.dtype)
+    if iterations <= at_once:
+        del logs  # so that what the steps go over stays in the cache
+        return softmax, [_scale(kernel, range(iterations), epsilon)]
+    found = [_scale(kernel, range(at_once), 0.0)]
     for start in range(at_once, iterations, at_once):
-        kernel = kernel + found[-1].rows[-1].log() + found[-1].columns[-1].log()
-        found.append(_scale(kernel.exp(), range(start, min(iterations, start + at_once)), 0.0))
+        logs = logs + found[-1].rows[-1].log() + found[-1].columns[-1].log()
+        found.append(_scale(logs.exp(), range(start, min(iterations, start + at_once)), 0.0))
     return softmax, found
 
 
