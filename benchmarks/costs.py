@@ -58,9 +58,9 @@ class FreeBranch(nn.Module):
         self.given: Tensor | None = None
         self.traffic: _Traffic | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         if self.traffic is not None:
-            self.traffic.cross(x)
+            self.traffic.cross(x, *others)
         return _Free.apply(x, self.out, self.gradient)
 
 
@@ -151,8 +151,8 @@ class _Traffic(TorchDispatchMode):
         self.passes = [_Pass()]
         self.kept: list[Tensor] = []  # so that no storage's address is used twice
 
-    def cross(self, x: Tensor) -> None:
-        self.given = _key(x)
+    def cross(self, *inputs: Tensor) -> None:
+        self.given = {_key(x) for x in inputs}
         self.passes.append(_Pass())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -183,7 +183,7 @@ class _Traffic(TorchDispatchMode):
     def least(self, state: Any) -> int:
         """Return what is moved if all that lies on one side of the branch is one kernel."""
         before, after = self.passes
-        handed_on = {self.given, *after.taken}
+        handed_on = {*self.given, *after.taken}
         left = {_key(x) for x in _tensors(state)}
         written = sum(n for key, n in before.made.items() if key in handed_on)
         written += sum(n for key, n in after.made.items() if key in left)

@@ -2,9 +2,10 @@
 
 The notation is held by `tests/test_catalogue.py`. The second paragraph begins with the equation, in code spans. One
 paragraph begins with "Use it". The section Cost says "`F` parameters" or "No parameters", more if an option is set as
-"and `F` more if `option`", and "reads `F` and writes `F` elements per token" or "reads and writes `F`"; names of one
-letter are those that Args gives ("streams: number of streams, n.") or "m = `F`" defines. A formula F is written as in a
-paper, `n^2 + 2 n`: names beside each other are multiplied.
+"and `F` more if `option`", with conditions such as "not `option`" and "`option` and `another="value"`", and "reads `F`
+and writes `F` elements per token" or "reads and writes `F`"; names of one letter are those that Args gives ("streams:
+number of streams, n.") or "m = `F`" defines. A formula F is written as in a paper, `n^2 + 2 n`: names beside each other
+are multiplied.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = ["Entry", "evaluate", "names_of", "parameters_of", "traffic_of"]
 
 _SECTIONS = ("Args", "Shape", "Cost", "Raises", "Example", "Source")
 _FUNCTIONS = {"floor": math.floor, "ceil": math.ceil}
+_CONDITION = "(?:not )?`[^`]+`"
 _TOKEN = re.compile(r"\s*(?:([A-Za-z_]\w*)|(\d+)|([-+*/^(),]))")
 
 
@@ -100,7 +102,8 @@ def names_of(entry: Entry, connection: Any, **options: Any) -> dict[str, float]:
     """
     defaults = {name: p.default for name, p in inspect.signature(type(connection)).parameters.items()}
     known = {**defaults, **options, **vars(connection)}
-    values = {name: value for name, value in known.items() if isinstance(value, int | float)}
+    values: dict[str, float] = {name: value for name, value in known.items() if isinstance(value, int | float)}
+    values |= {f'{name}="{value}"': True for name, value in known.items() if isinstance(value, str)}
     for option, letter in re.findall(r"^(\w+): .*, (\w)\.$", entry.sections["Args"], re.MULTILINE):
         values[letter] = values[option]
     for name, formula in re.findall(r"(\w+) = `([^`]+)`", entry.sections["Cost"]):
@@ -121,10 +124,14 @@ def parameters_of(entry: Entry, names: Mapping[str, Any]) -> float:
     if "none in layer 0" in cost and names["layer"] == 0:
         return 0
     total = evaluate(found[1] or found[2] or "0", names)
-    for formula, negated, option in re.findall(r"and `([^`]+)` more if (not )?`(\w+)`", cost):
-        if bool(names[option]) != bool(negated):
+    for formula, conditions in re.findall(rf"and `([^`]+)` more if ({_CONDITION}(?: and {_CONDITION})*)", cost):
+        if all(_holds(option, names) != bool(no) for no, option in re.findall(r"(not )?`([^`]+)`", conditions)):
             total += evaluate(formula, names)
     return total
+
+
+def _holds(option: str, names: Mapping[str, Any]) -> bool:
+    return option in names if '="' in option else bool(names[option])
 
 
 def traffic_of(entry: Entry, names: Mapping[str, Any]) -> float:

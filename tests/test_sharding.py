@@ -26,6 +26,11 @@ STACKS = {
     "multiway": (levada.MultiwayDynamicDense, {}),
     "rezero": (levada.ReZero, {}),
     "mhc, checkpointed": (levada.ManifoldHyperConnection, {"iterations": 5, "checkpoint": 2}),
+    "mhc, compiled": (levada.ManifoldHyperConnection, {"iterations": 2, "compile": {"backend": "aot_eager"}}),
+    "single pass, compiled": (
+        levada.SinglePassManifoldHyperConnection,
+        {"iterations": 2, "checkpoint": 2, "compile": {"backend": "eager"}},
+    ),
 }
 CONVERTED = {
     "converted hc": (levada.HyperConnection, {}),
@@ -34,6 +39,8 @@ CONVERTED = {
 }
 CASES = [*STACKS, *CONVERTED]
 DIM = 8
+COMPILED = [case for case, (_, options) in STACKS.items() if "compile" in options]
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 
 
 def build(case: str, dtype: torch.dtype) -> nn.Module:
@@ -109,6 +116,11 @@ def test_mixed_precision_gives_nearly_the_same_gradients(case, found):
         assert (gradient - expected[name]).norm() / largest < 0.05, name
 
 
+@pytest.mark.parametrize("case", COMPILED)
+def test_layers_are_compiled_between_what_sharding_does(case, found):
+    assert found["graphs"][case] > 0
+
+
 def test_what_it_refuses():
     with pytest.raises(UsageError, match="must have connections with parameters, and Linear has none"):
         levada.shard_connections(nn.Linear(2, 2))
@@ -166,7 +178,7 @@ def shard(rank: int, folder: Path) -> None:
             fully_shard(layer, mesh=mesh, **options)
         return fully_shard(net, mesh=mesh, **options)
 
-    result: dict = {"double": {}, "mixed": {}, "types": {}}
+    result: dict = {"double": {}, "mixed": {}, "types": {}, "graphs": {}}
     half = batch().chunk(2)[rank]
     for case in CASES:
         for kind, dtype, options in (
@@ -174,7 +186,9 @@ def shard(rank: int, folder: Path) -> None:
             ("mixed", torch.float32, {"mp_policy": bfloat16}),
         ):
             net = sharded(build(case, dtype), **options)
+            torch._dynamo.utils.counters.clear()
             values = gradients(net, half.to(dtype))
+            result["graphs"][case] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
             result[kind][case] = {name: gradient.full_tensor() for name, gradient in values.items()}
         types = types_seen(sharded(build(case, torch.float32), mp_policy=bfloat16), half)
         alone = types_seen(sharded(build(case, torch.float32), own=False, mp_policy=bfloat16), half)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
+from levada.connection import ParameterRule
 
 __all__ = ["parameter_groups"]
 
@@ -17,12 +20,15 @@ def parameter_groups(
     """Split a model's parameters by what their papers say about decay, and about the optimizer.
 
     A connection, or what it puts after the last layer, says for each of its parameters (`rules`): static weights,
-    biases and scales do not decay, projections do. Of other modules, parameters with fewer than two dimensions (biases,
-    gains) do not decay and matrices do, embeddings included.
+    biases and scales do not decay, projections do.
 
-    With `optimizer="muon"` the matrices whose update is to be orthogonalised are groups of their own: hidden matrices
-    of two dimensions. Embeddings, convolutions, what a connection gives to AdamW, and the model's last matrix, its
-    head, stay with AdamW.
+    Of other modules, matrices, filters and tables decay, embeddings included: what has two dimensions or more. Left
+    out are normalisations, of whatever shape; biases, positions and tokens, by their names; and what a module holds
+    with an axis of length 1, which is broadcast, such as a scale `(dim, 1, 1)`. With `optimizer="muon"` the hidden
+    matrices are groups of their own: those of linear modules in repeated blocks, the members of a ModuleList and alike
+    ones of a Sequential. Embeddings, convolutions and all that lies outside of blocks, as heads and input projections
+    do, stay with AdamW, and so does what a connection gives to it. In a model without such blocks all linear modules
+    are hidden but the last one, its head, and the first, where neither embedding nor convolution comes before it.
 
     Args:
         model: the model; parameters that need no gradient are left out, shared ones come once.
@@ -72,26 +78,64 @@ def parameter_groups(
 
 def _kinds(model: nn.Module) -> dict[nn.Parameter, tuple[bool, str]]:
     found: dict[nn.Parameter, tuple[bool, str]] = {}
-    embedded = {
-        p for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters(recurse=False)
-    }
-    head = _head(model)
+    embedded = {p for m in model.modules() if isinstance(m, _TABLES) for p in m.parameters(recurse=False)}
+    hidden = _hidden(model)
     for module in model.modules():
-        rules = getattr(module, "rules", None) or {}
+        rules = getattr(module, "rules", None)
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in found:
                 continue
-            if name in rules:
-                rule = rules[name]
+            rule = rules.get(name) if isinstance(rules, Mapping) else None
+            if isinstance(rule, ParameterRule):  # another's module may mean other things by `rules`
                 found[parameter] = rule.decay, rule.optimizer if parameter.ndim == 2 else "adamw"
             else:
-                hidden = parameter.ndim == 2 and parameter not in embedded and parameter is not head
-                found[parameter] = parameter.ndim >= 2, "muon" if hidden else "adamw"
+                decays = _decays(module, name, parameter)
+                muon = decays and parameter.ndim == 2 and module in hidden and parameter not in embedded
+                found[parameter] = decays, "muon" if muon else "adamw"
     return found
 
 
-def _head(model: nn.Module) -> Tensor | None:
-    """Return the matrix of the last linear module, unless that lies in a list of blocks, where it is no head."""
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    blocks = {inner for m in model.modules() if isinstance(m, nn.ModuleList) for inner in m.modules()}
-    return linear[-1].weight if linear and linear[-1] not in blocks else None
+_TABLES = nn.Embedding | nn.EmbeddingBag
+_CONVOLUTIONS = nn.modules.conv._ConvNd
+_BESIDE = re.compile("bias|(^|_)(pos|position|positions|positional)(_|$)|token$")
+
+
+def _decays(module: nn.Module, name: str, parameter: Tensor) -> bool:
+    if parameter.ndim < 2 or "Norm" in type(module).__name__ or _BESIDE.search(name):
+        return False
+    return _is_linear(module) or isinstance(module, _TABLES | _CONVOLUTIONS) or 1 not in parameter.shape
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear module, whoever wrote it; `Conv1D` is that of GPT-2 in transformers."""
+    name = type(module).__name__
+    return isinstance(module, nn.Linear | nn.MultiheadAttention) or "Linear" in name or name == "Conv1D"
+
+
+def _hidden(model: nn.Module) -> set[nn.Module]:
+    """Return the linear modules whose matrices are hidden ones."""
+    linear = [m for m in model.modules() if _is_linear(m)]
+    blocks = [block for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential) for block in _blocks(m)]
+    inside = {m for block in blocks for m in block.modules() if _is_linear(m)}
+    if inside:
+        return inside
+    first = next((m for m in model.modules() if _is_linear(m) or isinstance(m, _TABLES | _CONVOLUTIONS)), None)
+    return {m for m in linear[:-1] if m is not first}
+
+
+def _blocks(members: nn.ModuleList | nn.Sequential) -> list[nn.Module]:
+    """Return the members that are repeated blocks, and not a head that happens to stand in the same list."""
+    listed, kinds = isinstance(members, nn.ModuleList), [_kind(m) for m in members]
+    found = []
+    for module, kind in zip(members, kinds, strict=True):
+        composite = any(True for _ in module.children())
+        one_of_a_list = listed and composite and type(module) is not nn.Sequential
+        if one_of_a_list or ((listed or composite) and kinds.count(kind) > 1):
+            found.append(module)
+    return found
+
+
+def _kind(module: nn.Module) -> object:
+    # Containers and single layers are alike if their shapes are; blocks of one class may differ in them.
+    alike = any(True for _ in module.children()) and type(module) is not nn.Sequential
+    return type(module), None if alike else [p.shape for p in module.parameters()]

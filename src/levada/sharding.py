@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,8 @@ def shard_connections(model: nn.Module, **options: Any) -> nn.Module:
     A unit with `MixedPrecisionPolicy(param_dtype=torch.bfloat16)` computes with its parameters rounded to bfloat16,
     also those of the connections in it: coefficients, whose errors multiply over depth, would be made of eight bits.
     Call this first, then `fully_shard` on layers and model with any policy. The streams are then what the policy says,
-    and the coefficients are made of float32 parameters, in float32.
+    and the coefficients are made of float32 parameters, in float32. In a `Stack` that compiles its layers, parameters
+    are gathered before what is compiled, and freed after it.
 
     Args:
         model: a model with layers of levada, or a converted one.
@@ -47,7 +49,8 @@ def shard_connections(model: nn.Module, **options: Any) -> nn.Module:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     options = {"mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False), **options}
-    inside = {module.connection for module in model.modules() if isinstance(module, Layer)}
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    inside = {layer.connection for layer in layers}
     learned = [m for m in model.modules() if isinstance(m, Connection) and any(True for _ in m.parameters())]
     if not learned:
         raise UsageError(
@@ -64,9 +67,19 @@ def shard_connections(model: nn.Module, **options: Any) -> nn.Module:
         # A layer enters its connection once; the code of a converted model reads and writes.
         for method in ("advance",) if connection in inside else ("read", "write"):
             register_fsdp_forward_method(connection, method)
+    for layer in layers:
+        inner: Any = layer.connection
+        if layer.compiled is not None and inner in learned:
+            inner.advance_compiled = functools.partial(layer.compiled, inner)
+            register_fsdp_forward_method(inner, "advance_compiled")
+            layer.compiled = _advance_compiled
     for output in _outputs(model):
         fully_shard(output, **options)
     return model
+
+
+def _advance_compiled(connection: Any, *given: Any) -> Any:
+    return connection.advance_compiled(*given)
 
 
 def _outputs(model: nn.Module) -> list[nn.Module]:

@@ -179,7 +179,8 @@ class _CompiledAdvance:
 def _advance(
     connection: Connection, state: State, branch: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> State | Outputs:
-    return connection.advance(state, branch, *args, **kwargs)
+    # The class's own: what sharding puts around it in an instance runs before and after what is compiled.
+    return type(connection).advance(connection, state, branch, *args, **kwargs)
 
 
 _Extras: TypeAlias = list[tuple[int, tuple[Any, ...]]]  # what layers returned beside the state, by place

@@ -144,6 +144,54 @@ def test_any_finite_logits_give_a_finite_matrix_and_gradient(std):
     assert torch.isfinite(gradient(sinkhorn, logits, drawn(200, 4, 4, seed=1, dtype=torch.float32))).all()
 
 
+def by_logarithms(logits: Tensor, iterations: int, epsilon: float = 0.0) -> Tensor:
+    """The loop for logits of any size: what underflows in it is no factor of anything that does not."""
+    matrix = logits
+    if epsilon:
+        least = torch.tensor(epsilon, dtype=logits.dtype).log()
+        matrix = torch.logaddexp(matrix.log_softmax(-2), least)
+        matrix = matrix - torch.logaddexp(matrix.logsumexp(-1, keepdim=True), least)
+        for _ in range(iterations - 1):
+            for axis in (-2, -1):
+                matrix = matrix - torch.logaddexp(matrix.logsumexp(axis, keepdim=True), least)
+        return matrix.exp()
+    for _ in range(iterations):
+        matrix = matrix.log_softmax(-2).log_softmax(-1)
+    return matrix.exp()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6, 1e-2])
+@pytest.mark.parametrize("size", [2, 4, 5, 8, 16])
+@pytest.mark.parametrize("iterations", [1, 20, 26, 50, 200])
+def test_any_number_of_iterations_over_logits_of_any_size(size, iterations, epsilon):
+    for std in (1.0, 30.0, 100.0, 300.0):
+        logits = drawn(100, size, size, std=std, dtype=torch.float32)
+        cotangent = drawn(100, size, size, seed=1, dtype=torch.float32)
+
+        def function(x: Tensor) -> Tensor:
+            return sinkhorn(x, iterations, epsilon=epsilon)
+
+        expected = by_logarithms(logits.double(), iterations, epsilon)
+        torch.testing.assert_close(function(logits).double(), expected, rtol=0, atol=1e-5)
+        expected = gradient(lambda x: by_logarithms(x, iterations, epsilon), logits.double(), cotangent.double())
+        torch.testing.assert_close(gradient(function, logits, cotangent).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_entries_that_underflow_come_back():
+    logits = torch.tensor([[9.0, 36, -45, 4], [-103, 9, -7, -251], [241, 180, -71, 137], [79, 47, -30, -96]])
+    mix = sinkhorn(logits, 100)
+    assert mix[3, 1] > 0.97, "of its column it is exp(-133) at the start"
+    torch.testing.assert_close(mix.double(), by_logarithms(logits.double(), 100), rtol=0, atol=1e-6)
+    assert sinkhorn(10 * logits.double(), 2000).isfinite().all()
+    for n in (3, 4, 16):  # what grows fastest: all columns but one want the first row, all rows but one the last column
+        for least in (-90.0, -400.0):
+            hard = torch.full((n, n), least)
+            hard[0], hard[:, -1] = 0.0, 0.0
+            for iterations in (20, 50, 200):
+                expected = by_logarithms(hard.double(), iterations)
+                torch.testing.assert_close(sinkhorn(hard, iterations).double(), expected, rtol=0, atol=1e-6)
+
+
 def test_single_precision_is_near_double_precision():
     logits, cotangent = drawn(200, 4, 4, std=2.0), drawn(200, 4, 4, seed=1)
     torch.testing.assert_close(sinkhorn(logits.float()).double(), sinkhorn(logits), rtol=1e-5, atol=1e-6)
@@ -154,8 +202,9 @@ def test_single_precision_is_near_double_precision():
 
 # The compiler makes an autograd.Function itself; its own guard against the warning does not hold where warnings raise.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_sinkhorn_under_compilation_export_and_function_transforms():
-    logits, cotangent = drawn(3, 5, 4, 4), drawn(3, 5, 4, 4, seed=1)
+@pytest.mark.parametrize("size", [4, 16])  # with 16 streams the factors are absorbed once
+def test_sinkhorn_under_compilation_export_and_function_transforms(size):
+    logits, cotangent = drawn(3, 5, size, size).float(), drawn(3, 5, size, size, seed=1).float()
     expected = gradient(sinkhorn, logits, cotangent)
     torch.compiler.reset()
     compiled = torch.compile(sinkhorn, fullgraph=True, backend="aot_eager")
@@ -172,7 +221,29 @@ def test_sinkhorn_under_compilation_export_and_function_transforms():
 
     batch = torch.export.Dim("batch")
     exported = torch.export.export(Module(), (logits,), dynamic_shapes=({0: batch},)).module()
-    torch.testing.assert_close(exported(drawn(6, 5, 4, 4)), sinkhorn(drawn(6, 5, 4, 4)))
+    more = drawn(6, 5, size, size).float()
+    torch.testing.assert_close(exported(more), sinkhorn(more))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")  # the first import of it all
+@pytest.mark.parametrize("epsilon", [0.0, 1e-3])
+@pytest.mark.parametrize(("size", "iterations"), [(3, 1), (3, 4), (8, 40)])
+def test_forward_mode_and_what_is_made_of_it(size, iterations, epsilon):
+    logits, tangent = drawn(5, size, size, std=3.0).float(), drawn(5, size, size, seed=1).float()
+
+    def ours(x: Tensor) -> Tensor:
+        return sinkhorn(x, iterations, epsilon=epsilon)
+
+    def loop(x: Tensor) -> Tensor:
+        return by_logarithms(x, iterations, epsilon)
+
+    found, expected = (torch.func.jvp(f, (logits,), (tangent,)) for f in (ours, loop))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    one, weight = logits[0, :3, :3].double(), tangent[0, :3, :3].double()
+    assert torch.autograd.gradcheck(ours, one.clone().requires_grad_(), check_forward_ad=True, check_batched_grad=True)
+    torch.testing.assert_close(torch.func.jacfwd(ours)(one), torch.func.jacrev(loop)(one), rtol=1e-9, atol=1e-11)
+    found, expected = (torch.func.hessian(lambda x, f=f: (f(x) * weight).sum())(one) for f in (ours, loop))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (0, 4, 4), (2, 0, 3, 3), (2, 1, 1)])
@@ -188,6 +259,7 @@ def test_sinkhorn_of_no_batch_and_of_nothing(shape):
     [
         (torch.zeros(3, 4), {}, r"must be \(\.\.\., n, n\), got \(3, 4\)"),
         (torch.zeros(4), {}, "got \\(4,\\)"),
+        (torch.zeros(2, 0, 0), {}, r"must have a row or more, got \(2, 0, 0\)"),
         (torch.zeros(4, 4, dtype=torch.int64), {}, r"floating point, got torch.int64"),
         (torch.zeros(4, 4), {"iterations": 0}, "iterations must be at least 1, got 0"),
         (torch.zeros(4, 4), {"epsilon": -1.0}, "epsilon must be at least 0.0, got -1.0"),

@@ -54,6 +54,8 @@ def test_the_streams_of_a_single_pass_are_packed_beside_their_weights():
     streams, weights = connection.begin(torch.randn(10, 2, 8))
     assert connection.pack(streams).shape == (10, 2, 32)
     assert weights.shape == (10, 2, 4)
+    with pytest.raises(UsageError, match=r"SinglePass.*: the streams must be a tensor, got tuple\. Where .* a pair"):
+        connection.pack((streams, weights))
 
 
 @every

@@ -103,7 +103,8 @@ class HyperConnection(_LearnedStreams):
     It starts as the residual connection, for any branch, but for the end: layer l reads stream `l % n`, each stream
     keeps itself and gets all of the branch, and nothing depends on the token. The sum of the streams at the end is then
     n times the residual network's output, which a final normalisation takes out; the mean is the output itself. (With
-    the sum, the paper also rescales the last matrix of each branch by `sqrt(n)` at the start: the branch's business.)
+    the sum, ports also scale the last matrix of each branch by `sqrt(n)` at the start, as the paper's way, in which it
+    could not be found; it is the branch's business, and not done here.)
 
     A NaN in one stream of a token makes all streams of that token NaN after one layer: zero times NaN is NaN.
 
@@ -126,8 +127,9 @@ class HyperConnection(_LearnedStreams):
         `mix_scale` (s) and `write_scale` (t) `(1,)`.
 
     Cost:
-        `n^2 + 2 n` parameters, and `(n + 4) dim + 2` more if `dynamic`; reads and writes `(3 n + 2) dim` elements per
-        token in the forward pass at least, with two passes: one to read, one to mix and write.
+        `n^2 + 2 n` parameters, and `(n + 3) dim + 2` more if `dynamic`, and `dim` more if `dynamic` and `norm="layer"`;
+        reads and writes `(3 n + 2) dim` elements per token in the forward pass at least, with two passes: one to read,
+        one to mix and write.
 
     Raises:
         UsageError: if `streams` is below 2, or `head` or `norm` is unknown.
@@ -221,8 +223,9 @@ class FractionalConnection(_LearnedStreams):
         `write_scale` (t) `(1,)`.
 
     Cost:
-        `2 m^2 + m` parameters, and `(2 m + 3) dim / m + 2` more if `dynamic`; reads and writes `5 dim` elements per
-        token in the forward pass at least, with two passes: one to read, one to mix and write.
+        `2 m^2 + m` parameters, and `(2 m + 2) dim / m + 2` more if `dynamic`, and `dim / m` more if `dynamic` and
+        `norm="layer"`; reads and writes `5 dim` elements per token in the forward pass at least, with two passes: one
+        to read, one to mix and write.
 
     Raises:
         UsageError: if `fractions` is below 2 or does not divide `dim`, or `norm` is unknown.

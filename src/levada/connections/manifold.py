@@ -177,7 +177,8 @@ class ManifoldStreams(Streams):
     def _mix(self, logits: Tensor) -> Tensor:
         n = self.streams
         if self.manifold != "birkhoff":
-            return MANIFOLDS[self.manifold].project(logits, n)
+            with full_precision(logits):  # its matrix products would run in bfloat16
+                return MANIFOLDS[self.manifold].project(logits, n)
         logits = torch.unflatten(logits, -1, (n, n))
         # Released code normalises rows first, columns last, and applies the transpose.
         return sinkhorn(logits.mT if self.released else logits, self.iterations, epsilon=self.epsilon)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,25 +22,30 @@ def sinkhorn(logits: Tensor, iterations: int = 20, *, epsilon: float = 0.0) -> T
     Rows sum to 1 up to rounding, so that mixed streams are convex combinations. What the iterations leave undone is all
     in the columns, by which gradients go back: more iterations shrink it. The gradient is that of the iterations
     themselves, all of them, not that of their limit or of their last step, and only the logits are kept for it.
+    Derivatives exist of any order, backward and, outside of what is compiled, forward (`torch.func.jvp`, `hessian`).
+
+    It holds for any logits and any number of iterations: entries that underflow against others may come to be the
+    largest ones of their row many iterations later, so that the kernel is made again in time, of logarithms.
 
     With `epsilon` it is the form released with DeepSeek-V4: each sum has `epsilon` added before dividing, and so has
     each entry after the first step. That code keeps its matrix transposed, rows first and columns last:
     `sinkhorn(logits.mT, epsilon=1e-6)` is the matrix by which it multiplies the streams.
 
     Args:
-        logits: square matrices, `(..., n, n)`, finite.
+        logits: square matrices, `(..., n, n)`, of numbers whose differences are finite.
         iterations: how often both are normalised.
         epsilon: what is added to each sum. Rows then sum to about `1 - epsilon`.
 
     Shape:
-        `(..., n, n) -> (..., n, n)`, computed in float32 at least.
+        `(..., n, n) -> (..., n, n)`, with n at least 1, computed in float32 at least.
 
     Cost:
-        No parameters; keeps `n^2` numbers per matrix for the backward pass, and makes `2 iterations n` others again.
+        No parameters; keeps `n^2` numbers per matrix for the backward pass, and makes `2 iterations n` others again,
+        and `n^2` for every 25 iterations of 4 streams, 12 of 16.
 
     Raises:
-        UsageError: if the matrices are not square or not of floating point, `iterations` is below 1, or `epsilon` is
-            below 0.
+        UsageError: if the matrices are empty, not square or not of floating point, `iterations` is below 1, or
+            `epsilon` is below 0.
 
     Example:
         >>> mix = sinkhorn(torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
@@ -53,40 +60,75 @@ def sinkhorn(logits: Tensor, iterations: int = 20, *, epsilon: float = 0.0) -> T
         raise UsageError(f"sinkhorn: the logits must be of floating point, got {logits.dtype}. Convert them first.")
     if logits.ndim < 2 or logits.shape[-1] != logits.shape[-2]:
         raise UsageError(f"sinkhorn: the logits must be (..., n, n), got {tuple(logits.shape)}. Reshape them.")
+    if logits.shape[-1] == 0:
+        raise UsageError(f"sinkhorn: matrices must have a row or more, got {tuple(logits.shape)}. Leave it out.")
     full = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    mix: Tensor = _Sinkhorn.apply(full, iterations, epsilon)  # type: ignore[no-untyped-call]
+    # The compiler takes no function that has a forward-mode derivative.
+    function = _Sinkhorn if torch.compiler.is_compiling() else _ForwardSinkhorn
+    mix: Tensor = function.apply(full, iterations, epsilon)  # type: ignore[no-untyped-call]
     return mix.to(logits.dtype)
 
 
-def _kernel(logits: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Return the softmax of each column, and the matrix that is scaled from there, both as `(n, n, ...)`.
+class _Steps(NamedTuple):
+    """Steps in a row, in which the matrix is `row * kernel * column`.
+
+    Attributes:
+        kernel: the matrix before the steps, `(n, n, ...)`; where it is the first, any factor of a row is left out.
+        rows: the factors of rows, `(n, 1, ...)`, at the start and after each step.
+        columns: the factors of columns, `(1, n, ...)`, in each step.
+    """
+
+    kernel: Tensor
+    rows: list[Tensor]
+    columns: list[Tensor]
+
+
+def _steps_at_once(n: int, dtype: torch.dtype) -> int:
+    """Return how many steps may pass until no entry that the kernel lost could have grown to what rounding loses.
+
+    Where rows sum to 1, columns sum to at most n, so that rows are divided by at least 1 / n after them; and likewise
+    columns: no step multiplies an entry by more than n^2.
+    """
+    room = math.log2(torch.finfo(dtype).eps / torch.finfo(dtype).tiny) - 3
+    return max(1, int(room / (2 * math.log2(n)))) if n > 1 else int(room)
+
+
+def _normalise(logits: Tensor, iterations: int, epsilon: float) -> tuple[Tensor, list[_Steps]]:
+    """Return the softmax of each column, with which the first step begins, and all steps from there.
 
     Batches last: sums over rows or columns are then sums of whole arrays. Without epsilon the first row step undoes any
-    factor of a row, so that a row may be divided by its largest entry: no sum underflows, whatever the logits.
+    factor of a row, so that a row may be divided by its largest entry. What underflows then is zero until the factors
+    are absorbed: a new kernel is made of the logarithms, in which nothing was lost. With epsilon no entry is below it.
     """
-    columns = logits.movedim((-2, -1), (0, 1)).contiguous().log_softmax(0)
+    logs = logits.movedim((-2, -1), (0, 1)).contiguous().log_softmax(0)
+    softmax = logs.exp()
     if epsilon:
-        columns = columns.exp()
-        return columns, columns + epsilon
-    return columns.exp(), (columns - columns.amax(1, keepdim=True)).exp()
+        kernel, at_once = softmax + epsilon, iterations
+    else:
+        logs = logs - logs.amax(1, keepdim=True)
+        kernel, at_once = logs.exp(), _steps_at_once(logits.shape[-1], logits.dtype)
+    if iterations <= at_once:
+        del logs  # so that what the steps go over stays in the cache
+        return softmax, [_scale(kernel, range(iterations), epsilon)]
+    found = [_scale(kernel, range(at_once), 0.0)]
+    for start in range(at_once, iterations, at_once):
+        logs = logs + found[-1].rows[-1].log() + found[-1].columns[-1].log()
+        found.append(_scale(logs.exp(), range(start, min(iterations, start + at_once)), 0.0))
+    return softmax, found
 
 
-def _scalings(kernel: Tensor, iterations: int, epsilon: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the factors of rows `(n, 1, ...)` and columns `(1, n, ...)` at the start and after each step.
-
-    The matrix is `row * kernel * column` throughout.
-    """
+def _scale(kernel: Tensor, steps: range, epsilon: float) -> _Steps:
     row, column = torch.ones_like(kernel[:, :1]), torch.ones_like(kernel[:1])
-    rows, columns = [row], [column]
-    for step in range(iterations):
+    rows, columns = [row], []
+    for step in steps:
         if step:
             total = (kernel * row).sum(0, keepdim=True)
             column = (total + epsilon / column if epsilon else total).reciprocal()
-            columns.append(column)
+        columns.append(column)
         total = (kernel * column).sum(1, keepdim=True)
         row = (total + epsilon / row if epsilon else total).reciprocal()
         rows.append(row)
-    return rows, columns
+    return _Steps(kernel, rows, columns)
 
 
 class _Sinkhorn(torch.autograd.Function):
@@ -94,8 +136,7 @@ class _Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, iterations: int, epsilon: float) -> Tensor:
-        _, kernel = _kernel(logits, epsilon)
-        rows, columns = _scalings(kernel, iterations, epsilon)
+        kernel, rows, columns = _normalise(logits, iterations, epsilon)[1][-1]
         return (kernel * rows[-1] * columns[-1]).movedim((0, 1), (-2, -1)).contiguous()
 
     @staticmethod
@@ -107,24 +148,61 @@ class _Sinkhorn(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None]:
         (logits,) = ctx.saved_tensors
         epsilon: float = ctx.epsilon
-        softmax, kernel = _kernel(logits, epsilon)
-        rows, columns = _scalings(kernel, ctx.iterations, epsilon)
+        softmax, found = _normalise(logits, ctx.iterations, epsilon)
+        kernel, rows, columns = found[-1]
         # Gradients by the logarithms of the last factors, and by the kernel: less what goes by way of the sums.
         by_kernel = cotangent.movedim((-2, -1), (0, 1)) * rows[-1] * columns[-1]
         by_entry = by_kernel * kernel
         by_row, by_column = by_entry.sum(1, keepdim=True), by_entry.sum(0, keepdim=True)
-        for step in range(ctx.iterations - 1, -1, -1):
-            row, column = rows[step], columns[step]
-            part = by_row * rows[step + 1]
-            by_kernel = torch.addcmul(by_kernel, part, column, value=-1)
-            if not step:
-                break
-            by_column = torch.addcmul(by_column, column, (kernel * part).sum(0, keepdim=True), value=-1)
-            carried = epsilon * part / row if epsilon else torch.zeros_like(part)
-            part = by_column * column
-            by_kernel = torch.addcmul(by_kernel, row, part, value=-1)
-            by_row = torch.addcmul(carried, row, (kernel * part).sum(1, keepdim=True), value=-1)
-            by_column = epsilon * part / columns[step - 1] if epsilon else torch.zeros_like(part)
-        by_logits = (softmax if epsilon else kernel) * by_kernel
+        parts = []
+        for place in range(len(found) - 1, -1, -1):
+            kernel, rows, columns = found[place]
+            for step in range(len(columns) - 1, -1, -1):
+                row, column = rows[step], columns[step]
+                part = by_row * rows[step + 1]
+                by_kernel = torch.addcmul(by_kernel, part, column, value=-1)
+                if not step and not place:
+                    break
+                by_column = torch.addcmul(by_column, column, (kernel * part).sum(0, keepdim=True), value=-1)
+                carried = epsilon * part / row if epsilon else torch.zeros_like(part)
+                part = by_column * column
+                by_kernel = torch.addcmul(by_kernel, row, part, value=-1)
+                by_row = torch.addcmul(carried, row, (kernel * part).sum(1, keepdim=True), value=-1)
+                by_column = epsilon * part / columns[step - 1] if epsilon else torch.zeros_like(part)
+            # Absorbed factors cancel in the gradient by the logarithms: what a kernel was made of does not matter.
+            parts.append((softmax if epsilon else kernel) * by_kernel)
+            by_kernel = torch.zeros_like(by_kernel)
+        by_logits = functools.reduce(torch.add, parts)
         by_logits = by_logits - softmax * by_logits.sum(0, keepdim=True)
         return by_logits.movedim((0, 1), (-2, -1)), None, None
+
+
+class _ForwardSinkhorn(_Sinkhorn):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
+        _Sinkhorn.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        (logits,) = ctx.saved_tensors
+        epsilon: float = ctx.epsilon
+        softmax, found = _normalise(logits, ctx.iterations, epsilon)
+        # Derivatives of the logarithms: of the first kernel, and of all factors so far, absorbed or not.
+        of_kernel = tangent.movedim((-2, -1), (0, 1))
+        of_kernel = of_kernel - (softmax * of_kernel).sum(0, keepdim=True)
+        if epsilon:
+            of_kernel = softmax / found[0].kernel * of_kernel
+        of_row, of_column = torch.zeros_like(softmax[:, :1]), torch.zeros_like(softmax[:1])
+        for place, (kernel, rows, columns) in enumerate(found):
+            for step, (row, column) in enumerate(zip(rows, columns, strict=False)):
+                if step or place:
+                    carried = epsilon / columns[step - 1] * of_column if epsilon else 0.0
+                    of_column = carried - (kernel * row * (of_kernel + of_row)).sum(0, keepdim=True)
+                    of_column = column * of_column
+                carried = epsilon / row * of_row if epsilon else 0.0
+                of_row = carried - (kernel * column * (of_kernel + of_column)).sum(1, keepdim=True)
+                of_row = rows[step + 1] * of_row
+        kernel, rows, columns = found[-1]
+        derivative = kernel * rows[-1] * columns[-1] * (of_kernel + of_row + of_column)
+        return derivative.movedim((0, 1), (-2, -1))

@@ -49,7 +49,8 @@ class SparseCoefficients:
         """The matrix that mixes all streams, `(..., n, n)`: the identity for those that are not active."""
         places = self._places()
         eye = torch.eye(self.active.shape[-2], dtype=places.dtype, device=places.device)
-        return torch.diag_embed(torch.ones_like(self.read)) + places.mT @ (self.active_mix - eye) @ places
+        with full_precision(places):
+            return torch.diag_embed(torch.ones_like(self.read)) + places.mT @ (self.active_mix - eye) @ places
 
     @property
     def write(self) -> Tensor:

@@ -170,8 +170,13 @@ class Streams(Connection):
         """Return the state.
 
         Raises:
-            UsageError: if it is not `(..., n, dim)`.
+            UsageError: if it is not a tensor `(..., n, dim)`.
         """
+        if not isinstance(state, Tensor):
+            raise UsageError(
+                f"{type(self).__name__}: the streams must be a tensor, got {type(state).__name__}. Where the state is "
+                "a pair, streams and weights, give the streams, and hand on the weights beside them."
+            )
         if state.ndim < 2 or state.shape[-2] != self.streams or state.shape[-1] != self.width:
             raise UsageError(
                 f"{type(self).__name__}: the state must be (..., {self.streams}, {self.width}), streams and width "
