@@ -84,7 +84,7 @@ def found(tmp_path_factory) -> dict[str, dict[str, dict]]:
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

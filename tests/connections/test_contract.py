@@ -349,7 +349,7 @@ def sharded(tmp_path_factory) -> dict[str, dict[str, Tensor]]:
         for c in commands
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
