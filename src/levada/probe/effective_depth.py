@@ -1,0 +1,327 @@
+"""Effective depth: over how many residual branches the gradient of a model really travels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from levada._errors import MeasurementError, UsageError, require_at_least
+from levada.connection import Layer
+from levada.probe.cotangent import Value
+from levada.probe.jacobian import cotangent_for, pull_back
+from levada.probe.linearisation import Linearisation
+from levada.probe.partial import student_quantile
+from levada.probe.recorder import Frame
+from levada.theory import PathLengths, path_lengths
+
+__all__ = ["SampledPathLengths", "estimated_path_lengths", "residual_calls", "sampled_path_lengths"]
+
+_LENGTHS = 65  # lengths that are tried; between them the logarithm is interpolated
+_TOGETHER = 1 << 23  # elements of gradients that go back through a block in one call
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class SampledPathLengths:
+    """What sampling of paths found.
+
+    Attributes:
+        lengths: the distribution; its mean is the effective depth, in blocks.
+        low: lower end of the 95 % interval of the mean, over draws of subsets.
+        high: its upper end.
+        blocks: the residual blocks, by name.
+    """
+
+    lengths: PathLengths
+    low: float
+    high: float
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A piece of the stream: a residual block, or what lies between two."""
+
+    name: str
+    source: Value
+    target: Value
+    residual: bool
+
+
+def sampled_path_lengths(
+    at: Linearisation,
+    blocks: Sequence[str] | None = None,
+    *,
+    loss: Callable[[Tensor], Tensor] | None = None,
+    draws: int = 8,
+    squared: bool = True,
+    seed: int = 0,
+) -> SampledPathLengths:
+    r"""Share of the gradient at the first block's input by the number of branches that it passed.
+
+    For each length $k$ the gradient goes back through the branches alone of $k$ random blocks, and through the skips
+    alone of all others. With $g_k$ the gradient that arrives, the share of length $k$ is proportional to
+    $\binom{L}{k}\,E\,\|g_k\|^2$: squared norms of independent paths add.
+
+    A block is a module that keeps the shape of its first input; its branch is what it adds, `block(x) - x`. What lies
+    between two blocks, such as a layer that halves the image, is passed as it is and not counted.
+
+    Args:
+        at: of `linearise`; the forward pass is the ordinary one.
+        blocks: names of modules; left out, each `Layer` of a `Stack`, or else the repeated modules of lists that keep
+            the shape of what they are given.
+        loss: of the model's output, whose gradient it is; a random cotangent at the output if left out.
+        draws: subsets for each length.
+        squared: weigh by squared norms; False weighs by norms, as the source's figure does, which favours long paths.
+        seed: of the subsets and of the cotangent.
+
+    Returns:
+        The distribution, with an interval of its mean.
+
+    Raises:
+        UsageError: if a name is unknown, a block changes the shape, or `draws` is below 2.
+        MeasurementError: if no blocks are found, or the gradient also goes around them.
+
+    Example:
+        >>> import levada
+        >>> from levada.probe import linearise
+        >>> branches = [nn.utils.parametrizations.orthogonal(nn.Linear(8, 8, bias=False)) for _ in range(54)]
+        >>> found = sampled_path_lengths(linearise(levada.Stack(branches, levada.Residual, dim=8), torch.ones(2, 8)))
+        >>> round(found.lengths.mean, 3), f"{found.lengths.share(5, 17):.4%}"
+        (27.0, '0.4537%')
+
+    Source: Veit, Wilber, Belongie 2016, arXiv 1605.06431.
+    """
+    require_at_least("sampled_path_lengths", "draws", draws, 2, "One draw has no interval.")
+    parts = _stream(at, blocks, "sampled_path_lengths")
+    depth = sum(part.residual for part in parts)
+    cotangent = _cotangent(at, loss, seed)
+    start = _to_the_stream(at, parts, cotangent)
+    tried = sorted({round(i * depth / min(depth, _LENGTHS - 1)) for i in range(min(depth, _LENGTHS - 1) + 1)})
+    passes = _subsets(tried, depth, draws, seed)
+    logs = _sizes(parts, start, passes).view(len(tried), draws) * (2 if squared else 1)
+    top = logs.amax()
+    if not bool(top.isfinite()):
+        raise MeasurementError("sampled_path_lengths: no gradient arrives at the first block, or it is not finite.")
+    pooled = _distribution((10.0 ** (logs - top)).mean(1).log10(), tried, depth)
+    means = torch.tensor([_distribution(column, tried, depth).mean for column in logs.T], dtype=torch.float64)
+    half = student_quantile(draws - 1) * float(means.std()) / math.sqrt(draws)
+    names = tuple(part.name for part in parts if part.residual)
+    return SampledPathLengths(pooled, pooled.mean - half, pooled.mean + half, names)
+
+
+def estimated_path_lengths(
+    at: Linearisation,
+    blocks: Sequence[str] | None = None,
+    *,
+    loss: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> PathLengths:
+    r"""Estimate of `sampled_path_lengths` from one backward pass, as if all branches were independent.
+
+    With $g$ the gradient at a block's output and $g + f'^T g$ that at its input, the branch has the gain
+    $a = \|f'^T g\|/\|g\|$ and is passed with probability $a^2/(1 + a^2)$.
+
+    Args:
+        at: of `linearise`.
+        blocks: as for `sampled_path_lengths`.
+        loss: as for `sampled_path_lengths`.
+        seed: of the cotangent.
+
+    Returns:
+        The distribution.
+
+    Raises:
+        UsageError: if a name is unknown, or a block changes the shape.
+        MeasurementError: if no blocks are found, or the gradient also goes around them.
+
+    Example:
+        >>> import levada
+        >>> from levada.probe import linearise
+        >>> stack = levada.Stack([nn.Linear(8, 8) for _ in range(4)], levada.Residual, dim=8)
+        >>> for layer in stack:
+        ...     _ = layer.branch.weight.data.copy_(0.5 * torch.eye(8).roll(1, 0))
+        >>> round(estimated_path_lengths(linearise(stack, torch.ones(2, 8))).mean, 6)
+        0.8
+
+    Source: Veit, Wilber, Belongie 2016, arXiv 1605.06431 (the distribution).
+    """
+    parts = _stream(at, blocks, "estimated_path_lengths")
+    edges = [value.edge for part in parts for value in (part.source, part.target)]
+    found = torch.autograd.grad(
+        Value.of(at.output).edge, edges, _cotangent(at, loss, seed), retain_graph=True, allow_unused=True
+    )
+    _to_the_stream(at, parts, _cotangent(at, loss, seed))
+    gains = []
+    for part, before, after in zip(parts, found[::2], found[1::2], strict=True):
+        if part.residual and before is not None and after is not None:
+            size = float(after.double().norm())
+            gains.append(float((before.double() - after.double()).norm()) / size if size > 0 else math.nan)
+    if not all(math.isfinite(gain) for gain in gains):
+        raise MeasurementError("estimated_path_lengths: the gradient in the stream is zero or not finite.")
+    return path_lengths(gains)
+
+
+def residual_calls(root: Frame) -> list[Frame]:
+    """Return the calls of the model's residual blocks: layers of a stack, or else repeated composites of lists.
+
+    Args:
+        root: the recorded call of the model.
+    """
+    layers = list(_outermost(root, lambda frame: isinstance(frame.module, Layer)))
+    if layers:
+        return layers
+    lists = {
+        id(child): id(outer)
+        for outer in root.module.modules()
+        if isinstance(outer, nn.ModuleList | nn.Sequential)
+        for child in outer.children()
+    }
+    repeated = Counter((type(frame.module), lists.get(id(frame.module))) for frame in _frames(root))
+    return list(
+        _outermost(
+            root,
+            lambda frame: (
+                bool(frame.frames())
+                and not isinstance(frame.module, nn.Sequential)
+                and id(frame.module) in lists
+                and repeated[type(frame.module), lists[id(frame.module)]] > 1
+                and any(True for _ in frame.module.parameters())
+            ),
+        )
+    )
+
+
+def _frames(frame: Frame) -> Iterator[Frame]:
+    yield frame
+    for inner in frame.frames():
+        yield from _frames(inner)
+
+
+def _outermost(frame: Frame, wanted: Callable[[Frame], bool]) -> Iterator[Frame]:
+    if wanted(frame):
+        yield frame
+    else:
+        for inner in frame.frames():
+            yield from _outermost(inner, wanted)
+
+
+def _stream(at: Linearisation, blocks: Sequence[str] | None, owner: str) -> list[_Part]:
+    """Return the parts from the first block's input to the output, in order of execution."""
+    if blocks is None:
+        calls = residual_calls(at.root)
+    else:
+        called = {frame.name: frame for frame in reversed(list(_frames(at.root)))}
+        unknown = next((name for name in blocks if name not in called), None)
+        if unknown is not None:
+            raise UsageError(f"{owner}: there is no module {unknown!r} that the forward pass called.")
+        calls = [called[name] for name in blocks]
+    parts: list[_Part] = []
+    for frame in calls:
+        source = next((v for v in map(at.value, frame.inputs) if v is not None), None)
+        target = None if frame.output is None else at.value(frame.output)
+        if source is None or target is None or source.shape != target.shape or source.edge == target.edge:
+            if blocks is not None:
+                shapes = [None if v is None else v.shape for v in (source, target)]
+                raise UsageError(
+                    f"{owner}: a residual block must keep the shape of its first input and be differentiable; "
+                    f"{frame.name} has {shapes[0]} -> {shapes[1]} (None: no graph). Leave it out."
+                )
+            continue
+        if parts and parts[-1].target.edge != source.edge:
+            parts.append(_Part(f"what lies before {frame.name}", parts[-1].target, source, False))
+        parts.append(_Part(frame.name, source, target, True))
+    if not parts:
+        raise MeasurementError(
+            f"{owner}: no residual blocks were found: no Stack of layers, and no list of modules of one class that "
+            "keep the shape of their input. Name them: blocks=['layers.0', ...]."
+        )
+    return parts
+
+
+def _cotangent(at: Linearisation, loss: Callable[[Tensor], Tensor] | None, seed: int) -> Tensor:
+    if loss is None:
+        return cotangent_for(Value.of(at.output), None, seed)
+    output = at.output.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value = loss(output)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise UsageError("effective depth: loss must turn the model's output into one number with a graph.")
+        return torch.autograd.grad(value.sum(), output)[0]
+
+
+def _to_the_stream(at: Linearisation, parts: Sequence[_Part], cotangent: Tensor) -> Tensor:
+    """Return the gradient behind the last block, after a check that all of it goes through the blocks."""
+    target = Value.of(at.output)
+    last = parts[-1].target
+    start = cotangent[None]
+    if last.edge != target.edge:
+        start = pull_back("the output with respect to the last block", last, target, start)
+    composed = start
+    for part in reversed(parts):
+        composed = pull_back(part.name, part.source, part.target, composed)
+    direct = pull_back("the output with respect to the first block", parts[0].source, target, cotangent[None])
+    if not float((composed - direct).double().norm()) <= 1e-3 * float(direct.double().norm()):
+        raise MeasurementError(
+            "effective depth: the gradient reaches the first block by ways that do not go through all of the blocks "
+            f"({parts[0].name} to {parts[-1].name}), or it is not finite. Name blocks that follow one another."
+        )
+    return start
+
+
+def _subsets(tried: Sequence[int], depth: int, draws: int, seed: int) -> Tensor:
+    """Return which blocks are passed through their branch, of shape `(lengths * draws, depth)`."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.zeros(len(tried) * draws, depth, dtype=torch.bool)
+    for row, (length, _) in enumerate(itertools.product(tried, range(draws))):
+        rows[row, torch.randperm(depth, generator=generator)[:length]] = True
+    return rows
+
+
+def _sizes(parts: Sequence[_Part], start: Tensor, passes: Tensor) -> Tensor:
+    """Return log10 of the gradient's norm that arrives for each subset."""
+    count = max(1, _TOGETHER // start.numel())
+    return torch.cat([_arriving(parts, start, rows) for rows in torch.split(passes, count)])
+
+
+def _arriving(parts: Sequence[_Part], start: Tensor, passes: Tensor) -> Tensor:
+    gradients = start.expand(len(passes), *start.shape[1:]).clone()
+    logs = torch.zeros(len(passes), dtype=torch.float64)
+    block = passes.shape[1]
+    for part in reversed(parts):
+        if not part.residual:
+            gradients = pull_back(part.name, part.source, part.target, gradients)
+        else:
+            block -= 1
+            through = passes[:, block].nonzero()[:, 0].to(gradients.device)
+            if len(through):
+                given = gradients[through]
+                gradients[through] = pull_back(part.name, part.source, part.target, given) - given
+        # Norms grow or vanish with depth: their logarithms are kept apart.
+        sizes = gradients.flatten(1).abs().amax(1)
+        gradients = gradients / sizes.clamp_min(torch.finfo(sizes.dtype).tiny).view(-1, *[1] * (gradients.dim() - 1))
+        logs += sizes.double().log10().cpu()
+    return logs + gradients.flatten(1).double().norm(dim=1).log10().cpu()
+
+
+def _distribution(logs: Tensor, tried: Sequence[int], depth: int) -> PathLengths:
+    """Weigh log10 of what one path of each length tried brings by how many paths there are of each length."""
+    every = torch.arange(depth + 1, dtype=torch.float64)
+    at = torch.tensor(tried, dtype=torch.float64)
+    right = torch.searchsorted(at, every).clamp(1, len(tried) - 1) if len(tried) > 1 else torch.zeros_like(every).long()
+    left = (right - 1).clamp_min(0)
+    span = (at[right] - at[left]).clamp_min(1)
+    share = (every - at[left]) / span
+    between = torch.where(
+        share == 0, logs[left], torch.where(share == 1, logs[right], torch.lerp(logs[left], logs[right], share))
+    )
+    choices = math.lgamma(depth + 1) - torch.lgamma(every + 1) - torch.lgamma(depth - every + 1)
+    weights = torch.softmax(between * math.log(10) + choices, 0)
+    return PathLengths(weights)
