@@ -308,7 +308,8 @@ def _arriving(parts: Sequence[_Part], start: Tensor, passes: Tensor) -> Tensor:
         sizes = gradients.flatten(1).abs().amax(1)
         gradients = gradients / sizes.clamp_min(torch.finfo(sizes.dtype).tiny).view(-1, *[1] * (gradients.dim() - 1))
         logs += sizes.double().log10().cpu()
-    return logs + gradients.flatten(1).double().norm(dim=1).log10().cpu()
+    norms: Tensor = gradients.flatten(1).double().norm(dim=1)
+    return logs + norms.log10().cpu()
 
 
 def _distribution(logs: Tensor, tried: Sequence[int], depth: int) -> PathLengths:

@@ -14,7 +14,7 @@ from levada._errors import MeasurementError, UsageError
 from levada.inputs import raised
 from levada.probe.cotangent import Value
 
-__all__ = ["Jacobian", "cotangent_for", "depends_on_others", "pull_back", "sample_masks"]
+__all__ = ["Jacobian", "cotangent_for", "pull_back", "sample_masks", "stays_apart"]
 
 _TOGETHER = 1 << 22  # elements of cotangents that go backwards in one call
 _LARGEST = 1 << 26  # elements of an explicit matrix
@@ -238,19 +238,29 @@ def sample_masks(samples: int) -> Iterator[Sequence[bool]]:
             yield [(sample >> bit) & 1 == side for sample in range(samples)]
 
 
-def depends_on_others(gradient: Tensor | None, mask: Sequence[bool]) -> bool | None:
-    """Say whether samples outside the mask get a gradient from those in it; None if those in it get none either.
+def stays_apart(gradients: Sequence[Tensor | None], mask: Sequence[bool]) -> list[bool | None]:
+    """Say of each gradient whether samples outside the mask get none; None where those in it get none either.
 
     Args:
-        gradient: at some value, for a cotangent that is zero outside of the mask.
+        gradients: at some values, for one cotangent that is zero outside of the mask.
         mask: the samples chosen.
+
+    Example:
+        >>> stays_apart([torch.tensor([[1.0], [0.0]]), torch.ones(2, 1), torch.zeros(2, 1)], [True, False])
+        [True, False, None]
     """
-    if gradient is None:
-        return None
-    chosen = torch.tensor(mask, device=gradient.device)
-    if bool(gradient[~chosen].any()):
-        return True
-    return False if bool(gradient[chosen].flatten(1).any(1).all()) else None
+    answers: list[bool | None] = [None] * len(gradients)
+    alike: dict[tuple[torch.Size, torch.device], list[int]] = {}
+    for index, gradient in enumerate(gradients):
+        if gradient is not None:
+            alike.setdefault((gradient.shape, gradient.device), []).append(index)
+    chosen = torch.tensor(mask)
+    for indices in alike.values():
+        reached = torch.stack([(gradients[i] != 0).flatten(1).any(1) for i in indices]).cpu()  # type: ignore[union-attr]
+        inside, outside = reached[:, chosen].all(1).tolist(), reached[:, ~chosen].any(1).tolist()
+        for index, own, others in zip(indices, inside, outside, strict=True):
+            answers[index] = False if others else True if own else None
+    return answers
 
 
 def cotangent_for(value: Value, mask: Sequence[bool] | None, seed: int) -> Tensor:

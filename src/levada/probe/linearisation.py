@@ -16,7 +16,7 @@ from levada._errors import MeasurementError, UsageError
 from levada.inputs import Batch
 from levada.probe.closed_form import Chain
 from levada.probe.cotangent import Value
-from levada.probe.jacobian import Jacobian, cotangent_for, depends_on_others, sample_masks
+from levada.probe.jacobian import Jacobian, cotangent_for, sample_masks, stays_apart
 from levada.probe.operation import Execution
 from levada.probe.recorder import Frame, Recorder, first_floating
 from levada.probe.sites import execution_from
@@ -143,6 +143,7 @@ class Linearisation:
     def __init__(self, model: nn.Module, batch: Batch, seed: int = 0) -> None:
         self._values: dict[int, Value] = {}
         self._separations: dict[tuple[int, int], bool] = {}
+        self._apart_from_output: set[int] | None = None
         with untouched(model, seed), tracked(model, batch) as (followed, source):
             entry = None if source is None else Value.of(source)
             recorder = Recorder(model, on_value=self._keep)
@@ -256,17 +257,18 @@ class Linearisation:
             return True
         key = id(source), id(target)
         if key not in self._separations:
-            if not self._separations:
+            if self._apart_from_output is None:
+                self._apart_from_output = set()
                 self._try_all(samples)
-            if key not in self._separations:
+            if key[0] in self._apart_from_output and key[1] in self._apart_from_output:
+                self._separations[key] = True
+            elif key not in self._separations:
                 self._separations[key] = self._apart(source, target, samples)
         return self._separations[key]
 
     def _apart(self, source: Value, target: Value, samples: int) -> bool:
-        answers = [
-            depends_on_others(self._gradients(target, [source], mask)[0], mask) for mask in sample_masks(samples)
-        ]
-        return not any(answers)
+        masks = sample_masks(samples)
+        return all(stays_apart(self._gradients(target, [source], mask), mask)[0] is not False for mask in masks)
 
     def _try_all(self, samples: int) -> None:
         """Try the output against all boundaries at once: where all stay apart from it, they do from one another."""
@@ -278,12 +280,12 @@ class Linearisation:
         values = [v for v in values if v.shape and v.shape[0] == samples]
         apart = {id(v) for v in values}
         for mask in sample_masks(samples):
-            for value, gradient in zip(values, self._gradients(self._target, values, mask), strict=True):
-                if depends_on_others(gradient, mask) is not False:  # it depends, or the gradient is zero: try alone
-                    apart.discard(id(value))
+            answers = stays_apart(self._gradients(self._target, values, mask), mask)
+            # Where one depends on another, or no gradient arrives, each is tried alone.
+            apart -= {id(value) for value, answer in zip(values, answers, strict=True) if not answer}
         ends = [v for v in values if id(v) in apart]
         self._separations.update({(id(v), id(self._target)): True for v in ends})
-        self._separations.update({(id(v), id(w)): True for v in ends for w in ends})
+        self._apart_from_output = apart
 
     def _gradients(self, target: Value, sources: list[Value], mask: Any) -> tuple[Tensor | None, ...]:
         cotangent = cotangent_for(target, mask, seed=1)
