@@ -157,8 +157,11 @@ class Jacobian:
             try:
                 with torch.enable_grad():
                     (g,) = torch.autograd.grad(target.edge, [self._source.edge], u, create_graph=True)
-                self._pullback = u, g
-                self._forward(torch.zeros_like(g))
+                (found,) = torch.autograd.grad(g, [u], torch.zeros_like(g), retain_graph=True, allow_unused=True)
+                if found is None:
+                    self._once = "the backward of a function has no graph, as that of one marked once_differentiable"
+                else:
+                    self._pullback = u, g
             except Exception as error:
                 self._pullback, self._once = None, raised(error)
         return not self._once

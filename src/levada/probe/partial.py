@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from levada._errors import MeasurementError, require_at_least
 from levada.probe.cotangent import cotangent_rms
 from levada.probe.linearisation import tracked
+from levada.probe.recorder import first_floating
 from levada.probe.untouched import first_batch, run_once, untouched
 
 __all__ = ["PartialJacobianNorms", "partial_jacobian_norms", "student_quantile"]
@@ -69,7 +70,7 @@ def partial_jacobian_norms(
 
     Raises:
         UsageError: if the model or the batch cannot be used, or `probes` is below 2.
-        MeasurementError: if the output has no graph, or no boundary has a finite norm.
+        MeasurementError: if the output has no graph, or is not finite.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
@@ -83,14 +84,18 @@ def partial_jacobian_norms(
     require_at_least("partial_jacobian_norms", "probes", probes, 2, "One cotangent has no interval.")
     first = first_batch(model, batch, "partial_jacobian_norms")
     with untouched(model, seed), tracked(model, first) as (followed, _):
-        execution, logs = cotangent_rms(
-            model, lambda: run_once(model, followed, "partial_jacobian_norms"), draws=probes, seed=seed
-        )
-    if bool(logs.isnan().all()):
-        raise MeasurementError(
-            "partial_jacobian_norms: no boundary has a norm: the backward pass gives NaN everywhere, or no boundary "
-            "has a graph. Look for the first block whose output is not finite."
-        )
+
+        def run() -> Any:
+            outputs = run_once(model, followed, "partial_jacobian_norms")
+            output = first_floating(outputs)
+            if output is not None and not bool(torch.isfinite(output.detach()).all()):
+                raise MeasurementError(
+                    f"partial_jacobian_norms: the output of {type(model).__name__} is not finite at this batch, so that "
+                    "no gradient means anything. Look for the first block whose output is not finite."
+                )
+            return outputs
+
+        execution, logs = cotangent_rms(model, run, draws=probes, seed=seed)
     squares = 2 * logs
     top = torch.where(squares.amax(0).isfinite(), squares.amax(0), 0.0)
     scaled = 10.0 ** (squares - top)
