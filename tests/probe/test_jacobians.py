@@ -101,7 +101,7 @@ class Last(nn.Module):
 def exact(model, x):
     """Jacobians of each sample, from torch.func."""
     with sdpa_kernel(SDPBackend.MATH):
-        found = torch.stack([jacrev(lambda one: model(one[None])[0])(one) for one in x])
+        found = torch.stack([jacrev(lambda one: model(one[None].clone())[0])(one) for one in x])
     return found.reshape(len(x), -1, x[0].numel())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from levada.theory import PathLengths, path_lengths
 
 __all__ = ["SampledPathLengths", "estimated_path_lengths", "residual_calls", "sampled_path_lengths"]
 
-_LENGTHS = 65  # lengths that are tried; between them the logarithm is interpolated
+_LENGTHS = 65  # lengths that are tried; between them the logarithm of a path's weight is interpolated
 _TOGETHER = 1 << 23  # elements of gradients that go back through a block in one call
 
 
@@ -68,7 +67,9 @@ def sampled_path_lengths(
 
     For each length $k$ the gradient goes back through the branches alone of $k$ random blocks, and through the skips
     alone of all others. With $g_k$ the gradient that arrives, the share of length $k$ is proportional to
-    $\binom{L}{k}\,E\,\|g_k\|^2$: squared norms of independent paths add.
+    $\binom{L}{k}\,E\,\|g_k\|^2$: squared norms of independent paths add. The blocks are not drawn evenly but by the gains
+    of `estimated_path_lengths`, and each draw is weighed by the inverse of its probability: the expectation is the
+    same, and a few blocks that bring most of the gradient are not missed.
 
     A block is a module that keeps the shape of its first input; its branch is what it adds, `block(x) - x`. What lies
     between two blocks, such as a layer that halves the image, is passed as it is and not counted.
@@ -101,20 +102,26 @@ def sampled_path_lengths(
     """
     require_at_least("sampled_path_lengths", "draws", draws, 2, "One draw has no interval.")
     parts = _stream(at, blocks, "sampled_path_lengths")
-    depth = sum(part.residual for part in parts)
+    power = 2 if squared else 1
     cotangent = _cotangent(at, loss, seed)
     start = _to_the_stream(at, parts, cotangent)
-    tried = sorted({round(i * depth / min(depth, _LENGTHS - 1)) for i in range(min(depth, _LENGTHS - 1) + 1)})
-    passes = _subsets(tried, depth, draws, seed)
-    logs = _sizes(parts, start, passes).view(len(tried), draws) * (2 if squared else 1)
-    top = logs.amax()
-    if not bool(top.isfinite()):
+    log_odds = power * _log_gains(at, parts, cotangent)
+    depth = len(log_odds)
+    last = min(depth, _LENGTHS - 1)
+    tried = [round(i * depth / last) for i in range(last + 1)]
+    paths = _log_sums(log_odds)
+    passes = _subsets(log_odds, paths, tried, draws, seed)
+    sizes = power * math.log(10) * _sizes(parts, start, passes)
+    # What a subset brings, over its probability among those of its length.
+    weights = (sizes - passes.double() @ log_odds).view(len(tried), draws)
+    if not bool(weights.amax().isfinite()):
         raise MeasurementError("sampled_path_lengths: no gradient arrives at the first block, or it is not finite.")
-    pooled = _distribution((10.0 ** (logs - top)).mean(1).log10(), tried, depth)
-    means = torch.tensor([_distribution(column, tried, depth).mean for column in logs.T], dtype=torch.float64)
-    half = student_quantile(draws - 1) * float(means.std()) / math.sqrt(draws)
+    lengths = _distribution(weights, tried, paths[0])
+    without = [_distribution(weights[:, torch.arange(draws) != i], tried, paths[0]).mean for i in range(draws)]
+    spread = torch.tensor(without, dtype=torch.float64).var(correction=0) * (draws - 1)  # jackknife
+    half = student_quantile(draws - 1) * math.sqrt(float(spread))
     names = tuple(part.name for part in parts if part.residual)
-    return SampledPathLengths(pooled, pooled.mean - half, pooled.mean + half, names)
+    return SampledPathLengths(lengths, lengths.mean - half, lengths.mean + half, names)
 
 
 def estimated_path_lengths(
@@ -154,19 +161,9 @@ def estimated_path_lengths(
     Source: Veit, Wilber, Belongie 2016, arXiv 1605.06431 (the distribution).
     """
     parts = _stream(at, blocks, "estimated_path_lengths")
-    edges = [value.edge for part in parts for value in (part.source, part.target)]
-    found = torch.autograd.grad(
-        Value.of(at.output).edge, edges, _cotangent(at, loss, seed), retain_graph=True, allow_unused=True
-    )
-    _to_the_stream(at, parts, _cotangent(at, loss, seed))
-    gains = []
-    for part, before, after in zip(parts, found[::2], found[1::2], strict=True):
-        if part.residual and before is not None and after is not None:
-            size = float(after.double().norm())
-            gains.append(float((before.double() - after.double()).norm()) / size if size > 0 else math.nan)
-    if not all(math.isfinite(gain) for gain in gains):
-        raise MeasurementError("estimated_path_lengths: the gradient in the stream is zero or not finite.")
-    return path_lengths(gains)
+    cotangent = _cotangent(at, loss, seed)
+    _to_the_stream(at, parts, cotangent)
+    return path_lengths(_gains(at, parts, cotangent))
 
 
 def residual_calls(root: Frame) -> list[Frame]:
@@ -264,24 +261,70 @@ def _to_the_stream(at: Linearisation, parts: Sequence[_Part], cotangent: Tensor)
     start = cotangent[None]
     if last.edge != target.edge:
         start = pull_back("the output with respect to the last block", last, target, start)
-    composed = start
-    for part in reversed(parts):
-        composed = pull_back(part.name, part.source, part.target, composed)
-    direct = pull_back("the output with respect to the first block", parts[0].source, target, cotangent[None])
-    if not float((composed - direct).double().norm()) <= 1e-3 * float(direct.double().norm()):
+    for scale in (1.0, 1e-30, 1e30):  # the product over all blocks may leave the range of float32
+        composed = start * scale
+        for part in reversed(parts):
+            composed = pull_back(part.name, part.source, part.target, composed)
+        whole = pull_back(
+            "the output with respect to the first block", parts[0].source, target, cotangent[None] * scale
+        )
+        size = float(whole.double().norm())
+        if 0 < size < math.inf:
+            break
+    if not float((composed - whole).double().norm()) <= 1e-3 * size:
         raise MeasurementError(
             "effective depth: the gradient reaches the first block by ways that do not go through all of the blocks "
-            f"({parts[0].name} to {parts[-1].name}), or it is not finite. Name blocks that follow one another."
+            f"({parts[0].name} to {parts[-1].name}), or it is zero or not finite. Name blocks that follow one another."
         )
     return start
 
 
-def _subsets(tried: Sequence[int], depth: int, draws: int, seed: int) -> Tensor:
-    """Return which blocks are passed through their branch, of shape `(lengths * draws, depth)`."""
+def _gains(at: Linearisation, parts: Sequence[_Part], cotangent: Tensor) -> list[float]:
+    """Return of each block the gradient that comes through the branch over that through the skip."""
+    blocks = [part for part in parts if part.residual]
+    edges = [value.edge for part in blocks for value in (part.source, part.target)]
+    found = torch.autograd.grad(Value.of(at.output).edge, edges, cotangent, retain_graph=True)
+    gains = []
+    for before, after in zip(found[::2], found[1::2], strict=True):
+        size = float(after.double().norm())
+        gains.append(float((before.double() - after.double()).norm()) / size if size > 0 else math.nan)
+    if not all(math.isfinite(gain) for gain in gains):
+        raise MeasurementError(
+            "effective depth: the gradient in the stream is zero or not finite, at least in the model's precision."
+        )
+    return gains
+
+
+def _log_gains(at: Linearisation, parts: Sequence[_Part], cotangent: Tensor) -> Tensor:
+    """Return the logarithms of the gains, none so small that its block would never be drawn."""
+    gains = torch.tensor(_gains(at, parts, cotangent), dtype=torch.float64)
+    least = 0.05 * float(gains.square().mean().sqrt())
+    return gains.clamp_min(least if least > 0 else 1.0).log()
+
+
+def _log_sums(log_odds: Tensor) -> Tensor:
+    """Return log of the elementary symmetric sums of the odds: row `l`, column `k` over `k` of the blocks from `l` on.
+
+    Args:
+        log_odds: shape `(depth,)`.
+    """
+    depth = len(log_odds)
+    rows = torch.full((depth + 1, depth + 1), -math.inf, dtype=torch.float64)
+    rows[:, 0] = 0
+    for block in range(depth - 1, -1, -1):
+        rows[block, 1:] = torch.logaddexp(rows[block + 1, 1:], rows[block + 1, :-1] + log_odds[block])
+    return rows
+
+
+def _subsets(log_odds: Tensor, paths: Tensor, tried: Sequence[int], draws: int, seed: int) -> Tensor:
+    """Return which blocks are passed through their branch, drawn by their odds, `(lengths * draws, depth)`."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.zeros(len(tried) * draws, depth, dtype=torch.bool)
-    for row, (length, _) in enumerate(itertools.product(tried, range(draws))):
-        rows[row, torch.randperm(depth, generator=generator)[:length]] = True
+    left = torch.tensor(tried).repeat_interleave(draws)
+    rows = torch.zeros(len(left), len(log_odds), dtype=torch.bool)
+    for block, log_odd in enumerate(log_odds):
+        chance = (log_odd + paths[block + 1, (left - 1).clamp_min(0)] - paths[block, left]).exp()
+        rows[:, block] = (torch.rand(len(left), generator=generator, dtype=torch.float64) < chance) & (left > 0)
+        left = left - rows[:, block].long()
     return rows
 
 
@@ -312,17 +355,14 @@ def _arriving(parts: Sequence[_Part], start: Tensor, passes: Tensor) -> Tensor:
     return logs + norms.log10().cpu()
 
 
-def _distribution(logs: Tensor, tried: Sequence[int], depth: int) -> PathLengths:
-    """Weigh log10 of what one path of each length tried brings by how many paths there are of each length."""
-    every = torch.arange(depth + 1, dtype=torch.float64)
-    at = torch.tensor(tried, dtype=torch.float64)
-    right = torch.searchsorted(at, every).clamp(1, len(tried) - 1) if len(tried) > 1 else torch.zeros_like(every).long()
+def _distribution(weights: Tensor, tried: Sequence[int], paths: Tensor) -> PathLengths:
+    """Weigh the log sums over all paths of each length by the mean weight of those tried, interpolated between."""
+    logs = weights.logsumexp(1) - math.log(weights.shape[1])
+    every, at = torch.arange(len(paths)), torch.tensor(tried)
+    right = torch.searchsorted(at, every).clamp_max(len(tried) - 1)
     left = (right - 1).clamp_min(0)
-    span = (at[right] - at[left]).clamp_min(1)
-    share = (every - at[left]) / span
+    share = ((every - at[left]) / (at[right] - at[left]).clamp_min(1)).double()
     between = torch.where(
-        share == 0, logs[left], torch.where(share == 1, logs[right], torch.lerp(logs[left], logs[right], share))
+        share == 1, logs[right], torch.where(share == 0, logs[left], logs[left].lerp(logs[right], share))
     )
-    choices = math.lgamma(depth + 1) - torch.lgamma(every + 1) - torch.lgamma(depth - every + 1)
-    weights = torch.softmax(between * math.log(10) + choices, 0)
-    return PathLengths(weights)
+    return PathLengths(torch.softmax(between + paths, 0))

@@ -90,8 +90,8 @@ def partial_jacobian_norms(
             output = first_floating(outputs)
             if output is not None and not bool(torch.isfinite(output.detach()).all()):
                 raise MeasurementError(
-                    f"partial_jacobian_norms: the output of {type(model).__name__} is not finite at this batch, so that "
-                    "no gradient means anything. Look for the first block whose output is not finite."
+                    f"partial_jacobian_norms: the output of {type(model).__name__} is not finite at this batch, so "
+                    "that no gradient means anything. Look for the first block whose output is not finite."
                 )
             return outputs
 
