@@ -67,9 +67,9 @@ def sampled_path_lengths(
 
     For each length $k$ the gradient goes back through the branches alone of $k$ random blocks, and through the skips
     alone of all others. With $g_k$ the gradient that arrives, the share of length $k$ is proportional to
-    $\binom{L}{k}\,E\,\|g_k\|^2$: squared norms of independent paths add. The blocks are not drawn evenly but by the gains
-    of `estimated_path_lengths`, and each draw is weighed by the inverse of its probability: the expectation is the
-    same, and a few blocks that bring most of the gradient are not missed.
+    $\binom{L}{k}\,E\,\|g_k\|^2$: squared norms of independent paths add. The blocks are not drawn evenly but by the
+    gains of `estimated_path_lengths`, and each draw is weighed by the inverse of its probability: the expectation is
+    the same, and a few blocks that bring most of the gradient are not missed.
 
     A block is a module that keeps the shape of its first input; its branch is what it adds, `block(x) - x`. What lies
     between two blocks, such as a layer that halves the image, is passed as it is and not counted.
@@ -104,8 +104,8 @@ def sampled_path_lengths(
     parts = _stream(at, blocks, "sampled_path_lengths")
     power = 2 if squared else 1
     cotangent = _cotangent(at, loss, seed)
-    start = _to_the_stream(at, parts, cotangent)
-    log_odds = power * _log_gains(at, parts, cotangent)
+    start, gains = _walk(at, parts, cotangent)
+    log_odds = power * _log_gains(gains)
     depth = len(log_odds)
     last = min(depth, _LENGTHS - 1)
     tried = [round(i * depth / last) for i in range(last + 1)]
@@ -161,9 +161,8 @@ def estimated_path_lengths(
     Source: Veit, Wilber, Belongie 2016, arXiv 1605.06431 (the distribution).
     """
     parts = _stream(at, blocks, "estimated_path_lengths")
-    cotangent = _cotangent(at, loss, seed)
-    _to_the_stream(at, parts, cotangent)
-    return path_lengths(_gains(at, parts, cotangent))
+    _, gains = _walk(at, parts, _cotangent(at, loss, seed))
+    return path_lengths(gains)
 
 
 def residual_calls(root: Frame) -> list[Frame]:
@@ -254,52 +253,49 @@ def _cotangent(at: Linearisation, loss: Callable[[Tensor], Tensor] | None, seed:
         return torch.autograd.grad(value.sum(), output)[0]
 
 
-def _to_the_stream(at: Linearisation, parts: Sequence[_Part], cotangent: Tensor) -> Tensor:
-    """Return the gradient behind the last block, after a check that all of it goes through the blocks."""
-    target = Value.of(at.output)
-    last = parts[-1].target
+def _walk(at: Linearisation, parts: Sequence[_Part], cotangent: Tensor) -> tuple[Tensor, list[float]]:
+    """Return the gradient behind the last block, and of each block that through the branch over that through the skip.
+
+    All of the gradient must go through the blocks: the product over the parts is compared with one backward pass.
+    """
+    target, last = Value.of(at.output), parts[-1].target
     start = cotangent[None]
     if last.edge != target.edge:
         start = pull_back("the output with respect to the last block", last, target, start)
+    gains: list[float] = []
+    after, log = _scaled(start)
+    for part in reversed(parts):
+        before = pull_back(part.name, part.source, part.target, after)
+        if part.residual:
+            gains.append(float((before - after).double().norm() / after.double().norm()))
+        after, size = _scaled(before)
+        log += size
     for scale in (1.0, 1e-30, 1e30):  # the product over all blocks may leave the range of float32
-        composed = start * scale
-        for part in reversed(parts):
-            composed = pull_back(part.name, part.source, part.target, composed)
-        whole = pull_back(
-            "the output with respect to the first block", parts[0].source, target, cotangent[None] * scale
-        )
-        size = float(whole.double().norm())
-        if 0 < size < math.inf:
+        name = "the output with respect to the first block"
+        whole, size = _scaled(pull_back(name, parts[0].source, target, cotangent[None] * scale))
+        if math.isfinite(size):
+            log += math.log10(scale)
             break
-    if not float((composed - whole).double().norm()) <= 1e-3 * size:
+    difference = float((after - whole).double().norm() / whole.double().norm())
+    if not (difference <= 1e-3 and abs(size - log) <= 1e-3 and all(map(math.isfinite, gains))):
         raise MeasurementError(
             "effective depth: the gradient reaches the first block by ways that do not go through all of the blocks "
             f"({parts[0].name} to {parts[-1].name}), or it is zero or not finite. Name blocks that follow one another."
         )
-    return start
+    return start, gains[::-1]
 
 
-def _gains(at: Linearisation, parts: Sequence[_Part], cotangent: Tensor) -> list[float]:
-    """Return of each block the gradient that comes through the branch over that through the skip."""
-    blocks = [part for part in parts if part.residual]
-    edges = [value.edge for part in blocks for value in (part.source, part.target)]
-    found = torch.autograd.grad(Value.of(at.output).edge, edges, cotangent, retain_graph=True)
-    gains = []
-    for before, after in zip(found[::2], found[1::2], strict=True):
-        size = float(after.double().norm())
-        gains.append(float((before.double() - after.double()).norm()) / size if size > 0 else math.nan)
-    if not all(math.isfinite(gain) for gain in gains):
-        raise MeasurementError(
-            "effective depth: the gradient in the stream is zero or not finite, at least in the model's precision."
-        )
-    return gains
+def _scaled(gradient: Tensor) -> tuple[Tensor, float]:
+    """Return a gradient divided by its largest element, and log10 of that."""
+    size = float(gradient.abs().amax())
+    return (gradient / size, math.log10(size)) if size > 0 else (gradient, -math.inf)
 
 
-def _log_gains(at: Linearisation, parts: Sequence[_Part], cotangent: Tensor) -> Tensor:
+def _log_gains(gains: Sequence[float]) -> Tensor:
     """Return the logarithms of the gains, none so small that its block would never be drawn."""
-    gains = torch.tensor(_gains(at, parts, cotangent), dtype=torch.float64)
-    least = 0.05 * float(gains.square().mean().sqrt())
-    return gains.clamp_min(least if least > 0 else 1.0).log()
+    found = torch.tensor(gains, dtype=torch.float64)
+    least = 0.05 * float(found.square().mean().sqrt())
+    return found.clamp_min(least if least > 0 else 1.0).log()
 
 
 def _log_sums(log_odds: Tensor) -> Tensor:
