@@ -275,7 +275,7 @@ def block_extremes(at: Linearisation, *, steps: int = 24) -> BlockExtremes:
         stack = torch.stack([matrix for _, matrix in pairs])
         for (name, _), *extremes in zip(pairs, *_extremes(stack), strict=True):
             rows[name] = extremes[0], extremes[1], extremes[2]
-    columns = [torch.stack([rows[name][i].double().cpu() for name in names]) for i in range(3)] if names else []
+    columns = [torch.stack([rows[name][i].cpu().double() for name in names]) for i in range(3)] if names else []
     empty = torch.zeros(0, dtype=torch.float64)
     largest, mean_square, bound = columns or (empty, empty, empty)
     return BlockExtremes(tuple(names), largest, mean_square, bound, tuple(methods[name] for name in names))
