@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from levada._errors import MeasurementError, UsageError
 from levada.probe import (
-    Jacobian,
     block_extremes,
     largest_singular_value,
     linearise,
@@ -20,8 +19,7 @@ from levada.probe import (
     singular_values,
     squared_moments,
 )
-from levada.probe.cotangent import Value
-from levada.theory import jacobian_moments, largest_squared_singular_value, probe_deviation
+from levada.theory import JacobianMoments, jacobian_moments, largest_squared_singular_value, probe_deviation
 
 
 class Attention(nn.Module):
@@ -390,22 +388,34 @@ class Residual(nn.Module):
         return torch.add(x, self.second(torch.tanh(self.first(x))), alpha=self.alpha)
 
 
+class Twice(nn.Module):
+    """Reads what goes into the activation twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        z = self.linear(x)
+        return torch.tanh(z) + z
+
+
 @pytest.mark.parametrize(
     ("make", "known"),
     [
+        (lambda: nn.Sequential(Twice(), Twice()), True),
         (lambda: nn.Sequential(Residual(), Residual()), True),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Sigmoid(), nn.Dropout()), True),
         (lambda: nn.Sequential(Scaled(), Scaled()), False),
-        (lambda: nn.Sequential(Residual(0.5), nn.Linear(4, 4)), False),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1), nn.Linear(4, 4)), False),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)), False),
+        (lambda: nn.Sequential(Residual(0.5), Residual(2.0)), False),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1), nn.Linear(4, 4), nn.LayerNorm(4)), False),
     ],
 )
 def test_closed_forms_are_used_where_they_agree(make, known):
     torch.manual_seed(0)
     model, x = make().double().eval(), torch.randn(3, 4, dtype=torch.float64)
     at = linearise(model, x)
-    assert at.jacobian().closed_form == known
+    assert [at.block(block).closed_form for block in at.blocks].count(True) == (len(at.blocks) if known else known)
     torch.testing.assert_close(at.jacobian().matrix(), exact(model, x), rtol=1e-9, atol=1e-12)
     product = torch.eye(4, dtype=torch.float64).expand(3, 4, 4)
     for block in at.blocks:
@@ -418,12 +428,13 @@ def test_dead_units_and_vanished_gradients_keep_the_closed_form_exact():
     model = nn.Sequential(*[m for _ in range(40) for m in (nn.Linear(8, 8), nn.ReLU())]).double()
     with torch.no_grad():
         for layer in model[::2]:
-            layer.weight[0] = 0
+            layer.weight[0] = layer.weight[:, 1] = 0  # unit 0 is dead, and unit 1 is not read
             layer.bias[0] = -1
     x = torch.randn(3, 8, dtype=torch.float64)
     at = linearise(model, x)
     for index, block in enumerate(at.blocks):
         h = model[: 2 * index](x) if index else x
+        assert at.block(block).closed_form
         torch.testing.assert_close(at.block(block).matrix(), exact(model[2 * index : 2 * index + 2], h.detach()))
 
 
@@ -445,16 +456,23 @@ def test_extremes_of_blocks():
 
 def test_condition_numbers_are_lower_bounds():
     torch.manual_seed(0)
-    model = nn.Linear(400, 400, bias=False)
-    u, _ = torch.linalg.qr(torch.randn(400, 400))
-    model.weight.data.copy_(u * torch.logspace(0, -5, 400))
-    jacobian = linearise(model, torch.randn(2, 400)).jacobian()
+    model = nn.Linear(250, 250, bias=False)
+    u, _ = torch.linalg.qr(torch.randn(250, 250))
+    model.weight.data.copy_(u * torch.logspace(0, -5, 250))
+    jacobian = linearise(model, torch.randn(2, 250)).jacobian()
     found = singular_values(jacobian, method="lanczos")
     assert not found.complete
     assert found.values[:, 0] == pytest.approx(1.0, rel=2e-3)
     assert (found.condition_bound <= 1e5 * 1.001).all()
     assert (found.residual[:, 0] < 1e-2).all()
     assert (found.condition_bound > 10).all()
+    assert (singular_values(jacobian, method="explicit").condition_bound <= 1e5 * 1.1).all()
+    # Its square is beyond float32: the smallest eigenvalue is rounding, and the bound must know it.
+    assert 100 < block_extremes(linearise(model, torch.randn(2, 250))).condition_bound[0] <= 1e5
+    small = nn.Linear(2, 2, bias=False)
+    nn.init.ones_(small.weight)  # singular
+    assert singular_values(linearise(small, torch.randn(2, 2)).jacobian()).condition_bound.isfinite().all()
+    assert block_extremes(linearise(small, torch.randn(2, 2))).condition_bound.isfinite().all()
 
 
 def test_lanczos_on_repeated_and_missing_singular_values():
@@ -540,8 +558,9 @@ def test_estimated_moments_agree_with_exact_ones():
     torch.manual_seed(0)
     model, x = deep(2, 300), torch.randn(4, 300)
     at = linearise(model, x)
-    exactly = squared_moments(at.jacobian())
-    estimated = squared_moments(Jacobian("", at.value(at._entered), Value.of(at.output), separate=True), probes=8)
+    estimated, squares = squared_moments(at.jacobian(), probes=8), singular_values(at.jacobian(), method="explicit")
+    squares = squares.values.double().square()
+    exactly = JacobianMoments(float(squares.mean()), float(squares.var(correction=0) / squares.mean() ** 2))
     # 32 probes of 300 signs: a relative deviation of sqrt(2 (1 + v) / (k n)), v = 2.
     assert estimated.mean == pytest.approx(exactly.mean, rel=4 * probe_deviation(2.0, 300, 32))
     assert estimated.relative_variance == pytest.approx(exactly.relative_variance, rel=0.15)

