@@ -184,6 +184,18 @@ def test_what_cannot_be_differentiated_twice_and_is_too_large_says_so(monkeypatc
     assert jacobian.vjp(torch.ones(4, 5)).shape == (4, 5)
 
 
+@pytest.mark.parametrize("name", ["attention", "lstm"])
+def test_fused_kernels_are_left_out_where_they_have_no_second_derivative(name, monkeypatch):
+    monkeypatch.setattr("levada.probe.jacobian._LARGEST", 0)  # no way around by the matrix
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    enabled = torch.backends.mkldnn.enabled
+    jacobian = linearise(make(), torch.randn(shape)).jacobian()
+    u, v = torch.randn(shape[0], jacobian.outputs), torch.randn(shape[0], jacobian.inputs)
+    torch.testing.assert_close((u * jacobian.jvp(v)).sum(1), (jacobian.vjp(u) * v).sum(1), rtol=1e-4, atol=1e-5)
+    assert torch.backends.mkldnn.enabled == enabled
+
+
 def test_batch_statistics_make_the_batch_one_sample():
     model, x = in_double(lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)), (4, 3))
     at = linearise(model, x)
@@ -508,6 +520,11 @@ def test_a_far_smaller_jacobian_than_float32_can_square():
     assert squared_moments(at.jacobian()).mean == pytest.approx(float(exactly.square().mean()), rel=1e-4)
     blocks = block_extremes(at)
     assert blocks.largest[0] == pytest.approx(float(torch.linalg.matrix_norm(wide[0].weight.detach(), 2)), rel=1e-5)
+    for layer in model:
+        layer.weight.data.mul_(1e-20)
+    tiny = block_extremes(linearise(model[:1], x))
+    assert tiny.largest[0] == pytest.approx(1e-20 * float(blocks.largest[0]), rel=1e-5)
+    assert tiny.mean_square[0] == pytest.approx(1e-40 * float(blocks.mean_square[0]), rel=1e-5)
 
 
 # Random matrix theory.
