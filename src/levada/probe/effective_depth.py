@@ -134,8 +134,8 @@ def estimated_path_lengths(
     r"""Estimate of `sampled_path_lengths` from one backward pass, as if all branches were independent.
 
     With $g$ the gradient at a block's output and $g + f'^T g$ that at its input, the branch has the gain
-    $a = \|f'^T g\|/\|g\|$ and is passed with probability $a^2/(1 + a^2)$. On 15 networks its mean was off by 1.8 % in the
-    median, by 10 % for ReLU branches without a normalisation and by 12.5 % for a ResNet-56 before training.
+    $a = \|f'^T g\|/\|g\|$ and is passed with probability $a^2/(1 + a^2)$. On 15 networks its mean was off by 1.8 % in
+    the median, by 10 % for ReLU branches without a normalisation and by 12.5 % for a ResNet-56 before training.
 
     Args:
         at: of `linearise`.

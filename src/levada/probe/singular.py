@@ -150,8 +150,8 @@ def singular_values(
     Args:
         jacobian: of `Linearisation.jacobian` or `Linearisation.block`.
         steps: of Lanczos, each a product with `J` and one with its transpose.
-        method: "explicit" or "lanczos"; left out, the matrix if it is known or its smaller side has at most 256 elements
-            or at most `steps`.
+        method: "explicit" or "lanczos"; left out, the matrix if it is known or its smaller side has at most 256
+            elements, or at most `steps`.
         seed: of the first vectors.
 
     Returns:
