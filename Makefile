@@ -43,6 +43,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.dense
 	$(BIN)/python -m benchmarks.probe
 	$(BIN)/python -m benchmarks.connections
+	$(BIN)/python -m benchmarks.jacobian
 
 clean:
 	rm -rf $(VENV) docs/_build runs report.html

@@ -1,11 +1,30 @@
 """Turn a running model into a trace: block boundaries, signals by site and step. Works on any `nn.Module`."""
 
 from levada.probe.cotangent import cotangent_rms as cotangent_rms
+from levada.probe.effective_depth import SampledPathLengths as SampledPathLengths
+from levada.probe.effective_depth import estimated_path_lengths as estimated_path_lengths
+from levada.probe.effective_depth import sampled_path_lengths as sampled_path_lengths
 from levada.probe.execution import Execution as Execution
 from levada.probe.execution import Operation as Operation
 from levada.probe.execution import record as record
+from levada.probe.jacobian import Jacobian as Jacobian
+from levada.probe.lesion import Lesions as Lesions
+from levada.probe.lesion import Reordering as Reordering
+from levada.probe.lesion import lesion as lesion
+from levada.probe.lesion import reorder as reorder
+from levada.probe.linearisation import Linearisation as Linearisation
+from levada.probe.linearisation import linearise as linearise
 from levada.probe.mixing import MIXING_SIGNALS as MIXING_SIGNALS
+from levada.probe.partial import PartialJacobianNorms as PartialJacobianNorms
+from levada.probe.partial import partial_jacobian_norms as partial_jacobian_norms
 from levada.probe.probe import Probe as Probe
+from levada.probe.singular import BlockExtremes as BlockExtremes
+from levada.probe.singular import LargestSingularValue as LargestSingularValue
+from levada.probe.singular import SingularValues as SingularValues
+from levada.probe.singular import block_extremes as block_extremes
+from levada.probe.singular import largest_singular_value as largest_singular_value
+from levada.probe.singular import singular_values as singular_values
+from levada.probe.singular import squared_moments as squared_moments
 from levada.probe.trace import SIGNALS as SIGNALS
 from levada.probe.trace import Signal as Signal
 from levada.probe.trace import Site as Site
@@ -14,12 +33,31 @@ from levada.probe.trace import Trace as Trace
 __all__ = [
     "MIXING_SIGNALS",
     "SIGNALS",
+    "BlockExtremes",
     "Execution",
+    "Jacobian",
+    "LargestSingularValue",
+    "Lesions",
+    "Linearisation",
     "Operation",
+    "PartialJacobianNorms",
     "Probe",
+    "Reordering",
+    "SampledPathLengths",
     "Signal",
+    "SingularValues",
     "Site",
     "Trace",
+    "block_extremes",
     "cotangent_rms",
+    "estimated_path_lengths",
+    "largest_singular_value",
+    "lesion",
+    "linearise",
+    "partial_jacobian_norms",
     "record",
+    "reorder",
+    "sampled_path_lengths",
+    "singular_values",
+    "squared_moments",
 ]

@@ -20,7 +20,7 @@ from levada.probe.sites import execution_from
 from levada.probe.statistics import mean_square
 from levada.probe.taps import Plan, Taps, Target, plan_from
 
-__all__ = ["Cotangents", "cotangent_rms"]
+__all__ = ["Cotangents", "Value", "cotangent_rms"]
 
 # Sizes at which neither the gradient's smaller elements underflow nor its larger ones overflow.
 _TRUSTED = {torch.float16: (1e-3, 1e3), torch.float64: (1e-140, 1e140)}
@@ -90,7 +90,7 @@ class Cotangents:
         self.recorded = 0
         self._model = model
         self._plan: Plan | None = None
-        self._values: dict[int, _Value] = {}
+        self._values: dict[int, Value] = {}
         self._output = -1
         self._expected: set[int] = set()
         self._cuts: set[int] = set()
@@ -125,14 +125,14 @@ class Cotangents:
                 return self._plan.execution, self._sweep(self._plan.execution, values)
         return self._record(run)
 
-    def _as_recorded(self, values: Mapping[int, _Value]) -> bool:
+    def _as_recorded(self, values: Mapping[int, Value]) -> bool:
         return values.keys() == self._expected and _nodes(values[self._output].edge) == self._nodes
 
     def keep(self, number: int, tensor: Tensor) -> None:
         """Take a value of a pass that a `Recorder` records: its `on_value`."""
         # Inside a custom autograd function a view of an input asks for a gradient and has no place in the graph.
         if tensor.requires_grad and (tensor.grad_fn is not None or torch.is_grad_enabled()):
-            self._values[number] = _Value.of(tensor)
+            self._values[number] = Value.of(tensor)
 
     def plan(self, recorder: Recorder, execution: Execution) -> bool:
         """Plan further passes from a recorded one; say whether its output has a graph.
@@ -169,7 +169,7 @@ class Cotangents:
             )
         return execution, self._sweep(execution, values)
 
-    def _sweep(self, execution: Execution, values: Mapping[int, _Value]) -> _Sweep:
+    def _sweep(self, execution: Execution, values: Mapping[int, Value]) -> _Sweep:
         return _Sweep(values, self._output, [execution.output_of[site.name] for site in execution.sites], self._cuts)
 
 
@@ -177,7 +177,7 @@ class _Sightings:
     """The values that taps come by, each at its first sight; what is seen twice has the graph of the version seen."""
 
     def __init__(self) -> None:
-        self.values: dict[int, _Value] = {}
+        self.values: dict[int, Value] = {}
         self.passes = 0
 
     def begin(self) -> bool:
@@ -191,7 +191,7 @@ class _Sightings:
     def see(self, target: Target, tensor: Tensor) -> None:
         """Keep a value's place in the graph."""
         if tensor.requires_grad:
-            self.values[target.site] = _Value.of(tensor)
+            self.values[target.site] = Value.of(tensor)
 
     def see_again(self, target: Target, tensor: Tensor) -> None:
         """Pass over what is computed outside of the model's call."""
@@ -210,7 +210,7 @@ def _nodes(edge: GradientEdge) -> Counter[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Value:
+class Value:
     """A value's place in the graph."""
 
     edge: GradientEdge
@@ -225,10 +225,11 @@ class _Value:
 
     @property
     def trusted(self) -> tuple[float, float]:
+        """Sizes between which a gradient of this type is neither cut off below nor above."""
         return _TRUSTED.get(self.dtype, _WIDE)
 
 
-def _cuts(recorder: Recorder, values: Mapping[int, _Value]) -> set[int]:
+def _cuts(recorder: Recorder, values: Mapping[int, Value]) -> set[int]:
     """Return the values through which everything flows: nothing made before them is read after them."""
     last_use: dict[int, int] = {}
     for event in recorder.root.walk() if recorder.root is not None else ():
@@ -255,7 +256,7 @@ class _Sweep:
         cuts: values from which the backward pass may start again.
     """
 
-    def __init__(self, values: Mapping[int, _Value], output: int, boundaries: list[int], cuts: set[int]) -> None:
+    def __init__(self, values: Mapping[int, Value], output: int, boundaries: list[int], cuts: set[int]) -> None:
         self._values = values
         self._output = output
         self._boundaries = boundaries
