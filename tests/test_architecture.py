@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import levada
+import levada.connections
 
 SOURCE = Path(levada.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
