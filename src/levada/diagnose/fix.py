@@ -180,13 +180,14 @@ class _Repair:
             return self._unknown(before, _SPENT)
         causes = _causes(before, course, subject, made.floor)
         if not causes:
-            return Fix("healthy", None, "", before, None, (), _learned(course, steps), self.clock.passed)
+            return Fix("healthy", None, "", before, None, (), notes=_learned(course, steps), seconds=self.clock.passed)
         found, spent = self._tried(made, causes)
         found, checks = self._without_new_errors(made, found, before)
-        return self._chosen(made, found, checks, before, (_SPENT,) if spent else ())
+        fixed = self._chosen(made, found, checks, before, (_SPENT,) if spent else ())
+        return replace(fixed, causes=causes)
 
     def _unknown(self, before: Report, note: str) -> Fix:
-        return Fix("unknown", None, "", before, None, (), (note,), self.clock.passed)
+        return Fix("unknown", None, "", before, None, (), notes=(note,), seconds=self.clock.passed)
 
     def _subject(self, before: Report, facts: Facts, batches: Sequence[Batch]) -> Subject:
         scratch, seed = copied(self.model), self.how.get("seed", 0)
@@ -215,8 +216,10 @@ class _Repair:
 
     def _affordable(self, training: Training, steps: int, trials: int, before: Report) -> int:
         """Return how many steps each training can have; 0 if too few."""
-        seed, count, timed = self.how.get("seed", 0), 3, Clock(max(0.0, self.clock.left))
+        seed, count = self.how.get("seed", 0), 3
         try:
+            training(copied(self.model), Patch(), seed, 1, self.clock)  # the first step loads what later ones have
+            timed = Clock(max(0.0, self.clock.left))
             training(copied(self.model), Patch(), seed, count, timed)
         except Spent:
             return 0
@@ -252,13 +255,14 @@ class _Repair:
         checks: dict[str, Report] = {}
         for trial in ranked([t for t in trials if t.helps], made.floor):
             if self.clock.left < (0.0 if not checks else before.seconds):
-                told[trial.name] = replace(trial, said="it helps; no time was left to check the repaired model")
+                told[trial.name] = replace(trial, said="helps, but no time was left to check the repaired model")
                 continue
             report = self._checked(made, trial)
             new = sorted(_errors(report) - known)
+            left = tuple(rule for rule in trial.causes if rule in _fired(report))
             checks[trial.name] = report
-            said = f"it helps, but brings {', '.join(new)}" if new else "it helps, and brings no new error"
-            told[trial.name] = replace(trial, said=said, proposed=not new, verdict=report.verdict)
+            said = f"helps, but brings {', '.join(new)}" if new else "helps, no new error"
+            told[trial.name] = replace(trial, said=said, proposed=not new, verdict=report.verdict, left=left)
         return list(told.values()), checks
 
     def _checked(self, made: Trials, trial: Trial) -> Report:
@@ -289,13 +293,14 @@ class _Repair:
         before = replace(before, findings=tuple(_proposing(f, order, trials) for f in before.findings))
         if not order:
             outcome: Outcome = "unknown" if notes and not any(t.seeds[1:] for t in trials) else "not repaired"
-            return Fix(outcome, None, "", before, None, tuple(rest), notes, self.clock.passed)
+            return Fix(outcome, None, "", before, None, tuple(rest), notes=notes, seconds=self.clock.passed)
         best = order[0]
         patch = made.written(self.remedies[best.name], self.how.get("seed", 0))
         assert patch is not None
-        outcome = "improved" if _errors(checks[best.name]) else "repaired"
+        learns = float(best.after["loss"]) < made.floor or not made.floor  # better than outputs of zero
+        outcome = "repaired" if learns and not _errors(checks[best.name]) else "improved"
         after, tried = checks[best.name], (*order, *rest)
-        return Fix(outcome, made.repaired(patch), best.patch, before, after, tried, notes, self.clock.passed)
+        return Fix(outcome, made.repaired(patch), best.patch, before, after, tried, patch, (), notes, self.clock.passed)
 
 
 _SPENT = "The budget was spent before everything was tried."
@@ -305,17 +310,22 @@ def _said(trial: Trial) -> Trial:
     if trial.effect is None:
         return trial
     if len(trial.seeds) < LEAST_TRIALS:
-        return replace(trial, said="it does not help" if trial.effect <= 0 else "not verified")
-    return replace(trial, said="it helps" if trial.helps else "whether it helps is not sure")
+        return replace(trial, said="does not help" if trial.effect <= 0 else "not verified")
+    hopeless = trial.high is not None and trial.high < NOTICEABLE
+    return replace(trial, said="helps" if trial.helps else "does not help" if hopeless else "not sure")
 
 
 def _errors(report: Report) -> set[str]:
     return {f.rule for f in report.findings if f.status == "fired" and f.severity == "error"}
 
 
+def _fired(report: Report) -> list[str]:
+    return [f.rule for f in report.findings if f.status == "fired" and f.severity != "info"]
+
+
 def _causes(report: Report, course: Course, subject: Subject, floor: float) -> tuple[str, ...]:
     """Return the rules that fired, and what training the model as it is shows, in causal order."""
-    found = [f.rule for f in report.findings if f.status == "fired" and f.severity != "info"]
+    found = _fired(report)
     if subject.facts.loss in ("cross_entropy", "CrossEntropyLoss"):
         with torch.no_grad():
             batch = subject.batches[0]
@@ -323,7 +333,11 @@ def _causes(report: Report, course: Course, subject: Subject, floor: float) -> t
         if gives_probabilities(main_output(outputs)):
             found.append("double_softmax")
     size = max(abs(course.start), floor)
-    if not math.isfinite(course.end) or max(course.losses) > THROWN * size or course.end > course.start:
+    if (
+        not math.isfinite(course.end)
+        or max(course.losses) > THROWN * size
+        or course.end - course.start > NOTICEABLE * size
+    ):
         found.append("learning_rate_too_high")
     nothing_to_learn = abs(course.start) < NOTICEABLE * floor
     if not nothing_to_learn and not course.start - course.end > NOTICEABLE * size:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from levada._numbers import json_ready
+from levada.diagnose.remedies import Patch
 from levada.diagnose.report import Report
 from levada.diagnose.verify import Trial
 
@@ -20,7 +21,7 @@ SCHEMA = 1
 _WORDS = {
     "healthy": "there is nothing to repair",
     "repaired": "a remedy helps, and no error is left",
-    "improved": "a remedy helps, and an error is left",
+    "improved": "a remedy helps, and is not enough",
     "not repaired": "no remedy that was tried helps",
     "unknown": "it is not known what would help",
 }
@@ -33,13 +34,16 @@ class Fix:
 
     Attributes:
         outcome: "healthy": nothing is to be repaired; "repaired": a remedy helps, and a check of the repaired copy
-            shows no error; "improved": one helps, and an error is left; "not repaired": none helps; "unknown".
+            shows no error; "improved": one helps, and an error is left, or a loss above that of outputs of zero; "not
+            repaired": none helps; "unknown".
         model: a copy of the model with the best remedy applied, before any training; None if there is none.
         patch: the change, as code; run where `model` is the model as it was (and `inputs` what it is called with, and
             `optimizer` its optimizer, if the code names them), it makes `model` what `Fix.model` is.
         before: the check of the model as it is; its findings have the remedies that were verified.
         after: the check of the repaired copy.
         trials: everything that was tried: what is proposed, the best first, then what is not.
+        change: the parts of the patch; None if there is none.
+        causes: what the remedies were to answer: rules that fired, and what training the model as it is showed.
         notes: what was left out, one sentence each.
         seconds: time that all of it took.
     """
@@ -50,6 +54,8 @@ class Fix:
     before: Report
     after: Report | None
     trials: tuple[Trial, ...]
+    change: Patch | None = None
+    causes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -66,6 +72,7 @@ class Fix:
             "seconds": round(self.seconds, 3),
             "remedy": self.trials[0].name if self.patch else None,
             "patch": self.patch,
+            "causes": self.causes,
             "trials": [asdict(trial) for trial in self.trials],
             "notes": self.notes,
         }

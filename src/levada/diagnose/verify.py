@@ -20,6 +20,8 @@ __all__ = ["Trial", "Trials", "effect_of", "ranked"]
 
 # A remedy that lowers the loss by less than this share of it is not worth a change.
 NOTICEABLE = 0.02
+# Between losses this close, as a share, a remedy is chosen by what it leaves and by how little it changes.
+CLOSE = 0.05
 # This many remedies that help are enough to choose from.
 MOST = 3
 
@@ -46,6 +48,7 @@ class Trial:
         said: what became of it, in words.
         proposed: whether it helps and brings no new error.
         verdict: the check's verdict on the repaired copy; "" if it was not made.
+        left: causes that still fire there.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Trial:
     said: str = "not tried"
     proposed: bool = False
     verdict: str = ""
+    left: tuple[str, ...] = ()
 
     @property
     def helps(self) -> bool:
@@ -87,10 +91,11 @@ def effect_of(before: float, after: float, floor: float = 0.0) -> float:
 
 
 def ranked(trials: Sequence[Trial], floor: float = 0.0) -> list[Trial]:
-    """Sort by the loss that is left, and what cannot be told apart noticeably by how little it changes.
+    """Sort by the loss that is left, and what is as good by what it leaves and changes.
 
     All of them are compared with the same trainings of the model as it is, so that the order is that of the effects;
-    effects alone would not tell apart what repairs a training that does not stay finite.
+    effects alone would not tell apart what repairs a training that does not stay finite. Of what is as good, the one
+    after which fewer causes fire comes first, then the smaller change.
 
     Args:
         trials: with losses.
@@ -105,8 +110,8 @@ def ranked(trials: Sequence[Trial], floor: float = 0.0) -> list[Trial]:
     left = sorted(trials, key=lambda t: _left(t))
     order = []
     while left:
-        close = [t for t in left if effect_of(_left(t), _left(left[0]), floor) < NOTICEABLE]
-        order.append(min(close, key=lambda t: (t.size, _left(t))))
+        close = [t for t in left if effect_of(_left(t), _left(left[0]), floor) < CLOSE]
+        order.append(min(close, key=lambda t: (len(t.left), t.size, _left(t))))
         left.remove(order[-1])
     return order
 
@@ -151,7 +156,8 @@ class Trials:
     def baseline(self, seed: int) -> Course:
         """Return how the model as it is trains from a seed; the training is made once."""
         if seed not in self.as_it_is:
-            self.as_it_is[seed] = self._train(copied(self.model), Patch(), seed)
+            self.as_it_is[seed] = self.training(copied(self.model), Patch(), seed, self.steps, self.clock)
+            self._count()
         return self.as_it_is[seed]
 
     def repaired(self, patch: Patch) -> nn.Module:
@@ -161,12 +167,6 @@ class Trials:
     def written(self, remedy: Remedy, seed: int) -> Patch | None:
         """Return a remedy's change as it is drawn from a seed; None if it does not apply."""
         return remedy.write(replace(self.subject, seed=seed))
-
-    def _train(self, model: nn.Module, patch: Patch, seed: int) -> Course:
-        course = self.training(model, patch, seed, self.steps, self.clock)
-        self.count += 1
-        self.done(self.count)
-        return course
 
     def look(self, trial: Trial, remedy: Remedy) -> Trial:
         """Try a remedy once, to see whether more is worth its time.
@@ -187,18 +187,12 @@ class Trials:
     def _made(self, trial: Trial, remedy: Remedy, seeds: Sequence[int]) -> Trial:
         before = [self.baseline(seed) for seed in seeds]
         after = []
-        try:
-            for seed in seeds:
-                patch = self.written(remedy, seed)
-                if patch is None:
-                    return replace(trial, said="it does not apply")
-                after.append(self._train(self.repaired(patch), patch, seed))
-        except Spent:
-            raise
-        except (UsageError, MeasurementError) as error:
-            return replace(trial, effect=None, said=f"it does not apply: {error}")
-        except Exception as error:
-            return replace(trial, effect=None, said=f"with it the training fails: {raised(error)}")
+        for seed in seeds:
+            course = self._with(remedy, seed)
+            if isinstance(course, str):
+                return replace(trial, effect=None, said=course)
+            after.append(course)
+            self._count()
         effects = [effect_of(b.end, a.end, self.floor) for b, a in zip(before, after, strict=True)]
         low, high = _interval(effects)
         return replace(
@@ -210,6 +204,24 @@ class Trials:
             after=_told(after),
             seeds=tuple(seeds),
         )
+
+    def _with(self, remedy: Remedy, seed: int) -> Course | str:
+        """Return how the model trains with a remedy, or why it does not."""
+        try:
+            patch = self.written(remedy, seed)
+            if patch is None:
+                return "does not apply"
+            return self.training(self.repaired(patch), patch, seed, self.steps, self.clock)
+        except Spent:
+            raise
+        except (UsageError, MeasurementError) as error:
+            return f"does not apply: {error}"
+        except Exception as error:  # what a change makes of somebody's model may raise anything
+            return f"with it the training fails: {raised(error)}"
+
+    def _count(self) -> None:
+        self.count += 1
+        self.done(self.count)
 
 
 def _interval(effects: Sequence[float]) -> tuple[float | None, float | None]:
