@@ -155,7 +155,7 @@ class _Repair:
 
     def run(self, trials: int, steps: int) -> Fix:
         """Find causes, look, verify, choose."""
-        before, trace = examine(self.model, self.batch, **self.how, budget=CHECKED * self.clock.left)
+        before, trace = examine(self.model, self.batch, **self.how, budget=CHECKED * max(0.0, self.clock.left))
         facts, seed = facts_of(trace), self.how.get("seed", 0)
         batches = read_batches(self.model, self.batch, "fix")
         training = self._training(batches, facts)
@@ -230,15 +230,17 @@ class _Repair:
 
     def _tried(self, made: Trials, causes: Sequence[str]) -> tuple[list[Trial], bool]:
         """Look at every remedy that answers a cause, and verify the best; the second value: whether time ran out."""
-        trials = {}
+        trials: dict[str, Trial] = {}
         for name, remedy in self.remedies.items():
             answered = tuple(cause for cause in causes if cause in remedy.causes)
-            patch = made.written(remedy, made.seeds[0]) if answered else None
-            if patch is not None:
+            patch = made.attempted(remedy) if answered else None
+            if isinstance(patch, str):
+                trials[name] = Trial(name, answered, remedy.size, "", said=patch)
+            elif patch is not None:
                 trials[name] = Trial(name, answered, remedy.size, str(patch))
         try:
-            for name in trials:
-                trials[name] = made.look(trials[name], self.remedies[name])
+            for trial in [t for t in trials.values() if t.patch]:
+                trials[trial.name] = made.look(trial, self.remedies[trial.name])
             for trial in ranked([t for t in trials.values() if t.effect is not None and t.effect > 0], made.floor):
                 if sum(t.helps for t in trials.values()) == MOST:
                     break
@@ -257,7 +259,12 @@ class _Repair:
             if self.clock.left < (0.0 if not checks else before.seconds):
                 told[trial.name] = replace(trial, said="helps, but no time was left to check the repaired model")
                 continue
-            report = self._checked(made, trial)
+            try:
+                report = self._checked(made, trial)
+            except (UsageError, MeasurementError) as error:
+                why = str(error).removeprefix("check: ")
+                told[trial.name] = replace(trial, said=f"helps, but the repaired model cannot be checked: {why}")
+                continue
             new = sorted(_errors(report) - known)
             left = tuple(rule for rule in trial.causes if rule in _fired(report))
             checks[trial.name] = report
@@ -333,11 +340,8 @@ def _causes(report: Report, course: Course, subject: Subject, floor: float) -> t
         if gives_probabilities(main_output(outputs)):
             found.append("double_softmax")
     size = max(abs(course.start), floor)
-    if (
-        not math.isfinite(course.end)
-        or max(course.losses) > THROWN * size
-        or course.end - course.start > NOTICEABLE * size
-    ):
+    thrown = max(course.losses) > THROWN * size and course.end > size / 2  # and did not come back
+    if not math.isfinite(course.end) or thrown or course.end - course.start > NOTICEABLE * size:
         found.append("learning_rate_too_high")
     nothing_to_learn = abs(course.start) < NOTICEABLE * floor
     if not nothing_to_learn and not course.start - course.end > NOTICEABLE * size:

@@ -168,6 +168,13 @@ class Trials:
         """Return a remedy's change as it is drawn from a seed; None if it does not apply."""
         return remedy.write(replace(self.subject, seed=seed))
 
+    def attempted(self, remedy: Remedy) -> Patch | str | None:
+        """Return the change as the first seed draws it, or why it could not be written; None if it does not apply."""
+        try:
+            return self.written(remedy, self.seeds[0])
+        except Exception as error:  # it looks at somebody's model, whose code may raise anything
+            return _refused(error)
+
     def look(self, trial: Trial, remedy: Remedy) -> Trial:
         """Try a remedy once, to see whether more is worth its time.
 
@@ -214,14 +221,18 @@ class Trials:
             return self.training(self.repaired(patch), patch, seed, self.steps, self.clock)
         except Spent:
             raise
-        except (UsageError, MeasurementError) as error:
-            return f"does not apply: {error}"
         except Exception as error:  # what a change makes of somebody's model may raise anything
-            return f"with it the training fails: {raised(error)}"
+            return _refused(error)
 
     def _count(self) -> None:
         self.count += 1
         self.done(self.count)
+
+
+def _refused(error: Exception) -> str:
+    if isinstance(error, UsageError | MeasurementError):
+        return f"does not apply: {error}"
+    return f"with it the model or its training fails: {raised(error)}"
 
 
 def _interval(effects: Sequence[float]) -> tuple[float | None, float | None]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import textwrap
 
+import torch
 from torch import nn
 
+from levada import initialise
 from levada._errors import UsageError
 from levada.diagnose.remedies.remedy import Patch, Subject
 from levada.theory import critical_point
 
 __all__ = ["critical", "default", "forget_bias", "glorot", "he", "he_there", "lsuv", "orthogonal"]
 
+MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 RECTIFIERS = {"relu": "", "leaky_relu": ", negative_slope=0.01"}
 
 
@@ -61,7 +66,24 @@ def lsuv(subject: Subject) -> Patch | None:
     """Scale orthogonal weights until every layer's output has variance 1 on a batch."""
     if subject.inputs is None or isinstance(subject.inputs, dict):
         return None
-    return _drawn(subject, "initialise.lsuv(model, inputs, generator=generator)  # inputs: one batch")
+    start = _drawn(subject, "initialise.orthogonal(model, generator=generator)")
+    if start is None:
+        return None
+    names = [name for name, module in subject.model.named_modules() if isinstance(module, MAPS)]
+    scaled = copy.deepcopy(subject.model)
+    generator = torch.Generator(next(scaled.parameters()).device).manual_seed(subject.seed % 2**63)
+    # The gains that the batch asks for are written down, so that the change needs no batch.
+    initialise.lsuv(scaled, subject.inputs, generator=generator)
+    plain = start.change(copy.deepcopy(subject.model))
+    gains = {name: _gain(scaled, plain, name) for name in names}
+    told = "\n".join(textwrap.wrap(repr(gains), 100, subsequent_indent=" " * 9, break_long_words=False))
+    lines = [f"gains = {told}", "with torch.no_grad():", "    for name, gain in gains.items():"]
+    return Patch("\n".join([start.build, *lines, "        model.get_submodule(name).weight *= gain"]))
+
+
+def _gain(scaled: nn.Module, plain: nn.Module, name: str) -> float:
+    sizes = [torch.linalg.vector_norm(m.get_parameter(f"{name}.weight".removeprefix("."))) for m in (scaled, plain)]
+    return float(f"{sizes[0].item() / sizes[1].item():.4g}")
 
 
 def default(subject: Subject) -> Patch | None:
@@ -86,7 +108,7 @@ def forget_bias(subject: Subject) -> Patch | None:
 
 
 def _drawn(subject: Subject, *lines: str) -> Patch | None:
-    if not any(isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in subject.model.modules()):
+    if not any(isinstance(m, MAPS) for m in subject.model.modules()):
         return None
     head = f"import torch\nfrom levada import initialise\ngenerator = {subject.generator}"
     return Patch("\n".join([head, *lines]))
