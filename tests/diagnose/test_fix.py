@@ -230,25 +230,31 @@ def broken(subject):
 
 
 def empty(subject):
-    """Change nothing."""
-    return Patch("pass")
+    """Draw random numbers, and change nothing."""
+    return Patch("import torch\nmodel.register_forward_hook(lambda *_: torch.rand(1) and None)")
+
+
+def lucky(subject):
+    """Help with the first seed, and with no other."""
+    return REMEDIES["learning_rate.lower"].write(subject) if subject.seed == 0 else spoil(subject)
 
 
 def test_what_hurts_fails_or_does_nothing_is_told_and_not_proposed():
-    everything = frozenset({"learning_rate_too_high", "no_progress"})
     remedies = {
-        "spoil": Remedy(everything, 1, spoil),
-        "broken": Remedy(everything, 1, broken),
-        "empty": Remedy(everything, 1, empty),
+        remedy.__name__: Remedy(frozenset({"learning_rate_too_high"}), 1, remedy)
+        for remedy in (spoil, broken, empty, lucky)
     }
-    fixed = levada.fix(chain(nn.ReLU, 4, he=True), BATCH, steps=STEPS, optimizer="AdamW", lr=0.5, remedies=remedies)
+    model = nn.Sequential(*chain(nn.ReLU, 4, he=True), nn.Dropout(0.1))
+    fixed = levada.fix(model, BATCH, steps=STEPS, optimizer="AdamW", lr=0.5, remedies=remedies)
     assert fixed.outcome == "not repaired"
     assert fixed.model is None
     told = {trial.name: trial for trial in fixed.trials}
+    assert told.keys() == remedies.keys()
     assert not any(trial.proposed for trial in fixed.trials)
     assert told["empty"].effect == 0.0  # the same batches and random numbers, bit for bit
     assert "AttributeError" in told["broken"].said
     assert told["broken"].effect is None
+    assert len(told["lucky"].seeds) == 3
 
 
 def test_a_remedy_that_learns_but_brings_an_error_is_not_proposed():

@@ -34,6 +34,8 @@ LEAST_STEPS, LEAST_TRIALS = 50, 3
 CHECKED = 0.25
 # About as many remedies answer a cause.
 LOOKS = 12
+# Trainings of a few steps, of which the fastest says what a step costs.
+TIMED = 3
 # A loss that is ever this many times as large as at the start, or as that of outputs of zero, was thrown out.
 THROWN = 3.0
 
@@ -216,14 +218,15 @@ class _Repair:
 
     def _affordable(self, training: Training, steps: int, trials: int, before: Report) -> int:
         """Return how many steps each training can have; 0 if too few."""
-        seed, count = self.how.get("seed", 0), 3
+        seed, count, seconds = self.how.get("seed", 0), 2, math.inf
         try:
-            training(copied(self.model), Patch(), seed, 1, self.clock)  # the first step loads what later ones have
-            timed = Clock(max(0.0, self.clock.left))
-            training(copied(self.model), Patch(), seed, count, timed)
+            for _ in range(TIMED):  # the first one loads what later ones have, and any may be interrupted
+                timed = Clock(max(0.0, self.clock.left))
+                training(copied(self.model), Patch(), seed, count, timed)
+                seconds = min(seconds, timed.passed / count)
         except Spent:
             return 0
-        allowed = self._training_clock(before).left / max(timed.passed / count, 1e-9)
+        allowed = self._training_clock(before).left / max(seconds, 1e-9)
         if allowed < LEAST_STEPS * (2 + 2 * trials):  # a look at one remedy, and its verification
             return 0
         return min(steps, max(LEAST_STEPS, int(allowed / (LOOKS + (1 + MOST) * trials))))

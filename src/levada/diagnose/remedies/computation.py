@@ -109,6 +109,4 @@ def unfreeze(subject: Subject) -> Patch | None:
     """Let the parameters learn that ask for no gradient."""
     if not subject.facts.fixed:
         return None
-    if set(subject.facts.fixed) == {n for n, p in subject.model.named_parameters() if p.is_floating_point()}:
-        return None
     return Patch("model.requires_grad_(True)")
