@@ -33,6 +33,7 @@ def clusters(*shape):
 
 
 BATCH = (clusters(DIM), LABELS)
+SHIFTED = (300 * clusters(DIM) + 1000, LABELS)
 IMAGES = (clusters(2, 6, 6), LABELS)
 
 
@@ -158,6 +159,13 @@ FAULTS = {
         None,
         {"scale_branches", "gate_branches", "initialise.lsuv", "initialise.pytorch_default"},
     ),
+    "inputs that are not normalised": (
+        lambda: chain(nn.Tanh, 3),
+        lambda: chain(nn.Tanh, 3),
+        {"optimizer": "SGD", "lr": 0.2},
+        None,
+        {"standardise"},
+    ),
     "a weight that is NaN": (
         with_nan,
         lambda: chain(nn.ReLU, 4, he=True),
@@ -180,7 +188,7 @@ def trained(model, batch, how, seeds):
 def test_a_planted_fault_is_repaired_to_its_twins_loss(fault):
     sick, twin, how, twins, remedies = FAULTS[fault]
     model = sick()
-    batch = IMAGES if "convolutions" in fault else BATCH
+    batch = IMAGES if "convolutions" in fault else SHIFTED if "inputs" in fault else BATCH
     fixed = levada.fix(model, batch, steps=STEPS, **how)
     assert fixed.outcome == "repaired", str(fixed)
     best = fixed.trials[0]
@@ -190,7 +198,7 @@ def test_a_planted_fault_is_repaired_to_its_twins_loss(fault):
     assert len(best.seeds) == 3
     zeros = math.log(CLASSES)
     if twin is not None:
-        healthy = trained(twin(), batch, twins or how, best.seeds)
+        healthy = trained(twin(), BATCH if batch is SHIFTED else batch, twins or how, best.seeds)
         assert best.after["loss"] < healthy + 0.1 * zeros, (best.after["loss"], healthy)
     assert best.after["loss"] < 0.75 * zeros
     assert not any(f.severity == "error" for f in fixed.after.findings if f.status == "fired")

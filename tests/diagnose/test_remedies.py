@@ -173,6 +173,18 @@ def test_modes_types_and_requests_for_gradients():
     assert REMEDIES["bfloat16"].write(subject(chain())) is None
 
 
+@pytest.mark.parametrize("shape", [(16, DIM), (16, 3, 9), (16, 3, 6, 6)])
+def test_inputs_out_of_scale_are_standardised(shape):
+    torch.manual_seed(0)
+    first = {2: nn.Linear(DIM, 3), 3: nn.Conv1d(3, 3, 9), 4: nn.Conv2d(3, 3, 6)}[len(shape)]
+    model, x = nn.Sequential(first, nn.Flatten()), 100 * torch.randn(shape) + 70
+    changed, _ = applied("standardise", model, (x, BATCH[1]))
+    seen = changed[0](x)
+    assert seen.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert seen.std().item() == pytest.approx(1.0, abs=0.01)
+    assert REMEDIES["standardise"].write(subject(model, (torch.randn(shape), BATCH[1]))) is None
+
+
 def test_a_softmax_inside_the_model_is_no_fault():
     class Attends(nn.Module):
         def __init__(self):

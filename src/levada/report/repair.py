@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,8 +71,8 @@ def _print_trials(trials: list[dict[str, Any]], console: Console) -> None:
         for trial in tried:
             table.add_row(
                 Text(str(trial["name"]), "green" if trial.get("proposed") else ""),
-                plain(trial["before"]["loss"]),
-                plain(trial["after"]["loss"]),
+                _loss(trial["before"]["loss"]),
+                _loss(trial["after"]["loss"]),
                 _effect(trial),
                 str(trial.get("said", "")),
             )
@@ -87,6 +88,10 @@ def _effect(trial: Mapping[str, Any]) -> str:
     low, high = trial.get("low"), trial.get("high")
     told = _signed(trial["effect"])
     return f"{told} [{_signed(low)}, {_signed(high)}]" if low is not None and high is not None else told
+
+
+def _loss(value: float) -> str:
+    return plain(value) if math.isfinite(value) else "inf"
 
 
 def _signed(value: float) -> str:

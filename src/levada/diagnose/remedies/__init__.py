@@ -28,6 +28,7 @@ REMEDIES: Mapping[str, Remedy] = MappingProxyType(
         "softmax": Remedy(frozenset({"double_softmax", "wrong_loss"}), 2, computation.softmax),
         "train": Remedy(frozenset({"train_mode"}), 2, computation.train),
         "unfreeze": Remedy(frozenset({STILL}), 2, computation.unfreeze),
+        "standardise": Remedy(_GROWS | _FLAT | _RATE | {STILL, "unscaled_input"}, 2, computation.standardise),
         "bfloat16": Remedy(_SHRINKS | _GROWS | _SMALL | {STILL}, 2, computation.bfloat16),
         "initialise.he_there": Remedy(frozenset({"dead_units"}), 2, weights.he_there),
         "learning_rate.lower": Remedy(_GROWS | _RATE, 1, training.lower_rate),

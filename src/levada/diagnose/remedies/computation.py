@@ -8,10 +8,12 @@ from torch import nn
 from levada.diagnose.loss import main_output
 from levada.diagnose.remedies.remedy import Call, Patch, Subject
 
-__all__ = ["bfloat16", "normalise", "relu", "softmax", "train", "unfreeze"]
+__all__ = ["bfloat16", "normalise", "relu", "softmax", "standardise", "train", "unfreeze"]
 
 BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh, nn.Softsign, nn.ReLU6)
 MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Initialisations are made for inputs of mean 0 and variance 1; a factor of three either way does no harm.
+LEAST_SIZE, LARGEST_SIZE = 1 / 3, 3.0
 # A sum of probabilities in float32 is this close to 1, and in bfloat16 not: these are looked at in float32 and up.
 SUMS_TO_ONE = 1e-4
 
@@ -91,6 +93,19 @@ def softmax(subject: Subject) -> Patch | None:
         "# The forward of the model ends in a softmax: return what goes into it. The same, from outside:\n"
         "model.register_forward_hook(lambda module, args, output: output.clamp_min(1e-30).log())"
     )
+
+
+def standardise(subject: Subject) -> Patch | None:
+    """Bring every feature or channel of the inputs to mean 0 and variance 1, over the batch."""
+    x = subject.inputs
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() not in (2, 3, 4, 5):
+        return None
+    values = x.double()
+    if LEAST_SIZE < float(values.std()) < LARGEST_SIZE and abs(float(values.mean())) < LARGEST_SIZE:
+        return None
+    dims = max(1, x.dim() - 2)
+    made = f"nn.BatchNorm{dims}d({x.shape[1]}, affine=False).to(next(model.parameters()))"
+    return Patch(f"from torch import nn\nmodel = nn.Sequential({made}, model)")
 
 
 def bfloat16(subject: Subject) -> Patch | None:
