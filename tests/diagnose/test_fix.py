@@ -114,14 +114,14 @@ FAULTS = {
         lambda: chain(nn.ReLU, 4, he=True),
         {"optimizer": "AdamW", "lr": 0.5},
         {"optimizer": "AdamW", "lr": 1e-3},
-        {"learning_rate.lower"},
+        {"learning_rate.tenth", "learning_rate.hundredth", "learning_rate.twentieth"},
     ),
     "learning rate too low": (
         lambda: chain(nn.ReLU, 3, he=True),
         lambda: chain(nn.ReLU, 3, he=True),
         {"optimizer": "SGD", "lr": 1e-6},
         {"optimizer": "SGD", "lr": 0.1},
-        {"learning_rate.raise", "learning_rate.raise_far"},
+        {"learning_rate.hundredth", "learning_rate.twentieth"},
     ),
     "dead units": (with_dead_units, lambda: chain(nn.ReLU, 6, he=True), SGD, None, {"initialise.he_there"}),
     "tiny weights": (
@@ -244,7 +244,7 @@ def empty(subject):
 
 def lucky(subject):
     """Help with the first seed, and with no other."""
-    return REMEDIES["learning_rate.lower"].write(subject) if subject.seed == 0 else spoil(subject)
+    return REMEDIES["learning_rate.hundredth"].write(subject) if subject.seed == 0 else spoil(subject)
 
 
 def test_what_hurts_fails_or_does_nothing_is_told_and_not_proposed():
@@ -338,7 +338,7 @@ def test_the_model_comes_back_as_it_was(stop):
 class Slow(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inner = chain(nn.ReLU, 12)
+        self.inner = chain(nn.ReLU, 2, he=True)
 
     def forward(self, x):
         time.sleep(0.001)
@@ -346,12 +346,13 @@ class Slow(nn.Module):
 
 
 def test_the_budget_is_kept():
+    how, start = {"optimizer": "SGD", "lr": 1e-6}, time.perf_counter()
+    fixed = levada.fix(Slow(), BATCH, budget=8.0, steps=1000, **how)
+    assert time.perf_counter() - start < 1.2 * 8.0
+    assert fixed.outcome == "repaired", str(fixed)
+    assert len(fixed.trials[0].after["curve"]) < 1000  # fewer steps, where the time is short
     start = time.perf_counter()
-    fixed = levada.fix(Slow(), BATCH, budget=6.0, **SGD)
-    assert time.perf_counter() - start < 1.2 * 6.0
-    assert fixed.outcome != "unknown", str(fixed)
-    start = time.perf_counter()
-    fixed = levada.fix(Slow(), BATCH, budget=1.0, **SGD)
+    fixed = levada.fix(Slow(), BATCH, budget=0.4, **how)
     assert time.perf_counter() - start < 1.2
     assert fixed.outcome == "unknown"
     assert "budget" in fixed.notes[0]

@@ -47,19 +47,16 @@ def chain(activation=nn.ReLU, depth=5, end=3):
     return nn.Sequential(*layers, nn.Linear(DIM, end))
 
 
-def test_rates_are_set_by_the_largest_first_step():
-    looked = subject(chain(), optimizer="SGD", lr=1.0)
-    (weight,) = [nn.Parameter(torch.ones(1))]
-    for name, wanted in (("learning_rate.lower", 1e-2), ("learning_rate.lowest", 1e-3)):
-        optimizer = torch.optim.SGD([weight], lr=1.0)
-        REMEDIES[name].write(looked).prepare(optimizer, [weight])
-        expected = min(wanted / looked.largest_update, 1.0)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=0.35)  # one digit
-    slow = subject(chain(), optimizer="SGD", lr=1e-6)
-    assert REMEDIES["learning_rate.raise"].write(looked) is None
-    optimizer = torch.optim.SGD([weight], lr=1e-6)
-    REMEDIES["learning_rate.raise"].write(slow).prepare(optimizer, [weight])
-    assert optimizer.param_groups[0]["lr"] * slow.largest_update / 1e-6 == pytest.approx(1e-3, rel=0.35)
+@pytest.mark.parametrize(("name", "wanted"), [("thousandth", 1e-3), ("hundredth", 1e-2), ("twentieth", 5e-2)])
+@pytest.mark.parametrize("rate", [10.0, 1e-6])
+def test_rates_are_set_by_the_largest_first_step(name, wanted, rate):
+    looked, weight = subject(chain(), optimizer="SGD", lr=rate), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=rate)
+    REMEDIES[f"learning_rate.{name}"].write(looked).prepare(optimizer, [weight])
+    set_to = optimizer.param_groups[0]["lr"]
+    # One digit; and the first step of plain SGD is in proportion to its rate.
+    assert looked.largest_update * set_to / rate == pytest.approx(wanted, rel=0.35)
+    assert REMEDIES[f"learning_rate.{name}"].write(subject(chain(), optimizer="SGD", lr=set_to)) is None
 
 
 def test_clipping_acts_before_each_step():

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
+from levada.diagnose.causes import causes, errors, fired
 from levada.diagnose.check import examine
 from levada.diagnose.compiled import eager, unwrapped
 from levada.diagnose.course import Clock, Course, Spent, Training, copied
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Proposal
-from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
+from levada.diagnose.loss import Loss, LossLike, resolve_loss
 from levada.diagnose.preserve import preserve
 from levada.diagnose.remedies import REMEDIES, Patch, Remedy, Subject, calls
-from levada.diagnose.remedies.computation import gives_probabilities
 from levada.diagnose.repaired import Fix, Outcome
 from levada.diagnose.report import Report
 from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
@@ -36,8 +36,6 @@ CHECKED = 0.25
 LOOKS = 12
 # Trainings of a few steps, of which the fastest says what a step costs.
 TIMED = 3
-# A loss that is ever this many times as large as at the start, or as that of outputs of zero, was thrown out.
-THROWN = 3.0
 
 Progress = Callable[[int, int], None]
 
@@ -180,13 +178,15 @@ class _Repair:
             course = made.baseline(seed)
         except Spent:
             return self._unknown(before, _SPENT)
-        causes = _causes(before, course, subject, made.floor)
-        if not causes:
+        found_causes = causes(before, course, subject, made.floor)
+        if not found_causes:
+            self.progress(made.count, made.count)
             return Fix("healthy", None, "", before, None, (), notes=_learned(course, steps), seconds=self.clock.passed)
-        found, spent = self._tried(made, causes)
-        found, checks = self._without_new_errors(made, found, before)
+        found, spent = self._tried(made, found_causes)
+        found, checks = self._without_newerrors(made, found, before)
+        self.progress(made.count, made.count)
         fixed = self._chosen(made, found, checks, before, (_SPENT,) if spent else ())
-        return replace(fixed, causes=causes)
+        return replace(fixed, causes=found_causes)
 
     def _unknown(self, before: Report, note: str) -> Fix:
         return Fix("unknown", None, "", before, None, (), notes=(note,), seconds=self.clock.passed)
@@ -231,11 +231,11 @@ class _Repair:
             return 0
         return min(steps, max(LEAST_STEPS, int(allowed / (LOOKS + (1 + MOST) * trials))))
 
-    def _tried(self, made: Trials, causes: Sequence[str]) -> tuple[list[Trial], bool]:
+    def _tried(self, made: Trials, reasons: Sequence[str]) -> tuple[list[Trial], bool]:
         """Look at every remedy that answers a cause, and verify the best; the second value: whether time ran out."""
         trials: dict[str, Trial] = {}
         for name, remedy in self.remedies.items():
-            answered = tuple(cause for cause in causes if cause in remedy.causes)
+            answered = tuple(cause for cause in reasons if cause in remedy.causes)
             patch = made.attempted(remedy) if answered else None
             if isinstance(patch, str):
                 trials[name] = Trial(name, answered, remedy.size, "", said=patch)
@@ -244,7 +244,8 @@ class _Repair:
         try:
             for trial in [t for t in trials.values() if t.patch]:
                 trials[trial.name] = made.look(trial, self.remedies[trial.name])
-            for trial in ranked([t for t in trials.values() if t.effect is not None and t.effect > 0], made.floor):
+            hopeful = [t for t in trials.values() if t.effect is not None and t.effect > 0]
+            for trial in _varied(ranked(hopeful, made.floor)):
                 if sum(t.helps for t in trials.values()) == MOST:
                     break
                 trials[trial.name] = made.verify(trial, self.remedies[trial.name])
@@ -252,11 +253,11 @@ class _Repair:
             return [_said(t) for t in trials.values()], True
         return [_said(t) for t in trials.values()], False
 
-    def _without_new_errors(
+    def _without_newerrors(
         self, made: Trials, trials: Sequence[Trial], before: Report
     ) -> tuple[list[Trial], dict[str, Report]]:
         """Check the copies that remedies repaired, and propose those that bring no error."""
-        known, told = _errors(before), {t.name: t for t in trials}
+        known, told = errors(before), {t.name: t for t in trials}
         checks: dict[str, Report] = {}
         for trial in ranked([t for t in trials if t.helps], made.floor):
             if self.clock.left < (0.0 if not checks else before.seconds):
@@ -268,8 +269,8 @@ class _Repair:
                 why = str(error).removeprefix("check: ")
                 told[trial.name] = replace(trial, said=f"helps, but the repaired model cannot be checked: {why}")
                 continue
-            new = sorted(_errors(report) - known)
-            left = tuple(rule for rule in trial.causes if rule in _fired(report))
+            new = sorted(errors(report) - known)
+            left = tuple(rule for rule in fired(before) if rule in fired(report))
             checks[trial.name] = report
             said = f"helps, but brings {', '.join(new)}" if new else "helps, no new error"
             told[trial.name] = replace(trial, said=said, proposed=not new, verdict=report.verdict, left=left)
@@ -298,7 +299,7 @@ class _Repair:
     ) -> Fix:
         proposed = ranked([t for t in trials if t.proposed], made.floor)
         # One that leaves an error repairs less than one that does not, whatever the loss says.
-        order = sorted(proposed, key=lambda t: bool(_errors(checks[t.name])))
+        order = sorted(proposed, key=lambda t: bool(errors(checks[t.name])))
         rest = ranked([t for t in trials if not t.proposed], made.floor)
         before = replace(before, findings=tuple(_proposing(f, order, trials) for f in before.findings))
         if not order:
@@ -308,12 +309,20 @@ class _Repair:
         patch = made.written(self.remedies[best.name], self.how.get("seed", 0))
         assert patch is not None
         learns = float(best.after["loss"]) < made.floor or not made.floor  # better than outputs of zero
-        outcome = "repaired" if learns and not _errors(checks[best.name]) else "improved"
+        outcome = "repaired" if learns and not errors(checks[best.name]) else "improved"
         after, tried = checks[best.name], (*order, *rest)
         return Fix(outcome, made.repaired(patch), best.patch, before, after, tried, patch, (), notes, self.clock.passed)
 
 
 _SPENT = "The budget was spent before everything was tried."
+
+
+def _varied(trials: Sequence[Trial]) -> list[Trial]:
+    """Put the best of each size of change first, so that three learning rates do not crowd out what treats a cause."""
+    first: dict[int, Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.size, trial)
+    return sorted(trials, key=lambda t: first[t.size] is not t)
 
 
 def _said(trial: Trial) -> Trial:
@@ -323,33 +332,6 @@ def _said(trial: Trial) -> Trial:
         return replace(trial, said="does not help" if trial.effect <= 0 else "not verified")
     hopeless = trial.high is not None and trial.high < NOTICEABLE
     return replace(trial, said="helps" if trial.helps else "does not help" if hopeless else "not sure")
-
-
-def _errors(report: Report) -> set[str]:
-    return {f.rule for f in report.findings if f.status == "fired" and f.severity == "error"}
-
-
-def _fired(report: Report) -> list[str]:
-    return [f.rule for f in report.findings if f.status == "fired" and f.severity != "info"]
-
-
-def _causes(report: Report, course: Course, subject: Subject, floor: float) -> tuple[str, ...]:
-    """Return the rules that fired, and what training the model as it is shows, in causal order."""
-    found = _fired(report)
-    if subject.facts.loss in ("cross_entropy", "CrossEntropyLoss"):
-        with torch.no_grad():
-            batch = subject.batches[0]
-            outputs = subject.model(*batch.args, **batch.kwargs)
-        if gives_probabilities(main_output(outputs)):
-            found.append("double_softmax")
-    size = max(abs(course.start), floor)
-    thrown = max(course.losses) > THROWN * size and course.end > size / 2  # and did not come back
-    if not math.isfinite(course.end) or thrown or course.end - course.start > NOTICEABLE * size:
-        found.append("learning_rate_too_high")
-    nothing_to_learn = abs(course.start) < NOTICEABLE * floor
-    if not nothing_to_learn and not course.start - course.end > NOTICEABLE * size:
-        found.append("no_progress")
-    return tuple(dict.fromkeys(found))
 
 
 def _learned(course: Course, steps: int) -> tuple[str, ...]:

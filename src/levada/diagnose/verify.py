@@ -48,7 +48,7 @@ class Trial:
         said: what became of it, in words.
         proposed: whether it helps and brings no new error.
         verdict: the check's verdict on the repaired copy; "" if it was not made.
-        left: causes that still fire there.
+        left: rules that fired before and still fire there.
     """
 
     name: str
@@ -95,7 +95,7 @@ def ranked(trials: Sequence[Trial], floor: float = 0.0) -> list[Trial]:
 
     All of them are compared with the same trainings of the model as it is, so that the order is that of the effects;
     effects alone would not tell apart what repairs a training that does not stay finite. Of what is as good, the one
-    after which fewer causes fire comes first, then the smaller change.
+    after which fewer rules fire comes first, then the smaller change.
 
     Args:
         trials: with losses.
