@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from levada.conversion import convert as convert
     from levada.conversion import verify_preserved as verify_preserved
     from levada.diagnose import Finding as Finding
+    from levada.diagnose import Fix as Fix
     from levada.diagnose import Report as Report
     from levada.diagnose.check import check as check
+    from levada.diagnose.fix import fix as fix
     from levada.grouping import parameter_groups as parameter_groups
     from levada.probe import Probe as Probe
     from levada.probe import Trace as Trace
@@ -87,8 +89,9 @@ _NAMES = {
         "ValueResidual",
     ),
     "levada.conversion": ("convert", "verify_preserved"),
-    "levada.diagnose": ("Finding", "Report"),
+    "levada.diagnose": ("Finding", "Fix", "Report"),
     "levada.diagnose.check": ("check",),
+    "levada.diagnose.fix": ("fix",),
     "levada.grouping": ("parameter_groups",),
     "levada.probe": ("Probe", "Trace"),
     "levada.runs": ("Run",),

@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_check(commands)
+    _add_fix(commands)
     _add_study(commands)
     _add_report(commands)
     _add_doctor(commands)
@@ -50,14 +51,28 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check = _command(
         commands, "check", "say where a model's learning signal dies or explodes, why, and what repairs it"
     )
-    add = check.add_argument
+    _add_model(check, "time for repeated measurements (60)", 60.0)
+
+
+def _add_fix(commands: argparse._SubParsersAction[_Parser]) -> None:
+    fix = _command(commands, "fix", "try on copies of a model what repairs it, and write what helps as a patch")
+    _add_model(fix, "time for all of it (120)", 120.0)
+    add = fix.add_argument
+    add("--out", metavar="FILE.patch", help="write the change: a unified diff where it is one, otherwise code")
+    add("--trials", type=int, default=3, metavar="N", help="seeds of the verification (3)")
+    add("--steps", type=int, default=100, metavar="N", help="optimizer steps of each training (100)")
+
+
+def _add_model(parser: argparse.ArgumentParser, budget: str, seconds: float) -> None:
+    """Add what says which model is looked at, how it is trained, and where the report goes."""
+    add = parser.add_argument
     add("model", metavar="MODEL", help="target: an nn.Module, or a function without arguments that returns one")
     add("--batch", metavar="BATCH", help="target: a function that returns (inputs, targets), a mapping, or batches")
     add("--loss", metavar="LOSS", help="target: loss(outputs, targets); or cross_entropy, mse, output")
     add("--optimizer", metavar="OPT", help="a name in torch.optim, or a target: (parameters) -> optimizer")
     add("--lr", type=float, metavar="F", help="learning rate")
     add("--seed", type=int, default=0, metavar="N", help="seed of the model's construction and of every draw (0)")
-    add("--budget", type=float, default=60.0, metavar="SECONDS", help="time for repeated measurements (60)")
+    add("--budget", type=float, default=seconds, metavar="SECONDS", help=budget)
     add(
         "--json", metavar="FILE", help="write the report as JSON; '-' is standard output, which then holds nothing else"
     )
@@ -91,15 +106,15 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing = _command(commands, "list", "list what the library holds")
-    kinds = ("connections", "diagnostics", "studies", "initialisations")
+    kinds = ("connections", "diagnostics", "remedies", "studies", "initialisations")
     listing.add_argument("kind", choices=kinds, metavar="{" + ",".join(kinds) + "}", help="what to list")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    Exit codes: 0 done, and nothing at or above `--fail-on`; 1 something is; 2 the command line or a target is
-    unusable; 3 the check could not measure; 130 interrupted.
+    Exit codes: 0 done, and nothing at or above `--fail-on` (is left); 1 something is; 2 the command line or a target is
+    unusable; 3 it could not be measured; 130 interrupted.
 
     Args:
         arguments: the words after `levada`; the process's own if left out.
@@ -114,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
-        parser.error("a command is needed: check, study, report, doctor or list")
+        parser.error("a command is needed: check, fix, study, report, doctor or list")
     from levada import commands
 
     try:

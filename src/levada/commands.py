@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,7 @@ def check(options: argparse.Namespace) -> int:
     import levada
 
     _require_writable(options)
-    if not 0 <= options.seed < 2**63:
-        raise UsageError(f"--seed must be in [0, 2^63), got {options.seed}.")
+    _require_seed(options.seed)
     # What the user's code prints must not get between the lines of --json -.
     with contextlib.redirect_stdout(sys.stderr), _console(stderr=True).status(f"checking {options.model}"):
         torch.manual_seed(options.seed)
@@ -52,10 +52,53 @@ def check(options: argparse.Namespace) -> int:
         from levada.report.terminal import print_check
 
         print_check(told, _console())
-    _store(told, options)
+    _store(told, options, told)
     if told["verdict"] == "unknown":
         return UNMEASURED
     return FIRED if _fails(told["verdict"], options.fail_on) else QUIET
+
+
+def fix(options: argparse.Namespace) -> int:
+    """Run `levada fix`: build the model, try what repairs it, show and store what helps."""
+    import torch
+
+    import levada
+
+    _require_writable(options)
+    _require_seed(options.seed)
+    with contextlib.redirect_stdout(sys.stderr), _progress(f"trying remedies for {options.model}") as progress:
+        torch.manual_seed(options.seed)
+        model, batch = _model(options.model), _batch(options.batch)
+        fixed = levada.fix(
+            model,
+            batch,
+            budget=options.budget,
+            trials=options.trials,
+            steps=options.steps,
+            progress=progress,
+            loss=_named(options.loss),
+            optimizer=_named(options.optimizer),
+            lr=options.lr,
+            seed=options.seed,
+        )
+    told = {**fixed.to_dict(), "model": options.model}
+    told["diff"] = _diff(options.model, fixed.change) if fixed.change is not None else None
+    for side in ("before", "after"):
+        if told[side] is not None:
+            told[side]["model"] = options.model
+    if options.json != "-":
+        from levada.report.repair import print_fix
+
+        print_fix(told, _console())
+    if options.out and told["patch"]:
+        _write(Path(options.out), f"{told['diff'] or told['patch']}".rstrip("\n") + "\n")
+    _store(told, options, told["before"])
+    if told["outcome"] == "unknown":
+        return UNMEASURED
+    fired = {finding.rule for finding in fixed.before.findings if finding.status == "fired"}
+    failing = _fails(fixed.before.verdict, options.fail_on)
+    failing = failing or (options.fail_on != "never" and bool(set(fixed.causes) - fired))
+    return FIRED if failing and told["outcome"] in ("improved", "not repaired") else QUIET
 
 
 def study(options: argparse.Namespace) -> int:
@@ -129,6 +172,7 @@ def list_names(options: argparse.Namespace) -> int:
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "check": check,
+    "fix": fix,
     "study": study,
     "report": report,
     "doctor": doctor,
@@ -151,6 +195,10 @@ def _inventory(kind: str) -> list[tuple[str, ...]]:
         from levada.diagnose import DIAGNOSTICS
 
         return [(name, _first_line(rule)) for name, rule in DIAGNOSTICS.items()]
+    if kind == "remedies":
+        from levada.diagnose import REMEDIES
+
+        return [(name, remedy.sentence) for name, remedy in REMEDIES.items()]
     if kind == "studies":
         from levada.studies import STUDIES
 
@@ -195,12 +243,17 @@ def _setting(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _require_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed must be in [0, 2^63), got {seed}.")
+
+
 def _fails(verdict: str, fail_on: str) -> bool:
     failing = {"error": ("error",), "warn": ("error", "warn"), "never": ()}[fail_on]
     return verdict in failing
 
 
-def _store(told: dict[str, Any], options: argparse.Namespace) -> None:
+def _store(told: dict[str, Any], options: argparse.Namespace, report: dict[str, Any]) -> None:
     if options.json == "-":
         sys.stdout.write(_json(told))
     elif options.json:
@@ -208,16 +261,32 @@ def _store(told: dict[str, Any], options: argparse.Namespace) -> None:
     if options.sarif:
         from levada.report.sarif import to_sarif
 
-        _write(Path(options.sarif), _json(to_sarif(told)))
+        _write(Path(options.sarif), _json(to_sarif(report)))
     if options.html:
         from levada.report import write_html
 
-        write_html([told], Path(options.html))
+        write_html([report], Path(options.html))
     if options.run:
         from levada.runs import RunWriter
 
         with RunWriter.create(Path(options.run), kind="check", name=options.model, config=_config(options)) as writer:
-            writer.append("report", report=told)
+            writer.append("report", report=report)
+
+
+def _diff(target: str, change: Any) -> str | None:
+    """Return a change to a model as a diff of the file that builds it, with what else is to be changed above it."""
+    from levada.diagnose.source import diff
+    from levada.targets import source
+
+    place, name = source(target)
+    if place is None or not change.build or "inputs" in change.build:
+        return None
+    folder = Path.cwd()
+    if not place.is_relative_to(folder):
+        return None
+    text = diff(place, name, change.build, place.relative_to(folder).as_posix())
+    training = str(replace(change, build=""))
+    return f"{training}\n\n{text}" if text and training else text
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:
@@ -230,8 +299,8 @@ def _json(value: Any) -> str:
 
 def _require_writable(options: argparse.Namespace) -> None:
     """Raise before anything is computed if what was asked for cannot be written."""
-    for option in ("json", "sarif", "html"):
-        name = getattr(options, option)
+    for option in ("json", "sarif", "html", "out"):
+        name = getattr(options, option, None)
         if name is None or (option, name) == ("json", "-"):
             continue
         path = Path(name)

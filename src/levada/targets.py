@@ -12,7 +12,7 @@ from typing import Any
 
 from levada._errors import UsageError
 
-__all__ = ["call", "load"]
+__all__ = ["call", "load", "source"]
 
 
 def load(target: str) -> Any:
@@ -70,6 +70,24 @@ def call(target: str, found: Callable[[], Any]) -> Any:
         return found()
     except (Exception, SystemExit) as error:
         raise UsageError(f"Calling {target} must work without arguments, but it raised {_told(error)}.") from error
+
+
+def source(target: str) -> tuple[Path | None, str]:
+    """Return the file that a target's name is looked up in, and the name.
+
+    Args:
+        target: one that was loaded.
+
+    Returns:
+        The file, or None if the module has none that Python reads as text; and the name.
+
+    Example:
+        >>> source("math:pi")
+        (None, 'pi')
+    """
+    place, _, name = target.rpartition(":")
+    file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    return (Path(file).resolve() if file and file.endswith(".py") else None), name
 
 
 def _load_file(path: Path) -> Any:

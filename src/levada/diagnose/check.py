@@ -24,7 +24,7 @@ from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
 from levada.inputs import Batch, read_batches, require_model
 from levada.probe import MIXING_SIGNALS, Trace
 
-__all__ = ["check"]
+__all__ = ["check", "examine"]
 
 # The rules that need a decay over depth.
 _OVER_DEPTH = frozenset({"vanishing_gradient", "exploding_gradient", "vanishing_signal", "exploding_signal"})
@@ -94,6 +94,20 @@ def check(
     Source: the criteria are those of Schoenholz et al. 2017, arXiv 1611.01232, measured as by Doshi, He and Gromov
     2021, arXiv 2111.12143.
     """
+    return examine(model, batch, loss=loss, optimizer=optimizer, lr=lr, seed=seed, budget=budget)[0]
+
+
+def examine(
+    model: nn.Module,
+    batch: Any = None,
+    *,
+    loss: LossLike = None,
+    optimizer: OptimizerLike = None,
+    lr: float | None = None,
+    seed: int = 0,
+    budget: float = 60.0,
+) -> tuple[Report, Trace]:
+    """Return what `check` returns, and the trace that the rules read; the arguments are those of `check`."""
     start = time.perf_counter()
     model, compiled = unwrapped(require_model(model))
     factory = resolve_optimizer(optimizer, lr)
@@ -120,7 +134,7 @@ def check(
     if alone:
         findings = tuple(f for f in findings if f.status != "unknown" or f.rule not in _OVER_DEPTH)
         notes.append(alone)
-    return Report(
+    report = Report(
         verdict=_verdict(findings),
         findings=findings,
         blocks=tuple(_blocks(trace)),
@@ -132,6 +146,7 @@ def check(
         seconds=time.perf_counter() - start,
         settings=_settings(trace),
     )
+    return report, trace
 
 
 def _data_notes(trace: Trace, batches: Sequence[Batch]) -> list[str]:

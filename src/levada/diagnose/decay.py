@@ -27,6 +27,7 @@ __all__ = [
     "gradient_decay",
     "signal_decay",
     "size_decay",
+    "student_quantile",
 ]
 
 # A factor within 10 % of 1 per block is what finite width does to a network at criticality.
@@ -257,7 +258,7 @@ def _fitted(rows: Tensor, expected: Tensor, first: int) -> Decay:
     steps, slopes = rows.mean(0), torch.stack([_central(row) for row in rows])
     slope, half = float(slopes.mean()), _half_width(steps)
     if len(slopes) > 1:
-        half = math.hypot(half, _quantile(len(slopes) - 1) * float(slopes.std()) / math.sqrt(len(slopes)))
+        half = math.hypot(half, student_quantile(len(slopes) - 1) * float(slopes.std()) / math.sqrt(len(slopes)))
     if expected.numel() != steps.numel():
         expected = torch.full_like(steps, math.nan)
     known = torch.isfinite(expected)
@@ -313,10 +314,10 @@ def _half_width(steps: Tensor) -> float:
     ordered = steps.sort().values
     winsorised = ordered.clamp(float(ordered[drop]), float(ordered[num - drop - 1]))
     error = math.sqrt((num - 1) * float(winsorised.var()) / (kept * (kept - 1)))
-    return _quantile(kept - 1) * error
+    return student_quantile(kept - 1) * error
 
 
-def _quantile(freedom: int) -> float:
+def student_quantile(freedom: int) -> float:
     """Return the 97.5 % quantile of Student's t: a table, then two terms of Cornish and Fisher."""
     if freedom <= len(_T):
         return _T[freedom - 1]

@@ -1,0 +1,52 @@
+"""The remedies: each writes one change as code, which is tried on a copy before anybody is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from levada.diagnose.remedies import computation, connection, training, weights
+from levada.diagnose.remedies.remedy import Call as Call
+from levada.diagnose.remedies.remedy import Patch as Patch
+from levada.diagnose.remedies.remedy import Remedy as Remedy
+from levada.diagnose.remedies.remedy import Subject as Subject
+from levada.diagnose.remedies.remedy import calls as calls
+
+__all__ = ["REMEDIES", "Call", "Patch", "Remedy", "Subject", "calls"]
+
+STILL = "no_progress"  # not a rule's name: what the training of the model as it is showed
+_SHRINKS = frozenset({"vanishing_gradient", "vanishing_signal"})
+_GROWS = frozenset({"exploding_gradient", "exploding_signal", "numerical_overflow"})
+_FLAT = frozenset({"saturated_activation", "dead_units"})
+_NOISE = frozenset({"rank_collapse", "shattered_gradient", "degradation"})
+_RATE = frozenset({"learning_rate_too_high"})
+_SMALL = frozenset({"learning_rate_too_low", "lost_update"})
+_DEPTH = _SHRINKS | _GROWS | _NOISE | {STILL}
+
+REMEDIES: Mapping[str, Remedy] = MappingProxyType(
+    {
+        "softmax": Remedy(frozenset({"double_softmax", "wrong_loss"}), 2, computation.softmax),
+        "train": Remedy(frozenset({"train_mode"}), 2, computation.train),
+        "unfreeze": Remedy(frozenset({STILL}), 2, computation.unfreeze),
+        "standardise": Remedy(_GROWS | _FLAT | _RATE | {STILL, "unscaled_input"}, 2, computation.standardise),
+        "bfloat16": Remedy(_SHRINKS | _GROWS | _SMALL | {STILL}, 2, computation.bfloat16),
+        "initialise.he_there": Remedy(frozenset({"dead_units"}), 2, weights.he_there),
+        "learning_rate.thousandth": Remedy(_GROWS | _RATE | _SMALL | {STILL}, 1, training.thousandth),
+        "learning_rate.hundredth": Remedy(_GROWS | _RATE | _SMALL | {STILL}, 1, training.hundredth),
+        "learning_rate.twentieth": Remedy(_RATE | _SMALL | {STILL}, 1, training.twentieth),
+        "learning_rate.tenth": Remedy(_RATE, 1, training.tenth),
+        "clip": Remedy(_GROWS | _RATE | {"exploding_memory"}, 1, training.clip),
+        "initialise.he": Remedy(_DEPTH | _FLAT, 3, weights.he),
+        "initialise.critical": Remedy(_DEPTH | _FLAT, 3, weights.critical),
+        "initialise.orthogonal": Remedy(_DEPTH | {"saturated_activation"}, 3, weights.orthogonal),
+        "initialise.glorot": Remedy(_GROWS | _FLAT | {STILL}, 3, weights.glorot),
+        "initialise.lsuv": Remedy(_DEPTH | _FLAT | {"unscaled_input"}, 3, weights.lsuv),
+        "initialise.pytorch_default": Remedy(_DEPTH | _FLAT, 3, weights.default),
+        "forget_bias": Remedy(_SHRINKS | {"short_memory", STILL}, 3, weights.forget_bias),
+        "activation.relu": Remedy(_SHRINKS | _NOISE | {"saturated_activation", STILL}, 4, computation.relu),
+        "normalise": Remedy(_DEPTH | _FLAT | {"unscaled_input"}, 4, computation.normalise),
+        "scale_branches": Remedy(_DEPTH, 5, connection.scale),
+        "gate_branches": Remedy(_DEPTH, 5, connection.gate),
+        "rezero": Remedy(_SHRINKS | _GROWS | _NOISE | {STILL}, 5, connection.rezero),
+    }
+)

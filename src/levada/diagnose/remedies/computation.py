@@ -1,0 +1,127 @@
+"""Remedies that change what a model computes: activations, normalisation, its output, its number type."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from levada.diagnose.loss import main_output
+from levada.diagnose.remedies.remedy import Call, Patch, Subject
+
+__all__ = ["bfloat16", "normalise", "relu", "softmax", "standardise", "train", "unfreeze"]
+
+BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh, nn.Softsign, nn.ReLU6)
+MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Initialisations are made for inputs of mean 0 and variance 1; a factor of three either way does no harm.
+LEAST_SIZE, LARGEST_SIZE = 1 / 3, 3.0
+# A sum of probabilities in float32 is this close to 1, and in bfloat16 not: these are looked at in float32 and up.
+SUMS_TO_ONE = 1e-4
+
+
+def relu(subject: Subject) -> Patch | None:
+    """Put ReLU in the place of bounded activations, and draw the weights for it."""
+    inner = {id(c.module) for c in subject.calls if isinstance(c.module, BOUNDED) and not c.ends}
+    kinds = sorted({type(c.module).__name__ for c in subject.calls if id(c.module) in inner})
+    if not inner or any(isinstance(c.module, BOUNDED) and c.ends and id(c.module) in inner for c in subject.calls):
+        return None
+    everywhere = [n for n, m in subject.model.named_modules(remove_duplicate=False) if isinstance(m, BOUNDED)]
+    names = [n for n in everywhere if id(subject.model.get_submodule(n)) in inner]
+    chosen = f"isinstance(m, {' | '.join(f'nn.{kind}' for kind in kinds)})"
+    if names == everywhere:
+        found = f"[n for n, m in model.named_modules(remove_duplicate=False) if {chosen}]"
+    else:
+        found = repr(names)
+    return Patch(
+        f"import torch\nfrom torch import nn\nfrom levada import initialise\nfor name in {found}:\n"
+        "    model.set_submodule(name, nn.ReLU())\n"
+        f"initialise.he(model, generator={subject.generator})"
+    )
+
+
+def normalise(subject: Subject) -> Patch | None:
+    """Normalise what every inner layer returns: a layer norm after Linear, one group after a convolution."""
+    maps = [c for c in subject.calls if isinstance(c.module, MAPS)]
+    inner = [c for c in maps[:-1] if c.name and sum(o.module is c.module for o in maps) == 1]
+    if subject.facts.normalised or len(inner) < 2:
+        return None
+    names = [c.name for c in inner]
+    ordered = [n for n, m in subject.model.named_modules() if isinstance(m, MAPS)]
+    lines = ["from torch import nn"]
+    if names == ordered[:-1] and all(isinstance(c.module, nn.Linear) for c in maps):
+        lines.append("names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][:-1]")
+    else:
+        lines.append(f"names = {names!r}")
+    lines += ["for name in names:", "    layer = model.get_submodule(name)"]
+    made = {_norm(c) for c in inner}
+    if len(made) == 1:
+        lines.append(f"    norm = {made.pop()}")
+    else:
+        lines.append(
+            "    linear = isinstance(layer, nn.Linear)\n"
+            "    norm = nn.LayerNorm(layer.out_features) if linear else nn.GroupNorm(1, layer.out_channels)"
+        )
+    lines.append("    model.set_submodule(name, nn.Sequential(layer, norm.to(layer.weight)))")
+    return Patch("\n".join(lines))
+
+
+def _norm(call: Call) -> str:
+    linear = isinstance(call.module, nn.Linear)
+    return "nn.LayerNorm(layer.out_features)" if linear else "nn.GroupNorm(1, layer.out_channels)"
+
+
+def gives_probabilities(outputs: torch.Tensor) -> bool:
+    """Return whether a model's output is positive and sums to one, over classes at dimension 1 or last."""
+    values = outputs.detach().float()
+    if values.dim() < 2 or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
+        return False
+    return any(values.shape[d] > 1 and bool(((values.sum(d) - 1).abs() < SUMS_TO_ONE).all()) for d in (1, -1))
+
+
+def softmax(subject: Subject) -> Patch | None:
+    """Give cross-entropy the logits: take out the softmax before it, which it computes itself."""
+    if subject.facts.loss not in ("cross_entropy", "CrossEntropyLoss"):
+        return None
+    last = [c for c in subject.calls if c.ends and isinstance(c.module, nn.Softmax) and c.name]
+    if last:
+        return Patch(f"from torch import nn\nmodel.set_submodule({last[0].name!r}, nn.Identity())")
+    batch = subject.batches[0]
+    with torch.no_grad():
+        outputs = subject.model(*batch.args, **batch.kwargs)
+    if not isinstance(outputs, torch.Tensor) or not gives_probabilities(main_output(outputs)):
+        return None
+    return Patch(
+        "# The forward of the model ends in a softmax: return what goes into it. The same, from outside:\n"
+        "model.register_forward_hook(lambda module, args, output: output.clamp_min(1e-30).log())"
+    )
+
+
+def standardise(subject: Subject) -> Patch | None:
+    """Bring every feature or channel of the inputs to mean 0 and variance 1, over the batch."""
+    x = subject.inputs
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() not in (2, 3, 4, 5):
+        return None
+    values = x.double()
+    if LEAST_SIZE < float(values.std()) < LARGEST_SIZE and abs(float(values.mean())) < LARGEST_SIZE:
+        return None
+    dims = max(1, x.dim() - 2)
+    made = f"nn.BatchNorm{dims}d({x.shape[1]}, affine=False).to(next(model.parameters()))"
+    return Patch(f"from torch import nn\nmodel = nn.Sequential({made}, model)")
+
+
+def bfloat16(subject: Subject) -> Patch | None:
+    """Use bfloat16 for float16: gradients keep their range, and no loss scale is needed."""
+    if not any(p.dtype == torch.float16 for p in subject.model.parameters()):
+        return None
+    return Patch("model.bfloat16()  # and the inputs: x.bfloat16()")
+
+
+def train(subject: Subject) -> Patch | None:
+    """Put the model into training mode."""
+    return None if all(m.training for m in subject.model.modules()) else Patch("model.train()")
+
+
+def unfreeze(subject: Subject) -> Patch | None:
+    """Let the parameters learn that ask for no gradient."""
+    if not subject.facts.fixed:
+        return None
+    return Patch("model.requires_grad_(True)")
