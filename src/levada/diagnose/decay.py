@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from levada._numbers import student_quantile
 from levada.diagnose.facts import facts_of
 from levada.probe.trace import Trace
 
@@ -27,7 +28,6 @@ __all__ = [
     "gradient_decay",
     "signal_decay",
     "size_decay",
-    "student_quantile",
 ]
 
 # A factor within 10 % of 1 per block is what finite width does to a network at criticality.
@@ -49,8 +49,6 @@ LEAST_TRIMMED = 6
 LEAST_STEPS = 4
 # Theory must cover this share of the blocks before its mean gain speaks for the network.
 LEAST_COVERAGE = 0.5
-# The two-sided 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,14 +313,6 @@ def _half_width(steps: Tensor) -> float:
     winsorised = ordered.clamp(float(ordered[drop]), float(ordered[num - drop - 1]))
     error = math.sqrt((num - 1) * float(winsorised.var()) / (kept * (kept - 1)))
     return student_quantile(kept - 1) * error
-
-
-def student_quantile(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t: a table, then two terms of Cornish and Fisher."""
-    if freedom <= len(_T):
-        return _T[freedom - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def _power(exponent: float) -> float:

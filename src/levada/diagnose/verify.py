@@ -11,8 +11,8 @@ from typing import Any, final
 from torch import nn
 
 from levada._errors import MeasurementError, UsageError
+from levada._numbers import student_quantile
 from levada.diagnose.course import Clock, Course, Spent, Training, copied
-from levada.diagnose.decay import student_quantile
 from levada.diagnose.remedies import Patch, Remedy, Subject
 from levada.inputs import raised
 

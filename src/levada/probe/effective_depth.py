@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError, require_at_least
+from levada._numbers import student_quantile
 from levada.connection import Layer
 from levada.probe.cotangent import Value
 from levada.probe.jacobian import cotangent_for, pull_back
 from levada.probe.linearisation import Linearisation
-from levada.probe.partial import student_quantile
 from levada.probe.recorder import Frame
 from levada.theory import PathLengths, path_lengths
 

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, require_at_least
+from levada._numbers import student_quantile
 from levada.probe.cotangent import cotangent_rms
 from levada.probe.linearisation import tracked
 from levada.probe.recorder import first_floating
 from levada.probe.untouched import first_batch, run_once, untouched
 
-__all__ = ["PartialJacobianNorms", "partial_jacobian_norms", "student_quantile"]
-
-# The two-sided 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
+__all__ = ["PartialJacobianNorms", "partial_jacobian_norms"]
 
 
 @final
@@ -104,19 +102,3 @@ def partial_jacobian_norms(
     names = tuple(site.name for site in execution.sites)
     low = (mean - half).clamp_min(0).log10() + top
     return PartialJacobianNorms(names, mean.log10() + top, low, (mean + half).log10() + top, probes)
-
-
-def student_quantile(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t: a table, then two terms of Cornish and Fisher.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-
-    Example:
-        >>> student_quantile(5), round(student_quantile(30), 2)
-        (2.571, 2.04)
-    """
-    if freedom <= len(_STUDENT):
-        return _STUDENT[freedom - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
