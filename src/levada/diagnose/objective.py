@@ -171,7 +171,7 @@ def _broadcast(told: Objective, loss: Loss, out: Tensor, batch: Batch) -> Object
     if not isinstance(targets, Tensor) or not targets.is_floating_point() or targets.shape == out.shape:
         return told
     try:
-        together = torch.broadcast_shapes(out.shape, targets.shape)
+        together = torch.broadcast_shapes(out.shape, targets.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return told
     if math.prod(together) <= max(out.numel(), targets.numel()) or len(out) < 2 or targets.dim() < 1:

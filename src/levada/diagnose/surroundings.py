@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from levada.inputs import Batch
 from levada.probe import Execution
+from levada.probe.bookkeeping import acts_by_mode
 from levada.probe.operation import Operation
 from levada.probe.recorder import Recorder
 
 __all__ = ["InputScale", "Mode", "input_scale", "mode_of", "standardised"]
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
-_DROPOUTS = (nn.modules.dropout._DropoutNd,)
 # Readers for which the size of what they read matters: no normalisation comes before them.
 _LINEAR = frozenset({"linear", "conv", "recurrent", "attention"})
 
@@ -74,19 +74,11 @@ def mode_of(model: nn.Module) -> Mode:
         >>> mode_of(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).eval())
         Mode(training=False, learning=(), evaluating=('1',), batch_norms=(), change=None)
     """
-    acting = {name: m for name, m in model.named_modules() if _acts(m)}
+    acting = {name: m for name, m in model.named_modules() if acts_by_mode(m)}
     resting = {name: m for name, m in acting.items() if not m.training}
     frozen = {name for name, m in resting.items() if not any(p.requires_grad for p in m.parameters())}
     norms = tuple(name for name, m in resting.items() if isinstance(m, _NORMS) and name not in frozen)
     return Mode(model.training, tuple(n for n in acting if n not in resting), tuple(resting), norms)
-
-
-def _acts(module: nn.Module) -> bool:
-    if isinstance(module, _DROPOUTS):
-        return module.p > 0
-    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
-        return module.dropout > 0
-    return isinstance(module, _NORMS) and module.track_running_stats
 
 
 def input_scale(recorder: Recorder, execution: Execution, batches: Sequence[Batch]) -> InputScale | None:
