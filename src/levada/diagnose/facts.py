@@ -77,8 +77,9 @@ class Facts:
         inputs: how large the floating input is that a linear map reads first.
         rounding: the first step with and without rounding, where rounding takes most of it.
         flushed: share of gradient elements that float16 loses, and would not if the loss were larger.
-        courses: losses of a few steps of training, by what was changed: "lr" is the training as it is, "lr / 10",
-            "lr * 100", "standardised" inputs. Made only where the first step or the inputs gave a reason.
+        courses: losses of a few steps of training, by what was changed: "lr" is the training as it is, "lower" and
+            "higher" are other rates, "standardised" other inputs. Made only where the first step or the
+            inputs gave a reason.
         mode: which modules are in training mode.
     """
 

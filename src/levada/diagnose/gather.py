@@ -36,7 +36,9 @@ FEW_BLOCKS = 10
 # Cosines of neighbours' gradients below which the step is tried on the neighbours too.
 ALIKE = 0.1
 # A first step that lowers the loss by less, and moves no block's weights by more, may be too small to learn.
-NO_GAIN, NO_MOTION = 1e-3, 1e-5
+NO_GAIN, NO_MOTION = 1e-3, 1e-6
+# Steps of this size, beside the weights, are short enough to follow a gradient, and long enough to learn by.
+SHORT, LONG = 3e-3, 1e-2
 # Sizes of inputs, and means beside deviations, that a first layer is not made for.
 LARGE, SMALL, OFF_CENTRE = 10.0, 1e-3, 10.0
 _NARROW = torch.float16, torch.bfloat16
@@ -198,11 +200,17 @@ def _symmetric(material: Material) -> dict[str, float]:
             weight = material.run.model.get_parameter(name).detach()
             if gradient is None or gradient.is_sparse or weight.dim() < 2 or len(weight) < 2:
                 continue
-            if bool((weight == weight[:1]).all()):
-                size = float(gradient.abs().max())
-                apart = float((gradient - gradient[:1]).abs().max())
-                found[site.name] = apart / size if size > 0 else 0.0
+            size = float(gradient.abs().max())
+            if size > 0 and bool((weight == weight[:1]).all()):
+                found[site.name] = min(found.get(site.name, math.inf), _between_rows(gradient) / size)
     return found
+
+
+def _between_rows(gradient: Tensor) -> float:
+    """Return the largest difference between rows; of stacked matrices, as of the gates of a cell, within each."""
+    stacks = [s for s in (1, 2, 3, 4) if len(gradient) % s == 0 and len(gradient) > s]
+    parts = [gradient.reshape(s, len(gradient) // s, -1) for s in stacks]
+    return min(float((part - part[:, :1]).abs().max()) for part in parts)
 
 
 def _neighbours(material: Material, lookout: Lookout, here: _Sight, loss_after: float | None) -> Neighbours | None:
@@ -267,11 +275,11 @@ def _courses(
         return {}
     rates: dict[str, float] = {}
     ratios = [update.ratio(site.parameters) for site in material.execution.sites]
-    known = [ratio for ratio in ratios if not math.isnan(ratio)]
+    largest = max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
     if not loss_after <= before:
-        rates = {"lr": 1.0, "lr / 10": 0.1}
-    elif known and max(known) < NO_MOTION and before - loss_after < NO_GAIN * abs(before) and rounding is None:
-        rates = {"lr": 1.0, "lr * 100": 100.0}
+        rates = {"lr": 1.0, "lower": min(0.1, max(SHORT / largest, 1e-6)) if largest > 0 else 0.1}
+    elif 0 < largest < NO_MOTION and before - loss_after < NO_GAIN * abs(before) and rounding is None:
+        rates = {"lr": 1.0, "higher": LONG / largest}
     batch = _plain_inputs(run, scale)
     if batch is not None:
         rates.setdefault("lr", 1.0)

@@ -16,6 +16,7 @@ __all__ = ["Neighbours", "compare", "moved"]
 
 # Distance between an input and its neighbour, over the input's own size: cosine 0.995 with independent noise.
 DISTANCE = 0.1
+_STREAM = 0x6C65_7661
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def moved(batch: Batch, seed: int) -> Batch | None:
         batch: the batch.
         seed: of the noise.
     """
-    generator = torch.Generator().manual_seed(seed)
+    # Not the seed itself: what the user made with it would be the noise once more.
+    generator = torch.Generator().manual_seed(_STREAM + seed)
     found = 0
 
     def near(value: Any) -> Any:

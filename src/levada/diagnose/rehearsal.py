@@ -21,9 +21,15 @@ STEPS = 10
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Losses on the same batch, before each step and after the last; fewer if time ran out or a loss was not finite."""
+    """Losses of a few steps on one batch.
+
+    Attributes:
+        losses: before each step and after the last; fewer if time ran out or a loss was not finite.
+        scale: factor on the learning rate.
+    """
 
     losses: tuple[float, ...]
+    scale: float = 1.0
 
     @property
     def complete(self) -> bool:
@@ -92,7 +98,7 @@ def rehearse(
                 _differentiate(value, learning)
         except (RuntimeError, ValueError, TypeError):
             return None  # for example an optimizer that needs a closure; first_update has said so
-    return Course(tuple(losses))
+    return Course(tuple(losses), scale)
 
 
 def _differentiate(value: Tensor, learning: Mapping[str, nn.Parameter]) -> None:

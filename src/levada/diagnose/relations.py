@@ -33,8 +33,7 @@ class Relation:
 
     Attributes:
         rank: effective rank of the differences between inputs; NaN if there are none above rounding.
-        low: smallest rank over the whole batch and its two halves, each as a share of what it can be, times that of
-            the whole.
+        low: the smallest of the ranks of the batch and of its two halves.
         high: the largest.
         attainable: largest rank that batch and width allow.
         correlation: mean cosine between two inputs.
@@ -94,10 +93,8 @@ def relation(signal: Tensor, *, tokens: bool = False) -> Relation | None:
     if apart <= NOISE * torch.finfo(signal.dtype).eps:
         return Relation(math.nan, math.nan, math.nan, whole, correlation, _between_tokens(signal, tokens))
     rank = effective_rank(rows)
-    shares = [rank / whole]
-    halves = (rows[::2], rows[1::2]) if count >= 8 else ()
-    shares.extend(effective_rank(half) / min(len(half) - 1, width) for half in halves)
-    known = [s * whole for s in shares if not math.isnan(s)] or [math.nan]
+    ranks = [rank, *(effective_rank(half) for half in ((rows[::2], rows[1::2]) if count >= 8 else ()))]
+    known = [r for r in ranks if not math.isnan(r)] or [math.nan]
     return Relation(rank, min(known), max(known), whole, correlation, _between_tokens(signal, tokens))
 
 

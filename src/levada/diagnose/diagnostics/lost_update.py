@@ -35,8 +35,7 @@ def lost_update(trace: Trace) -> Iterable[Finding]:
         trace: of one check, or of a run.
     """
     facts = facts_of(trace)
-    yield from _rounded(trace, facts)
-    yield from _flushed(trace, facts)
+    yield from list(_flushed(trace, facts)) or _rounded(trace, facts)
 
 
 def _rounded(trace: Trace, facts: Facts) -> Iterable[Finding]:
@@ -71,7 +70,7 @@ def _rounded(trace: Trace, facts: Facts) -> Iterable[Finding]:
             "tests": {"gain_of_exact_step": exact, "gain_of_rounded_step": rounded},
         },
         consequence="Most weights never move, however many steps of this size are made: each is rounded away.",
-        falsify="Hold the weights in float32 and cast them for the forward pass: if the loss falls no faster, it is wrong.",
+        falsify="Hold the weights in float32, cast for the forward pass: if the loss falls no faster, this is wrong.",
         remedies=(
             Proposal(
                 "float32 weights",
@@ -101,7 +100,7 @@ def _in_a_run(trace: Trace, facts: Facts) -> Iterable[Finding]:
         rule=RULE,
         severity="warn",
         status="fired",
-        claim=f"On every sampled step {share:.0%} of the weights of {len(hit)} blocks are left as they were by the update.",
+        claim=f"On every sampled step the update leaves {share:.0%} of the weights of {len(hit)} blocks as they were.",
         where={"first": names[hit[0]], "last": names[hit[-1]]},
         evidence={"lost_fraction": share, "tests": {"gain_of_exact_step": "not made"}},
         consequence="Those weights do not move: each update is rounded away.",
@@ -146,7 +145,8 @@ def _flushed(trace: Trace, facts: Facts) -> Iterable[Finding]:
         remedies=(
             Proposal(
                 "loss scale",
-                "scaler = torch.amp.GradScaler()\nscaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()",
+                "scaler = torch.amp.GradScaler()\n"
+                "scaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()",
                 {"flushed_fraction": share},
             ),
         ),

@@ -32,10 +32,11 @@ def rank_collapse(trace: Trace) -> Iterable[Finding]:
     """The differences between inputs lie along one direction, where batch, width and the inputs allow many.
 
     The effective rank is that of the Gram matrix without its mean, against the smaller of batch and width, and against
-    the rank before the block. An error needs a fall at one block that holds for both halves of the batch, a matrix of
+    the rank before the block. An error needs one direction or none over the batch and both its halves, a matrix of
     equal rows that explains it, and gradients of those rows that are equal too, so that the step leaves it so: no step
-    ever parts them. Weights of low rank are a warning. A slow fall over depth is what products of random matrices do,
-    and information. Tokens of one input that become equal while they differed are a warning, and an error if after the
+    ever parts them. Equal rows without the fall, as behind a skip, and a fall at one block that the step leaves, as of
+    weights of low rank, are warnings. A rank that falls slowly with depth is what products of random matrices have, and
+    is passed over. Tokens of one input that become equal while they differed are a warning, and an error if after the
     optimizer's first step they are the same to rounding still.
 
     Args:
@@ -48,47 +49,44 @@ def rank_collapse(trace: Trace) -> Iterable[Finding]:
 
 def _inputs(trace: Trace, facts: Facts) -> Iterable[Finding]:
     names = [n for n in trace.names()[:-1] if n in facts.relations]
-    before = facts.input_relation
-    start = before.rank if before is not None else math.nan
+    start = facts.input_relation.rank if facts.input_relation is not None else math.nan
+    if start < LEAST:
+        return
+    twins = [n for n in names if facts.symmetric.get(n, math.inf) <= EQUAL]
+    ended = [n for n in twins if _one(facts.relations, n) and _one(facts.relations_after, n)]
+    if twins:
+        yield _collapsed(names, names.index((ended or twins)[0]), start, "error" if ended else "warn", facts)
+        return
     for index, name in enumerate(names):
         here = facts.relations[name]
         previous = start if index == 0 else facts.relations[names[index - 1]].rank
-        if min(here.attainable, math.inf if math.isnan(start) else start) < LEAST or not here.rank <= COLLAPSED:
-            continue
-        after = facts.relations_after.get(name)
-        stays = after is not None and (after.rank <= COLLAPSED or math.isnan(after.rank))
-        sudden = previous >= LEAST or (math.isnan(previous) and index == 0)
-        apart = facts.symmetric.get(name)
-        if apart is None or not sudden:
-            severity: Severity = "warn" if sudden and stays else "info"
-        else:
-            severity = "error" if here.high <= COLLAPSED and stays and apart <= EQUAL else "warn"
-        yield _collapsed(names, index, here, previous, severity, facts)
-        return
+        if here.attainable >= LEAST and here.high <= COLLAPSED:
+            # A rank that falls slowly is what products of random matrices have at any depth that trains.
+            if previous >= LEAST and _one(facts.relations_after, name):
+                yield _collapsed(names, index, previous, "warn", facts)
+            return
 
 
-def _collapsed(
-    names: Sequence[str], index: int, here: Relation, previous: float, severity: Severity, facts: Facts
-) -> Finding:
-    name, after = names[index], facts.relations_after.get(names[index])
-    apart = facts.symmetric.get(name)
-    still = [n for n in names[index:] if facts.relations[n].rank <= COLLAPSED]
-    twins = apart is not None
-    same = (
-        ", and so do their gradients, so that no step parts them"
-        if twins and apart is not None and apart <= EQUAL
-        else ""
-    )
-    cause = f": the rows of its weights are all equal{same}" if twins else ""
-    slow = "" if severity != "info" else "; the rank falls slowly with depth, as in any product of random matrices"
+def _one(relations: Mapping[str, Relation], name: str) -> bool:
+    """Whether inputs differ along one direction, or none, over the whole batch and both halves."""
+    found = relations.get(name)
+    return found is not None and (math.isnan(found.rank) or found.high <= COLLAPSED)
+
+
+def _collapsed(names: Sequence[str], index: int, previous: float, severity: Severity, facts: Facts) -> Finding:
+    name = names[index]
+    here, after, apart = facts.relations[name], facts.relations_after.get(name), facts.symmetric.get(name)
+    still = [n for n in names[index:] if _one(facts.relations, n)] or [name]
+    cause = ""
+    if apart is not None and apart <= EQUAL:
+        cause = ": the rows of its weights are all equal, and so are their gradients, so that no step parts them"
+    rank = "0" if math.isnan(here.rank) else f"{here.rank:.3g}"
+    before = f", and in {previous:.3g} before it" if math.isfinite(previous) else ""
     return Finding(
         rule=RULE,
         severity=severity,
         status="fired",
-        claim=(
-            f"At {name} the inputs of the batch differ in {here.rank:.3g} directions of {here.attainable}"
-            f"{f', and in {previous:.3g} before it' if math.isfinite(previous) else ''}{cause}{slow}."
-        ),
+        claim=f"At {name} the inputs of the batch differ in {rank} directions of {here.attainable}{before}{cause}.",
         where={"first": name, "last": still[-1]},
         evidence={
             "effective_rank": {"value": here.rank, "low": here.low, "high": here.high},
@@ -96,7 +94,7 @@ def _collapsed(
             "rank_before": previous if math.isfinite(previous) else None,
             "rank_of_inputs": facts.input_relation.rank if facts.input_relation is not None else None,
             "correlation": _correlations(facts, name, here),
-            "explained_by": "place" if twins else "theory" if severity == "info" else None,
+            "explained_by": "place" if apart is not None else None,
             "tests": {
                 "rank_after_first_step": after.rank if after is not None else "not made",
                 "difference_of_gradients_between_rows": apart if apart is not None else "not made: rows differ",
@@ -104,11 +102,11 @@ def _collapsed(
         },
         consequence=(
             "All units of the block are one unit, and stay so: the model has the capacity of one unit there."
-            if severity == "error"
+            if apart is not None and apart <= EQUAL
             else "What is behind it sees the inputs along one line, until the weights have learned more directions."
         ),
-        falsify=f"Compute the singular values of the output of {name} minus its mean over the batch: see how many count.",
-        remedies=_draw(name, here) if severity != "info" else (),
+        falsify=f"Compute the singular values of the output of {name} minus its mean over the batch, and count.",
+        remedies=_draw(name, here),
         source=SOURCE,
     )
 
@@ -162,7 +160,7 @@ def _tokens(trace: Trace, facts: Facts) -> Iterable[Finding]:
             "tests": {"difference_after_first_step": after_size if math.isfinite(after_size) else "not made"},
         },
         consequence="What is behind it is told the mean of the tokens, and not which token is which.",
-        falsify="Change one token of an input: if the outputs at the other tokens and at this one change unlike, it is wrong.",
+        falsify="Change one token of an input: if the outputs there and at other tokens change unlike, this is wrong.",
         remedies=(
             Proposal(
                 "residual",

@@ -43,19 +43,16 @@ def shattered_gradient(trace: Trace) -> Iterable[Finding]:
     agrees = predicted is not None and predicted < EXPLAINED
     severity: Severity = "error" if agrees and shared is not None and shared < SHARED else "warn"
     chaotic = found.signal_last < 0.5 * found.signal_first
-    cause = (
-        f" Their signals part too, from a cosine of {found.signal_first:.3g} to {found.signal_last:.3g} at the last block."
-        if chaotic
-        else ""
-    )
+    ends = f"from a cosine of {found.signal_first:.3g} to {found.signal_last:.3g} at the last block"
+    cause = f" Their signals part too, {ends}." if chaotic else ""
     last = trace.names()[-1]
     yield Finding(
         rule=RULE,
         severity=severity,
         status="fired",
         claim=(
-            f"Behind {found.blocks} blocks the gradients at {found.site} of inputs that differ by a tenth have a cosine "
-            f"of {found.gradient:.2g} [{found.low:.2g}, {found.high:.2g}].{cause}"
+            f"Behind {found.blocks} blocks the gradients at {found.site} of inputs that differ by a tenth have a "
+            f"cosine of {found.gradient:.2g} [{found.low:.2g}, {found.high:.2g}].{cause}"
         ),
         where={"first": found.site, "last": last},
         evidence={
@@ -64,8 +61,8 @@ def shattered_gradient(trace: Trace) -> Iterable[Finding]:
             "explained_by": "theory" if agrees else None,
             "tests": {"gain_of_neighbours": shared if shared is not None else "not made"},
         },
-        consequence="The first blocks are pushed at random by the inputs of a batch: what one teaches, another undoes.",
-        falsify="Train half as deep a model with the same settings: if it learns no faster, depth does not shatter here.",
+        consequence="The first blocks are pushed at random by the inputs: what one teaches, another undoes.",
+        falsify="Train half as deep a model with the same settings: if it learns no faster, this is wrong.",
         remedies=(
             Proposal(
                 "residual",

@@ -15,6 +15,7 @@ __all__ = ["train_mode"]
 RULE = "train_mode"
 # The output differs by a tenth of itself: another function, and not another estimate of the same.
 ANOTHER = 0.1
+_UNTESTED = {"change_of_output": "not made"}
 SOURCE = "torch.nn.Module.train: batch normalisation and dropout act by mode"
 
 
@@ -55,7 +56,8 @@ def _before(trace: Trace, mode: Mode) -> Iterable[Finding]:
         severity=severity,
         status="fired",
         claim=(
-            f"{subject} in evaluation mode, with {count} modules that act differently in training, {first} first{change}."
+            f"{subject} in evaluation mode, with {count} modules that act differently in training, {first} first"
+            f"{change}."
         ),
         where=_where(trace, first),
         evidence={
@@ -85,13 +87,13 @@ def _during(trace: Trace) -> Iterable[Finding]:
             rule=RULE,
             severity="warn",
             status="fired",
-            claim=f"{wrong} of {len(modes)} sampled optimizer steps began in evaluation mode, with {acting[0]} in the model.",
+            claim=f"{wrong} of {len(modes)} sampled steps began in evaluation mode, with {acting[0]} in the model.",
             where=_where(trace, acting[0]),
             evidence={
                 "steps": wrong,
                 "of": len(modes),
                 "modules": list(acting[:20]),
-                "tests": {"change_of_output": "not made"},
+                "tests": _UNTESTED,
             },
             consequence="Dropout does nothing, and batch normalisation uses statistics that nothing updates.",
             falsify="If it is fine-tuned so on purpose, nothing is wrong.",
@@ -106,8 +108,8 @@ def _during(trace: Trace) -> Iterable[Finding]:
             status="fired",
             claim=f"{evaluated} passes without gradients were made in training mode, with {acting[0]} in the model.",
             where=_where(trace, acting[0]),
-            evidence={"passes": evaluated, "modules": list(acting[:20]), "tests": {"change_of_output": "not made"}},
-            consequence="If they were an evaluation, dropout was on, and what was evaluated changed the running statistics.",
+            evidence={"passes": evaluated, "modules": list(acting[:20]), "tests": _UNTESTED},
+            consequence="In an evaluation dropout was on, and what was evaluated changed the running statistics.",
             falsify="If they update running statistics, or sample dropout, on purpose, nothing is wrong.",
             remedies=(Proposal("eval", "model.eval()  # before evaluation, and model.train() after it"),),
             source=SOURCE,

@@ -43,12 +43,12 @@ def unscaled_input(trace: Trace) -> Iterable[Finding]:
         return
     severity: Severity = "error" if harmed and not found.normalised else "warn"
     first = trace.names()[0]
-    weights = ", ".join(wrong)
+    told = ", ".join(wrong)
     yield Finding(
         rule=RULE,
         severity=severity,
         status="fired",
-        claim=f"The inputs that {found.reader or first} reads {weights}; its weights are drawn for mean 0 and variance 1.",
+        claim=f"The inputs that {found.reader or first} reads {told}; its weights are drawn for mean 0, variance 1.",
         where={"first": first, "last": first},
         evidence={
             "input_rms": found.rms,

@@ -90,15 +90,15 @@ def _words(moves: bool | None) -> str:
 
 
 def _broadcast(told: Objective, facts: Facts) -> _Case:
-    if told.broadcast is None:
+    if told.broadcast is None or not told.crosstalk:
         return None
     outputs, targets = told.broadcast
     return (
-        "error" if told.crosstalk else "warn",
+        "error",
         f"Outputs of shape {outputs} and targets of shape {targets} are broadcast: every output is compared with every "
         "target.",
         "The best that can be learned is the mean of the targets.",
-        {"tests": {"gradient_of_a_row_when_another_target_changes": "changes" if told.crosstalk else "stays"}},
+        {"tests": {"gradient_of_a_row_when_another_target_changes": "changes"}},
     )
 
 
@@ -147,8 +147,8 @@ def _unreachable(told: Objective, facts: Facts) -> _Case:
     low, high = told.reach
     return (
         "error" if most else "warn",
-        f"{told.outside:.0%} of the targets are outside of what {told.produced_by} can return, {low:g} to {high:g}: coming "
-        f"as close as it can leaves a loss of {told.loss_within:.4g} of {facts.loss_value:.4g}.",
+        f"{told.outside:.0%} of the targets are outside of what {told.produced_by} can return, {low:g} to {high:g}: "
+        f"coming as close as it can leaves a loss of {told.loss_within:.4g} of {facts.loss_value:.4g}.",
         "Those targets cannot be learned: the last activation is driven to its end instead.",
         {"targets_outside": told.outside, "tests": {"loss_of_the_nearest_outputs": told.loss_within}},
     )
