@@ -34,7 +34,7 @@ __all__ = ["FEW_BLOCKS", "Material", "facts_from"]
 # Depth shatters gradients: with fewer blocks it does not, and is not looked for.
 FEW_BLOCKS = 10
 # Cosines of neighbours' gradients below which the step is tried on the neighbours too.
-ALIKE = 0.1
+ALIKE = 0.25
 # A first step that lowers the loss by less, and moves no block's weights by more, may be too small to learn.
 NO_GAIN, NO_MOTION = 1e-3, 1e-6
 # Steps of this size, beside the weights, are short enough to follow a gradient, and long enough to learn by.
@@ -135,7 +135,7 @@ def facts_from(material: Material) -> Facts:
         relations=before.relations,
         relations_after=after.relations,
         symmetric=_symmetric(material),
-        neighbours=_neighbours(material, lookout, before, loss_after),
+        neighbours=_neighbours(material, lookout, before),
         inputs=scale,
         rounding=rounding,
         flushed=_flushed(material),
@@ -213,7 +213,7 @@ def _between_rows(gradient: Tensor) -> float:
     return min(float((part - part[:, :1]).abs().max()) for part in parts)
 
 
-def _neighbours(material: Material, lookout: Lookout, here: _Sight, loss_after: float | None) -> Neighbours | None:
+def _neighbours(material: Material, lookout: Lookout, here: _Sight) -> Neighbours | None:
     """Run the inputs' neighbours forward and back, and compare."""
     run, loss = material.run, material.loss
     near = moved(run.batches[0], run.seed)
@@ -230,18 +230,23 @@ def _neighbours(material: Material, lookout: Lookout, here: _Sight, loss_after: 
 
     try:
         value = loss(lookout.look(lambda: run(batch=near), see), near)
-        gradients = torch.autograd.grad(value, list(edges.values()), allow_unused=True) if edges else ()
+        gradients = torch.autograd.grad(value, list(edges.values()), allow_unused=True)
     except (RuntimeError, UsageError):
         return None  # what fails in the backward pass was told before
     told = {name: g for name, g in zip(edges, gradients, strict=True) if g is not None}
     names = [s.name for s in material.execution.sites]
     found = compare(names, (here.signals, material.first), (there.signals, told))
-    if found is None or found.high >= ALIKE or material.update is None or loss_after is None:
+    if found is None or found.high >= ALIKE:
         return found
-    with torch.no_grad(), replaced(run.model, material.update.after):
-        moved_on = float(value.detach()) - float(loss(run(batch=near), near))
-    gain = (material.value or math.nan) - loss_after
-    return replace(found, gain_shared=moved_on / gain if gain > 0 else None)
+    batch = run.batches[0]
+    course = rehearse(
+        run.model,
+        lambda: loss(run(), batch),
+        material.factory,
+        run.deadline,
+        aside=lambda: loss(run(batch=near), near),
+    )
+    return replace(found, gain_shared=course.shared if course is not None and course.complete else None)
 
 
 def _rounding(material: Material) -> Rounding | None:

@@ -31,8 +31,8 @@ class Neighbours:
         signal_first: mean cosine of the signals at that boundary.
         signal_last: mean cosine of the signals at the last boundary.
         blocks: number of boundaries from the first to the last.
-        gain_shared: how far the loss of the moved inputs falls with the optimizer's step on the others, over how far
-            theirs falls; None where that was not tested.
+        gain_shared: how far the loss of the moved inputs falls when a few steps are made on the others, over how far
+            theirs falls; None where that was not tested, or theirs does not fall.
     """
 
     site: str

@@ -26,10 +26,12 @@ class Course:
     Attributes:
         losses: before each step and after the last; fewer if time ran out or a loss was not finite.
         scale: factor on the learning rate.
+        aside: losses of what was not trained on, before the first step and after the last; empty if not asked for.
     """
 
     losses: tuple[float, ...]
     scale: float = 1.0
+    aside: tuple[float, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -46,6 +48,12 @@ class Course:
     def gain(self) -> float:
         """How far the loss fell."""
         return self.losses[0] - self.end
+
+    @property
+    def shared(self) -> float | None:
+        """How far the loss aside fell, over how far that of the batch fell; None if that did not, or was not asked."""
+        fell = self.losses[0] - self.losses[-1]
+        return (self.aside[0] - self.aside[1]) / fell if len(self.aside) == 2 and fell > 0 else None
 
 
 @contextmanager
@@ -69,7 +77,12 @@ def undone(model: nn.Module) -> Iterator[None]:
 
 
 def rehearse(
-    model: nn.Module, objective: Callable[[], Tensor], factory: Factory, deadline: float, scale: float = 1.0
+    model: nn.Module,
+    objective: Callable[[], Tensor],
+    factory: Factory,
+    deadline: float,
+    scale: float = 1.0,
+    aside: Callable[[], Tensor] | None = None,
 ) -> Course | None:
     """Return the losses of a few steps, or None if the model or the optimizer refuses.
 
@@ -79,11 +92,14 @@ def rehearse(
         factory: builds the optimizer.
         deadline: time at which no further step begins.
         scale: factor on the learning rate.
+        aside: another loss, to see before the first step and after the last.
     """
     losses: list[float] = []
+    beside: list[float] = []
     with undone(model):
         learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
         try:
+            beside.extend(_values(aside))
             value = objective()
             _differentiate(value, learning)
             optimizer = factory(list(learning.values()))
@@ -96,9 +112,17 @@ def rehearse(
                 optimizer.step()
                 value = objective()
                 _differentiate(value, learning)
+            beside.extend(_values(aside))
         except (RuntimeError, ValueError, TypeError):
             return None  # for example an optimizer that needs a closure; first_update has said so
-    return Course(tuple(losses), scale)
+    return Course(tuple(losses), scale, tuple(beside))
+
+
+def _values(objective: Callable[[], Tensor] | None) -> list[float]:
+    if objective is None:
+        return []
+    with torch.no_grad():
+        return [float(objective())]
 
 
 def _differentiate(value: Tensor, learning: Mapping[str, nn.Parameter]) -> None:

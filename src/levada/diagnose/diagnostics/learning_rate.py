@@ -32,8 +32,8 @@ def learning_rate_too_high(trace: Trace) -> Iterable[Finding]:
     """The first steps raise the loss on the very batch that they are made for, and shorter ones lower it.
 
     It speaks if after ten steps on one batch the loss is above its start while at a lower rate, that moves the weights
-    by 3e-3 of themselves or less, it is below. An error needs a loss that at least doubled or is no number at the end, and weights that the first step moves by a
-    tenth of themselves or more: the size of the step explains it.
+    by 3e-3 of themselves or less, it is below. An error needs a loss that at least doubled or is no number at the end,
+    and weights that the first step moves by a tenth of themselves or more: the size of the step explains it.
 
     Args:
         trace: of one check, or of a run.
