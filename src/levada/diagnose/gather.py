@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from levada._errors import UsageError
+from levada._errors import MeasurementError, UsageError
 from levada.diagnose.cut import Graph
 from levada.diagnose.facts import Facts
 from levada.diagnose.loss import Loss, main_output
@@ -231,7 +231,7 @@ def _neighbours(material: Material, lookout: Lookout, here: _Sight) -> Neighbour
     try:
         value = loss(lookout.look(lambda: run(batch=near), see), near)
         gradients = torch.autograd.grad(value, list(edges.values()), allow_unused=True)
-    except (RuntimeError, UsageError):
+    except (RuntimeError, ValueError, UsageError, MeasurementError):
         return None  # what fails in the backward pass was told before
     told = {name: g for name, g in zip(edges, gradients, strict=True) if g is not None}
     names = [s.name for s in material.execution.sites]
@@ -336,7 +336,7 @@ def _mode(material: Material, out: Tensor) -> Mode:
             for module in modules.values():
                 module.training = True
             other = main_output(run())
-    except (RuntimeError, ValueError):
+    except MeasurementError:
         return mode  # batch normalisation of a batch of one
     finally:
         for module in modules.values():

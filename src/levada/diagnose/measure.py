@@ -163,7 +163,7 @@ def _read_outputs(material: Material, recorded: _Recorded) -> None:
         edge = recorded.edges[execution.output_of[followed[0]]]
         try:
             (gradient,) = torch.autograd.grad(target, [edge], allow_unused=True)
-        except RuntimeError:
+        except Exception:
             gradient = None  # the backward pass does not run: said where all gradients are asked for
         material.first = {followed[0]: gradient} if gradient is not None else {}
     recorded.outputs = None

@@ -41,6 +41,7 @@ class Objective:
     Attributes:
         attached: whether the loss has a graph that reaches the outputs; None if the outputs have none themselves.
         moves: whether other outputs give another loss.
+        reads_targets: whether other classes as targets give another loss.
         classes: number of classes, of integer targets or of probabilities as targets.
         sums_to_one: whether every output is a distribution over the classes.
         shift: change of the loss when 1 is added to every output of a row: 0 for what takes a softmax itself, -1 for a
@@ -61,6 +62,7 @@ class Objective:
 
     attached: bool | None = None
     moves: bool | None = None
+    reads_targets: bool = False
     classes: int = 0
     sums_to_one: bool = False
     shift: float | None = None
@@ -144,7 +146,8 @@ def _classes(told: Objective, value: Callable[..., float], out: Tensor, targets:
     here = value(out)
     normaliser = float(out.double().logsumexp(dim).square().mean().sqrt())
     told = replace(told, classes=out.shape[dim], sums_to_one=distributed, shift=value(out + 1) - here)
-    told = replace(told, normaliser=normaliser)
+    rolled = value(out, targets.roll(1, 0)) != here or value(out, targets.flip(0)) != here
+    told = replace(told, normaliser=normaliser, reads_targets=rolled)
     if distributed:
         told = replace(told, floor=value(right), floor_of_logits=value(CERTAIN * right))
     return told

@@ -28,6 +28,7 @@ class Run:
         batches: at least one.
         seed: of the first draw.
         deadline: time at which nothing new begins.
+        ran: whether every batch went through once.
         notes: what is to be told.
     """
 
@@ -35,6 +36,7 @@ class Run:
     batches: Sequence[Batch]
     seed: int
     deadline: float = math.inf
+    ran: bool = False
     notes: list[str] = field(default_factory=list)
 
     def __call__(self, index: int = 0, draw: int = 0, batch: Batch | None = None) -> Any:
@@ -44,11 +46,22 @@ class Run:
             index: which batch.
             draw: counts the random state on.
             batch: what to run on instead.
+
+        Raises:
+            MeasurementError: if the model ran before and now does not.
         """
         batch = self.batches[index] if batch is None else batch
         torch.manual_seed(self.seed + draw)
-        with activations_kept(self.model):
-            return self.model(*batch.args, **batch.kwargs)
+        try:
+            with activations_kept(self.model):
+                return self.model(*batch.args, **batch.kwargs)
+        except Exception as error:
+            if not self.ran or isinstance(error, MeasurementError | UsageError):
+                raise
+            raise MeasurementError(
+                f"check: the model ran on every batch, and in a later pass it raised {raised(error)} Give a batch that "
+                "is small enough, and a model that runs again and again."
+            ) from error
 
     def require(self) -> None:
         """Run every batch once with nothing attached, so that what fails is the user's and is said so."""
@@ -64,6 +77,7 @@ class Run:
                     f"check: the model must run on the batch; on {what} {type(self.model).__name__} raised "
                     f"{raised(error)} Give a batch of the shape that it expects.{hint}"
                 ) from error
+        self.ran = True
 
 
 def random_projection(outputs: Any, seed: int) -> Tensor:
@@ -96,7 +110,7 @@ def gradients_of(model: nn.Module, target: Tensor) -> dict[str, Tensor | None]:
         return dict.fromkeys(wanted)
     try:
         found = torch.autograd.grad(target, list(wanted.values()), allow_unused=True)
-    except RuntimeError as error:
+    except Exception as error:  # a custom autograd function raises what it likes
         if "heckpoint" not in str(error):
             raise MeasurementError(f"check: the backward pass must run, and it raised {raised(error)}") from error
         raise MeasurementError(

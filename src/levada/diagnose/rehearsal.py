@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from levada._errors import MeasurementError, UsageError
 from levada.diagnose.update import Factory
 
 __all__ = ["STEPS", "Course", "rehearse", "undone"]
@@ -113,7 +114,7 @@ def rehearse(
                 value = objective()
                 _differentiate(value, learning)
             beside.extend(_values(aside))
-        except (RuntimeError, ValueError, TypeError):
+        except (RuntimeError, ValueError, TypeError, UsageError, MeasurementError):
             return None  # for example an optimizer that needs a closure; first_update has said so
     return Course(tuple(losses), scale, tuple(beside))
 

@@ -103,7 +103,9 @@ def _broadcast(told: Objective, facts: Facts) -> _Case:
 
 
 def _likelihood(told: Objective, facts: Facts) -> _Case:
-    if told.shift is None or told.normaliser is None or abs(told.shift + 1) > AGREEMENT or told.normaliser < SUMS:
+    if told.shift is None or told.normaliser is None or told.classes < 2 or not told.reads_targets:
+        return None
+    if abs(told.shift + 1) > AGREEMENT or told.normaliser < SUMS:
         return None
     what = "probabilities" if told.sums_to_one else "outputs that are no log-probabilities"
     return (
