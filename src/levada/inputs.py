@@ -199,8 +199,8 @@ def _read(batches: Iterable[Any], owner: str) -> Iterator[Any]:
         yield from batches
     except Exception as error:
         raise UsageError(
-            f"{owner}: the batches must be readable, and reading them raised {raised(error)} Repair the loader, or give "
-            "one batch."
+            f"{owner}: the batches must be readable, and reading them raised {raised(error)} Repair the loader, or "
+            "give one batch."
         ) from error
 
 

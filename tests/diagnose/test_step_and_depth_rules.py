@@ -62,6 +62,15 @@ def test_rates_in_use_are_silent(net, optimizer, lr):
     assert not fired(check(net.build(), (net.inputs, net.classes), optimizer=optimizer, lr=lr))
 
 
+def test_a_rate_that_nobody_chose_is_not_judged():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(400, 400), nn.Tanh(), nn.Linear(400, 10))
+    batch = 9 * torch.randn(32, 400), torch.arange(32) % 10
+    chosen, assumed = check(model, batch, lr=0.5), check(model, batch)
+    assert "learning_rate_too_high" in fired(chosen)
+    assert not fired(assumed)
+
+
 def test_a_warm_up_that_starts_at_zero_and_a_converged_loss_are_silent(net):
     model, batch = net.build(), (net.inputs, net.classes)
     assert not fired(check(model, batch, optimizer=lambda p: torch.optim.SGD(p, lr=0.0)))

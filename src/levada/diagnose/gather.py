@@ -25,7 +25,7 @@ from levada.diagnose.relations import Lookout, Relation, relation
 from levada.diagnose.rounding import LIFT, Rounding, exact_step, flushed
 from levada.diagnose.surroundings import InputScale, Mode, input_scale, mode_of, standardised
 from levada.diagnose.trial import output_spread, parameters_matter, replaced
-from levada.diagnose.update import Factory, Update
+from levada.diagnose.update import Assumed, Factory, Update
 from levada.inputs import Batch, flatness
 from levada.probe import Execution
 
@@ -275,31 +275,35 @@ def _courses(
     before = material.value
     if loss is None or update is None or before is None or loss_after is None or not math.isfinite(before):
         return {}
-    if _random(material):
-        run.notes.append("The loss differs from run to run: what the learning rate does to it is not known.")
-        return {}
     rates: dict[str, float] = {}
     ratios = [update.ratio(site.parameters) for site in material.execution.sites]
     largest = max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
-    if not loss_after <= before:
+    if isinstance(material.factory, Assumed) and material.factory.lr is None:
+        pass  # a rate that nobody chose is not judged
+    elif not loss_after <= before:
         rates = {"lr": 1.0, "lower": min(0.1, max(SHORT / largest, 1e-6)) if largest > 0 else 0.1}
     elif 0 < largest < NO_MOTION and before - loss_after < NO_GAIN * abs(before) and rounding is None:
         rates = {"lr": 1.0, "higher": LONG / largest}
     batch = _plain_inputs(run, scale)
     if batch is not None:
         rates.setdefault("lr", 1.0)
+    if rates and _random(material):
+        run.notes.append("The loss differs from run to run: what the learning rate does to it is not known.")
+        return {}
     found: dict[str, Course] = {}
     wanted = [(name, run.batches[0], factor) for name, factor in rates.items()]
     wanted += [("standardised", batch, 1.0)] if batch is not None else []
     for name, given, factor in wanted:
-        if time.perf_counter() > run.deadline:
+        if time.perf_counter() > run.deadline or (name != "lr" and "lr" not in found):
             break
 
         def objective(given: Batch = given) -> Tensor:
             assert loss is not None  # tested above
             return loss(run(batch=given), given)
 
-        course = rehearse(run.model, objective, material.factory, run.deadline, factor)
+        # A loss that rises with the first step and then falls below its start is no reason to go on.
+        least = before if name == "lr" and "lower" in rates and batch is None else -math.inf
+        course = rehearse(run.model, objective, material.factory, run.deadline, factor, below=least)
         if course is not None and course.complete:
             found[name] = course
     return found

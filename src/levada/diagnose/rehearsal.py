@@ -25,7 +25,7 @@ class Course:
     """Losses of a few steps on one batch.
 
     Attributes:
-        losses: before each step and after the last; fewer if time ran out or a loss was not finite.
+        losses: before each step and after the last; fewer if time ran out, a loss was not finite or small enough.
         scale: factor on the learning rate.
         aside: losses of what was not trained on, before the first step and after the last; empty if not asked for.
     """
@@ -84,6 +84,7 @@ def rehearse(
     deadline: float,
     scale: float = 1.0,
     aside: Callable[[], Tensor] | None = None,
+    below: float = -math.inf,
 ) -> Course | None:
     """Return the losses of a few steps, or None if the model or the optimizer refuses.
 
@@ -94,6 +95,7 @@ def rehearse(
         deadline: time at which no further step begins.
         scale: factor on the learning rate.
         aside: another loss, to see before the first step and after the last.
+        below: the steps end, and the course is not complete, once the loss is smaller.
     """
     losses: list[float] = []
     beside: list[float] = []
@@ -108,7 +110,9 @@ def rehearse(
                 group["lr"] = group["lr"] * scale
             for step in range(STEPS + 1):
                 losses.append(float(value.detach()))
-                if step == STEPS or not math.isfinite(losses[-1]) or time.perf_counter() > deadline:
+                if step == STEPS or not math.isfinite(losses[-1]) or losses[-1] < below:
+                    break
+                if time.perf_counter() > deadline:
                     break
                 optimizer.step()
                 value = objective()

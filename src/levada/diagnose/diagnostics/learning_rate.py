@@ -33,7 +33,8 @@ def learning_rate_too_high(trace: Trace) -> Iterable[Finding]:
 
     It speaks if after ten steps on one batch the loss is above its start while at a lower rate, that moves the weights
     by 3e-3 of themselves or less, it is below. An error needs a loss that at least doubled or is no number at the end,
-    and weights that the first step moves by a tenth of themselves or more: the size of the step explains it.
+    and weights that the first step moves by a tenth of themselves or more: the size of the step explains it. A rate
+    that was assumed, because none was given, is not judged.
 
     Args:
         trace: of one check, or of a run.
