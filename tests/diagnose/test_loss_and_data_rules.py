@@ -84,7 +84,7 @@ TWINS = {
         (NUMBERS > 0.5).float()[:, None],
         functional.binary_cross_entropy_with_logits,
     ),
-    "critic": lambda n: (n.build(1), n.classes, lambda o, t: -o.mean()),
+    "critic": lambda n: (n.build(), n.classes, lambda o, t: -o.mean()),
     "with every other row": lambda n: (n.build(), n.classes, lambda o, t: functional.cross_entropy(o @ o.T, 0 * t)),
 }
 
