@@ -129,9 +129,10 @@ def require_model(model: object, owner: str = "check") -> nn.Module:
         )
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
         raise UsageError(f"{owner}: the model has lazy parameters without a shape. Run one batch through it first.")
-    if any(p.is_meta for p in parameters):
+    if any(t.is_meta for t in (*parameters, *model.buffers())):
+        what = "parameters" if any(p.is_meta for p in parameters) else "buffers"
         raise UsageError(
-            f"{owner}: the model's parameters are on the meta device and hold no values. Build it on a device."
+            f"{owner}: the model's {what} are on the meta device and hold no values. Build it on a device."
         )
     scripted = next((m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if scripted is not None:
@@ -172,6 +173,8 @@ def read_batches(model: nn.Module, batch: Any, owner: str = "check") -> list[Bat
         raise UsageError(
             f"{owner}: batch must hold at least one batch, and the {type(batch).__name__} given was empty."
         )
+    if any(t.is_meta for b in raw for t in (*b.tensors(), *tensors_in(b.targets))):
+        raise UsageError(f"{owner}: the batch is on the meta device and holds no values. Make it on a device.")
     batches = raw if held is None else [_to(b, held.device) for b in raw]
     for b in batches:
         _validate(b, owner)
@@ -184,7 +187,7 @@ def _split(model: nn.Module, batch: Any, owner: str) -> Iterator[Batch]:
     elif isinstance(batch, list) and batch and all(isinstance(item, Tensor) for item in batch):
         yield _one(model, tuple(batch), owner)
     elif isinstance(batch, Iterable):
-        for item in batch:
+        for item in _read(batch, owner):
             yield _one(model, tuple(item) if isinstance(item, list) else item, owner)
     else:
         raise UsageError(
@@ -192,6 +195,17 @@ def _split(model: nn.Module, batch: Any, owner: str) -> Iterator[Batch]:
             "of inputs, or an iterable "
             f"of these, got {type(batch).__name__}."
         )
+
+
+def _read(batches: Iterable[Any], owner: str) -> Iterator[Any]:
+    """Yield what a loader gives; what it raises is the user's."""
+    try:
+        yield from batches
+    except Exception as error:
+        raise UsageError(
+            f"{owner}: the batches must be readable, and reading them raised {raised(error)} Repair the loader, or "
+            "give one batch."
+        ) from error
 
 
 def _is_mapping(value: Any) -> bool:
@@ -258,6 +272,9 @@ def _validate(batch: Batch, owner: str) -> None:
     if not tensors:
         raise UsageError(f"{owner}: the batch must hold a tensor for the model, and there is none among the inputs.")
     for name, tensor in [("inputs", t) for t in tensors] + [("targets", t) for t in tensors_in(batch.targets)]:
+        if tensor.layout is not torch.strided:
+            kind = str(tensor.layout).removeprefix("torch.")
+            raise UsageError(f"{owner}: the batch must be dense, and its {name} are {kind}. Call .to_dense() first.")
         if tensor.numel() == 0:
             raise UsageError(f"{owner}: the batch must not be empty, and its {name} have shape {tuple(tensor.shape)}.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

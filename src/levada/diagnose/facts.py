@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from levada.diagnose.neighbours import Neighbours
+from levada.diagnose.objective import Objective
 from levada.diagnose.prediction import Prediction
+from levada.diagnose.rehearsal import Course
+from levada.diagnose.relations import Relation
+from levada.diagnose.rounding import Rounding
+from levada.diagnose.surroundings import InputScale, Mode
 from levada.probe.trace import Trace
 
 __all__ = ["Cut", "Facts", "facts_of"]
@@ -62,6 +68,19 @@ class Facts:
         cotangent_log10_after: the same after the optimizer's first step, if it fell by decades across one block.
         stream_gradients: how much the gradients of reading, mixing and writing differ between streams, relative to the
             largest; measured where streams are equal and are treated alike.
+        objective: how the loss answers to outputs that are put in by hand.
+        input_relation: how the inputs of the first batch lie to each other.
+        relations: site -> how they lie to each other there.
+        relations_after: the same after the optimizer's first step.
+        symmetric: site with a matrix of equal rows -> difference of the gradients of its rows, relative to them.
+        neighbours: how alike the gradients of two close inputs are; not measured in shallow models.
+        inputs: how large the floating input is that a linear map reads first.
+        rounding: the first step with and without rounding, where rounding takes most of it.
+        flushed: share of gradient elements that float16 loses, and would not if the loss were larger.
+        courses: losses of a few steps of training, by what was changed: "lr" is the training as it is, "lower" and
+            "higher" are other rates, "standardised" other inputs. Made only where the first step or the
+            inputs gave a reason.
+        mode: which modules are in training mode.
     """
 
     optimizer: str | None = None
@@ -88,6 +107,17 @@ class Facts:
     cotangent_log10: Tensor | None = None
     cotangent_log10_after: Tensor | None = None
     stream_gradients: Mapping[str, float] | None = None
+    objective: Objective | None = None
+    input_relation: Relation | None = None
+    relations: Mapping[str, Relation] = field(default_factory=dict)
+    relations_after: Mapping[str, Relation] = field(default_factory=dict)
+    symmetric: Mapping[str, float] = field(default_factory=dict)
+    neighbours: Neighbours | None = None
+    inputs: InputScale | None = None
+    rounding: Rounding | None = None
+    flushed: float | None = None
+    courses: Mapping[str, Course] = field(default_factory=dict)
+    mode: Mode | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from levada._errors import UsageError
 from levada.inputs import Batch, raised, tensors_in
 
-__all__ = ["Loss", "LossLike", "floating_outputs", "main_output", "resolve_loss"]
+__all__ = ["Loss", "LossLike", "class_dim", "floating_outputs", "main_output", "resolve_loss"]
 
 LossLike: TypeAlias = str | Callable[[Any, Any], Tensor] | None
 _NAMES = ("cross_entropy", "mse", "output")
@@ -146,7 +146,7 @@ def _infer(outputs: Any, batch: Batch) -> Loss | None:
         torch.int8,
         torch.uint8,
     ):
-        if _class_dim(out, targets) is not None:
+        if class_dim(out, targets) is not None:
             reason = "the targets are integers and the outputs have one column per class"
             return Loss("cross_entropy", _cross_entropy, reason, takes_tensor=True)
     elif isinstance(targets, Tensor) and targets.is_floating_point() and targets.numel() == out.numel():
@@ -169,7 +169,17 @@ def _from_output(outputs: Any, batch: Batch) -> Tensor:
     return value
 
 
-def _class_dim(out: Tensor, targets: Tensor) -> int | None:
+def class_dim(out: Tensor, targets: Tensor) -> int | None:
+    """Return the dimension of an output that holds its classes, or None if the targets do not fit any.
+
+    Args:
+        out: the output.
+        targets: class indices.
+
+    Example:
+        >>> class_dim(torch.zeros(4, 7, 3), torch.zeros(4, 7)), class_dim(torch.zeros(4, 3, 7), torch.zeros(4, 7))
+        (2, 1)
+    """
     if out.dim() < 1 or out.dim() != targets.dim() + 1:
         return None
     if out.dim() == 1 or (out.shape[0] == targets.shape[0] and out.shape[2:] == targets.shape[1:]):
@@ -189,7 +199,7 @@ def _cross_entropy(outputs: Any, batch: Batch) -> Tensor:
                 f"shape {tuple(out.shape)}, got {_brief(targets)}. Convert them by .long()."
             )
         return functional.cross_entropy(out, targets.to(out.dtype))
-    dim = _class_dim(out, targets)
+    dim = class_dim(out, targets)
     if dim is None:
         raise UsageError(
             "check: outputs of cross_entropy must have one dimension more than the targets, its classes; "

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from levada._errors import MeasurementError, UsageError
+from levada._errors import MeasurementError
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
-from levada.diagnose.facts import Facts
-from levada.diagnose.loss import Loss, LossLike, floating_outputs, main_output, resolve_loss
+from levada.diagnose.gather import FEW_BLOCKS, Material, facts_from
+from levada.diagnose.loss import Loss, LossLike, resolve_loss
 from levada.diagnose.moments import Moments
+from levada.diagnose.objective import examine
+from levada.diagnose.passes import Run, gradients_of
 from levada.diagnose.prediction import Prediction, predict
 from levada.diagnose.streams import can_part, symmetric
-from levada.diagnose.trial import output_spread, parameters_matter, replaced, roused_head
+from levada.diagnose.trial import replaced, roused_head
 from levada.diagnose.update import Factory, Update, first_update, parameter_signals
-from levada.inputs import Batch, flatness, raised
+from levada.inputs import Batch
 from levada.probe import Execution, Probe, Trace
 from levada.probe.cotangent import Cotangents
-from levada.probe.recomputation import activations_kept
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
 
@@ -48,37 +49,6 @@ class Draws:
     budget: float
 
 
-@dataclass(slots=True)
-class _Run:
-    """A model on batches: every forward pass goes through here."""
-
-    model: nn.Module
-    batches: Sequence[Batch]
-    seed: int
-    notes: list[str] = field(default_factory=list)
-
-    def __call__(self, index: int = 0, draw: int = 0) -> Any:
-        batch = self.batches[index]
-        torch.manual_seed(self.seed + draw)
-        with activations_kept(self.model):
-            return self.model(*batch.args, **batch.kwargs)
-
-    def require(self) -> None:
-        """Run every batch once with nothing attached, so that what fails is the user's and is said so."""
-        for index, batch in enumerate(self.batches):
-            try:
-                self(index)
-            except Exception as error:
-                what = (
-                    f"the inputs inferred for it ({batch.inferred})" if batch.inferred else f"inputs {batch.describe()}"
-                )
-                hint = " Two inputs and no targets are written ((a, b), None)." if len(batch.args) == 1 else ""
-                raise UsageError(
-                    f"check: the model must run on the batch; on {what} {type(self.model).__name__} raised "
-                    f"{raised(error)} Give a batch of the shape that it expects.{hint}"
-                ) from error
-
-
 def measure(
     model: nn.Module, batches: Sequence[Batch], loss: LossLike, factory: Factory, draws: Draws
 ) -> tuple[Trace, list[str]]:
@@ -95,60 +65,67 @@ def measure(
         UsageError: if the model does not run on the batch, or loss or optimizer do not fit.
         MeasurementError: if the model runs but nothing can be measured.
     """
-    start = time.perf_counter()
-    run = _Run(model, batches, draws.seed)
+    run = Run(model, batches, draws.seed, time.perf_counter() + draws.budget)
     run.require()
     cotangents = Cotangents(model)
-    execution, moments, outputs, units, graph = _record(run, cotangents)
-    resolved = resolve_loss(loss, outputs, batches[0])
-    graph.end_in(
-        outputs, resolved(outputs, batches[0]) if resolved is not None else _random_projection(outputs, draws.seed)
-    )
-    del outputs
-    predictions = predict(model, execution, moments)
-    trace, gradients, value = _losses(run, execution, resolved, start + draws.budget)
-    logs = _cotangents(run, cotangents, trace, start + draws.budget)
-    update = None
-    reached = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+    recorded = _record(run, cotangents)
+    resolved = resolve_loss(loss, recorded.outputs, batches[0])
+    material = Material(run, recorded.execution, recorded.graph, resolved, factory)
+    _read_outputs(material, recorded)
+    predictions = predict(model, recorded.execution, recorded.moments)
+    trace = _losses(material)
+    logs = _cotangents(run, cotangents, trace)
+    reached = {name: gradient for name, gradient in material.gradients.items() if gradient is not None}
     if resolved is not None and reached:
-        update = first_update(model, reached, factory)
+        material.update = first_update(model, reached, factory)
+    update = material.update
     values = dict(trace.values)
     rows = max(len(trace.steps), len(logs))
     values = {name: _padded(column, rows) for name, column in values.items()}
     values["cotangent_rms"] = _padded(10.0**logs, rows)
-    values.update(parameter_signals(trace, gradients if resolved is not None else {}, update, rows))
+    values.update(parameter_signals(trace, material.gradients if resolved is not None else {}, update, rows))
     if resolved is None:
         values["gradient_rms"] = torch.full_like(values["gradient_rms"], torch.nan)
         run.notes.append("There are no targets, so no loss and no update were measured: only random cotangents.")
-    facts = _facts(run, execution, resolved, gradients, value, update, graph)
     facts = replace(
-        facts,
+        facts_from(material),
         predictions=_matching(predictions, trace),
-        units=units,
+        units=recorded.units,
         cotangent_log10=logs,
-        cotangent_log10_after=_steep_after(run, cotangents, trace, logs, update, start + draws.budget),
+        cotangent_log10_after=_steep_after(run, cotangents, trace, logs, update),
     )
     if symmetric(trace):
-
-        def objective(outputs: Any) -> Tensor:
-            return resolved(outputs, batches[0]) if resolved is not None else _random_projection(outputs, draws.seed)
-
-        facts = replace(facts, stream_gradients=can_part(model, run, objective))
+        facts = replace(facts, stream_gradients=can_part(model, run, material.loss_of))
     context = {**trace.context, "facts": facts, "depth": len(trace.sites)}
     run.notes.extend(_told(trace, logs, resolved, update, batches, predictions))
-    if time.perf_counter() > start + draws.budget:
+    if time.perf_counter() > run.deadline:
         run.notes.append(f"The budget of {draws.budget:g} s was spent before everything was measured.")
     return Trace(trace.sites, (0,) * rows, values, context), run.notes
 
 
-def _record(run: _Run, cotangents: Cotangents) -> tuple[Execution, dict[int, Moments], Any, dict[str, int], Graph]:
+@dataclass(slots=True)
+class _Recorded:
+    """One recorded pass: the blocks, what autograd follows, moments of values, and the outputs with their graph."""
+
+    execution: Execution
+    graph: Graph
+    moments: Mapping[int, Moments]
+    units: Mapping[str, int]
+    outputs: Any
+    edges: dict[int, GradientEdge]
+
+
+def _record(run: Run, cotangents: Cotangents) -> _Recorded:
     """Run once; keep the moments of every value, and what autograd follows."""
     moments: dict[int, Moments] = {}
+    edges: dict[int, GradientEdge] = {}
 
     def see(number: int, tensor: Tensor) -> None:
         moments[number] = _moments(number, tensor)
         graph.see(number, tensor)
         cotangents.keep(number, tensor)
+        if tensor.requires_grad and tensor.grad_fn is not None:
+            edges[number] = get_gradient_edge(tensor)
 
     recorder = Recorder(run.model, on_value=see)
     graph = Graph(recorder, frozenset(name for name, p in run.model.named_parameters() if p.requires_grad))
@@ -170,7 +147,27 @@ def _record(run: _Run, cotangents: Cotangents) -> tuple[Execution, dict[int, Mom
     for site in execution.sites:
         activated = [o for o in execution.operations[site.name] if o.output in recorder.channel_dim]
         units[site.name] = sum(o.shape[recorder.channel_dim[o.output]] for o in activated if o.shape)
-    return execution, {n: m for n, m in moments.items() if n in keep}, outputs, units, graph
+    return _Recorded(execution, graph, {n: m for n, m in moments.items() if n in keep}, units, outputs, edges)
+
+
+def _read_outputs(material: Material, recorded: _Recorded) -> None:
+    """Test the loss on the recorded outputs, take the gradient at the first boundary, and let the graph go."""
+    outputs, execution, run = recorded.outputs, recorded.execution, material.run
+    target = material.loss_of(outputs)
+    material.graph.end_in(outputs, target)
+    if material.loss is not None:
+        last = [o for o in execution.operations[execution.sites[-1].name] if o.kind != "reshape"]
+        material.objective = examine(material.loss, outputs, run.batches[0], last[-1].name if last else "")
+    followed = [s.name for s in execution.sites if execution.output_of[s.name] in recorded.edges]
+    if material.loss is not None and len(execution.sites) >= FEW_BLOCKS and followed and target.requires_grad:
+        edge = recorded.edges[execution.output_of[followed[0]]]
+        try:
+            (gradient,) = torch.autograd.grad(target, [edge], allow_unused=True)
+        except Exception:
+            gradient = None  # the backward pass does not run: said where all gradients are asked for
+        material.first = {followed[0]: gradient} if gradient is not None else {}
+    recorded.outputs = None
+    recorded.edges.clear()
 
 
 def _moments(number: int, tensor: Tensor) -> Moments:
@@ -181,83 +178,51 @@ def _moments(number: int, tensor: Tensor) -> Moments:
     return Moments(second, apart, float(values.mean()), False, frozenset({number}))
 
 
-def _losses(
-    run: _Run, execution: Execution, loss: Loss | None, deadline: float
-) -> tuple[Trace, dict[str, Tensor | None], float | None]:
-    """Run forward and backward once per batch; return the trace, the first batch's gradients and its loss."""
-    first: dict[str, Tensor | None] = {}
-    value = None
+def _losses(material: Material) -> Trace:
+    """Run forward and backward once per batch; keep the first batch's gradients and its loss."""
+    run = material.run
     with Probe(run.model) as probe:
         for index, batch in enumerate(run.batches):
-            if index and time.perf_counter() > deadline:
+            if index and time.perf_counter() > run.deadline:
                 run.notes.append(f"The budget allowed {index} of {len(run.batches)} batches.")
                 break
-            outputs = run(index, draw=index)
-            target = loss(outputs, batch) if loss is not None else _random_projection(outputs, run.seed)
-            gradients = _gradients(run.model, target)
+            target = material.loss_of(run(index, draw=index), batch)
+            gradients = gradients_of(run.model, target)
             probe.step()
             if index == 0:
-                first, value = gradients, float(target.detach()) if loss is not None else None
+                material.gradients = gradients
+                material.value = float(target.detach()) if material.loss is not None else None
     trace = probe.trace()
-    if [site.name for site in execution.sites] != trace.names():
+    if [site.name for site in material.execution.sites] != trace.names():
         run.notes.append(
             "The model takes another path from one forward pass to the next; blocks are those of the second."
         )
-    return trace, first, value
+    return trace
 
 
-def _random_projection(outputs: Any, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(())
-    for output in floating_outputs(outputs):
-        cotangent = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
-        total = total.to(output.device) + (output * cotangent).sum()
-    return total
-
-
-def _gradients(model: nn.Module, target: Tensor) -> dict[str, Tensor | None]:
-    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not wanted or not target.requires_grad:
-        return dict.fromkeys(wanted)
-    try:
-        found = torch.autograd.grad(target, list(wanted.values()), allow_unused=True)
-    except RuntimeError as error:
-        if "heckpoint" not in str(error):
-            raise MeasurementError(f"check: the backward pass must run, and it raised {raised(error)}") from error
-        raise MeasurementError(
-            "check: the model checkpoints activations in the reentrant way, which gives gradients to .backward() "
-            "alone. Pass use_reentrant=False to torch.utils.checkpoint."
-        ) from error
-    return dict(zip(wanted, found, strict=True))
-
-
-def _cotangents(run: _Run, cotangents: Cotangents, trace: Trace, deadline: float) -> Tensor:
+def _cotangents(run: Run, cotangents: Cotangents, trace: Trace) -> Tensor:
     """Return log10 of the size of random cotangents, one row for each that was made."""
     roused = roused_head(run.model, trace.sites[-1].parameters)
     if not roused:
-        return _drawn_cotangents(run, cotangents, trace, deadline)
+        return _drawn_cotangents(run, cotangents, trace)
     run.notes.append(f"{next(iter(roused))} is all zero: cotangents were measured with random numbers in its place.")
     with replaced(run.model, roused):
-        return _drawn_cotangents(run, cotangents, trace, deadline)
+        return _drawn_cotangents(run, cotangents, trace)
 
 
-def _steep_after(
-    run: _Run, cotangents: Cotangents, trace: Trace, logs: Tensor, update: Update | None, deadline: float
-) -> Tensor | None:
+def _steep_after(run: Run, cotangents: Cotangents, trace: Trace, logs: Tensor, update: Update | None) -> Tensor | None:
     """Measure once more after the optimizer's first step, if the gradient falls by decades across one block."""
     falls = logs.nan_to_num(neginf=-math.inf).mean(0).diff()
-    if update is None or not bool((falls >= LEAST_DECADES).any()) or time.perf_counter() > deadline:
+    if update is None or not bool((falls >= LEAST_DECADES).any()) or time.perf_counter() > run.deadline:
         return None
     with replaced(run.model, update.after):
-        return _drawn_cotangents(run, cotangents, trace, math.inf, draws=1)
+        return _drawn_cotangents(run, cotangents, trace, draws=1)
 
 
-def _drawn_cotangents(
-    run: _Run, cotangents: Cotangents, trace: Trace, deadline: float, draws: int = COTANGENTS
-) -> Tensor:
+def _drawn_cotangents(run: Run, cotangents: Cotangents, trace: Trace, draws: int = COTANGENTS) -> Tensor:
     rows: list[Tensor] = []
     for draw in range(draws):
-        if draw and time.perf_counter() > deadline:
+        if draw and time.perf_counter() > run.deadline:
             break
         index = draw % len(run.batches)
         seed = run.seed + draw
@@ -283,76 +248,6 @@ def _padded(column: Tensor, rows: int) -> Tensor:
         torch.cat([column, torch.full((missing, column.shape[1]), torch.nan, dtype=column.dtype)])
         if missing
         else column
-    )
-
-
-def _unreached(execution: Execution, gradients: Mapping[str, Tensor | None]) -> dict[str, tuple[str, ...]]:
-    read = {name for site in execution.sites for o in execution.operations[site.name] for name in o.parameters}
-    found = {
-        site.name: tuple(n for n in site.parameters if n in read and n in gradients and gradients[n] is None)
-        for site in execution.sites
-    }
-    return {site: names for site, names in found.items() if names}
-
-
-def _resolution(model: nn.Module) -> float:
-    sizes = Counter({torch.float32: 0})
-    for p in model.parameters():
-        sizes[p.dtype] += p.numel() if p.is_floating_point() else 0
-    return torch.finfo(sizes.most_common(1)[0][0]).eps
-
-
-def _facts(
-    run: _Run,
-    execution: Execution,
-    loss: Loss | None,
-    gradients: Mapping[str, Tensor | None],
-    value: float | None,
-    update: Update | None,
-    graph: Graph,
-) -> Facts:
-    model = run.model
-    resolution = _resolution(model)
-
-    def objective() -> Tensor:
-        outputs = run()
-        return loss(outputs, run.batches[0]) if loss is not None else _random_projection(outputs, run.seed)
-
-    def spread() -> tuple[float | None, bool, str]:
-        return output_spread(model, run.batches[0], lambda: main_output(run()), resolution)
-
-    after = spread_after = None
-    with torch.no_grad():
-        apart, exact, why = spread()
-        matter = parameters_matter(model, _unreached(execution, gradients), objective)
-        if update is not None:
-            with replaced(model, update.after):
-                after, (spread_after, _, _) = float(objective()), spread()
-        constant = loss.of_zeros(main_output(run()), run.batches[0]) if loss is not None else None
-    run.notes.extend([why] if why else [])
-    if matter is None:
-        run.notes.append("Whether parameters without a gradient act is not known: the model differs from run to run.")
-    operations = {site.name: execution.operations[site.name] for site in execution.sites}
-    return Facts(
-        optimizer=update.optimizer if update is not None else None,
-        lr=update.lr if update is not None else None,
-        eps=update.eps if update is not None else None,
-        loss=loss.name if loss is not None else None,
-        resolution=resolution,
-        loss_value=value,
-        loss_constant=constant,
-        loss_after=after,
-        output_spread=apart,
-        output_spread_exact=exact,
-        output_spread_after=spread_after,
-        nonfinite_parameters=tuple(n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())),
-        cuts=graph.cuts(execution, matter or {}),
-        flat=flatness(run.batches),
-        fixed=tuple(n for n, p in model.named_parameters() if not p.requires_grad),
-        activations={s: tuple(o.name for o in ops if o.kind == "activation") for s, ops in operations.items()},
-        batch_normalised=frozenset(s for s, ops in operations.items() if any(o.name == "batch_norm" for o in ops)),
-        chain=all(len(set(o.inputs)) <= 1 for ops in operations.values() for o in ops),
-        normalised=any(o.kind == "normalisation" for ops in operations.values() for o in ops),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from levada.diagnose.loss import main_output
 from levada.inputs import Batch, raised
 
-__all__ = ["output_spread", "parameters_matter", "replaced", "roused_head"]
+__all__ = ["output_spread", "parameters_matter", "replaced", "roused_head", "widened"]
 
 # Closer than this many times the resolution, a spread may be rounding and is measured again in double precision.
 DOUBTFUL = 16.0
@@ -111,19 +112,30 @@ def output_spread(
         return spread, False, ""
     try:
         twin = copy.deepcopy(model).double()
-        outputs = twin(*(_double(a) for a in batch.args), **{key: _double(a) for key, a in batch.kwargs.items()})
-        return _relative_spread(main_output(outputs)), True, ""
+        wide = widened(batch)
+        return _relative_spread(main_output(twin(*wide.args, **wide.kwargs))), True, ""
     except Exception as error:
         # Any code may refuse a copy or another type; then the finding stays a warning, and says so.
         return spread, False, f"The output's spread was not measured in float64: {raised(error)}"
 
 
-def _double(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, tuple | list):
-        return type(value)(_double(item) for item in value)
-    return {k: _double(v) for k, v in value.items()} if isinstance(value, dict) else value
+def widened(batch: Batch, dtype: torch.dtype = torch.float64) -> Batch:
+    """Return the batch with every floating tensor in another type.
+
+    Args:
+        batch: the batch.
+        dtype: the type.
+    """
+
+    def wide(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(dtype) if value.is_floating_point() else value
+        if isinstance(value, tuple | list):
+            return type(value)(wide(item) for item in value)
+        return {k: wide(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    kwargs = {key: wide(value) for key, value in batch.kwargs.items()}
+    return replace(batch, args=tuple(wide(value) for value in batch.args), kwargs=kwargs, targets=wide(batch.targets))
 
 
 def _relative_spread(output: Tensor) -> float | None:

@@ -17,6 +17,7 @@ from levada.probe.trace import Trace
 
 __all__ = [
     "DEFAULT",
+    "Assumed",
     "OptimizerLike",
     "Update",
     "first_update",

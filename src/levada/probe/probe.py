@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from levada._errors import MeasurementError, UsageError, require_at_least
+from levada.probe.bookkeeping import Clearing, acts_by_mode
 from levada.probe.collector import Collector
 from levada.probe.operation import Execution, Operation
 from levada.probe.parameters import ParameterReading
@@ -78,6 +79,8 @@ class Probe:
         self._readings = Readings()
         self._parameters: ParameterReading | None = None
         self._mixing = Mixing(model)
+        self._clearing = Clearing(model) if optimizer is not None else None
+        self._evaluated = 0  # passes without gradients in training mode
         self._signal = Collector(lambda stack: moments(stack, spread=True))
         self._activity = Collector(activity)
         self._gradient = Collector(lambda stack: moments(stack, spread=False))
@@ -137,7 +140,12 @@ class Probe:
         Raises:
             MeasurementError: if no step was measured.
         """
-        return self._readings.trace(self.execution, {"optimizer": self._optimizer_name(), "every": self.every})
+        context: dict[str, Any] = {"optimizer": self._optimizer_name(), "every": self.every}
+        if self._clearing is not None:
+            context["accumulated"] = self._clearing.told()
+            context["acting"] = tuple(name for name, m in self.model.named_modules() if acts_by_mode(m))
+            context["evaluated_in_training"] = self._evaluated
+        return self._readings.trace(self.execution, context)
 
     def _optimizer_name(self) -> str | None:
         return None if self.optimizer is None else type(self.optimizer).__name__
@@ -149,6 +157,8 @@ class Probe:
             return
         self._reading = Reading(self.steps, self.model.training)
         self._mixing.attach()
+        if self._clearing is not None and self.steps:  # what was there before the first step is not known
+            self._clearing.attach()
         if self._plan is None:
             self._search()
         elif self._taps is None:
@@ -178,6 +188,8 @@ class Probe:
             self._mixing.clear()
         else:
             self._mixing.detach()
+        if self._clearing is not None:
+            self._clearing.detach()
         if self._reading is not None:
             self._reading.close()
         self._recorder = self._reading = self._parameters = None
@@ -217,6 +229,7 @@ class Probe:
         if self.optimizer is None and self._parameters is None:
             self._read_parameters()
         if not torch.is_grad_enabled() and self.optimizer is not None:
+            self._evaluated += self.model.training
             return False
         self._reading.begin()
         self._mixing.begin(self._reading.passes)
@@ -283,6 +296,8 @@ class Probe:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._reading is not None:
+            if self._clearing is not None:
+                self._clearing.before_step()
             self._read_parameters()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

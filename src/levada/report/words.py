@@ -115,6 +115,19 @@ _EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
     "stream_cosine": ("cosine between the streams, the smallest", ""),
     "difference_of_gradients_between_streams": ("difference of gradients between streams / their size", ""),
     "least_share": ("smallest such share", "%"),
+    "effective_rank": ("directions in which the inputs differ, effective rank", ""),
+    "attainable_rank": ("as many as batch and width allow", ""),
+    "rank_before": ("directions before the block", ""),
+    "rank_after_first_step": ("directions after the optimizer's first step", ""),
+    "correlation": ("mean cosine between inputs", ""),
+    "gradient_cosine": ("cosine between the gradients of neighbours", ""),
+    "gain_of_neighbours": ("what steps for the inputs gain their neighbours, as a share", "%"),
+    "gain_of_exact_step": ("what the step gains without rounding", ""),
+    "gain_of_rounded_step": ("what it gains with rounding", ""),
+    "flushed_fraction": ("share of the gradient's elements that float16 loses", "%"),
+    "loss_at_lr": ("losses at this rate", ""),
+    "floor_of_the_loss": ("least loss that there is", ""),
+    "loss_when_1_is_added": ("change of the loss when 1 is added to all outputs", ""),
 }
 _GROUPS: Final = ("tests", "optimizer_first_step", "loss_after_first_step", "loss_beside_that_of_zeros")
 _REASONS: Final = {"place": "its place: it happens at one block"}

@@ -1,19 +1,28 @@
-"""The rules, causes before what follows from them: data, precision, graph, activation, streams, signal, gradient."""
+"""The rules, causes before what follows: numbers, loss and data, graph, activation, depth, gradient, step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from levada.diagnose.diagnostics.accumulated_gradients import accumulated_gradients
 from levada.diagnose.diagnostics.dead_units import dead_units
+from levada.diagnose.diagnostics.double_softmax import double_softmax
 from levada.diagnose.diagnostics.exploding_gradient import exploding_gradient
 from levada.diagnose.diagnostics.exploding_signal import exploding_signal
 from levada.diagnose.diagnostics.frozen_layers import frozen_layers
+from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, learning_rate_too_low
+from levada.diagnose.diagnostics.lost_update import lost_update
 from levada.diagnose.diagnostics.numerical_overflow import numerical_overflow
+from levada.diagnose.diagnostics.rank_collapse import rank_collapse
 from levada.diagnose.diagnostics.saturated_activation import saturated_activation
+from levada.diagnose.diagnostics.shattered_gradient import shattered_gradient
 from levada.diagnose.diagnostics.stream_collapse import stream_collapse
+from levada.diagnose.diagnostics.train_mode import train_mode
+from levada.diagnose.diagnostics.unscaled_input import unscaled_input
 from levada.diagnose.diagnostics.unstable_mixing import unstable_mixing
 from levada.diagnose.diagnostics.vanishing_gradient import vanishing_gradient
 from levada.diagnose.diagnostics.vanishing_signal import vanishing_signal
+from levada.diagnose.diagnostics.wrong_loss import wrong_loss
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Diagnostic, Finding
 from levada.probe.trace import Trace
@@ -22,6 +31,11 @@ __all__ = ["DIAGNOSTICS", "diagnose"]
 
 DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "numerical_overflow": numerical_overflow,
+    "wrong_loss": wrong_loss,
+    "double_softmax": double_softmax,
+    "unscaled_input": unscaled_input,
+    "train_mode": train_mode,
+    "accumulated_gradients": accumulated_gradients,
     "frozen_layers": frozen_layers,
     "dead_units": dead_units,
     "saturated_activation": saturated_activation,
@@ -29,17 +43,41 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "unstable_mixing": unstable_mixing,
     "exploding_signal": exploding_signal,
     "vanishing_signal": vanishing_signal,
+    "rank_collapse": rank_collapse,
     "vanishing_gradient": vanishing_gradient,
     "exploding_gradient": exploding_gradient,
+    "shattered_gradient": shattered_gradient,
+    "lost_update": lost_update,
+    "learning_rate_too_high": learning_rate_too_high,
+    "learning_rate_too_low": learning_rate_too_low,
 }
 
 # What says nothing, not even that it is not known, of models without streams.
 _STREAMS = frozenset({"stream_collapse", "unstable_mixing"})
 
-# What a fired cause accounts for, at its own place or everywhere after it.
+# What a fired cause accounts for, at its own place or directly after it.
 _FOLLOWS: Mapping[str, frozenset[str]] = {
     "dead_units": frozenset({"vanishing_signal", "vanishing_gradient"}),
     "saturated_activation": frozenset({"vanishing_gradient"}),
+}
+_RATES = frozenset({"learning_rate_too_high", "learning_rate_too_low"})
+_SIGNAL = frozenset({"dead_units", "saturated_activation", "exploding_signal", "vanishing_signal", "rank_collapse"})
+# What a fired warning or error accounts for wherever it is: steps that do nothing, or too much, because of it.
+_CAUSES: Mapping[str, frozenset[str]] = {
+    "wrong_loss": _RATES | {"frozen_layers", "vanishing_gradient", "double_softmax", "lost_update"},
+    "unscaled_input": _RATES | _SIGNAL | {"exploding_gradient", "shattered_gradient"},
+    "accumulated_gradients": _RATES,
+    "frozen_layers": _RATES,
+    "dead_units": _RATES | {"rank_collapse"},
+    "saturated_activation": _RATES | {"rank_collapse"},
+    "exploding_signal": _RATES | {"shattered_gradient"},
+    "vanishing_signal": _RATES | {"rank_collapse", "lost_update"},
+    "rank_collapse": _RATES,
+    "stream_collapse": frozenset({"rank_collapse"}),
+    "vanishing_gradient": _RATES | {"lost_update"},
+    "exploding_gradient": _RATES,
+    "shattered_gradient": _RATES,
+    "lost_update": _RATES,
 }
 
 
@@ -47,8 +85,19 @@ _FOLLOWS: Mapping[str, frozenset[str]] = {
 _NEEDED: Mapping[str, frozenset[str]] = {
     "": frozenset(),
     "spread": frozenset({"dead_units", "vanishing_signal"}),
-    "size": frozenset(DIAGNOSTICS) - {"numerical_overflow", "frozen_layers"},
+    "size": frozenset(
+        {
+            "dead_units",
+            "saturated_activation",
+            "exploding_signal",
+            "vanishing_signal",
+            "vanishing_gradient",
+            "exploding_gradient",
+        }
+    ),
 }
+# What has nothing to say, not even that it is not known, of inputs without a spread or a size.
+_SILENT = frozenset({"rank_collapse", "shattered_gradient", "unscaled_input", *_RATES})
 _LACK: Mapping[str, str] = {
     "spread": "all rows of the batch are the same, so that no difference between inputs can be followed",
     "size": "all inputs are zero, so that what a model does with inputs is not seen",
@@ -68,7 +117,7 @@ def diagnose(trace: Trace) -> tuple[Finding, ...]:
     flat = facts_of(trace).flat
     mixes = bool(trace.context.get("mixing"))
     for name, rule in DIAGNOSTICS.items():
-        if name in _STREAMS and not mixes:
+        if (name in _STREAMS and not mixes) or (name in _SILENT and flat):
             continue
         if name in _NEEDED[flat]:
             found.append(Finding(name, "info", "unknown", f"{name} is not known: {_LACK[flat]}."))
@@ -80,13 +129,17 @@ def diagnose(trace: Trace) -> tuple[Finding, ...]:
 
 
 def _explained(finding: Finding, causes: Sequence[Finding], names: Sequence[str]) -> bool:
-    """Whether a cause at the same place accounts for a finding that is itself located at one place."""
-    if finding.status != "fired" or finding.evidence.get("explained_by") != "place":
+    """Whether a cause accounts for a finding, wherever it is, or for one at its own place."""
+    if finding.status != "fired":
+        return False
+    fired = [cause for cause in causes if cause.status == "fired" and cause.where]
+    if any(finding.rule in _CAUSES.get(cause.rule, ()) and cause.severity != "info" for cause in fired):
+        return True
+    if finding.evidence.get("explained_by") != "place":
         return False
     place = finding.where.get("first", "")
     return any(
         finding.rule in _FOLLOWS.get(cause.rule, ())
         and names.index(cause.where["first"]) <= names.index(place) <= names.index(cause.where["last"]) + 1
-        for cause in causes
-        if cause.status == "fired" and cause.where
+        for cause in fired
     )
