@@ -1,4 +1,4 @@
-"""Numbers that are needed at many places: as JSON can hold them, NaN and infinities being strings; Student's quantile."""
+"""Numbers needed at many places: as JSON can hold them, NaN and infinities being strings; Student's quantile."""
 
 from __future__ import annotations
 
