@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import levada
 from levada._errors import MeasurementError
 from levada.probe import record
 
@@ -436,3 +437,61 @@ def test_run_must_call_the_model():
     net = nn.Linear(2, 2)
     with pytest.raises(MeasurementError, match="without calling the model"):
         record(net, lambda: net.forward(torch.ones(1, 2)))
+
+
+class Embedded(nn.Module):
+    """Tokens and positions, side by side, then a chain; and a head around it."""
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(20, 8), nn.Embedding(5, 8)
+            self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0) for _ in range(3))
+
+        def forward(self, ids):
+            x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    def __init__(self):
+        super().__init__()
+        self.chain, self.head = Embedded.Chain(), nn.Linear(8, 20)
+
+    def forward(self, ids):
+        return self.head(self.chain(ids))
+
+
+def test_a_chain_behind_two_embeddings_is_opened():
+    report = levada.check(Embedded(), torch.randint(20, (4, 5)))
+    assert [b["site"] for b in report.blocks] == ["chain.tokens", *(f"chain.blocks.{i}" for i in range(3)), "head"]
+
+
+class ByHand(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.branches = nn.ModuleList(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+
+    def forward(self, x):
+        x = self.embed(x)
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        levada.HyperConnection,
+        levada.ManifoldHyperConnection,
+        levada.SinglePassManifoldHyperConnection,
+        levada.MultiwayDynamicDense,
+    ],
+    ids=lambda c: c.__name__,
+)
+def test_a_converted_model_has_the_blocks_that_it_had(connection):
+    model, x = ByHand(), torch.randn(6, 8)
+    before = levada.check(model, x)
+    after = levada.check(levada.convert(model, connection, batch=x), x)
+    assert [b["site"] for b in after.blocks] == [b["site"] for b in before.blocks]

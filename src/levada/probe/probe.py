@@ -278,8 +278,10 @@ class Probe:
         reading, collector = self._reading, self._gradient
         assert reading is not None  # callers checked
 
-        def hook(gradient: Tensor) -> None:
-            if reading.open:
+        def hook(gradient: Tensor | None) -> None:
+            if (
+                reading.open and gradient is not None
+            ):  # none comes where several outputs of one function are not all used
                 reading.arrived.add(slot)
                 collector.add(slot, gradient)
 

@@ -6,11 +6,11 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from levada.connection import Layer
+from levada.connection import Connection, Layer
 from levada.probe.operation import Execution, Operation
 from levada.probe.recorder import Event, Frame, Recorder
 from levada.probe.trace import Site
@@ -76,6 +76,12 @@ def execution_from(recorder: Recorder) -> Execution:
     return graph.execution(blocks, root)
 
 
+def _connections(model: nn.Module) -> list[nn.Module]:
+    """Return what carries the signal between the blocks of a converted model, and is no block itself."""
+    found: list[Any] = [m if isinstance(m, Connection) else getattr(m, "stream_output", None) for m in model.modules()]
+    return [m for m in found if isinstance(m, nn.Module)]
+
+
 class _Graph:
     """Questions about a recorded forward pass."""
 
@@ -83,6 +89,7 @@ class _Graph:
         self.recorder = recorder
         self.root = root
         self.names = {id(p): name for name, p in recorder.model.named_parameters()}
+        self._connected = {self.names[id(p)] for m in _connections(recorder.model) for p in m.parameters()}
         self.consumers: dict[int, list[Event]] = {}
         for event in root.walk():
             for number in event.operation.inputs:
@@ -137,7 +144,8 @@ class _Graph:
 
     def is_parallel(self, frame: Frame) -> bool:
         """Whether children with parameters follow one another without the one's output reaching the next."""
-        children = [f for f in frame.frames() if any(True for _ in f.module.parameters()) and f.outputs]
+        given = (f for f in frame.frames() if not isinstance(f.module, nn.Embedding))  # side by side before a chain
+        children = [f for f in given if any(True for _ in f.module.parameters()) and f.outputs]
         return any(
             not any(self.depends(n, output) for n in after.inputs for output in before.outputs[:1])
             for before, after in itertools.pairwise(children)
@@ -205,6 +213,9 @@ class _Graph:
             return "loss"
         if not frame.frames() and ("norm" in type(frame.module).__name__.lower() or kinds == {"normalisation"}):
             return "norm"
+        own = [self.names[id(p)] for p in frame.module.parameters()]
+        if own and self._connected.issuperset(own):
+            return "free"
         has = any(p.dim() >= 2 for p in frame.module.parameters()) or any(e.matrix for e in events)
         return "anchor" if has or (frame.frames() and any(True for _ in frame.module.parameters())) else "free"
 
@@ -215,7 +226,7 @@ class _Graph:
             role = "loss"
         elif operation.kind == "normalisation":
             role = "norm"
-        elif operation.kind in _PARAMETRISED and event.matrix:
+        elif operation.kind in _PARAMETRISED and event.matrix and self._connected.isdisjoint(operation.parameters):
             role = "anchor"
         name = f"{operation.module}.{operation.name}".lstrip(".")
         outputs = tuple(n for n in event.outputs if n not in operation.inputs)
