@@ -468,10 +468,18 @@ def test_a_chain_behind_two_embeddings_is_opened():
 
 
 class ByHand(nn.Module):
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.linear(self.norm(x)).tanh()
+
     def __init__(self):
         super().__init__()
         self.embed, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
-        self.branches = nn.ModuleList(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+        self.branches = nn.ModuleList(ByHand.Branch() for _ in range(3))
 
     def forward(self, x):
         x = self.embed(x)
