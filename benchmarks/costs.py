@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,12 +56,19 @@ class FreeBranch(nn.Module):
         super().__init__()
         self.out = torch.randn(tokens, dim_out)
         self.gradient = torch.randn(tokens, dim_in)
+        self.values = torch.randn(tokens, dim_in)
         self.given: Tensor | None = None
         self.traffic: _Traffic | None = None
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    mixes_values = False
+
+    def forward(self, x: Tensor, *others: Tensor, mix_values: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         if self.traffic is not None:
             self.traffic.cross(x, *others)
+        if mix_values is not None:
+            mixed = mix_values(self.values)
+            if self.traffic is not None:
+                self.traffic.used.add(_key(mixed))
         return _Free.apply(x, self.out, self.gradient)
 
 
@@ -92,6 +100,8 @@ class Chain:
             FreeBranch(tokens, c.dim_in, c.dim_out - c.dim_in if c.dim_out > c.dim_in else c.dim_in)
             for c in self.connections
         ]
+        for c, branch in zip(self.connections, self.branches, strict=True):
+            branch.mixes_values = getattr(c, "attends", False)  # as an attention does
         self.x = torch.randn(tokens, dim)
 
     @property
@@ -149,6 +159,7 @@ class _Traffic(TorchDispatchMode):
         self.parameters = {_key(p) for p in parameters}
         self.moved = 0
         self.passes = [_Pass()]
+        self.used: set[int] = set()  # by the branch, beside what it is given
         self.kept: list[Tensor] = []  # so that no storage's address is used twice
 
     def cross(self, *inputs: Tensor) -> None:
@@ -184,7 +195,7 @@ class _Traffic(TorchDispatchMode):
         """Return what is moved if all that lies on one side of the branch is one kernel."""
         before, after = self.passes
         handed_on = {*self.given, *after.taken}
-        left = {_key(x) for x in _tensors(state)}
+        left = {_key(x) for x in _tensors(state)} | self.used
         written = sum(n for key, n in before.made.items() if key in handed_on)
         written += sum(n for key, n in after.made.items() if key in left)
         return sum(before.taken.values()) + sum(after.taken.values()) + written

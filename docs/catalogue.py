@@ -22,7 +22,7 @@ from levada._errors import UsageError
 from levada.connection import Connection, SingleStream
 from levada.connections.history import DepthHistory
 from levada.connections.inversion import Invertible
-from levada.connections.streams import MultiStream
+from levada.connections.streams import Streams
 
 __all__ = ["Card", "cards", "page", "setup"]
 
@@ -74,7 +74,7 @@ class Card:
 def _group(connection: type[Connection], counted: Costs) -> str:
     if issubclass(connection, Invertible):
         return "Undone instead of kept"
-    if issubclass(connection, MultiStream):
+    if issubclass(connection, Streams):
         return "Several streams"
     if issubclass(connection, DepthHistory) or counted.growth:
         return "Earlier layers"

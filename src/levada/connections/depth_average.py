@@ -32,8 +32,8 @@ class DepthWeightedAverage(DepthHistory):
     layer for each number of outputs.
 
     Use it where a look back at all layers may cost a few numbers only. All outputs are kept, whatever `dilation` and
-    `period`. Where weights should follow the content, use `AttentionResidual`: in the comparison of arXiv 2603.15031
-    that one improved on a residual network of 16 layers, and this one did not.
+    `period`. Where weights should follow the content, use `AttentionResidual`: at 16 layers arXiv 2603.15031 found a
+    validation loss of 1.737 with that one, 1.767 with this one, 1.766 with the residual connection.
 
     Args:
         dim: width of the stream.

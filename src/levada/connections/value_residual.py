@@ -48,8 +48,8 @@ class ValueResidual(Connection):
 
     Cost:
         2 parameters, none in layer 0 and in layers without attention, half as many if gated and none if fixed; reads
-        `2 dim` and writes `dim` elements per token in the forward pass, and an attention, which mixes its values, as
-        much again where they are of width `dim`. The state carries v_1 to the end.
+        `4 dim` and writes `2 dim` elements per token in the forward pass around an attention whose values are of width
+        `dim`, and half of it around others. The state carries v_1 to the end.
 
     Raises:
         UsageError: if an option does not fit; if a branch mixes values in a layer that `first` and `period` leave out,
