@@ -158,6 +158,15 @@ class Decay:
             told |= {"predicted": self.predicted, "predicted_share": self.covered}
         return told
 
+    def decades_of(self, span: Decay) -> dict[str, float]:
+        """Return what is lost over a span; and over all blocks that could be measured, where these are others.
+
+        Args:
+            span: some of them.
+        """
+        told = {"decades": span.total}
+        return told if len(span.steps) == len(self.steps) else {**told, "decades_over_all_blocks_measured": self.total}
+
     def interval(self, digits: int = 3) -> str:
         """Return the interval and theory's value, for a sentence.
 

@@ -52,7 +52,7 @@ def exploding_gradient(trace: Trace) -> Iterable[Finding]:
             " Batch normalisation without a skip does this at the start: it multiplies the gradient by about "
             f"sqrt(pi / (pi - 1)) = {math.sqrt(math.pi / (math.pi - 1)):.4f} per layer of ReLU."
         )
-    whole = "" if len(span.steps) == len(decay.steps) else f"; by 10^{-decay.total:.1f} over the whole depth"
+    whole = "" if len(span.steps) == len(decay.steps) else f"; by 10^{-decay.total:.1f} over all blocks measured"
     first = span.first if span.first == decay.first else span.first + 1
     yield Finding(
         rule=RULE,
@@ -65,8 +65,7 @@ def exploding_gradient(trace: Trace) -> Iterable[Finding]:
         where={"first": names[first], "last": names[span.last]},
         evidence={
             "gradient_decay_per_block": span.told(),
-            "decades": span.total,
-            "decades_over_the_whole_depth": decay.total,
+            **decay.decades_of(span),
             "explained_by": "theory" if span.agrees(AGREEMENT) else None,
             "tests": {
                 "loss_after_first_step": tested,

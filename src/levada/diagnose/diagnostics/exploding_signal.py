@@ -42,7 +42,7 @@ def exploding_signal(trace: Trace) -> Iterable[Finding]:
     lawful = span.excludes_criticality(grows=True) and span.agrees(AGREEMENT)
     severity: Severity = "error" if lawful and overflown else "warn"
     size = float(trace["signal_rms"][:, -1].nanmean())
-    whole = "" if len(span.steps) == len(growth.steps) else f", by 10^{-growth.total:.1f} over the whole depth"
+    whole = "" if len(span.steps) == len(growth.steps) else f", by 10^{-growth.total:.1f} over all blocks measured"
     first = span.first if span.first == growth.first else span.first + 1
     yield Finding(
         rule=RULE,
@@ -56,8 +56,7 @@ def exploding_signal(trace: Trace) -> Iterable[Finding]:
         where={"first": names[first], "last": names[span.last]},
         evidence={
             "growth_per_block": span.told(),
-            "decades": span.total,
-            "decades_over_the_whole_depth": growth.total,
+            **growth.decades_of(span),
             "output_rms": size,
             "explained_by": "theory" if span.agrees(AGREEMENT) else None,
             "tests": {"loss_before_and_after_first_step": tested, "training": "not made"},

@@ -77,8 +77,7 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
         where={"first": names[cut], "last": names[cut]} if cut is not None else _where(names, decay, span),
         evidence={
             "gradient_decay_per_block": span.told(),
-            "decades": span.total,
-            "decades_over_the_whole_depth": decay.total,
+            **decay.decades_of(span),
             "starved": [names[starved[0]], names[starved[-1]]],
             "explained_by": "place" if cut is not None else "theory" if span.agrees(AGREEMENT) else None,
             "tests": {"optimizer_first_step": tested, "freeze_training": "not made"},
@@ -179,7 +178,7 @@ def _where(names: Sequence[str], decay: Decay, span: Decay) -> dict[str, str]:
 
 
 def _claim(decay: Decay, span: Decay, names: Sequence[str]) -> str:
-    whole = "" if len(span.steps) == len(decay.steps) else f"; by 10^{decay.total:.1f} over the whole depth"
+    whole = "" if len(span.steps) == len(decay.steps) else f"; by 10^{decay.total:.1f} over all blocks measured"
     return (
         f"From {names[span.last]} back to {names[span.first]} the gradient shrinks by a factor of {span.value:.3g} per "
         f"block ({span.interval()}), by 10^{span.total:.1f} in all{whole}."

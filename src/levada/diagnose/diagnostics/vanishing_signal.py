@@ -59,8 +59,7 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
         else {"first": names[cut], "last": names[cut]},
         evidence={
             "signal_decay_per_block": span.told(),
-            "decades": span.total,
-            "decades_over_the_whole_depth": decay.total,
+            **decay.decades_of(span),
             "explained_by": "place" if cut is not None else "theory" if span.agrees(AGREEMENT) else None,
             "output_spread": facts.output_spread,
             "output_spread_after_step": facts.output_spread_after,
@@ -120,7 +119,7 @@ def _cut(trace: Trace, decay: Decay) -> int | None:
 
 
 def _claim(decay: Decay, span: Decay, names: Sequence[str]) -> str:
-    whole = "" if len(span.steps) == len(decay.steps) else f"; by 10^{decay.total:.1f} over the whole depth"
+    whole = "" if len(span.steps) == len(decay.steps) else f"; by 10^{decay.total:.1f} over all blocks measured"
     return (
         f"From {names[span.first]} to {names[span.last]} the difference between inputs shrinks by a factor of "
         f"{span.value:.3g} per block ({span.interval()}), by 10^{span.total:.1f} in all{whole}."
