@@ -160,7 +160,7 @@ def _gradient_caption(
     rate = decay(report)
     per = ""
     if rate.get("value") is not None:
-        per = f" Fitted over the blocks, without what follows the last one, that is a factor of {interval(rate)} per block"
+        per = f" Fitted over the blocks, the head left out, that is a factor of {interval(rate)} per block"
         per += f", where theory predicts {short(rate['predicted'])}" if rate.get("predicted") is not None else ""
         per += "."
     site = [place({"first": blocks[i].get("site")}) for i in (first, last)]
