@@ -227,3 +227,13 @@ def test_every_output_gets_unit_variance_without_the_batch():
 def test_a_patch_says_where_its_parts_belong():
     text = str(Patch("model.train()", "optimizer.zero_grad()", "pass"))
     assert text.index("After building the model") < text.index("After building the optimizer") < text.index("Between")
+
+
+def test_weights_drawn_anew_are_trained_at_a_tenth_of_the_rate():
+    model = chain()
+    one, _ = applied("initialise.he", model)
+    other, patch = applied("initialise.he_slower", model)
+    assert torch.equal(one[0].weight, other[0].weight)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.5)
+    exec(patch.optimizer, {"optimizer": optimizer})
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)

@@ -37,6 +37,7 @@ REMEDIES: Mapping[str, Remedy] = MappingProxyType(
         "learning_rate.tenth": Remedy(_RATE, 1, training.tenth),
         "clip": Remedy(_GROWS | _RATE | {"exploding_memory"}, 1, training.clip),
         "initialise.he": Remedy(_DEPTH | _FLAT, 3, weights.he),
+        "initialise.he_slower": Remedy(_SHRINKS | {STILL}, 4, weights.he_slower),
         "initialise.critical": Remedy(_DEPTH | _FLAT, 3, weights.critical),
         "initialise.orthogonal": Remedy(_DEPTH | {"saturated_activation"}, 3, weights.orthogonal),
         "initialise.glorot": Remedy(_GROWS | _FLAT | {STILL}, 3, weights.glorot),

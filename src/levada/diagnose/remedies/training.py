@@ -25,7 +25,7 @@ def twentieth(subject: Subject) -> Patch | None:
     return _set(subject, 5e-2)
 
 
-def tenth(subject: Subject) -> Patch | None:
+def tenth(subject: Subject) -> Patch:
     """Divide the learning rate by ten: where the first step is small, curvature may still throw out later ones."""
     del subject
     return _times(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import textwrap
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,9 +13,10 @@ from torch import nn
 from levada import initialise
 from levada._errors import UsageError
 from levada.diagnose.remedies.remedy import Patch, Subject
+from levada.diagnose.remedies.training import tenth
 from levada.theory import critical_point
 
-__all__ = ["critical", "default", "forget_bias", "glorot", "he", "he_there", "lsuv", "orthogonal"]
+__all__ = ["critical", "default", "forget_bias", "glorot", "he", "he_slower", "he_there", "lsuv", "orthogonal"]
 
 MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 RECTIFIERS = {"relu": "", "leaky_relu": ", negative_slope=0.01"}
@@ -25,6 +27,12 @@ def he(subject: Subject) -> Patch | None:
     used = subject.activations
     option = next((text for name, text in RECTIFIERS.items() if used == {name}), "" if "relu" in used else None)
     return None if option is None else _drawn(subject, f"initialise.he(model{option}, generator=generator)")
+
+
+def he_slower(subject: Subject) -> Patch | None:
+    """Draw all weights for rectifiers and divide the learning rate by ten: what had died arrives whole."""
+    drawn = he(subject)
+    return None if drawn is None else replace(drawn, optimizer=tenth(subject).optimizer)
 
 
 def he_there(subject: Subject) -> Patch | None:
