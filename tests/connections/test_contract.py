@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -339,22 +337,9 @@ def test_claims_of_identity_at_the_start(name):
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory) -> dict[str, dict[str, Tensor]]:
+def sharded(two_processes) -> dict[str, dict[str, Tensor]]:
     """Gradients of every case, from two processes that hold half of each layer and see half of the batch."""
-    folder = tmp_path_factory.mktemp("sharded")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
-    processes = [
-        subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for c in commands
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    return torch.load(folder / "gradients.pt")
+    return two_processes(__file__)
 
 
 @every_case
@@ -382,7 +367,7 @@ def shard(rank: int, folder: Path) -> None:
         run(stack, half).square().mean().backward()
         found[case] = {n: p.grad.full_tensor() for n, p in stack.named_parameters() if p.grad is not None}
     if rank == 0:
-        torch.save(found, folder / "gradients.pt")
+        torch.save(found, folder / "found.pt")
     dist.barrier()  # a process that ends while the other still talks to it aborts
     dist.destroy_process_group()
 

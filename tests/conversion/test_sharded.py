@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,26 +32,8 @@ def gradients(net: nn.Module, batch: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory) -> dict[str, dict[str, Tensor]]:
-    folder = tmp_path_factory.mktemp("sharded")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    return torch.load(folder / "gradients.pt")
+def sharded(two_processes) -> dict[str, dict[str, Tensor]]:
+    return two_processes(__file__)
 
 
 @pytest.mark.parametrize("kind", ["pre-norm", "post-norm"])
@@ -76,7 +57,7 @@ def shard(rank: int, folder: Path) -> None:
         fully_shard(net, mesh=mesh)
         found[kind] = {name: g.full_tensor() for name, g in gradients(net, batch.chunk(2)[rank]).items()}
     if rank == 0:
-        torch.save(found, folder / "gradients.pt")
+        torch.save(found, folder / "found.pt")
     dist.barrier()  # a process that ends while the other still talks to it aborts
     dist.destroy_process_group()
 
