@@ -379,7 +379,7 @@ def test_conversion_leaves_no_trace_in_modes_buffers_and_random_numbers():
     state = torch.get_rng_state()
     with pytest.raises(UsageError, match="Highway"):
         convert(model, levada.Highway, batch=X)
-    with pytest.raises(UsageError, match="stay within"):
+    with pytest.raises(UsageError, match="outputs must stay"):
         convert(model, levada.GatedResidual, batch=X)
     assert torch.equal(torch.get_rng_state(), state)
     made = []
