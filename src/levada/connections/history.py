@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import inspect
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_number
 from levada.connection import Connection
 
 __all__ = ["DepthHistory", "Sources"]
@@ -26,6 +28,7 @@ class DepthHistory(Connection):
 
     def __init__(self, dim: int, *, layer: int = 0, depth: int = 1, axis: int = -1) -> None:
         super().__init__(dim, layer=layer, depth=depth)
+        require_number(type(self).__name__, "axis", axis, whole=True)
         self.axis = axis
 
     def first_source(self, x: Tensor) -> Tensor:
@@ -52,6 +55,22 @@ class DepthHistory(Connection):
         """Move the channels from `axis` to the last axis."""
         return x if self.axis == -1 else x.movedim(self.axis, -1)
 
+    def called(self, branch: nn.Module, given: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a branch of several inputs returns.
+
+        Raises:
+            UsageError: if it does not take as many.
+        """
+        try:
+            return branch(*given, *args, **kwargs)
+        except TypeError as error:
+            if _takes(branch, len(given) + len(args), kwargs):
+                raise
+            raise UsageError(
+                f"{type(self).__name__}: with inputs={len(given)} a branch must take {len(given)} tensors, and "
+                f"{type(branch).__name__} of layer {self.layer} does not. Leave inputs out."
+            ) from error
+
     def require_sources(self, state: Sources) -> Sources:
         """Return the state.
 
@@ -66,6 +85,14 @@ class DepthHistory(Connection):
                 f"got {came}. Make it with begin(x)."
             )
         return state
+
+
+def _takes(branch: nn.Module, inputs: int, kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(branch.forward).bind(*[None] * inputs, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def weighted_sum(weights: Tensor, sources: Sources) -> Tensor:

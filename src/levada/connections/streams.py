@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import Connection, Outputs
 
 __all__ = ["Coefficients", "MultiStream", "Streams", "coefficient_dtype", "full_precision"]
@@ -92,6 +92,7 @@ class Streams(Connection):
         super().__init__(dim, layer=layer, depth=depth)
         self.streams = streams
         self.width = dim  # of one stream
+        require_number(type(self).__name__, "axis", axis, whole=True)
         self.axis = axis
 
     @abstractmethod
