@@ -109,6 +109,14 @@ def test_it_starts_as_the_residual_connection(streams):
         SinglePassManifoldHyperConnection(DIM, form="deepseek_v41").start_as_residual()
 
 
+def test_a_layer_starts_by_favouring_another_stream_than_the_layer_before():
+    """The first reads stream 0, and hands on stream 1: favouring its own, it would have two layers read alike."""
+    for layer in Stack(branches(6), SinglePassManifoldHyperConnection, dim=DIM, streams=STREAMS):
+        state = layer.connection.begin(drawn(1, 3, DIM).float())
+        _, weights = layer.connection.write(state, torch.zeros(3, DIM))
+        assert (weights.argmax(-1) == (layer.connection.layer + 1) % STREAMS).all()
+
+
 def test_a_converted_model_keeps_its_function_and_learns_in_every_new_parameter():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)

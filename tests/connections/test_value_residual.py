@@ -227,6 +227,16 @@ def test_a_network_can_be_exported():
     torch.testing.assert_close(exported(x), net(x))
 
 
+@pytest.mark.parametrize("form", ["learned", "fixed", "gated"])
+@pytest.mark.parametrize("shared", [torch.bfloat16, torch.float32])
+def test_values_keep_their_type_beside_numbers_in_float32(form, shared):
+    first, own = tokens(2, 5), tokens(5, 2).mT.reshape(2, 5, DIM)
+    connection = ValueResidual(DIM, form=form, layer=2, depth=4)
+    mixed = connection.mix(first.to(shared), own.to(torch.bfloat16))
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.double(), (first + own) / 2, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
