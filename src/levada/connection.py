@@ -22,6 +22,7 @@ __all__ = [
     "ParameterRule",
     "SingleStream",
     "State",
+    "require_input",
     "require_module",
     "require_options",
 ]
@@ -220,6 +221,32 @@ class Layer(nn.Module):
         if self.compiled is not None and not torch.compiler.is_compiling():
             return self.compiled(modules["connection"], state, modules["branch"], args, kwargs)
         return modules["connection"].advance(state, modules["branch"], *args, **kwargs)
+
+
+def require_input(owner: str, x: Tensor, dim: int, axis: int = -1) -> Tensor:
+    """Return what a network is given, if it fits.
+
+    Args:
+        owner: the class that asks.
+        x: what came.
+        dim: number of channels.
+        axis: their axis.
+
+    Raises:
+        UsageError: if `x` is not of floating point, or has another number of channels.
+
+    Example:
+        >>> require_input("Residual", torch.zeros(2, 3), 4)
+        Traceback (most recent call last):
+        levada._errors.UsageError: Residual: the input must have 4 channels at axis -1, got (2, 3). Change dim or axis.
+    """
+    if not x.is_floating_point():
+        raise UsageError(f"{owner}: the input must be of floating point, got {x.dtype}. Embed or convert it first.")
+    if x.ndim == 0 or not -x.ndim <= axis < x.ndim or x.shape[axis] != dim:
+        raise UsageError(
+            f"{owner}: the input must have {dim} channels at axis {axis}, got {tuple(x.shape)}. Change dim or axis."
+        )
+    return x
 
 
 def require_module(model: object, owner: str) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_number
-from levada.connection import Connection
+from levada.connection import Connection, require_input
 
 __all__ = ["DepthHistory", "Sources"]
 
@@ -37,15 +37,7 @@ class DepthHistory(Connection):
         Raises:
             UsageError: if it is not of floating point, or its width is not `dim`.
         """
-        name = type(self).__name__
-        if not x.is_floating_point():
-            raise UsageError(f"{name}: the input must be of floating point, got {x.dtype}. Embed or convert it first.")
-        if x.ndim == 0 or not -x.ndim <= self.axis < x.ndim or x.shape[self.axis] != self.dim:
-            raise UsageError(
-                f"{name}: the input must have {self.dim} channels at axis {self.axis}, got {tuple(x.shape)}. "
-                "Change dim or axis."
-            )
-        return self.from_axis(x)
+        return self.from_axis(require_input(type(self).__name__, x, self.dim, self.axis))
 
     def to_axis(self, x: Tensor) -> Tensor:
         """Move the channels from the last axis to `axis`."""
