@@ -1,4 +1,7 @@
-"""The sets on which a mixing matrix can lie."""
+"""The sets on which a mixing matrix can lie.
+
+No code of others runs beside the spectral one: the equation by hand, and what it promises, are all that it is held to.
+"""
 
 from __future__ import annotations
 

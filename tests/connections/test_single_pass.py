@@ -1,4 +1,7 @@
-"""Single-pass hyper-connections against a loop written out: what a layer reads was decided by the layer before."""
+"""Single-pass hyper-connections against a loop written out: what a layer reads was decided by the layer before.
+
+No code of others runs beside ours: the equations written out here are all that it is held to.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Sparse hyper-connections: the equation token by token, what stays, how streams part, and what is never built."""
+"""Sparse hyper-connections: the equation token by token, what stays, how streams part, and what is never built.
+
+No code of others runs beside ours: the equations written out here are all that it is held to.
+"""
 
 from __future__ import annotations
 
