@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -228,10 +229,16 @@ def test_every_command_answers_a_wrong_word_in_one_line(words, said, targets, ca
     assert len(out.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("change", ["depth=0", "batch_size=0", "dim=-3"])
+def test_a_study_of_nothing_is_refused_before_it_runs(change, targets, capsys):
+    name, value = change.split("=")
+    assert main(["study", "R1", "--scale", "smoke", "--set", change, "--out", "out"]) == 2
+    assert capsys.readouterr().err.strip() == f"levada study: study R1: {name} must be above 0, got {value}."
+    assert not Path("out").exists()
+
+
 def test_a_study_that_fails_says_so(targets, capsys):
-    assert main(["study", "R1", "--scale", "smoke", "--set", "depth=0", "--out", "out"]) in {2, 3}
-    assert "depth" in capsys.readouterr().err
-    assert main(["study", "R1", "--scale", "smoke", "--set", "batch_size=0", "--out", "out"]) in {2, 3}
+    assert main(["study", "R19", "--scale", "smoke", "--set", "device=nope", "--out", "out"]) in {2, 3}
     assert "failed" in capsys.readouterr().err
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+import levada
 from levada._errors import UsageError
 from levada.connection import Connection, Layer, SingleStream
 from levada.connections import Plain, PostNorm, Residual, ReZero
@@ -179,6 +180,23 @@ class Needs(SingleStream):
         (lambda: Stack([branch(4)], Residual, dim=4, checkpoint=2), r"checkpoint must be in \[0, depth\] with depth 1"),
         (lambda: Stack([branch(4)], Residual, dim=4, compile={"fullgraph": False}), "needs fullgraph=True"),
         (lambda: Plain(4, layer=3, depth=3), r"layer must be in \[0, depth\) with depth 3, got 3"),
+        (lambda: Stack([branch(4)], nn.Linear, dim=4), "must be a class of Connection, such as .*, got Linear"),
+        (lambda: Stack(branch, Residual, dim=4, depth=2.5), "depth must be an integer, got 2.5"),
+        (lambda: Residual("4"), "dim must be an integer, got '4'"),
+        (lambda: Residual(True), "dim must be an integer, got True"),
+        (lambda: Residual(4, layer=0.5, depth=2), "layer must be an integer, got 0.5"),
+        (lambda: levada.ManifoldHyperConnection(4, streams=2.5), "streams must be an integer, got 2.5"),
+        (lambda: levada.ManifoldHyperConnection(4, streams="4"), "streams must be an integer, got '4'"),
+        (lambda: levada.SparseHyperConnection(4, streams=4.0), "streams must be an integer, got 4.0"),
+        (lambda: levada.SparseHyperConnection(4, fixed=1.0), "fixed must be an integer, got 1.0"),
+        (lambda: levada.AttentionResidual(4, block_size=1.5), "block_size must be an integer, got 1.5"),
+        (lambda: levada.AttentionResidual(4, axis="1"), "axis must be an integer, got '1'"),
+        (lambda: levada.Momentum(4, gamma="0.9"), "gamma must be a number, got '0.9'"),
+        (lambda: levada.MultiwayDynamicDense(4, epsilon=None), "epsilon must be a number, got None"),
+        (lambda: levada.Probe(3), "Probe: model must be an nn.Module, got int"),
+        (lambda: levada.initialise.he(3), "he: model must be an nn.Module, got int"),
+        (lambda: levada.parameter_groups(nn.Linear(2, 2).parameters()), "model must be an nn.Module, got generator"),
+        (lambda: levada.convert(branch(4), nn.Linear), "must be a class of Connection, such as .*, got Linear"),
         (lambda: SingleStream.__init__(Plain(4), 4, dim_in=0), "dim_in must be at least 1, got 0"),
     ],
 )

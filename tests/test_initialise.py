@@ -471,7 +471,7 @@ def test_a_shared_weight_is_set_once_and_a_network_on_meta_stays_there():
     ("call", "message"),
     [
         (lambda: initialise.he(nn.Linear(2, 2), mode="fan"), '"fan_in" or "fan_out"'),
-        (lambda: initialise.gaussian(nn.Linear(2, 2), weight_variance=-1.0), "at least 0, got -1"),
+        (lambda: initialise.gaussian(nn.Linear(2, 2), weight_variance=-1.0), r"at least 0\.0, got -1"),
         (lambda: initialise.critical(nn.Linear(2, 2), variance=0.0), "must be positive"),
         (lambda: initialise.critical(nn.Linear(2, 2), activation=torch.sigmoid), "no critical point at q=1"),
         (lambda: initialise.critical(nn.Linear(2, 2), activation="sine"), "'sine' is not known"),

@@ -178,7 +178,7 @@ def test_decay_shrinks_what_decays_and_nothing_else():
 
 
 def test_bad_input():
-    with pytest.raises(UsageError, match=r"weight_decay must be at least 0, got -0\.1"):
+    with pytest.raises(UsageError, match=r"weight_decay must be at least 0\.0, got -0\.1"):
         levada.parameter_groups(nn.Linear(2, 2), weight_decay=-0.1)
     with pytest.raises(UsageError, match="must be 'adamw' or 'muon', got 'sgd'"):
         levada.parameter_groups(nn.Linear(2, 2), optimizer="sgd")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["MeasurementError", "MissingExtraError", "UsageError", "import_extra", "require_at_least"]
+__all__ = ["MeasurementError", "MissingExtraError", "UsageError", "import_extra", "require_at_least", "require_number"]
 
 
 class UsageError(ValueError):
@@ -21,25 +21,49 @@ class MissingExtraError(UsageError, ImportError):
 
 
 def require_at_least(owner: str, name: str, value: float, least: float, hint: str = "") -> None:
-    """Raise unless `value >= least`.
+    """Raise unless `value >= least`; a count, whose `least` is an integer, must be one too.
 
     Args:
         owner: class or function that asks, as the user typed it.
         name: the argument's name.
         value: what came.
-        least: the smallest value allowed.
+        least: the smallest value allowed; an integer for what is counted, a float for what is measured.
         hint: one more sentence, what to do instead.
 
     Raises:
-        UsageError: if `value` is below `least`, or is not a number.
+        UsageError: if `value` is below `least`, is not a number, or is none that counts and should be.
 
     Example:
         >>> require_at_least("Stack", "depth", 0, 1)
         Traceback (most recent call last):
         levada._errors.UsageError: Stack: depth must be at least 1, got 0.
     """
+    require_number(owner, name, value, whole=isinstance(least, int))
     if not value >= least:
         raise UsageError(f"{owner}: {name} must be at least {least}, got {value}.{' ' + hint if hint else ''}")
+
+
+def require_number(owner: str, name: str, value: object, *, whole: bool = False) -> None:
+    """Raise unless `value` is a number.
+
+    Args:
+        owner: class or function that asks, as the user typed it.
+        name: the argument's name.
+        value: what came.
+        whole: whether it must be an integer.
+
+    Raises:
+        UsageError: if it is none.
+
+    Example:
+        >>> require_number("Stack", "depth", 2.5, whole=True)
+        Traceback (most recent call last):
+        levada._errors.UsageError: Stack: depth must be an integer, got 2.5.
+    """
+    # `int` first: what is compiled need look no further.
+    good = isinstance(value, int) or hasattr(value, "__index__" if whole else "__float__")
+    if isinstance(value, bool) or not good:
+        raise UsageError(f"{owner}: {name} must be {'an integer' if whole else 'a number'}, got {value!r}.")
 
 
 def import_extra(module: str, extra: str, purpose: str) -> ModuleType:

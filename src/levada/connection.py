@@ -13,9 +13,19 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError, require_at_least, require_number
 
-__all__ = ["Connection", "Layer", "Outputs", "ParameterRule", "SingleStream", "State", "require_options"]
+__all__ = [
+    "Connection",
+    "Layer",
+    "Outputs",
+    "ParameterRule",
+    "SingleStream",
+    "State",
+    "require_input",
+    "require_module",
+    "require_options",
+]
 
 State: TypeAlias = Any  # a tensor, n streams, a pair or a list: only its connection looks inside
 
@@ -65,7 +75,7 @@ class Connection(nn.Module, ABC):
         dim_out: width of what `end` returns after this layer; `dim` if left out.
 
     Raises:
-        UsageError: if a width or `depth` is below 1, or `layer` is not in `[0, depth)`.
+        UsageError: if a width or `depth` is below 1 or no integer, or `layer` is not in `[0, depth)`.
     """
 
     residual_start: ClassVar[Literal["exact", "normalised", "none"]] = "none"
@@ -83,6 +93,7 @@ class Connection(nn.Module, ABC):
         name = type(self).__name__
         for quantity in ("dim", "depth", "dim_in", "dim_out"):
             require_at_least(name, quantity, getattr(self, quantity), 1)
+        require_number(name, "layer", layer, whole=True)
         if not 0 <= layer < depth:
             raise UsageError(f"{name}: layer must be in [0, depth) with depth {depth}, got {layer}.")
 
@@ -212,6 +223,53 @@ class Layer(nn.Module):
         return modules["connection"].advance(state, modules["branch"], *args, **kwargs)
 
 
+def require_input(owner: str, x: Tensor, dim: int, axis: int = -1) -> Tensor:
+    """Return what a network is given, if it fits.
+
+    Args:
+        owner: the class that asks.
+        x: what came.
+        dim: number of channels.
+        axis: their axis.
+
+    Raises:
+        UsageError: if `x` is not of floating point, or has another number of channels.
+
+    Example:
+        >>> require_input("Residual", torch.zeros(2, 3), 4)
+        Traceback (most recent call last):
+        levada._errors.UsageError: Residual: the input must have 4 channels at axis -1, got (2, 3). Change dim or axis.
+    """
+    if not x.is_floating_point():
+        raise UsageError(f"{owner}: the input must be of floating point, got {x.dtype}. Embed or convert it first.")
+    if x.ndim == 0 or not -x.ndim <= axis < x.ndim or x.shape[axis] != dim:
+        raise UsageError(
+            f"{owner}: the input must have {dim} channels at axis {axis}, got {tuple(x.shape)}. Change dim or axis."
+        )
+    return x
+
+
+def require_module(model: object, owner: str) -> nn.Module:
+    """Return `model` if it is one.
+
+    Args:
+        model: what the user gave.
+        owner: class or function that asks, as the user typed it.
+
+    Raises:
+        UsageError: if it is not an `nn.Module`.
+
+    Example:
+        >>> require_module(3, "Probe")
+        Traceback (most recent call last):
+        levada._errors.UsageError: Probe: model must be an nn.Module, got int.
+    """
+    if not isinstance(model, nn.Module):
+        hint = " Call it, and give what it returns." if callable(model) else ""
+        raise UsageError(f"{owner}: model must be an nn.Module, got {type(model).__name__}.{hint}")
+    return model
+
+
 def require_options(connection: Any, options: Mapping[str, Any]) -> None:
     """Raise unless options fit a connection's class.
 
@@ -220,13 +278,16 @@ def require_options(connection: Any, options: Mapping[str, Any]) -> None:
         options: what the user gave beside the width.
 
     Raises:
-        UsageError: if it is an instance, or an option is unknown or missing.
+        UsageError: if it is an instance or no connection, or an option is unknown or missing.
     """
     if isinstance(connection, nn.Module) or not callable(connection):
         raise UsageError(
             f"connection must be a class, of which each layer gets an instance, got an instance of "
             f"{type(connection).__name__}. Pass the class, and its options beside it."
         )
+    kind = getattr(connection, "func", connection)  # of functools.partial
+    if isinstance(kind, type) and not issubclass(kind, Connection):
+        raise UsageError(f"connection must be a class of Connection, such as levada.Residual, got {kind.__name__}.")
     name = getattr(connection, "__name__", None) or repr(connection)
     parameters = inspect.signature(connection).parameters.values()
     named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
-from levada.connection import ParameterRule
+from levada.connection import ParameterRule, require_module
 
 __all__ = ["parameter_groups"]
 
@@ -50,7 +50,8 @@ def parameter_groups(
         [('adamw, decayed', 0.1, 4), ('adamw, not decayed', 0.0, 16)]
         >>> _ = torch.optim.AdamW(groups, lr=1e-3)
     """
-    require_at_least("parameter_groups", "weight_decay", weight_decay, 0)
+    require_module(model, "parameter_groups")
+    require_at_least("parameter_groups", "weight_decay", weight_decay, 0.0)
     if optimizer not in ("adamw", "muon"):
         raise UsageError(f"parameter_groups: optimizer must be 'adamw' or 'muon', got {optimizer!r}.")
     kinds = _kinds(model)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError
+from levada.connection import require_module
 
 __all__ = ["MAX_BATCHES", "Batch", "flatness", "raised", "read_batches", "require_model", "tensors_in"]
 
@@ -119,9 +120,7 @@ def require_model(model: object, owner: str = "check") -> nn.Module:
     Raises:
         UsageError: if it is not a module, is scripted, has no parameters, or complex ones, or ones without a value.
     """
-    if not isinstance(model, nn.Module):
-        hint = " Call it, and give what it returns." if callable(model) else ""
-        raise UsageError(f"{owner}: model must be an nn.Module, got {type(model).__name__}.{hint}")
+    model = require_module(model, owner)
     parameters = list(model.parameters())
     if not parameters:
         raise UsageError(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import levada
 from levada import (
     AttentionResidual,
     DepthWeightedAverage,
@@ -370,3 +371,19 @@ def test_options_that_make_no_sense_are_refused(make, words):
     with pytest.raises(UsageError, match=words.replace(".", r"\.")) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("connection", [levada.AttentionResidual, levada.MultiwayDynamicDense])
+def test_a_branch_of_fewer_inputs_is_named_and_an_error_of_its_own_is_not_blamed_on_it(connection):
+    stack = levada.Stack([nn.Identity(), nn.Identity()], connection, dim=4, inputs=2)
+    with pytest.raises(
+        UsageError, match="with inputs=2 a branch must take 2 tensors, and Identity of layer 0 does not"
+    ):
+        stack(torch.zeros(1, 4))
+
+    class Wrong(nn.Module):
+        def forward(self, a, b):
+            return a + "b"
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        levada.Stack([Wrong()], connection, dim=4, inputs=2)(torch.zeros(1, 4))

@@ -1,4 +1,7 @@
-"""Single-pass hyper-connections against a loop written out: what a layer reads was decided by the layer before."""
+"""Single-pass hyper-connections against a loop written out: what a layer reads was decided by the layer before.
+
+No code of others runs beside ours: the equations written out here are all that it is held to.
+"""
 
 from __future__ import annotations
 
@@ -107,6 +110,14 @@ def test_it_starts_as_the_residual_connection(streams):
     torch.testing.assert_close(ours(x), expected, rtol=1e-13, atol=1e-13)
     with pytest.raises(UsageError, match="rows of the mixing matrix"):
         SinglePassManifoldHyperConnection(DIM, form="deepseek_v41").start_as_residual()
+
+
+def test_a_layer_starts_by_favouring_another_stream_than_the_layer_before():
+    """The first reads stream 0, and hands on stream 1: favouring its own, it would have two layers read alike."""
+    for layer in Stack(branches(6), SinglePassManifoldHyperConnection, dim=DIM, streams=STREAMS):
+        state = layer.connection.begin(drawn(1, 3, DIM).float())
+        _, weights = layer.connection.write(state, torch.zeros(3, DIM))
+        assert (weights.argmax(-1) == (layer.connection.layer + 1) % STREAMS).all()
 
 
 def test_a_converted_model_keeps_its_function_and_learns_in_every_new_parameter():

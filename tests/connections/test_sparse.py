@@ -1,4 +1,7 @@
-"""Sparse hyper-connections: the equation token by token, what stays, how streams part, and what is never built."""
+"""Sparse hyper-connections: the equation token by token, what stays, how streams part, and what is never built.
+
+No code of others runs beside ours: the equations written out here are all that it is held to.
+"""
 
 from __future__ import annotations
 
@@ -128,6 +131,10 @@ def test_the_start():
     new = first.advance(state, branch)
     torch.testing.assert_close(new[:, :2], state[:, :2] + branch(x)[:, None], rtol=1e-5, atol=1e-5)
     assert weights.write[:, :2].eq(1).all()
+    # exp(-6) beside 1, in rows and columns that then sum to one number: the mixing hardly mixes.
+    beside, mix = torch.tensor(-6.0, dtype=torch.float64).exp(), weights.active_mix
+    expected = (torch.eye(4, dtype=torch.float64) * (1 - beside) + beside) / (1 + 3 * beside)
+    torch.testing.assert_close(mix, expected.expand_as(mix), rtol=1e-6, atol=1e-9)
     routed = weights.write[:, 2:]
     assert (routed > 0).sum(-1).eq(2).all()
     assert routed.max() < 0.8

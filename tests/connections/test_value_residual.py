@@ -227,6 +227,71 @@ def test_a_network_can_be_exported():
     torch.testing.assert_close(exported(x), net(x))
 
 
+class Wrapped(nn.Module):
+    """A wrapper as it should be written."""
+
+    mixes_values = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention(DIM, heads=HEADS)
+
+    def forward(self, x: Tensor, mix_values=None) -> Tensor:
+        return self.attention(x, mix_values=mix_values)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("compile", [False, {"backend": "eager"}])
+def test_a_wrapper_that_hides_an_attention_is_refused(place, compile):
+    def stack(wrapper: nn.Module, **options) -> levada.Stack:
+        made = [Attention(DIM, heads=HEADS), FeedForward(DIM), Attention(DIM, heads=HEADS), FeedForward(DIM)]
+        made[place] = wrapper
+        return levada.Stack(made, ValueResidual, dim=DIM, **options)
+
+    x = tokens(2, 5, dtype=torch.float32)
+    hidden = nn.Sequential(Attention(DIM, heads=HEADS), nn.Identity())
+    expected = UsageError if compile is False else torch._dynamo.exc.Unsupported
+    with torch.no_grad(), pytest.raises(expected) as caught:
+        stack(hidden, compile=compile)(x)
+    if compile is False:
+        assert f"Sequential, the branch of layer {place}, holds an attention that mixes values" in str(caught.value)
+        net = stack(Wrapped())
+        net(x).sum().backward()
+        assert all(p.grad is not None for p in net.parameters())
+        hidden[0].mixes_values = False  # that it takes no part is said
+        stack(hidden)(x)
+
+
+def test_a_network_in_which_nothing_mixes_says_so_once():
+    branches = [nn.Linear(DIM, DIM) for _ in range(4)]
+    stack, x = levada.Stack(branches, ValueResidual, dim=DIM), tokens(2, 5, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="no branch of the network mixed values, so that it is residual"):
+        stack(x)
+    stack(x)  # in these tests any further warning is an error
+    levada.Stack(branches, ValueResidual, dim=DIM, form="fixed")(x)
+    levada.Stack(branches[:2], ValueResidual, dim=DIM)(x)  # has nothing to learn
+
+
+def test_inputs_that_do_not_fit():
+    stack = transformer(dtype=torch.float32)
+    with pytest.raises(UsageError, match="ValueResidual: the input must be of floating point"):
+        stack(torch.zeros(2, 5, DIM, dtype=torch.int64))
+    with pytest.raises(UsageError, match=r"ValueResidual: the input must have 8 channels at axis -1, got \(2, 5, 6\)"):
+        stack(torch.zeros(2, 5, 6))
+    with pytest.raises(UsageError, match=r"Attention: the input must be of width 8 on its last axis, got \(2, 5, 6\)"):
+        stack[0].branch(torch.zeros(2, 5, 6))
+
+
+@pytest.mark.parametrize("form", ["learned", "fixed", "gated"])
+@pytest.mark.parametrize("shared", [torch.bfloat16, torch.float32])
+def test_values_keep_their_type_beside_numbers_in_float32(form, shared):
+    first, own = tokens(2, 5), tokens(5, 2).mT.reshape(2, 5, DIM)
+    connection = ValueResidual(DIM, form=form, layer=2, depth=4)
+    mixed = connection.mix(first.to(shared), own.to(torch.bfloat16))
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.double(), (first + own) / 2, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

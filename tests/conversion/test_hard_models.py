@@ -258,6 +258,38 @@ def test_additions_to_something_made_of_the_stream_are_said():
         convert(nn.Sequential(nn.Linear(16, 16), Scaled()), HC, batch=X)
 
 
+class Parallel(nn.Module):
+    """Two branches of one input, as in GPT-J and Cohere."""
+
+    def __init__(self, sum_up):
+        super().__init__()
+        self.norm, self.sum_up = nn.LayerNorm(16), sum_up
+        self.a, self.b, self.c = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x):
+        h = self.norm(x)
+        return self.sum_up(x, self.a(h), self.b(h), self.c(h))
+
+
+@pytest.mark.parametrize(
+    "sum_up", [lambda x, a, b, c: x + a + b, lambda x, a, b, c: a + x + b, lambda x, a, b, c: c + (x + a + b)]
+)
+def test_parallel_branches_that_are_added_in_steps_are_named(sum_up):
+    with pytest.raises(
+        UsageError, match=r"1 adds a second branch of the same input.* Write x \+ \(a\(x\) \+ b\(x\)\)"
+    ) as e:
+        convert(
+            nn.Sequential(nn.Linear(16, 16), *[Parallel(sum_up) for _ in range(3)]), levada.HyperConnection, batch=X
+        )
+    assert "made from the stream" not in str(e.value)
+
+
+@pytest.mark.parametrize("sum_up", [lambda x, a, b, c: b + a + x, lambda x, a, b, c: x + (a + b + c)])
+def test_parallel_branches_that_are_added_up_first_are_one(sum_up):
+    model = nn.Sequential(nn.Linear(16, 16), *[Parallel(sum_up) for _ in range(3)])
+    assert len(convert(model, levada.HyperConnection, batch=X).levada_conversion.sites) == 3
+
+
 def test_an_addition_alone_has_no_streams_and_is_said():
     model = nn.Sequential(nn.Linear(16, 16), Residual(), Residual(), nn.Linear(16, 16), Residual()).eval()
     net = convert(model, HC, batch=X)
@@ -379,7 +411,7 @@ def test_conversion_leaves_no_trace_in_modes_buffers_and_random_numbers():
     state = torch.get_rng_state()
     with pytest.raises(UsageError, match="Highway"):
         convert(model, levada.Highway, batch=X)
-    with pytest.raises(UsageError, match="stay within"):
+    with pytest.raises(UsageError, match="outputs must stay"):
         convert(model, levada.GatedResidual, batch=X)
     assert torch.equal(torch.get_rng_state(), state)
     made = []

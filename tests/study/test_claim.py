@@ -115,8 +115,11 @@ def test_settings():
     for key, value in {"seeds": "2.5", "lr": "fast", "long": "maybe", "grid": "0.1,x", "kind": 3}.items():
         with pytest.raises(UsageError, match=f"setting '{key}' is of type"):
             study.resolve("small", {key: value})
-    with pytest.raises(UsageError, match="seeds must be at least 1"):
+    with pytest.raises(UsageError, match="seeds must be above 0, got 0"):
         study.resolve("small", {"seeds": 0})
+    for key, value in {"lr": "-1", "grid": "0.1,0", "seeds": "-2"}.items():
+        with pytest.raises(UsageError, match=f"study R0: {key} must be above 0, got "):
+            study.resolve("smoke", {key: value})
     with pytest.raises(UsageError, match="one of smoke, small, full, got 'huge'"):
         study.resolve("huge")
 

@@ -288,8 +288,8 @@ def test_costs_count_parameters_and_state(smoke):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"batch_size": 0}, "batch_size must be at least 1"), ({"trials": 0}, "trials must be at least 1"),
-    ({"steps": 0}, "steps must be at least 1"), ({"depht": 4}, "has no setting 'depht'"),
+    ({"batch_size": 0}, "batch_size must be above 0"), ({"trials": 0}, "trials must be above 0"),
+    ({"steps": 0}, "steps must be above 0"), ({"depht": 4}, "has no setting 'depht'"),
 ])  # fmt: skip
 def test_bad_settings(changes, message):
     with pytest.raises(UsageError, match=message):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from levada._errors import require_at_least
+from levada._errors import UsageError, require_at_least
 from levada.blocks._options import Norm, divide, normalise
 
 __all__ = ["Attention"]
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         `(..., tokens, dim)` -> `(..., tokens, dim_out)`.
 
     Raises:
-        UsageError: if `heads` does not divide `dim`.
+        UsageError: if `heads` does not divide `dim`; in a pass, if the input is of another width.
 
     Example:
         >>> attention, x = Attention(8, heads=2, causal=True), torch.randn(1, 5, 8)
@@ -56,6 +56,7 @@ class Attention(nn.Module):
         super().__init__()
         require_at_least("Attention", "heads", heads, 1)
         divide("Attention", dim, heads, "heads")
+        self.dim = dim
         self.heads = heads
         self.causal = causal
         self.norm = normalise(norm, dim)
@@ -78,6 +79,10 @@ class Attention(nn.Module):
         Shape:
             `(..., tokens, dim)` -> `(..., tokens, dim_out)`.
         """
+        if x.ndim == 0 or x.shape[-1] != self.dim:
+            raise UsageError(
+                f"Attention: the input must be of width {self.dim} on its last axis, got {tuple(x.shape)}. Change dim."
+            )
         x = self.norm(x)
         q, k, v = self.query(x), self.key(x), self.value(x)
         if mix_values is not None:

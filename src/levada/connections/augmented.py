@@ -72,6 +72,7 @@ class LearnedAugmentedResidual(SingleStream):
     ) -> None:
         super().__init__(dim, layer=layer, depth=depth)
         require_at_least("LearnedAugmentedResidual", "rank", rank, 1)
+        require_at_least("LearnedAugmentedResidual", "epsilon", epsilon, 0.0)
         self.epsilon = epsilon
         self.down = nn.Parameter(torch.randn(rank, dim) / math.sqrt(dim))
         self.up = nn.Parameter(torch.randn(dim, rank) / math.sqrt(rank))

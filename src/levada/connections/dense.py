@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import Connection
 
 __all__ = ["Dense"]
@@ -125,6 +125,9 @@ class Dense(Connection):
         self, dim: int, *, growth: int, layer: int = 0, depth: int = 1, axis: int = -1, in_place: bool = True
     ) -> None:
         require_at_least("Dense", "growth", growth, 1)
+        require_at_least("Dense", "dim", dim, 1)
+        require_number("Dense", "layer", layer, whole=True)
+        require_number("Dense", "axis", axis, whole=True)
         super().__init__(dim, layer=layer, depth=depth, dim_in=dim + layer * growth, dim_out=dim + (layer + 1) * growth)
         self.growth = growth
         self.axis = axis

@@ -169,7 +169,8 @@ class AttentionResidual(DepthHistory):
 
     Raises:
         UsageError: if `block_size` or `inputs` is below 1, `scale` or `form` is unknown, or `scale="sum"` is given for
-            `form="inkling2"`; if the input is not of floating point or its width is not `dim`.
+            `form="inkling2"`; if a branch takes fewer inputs; if the input is not of floating point or its width is not
+            `dim`.
 
     Example:
         >>> connection, x = AttentionResidual(4), torch.ones(1, 4)
@@ -244,7 +245,7 @@ class AttentionResidual(DepthHistory):
         if self.inputs == 1:
             return super().advance(state, branch, *args, **kwargs)
         given = self.read(state)
-        out = branch(*given, *args, **kwargs)
+        out = self.called(branch, given, args, kwargs)
         first = self.first_of(out) if isinstance(out, tuple) else out
         if first.shape != given[0].shape:
             self.require_fit(given[0], first)

@@ -147,6 +147,7 @@ class GatedResidual(MultiStream):
         super().__init__(dim, streams=streams, layer=layer, depth=depth, axis=axis)
         self.rank = max(dim // 8, 1) if rank is None else rank
         require_at_least("GatedResidual", "rank", self.rank, 1)
+        require_at_least("GatedResidual", "norm_epsilon", norm_epsilon, 0.0)
         self.norm_epsilon = norm_epsilon
         self.gated = GatedRead(dim, streams=streams, rank=self.rank, norm_epsilon=norm_epsilon)
         self.projection = nn.Parameter(0.02 * torch.randn(streams, streams * dim))

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_number
 from levada.connection import SingleStream
 
 __all__ = ["Highway"]
@@ -66,6 +66,8 @@ class Highway(SingleStream):
     ) -> None:
         super().__init__(dim, layer=layer, depth=depth)
         make = gate or _linear
+        if bias is not None:
+            require_number("Highway", "bias", bias)
         self.gate = _biased(make(dim), bias)
         self.carry = None if coupled else _biased(make(dim), None if bias is None else -bias)
 

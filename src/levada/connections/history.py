@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import inspect
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from levada._errors import UsageError
-from levada.connection import Connection
+from levada._errors import UsageError, require_number
+from levada.connection import Connection, require_input
 
 __all__ = ["DepthHistory", "Sources"]
 
@@ -26,6 +28,7 @@ class DepthHistory(Connection):
 
     def __init__(self, dim: int, *, layer: int = 0, depth: int = 1, axis: int = -1) -> None:
         super().__init__(dim, layer=layer, depth=depth)
+        require_number(type(self).__name__, "axis", axis, whole=True)
         self.axis = axis
 
     def first_source(self, x: Tensor) -> Tensor:
@@ -34,15 +37,7 @@ class DepthHistory(Connection):
         Raises:
             UsageError: if it is not of floating point, or its width is not `dim`.
         """
-        name = type(self).__name__
-        if not x.is_floating_point():
-            raise UsageError(f"{name}: the input must be of floating point, got {x.dtype}. Embed or convert it first.")
-        if x.ndim == 0 or not -x.ndim <= self.axis < x.ndim or x.shape[self.axis] != self.dim:
-            raise UsageError(
-                f"{name}: the input must have {self.dim} channels at axis {self.axis}, got {tuple(x.shape)}. "
-                "Change dim or axis."
-            )
-        return self.from_axis(x)
+        return self.from_axis(require_input(type(self).__name__, x, self.dim, self.axis))
 
     def to_axis(self, x: Tensor) -> Tensor:
         """Move the channels from the last axis to `axis`."""
@@ -51,6 +46,22 @@ class DepthHistory(Connection):
     def from_axis(self, x: Tensor) -> Tensor:
         """Move the channels from `axis` to the last axis."""
         return x if self.axis == -1 else x.movedim(self.axis, -1)
+
+    def called(self, branch: nn.Module, given: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a branch of several inputs returns.
+
+        Raises:
+            UsageError: if it does not take as many.
+        """
+        try:
+            return branch(*given, *args, **kwargs)
+        except TypeError as error:
+            if _takes(branch, len(given) + len(args), kwargs):
+                raise
+            raise UsageError(
+                f"{type(self).__name__}: with inputs={len(given)} a branch must take {len(given)} tensors, and "
+                f"{type(branch).__name__} of layer {self.layer} does not. Leave inputs out."
+            ) from error
 
     def require_sources(self, state: Sources) -> Sources:
         """Return the state.
@@ -66,6 +77,14 @@ class DepthHistory(Connection):
                 f"got {came}. Make it with begin(x)."
             )
         return state
+
+
+def _takes(branch: nn.Module, inputs: int, kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(branch.forward).bind(*[None] * inputs, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def weighted_sum(weights: Tensor, sources: Sources) -> Tensor:

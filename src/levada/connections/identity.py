@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
 from levada.connections.manifold import StreamHead, project_features
 from levada.connections.streams import Coefficients, MultiStream
@@ -88,6 +88,8 @@ class IdentityHyperConnection(MultiStream):
         super().__init__(dim, streams=streams, layer=layer, depth=depth, axis=axis)
         if head not in ("learned", "mean"):
             raise UsageError(f"IdentityHyperConnection: head must be 'learned' or 'mean', got {head!r}.")
+        require_at_least("IdentityHyperConnection", "epsilon", epsilon, 0.0)
+        require_at_least("IdentityHyperConnection", "norm_epsilon", norm_epsilon, 0.0)
         self.head, self.epsilon, self.norm_epsilon = head, epsilon, norm_epsilon
         self.projection = nn.Parameter(_STD * torch.randn(2 * streams, streams * dim))
         self.bias = nn.Parameter(torch.cat([torch.full((streams,), -math.log(streams - 1)), torch.zeros(streams)]))

@@ -15,6 +15,7 @@ from levada._errors import UsageError
 
 __all__ = ["MANIFOLDS", "Manifold"]
 
+_BOUND = 1024.0  # of what Cayley's transform is given
 _MAX_PERMUTED = 5  # 6 streams would have 720 permutations, more logits than most branches are wide
 
 
@@ -83,11 +84,15 @@ def _skew(logits: Tensor, size: int) -> Tensor:
 
 
 def _cayley(logits: Tensor, size: int) -> Tensor:
-    """Return `(I + A)^-1 (I - A)`, orthogonal, of the skew-symmetric A with these entries."""
-    skew = _skew(logits, size)
+    """Return `(I + A)^-1 (I - A)`, orthogonal, of the skew-symmetric A with these entries.
+
+    Entries are bounded at 1024, which moves those of 1 by 3e-7 of themselves: at 1e7 the identity would be lost beside
+    A, and `I + A` singular. What rounding leaves of a large A's condition, one step of Newton's iteration squares.
+    """
+    skew = _skew(_BOUND * torch.tanh(logits / _BOUND), size)
     eye = torch.eye(size, dtype=logits.dtype, device=logits.device)
     solved: Tensor = torch.linalg.solve(eye + skew, eye - skew)
-    return solved
+    return 1.5 * solved - 0.5 * solved @ (solved.mT @ solved)
 
 
 def _complement(n: int, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_number
 from levada.connections.inversion import Invertible, Pair, Slot
 
 __all__ = ["Momentum"]
@@ -67,6 +67,7 @@ class Momentum(Invertible):
 
     def __init__(self, dim: int, *, layer: int = 0, depth: int = 1, gamma: float = 0.9, recompute: bool = True) -> None:
         super().__init__(dim, layer=layer, depth=depth)
+        require_number("Momentum", "gamma", gamma)
         if not 0 <= gamma < 1:
             raise UsageError(f"Momentum: gamma must be in [0, 1), got {gamma}. With 1 no branch would have an effect.")
         if recompute and gamma == 0:

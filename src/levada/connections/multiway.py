@@ -111,7 +111,8 @@ class MultiwayDynamicDense(DepthHistory):
         forward pass at least.
 
     Raises:
-        UsageError: if `inputs` is below 1; if the input is not of floating point or its width is not `dim`.
+        UsageError: if `inputs` is below 1, or more than a branch takes; if the input is not of floating point or its
+            width is not `dim`.
 
     Example:
         >>> first, second = (MultiwayDynamicDense(4, layer=i, depth=2) for i in range(2))
@@ -130,6 +131,7 @@ class MultiwayDynamicDense(DepthHistory):
     ) -> None:
         super().__init__(dim, layer=layer, depth=depth, axis=axis)
         require_at_least("MultiwayDynamicDense", "inputs", inputs, 1)
+        require_at_least("MultiwayDynamicDense", "epsilon", epsilon, 0.0)
         self.inputs, self.epsilon = inputs, epsilon
         self.combination: DynamicCombination | None = None
         if layer:
@@ -162,7 +164,7 @@ class MultiwayDynamicDense(DepthHistory):
         """Take one layer's step, with the combinations made once."""
         *inputs, residual = self.combined(state)
         given = [self.to_axis(x) for x in inputs]
-        out = branch(*given, *args, **kwargs)
+        out = self.called(branch, given, args, kwargs)
         first = self.first_of(out) if isinstance(out, tuple) else out
         if first.shape != given[0].shape:
             self.require_fit(given[0], first)

@@ -8,7 +8,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import SingleStream
 
 __all__ = ["Plain", "PostNorm", "Residual"]
@@ -216,6 +216,7 @@ class PostNorm(SingleStream):
             raise UsageError(
                 f"PostNorm: num_transformer_layers serves alpha='deepnorm' alone, got alpha={alpha}. Leave one out."
             )
+        require_number("PostNorm", "alpha", alpha)
         self.alpha = float(alpha)
         self.norm = norm(dim)
 

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_at_least, require_number
 from levada.connections.inversion import Invertible, Pair, Slot
 
 __all__ = ["Reversible"]
@@ -60,9 +60,11 @@ class Reversible(Invertible):
     """
 
     def __init__(self, dim: int, *, layer: int = 0, depth: int = 1, axis: int = -1, recompute: bool = True) -> None:
+        require_at_least("Reversible", "dim", dim, 1)
         if dim % 2:
             raise UsageError(f"Reversible: dim must be even, the stream is two halves, got {dim}.")
         super().__init__(dim, layer=layer, depth=depth, dim_in=dim // 2)
+        require_number("Reversible", "axis", axis, whole=True)
         self.axis = axis
         self.recompute = recompute
 

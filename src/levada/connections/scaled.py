@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import ParameterRule, SingleStream
 
 __all__ = ["LayerScale", "ReZero", "SkipInit"]
@@ -55,6 +55,7 @@ class ReZero(SingleStream):
 
     def __init__(self, dim: int, *, layer: int = 0, depth: int = 1, init: float = 0.0) -> None:
         super().__init__(dim, layer=layer, depth=depth)
+        require_number("ReZero", "init", init)
         self.scale = nn.Parameter(torch.full((1,), float(init)))
 
     def start_as_residual(self) -> None:
@@ -110,6 +111,7 @@ class SkipInit(SingleStream):
             if init != "depth":
                 raise UsageError(f"SkipInit: init must be a number or 'depth', got {init!r}.")
             init = depth**-0.5
+        require_number("SkipInit", "init", init)
         self.scale = nn.Parameter(torch.full((1,), float(init)))
 
     def start_as_residual(self) -> None:
@@ -183,6 +185,8 @@ class LayerScale(SingleStream):
         if init is None:
             count = num_transformer_layers or depth / 2
             init = 0.1 if count <= 18 else 1e-5 if count <= 24 else 1e-6
+        require_number("LayerScale", "axis", axis, whole=True)
+        require_number("LayerScale", "init", init)
         self.axis = axis
         self.gamma = nn.Parameter(torch.full((dim,), float(init)))
 

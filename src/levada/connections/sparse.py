@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import ParameterRule
 from levada.connections.manifold import project_features
 from levada.connections.sinkhorn import sinkhorn
@@ -144,6 +144,7 @@ class SparseHyperConnection(MultiStream):
         super().__init__(dim, streams=streams, layer=layer, depth=depth, axis=axis)
         name = "SparseHyperConnection"
         require_at_least(name, "active", active, 2)
+        require_number(name, "fixed", fixed, whole=True)
         if active > streams or not 0 <= fixed <= active:
             raise UsageError(
                 f"{name}: fixed must be in [0, active] and active at most streams, got fixed={fixed}, "

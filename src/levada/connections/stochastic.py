@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_number
 from levada.connection import Outputs, SingleStream
 
 __all__ = ["StochasticDepth"]
@@ -73,6 +73,7 @@ class StochasticDepth(SingleStream):
         mode: Literal["batch", "sample"] = "batch",
     ) -> None:
         super().__init__(dim, layer=layer, depth=depth)
+        require_number("StochasticDepth", "survival", survival)
         if not 0 < survival <= 1:
             raise UsageError(f"StochasticDepth: survival must be in (0, 1], got {survival}.")
         if mode not in ("batch", "sample"):

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from levada._errors import UsageError, require_at_least
-from levada.connection import Connection, Outputs
+from levada._errors import UsageError, require_at_least, require_number
+from levada.connection import Connection, Outputs, require_input
 
 __all__ = ["Coefficients", "MultiStream", "Streams", "coefficient_dtype", "full_precision"]
 
@@ -92,6 +92,7 @@ class Streams(Connection):
         super().__init__(dim, layer=layer, depth=depth)
         self.streams = streams
         self.width = dim  # of one stream
+        require_number(type(self).__name__, "axis", axis, whole=True)
         self.axis = axis
 
     @abstractmethod
@@ -185,15 +186,7 @@ class Streams(Connection):
         return state
 
     def _channels_last(self, x: Tensor) -> Tensor:
-        name = type(self).__name__
-        if not x.is_floating_point():
-            raise UsageError(f"{name}: the input must be of floating point, got {x.dtype}. Embed or convert it first.")
-        if x.ndim == 0 or not -x.ndim <= self.axis < x.ndim or x.shape[self.axis] != self.dim:
-            raise UsageError(
-                f"{name}: the input must have {self.dim} channels at axis {self.axis}, got {tuple(x.shape)}. "
-                "Change dim or axis."
-            )
-        return self.from_axis(x)
+        return self.from_axis(require_input(type(self).__name__, x, self.dim, self.axis))
 
     def extra_repr(self) -> str:
         """Say the width and the number of streams."""

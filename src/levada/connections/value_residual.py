@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, ClassVar, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
-from levada.connection import Connection, Outputs, ParameterRule
+from levada.connection import Connection, Outputs, ParameterRule, require_input
 
 __all__ = ["ValueResidual"]
 
@@ -28,8 +29,9 @@ class ValueResidual(Connection):
     A branch with values says so by an attribute `mixes_values = True`. It is called with the keyword `mix_values`, a
     function from values to values of the same shape, which it applies once to its values after their projection;
     `levada.blocks.Attention` does. A branch without the attribute is called as ever: it is residual, and values pass it
-    untouched. A wrapper around an attention, such as an `nn.Sequential`, has to say and do the same, or nothing is
-    mixed.
+    untouched. A wrapper around an attention, such as an `nn.Sequential`, has to say and do the same, or is refused; an
+    attention that is not to take part says so by `mixes_values = False`. If no branch at all takes part, so that
+    what is learned has no gradient, a warning says so at the first call.
 
     Args:
         dim: width of the stream.
@@ -53,7 +55,8 @@ class ValueResidual(Connection):
 
     Raises:
         UsageError: if an option does not fit; if a branch mixes values in a layer that `first` and `period` leave out,
-            does not apply `mix_values`, or has values of another shape than v_1.
+            does not apply `mix_values`, hides an attention that does, or has values of another shape than v_1;
+            if the input is not of floating point or its width is not `dim`.
 
     Example:
         >>> import levada
@@ -93,6 +96,7 @@ class ValueResidual(Connection):
             )
         self.weights, self.form = (a, b), form
         self.attends = layer >= first and (layer - first) % period == 0
+        self.learns = form != "fixed" and first + period < depth  # in some layer; until it was said that it does not
         self.first_weight: nn.Parameter | None = None
         self.own_weight: nn.Parameter | None = None
         self.gate: nn.Parameter | None = None
@@ -118,8 +122,12 @@ class ValueResidual(Connection):
             nn.init.ones_(self.own_weight)
 
     def begin(self, x: Tensor) -> ValueState:
-        """Return `x` as the stream, and no values yet."""
-        return x, None
+        """Return `x` as the stream, and no values yet.
+
+        Raises:
+            UsageError: if it is not of floating point, or its width is not `dim`.
+        """
+        return require_input("ValueResidual", x, self.dim), None
 
     def read(self, state: ValueState) -> Tensor:
         """Return the stream."""
@@ -130,7 +138,14 @@ class ValueResidual(Connection):
         return state[0] + out, state[1]
 
     def end(self, state: ValueState) -> Tensor:
-        """Return the stream."""
+        """Return the stream; warn once if no branch had values, and there are numbers that mix them."""
+        if state[1] is None and self.learns and not torch.compiler.is_compiling():
+            self.learns = False
+            warnings.warn(
+                "ValueResidual: no branch of the network mixed values, so that it is residual and its numbers learn "
+                "nothing. Give attentions mixes_values = True and let them apply mix_values, or use Residual.",
+                stacklevel=2,
+            )
         return state[0]
 
     def output(self, dim: int) -> nn.Module:
@@ -140,6 +155,12 @@ class ValueResidual(Connection):
     def advance(self, state: ValueState, branch: nn.Module, *args: Any, **kwargs: Any) -> ValueState | Outputs:
         """Take one layer's step; where the branch has values, mix them, or keep them if they are the first."""
         if not getattr(branch, "mixes_values", False):
+            if self.attends and any(getattr(module, "mixes_values", False) for module in branch.modules()):
+                raise UsageError(
+                    f"ValueResidual: {type(branch).__name__}, the branch of layer {self.layer}, holds an attention "
+                    "that mixes values and does not mix them itself. Give it mixes_values = True and a forward that "
+                    "takes mix_values and hands it on."
+                )
             return super().advance(state, branch, *args, **kwargs)
         if not self.attends:
             raise UsageError(

@@ -16,7 +16,7 @@ from levada.connection import Connection, SingleStream, require_options
 from levada.connections.streams import MultiStream, Streams
 from levada.connections.value_residual import ValueResidual
 from levada.conversion.plan import Chain, Plan, describe, plan
-from levada.conversion.preserved import difference, in_float64, outputs, quiet, run, same_precision
+from levada.conversion.preserved import difference, in_float64, outputs, quiet, run, same_precision, without_epsilon
 from levada.conversion.recording import FORMAL, record
 from levada.conversion.stacks import replace_in_stack, stacks_of, start
 from levada.conversion.stream import Place, Route, begin_after, enter, finish
@@ -26,7 +26,9 @@ __all__ = ["Conversion", "convert"]
 
 # What a precision keeps of a function that is the same: the sums are made in another order.
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-4}
-# What the epsilon of a normalisation changes where the stream is scaled down by the number of layers.
+# What is left of a change of scale behind normalisations whose epsilon is next to nothing.
+SCALED = {torch.float64: 1e-6, torch.float32: 1e-4}
+# What the epsilon of a normalisation may change where the stream is scaled down by the number of layers.
 NORMALISED = 1e-2
 
 
@@ -105,13 +107,14 @@ def convert(
     """
     require_options(connection, options)
     _require_preserving(connection, preserve)
+    _require_one_input(connection, options)
     options = _defaults(connection, options, preserve)
     with torch.random.fork_rng():
         given = read_batches(require_model(model, "convert"), batch, "convert")[0]
         measured, precision = None, None
         if preserve and verify:
-            measured, precision = _measured(model, given, connection, options)
-            _require_same(connection, measured, precision)
+            measured, scaled, precision = _measured(model, given, connection, options)
+            _require_same(connection, measured, scaled, precision)
     net = _copied(model) if copy else model
     undo: list[Callable[[], None]] = []
     random = torch.get_rng_state()
@@ -130,8 +133,8 @@ def convert(
 
 def _measured(
     model: nn.Module, given: Batch, connection: Callable[..., Connection], options: dict[str, Any]
-) -> tuple[float, torch.dtype]:
-    """Return how far a converted copy's outputs are from the model's, and in which precision that was measured."""
+) -> tuple[float, float, torch.dtype]:
+    """Return how far a converted copy is from the model, how far without epsilons, and in which precision."""
     error: UsageError | None = None
     for precision in (torch.float64, torch.float32):
         twin, exact = (
@@ -142,8 +145,12 @@ def _measured(
         except UsageError as failed:  # some operators exist in float32 alone
             error = error or failed
             continue
+        with without_epsilon(twin):
+            ideal = outputs(twin, exact, "convert")
         _put_in(twin, connection, exact, True, options, [])
-        return difference(before, outputs(twin, exact, "convert")), precision
+        measured = difference(before, outputs(twin, exact, "convert"))
+        with without_epsilon(twin):
+            return measured, difference(ideal, outputs(twin, exact, "convert")), precision
     assert error is not None
     raise error
 
@@ -337,19 +344,36 @@ def _require_preserving(connection: Any, preserve: bool) -> None:
         )
 
 
-def _require_same(connection: Any, measured: float, precision: torch.dtype) -> None:
-    exact = getattr(connection, "residual_start", "exact") == "exact"
-    limit = EXACT[precision] if exact else NORMALISED
-    if not measured <= limit:
-        why = (
-            "its additions are made in a way that convert did not see"
-            if exact
-            else "it scales the stream, and not every branch and the output begin with a normalisation"
-        )
+def _require_one_input(connection: Any, options: dict[str, Any]) -> None:
+    inputs = options.get("inputs", getattr(connection, "keywords", {}).get("inputs", 1))
+    if inputs != 1:
         raise UsageError(
-            f"convert: with {_name(connection)} the model's outputs must stay within {limit:g} of what they were, and "
-            f"they differ by {measured:.3g}: {why}. Use another connection, or pass preserve=False."
+            f"convert: {_name(connection)} must have inputs=1, got {inputs!r}: the additions that convert replaces "
+            "have branches of one input. Leave inputs out, or build a levada.Stack of branches that take several."
         )
+
+
+def _require_same(connection: Any, measured: float, scaled: float, precision: torch.dtype) -> None:
+    """Raise unless outputs stay what they were; where the scale may change, the epsilons alone may be felt."""
+    exact = getattr(connection, "residual_start", "exact") == "exact"
+    preserves = scaled <= SCALED[precision]
+    if measured <= EXACT[precision] or (not exact and preserves and measured <= NORMALISED):
+        return
+    must, came, remedy = f"within {EXACT[precision]:g} of what they were", measured, "Use another connection"
+    if exact:
+        why = "its additions are made in a way that convert did not see"
+    elif not preserves:
+        must, came = "what they were but for the epsilon of the normalisations, and without it", scaled
+        why = "it scales the stream, and not every branch and the output begin with a normalisation"
+    else:
+        must = f"within {NORMALISED:g} of what they were"
+        why = f"it scales the stream, and the epsilon of the normalisations is felt, without which it is {scaled:.0e}"
+        if "scale" in inspect.signature(connection).parameters:
+            remedy = "Pass scale='sum', which keeps the scale"
+    raise UsageError(
+        f"convert: with {_name(connection)} the model's outputs must stay {must}{'' if came is scaled else ', and'} "
+        f"they differ by {came:.3g}: {why}. {remedy}, or pass preserve=False."
+    )
 
 
 def _name(connection: Any) -> str:

@@ -125,11 +125,14 @@ def plan(recording: Recording, apart: frozenset[nn.Module] = frozenset()) -> Pla
         UsageError: if a chain cannot be followed; the message names the block.
     """
     sites = [s for s in _sites(recording) if not any(recording.calls[c].module in apart for c in s.calls)]
-    left_out = _changed_skips(recording, {site.result for site in sites}, apart)
+    parallel = _parallel(recording, sites)
+    left_out = list(parallel.values())
+    left_out += _changed_skips(recording, {site.result for site in sites} | set(parallel), apart)
     breaks: list[str] = []
     chains = _separate(recording, _chains(recording, sites, breaks), left_out)
     if len(chains) > 1 and all(len(chain.sites) == 1 for chain in chains):
-        raise UsageError(f"convert: no two residual additions follow each other. {' '.join([*breaks, *left_out])}")
+        why = [next(iter(parallel.values()))] if parallel else [*breaks, *left_out]
+        raise UsageError(f"convert: no two residual additions follow each other. {' '.join(why)}")
     for chain in chains:
         _require_one_way(recording, chain)
         chain.owners = _owners(recording, chain)
@@ -153,6 +156,26 @@ def _once(chains: list[Chain]) -> list[Chain]:
                 f"and it runs {len(rival.sites)}, then {len(chain.sites)}. Convert the part of it that stays the same."
             )
     return list(found.values())
+
+
+def _parallel(recording: Recording, sites: list[Site]) -> dict[int, str]:
+    """Return a sentence for each sum that adds to a site's another branch of the same input, as in parallel blocks."""
+    skips = {site.result: site.skip for site in sites}
+    found: dict[int, str] = {}
+    for node in recording.nodes:
+        if node.function not in ADDITIONS or node.index in skips or len(node.inputs) != 2:
+            continue
+        for total, other in (node.inputs, node.inputs[::-1]):
+            if total not in skips or recording.between(total, other):
+                continue
+            if any(recording.nodes[i].learned for i in recording.between(skips[total], other)[1:]):
+                skips[node.index] = skips[total]
+                name = (recording.calls[node.calls[-1]].name if node.calls else "") or "the model"
+                found[node.index] = (
+                    f"{name} adds a second branch of the same input to the sum of its first: x + a(x) + b(x) is one "
+                    "residual addition in two steps. Write x + (a(x) + b(x))."
+                )
+    return found
 
 
 def _changed_skips(recording: Recording, sums: set[int], apart: frozenset[nn.Module]) -> list[str]:

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from levada._errors import UsageError
 from levada.inputs import Batch, raised, read_batches, tensors_in
 
-__all__ = ["difference", "in_float64", "outputs", "quiet", "run", "same_precision", "verify_preserved"]
+__all__ = [
+    "difference",
+    "in_float64",
+    "outputs",
+    "quiet",
+    "run",
+    "same_precision",
+    "verify_preserved",
+    "without_epsilon",
+]
+
+# The names that normalisations give to what they add to a variance or a mean square, and what it becomes: at 1e-18 a
+# constant vector, whose variance is 1e-32 by rounding, still normalises to next to nothing.
+_EPSILONS = ("eps", "epsilon", "variance_epsilon", "norm_epsilon", "norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+_NEXT_TO_NOTHING = 1e-18
+_NORMALISATIONS: Mapping[Any, inspect.Signature] = {
+    f: inspect.signature(f)
+    for f in (functional.layer_norm, functional.rms_norm, functional.group_norm, functional.instance_norm)
+}
 
 
 @final
@@ -35,6 +55,44 @@ class _Float64(TorchFunctionMode):
             elif _is_lower(kwargs.get("dtype")):
                 kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)
+
+
+@final
+class _WithoutEpsilon(TorchFunctionMode):
+    """Give normalisations that are called as functions an epsilon of next to nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _NORMALISATIONS:
+            given = _NORMALISATIONS[func].bind(*args, **kwargs)
+            given.arguments["eps"] = _NEXT_TO_NOTHING
+            args, kwargs = given.args, given.kwargs
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def without_epsilon(model: nn.Module) -> Iterator[None]:
+    """Run a model with the epsilon of all its normalisations at next to nothing: the scale of their input is then lost.
+
+    Args:
+        model: the model; its epsilons are afterwards what they were. One that is written into a formula stays.
+    """
+    held = [
+        (module, name, value)
+        for module in model.modules()
+        for name in _EPSILONS
+        if isinstance(value := vars(module).get(name), float)
+    ]
+    try:
+        for module, name, _ in held:
+            setattr(module, name, _NEXT_TO_NOTHING)
+        with _WithoutEpsilon():
+            yield
+    finally:
+        for module, name, value in held:
+            setattr(module, name, value)
 
 
 def same_precision(model: nn.Module) -> AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from levada._errors import UsageError
-from levada.connection import Connection
+from levada.connection import Connection, require_module
 
 __all__ = ["Weight", "gauss_", "glorot_", "orthogonal_matrix", "weights"]
 
@@ -58,8 +58,10 @@ def weights(module: nn.Module, owner: str) -> list[Weight]:
         owner: the initialisation that asks, for the message.
 
     Raises:
-        UsageError: if there is none, or one is parametrised (weight norm), so that setting it would have no effect.
+        UsageError: if it is no module, or there is none, or one is parametrised (weight norm), so that setting it would
+            have no effect.
     """
+    require_module(module, owner)
     found = list(_enter(module, "", owner, set()))
     if not found:
         raise UsageError(f"{owner}: found no Linear, Conv or MultiheadAttention to set in {type(module).__name__}.")

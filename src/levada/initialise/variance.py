@@ -151,8 +151,8 @@ def gaussian(
 
     Source: Poole, Lahiri, Raghu, Sohl-Dickstein and Ganguli, 2016, arXiv 1606.05340.
     """
-    require_at_least("gaussian", "weight_variance", weight_variance, 0)
-    require_at_least("gaussian", "bias_variance", bias_variance, 0)
+    require_at_least("gaussian", "weight_variance", weight_variance, 0.0)
+    require_at_least("gaussian", "bias_variance", bias_variance, 0.0)
     return _draw(module, "gaussian", weight_variance, bias_variance, generator)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from levada._errors import MeasurementError, UsageError, require_at_least
+from levada.connection import require_module
 from levada.probe.bookkeeping import Clearing, acts_by_mode
 from levada.probe.collector import Collector
 from levada.probe.operation import Execution, Operation
@@ -66,6 +67,7 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, every: int = 1) -> None:
+        require_module(model, "Probe")
         require_at_least("Probe", "every", every, 1)
         self.model = model
         self.optimizer = optimizer

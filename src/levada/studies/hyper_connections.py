@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError
 from levada.blocks import FeedForward
 from levada.connections import (
     AttentionResidual,
@@ -71,8 +71,6 @@ DEAREST = ("mHC", "gated residual", "AttnRes", "HC", "identity HC", "DenseFormer
 
 def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
     """Give a cell for each network and seed, the dearest first; then the products of matrices, and the cost."""
-    for name in ("batch_size", "steps", "windows", "trials"):
-        require_at_least("study R19", name, settings[name], 1)
     shape = {key: settings[key] for key in ("depth", "dim", "heads", "context", "batch_size", "device")}
     done = {"steps": settings["steps"], "windows": settings["windows"]}
     arms: list[dict[str, Any]] = [{"connection": name, "clipped": True, "matched": True} for name in DEAREST]

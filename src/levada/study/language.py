@@ -193,7 +193,7 @@ class LanguageRecipe:
     def __post_init__(self) -> None:
         require_at_least("LanguageRecipe", "steps", self.steps, 1)
         require_at_least("LanguageRecipe", "batch_size", self.batch_size, 1)
-        require_at_least("LanguageRecipe", "lr", self.lr, 0)
+        require_at_least("LanguageRecipe", "lr", self.lr, 0.0)
 
     def factor(self, step: int) -> float:
         """Return what the learning rate is multiplied by at a step, counted from 0."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError
 from levada.study.claim import Claim
 from levada.study.figure import Figure
 from levada.study.results import Cell, Results
@@ -60,7 +60,8 @@ class Study:
             changes: settings to change; strings are read as the setting's type.
 
         Raises:
-            UsageError: if the scale or a setting is not known, or a value is not of the setting's type.
+            UsageError: if the scale or a setting is not known, or a value is not of the setting's type, or not above 0
+                where the setting's own is.
         """
         if scale not in SCALES:
             raise UsageError(f"study {self.name}: scale must be one of {', '.join(SCALES)}, got {scale!r}.")
@@ -69,7 +70,7 @@ class Study:
             if key not in settings:
                 raise UsageError(f"study {self.name} has no setting {key!r}; it has: {', '.join(sorted(settings))}.")
             settings[key] = self._read(key, value)
-        require_at_least(f"study {self.name}", "seeds", settings["seeds"], 1)
+            self._require_positive(key, settings[key])
         return settings
 
     def _read(self, key: str, value: Any) -> Any:
@@ -79,6 +80,17 @@ class Study:
         except (TypeError, ValueError) as error:
             kind = f"{type(default[0]).__name__}, with commas" if _is_list(default) else type(default).__name__
             raise UsageError(f"study {self.name}: setting {key!r} is of type {kind}; got {value!r}.") from error
+
+    def _require_positive(self, key: str, value: Any) -> None:
+        """Raise where a number is not above 0 and the study's own is: it counts or measures something."""
+        usual, values = (self.settings[key][0], value) if _is_list(value) else (self.settings[key], (value,))
+        if (
+            isinstance(usual, int | float)
+            and not isinstance(usual, bool)
+            and usual > 0
+            and not all(number > 0 for number in values)
+        ):
+            raise UsageError(f"study {self.name}: {key} must be above 0, got {value}.")
 
 
 def _is_list(value: Any) -> bool:

@@ -73,7 +73,7 @@ class Recipe:
     def __post_init__(self) -> None:
         require_at_least("Recipe", "steps", self.steps, 1)
         require_at_least("Recipe", "batch_size", self.batch_size, 1)
-        require_at_least("Recipe", "lr", self.lr, 0)
+        require_at_least("Recipe", "lr", self.lr, 0.0)
 
 
 @final
