@@ -22,13 +22,13 @@ from levada.study.products import (
 )
 
 
-# Validation loss of the two best rates of each connection, on the seeds 100, 101, 102 and 103.
+# Validation loss of the two best rates of each connection, on the seeds 100 and 101, and 102 and 103 where near.
 SELECTED = {
     "residual": {0.003: [2.2269, 2.2327, 2.2419, 2.2312], 0.01: [2.2325, 2.2818, 2.2245, 2.1616]},
-    "HC": {0.003: [2.2126, 2.2173, @, @], 0.01: [2.1235, 2.0844, @, @]},
-    "mHC": {0.003: [2.2294, 2.2433, @, @], 0.01: [2.2858, 2.2915, @, @]},
+    "HC": {0.003: [2.2126, 2.2173], 0.01: [2.1235, 2.0844]},
+    "mHC": {0.003: [2.2294, 2.2433], 0.01: [2.2858, 2.2915]},
     "identity HC": {0.003: [2.2160, 2.2253, 2.2380, 2.2338], 0.01: [2.2365, 2.2515, 2.2687, 2.2869]},
-    "gated residual": {0.003: [2.2208, 2.2225, @, @], 0.01: [2.1752, 2.1841, @, @]},
+    "gated residual": {0.003: [2.2208, 2.2225], 0.01: [2.1752, 2.1841]},
     "AttnRes": {0.003: [2.1812, 2.1976, 2.1952, 2.2194], 0.01: [2.1735, 2.2027, 2.2144, 2.2288]},
     "DenseFormer": {0.003: [2.2141, 2.2322, 2.2295, 2.2206], 0.01: [2.1966, 2.2288, 2.2230, 2.1368]},
 }
@@ -105,7 +105,6 @@ def sound(config, seed):
     names = ("mixing_forward_gain", "mixing_backward_gain")
     loss = 2.0 + 0.001 * seed
     return {"train_loss": loss, "test_loss": loss + 0.1, "finite": True, "largest_rise": 0.49, "lr": 0.003,
-            "other_rate": {},
             "gains": [{"step": 0, **signals}], "mixing": {name: [gain] for name in (*names, *signals)},
             "gradient_after": [1.0], "curves": {"steps": [1], "loss": [loss], "gradient_norm": [1.0]}}  # fmt: skip
 
@@ -318,7 +317,7 @@ def test_a_rate_not_told_apart_is_trained_as_well(monkeypatch):
     assert STUDY.run({**plain, "other_lr": 0.2}, [3])[0]["other_rate"] == {
         "lr": 0.2, "train_loss": 0.2, "test_loss": 3.2,
     }  # fmt: skip
-    assert STUDY.run(plain, [3])[0]["other_rate"] == {}
+    assert "other_rate" not in STUDY.run(plain, [3])[0]
     wanted = {
         c.config["connection"]: c.config["other_lr"]
         for c in STUDY.configurations(STUDY.resolve("small"), range(1))

@@ -164,9 +164,11 @@ def _compare(results: Results, first: str, second: str, confidence: float) -> tu
 def _by_rate(results: Results, name: str) -> dict[str, list[float]]:
     """Return the losses at the chosen rate, and at one that selection cannot tell apart from it."""
     losses = {f"{name} at {_rate(results, name)}": _losses(results, name)[0]}
-    found = results.column("other_rate", connection=name, clipped=True, matched=True, rate_of=None)
-    if all(found) and len({other["lr"] for other in found}) == 1:
-        losses[f"{name} at {found[0]['lr']:g}"] = [other["train_loss"] for other in found]
+    own = results.where(connection=name, clipped=True, matched=True, rate_of=None)
+    found = [values.get("other_rate") for _, values in own]
+    others = [other for other in found if other]
+    if len(others) == len(found) and len({other["lr"] for other in others}) == 1:
+        losses[f"{name} at {others[0]['lr']:g}"] = [other["train_loss"] for other in others]
     return losses
 
 

@@ -87,7 +87,7 @@ def _times_measured(results: Results) -> int:
 
 
 def _at_other_rate(results: Results, config: Mapping[str, Any], name: str) -> list[Series]:
-    found = [(seed, values["other_rate"]) for seed, values in results.where(**config) if values["other_rate"]]
+    found = [(seed, values["other_rate"]) for seed, values in results.where(**config) if values.get("other_rate")]
     return [
         Series(f"{name} at {at['lr']:g}, seed {seed}", "measured", [at["train_loss"]], [at["test_loss"]],
                group=f"{name} at {at['lr']:g}", seed=seed)
