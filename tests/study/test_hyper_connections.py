@@ -21,7 +21,6 @@ from levada.study.products import (
     sum_statistics,
 )
 
-
 # Validation loss of the two best rates of each connection, on the seeds 100 and 101, and 102 and 103 where near.
 SELECTED = {
     "residual": {0.003: [2.2269, 2.2327, 2.2419, 2.2312], 0.01: [2.2325, 2.2818, 2.2245, 2.1616]},

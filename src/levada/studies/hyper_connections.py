@@ -312,8 +312,8 @@ def notes(settings: Settings) -> list[str]:
         "branches, and so with more parameters; and HC, whose own learning rate is higher, at mHC's.",
         f"Each connection's learning rate was chosen {chosen}, from one grid, on other seeds and other books: of the "
         "best two by four seeds (two where these were far apart), the lower one within a standard error. A rate within "
-        "two of them is reported as well. AdamW with the decay of each paper, warm-up, half a cosine, gradients clipped to a norm of 1 unless it "
-        "says not clipped.",
+        "two of them is reported as well. AdamW with the decay of each paper, warm-up, half a cosine, gradients "
+        "clipped to a norm of 1 unless it says not clipped.",
         f"Training sees {seen:,} characters{early}.",
         "Networks of one seed see the same batches, so that losses are compared by seed. Six comparisons are made: "
         "each has an interval at 1 - .05/6, so that all six hold at once (Bonferroni; Holm's steps begin so). The "
