@@ -56,6 +56,10 @@ def test_a_list_is_its_range_and_every_seed() -> None:
             {"name": "sign test, one-sided, 5 of 6", "value": 5.0, "p": 0.11},
             "sign test, one-sided, 5 of 6: p = 0.11 (smallest possible with 6: 0.0156)",
         ),
+        (
+            {"name": "sign-flip test of pairs, two-sided, exact, 5 pairs", "value": 0.5, "p": 0.125},
+            "sign-flip test of pairs, two-sided, exact, 5 pairs: 0.5, p = 0.125 (smallest possible with 5: 0.0625)",
+        ),
         ({"name": "Cliff's delta", "value": 0.6, "p": 0.04}, "Cliff's delta: 0.6, p = 0.04"),
         ({"test": "permutation", "p": 0.008, "draws": 252}, "permutation: p = 0.008, draws 252"),
         ("p < 0.01", "p < 0.01"),

@@ -13,6 +13,7 @@ from levada.study.statistics import (
     cliffs_delta,
     geometric_mean,
     mann_whitney,
+    paired_permutation_test,
     permutation_test,
     sign_test,
     student_interval,
@@ -50,6 +51,31 @@ def test_exact_p_values_equal_an_enumeration(first, second):
     difference = permutation_test(first, second)
     assert difference.p == pytest.approx(by_hand(first, second, lambda a, b: fmean(a) - fmean(b)), rel=1e-9)
     assert difference.value == pytest.approx(fmean(first) - fmean(second))
+
+
+@pytest.mark.parametrize(("first", "second"), [*SAMPLES[:2], ([1.0, 2.0, 2.0, 3.0], [1.0, 3.0, 4.0, 4.0])])
+def test_the_paired_test_equals_an_enumeration_of_signs(first, second):
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    means = [
+        abs(fmean(d if keep else -d for d, keep in zip(differences, kept, strict=True)))
+        for kept in itertools.product((True, False), repeat=len(differences))
+    ]
+    found = paired_permutation_test(first, second)
+    assert found.value == pytest.approx(fmean(differences))
+    assert found.p == sum(mean >= abs(found.value) - 1e-12 for mean in means) / 2 ** len(differences)
+
+
+def test_the_paired_test_uses_pairs():
+    far = [1.0, 10.0, 100.0, 1000.0, 10_000.0]
+    near = [value - 0.1 * (i + 1) for i, value in enumerate(far)]
+    assert paired_permutation_test(far, near).p == 2 / 2**5
+    assert mann_whitney(far, near).p > 0.5
+    assert paired_permutation_test(far, far).p == 1
+    assert paired_permutation_test([0.3, 0.1], [0.0, 0.0]).p == 0.5
+    assert paired_permutation_test([0.1, 0.2, 0.3], [0.2, 0.4, 0.0]).p == 1, "a mean of 0 in spite of rounding"
+    for pairs, message in ((([1.0], [1.0, 2.0]), "needs pairs"), (([0.0] * 21,) * 2, "at most 20 pairs")):
+        with pytest.raises(UsageError, match=message):
+            paired_permutation_test(*pairs)
 
 
 def test_complete_separation_of_five_and_five():

@@ -26,7 +26,8 @@ class DepthWeightedAverage(DepthHistory):
     last output and 0 for all others.
 
     With `period` p the combination is taken after each p-th layer, and with `dilation` k over each k-th output, counted
-    back from the last. A transformer block is two layers of a stack: `period=2` takes it after each block.
+    back from the last. A transformer block is two layers of a stack: `period=2, dilation=2` takes it after each block
+    and over the outputs of blocks alone, as the paper does; with `period=2` alone attention's outputs count as well.
 
     The state grows with depth, as in every connection that looks back at all layers; `Stack(compile=True)` compiles a
     layer for each number of outputs.

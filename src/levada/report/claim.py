@@ -125,12 +125,12 @@ def statistic(told: Any, write: Write = short) -> str:
 
 
 def _least_p(name: str, write: Write) -> str:
-    """Say how small the p of a sign test can be at all: 2^-n, twice that if two-sided."""
-    found = re.search(r"sign test\b(.*?)\d+ of (\d+)", name)
+    """Say how small the p of a test by signs can be at all: 2^-n, twice that if two-sided."""
+    found = re.search(r"sign(?: test\b(.*?)\d+ of|-flip test\b(.*?)) (\d+)(?: pairs|\b)", name)
     if found is None:
         return ""
-    sides = 1 if "one-sided" in found[1] else 2
-    return f" (smallest possible with {found[2]}: {write(sides * 0.5 ** int(found[2]))})"
+    sides = 1 if "one-sided" in (found[1] or found[2] or "") else 2
+    return f" (smallest possible with {found[3]}: {write(sides * 0.5 ** int(found[3]))})"
 
 
 def numbers(claim: Mapping[str, Any], write: Write = precise) -> list[Number]:

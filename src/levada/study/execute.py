@@ -140,7 +140,7 @@ def _describe(study: Study, scale: str, settings: Mapping[str, Any]) -> dict[str
         "title": study.title,
         "question": study.question,
         "sources": list(study.sources),
-        "notes": list(study.notes),
+        "notes": list(study.notes(settings) if callable(study.notes) else study.notes),
         "scale": scale,
         "settings": dict(settings),
     }

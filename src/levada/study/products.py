@@ -11,6 +11,7 @@ from levada.connections.sinkhorn import sinkhorn
 
 __all__ = [
     "constrained",
+    "growth_per_layer",
     "mean_square_gain",
     "near_identity_logits",
     "perturbed_identities",
@@ -81,6 +82,32 @@ def mean_square_gain(epsilon: float, depth: int, streams: int) -> float:
         4.0
     """
     return float((1 + streams * epsilon**2) ** depth)
+
+
+def growth_per_layer(matrices: Tensor) -> Tensor:
+    """Return by how much a layer multiplies the square of the row sums' norm, the mean over the layers of a product.
+
+    For `I + epsilon N` a layer's factor does not depend on those before it, N being alike in all directions: the
+    expectation for the product is the power of that of a factor, `1 + n epsilon^2`. A mean over products of this mean
+    over layers has an interval; that of the squares themselves has none to trust, for few products make up most of it.
+
+    Args:
+        matrices: `(..., depth, n, n)`.
+
+    Shape:
+        Returns `(...)`.
+
+    Example:
+        >>> growth_per_layer(2 * torch.eye(4).expand(3, 4, 4))
+        tensor(4.)
+    """
+    signal = matrices.new_ones(*matrices.shape[:-3], matrices.shape[-1], 1)
+    growths = []
+    for matrix in matrices.unbind(-3):
+        following = matrix @ signal
+        growths.append(following.square().sum((-2, -1)) / signal.square().sum((-2, -1)))
+        signal = following
+    return torch.stack(growths).mean(0)
 
 
 def sum_statistics(product: Tensor) -> dict[str, float]:

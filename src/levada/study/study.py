@@ -36,7 +36,7 @@ class Study:
         claims: settings -> what is decided.
         figures: results -> what is drawn; results may be missing.
         scales: what the scales "smoke" and "full" change; "seeds" is their number.
-        notes: what a reader must know, each a sentence.
+        notes: what a reader must know, each a sentence; or settings -> these, where they depend on the settings.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Study:
     claims: Callable[[Settings], Sequence[Claim]]
     figures: Callable[[Results], Sequence[Figure]]
     scales: Mapping[str, Settings] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] | Callable[[Settings], Sequence[str]] = ()
 
     def resolve(self, scale: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of a scale, with changes.
