@@ -58,6 +58,7 @@ def assert_checked(model):
 
 
 @pytest.mark.parametrize("connection", CONNECTIONS, ids=lambda c: c.__name__)
+@pytest.mark.filterwarnings("ignore:ValueResidual. no branch:UserWarning")  # as none of these has values
 def test_the_layers_of_a_stack_are_its_sites(connection):
     assert_checked(net(connection))
 
