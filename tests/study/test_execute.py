@@ -211,6 +211,8 @@ SLEEPER = """
             time.sleep(60)
         return [{}]
 
+    if __name__ == "__mp_main__" and len(sys.argv) > 2:
+        signal.raise_signal(signal.SIGINT)
     if __name__ == "__main__":
         # A shell's background jobs, and their children, begin with the signal ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -219,13 +221,15 @@ SLEEPER = """
 """
 
 
-def test_an_interruption_ends_at_once_and_keeps_what_is_done(tmp_path):
+def interrupted(tmp_path, *arguments, after):
+    """Run the sleeper, send Ctrl-C once the files `after` exist, and return what it wrote to standard error."""
     script = tmp_path / "sleeper.py"
     script.write_text(textwrap.dedent(SLEEPER))
-    process = subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.PIPE, start_new_session=True)
+    command = [sys.executable, script, tmp_path, *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120
     try:
-        while not ((tmp_path / "began").exists() and (tmp_path / "done").exists()):
+        while not all((tmp_path / name).exists() for name in after):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -236,11 +240,23 @@ def test_an_interruption_ends_at_once_and_keeps_what_is_done(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert process.returncode != 0
+    return stderr
+
+
+def test_an_interruption_ends_at_once_and_keeps_what_is_done(tmp_path):
+    stderr = interrupted(tmp_path, after=("began", "done"))
     assert stderr.count(b"\nKeyboardInterrupt") == 1, "the workers are silent"
     worker = int((tmp_path / "began").read_text())
+    deadline = time.monotonic() + 120
     while running(worker):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows spawns without a signal mask")
+def test_an_interruption_does_not_reach_a_worker_that_is_still_importing(tmp_path):
+    stderr = interrupted(tmp_path, "while importing", after=("began", "done"))
+    assert stderr.count(b"\nKeyboardInterrupt") == 1
 
 
 def running(pid):

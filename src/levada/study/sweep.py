@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -112,7 +112,7 @@ def process_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """
     before = set(multiprocessing.active_children())
     # Forking a process that has run torch is not safe: its thread pools do not come along.
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    pool = _SilentPool(num_workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         yield pool
     except BaseException:
@@ -124,9 +124,28 @@ def process_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown()
 
 
+class _SilentPool(ProcessPoolExecutor):
+    """A pool whose workers never answer Ctrl-C, which reaches the whole group: the parent alone does."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        with _interruptions_held():  # a worker is spawned here, inherits the mask, and imports torch for seconds
+            return super().submit(fn, *args, **kwargs)
+
+
+@contextmanager
+def _interruptions_held() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker() -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole group: the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
