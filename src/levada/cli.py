@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(commands)
     _add_report(commands)
     _add_doctor(commands)
+    _add_bench(commands)
     _add_list(commands)
     return parser
 
@@ -104,6 +105,15 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor.add_argument("run", metavar="RUN", help="a run folder")
 
 
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+    bench = _command(
+        commands, "bench", "run benchmarks of a checkout of levada: speed, memory, and how good verdicts are"
+    )
+    add = bench.add_argument
+    add("names", metavar="NAME", nargs="*", help="benchmarks, e.g. diagnosis; their names are listed if left out")
+    add("--quick", action="store_true", help="small cases; nothing is kept")
+
+
 def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing = _command(commands, "list", "list what the library holds")
     kinds = ("connections", "diagnostics", "remedies", "studies", "initialisations")
@@ -129,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
-        parser.error("a command is needed: check, fix, study, report, doctor or list")
+        parser.error("a command is needed: check, fix, study, report, doctor, bench or list")
     from levada import commands
 
     try:

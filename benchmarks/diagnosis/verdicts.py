@@ -1,0 +1,172 @@
+"""Suite 1: what `check` says of programs with a planted fault, and of their healthy twins."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import levada
+from benchmarks.diagnosis.planted import programs
+from benchmarks.diagnosis.program import Program, Setup, held_out
+from benchmarks.diagnosis.rows import Row, complete, read
+from benchmarks.diagnosis.score import Rate
+from levada.diagnose import diagnose
+from levada.probe import Probe
+
+__all__ = ["Scores", "run", "score"]
+
+# A loop shows that it never clears gradients from its third step on.
+WATCHED = 5
+
+
+@functools.cache
+def _known() -> Mapping[str, Program]:
+    return {program.name: program for program in programs()}
+
+
+def verdict(name: str) -> Row:
+    """Return what `check` says of one program, or of its loop where that is what is faulty.
+
+    Args:
+        name: of the program.
+    """
+    setup = _known()[name].build(0)
+    start = time.process_time()
+    row: Row = {}
+    if setup.zero_grad:
+        torch.manual_seed(0)
+        report = levada.check(setup.model, list(setup.batches), loss=setup.loss, optimizer=setup.optimizer)
+        findings, blocks = report.findings, [block["site"] for block in report.blocks]
+        row["verdict"] = report.verdict
+    else:
+        findings, blocks = _watch(setup)
+        fired = {f.severity for f in findings if f.status == "fired"}
+        row["verdict"] = "error" if "error" in fired else "warn" if "warn" in fired else "healthy"
+    row["found"] = [
+        {"rule": f.rule, "severity": f.severity, "first": f.where.get("first", ""), "claim": f.claim}
+        for f in findings
+        if f.status == "fired"
+    ]
+    row |= {"unknown": [f.rule for f in findings if f.status == "unknown"], "blocks": blocks}
+    return row | {"cpu_seconds": round(time.process_time() - start, 3)}
+
+
+def _watch(setup: Setup) -> tuple[Any, list[str]]:
+    """Run some steps of the loop under a probe, and return what the rules say of them, and the blocks."""
+    torch.manual_seed(0)
+    optimizer = setup.optimizer(setup.model.parameters())
+    with Probe(setup.model) as probe:
+        for step in range(WATCHED):
+            inputs, targets = setup.batches[step % len(setup.batches)]
+            if setup.zero_grad:
+                optimizer.zero_grad()
+            setup.loss(setup.model(inputs), targets).backward()
+            optimizer.step()
+            probe.step()
+    trace = probe.trace()
+    return diagnose(trace), trace.names()
+
+
+def run(*, split: str = "", jobs: int = 0) -> dict[str, Row]:
+    """Check every program that has no row yet; return all rows.
+
+    Args:
+        split: "calibration" or "held-out"; both if empty.
+        jobs: number of processes; one per core if 0.
+    """
+    harmless = {name for name, row in read("labels").items() if not row["harm"]}
+    wanted = [name for name in _known() if name not in harmless]
+    if split:
+        wanted = [name for name in wanted if held_out(name) == (split == "held-out")]
+    return complete("verdicts", wanted, verdict, jobs=jobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How verdicts on programs came out. "Flagged" is a warning or an error.
+
+    Attributes:
+        false_errors: healthy programs with an error.
+        false_flags: healthy programs that are flagged.
+        recall: faulty programs with an error.
+        flagged: faulty programs that are flagged.
+        cause: flagged faulty programs of which the first finding names a cause of what was planted.
+        exact: those of them with a place, of which the first finding begins there.
+        near: the same, within one block.
+        precision: of the programs with an error, those that are faulty.
+        confusion: (operator, first rule, or the verdict where none) -> number of programs.
+        misses: name -> why a faulty program is not flagged or its cause is another, or a healthy one is flagged.
+        seconds: CPU seconds of a check: median and largest.
+    """
+
+    false_errors: Rate
+    false_flags: Rate
+    recall: Rate
+    flagged: Rate
+    cause: Rate
+    exact: Rate
+    near: Rate
+    precision: Rate
+    confusion: Mapping[tuple[str, str], int]
+    misses: Mapping[str, str]
+    seconds: tuple[float, float]
+
+
+def score(rows: Mapping[str, Row]) -> Scores:
+    """Score verdicts.
+
+    Args:
+        rows: by name of program.
+    """
+    known = [(_known()[name], row) for name, row in rows.items() if name in _known()]
+    healthy = [(p, row) for p, row in known if p.healthy]
+    faulty = [(p, row) for p, row in known if not p.healthy]
+    seen = [(p, row) for p, row in faulty if _flagged(row)]
+    named = [(p, row) for p, row in seen if _flagged(row)[0]["rule"] in p.causes]
+    distances = [_distance(p, row) for p, row in named if p.place]
+    errors = [p for p, row in known if row["verdict"] == "error"]
+    seconds = sorted(row["cpu_seconds"] for _, row in known)
+    misses = {p.name: _told(row) for p, row in healthy if _flagged(row)}
+    misses |= {p.name: _told(row) for p, row in faulty if (p, row) not in named}
+    return Scores(
+        false_errors=_rate(row["verdict"] == "error" for _, row in healthy),
+        false_flags=_rate(bool(_flagged(row)) for _, row in healthy),
+        recall=_rate(row["verdict"] == "error" for _, row in faulty),
+        flagged=_rate(bool(_flagged(row)) for _, row in faulty),
+        cause=Rate(len(named), len(seen)),
+        exact=_rate(d == 0 for d in distances),
+        near=_rate(d <= 1 for d in distances),
+        precision=_rate(not p.healthy for p in errors),
+        confusion=Counter((p.operator, (_flagged(row) or [{"rule": row["verdict"]}])[0]["rule"]) for p, row in faulty),
+        misses=misses,
+        seconds=(seconds[len(seconds) // 2], seconds[-1]) if seconds else (0.0, 0.0),
+    )
+
+
+def _rate(outcomes: Iterable[bool]) -> Rate:
+    found = list(outcomes)
+    return Rate(sum(found), len(found))
+
+
+def _flagged(row: Row) -> list[Row]:
+    return [finding for finding in row["found"] if finding["severity"] != "info"]
+
+
+def _told(row: Row) -> str:
+    found = [f"{f['severity']} {f['rule']} at {f['first'] or 'no place'}" for f in _flagged(row)]
+    return "; ".join(found) or row["verdict"]
+
+
+def _distance(program: Program, row: Row) -> int:
+    """Return how many blocks lie between the planted place and the first finding's; many if one is unknown."""
+    blocks: Sequence[str] = row["blocks"]
+    first = _flagged(row)[0]["first"]
+    if program.place not in blocks or first not in blocks:
+        return len(blocks)
+    return abs(blocks.index(program.place) - blocks.index(first))
