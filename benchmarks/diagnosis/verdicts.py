@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 import levada
-from benchmarks.diagnosis.planted import programs
+from benchmarks.diagnosis.planted import labels, programs
 from benchmarks.diagnosis.program import Program, Setup, held_out
-from benchmarks.diagnosis.rows import Row, complete, read
+from benchmarks.diagnosis.rows import Row, complete
 from benchmarks.diagnosis.score import Rate
 from levada.diagnose import diagnose
 from levada.probe import Probe
@@ -74,14 +74,14 @@ def _watch(setup: Setup) -> tuple[Any, list[str]]:
 
 
 def run(*, split: str = "", jobs: int = 0) -> dict[str, Row]:
-    """Check every program that has no row yet; return all rows.
+    """Check every program, healthy or harmed, that has no row yet; return all rows.
 
     Args:
         split: "calibration" or "held-out"; both if empty.
         jobs: number of processes; one per core if 0.
     """
-    harmless = {name for name, row in read("labels").items() if not row["harm"]}
-    wanted = [name for name in _known() if name not in harmless]
+    classes = labels()
+    wanted = [name for name in _known() if classes.get(name) in ("healthy", "harmful")]
     if split:
         wanted = [name for name in wanted if held_out(name) == (split == "held-out")]
     return complete("verdicts", wanted, verdict, jobs=jobs)
