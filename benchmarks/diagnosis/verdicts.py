@@ -19,7 +19,7 @@ from benchmarks.diagnosis.score import Rate
 from levada.diagnose import diagnose
 from levada.probe import Probe
 
-__all__ = ["Scores", "run", "score"]
+__all__ = ["Scores", "by_operator", "flagged", "run", "score", "told"]
 
 # A loop shows that it never clears gradients from its third step on.
 WATCHED = 5
@@ -36,9 +36,10 @@ def verdict(name: str) -> Row:
     Args:
         name: of the program.
     """
-    setup = _known()[name].build(0)
+    program = _known()[name]
+    setup = program.build(0)
+    row: Row = {"operator": program.operator, "causes": sorted(program.causes), "place": program.place}
     start = time.process_time()
-    row: Row = {}
     if setup.zero_grad:
         torch.manual_seed(0)
         report = levada.check(setup.model, list(setup.batches), loss=setup.loss, optimizer=setup.optimizer)
@@ -124,29 +125,62 @@ def score(rows: Mapping[str, Row]) -> Scores:
     Args:
         rows: by name of program.
     """
-    known = [(_known()[name], row) for name, row in rows.items() if name in _known()]
-    healthy = [(p, row) for p, row in known if p.healthy]
-    faulty = [(p, row) for p, row in known if not p.healthy]
-    seen = [(p, row) for p, row in faulty if _flagged(row)]
-    named = [(p, row) for p, row in seen if _flagged(row)[0]["rule"] in p.causes]
-    distances = [_distance(p, row) for p, row in named if p.place]
-    errors = [p for p, row in known if row["verdict"] == "error"]
-    seconds = sorted(row["cpu_seconds"] for _, row in known)
-    misses = {p.name: _told(row) for p, row in healthy if _flagged(row)}
-    misses |= {p.name: _told(row) for p, row in faulty if (p, row) not in named}
+    healthy = [row for row in rows.values() if not row["operator"]]
+    faulty = [row for row in rows.values() if row["operator"]]
+    seen = [row for row in faulty if flagged(row)]
+    named = [row for row in seen if _named(row)]
+    distances = [_distance(row) for row in named if row["place"]]
+    seconds = sorted(row["cpu_seconds"] for row in rows.values())
     return Scores(
-        false_errors=_rate(row["verdict"] == "error" for _, row in healthy),
-        false_flags=_rate(bool(_flagged(row)) for _, row in healthy),
-        recall=_rate(row["verdict"] == "error" for _, row in faulty),
-        flagged=_rate(bool(_flagged(row)) for _, row in faulty),
+        false_errors=_rate(row["verdict"] == "error" for row in healthy),
+        false_flags=_rate(bool(flagged(row)) for row in healthy),
+        recall=_rate(row["verdict"] == "error" for row in faulty),
+        flagged=_rate(bool(flagged(row)) for row in faulty),
         cause=Rate(len(named), len(seen)),
         exact=_rate(d == 0 for d in distances),
         near=_rate(d <= 1 for d in distances),
-        precision=_rate(not p.healthy for p in errors),
-        confusion=Counter((p.operator, (_flagged(row) or [{"rule": row["verdict"]}])[0]["rule"]) for p, row in faulty),
-        misses=misses,
+        precision=_rate(bool(row["operator"]) for row in rows.values() if row["verdict"] == "error"),
+        confusion=Counter((row["operator"], (flagged(row) or [{"rule": row["verdict"]}])[0]["rule"]) for row in faulty),
+        misses={row["name"]: told(row) for row in rows.values() if _missed(row)},
         seconds=(seconds[len(seconds) // 2], seconds[-1]) if seconds else (0.0, 0.0),
     )
+
+
+def by_operator(rows: Mapping[str, Row]) -> dict[str, Scores]:
+    """Return the scores of the faulty programs of each operator.
+
+    Args:
+        rows: by name of program.
+    """
+    operators = sorted({row["operator"] for row in rows.values()} - {""})
+    return {name: score({key: row for key, row in rows.items() if row["operator"] == name}) for name in operators}
+
+
+def flagged(row: Row) -> list[Row]:
+    """Return the findings of a row that warn or say error, causes first.
+
+    Args:
+        row: of one program.
+    """
+    return [finding for finding in row["found"] if finding["severity"] != "info"]
+
+
+def told(row: Row) -> str:
+    """Return what a program was told, in one line.
+
+    Args:
+        row: of one program.
+    """
+    found = [f"{f['severity']} {f['rule']}{' at ' if f['first'] else ''}{f['first']}" for f in flagged(row)]
+    return "; ".join(found) or row["verdict"]
+
+
+def _missed(row: Row) -> bool:
+    return not _named(row) if row["operator"] else bool(flagged(row))
+
+
+def _named(row: Row) -> bool:
+    return bool(flagged(row)) and flagged(row)[0]["rule"] in row["causes"]
 
 
 def _rate(outcomes: Iterable[bool]) -> Rate:
@@ -154,19 +188,10 @@ def _rate(outcomes: Iterable[bool]) -> Rate:
     return Rate(sum(found), len(found))
 
 
-def _flagged(row: Row) -> list[Row]:
-    return [finding for finding in row["found"] if finding["severity"] != "info"]
-
-
-def _told(row: Row) -> str:
-    found = [f"{f['severity']} {f['rule']} at {f['first'] or 'no place'}" for f in _flagged(row)]
-    return "; ".join(found) or row["verdict"]
-
-
-def _distance(program: Program, row: Row) -> int:
+def _distance(row: Row) -> int:
     """Return how many blocks lie between the planted place and the first finding's; many if one is unknown."""
     blocks: Sequence[str] = row["blocks"]
-    first = _flagged(row)[0]["first"]
-    if program.place not in blocks or first not in blocks:
+    first = flagged(row)[0]["first"]
+    if row["place"] not in blocks or first not in blocks:
         return len(blocks)
-    return abs(blocks.index(program.place) - blocks.index(first))
+    return abs(blocks.index(row["place"]) - blocks.index(first))

@@ -1,0 +1,253 @@
+"""The tables and figures of the documentation's page on verdicts, from the rows of the five suites."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.diagnosis import memory, repair, trainability, verdicts
+from benchmarks.diagnosis.program import held_out
+from benchmarks.diagnosis.rows import Row, read
+from benchmarks.diagnosis.score import Rate
+from benchmarks.diagnosis.verdicts import Scores
+from benchmarks.diagnosis.zoo import run as zoo
+from levada.report.figure import figure
+
+__all__ = ["SECTIONS"]
+
+Half = Mapping[str, Row]
+_NONE = "not yet measured"
+
+
+def _halves(name: str) -> tuple[Half, Half]:
+    """Return the rows that were reported on, and those that thresholds were set on."""
+    rows = read(name)
+    return {n: row for n, row in rows.items() if held_out(n)}, {n: r for n, r in rows.items() if not held_out(n)}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def _rate(rate: Rate) -> str:
+    if not rate.of:
+        return _NONE
+    low, high = rate.interval
+    return f"{rate.value:.1%} ({rate.count} of {rate.of}) [{low:.1%}, {high:.1%}]"
+
+
+def _met(value: float, target: float, *, least: bool) -> str:
+    if value != value:
+        return ""
+    return "met" if (value >= target if least else value <= target) else "**missed**"
+
+
+def targets() -> str:
+    """Return the table of what was to be reached, and what was."""
+    there, here = (verdicts.score(half) for half in _halves("verdicts"))
+    repaired, _ = (repair.score(half) for half in _halves("repair"))
+    rows: list[Sequence[object]] = []
+
+    def add(what: str, get: Callable[[Scores], Rate], target: float, *, least: bool) -> None:
+        found = get(there)
+        sign = "at least" if least else "at most"
+        rows.append(
+            [what, f"{sign} {target:.0%}", _rate(found), _met(found.value, target, least=least), _rate(get(here))]
+        )
+
+    add("false `error` on healthy twins", lambda s: s.false_errors, 0.01, least=False)
+    add("faulty programs flagged", lambda s: s.flagged, 0.9, least=True)
+    add("cause named by the first finding", lambda s: s.cause, 0.8, least=True)
+    add("culprit within one block", lambda s: s.near, 0.85, least=True)
+    rows.append(
+        [
+            "loss of the twin reached by the first remedy",
+            "at least 70%",
+            _rate(repaired),
+            _met(repaired.value, 0.7, least=True),
+            "",
+        ]
+    )
+    for optimizer, (ours, best, rival) in trainability.areas(held=True).items():
+        calibration = trainability.areas(held=False)[optimizer][0]
+        said = f"{ours:.3f}; best rival {best:.3f} ({rival})"
+        rows.append(
+            [
+                f"ROC area of trainability, {optimizer}",
+                "at least 0.95",
+                said,
+                _met(ours, 0.95, least=True),
+                f"{calibration:.3f}",
+            ]
+        )
+    for what, get in (
+        ("healthy twins flagged at all", lambda s: s.false_flags),
+        ("faulty programs with an `error`", lambda s: s.recall),
+        ("programs with an `error` that are faulty", lambda s: s.precision),
+        ("culprit's very block", lambda s: s.exact),
+    ):
+        rows.append([what, "", _rate(get(there)), "", _rate(get(here))])
+    models = {split: zoo.summary(split=split)["any rule"] for split in ("held out", "calibration")}
+    for severity in ("error", "warn"):
+        rows.append(
+            [
+                f"models of the zoo with a false `{severity}`",
+                "at most 1%" if severity == "error" else "",
+                _rate(models["held out"][severity]),
+                _met(models["held out"][severity].value, 0.01, least=False) if severity == "error" else "",
+                _rate(models["calibration"][severity]),
+            ]
+        )
+    rows.append(["CPU seconds of a check: median, largest", "", "{:.1f}, {:.1f}".format(*there.seconds), "", ""])
+    return _table(["", "target", "held out", "", "calibration half"], rows)
+
+
+def counts() -> str:
+    """Return how many programs there are, in a sentence."""
+    labels = read("labels").values()
+    healthy = sum(not row["operator"] and row["learned"] for row in labels)
+    faulty = [row for row in labels if row["operator"]]
+    harmful = [row for row in faulty if row["harm"]]
+    operators = len({row["operator"] for row in harmful})
+    return (
+        f"{len(faulty)} programs have a fault planted, {len(harmful)} of them one that does harm, by {operators} operators; "
+        f"{healthy} are healthy. They are perceptrons, convolutional and residual networks, transformers, vision "
+        "transformers, LSTMs, GRUs, plain recurrent networks and autoencoders on digits, signals and text."
+    )
+
+
+def operators() -> str:
+    """Return the table of operators."""
+    there, _ = _halves("verdicts")
+    rows = [
+        [
+            f"`{name}`",
+            f"{s.flagged.count} of {s.flagged.of}",
+            f"{s.cause.count}",
+            f"{s.near.count} of {s.near.of}" if s.near.of else "",
+        ]
+        for name, s in verdicts.by_operator(there).items()
+    ]
+    return _table(["operator", "flagged", "cause named", "within one block"], rows)
+
+
+def confusion() -> str:
+    """Return, for each operator, which rules came first, and how often."""
+    there, _ = _halves("verdicts")
+    found: dict[str, list[tuple[str, int]]] = {}
+    for (operator, rule), count in sorted(verdicts.score(there).confusion.items(), key=lambda item: -item[1]):
+        found.setdefault(operator, []).append((rule, count))
+    rows = [[f"`{name}`", ", ".join(f"{rule} {count}" for rule, count in told)] for name, told in sorted(found.items())]
+    return _table(["planted", "first finding, or the verdict where there is none"], rows)
+
+
+def misses() -> str:
+    """Return every miss as an item of a list."""
+    there, _ = _halves("verdicts")
+    told = verdicts.score(there).misses
+    return "\n".join(
+        f"- `{name}`: {what}" for name, what in sorted(told.items(), key=lambda item: item[0].split("/")[::-1])
+    )
+
+
+def healthy_models() -> str:
+    """Return, by rule, on how many models of the zoo it spoke; rules that never did are named below."""
+    there, here = zoo.summary(split="held out"), zoo.summary(split="calibration")
+    loud = [rule for rule in there if any(half[rule][s].count for half in (there, here) for s in ("error", "warn"))]
+    rows = [[f"`{r}`", *(_rate(half[r][s]) for half in (there, here) for s in ("error", "warn"))] for r in loud]
+    silent = sorted(set(there) - set(loud) - {"any rule", "exception"})
+    head = ["", "error, held out", "warn, held out", "error, calibration half", "warn, calibration half"]
+    return _table(head, rows) + f"\n\nSilent on all of them: {', '.join(f'`{rule}`' for rule in silent)}."
+
+
+def roc() -> str:
+    """Return the ROC curves of the held-out half."""
+    curves = {optimizer: trainability.curves(optimizer) for optimizer in trainability.OPTIMIZERS}
+    series = [
+        {"label": name, "x": [p[0] for p in points], "y": [p[1] for p in points], "panel": optimizer}
+        for optimizer, found in curves.items()
+        for name, points in found.items()
+    ]
+    return _figure(
+        "Held-out networks: how many that train are found, against how many that do not are taken for such",
+        ("share of those that do not train", "linear"),
+        ("share of those that train", "linear"),
+        series,
+        list(curves),
+    )
+
+
+def _figure(
+    title: str, x: tuple[str, str], y: tuple[str, str], series: list[Mapping[str, Any]], panels: list[str]
+) -> str:
+    spec: dict[str, Any] = {"title": title, "series": series}
+    spec |= {"x": dict(zip(("label", "scale"), x, strict=True)), "y": dict(zip(("label", "scale"), y, strict=True))}
+    if panels:
+        spec["panels"] = panels
+    return f'<div class="levada-figure">\n{figure(spec)}\n</div>'
+
+
+def rivals() -> str:
+    """Return the areas of all scores on the held-out half."""
+    found = {optimizer: trainability.all_areas(optimizer) for optimizer in trainability.OPTIMIZERS}
+    names = next(iter(found.values()))
+    rows = [[name, *(f"{areas[name]:.3f}" for areas in found.values())] for name in names]
+    return _table(["score before training", *(f"ROC area, {optimizer}" for optimizer in found)], rows)
+
+
+def horizons() -> str:
+    """Return the table of horizons and lags, and what they have in common."""
+    rows = memory.read()
+    names = list(dict.fromkeys(row["configuration"] for row in rows))
+    told = []
+    for name in names:
+        own = [row for row in rows if row["configuration"] == name]
+        predicted = sorted(row["horizon"]["value"] for row in own)
+        told.append([name, f"{predicted[len(own) // 2]:.0f}", ", ".join(str(row["longest"]) for row in own)])
+    if not rows:
+        return _NONE
+    s = memory.summary(rows)
+    return (
+        f"Spearman's correlation over {s['networks']} networks is {s['spearman']:.2f}; the longest lag is "
+        f"{s['ratio_median']:.1f} times the horizon [quartiles {s['ratio_quartiles'][0]:.1f}, {s['ratio_quartiles'][1]:.1f}], "
+        f"within a factor of 4 in {s['within_factor_4']} of {s['with_ratio']}.\n\n"
+        + _table(["network", "predicted horizon, median", "longest lag learned, by seed"], told)
+    )
+
+
+def repairs() -> str:
+    """Return which remedies were proposed first, how often they reached the twin, and what was not repaired."""
+    rows = read("repair")
+    proposed = Counter(row["remedy"] or f"none ({row['outcome']})" for row in rows.values())
+    good = Counter(row["remedy"] for row in rows.values() if repair.reached(row))
+    table = _table(
+        ["first remedy", "programs", "reach the twin"],
+        [[f"`{name}`", count, good[name]] for name, count in proposed.most_common()],
+    )
+    failed = "\n".join(
+        f"- `{name}`: {row['remedy'] or row['outcome']}, {_loss(row['repaired_end'])} after it, {_loss(row['faulty_end'])} "
+        f"without, the twin {_loss(row['twin_end'])}"
+        for name, row in sorted(rows.items())
+        if not repair.reached(row)
+    )
+    return f"{table}\n\nNot brought to the twin's loss:\n\n{failed}"
+
+
+def _loss(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.3g}"
+
+
+SECTIONS: Mapping[str, Callable[[], str]] = {
+    "targets": targets,
+    "counts": counts,
+    "operators": operators,
+    "confusion": confusion,
+    "misses": misses,
+    "zoo": healthy_models,
+    "roc": roc,
+    "rivals": rivals,
+    "memory": horizons,
+    "repairs": repairs,
+}
