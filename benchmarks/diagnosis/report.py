@@ -90,16 +90,10 @@ def targets() -> str:
     ):
         rows.append([what, "", _rate(get(there)), "", _rate(get(here))])
     models = {split: zoo.summary(split=split)["any rule"] for split in ("held out", "calibration")}
-    for severity in ("error", "warn"):
-        rows.append(
-            [
-                f"models of the zoo with a false `{severity}`",
-                "at most 1%" if severity == "error" else "",
-                _rate(models["held out"][severity]),
-                _met(models["held out"][severity].value, 0.01, least=False) if severity == "error" else "",
-                _rate(models["calibration"][severity]),
-            ]
-        )
+    errors, warnings = ([models[split][kind] for split in models] for kind in ("error", "warn"))
+    met = _met(errors[0].value, 0.01, least=False)
+    rows.append(["models of the zoo with a false `error`", "at most 1%", _rate(errors[0]), met, _rate(errors[1])])
+    rows.append(["models of the zoo with a false `warn`", "", _rate(warnings[0]), "", _rate(warnings[1])])
     rows.append(["CPU seconds of a check: median, largest", "", "{:.1f}, {:.1f}".format(*there.seconds), "", ""])
     return _table(["", "target", "held out", "", "calibration half"], rows)
 
@@ -112,8 +106,8 @@ def counts() -> str:
     harmful = [row for row in faulty if row["harm"]]
     operators = len({row["operator"] for row in harmful})
     return (
-        f"{len(faulty)} programs have a fault planted, {len(harmful)} of them one that does harm, by {operators} operators; "
-        f"{healthy} are healthy. They are perceptrons, convolutional and residual networks, transformers, vision "
+        f"{len(faulty)} programs have a fault planted, {len(harmful)} of them one that does harm, by {operators} "
+        f"operators; {healthy} are healthy. They are perceptrons, convolutional and residual networks, transformers, vision "
         "transformers, LSTMs, GRUs, plain recurrent networks and autoencoders on digits, signals and text."
     )
 
@@ -209,10 +203,10 @@ def horizons() -> str:
     if not rows:
         return _NONE
     s = memory.summary(rows)
+    low, high = s["ratio_quartiles"]
     return (
         f"Spearman's correlation over {s['networks']} networks is {s['spearman']:.2f}; the longest lag is "
-        f"{s['ratio_median']:.1f} times the horizon [quartiles {s['ratio_quartiles'][0]:.1f}, {s['ratio_quartiles'][1]:.1f}], "
-        f"within a factor of 4 in {s['within_factor_4']} of {s['with_ratio']}.\n\n"
+        f"{s['ratio_median']:.1f} times the horizon [quartiles {low:.1f}, {high:.1f}], within a factor of 4 in {s['within_factor_4']} of {s['with_ratio']}.\n\n"
         + _table(["network", "predicted horizon, median", "longest lag learned, by seed"], told)
     )
 
@@ -227,8 +221,8 @@ def repairs() -> str:
         [[f"`{name}`", count, good[name]] for name, count in proposed.most_common()],
     )
     failed = "\n".join(
-        f"- `{name}`: {row['remedy'] or row['outcome']}, {_loss(row['repaired_end'])} after it, {_loss(row['faulty_end'])} "
-        f"without, the twin {_loss(row['twin_end'])}"
+        f"- `{name}`: {row['remedy'] or row['outcome']}, {_loss(row['repaired_end'])} after it, "
+        f"{_loss(row['faulty_end'])} without, the twin {_loss(row['twin_end'])}"
         for name, row in sorted(rows.items())
         if not repair.reached(row)
     )
