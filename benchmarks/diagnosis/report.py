@@ -107,8 +107,8 @@ def counts() -> str:
     operators = len({row["operator"] for row in harmful})
     return (
         f"{len(faulty)} programs have a fault planted, {len(harmful)} of them one that does harm, by {operators} "
-        f"operators; {healthy} are healthy. They are perceptrons, convolutional and residual networks, transformers, vision "
-        "transformers, LSTMs, GRUs, plain recurrent networks and autoencoders on digits, signals and text."
+        f"operators; {healthy} are healthy. They are perceptrons, convolutional and residual networks, transformers, "
+        "vision transformers, LSTMs, GRUs, plain recurrent networks and autoencoders on digits, signals and text."
     )
 
 
@@ -206,7 +206,8 @@ def horizons() -> str:
     low, high = s["ratio_quartiles"]
     return (
         f"Spearman's correlation over {s['networks']} networks is {s['spearman']:.2f}; the longest lag is "
-        f"{s['ratio_median']:.1f} times the horizon [quartiles {low:.1f}, {high:.1f}], within a factor of 4 in {s['within_factor_4']} of {s['with_ratio']}.\n\n"
+        f"{s['ratio_median']:.1f} times the horizon [quartiles {low:.1f}, {high:.1f}], "
+        f"within a factor of 4 in {s['within_factor_4']} of {s['with_ratio']}.\n\n"
         + _table(["network", "predicted horizon, median", "longest lag learned, by seed"], told)
     )
 
