@@ -20,6 +20,7 @@ from levada.diagnose.loss import Loss, main_output
 from levada.diagnose.neighbours import Neighbours, compare, moved
 from levada.diagnose.objective import Objective
 from levada.diagnose.passes import Run, gradients_of, random_projection
+from levada.diagnose.recipe import Recipe, recipe_of
 from levada.diagnose.rehearsal import Course, rehearse, undone
 from levada.diagnose.relations import Lookout, Relation, relation
 from levada.diagnose.rounding import LIFT, Rounding, exact_step, flushed
@@ -141,6 +142,7 @@ def facts_from(material: Material) -> Facts:
         flushed=_flushed(material),
         courses=_courses(material, loss_after, scale, rounding),
         mode=_mode(material, out),
+        recipe=_recipe(material),
     )
 
 
@@ -307,6 +309,13 @@ def _courses(
         if course is not None and course.complete:
             found[name] = course
     return found
+
+
+def _recipe(material: Material) -> Recipe | None:
+    run, loss = material.run, material.loss
+    if loss is None or material.update is None:
+        return None
+    return recipe_of(run.model, material.factory, material.gradients, lambda: material.loss_of(run()), run.deadline)
 
 
 def _random(material: Material) -> bool:

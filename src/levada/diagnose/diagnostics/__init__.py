@@ -14,6 +14,7 @@ from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, le
 from levada.diagnose.diagnostics.lost_update import lost_update
 from levada.diagnose.diagnostics.numerical_overflow import numerical_overflow
 from levada.diagnose.diagnostics.rank_collapse import rank_collapse
+from levada.diagnose.diagnostics.recipe import excessive_decay, undamped_momentum, unoptimised_parameters
 from levada.diagnose.diagnostics.saturated_activation import saturated_activation
 from levada.diagnose.diagnostics.shattered_gradient import shattered_gradient
 from levada.diagnose.diagnostics.stream_collapse import stream_collapse
@@ -47,6 +48,9 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "vanishing_gradient": vanishing_gradient,
     "exploding_gradient": exploding_gradient,
     "shattered_gradient": shattered_gradient,
+    "unoptimised_parameters": unoptimised_parameters,
+    "undamped_momentum": undamped_momentum,
+    "excessive_decay": excessive_decay,
     "lost_update": lost_update,
     "learning_rate_too_high": learning_rate_too_high,
     "learning_rate_too_low": learning_rate_too_low,
@@ -77,6 +81,9 @@ _CAUSES: Mapping[str, frozenset[str]] = {
     "vanishing_gradient": _RATES | {"lost_update"},
     "exploding_gradient": _RATES,
     "shattered_gradient": _RATES,
+    "unoptimised_parameters": _RATES,
+    "undamped_momentum": _RATES,
+    "excessive_decay": _RATES,
     "lost_update": _RATES,
 }
 

@@ -1,0 +1,117 @@
+"""What an optimizer was told beside its rate: which parameters it holds, its weight decay, its momentum."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from levada.diagnose.rehearsal import Course, rehearse
+from levada.diagnose.update import Assumed, Factory
+
+__all__ = ["GREEDY", "Recipe", "recipe_of"]
+
+# A step that takes away a two-hundredth of the weights halves them in 140; common recipes take 1e-6 to 2e-4.
+GREEDY = 5e-3
+# Decay that is added to the gradient, and this many times as large as it, is what the steps follow.
+OUTWEIGHS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Settings of an optimizer.
+
+    Attributes:
+        left_out: parameters that have a gradient other than zero and that the optimizer does not hold.
+        held: number of those that it holds.
+        shrinkage: share of the weights that decay alone takes away in a step; NaN where it is added to a gradient that
+            the optimizer then rescales.
+        outweighed: size of the decay that is added to the gradient over the gradient's; NaN where it is not added.
+        momentum: share of the last step that is kept, the largest of all groups.
+        courses: losses of a few steps, "decay" as it is and "none" without decay; made where it may matter.
+    """
+
+    left_out: tuple[str, ...] = ()
+    held: int = 0
+    shrinkage: float = math.nan
+    outweighed: float = math.nan
+    momentum: float = 0.0
+    courses: Mapping[str, Course] = field(default_factory=dict)
+
+
+def recipe_of(
+    model: nn.Module,
+    factory: Factory,
+    gradients: Mapping[str, Tensor | None],
+    objective: Callable[[], Tensor],
+    deadline: float,
+) -> Recipe | None:
+    """Return the settings of the optimizer that a factory builds, or None if nobody chose it.
+
+    Args:
+        model: the model, which comes back as it was.
+        factory: builds the optimizer.
+        gradients: by parameter.
+        objective: runs the model on a batch and returns the loss, from the same random state each time.
+        deadline: time at which no further step begins.
+    """
+    if isinstance(factory, Assumed):
+        return None
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    twins = {name: nn.Parameter(p.detach().clone()) for name, p in learning.items()}
+    optimizer = factory(list(twins.values()))
+    groups = optimizer.param_groups
+    inside = {id(p) for group in groups for p in group["params"]}
+    reached = [name for name in twins if (g := gradients.get(name)) is not None and bool((g.to_dense() != 0).any())]
+    left_out = tuple(name for name in reached if id(twins[name]) not in inside)
+    decays = [float(group.get("weight_decay") or 0.0) for group in groups]
+    coupled = not _decoupled(optimizer) and any("betas" in g or "alpha" in g or "lr_decay" in g for g in groups)
+    shrinkage = outweighed = math.nan
+    if coupled:
+        of = {id(p): gradients.get(name) for name, p in twins.items()}
+        outweighed = max((_outweighed(g["params"], d, of) for g, d in zip(groups, decays, strict=True)), default=0.0)
+    else:
+        shrinkage = max(float(g["lr"]) * d / _kept(g) for g, d in zip(groups, decays, strict=True))
+    courses: dict[str, Course] = {}
+    if shrinkage > GREEDY or outweighed > OUTWEIGHS:
+        for name, build in (("decay", factory), ("none", _without_decay(factory))):
+            course = rehearse(model, objective, build, deadline) if time.perf_counter() < deadline else None
+            if course is not None and course.complete:
+                courses[name] = course
+    momentum = max((float(g.get("momentum") or 0.0) for g in groups), default=0.0)
+    return Recipe(left_out, len(reached) - len(left_out), shrinkage, outweighed, momentum, courses)
+
+
+def _decoupled(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether decay acts on the weights and not on the gradient."""
+    return any(group.get("decoupled_weight_decay") for group in optimizer.param_groups) or isinstance(
+        optimizer, torch.optim.AdamW
+    )
+
+
+def _kept(group: Mapping[str, object]) -> float:
+    """Return what a step of momentum is multiplied by in the long run, as the divisor of one step."""
+    momentum, dampening = float(group.get("momentum") or 0.0), float(group.get("dampening") or 0.0)  # type: ignore[arg-type]
+    return (1 - momentum) / (1 - dampening) if momentum < 1 and dampening < 1 else 1.0
+
+
+def _outweighed(parameters: Iterable[nn.Parameter], decay: float, gradients: Mapping[int, Tensor | None]) -> float:
+    pairs = [(p, g) for p in parameters if (g := gradients.get(id(p))) is not None]
+    size = sum(float(g.to_dense().double().square().sum()) for _, g in pairs)
+    weight = sum(float(p.detach().double().square().sum()) for p, _ in pairs)
+    return decay * math.sqrt(weight / size) if size > 0 else 0.0
+
+
+def _without_decay(factory: Factory) -> Factory:
+    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = factory(parameters)
+        for group in optimizer.param_groups:
+            if "weight_decay" in group:
+                group["weight_decay"] = 0.0
+        return optimizer
+
+    return build

@@ -1,0 +1,109 @@
+"""What an optimizer was told beside its rate: faults are found, and common recipes are not."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import levada
+from levada.diagnose import check
+
+LABELS = torch.arange(64) % 4
+BATCH = (torch.randn(64, 16, generator=torch.Generator().manual_seed(0)) + LABELS[:, None], LABELS)
+RULES = {"unoptimised_parameters", "excessive_decay", "undamped_momentum"}
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def found(optimizer, model=None):
+    report = check(model or net(), BATCH, optimizer=optimizer)
+    return {f.rule: f for f in report.findings if f.status == "fired" and f.rule in RULES}
+
+
+def only_head(parameters):
+    return torch.optim.SGD(list(parameters)[-2:], lr=0.1)
+
+
+def two_groups(parameters):
+    held = list(parameters)
+    wide, narrow = [p for p in held if p.dim() > 1], [p for p in held if p.dim() < 2]
+    return torch.optim.AdamW([{"params": wide}, {"params": narrow, "weight_decay": 0.0}])
+
+
+COMMON = {
+    "nobody's": None,
+    "sgd": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
+    "adam, coupled": functools.partial(torch.optim.Adam, lr=1e-3, weight_decay=1e-4),
+    "adamw of language models": functools.partial(torch.optim.AdamW, lr=6e-4, weight_decay=0.1, betas=(0.9, 0.95)),
+    "adamw of vision transformers": functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.3),
+    "rmsprop": functools.partial(torch.optim.RMSprop, lr=1e-3, weight_decay=1e-5, momentum=0.9),
+    "two groups": two_groups,
+}
+
+
+@pytest.mark.parametrize("optimizer", COMMON.values(), ids=COMMON)
+def test_common_recipes_are_no_finding(optimizer):
+    assert not found(optimizer)
+
+
+def test_parameters_that_the_optimizer_does_not_hold_are_a_warning():
+    finding = found(only_head)["unoptimised_parameters"]
+    assert finding.severity == "warn"
+    assert finding.evidence["parameters"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert (finding.where["first"], finding.evidence["held"]) == ("0", 2)
+
+
+def test_frozen_parameters_are_not_missed_by_it():
+    model = net()
+    for p in list(model.parameters())[:-2]:
+        p.requires_grad_(False)
+    assert not found(functools.partial(torch.optim.SGD, lr=0.1), model)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "measured"),
+    [
+        (functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=200.0), "shrinkage_per_step"),
+        (functools.partial(torch.optim.SGD, lr=0.05, weight_decay=4.0), "shrinkage_per_step"),
+        (functools.partial(torch.optim.Adam, lr=1e-3, weight_decay=200.0), "decay_over_gradient"),
+    ],
+)
+def test_decay_that_takes_the_weights_away_is_an_error(optimizer, measured):
+    finding = found(optimizer)["excessive_decay"]
+    assert finding.severity == "error"
+    assert finding.evidence[measured] >= 0.1
+    free, full = finding.evidence["loss_without_decay"], finding.evidence["loss_with_decay"]
+    assert free[0] - free[-1] > 5 * (full[0] - full[-1])
+
+
+def test_momentum_multiplies_what_decay_takes():
+    how = functools.partial(torch.optim.SGD, lr=0.05, weight_decay=0.4)
+    plain, heavy = (check(net(), BATCH, optimizer=functools.partial(how, momentum=m)) for m in (0.0, 0.9))
+    rules = [{f.rule for f in report.findings if f.status == "fired"} for report in (plain, heavy)]
+    assert "excessive_decay" in rules[1] - rules[0]
+
+
+@pytest.mark.parametrize(("momentum", "severity"), [(1.0, "warn"), (1.1, "error")])
+def test_momentum_that_never_forgets(momentum, severity):
+    assert (
+        found(functools.partial(torch.optim.SGD, lr=0.01, momentum=momentum))["undamped_momentum"].severity == severity
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "remedy"),
+    [
+        (only_head, "all_parameters"),
+        (functools.partial(torch.optim.AdamW, lr=1e-2, weight_decay=20.0), "weight_decay"),
+    ],
+)
+def test_fix_repairs_what_they_find(optimizer, remedy):
+    fixed = levada.fix(net(), BATCH, optimizer=optimizer, steps=50)
+    assert fixed.outcome == "repaired"
+    assert fixed.trials[0].name == remedy
