@@ -21,6 +21,7 @@ from levada.diagnose.moments import Moments
 from levada.diagnose.objective import examine
 from levada.diagnose.passes import Run, gradients_of
 from levada.diagnose.prediction import Prediction, predict
+from levada.diagnose.redraw import redrawn
 from levada.diagnose.streams import can_part, symmetric
 from levada.diagnose.trial import replaced, roused_head
 from levada.diagnose.update import Factory, Update, first_update, parameter_signals
@@ -96,6 +97,10 @@ def measure(
     )
     if symmetric(trace):
         facts = replace(facts, stream_gradients=can_part(model, run, material.loss_of))
+    if material.update is not None:
+        order = [name for site in trace.sites for name in site.parameters]
+        drawn = redrawn(run, material.loss_of, factory, order, trace.sites[-1].parameters)
+        facts = replace(facts, redrawn=drawn)
     context = {**trace.context, "facts": facts, "depth": len(trace.sites)}
     run.notes.extend(_told(trace, logs, resolved, update, batches, predictions))
     if time.perf_counter() > run.deadline:

@@ -26,9 +26,13 @@ BIAS = 3.0
 FORGETS, STUCK = -3.0, 4.5
 # Rows, or columns, that differ by less than this part of their size are the same.
 SAME = 1e-3
+# What is this small opens with its first step, as zero does, unless most of the model is.
+ZERO = 1e-4
 # Smaller matrices have too few elements to tell.
 FEW = 4
+FAN = "sqrt(fan) * rms"
 _MAPS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
+_KNOWN = (*_MAPS, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _GATES: Mapping[type[nn.Module], tuple[str, ...]] = {
     nn.LSTM: ("input", "forget", "cell", "output"),
     nn.LSTMCell: ("input", "forget", "cell", "output"),
@@ -63,7 +67,9 @@ def suspects(model: nn.Module, run: Callable[[], Any], head: Iterable[str] = ())
 
     Of matrices and convolutions sqrt(fan) * rms is asked for: below the range with the larger of fan-in and fan-out,
     or above it with the smaller. What is all zero is passed over: branches, heads, gates and low-rank corrections start
-    so, and open with their first step; so is a small last layer.
+    so, and open with their first step; so is what is next to zero, unless most of the model is, and a small last layer.
+    Judged are the modules of `torch.nn` that hold matrices, norms, and the linear map that GPT-2 is written with in
+    transformers: what other modules hold has a meaning that is not known.
 
     Args:
         model: the model.
@@ -76,7 +82,7 @@ def suspects(model: nn.Module, run: Callable[[], Any], head: Iterable[str] = ())
     Example:
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
-        >>> nn.init.normal_(net[2].weight, 0.0, 1e-4) is net[2].weight
+        >>> nn.init.normal_(net[2].weight, 0.0, 1e-3) is net[2].weight
         True
         >>> [(s.name, s.quantity) for s in suspects(net, lambda: net(torch.ones(4, 16)))]
         [('2.weight', 'sqrt(fan) * rms')]
@@ -92,6 +98,9 @@ def suspects(model: nn.Module, run: Callable[[], Any], head: Iterable[str] = ())
                     found[suspect.name] = suspect
             if _could_be_large(module):
                 large[path] = module
+        tiny = [s.name for s in found.values() if s.quantity == FAN and s.value < ZERO]
+        if len(tiny) <= sum(p.dim() > 1 for p in model.parameters()) / 2:
+            found = {name: suspect for name, suspect in found.items() if name not in tiny}
         found |= {s.name: s for s in _biases(large, run)} if large else {}
         return tuple(_at_peers_scale(suspect, modules, found) for suspect in found.values())
 
@@ -110,6 +119,8 @@ def _of_module(path: str, module: nn.Module) -> Iterator[Suspect]:
                 yield Suspect(name, "rms of a norm's weight", rms, LOW_GAIN, HIGH_GAIN, "nn.init.ones_(p)")
             if _is_norm(module) and key == "bias" and rms > BIAS * (own := _rms(module.weight)) > 0:
                 yield Suspect(name, "a norm's bias over its weight", rms / own, 0.0, BIAS, "nn.init.zeros_(p)")
+        elif not _is_known(module):
+            continue
         elif _same(p):
             yield Suspect(name, "difference between rows or columns", 0.0, SAME, math.inf, _code(module, key, p))
         elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -119,7 +130,7 @@ def _of_module(path: str, module: nn.Module) -> Iterator[Suspect]:
             small, big = (math.sqrt(fan) * rms for fan in sorted(_fans(p)))
             if big < LOW or small > HIGH:
                 value = big if big < LOW else small
-                yield Suspect(name, "sqrt(fan) * rms", value, LOW, HIGH, _code(module, key, p))
+                yield Suspect(name, FAN, value, LOW, HIGH, _code(module, key, p))
 
 
 def _gates(path: str, module: nn.Module) -> Iterator[Suspect]:
@@ -224,6 +235,10 @@ def _bound(module: nn.Module) -> float:
 
 def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), Tensor)
+
+
+def _is_known(module: nn.Module) -> bool:
+    return isinstance(module, (*_KNOWN, nn.Embedding, nn.EmbeddingBag)) or type(module).__name__ == "Conv1D"
 
 
 def _fans(p: Tensor) -> tuple[int, int]:
