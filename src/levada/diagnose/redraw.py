@@ -30,7 +30,7 @@ SPREAD = 4.303 / math.sqrt(3)
 # within these steps was drawn as somebody liked it.
 WORTH, LESS = 0.05, 0.15
 # A part of the suspects whose drawing brings this share of the gain is what was wrong.
-MOST = 0.7
+MOST = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def code_of(drawn: Sequence[Suspect], generator: str) -> str:
         lines = ["import torch", *lines, f"generator = {generator}"]
     for code, these in names.items():
         told = "\n".join(textwrap.wrap(repr(these), 100, subsequent_indent=" " * 4, break_long_words=False))
-        lines += [f"for name in {told}:", f"    p = model.get_parameter(name)", f"    {code}"]
+        lines += [f"for name in {told}:", "    p = model.get_parameter(name)", f"    {code}"]
     return "\n".join(lines)
 
 

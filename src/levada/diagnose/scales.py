@@ -30,6 +30,8 @@ SAME = 1e-3
 ZERO = 1e-4
 # Smaller matrices have too few elements to tell.
 FEW = 4
+# Maps between fewer, as between heads, are drawn with deviation 0.02 like all others.
+MANY = 8
 FAN = "sqrt(fan) * rms"
 _MAPS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 _KNOWN = (*_MAPS, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
@@ -117,7 +119,7 @@ def _of_module(path: str, module: nn.Module) -> Iterator[Suspect]:
         if p.dim() < 2:
             if _is_norm(module) and key == "weight" and not LOW_GAIN <= rms <= HIGH_GAIN:
                 yield Suspect(name, "rms of a norm's weight", rms, LOW_GAIN, HIGH_GAIN, "nn.init.ones_(p)")
-            if _is_norm(module) and key == "bias" and rms > BIAS * (own := _rms(module.weight)) > 0:
+            if _is_norm(module) and key == "bias" and rms > BIAS * (own := _rms(module.get_parameter("weight"))) > 0:
                 yield Suspect(name, "a norm's bias over its weight", rms / own, 0.0, BIAS, "nn.init.zeros_(p)")
         elif not _is_known(module):
             continue
@@ -128,7 +130,7 @@ def _of_module(path: str, module: nn.Module) -> Iterator[Suspect]:
                 yield Suspect(name, "rms of an embedding", rms, LOW_ROWS, HIGH_ROWS, _code(module, key, p))
         else:
             small, big = (math.sqrt(fan) * rms for fan in sorted(_fans(p)))
-            if big < LOW or small > HIGH:
+            if (big < LOW and max(_fans(p)) >= MANY) or small > HIGH:
                 value = big if big < LOW else small
                 yield Suspect(name, FAN, value, LOW, HIGH, _code(module, key, p))
 
@@ -154,10 +156,13 @@ def _gates(path: str, module: nn.Module) -> Iterator[Suspect]:
 
 
 def _could_be_large(module: nn.Module) -> bool:
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(module, _MAPS) or not isinstance(bias, Tensor) or not bias.requires_grad or bias.numel() < FEW:
+    if not isinstance(module, _MAPS) or module.bias is None or not module.bias.requires_grad:
         return False
-    return bool(weight.any()) and _rms(bias) > max(1.0, math.sqrt(min(_fans(weight))) * _rms(weight))
+    weight: Tensor = module.weight
+    bias: Tensor = module.bias
+    if bias.numel() < FEW or not bool(weight.any()):
+        return False
+    return _rms(bias) > max(1.0, math.sqrt(min(_fans(weight))) * _rms(weight))
 
 
 def _biases(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[Suspect]:
@@ -166,10 +171,9 @@ def _biases(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[Su
 
     def hook(path: str) -> Callable[..., None]:
         def see(module: nn.Module, args: Any, out: Tensor) -> None:
-            dim = -1 if isinstance(module, nn.Linear | nn.Bilinear) else 1 if out.dim() == module.weight.dim() else 0
-            shape = [1] * out.dim()
-            shape[dim] = -1
-            sizes.setdefault(path, _rms(out - module.get_parameter("bias").view(shape)))
+            weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+            behind = 0 if isinstance(module, nn.Linear | nn.Bilinear) else weight.dim() - 2  # axes after the channels
+            sizes.setdefault(path, _rms(out - bias.view(-1, *[1] * behind)))
 
         return see
 
@@ -208,9 +212,7 @@ def _at_peers_scale(suspect: Suspect, modules: Mapping[str, nn.Module], found: M
     if not peers:
         return suspect
     std = statistics.median(peers) / math.sqrt(math.prod(p.shape[1:]))
-    return Suspect(
-        suspect.name, suspect.quantity, suspect.value, suspect.low, suspect.high, _normal(std)
-    )
+    return Suspect(suspect.name, suspect.quantity, suspect.value, suspect.low, suspect.high, _normal(std))
 
 
 def _code(module: nn.Module, key: str, p: Tensor) -> str:
