@@ -205,27 +205,27 @@ def of_run(model, batch, deadline=math.inf):
     return run, redrawn(run, loss, resolve_optimizer("Adam", 1e-3), [n for n, _ in model.named_parameters()], ())
 
 
-def with_norm(*, tiny):
-    """A layer before a norm, which makes its scale no matter, and one before none."""
+def with_norm(bias):
+    """A layer before a norm, which makes its scale no matter, and a bias before none."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(32, 64, bias=False), nn.LayerNorm(64), *mlp()[1:])
     with torch.no_grad():
         model[0].weight.mul_(1e-2)
-        model[5].weight.mul_(1e-3 if tiny else 1.0)
+        model[5].bias.fill_(bias)
     return model
 
 
 def test_the_place_is_what_alone_brings_the_gain():
-    _, found = of_run(with_norm(tiny=True), VECTORS_AND_CLASSES)
-    assert [s.name for s in found.suspects] == ["0.weight", "5.weight"]
-    assert [s.name for s in found.culprits] == ["5.weight"]
+    _, found = of_run(with_norm(bias=-10.0), VECTORS_AND_CLASSES)
+    assert [s.name for s in found.suspects] == ["0.weight", "5.bias"]
+    assert [s.name for s in found.culprits] == ["5.bias"]
     assert found.low > 0
     assert all(c.end < found.plain.end * (1 - LESS) for c in found.courses)
     assert found.gain > WORTH
 
 
 def test_a_suspicion_that_the_test_does_not_confirm_is_silent():
-    model = with_norm(tiny=False)
+    model = with_norm(bias=0.0)
     assert suspects(model, lambda: model(VECTORS))
     assert of_run(model, VECTORS_AND_CLASSES)[1] is None
 

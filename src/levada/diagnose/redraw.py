@@ -39,7 +39,7 @@ class Redrawn:
 
     Attributes:
         suspects: all that were drawn, in order of execution.
-        culprits: the fewest consecutive ones that bring most of the gain.
+        culprits: the fewest consecutive ones that bring most of the gain; all, where most of the model is suspected.
         plain: training of the model as it is.
         courses: training of the model with all of them drawn again, one course a draw.
         low: lower end of the 95 % interval of the gain: how much lower the loss ends, over where it starts.
@@ -66,7 +66,7 @@ def redrawn(
 
     The model as it is and the model with the suspects drawn again train for the same steps, with the same random
     numbers. All of three draws must end lower, and their mean gain be above zero with its interval. Then halves of the
-    suspects are drawn alone.
+    suspects are drawn alone, unless they are most of the model.
 
     Args:
         run: the model, which comes back as it was, on its batches.
@@ -104,7 +104,8 @@ def redrawn(
     if not low > 0:
         return None
     chosen = not (isinstance(factory, Assumed) and factory.lr is None)
-    return Redrawn(found, test.located(found, plain, gains[0]), plain, tuple(courses), low, chosen)
+    culprits = found if _most(run.model, found) else test.located(found, plain, gains[0])
+    return Redrawn(found, culprits, plain, tuple(courses), low, chosen)
 
 
 def draw_again(model: nn.Module, drawn: Sequence[Suspect], seed: int) -> None:
@@ -138,6 +139,12 @@ def code_of(drawn: Sequence[Suspect], generator: str) -> str:
         told = "\n".join(textwrap.wrap(repr(these), 100, subsequent_indent=" " * 4, break_long_words=False))
         lines += [f"for name in {told}:", "    p = model.get_parameter(name)", f"    {code}"]
     return "\n".join(lines)
+
+
+def _most(model: nn.Module, found: Sequence[Suspect]) -> bool:
+    """Whether most matrices are suspected: then all were drawn wrongly, though any of them may repair a good part."""
+    matrices = {name for name, p in model.named_parameters() if p.dim() > 1}
+    return sum(suspect.name in matrices for suspect in found) > len(matrices) / 2
 
 
 def _gain(plain: Course, course: Course) -> float:
