@@ -16,8 +16,8 @@ __all__ = ["Suspect", "suspects"]
 # sqrt(fan) * rms of what is drawn: PyTorch's default has 0.58, He 1.4, normal of deviation 0.02 at width 64 0.16, and
 # with GPT-2's factor for 12 layers and width 32 0.024, a SIREN 0.05, deviation 0.02 at width 12288 2.2.
 LOW, HIGH = 0.02, 3.0
-# Embeddings are drawn with deviation 1 or 0.02, and with 1 / number of rows.
-LOW_ROWS, HIGH_ROWS = 5e-4, 10.0
+# Embeddings are drawn with deviation 1 or 0.02, by 1 / number of rows, and uniformly up to 1e-4 (RWKV).
+LOW_ROWS, HIGH_ROWS = 2e-5, 10.0
 # Norms multiply by one; zero, as for a branch that starts closed, is nobody's mistake.
 LOW_GAIN, HIGH_GAIN = 0.03, 10.0
 # A bias this many times the signal that it is added to leaves the next layer a constant.

@@ -52,7 +52,7 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
 
     Suspected are, of what asks for a gradient and is not all zero: matrices and convolutions with sqrt(fan) * rms
     below 0.02 or above 3 (PyTorch's default has 0.58, He 1.4), the larger or the smaller of both fans deciding; equal
-    rows or columns; embeddings with a root mean square below 5e-4 or above 10; a norm's weight below 0.03 or above
+    rows or columns; embeddings with a root mean square below 2e-5 or above 10; a norm's weight below 0.03 or above
     10; biases of three times the signal that they are added to; forget gates below -3 and other gates beyond 4.5. A
     small last layer alone is not. A suspicion is silent, for trained weights are anything, and skips and
     normalisation forgive much: the model as it is and the model with the suspects drawn again train for 60 steps, and
