@@ -11,6 +11,7 @@ from levada.diagnose.neighbours import Neighbours
 from levada.diagnose.objective import Objective
 from levada.diagnose.prediction import Prediction
 from levada.diagnose.recipe import Recipe
+from levada.diagnose.redraw import Redrawn
 from levada.diagnose.rehearsal import Course
 from levada.diagnose.relations import Relation
 from levada.diagnose.rounding import Rounding
@@ -83,6 +84,7 @@ class Facts:
             inputs gave a reason.
         mode: which modules are in training mode.
         recipe: what the optimizer was told beside its rate; None if nobody chose it.
+        redrawn: what drawing parameters of an unusual size again does to training, if it helps.
     """
 
     optimizer: str | None = None
@@ -121,6 +123,7 @@ class Facts:
     courses: Mapping[str, Course] = field(default_factory=dict)
     mode: Mode | None = None
     recipe: Recipe | None = None
+    redrawn: Redrawn | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

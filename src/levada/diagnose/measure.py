@@ -15,12 +15,15 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from levada._errors import MeasurementError
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
+from levada.diagnose.diagnostics import diagnose
+from levada.diagnose.diagnostics.misscaled_weights import named
 from levada.diagnose.gather import FEW_BLOCKS, Material, facts_from
 from levada.diagnose.loss import Loss, LossLike, resolve_loss
 from levada.diagnose.moments import Moments
 from levada.diagnose.objective import examine
 from levada.diagnose.passes import Run, gradients_of
 from levada.diagnose.prediction import Prediction, predict
+from levada.diagnose.redraw import redrawn
 from levada.diagnose.streams import can_part, symmetric
 from levada.diagnose.trial import replaced, roused_head
 from levada.diagnose.update import Factory, Update, first_update, parameter_signals
@@ -97,10 +100,15 @@ def measure(
     if symmetric(trace):
         facts = replace(facts, stream_gradients=can_part(model, run, material.loss_of))
     context = {**trace.context, "facts": facts, "depth": len(trace.sites)}
+    trace = Trace(trace.sites, (0,) * rows, values, context)
+    if material.update is not None and not named(diagnose(trace)):
+        order = [name for site in trace.sites for name in site.parameters]
+        drawn = redrawn(run, material.loss_of, factory, order, trace.sites[-1].parameters)
+        context["facts"] = replace(facts, redrawn=drawn)
     run.notes.extend(_told(trace, logs, resolved, update, batches, predictions))
     if time.perf_counter() > run.deadline:
         run.notes.append(f"The budget of {draws.budget:g} s was spent before everything was measured.")
-    return Trace(trace.sites, (0,) * rows, values, context), run.notes
+    return trace, run.notes
 
 
 @dataclass(slots=True)

@@ -28,16 +28,18 @@ class Course:
         losses: before each step and after the last; fewer if time ran out, a loss was not finite or small enough.
         scale: factor on the learning rate.
         aside: losses of what was not trained on, before the first step and after the last; empty if not asked for.
+        steps: how many were to be made.
     """
 
     losses: tuple[float, ...]
     scale: float = 1.0
     aside: tuple[float, ...] = ()
+    steps: int = STEPS
 
     @property
     def complete(self) -> bool:
         """Whether every step was made, or the loss ended the attempt by being no number."""
-        return len(self.losses) == STEPS + 1 or not math.isfinite(self.losses[-1])
+        return len(self.losses) == self.steps + 1 or not math.isfinite(self.losses[-1])
 
     @property
     def end(self) -> float:
@@ -85,6 +87,7 @@ def rehearse(
     scale: float = 1.0,
     aside: Callable[[], Tensor] | None = None,
     below: float = -math.inf,
+    steps: int = STEPS,
 ) -> Course | None:
     """Return the losses of a few steps, or None if the model or the optimizer refuses.
 
@@ -96,6 +99,7 @@ def rehearse(
         scale: factor on the learning rate.
         aside: another loss, to see before the first step and after the last.
         below: the steps end, and the course is not complete, once the loss is smaller.
+        steps: how many to make.
     """
     losses: list[float] = []
     beside: list[float] = []
@@ -108,9 +112,9 @@ def rehearse(
             optimizer = factory(list(learning.values()))
             for group in optimizer.param_groups:
                 group["lr"] = group["lr"] * scale
-            for step in range(STEPS + 1):
+            for step in range(steps + 1):
                 losses.append(float(value.detach()))
-                if step == STEPS or not math.isfinite(losses[-1]) or losses[-1] < below:
+                if step == steps or not math.isfinite(losses[-1]) or losses[-1] < below:
                     break
                 if time.perf_counter() > deadline:
                     break
@@ -120,7 +124,7 @@ def rehearse(
             beside.extend(_values(aside))
         except (RuntimeError, ValueError, TypeError, UsageError, MeasurementError):
             return None  # for example an optimizer that needs a closure; first_update has said so
-    return Course(tuple(losses), scale, tuple(beside))
+    return Course(tuple(losses), scale, tuple(beside), steps)
 
 
 def _values(objective: Callable[[], Tensor] | None) -> list[float]:

@@ -54,6 +54,7 @@ _PHRASES: Final[Mapping[str, tuple[str, str]]] = {
     "double_softmax": ("The softmax is applied twice", "at"),
     "wrong_loss": ("The loss does not fit the outputs", "of"),
     "unscaled_input": ("The inputs are not scaled", "at"),
+    "misscaled_weights": ("The weights are drawn at the wrong scale", "at"),
     "train_mode": ("A module is in the wrong mode", "at"),
     "stream_collapse": ("The streams have become one", "at"),
     "unstable_mixing": ("The mixing of the streams is unstable", "at"),

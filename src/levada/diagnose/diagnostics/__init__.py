@@ -12,6 +12,7 @@ from levada.diagnose.diagnostics.exploding_signal import exploding_signal
 from levada.diagnose.diagnostics.frozen_layers import frozen_layers
 from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, learning_rate_too_low
 from levada.diagnose.diagnostics.lost_update import lost_update
+from levada.diagnose.diagnostics.misscaled_weights import misscaled_weights, one_cause
 from levada.diagnose.diagnostics.numerical_overflow import numerical_overflow
 from levada.diagnose.diagnostics.rank_collapse import rank_collapse
 from levada.diagnose.diagnostics.recipe import excessive_decay, undamped_momentum, unoptimised_parameters
@@ -38,6 +39,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "train_mode": train_mode,
     "accumulated_gradients": accumulated_gradients,
     "frozen_layers": frozen_layers,
+    "misscaled_weights": misscaled_weights,
     "dead_units": dead_units,
     "saturated_activation": saturated_activation,
     "stream_collapse": stream_collapse,
@@ -104,7 +106,7 @@ _NEEDED: Mapping[str, frozenset[str]] = {
     ),
 }
 # What has nothing to say, not even that it is not known, of inputs without a spread or a size.
-_SILENT = frozenset({"rank_collapse", "shattered_gradient", "unscaled_input", *_RATES})
+_SILENT = frozenset({"rank_collapse", "misscaled_weights", "shattered_gradient", "unscaled_input", *_RATES})
 _LACK: Mapping[str, str] = {
     "spread": "all rows of the batch are the same, so that no difference between inputs can be followed",
     "size": "all inputs are zero, so that what a model does with inputs is not seen",
@@ -130,6 +132,7 @@ def diagnose(trace: Trace) -> tuple[Finding, ...]:
             found.append(Finding(name, "info", "unknown", f"{name} is not known: {_LACK[flat]}."))
         elif name != "numerical_overflow":
             found.extend(finding for finding in rule(trace) if not _explained(finding, found, trace.names()))
+    found = one_cause(found)
     if any(finding.severity == "error" for finding in found):
         found = [finding for finding in found if finding.status != "unknown"]  # an error says why it is not known
     return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from levada.diagnose.remedies import computation, connection, training, weights
+from levada.diagnose.remedies import computation, connection, redraw, training, weights
 from levada.diagnose.remedies.remedy import Call as Call
 from levada.diagnose.remedies.remedy import Patch as Patch
 from levada.diagnose.remedies.remedy import Remedy as Remedy
@@ -25,6 +25,7 @@ _DEPTH = _SHRINKS | _GROWS | _NOISE | {STILL}
 
 REMEDIES: Mapping[str, Remedy] = MappingProxyType(
     {
+        "redraw": Remedy(frozenset({"misscaled_weights"}), 2, redraw.redraw),
         "softmax": Remedy(frozenset({"double_softmax", "wrong_loss"}), 2, computation.softmax),
         "train": Remedy(frozenset({"train_mode"}), 2, computation.train),
         "unfreeze": Remedy(frozenset({STILL}), 2, computation.unfreeze),

@@ -1,0 +1,190 @@
+"""Draw suspected parameters again, train both models for some steps, and find which of them makes the difference."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from levada._errors import MeasurementError
+from levada.diagnose.passes import Run
+from levada.diagnose.rehearsal import Course, rehearse, undone
+from levada.diagnose.scales import Suspect, suspects
+from levada.diagnose.update import Assumed, Factory
+from levada.inputs import Batch
+
+__all__ = ["DRAWS", "Redrawn", "code_of", "draw_again", "redrawn"]
+
+# With 20 steps of Adam a model drawn a hundred times too small had hardly begun to fall behind; with 60 it had.
+LENGTH = 60
+DRAWS = 3
+# Student's t of two degrees of freedom, 95 %, over the root of three draws.
+SPREAD = 4.303 / math.sqrt(3)
+# The loss ends lower by at least this share of where it starts, and of where the model as it is ends: what catches up
+# within these steps was drawn as somebody liked it.
+WORTH, LESS = 0.05, 0.15
+# A part of the suspects whose drawing brings this share of the gain is what was wrong.
+MOST = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Redrawn:
+    """What drawing suspected parameters again does to training.
+
+    Attributes:
+        suspects: all that were drawn, in order of execution.
+        culprits: the fewest consecutive ones that bring most of the gain; all, where most of the model is suspected.
+        plain: training of the model as it is.
+        courses: training of the model with all of them drawn again, one course a draw.
+        low: lower end of the 95 % interval of the gain: how much lower the loss ends, over where it starts.
+        chosen: whether somebody chose the learning rate.
+    """
+
+    suspects: tuple[Suspect, ...]
+    culprits: tuple[Suspect, ...]
+    plain: Course
+    courses: tuple[Course, ...]
+    low: float
+    chosen: bool
+
+    @property
+    def gain(self) -> float:
+        """How much lower the loss ends, over where it starts; the mean over draws."""
+        return statistics.fmean(_gain(self.plain, course) for course in self.courses)
+
+
+def redrawn(
+    run: Run, loss: Callable[[Any, Batch], Tensor], factory: Factory, order: Sequence[str], head: Sequence[str]
+) -> Redrawn | None:
+    """Draw what no initialisation would draw like that again; None if there is nothing, or if it does not help.
+
+    The model as it is and the model with the suspects drawn again train for the same steps, with the same random
+    numbers. All of three draws must end lower, and their mean gain be above zero with its interval. Then halves of the
+    suspects are drawn alone, unless they are most of the model.
+
+    Args:
+        run: the model, which comes back as it was, on its batches.
+        loss: of outputs and a batch.
+        factory: builds the optimizer.
+        order: names of parameters, in order of execution.
+        head: names of the last layer's parameters.
+
+    Cost:
+        A pass over the parameters; with suspects 60 steps, and as many again for each draw and half.
+    """
+    try:
+        with undone(run.model):
+            found = suspects(run.model, run, head)
+    except (MeasurementError, RuntimeError):
+        return None  # a hook that a module does not survive says nothing about weights
+    if not found or time.perf_counter() > run.deadline:
+        return None
+    place = {name: index for index, name in enumerate(order)}
+    found = tuple(sorted(found, key=lambda suspect: place.get(suspect.name, len(place))))
+    test = _Test(run, loss, factory)
+    plain = test.course()
+    courses: list[Course] = []
+    while plain is not None and len(courses) < DRAWS:
+        course = test.course(found, len(courses))
+        if course is None or not _better(plain, course):
+            break
+        courses.append(course)
+    if plain is None or len(courses) < DRAWS:
+        if time.perf_counter() > run.deadline:
+            run.notes.append(f"{found[0].name} is of an unusual size; the budget did not allow to draw it again.")
+        return None
+    gains = [_gain(plain, course) for course in courses]
+    low = statistics.fmean(gains) - SPREAD * statistics.stdev(gains)
+    if not low > 0:
+        return None
+    chosen = not (isinstance(factory, Assumed) and factory.lr is None)
+    culprits = found if _most(run.model, found) else test.located(found, plain, gains[0])
+    return Redrawn(found, culprits, plain, tuple(courses), low, chosen)
+
+
+def draw_again(model: nn.Module, drawn: Sequence[Suspect], seed: int) -> None:
+    """Run the code of the suspects on a model.
+
+    Args:
+        model: changed in place.
+        drawn: the suspects.
+        seed: of the draw.
+    """
+    if drawn:
+        device = next(model.parameters()).device
+        code = code_of(drawn, f"torch.Generator({str(device)!r}).manual_seed({seed % 2**63})")
+        exec(compile(code, "<redraw>", "exec"), {"model": model})
+
+
+def code_of(drawn: Sequence[Suspect], generator: str) -> str:
+    """Return code that draws suspects again.
+
+    Args:
+        drawn: the suspects.
+        generator: code for the random numbers.
+    """
+    names: dict[str, list[str]] = {}
+    for suspect in drawn:
+        names.setdefault(suspect.code, []).append(suspect.name)
+    lines = ["from torch import nn"]
+    if any("generator" in code for code in names):
+        lines = ["import torch", *lines, f"generator = {generator}"]
+    for code, these in names.items():
+        told = "\n".join(textwrap.wrap(repr(these), 100, subsequent_indent=" " * 4, break_long_words=False))
+        lines += [f"for name in {told}:", "    p = model.get_parameter(name)", f"    {code}"]
+    return "\n".join(lines)
+
+
+def _most(model: nn.Module, found: Sequence[Suspect]) -> bool:
+    """Whether most matrices are suspected: then all were drawn wrongly, though any of them may repair a good part."""
+    matrices = {name for name, p in model.named_parameters() if p.dim() > 1}
+    return sum(suspect.name in matrices for suspect in found) > len(matrices) / 2
+
+
+def _gain(plain: Course, course: Course) -> float:
+    """Return how much lower a course ends, over the larger of where the plain one starts and ends."""
+    if not math.isfinite(course.end):
+        return -math.inf
+    size = max(abs(plain.losses[0]), abs(plain.end))
+    if not math.isfinite(size):
+        return 1.0
+    return (plain.end - course.end) / size if size > 0 else 0.0
+
+
+def _better(plain: Course, course: Course) -> bool:
+    return _gain(plain, course) > WORTH and not plain.end - course.end < LESS * abs(plain.end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """Trainings from the model as it is, with some parameters drawn again."""
+
+    run: Run
+    loss: Callable[[Any, Batch], Tensor]
+    factory: Factory
+
+    def course(self, drawn: Sequence[Suspect] = (), draw: int = 0) -> Course | None:
+        """Train; None if it is refused, or time runs out."""
+        run, batch = self.run, self.run.batches[0]
+        with undone(run.model):
+            draw_again(run.model, drawn, run.seed + draw)
+            course = rehearse(run.model, lambda: self.loss(run(), batch), self.factory, run.deadline, steps=LENGTH)
+        return course if course is not None and course.complete else None
+
+    def located(self, drawn: tuple[Suspect, ...], plain: Course, gain: float) -> tuple[Suspect, ...]:
+        """Halve what was drawn for as long as a half brings most of the gain."""
+        while len(drawn) > 1:
+            middle = len(drawn) // 2
+            courses = {half: self.course(half) for half in (drawn[:middle], drawn[middle:])}
+            gains = {half: _gain(plain, course) for half, course in courses.items() if course is not None}
+            best = max(gains, key=lambda half: gains[half], default=drawn)
+            if best is drawn or gains[best] < MOST * gain:
+                break
+            drawn = best
+        return drawn
