@@ -16,7 +16,7 @@ from levada._errors import MeasurementError
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.gather import FEW_BLOCKS, Material, facts_from
-from levada.diagnose.loss import Loss, LossLike, resolve_loss
+from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
 from levada.diagnose.moments import Moments
 from levada.diagnose.objective import examine
 from levada.diagnose.passes import Run, gradients_of
@@ -136,7 +136,13 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
         recorder.detach()
     root = recorder.root
     if root is None or not recorder.finished:
+        main_output(outputs)  # says so if that is because nothing was returned
         raise MeasurementError(f"check: calling {type(run.model).__name__} ran no forward pass that hooks can see.")
+    if recorder.transformed:
+        raise MeasurementError(
+            "check: the model computes inside of torch.vmap or torch.func.grad, where values and gradients cannot be "
+            "read. Check it with a loop, or with a batched operation, in their place."
+        )
     floating = [t for t in run.batches[0].tensors() if t.is_floating_point()]
     known = [n for n in root.inputs if n in recorder.floating]
     moments.update({n: _moments(n, t) for n, t in zip(known, floating, strict=False)})
