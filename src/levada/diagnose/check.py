@@ -15,6 +15,7 @@ from levada.diagnose.compiled import eager, unwrapped
 from levada.diagnose.decay import Decay, gradient_decay, signal_decay, size_decay
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.facts import facts_of
+from levada.diagnose.fields import block_fields
 from levada.diagnose.finding import Finding
 from levada.diagnose.loss import LossLike
 from levada.diagnose.measure import Draws, measure
@@ -36,6 +37,8 @@ _SIGNALS = (
     "cotangent_rms",
     "update_ratio",
     "lost_fraction",
+    "eps_fraction",
+    "gradient_snr",
     "saturated_fraction",
     "dead_fraction",
     "zero_fraction",
@@ -222,7 +225,7 @@ def _blocks(trace: Trace) -> list[dict[str, Any]]:
                 block["prediction_missing"] = told.reason
             if told.anchored:
                 block["prediction_from"] = "the measured signal before this block"
-        blocks.append(block)
+        blocks.append(block | block_fields(facts, site))
     return blocks
 
 
@@ -293,6 +296,8 @@ def _summary(trace: Trace) -> dict[str, Any]:
         summary |= {"loss": facts.loss_value, "loss_of_zeros": facts.loss_constant, "loss_after_step": facts.loss_after}
     if facts.output_spread is not None:
         summary["output_spread"] = facts.output_spread
+    if facts.input_relation is not None and math.isfinite(facts.input_relation.rank):
+        summary["input_effective_rank"] = facts.input_relation.rank
     if trace.context.get("mixing"):
         summary["mixing"] = _mixing(trace)
     return summary

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from levada._errors import MeasurementError, UsageError
+from levada.diagnose.attending import attending, watched
 from levada.diagnose.cut import Graph
 from levada.diagnose.facts import Facts
 from levada.diagnose.loss import Loss, main_output
@@ -28,6 +29,7 @@ from levada.diagnose.trial import output_spread, parameters_matter, replaced
 from levada.diagnose.update import Assumed, Factory, Update
 from levada.inputs import Batch, flatness
 from levada.probe import Execution
+from levada.probe.noise import Noise
 
 __all__ = ["FEW_BLOCKS", "Material", "facts_from"]
 
@@ -59,6 +61,7 @@ class Material:
         value: loss of the first batch.
         update: the optimizer's first step; None if none was made.
         first: site -> gradient of the recorded pass at the first boundary that has one.
+        noise: how the gradients of the parameters differ between batches.
     """
 
     run: Run
@@ -71,6 +74,7 @@ class Material:
     value: float | None = None
     update: Update | None = None
     first: Mapping[str, Tensor] = field(default_factory=dict)
+    noise: Noise = field(default_factory=Noise)
 
     def loss_of(self, outputs: Any, batch: Batch | None = None) -> Tensor:
         """Return the loss of outputs, or a random projection where there is none."""
@@ -94,7 +98,8 @@ def facts_from(material: Material) -> Facts:
     before, after = _Sight(attends, material), _Sight(attends, material)
     spread_after = loss_after = None
     with torch.no_grad():
-        out = main_output(lookout.look(run, before.see))
+        seen, attention = watched(run, execution, lambda: lookout.look(run, before.see))
+        out = main_output(seen)
         apart, exact, why = output_spread(model, run.batches[0], lambda: out, resolution)
         constant = material.loss.of_zeros(out, run.batches[0]) if material.loss is not None else None
         matter = parameters_matter(model, _unreached(material), lambda: material.loss_of(run()))
@@ -141,6 +146,7 @@ def facts_from(material: Material) -> Facts:
         flushed=_flushed(material),
         courses=_courses(material, loss_after, scale, rounding),
         mode=_mode(material, out),
+        attending=attending(attention, run, material.loss, material.factory),
     )
 
 

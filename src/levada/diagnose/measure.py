@@ -84,6 +84,7 @@ def measure(
     values = {name: _padded(column, rows) for name, column in values.items()}
     values["cotangent_rms"] = _padded(10.0**logs, rows)
     values.update(parameter_signals(trace, material.gradients if resolved is not None else {}, update, rows))
+    values["gradient_snr"] = _padded(material.noise.by_site(s.parameters for s in trace.sites)[None], rows)
     if resolved is None:
         values["gradient_rms"] = torch.full_like(values["gradient_rms"], torch.nan)
         run.notes.append("There are no targets, so no loss and no update were measured: only random cotangents.")
@@ -195,6 +196,8 @@ def _losses(material: Material) -> Trace:
             target = material.loss_of(run(index, draw=index), batch)
             gradients = gradients_of(run.model, target)
             probe.step()
+            if material.loss is not None and len(run.batches) > 1:
+                material.noise.add(gradients)
             if index == 0:
                 material.gradients = gradients
                 material.value = float(target.detach()) if material.loss is not None else None
