@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ class Attending:
     Attributes:
         by_site: block -> its attention, of several the one with the lowest entropy.
         unseen: blocks with an attention whose weights could not be computed again.
+        wide: module -> deviation of the logits, of every attention that has collapsed.
         parts: what makes queries and keys where attention has collapsed.
         plain: some steps on one batch of these parts alone; None if no attention has collapsed, or it was not made.
         scaled: the same after they were multiplied by their gains.
@@ -61,6 +62,7 @@ class Attending:
 
     by_site: Mapping[str, Attention] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
+    wide: Mapping[str, float] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     plain: Course | None = None
     scaled: Course | None = None
@@ -86,7 +88,9 @@ def watched(run: Run, execution: Execution, call: Callable[[], Any]) -> tuple[An
     with AttentionMode(run.model, see):
         result = call()
     by_site = attention_by_site(found, execution)
-    return result, Attending(by_site, tuple(s for s, names in operations.items() if names & _SURE and s not in by_site))
+    unseen = tuple(s for s, names in operations.items() if names & _SURE and s not in by_site)
+    wide = {a.module: a.logit_std for a in found if a.entropy < COLLAPSED and a.logit_std > 1}
+    return result, Attending(by_site, unseen, wide)
 
 
 def attending(seen: Attending, run: Run, loss: Loss | None, factory: Factory) -> Attending:
@@ -98,7 +102,7 @@ def attending(seen: Attending, run: Run, loss: Loss | None, factory: Factory) ->
         loss: the loss; without one there is no test.
         factory: builds the optimizer.
     """
-    wide = {a.module: a.logit_std for a in seen.by_site.values() if a.entropy < COLLAPSED and a.logit_std > 1}
+    wide = seen.wide
     if loss is None or not wide or time.perf_counter() > run.deadline:
         return seen
     parts = tuple(p for p in _parts(run, wide) if math.isfinite(p.gain))
@@ -112,7 +116,7 @@ def attending(seen: Attending, run: Run, loss: Loss | None, factory: Factory) ->
         after = _deviations(run, set(wide))
         reached = all(1 / REACHED < after.get(module, 0.0) < REACHED for module in wide)
         scaled = _course(run, loss, factory, parts) if reached else None
-    return Attending(seen.by_site, seen.unseen, parts if reached else (), plain, scaled)
+    return replace(seen, parts=parts if reached else (), plain=plain, scaled=scaled)
 
 
 def _of(model: nn.Module, part: Part) -> Tensor:

