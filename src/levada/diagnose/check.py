@@ -21,6 +21,7 @@ from levada.diagnose.loss import LossLike
 from levada.diagnose.measure import Draws, measure
 from levada.diagnose.preserve import preserve
 from levada.diagnose.report import Report, Verdict
+from levada.diagnose.unjudged import in_one_line, unjudged
 from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
 from levada.inputs import Batch, read_batches, require_model
 from levada.probe import MIXING_SIGNALS, Trace
@@ -137,6 +138,8 @@ def examine(
     if alone:
         findings = tuple(f for f in findings if f.status != "unknown" or f.rule not in _OVER_DEPTH)
         notes.append(alone)
+    silent = unjudged(trace, findings)
+    notes.extend([in_one_line(silent)] if silent else [])
     report = Report(
         verdict=_verdict(findings),
         findings=findings,
@@ -148,6 +151,7 @@ def examine(
         seed=seed,
         seconds=time.perf_counter() - start,
         settings=_settings(trace),
+        unknown=silent | {f.rule: f.claim for f in findings if f.status == "unknown"},
     )
     return report, trace
 

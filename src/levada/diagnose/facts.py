@@ -83,6 +83,9 @@ class Facts:
             inputs gave a reason.
         mode: which modules are in training mode.
         attending: what attention attends to.
+        rows: number of rows of the first batch.
+        floating: whether there are floating inputs.
+        unmade: test -> why it was not made, of those that were asked for.
     """
 
     optimizer: str | None = None
@@ -121,6 +124,9 @@ class Facts:
     courses: Mapping[str, Course] = field(default_factory=dict)
     mode: Mode | None = None
     attending: Attending = field(default_factory=Attending)
+    rows: int = 0
+    floating: bool = False
+    unmade: Mapping[str, str] = field(default_factory=dict)
 
 
 def facts_of(trace: Trace) -> Facts:
