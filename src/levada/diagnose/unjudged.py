@@ -49,6 +49,10 @@ def unjudged(trace: Trace, findings: Iterable[Finding]) -> dict[str, str]:
         return {}
     reasons = _of_check(trace, facts_of(trace)) if "facts" in trace.context else _of_run(trace)
     known = {finding.rule for finding in spoken}
+    # One finding says for both that the gradient's decay is not known.
+    reasons["exploding_gradient"] = next(
+        (f.claim.rstrip(".") for f in spoken if f.rule == "vanishing_gradient" and f.status == "unknown"), ""
+    )
     return {rule: why for rule, why in reasons.items() if why and rule not in known}
 
 
@@ -76,6 +80,7 @@ def _of_check(trace: Trace, facts: Facts) -> dict[str, str]:
         "wrong_loss": alone,
         "double_softmax": alone,
         "unscaled_input": _input_scale(facts),
+        "vanishing_signal": ONE_ROW if facts.rows == 1 and len(trace.sites) > 2 else "",
         "rank_collapse": _rank(facts),
         "shattered_gradient": _shattering(trace, facts),
         "lost_update": _rounding(trace, facts),
