@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, rnn
 
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose import check
+from levada.probe import Probe
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(8, 6, generator=GENERATOR), torch.arange(8) % 3
@@ -148,19 +149,46 @@ class Functional(nn.Module):
         return torch.func.functional_call(self.body, computed, (x,))
 
 
+class Meets(nn.Module):
+    """A layer that is left only when something has happened elsewhere."""
+
+    def __init__(self, entered, go):
+        super().__init__()
+        self.layer, self.entered, self.go = nn.Linear(6, 8), entered, go
+
+    def forward(self, x):
+        self.entered.set()
+        assert self.go.wait(5)
+        return torch.tanh(self.layer(x))
+
+    def __deepcopy__(self, memo):
+        raise TypeError("a lock cannot be copied")
+
+
 class Threaded(nn.Module):
-    """Runs two branches on threads of a pool."""
+    """Runs two branches on threads: the left one is entered first, and left while the other is still inside."""
 
     def __init__(self):
         super().__init__()
-        self.left, self.right, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(16, 3)
+        self.inside, self.joined, self.over = (threading.Event() for _ in range(3))
+        self.left = Meets(self.inside, self.joined)
+        self.right = Meets(self.joined, self.over)
+        self.head = nn.Linear(16, 3)
 
     def forward(self, x):
         found = {}
-        threads = [
-            threading.Thread(target=lambda n=n: found.update({n: torch.tanh(getattr(self, n)(x))}))
-            for n in ("left", "right")
-        ]
+        for event in (self.inside, self.joined, self.over):
+            event.clear()
+
+        def go_left():
+            found["left"] = self.left(x)
+            self.over.set()
+
+        def go_right():
+            assert self.inside.wait(5)
+            found["right"] = self.right(x)
+
+        threads = [threading.Thread(target=branch) for branch in (go_left, go_right)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -484,3 +512,19 @@ def test_hooks_of_the_user_stay_and_run():
     check(model, (X, Y))
     after = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]
     assert before == after
+
+
+def test_a_run_with_function_transforms_inside_is_measured_around_them():
+    torch.manual_seed(0)
+    model = Calls(lambda s, x: s.head(torch.vmap(s.body)(s.stem(x))), stem=nn.Linear(6, 6), body=mlp(6), head=mlp())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Probe(model, optimizer) as probe:
+        for _ in range(2):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(X), Y).backward()
+            optimizer.step()
+    trace = probe.trace()
+    assert [name for name in trace.names() if name.startswith("body")] == []
+    assert {"stem", "head.0", "head.2", "head.4"} <= set(trace.names())
+    for signal in ("signal_rms", "gradient_rms"):
+        assert bool((trace[signal] > 0).all()), signal

@@ -90,11 +90,11 @@ def test_what_eps_holds_back_is_what_moves_less_than_half_as_far(name, steps):
 
 def test_elements_without_a_gradient_are_not_counted_and_plain_sgd_has_no_eps():
     parameter = nn.Parameter(torch.zeros(4))
-    parameter.grad = torch.tensor([1.0, 1e-10, 0.0, 0.0])
+    parameter.grad = torch.tensor([1.0, 1e-10, 1e-30, 0.0])  # the third has a square that is no float32
     adam, sgd = torch.optim.Adam([parameter]), torch.optim.SGD([parameter], lr=0.1)
     adam.step()
     sgd.step()
-    assert damped(adam, parameter) == (1, 2)
+    assert damped(adam, parameter) == (2, 3)
     assert damped(sgd, parameter) is None
     assert damped(adam, nn.Parameter(torch.zeros(1))) is None
     assert math.isnan(eps_fraction({}, ["a"]))
