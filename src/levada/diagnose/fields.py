@@ -17,10 +17,10 @@ def block_fields(facts: Facts, site: Site) -> dict[str, Any]:
 
     `correlation` is the mean product of two inputs' signals over their mean square,
     $\langle x_a \cdot x_b \rangle / \langle x_a \cdot x_a \rangle$, and `correlation_predicted` that of the mean-field
-    map; `effective_rank` is that of the differences between inputs and `rank_possible` the most that batch and width
-    allow; `token_similarity` is the mean cosine between tokens of one sequence and `token_difference` what they differ
-    by, over their size; `attention_entropy` is that of the weights over its largest value, `attention_slope` the trace
-    of the softmax's Jacobian and `attention_logit_max` the largest logit. All have unit 1.
+    map; `signal_effective_rank` is that of the differences between inputs and `rank_possible` the most that batch and
+    width allow; `token_similarity` is the mean cosine between tokens of one sequence and `token_difference` what they
+    differ by, over their size; `attention_entropy` is that of the weights over its largest value, `attention_slope` the
+    trace of the softmax's Jacobian and `attention_logit_max` the largest logit. All have unit 1.
 
     Args:
         facts: of the check.
@@ -29,7 +29,11 @@ def block_fields(facts: Facts, site: Site) -> dict[str, Any]:
     told: dict[str, Any] = {}
     found = facts.relations.get(site.name)
     if found is not None:
-        told |= {"correlation": found.correlation, "effective_rank": found.rank, "rank_possible": found.attainable}
+        told |= {
+            "correlation": found.correlation,
+            "signal_effective_rank": found.rank,
+            "rank_possible": found.attainable,
+        }
         told |= {"token_similarity": found.cosine, "token_difference": found.tokens}
         prediction = next((p for p in facts.predictions if p.site == site.name), None)
         if prediction is not None and site.shape:

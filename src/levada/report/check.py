@@ -50,7 +50,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "gradient_snr": "gradient's signal to noise",
     "correlation": "correlation of inputs",
     "correlation_predicted": "correlation, predicted",
-    "effective_rank": "effective rank",
+    "signal_effective_rank": "effective rank of inputs",
     "token_similarity": "cosine of tokens",
     "attention_entropy": "entropy of attention",
     "attention_logit_max": "largest logit",
