@@ -15,11 +15,13 @@ from levada.diagnose.compiled import eager, unwrapped
 from levada.diagnose.decay import Decay, gradient_decay, signal_decay, size_decay
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.facts import facts_of
+from levada.diagnose.fields import block_fields
 from levada.diagnose.finding import Finding
 from levada.diagnose.loss import LossLike
 from levada.diagnose.measure import Draws, measure
 from levada.diagnose.preserve import preserve
 from levada.diagnose.report import Report, Verdict
+from levada.diagnose.unjudged import in_one_line, unjudged
 from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
 from levada.inputs import Batch, read_batches, require_model
 from levada.probe import MIXING_SIGNALS, Trace
@@ -36,6 +38,8 @@ _SIGNALS = (
     "cotangent_rms",
     "update_ratio",
     "lost_fraction",
+    "eps_fraction",
+    "gradient_snr",
     "saturated_fraction",
     "dead_fraction",
     "zero_fraction",
@@ -134,6 +138,8 @@ def examine(
     if alone:
         findings = tuple(f for f in findings if f.status != "unknown" or f.rule not in _OVER_DEPTH)
         notes.append(alone)
+    silent = unjudged(trace, findings)
+    notes.extend([in_one_line(silent)] if silent else [])
     report = Report(
         verdict=_verdict(findings),
         findings=findings,
@@ -145,6 +151,7 @@ def examine(
         seed=seed,
         seconds=time.perf_counter() - start,
         settings=_settings(trace),
+        unknown=silent | {f.rule: f.claim for f in findings if f.status == "unknown"},
     )
     return report, trace
 
@@ -222,7 +229,7 @@ def _blocks(trace: Trace) -> list[dict[str, Any]]:
                 block["prediction_missing"] = told.reason
             if told.anchored:
                 block["prediction_from"] = "the measured signal before this block"
-        blocks.append(block)
+        blocks.append(block | block_fields(facts, site))
     return blocks
 
 
@@ -293,6 +300,8 @@ def _summary(trace: Trace) -> dict[str, Any]:
         summary |= {"loss": facts.loss_value, "loss_of_zeros": facts.loss_constant, "loss_after_step": facts.loss_after}
     if facts.output_spread is not None:
         summary["output_spread"] = facts.output_spread
+    if facts.input_relation is not None and math.isfinite(facts.input_relation.rank):
+        summary["input_effective_rank"] = facts.input_relation.rank
     if trace.context.get("mixing"):
         summary["mixing"] = _mixing(trace)
     return summary

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from levada.diagnose.attending import Attending
 from levada.diagnose.neighbours import Neighbours
 from levada.diagnose.objective import Objective
 from levada.diagnose.prediction import Prediction
@@ -85,6 +86,10 @@ class Facts:
         mode: which modules are in training mode.
         recipe: what the optimizer was told beside its rate; None if nobody chose it.
         redrawn: what drawing parameters of an unusual size again does to training, if it helps.
+        attending: what attention attends to.
+        rows: number of rows of the first batch.
+        floating: whether there are floating inputs.
+        unmade: test -> why it was not made, of those that were asked for.
     """
 
     optimizer: str | None = None
@@ -124,6 +129,10 @@ class Facts:
     mode: Mode | None = None
     recipe: Recipe | None = None
     redrawn: Redrawn | None = None
+    attending: Attending = field(default_factory=Attending)
+    rows: int = 0
+    floating: bool = False
+    unmade: Mapping[str, str] = field(default_factory=dict)
 
 
 def facts_of(trace: Trace) -> Facts:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from levada._errors import MeasurementError, UsageError
+from levada.diagnose.attending import attending, watched
 from levada.diagnose.cut import Graph
 from levada.diagnose.facts import Facts
 from levada.diagnose.loss import Loss, main_output
@@ -29,6 +30,7 @@ from levada.diagnose.trial import output_spread, parameters_matter, replaced
 from levada.diagnose.update import Assumed, Factory, Update
 from levada.inputs import Batch, flatness
 from levada.probe import Execution
+from levada.probe.noise import Noise
 
 __all__ = ["FEW_BLOCKS", "Material", "facts_from"]
 
@@ -60,6 +62,8 @@ class Material:
         value: loss of the first batch.
         update: the optimizer's first step; None if none was made.
         first: site -> gradient of the recorded pass at the first boundary that has one.
+        noise: how the gradients of the parameters differ between batches.
+        unmade: test -> why it was not made.
     """
 
     run: Run
@@ -72,6 +76,8 @@ class Material:
     value: float | None = None
     update: Update | None = None
     first: Mapping[str, Tensor] = field(default_factory=dict)
+    noise: Noise = field(default_factory=Noise)
+    unmade: dict[str, str] = field(default_factory=dict)
 
     def loss_of(self, outputs: Any, batch: Batch | None = None) -> Tensor:
         """Return the loss of outputs, or a random projection where there is none."""
@@ -95,7 +101,8 @@ def facts_from(material: Material) -> Facts:
     before, after = _Sight(attends, material), _Sight(attends, material)
     spread_after = loss_after = None
     with torch.no_grad():
-        out = main_output(lookout.look(run, before.see))
+        seen, attention = watched(run, execution, lambda: lookout.look(run, before.see))
+        out = main_output(seen)
         apart, exact, why = output_spread(model, run.batches[0], lambda: out, resolution)
         constant = material.loss.of_zeros(out, run.batches[0]) if material.loss is not None else None
         matter = parameters_matter(model, _unreached(material), lambda: material.loss_of(run()))
@@ -125,7 +132,6 @@ def facts_from(material: Material) -> Facts:
         output_spread_after=spread_after,
         nonfinite_parameters=tuple(n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())),
         cuts=material.graph.cuts(execution, matter or {}),
-        flat=flatness(run.batches),
         fixed=tuple(n for n, p in model.named_parameters() if not p.requires_grad),
         activations={s: tuple(o.name for o in ops if o.kind == "activation") for s, ops in operations.items()},
         batch_normalised=frozenset(s for s, ops in operations.items() if any(o.name == "batch_norm" for o in ops)),
@@ -143,7 +149,19 @@ def facts_from(material: Material) -> Facts:
         courses=_courses(material, loss_after, scale, rounding),
         mode=_mode(material, out),
         recipe=_recipe(material),
+        attending=attending(attention, run, material.loss, material.factory),
+        **_given(material),
     )
+
+
+def _given(material: Material) -> dict[str, Any]:
+    batches = material.run.batches
+    return {
+        "flat": flatness(batches),
+        "rows": next((len(t) for t in batches[0].tensors() if t.dim()), 0),
+        "floating": any(t.is_floating_point() for t in batches[0].tensors()),
+        "unmade": material.unmade,
+    }
 
 
 _ATTENTION = frozenset({"softmax", "scaled_dot_product_attention", "multi_head_attention_forward"})
@@ -219,6 +237,8 @@ def _neighbours(material: Material, lookout: Lookout, here: _Sight) -> Neighbour
     """Run the inputs' neighbours forward and back, and compare."""
     run, loss = material.run, material.loss
     near = moved(run.batches[0], run.seed)
+    if time.perf_counter() > run.deadline:
+        material.unmade["neighbours"] = "the budget was spent"
     if not material.first or loss is None or near is None or time.perf_counter() > run.deadline:
         return None
     (site,) = material.first
@@ -290,13 +310,14 @@ def _courses(
     if batch is not None:
         rates.setdefault("lr", 1.0)
     if rates and _random(material):
-        run.notes.append("The loss differs from run to run: what the learning rate does to it is not known.")
+        material.unmade["courses"] = "the loss differs from run to run"
         return {}
     found: dict[str, Course] = {}
     wanted = [(name, run.batches[0], factor) for name, factor in rates.items()]
     wanted += [("standardised", batch, 1.0)] if batch is not None else []
     for name, given, factor in wanted:
         if time.perf_counter() > run.deadline or (name != "lr" and "lr" not in found):
+            material.unmade.setdefault("courses", "the budget was spent" if name in rates else "")
             break
 
         def objective(given: Batch = given) -> Tensor:
@@ -308,6 +329,8 @@ def _courses(
         course = rehearse(run.model, objective, material.factory, run.deadline, factor, below=least)
         if course is not None and course.complete:
             found[name] = course
+        elif name in rates and course is None:
+            material.unmade["courses"] = "the optimizer refused to make further steps"
     return found
 
 

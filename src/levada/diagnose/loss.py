@@ -91,6 +91,8 @@ def main_output(outputs: Any) -> Tensor:
         raise UsageError(
             f"check: the model must return a floating tensor, or a tuple or mapping with one, got {_describe(outputs)}."
         )
+    if found.numel() == 0:
+        raise UsageError(f"check: the model must return at least one number, got {_brief(found)}.")
     return found
 
 

@@ -18,7 +18,7 @@ from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.diagnostics.misscaled_weights import named
 from levada.diagnose.gather import FEW_BLOCKS, Material, facts_from
-from levada.diagnose.loss import Loss, LossLike, resolve_loss
+from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
 from levada.diagnose.moments import Moments
 from levada.diagnose.objective import examine
 from levada.diagnose.passes import Run, gradients_of
@@ -87,6 +87,7 @@ def measure(
     values = {name: _padded(column, rows) for name, column in values.items()}
     values["cotangent_rms"] = _padded(10.0**logs, rows)
     values.update(parameter_signals(trace, material.gradients if resolved is not None else {}, update, rows))
+    values["gradient_snr"] = _padded(material.noise.by_site(s.parameters for s in trace.sites)[None], rows)
     if resolved is None:
         values["gradient_rms"] = torch.full_like(values["gradient_rms"], torch.nan)
         run.notes.append("There are no targets, so no loss and no update were measured: only random cotangents.")
@@ -144,7 +145,13 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
         recorder.detach()
     root = recorder.root
     if root is None or not recorder.finished:
+        main_output(outputs)  # says so if that is because nothing was returned
         raise MeasurementError(f"check: calling {type(run.model).__name__} ran no forward pass that hooks can see.")
+    if recorder.transformed:
+        raise MeasurementError(
+            "check: the model computes inside of torch.vmap or torch.func.grad, where values and gradients cannot be "
+            "read. Check it with a loop, or with a batched operation, in their place."
+        )
     floating = [t for t in run.batches[0].tensors() if t.is_floating_point()]
     known = [n for n in root.inputs if n in recorder.floating]
     moments.update({n: _moments(n, t) for n, t in zip(known, floating, strict=False)})
@@ -197,6 +204,8 @@ def _losses(material: Material) -> Trace:
             target = material.loss_of(run(index, draw=index), batch)
             gradients = gradients_of(run.model, target)
             probe.step()
+            if material.loss is not None and len(run.batches) > 1:
+                material.noise.add(gradients)
             if index == 0:
                 material.gradients = gradients
                 material.value = float(target.detach()) if material.loss is not None else None

@@ -84,14 +84,15 @@ def compare(
     """
     both = [n for n in names if n in first[1] and n in second[1] and first[1][n].shape == second[1][n].shape]
     ends = [n for n in names if n in first[0] and n in second[0] and first[0][n].shape == second[0][n].shape]
-    if not both or len(ends) < 2 or len(first[1][both[0]]) < 4:
+    ends = [n for n in ends if first[0][n].dim() > 1]  # a loss that the model returns has no rows to compare
+    if not both or len(ends) < 2 or first[1][both[0]].dim() < 2 or len(first[1][both[0]]) < 4:
         return None
     cosines = _cosines(first[1][both[0]], second[1][both[0]])
     known = cosines[~cosines.isnan()]
     if len(known) < 4:
         return None
     mean, error = float(known.mean()), 1.96 * float(known.std()) / math.sqrt(len(known))
-    start, end = (float(_cosines(first[0][n], second[0][n]).nanmean()) for n in (both[0], ends[-1]))
+    start, end = (float(_cosines(first[0][n], second[0][n]).nanmean()) for n in (ends[0], ends[-1]))
     return Neighbours(both[0], mean, mean - error, mean + error, start, end, len(names) - names.index(both[0]))
 
 

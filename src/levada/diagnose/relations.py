@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from levada.probe import Execution
+from levada.probe.attention import token_similarity
 from levada.probe.recorder import Recorder
 from levada.probe.taps import Plan, Taps, Target, plan_from
 
@@ -39,6 +40,7 @@ class Relation:
         correlation: mean cosine between two inputs.
         tokens: root mean square of the difference between the tokens of one input, over the signal's; NaN without
             tokens.
+        cosine: mean cosine between two tokens of one input; NaN without tokens.
     """
 
     rank: float
@@ -47,6 +49,7 @@ class Relation:
     attainable: int
     correlation: float
     tokens: float = math.nan
+    cosine: float = math.nan
 
 
 def effective_rank(rows: Tensor) -> float:
@@ -90,12 +93,13 @@ def relation(signal: Tensor, *, tokens: bool = False) -> Relation | None:
     correlation = (mean - total) / (count - 1) / total if total > 0 else math.nan
     whole = min(count - 1, width)
     apart = math.sqrt(max(0.0, total - mean / count) / total) if total > 0 else 0.0
+    of_tokens = _between_tokens(signal, tokens), token_similarity(signal) if tokens else math.nan
     if apart <= NOISE * torch.finfo(signal.dtype).eps:
-        return Relation(math.nan, math.nan, math.nan, whole, correlation, _between_tokens(signal, tokens))
+        return Relation(math.nan, math.nan, math.nan, whole, correlation, *of_tokens)
     rank = effective_rank(rows)
     ranks = [rank, *(effective_rank(half) for half in ((rows[::2], rows[1::2]) if count >= 8 else ()))]
     known = [r for r in ranks if not math.isnan(r)] or [math.nan]
-    return Relation(rank, min(known), max(known), whole, correlation, _between_tokens(signal, tokens))
+    return Relation(rank, min(known), max(known), whole, correlation, *of_tokens)
 
 
 def _between_tokens(signal: Tensor, tokens: bool) -> float:

@@ -36,6 +36,8 @@ class Report:
         parameters: number of parameters, shared ones counted once.
         seed: seed of every draw.
         seconds: time that the check took.
+        settings: optimizer, lr, loss and its value.
+        unknown: rule -> why it gives no verdict, of those that a user may expect one of.
     """
 
     verdict: Verdict
@@ -48,6 +50,7 @@ class Report:
     seed: int = 0
     seconds: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values: numbers are finite or one of "nan", "inf", "-inf".
@@ -72,6 +75,7 @@ class Report:
             "summary": self.summary,
             "findings": [asdict(finding) for finding in self.findings],
             "notes": self.notes,
+            "unknown": self.unknown,
         }
         return {key: json_ready(value, key) for key, value in told.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError
 from levada.inputs import raised
+from levada.probe.damping import damped, eps_fraction
 from levada.probe.trace import Trace
 
 __all__ = [
@@ -43,6 +44,8 @@ class Update:
         after: parameter name -> its value after the step.
         squares: parameter name -> (sum of squared updates, sum of squared values, elements that have a gradient and are
             left as they were, elements that have a gradient).
+        damped: parameter name -> (elements that eps holds back, elements that have a gradient), where it has a second
+            moment.
     """
 
     optimizer: str
@@ -50,6 +53,7 @@ class Update:
     eps: float | None
     after: Mapping[str, Tensor]
     squares: Mapping[str, tuple[float, float, int, int]]
+    damped: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def ratio(self, names: Iterable[str]) -> float:
         """Return the root mean square of the update over that of the values, for all the named parameters together."""
@@ -192,7 +196,9 @@ def first_update(model: nn.Module, gradients: Mapping[str, Tensor], factory: Fac
     group = optimizer.param_groups[0]
     after = {name: copy.detach() for name, copy in copies.items() if name in gradients}
     squares = {name: _squares(originals[name].detach(), value, gradients[name]) for name, value in after.items()}
-    return Update(type(optimizer).__name__, float(group["lr"]), group.get("eps"), after, squares)
+    counts = {name: damped(optimizer, copies[name]) for name in after}
+    held = {name: count for name, count in counts.items() if count is not None}
+    return Update(type(optimizer).__name__, float(group["lr"]), group.get("eps"), after, squares, held)
 
 
 def _squares(before: Tensor, after: Tensor, gradient: Tensor) -> tuple[float, float, int, int]:
@@ -220,7 +226,7 @@ def parameter_signals(
         update: the step; None if none was made.
         rows: how many rows there are.
     """
-    names = ("weight_gradient_rms", "update_ratio", "lost_fraction")
+    names = ("weight_gradient_rms", "update_ratio", "lost_fraction", "eps_fraction")
     result = {name: torch.full((rows, len(trace.sites)), torch.nan, dtype=torch.float64) for name in names}
     wide = {name for name, g in gradients.items() if g is not None and g.dim() >= 2}
     for i, site in enumerate(trace.sites):
@@ -234,4 +240,5 @@ def parameter_signals(
         if update is not None:
             result["update_ratio"][0, i] = update.ratio(own)
             result["lost_fraction"][0, i] = update.lost(own)
+            result["eps_fraction"][0, i] = eps_fraction(update.damped, own)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -16,6 +17,8 @@ __all__ = ["Clearing", "acts_by_mode"]
 _WATCHED = 4
 # Roundings in a sum of gradients, relative to the largest.
 _CLOSE = 1e-4
+# Distance of a logarithm to base 2 from a whole number, for half-precision gradients too.
+_POWER = 1e-3
 
 
 def acts_by_mode(module: nn.Module) -> bool:
@@ -62,7 +65,7 @@ class Clearing:
         self._parameters = dict(sorted(learning, key=lambda item: item[1].numel())[:_WATCHED])
         self._watched: dict[str, _Watched] = {}
         self._handles: list[RemovableHandle] = []
-        self._steps: list[list[tuple[str, Tensor, Tensor]]] = []
+        self._steps: list[list[tuple[str, Tensor, Tensor, Tensor]]] = []
 
     def attach(self) -> None:
         """Watch from now, directly after a step, to the next one."""
@@ -84,12 +87,23 @@ class Clearing:
         self._handles.clear()
         self._watched = {}
 
+    @property
+    def scale(self) -> float:
+        """What the loss was multiplied by, as the last watched step shows: 1 if by nothing, or by what is not known.
+
+        A scaler divides the gradients by its scale, a power of two, after they arrived and before the step.
+        """
+        ratios = [float(ratio) for _, _, _, ratio in self._steps[-1]] if self._steps else []
+        exact = all(r > 1.5 and abs(math.log2(r) - round(math.log2(r))) < _POWER for r in ratios if math.isfinite(r))
+        known = [r for r in ratios if math.isfinite(r)]
+        return max(known) if known and exact and max(known) < 1.01 * min(known) else 1.0
+
     def told(self) -> Mapping[str, Any] | None:
         """Return how many steps were watched, on how many all gradients were kept, and which parameter showed it."""
         if not self._steps:
             return None
-        kept = [all(bool(k) for _, k, _ in step) for step in self._steps]
-        exact = [all(bool(e) for _, _, e in step) for step in self._steps]
+        kept = [all(bool(k) for _, k, _, _ in step) for step in self._steps]
+        exact = [all(bool(e) for _, _, e, _ in step) for step in self._steps]
         return {
             "steps": len(kept),
             "kept": sum(kept),
@@ -115,13 +129,23 @@ def _hook(watched: _Watched) -> Any:
     return arrive
 
 
-def _verdict(name: str, watched: _Watched) -> tuple[str, Tensor, Tensor]:
-    false = torch.tensor(False)
+def _verdict(name: str, watched: _Watched) -> tuple[str, Tensor, Tensor, Tensor]:
+    false, ratio = torch.tensor(False), _ratio(watched)
     if watched.absent or watched.old is None or watched.arrived is None:
-        return name, false, false
+        return name, false, false, ratio
     kept = torch.stack(watched.kept).all()
     now = watched.parameter.grad
     if now is None or now.layout is not torch.strided:
-        return name, kept, false
+        return name, kept, false, ratio
     sum_of = watched.old + watched.arrived
-    return name, kept, ((now - sum_of).abs().amax() <= _CLOSE * sum_of.abs().amax())
+    return name, kept, ((now - sum_of).abs().amax() <= _CLOSE * sum_of.abs().amax()), ratio
+
+
+def _ratio(watched: _Watched) -> Tensor:
+    """Return what arrived over what the step is made with; NaN where something else was there too."""
+    now, arrived = watched.parameter.grad, watched.arrived
+    if now is None or arrived is None or now.layout is not torch.strided or arrived.layout is not torch.strided:
+        return torch.tensor(math.nan)
+    before = watched.old
+    mixed = torch.tensor(False) if before is None else (before != 0).any()
+    return torch.where(mixed, math.nan, arrived.abs().amax().double() / now.abs().amax().double())

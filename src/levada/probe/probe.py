@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -13,6 +15,8 @@ from levada._errors import MeasurementError, UsageError, require_at_least
 from levada.connection import require_module
 from levada.probe.bookkeeping import Clearing, acts_by_mode
 from levada.probe.collector import Collector
+from levada.probe.damping import damped, eps_fraction
+from levada.probe.noise import Noise
 from levada.probe.operation import Execution, Operation
 from levada.probe.parameters import ParameterReading
 from levada.probe.reading import Reading, Readings
@@ -39,7 +43,8 @@ class Probe:
     first sampled step also finds the blocks, as `record` does, and is slower. Passes without gradients (evaluation)
     are not counted, unless there are no others. A gradient or update that does not reach a place is zero there; what
     could not be measured is NaN, such as the gradients inside layers that recompute, in the first sampled step.
-    Gradients are read as they arrive: divide by your own loss scale if you use one.
+    Gradients are read as they arrive, and divided by the scale of `scaler`; passes whose step it skipped, because it
+    lowered the scale, are left out. Where a loss was scaled and no scaler was given, `context["loss_scale"]` says so.
 
     Of layers that carry several streams the signals of `MIXING_SIGNALS` are measured too, at up to 64 tokens of each
     pass at an even stride, and the trace's context has, of the last sampled step and averaged over tokens, the `mixing`
@@ -49,6 +54,9 @@ class Probe:
         model: any module. It must be called as `model(...)`, and not only from inside a compiled function.
         optimizer: whose `step` ends a step; left out, call `probe.step()` after each backward pass.
         every: distance between sampled steps.
+        scaler: what scales the loss, such as a `torch.amp.GradScaler`: anything with `get_scale()`. Reading it waits
+            for the device, on sampled steps.
+        noise: whether to measure `gradient_snr` over the sampled steps, which holds one copy of the gradients.
 
     Raises:
         UsageError: if `every` is below 1.
@@ -66,7 +74,15 @@ class Probe:
         ((0, 1), ['0', '2'], 1.0)
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, every: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        every: int = 1,
+        scaler: Any = None,
+        noise: bool = False,
+    ) -> None:
         require_module(model, "Probe")
         require_at_least("Probe", "every", every, 1)
         self.model = model
@@ -86,6 +102,8 @@ class Probe:
         self._signal = Collector(lambda stack: moments(stack, spread=True))
         self._activity = Collector(activity)
         self._gradient = Collector(lambda stack: moments(stack, spread=False))
+        self._scaler = scaler
+        self._noise = Noise() if noise else None
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -147,7 +165,21 @@ class Probe:
             context["accumulated"] = self._clearing.told()
             context["acting"] = tuple(name for name, m in self.model.named_modules() if acts_by_mode(m))
             context["evaluated_in_training"] = self._evaluated
-        return self._readings.trace(self.execution, context)
+            context["loss_scale"] = self._clearing.scale if self._scaler is None else 1.0
+        trace = self._readings.trace(self.execution, context)
+        return replace(trace, values={**trace.values, **self._at_the_end(trace)})
+
+    def _at_the_end(self, trace: Trace) -> dict[str, Tensor]:
+        """Return what is known of all steps together, in the row of the last: eps from the optimizer as it is now."""
+        parameters = dict(self.model.named_parameters())
+        counts = {n: damped(self.optimizer, p) for n, p in parameters.items()} if self.optimizer is not None else {}
+        known = {name: count for name, count in counts.items() if count is not None and parameters[name].dim() >= 2}
+        owned = [[n for n in site.parameters if n in parameters] for site in trace.sites]
+        values = {name: torch.full_like(trace["signal_rms"], math.nan) for name in ("eps_fraction", "gradient_snr")}
+        values["eps_fraction"][-1] = torch.tensor([eps_fraction(known, names) for names in owned], dtype=torch.float64)
+        if self._noise is not None:
+            values["gradient_snr"][-1] = self._noise.by_site(owned)
+        return values
 
     def _optimizer_name(self) -> str | None:
         return None if self.optimizer is None else type(self.optimizer).__name__
@@ -233,7 +265,7 @@ class Probe:
         if not torch.is_grad_enabled() and self.optimizer is not None:
             self._evaluated += self.model.training
             return False
-        self._reading.begin()
+        self._reading.begin(1.0 if self._scaler is None else float(self._scaler.get_scale()))
         self._mixing.begin(self._reading.passes)
         return True
 
@@ -315,6 +347,8 @@ class Probe:
                     collector.flush()
                 reading.take(self._signal.rows, self._activity.rows, self._gradient.rows)
                 reading.take_mixing(self._mixing.samples)
+                if self._noise is not None:
+                    self._noise.add({n: p.grad for n, p in self.model.named_parameters() if p.dim() >= 2})
                 if self._parameters is not None:
                     reading.take_parameters(*self._parameters.after())
                 reading.lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]

@@ -57,6 +57,7 @@ class Reading:
         self.step = step
         self.training = training
         self.passes = 0
+        self.scale = 1.0
         self.open = True
         self.lr: float | Tensor | None = None
         self.values: list[tuple[Slot, int]] = []  # what was seen, with the number of its elements
@@ -75,9 +76,12 @@ class Reading:
         self._host: Callable[[], list[Tensor]] | None = None
         self._device: list[Tensor] = []
 
-    def begin(self) -> None:
-        """Begin a forward pass."""
+    def begin(self, scale: float = 1.0) -> None:
+        """Begin a forward pass whose loss is multiplied by `scale`."""
+        if scale < self.scale and self.passes:  # a scaler that lowers its scale has skipped the step of those before
+            self._failed.update(range(1, self.passes + 1))
         self.passes += 1
+        self.scale = scale
 
     def abandon(self) -> None:
         """Leave the pass that failed out of the averages."""
@@ -162,6 +166,7 @@ class Reading:
             for name, values in zip(columns, mean.get().unbind(1), strict=True):
                 if name:
                     result[name] = values.sqrt() if name.startswith(("signal", "gradient_rms")) else values
+        result["gradient_rms"] = result["gradient_rms"] / self.scale
         result.update(_parameter_signals(len(sites), self._names, blocks, places))
         if self._samples and self._unpack is not None:
             passes = [number for number, _ in self._samples]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
@@ -17,6 +18,8 @@ from torch.utils.hooks import RemovableHandle
 from levada.probe.functions import canonical_name, describe
 from levada.probe.hook import Hook
 from levada.probe.operation import Operation
+
+_transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)  # private: else such models fail
 
 __all__ = ["Event", "Frame", "Recorder", "Sighting", "first_floating", "tensors"]
 
@@ -141,6 +144,7 @@ class Recorder(TorchFunctionMode):
         self._derived: dict[int, tuple[str, ...]] = {}  # values computed from parameters alone
         self._constants: set[int] = set()
         self._bare: set[int] = set()  # constants that had no graph when they were made
+        self.transformed = False  # whether floating values were made inside of vmap or another function transform
         self._busy = False
         self._convolutional = False
         self._count = 0
@@ -171,6 +175,8 @@ class Recorder(TorchFunctionMode):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.finished or self._busy or not (self._stack or module is self.model):
                 return
+            if _transform() is not None:  # its values are behind a transform and cannot be read
+                return
             if not self._stack and self._on_start is not None and not self._on_start():
                 return
             call = self._calls[id(module)] = self._calls.get(id(module), 0) + 1
@@ -196,9 +202,11 @@ class Recorder(TorchFunctionMode):
 
     def _closer(self) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self._busy or not self._stack or self._stack[-1].module is not module:
+            if self._busy or _transform() is not None or all(frame.module is not module for frame in self._stack):
                 return
             frame = self._stack.pop()
+            while frame.module is not module:  # of another thread, which began inside of this call and ends after it
+                frame = self._stack.pop()
             self._busy = True
             returned = list(tensors(output))
             frame.outputs = tuple(dict.fromkeys(self._number(t) for t in returned))
@@ -228,6 +236,10 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._busy or not self._stack:
             return function(*args, **kwargs)
+        if _transform() is not None:
+            result = function(*args, **kwargs)
+            self.transformed |= any(t.is_floating_point() for t in tensors(result))
+            return result
         name = canonical_name(function)
         self._busy = True
         frame = self._stack[-1]

@@ -70,6 +70,18 @@ SIGNALS: Mapping[str, Signal] = {
             "1",
             "share of the parameters' elements that have a gradient and whose value the update does not change",
         ),
+        Signal(
+            "eps_fraction",
+            "1",
+            "share of those elements whose root of the second moment is below the optimizer's eps, which shortens "
+            "their steps",
+        ),
+        Signal(
+            "gradient_snr",
+            "1",
+            "size of the mean of those parameters' gradients over their standard deviation, over batches or sampled "
+            "steps",
+        ),
     )
 }
 

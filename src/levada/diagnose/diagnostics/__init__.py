@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from levada.diagnose.diagnostics.accumulated_gradients import accumulated_gradients
+from levada.diagnose.diagnostics.attention_collapse import attention_collapse
 from levada.diagnose.diagnostics.dead_units import dead_units
 from levada.diagnose.diagnostics.double_softmax import double_softmax
 from levada.diagnose.diagnostics.exploding_gradient import exploding_gradient
@@ -42,6 +43,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "misscaled_weights": misscaled_weights,
     "dead_units": dead_units,
     "saturated_activation": saturated_activation,
+    "attention_collapse": attention_collapse,
     "stream_collapse": stream_collapse,
     "unstable_mixing": unstable_mixing,
     "exploding_signal": exploding_signal,
@@ -76,6 +78,7 @@ _CAUSES: Mapping[str, frozenset[str]] = {
     "frozen_layers": _RATES,
     "dead_units": _RATES | {"rank_collapse"},
     "saturated_activation": _RATES | {"rank_collapse"},
+    "attention_collapse": _RATES,
     "exploding_signal": _RATES | {"shattered_gradient"},
     "vanishing_signal": _RATES | {"rank_collapse", "lost_update"},
     "rank_collapse": _RATES,
@@ -106,7 +109,9 @@ _NEEDED: Mapping[str, frozenset[str]] = {
     ),
 }
 # What has nothing to say, not even that it is not known, of inputs without a spread or a size.
-_SILENT = frozenset({"rank_collapse", "misscaled_weights", "shattered_gradient", "unscaled_input", *_RATES})
+_SILENT = frozenset(
+    {"rank_collapse", "misscaled_weights", "shattered_gradient", "unscaled_input", "attention_collapse", *_RATES}
+)
 _LACK: Mapping[str, str] = {
     "spread": "all rows of the batch are the same, so that no difference between inputs can be followed",
     "size": "all inputs are zero, so that what a model does with inputs is not seen",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from levada.diagnose.remedies import computation, connection, redraw, training, weights
+from levada.diagnose.remedies import attention, computation, connection, redraw, training, weights
 from levada.diagnose.remedies.remedy import Call as Call
 from levada.diagnose.remedies.remedy import Patch as Patch
 from levada.diagnose.remedies.remedy import Remedy as Remedy
@@ -31,6 +31,7 @@ REMEDIES: Mapping[str, Remedy] = MappingProxyType(
         "unfreeze": Remedy(frozenset({STILL}), 2, computation.unfreeze),
         "standardise": Remedy(_GROWS | _FLAT | _RATE | {STILL, "unscaled_input"}, 2, computation.standardise),
         "bfloat16": Remedy(_SHRINKS | _GROWS | _SMALL | {STILL}, 2, computation.bfloat16),
+        "qk_scale": Remedy(frozenset({"attention_collapse"}), 2, attention.qk_scale),
         "initialise.he_there": Remedy(frozenset({"dead_units"}), 2, weights.he_there),
         "all_parameters": Remedy(frozenset({"unoptimised_parameters"}), 1, training.all_parameters),
         "weight_decay": Remedy(frozenset({"excessive_decay"}), 1, training.weight_decay),
