@@ -135,6 +135,10 @@ SITUATIONS = {
         "budget",
     ),
     "learning_rate_too_low": (lambda: check(net(), X, optimizer="SGD", lr=1.0), "no targets"),
+    "misscaled_weights": (lambda: check(net(), X), "no targets"),
+    "unoptimised_parameters": (lambda: check(net(), X, optimizer="SGD", lr=0.1), "no targets"),
+    "undamped_momentum": (lambda: check(net(), X, optimizer="SGD", lr=0.1), "no targets"),
+    "excessive_decay": (lambda: check(net(), X, optimizer="SGD", lr=0.1), "no targets"),
     "attention_collapse": (lambda: check(Biased(), (torch.randn(8, 5, 8), Y[:8])), "computed again"),
 }
 

@@ -148,7 +148,6 @@ def facts_from(material: Material) -> Facts:
         flushed=_flushed(material),
         courses=_courses(material, loss_after, scale, rounding),
         mode=_mode(material, out),
-        recipe=_recipe(material),
         attending=attending(attention, run, material.loss, material.factory),
         **_given(material),
     )
@@ -161,6 +160,7 @@ def _given(material: Material) -> dict[str, Any]:
         "rows": next((len(t) for t in batches[0].tensors() if t.dim()), 0),
         "floating": any(t.is_floating_point() for t in batches[0].tensors()),
         "unmade": material.unmade,
+        "recipe": _recipe(material),
     }
 
 

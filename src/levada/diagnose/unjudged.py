@@ -25,13 +25,14 @@ FEW_ROWS, FEW_DIRECTIONS = 4, 4.0
 # Rounding of half precision and wider.
 HALF = 2.0**-11
 _RATES = "learning_rate_too_high", "learning_rate_too_low"
+_RECIPE = "unoptimised_parameters", "undamped_momentum", "excessive_decay"
 
 
 def unjudged(trace: Trace, findings: Iterable[Finding]) -> dict[str, str]:
     """Return rule -> why it cannot know, of the rules that say nothing else; nothing if numbers are not finite.
 
-    A learning rate that nobody chose, and gradients that are kept between steps in a check, where there are no steps,
-    are not asked for.
+    A learning rate and other settings of an optimizer that nobody chose, and gradients that are kept between steps in
+    a check, where there are no steps, are not asked for.
 
     Args:
         trace: of one check, or of a run.
@@ -85,6 +86,8 @@ def _of_check(trace: Trace, facts: Facts) -> dict[str, str]:
         "shattered_gradient": _shattering(trace, facts),
         "lost_update": _rounding(trace, facts),
         "attention_collapse": _attention(facts),
+        "misscaled_weights": loss,
+        **dict.fromkeys(_RECIPE, loss),
         **dict.fromkeys(_RATES, rate),
     }
 

@@ -24,8 +24,12 @@ _NAMED = frozenset(
         "frozen_layers",
         "dead_units",
         "saturated_activation",
+        "attention_collapse",
         "stream_collapse",
         "exploding_signal",
+        "unoptimised_parameters",
+        "undamped_momentum",
+        "excessive_decay",
     }
 )
 # What follows from weights of a wrong scale.
