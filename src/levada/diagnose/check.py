@@ -18,6 +18,7 @@ from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding
 from levada.diagnose.loss import LossLike
 from levada.diagnose.measure import Draws, measure
+from levada.diagnose.pace import Pace
 from levada.diagnose.preserve import preserve
 from levada.diagnose.report import Report, Verdict
 from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
@@ -72,7 +73,8 @@ def check(
             gradients are sparse.
         lr: learning rate; the optimizer's default if None.
         seed: of every draw.
-        budget: seconds after which no further draw begins; the report says how many were made, and that it was spent.
+        budget: seconds in which it ends; the smallest measurement is made whatever it takes. What there is no time for
+            is named in a note, and a rule that had a reason to look there is unknown.
 
     Returns:
         The `Report`.
@@ -108,7 +110,7 @@ def examine(
     budget: float = 60.0,
 ) -> tuple[Report, Trace]:
     """Return what `check` returns, and the trace that the rules read; the arguments are those of `check`."""
-    start = time.perf_counter()
+    start, pace = time.perf_counter(), Pace(budget)
     model, compiled = unwrapped(require_model(model))
     factory = resolve_optimizer(optimizer, lr)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -117,7 +119,7 @@ def examine(
         raise UsageError(f"check: budget must be a number of seconds of at least 0, got {budget!r}.")
     with eager(compiled), preserve(model, seed):
         batches = read_batches(model, batch)
-        trace, notes = measure(model, batches, loss, factory, Draws(seed, budget))
+        trace, notes = measure(model, batches, loss, factory, Draws(seed, pace))
     if optimizer is None and facts_of(trace).optimizer is not None:
         name = facts_of(trace).optimizer
         why = "" if name == DEFAULT else f", because {DEFAULT} takes no sparse gradients"

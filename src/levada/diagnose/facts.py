@@ -81,6 +81,7 @@ class Facts:
             "higher" are other rates, "standardised" other inputs. Made only where the first step or the
             inputs gave a reason.
         mode: which modules are in training mode.
+        untested: rule -> why a test that it needs was not made, where there was a reason to make it.
     """
 
     optimizer: str | None = None
@@ -118,6 +119,7 @@ class Facts:
     flushed: float | None = None
     courses: Mapping[str, Course] = field(default_factory=dict)
     mode: Mode | None = None
+    untested: Mapping[str, str] = field(default_factory=dict)
 
 
 def facts_of(trace: Trace) -> Facts:

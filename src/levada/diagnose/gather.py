@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from levada.diagnose.loss import Loss, main_output
 from levada.diagnose.neighbours import Neighbours, compare, moved
 from levada.diagnose.objective import Objective
 from levada.diagnose.passes import Run, gradients_of, random_projection
-from levada.diagnose.rehearsal import Course, rehearse, undone
+from levada.diagnose.rehearsal import STEPS, Course, rehearse, undone
 from levada.diagnose.relations import Lookout, Relation, relation
 from levada.diagnose.rounding import LIFT, Rounding, exact_step, flushed
 from levada.diagnose.surroundings import InputScale, Mode, input_scale, mode_of, standardised
@@ -29,12 +28,14 @@ from levada.diagnose.update import Assumed, Factory, Update
 from levada.inputs import Batch, flatness
 from levada.probe import Execution
 
-__all__ = ["FEW_BLOCKS", "Material", "facts_from"]
+__all__ = ["FEW_BLOCKS", "NEIGHBOURS", "Material", "facts_from"]
 
 # Depth shatters gradients: with fewer blocks it does not, and is not looked for.
 FEW_BLOCKS = 10
+NEIGHBOURS = "the gradients of neighbouring inputs"
 # Cosines of neighbours' gradients below which the step is tried on the neighbours too.
 ALIKE = 0.25
+REHEARSAL = f"{STEPS} steps of training at each rate that the first step gave a reason to try"
 # A first step that lowers the loss by less, and moves no block's weights by more, may be too small to learn.
 NO_GAIN, NO_MOTION = 1e-3, 1e-6
 # Steps of this size, beside the weights, are short enough to follow a gradient, and long enough to learn by.
@@ -86,7 +87,7 @@ def facts_from(material: Material) -> Facts:
         material: what was measured before.
     """
     run, update, execution = material.run, material.update, material.execution
-    model = run.model
+    model, pace = run.model, material.run.pace
     resolution = _resolution(material)
     recorder = material.graph.recorder
     lookout = Lookout(model, recorder, execution)
@@ -94,21 +95,19 @@ def facts_from(material: Material) -> Facts:
     before, after = _Sight(attends, material), _Sight(attends, material)
     spread_after = loss_after = None
     with torch.no_grad():
-        out = main_output(lookout.look(run, before.see))
-        apart, exact, why = output_spread(model, run.batches[0], lambda: out, resolution)
+        with pace.stage("outputs"):
+            out = main_output(lookout.look(run, before.see))
+            apart, exact, why = output_spread(model, run.batches[0], lambda: out, resolution)
         constant = material.loss.of_zeros(out, run.batches[0]) if material.loss is not None else None
-        matter = parameters_matter(model, _unreached(material), lambda: material.loss_of(run()))
         if update is not None:
-            with replaced(model, update.after):
+            with pace.stage("outputs"), replaced(model, update.after):
                 outputs = lookout.look(run, after.see)
                 loss_after = float(material.loss_of(outputs))
                 ahead = main_output(outputs)
                 spread_after, _, _ = output_spread(model, run.batches[0], lambda: ahead, resolution)
     run.notes.extend([why] if why else [])
-    if matter is None:
-        run.notes.append("Whether parameters without a gradient act is not known: the model differs from run to run.")
+    matter = _matter(material)
     scale = input_scale(recorder, execution, run.batches)
-    rounding = _rounding(material)
     operations = {site.name: execution.operations[site.name] for site in execution.sites}
     return Facts(
         optimizer=update.optimizer if update is not None else None,
@@ -123,7 +122,7 @@ def facts_from(material: Material) -> Facts:
         output_spread_exact=exact,
         output_spread_after=spread_after,
         nonfinite_parameters=tuple(n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())),
-        cuts=material.graph.cuts(execution, matter or {}),
+        cuts=material.graph.cuts(execution, matter),
         flat=flatness(run.batches),
         fixed=tuple(n for n, p in model.named_parameters() if not p.requires_grad),
         activations={s: tuple(o.name for o in ops if o.kind == "activation") for s, ops in operations.items()},
@@ -135,13 +134,24 @@ def facts_from(material: Material) -> Facts:
         relations=before.relations,
         relations_after=after.relations,
         symmetric=_symmetric(material),
-        neighbours=_neighbours(material, lookout, before),
         inputs=scale,
-        rounding=rounding,
-        flushed=_flushed(material),
-        courses=_courses(material, loss_after, scale, rounding),
         mode=_mode(material, out),
+        **_tried(material, lookout, before, loss_after, scale),
     )
+
+
+def _tried(
+    material: Material, lookout: Lookout, before: _Sight, loss_after: float | None, scale: InputScale | None
+) -> dict[str, Any]:
+    """Make the tests that take passes of their own, each by its name in `Facts`."""
+    pace = material.run.pace
+    with pace.stage("rounding"):
+        rounding, lost = _rounding(material), _flushed(material)
+    with pace.stage("neighbours"):
+        neighbours = _neighbours(material, lookout, before)
+    with pace.stage("courses"):
+        courses = _courses(material, loss_after, scale, rounding)
+    return {"rounding": rounding, "flushed": lost, "neighbours": neighbours, "courses": courses}
 
 
 _ATTENTION = frozenset({"softmax", "scaled_dot_product_attention", "multi_head_attention_forward"})
@@ -171,6 +181,19 @@ def _resolution(material: Material) -> float:
     for p in material.run.model.parameters():
         sizes[p.dtype] += p.numel() if p.is_floating_point() else 0
     return torch.finfo(sizes.most_common(1)[0][0]).eps
+
+
+def _matter(material: Material) -> dict[str, tuple[str, ...]]:
+    """Return, by site, parameters that no gradient reaches and that act on the loss all the same."""
+    run, unreached = material.run, _unreached(material)
+    what = "a test whether parameters without a gradient act"
+    if not unreached or not run.pace.allows(what, 2 + len(unreached), rules=("frozen_layers",)):
+        return {}
+    with run.pace.stage("matter"), torch.no_grad():
+        found = parameters_matter(run.model, unreached, lambda: material.loss_of(run()))
+    if found is None:
+        run.notes.append("Whether parameters without a gradient act is not known: the model differs from run to run.")
+    return found or {}
 
 
 def _unreached(material: Material) -> dict[str, tuple[str, ...]]:
@@ -217,7 +240,8 @@ def _neighbours(material: Material, lookout: Lookout, here: _Sight) -> Neighbour
     """Run the inputs' neighbours forward and back, and compare."""
     run, loss = material.run, material.loss
     near = moved(run.batches[0], run.seed)
-    if not material.first or loss is None or near is None or time.perf_counter() > run.deadline:
+    rules = ("shattered_gradient",)
+    if not material.first or loss is None or near is None or not run.pace.allows(NEIGHBOURS, 1, 1, rules=rules):
         return None
     (site,) = material.first
     there = _Sight(False, material)
@@ -238,14 +262,18 @@ def _neighbours(material: Material, lookout: Lookout, here: _Sight) -> Neighbour
     found = compare(names, (here.signals, material.first), (there.signals, told))
     if found is None or found.high >= ALIKE:
         return found
-    batch = run.batches[0]
+    batch, what = run.batches[0], "steps whose gain neighbouring inputs share"
+    if not run.pace.allows(what, STEPS + 3, STEPS + 1, rules=rules):
+        return found
     course = rehearse(
         run.model,
         lambda: loss(run(), batch),
         material.factory,
-        run.deadline,
+        run.pace.deadline,
         aside=lambda: loss(run(batch=near), near),
     )
+    if course is not None and not course.complete:
+        run.pace.leave_out(what, rules)
     return replace(found, gain_shared=course.shared if course is not None and course.complete else None)
 
 
@@ -255,6 +283,8 @@ def _rounding(material: Material) -> Rounding | None:
     narrow = any(p.dtype in _NARROW for p in run.model.parameters())
     if update is None or loss is None or not narrow or not update.lost(update.after) > 0.5:
         return None
+    if not run.pace.allows("the optimizer's step without rounding", 3, rules=("lost_update",)):
+        return None
     gradients = {name: g for name, g in material.gradients.items() if g is not None}
     return exact_step(run.model, gradients, update, material.factory, run.batches[0], loss)
 
@@ -262,6 +292,8 @@ def _rounding(material: Material) -> Rounding | None:
 def _flushed(material: Material) -> float | None:
     run = material.run
     if material.loss is None or not any(p.dtype == torch.float16 for p in run.model.parameters()):
+        return None
+    if not run.pace.allows("the gradients of a larger loss", 1, 1, rules=("lost_update",)):
         return None
     larger = gradients_of(run.model, material.loss_of(run()).float() * LIFT)
     return flushed(material.gradients, larger)
@@ -287,14 +319,20 @@ def _courses(
     batch = _plain_inputs(run, scale)
     if batch is not None:
         rates.setdefault("lr", 1.0)
-    if rates and _random(material):
+    if not rates:
+        return {}
+    if not run.pace.allows(REHEARSAL, 1 + STEPS, STEPS + 1, rules=_judged(rates, batch)):
+        return {}
+    if _random(material):
         run.notes.append("The loss differs from run to run: what the learning rate does to it is not known.")
         return {}
     found: dict[str, Course] = {}
     wanted = [(name, run.batches[0], factor) for name, factor in rates.items()]
     wanted += [("standardised", batch, 1.0)] if batch is not None else []
     for name, given, factor in wanted:
-        if time.perf_counter() > run.deadline or (name != "lr" and "lr" not in found):
+        if (name != "lr" and "lr" not in found) or not run.pace.allows(
+            REHEARSAL, STEPS + 1, STEPS + 1, rules=_judged(rates, batch)
+        ):
             break
 
         def objective(given: Batch = given) -> Tensor:
@@ -303,10 +341,18 @@ def _courses(
 
         # A loss that rises with the first step and then falls below its start is no reason to go on.
         least = before if name == "lr" and "lower" in rates and batch is None else -math.inf
-        course = rehearse(run.model, objective, material.factory, run.deadline, factor, below=least)
+        course = rehearse(run.model, objective, material.factory, run.pace.deadline, factor, below=least)
         if course is not None and course.complete:
             found[name] = course
+        elif course is not None and not course.losses[-1] < least:
+            run.pace.leave_out(REHEARSAL, _judged(rates, batch))
     return found
+
+
+def _judged(rates: Mapping[str, float], plain: Batch | None) -> tuple[str, ...]:
+    """Return the rules that rehearsals at these rates, and on plain inputs, are made for."""
+    asked = {"learning_rate_too_high": "lower" in rates, "learning_rate_too_low": "higher" in rates}
+    return tuple(rule for rule, need in {**asked, "unscaled_input": plain is not None}.items() if need)
 
 
 def _random(material: Material) -> bool:
@@ -335,8 +381,10 @@ def _mode(material: Material, out: Tensor) -> Mode:
     if mode.training or not mode.evaluating:
         return mode
     modules = {name: m for name, m in run.model.named_modules() if name in mode.evaluating}
+    if not run.pace.allows("the output in training mode", 1, rules=("train_mode",)):
+        return mode
     try:
-        with torch.no_grad(), undone(run.model):
+        with torch.no_grad(), run.pace.stage("mode"), undone(run.model):
             for module in modules.values():
                 module.training = True
             other = main_output(run())
