@@ -41,6 +41,7 @@ _SIGNALS = (
     "dead_fraction",
     "zero_fraction",
     "nonfinite",
+    "weight_gradient_rms",
     *MIXING_SIGNALS,
 )
 
@@ -211,6 +212,11 @@ def _blocks(trace: Trace) -> list[dict[str, Any]]:
             block["cotangent_log10"] = logs[i]
         if i and math.isfinite(logs[i - 1]) and math.isfinite(logs[i]):
             block["gain_measured"] = 10 ** (logs[i - 1] - logs[i])
+        relation = facts.relations.get(site.name)
+        if relation is not None:
+            ranks = {"input_rank": relation.rank, "input_rank_attainable": relation.attainable}
+            ranks["token_difference"] = relation.tokens
+            block |= {key: value for key, value in ranks.items() if not math.isnan(value)}
         if facts.predictions:
             told = facts.predictions[i]
             values = {

@@ -133,6 +133,9 @@ def _safe(view: dict[str, Any]) -> dict[str, Any]:
 
     for drawn in view["figures"]:
         drawn["svg"] = Markup(drawn["svg"])
+    for finding in view.get("findings") or ():
+        if finding["picture"]:
+            finding["picture"]["svg"] = Markup(finding["picture"]["svg"])
     return view
 
 
