@@ -89,8 +89,8 @@ def _cotangents(case: _Case) -> _Sentences:
     changes = (logs[:, first] - logs[:, last]).tolist() if last > first else []
     changes = [change for change in changes if math.isfinite(change)]
     if len(changes) > 1:
-        low, high = min(changes), max(changes)
-        yield f"Not the loss, nor one draw: {len(changes)} random cotangents change by 10^{low:.1f} to 10^{high:.1f}."
+        ends = dict.fromkeys(f"10^{change:.1f}" for change in (min(changes), max(changes)))
+        yield f"Not the loss, nor one draw: {len(changes)} random cotangents change by {' to '.join(ends)}."
     known = logs[logs.isfinite()]
     if case.finding.rule != "vanishing_gradient":
         return
@@ -232,7 +232,7 @@ def _rank_collapse(case: _Case) -> _Sentences:
         yield f"Not batch or width: they allow {here.attainable} directions there."
     if after is not None and not after.high > 1.5:
         rank = 0.0 if math.isnan(after.rank) else after.rank
-        yield f"Not only the start: after the optimizer's first step it is {rank:.3g} directions."
+        yield f"Not only the start: after the optimizer's first step the effective rank is {rank:.3g}."
 
 
 def _shattered_gradient(case: _Case) -> _Sentences:

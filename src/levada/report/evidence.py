@@ -43,12 +43,12 @@ def _drawn(spec: _Spec) -> _Drawn:
     return {"title": str(spec["title"]), "caption": str(spec["caption"]), "svg": figure(spec)}
 
 
-def _named(finding: Mapping[str, Any], blocks: _Blocks) -> list[Span]:
+def _named(finding: Mapping[str, Any], blocks: _Blocks, label: str) -> list[Span]:
     """Mark the blocks that the finding names."""
     order = {str(block.get("site")): float(i) for i, block in enumerate(blocks)}
     where = finding.get("where") or {}
     ends = [order[site] for key in ("first", "last") if (site := str(where.get(key))) in order]
-    return [Span(min(ends), max(ends), "named here", phrase(finding))] if ends else []
+    return [Span(min(ends), max(ends), label, phrase(finding))] if ends else []
 
 
 def _line(blocks: _Blocks, key: str, label: str, style: str = "measured", group: str = "") -> list[_Spec]:
@@ -74,14 +74,15 @@ def _depth(
     """Draw signals over the blocks: `words` are title, caption and what the vertical axis counts."""
     if len(blocks) < 2:
         return None
+    bars = any(one["style"] == "bar" for one in series)  # behind which words cannot be read
     return _drawn(
         {
             "title": words[0],
-            "caption": words[1],
+            "caption": f"{words[1]} The blocks that the finding names are shaded.".strip() if bars else words[1],
             "x": {"label": BLOCK},
             "y": {"label": words[2], "scale": scale},
             "series": list(series),
-            "spans": _named(finding, blocks),
+            "spans": _named(finding, blocks, "" if bars else "named here"),
         }
     )
 
@@ -89,7 +90,7 @@ def _depth(
 def _gradient(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
     key = gradient_key(blocks)
     series = [
-        *_line(blocks, key, "measured", group="gradient"),
+        *_line(blocks, key, "gradient", group="gradient"),
         *_line(blocks, "gradient_predicted", "predicted by theory", "predicted", "gradient"),
     ]
     what = f"Of {COTANGENT}." if key == "cotangent_rms" else "Of the loss."
@@ -143,16 +144,16 @@ def _overflow(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Bl
 def _share(key: str, title: str, reference: tuple[str, float]) -> Callable[..., _Drawn]:
     def draw(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
         bars = _line(blocks, key, "share", "bar")
-        series = [*bars, _level(blocks, *reference)] if bars else []
-        return _depth(finding, blocks, (title, "", "share"), series, "linear")
+        series = [*bars, _level(blocks, "", reference[1])] if bars else []
+        return _depth(finding, blocks, (title, f"The line stands at {reference[0]}.", "share"), series, "linear")
 
     return draw
 
 
 def _weights(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
-    series = _line(blocks, "weight_gradient_rms", "gradient of the block's weights")
-    caption = "No point stands where no gradient arrives, or no weights are."
-    return _depth(finding, blocks, ("Which weights get a gradient", caption, "gradient, per element"), series)
+    series = _line(blocks, "weight_gradient_rms", "gradient of the block's weights", "bar")
+    caption = "No bar stands where no gradient arrives, or no weights are."
+    return _depth(finding, blocks, ("Which weights get a gradient", caption, "gradient, per element"), series, "linear")
 
 
 def _lost(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
@@ -164,7 +165,7 @@ def _lost(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks
         caption = "What is near the line or below it is rounded to zero, or to a few numbers."
         return _depth(finding, blocks, ("Gradients beside float16", caption, "gradient, per element"), series)
     title = "Elements that the step leaves as they are"
-    return _share("lost_fraction", title, ("where the rule speaks", 0.9))(finding, report, blocks)
+    return _share("lost_fraction", title, ("0.9, from where on the rule speaks", 0.9))(finding, report, blocks)
 
 
 def _rank(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
@@ -290,8 +291,12 @@ PICTURES: Final[Mapping[str, Callable[..., _Drawn]]] = {
     "double_softmax": _softmax,
     "unscaled_input": _standardised,
     "frozen_layers": _weights,
-    "dead_units": _share("dead_fraction", "Units that are flat for every input", ("deep healthy networks, up to", 0.5)),
-    "saturated_activation": _share("saturated_fraction", "Elements at their ends", ("where the rule speaks", 0.5)),
+    "dead_units": _share(
+        "dead_fraction", "Units that are flat for every input", ("0.5, which deep healthy networks reach", 0.5)
+    ),
+    "saturated_activation": _share(
+        "saturated_fraction", "Elements at their ends", ("0.5, from where on the rule speaks", 0.5)
+    ),
     "stream_collapse": _streams,
     "unstable_mixing": _mixing,
     "exploding_signal": _size,

@@ -186,7 +186,10 @@ def _read_panel(spec: Mapping[str, Any], colours: Mapping[str, int], scaled: Seq
     elif x_scale == "log":
         x = log_axis(x_label, xs)
     else:
-        x = linear_axis(x_label, xs, whole=all(value == int(value) for value in xs if math.isfinite(value)), pad=0.02)
+        whole = all(value == int(value) for value in xs if math.isfinite(value))
+        if xs and any(one.style == "bar" for one in held):
+            xs += [min(xs) - 0.5, max(xs) + 0.5]  # a bar has a width
+        x = linear_axis(x_label, xs, whole=whole, pad=0.02)
     y = log_axis(y_label, ys) if y_scale == "log" else linear_axis(y_label, ys, count=5)
     places = [y.place(p.y) for one in series if not one.num_seeds for p in one.points if p.y is not None]
     edges: Counter[str] = Counter(place for place in places if isinstance(place, str))
