@@ -42,6 +42,7 @@ def dead(net: nn.Sequential) -> None:
 
 def equal_rows(net: nn.Sequential) -> None:
     net[2].weight.copy_(net[2].weight[:1].expand_as(net[2].weight))
+    net[2].bias.zero_()
 
 
 def not_a_number(net: nn.Sequential) -> None:
