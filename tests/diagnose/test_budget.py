@@ -140,6 +140,22 @@ def test_a_healthy_model_is_not_called_unknown_for_tests_that_nothing_asked_for(
     assert tight.verdict == "healthy"
 
 
+def test_what_could_not_be_looked_at_with_any_budget_is_not_missing(clock):
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.body = nn.Embedding(9, 16), transformer()
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.body(self.embed(words))
+
+    batch = torch.arange(32) % 9, torch.arange(32) % 4  # inputs that have no neighbours
+    report = levada.check(Timed(Words(), clock, 0.3), batch, budget=0.0, optimizer="SGD", lr=1e-2)
+    assert report.verdict == "healthy", str(report)
+    deep = levada.check(Timed(transformer(), clock, 0.3), BATCH, budget=0.0, optimizer="SGD", lr=1e-2)
+    assert [(f.rule, f.status) for f in deep.findings] == [("shattered_gradient", "unknown")]
+
+
 @pytest.mark.parametrize("budget", [0.0, 1.0, 60.0])
 def test_the_verdict_on_a_sick_model_is_the_same_at_any_budget(clock, budget):
     net = Timed(mlp(30, nn.ReLU, 0.5), clock, 0.3, 0.3)

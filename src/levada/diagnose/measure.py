@@ -17,6 +17,7 @@ from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.gather import FEW_BLOCKS, NEIGHBOURS, Material, facts_from
 from levada.diagnose.loss import Loss, LossLike, resolve_loss
 from levada.diagnose.moments import Moments
+from levada.diagnose.neighbours import moved
 from levada.diagnose.objective import examine
 from levada.diagnose.pace import Pace
 from levada.diagnose.passes import Run, gradients_of
@@ -167,7 +168,11 @@ def _read_outputs(material: Material, recorded: _Recorded) -> None:
             material.objective = examine(material.loss, outputs, run.batches[0], last[-1].name if last else "")
     followed = [s.name for s in execution.sites if execution.output_of[s.name] in recorded.edges]
     asked = material.loss is not None and len(execution.sites) >= FEW_BLOCKS and followed and target.requires_grad
-    if asked and run.pace.allows(NEIGHBOURS, 1, 2, reserve=(4, 2), rules=("shattered_gradient",)):
+    if (
+        asked
+        and moved(run.batches[0], run.seed) is not None
+        and run.pace.allows(NEIGHBOURS, 1, 2, reserve=(4, 2), rules=("shattered_gradient",))
+    ):
         edge = recorded.edges[execution.output_of[followed[0]]]
         try:
             with run.pace.stage("neighbours"), run.pace.pass_backward():
