@@ -19,7 +19,7 @@ from levada.diagnose.loss import Loss, main_output
 from levada.diagnose.neighbours import Neighbours, compare, moved
 from levada.diagnose.objective import Objective
 from levada.diagnose.passes import Run, gradients_of, random_projection
-from levada.diagnose.rehearsal import STEPS, Course, rehearse, undone
+from levada.diagnose.rehearsal import REHEARSAL, STEPS, Course, judged, rehearse, undone
 from levada.diagnose.relations import Lookout, Relation, relation
 from levada.diagnose.rounding import LIFT, Rounding, exact_step, flushed
 from levada.diagnose.surroundings import InputScale, Mode, input_scale, mode_of, standardised
@@ -35,7 +35,6 @@ FEW_BLOCKS = 10
 NEIGHBOURS = "the gradients of neighbouring inputs"
 # Cosines of neighbours' gradients below which the step is tried on the neighbours too.
 ALIKE = 0.25
-REHEARSAL = f"{STEPS} steps of training at each rate that the first step gave a reason to try"
 # A first step that lowers the loss by less, and moves no block's weights by more, may be too small to learn.
 NO_GAIN, NO_MOTION = 1e-3, 1e-6
 # Steps of this size, beside the weights, are short enough to follow a gradient, and long enough to learn by.
@@ -321,7 +320,7 @@ def _courses(
         rates.setdefault("lr", 1.0)
     if not rates:
         return {}
-    if not run.pace.allows(REHEARSAL, 1 + STEPS, STEPS + 1, rules=_judged(rates, batch)):
+    if not run.pace.allows(REHEARSAL, 1 + STEPS, STEPS + 1, rules=judged(rates, batch is not None)):
         return {}
     if _random(material):
         run.notes.append("The loss differs from run to run: what the learning rate does to it is not known.")
@@ -331,7 +330,7 @@ def _courses(
     wanted += [("standardised", batch, 1.0)] if batch is not None else []
     for name, given, factor in wanted:
         if (name != "lr" and "lr" not in found) or not run.pace.allows(
-            REHEARSAL, STEPS + 1, STEPS + 1, rules=_judged(rates, batch)
+            REHEARSAL, STEPS + 1, STEPS + 1, rules=judged(rates, batch is not None)
         ):
             break
 
@@ -345,14 +344,8 @@ def _courses(
         if course is not None and course.complete:
             found[name] = course
         elif course is not None and not course.losses[-1] < least:
-            run.pace.leave_out(REHEARSAL, _judged(rates, batch))
+            run.pace.leave_out(REHEARSAL, judged(rates, batch is not None))
     return found
-
-
-def _judged(rates: Mapping[str, float], plain: Batch | None) -> tuple[str, ...]:
-    """Return the rules that rehearsals at these rates, and on plain inputs, are made for."""
-    asked = {"learning_rate_too_high": "lower" in rates, "learning_rate_too_low": "higher" in rates}
-    return tuple(rule for rule, need in {**asked, "unscaled_input": plain is not None}.items() if need)
 
 
 def _random(material: Material) -> bool:
