@@ -150,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # not ours: parsing is over
         return _say(options.command, f"the code that was run called sys.exit({stop.code!r}).", UNUSABLE)
     except KeyboardInterrupt:
-        return _say(options.command, "interrupted; what was finished is kept.", INTERRUPTED)
+        kept = "nothing was written" if options.command in ("check", "fix") else "what was finished is kept"
+        return _say(options.command, f"interrupted; {kept}.", INTERRUPTED)
     except Exception as error:
         if options.debug:
             raise

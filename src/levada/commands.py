@@ -284,6 +284,7 @@ def _fails(verdict: str, fail_on: str) -> bool:
 
 
 def _store(told: dict[str, Any], options: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Write what was asked for: all of it as JSON and as a page, the check of the model as SARIF and as a run."""
     if options.json == "-":
         sys.stdout.write(_json(told))
     elif options.json:
@@ -295,7 +296,7 @@ def _store(told: dict[str, Any], options: argparse.Namespace, report: dict[str, 
     if options.html:
         from levada.report import write_html
 
-        write_html([report], Path(options.html))
+        write_html([told], Path(options.html))
     if options.run:
         from levada.runs import RunWriter
 

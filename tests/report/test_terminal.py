@@ -43,12 +43,41 @@ def test_measured_stands_beside_predicted_and_the_verdict_beside_its_repair(sick
 
 
 def test_bars_shorten_with_the_gradient_and_a_constant_signal_has_full_bars(sick: dict[str, Any]) -> None:
+    for block in sick["blocks"]:
+        block["signal_spread"] = 0.2
     rows = [line for line in printed(sick).splitlines() if " layers." in f" {line[2:9]}"]
     assert len(rows) == 50
     lengths = [line.count("█", 40) for line in rows]
     assert lengths[0] == 0
     assert lengths[-1] == max(lengths) > 5
     assert min(line.count("█", 0, 40) for line in rows) >= 10
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_spread_that_dies_is_shown_beside_the_signal(sick: dict[str, Any], width: int) -> None:
+    text = printed(sick, width)
+    head = text.splitlines()[0].split()
+    assert head[:3] == ["block", "signal", "spread"]
+    rows = [line for line in text.splitlines() if " layers." in f" {line[2:9]}"]
+    first, last = (row[2:].split() for row in (rows[0], rows[-1]))
+    assert [first[0], last[0]] == ["layers.0", "layers.49"]
+    assert float(first[2]) == pytest.approx(0.21, rel=0.5)
+    assert float(last[2]) < 2e-9
+    assert first[3].count("█") > 4 > last[3].count("█")
+    assert "it is what dies" in text
+    for block in sick["blocks"]:
+        block["signal_spread"] = 0.2
+    assert "spread " not in printed(sick, width).splitlines()[0]
+
+
+def test_what_was_ruled_out_and_how_often_the_rule_is_wrong_is_said(sick: dict[str, Any]) -> None:
+    sick["findings"][0] |= {"ruled_out": ["Not saturation: 3 % of [units] are saturated."]}
+    counted = {"errors": 1, "warnings": 2, "of": 140, "rate": 1 / 140, "low": 0.00126, "high": 0.0394}
+    sick["findings"][0]["calibration"] = {**counted, "suite": "healthy programs"}
+    words = " ".join(printed(sick).split())
+    assert "ruled out: Not saturation: 3 % of [units] are saturated." in words
+    assert "false alarms: an error on 1 of 140 healthy programs (0.7 %, 95 % interval 0.1 to 3.9 %)" in words
+    assert "false alarms: not measured" in words  # of the warning
 
 
 def test_without_unicode_and_colour_everything_is_still_said(sick: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ __all__ = ["COLLAPSED", "Attending", "Part", "attending", "watched"]
 COLLAPSED = 0.1
 # The scaled logits have a deviation of 1 within this factor: else something between weights and logits undoes it.
 REACHED = 3.0
+ALONE, RULES = "steps of queries and keys alone", ("attention_collapse",)
 _SURE = ATTENTION - {"softmax"}  # a softmax may be a gate
 
 
@@ -103,7 +104,8 @@ def attending(seen: Attending, run: Run, loss: Loss | None, factory: Factory) ->
         factory: builds the optimizer.
     """
     wide = seen.wide
-    if loss is None or not wide or time.perf_counter() > run.deadline:
+    steps = 2 * (STEPS + 1)
+    if loss is None or not wide or not run.pace.allows(ALONE, steps + 2, steps + 1, rules=RULES):
         return seen
     parts = tuple(p for p in _parts(run, wide) if math.isfinite(p.gain))
     if not parts:
@@ -182,7 +184,7 @@ def _course(run: Run, loss: Loss, factory: Factory, parts: tuple[Part, ...]) -> 
             for step in range(STEPS + 1):
                 value = loss(run(), run.batches[0])
                 losses.append(float(value.detach()))
-                if step == STEPS or not math.isfinite(losses[-1]) or time.perf_counter() > run.deadline:
+                if step == STEPS or not math.isfinite(losses[-1]) or time.perf_counter() > run.pace.deadline:
                     break
                 found = torch.autograd.grad(value, list(parameters.values()))
                 for part, parameter, gradient in zip(parts, parameters.values(), found, strict=True):

@@ -19,6 +19,7 @@ from levada.diagnose.fields import block_fields
 from levada.diagnose.finding import Finding
 from levada.diagnose.loss import LossLike
 from levada.diagnose.measure import Draws, measure
+from levada.diagnose.pace import Pace
 from levada.diagnose.preserve import preserve
 from levada.diagnose.report import Report, Verdict
 from levada.diagnose.unjudged import in_one_line, unjudged
@@ -44,6 +45,7 @@ _SIGNALS = (
     "dead_fraction",
     "zero_fraction",
     "nonfinite",
+    "weight_gradient_rms",
     *MIXING_SIGNALS,
 )
 
@@ -76,7 +78,8 @@ def check(
             gradients are sparse.
         lr: learning rate; the optimizer's default if None.
         seed: of every draw.
-        budget: seconds after which no further draw begins; the report says how many were made, and that it was spent.
+        budget: seconds in which it ends; the smallest measurement is made whatever it takes. What there is no time for
+            is named in a note, and a rule that had a reason to look there is unknown.
 
     Returns:
         The `Report`.
@@ -112,7 +115,7 @@ def examine(
     budget: float = 60.0,
 ) -> tuple[Report, Trace]:
     """Return what `check` returns, and the trace that the rules read; the arguments are those of `check`."""
-    start = time.perf_counter()
+    start, pace = time.perf_counter(), Pace(budget)
     model, compiled = unwrapped(require_model(model))
     factory = resolve_optimizer(optimizer, lr)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -121,7 +124,7 @@ def examine(
         raise UsageError(f"check: budget must be a number of seconds of at least 0, got {budget!r}.")
     with eager(compiled), preserve(model, seed):
         batches = read_batches(model, batch)
-        trace, notes = measure(model, batches, loss, factory, Draws(seed, budget))
+        trace, notes = measure(model, batches, loss, factory, Draws(seed, pace))
     if optimizer is None and facts_of(trace).optimizer is not None:
         name = facts_of(trace).optimizer
         why = "" if name == DEFAULT else f", because {DEFAULT} takes no sparse gradients"
@@ -216,6 +219,11 @@ def _blocks(trace: Trace) -> list[dict[str, Any]]:
             block["cotangent_log10"] = logs[i]
         if i and math.isfinite(logs[i - 1]) and math.isfinite(logs[i]):
             block["gain_measured"] = 10 ** (logs[i - 1] - logs[i])
+        relation = facts.relations.get(site.name)
+        if relation is not None:
+            ranks = {"input_rank": relation.rank, "input_rank_attainable": relation.attainable}
+            ranks["token_difference"] = relation.tokens
+            block |= {key: value for key, value in ranks.items() if not math.isnan(value)}
         if facts.predictions:
             told = facts.predictions[i]
             values = {

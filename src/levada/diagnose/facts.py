@@ -90,6 +90,7 @@ class Facts:
         rows: number of rows of the first batch.
         floating: whether there are floating inputs.
         unmade: test -> why it was not made, of those that were asked for.
+        untested: rule -> why a test that it needs was not made, where there was a reason to make it.
     """
 
     optimizer: str | None = None
@@ -133,6 +134,7 @@ class Facts:
     rows: int = 0
     floating: bool = False
     unmade: Mapping[str, str] = field(default_factory=dict)
+    untested: Mapping[str, str] = field(default_factory=dict)
 
 
 def facts_of(trace: Trace) -> Facts:

@@ -48,6 +48,11 @@ class Finding:
         falsify: how to show that the finding is wrong, as a command or an experiment.
         remedies: repairs, the best first.
         source: authors, year, arXiv id.
+        calibration: how often the rule is as severe as this where nothing is wrong: {"errors", "warnings", "of",
+            "rate", "low", "high", "suite"}; empty if that was not measured.
+        ruled_out: what else could have explained it, and was tested on this model and excluded, a sentence each.
+        cost_ms: milliseconds of the passes and tests that the rule reads: {"total", "own", "shared"}, where `shared` is
+            its part of those that other rules read too; empty if nothing was timed.
     """
 
     rule: str
@@ -60,6 +65,9 @@ class Finding:
     falsify: str = ""
     remedies: tuple[Proposal, ...] = ()
     source: str = ""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    ruled_out: tuple[str, ...] = ()
+    cost_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 Diagnostic: TypeAlias = Callable[[Trace], Iterable[Finding]]

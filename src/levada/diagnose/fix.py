@@ -157,13 +157,16 @@ class _Repair:
         """Find causes, look, verify, choose."""
         before, trace = examine(self.model, self.batch, **self.how, budget=CHECKED * max(0.0, self.clock.left))
         facts, seed = facts_of(trace), self.how.get("seed", 0)
+        least = f"{LEAST_STEPS} steps of {trials} seeds with and without a remedy"
+        short = f"A budget of {self.clock.budget:g} s does not allow {least}."
+        if self.clock.left < _fewest(trials) * trace.context["pace"].quickest:
+            return self._unknown(before, short)  # even if a step were no more than a forward pass
         batches = read_batches(self.model, self.batch, "fix")
         training = self._training(batches, facts)
         subject = self._subject(before, facts, batches)
         steps = self._affordable(training, steps, trials, before)
         if not steps:
-            least = f"{LEAST_STEPS} steps of {trials} seeds with and without a remedy"
-            return self._unknown(before, f"A budget of {self.clock.budget:g} s does not allow {least}.")
+            return self._unknown(before, short)
         expected = 1 + LOOKS + (1 + MOST) * trials
         made = Trials(
             self.model,
@@ -227,7 +230,7 @@ class _Repair:
         except Spent:
             return 0
         allowed = self._training_clock(before).left / max(seconds, 1e-9)
-        if allowed < LEAST_STEPS * (2 + 2 * trials):  # a look at one remedy, and its verification
+        if allowed < _fewest(trials):
             return 0
         return min(steps, max(LEAST_STEPS, int(allowed / (LOOKS + (1 + MOST) * trials))))
 
@@ -312,6 +315,11 @@ class _Repair:
         outcome = "repaired" if learns and not errors(checks[best.name]) else "improved"
         after, tried = checks[best.name], (*order, *rest)
         return Fix(outcome, made.repaired(patch), best.patch, before, after, tried, patch, (), notes, self.clock.passed)
+
+
+def _fewest(trials: int) -> int:
+    """Return the steps of a look at one remedy, and of its verification."""
+    return LEAST_STEPS * (2 + 2 * trials)
 
 
 _SPENT = "The budget was spent before everything was tried."

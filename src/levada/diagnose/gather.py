@@ -3,87 +3,26 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from levada._errors import MeasurementError, UsageError
-from levada.diagnose.attending import attending, watched
-from levada.diagnose.cut import Graph
+from levada._errors import MeasurementError
+from levada.diagnose.attempts import attempts
+from levada.diagnose.attending import watched
 from levada.diagnose.facts import Facts
-from levada.diagnose.loss import Loss, main_output
-from levada.diagnose.neighbours import Neighbours, compare, moved
-from levada.diagnose.objective import Objective
-from levada.diagnose.passes import Run, gradients_of, random_projection
-from levada.diagnose.recipe import Recipe, recipe_of
-from levada.diagnose.rehearsal import Course, rehearse, undone
+from levada.diagnose.loss import main_output
+from levada.diagnose.material import Material
+from levada.diagnose.rehearsal import undone
 from levada.diagnose.relations import Lookout, Relation, relation
-from levada.diagnose.rounding import LIFT, Rounding, exact_step, flushed
-from levada.diagnose.surroundings import InputScale, Mode, input_scale, mode_of, standardised
+from levada.diagnose.surroundings import Mode, input_scale, mode_of
 from levada.diagnose.trial import output_spread, parameters_matter, replaced
-from levada.diagnose.update import Assumed, Factory, Update
 from levada.inputs import Batch, flatness
-from levada.probe import Execution
-from levada.probe.noise import Noise
 
-__all__ = ["FEW_BLOCKS", "Material", "facts_from"]
-
-# Depth shatters gradients: with fewer blocks it does not, and is not looked for.
-FEW_BLOCKS = 10
-# Cosines of neighbours' gradients below which the step is tried on the neighbours too.
-ALIKE = 0.25
-# A first step that lowers the loss by less, and moves no block's weights by more, may be too small to learn.
-NO_GAIN, NO_MOTION = 1e-3, 1e-6
-# Steps of this size, beside the weights, are short enough to follow a gradient, and long enough to learn by.
-SHORT, LONG = 3e-3, 1e-2
-# Sizes of inputs, and means beside deviations, that a first layer is not made for.
-LARGE, SMALL, OFF_CENTRE = 10.0, 1e-3, 10.0
-_NARROW = torch.float16, torch.bfloat16
-
-
-@dataclass(slots=True)
-class Material:
-    """What was measured before.
-
-    Attributes:
-        run: the model on its batches.
-        execution: the blocks.
-        graph: the recorded pass.
-        loss: the loss; None without targets.
-        factory: builds the optimizer.
-        objective: how the loss answers to outputs.
-        gradients: of the first batch, by parameter.
-        value: loss of the first batch.
-        update: the optimizer's first step; None if none was made.
-        first: site -> gradient of the recorded pass at the first boundary that has one.
-        noise: how the gradients of the parameters differ between batches.
-        unmade: test -> why it was not made.
-    """
-
-    run: Run
-    execution: Execution
-    graph: Graph
-    loss: Loss | None
-    factory: Factory
-    objective: Objective | None = None
-    gradients: Mapping[str, Tensor | None] = field(default_factory=dict)
-    value: float | None = None
-    update: Update | None = None
-    first: Mapping[str, Tensor] = field(default_factory=dict)
-    noise: Noise = field(default_factory=Noise)
-    unmade: dict[str, str] = field(default_factory=dict)
-
-    def loss_of(self, outputs: Any, batch: Batch | None = None) -> Tensor:
-        """Return the loss of outputs, or a random projection where there is none."""
-        if self.loss is None:
-            return random_projection(outputs, self.run.seed)
-        return self.loss(outputs, self.run.batches[0] if batch is None else batch)
+__all__ = ["facts_from"]
 
 
 def facts_from(material: Material) -> Facts:
@@ -93,7 +32,7 @@ def facts_from(material: Material) -> Facts:
         material: what was measured before.
     """
     run, update, execution = material.run, material.update, material.execution
-    model = run.model
+    model, pace = run.model, material.run.pace
     resolution = _resolution(material)
     recorder = material.graph.recorder
     lookout = Lookout(model, recorder, execution)
@@ -101,22 +40,20 @@ def facts_from(material: Material) -> Facts:
     before, after = _Sight(attends, material), _Sight(attends, material)
     spread_after = loss_after = None
     with torch.no_grad():
-        seen, attention = watched(run, execution, lambda: lookout.look(run, before.see))
-        out = main_output(seen)
-        apart, exact, why = output_spread(model, run.batches[0], lambda: out, resolution)
+        with pace.stage("outputs"):
+            seen, attention = watched(run, execution, lambda: lookout.look(run, before.see))
+            out = main_output(seen)
+            apart, exact, why = output_spread(model, run.batches[0], lambda: out, resolution)
         constant = material.loss.of_zeros(out, run.batches[0]) if material.loss is not None else None
-        matter = parameters_matter(model, _unreached(material), lambda: material.loss_of(run()))
         if update is not None:
-            with replaced(model, update.after):
+            with pace.stage("outputs"), replaced(model, update.after):
                 outputs = lookout.look(run, after.see)
                 loss_after = float(material.loss_of(outputs))
                 ahead = main_output(outputs)
                 spread_after, _, _ = output_spread(model, run.batches[0], lambda: ahead, resolution)
     run.notes.extend([why] if why else [])
-    if matter is None:
-        run.notes.append("Whether parameters without a gradient act is not known: the model differs from run to run.")
+    matter = _matter(material)
     scale = input_scale(recorder, execution, run.batches)
-    rounding = _rounding(material)
     operations = {site.name: execution.operations[site.name] for site in execution.sites}
     return Facts(
         optimizer=update.optimizer if update is not None else None,
@@ -131,7 +68,7 @@ def facts_from(material: Material) -> Facts:
         output_spread_exact=exact,
         output_spread_after=spread_after,
         nonfinite_parameters=tuple(n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())),
-        cuts=material.graph.cuts(execution, matter or {}),
+        cuts=material.graph.cuts(execution, matter),
         fixed=tuple(n for n, p in model.named_parameters() if not p.requires_grad),
         activations={s: tuple(o.name for o in ops if o.kind == "activation") for s, ops in operations.items()},
         batch_normalised=frozenset(s for s, ops in operations.items() if any(o.name == "batch_norm" for o in ops)),
@@ -142,14 +79,10 @@ def facts_from(material: Material) -> Facts:
         relations=before.relations,
         relations_after=after.relations,
         symmetric=_symmetric(material),
-        neighbours=_neighbours(material, lookout, before),
         inputs=scale,
-        rounding=rounding,
-        flushed=_flushed(material),
-        courses=_courses(material, loss_after, scale, rounding),
         mode=_mode(material, out),
-        attending=attending(attention, run, material.loss, material.factory),
         **_given(material),
+        **attempts(material, lookout, before.signals, loss_after, scale, attention),
     )
 
 
@@ -160,7 +93,6 @@ def _given(material: Material) -> dict[str, Any]:
         "rows": next((len(t) for t in batches[0].tensors() if t.dim()), 0),
         "floating": any(t.is_floating_point() for t in batches[0].tensors()),
         "unmade": material.unmade,
-        "recipe": _recipe(material),
     }
 
 
@@ -191,6 +123,19 @@ def _resolution(material: Material) -> float:
     for p in material.run.model.parameters():
         sizes[p.dtype] += p.numel() if p.is_floating_point() else 0
     return torch.finfo(sizes.most_common(1)[0][0]).eps
+
+
+def _matter(material: Material) -> dict[str, tuple[str, ...]]:
+    """Return, by site, parameters that no gradient reaches and that act on the loss all the same."""
+    run, unreached = material.run, _unreached(material)
+    what = "a test whether parameters without a gradient act"
+    if not unreached or not run.pace.allows(what, 2 + len(unreached), rules=("frozen_layers",)):
+        return {}
+    with run.pace.stage("matter"), torch.no_grad():
+        found = parameters_matter(run.model, unreached, lambda: material.loss_of(run()))
+    if found is None:
+        run.notes.append("Whether parameters without a gradient act is not known: the model differs from run to run.")
+    return found or {}
 
 
 def _unreached(material: Material) -> dict[str, tuple[str, ...]]:
@@ -233,133 +178,6 @@ def _between_rows(gradient: Tensor) -> float:
     return min(float((part - part[:, :1]).abs().max()) for part in parts)
 
 
-def _neighbours(material: Material, lookout: Lookout, here: _Sight) -> Neighbours | None:
-    """Run the inputs' neighbours forward and back, and compare."""
-    run, loss = material.run, material.loss
-    near = moved(run.batches[0], run.seed)
-    if time.perf_counter() > run.deadline:
-        material.unmade["neighbours"] = "the budget was spent"
-    if not material.first or loss is None or near is None or time.perf_counter() > run.deadline:
-        return None
-    (site,) = material.first
-    there = _Sight(False, material)
-    edges: dict[str, GradientEdge] = {}
-
-    def see(name: str, tensor: Tensor) -> None:
-        there.see(name, tensor)
-        if name == site and tensor.requires_grad:
-            edges[name] = get_gradient_edge(tensor)
-
-    try:
-        value = loss(lookout.look(lambda: run(batch=near), see), near)
-        gradients = torch.autograd.grad(value, list(edges.values()), allow_unused=True)
-    except (RuntimeError, ValueError, UsageError, MeasurementError):
-        return None  # what fails in the backward pass was told before
-    told = {name: g for name, g in zip(edges, gradients, strict=True) if g is not None}
-    names = [s.name for s in material.execution.sites]
-    found = compare(names, (here.signals, material.first), (there.signals, told))
-    if found is None or found.high >= ALIKE:
-        return found
-    batch = run.batches[0]
-    course = rehearse(
-        run.model,
-        lambda: loss(run(), batch),
-        material.factory,
-        run.deadline,
-        aside=lambda: loss(run(batch=near), near),
-    )
-    return replace(found, gain_shared=course.shared if course is not None and course.complete else None)
-
-
-def _rounding(material: Material) -> Rounding | None:
-    """Make the step without rounding, if rounding takes most of it."""
-    update, loss, run = material.update, material.loss, material.run
-    narrow = any(p.dtype in _NARROW for p in run.model.parameters())
-    if update is None or loss is None or not narrow or not update.lost(update.after) > 0.5:
-        return None
-    gradients = {name: g for name, g in material.gradients.items() if g is not None}
-    return exact_step(run.model, gradients, update, material.factory, run.batches[0], loss)
-
-
-def _flushed(material: Material) -> float | None:
-    run = material.run
-    if material.loss is None or not any(p.dtype == torch.float16 for p in run.model.parameters()):
-        return None
-    larger = gradients_of(run.model, material.loss_of(run()).float() * LIFT)
-    return flushed(material.gradients, larger)
-
-
-def _courses(
-    material: Material, loss_after: float | None, scale: InputScale | None, rounding: Rounding | None
-) -> dict[str, Course]:
-    """Rehearse some steps where the first one, or the inputs, give a reason to."""
-    run, loss, update = material.run, material.loss, material.update
-    before = material.value
-    if loss is None or update is None or before is None or loss_after is None or not math.isfinite(before):
-        return {}
-    rates: dict[str, float] = {}
-    ratios = [update.ratio(site.parameters) for site in material.execution.sites]
-    largest = max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
-    if isinstance(material.factory, Assumed) and material.factory.lr is None:
-        pass  # a rate that nobody chose is not judged
-    elif not loss_after <= before:
-        rates = {"lr": 1.0, "lower": min(0.1, max(SHORT / largest, 1e-6)) if largest > 0 else 0.1}
-    elif 0 < largest < NO_MOTION and before - loss_after < NO_GAIN * abs(before) and rounding is None:
-        rates = {"lr": 1.0, "higher": LONG / largest}
-    batch = _plain_inputs(run, scale)
-    if batch is not None:
-        rates.setdefault("lr", 1.0)
-    if rates and _random(material):
-        material.unmade["courses"] = "the loss differs from run to run"
-        return {}
-    found: dict[str, Course] = {}
-    wanted = [(name, run.batches[0], factor) for name, factor in rates.items()]
-    wanted += [("standardised", batch, 1.0)] if batch is not None else []
-    for name, given, factor in wanted:
-        if time.perf_counter() > run.deadline or (name != "lr" and "lr" not in found):
-            material.unmade.setdefault("courses", "the budget was spent" if name in rates else "")
-            break
-
-        def objective(given: Batch = given) -> Tensor:
-            assert loss is not None  # tested above
-            return loss(run(batch=given), given)
-
-        # A loss that rises with the first step and then falls below its start is no reason to go on.
-        least = before if name == "lr" and "lower" in rates and batch is None else -math.inf
-        course = rehearse(run.model, objective, material.factory, run.deadline, factor, below=least)
-        if course is not None and course.complete:
-            found[name] = course
-        elif name in rates and course is None:
-            material.unmade["courses"] = "the optimizer refused to make further steps"
-    return found
-
-
-def _recipe(material: Material) -> Recipe | None:
-    run, loss = material.run, material.loss
-    if loss is None or material.update is None:
-        return None
-    return recipe_of(run.model, material.factory, material.gradients, lambda: material.loss_of(run()), run.deadline)
-
-
-def _random(material: Material) -> bool:
-    with torch.no_grad():
-        value = float(material.loss_of(material.run()))
-    return material.value is not None and abs(value - material.value) > 1e-3 * abs(material.value)
-
-
-def _plain_inputs(run: Run, scale: InputScale | None) -> Batch | None:
-    """Return the first batch at mean 0 and deviation 1, if its inputs are far from that; not where they are targets."""
-    if scale is None or not (scale.rms > LARGE or scale.rms < SMALL or abs(scale.mean) > OFF_CENTRE * scale.deviation):
-        return None
-    batch = run.batches[0]
-    targets = batch.targets
-    if isinstance(targets, Tensor) and any(
-        t.shape == targets.shape and torch.equal(t, targets) for t in batch.tensors()
-    ):
-        return None
-    return standardised(run.batches)
-
-
 def _mode(material: Material, out: Tensor) -> Mode:
     """Compare the output with that in training mode, where the model is in the other one."""
     run = material.run
@@ -367,8 +185,10 @@ def _mode(material: Material, out: Tensor) -> Mode:
     if mode.training or not mode.evaluating:
         return mode
     modules = {name: m for name, m in run.model.named_modules() if name in mode.evaluating}
+    if not run.pace.allows("the output in training mode", 1, rules=("train_mode",)):
+        return mode
     try:
-        with torch.no_grad(), undone(run.model):
+        with torch.no_grad(), run.pace.stage("mode"), undone(run.model):
             for module in modules.values():
                 module.training = True
             other = main_output(run())

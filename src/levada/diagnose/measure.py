@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,14 +12,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from levada._errors import MeasurementError
+from levada.diagnose.attempts import FEW_BLOCKS, NEIGHBOURS
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.diagnostics.misscaled_weights import named
-from levada.diagnose.gather import FEW_BLOCKS, Material, facts_from
+from levada.diagnose.gather import facts_from
 from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
+from levada.diagnose.material import Material
 from levada.diagnose.moments import Moments
+from levada.diagnose.neighbours import moved
 from levada.diagnose.objective import examine
+from levada.diagnose.pace import Pace
 from levada.diagnose.passes import Run, gradients_of
 from levada.diagnose.prediction import Prediction, predict
 from levada.diagnose.redraw import redrawn
@@ -45,11 +48,11 @@ class Draws:
 
     Attributes:
         seed: of the first draw; the next ones count on from it.
-        budget: seconds after which no further draw begins; the first one is always made.
+        pace: begins with the budget, within which everything but the first draw ends.
     """
 
     seed: int
-    budget: float
+    pace: Pace
 
 
 def measure(
@@ -68,19 +71,24 @@ def measure(
         UsageError: if the model does not run on the batch, or loss or optimizer do not fit.
         MeasurementError: if the model runs but nothing can be measured.
     """
-    run = Run(model, batches, draws.seed, time.perf_counter() + draws.budget)
-    run.require()
+    run, pace = Run(model, batches, draws.seed, draws.pace), draws.pace
+    with pace.stage("require"):
+        run.require()
     cotangents = Cotangents(model)
-    recorded = _record(run, cotangents)
+    with pace.stage("record"):
+        recorded = _record(run, cotangents)
     resolved = resolve_loss(loss, recorded.outputs, batches[0])
     material = Material(run, recorded.execution, recorded.graph, resolved, factory)
     _read_outputs(material, recorded)
     predictions = predict(model, recorded.execution, recorded.moments)
-    trace = _losses(material)
-    logs = _cotangents(run, cotangents, trace)
+    with pace.stage("losses"):
+        trace = _losses(material)
+    with pace.stage("cotangents"):
+        logs = _cotangents(run, cotangents, trace)
     reached = {name: gradient for name, gradient in material.gradients.items() if gradient is not None}
     if resolved is not None and reached:
-        material.update = first_update(model, reached, factory)
+        with pace.stage("step"):
+            material.update = first_update(model, reached, factory)
     update = material.update
     values = dict(trace.values)
     rows = max(len(trace.steps), len(logs))
@@ -98,17 +106,19 @@ def measure(
         cotangent_log10=logs,
         cotangent_log10_after=_steep_after(run, cotangents, trace, logs, update),
     )
-    if symmetric(trace):
-        facts = replace(facts, stream_gradients=can_part(model, run, material.loss_of))
-    context = {**trace.context, "facts": facts, "depth": len(trace.sites)}
+    if symmetric(trace) and pace.allows("gradients of each stream", 1, 1):
+        with pace.stage("streams"):
+            facts = replace(facts, stream_gradients=can_part(model, run, material.loss_of))
+    facts = replace(facts, untested=pace.untested)
+    context = {**trace.context, "facts": facts, "depth": len(trace.sites), "pace": pace}
     trace = Trace(trace.sites, (0,) * rows, values, context)
     if material.update is not None and not named(diagnose(trace)):
         order = [name for site in trace.sites for name in site.parameters]
-        drawn = redrawn(run, material.loss_of, factory, order, trace.sites[-1].parameters)
+        with pace.stage("redraw"):
+            drawn = redrawn(run, material.loss_of, factory, order, trace.sites[-1].parameters)
         context["facts"] = replace(facts, redrawn=drawn)
-    run.notes.extend(_told(trace, logs, resolved, update, batches, predictions))
-    if time.perf_counter() > run.deadline:
-        run.notes.append(f"The budget of {draws.budget:g} s was spent before everything was measured.")
+    run.notes.extend(_told(trace, logs, resolved, update, (batches[0], len(batches)), predictions))
+    run.notes.extend(pace.told())
     return trace, run.notes
 
 
@@ -172,12 +182,19 @@ def _read_outputs(material: Material, recorded: _Recorded) -> None:
     material.graph.end_in(outputs, target)
     if material.loss is not None:
         last = [o for o in execution.operations[execution.sites[-1].name] if o.kind != "reshape"]
-        material.objective = examine(material.loss, outputs, run.batches[0], last[-1].name if last else "")
+        with run.pace.stage("objective"):
+            material.objective = examine(material.loss, outputs, run.batches[0], last[-1].name if last else "")
     followed = [s.name for s in execution.sites if execution.output_of[s.name] in recorded.edges]
-    if material.loss is not None and len(execution.sites) >= FEW_BLOCKS and followed and target.requires_grad:
+    asked = material.loss is not None and len(execution.sites) >= FEW_BLOCKS and followed and target.requires_grad
+    if (
+        asked
+        and moved(run.batches[0], run.seed) is not None
+        and run.pace.allows(NEIGHBOURS, 1, 2, reserve=(4, 2), rules=("shattered_gradient",))
+    ):
         edge = recorded.edges[execution.output_of[followed[0]]]
         try:
-            (gradient,) = torch.autograd.grad(target, [edge], allow_unused=True)
+            with run.pace.stage("neighbours"), run.pace.pass_backward():
+                (gradient,) = torch.autograd.grad(target, [edge], allow_unused=True)
         except Exception:
             gradient = None  # the backward pass does not run: said where all gradients are asked for
         material.first = {followed[0]: gradient} if gradient is not None else {}
@@ -198,11 +215,12 @@ def _losses(material: Material) -> Trace:
     run = material.run
     with Probe(run.model) as probe:
         for index, batch in enumerate(run.batches):
-            if index and time.perf_counter() > run.deadline:
+            if index and not run.pace.allows("", 1, 1, reserve=(3, 1)):
                 run.notes.append(f"The budget allowed {index} of {len(run.batches)} batches.")
                 break
             target = material.loss_of(run(index, draw=index), batch)
-            gradients = gradients_of(run.model, target)
+            with run.pace.pass_backward():
+                gradients = gradients_of(run.model, target)
             probe.step()
             if material.loss is not None and len(run.batches) > 1:
                 material.noise.add(gradients)
@@ -230,16 +248,17 @@ def _cotangents(run: Run, cotangents: Cotangents, trace: Trace) -> Tensor:
 def _steep_after(run: Run, cotangents: Cotangents, trace: Trace, logs: Tensor, update: Update | None) -> Tensor | None:
     """Measure once more after the optimizer's first step, if the gradient falls by decades across one block."""
     falls = logs.nan_to_num(neginf=-math.inf).mean(0).diff()
-    if update is None or not bool((falls >= LEAST_DECADES).any()) or time.perf_counter() > run.deadline:
+    # Without it a branch that starts at zero looks like a cut: it is made whatever the time.
+    if update is None or not bool((falls >= LEAST_DECADES).any()):
         return None
-    with replaced(run.model, update.after):
+    with run.pace.stage("after_step"), replaced(run.model, update.after):
         return _drawn_cotangents(run, cotangents, trace, draws=1)
 
 
 def _drawn_cotangents(run: Run, cotangents: Cotangents, trace: Trace, draws: int = COTANGENTS) -> Tensor:
     rows: list[Tensor] = []
     for draw in range(draws):
-        if draw and time.perf_counter() > run.deadline:
+        if draw and not run.pace.allows("", 1, 1, reserve=(2, 0)):
             break
         index = draw % len(run.batches)
         seed = run.seed + draw
@@ -277,12 +296,15 @@ def _told(
     logs: Tensor,
     loss: Loss | None,
     update: Update | None,
-    batches: Sequence[Batch],
+    batches: tuple[Batch, int],
     predictions: Sequence[Prediction],
 ) -> list[str]:
-    notes = [f"{len(logs)} of {COTANGENTS} random cotangents and {len(batches)} batches were measured."]
-    if batches[0].inferred:
-        notes.append(f"The inputs were inferred: {batches[0].inferred}.")
+    first, count = batches
+    measured = int((~trace["signal_rms"].isnan()).any(1).sum())
+    of = f"{measured} of {count} batches" if measured < count else f"{count} batches"
+    notes = [f"{len(logs)} of {COTANGENTS} random cotangents and {of} were measured."]
+    if first.inferred:
+        notes.append(f"The inputs were inferred: {first.inferred}.")
     if loss is not None and loss.inferred:
         notes.append(f"The loss was inferred: {loss.name}, because {loss.inferred}.")
     if update is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -12,10 +11,15 @@ from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose.loss import floating_outputs
+from levada.diagnose.pace import Pace
 from levada.inputs import Batch, raised
 from levada.probe.recomputation import activations_kept
 
-__all__ = ["Run", "gradients_of", "random_projection"]
+__all__ = ["LEAST", "Run", "gradients_of", "random_projection"]
+
+# Forward and backward passes of the smallest measurement, after the first pass of all: one recorded, one for the loss,
+# one for a cotangent, and one before and after the optimizer's first step.
+LEAST = 5.0, 2.0
 
 
 @final
@@ -27,7 +31,7 @@ class Run:
         model: the model.
         batches: at least one.
         seed: of the first draw.
-        deadline: time at which nothing new begins.
+        pace: times the passes; says what still ends within the budget.
         ran: whether every batch went through once.
         notes: what is to be told.
     """
@@ -35,7 +39,7 @@ class Run:
     model: nn.Module
     batches: Sequence[Batch]
     seed: int
-    deadline: float = math.inf
+    pace: Pace
     ran: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -53,7 +57,7 @@ class Run:
         batch = self.batches[index] if batch is None else batch
         torch.manual_seed(self.seed + draw)
         try:
-            with activations_kept(self.model):
+            with activations_kept(self.model), self.pace.pass_forward():
                 return self.model(*batch.args, **batch.kwargs)
         except Exception as error:
             if not self.ran or isinstance(error, MeasurementError | UsageError):
@@ -64,8 +68,14 @@ class Run:
             ) from error
 
     def require(self) -> None:
-        """Run every batch once with nothing attached, so that what fails is the user's and is said so."""
+        """Run every batch once with nothing attached, so that what fails is the user's and is said so.
+
+        Batches for which there is no time are left out of all that follows.
+        """
         for index, batch in enumerate(self.batches):
+            if index and not self.pace.allows("", 2, 1, reserve=LEAST):
+                self.batches = self.batches[:index]
+                break
             try:
                 self(index)
             except Exception as error:

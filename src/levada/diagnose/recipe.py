@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from levada.diagnose.rehearsal import Course, rehearse
+from levada.diagnose.passes import Run
+from levada.diagnose.rehearsal import STEPS, Course, rehearse
 from levada.diagnose.update import Assumed, Factory
 
 __all__ = ["GREEDY", "Recipe", "recipe_of"]
@@ -19,6 +19,7 @@ __all__ = ["GREEDY", "Recipe", "recipe_of"]
 GREEDY = 5e-3
 # Decay that is added to the gradient, and this many times as large as it, is what the steps follow.
 OUTWEIGHS = 10.0
+WITHOUT, RULES = "some steps without weight decay", ("excessive_decay",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +45,19 @@ class Recipe:
 
 
 def recipe_of(
-    model: nn.Module,
-    factory: Factory,
-    gradients: Mapping[str, Tensor | None],
-    objective: Callable[[], Tensor],
-    deadline: float,
+    run: Run, factory: Factory, gradients: Mapping[str, Tensor | None], objective: Callable[[], Tensor]
 ) -> Recipe | None:
     """Return the settings of the optimizer that a factory builds, or None if nobody chose it.
 
     Args:
-        model: the model, which comes back as it was.
+        run: the model, which comes back as it was.
         factory: builds the optimizer.
         gradients: by parameter.
         objective: runs the model on a batch and returns the loss, from the same random state each time.
-        deadline: time at which no further step begins.
     """
     if isinstance(factory, Assumed):
         return None
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    learning = {name: p for name, p in run.model.named_parameters() if p.requires_grad}
     twins = {name: nn.Parameter(p.detach().clone()) for name, p in learning.items()}
     optimizer = factory(list(twins.values()))
     groups = optimizer.param_groups
@@ -77,11 +73,14 @@ def recipe_of(
     else:
         shrinkage = max(float(g["lr"]) * d / _kept(g) for g, d in zip(groups, decays, strict=True))
     courses: dict[str, Course] = {}
-    if shrinkage > GREEDY or outweighed > OUTWEIGHS:
+    steps = 2 * (STEPS + 1)
+    if (shrinkage > GREEDY or outweighed > OUTWEIGHS) and run.pace.allows(WITHOUT, steps, steps, rules=RULES):
         for name, build in (("decay", factory), ("none", _without_decay(factory))):
-            course = rehearse(model, objective, build, deadline) if time.perf_counter() < deadline else None
+            course = rehearse(run.model, objective, build, run.pace.deadline)
             if course is not None and course.complete:
                 courses[name] = course
+            elif course is not None:
+                run.pace.leave_out(WITHOUT, RULES)
     momentum = max((float(g.get("momentum") or 0.0) for g in groups), default=0.0)
     return Recipe(left_out, len(reached) - len(left_out), shrinkage, outweighed, momentum, courses)
 

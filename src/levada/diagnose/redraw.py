@@ -31,6 +31,7 @@ SPREAD = 4.303 / math.sqrt(3)
 WORTH, LESS = 0.05, 0.15
 # A part of the suspects whose drawing brings this share of the gain is what was wrong.
 MOST = 0.9
+AGAIN, RULES = "drawing parameters of an unusual size again", ("misscaled_weights",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,8 @@ def redrawn(
             found = suspects(run.model, run, head)
     except (MeasurementError, RuntimeError):
         return None  # a hook that a module does not survive says nothing about weights
-    if not found or time.perf_counter() > run.deadline:
+    steps = (1 + DRAWS) * (LENGTH + 1)
+    if not found or not run.pace.allows(AGAIN, steps, steps, rules=RULES):
         return None
     place = {name: index for index, name in enumerate(order)}
     found = tuple(sorted(found, key=lambda suspect: place.get(suspect.name, len(place))))
@@ -96,8 +98,8 @@ def redrawn(
             break
         courses.append(course)
     if plain is None or len(courses) < DRAWS:
-        if time.perf_counter() > run.deadline:
-            run.notes.append(f"{found[0].name} is of an unusual size; the budget did not allow to draw it again.")
+        if time.perf_counter() > run.pace.deadline:
+            run.pace.leave_out(AGAIN, RULES)
         return None
     gains = [_gain(plain, course) for course in courses]
     low = statistics.fmean(gains) - SPREAD * statistics.stdev(gains)
@@ -174,7 +176,7 @@ class _Test:
         run, batch = self.run, self.run.batches[0]
         with undone(run.model):
             draw_again(run.model, drawn, run.seed + draw)
-            course = rehearse(run.model, lambda: self.loss(run(), batch), self.factory, run.deadline, steps=LENGTH)
+            course = rehearse(run.model, lambda: self.loss(run(), batch), self.factory, run.pace.deadline, steps=LENGTH)
         return course if course is not None and course.complete else None
 
     def located(self, drawn: tuple[Suspect, ...], plain: Course, gain: float) -> tuple[Suspect, ...]:

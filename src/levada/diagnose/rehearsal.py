@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose.update import Factory
 
-__all__ = ["STEPS", "Course", "rehearse", "undone"]
+__all__ = ["REHEARSAL", "STEPS", "Course", "judged", "rehearse", "undone"]
 
 # Enough for Adam's moments to settle, few enough to cost less than the measurement.
 STEPS = 10
+REHEARSAL = f"{STEPS} steps of training at each rate that the first step gave a reason to try"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,21 @@ def rehearse(
         except (RuntimeError, ValueError, TypeError, UsageError, MeasurementError):
             return None  # for example an optimizer that needs a closure; first_update has said so
     return Course(tuple(losses), scale, tuple(beside), steps)
+
+
+def judged(rates: Collection[str], standardised: bool) -> tuple[str, ...]:
+    """Return the rules that rehearsals are made for.
+
+    Args:
+        rates: names of the rates: "lr", "lower", "higher".
+        standardised: whether one is made on standardised inputs.
+
+    Example:
+        >>> judged(["lr", "lower"], standardised=False)
+        ('learning_rate_too_high',)
+    """
+    asked = {"learning_rate_too_high": "lower" in rates, "learning_rate_too_low": "higher" in rates}
+    return tuple(rule for rule, need in {**asked, "unscaled_input": standardised}.items() if need)
 
 
 def _values(objective: Callable[[], Tensor] | None) -> list[float]:

@@ -24,6 +24,8 @@ __all__ = ["Lookout", "Relation", "effective_rank", "relation"]
 
 # Rows of a batch that are compared, and elements of a row: more would cost time and tell nothing new.
 MOST_ROWS, MOST_ELEMENTS = 64, 1 << 16
+# Inputs whose cosines are kept for a picture.
+MOST_SHOWN = 12
 # Roundings, relative to the signal's size, below which a difference between inputs is none.
 NOISE = 64.0
 
@@ -41,6 +43,7 @@ class Relation:
         tokens: root mean square of the difference between the tokens of one input, over the signal's; NaN without
             tokens.
         cosine: mean cosine between two tokens of one input; NaN without tokens.
+        cosines: between the differences of the first inputs from the mean of the batch; empty if there are none.
     """
 
     rank: float
@@ -50,6 +53,7 @@ class Relation:
     correlation: float
     tokens: float = math.nan
     cosine: float = math.nan
+    cosines: tuple[tuple[float, ...], ...] = ()
 
 
 def effective_rank(rows: Tensor) -> float:
@@ -99,7 +103,12 @@ def relation(signal: Tensor, *, tokens: bool = False) -> Relation | None:
     rank = effective_rank(rows)
     ranks = [rank, *(effective_rank(half) for half in ((rows[::2], rows[1::2]) if count >= 8 else ()))]
     known = [r for r in ranks if not math.isnan(r)] or [math.nan]
-    return Relation(rank, min(known), max(known), whole, correlation, *of_tokens)
+    return Relation(rank, min(known), max(known), whole, correlation, *of_tokens, _cosines(rows))
+
+
+def _cosines(rows: Tensor) -> tuple[tuple[float, ...], ...]:
+    apart = torch.nn.functional.normalize((rows - rows.mean(0))[:MOST_SHOWN], dim=1)
+    return tuple(tuple(row) for row in (apart @ apart.T).tolist())
 
 
 def _between_tokens(signal: Tensor, tokens: bool) -> float:

@@ -129,12 +129,26 @@ def _decay_line(words: str, decay: Mapping[str, Any]) -> str:
     return f"{text}, theory x{predicted:.4g}" if isinstance(predicted, float) else text
 
 
+def _calibrated(finding: Finding) -> str:
+    told = finding.calibration
+    if not told:
+        return "not measured"
+    count = told["errors"] if finding.severity == "error" else told["errors"] + told["warnings"]
+    low, high = 100 * told["low"], 100 * told["high"]
+    interval = f"{100 * told['rate']:.1f} %, 95 % interval {low:.1f} to {high:.1f} %"
+    return f"as severe on {count} of {told['of']} {told['suite'] or 'healthy programs'} ({interval})"
+
+
 def _finding_lines(finding: Finding) -> Sequence[str]:
     mark = finding.severity if finding.status == "fired" else finding.status
     lines = [f"  {mark} {finding.rule}: {finding.claim}"]
     if finding.status == "fired":
         if finding.consequence:
             lines.append(f"      consequence: {finding.consequence}")
+        if finding.ruled_out:
+            lines.append(f"      ruled out: {' '.join(finding.ruled_out)}")
+        if finding.severity != "info":
+            lines.append(f"      false alarms: {_calibrated(finding)}")
         for remedy in finding.remedies:
             sure = "tried" if remedy.verified else "predicted, not tried"
             after = ", ".join(f"{key} {value:.4g}" for key, value in remedy.after.items() if isinstance(value, float))

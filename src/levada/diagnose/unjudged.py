@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from levada.diagnose.attempts import ALIKE, FEW_BLOCKS
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding
-from levada.diagnose.gather import ALIKE, FEW_BLOCKS
 from levada.probe.trace import Trace
 
 __all__ = ["in_one_line", "unjudged"]

@@ -42,7 +42,7 @@ class Trial:
         effect: mean over seeds; None if it was not tried.
         low: lower end of its 95 % interval (Student's t over seeds); None with a single seed.
         high: upper end.
-        before: losses after training as it is, by seed, and the mean loss of each step.
+        before: losses after training as it is, by seed; the loss of each step by seed, and its mean.
         after: the same with the remedy.
         seeds: seeds that `effect` is of. The first look at a remedy has a seed of its own, which is not among them.
         said: what became of it, in words.
@@ -246,5 +246,6 @@ def _told(courses: Sequence[Course]) -> dict[str, Any]:
     return {
         "loss": fmean(course.end for course in courses),
         "losses": [course.end for course in courses],
+        "curves": [list(course.losses) for course in courses],
         "curve": [fmean(values) for values in zip(*(course.losses for course in courses), strict=True)],
     }

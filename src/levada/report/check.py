@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from levada.report.account import calibration, cost
+from levada.report.evidence import WORDS_ALONE, evidence_picture
 from levada.report.figure import figure
 from levada.report.mixing import mixing_figure
 from levada.report.profile import column, decay, gradient_figure, gradient_key, signal_figure
@@ -81,7 +83,7 @@ def check_view(report: Mapping[str, Any], title: str = "") -> dict[str, Any]:
         "claim": found[0].get("claim", "") if found else _unknown_reason(report),
         "facts": _facts(report),
         "figures": _figures(report, blocks),
-        "findings": [_finding(one) for one in found],
+        "findings": [_finding(one, report, blocks) for one in found],
         "open": [one for one in report.get("findings") or () if one.get("status") == "unknown"],
         "notes": [str(note) for note in report.get("notes") or ()],
         "table": _table(blocks),
@@ -141,7 +143,7 @@ def _figures(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> 
     return [*drawn, mixing] if mixing is not None else drawn
 
 
-def _finding(one: Mapping[str, Any]) -> dict[str, Any]:
+def _finding(one: Mapping[str, Any], report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     severity = str(one.get("severity", "info"))
     return {
         "severity": severity,
@@ -150,7 +152,12 @@ def _finding(one: Mapping[str, Any]) -> dict[str, Any]:
         "rule": one.get("rule", ""),
         "title": phrase(one),
         "claim": one.get("claim", ""),
-        "evidence": list(evidence_rows(one.get("evidence") or {})),
+        "evidence": list(evidence_rows({k: v for k, v in (one.get("evidence") or {}).items() if k != "matrices"})),
+        "picture": evidence_picture(one, report, blocks),
+        "words_alone": WORDS_ALONE.get(str(one.get("rule")), ""),
+        "ruled_out": [str(sentence) for sentence in one.get("ruled_out") or ()],
+        "calibration": calibration(one),
+        "cost": cost(one),
         "consequence": one.get("consequence", ""),
         "falsify": one.get("falsify", ""),
         "source": one.get("source", ""),

@@ -265,6 +265,9 @@ def _series(frame: _Frame, one: Series, marked: int) -> Iterator[str]:
     points = one.drawn
     if one.style == "band" or not points:
         return
+    if one.style == "bar":
+        yield from _bars(frame, one)
+        return
     y_axis = frame.panel.y
     # Between names there is nothing to measure: no line joins them.
     joined = points if frame.panel.x.scale != "category" or one.style != "measured" else ()
@@ -290,6 +293,20 @@ def _series(frame: _Frame, one: Series, marked: int) -> Iterator[str]:
             yield marker(one, frame.x(p.x), frame.y(p.y), _told(one, p))
 
 
+def _bars(frame: _Frame, one: Series) -> Iterator[str]:
+    width = 0.7 * (frame.right - frame.left) / max(frame.panel.x.high - frame.panel.x.low, 1.0)
+    width = min(max(width, 1.5), 56.0)
+    zero = frame.y(0.0)
+    for p in one.points:
+        place = frame.panel.y.place(p.y) if p.y is not None else None
+        if isinstance(place, str) and p.y is not None:
+            yield _edge(frame, one, p, place)
+        elif p.y is not None:
+            top, bottom = sorted((frame.y(p.y), zero))
+            at = f'x="{frame.x(p.x) - width / 2:.1f}" y="{top:.1f}" width="{width:.1f}" height="{bottom - top:.1f}"'
+            yield f'<rect class="bar {hue(one)}" {at}><title>{escape(_told(one, p))}</title></rect>'
+
+
 def _named(one: Series) -> str:
     if one.num_seeds:
         return f"{one.label}, median of {one.num_seeds} seeds"
@@ -299,7 +316,8 @@ def _named(one: Series) -> str:
 def _told(one: Series, p: Point) -> str:
     seeds = f", median of {one.num_seeds} seeds" if one.num_seeds else ""
     spread = f" [{short(p.low)}, {short(p.high)}]" if p.low is not None and p.high is not None else ""
-    return f"{p.name or short(p.x)}: {short(p.y)}{spread} ({one.label}{seeds})"
+    what = f" ({one.label}{seeds})" if one.label else ""
+    return f"{p.name or short(p.x)}: {short(p.y)}{spread}{what}"
 
 
 def _edge(frame: _Frame, one: Series, p: Point, edge: str) -> str:

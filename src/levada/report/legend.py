@@ -59,8 +59,9 @@ def _key(style: str, words: str) -> str:
 
 
 def _swatch(one: Series, marked: bool) -> str:
-    if one.style == "band":
-        inner = f'<rect class="area {hue(one)}" x="1" y="1" width="28" height="10" rx="2"/>'
+    if one.style in ("band", "bar"):
+        form = "area" if one.style == "band" else "bar"
+        inner = f'<rect class="{form} {hue(one)}" x="1" y="1" width="28" height="10" rx="2"/>'
     elif one.style == "measured" and len(one.points) < 2:
         inner = marker(one, 15, 6, "")
     else:

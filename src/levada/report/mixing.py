@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from levada.report.words import cell, count, number, sampled, short
 
-__all__ = ["mixing_figure"]
+__all__ = ["draw_map", "mixing_figure", "read_matrix"]
 
 MAX_LAYERS: Final = 60
 _MAX_CELLS: Final = 4096  # of all maps together: each has a text of its own
@@ -36,7 +36,7 @@ def mixing_figure(report: Mapping[str, Any]) -> dict[str, str] | None:
     held = told.get("matrices") if isinstance(told, Mapping) else None
     if not isinstance(told, Mapping) or not isinstance(held, Mapping):
         return None
-    matrices = {str(name): rows for name, value in held.items() if (rows := _rows(value))}
+    matrices = {str(name): rows for name, value in held.items() if (rows := read_matrix(value))}
     if not matrices:
         return None
     chains = _chains(told.get("chains"), matrices)
@@ -79,7 +79,7 @@ def _chain(
     headed: bool,
 ) -> str:
     """Draw a chain's matrices, under its name where there are several chains."""
-    maps = "".join(_map(name, matrices[name], scale) for name in shown if name in layers)
+    maps = "".join(draw_map(name, matrices[name], scale) for name in shown if name in layers)
     head = ""
     if headed:
         ends = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
@@ -89,8 +89,12 @@ def _chain(
     return f'{head}<ol class="mixes">{maps}</ol>' if maps else head
 
 
-def _rows(value: Any) -> list[list[float]]:
-    """Read a square matrix of numbers; [] for what is none."""
+def read_matrix(value: Any) -> list[list[float]]:
+    """Read a square matrix of numbers; [] for what is none.
+
+    Args:
+        value: rows, as JSON has them.
+    """
     if not isinstance(value, Sequence) or isinstance(value, str):
         return []
     rows = [[number(v) for v in row] for row in value if isinstance(row, Sequence) and not isinstance(row, str)]
@@ -100,11 +104,21 @@ def _rows(value: Any) -> list[list[float]]:
     return known if all(len(row) == len(rows) for row in known) else []
 
 
-def _map(name: str, rows: Sequence[Sequence[float]], scale: float) -> str:
+def draw_map(
+    name: str, rows: Sequence[Sequence[float]], scale: float, words: str = "to stream {i} from stream {j}"
+) -> str:
+    """Draw one matrix as an item of a list.
+
+    Args:
+        name: stands under it.
+        rows: the matrix.
+        scale: the value of full colour.
+        words: what a cell is called, of `name`, `i` and `j`.
+    """
     cells = []
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
-            told = f"<title>to stream {i} from stream {j}: {cell(value)}</title>"
+            told = f"<title>{escape(words.format(name=name, i=i, j=j))}: {cell(value)}</title>"
             where = f'x="{j * _SIDE}" y="{i * _SIDE}" width="{_SIDE}" height="{_SIDE}"'
             if not math.isfinite(value):
                 cells.append(f'<rect class="c3" {where}>{told}</rect>')

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from levada import __version__
 from levada._errors import UsageError
 from levada.report.check import check_view
+from levada.report.mending import fix_view
 from levada.report.study import study_view
 from levada.report.typeset import typeset
 from levada.report.words import evidence_rows
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "render_report", "write_html"]
 
-_KINDS: Final = (("check", "checks"), ("study", "studies"))
+_KINDS: Final = (("fix", "repairs"), ("check", "checks"), ("study", "studies"))
 Source: TypeAlias = Run | Mapping[str, Any] | str | Path
 
 
 def render_report(sources: Iterable[Source]) -> str:
-    """Make one HTML page of checks and studies.
+    """Make one HTML page of repairs, checks and studies.
 
     Args:
-        sources: reports of `levada check` as mappings, runs, or paths of runs.
+        sources: reports of `levada check` or `levada fix` as mappings, runs, or paths of runs.
 
     Raises:
         UsageError: if there is no source, or one is neither a report nor a run.
@@ -103,7 +104,9 @@ def _title(sections: list[dict[str, Any]]) -> str:
 
 
 def _order(section: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Put checks first, in the order in which they were made, then studies by name, R2 before R10."""
+    """Put repairs first, then checks, in the order in which they were made, then studies by name, R2 before R10."""
+    if section["kind"] == "fix":
+        return (-1, section["created"])
     if section["kind"] == "check":
         return (0, section["created"])
     parts = re.split(r"(\d+)", section["view"]["name"])
@@ -115,6 +118,8 @@ def _sections(source: Source) -> list[dict[str, Any]]:
         source = Run(source)
     if isinstance(source, Run):
         return _run_sections(source)
+    if isinstance(source, Mapping) and "outcome" in source and isinstance(source.get("before"), Mapping):
+        return _fix_sections(source)
     if not isinstance(source, Mapping) or "verdict" not in source:
         raise UsageError(
             f"render_report: a source is a report of `levada check` or a run, got {type(source).__name__}"
@@ -127,12 +132,27 @@ def _sections(source: Source) -> list[dict[str, Any]]:
     return [{"kind": "check", "view": _safe(check_view(source)), "provenance": [], "damage": "", "created": ""}]
 
 
+def _fix_sections(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give a repair, and the checks of the model as it is and as the best remedy makes it."""
+    shared = {"provenance": [], "damage": "", "created": ""}
+    sections: list[dict[str, Any]] = [{"kind": "fix", "view": _safe(fix_view(told)), **shared}]
+    for side, words in (("before", "as it is"), ("after", f"with {told.get('remedy')}")):
+        report = told.get(side)
+        if isinstance(report, Mapping):
+            view = check_view(report, f"{report.get('model') or 'check'}, {words}")
+            sections.append({"kind": "check", "view": _safe(view), **shared})
+    return sections
+
+
 def _safe(view: dict[str, Any]) -> dict[str, Any]:
     """Mark the drawings, which escape what they contain, as HTML; everything else is escaped by the template."""
     from markupsafe import Markup
 
     for drawn in view["figures"]:
         drawn["svg"] = Markup(drawn["svg"])
+    for finding in view.get("findings") or ():
+        if finding["picture"]:
+            finding["picture"]["svg"] = Markup(finding["picture"]["svg"])
     return view
 
 

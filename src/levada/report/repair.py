@@ -12,7 +12,7 @@ from levada.report.words import plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["print_fix"]
+__all__ = ["SENTENCES", "effect", "print_fix"]
 
 _COLOURS: Final = {
     "healthy": "green",
@@ -21,7 +21,7 @@ _COLOURS: Final = {
     "not repaired": "red",
     "unknown": "magenta",
 }
-_SENTENCES: Final = {
+SENTENCES: Final[Mapping[str, str]] = {
     "healthy": "There is nothing to repair.",
     "repaired": "{remedy} helps, and a check of the repaired model shows no error.",
     "improved": "{remedy} helps, and is not enough: an error or a loss above that of zeros is left.",
@@ -46,7 +46,7 @@ def print_fix(told: Mapping[str, Any], console: Console) -> None:
     trials = restore_numbers(list(told.get("trials") or ()))
     if trials:
         _print_trials(trials, console)
-    sentence = _SENTENCES.get(outcome, "").format(remedy=told.get("remedy"))
+    sentence = SENTENCES.get(outcome, "").format(remedy=told.get("remedy"))
     console.print(f"{outcome}: {sentence}", style=_COLOURS.get(outcome, ""), highlight=False)
     for note in told.get("notes") or ():
         console.print(str(note), style="dim", highlight=False)
@@ -73,7 +73,7 @@ def _print_trials(trials: list[dict[str, Any]], console: Console) -> None:
                 Text(str(trial["name"]), "green" if trial.get("proposed") else ""),
                 _loss(trial["before"]["loss"]),
                 _loss(trial["after"]["loss"]),
-                _effect(trial),
+                effect(trial),
                 str(trial.get("said", "")),
             )
         console.print(table, highlight=False)
@@ -84,7 +84,13 @@ def _print_trials(trials: list[dict[str, Any]], console: Console) -> None:
     console.print()
 
 
-def _effect(trial: Mapping[str, Any]) -> str:
+def effect(trial: Mapping[str, Any]) -> str:
+    """Write the effect of a trial with its interval.
+
+    Example:
+        >>> effect({"effect": 0.5, "low": 0.25, "high": 0.75}), effect({"effect": -0.001})
+        ('+0.50 [+0.25, +0.75]', '+0.00')
+    """
     low, high = trial.get("low"), trial.get("high")
     told = _signed(trial["effect"])
     return f"{told} [{_signed(low)}, {_signed(high)}]" if low is not None and high is not None else told

@@ -13,6 +13,7 @@ from levada.report.words import human, phrase
 
 __all__ = ["to_sarif"]
 
+_PROPERTIES: Final = ("evidence", "where", "calibration", "ruled_out", "cost_ms")
 _LEVELS: Final = {"error": "error", "warn": "warning", "info": "note"}
 
 
@@ -68,7 +69,7 @@ def _result(finding: Mapping[str, Any], rules: list[str], model: str) -> dict[st
         "level": _LEVELS.get(str(finding.get("severity")), "note") if decided else "none",
         "message": {"text": " ".join(part for part in told if part)},
         "locations": [_location(finding.get("where") or {}, model)],
-        "properties": {key: json_ready(finding.get(key) or {}) for key in ("evidence", "where")},
+        "properties": {key: json_ready(finding.get(key) or {}) for key in _PROPERTIES},
     }
 
 

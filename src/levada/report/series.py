@@ -16,7 +16,7 @@ from levada.report.words import number
 
 __all__ = ["STYLES", "Panel", "Point", "Series", "Span", "read_panels"]
 
-STYLES: Final = ("measured", "predicted", "bound", "band", "reference")
+STYLES: Final = ("measured", "predicted", "bound", "band", "reference", "bar")
 MAX_GROUPS: Final = 6  # as many lines and their predictions can be followed in one pair of axes
 _SUMMED: Final = ("measured", "predicted")
 NUM_DRAWN: Final = 600
@@ -180,12 +180,16 @@ def _read_panel(spec: Mapping[str, Any], colours: Mapping[str, int], scaled: Seq
         x_label += ", input on the left, output on the right"
     xs = [point.x for one in held for point in one.points]
     ys = [v for one in held for p in one.points for v in (p.y, p.low, p.high) if v is not None]
+    ys += [0.0] if any(one.style == "bar" for one in held) else []  # its length is the value
     if names:
         x = category_axis(x_label, names)
     elif x_scale == "log":
         x = log_axis(x_label, xs)
     else:
-        x = linear_axis(x_label, xs, whole=all(value == int(value) for value in xs if math.isfinite(value)), pad=0.02)
+        whole = all(value == int(value) for value in xs if math.isfinite(value))
+        if xs and any(one.style == "bar" for one in held):
+            xs += [min(xs) - 0.5, max(xs) + 0.5]  # a bar has a width
+        x = linear_axis(x_label, xs, whole=whole, pad=0.02)
     y = log_axis(y_label, ys) if y_scale == "log" else linear_axis(y_label, ys, count=5)
     places = [y.place(p.y) for one in series if not one.num_seeds for p in one.points if p.y is not None]
     edges: Counter[str] = Counter(place for place in places if isinstance(place, str))

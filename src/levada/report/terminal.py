@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from levada.report.account import calibration
 from levada.report.check import sampled
 from levada.report.claim import STATUSES, Pair, failed, numbers, pairs, read_claims, statistic, status, value, wanted
 from levada.report.profile import column, decay, gradient_key
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["print_check", "print_claims"]
 
 MAX_ROWS: Final = 60
+DYING: Final = 1e-3
 MAX_PAIRS: Final = 4
 MAX_NUMBERS: Final = 8
 _COLOURS: Final = {"error": "red", "warn": "yellow", "info": "cyan", "healthy": "green", "unknown": "magenta"}
@@ -98,6 +100,19 @@ def _range(values: Sequence[float | None]) -> tuple[float, float]:
     return (min(*logs, max(logs) - 3.0), max(logs)) if logs else (-3.0, 0.0)
 
 
+def dying_spread(blocks: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """Give the difference between inputs by block, if it falls by decades more than the signal; [] otherwise.
+
+    Example:
+        >>> dying_spread([{"signal_rms": 1.0, "signal_spread": 0.5}, {"signal_rms": 0.9, "signal_spread": 1e-6}])
+        [0.5, 1e-06]
+    """
+    spread = column(blocks, "signal_spread")
+    shares = [s / v for s, v in zip(spread, column(blocks, "signal_rms"), strict=True) if s is not None and v]
+    known = [share for share in shares if math.isfinite(share)]
+    return spread if known and min(known) < DYING * known[0] else []
+
+
 def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -105,27 +120,34 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
     fine, kept, marks = _unicode(console), sampled(len(blocks), MAX_ROWS), _spans(report, blocks)
     signs = SIGNS if fine else _PLAIN_SIGNS
     key = gradient_key(blocks)
-    signal, gradient = column(blocks, "signal_rms"), column(blocks, key)
+    signal, gradient, spread = column(blocks, "signal_rms"), column(blocks, key), dying_spread(blocks)
     predicted = column(blocks, "gradient_predicted")
-    width = max(6, min(24, (console.width - 58) // 2))
+    width = max(6, min(24, (console.width - 58 - 9 * bool(spread)) // 2))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("", no_wrap=True, width=1)
-    table.add_column("block", no_wrap=True, overflow="ellipsis", max_width=max(12, console.width - 42 - 2 * width))
+    table.add_column(
+        "block", no_wrap=True, overflow="ellipsis", max_width=max(12, console.width - 42 - 9 * bool(spread) - 2 * width)
+    )
     table.add_column("signal", justify="right", no_wrap=True)
-    table.add_column("log scale", no_wrap=True, width=width + 1)
+    if spread:
+        table.add_column("spread", justify="right", no_wrap=True)
+    scale = "log scale" if width >= 9 else "log"
+    table.add_column(scale, no_wrap=True, width=width + 1)
     table.add_column("gradient", justify="right", no_wrap=True)
     with_theory = any(value is not None for value in predicted)
     if with_theory:
         table.add_column("predicted", justify="right", no_wrap=True)
-    table.add_column("log scale", no_wrap=True, width=width)
-    ranges = _range(signal), _range(gradient)
+    table.add_column(scale, no_wrap=True, width=width)
+    barred = spread or signal
+    ranges = _range(barred), _range(gradient)
     for i in kept:
         colour = _COLOURS.get(marks[i], "")
         cells = [
             Text(signs.get(marks[i], ""), colour),
             Text(str(blocks[i].get("site", "")), colour),
             Text(cell(signal[i], "e") if signal[i] is not None else ""),
-            Text(_bar(signal[i], *ranges[0], width, fine), "blue"),
+            *([Text(cell(spread[i], "e") if spread[i] is not None else "", colour)] if spread else []),
+            Text(_bar(barred[i], *ranges[0], width, fine), "blue"),
             Text(cell(gradient[i], "e") if gradient[i] is not None else "", colour),
             *([Text(cell(predicted[i], "e") if predicted[i] is not None else "", "dim")] if with_theory else []),
             Text(_bar(gradient[i], *ranges[1], width, fine), colour or "green"),
@@ -136,9 +158,11 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
         console.print(f"{len(kept)} of {len(blocks)} blocks shown, evenly spaced.", style="dim", highlight=False)
     told = (
         f"{name} {plain(10.0 ** max(low, -307.0))} (empty) to {plain(10.0**high)} (full)"
-        for name, (low, high) in zip(("signal", "gradient"), ranges, strict=True)
+        for name, (low, high) in zip(("spread" if spread else "signal", "gradient"), ranges, strict=True)
     )
     _say(console, f"Bars are logarithmic: {', '.join(told)}.", "dim")
+    if spread:
+        _say(console, "The spread is how far the inputs of the batch differ there; it is what dies.", "dim")
     if key == "cotangent_rms":
         _say(console, f"The gradient is that of {COTANGENT}, as theory predicts it.", "dim")
     console.print()
@@ -184,6 +208,10 @@ def _print_finding(finding: Mapping[str, Any], console: Console) -> None:
     for key, label in (("claim", ""), ("consequence", "what follows: ")):
         if finding.get(key):
             _say(console, f"{label}{finding[key]}", "", 2)
+    if finding.get("ruled_out"):
+        _say(console, f"ruled out: {' '.join(map(str, finding['ruled_out']))}", "dim", 2)
+    if calibration(finding):
+        _say(console, f"false alarms: {calibration(finding)}", "dim", 2)
     for remedy in finding.get("remedies") or ():
         tried = "tried on this model and data" if remedy.get("verified") else "predicted by theory, not tried"
         _say(console, f"repair: {human(str(remedy.get('name', '')))} ({tried})", "bold", 2)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from levada.diagnose.calibration import calibration_of
+from levada.diagnose.costs import cost_of
 from levada.diagnose.diagnostics.accumulated_gradients import accumulated_gradients
 from levada.diagnose.diagnostics.attention_collapse import attention_collapse
 from levada.diagnose.diagnostics.dead_units import dead_units
@@ -26,8 +29,10 @@ from levada.diagnose.diagnostics.unstable_mixing import unstable_mixing
 from levada.diagnose.diagnostics.vanishing_gradient import vanishing_gradient
 from levada.diagnose.diagnostics.vanishing_signal import vanishing_signal
 from levada.diagnose.diagnostics.wrong_loss import wrong_loss
+from levada.diagnose.exclusion import ruled_out
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Diagnostic, Finding
+from levada.diagnose.pace import Pace
 from levada.probe.trace import Trace
 
 __all__ = ["DIAGNOSTICS", "diagnose"]
@@ -126,9 +131,9 @@ def diagnose(trace: Trace) -> tuple[Finding, ...]:
     """
     overflow = tuple(numerical_overflow(trace))
     if any(finding.severity == "error" for finding in overflow):
-        return overflow  # what is NaN cannot be measured, and need not be explained
+        return _completed(overflow, trace)  # what is NaN cannot be measured, and need not be explained
     found = list(overflow)
-    flat = facts_of(trace).flat
+    flat, untested = facts_of(trace).flat, facts_of(trace).untested
     mixes = bool(trace.context.get("mixing"))
     for name, rule in DIAGNOSTICS.items():
         if (name in _STREAMS and not mixes) or (name in _SILENT and flat):
@@ -136,11 +141,31 @@ def diagnose(trace: Trace) -> tuple[Finding, ...]:
         if name in _NEEDED[flat]:
             found.append(Finding(name, "info", "unknown", f"{name} is not known: {_LACK[flat]}."))
         elif name != "numerical_overflow":
-            found.extend(finding for finding in rule(trace) if not _explained(finding, found, trace.names()))
+            told = list(rule(trace))
+            if name in untested and all(finding.severity == "info" for finding in told):
+                told = [*told, Finding(name, "info", "unknown", f"{name} is not known: {untested[name]}.")]
+            found.extend(finding for finding in told if not _explained(finding, found, trace.names()))
     found = one_cause(found)
     if any(finding.severity == "error" for finding in found):
         found = [finding for finding in found if finding.status != "unknown"]  # an error says why it is not known
-    return tuple(found)
+    return _completed(found, trace)
+
+
+def _completed(findings: Sequence[Finding], trace: Trace) -> tuple[Finding, ...]:
+    """Add what holds for any rule: how often it is wrong, what was excluded, what it cost."""
+    pace = trace.context.get("pace")
+    seconds = pace.seconds if isinstance(pace, Pace) else {}
+    return tuple(
+        replace(
+            finding,
+            calibration=calibration_of(finding.rule, finding.severity),
+            ruled_out=finding.ruled_out or ruled_out(finding, trace),
+            cost_ms=cost_of(finding.rule, seconds),
+        )
+        if finding.status == "fired"
+        else finding
+        for finding in findings
+    )
 
 
 def _explained(finding: Finding, causes: Sequence[Finding], names: Sequence[str]) -> bool:

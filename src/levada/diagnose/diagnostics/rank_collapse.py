@@ -91,6 +91,7 @@ def _collapsed(names: Sequence[str], index: int, previous: float, severity: Seve
         evidence={
             "effective_rank": {"value": here.rank, "low": here.low, "high": here.high},
             "attainable_rank": here.attainable,
+            "matrices": _pictured(names, index, facts),
             "rank_before": previous if math.isfinite(previous) else None,
             "rank_of_inputs": facts.input_relation.rank if facts.input_relation is not None else None,
             "correlation": _correlations(facts, name, here),
@@ -109,6 +110,14 @@ def _collapsed(names: Sequence[str], index: int, previous: float, severity: Seve
         remedies=_draw(name, here),
         source=SOURCE,
     )
+
+
+def _pictured(names: Sequence[str], index: int, facts: Facts) -> Mapping[str, Any]:
+    """Return the cosines between inputs before the block and behind it."""
+    before = facts.relations[names[index - 1]] if index else facts.input_relation
+    told = {f"before {names[index]}": before.cosines if before is not None else ()}
+    told[f"behind {names[index]}"] = facts.relations[names[index]].cosines
+    return {name: rows for name, rows in told.items() if rows}
 
 
 def _correlations(facts: Facts, name: str, here: Relation) -> Mapping[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from levada.diagnose.attempts import ALIKE
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
-from levada.diagnose.gather import ALIKE
 from levada.probe.trace import Trace
 from levada.theory import gradient_correlation
 

@@ -69,6 +69,7 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
     severity: Severity = "error" if (cut is not None or lawful) and still and last_moves and not shared else "warn"
     if shared and starved[0] > decay.first:
         severity = "info"  # a fixed point that is iterated: what is before it is reached by other ways
+    reach = (still if last_moves else []) or starved  # the same layers as the consequence names
     yield Finding(
         rule=RULE,
         severity=severity,
@@ -84,8 +85,8 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
         },
         consequence=_SHARED if shared else _consequence(facts, names, starved, still if last_moves else []),
         falsify=(
-            f"Train twice from the same weights, on the same batches, once with {names[starved[0]]} to "
-            f"{names[starved[-1]]} frozen: if the loss of the free one falls further than the spread over seeds, "
+            f"Train twice from the same weights, on the same batches, once with {_reach(names, reach)} "
+            "frozen: if the loss of the free one falls further than the spread over seeds, "
             "they do learn and this finding is wrong."
         ),
         remedies=repairs(trace, span.value) if cut is None else (),
@@ -191,9 +192,13 @@ def _cut_claim(names: Sequence[str], cut: int) -> str:
     )
 
 
+def _reach(names: Sequence[str], blocks: Sequence[int]) -> str:
+    return f"{names[blocks[0]]} to {names[blocks[-1]]}" if len(blocks) > 1 else names[blocks[0]]
+
+
 def _consequence(facts: Facts, names: Sequence[str], starved: Sequence[int], still: Sequence[int]) -> str:
     reach = still or starved
-    span = f"{names[reach[0]]} to {names[reach[-1]]}" if len(reach) > 1 else names[reach[0]]
+    span = _reach(names, reach)
     if still and facts.lr is None:
         return f"The optimizer's step leaves the weights of {span} as they are."
     if still:

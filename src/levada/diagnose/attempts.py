@@ -1,0 +1,222 @@
+"""Tests that take passes of their own: made where there is a reason to, and where they end in time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from levada._errors import MeasurementError, UsageError
+from levada.diagnose.attending import Attending, attending
+from levada.diagnose.material import Material
+from levada.diagnose.neighbours import Neighbours, compare, moved
+from levada.diagnose.passes import Run, gradients_of
+from levada.diagnose.recipe import Recipe, recipe_of
+from levada.diagnose.rehearsal import REHEARSAL, STEPS, Course, judged, rehearse
+from levada.diagnose.relations import Lookout
+from levada.diagnose.rounding import LIFT, Rounding, exact_step, flushed
+from levada.diagnose.surroundings import InputScale, standardised
+from levada.diagnose.update import Assumed
+from levada.inputs import Batch
+
+__all__ = ["ALIKE", "FEW_BLOCKS", "NEIGHBOURS", "attempts"]
+
+# Depth shatters gradients: with fewer blocks it does not, and is not looked for.
+FEW_BLOCKS = 10
+NEIGHBOURS = "the gradients of neighbouring inputs"
+# Cosines of neighbours' gradients below which the step is tried on the neighbours too.
+ALIKE = 0.25
+# A first step that lowers the loss by less, and moves no block's weights by more, may be too small to learn.
+NO_GAIN, NO_MOTION = 1e-3, 1e-6
+# Steps of this size, beside the weights, are short enough to follow a gradient, and long enough to learn by.
+SHORT, LONG = 3e-3, 1e-2
+# Sizes of inputs, and means beside deviations, that a first layer is not made for.
+LARGE, SMALL, OFF_CENTRE = 10.0, 1e-3, 10.0
+_NARROW = torch.float16, torch.bfloat16
+
+
+def attempts(
+    material: Material,
+    lookout: Lookout,
+    signals: Mapping[str, Tensor],
+    loss_after: float | None,
+    scale: InputScale | None,
+    attention: Attending,
+) -> dict[str, Any]:
+    """Make the tests, and return what each showed by its name in `Facts`.
+
+    Args:
+        material: what was measured before.
+        lookout: looks at the boundaries.
+        signals: at the first and the last boundary, of the first batch.
+        loss_after: loss after the optimizer's first step.
+        scale: of the inputs.
+        attention: what a pass showed of it.
+    """
+    pace = material.run.pace
+    with pace.stage("rounding"):
+        rounding, lost = _rounding(material), _flushed(material)
+    with pace.stage("neighbours"):
+        neighbours = _neighbours(material, lookout, signals)
+    with pace.stage("courses"):
+        courses = _courses(material, loss_after, scale, rounding)
+    with pace.stage("recipe"):
+        recipe = _recipe(material)
+    with pace.stage("attention"):
+        attention = attending(attention, material.run, material.loss, material.factory)
+    return {
+        "rounding": rounding,
+        "flushed": lost,
+        "neighbours": neighbours,
+        "courses": courses,
+        "recipe": recipe,
+        "attending": attention,
+    }
+
+
+def _neighbours(material: Material, lookout: Lookout, here: Mapping[str, Tensor]) -> Neighbours | None:
+    """Run the inputs' neighbours forward and back, and compare."""
+    run, loss = material.run, material.loss
+    near = moved(run.batches[0], run.seed)
+    rules = ("shattered_gradient",)
+    if not material.first or loss is None or near is None or not run.pace.allows(NEIGHBOURS, 1, 1, rules=rules):
+        return None
+    (site,) = material.first
+    last = material.execution.sites[-1].name
+    there: dict[str, Tensor] = {}
+    edges: dict[str, GradientEdge] = {}
+
+    def see(name: str, tensor: Tensor) -> None:
+        if name in (site, last):
+            there[name] = tensor.detach().clone()
+        if name == site and tensor.requires_grad:
+            edges[name] = get_gradient_edge(tensor)
+
+    try:
+        value = loss(lookout.look(lambda: run(batch=near), see), near)
+        gradients = torch.autograd.grad(value, list(edges.values()), allow_unused=True)
+    except (RuntimeError, ValueError, UsageError, MeasurementError):
+        return None  # what fails in the backward pass was told before
+    told = {name: g for name, g in zip(edges, gradients, strict=True) if g is not None}
+    names = [s.name for s in material.execution.sites]
+    found = compare(names, (here, material.first), (there, told))
+    if found is None or found.high >= ALIKE:
+        return found
+    batch, what = run.batches[0], "steps whose gain neighbouring inputs share"
+    if not run.pace.allows(what, STEPS + 3, STEPS + 1, rules=rules):
+        return found
+    course = rehearse(
+        run.model,
+        lambda: loss(run(), batch),
+        material.factory,
+        run.pace.deadline,
+        aside=lambda: loss(run(batch=near), near),
+    )
+    if course is not None and not course.complete:
+        run.pace.leave_out(what, rules)
+    return replace(found, gain_shared=course.shared if course is not None and course.complete else None)
+
+
+def _rounding(material: Material) -> Rounding | None:
+    """Make the step without rounding, if rounding takes most of it."""
+    update, loss, run = material.update, material.loss, material.run
+    narrow = any(p.dtype in _NARROW for p in run.model.parameters())
+    if update is None or loss is None or not narrow or not update.lost(update.after) > 0.5:
+        return None
+    if not run.pace.allows("the optimizer's step without rounding", 3, rules=("lost_update",)):
+        return None
+    gradients = {name: g for name, g in material.gradients.items() if g is not None}
+    return exact_step(run.model, gradients, update, material.factory, run.batches[0], loss)
+
+
+def _flushed(material: Material) -> float | None:
+    run = material.run
+    if material.loss is None or not any(p.dtype == torch.float16 for p in run.model.parameters()):
+        return None
+    if not run.pace.allows("the gradients of a larger loss", 1, 1, rules=("lost_update",)):
+        return None
+    larger = gradients_of(run.model, material.loss_of(run()).float() * LIFT)
+    return flushed(material.gradients, larger)
+
+
+def _courses(
+    material: Material, loss_after: float | None, scale: InputScale | None, rounding: Rounding | None
+) -> dict[str, Course]:
+    """Rehearse some steps where the first one, or the inputs, give a reason to."""
+    run, loss, update = material.run, material.loss, material.update
+    before = material.value
+    if loss is None or update is None or before is None or loss_after is None or not math.isfinite(before):
+        return {}
+    rates: dict[str, float] = {}
+    ratios = [update.ratio(site.parameters) for site in material.execution.sites]
+    largest = max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
+    if isinstance(material.factory, Assumed) and material.factory.lr is None:
+        pass  # a rate that nobody chose is not judged
+    elif not loss_after <= before:
+        rates = {"lr": 1.0, "lower": min(0.1, max(SHORT / largest, 1e-6)) if largest > 0 else 0.1}
+    elif 0 < largest < NO_MOTION and before - loss_after < NO_GAIN * abs(before) and rounding is None:
+        rates = {"lr": 1.0, "higher": LONG / largest}
+    batch = _plain_inputs(run, scale)
+    if batch is not None:
+        rates.setdefault("lr", 1.0)
+    if not rates:
+        return {}
+    if not run.pace.allows(REHEARSAL, 1 + STEPS, STEPS + 1, rules=judged(rates, batch is not None)):
+        return {}
+    if _random(material):
+        material.unmade["courses"] = "the loss differs from run to run"
+        return {}
+    found: dict[str, Course] = {}
+    wanted = [(name, run.batches[0], factor) for name, factor in rates.items()]
+    wanted += [("standardised", batch, 1.0)] if batch is not None else []
+    for name, given, factor in wanted:
+        if (name != "lr" and "lr" not in found) or not run.pace.allows(
+            REHEARSAL, STEPS + 1, STEPS + 1, rules=judged(rates, batch is not None)
+        ):
+            break
+
+        def objective(given: Batch = given) -> Tensor:
+            assert loss is not None  # tested above
+            return loss(run(batch=given), given)
+
+        # A loss that rises with the first step and then falls below its start is no reason to go on.
+        least = before if name == "lr" and "lower" in rates and batch is None else -math.inf
+        course = rehearse(run.model, objective, material.factory, run.pace.deadline, factor, below=least)
+        if course is not None and course.complete:
+            found[name] = course
+        elif name in rates and course is None:
+            material.unmade["courses"] = "the optimizer refused to make further steps"
+        elif course is not None and not course.losses[-1] < least:
+            run.pace.leave_out(REHEARSAL, judged(rates, batch is not None))
+    return found
+
+
+def _recipe(material: Material) -> Recipe | None:
+    run, loss = material.run, material.loss
+    if loss is None or material.update is None:
+        return None
+    return recipe_of(run, material.factory, material.gradients, lambda: material.loss_of(run()))
+
+
+def _random(material: Material) -> bool:
+    with torch.no_grad():
+        value = float(material.loss_of(material.run()))
+    return material.value is not None and abs(value - material.value) > 1e-3 * abs(material.value)
+
+
+def _plain_inputs(run: Run, scale: InputScale | None) -> Batch | None:
+    """Return the first batch at mean 0 and deviation 1, if its inputs are far from that; not where they are targets."""
+    if scale is None or not (scale.rms > LARGE or scale.rms < SMALL or abs(scale.mean) > OFF_CENTRE * scale.deviation):
+        return None
+    batch = run.batches[0]
+    targets = batch.targets
+    if isinstance(targets, Tensor) and any(
+        t.shape == targets.shape and torch.equal(t, targets) for t in batch.tensors()
+    ):
+        return None
+    return standardised(run.batches)
