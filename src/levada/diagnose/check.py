@@ -19,6 +19,7 @@ from levada.diagnose.finding import Finding
 from levada.diagnose.loss import LossLike
 from levada.diagnose.measure import Draws, measure
 from levada.diagnose.preserve import preserve
+from levada.diagnose.recurrent import measured, not_followed
 from levada.diagnose.report import Report, Verdict
 from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
 from levada.inputs import Batch, read_batches, require_model
@@ -28,7 +29,6 @@ __all__ = ["check", "examine"]
 
 # The rules that need a decay over depth.
 _OVER_DEPTH = frozenset({"vanishing_gradient", "exploding_gradient", "vanishing_signal", "exploding_signal"})
-_RECURRENT = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
 _SIGNALS = (
     "signal_rms",
     "signal_spread",
@@ -125,8 +125,7 @@ def examine(
     if compiled:
         notes.append("The model is compiled; the module inside was measured, without compiling.")
     notes.extend(_data_notes(trace, batches))
-    if any(site.kind in _RECURRENT for site in trace.sites):
-        notes.append("A recurrent layer is one block: what becomes of the signal over time inside it was not measured.")
+    notes.extend(not_followed(facts_of(trace).memory, trace.sites))
     if not model.training:
         notes.append("The model is in eval mode and was measured so; call model.train() to measure it as it trains.")
     findings = diagnose(trace)
@@ -295,4 +294,6 @@ def _summary(trace: Trace) -> dict[str, Any]:
         summary["output_spread"] = facts.output_spread
     if trace.context.get("mixing"):
         summary["mixing"] = _mixing(trace)
+    if (memory := measured(facts.memory)) is not None:
+        summary["memory_horizon"] = memory
     return summary

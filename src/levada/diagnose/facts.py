@@ -10,6 +10,7 @@ from torch import Tensor
 from levada.diagnose.neighbours import Neighbours
 from levada.diagnose.objective import Objective
 from levada.diagnose.prediction import Prediction
+from levada.diagnose.recurrent import Memory
 from levada.diagnose.rehearsal import Course
 from levada.diagnose.relations import Relation
 from levada.diagnose.rounding import Rounding
@@ -81,6 +82,7 @@ class Facts:
             "higher" are other rates, "standardised" other inputs. Made only where the first step or the
             inputs gave a reason.
         mode: which modules are in training mode.
+        memory: how far back recurrences remember; None without any.
     """
 
     optimizer: str | None = None
@@ -118,6 +120,7 @@ class Facts:
     flushed: float | None = None
     courses: Mapping[str, Course] = field(default_factory=dict)
     mode: Mode | None = None
+    memory: Memory | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

@@ -17,6 +17,7 @@ from levada._errors import MeasurementError, UsageError
 from levada.diagnose.cut import Graph
 from levada.diagnose.facts import Facts
 from levada.diagnose.loss import Loss, main_output
+from levada.diagnose.memory import memory_of
 from levada.diagnose.neighbours import Neighbours, compare, moved
 from levada.diagnose.objective import Objective
 from levada.diagnose.passes import Run, gradients_of, random_projection
@@ -141,6 +142,7 @@ def facts_from(material: Material) -> Facts:
         flushed=_flushed(material),
         courses=_courses(material, loss_after, scale, rounding),
         mode=_mode(material, out),
+        memory=memory_of(run, recorder, material.loss, material.factory),
     )
 
 

@@ -63,7 +63,7 @@ def chrono(module: nn.Module, horizon: float, *, generator: Generator | None = N
 
 @torch.no_grad()
 def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Generator | None = None) -> nn.Module:
-    r"""Let recurrent weights keep the norm of the state: orthogonal, $W^\top W = g^2 I$, or the identity for rectifiers.
+    r"""Let recurrent weights keep the norm of a state: orthogonal, $W^\top W = g^2 I$; the identity for rectifiers.
 
     Args:
         module: changed in place: every RNN, LSTM, GRU and cell of torch; of gated ones the block of each gate. Plain
@@ -91,7 +91,7 @@ def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Ge
         plain = isinstance(one, nn.RNN | nn.RNNCell)
         for name, value in one.named_parameters():
             if name.startswith("weight_hh"):
-                for block in value.split(one.hidden_size):
+                for block in torch.split(value, one.hidden_size):
                     block.copy_(gain * _square(block, plain and one.nonlinearity == "relu", generator))
             elif plain and name.startswith("bias"):
                 value.zero_()
@@ -101,4 +101,4 @@ def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Ge
 def _square(like: Tensor, identity: bool, generator: Generator | None) -> Tensor:
     if identity:
         return torch.eye(*like.shape, dtype=like.dtype, device=like.device)
-    return orthogonal_matrix(*like.shape, like, generator)
+    return orthogonal_matrix(len(like), like.shape[1], like, generator)

@@ -42,14 +42,14 @@ class FusedCall:
     def add(self, given: Any, state: Any, returned: Any) -> None:
         """Take one call: its input, its initial state (or None), and what it returned."""
         output, last = returned
-        inputs, lengths = self._plain(given)
+        inputs, lengths = self.plain(given)
         if not self.inputs:
             self.lengths = None if lengths is None else lengths[: self.rows]
             self.initial = tuple(
                 (s if s.dim() == 3 else s.unsqueeze(1))[:, : self.rows].detach() for s in _tensors(state)
             )
         self.inputs.append(inputs[:, : self.rows].detach())
-        self.outputs.append(self._plain(output)[0][:, : self.rows].detach())
+        self.outputs.append(self.plain(output)[0][:, : self.rows].detach())
         self.last = _tensors(last)
 
     @property
@@ -57,10 +57,11 @@ class FusedCall:
         """Number of steps."""
         return sum(len(x) for x in self.inputs)
 
-    def _plain(self, value: Any) -> tuple[Tensor, Tensor | None]:
+    def plain(self, value: Any) -> tuple[Tensor, Tensor | None]:
         """Return a sequence as `(steps, rows, dim)`, and its lengths where it is packed."""
         if isinstance(value, PackedSequence):
-            return pad_packed_sequence(value)
+            padded: tuple[Tensor, Tensor] = pad_packed_sequence(value)
+            return padded
         if value.dim() == 2:
             return value.unsqueeze(1), None
         return (value.transpose(0, 1) if self.module.batch_first else value), None
@@ -110,10 +111,12 @@ def _without_dropout(call: FusedCall) -> Tensor:
         state: Any = call.initial or None
         if state is not None and module.mode != "LSTM":
             state = state[0]
+        given: Any = x
         if call.lengths is not None:
-            x = nn.utils.rnn.pack_padded_sequence(x, call.lengths, module.batch_first, enforce_sorted=False)
+            given = nn.utils.rnn.pack_padded_sequence(x, call.lengths, module.batch_first, enforce_sorted=False)
         with torch.no_grad():
-            return call._plain(type(module).forward(module, x, state)[0])[0]
+            output = call.plain(type(module).forward(module, given, state)[0])[0]
+        return nn.functional.pad(output, (0, 0, 0, 0, 0, call.length - len(output)))
     finally:
         module.training = True
 
@@ -178,9 +181,8 @@ class _Direction:
         assert self.recur is not None
         slope = _SLOPES[self.kind](self.step(t, state)[0])
         # independent weights: the mean square of W'(s c) is that of s times ||W||_F^2 / n
-        return (
-            self.recur.norm() / len(self.recur) ** 0.5 * slope.square().mean(-1, keepdim=True).sqrt().expand_as(slope)
-        )
+        gain = self.recur.square().sum() / len(self.recur) * slope.square().mean(-1, keepdim=True)
+        return gain.sqrt().expand_as(slope)
 
     def outputs(self) -> Tensor:
         """Return the hidden states in the order of the sequence."""

@@ -41,7 +41,8 @@ def lyapunov_exponents(
 ) -> LyapunovExponents:
     r"""Return the largest Lyapunov exponents along the states that a recurrence goes through.
 
-    $$J_t Q_t = Q_{t+1} R_{t+1}, \qquad \lambda_i = \frac1T \sum_t \ln (R_t)_{ii}, \qquad J_t = \partial h_{t+1} / \partial h_t$$
+    $$J_t Q_t = Q_{t+1} R_{t+1}, \qquad \lambda_i = \frac1T \sum_t \ln (R_t)_{ii}, \qquad
+    J_t = \partial h_{t+1} / \partial h_t$$
 
     A largest exponent above zero says that gradients grow over long times, on average by $e^{\lambda}$ each step, and
     that the network is chaotic; far below zero that it forgets.
@@ -110,7 +111,7 @@ def _pushed(recurrence: Recurrence, t: int, state: tuple[Tensor, ...], q: Tensor
             for column in range(count):
                 parts = [
                     torch.cat([p, p.new_zeros(len(s) - rows, p.shape[-1])])
-                    for p, s in zip(q[..., column].split(sizes, -1), state, strict=True)
+                    for p, s in zip(torch.split(q[..., column], sizes, -1), state, strict=True)
                 ]
                 moved = torch.autograd.grad(
                     [back[i] for i in live], dual, [parts[i] for i in live], retain_graph=True, materialize_grads=True

@@ -188,7 +188,7 @@ def memory_curve(recurrence: Recurrence, *, cotangents: int = COTANGENTS, seed: 
         logs.exp(),
         {name: (squares[..., i].nanmean(0) / total).sqrt() for i, name in enumerate(names) if len(names) > 1},
         Interval(slope, *_jackknifed(slope, slopes)),
-        Interval(horizon, math.exp(low), math.exp(high)),
+        Interval(horizon, min(horizon, math.exp(low)), max(horizon, math.exp(high))),
         reached,
         predicted,
         gates,
@@ -212,6 +212,8 @@ def _squares(recurrence: Recurrence, cotangents: int, generator: torch.Generator
             if t < recurrence.steps:
                 nodes.extend(state)
                 state = recurrence.step(t, state)
+    if not any(s.grad_fn is not None for s in state):
+        raise MeasurementError(f"memory_curve: the states of {recurrence.site} have no graph: its step is detached.")
     ends = torch.full((rows,), steps) if recurrence.lengths is None else recurrence.lengths.cpu() - first
     samples = []
     for _ in range(math.ceil(cotangents / rows)):
@@ -256,7 +258,7 @@ def _slope(logs: Tensor) -> float:
         return -math.inf
     above = (logs[:usable] >= math.log(LEFT)).nonzero()
     end = min(usable, max(int(above[-1]) + 2 if len(above) else 0, 3))
-    # The first step also turns the cotangent into what the recurrence keeps; it is no part of the slope, if there are more.
+    # The first step also turns the cotangent into what the recurrence keeps: no part of the slope, if there are more.
     start = 1 if end > 3 else 0
     k = torch.arange(start, end, dtype=torch.float64)
     y = logs[start:end]
@@ -295,9 +297,9 @@ def _factors(recurrence: Recurrence) -> tuple[Tensor, Tensor] | None:
             seen.append(recurrence.carry(t, state).double().cpu())
             state = recurrence.step(t, state)
     factors = torch.stack(seen)
-    t = torch.arange(len(factors))[:, None].expand(factors.shape[:2])
+    times = torch.arange(len(factors))[:, None].expand(factors.shape[:2])
     ends = torch.full((factors.shape[1],), len(factors)) if recurrence.lengths is None else recurrence.lengths.cpu()
-    return factors, t < ends
+    return factors, times < ends
 
 
 def _predicted(recurrence: Recurrence) -> tuple[Tensor | None, GateStatistics | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,7 +125,7 @@ def _longest_chain(calls: Sequence[_Call]) -> list[_Call]:
     best: list[_Call] = []
     chain = list(calls[:1])
     expected: tuple[int, ...] = ()
-    for before, after in zip(calls, calls[1:], strict=False):
+    for before, after in itertools.pairwise(calls):
         slots = _slots(before, after)
         if slots and (len(chain) == 1 or slots == expected):
             chain.append(after)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from levada.probe.fused import FusedCall, unrolled
-from levada.probe.recorder import first_floating, tensors
+from levada.probe.recorder import first_floating
 from levada.probe.recurrence import Recurrence, called_again, cells, replaced_in, watching
 
 __all__ = ["input_gradients", "recurrences"]
@@ -139,9 +139,10 @@ def _read(module: nn.Module, given: Any, args: tuple[Any, ...], kwargs: dict[str
 
 def _by_step(module: nn.Module, gradient: Tensor | None, given: Any) -> list[float]:
     """Return the root mean square of a gradient at each step of one call."""
+    parts: Sequence[Tensor | None]
     if isinstance(given, PackedSequence):
         sizes = [int(n) for n in given.batch_sizes]
-        parts = [None] * len(sizes) if gradient is None else list(gradient.split(sizes))
+        parts = [None] * len(sizes) if gradient is None else list(torch.split(gradient, sizes))
     elif isinstance(module, nn.RNNBase):
         time = 1 if module.batch_first and given.dim() == 3 else 0
         parts = [None] * given.shape[time] if gradient is None else list(gradient.unbind(time))

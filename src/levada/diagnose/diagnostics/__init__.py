@@ -8,6 +8,7 @@ from levada.diagnose.diagnostics.accumulated_gradients import accumulated_gradie
 from levada.diagnose.diagnostics.dead_units import dead_units
 from levada.diagnose.diagnostics.double_softmax import double_softmax
 from levada.diagnose.diagnostics.exploding_gradient import exploding_gradient
+from levada.diagnose.diagnostics.exploding_memory import exploding_memory
 from levada.diagnose.diagnostics.exploding_signal import exploding_signal
 from levada.diagnose.diagnostics.frozen_layers import frozen_layers
 from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, learning_rate_too_low
@@ -16,6 +17,7 @@ from levada.diagnose.diagnostics.numerical_overflow import numerical_overflow
 from levada.diagnose.diagnostics.rank_collapse import rank_collapse
 from levada.diagnose.diagnostics.saturated_activation import saturated_activation
 from levada.diagnose.diagnostics.shattered_gradient import shattered_gradient
+from levada.diagnose.diagnostics.short_memory import short_memory
 from levada.diagnose.diagnostics.stream_collapse import stream_collapse
 from levada.diagnose.diagnostics.train_mode import train_mode
 from levada.diagnose.diagnostics.unscaled_input import unscaled_input
@@ -37,6 +39,8 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "train_mode": train_mode,
     "accumulated_gradients": accumulated_gradients,
     "frozen_layers": frozen_layers,
+    "exploding_memory": exploding_memory,
+    "short_memory": short_memory,
     "dead_units": dead_units,
     "saturated_activation": saturated_activation,
     "stream_collapse": stream_collapse,
@@ -68,6 +72,8 @@ _CAUSES: Mapping[str, frozenset[str]] = {
     "unscaled_input": _RATES | _SIGNAL | {"exploding_gradient", "shattered_gradient"},
     "accumulated_gradients": _RATES,
     "frozen_layers": _RATES,
+    "exploding_memory": _RATES | _SIGNAL | {"exploding_gradient", "shattered_gradient"},
+    "short_memory": _RATES | {"vanishing_gradient", "lost_update"},
     "dead_units": _RATES | {"rank_collapse"},
     "saturated_activation": _RATES | {"rank_collapse"},
     "exploding_signal": _RATES | {"shattered_gradient"},
