@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from levada.probe.recurrences import input_gradients, recurrences
 __all__ = ["memory_of"]
 
 # A copy with a longer memory must have time to use it.
-STEPS = 60
+STEPS = 100
 
 
 def memory_of(run: Run, recorder: Recorder, loss: Loss | None, factory: Factory) -> Memory | None:
@@ -114,22 +114,29 @@ def _rehearsed(
         exec(compile(code, "<remedy>", "exec"), names)
         twin = Run(names["model"], run.batches, run.seed, run.deadline, True)
         before = _trained(run, objective, factory)
-        after = _trained(twin, objective, factory) if before is not None else None
+        if before is None:
+            return None
+        after = _trained(twin, objective, factory, lambda losses: Rehearsal(name, before, tuple(losses)).confirms)
     except (RuntimeError, ValueError, TypeError, UsageError, MeasurementError):
         return None  # a model that cannot be copied, or an optimizer that needs more than gradients
-    return None if before is None or after is None else Rehearsal(name, before, after)
+    return None if after is None else Rehearsal(name, before, after)
 
 
-def _trained(run: Run, objective: Callable[[Run], Tensor], factory: Factory) -> tuple[float, ...] | None:
-    """Return the losses of some steps, undone afterwards; None if time runs out."""
+def _trained(
+    run: Run,
+    objective: Callable[[Run], Tensor],
+    factory: Factory,
+    enough: Callable[[Sequence[float]], bool] = lambda losses: False,
+) -> tuple[float, ...] | None:
+    """Return the losses of some steps, or until there are enough, undone afterwards; None if time runs out."""
     losses: list[float] = []
     with undone(run.model):
         learning = [p for p in run.model.parameters() if p.requires_grad]
-        optimizer = factory(_given(learning))
+        optimizer = factory(list(learning))
         for step in range(STEPS + 1):
             value = objective(run)
             losses.append(float(value.detach()))
-            if not math.isfinite(losses[-1]) or step == STEPS:
+            if not math.isfinite(losses[-1]) or step == STEPS or enough(losses):
                 break
             if time.perf_counter() > run.deadline:
                 return None
@@ -137,7 +144,3 @@ def _trained(run: Run, objective: Callable[[Run], Tensor], factory: Factory) -> 
                 p.grad = gradient
             optimizer.step()
     return tuple(losses)
-
-
-def _given(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return list(parameters)

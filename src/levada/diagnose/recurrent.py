@@ -58,23 +58,38 @@ class Rehearsal:
 
     @property
     def confirms(self) -> bool:
-        """Whether the copy gains a tenth of its loss and ends below, and the model gains less than half of that."""
-        (start, end), (start_repaired, end_repaired) = _ends(self.before), _ends(self.after)
-        gain = start_repaired - end_repaired
-        return gain > 0.1 * abs(start_repaired) and end_repaired < end and not start - end > 0.5 * gain
+        """Whether the copy gains a tenth of its loss and falls below the model, which gains less than half of that.
+
+        What counts is how low each gets: a state that is held for long makes some of the steps overshoot.
+        """
+        low, low_repaired = _lowest(self.before), _lowest(self.after)
+        gain = _start(self.after) - low_repaired
+        small = _start(self.before) - low < 0.5 * gain
+        return gain > 0.1 * abs(_start(self.after)) and low_repaired < low and small
 
     @property
     def thrown(self) -> bool:
         """Whether the model ends above its start, above the copy's, or at no number, while the copy's loss falls."""
-        (start, end), (start_repaired, end_repaired) = _ends(self.before), _ends(self.after)
-        return end_repaired < start_repaired and not (end <= start and end <= start_repaired)
+        end = _medians(self.before)[-1] if self.before else math.nan
+        falls = _lowest(self.after) < _start(self.after) and math.isfinite(self.after[-1])
+        return falls and not (end <= _start(self.before) and end <= _start(self.after))
 
 
-def _ends(losses: Sequence[float]) -> tuple[float, float]:
-    if not losses:
-        return math.nan, math.nan
-    last = sorted(losses[-3:])
-    return losses[0], last[len(last) // 2] if all(math.isfinite(value) for value in last) else math.inf
+def _start(losses: Sequence[float]) -> float:
+    return losses[0] if losses else math.nan
+
+
+def _medians(losses: Sequence[float]) -> list[float]:
+    """Return the median of each loss and the two before it; infinite from where one is not finite."""
+    finite = [value if math.isfinite(value) else math.inf for value in losses]
+    return [
+        sorted(finite[max(0, i - 2) : i + 1])[min(i, 2) // 2] if math.isfinite(finite[i]) else math.inf
+        for i in range(len(finite))
+    ]
+
+
+def _lowest(losses: Sequence[float]) -> float:
+    return min(_medians(losses), default=math.nan)
 
 
 @dataclass(frozen=True, slots=True)
