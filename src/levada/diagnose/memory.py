@@ -54,9 +54,12 @@ def memory_of(run: Run, recorder: Recorder, loss: Loss | None, factory: Factory)
     with undone(model):
         try:
             found, missing = recurrences(model, run)
-            arrival = input_gradients(model, objective, found) if found else {}
         except (RuntimeError, ValueError, TypeError) as error:
             run.notes.append(f"Memory over time was not measured: {raised(error)}")
+        try:
+            arrival = input_gradients(model, objective, found) if found else {}
+        except (RuntimeError, ValueError, TypeError) as error:
+            run.notes.append(f"What of the gradient arrives at each step was not measured: {raised(error)}")
         for one in found:
             if time.perf_counter() > deadline:
                 missing[one.module] = "the budget was spent"
@@ -108,7 +111,8 @@ def _rehearsed(
     rule: str, curves: list[MemoryCurve], run: Run, objective: Callable[[Run], Tensor], factory: Factory
 ) -> Rehearsal | None:
     """Train the model as it is and a repaired copy on one batch; None if that cannot be done, or time runs out."""
-    name, code = repair_of(rule, curves, run.seed)
+    device = next(run.model.parameters()).device
+    name, code = repair_of(rule, curves, f"torch.Generator({str(device)!r}).manual_seed({run.seed})")
     try:
         names = {"model": copy.deepcopy(run.model)}
         exec(compile(code, "<remedy>", "exec"), names)

@@ -210,15 +210,15 @@ def not_followed(memory: Memory | None, sites: Sequence[Site]) -> list[str]:
     return notes
 
 
-def repair_of(rule: str, curves: Sequence[MemoryCurve], seed: int = 0) -> tuple[str, str]:
+def repair_of(rule: str, curves: Sequence[MemoryCurve], generator: str = "torch.Generator()") -> tuple[str, str]:
     """Return name and code of what repairs a recurrence: gates that stay open, or recurrent weights that keep the norm.
 
     Args:
         rule: "short_memory" or "exploding_memory".
         curves: the recurrences.
-        seed: of what the change draws.
+        generator: code that makes what the change draws from.
     """
-    head = f"import torch\nfrom levada import initialise\ngenerator = torch.Generator().manual_seed({seed % 2**63})\n"
+    head = f"import torch\nfrom levada import initialise\ngenerator = {generator}\n"
     if rule == "short_memory" and any(curve.kind in _GATED for curve in curves):
         horizon = max(3, max(curve.steps for curve in curves))
         return "chrono", f"{head}initialise.chrono(model, horizon={horizon}, generator=generator)"

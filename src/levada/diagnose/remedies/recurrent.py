@@ -16,7 +16,7 @@ def chrono(subject: Subject) -> Patch | None:
     gated = nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell
     if memory is None or not any(isinstance(m, gated) and m.bias for m in subject.model.modules()):
         return None
-    name, code = repair_of("short_memory", memory.curves, subject.seed)
+    name, code = repair_of("short_memory", memory.curves, subject.generator)
     return Patch(code) if name == "chrono" else None
 
 
@@ -24,4 +24,4 @@ def orthogonal_recurrence(subject: Subject) -> Patch | None:
     """Set recurrent weights to orthogonal ones, which keep the norm of a state, or the identity for rectifiers."""
     if not any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in subject.model.modules()):
         return None
-    return Patch(repair_of("exploding_memory", (), subject.seed)[1])
+    return Patch(repair_of("exploding_memory", (), subject.generator)[1])
