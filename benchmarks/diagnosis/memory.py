@@ -174,10 +174,12 @@ def longest(lags: dict[str, dict[str, float]]) -> int:
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the rank correlation of predicted horizon and longest lag, and their ratio where the lags bracket it.
 
+    Beside it the correlation of the horizon that gates, or the size of recurrent weights, imply without a Jacobian.
+
     Over networks, one for each configuration and seed, and over the medians of configurations. What learns the longest
     lag of all, or not even the shortest, has no ratio. A horizon beyond the longest lag counts as that.
     """
-    predicted = [min(row["horizon"]["value"], float(LAGS[-1])) for row in rows]
+    predicted = [row["horizon"]["value"] for row in rows]
     learned = [row["longest"] for row in rows]
     names = list(dict.fromkeys(row["configuration"] for row in rows))
     medians = [
@@ -186,12 +188,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ]
     middle = [[values[len(values) // 2] for values in side] for side in medians]
     inside = [(p, n) for p, n in zip(predicted, learned, strict=True) if LAGS[0] <= n < LAGS[-1]]
-    ratios = sorted(n / p for p, n in inside)
+    ratios = sorted(n / min(p, LAGS[-1]) for p, n in inside)
     ends = [(p, n) for p, n in zip(predicted, learned, strict=True) if n in (0, LAGS[-1])]
     right = sum(p >= LAGS[-1] / 2 if n else p < LAGS[0] * 2 for p, n in ends)
     return {
         "networks": len(rows),
         "spearman": float(stats.spearmanr(predicted, learned).statistic),
+        "spearman_of_gates": float(stats.spearmanr([row["horizon_of_gates"] for row in rows], learned).statistic),
         "spearman_of_configurations": float(stats.spearmanr(*middle).statistic),
         "ratio_median": ratios[len(ratios) // 2] if ratios else math.nan,
         "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]] if ratios else [],

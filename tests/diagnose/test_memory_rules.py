@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from levada import check, fix, initialise
+from levada.diagnose import memory
 from levada.diagnose.recurrent import Rehearsal
 
 CLASSES, DIM, ROWS = 4, 8, 64
@@ -234,6 +235,45 @@ def test_what_cannot_be_followed_is_said():
     report = check(built(lambda: Last(Doubled)), noise(20))
     assert "memory_horizon" not in report.summary
     assert any("inside rnn was not measured: step by step" in note for note in report.notes)
+
+
+class Dropped(Cells):
+    def forward(self, x):
+        state = torch.zeros(len(x), 32)
+        for t in range(x.shape[1]):
+            state = nn.functional.dropout(self.cell(x[:, t], state), 0.3)
+        return self.head(state)
+
+
+class Cut(Last):
+    """Truncated backpropagation: the loss loses nothing within the last piece."""
+
+    def forward(self, x):
+        state = None
+        for piece in x.split(18, 1):
+            out, state = self.rnn(piece, state)
+            state = state.detach()
+        return self.head(out.mean(1))
+
+
+def test_a_state_that_is_changed_between_two_steps_is_not_followed():
+    report = check(built(Dropped), noise(20))
+    assert any("inside cell was not measured: what it returns is changed" in note for note in report.notes)
+
+
+def test_of_a_state_that_is_cut_off_the_longest_piece_is_followed():
+    report = check(built(lambda: initialise.orthogonal_recurrence(Cut(nn.RNN), gain=0.5)), noise(72), **ADAM)
+    assert report.summary["memory_horizon"]["steps"] == 18
+    assert report.summary["memory_horizon"]["value"] < 18 / 2 + 2
+    assert not told(report), str(report)
+
+
+def test_a_trial_that_would_take_too_long_is_not_made(monkeypatch):
+    monkeypatch.setattr(memory, "SHARE", 0.0)
+    report = check(built(lambda: Last(nn.GRU)), recall(80), **ADAM)
+    finding = told(report)["short_memory"]
+    assert finding.severity == "warn"
+    assert finding.evidence["tests"]["repaired_copy"] == "not made"
 
 
 def test_the_model_comes_back_as_it_was():

@@ -27,6 +27,8 @@ __all__ = ["memory_of"]
 
 # A copy with a longer memory must have time to use it.
 STEPS = 100
+# Part of what is left of the budget that a trial may take, and steps after which its cost is known.
+SHARE, TIMED = 0.25, 3
 
 
 def memory_of(run: Run, recorder: Recorder, loss: Loss | None, factory: Factory) -> Memory | None:
@@ -112,15 +114,19 @@ def _rehearsed(
 ) -> Rehearsal | None:
     """Train the model as it is and a repaired copy on one batch; None if that cannot be done, or time runs out."""
     device = next(run.model.parameters()).device
+    start = time.perf_counter()
+    deadline = start + SHARE * (run.deadline - start)
     name, code = repair_of(rule, curves, f"torch.Generator({str(device)!r}).manual_seed({run.seed})")
     try:
         names = {"model": copy.deepcopy(run.model)}
         exec(compile(code, "<remedy>", "exec"), names)
         twin = Run(names["model"], run.batches, run.seed, run.deadline, True)
-        before = _trained(run, objective, factory)
+        before = _trained(run, objective, factory, deadline)
         if before is None:
             return None
-        after = _trained(twin, objective, factory, lambda losses: Rehearsal(name, before, tuple(losses)).confirms)
+        after = _trained(
+            twin, objective, factory, deadline, lambda losses: Rehearsal(name, before, tuple(losses)).confirms
+        )
     except (RuntimeError, ValueError, TypeError, UsageError, MeasurementError):
         return None  # a model that cannot be copied, or an optimizer that needs more than gradients
     return None if after is None else Rehearsal(name, before, after)
@@ -130,10 +136,12 @@ def _trained(
     run: Run,
     objective: Callable[[Run], Tensor],
     factory: Factory,
+    deadline: float,
     enough: Callable[[Sequence[float]], bool] = lambda losses: False,
 ) -> tuple[float, ...] | None:
     """Return the losses of some steps, or until there are enough, undone afterwards; None if time runs out."""
     losses: list[float] = []
+    start = time.perf_counter()
     with undone(run.model):
         learning = [p for p in run.model.parameters() if p.requires_grad]
         optimizer = factory(list(learning))
@@ -142,8 +150,9 @@ def _trained(
             losses.append(float(value.detach()))
             if not math.isfinite(losses[-1]) or step == STEPS or enough(losses):
                 break
-            if time.perf_counter() > run.deadline:
-                return None
+            now = time.perf_counter()
+            if now > deadline or (step == TIMED and (deadline - now) * TIMED < (now - start) * (STEPS - TIMED)):
+                return None  # what cannot be finished is not begun
             for p, gradient in zip(learning, torch.autograd.grad(value, learning, allow_unused=True), strict=True):
                 p.grad = gradient
             optimizer.step()

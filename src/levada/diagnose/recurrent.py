@@ -141,7 +141,8 @@ def short(curves: Sequence[MemoryCurve], arrival: Tensor | None, bar: float = FA
     curve = longest(curves)
     if arrival is None or curve.steps < LEAST_STEPS or not curve.horizon.high < COVERED * curve.steps:
         return False
-    return arrives_early(arrival) < bar
+    # of a state that is cut off from time to time, as under truncated backpropagation, the last piece
+    return arrives_early(arrival[-curve.steps :]) < bar
 
 
 def grown(curve: MemoryCurve, arrival: Tensor | None) -> float:

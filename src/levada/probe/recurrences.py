@@ -66,7 +66,11 @@ def recurrences(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Recurren
             missing[name] = told
         else:
             found.extend(told)
-    found.extend(cells(modules, calls))
+    loose = cells(modules, calls)
+    found.extend(loose)
+    for name in set(calls) - {one.module for one in loose}:
+        if isinstance(modules[name], nn.RNNCellBase):
+            missing[name] = "what it returns is changed before it is given back, or differs from call to call"
     return found, missing
 
 

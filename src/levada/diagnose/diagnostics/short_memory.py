@@ -35,7 +35,7 @@ def short_memory(trace: Trace) -> Iterable[Finding]:
     for name, curves in memory.by_module().items():
         arrival = memory.arrival.get(name)
         if arrival is not None and short(curves, arrival):
-            yield _finding(trace, memory, curves, arrives_early(arrival))
+            yield _finding(trace, memory, curves, arrives_early(arrival[-longest(curves).steps :]))
 
 
 def _finding(trace: Trace, memory: Memory, curves: Sequence[MemoryCurve], early: float) -> Finding:
