@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from benchmarks.diagnosis.memory import CONFIGURATIONS, Recall, learn, recall, summary
+
 from levada.probe import gate_statistics, recurrences
 
 
