@@ -163,11 +163,15 @@ HEALTHY = {
 }
 
 
+# Its last state has less than 1/1000 of the first half of 24 steps: no fault, and worth a word.
+INFORMED = {"RNN, 24 steps": {"short_memory": "info"}}
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_silence_on_healthy_memories(name):
     build, batch = HEALTHY[name]
     report = check(built(build), batch, **ADAM)
-    assert all(f.severity == "info" for f in told(report).values()), str(report)
+    assert {rule: f.severity for rule, f in told(report).items()} in ({}, INFORMED.get(name, {})), str(report)
     assert report.summary["memory_horizon"]["steps"] >= 14
     assert not any("over time" in note for note in report.notes)
 

@@ -57,6 +57,7 @@ def test_an_orthogonal_recurrence_forgets_nothing():
 def test_the_curve_is_the_norm_of_the_jacobian():
     torch.manual_seed(0)
     lstm, x = nn.LSTM(3, 5).double(), torch.randn(6, 1, 3).double()
+    lstm.weight_hh_l0.data.mul_(4.0)  # so that what a cell does through the hidden state is not small
 
     def rest(state):  # the last three steps
         h, c = state[None, None, :5], state[None, None, 5:]
@@ -149,7 +150,13 @@ def test_rows_of_a_packed_sequence_are_followed_from_their_own_ends(bidirectiona
             for t in range(length):
                 expected = other.step(t, expected)
             torch.testing.assert_close(state[0][row], expected[0][0])
-    assert len(memory_curves(module, lambda: module(packed))[0].curve) == 13
+
+
+def test_steps_back_are_counted_from_the_end_of_each_row():
+    rnn = linear_rnn(0.5 * torch.eye(DIM))
+    packed = pack_padded_sequence(torch.ones(12, 3, 1), [5, 12, 8], enforce_sorted=False)
+    (memory,) = memory_curves(rnn, lambda: rnn(packed))
+    torch.testing.assert_close(memory.curve, 0.5 ** torch.arange(13.0).double(), rtol=1e-5, atol=0.0)
 
 
 class Loop(nn.Module):
@@ -299,6 +306,8 @@ def test_the_memory_that_chrono_sets_is_as_long_as_the_sequence():
     lstm = chrono(nn.LSTM(3, 64), 200.0)
     found, _ = recurrences(lstm, lambda: lstm(torch.randn(100, 4, 3)))
     assert gate_statistics(found[0]).time_scales[0.5] > 50
+    fill, carry = (lstm.bias_ih_l0 + lstm.bias_hh_l0).detach().chunk(4)[:2]
+    torch.testing.assert_close(fill, -carry)  # what enters is as little as what leaves
     (memory,) = measure(lstm, torch.randn(100, 4, 3))
     assert memory.horizon.value > 200
 
