@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose.attending import Attending, attending
 from levada.diagnose.material import Material
+from levada.diagnose.memory import memory_of
 from levada.diagnose.neighbours import Neighbours, compare, moved
 from levada.diagnose.passes import Run, gradients_of
 from levada.diagnose.recipe import Recipe, recipe_of
@@ -69,6 +70,8 @@ def attempts(
         recipe = _recipe(material)
     with pace.stage("attention"):
         attention = attending(attention, material.run, material.loss, material.factory)
+    with pace.stage("memory"):
+        memory = memory_of(material.run, material.graph.recorder, material.loss, material.factory)
     return {
         "rounding": rounding,
         "flushed": lost,
@@ -76,6 +79,7 @@ def attempts(
         "courses": courses,
         "recipe": recipe,
         "attending": attention,
+        "memory": memory,
     }
 
 

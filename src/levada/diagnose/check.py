@@ -21,6 +21,7 @@ from levada.diagnose.loss import LossLike
 from levada.diagnose.measure import Draws, measure
 from levada.diagnose.pace import Pace
 from levada.diagnose.preserve import preserve
+from levada.diagnose.recurrent import measured, not_followed
 from levada.diagnose.report import Report, Verdict
 from levada.diagnose.unjudged import in_one_line, unjudged
 from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
@@ -31,7 +32,6 @@ __all__ = ["check", "examine"]
 
 # The rules that need a decay over depth.
 _OVER_DEPTH = frozenset({"vanishing_gradient", "exploding_gradient", "vanishing_signal", "exploding_signal"})
-_RECURRENT = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
 _SIGNALS = (
     "signal_rms",
     "signal_spread",
@@ -132,8 +132,7 @@ def examine(
     if compiled:
         notes.append("The model is compiled; the module inside was measured, without compiling.")
     notes.extend(_data_notes(trace, batches))
-    if any(site.kind in _RECURRENT for site in trace.sites):
-        notes.append("A recurrent layer is one block: what becomes of the signal over time inside it was not measured.")
+    notes.extend(not_followed(facts_of(trace).memory, trace.sites))
     if not model.training:
         notes.append("The model is in eval mode and was measured so; call model.train() to measure it as it trains.")
     findings = diagnose(trace)
@@ -312,4 +311,6 @@ def _summary(trace: Trace) -> dict[str, Any]:
         summary["input_effective_rank"] = facts.input_relation.rank
     if trace.context.get("mixing"):
         summary["mixing"] = _mixing(trace)
+    if (memory := measured(facts.memory)) is not None:
+        summary["memory_horizon"] = memory
     return summary

@@ -26,6 +26,8 @@ READS: Mapping[str, tuple[str, ...]] = {
     "shattered_gradient": ("neighbours",),
     "misscaled_weights": ("redraw",),
     "attention_collapse": ("outputs", "attention"),
+    "short_memory": ("memory",),
+    "exploding_memory": ("memory",),
     "unoptimised_parameters": ("recipe",),
     "undamped_momentum": ("recipe",),
     "excessive_decay": ("recipe",),

@@ -12,6 +12,7 @@ from levada.diagnose.neighbours import Neighbours
 from levada.diagnose.objective import Objective
 from levada.diagnose.prediction import Prediction
 from levada.diagnose.recipe import Recipe
+from levada.diagnose.recurrent import Memory
 from levada.diagnose.redraw import Redrawn
 from levada.diagnose.rehearsal import Course
 from levada.diagnose.relations import Relation
@@ -91,6 +92,7 @@ class Facts:
         floating: whether there are floating inputs.
         unmade: test -> why it was not made, of those that were asked for.
         untested: rule -> why a test that it needs was not made, where there was a reason to make it.
+        memory: how far back recurrences remember; None without any.
     """
 
     optimizer: str | None = None
@@ -135,6 +137,7 @@ class Facts:
     floating: bool = False
     unmade: Mapping[str, str] = field(default_factory=dict)
     untested: Mapping[str, str] = field(default_factory=dict)
+    memory: Memory | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

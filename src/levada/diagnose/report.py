@@ -109,6 +109,12 @@ class Report:
             decay = self.summary.get(key)
             if decay:
                 lines.append("  " + _decay_line(words, decay))
+        memory = self.summary.get("memory_horizon")
+        if memory:
+            between = f"[{memory['low']:.4g}, {memory['high']:.4g}]"
+            lines.append(
+                f"  memory over time: {memory['value']:.4g} steps {between}, in sequences of {memory['steps']}"
+            )
         for finding in self.findings:
             lines.extend(_finding_lines(finding))
         lines.extend(f"  note: {note}" for note in self.notes)

@@ -1,7 +1,8 @@
 """Initialisations by name of paper: each changes a module in place and returns it.
 
 All set the weights and biases of Linear, Conv1d-3d and, but for `lsuv`, MultiheadAttention. None touches embeddings,
-normalisation or what a connection mixes with. `INITIALISATIONS` lists them.
+normalisation or what a connection mixes with. `INITIALISATIONS` lists them. Recurrent modules have their own: `chrono`
+and `orthogonal_recurrence`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from levada.initialise.depth import fixup as fixup
 from levada.initialise.isometry import delta_orthogonal as delta_orthogonal
 from levada.initialise.isometry import looks_linear as looks_linear
 from levada.initialise.isometry import orthogonal as orthogonal
+from levada.initialise.recurrent import chrono as chrono
+from levada.initialise.recurrent import orthogonal_recurrence as orthogonal_recurrence
 from levada.initialise.variance import critical as critical
 from levada.initialise.variance import gaussian as gaussian
 from levada.initialise.variance import glorot as glorot
@@ -25,6 +28,7 @@ from levada.initialise.variance import pytorch_default as pytorch_default
 
 __all__ = [
     "INITIALISATIONS",
+    "chrono",
     "critical",
     "deepnorm",
     "delta_orthogonal",
@@ -35,6 +39,7 @@ __all__ = [
     "looks_linear",
     "lsuv",
     "orthogonal",
+    "orthogonal_recurrence",
     "pytorch_default",
 ]
 

@@ -14,10 +14,21 @@ from levada.probe.lesion import lesion as lesion
 from levada.probe.lesion import reorder as reorder
 from levada.probe.linearisation import Linearisation as Linearisation
 from levada.probe.linearisation import linearise as linearise
+from levada.probe.lyapunov import LyapunovExponents as LyapunovExponents
+from levada.probe.lyapunov import lyapunov_exponents as lyapunov_exponents
+from levada.probe.memory import GateStatistics as GateStatistics
+from levada.probe.memory import Interval as Interval
+from levada.probe.memory import MemoryCurve as MemoryCurve
+from levada.probe.memory import gate_statistics as gate_statistics
+from levada.probe.memory import memory_curve as memory_curve
+from levada.probe.memory import memory_curves as memory_curves
 from levada.probe.mixing import MIXING_SIGNALS as MIXING_SIGNALS
 from levada.probe.partial import PartialJacobianNorms as PartialJacobianNorms
 from levada.probe.partial import partial_jacobian_norms as partial_jacobian_norms
 from levada.probe.probe import Probe as Probe
+from levada.probe.recurrence import Recurrence as Recurrence
+from levada.probe.recurrences import input_gradients as input_gradients
+from levada.probe.recurrences import recurrences as recurrences
 from levada.probe.singular import BlockExtremes as BlockExtremes
 from levada.probe.singular import LargestSingularValue as LargestSingularValue
 from levada.probe.singular import SingularValues as SingularValues
@@ -35,13 +46,18 @@ __all__ = [
     "SIGNALS",
     "BlockExtremes",
     "Execution",
+    "GateStatistics",
+    "Interval",
     "Jacobian",
     "LargestSingularValue",
     "Lesions",
     "Linearisation",
+    "LyapunovExponents",
+    "MemoryCurve",
     "Operation",
     "PartialJacobianNorms",
     "Probe",
+    "Recurrence",
     "Reordering",
     "SampledPathLengths",
     "Signal",
@@ -51,11 +67,17 @@ __all__ = [
     "block_extremes",
     "cotangent_rms",
     "estimated_path_lengths",
+    "gate_statistics",
+    "input_gradients",
     "largest_singular_value",
     "lesion",
     "linearise",
+    "lyapunov_exponents",
+    "memory_curve",
+    "memory_curves",
     "partial_jacobian_norms",
     "record",
+    "recurrences",
     "reorder",
     "sampled_path_lengths",
     "singular_values",

@@ -135,6 +135,7 @@ class Linearisation:
         MeasurementError: if the output has no graph.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> at = linearise(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)), torch.ones(5, 3))
         >>> [at.block(name).closed_form for name in at.blocks]
         [True, True]

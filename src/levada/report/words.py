@@ -133,6 +133,12 @@ _EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
     "flushed_fraction": ("share of the gradient's elements that float16 loses", "%"),
     "loss_at_lr": ("losses at this rate", ""),
     "floor_of_the_loss": ("least loss that there is", ""),
+    "memory_horizon": ("steps after which 1/1000 of the memory is left", ""),
+    "horizon_predicted": ("the same by its gates, or the size of its weights, alone", ""),
+    "gradient_in_first_half": ("gradient in the first half of the sequence / the largest", ""),
+    "growth_per_step": ("gradient, factor per step back in time", ""),
+    "lyapunov_exponent": ("largest Lyapunov exponent, per step", ""),
+    "repaired_copy": ("trial of a repaired copy", ""),
     "loss_when_1_is_added": ("change of the loss when 1 is added to all outputs", ""),
 }
 _GROUPS: Final = ("tests", "optimizer_first_step", "loss_after_first_step", "loss_beside_that_of_zeros")

@@ -12,6 +12,7 @@ from levada.diagnose.diagnostics.attention_collapse import attention_collapse
 from levada.diagnose.diagnostics.dead_units import dead_units
 from levada.diagnose.diagnostics.double_softmax import double_softmax
 from levada.diagnose.diagnostics.exploding_gradient import exploding_gradient
+from levada.diagnose.diagnostics.exploding_memory import exploding_memory
 from levada.diagnose.diagnostics.exploding_signal import exploding_signal
 from levada.diagnose.diagnostics.frozen_layers import frozen_layers
 from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, learning_rate_too_low
@@ -22,6 +23,7 @@ from levada.diagnose.diagnostics.rank_collapse import rank_collapse
 from levada.diagnose.diagnostics.recipe import excessive_decay, undamped_momentum, unoptimised_parameters
 from levada.diagnose.diagnostics.saturated_activation import saturated_activation
 from levada.diagnose.diagnostics.shattered_gradient import shattered_gradient
+from levada.diagnose.diagnostics.short_memory import short_memory
 from levada.diagnose.diagnostics.stream_collapse import stream_collapse
 from levada.diagnose.diagnostics.train_mode import train_mode
 from levada.diagnose.diagnostics.unscaled_input import unscaled_input
@@ -46,6 +48,8 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "accumulated_gradients": accumulated_gradients,
     "frozen_layers": frozen_layers,
     "misscaled_weights": misscaled_weights,
+    "exploding_memory": exploding_memory,
+    "short_memory": short_memory,
     "dead_units": dead_units,
     "saturated_activation": saturated_activation,
     "attention_collapse": attention_collapse,
@@ -81,6 +85,8 @@ _CAUSES: Mapping[str, frozenset[str]] = {
     "unscaled_input": _RATES | _SIGNAL | {"exploding_gradient", "shattered_gradient"},
     "accumulated_gradients": _RATES,
     "frozen_layers": _RATES,
+    "exploding_memory": _RATES | _SIGNAL | {"exploding_gradient", "shattered_gradient"},
+    "short_memory": _RATES | {"vanishing_gradient", "lost_update"},
     "dead_units": _RATES | {"rank_collapse"},
     "saturated_activation": _RATES | {"rank_collapse"},
     "attention_collapse": _RATES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from levada.diagnose.remedies import attention, computation, connection, redraw, training, weights
+from levada.diagnose.remedies import attention, computation, connection, recurrent, redraw, training, weights
 from levada.diagnose.remedies.remedy import Call as Call
 from levada.diagnose.remedies.remedy import Patch as Patch
 from levada.diagnose.remedies.remedy import Remedy as Remedy
@@ -48,6 +48,10 @@ REMEDIES: Mapping[str, Remedy] = MappingProxyType(
         "initialise.glorot": Remedy(_GROWS | _FLAT | {STILL}, 3, weights.glorot),
         "initialise.lsuv": Remedy(_DEPTH | _FLAT | {"unscaled_input"}, 3, weights.lsuv),
         "initialise.pytorch_default": Remedy(_DEPTH | _FLAT, 3, weights.default),
+        "chrono": Remedy(frozenset({"short_memory", STILL}), 3, recurrent.chrono),
+        "orthogonal_recurrence": Remedy(
+            frozenset({"short_memory", "exploding_memory", STILL}), 3, recurrent.orthogonal_recurrence
+        ),
         "forget_bias": Remedy(_SHRINKS | {"short_memory", STILL}, 3, weights.forget_bias),
         "activation.relu": Remedy(_SHRINKS | _NOISE | {"saturated_activation", STILL}, 4, computation.relu),
         "normalise": Remedy(_DEPTH | _FLAT | {"unscaled_input"}, 4, computation.normalise),

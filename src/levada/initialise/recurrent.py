@@ -1,0 +1,104 @@
+"""Initialisations of what carries a memory through time: gates' biases, and the recurrent weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+
+from levada._errors import UsageError
+from levada.initialise._weights import orthogonal_matrix
+
+__all__ = ["chrono", "orthogonal_recurrence"]
+
+_GATED = nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell
+_ALL = nn.RNNBase | nn.RNNCellBase
+
+
+@torch.no_grad()
+def chrono(module: nn.Module, horizon: float, *, generator: Generator | None = None) -> nn.Module:
+    r"""Let gated cells start with memories of 1 to `horizon` steps: $b_f = \ln U(1, T - 1)$, $b_i = -b_f$.
+
+    A forget gate of bias $b_f$ holds $1 - 1/T$ for $b_f = \ln(T - 1)$, and the input gate, $1/T$, keeps the cell from
+    growing over that time. Of a GRU the update gate gets $b_f$: torch's keeps $z$ of the old state and takes
+    $1 - z$ of the new. The second bias of these gates, which torch adds, becomes zero.
+
+    Args:
+        module: changed in place: every LSTM, GRU, LSTMCell and GRUCell that has biases.
+        horizon: $T$, the longest memory wanted, in steps; above 2.
+        generator: where the random numbers come from.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: if the horizon is not above 2, or there is nothing to set.
+
+    Example:
+        >>> cell = chrono(nn.LSTMCell(2, 1000), 101.0, generator=torch.Generator().manual_seed(0))
+        >>> steps = 1 + cell.bias_ih[1000:2000].exp()
+        >>> round(steps.min().item()), round(steps.mean().item(), -1), round(steps.max().item())
+        (2, 50.0, 101)
+
+    Source: Tallec and Ollivier 2018, arXiv 1804.11188.
+    """
+    if not horizon > 2:
+        raise UsageError(f"chrono: horizon must be above 2 steps, got {horizon}.")
+    found = [m for m in module.modules() if isinstance(m, _GATED) and m.bias]
+    if not found:
+        raise UsageError(f"chrono: {type(module).__name__} must hold an LSTM or GRU with biases, and has none.")
+    for one in found:
+        size = one.hidden_size
+        for name, bias in one.named_parameters():
+            if not name.startswith("bias"):
+                continue
+            gates = bias.view(-1, size)
+            carry, fill = gates[1], gates[0] if len(gates) == 4 else None
+            carry.zero_()
+            if name.startswith("bias_ih"):
+                carry.copy_(torch.empty_like(carry).uniform_(1.0, horizon - 1.0, generator=generator).log())
+            if fill is not None:
+                fill.copy_(-carry)
+    return module
+
+
+@torch.no_grad()
+def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Generator | None = None) -> nn.Module:
+    r"""Let recurrent weights keep the norm of a state: orthogonal, $W^\top W = g^2 I$; the identity for rectifiers.
+
+    Args:
+        module: changed in place: every RNN, LSTM, GRU and cell of torch; of gated ones the block of each gate. Plain
+            networks of rectifiers get $g I$. The biases of plain networks become zero.
+        gain: $g$.
+        generator: where the random numbers come from.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: if there is nothing to set.
+
+    Example:
+        >>> rnn = orthogonal_recurrence(nn.RNN(2, 5))
+        >>> bool(torch.allclose(rnn.weight_hh_l0 @ rnn.weight_hh_l0.T, torch.eye(5), atol=1e-5))
+        True
+
+    Source: Saxe, McClelland and Ganguli 2014, arXiv 1312.6120; Le, Jaitly and Hinton 2015, arXiv 1504.00941 (identity).
+    """
+    found = [m for m in module.modules() if isinstance(m, _ALL)]
+    if not found:
+        raise UsageError(f"orthogonal_recurrence: {type(module).__name__} must hold a recurrent module, and has none.")
+    for one in found:
+        plain = isinstance(one, nn.RNN | nn.RNNCell)
+        for name, value in one.named_parameters():
+            if name.startswith("weight_hh"):
+                for block in torch.split(value, one.hidden_size):
+                    block.copy_(gain * _square(block, plain and one.nonlinearity == "relu", generator))
+            elif plain and name.startswith("bias"):
+                value.zero_()
+    return module
+
+
+def _square(like: Tensor, identity: bool, generator: Generator | None) -> Tensor:
+    if identity:
+        return torch.eye(*like.shape, dtype=like.dtype, device=like.device)
+    return orthogonal_matrix(len(like), like.shape[1], like, generator)
