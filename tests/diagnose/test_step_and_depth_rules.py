@@ -17,7 +17,7 @@ from levada.diagnose.diagnostics.lost_update import lost_update
 from levada.diagnose.diagnostics.rank_collapse import rank_collapse
 from levada.diagnose.diagnostics.shattered_gradient import shattered_gradient
 from levada.diagnose.facts import Facts
-from levada.diagnose.neighbours import Neighbours
+from levada.diagnose.neighbours import Neighbours, compare
 from levada.diagnose.rehearsal import Course, rehearse
 from levada.diagnose.relations import Relation
 from levada.diagnose.rounding import Rounding
@@ -320,6 +320,40 @@ def test_chaotic_convolutions_shatter():
     images = torch.randn(32, 16, 4, 4, generator=torch.Generator().manual_seed(0)), VECTORS[1]
     found = [fired(check(strided(16, norm=norm), images, lr=1e-4)).get("shattered_gradient") for norm in (False, True)]
     assert found[0] == "error"
+
+
+class Peaked(nn.Module):
+    """A linear map that every input meets, and for each input a steep direction of its own."""
+
+    def __init__(self, depth):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Linear(64, 64)
+        self.layers = nn.ModuleList(Skip(nn.Linear(64, 64)) for _ in range(depth))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        h = self.stem(x)
+        h = h + 0.003 * torch.sin(3000 * h)  # a ripple without height: noise for a step, nothing for a distance
+        for layer in self.layers:
+            h = layer(h)
+        return self.head(h)
+
+
+def test_a_rate_that_warms_up_does_not_shatter():
+    """Gradients of neighbours differ by a ripple, over which steps of any length that learns are carried."""
+    for lr in (1e-9, 1e-3):
+        report = check(Peaked(12), VECTORS, optimizer="SGD", lr=lr)
+        assert "shattered_gradient" not in fired(report), str(report)
+
+
+def test_what_is_compared_between_neighbours_needs_a_direction():
+    one, many = torch.randn(8), torch.randn(8, 4)
+    found = compare(["0", "1"], ({"0": many, "1": one}, {"0": many}), ({"0": many, "1": one}, {"0": many}))
+    assert found is not None
+    assert found.gradient == pytest.approx(1.0)
+    assert math.isnan(found.signal_last)
+    assert compare(["0", "1"], ({"0": many, "1": one}, {"0": one}), ({"0": many, "1": one}, {"0": one})) is None
 
 
 @pytest.mark.parametrize("depth", [20, 60])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 import levada
+from benchmarks.diagnosis.program import Setup
 from benchmarks.diagnosis.score import Rate
 from benchmarks.diagnosis.zoo.entry import Entry, held_out, train
 from levada.diagnose.diagnostics import DIAGNOSTICS
@@ -48,7 +50,7 @@ def rows_of(name: str, checks: bool = True) -> list[dict[str, Any]]:
     rows = []
     for when, step in (("start", 0), ("trained", entry.steps)):
         if step:
-            before, after = train(entry, setup, SEED)
+            before, after = trained(entry, setup)
             for row in rows:
                 row |= {"loss_start": before, "loss_end": after, "learned": after < before}
         row: dict[str, Any] = {"name": name, "when": when, "held_out": held_out(name), "data": entry.data}
@@ -59,7 +61,16 @@ def rows_of(name: str, checks: bool = True) -> list[dict[str, Any]]:
     return rows
 
 
-def told(entry: Entry, setup: Any, step: int) -> dict[str, Any]:
+def trained(entry: Entry, setup: Setup) -> tuple[float, float]:
+    """Return the losses before and after training; NaN if it raised, so that it did not learn."""
+    try:
+        return train(entry, setup, SEED)
+    except Exception:
+        traceback.print_exc()
+        return math.nan, math.nan
+
+
+def told(entry: Entry, setup: Setup, step: int) -> dict[str, Any]:
     """Return what `check` says before `step`; an exception is a row too."""
     begin = time.perf_counter()
     optimizer = entry.factory(setup, step)

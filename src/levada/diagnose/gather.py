@@ -238,15 +238,37 @@ def _neighbours(material: Material, lookout: Lookout, here: _Sight) -> Neighbour
     found = compare(names, (here.signals, material.first), (there.signals, told))
     if found is None or found.high >= ALIKE:
         return found
-    batch = run.batches[0]
-    course = rehearse(
-        run.model,
-        lambda: loss(run(), batch),
-        material.factory,
-        run.deadline,
-        aside=lambda: loss(run(batch=near), near),
-    )
-    return replace(found, gain_shared=course.shared if course is not None and course.complete else None)
+    course = _shared_course(material, loss, near)
+    return replace(found, gain_shared=course.shared if course is not None else None)
+
+
+def _shared_course(material: Material, loss: Loss, near: Batch) -> Course | None:
+    """Make some steps on the batch, and see what they gain its neighbours.
+
+    Steps at the optimizer's rate are judged, or steps long enough to learn by where those at its rate are short, as
+    while it warms up, and gain less: what a very short step gains others is the cosine once more, and no test of it.
+    """
+    run, batch, largest = material.run, material.run.batches[0], _largest_step(material)
+    found: Course | None = None
+    for scale in (1.0, LONG / largest) if 0 < largest < SHORT else (1.0,):
+        course = rehearse(
+            run.model,
+            lambda: loss(run(), batch),
+            material.factory,
+            run.deadline,
+            scale,
+            aside=lambda: loss(run(batch=near), near),
+        )
+        if course is not None and course.complete and (found is None or course.gain > found.gain):
+            found = course
+    return found
+
+
+def _largest_step(material: Material) -> float:
+    """Return the largest first step of a block, beside its weights; 0 if none was made."""
+    update = material.update
+    ratios = [update.ratio(site.parameters) for site in material.execution.sites] if update is not None else []
+    return max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
 
 
 def _rounding(material: Material) -> Rounding | None:
@@ -276,8 +298,7 @@ def _courses(
     if loss is None or update is None or before is None or loss_after is None or not math.isfinite(before):
         return {}
     rates: dict[str, float] = {}
-    ratios = [update.ratio(site.parameters) for site in material.execution.sites]
-    largest = max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
+    largest = _largest_step(material)
     if isinstance(material.factory, Assumed) and material.factory.lr is None:
         pass  # a rate that nobody chose is not judged
     elif not loss_after <= before:
