@@ -15,7 +15,7 @@ from benchmarks.diagnosis.program import Setup
 from levada.inputs import read_batches
 from levada.study import data
 
-__all__ = ["Entry", "adamw", "digits", "held_out", "loss_of", "optimizer", "sgd", "signals", "text", "train"]
+__all__ = ["Entry", "adamw", "digits", "held_out", "loss_of", "optimizer", "pixels", "sgd", "signals", "text", "train"]
 
 Factory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 CHARACTERS = 5  # the first token of the text; those below it are special
@@ -134,6 +134,11 @@ def digits(size: int = 28, rows: int = 16, batches: int = 6, standardised: bool 
     images = (images - 0.1307) / 0.3081 if standardised else images
     labels = known.train_targets[choice]
     return list(zip(images.split(rows), labels.split(rows), strict=True))
+
+
+def pixels(rows: int = 32, size: int = 28) -> list[Tensor]:
+    """Return images in [0, 1]."""
+    return [x for x, _ in digits(size, rows, standardised=False)]
 
 
 def signals(rows: int = 32, batches: int = 6) -> list[tuple[Tensor, Tensor]]:

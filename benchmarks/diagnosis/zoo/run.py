@@ -29,9 +29,9 @@ SEED = 0
 
 def entries() -> dict[str, Entry]:
     """Return the zoo by name."""
-    from benchmarks.diagnosis.zoo import images, supervised, transformers, unsupervised
+    from benchmarks.diagnosis.zoo import images, objectives, supervised, tables, transformers, unsupervised
 
-    found = [e for part in (images, transformers, supervised, unsupervised) for e in part.entries()]
+    found = [e for part in (images, transformers, supervised, tables, unsupervised, objectives) for e in part.entries()]
     return {entry.name: entry for entry in found}
 
 
