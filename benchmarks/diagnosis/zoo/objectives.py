@@ -17,9 +17,7 @@ from benchmarks.diagnosis.zoo.entry import Entry, adamw, digits, optimizer, pixe
 __all__ = ["entries"]
 
 CROSS, MEAN_SQUARE = functional.cross_entropy, functional.mse_loss
-LOGISTIC = functional.binary_cross_entropy_with_logits
 ADAM = optimizer("Adam", lr=1e-3)
-ADVERSARIAL = optimizer("Adam", lr=2e-4, betas=(0.5, 0.999))
 
 
 def encoder(out: int) -> nn.Module:
