@@ -121,3 +121,28 @@ def test_the_same_seed_gives_the_same_report():
 
     assert numbers(5) == numbers(5)
     assert numbers(5) != numbers(6)
+
+
+class Capturing(nn.Module):
+    """Adds a hook on its first call, remembers that it did, and needs what the hook captures."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.hooked = nn.Linear(8, 16), nn.Linear(16, 4), False
+
+    def forward(self, x):
+        if not self.hooked:
+            self.body.register_forward_hook(lambda *_: self.captured.append(1))
+            self.hooked = True
+        self.captured = []
+        out = self.head(self.body(x).relu())
+        assert self.captured == [1]
+        return out
+
+
+def test_a_hook_that_forward_adds_to_run_again_stays():
+    model = Capturing()
+    check(model, (X, Y))
+    assert model(X).shape == (16, 4)
+    assert len(model.body._forward_hooks) == 1
+    assert not model.head._forward_hooks

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from levada.diagnose import DIAGNOSTICS, check, diagnose
+from levada.diagnose import DIAGNOSTICS, check, diagnose, gather
 from levada.diagnose.diagnostics.accumulated_gradients import accumulated_gradients
 from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, learning_rate_too_low
 from levada.diagnose.diagnostics.lost_update import lost_update
 from levada.diagnose.diagnostics.rank_collapse import rank_collapse
 from levada.diagnose.diagnostics.shattered_gradient import shattered_gradient
 from levada.diagnose.facts import Facts
-from levada.diagnose.neighbours import Neighbours
+from levada.diagnose.neighbours import Neighbours, compare
 from levada.diagnose.rehearsal import Course, rehearse
 from levada.diagnose.relations import Relation
 from levada.diagnose.rounding import Rounding
@@ -320,6 +320,33 @@ def test_chaotic_convolutions_shatter():
     images = torch.randn(32, 16, 4, 4, generator=torch.Generator().manual_seed(0)), VECTORS[1]
     found = [fired(check(strided(16, norm=norm), images, lr=1e-4)).get("shattered_gradient") for norm in (False, True)]
     assert found[0] == "error"
+
+
+def narrowing(depth):
+    """Convolutions with batch normalisation down to few pixels: gradients of neighbours differ, what helps them not."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3, 2, 1)]
+    for i in range(depth):
+        layers += [nn.Conv2d(8, 8, 3, 2 if i in (3, 6, 9) else 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+def test_a_rate_that_warms_up_does_not_shatter(monkeypatch):
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(12) % 10
+    images = torch.randn(10, 1, 32, 32, generator=generator)[labels]
+    batch = images + 0.5 * torch.randn(images.shape, generator=generator), labels
+    assert "shattered_gradient" not in fired(check(narrowing(20), batch, optimizer="SGD", lr=1e-6))
+    monkeypatch.setattr(gather, "SHORT", 0.0)  # steps at the given rate alone
+    assert "shattered_gradient" in fired(check(narrowing(20), batch, optimizer="SGD", lr=1e-6))
+
+
+def test_what_is_compared_between_neighbours_needs_a_direction():
+    one, many = torch.randn(8), torch.randn(8, 4)
+    found = compare(["0", "1"], ({"0": many, "1": one}, {"0": many}), ({"0": many, "1": one}, {"0": many}))
+    assert found is not None
+    assert found.gradient == pytest.approx(1.0)
+    assert math.isnan(found.signal_last)
+    assert compare(["0", "1"], ({"0": many, "1": one}, {"0": one}), ({"0": many, "1": one}, {"0": one})) is None
 
 
 @pytest.mark.parametrize("depth", [20, 60])

@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose.attending import Attending, attending
+from levada.diagnose.loss import Loss
 from levada.diagnose.material import Material
 from levada.diagnose.memory import memory_of
 from levada.diagnose.neighbours import Neighbours, compare, moved
@@ -111,19 +112,41 @@ def _neighbours(material: Material, lookout: Lookout, here: Mapping[str, Tensor]
     found = compare(names, (here, material.first), (there, told))
     if found is None or found.high >= ALIKE:
         return found
-    batch, what = run.batches[0], "steps whose gain neighbouring inputs share"
-    if not run.pace.allows(what, STEPS + 3, STEPS + 1, rules=rules):
-        return found
-    course = rehearse(
-        run.model,
-        lambda: loss(run(), batch),
-        material.factory,
-        run.pace.deadline,
-        aside=lambda: loss(run(batch=near), near),
-    )
-    if course is not None and not course.complete:
-        run.pace.leave_out(what, rules)
-    return replace(found, gain_shared=course.shared if course is not None and course.complete else None)
+    return replace(found, gain_shared=_gain_shared(material, loss, near))
+
+
+def _gain_shared(material: Material, loss: Loss, near: Batch) -> float | None:
+    """Make some steps on the batch, and return what part of their gain its neighbours share.
+
+    Steps at the optimizer's rate are judged, or steps long enough to learn by where those at its rate are short, as
+    while it warms up, and gain less: what a very short step gains others is the cosine once more, and no test of it.
+    """
+    run, batch, largest = material.run, material.run.batches[0], _largest_step(material)
+    what, rules = "steps whose gain neighbouring inputs share", ("shattered_gradient",)
+    found: Course | None = None
+    for scale in (1.0, LONG / largest) if 0 < largest < SHORT else (1.0,):
+        if not run.pace.allows(what, STEPS + 3, STEPS + 1, rules=rules):
+            return None
+        course = rehearse(
+            run.model,
+            lambda: loss(run(), batch),
+            material.factory,
+            run.pace.deadline,
+            scale,
+            aside=lambda: loss(run(batch=near), near),
+        )
+        if course is not None and not course.complete:
+            run.pace.leave_out(what, rules)
+        elif course is not None and (found is None or course.gain > found.gain):
+            found = course
+    return found.shared if found is not None else None
+
+
+def _largest_step(material: Material) -> float:
+    """Return the largest first step of a block, beside its weights; 0 if none was made."""
+    update = material.update
+    ratios = [update.ratio(site.parameters) for site in material.execution.sites] if update is not None else []
+    return max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
 
 
 def _rounding(material: Material) -> Rounding | None:
@@ -157,8 +180,7 @@ def _courses(
     if loss is None or update is None or before is None or loss_after is None or not math.isfinite(before):
         return {}
     rates: dict[str, float] = {}
-    ratios = [update.ratio(site.parameters) for site in material.execution.sites]
-    largest = max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
+    largest = _largest_step(material)
     if isinstance(material.factory, Assumed) and material.factory.lr is None:
         pass  # a rate that nobody chose is not judged
     elif not loss_after <= before:

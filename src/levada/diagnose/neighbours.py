@@ -29,7 +29,7 @@ class Neighbours:
         low: lower end of its 95 % interval.
         high: upper end.
         signal_first: mean cosine of the signals at that boundary.
-        signal_last: mean cosine of the signals at the last boundary.
+        signal_last: mean cosine of the signals at the last boundary; NaN if they have one number for each input.
         blocks: number of boundaries from the first to the last.
         gain_shared: how far the loss of the moved inputs falls when a few steps are made on the others, over how far
             theirs falls; None where that was not tested, or theirs does not fall.
@@ -84,8 +84,8 @@ def compare(
     """
     both = [n for n in names if n in first[1] and n in second[1] and first[1][n].shape == second[1][n].shape]
     ends = [n for n in names if n in first[0] and n in second[0] and first[0][n].shape == second[0][n].shape]
-    ends = [n for n in ends if first[0][n].dim() > 1]  # a loss that the model returns has no rows to compare
-    if not both or len(ends) < 2 or first[1][both[0]].dim() < 2 or len(first[1][both[0]]) < 4:
+    ends = [n for n in ends if first[0][n].dim() > 0]  # a loss that the model returns has no rows to compare
+    if not both or len(ends) < 2:
         return None
     cosines = _cosines(first[1][both[0]], second[1][both[0]])
     known = cosines[~cosines.isnan()]
@@ -97,6 +97,8 @@ def compare(
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    if a.dim() < 2:
+        return a.new_empty(0)  # one number for each input has a sign, and no direction
     a, b = a.flatten(1).double(), b.flatten(1).double()
     # Sizes are taken first: the gradients of a deep network may be below the smallest square.
     a, b = (x / x.abs().amax(1, keepdim=True) for x in (a, b))

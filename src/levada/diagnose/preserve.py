@@ -29,7 +29,8 @@ def preserve(model: nn.Module, seed: int) -> Iterator[None]:
     """Seed every random number generator, and on leaving undo whatever happened to the model and to them.
 
     Parameters, buffers, gradients, `requires_grad`, mode and hooks come back as the same objects with the same bits;
-    so do the states of the generators of torch (all devices in use), numpy and Python.
+    so do the states of the generators of torch (all devices in use), numpy and Python. Hooks that forward itself adds
+    stay, like the attributes by which it knows that it added them: without those hooks it would not run again.
 
     Args:
         model: the model to protect.
@@ -102,6 +103,8 @@ class _ModuleState:
         self.module.training = self.training
         for name, saved in self.tables.items():
             table = getattr(self.module, name)
+            if name in _HOOKS:
+                saved = saved | {key: value for key, value in table.items() if key not in saved}
             # Writing an unchanged table would invalidate what a compiler has guarded.
             if list(table) != list(saved) or any(table[key] is not value for key, value in saved.items()):
                 table.clear()

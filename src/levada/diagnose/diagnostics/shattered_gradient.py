@@ -30,9 +30,10 @@ def shattered_gradient(trace: Trace) -> Iterable[Finding]:
     Each input is compared with itself plus a tenth of noise (cosine 0.995). A small cosine alone says little: healthy
     convolutional networks with batch normalisation start so, and what helps an input helps its neighbour. It speaks if
     the interval of the mean cosine is below 0.25 and ten steps that lower the loss of the inputs lower that of their
-    neighbours less than a fifth as much. An error needs theory's agreement too, in a chain without normalisation: the
-    mean-field cosine of ReLU layers, or signals of neighbours that part as well (chaos). Not looked for in models of
-    few blocks, or without floating inputs.
+    neighbours less than a fifth as much. Where steps at the given rate are shorter than 3/1000 of the weights, as while
+    it warms up, steps of a hundredth are tried too, and those that lower the loss more are judged. An error needs
+    theory's agreement too, in a chain without normalisation: the mean-field cosine of ReLU layers, or signals of
+    neighbours that part as well (chaos). Not looked for in models of few blocks, or without floating inputs.
 
     Args:
         trace: of one check, or of a run.
