@@ -140,6 +140,8 @@ def variations(plan: Plan) -> list[Plan]:
     rate = {"sgd": ("adamw", 2e-3), "adam": ("rmsprop", 0.4 * plan.lr), "adamw": ("adam", 1.4 * plan.lr)}
     optimizer, lr = rate[plan.optimizer]
     depth = plan.depth + max(1, plan.depth // 4)
+    # Dropout in each of fourteen layers hides too much; behind the convolutions of a decoder nobody puts it.
+    dropout = 0.0 if plan.depth > 12 or plan.kind == "conv" else 0.1
     changed = {
         "wide": replace(plan, dim=plan.dim * 3 // 2 // step * step),
         "deep": replace(plan, depth=depth),
@@ -147,7 +149,7 @@ def variations(plan: Plan) -> list[Plan]:
         "slow": replace(plan, lr=0.6 * plan.lr),
         "drawn": replace(plan, init=_DRAWN_AGAIN[plan.family]),
         "stepped": replace(plan, optimizer=optimizer, lr=lr),
-        "decayed": replace(plan, decay=1e-3, dropout=0.1 if plan.kind != "conv" else 0.0, batch=48),
+        "decayed": replace(plan, decay=1e-3, dropout=dropout, batch=48),
     }
     return [plan, *(replace(p, name=f"{plan.name}.{name}") for name, p in changed.items())]
 

@@ -304,9 +304,9 @@ def masked(setup: Setup, mask: Callable[[Tensor], Tensor]) -> Setup:
     return setup
 
 
-@operator("numerical_overflow", families="transformer", suits=lambda p: p.data == "text")
+@operator(families="transformer", suits=lambda p: p.data == "text")
 def inverted_mask(setup: Setup, at: At) -> Setup:
-    """The attention mask is inverted: the last token may see nothing, which is NaN."""
+    """The attention mask is inverted: each token sees what it must predict; judged so, which can only help."""
     return masked(setup, torch.logical_not)
 
 
@@ -331,6 +331,6 @@ def batch_as_time(setup: Setup, at: At) -> Setup:
 
 @operator("vanishing_signal", "rank_collapse", families="lstm gru rnn", suits=lambda p: not p.text)
 def first_state_read(setup: Setup, at: At) -> Setup:
-    """The head reads the state after the first step instead of the last; the first row of a digit is blank."""
+    """The head reads the state after the first step instead of the last; the first row of a digit is nearly blank."""
     setup.model.read = 0  # type: ignore[assignment]
     return setup
