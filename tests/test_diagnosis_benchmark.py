@@ -163,7 +163,7 @@ CHANGES = {
     ),
     "large_branches": lambda p: sum(near(r, 30.0) for r in p.ratio().values()) >= 2,
     "nan_weight": lambda p: sum(int(w.isnan().sum()) for w in p.setup.model.get_submodule(p.site).parameters()) == 1,
-    "overflowing_head": lambda p: float(p.planted.weight.abs().max()) > 1e35,
+    "overflowing_head": lambda p: float(p.planted.weight.detach().abs().max()) > 1e35,
     "exploding_recurrence": lambda p: all(near(r, 10.0 if "hh" in k else 1.0) for k, r in p.ratio().items()),
     "forgetting": lambda p: bool((bias_of(p, p.program.family, 1) == -5).all()),
     "closed_gates": lambda p: bool((bias_of(p, p.program.family, 0) == -10).all()),

@@ -93,10 +93,12 @@ def harmful(ends: Iterable[float], twin_starts: Iterable[float], twin_ends: Iter
 def _named() -> dict[str, Program]:
     plans = {plan.name: plan for plan in healthy_plans()}
     found = {n: Program(n, n, p.family, functools.partial(build, p)) for n, p in plans.items()}
-    for op in OPERATORS.values():
-        for plan in _chosen(op, list(plans.values())):
-            program = _planted(op, plan)
-            found[program.name] = program
+    chosen = {name: _chosen(op, list(plans.values())) for name, op in OPERATORS.items()}
+    for turn in range(ARCHITECTURES):  # all operators once, then all twice
+        for name, op in OPERATORS.items():
+            for plan in chosen[name][turn : turn + 1]:
+                program = _planted(op, plan)
+                found[program.name] = program
     return found
 
 
