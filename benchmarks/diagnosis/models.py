@@ -11,7 +11,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from benchmarks.diagnosis.architectures import Plan
 
-__all__ = ["FAMILIES", "ResidualBlock", "build_model", "initialise"]
+__all__ = ["LanguageModel", "Recurrent", "ResidualBlock", "build_model", "initialise"]
 
 CLASSES = 10
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "leaky": nn.LeakyReLU}
@@ -176,9 +176,6 @@ def autoencoder(plan: Plan, side: int) -> nn.Module:
     widths = [side * side, *[plan.dim] * (plan.depth - 1), code, *[plan.dim] * (plan.depth - 1)]
     layers = [m for a, b in itertools.pairwise(widths) for m in hidden(plan, a, b)]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(widths[-1], side * side), nn.Unflatten(1, (1, side, side)))
-
-
-FAMILIES = ("mlp", "cnn", "resnet", "transformer", "vit", "lstm", "gru", "rnn", "autoencoder")
 
 
 def build_model(plan: Plan, vocabulary: int, context: int) -> nn.Module:

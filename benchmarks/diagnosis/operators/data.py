@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.diagnosis.architectures import Plan
 from benchmarks.diagnosis.operators.operator import At, draws, operator
 from benchmarks.diagnosis.program import Setup
 
@@ -21,8 +22,8 @@ def with_inputs(setup: Setup, change: Callable[[Tensor], Tensor]) -> Setup:
     return replace(setup, batches=[(change(x), y) for x, y in setup.batches])
 
 
-def not_text(plan: object) -> bool:
-    return not plan.text  # type: ignore[attr-defined]
+def not_text(plan: Plan) -> bool:
+    return not plan.text
 
 
 @operator("unscaled_input", families=FLOATING, suits=not_text)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.diagnosis.architectures import new_model
+from benchmarks.diagnosis.models import LanguageModel, Recurrent
 from benchmarks.diagnosis.operators.operator import ACTIVATIONS, NORMS, At, activated, blocks, operator
 from benchmarks.diagnosis.program import Setup
 
@@ -300,7 +301,9 @@ def dropout_of_nearly_all(setup: Setup, at: At) -> Setup:
 
 
 def masked(setup: Setup, mask: Callable[[Tensor], Tensor]) -> Setup:
-    setup.model.mask = mask(setup.model.mask)  # type: ignore[arg-type]
+    assert isinstance(setup.model, LanguageModel)
+    assert setup.model.mask is not None
+    setup.model.mask = mask(setup.model.mask)
     return setup
 
 
@@ -325,12 +328,14 @@ def leaking_mask(setup: Setup, at: At) -> Setup:
 @operator(families="lstm gru rnn", suits=lambda p: not p.text)
 def batch_as_time(setup: Setup, at: At) -> Setup:
     """The recurrent layer takes the rows of the batch for time: batch_first was forgotten."""
-    setup.model.recurrent.batch_first = False  # type: ignore[union-attr, assignment]
+    assert isinstance(setup.model, Recurrent)
+    setup.model.recurrent.batch_first = False
     return setup
 
 
 @operator("vanishing_signal", "rank_collapse", families="lstm gru rnn", suits=lambda p: not p.text)
 def first_state_read(setup: Setup, at: At) -> Setup:
     """The head reads the state after the first step instead of the last; the first row of a digit is nearly blank."""
-    setup.model.read = 0  # type: ignore[assignment]
+    assert isinstance(setup.model, Recurrent)
+    setup.model.read = 0
     return setup

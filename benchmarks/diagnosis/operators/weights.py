@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from benchmarks.diagnosis.models import ResidualBlock
 from benchmarks.diagnosis.operators.operator import (
     NORMS,
     At,
@@ -26,6 +27,12 @@ ALL = "mlp cnn resnet transformer vit lstm gru rnn autoencoder"
 def scale(module: nn.Module, factor: float) -> None:
     for weight in matrices(module):
         weight.mul_(factor)
+
+
+def weight_at(setup: Setup, at: At) -> Tensor:
+    weight = setup.model.get_submodule(at.site).weight
+    assert isinstance(weight, Tensor)
+    return weight.data
 
 
 @operator("vanishing_signal", "vanishing_gradient", "misscaled_weights", "short_memory", families=ALL)
@@ -183,7 +190,7 @@ def large_head_bias(setup: Setup, at: At) -> Setup:
 )
 def large_embedding(setup: Setup, at: At) -> Setup:
     """Embeddings have a size of 1,000."""
-    setup.model.get_submodule(at.site).weight.data.mul_(1e3)  # type: ignore[union-attr, operator]
+    weight_at(setup, at).mul_(1e3)
     return setup
 
 
@@ -192,7 +199,7 @@ def large_embedding(setup: Setup, at: At) -> Setup:
 )
 def small_embedding(setup: Setup, at: At) -> Setup:
     """Embeddings have a size of 1e-6."""
-    setup.model.get_submodule(at.site).weight.data.mul_(1e-6)  # type: ignore[union-attr, operator]
+    weight_at(setup, at).mul_(1e-6)
     return setup
 
 
@@ -201,8 +208,8 @@ def small_embedding(setup: Setup, at: At) -> Setup:
 )
 def equal_embedding(setup: Setup, at: At) -> Setup:
     """Embeddings differ by 1e-4 around a common vector."""
-    weight = setup.model.get_submodule(at.site).weight.data  # type: ignore[union-attr]
-    weight.copy_(weight[:1] + 1e-4 * weight)  # type: ignore[operator, index]
+    weight = weight_at(setup, at)
+    weight.copy_(weight[:1] + 1e-4 * weight)
     return setup
 
 
@@ -231,7 +238,7 @@ def large_branches(setup: Setup, at: At) -> Setup:
         last = None
         if isinstance(module, nn.TransformerEncoderLayer):
             last = module.linear2
-        elif type(module).__name__ == "ResidualBlock":
+        elif isinstance(module, ResidualBlock):
             last = [m for m in module.modules() if hasattr(m, "weight") and m.weight is not None][-1]
         if last is not None:
             last.weight.data.mul_(30.0)
