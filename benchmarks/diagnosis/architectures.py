@@ -122,7 +122,7 @@ _DRAWN_AGAIN = {
     "cnn": "orthogonal",
     "resnet": "he",
     "transformer": "normal",
-    "vit": "normal",
+    "vit": "xavier",
     "lstm": "orthogonal",
     "gru": "orthogonal",
     "rnn": "orthogonal",
