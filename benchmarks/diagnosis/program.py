@@ -43,7 +43,7 @@ class Program:
     Attributes:
         name: "architecture/operator", unique; its hash decides the split.
         architecture: name of the architecture and its variant, e.g. "mlp-20-relu-sgd".
-        family: "mlp", "cnn", "resnet", "transformer", "vit", "lstm", "gru" or "autoencoder".
+        family: "mlp", "cnn", "resnet", "transformer", "vit", "lstm", "gru", "rnn" or "autoencoder".
         build: seed -> the setup; the same seed gives a program and its twin the same data and the same draws.
         operator: name of the mutation; "" if there is none: a healthy twin.
         causes: rules any of which names the planted cause; empty for a healthy twin.
