@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from levada._errors import MeasurementError
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
+from levada.diagnose.effective import effective_depth
 from levada.diagnose.gather import FEW_BLOCKS, Material, facts_from
 from levada.diagnose.loss import Loss, LossLike, resolve_loss
 from levada.diagnose.moments import Moments
@@ -97,6 +98,8 @@ def measure(
     if symmetric(trace):
         facts = replace(facts, stream_gradients=can_part(model, run, material.loss_of))
     context = {**trace.context, "facts": facts, "depth": len(trace.sites)}
+    if not facts.chain:
+        context["effective_depth"] = effective_depth(run)
     run.notes.extend(_told(trace, logs, resolved, update, batches, predictions))
     if time.perf_counter() > run.deadline:
         run.notes.append(f"The budget of {draws.budget:g} s was spent before everything was measured.")

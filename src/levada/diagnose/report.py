@@ -105,6 +105,9 @@ class Report:
             decay = self.summary.get(key)
             if decay:
                 lines.append("  " + _decay_line(words, decay))
+        from levada.report.depth import depth_lines  # above this package, as in `to_html`
+
+        lines.extend(f"  {line}" for line in depth_lines(self.summary))
         for finding in self.findings:
             lines.extend(_finding_lines(finding))
         lines.extend(f"  note: {note}" for note in self.notes)
