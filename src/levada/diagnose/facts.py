@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from levada.diagnose.directions import Directions
 from levada.diagnose.neighbours import Neighbours
 from levada.diagnose.objective import Objective
 from levada.diagnose.prediction import Prediction
@@ -81,6 +82,7 @@ class Facts:
             "higher" are other rates, "standardised" other inputs. Made only where the first step or the
             inputs gave a reason.
         mode: which modules are in training mode.
+        directions: how many directions a gradient keeps between the last block and the first.
     """
 
     optimizer: str | None = None
@@ -118,6 +120,7 @@ class Facts:
     flushed: float | None = None
     courses: Mapping[str, Course] = field(default_factory=dict)
     mode: Mode | None = None
+    directions: Directions | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

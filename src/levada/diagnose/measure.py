@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from levada._errors import MeasurementError
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
+from levada.diagnose.directions import Directions, directions_between
 from levada.diagnose.effective import effective_depth
 from levada.diagnose.gather import FEW_BLOCKS, Material, facts_from
 from levada.diagnose.loss import Loss, LossLike, resolve_loss
@@ -27,7 +27,7 @@ from levada.diagnose.trial import replaced, roused_head
 from levada.diagnose.update import Factory, Update, first_update, parameter_signals
 from levada.inputs import Batch
 from levada.probe import Execution, Probe, Trace
-from levada.probe.cotangent import Cotangents
+from levada.probe.cotangent import Cotangents, Value
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
 
@@ -92,6 +92,7 @@ def measure(
         facts_from(material),
         predictions=_matching(predictions, trace),
         units=recorded.units,
+        directions=recorded.directions,
         cotangent_log10=logs,
         cotangent_log10_after=_steep_after(run, cotangents, trace, logs, update),
     )
@@ -115,20 +116,21 @@ class _Recorded:
     moments: Mapping[int, Moments]
     units: Mapping[str, int]
     outputs: Any
-    edges: dict[int, GradientEdge]
+    edges: dict[int, Value]
+    directions: Directions | None = None
 
 
 def _record(run: Run, cotangents: Cotangents) -> _Recorded:
     """Run once; keep the moments of every value, and what autograd follows."""
     moments: dict[int, Moments] = {}
-    edges: dict[int, GradientEdge] = {}
+    edges: dict[int, Value] = {}
 
     def see(number: int, tensor: Tensor) -> None:
         moments[number] = _moments(number, tensor)
         graph.see(number, tensor)
         cotangents.keep(number, tensor)
         if tensor.requires_grad and tensor.grad_fn is not None:
-            edges[number] = get_gradient_edge(tensor)
+            edges[number] = Value.of(tensor)
 
     recorder = Recorder(run.model, on_value=see)
     graph = Graph(recorder, frozenset(name for name, p in run.model.named_parameters() if p.requires_grad))
@@ -156,6 +158,7 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
 def _read_outputs(material: Material, recorded: _Recorded) -> None:
     """Test the loss on the recorded outputs, take the gradient at the first boundary, and let the graph go."""
     outputs, execution, run = recorded.outputs, recorded.execution, material.run
+    recorded.directions = directions_between(recorded.edges, execution, run.seed)
     target = material.loss_of(outputs)
     material.graph.end_in(outputs, target)
     if material.loss is not None:
@@ -163,7 +166,7 @@ def _read_outputs(material: Material, recorded: _Recorded) -> None:
         material.objective = examine(material.loss, outputs, run.batches[0], last[-1].name if last else "")
     followed = [s.name for s in execution.sites if execution.output_of[s.name] in recorded.edges]
     if material.loss is not None and len(execution.sites) >= FEW_BLOCKS and followed and target.requires_grad:
-        edge = recorded.edges[execution.output_of[followed[0]]]
+        edge = recorded.edges[execution.output_of[followed[0]]].edge
         try:
             (gradient,) = torch.autograd.grad(target, [edge], allow_unused=True)
         except Exception:

@@ -5,9 +5,14 @@ factor $e$. Two quantities limit the depth. What becomes of differences between 
 correlation of the signals of two inputs, vanishes over $\xi_c$ in order; in chaos the differences of neighbours grow,
 which the product of signal and gradient, that is, the effect of a relative change, shows going back. And the mean
 square of the gradient itself, over $\xi_\nabla$, unless an optimizer rescales it. A network trains to about six times
-the shorter scale.
+the former scale, ten times the latter.
 
-Source: Schoenholz, Gilmer, Ganguli, Sohl-Dickstein 2017, arXiv 1611.01232.
+At criticality neither changes, and what is left is the spread of the Jacobian's singular values: the depth at which a
+gradient keeps two directions.
+
+Source: Schoenholz, Gilmer, Ganguli, Sohl-Dickstein 2017, arXiv 1611.01232 (depth scales); Pennington, Schoenholz,
+Ganguli 2017, arXiv 1711.04735 (the spread of singular values grows with depth). The multiple of ten, and the two
+directions, are this library's, from the calibration half of its benchmark.
 """
 
 from __future__ import annotations
@@ -20,12 +25,14 @@ from levada.diagnose.decay import LEAST_STEPS, Decay, correlation_decay, gradien
 from levada.diagnose.facts import Facts, facts_of
 from levada.probe.trace import Trace
 
-__all__ = ["SCALES", "TrainableDepth", "depths", "trainability", "trainable_depth"]
+__all__ = ["GRADIENT_SCALES", "SCALES", "TrainableDepth", "depths", "trainability", "trainable_depth"]
 
 # Schoenholz et al. found tanh networks to train up to about six times the correlation's depth scale.
 SCALES = 6.0
+# The same for the mean square of the gradient, under optimizers that do not rescale it.
+GRADIENT_SCALES = 10.0
 _ADAPTIVE = ("adam", "nadam", "radam", "rmsprop")
-Limit: TypeAlias = Literal["correlation", "gradient"]
+Limit: TypeAlias = Literal["correlation", "gradient", "directions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +64,8 @@ class TrainableDepth:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rate:
-    """How much of a squared quantity a block loses, as a natural logarithm, in one direction; at least 0."""
+class _Bound:
+    """A depth that one quantity allows, in blocks."""
 
     value: float
     low: float
@@ -89,19 +96,17 @@ def trainable_depth(trace: Trace) -> TrainableDepth | str:
 
     Source: Schoenholz et al. 2017, arXiv 1611.01232 (six depth scales).
     """
-    rates = _rates(trace)
-    if isinstance(rates, str):
-        return rates
-    worst = max(rates, key=lambda rate: rate.value)
-    # In order both fall alike: the gradient is named only where it changes faster than the correlation may.
-    inputs = max(rate.high for rate in rates if rate.limit == "correlation")
-    known = [rate.predicted for rate in rates if rate.predicted is not None]
+    bounds = _bounds(trace)
+    if isinstance(bounds, str):
+        return bounds
+    least = min(bounds, key=lambda bound: bound.value)
+    known = [bound.predicted for bound in bounds if bound.predicted is not None]
     return TrainableDepth(
-        value=_depth(worst.value),
-        low=min(_depth(rate.high) for rate in rates),
-        high=min(_depth(rate.low) for rate in rates),
-        predicted=_depth(max(known)) if len(known) == len(rates) else None,
-        limited_by="gradient" if worst.value > inputs else "correlation",
+        value=least.value,
+        low=min(bound.low for bound in bounds),
+        high=min(bound.high for bound in bounds),
+        predicted=min(known) if len(known) == sum(bound.limit != "directions" for bound in bounds) else None,
+        limited_by=least.limit,
         blocks=_blocks(trace),
     )
 
@@ -129,38 +134,40 @@ def depths(trace: Trace) -> dict[str, Any]:
     return told
 
 
-def _rates(trace: Trace) -> list[_Rate] | str:
-    """Return the rates at which differences between inputs, and the gradient where it counts, change with depth."""
+def _bounds(trace: Trace) -> list[_Bound] | str:
+    """Return the depths that differences between inputs, the gradient where it counts, and its directions allow."""
+    facts = facts_of(trace)
     wanted: list[tuple[Decay | str, float, Limit]] = [
         (correlation_decay(trace), -1.0, "correlation"),
         (sensitivity_decay(trace), 2.0, "correlation"),
     ]
-    if not _rescales(facts_of(trace)):
+    if not _rescales(facts):
         gradient = gradient_decay(trace)
         wanted += [(gradient, 2.0, "gradient"), (gradient, -2.0, "gradient")]
-    rates = []
-    for decay, factor, limit in wanted:
+    bounds = []
+    for decay, power, limit in wanted:
         if isinstance(decay, str):
             return decay
         if len(decay.steps) < LEAST_STEPS:
             return f"fewer than {LEAST_STEPS} blocks show no law of depth"
-        rates.append(_rate(decay, factor, limit))
-    return rates
+        bounds.append(_bound(decay, power, limit))
+    found = facts.directions
+    if found is not None and found.blocks >= LEAST_STEPS:
+        bounds.append(_Bound(*map(found.depth, (found.value, found.low, found.high)), None, "directions"))
+    return bounds
 
 
-def _rate(decay: Decay, factor: float, limit: Limit) -> _Rate:
-    """Return how fast a quantity grows (or falls, if `factor` is negative), times `factor`."""
-    ends = sorted(factor * _log(end) for end in (decay.low, decay.high))
-    predicted = None if decay.predicted is None else max(0.0, factor * _log(decay.predicted))
-    return _Rate(max(0.0, factor * _log(decay.value)), max(0.0, ends[0]), max(0.0, ends[1]), predicted, limit)
+def _bound(decay: Decay, power: float, limit: Limit) -> _Bound:
+    """Return some scales of a quantity's power: of its growth, or of its fall if the power is negative."""
+    scales = GRADIENT_SCALES if limit == "gradient" else SCALES
 
+    def depth(factor: float) -> float:
+        rate = power * (math.log(factor) if factor > 0 else -math.inf)
+        return scales / rate if rate > 0 else math.inf
 
-def _log(factor: float) -> float:
-    return math.log(factor) if factor > 0 else -math.inf
-
-
-def _depth(rate: float) -> float:
-    return SCALES / rate if rate > 0 else math.inf
+    low, high = sorted((depth(decay.low), depth(decay.high)))
+    predicted = None if decay.predicted is None else depth(decay.predicted)
+    return _Bound(depth(decay.value), low, high, predicted, limit)
 
 
 def _rescales(facts: Facts) -> bool:

@@ -13,6 +13,7 @@ __all__ = ["depth_lines", "limit"]
 _LIMITS: Final[Mapping[str, str]] = {
     "correlation": "by what becomes of differences between inputs",
     "gradient": "by the gradient's size",
+    "directions": "by how few directions the gradient keeps",
 }
 
 
