@@ -14,12 +14,12 @@ from torch.nn import functional
 import levada
 from levada.study.data import mnist
 
-__all__ = ["CELLS", "Cell", "network", "reached", "samples"]
+__all__ = ["CELLS", "FRESH", "Cell", "network", "reached", "samples"]
 
 WIDTH, BATCH, SIDE, CLASSES = 64, 32, 14, 10
 EXAMPLES, STEPS, EVERY, TARGET = 512, 200, 20, 0.5
 SGD, ADAM, MOMENTUM = (0.001, 0.003, 0.01, 0.03), (0.0003, 0.001), 0.9
-_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "silu": nn.SiLU}
 _NORMALISATIONS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
 
 
@@ -28,7 +28,7 @@ class Cell:
     """One network: blocks `norm(W x + b)` and the activation, or behind a skip norm, activation and linear map.
 
     Attributes:
-        activation: "tanh", "relu" or "sigmoid".
+        activation: "tanh", "relu", "sigmoid", "gelu" or "silu".
         connection: "plain" or "residual".
         normalisation: "none", "layer" or "batch".
         variance: fan_in times the variance of a weight.
@@ -48,7 +48,7 @@ class Cell:
 
     @property
     def bias(self) -> float:
-        """Variance of a bias: that of the source's diagram for tanh and sigmoid, none for ReLU."""
+        """Variance of a bias: that of Schoenholz et al. 2017, none for ReLU."""
         return 0.0 if self.activation == "relu" else 0.05
 
 
@@ -68,10 +68,30 @@ def _grid() -> list[Cell]:
         ("relu", "residual", "layer", (0.5, 2), three),
         ("relu", "residual", "batch", (0.5, 2), three),
     ]
+    return _cells(families)
+
+
+def _cells(families: Sequence[tuple[str, str, str, Sequence[float], Sequence[int]]]) -> list[Cell]:
     return [Cell(a, c, n, v, d) for a, c, n, variances, depths in families for v in variances for d in depths]
 
 
+def _fresh() -> list[Cell]:
+    """Return families, variances and depths that were drawn up after every constant had been fixed."""
+    four, two = (7, 15, 30, 60), (15, 60)
+    return _cells(
+        [
+            ("tanh", "plain", "none", (0.7, 1.25, 2.25, 3.5), four),
+            ("gelu", "plain", "none", (1, 2, 3), four),
+            ("gelu", "plain", "layer", (1,), four),
+            ("gelu", "plain", "batch", (2,), four),
+            ("gelu", "residual", "none", (0.5, 2), two),
+            ("silu", "residual", "layer", (1,), two),
+        ]
+    )
+
+
 CELLS = {cell.name: cell for cell in _grid()}
+FRESH = {cell.name: cell for cell in _fresh()}
 
 
 @functools.cache
@@ -190,7 +210,7 @@ class Replicas:
 
     def forward(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """Return logits `(replicas, batch, classes)`."""
-        activation, plain = getattr(torch, self.cell.activation), self.cell.connection == "plain"
+        activation, plain = _ACTIVATIONS[self.cell.activation](), self.cell.connection == "plain"
         first, first_bias, weights, biases, last, last_bias = parameters
         x = torch.matmul(inputs, first[0]) + first_bias[0]
         for weight, bias in zip(weights.unbind(), biases.unbind(), strict=True):

@@ -1,10 +1,11 @@
 r"""Directions that a gradient keeps on its way: an effective rank of the Jacobian between the first and last block.
 
 Two independent cotangents at the last boundary arrive at the first one with some cosine. One over its mean square is
-the number of equal singular values that would do the same, and for singular values that differ about
-$(\operatorname{tr} J^T J)^2 / \operatorname{tr} (J^T J)^2$. Once that number $R$ is near 1, every error of the output says the same to the first layers. For layers of $n$
-units with independent weights it falls from $n$ to 1 about as $1/(R - 1) = 1/(n - 1) + kL$ with depth $L$: in tanh
-networks of width 64 with weights of variance 2/64, $64 k$ lies between 1.5 (10 layers) and 1.1 (80 layers).
+the number $R$ of equal singular values that would do the same, and for singular values that differ about
+$(\operatorname{tr} J^T J)^2 / \operatorname{tr} (J^T J)^2$. Once it is near 1, every error of the output says the same
+to the first layers. For layers of $n$ units with independent weights it falls from $n$ to 1 about as
+$1/(R - 1) = 1/(n - 1) + kL$ with depth $L$: in tanh networks of width 64 with weights of variance 2/64, $64 k$ lies
+between 1.5 (10 layers) and 1.1 (80 layers).
 """
 
 from __future__ import annotations
