@@ -156,62 +156,6 @@ def _bounds(trace: Trace) -> list[_Bound] | str:
         low, high = found.depth(found.low), found.depth(found.high)
         bounds.append(_Bound(found.depth(found.value), low, high, None, "directions"))
     return bounds
-    least = min(bounds, key=lambda bound: bound.value)
-    known = [bound.predicted for bound in bounds if bound.predicted is not None]
-    return TrainableDepth(
-        value=least.value,
-        low=min(bound.low for bound in bounds),
-        high=min(bound.high for bound in bounds),
-        predicted=min(known) if len(known) == sum(bound.limit != "directions" for bound in bounds) else None,
-        limited_by=least.limit,
-        blocks=_blocks(trace),
-    )
-
-
-def trainability(trace: Trace) -> float | None:
-    """Return trainable depth over depth: the larger, the likelier the model is to train; None if it is not known.
-
-    Args:
-        trace: of one check, with the optimizer that will train.
-    """
-    found = trainable_depth(trace)
-    return None if isinstance(found, str) else found.value / found.blocks
-
-
-def depths(trace: Trace) -> dict[str, Any]:
-    """Return what the summary of a check says of depth: by name a mapping, or the reason why it is not known.
-
-    Args:
-        trace: of one check.
-    """
-    found = trainable_depth(trace)
-    told: dict[str, Any] = {"trainable_depth": found if isinstance(found, str) else found.told()}
-    if "effective_depth" in trace.context:
-        told["effective_depth"] = trace.context["effective_depth"]
-    return told
-
-
-def _bounds(trace: Trace) -> list[_Bound] | str:
-    """Return the depths that differences between inputs, the gradient where it counts, and its directions allow."""
-    facts = facts_of(trace)
-    wanted: list[tuple[Decay | str, float, Limit]] = [
-        (correlation_decay(trace), -1.0, "correlation"),
-        (sensitivity_decay(trace), 2.0, "correlation"),
-    ]
-    if not _rescales(facts):
-        gradient = gradient_decay(trace)
-        wanted += [(gradient, 2.0, "gradient"), (gradient, -2.0, "gradient")]
-    bounds = []
-    for decay, power, limit in wanted:
-        if isinstance(decay, str):
-            return decay
-        if len(decay.steps) < LEAST_STEPS:
-            return f"fewer than {LEAST_STEPS} blocks show no law of depth"
-        bounds.append(_bound(decay, power, limit))
-    found = facts.directions
-    if found is not None and found.blocks >= LEAST_STEPS:
-        bounds.append(_Bound(*map(found.depth, (found.value, found.low, found.high)), None, "directions"))
-    return bounds
 
 
 def _bound(decay: Decay, power: float, limit: Limit) -> _Bound:
