@@ -5,8 +5,9 @@
 
 A cell of the grid counts as trainable under an optimizer if at least half of its seeds reach 50 % of right answers on
 the training digits within 200 steps, at any of the optimizer's rates. Every score is taken at step 0 of the first seed.
-Of a rival the better of both directions counts; constants of ours were chosen on the calibration half. That directions are counted at all was decided on cells of both
-halves; the fresh families were drawn up after that, and nothing was changed since.
+Of a rival the better of both directions counts; constants of ours were chosen on the calibration half. That directions
+are counted at all was decided on cells of both halves; the fresh families were drawn up after that, and nothing was
+changed since.
 """
 
 from __future__ import annotations
