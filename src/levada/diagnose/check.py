@@ -23,6 +23,7 @@ from levada.diagnose.pace import Pace
 from levada.diagnose.preserve import preserve
 from levada.diagnose.recurrent import measured, not_followed
 from levada.diagnose.report import Report, Verdict
+from levada.diagnose.trainable import depths
 from levada.diagnose.unjudged import in_one_line, unjudged
 from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
 from levada.inputs import Batch, read_batches, require_model
@@ -301,6 +302,8 @@ def _summary(trace: Trace) -> dict[str, Any]:
             summary[key] = decay.told()
         else:
             summary.setdefault("unknown", {})[key] = decay
+    for key, found in depths(trace).items():
+        (summary.setdefault("unknown", {}) if isinstance(found, str) else summary)[key] = found
     if isinstance(gradient, Decay):
         summary["gradient_ratio_decades"] = -gradient.total  # log10 of the first boundary's over the last one's
     if facts.loss_value is not None:

@@ -25,7 +25,9 @@ __all__ = [
     "LEAST_FACTOR",
     "LEAST_STEPS",
     "Decay",
+    "correlation_decay",
     "gradient_decay",
+    "sensitivity_decay",
     "signal_decay",
     "size_decay",
 ]
@@ -189,17 +191,23 @@ def gradient_decay(trace: Trace) -> Decay | str:
     Args:
         trace: with `cotangent_rms`, or else `gradient_rms`; draws are its rows.
     """
-    facts = facts_of(trace)
-    measured = facts.cotangent_log10
-    if measured is None or not bool(torch.isfinite(measured).any()):
-        cotangent = trace["cotangent_rms"]
-        measured = (cotangent if bool(torch.isfinite(cotangent).any()) else trace["gradient_rms"]).log10()
-    sizes = torch.tensor([float(math.prod(site.shape) or 1) for site in trace.sites], dtype=torch.float64)
-    logs = measured + 0.5 * sizes.log10()
-    gains = _known([p.gain for p in facts.predictions])
-    widths = 0.5 * (sizes[:-1].log10() - sizes[1:].log10())
-    predicted = gains[1:].log10() + widths if gains.numel() == len(trace.sites) else torch.full_like(widths, math.nan)
-    return _per_block(logs, predicted, _last(trace), towards_input=True)
+    return _per_block(*_gradients(trace), _last(trace), towards_input=True)
+
+
+def sensitivity_decay(trace: Trace) -> Decay | str:
+    """Return the factor per block, towards the input, on what a relative change of the signal does to the output.
+
+    It is the product of gradient and signal: what all signals, and so all gradients, are multiplied by leaves it as it
+    is. Above 1, inputs that are alike are driven apart (chaos); below 1, inputs that differ become alike (order).
+
+    Args:
+        trace: with `cotangent_rms` and `signal_rms`; draws are the rows of the former.
+    """
+    logs, predicted = _gradients(trace)
+    sizes = _known([p.signal for p in facts_of(trace).predictions])
+    growth = sizes.log10().diff() if sizes.numel() == len(trace.sites) else torch.full_like(predicted, math.nan)
+    signal = trace["signal_rms"].log10().nanmean(0)
+    return _per_block(logs + signal, predicted - growth, _last(trace), towards_input=True)
 
 
 def signal_decay(trace: Trace) -> Decay | str:
@@ -221,6 +229,36 @@ def size_decay(trace: Trace) -> Decay | str:
         trace: with `signal_rms`; draws are its rows.
     """
     return _towards_output(trace, trace["signal_rms"].log10(), [p.signal for p in facts_of(trace).predictions])
+
+
+def correlation_decay(trace: Trace) -> Decay | str:
+    """Return the factor per block, towards the output, on `1 - c` of the mean correlation c between inputs, or why not.
+
+    `1 - c` is the squared spread over the squared signal, but for a factor of the batch's size.
+
+    Args:
+        trace: with `signal_spread` and `signal_rms`; draws are its rows.
+    """
+    spread, size = trace["signal_spread"], trace["signal_rms"]
+    rounding = RESOLVED * facts_of(trace).resolution * size
+    told = [
+        None if p.spread is None or not p.signal else (p.spread / p.signal) ** 2 for p in facts_of(trace).predictions
+    ]
+    return _towards_output(trace, 2 * (torch.where(spread <= rounding, 0.0, spread) / size).log10(), told)
+
+
+def _gradients(trace: Trace) -> tuple[Tensor, Tensor]:
+    """Return log10 of the gradient at each boundary, freed of its width, and log10 of theory's gain across each."""
+    facts = facts_of(trace)
+    measured = facts.cotangent_log10
+    if measured is None or not bool(torch.isfinite(measured).any()):
+        cotangent = trace["cotangent_rms"]
+        measured = (cotangent if bool(torch.isfinite(cotangent).any()) else trace["gradient_rms"]).log10()
+    sizes = torch.tensor([float(math.prod(site.shape) or 1) for site in trace.sites], dtype=torch.float64)
+    gains = _known([p.gain for p in facts.predictions])
+    widths = 0.5 * (sizes[:-1].log10() - sizes[1:].log10())
+    predicted = gains[1:].log10() + widths if gains.numel() == len(trace.sites) else torch.full_like(widths, math.nan)
+    return measured + 0.5 * sizes.log10(), predicted
 
 
 def _towards_output(trace: Trace, logs: Tensor, told: Sequence[float | None]) -> Decay | str:

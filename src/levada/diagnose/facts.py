@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from levada.diagnose.attending import Attending
+from levada.diagnose.directions import Directions
 from levada.diagnose.neighbours import Neighbours
 from levada.diagnose.objective import Objective
 from levada.diagnose.prediction import Prediction
@@ -93,6 +94,7 @@ class Facts:
         unmade: test -> why it was not made, of those that were asked for.
         untested: rule -> why a test that it needs was not made, where there was a reason to make it.
         memory: how far back recurrences remember; None without any.
+        directions: how many directions a gradient keeps between the last block and the first.
     """
 
     optimizer: str | None = None
@@ -138,6 +140,7 @@ class Facts:
     unmade: Mapping[str, str] = field(default_factory=dict)
     untested: Mapping[str, str] = field(default_factory=dict)
     memory: Memory | None = None
+    directions: Directions | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from levada._errors import MeasurementError
 from levada.diagnose.attempts import FEW_BLOCKS, NEIGHBOURS
@@ -17,6 +16,8 @@ from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.diagnostics.misscaled_weights import named
+from levada.diagnose.directions import Directions, directions_between
+from levada.diagnose.effective import effective_depth
 from levada.diagnose.gather import facts_from
 from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
 from levada.diagnose.material import Material
@@ -32,7 +33,7 @@ from levada.diagnose.trial import replaced, roused_head
 from levada.diagnose.update import Factory, Update, first_update, parameter_signals
 from levada.inputs import Batch
 from levada.probe import Execution, Probe, Trace
-from levada.probe.cotangent import Cotangents
+from levada.probe.cotangent import Cotangents, Value
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
 
@@ -103,6 +104,7 @@ def measure(
         facts_from(material),
         predictions=_matching(predictions, trace),
         units=recorded.units,
+        directions=recorded.directions,
         cotangent_log10=logs,
         cotangent_log10_after=_steep_after(run, cotangents, trace, logs, update),
     )
@@ -111,6 +113,9 @@ def measure(
             facts = replace(facts, stream_gradients=can_part(model, run, material.loss_of))
     facts = replace(facts, untested=pace.untested)
     context = {**trace.context, "facts": facts, "depth": len(trace.sites), "pace": pace}
+    if not facts.chain:
+        with pace.stage("effective_depth"):
+            context["effective_depth"] = effective_depth(run)
     trace = Trace(trace.sites, (0,) * rows, values, context)
     if material.update is not None and not named(diagnose(trace)):
         order = [name for site in trace.sites for name in site.parameters]
@@ -131,20 +136,21 @@ class _Recorded:
     moments: Mapping[int, Moments]
     units: Mapping[str, int]
     outputs: Any
-    edges: dict[int, GradientEdge]
+    edges: dict[int, Value]
+    directions: Directions | None = None
 
 
 def _record(run: Run, cotangents: Cotangents) -> _Recorded:
     """Run once; keep the moments of every value, and what autograd follows."""
     moments: dict[int, Moments] = {}
-    edges: dict[int, GradientEdge] = {}
+    edges: dict[int, Value] = {}
 
     def see(number: int, tensor: Tensor) -> None:
         moments[number] = _moments(number, tensor)
         graph.see(number, tensor)
         cotangents.keep(number, tensor)
         if tensor.requires_grad and tensor.grad_fn is not None:
-            edges[number] = get_gradient_edge(tensor)
+            edges[number] = Value.of(tensor)
 
     recorder = Recorder(run.model, on_value=see)
     graph = Graph(recorder, frozenset(name for name, p in run.model.named_parameters() if p.requires_grad))
@@ -178,6 +184,7 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
 def _read_outputs(material: Material, recorded: _Recorded) -> None:
     """Test the loss on the recorded outputs, take the gradient at the first boundary, and let the graph go."""
     outputs, execution, run = recorded.outputs, recorded.execution, material.run
+    recorded.directions = directions_between(recorded.edges, execution, run.seed)
     target = material.loss_of(outputs)
     material.graph.end_in(outputs, target)
     if material.loss is not None:
@@ -191,7 +198,7 @@ def _read_outputs(material: Material, recorded: _Recorded) -> None:
         and moved(run.batches[0], run.seed) is not None
         and run.pace.allows(NEIGHBOURS, 1, 2, reserve=(4, 2), rules=("shattered_gradient",))
     ):
-        edge = recorded.edges[execution.output_of[followed[0]]]
+        edge = recorded.edges[execution.output_of[followed[0]]].edge
         try:
             with run.pace.stage("neighbours"), run.pace.pass_backward():
                 (gradient,) = torch.autograd.grad(target, [edge], allow_unused=True)

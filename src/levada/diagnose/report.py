@@ -115,6 +115,9 @@ class Report:
             lines.append(
                 f"  memory over time: {memory['value']:.4g} steps {between}, in sequences of {memory['steps']}"
             )
+        from levada.report.depth import depth_lines  # above this package, as in `to_html`
+
+        lines.extend(f"  {line}" for line in depth_lines(self.summary))
         for finding in self.findings:
             lines.extend(_finding_lines(finding))
         lines.extend(f"  note: {note}" for note in self.notes)

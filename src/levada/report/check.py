@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from levada.report.account import calibration, cost
+from levada.report.depth import limit
 from levada.report.evidence import WORDS_ALONE, evidence_picture
 from levada.report.figure import figure
 from levada.report.mixing import mixing_figure
@@ -113,12 +114,24 @@ def _facts(report: Mapping[str, Any]) -> list[dict[str, str]]:
     for key, label in {**names, "memory_horizon": "memory horizon"}.items():
         value = summary.get(key)
         if value is not None:
-            note = interval(value) if isinstance(value, Mapping) and value.get("low") is not None else ""
             plain = value.get("value") if isinstance(value, Mapping) else value
-            facts.append({"label": label, "value": short(plain), "note": note})
+            facts.append({"label": label, "value": short(plain), "note": _depth_note(value)})
     if report.get("parameters") is not None:
         facts.append({"label": "parameters", **_count(report["parameters"])})
     return facts
+
+
+def _depth_note(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return ""
+    notes = [interval(value)] if value.get("low") is not None else []
+    if value.get("predicted") is not None:
+        notes.append(f"theory says {short(value['predicted'])}")
+    if value.get("limited_by") is not None and limit(value):
+        notes.append(limit(value))
+    elif value.get("blocks") is not None and "low" not in value:
+        notes.append(f"of {value['blocks']} residual blocks")
+    return "; ".join(notes)
 
 
 def _count(value: Any) -> dict[str, str]:

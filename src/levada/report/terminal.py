@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from levada.report.account import calibration
 from levada.report.check import sampled
 from levada.report.claim import STATUSES, Pair, failed, numbers, pairs, read_claims, statistic, status, value, wanted
+from levada.report.depth import depth_lines
 from levada.report.profile import column, decay, gradient_key
 from levada.report.words import (
     COTANGENT,
@@ -174,7 +175,10 @@ def _print_summary(report: Mapping[str, Any], console: Console) -> None:
         if isinstance(rate, Mapping) and rate.get("value") is not None:
             theory = f"; predicted {plain(rate['predicted'])}" if rate.get("predicted") is not None else ""
             _say(console, f"{words} per block: measured {interval(rate, plain)}{theory}", "")
-    if decay(report).get("value") is not None:
+    lines = depth_lines(report.get("summary") or {})
+    for line in lines:
+        _say(console, line, "")
+    if lines or decay(report).get("value") is not None:
         console.print()
 
 
