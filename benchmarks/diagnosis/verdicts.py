@@ -195,3 +195,13 @@ def _distance(row: Row) -> int:
     if row["place"] not in blocks or first not in blocks:
         return len(blocks)
     return abs(blocks.index(row["place"]) - blocks.index(first))
+
+
+if __name__ == "__main__":
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.diagnosis.verdicts", description=__doc__)
+    parser.add_argument("--split", choices=("calibration", "held-out"), default="", help="one half; both if left out")
+    parser.add_argument("--jobs", type=int, default=0, help="number of processes (one per core)")
+    asked = parser.parse_args()
+    run(split=asked.split, jobs=asked.jobs)

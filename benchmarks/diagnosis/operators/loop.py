@@ -82,13 +82,13 @@ def eps_of_1(setup: Setup, at: At) -> Setup:
     return with_groups(setup, lambda group: group.update(eps=1.0))
 
 
-@operator("learning_rate_too_high", families=ALL)
+@operator("excessive_decay", "learning_rate_too_high", families=ALL)
 def enormous_decay(setup: Setup, at: At) -> Setup:
     """Weight decay takes away a fifth of the weights at each step, or outweighs the gradient."""
     return with_groups(setup, lambda group: group.update(weight_decay=0.2 / group["lr"]))
 
 
-@operator("learning_rate_too_high", families=ALL, suits=sgd)
+@operator("undamped_momentum", "learning_rate_too_high", families=ALL, suits=sgd)
 def momentum_of_1(setup: Setup, at: At) -> Setup:
     """The momentum is 1: steps only grow."""
     return with_groups(setup, lambda group: group.update(momentum=1.0))
@@ -110,7 +110,7 @@ def clipped_to_nothing(setup: Setup, at: At) -> Setup:
     return replace(setup, optimizer=build)
 
 
-@operator("frozen_layers", "lost_update", families=ALL)
+@operator("unoptimised_parameters", "frozen_layers", "lost_update", families=ALL)
 def head_alone_optimised(setup: Setup, at: At) -> Setup:
     """The optimizer was given the last layer's parameters alone."""
     healthy = setup.optimizer

@@ -119,7 +119,7 @@ def zero_block(setup: Setup, at: At) -> Setup:
     return setup
 
 
-@operator("rank_collapse", families="mlp cnn autoencoder vit", sites=blocks)
+@operator("rank_collapse", "misscaled_weights", families="mlp cnn autoencoder vit", sites=blocks)
 def equal_rows(setup: Setup, at: At) -> Setup:
     """All units of one block have the same weights."""
     for weight in matrices(setup.model.get_submodule(at.site)):
@@ -213,7 +213,9 @@ def equal_embedding(setup: Setup, at: At) -> Setup:
     return setup
 
 
-@operator("misscaled_weights", "saturated_activation", "rank_collapse", families="transformer vit")
+@operator(
+    "attention_collapse", "misscaled_weights", "saturated_activation", "rank_collapse", families="transformer vit"
+)
 def sharp_attention(setup: Setup, at: At) -> Setup:
     """Queries and keys are twenty times too large, so that every softmax picks one token."""
     for module in setup.model.modules():
