@@ -16,6 +16,7 @@ from benchmarks.diagnosis.planted import labels, programs
 from benchmarks.diagnosis.program import Program, Setup, held_out
 from benchmarks.diagnosis.rows import Row, complete
 from benchmarks.diagnosis.score import Rate
+from levada._errors import MeasurementError, UsageError
 from levada.diagnose import diagnose
 from levada.probe import Probe
 
@@ -42,7 +43,10 @@ def verdict(name: str) -> Row:
     start = time.process_time()
     if setup.zero_grad:
         torch.manual_seed(0)
-        report = levada.check(setup.model, list(setup.batches), loss=setup.loss, optimizer=setup.optimizer)
+        try:
+            report = levada.check(setup.model, list(setup.batches), loss=setup.loss, optimizer=setup.optimizer)
+        except (UsageError, MeasurementError) as error:
+            return row | _refused(error) | {"cpu_seconds": round(time.process_time() - start, 3)}
         findings, blocks = report.findings, [block["site"] for block in report.blocks]
         row["verdict"] = report.verdict
     else:
@@ -56,6 +60,12 @@ def verdict(name: str) -> Row:
     ]
     row |= {"unknown": [f.rule for f in findings if f.status == "unknown"], "blocks": blocks}
     return row | {"cpu_seconds": round(time.process_time() - start, 3)}
+
+
+def _refused(error: Exception) -> Row:
+    """Return the row of what `check` refuses to measure, with a sentence that says why: an error by no rule."""
+    found = {"rule": "refused", "severity": "error", "first": "", "claim": str(error)}
+    return {"verdict": "error", "found": [found], "unknown": [], "blocks": []}
 
 
 def _watch(setup: Setup) -> tuple[Any, list[str]]:

@@ -64,7 +64,7 @@ def one_large_feature(setup: Setup, at: At) -> Setup:
     return with_inputs(setup, change)
 
 
-@operator("numerical_overflow", families=FLOATING + " autoencoder", suits=not_text)
+@operator("refused", "numerical_overflow", families=FLOATING + " autoencoder", suits=not_text)
 def nan_inputs(setup: Setup, at: At) -> Setup:
     """One number of every batch is NaN; judged on the clean batches."""
 
