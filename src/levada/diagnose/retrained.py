@@ -52,7 +52,7 @@ def attention_collapse(case: Case) -> Sentences:
     if scaled.gain > 0 and plain.gain < 0.5 * scaled.gain:
         yield (
             f"Not the learning rate, the loss or the data: at logits of deviation about 1 the same steps of "
-            f"queries and keys lower it by {scaled.gain:.2g}, and by {plain.gain:.2g} as it is."
+            f"queries and keys lower the loss by {scaled.gain:.2g}, and by {plain.gain:.2g} as it is."
         )
 
 
@@ -84,8 +84,8 @@ def short_memory(case: Case) -> Sentences:
     horizon, half = told["memory_horizon"], told["steps"] / 2
     if case.facts.loss is not None:
         yield (
-            f"Not a loss that reads all steps: in the first half of the sequence {told['gradient_in_first_half']:.1g} "
-            "of its largest gradient arrives."
+            f"Not a loss that reads all steps: in the first half of the sequence at most "
+            f"{told['gradient_in_first_half']:.1g} of its largest gradient arrives."
         )
     yield f"Not one draw: over random cotangents the horizon's interval ends at {horizon['high']:.3g}, below {half:g}."
     if len(curves) > 1 and all(curve.horizon.value < half for curve in curves):

@@ -272,9 +272,14 @@ def _attention(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _B
     line = _line(blocks, "attention_entropy", "entropy of attention / its largest value", group="entropy")
     spans = _named(finding, blocks, "") if line else []
     y = {"label": "share", "scale": "linear"}
-    level = [_level(blocks, "a tenth", 0.1)] if line else []
-    title = "Entropy of attention, 1 if all keys are equal"
-    entropy = {"title": title, "x": {"label": BLOCK}, "y": y, "series": [*line, *level], "spans": spans}
+    level = [_level(blocks, "collapsed below", 0.1), _level(blocks, "all keys alike", 1.0)] if line else []
+    entropy = {
+        "title": "Entropy of attention",
+        "x": {"label": BLOCK},
+        "y": y,
+        "series": [*line, *level],
+        "spans": spans,
+    }
     tested = ((finding.get("evidence") or {}).get("tests") or {}).get("steps_of_queries_and_keys")
     told = tested if isinstance(tested, Mapping) else {}
     steps = _by_step([("as they are", told.get("loss")), ("at logits of deviation 1", told.get("loss_scaled"))])

@@ -31,26 +31,23 @@ def memory_spec(finding: Mapping[str, Any]) -> dict[str, Any]:
     """
     evidence = finding.get("evidence") or {}
     curves, horizon = evidence.get("curves") or {}, evidence.get("memory_horizon") or {}
-    memory = [
-        *_line(curves, "steps_back", "memory", "measured", "measured", "memory"),
-        *_line(
-            curves, "steps_back", "memory_predicted", "predicted by its gates, or weights, alone", "predicted", "memory"
-        ),
-    ]
+    predicted = _line(curves, "steps_back", "memory_predicted", "predicted", "predicted", "memory")
+    memory = [*_line(curves, "steps_back", "memory", "memory", "measured", "memory"), *predicted]
     spans: list[Span] = []
     if memory and horizon:
         back: Sequence[Any] = memory[0]["x"]
         memory.append(_level(back, "1/1000 is left", LEFT))
         spans = _horizon(horizon, back[-1])
     arrives = _line(curves, "steps", "gradient", "gradient, over its largest", "measured", "gradient")
-    share: dict[str, Any] = {"label": "share", "scale": "log"}
+    size: dict[str, Any] = {"label": "relative size", "scale": "log"}
     panels: list[dict[str, Any]] = [
-        {"title": "Memory", "x": {"label": "steps back"}, "y": share, "series": memory, "spans": spans},
-        {"title": "Gradient that arrives at each step", "x": {"label": "step"}, "y": share, "series": arrives},
+        {"title": "Memory", "x": {"label": "steps back"}, "y": size, "series": memory, "spans": spans},
+        {"title": "Gradient that arrives at each step", "x": {"label": "step"}, "y": size, "series": arrives},
     ]
+    theory = " The prediction knows the gates, or the size of the weights, alone." if predicted else ""
     return {
         "title": "How far back the gradient reaches",
-        "caption": "Memory is what a change of an earlier state does to the last one.",
+        "caption": f"Memory is what a change of an earlier state does to the last one.{theory}",
         "panels": [panel for panel in panels if panel["series"]],
     }
 

@@ -46,7 +46,7 @@ EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
     "growth_per_block": ("signal, factor per block", ""),
     "gain_per_block": ("gain per block", ""),
     "predicted_share": ("blocks that theory covers", "%"),
-    "decades": ("over the blocks named", "orders of magnitude"),
+    "decades": ("at the place named, in all", "orders of magnitude"),
     "decades_over_all_blocks_measured": ("over all blocks that could be measured", "orders of magnitude"),
     "starved": ("first and last of the layers that it hardly reaches", ""),
     "explained_by": ("explained by", ""),
