@@ -224,12 +224,11 @@ def _courses(title: str, caption: str, courses: Sequence[tuple[str, Any]]) -> _D
 def _by_step(courses: Sequence[tuple[str, Any]]) -> _Spec:
     series: list[_Spec] = []
     finite: list[float] = []
-    labels = [label for label, _ in courses]
-    for i, (label, losses) in enumerate(courses):
+    for label, losses in courses:
         values = [number(value) for value in losses] if isinstance(losses, Sequence) else []
         finite += [value for value in values if value is not None and math.isfinite(value)]
         if values:
-            made = {"label": label, "style": "measured", "group": label, "seed": i if labels.count(label) > 1 else None}
+            made = {"label": label, "style": "measured", "group": label}
             series.append({**made, "x": list(range(len(values))), "y": values})
     wide = bool(finite) and min(finite) > 0 and max(finite) > 20 * min(finite)
     y = {"label": "loss", "scale": "log" if wide else "linear"}
