@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from levada.report import render_report
 from levada.report.check import check_view
 from levada.report.evidence import PICTURES, WORDS_ALONE, evidence_picture
 from levada.report.figure import figure
+from levada.report.memory import memory_spec
 from levada.report.sarif import to_sarif
 
 WIDTH = 32
@@ -58,8 +60,51 @@ class Cut(nn.Module):
         return self.head(self.body(x).detach())
 
 
+class Last(nn.Module):
+    """A recurrence of which the last step is read."""
+
+    def __init__(self, kind: Any, hidden: int, g: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.head = kind(8, hidden, batch_first=True), nn.Linear(hidden, 4)
+        if g:
+            self.rnn.weight_hh_l0.data.normal_(0.0, g / hidden**0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class Sharp(nn.Module):
+    """A transformer whose queries and keys are thirty times too large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True)
+        self.embed, self.place = nn.Embedding(50, 32), nn.Parameter(torch.randn(12, 32))
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 10)
+        with torch.no_grad():
+            for block in self.encoder.layers:
+                block.self_attn.in_proj_weight[:64] *= 30.0
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.embed(tokens) + self.place)[:, 0])
+
+
+def recall() -> tuple[torch.Tensor, torch.Tensor]:
+    """The first symbol of 150 is asked for at the end."""
+    x = torch.zeros(64, 150, 8)
+    x[:, 1:, 4] = 1.0
+    x[torch.arange(64), 0, Y] = 1.0
+    return x, Y
+
+
 X, Y = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
-SGD = {"optimizer": "SGD", "lr": 0.1}
+SGD, ADAM = {"optimizer": "SGD", "lr": 0.1}, {"optimizer": "Adam", "lr": 1e-2}
+NOISE = torch.randn(64, 60, 8, generator=torch.Generator().manual_seed(0)), Y
+TOKENS = torch.randint(50, (16, 12), generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
+DECAYED = {"optimizer": partial(torch.optim.SGD, lr=0.1, weight_decay=2.0)}
 # Rule -> a model with that fault, its batch, how it is trained, and what the picture shows.
 FAULTS = {
     "vanishing_gradient": (lambda: chain(40), (X, Y), SGD, "The gradient that the rule reads"),
@@ -85,6 +130,11 @@ FAULTS = {
         {**SGD, "loss": nn.functional.cross_entropy},
         "the best there is",
     ),
+    "misscaled_weights": (lambda: chain(3, scale=0.01), (X, X[:, :4].argmax(1)), {**ADAM, "lr": 1e-3}, "drawn again"),
+    "attention_collapse": (Sharp, TOKENS, {}, "Ten steps of queries and keys alone"),
+    "short_memory": (lambda: Last(nn.GRU, 32), recall(), ADAM, "horizon"),
+    "exploding_memory": (lambda: Last(nn.RNN, 64, 3.0), NOISE, ADAM, "Gradient that arrives at each step"),
+    "excessive_decay": (lambda: chain(2), (X, Y), DECAYED, "with decay"),
 }
 
 
@@ -111,6 +161,72 @@ def test_the_picture_of_a_real_fault_shows_what_the_rule_read(rule):
     assert "What was ruled out" in page
     assert "False alarms:</strong> not measured." in page
     assert finding["cost_ms"]["total"] > 0
+
+
+@pytest.fixture(scope="module")
+def forgetful() -> dict[str, Any]:
+    build, batch, how, _ = FAULTS["short_memory"]
+    return levada.check(build(), batch, **how).to_dict()
+
+
+def test_a_memory_is_drawn_as_it_was_measured_and_not_told(forgetful):
+    (finding,) = [f for f in forgetful["findings"] if f["rule"] == "short_memory"]
+    curves, horizon = finding["evidence"]["curves"], finding["evidence"]["memory_horizon"]
+    assert len(curves["memory"]) == len(curves["memory_predicted"]) == len(curves["steps_back"]) == 100
+    assert (curves["steps_back"][0], curves["steps_back"][-1]) == (0, 150)
+    assert curves["memory"][0] == pytest.approx(1.0)
+    left = [value for back, value in zip(curves["steps_back"], curves["memory"], strict=True) if back > horizon["high"]]
+    assert max(left) < 1e-3
+    assert (curves["steps"][0], curves["steps"][-1], len(curves["gradient"])) == (0, 149, 100)
+    first_half = [g for step, g in zip(curves["steps"], curves["gradient"], strict=True) if step < 75]
+    assert max(first_half) <= finding["evidence"]["gradient_in_first_half"] < 1e-6
+    assert max(curves["gradient"]) == pytest.approx(1.0)
+    (told,) = [f for f in check_view(forgetful)["findings"] if f["rule"] == "short_memory"]
+    assert not any("curves" in label for label, _ in told["evidence"])
+    (span,) = [s for panel in memory_spec(finding)["panels"] for s in panel.get("spans", ())]
+    assert (span.low, span.high) == (horizon["low"], horizon["high"])
+
+
+def test_a_horizon_beyond_what_was_measured_is_not_marked(forgetful):
+    (finding,) = [f for f in forgetful["findings"] if f["rule"] == "short_memory"]
+    for value in (151.0, "inf"):
+        far = {**finding["evidence"], "memory_horizon": {"value": value, "low": 1.0, "high": value}}
+        assert memory_spec({**finding, "evidence": far})["panels"][0]["spans"] == []
+
+
+def test_each_draw_of_the_weights_is_a_thin_line():
+    build, batch, how, _ = FAULTS["misscaled_weights"]
+    report = levada.check(build(), batch, **how).to_dict()
+    (finding,) = [f for f in report["findings"] if f["rule"] == "misscaled_weights"]
+    courses = finding["evidence"]["curves"]["drawn_again"]
+    assert [len(course) for course in courses] == [len(finding["evidence"]["tests"]["loss_as_it_is"])] * 3 == [61] * 3
+    assert [sorted(course[-3:])[1] for course in courses] == finding["evidence"]["tests"]["loss_drawn_again"]
+    svg = evidence_picture(finding, report, [])["svg"]
+    wide = svg[svg.index('class="chart wide"') :].partition("</svg>")[0]
+    assert len(re.findall(r'<path class="line [^"]*thin', wide)) == 3
+
+
+def test_attention_without_the_test_of_queries_and_keys_is_its_entropy_alone():
+    build, (tokens, _), _, _ = FAULTS["attention_collapse"]
+    report = levada.check(build(), tokens).to_dict()
+    (finding,) = [f for f in report["findings"] if f["rule"] == "attention_collapse"]
+    drawn = evidence_picture(finding, report, sorted(report["blocks"], key=lambda block: block["order"]))
+    assert "entropy of attention" in drawn["svg"]
+    assert "Ten steps" not in drawn["svg"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "factory"),
+    [
+        ("unoptimised_parameters", lambda ps: torch.optim.SGD(list(ps)[:2], lr=0.1)),
+        ("undamped_momentum", lambda ps: torch.optim.SGD(ps, lr=0.01, momentum=1.01)),
+    ],
+)
+def test_a_rule_without_a_picture_says_why_on_the_page(rule, factory):
+    report = levada.check(chain(2), (X, Y), optimizer=factory).to_dict()
+    (told,) = [f for f in check_view(report)["findings"] if f["rule"] == rule]
+    assert told["picture"] is None
+    assert told["words_alone"] in render_report([report])
 
 
 def test_the_matrices_are_drawn_and_not_told():

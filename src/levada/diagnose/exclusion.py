@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
 
-from levada.diagnose.facts import Facts, facts_of
+from levada.diagnose.case import Case, Sentences
+from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding
+from levada.diagnose.retrained import (
+    attention_collapse,
+    excessive_decay,
+    exploding_memory,
+    misscaled_weights,
+    short_memory,
+)
 from levada.probe.trace import Trace
 
-__all__ = ["EXCLUSIONS", "ruled_out"]
+__all__ = ["EXCLUSIONS", "NOTHING_ELSE", "ruled_out"]
 
 FLOAT32_TINY = 2.0**-126  # below it float32 loses digits
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """A finding, and what was measured."""
-
-    finding: Finding
-    trace: Trace
-    facts: Facts
-
-    @property
-    def span(self) -> range:
-        """Numbers of the blocks that the finding names."""
-        names = self.trace.names()
-        ends = [names.index(site) for key in ("first", "last") if (site := self.finding.where.get(key)) in names]
-        return range(min(ends), max(ends) + 1) if ends else range(0)
-
-    def largest(self, signal: str) -> float | None:
-        """Return the largest mean over draws of a signal at those blocks; None where it was not measured."""
-        means = self.trace[signal].nanmean(0).tolist()
-        known = [means[i] for i in self.span if math.isfinite(means[i])]
-        return max(known) if known else None
-
-
-_Sentences: TypeAlias = Iterator[str]
 
 
 def ruled_out(finding: Finding, trace: Trace) -> tuple[str, ...]:
@@ -51,10 +32,10 @@ def ruled_out(finding: Finding, trace: Trace) -> tuple[str, ...]:
     told = EXCLUSIONS.get(finding.rule)
     if told is None or finding.severity == "info":
         return ()
-    return tuple(told(_Case(finding, trace, facts_of(trace))))
+    return tuple(told(Case(finding, trace, facts_of(trace))))
 
 
-def _activations(case: _Case) -> _Sentences:
+def _activations(case: Case) -> Sentences:
     saturated, dead = case.largest("saturated_fraction"), case.largest("dead_fraction")
     if saturated is not None and saturated <= 0.5:
         yield f"Not saturation: at most {saturated:.0%} of the elements of an activation are saturated there."
@@ -62,25 +43,25 @@ def _activations(case: _Case) -> _Sentences:
         yield f"Not dead units: at most {dead:.0%} of a block's units are flat for the whole batch."
 
 
-def _inputs_differ(case: _Case) -> _Sentences:
+def _inputs_differ(case: Case) -> Sentences:
     relation = case.facts.input_relation
     if not case.facts.flat and relation is not None and relation.rank >= 2:
         yield f"Not the data: the inputs of the batch differ in {relation.rank:.3g} directions."
 
 
-def _inputs_sized(case: _Case) -> _Sentences:
+def _inputs_sized(case: Case) -> Sentences:
     found = case.facts.inputs
     if found is not None and 0.1 <= found.rms <= 10:
         yield f"Not the size of the inputs: their root mean square is {found.rms:.3g}."
 
 
-def _finite(case: _Case) -> _Sentences:
+def _finite(case: Case) -> Sentences:
     counts = case.trace["nonfinite"]
     if bool((~counts.isnan()).any()) and not bool((counts > 0).any()):
         yield "Not overflow: every value at every block boundary is finite."
 
 
-def _cotangents(case: _Case) -> _Sentences:
+def _cotangents(case: Case) -> Sentences:
     """Exclude the loss, the draw and the range of the numbers, which random cotangents tell apart."""
     logs = case.facts.cotangent_log10
     if logs is None or not case.span or logs.shape[1] != len(case.trace.sites):
@@ -100,13 +81,13 @@ def _cotangents(case: _Case) -> _Sentences:
         yield f"Not underflow: the smallest gradient that was measured is 10^{float(known.amin()):.1f}."
 
 
-def _connected(case: _Case) -> _Sentences:
+def _connected(case: Case) -> Sentences:
     facts = case.facts
     if facts.loss is not None and not facts.cuts and "frozen_layers" not in facts.untested:
         yield "Not a cut in the graph: no parameter that acts on the loss and asks for a gradient is without one."
 
 
-def _vanishing_gradient(case: _Case) -> _Sentences:
+def _vanishing_gradient(case: Case) -> Sentences:
     yield from _activations(case)
     yield from _connected(case)
     yield from _cotangents(case)
@@ -114,7 +95,7 @@ def _vanishing_gradient(case: _Case) -> _Sentences:
         yield "Not a branch that starts at zero: the gradient falls as far after the optimizer's first step."
 
 
-def _exploding_gradient(case: _Case) -> _Sentences:
+def _exploding_gradient(case: Case) -> Sentences:
     names = case.trace.names()
     normalised = sum(name in case.facts.batch_normalised for name in names)
     if 2 * normalised <= len(names):
@@ -123,7 +104,7 @@ def _exploding_gradient(case: _Case) -> _Sentences:
     yield from _cotangents(case)
 
 
-def _vanishing_signal(case: _Case) -> _Sentences:
+def _vanishing_signal(case: Case) -> Sentences:
     facts = case.facts
     yield from _inputs_differ(case)
     yield from _activations(case)
@@ -133,12 +114,12 @@ def _vanishing_signal(case: _Case) -> _Sentences:
         yield "Not a branch that starts at zero: the outputs are as alike after the optimizer's first step."
 
 
-def _exploding_signal(case: _Case) -> _Sentences:
+def _exploding_signal(case: Case) -> Sentences:
     yield from _inputs_sized(case)
     yield from _finite(case)
 
 
-def _numerical_overflow(case: _Case) -> _Sentences:
+def _numerical_overflow(case: Case) -> Sentences:
     facts, nonfinite = case.facts, case.trace["nonfinite"].nan_to_num(0.0).amax(0)
     if not facts.nonfinite_parameters:
         yield "Not the parameters: every one is finite."
@@ -148,7 +129,7 @@ def _numerical_overflow(case: _Case) -> _Sentences:
         yield f"Not the blocks before it: what all {case.span[0]} of them return is finite."
 
 
-def _wrong_loss(case: _Case) -> _Sentences:
+def _wrong_loss(case: Case) -> Sentences:
     told = case.facts.objective
     if told is not None and (told.moves is not None or told.shift is not None or told.broadcast is not None):
         yield "Not the model: the loss was tested alone, with outputs put in by hand."
@@ -156,7 +137,7 @@ def _wrong_loss(case: _Case) -> _Sentences:
         yield "Not a cut between outputs and loss: the loss has a graph to them."
 
 
-def _double_softmax(case: _Case) -> _Sentences:
+def _double_softmax(case: Case) -> Sentences:
     told = case.facts.objective
     if told is None or told.shift is None or told.floor is None:
         return
@@ -166,7 +147,7 @@ def _double_softmax(case: _Case) -> _Sentences:
         yield f"Not the targets: large logits of the right classes give {told.floor_of_logits:.4g}."
 
 
-def _unscaled_input(case: _Case) -> _Sentences:
+def _unscaled_input(case: Case) -> Sentences:
     facts = case.facts
     raw, plain = facts.courses.get("lr"), facts.courses.get("standardised")
     if raw is not None and plain is not None and plain.gain > raw.gain:
@@ -178,13 +159,13 @@ def _unscaled_input(case: _Case) -> _Sentences:
         yield "Not made good inside: no normalisation follows the first layer."
 
 
-def _train_mode(case: _Case) -> _Sentences:
+def _train_mode(case: Case) -> Sentences:
     mode = case.facts.mode
     if mode is not None and mode.change is not None and mode.change > 0:
         yield f"Not without effect: in training mode the output differs by {mode.change:.2g} of its size."
 
 
-def _accumulated_gradients(case: _Case) -> _Sentences:
+def _accumulated_gradients(case: Case) -> Sentences:
     told = case.trace.context.get("accumulated")
     if not told:
         return
@@ -193,7 +174,7 @@ def _accumulated_gradients(case: _Case) -> _Sentences:
         yield "Not clipping or scaling: each step's gradient is exactly the old one and what arrived."
 
 
-def _frozen_layers(case: _Case) -> _Sentences:
+def _frozen_layers(case: Case) -> Sentences:
     cut = next((c for c in case.facts.cuts if c.sites[0] == case.finding.where.get("first")), None)
     if cut is None:
         return
@@ -205,13 +186,13 @@ def _frozen_layers(case: _Case) -> _Sentences:
         yield "Not torch.no_grad(): gradients were enabled where it ends."
 
 
-def _dead_units(case: _Case) -> _Sentences:
+def _dead_units(case: Case) -> Sentences:
     yield from _inputs_differ(case)
     yield from _inputs_sized(case)
     yield "Not chance: were units off one time in two, so many would be in less than one model in a million."
 
 
-def _saturated_activation(case: _Case) -> _Sentences:
+def _saturated_activation(case: Case) -> Sentences:
     yield from _inputs_sized(case)
     names, hard = case.trace.names(), {"relu6", "hardtanh", "hardsigmoid"}
     used = {name for i in case.span for name in case.facts.activations.get(names[i], ())}
@@ -222,7 +203,7 @@ def _saturated_activation(case: _Case) -> _Sentences:
         yield "Not a learning rate that moves nothing: the same step moves other blocks."
 
 
-def _rank_collapse(case: _Case) -> _Sentences:
+def _rank_collapse(case: Case) -> Sentences:
     facts, first = case.facts, case.finding.where.get("first", "")
     yield from _inputs_differ(case)
     if "effective_rank" not in case.finding.evidence:
@@ -235,7 +216,7 @@ def _rank_collapse(case: _Case) -> _Sentences:
         yield f"Not only the start: after the optimizer's first step the effective rank is {rank:.3g}."
 
 
-def _shattered_gradient(case: _Case) -> _Sentences:
+def _shattered_gradient(case: Case) -> Sentences:
     facts, found = case.facts, case.facts.neighbours
     if found is None:
         return
@@ -246,20 +227,20 @@ def _shattered_gradient(case: _Case) -> _Sentences:
         yield "Not normalisation or a skip: there is none."
 
 
-def _stream_collapse(case: _Case) -> _Sentences:
+def _stream_collapse(case: Case) -> Sentences:
     told = case.facts.stream_gradients
     if told:
         yield f"Not a head that parts them: the streams' gradients differ by {max(told.values()):.1e} at most."
 
 
-def _unstable_mixing(case: _Case) -> _Sentences:
+def _unstable_mixing(case: Case) -> Sentences:
     yield "Not the branches alone: the gains are those of the mixing matrices multiplied, without any branch."
     tested = case.finding.evidence.get("tests", {}).get("growth_beside_the_mixing")
     if isinstance(tested, Mapping) and tested["decades_measured_at_least"] >= 0.5 * tested["decades_of_the_mixing"]:
         yield "Not cancelled by the branches: what was measured grows with the mixing."
 
 
-def _lost_update(case: _Case) -> _Sentences:
+def _lost_update(case: Case) -> Sentences:
     found = case.facts.rounding
     if "flushed_fraction" in case.finding.evidence:
         yield "Not gradients that are zero: they are not when the loss is 4096 times as large."
@@ -268,14 +249,14 @@ def _lost_update(case: _Case) -> _Sentences:
         yield f"Not the gradient or the rate: the same step in float32 lowers the loss by {gain:.3g}."
 
 
-def _learning_rate_too_high(case: _Case) -> _Sentences:
+def _learning_rate_too_high(case: Case) -> Sentences:
     lower, rate = case.facts.courses.get("lower"), case.facts.lr
     yield "Not noise: run again from one random state the model has the same loss, and all steps are on one batch."
     if lower is not None and rate is not None and lower.gain > 0:
         yield f"Not model, loss or gradient: at lr {rate * lower.scale:.2g} the same steps lower the loss."
 
 
-def _learning_rate_too_low(case: _Case) -> _Sentences:
+def _learning_rate_too_low(case: Case) -> Sentences:
     facts, more = case.facts, case.facts.courses.get("higher")
     if more is not None and facts.lr is not None and more.gain > 0:
         yield f"Not a minimum, nor a cut graph: at lr {facts.lr * more.scale:.2g} the loss falls by {more.gain:.3g}."
@@ -283,13 +264,25 @@ def _learning_rate_too_low(case: _Case) -> _Sentences:
         yield f"Not a converged loss: it is {facts.loss_value:.4g}, and {facts.loss_constant:.4g} for outputs of zero."
 
 
-EXCLUSIONS: Mapping[str, Callable[[_Case], _Sentences]] = {
+def _unoptimised_parameters(case: Case) -> Sentences:
+    yield "Not frozen: each of them asks for a gradient."
+    yield "Not without effect on the loss: its gradient with respect to each of them is not zero."
+
+
+def _exploding_memory(case: Case) -> Sentences:
+    yield from exploding_memory(case)
+    yield from _finite(case)
+
+
+EXCLUSIONS: Mapping[str, Callable[[Case], Sentences]] = {
     "numerical_overflow": _numerical_overflow,
     "wrong_loss": _wrong_loss,
     "double_softmax": _double_softmax,
     "unscaled_input": _unscaled_input,
     "train_mode": _train_mode,
     "accumulated_gradients": _accumulated_gradients,
+    "unoptimised_parameters": _unoptimised_parameters,
+    "misscaled_weights": misscaled_weights,
     "frozen_layers": _frozen_layers,
     "dead_units": _dead_units,
     "saturated_activation": _saturated_activation,
@@ -302,7 +295,16 @@ EXCLUSIONS: Mapping[str, Callable[[_Case], _Sentences]] = {
     "exploding_gradient": _exploding_gradient,
     "shattered_gradient": _shattered_gradient,
     "lost_update": _lost_update,
+    "attention_collapse": attention_collapse,
+    "short_memory": short_memory,
+    "exploding_memory": _exploding_memory,
+    "excessive_decay": excessive_decay,
     "learning_rate_too_high": _learning_rate_too_high,
     "learning_rate_too_low": _learning_rate_too_low,
 }
 """Rule -> what its evidence excludes."""
+
+NOTHING_ELSE: Mapping[str, str] = {
+    "undamped_momentum": "A setting that is read off the optimizer, and no measurement that had another explanation.",
+}
+"""Rule -> why there is nothing that it could exclude."""

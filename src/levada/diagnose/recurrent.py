@@ -18,6 +18,7 @@ __all__ = [
     "Memory",
     "Rehearsal",
     "arrives_early",
+    "curves_of",
     "grown",
     "longest",
     "measured",
@@ -37,6 +38,8 @@ FAINT, LOST = 1e-3, 1e-6
 GROWTH = 3.0
 # Theory explains a horizon that it gives to this factor.
 AGREE = 2.0
+# Of a longer curve so many points are kept for a picture.
+POINTS = 100
 
 _GATED = frozenset({"LSTM", "GRU", "LSTMCell", "GRUCell"})
 _RECURRENT = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
@@ -57,12 +60,17 @@ class Rehearsal:
     after: tuple[float, ...]
 
     @property
+    def lowest(self) -> tuple[float, float]:
+        """How low the loss of the model as it is gets, and that of the copy: the lowest median of three in a row."""
+        return _lowest(self.before), _lowest(self.after)
+
+    @property
     def confirms(self) -> bool:
         """Whether the copy gains a tenth of its loss and falls below the model, which gains less than half of that.
 
         What counts is how low each gets: a state that is held for long makes some of the steps overshoot.
         """
-        low, low_repaired = _lowest(self.before), _lowest(self.after)
+        low, low_repaired = self.lowest
         gain = _start(self.after) - low_repaired
         small = _start(self.before) - low < 0.5 * gain
         return gain > 0.1 * abs(_start(self.after)) and low_repaired < low and small
@@ -155,6 +163,34 @@ def grown(curve: MemoryCurve, arrival: Tensor | None) -> float:
         tail = arrival[-max(1, len(arrival) // 10) :].median()
         decades = min(decades, float((arrival[: max(1, len(arrival) // 2)].max() / tail).log10()))
     return decades if decades >= GROWTH else 0.0
+
+
+def curves_of(curve: MemoryCurve, arrival: Tensor | None) -> dict[str, list[float] | list[int]]:
+    """Return what a picture of a memory needs, each of at most `POINTS` points, evenly, with the first and the last.
+
+    Args:
+        curve: the memory.
+        arrival: the gradient at each step's input; None if it was not measured.
+
+    Returns:
+        "steps_back" with "memory", and "memory_predicted" where theory has a word; "steps", from the first, with
+        "gradient" over its largest.
+    """
+    back = _evenly(len(curve.curve))
+    found: dict[str, list[float] | list[int]] = {"steps_back": back, "memory": curve.curve[back].tolist()}
+    if curve.predicted is not None and len(curve.predicted) >= len(curve.curve):
+        found["memory_predicted"] = curve.predicted[back].tolist()
+    best = float(arrival.max()) if arrival is not None and len(arrival) else math.nan
+    if arrival is not None and best > 0:
+        steps = _evenly(len(arrival))
+        found |= {"steps": steps, "gradient": (arrival[steps] / best).tolist()}
+    return found
+
+
+def _evenly(num: int) -> list[int]:
+    if num <= POINTS:
+        return list(range(num))
+    return [round(i * (num - 1) / (POINTS - 1)) for i in range(POINTS)]
 
 
 def measured(memory: Memory | None) -> dict[str, Any] | None:

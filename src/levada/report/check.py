@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from levada.report.account import calibration, cost
 from levada.report.depth import limit
-from levada.report.evidence import WORDS_ALONE, evidence_picture
+from levada.report.evidence import DRAWN, WORDS_ALONE, evidence_picture
 from levada.report.figure import figure
 from levada.report.mixing import mixing_figure
 from levada.report.profile import column, decay, gradient_figure, gradient_key, signal_figure
@@ -165,7 +165,7 @@ def _finding(one: Mapping[str, Any], report: Mapping[str, Any], blocks: Sequence
         "rule": one.get("rule", ""),
         "title": phrase(one),
         "claim": one.get("claim", ""),
-        "evidence": list(evidence_rows({k: v for k, v in (one.get("evidence") or {}).items() if k != "matrices"})),
+        "evidence": list(evidence_rows({k: v for k, v in (one.get("evidence") or {}).items() if k not in DRAWN})),
         "picture": evidence_picture(one, report, blocks),
         "words_alone": WORDS_ALONE.get(str(one.get("rule")), ""),
         "ruled_out": [str(sentence) for sentence in one.get("ruled_out") or ()],

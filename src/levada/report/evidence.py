@@ -8,17 +8,20 @@ from typing import Any, Final, TypeAlias
 
 from levada.report.figure import figure
 from levada.report.matrix import matrices
+from levada.report.memory import memory_spec
 from levada.report.profile import column, gradient_key
 from levada.report.series import Span
 from levada.report.words import COTANGENT, number, phrase, short
 
-__all__ = ["PICTURES", "WORDS_ALONE", "evidence_picture"]
+__all__ = ["DRAWN", "PICTURES", "WORDS_ALONE", "evidence_picture"]
 
 _Blocks: TypeAlias = Sequence[Mapping[str, Any]]
 _Spec: TypeAlias = dict[str, Any]
 _Drawn: TypeAlias = dict[str, str] | None
 # The smallest number that float16 holds.
 FLOAT16_TINY: Final = 2.0**-24
+# Evidence that is drawn and not told.
+DRAWN: Final = frozenset({"matrices", "curves"})
 BLOCK: Final = "block, input on the left, output on the right"
 
 
@@ -38,7 +41,8 @@ def evidence_picture(finding: Mapping[str, Any], report: Mapping[str, Any], bloc
 
 
 def _drawn(spec: _Spec) -> _Drawn:
-    if not any(value is not None for one in spec["series"] for value in one["y"] if one["style"] != "reference"):
+    series = [one for part in spec.get("panels", [spec]) for one in part["series"]]
+    if not any(value is not None for one in series for value in one["y"] if one["style"] != "reference"):
         return None
     return {"title": str(spec["title"]), "caption": str(spec["caption"]), "svg": figure(spec)}
 
@@ -213,19 +217,22 @@ def _mixing(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Bloc
 
 
 def _courses(title: str, caption: str, courses: Sequence[tuple[str, Any]]) -> _Drawn:
-    """Draw losses by step."""
+    """Draw losses by step; courses of one label are drawn thin, and their median thick."""
+    return _drawn({"title": title, "caption": caption, **_by_step(courses)})
+
+
+def _by_step(courses: Sequence[tuple[str, Any]]) -> _Spec:
     series: list[_Spec] = []
     finite: list[float] = []
     for label, losses in courses:
         values = [number(value) for value in losses] if isinstance(losses, Sequence) else []
         finite += [value for value in values if value is not None and math.isfinite(value)]
         if values:
-            x = list(range(len(values)))
-            series.append({"label": label, "style": "measured", "group": label, "x": x, "y": values})
+            made = {"label": label, "style": "measured", "group": label}
+            series.append({**made, "x": list(range(len(values))), "y": values})
     wide = bool(finite) and min(finite) > 0 and max(finite) > 20 * min(finite)
     y = {"label": "loss", "scale": "log" if wide else "linear"}
-    spec = {"title": title, "caption": caption, "x": {"label": "step, on one batch"}, "y": y, "series": series}
-    return _drawn(spec)
+    return {"x": {"label": "step, on one batch"}, "y": y, "series": series}
 
 
 def _rates(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
@@ -243,6 +250,42 @@ def _standardised(finding: Mapping[str, Any], report: Mapping[str, Any], blocks:
         return None
     held = [("as the inputs are", told.get("loss")), ("each feature standardised", told.get("loss_standardised"))]
     return _courses("What the same steps do to the loss", "From the same weights, on the same rows.", held)
+
+
+def _drawn_again(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
+    evidence = finding.get("evidence") or {}
+    tests, again = evidence.get("tests") or {}, (evidence.get("curves") or {}).get("drawn_again") or ()
+    held = [("as it is", tests.get("loss_as_it_is")), *(("drawn again", losses) for losses in again)]
+    caption = "The same steps, from weights that differ in what was drawn again: a thin line for each draw."
+    return _courses("What drawing the weights again does to the loss", caption, held)
+
+
+def _decay(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
+    evidence = finding.get("evidence") or {}
+    held = [("with decay", evidence.get("loss_with_decay")), ("without", evidence.get("loss_without_decay"))]
+    return _courses("What decay does to the loss", "The same model, batch and learning rate.", held)
+
+
+def _attention(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
+    """Draw the entropy of attention over the blocks, and beside it the test of queries and keys, if it was made."""
+    line = _line(blocks, "attention_entropy", "entropy of attention / its largest value", group="entropy")
+    spans = _named(finding, blocks, "") if line else []
+    y = {"label": "share", "scale": "linear"}
+    level = [_level(blocks, "collapsed below", 0.1), _level(blocks, "all keys alike", 1.0)] if line else []
+    entropy = {
+        "title": "Entropy of attention",
+        "x": {"label": BLOCK},
+        "y": y,
+        "series": [*line, *level],
+        "spans": spans,
+    }
+    tested = ((finding.get("evidence") or {}).get("tests") or {}).get("steps_of_queries_and_keys")
+    told = tested if isinstance(tested, Mapping) else {}
+    steps = _by_step([("as they are", told.get("loss")), ("at logits of deviation 1", told.get("loss_scaled"))])
+    steps["title"] = "Ten steps of queries and keys alone"
+    caption = "The blocks that the finding names are shaded." if line else ""
+    panels = [panel for panel in (entropy, steps) if panel["series"]]
+    return _drawn({"title": "What attention attends to, and learns", "caption": caption, "panels": panels})
 
 
 def _numbers(title: str, caption: str, label: str, bars: Sequence[tuple[str, Any]]) -> _Drawn:
@@ -286,10 +329,15 @@ def _shattered(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _B
     return _numbers("What neighbours have in common", caption, "cosine, or share", bars)
 
 
+def _remembered(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
+    return _drawn(memory_spec(finding))
+
+
 PICTURES: Final[Mapping[str, Callable[..., _Drawn]]] = {
     "numerical_overflow": _overflow,
     "double_softmax": _softmax,
     "unscaled_input": _standardised,
+    "misscaled_weights": _drawn_again,
     "frozen_layers": _weights,
     "dead_units": _share(
         "dead_fraction", "Units that are flat for every input", ("0.5, which deep healthy networks reach", 0.5)
@@ -305,6 +353,10 @@ PICTURES: Final[Mapping[str, Callable[..., _Drawn]]] = {
     "vanishing_gradient": _gradient,
     "exploding_gradient": _gradient,
     "shattered_gradient": _shattered,
+    "attention_collapse": _attention,
+    "short_memory": _remembered,
+    "exploding_memory": _remembered,
+    "excessive_decay": _decay,
     "lost_update": _lost,
     "learning_rate_too_high": _rates,
     "learning_rate_too_low": _rates,
@@ -314,6 +366,8 @@ PICTURES: Final[Mapping[str, Callable[..., _Drawn]]] = {
 WORDS_ALONE: Final[Mapping[str, str]] = {
     "wrong_loss": "A loss that does not fit is told by its answers to outputs put in by hand: a few words and numbers.",
     "train_mode": "A mode is on or off, and what it changes is one number.",
+    "unoptimised_parameters": "Parameters that the optimizer does not hold are counted, and named.",
+    "undamped_momentum": "One setting of the optimizer is read: a number.",
     "accumulated_gradients": "Steps with old gradients are counted: two numbers.",
 }
 """Rule -> why a picture would tell nothing."""

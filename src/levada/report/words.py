@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from levada._numbers import NONFINITE
+from levada.report.vocabulary import EVIDENCE, GROUPS, PHRASES, REASONS
 
 __all__ = [
     "COTANGENT",
@@ -32,117 +33,9 @@ __all__ = [
 
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-# What happened, and the words that lead to the place.
-_PHRASES: Final[Mapping[str, tuple[str, str]]] = {
-    "vanishing_gradient": ("The learning signal dies on its way back", "through"),
-    "exploding_gradient": ("The gradient explodes on its way back", "through"),
-    "vanishing_signal": ("The signal dies out", "in"),
-    "exploding_signal": ("The signal explodes", "in"),
-    "saturated_activation": ("The activations saturate", "at"),
-    "dead_units": ("Units are dead", "at"),
-    "rank_collapse": ("All inputs come to look the same", "at"),
-    "attention_collapse": ("Every token attends to one", "at"),
-    "shattered_gradient": ("The gradient turns into noise", "at"),
-    "degradation": ("Depth makes the training worse", "from"),
-    "frozen_layers": ("No gradient arrives", "at"),
-    "lost_update": ("Updates are lost in rounding", "at"),
-    "learning_rate_too_high": ("The learning rate is too high", "for"),
-    "learning_rate_too_low": ("The learning rate is too low", "for"),
-    "short_memory": ("The memory is too short", "at"),
-    "exploding_memory": ("The memory explodes", "at"),
-    "numerical_overflow": ("The numbers overflow", "at"),
-    "accumulated_gradients": ("Gradients pile up from step to step", "at"),
-    "double_softmax": ("The softmax is applied twice", "at"),
-    "wrong_loss": ("The loss does not fit the outputs", "of"),
-    "unscaled_input": ("The inputs are not scaled", "at"),
-    "misscaled_weights": ("The weights are drawn at the wrong scale", "at"),
-    "train_mode": ("A module is in the wrong mode", "at"),
-    "stream_collapse": ("The streams have become one", "at"),
-    "unstable_mixing": ("The mixing of the streams is unstable", "at"),
-}
 COTANGENT: Final = "a cotangent: a random vector of size 1, sent backwards from the output"
 SIGNS: Final = {"error": "✕", "warn": "!", "info": "i", "healthy": "✓", "unknown": "?"}
 _RANK: Final = {"error": 0, "warn": 1, "info": 2}
-
-# What the keys of evidence mean, and the unit: a share is written in per cent.
-_EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
-    "gradient_decay_per_block": ("gradient, factor per block", ""),
-    "signal_decay_per_block": ("difference between inputs, factor per block", ""),
-    "growth_per_block": ("signal, factor per block", ""),
-    "gain_per_block": ("gain per block", ""),
-    "predicted_share": ("blocks that theory covers", "%"),
-    "decades": ("over the blocks named", "orders of magnitude"),
-    "decades_over_all_blocks_measured": ("over all blocks that could be measured", "orders of magnitude"),
-    "starved": ("first and last of the layers that it hardly reaches", ""),
-    "explained_by": ("explained by", ""),
-    "output_spread": ("difference between outputs / size of the output", ""),
-    "output_spread_after_step": ("the same after the optimizer's first step", ""),
-    "output_rms": ("size of the output, root mean square", ""),
-    "output_depends_on_input": ("whether the output depends on the input", ""),
-    "dead_fraction": ("share of units that are dead", "%"),
-    "saturated_fraction": ("share of elements that are saturated", "%"),
-    "gradient_before": ("gradient before the dead units", ""),
-    "spread_behind": ("difference between inputs behind them", ""),
-    "reference": ("for comparison", ""),
-    "input_rms": ("size of the input, root mean square", ""),
-    "weight_rms": ("size of the weights, root mean square", ""),
-    "lr": ("learning rate", ""),
-    "update_ratio": ("optimizer's first step / weights", ""),
-    "lost_fraction": ("share of that step lost in rounding", "%"),
-    "first_update_ratio": ("first of these layers, optimizer's first step / weights", ""),
-    "last_update_ratio": ("last of the other layers, optimizer's first step / weights", ""),
-    "first_lost_fraction": ("first of these layers, share of that step lost in rounding", "%"),
-    "first_gradient_over_eps": ("first of these layers, gradient / the optimizer's epsilon", ""),
-    "standing_still": ("layers that the optimizer's first step leaves as they are", ""),
-    "first_step_beside_weights": ("optimizer's first step / weights", ""),
-    "optimizer_first_step": ("test of the optimizer's first step", ""),
-    "loss_after_first_step": ("test of the loss after the first step", ""),
-    "loss_before": ("loss before the optimizer's first step (nats)", ""),
-    "loss_after": ("loss after it (nats)", ""),
-    "loss_beside_that_of_zeros": ("test of the loss beside that of an output of zeros", ""),
-    "loss_of_zeros": ("loss of an output of zeros", ""),
-    "freeze_training": ("training test with these layers frozen", ""),
-    "training": ("longer training test", ""),
-    "longer_training": ("longer training test", ""),
-    "parameters_without_gradient": ("parameters without a gradient", ""),
-    "share": ("share of values that are NaN or infinite", "%"),
-    "blocks_after": ("blocks behind it", ""),
-    "composite_forward_gain": ("what the mixing multiplies equal streams by", ""),
-    "composite_backward_gain": ("what the mixing multiplies a gradient by that is equal in all streams", ""),
-    "composite_column_norm": ("what the mixing leaves to one stream of a gradient that points anywhere", ""),
-    "composite_log_column_sum": ("the logarithm of that, growing or shrinking", "nat"),
-    "growth_beside_the_mixing": ("test of what was measured beside the mixing", ""),
-    "decades_of_the_mixing": ("the mixing alone", "orders of magnitude"),
-    "decades_measured_at_least": ("measured, at least", "orders of magnitude"),
-    "stream_cosine": ("cosine between the streams, the smallest", ""),
-    "difference_of_gradients_between_streams": ("difference of gradients between streams / their size", ""),
-    "least_share": ("smallest such share", "%"),
-    "effective_rank": ("directions in which the inputs differ, effective rank", ""),
-    "attainable_rank": ("as many as batch and width allow", ""),
-    "rank_before": ("directions before the block", ""),
-    "rank_after_first_step": ("directions after the optimizer's first step", ""),
-    "correlation": ("mean cosine between inputs", ""),
-    "attention_entropy": ("entropy of attention / its largest value", ""),
-    "attention_slope": ("slope of the softmax", ""),
-    "attention_logit_max": ("largest logit", ""),
-    "steps_of_queries_and_keys": ("ten steps of queries and keys alone", ""),
-    "gradient_cosine": ("cosine between the gradients of neighbours", ""),
-    "gain_of_neighbours": ("what steps for the inputs gain their neighbours, as a share", "%"),
-    "gain_of_exact_step": ("what the step gains without rounding", ""),
-    "gain_of_rounded_step": ("what it gains with rounding", ""),
-    "flushed_fraction": ("share of the gradient's elements that float16 loses", "%"),
-    "loss_at_lr": ("losses at this rate", ""),
-    "floor_of_the_loss": ("least loss that there is", ""),
-    "memory_horizon": ("steps after which 1/1000 of the memory is left", ""),
-    "horizon_predicted": ("the same by its gates, or the size of its weights, alone", ""),
-    "gradient_in_first_half": ("gradient in the first half of the sequence / the largest", ""),
-    "growth_per_step": ("gradient, factor per step back in time", ""),
-    "lyapunov_exponent": ("largest Lyapunov exponent, per step", ""),
-    "repaired_copy": ("trial of a repaired copy", ""),
-    "loss_when_1_is_added": ("change of the loss when 1 is added to all outputs", ""),
-}
-_GROUPS: Final = ("tests", "optimizer_first_step", "loss_after_first_step", "loss_beside_that_of_zeros")
-_REASONS: Final = {"place": "its place: it happens at one block"}
 
 
 def number(value: Any) -> float | None:
@@ -284,7 +177,7 @@ def evidence_name(key: str) -> str:
         >>> evidence_name("dead_fraction"), evidence_name("loss after 100 steps")
         ('share of units that are dead', 'loss after 100 steps')
     """
-    return _EVIDENCE.get(key, (human(key), ""))[0]
+    return EVIDENCE.get(key, (human(key), ""))[0]
 
 
 def count(amount: int, noun: str) -> str:
@@ -321,7 +214,7 @@ def fired(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def phrase(finding: Mapping[str, Any]) -> str:
     """Say a finding's rule and place as a sentence."""
     rule = str(finding.get("rule", "finding"))
-    what, link = _PHRASES.get(rule, (human(rule).capitalize(), "at"))
+    what, link = PHRASES.get(rule, (human(rule).capitalize(), "at"))
     where = place(finding.get("where"))
     return f"{what} {link} {where}" if where else what
 
@@ -356,13 +249,13 @@ def evidence_rows(
     for key, value in evidence.items():
         if _is_empty(value) or (key == "of" and "standing_still" in evidence):
             continue
-        words, own = _EVIDENCE.get(str(key), (human(str(key)), unit))
+        words, own = EVIDENCE.get(str(key), (human(str(key)), unit))
         label = f"{path}, {words}" if path else words
         if key == "standing_still" and "of" in evidence:
             yield label, f"{_written(value, write, own)} of {_written(evidence['of'], write, own)}"
         elif not isinstance(value, Mapping):
             yield label, _written(value, write, own)
-        elif key in _GROUPS:
+        elif key in GROUPS:
             yield from evidence_rows(value, write, path)
         else:
             yield from _mapping_rows(label, value, write, own)
@@ -373,7 +266,7 @@ def _mapping_rows(label: str, value: Mapping[str, Any], write: Any, unit: str) -
     rest = {k: v for k, v in value.items() if not told or k not in ("value", "low", "high")}
     flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping) and not _is_sentence(v) and not _is_empty(v)}
     for k, v in flat.items():
-        words, own = _EVIDENCE.get(str(k), ("", unit))
+        words, own = EVIDENCE.get(str(k), ("", unit))
         if str(k) == "draws":  # a signal needs no cotangent
             words = "random cotangents drawn" if label.startswith("gradient") else "measurements"
         told.append(f"{words or human(str(k))}{':' * bool(words or isinstance(v, str))} {_written(v, write, own)}")
@@ -398,5 +291,5 @@ def _written(value: Any, write: Any, unit: str = "") -> str:
         return "yes" if value else "no"
     amount = number(value)
     if not unit or amount is None:
-        return str(_REASONS.get(value, write(value)) if isinstance(value, str) else write(value))
+        return str(REASONS.get(value, write(value)) if isinstance(value, str) else write(value))
     return f"{write(100 * amount)} %" if unit == "%" else f"{write(value)} {unit}"

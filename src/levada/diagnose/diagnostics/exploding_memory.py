@@ -8,7 +8,7 @@ from typing import Any
 
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
-from levada.diagnose.recurrent import Memory, grown, repair_of, site_of
+from levada.diagnose.recurrent import Memory, curves_of, grown, repair_of, site_of
 from levada.probe.lyapunov import LyapunovExponents
 from levada.probe.memory import MemoryCurve
 from levada.probe.trace import Trace
@@ -75,6 +75,7 @@ def _finding(trace: Trace, facts: Facts, memory: Memory, curve: MemoryCurve, dec
             if exponent is None
             else {"value": float(exponent.values[0]), "error": float(exponent.errors[0])},
             "explained_by": "theory" if chaotic else None,
+            "curves": curves_of(curve, memory.arrival.get(curve.module)),
             "tests": tested,
         },
         consequence="The first steps of a sequence drown all others in the gradient, and one step may undo the rest.",

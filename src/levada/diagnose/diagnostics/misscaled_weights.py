@@ -91,6 +91,7 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
             "suspected": len(found.suspects),
             "gain": {"value": found.gain, "low": found.low},
             "explained_by": "place",
+            "curves": {"drawn_again": [list(course.losses) for course in found.courses]},
             "tests": {
                 "loss_as_it_is": list(found.plain.losses),
                 "loss_drawn_again": [course.end for course in found.courses],

@@ -6,7 +6,17 @@ from collections.abc import Iterable, Sequence
 
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
-from levada.diagnose.recurrent import AGREE, LOST, Memory, arrives_early, longest, repair_of, short, site_of
+from levada.diagnose.recurrent import (
+    AGREE,
+    LOST,
+    Memory,
+    arrives_early,
+    curves_of,
+    longest,
+    repair_of,
+    short,
+    site_of,
+)
 from levada.probe.memory import MemoryCurve
 from levada.probe.trace import Trace
 
@@ -69,6 +79,7 @@ def _finding(trace: Trace, memory: Memory, curves: Sequence[MemoryCurve], early:
             "horizon_predicted": told,
             "gradient_in_first_half": early,
             "explained_by": "theory" if explained else None,
+            "curves": curves_of(curve, memory.arrival[curve.module][-curve.steps :]),
             "tests": {"repaired_copy": _tested(memory)},
         },
         consequence="What stands in the first half of a sequence has no part in what is learned.",
