@@ -211,6 +211,8 @@ def test_every_stage_that_a_rule_reads_is_one_that_is_timed(clock):
     net.inner[3].register_buffer("unused", torch.zeros(1))
     report, trace = examine(net, (BATCH[0] * 1e3, BATCH[1]), optimizer="SGD", lr=30.0)
     timed = set(trace.context["pace"].seconds)
+    _, trace = examine(Timed(mlp(3), clock, 0.25, 0.5), BATCH)
+    timed |= set(trace.context["pace"].seconds)  # weights are judged where nothing else is wrong
     rare = {"streams", "matter", "mode", "after_step"}  # of models that this one is not
     assert {stage for read in READS.values() for stage in read} - rare <= timed
     assert set(READS) <= set(DIAGNOSTICS)

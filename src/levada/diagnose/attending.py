@@ -118,6 +118,8 @@ def attending(seen: Attending, run: Run, loss: Loss | None, factory: Factory) ->
         after = _deviations(run, set(wide))
         reached = all(1 / REACHED < after.get(module, 0.0) < REACHED for module in wide)
         scaled = _course(run, loss, factory, parts) if reached else None
+    if (plain is None or (reached and scaled is None)) and time.perf_counter() > run.pace.deadline:
+        run.pace.leave_out(ALONE, RULES)
     return replace(seen, parts=parts if reached else (), plain=plain, scaled=scaled)
 
 

@@ -16,7 +16,7 @@ from levada.diagnose.attempts import FEW_BLOCKS, NEIGHBOURS
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.diagnostics import diagnose
-from levada.diagnose.diagnostics.misscaled_weights import named
+from levada.diagnose.diagnostics.misscaled_weights import accounted, named
 from levada.diagnose.gather import facts_from
 from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
 from levada.diagnose.material import Material
@@ -112,10 +112,11 @@ def measure(
     facts = replace(facts, untested=pace.untested)
     context = {**trace.context, "facts": facts, "depth": len(trace.sites), "pace": pace}
     trace = Trace(trace.sites, (0,) * rows, values, context)
-    if material.update is not None and not named(diagnose(trace)):
+    if material.update is not None and not named(found := diagnose(trace)):
         order = [name for site in trace.sites for name in site.parameters]
         with pace.stage("redraw"):
-            drawn = redrawn(run, material.loss_of, factory, order, trace.sites[-1].parameters)
+            told = accounted(found, trace)
+            drawn = redrawn(run, material.loss_of, factory, order, trace.sites[-1].parameters, told)
         context["facts"] = replace(facts, redrawn=drawn)
     run.notes.extend(_told(trace, logs, resolved, update, (batches[0], len(batches)), predictions))
     run.notes.extend(pace.told())

@@ -6,7 +6,7 @@ import math
 import statistics
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,12 @@ class Redrawn:
 
 
 def redrawn(
-    run: Run, loss: Callable[[Any, Batch], Tensor], factory: Factory, order: Sequence[str], head: Sequence[str]
+    run: Run,
+    loss: Callable[[Any, Batch], Tensor],
+    factory: Factory,
+    order: Sequence[str],
+    head: Sequence[str],
+    accounted: Collection[str] = (),
 ) -> Redrawn | None:
     """Draw what no initialisation would draw like that again; None if there is nothing, or if it does not help.
 
@@ -75,6 +80,7 @@ def redrawn(
         factory: builds the optimizer.
         order: names of parameters, in order of execution.
         head: names of the last layer's parameters.
+        accounted: names of parameters whose size another rule tells; if no others are suspected, none is drawn.
 
     Cost:
         A pass over the parameters; with suspects 60 steps, and as many again for each draw and half.
@@ -85,7 +91,7 @@ def redrawn(
     except (MeasurementError, RuntimeError):
         return None  # a hook that a module does not survive says nothing about weights
     steps = (1 + DRAWS) * (LENGTH + 1)
-    if not found or not run.pace.allows(AGAIN, steps, steps, rules=RULES):
+    if all(suspect.name in accounted for suspect in found) or not run.pace.allows(AGAIN, steps, steps, rules=RULES):
         return None
     place = {name: index for index, name in enumerate(order)}
     found = tuple(sorted(found, key=lambda suspect: place.get(suspect.name, len(place))))

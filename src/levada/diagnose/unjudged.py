@@ -25,6 +25,7 @@ FEW_ROWS, FEW_DIRECTIONS = 4, 4.0
 # Rounding of half precision and wider.
 HALF = 2.0**-11
 _RATES = "learning_rate_too_high", "learning_rate_too_low"
+_MEMORY = "exploding_memory", "short_memory"
 _RECIPE = "unoptimised_parameters", "undamped_momentum", "excessive_decay"
 
 
@@ -86,6 +87,7 @@ def _of_check(trace: Trace, facts: Facts) -> dict[str, str]:
         "shattered_gradient": _shattering(trace, facts),
         "lost_update": _rounding(trace, facts),
         "attention_collapse": _attention(facts),
+        **dict.fromkeys(_MEMORY, _memory(facts)),
         "misscaled_weights": loss,
         **dict.fromkeys(_RECIPE, loss),
         **dict.fromkeys(_RATES, rate),
@@ -152,6 +154,11 @@ def _rounding(trace: Trace, facts: Facts) -> str:
 def _attention(facts: Facts) -> str:
     unseen = facts.attending.unseen
     return f"the weights of attention at {unseen[0]} could not be computed again" if unseen else ""
+
+
+def _memory(facts: Facts) -> str:
+    missing = facts.memory.missing if facts.memory is not None else {}
+    return next((f"the memory of {name or 'the model'} was not measured: {why}" for name, why in missing.items()), "")
 
 
 def _of_run(trace: Trace) -> dict[str, str]:
