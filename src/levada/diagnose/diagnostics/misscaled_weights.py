@@ -64,7 +64,7 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
     all of three draws must end lower, by a twentieth of the first loss and 15 % of the last one. It is an error at a
     learning rate that somebody chose or where it accounts for an error, and else a warning. The test is made where no
     other rule names the fault; collapsed attention does, unless more than its queries and keys is suspected. The place
-    is that of the smallest half of halves that brings 90 % of the gain, or of all, where most of the model is suspected.
+    is that of the smallest half of halves that brings 90 % of the gain, or of all, where most of them are suspected.
 
     Args:
         trace: of one check, or of a run.
