@@ -29,6 +29,7 @@ __all__ = ["memory_of"]
 STEPS = 100
 # Part of what is left of the budget that a trial may take, and steps after which its cost is known.
 SHARE, TIMED = 0.25, 3
+TRIAL = f"{STEPS} steps of the model and of a copy whose memory is repaired"
 OVER_TIME, SPENT = "memory over time", "the budget was spent"
 
 
@@ -157,6 +158,7 @@ def _trained(
                 break
             now = time.perf_counter()
             if now > deadline or (step == TIMED and (deadline - now) * TIMED < (now - start) * (STEPS - TIMED)):
+                run.pace.leave_out(TRIAL)
                 return None  # what cannot be finished is not begun
             for p, gradient in zip(learning, torch.autograd.grad(value, learning, allow_unused=True), strict=True):
                 p.grad = gradient

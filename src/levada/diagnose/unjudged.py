@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from levada.diagnose.attempts import ALIKE, FEW_BLOCKS
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding
+from levada.diagnose.redraw import AGAIN
 from levada.probe.trace import Trace
 
 __all__ = ["in_one_line", "unjudged"]
@@ -88,7 +89,7 @@ def _of_check(trace: Trace, facts: Facts) -> dict[str, str]:
         "lost_update": _rounding(trace, facts),
         "attention_collapse": _attention(facts),
         **dict.fromkeys(_MEMORY, _memory(facts)),
-        "misscaled_weights": loss,
+        "misscaled_weights": loss or _scale(trace),
         **dict.fromkeys(_RECIPE, loss),
         **dict.fromkeys(_RATES, rate),
     }
@@ -154,6 +155,11 @@ def _rounding(trace: Trace, facts: Facts) -> str:
 def _attention(facts: Facts) -> str:
     unseen = facts.attending.unseen
     return f"the weights of attention at {unseen[0]} could not be computed again" if unseen else ""
+
+
+def _scale(trace: Trace) -> str:
+    pace = trace.context.get("pace")
+    return f"a budget of {pace.budget:g} s did not allow {AGAIN}" if pace is not None and AGAIN in pace.left_out else ""
 
 
 def _memory(facts: Facts) -> str:
