@@ -175,6 +175,14 @@ def test_the_test_of_a_suspicion_ends_in_the_budget_or_is_left_out(clock, case, 
     assert speaks or not left_out or (report.verdict == "healthy" and "did not allow" in report.unknown[rule])
 
 
+def test_no_pass_is_made_to_suspect_a_bias_where_there_is_no_time(clock):
+    net = mlp(3, nn.ReLU)
+    net[4].bias.data.fill_(10.0)
+    levada.check(Timed(net, clock, 0.1, 0.1), BATCH, optimizer="Adam", lr=3e-3, budget=0.0)
+    assert clock.forwards == LEAST[0]
+    assert clock.backwards <= LEAST[1]
+
+
 def test_what_is_left_out_is_named_and_what_needs_it_is_unknown(clock):
     net = Timed(mlp(3), clock, 0.3)
     how = {"optimizer": "SGD", "lr": 300.0}

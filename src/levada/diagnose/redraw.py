@@ -87,9 +87,15 @@ def redrawn(
     Cost:
         A pass over the parameters; with suspects 60 steps, and as many again for each draw and half.
     """
+
+    def once() -> Any:
+        if not run.pace.allows(AGAIN, 1):
+            raise MeasurementError(f"check: there is no time for {AGAIN}.")
+        return run()
+
     try:
         with undone(run.model):
-            found = suspects(run.model, run, head)
+            found = suspects(run.model, once, head)
     except (MeasurementError, RuntimeError):
         return None  # a hook that a module does not survive says nothing about weights
     if all(suspect.name in accounted for suspect in found) or not run.pace.allows(AGAIN, 2 * STEPS, 2 * STEPS):
