@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -237,7 +239,9 @@ def test_a_study_of_nothing_is_refused_before_it_runs(change, targets, capsys):
     assert not Path("out").exists()
 
 
-def test_a_study_that_fails_says_so(targets, capsys):
+def test_a_study_that_fails_says_so(targets, capsys, monkeypatch):
+    sweeping = import_module("levada.study.sweep")
+    monkeypatch.setattr(sweeping, "process_pool", ThreadPoolExecutor)  # no process imports torch anew
     assert main(["study", "R19", "--scale", "smoke", "--set", "device=nope", "--out", "out"]) in {2, 3}
     assert "failed" in capsys.readouterr().err
 

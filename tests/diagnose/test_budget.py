@@ -74,14 +74,14 @@ def mlp(depth: int = 14, act=nn.Tanh, scale: float = 1.0) -> nn.Module:
     return net
 
 
-def lstm() -> nn.Module:
+def lstm(steps: int = 5) -> nn.Module:
     class Last(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body, self.head = nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.body(x[:, None].expand(-1, 5, -1))[0][:, -1])
+            return self.head(self.body(x[:, None].expand(-1, steps, -1))[0][:, -1])
 
     torch.manual_seed(0)
     return Last()
@@ -122,6 +122,65 @@ def test_a_check_of_a_slow_model_ends_in_its_budget(clock, build, backward_s, bu
     fired = {f.rule for f in report.findings if f.status == "fired"}
     calm = report.summary["loss_after_step"] <= report.summary["loss"]
     assert short or calm or fired & {"learning_rate_too_high", "vanishing_signal"}
+
+
+def forgetful() -> nn.Module:
+    net = lstm(40)
+    net.body.bias_ih_l0.data[16:32] = -2.0
+    return net
+
+
+def sharp() -> nn.Module:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place, self.body = nn.Parameter(torch.randn(12, 16)), nn.MultiheadAttention(16, 2, batch_first=True)
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[:, None] + self.place
+            return self.head(self.body(x, x, x)[0][:, 0])
+
+    torch.manual_seed(0)
+    net = Words()
+    net.body.in_proj_weight.data[:32] *= 30.0
+    return net
+
+
+def tiny() -> nn.Module:
+    net = mlp(3, nn.ReLU)
+    net[2].weight.data *= 1e-3
+    return net
+
+
+SUSPECTED = {  # what builds it, its rule, what a short budget leaves out, and whether the rule speaks without that
+    "memory": (forgetful, "short_memory", "100 steps of the model and of a copy whose memory is repaired", True),
+    "attention": (sharp, "attention_collapse", "steps of queries and keys alone", True),
+    "weights": (tiny, "misscaled_weights", "drawing parameters of an unusual size again", False),
+}
+
+
+@pytest.mark.parametrize("budget", [2.0, 4.0, 7.0, 12.0, 30.0, 300.0])
+@pytest.mark.parametrize("case", SUSPECTED)
+def test_the_test_of_a_suspicion_ends_in_the_budget_or_is_left_out(clock, case, budget):
+    build, rule, what, speaks = SUSPECTED[case]
+    net = Timed(build(), clock, 0.1, 0.1)
+    start = clock.now
+    report = levada.check(net, BATCH, optimizer="Adam", lr=3e-3, budget=budget)
+    assert clock.now - start <= 1.2 * budget
+    left_out = any(what in note for note in report.notes)
+    assert left_out == (budget < {"memory": 300.0, "attention": 7.0, "weights": 300.0}[case])
+    fired = {f.rule: f for f in report.findings if f.status == "fired"}
+    assert (rule in fired) == (speaks or not left_out)
+    assert speaks or not left_out or (report.verdict == "healthy" and "did not allow" in report.unknown[rule])
+
+
+def test_no_pass_is_made_to_suspect_a_bias_where_there_is_no_time(clock):
+    net = mlp(3, nn.ReLU)
+    net[4].bias.data.fill_(10.0)
+    levada.check(Timed(net, clock, 0.1, 0.1), BATCH, optimizer="Adam", lr=3e-3, budget=0.0)
+    assert clock.forwards == LEAST[0]
+    assert clock.backwards <= LEAST[1]
 
 
 def test_what_is_left_out_is_named_and_what_needs_it_is_unknown(clock):
@@ -211,6 +270,8 @@ def test_every_stage_that_a_rule_reads_is_one_that_is_timed(clock):
     net.inner[3].register_buffer("unused", torch.zeros(1))
     report, trace = examine(net, (BATCH[0] * 1e3, BATCH[1]), optimizer="SGD", lr=30.0)
     timed = set(trace.context["pace"].seconds)
+    _, trace = examine(Timed(mlp(3), clock, 0.25, 0.5), BATCH)
+    timed |= set(trace.context["pace"].seconds)  # weights are judged where nothing else is wrong
     rare = {"streams", "matter", "mode", "after_step"}  # of models that this one is not
     assert {stage for read in READS.values() for stage in read} - rare <= timed
     assert set(READS) <= set(DIAGNOSTICS)

@@ -11,6 +11,7 @@ from torch import nn
 from levada.diagnose import DIAGNOSTICS, check, fix
 from levada.diagnose.diagnostics.misscaled_weights import named, one_cause
 from levada.diagnose.finding import Finding
+from levada.diagnose.pace import Pace
 from levada.diagnose.passes import Run
 from levada.diagnose.redraw import LESS, WORTH, draw_again, redrawn
 from levada.diagnose.scales import Suspect, suspects
@@ -170,10 +171,21 @@ def test_the_healthy_twin_is_silent(name):
 
 
 def test_at_a_rate_that_nobody_chose_it_is_a_warning():
-    model, batch, _, _ = planted("norm first, std 1")
+    model, batch, _, _ = planted("norm first, equal rows")
     report = check(model, batch)
     assert report.verdict == "warn"
     assert fired(report)[RULE].evidence["tests"]["rate"] == "assumed: nobody chose one"
+
+
+def test_it_accounts_for_attention_that_collapses_with_it_and_is_as_severe():
+    model, batch, _, _ = planted("norm first, std 1")
+    assert {rule: f.severity for rule, f in fired(check(model, batch)).items()} == {RULE: "error"}
+    model, batch, _, _ = planted("norm first, std 1")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() > 1 and "layers" in name and "in_proj" not in name:
+                p.normal_(0.0, 0.1)
+    assert set(fired(check(model, batch))) == {"attention_collapse"}
 
 
 def test_nothing_of_the_model_changes():
@@ -196,8 +208,8 @@ def test_a_healthy_check_makes_no_step(monkeypatch):
     assert made
 
 
-def of_run(model, batch, deadline=math.inf):
-    run = Run(model, read_batches(model, batch), 0, deadline)
+def of_run(model, batch, budget=math.inf):
+    run = Run(model, read_batches(model, batch), 0, Pace(budget))
 
     def loss(outputs, batch: Batch):
         return nn.functional.cross_entropy(outputs, batch.targets)
@@ -232,7 +244,7 @@ def test_a_suspicion_that_the_test_does_not_confirm_is_silent():
 
 def test_without_time_nothing_is_said():
     model, batch, _, _ = planted("mlp, one layer a thousandth")
-    assert of_run(model, batch, deadline=0.0)[1] is None
+    assert of_run(model, batch, budget=0.0)[1] is None
 
 
 def judged(module, inputs=None):
@@ -338,6 +350,8 @@ def test_one_fault_has_one_finding():
     left = one_cause([finding(RULE), finding("vanishing_gradient"), finding("train_mode")])
     assert [f.rule for f in left] == [RULE, "train_mode"]
     assert len(one_cause([finding("vanishing_gradient")])) == 1
+    (left,) = one_cause([finding(RULE), finding("attention_collapse", "error")])
+    assert (left.rule, left.severity) == (RULE, "error")
 
 
 def test_a_suspect_of_no_known_block_is_said_of_the_first():

@@ -65,7 +65,7 @@ def test_rates_in_use_are_silent(net, optimizer, lr):
 
 def test_a_rate_that_nobody_chose_is_not_judged(net, monkeypatch):
     made = []
-    monkeypatch.setattr("levada.diagnose.gather.rehearse", lambda *given, **how: made.append(how))
+    monkeypatch.setattr("levada.diagnose.attempts.rehearse", lambda *given, **how: made.append(how))
     model, batch = net.build(), (net.inputs, net.classes)
     with torch.no_grad():
         for parameter in model.parameters():

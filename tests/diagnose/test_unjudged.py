@@ -82,6 +82,17 @@ class Biased(nn.Module):
         return self.head(self.attention(x, x, x)[0].mean(1))
 
 
+class Last(nn.Module):
+    """A classifier of the last state."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
 def noisy(out, targets):
     """A loss that is random beyond the seed of a pass: it draws from a generator of its own."""
     factor = 1 + torch.rand((), generator=NOISE)
@@ -139,6 +150,8 @@ SITUATIONS = {
     "unoptimised_parameters": (lambda: check(net(), X, optimizer="SGD", lr=0.1), "no targets"),
     "undamped_momentum": (lambda: check(net(), X, optimizer="SGD", lr=0.1), "no targets"),
     "excessive_decay": (lambda: check(net(), X, optimizer="SGD", lr=0.1), "no targets"),
+    "short_memory": (lambda: check(Last(), (torch.randn(8, 5, 8), Y[:8]), budget=0.0), "budget"),
+    "exploding_memory": (lambda: check(Last(), (torch.randn(8, 5, 8), Y[:8]), budget=0.0), "budget"),
     "attention_collapse": (lambda: check(Biased(), (torch.randn(8, 5, 8), Y[:8])), "computed again"),
 }
 

@@ -19,10 +19,12 @@ from levada.diagnose.update import Factory
 from levada.probe import Execution
 from levada.probe.attention import ATTENTION, Attention, AttentionMode, attention, attention_by_site
 
-__all__ = ["COLLAPSED", "Attending", "Part", "attending", "watched"]
+__all__ = ["Attending", "Part", "attending", "collapsed", "watched"]
 
 # Entropy over its largest value: of n normal logits it is 0.1 at a deviation of 10, for any n from 8 to 1024.
 COLLAPSED = 0.1
+# Theory's slope of the softmax, of at most 1, below which it explains that little is passed.
+EXPLAINED = 0.25
 # The scaled logits have a deviation of 1 within this factor: else something between weights and logits undoes it.
 REACHED = 3.0
 ALONE, RULES = "steps of queries and keys alone", ("attention_collapse",)
@@ -90,8 +92,17 @@ def watched(run: Run, execution: Execution, call: Callable[[], Any]) -> tuple[An
         result = call()
     by_site = attention_by_site(found, execution)
     unseen = tuple(s for s, names in operations.items() if names & _SURE and s not in by_site)
-    wide = {a.module: a.logit_std for a in found if a.entropy < COLLAPSED and a.logit_std > 1}
+    wide = {a.module: a.logit_std for a in found if collapsed(a)}
     return result, Attending(by_site, unseen, wide)
+
+
+def collapsed(one: Attention) -> bool:
+    """Whether each query attends to few keys because its logits are large, so that the softmax passes little.
+
+    Args:
+        one: attention in one block.
+    """
+    return one.entropy < COLLAPSED and one.slope_predicted is not None and one.slope_predicted < EXPLAINED
 
 
 def attending(seen: Attending, run: Run, loss: Loss | None, factory: Factory) -> Attending:
@@ -118,6 +129,8 @@ def attending(seen: Attending, run: Run, loss: Loss | None, factory: Factory) ->
         after = _deviations(run, set(wide))
         reached = all(1 / REACHED < after.get(module, 0.0) < REACHED for module in wide)
         scaled = _course(run, loss, factory, parts) if reached else None
+    if (plain is None or (reached and scaled is None)) and time.perf_counter() > run.pace.deadline:
+        run.pace.leave_out(ALONE, RULES)
     return replace(seen, parts=parts if reached else (), plain=plain, scaled=scaled)
 
 

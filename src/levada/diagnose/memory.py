@@ -29,6 +29,8 @@ __all__ = ["memory_of"]
 STEPS = 100
 # Part of what is left of the budget that a trial may take, and steps after which its cost is known.
 SHARE, TIMED = 0.25, 3
+TRIAL = f"{STEPS} steps of the model and of a copy whose memory is repaired"
+OVER_TIME, SPENT = "memory over time", "the budget was spent"
 
 
 def memory_of(run: Run, recorder: Recorder, loss: Loss | None, factory: Factory) -> Memory | None:
@@ -43,8 +45,9 @@ def memory_of(run: Run, recorder: Recorder, loss: Loss | None, factory: Factory)
     model, deadline = run.model, run.pace.deadline
     if not any(isinstance(m, nn.RNNBase) for m in model.modules()) and not _repeats(recorder.root):
         return None
-    if not run.pace.allows("memory over time", 4, 3):
-        return None
+    if not run.pace.allows(OVER_TIME, 4, 3):
+        kept = (name for name, m in model.named_modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase))
+        return Memory(missing=dict.fromkeys(kept, SPENT))
 
     def objective(run: Run = run) -> Tensor:
         outputs = run()
@@ -66,7 +69,8 @@ def memory_of(run: Run, recorder: Recorder, loss: Loss | None, factory: Factory)
             run.notes.append(f"What of the gradient arrives at each step was not measured: {raised(error)}")
         for one in found:
             if time.perf_counter() > deadline:
-                missing[one.module] = "the budget was spent"
+                run.pace.leave_out(OVER_TIME)
+                missing[one.module] = SPENT
                 continue
             try:
                 curve = memory_curve(one, seed=run.seed)
@@ -154,6 +158,7 @@ def _trained(
                 break
             now = time.perf_counter()
             if now > deadline or (step == TIMED and (deadline - now) * TIMED < (now - start) * (STEPS - TIMED)):
+                run.pace.leave_out(TRIAL)
                 return None  # what cannot be finished is not begun
             for p, gradient in zip(learning, torch.autograd.grad(value, learning, allow_unused=True), strict=True):
                 p.grad = gradient

@@ -6,7 +6,7 @@ import math
 import statistics
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,11 @@ from levada.diagnose.scales import Suspect, suspects
 from levada.diagnose.update import Assumed, Factory
 from levada.inputs import Batch
 
-__all__ = ["DRAWS", "Redrawn", "code_of", "draw_again", "redrawn"]
+__all__ = ["AGAIN", "DRAWS", "Redrawn", "code_of", "draw_again", "redrawn"]
 
 # With 20 steps of Adam a model drawn a hundred times too small had hardly begun to fall behind; with 60 it had.
 LENGTH = 60
+STEPS = LENGTH + 1  # with the loss at the end
 DRAWS = 3
 # Student's t of two degrees of freedom, 95 %, over the root of three draws.
 SPREAD = 4.303 / math.sqrt(3)
@@ -31,7 +32,7 @@ SPREAD = 4.303 / math.sqrt(3)
 WORTH, LESS = 0.05, 0.15
 # A part of the suspects whose drawing brings this share of the gain is what was wrong.
 MOST = 0.9
-AGAIN, RULES = "drawing parameters of an unusual size again", ("misscaled_weights",)
+AGAIN = "drawing parameters of an unusual size again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,19 @@ class Redrawn:
 
 
 def redrawn(
-    run: Run, loss: Callable[[Any, Batch], Tensor], factory: Factory, order: Sequence[str], head: Sequence[str]
+    run: Run,
+    loss: Callable[[Any, Batch], Tensor],
+    factory: Factory,
+    order: Sequence[str],
+    head: Sequence[str],
+    accounted: Collection[str] = (),
 ) -> Redrawn | None:
     """Draw what no initialisation would draw like that again; None if there is nothing, or if it does not help.
 
     The model as it is and the model with the suspects drawn again train for the same steps, with the same random
     numbers. All of three draws must end lower, and their mean gain be above zero with its interval. Then halves of the
-    suspects are drawn alone, unless they are most of the model.
+    suspects are drawn alone, unless they are most of the model. Where there is no time for it nothing is known, for a
+    suspicion alone says nothing.
 
     Args:
         run: the model, which comes back as it was, on its batches.
@@ -75,17 +82,23 @@ def redrawn(
         factory: builds the optimizer.
         order: names of parameters, in order of execution.
         head: names of the last layer's parameters.
+        accounted: names of parameters whose size another rule tells; if no others are suspected, none is drawn.
 
     Cost:
         A pass over the parameters; with suspects 60 steps, and as many again for each draw and half.
     """
+
+    def once() -> Any:
+        if not run.pace.allows(AGAIN, 1):
+            raise MeasurementError(f"check: there is no time for {AGAIN}.")
+        return run()
+
     try:
         with undone(run.model):
-            found = suspects(run.model, run, head)
+            found = suspects(run.model, once, head)
     except (MeasurementError, RuntimeError):
         return None  # a hook that a module does not survive says nothing about weights
-    steps = (1 + DRAWS) * (LENGTH + 1)
-    if not found or not run.pace.allows(AGAIN, steps, steps, rules=RULES):
+    if all(suspect.name in accounted for suspect in found) or not run.pace.allows(AGAIN, 2 * STEPS, 2 * STEPS):
         return None
     place = {name: index for index, name in enumerate(order)}
     found = tuple(sorted(found, key=lambda suspect: place.get(suspect.name, len(place))))
@@ -93,13 +106,15 @@ def redrawn(
     plain = test.course()
     courses: list[Course] = []
     while plain is not None and len(courses) < DRAWS:
+        if courses and not run.pace.allows(AGAIN, STEPS, STEPS):
+            return None
         course = test.course(found, len(courses))
         if course is None or not _better(plain, course):
             break
         courses.append(course)
     if plain is None or len(courses) < DRAWS:
         if time.perf_counter() > run.pace.deadline:
-            run.pace.leave_out(AGAIN, RULES)
+            run.pace.leave_out(AGAIN)
         return None
     gains = [_gain(plain, course) for course in courses]
     low = statistics.fmean(gains) - SPREAD * statistics.stdev(gains)

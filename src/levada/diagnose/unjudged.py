@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from levada.diagnose.attempts import ALIKE, FEW_BLOCKS
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding
+from levada.diagnose.redraw import AGAIN
 from levada.probe.trace import Trace
 
 __all__ = ["in_one_line", "unjudged"]
@@ -25,6 +26,7 @@ FEW_ROWS, FEW_DIRECTIONS = 4, 4.0
 # Rounding of half precision and wider.
 HALF = 2.0**-11
 _RATES = "learning_rate_too_high", "learning_rate_too_low"
+_MEMORY = "exploding_memory", "short_memory"
 _RECIPE = "unoptimised_parameters", "undamped_momentum", "excessive_decay"
 
 
@@ -86,7 +88,8 @@ def _of_check(trace: Trace, facts: Facts) -> dict[str, str]:
         "shattered_gradient": _shattering(trace, facts),
         "lost_update": _rounding(trace, facts),
         "attention_collapse": _attention(facts),
-        "misscaled_weights": loss,
+        **dict.fromkeys(_MEMORY, _memory(facts)),
+        "misscaled_weights": loss or _scale(trace),
         **dict.fromkeys(_RECIPE, loss),
         **dict.fromkeys(_RATES, rate),
     }
@@ -152,6 +155,16 @@ def _rounding(trace: Trace, facts: Facts) -> str:
 def _attention(facts: Facts) -> str:
     unseen = facts.attending.unseen
     return f"the weights of attention at {unseen[0]} could not be computed again" if unseen else ""
+
+
+def _scale(trace: Trace) -> str:
+    pace = trace.context.get("pace")
+    return f"a budget of {pace.budget:g} s did not allow {AGAIN}" if pace is not None and AGAIN in pace.left_out else ""
+
+
+def _memory(facts: Facts) -> str:
+    missing = facts.memory.missing if facts.memory is not None else {}
+    return next((f"the memory of {name or 'the model'} was not measured: {why}" for name, why in missing.items()), "")
 
 
 def _of_run(trace: Trace) -> dict[str, str]:

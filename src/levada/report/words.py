@@ -77,9 +77,8 @@ def _form(value: Any, power: str, digits: int = 3) -> str:
     if 1e-3 <= size < 1e5:
         return sign + (f"{size:,.0f}" if size >= 1000 else f"{size:.{digits}g}")
     mantissa, exponent = f"{size:.{digits - 2}e}".split("e")
-    return f"{sign}{mantissa}{power}" + (
-        str(int(exponent)).translate(_SUPERSCRIPTS) if "×" in power else str(int(exponent))
-    )
+    tens = str(int(exponent))
+    return f"{sign}{mantissa}{power}{tens.translate(_SUPERSCRIPTS) if '×' in power else tens}"
 
 
 def short(value: Any) -> str:
@@ -109,10 +108,9 @@ def cell(value: Any, power: str = "×10") -> str:
         >>> cell(0.53), cell(24.0), cell(0.0), cell(2e-9, "e")
         ('0.530', '24', '0', '2.0e-9')
     """
-    text = _form(value, power)
     amount = number(value)
     if amount is None or not 1e-3 <= abs(amount) < 1000 or amount == int(amount):
-        return text
+        return _form(value, power)
     return f"{amount:#.3g}".rstrip(".").replace("-", "−")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from levada.diagnose.attending import COLLAPSED, Attending
+from levada.diagnose.attending import Attending, collapsed
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
 from levada.probe.trace import Trace
@@ -13,8 +13,6 @@ from levada.probe.trace import Trace
 __all__ = ["attention_collapse"]
 
 RULE = "attention_collapse"
-# Theory's slope of the softmax, of at most 1, below which it explains that little is passed.
-EXPLAINED = 0.25
 # Queries and keys trained alone gain this share of what they gain with logits of deviation 1, or less, and that is at
 # least this share of the loss.
 BEHIND, WORTH = 0.5, 0.01
@@ -42,14 +40,7 @@ def attention_collapse(trace: Trace) -> Iterable[Finding]:
     """
     facts = facts_of(trace)
     seen = facts.attending
-    hit = [
-        name
-        for name in trace.names()
-        if (one := seen.by_site.get(name)) is not None
-        and one.entropy < COLLAPSED
-        and one.slope_predicted is not None
-        and one.slope_predicted < EXPLAINED
-    ]
+    hit = [name for name in trace.names() if (one := seen.by_site.get(name)) is not None and collapsed(one)]
     if not hit:
         return
     severity, test = _tested(seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
@@ -11,7 +12,7 @@ from levada.diagnose.redraw import Redrawn, code_of
 from levada.diagnose.scales import Suspect
 from levada.probe.trace import Trace
 
-__all__ = ["misscaled_weights", "named", "one_cause"]
+__all__ = ["accounted", "misscaled_weights", "named", "one_cause"]
 
 RULE = "misscaled_weights"
 # What names a cause with evidence of its own: where one speaks, one finding is enough.
@@ -24,7 +25,6 @@ _NAMED = frozenset(
         "frozen_layers",
         "dead_units",
         "saturated_activation",
-        "attention_collapse",
         "stream_collapse",
         "exploding_signal",
         "unoptimised_parameters",
@@ -35,6 +35,7 @@ _NAMED = frozenset(
 # What follows from weights of a wrong scale.
 _FOLLOWS = frozenset(
     {
+        "attention_collapse",
         "vanishing_signal",
         "rank_collapse",
         "vanishing_gradient",
@@ -61,9 +62,9 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
     small last layer alone is not. A suspicion is silent, for trained weights are anything, and skips and
     normalisation forgive much: the model as it is and the model with the suspects drawn again train for 60 steps, and
     all of three draws must end lower, by a twentieth of the first loss and 15 % of the last one. It is an error at a
-    learning rate that somebody chose, and a warning at an assumed one. The test is made where no other rule names the
-    fault. The place is that of the smallest half of halves that brings 90 % of the gain, or of all, where most of the
-    model is suspected.
+    learning rate that somebody chose or where it accounts for an error, and else a warning. The test is made where no
+    other rule names the fault; collapsed attention does, unless more than its queries and keys is suspected. The place
+    is that of the smallest half of halves that brings 90 % of the gain, or of all, where most of them are suspected.
 
     Args:
         trace: of one check, or of a run.
@@ -138,22 +139,39 @@ def _kinds(found: Redrawn) -> list[Suspect]:
 def named(found: Sequence[Finding]) -> bool:
     """Whether a rule names a cause already, for sure or at its place, so that no other is to be looked for.
 
+    Attention that has collapsed is not one, for its weights may be some of many of a wrong scale: see `accounted`.
+
     Args:
         found: without what this rule says.
     """
     return any(
         f.status == "fired"
         and f.severity != "info"
+        and f.rule != "attention_collapse"
         and (f.severity == "error" or f.rule in _NAMED or f.evidence.get("explained_by") == "place")
         for f in found
     )
 
 
+def accounted(found: Sequence[Finding], trace: Trace) -> frozenset[str]:
+    """Return the queries' and keys' parameters, where collapsed attention accounts for their size.
+
+    Args:
+        found: without what this rule says.
+        trace: of one check.
+    """
+    collapsed = any(f.rule == "attention_collapse" and f.status == "fired" and f.severity != "info" for f in found)
+    return frozenset(part.parameter for part in facts_of(trace).attending.parts if collapsed)
+
+
 def one_cause(found: Sequence[Finding]) -> list[Finding]:
-    """Leave out the warnings that follow from weights of a wrong scale, where the test confirms those.
+    """Leave out what follows from weights of a wrong scale, where the test confirms those, and keep its severity.
 
     Args:
         found: in causal order.
     """
-    confirmed = any(f.rule == RULE and f.status == "fired" for f in found)
-    return [f for f in found if not (confirmed and f.rule in _FOLLOWS and f.status == "fired")]
+    if not any(f.rule == RULE and f.status == "fired" for f in found):
+        return list(found)
+    follows = [f for f in found if f.rule in _FOLLOWS and f.status == "fired"]
+    severe = any(f.severity == "error" for f in follows)
+    return [replace(f, severity="error") if severe and f.rule == RULE else f for f in found if f not in follows]
