@@ -20,8 +20,8 @@ $(VENV)/.dev: $(VENV)/.demo
 
 demo: $(VENV)/.demo  ## check a sick network and its repaired twin, run two studies, write report.html
 	rm -rf runs/demo/plain runs/demo/repaired
-	$(CHECK) examples/deep_mlp.py:plain --batch examples/deep_mlp.py:batch --optimizer SGD --lr 0.1 --run runs/demo/plain
-	$(CHECK) examples/deep_mlp.py:repaired --batch examples/deep_mlp.py:batch --optimizer SGD --lr 0.1 --run runs/demo/repaired
+	$(CHECK) examples/deep_mlp.py:plain --batch examples/deep_mlp.py:batch --optimizer SGD --lr 0.03 --run runs/demo/plain
+	$(CHECK) examples/deep_mlp.py:repaired --batch examples/deep_mlp.py:batch --optimizer SGD --lr 0.03 --run runs/demo/repaired
 	$(BIN)/levada study R1 R4 --scale $(or $(SCALE),small) --out runs/demo
 	$(BIN)/levada report runs/demo -o report.html
 

@@ -1,7 +1,7 @@
 """A 50-layer network that someone could have written, and the same network repaired.
 
-levada check examples/deep_mlp.py:plain --batch examples/deep_mlp.py:batch
-levada check examples/deep_mlp.py:repaired --batch examples/deep_mlp.py:batch
+levada check examples/deep_mlp.py:plain --batch examples/deep_mlp.py:batch --optimizer SGD --lr 0.03
+levada check examples/deep_mlp.py:repaired --batch examples/deep_mlp.py:batch --optimizer SGD --lr 0.03
 """
 
 import torch
