@@ -78,7 +78,7 @@ def attempts(
     with pace.stage("rows"):
         mixed = mixed_rows_of(material.run)
     with pace.stage("noise"):
-        noise = noise_of(material.run, material.loss, material.factory)
+        noise = noise_of(material.run, material.execution, material.loss, material.factory)
     return {
         "rounding": rounding,
         "flushed": lost,

@@ -15,11 +15,12 @@ from levada.diagnose.loss import Loss, main_output
 from levada.diagnose.passes import Run
 from levada.diagnose.rehearsal import STEPS, Course, rehearse, undone
 from levada.diagnose.update import Factory
+from levada.probe import Execution
 
 __all__ = ["CALM", "HEAVY", "Noise", "dropping", "noise_of", "noise_share"]
 
 # Common rates of dropout are 0.1 to 0.6; from here on it is looked at.
-HEAVY = 0.8
+HEAVY = 0.9
 # A common rate.
 CALM = 0.1
 DRAWS = 8
@@ -32,6 +33,7 @@ class Noise:
 
     Attributes:
         modules: name -> rate of those that drop `HEAVY` or more.
+        site: block of the first of them.
         share: part of the outputs' variance that is noise; NaN if the batch has one row.
         low: lower end of its interval.
         high: upper end.
@@ -40,6 +42,7 @@ class Noise:
     """
 
     modules: Mapping[str, float] = field(default_factory=dict)
+    site: str = ""
     share: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -79,27 +82,30 @@ def _share(outputs: Tensor) -> float:
     return noise / (noise + signal) if noise + signal > 0 else math.nan
 
 
-def noise_of(run: Run, loss: Loss | None, factory: Factory) -> Noise | None:
+def noise_of(run: Run, execution: Execution, loss: Loss | None, factory: Factory) -> Noise | None:
     """Measure the noise of a model with heavy dropout, and train some steps with it and with less; None without any.
 
     Args:
         run: the model, which comes back as it was.
+        execution: its blocks.
         loss: the loss; without one there are no steps.
         factory: builds the optimizer.
     """
     heavy = {name: rate for name, rate in _rates(run.model).items() if HEAVY <= rate < 1}
     steps = 2 * STEPS
+    reads = {s.name: {o.module for o in execution.operations[s.name]} for s in execution.sites}
+    site = next((s for s, modules in reads.items() if modules & heavy.keys()), "")
     if not heavy or not run.pace.allows(WHAT, DRAWS + 2 * (steps + 3), 2 * (steps + 1), rules=RULES):
         return None
     with torch.no_grad(), undone(run.model):
         outputs = torch.stack([main_output(run(draw=draw)).double() for draw in range(DRAWS)])
     if outputs.dim() < 3 or outputs.shape[1] < 2:
-        return Noise(heavy)
+        return Noise(heavy, site)
     share = noise_share(outputs)
     if loss is None:
-        return Noise(heavy, *share)
+        return Noise(heavy, site, *share)
     plain = _course(run, loss, factory, heavy, None)
-    return Noise(heavy, *share, plain, _course(run, loss, factory, heavy, CALM) if plain is not None else None)
+    return Noise(heavy, site, *share, plain, _course(run, loss, factory, heavy, CALM) if plain is not None else None)
 
 
 def _rates(model: nn.Module) -> dict[str, float]:

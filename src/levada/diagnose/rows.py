@@ -37,8 +37,8 @@ class Mixed:
         shares: of some rows, what part of the gradient of the first module's output lies at the inputs of other rows.
         succession: mean squared difference of successive rows, over that of any two: 1 of rows in any order.
         aside: whether another module of the kind keeps the rows apart, so that mixing them may be meant.
-        moved: root mean square of the change of a row's output as the other rows change places, over the
-            difference between outputs; None if it was not measured.
+        moved: root mean square of the change of a row's output as others stand beside it, over the difference between
+            outputs; None if it was not measured.
         repaired: the same with `batch_first=True`; None if the model does not run so.
         doubt: why it is not known which dimension holds the rows; "" if it is.
     """
@@ -72,7 +72,7 @@ def mixed_rows_of(run: Run) -> Mixed | None:
         run: the model.
     """
     asked = [m for m in run.model.modules() if isinstance(m, nn.RNNBase | nn.MultiheadAttention) and not m.batch_first]
-    if not asked or not run.pace.allows(WHAT, 5, 1, rules=RULES):
+    if not asked or not run.pace.allows(WHAT, 7, 1, rules=RULES):
         return None
     seen, out = _watch(run)
     batch = run.batches[0]
@@ -95,14 +95,12 @@ def mixed_rows_of(run: Run) -> Mixed | None:
         _succession(first.given),
         aside=any(bool(m.batch_first) for m in ran),
     )
-    moved = _moved(run, out)
-    with batch_first(run.model, names):
-        try:
-            with torch.no_grad():
-                straight = main_output(run())
-            repaired = _moved(run, straight) if straight.shape == out.shape else None
-        except (RuntimeError, MeasurementError, UsageError):
-            repaired = None
+    moved = _moved(run, out.shape)
+    try:
+        with batch_first(run.model, names):
+            repaired = _moved(run, out.shape)
+    except (RuntimeError, MeasurementError, UsageError):
+        repaired = None
     return replace(found, moved=moved, repaired=repaired)
 
 
@@ -215,28 +213,39 @@ def _succession(given: Tensor) -> float:
     return float((values[1:] - values[:-1]).square().sum(1).mean()) / apart if apart > 0 else 1.0
 
 
-def _moved(run: Run, out: Tensor) -> float | None:
-    """Return how far outputs of a row change as the other rows change places, over how far rows differ."""
-    rows = len(out)
-    size = float(out.double().var(0).mean().sqrt())
-    changes = []
-    for row in (rows - 1, rows // 2):
-        batch = _exchanged(run.batches[0], row, rows)
-        if batch is None:
-            return None
-        with torch.no_grad():
-            there = main_output(run(batch=batch))
-        changes.append(float((there[row].double() - out[row].double()).square().mean()))
-    return (sum(changes) / len(changes)) ** 0.5 / size if size > 0 else None
+@torch.no_grad()
+def _moved(run: Run, shape: torch.Size) -> float | None:
+    """Return how far outputs of a row change with the other rows, over how far rows differ; None for another shape.
+
+    Batch normalisation, which makes rows depend on each other by design, uses its running statistics meanwhile.
+    """
+    rows = shape[0]
+    norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for norm in norms:
+        norm.training = False
+    try:
+        out = main_output(run()).double()
+        size = float(out.var(0).mean().sqrt())
+        changes = []
+        for row in (rows - 1, rows // 2):
+            batch = _others(run.batches[0], row, rows)
+            if batch is None or out.shape != shape or not size > 0:
+                return None
+            there = main_output(run(batch=batch)).double()
+            changes.append(float((there[row] - out[row]).square().mean()))
+    finally:
+        for norm in norms:
+            norm.training = True
+    return (sum(changes) / len(changes)) ** 0.5 / size
 
 
-def _exchanged(batch: Batch, row: int, rows: int) -> Batch | None:
-    """Return the batch with every row but one in another place: statistics of the batch stay as they are."""
+def _others(batch: Batch, row: int, rows: int) -> Batch | None:
+    """Return the batch with copies of half of the other rows in the place of all: one row stays as it is."""
     plain = [v for v in (*batch.args, *batch.kwargs.values()) if isinstance(v, Tensor)]
     if len(plain) != len(list(batch.tensors())):
         return None
     others = [i for i in range(rows) if i != row]
-    order = others[1:] + others[:1]
+    order = [others[(i + 1) // 2] for i in range(rows - 1)]
     order.insert(row, row)
 
     def moved(value: Any) -> Any:

@@ -315,5 +315,8 @@ WORDS_ALONE: Final[Mapping[str, str]] = {
     "wrong_loss": "A loss that does not fit is told by its answers to outputs put in by hand: a few words and numbers.",
     "train_mode": "A mode is on or off, and what it changes is one number.",
     "accumulated_gradients": "Steps with old gradients are counted: two numbers.",
+    "mixed_rows": "Rows reach each other or do not: three numbers, of the module, of the model, and of its repair.",
+    "noisy_forward": "Noise has a share of the outputs' variance: one number, and the one that theory has for it.",
+    "blind_attention": "A mask that leaves one key leaves nothing to draw.",
 }
 """Rule -> why a picture would tell nothing."""

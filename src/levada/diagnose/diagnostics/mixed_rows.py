@@ -24,7 +24,7 @@ def mixed_rows(trace: Trace) -> Iterable[Finding]:
     It then goes from row to row as if these were the steps of one sequence: $\partial y_i / \partial x_j \ne 0$ of rows
     $i \ne j$, which is exactly 0 in a module that keeps rows apart. Which dimension holds the rows is known from targets
     with one entry for each, or from outputs that have lost the other dimension; else nothing is said. An error
-    needs that the output of a row moves as the others change places, and does not with `batch_first=True`. It is
+    needs that the output of a row moves as others stand beside it, and does not with `batch_first=True`. It is
     information where successive rows are alike, as the steps of one series are, or where another module of the same
     kind keeps rows apart, as in attention over rows and over columns in turn.
 
@@ -37,7 +37,7 @@ def mixed_rows(trace: Trace) -> Iterable[Finding]:
     place = block_of(trace.names(), found.modules[0])
     severity, moved = _severity(found), found.moved
     shares = found.shares
-    tested = "" if moved is None else f" As the other rows change places, a row's output moves by {moved:.2g} of the "
+    tested = "" if moved is None else f" With other rows beside it a row's output moves by {moved:.2g} of the "
     tested += "difference between outputs" if tested else ""
     if tested and found.repaired is not None:
         tested += f", and by {found.repaired:.2g} with batch_first=True"
@@ -68,7 +68,7 @@ def mixed_rows(trace: Trace) -> Iterable[Finding]:
             },
         },
         consequence="What is said of an input depends on which others are beside it, and its own steps are not read.",
-        falsify="Exchange other rows of the batch in evaluation mode: if this row's output stays as it is, it is wrong.",
+        falsify="Put other rows beside a row, in evaluation mode: if its output stays as it is, this is wrong.",
         remedies=(
             Proposal(
                 "batch_first",

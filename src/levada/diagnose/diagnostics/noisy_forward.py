@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
 from levada.diagnose.noise import CALM, Noise
-from levada.diagnose.rows import block_of
 from levada.probe.trace import Trace
 
 __all__ = ["noisy_forward"]
@@ -19,7 +18,7 @@ MOSTLY = 0.8
 # Measured and predicted share agree if the interval reaches this part of the prediction.
 AGREES = 0.95
 # Steps gain this share of what they gain with less dropout, or less, and that is at least this share of the loss.
-BEHIND, WORTH = 0.25, 0.02
+BEHIND, WORTH = 0.5, 0.02
 SOURCE = "Srivastava et al. 2014, JMLR 15, 1929 to 1958 (dropout); variance of a Bernoulli mask over 1 - p: p / (1 - p)"
 
 
@@ -27,9 +26,9 @@ def noisy_forward(trace: Trace) -> Iterable[Finding]:
     r"""Dropout leaves so little that what the loss sees of an input is noise.
 
     A mask over $1 - p$ has the variance $p / (1 - p)$, so that a linear map of what it leaves has a noise of at least
-    $p / (1 - p)$ times its signal: a share of $p$ of its variance. It looks at dropout of 0.8 and more in training
+    $p / (1 - p)$ times its signal: a share of $p$ of its variance. It looks at dropout of 0.9 and more in training
     mode, and speaks where noise has four fifths of the outputs' variance. An error needs a share as large as theory's,
-    and that twenty steps, each with new noise, gain less than a quarter of what they gain with a dropout of 0.1 in its
+    and that twenty steps, each with new noise, gain less than half of what they gain with a dropout of 0.1 in its
     place, both judged without it. Noise of other kinds is passed over: a loss that samples means it.
 
     Args:
@@ -41,7 +40,7 @@ def noisy_forward(trace: Trace) -> Iterable[Finding]:
     if found is None or not found.low >= MOSTLY:
         return
     module, rate = max(found.modules.items(), key=lambda item: item[1])
-    place = block_of(trace.names(), module)
+    place = found.site or trace.names()[0]
     ratio = math.sqrt(found.share / (1 - found.share)) if found.share < 1 else math.inf
     plain, calm = found.plain, found.calm
     claim = (
