@@ -1,4 +1,4 @@
-"""Rows taken for time, noise of heavy dropout, masks that leave a token alone: faults are named, their twins are not."""
+"""Rows taken for time, noise of heavy dropout, masks that leave a token alone: named, and their twins are not."""
 
 from __future__ import annotations
 
@@ -233,7 +233,9 @@ def test_dropout_of_nearly_all_is_named_and_common_rates_are_not(case):
     assert finding.severity in ("warn", "error")
     assert finding.evidence["noise_share"]["low"] >= 0.8
     for rate in (0.1, 0.5, 0.6):
-        assert fired(check(seeded(lambda rate=rate: build(rate)), (SERIES, LABELS), optimizer=ADAM), finding.rule) is None
+        assert (
+            fired(check(seeded(lambda rate=rate: build(rate)), (SERIES, LABELS), optimizer=ADAM), finding.rule) is None
+        )
 
 
 def test_it_is_an_error_where_theory_agrees_and_steps_without_it_gain_more():

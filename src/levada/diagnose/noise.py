@@ -98,9 +98,10 @@ def noise_of(run: Run, execution: Execution, loss: Loss | None, factory: Factory
     if not heavy or not run.pace.allows(WHAT, DRAWS + 2 * (steps + 3), 2 * (steps + 1), rules=RULES):
         return None
     with torch.no_grad(), undone(run.model):
-        outputs = torch.stack([main_output(run(draw=draw)).double() for draw in range(DRAWS)])
-    if outputs.dim() < 3 or outputs.shape[1] < 2:
+        drawn = [main_output(run(draw=draw)).double() for draw in range(DRAWS)]
+    if drawn[0].dim() < 1 or len(drawn[0]) < 2 or any(out.shape != drawn[0].shape for out in drawn):
         return Noise(heavy, site)
+    outputs = torch.stack(drawn)
     share = noise_share(outputs)
     if loss is None:
         return Noise(heavy, site, *share)
@@ -134,9 +135,7 @@ def _dropping(model: nn.Module, names: Mapping[str, float], rate: float | None) 
             setattr(module, key, before)
 
 
-def _course(
-    run: Run, loss: Loss, factory: Factory, names: Mapping[str, float], rate: float | None
-) -> Course | None:
+def _course(run: Run, loss: Loss, factory: Factory, names: Mapping[str, float], rate: float | None) -> Course | None:
     """Return some steps on one batch at a rate of dropout, with new noise at each, and the loss without it."""
     batch, draws = run.batches[0], iter(range(10**6))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -74,7 +75,10 @@ def mixed_rows_of(run: Run) -> Mixed | None:
     asked = [m for m in run.model.modules() if isinstance(m, nn.RNNBase | nn.MultiheadAttention) and not m.batch_first]
     if not asked or not run.pace.allows(WHAT, 7, 1, rules=RULES):
         return None
-    seen, out = _watch(run)
+    try:
+        seen, out = _watch(run)
+    except (MeasurementError, UsageError):
+        return None  # it does not run on inputs that ask for a gradient
     batch = run.batches[0]
     told = [(one, _doubt(batch, out, one.given)) for one in seen if one.shares and max(one.shares) > 0]
     sure = [one for one, doubt in told if doubt == ""]
@@ -83,25 +87,22 @@ def mixed_rows_of(run: Run) -> Mixed | None:
         if doubtful is None:
             return None
         one, doubt = doubtful
-        return Mixed((one.name,), one.kind, *one.given.shape[:2], one.shares, doubt=doubt)
+        return Mixed((one.name,), one.kind, len(one.given), one.given.shape[1], one.shares, doubt=doubt)
     first = sure[0]
     names = tuple(dict.fromkeys(one.name for one in sure))
     ran = [m for m in run.model.modules() if isinstance(m, _KINDS[first.kind])]
     found = Mixed(
         names,
         first.kind,
-        *first.given.shape[:2],
+        len(first.given),
+        first.given.shape[1],
         first.shares,
         _succession(first.given),
         aside=any(bool(m.batch_first) for m in ran),
     )
     moved = _moved(run, out.shape)
-    try:
-        with batch_first(run.model, names):
-            repaired = _moved(run, out.shape)
-    except (RuntimeError, MeasurementError, UsageError):
-        repaired = None
-    return replace(found, moved=moved, repaired=repaired)
+    with batch_first(run.model, names):
+        return replace(found, moved=moved, repaired=_moved(run, out.shape))
 
 
 @contextmanager
@@ -215,7 +216,7 @@ def _succession(given: Tensor) -> float:
 
 @torch.no_grad()
 def _moved(run: Run, shape: torch.Size) -> float | None:
-    """Return how far outputs of a row change with the other rows, over how far rows differ; None for another shape.
+    """Return how far outputs of a row change with the other rows, over how far rows differ; None if not known.
 
     Batch normalisation, which makes rows depend on each other by design, uses its running statistics meanwhile.
     """
@@ -233,10 +234,12 @@ def _moved(run: Run, shape: torch.Size) -> float | None:
                 return None
             there = main_output(run(batch=batch)).double()
             changes.append(float((there[row] - out[row]).square().mean()))
+    except (RuntimeError, MeasurementError, UsageError):
+        return None  # it does not run on such rows, or so turned
     finally:
         for norm in norms:
             norm.training = True
-    return (sum(changes) / len(changes)) ** 0.5 / size
+    return math.sqrt(sum(changes) / len(changes)) / size
 
 
 def _others(batch: Batch, row: int, rows: int) -> Batch | None:

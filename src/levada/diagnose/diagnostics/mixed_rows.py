@@ -22,8 +22,8 @@ def mixed_rows(trace: Trace) -> Iterable[Finding]:
     r"""A recurrent or attention module has `batch_first=False` and is given the rows of the batch first.
 
     It then goes from row to row as if these were the steps of one sequence: $\partial y_i / \partial x_j \ne 0$ of rows
-    $i \ne j$, which is exactly 0 in a module that keeps rows apart. Which dimension holds the rows is known from targets
-    with one entry for each, or from outputs that have lost the other dimension; else nothing is said. An error
+    $i \ne j$, which is exactly 0 in a module that keeps rows apart. Which dimension holds the rows is known from
+    targets with one entry for each, or from outputs that have lost the other dimension; else nothing is said. An error
     needs that the output of a row moves as others stand beside it, and does not with `batch_first=True`. It is
     information where successive rows are alike, as the steps of one series are, or where another module of the same
     kind keeps rows apart, as in attention over rows and over columns in turn.

@@ -9,7 +9,17 @@ from levada.diagnose.loss import main_output
 from levada.diagnose.noise import dropping
 from levada.diagnose.remedies.remedy import Call, Patch, Subject
 
-__all__ = ["batch_first", "bfloat16", "less_dropout", "normalise", "relu", "softmax", "standardise", "train", "unfreeze"]
+__all__ = [
+    "batch_first",
+    "bfloat16",
+    "less_dropout",
+    "normalise",
+    "relu",
+    "softmax",
+    "standardise",
+    "train",
+    "unfreeze",
+]
 
 BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh, nn.Softsign, nn.ReLU6)
 MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
