@@ -232,6 +232,11 @@ def test_dropout_of_nearly_all_is_named_and_common_rates_are_not(case):
     assert finding is not None, str(report)
     assert finding.severity in ("warn", "error")
     assert finding.evidence["noise_share"]["low"] >= 0.8
+    assert "inf" not in finding.claim
+    model = seeded(lambda: build(0.99))
+    exec(finding.remedies[0].patch, {"model": model})
+    rates = [getattr(m, "p", getattr(m, "dropout", 0.0)) for m in model.modules()]
+    assert not any(isinstance(rate, float) and rate > 0.5 for rate in rates)
     for rate in (0.1, 0.5, 0.6):
         assert (
             fired(check(seeded(lambda rate=rate: build(rate)), (SERIES, LABELS), optimizer=ADAM), finding.rule) is None
@@ -269,7 +274,7 @@ def test_noise_that_is_meant_is_silent():
 
 
 STEADY = Course((2.0,) * 21, 1.0, (2.0, 1.9), 20)
-NOISE = Noise({"body": 0.99}, "body", 0.99, 0.98, 1.0, STEADY, replace(STEADY, aside=(2.0, 1.0)))
+NOISE = Noise({"body": 0.99}, "body", "model.p = 0.1", 0.99, 0.98, 1.0, STEADY, replace(STEADY, aside=(2.0, 1.0)))
 
 
 def test_each_leg_of_noisy_forward_is_needed():

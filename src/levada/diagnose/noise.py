@@ -17,7 +17,7 @@ from levada.diagnose.rehearsal import STEPS, Course, rehearse, undone
 from levada.diagnose.update import Factory
 from levada.probe import Execution
 
-__all__ = ["CALM", "HEAVY", "Noise", "dropping", "noise_of", "noise_share"]
+__all__ = ["CALM", "HEAVY", "Noise", "noise_of", "noise_share"]
 
 # Common rates of dropout are 0.1 to 0.6; from here on it is looked at.
 HEAVY = 0.9
@@ -34,6 +34,7 @@ class Noise:
     Attributes:
         modules: name -> rate of those that drop `HEAVY` or more.
         site: block of the first of them.
+        patch: code that lets them drop at a rate of `CALM`.
         share: part of the outputs' variance that is noise; NaN if the batch has one row.
         low: lower end of its interval.
         high: upper end.
@@ -43,6 +44,7 @@ class Noise:
 
     modules: Mapping[str, float] = field(default_factory=dict)
     site: str = ""
+    patch: str = ""
     share: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -97,16 +99,18 @@ def noise_of(run: Run, execution: Execution, loss: Loss | None, factory: Factory
     site = next((s for s, modules in reads.items() if modules & heavy.keys()), "")
     if not heavy or not run.pace.allows(WHAT, DRAWS + 2 * (steps + 3), 2 * (steps + 1), rules=RULES):
         return None
+    bare = Noise(heavy, site, "\n".join(_code(run.model, heavy)))
     with torch.no_grad(), undone(run.model):
         drawn = [main_output(run(draw=draw)).double() for draw in range(DRAWS)]
     if drawn[0].dim() < 1 or len(drawn[0]) < 2 or any(out.shape != drawn[0].shape for out in drawn):
-        return Noise(heavy, site)
+        return bare
     outputs = torch.stack(drawn)
     share = noise_share(outputs)
     if loss is None:
-        return Noise(heavy, site, *share)
+        return Noise(heavy, site, bare.patch, *share)
     plain = _course(run, loss, factory, heavy, None)
-    return Noise(heavy, site, *share, plain, _course(run, loss, factory, heavy, CALM) if plain is not None else None)
+    calm = _course(run, loss, factory, heavy, CALM) if plain is not None else None
+    return Noise(heavy, site, bare.patch, *share, plain, calm)
 
 
 def _rates(model: nn.Module) -> dict[str, float]:
@@ -154,17 +158,7 @@ def _course(run: Run, loss: Loss, factory: Factory, names: Mapping[str, float], 
     return made if made is not None and made.complete and len(made.aside) == 2 else None
 
 
-def dropping(model: nn.Module, names: Iterable[str], rate: float = CALM) -> list[str]:
-    """Return the lines of code that let modules drop at a rate.
-
-    Args:
-        model: that holds them.
-        names: of the modules.
-        rate: how much they are to drop.
-
-    Example:
-        >>> dropping(nn.Sequential(nn.Dropout(0.99)), ["0"])
-        ["model.get_submodule('0').p = 0.1"]
-    """
-    kinds = {name: "p" if hasattr(model.get_submodule(name), "p") else "dropout" for name in names}
-    return [f"model.get_submodule({name!r}).{kind} = {rate:g}" for name, kind in kinds.items()]
+def _code(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Return the lines of code that let modules drop at a common rate."""
+    kinds = {name: _attribute(model.get_submodule(name)) for name in names}
+    return [f"model.get_submodule({name!r}).{kind} = {CALM:g}" for name, kind in kinds.items()]

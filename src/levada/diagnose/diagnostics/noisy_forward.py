@@ -41,11 +41,15 @@ def noisy_forward(trace: Trace) -> Iterable[Finding]:
         return
     module, rate = max(found.modules.items(), key=lambda item: item[1])
     place = found.site or trace.names()[0]
-    ratio = math.sqrt(found.share / (1 - found.share)) if found.share < 1 else math.inf
+    if found.share < 1:
+        ratio = math.sqrt(found.share / (1 - found.share))
+        apart = f"differ {ratio:.3g} times as far from run to run as between inputs"
+    else:
+        apart = "differ from run to run so far that their mean does not tell the inputs apart"
     plain, calm = found.plain, found.calm
     claim = (
-        f"{module} drops {rate:.3g} of its inputs: outputs differ {ratio:.3g} times as far from run to run as between "
-        f"inputs, so that noise has {found.share:.3g} of their variance"
+        f"{module} drops {rate:.3g} of its inputs: outputs {apart}, so that noise has {found.share:.3g} of their "
+        "variance"
     )
     if plain is not None and calm is not None:
         claim += (
@@ -74,7 +78,7 @@ def noisy_forward(trace: Trace) -> Iterable[Finding]:
         remedies=(
             Proposal(
                 "less_dropout",
-                f"model.get_submodule({module!r}).p = {CALM:g}  # and so of the others",
+                found.patch,
                 {"loss": plain.aside[1] if plain is not None else None},
                 {"loss": calm.aside[1] if calm is not None else None},
             ),

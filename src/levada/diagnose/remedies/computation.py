@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from levada.diagnose.loss import main_output
-from levada.diagnose.noise import dropping
 from levada.diagnose.remedies.remedy import Call, Patch, Subject
 
 __all__ = [
@@ -144,7 +143,7 @@ def less_dropout(subject: Subject) -> Patch | None:
     found = subject.facts.noise
     if found is None:
         return None
-    return Patch("\n".join(dropping(subject.model, found.modules)))
+    return Patch(found.patch)
 
 
 def unfreeze(subject: Subject) -> Patch | None:
