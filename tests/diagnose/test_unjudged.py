@@ -152,6 +152,13 @@ SITUATIONS = {
     "excessive_decay": (lambda: check(net(), X, optimizer="SGD", lr=0.1), "no targets"),
     "short_memory": (lambda: check(Last(), (torch.randn(8, 5, 8), Y[:8]), budget=0.0), "budget"),
     "exploding_memory": (lambda: check(Last(), (torch.randn(8, 5, 8), Y[:8]), budget=0.0), "budget"),
+    "mixed_rows": (lambda: check(nn.GRU(8, 8), torch.randn(16, 5, 8)), "rows or steps come first"),
+    "mixed_rows [square]": (lambda: check(nn.GRU(8, 8), (torch.randn(5, 5, 8), torch.randn(5, 5, 8))), "as many steps"),
+    "noisy_forward": (
+        lambda: check(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.95)), (X[:1], X[:1])),
+        "one row",
+    ),
+    "blind_attention": (lambda: check(Biased(), (torch.randn(8, 5, 8), Y[:8])), "computed again"),
     "attention_collapse": (lambda: check(Biased(), (torch.randn(8, 5, 8), Y[:8])), "computed again"),
 }
 

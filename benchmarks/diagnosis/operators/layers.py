@@ -291,7 +291,7 @@ def eval_mode(setup: Setup, at: At) -> Setup:
     return setup
 
 
-@operator(families="mlp cnn resnet transformer vit lstm gru", suits=lambda p: p.dropout > 0)
+@operator("noisy_forward", families="mlp cnn resnet transformer vit lstm gru", suits=lambda p: p.dropout > 0)
 def dropout_of_nearly_all(setup: Setup, at: At) -> Setup:
     """Dropout leaves one in a hundred; judged with dropout on, as in training."""
     for module in setup.model.modules():
@@ -313,7 +313,7 @@ def inverted_mask(setup: Setup, at: At) -> Setup:
     return masked(setup, torch.logical_not)
 
 
-@operator(families="transformer", suits=lambda p: p.data == "text")
+@operator("blind_attention", families="transformer", suits=lambda p: p.data == "text")
 def lonely_mask(setup: Setup, at: At) -> Setup:
     """Each token may attend to itself alone."""
     return masked(setup, lambda mask: ~torch.eye(len(mask), dtype=torch.bool))
@@ -325,7 +325,7 @@ def leaking_mask(setup: Setup, at: At) -> Setup:
     return masked(setup, torch.zeros_like)
 
 
-@operator(families="lstm gru rnn", suits=lambda p: not p.text)
+@operator("mixed_rows", families="lstm gru rnn", suits=lambda p: not p.text)
 def batch_as_time(setup: Setup, at: At) -> Setup:
     """The recurrent layer takes the rows of the batch for time: batch_first was forgotten."""
     assert isinstance(setup.model, Recurrent)

@@ -17,11 +17,13 @@ from levada.diagnose.loss import Loss
 from levada.diagnose.material import Material
 from levada.diagnose.memory import memory_of
 from levada.diagnose.neighbours import Neighbours, compare, moved
+from levada.diagnose.noise import noise_of
 from levada.diagnose.passes import Run, gradients_of
 from levada.diagnose.recipe import Recipe, recipe_of
 from levada.diagnose.rehearsal import REHEARSAL, STEPS, Course, judged, rehearse
 from levada.diagnose.relations import Lookout
 from levada.diagnose.rounding import LIFT, Rounding, exact_step, flushed
+from levada.diagnose.rows import mixed_rows_of
 from levada.diagnose.surroundings import InputScale, standardised
 from levada.diagnose.update import Assumed
 from levada.inputs import Batch
@@ -73,6 +75,10 @@ def attempts(
         attention = attending(attention, material.run, material.loss, material.factory)
     with pace.stage("memory"):
         memory = memory_of(material.run, material.graph.recorder, material.loss, material.factory)
+    with pace.stage("rows"):
+        mixed = mixed_rows_of(material.run)
+    with pace.stage("noise"):
+        noise = noise_of(material.run, material.execution, material.loss, material.factory)
     return {
         "rounding": rounding,
         "flushed": lost,
@@ -81,6 +87,8 @@ def attempts(
         "recipe": recipe,
         "attending": attention,
         "memory": memory,
+        "mixed": mixed,
+        "noise": noise,
     }
 
 

@@ -17,7 +17,7 @@ from levada.diagnose.passes import Run
 from levada.diagnose.rehearsal import STEPS, Course, undone
 from levada.diagnose.update import Factory
 from levada.probe import Execution
-from levada.probe.attention import ATTENTION, Attention, AttentionMode, attention, attention_by_site
+from levada.probe.attention import ATTENTION, Attention, AttentionMode, attention, attention_by_site, sees_itself_alone
 
 __all__ = ["Attending", "Part", "attending", "collapsed", "watched"]
 
@@ -56,6 +56,7 @@ class Attending:
 
     Attributes:
         by_site: block -> its attention, of several the one with the lowest entropy.
+        blind: blocks in each of whose attentions a mask leaves every query its own key alone.
         unseen: blocks with an attention whose weights could not be computed again.
         wide: module -> deviation of the logits, of every attention that has collapsed.
         parts: what makes queries and keys where attention has collapsed.
@@ -64,6 +65,7 @@ class Attending:
     """
 
     by_site: Mapping[str, Attention] = field(default_factory=dict)
+    blind: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     wide: Mapping[str, float] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
@@ -83,17 +85,21 @@ def watched(run: Run, execution: Execution, call: Callable[[], Any]) -> tuple[An
     if not any(names & ATTENTION for names in operations.values()):
         return call(), Attending()
     found: list[Attention] = []
+    alone: dict[str, bool] = {}
 
     def see(module: str, logits: Tensor) -> None:
         one = attention(logits, module)
         found.extend([one] if one is not None else [])
+        alone[module] = one is None and alone.get(module, True) and sees_itself_alone(logits)
 
     with AttentionMode(run.model, see):
         result = call()
     by_site = attention_by_site(found, execution)
-    unseen = tuple(s for s, names in operations.items() if names & _SURE and s not in by_site)
+    attend = {s.name: {o.module for o in execution.operations[s.name] if o.name in ATTENTION} for s in execution.sites}
+    blind = tuple(s for s, modules in attend.items() if modules and all(alone.get(m, False) for m in modules))
+    unseen = tuple(s for s, names in operations.items() if names & _SURE and s not in {*by_site, *blind})
     wide = {a.module: a.logit_std for a in found if collapsed(a)}
-    return result, Attending(by_site, unseen, wide)
+    return result, Attending(by_site, blind, unseen, wide)
 
 
 def collapsed(one: Attention) -> bool:

@@ -34,6 +34,9 @@ READS: Mapping[str, tuple[str, ...]] = {
     "lost_update": ("step", "rounding"),
     "learning_rate_too_high": ("courses",),
     "learning_rate_too_low": ("courses",),
+    "mixed_rows": ("rows",),
+    "noisy_forward": ("noise",),
+    "blind_attention": ("outputs",),
 }
 
 

@@ -274,6 +274,28 @@ def _exploding_memory(case: Case) -> Sentences:
     yield from _finite(case)
 
 
+def _mixed_rows(case: Case) -> Sentences:
+    found = case.facts.mixed
+    if found is None:
+        return
+    yield f"Not batch normalisation: the gradient goes from row to row inside of {found.modules[0]} itself."
+    if found.repaired is not None and found.moved is not None and found.repaired < 0.01 * found.moved:
+        yield f"Not another module: with batch_first=True a row's output moves by {found.repaired:.2g} at most."
+    if abs(found.succession - 1) < 2 / math.sqrt(found.rows):
+        yield f"Not one series: successive rows differ by {found.succession:.2g} of what any two differ by."
+
+
+def _noisy_forward(case: Case) -> Sentences:
+    found = case.facts.noise
+    if found is not None and found.calm is not None and found.calm.aside[1] < found.calm.aside[0]:
+        gain = found.calm.aside[0] - found.calm.aside[1]
+        yield f"Not the data or the rate: with less dropout the same steps lower the loss by {gain:.3g}."
+
+
+def _blind_attention(case: Case) -> Sentences:
+    yield "Not large logits: every other key is masked, and each query sees another one."
+
+
 EXCLUSIONS: Mapping[str, Callable[[Case], Sentences]] = {
     "numerical_overflow": _numerical_overflow,
     "wrong_loss": _wrong_loss,
@@ -301,6 +323,9 @@ EXCLUSIONS: Mapping[str, Callable[[Case], Sentences]] = {
     "excessive_decay": excessive_decay,
     "learning_rate_too_high": _learning_rate_too_high,
     "learning_rate_too_low": _learning_rate_too_low,
+    "mixed_rows": _mixed_rows,
+    "noisy_forward": _noisy_forward,
+    "blind_attention": _blind_attention,
 }
 """Rule -> what its evidence excludes."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from levada.diagnose.attending import Attending
 from levada.diagnose.directions import Directions
 from levada.diagnose.neighbours import Neighbours
+from levada.diagnose.noise import Noise
 from levada.diagnose.objective import Objective
 from levada.diagnose.prediction import Prediction
 from levada.diagnose.recipe import Recipe
@@ -18,6 +19,7 @@ from levada.diagnose.redraw import Redrawn
 from levada.diagnose.rehearsal import Course
 from levada.diagnose.relations import Relation
 from levada.diagnose.rounding import Rounding
+from levada.diagnose.rows import Mixed
 from levada.diagnose.surroundings import InputScale, Mode
 from levada.probe.trace import Trace
 
@@ -95,6 +97,8 @@ class Facts:
         untested: rule -> why a test that it needs was not made, where there was a reason to make it.
         memory: how far back recurrences remember; None without any.
         directions: how many directions a gradient keeps between the last block and the first.
+        mixed: modules that take the rows of the batch for time; None without any.
+        noise: what heavy dropout makes of the outputs; None without any.
     """
 
     optimizer: str | None = None
@@ -141,6 +145,8 @@ class Facts:
     untested: Mapping[str, str] = field(default_factory=dict)
     memory: Memory | None = None
     directions: Directions | None = None
+    mixed: Mixed | None = None
+    noise: Noise | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

@@ -90,6 +90,9 @@ def _of_check(trace: Trace, facts: Facts) -> dict[str, str]:
         "attention_collapse": _attention(facts),
         **dict.fromkeys(_MEMORY, _memory(facts)),
         "misscaled_weights": loss or _scale(trace),
+        "mixed_rows": facts.mixed.doubt if facts.mixed is not None else "",
+        "noisy_forward": ONE_ROW if facts.noise is not None and facts.rows == 1 else "",
+        "blind_attention": _attention(facts),
         **dict.fromkeys(_RECIPE, loss),
         **dict.fromkeys(_RATES, rate),
     }

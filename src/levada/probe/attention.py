@@ -25,7 +25,15 @@ from levada.probe.hook import Hook
 from levada.probe.operation import Execution
 from levada.probe.recorder import tensors
 
-__all__ = ["ATTENTION", "Attention", "AttentionMode", "attention", "attention_by_site", "token_similarity"]
+__all__ = [
+    "ATTENTION",
+    "Attention",
+    "AttentionMode",
+    "attention",
+    "attention_by_site",
+    "sees_itself_alone",
+    "token_similarity",
+]
 
 ATTENTION = frozenset({"softmax", "scaled_dot_product_attention", "multi_head_attention_forward"})
 # Rows of a batch and queries of a row that are looked at: more would cost time and tell nothing new.
@@ -119,6 +127,31 @@ def attention(logits: Tensor, module: str = "") -> Attention | None:
         logit_std=float(variance[seen].mean().sqrt()),
         keys=float(count[seen].float().mean()),
     )
+
+
+def sees_itself_alone(logits: Tensor) -> bool:
+    """Return whether a mask leaves every query one key, and each later query a later one: the token itself.
+
+    Where there is one query or one key, or all queries see the same key, as of a padded sequence of one token, it is
+    not so.
+
+    Args:
+        logits: what is masked is at -inf, or far below the largest.
+
+    Shape:
+        `(batch, heads, queries, keys)`.
+
+    Example:
+        >>> masked = torch.full((4, 4), -torch.inf)
+        >>> [sees_itself_alone(m[None, None]) for m in (masked.fill_diagonal_(0.0), masked.triu(1), masked[:1])]
+        [True, False, False]
+    """
+    logits = logits.detach().float()
+    visible = logits > logits.amax(-1, keepdim=True) - MASKED
+    if logits.shape[-2] < 2 or bool(logits.isnan().any()) or not bool((visible.sum(-1) == 1).all()):
+        return False
+    bounded = bool((logits.masked_fill(~visible, 0.0).abs() < MASKED).all())  # else the logits hide, and no mask
+    return bounded and bool((visible.float().argmax(-1).diff(dim=-1) > 0).all())
 
 
 def token_similarity(signal: Tensor) -> float:

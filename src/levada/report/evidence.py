@@ -369,5 +369,8 @@ WORDS_ALONE: Final[Mapping[str, str]] = {
     "unoptimised_parameters": "Parameters that the optimizer does not hold are counted, and named.",
     "undamped_momentum": "One setting of the optimizer is read: a number.",
     "accumulated_gradients": "Steps with old gradients are counted: two numbers.",
+    "mixed_rows": "Rows reach each other or do not: three numbers, of the module, of the model, and of its repair.",
+    "noisy_forward": "Noise has a share of the outputs' variance: one number, and the one that theory has for it.",
+    "blind_attention": "A mask that leaves one key leaves nothing to draw.",
 }
 """Rule -> why a picture would tell nothing."""

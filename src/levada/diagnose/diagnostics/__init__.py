@@ -9,6 +9,7 @@ from levada.diagnose.calibration import calibration_of
 from levada.diagnose.costs import cost_of
 from levada.diagnose.diagnostics.accumulated_gradients import accumulated_gradients
 from levada.diagnose.diagnostics.attention_collapse import attention_collapse
+from levada.diagnose.diagnostics.blind_attention import blind_attention
 from levada.diagnose.diagnostics.dead_units import dead_units
 from levada.diagnose.diagnostics.double_softmax import double_softmax
 from levada.diagnose.diagnostics.exploding_gradient import exploding_gradient
@@ -18,6 +19,8 @@ from levada.diagnose.diagnostics.frozen_layers import frozen_layers
 from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, learning_rate_too_low
 from levada.diagnose.diagnostics.lost_update import lost_update
 from levada.diagnose.diagnostics.misscaled_weights import misscaled_weights, one_cause
+from levada.diagnose.diagnostics.mixed_rows import mixed_rows
+from levada.diagnose.diagnostics.noisy_forward import noisy_forward
 from levada.diagnose.diagnostics.numerical_overflow import numerical_overflow
 from levada.diagnose.diagnostics.rank_collapse import rank_collapse
 from levada.diagnose.diagnostics.recipe import excessive_decay, undamped_momentum, unoptimised_parameters
@@ -46,6 +49,9 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "unscaled_input": unscaled_input,
     "train_mode": train_mode,
     "accumulated_gradients": accumulated_gradients,
+    "mixed_rows": mixed_rows,
+    "noisy_forward": noisy_forward,
+    "blind_attention": blind_attention,
     "frozen_layers": frozen_layers,
     "misscaled_weights": misscaled_weights,
     "exploding_memory": exploding_memory,
@@ -79,11 +85,14 @@ _FOLLOWS: Mapping[str, frozenset[str]] = {
 }
 _RATES = frozenset({"learning_rate_too_high", "learning_rate_too_low"})
 _SIGNAL = frozenset({"dead_units", "saturated_activation", "exploding_signal", "vanishing_signal", "rank_collapse"})
+_BACKWARD = frozenset({"vanishing_gradient", "exploding_gradient", "shattered_gradient", "lost_update"})
 # What a fired warning or error accounts for wherever it is: steps that do nothing, or too much, because of it.
 _CAUSES: Mapping[str, frozenset[str]] = {
     "wrong_loss": _RATES | {"frozen_layers", "vanishing_gradient", "double_softmax", "lost_update"},
     "unscaled_input": _RATES | _SIGNAL | {"exploding_gradient", "shattered_gradient"},
     "accumulated_gradients": _RATES,
+    "mixed_rows": _RATES | _SIGNAL | _BACKWARD | {"short_memory", "exploding_memory", "attention_collapse"},
+    "noisy_forward": _RATES | _SIGNAL | _BACKWARD,
     "frozen_layers": _RATES,
     "exploding_memory": _RATES | _SIGNAL | {"exploding_gradient", "shattered_gradient"},
     "short_memory": _RATES | {"vanishing_gradient", "lost_update"},

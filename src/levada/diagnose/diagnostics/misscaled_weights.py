@@ -30,6 +30,9 @@ _NAMED = frozenset(
         "unoptimised_parameters",
         "undamped_momentum",
         "excessive_decay",
+        "mixed_rows",
+        "noisy_forward",
+        "blind_attention",
     }
 )
 # What follows from weights of a wrong scale.

@@ -31,6 +31,8 @@ REMEDIES: Mapping[str, Remedy] = MappingProxyType(
         "unfreeze": Remedy(frozenset({STILL}), 2, computation.unfreeze),
         "standardise": Remedy(_GROWS | _FLAT | _RATE | {STILL, "unscaled_input"}, 2, computation.standardise),
         "bfloat16": Remedy(_SHRINKS | _GROWS | _SMALL | {STILL}, 2, computation.bfloat16),
+        "batch_first": Remedy(frozenset({"mixed_rows"}), 2, computation.batch_first),
+        "less_dropout": Remedy(frozenset({"noisy_forward"}), 2, computation.less_dropout),
         "qk_scale": Remedy(frozenset({"attention_collapse"}), 2, attention.qk_scale),
         "initialise.he_there": Remedy(frozenset({"dead_units"}), 2, weights.he_there),
         "all_parameters": Remedy(frozenset({"unoptimised_parameters"}), 1, training.all_parameters),

@@ -8,7 +8,17 @@ from torch import nn
 from levada.diagnose.loss import main_output
 from levada.diagnose.remedies.remedy import Call, Patch, Subject
 
-__all__ = ["bfloat16", "normalise", "relu", "softmax", "standardise", "train", "unfreeze"]
+__all__ = [
+    "batch_first",
+    "bfloat16",
+    "less_dropout",
+    "normalise",
+    "relu",
+    "softmax",
+    "standardise",
+    "train",
+    "unfreeze",
+]
 
 BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh, nn.Softsign, nn.ReLU6)
 MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -118,6 +128,22 @@ def bfloat16(subject: Subject) -> Patch | None:
 def train(subject: Subject) -> Patch | None:
     """Put the model into training mode."""
     return None if all(m.training for m in subject.model.modules()) else Patch("model.train()")
+
+
+def batch_first(subject: Subject) -> Patch | None:
+    """Let the modules read the first dimension as the rows of the batch, and the second as time."""
+    found = subject.facts.mixed
+    if found is None or found.doubt:
+        return None
+    return Patch("\n".join(f"model.get_submodule({name!r}).batch_first = True" for name in found.modules))
+
+
+def less_dropout(subject: Subject) -> Patch | None:
+    """Drop one in ten where nearly all was dropped."""
+    found = subject.facts.noise
+    if found is None:
+        return None
+    return Patch(found.patch)
 
 
 def unfreeze(subject: Subject) -> Patch | None:
