@@ -158,9 +158,8 @@ def _each_row(value: Value, best: Tensor, away: Tensor, dim: int | None) -> bool
     asked = away.any(dim, keepdim=True).expand(away.shape) if dim is not None else away != 0
     index = away.narrow(dim, 0, 1) if dim is not None else away
     numbers = torch.arange(index.numel(), device=away.device).reshape(index.shape).expand(away.shape)
-    here, gains = value(best), []
-    for row in numbers[asked].unique()[:ROWS].tolist():
-        gains.append(here - value(best + away * (numbers == row)))
+    here, rows = value(best), torch.unique(numbers[asked])[:ROWS].tolist()
+    gains = [here - value(best + away * (numbers == row)) for row in rows]
     return bool(gains) and min(gains) > 0 and max(gains) <= (1 + EQUAL) * min(gains)
 
 

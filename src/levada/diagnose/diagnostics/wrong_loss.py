@@ -172,7 +172,7 @@ def _falling(told: Objective, facts: Facts) -> _Case:
     return (
         "error",
         f"The loss {facts.loss} is {found.right:.4g} for right outputs, {found.wrong:.4g} for wrong ones and "
-        f"{found.far:.4g} for outputs that are ten times as wrong: it falls without end, as one of the wrong sign does.",
+        f"{found.far:.4g} for outputs ten times as wrong: it falls without end, as one of the wrong sign does.",
         "The model learns to be as wrong as it can.",
         {"tests": {"loss_of_right_wrong_far_wrong": [found.right, found.wrong, found.far], "each_row": "alike"}},
     )
@@ -184,8 +184,8 @@ def _unpaired(told: Objective, facts: Facts) -> _Case:
     own, mean = told.answers.unpaired
     return (
         "error",
-        f"The loss {facts.loss} is the same whichever row a target stands in: no output is compared with its own target "
-        f"alone. Outputs that equal their targets give {own:.4g}, the mean of the targets for every row {mean:.4g}.",
+        f"The loss {facts.loss} is the same whichever row a target stands in: every output is compared with every "
+        f"target. Outputs that equal their targets give {own:.4g}, the mean of the targets for every row {mean:.4g}.",
         "The best that can be learned is the mean of the targets, or what else stands for all of them.",
         {"tests": {"loss_when_targets_change_rows": "the same", "loss_of_targets_and_of_their_mean": [own, mean]}},
     )
@@ -212,8 +212,9 @@ def _across(told: Objective, facts: Facts) -> _Case:
         return None
     return (
         "error",
-        f"The loss {facts.loss} takes its softmax across dimension {told.answers.across} of the outputs, not across the "
-        f"classes: certain and right outputs give {floor:.4g}, the mean logarithm of how often their class stands there.",
+        f"The loss {facts.loss} takes its softmax across dimension {told.answers.across} of the outputs, not across "
+        f"the classes: certain and right outputs give {floor:.4g}, the mean of ln n for a class that stands there n "
+        "times.",
         "Rows compete for a class in place of classes for a row, and how likely a class is cannot be learned.",
         {"floor": floor, "predicted": predicted, "tests": {"loss_when_all_rows_change_alike": "the same"}},
     )
@@ -229,8 +230,9 @@ def _confined(told: Objective, facts: Facts) -> _Case:
     agrees = abs(found.floor - found.predicted) <= SUMS * found.predicted
     return (
         "error" if agrees and share >= HIGH else "warn",
-        f"The outputs pass a function whose range is bounded, and the loss takes a softmax of them: the best outputs in "
-        f"that range give {found.floor:.4g}, large logits {found.free:.4g}, and knowing nothing {math.log(told.classes):.4g}.",
+        "The outputs pass a function whose range is bounded, and the loss takes a softmax of them: the best outputs in "
+        f"that range give {found.floor:.4g}, large logits {found.free:.4g}, and equal ones "
+        f"{math.log(told.classes):.4g}.",
         "The loss cannot fall below that, and its gradient vanishes on the way there.",
         {
             "floor_of_the_loss": {"value": found.floor, "predicted": found.predicted},
