@@ -51,7 +51,7 @@ def _finding(cut: Cut) -> Finding:
     place = _place(cut)
     several = len(lost) > 1
     acts, gets = ("act", "get") if several else ("acts", "gets")
-    what = "a gradient of zeros" if cut.flat else "no gradient"
+    what, nothing = ("a gradient of zeros", "zero") if cut.flat else ("no gradient", "None")
     return Finding(
         rule=RULE,
         severity=severity,
@@ -67,7 +67,7 @@ def _finding(cut: Cut) -> Finding:
             "tests": {"loss_after_changing_them": "differs", "gradient": "zero" if cut.flat else "None, not zero"},
         },
         consequence=f"{'They do' if several else 'It does'} not learn, whatever the optimizer.",
-        falsify=f"After loss.backward(), model.get_parameter({lost[0]!r}).grad is not {'zero' if cut.flat else 'None'}.",
+        falsify=f"After loss.backward(), model.get_parameter({lost[0]!r}).grad is not {nothing}.",
         remedies=(
             Proposal(
                 "attach",
