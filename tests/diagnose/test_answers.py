@@ -28,6 +28,8 @@ def draw(*shape, seed=0):
 
 INPUTS = draw(ROWS, 12)
 LABELS = torch.arange(ROWS) % CLASSES
+# In another order, so that no change of rows is only a change of names.
+MIXED = LABELS[torch.randperm(ROWS, generator=torch.Generator().manual_seed(7))]
 FLAGS = (draw(ROWS, 1, seed=1) > 0).float()
 NUMBERS = draw(ROWS, CLASSES, seed=2)
 ADVANTAGES = draw(ROWS, seed=3)
@@ -58,6 +60,12 @@ def alike(out, targets):
     same = (targets[:, None] == targets).float() - torch.eye(len(out))
     near = near - 1e9 * torch.eye(len(out))
     return -(near.log_softmax(1).clamp_min(-1e8) * same).sum(1).div(same.sum(1).clamp_min(1)).mean()
+
+
+def within(out, targets):
+    """Rows come to the middle of their class."""
+    share = (targets[:, None] == targets).float()
+    return (out - share @ out / share.sum(1, keepdim=True)).square().mean()
 
 
 def triplets(out, targets):
@@ -141,8 +149,10 @@ SOUND = {
     "critic, other sign": (NUMBERS[:, :1], FLAGS, lambda o, t: ((2 * t - 1) * o).mean()),
     "generator": (NUMBERS[:, :1], torch.ones(ROWS, 1), nn.BCEWithLogitsLoss()),
     "classes by distance": (NUMBERS.abs(), LABELS, lambda o, t: cross_entropy(-o, t)),
-    "contrast of classes": (NUMBERS, LABELS, alike),
-    "triplets": (NUMBERS, LABELS, triplets),
+    "contrast of classes": (NUMBERS, MIXED, alike),
+    "a length that counts": (NUMBERS, MIXED, lambda o, t: (o.norm(dim=1) - 2.3 * t).square().mean()),
+    "spread within classes": (NUMBERS, MIXED, within),
+    "triplets": (NUMBERS, MIXED, triplets),
     "views, by columns": (draw(ROWS, ROWS), torch.arange(ROWS), lambda o, t: cross_entropy(o.T, t)),
     "views, both ways": (
         draw(ROWS, ROWS),

@@ -178,6 +178,11 @@ def test_a_rounding_that_lets_the_gradient_by_is_silent(between):
     assert verdict(Halves(between), (X, Y)) == ("healthy",)
 
 
+def test_a_rounding_beside_another_way_that_is_closed_is_not_named():
+    _, *found = verdict(Halves(lambda h: (h - 1000).relu() + torch.round(8 * h)), (X, Y))
+    assert not found
+
+
 def test_a_zero_gradient_for_another_reason_is_none_of_its():
     model = Halves(torch.round)
     nn.init.zeros_(model.second[-1].weight)  # nothing gets by, rounding or not; and nothing acts

@@ -177,11 +177,10 @@ def _of_classes(told: Answers, value: Value, out: Tensor, targets: Tensor, dim: 
     if all(_same(value(other.roll(1, dim)), value(other)) for other in _others(out)):
         last = out.shape[dim] - 1
         number = targets.clamp(0, last).unsqueeze(dim).expand(out.shape).to(out.dtype)
-        renamed = torch.where(known, last - targets, targets)
-        here, best, drawn = value(out), value(number), next(_others(out))
-        around = [value(number + 1), value(number - 1), value(CERTAIN * right), value(drawn)]
+        here, best = value(out), value(number)
+        around = [value(number + 1), value(number - 1), value(CERTAIN * right), value(next(_others(out)))]
         # An embedding has no output for each class either, but to it the numbers of the classes are names.
-        if abs(best) <= SAME * abs(here) and min(around) > best and not _same(value(drawn, renamed), value(drawn)):
+        if abs(best) <= SAME * abs(here) and min(around) > best:
             told = replace(told, numbers=(best, here))
     for across in range(out.dim()):
         if across == dim or out.shape[across] < 2:
