@@ -72,14 +72,13 @@ def _watch(setup: Setup) -> tuple[Any, list[str]]:
     """Run some steps of the loop under a probe, and return what the rules say of them, and the blocks."""
     torch.manual_seed(0)
     optimizer = setup.optimizer(setup.model.parameters())
-    with Probe(setup.model) as probe:
+    with Probe(setup.model, optimizer) as probe:
         for step in range(WATCHED):
             inputs, targets = setup.batches[step % len(setup.batches)]
             if setup.zero_grad:
                 optimizer.zero_grad()
             setup.loss(setup.model(inputs), targets).backward()
             optimizer.step()
-            probe.step()
     trace = probe.trace()
     return diagnose(trace), trace.names()
 

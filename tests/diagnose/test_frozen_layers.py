@@ -128,3 +128,76 @@ def test_a_straight_through_estimator_is_a_warning_that_names_the_codebook_alone
 def test_a_target_among_the_outputs_is_a_warning():
     said, finding = verdict(Both(), (X, X), loss=lambda out, _: functional.mse_loss(out[1], out[0]))
     assert (said, finding.severity) == ("warn", "warn")
+
+
+class Passing(nn.Module):
+    """Two halves with a block without gradients between them, and a prompt in front of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = body(1), nn.Linear(DIM, DIM), body(1, 4)
+
+    def forward(self, x):
+        h = self.first(x)
+        with torch.no_grad():
+            h = self.middle(h)
+        return self.last(h)
+
+
+class Fixed(Passing):
+    """The same block, beside which the gradient passes."""
+
+    def forward(self, x):
+        h = self.first(x)
+        with torch.no_grad():
+            moved = self.middle(h)
+        return self.last(h + moved)
+
+
+@pytest.mark.parametrize("function", [torch.round, torch.floor, torch.trunc], ids=lambda f: f.__name__)
+def test_what_has_no_slope_and_lets_nothing_by_is_an_error_at_its_place(function):
+    said, finding = verdict(Halves(lambda h: function(8 * h) / 8), (X, Y))
+    assert (said, finding.severity) == ("error", "error")
+    assert finding.where == {"first": "first.4", "last": "first.4"}
+    assert finding.evidence["number"] == 6
+    assert finding.evidence["tests"]["gradient"] == "zero"
+    assert f"{function.__name__} in the model's own forward, block first.4 has no slope" in finding.claim
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda h: h + (torch.round(h) - h).detach(),
+        lambda h: torch.sign(h) * h.abs(),
+        lambda h: h + torch.round(h),
+        lambda h: 0 * h + torch.round(h).detach() * 0 + h.relu(),
+    ],
+    ids=["straight through", "sign and size", "beside", "constant"],
+)
+def test_a_rounding_that_lets_the_gradient_by_is_silent(between):
+    assert verdict(Halves(between), (X, Y)) == ("healthy",)
+
+
+def test_a_rounding_beside_another_way_that_is_closed_is_not_named():
+    _, *found = verdict(Halves(lambda h: (h - 1000).relu() + torch.round(8 * h)), (X, Y))
+    assert not found
+
+
+def test_a_zero_gradient_for_another_reason_is_none_of_its():
+    model = Halves(torch.round)
+    nn.init.zeros_(model.second[-1].weight)  # nothing gets by, rounding or not; and nothing acts
+    _, *found = verdict(model, (X, Y))
+    assert not found
+
+
+def test_a_block_without_gradients_behind_what_was_recorded_is_a_warning_at_its_place():
+    said, warning, info = verdict(Passing(), (X, Y))
+    assert (said, warning.severity, info.severity) == ("warn", "warn", "info")
+    assert warning.where == {"first": "middle", "last": "middle"}
+    assert set(warning.evidence["parameters"]) == {f"first.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")}
+    assert info.evidence["parameters"] == ["middle.weight", "middle.bias"]
+
+
+def test_a_block_without_gradients_beside_which_the_gradient_passes_is_information():
+    said, finding = verdict(Fixed(), (X, Y))
+    assert (said, finding.severity) == ("healthy", "info")

@@ -16,6 +16,9 @@ from levada.probe.recorder import Event, Recorder, tensors
 
 __all__ = ["Graph"]
 
+# Functions that are constant but for their steps: autograd gives them a derivative of zero.
+FLAT = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign"})
+
 
 @final
 @dataclass(slots=True)
@@ -66,36 +69,67 @@ class Graph:
             execution: the blocks of the recorded pass.
             unreached: site -> parameters that act and get no gradient.
         """
+        events, readers = self._events()
+        site_of = {o.output: site for site, ops in execution.operations.items() for o in ops}
+        reading = {name: [e for e in events if name in e.operation.parameters] for name in _all(unreached)}
+        grouped: dict[tuple[bool, bool, tuple[int, ...]], list[tuple[str, str]]] = {}
+        places: dict[int, Event] = {}
+        for site, names in unreached.items():
+            for name in names:
+                found, _ = self._first_cuts(reading[name], readers)
+                silent = bool(found) and all(self.quiet.issuperset(e.outputs) for e in found)
+                # What was recorded up to there was meant to learn, whatever was meant by disabling gradients.
+                paused = silent and any(n in self.followed for e in reading[name] for n in e.outputs)
+                quiet = silent and not paused
+                key = tuple(sorted(e.operation.output for e in found))
+                places.update({e.operation.output: e for e in found})
+                # Under no_grad every operation is cut off for itself: they are one.
+                grouped.setdefault((quiet, paused, () if quiet else key), []).append((site, name))
+        told = []
+        for (quiet, paused, key), members in grouped.items():
+            flat = bool(key) and all(self._is_flat(places[n]) for n in key)
+            sites = tuple(dict.fromkeys(site for site, _ in members))
+            told.append(
+                Cut(
+                    parameters=tuple(name for _, name in members),
+                    sites=sites,
+                    operations=tuple(_words(places[n], site_of.get(n)) for n in key),
+                    quiet=quiet,
+                    around=self._goes_around([places[n] for n in key], readers),
+                    flat=flat,
+                    paused=paused,
+                    at=sites[-1] if flat else site_of.get(key[0], "") if paused else "",
+                )
+            )
+        return tuple(told)
+
+    def stilled(self, names: Iterable[str]) -> set[str]:
+        """Return which parameters act through operations without a slope alone.
+
+        Args:
+            names: of parameters.
+        """
+        events, readers = self._events()
+        if not any(self._is_flat(event) for event in events):
+            return set()
+        found = {}
+        for name in names:
+            cuts, arrives = self._first_cuts([e for e in events if name in e.operation.parameters], readers)
+            found[name] = bool(cuts) and not arrives and all(self._is_flat(e) for e in cuts)
+        return {name for name, alone in found.items() if alone}
+
+    def _events(self) -> tuple[list[Event], dict[int, list[Event]]]:
+        """Return what ran, and by number of a value what read it."""
         root = self.recorder.root
         events = list(root.walk()) if root is not None else []
         readers: dict[int, list[Event]] = {}
         for event in events:
             for number in event.operation.inputs:
                 readers.setdefault(number, []).append(event)
-        site_of = {o.output: site for site, ops in execution.operations.items() for o in ops}
-        reading = {name: [e for e in events if name in e.operation.parameters] for name in _all(unreached)}
-        grouped: dict[tuple[bool, tuple[int, ...]], list[tuple[str, str]]] = {}
-        places: dict[int, Event] = {}
-        for site, names in unreached.items():
-            for name in names:
-                found = self._first_cuts(reading[name], readers)
-                quiet = bool(found) and all(self.quiet.issuperset(e.outputs) for e in found)
-                key = tuple(sorted(e.operation.output for e in found))
-                places.update({e.operation.output: e for e in found})
-                # Under no_grad every operation is cut off for itself: they are one.
-                grouped.setdefault((quiet, () if quiet else key), []).append((site, name))
-        told = []
-        for (quiet, key), members in grouped.items():
-            told.append(
-                Cut(
-                    parameters=tuple(name for _, name in members),
-                    sites=tuple(dict.fromkeys(site for site, _ in members)),
-                    operations=tuple(_words(places[n], site_of.get(n)) for n in key),
-                    quiet=quiet,
-                    around=self._goes_around([places[n] for n in key], readers),
-                )
-            )
-        return tuple(told)
+        return events, readers
+
+    def _is_flat(self, event: Event) -> bool:
+        return event.operation.name in FLAT and any(n in self.followed for n in event.outputs)
 
     def _is_cut(self, event: Event) -> bool:
         operation = event.operation
@@ -104,21 +138,23 @@ class Graph:
         )
         return asked and not any(n in self.followed for n in event.outputs)
 
-    def _first_cuts(self, start: Iterable[Event], readers: Mapping[int, Sequence[Event]]) -> list[Event]:
-        """Return the operations at which a walk forward, along what autograd follows, ends."""
+    def _first_cuts(self, start: Iterable[Event], readers: Mapping[int, Sequence[Event]]) -> tuple[list[Event], bool]:
+        """Return where a walk forward, along what has a gradient, ends, and whether it comes to an output too."""
         pending, seen, found = list(start), set(), []
+        arrives = False
         while pending:
             event = pending.pop()
             if id(event) in seen:
                 continue
             seen.add(id(event))
-            if self._is_cut(event):
+            if self._is_cut(event) or self._is_flat(event):
                 found.append(event)
                 continue
+            arrives = arrives or not self.ends.isdisjoint(event.outputs)
             for number in event.outputs:
                 pending.extend(readers.get(number, ()))
         # A comparison or an index carries no gradient in any network: it is a cut only if nothing else is.
-        return [e for e in found if e.operation.output in self.recorder.floating] or found
+        return [e for e in found if e.operation.output in self.recorder.floating] or found, arrives
 
     def _goes_around(self, cuts: Sequence[Event], readers: Mapping[int, Sequence[Event]]) -> bool:
         """Whether what enters the cuts reaches the loss on another way too; True if no cut or no end was seen."""

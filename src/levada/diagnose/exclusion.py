@@ -175,14 +175,14 @@ def _accumulated_gradients(case: Case) -> Sentences:
 
 
 def _frozen_layers(case: Case) -> Sentences:
-    cut = next((c for c in case.facts.cuts if c.sites[0] == case.finding.where.get("first")), None)
+    cut = next((c for c in case.facts.cuts if (c.at or c.sites[0]) == case.finding.where.get("first")), None)
     if cut is None:
         return
     yield "Not parameters without effect: changing them changes the loss."
-    yield "Not a gradient that vanished: there is none, not a small one."
+    yield f"Not a gradient that vanished: {'it is zero' if cut.flat else 'there is none'}, not a small one."
     if cut.operations and not cut.around:
         yield "Not a way around that was overlooked: what enters the cut reaches the loss through it alone."
-    if cut.operations and not cut.quiet:
+    if cut.operations and not cut.quiet and not cut.paused:
         yield "Not torch.no_grad(): gradients were enabled where it ends."
 
 

@@ -36,6 +36,9 @@ class Cut:
         operations: the operations at which the graph ends, in words; empty if none was seen.
         quiet: whether those ran with gradients disabled, which somebody wrote on purpose.
         around: whether what enters those operations reaches the loss on another way too.
+        flat: whether those are operations without a slope, as rounding, so that there is a gradient, but of zeros.
+        paused: whether gradients were enabled where the parameters act, and disabled where what they give is read.
+        at: block in which the first of those operations ran, where it is the culprit; "" otherwise.
     """
 
     parameters: tuple[str, ...]
@@ -43,6 +46,9 @@ class Cut:
     operations: tuple[str, ...] = ()
     quiet: bool = False
     around: bool = False
+    flat: bool = False
+    paused: bool = False
+    at: str = ""
 
 
 @dataclass(frozen=True, slots=True)

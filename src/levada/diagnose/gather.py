@@ -126,7 +126,7 @@ def _resolution(material: Material) -> float:
 
 
 def _matter(material: Material) -> dict[str, tuple[str, ...]]:
-    """Return, by site, parameters that no gradient reaches and that act on the loss all the same."""
+    """Return, by site, parameters that no gradient but zero reaches and that act on the loss all the same."""
     run, unreached = material.run, _unreached(material)
     what = "a test whether parameters without a gradient act"
     if not unreached or not run.pace.allows(what, 2 + len(unreached), rules=("frozen_layers",)):
@@ -141,10 +141,9 @@ def _matter(material: Material) -> dict[str, tuple[str, ...]]:
 def _unreached(material: Material) -> dict[str, tuple[str, ...]]:
     execution, gradients = material.execution, material.gradients
     read = {name for site in execution.sites for o in execution.operations[site.name] for name in o.parameters}
-    found = {
-        site.name: tuple(n for n in site.parameters if n in read and n in gradients and gradients[n] is None)
-        for site in execution.sites
-    }
+    zero = [n for n, g in gradients.items() if n in read and g is not None and not g.is_sparse and not bool(g.any())]
+    lost = {n for n, g in gradients.items() if g is None} | material.graph.stilled(zero)
+    found = {site.name: tuple(n for n in site.parameters if n in read and n in lost) for site in execution.sites}
     return {site: names for site, names in found.items() if names}
 
 

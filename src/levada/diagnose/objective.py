@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from levada._errors import UsageError
+from levada.diagnose.answers import CERTAIN, Answers, answers
 from levada.diagnose.loss import Loss, class_dim, floating_outputs, main_output
 from levada.inputs import Batch
 
 __all__ = ["Objective", "examine"]
 
-# Logits of this size make a softmax one-hot to the last bit of a float32.
-CERTAIN = 100.0
 # Sums of probabilities in half precision are one to within this.
 ROUNDING = 64.0
 # Ends of the range of what an output can be, by the function that makes it.
@@ -58,6 +57,7 @@ class Objective:
         row_sums: largest distance from one of the sum of a row of floating targets of the outputs' shape.
         below: share of those targets outside [0, 1].
         loss_extreme: loss of outputs that are large towards each target's side.
+        answers: which outputs the loss rewards, and what it cannot tell apart.
     """
 
     attached: bool | None = None
@@ -78,6 +78,7 @@ class Objective:
     row_sums: float | None = None
     below: float = 0.0
     loss_extreme: float | None = None
+    answers: Answers = field(default_factory=Answers)
 
 
 def examine(loss: Loss, outputs: Any, batch: Batch, last: str) -> Objective:
@@ -107,6 +108,9 @@ def examine(loss: Loss, outputs: Any, batch: Batch, last: str) -> Objective:
             told = replace(told, moves=_moves(value, out))
             told = _classes(told, value, out, batch.targets)
             told = _range(told, value, out, batch.targets, last)
+            if told.moves:
+                right = _right(out, batch.targets)
+                told = replace(told, answers=answers(value, out, batch.targets, last, right, told.reads_targets))
         return _broadcast(told, loss, out, batch)
     except (UsageError, RuntimeError, ValueError, TypeError, IndexError):
         return told  # it takes no outputs but those of the model: what was seen before stays
@@ -131,16 +135,10 @@ def _classes(told: Objective, value: Callable[..., float], out: Tensor, targets:
         below = float(((targets < 0) | (targets > 1)).double().mean())
         extreme = value((CERTAIN * 10 * (targets.to(out.dtype) - 0.5).sign()).to(out.dtype)) if below else None
         told = replace(told, row_sums=sums, below=below, loss_extreme=extreme)
-        if sums > ROUNDING * torch.finfo(out.dtype).eps or below:
-            return told
-        dim, right = 1, targets.to(out.dtype)
-    else:
-        found = class_dim(out, targets)
-        if found is None or targets.is_complex():
-            return told
-        dim, count = found, out.shape[found]
-        known = targets.long().clamp(0, count - 1)
-        right = torch.nn.functional.one_hot(known, count).movedim(-1, dim).to(out.dtype)
+    found = _right(out, targets)
+    if found is None:
+        return told
+    dim, right = found
     sums = float((out.double().sum(dim) - 1).abs().max())
     distributed = bool((out >= 0).all()) and sums <= ROUNDING * torch.finfo(out.dtype).eps
     here = value(out)
@@ -151,6 +149,24 @@ def _classes(told: Objective, value: Callable[..., float], out: Tensor, targets:
     if distributed:
         told = replace(told, floor=value(right), floor_of_logits=value(CERTAIN * right))
     return told
+
+
+def _right(out: Tensor, targets: Any) -> tuple[int, Tensor] | None:
+    """Return the dimension of the classes, and one where the right class is; None if the targets are no classes."""
+    if not isinstance(targets, Tensor) or targets.is_complex():
+        return None
+    if targets.is_floating_point():
+        if targets.shape != out.shape or out.dim() < 2 or bool(((targets < 0) | (targets > 1)).any()):
+            return None
+        sums = float((targets.double().sum(1) - 1).abs().max())
+        return (1, targets.to(out.dtype)) if sums <= ROUNDING * torch.finfo(out.dtype).eps else None
+    dim = class_dim(out, targets)
+    if dim is None:
+        return None
+    count = out.shape[dim]
+    known = (targets >= 0) & (targets < count)
+    right = torch.nn.functional.one_hot(targets.long().clamp(0, count - 1), count) * known.unsqueeze(-1)
+    return dim, right.movedim(-1, dim).to(out.dtype)
 
 
 def _range(told: Objective, value: Callable[..., float], out: Tensor, targets: Any, last: str) -> Objective:

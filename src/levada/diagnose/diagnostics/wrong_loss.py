@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from levada.diagnose.facts import Facts, facts_of
@@ -19,6 +20,10 @@ UNREACHABLE, MOSTLY = 0.1, 0.5
 AGREEMENT = 1e-3
 # Roundings of half precision in a sum of probabilities.
 SUMS = 1e-2
+# What a bounded last function leaves, over ln C: this much is an error, and less than the second is no matter.
+HIGH, LOW = 0.25, 0.1
+# Share of rows whose right class gets no gradient through a ReLU.
+SILENCED = 0.25
 SOURCE = "the definition of the losses of torch.nn"
 
 
@@ -29,8 +34,12 @@ def wrong_loss(trace: Trace) -> Iterable[Finding]:
     one that is the same for all outputs; shapes that broadcast so that a row's gradient depends on another row's
     target; a negative log-likelihood of what are no log-probabilities, which falls without end when a number is added
     to the outputs; a binary cross-entropy with targets outside [0, 1], which falls without end too; and targets of
-    which most are out of reach of the last activation, if coming as close as it can leaves most of the loss. Several
-    classes at once in a cross-entropy, and fewer targets out of reach, are warnings.
+    which most are out of reach of the last activation, if coming as close as it can leaves most of the loss; a loss
+    that is least for wrong answers and falls without end the more wrong they are; one that is the same whichever row a
+    target stands in; a softmax across another dimension than the classes; a bounded function before a softmax, if its
+    range leaves a floor of a quarter of ln C; and a ReLU before a softmax behind which a class is at zero in every row.
+    Several classes at once in a cross-entropy, fewer targets out of reach, a lower floor, other logits at zero, and
+    outputs that are all compared with the number of the class, are warnings.
 
     Args:
         trace: of one check, or of a run.
@@ -39,7 +48,7 @@ def wrong_loss(trace: Trace) -> Iterable[Finding]:
     told = facts.objective
     if told is None:
         return
-    for case in (_detached, _constant, _broadcast, _likelihood, _outside, _several, _unreachable):
+    for case in _CASES:
         found = case(told, facts)
         if found is not None:
             severity, claim, consequence, evidence = found
@@ -154,3 +163,115 @@ def _unreachable(told: Objective, facts: Facts) -> _Case:
         "Those targets cannot be learned: the last activation is driven to its end instead.",
         {"targets_outside": told.outside, "tests": {"loss_of_the_nearest_outputs": told.loss_within}},
     )
+
+
+def _falling(told: Objective, facts: Facts) -> _Case:
+    found = told.answers.falling
+    if found is None:
+        return None
+    return (
+        "error",
+        f"The loss {facts.loss} is {found.right:.4g} for right outputs, {found.wrong:.4g} for wrong ones and "
+        f"{found.far:.4g} for outputs ten times as wrong: it falls without end, as one of the wrong sign does.",
+        "The model learns to be as wrong as it can.",
+        {"tests": {"loss_of_right_wrong_far_wrong": [found.right, found.wrong, found.far], "each_row": "alike"}},
+    )
+
+
+def _unpaired(told: Objective, facts: Facts) -> _Case:
+    if told.answers.unpaired is None:
+        return None
+    own, mean = told.answers.unpaired
+    return (
+        "error",
+        f"The loss {facts.loss} is the same whichever row a target stands in: every output is compared with every "
+        f"target. Outputs that equal their targets give {own:.4g}, the mean of the targets for every row {mean:.4g}.",
+        "The best that can be learned is the mean of the targets, or what else stands for all of them.",
+        {"tests": {"loss_when_targets_change_rows": "the same", "loss_of_targets_and_of_their_mean": [own, mean]}},
+    )
+
+
+def _numbers(told: Objective, facts: Facts) -> _Case:
+    if told.answers.numbers is None:
+        return None
+    best, here = told.answers.numbers
+    return (
+        "warn",
+        f"The loss {facts.loss} does not say which output belongs to which class: it is the same when the "
+        f"{told.classes} outputs change places, and {best:.4g} of {here:.4g} if all equal the number of the class.",
+        "The outputs learn a number in place of a class, and classes whose numbers are close are taken for alike.",
+        {"tests": {"loss_when_outputs_change_places": "the same", "loss_of_the_number": best, "loss": here}},
+    )
+
+
+def _across(told: Objective, facts: Facts) -> _Case:
+    if told.answers.across is None or told.answers.floor_across is None:
+        return None
+    floor, predicted = told.answers.floor_across
+    if predicted <= SUMS or abs(floor - predicted) > AGREEMENT * predicted:
+        return None
+    return (
+        "error",
+        f"The loss {facts.loss} takes its softmax across dimension {told.answers.across} of the outputs, not across "
+        f"the classes: certain and right outputs give {floor:.4g}, the mean of ln n for a class that stands there n "
+        "times.",
+        "Rows compete for a class in place of classes for a row, and how likely a class is cannot be learned.",
+        {"floor": floor, "predicted": predicted, "tests": {"loss_when_all_rows_change_alike": "the same"}},
+    )
+
+
+def _confined(told: Objective, facts: Facts) -> _Case:
+    found = told.answers.confined
+    if found is None or told.sums_to_one or found.free > 0.5 * found.floor:
+        return None
+    share = found.floor / math.log(told.classes)
+    if share < LOW:
+        return None
+    agrees = abs(found.floor - found.predicted) <= SUMS * found.predicted
+    return (
+        "error" if agrees and share >= HIGH else "warn",
+        "The outputs pass a function whose range is bounded, and the loss takes a softmax of them: the best outputs in "
+        f"that range give {found.floor:.4g}, large logits {found.free:.4g}, and equal ones "
+        f"{math.log(told.classes):.4g}.",
+        "The loss cannot fall below that, and its gradient vanishes on the way there.",
+        {
+            "floor_of_the_loss": {"value": found.floor, "predicted": found.predicted},
+            "tests": {"loss_of_large_logits": found.free},
+        },
+    )
+
+
+def _rectified(told: Objective, facts: Facts) -> _Case:
+    found = told.answers
+    if not found.dead and found.silenced < SILENCED:
+        return None
+    sure = found.raised is not None and found.raised < 0
+    dead = f"; {len(found.dead)} of {told.classes} classes are there in every row" if found.dead else ""
+    return (
+        "error" if sure else "warn",
+        f"The outputs pass a ReLU, and the loss takes a softmax of them: the right class is at zero in "
+        f"{found.silenced:.0%} of the rows{dead}.",
+        "No gradient passes there that would raise the right class.",
+        {
+            "right_class_at_zero": found.silenced,
+            "classes": list(found.dead),
+            "tests": {"loss_if_those_are_raised": found.raised},
+        },
+    )
+
+
+_CASES: tuple[Callable[[Objective, Facts], _Case], ...] = (
+    _detached,
+    _constant,
+    _broadcast,
+    _likelihood,
+    _falling,
+    _unpaired,
+    _across,
+    _numbers,
+    _outside,
+    _several,
+    _unreachable,
+    _confined,
+    _rectified,
+)
