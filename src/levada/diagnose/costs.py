@@ -34,6 +34,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "lost_update": ("step", "rounding"),
     "learning_rate_too_high": ("courses",),
     "learning_rate_too_low": ("courses",),
+    "no_progress": ("courses",),
 }
 
 

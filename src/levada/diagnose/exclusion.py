@@ -278,9 +278,20 @@ def _learning_rate_too_high(case: _Case) -> _Sentences:
 def _learning_rate_too_low(case: _Case) -> _Sentences:
     facts, more = case.facts, case.facts.courses.get("higher")
     if more is not None and facts.lr is not None and more.gain > 0:
-        yield f"Not a minimum, nor a cut graph: at lr {facts.lr * more.scale:.2g} the loss falls by {more.gain:.3g}."
+        rate = facts.lr * more.scale if math.isnan(more.lr) else more.lr
+        yield f"Not a minimum, nor a cut graph: at lr {rate:.2g} the loss falls by {more.gain:.3g}."
     if facts.loss_value is not None and facts.loss_constant:
         yield f"Not a converged loss: it is {facts.loss_value:.4g}, and {facts.loss_constant:.4g} for outputs of zero."
+
+
+def _no_progress(case: _Case) -> _Sentences:
+    facts = case.facts
+    if facts.loss_value is not None and facts.loss_constant:
+        yield f"Not a converged loss: it is {facts.loss_value:.4g}, and {facts.loss_constant:.4g} for outputs of zero."
+    lost = case.largest("lost_fraction")
+    if lost is not None and lost < 0.5:
+        yield f"Not rounding: it loses at most {lost:.0%} of a block's step."
+    yield from _connected(case)
 
 
 EXCLUSIONS: Mapping[str, Callable[[_Case], _Sentences]] = {
@@ -304,5 +315,6 @@ EXCLUSIONS: Mapping[str, Callable[[_Case], _Sentences]] = {
     "lost_update": _lost_update,
     "learning_rate_too_high": _learning_rate_too_high,
     "learning_rate_too_low": _learning_rate_too_low,
+    "no_progress": _no_progress,
 }
 """Rule -> what its evidence excludes."""
