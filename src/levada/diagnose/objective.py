@@ -58,6 +58,7 @@ class Objective:
         row_sums: largest distance from one of the sum of a row of floating targets of the outputs' shape.
         below: share of those targets outside [0, 1].
         loss_extreme: loss of outputs that are large towards each target's side.
+        of_zeros: loss of outputs of zero.
     """
 
     attached: bool | None = None
@@ -78,6 +79,7 @@ class Objective:
     row_sums: float | None = None
     below: float = 0.0
     loss_extreme: float | None = None
+    of_zeros: float | None = None
 
 
 def examine(loss: Loss, outputs: Any, batch: Batch, last: str) -> Objective:
@@ -104,7 +106,7 @@ def examine(loss: Loss, outputs: Any, batch: Batch, last: str) -> Objective:
         with torch.no_grad():
             if out.numel() == 0 or value(out) != value(out):  # random, or NaN: it is equal to itself never
                 return told
-            told = replace(told, moves=_moves(value, out))
+            told = replace(told, moves=_moves(value, out), of_zeros=value(torch.zeros_like(out)))
             told = _classes(told, value, out, batch.targets)
             told = _range(told, value, out, batch.targets, last)
         return _broadcast(told, loss, out, batch)

@@ -15,7 +15,7 @@ from levada.diagnose.material import Material
 from levada.diagnose.passes import Run
 from levada.diagnose.rehearsal import REHEARSAL, STEPS, Course, judged, rehearse
 from levada.diagnose.surroundings import InputScale, standardised
-from levada.diagnose.update import Assumed, Factory, Update, first_update, warmed
+from levada.diagnose.update import Assumed, Factory, Named, Update, first_update, warmed
 from levada.inputs import Batch
 
 __all__ = ["FAINT", "LONG", "NO_MOTION", "PLAIN", "SHORT", "STALLED", "courses_of", "largest_step"]
@@ -59,6 +59,10 @@ def courses_of(material: Material, loss_after: float | None, scale: InputScale |
         if batch is None:
             return {}
     reasons = _reasons(material, loss_after) if chosen else ()
+    if isinstance(material.factory, Named) and material.factory.lr is None and not reasons:
+        chosen = False  # an optimizer's default is judged where its first step asks for it
+        if batch is None:
+            return {}
     if not run.pace.allows(REHEARSAL, 1 + STEPS, STEPS + 1, rules=judged(reasons, batch is not None)):
         if chosen and not reasons:
             material.unmade["courses"] = f"a budget of {run.pace.budget:g} s did not allow {REHEARSAL}"

@@ -19,6 +19,7 @@ from levada.probe.trace import Trace
 __all__ = [
     "DEFAULT",
     "Assumed",
+    "Named",
     "OptimizerLike",
     "Update",
     "first_update",
@@ -109,7 +110,7 @@ def resolve_optimizer(optimizer: OptimizerLike, lr: float | None) -> Factory:
         return Assumed(lr)
     if isinstance(optimizer, str):
         kind = _named(optimizer)
-        return lambda parameters: kind(parameters, **({} if lr is None else {"lr": lr}))
+        return Named(kind, lr)
     if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
         raise UsageError(
             "check: optimizer must be a name in torch.optim or a callable that builds one from parameters, got "
@@ -170,6 +171,20 @@ def warmed(factory: Factory) -> Factory:
 def _peak(group: Mapping[str, Any]) -> float:
     """Return the largest of the rate, that from which a scheduler starts, and that to which a cycle rises."""
     return max(float(group[key]) for key in ("lr", "initial_lr", "max_lr") if group.get(key) is not None)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Builds an optimizer of `torch.optim`, at its own default rate if none was chosen."""
+
+    kind: Any
+    lr: float | None
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Build it."""
+        built: torch.optim.Optimizer = self.kind(parameters, **({} if self.lr is None else {"lr": self.lr}))
+        return built
 
 
 def _named(name: str) -> Any:

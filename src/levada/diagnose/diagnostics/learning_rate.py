@@ -41,12 +41,13 @@ SOURCE = "the descent lemma: a step short beside the curvature lowers the loss; 
 def learning_rate_too_high(trace: Trace) -> Iterable[Finding]:
     """Steps raise the loss on the very batch that they are made for, or throw it about, and shorter ones lower it.
 
-    It speaks if after ten steps on one batch the loss is above its start while at a lower rate, that moves the weights
-    by 3e-3 of themselves or less, it is below; and, of a model that has learned nothing yet, if it falls by less than a
-    tenth of itself, and at a tenth of the rate by more than that and three times as far. An error needs a loss that at
-    least doubled or is no number at the end, and weights that the first step moves by a tenth of themselves or more:
-    the size of the step explains it. A rate that was assumed, because none was given, is not judged, nor one to which a
-    warm-up leads.
+    It speaks if after the first step and after ten on one batch the loss is above its start while at a lower rate, that
+    moves the weights by 3e-3 of themselves or less, it is below; and, of a model that has learned nothing yet, if it
+    falls by less than a tenth of itself, and at a tenth of the rate by more than that and three times as far. An error
+    needs a loss that at least doubled or is no number at the end, and weights that the first step moves by a tenth of
+    themselves or more: the size of the step explains it. Steps of which the first lowers the loss and later ones throw
+    it up are passed over: gradients may be clipped in the loop, which is not seen here. A rate that was assumed,
+    because none was given, is not judged, nor one to which a warm-up leads.
 
     Args:
         trace: of one check, or of a run.
@@ -56,7 +57,8 @@ def learning_rate_too_high(trace: Trace) -> Iterable[Finding]:
     if full is None or lower is None or facts.lr is None:
         return
     start = full.losses[0]
-    if not (full.end > start > lower.end or (unlearned(facts) and _thrown_about(full, lower))):
+    raised = full.end > start > lower.end and not full.losses[1] <= start
+    if not (raised or (unlearned(facts) and _thrown_about(full, lower))):
         return
     sites, ratios = _ratios(trace)
     if not sites:
@@ -97,7 +99,7 @@ def learning_rate_too_low(trace: Trace) -> Iterable[Finding]:
     It speaks if a step moves no block's weights by more than 1e-6 of themselves, ten of them on one batch gain less
     than a thousandth of the loss, and at a rate that moves the weights by a hundredth they gain three times that and
     twenty times as much. Of a model that has learned nothing yet, it speaks of larger steps too: if ten gain less than
-    a hundredth, and at the higher rate ten times as much and a twentieth; or less than a twentieth and five times as
+    a hundredth, and at the higher rate more than that and ten times as much; or less than a twentieth and five times as
     much, where most of the step is held back by the optimizer's eps, by rounding, or by a hook that clips gradients.
     An error needs updates of every block below 6e-8 of its weights, so that a hundred thousand of them move nothing. A
     converged loss is passed over: small gradients are what it should have. While a rate warms up, the one that the
@@ -118,7 +120,7 @@ def learning_rate_too_low(trace: Trace) -> Iterable[Finding]:
     step = LONG / more.scale if rate > facts.lr else max(known)  # while it warms up, the first step is another's
     still = step <= NO_MOTION and full.gain < NO_GAIN * size and more.gain > max(GAIN * size, MORE * full.gain)
     most, times = (FAINT, HELD) if held else (LITTLE, LONGER)
-    slow = unlearned(facts) and full.gain < most * size and more.gain > max(FAINT * size, times * full.gain)
+    slow = unlearned(facts) and full.gain < most * size and more.gain > max(LITTLE * size, times * full.gain)
     if not (still or slow):
         return
     severity: Severity = "error" if still and step < NEGLIGIBLE else "warn"
@@ -155,13 +157,15 @@ def unlearned(facts: Facts) -> bool:
         facts: of a check.
     """
     constant, value = facts.loss_constant, facts.loss_value
+    if constant is None and facts.objective is not None:
+        constant = facts.objective.of_zeros
     return constant is not None and value is not None and value >= UNLEARNED * constant > 0
 
 
 def _thrown_about(full: Course, lower: Course) -> bool:
     """Whether the steps gain little, and at the lower rate much."""
     size = abs(full.losses[0])
-    return full.gain < PLAIN * size < lower.gain and lower.gain > BETTER * full.gain
+    return 0 <= full.gain < PLAIN * size < lower.gain and lower.gain > BETTER * full.gain
 
 
 def _held(facts: Facts, trace: Trace) -> str:
