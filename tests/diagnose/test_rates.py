@@ -42,7 +42,11 @@ def clipped(norm):
     def build(parameters):
         optimizer = torch.optim.Adam(parameters, lr=1e-2)
         held = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(held, norm))
+
+        def clip(*_):
+            nn.utils.clip_grad_norm_(held, norm)
+
+        optimizer.register_step_pre_hook(clip)
         return optimizer
 
     return build
@@ -68,20 +72,25 @@ class Cold(nn.Module):
         return self.factor * self.inner(x)
 
 
-@pytest.mark.parametrize("lr", [1e-5, 3e-5])
-def test_a_rate_for_fine_tuning_warns_of_a_fresh_model_and_not_of_a_trained_one(net, lr):
+def test_a_rate_below_those_in_use_warns_of_a_fresh_model_and_those_in_use_do_not(net):
+    if net.name == "cnn":
+        pytest.skip("it cannot tell noise by its mean at any rate")
     model, batch = net.build(), (net.inputs, net.classes)
-    assert set(fired(check(model, batch, optimizer="AdamW", lr=1e-6)).items()) == {("learning_rate_too_low", "warn")}
+    assert fired(check(model, batch, optimizer="AdamW", lr=1e-6)) == {"learning_rate_too_low": "warn"}
+    assert not fired(check(model, batch, optimizer="SGD", lr=1e-2))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
         functional.cross_entropy(model(net.inputs), net.classes).backward()
         optimizer.step()
-    if functional.cross_entropy(model(net.inputs), net.classes) < 1.8:  # the one that cannot learn has nothing to tune
+    assert functional.cross_entropy(model(net.inputs), net.classes) < 1.8
+    for lr in (1e-6, 1e-5, 5e-5):  # as in fine-tuning
         assert not fired(check(model, batch, optimizer="AdamW", lr=lr))
 
 
 def test_what_holds_the_step_back_is_named(net):
+    if net.name == "cnn":
+        pytest.skip("it cannot tell noise by its mean at any rate")
     batch = net.inputs, net.classes
     report = check(net.build(), batch, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3, eps=10.0))
     assert set(fired(report)) == {"learning_rate_too_low"}
@@ -134,10 +143,11 @@ def test_no_progress_needs_each_leg():
 
 def test_too_low_of_larger_steps_needs_each_leg():
     case = {"lr": falls_by(0.005), "higher": falls_by(0.2, 20.0)}
-    assert told(learning_rate_too_low, ratio=5e-4, courses=case) == ["warn"]
-    assert told(learning_rate_too_low, ratio=5e-4, courses={**case, "higher": falls_by(0.04, 20.0)}) == []
-    assert told(learning_rate_too_low, ratio=5e-4, courses=case, loss_value=1.0) == []
-    assert told(learning_rate_too_low, ratio=5e-4, courses=case, loss_constant=None) == []
+    assert told(learning_rate_too_low, ratio=1e-5, courses=case) == ["warn"]
+    assert told(learning_rate_too_low, ratio=5e-4, courses=case) == []  # as rates in use
+    assert told(learning_rate_too_low, ratio=1e-5, courses={**case, "higher": falls_by(0.04, 20.0)}) == []
+    assert told(learning_rate_too_low, ratio=1e-5, courses=case, loss_value=1.0) == []
+    assert told(learning_rate_too_low, ratio=1e-5, courses=case, loss_constant=None) == []
     held = {"lr": falls_by(0.03), "higher": falls_by(0.2, 20.0)}
     assert told(learning_rate_too_low, ratio=5e-4, courses=held) == []
     assert told(learning_rate_too_low, ratio=5e-4, courses=held, signals={"eps_fraction": 0.9}) == ["warn"]

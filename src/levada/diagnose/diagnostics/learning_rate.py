@@ -27,8 +27,8 @@ BETTER = 3.0
 NEGLIGIBLE = 2.0**-24
 # Ten steps gain less than this share of the loss, and at a higher rate at least so much, and so many times as much.
 NO_GAIN, GAIN, MORE = 1e-3, 3e-3, 20.0
-# The same where the step is not negligible, and where it is known what holds it back.
-LITTLE, LONGER, HELD = 0.01, 10.0, 5.0
+# The same of steps up to TINY, shorter than those of rates in use, and of any where it is known what holds them back.
+TINY, LITTLE, LONGER, HELD = 2e-5, 0.01, 10.0, 5.0
 # Below this share of the loss of zeros it has converged, and gains little at any rate.
 CONVERGED = 0.05
 # Above this share nothing has been learned yet.
@@ -98,9 +98,11 @@ def learning_rate_too_low(trace: Trace) -> Iterable[Finding]:
 
     It speaks if a step moves no block's weights by more than 1e-6 of themselves, ten of them on one batch gain less
     than a thousandth of the loss, and at a rate that moves the weights by a hundredth they gain three times that and
-    twenty times as much. Of a model that has learned nothing yet, it speaks of larger steps too: if ten gain less than
-    a hundredth, and at the higher rate more than that and ten times as much; or less than a twentieth and five times as
-    much, where most of the step is held back by the optimizer's eps, by rounding, or by a hook that clips gradients.
+    twenty times as much. Of a model that has learned nothing yet, it speaks of steps up to 2e-5 too, if ten gain less
+    than a hundredth, and at the higher rate more than that and ten times as much; and of steps of any size, if they
+    gain less than a twentieth, and at the higher rate five times as much, where most of the step is held back by the
+    optimizer's eps, by rounding, or by a hook that clips gradients. Plain SGD at 1e-3 and AdamW at 1e-5 are in use,
+    and slow: nothing is said of them.
     An error needs updates of every block below 6e-8 of its weights, so that a hundred thousand of them move nothing. A
     converged loss is passed over: small gradients are what it should have. While a rate warms up, the one that the
     scheduler leads to is judged.
@@ -120,7 +122,8 @@ def learning_rate_too_low(trace: Trace) -> Iterable[Finding]:
     step = LONG / more.scale if rate > facts.lr else max(known)  # while it warms up, the first step is another's
     still = step <= NO_MOTION and full.gain < NO_GAIN * size and more.gain > max(GAIN * size, MORE * full.gain)
     most, times = (FAINT, HELD) if held else (LITTLE, LONGER)
-    slow = unlearned(facts) and full.gain < most * size and more.gain > max(LITTLE * size, times * full.gain)
+    slow = unlearned(facts) and bool(held or step <= TINY)
+    slow = slow and full.gain < most * size and more.gain > max(LITTLE * size, times * full.gain)
     if not (still or slow):
         return
     severity: Severity = "error" if still and step < NEGLIGIBLE else "warn"
