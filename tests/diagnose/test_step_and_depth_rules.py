@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from levada.diagnose import DIAGNOSTICS, check, diagnose, gather
+from levada.diagnose import DIAGNOSTICS, attempts, check, diagnose
 from levada.diagnose.diagnostics.accumulated_gradients import accumulated_gradients
 from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, learning_rate_too_low
 from levada.diagnose.diagnostics.lost_update import lost_update
@@ -58,14 +58,16 @@ def test_a_rate_that_does_nothing_is_found(net, optimizer, lr):
     assert fired(report) == {"learning_rate_too_low": "error"}, str(report)
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [("SGD", 0.1), ("SGD", 1e-3), ("AdamW", 1e-3), ("AdamW", 1e-5)])
+@pytest.mark.parametrize(
+    ("optimizer", "lr"), [("SGD", 0.1), ("SGD", 1e-3), ("AdamW", 1e-3), ("AdamW", 1e-5), ("SGD", None)]
+)
 def test_rates_in_use_are_silent(net, optimizer, lr):
     assert not fired(check(net.build(), (net.inputs, net.classes), optimizer=optimizer, lr=lr))
 
 
 def test_a_rate_that_nobody_chose_is_not_judged(net, monkeypatch):
     made = []
-    monkeypatch.setattr("levada.diagnose.attempts.rehearse", lambda *given, **how: made.append(how))
+    monkeypatch.setattr("levada.diagnose.rates.rehearse", lambda *given, **how: made.append(how))
     model, batch = net.build(), (net.inputs, net.classes)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -336,7 +338,7 @@ def test_a_rate_that_warms_up_does_not_shatter(monkeypatch):
     images = torch.randn(10, 1, 32, 32, generator=generator)[labels]
     batch = images + 0.5 * torch.randn(images.shape, generator=generator), labels
     assert "shattered_gradient" not in fired(check(narrowing(20), batch, optimizer="SGD", lr=1e-6))
-    monkeypatch.setattr(gather, "SHORT", 0.0)  # steps at the given rate alone
+    monkeypatch.setattr(attempts, "SHORT", 0.0)  # steps at the given rate alone
     assert "shattered_gradient" in fired(check(narrowing(20), batch, optimizer="SGD", lr=1e-6))
 
 

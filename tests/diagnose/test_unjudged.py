@@ -16,7 +16,7 @@ from levada.probe import Probe
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(16, 8, generator=GENERATOR), torch.arange(16) % 3
 TOKENS = torch.randint(20, (16, 6), generator=GENERATOR)
-RATES = {"learning_rate_too_high", "learning_rate_too_low"}
+RATES = {"learning_rate_too_high", "learning_rate_too_low", "no_progress"}
 
 
 def net(depth=2, **options):
@@ -146,6 +146,11 @@ SITUATIONS = {
         "budget",
     ),
     "learning_rate_too_low": (lambda: check(net(), X, optimizer="SGD", lr=1.0), "no targets"),
+    "no_progress": (lambda: check(net(), X, optimizer="SGD", lr=1.0), "no targets"),
+    "no_progress [zero]": (
+        lambda: check(net(), (X, Y), optimizer=lambda p: torch.optim.SGD(p, lr=0.0)),
+        "the learning rate is 0",
+    ),
     "misscaled_weights": (lambda: check(net(), X), "no targets"),
     "unoptimised_parameters": (lambda: check(net(), X, optimizer="SGD", lr=0.1), "no targets"),
     "undamped_momentum": (lambda: check(net(), X, optimizer="SGD", lr=0.1), "no targets"),

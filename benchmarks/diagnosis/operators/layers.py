@@ -199,7 +199,7 @@ def squashed_outputs(setup: Setup, at: At) -> Setup:
     return setup
 
 
-@operator("vanishing_signal", "vanishing_gradient", "learning_rate_too_low", families=CLASSIFIERS)
+@operator("vanishing_signal", "vanishing_gradient", "learning_rate_too_low", "no_progress", families=CLASSIFIERS)
 def cold_logits(setup: Setup, at: At) -> Setup:
     """The logits are divided by 10,000."""
     setup.model = Scaled(setup.model, 1e-4)

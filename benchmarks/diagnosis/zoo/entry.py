@@ -46,12 +46,12 @@ class Entry:
     between: Callable[[nn.Module], None] | None = None
 
     def factory(self, setup: Setup, step: int) -> Factory:
-        """Return what builds the optimizer with the learning rate of `step`."""
+        """Return what builds the optimizer as a script has it at `step`: where its rate warms up, with a scheduler."""
 
         def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
             built = setup.optimizer(parameters)
-            for group in built.param_groups:
-                group["lr"] *= self.factor(step)
+            if self.warmup:
+                torch.optim.lr_scheduler.LambdaLR(built, lambda _: self.factor(step))
             return built
 
         return build

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,14 +17,14 @@ from levada.diagnose.material import Material
 from levada.diagnose.memory import memory_of
 from levada.diagnose.neighbours import Neighbours, compare, moved
 from levada.diagnose.noise import noise_of
-from levada.diagnose.passes import Run, gradients_of
+from levada.diagnose.passes import gradients_of
+from levada.diagnose.rates import LONG, SHORT, courses_of, largest_step
 from levada.diagnose.recipe import Recipe, recipe_of
-from levada.diagnose.rehearsal import REHEARSAL, STEPS, Course, judged, rehearse
+from levada.diagnose.rehearsal import STEPS, Course, rehearse
 from levada.diagnose.relations import Lookout
 from levada.diagnose.rounding import LIFT, Rounding, exact_step, flushed
 from levada.diagnose.rows import mixed_rows_of
-from levada.diagnose.surroundings import InputScale, standardised
-from levada.diagnose.update import Assumed
+from levada.diagnose.surroundings import InputScale
 from levada.inputs import Batch
 
 __all__ = ["ALIKE", "FEW_BLOCKS", "NEIGHBOURS", "attempts"]
@@ -35,12 +34,6 @@ FEW_BLOCKS = 10
 NEIGHBOURS = "the gradients of neighbouring inputs"
 # Cosines of neighbours' gradients below which the step is tried on the neighbours too.
 ALIKE = 0.25
-# A first step that lowers the loss by less, and moves no block's weights by more, may be too small to learn.
-NO_GAIN, NO_MOTION = 1e-3, 1e-6
-# Steps of this size, beside the weights, are short enough to follow a gradient, and long enough to learn by.
-SHORT, LONG = 3e-3, 1e-2
-# Sizes of inputs, and means beside deviations, that a first layer is not made for.
-LARGE, SMALL, OFF_CENTRE = 10.0, 1e-3, 10.0
 _NARROW = torch.float16, torch.bfloat16
 
 
@@ -68,7 +61,7 @@ def attempts(
     with pace.stage("neighbours"):
         neighbours = _neighbours(material, lookout, signals)
     with pace.stage("courses"):
-        courses = _courses(material, loss_after, scale, rounding)
+        courses = courses_of(material, loss_after, scale)
     with pace.stage("recipe"):
         recipe = _recipe(material)
     with pace.stage("attention"):
@@ -129,7 +122,7 @@ def _gain_shared(material: Material, loss: Loss, near: Batch) -> float | None:
     Steps at the optimizer's rate are judged, or steps long enough to learn by where those at its rate are short, as
     while it warms up, and gain less: what a very short step gains others is the cosine once more, and no test of it.
     """
-    run, batch, largest = material.run, material.run.batches[0], _largest_step(material)
+    run, batch, largest = material.run, material.run.batches[0], largest_step(material)
     what, rules = "steps whose gain neighbouring inputs share", ("shattered_gradient",)
     found: Course | None = None
     for scale in (1.0, LONG / largest) if 0 < largest < SHORT else (1.0,):
@@ -148,13 +141,6 @@ def _gain_shared(material: Material, loss: Loss, near: Batch) -> float | None:
         elif course is not None and (found is None or course.gain > found.gain):
             found = course
     return found.shared if found is not None else None
-
-
-def _largest_step(material: Material) -> float:
-    """Return the largest first step of a block, beside its weights; 0 if none was made."""
-    update = material.update
-    ratios = [update.ratio(site.parameters) for site in material.execution.sites] if update is not None else []
-    return max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
 
 
 def _rounding(material: Material) -> Rounding | None:
@@ -179,78 +165,8 @@ def _flushed(material: Material) -> float | None:
     return flushed(material.gradients, larger)
 
 
-def _courses(
-    material: Material, loss_after: float | None, scale: InputScale | None, rounding: Rounding | None
-) -> dict[str, Course]:
-    """Rehearse some steps where the first one, or the inputs, give a reason to."""
-    run, loss, update = material.run, material.loss, material.update
-    before = material.value
-    if loss is None or update is None or before is None or loss_after is None or not math.isfinite(before):
-        return {}
-    rates: dict[str, float] = {}
-    largest = _largest_step(material)
-    if isinstance(material.factory, Assumed) and material.factory.lr is None:
-        pass  # a rate that nobody chose is not judged
-    elif not loss_after <= before:
-        rates = {"lr": 1.0, "lower": min(0.1, max(SHORT / largest, 1e-6)) if largest > 0 else 0.1}
-    elif 0 < largest < NO_MOTION and before - loss_after < NO_GAIN * abs(before) and rounding is None:
-        rates = {"lr": 1.0, "higher": LONG / largest}
-    batch = _plain_inputs(run, scale)
-    if batch is not None:
-        rates.setdefault("lr", 1.0)
-    if not rates:
-        return {}
-    if not run.pace.allows(REHEARSAL, 1 + STEPS, STEPS + 1, rules=judged(rates, batch is not None)):
-        return {}
-    if _random(material):
-        material.unmade["courses"] = "the loss differs from run to run"
-        return {}
-    found: dict[str, Course] = {}
-    wanted = [(name, run.batches[0], factor) for name, factor in rates.items()]
-    wanted += [("standardised", batch, 1.0)] if batch is not None else []
-    for name, given, factor in wanted:
-        if (name != "lr" and "lr" not in found) or not run.pace.allows(
-            REHEARSAL, STEPS + 1, STEPS + 1, rules=judged(rates, batch is not None)
-        ):
-            break
-
-        def objective(given: Batch = given) -> Tensor:
-            assert loss is not None  # tested above
-            return loss(run(batch=given), given)
-
-        # A loss that rises with the first step and then falls below its start is no reason to go on.
-        least = before if name == "lr" and "lower" in rates and batch is None else -math.inf
-        course = rehearse(run.model, objective, material.factory, run.pace.deadline, factor, below=least)
-        if course is not None and course.complete:
-            found[name] = course
-        elif name in rates and course is None:
-            material.unmade["courses"] = "the optimizer refused to make further steps"
-        elif course is not None and not course.losses[-1] < least:
-            run.pace.leave_out(REHEARSAL, judged(rates, batch is not None))
-    return found
-
-
 def _recipe(material: Material) -> Recipe | None:
     run, loss = material.run, material.loss
     if loss is None or material.update is None:
         return None
     return recipe_of(run, material.factory, material.gradients, lambda: material.loss_of(run()))
-
-
-def _random(material: Material) -> bool:
-    with torch.no_grad():
-        value = float(material.loss_of(material.run()))
-    return material.value is not None and abs(value - material.value) > 1e-3 * abs(material.value)
-
-
-def _plain_inputs(run: Run, scale: InputScale | None) -> Batch | None:
-    """Return the first batch at mean 0 and deviation 1, if its inputs are far from that; not where they are targets."""
-    if scale is None or not (scale.rms > LARGE or scale.rms < SMALL or abs(scale.mean) > OFF_CENTRE * scale.deviation):
-        return None
-    batch = run.batches[0]
-    targets = batch.targets
-    if isinstance(targets, Tensor) and any(
-        t.shape == targets.shape and torch.equal(t, targets) for t in batch.tensors()
-    ):
-        return None
-    return standardised(run.batches)

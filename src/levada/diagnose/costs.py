@@ -37,6 +37,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "mixed_rows": ("rows",),
     "noisy_forward": ("noise",),
     "blind_attention": ("outputs",),
+    "no_progress": ("courses",),
 }
 
 

@@ -259,7 +259,8 @@ def _learning_rate_too_high(case: Case) -> Sentences:
 def _learning_rate_too_low(case: Case) -> Sentences:
     facts, more = case.facts, case.facts.courses.get("higher")
     if more is not None and facts.lr is not None and more.gain > 0:
-        yield f"Not a minimum, nor a cut graph: at lr {facts.lr * more.scale:.2g} the loss falls by {more.gain:.3g}."
+        rate = facts.lr * more.scale if math.isnan(more.lr) else more.lr
+        yield f"Not a minimum, nor a cut graph: at lr {rate:.2g} the loss falls by {more.gain:.3g}."
     if facts.loss_value is not None and facts.loss_constant:
         yield f"Not a converged loss: it is {facts.loss_value:.4g}, and {facts.loss_constant:.4g} for outputs of zero."
 
@@ -296,6 +297,16 @@ def _blind_attention(case: Case) -> Sentences:
     yield "Not large logits: every other key is masked, and each query sees another one."
 
 
+def _no_progress(case: Case) -> Sentences:
+    facts = case.facts
+    if facts.loss_value is not None and facts.loss_constant:
+        yield f"Not a converged loss: it is {facts.loss_value:.4g}, and {facts.loss_constant:.4g} for outputs of zero."
+    lost = case.largest("lost_fraction")
+    if lost is not None and lost < 0.5:
+        yield f"Not rounding: it loses at most {lost:.0%} of a block's step."
+    yield from _connected(case)
+
+
 EXCLUSIONS: Mapping[str, Callable[[Case], Sentences]] = {
     "numerical_overflow": _numerical_overflow,
     "wrong_loss": _wrong_loss,
@@ -326,6 +337,7 @@ EXCLUSIONS: Mapping[str, Callable[[Case], Sentences]] = {
     "mixed_rows": _mixed_rows,
     "noisy_forward": _noisy_forward,
     "blind_attention": _blind_attention,
+    "no_progress": _no_progress,
 }
 """Rule -> what its evidence excludes."""
 

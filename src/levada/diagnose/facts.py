@@ -90,9 +90,10 @@ class Facts:
         inputs: how large the floating input is that a linear map reads first.
         rounding: the first step with and without rounding, where rounding takes most of it.
         flushed: share of gradient elements that float16 loses, and would not if the loss were larger.
-        courses: losses of a few steps of training, by what was changed: "lr" is the training as it is, "lower" and
-            "higher" are other rates, "standardised" other inputs. Made only where the first step or the
-            inputs gave a reason.
+        courses: losses of a few steps of training, by what was changed: "lr" is the training as it is, "lower",
+            "higher" and "highest" are other rates, "standardised" other inputs. Made where somebody chose the rate, or
+            the inputs gave a reason; without those that fall steadily.
+        shrunk: size of the gradients that the first step used, over that of those it was given.
         mode: which modules are in training mode.
         recipe: what the optimizer was told beside its rate; None if nobody chose it.
         redrawn: what drawing parameters of an unusual size again does to training, if it helps.
@@ -141,6 +142,7 @@ class Facts:
     rounding: Rounding | None = None
     flushed: float | None = None
     courses: Mapping[str, Course] = field(default_factory=dict)
+    shrunk: float = 1.0
     mode: Mode | None = None
     recipe: Recipe | None = None
     redrawn: Redrawn | None = None

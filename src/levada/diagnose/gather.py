@@ -59,6 +59,7 @@ def facts_from(material: Material) -> Facts:
         optimizer=update.optimizer if update is not None else None,
         lr=update.lr if update is not None else None,
         eps=update.eps if update is not None else None,
+        shrunk=update.shrunk if update is not None else 1.0,
         loss=material.loss.name if material.loss is not None else None,
         resolution=resolution,
         loss_value=material.value,

@@ -317,6 +317,8 @@ def _told(
         notes.append(f"The loss was inferred: {loss.name}, because {loss.inferred}.")
     if update is not None:
         notes.append(f"The step is the first of {update.optimizer} at lr {update.lr:g}, without weight decay.")
+        if update.peak > update.lr:
+            notes.append(f"A scheduler leads to lr {update.peak:g}, which was judged, and not lr {update.lr:g}.")
     silent = [p for p in predictions[1:] if p.gain is None]
     if silent:
         notes.append(

@@ -58,6 +58,7 @@ class Objective:
         below: share of those targets outside [0, 1].
         loss_extreme: loss of outputs that are large towards each target's side.
         answers: which outputs the loss rewards, and what it cannot tell apart.
+        of_zeros: loss of outputs of zero.
     """
 
     attached: bool | None = None
@@ -79,6 +80,7 @@ class Objective:
     below: float = 0.0
     loss_extreme: float | None = None
     answers: Answers = field(default_factory=Answers)
+    of_zeros: float | None = None
 
 
 def examine(loss: Loss, outputs: Any, batch: Batch, last: str) -> Objective:
@@ -105,7 +107,7 @@ def examine(loss: Loss, outputs: Any, batch: Batch, last: str) -> Objective:
         with torch.no_grad():
             if out.numel() == 0 or value(out) != value(out):  # random, or NaN: it is equal to itself never
                 return told
-            told = replace(told, moves=_moves(value, out))
+            told = replace(told, moves=_moves(value, out), of_zeros=value(torch.zeros_like(out)))
             told = _classes(told, value, out, batch.targets)
             told = _range(told, value, out, batch.targets, last)
             if told.moves:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ __all__ = ["REHEARSAL", "STEPS", "Course", "judged", "rehearse", "undone"]
 
 # Enough for Adam's moments to settle, few enough to cost less than the measurement.
 STEPS = 10
-REHEARSAL = f"{STEPS} steps of training at each rate that the first step gave a reason to try"
+REHEARSAL = f"{STEPS} steps of training at the rate that was chosen, and at others if those gain little"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +26,18 @@ class Course:
     """Losses of a few steps on one batch.
 
     Attributes:
-        losses: before each step and after the last; fewer if time ran out, a loss was not finite or small enough.
+        losses: before each step and after the last; fewer if time ran out, a loss was not finite, or enough was seen.
         scale: factor on the learning rate.
         aside: losses of what was not trained on, before the first step and after the last; empty if not asked for.
         steps: how many were to be made.
+        lr: the learning rate, of the first group; NaN if not known.
     """
 
     losses: tuple[float, ...]
     scale: float = 1.0
     aside: tuple[float, ...] = ()
     steps: int = STEPS
+    lr: float = math.nan
 
     @property
     def complete(self) -> bool:
@@ -87,7 +89,7 @@ def rehearse(
     deadline: float,
     scale: float = 1.0,
     aside: Callable[[], Tensor] | None = None,
-    below: float = -math.inf,
+    until: Callable[[Sequence[float]], bool] | None = None,
     steps: int = STEPS,
 ) -> Course | None:
     """Return the losses of a few steps, or None if the model or the optimizer refuses.
@@ -99,7 +101,7 @@ def rehearse(
         deadline: time at which no further step begins.
         scale: factor on the learning rate.
         aside: another loss, to see before the first step and after the last.
-        below: the steps end, and the course is not complete, once the loss is smaller.
+        until: the steps end, and the course is not complete, once this is true of the losses so far.
         steps: how many to make.
     """
     losses: list[float] = []
@@ -115,7 +117,9 @@ def rehearse(
                 group["lr"] = group["lr"] * scale
             for step in range(steps + 1):
                 losses.append(float(value.detach()))
-                if step == steps or not math.isfinite(losses[-1]) or losses[-1] < below:
+                if step == steps or not math.isfinite(losses[-1]):
+                    break
+                if until is not None and until(losses):
                     break
                 if time.perf_counter() > deadline:
                     break
@@ -125,22 +129,22 @@ def rehearse(
             beside.extend(_values(aside))
         except (RuntimeError, ValueError, TypeError, UsageError, MeasurementError):
             return None  # for example an optimizer that needs a closure; first_update has said so
-    return Course(tuple(losses), scale, tuple(beside), steps)
+    return Course(tuple(losses), scale, tuple(beside), steps, float(optimizer.param_groups[0]["lr"]))
 
 
-def judged(rates: Collection[str], standardised: bool) -> tuple[str, ...]:
+def judged(asked: Collection[str], standardised: bool) -> tuple[str, ...]:
     """Return the rules that rehearsals are made for.
 
     Args:
-        rates: names of the rates: "lr", "lower", "higher".
+        asked: names of the rates that there is a reason to try: "lower", "higher".
         standardised: whether one is made on standardised inputs.
 
     Example:
         >>> judged(["lr", "lower"], standardised=False)
         ('learning_rate_too_high',)
     """
-    asked = {"learning_rate_too_high": "lower" in rates, "learning_rate_too_low": "higher" in rates}
-    return tuple(rule for rule, need in {**asked, "unscaled_input": standardised}.items() if need)
+    rules = {"learning_rate_too_high": "lower" in asked, "learning_rate_too_low": "higher" in asked}
+    return tuple(rule for rule, need in {**rules, "unscaled_input": standardised}.items() if need)
 
 
 def _values(objective: Callable[[], Tensor] | None) -> list[float]:

@@ -25,7 +25,7 @@ NO_OPTIMIZER = "the probe was given no optimizer"
 FEW_ROWS, FEW_DIRECTIONS = 4, 4.0
 # Rounding of half precision and wider.
 HALF = 2.0**-11
-_RATES = "learning_rate_too_high", "learning_rate_too_low"
+_RATES = "learning_rate_too_high", "learning_rate_too_low", "no_progress"
 _MEMORY = "exploding_memory", "short_memory"
 _RECIPE = "unoptimised_parameters", "undamped_momentum", "excessive_decay"
 

@@ -19,12 +19,14 @@ from levada.probe.trace import Trace
 __all__ = [
     "DEFAULT",
     "Assumed",
+    "Named",
     "OptimizerLike",
     "Update",
     "first_update",
     "parameter_signals",
     "require_rate",
     "resolve_optimizer",
+    "warmed",
 ]
 
 Factory: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -46,6 +48,8 @@ class Update:
             left as they were, elements that have a gradient).
         damped: parameter name -> (elements that eps holds back, elements that have a gradient), where it has a second
             moment.
+        peak: the largest learning rate of the first group that a scheduler keeps there; `lr` without one.
+        shrunk: size of the gradients that the step used, over that of those it was given; 1 unless a hook clips them.
     """
 
     optimizer: str
@@ -54,6 +58,8 @@ class Update:
     after: Mapping[str, Tensor]
     squares: Mapping[str, tuple[float, float, int, int]]
     damped: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    peak: float = 0.0
+    shrunk: float = 1.0
 
     def ratio(self, names: Iterable[str]) -> float:
         """Return the root mean square of the update over that of the values, for all the named parameters together."""
@@ -104,7 +110,7 @@ def resolve_optimizer(optimizer: OptimizerLike, lr: float | None) -> Factory:
         return Assumed(lr)
     if isinstance(optimizer, str):
         kind = _named(optimizer)
-        return lambda parameters: kind(parameters, **({} if lr is None else {"lr": lr}))
+        return Named(kind, lr)
     if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
         raise UsageError(
             "check: optimizer must be a name in torch.optim or a callable that builds one from parameters, got "
@@ -134,6 +140,50 @@ class Assumed:
         given = list(parameters)
         kind = _named(SPARSE if any(p.grad is not None and p.grad.is_sparse for p in given) else DEFAULT)
         built: torch.optim.Optimizer = kind(given, **({} if self.lr is None else {"lr": self.lr}))
+        return built
+
+
+def warmed(factory: Factory) -> Factory:
+    """Return a function that builds the same optimizer at the rates to which a warm-up leads.
+
+    Args:
+        factory: builds the optimizer; where it makes a scheduler, that one keeps the rates in the groups.
+
+    Example:
+        >>> def build(parameters):
+        ...     optimizer = torch.optim.SGD(parameters, lr=0.1)
+        ...     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 100)
+        ...     return optimizer
+        >>> weights = [nn.Parameter(torch.ones(1))]
+        >>> build(weights).param_groups[0]["lr"], warmed(build)(weights).param_groups[0]["lr"]
+        (0.0, 0.1)
+    """
+
+    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = factory(parameters)
+        for group in optimizer.param_groups:
+            group["lr"] = _peak(group)
+        return optimizer
+
+    return build
+
+
+def _peak(group: Mapping[str, Any]) -> float:
+    """Return the largest of the rate, that from which a scheduler starts, and that to which a cycle rises."""
+    return max(float(group[key]) for key in ("lr", "initial_lr", "max_lr") if group.get(key) is not None)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Builds an optimizer of `torch.optim`, at its own default rate if none was chosen."""
+
+    kind: Any
+    lr: float | None
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Build it."""
+        built: torch.optim.Optimizer = self.kind(parameters, **({} if self.lr is None else {"lr": self.lr}))
         return built
 
 
@@ -198,7 +248,15 @@ def first_update(model: nn.Module, gradients: Mapping[str, Tensor], factory: Fac
     squares = {name: _squares(originals[name].detach(), value, gradients[name]) for name, value in after.items()}
     counts = {name: damped(optimizer, copies[name]) for name in after}
     held = {name: count for name, count in counts.items() if count is not None}
-    return Update(type(optimizer).__name__, float(group["lr"]), group.get("eps"), after, squares, held)
+    lr, given = float(group["lr"]), _norm(gradients.values())
+    used = _norm(p.grad for name in gradients if (p := copies[name]).grad is not None)
+    shrunk = used / given if given > 0 else 1.0
+    kind = type(optimizer).__name__
+    return Update(kind, lr, group.get("eps"), after, squares, held, peak=_peak(group), shrunk=shrunk)
+
+
+def _norm(tensors: Iterable[Tensor | None]) -> float:
+    return math.sqrt(sum(_square_sum(t.to_dense() if t.is_sparse else t) for t in tensors if t is not None))
 
 
 def _squares(before: Tensor, after: Tensor, gradient: Tensor) -> tuple[float, float, int, int]:

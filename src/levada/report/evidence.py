@@ -360,6 +360,7 @@ PICTURES: Final[Mapping[str, Callable[..., _Drawn]]] = {
     "lost_update": _lost,
     "learning_rate_too_high": _rates,
     "learning_rate_too_low": _rates,
+    "no_progress": _rates,
 }
 """Rule -> what draws its evidence."""
 

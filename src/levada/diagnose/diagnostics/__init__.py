@@ -20,6 +20,7 @@ from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, le
 from levada.diagnose.diagnostics.lost_update import lost_update
 from levada.diagnose.diagnostics.misscaled_weights import misscaled_weights, one_cause
 from levada.diagnose.diagnostics.mixed_rows import mixed_rows
+from levada.diagnose.diagnostics.no_progress import no_progress
 from levada.diagnose.diagnostics.noisy_forward import noisy_forward
 from levada.diagnose.diagnostics.numerical_overflow import numerical_overflow
 from levada.diagnose.diagnostics.rank_collapse import rank_collapse
@@ -73,6 +74,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "lost_update": lost_update,
     "learning_rate_too_high": learning_rate_too_high,
     "learning_rate_too_low": learning_rate_too_low,
+    "no_progress": no_progress,
 }
 
 # What says nothing, not even that it is not known, of models without streams.
@@ -83,7 +85,7 @@ _FOLLOWS: Mapping[str, frozenset[str]] = {
     "dead_units": frozenset({"vanishing_signal", "vanishing_gradient"}),
     "saturated_activation": frozenset({"vanishing_gradient"}),
 }
-_RATES = frozenset({"learning_rate_too_high", "learning_rate_too_low"})
+_RATES = frozenset({"learning_rate_too_high", "learning_rate_too_low", "no_progress"})
 _SIGNAL = frozenset({"dead_units", "saturated_activation", "exploding_signal", "vanishing_signal", "rank_collapse"})
 _BACKWARD = frozenset({"vanishing_gradient", "exploding_gradient", "shattered_gradient", "lost_update"})
 # What a fired warning or error accounts for wherever it is: steps that do nothing, or too much, because of it.
@@ -110,6 +112,8 @@ _CAUSES: Mapping[str, frozenset[str]] = {
     "undamped_momentum": _RATES,
     "excessive_decay": _RATES,
     "lost_update": _RATES,
+    "learning_rate_too_high": frozenset({"no_progress"}),
+    "learning_rate_too_low": frozenset({"no_progress"}),
 }
 
 

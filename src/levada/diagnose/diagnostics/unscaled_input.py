@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from levada.diagnose.attempts import LARGE, OFF_CENTRE, SMALL
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
+from levada.diagnose.rates import LARGE, OFF_CENTRE, SMALL
 from levada.diagnose.surroundings import InputScale
 from levada.probe.trace import Trace
 

@@ -14,7 +14,7 @@ from levada.diagnose.remedies.remedy import calls as calls
 
 __all__ = ["REMEDIES", "Call", "Patch", "Remedy", "Subject", "calls"]
 
-STILL = "no_progress"  # not a rule's name: what the training of the model as it is showed
+STILL = "no_progress"  # the rule, or what the training of the model as it is showed
 _SHRINKS = frozenset({"vanishing_gradient", "vanishing_signal"})
 _GROWS = frozenset({"exploding_gradient", "exploding_signal", "numerical_overflow"})
 _FLAT = frozenset({"saturated_activation", "dead_units"})
