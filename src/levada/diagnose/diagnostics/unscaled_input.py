@@ -15,6 +15,8 @@ __all__ = ["unscaled_input"]
 RULE = "unscaled_input"
 # Ten steps gain this share of what they gain on standardised inputs, or less.
 BEHIND = 0.5
+# A course that is this far ahead is evidence against the rule, and no chance of ten steps.
+AHEAD = 2.0
 # Standardised inputs gain at least this share of the loss, so that there is something to be behind.
 WORTH = 0.02
 SOURCE = "LeCun et al. 1998, Efficient BackProp; Glorot and Bengio 2010: inputs of mean 0 and variance 1"
