@@ -270,6 +270,16 @@ def test_a_block_of_zeros_is_a_fault_in_a_chain_only():
     assert [s.name for s in suspects(model, lambda: model(VECTORS), ["8.weight"], chain=True)] == ["6.weight"]
 
 
+@pytest.mark.parametrize("chain", [True, False])
+def test_small_gains_beside_a_skip_are_a_fault_if_all_are_small(chain):
+    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 32), nn.LayerNorm(32))
+    with torch.no_grad():
+        model[3].weight.fill_(1e-3)
+        assert [s.name for s in suspects(model, lambda: None, chain=chain)] == ["3.weight"] * chain
+        model[1].weight.fill_(1e-3)
+    assert [s.name for s in suspects(model, lambda: None, chain=chain)] == ["1.weight", "3.weight"]
+
+
 def damped(eps):
     torch.manual_seed(1)
     layers = [m for _ in range(3) for m in (nn.Linear(32, 32), nn.BatchNorm1d(32, eps=eps), nn.Tanh())]

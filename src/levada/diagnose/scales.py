@@ -35,7 +35,7 @@ FEW = 4
 # Maps between fewer, as between heads, are drawn with deviation 0.02 like all others.
 MANY = 8
 EPS_CODE = "p.eps"
-FAN = "sqrt(fan) * rms"
+FAN, GAIN = "sqrt(fan) * rms", "rms of a norm's weight"
 _MAPS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 _KNOWN = (*_MAPS, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _GATES: Mapping[type[nn.Module], tuple[str, ...]] = {
@@ -85,8 +85,9 @@ def suspects(
     Of matrices and convolutions sqrt(fan) * rms is asked for: below the range with the larger of fan-in and fan-out,
     or above it with the smaller. What is all zero is passed over: branches, heads, gates and low-rank corrections start
     so, and open with their first step; so are a small last layer and what is next to zero, unless most of the model is
-    small. In a chain nothing goes around zeros, and they are suspected but for the last layer's. Of normalisations eps
-    is compared with the variance that it is added to.
+    small, and a norm's small weight, as a branch ends with, unless all are. In a chain nothing goes around what is zero
+    or small, and it is suspected but for the last layer. Of normalisations eps is compared with the variance that it is
+    added to.
     Judged are the modules of `torch.nn` that hold matrices, norms, and the linear map that GPT-2 is written with in
     transformers: what other modules hold has a meaning that is not known.
 
@@ -121,6 +122,10 @@ def suspects(
             for suspect in small:
                 if (suspect.value < ZERO and not chain) or suspect.name in last:
                     del found[suspect.name]
+        gains = {n for n, s in found.items() if s.quantity == GAIN and s.value < s.low}
+        if not chain and len(gains) < sum(_is_norm(module) for module in modules.values()):
+            for name in gains:
+                del found[name]  # one that a branch ends with may have started at zero
         damped = {path: m for path, m in model.named_modules() if _eps(m) > LARGE_EPS}
         found |= {s.name: s for s in _beside_signals(large, damped, run)} if large or damped else {}
         return tuple(_at_peers_scale(suspect, modules, found) for suspect in found.values())
@@ -139,7 +144,7 @@ def _of_module(path: str, module: nn.Module, chain: bool) -> Iterator[Suspect]:
             continue
         if p.dim() < 2:
             if _is_norm(module) and key == "weight" and not LOW_GAIN <= rms <= HIGH_GAIN:
-                yield Suspect(name, "rms of a norm's weight", rms, LOW_GAIN, HIGH_GAIN, "nn.init.ones_(p)")
+                yield Suspect(name, GAIN, rms, LOW_GAIN, HIGH_GAIN, "nn.init.ones_(p)")
             if _is_norm(module) and key == "bias" and rms > BIAS * (own := _rms(module.get_parameter("weight"))) > 0:
                 yield Suspect(name, "a norm's bias over its weight", rms / own, 0.0, BIAS, "nn.init.zeros_(p)")
         elif not _is_known(module):

@@ -54,18 +54,18 @@ SOURCE = (
 def misscaled_weights(trace: Trace) -> Iterable[Finding]:
     """Parameters lie far off what their fan-in asks for, and with those drawn again the model learns.
 
-    Suspected are, of what asks for a gradient and is not all zero: matrices and convolutions with sqrt(fan) * rms
-    below 0.02 or above 3 (PyTorch's default has 0.58, He 1.4), the larger or the smaller of both fans deciding; equal
-    rows or columns; embeddings with a root mean square below 2e-5 or above 10; a norm's weight below 0.03 or above
-    10; biases of three times the signal that they are added to; forget gates below -3 and other gates beyond 4.5; in a
-    chain also matrices of zeros; and an eps of ten times the variance that a normalisation adds it to. A small or zero
-    last layer alone is not. A suspicion is silent, for trained weights are anything, and skips and normalisation
-    forgive much: the model as it is and the model with the suspects drawn again train for 60 steps, on up to four of
-    the batches in turn, and all of three draws must end lower, by a tenth of what there is to gain and of the last
-    loss. It is an error at a learning rate that somebody chose, and a warning at an assumed one. The test is made
-    where no other rule names the fault, or only saturation, attention or growth does and most matrices are suspected.
-    The place is that of the smallest half of halves that brings 90 % of the gain, or of all, where most of the model is
-    suspected.
+    Suspected are, of what asks for a gradient and is not all zero: matrices and convolutions with sqrt(fan) * rms below
+    0.02 or above 3 (PyTorch's default has 0.58, He 1.4), the larger or the smaller of both fans deciding; equal rows or
+    columns; embeddings with a root mean square below 2e-5 or above 10; a norm's weight above 10, or below 0.03, unless
+    a skip may be there and others are not; biases of three times the signal that they are added to; forget gates below
+    -3 and other gates beyond 4.5; in a chain also matrices of zeros; and an eps of ten times the variance that a
+    normalisation adds it to. A small or zero last layer alone is not. A suspicion is silent, for trained weights are
+    anything, and skips and normalisation forgive much: the model as it is and the model with the suspects drawn again
+    train for 60 steps, on up to four of the batches in turn, and all of three draws must end lower, by a tenth of what
+    there is to gain and of the last loss. It is an error at a learning rate that somebody chose, and a warning at an
+    assumed one. The test is made where no other rule names the fault, or only saturation, attention or growth does and
+    most matrices are suspected. The place is that of the smallest half of halves that brings 90 % of the gain, or of
+    all, where most of the model is suspected.
 
     Args:
         trace: of one check, or of a run.
