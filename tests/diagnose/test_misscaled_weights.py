@@ -453,3 +453,13 @@ def test_fix_draws_them_again_first():
     redraw = next(t for t in fixed.trials if t.name == "redraw")
     assert redraw.proposed
     assert "4.weight" in redraw.patch
+
+
+def test_a_tanh_that_biases_drive_to_its_ends_is_saturated_and_not_dead():
+    torch.manual_seed(1)
+    model = nn.Sequential(*[m for _ in range(5) for m in (nn.Linear(32, 32), nn.Tanh())], nn.Linear(32, 4))
+    with torch.no_grad():
+        model[4].bias.copy_(20.0 * model[4].bias.sign())
+    found = fired(check(model, VECTORS_AND_CLASSES, optimizer="Adam", lr=1e-3))
+    assert next(iter(found)) == "saturated_activation"
+    assert "dead_units" not in found
