@@ -31,8 +31,6 @@ SPREAD = 4.303 / math.sqrt(3)
 # The loss ends lower by at least this share of what is to be gained, and of where the model as it is ends: what catches
 # up within these steps was drawn as somebody liked it.
 WORTH, LESS = 0.1, 0.1
-# One batch is soon known by heart, however a model was drawn.
-BATCHES = 4
 # A part of the suspects whose drawing brings this share of the gain is what was wrong.
 MOST = 0.9
 AGAIN, RULES = "drawing parameters of an unusual size again", ("misscaled_weights",)
@@ -79,7 +77,7 @@ def redrawn(
     """Draw what no initialisation would draw like that again; None if there is nothing, or if it does not help.
 
     The model as it is and the model with the suspects drawn again train for the same steps, with the same random
-    numbers, on up to four batches in turn. All of three draws must end lower, and their mean gain be above zero with
+    numbers, on all batches in turn. All of three draws must end lower, and their mean gain be above zero with
     its interval; what is set to a number is set once. Then halves of the suspects are drawn alone, unless they are most
     of the model.
 
@@ -214,8 +212,7 @@ class _Test:
 
     def course(self, drawn: Sequence[Suspect] = (), draw: int = 0) -> Course | None:
         """Train; None if it is refused, or time runs out."""
-        run = self.run
-        batches = run.batches[:BATCHES]
+        run, batches = self.run, self.run.batches  # one alone is soon known by heart, however a model was drawn
         turns = itertools.cycle(enumerate(batches))
 
         def objective() -> Tensor:

@@ -25,13 +25,16 @@ _NAMED = frozenset(
         "frozen_layers",
         "dead_units",
         "stream_collapse",
+        "exploding_signal",
         "unoptimised_parameters",
         "undamped_momentum",
         "excessive_decay",
     }
 )
 # What names a cause, unless most of the model's matrices are of a wrong scale.
-_LOCAL = frozenset({"saturated_activation", "attention_collapse", "exploding_signal"})
+_LOCAL = frozenset({"saturated_activation", "attention_collapse"})
+# Errors that are exact: rows that are equal, and gradients that share nothing.
+_EXACT = frozenset({"rank_collapse", "shattered_gradient"})
 # What follows from weights of a wrong scale.
 _FOLLOWS = frozenset(
     {
@@ -63,7 +66,7 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
     anything, and skips and normalisation forgive much: the model as it is and the model with the suspects drawn again
     train for 60 steps, on up to four of the batches in turn, and all of three draws must end lower, by a tenth of what
     there is to gain and of the last loss. It is an error at a learning rate that somebody chose, and a warning at an
-    assumed one. The test is made where no other rule names the fault, or only saturation, attention or growth does and
+    assumed one. The test is made where no other rule names the fault, or only saturation or attention does and
     most matrices are suspected. The place is that of the smallest half of halves that brings 90 % of the gain, or of
     all, where most of the model is suspected.
 
@@ -150,7 +153,8 @@ def asked(found: Sequence[Finding]) -> Literal["", "most", "any"]:
         found: without what this rule says.
     """
     fired = [f for f in found if f.status == "fired" and f.severity != "info"]
-    others = [f for f in fired if f.rule not in _FOLLOWS and f.rule not in _LOCAL]
+    follows = _FOLLOWS | _LOCAL
+    others = [f for f in fired if f.rule not in follows or (f.rule in _EXACT and f.severity == "error")]
     if any(f.severity == "error" or f.rule in _NAMED or f.evidence.get("explained_by") == "place" for f in others):
         return ""
     return "most" if any(f.rule in _LOCAL for f in fired) else "any"
