@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from levada.diagnose import DIAGNOSTICS, check, fix
-from levada.diagnose.diagnostics.misscaled_weights import named, one_cause
+from levada.diagnose.diagnostics.misscaled_weights import asked, one_cause
 from levada.diagnose.finding import Finding
 from levada.diagnose.pace import Pace
 from levada.diagnose.passes import Run
 from levada.diagnose.redraw import LESS, WORTH, draw_again, redrawn
+from levada.diagnose.rehearsal import Course
 from levada.diagnose.scales import Suspect, suspects
 from levada.diagnose.update import resolve_optimizer
 from levada.inputs import Batch, read_batches
@@ -171,21 +172,10 @@ def test_the_healthy_twin_is_silent(name):
 
 
 def test_at_a_rate_that_nobody_chose_it_is_a_warning():
-    model, batch, _, _ = planted("norm first, equal rows")
+    model, batch, _, _ = planted("norm first, std 1")
     report = check(model, batch)
-    assert report.verdict == "warn"
+    assert fired(report)[RULE].severity == "warn"
     assert fired(report)[RULE].evidence["tests"]["rate"] == "assumed: nobody chose one"
-
-
-def test_it_accounts_for_attention_that_collapses_with_it_and_is_as_severe():
-    model, batch, _, _ = planted("norm first, std 1")
-    assert {rule: f.severity for rule, f in fired(check(model, batch)).items()} == {RULE: "error"}
-    model, batch, _, _ = planted("norm first, std 1")
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.dim() > 1 and "layers" in name and "in_proj" not in name:
-                p.normal_(0.0, 0.1)
-    assert set(fired(check(model, batch))) == {"attention_collapse"}
 
 
 def test_nothing_of_the_model_changes():
@@ -208,8 +198,8 @@ def test_a_healthy_check_makes_no_step(monkeypatch):
     assert made
 
 
-def of_run(model, batch, budget=math.inf):
-    run = Run(model, read_batches(model, batch), 0, Pace(budget))
+def of_run(model, batch, deadline=math.inf):
+    run = Run(model, read_batches(model, batch), 0, Pace(deadline))
 
     def loss(outputs, batch: Batch):
         return nn.functional.cross_entropy(outputs, batch.targets)
@@ -244,7 +234,86 @@ def test_a_suspicion_that_the_test_does_not_confirm_is_silent():
 
 def test_without_time_nothing_is_said():
     model, batch, _, _ = planted("mlp, one layer a thousandth")
-    assert of_run(model, batch, budget=0.0)[1] is None
+    assert of_run(model, batch, deadline=0.0)[1] is None
+
+
+def test_it_trains_on_the_batches_in_turn():
+    seen = []
+
+    def loss(outputs, batch: Batch):
+        seen.append(batch)
+        return nn.functional.cross_entropy(outputs, batch.targets)
+
+    model, (inputs, targets), _, _ = planted("mlp, one layer a thousandth")
+    parts = [(inputs[i::5], targets[i::5]) for i in range(5)]
+    run = Run(model, read_batches(model, parts), 0, Pace(math.inf))
+    found = redrawn(run, loss, resolve_optimizer("Adam", 1e-3), [n for n, _ in model.named_parameters()], ())
+    assert found.plain.batches == 4
+    assert [next(i for i, b in enumerate(run.batches) if b is batch) for batch in seen[:6]] == [0, 1, 2, 3, 0, 1]
+
+
+def test_a_course_over_batches_ends_at_the_median_of_the_last_rounds():
+    course = Course((9.0, 1.0, 3.0, 2.0, 4.0, 7.0, 9.0), batches=2)
+    assert course.end == 3.0
+    assert Course((9.0, 1.0, 3.0, 2.0)).end == 2.0
+    assert Course((9.0, math.inf, 3.0, 2.0, 4.0), batches=2).end == math.inf
+    assert Course((9.0,), batches=2).end == 9.0
+
+
+def test_a_block_of_zeros_is_a_fault_in_a_chain_only():
+    torch.manual_seed(1)
+    model = nn.Sequential(*mlp()[:-1], nn.Linear(64, 64), nn.Tanh(), mlp()[-1])
+    with torch.no_grad():
+        model[6].weight.zero_()
+        model[8].weight.zero_()
+    assert not suspects(model, lambda: model(VECTORS), ["8.weight"])
+    assert [s.name for s in suspects(model, lambda: model(VECTORS), ["8.weight"], chain=True)] == ["6.weight"]
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_small_gains_beside_a_skip_are_a_fault_if_all_are_small(chain):
+    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 32), nn.LayerNorm(32))
+    with torch.no_grad():
+        model[3].weight.fill_(1e-3)
+        assert [s.name for s in suspects(model, lambda: None, chain=chain)] == ["3.weight"] * chain
+        model[1].weight.fill_(1e-3)
+    assert [s.name for s in suspects(model, lambda: None, chain=chain)] == ["1.weight", "3.weight"]
+
+
+def damped(eps):
+    torch.manual_seed(1)
+    layers = [m for _ in range(3) for m in (nn.Linear(32, 32), nn.BatchNorm1d(32, eps=eps), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(32, 4))
+
+
+def test_an_eps_far_above_the_variance_is_named_and_given_back():
+    model = damped(1e4)
+    report = check(model, VECTORS_AND_CLASSES, optimizer="Adam", lr=1e-3)
+    found = next(iter(fired(report).values()))
+    assert found.rule == RULE
+    assert "times the variance that it is added to" in found.claim
+    assert all(m.eps == 1e4 for m in model.modules() if isinstance(m, nn.BatchNorm1d))
+    exec(found.remedies[0].patch, {"model": model})
+    assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm1d)} == {1e-5}
+    assert RULE not in fired(check(model, VECTORS_AND_CLASSES, optimizer="Adam", lr=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("norm", "inputs"),
+    [
+        (nn.BatchNorm2d(4, eps=1.0), 0.1 * draw(8, 4, 5, 5)),
+        (nn.LayerNorm(32, eps=1.0), 0.1 * draw(8, 5, 32)),
+        (nn.GroupNorm(2, 4, eps=1.0), 0.1 * draw(8, 4, 5, 5)),
+    ],
+)
+def test_eps_is_compared_with_the_variance_that_it_is_added_to(norm, inputs):
+    model = nn.Sequential(norm)
+    (found,) = suspects(model, lambda: model(inputs))
+    assert (found.name, found.quantity) == ("0.eps", "eps over the variance")
+    assert found.value == pytest.approx(100, rel=0.2)
+    assert not suspects(model, lambda: model(10 * inputs))
+    norm.eval()
+    assert bool(suspects(model, lambda: model(inputs))) is not isinstance(norm, nn.BatchNorm2d)
 
 
 def judged(module, inputs=None):
@@ -341,17 +410,34 @@ def finding(rule, severity="warn", **evidence):
     return Finding(rule, severity, "fired", "", {"first": "0", "last": "0"}, evidence)
 
 
+def cause(severity="error", *, most=False):
+    return finding(RULE, severity, most_of_the_model=most)
+
+
 def test_one_fault_has_one_finding():
     assert RULE in DIAGNOSTICS
-    assert named([finding("dead_units")])
-    assert named([finding("vanishing_signal", "error")])
-    assert named([finding("rank_collapse", explained_by="place")])
-    assert not named([finding("vanishing_gradient"), finding("train_mode", "info")])
-    left = one_cause([finding(RULE), finding("vanishing_gradient"), finding("train_mode")])
+    left = one_cause([cause(), finding("vanishing_gradient"), finding("saturated_activation"), finding("train_mode")])
+    assert [f.rule for f in left] == [RULE, "saturated_activation", "train_mode"]
+    left = one_cause([cause(most=True), finding("saturated_activation"), finding("train_mode")])
     assert [f.rule for f in left] == [RULE, "train_mode"]
     assert len(one_cause([finding("vanishing_gradient")])) == 1
-    (left,) = one_cause([finding(RULE), finding("attention_collapse", "error")])
-    assert (left.rule, left.severity) == (RULE, "error")
+
+
+def test_a_warning_leaves_errors_as_they_are():
+    graver = finding("vanishing_signal", "error")
+    assert graver not in one_cause([cause("error"), graver])
+    assert graver in one_cause([cause("warn"), graver])
+
+
+def test_weights_are_suspected_where_nothing_names_another_cause():
+    assert not asked([finding("dead_units")])
+    assert not asked([finding("numerical_overflow", "error")])
+    assert asked([finding("saturated_activation"), finding("vanishing_gradient", "error")]) == "most"
+    assert asked([finding("attention_collapse", "error")]) == "most"
+    assert asked([finding("vanishing_signal", "error")]) == "any"
+    assert asked([finding("rank_collapse", explained_by="place"), finding("train_mode", "info")]) == "any"
+    assert not asked([finding("saturated_activation"), finding("unscaled_input")])
+    assert not asked([finding("rank_collapse", "error")])
 
 
 def test_a_suspect_of_no_known_block_is_said_of_the_first():
@@ -368,3 +454,13 @@ def test_fix_draws_them_again_first():
     redraw = next(t for t in fixed.trials if t.name == "redraw")
     assert redraw.proposed
     assert "4.weight" in redraw.patch
+
+
+def test_a_tanh_that_biases_drive_to_its_ends_is_saturated_and_not_dead():
+    torch.manual_seed(1)
+    model = nn.Sequential(*[m for _ in range(5) for m in (nn.Linear(32, 32), nn.Tanh())], nn.Linear(32, 4))
+    with torch.no_grad():
+        model[4].bias.copy_(20.0 * model[4].bias.sign())
+    found = fired(check(model, VECTORS_AND_CLASSES, optimizer="Adam", lr=1e-3))
+    assert next(iter(found)) == "saturated_activation"
+    assert "dead_units" not in found

@@ -270,7 +270,11 @@ def skips_and_norms_removed(setup: Setup, at: At) -> Setup:
 
 
 @operator(
-    "vanishing_signal", "vanishing_gradient", families="mlp cnn resnet autoencoder", suits=lambda p: p.norm == "batch"
+    "vanishing_signal",
+    "vanishing_gradient",
+    "misscaled_weights",
+    families="mlp cnn resnet autoencoder",
+    suits=lambda p: p.norm == "batch",
 )
 def large_norm_eps(setup: Setup, at: At) -> Setup:
     """Batch normalisation has an eps of 1e4."""

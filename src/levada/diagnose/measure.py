@@ -15,7 +15,7 @@ from levada.diagnose.attempts import FEW_BLOCKS, NEIGHBOURS
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.diagnostics import diagnose
-from levada.diagnose.diagnostics.misscaled_weights import accounted, named
+from levada.diagnose.diagnostics.misscaled_weights import asked
 from levada.diagnose.directions import Directions, directions_between
 from levada.diagnose.effective import effective_depth
 from levada.diagnose.gather import facts_from
@@ -117,11 +117,12 @@ def measure(
         with pace.stage("effective_depth"):
             context["effective_depth"] = effective_depth(run)
     trace = Trace(trace.sites, (0,) * rows, values, context)
-    if material.update is not None and not named(found := diagnose(trace)):
+    whose = asked(diagnose(trace)) if material.update is not None else ""
+    if whose:
         order = [name for site in trace.sites for name in site.parameters]
         with pace.stage("redraw"):
-            told = accounted(found, trace)
-            drawn = redrawn(run, material.loss_of, factory, order, trace.sites[-1].parameters, told)
+            head, most = trace.sites[-1].parameters, whose == "most"
+            drawn = redrawn(run, material.loss_of, factory, order, head, chain=facts.chain, most=most)
         context["facts"] = replace(facts, redrawn=drawn)
     run.notes.extend(_told(trace, logs, resolved, update, (batches[0], len(batches)), predictions))
     run.notes.extend(pace.told())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ REHEARSAL = f"{STEPS} steps of training at the rate that was chosen, and at othe
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Losses of a few steps on one batch.
+    """Losses of a few steps on one batch, or on several in turn.
 
     Attributes:
         losses: before each step and after the last; fewer if time ran out, a loss was not finite, or enough was seen.
@@ -31,6 +32,7 @@ class Course:
         aside: losses of what was not trained on, before the first step and after the last; empty if not asked for.
         steps: how many were to be made.
         lr: the learning rate, of the first group; NaN if not known.
+        batches: how many were taken in turn.
     """
 
     losses: tuple[float, ...]
@@ -38,6 +40,7 @@ class Course:
     aside: tuple[float, ...] = ()
     steps: int = STEPS
     lr: float = math.nan
+    batches: int = 1
 
     @property
     def complete(self) -> bool:
@@ -46,9 +49,13 @@ class Course:
 
     @property
     def end(self) -> float:
-        """The median of the last three losses; infinite if one is not finite."""
-        last = sorted(self.losses[-3:])
-        return last[len(last) // 2] if all(math.isfinite(value) for value in last) else math.inf
+        """The median of the last three losses, or means over all batches; infinite if one is not finite."""
+        count = min(3, len(self.losses) // self.batches)
+        last = self.losses[len(self.losses) - count * self.batches :] if count else self.losses
+        if not all(math.isfinite(value) for value in last):
+            return math.inf
+        rounds = sorted(statistics.fmean(last[i : i + self.batches]) for i in range(0, len(last), self.batches))
+        return rounds[len(rounds) // 2]
 
     @property
     def gain(self) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Suspect", "suspects"]
+__all__ = ["EPS_CODE", "Suspect", "suspects"]
 
 # sqrt(fan) * rms of what is drawn: PyTorch's default has 0.58, He 1.4, normal of deviation 0.02 at width 64 0.16, and
 # with GPT-2's factor for 12 layers and width 32 0.024, a SIREN 0.05, deviation 0.02 at width 12288 2.2.
@@ -28,11 +28,14 @@ FORGETS, STUCK = -3.0, 4.5
 SAME = 1e-3
 # What is this small opens with its first step, as zero does, unless most of the model is small.
 ZERO = 1e-4
+# Normalisations add 1e-3 at most to the variance; ten times the variance itself leaves a third of the signal.
+LARGE_EPS, EPS = 1e-2, 10.0
 # Smaller matrices have too few elements to tell.
 FEW = 4
 # Maps between fewer, as between heads, are drawn with deviation 0.02 like all others.
 MANY = 8
-FAN = "sqrt(fan) * rms"
+EPS_CODE = "p.eps"
+FAN, GAIN = "sqrt(fan) * rms", "rms of a norm's weight"
 _MAPS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 _KNOWN = (*_MAPS, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _GATES: Mapping[type[nn.Module], tuple[str, ...]] = {
@@ -48,12 +51,12 @@ class Suspect:
     """A parameter that lies far off what its place asks for.
 
     Attributes:
-        name: its qualified name.
+        name: its qualified name; of a normalisation's eps, that of the module with ".eps".
         quantity: what was measured, in words.
         value: that.
         low: the least that is in use.
         high: the most that is in use.
-        code: draws it again: an expression in `p`, the parameter, and `generator`.
+        code: draws it again: a statement in `p`, the parameter or the normalisation, and `generator`.
     """
 
     name: str
@@ -63,24 +66,39 @@ class Suspect:
     high: float
     code: str
 
+    @property
+    def near(self) -> str:
+        """The name of a parameter at its place."""
+        return f"{self.name[:-3]}weight" if self.of_eps else self.name
 
-def suspects(model: nn.Module, run: Callable[[], Any], head: Iterable[str] = ()) -> tuple[Suspect, ...]:
+    @property
+    def of_eps(self) -> bool:
+        """Whether it is a normalisation's eps, and no parameter."""
+        return self.code.startswith(EPS_CODE)
+
+
+def suspects(
+    model: nn.Module, run: Callable[[], Any], head: Iterable[str] = (), *, chain: bool = False
+) -> tuple[Suspect, ...]:
     """Return the learning parameters that no published initialisation would draw like that.
 
     Of matrices and convolutions sqrt(fan) * rms is asked for: below the range with the larger of fan-in and fan-out,
     or above it with the smaller. What is all zero is passed over: branches, heads, gates and low-rank corrections start
     so, and open with their first step; so are a small last layer and what is next to zero, unless most of the model is
-    small.
+    small, and a norm's small weight, as a branch ends with, unless all are. In a chain nothing goes around what is zero
+    or small, and it is suspected but for the last layer. Of normalisations eps is compared with the variance that it is
+    added to.
     Judged are the modules of `torch.nn` that hold matrices, norms, and the linear map that GPT-2 is written with in
     transformers: what other modules hold has a meaning that is not known.
 
     Args:
         model: the model.
-        run: runs it once, from a known random state; called if a bias could be large beside its signal.
+        run: runs it once, from a known random state; called if a bias or an eps could be large beside its signal.
         head: names of the last layer's parameters.
+        chain: whether every operation reads one signal: no skip, gate or attention.
 
     Cost:
-        A pass over the parameters, and a forward pass if a bias could be large.
+        A pass over the parameters, and a forward pass if a bias or an eps could be large.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -96,35 +114,42 @@ def suspects(model: nn.Module, run: Callable[[], Any], head: Iterable[str] = ())
     large: dict[str, nn.Module] = {}
     with torch.no_grad():
         for path, module in modules.items():
-            found |= {suspect.name: suspect for suspect in _of_module(path, module)}
+            found |= {suspect.name: suspect for suspect in _of_module(path, module, chain)}
             if _could_be_large(module):
                 large[path] = module
         small = [s for s in found.values() if s.quantity == FAN and s.value < s.low]
         if len(small) <= sum(p.dim() > 1 for p in model.parameters()) / 2:
             for suspect in small:
-                if suspect.value < ZERO or suspect.name in last:
+                if (suspect.value < ZERO and not chain) or suspect.name in last:
                     del found[suspect.name]
-        found |= {s.name: s for s in _biases(large, run)} if large else {}
+        gains = {n for n, s in found.items() if s.quantity == GAIN and s.value < s.low}
+        if not chain and len(gains) < sum(_is_norm(module) for module in modules.values()):
+            for name in gains:
+                del found[name]  # one that a branch ends with may have started at zero
+        damped = {path: m for path, m in model.named_modules() if _eps(m) > LARGE_EPS}
+        found |= {s.name: s for s in _beside_signals(large, damped, run)} if large or damped else {}
         return tuple(_at_peers_scale(suspect, modules, found) for suspect in found.values())
 
 
-def _of_module(path: str, module: nn.Module) -> Iterator[Suspect]:
+def _of_module(path: str, module: nn.Module, chain: bool) -> Iterator[Suspect]:
     yield from _gates(path, module)
     for key, p in module.named_parameters(recurse=False):
         name = f"{path}.{key}" if path else key
-        if not p.requires_grad or not p.is_floating_point() or p.numel() < FEW or not bool(p.any()):
+        if not p.requires_grad or not p.is_floating_point() or p.numel() < FEW:
+            continue
+        if not bool(p.any()) and not (chain and isinstance(module, _MAPS) and p.dim() > 1):
             continue
         rms = _rms(p)
         if not math.isfinite(rms):
             continue
         if p.dim() < 2:
             if _is_norm(module) and key == "weight" and not LOW_GAIN <= rms <= HIGH_GAIN:
-                yield Suspect(name, "rms of a norm's weight", rms, LOW_GAIN, HIGH_GAIN, "nn.init.ones_(p)")
+                yield Suspect(name, GAIN, rms, LOW_GAIN, HIGH_GAIN, "nn.init.ones_(p)")
             if _is_norm(module) and key == "bias" and rms > BIAS * (own := _rms(module.get_parameter("weight"))) > 0:
                 yield Suspect(name, "a norm's bias over its weight", rms / own, 0.0, BIAS, "nn.init.zeros_(p)")
         elif not _is_known(module):
             continue
-        elif _same(p):
+        elif rms > 0 and _same(p):
             yield Suspect(name, "difference between rows or columns", 0.0, SAME, math.inf, _code(module, key, p))
         elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
             if not LOW_ROWS <= rms <= HIGH_ROWS:
@@ -166,19 +191,29 @@ def _could_be_large(module: nn.Module) -> bool:
     return _rms(bias) > max(1.0, math.sqrt(min(_fans(weight))) * _rms(weight))
 
 
-def _biases(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[Suspect]:
-    """Measure the signal that each bias is added to."""
+def _beside_signals(
+    biased: Mapping[str, nn.Module], damped: Mapping[str, nn.Module], run: Callable[[], Any]
+) -> list[Suspect]:
+    """Measure the signal that each bias, and the variance that each eps, is added to."""
     sizes: dict[str, float] = {}
+    variances: dict[str, float] = {}
 
-    def hook(path: str) -> Callable[..., None]:
-        def see(module: nn.Module, args: Any, out: Tensor) -> None:
+    def see(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
             weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
             behind = 0 if isinstance(module, nn.Linear | nn.Bilinear) else weight.dim() - 2  # axes after the channels
             sizes.setdefault(path, _rms(out - bias.view(-1, *[1] * behind)))
 
-        return see
+        return hook
 
-    handles = [module.register_forward_hook(hook(path)) for path, module in modules.items()]
+    def feel(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            variances.setdefault(path, _variance(module, args[0].detach().double()))
+
+        return hook
+
+    handles = [module.register_forward_hook(see(path)) for path, module in biased.items()]
+    handles += [module.register_forward_pre_hook(feel(path)) for path, module in damped.items()]
     try:
         run()
     finally:
@@ -186,19 +221,45 @@ def _biases(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[Su
             handle.remove()
     found = []
     for path, size in sizes.items():
-        value = _rms(modules[path].get_parameter("bias")) / size if size > 0 else math.inf
+        value = _rms(biased[path].get_parameter("bias")) / size if size > 0 else math.inf
         if value > BIAS:
             name = f"{path}.bias" if path else "bias"
             found.append(Suspect(name, "rms of the bias over its signal's", value, 0.0, BIAS, "nn.init.zeros_(p)"))
+    for path, variance in variances.items():
+        if (eps := _eps(damped[path])) > EPS * variance > 0:
+            name = f"{path}.eps" if path else "eps"
+            found.append(Suspect(name, "eps over the variance", eps / variance, 0.0, EPS, f"{EPS_CODE} = 1e-5"))
     return found
+
+
+def _variance(module: nn.Module, x: Tensor) -> float:
+    """Return the median of what a normalisation adds eps to."""
+    if isinstance(module, nn.LayerNorm):
+        found = x.flatten(x.dim() - len(module.normalized_shape)).var(-1, correction=0)
+    elif isinstance(module, nn.GroupNorm):
+        found = x.reshape(len(x), module.num_groups, -1).var(-1, correction=0)
+    else:
+        found = x.transpose(0, 1).flatten(1).var(-1, correction=0)
+    return float(found.median())
+
+
+def _eps(module: nn.Module) -> float:
+    """Return the eps of a normalisation that uses the inputs' own variance; 0 of anything else."""
+    own = isinstance(module, nn.LayerNorm | nn.GroupNorm) or (
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_var is None)
+    )
+    eps: Any = module.eps if own else 0.0
+    return float(eps)
 
 
 def _at_peers_scale(suspect: Suspect, modules: Mapping[str, nn.Module], found: Mapping[str, Suspect]) -> Suspect:
     """Let it be drawn as what is alike in the model is, if anything is and is not suspected."""
     path, _, key = suspect.name.rpartition(".")
+    if "normal_" not in suspect.code:
+        return suspect
     module = modules[path]
     p = module.get_parameter(key)
-    if p.dim() < 2 or "normal_" not in suspect.code:
+    if p.dim() < 2:
         return suspect
     peers = [
         math.sqrt(math.prod(q.shape[1:])) * _rms(q)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from levada.diagnose.diagnostics.saturated_activation import saturated
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
 from levada.probe.trace import Trace
@@ -22,7 +23,8 @@ SOURCE = "Lu et al. 2019, arXiv 1903.06733"
 def dead_units(trace: Trace) -> Iterable[Finding]:
     """Nearly all units of an activation are flat for every input, so that no gradient passes them.
 
-    An error needs a block in which all units are dead, and behind which the signal no longer depends on the input.
+    Where a bounded activation is driven to its ends, `saturated_activation` says so. An error needs a block in which
+    all units are dead, and behind which the signal no longer depends on the input.
 
     Args:
         trace: of one check, or of a run.
@@ -30,10 +32,13 @@ def dead_units(trace: Trace) -> Iterable[Finding]:
     facts = facts_of(trace)
     share = trace["dead_fraction"].nanmean(0)
     names = trace.names()
+    driven = saturated(trace)  # at an end of its range, which says more than that it is flat there
     hit = [
         i
         for i, name in enumerate(names)
-        if float(share[i]) >= MOSTLY and _tail(facts.units.get(name, 0), float(share[i])) * len(names) < BY_CHANCE
+        if i not in driven
+        and float(share[i]) >= MOSTLY
+        and _tail(facts.units.get(name, 0), float(share[i])) * len(names) < BY_CHANCE
     ]
     if not hit:
         return

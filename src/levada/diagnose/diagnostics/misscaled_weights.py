@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from typing import Literal
 
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
@@ -12,7 +12,7 @@ from levada.diagnose.redraw import Redrawn, code_of
 from levada.diagnose.scales import Suspect
 from levada.probe.trace import Trace
 
-__all__ = ["accounted", "misscaled_weights", "named", "one_cause"]
+__all__ = ["asked", "misscaled_weights", "one_cause"]
 
 RULE = "misscaled_weights"
 # What names a cause with evidence of its own: where one speaks, one finding is enough.
@@ -24,7 +24,6 @@ _NAMED = frozenset(
         "accumulated_gradients",
         "frozen_layers",
         "dead_units",
-        "saturated_activation",
         "stream_collapse",
         "exploding_signal",
         "unoptimised_parameters",
@@ -35,10 +34,13 @@ _NAMED = frozenset(
         "blind_attention",
     }
 )
+# What names a cause, unless most of the model's matrices are of a wrong scale.
+_LOCAL = frozenset({"saturated_activation", "attention_collapse"})
+# Errors that are exact: rows that are equal, and gradients that share nothing.
+_EXACT = frozenset({"rank_collapse", "shattered_gradient"})
 # What follows from weights of a wrong scale.
 _FOLLOWS = frozenset(
     {
-        "attention_collapse",
         "vanishing_signal",
         "rank_collapse",
         "vanishing_gradient",
@@ -47,6 +49,7 @@ _FOLLOWS = frozenset(
         "lost_update",
         "learning_rate_too_high",
         "learning_rate_too_low",
+        "no_progress",
     }
 )
 SOURCE = (
@@ -58,16 +61,18 @@ SOURCE = (
 def misscaled_weights(trace: Trace) -> Iterable[Finding]:
     """Parameters lie far off what their fan-in asks for, and with those drawn again the model learns.
 
-    Suspected are, of what asks for a gradient and is not all zero: matrices and convolutions with sqrt(fan) * rms
-    below 0.02 or above 3 (PyTorch's default has 0.58, He 1.4), the larger or the smaller of both fans deciding; equal
-    rows or columns; embeddings with a root mean square below 2e-5 or above 10; a norm's weight below 0.03 or above
-    10; biases of three times the signal that they are added to; forget gates below -3 and other gates beyond 4.5. A
-    small last layer alone is not. A suspicion is silent, for trained weights are anything, and skips and
-    normalisation forgive much: the model as it is and the model with the suspects drawn again train for 60 steps, and
-    all of three draws must end lower, by a twentieth of the first loss and 15 % of the last one. It is an error at a
-    learning rate that somebody chose or where it accounts for an error, and else a warning. The test is made where no
-    other rule names the fault; collapsed attention does, unless more than its queries and keys is suspected. The place
-    is that of the smallest half of halves that brings 90 % of the gain, or of all, where most of them are suspected.
+    Suspected are, of what asks for a gradient and is not all zero: matrices and convolutions with sqrt(fan) * rms below
+    0.02 or above 3 (PyTorch's default has 0.58, He 1.4), the larger or the smaller of both fans deciding; equal rows or
+    columns; embeddings with a root mean square below 2e-5 or above 10; a norm's weight above 10, or below 0.03, unless
+    a skip may be there and others are not; biases of three times the signal that they are added to; forget gates below
+    -3 and other gates beyond 4.5; in a chain also matrices of zeros; and an eps of ten times the variance that a
+    normalisation adds it to. A small or zero last layer alone is not. A suspicion is silent, for trained weights are
+    anything, and skips and normalisation forgive much: the model as it is and the model with the suspects drawn again
+    train for 60 steps, on up to four of the batches in turn, and all of three draws must end lower, by a tenth of what
+    there is to gain and of the last loss. It is an error at a learning rate that somebody chose, and a warning at an
+    assumed one. The test is made where no other rule names the fault, or only saturation or attention does and
+    most matrices are suspected. The place is that of the smallest half of halves that brings 90 % of the gain, or of
+    all, where most of the model is suspected.
 
     Args:
         trace: of one check, or of a run.
@@ -77,7 +82,7 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
         return
     names = trace.names()
     sites = {name: site.name for site in reversed(trace.sites) for name in site.parameters}
-    hit = sorted({names.index(sites[s.name]) for s in found.culprits if s.name in sites}) or [0]
+    hit = sorted({names.index(sites[s.near]) for s in found.culprits if s.near in sites}) or [0]
     severity: Severity = "error" if found.chosen else "warn"
     end = sorted(course.end for course in found.courses)[len(found.courses) // 2]
     yield Finding(
@@ -85,7 +90,7 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
         severity=severity,
         status="fired",
         claim=(
-            f"{_told(found)}. With {'it' if len(found.culprits) == 1 else 'them'} drawn again, "
+            f"{_told(found)}. With {'it' if len(found.culprits) == 1 else 'them'} {_done(found)}, "
             f"{len(found.plain.losses) - 1} steps take the loss to {end:.3g}, and to {found.plain.end:.3g} as it is."
         ),
         where={"first": names[hit[0]], "last": names[hit[-1]]},
@@ -93,6 +98,7 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
             "scale": {s.name: s.value for s in found.culprits},
             "reference": [f"{s.quantity}: {_range(s.low, s.high)}" for s in _kinds(found)],
             "suspected": len(found.suspects),
+            "most_of_the_model": found.most,
             "gain": {"value": found.gain, "low": found.low},
             "explained_by": "place",
             "curves": {"drawn_again": [list(course.losses) for course in found.courses]},
@@ -122,11 +128,17 @@ def _told(found: Redrawn) -> str:
     more = len(found.culprits) - 1
     if not math.isfinite(first.high) and first.value == 0:
         told = f"The rows or columns of {first.name} are all equal"
+    elif first.of_eps:
+        told = f"{first.name} is {first.value:.3g} times the variance that it is added to"
     else:
         told = (
             f"{first.name} has a {first.quantity} of {first.value:.3g}, where {_range(first.low, first.high)} is usual"
         )
-    return told + (f", and {more} more parameters lie as far off" if more > 1 else ", and one more" if more else "")
+    return told + (f", and {more} more lie as far off" if more > 1 else ", and one more" if more else "")
+
+
+def _done(found: Redrawn) -> str:
+    return "set to 1e-5" if all(s.of_eps for s in found.culprits) else "drawn again"
 
 
 def _range(low: float, high: float) -> str:
@@ -139,42 +151,29 @@ def _kinds(found: Redrawn) -> list[Suspect]:
     return list({s.quantity: s for s in found.culprits}.values())
 
 
-def named(found: Sequence[Finding]) -> bool:
-    """Whether a rule names a cause already, for sure or at its place, so that no other is to be looked for.
-
-    Attention that has collapsed is not one, for its weights may be some of many of a wrong scale: see `accounted`.
+def asked(found: Sequence[Finding]) -> Literal["", "most", "any"]:
+    """Return whose weights to suspect: nobody's where a rule names another cause, or where most of the model's are.
 
     Args:
         found: without what this rule says.
     """
-    return any(
-        f.status == "fired"
-        and f.severity != "info"
-        and f.rule != "attention_collapse"
-        and (f.severity == "error" or f.rule in _NAMED or f.evidence.get("explained_by") == "place")
-        for f in found
-    )
-
-
-def accounted(found: Sequence[Finding], trace: Trace) -> frozenset[str]:
-    """Return the queries' and keys' parameters, where collapsed attention accounts for their size.
-
-    Args:
-        found: without what this rule says.
-        trace: of one check.
-    """
-    collapsed = any(f.rule == "attention_collapse" and f.status == "fired" and f.severity != "info" for f in found)
-    return frozenset(part.parameter for part in facts_of(trace).attending.parts if collapsed)
+    fired = [f for f in found if f.status == "fired" and f.severity != "info"]
+    follows = _FOLLOWS | _LOCAL
+    others = [f for f in fired if f.rule not in follows or (f.rule in _EXACT and f.severity == "error")]
+    if any(f.severity == "error" or f.rule in _NAMED or f.evidence.get("explained_by") == "place" for f in others):
+        return ""
+    return "most" if any(f.rule in _LOCAL for f in fired) else "any"
 
 
 def one_cause(found: Sequence[Finding]) -> list[Finding]:
-    """Leave out what follows from weights of a wrong scale, where the test confirms those, and keep its severity.
+    """Leave out what follows from weights of a wrong scale and is no graver, where the test confirms those.
 
     Args:
         found: in causal order.
     """
-    if not any(f.rule == RULE and f.status == "fired" for f in found):
+    confirmed = next((f for f in found if f.rule == RULE and f.status == "fired"), None)
+    if confirmed is None:
         return list(found)
-    follows = [f for f in found if f.rule in _FOLLOWS and f.status == "fired"]
-    severe = any(f.severity == "error" for f in follows)
-    return [replace(f, severity="error") if severe and f.rule == RULE else f for f in found if f not in follows]
+    follows = _FOLLOWS | _LOCAL if confirmed.evidence["most_of_the_model"] else _FOLLOWS
+    graver = "error" if confirmed.severity == "warn" else None
+    return [f for f in found if f.rule not in follows or f.status != "fired" or f.severity == graver]

@@ -11,7 +11,7 @@ from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
 from levada.probe.trace import Trace
 
-__all__ = ["saturated_activation"]
+__all__ = ["saturated", "saturated_activation"]
 
 # At a variance of 1 no tanh and no sigmoid has as many as one element in a hundred there; at 9 a tanh has 0.32.
 MOSTLY = 0.5
@@ -35,11 +35,7 @@ def saturated_activation(trace: Trace) -> Iterable[Finding]:
     """
     facts = facts_of(trace)
     share = trace["saturated_fraction"].nanmean(0)
-    hit = [
-        i
-        for i, site in enumerate(trace.sites)
-        if float(share[i]) > MOSTLY and not set(facts.activations.get(site.name, ())) & HARD
-    ]
+    hit = saturated(trace)
     if not hit:
         return
     names = trace.names()
@@ -83,3 +79,13 @@ def saturated_activation(trace: Trace) -> Iterable[Finding]:
         ),
         source=SOURCE,
     )
+
+
+def saturated(trace: Trace) -> list[int]:
+    """Return the numbers of the blocks whose activation is at its ends for most elements, and is not made for that.
+
+    Args:
+        trace: of one check, or of a run.
+    """
+    share, known = trace["saturated_fraction"].nanmean(0), facts_of(trace).activations
+    return [i for i, s in enumerate(trace.sites) if float(share[i]) > MOSTLY and not set(known.get(s.name, ())) & HARD]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from levada.diagnose.facts import Facts, facts_of
@@ -15,6 +16,8 @@ __all__ = ["unscaled_input"]
 RULE = "unscaled_input"
 # Ten steps gain this share of what they gain on standardised inputs, or less.
 BEHIND = 0.5
+# A course that falls this many times as far as on standardised inputs is evidence against the rule.
+AHEAD = 2.0
 # Standardised inputs gain at least this share of the loss, so that there is something to be behind.
 WORTH = 0.02
 SOURCE = "LeCun et al. 1998, Efficient BackProp; Glorot and Bengio 2010: inputs of mean 0 and variance 1"
@@ -26,7 +29,9 @@ def unscaled_input(trace: Trace) -> Iterable[Finding]:
     It speaks of floating inputs that a linear map or a convolution reads first, with a root mean square above 10 or
     below 1/1000, or a mean of ten times what the features vary by. An error needs that ten steps from the same weights
     leave the loss above its start, or gain less than half of what they gain where every feature is standardised, and
-    end above it. Where a normalisation follows the first layer, only that test makes it a warning.
+    end above it; or that they end in no number, and those on standardised inputs gain. It is information if no step
+    raises the loss and it falls by twice as much as on standardised inputs. Where a normalisation follows the first
+    layer, only that test makes it a warning.
 
     Args:
         trace: of one check, or of a run.
@@ -41,7 +46,8 @@ def unscaled_input(trace: Trace) -> Iterable[Finding]:
     harmed, tested = _harmed(facts)
     if found.normalised and not harmed:
         return
-    severity: Severity = "error" if harmed and not found.normalised else "warn"
+    ahead = not harmed and _ahead(facts)
+    severity: Severity = "info" if ahead else "error" if harmed and not found.normalised else "warn"
     first = trace.names()[0]
     told = ", ".join(wrong)
     yield Finding(
@@ -59,7 +65,7 @@ def unscaled_input(trace: Trace) -> Iterable[Finding]:
             "explained_by": "theory",
             "tests": {"steps_on_standardised_inputs": tested},
         },
-        consequence=_consequence(found),
+        consequence="None in ten steps: they gain more than on standardised inputs." if ahead else _consequence(found),
         falsify="Train twice from the same weights, once with standardised inputs: if that is no better, it is wrong.",
         remedies=(
             Proposal(
@@ -89,9 +95,16 @@ def _harmed(facts: Facts) -> tuple[bool, object]:
     raw, plain = facts.courses.get("lr"), facts.courses.get("standardised")
     if raw is None or plain is None:
         return False, "not made"
-    worth = plain.gain > WORTH * abs(plain.losses[0])
+    worth = plain.gain > (WORTH * abs(plain.losses[0]) if math.isfinite(raw.end) else 0.0)
     behind = raw.gain < BEHIND * plain.gain and raw.end > plain.end
     return worth and behind, {"loss": list(raw.losses), "loss_standardised": list(plain.losses)}
+
+
+def _ahead(facts: Facts) -> bool:
+    raw, plain = facts.courses.get("lr"), facts.courses.get("standardised")
+    if raw is None or plain is None or max(raw.losses) > raw.losses[0]:
+        return False
+    return plain.losses[0] - raw.end > max(0.0, AHEAD * plain.gain)  # a loss too large at first is no merit
 
 
 def _consequence(found: InputScale) -> str:
