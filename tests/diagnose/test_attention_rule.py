@@ -189,3 +189,12 @@ def test_attention_that_was_learned_to_be_sharp_is_no_fault():
 def test_only_models_with_attention_are_told_of_it():
     report = check(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(4, 6))
     assert not [key for block in report.blocks for key in block if key.startswith(("attention", "token"))]
+
+
+def test_a_minority_that_is_sharp_is_information():
+    torch.manual_seed(0)
+    model = Encoder(layers=4, norm_first=True)
+    with torch.no_grad():
+        first = model.encoder.layers[0].self_attn
+        first.in_proj_weight[: 2 * first.embed_dim] *= 30.0
+    assert named(check(model, (TOKENS, CLASSES))).get(RULE) == "info"
