@@ -172,7 +172,9 @@ def test_the_test_of_a_suspicion_ends_in_the_budget_or_is_left_out(clock, case, 
     assert left_out == (budget < {"memory": 300.0, "attention": 7.0, "weights": 300.0}[case])
     fired = {f.rule: f for f in report.findings if f.status == "fired"}
     assert (rule in fired) == (speaks or not left_out)
-    assert speaks or not left_out or (report.verdict == "healthy" and "did not allow" in report.unknown[rule])
+    # Steps at another rate, for which small gains gave a reason, may be missing too: that is unknown.
+    silent = report.verdict in ("healthy", "unknown") and "did not allow" in report.unknown.get(rule, "")
+    assert speaks or not left_out or silent
 
 
 def test_no_pass_is_made_to_suspect_a_bias_where_there_is_no_time(clock):

@@ -177,4 +177,8 @@ def test_no_error_on_a_healthy_model_at_a_rate_that_somebody_chose(name, optimiz
     build, batch = HEALTHY[name]
     torch.manual_seed(0)
     report = check(build(), batch, optimizer=optimizer, lr=lr)
-    assert report.verdict == "healthy", str(report)
+    if name in ("layer at zero", "layer near zero"):  # it opens, and learns the faster for being drawn otherwise
+        assert {f.rule for f in report.findings if f.status == "fired"} == {"misscaled_weights"}
+        assert report.verdict == "warn", str(report)
+    else:
+        assert report.verdict == "healthy", str(report)

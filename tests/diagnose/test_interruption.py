@@ -151,6 +151,9 @@ import os, signal
 import torch
 from torch import nn
 
+# A shell's background jobs, and their children, begin with the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class Net(nn.Module):
     def __init__(self):

@@ -42,6 +42,10 @@ def dead(net: nn.Sequential) -> None:
     net[2].bias.fill_(-100.0)
 
 
+def pushed(net: nn.Sequential) -> None:
+    net[2].bias.copy_(torch.where(torch.arange(WIDTH) % 2 == 0, 20.0, -20.0))
+
+
 def equal_rows(net: nn.Sequential) -> None:
     net[2].weight.copy_(net[2].weight[:1].expand_as(net[2].weight))
     net[2].bias.zero_()
@@ -114,7 +118,7 @@ FAULTS = {
     "learning_rate_too_high": (lambda: chain(3), (X, Y), {**SGD, "lr": 100.0}, "at lr 100"),
     "unscaled_input": (lambda: chain(3), (X * 100, Y), SGD, "each feature standardised"),
     "dead_units": (lambda: changed(chain(3), dead), (X, Y), SGD, 'class="bar'),
-    "saturated_activation": (lambda: chain(6, nn.Tanh, 30.0), (X, Y), SGD, 'class="bar'),
+    "saturated_activation": (lambda: changed(chain(6, nn.Tanh), pushed), (X, Y), SGD, 'class="bar'),
     "rank_collapse": (lambda: changed(chain(3, nn.Tanh), equal_rows), (X, Y), SGD, "behind 2"),
     "frozen_layers": (Cut, (X, Y), SGD, "Which weights get a gradient"),
     "numerical_overflow": (lambda: changed(chain(4), not_a_number), (X, Y), SGD, 'class="bar'),

@@ -54,7 +54,7 @@ def cost_of(rule: str, seconds: Mapping[str, float]) -> dict[str, float]:
 
     Example:
         >>> cost_of("rank_collapse", {"outputs": 0.4})
-        {'total': 80.0, 'own': 0.0, 'shared': 80.0}
+        {'total': 66.67, 'own': 0.0, 'shared': 66.67}
     """
     own = shared = 0.0
     stages = [stage for stage in READS.get(rule, ()) if stage in seconds]

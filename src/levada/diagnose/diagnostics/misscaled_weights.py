@@ -38,6 +38,8 @@ _NAMED = frozenset(
 _LOCAL = frozenset({"saturated_activation", "attention_collapse"})
 # Errors that are exact: rows that are equal, and gradients that share nothing.
 _EXACT = frozenset({"rank_collapse", "shattered_gradient"})
+# What lies below this may have been set to zero, or next to it, on purpose.
+NOTHING = 1e-4
 # What follows from weights of a wrong scale.
 _FOLLOWS = frozenset(
     {
@@ -70,9 +72,9 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
     anything, and skips and normalisation forgive much: the model as it is and the model with the suspects drawn again
     train for 60 steps, on up to four of the batches in turn, and all of three draws must end lower, by a tenth of what
     there is to gain and of the last loss. It is an error at a learning rate that somebody chose, and a warning at an
-    assumed one. The test is made where no other rule names the fault, or only saturation or attention does and
-    most matrices are suspected. The place is that of the smallest half of halves that brings 90 % of the gain, or of
-    all, where most of the model is suspected.
+    assumed one, or where all of them are zeros or next to it, which somebody may have meant. The test is made where no
+    other rule names the fault, or only saturation or attention does and most matrices are suspected. The place is that
+    of the smallest half of halves that brings 90 % of the gain, or of all, where most of the model is suspected.
 
     Args:
         trace: of one check, or of a run.
@@ -83,7 +85,8 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
     names = trace.names()
     sites = {name: site.name for site in reversed(trace.sites) for name in site.parameters}
     hit = sorted({names.index(sites[s.near]) for s in found.culprits if s.near in sites}) or [0]
-    severity: Severity = "error" if found.chosen else "warn"
+    meant = all(s.value < NOTHING and math.isfinite(s.high) for s in found.culprits)
+    severity: Severity = "error" if found.chosen and not meant else "warn"
     end = sorted(course.end for course in found.courses)[len(found.courses) // 2]
     yield Finding(
         rule=RULE,
