@@ -107,3 +107,15 @@ def test_fix_repairs_what_they_find(optimizer, remedy):
     fixed = levada.fix(net(), BATCH, optimizer=optimizer, steps=50)
     assert fixed.outcome == "repaired"
     assert fixed.trials[0].name == remedy
+
+
+@pytest.mark.parametrize("eps", [(1e-30, 1e-3), (None, 1e-3)])
+def test_an_optimizer_whose_eps_is_a_pair_is_checked(eps):
+    class Pair(torch.optim.SGD):
+        def __init__(self, parameters):
+            super().__init__(parameters, lr=0.1)
+            self.param_groups[0]["eps"] = eps
+
+    report = check(net(), BATCH, optimizer=Pair)
+    assert report.verdict == "healthy"
+    assert not any("eps_fraction" in block for block in report.blocks)

@@ -252,7 +252,8 @@ def first_update(model: nn.Module, gradients: Mapping[str, Tensor], factory: Fac
     used = _norm(p.grad for name in gradients if (p := copies[name]).grad is not None)
     shrunk = used / given if given > 0 else 1.0
     kind = type(optimizer).__name__
-    return Update(kind, lr, group.get("eps"), after, squares, held, peak=_peak(group), shrunk=shrunk)
+    eps = group.get("eps") if isinstance(group.get("eps"), int | float) else None  # of Adafactor it is a pair
+    return Update(kind, lr, eps, after, squares, held, peak=_peak(group), shrunk=shrunk)
 
 
 def _norm(tensors: Iterable[Tensor | None]) -> float:

@@ -38,7 +38,8 @@ def damped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[i
     Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; torch.optim.
     """
     group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)
-    if group is None or group.get("eps") is None or not group["eps"] > 0:
+    eps = group.get("eps") if group is not None else None
+    if group is None or not isinstance(eps, int | float) or not eps > 0:  # of Adafactor it is a pair
         return None
     second = _second_moment(optimizer.state.get(parameter, {}), group)
     if second is None:
