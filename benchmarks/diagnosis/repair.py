@@ -16,6 +16,7 @@ from benchmarks.diagnosis.planted import STEPS, labels, programs
 from benchmarks.diagnosis.program import Program, Setup, held_out, train
 from benchmarks.diagnosis.rows import Row, complete
 from benchmarks.diagnosis.score import Rate
+from levada._errors import UsageError
 
 __all__ = ["WITHIN", "chosen", "run", "score"]
 
@@ -51,15 +52,15 @@ def repair(name: str) -> Row:
     setup = program.build(SEED)
     start = time.process_time()
     torch.manual_seed(SEED)
-    fixed = levada.fix(
-        copy.deepcopy(setup.model),
-        list(setup.batches),
-        loss=setup.loss,
-        optimizer=setup.optimizer,
-        budget=SECONDS,
-        steps=LOOK,
-    )
-    row: Row = {"outcome": fixed.outcome, "causes": list(fixed.causes), "cpu_seconds": time.process_time() - start}
+    how = {"loss": setup.loss, "optimizer": setup.optimizer, "budget": SECONDS, "steps": LOOK}
+    fixed: levada.diagnose.Fix | None = None
+    try:
+        fixed = levada.fix(copy.deepcopy(setup.model), list(setup.batches), **how)
+    except UsageError:
+        row: Row = {"outcome": "refused", "causes": []}
+    else:
+        row = {"outcome": fixed.outcome, "causes": list(fixed.causes)}
+    row["cpu_seconds"] = round(time.process_time() - start, 3)
     twin_start, twin_end = train(twin.build(SEED), STEPS, SEED)
     _, faulty_end = train(setup, STEPS, SEED)
     row |= {
@@ -69,7 +70,7 @@ def repair(name: str) -> Row:
         "remedy": None,
         "repaired_end": None,
     }
-    if fixed.change is not None:
+    if fixed is not None and fixed.change is not None:
         _, repaired_end = train(_repaired(program, fixed.change), STEPS, SEED)
         row |= {"remedy": fixed.trials[0].name, "patch": fixed.patch, "repaired_end": repaired_end}
     return {key: None if value in (math.inf, -math.inf) else value for key, value in row.items()}
@@ -80,7 +81,14 @@ def _repaired(program: Program, change: levada.diagnose.remedies.Patch) -> Setup
     setup = program.build(SEED)
     model = change.change(setup.model, setup.batches[0][0])
     build = setup.optimizer
-    return replace(setup, model=model, optimizer=lambda parameters: change.prepare(build(held := [*parameters]), held))
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    batches = [(x.to(dtype) if x.is_floating_point() else x, y) for x, y in setup.batches]
+    return replace(
+        setup,
+        model=model,
+        batches=batches,
+        optimizer=lambda parameters: change.prepare(build(held := [*parameters]), held),
+    )
 
 
 def reached(row: Row) -> bool:
