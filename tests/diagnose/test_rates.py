@@ -171,3 +171,12 @@ def test_a_course_ends_early_where_it_falls_steadily():
     assert not _falls([2.0, 1.7, 1.8, 1.6])
     assert not _falls([2.0, 1.99, 1.98, 1.97])
     assert _falls([-2.0, -2.1, -2.2, -2.3])
+
+
+@pytest.mark.parametrize(("name", "lr"), [("SGD", 1e-9), ("SGD", 1e-12), ("Adam", 1e-12)])
+def test_a_step_that_rounding_takes_whole_is_too_short(name, lr):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    labels = torch.arange(64) % 4
+    report = check(model, (torch.randn(64, 16) + 2.0 * labels[:, None], labels), optimizer=name, lr=lr)
+    assert fired(report) == {"learning_rate_too_low": "error"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 import levada
 from levada.diagnose import check
+from levada.diagnose.check import examine
+from levada.diagnose.facts import facts_of
 
 LABELS = torch.arange(64) % 4
 BATCH = (torch.randn(64, 16, generator=torch.Generator().manual_seed(0)) + LABELS[:, None], LABELS)
@@ -89,11 +92,61 @@ def test_momentum_multiplies_what_decay_takes():
     assert "excessive_decay" in rules[1] - rules[0]
 
 
-@pytest.mark.parametrize(("momentum", "severity"), [(1.0, "warn"), (1.1, "error")])
-def test_momentum_that_never_forgets(momentum, severity):
-    assert (
-        found(functools.partial(torch.optim.SGD, lr=0.01, momentum=momentum))["undamped_momentum"].severity == severity
-    )
+@pytest.mark.parametrize("momentum", [1.0, 1.1])
+def test_momentum_that_never_forgets_is_a_warning(momentum):
+    assert found(functools.partial(torch.optim.SGD, lr=0.01, momentum=momentum))["undamped_momentum"].severity == "warn"
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.generator, self.critic = nn.Sequential(nn.Linear(16, 8), nn.ReLU()), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.critic(self.generator(x))
+
+
+def test_one_whole_part_that_is_left_out_is_information():
+    finding = found(lambda parameters: torch.optim.SGD(list(parameters)[:2], lr=0.1), Pair())["unoptimised_parameters"]
+    assert finding.severity == "info"
+    assert finding.evidence["parameters"] == ["critic.weight", "critic.bias"]
+
+
+def test_decay_beside_the_gradients_of_a_model_that_has_learned_is_silent():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        optimizer.step()
+    assert not found(functools.partial(torch.optim.Adam, lr=1e-3, weight_decay=1e-2), model)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "shrinks"),
+    [
+        (functools.partial(torch.optim.SGD, lr=0.1, weight_decay=0.5), 0.05),
+        (functools.partial(torch.optim.SGD, lr=0.1, weight_decay=0.5, momentum=0.9), 0.5),
+        (functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=5.0), 0.05),
+        (functools.partial(torch.optim.Adam, lr=0.01, weight_decay=5.0), None),
+        (functools.partial(torch.optim.RMSprop, lr=0.01, weight_decay=5.0), None),
+        (functools.partial(torch.optim.Adadelta, lr=1.0, weight_decay=5.0), None),
+    ],
+)
+def test_what_decay_takes_is_measured_and_not_guessed_from_the_optimizers_name(optimizer, shrinks):
+    _, trace = examine(net(), BATCH, optimizer=optimizer)
+    recipe = facts_of(trace).recipe
+    if shrinks is None:
+        assert math.isnan(recipe.shrinkage)
+        assert recipe.outweighed > 0
+    else:
+        assert recipe.shrinkage == pytest.approx(shrinks, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam", "Rprop"])
+def test_every_optimizer_of_torch_is_read(name):
+    assert check(net(), BATCH, optimizer=name).verdict == "healthy"
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from levada.diagnose.loss import Loss
 from levada.diagnose.material import Material
@@ -26,6 +26,8 @@ NO_GAIN, NO_MOTION = 1e-3, 1e-6
 SHORT, LONG, LONGEST = 3e-3, 1e-2, 1e-1
 # Shares of the loss that the steps gain: little enough to try others, plain enough to end, and as good as none.
 FAINT, PLAIN, STALLED = 0.05, 0.1, 1e-3
+# At a rate so many times as large a step that rounding takes whole is seen.
+LIFTED = 2.0**20
 # Sizes of inputs, and means beside deviations, that a first layer is not made for.
 LARGE, SMALL, OFF_CENTRE = 10.0, 1e-3, 10.0
 
@@ -147,10 +149,29 @@ class _Rates:
 def largest_step(material: Material) -> float:
     """Return the largest first step of a block, beside its weights; 0 if none was made.
 
+    A step that rounding takes whole is measured at a rate that is larger by a power of two.
+
     Args:
         material: what was measured before.
     """
-    return _largest(material, material.update) if material.update is not None else 0.0
+    if material.update is None:
+        return 0.0
+    found = _largest(material, material.update)
+    gradients = {name: g for name, g in material.gradients.items() if g is not None}
+    if found > 0 or not any(bool((g.to_dense() != 0).any()) for g in gradients.values()):
+        return found
+    larger = first_update(material.run.model, gradients, _scaled(material.factory, LIFTED))
+    return _largest(material, larger) / LIFTED
+
+
+def _scaled(factory: Factory, factor: float) -> Factory:
+    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = factory(parameters)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        return optimizer
+
+    return build
 
 
 def _largest(material: Material, update: Update) -> float:

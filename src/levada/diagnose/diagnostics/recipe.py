@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from levada.diagnose.diagnostics.learning_rate import unlearned
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
 from levada.probe.trace import Trace
@@ -19,7 +20,8 @@ def unoptimised_parameters(trace: Trace) -> Iterable[Finding]:
     """The optimizer does not hold parameters that the loss has a gradient for: they stand still.
 
     It is a warning, as training a head alone on a pretrained body may be meant; then `requires_grad_(False)` says so,
-    and saves their gradients. Embeddings that a batch does not touch, and parameters that ask for no gradient, are
+    and saves their gradients. Where what is left out is one whole part of the model by itself, as the other network of
+    a pair, it is information. Embeddings that a batch does not touch, and parameters that ask for no gradient, are
     passed over.
 
     Args:
@@ -32,7 +34,7 @@ def unoptimised_parameters(trace: Trace) -> Iterable[Finding]:
     sites = [s.name for s in trace.sites if set(s.parameters) & set(recipe.left_out)]
     yield Finding(
         rule="unoptimised_parameters",
-        severity="warn",
+        severity="info" if recipe.one_part else "warn",
         status="fired",
         claim=(
             f"The optimizer holds {recipe.held} of {recipe.held + number} parameters that have a gradient; {number} "
@@ -56,22 +58,27 @@ def excessive_decay(trace: Trace) -> Iterable[Finding]:
     """Weight decay takes the weights away faster than training can build them.
 
     Where decay acts on the weights, or on a gradient that is not rescaled, a step multiplies them by `1 - lr * decay /
-    (1 - momentum)`; it is looked at from 1/200 per step on, common recipes take less than 1/5,000. Where it is added to
-    a gradient that is then rescaled (Adam, RMSprop), it is looked at if it is ten times as large as the gradient, which
-    then hardly counts. It speaks if ten steps without decay gain at least twice as much; an error needs weights that
-    lose a tenth at each step, or a gradient that decay outweighs a hundredfold, and steps that gain less than a tenth
-    of what those without decay do.
+    (1 - momentum)`, which is measured on two steps, with and without it. It is looked at from 1/200 per step on; common
+    recipes take less than 1/5,000. Where it is added to a gradient that is then rescaled (Adam, RMSprop), it is looked
+    at if it is ten times as large as the gradient, which then hardly counts; not in a model that has learned already,
+    whose gradients are small. It speaks if ten steps without decay gain at least twice as much; an error needs weights
+    that lose a tenth at each step, or a gradient that decay outweighs a hundredfold, and steps that gain less than a
+    tenth of what those without decay do.
 
     Args:
         trace: of one check, or of a run.
 
     Source: Loshchilov and Hutter 2019, arXiv 1711.05101.
     """
-    recipe = facts_of(trace).recipe
+    facts = facts_of(trace)
+    recipe = facts.recipe
     if recipe is None or not {"decay", "none"} <= recipe.courses.keys():
         return
+    if math.isnan(recipe.shrinkage) and not unlearned(facts):
+        return  # beside the small gradients of a model that has learned, any decay is large
     full, free = recipe.courses["decay"], recipe.courses["none"]
-    if not (free.gain > NOTICEABLE * abs(free.losses[0]) and free.gain > MORE * full.gain):
+    size = max(abs(free.losses[0]), facts.loss_constant or 0.0)
+    if not (free.gain > NOTICEABLE * size and free.gain > MORE * full.gain):
         return
     large = recipe.shrinkage >= 0.1 or recipe.outweighed >= 100
     severity: Severity = "error" if large and full.gain < 0.1 * free.gain else "warn"
@@ -117,7 +124,7 @@ def undamped_momentum(trace: Trace) -> Iterable[Finding]:
     """The optimizer keeps all of its last step, or more: `v = m v + g` with `m >= 1` never forgets a gradient.
 
     At `m = 1` the velocity is the sum of all gradients since the start, and near a minimum the weights swing about it
-    for ever; beyond, it grows by itself. It is an error beyond 1, and a warning at 1, which nothing else confirms.
+    for ever; beyond, it grows by itself. It is a setting, which no measurement confirms, and so a warning.
 
     Args:
         trace: of one check, or of a run.
@@ -130,7 +137,7 @@ def undamped_momentum(trace: Trace) -> Iterable[Finding]:
     names = trace.names()
     yield Finding(
         rule="undamped_momentum",
-        severity="error" if recipe.momentum > 1 else "warn",
+        severity="warn",
         status="fired",
         claim=f"The optimizer keeps {recipe.momentum:g} times its last step, so that no gradient is ever forgotten.",
         where={"first": names[0], "last": names[-1]},
