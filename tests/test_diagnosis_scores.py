@@ -12,6 +12,8 @@ from benchmarks.diagnosis.report import SECTIONS
 from benchmarks.diagnosis.score import Rate, roc_area
 from docs.verdicts import page, style
 
+from levada.diagnose import DIAGNOSTICS
+
 BLOCKS = ["0", "1", "2", "3"]
 
 
@@ -19,7 +21,7 @@ def row(name, operator="", found=(), *, place="", causes=("dead_units",), verdic
     told = [{"rule": r, "severity": s, "first": f, "claim": "."} for r, s, f in found]
     severities = {f["severity"] for f in told}
     worst = "error" if "error" in severities else "warn" if "warn" in severities else "healthy"
-    shared = {"causes": list(causes), "blocks": BLOCKS, "cpu_seconds": 1.0, "unknown": []}
+    shared = {"rules": len(DIAGNOSTICS), "causes": list(causes), "blocks": BLOCKS, "cpu_seconds": 1.0, "unknown": []}
     return {"name": name, "operator": operator, "found": told, "place": place, "verdict": verdict or worst, **shared}
 
 
@@ -39,8 +41,9 @@ def test_verdicts_are_counted_by_the_first_finding_that_is_no_information():
     scores = verdicts.score({r["name"]: r for r in ROWS})
     assert (scores.false_errors, scores.false_flags) == (Rate(0, 3), Rate(1, 3))
     assert (scores.recall, scores.flagged) == (Rate(2, 5), Rate(4, 5))
-    assert scores.cause == Rate(3, 4)
-    assert (scores.exact, scores.near) == (Rate(1, 3), Rate(2, 3))
+    assert (scores.cause, scores.cause_of_all) == (Rate(3, 4), Rate(3, 5))
+    assert (scores.exact, scores.near, scores.near_of_all) == (Rate(1, 3), Rate(2, 3), Rate(2, 5))
+    assert scores.chance == 3 / 4
     assert scores.precision == Rate(2, 2)
     assert scores.confusion == {("dead", "dead_units"): 3, ("dead", "rank_collapse"): 1, ("dead", "unknown"): 1}
     assert scores.misses == {"b": "warn rank_collapse at 0", "g/dead": "error rank_collapse at 1", "h/dead": "unknown"}
@@ -73,10 +76,16 @@ def test_rows_are_computed_once_and_kept_as_they_come(tmp_path, monkeypatch):
 
 def test_calibration_counts_programs_and_models_once_by_rule_and_severity(monkeypatch):
     zoo = [
-        {"name": "vit", "when": when, "fired": [{"rule": "rank_collapse", "severity": s} for s in severities]}
+        {
+            "name": "vit",
+            "when": when,
+            "rules": len(DIAGNOSTICS),
+            "fired": [{"rule": "rank_collapse", "severity": s} for s in severities],
+        }
         for when, severities in (("start", ["warn"]), ("trained", ["warn", "error"]))
     ]
     monkeypatch.setattr(bench, "read", lambda name: {r["name"]: r for r in ROWS})
+    zoo += [{**zoo[1], "name": "old", "rules": len(DIAGNOSTICS) - 1}]
     monkeypatch.setattr(bench.zoo, "read", lambda path: zoo)
     counts = bench.calibration()
     assert {k: counts["rank_collapse"][k] for k in ("errors", "warnings", "of")} == {

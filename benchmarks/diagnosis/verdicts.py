@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from benchmarks.diagnosis.program import Program, Setup, held_out
 from benchmarks.diagnosis.rows import Row, complete
 from benchmarks.diagnosis.score import Rate
 from levada._errors import MeasurementError, UsageError
-from levada.diagnose import diagnose
+from levada.diagnose import DIAGNOSTICS, diagnose
 from levada.probe import Probe
 
 __all__ = ["Scores", "by_operator", "flagged", "run", "score", "told"]
@@ -40,6 +41,7 @@ def verdict(name: str) -> Row:
     program = _known()[name]
     setup = program.build(0)
     row: Row = {"operator": program.operator, "causes": sorted(program.causes), "place": program.place}
+    row["rules"] = len(DIAGNOSTICS)
     start = time.process_time()
     if setup.zero_grad:
         torch.manual_seed(0)
@@ -107,8 +109,11 @@ class Scores:
         recall: faulty programs with an error.
         flagged: faulty programs that are flagged.
         cause: flagged faulty programs of which the first finding names a cause of what was planted.
-        exact: those of them with a place, of which the first finding begins there.
+        cause_of_all: the same, of all faulty programs whose cause a rule names.
+        exact: programs with a place and their cause named, of which the first finding begins there.
         near: the same, within one block.
+        near_of_all: the same, of all faulty programs with a place.
+        chance: share of those that a block drawn at random would be within one block of.
         precision: of the programs with an error, those that are faulty.
         confusion: (operator, first rule, or the verdict where none) -> number of programs.
         misses: name -> why a faulty program is not flagged or its cause is another, or a healthy one is flagged.
@@ -120,8 +125,11 @@ class Scores:
     recall: Rate
     flagged: Rate
     cause: Rate
+    cause_of_all: Rate
     exact: Rate
     near: Rate
+    near_of_all: Rate
+    chance: float
     precision: Rate
     confusion: Mapping[tuple[str, str], int]
     misses: Mapping[str, str]
@@ -139,6 +147,7 @@ def score(rows: Mapping[str, Row]) -> Scores:
     seen = [row for row in faulty if flagged(row)]
     named = [row for row in seen if _named(row)]
     distances = [_distance(row) for row in named if row["place"]]
+    placed = [row for row in faulty if row["place"] in row["blocks"]]
     seconds = sorted(row["cpu_seconds"] for row in rows.values())
     return Scores(
         false_errors=_rate(row["verdict"] == "error" for row in healthy),
@@ -146,8 +155,11 @@ def score(rows: Mapping[str, Row]) -> Scores:
         recall=_rate(row["verdict"] == "error" for row in faulty),
         flagged=_rate(bool(flagged(row)) for row in faulty),
         cause=Rate(len(named), len(seen)),
+        cause_of_all=Rate(len(named), sum(bool(row["causes"]) for row in faulty)),
         exact=_rate(d == 0 for d in distances),
         near=_rate(d <= 1 for d in distances),
+        near_of_all=Rate(sum(d <= 1 for d in distances), sum(bool(row["place"]) for row in faulty)),
+        chance=sum(map(_within_one, placed)) / len(placed) if placed else math.nan,
         precision=_rate(bool(row["operator"]) for row in rows.values() if row["verdict"] == "error"),
         confusion=Counter((row["operator"], (flagged(row) or [{"rule": row["verdict"]}])[0]["rule"]) for row in faulty),
         misses={row["name"]: told(row) for row in rows.values() if _missed(row)},
@@ -195,6 +207,13 @@ def _named(row: Row) -> bool:
 def _rate(outcomes: Iterable[bool]) -> Rate:
     found = list(outcomes)
     return Rate(sum(found), len(found))
+
+
+def _within_one(row: Row) -> float:
+    """Return the share of a program's blocks that are within one of the planted one."""
+    blocks: Sequence[str] = row["blocks"]
+    at = blocks.index(row["place"])
+    return sum(abs(i - at) <= 1 for i in range(len(blocks))) / len(blocks)
 
 
 def _distance(row: Row) -> int:

@@ -54,6 +54,7 @@ def rows_of(name: str, checks: bool = True) -> list[dict[str, Any]]:
             for row in rows:
                 row |= {"loss_start": before, "loss_end": after, "learned": after < before}
         row: dict[str, Any] = {"name": name, "when": when, "held_out": held_out(name), "data": entry.data}
+        row["rules"] = len(DIAGNOSTICS)
         row |= told(entry, setup, step) if checks else {}
         if step:
             row |= {"steps": step, "loss_start": before, "loss_end": after, "learned": after < before}
@@ -146,6 +147,7 @@ def summary(path: str | Path = OUT, split: str | None = None) -> dict[str, dict[
             on["any rule", finding["severity"]].add(row["name"])
         if row["verdict"] == "exception":
             on["exception", "error"].add(row["name"])
+            on["any rule", "error"].add(row["name"])
     rules = ["any rule", "exception", *DIAGNOSTICS]
     return {
         rule: {severity: Rate(len(on[rule, severity]), len(models)) for severity in ("error", "warn")} for rule in rules
