@@ -133,7 +133,9 @@ def report(options: argparse.Namespace) -> int:
     runs = [Run(path) for root in options.runs for path in find_runs(Path(root))]
     for run in runs:
         if run.damage is not None:
-            _console(stderr=True).print(f"{run.path}: {run.damage}; the page shows what is readable.", highlight=False)
+            _console(stderr=True).print(
+                f"{run.path}: {run.damage.message}; the page shows what is readable.", highlight=False
+            )
     if not runs:
         raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada check MODEL --run DIR")
     write_html(runs, Path(options.output))
@@ -346,6 +348,9 @@ def _write(path: Path, text: str) -> None:
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(file.name).chmod(0o666 & ~mask)  # a temporary file is its owner's alone
         Path(file.name).replace(path)
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
@@ -355,7 +360,11 @@ def _write(path: Path, text: str) -> None:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:  # rich would exit, as if the code that was checked had
+            raise BrokenPipeError
+
+    return Terminal(stderr=stderr)
 
 
 @contextlib.contextmanager

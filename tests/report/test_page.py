@@ -67,7 +67,7 @@ def test_a_check_says_verdict_place_rate_repair_and_what_was_tried(sick: dict[st
     assert "from layers.49 to layers.0 the gradient shrinks from 0.0203 to 2.1×10⁻²¹, by 19.0 orders of" in words
     assert "a factor of 0.410 [0.402, 0.418] per block, where theory predicts 0.408" in words
     assert "✓ tried on this model and data" in words
-    assert "predicted by theory, not tried" in words
+    assert "expected, not verified: levada fix tries it" in words
     assert "after, measured" in words
     assert "after, predicted" in words
     assert "To show this wrong:" in words

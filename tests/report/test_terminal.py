@@ -38,7 +38,7 @@ def test_measured_stands_beside_predicted_and_the_verdict_beside_its_repair(sick
     assert "repair: residual (tried on this model and data)" in words
     assert "gradient decay per block: 0.4100 [0.4019, 0.4178] → 0.996 [0.991, 1.001]" in words
     assert "net = Stack([Block(256) for _ in range(50)], Residual, dim=256)" in words
-    assert "repair: orthogonal initialisation (predicted by theory, not tried)" in words
+    assert "repair: orthogonal initialisation (expected, not verified: levada fix tries it)" in words
     assert "not decided: short_memory" in words
 
 

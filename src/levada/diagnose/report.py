@@ -159,7 +159,7 @@ def _finding_lines(finding: Finding) -> Sequence[str]:
         if finding.severity != "info":
             lines.append(f"      false alarms: {_calibrated(finding)}")
         for remedy in finding.remedies:
-            sure = "tried" if remedy.verified else "predicted, not tried"
+            sure = "tried" if remedy.verified else "expected, not verified"
             after = ", ".join(f"{key} {value:.4g}" for key, value in remedy.after.items() if isinstance(value, float))
             lines.append(f"      remedy {remedy.name} ({sure}{': ' + after if after else ''}):")
             lines.extend(f"          {line}" for line in remedy.patch.splitlines())

@@ -59,7 +59,9 @@ def _result(finding: Mapping[str, Any], rules: list[str], model: str) -> dict[st
     rule, decided = str(finding.get("rule", "finding")), finding.get("status", "fired") == "fired"
     told = [f"{phrase(finding)}.", str(finding.get("claim") or ""), str(finding.get("consequence") or "")]
     for remedy in finding.get("remedies") or ():
-        how = "tried on this model and data" if remedy.get("verified") else "predicted by theory, not tried"
+        how = (
+            "tried on this model and data" if remedy.get("verified") else "expected, not verified: levada fix tries it"
+        )
         told.append(f"Repair ({how}): {human(str(remedy.get('name', '')))}.")
     return {
         "ruleId": rule,

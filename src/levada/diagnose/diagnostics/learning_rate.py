@@ -28,7 +28,7 @@ NEGLIGIBLE = 2.0**-24
 # Ten steps gain less than this share of the loss, and at a higher rate at least so much, and so many times as much.
 NO_GAIN, GAIN, MORE = 1e-3, 3e-3, 20.0
 # The same of steps up to TINY, shorter than those of rates in use, and of any where it is known what holds them back.
-TINY, LITTLE, LONGER, HELD = 2e-5, 0.01, 10.0, 5.0
+TINY, LITTLE, LONGER, HELD = 6e-5, 0.01, 10.0, 5.0
 # Below this share of the loss of zeros it has converged, and gains little at any rate.
 CONVERGED = 0.05
 # Above this share nothing has been learned yet.
@@ -98,7 +98,7 @@ def learning_rate_too_low(trace: Trace) -> Iterable[Finding]:
 
     It speaks if a step moves no block's weights by more than 1e-6 of themselves, ten of them on one batch gain less
     than a thousandth of the loss, and at a rate that moves the weights by a hundredth they gain three times that and
-    twenty times as much. Of a model that has learned nothing yet, it speaks of steps up to 2e-5 too, if ten gain less
+    twenty times as much. Of a model that has learned nothing yet, it speaks of steps up to 6e-5 too, if ten gain less
     than a hundredth, and at the higher rate more than that and ten times as much; and of steps of any size, if they
     gain less than a twentieth, and at the higher rate five times as much, where most of the step is held back by the
     optimizer's eps, by rounding, or by a hook that clips gradients. Plain SGD at 1e-3 and AdamW at 1e-5 are in use,
