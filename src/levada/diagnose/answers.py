@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["CERTAIN", "Answers", "Confined", "Falling", "Value", "answers"]
+__all__ = ["CERTAIN", "Answers", "Confined", "Falling", "Value", "all_pairs", "answers"]
 
 # A loss of outputs and, if they are given, other targets.
 Value = Callable[..., float]
@@ -22,6 +23,16 @@ SAME = 1e-5
 ROWS = 4
 # Rows that differ by less in what a wrong answer gains have no weights of their own.
 EQUAL = 0.05
+# A loss is taken for an error over all pairs if it is that error, times one number, to within this.
+PROPORTIONAL = 1e-4
+# More pairs than this are not formed, and so many at a time.
+PAIRS, AT_ONCE = 1 << 27, 1 << 20
+# What is broadcast by mistake: errors of numbers, of outputs less targets.
+_ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squared": torch.square,
+    "absolute": torch.abs,
+    "smooth absolute": lambda apart: functional.smooth_l1_loss(apart, torch.zeros_like(apart), reduction="none"),
+}
 # Functions whose range has two ends, whatever their options.
 _BOUNDED = {
     "sigmoid": (0.0, 1.0),
@@ -69,7 +80,9 @@ class Answers:
     Attributes:
         falling: how the loss falls the more wrong the outputs are.
         unpaired: loss of outputs that equal their targets, and of the mean of the targets for every row, where the loss
-            is the same whichever row a target stands in.
+            is the same whichever row a target stands in and a sum over the rows of the outputs.
+        pairs: "squared", "absolute" or "smooth absolute", if the loss is that error over all pairs of outputs and
+            targets; empty if it is another.
         numbers: loss of outputs that all equal the number of the class, and of the outputs as they are, where the loss
             is the same whichever output belongs to a class.
         across: dimension along which the loss takes its softmax, if it is not that of the classes.
@@ -83,6 +96,7 @@ class Answers:
 
     falling: Falling | None = None
     unpaired: tuple[float, float] | None = None
+    pairs: str = ""
     numbers: tuple[float, float] | None = None
     across: int | None = None
     floor_across: tuple[float, float] | None = None
@@ -231,4 +245,57 @@ def _of_numbers(told: Answers, value: Value, out: Tensor, targets: Tensor) -> An
     if not all(_same(value(other, moved), value(other)) for other in _others(out) for moved in exchanged):
         return told
     own, mean = value(right), value(right.mean(0, keepdim=True).expand_as(right).contiguous())
-    return replace(told, unpaired=(own, mean)) if own > mean and not _same(own, mean) else told
+    if own <= mean or _same(own, mean):
+        return told
+    pairs = all_pairs(value, out, targets)
+    return told if pairs is None else replace(told, unpaired=(own, mean), pairs=pairs)
+
+
+def all_pairs(value: Value, out: Tensor, targets: Tensor) -> str | None:
+    """Name the error over all pairs of outputs and targets that a loss is; None if it is no sum over the outputs.
+
+    Outputs and targets of unlike shapes are paired as they broadcast, and those of one shape row by row. A loss that is
+    the same whichever row a target stands in may be meant, as one of proportions, moments or distances between
+    distributions. Such a loss is no sum over the outputs, each on its own. Empty: it is such a sum, of another error.
+
+    Example:
+        >>> targets, out = torch.tensor([[0.0], [1.0], [5.0]]), torch.ones(3, 1)
+        >>> def all_with_all(out: Tensor, targets: Tensor = targets) -> float:
+        ...     return float((out[:, None] - targets).square().mean())
+        >>> def means(out: Tensor, targets: Tensor = targets) -> float:
+        ...     return float((out.mean() - targets.mean()).square() + 0.1 * out.var())
+        >>> all_pairs(all_with_all, out, targets), all_pairs(means, out, targets)
+        ('squared', None)
+    """
+    scale = float(targets.double().std(correction=0))
+    away = scale * _noise(torch.ones_like(out), 1).abs() + scale
+    one = (torch.arange(len(out), device=out.device) % 2 == 0).reshape(-1, *[1] * (out.dim() - 1))
+    here, both = value(out), value(out + away)
+    first, second = value(out + away * one), value(out + away * ~one)
+    moved = abs(first - here) + abs(second - here)
+    if not moved > 0 or not abs(both - first - second + here) <= PROPORTIONAL * moved:
+        return None
+    twice = targets[torch.arange(len(targets), device=targets.device) // 2]  # the first half of them, each twice
+    wide = 3 * scale * _noise(torch.ones_like(out), 2)
+    cases = [(out, targets), (wide, twice), (out + away, targets)]
+    for name, error in _ERRORS.items():
+        sizes = [_over_pairs(error, *case) for case in cases]
+        if min(sizes) > 0:
+            factors = [value(*case) / size for case, size in zip(cases, sizes, strict=True)]
+            if min(factors) > 0 and max(factors) - min(factors) <= PROPORTIONAL * max(factors):
+                return name
+    return ""
+
+
+def _over_pairs(error: Callable[[Tensor], Tensor], out: Tensor, targets: Tensor) -> float:
+    """Return the mean error of all pairs; zero if there are too many."""
+    left = out.unsqueeze(1) if out.shape == targets.shape else out
+    shape = torch.broadcast_shapes(left.shape, targets.shape)  # type: ignore[no-untyped-call]
+    size, total = int(math.prod(shape)), 0.0
+    if size > PAIRS:
+        return 0.0
+    rows = max(1, AT_ONCE * shape[0] // size)
+    for start in range(0, shape[0], rows):
+        one, other = (t.expand(shape)[start : start + rows].cpu().double() for t in (left, targets))
+        total += float(error(one - other).sum())
+    return total / size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from levada._errors import UsageError
-from levada.diagnose.answers import CERTAIN, Answers, answers
+from levada.diagnose.answers import CERTAIN, Answers, all_pairs, answers
 from levada.diagnose.loss import Loss, class_dim, floating_outputs, main_output
 from levada.inputs import Batch
 
@@ -19,6 +19,8 @@ __all__ = ["Objective", "examine"]
 
 # Sums of probabilities in half precision are one to within this.
 ROUNDING = 64.0
+# Sums in another order differ by less, relative to the loss.
+SAME = 1e-5
 # Ends of the range of what an output can be, by the function that makes it.
 _RANGES = {
     "sigmoid": (0.0, 1.0),
@@ -50,6 +52,8 @@ class Objective:
         floor_of_logits: loss of large logits, certain and right.
         broadcast: shapes of outputs and targets, if together they make something larger than either.
         crosstalk: whether the gradient at one row changes with the target of another.
+        pairs: of those shapes, the error over all pairs that the loss is, empty if it is a sum over the outputs of
+            another, the same whichever row a target stands in; None if it is neither.
         produced_by: name of the function that made the output, if its range has an end.
         reach: that range.
         outside: share of the targets outside of it.
@@ -72,6 +76,7 @@ class Objective:
     floor_of_logits: float | None = None
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     crosstalk: bool = False
+    pairs: str | None = None
     produced_by: str = ""
     reach: tuple[float, float] = (-math.inf, math.inf)
     outside: float = 0.0
@@ -204,4 +209,19 @@ def _broadcast(told: Objective, loss: Loss, out: Tensor, batch: Batch) -> Object
         leaf = out.clone().requires_grad_()
         slopes.append(torch.autograd.grad(loss(leaf, replace(batch, targets=given)), leaf)[0])
     shapes = tuple(out.shape), tuple(targets.shape)
-    return replace(told, broadcast=shapes, crosstalk=bool((slopes[0][1:] != slopes[1][1:]).any()))
+    told = replace(told, broadcast=shapes, crosstalk=bool((slopes[0][1:] != slopes[1][1:]).any()))
+    return replace(told, pairs=_pairs(loss, out, batch, targets)) if told.crosstalk else told
+
+
+def _pairs(loss: Loss, out: Tensor, batch: Batch, targets: Tensor) -> str | None:
+    """Test whether the loss is an error over all pairs; a correlation or an order of rows has crosstalk as well."""
+
+    def value(other: Tensor, asked: Tensor = targets) -> float:
+        return float(loss(other, replace(batch, targets=asked)))
+
+    with torch.no_grad():
+        here = value(out)
+        for moved in (targets.roll(1, 0), targets.flip(0)):
+            if not abs(value(out, moved) - here) <= SAME * abs(here):
+                return None
+        return all_pairs(value, out, targets)

@@ -31,15 +31,15 @@ def wrong_loss(trace: Trace) -> Iterable[Finding]:
     """The loss does not depend on the model, is constant, or compares outputs with targets that do not fit.
 
     Each case is tested on the loss alone, with outputs put in by hand. Errors: a loss without a graph to the outputs;
-    one that is the same for all outputs; shapes that broadcast so that a row's gradient depends on another row's
-    target; a negative log-likelihood of what are no log-probabilities, which falls without end when a number is added
-    to the outputs; a binary cross-entropy with targets outside [0, 1], which falls without end too; and targets of
-    which most are out of reach of the last activation, if coming as close as it can leaves most of the loss; a loss
-    that is least for wrong answers and falls without end the more wrong they are; one that is the same whichever row a
-    target stands in; a softmax across another dimension than the classes; a bounded function before a softmax, if its
-    range leaves a floor of a quarter of ln C; and a ReLU before a softmax behind which a class is at zero in every row.
-    Several classes at once in a cross-entropy, fewer targets out of reach, a lower floor, other logits at zero, and
-    outputs that are all compared with the number of the class, are warnings.
+    one that is the same for all outputs; a squared or absolute error over all pairs of outputs and targets, as shapes
+    that broadcast make it; a negative log-likelihood of what are no log-probabilities, which falls without end when a
+    number is added to the outputs; a binary cross-entropy with targets outside [0, 1], which falls without end too; and
+    targets of which most are out of reach of the last activation, if coming as close as it can leaves most of the loss;
+    a softmax across another dimension than the classes; a bounded function before a softmax, if its range leaves a
+    floor of a quarter of ln C; and a ReLU before a softmax behind which a class is at zero in every row. Warnings: a
+    loss that falls without end the more wrong the answers are, since ascent may be meant; another sum over the outputs
+    that is the same whichever row a target stands in; several classes at once in a cross-entropy, fewer targets out of
+    reach, a lower floor, other logits at zero, and outputs that are all compared with the number of the class.
 
     Args:
         trace: of one check, or of a run.
@@ -99,15 +99,20 @@ def _words(moves: bool | None) -> str:
 
 
 def _broadcast(told: Objective, facts: Facts) -> _Case:
-    if told.broadcast is None or not told.crosstalk:
+    if told.broadcast is None or not told.crosstalk or told.pairs is None:
         return None
     outputs, targets = told.broadcast
     return (
-        "error",
+        "error" if told.pairs else "warn",
         f"Outputs of shape {outputs} and targets of shape {targets} are broadcast: every output is compared with every "
         "target.",
         "The best that can be learned is the mean of the targets.",
-        {"tests": {"gradient_of_a_row_when_another_target_changes": "changes"}},
+        {
+            "tests": {
+                "gradient_of_a_row_when_another_target_changes": "changes",
+                "error_over_all_pairs": told.pairs or "another",
+            }
+        },
     )
 
 
@@ -170,9 +175,10 @@ def _falling(told: Objective, facts: Facts) -> _Case:
     if found is None:
         return None
     return (
-        "error",
+        "warn",
         f"The loss {facts.loss} is {found.right:.4g} for right outputs, {found.wrong:.4g} for wrong ones and "
-        f"{found.far:.4g} for outputs ten times as wrong: it falls without end, as one of the wrong sign does.",
+        f"{found.far:.4g} for outputs ten times as wrong: it falls without end, as one of the wrong sign does, or one "
+        "by which ascent is meant (unlearning, an adversary, rewards that are all negative).",
         "The model learns to be as wrong as it can.",
         {"tests": {"loss_of_right_wrong_far_wrong": [found.right, found.wrong, found.far], "each_row": "alike"}},
     )
@@ -182,12 +188,20 @@ def _unpaired(told: Objective, facts: Facts) -> _Case:
     if told.answers.unpaired is None:
         return None
     own, mean = told.answers.unpaired
+    kind = told.answers.pairs
+    what = f"it is the {kind} error of every output to every" if kind else "every output is compared with every"
     return (
-        "error",
-        f"The loss {facts.loss} is the same whichever row a target stands in: every output is compared with every "
+        "error" if kind else "warn",
+        f"The loss {facts.loss} is the same whichever row a target stands in: {what} "
         f"target. Outputs that equal their targets give {own:.4g}, the mean of the targets for every row {mean:.4g}.",
         "The best that can be learned is the mean of the targets, or what else stands for all of them.",
-        {"tests": {"loss_when_targets_change_rows": "the same", "loss_of_targets_and_of_their_mean": [own, mean]}},
+        {
+            "tests": {
+                "loss_when_targets_change_rows": "the same",
+                "loss_of_targets_and_of_their_mean": [own, mean],
+                "error_over_all_pairs": kind or "another",
+            }
+        },
     )
 
 
