@@ -126,9 +126,9 @@ def test_the_repaired_twin_is_silent(kind):
     assert report.summary["memory_horizon"]["value"] > 80
 
 
-def test_a_plain_network_is_warned_of_and_not_accused_if_it_learns_all_the_same():
+def test_a_plain_network_that_learns_all_the_same_is_information():
     finding = told(check(built(lambda: Last(nn.RNN)), noise(80), **ADAM))["short_memory"]
-    assert finding.severity == "warn"
+    assert finding.severity == "info"
     assert finding.remedies[0].name == "orthogonal_recurrence"
 
 

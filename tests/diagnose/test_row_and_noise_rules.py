@@ -125,12 +125,12 @@ FORGOTTEN = {
 
 
 @pytest.mark.parametrize("case", FORGOTTEN)
-def test_rows_that_are_taken_for_time_are_an_error_and_their_twin_is_silent(case):
+def test_rows_that_are_taken_for_time_are_named_and_their_twin_is_silent(case):
     build = FORGOTTEN[case]
     report = check(seeded(lambda: build(batch_first=False)), (SERIES, LABELS), optimizer=ADAM)
     finding = fired(report, "mixed_rows")
     assert finding is not None, str(report)
-    assert finding.severity == "error"
+    assert finding.severity in (("warn",) if "transformer" in case else ("warn", "error"))
     assert finding.where["first"].startswith("body")
     assert finding.evidence["gradient_at_other_rows"]["low"] > 0.01
     assert finding.evidence["tests"]["moved_by_other_rows"] > 0.01
@@ -143,7 +143,7 @@ def test_rows_that_are_taken_for_time_are_an_error_and_their_twin_is_silent(case
 def test_tokens_are_followed_from_the_embedding_and_without_targets_too():
     for batch in ((TOKENS, LABELS), (TOKENS, None), TOKENS):
         report = check(seeded(lambda: Encoder(batch_first=False, tokens=True)), batch)
-        assert fired(report, "mixed_rows").severity == "error", str(report)
+        assert fired(report, "mixed_rows").severity == "warn", str(report)
         assert fired(check(seeded(lambda: Encoder(tokens=True)), batch), "mixed_rows") is None
 
 
@@ -191,7 +191,8 @@ def test_a_check_leaves_batch_first_and_dropout_as_they_were():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-MIXED = Mixed(("body",), "recurrent", ROWS, STEPS, (0.5, 0.4), 1.0, False, 0.8, 1e-7)
+FLAT, FALLS = Course((2.0,) * 21, steps=20), Course((2.0, *(1.0,) * 20), steps=20)
+MIXED = Mixed(("body",), "recurrent", ROWS, STEPS, (0.5, 0.4), 1.0, False, 0.8, 1e-7, "", FLAT, FALLS)
 SITES = Site("body", 0, "GRU", (ROWS, STEPS, 16)), Site("head", 1, "Linear", (ROWS, CLASSES))
 
 
@@ -208,6 +209,10 @@ def test_each_leg_of_mixed_rows_is_needed():
     assert told(mixed=replace(MIXED, moved=None)) == told(mixed=replace(MIXED, repaired=None)) == "warn"
     assert told(mixed=replace(MIXED, moved=1e-4, repaired=0.0)) == "warn"  # it hardly reaches the output
     assert told(mixed=replace(MIXED, repaired=0.5)) == "warn"  # something else mixes rows
+    assert told(mixed=replace(MIXED, kind="attention")) == "warn"  # it may be meant
+    assert told(mixed=replace(MIXED, plain=None)) == told(mixed=replace(MIXED, turned=None)) == "warn"
+    assert told(mixed=replace(MIXED, plain=FALLS)) == told(mixed=replace(MIXED, turned=FLAT)) == "warn"
+    assert told(mixed=replace(MIXED, steps=2)) == "info"  # sensors
     assert told(mixed=replace(MIXED, aside=True)) == told(mixed=replace(MIXED, succession=0.1)) == "info"
 
 
@@ -243,8 +248,8 @@ def test_dropout_of_nearly_all_is_named_and_common_rates_are_not(case):
         )
 
 
-def test_it_is_an_error_where_theory_agrees_and_steps_without_it_gain_more():
-    report = check(seeded(lambda: mlp(0.99)), (SERIES, LABELS), optimizer=ADAM)
+def test_it_is_an_error_where_theory_agrees_and_steps_with_it_gain_nothing():
+    report = check(seeded(lambda: mlp(0.99, 3)), (SERIES, LABELS), optimizer=ADAM)
     finding = fired(report, "noisy_forward")
     assert finding.severity == "error", finding
     share = finding.evidence["noise_share"]
@@ -273,7 +278,7 @@ def test_noise_that_is_meant_is_silent():
     assert fired(check(seeded(Sampled), (SERIES[:, 0], SERIES[:, 0])), "noisy_forward") is None
 
 
-STEADY = Course((2.0,) * 21, 1.0, (2.0, 1.9), 20)
+STEADY = Course((2.0,) * 21, 1.0, (2.0, 1.95), 20)
 NOISE = Noise({"body": 0.99}, "body", "model.p = 0.1", 0.99, 0.98, 1.0, STEADY, replace(STEADY, aside=(2.0, 1.0)))
 
 

@@ -69,7 +69,7 @@ def attempts(
     with pace.stage("memory"):
         memory = memory_of(material.run, material.graph.recorder, material.loss, material.factory)
     with pace.stage("rows"):
-        mixed = mixed_rows_of(material.run)
+        mixed = mixed_rows_of(material.run, material.loss, material.factory)
     with pace.stage("noise"):
         noise = noise_of(material.run, material.execution, material.loss, material.factory)
     return {

@@ -76,6 +76,17 @@ class Rehearsal:
         return gain > 0.1 * abs(_start(self.after)) and low_repaired < low and small
 
     @property
+    def acquits(self) -> bool:
+        """Whether the model as it is gains a tenth of its loss, or as much as the copy and a fiftieth, and is no worse.
+
+        It then learns what it is asked for without a longer memory.
+        """
+        start, (low, low_repaired) = abs(_start(self.before)), self.lowest
+        gained = _start(self.before) - low
+        as_much = gained >= _start(self.after) - low_repaired and gained > 0.02 * start
+        return not self.confirms and (gained > 0.1 * start or as_much)
+
+    @property
     def thrown(self) -> bool:
         """Whether the model ends above its start, above the copy's, or at no number, while the copy's loss falls."""
         end = _medians(self.before)[-1] if self.before else math.nan

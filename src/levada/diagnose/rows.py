@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
-from levada.diagnose.loss import main_output
+from levada.diagnose.loss import Loss, main_output
 from levada.diagnose.passes import Run
+from levada.diagnose.rehearsal import Course, rehearse
+from levada.diagnose.update import Factory
 from levada.inputs import Batch
 
 __all__ = ["Mixed", "batch_first", "block_of", "mixed_rows_of"]
@@ -22,6 +24,9 @@ __all__ = ["Mixed", "batch_first", "block_of", "mixed_rows_of"]
 FEW_ROWS, FEW_STEPS = 4, 2
 # Rows that are looked at one by one.
 LOOKED_AT = 4
+# Steps of training as it is, and with rows and steps turned.
+TRAINED = 20
+TURNED = f"{TRAINED} steps with batch_first=False and with True"
 WHAT, RULES = "the test whether rows of the batch reach each other", ("mixed_rows",)
 _KINDS: Mapping[str, type[nn.Module]] = {"recurrent": nn.RNNBase, "attention": nn.MultiheadAttention}
 
@@ -37,11 +42,13 @@ class Mixed:
         steps: size of the dimension that is taken for the rows.
         shares: of some rows, what part of the gradient of the first module's output lies at the inputs of other rows.
         succession: mean squared difference of successive rows, over that of any two: 1 of rows in any order.
-        aside: whether another module of the kind keeps the rows apart, so that mixing them may be meant.
+        aside: whether a module of the kind keeps the rows apart, or is given steps first, so that mixing may be meant.
         moved: root mean square of the change of a row's output as others stand beside it, over the difference between
             outputs; None if it was not measured.
         repaired: the same with `batch_first=True`; None if the model does not run so.
         doubt: why it is not known which dimension holds the rows; "" if it is.
+        plain: some steps of training as the model is; None if there was no reason to make them, or they were not made.
+        turned: the same with `batch_first=True`.
     """
 
     modules: tuple[str, ...]
@@ -54,6 +61,8 @@ class Mixed:
     moved: float | None = None
     repaired: float | None = None
     doubt: str = ""
+    plain: Course | None = None
+    turned: Course | None = None
 
 
 @dataclass(slots=True)
@@ -66,11 +75,13 @@ class _Seen:
     shares: tuple[float, ...] = ()
 
 
-def mixed_rows_of(run: Run) -> Mixed | None:
+def mixed_rows_of(run: Run, loss: Loss | None, factory: Factory) -> Mixed | None:
     """Return the modules that take the rows of the first batch for time, or None if there are none.
 
     Args:
         run: the model.
+        loss: the loss; without one there are no steps of training.
+        factory: builds the optimizer.
     """
     asked = [m for m in run.model.modules() if isinstance(m, nn.RNNBase | nn.MultiheadAttention) and not m.batch_first]
     if not asked or not run.pace.allows(WHAT, 7, 1, rules=RULES):
@@ -98,11 +109,38 @@ def mixed_rows_of(run: Run) -> Mixed | None:
         first.given.shape[1],
         first.shares,
         _succession(first.given),
-        aside=any(bool(m.batch_first) for m in ran),
+        aside=any(bool(m.batch_first) for m in ran) or _both_ways(seen, first),
     )
     moved = _moved(run, out.shape)
     with batch_first(run.model, names):
-        return replace(found, moved=moved, repaired=_moved(run, out.shape))
+        found = replace(found, moved=moved, repaired=_moved(run, out.shape))
+    return _trained(run, found, loss, factory)
+
+
+def _both_ways(seen: Sequence[_Seen], first: _Seen) -> bool:
+    """Whether a module of the kind is given the same two dimensions the other way round."""
+    rows, steps = first.given.shape[:2]
+    return any(one.kind == first.kind and one.given.shape[:2] == (steps, rows) for one in seen)
+
+
+def _trained(run: Run, found: Mixed, loss: Loss | None, factory: Factory) -> Mixed:
+    """Make some steps as the model is and with `batch_first=True`, where these could tell a fault from what is meant.
+
+    Attention that mixes rows on purpose learns from them too, and is left alone.
+    """
+    if loss is None or found.kind != "recurrent" or found.aside or found.moved is None or found.repaired is None:
+        return found
+    if not run.pace.allows(TURNED, 2 * (TRAINED + 1), 2 * (TRAINED + 1)):
+        return found
+    batch = run.batches[0]
+
+    def course() -> Course | None:
+        made = rehearse(run.model, lambda: loss(run(), batch), factory, run.pace.deadline, steps=TRAINED)
+        return made if made is not None and made.complete else None
+
+    plain = course()
+    with batch_first(run.model, found.modules):
+        return replace(found, plain=plain, turned=course())
 
 
 @contextmanager

@@ -17,8 +17,10 @@ RULE = "noisy_forward"
 MOSTLY = 0.8
 # Measured and predicted share agree if the interval reaches this part of the prediction.
 AGREES = 0.95
-# Steps gain this share of what they gain with less dropout, or less, and that is at least this share of the loss.
-BEHIND, WORTH = 0.5, 0.02
+# Steps gain less than this share of the loss, and of what they gain with less dropout, which gains this share or more.
+NOTHING, BEHIND, WORTH = 0.05, 0.2, 0.1
+# Wide layers and masks of inputs learn at nine tenths; from here on it is a warning.
+TOO_MUCH = 0.95
 SOURCE = "Srivastava et al. 2014, JMLR 15, 1929 to 1958 (dropout); variance of a Bernoulli mask over 1 - p: p / (1 - p)"
 
 
@@ -27,9 +29,11 @@ def noisy_forward(trace: Trace) -> Iterable[Finding]:
 
     A mask over $1 - p$ has the variance $p / (1 - p)$, so that a linear map of what it leaves has a noise of at least
     $p / (1 - p)$ times its signal: a share of $p$ of its variance. It looks at dropout of 0.9 and more in training
-    mode, and speaks where noise has four fifths of the outputs' variance. An error needs a share as large as theory's,
-    and that twenty steps, each with new noise, gain less than half of what they gain with a dropout of 0.1 in its
-    place, both judged without it. Noise of other kinds is passed over: a loss that samples means it.
+    mode, and speaks where noise has four fifths of the outputs' variance. It is information, and a warning at 0.95 and
+    more: wide layers and masked inputs learn with nine tenths gone. An error needs a share as large as theory's, and
+    that twenty steps, each with new noise, gain less than a twentieth of the loss and a fifth of what they gain with a
+    dropout of 0.1 in its place, which is a tenth of the loss or more, all judged without noise. Noise of other kinds is
+    passed over: a loss that samples means it.
 
     Args:
         trace: of one check, or of a run.
@@ -89,7 +93,10 @@ def noisy_forward(trace: Trace) -> Iterable[Finding]:
 
 def _severity(found: Noise, rate: float) -> Severity:
     plain, calm = found.plain, found.calm
+    mild: Severity = "warn" if rate >= TOO_MUCH else "info"
     if plain is None or calm is None or found.high < AGREES * rate:
-        return "warn"
+        return mild
+    size = abs(calm.aside[0])
     gained, gain = (course.aside[0] - course.aside[1] for course in (plain, calm))
-    return "error" if gain > WORTH * abs(calm.aside[0]) and gained < BEHIND * gain else "warn"
+    still = gained < NOTHING * size and gained < BEHIND * gain
+    return "error" if still and gain > WORTH * size else mild

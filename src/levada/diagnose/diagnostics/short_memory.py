@@ -32,9 +32,10 @@ def short_memory(trace: Trace) -> Iterable[Finding]:
     It speaks if the horizon, the steps after which the gradient of the last state is down to 1/1000, covers less than
     half of a sequence of 16 steps or more with its whole interval, and less than 1/1000 of the loss's gradient arrives
     at the inputs of the first half. A loss that reads every step, as a language model's or a tagger's, or that pools
-    over steps, loses nothing so and is left alone. It is an info, and a warning where less than a millionth arrives. An
-    error also needs a horizon that the measured gates or the recurrent weights' size explain, and that in a trial
-    on this batch a copy with a longer memory gains while the model as it is does not.
+    over steps, loses nothing so and is left alone. It is an info, and a warning where less than a millionth arrives
+    unless a trial on this batch shows that the model as it is gains well: what it is asked for may need no memory. An
+    error also needs a horizon that the measured gates or the recurrent weights' size explain, and that in the trial a
+    copy with a longer memory gains while the model as it is does not.
 
     Args:
         trace: of one check, or of a run.
@@ -54,7 +55,7 @@ def _finding(trace: Trace, memory: Memory, curves: Sequence[MemoryCurve], early:
     explained = told is not None and 1 / AGREE < curve.horizon.value / told < AGREE
     trial = memory.rehearsals.get(RULE)
     lost = early < LOST and facts_of(trace).loss is not None
-    severity: Severity = "info" if not lost else "warn"
+    severity: Severity = "info" if not lost or (trial is not None and trial.acquits) else "warn"
     if lost and explained and trial is not None and trial.confirms:
         severity = "error"
     site = site_of(trace, curve.module)
