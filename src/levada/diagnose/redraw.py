@@ -21,7 +21,7 @@ from levada.diagnose.scales import EPS_CODE, Suspect, suspects
 from levada.diagnose.update import Assumed, Factory
 from levada.inputs import Batch
 
-__all__ = ["DRAWS", "Redrawn", "code_of", "draw_again", "redrawn"]
+__all__ = ["DRAWS", "STANDS", "Redrawn", "code_of", "draw_again", "redrawn"]
 
 # With 20 steps of Adam a model drawn a hundred times too small had hardly begun to fall behind; with 60 it had.
 LENGTH = 60
@@ -33,6 +33,8 @@ SPREAD = 4.303 / math.sqrt(3)
 WORTH, LESS = 0.1, 0.1
 # A part of the suspects whose drawing brings this share of the gain is what was wrong.
 MOST = 0.9
+# Less than this share of the gain, and the model as it is learns next to nothing.
+STANDS = 0.15
 AGAIN = "drawing parameters of an unusual size again"
 
 
@@ -57,6 +59,11 @@ class Redrawn:
     low: float
     chosen: bool
     most: bool = False
+
+    @property
+    def share(self) -> float:
+        """What the model gains as it is, over what it gains drawn again; the mean over draws."""
+        return _share(self.plain, self.courses)
 
     @property
     def gain(self) -> float:
@@ -192,6 +199,21 @@ def _gain(plain: Course, course: Course, whole: Course) -> float:
         return 1.0
     size = min(size, whole.gain)
     return (plain.end - course.end) / size if size > 0 else 0.0
+
+
+def _share(plain: Course, courses: Sequence[Course]) -> float:
+    """Return what the plain course gains over what others gain, each from the lower start.
+
+    Large weights start with a loss that falls far, which is no learning.
+    """
+    if not math.isfinite(plain.end):
+        return 0.0
+    shares = []
+    for course in courses:
+        start = min(loss for loss in (plain.losses[0], course.losses[0]) if not math.isnan(loss))
+        whole = start - course.end
+        shares.append((start - plain.end) / whole if whole > 0 else 0.0)
+    return statistics.fmean(shares)
 
 
 def _better(plain: Course, course: Course) -> bool:

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from levada.probe.functions import canonical_name
 
 __all__ = ["EPS_CODE", "Suspect", "suspects"]
 
@@ -22,6 +25,9 @@ LOW_ROWS, HIGH_ROWS = 2e-5, 10.0
 LOW_GAIN, HIGH_GAIN = 0.03, 10.0
 # A bias this many times the signal that it is added to leaves the next layer a constant.
 BIAS = 3.0
+# One constant from here to 0 is how gates start closed (Srivastava et al. 2015: -1 to -10); dead rectifiers tell of
+# themselves.
+CLOSED = -10.0
 # sigmoid(-3) = 0.05: a forget gate keeps 5 % a step. Others are drawn up to log(longest lag) for long memories.
 FORGETS, STUCK = -3.0, 4.5
 # Rows, or columns, that differ by less than this part of their size are the same.
@@ -82,23 +88,26 @@ def suspects(
 ) -> tuple[Suspect, ...]:
     """Return the learning parameters that no published initialisation would draw like that.
 
-    Of matrices and convolutions sqrt(fan) * rms is asked for: below the range with the larger of fan-in and fan-out,
-    or above it with the smaller. What is all zero is passed over: branches, heads, gates and low-rank corrections start
-    so, and open with their first step; so are a small last layer and what is next to zero, unless most of the model is
-    small, and a norm's small weight, as a branch ends with, unless all are. In a chain nothing goes around what is zero
-    or small, and it is suspected but for the last layer. Of normalisations eps is compared with the variance that it is
-    added to.
-    Judged are the modules of `torch.nn` that hold matrices, norms, and the linear map that GPT-2 is written with in
-    transformers: what other modules hold has a meaning that is not known.
+    Of matrices and convolutions sqrt(fan) * rms is asked for: below the range with the larger of fan-in and fan-
+    out, or above it with the smaller. What is all zero is passed over: branches, heads, gates and low-rank
+    corrections start so, and open with their first step; so are what the model multiplies by a number that makes up
+    for the scale, as a SIREN does, and a bias that is one constant between -10 and 0 or goes into a sigmoid, as
+    gates start closed; so are depthwise kernels that are equal, as one that blurs; so are a small last layer and
+    what is next to zero, unless most of the model is small, and a norm's small weight, as a branch ends with,
+    unless all are. In a chain nothing goes around what is zero or small, and it is suspected but for the last
+    layer. Of normalisations eps is compared with the variance that it is added to. Judged are the modules of
+    `torch.nn` that hold matrices, norms, and the linear map that GPT-2 is written with in transformers: what other
+    modules hold has a meaning that is not known.
 
     Args:
         model: the model.
-        run: runs it once, from a known random state; called if a bias or an eps could be large beside its signal.
+        run: runs it once, from a known random state; called if a bias or an eps could be large beside its signal, or
+            if a map's scale is unusual.
         head: names of the last layer's parameters.
         chain: whether every operation reads one signal: no skip, gate or attention.
 
     Cost:
-        A pass over the parameters, and a forward pass if a bias or an eps could be large.
+        A pass over the parameters, and a forward pass if a bias or an eps could be large, or a map's scale is unusual.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -127,7 +136,15 @@ def suspects(
             for name in gains:
                 del found[name]  # one that a branch ends with may have started at zero
         damped = {path: m for path, m in model.named_modules() if _eps(m) > LARGE_EPS}
-        found |= {s.name: s for s in _beside_signals(large, damped, run)} if large or damped else {}
+        maps = {n: n.rpartition(".")[0] for n, s in found.items() if s.quantity == FAN}
+        if large or damped or maps:
+            readers = _Readers()
+            watched = {path: modules[path] for path in (*large, *maps.values()) if isinstance(modules[path], _MAPS)}
+            beside = _beside_signals(large, damped, readers.around(run, watched))
+            for name, path in maps.items():
+                if LOW <= found[name].value * abs(readers.factors.get(path, 0.0)) <= HIGH:
+                    del found[name]
+            found |= {s.name: s for s in beside if s.name.rpartition(".")[0] not in readers.gates}
         return tuple(_at_peers_scale(suspect, modules, found) for suspect in found.values())
 
 
@@ -145,11 +162,11 @@ def _of_module(path: str, module: nn.Module, chain: bool) -> Iterator[Suspect]:
         if p.dim() < 2:
             if _is_norm(module) and key == "weight" and not LOW_GAIN <= rms <= HIGH_GAIN:
                 yield Suspect(name, GAIN, rms, LOW_GAIN, HIGH_GAIN, "nn.init.ones_(p)")
-            if _is_norm(module) and key == "bias" and rms > BIAS * (own := _rms(module.get_parameter("weight"))) > 0:
+            if _is_norm(module) and key == "bias" and rms > BIAS * (own := _own(module)) > 0:
                 yield Suspect(name, "a norm's bias over its weight", rms / own, 0.0, BIAS, "nn.init.zeros_(p)")
         elif not _is_known(module):
             continue
-        elif rms > 0 and _same(p):
+        elif rms > 0 and not _depthwise(module) and _same(p):
             yield Suspect(name, "difference between rows or columns", 0.0, SAME, math.inf, _code(module, key, p))
         elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
             if not LOW_ROWS <= rms <= HIGH_ROWS:
@@ -167,7 +184,9 @@ def _gates(path: str, module: nn.Module) -> Iterator[Suspect]:
     for key, p in module.named_parameters(recurse=False):
         if not gates or not key.startswith("bias_ih") or not p.requires_grad:
             continue
-        other = module.get_parameter(key.replace("_ih", "_hh"))
+        other = module._parameters.get(key.replace("_ih", "_hh"))
+        if other is None:
+            continue
         means = dict(zip(gates, ((p + other).reshape(len(gates), -1).mean(1)).tolist(), strict=True))
         for gate, mean in means.items():
             # Input gates are drawn as closed as forget gates are open, for long memories.
@@ -181,12 +200,56 @@ def _gates(path: str, module: nn.Module) -> Iterator[Suspect]:
                 break
 
 
+class _Readers(TorchFunctionMode):
+    """Sees which maps' outputs go into a sigmoid, as gates, and by which number others are multiplied, as a SIREN's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: set[str] = set()
+        self.factors: dict[str, float] = {}
+        self._made: dict[int, tuple[str, Tensor]] = {}  # held, so that their ids stay theirs
+
+    def around(self, run: Callable[[], Any], watched: Mapping[str, nn.Module]) -> Callable[[], Any]:
+        """Return `run` with an eye on these modules."""
+
+        def see(path: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, out: Any) -> None:
+                self._made[id(out)] = path, out
+
+            return hook
+
+        def seen() -> Any:
+            handles = [module.register_forward_hook(see(path)) for path, module in watched.items()]
+            try:
+                with self:
+                    return run()
+            finally:
+                self._made.clear()
+                for handle in handles:
+                    handle.remove()
+
+        return seen
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        for place, value in enumerate(args[:2]):
+            if id(value) in self._made:
+                path, name = self._made[id(value)][0], canonical_name(func)
+                other = args[1 - place] if len(args) > 1 else None
+                if name in ("sigmoid", "hardsigmoid"):
+                    self.gates.add(path)
+                elif name == "mul" and isinstance(other, int | float):
+                    self.factors.setdefault(path, float(other))
+        return func(*args, **(kwargs or {}))
+
+
 def _could_be_large(module: nn.Module) -> bool:
-    if not isinstance(module, _MAPS) or module.bias is None or not module.bias.requires_grad:
+    bias = module._parameters.get("bias")
+    if not isinstance(module, _MAPS) or bias is None or not bias.requires_grad:
         return False
-    weight: Tensor = module.weight
-    bias: Tensor = module.bias
+    weight: Tensor = module.weight  # of a normed, parametrised or pruned layer no parameter
     if bias.numel() < FEW or not bool(weight.any()):
+        return False
+    if CLOSED <= float(bias.min()) == float(bias.max()) <= 0:
         return False
     return _rms(bias) > max(1.0, math.sqrt(min(_fans(weight))) * _rms(weight))
 
@@ -200,7 +263,8 @@ def _beside_signals(
 
     def see(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+            bias: Any = module.bias
+            weight: Any = module.weight
             behind = 0 if isinstance(module, nn.Linear | nn.Bilinear) else weight.dim() - 2  # axes after the channels
             sizes.setdefault(path, _rms(out - bias.view(-1, *[1] * behind)))
 
@@ -299,6 +363,16 @@ def _bound(module: nn.Module) -> float:
 
 def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), Tensor)
+
+
+def _own(module: nn.Module) -> float:
+    weight: Any = module.weight
+    return _rms(weight)
+
+
+def _depthwise(module: nn.Module) -> bool:
+    """Whether each channel has a kernel of its own, which may be the same for all, as one that blurs."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
 
 
 def _is_known(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
-from levada.diagnose.redraw import Redrawn, code_of
+from levada.diagnose.redraw import STANDS, Redrawn, code_of
 from levada.diagnose.scales import Suspect
 from levada.probe.trace import Trace
 
@@ -63,18 +63,21 @@ SOURCE = (
 def misscaled_weights(trace: Trace) -> Iterable[Finding]:
     """Parameters lie far off what their fan-in asks for, and with those drawn again the model learns.
 
-    Suspected are, of what asks for a gradient and is not all zero: matrices and convolutions with sqrt(fan) * rms below
-    0.02 or above 3 (PyTorch's default has 0.58, He 1.4), the larger or the smaller of both fans deciding; equal rows or
-    columns; embeddings with a root mean square below 2e-5 or above 10; a norm's weight above 10, or below 0.03, unless
-    a skip may be there and others are not; biases of three times the signal that they are added to; forget gates below
-    -3 and other gates beyond 4.5; in a chain also matrices of zeros; and an eps of ten times the variance that a
-    normalisation adds it to. A small or zero last layer alone is not. A suspicion is silent, for trained weights are
-    anything, and skips and normalisation forgive much: the model as it is and the model with the suspects drawn again
-    train for 60 steps, on up to four of the batches in turn, and all of three draws must end lower, by a tenth of what
-    there is to gain and of the last loss. It is an error at a learning rate that somebody chose, and a warning at an
-    assumed one, or where all of them are zeros or next to it, which somebody may have meant. The test is made where no
-    other rule names the fault, or only saturation or attention does and most matrices are suspected. The place is that
-    of the smallest half of halves that brings 90 % of the gain, or of all, where most of the model is suspected.
+    Suspected are, of what asks for a gradient and is not all zero: matrices and convolutions with sqrt(fan) * rms
+    below 0.02 or above 3, with what the model multiplies their output by (PyTorch's default has 0.58, He 1.4), the
+    larger or the smaller of both fans deciding; equal rows or columns, but for depthwise kernels; embeddings with a
+    root mean square below 2e-5 or above 10; a norm's weight above 10, or below 0.03, unless a skip may be there and
+    others are not; biases of three times the signal that they are added to, unless they are one constant between
+    -10 and 0 or go into a sigmoid, as gates start closed; forget gates below -3 and other gates beyond 4.5; in a
+    chain also matrices of zeros; and an eps of ten times the variance that a normalisation adds it to. A small or
+    zero last layer alone is not. A suspicion is silent, for trained weights are anything, and skips and
+    normalisation forgive much: the model as it is and the model with the suspects drawn again train for 60 steps,
+    on up to four of the batches in turn, and all of three draws must end lower, by a tenth of what there is to gain
+    and of the last loss. It is an error if several batches were given and the model as it is gains less than 15 %
+    of what it gains drawn again, at a learning rate that somebody chose; and a warning else, or where all of them
+    are zeros or next to it, which somebody may have meant. The test is made where no other rule names the fault, or
+    only saturation or attention does and most matrices are suspected. The place is that of the smallest half of
+    halves that brings 90 % of the gain, or of all, where most of the model is suspected.
 
     Args:
         trace: of one check, or of a run.
@@ -86,7 +89,9 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
     sites = {name: site.name for site in reversed(trace.sites) for name in site.parameters}
     hit = sorted({names.index(sites[s.near]) for s in found.culprits if s.near in sites}) or [0]
     meant = all(s.value < NOTHING and math.isfinite(s.high) for s in found.culprits)
-    severity: Severity = "error" if found.chosen and not meant else "warn"
+    severity: Severity = (
+        "error" if found.plain.batches > 1 and found.share < STANDS and found.chosen and not meant else "warn"
+    )
     end = sorted(course.end for course in found.courses)[len(found.courses) // 2]
     yield Finding(
         rule=RULE,
@@ -103,6 +108,7 @@ def misscaled_weights(trace: Trace) -> Iterable[Finding]:
             "suspected": len(found.suspects),
             "most_of_the_model": found.most,
             "gain": {"value": found.gain, "low": found.low},
+            "share_as_it_is": found.share,
             "explained_by": "place",
             "curves": {"drawn_again": [list(course.losses) for course in found.courses]},
             "tests": {
