@@ -163,7 +163,8 @@ def test_the_picture_of_a_real_fault_shows_what_the_rule_read(rule):
     assert finding["ruled_out"]
     assert all(re.fullmatch(r"Not .+\.", sentence) for sentence in finding["ruled_out"])
     assert "What was ruled out" in page
-    assert "False alarms:</strong> not measured." in page
+    counted = finding["calibration"]
+    assert f"of {counted['of']} healthy programs" in page
     assert finding["cost_ms"]["total"] > 0
 
 
@@ -257,7 +258,7 @@ def test_what_sarif_holds_of_a_finding():
     build, batch, how, _ = FAULTS["dead_units"]
     log = to_sarif(levada.check(build(), batch, **how).to_dict())
     told = log["runs"][0]["results"][0]["properties"]
-    assert told["calibration"] == {}
+    assert told["calibration"]["of"] > 300
     assert told["ruled_out"][0].startswith("Not ")
     assert told["cost_ms"]["total"] > 0
 
