@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from levada.diagnose.loss import Loss
 from levada.diagnose.material import Material
 from levada.diagnose.passes import Run
 from levada.diagnose.rehearsal import REHEARSAL, STEPS, Course, judged, rehearse
 from levada.diagnose.surroundings import InputScale, standardised
-from levada.diagnose.update import Assumed, Factory, Named, Update, first_update, warmed
+from levada.diagnose.update import Assumed, Factory, Named, Update, altered, first_update, warmed
 from levada.inputs import Batch
 
 __all__ = ["FAINT", "LONG", "NO_MOTION", "PLAIN", "SHORT", "STALLED", "courses_of", "largest_step"]
@@ -160,18 +160,10 @@ def largest_step(material: Material) -> float:
     gradients = {name: g for name, g in material.gradients.items() if g is not None}
     if found > 0 or not any(bool((g.to_dense() != 0).any()) for g in gradients.values()):
         return found
-    larger = first_update(material.run.model, gradients, _scaled(material.factory, LIFTED))
+    larger = first_update(
+        material.run.model, gradients, altered(material.factory, lambda group: {"lr": LIFTED * group["lr"]})
+    )
     return _largest(material, larger) / LIFTED
-
-
-def _scaled(factory: Factory, factor: float) -> Factory:
-    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer = factory(parameters)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
-        return optimizer
-
-    return build
 
 
 def _largest(material: Material, update: Update) -> float:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from levada.diagnose.passes import Run
 from levada.diagnose.rehearsal import STEPS, Course, rehearse
-from levada.diagnose.update import Assumed, Factory
+from levada.diagnose.update import Assumed, Factory, altered
 
 __all__ = ["GREEDY", "Recipe", "recipe_of"]
 
@@ -80,7 +79,7 @@ def recipe_of(
     courses: dict[str, Course] = {}
     steps = 2 * (STEPS + 1)
     if (shrinkage > GREEDY or outweighed > OUTWEIGHS) and run.pace.allows(WITHOUT, steps, steps, rules=RULES):
-        for name, build in (("decay", factory), ("none", _without_decay(factory))):
+        for name, build in (("decay", factory), ("none", altered(factory, lambda group: {"weight_decay": 0.0}))):
             course = rehearse(run.model, objective, build, run.pace.deadline)
             if course is not None and course.complete:
                 courses[name] = course
@@ -105,7 +104,7 @@ def _taken(learning: Mapping[str, nn.Parameter], factory: Factory, gradients: Ma
     A step is made on copies with decay, and one without: the difference is what decay does, whatever the optimizer.
     """
     after = []
-    for build in (factory, _without_decay(factory)):
+    for build in (factory, altered(factory, lambda group: {"weight_decay": 0.0})):
         copies = {name: nn.Parameter(p.detach().clone()) for name, p in learning.items()}
         for name, copy in copies.items():
             gradient = gradients.get(name)
@@ -137,14 +136,3 @@ def _outweighed(parameters: Iterable[nn.Parameter], decay: float, gradients: Map
     size = sum(float(g.to_dense().double().square().sum()) for _, g in pairs)
     weight = sum(float(p.detach().double().square().sum()) for p, _ in pairs)
     return decay * math.sqrt(weight / size) if size > 0 else 0.0
-
-
-def _without_decay(factory: Factory) -> Factory:
-    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer = factory(parameters)
-        for group in optimizer.param_groups:
-            if "weight_decay" in group:
-                group["weight_decay"] = 0.0
-        return optimizer
-
-    return build

@@ -22,6 +22,7 @@ __all__ = [
     "Named",
     "OptimizerLike",
     "Update",
+    "altered",
     "first_update",
     "parameter_signals",
     "require_rate",
@@ -158,11 +159,26 @@ def warmed(factory: Factory) -> Factory:
         >>> build(weights).param_groups[0]["lr"], warmed(build)(weights).param_groups[0]["lr"]
         (0.0, 0.1)
     """
+    return altered(factory, lambda group: {"lr": _peak(group)})
+
+
+def altered(factory: Factory, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Factory:
+    """Return a function that builds the same optimizer with other settings.
+
+    Args:
+        factory: builds the optimizer.
+        change: settings of a group -> those that are to be others; what a group does not have is left out.
+
+    Example:
+        >>> slower = altered(torch.optim.SGD, lambda group: {"lr": 0.1 * group["lr"], "betas": (0.0, 0.0)})
+        >>> slower([nn.Parameter(torch.ones(1))]).param_groups[0]["lr"]
+        0.0001
+    """
 
     def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         optimizer = factory(parameters)
         for group in optimizer.param_groups:
-            group["lr"] = _peak(group)
+            group.update({key: value for key, value in change(group).items() if key in group})
         return optimizer
 
     return build
