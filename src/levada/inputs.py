@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from levada._errors import UsageError
 from levada.connection import require_module
 
-__all__ = ["MAX_BATCHES", "Batch", "flatness", "raised", "read_batches", "require_model", "tensors_in"]
+__all__ = ["MAX_BATCHES", "Batch", "each_tensor", "flatness", "raised", "read_batches", "require_model", "tensors_in"]
 
 # Four batches give an interval over data; more would cost time and say nothing new about decay over depth.
 MAX_BATCHES = 4
@@ -75,6 +75,26 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_in(getattr(value, field.name))
+
+
+def each_tensor(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return nested tuples, lists and mappings with a function applied to each of their tensors.
+
+    Args:
+        value: what holds the tensors.
+        function: of one tensor.
+
+    Example:
+        >>> each_tensor({"a": torch.tensor(1), "b": (torch.tensor(2), "text")}, torch.neg)
+        {'a': tensor(-1), 'b': (tensor(-2), 'text')}
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: each_tensor(item, function) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(each_tensor(item, function) for item in value))
+    return type(value)(each_tensor(item, function) for item in value) if isinstance(value, tuple | list) else value
 
 
 def flatness(batches: Iterable[Batch]) -> str:
@@ -247,23 +267,13 @@ def _argument_names(model: nn.Module) -> frozenset[str]:
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    args = tuple(_move(value, device) for value in batch.args)
-    kwargs = {key: _move(value, device) for key, value in batch.kwargs.items()}
-    return replace(batch, args=args, kwargs=kwargs, targets=_move(batch.targets, device))
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
+    def moved(tensor: Tensor) -> Tensor:
         # A tensor made under inference_mode cannot be saved for the backward pass.
-        moved = value.detach().to(device)
-        return moved.clone() if moved.is_inference() else moved
-    if isinstance(value, Mapping):
-        return {key: _move(item, device) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_move(item, device) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_move(item, device) for item in value)
-    return value
+        there = tensor.detach().to(device)
+        return there.clone() if there.is_inference() else there
+
+    kwargs = each_tensor(batch.kwargs, moved)
+    return replace(batch, args=each_tensor(batch.args, moved), kwargs=kwargs, targets=each_tensor(batch.targets, moved))
 
 
 def _validate(batch: Batch, owner: str) -> None:

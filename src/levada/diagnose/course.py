@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from levada._errors import MeasurementError
 from levada.diagnose.loss import Loss
 from levada.diagnose.remedies import Patch
 from levada.diagnose.update import Factory
-from levada.inputs import Batch, raised, tensors_in
+from levada.inputs import Batch, each_tensor, raised, tensors_in
 
 __all__ = ["Clock", "Course", "Spent", "Training", "copied"]
 
@@ -179,17 +179,7 @@ def _drawn(batches: Sequence[Batch], generator: torch.Generator) -> Batch:
 def _mapped(batch: Batch, function: Any) -> Batch:
     return replace(
         batch,
-        args=tuple(_each(a, function) for a in batch.args),
-        kwargs={k: _each(a, function) for k, a in batch.kwargs.items()},
-        targets=_each(batch.targets, function),
+        args=tuple(each_tensor(a, function) for a in batch.args),
+        kwargs={k: each_tensor(a, function) for k, a in batch.kwargs.items()},
+        targets=each_tensor(batch.targets, function),
     )
-
-
-def _each(value: Any, function: Any) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {k: _each(v, function) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_each(v, function) for v in value))
-    return type(value)(_each(v, function) for v in value) if isinstance(value, tuple | list) else value

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose.loss import floating_outputs
 from levada.diagnose.pace import Pace
+from levada.diagnose.preserve import given_copies_if_edited
 from levada.inputs import Batch, raised
 from levada.probe.recomputation import activations_kept
 
@@ -77,7 +78,8 @@ class Run:
                 self.batches = self.batches[:index]
                 break
             try:
-                self(index)
+                with given_copies_if_edited(self.model, batch) as edited:
+                    self(index)
             except Exception as error:
                 what = (
                     f"the inputs inferred for it ({batch.inferred})" if batch.inferred else f"inputs {batch.describe()}"
@@ -87,6 +89,8 @@ class Run:
                     f"check: the model must run on the batch; on {what} {type(self.model).__name__} raised "
                     f"{raised(error)} Give a batch of the shape that it expects.{hint}"
                 ) from error
+            if edited:
+                self.notes.append("The forward pass edits its inputs in place: it was given copies of the batch.")
         self.ran = True
 
 

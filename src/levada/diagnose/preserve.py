@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["preserve"]
+from levada.inputs import Batch, each_tensor
+
+__all__ = ["given_copies_if_edited", "preserve"]
 
 _HOOKS = (
     "_forward_hooks",
@@ -19,6 +21,7 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
     "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
@@ -66,6 +69,36 @@ def preserve(model: nn.Module, seed: int) -> Iterator[None]:
                 numpy.random.set_state(numpy_state)
 
 
+@contextmanager
+def given_copies_if_edited(model: nn.Module, batch: Batch) -> Iterator[list[Tensor]]:
+    """Find whether a forward pass inside edits its inputs; then put these back, and give later passes copies.
+
+    `preserve` takes the hook that makes the copies away again.
+
+    Args:
+        model: what runs inside.
+        batch: what it runs on.
+
+    Returns:
+        The inputs that were edited; empty until the context ends.
+    """
+    edited: list[Tensor] = []
+    states = [_TensorState(tensor) for tensor in batch.tensors()]
+    try:
+        yield edited
+    finally:
+        changed = [state for state in states if not _same_bits(state.tensor, state.bits)]
+        for state in changed:
+            state.restore()
+        edited.extend(state.tensor for state in changed)
+        if changed and _copies_given not in model._forward_pre_hooks.values():
+            model.register_forward_pre_hook(_copies_given, prepend=True, with_kwargs=True)
+
+
+def _copies_given(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return each_tensor(args, Tensor.clone), each_tensor(kwargs, Tensor.clone)
+
+
 class _TensorState:
     """A tensor, its bits, and its gradient."""
 
@@ -101,10 +134,11 @@ class _ModuleState:
 
     def restore(self) -> None:
         self.module.training = self.training
+        own = {key for key, hook in self.module._forward_pre_hooks.items() if hook is _copies_given}
         for name, saved in self.tables.items():
             table = getattr(self.module, name)
             if name in _HOOKS:
-                saved = saved | {key: value for key, value in table.items() if key not in saved}
+                saved = saved | {key: hook for key, hook in table.items() if key not in saved and key not in own}
             # Writing an unchanged table would invalidate what a compiler has guarded.
             if list(table) != list(saved) or any(table[key] is not value for key, value in saved.items()):
                 table.clear()
