@@ -159,13 +159,13 @@ def sampled(count: int, most: int) -> list[int]:
 
 
 def human(name: str) -> str:
-    """Turn a key into words.
+    """Turn a key into words; a qualified name, of a parameter or a remedy, stays as it can be typed.
 
     Example:
-        >>> human("gradient_rms"), human("saturated_fraction")
-        ('gradient rms', 'saturated fraction')
+        >>> human("gradient_rms"), human("encoder.layer_norm.weight")
+        ('gradient rms', 'encoder.layer_norm.weight')
     """
-    return name.replace("_", " ")
+    return name if "." in name else name.replace("_", " ")
 
 
 def evidence_name(key: str) -> str:
