@@ -290,6 +290,15 @@ def test_programs_are_many_and_split_about_evenly():
     assert all(p.architecture in PROGRAMS and p.family == PROGRAMS[p.architecture].family for p in FAULTY)
 
 
+def test_the_second_draw_is_large_and_counted_apart():
+    assert sum(p.draw == 2 for p in FAULTY) >= 280
+    assert {p.split for p in FAULTY if p.draw == 2} == {"fresh"}
+    for program in PROGRAMS.values():
+        if program.draw == 1:
+            assert program.split == ("held out" if held_out(program.name) else "calibration")
+    assert all(p.draw == 1 for p in HEALTHY)
+
+
 def test_the_same_seed_gives_the_same_setup_and_another_another():
     program = PROGRAMS["mlp-3-relu-sgd"]
     first, again, other = (program.build(seed) for seed in (3, 3, 4))

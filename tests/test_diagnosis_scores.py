@@ -8,6 +8,7 @@ import math
 import pytest
 from benchmarks.diagnosis import __main__ as bench
 from benchmarks.diagnosis import repair, rows, verdicts
+from benchmarks.diagnosis.planted import programs
 from benchmarks.diagnosis.report import SECTIONS
 from benchmarks.diagnosis.score import Rate, roc_area
 from docs.verdicts import page, style
@@ -56,9 +57,10 @@ def test_a_repair_must_reach_the_twin(end, good):
 
 
 def test_the_repaired_programs_are_the_same_whatever_else_there_is():
-    names = [f"program-{n}/fault" for n in range(400)]
+    names = [program.name for program in programs() if not program.healthy]
     chosen = repair.chosen(names)
     assert len(chosen) == repair.NUM_PROGRAMS
+    assert {program.split for program in programs() if program.name in chosen} == {"fresh"}
     assert repair.chosen([name for name in reversed(names) if name in chosen]) == chosen
 
 

@@ -48,6 +48,7 @@ class Program:
         operator: name of the mutation; "" if there is none: a healthy twin.
         causes: rules any of which names the planted cause; empty for a healthy twin.
         place: the site at which the fault was planted, as `check` names it; "" if it is nowhere in particular.
+        draw: 1, or 2 if it was drawn after the rules had been mended by what they missed of the first draw.
     """
 
     name: str
@@ -57,11 +58,17 @@ class Program:
     operator: str = ""
     causes: frozenset[str] = field(default_factory=frozenset)
     place: str = ""
+    draw: int = 1
 
     @property
     def healthy(self) -> bool:
         """Whether nothing was planted."""
         return not self.operator
+
+    @property
+    def split(self) -> str:
+        """The programs that it is counted among: "calibration", "held out", or "fresh": all of the second draw."""
+        return "fresh" if self.draw > 1 else "held out" if held_out(self.name) else "calibration"
 
 
 def held_out(name: str) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 import levada
 from benchmarks.diagnosis.planted import STEPS, labels, programs
-from benchmarks.diagnosis.program import Program, Setup, held_out, train
+from benchmarks.diagnosis.program import Program, Setup, train
 from benchmarks.diagnosis.rows import Row, complete
 from benchmarks.diagnosis.score import Rate
 from levada._errors import UsageError
@@ -22,7 +22,7 @@ __all__ = ["WITHIN", "chosen", "run", "score"]
 
 # A repair reaches the twin if it ends above it by at most this share of what the twin gains.
 WITHIN = 0.1
-# Of the held-out faulty programs, the first so many in the order of another hash: a repair takes half a minute.
+# Of the fresh faulty programs, the first so many in the order of another hash: a repair takes half a minute.
 NUM_PROGRAMS = 80
 SECONDS = 40.0
 LOOK = 60  # steps of a trial, within the budget
@@ -31,12 +31,13 @@ SEED = 3
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """Return the held-out programs that are repaired, the same ones whatever else there is.
+    """Return the programs of the second draw that are repaired, the same ones whatever else there is.
 
     Args:
         names: of faulty programs.
     """
-    ordered = sorted(filter(held_out, names), key=lambda name: hashlib.sha256(f"repair {name}".encode()).hexdigest())
+    fresh = {program.name for program in programs() if program.split == "fresh"}
+    ordered = sorted(fresh & {*names}, key=lambda name: hashlib.sha256(f"repair {name}".encode()).hexdigest())
     return ordered[:NUM_PROGRAMS]
 
 

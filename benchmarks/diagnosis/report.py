@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.diagnosis import memory, repair, trainability, verdicts
-from benchmarks.diagnosis.program import held_out
+from benchmarks.diagnosis.planted import programs
 from benchmarks.diagnosis.rows import Row, read
 from benchmarks.diagnosis.score import Rate
 from benchmarks.diagnosis.verdicts import Scores
@@ -17,14 +18,19 @@ from levada.report.figure import figure
 
 __all__ = ["SECTIONS"]
 
-Half = Mapping[str, Row]
 _NONE = "not yet measured"
 
 
-def _halves(name: str) -> tuple[Half, Half]:
-    """Return the rows that were reported on, and those that thresholds were set on."""
-    rows = read(name)
-    return {n: row for n, row in rows.items() if held_out(n)}, {n: r for n, r in rows.items() if not held_out(n)}
+@functools.cache
+def _splits() -> Mapping[str, Mapping[str, Row]]:
+    """Return the verdicts by split; the healthy programs that are held out stand beside the fresh faulty ones."""
+    split = {program.name: program.split for program in programs()}
+    found: dict[str, dict[str, Row]] = {"fresh": {}, "held out": {}, "calibration": {}}
+    for name, row in read("verdicts").items():
+        found[split[name]][name] = row
+        if split[name] == "held out" and not row["operator"]:
+            found["fresh"][name] = row
+    return found
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -49,16 +55,15 @@ def _met(value: float, target: float, *, least: bool) -> str:
 
 def targets() -> str:
     """Return the table of what was to be reached, and what was."""
-    there, here = (verdicts.score(half) for half in _halves("verdicts"))
+    there, before, here = (verdicts.score(rows) for rows in _splits().values())
     repaired = repair.score(read("repair"))
     rows: list[Sequence[object]] = []
 
     def add(what: str, get: Callable[[Scores], Rate], target: float, *, least: bool) -> None:
         found = get(there)
         sign = "at least" if least else "at most"
-        rows.append(
-            [what, f"{sign} {target:.0%}", _rate(found), _met(found.value, target, least=least), _rate(get(here))]
-        )
+        met = _met(found.value, target, least=least)
+        rows.append([what, f"{sign} {target:.0%}", _rate(found), met, _rate(get(before)), _rate(get(here))])
 
     add("false `error` on healthy twins", lambda s: s.false_errors, 0.01, least=False)
     add("faulty programs flagged", lambda s: s.flagged, 0.9, least=True)
@@ -67,9 +72,9 @@ def targets() -> str:
     add("culprit within one block, of those whose cause is named", lambda s: s.near, 0.85, least=True)
     add("the same, of all with a place", lambda s: s.near_of_all, 0.85, least=True)
     met = _met(repaired.value, 0.7, least=True)
-    rows.append(["loss of the twin reached by the first remedy", "at least 70%", _rate(repaired), met, ""])
+    rows.append(["loss of the twin reached by the first remedy", "at least 70%", _rate(repaired), met, "", ""])
     proposed = {name: row for name, row in read("repair").items() if row["remedy"]}
-    rows.append(["the same, where a remedy is proposed", "", _rate(repair.score(proposed)), "", ""])
+    rows.append(["the same, where a remedy is proposed", "", _rate(repair.score(proposed)), "", "", ""])
     for optimizer in trainability.OPTIMIZERS:
         found = {title: trainability.areas(*told, optimizer) for title, told in trainability.halves().items()}
         ours = {title: areas[trainability.OURS] for title, areas in found.items()}
@@ -78,33 +83,36 @@ def targets() -> str:
         told = f"{ours['held-out half']:.3f}; best rival {best:.3f} ({rival})"
         met = _met(ours["held-out half"], 0.95, least=True)
         what = f"ROC area of trainability, {optimizer}"
-        rows.append([what, "at least 0.95", told, met, f"{ours['calibration half']:.3f}"])
+        rows.append([what, "at least 0.95", told, met, "", f"{ours['calibration half']:.3f}"])
         fresh = "families drawn after everything was frozen"
-        rows.append(
-            [f"the same, {fresh}", "at least 0.95", f"{ours[fresh]:.3f}", _met(ours[fresh], 0.95, least=True), ""]
-        )
+        met = _met(ours[fresh], 0.95, least=True)
+        rows.append([f"the same, {fresh}", "at least 0.95", f"{ours[fresh]:.3f}", met, "", ""])
     for what, get in (
         ("healthy twins flagged at all", lambda s: s.false_flags),
         ("faulty programs with an `error`", lambda s: s.recall),
         ("programs with an `error` that are faulty", lambda s: s.precision),
         ("culprit's very block", lambda s: s.exact),
     ):
-        rows.append([what, "", _rate(get(there)), "", _rate(get(here))])
+        rows.append([what, "", _rate(get(there)), "", _rate(get(before)), _rate(get(here))])
     models = {split: zoo.summary(split=split)["any rule"] for split in ("held out", "calibration")}
     errors, warnings = ([models[split][kind] for split in models] for kind in ("error", "warn"))
     met = _met(errors[0].value, 0.01, least=False)
-    rows.append(["models of the zoo with a false `error`", "at most 1%", _rate(errors[0]), met, _rate(errors[1])])
-    rows.append(["models of the zoo with a false `warn`", "", _rate(warnings[0]), "", _rate(warnings[1])])
-    rows.append(["a block at random is within one block", "", f"{there.chance:.1%}", "", f"{here.chance:.1%}"])
-    known = {row["operator"] for row in _halves("verdicts")[1].values()}
+    rows.append(["models of the zoo with a false `error`", "at most 1%", _rate(errors[0]), met, "", _rate(errors[1])])
+    rows.append(["models of the zoo with a false `warn`", "", _rate(warnings[0]), "", "", _rate(warnings[1])])
+    rows.append(["a block at random is within one block", "", f"{there.chance:.1%}", "", "", f"{here.chance:.1%}"])
+    known = {row["operator"] for row in _splits()["calibration"].values()}
     for what, seen in (
-        ("flagged, of operators that are on both halves", True),
-        ("flagged, of those held out alone", False),
+        ("flagged, of operators that the calibration half has", True),
+        ("flagged, of operators that it has not", False),
     ):
-        half = {n: r for n, r in _halves("verdicts")[0].items() if r["operator"] and (r["operator"] in known) is seen}
-        rows.append([what, "", _rate(verdicts.score(half).flagged), "", ""])
-    rows.append(["CPU seconds of a check: median, largest", "", "{:.1f}, {:.1f}".format(*there.seconds), "", ""])
-    return _table(["", "target", "held out", "", "calibration half"], rows)
+        told = []
+        for split in ("fresh", "held out"):
+            own = _splits()[split].items()
+            some = {name: row for name, row in own if row["operator"] and (row["operator"] in known) is seen}
+            told.append(_rate(verdicts.score(some).flagged))
+        rows.append([what, "", told[0], "", told[1], ""])
+    rows.append(["CPU seconds of a check: median, largest", "", "{:.1f}, {:.1f}".format(*there.seconds), "", "", ""])
+    return _table(["", "target", "fresh, or held out", "", "held out, first draw", "calibration half"], rows)
 
 
 def counts() -> str:
@@ -123,7 +131,7 @@ def counts() -> str:
 
 def operators() -> str:
     """Return the table of operators."""
-    there, _ = _halves("verdicts")
+    there = _splits()["fresh"]
     causes = {row["operator"]: row["causes"] for row in there.values()}
     rows = [
         [
@@ -140,7 +148,7 @@ def operators() -> str:
 
 def confusion() -> str:
     """Return, for each operator, which rules came first, and how often."""
-    there, _ = _halves("verdicts")
+    there = _splits()["fresh"]
     found: dict[str, list[tuple[str, int]]] = {}
     for (operator, rule), count in sorted(verdicts.score(there).confusion.items(), key=lambda item: -item[1]):
         found.setdefault(operator, []).append((rule, count))
@@ -150,7 +158,7 @@ def confusion() -> str:
 
 def misses() -> str:
     """Return every miss as an item of a list."""
-    there, _ = _halves("verdicts")
+    there = _splits()["fresh"]
     told = verdicts.score(there).misses
     return "\n".join(
         f"- `{name}`: {what}" for name, what in sorted(told.items(), key=lambda item: item[0].split("/")[::-1])
