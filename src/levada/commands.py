@@ -99,7 +99,7 @@ def fix(options: argparse.Namespace) -> int:
     fired = {finding.rule for finding in fixed.before.findings if finding.status == "fired"}
     failing = _fails(fixed.before.verdict, options.fail_on)
     failing = failing or (options.fail_on != "never" and bool(set(fixed.causes) - fired))
-    return FIRED if failing and told["outcome"] in ("improved", "not repaired") else QUIET
+    return FIRED if failing and told["outcome"] in ("helps", "not repaired") else QUIET
 
 
 def study(options: argparse.Namespace) -> int:
