@@ -83,16 +83,19 @@ class Course:
     def spikes(self, floor: float) -> bool:
         """Return whether the loss is ever no number, or climbs back by half of what it is with nothing learned.
 
+        A climb within the first quarter of the steps, while the optimizer settles, does not count.
+
         Args:
             floor: the loss of outputs of zero; 0 if not known.
 
         Example:
-            >>> Course(2.0, (2.0, 0.1, 1.5, 0.1), 0.1).spikes(2.0), Course(2.0, (2.0, 1.5, 1.6), 1.4).spikes(2.0)
+            >>> wild, tame = (2.0, 0.1, 1.5, 0.1), (0.9, 2.0, 0.5, 0.6)
+            >>> Course(2.0, wild, 0.1).spikes(2.0), Course(2.0, tame, 0.6).spikes(2.0)
             (True, False)
         """
-        least, size = math.inf, SPIKE * max(abs(self.start), floor)
-        for value in (self.start, *self.losses, self.end):
-            if not math.isfinite(value) or value - least > size:
+        least, size, settling = math.inf, SPIKE * max(abs(self.start), floor), len(self.losses) // 4
+        for step, value in enumerate((self.start, *self.losses, self.end)):
+            if not math.isfinite(value) or (step > settling + 1 and value - least > size):
                 return True
             least = min(least, value)
         return False
