@@ -114,14 +114,14 @@ FAULTS = {
         lambda: chain(nn.ReLU, 4, he=True),
         {"optimizer": "AdamW", "lr": 0.5},
         {"optimizer": "AdamW", "lr": 1e-3},
-        {"learning_rate.tenth", "learning_rate.hundredth", "learning_rate.twentieth"},
+        {"learning_rate.times_0.1", "learning_rate.update_0.01", "learning_rate.update_0.05"},
     ),
     "learning rate too low": (
         lambda: chain(nn.ReLU, 3, he=True),
         lambda: chain(nn.ReLU, 3, he=True),
         {"optimizer": "SGD", "lr": 1e-6},
         {"optimizer": "SGD", "lr": 0.1},
-        {"learning_rate.hundredth", "learning_rate.twentieth"},
+        {"learning_rate.update_0.01", "learning_rate.update_0.05"},
     ),
     "dead units": (with_dead_units, lambda: chain(nn.ReLU, 6, he=True), SGD, None, {"initialise.he_there"}),
     "tiny weights": (
@@ -244,7 +244,7 @@ def empty(subject):
 
 def lucky(subject):
     """Help with the first seed, and with no other."""
-    return REMEDIES["learning_rate.hundredth"].write(subject) if subject.seed == 0 else spoil(subject)
+    return REMEDIES["learning_rate.update_0.01"].write(subject) if subject.seed == 0 else spoil(subject)
 
 
 def test_what_hurts_fails_or_does_nothing_is_told_and_not_proposed():

@@ -47,7 +47,7 @@ def test_the_page_has_the_repair_and_both_checks(told, tmp_path):
     assert "badge repaired" in page
 
 
-@pytest.mark.parametrize("outcome", ["healthy", "improved", "not repaired", "unknown"])
+@pytest.mark.parametrize("outcome", ["healthy", "helps", "not repaired", "unknown"])
 def test_a_repair_without_trials_is_a_page_too(told, outcome):
     bare = {**told, "outcome": outcome, "trials": [], "patch": "", "after": None, "notes": ["<b>a note"]}
     page = render_report([bare])

@@ -31,7 +31,7 @@ class Second:
         pair: the best remedy and another one, against the model as it is; None if no other helps on top of it.
         checked: its check; None without one.
         trials: all that was tried, each against the best remedy alone, but the pair.
-        judged: what both sides were judged by.
+        judged: what both sides were judged by, in words, if that is not what the first round was judged by.
         spent: whether time ran out.
     """
 
@@ -65,10 +65,11 @@ def second(first: Round, best: Trial) -> Second:
     trials = trial_round.run(reasons)
     order = trial_round.best(trials)
     winner = next((t for t in order if t.steady or not best.steady), None)
+    judged = on_top.judged if on_top.measure != made.measure else ""
     pair = None if winner is None else _pair(first, trial_round, best, winner)
-    told = [_on(best, t) for t in trials if pair is None or t.name != pair.name]
+    told = [_on(best, t, judged if pair is None else "") for t in trials if pair is None or t.name != pair.name]
     checked = None if pair is None else trial_round.checks[pair.name]
-    return Second(pair, checked, tuple(told), on_top.judged, trial_round.spent)
+    return Second(pair, checked, tuple(told), judged, trial_round.spent)
 
 
 def _on_top(first: Round, best: Trial, base: Remedy, clock: Clock) -> Trials:
@@ -113,8 +114,14 @@ def _pair(first: Round, trial_round: Round, best: Trial, winner: Trial) -> Trial
     )
 
 
-def _on(best: Trial, trial: Trial) -> Trial:
-    return replace(trial, proposed=False, said=f"on top of {best.name}: {trial.said}")
+def _on(best: Trial, trial: Trial, judged: str) -> Trial:
+    by = f", by {judged}" if judged else ""
+    return replace(trial, proposed=False, said=f"on top of {best.name}{by}: {trial.said}")
+
+
+def _void(trial: Trial) -> Trial:
+    """Take back what was said of a trial that was judged by a loss that is at fault."""
+    return replace(trial, proposed=False, said=f"by the loss that is replaced: {trial.said}")
 
 
 def chosen(first: Round, order: Sequence[Trial], trials: Sequence[Trial], more: Second) -> Fix:
@@ -128,6 +135,8 @@ def chosen(first: Round, order: Sequence[Trial], trials: Sequence[Trial], more: 
     """
     made = first.made
     rest = sorted([t for t in trials if not t.proposed], key=lambda t: math.inf if t.effect is None else -t.effect)
+    if more.pair is not None and more.judged:
+        order, rest = [_void(t) for t in order], [_void(t) for t in rest]
     everything = (*([more.pair] if more.pair else []), *order, *rest, *more.trials)
     notes = ((SPENT,) if first.spent or more.spent else ()) + _advice(first, trials)
     proposed = [t for t in everything if t.proposed]
