@@ -207,7 +207,7 @@ def test_a_planted_fault_is_repaired_to_its_twins_loss(fault):
 
 def same_model(fixed, model, batch):
     """Run the patch as a reader would, and compare with what was verified."""
-    names = {"model": copy.deepcopy(model), "inputs": batch[0]}
+    names = {"model": copy.deepcopy(model), "inputs": batch[0], "loss": nn.functional.cross_entropy}
     names["optimizer"] = torch.optim.SGD(names["model"].parameters(), lr=1.0)
     exec(fixed.patch, names)
     mine, theirs = names["model"].state_dict(), fixed.model.state_dict()

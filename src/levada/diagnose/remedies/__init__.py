@@ -40,7 +40,7 @@ REMEDIES: Mapping[str, Remedy] = MappingProxyType(
         "standardise": Remedy(_GROWS | _FLAT | _RATE | {STILL, "unscaled_input"}, 2, computation.standardise),
         "rescale_features": Remedy(_FLAT | _RATE | {STILL, "unscaled_input"}, 2, computation.rescale_features),
         "bfloat16": Remedy(_SHRINKS | _GROWS | _SMALL | {STILL}, 2, computation.bfloat16),
-        "float32": Remedy(_GROWS | _SMALL | {STILL}, 4, computation.float32),
+        "float32": Remedy(_GROWS | _SMALL | {STILL}, 2, computation.float32),
         "output_scale": Remedy(_SHRINKS | _SMALL | {STILL}, 2, computation.output_scale),
         "batch_first": Remedy(frozenset({"mixed_rows"}), 2, computation.batch_first),
         "less_dropout": Remedy(frozenset({"noisy_forward"}), 2, computation.less_dropout),

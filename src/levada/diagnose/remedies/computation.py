@@ -37,7 +37,7 @@ SUMS_TO_ONE = 1e-4
 UNSEEN = 1e-3
 # Logits that differ by less between inputs give all of them one answer.
 FAINT = 0.03
-# Features of one kind differ in how much they vary; one that varies this many times as much as most is in other units.
+# Features of one kind differ in size; one of this many times the usual size is in other units.
 APART = 30.0
 
 
@@ -196,20 +196,20 @@ def standardise(subject: Subject) -> Patch | None:
 
 
 def rescale_features(subject: Subject) -> Patch | None:
-    """Divide those features of the inputs that vary far more than most do, so that they vary alike."""
+    """Divide those features of the inputs that are far larger than most, so that they are of one size."""
     x = subject.inputs
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2 or len(x) < 2:
         return None
-    deviation = x.double().std(0)
-    moving = deviation[deviation > 0]
-    if not len(moving) or not bool((deviation > APART * moving.median()).any()):
+    size = x.double().square().mean(0).sqrt()
+    present = size[size > 0]
+    if not len(present) or not bool((size > APART * present.median()).any()):
         return None
     return Patch(
         "import torch\n"
-        "deviation = inputs.std(0)\n"
-        "usual = deviation[deviation > 0].median()\n"
-        f"large = deviation > {APART:g} * usual\n"
-        "model.register_buffer('feature_scale', torch.where(large, usual / deviation, torch.ones_like(deviation)))\n"
+        "size = inputs.square().mean(0).sqrt()\n"
+        "usual = size[size > 0].median()\n"
+        f"large = size > {APART:g} * usual\n"
+        "model.register_buffer('feature_scale', torch.where(large, usual / size, torch.ones_like(size)))\n"
         "model.register_forward_pre_hook(lambda module, args: (args[0] * module.feature_scale, *args[1:]))"
     )
 
