@@ -51,7 +51,7 @@ def test_the_page_says_the_causes_what_a_remedy_does_and_by_which_loss(told):
     page = render_report([{**told, "judged": "the loss of a test"}])
     cause = told["causes"][0]
     assert f"Found: {cause} (" in page
-    assert told["trials"][0]["does"] in page
+    assert told["trials"][0]["does"].replace("'", "&#39;") in page
     assert "those of one measure: the loss of a test." in page
     assert fix_view(told)["rows"][0]["answers"].startswith(told["trials"][0]["causes"][0])
 
