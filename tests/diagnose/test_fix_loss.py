@@ -198,8 +198,8 @@ def test_a_patch_of_a_loss_after_another_calls_the_first():
 
 def test_what_spikes_late_is_not_steady_and_settles_where_it_is_worse():
     steady = Course(2.0, tuple(2.0 - 0.1 * i for i in range(16)), 0.4)
-    late = Course(2.0, (*steady.losses[:-2], 1.9, 0.5), 0.4)
-    early = Course(2.0, (2.0, 4.0, *steady.losses[2:]), 0.4)
+    late = Course(2.0, (*steady.losses[:-2], 2.9, 0.5), 0.4)
+    early = Course(2.0, (2.0, 4.5, *steady.losses[2:]), 0.4)
     broken = Course(2.0, (*steady.losses[:-1], math.inf), math.inf)
     assert [c.spikes(1.4) for c in (steady, late, early, broken)] == [False, True, False, True]
     assert steady.settled == pytest.approx(0.65)

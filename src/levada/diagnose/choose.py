@@ -86,8 +86,7 @@ def _on_top(first: Round, best: Trial, base: Remedy, clock: Clock) -> Trials:
         steps=made.steps,
         clock=clock,
         done=made.done,
-        base=base,
-        onto=onto,
+        base=(base, onto),
     )
     trials.measure, trials.judged, trials.floor = made.measure, made.judged, made.floor
     return trials

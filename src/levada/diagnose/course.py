@@ -24,8 +24,8 @@ __all__ = ["Clock", "Course", "Spent", "Training", "copied"]
 # Half of a single batch at every step, so that the order of the data differs between seeds.
 SHARE = 0.5
 LEAST_ROWS = 4
-# A training whose loss climbs by more than this share of its start, or of the loss of zeros, is not steady.
-SPIKE = 0.5
+# A training whose loss climbs by more than this times its start, or the loss of zeros, has lost what it had learned.
+SPIKE = 1.0
 
 
 class Spent(Exception):  # noqa: N818  # nothing went wrong
@@ -81,7 +81,7 @@ class Course:
         return max(self.end, median(self.losses[-max(1, len(self.losses) // 4) :])) if self.losses else self.end
 
     def spikes(self, floor: float) -> bool:
-        """Return whether the loss is ever no number, or climbs back by half of what it is with nothing learned.
+        """Return whether the loss is ever no number, or climbs by as much as it is with nothing learned.
 
         A climb within the first quarter of the steps, while the optimizer settles, does not count.
 
@@ -89,7 +89,7 @@ class Course:
             floor: the loss of outputs of zero; 0 if not known.
 
         Example:
-            >>> wild, tame = (2.0, 0.1, 1.5, 0.1), (0.9, 2.0, 0.5, 0.6)
+            >>> wild, tame = (2.0, 0.1, 2.5, 0.1), (0.9, 2.0, 0.5, 0.6)
             >>> Course(2.0, wild, 0.1).spikes(2.0), Course(2.0, tame, 0.6).spikes(2.0)
             (True, False)
         """

@@ -52,7 +52,7 @@ class Trial:
         verdict: the check's verdict on the repaired copy; "" if it was not made.
         left: rules that fired before and still fire there.
         does: what it does, a sentence.
-        steady: whether the loss stays finite with every seed and never climbs back by half of what it is with nothing
+        steady: whether the loss stays finite with every seed and never climbs by as much as it is with nothing
             learned.
     """
 
@@ -144,8 +144,8 @@ class Trials:
         steps: of one training.
         clock: when to stop.
         done: called after each training.
-        base: a remedy that both sides have, if others are tried on top of it.
-        onto: what those look at: the copy that `base` repaired; its model is made again for each seed.
+        base: a remedy that both sides have, if others are tried on top of it, and what those look at: the copy that it
+            repaired, whose model is made again for each seed.
     """
 
     def __init__(
@@ -158,12 +158,14 @@ class Trials:
         steps: int,
         clock: Clock,
         done: Callable[[], None],
-        base: Remedy | None = None,
-        onto: Subject | None = None,
+        base: tuple[Remedy, Subject] | None = None,
     ) -> None:
         self.model, self.training, self.subject = model, training, subject
         self.seeds, self.steps, self.clock, self.done = tuple(seeds), steps, clock, done
-        self.base, self.onto = base, onto
+        self.base: Remedy | None = None
+        self.onto: Subject | None = None
+        if base is not None:
+            self.base, self.onto = base
         self.judged = self.measure = ""
         self.floor = _floor(subject.facts.loss_constant)
         self.as_it_is: dict[tuple[int, str], Course] = {}
