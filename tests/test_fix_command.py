@@ -44,6 +44,10 @@ def batch():
     return torch.randn(32, 16, generator=generator) + 2.0 * labels[:, None], labels
 
 
+def negated(outputs, targets):
+    return -nn.functional.cross_entropy(outputs, targets)
+
+
 def inputs():
     return torch.randn(32, 16)
 
@@ -84,6 +88,20 @@ def test_the_patch_applied_by_git_gives_the_verified_model(targets, capsys, tmp_
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     before = load("nets.py:sick")().state_dict()
     assert list(mine) != list(before) or any(not torch.equal(mine[key], before[key]) for key in mine)
+
+
+def test_the_patch_of_a_loss_applied_by_git_gives_the_verified_loss(targets, capsys, tmp_path):
+    code = main(["fix", "nets.py:healthy", *HOW, "--loss", "nets.py:negated", "--out", "out.patch"])
+    out = capsys.readouterr()
+    assert code == 0, out
+    assert "repaired: loss.sign takes the loss from " in out.out
+    assert "Found: wrong_loss (warn)" in out.out
+    assert "those of one measure: the loss with its sign turned" in " ".join(out.out.split())
+    subprocess.run(["git", "apply", "out.patch"], check=True)
+    fresh = {}
+    exec(targets.read_text(), fresh)
+    outputs, labels = torch.randn(32, 2), torch.arange(32) % 2
+    assert torch.equal(fresh["negated"](outputs, labels), torch.nn.functional.cross_entropy(outputs, labels))
 
 
 def test_a_healthy_model_exits_with_0_and_json_is_alone(targets, capsys, tmp_path):

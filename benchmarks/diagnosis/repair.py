@@ -17,6 +17,7 @@ from benchmarks.diagnosis.program import Program, Setup, train
 from benchmarks.diagnosis.rows import Row, complete
 from benchmarks.diagnosis.score import Rate
 from levada._errors import UsageError
+from levada.diagnose.loss import Loss
 
 __all__ = ["WITHIN", "chosen", "run", "score"]
 
@@ -72,22 +73,30 @@ def repair(name: str) -> Row:
         "repaired_end": None,
     }
     if fixed is not None and fixed.change is not None:
-        _, repaired_end = train(_repaired(program, fixed.change), STEPS, SEED)
+        _, repaired_end = train(_repaired(program, twin, fixed.change), STEPS, SEED)
         row |= {"remedy": fixed.trials[0].name, "patch": fixed.patch, "repaired_end": repaired_end}
     return {key: None if value in (math.inf, -math.inf) else value for key, value in row.items()}
 
 
-def _repaired(program: Program, change: levada.diagnose.remedies.Patch) -> Setup:
-    """Return a program with a change made to its model and its optimizer."""
+def _repaired(program: Program, twin: Program, change: levada.diagnose.remedies.Patch) -> Setup:
+    """Return a program with a change made to its model, its loss and its optimizer.
+
+    It is judged as the program is; where the change gives the outputs another meaning, as logits in the place of
+    probabilities, by its twin's loss.
+    """
     setup = program.build(SEED)
     model = change.change(setup.model, setup.batches[0][0])
-    build = setup.optimizer
+    given, build = setup.loss, setup.optimizer
+    loss = change.loss_function(Loss("given", lambda outputs, batch: given(outputs, batch.targets)))
+    criterion = twin.build(SEED).loss if change.measure else setup.criterion or given
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     batches = [(x.to(dtype) if x.is_floating_point() else x, y) for x, y in setup.batches]
     return replace(
         setup,
         model=model,
         batches=batches,
+        loss=loss,
+        criterion=criterion,
         optimizer=lambda parameters: change.prepare(build(held := [*parameters]), held),
     )
 

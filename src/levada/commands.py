@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +82,7 @@ def fix(options: argparse.Namespace) -> int:
             seed=options.seed,
         )
     told = {**fixed.to_dict(), "model": options.model}
-    told["diff"] = _diff(options.model, fixed.change) if fixed.change is not None else None
+    told["diff"] = _diff(options.model, options.loss, fixed.change) if fixed.change is not None else None
     for side in ("before", "after"):
         if told[side] is not None:
             told[side]["model"] = options.model
@@ -99,7 +98,7 @@ def fix(options: argparse.Namespace) -> int:
     fired = {finding.rule for finding in fixed.before.findings if finding.status == "fired"}
     failing = _fails(fixed.before.verdict, options.fail_on)
     failing = failing or (options.fail_on != "never" and bool(set(fixed.causes) - fired))
-    return FIRED if failing and told["outcome"] in ("improved", "not repaired") else QUIET
+    return FIRED if failing and told["outcome"] in ("helps", "not repaired") else QUIET
 
 
 def study(options: argparse.Namespace) -> int:
@@ -306,20 +305,14 @@ def _store(told: dict[str, Any], options: argparse.Namespace, report: dict[str, 
             writer.append("report", report=report)
 
 
-def _diff(target: str, change: Any) -> str | None:
-    """Return a change to a model as a diff of the file that builds it, with what else is to be changed above it."""
-    from levada.diagnose.source import diff
+def _diff(model: str, loss: str | None, change: Any) -> str | None:
+    """Return a change as a diff of the files that make model and loss, with what else is to be changed above."""
+    from levada.diagnose.source import diffs
     from levada.targets import source
 
-    place, name = source(target)
-    if place is None or not change.build or "inputs" in change.build:
-        return None
-    folder = Path.cwd()
-    if not place.is_relative_to(folder):
-        return None
-    text = diff(place, name, change.build, place.relative_to(folder).as_posix())
-    training = str(replace(change, build=""))
-    return f"{training}\n\n{text}" if text and training else text
+    built = source(model)
+    judging = source(loss) if loss is not None and ":" in loss else (None, "")
+    return diffs(change, built, judging, Path.cwd())
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:

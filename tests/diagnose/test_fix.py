@@ -114,14 +114,14 @@ FAULTS = {
         lambda: chain(nn.ReLU, 4, he=True),
         {"optimizer": "AdamW", "lr": 0.5},
         {"optimizer": "AdamW", "lr": 1e-3},
-        {"learning_rate.tenth", "learning_rate.hundredth", "learning_rate.twentieth"},
+        {"learning_rate.times_0.1", "learning_rate.update_0.01", "learning_rate.update_0.05"},
     ),
     "learning rate too low": (
         lambda: chain(nn.ReLU, 3, he=True),
         lambda: chain(nn.ReLU, 3, he=True),
         {"optimizer": "SGD", "lr": 1e-6},
         {"optimizer": "SGD", "lr": 0.1},
-        {"learning_rate.hundredth", "learning_rate.twentieth"},
+        {"learning_rate.update_0.01", "learning_rate.update_0.05"},
     ),
     "dead units": (with_dead_units, lambda: chain(nn.ReLU, 6, he=True), SGD, None, {"initialise.he_there"}),
     "tiny weights": (
@@ -207,7 +207,7 @@ def test_a_planted_fault_is_repaired_to_its_twins_loss(fault):
 
 def same_model(fixed, model, batch):
     """Run the patch as a reader would, and compare with what was verified."""
-    names = {"model": copy.deepcopy(model), "inputs": batch[0]}
+    names = {"model": copy.deepcopy(model), "inputs": batch[0], "loss": nn.functional.cross_entropy}
     names["optimizer"] = torch.optim.SGD(names["model"].parameters(), lr=1.0)
     exec(fixed.patch, names)
     mine, theirs = names["model"].state_dict(), fixed.model.state_dict()
@@ -244,7 +244,7 @@ def empty(subject):
 
 def lucky(subject):
     """Help with the first seed, and with no other."""
-    return REMEDIES["learning_rate.hundredth"].write(subject) if subject.seed == 0 else spoil(subject)
+    return REMEDIES["learning_rate.update_0.01"].write(subject) if subject.seed == 0 else spoil(subject)
 
 
 def test_what_hurts_fails_or_does_nothing_is_told_and_not_proposed():

@@ -47,16 +47,16 @@ def chain(activation=nn.ReLU, depth=5, end=3):
     return nn.Sequential(*layers, nn.Linear(DIM, end))
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("thousandth", 1e-3), ("hundredth", 1e-2), ("twentieth", 5e-2)])
+@pytest.mark.parametrize(("name", "wanted"), [("0.001", 1e-3), ("0.01", 1e-2), ("0.05", 5e-2)])
 @pytest.mark.parametrize("rate", [10.0, 1e-6])
 def test_rates_are_set_by_the_largest_first_step(name, wanted, rate):
     looked, weight = subject(chain(), optimizer="SGD", lr=rate), nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=rate)
-    REMEDIES[f"learning_rate.{name}"].write(looked).prepare(optimizer, [weight])
+    REMEDIES[f"learning_rate.update_{name}"].write(looked).prepare(optimizer, [weight])
     set_to = optimizer.param_groups[0]["lr"]
     # One digit; and the first step of plain SGD is in proportion to its rate.
     assert looked.largest_update * set_to / rate == pytest.approx(wanted, rel=0.35)
-    assert REMEDIES[f"learning_rate.{name}"].write(subject(chain(), optimizer="SGD", lr=set_to)) is None
+    assert REMEDIES[f"learning_rate.update_{name}"].write(subject(chain(), optimizer="SGD", lr=set_to)) is None
 
 
 def test_clipping_acts_before_each_step():

@@ -47,7 +47,16 @@ def test_the_page_has_the_repair_and_both_checks(told, tmp_path):
     assert "badge repaired" in page
 
 
-@pytest.mark.parametrize("outcome", ["healthy", "improved", "not repaired", "unknown"])
+def test_the_page_says_the_causes_what_a_remedy_does_and_by_which_loss(told):
+    page = render_report([{**told, "judged": "the loss of a test"}])
+    cause = told["causes"][0]
+    assert f"Found: {cause} (" in page
+    assert told["trials"][0]["does"].replace("'", "&#39;") in page
+    assert "those of one measure: the loss of a test." in page
+    assert fix_view(told)["rows"][0]["answers"].startswith(told["trials"][0]["causes"][0])
+
+
+@pytest.mark.parametrize("outcome", ["healthy", "helps", "not repaired", "unknown"])
 def test_a_repair_without_trials_is_a_page_too(told, outcome):
     bare = {**told, "outcome": outcome, "trials": [], "patch": "", "after": None, "notes": ["<b>a note"]}
     page = render_report([bare])

@@ -39,7 +39,7 @@ def test_what_was_tried_fits_into_80_columns_and_the_patch_is_whole():
     assert "+1.00 [+1.00, +1.00]" in table
 
 
-@pytest.mark.parametrize("outcome", ["healthy", "improved", "not repaired", "unknown"])
+@pytest.mark.parametrize("outcome", ["healthy", "helps", "not repaired", "unknown"])
 def test_every_outcome_has_a_sentence(outcome):
     told = {"outcome": outcome, "remedy": "clip", "trials": [], "notes": ["a note"], "patch": ""}
     text = printed(told)

@@ -9,7 +9,7 @@ import torch
 from levada.diagnose.course import Course
 from levada.diagnose.loss import main_output
 from levada.diagnose.remedies import Subject
-from levada.diagnose.remedies.computation import gives_probabilities
+from levada.diagnose.remedies.computation import gives_probabilities, takes_sigmoid
 from levada.diagnose.report import Report
 from levada.diagnose.verify import NOTICEABLE
 
@@ -53,6 +53,8 @@ def causes(report: Report, course: Course, subject: Subject, floor: float) -> tu
             outputs = subject.model(*batch.args, **batch.kwargs)
         if gives_probabilities(main_output(outputs)):
             found.append("double_softmax")
+    if takes_sigmoid(subject):
+        found.append("wrong_loss")
     size = max(abs(course.start), floor)
     thrown = max(course.losses) > THROWN * size and course.end > size / 2  # and did not come back
     if not math.isfinite(course.end) or thrown or course.end - course.start > NOTICEABLE * size:

@@ -6,30 +6,32 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack, final
+from functools import partial
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
-from levada.diagnose.causes import causes, errors, fired
+from levada.diagnose.causes import causes
 from levada.diagnose.check import examine
+from levada.diagnose.choose import SPENT, Second, chosen, second
 from levada.diagnose.compiled import eager, unwrapped
 from levada.diagnose.course import Clock, Course, Spent, Training, copied
 from levada.diagnose.facts import Facts, facts_of
-from levada.diagnose.finding import Finding, Proposal
-from levada.diagnose.loss import Loss, LossLike, resolve_loss
+from levada.diagnose.loss import Loss, resolve_loss
 from levada.diagnose.preserve import preserve
 from levada.diagnose.remedies import REMEDIES, Patch, Remedy, Subject, calls
-from levada.diagnose.repaired import Fix, Outcome
+from levada.diagnose.repaired import Fix
 from levada.diagnose.report import Report
-from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
-from levada.diagnose.verify import MOST, NOTICEABLE, Trial, Trials, ranked
+from levada.diagnose.rounds import LEAST_TRIALS, How, Kept, Round
+from levada.diagnose.update import DEFAULT, resolve_optimizer
+from levada.diagnose.verify import MOST, Trials
 from levada.inputs import MAX_BATCHES, Batch, read_batches, require_model
 
 __all__ = ["How", "fix"]
 
-LEAST_STEPS, LEAST_TRIALS = 50, 3
+LEAST_STEPS = 50
 # The part of the budget that the first check may take.
 CHECKED = 0.25
 # About as many remedies answer a cause.
@@ -38,15 +40,6 @@ LOOKS = 12
 TIMED = 3
 
 Progress = Callable[[int, int], None]
-
-
-class How(TypedDict, total=False):
-    """How the model is trained: arguments of `check` that mean the same here."""
-
-    loss: LossLike
-    optimizer: OptimizerLike
-    lr: float | None
-    seed: int
 
 
 def fix(
@@ -125,21 +118,10 @@ def _require(budget: float, trials: int, steps: int, how: How) -> None:
         raise UsageError(f"fix: there is no argument {min(unknown)!r}. How it trains is said by {known}.")
 
 
-@final
-class _Kept:
-    """Batches that can be read again and again, though they came from something that can be read once."""
-
-    def __init__(self, batches: Sequence[Any]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
-
-
 def _kept(batch: Any) -> Any:
     if batch is None or isinstance(batch, Tensor | Mapping | tuple | list) or hasattr(batch, "keys"):
         return batch
-    return _Kept(list(itertools.islice(batch, MAX_BATCHES))) if hasattr(batch, "__iter__") else batch
+    return Kept(list(itertools.islice(batch, MAX_BATCHES))) if hasattr(batch, "__iter__") else batch
 
 
 @dataclass(slots=True)
@@ -163,41 +145,42 @@ class _Repair:
             return self._unknown(before, short)  # even if a step were no more than a forward pass
         batches = read_batches(self.model, self.batch, "fix")
         training = self._training(batches, facts)
-        subject = self._subject(before, facts, batches)
+        subject = self._subject(before, facts, batches, training.loss)
         steps = self._affordable(training, steps, trials, before)
         if not steps:
             return self._unknown(before, short)
-        expected = 1 + LOOKS + (1 + MOST) * trials
+        count, expected = itertools.count(1), 1 + LOOKS + (1 + MOST) * trials
+        done = partial(_told, self.progress, count, expected)
+        seeds = range(seed, seed + 2 * trials + 1)
         made = Trials(
-            self.model,
-            training,
-            subject,
-            seeds=range(seed, seed + trials + 1),
-            steps=steps,
-            clock=self._training_clock(before),
-            done=lambda count: self.progress(count, max(count, expected)),
+            self.model, training, subject, seeds=seeds, steps=steps, clock=self._training_clock(before), done=done
         )
         try:
             course = made.baseline(seed)
         except Spent:
-            return self._unknown(before, _SPENT)
-        found_causes = causes(before, course, subject, made.floor)
-        if not found_causes:
-            self.progress(made.count, made.count)
-            return Fix("healthy", None, "", before, None, (), notes=_learned(course, steps), seconds=self.clock.passed)
-        found, spent = self._tried(made, found_causes)
-        found, checks = self._without_newerrors(made, found, before)
-        self.progress(made.count, made.count)
-        fixed = self._chosen(made, found, checks, before, (_SPENT,) if spent else ())
-        return replace(fixed, causes=found_causes)
+            return self._unknown(before, SPENT)
+        found = causes(before, course, subject, made.floor)
+        if found:
+            fixed = self._repaired(Round(made, self.remedies, self.how, self.clock, before), found)
+        else:
+            fixed = Fix("healthy", None, "", before, None, (), notes=_learned(course, steps))
+        self.progress(last := next(count) - 1, last)
+        return replace(fixed, seconds=self.clock.passed)
+
+    def _repaired(self, first: Round, found: tuple[str, ...]) -> Fix:
+        """Try what answers the causes, and on top of the best what answers what that leaves."""
+        trials = first.run(found)
+        order = first.best(trials)
+        more = second(first, order[0]) if order else Second()
+        return replace(chosen(first, order, trials, more), causes=found)
 
     def _unknown(self, before: Report, note: str) -> Fix:
         return Fix("unknown", None, "", before, None, (), notes=(note,), seconds=self.clock.passed)
 
-    def _subject(self, before: Report, facts: Facts, batches: Sequence[Batch]) -> Subject:
+    def _subject(self, before: Report, facts: Facts, batches: Sequence[Batch], loss: Loss) -> Subject:
         scratch, seed = copied(self.model), self.how.get("seed", 0)
         torch.manual_seed(seed)
-        return Subject(scratch, before, facts, batches, calls(scratch, batches[0]), seed)
+        return Subject(scratch, before, facts, batches, calls(scratch, batches[0]), seed, loss)
 
     def _training(self, batches: Sequence[Batch], facts: Facts) -> Training:
         loss = self._loss(batches[0])
@@ -234,87 +217,10 @@ class _Repair:
             return 0
         return min(steps, max(LEAST_STEPS, int(allowed / (LOOKS + (1 + MOST) * trials))))
 
-    def _tried(self, made: Trials, reasons: Sequence[str]) -> tuple[list[Trial], bool]:
-        """Look at every remedy that answers a cause, and verify the best; the second value: whether time ran out."""
-        trials: dict[str, Trial] = {}
-        for name, remedy in self.remedies.items():
-            answered = tuple(cause for cause in reasons if cause in remedy.causes)
-            patch = made.attempted(remedy) if answered else None
-            if isinstance(patch, str):
-                trials[name] = Trial(name, answered, remedy.size, "", said=patch)
-            elif patch is not None:
-                trials[name] = Trial(name, answered, remedy.size, str(patch))
-        try:
-            for trial in [t for t in trials.values() if t.patch]:
-                trials[trial.name] = made.look(trial, self.remedies[trial.name])
-            hopeful = [t for t in trials.values() if t.effect is not None and t.effect > 0]
-            for trial in _varied(ranked(hopeful, made.floor)):
-                if sum(t.helps for t in trials.values()) == MOST:
-                    break
-                trials[trial.name] = made.verify(trial, self.remedies[trial.name])
-        except Spent:
-            return [_said(t) for t in trials.values()], True
-        return [_said(t) for t in trials.values()], False
 
-    def _without_newerrors(
-        self, made: Trials, trials: Sequence[Trial], before: Report
-    ) -> tuple[list[Trial], dict[str, Report]]:
-        """Check the copies that remedies repaired, and propose those that bring no error."""
-        known, told = errors(before), {t.name: t for t in trials}
-        checks: dict[str, Report] = {}
-        for trial in ranked([t for t in trials if t.helps], made.floor):
-            if self.clock.left < (0.0 if not checks else before.seconds):
-                told[trial.name] = replace(trial, said="helps, but no time was left to check the repaired model")
-                continue
-            try:
-                report = self._checked(made, trial)
-            except (UsageError, MeasurementError) as error:
-                why = str(error).removeprefix("check: ")
-                told[trial.name] = replace(trial, said=f"helps, but the repaired model cannot be checked: {why}")
-                continue
-            new = sorted(errors(report) - known)
-            left = tuple(rule for rule in fired(before) if rule in fired(report))
-            checks[trial.name] = report
-            said = f"helps, but brings {', '.join(new)}" if new else "helps, no new error"
-            told[trial.name] = replace(trial, said=said, proposed=not new, verdict=report.verdict, left=left)
-        return list(told.values()), checks
-
-    def _checked(self, made: Trials, trial: Trial) -> Report:
-        patch = made.written(self.remedies[trial.name], self.how.get("seed", 0))
-        assert patch is not None  # it was tried
-        repaired, training = made.repaired(patch), made.training
-
-        def build(given: Any) -> torch.optim.Optimizer:
-            parameters = list(given)
-            return patch.prepare(training.factory(parameters), parameters)
-
-        batches = [training.fitted(batch, repaired) for batch in training.batches]
-        how: How = {**self.how, "optimizer": build, "lr": None}
-        return examine(repaired, _Kept([_raw(b) for b in batches]), **how, budget=max(0.0, self.clock.left))[0]
-
-    def _chosen(
-        self,
-        made: Trials,
-        trials: Sequence[Trial],
-        checks: Mapping[str, Report],
-        before: Report,
-        notes: tuple[str, ...],
-    ) -> Fix:
-        proposed = ranked([t for t in trials if t.proposed], made.floor)
-        # One that leaves an error repairs less than one that does not, whatever the loss says.
-        order = sorted(proposed, key=lambda t: bool(errors(checks[t.name])))
-        rest = ranked([t for t in trials if not t.proposed], made.floor)
-        before = replace(before, findings=tuple(_proposing(f, order, trials) for f in before.findings))
-        if not order:
-            outcome: Outcome = "unknown" if notes and not any(t.seeds[1:] for t in trials) else "not repaired"
-            return Fix(outcome, None, "", before, None, tuple(rest), notes=notes, seconds=self.clock.passed)
-        best = order[0]
-        patch = made.written(self.remedies[best.name], self.how.get("seed", 0))
-        assert patch is not None
-        learns = float(best.after["loss"]) < made.floor or not made.floor  # better than outputs of zero
-        outcome = "repaired" if learns and not errors(checks[best.name]) else "improved"
-        after, tried = checks[best.name], (*order, *rest)
-        return Fix(outcome, made.repaired(patch), best.patch, before, after, tried, patch, (), notes, self.clock.passed)
+def _told(progress: Progress, count: Iterator[int], expected: int) -> None:
+    done = next(count)
+    progress(done, max(done, expected))
 
 
 def _fewest(trials: int) -> int:
@@ -322,50 +228,7 @@ def _fewest(trials: int) -> int:
     return LEAST_STEPS * (2 + 2 * trials)
 
 
-_SPENT = "The budget was spent before everything was tried."
-
-
-def _varied(trials: Sequence[Trial]) -> list[Trial]:
-    """Put the best of each size of change first, so that three learning rates do not crowd out what treats a cause."""
-    first: dict[int, Trial] = {}
-    for trial in trials:
-        first.setdefault(trial.size, trial)
-    return sorted(trials, key=lambda t: first[t.size] is not t)
-
-
-def _said(trial: Trial) -> Trial:
-    if trial.effect is None:
-        return trial
-    if len(trial.seeds) < LEAST_TRIALS:
-        return replace(trial, said="does not help" if trial.effect <= 0 else "not verified")
-    hopeless = trial.high is not None and trial.high < NOTICEABLE
-    return replace(trial, said="helps" if trial.helps else "does not help" if hopeless else "not sure")
-
-
 def _learned(course: Course, steps: int) -> tuple[str, ...]:
     return (
         f"In {steps} steps the loss falls from {course.start:.4g} to {course.end:.4g}: there is nothing to repair.",
     )
-
-
-def _raw(batch: Batch) -> Any:
-    return (dict(batch.kwargs) if batch.kwargs else batch.args, batch.targets)
-
-
-def _proposing(finding: Finding, order: Sequence[Trial], trials: Sequence[Trial]) -> Finding:
-    """Give a finding the remedies that were verified, and of its own those that were not tried."""
-    if finding.status != "fired":
-        return finding
-    verified = tuple(
-        Proposal(
-            trial.name,
-            trial.patch,
-            {"loss": trial.before["loss"]},
-            {"loss": trial.after["loss"], "effect": {"value": trial.effect, "low": trial.low, "high": trial.high}},
-            verified=True,
-        )
-        for trial in order
-        if finding.rule in trial.causes
-    )
-    tried = {t.name for t in trials if t.effect is not None}
-    return replace(finding, remedies=(*verified, *(p for p in finding.remedies if p.name not in tried)))

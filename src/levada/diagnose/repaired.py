@@ -16,12 +16,12 @@ from levada.diagnose.verify import Trial
 
 __all__ = ["Fix", "Outcome"]
 
-Outcome: TypeAlias = Literal["healthy", "repaired", "improved", "not repaired", "unknown"]
+Outcome: TypeAlias = Literal["healthy", "repaired", "helps", "not repaired", "unknown"]
 SCHEMA = 1
 _WORDS = {
     "healthy": "there is nothing to repair",
-    "repaired": "a remedy helps, and no error is left",
-    "improved": "a remedy helps, and is not enough",
+    "repaired": "a remedy helps, and nothing that was found is left",
+    "helps": "a remedy helps, and something that was found is left",
     "not repaired": "no remedy that was tried helps",
     "unknown": "it is not known what would help",
 }
@@ -33,9 +33,9 @@ class Fix:
     """What repairs a model.
 
     Attributes:
-        outcome: "healthy": nothing is to be repaired; "repaired": a remedy helps, and a check of the repaired copy
-            shows no error; "improved": one helps, and an error is left, or a loss above that of outputs of zero; "not
-            repaired": none helps; "unknown".
+        outcome: "healthy": nothing is to be repaired; "repaired": a remedy helps, in a check of the repaired copy no
+            error fires and nothing that fired before, its training is steady, and the loss ends below that of outputs
+            of zero; "helps": it helps, and one of these is not so; "not repaired": none helps; "unknown".
         model: a copy of the model with the best remedy applied, before any training; None if there is none.
         patch: the change, as code; run where `model` is the model as it was (and `inputs` what it is called with, and
             `optimizer` its optimizer, if the code names them), it makes `model` what `Fix.model` is.
@@ -44,6 +44,7 @@ class Fix:
         trials: everything that was tried: what is proposed, the best first, then what is not.
         change: the parts of the patch; None if there is none.
         causes: what the remedies were to answer: rules that fired, and what training the model as it is showed.
+        judged: what the losses of all trials are of, in words, if that is not the loss that was given.
         notes: what was left out, one sentence each.
         seconds: time that all of it took.
     """
@@ -58,6 +59,7 @@ class Fix:
     causes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    judged: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the model as plain values: numbers are finite or one of "nan", "inf", "-inf"."""
@@ -73,6 +75,7 @@ class Fix:
             "remedy": self.trials[0].name if self.patch else None,
             "patch": self.patch,
             "causes": self.causes,
+            "judged": self.judged,
             "trials": [asdict(trial) for trial in self.trials],
             "notes": self.notes,
         }
@@ -92,6 +95,8 @@ class Fix:
 
     def __str__(self) -> str:
         lines = [f"{self.outcome}: {_WORDS[self.outcome]} ({self.seconds:.1f} s)"]
+        lines += [f"  causes: {', '.join(self.causes)}"] if self.causes else []
+        lines += [f"  losses are those of {self.judged}, on both sides"] if self.judged else []
         lines += [f"  {_line(trial)}" for trial in self.trials]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join([*lines, *([self.patch] if self.patch else [])])

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from levada._numbers import restore_numbers
 from levada.report.figure import figure
-from levada.report.repair import SENTENCES, effect
+from levada.report.repair import causes, effect, headline, judged
 from levada.report.words import number, short
 
 __all__ = ["fix_view"]
 
 MOST_DRAWN: Final = 4
-_SIGNS: Final = {"healthy": "✓", "repaired": "✓", "improved": "!", "not repaired": "✕", "unknown": "?"}
+_SIGNS: Final = {"healthy": "✓", "repaired": "✓", "helps": "!", "not repaired": "✕", "unknown": "?"}
 
 
 def fix_view(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +31,10 @@ def fix_view(told: Mapping[str, Any]) -> dict[str, Any]:
         "title": str(told.get("model") or "fix"),
         "outcome": outcome,
         "sign": _SIGNS.get(outcome, "?"),
-        "headline": SENTENCES.get(outcome, "").format(remedy=told.get("remedy")).removesuffix("."),
+        "headline": headline(told).removesuffix("."),
+        "causes": causes(told),
+        "does": str(trials[0].get("does", "")) if told.get("remedy") and trials else "",
+        "judged": judged(told),
         "patch": str(told.get("diff") or told.get("patch") or "").rstrip("\n"),
         "figures": drawn,
         "left": len(tried) - len(drawn),
@@ -49,6 +52,7 @@ def _row(trial: Mapping[str, Any]) -> dict[str, str]:
         "before": before,
         "after": after,
         "effect": effect(trial).replace("-", "−"),
+        "answers": ", ".join(trial.get("causes") or ()),
         "said": str(trial.get("said", "")) + (f"; {seeds} seed{'' if seeds == 1 else 's'}" if seeds else ""),
     }
 

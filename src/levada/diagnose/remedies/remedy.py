@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from levada.diagnose.facts import Facts
-from levada.diagnose.loss import main_output
+from levada.diagnose.loss import Loss, main_output
 from levada.diagnose.report import Report
 from levada.inputs import Batch
 
-__all__ = ["Call", "Patch", "Remedy", "Subject", "calls"]
+__all__ = ["Call", "Patch", "Remedy", "Subject", "adjusted", "calls"]
 
 _PARTS = (
     ("build", "After building the model:"),
+    ("loss", "Where `loss`, a function of outputs and targets, is chosen:"),
     ("optimizer", "After building the optimizer:"),
     ("step", "Between loss.backward() and optimizer.step():"),
 )
@@ -32,6 +33,11 @@ class Patch:
         build: code that changes or replaces `model`; it may read `inputs`.
         optimizer: code that changes `optimizer`.
         step: code that runs once a step, when gradients are there.
+        loss: code that replaces `loss`, a function of outputs and targets; it may call the one that was there.
+        measure: code that makes of `loss` what outputs without the change are judged by, where the change gives them
+            another meaning; no part of the text.
+        says: what it does, with its numbers, if that is more than its remedy says of itself.
+        judged: what both sides are judged by, in words, where it is not the loss that was given.
 
     Example:
         >>> print(Patch(optimizer="optimizer.param_groups[0]['lr'] = 0.1"))
@@ -42,6 +48,10 @@ class Patch:
     build: str = ""
     optimizer: str = ""
     step: str = ""
+    loss: str = ""
+    measure: str = ""
+    says: str = ""
+    judged: str = ""
 
     def __str__(self) -> str:
         parts = [(words, getattr(self, name)) for name, words in _PARTS]
@@ -59,6 +69,40 @@ class Patch:
         changed: nn.Module = names["model"]
         return changed
 
+    def adjust(self, loss: Loss) -> Loss:
+        """Run the code for the loss, and return what `loss` names after it.
+
+        Args:
+            loss: left as it is.
+        """
+        return adjusted(loss, self.loss)
+
+    def loss_function(self, loss: Loss) -> Callable[[Any, Any], torch.Tensor]:
+        """Return what `loss` names after the code for it has run, as a training loop calls it.
+
+        Args:
+            loss: left as it is.
+        """
+        return _made(loss, self.loss)
+
+    def then(self, other: Patch) -> Patch:
+        """Return this change with another one after it.
+
+        Args:
+            other: written for what this one leaves.
+
+        Example:
+            >>> print(Patch(build="model.train()").then(Patch(build="model.half()")))
+            # After building the model:
+            model.train()
+            model.half()
+        """
+        joined = {name: "\n".join(filter(None, (getattr(self, name), getattr(other, name)))) for name, _ in _PARTS}
+        marks = (self.measure or self.loss, other.measure or other.loss)
+        measure = "\n".join(filter(None, marks)) if self.measure or other.measure else ""
+        says = " ".join(filter(None, (self.says, other.says)))
+        return Patch(**joined, measure=measure, says=says, judged=self.judged or other.judged)
+
     def prepare(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """Run the code for the optimizer, and let each of its steps run the code for a step first.
 
@@ -72,6 +116,32 @@ class Patch:
             code = compile(self.step, "<remedy>", "exec")
             optimizer.register_step_pre_hook(lambda *_: exec(code, names))
         return optimizer
+
+
+def adjusted(loss: Loss, code: str) -> Loss:
+    r"""Return what `loss` names after code has run, for outputs and targets as the given one takes them.
+
+    Args:
+        loss: left as it is.
+        code: replaces `loss`, a function of outputs and targets.
+
+    Example:
+        >>> given = Loss("mse", lambda outputs, batch: (outputs - batch.targets).square().mean())
+        >>> code = "def loss(outputs, targets, given=loss):\n    return 2 * given(outputs, targets)"
+        >>> adjusted(given, code)(torch.ones(2), Batch(targets=torch.zeros(2))).item()
+        2.0
+    """
+    if not code:
+        return loss
+    made = _made(loss, code)
+    return Loss("loss", lambda outputs, batch: made(outputs, batch.targets), takes_tensor=True)
+
+
+def _made(loss: Loss, code: str) -> Callable[[Any, Any], torch.Tensor]:
+    names: dict[str, Any] = {"loss": lambda outputs, targets: loss.function(outputs, Batch(targets=targets))}
+    exec(compile(code, "<remedy>", "exec"), names)
+    made: Callable[[Any, Any], torch.Tensor] = names["loss"]
+    return made
 
 
 @final
@@ -116,6 +186,7 @@ class Subject:
         batches: what the model is run on.
         calls: the modules that ran, in the order in which they finished.
         seed: of what the change draws.
+        loss: what is lowered; None if not known.
     """
 
     model: nn.Module
@@ -124,6 +195,15 @@ class Subject:
     batches: Sequence[Batch]
     calls: tuple[Call, ...]
     seed: int = 0
+    loss: Loss | None = None
+
+    @property
+    def outputs(self) -> torch.Tensor | None:
+        """What the model returns for the first batch, if that is one floating tensor."""
+        batch = self.batches[0]
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            found = self.model(*batch.args, **batch.kwargs)
+        return found if isinstance(found, torch.Tensor) and found.is_floating_point() else None
 
     @property
     def inputs(self) -> Any:

@@ -11,24 +11,23 @@ SAME = 1.5
 
 
 def thousandth(subject: Subject) -> Patch | None:
-    """Set the learning rate so that the largest first step of a layer is a thousandth of its weights."""
+    """Change the learning rate by a factor, so that the largest first step of a layer is 0.001 of its weights."""
     return _set(subject, 1e-3)
 
 
 def hundredth(subject: Subject) -> Patch | None:
-    """Set the learning rate so that the largest first step of a layer is a hundredth of its weights."""
+    """Change the learning rate by a factor, so that the largest first step of a layer is 0.01 of its weights."""
     return _set(subject, 1e-2)
 
 
 def twentieth(subject: Subject) -> Patch | None:
-    """Set the learning rate so that the largest first step of a layer is a twentieth of its weights."""
+    """Change the learning rate by a factor, so that the largest first step of a layer is 0.05 of its weights."""
     return _set(subject, 5e-2)
 
 
 def tenth(subject: Subject) -> Patch:
-    """Divide the learning rate by ten: where the first step is small, curvature may still throw out later ones."""
-    del subject
-    return _times(0.1)
+    """Change the learning rate by a factor of 0.1: a first step may be small, and curvature throw out later ones."""
+    return _times(0.1, subject)
 
 
 def clip(subject: Subject) -> Patch | None:
@@ -65,8 +64,13 @@ def _set(subject: Subject, wanted: float) -> Patch | None:
     largest = subject.largest_update
     if largest is None or 1 / SAME < wanted / largest < SAME:
         return None
-    return _times(wanted / largest)
+    return _times(wanted / largest, subject)
 
 
-def _times(factor: float) -> Patch:
-    return Patch(optimizer=f'for group in optimizer.param_groups:\n    group["lr"] *= {float(f"{factor:.1g}"):g}')
+def _times(factor: float, subject: Subject) -> Patch:
+    factor, lr = float(f"{factor:.1g}"), subject.facts.lr
+    rates = "" if lr is None else f": {lr:g} becomes {lr * factor:.3g}"
+    return Patch(
+        optimizer=f'for group in optimizer.param_groups:\n    group["lr"] *= {factor:g}',
+        says=f"The learning rate times {factor:g}{rates}.",
+    )
