@@ -182,8 +182,8 @@ class _Followed:
     def __init__(
         self, cell: Cell, x: Tensor, state: State | None, lengths: Lengths | None, rows: int, truncate: int | None
     ) -> None:
-        self.kind = type(cell).__name__
         self.cell = _doubled(cell)
+        self.kind = type(self.cell).__name__
         dtype = next(self.cell.parameters()).dtype
         x = x[:, :rows].detach()
         x = x if lengths is None else x.masked_fill(lengths.padding(len(x))[:, :rows], 0.0)
