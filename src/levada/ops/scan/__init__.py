@@ -45,7 +45,7 @@ def linear_scan(gate: Tensor, value: Tensor, initial: Tensor | None = None, *, l
 
     Example:
         >>> linear_scan(torch.tensor([0.5, 0.5, -1.0]), torch.tensor([1.0, 1.0, 0.0]), torch.tensor(2.0))
-        tensor([ 2.0000,  2.0000, -2.0000])
+        tensor([ 2.,  2., -2.])
 
     Source: Blelloch, 1990, Prefix sums and their applications; Martin and Cundy, 2018, arXiv 1709.04057.
     """
