@@ -109,15 +109,21 @@ def test_gates_that_saturate_keep_the_state_and_give_finite_gradients(kind):
 
 
 @kinds
-def test_low_precision_runs_in_float32_inside(kind):
-    cell, h = build(kind, chrono=1_000.0)
-    x = torch.randn(2_000, 2, 3).bfloat16()
-    cell = cell.bfloat16()
-    outputs, _ = cell.run(x, (h.bfloat16(),))
-    gate, value = cell._recurrence(cell.project(x))
-    exact = reference.scan(gate.double(), value.double(), h.bfloat16().double(), False)
+def test_low_precision_keeps_long_memories(kind):
+    """A gate of 1 - 1/5000 is 1 in bfloat16, and a state that is rounded at each step stays where it is."""
+    cell, h = build(kind, dtype=torch.bfloat16)
+    with torch.no_grad():
+        cell.carry_bias(torch.full((4,), 8.5))
+        cell.bias_ih[-4:] = 0.0
+    outputs, _ = cell.run(torch.zeros(4_000, 2, 3, dtype=torch.bfloat16), (h,))
     assert outputs.dtype == torch.bfloat16
-    torch.testing.assert_close(outputs.double(), exact, rtol=2**-8, atol=1e-6)
+    decay = torch.tensor(8.5).double().sigmoid() ** 4_000
+    torch.testing.assert_close(outputs[-1].double(), decay * h.double(), rtol=2**-7, atol=0.0)
+    cell = cell.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, _ = cell.run(torch.zeros(4_000, 2, 3), (h.float(),))
+    assert outputs.dtype == torch.float32
+    torch.testing.assert_close(outputs[-1].double(), decay * h.double(), rtol=2**-7, atol=0.0)
 
 
 @kinds
