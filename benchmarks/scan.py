@@ -5,6 +5,7 @@ python -m benchmarks.scan [--quick]
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Program, Row, compare_times, main, ratio_of, require_equal
-from levada.cells import MinGRU, MinLSTM
+from levada.cells import Cell, MinGRU, MinLSTM
 from levada.ops import linear_scan
 from levada.ops.scan import reference
 
@@ -88,37 +89,51 @@ def speed(steps: int, batch: int, dim: int, repetitions: int) -> Iterator[Row]:
         )
 
 
+def stepped(cell: Cell, x: Tensor) -> Tensor:
+    """What one writes by hand: gates of all steps at once, then a loop."""
+    (state,), outputs = cell.begin(x.shape[1], dtype=x.dtype), []
+    gates, values = cell._recurrence(cell.project(x))
+    for gate, value in zip(gates.unbind(0), values.unbind(0), strict=True):
+        state = gate * state + value
+        outputs.append(state)
+    return torch.stack(outputs)
+
+
+def training(forward: Callable[[Any, Tensor], Tensor], module: nn.Module, x: Tensor) -> Program:
+    """Forward, and backward to the parameters."""
+    parameters = list(module.parameters())
+
+    def run() -> list[Tensor]:
+        outputs = forward(module, x)
+        return [outputs.detach(), *torch.autograd.grad(outputs.square().mean(), parameters)]
+
+    return run
+
+
 def cells(steps: int, batch: int, dim: int, repetitions: int) -> Iterator[Row]:
     """Cells against their own loop, which is the same function, and against nn.LSTM, which is another."""
-    x = torch.randn(steps, batch, 1)
-    fused = nn.LSTM(1, dim)
+    x, fused = torch.randn(steps, batch, 1), nn.LSTM(1, dim)
 
-    def trained(parameters: list[Tensor], forward: Callable[[], Tensor]) -> Program:
-        def run() -> list[Tensor]:
-            outputs = forward()
-            return [outputs.detach(), *torch.autograd.grad(outputs.square().mean(), parameters)]
-
-        return run
+    def scanned(cell: Cell, x: Tensor) -> Tensor:
+        return cell.run(x)[0]
 
     for cell in (MinGRU(1, dim), MinLSTM(1, dim)):
-        name, weights = type(cell).__name__, list(cell.parameters())
-
-        def stepped(cell: MinGRU | MinLSTM = cell) -> Tensor:
-            state, outputs = cell.begin(batch), []
-            gates, values = cell._recurrence(cell.project(x))  # of all steps at once, as one would by hand
-            for gate, value in zip(gates.unbind(0), values.unbind(0), strict=True):
-                state = (gate * state[0] + value,)
-                outputs.append(state[0])
-            return torch.stack(outputs)
-
-        run = trained(weights, lambda cell=cell: cell.run(x)[0])
-        common: dict[str, Any] = {"benchmark": "scan", "candidate": name}
-        extra = {"steps": steps, "batch": batch, "dim": dim}
-        times = compare_times(trained(weights, stepped), run, repetitions=repetitions)
-        yield Row(case=f"{name} / its loop", baseline="eager loop", target=0.8, extra=extra, **common, **times)
-        kernel = trained(list(fused.parameters()), lambda: fused(x)[0])
-        times = compare_times(kernel, run, repetitions=repetitions, check=False)
-        yield Row(case=f"{name} / nn.LSTM", baseline="nn.LSTM", target=None, extra=extra, **common, **times)
+        name, double = type(cell).__name__, (copy.deepcopy(cell).double(), x.double())
+        require_equal(training(stepped, *double), training(scanned, *double), rtol=1e-9, atol=1e-11)
+        run = training(scanned, cell, x)
+        for baseline, target, program in (
+            ("its loop", 0.8, training(stepped, cell, x)),
+            ("nn.LSTM", None, training(lambda lstm, x: lstm(x)[0], fused, x)),
+        ):
+            yield Row(
+                benchmark="scan",
+                case=f"{name} / {baseline}",
+                baseline=baseline,
+                candidate=name,
+                target=target,
+                extra={"steps": steps, "batch": batch, "dim": dim},
+                **compare_times(program, run, repetitions=repetitions, check=False),
+            )
 
 
 def largest_errors(scan: Scan, tensors: list[Tensor], cotangent: Tensor) -> dict[str, float]:
