@@ -44,6 +44,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.probe
 	$(BIN)/python -m benchmarks.connections
 	$(BIN)/python -m benchmarks.jacobian
+	$(BIN)/python -m benchmarks.cells
+	$(BIN)/python -m benchmarks.scan
 
 clean:
 	rm -rf $(VENV) docs/_build runs report.html

@@ -6,6 +6,8 @@ from levada.cells.cell import detach as detach
 from levada.cells.gated import GRU as GRU
 from levada.cells.gated import LSTM as LSTM
 from levada.cells.highway import RecurrentHighway as RecurrentHighway
+from levada.cells.minimal import MinGRU as MinGRU
+from levada.cells.minimal import MinLSTM as MinLSTM
 from levada.cells.plain import RNN as RNN
 from levada.cells.recurrent import Recurrent as Recurrent
 from levada.cells.skips import Dilated as Dilated

@@ -1,0 +1,87 @@
+"""Registering an operation with PyTorch: the one file that calls `torch.library`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+
+__all__ = ["Kernel", "define", "triton_or_reference"]
+
+Kernel = Callable[..., Any]
+
+# Registrations end with the library object: it lives as long as the module.
+_LIBRARY: Final[Any] = torch.library.Library("levada", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def define(
+    name: str,
+    schema: str,
+    *,
+    reference: Kernel,
+    kernels: Mapping[str, Kernel],
+    fake: Kernel,
+    vmap: Kernel,
+    setup_context: Kernel,
+    backward: Kernel,
+) -> Kernel:
+    """Register `torch.ops.levada.<name>` and return it.
+
+    Args:
+        name: the operation's name.
+        schema: arguments and results, as in `(Tensor x) -> Tensor`.
+        reference: what runs on devices without a kernel of their own.
+        kernels: kernels by the dispatcher's key, `CPU` or `CUDA`.
+        fake: the shapes and types of the results, for tracing.
+        vmap: the rule of `torch.library.register_vmap`.
+        setup_context: what is kept for `backward`, as in `torch.autograd.Function`.
+        backward: the gradients by the arguments.
+    """
+    qualified = f"levada::{name}"
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    for key, kernel in kernels.items():
+        _LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+    operation: Kernel = getattr(torch.ops.levada, name).default
+    return operation
+
+
+def triton_or_reference(module: str, name: str, reference: Kernel) -> Kernel:
+    """Return a kernel that imports `module` at its first call; where Triton is missing the reference runs, with a word.
+
+    Args:
+        module: dotted name of the module with the Triton kernels.
+        name: the function in it.
+        reference: what runs without Triton.
+    """
+
+    @functools.wraps(reference)
+    def kernel(*args: Any) -> Any:
+        found = _import_kernels(module)
+        return (reference if found is None else getattr(found, name))(*args)
+
+    return kernel
+
+
+@functools.cache  # which also makes the warning the only one
+def _import_kernels(module: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        warnings.warn(
+            f"{module} needs the package 'triton', which is not installed: the reference runs on the GPU, a loop with "
+            "one kernel a step, which is slow. Install it with: pip install triton",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None

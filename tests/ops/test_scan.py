@@ -1,0 +1,267 @@
+"""The linear scan against its reference: values, derivatives, precision, long sequences, the dispatcher, bad input."""
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch.autograd import gradcheck, gradgradcheck
+
+from levada._errors import UsageError
+from levada.ops import _define, linear_scan
+from levada.ops.scan import cpu, reference
+
+# torch's own, at the first use of forward mode.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+SHAPES = [(1,), (3, 0), (1, 2), (63, 3), (64, 1), (65, 2, 3), (200, 2)]
+
+
+def arguments(shape, log=False, dtype=torch.float64, device="cpu"):
+    """Gates of either sign, or logarithms of gates below 1; values; an initial state; a cotangent."""
+    generator = torch.Generator().manual_seed(0)
+    gate, value, cotangent = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    initial = torch.randn(shape[1:], generator=generator, dtype=torch.float64)
+    gate = torch.nn.functional.logsigmoid(gate) if log else gate
+    return [x.to(device, dtype) for x in (gate, value, initial, cotangent)]
+
+
+def derivatives(function, tensors, cotangent):
+    tensors = [x.detach().requires_grad_() for x in tensors]
+    states = function(*tensors)
+    return states.detach(), *torch.autograd.grad(states, tensors, cotangent)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients_are_the_references(shape, log, device):
+    *tensors, cotangent = arguments(shape, log, device=device)
+    got = derivatives(lambda a, b, h: linear_scan(a, b, h, log=log), tensors, cotangent)
+    expected = derivatives(lambda a, b, h: reference.scan(a, b, h, log), tensors, cotangent)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    # The reference of the backward operation is not made of autograd: it must agree with it too.
+    found = reference.scan_backward(cotangent, tensors[0], expected[0], tensors[2], log)
+    torch.testing.assert_close(found, expected[1:], rtol=1e-12, atol=1e-12)
+
+
+def test_a_state_that_is_left_out_is_zero():
+    gate, value, initial, _ = arguments((5, 2))
+    assert torch.equal(linear_scan(gate, value), linear_scan(gate, value, torch.zeros_like(initial)))
+
+
+def test_memory_may_be_strided_and_is_not_written_to():
+    *tensors, cotangent = arguments((70, 3, 4))
+    strided = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in tensors]
+    wide = cotangent[..., :1].expand_as(cotangent)
+    before = [x.clone() for x in strided]
+    got = derivatives(linear_scan, strided, wide)
+    torch.testing.assert_close(got, derivatives(linear_scan, tensors, wide.contiguous()))
+    assert all(map(torch.equal, strided, before))
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_derivatives_of_first_and_second_order(log):
+    *tensors, _ = arguments((5, 2, 2), log)
+    tensors = [x.requires_grad_() for x in tensors]
+
+    def function(gate, value, initial):
+        return linear_scan(gate, value, initial, log=log)
+
+    options = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    assert gradcheck(function, tensors, **options)
+    assert gradgradcheck(function, tensors, check_fwd_over_rev=True, check_batched_grad=True)
+    # The operations by themselves, which compiled code calls.
+    assert gradgradcheck(lambda a, b, h: torch.ops.levada.scan(a, b, h, log), tensors)
+
+
+def test_hessian_and_gradients_by_sample():
+    gate, value, initial, _ = arguments((4, 3))
+
+    def loss(gate, value, initial):
+        return linear_scan(gate, value, initial).square().sum()
+
+    expected = torch.autograd.functional.hessian(
+        lambda a: reference.scan(a, value, initial, False).square().sum(), gate
+    )
+    torch.testing.assert_close(torch.func.hessian(loss)(gate, value, initial), expected)
+    by_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(1, 1, 0), out_dims=1)(gate, value, initial)
+    torch.testing.assert_close(by_sample, torch.func.grad(loss)(gate, value, initial))
+    shared = torch.func.vmap(linear_scan, in_dims=(None, 0, None))(gate, torch.stack([value, -value]), initial)
+    torch.testing.assert_close(shared[1], linear_scan(gate, -value, initial))
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_the_operations_are_registered_as_torch_expects(log, requires_grad):
+    gate, value, initial, cotangent = (x.requires_grad_(requires_grad) for x in arguments((5, 2), log))
+    torch.library.opcheck(torch.ops.levada.scan.default, (gate, value, initial, log))
+    torch.library.opcheck(torch.ops.levada.scan_backward.default, (cotangent, gate, value, initial, log))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_one_operation_each_way_when_compiled(dynamic):
+    graphs = []
+
+    def keep(module, inputs):
+        graphs.append([str(node.target) for node in module.graph.nodes if "levada" in str(node.target)])
+        return make_boxed_func(module)
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    compiled = torch.compile(linear_scan, fullgraph=True, backend=backend, dynamic=dynamic)
+    *tensors, cotangent = arguments((70, 3))
+    got = derivatives(compiled, tensors, cotangent)
+    torch.testing.assert_close(got, derivatives(linear_scan, tensors, cotangent))
+    assert graphs == [["levada.scan.default"], ["levada.scan_backward.default"]]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_computed_in_float32(dtype, log):
+    steps = 2_000
+    gate, value = torch.full((steps, 2), 0.998), torch.full((steps, 2), 0.01)
+    gate = (gate.log() if log else gate).to(dtype)
+    tensors = [gate, value.to(dtype), torch.ones(2, dtype=dtype)]
+    cotangent = torch.full_like(gate, 0.01)
+    got = derivatives(lambda a, b, h: linear_scan(a, b, h, log=log), tensors, cotangent)
+    full = [x.double() for x in tensors]
+    expected = derivatives(lambda a, b, h: linear_scan(a, b, h, log=log), full, cotangent.double())
+    # Rounded once to the type, and states once more before they are multiplied: not 2,000 times.
+    for found, exact in zip(got, expected, strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=3 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_types_promote():
+    gate, value, initial, _ = arguments((3, 2), dtype=torch.float32)
+    states = linear_scan(gate.bfloat16(), value.bfloat16(), initial)
+    assert states.dtype == torch.float32
+    assert torch.equal(states, linear_scan(gate.bfloat16().float(), value.bfloat16().float(), initial))
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_nothing_is_read_that_was_not_written(log):
+    """What torch.empty returns is NaN here, and so is the memory around the arguments."""
+    *tensors, cotangent = arguments((130, 3), log)
+    expected = derivatives(lambda a, b, h: linear_scan(a, b, h, log=log), tensors, cotangent)
+    around = [torch.full((x.numel() + 64,), math.nan, dtype=x.dtype) for x in (*tensors, cotangent)]
+    inside = [a[32:-32].view_as(x).copy_(x) for a, x in zip(around, (*tensors, cotangent), strict=True)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        gradients = cpu.scan_backward(inside[3], inside[0], expected[0], inside[2], log)
+        got = cpu.scan(inside[0], inside[1], inside[2], log), *gradients
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("decay", [0.5, 1e-2, 1e-4, 1e-6])
+def test_100_000_steps_against_float64(decay, log):
+    """Positive numbers throughout, so that no relative error can hide behind another or come of cancellation."""
+    steps, generator = 100_000, torch.Generator().manual_seed(0)
+    gate = -2 * decay * torch.rand(steps, 4, generator=generator)
+    tensors = [gate if log else gate.exp(), torch.rand(steps, 4, generator=generator), torch.ones(4)]
+    cotangent = torch.rand(steps, 4, generator=generator)
+
+    def function(gate, value, initial):
+        return linear_scan(gate, value, initial, log=log)
+
+    got = derivatives(function, tensors, cotangent)
+    exact = derivatives(function, [x.double() for x in tensors], cotangent.double())
+    for found, truth in zip(got, exact, strict=True):
+        error = ((found.double() - truth) / truth).abs().nan_to_num(0.0).max()  # 0 / 0: gates that let nothing pass
+        # Rounding adds up like a random walk over the memory, which is at most 1 / decay steps long.
+        assert error < (4e-7 if log else 1e-6 + 2e-7 * min(steps, 1 / decay) ** 0.5)
+
+
+def test_a_memory_of_a_million_steps_needs_the_logarithm():
+    steps = 100_000
+    log_gate, value = torch.full((steps, 1), -1e-6), torch.full((steps, 1), 1e-6)
+    exact = -torch.expm1(-1e-6 * torch.arange(1, steps + 1, dtype=torch.float64)[:, None])  # of the geometric series
+
+    def error(states):
+        return ((states.double() - exact) / exact).abs()[-1].item()
+
+    assert error(linear_scan(log_gate, value, log=True)) < 1e-6
+    assert error(linear_scan(log_gate.double().exp().float(), value)) > 1e-4
+
+
+def test_gates_at_the_ends_of_their_range():
+    value = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert linear_scan(torch.zeros(4), value, torch.tensor(9.0)).tolist() == [1, 2, 3, 4]
+    assert linear_scan(torch.ones(4), value).tolist() == [1, 3, 6, 10]
+    assert linear_scan(-torch.ones(4), value).tolist() == [1, 1, 2, 2]
+    assert linear_scan(torch.zeros(4), value, log=True).tolist() == [1, 3, 6, 10]
+    never = torch.full((4,), -math.inf)
+    gradients = derivatives(lambda a, b: linear_scan(a, b, log=True), [never, value], torch.ones(4))
+    assert [x.tolist() for x in gradients] == [[1, 2, 3, 4], [0, 0, 0, 0], [1, 1, 1, 1]]
+
+
+def test_what_cannot_be_scanned_is_refused():
+    x = torch.ones(3, 2)
+    cases = [
+        ((torch.ones(3, 1), x), {}, r"gate and value must have one shape, got \(3, 1\) and \(3, 2\)"),
+        ((torch.ones(0, 2), torch.ones(0, 2)), {}, "a step or more along the first axis"),
+        ((torch.tensor(1.0), torch.tensor(1.0)), {}, "a step or more along the first axis"),
+        ((x, x, torch.ones(3)), {}, r"initial must have the shape of one step, \(2,\), got \(3,\)"),
+        ((x.long(), x), {}, "must be of real floating point, got torch.int64"),
+        ((x.cfloat(), x), {}, "must be of real floating point, got torch.complex64"),
+        ((x, x.to("meta")), {}, "must be on one device, got cpu and meta"),
+    ]
+    for tensors, options, words in cases:
+        with pytest.raises(UsageError, match=words):
+            linear_scan(*tensors, **options)
+
+
+def test_the_dispatcher_has_a_kernel_for_each_device():
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    for name in ("levada::scan", "levada::scan_backward"):
+        assert all(has(name, key) for key in ("CPU", "CUDA", "Meta", "CompositeExplicitAutograd"))
+    meta = torch.empty(3, 2, device="meta", requires_grad=True)
+    states = linear_scan(meta, meta)
+    states.sum().backward()
+    assert states.shape == meta.grad.shape == (3, 2)
+
+
+def test_without_triton_the_reference_runs_and_says_so_once(monkeypatch):
+    module = "levada.ops.scan.triton"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    _define._import_kernels.cache_clear()
+    kernel = _define.triton_or_reference(module, "scan", reference.scan)
+    tensors = arguments((5, 2))[:3]
+    try:
+        with pytest.warns(RuntimeWarning, match="'triton', which is not installed: the reference runs"):
+            first = kernel(*tensors, False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            second = kernel(*tensors, False)
+    finally:
+        _define._import_kernels.cache_clear()
+    assert torch.equal(first, reference.scan(*tensors, False))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("file", "interpret"), [("interpreted.py", "1"), ("compiled.py", "0")])
+def test_the_triton_kernels(file, interpret):
+    """Whether Triton interprets its kernels is settled when it is imported: a process each."""
+    pytest.importorskip("triton")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))],
+        env={**os.environ, "TRITON_INTERPRET": interpret},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "passed" in run.stdout
