@@ -26,12 +26,14 @@ __all__ = ["STUDY"]
 
 # Both see 16 steps.
 FIELDS = {"dilated": ([1, 2, 4, 8], 2), "undilated": ([1, 1, 1], 6)}
-# Hidden width and learning rate of networks of 6,600 to 6,650 parameters, the last one of 6,436.
+# Networks of 6,600 to 6,650 parameters, the last one of 6,436. Rates, of .001 .003 .01 for recurrent networks, by the
+# loss after 500 steps on seeds 100 and 101: LSTM .291 .263 .261; GRU .272 .262 .249; RNN .267 .262 .263. The TCN's was
+# the first tried: it copies after 500 steps.
 COPIERS: dict[str, dict[str, Any]] = {
-    "GRU": {"dim": 40, "lr": 0.003},
+    "GRU": {"dim": 40, "lr": 0.01},
     "TCN": {"dim": 14, "lr": 0.003, "dilations": [1, 2, 4, 8]},
     "RNN": {"dim": 71, "lr": 0.003},
-    "LSTM": {"dim": 34, "lr": 0.003},
+    "LSTM": {"dim": 34, "lr": 0.01},
     "TCN, field too short": {"dim": 27, "lr": 0.003, "dilations": [1]},
 }
 RECURRENT: dict[str, Callable[..., nn.Module]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
@@ -210,8 +212,8 @@ STUDY = Study(
     name="R14", slug="receptive_field", title="The receptive field's cliff",
     question="What can a convolution over a sequence learn of its past, and how deep must it be for that?",
     sources=(BAI, LUO, "van den Oord et al. 2016, arXiv 1609.03499"),
-    settings={"seeds": 5, "lags": (1, 3, 7, 11, 13, 14, 15, 16, 17, 18, 20, 24, 31), "depth_lags": (4, 8),
-              "reach_lag": 14, "dim": 32, "steps": 500, "batch_size": 16, "length": 48, "lr": 0.003,
+    settings={"seeds": 5, "lags": (1, 4, 8, 12, 14, 15, 16, 17, 20, 31), "depth_lags": (4, 8),
+              "reach_lag": 14, "dim": 32, "steps": 500, "batch_size": 16, "length": 40, "lr": 0.003,
               "copy_delay": 60, "copy_steps": 1500, "depths": (4, 8, 16, 32, 64), "digit_steps": 0},
     scales={"smoke": {"seeds": 2, "lags": (1, 15, 16), "depth_lags": (4,), "steps": 5, "copy_steps": 2,
                       "depths": (4, 8)},
