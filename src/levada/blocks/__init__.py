@@ -4,6 +4,8 @@ Every block takes one tensor and, unless `dim_out` or `stride` says otherwise, r
 """
 
 from levada.blocks.attention import Attention as Attention
+from levada.blocks.causal import CausalBranch as CausalBranch
+from levada.blocks.causal import CausalConvolution as CausalConvolution
 from levada.blocks.convolution import Convolution as Convolution
 from levada.blocks.convolution import ConvolutionBranch as ConvolutionBranch
 from levada.blocks.convolution import IdentityShortcut as IdentityShortcut
@@ -15,6 +17,8 @@ from levada.blocks.fully_connected import FullyConnected as FullyConnected
 
 __all__ = [
     "Attention",
+    "CausalBranch",
+    "CausalConvolution",
     "ConcatenatedReLU",
     "Convolution",
     "ConvolutionBranch",

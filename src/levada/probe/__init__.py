@@ -26,6 +26,8 @@ from levada.probe.mixing import MIXING_SIGNALS as MIXING_SIGNALS
 from levada.probe.partial import PartialJacobianNorms as PartialJacobianNorms
 from levada.probe.partial import partial_jacobian_norms as partial_jacobian_norms
 from levada.probe.probe import Probe as Probe
+from levada.probe.receptive_field import ReceptiveField as ReceptiveField
+from levada.probe.receptive_field import receptive_field as receptive_field
 from levada.probe.recurrence import Recurrence as Recurrence
 from levada.probe.recurrences import input_gradients as input_gradients
 from levada.probe.recurrences import recurrences as recurrences
@@ -57,6 +59,7 @@ __all__ = [
     "Operation",
     "PartialJacobianNorms",
     "Probe",
+    "ReceptiveField",
     "Recurrence",
     "Reordering",
     "SampledPathLengths",
@@ -76,6 +79,7 @@ __all__ = [
     "memory_curve",
     "memory_curves",
     "partial_jacobian_norms",
+    "receptive_field",
     "record",
     "recurrences",
     "reorder",

@@ -177,7 +177,7 @@ def memory_curve(recurrence: Recurrence, *, cotangents: int = COTANGENTS, seed: 
         one = _log_curve(whole[kept])
         slopes.append(_slope(one))
         horizons.append(_horizon(one)[0])
-    low, high = _jackknifed(math.log(max(horizon, 1e-9)), [math.log(max(h, 1e-9)) for h in horizons])
+    low, high = jackknifed(math.log(max(horizon, 1e-9)), [math.log(max(h, 1e-9)) for h in horizons])
     total = whole[:, :1].mean()
     predicted, gates = _predicted(recurrence)
     return MemoryCurve(
@@ -187,7 +187,7 @@ def memory_curve(recurrence: Recurrence, *, cotangents: int = COTANGENTS, seed: 
         recurrence.steps,
         logs.exp(),
         {name: (squares[..., i].nanmean(0) / total).sqrt() for i, name in enumerate(names) if len(names) > 1},
-        Interval(slope, *_jackknifed(slope, slopes)),
+        Interval(slope, *jackknifed(slope, slopes)),
         Interval(horizon, min(horizon, math.exp(low)), max(horizon, math.exp(high))),
         reached,
         predicted,
@@ -277,7 +277,7 @@ def _horizon(logs: Tensor) -> tuple[float, bool]:
     return (last + (bar - float(logs[last])) / slope if slope < -1e-9 else math.inf), False
 
 
-def _jackknifed(value: float, parts: list[float]) -> tuple[float, float]:
+def jackknifed(value: float, parts: list[float]) -> tuple[float, float]:
     """Return the 95 % interval of a number from what it is with each part of the sample left out."""
     if not all(math.isfinite(p) for p in [value, *parts]):
         return min([value, *parts]), max([value, *parts])

@@ -38,6 +38,10 @@ from levada.theory.normalisation import batch_norm_gradient_gain as batch_norm_g
 from levada.theory.normalisation import batch_norm_residual_gradient as batch_norm_residual_gradient
 from levada.theory.paths import PathLengths as PathLengths
 from levada.theory.paths import path_lengths as path_lengths
+from levada.theory.receptive_field import depth_for_lag as depth_for_lag
+from levada.theory.receptive_field import field_deviation as field_deviation
+from levada.theory.receptive_field import receptive_field as receptive_field
+from levada.theory.receptive_field import visible_lags as visible_lags
 from levada.theory.trajectory import Trajectory as Trajectory
 from levada.theory.trajectory import gradient_correlation as gradient_correlation
 from levada.theory.trajectory import propagate as propagate

@@ -1,4 +1,4 @@
-"""Whole networks of the papers on depth, plain, residual or with any other connection: stem, stack, head."""
+"""Fully connected and residual networks, and transformers: stem, stack, head."""
 
 from __future__ import annotations
 
