@@ -179,6 +179,6 @@ STUDY = Study(
            "Tagger: three bidirectional LSTM layers on 800 Turkish sentences, dependency relations at the output, a "
            "head for parts of speech at the first or the third layer, or none; tested on 485 sentences. The interval "
            "is a paired bootstrap over sentences of the difference's mean over seeds.",
-           "Steps and learning rates were chosen on seed 100 by the arm with intermediate losses, of taggers by the one "
-           "without; plain networks stayed at chance at .001, .003 and .01 (sigmoid), and at .01 and .03."),
+           "Steps and learning rates were chosen on seed 100 by the arm with intermediate losses, of taggers by the "
+           "one without; plain networks stayed at chance at .001, .003 and .01 (sigmoid), and at .01 and .03."),
 )  # fmt: skip

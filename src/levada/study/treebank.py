@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from levada._errors import MeasurementError, UsageError, import_extra
+from levada._errors import MeasurementError, UsageError
 
 __all__ = ["Sentence", "Treebank", "Vocabulary", "turkish_treebanks"]
 
@@ -74,7 +74,7 @@ def turkish_treebanks() -> Treebank:
         The treebank.
 
     Raises:
-        MissingExtraError: if the package turkish-treebanks is not installed.
+        UsageError: if the package turkish-treebanks is not installed.
         MeasurementError: if a file is not what its checksum says.
 
     Source: Kayadelen, Öztürel and Bohnet 2020, “A Gold Standard Dependency Treebank for Turkish”; package
@@ -84,9 +84,11 @@ def turkish_treebanks() -> Treebank:
     for name, known in _MD5.items():
         try:
             path = Path(str(metadata.distribution("turkish-treebanks").locate_file(f"data/{name}.conllu")))
-        except metadata.PackageNotFoundError:
-            import_extra("turkish_treebanks", "study", "The Turkish treebank")
-            raise
+        except metadata.PackageNotFoundError as error:
+            raise UsageError(
+                "The Turkish treebank needs the package 'turkish-treebanks', which is not installed. Install it with: "
+                "pip install --no-deps turkish-treebanks"
+            ) from error
         content = path.read_bytes() if path.is_file() else b""
         found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != known:
