@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from levada import cells as cells
     from levada import initialise as initialise
     from levada import networks as networks
+    from levada import supervision as supervision
     from levada import theory as theory
     from levada.connection import Connection as Connection
     from levada.connection import Layer as Layer
@@ -56,10 +57,11 @@ if TYPE_CHECKING:
     from levada.stack import Stack as Stack
     from levada.study import Claim as Claim
     from levada.study import Study as Study
+    from levada.supervision import Supervision as Supervision
 
 __version__ = "0.1.0"
 
-_MODULES = ("blocks", "cells", "initialise", "networks", "theory")
+_MODULES = ("blocks", "cells", "initialise", "networks", "supervision", "theory")
 _NAMES = {
     "levada.connection": ("Connection", "Layer", "SingleStream"),
     "levada.stack": ("Stack",),
@@ -98,6 +100,7 @@ _NAMES = {
     "levada.runs": ("Run",),
     "levada.sharding": ("shard_connections",),
     "levada.study": ("Claim", "Study"),
+    "levada.supervision": ("Supervision",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted([*_MODULES, *_HOME])

@@ -9,13 +9,15 @@ from levada.runs import Run
 from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
+from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
 from levada.study import Study, execute
 
 __all__ = ["STUDIES", "find", "run_study"]
 
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (GRADIENT_DECAY, DEGRADATION, RECEPTIVE_FIELD, HYPER_CONNECTIONS)
+    study.name: study
+    for study in (GRADIENT_DECAY, DEGRADATION, RECEPTIVE_FIELD, INTERMEDIATE_LOSSES, HYPER_CONNECTIONS)
 }
 
 

@@ -1,0 +1,217 @@
+"""A head, and the hook that gives it what its site computes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from levada._errors import UsageError, require_at_least
+from levada.connection import Layer, Outputs
+from levada.conversion.stream import finish
+from levada.supervision.schedules import Schedule
+
+__all__ = ["Head", "Loss", "Select", "Tap", "find_site", "select_from", "shape_of"]
+
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+Select: TypeAlias = int | str | Callable[[Any], Any]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A head with a task of its own; what is left out is as in the `Supervision` that it is given to.
+
+    Attributes:
+        module: what turns the site's output into a prediction; lazy modules take their size from the first batch.
+        loss: `(prediction, target) -> scalar`.
+        weight: factor on the loss.
+        schedule: `(progress, depth) -> factor` on the weight.
+        target: key of its target in the targets, such as "upos"; left out, all targets.
+        select: which part of the site's output the head is given: an index of a tuple, a key of a mapping or name of an
+            attribute, or a function.
+
+    Example:
+        >>> Head(nn.LazyLinear(14), target="upos", select=0).target
+        'upos'
+    """
+
+    module: nn.Module
+    loss: Loss | None = None
+    weight: float | None = None
+    schedule: Schedule | None = None
+    target: Any = None
+    select: Select | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            raise UsageError(f"Head: module must be an nn.Module, got {type(self.module).__name__}.")
+        if self.weight is not None:
+            require_at_least("Head", "weight", self.weight, 0.0)
+        for name in ("loss", "schedule"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise UsageError(f"Head: {name} must be a function, got {value!r}.")
+
+    def completed(self, loss: Loss, weight: float, schedule: Schedule) -> Head:
+        """Return the head with what it leaves out filled in.
+
+        Args:
+            loss: for all heads.
+            weight: for all heads.
+            schedule: for all heads.
+        """
+        return Head(
+            self.module,
+            self.loss or loss,
+            weight if self.weight is None else self.weight,
+            self.schedule or schedule,
+            self.target,
+            self.select,
+        )
+
+
+@final
+class Tap:
+    """The hook at one site: keeps what the site computes while it is open, one value for each call.
+
+    Closed, it still reads: a segment that checkpointing runs again must do what it did the first time.
+
+    Args:
+        site: name of the site.
+        select: which part of the output.
+    """
+
+    def __init__(self, site: str, select: Select | None) -> None:
+        self.site = site
+        self.select = select
+        self.open = False
+        self.values: list[Any] = []
+        self.versions: list[int] = []
+        self.without_gradient = False
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Read what a levada layer's stream would end in here, of a converted model what the next branch reads."""
+        if isinstance(module, Layer):
+            state = output.state if type(output) is Outputs else output
+            output = module.connection.end(state)
+        value = select_from(finish(module, args, output), self.select, self.site)
+        if not self.open:
+            return
+        self.without_gradient = not torch.is_grad_enabled()
+        if torch.compiler.is_compiling() and isinstance(value, Tensor):
+            value = value.clone()  # versions are not counted there; where nothing changes it, the copy is compiled away
+        elif isinstance(value, Tensor):
+            self.versions.append(value._version)
+        self.values.append(value)
+
+    def begin(self) -> None:
+        """Forget the last forward pass, and open."""
+        self.values, self.versions, self.without_gradient, self.open = [], [], False, True
+
+    def take(self, kind: str) -> list[Any]:
+        """Return the values of this forward pass, and forget them.
+
+        Args:
+            kind: class of the model, for what is said.
+
+        Raises:
+            UsageError: if there is none, if it has no graph, or if a later layer changed it.
+        """
+        values, versions = self.values, self.versions
+        self.values, self.versions = [], []
+        if not values:
+            raise UsageError(
+                f"Supervision: site {self.site!r} did not run in this forward pass of {kind}. Choose a module that "
+                "every pass calls (one whose weights are only used, or that was compiled before this, is not seen)."
+            )
+        if self.without_gradient and torch.is_grad_enabled():
+            raise UsageError(
+                f"Supervision: site {self.site!r} ran without gradients, so its loss would reach nothing below it. "
+                "In checkpointing pass use_reentrant=False; under no_grad choose a later site."
+            )
+        tensors = [value for value in values if isinstance(value, Tensor)] if versions else []
+        if any(value._version != version for value, version in zip(tensors, versions, strict=False)):
+            raise UsageError(
+                f"Supervision: a later layer changes the output of site {self.site!r} in place. Name that layer as the "
+                "site, or make it work out of place (inplace=False)."
+            )
+        return values
+
+
+def select_from(output: Any, select: Select | None, site: str) -> Any:
+    """Return the part of an output that a head is given.
+
+    Args:
+        output: what the site returned.
+        select: an index, a key or name, a function, or None for all of it.
+        site: name of the site, for what is said.
+
+    Raises:
+        UsageError: if there is no such part.
+
+    Example:
+        >>> select_from({"hidden": 3}, "hidden", "encoder"), select_from((5, 7), 1, "encoder")
+        (3, 7)
+    """
+    if select is None:
+        return output
+    if callable(select):
+        return select(output)
+    try:
+        return getattr(output, select) if isinstance(select, str) and hasattr(output, select) else output[select]
+    except (LookupError, TypeError) as error:
+        raise UsageError(
+            f"Supervision: select={select!r} does not fit the output of site {site!r}, {shape_of(output)}."
+        ) from error
+
+
+def shape_of(value: Any) -> str:
+    """Say what a value is: a tensor by its shape, a container by its parts.
+
+    Args:
+        value: any value.
+
+    Example:
+        >>> shape_of((torch.ones(2, 3), {"loss": 1.0}))
+        'a tuple of (a tensor (2, 3), a dict of (loss: float))'
+    """
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of ({', '.join(map(shape_of, value))})"
+    if isinstance(value, dict):
+        return f"a dict of ({', '.join(f'{key}: {shape_of(item)}' for key, item in value.items())})"
+    return type(value).__name__
+
+
+def find_site(model: nn.Module, site: str) -> nn.Module:
+    """Return a submodule by its qualified name.
+
+    Args:
+        model: the model, compiled or not.
+        site: the name.
+
+    Raises:
+        UsageError: if there is none; the message has near names.
+
+    Example:
+        >>> find_site(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), "1")
+        Tanh()
+        >>> find_site(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), "2")
+        Traceback (most recent call last):
+        levada._errors.UsageError: Supervision: Sequential has no module '2'. Near it: '0', '1'.
+    """
+    inner = getattr(model, "_orig_mod", model)  # of torch.compile
+    known = [name for name, _ in inner.named_modules(remove_duplicate=False) if name]
+    if site in known:
+        return inner.get_submodule(site)
+    if site == "":
+        raise UsageError("Supervision: the model's own output has its loss already. Name a module inside of it.")
+    near = difflib.get_close_matches(site, known, 3, 0.5) or known[:3]
+    told = f"Near it: {', '.join(map(repr, near))}." if near else "It has no modules inside."
+    raise UsageError(f"Supervision: {type(inner).__name__} has no module {site!r}. {told}")
