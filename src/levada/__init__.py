@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from levada import blocks as blocks
+    from levada import cells as cells
     from levada import initialise as initialise
     from levada import networks as networks
     from levada import theory as theory
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("blocks", "initialise", "networks", "theory")
+_MODULES = ("blocks", "cells", "initialise", "networks", "theory")
 _NAMES = {
     "levada.connection": ("Connection", "Layer", "SingleStream"),
     "levada.stack": ("Stack",),

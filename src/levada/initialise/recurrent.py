@@ -1,6 +1,13 @@
-"""Initialisations of what carries a memory through time: gates' biases, and the recurrent weights."""
+"""Initialisations of what carries a memory through time: gates' biases, and the recurrent weights.
+
+A module of one's own takes part by methods: `carry_bias(logit) -> bool` sets the biases of the gate that keeps, and
+says whether there is one; `recurrent_weights()` returns the square matrices from one state to the next, to be set.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,7 +30,8 @@ def chrono(module: nn.Module, horizon: float, *, generator: Generator | None = N
     $1 - z$ of the new. The second bias of these gates, which torch adds, becomes zero.
 
     Args:
-        module: changed in place: every LSTM, GRU, LSTMCell and GRUCell that has biases.
+        module: changed in place: every LSTM, GRU, LSTMCell and GRUCell that has biases, and every gated cell of
+            `levada.cells`.
         horizon: $T$, the longest memory wanted, in steps; above 2.
         generator: where the random numbers come from.
 
@@ -43,8 +51,13 @@ def chrono(module: nn.Module, horizon: float, *, generator: Generator | None = N
     """
     if not horizon > 2:
         raise UsageError(f"chrono: horizon must be above 2 steps, got {horizon}.")
+
+    def drawn(like: Tensor) -> Tensor:
+        return torch.empty_like(like).uniform_(1.0, horizon - 1.0, generator=generator).log()
+
     found = [m for m in module.modules() if isinstance(m, _GATED) and m.bias]
-    if not found:
+    set_here = [_carries(m, drawn) for m in module.modules()]
+    if not found and not any(set_here):
         raise UsageError(f"chrono: {type(module).__name__} must hold an LSTM or GRU with biases, and has none.")
     for one in found:
         size = one.hidden_size
@@ -55,7 +68,7 @@ def chrono(module: nn.Module, horizon: float, *, generator: Generator | None = N
             carry, fill = gates[1], gates[0] if len(gates) == 4 else None
             carry.zero_()
             if name.startswith("bias_ih"):
-                carry.copy_(torch.empty_like(carry).uniform_(1.0, horizon - 1.0, generator=generator).log())
+                carry.copy_(drawn(carry))
             if fill is not None:
                 fill.copy_(-carry)
     return module
@@ -66,8 +79,8 @@ def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Ge
     r"""Let recurrent weights keep the norm of a state: orthogonal, $W^\top W = g^2 I$; the identity for rectifiers.
 
     Args:
-        module: changed in place: every RNN, LSTM, GRU and cell of torch; of gated ones the block of each gate. Plain
-            networks of rectifiers get $g I$. The biases of plain networks become zero.
+        module: changed in place: every RNN, LSTM, GRU and cell of torch and of `levada.cells`; of gated ones the block
+            of each gate. Plain networks of rectifiers get $g I$. The biases of plain networks become zero.
         gain: $g$.
         generator: where the random numbers come from.
 
@@ -85,7 +98,8 @@ def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Ge
     Source: Saxe, McClelland and Ganguli 2014, arXiv 1312.6120; Le, Jaitly and Hinton 2015, arXiv 1504.00941 (identity).
     """
     found = [m for m in module.modules() if isinstance(m, _ALL)]
-    if not found:
+    set_here = [_redrawn(m, gain, generator) for m in module.modules()]
+    if not found and not any(set_here):
         raise UsageError(f"orthogonal_recurrence: {type(module).__name__} must hold a recurrent module, and has none.")
     for one in found:
         plain = isinstance(one, nn.RNN | nn.RNNCell)
@@ -96,6 +110,29 @@ def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Ge
             elif plain and name.startswith("bias"):
                 value.zero_()
     return module
+
+
+def _carries(module: nn.Module, drawn: Callable[[Tensor], Tensor]) -> bool:
+    """Draw the bias of a gate that keeps, of a module that says how; return whether it has one."""
+    own: Any = getattr(module, "carry_bias", None)
+    if not callable(own):
+        return False
+    width: Any = module.dim
+    return bool(own(drawn(next(module.parameters()).new_empty(width))))
+
+
+def _redrawn(module: nn.Module, gain: float, generator: Generator | None) -> bool:
+    """Draw the recurrent matrices of a module that names them; return whether it has some."""
+    own: Any = getattr(module, "recurrent_weights", None)
+    blocks = list(own()) if callable(own) else []
+    nonlinearity = getattr(module, "nonlinearity", None)
+    for block in blocks:
+        block.copy_(gain * _square(block, nonlinearity == "relu", generator))
+    if blocks and nonlinearity is not None:  # a plain network
+        for name, value in module.named_parameters(recurse=False):
+            if name.startswith("bias"):
+                value.zero_()
+    return bool(blocks)
 
 
 def _square(like: Tensor, identity: bool, generator: Generator | None) -> Tensor:
