@@ -190,14 +190,14 @@ def test_a_norm_of_one_is_three_different_things():
 
 @pytest.mark.parametrize(("carry", "gain"), [(0.9, 0.06), (0.73, 0.144), (0.0, 0.6), (1.0, 0.1), (0.5, 0.5)])
 def test_a_carried_gradient_is_that_of_random_matrices(carry, gain):
-    dim, steps = 200, 12
+    dim, steps = 400, 8
     generator = torch.Generator().manual_seed(0)
     means = []
-    for _ in range(6):
+    for _ in range(4):
         weight = torch.randn(dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
         power = torch.linalg.matrix_power(carry * torch.eye(dim, dtype=torch.float64) + gain * weight, steps)
         means.append(float(power.square().sum() / dim))
-    assert carried_gradient(carry, gain, steps) == pytest.approx((sum(means) / 6) ** 0.5, rel=0.04)
+    assert carried_gradient(carry, gain, steps) == pytest.approx((sum(means) / 4) ** 0.5, rel=0.02)
 
 
 def test_a_carried_gradient_grows_as_the_sum_in_the_end():

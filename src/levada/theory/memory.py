@@ -111,7 +111,7 @@ def carried_gradient(carry: float, gain: float, steps: int) -> float:
         >>> round(carried_gradient(0.0, 0.5, 3), 3), round(carried_gradient(0.5, 0.0, 3), 3)
         (0.125, 0.125)
         >>> round(carried_gradient(0.731, 3**-0.5 / 4, 40) / 0.731**40)     # an LSTM of forget bias 1
-        356
+        469
 
     Source: the sum is Vandermonde's, of the powers of a Ginibre matrix, $\mathbb E\lVert W^j\rVert_F^2 \to n$, and
     mixed terms that vanish (Ginibre 1965); the law for $a = 0$ is Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063.
