@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class Cell(nn.Module, ABC):
         UsageError: if a width is below 1 or no integer.
     """
 
-    gate: ClassVar[str] = ""
+    gate: str = ""
     """What `carry` returns: "forget gate", "update gate"; "" for the gain of weights that are independent."""
 
     def __init__(self, dim_in: int, dim: int) -> None:

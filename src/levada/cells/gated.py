@@ -56,7 +56,7 @@ class LSTM(AffineCell):
     """
 
     blocks: ClassVar[int] = 4
-    gate: ClassVar[str] = "forget gate"
+    gate = "forget gate"
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class GRU(AffineCell):
     """
 
     blocks: ClassVar[int] = 3
-    gate: ClassVar[str] = "update gate"
+    gate = "update gate"
 
     def __init__(self, dim_in: int, dim: int, *, bias: bool = True, chrono: float | None = None) -> None:
         super().__init__(dim_in, dim, bias)
