@@ -16,7 +16,7 @@ from levada.study.statistics import sign_test, student_interval
 __all__ = ["BEGIN", "END", "LAGS", "LEARNED", "claims", "figures"]
 
 BEGIN, END = 8, 40  # steps back between which slopes are taken; whole multiples of the dilation
-LAGS = (5, 10, 20, 40, 80, 160)
+LAGS = (5, 7, 10, 14, 20, 28, 40, 56, 80, 112, 160)
 LEARNED = 0.9  # share of right answers; chance is 1/4
 WITHIN, PER_STEP = 0.1, 0.01
 FALLING = ("tanh", "tanh, orthogonal", "leaky", "dilated", "LSTM, forget bias 0", "LSTM, forget bias 1", "GRU")
@@ -91,7 +91,7 @@ def _adding(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
 def _order(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
     numbers = {f"accuracy, {c['cell']}": results.column("best", **c) for c in results.configs}
     gated, plain = results.column("best", cell="LSTM, forget bias 1"), results.column("best", cell="tanh")
-    met = [g > p for g, p in zip(gated, plain, strict=True)]
+    met = [g >= LEARNED > p for g, p in zip(gated, plain, strict=True)]
     return all(met), numbers, sign_test(sum(met), len(met))
 
 
@@ -138,8 +138,9 @@ def claims(settings: Settings) -> tuple[Claim, ...]:
             "Hochreiter and Schmidhuber 1997", _adding, {"measures": "adding"},
         ),
         Claim(
-            "order needs a gate", "Over a long sequence an LSTM learns the order of two symbols better than a plain "
-            "cell.", "accuracy of the LSTM (forget bias 1) above that of the plain cell in every seed",
+            "order needs more than a plain cell", "Over a long sequence a plain cell does not learn the order of two "
+            "symbols, and an LSTM does.", f"at least {LEARNED:.0%} of fresh sequences right for the LSTM (forget bias "
+            "1), fewer for the plain cell, in every seed; chance is 25 %",
             "Hochreiter and Schmidhuber 1997", _order, {"measures": "temporal order"},
         ),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
 
@@ -156,17 +156,17 @@ class Reader(nn.Module):
     """A recurrence, and a linear map of its last h.
 
     Args:
-        cell: of the recurrence.
+        cells: of the recurrence, one for each layer.
         dim_out: numbers of an answer.
 
     Shape:
         `(steps, batch, dim_in) -> (batch, dim_out)`.
     """
 
-    def __init__(self, cell: Cell, dim_out: int) -> None:
+    def __init__(self, cells: Sequence[Cell], dim_out: int) -> None:
         super().__init__()
-        self.recurrent = Recurrent([cell])
-        self.head = nn.Linear(cell.dim, dim_out)
+        self.recurrent = Recurrent(cells)
+        self.head = nn.Linear(self.recurrent.dim_out, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Answer."""
