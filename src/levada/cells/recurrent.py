@@ -107,6 +107,13 @@ class Recurrent(nn.Module):
             count = iter(range(num))
             self.layers = Stack(lambda width: sweep(next(count), width), connection, dim=width, depth=num, **options)
             self.dim_out = self.layers.dim_out
+            for one in self.layers:
+                stream, width = one.connection, self._width(one.branch)
+                if stream.dim_out == stream.dim and width != stream.dim_in:
+                    raise UsageError(
+                        f"Recurrent: layer {stream.layer} must give out a width of {stream.dim_in}, which it reads "
+                        f"from the stream, got {width}. Put an nn.Linear before, or change the cells' dim."
+                    )
 
     @staticmethod
     def _width(sweep: nn.Module) -> int:

@@ -31,7 +31,7 @@ class Dilated(Cell):
         each tensor `(batch, d - 1, ...)`, the oldest first.
 
     Cost:
-        Sequences run as $d$ times as many rows of $T/d$ steps: faster than the cell without dilation.
+        The cell's: sequences run as $d$ times as many rows of $T/d$ steps. The state is $d$ times as large.
 
     Raises:
         UsageError: if the dilation is below 1.

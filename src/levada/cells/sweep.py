@@ -182,8 +182,8 @@ class _Followed:
     def __init__(
         self, cell: Cell, x: Tensor, state: State | None, lengths: Lengths | None, rows: int, truncate: int | None
     ) -> None:
-        self.kind = type(cell).__name__
         self.cell = _doubled(cell)
+        self.kind = type(self.cell).__name__
         dtype = next(self.cell.parameters()).dtype
         x = x[:, :rows].detach()
         x = x if lengths is None else x.masked_fill(lengths.padding(len(x))[:, :rows], 0.0)
@@ -241,8 +241,13 @@ def _doubled(cell: Cell) -> Cell:
     """Return a copy in double precision, in which every weight is a tensor of its own."""
     double = copy.deepcopy(cell).requires_grad_(False)
     for module in double.modules():
-        for name in list(getattr(module, "parametrizations", {})):
-            parametrize.remove_parametrizations(module, name)
+        if parametrize.is_parametrized(module):
+            # not `remove_parametrizations`: it takes the attribute off a class that the copy shares with the original
+            held = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+            module.__class__ = type(module).__bases__[0]
+            del module.parametrizations
+            for name, value in held.items():
+                module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
     return double.to(torch.float32 if next(cell.parameters()).device.type == "mps" else torch.float64)
 
 

@@ -20,7 +20,7 @@ from levada.inputs import raised
 from levada.probe.lyapunov import LyapunovExponents, lyapunov_exponents
 from levada.probe.memory import MemoryCurve, memory_curve
 from levada.probe.recorder import Frame, Recorder
-from levada.probe.recurrence import LEAST_CALLS, Recurrence
+from levada.probe.recurrence import LEAST_CALLS, Recurrence, runs_sequences
 from levada.probe.recurrences import input_gradients, recurrences
 
 __all__ = ["memory_of"]
@@ -43,10 +43,10 @@ def memory_of(run: Run, recorder: Recorder, loss: Loss | None, factory: Factory)
         factory: builds the optimizer of the trials.
     """
     model, deadline = run.model, run.pace.deadline
-    if not any(isinstance(m, nn.RNNBase) for m in model.modules()) and not _repeats(recorder.root):
+    if not any(runs_sequences(m) for m in model.modules()) and not _repeats(recorder.root):
         return None
     if not run.pace.allows(OVER_TIME, 4, 3):
-        kept = (name for name, m in model.named_modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase))
+        kept = (n for n, m in model.named_modules() if runs_sequences(m) or isinstance(m, nn.RNNCellBase))
         return Memory(missing=dict.fromkeys(kept, SPENT))
 
     def objective(run: Run = run) -> Tensor:

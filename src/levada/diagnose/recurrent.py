@@ -267,7 +267,7 @@ def repair_of(rule: str, curves: Sequence[MemoryCurve], generator: str = "torch.
         generator: code that makes what the change draws from.
     """
     head = f"import torch\nfrom levada import initialise\ngenerator = {generator}\n"
-    if rule == "short_memory" and any(curve.kind in _GATED for curve in curves):
+    if rule == "short_memory" and any(curve.kind in _GATED or curve.gates is not None for curve in curves):
         horizon = max(3, max(curve.steps for curve in curves))
         return "chrono", f"{head}initialise.chrono(model, horizon={horizon}, generator=generator)"
     return "orthogonal_recurrence", f"{head}initialise.orthogonal_recurrence(model, generator=generator)"

@@ -1,4 +1,10 @@
-"""A recurrence: a state that a step turns into the next one, at given inputs; and where a model has one."""
+"""A recurrence: a state that a step turns into the next one, at given inputs; and where a model has one.
+
+A module of any library takes part by methods. One that runs a whole sequence in a call, with time first, has
+`recurrences_of_calls(name, calls, rows)`, which returns its recurrences, or says why there are none. One that takes a
+step, with its state as a tuple behind the input, may have `project(x)`, `carry(projected, state)` and `gate`, which say
+what of a unit's memory is kept; with `state_shapes` the state may hold more than vectors.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,7 @@ from torch import Tensor, nn
 from levada.probe.hook import Hook
 from levada.probe.recorder import tensors
 
-__all__ = ["LEAST_CALLS", "Recurrence", "State", "called_again", "cells", "replaced_in"]
+__all__ = ["LEAST_CALLS", "Recurrence", "State", "called_again", "cells", "replaced_in", "runs_sequences"]
 
 State: TypeAlias = tuple[Tensor, ...]
 
@@ -49,6 +55,15 @@ class Recurrence:
     carry: Callable[[int, State], Tensor] | None = None
     gate: str = ""
     lengths: Tensor | None = None
+
+
+def runs_sequences(module: nn.Module) -> bool:
+    """Whether a call of this module runs a whole sequence whose steps can be followed.
+
+    Args:
+        module: any module.
+    """
+    return isinstance(module, nn.RNNBase) or callable(getattr(module, "recurrences_of_calls", None))
 
 
 @dataclass(slots=True)
@@ -138,19 +153,24 @@ def _longest_chain(calls: Sequence[_Call]) -> list[_Call]:
 def _cell(name: str, module: nn.Module, chain: Sequence[_Call]) -> Recurrence | None:
     slots = _slots(chain[0], chain[1])
     first = [list(tensors(chain[0].output))[i] for i in slots]
-    if any(s.dim() not in (1, 2) or not s.is_floating_point() for s in first) or len({s.shape[:-1] for s in first}) > 1:
+    most = max(s.dim() for s in first) if hasattr(module, "state_shapes") else 2
+    if any(not 1 <= s.dim() <= most or not s.is_floating_point() for s in first):
         return None
     alone = first[0].dim() == 1
+    if len({s.shape[:1] if s.dim() > 1 else () for s in first}) > 1:
+        return None
+
+    def matrices(output: Any) -> State:
+        found = list(tensors(output))
+        return tuple(found[i].unsqueeze(0) if alone else found[i].flatten(1) for i in slots)
 
     def step(t: int, state: State) -> State:
         before, call = list(tensors(chain[t].output)), chain[t + 1]
-        fed = {id(before[i]): s[0] if alone else s for i, s in zip(slots, state, strict=True)}
-        output = list(tensors(module.forward(*replaced_in(call.args, fed), **replaced_in(call.kwargs, fed))))
-        return tuple(output[i].unsqueeze(0) if alone else output[i] for i in slots)
+        fed = {id(before[i]): s.view_as(before[i]) for i, s in zip(slots, state, strict=True)}
+        return matrices(module.forward(*replaced_in(call.args, fed), **replaced_in(call.kwargs, fed)))
 
     def recorded(t: int) -> State:
-        output = list(tensors(chain[t].output))
-        return tuple((output[i].unsqueeze(0) if alone else output[i]).detach() for i in slots)
+        return tuple(s.detach() for s in matrices(chain[t].output))
 
     with torch.no_grad():
         for t in range(min(3, len(chain) - 1)):
@@ -164,7 +184,9 @@ def _cell(name: str, module: nn.Module, chain: Sequence[_Call]) -> Recurrence | 
 def _gate_of(
     module: nn.Module, chain: Sequence[_Call], alone: bool
 ) -> tuple[Callable[[int, State], Tensor] | None, str]:
-    """Return the gate of one of torch's cells."""
+    """Return the gate of one of torch's cells, or of a cell that says it."""
+    if callable(getattr(module, "project", None)) and callable(getattr(module, "carry", None)):
+        return _own_gate(module, chain)
     if not isinstance(module, nn.LSTMCell | nn.GRUCell):
         return None, ""
     size, at, count = module.hidden_size, 1, 4 if isinstance(module, nn.LSTMCell) else 3
@@ -180,6 +202,20 @@ def _gate_of(
         ).sigmoid()
 
     return carry, "forget gate" if count == 4 else "update gate"
+
+
+def _own_gate(module: Any, chain: Sequence[_Call]) -> tuple[Callable[[int, State], Tensor] | None, str]:
+    def carry(t: int, state: State) -> Any:
+        x = next(iter(tensors((chain[t + 1].args, chain[t + 1].kwargs))))
+        shaped = tuple(s.view(-1, *shape) for s, shape in zip(state, module.state_shapes, strict=True))
+        return module.carry(module.project(x.detach()), shaped)
+
+    try:
+        with torch.no_grad():
+            known = carry(0, tuple(s.flatten(1) for s in tensors(chain[0].output))) is not None
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        return None, ""  # methods of the same names that mean something else
+    return (carry, str(getattr(module, "gate", ""))) if known else (None, "")
 
 
 def replaced_in(value: Any, table: Mapping[int, Any]) -> Any:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from levada.probe.fused import FusedCall, unrolled
 from levada.probe.recorder import first_floating
-from levada.probe.recurrence import Recurrence, called_again, cells, replaced_in, watching
+from levada.probe.recurrence import Recurrence, called_again, cells, replaced_in, runs_sequences, watching
 
 __all__ = ["input_gradients", "recurrences"]
 
@@ -24,8 +24,9 @@ def recurrences(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Recurren
 
     Found are `nn.RNN`, `nn.LSTM` and `nn.GRU`, each layer and direction by itself, run again from their weights and
     compared with what they returned; and every module with parameters that is called at least four times with what it
-    returned before and with something new: a cell in a loop, be it torch's or one's own. Recurrent modules of torch are
-    followed on the first 16 rows, cells on all.
+    returned before and with something new: a cell in a loop, be it torch's or one's own; and modules that say how they
+    are followed, as the layers of `levada.cells.Recurrent`. Modules that run a sequence are followed on 16 rows, cells
+    in a loop on all.
 
     Args:
         model: the model.
@@ -38,8 +39,9 @@ def recurrences(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Recurren
         (['[layer 0, forward]', '[layer 0, backward]'], 7, {})
     """
     modules = dict(model.named_modules())
-    fused = [name for name, m in modules.items() if isinstance(m, nn.RNNBase)]
-    loops = [name for name in called_again(model, run) if name not in fused]
+    fused = [name for name, m in modules.items() if runs_sequences(m)]
+    within = tuple(f"{name}." if name else "" for name in fused)
+    loops = [name for name in called_again(model, run) if not f"{name}.".startswith(within)]
     if not fused and not loops:
         return [], {}
     chains: dict[str, list[FusedCall]] = {}
@@ -60,8 +62,14 @@ def recurrences(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Recurren
         run()
     found: list[Recurrence] = []
     missing: dict[str, str] = {}
-    for name, held in chains.items():
-        told = unrolled(name, max(held, key=lambda call: call.length))
+    for name in fused:
+        own: Any = modules[name]
+        if name in chains:
+            told = unrolled(name, max(chains[name], key=lambda call: call.length))
+        elif name in calls:
+            told = own.recurrences_of_calls(name, calls.pop(name), ROWS)
+        else:
+            continue
         if isinstance(told, str):
             missing[name] = told
         else:
@@ -147,8 +155,8 @@ def _by_step(module: nn.Module, gradient: Tensor | None, given: Any) -> list[flo
     if isinstance(given, PackedSequence):
         sizes = [int(n) for n in given.batch_sizes]
         parts = [None] * len(sizes) if gradient is None else list(torch.split(gradient, sizes))
-    elif isinstance(module, nn.RNNBase):
-        time = 1 if module.batch_first and given.dim() == 3 else 0
+    elif runs_sequences(module):
+        time = 1 if getattr(module, "batch_first", False) and given.dim() == 3 else 0
         parts = [None] * given.shape[time] if gradient is None else list(gradient.unbind(time))
     else:
         parts = [gradient]
