@@ -8,12 +8,15 @@ from levada._errors import UsageError
 from levada.runs import Run
 from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
+from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.study import Study, execute
 
 __all__ = ["STUDIES", "find", "run_study"]
 
-STUDIES: dict[str, Study] = {study.name: study for study in (GRADIENT_DECAY, DEGRADATION, HYPER_CONNECTIONS)}
+STUDIES: dict[str, Study] = {
+    study.name: study for study in (GRADIENT_DECAY, DEGRADATION, GRADIENT_THROUGH_TIME, HYPER_CONNECTIONS)
+}
 
 
 def find(name: str) -> Study:

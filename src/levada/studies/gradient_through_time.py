@@ -121,7 +121,7 @@ STUDY = Study(
     question="How far back does a recurrent network learn, what decides it, and does a skip in time help?",
     sources=("Hochreiter and Schmidhuber 1997", "Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063",
              "Chang et al. 2017, arXiv 1710.02224"),
-    settings={"seeds": 10, "dim": 32, "wide": 128, "steps": 300, "lr": 3e-3, "longest_lag": 160, "adding_length": 40,
+    settings={"seeds": 5, "dim": 32, "wide": 128, "steps": 300, "lr": 3e-3, "longest_lag": 160, "adding_length": 40,
               "order_length": 60, "task_steps": 1500, "task_lr": 3e-3,
               "task_cells": ("tanh", "leaky", "dilated", "LSTM, forget bias 1")},
     scales={"smoke": {"seeds": 2, "wide": 32, "steps": 10, "longest_lag": 10, "adding_length": 10, "order_length": 10, "task_steps": 4,

@@ -13,7 +13,16 @@ from torch.nn import functional
 from levada._errors import UsageError, require_at_least
 from levada.cells import Cell, Recurrent
 
-__all__ = ["ADDING_BASELINE", "Reader", "ReaderRecipe", "Task", "adding", "first_symbol", "temporal_order", "train_reader"]
+__all__ = [
+    "ADDING_BASELINE",
+    "Reader",
+    "ReaderRecipe",
+    "Task",
+    "adding",
+    "first_symbol",
+    "temporal_order",
+    "train_reader",
+]
 
 ADDING_BASELINE = 1 / 6
 """Mean squared error of always answering 1 to `adding`: the variance of the sum of two uniform numbers."""
