@@ -124,10 +124,10 @@ STUDY = Study(
     settings={"seeds": 5, "dim": 32, "wide": 128, "steps": 300, "lr": 3e-3, "longest_lag": 160, "adding_length": 40,
               "order_length": 60, "task_steps": 1500, "task_lr": 3e-3,
               "task_cells": ("tanh", "leaky", "dilated", "LSTM, forget bias 1")},
-    scales={"smoke": {"seeds": 2, "wide": 32, "steps": 10, "longest_lag": 10, "adding_length": 10, "order_length": 10, "task_steps": 4,
-                      "task_cells": ("tanh", "leaky")},
-            "full": {"seeds": 10, "steps": 2000, "dim": 64, "adding_length": 100, "order_length": 200, "task_steps": 10_000,
-                     "task_cells": tuple(CELLS)}},
+    scales={"smoke": {"seeds": 2, "wide": 32, "steps": 10, "longest_lag": 10, "adding_length": 10,
+                      "order_length": 10, "task_steps": 4, "task_cells": ("tanh", "leaky")},
+            "full": {"seeds": 10, "steps": 2000, "dim": 64, "adding_length": 100, "order_length": 200,
+                     "task_steps": 10_000, "task_cells": tuple(CELLS)}},
     configurations=configurations, run=run, claims=claims, figures=figures,
     notes=("Lags: a symbol, silence, and a question about it, trained anew for each lag until one is not learned; "
            "nothing comes between that could overwrite it. The numbers of steps and the learning rate were chosen with "

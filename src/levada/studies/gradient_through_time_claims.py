@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -157,10 +158,7 @@ def figures(results: Results) -> list[Figure]:
             for _, values in results.where(**config)[:1]:
                 curves.append(Series(f"{name}, predicted", "predicted", back, values["predicted"], name))
         elif config["measures"] == "lags":
-            most = config["longest_lag"]
-            points += measured_series(
-                results, config, name, lambda v, most=most: ([min(v["horizon"], most)], [max(v["longest"], 1)])
-            )
+            points += measured_series(results, config, name, partial(_point, config["longest_lag"]))
         elif config["measures"] == "adding":
             tests += measured_series(results, config, name, lambda values: values["curve"])
     tests.append(Series("always answering 1", "reference", [0, _last(tests)], [ADDING_BASELINE] * 2))
@@ -175,6 +173,10 @@ def figures(results: Results) -> list[Figure]:
         Figure("adding", "The adding problem", "Mean squared error on fresh sequences, every seed.", Axis("step"),
                Axis("mean squared error", "log"), tuple(tests)),
     ]  # fmt: skip
+
+
+def _point(most: int, values: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    return [min(values["horizon"], most)], [max(values["longest"], 1)]
 
 
 def _last(series: Sequence[Series]) -> float:
