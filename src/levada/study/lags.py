@@ -186,7 +186,7 @@ class Reader(nn.Module):
 @final
 @dataclass(frozen=True, slots=True)
 class ReaderRecipe:
-    """How to train: Adam, gradients clipped to a norm of 1.
+    """How to train a `Reader`: Adam, gradients clipped to a norm of 1.
 
     Attributes:
         steps: number of steps, at most.
@@ -194,6 +194,9 @@ class ReaderRecipe:
         batch_size: sequences of a step.
         test_every: steps between two tests on 256 fresh sequences.
         enough: score at which training ends; None for none.
+
+    Raises:
+        UsageError: if a number of steps or of sequences is below 1, or the rate negative.
     """
 
     steps: int
@@ -201,6 +204,11 @@ class ReaderRecipe:
     batch_size: int = 32
     test_every: int = 25
     enough: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "test_every"):
+            require_at_least("ReaderRecipe", name, getattr(self, name), 1)
+        require_at_least("ReaderRecipe", "lr", self.lr, 0.0)
 
 
 def train_reader(reader: nn.Module, task: Task, recipe: ReaderRecipe, seed: int) -> dict[str, Any]:
@@ -216,19 +224,18 @@ def train_reader(reader: nn.Module, task: Task, recipe: ReaderRecipe, seed: int)
         UsageError: if the task's answers do not fit what the reader gives.
     """
     generator = Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(reader.parameters(), recipe.lr)
     test_inputs, test_targets = task.draw(256, generator)
+    with torch.no_grad():
+        answers = tuple(reader(test_inputs).shape)
+    if answers != (256, task.dim_out):
+        raise UsageError(f"train_reader: answers must be (256, {task.dim_out}) to 256 sequences, got {answers}.")
+    optimizer = torch.optim.Adam(reader.parameters(), recipe.lr)
     curve: list[tuple[int, float]] = []
     better = max if task.kind == "class" else min
     for step in range(1, recipe.steps + 1):
         x, targets = task.draw(recipe.batch_size, generator)
-        outputs = reader(x)
-        if outputs.shape != (recipe.batch_size, task.dim_out):
-            raise UsageError(
-                f"train_reader: answers must be ({recipe.batch_size}, {task.dim_out}), got {tuple(outputs.shape)}."
-            )
         optimizer.zero_grad()
-        task.loss(outputs, targets).backward()  # type: ignore[no-untyped-call]
+        task.loss(reader(x), targets).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimizer.step()
         if step % recipe.test_every == 0 or step == recipe.steps:
