@@ -11,15 +11,18 @@ from torch import Generator, nn
 
 from levada._errors import UsageError
 from levada.cells import RNN
+from levada.studies import gradient_through_time
 from levada.studies import gradient_through_time_claims as claims_of
 from levada.studies.gradient_through_time import CELLS, STUDY
 from levada.study import Results
+from levada.study.data import Dataset
 from levada.study.lags import (
     ADDING_BASELINE,
     Reader,
     ReaderRecipe,
     adding,
     first_symbol,
+    pixels,
     temporal_order,
     train_reader,
 )
@@ -136,6 +139,40 @@ def test_the_smallest_scale_runs_and_is_drawn():
     assert len([s for s in by_lag.series if s.style == "measured"]) == 2 * len(CELLS)
     assert len([s for s in tests.series if s.style == "measured"]) == 4
     assert [len(figure.series) for figure in STUDY.figures(Results([], {}))] == [0, 1, 1]
+
+
+def test_images_are_read_at_the_largest_scale():
+    full = STUDY.resolve("full")
+    (claim,) = [claim for claim in STUDY.claims(full) if claim.name not in CLAIMS]
+    cells = [c for c in STUDY.configurations(full, SEEDS) if c.config["measures"] == "pixels"]
+    for gated, status in ((0.9, "held"), (0.5, "not held")):
+        best = {c.key(s): {"best": gated if c.config["cell"] == "GRU" else 0.5} for c in cells for s in SEEDS}
+        assert claim.test(Results(cells, best)).status == status
+
+
+def test_images_are_read(monkeypatch):
+    images = torch.randint(256, (40, 4, 4), generator=Generator().manual_seed(0)).to(torch.uint8)
+    data = Dataset("noise", images, torch.arange(40) % 10, images, torch.arange(40) % 10)
+    monkeypatch.setattr(gradient_through_time, "mnist", lambda: data)
+    settings = STUDY.resolve("full", {"pixel_steps": 2, "dim": 4})
+    cells = [c for c in STUDY.configurations(settings, [0]) if c.config["measures"] == "pixels"]
+    assert [c.config["cell"] for c in cells] == list(claims_of.PIXEL_CELLS)
+    for cell in cells:
+        (told,) = STUDY.run(cell.config, [0])
+        assert 0 <= told["best"] <= 1
+        assert told["steps"] == 2
+
+
+def test_pixels_of_an_image_come_row_by_row_and_tests_are_of_other_images():
+    images = torch.arange(2 * 6).view(2, 2, 3).to(torch.uint8)
+    data = Dataset("numbers", images, torch.tensor([0, 1]), images + 100, torch.tensor([1, 0]))
+    task = pixels(data)
+    x, targets = task.draw(5, Generator().manual_seed(0))
+    expected = torch.stack([images[int(t)].flatten().float() / 255 for t in targets], 1).unsqueeze(-1)
+    torch.testing.assert_close(x, expected)
+    seen, other = task.draw_test(5, Generator().manual_seed(0))
+    assert float(seen.min()) >= 100 / 255
+    assert torch.equal(other, 1 - targets)
 
 
 def test_the_first_symbol_is_all_that_tells():

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from levada._errors import UsageError, require_at_least
 from levada.cells import Cell, Recurrent
+from levada.study.data import Dataset
 
 __all__ = [
     "ADDING_BASELINE",
@@ -20,6 +21,7 @@ __all__ = [
     "Task",
     "adding",
     "first_symbol",
+    "pixels",
     "temporal_order",
     "train_reader",
 ]
@@ -47,6 +49,7 @@ class Task:
     dim_out: int
     draw: Draw
     kind: Literal["class", "number"] = "class"
+    draw_test: Draw | None = None
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return what training makes small.
@@ -160,6 +163,31 @@ def temporal_order(steps: int) -> Task:
     return Task(6, 4, draw)
 
 
+def pixels(data: Dataset) -> Task:
+    """Images read pixel by pixel, row by row: which class is it?
+
+    Args:
+        data: images of one channel; of MNIST, 784 steps.
+
+    Example:
+        >>> images, classes = torch.zeros(8, 4, 4, dtype=torch.uint8), torch.arange(8) % 2
+        >>> pixels(Dataset("stripes", images, classes, images, classes)).draw(3, torch.Generator())[0].shape
+        torch.Size([16, 3, 1])
+
+    Source: Le, Jaitly and Hinton 2015, arXiv 1504.00941.
+    """
+
+    def drawn(inputs: Tensor, targets: Tensor) -> Draw:
+        def draw(rows: int, generator: Generator) -> tuple[Tensor, Tensor]:
+            chosen = torch.randint(len(inputs), (rows,), generator=generator)
+            return inputs[chosen].flatten(1).T.unsqueeze(-1).float() / 255, targets[chosen]
+
+        return draw
+
+    train, test = drawn(data.train_inputs, data.train_targets), drawn(data.test_inputs, data.test_targets)
+    return Task(1, int(data.train_targets.max()) + 1, train, draw_test=test)
+
+
 @final
 class Reader(nn.Module):
     """A recurrence, and a linear map of its last h.
@@ -224,7 +252,7 @@ def train_reader(reader: nn.Module, task: Task, recipe: ReaderRecipe, seed: int)
         UsageError: if the task's answers do not fit what the reader gives.
     """
     generator = Generator().manual_seed(seed)
-    test_inputs, test_targets = task.draw(256, generator)
+    test_inputs, test_targets = (task.draw_test or task.draw)(256, generator)
     with torch.no_grad():
         answers = tuple(reader(test_inputs).shape)
     if answers != (256, task.dim_out):
