@@ -11,6 +11,7 @@ from levada._errors import UsageError
 from levada.theory import (
     batch_norm_gradient_gain,
     batch_norm_residual_gradient,
+    carried_gradient,
     chrono_bias,
     gate_time_scale,
     gaussian_gain,
@@ -185,3 +186,24 @@ def test_a_norm_of_one_is_three_different_things():
     assert gaussian_gain("frobenius", 256) ** 20 == pytest.approx(8.3e-25, rel=5e-3)
     with pytest.raises(UsageError, match="variance, spectral, frobenius"):
         gaussian_gain("nuclear", 256)
+
+
+@pytest.mark.parametrize(("carry", "gain"), [(0.9, 0.06), (0.73, 0.144), (0.0, 0.6), (1.0, 0.1), (0.5, 0.5)])
+def test_a_carried_gradient_is_that_of_random_matrices(carry, gain):
+    dim, steps = 400, 8
+    generator = torch.Generator().manual_seed(0)
+    means = []
+    for _ in range(4):
+        weight = torch.randn(dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
+        power = torch.linalg.matrix_power(carry * torch.eye(dim, dtype=torch.float64) + gain * weight, steps)
+        means.append(float(power.square().sum() / dim))
+    assert carried_gradient(carry, gain, steps) == pytest.approx((sum(means) / 4) ** 0.5, rel=0.02)
+
+
+def test_a_carried_gradient_grows_as_the_sum_in_the_end():
+    slope = math.log(carried_gradient(0.7, 0.2, 2000) / carried_gradient(0.7, 0.2, 1999))
+    assert slope == pytest.approx(math.log(0.9), abs=3e-4)
+    assert carried_gradient(0.0, 0.0, 3) == 0.0
+    assert carried_gradient(0.0, 0.0, 0) == 1.0
+    with pytest.raises(UsageError, match="carry must be at least 0"):
+        carried_gradient(-1.0, 0.5, 3)

@@ -8,6 +8,7 @@ from levada._errors import UsageError
 from levada.runs import Run
 from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
+from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
@@ -17,7 +18,14 @@ __all__ = ["STUDIES", "find", "run_study"]
 
 STUDIES: dict[str, Study] = {
     study.name: study
-    for study in (GRADIENT_DECAY, DEGRADATION, RECEPTIVE_FIELD, INTERMEDIATE_LOSSES, HYPER_CONNECTIONS)
+    for study in (
+        GRADIENT_DECAY,
+        DEGRADATION,
+        GRADIENT_THROUGH_TIME,
+        RECEPTIVE_FIELD,
+        INTERMEDIATE_LOSSES,
+        HYPER_CONNECTIONS,
+    )
 }
 
 

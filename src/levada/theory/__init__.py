@@ -22,6 +22,7 @@ from levada.theory.isometry import JacobianMoments as JacobianMoments
 from levada.theory.isometry import jacobian_moments as jacobian_moments
 from levada.theory.isometry import largest_squared_singular_value as largest_squared_singular_value
 from levada.theory.isometry import probe_deviation as probe_deviation
+from levada.theory.memory import carried_gradient as carried_gradient
 from levada.theory.memory import chrono_bias as chrono_bias
 from levada.theory.memory import gate_time_scale as gate_time_scale
 from levada.theory.memory import memory_horizon as memory_horizon

@@ -6,7 +6,7 @@ import math
 
 from levada._errors import UsageError, require_at_least
 
-__all__ = ["chrono_bias", "gate_time_scale", "memory_horizon", "time_scale"]
+__all__ = ["carried_gradient", "chrono_bias", "gate_time_scale", "memory_horizon", "time_scale"]
 
 
 def time_scale(carry: float) -> float:
@@ -73,6 +73,66 @@ def memory_horizon(carry: float, threshold: float = 1e-3) -> float:
     if not 0 < threshold < 1:
         raise UsageError(f"memory_horizon: threshold must be between 0 and 1, got {threshold}.")
     return -math.log(threshold) * time_scale(carry)
+
+
+def carried_gradient(carry: float, gain: float, steps: int) -> float:
+    r"""Return what a memory keeps of a gradient where each unit carries itself on, and random weights mix all of them.
+
+    With $J = a I + g W$ and $W$ of independent elements of variance $1/n$,
+
+    $$\frac{1}{n}\,\mathbb E\,\lVert J^k \rVert_F^2 \to \sum_{j=0}^{k} \binom{k}{j}^2 a^{2(k-j)} g^{2j},$$
+
+    whose root grows or falls as $(a + g)^k$ in the end, and not as $a^k$: most of an LSTM's memory beyond
+    $\sigma(b)^k$ comes back through its recurrent weights. Near a state of zero, where tanh has slope 1 and gates their
+    biases' values, with recurrent weights of gain $\rho$ (torch draws $3^{-1/2}$):
+
+    | cell | $a$ | $g$ |
+    |---|---|---|
+    | plain, tanh | 0 | $\rho$ |
+    | leaky, of rate $\alpha$ | $1 - \alpha$ | $\alpha \rho$ |
+    | residual in time | 1 | $\rho$ |
+    | LSTM, of forget bias $b$ | $\sigma(b)$ | $\rho / 4$: the input gate and the output gate are half open |
+    | GRU | 1/2 | $\rho / 4$: so are its update and its reset gate |
+
+    Where it grows, states leave zero and the slopes fall: it is then a bound.
+
+    Args:
+        carry: $a$.
+        gain: $g$.
+        steps: $k$.
+
+    Returns:
+        The root of the sum.
+
+    Raises:
+        UsageError: if an argument is negative.
+
+    Example:
+        >>> round(carried_gradient(0.0, 0.5, 3), 3), round(carried_gradient(0.5, 0.0, 3), 3)
+        (0.125, 0.125)
+        >>> round(carried_gradient(0.731, 3**-0.5 / 4, 40) / 0.731**40)     # an LSTM of forget bias 1
+        469
+
+    Source: the sum is Vandermonde's, of the powers of a Ginibre matrix, $\mathbb E\lVert W^j\rVert_F^2 \to n$, and
+    mixed terms that vanish (Ginibre 1965); the law for $a = 0$ is Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063.
+    """
+    require_at_least("carried_gradient", "carry", carry, 0.0)
+    require_at_least("carried_gradient", "gain", gain, 0.0)
+    require_at_least("carried_gradient", "steps", steps, 0)
+
+    def log_power(base: float, exponent: int) -> float:
+        return exponent * math.log(base) if base > 0 else 0.0 if exponent == 0 else -math.inf
+
+    # In logarithms: binomial coefficients of 1,000 steps overflow.
+    logs = [
+        2 * (math.lgamma(steps + 1) - math.lgamma(j + 1) - math.lgamma(steps - j + 1))
+        + 2 * (log_power(carry, steps - j) + log_power(gain, j))
+        for j in range(steps + 1)
+    ]
+    most = max(logs)
+    if most == -math.inf:
+        return 0.0
+    return math.exp((most + math.log(math.fsum(math.exp(log - most) for log in logs))) / 2)
 
 
 def chrono_bias(horizon: float) -> float:
