@@ -6,6 +6,7 @@ from typing import Any
 
 from levada._errors import UsageError
 from levada.runs import Run
+from levada.studies.attention_recall import STUDY as ATTENTION_RECALL
 from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
@@ -13,7 +14,9 @@ from levada.study import Study, execute
 
 __all__ = ["STUDIES", "find", "run_study"]
 
-STUDIES: dict[str, Study] = {study.name: study for study in (GRADIENT_DECAY, DEGRADATION, HYPER_CONNECTIONS)}
+STUDIES: dict[str, Study] = {
+    study.name: study for study in (GRADIENT_DECAY, DEGRADATION, ATTENTION_RECALL, HYPER_CONNECTIONS)
+}
 
 
 def find(name: str) -> Study:
