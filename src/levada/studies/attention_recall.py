@@ -188,8 +188,8 @@ def notes(settings: Settings) -> list[str]:
         "vocabulary as pairs, so that chance is one in so many, with or without a look at the values.",
         f"Each network learns with {pairs} pairs, in stages, and is measured at the end of each, on new sequences. "
         "Three quarters of a batch have the vocabulary of the stage, the rest the whole one: on trial seeds attention "
-        "did not learn from the first alone, and recurrent networks did not from the second alone. The stages, the sequences of a seed and "
-        "the optimizer are the same for all; the learning rates are not.",
+        "did not learn from the first alone, and recurrent networks did not from the second alone. The stages, the "
+        "sequences of a seed and the optimizer are the same for all; the learning rates are not.",
         "Attention is two layers of one head, without feed-forward; the convolution is dilated, "
         "without gates, and its window holds the whole sequence. "
         "“As many parameters” is the width nearest to attention's number of parameters.",
@@ -202,11 +202,11 @@ def notes(settings: Settings) -> list[str]:
 
 
 TRIALS = (
-    "Steps and rates were chosen on trial seeds 100 and 101, at the scale small: attention answered .964 and .970 at 64 "
-    "pairs after 250 steps, .997 (one seed) after 400; a GRU of 32 units all of 2 pairs after 200 steps and half of 4 "
-    "after 800 more, one of 76 units all of 4; two layers all of 12 tokens (one seed). The convolution's rate was not "
-    "tried. The trial's attention had an entropy of .20 nats at 64 pairs and was still falling: before the run it was "
-    "fixed that this claim is decided at the scale full only."
+    "Steps and rates were chosen on trial seeds 100 and 101, at the scale small: attention answered .964 and .970 at "
+    "64 pairs after 250 steps, .997 (one seed) after 400; a GRU of 32 units all of 2 pairs after 200 steps and half of "
+    "4 after 800 more, one of 76 units all of 4; two layers all of 12 tokens (one seed). The convolution's rate was "
+    "not tried. The trial's attention had an entropy of .20 nats at 64 pairs and was still falling: before the run it "
+    "was fixed that this claim is decided at the scale full only."
 )
 STUDY = Study(
     name="R15", slug="attention_recall", title="Attention is a memory",
