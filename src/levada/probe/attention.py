@@ -285,7 +285,8 @@ def _as_given(told: Mapping[str, Any], most: _Most) -> Tensor | None:
     if logits.dim() < 3 or dim not in (-1, logits.dim() - 1):
         return None
     shaped = logits.reshape(-1, 1, *logits.shape[-2:]) if logits.dim() == 3 else logits.flatten(0, -4)
-    return shaped[: most[0], :, :: max(1, shaped.shape[2] // most[1])]
+    few: Tensor = shaped[: most[0], :, :: max(1, shaped.shape[2] // most[1])]
+    return few
 
 
 def _of_products(told: Mapping[str, Any], most: _Most) -> Tensor | None:

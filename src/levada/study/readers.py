@@ -196,7 +196,7 @@ def train_recall(
 def _curve(losses: Sequence[Tensor], shares: Sequence[Tensor]) -> dict[str, list[float]]:
     window = math.ceil(len(losses) / 50)
     ends = [min(start + window, len(losses)) for start in range(0, len(losses), window)]
-    means = [[float(part.mean()) for part in torch.stack(list(v)).split(window)] for v in (losses, shares)]
+    means = [[float(part.mean()) for part in torch.split(torch.stack(list(v)), window)] for v in (losses, shares)]
     return {"steps": [float(end) for end in ends], "loss": means[0], "accuracy": means[1]}
 
 
