@@ -208,8 +208,8 @@ TRIALS = (
     "before these were fixed: attention answered .964 and .970 at 64 pairs after 250 steps, .997 (one seed) after 400; "
     "a GRU of 32 units all of 2 pairs after 200 steps and half of 4 after 800 more, one of 76 units all of 4 with "
     "batches twice as large; two layers all of 12 tokens (one seed). The convolution's rate was not tried. Attention "
-    "of a trial seed had an entropy of .20 nats at 64 pairs: before the run it was fixed that this claim is decided at the scale "
-    "full only."
+    "of a trial seed had an entropy of .20 nats at 64 pairs: before the run it was fixed that this claim is decided at "
+    "the scale full only."
 )
 STUDY = Study(
     name="R15", slug="attention_recall", title="Attention is a memory",
