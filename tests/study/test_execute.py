@@ -269,10 +269,11 @@ def running(pid):
 
 
 def test_studies_are_found_by_name():
-    assert list(STUDIES) == ["R1", "R4", "R19"]
+    assert list(STUDIES) == ["R1", "R4", "R15", "R19"]
     assert find("Degradation") is STUDIES["R4"]
     with pytest.raises(
-        UsageError, match=r"'R99' is not known; there are: R1 \(gradient_decay\), R4 \(degradation\), R19"
+        UsageError,
+        match=r"'R99' is not known; there are: R1 \(gradient_decay\), R4 \(degradation\), R15",
     ):
         run_study("R99")
     for study in STUDIES.values():

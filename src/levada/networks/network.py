@@ -236,21 +236,23 @@ def transformer(
     vocabulary: int,
     heads: int = 4,
     causal: bool = True,
+    feed_forward: bool = True,
     norm: Callable[[int], nn.Module] | None = nn.LayerNorm,
     connection: Callable[..., Connection] = Residual,
     **options: Any,
 ) -> Network:
-    """Build a small transformer: attention and feed-forward in turn, each a layer of its own.
+    """Build a small transformer: attention and feed-forward in turn, each a layer of its own; or attention alone.
 
     Tokens are embedded and sinusoids of their position added; after the stack come a norm and a linear map to scores.
     The weights are drawn as PyTorch draws them; see `levada.initialise` for others.
 
     Args:
-        depth: number of layers, an even number: two make one transformer layer.
+        depth: number of layers, an even number where they alternate: two make one transformer layer.
         dim: width of the stream, an even number.
         vocabulary: number of tokens.
         heads: number of heads of every attention.
         causal: let a token see no later token.
+        feed_forward: whether every second layer is a feed-forward; not, to study what attention alone can do.
         norm: builds the normalisation in every branch and after the stack; `None` for connections that normalise the
             stream themselves.
         connection: how the layers read and write.
@@ -260,23 +262,27 @@ def transformer(
         `(..., tokens)` of indices -> `(..., tokens, vocabulary)`. A second argument is every attention's mask.
 
     Raises:
-        UsageError: if `depth` or `dim` is odd, or an option does not fit.
+        UsageError: if `dim` is odd, or `depth` where layers alternate, or an option does not fit.
 
     Example:
         >>> net = transformer(8, 32, vocabulary=100)
         >>> net(torch.arange(10)[None]).shape, len(net.stack)
         (torch.Size([1, 10, 100]), 8)
+        >>> len(transformer(1, 32, vocabulary=100, feed_forward=False).stack)
+        1
 
     Source: Vaswani et al., 2017, arXiv 1706.03762.
     """
-    if depth % 2:
-        raise UsageError(f"transformer: depth must be even, an attention and a feed-forward for each two, got {depth}.")
-    kinds: itertools.cycle[Callable[..., nn.Module]] = itertools.cycle(
-        [
-            functools.partial(Attention, heads=heads, causal=causal, dim_out=dim, norm=norm),
-            functools.partial(FeedForward, hidden=4 * dim, dim_out=dim, norm=norm),
-        ]
-    )
+    if depth % 2 and feed_forward:
+        raise UsageError(
+            f"transformer: depth must be even, an attention and a feed-forward for each two, got {depth}. "
+            "For attention alone use feed_forward=False."
+        )
+    builders: list[Callable[..., nn.Module]] = [
+        functools.partial(Attention, heads=heads, causal=causal, dim_out=dim, norm=norm),
+        functools.partial(FeedForward, hidden=4 * dim, dim_out=dim, norm=norm),
+    ]
+    kinds = itertools.cycle(builders if feed_forward else builders[:1])
     stack = Stack(lambda dim_in: next(kinds)(dim_in), connection, dim=dim, depth=depth, **options)
     last = nn.Identity() if norm is None else norm(stack.dim_out)
     head = nn.Sequential(last, nn.Linear(stack.dim_out, vocabulary, bias=False))

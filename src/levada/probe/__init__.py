@@ -14,6 +14,9 @@ from levada.probe.lesion import lesion as lesion
 from levada.probe.lesion import reorder as reorder
 from levada.probe.linearisation import Linearisation as Linearisation
 from levada.probe.linearisation import linearise as linearise
+from levada.probe.lookup import Lookup as Lookup
+from levada.probe.lookup import attention_weights as attention_weights
+from levada.probe.lookup import lookup as lookup
 from levada.probe.lyapunov import LyapunovExponents as LyapunovExponents
 from levada.probe.lyapunov import lyapunov_exponents as lyapunov_exponents
 from levada.probe.memory import GateStatistics as GateStatistics
@@ -54,6 +57,7 @@ __all__ = [
     "LargestSingularValue",
     "Lesions",
     "Linearisation",
+    "Lookup",
     "LyapunovExponents",
     "MemoryCurve",
     "Operation",
@@ -67,6 +71,7 @@ __all__ = [
     "SingularValues",
     "Site",
     "Trace",
+    "attention_weights",
     "block_extremes",
     "cotangent_rms",
     "estimated_path_lengths",
@@ -75,6 +80,7 @@ __all__ = [
     "largest_singular_value",
     "lesion",
     "linearise",
+    "lookup",
     "lyapunov_exponents",
     "memory_curve",
     "memory_curves",

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ __all__ = [
 ATTENTION = frozenset({"softmax", "scaled_dot_product_attention", "multi_head_attention_forward"})
 # Rows of a batch and queries of a row that are looked at: more would cost time and tell nothing new.
 MOST_ROWS, MOST_QUERIES = 4, 64
+_Most: TypeAlias = tuple[int, int]
 # Below the largest logit of a row by this much, a key is masked and not merely unlikely.
 MASKED = 8e3
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum"})
@@ -185,11 +187,13 @@ class AttentionMode(TorchFunctionMode):
     Args:
         model: the model.
         see: is given the name of the innermost module and the logits of some rows and queries, with their graph.
+        whole: give the logits of all rows and queries.
     """
 
-    def __init__(self, model: nn.Module, see: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, model: nn.Module, see: Callable[[str, Tensor], None], *, whole: bool = False) -> None:
         super().__init__()
         self._model, self._see = model, see
+        self._most = (sys.maxsize, sys.maxsize) if whole else (MOST_ROWS, MOST_QUERIES)
         self._names: list[str] = []
         self._logits: dict[int, weakref.ref[Tensor]] = {}
         self._handles: list[RemovableHandle] = []
@@ -233,9 +237,9 @@ class AttentionMode(TorchFunctionMode):
             self._logits[id(result)] = weakref.ref(result)
         return result
 
-    def _look(self, module: str, logits_of: Callable[[Mapping[str, Any]], Tensor | None], told: Any) -> None:
+    def _look(self, module: str, logits_of: Callable[[Mapping[str, Any], _Most], Tensor | None], told: Any) -> None:
         try:
-            logits = logits_of(told)
+            logits = logits_of(told, self._most)
         except (RuntimeError, ValueError, TypeError, IndexError):
             return  # a layout or a mask that is not known: nothing is told of it
         if logits is not None:
@@ -275,20 +279,17 @@ _SIGNATURES: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _as_given(told: Mapping[str, Any]) -> Tensor | None:
+def _as_given(told: Mapping[str, Any], most: _Most) -> Tensor | None:
     logits = told["logits"]
     dim = told["kwargs"].get("dim", told["args"][1] if len(told["args"]) > 1 else -1)
     if logits.dim() < 3 or dim not in (-1, logits.dim() - 1):
         return None
     shaped = logits.reshape(-1, 1, *logits.shape[-2:]) if logits.dim() == 3 else logits.flatten(0, -4)
-    return _thinned(shaped)
+    few: Tensor = shaped[: most[0], :, :: max(1, shaped.shape[2] // most[1])]
+    return few
 
 
-def _thinned(logits: Tensor) -> Tensor:
-    return logits[:MOST_ROWS, :, :: max(1, logits.shape[2] // MOST_QUERIES)]
-
-
-def _of_products(told: Mapping[str, Any]) -> Tensor | None:
+def _of_products(told: Mapping[str, Any], most: _Most) -> Tensor | None:
     query, key = told["query"], told["key"]
     if query.dim() < 3:
         return None
@@ -296,9 +297,9 @@ def _of_products(told: Mapping[str, Any]) -> Tensor | None:
         query, key = query[:, None], key[:, None]
     query, key = query.flatten(0, -4), key.flatten(0, -4)
     rows, heads, length = query.shape[:3]
-    chosen = torch.arange(0, length, max(1, length // MOST_QUERIES), device=query.device)
-    few = query[:MOST_ROWS, :, chosen].float()
-    key = key[:MOST_ROWS].float()
+    chosen = torch.arange(0, length, max(1, length // most[1]), device=query.device)
+    few = query[: most[0], :, chosen].float()
+    key = key[: most[0]].float()
     if key.shape[1] != heads:
         key = key.repeat_interleave(heads // key.shape[1], 1)
     scale = told["scale"] if told["scale"] is not None else query.shape[-1] ** -0.5
@@ -310,12 +311,12 @@ def _of_products(told: Mapping[str, Any]) -> Tensor | None:
     if mask is not None:
         if mask.dim() == 3 and told["query"].dim() == 3:
             mask = mask[:, None]
-        part = mask.detach().expand(rows, heads, length, key.shape[2])[:MOST_ROWS, :, chosen]
+        part = mask.detach().expand(rows, heads, length, key.shape[2])[: most[0], :, chosen]
         logits = logits.masked_fill(~part, -math.inf) if part.dtype == torch.bool else logits + part
     return logits
 
 
-def _of_heads(told: Mapping[str, Any]) -> Tensor | None:
+def _of_heads(told: Mapping[str, Any], most: _Most) -> Tensor | None:
     """Return the logits of `multi_head_attention_forward`, from its own weights."""
     if told["bias_k"] is not None or told["add_zero_attn"] or told["static_k"] is not None:
         return None
@@ -340,7 +341,8 @@ def _of_heads(told: Mapping[str, Any]) -> Tensor | None:
         padding = padding.detach().reshape(rows, 1, 1, keys)
         hidden = hidden.masked_fill(padding, -math.inf) if padding.dtype == torch.bool else hidden + padding
     return _of_products(
-        {"query": query, "key": key, "attn_mask": hidden, "is_causal": False, "scale": None, "enable_gqa": False}
+        {"query": query, "key": key, "attn_mask": hidden, "is_causal": False, "scale": None, "enable_gqa": False},
+        most,
     )
 
 

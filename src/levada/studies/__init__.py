@@ -6,6 +6,7 @@ from typing import Any
 
 from levada._errors import UsageError
 from levada.runs import Run
+from levada.studies.attention_recall import STUDY as ATTENTION_RECALL
 from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
@@ -23,6 +24,7 @@ STUDIES: dict[str, Study] = {
         DEGRADATION,
         GRADIENT_THROUGH_TIME,
         RECEPTIVE_FIELD,
+        ATTENTION_RECALL,
         INTERMEDIATE_LOSSES,
         HYPER_CONNECTIONS,
     )
