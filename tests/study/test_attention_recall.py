@@ -85,6 +85,7 @@ def test_attention_looks_up_in_every_seed(share, status):
         (of(at(-2, 0.9), network="GRU", units=32), "held", 5),  # 32 pairs are no more than the state has numbers
         (of(at(-2, 0.9), network="GRU", units=8), "not held", 4),
         (of(at(0, 0.899), network="LSTM"), "not held", 4),  # who does not learn few pairs shows nothing
+        (of(at(1, 0.899), network="GRU", units=32), "not held", 4),  # nor who learns no more than very few
         (of(at(-1, 1.0), network="convolution"), "held", 5),  # has no state
     ],
 )

@@ -45,7 +45,7 @@ def _looks_up(most: int, results: Results) -> tuple[bool, dict[str, Any], Statis
 
 
 def _state_is_full(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
-    """Decide wherever the pairs are more than the numbers of the state; few pairs must have been learned."""
+    """Decide wherever the pairs are more than the numbers of the state; up to half as many must have been learned."""
     met = [True] * len(results.seeds)
     numbers: dict[str, Any] = {}
     beyond = 0
@@ -54,12 +54,12 @@ def _state_is_full(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
         for i, (_, values) in enumerate(results.where(**config)):
             state = values["state"]
             for pairs, share in zip(config["pairs"], values["accuracy"], strict=True):
-                if pairs == config["pairs"][0] or pairs > state:
-                    numbers.setdefault(f"{name}, accuracy at {pairs} pairs", []).append(share)
+                numbers.setdefault(f"{name}, accuracy at {pairs} pairs", []).append(share)
                 if pairs > state:
                     beyond += 1
                     met[i] &= share < HALF
-            met[i] &= values["accuracy"][0] >= LEARNED
+                elif 2 * pairs <= state:
+                    met[i] &= share >= LEARNED
             numbers[f"{name}, numbers in its state"] = state
     return all(met) and beyond > 0, numbers, sign_test(sum(met), len(met))
 
@@ -110,7 +110,7 @@ def _needs_two_layers(results: Results) -> tuple[bool, dict[str, Any], Statistic
 
 def claims(settings: Settings) -> list[Claim]:
     """Give the claims, about the greatest number of pairs that the settings ask for."""
-    most, few = settings["pairs"][-1], settings["pairs"][0]
+    most = settings["pairs"][-1]
     recall = {"measures": "recall"}
     return [
         Claim(
@@ -120,9 +120,12 @@ def claims(settings: Settings) -> list[Claim]:
         ),
         Claim(
             "a fixed state fills up", "“The capacity of this memory is O(H) where H is the number of hidden units.”",
-            f"accuracy < {HALF:.0%} wherever there are more pairs than numbers in the state, and >= {LEARNED:.0%} at "
-            f"{few} pairs, for every recurrent network in every seed", "Ba et al. 2016, arXiv 1610.06258, section 1",
+            f"accuracy < {HALF:.0%} wherever there are more pairs than numbers in the state, and >= {LEARNED:.0%} "
+            "wherever there are at most half as many, for every recurrent network in every seed: what a network never "
+            "learned to hold shows nothing of its capacity", "Ba et al. 2016, arXiv 1610.06258, section 1",
             _state_is_full, {**recall, "network": ("GRU", "LSTM")},
+            correction="Where it fails below half of the state, training ended before the state did: more steps, not "
+            "more units, would tell.",
         ),
         Claim(
             "attention is ahead at equal size", "“we find that attention outperforms gated-convolutions by a large "
