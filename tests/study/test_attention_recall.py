@@ -28,7 +28,8 @@ def measured(config, seed):
         return {"accuracy": 1.0 if config["layers"] == 2 else 0.3, "parameters": 9000}
     good = config["network"] == "attention"
     state = config.get("units", 0) or 40 if "units" in config else 0
-    accuracy = [0.99 if good or pairs == config["pairs"][0] else 0.4 for pairs in config["pairs"]]
+    few = [good or pairs == config["pairs"][0] or 2 * pairs <= state for pairs in config["pairs"]]
+    accuracy = [0.99 if learned else 0.4 for learned in few]
     looked = [{"entropy": 0.05, "weight": 0.99, "around": [0.0] * 17}] * len(accuracy)
     return {"accuracy": accuracy, "lookup": looked if good else [], "state": state, "parameters": 50_000}
 
