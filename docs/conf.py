@@ -44,6 +44,12 @@ def _as_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     lines[:] = text.split("\n")
 
 
+def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """The fields of a named tuple stand under Attributes already."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def setup(app: Any) -> None:
     """Convert docstrings before napoleon reads their sections."""
+    app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _as_rst, priority=100)

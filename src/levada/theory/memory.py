@@ -86,13 +86,10 @@ def carried_gradient(carry: float, gain: float, steps: int) -> float:
     $\sigma(b)^k$ comes back through its recurrent weights. Near a state of zero, where tanh has slope 1 and gates their
     biases' values, with recurrent weights of gain $\rho$ (torch draws $3^{-1/2}$):
 
-    | cell | $a$ | $g$ |
-    |---|---|---|
-    | plain, tanh | 0 | $\rho$ |
-    | leaky, of rate $\alpha$ | $1 - \alpha$ | $\alpha \rho$ |
-    | residual in time | 1 | $\rho$ |
-    | LSTM, of forget bias $b$ | $\sigma(b)$ | $\rho / 4$: the input gate and the output gate are half open |
-    | GRU | 1/2 | $\rho / 4$: so are its update and its reset gate |
+    - a plain tanh cell has $a = 0$ and $g = \rho$;
+    - a leaky one of rate $\alpha$ has $a = 1 - \alpha$ and $g = \alpha \rho$, a residual one $a = 1$ and $g = \rho$;
+    - an LSTM of forget bias $b$ has $a = \sigma(b)$ and $g = \rho / 4$: its input and output gate are half open;
+    - a GRU has $a = 1/2$ and $g = \rho / 4$: so are its update and its reset gate.
 
     Where it grows, states leave zero and the slopes fall: it is then a bound.
 
