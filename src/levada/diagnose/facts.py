@@ -18,7 +18,7 @@ from levada.diagnose.recurrent import Memory
 from levada.diagnose.redraw import Redrawn
 from levada.diagnose.rehearsal import Course
 from levada.diagnose.relations import Relation
-from levada.diagnose.rounding import Rounding
+from levada.diagnose.rounding import Broken, Rounding
 from levada.diagnose.rows import Mixed
 from levada.diagnose.surroundings import InputScale, Mode
 from levada.probe.trace import Trace
@@ -89,6 +89,7 @@ class Facts:
         neighbours: how alike the gradients of two close inputs are; not measured in shallow models.
         inputs: how large the floating input is that a linear map reads first.
         rounding: the first step with and without rounding, where rounding takes most of it.
+        broken: what the optimizer's first step makes NaN or Inf, though weights and gradients are finite.
         flushed: share of gradient elements that float16 loses, and would not if the loss were larger.
         courses: losses of a few steps of training, by what was changed: "lr" is the training as it is, "lower",
             "higher" and "highest" are other rates, "standardised" other inputs. Made where somebody chose the rate, or
@@ -140,6 +141,7 @@ class Facts:
     neighbours: Neighbours | None = None
     inputs: InputScale | None = None
     rounding: Rounding | None = None
+    broken: Broken | None = None
     flushed: float | None = None
     courses: Mapping[str, Course] = field(default_factory=dict)
     shrunk: float = 1.0
