@@ -158,9 +158,7 @@ def _rounding(material: Material) -> Rounding | None:
 
 
 def _broken(material: Material) -> Broken | None:
-    """Look whether the step breaks finite weights, and make it in float32 if it does; an optimizer that nobody chose
-    is not judged.
-    """
+    """Look whether the step of an optimizer that somebody chose breaks finite weights, and make it in float32 if so."""
     update, loss, run = material.update, material.loss, material.run
     if update is None or loss is None or isinstance(material.factory, Assumed):
         return None

@@ -73,6 +73,8 @@ class Facts:
         fixed: parameters that do not ask for a gradient.
         activations: site -> names of its activation functions.
         units: site -> number of units of its last activation.
+        silent: site with several activations -> share of the units of one of them that are flat for every input, and
+            their number: of that which has most.
         batch_normalised: sites that normalise over the batch.
         chain: whether every operation reads one signal: no skip, gate or attention.
         normalised: whether any operation normalises.
@@ -126,6 +128,7 @@ class Facts:
     fixed: tuple[str, ...] = ()
     activations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
+    silent: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     batch_normalised: frozenset[str] = frozenset()
     chain: bool = False
     normalised: bool = False

@@ -1,4 +1,4 @@
-"""A longer training by steps that are large beside the weights, and by steps a tenth as long, on all batches in turn."""
+"""A longer training by steps that are large beside the weights, and by a tenth of them, on all batches in turn."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ WHAT = f"{LENGTH} steps at the rate that was chosen, and at a tenth of it"
 
 
 def plateaus(run: Run, loss: Loss, factory: Factory, start: float) -> dict[str, Course]:
-    """Train twice from the same weights, at the rate that was chosen and at a tenth of it; and, if the lower rate gains
-    more, once more in another order of the batches and from other random numbers.
+    """Train twice from the same weights, at the rate that was chosen and at a tenth of it.
+
+    If the loss ends lower at the lower rate, both are done once more in another order of the batches and from other
+    random numbers.
 
     Args:
         run: the model, which comes back as it was.

@@ -55,9 +55,10 @@ def courses_of(material: Material, loss_after: float | None, scale: InputScale |
 
     Those at the rate that was chosen come first, and end the test where the loss falls steadily. Else others are tried:
     "lower" if they end above the start or gain little, "higher" if they are short beside the weights, and "highest" if
-    nothing gained anything. Where eps holds most of a step back they are made with a smaller one too ("undamped"). Where
-    the steps of an optimizer that rescales gradients are large, longer trainings follow (`plateaus`). While a rate warms up, steps at the rate that it leads to are made, and no lower ones: a
-    warm-up is there because those may throw the loss.
+    nothing gained anything. Where eps holds most of a step back they
+    are made with a smaller one too ("undamped"). Where the steps of an optimizer that rescales gradients are large,
+    longer trainings follow (`plateaus`). While a rate warms up, steps at the rate that it leads to are made, and no
+    lower ones: a warm-up is there because those may throw the loss.
 
     Args:
         material: what was measured before.
@@ -141,7 +142,12 @@ class _Rates:
     def _second(self, factory: Factory, factor: float, size: float) -> None:
         """Rehearse on a second batch, if on the first steps shorter than usual gain little, and longer ones much."""
         run, more, full = self.material.run, self.found.get("higher"), self.found["lr"]
-        if more is None or len(run.batches) < 2 or LONG / factor > MEAGRE or not more.gain > max(LITTLE * size, full.gain):
+        if (
+            more is None
+            or len(run.batches) < 2
+            or LONG / factor > MEAGRE
+            or not more.gain > max(LITTLE * size, full.gain)
+        ):
             return
         self._try("second", 1.0, factory, run.batches[1])
         self._try("second_higher", factor, factory, run.batches[1])

@@ -126,7 +126,8 @@ def exact_step(
         return None
     names = list(update.after)
     finite = all(bool(torch.isfinite(value).all()) for value in exact.after.values())
-    return Rounding(update.lost(names), exact.ratio(names), *losses, finite=finite)
+    before, after, stepped = losses
+    return Rounding(update.lost(names), exact.ratio(names), before, after, stepped, finite)
 
 
 def flushed(small: Mapping[str, Tensor | None], large: Mapping[str, Tensor | None]) -> float:

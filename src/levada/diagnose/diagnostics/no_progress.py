@@ -20,7 +20,7 @@ RULE = "no_progress"
 CHANGED = 0.01
 # Steps of a size that follows a gradient, beside the weights; the share of the loss that they gain is of the order of
 # what the weights move in a model that learns, and not a hundredth of that.
-SOME, DEAF = 1e-3, 0.01
+SOME, DEAF = 2e-3, 0.01
 RATES = "lower", "higher", "highest"
 
 
@@ -30,9 +30,9 @@ def no_progress(trace: Trace) -> Iterable[Finding]:
     It speaks of a model that has learned nothing yet if ten steps on one batch gain less than a thousandth of the loss
     at each of two rates or more, while at one of them a step moves the weights of the median block by a hundredth of
     themselves, and the loss stands where it was; and if at the rate that was chosen they gain less than a twentieth,
-    and at every rate at which a step moves those weights by a thousandth to a hundredth of themselves less than a
-    hundredth of what the weights move: longer steps may then leave the flat place. Why is not known, or a rule before this one says it: this is a warning
-    and never more.
+    and at every rate at which a step moves those weights by two thousandths to a hundredth of themselves less than a
+    hundredth of what the weights move: longer steps may then leave the flat place. Why is not known, or a rule before
+    this one says it: this is a warning and never more.
 
     Args:
         trace: of one check, or of a run.

@@ -99,8 +99,8 @@ def _step(trace: Trace, facts: Facts, broken: Broken) -> Finding:
         severity="warn" if broken.exact is None else "error",
         status="fired",
         claim=(
-            f"The first step of {facts.optimizer} at lr {facts.lr or 0.0:g} makes {broken.share:.1%} of the weights NaN "
-            f"or Inf, though they and their gradients are finite{exact}.{eps}"
+            f"The first step of {facts.optimizer} at lr {facts.lr or 0.0:g} makes {broken.share:.1%} of the weights "
+            f"NaN or Inf, though they and their gradients are finite{exact}.{eps}"
         ),
         where={"first": names[hit[0]], "last": names[hit[-1]]} if hit else {},
         evidence={
@@ -119,7 +119,7 @@ def _step(trace: Trace, facts: Facts, broken: Broken) -> Finding:
                 {"share": 0.0} if broken.exact else {},
             ),
         ),
-        source="Kingma and Ba 2015, arXiv 1412.6980 (eps); Micikevicius et al. 2018, arXiv 1710.03740 (float32 weights)",
+        source="Kingma and Ba 2015, arXiv 1412.6980; Micikevicius et al. 2018, arXiv 1710.03740 (float32 weights)",
     )
 
 
