@@ -8,7 +8,7 @@ __all__ = ["READS", "cost_of"]
 
 # Stages of a check by the rule that reads what they measure; `levada.diagnose.measure` and `gather` name them.
 READS: Mapping[str, tuple[str, ...]] = {
-    "numerical_overflow": ("losses",),
+    "numerical_overflow": ("losses", "rounding"),
     "wrong_loss": ("objective",),
     "double_softmax": ("objective",),
     "unscaled_input": ("courses",),

@@ -127,6 +127,8 @@ def _numerical_overflow(case: Case) -> Sentences:
         yield "Not the forward pass: every block's output is finite."
     elif case.span and case.span[0] > 0:
         yield f"Not the blocks before it: what all {case.span[0]} of them return is finite."
+    if facts.broken is not None and facts.broken.gain > 0:
+        yield f"Not the gradient or the rate: the same step in float32 lowers the loss by {facts.broken.gain:.3g}."
 
 
 def _wrong_loss(case: Case) -> Sentences:
@@ -251,6 +253,9 @@ def _lost_update(case: Case) -> Sentences:
 
 def _learning_rate_too_high(case: Case) -> Sentences:
     lower, rate = case.facts.courses.get("lower"), case.facts.lr
+    if "steps" in case.finding.evidence.get("tests", {}):
+        yield "Not noise, nor one order of the batches: in each of two orders the lower rate ends lower."
+        return
     yield "Not noise: run again from one random state the model has the same loss, and all steps are on one batch."
     if lower is not None and rate is not None and lower.gain > 0:
         yield f"Not model, loss or gradient: at lr {rate * lower.scale:.2g} the same steps lower the loss."
@@ -258,7 +263,10 @@ def _learning_rate_too_high(case: Case) -> Sentences:
 
 def _learning_rate_too_low(case: Case) -> Sentences:
     facts, more = case.facts, case.facts.courses.get("higher")
-    if more is not None and facts.lr is not None and more.gain > 0:
+    free = facts.courses.get("undamped")
+    if free is not None and free.gain > 0 and "loss_with_smaller_eps" in case.finding.evidence:
+        yield f"Not the rate, nor a cut graph: at this rate, with a smaller eps, the loss falls by {free.gain:.3g}."
+    elif more is not None and facts.lr is not None and more.gain > 0:
         rate = facts.lr * more.scale if math.isnan(more.lr) else more.lr
         yield f"Not a minimum, nor a cut graph: at lr {rate:.2g} the loss falls by {more.gain:.3g}."
     if facts.loss_value is not None and facts.loss_constant:

@@ -34,8 +34,10 @@ from levada.diagnose.update import Factory, Update, first_update, parameter_sign
 from levada.inputs import Batch
 from levada.probe import Execution, Probe, Trace
 from levada.probe.cotangent import Cotangents, Value
+from levada.probe.operation import Operation
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
+from levada.probe.statistics import activity, limits
 
 __all__ = ["Draws", "measure"]
 
@@ -104,6 +106,7 @@ def measure(
         facts_from(material),
         predictions=_matching(predictions, trace),
         units=recorded.units,
+        silent=recorded.silent,
         directions=recorded.directions,
         cotangent_log10=logs,
         cotangent_log10_after=_steep_after(run, cotangents, trace, logs, update),
@@ -137,6 +140,7 @@ class _Recorded:
     graph: Graph
     moments: Mapping[int, Moments]
     units: Mapping[str, int]
+    silent: Mapping[str, tuple[float, int]]
     outputs: Any
     edges: dict[int, Value]
     directions: Directions | None = None
@@ -146,6 +150,12 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
     """Run once; keep the moments of every value, and what autograd follows."""
     moments: dict[int, Moments] = {}
     edges: dict[int, Value] = {}
+    dead: dict[int, tuple[float, int]] = {}
+
+    def activate(number: int, tensor: Tensor, operation: Operation, channel: int) -> None:
+        limit = limits(operation.name, operation.options)
+        if limit.floor is not None:
+            dead[number] = float(activity(tensor.detach()[None], limit, channel)[0, 1]), tensor.shape[channel]
 
     def see(number: int, tensor: Tensor) -> None:
         moments[number] = _moments(number, tensor)
@@ -154,7 +164,7 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
         if tensor.requires_grad and tensor.grad_fn is not None:
             edges[number] = Value.of(tensor)
 
-    recorder = Recorder(run.model, on_value=see)
+    recorder = Recorder(run.model, on_value=see, on_activation=activate)
     graph = Graph(recorder, frozenset(name for name, p in run.model.named_parameters() if p.requires_grad))
     recorder.attach()
     try:
@@ -176,11 +186,14 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
     execution = execution_from(recorder)
     cotangents.plan(recorder, execution)
     keep = {*known, *execution.output_of.values()}
-    units = {}
+    units, silent = {}, {}
     for site in execution.sites:
         activated = [o for o in execution.operations[site.name] if o.output in recorder.channel_dim]
         units[site.name] = sum(o.shape[recorder.channel_dim[o.output]] for o in activated if o.shape)
-    return _Recorded(execution, graph, {n: m for n, m in moments.items() if n in keep}, units, outputs, edges)
+        if len(activated) > 1 and (shares := [dead[o.output] for o in activated if o.output in dead]):
+            silent[site.name] = max(shares)
+    kept = {n: m for n, m in moments.items() if n in keep}
+    return _Recorded(execution, graph, kept, units, silent, outputs, edges)
 
 
 def _read_outputs(material: Material, recorded: _Recorded) -> None:

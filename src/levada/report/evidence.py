@@ -240,7 +240,8 @@ def _rates(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Block
     other = evidence.get("loss_at_lower_rate") or evidence.get("loss_at_higher_rate") or {}
     held = [(f"at lr {short(report.get('lr'))}", evidence.get("loss_at_lr"))]
     held.append((f"at lr {short(other.get('lr'))}", other.get("losses")))
-    return _courses("What the steps do to the loss", "The same model, batch and random numbers at both rates.", held)
+    held.append(("with a smaller eps", evidence.get("loss_with_smaller_eps")))
+    return _courses("What the steps do to the loss", "The same model, batch and random numbers each time.", held)
 
 
 def _standardised(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:

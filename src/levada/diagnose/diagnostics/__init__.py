@@ -90,6 +90,7 @@ _SIGNAL = frozenset({"dead_units", "saturated_activation", "exploding_signal", "
 _BACKWARD = frozenset({"vanishing_gradient", "exploding_gradient", "shattered_gradient", "lost_update"})
 # What a fired warning or error accounts for wherever it is: steps that do nothing, or too much, because of it.
 _CAUSES: Mapping[str, frozenset[str]] = {
+    "numerical_overflow": _RATES,
     "wrong_loss": _RATES | {"frozen_layers", "vanishing_gradient", "double_softmax", "lost_update"},
     "unscaled_input": _RATES | _SIGNAL | {"exploding_gradient", "shattered_gradient"},
     "accumulated_gradients": _RATES,
@@ -149,7 +150,7 @@ def diagnose(trace: Trace) -> tuple[Finding, ...]:
         trace: of one check, or of a run.
     """
     overflow = tuple(numerical_overflow(trace))
-    if any(finding.severity == "error" for finding in overflow):
+    if any(f.severity == "error" and f.evidence.get("explained_by") != "step" for f in overflow):
         return _completed(overflow, trace)  # what is NaN cannot be measured, and need not be explained
     found = list(overflow)
     flat, untested = facts_of(trace).flat, facts_of(trace).untested
