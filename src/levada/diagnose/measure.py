@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from levada._errors import MeasurementError
 from levada.diagnose.attempts import FEW_BLOCKS, NEIGHBOURS
+from levada.diagnose.changes import trials_of
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.diagnostics.misscaled_weights import asked
 from levada.diagnose.directions import Directions, directions_between
 from levada.diagnose.effective import effective_depth
+from levada.diagnose.finding import Finding
 from levada.diagnose.gather import facts_from
 from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
 from levada.diagnose.material import Material
@@ -123,10 +125,17 @@ def measure(
         with pace.stage("redraw"):
             head, most = trace.sites[-1].parameters, whose == "most"
             drawn = redrawn(run, material.loss_of, factory, order, head, chain=facts.chain, most=most)
-        context["facts"] = replace(facts, redrawn=drawn)
+        context["facts"] = facts = replace(facts, redrawn=drawn)
+    if material.update is not None and not any(_blames(finding) for finding in diagnose(trace)):
+        with pace.stage("trials"):
+            context["facts"] = replace(facts, trials=trials_of(material, trace, facts))
     run.notes.extend(_told(trace, logs, resolved, update, (batches[0], len(batches)), predictions))
     run.notes.extend(pace.told())
     return trace, run.notes
+
+
+def _blames(finding: Finding) -> bool:
+    return finding.status == "fired" and finding.severity != "info"
 
 
 @dataclass(slots=True)
