@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from levada._errors import MeasurementError
+from levada.diagnose.diagnostics.learning_rate import unlearned
 from levada.diagnose.facts import Facts
 from levada.diagnose.material import Material
 from levada.diagnose.rehearsal import undone
@@ -27,13 +27,14 @@ __all__ = ["trials_of"]
 
 # A layer is narrow if it has fewer units than an eighth of what it reads, and of what reads it.
 NARROW = 8
-# At one block the difference between inputs falls to less than this: no initialisation or activation does that.
-LOST = 1 / 30
+# At one block the difference between inputs falls to less than this: no usual initialisation or activation does that.
+LOST = 1 / 100
 # So many steps at the end of all sequences are the same, and at least half of them all.
 PADDED = 8
 # Without normalisation the difference between inputs is this much less behind the last block than behind the first, in
 # so many layers or more, and the model gains less than this share of what it gains with normalisation.
 FADED, LAYERS, BEHIND = 0.5, 3, 0.7
+_MEANS = frozenset({"mean", "sum", "logsumexp"})
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
@@ -76,14 +77,13 @@ def _operations(material: Material) -> Iterator[tuple[str, Operation]]:
     return ((site.name, o) for site in execution.sites for o in execution.operations[site.name])
 
 
-def _maps(material: Material, sites: Sequence[str] = ()) -> list[tuple[str, str]]:
+def _maps(material: Material) -> list[tuple[str, str]]:
     """Return site and name of the linear maps and convolutions that ran, in order, each once."""
-    model, found = material.run.model, {}
+    model = material.run.model
+    found: dict[str, str] = {}
     for site, operation in _operations(material):
-        name = operation.module
-        if (not sites or site in sites) and operation.parameters and name not in found:
-            if isinstance(model.get_submodule(name), nn.Linear | _CONVOLUTIONS):
-                found[name] = site
+        if operation.parameters and isinstance(model.get_submodule(operation.module), nn.Linear | _CONVOLUTIONS):
+            found.setdefault(operation.module, site)
     return [(site, name) for name, site in found.items()]
 
 
@@ -184,19 +184,23 @@ def _widened(down: str, up: str, wide: int) -> Change:
     @contextmanager
     def change(model: nn.Module, draw: int) -> Iterator[None]:
         first, second = model.get_submodule(down), model.get_submodule(up)
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
         torch.manual_seed(draw)
-        pairs = {down: (first.in_features, wide, first), up: (wide, second.out_features, second)}
         try:
-            for name, (before, after, module) in pairs.items():
-                bias, p = module.bias is not None, module.weight
-                assert isinstance(p, Tensor)
-                model.set_submodule(name, nn.Linear(int(before), int(after), bias, p.device, p.dtype))  # type: ignore[call-overload]
+            model.set_submodule(down, _like(first, first.in_features, wide))
+            model.set_submodule(up, _like(second, wide, second.out_features))
             yield
         finally:
-            for name, (_, _, module) in pairs.items():
-                model.set_submodule(name, module)
+            model.set_submodule(down, first)
+            model.set_submodule(up, second)
 
     return change
+
+
+def _like(module: nn.Linear, before: int, after: int) -> nn.Linear:
+    p = module.weight
+    return nn.Linear(before, after, module.bias is not None, device=p.device, dtype=p.dtype)
 
 
 def _drawn(names: Sequence[str]) -> Change:
@@ -222,6 +226,8 @@ def _lost(material: Material, trace: Trace, facts: Facts) -> _Proposal | None:
         before, here = spread[index - 1] if index else entered, spread[index]
         if not (0 < here < LOST * before) or name not in known or not math.isfinite(before / here):
             continue
+        if any("pool" in o.name or o.name in _MEANS for o in material.execution.operations[name]):
+            continue  # what averages many numbers that differ by chance makes them alike
         factor = before / here
 
         def larger(module: nn.Module, args: Any, out: Any, factor: float = factor) -> Any:
@@ -239,7 +245,8 @@ def _lost(material: Material, trace: Trace, facts: Facts) -> _Proposal | None:
 
 def _squashed(material: Material, trace: Trace, facts: Facts) -> _Proposal | None:
     """Put tanh in the place of sigmoids between layers, which pass on at most a quarter of a difference."""
-    model, found = material.run.model, {}
+    model = material.run.model
+    found: dict[str, str] = {}
     readers: dict[int, list[Operation]] = {}
     for _, operation in _operations(material):
         for number in set(operation.inputs):
@@ -266,7 +273,8 @@ def _unnormalised(material: Material, trace: Trace, facts: Facts) -> _Proposal |
     """Normalise what every layer but the last returns, where nothing normalises and differences fade."""
     chosen = not (isinstance(material.factory, Assumed) and material.factory.lr is None)
     maps = _maps(material)
-    if facts.normalised or not chosen or len(material.run.batches) < 2 or len(maps) <= LAYERS:
+    # What has learned already was scaled by that, and learns otherwise if it is scaled again.
+    if not unlearned(facts) or facts.normalised or not chosen or len(material.run.batches) < 2 or len(maps) <= LAYERS:
         return None
     spread = trace["signal_spread"].nanmean(0).tolist()
     if not (0 < spread[-1] < FADED * spread[0]):

@@ -317,7 +317,7 @@ def _mispaired_targets(case: Case) -> Sentences:
     if found is None:
         return
     if found.planted:
-        yield f"Not too few rows: of targets that half follow from inputs chance gives {max(found.planted):.2g} at most."
+        yield f"Not too few rows: a relation in half of them has a chance of {max(found.planted):.2g} at most."
     if found.control:
         what = "in that order" if found.order else "that follow from the inputs"
         yield f"Not the model, the loss or the rate: from as many rows with targets {what} it learns for held-out ones."

@@ -135,7 +135,8 @@ def measure(
 
 
 def _blames(finding: Finding) -> bool:
-    return finding.status == "fired" and finding.severity != "info"
+    """Whether a finding names a cause; that nothing is learned is none."""
+    return finding.status == "fired" and finding.severity != "info" and finding.rule != "no_progress"
 
 
 @dataclass(slots=True)

@@ -20,16 +20,16 @@ from torch import Tensor
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose.loss import Loss
 from levada.diagnose.passes import Run
-from levada.diagnose.relations import effective_rank
 from levada.diagnose.rehearsal import rehearse
+from levada.diagnose.relations import effective_rank
 from levada.diagnose.trials import STEPS
 from levada.diagnose.update import Factory
 from levada.inputs import Batch
 
 __all__ = ["CHANCE", "PAIRING", "Pairing", "chance", "pairing_of", "similarity"]
 
-# Rows of a batch and numbers of a row that are compared: more cost time.
-ROWS, NUMBERS = 64, 1 << 12
+# Rows of all batches and numbers of a row that are compared: more cost time.
+ROWS, NUMBERS = 256, 1 << 12
 # Fewer rows show nothing, and no lack of anything.
 FEW, ENOUGH = 16, 48
 # Permutations by which a relation is seen at once, those that look again, and those of a loss.
@@ -134,7 +134,8 @@ class _Rows:
         """Gather rows; None where inputs and targets have no rows in common, or the targets say nothing."""
         if not all(isinstance(b.targets, Tensor) and b.targets.dim() and not b.targets.is_complex() for b in batches):
             return None
-        targets = [b.targets[:ROWS].detach().cpu() for b in batches]
+        most = max(1, ROWS // len(batches))
+        targets = [b.targets[:most].detach().cpu() for b in batches]
         count = len(batches[0].targets)
         shown = [[t for t in b.tensors() if t.dim() and len(t) == len(b.targets)] for b in batches]
         first = [t.shape[1:] for t in shown[0]]
@@ -144,7 +145,7 @@ class _Rows:
         # Targets that are the same in every batch count rows, as those of contrasts do.
         if not alike or (len(targets) > 1 and all(torch.equal(t, targets[0]) for t in targets)):
             return None
-        inputs = [torch.cat([t[:ROWS].detach().cpu() for t in column]) for column in zip(*shown, strict=True)]
+        inputs = [torch.cat([t[:most].detach().cpu() for t in column]) for column in zip(*shown, strict=True)]
         rows = cls(inputs, torch.cat(targets), [len(t) for t in targets], seed)
         finite = all(bool(torch.isfinite(t).all()) for t in (*inputs, rows.targets) if t.is_floating_point())
         return rows if count > 1 and finite and not any(t.is_complex() for t in inputs) else None
@@ -154,12 +155,13 @@ class _Rows:
         for rows in self.inputs:
             yield similarity(rows)
             if rows.is_floating_point():
-                flat = rows.flatten(1).double()
+                flat = rows.reshape(len(rows), -1).double()
                 spread = flat.std(0)
-                yield similarity((flat - flat.mean(0))[:, spread > 0] / spread[spread > 0])
+                if bool((spread > 0).any()):
+                    yield similarity((flat - flat.mean(0))[:, spread > 0] / spread[spread > 0])
 
     def orders(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield orders in which rows are mixed up: in words, rows of inputs, and the rows of targets that are theirs."""
+        """Yield orders in which rows are mixed up: in words, rows of inputs, and the targets that are theirs."""
         ends = list(itertools.accumulate(self.sizes))
         parts = [torch.arange(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
         if len(parts) > 1 and len(set(self.sizes)) == 1:
@@ -248,7 +250,7 @@ def _without_order(test: _Test, similar: Tensor, theirs: Tensor, least: float) -
     repeated = rows.targets.is_floating_point() or 4 * len(torch.unique(rows.targets, dim=0)) <= count
     if count < ENOUGH or not repeated or not all(t.is_floating_point() for t in rows.inputs):
         return None
-    flat = rows.inputs[0].flatten(1).double()
+    flat = rows.inputs[0].reshape(count, -1).double()
     if not effective_rank(flat) <= STRUCTURED * min(count - 1, flat.shape[1]):
         return None
     planted = tuple(chance(similar, theirs[o][:, o], QUICK, seed)[0] for o in rows.planted(similar, PLANTED))
@@ -256,7 +258,9 @@ def _without_order(test: _Test, similar: Tensor, theirs: Tensor, least: float) -
         return None
     found = Pairing(count, least, planted=planted)
     if len(rows.sizes) < 2:
-        return replace(found, doubt="only one batch is known, and in its rows no relation of inputs to targets was found")
+        return replace(
+            found, doubt="only one batch is known, and in its rows no relation of inputs to targets was found"
+        )
     whole = next(rows.planted(similar, 1.0))
     found = replace(found, held=test.held(None, 2))
     if not found.held or min(found.held) <= CHANCE:

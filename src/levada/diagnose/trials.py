@@ -50,7 +50,7 @@ class Trial:
 
     @property
     def share(self) -> float:
-        """What the model gains as it is, over what it gains changed, each from the lower start; the mean over orders."""
+        """What the model gains as it is, over what it gains changed, from the lower start; the mean over orders."""
         return statistics.fmean(gained(*pair) for pair in self.pairs)
 
     @property

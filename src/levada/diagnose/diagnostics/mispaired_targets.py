@@ -22,7 +22,7 @@ SOURCE = (
 def mispaired_targets(trace: Trace) -> Iterable[Finding]:
     """Inputs and targets of several batches show no relation, where one would have been found.
 
-    It looks at up to 64 rows of each batch, and is silent as soon as one of the distance covariances of inputs, as they
+    It looks at up to 256 rows, and is silent as soon as one of the distance covariances of inputs, as they
     are or standardised, and targets is as large in one of 999 permutations of twenty. Then it needs one of two things.
     Either the targets fit the inputs in another order: those of the batch or the row before or after, of the other end
     of the batch, or, where targets are what other inputs hold, of the row that holds them; this is an error if after 60

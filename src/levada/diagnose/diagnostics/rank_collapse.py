@@ -31,12 +31,12 @@ def rank_collapse(trace: Trace) -> Iterable[Finding]:
     The effective rank is that of the Gram matrix without its mean, against the smaller of batch and width, and against
     the rank before the block. An error needs one direction or none over the batch and both its halves, a matrix of
     equal rows that explains it, and gradients of those rows that are equal too, so that the step leaves it so: no step
-    ever parts them. Equal rows without the fall, as behind a skip, are a warning. A fall
-    at one block that the step leaves, as of weights of low rank, is information. It is a warning where the model learns
-    more, in each of three orders of the batches, with those weights drawn again at their own size, or, of a layer with
-    an eighth of its neighbours' units that passes one direction on, with as many as they have. A rank that falls slowly with depth is what products of random matrices have, and
-    is passed over. Tokens of one input that become equal while they differed are a warning, and an error if after the
-    optimizer's first step they are the same to rounding still.
+    ever parts them. Equal rows without the fall, as behind a skip, are a warning. A fall at one block that the step
+    leaves, as of weights of low rank, is information. It is a warning where the model learns more, in each of three
+    orders of the batches, with those weights drawn again at their own size, or, of a layer with an eighth of its
+    neighbours' units that passes one direction on, with as many as they have. A rank that falls slowly with depth is
+    what products of random matrices have, and is passed over. Tokens of one input that become equal while they differed
+    are a warning, and an error if after the optimizer's first step they are the same to rounding still.
 
     Args:
         trace: of one check, or of a run.

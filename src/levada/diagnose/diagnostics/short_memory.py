@@ -48,7 +48,9 @@ def short_memory(trace: Trace) -> Iterable[Finding]:
     memory, trial = facts.memory, facts.trials.get("padding")
     if trial is not None:
         told = trial.measured
-        seen = f"The last {told['same_at_the_end']} of the {told['steps']} steps that {told['module']} reads are the same "
+        seen = (
+            f"The last {told['same_at_the_end']} of the {told['steps']} steps that {told['module']} reads are the same "
+        )
         seen += "in all rows and steps, as of padding"
         yield finding_of(RULE, trial, seen, "What is read at the end is what is left of the inputs by then.", SOURCE)
     if memory is None:

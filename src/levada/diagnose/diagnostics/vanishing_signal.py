@@ -30,10 +30,11 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
     an exact place; and an output that is the same for all inputs to well below the resolution of its numbers.
 
     Less is a warning where a change that restores the difference was tried on this model and helps, in each of three
-    orders of the batches: at one block it falls to a thirtieth, and the block's output is multiplied; sigmoids stand
+    orders of the batches: at one block that does not average it falls to a hundredth, and the block's output is
+    multiplied; sigmoids stand
     between layers, of which each passes on at most a quarter of it, and are replaced by tanh; or nothing normalises,
     half of it or more is gone behind four layers or more, and with normalisation behind each but the last the model
-    gains so much that as it is it gains less than three fifths of that, at a rate that somebody chose. This is tried
+    gains so much that as it is it gains less than seven tenths of that, at a rate that somebody chose. This is tried
     where no other rule names a cause.
 
     Args:
@@ -101,7 +102,9 @@ def _tried(facts: Facts) -> Iterable[Finding]:
             seen += f"{trial.sites[0]} {told['spread_last']:.3g} is left at {trial.sites[1]}"
         else:
             continue
-        yield finding_of(RULE, trial, seen, "Inputs are told apart by small differences: training starts slowly.", SOURCE)
+        yield finding_of(
+            RULE, trial, seen, "Inputs are told apart by small differences: training starts slowly.", SOURCE
+        )
 
 
 def _blind(trace: Trace, facts: Facts) -> Iterable[Finding]:
