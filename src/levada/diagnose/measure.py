@@ -19,6 +19,7 @@ from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.diagnostics.misscaled_weights import asked
 from levada.diagnose.directions import Directions, directions_between
 from levada.diagnose.effective import effective_depth
+from levada.diagnose.facts import Facts
 from levada.diagnose.finding import Finding
 from levada.diagnose.gather import facts_from
 from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
@@ -126,12 +127,17 @@ def measure(
             head, most = trace.sites[-1].parameters, whose == "most"
             drawn = redrawn(run, material.loss_of, factory, order, head, chain=facts.chain, most=most)
         context["facts"] = facts = replace(facts, redrawn=drawn)
-    if material.update is not None and not any(_blames(finding) for finding in diagnose(trace)):
-        with pace.stage("trials"):
-            context["facts"] = replace(facts, trials=trials_of(material, trace, facts))
+    _try_changes(material, trace, context, facts)
     run.notes.extend(_told(trace, logs, resolved, update, (batches[0], len(batches)), predictions))
     run.notes.extend(pace.told())
     return trace, run.notes
+
+
+def _try_changes(material: Material, trace: Trace, context: dict[str, Any], facts: Facts) -> None:
+    """Add to the context which changes help, where no rule names a cause."""
+    if material.update is not None and not any(_blames(finding) for finding in diagnose(trace)):
+        with material.run.pace.stage("trials"):
+            context["facts"] = replace(facts, trials=trials_of(material, trace, facts))
 
 
 def _blames(finding: Finding) -> bool:

@@ -83,8 +83,8 @@ def similarity(rows: Tensor) -> Tensor:
         rows: `(rows, ...)`.
 
     Example:
-        >>> similarity(torch.tensor([0, 0, 1])).tolist()[0]
-        [0.4444444444444445, 0.4444444444444445, -0.8888888888888888]
+        >>> [round(value, 3) for value in similarity(torch.tensor([0, 0, 1])).tolist()[0]]
+        [0.222, 0.222, -0.444]
     """
     flat = rows.reshape(len(rows), -1)
     flat = flat[:, :: -(-flat.shape[1] // NUMBERS)]
