@@ -17,6 +17,7 @@ from levada.diagnose.material import Material
 from levada.diagnose.memory import memory_of
 from levada.diagnose.neighbours import Neighbours, compare, moved
 from levada.diagnose.noise import noise_of
+from levada.diagnose.pairing import pairing_of
 from levada.diagnose.passes import gradients_of
 from levada.diagnose.rates import LONG, SHORT, courses_of, largest_step
 from levada.diagnose.recipe import Recipe, recipe_of
@@ -71,6 +72,8 @@ def attempts(
         memory = memory_of(material.run, material.graph.recorder, material.loss, material.factory)
     with pace.stage("rows"):
         mixed = mixed_rows_of(material.run, material.loss, material.factory)
+    with pace.stage("pairing"):
+        pairing = pairing_of(material.run, material.loss, material.factory)
     with pace.stage("noise"):
         noise = noise_of(material.run, material.execution, material.loss, material.factory)
     return {
@@ -84,6 +87,7 @@ def attempts(
         "memory": memory,
         "mixed": mixed,
         "noise": noise,
+        "pairing": pairing,
     }
 
 

@@ -14,6 +14,7 @@ from levada.diagnose.retrained import (
     exploding_memory,
     misscaled_weights,
     short_memory,
+    tried,
 )
 from levada.probe.trace import Trace
 
@@ -106,6 +107,9 @@ def _exploding_gradient(case: Case) -> Sentences:
 
 def _vanishing_signal(case: Case) -> Sentences:
     facts = case.facts
+    if "changed" in case.finding.evidence.get("tests", {}):
+        yield from tried(case, "lost", "squashed", "unnormalised")
+        return
     yield from _inputs_differ(case)
     yield from _activations(case)
     if facts.output_spread_exact and facts.output_spread is not None:
@@ -208,6 +212,7 @@ def _saturated_activation(case: Case) -> Sentences:
 def _rank_collapse(case: Case) -> Sentences:
     facts, first = case.facts, case.finding.where.get("first", "")
     yield from _inputs_differ(case)
+    yield from tried(case, "directions")
     if "effective_rank" not in case.finding.evidence:
         return
     here, after = facts.relations.get(first), facts.relations_after.get(first)
@@ -315,6 +320,17 @@ def _no_progress(case: Case) -> Sentences:
     yield from _connected(case)
 
 
+def _mispaired_targets(case: Case) -> Sentences:
+    found = case.facts.pairing
+    if found is None:
+        return
+    if found.planted:
+        yield f"Not too few rows: a relation in half of them has a chance of {max(found.planted):.2g} at most."
+    if found.control:
+        what = "in that order" if found.order else "that follow from the inputs"
+        yield f"Not the model, the loss or the rate: from as many rows with targets {what} it learns for held-out ones."
+
+
 EXCLUSIONS: Mapping[str, Callable[[Case], Sentences]] = {
     "numerical_overflow": _numerical_overflow,
     "wrong_loss": _wrong_loss,
@@ -346,6 +362,7 @@ EXCLUSIONS: Mapping[str, Callable[[Case], Sentences]] = {
     "noisy_forward": _noisy_forward,
     "blind_attention": _blind_attention,
     "no_progress": _no_progress,
+    "mispaired_targets": _mispaired_targets,
 }
 """Rule -> what its evidence excludes."""
 

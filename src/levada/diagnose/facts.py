@@ -12,6 +12,7 @@ from levada.diagnose.directions import Directions
 from levada.diagnose.neighbours import Neighbours
 from levada.diagnose.noise import Noise
 from levada.diagnose.objective import Objective
+from levada.diagnose.pairing import Pairing
 from levada.diagnose.prediction import Prediction
 from levada.diagnose.recipe import Recipe
 from levada.diagnose.recurrent import Memory
@@ -21,6 +22,7 @@ from levada.diagnose.relations import Relation
 from levada.diagnose.rounding import Broken, Rounding
 from levada.diagnose.rows import Mixed
 from levada.diagnose.surroundings import InputScale, Mode
+from levada.diagnose.trials import Trial
 from levada.probe.trace import Trace
 
 __all__ = ["Cut", "Facts", "facts_of"]
@@ -109,6 +111,8 @@ class Facts:
         directions: how many directions a gradient keeps between the last block and the first.
         mixed: modules that take the rows of the batch for time; None without any.
         noise: what heavy dropout makes of the outputs; None without any.
+        trials: name of a change -> trainings with and without it, of those that help the model to learn.
+        pairing: whether targets follow from inputs; None where that was not tested.
     """
 
     optimizer: str | None = None
@@ -160,6 +164,8 @@ class Facts:
     directions: Directions | None = None
     mixed: Mixed | None = None
     noise: Noise | None = None
+    trials: Mapping[str, Trial] = field(default_factory=dict)
+    pairing: Pairing | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from levada._errors import MeasurementError
 from levada.diagnose.attempts import FEW_BLOCKS, NEIGHBOURS
+from levada.diagnose.changes import trials_of
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.diagnostics.misscaled_weights import asked
 from levada.diagnose.directions import Directions, directions_between
 from levada.diagnose.effective import effective_depth
+from levada.diagnose.facts import Facts
+from levada.diagnose.finding import Finding
 from levada.diagnose.gather import facts_from
 from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
 from levada.diagnose.material import Material
@@ -126,10 +129,23 @@ def measure(
         with pace.stage("redraw"):
             head, most = trace.sites[-1].parameters, whose == "most"
             drawn = redrawn(run, material.loss_of, factory, order, head, chain=facts.chain, most=most)
-        context["facts"] = replace(facts, redrawn=drawn)
+        context["facts"] = facts = replace(facts, redrawn=drawn)
+    _try_changes(material, trace, context, facts)
     run.notes.extend(_told(trace, logs, resolved, update, (batches[0], len(batches)), predictions))
     run.notes.extend(pace.told())
     return trace, run.notes
+
+
+def _try_changes(material: Material, trace: Trace, context: dict[str, Any], facts: Facts) -> None:
+    """Add to the context which changes help, where no rule names a cause."""
+    if material.update is not None and not any(_blames(finding) for finding in diagnose(trace)):
+        with material.run.pace.stage("trials"):
+            context["facts"] = replace(facts, trials=trials_of(material, trace, facts))
+
+
+def _blames(finding: Finding) -> bool:
+    """Whether a finding names a cause; that nothing is learned is none."""
+    return finding.status == "fired" and finding.severity != "info" and finding.rule != "no_progress"
 
 
 @dataclass(slots=True)

@@ -374,5 +374,6 @@ WORDS_ALONE: Final[Mapping[str, str]] = {
     "mixed_rows": "Rows reach each other or do not: three numbers, of the module, of the model, and of its repair.",
     "noisy_forward": "Noise has a share of the outputs' variance: one number, and the one that theory has for it.",
     "blind_attention": "A mask that leaves one key leaves nothing to draw.",
+    "mispaired_targets": "Of targets that follow from nothing a few chances are told, and each is one number.",
 }
 """Rule -> why a picture would tell nothing."""
