@@ -33,7 +33,7 @@ LOST = 1 / 100
 PADDED = 8
 # Without normalisation the difference between inputs is this much less behind the last block than behind the first, in
 # so many layers or more, and the model gains less than this share of what it gains with normalisation.
-FADED, LAYERS, BEHIND = 0.5, 3, 0.7
+FADED, LAYERS, BEHIND = 0.5, 8, 0.7
 _MEANS = frozenset({"mean", "sum", "logsumexp"})
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -99,7 +99,7 @@ def _hooked(model: nn.Module, names: Sequence[str], hook: Callable[..., Any], be
 
 
 def _padding(material: Material, trace: Trace, facts: Facts) -> _Proposal | None:
-    """Leave out the last steps of all sequences, where they are the same in every row."""
+    """Leave out the last steps of all sequences, where they are the same in every row and no memory reaches back."""
     model = material.run.model
     kinds = {name: m for name, m in model.named_modules() if isinstance(m, nn.RNNBase)}
     seen: dict[str, tuple[int, int]] = {}
@@ -114,7 +114,7 @@ def _padding(material: Material, trace: Trace, facts: Facts) -> _Proposal | None
     with torch.no_grad(), undone(model), _hooked(model, list(kinds), see, before=True):
         material.run()
     name, (steps, same) = next(iter(seen.items()), ("", (0, 0)))
-    if same < max(PADDED, steps / 2):
+    if same < max(PADDED, steps / 2) or _remembers(facts, name, same):
         return None
 
     def cut(module: nn.RNNBase, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -128,6 +128,12 @@ def _padding(material: Material, trace: Trace, facts: Facts) -> _Proposal | None
         {"module": name, "steps": steps, "same_at_the_end": same},
         f"inputs = inputs[{':, ' if kinds[name].batch_first else ''}:-{same}]  # or pack the sequences",
     )
+
+
+def _remembers(facts: Facts, name: str, steps: int) -> bool:
+    """Whether a module's memory reaches back over so many steps: then they may be silence that is meant."""
+    curves = facts.memory.by_module().get(name, ()) if facts.memory is not None else ()
+    return any(curve.horizon.value >= steps for curve in curves)
 
 
 def _same_at_the_end(x: Tensor) -> tuple[int, int]:
@@ -274,7 +280,7 @@ def _unnormalised(material: Material, trace: Trace, facts: Facts) -> _Proposal |
     chosen = not (isinstance(material.factory, Assumed) and material.factory.lr is None)
     maps = _maps(material)
     # What has learned already was scaled by that, and learns otherwise if it is scaled again.
-    if not unlearned(facts) or facts.normalised or not chosen or len(material.run.batches) < 2 or len(maps) <= LAYERS:
+    if not unlearned(facts) or facts.normalised or not chosen or len(material.run.batches) < 2 or len(maps) < LAYERS:
         return None
     spread = trace["signal_spread"].nanmean(0).tolist()
     if not (0 < spread[-1] < FADED * spread[0]):

@@ -79,13 +79,14 @@ def _collapsed(names: Sequence[str], index: int, previous: float, severity: Seve
     if apart is not None and apart <= EQUAL:
         cause = ": the rows of its weights are all equal, and so are their gradients, so that no step parts them"
     rank = "0" if math.isnan(here.rank) else f"{here.rank:.3g}"
+    rank += " direction" if rank == "1" else " directions"
     before = f", and in {previous:.3g} before it" if math.isfinite(previous) else ""
     return Finding(
         rule=RULE,
         severity=severity,
         status="fired",
         claim=(
-            f"At {name} the inputs of the batch differ in {rank} directions of {here.attainable}{before}{cause}."
+            f"At {name} the inputs of the batch differ in {rank} of {here.attainable}{before}{cause}."
             f"{f' {trial.told()}.' if trial is not None else ''}"
         ),
         where={"first": name, "last": still[-1]},

@@ -38,8 +38,8 @@ def short_memory(trace: Trace) -> Iterable[Finding]:
     error also needs a horizon that the measured gates or the recurrent weights' size explain, and that in the trial a
     copy with a longer memory gains while the model as it is does not.
 
-    Where half of all steps or more, at the end, are the same in all rows, as of padding, it is a warning if the model
-    learns more with those left out, in each of three orders of the batches.
+    Where half of all steps or more, at the end, are the same in all rows, as of padding, and the horizon is shorter
+    than these, it is a warning if the model learns more with them left out, in each of three orders of the batches.
 
     Args:
         trace: of one check, or of a run.

@@ -33,7 +33,7 @@ def vanishing_signal(trace: Trace) -> Iterable[Finding]:
     orders of the batches: at one block that does not average it falls to a hundredth, and the block's output is
     multiplied; sigmoids stand
     between layers, of which each passes on at most a quarter of it, and are replaced by tanh; or nothing normalises,
-    half of it or more is gone behind four layers or more, and with normalisation behind each but the last the model
+    half of it or more is gone behind eight layers or more, and with normalisation behind each but the last the model
     gains so much that as it is it gains less than seven tenths of that, at a rate that somebody chose. This is tried
     where no other rule names a cause.
 
