@@ -115,6 +115,12 @@ def low_rank():
     return torch.randn(16, 2, generator=GENERATOR) @ torch.randn(2, 8, generator=GENERATOR)
 
 
+def unrelated():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(192, 4, generator=generator) @ torch.linalg.qr(torch.randn(16, 4, generator=generator)).Q.T
+    return x, torch.randint(3, (192,), generator=generator)
+
+
 # Rule -> the situation in which it cannot know, and its reason; brackets tell two situations of a rule apart.
 SITUATIONS = {
     "wrong_loss": (lambda: check(net(), X), "no targets"),
@@ -127,6 +133,10 @@ SITUATIONS = {
     "vanishing_signal": (lambda: check(net(), (X[:1], Y[:1])), "one row"),
     "exploding_gradient": (lambda: check(net().requires_grad_(False), (X, Y)), "decay over depth is not known"),
     "rank_collapse": (lambda: check(net(), (X[:1], Y[:1])), "one row"),
+    "mispaired_targets": (
+        lambda: check(nn.Sequential(nn.Linear(16, 8), net()), unrelated()),
+        "only one batch is known",
+    ),
     "rank_collapse [few rows]": (lambda: check(net(), (X[:3], Y[:3])), "3 rows"),
     "rank_collapse [flat]": (lambda: check(net(), (X[:1].repeat(16, 1), Y)), "rows of the batch are the same"),
     "rank_collapse [inputs]": (lambda: check(net(), (low_rank(), Y)), "directions only"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -46,9 +47,12 @@ def pushed(net: nn.Sequential) -> None:
     net[2].bias.copy_(torch.where(torch.arange(WIDTH) % 2 == 0, 20.0, -20.0))
 
 
-def equal_rows(net: nn.Sequential) -> None:
-    net[2].weight.copy_(net[2].weight[:1].expand_as(net[2].weight))
-    net[2].bias.zero_()
+def narrow() -> nn.Sequential:
+    """All that is known of the inputs goes through one unit."""
+    torch.manual_seed(0)
+    widths = [WIDTH, WIDTH, WIDTH, 1, WIDTH]
+    layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(WIDTH, 4))
 
 
 def not_a_number(net: nn.Sequential) -> None:
@@ -119,7 +123,7 @@ FAULTS = {
     "unscaled_input": (lambda: chain(3), (X * 100, Y), SGD, "each feature standardised"),
     "dead_units": (lambda: changed(chain(3), dead), (X, Y), SGD, 'class="bar'),
     "saturated_activation": (lambda: changed(chain(6, nn.Tanh), pushed), (X, Y), SGD, 'class="bar'),
-    "rank_collapse": (lambda: changed(chain(3, nn.Tanh), equal_rows), (X, Y), SGD, "behind 2"),
+    "rank_collapse": (narrow, (X, X[:, :4].argmax(1)), ADAM, "behind 4"),
     "frozen_layers": (Cut, (X, Y), SGD, "Which weights get a gradient"),
     "numerical_overflow": (lambda: changed(chain(4), not_a_number), (X, Y), SGD, 'class="bar'),
     "lost_update": (
@@ -238,7 +242,7 @@ def test_the_matrices_are_drawn_and_not_told():
     build, batch, how, _ = FAULTS["rank_collapse"]
     report = levada.check(build(), batch, **how).to_dict()
     (finding,) = [f for f in report["findings"] if f["rule"] == "rank_collapse"]
-    after = torch.tensor(finding["evidence"]["matrices"]["behind 2"])
+    after = torch.tensor(finding["evidence"]["matrices"]["behind 4"])
     assert torch.allclose(after.abs(), torch.ones_like(after), atol=1e-3)
     view = check_view(report)
     told = next(f for f in view["findings"] if f["rule"] == "rank_collapse")

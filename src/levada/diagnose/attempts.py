@@ -17,14 +17,16 @@ from levada.diagnose.material import Material
 from levada.diagnose.memory import memory_of
 from levada.diagnose.neighbours import Neighbours, compare, moved
 from levada.diagnose.noise import noise_of
+from levada.diagnose.pairing import pairing_of
 from levada.diagnose.passes import gradients_of
 from levada.diagnose.rates import LONG, SHORT, courses_of, largest_step
 from levada.diagnose.recipe import Recipe, recipe_of
 from levada.diagnose.rehearsal import STEPS, Course, rehearse
 from levada.diagnose.relations import Lookout
-from levada.diagnose.rounding import LIFT, Rounding, exact_step, flushed
+from levada.diagnose.rounding import LIFT, Broken, Rounding, broken_step, exact_step, flushed
 from levada.diagnose.rows import mixed_rows_of
 from levada.diagnose.surroundings import InputScale
+from levada.diagnose.update import Assumed
 from levada.inputs import Batch
 
 __all__ = ["ALIKE", "FEW_BLOCKS", "NEIGHBOURS", "attempts"]
@@ -57,7 +59,7 @@ def attempts(
     """
     pace = material.run.pace
     with pace.stage("rounding"):
-        rounding, lost = _rounding(material), _flushed(material)
+        rounding, lost, broken = _rounding(material), _flushed(material), _broken(material)
     with pace.stage("neighbours"):
         neighbours = _neighbours(material, lookout, signals)
     with pace.stage("courses"):
@@ -70,11 +72,14 @@ def attempts(
         memory = memory_of(material.run, material.graph.recorder, material.loss, material.factory)
     with pace.stage("rows"):
         mixed = mixed_rows_of(material.run, material.loss, material.factory)
+    with pace.stage("pairing"):
+        pairing = pairing_of(material.run, material.loss, material.factory)
     with pace.stage("noise"):
         noise = noise_of(material.run, material.execution, material.loss, material.factory)
     return {
         "rounding": rounding,
         "flushed": lost,
+        "broken": broken,
         "neighbours": neighbours,
         "courses": courses,
         "recipe": recipe,
@@ -82,6 +87,7 @@ def attempts(
         "memory": memory,
         "mixed": mixed,
         "noise": noise,
+        "pairing": pairing,
     }
 
 
@@ -153,6 +159,19 @@ def _rounding(material: Material) -> Rounding | None:
         return None
     gradients = {name: g for name, g in material.gradients.items() if g is not None}
     return exact_step(run.model, gradients, update, material.factory, run.batches[0], loss)
+
+
+def _broken(material: Material) -> Broken | None:
+    """Look whether the step of an optimizer that somebody chose breaks finite weights, and make it in float32 if so."""
+    update, loss, run = material.update, material.loss, material.run
+    if update is None or loss is None or isinstance(material.factory, Assumed):
+        return None
+    gradients = {name: g for name, g in material.gradients.items() if g is not None}
+    found = broken_step(gradients, dict(run.model.named_parameters()), update)
+    if found is None or not run.pace.allows("the optimizer's step in float32", 3):
+        return found
+    exact = exact_step(run.model, gradients, update, material.factory, run.batches[0], loss)
+    return found if exact is None else replace(found, exact=exact.finite, gain=exact.loss_before - exact.loss_exact)
 
 
 def _flushed(material: Material) -> float | None:

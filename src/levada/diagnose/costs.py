@@ -8,7 +8,7 @@ __all__ = ["READS", "cost_of"]
 
 # Stages of a check by the rule that reads what they measure; `levada.diagnose.measure` and `gather` name them.
 READS: Mapping[str, tuple[str, ...]] = {
-    "numerical_overflow": ("losses",),
+    "numerical_overflow": ("losses", "rounding"),
     "wrong_loss": ("objective",),
     "double_softmax": ("objective",),
     "unscaled_input": ("courses",),
@@ -19,14 +19,14 @@ READS: Mapping[str, tuple[str, ...]] = {
     "stream_collapse": ("losses", "streams"),
     "unstable_mixing": ("losses", "cotangents"),
     "exploding_signal": ("losses", "outputs"),
-    "vanishing_signal": ("losses", "outputs"),
-    "rank_collapse": ("outputs",),
+    "vanishing_signal": ("losses", "outputs", "trials"),
+    "rank_collapse": ("outputs", "trials"),
     "vanishing_gradient": ("cotangents", "after_step", "step"),
     "exploding_gradient": ("cotangents", "outputs", "step"),
     "shattered_gradient": ("neighbours",),
     "misscaled_weights": ("redraw",),
     "attention_collapse": ("outputs", "attention"),
-    "short_memory": ("memory",),
+    "short_memory": ("memory", "trials"),
     "exploding_memory": ("memory",),
     "unoptimised_parameters": ("recipe",),
     "undamped_momentum": ("recipe",),
@@ -38,6 +38,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "noisy_forward": ("noise",),
     "blind_attention": ("outputs",),
     "no_progress": ("courses",),
+    "mispaired_targets": ("pairing",),
 }
 
 

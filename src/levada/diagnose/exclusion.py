@@ -14,6 +14,7 @@ from levada.diagnose.retrained import (
     exploding_memory,
     misscaled_weights,
     short_memory,
+    tried,
 )
 from levada.probe.trace import Trace
 
@@ -106,6 +107,9 @@ def _exploding_gradient(case: Case) -> Sentences:
 
 def _vanishing_signal(case: Case) -> Sentences:
     facts = case.facts
+    if "changed" in case.finding.evidence.get("tests", {}):
+        yield from tried(case, "lost", "squashed", "unnormalised")
+        return
     yield from _inputs_differ(case)
     yield from _activations(case)
     if facts.output_spread_exact and facts.output_spread is not None:
@@ -127,6 +131,8 @@ def _numerical_overflow(case: Case) -> Sentences:
         yield "Not the forward pass: every block's output is finite."
     elif case.span and case.span[0] > 0:
         yield f"Not the blocks before it: what all {case.span[0]} of them return is finite."
+    if facts.broken is not None and facts.broken.gain > 0:
+        yield f"Not the gradient or the rate: the same step in float32 lowers the loss by {facts.broken.gain:.3g}."
 
 
 def _wrong_loss(case: Case) -> Sentences:
@@ -206,6 +212,7 @@ def _saturated_activation(case: Case) -> Sentences:
 def _rank_collapse(case: Case) -> Sentences:
     facts, first = case.facts, case.finding.where.get("first", "")
     yield from _inputs_differ(case)
+    yield from tried(case, "directions")
     if "effective_rank" not in case.finding.evidence:
         return
     here, after = facts.relations.get(first), facts.relations_after.get(first)
@@ -251,6 +258,9 @@ def _lost_update(case: Case) -> Sentences:
 
 def _learning_rate_too_high(case: Case) -> Sentences:
     lower, rate = case.facts.courses.get("lower"), case.facts.lr
+    if "steps" in case.finding.evidence.get("tests", {}):
+        yield "Not noise, nor one order of the batches: in each of two orders the lower rate ends lower."
+        return
     yield "Not noise: run again from one random state the model has the same loss, and all steps are on one batch."
     if lower is not None and rate is not None and lower.gain > 0:
         yield f"Not model, loss or gradient: at lr {rate * lower.scale:.2g} the same steps lower the loss."
@@ -258,7 +268,10 @@ def _learning_rate_too_high(case: Case) -> Sentences:
 
 def _learning_rate_too_low(case: Case) -> Sentences:
     facts, more = case.facts, case.facts.courses.get("higher")
-    if more is not None and facts.lr is not None and more.gain > 0:
+    free = facts.courses.get("undamped")
+    if free is not None and free.gain > 0 and "loss_with_smaller_eps" in case.finding.evidence:
+        yield f"Not the rate, nor a cut graph: at this rate, with a smaller eps, the loss falls by {free.gain:.3g}."
+    elif more is not None and facts.lr is not None and more.gain > 0:
         rate = facts.lr * more.scale if math.isnan(more.lr) else more.lr
         yield f"Not a minimum, nor a cut graph: at lr {rate:.2g} the loss falls by {more.gain:.3g}."
     if facts.loss_value is not None and facts.loss_constant:
@@ -307,6 +320,17 @@ def _no_progress(case: Case) -> Sentences:
     yield from _connected(case)
 
 
+def _mispaired_targets(case: Case) -> Sentences:
+    found = case.facts.pairing
+    if found is None:
+        return
+    if found.planted:
+        yield f"Not too few rows: a relation in half of them has a chance of {max(found.planted):.2g} at most."
+    if found.control:
+        what = "in that order" if found.order else "that follow from the inputs"
+        yield f"Not the model, the loss or the rate: from as many rows with targets {what} it learns for held-out ones."
+
+
 EXCLUSIONS: Mapping[str, Callable[[Case], Sentences]] = {
     "numerical_overflow": _numerical_overflow,
     "wrong_loss": _wrong_loss,
@@ -338,6 +362,7 @@ EXCLUSIONS: Mapping[str, Callable[[Case], Sentences]] = {
     "noisy_forward": _noisy_forward,
     "blind_attention": _blind_attention,
     "no_progress": _no_progress,
+    "mispaired_targets": _mispaired_targets,
 }
 """Rule -> what its evidence excludes."""
 

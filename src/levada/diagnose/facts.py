@@ -12,15 +12,17 @@ from levada.diagnose.directions import Directions
 from levada.diagnose.neighbours import Neighbours
 from levada.diagnose.noise import Noise
 from levada.diagnose.objective import Objective
+from levada.diagnose.pairing import Pairing
 from levada.diagnose.prediction import Prediction
 from levada.diagnose.recipe import Recipe
 from levada.diagnose.recurrent import Memory
 from levada.diagnose.redraw import Redrawn
 from levada.diagnose.rehearsal import Course
 from levada.diagnose.relations import Relation
-from levada.diagnose.rounding import Rounding
+from levada.diagnose.rounding import Broken, Rounding
 from levada.diagnose.rows import Mixed
 from levada.diagnose.surroundings import InputScale, Mode
+from levada.diagnose.trials import Trial
 from levada.probe.trace import Trace
 
 __all__ = ["Cut", "Facts", "facts_of"]
@@ -73,6 +75,8 @@ class Facts:
         fixed: parameters that do not ask for a gradient.
         activations: site -> names of its activation functions.
         units: site -> number of units of its last activation.
+        silent: site with several activations -> share of the units of one of them that are flat for every input, and
+            their number: of that which has most.
         batch_normalised: sites that normalise over the batch.
         chain: whether every operation reads one signal: no skip, gate or attention.
         normalised: whether any operation normalises.
@@ -89,6 +93,7 @@ class Facts:
         neighbours: how alike the gradients of two close inputs are; not measured in shallow models.
         inputs: how large the floating input is that a linear map reads first.
         rounding: the first step with and without rounding, where rounding takes most of it.
+        broken: what the optimizer's first step makes NaN or Inf, though weights and gradients are finite.
         flushed: share of gradient elements that float16 loses, and would not if the loss were larger.
         courses: losses of a few steps of training, by what was changed: "lr" is the training as it is, "lower",
             "higher" and "highest" are other rates, "standardised" other inputs. Made where somebody chose the rate, or
@@ -106,6 +111,8 @@ class Facts:
         directions: how many directions a gradient keeps between the last block and the first.
         mixed: modules that take the rows of the batch for time; None without any.
         noise: what heavy dropout makes of the outputs; None without any.
+        trials: name of a change -> trainings with and without it, of those that help the model to learn.
+        pairing: whether targets follow from inputs; None where that was not tested.
     """
 
     optimizer: str | None = None
@@ -125,6 +132,7 @@ class Facts:
     fixed: tuple[str, ...] = ()
     activations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
+    silent: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     batch_normalised: frozenset[str] = frozenset()
     chain: bool = False
     normalised: bool = False
@@ -140,6 +148,7 @@ class Facts:
     neighbours: Neighbours | None = None
     inputs: InputScale | None = None
     rounding: Rounding | None = None
+    broken: Broken | None = None
     flushed: float | None = None
     courses: Mapping[str, Course] = field(default_factory=dict)
     shrunk: float = 1.0
@@ -155,6 +164,8 @@ class Facts:
     directions: Directions | None = None
     mixed: Mixed | None = None
     noise: Noise | None = None
+    trials: Mapping[str, Trial] = field(default_factory=dict)
+    pairing: Pairing | None = None
 
 
 def facts_of(trace: Trace) -> Facts:

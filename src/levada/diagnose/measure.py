@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from levada._errors import MeasurementError
 from levada.diagnose.attempts import FEW_BLOCKS, NEIGHBOURS
+from levada.diagnose.changes import trials_of
 from levada.diagnose.cut import Graph
 from levada.diagnose.decay import LEAST_DECADES
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.diagnostics.misscaled_weights import asked
 from levada.diagnose.directions import Directions, directions_between
 from levada.diagnose.effective import effective_depth
+from levada.diagnose.facts import Facts
+from levada.diagnose.finding import Finding
 from levada.diagnose.gather import facts_from
 from levada.diagnose.loss import Loss, LossLike, main_output, resolve_loss
 from levada.diagnose.material import Material
@@ -34,8 +37,10 @@ from levada.diagnose.update import Factory, Update, first_update, parameter_sign
 from levada.inputs import Batch
 from levada.probe import Execution, Probe, Trace
 from levada.probe.cotangent import Cotangents, Value
+from levada.probe.operation import Operation
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
+from levada.probe.statistics import activity, limits
 
 __all__ = ["Draws", "measure"]
 
@@ -104,6 +109,7 @@ def measure(
         facts_from(material),
         predictions=_matching(predictions, trace),
         units=recorded.units,
+        silent=recorded.silent,
         directions=recorded.directions,
         cotangent_log10=logs,
         cotangent_log10_after=_steep_after(run, cotangents, trace, logs, update),
@@ -123,10 +129,23 @@ def measure(
         with pace.stage("redraw"):
             head, most = trace.sites[-1].parameters, whose == "most"
             drawn = redrawn(run, material.loss_of, factory, order, head, chain=facts.chain, most=most)
-        context["facts"] = replace(facts, redrawn=drawn)
+        context["facts"] = facts = replace(facts, redrawn=drawn)
+    _try_changes(material, trace, context, facts)
     run.notes.extend(_told(trace, logs, resolved, update, (batches[0], len(batches)), predictions))
     run.notes.extend(pace.told())
     return trace, run.notes
+
+
+def _try_changes(material: Material, trace: Trace, context: dict[str, Any], facts: Facts) -> None:
+    """Add to the context which changes help, where no rule names a cause."""
+    if material.update is not None and not any(_blames(finding) for finding in diagnose(trace)):
+        with material.run.pace.stage("trials"):
+            context["facts"] = replace(facts, trials=trials_of(material, trace, facts))
+
+
+def _blames(finding: Finding) -> bool:
+    """Whether a finding names a cause; that nothing is learned is none."""
+    return finding.status == "fired" and finding.severity != "info" and finding.rule != "no_progress"
 
 
 @dataclass(slots=True)
@@ -137,6 +156,7 @@ class _Recorded:
     graph: Graph
     moments: Mapping[int, Moments]
     units: Mapping[str, int]
+    silent: Mapping[str, tuple[float, int]]
     outputs: Any
     edges: dict[int, Value]
     directions: Directions | None = None
@@ -146,6 +166,12 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
     """Run once; keep the moments of every value, and what autograd follows."""
     moments: dict[int, Moments] = {}
     edges: dict[int, Value] = {}
+    dead: dict[int, tuple[float, int]] = {}
+
+    def activate(number: int, tensor: Tensor, operation: Operation, channel: int) -> None:
+        limit = limits(operation.name, operation.options)
+        if limit.floor is not None:
+            dead[number] = float(activity(tensor.detach()[None], limit, channel)[0, 1]), tensor.shape[channel]
 
     def see(number: int, tensor: Tensor) -> None:
         moments[number] = _moments(number, tensor)
@@ -154,7 +180,7 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
         if tensor.requires_grad and tensor.grad_fn is not None:
             edges[number] = Value.of(tensor)
 
-    recorder = Recorder(run.model, on_value=see)
+    recorder = Recorder(run.model, on_value=see, on_activation=activate)
     graph = Graph(recorder, frozenset(name for name, p in run.model.named_parameters() if p.requires_grad))
     recorder.attach()
     try:
@@ -176,11 +202,14 @@ def _record(run: Run, cotangents: Cotangents) -> _Recorded:
     execution = execution_from(recorder)
     cotangents.plan(recorder, execution)
     keep = {*known, *execution.output_of.values()}
-    units = {}
+    units, silent = {}, {}
     for site in execution.sites:
         activated = [o for o in execution.operations[site.name] if o.output in recorder.channel_dim]
         units[site.name] = sum(o.shape[recorder.channel_dim[o.output]] for o in activated if o.shape)
-    return _Recorded(execution, graph, {n: m for n, m in moments.items() if n in keep}, units, outputs, edges)
+        if len(activated) > 1 and (shares := [dead[o.output] for o in activated if o.output in dead]):
+            silent[site.name] = max(shares)
+    kept = {n: m for n, m in moments.items() if n in keep}
+    return _Recorded(execution, graph, kept, units, silent, outputs, edges)
 
 
 def _read_outputs(material: Material, recorded: _Recorded) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,19 +14,36 @@ from torch import Tensor
 from levada.diagnose.loss import Loss
 from levada.diagnose.material import Material
 from levada.diagnose.passes import Run
+from levada.diagnose.plateau import plateaus
 from levada.diagnose.rehearsal import REHEARSAL, STEPS, Course, judged, rehearse
 from levada.diagnose.surroundings import InputScale, standardised
 from levada.diagnose.update import Assumed, Factory, Named, Update, altered, first_update, warmed
 from levada.inputs import Batch
+from levada.probe.damping import eps_fraction
 
-__all__ = ["FAINT", "LONG", "NO_MOTION", "PLAIN", "SHORT", "STALLED", "courses_of", "largest_step"]
+__all__ = [
+    "FAINT",
+    "LITTLE",
+    "LONG",
+    "MEAGRE",
+    "NO_MOTION",
+    "PLAIN",
+    "SHORT",
+    "STALLED",
+    "UNDAMPED",
+    "courses_of",
+    "largest_step",
+]
 
 # A first step that lowers the loss by less, and moves no block's weights by more, may be too small to learn.
 NO_GAIN, NO_MOTION = 1e-3, 1e-6
-# Steps of this size, beside the weights, are short enough to follow a gradient, and long enough to learn by.
-SHORT, LONG, LONGEST = 3e-3, 1e-2, 1e-1
+# Steps, beside the weights: less than rates in use make of a fresh model; short enough to follow a gradient, and long
+# enough to learn by; and the longest that are.
+MEAGRE, SHORT, LONG, LONGEST = 7e-4, 3e-3, 1e-2, 1e-1
+# Most elements are held back by eps; without that, it is this share of what it was.
+MOSTLY, UNDAMPED = 0.5, 1e-8
 # Shares of the loss that the steps gain: little enough to try others, plain enough to end, and as good as none.
-FAINT, PLAIN, STALLED = 0.05, 0.1, 1e-3
+FAINT, PLAIN, LITTLE, STALLED = 0.05, 0.1, 0.01, 1e-3
 # At a rate so many times as large a step that rounding takes whole is seen.
 LIFTED = 2.0**20
 # Sizes of inputs, and means beside deviations, that a first layer is not made for.
@@ -37,8 +55,10 @@ def courses_of(material: Material, loss_after: float | None, scale: InputScale |
 
     Those at the rate that was chosen come first, and end the test where the loss falls steadily. Else others are tried:
     "lower" if they end above the start or gain little, "higher" if they are short beside the weights, and "highest" if
-    nothing gained anything. While a rate warms up, steps at the rate that it leads to are made, and no lower ones: a
-    warm-up is there because those may throw the loss.
+    nothing gained anything. Where eps holds most of a step back they
+    are made with a smaller one too ("undamped"). Where the steps of an optimizer that rescales gradients are large,
+    longer trainings follow (`plateaus`). While a rate warms up, steps at the rate that it leads to are made, and no
+    lower ones: a warm-up is there because those may throw the loss.
 
     Args:
         material: what was measured before.
@@ -46,7 +66,7 @@ def courses_of(material: Material, loss_after: float | None, scale: InputScale |
         scale: of the inputs.
 
     Cost:
-        At most 10 training steps for each rate; one forward pass.
+        At most 10 training steps for each rate, and 160 where steps are large; one forward pass.
     """
     run, loss, update, before = material.run, material.loss, material.update, material.value
     if loss is None or update is None or before is None or loss_after is None or not math.isfinite(before):
@@ -90,10 +110,17 @@ class _Rates:
         """Rehearse at the rate that was chosen, and at those that this one gives a reason to try."""
         warming = update.peak > update.lr and "lower" not in self.reasons  # what throws the loss now is judged now
         factory = warmed(self.material.factory) if warming else self.material.factory
-        full = self._try("lr", 1.0, factory, until=_falls if self.batch is None else None)
+        damped = _damped(self.material, update)
+        full = self._try("lr", 1.0, factory, until=_falls if self.batch is None and not damped else None)
+        largest, typical = largest_step(self.material), _typical_step(self.material)
+        if not warming and update.eps is not None and typical >= LONGEST:  # clipping in the loop is nothing to those
+            told = self.material.objective.of_zeros if self.material.objective is not None else None
+            start = min(self.material.value or 0.0, told) if told is not None else self.material.value or 0.0
+            self.found |= plateaus(self.material.run, self.loss, factory, start)
         if full is None:
             return self.found
-        largest, typical = largest_step(self.material), _typical_step(self.material)
+        if damped:
+            self._try("undamped", 1.0, altered(factory, _undamped))
         if warming:
             gradients = {name: g for name, g in self.material.gradients.items() if g is not None}
             largest = _largest(self.material, first_update(self.material.run.model, gradients, factory))
@@ -105,10 +132,25 @@ class _Rates:
             self._try("lower", 0.1, factory)
         if full.gain < FAINT * size and 0 < largest < LONG:
             self._try("higher", LONG / largest, factory)
+            if update.eps is not None and not damped:
+                self._second(factory, LONG / largest, size)
         gains = [course.gain for course in self.found.values()]
         if not warming and 0 < typical < LONGEST / 2 and max(gains) < STALLED * size:
             self._try("highest", LONGEST / typical, factory)
         return self.inputs()
+
+    def _second(self, factory: Factory, factor: float, size: float) -> None:
+        """Rehearse on a second batch, if on the first steps shorter than usual gain little, and longer ones much."""
+        run, more, full = self.material.run, self.found.get("higher"), self.found["lr"]
+        if (
+            more is None
+            or len(run.batches) < 2
+            or LONG / factor > MEAGRE
+            or not more.gain > max(LITTLE * size, full.gain)
+        ):
+            return
+        self._try("second", 1.0, factory, run.batches[1])
+        self._try("second_higher", factor, factory, run.batches[1])
 
     def inputs(self) -> dict[str, Course]:
         """Rehearse on standardised inputs, if the inputs are far from that."""
@@ -144,6 +186,17 @@ class _Rates:
         if until is None or not until(course.losses):
             run.pace.leave_out(REHEARSAL, rules)
         return None
+
+
+def _damped(material: Material, update: Update) -> bool:
+    """Whether eps holds back most of the elements of half of the blocks or more."""
+    shares = [eps_fraction(update.damped, site.parameters) for site in material.execution.sites]
+    known = [share for share in shares if not math.isnan(share)]
+    return bool(known) and statistics.median(known) > MOSTLY
+
+
+def _undamped(group: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"eps": max(UNDAMPED * group["eps"], 1e-30)} if isinstance(group.get("eps"), int | float) else {}
 
 
 def largest_step(material: Material) -> float:

@@ -63,6 +63,12 @@ class Course:
         return self.losses[0] - self.end
 
     @property
+    def late(self) -> float:
+        """How far the loss fell in the second half of the steps."""
+        half = self.losses[: len(self.losses) // 2]
+        return statistics.fmean(half[-min(self.batches, len(half)) :]) - self.end
+
+    @property
     def shared(self) -> float | None:
         """How far the loss aside fell, over how far that of the batch fell; None if that did not, or was not asked."""
         fell = self.losses[0] - self.losses[-1]

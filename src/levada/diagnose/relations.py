@@ -8,7 +8,7 @@ one and the width, and never more than what the inputs of the block bring along.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,7 +20,12 @@ from levada.probe.attention import token_similarity
 from levada.probe.recorder import Recorder
 from levada.probe.taps import Plan, Taps, Target, plan_from
 
-__all__ = ["Lookout", "Relation", "effective_rank", "relation"]
+__all__ = ["COLLAPSED", "WIDE", "Lookout", "Relation", "collapse", "effective_rank", "relation"]
+
+# One direction, and a little of a second.
+COLLAPSED = 1.5
+# Where batch, width and inputs allow fewer directions, one is not far from all.
+WIDE = 4.0
 
 # Rows of a batch that are compared, and elements of a row: more would cost time and tell nothing new.
 MOST_ROWS, MOST_ELEMENTS = 64, 1 << 16
@@ -104,6 +109,24 @@ def relation(signal: Tensor, *, tokens: bool = False) -> Relation | None:
     ranks = [rank, *(effective_rank(half) for half in ((rows[::2], rows[1::2]) if count >= 8 else ()))]
     known = [r for r in ranks if not math.isnan(r)] or [math.nan]
     return Relation(rank, min(known), max(known), whole, correlation, *of_tokens, _cosines(rows))
+
+
+def collapse(names: Sequence[str], relations: Mapping[str, Relation], start: float) -> tuple[int, float] | None:
+    """Return the first block that is wide and at which inputs differ along one direction; None without any.
+
+    Args:
+        names: of the blocks with a relation, in order, without the head.
+        relations: by block.
+        start: effective rank of the inputs.
+
+    Returns:
+        Its index, and the rank before it, at a narrow block too.
+    """
+    for index, name in enumerate(names):
+        here = relations[name]
+        if here.attainable >= WIDE and here.high <= COLLAPSED:
+            return index, start if index == 0 else relations[names[index - 1]].rank
+    return None
 
 
 def _cosines(rows: Tensor) -> tuple[tuple[float, ...], ...]:

@@ -6,7 +6,7 @@ from levada.diagnose.case import Case, Sentences
 from levada.diagnose.recurrent import Memory, Rehearsal, site_of
 from levada.probe.memory import MemoryCurve
 
-__all__ = ["attention_collapse", "excessive_decay", "exploding_memory", "misscaled_weights", "short_memory"]
+__all__ = ["attention_collapse", "excessive_decay", "exploding_memory", "misscaled_weights", "short_memory", "tried"]
 
 
 def misscaled_weights(case: Case) -> Sentences:
@@ -80,6 +80,9 @@ def short_memory(case: Case) -> Sentences:
     Args:
         case: a finding of the rule.
     """
+    if "memory_horizon" not in case.finding.evidence:
+        yield from tried(case, "padding")
+        return
     told, (memory, curves) = case.finding.evidence, _memory_of(case)
     horizon, half = told["memory_horizon"], told["steps"] / 2
     if case.facts.loss is not None:
@@ -92,6 +95,22 @@ def short_memory(case: Case) -> Sentences:
         longest = max(curve.horizon.value for curve in curves)
         yield f"Not one layer or direction: each of {len(curves)} forgets within {longest:.3g} steps."
     yield from _repaired(memory.rehearsals.get("short_memory"))
+
+
+def tried(case: Case, *names: str) -> Sentences:
+    """Exclude what a changed model shares with the model as it is, where a change was tried.
+
+    Args:
+        case: a finding.
+        names: of the changes.
+    """
+    for trial in (case.facts.trials[name] for name in names if name in case.facts.trials):
+        lower = min(other.end for _, other in trial.pairs)
+        yield (
+            f"Not the learning rate, the loss or the data: with {trial.changed} the same steps end at a loss of "
+            f"{lower:.3g}."
+        )
+        yield f"Not one order of the batches: the model learns more in each of {len(trial.pairs)}."
 
 
 def exploding_memory(case: Case) -> Sentences:

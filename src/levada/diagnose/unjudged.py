@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from levada.diagnose.attempts import ALIKE, FEW_BLOCKS
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding
+from levada.diagnose.pairing import PAIRING
 from levada.diagnose.redraw import AGAIN
 from levada.probe.trace import Trace
 
@@ -93,6 +94,7 @@ def _of_check(trace: Trace, facts: Facts) -> dict[str, str]:
         "mixed_rows": facts.mixed.doubt if facts.mixed is not None else "",
         "noisy_forward": ONE_ROW if facts.noise is not None and facts.rows == 1 else "",
         "blind_attention": _attention(facts),
+        "mispaired_targets": _pairing(trace, facts),
         **dict.fromkeys(_RECIPE, loss),
         **dict.fromkeys(_RATES, rate),
     }
@@ -163,6 +165,17 @@ def _attention(facts: Facts) -> str:
 def _scale(trace: Trace) -> str:
     pace = trace.context.get("pace")
     return f"a budget of {pace.budget:g} s did not allow {AGAIN}" if pace is not None and AGAIN in pace.left_out else ""
+
+
+def _pairing(trace: Trace, facts: Facts) -> str:
+    """Tell what is missing where inputs and targets show no relation; else there is nothing to judge."""
+    found, pace = facts.pairing, trace.context.get("pace")
+    if found is None or found.order:
+        return ""
+    if pace is not None and PAIRING in pace.left_out:
+        return f"a budget of {pace.budget:g} s did not allow {PAIRING}"
+    undecided = "the model learned nothing for held-out batches from targets that follow from the inputs either"
+    return found.doubt or ("" if found.learned else undecided)
 
 
 def _memory(facts: Facts) -> str:

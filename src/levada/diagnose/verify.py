@@ -194,6 +194,7 @@ class Trials:
         if key not in self.as_it_is:
             patch = self.start(seed) or Patch()
             self.as_it_is[key] = self._trained(patch, seed)
+            self.done()
         return self.as_it_is[key]
 
     def start(self, seed: int) -> Patch | None:
@@ -254,16 +255,18 @@ class Trials:
         """Return how the model trains with a remedy, or why it does not."""
         try:
             patch = self.written(remedy, seed)
-            return "does not apply" if patch is None else self._trained(patch, seed)
+            if patch is None:
+                return "does not apply"
+            course = self._trained(patch, seed)
         except Spent:
             raise
         except Exception as error:  # what a change makes of somebody's model may raise anything
             return _refused(error)
+        self.done()  # what this raises is the user's
+        return course
 
     def _trained(self, patch: Patch, seed: int) -> Course:
-        course = self.training(self.repaired(patch), patch, seed, self.steps, self.clock, self._judge(patch))
-        self.done()
-        return course
+        return self.training(self.repaired(patch), patch, seed, self.steps, self.clock, self._judge(patch))
 
 
 def compared(

@@ -240,7 +240,8 @@ def _rates(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Block
     other = evidence.get("loss_at_lower_rate") or evidence.get("loss_at_higher_rate") or {}
     held = [(f"at lr {short(report.get('lr'))}", evidence.get("loss_at_lr"))]
     held.append((f"at lr {short(other.get('lr'))}", other.get("losses")))
-    return _courses("What the steps do to the loss", "The same model, batch and random numbers at both rates.", held)
+    held.append(("with a smaller eps", evidence.get("loss_with_smaller_eps")))
+    return _courses("What the steps do to the loss", "The same model, batch and random numbers each time.", held)
 
 
 def _standardised(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks) -> _Drawn:
@@ -373,5 +374,6 @@ WORDS_ALONE: Final[Mapping[str, str]] = {
     "mixed_rows": "Rows reach each other or do not: three numbers, of the module, of the model, and of its repair.",
     "noisy_forward": "Noise has a share of the outputs' variance: one number, and the one that theory has for it.",
     "blind_attention": "A mask that leaves one key leaves nothing to draw.",
+    "mispaired_targets": "Of targets that follow from nothing a few chances are told, and each is one number.",
 }
 """Rule -> why a picture would tell nothing."""

@@ -107,6 +107,7 @@ EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
     "gain_of_rounded_step": ("what it gains with rounding", ""),
     "flushed_fraction": ("share of the gradient's elements that float16 loses", "%"),
     "loss_at_lr": ("losses at this rate", ""),
+    "loss_with_smaller_eps": ("losses with a smaller eps", ""),
     "floor_of_the_loss": ("least loss that there is", ""),
     "memory_horizon": ("steps after which 1/1000 of the memory is left", ""),
     "horizon_predicted": ("the same by its gates, or the size of its weights, alone", ""),

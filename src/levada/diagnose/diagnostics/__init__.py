@@ -18,6 +18,7 @@ from levada.diagnose.diagnostics.exploding_signal import exploding_signal
 from levada.diagnose.diagnostics.frozen_layers import frozen_layers
 from levada.diagnose.diagnostics.learning_rate import learning_rate_too_high, learning_rate_too_low
 from levada.diagnose.diagnostics.lost_update import lost_update
+from levada.diagnose.diagnostics.mispaired_targets import mispaired_targets
 from levada.diagnose.diagnostics.misscaled_weights import misscaled_weights, one_cause
 from levada.diagnose.diagnostics.mixed_rows import mixed_rows
 from levada.diagnose.diagnostics.no_progress import no_progress
@@ -48,6 +49,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "wrong_loss": wrong_loss,
     "double_softmax": double_softmax,
     "unscaled_input": unscaled_input,
+    "mispaired_targets": mispaired_targets,
     "train_mode": train_mode,
     "accumulated_gradients": accumulated_gradients,
     "mixed_rows": mixed_rows,
@@ -90,8 +92,10 @@ _SIGNAL = frozenset({"dead_units", "saturated_activation", "exploding_signal", "
 _BACKWARD = frozenset({"vanishing_gradient", "exploding_gradient", "shattered_gradient", "lost_update"})
 # What a fired warning or error accounts for wherever it is: steps that do nothing, or too much, because of it.
 _CAUSES: Mapping[str, frozenset[str]] = {
+    "numerical_overflow": _RATES,
     "wrong_loss": _RATES | {"frozen_layers", "vanishing_gradient", "double_softmax", "lost_update"},
     "unscaled_input": _RATES | _SIGNAL | {"exploding_gradient", "shattered_gradient"},
+    "mispaired_targets": _RATES | {"short_memory"},
     "accumulated_gradients": _RATES,
     "mixed_rows": _RATES | _SIGNAL | _BACKWARD | {"short_memory", "exploding_memory", "attention_collapse"},
     "noisy_forward": _RATES | _SIGNAL | _BACKWARD,
@@ -149,7 +153,7 @@ def diagnose(trace: Trace) -> tuple[Finding, ...]:
         trace: of one check, or of a run.
     """
     overflow = tuple(numerical_overflow(trace))
-    if any(finding.severity == "error" for finding in overflow):
+    if any(f.severity == "error" and f.evidence.get("explained_by") != "step" for f in overflow):
         return _completed(overflow, trace)  # what is NaN cannot be measured, and need not be explained
     found = list(overflow)
     flat, untested = facts_of(trace).flat, facts_of(trace).untested

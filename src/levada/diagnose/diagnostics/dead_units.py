@@ -23,6 +23,7 @@ SOURCE = "Lu et al. 2019, arXiv 1903.06733"
 def dead_units(trace: Trace) -> Iterable[Finding]:
     """Nearly all units of an activation are flat for every input, so that no gradient passes them.
 
+    Of a block with several activations, as one in a residual branch and one behind the sum, that counts which has most.
     Where a bounded activation is driven to its ends, `saturated_activation` says so. An error needs a block in which
     all units are dead, and behind which the signal no longer depends on the input.
 
@@ -30,21 +31,21 @@ def dead_units(trace: Trace) -> Iterable[Finding]:
         trace: of one check, or of a run.
     """
     facts = facts_of(trace)
-    share = trace["dead_fraction"].nanmean(0)
-    names = trace.names()
+    names, share, units = trace.names(), trace["dead_fraction"].nanmean(0).tolist(), dict(facts.units)
+    for i, name in enumerate(names):
+        if name in facts.silent and not facts.silent[name][0] <= share[i]:
+            share[i], units[name] = facts.silent[name]
     driven = saturated(trace)  # at an end of its range, which says more than that it is flat there
     hit = [
         i
         for i, name in enumerate(names)
-        if i not in driven
-        and float(share[i]) >= MOSTLY
-        and _tail(facts.units.get(name, 0), float(share[i])) * len(names) < BY_CHANCE
+        if i not in driven and share[i] >= MOSTLY and _tail(units.get(name, 0), share[i]) * len(names) < BY_CHANCE
     ]
     if not hit:
         return
     first = hit[0]
     spread = trace["signal_spread"].nanmean(0)
-    ended = float(share[first]) == 1.0 and any(float(spread[i]) == 0.0 for i in range(first, len(names)))
+    ended = share[first] == 1.0 and any(float(spread[i]) == 0.0 for i in range(first, len(names)))
     through = trace["cotangent_rms"][:, first - 1].nanmean() if first > 0 else math.nan
     severity: Severity = "error" if ended else "warn"
     if ended:
@@ -54,13 +55,13 @@ def dead_units(trace: Trace) -> Iterable[Finding]:
         severity=severity,
         status="fired",
         claim=(
-            f"At {names[first]} {float(share[first]):.0%} of {facts.units.get(names[first], 0)} "
+            f"At {names[first]} {share[first]:.0%} of {units.get(names[first], 0)} "
             "units are flat for every "
             f"input of the batch{'' if len(hit) == 1 else f', as at {len(hit) - 1} more blocks'}."
         ),
         where={"first": names[first], "last": names[hit[-1]]},
         evidence={
-            "dead_fraction": {names[i]: float(share[i]) for i in hit},
+            "dead_fraction": {names[i]: share[i] for i in hit},
             "reference": "up to 0.5 in a deep healthy network",
             "gradient_before": float(through) if math.isfinite(float(through)) else None,
             "tests": {"spread_behind": float(spread[first]) if math.isfinite(float(spread[first])) else None},
@@ -77,7 +78,7 @@ def dead_units(trace: Trace) -> Iterable[Finding]:
                 "initialise.he",
                 f"from levada import initialise\ninitialise.he(model.get_submodule({names[first].partition('#')[0]!r}))"
                 "  # also sets the biases to zero",
-                {"dead_fraction": float(share[first])},
+                {"dead_fraction": share[first]},
                 {"dead_fraction": "at most 0.5, for zero-mean pre-activations"},
             ),
         ),

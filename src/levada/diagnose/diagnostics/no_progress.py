@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from levada.diagnose.diagnostics.learning_rate import unlearned
 from levada.diagnose.facts import facts_of
 from levada.diagnose.finding import Finding
-from levada.diagnose.rates import LONG, STALLED
+from levada.diagnose.rates import FAINT, LONG, STALLED
 from levada.diagnose.rehearsal import STEPS
 from levada.probe.trace import Trace
 
@@ -18,6 +18,9 @@ __all__ = ["no_progress"]
 RULE = "no_progress"
 # A loss that changes by more than this share is not standing still, whichever way it goes.
 CHANGED = 0.01
+# Steps of a size that follows a gradient, beside the weights; the share of the loss that they gain is of the order of
+# what the weights move in a model that learns, and not a hundredth of that.
+SOME, DEAF = 2e-3, 0.01
 RATES = "lower", "higher", "highest"
 
 
@@ -26,8 +29,10 @@ def no_progress(trace: Trace) -> Iterable[Finding]:
 
     It speaks of a model that has learned nothing yet if ten steps on one batch gain less than a thousandth of the loss
     at each of two rates or more, while at one of them a step moves the weights of the median block by a hundredth of
-    themselves, and the loss stands where it was. Why is not known, or a rule before this one says it: this is a warning
-    and never more.
+    themselves, and the loss stands where it was; and if at the rate that was chosen they gain less than a twentieth,
+    and at every rate at which a step moves those weights by two thousandths to a hundredth of themselves less than a
+    hundredth of what the weights move: longer steps may then leave the flat place. Why is not known, or a rule before
+    this one says it: this is a warning and never more.
 
     Args:
         trace: of one check, or of a run.
@@ -38,14 +43,15 @@ def no_progress(trace: Trace) -> Iterable[Finding]:
     if full is None or not others or facts.lr is None or not unlearned(facts):
         return
     size, courses = abs(full.losses[0]), [full, *others]
-    if max(course.gain for course in courses) >= STALLED * size:
-        return
     ratio = trace["update_ratio"].nanmean(0).tolist()
     sites = [site.name for site, value in zip(trace.sites, ratio, strict=True) if math.isfinite(value)]
     step = statistics.median(value for value in ratio if math.isfinite(value)) if sites else 0.0
     long = [c for c in courses if step * c.scale >= LONG * (1 - 1e-6) and abs(c.gain) < CHANGED * size]
-    if not long:
-        return
+    if not long or max(course.gain for course in courses) >= STALLED * size:
+        long = [c for c in courses if SOME <= step * c.scale <= LONG * (1 + 1e-6)]
+        deaf = all(abs(c.gain) < DEAF * STEPS * step * c.scale * size for c in long)
+        if not long or not deaf or full.gain >= FAINT * size:
+            return
     most, best = long[-1], max(others, key=lambda course: course.gain)
     gains = [
         f"{max(course.gain, 0.0) / size:.2g} of itself at lr {facts.lr * course.scale:.2g}" for course in (full, best)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Proposal
+from levada.diagnose.rounding import Broken
 from levada.probe.trace import Trace
 
 __all__ = ["numerical_overflow"]
@@ -18,7 +19,10 @@ SOURCE = "IEEE 754: a NaN stays one through every sum and product"
 def numerical_overflow(trace: Trace) -> Iterable[Finding]:
     """A value is NaN or Inf; the first place in order of execution is named, what follows from it is not.
 
-    An error needs a loss or an output that is not finite, or a parameter that is not: facts, at an exact place.
+    An error needs a loss or an output that is not finite, or a parameter that is not: facts, at an exact place. So is a
+    first step of the optimizer that makes finite weights NaN or Inf out of finite gradients, as where weights, and with
+    them Adam's state, are float16: there an eps of 1e-8 is zero, and so are squares of gradients below 2e-4. It is made
+    in float32 too, and is a warning where that could not be done.
 
     Args:
         trace: of one check, or of a run.
@@ -54,6 +58,8 @@ def numerical_overflow(trace: Trace) -> Iterable[Finding]:
             names[last],
             {"share": float(backward[last])},
         )
+    elif facts.broken is not None:
+        yield _step(trace, facts, facts.broken)
 
 
 def _forward(trace: Trace, facts: Facts, place: int, share: float, *, certain: bool) -> Finding:
@@ -79,6 +85,41 @@ def _forward(trace: Trace, facts: Facts, place: int, share: float, *, certain: b
         consequence="None seen on this batch.",
         falsify=finding.falsify,
         source=SOURCE,
+    )
+
+
+def _step(trace: Trace, facts: Facts, broken: Broken) -> Finding:
+    """Speak of weights that the optimizer's step breaks."""
+    hit = [i for i, site in enumerate(trace.sites) if set(site.parameters) & set(broken.parameters)]
+    names = trace.names()
+    eps = f" An eps of {facts.eps or 0.0:g} is zero in these numbers, and it divides by it." if broken.no_eps else ""
+    exact = {True: ", and in float32 it breaks none", False: ", and in float32 too", None: ""}[broken.exact]
+    return Finding(
+        rule=RULE,
+        severity="warn" if broken.exact is None else "error",
+        status="fired",
+        claim=(
+            f"The first step of {facts.optimizer} at lr {facts.lr or 0.0:g} makes {broken.share:.1%} of the weights "
+            f"NaN or Inf, though they and their gradients are finite{exact}.{eps}"
+        ),
+        where={"first": names[hit[0]], "last": names[hit[-1]]} if hit else {},
+        evidence={
+            "share": broken.share,
+            "parameters": list(broken.parameters[:20]),
+            "explained_by": "step",
+            "tests": {"gain_of_exact_step": broken.gain if math.isfinite(broken.gain) else "not made"},
+        },
+        consequence="Outputs and loss are NaN from the second step on, and stay so.",
+        falsify="Make one step and look for a parameter that torch.isfinite rejects: if there is none, this is wrong.",
+        remedies=(
+            Proposal(
+                "float32 weights",
+                "model.float()\nwith torch.autocast(device_type, dtype=torch.float16):\n    loss = ...",
+                {"share": broken.share},
+                {"share": 0.0} if broken.exact else {},
+            ),
+        ),
+        source="Kingma and Ba 2015, arXiv 1412.6980; Micikevicius et al. 2018, arXiv 1710.03740 (float32 weights)",
     )
 
 

@@ -8,16 +8,13 @@ from typing import Any
 
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Proposal, Severity
-from levada.diagnose.relations import Relation
+from levada.diagnose.relations import COLLAPSED, WIDE, Relation, collapse
+from levada.diagnose.tried import evidence_of, proposal_of
 from levada.probe.trace import Trace
 
 __all__ = ["rank_collapse"]
 
 RULE = "rank_collapse"
-# One direction, and a little of a second.
-COLLAPSED = 1.5
-# Where batch, width and inputs allow fewer directions, one is not far from all.
-LEAST = 4.0
 # Gradients of equal rows that differ by less, relative to their size, are equal up to rounding.
 EQUAL = 1e-3
 # Differences between tokens shrink this much, over the signal's size, in no network whose layers pass them on.
@@ -34,10 +31,12 @@ def rank_collapse(trace: Trace) -> Iterable[Finding]:
     The effective rank is that of the Gram matrix without its mean, against the smaller of batch and width, and against
     the rank before the block. An error needs one direction or none over the batch and both its halves, a matrix of
     equal rows that explains it, and gradients of those rows that are equal too, so that the step leaves it so: no step
-    ever parts them. Equal rows without the fall, as behind a skip, and a fall at one block that the step leaves, as of
-    weights of low rank, are warnings. A rank that falls slowly with depth is what products of random matrices have, and
-    is passed over. Tokens of one input that become equal while they differed are a warning, and an error if after the
-    optimizer's first step they are the same to rounding still.
+    ever parts them. Equal rows without the fall, as behind a skip, are a warning. A fall at one block that the step
+    leaves, as of weights of low rank, is information. It is a warning where the model learns more, in each of three
+    orders of the batches, with those weights drawn again at their own size, or, of a layer with an eighth of its
+    neighbours' units that passes one direction on, with as many as they have. A rank that falls slowly with depth is
+    what products of random matrices have, and is passed over. Tokens of one input that become equal while they differed
+    are a warning, and an error if after the optimizer's first step they are the same to rounding still.
 
     Args:
         trace: of one check, or of a run.
@@ -50,21 +49,19 @@ def rank_collapse(trace: Trace) -> Iterable[Finding]:
 def _inputs(trace: Trace, facts: Facts) -> Iterable[Finding]:
     names = [n for n in trace.names()[:-1] if n in facts.relations]
     start = facts.input_relation.rank if facts.input_relation is not None else math.nan
-    if start < LEAST:
+    if start < WIDE:
         return
     twins = [n for n in names if facts.symmetric.get(n, math.inf) <= EQUAL]
     ended = [n for n in twins if _one(facts.relations, n) and _one(facts.relations_after, n)]
     if twins:
         yield _collapsed(names, names.index((ended or twins)[0]), start, "error" if ended else "warn", facts)
         return
-    for index, name in enumerate(names):
-        here = facts.relations[name]
-        previous = start if index == 0 else facts.relations[names[index - 1]].rank
-        if here.attainable >= LEAST and here.high <= COLLAPSED:
-            # A rank that falls slowly is what products of random matrices have at any depth that trains.
-            if previous >= LEAST and _one(facts.relations_after, name):
-                yield _collapsed(names, index, previous, "warn", facts)
-            return
+    trial, found = facts.trials.get("directions"), collapse(names, facts.relations, start)
+    if trial is not None:
+        yield _collapsed(names, names.index(trial.sites[0]), trial.measured["rank_before"], "warn", facts)
+    # A rank that falls slowly is what products of random matrices have at any depth that trains.
+    elif found is not None and found[1] >= WIDE and _one(facts.relations_after, names[found[0]]):
+        yield _collapsed(names, found[0], found[1], "info", facts)
 
 
 def _one(relations: Mapping[str, Relation], name: str) -> bool:
@@ -76,17 +73,22 @@ def _one(relations: Mapping[str, Relation], name: str) -> bool:
 def _collapsed(names: Sequence[str], index: int, previous: float, severity: Severity, facts: Facts) -> Finding:
     name = names[index]
     here, after, apart = facts.relations[name], facts.relations_after.get(name), facts.symmetric.get(name)
+    trial = facts.trials.get("directions")
     still = [n for n in names[index:] if _one(facts.relations, n)] or [name]
     cause = ""
     if apart is not None and apart <= EQUAL:
         cause = ": the rows of its weights are all equal, and so are their gradients, so that no step parts them"
     rank = "0" if math.isnan(here.rank) else f"{here.rank:.3g}"
+    rank += " direction" if rank == "1" else " directions"
     before = f", and in {previous:.3g} before it" if math.isfinite(previous) else ""
     return Finding(
         rule=RULE,
         severity=severity,
         status="fired",
-        claim=f"At {name} the inputs of the batch differ in {rank} directions of {here.attainable}{before}{cause}.",
+        claim=(
+            f"At {name} the inputs of the batch differ in {rank} of {here.attainable}{before}{cause}."
+            f"{f' {trial.told()}.' if trial is not None else ''}"
+        ),
         where={"first": name, "last": still[-1]},
         evidence={
             "effective_rank": {"value": here.rank, "low": here.low, "high": here.high},
@@ -98,6 +100,7 @@ def _collapsed(names: Sequence[str], index: int, previous: float, severity: Seve
             "explained_by": "place" if apart is not None else None,
             "tests": {
                 "rank_after_first_step": after.rank if after is not None else "not made",
+                "learning_with_more_directions": evidence_of(trial) if trial is not None else "not made, or no better",
                 "difference_of_gradients_between_rows": apart if apart is not None else "not made: rows differ",
             },
         },
@@ -107,7 +110,7 @@ def _collapsed(names: Sequence[str], index: int, previous: float, severity: Seve
             else "What is behind it sees the inputs along one line, until the weights have learned more directions."
         ),
         falsify=f"Compute the singular values of the output of {name} minus its mean over the batch, and count.",
-        remedies=_draw(name, here),
+        remedies=_draw(name, here) if trial is None else (proposal_of(trial),),
         source=SOURCE,
     )
 

@@ -17,6 +17,7 @@ from levada.diagnose.recurrent import (
     short,
     site_of,
 )
+from levada.diagnose.tried import finding_of
 from levada.probe.memory import MemoryCurve
 from levada.probe.trace import Trace
 
@@ -37,10 +38,21 @@ def short_memory(trace: Trace) -> Iterable[Finding]:
     error also needs a horizon that the measured gates or the recurrent weights' size explain, and that in the trial a
     copy with a longer memory gains while the model as it is does not.
 
+    Where half of all steps or more, at the end, are the same in all rows, as of padding, and the horizon is shorter
+    than these, it is a warning if the model learns more with them left out, in each of three orders of the batches.
+
     Args:
         trace: of one check, or of a run.
     """
-    memory = facts_of(trace).memory
+    facts = facts_of(trace)
+    memory, trial = facts.memory, facts.trials.get("padding")
+    if trial is not None:
+        told = trial.measured
+        seen = (
+            f"The last {told['same_at_the_end']} of the {told['steps']} steps that {told['module']} reads are the same "
+        )
+        seen += "in all rows and steps, as of padding"
+        yield finding_of(RULE, trial, seen, "What is read at the end is what is left of the inputs by then.", SOURCE)
     if memory is None:
         return
     for name, curves in memory.by_module().items():
