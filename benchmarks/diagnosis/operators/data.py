@@ -77,7 +77,7 @@ def nan_inputs(setup: Setup, at: At) -> Setup:
     return replace(with_inputs(setup, change), data=clean)
 
 
-@operator(families=CLASSIFIERS)
+@operator("mispaired_targets", families=CLASSIFIERS)
 def shuffled_labels(setup: Setup, at: At) -> Setup:
     """Targets are dealt anew to the rows of each batch; judged on the right ones."""
     generator = draws(at)
@@ -85,7 +85,7 @@ def shuffled_labels(setup: Setup, at: At) -> Setup:
     return replace(setup, batches=batches, data=setup.batches)
 
 
-@operator(families=CLASSIFIERS + " autoencoder")
+@operator("mispaired_targets", families=CLASSIFIERS + " autoencoder")
 def targets_of_another_batch(setup: Setup, at: At) -> Setup:
     """Each batch comes with the targets of the next one; judged on the right ones."""
     targets = [y for _, y in setup.batches]

@@ -245,7 +245,7 @@ def float16_weights(setup: Setup, at: At) -> Setup:
     return in_precision(setup, torch.float16)
 
 
-@operator("lost_update", "learning_rate_too_low", families="mlp cnn vit autoencoder")
+@operator("lost_update", "learning_rate_too_low", "numerical_overflow", families="mlp cnn vit autoencoder")
 def float16_flushed(setup: Setup, at: At) -> Setup:
-    """Weights are float16, and the loss is so small that gradients are flushed to zero."""
+    """Weights are float16, and the loss is so small that gradients are flushed to zero; Adam then divides 0 by 0."""
     return in_precision(setup, torch.float16, loss_scale=1e-5)
