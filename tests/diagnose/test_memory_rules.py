@@ -8,12 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from levada import check, fix, initialise
+import levada
+from levada import fix, initialise
 from levada.diagnose import memory
 from levada.diagnose.recurrent import Rehearsal
 
 CLASSES, DIM, ROWS = 4, 8, 64
 RULES = {"short_memory", "exploding_memory"}
+
+
+def check(*args, **options):
+    """Check with time enough: how fast a machine is that others use as well is not what is judged here."""
+    return levada.check(*args, **{"budget": 600.0, **options})
 
 
 class Last(nn.Module):
