@@ -166,6 +166,12 @@ def test_the_side_outputs_of_a_trained_network_are_shown():
     for own in maps:
         inside = own[:-1, :-1]
         assert inside[edge].mean() < inside[~edge].mean() - 20
+    # As HED says of these pixels, blue first, less their mean.
+    with importlib.import_module("PIL.Image").open(io.BytesIO(shown.images[0].png)) as opened:
+        colours = torch.tensor(list(opened.tobytes())).view(1, 188, 160, 3).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        fused = edges.pretrained_edge_detector()(colours.flip(1) - torch.tensor(edges.MEAN).view(3, 1, 1))
+    torch.testing.assert_close(maps[5], 255 * (1 - fused[0, 0].sigmoid()), rtol=0, atol=0.6)
     # The deeper, the coarser: less of a map is in the differences between neighbours.
     fine = [own.diff(dim=1).square().mean() / own.var() for own in maps[:5]]
     assert fine == sorted(fine, reverse=True)
