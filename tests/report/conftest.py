@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import random
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,31 @@ def _lesser_findings() -> list[dict[str, Any]]:
     ]
 
 
+def png(width: int, height: int, grey: int = 90) -> bytes:
+    """Give a PNG of one colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    lines = zlib.compress((b"\0" + bytes([grey]) * width) * height)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+
+
+def _picture() -> dict[str, Any]:
+    images = [
+        {
+            "label": f"side output {number}",
+            "alternative": f"Edges by side output {number}.",
+            "png": base64.b64encode(png(160, 120, 40 * number)).decode(),
+        }
+        for number in range(1, 6)
+    ]
+    return {
+        "kind": "picture", "id": "edges", "title": "Edges by depth", "caption": "Black is an edge.", "images": images,
+    }  # fmt: skip
+
+
 def make_healthy() -> dict[str, Any]:
     """Make the report of a residual stack in which nothing is wrong."""
     report = make_sick(24, 0.992, "mlp.py:residual_stack")
@@ -156,6 +184,7 @@ def write_study(folder: Path) -> Path:
         writer.append("figure", **_decay_figure(noise))
         writer.append("figure", **_bar_figure(noise))
         writer.append("figure", **_panel_figure(noise))
+        writer.append("figure", **_picture())
         writer.append(
             "claim",
             name="decay_matches_theory",
@@ -285,3 +314,8 @@ def study_run(tmp_path: Path) -> Path:
 @pytest.fixture
 def check_run(tmp_path: Path) -> Path:
     return write_check(tmp_path / "check")
+
+
+@pytest.fixture
+def make_png() -> Callable[..., bytes]:
+    return png

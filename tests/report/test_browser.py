@@ -50,6 +50,12 @@ def test_no_error_no_request_no_sideways_scrolling(browser: Any, page_file: Path
     assert set(seen) == ({"wide", "cell"} if width > 640 else {"narrow", "cell"})
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(252, 251, 248)" if scheme == "light" else "rgb(18, 23, 26)")
+    # The page's policy lets its images in, and they are as wide as they have room.
+    images = page.eval_on_selector_all(
+        ".pictures img", "all => all.map(one => [one.complete, one.naturalWidth, one.naturalHeight, one.clientWidth])"
+    )
+    assert [found[:3] for found in images] == [[True, 160, 120]] * 5
+    assert all(100 < shown <= width for *_, shown in images)
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
     page.close()

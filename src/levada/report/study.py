@@ -9,6 +9,7 @@ from typing import Any, Final
 from levada.report.check import sampled
 from levada.report.claim import STATUSES, claim_view, failed, read_claims, wanted
 from levada.report.figure import figure
+from levada.report.picture import is_picture, picture_view
 from levada.report.series import read_panels
 from levada.report.words import count, short
 
@@ -37,7 +38,7 @@ def study_view(name: str, events: list[dict[str, Any]]) -> dict[str, Any]:
         "question": str(told.get("question") or ""),
         "notes": _lines(told.get("notes")),
         "sources": [str(source) for source in ([sources] if isinstance(sources, str) else sources)],
-        "figures": [_figure(spec) for spec in figures.values()],
+        "figures": [picture_view(spec) if is_picture(spec) else _figure(spec) for spec in figures.values()],
         "claims": claims,
         "counts": _counts(claims),
         "results": len({str(event.get("key") or i) for i, event in enumerate(results)}),
@@ -94,6 +95,7 @@ def _figure(spec: Mapping[str, Any]) -> dict[str, Any]:
     head = ["panel", "series", "seed", "x", "y", "low", "high"]
     used = [i for i in range(len(head)) if any(row[i] not in ("", "—") for row in kept)]
     return {
+        "kind": "lines",
         "title": str(spec.get("title") or ""),
         "caption": str(spec.get("caption") or ""),
         "svg": figure(spec),

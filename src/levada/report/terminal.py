@@ -11,6 +11,7 @@ from levada.report.account import calibration
 from levada.report.check import sampled
 from levada.report.claim import STATUSES, Pair, failed, numbers, pairs, read_claims, statistic, status, value, wanted
 from levada.report.depth import depth_lines
+from levada.report.picture import told_pictures
 from levada.report.profile import column, decay, gradient_key
 from levada.report.words import (
     COTANGENT,
@@ -296,6 +297,8 @@ def print_claims(claims: Run | Iterable[Mapping[str, Any]], console: Console) ->
     console.print()
     if any(number.each for claim in read for number in numbers(claim)):
         _say(console, "Medians and ranges; every seed is in the report.", "dim")
+    for line in told_pictures(events):
+        _say(console, line, "dim")
     counts = [f"{n} {s}" for s in STATUSES if (n := sum(status(claim) == s for claim in read))]
     console.print("; ".join(counts), highlight=False)
 

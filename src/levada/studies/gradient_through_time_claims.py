@@ -97,7 +97,7 @@ def _order(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
     return all(met), numbers, sign_test(sum(met), len(met))
 
 
-def _pixels(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
+def _gates_ahead(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
     numbers = {f"accuracy, {c['cell']}": results.column("best", **c) for c in results.configs}
     met = [g > p for g, p in zip(*(results.column("best", cell=c) for c in ("GRU", "tanh")), strict=True)]
     return all(met), numbers, sign_test(sum(met), len(met))
@@ -106,13 +106,21 @@ def _pixels(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
 PIXELS = Claim(
     "images pixel by pixel", "Over the 784 pixels of an image gates are needed.",
     "accuracy on MNIST's test images of a GRU above that of the plain cell in every seed",
-    "Le, Jaitly and Hinton 2015, arXiv 1504.00941", _pixels,
+    "Le, Jaitly and Hinton 2015, arXiv 1504.00941", _gates_ahead,
     {"measures": "pixels"},
+)  # fmt: skip
+# Written before any network had read a pressure.
+PRESSURES = Claim(
+    "pressures step by step", "Over the 2,000 steps of a measured signal gates are needed.",
+    "which of 52 pigs a series of its central venous pressure is of: accuracy of a GRU on later series of the same "
+    "pigs above that of the plain cell in every seed, each the best of its tests on 256 draws from 208 series",
+    "data: Guillame-Bert and Dubrawski 2017; question: Le, Jaitly and Hinton 2015, arXiv 1504.00941", _gates_ahead,
+    {"measures": "pressure"},
 )  # fmt: skip
 
 
 def claims(settings: Settings) -> tuple[Claim, ...]:
-    """Return what is decided at these settings; images are read at the scale full alone."""
+    """Return what is decided at these settings; images and pressures are read at the scale full alone."""
     slopes = f"of the logarithm of the gradient's size between {BEGIN} and {END} steps back"
     return (
         Claim(
@@ -160,6 +168,7 @@ def claims(settings: Settings) -> tuple[Claim, ...]:
             "Hochreiter and Schmidhuber 1997", _order, {"measures": "temporal order"},
         ),
         *([PIXELS] if settings["pixel_steps"] else []),
+        *([PRESSURES] if settings["pressure_steps"] else []),
     )  # fmt: skip
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from levada.study import Axis, Figure, Results, Series, measured_series
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from levada._errors import MeasurementError, UsageError
+from levada.study import Axis, Figure, Image, Picture, Results, Series, measured_series
+from levada.study.edges import MEAN, photograph, pretrained_edge_detector
+from levada.study.picture import encode_png
 
 __all__ = ["figures"]
 
+WIDTH = 160  # pixels, of the pictures
 
-def figures(results: Results) -> list[Figure]:
-    """Draw the gradient by layer, the accuracy of the heads by depth, the losses, and the tagger by arm."""
+
+def figures(results: Results) -> list[Figure | Picture]:
+    """Draw the gradient by layer, the accuracy of the heads by depth, the losses, the tagger by arm, HED's outputs."""
     reach, heads, curves, tagging = [], [], [], []
     for config in results.configs:
         if config["measures"] == "tagging":
@@ -37,7 +46,39 @@ def figures(results: Results) -> list[Figure]:
         Figure("tagging", "Where parts of speech are learned", "Accuracy of dependency relations on test sentences; a "
                "point is a seed.", Axis("layer of the head for parts of speech (0: none)"),
                Axis("accuracy, %"), tuple(tagging)),
+        _edges(),
     ]  # fmt: skip
+
+
+def _edges() -> Picture:
+    """Show what HED, a pretrained network with five losses inside, sees at each of them."""
+    told = (
+        "edges",
+        "Edges by depth: a network that was trained with five losses inside",
+        "HED (Xie and Tu 2015), pretrained: what its five side outputs and their fusion say of a photograph "
+        f"{WIDTH} pixels wide; black is an edge of probability 1. Nothing here is trained or claimed.",
+    )
+    try:
+        pixels, detector = photograph(), pretrained_edge_detector(side_outputs=True)
+    except (UsageError, MeasurementError) as error:
+        return Picture(*told, missing=f"left out. {error}")
+    size = round(pixels.shape[1] * WIDTH / pixels.shape[2]), WIDTH
+    small = interpolate(pixels[None].float(), size=size, mode="area").round()
+    with torch.no_grad():
+        found = detector(small[:, [2, 1, 0]] - torch.tensor(MEAN).view(3, 1, 1))[0].sigmoid()
+    maps = [encode_png(own) for own in (255 * (1 - found)).round().byte()]
+    images = [
+        Image("the photograph", "A woman in a naval officer's uniform and cap, a flag behind her.",
+              encode_png(small[0].byte().permute(1, 2, 0))),
+    ]  # fmt: skip
+    depth = 0
+    for number, (block, png) in enumerate(zip(detector.blocks, maps, strict=False), 1):
+        depth += sum(isinstance(layer, nn.Conv2d) for layer in block.children())
+        images.append(
+            Image(f"side output {number}, after {depth} convolutions", f"Edges by side output {number} of 5.", png)
+        )
+    images.append(Image("all five, fused", "Edges by the fusion of the five side outputs.", maps[-1]))
+    return Picture(*told, images=tuple(images))
 
 
 def _by_layer(key: str) -> Any:

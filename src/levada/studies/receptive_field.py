@@ -17,6 +17,7 @@ from levada.probe import receptive_field
 from levada.studies.receptive_field_claims import BAI, LUO, claims, figures
 from levada.study import Cell, Settings, Study
 from levada.study.data import mnist
+from levada.study.pressure import pig_cvp
 from levada.study.sequences import SYMBOLS, Draw, Replicas, accuracy, copy_memory, lagged_recall, train_sequences
 from levada.study.training import batches
 from levada.theory import depth_for_lag
@@ -39,15 +40,21 @@ COPIERS: dict[str, dict[str, Any]] = {
 RECURRENT: dict[str, Callable[..., nn.Module]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 # The same weights, 8 layers of kernel 7: only the dilations differ.
 DIGITS = {"whole field": [2**layer for layer in range(8)], "short field": [1] * 8}
+# The same for 2,000 steps, of 9 layers.
+PRESSURES = {"whole field": [2**layer for layer in range(9)], "short field": [1] * 9}
 APART = 10**6  # what the seeds of batches for testing are larger than those for training
 
 
 def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
     """Give one cell for each network and lag to learn, copier, and depth whose effective field is measured."""
     configs: list[dict[str, Any]] = []
-    if settings["digit_steps"]:
-        shared = {"steps": settings["digit_steps"], "lr": 0.002, "dim": 24, "batch_size": 32}
-        configs += [{"measures": "digits", "network": n, "dilations": d, **shared} for n, d in DIGITS.items()]
+    for measure, steps, fields in (
+        ("pressure", settings["pressure_steps"], PRESSURES),
+        ("digits", settings["digit_steps"], DIGITS),
+    ):
+        if steps:
+            shared = {"steps": steps, "lr": 0.002, "dim": 24, "batch_size": 32}
+            configs += [{"measures": measure, "network": n, "dilations": d, **shared} for n, d in fields.items()]
     copy = {"delay": settings["copy_delay"], "steps": settings["copy_steps"], "batch_size": settings["batch_size"]}
     configs += [{"measures": "copy", "network": name, **options, **copy} for name, options in COPIERS.items()]
     for growth, kind in ((1, "undilated"), (2, "dilated")):
@@ -73,7 +80,7 @@ def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
     """Train and test all seeds side by side, or measure the effective field of untrained networks."""
     if config["measures"] == "field":
         return [_measure_field(config, seed) for seed in seeds]
-    return {"recall": _recall, "copy": _copy, "digits": _digits}[config["measures"]](config, seeds)
+    return {"recall": _recall, "copy": _copy}.get(config["measures"], _classify)(config, seeds)
 
 
 def _networks(build: Callable[[], nn.Module], seeds: Sequence[int]) -> list[nn.Module]:
@@ -140,23 +147,28 @@ def _copy(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any
     return [{**values, "parameters": size, "field": field} for values in tested]
 
 
-def _digits(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Read digits pixel by pixel; the answer is asked after the last one."""
-    data = mnist()
-    test = (data.test_inputs.flatten(1), data.test_targets)
+def _classify(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Read digits pixel by pixel, or pressures step by step; the answer is asked after the last step."""
+    if config["measures"] == "digits":
+        data, read = mnist(), _digits
+    else:
+        data = pig_cvp()
+        read = functools.partial(_standardised, data.train_inputs.mean(), data.train_inputs.std())
+    classes = int(data.train_targets.max()) + 1
+    test = data.test_inputs, data.test_targets
     order = {seed: batches(len(data.train_inputs), config["batch_size"], [seed]) for seed in seeds}
     found = []
-    for seed in seeds:  # one by one: 784 steps fill the processor
+    for seed in seeds:  # one by one: hundreds of steps fill the processor
 
         def draw(_: torch.Generator, seed: int = seed) -> tuple[Tensor, Tensor]:
             index = next(order[seed])[:, 0]
-            return _read(data.train_inputs[index].flatten(1)), data.train_targets[index, None]
+            return read(data.train_inputs[index]), data.train_targets[index, None]
 
-        model = Replicas(_networks(lambda: _Last(_tcn(config["dilations"], config["dim"], 1, 10, 7)), [seed]))
+        model = Replicas(_networks(lambda: _Last(_tcn(config["dilations"], config["dim"], 1, classes, 7)), [seed]))
         losses = train_sequences(model, draw, steps=config["steps"], lr=config["lr"], seeds=[seed])
         right = asked = 0
-        for images, targets in zip(*(torch.split(part, 250) for part in test), strict=True):
-            part = accuracy(model, lambda _, i=images, t=targets: (_read(i), t[:, None]), [0])  # type: ignore[misc]
+        for inputs, targets in zip(*(torch.split(part, 250) for part in test), strict=True):
+            part = accuracy(model, lambda _, i=inputs, t=targets: (read(i), t[:, None]), [0])  # type: ignore[misc]
             right, asked = right + part[0][0], asked + part[1][0]
         found += [{"right": right, "asked": asked, "curve": _thinned(losses[:, 0])}]
     return found
@@ -173,8 +185,12 @@ class _Last(nn.Module):
         return self.network(x)[:, -1:]  # type: ignore[no-any-return]
 
 
-def _read(images: Tensor) -> Tensor:
-    return ((images.float() / 255 - 0.1307) / 0.3081)[..., None]
+def _digits(images: Tensor) -> Tensor:
+    return ((images.flatten(1).float() / 255 - 0.1307) / 0.3081)[..., None]
+
+
+def _standardised(mean: Tensor, deviation: Tensor, signals: Tensor) -> Tensor:
+    return ((signals - mean) / deviation)[..., None]
 
 
 def _tested(
@@ -214,10 +230,11 @@ STUDY = Study(
     sources=(BAI, LUO, "van den Oord et al. 2016, arXiv 1609.03499"),
     settings={"seeds": 5, "lags": (1, 4, 8, 12, 14, 15, 16, 17, 20, 31), "depth_lags": (4, 8),
               "reach_lag": 14, "dim": 32, "steps": 500, "batch_size": 16, "length": 40, "lr": 0.003,
-              "copy_delay": 60, "copy_steps": 1500, "depths": (4, 8, 16, 32, 64), "digit_steps": 0},
+              "copy_delay": 60, "copy_steps": 1500, "depths": (4, 8, 16, 32, 64), "digit_steps": 0,
+              "pressure_steps": 0},
     scales={"smoke": {"seeds": 2, "lags": (1, 15, 16), "depth_lags": (4,), "steps": 5, "copy_steps": 2,
                       "depths": (4, 8)},
-            "full": {"seeds": 10, "steps": 2000, "copy_steps": 6000, "digit_steps": 2000}},
+            "full": {"seeds": 10, "steps": 2000, "copy_steps": 6000, "digit_steps": 2000, "pressure_steps": 2000}},
     configurations=configurations, run=run, claims=claims, figures=figures,
     notes=("Recall: eight random symbols; at every step the one of so many steps before is asked for, so that at the "
            "first step that asks it is the first symbol. One causal convolution a layer behind a residual connection, "
@@ -225,5 +242,7 @@ STUDY = Study(
            "Steps, widths and learning rates were chosen on seeds 100 to 104, which are not reported.",
            "They showed the one claim failing that a network learns each lag that it sees; all others they let expect.",
            "An answer from too short a field is right with probability 1/8 independently of all later ones: the number "
-           "of right answers is binomial, and those of all seeds are counted together."),
+           "of right answers is binomial, and those of all seeds are counted together.",
+           "Digits and pressures are read at the scale full alone. Rate, width and steps for pressures are those for "
+           "digits, and were not tried."),
 )  # fmt: skip

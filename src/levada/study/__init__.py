@@ -12,6 +12,8 @@ from levada.study.figure import Axis as Axis
 from levada.study.figure import Figure as Figure
 from levada.study.figure import Series as Series
 from levada.study.figure import measured_series as measured_series
+from levada.study.picture import Image as Image
+from levada.study.picture import Picture as Picture
 from levada.study.results import Cell as Cell
 from levada.study.results import Results as Results
 from levada.study.study import Settings as Settings
@@ -23,7 +25,9 @@ __all__ = [
     "Cell",
     "Claim",
     "Figure",
+    "Image",
     "Outcome",
+    "Picture",
     "Results",
     "Series",
     "Settings",

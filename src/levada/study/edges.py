@@ -13,12 +13,13 @@ from torch.nn.functional import interpolate
 
 from levada._errors import MeasurementError, UsageError, import_extra
 
-__all__ = ["MEAN", "EdgeDetector", "pretrained_edge_detector"]
+__all__ = ["MEAN", "EdgeDetector", "photograph", "pretrained_edge_detector"]
 
 # Mean of the training images, blue, green, red: what is subtracted from pixels of 0 to 255.
 MEAN = (104.00699, 116.66877, 122.67892)
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _MD5 = "afaa791a1218a302dd0e99d13d0e7a66"
+_PHOTOGRAPH_MD5 = "314296a0a5dd3c394e57f4efac733c20"
 
 
 @final
@@ -124,3 +125,38 @@ def _fill(layer: Any, stored: Any) -> None:
     """Keras stores a kernel as height, width, in, out."""
     layer.weight.copy_(torch.from_numpy(stored["0"][...]).permute(3, 2, 0, 1))
     layer.bias.copy_(torch.from_numpy(stored["1"][...]))
+
+
+def photograph() -> Tensor:
+    """Return a photograph to find edges in: Grace Hopper in uniform before a flag, which matplotlib brings along.
+
+    Shape:
+        `(3, 600, 512)`, uint8: red, green, blue.
+
+    Raises:
+        UsageError: if matplotlib or Pillow is not installed.
+        MeasurementError: if the file is not what its checksum says.
+
+    Source: United States Navy, public domain; package matplotlib.
+    """
+    images = import_extra("PIL.Image", "study", "The photograph")
+    try:
+        place = metadata.distribution("matplotlib").locate_file("matplotlib/mpl-data/sample_data/grace_hopper.jpg")
+    except metadata.PackageNotFoundError as error:
+        raise UsageError(
+            "The photograph needs the package 'matplotlib', which is not installed. Install it with: pip install "
+            "'levada[study]'"
+        ) from error
+    path = Path(str(place))
+    found = hashlib.md5(path.read_bytes() if path.is_file() else b"", usedforsecurity=False).hexdigest()
+    if found != _PHOTOGRAPH_MD5:
+        raise MeasurementError(
+            f"matplotlib: {path.name} should have md5 {_PHOTOGRAPH_MD5}, got {found}. Reinstall the package."
+        )
+    with images.open(path) as image:
+        pixels = image.convert("RGB")
+    return (
+        torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
+        .view(pixels.height, pixels.width, 3)
+        .permute(2, 0, 1)
+    )

@@ -22,6 +22,7 @@ __all__ = [
     "adding",
     "first_symbol",
     "pixels",
+    "series",
     "temporal_order",
     "train_reader",
 ]
@@ -176,11 +177,29 @@ def pixels(data: Dataset) -> Task:
 
     Source: Le, Jaitly and Hinton 2015, arXiv 1504.00941.
     """
+    return _classes(data, lambda images: images.float() / 255)
 
+
+def series(data: Dataset) -> Task:
+    """Signals read step by step, less the training signals' mean, by their standard deviation: which class is it?
+
+    Args:
+        data: signals `(num, steps)`.
+
+    Example:
+        >>> signals, classes = torch.arange(8.0).view(4, 2), torch.arange(4) % 2
+        >>> series(Dataset("ramps", signals, classes, signals, classes)).draw(3, torch.Generator())[0].shape
+        torch.Size([2, 3, 1])
+    """
+    mean, deviation = data.train_inputs.mean(), data.train_inputs.std()
+    return _classes(data, lambda signals: (signals - mean) / deviation)
+
+
+def _classes(data: Dataset, scaled: Callable[[Tensor], Tensor]) -> Task:
     def drawn(inputs: Tensor, targets: Tensor) -> Draw:
         def draw(rows: int, generator: Generator) -> tuple[Tensor, Tensor]:
             chosen = torch.randint(len(inputs), (rows,), generator=generator)
-            return inputs[chosen].flatten(1).T.unsqueeze(-1).float() / 255, targets[chosen]
+            return scaled(inputs[chosen]).flatten(1).T.unsqueeze(-1), targets[chosen]
 
         return draw
 

@@ -9,6 +9,7 @@ from typing import Any, final
 from levada._errors import UsageError
 from levada.study.claim import Claim
 from levada.study.figure import Figure
+from levada.study.picture import Picture
 from levada.study.results import Cell, Results
 
 __all__ = ["SCALES", "Settings", "Study"]
@@ -48,7 +49,7 @@ class Study:
     configurations: Callable[[Settings, Sequence[int]], Iterable[Cell]]
     run: Callable[[Mapping[str, Any], Sequence[int]], list[dict[str, Any]]]
     claims: Callable[[Settings], Sequence[Claim]]
-    figures: Callable[[Results], Sequence[Figure]]
+    figures: Callable[[Results], Sequence[Figure | Picture]]
     scales: Mapping[str, Settings] = field(default_factory=dict)
     notes: tuple[str, ...] | Callable[[Settings], Sequence[str]] = ()
 
