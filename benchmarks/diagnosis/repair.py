@@ -25,7 +25,7 @@ __all__ = ["WITHIN", "chosen", "run", "score"]
 WITHIN = 0.1
 # Of the fresh faulty programs, the first so many in the order of another hash: a repair takes half a minute.
 NUM_PROGRAMS = 80
-SECONDS = 40.0
+SECONDS = 120.0
 LOOK = 60  # steps of a trial, within the budget
 # The draws that programs were labelled with are 0, 1, 2.
 SEED = 3
