@@ -44,6 +44,8 @@ class Task:
         draw: rows, generator -> inputs `(steps, rows, dim_in)` and targets, classes or numbers.
         kind: "class" is trained with cross-entropy and scored by the share of right answers, "number" with the mean
             squared error, by which it is scored.
+        draw_test: the same, of what training never sees; `draw` where sequences are drawn afresh anyway.
+        num_test: how many of these the score is of, or as many as there are.
     """
 
     dim_in: int
@@ -51,6 +53,7 @@ class Task:
     draw: Draw
     kind: Literal["class", "number"] = "class"
     draw_test: Draw | None = None
+    num_test: int = 2048
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return what training makes small.
@@ -78,7 +81,8 @@ class Task:
 def first_symbol(lag: int, symbols: int = 4) -> Task:
     """A symbol, silence, and at the last step, `lag` steps later, a mark: which symbol was it?
 
-    Nothing comes between that could overwrite a memory: what is lost is lost by the recurrence itself.
+    Nothing comes between that could overwrite a memory: what is lost is lost by the recurrence itself. There are as
+    many sequences as symbols, so that there is nothing to generalise to: it asks what can be learned at all.
 
     Args:
         lag: steps from the symbol to the mark.
@@ -196,15 +200,19 @@ def series(data: Dataset) -> Task:
 
 
 def _classes(data: Dataset, scaled: Callable[[Tensor], Tensor]) -> Task:
-    def drawn(inputs: Tensor, targets: Tensor) -> Draw:
-        def draw(rows: int, generator: Generator) -> tuple[Tensor, Tensor]:
-            chosen = torch.randint(len(inputs), (rows,), generator=generator)
-            return scaled(inputs[chosen]).flatten(1).T.unsqueeze(-1), targets[chosen]
+    def given(inputs: Tensor, targets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return scaled(inputs[chosen]).flatten(1).T.unsqueeze(-1), targets[chosen]
 
-        return draw
+    def draw(rows: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(data.train_inputs), (rows,), generator=generator)
+        return given(data.train_inputs, data.train_targets, chosen)
 
-    train, test = drawn(data.train_inputs, data.train_targets), drawn(data.test_inputs, data.test_targets)
-    return Task(1, int(data.train_targets.max()) + 1, train, draw_test=test)
+    def draw_test(rows: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randperm(len(data.test_inputs), generator=generator)[:rows]
+        return given(data.test_inputs, data.test_targets, chosen)
+
+    classes = int(data.train_targets.max()) + 1
+    return Task(1, classes, draw, draw_test=draw_test, num_test=len(data.test_inputs))
 
 
 @final
@@ -239,8 +247,8 @@ class ReaderRecipe:
         steps: number of steps, at most.
         lr: the learning rate.
         batch_size: sequences of a step.
-        test_every: steps between two tests on 256 fresh sequences.
-        enough: score at which training ends; None for none.
+        test_every: steps between two looks at 256 sequences, for the curve.
+        enough: score in a look at which training ends; None for none.
 
     Raises:
         UsageError: if a number of steps or of sequences is below 1, or the rate negative.
@@ -259,7 +267,10 @@ class ReaderRecipe:
 
 
 def train_reader(reader: nn.Module, task: Task, recipe: ReaderRecipe, seed: int) -> dict[str, Any]:
-    """Train in place, and return the best score of all tests, the curve of tests, and the steps that were made.
+    """Train in place, and return the score after the last step, the curve of looks, and the steps that were made.
+
+    Nothing is chosen by a look but when to end, if the recipe says so; the score is of `num_test` other sequences, or
+    of all test data.
 
     Args:
         reader: inputs -> answers.
@@ -271,11 +282,12 @@ def train_reader(reader: nn.Module, task: Task, recipe: ReaderRecipe, seed: int)
         UsageError: if the task's answers do not fit what the reader gives.
     """
     generator = Generator().manual_seed(seed)
-    test_inputs, test_targets = (task.draw_test or task.draw)(256, generator)
+    draw_test = task.draw_test or task.draw
+    looked_at = draw_test(256, generator)
     with torch.no_grad():
-        answers = tuple(reader(test_inputs).shape)
-    if answers != (256, task.dim_out):
-        raise UsageError(f"train_reader: answers must be (256, {task.dim_out}) to 256 sequences, got {answers}.")
+        answers, expected = tuple(reader(looked_at[0]).shape), (len(looked_at[1]), task.dim_out)
+    if answers != expected:
+        raise UsageError(f"train_reader: answers must be {expected} to {expected[0]} sequences, got {answers}.")
     optimizer = torch.optim.Adam(reader.parameters(), recipe.lr)
     curve: list[tuple[int, float]] = []
     better = max if task.kind == "class" else min
@@ -286,9 +298,14 @@ def train_reader(reader: nn.Module, task: Task, recipe: ReaderRecipe, seed: int)
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimizer.step()
         if step % recipe.test_every == 0 or step == recipe.steps:
-            with torch.no_grad():
-                curve.append((step, task.score(reader(test_inputs), test_targets)))
+            curve.append((step, _score(reader, task, *looked_at)))
             if recipe.enough is not None and better(curve[-1][1], recipe.enough) == curve[-1][1]:
                 break
-    best = better((score for _, score in curve), default=float("nan"))
-    return {"best": best, "steps": curve[-1][0], "curve": [list(column) for column in zip(*curve, strict=True)]}
+    score = _score(reader, task, *draw_test(task.num_test, generator))
+    return {"score": score, "steps": curve[-1][0], "curve": [list(column) for column in zip(*curve, strict=True)]}
+
+
+@torch.no_grad()
+def _score(reader: nn.Module, task: Task, inputs: Tensor, targets: Tensor) -> float:
+    answers = torch.cat([reader(part) for part in torch.split(inputs, 256, dim=1)])
+    return task.score(answers, targets)
