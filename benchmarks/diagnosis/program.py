@@ -67,8 +67,8 @@ class Program:
 
     @property
     def split(self) -> str:
-        """The programs that it is counted among: "calibration", "held out", or "fresh": all of the second draw."""
-        return "fresh" if self.draw > 1 else "held out" if held_out(self.name) else "calibration"
+        """The programs that it is counted among: "calibration", "held out", or "fresh": held out of the second draw."""
+        return "calibration" if not held_out(self.name) else "fresh" if self.draw > 1 else "held out"
 
 
 def held_out(name: str) -> bool:
