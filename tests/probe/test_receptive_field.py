@@ -177,6 +177,23 @@ def test_bad_input_says_the_rule(call, message):
         call(nn.Conv1d(3, 2, 3, padding=1), torch.randn(2, 3, 9))
 
 
+def test_rounding_of_the_models_own_precision_is_not_seen():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv1d(2, 2, 3, padding=1)
+            self.taps = torch.randn(2, 1, 3)  # float32, and no buffer
+
+        def forward(self, x):
+            y = nn.functional.conv1d(self.convolution(x), self.taps, groups=2, padding=1)
+            return torch.fft.irfft(torch.fft.rfft(y, n=80), n=80)[..., :40]  # the identity, rounded
+
+    torch.manual_seed(0)
+    field = receptive_field(Own(), torch.randn(2, 2, 40), axes=2)
+    assert field.exact.nonzero().flatten().tolist() == [18, 19, 20, 21, 22]
+    assert field.confirmed
+
+
 def test_what_is_not_finite_is_no_field():
     net = nn.Conv1d(3, 2, 3, padding=1)
     net.weight.data[0, 0, 0] = torch.nan
@@ -188,7 +205,21 @@ def test_attention_sees_what_its_mask_lets_it():
     torch.manual_seed(0)
     causal = functools.partial(receptive_field, Attention(8, heads=2, causal=True), torch.randn(2, 9, 8), axes=1)
     assert causal(position=3).exact.tolist() == [True] * 4 + [False] * 5
-    assert receptive_field(Attention(8, heads=2), torch.randn(2, 9, 8), axes=1).exact.all()
+    everything = receptive_field(Attention(8, heads=2), torch.randn(2, 9, 8), axes=1)
+    assert everything.exact.all()
+    assert (everything.confirmed, everything.noise) == (True, math.inf)
+
+
+def test_it_costs_as_many_passes_as_it_says():
+    passes = []
+
+    class Counted(nn.Conv1d):
+        def forward(self, x):
+            passes.append(1)
+            return super().forward(x)
+
+    receptive_field(Counted(1, 1, 3, padding=1), torch.randn(2, 1, 20), axes=2)
+    assert len(passes) == 16
 
 
 class Causal(nn.Module):
@@ -269,6 +300,18 @@ def test_a_field_around_the_whole_circle_still_wraps():
     middle, first = receptive_field(net, x, axes=2), receptive_field(net, x, axes=2, position=0)
     assert (first.extent, first.wraps, first.clipped) == ((16,), (True,), True)
     assert first.deviation[0].value == pytest.approx(middle.deviation[0].value, rel=1e-6)
+
+
+def test_what_wraps_need_not_hold_the_ends():
+    class Turned(nn.Conv1d):
+        def forward(self, x):
+            y = super().forward(x)
+            return y + y.roll(3, 2)
+
+    field = receptive_field(Turned(1, 2, 1), torch.randn(2, 1, 20), axes=2, position=1)
+    assert field.exact.nonzero().flatten().tolist() == [1, 18]
+    assert (field.wraps, field.extent, field.clipped) == ((True,), (4,), False)
+    assert field.deviation[0].value == pytest.approx(1.5)
 
 
 def test_both_ends_alone_are_no_circle():
