@@ -9,7 +9,7 @@ from torch import nn
 import levada
 from levada._errors import UsageError
 from levada.blocks import CausalBranch, CausalConvolution
-from levada.connections import DepthWeightedAverage, HyperConnection, Plain, Residual, ReZero
+from levada.connections import DepthWeightedAverage, HyperConnection, Plain, PostNorm, Residual, ReZero
 from levada.networks import TemporalConvolutionalNetwork
 from levada.theory import visible_lags
 
@@ -110,6 +110,17 @@ def test_it_learns_a_lag_that_it_sees():
         (lambda: CausalConvolution(4)(torch.zeros(2, 0, 4)), r"a sequence must have a step.*\(2, 0, 4\)"),
         (lambda: CausalConvolution(4)(torch.zeros(4)), "a sequence must have a step"),
         (lambda: build()(torch.zeros(2, 0, 2)), r"a sequence must have a step.*\(2, 0, 2\). Leave empty"),
+        (lambda: CausalConvolution(4)(torch.zeros(2, 9, 5)), r"CausalC.* of width 4, got \(2, 9, 5\). Give"),
+        (lambda: CausalConvolution(4)(torch.zeros(2, 9, 4).double()), "CausalC.*precision torch.float32, got torch.fl"),
+        (lambda: CausalConvolution(4, norm=nn.BatchNorm1d), "last axis .* BatchNorm1d takes the steps"),
+        (lambda: CausalBranch(4, norm=functools.partial(nn.GroupNorm, 2)), "last axis .* GroupNorm takes the steps"),
+        (lambda: build()(torch.zeros(2, 9, 5)), r"TemporalC.* of width 2, got \(2, 9, 5\). Give .* transpose"),
+        (lambda: build()(torch.zeros(2, 3, 9, 2)), r"TemporalC.*\(batch, steps, width\).* got \(2, 3, 9, 2\)"),
+        (lambda: build()(torch.zeros(2, 9, 2).double()), "TemporalC.*precision torch.float32, got torch.float64"),
+        (lambda: build()(torch.zeros(2, 9, 2).long()), "TemporalC.*precision torch.float32, got torch.int64"),
+        (lambda: build()([1.0]), "TemporalC.*must be a tensor, got list"),
+        (lambda: build(branch=Beside), "TemporalC.*BatchNorm1d takes the steps"),
+        (lambda: build(connection=PostNorm, norm=nn.BatchNorm1d), "TemporalC.*BatchNorm1d takes the steps"),
         (lambda: build(lag=15), "lag must be below the receptive field of 15 steps, got 15. Use 4 layers"),
         (lambda: build(lag=-1), "lag must be at least 0, got -1"),
         (lambda: build(kernel_size=1, lag=1), "receptive field of 1 steps, got 1. Use a kernel of at least 2 taps"),
@@ -124,6 +135,18 @@ def test_bad_input_says_the_rule(call, message):
 
 def build(dilations=(1, 2, 4), kernel_size=2, **options):
     return TemporalConvolutionalNetwork(dilations, 8, inputs=2, outputs=3, kernel_size=kernel_size, **options)
+
+
+class Beside(nn.Sequential):
+    def __init__(self, dim, **options):
+        super().__init__(nn.BatchNorm1d(dim), CausalConvolution(dim, **options))
+
+
+def test_autocast_converts_what_comes():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert build()(torch.zeros(2, 9, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+        with pytest.raises(UsageError, match=r"got torch.int64"):
+            build()(torch.zeros(2, 9, 2).long())
 
 
 class Opaque(nn.Linear):

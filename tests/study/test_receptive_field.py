@@ -11,9 +11,11 @@ from torch import nn
 
 from levada._errors import UsageError
 from levada.networks import TemporalConvolutionalNetwork
+from levada.probe import receptive_field as measured
 from levada.studies import receptive_field
 from levada.study import Results
 from levada.study.data import Dataset
+from levada.study.sequence_networks import convolutions, one_for_each
 from levada.study.sequences import IGNORED, Replicas, accuracy, copy_memory, lagged_recall, train_sequences
 from levada.theory import receptive_field as field_of
 from levada.theory import visible_lags
@@ -231,6 +233,30 @@ def test_the_exponent_decides_in_both_kinds(spoil, status, activation):
 
     found, _ = outcomes(change)
     assert found["the effective field grows as the root of depth"].status == status
+
+
+def test_the_exponents_interval_is_of_seeds_not_of_activations():
+    # Both activations of a seed have the same weights: what they share must not count twice.
+    def change(config, seed, values):
+        if config["measures"] == "field":
+            values["deviation"] = [value * config["depth"] ** (0.01 * seed) for value in values["deviation"]]
+
+    statistic = outcomes(change)[0]["the effective field grows as the root of depth"].statistic
+    assert statistic.value == pytest.approx(0.52)
+    # t(4) at .975, and the deviation of 0, .01, ..., .04
+    assert statistic.high - statistic.value == pytest.approx(2.776445 * 0.01 * math.sqrt(2.5) / math.sqrt(5), rel=1e-6)
+
+
+@pytest.mark.parametrize("dilations", [[1] * 7, [1, 2, 4]])
+def test_the_last_lag_in_sight_has_the_share_that_the_correction_says(dilations):
+    lag, layers = 14, len(dilations)
+    (claim,) = [claim for claim in STUDY.claims(STUDY.resolve("small")) if claim.name == "to see is to learn"]
+    assert "(1/2k)^n" in claim.correction
+    shares = []
+    for seed, network in enumerate(one_for_each(range(3), lambda: convolutions(dilations, 32, 8, 8, 3))):
+        inputs, _ = lagged_recall(8, 40, lag, generator(seed))
+        shares.append(float(measured(network, inputs, axes=1, position=-1, seed=seed).energy[-1 - lag]))
+    assert sum(shares) / 3 == pytest.approx(6.0**-layers, rel=0.3)  # (1/3)^n is 2^n times as much
 
 
 def test_a_wrong_exact_field_is_seen():

@@ -4,14 +4,66 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrizations
 
 from levada._errors import UsageError, require_at_least
 from levada.blocks._options import Activation, Norm, divide, normalise, widening
 
-__all__ = ["CausalBranch", "CausalConvolution"]
+__all__ = ["CausalBranch", "CausalConvolution", "refuse_channel_norm", "require_sequence"]
+
+
+def require_sequence(owner: str, x: Tensor, width: int, like: Tensor | None) -> None:
+    """Raise unless `x` is `(batch, steps, width)`, or without a batch, of a precision that the weights can take.
+
+    Args:
+        owner: class that asks, as the user typed it.
+        x: what came.
+        width: of its last axis.
+        like: a parameter; its precision is asked, except under autocast, which converts.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    if not isinstance(x, Tensor):
+        raise UsageError(f"{owner}: the input must be a tensor, got {type(x).__name__}.")
+    if x.dim() not in (2, 3) or x.shape[-2] == 0:
+        raise UsageError(
+            f"{owner}: a sequence must have a step, with shape (batch, steps, width) or (steps, width), got "
+            f"{tuple(x.shape)}. Leave empty sequences out of the batch."
+        )
+    if x.shape[-1] != width:
+        raise UsageError(
+            f"{owner}: the last axis of the input must be of width {width}, got {tuple(x.shape)}. Give "
+            "(batch, steps, width); of (batch, channels, length), transpose the last two."
+        )
+    if like is None or x.dtype == like.dtype:
+        return
+    if not x.is_floating_point() or not torch.is_autocast_enabled(x.device.type):
+        raise UsageError(
+            f"{owner}: the input must be of the weights' precision {like.dtype}, got {x.dtype}. "
+            "Convert one of them, or run under autocast."
+        )
+
+
+def refuse_channel_norm(owner: str, norm: nn.Module | None) -> None:
+    """Raise if a normalisation takes the second axis, that of the steps, for its channels.
+
+    Args:
+        owner: class that asks, as the user typed it.
+        norm: what acts on `(batch, steps, dim)`.
+
+    Raises:
+        UsageError: if it does.
+    """
+    if isinstance(norm, _NormBase | nn.GroupNorm):
+        raise UsageError(
+            f"{owner}: a normalisation must act on the last axis of (batch, steps, dim), and {type(norm).__name__} "
+            "takes the steps for its channels. Use nn.LayerNorm or nn.RMSNorm."
+        )
 
 
 @final
@@ -36,7 +88,8 @@ class CausalConvolution(nn.Module):
         `(batch, steps, dim)` -> `(batch, steps, dim_out)`.
 
     Raises:
-        UsageError: if `kernel_size` or `dilation` is below 1, or a sequence has no step.
+        UsageError: if `kernel_size` or `dilation` is below 1, the normalisation is one of channels, as
+            `nn.BatchNorm1d`, or a sequence has no step, another width or another precision.
 
     Example:
         >>> import torch
@@ -70,15 +123,13 @@ class CausalConvolution(nn.Module):
         convolution = nn.Conv1d(dim, width, kernel_size, dilation=dilation)
         self.convolution = parametrizations.weight_norm(convolution) if weight_norm else convolution
         self.norm = normalise(norm, width)
+        refuse_channel_norm("CausalConvolution", self.norm)
         self.activation = function
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
-        if x.dim() < 2 or x.shape[-2] == 0:
-            raise UsageError(
-                f"CausalConvolution: a sequence must have a step, with steps and width as its last axes, "
-                f"got {tuple(x.shape)}. Leave empty sequences out of the batch."
-            )
+        # The bias: with weight_norm, to read the weight is to compute it.
+        require_sequence("CausalConvolution", x, self.convolution.in_channels, self.convolution.bias)
         ((kernel_size, dilation),) = self.taps
         y = self.convolution(F.pad(x.mT, ((kernel_size - 1) * dilation, 0)))
         return self.activation(self.norm(y.mT))  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -9,7 +10,8 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
-from levada.blocks import CausalBranch
+from levada.blocks import CausalBranch, CausalConvolution
+from levada.blocks.causal import refuse_channel_norm, require_sequence
 from levada.connection import Connection
 from levada.connections import Residual
 from levada.stack import Stack
@@ -47,7 +49,8 @@ class TemporalConvolutionalNetwork(nn.Module):
         Two convolutions a layer at every step, all steps at once; depth grows as the logarithm of the lag.
 
     Raises:
-        UsageError: if an option does not fit, the lag is out of sight, or a sequence has no step.
+        UsageError: if an option does not fit, the lag is out of sight, a normalisation of channels, as
+            `nn.BatchNorm1d`, stands beside a convolution, or a sequence has no step, another width or precision.
 
     Example:
         >>> import torch
@@ -84,16 +87,13 @@ class TemporalConvolutionalNetwork(nn.Module):
         self.stem = nn.Linear(inputs, dim)
         self.stack = Stack(build, connection, dim=dim, depth=len(dilations), **options)
         self.head = nn.Linear(self.stack.dim_out, outputs)
+        self._refuse_channel_norms()
         if lag is not None:
             self.require_lag(lag)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the network on whole sequences."""
-        if x.dim() < 2 or x.shape[-2] == 0:
-            raise UsageError(
-                f"TemporalConvolutionalNetwork: a sequence must have a step, with shape (batch, steps, inputs), "
-                f"got {tuple(x.shape)}. Leave empty sequences out of the batch."
-            )
+        require_sequence("TemporalConvolutionalNetwork", x, self.stem.in_features, self.stem.bias)
         return self.head(self.stack(self.stem(x)))  # type: ignore[no-any-return]
 
     def receptive_field(self) -> int:
@@ -130,6 +130,18 @@ class TemporalConvolutionalNetwork(nn.Module):
                 f"{owner}: lag must be one that the dilations reach, and {lag} lies in a gap between their taps. "
                 "Let dilations grow from 1 by at most the kernel size."
             )
+
+    def _refuse_channel_norms(self) -> None:
+        """Refuse them where the layout is known: in a connection, and next to a causal convolution."""
+        for module in self.stack.modules():
+            children = list(module.children())
+            if isinstance(module, nn.Sequential):
+                pairs = [*itertools.pairwise(children), *itertools.pairwise(children[::-1])]
+                children = [other for one, other in pairs if isinstance(one, CausalConvolution | CausalBranch)]
+            elif not isinstance(module, Connection):
+                continue
+            for child in children:
+                refuse_channel_norm("TemporalConvolutionalNetwork", child)
 
     def _taps(self) -> tuple[list[int], list[int]]:
         found: list[tuple[int, int]] = []

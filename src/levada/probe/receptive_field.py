@@ -2,6 +2,7 @@ r"""Which positions of an input one position of the output sees, and how much ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -9,21 +10,19 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import MeasurementError, UsageError, require_at_least, require_number
+from levada._errors import MeasurementError, UsageError, require_at_least
 from levada.inputs import Batch
-from levada.probe.cotangent import Value
-from levada.probe.jacobian import pull_back
-from levada.probe.linearisation import tracked
-from levada.probe.memory import Interval, jackknifed
-from levada.probe.recorder import first_floating
+from levada.probe.field_gradient import FieldGradient, counted
+from levada.probe.field_shape import along, deviation, extent, measured, span
+from levada.probe.memory import Interval
 from levada.probe.untouched import first_batch, run_once, untouched
 
 __all__ = ["ReceptiveField", "receptive_field"]
 
-SHARE = 0.95  # of the energy, in a span
-# What seems out of sight is changed by noise of so many times the input's size: large changes wake units at rest.
-SIZES = (1.0, 8.0, 64.0)
-ROUNDS = 24  # of changes at most
+# What seems out of sight is changed by noise of so many times the input's size, and by the same noise with the other
+# sign: large changes wake units at rest, and what one sign leaves at rest the other wakes.
+SIZES = (1.0, 8.0, 64.0, 4096.0, 2.0**18)
+ROUNDS = 48  # of changes at most
 
 
 @final
@@ -33,9 +32,15 @@ class ReceptiveField:
 
     Attributes:
         position: of the output, one number for each axis; empty where the output has no positions.
-        exact: which positions of the input can change it; one axis for each axis of positions.
-        confirmed: whether changing all the other positions at once left the output as it was, bit by bit.
+        exact: which positions of the input change it, at these inputs or at those that `noise` led to; one axis for
+            each axis of positions.
+        confirmed: whether all the other positions, changed at once by that noise, left the output as it was up to
+            rounding. What no such change wakes is not ruled out.
+        noise: the largest change tried at which the output was finite, in standard deviations of the input; infinite
+            where no position is left to change.
         clipped: whether the exact field reaches an end of the input, and may be larger in a longer one.
+        wraps: for each axis, whether the last position is beside the first, as with circular padding; extent,
+            deviation and span are then those on the circle.
         energy: $E_p = \mathbb E \lVert \partial (c^\top y) / \partial x_p \rVert^2$ by position, summing to 1; float64.
         deviation: standard deviation of the energy along each axis, in positions.
         span: length of the shortest interval that holds 95 % of the energy along each axis, in positions.
@@ -44,7 +49,9 @@ class ReceptiveField:
     position: tuple[int, ...]
     exact: Tensor
     confirmed: bool
+    noise: float
     clipped: bool
+    wraps: tuple[bool, ...]
     energy: Tensor
     deviation: tuple[Interval, ...]
     span: tuple[Interval, ...]
@@ -52,7 +59,7 @@ class ReceptiveField:
     @property
     def extent(self) -> tuple[int, ...]:
         """From the first to the last position of the exact field, along each axis."""
-        return tuple(last - first + 1 for first, last in _bounds(self.exact))
+        return tuple(extent(along(self.exact, axis), wraps) for axis, wraps in enumerate(self.wraps))
 
 
 def receptive_field(
@@ -60,6 +67,7 @@ def receptive_field(
     batch: Any = None,
     *,
     axes: int | Sequence[int] | None = None,
+    output_axes: int | Sequence[int] | None = None,
     position: int | Sequence[int] | None = None,
     draws: int = 16,
     seed: int = 0,
@@ -69,17 +77,25 @@ def receptive_field(
     $$E_p = \mathbb E_c \sum \left( \partial (c^\top y) / \partial x_p \right)^2, \qquad c \sim N(0, 1)$$
 
     where $y$ is the output at the position, and rows and channels of $x$ at $p$ are summed over. The cotangents go back
-    together in one backward pass. A position is in the exact field if its gradient is not zero. Units at rest may hide
-    some: so all other positions are changed at once, by noise of 1, 8 and 64 times the input's size, and where that
-    changes the output, the gradient is taken there too. The model is run in evaluation mode and, where it can be, in
-    double precision, on copies of its parameters and buffers: nothing of it changes.
+    together in one backward pass.
+
+    A position is in the exact field if its gradient is more than rounding: a gradient is linear in the cotangent, to
+    the precision of the arithmetic however small it is, and rounding, as an FFT spreads it over all positions, is not.
+    That holds at these inputs. Units at rest may hide some positions: so all others are changed at once, by noise of
+    1 to 2^18 times the input's size and of both signs, and where that moves the output by more than rounding, or the
+    gradient there tells of more positions, these are added. A unit that no such change wakes stays hidden: the field is
+    that at and around these inputs, and no bound for all.
+
+    The model is run in evaluation mode and, where it can be, in double precision, on copies of its parameters and
+    buffers: nothing of it changes.
 
     Args:
         model: any module, on signals or images: one or two axes of positions, or more.
         batch: inputs, as `levada.check` takes them; the first must be of floating point.
         axes: axes of the input that count positions, such as 1 in `(batch, steps, dim)`; left out, all after the
-            channels of `(batch, channels, height, width)`. The output has its positions on the same axes; one with
-            fewer axes has none, and the whole of it is asked.
+            channels of `(batch, channels, height, width)`.
+        output_axes: axes of the output that count positions; left out, the same. An output with fewer axes than the
+            input then has none, and the whole of it is asked.
         position: of the output, one number for each axis, negative ones from the end; the middle if left out.
         draws: number of random cotangents.
         seed: of the cotangents, and of random numbers in the forward pass.
@@ -88,11 +104,13 @@ def receptive_field(
         The `ReceptiveField`; intervals are 95 % jackknife intervals over cotangents.
 
     Cost:
-        Seven forward passes and one backward pass of `draws` cotangents at once, in double precision; one more of both
-        each time that units at rest hid something.
+        16 forward passes, one backward pass of `draws + 4` cotangents at once and two of 6, in double precision; one
+        more of both each time that units at rest hid something, or rounding moved the output, and some where the field
+        may wrap.
 
     Raises:
-        UsageError: if the model or the batch cannot be used, or an axis or the position is not there.
+        UsageError: if the model or the batch cannot be used, an axis or the position is not there, or the output's
+            positions are found on another axis.
         MeasurementError: if the output does not depend on the input, or is not finite.
 
     Example:
@@ -113,42 +131,47 @@ def receptive_field(
             "Of a model on tokens, give the part after the embedding and what the embedding returns."
         )
     places = _axes(x, axes)
+    theirs = (output_axes,) if isinstance(output_axes, int) else output_axes
     with untouched(model, seed):
         model.eval()
         run, given = _precise(model, given, seed)
-        look = _Look(model, run, given, places, position)
-        exact, energy = look.back(given.args[0], draws, seed)
+        look = FieldGradient(model, run, given, places, None if theirs is None else tuple(theirs), position)
+        found = look.back(look.x, draws, seed)
+        if found is None:
+            raise MeasurementError(f"{owner}: the gradient is not finite. Look for the block that makes it so.")
+        exact, energy = found
         if not bool(exact.any()):
-            raise MeasurementError(f"{owner}: the output does not depend on the input at this batch: no gradient.")
-        exact, confirmed = _confirm(look, exact, draws, seed)
-    bounds = _bounds(exact)
-    ends = [(first, length - 1 - last) for (first, last), length in zip(bounds, exact.shape, strict=True)]
+            raise MeasurementError(
+                f"{owner}: the output does not depend on the input at this batch: its gradient is zero, at every scale "
+                "of the cotangents that the arithmetic has."
+            )
+        if output_axes is None:
+            _require_axes(look, seed)
+        exact, confirmed, noise = _confirm(look, exact, draws, seed)
+        wraps = tuple(_wraps(model, look, exact, axis, seed) for axis in range(exact.dim()))
+    seen = [along(exact, axis) for axis in range(exact.dim())]
     return ReceptiveField(
         look.position,
         exact,
         confirmed,
-        any(0 in pair for pair in ends),
+        noise,
+        any(bool(s.all() if wrap else s[0] | s[-1]) for s, wrap in zip(seen, wraps, strict=True)),
+        wraps,
         energy.mean(0) / energy.mean(0).sum(),
-        tuple(_jackknife(energy, axis, _deviation) for axis in range(exact.dim())),
-        tuple(_jackknife(energy, axis, _span) for axis in range(exact.dim())),
+        tuple(measured(energy, axis, wrap, deviation) for axis, wrap in enumerate(wraps)),
+        tuple(measured(energy, axis, wrap, span) for axis, wrap in enumerate(wraps)),
     )
 
 
 def _axes(x: Tensor, axes: int | Sequence[int] | None) -> tuple[int, ...]:
-    owner = "receptive_field"
-    if axes is None:
-        if x.dim() < 4:
-            raise UsageError(
-                f"{owner}: axes must be given for an input of shape {tuple(x.shape)}. "
-                "Use axes=1 for (batch, steps, dim), axes=2 for (batch, channels, length)."
-            )
-        return tuple(range(2, x.dim()))
-    wanted = [axes] if isinstance(axes, int) else list(axes)
-    if not wanted or len({axis % x.dim() for axis in wanted}) < len(wanted):
-        raise UsageError(f"{owner}: axes must be one or more different axes, got {axes}.")
-    if any(not -x.dim() <= axis < x.dim() for axis in wanted):
-        raise UsageError(f"{owner}: axes must be in [0, {x.dim()}) for an input of shape {tuple(x.shape)}, got {axes}.")
-    return tuple(sorted(axis % x.dim() for axis in wanted))
+    if axes is not None:
+        return counted("axes", axes, x)
+    if x.dim() < 4:
+        raise UsageError(
+            f"receptive_field: axes must be given for an input of shape {tuple(x.shape)}. "
+            "Use axes=1 for (batch, steps, dim), axes=2 for (batch, channels, length)."
+        )
+    return tuple(range(2, x.dim()))
 
 
 def _precise(model: nn.Module, given: Batch, seed: int) -> tuple[Callable[[Batch], Any], Batch]:
@@ -183,122 +206,72 @@ def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-class _Look:
-    """One position of the output, seen from inputs that may differ."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        run: Callable[[Batch], Any],
-        given: Batch,
-        axes: tuple[int, ...],
-        position: int | Sequence[int] | None,
-    ) -> None:
-        self._model, self._run, self.given, self._axes = model, run, given, axes
-        with torch.no_grad():
-            y = self._forward(given)
-        has_positions = y.dim() == given.args[0].dim()
-        lengths = [y.shape[axis] for axis in axes] if has_positions else []
-        self.position = _position(lengths, position)
-        self._index: list[slice | int] = [slice(None)] * y.dim()
-        for axis, place in zip(axes, self.position, strict=False):
-            self._index[axis] = place
-
-    def _forward(self, batch: Batch) -> Tensor:
-        y = first_floating(self._run(batch))
-        if y is None or not bool(y.isfinite().all()):
-            what = "holds no tensor of floating point" if y is None else "is not finite"
-            raise MeasurementError(f"receptive_field: the output of {type(self._model).__name__} {what} at this batch.")
-        return y
-
-    def value(self, x: Tensor) -> Tensor:
-        """Return the output at the position."""
-        with torch.no_grad():
-            return self._forward(self._with(x))[tuple(self._index)]
-
-    def back(self, x: Tensor, draws: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return which positions have a gradient, and its square by position, for each cotangent."""
-        with tracked(self._model, self._with(x)) as (batch, first):
-            assert first is not None  # its type was asked before
-            y = self._forward(batch)
-            cotangents = torch.zeros(draws, *y.shape, dtype=y.dtype)
-            at = (slice(None), *self._index)
-            generator = torch.Generator().manual_seed(seed)
-            cotangents[at] = torch.randn(cotangents[at].shape, generator=generator, dtype=y.dtype)
-            found = pull_back("the receptive field", Value.of(first), Value.of(y), cotangents.to(y.device))
-        found = found.detach().double().movedim([axis + 1 for axis in self._axes], list(range(-len(self._axes), 0)))
-        found = found.reshape(draws, -1, *found.shape[-len(self._axes) :]).cpu()
-        if not bool(found.isfinite().all()):
-            raise MeasurementError("receptive_field: the gradient is not finite. Look for the block that makes it so.")
-        return (found != 0).any(1).any(0), found.square().sum(1)
-
-    def changed(self, x: Tensor, hidden: Tensor, times: float, seed: int) -> Tensor:
-        """Return `x` with noise of so many times its own size at some positions."""
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(x)
-        shape = [x.shape[axis] if axis in self._axes else 1 for axis in range(x.dim())]
-        size = x.std() if x.numel() > 1 and bool(x.std() > 0) else torch.ones_like(x.sum())
-        return torch.where(hidden.to(x.device).reshape(shape), x + times * size * noise, x)
-
-    def _with(self, x: Tensor) -> Batch:
-        return replace(self.given, args=(x, *self.given.args[1:]))
-
-
-def _position(lengths: Sequence[int], position: int | Sequence[int] | None) -> tuple[int, ...]:
-    owner = "receptive_field"
-    if position is None:
-        return tuple(length // 2 for length in lengths)
-    wanted = [position] if isinstance(position, int) else list(position)
-    if len(wanted) != len(lengths):
-        raise UsageError(f"{owner}: position must have one number for each of {len(lengths)} axes, got {position}.")
-    for place, length in zip(wanted, lengths, strict=True):
-        require_number(owner, "position", place, whole=True)
-        if not -length <= place < length:
+def _require_axes(look: FieldGradient, seed: int) -> None:
+    """Raise if the field stays as it is all along the output's axes of positions, and moves along another one."""
+    axes = look.output_axes
+    if not axes or max(look.lengths) == 1 or not torch.equal(*_ends(look, axes, seed)):
+        return
+    for axis in range(1, len(look.shape)):
+        if axis in axes or look.shape[axis] == 1:
+            continue
+        first, last = _ends(look, (axis,), seed)
+        if bool(first.any() & last.any()) and not torch.equal(first, last):
+            named = axes[0] if len(axes) == 1 else axes
             raise UsageError(
-                f"{owner}: position must be in the output, which is {length} long on this axis, got {place}."
+                f"receptive_field: the output must count positions on the axes that the input does, and all along "
+                f"{named} of an output of shape {look.shape} the same is seen, along {axis} not. "
+                f"Give output_axes={axis}, or output_axes={named} if that is right."
             )
-    return tuple(place % length for place, length in zip(wanted, lengths, strict=True))
 
 
-def _confirm(look: _Look, exact: Tensor, draws: int, seed: int) -> tuple[Tensor, bool]:
+def _ends(look: FieldGradient, axes: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """Return what the first and the last place along some axes of the output see."""
+    found = [look.at(axes, [0 if end == 0 else look.shape[axis] - 1 for axis in axes]) for end in (0, 1)]
+    first, last = (one.back(look.x, 2, seed) for one in found)
+    nothing = torch.zeros(())
+    return (nothing if first is None else first[0]), (nothing if last is None else last[0])
+
+
+def _confirm(look: FieldGradient, exact: Tensor, draws: int, seed: int) -> tuple[Tensor, bool, float]:
     """Change all that seems out of sight, and take the gradient where the output moves, until no size moves it."""
-    x, quiet = look.given.args[0], 0
-    before = look.value(x)
+    start = look.value(look.x)
+    assert start is not None  # it was finite
+    changes = [(size, sign) for size in SIZES for sign in (1, -1)]
+    quiet, largest = 0, 0.0
     for turn in range(ROUNDS):
         if bool(exact.all()):
-            return exact, True
-        other = look.changed(x, ~exact, SIZES[turn % len(SIZES)], seed + turn + 1)
-        if torch.equal(look.value(other), before):
-            quiet += 1
-            if quiet == len(SIZES):
-                return exact, True
-        else:
-            quiet, exact = 0, exact | look.back(other, draws, seed)[0]
-    return exact, False
+            return exact, True, math.inf
+        size, sign = changes[turn % len(changes)]
+        other = look.changed(look.x, ~exact, sign * size, seed + turn // 2 + 1)
+        after = look.value(other)
+        if after is not None and not torch.equal(after[0], start[0]):
+            found = look.back(other, draws, seed)
+            more = exact if found is None else exact | found[0]
+            if not torch.equal(more, exact) or float((after[0] - start[0]).abs().max()) > after[1]:
+                quiet, largest, exact = 0, 0.0, more
+                continue
+        quiet += 1
+        largest = max(largest, size if after is not None else 0.0)
+        if quiet == len(changes):
+            return exact, largest > 0, largest
+    return exact, False, largest
 
 
-def _bounds(exact: Tensor) -> list[tuple[int, int]]:
-    places = exact.nonzero()
-    return list(zip(places.amin(0).tolist(), places.amax(0).tolist(), strict=True))
-
-
-def _jackknife(energy: Tensor, axis: int, quantity: Callable[[Tensor], float]) -> Interval:
-    others = [other + 1 for other in range(energy.dim() - 1) if other != axis]
-    along = energy.sum(others) if others else energy
-    value = quantity(along.mean(0))
-    left_out = [quantity(torch.cat([along[:draw], along[draw + 1 :]]).mean(0)) for draw in range(len(along))]
-    low, high = jackknifed(value, left_out)
-    return Interval(value, max(low, 0.0), high)
-
-
-def _deviation(energy: Tensor) -> float:
-    share, place = energy / energy.sum(), torch.arange(len(energy), dtype=torch.float64)
-    mean = (share * place).sum()
-    return float((share * (place - mean).square()).sum().sqrt())
-
-
-def _span(energy: Tensor) -> float:
-    """Length of the shortest interval that holds 95 % of the energy."""
-    sums = torch.cat([torch.zeros(1, dtype=torch.float64), (energy / energy.sum()).cumsum(0)])
-    ends = torch.searchsorted(sums, sums + SHARE - 1e-12)
-    lengths = ends - torch.arange(len(sums))
-    return float(lengths[ends < len(sums)].min())
+def _wraps(model: nn.Module, look: FieldGradient, exact: Tensor, axis: int, seed: int) -> bool:
+    """Whether the field goes on from the last position of an axis to the first: moved half around, it is turned."""
+    seen = along(exact, axis)
+    if len(look.lengths) != exact.dim():
+        return False
+    if bool(seen.all()):  # nothing to be seen turning
+        return any(getattr(module, "padding_mode", "") == "circular" for module in model.modules())
+    if extent(seen, wraps=True) == extent(seen, wraps=False):
+        return False
+    common = math.gcd(len(seen), look.lengths[axis])
+    turns = common // 2
+    moved = list(look.position)
+    moved[axis] = (moved[axis] + turns * (look.lengths[axis] // common)) % look.lengths[axis]
+    there = look.at(look.output_axes, moved)
+    found = there.back(look.x, 2, seed)
+    if turns == 0 or found is None:
+        return False
+    return torch.equal(_confirm(there, found[0], 2, seed)[0], exact.roll(turns * (len(seen) // common), axis))

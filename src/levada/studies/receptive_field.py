@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from levada.blocks import CausalConvolution
 from levada.connections import Plain
-from levada.initialise import he
 from levada.networks import TemporalConvolutionalNetwork
 from levada.probe import receptive_field
-from levada.studies.receptive_field_claims import BAI, LUO, claims, figures
+from levada.studies.receptive_field_claims import BAI, LUO, claims
+from levada.studies.receptive_field_figures import figures
 from levada.study import Cell, Settings, Study
 from levada.study.data import mnist
 from levada.study.pressure import pig_cvp
+from levada.study.sequence_networks import LastStep, Recurrent, convolutions, one_for_each, thinned
 from levada.study.sequences import SYMBOLS, Draw, Replicas, accuracy, copy_memory, lagged_recall, train_sequences
 from levada.study.training import batches
 from levada.theory import depth_for_lag
@@ -83,45 +83,14 @@ def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
     return {"recall": _recall, "copy": _copy}.get(config["measures"], _classify)(config, seeds)
 
 
-def _networks(build: Callable[[], nn.Module], seeds: Sequence[int]) -> list[nn.Module]:
-    networks = []
-    for seed in seeds:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            networks.append(build())
-    return networks
-
-
-def _tcn(dilations: Sequence[int], dim: int, inputs: int, outputs: int, kernel_size: int, **options: Any) -> nn.Module:
-    """One causal convolution a layer, so that depth, kernel and field are those of the closed forms; He's weights."""
-    branch = functools.partial(CausalConvolution, activation=options.pop("activation", nn.ReLU))
-    return he(
-        TemporalConvolutionalNetwork(
-            dilations, dim, inputs=inputs, outputs=outputs, kernel_size=kernel_size, branch=branch, **options
-        )
-    )
-
-
-class _Recurrent(nn.Module):
-    """A recurrent module of torch as it is initialised, and a linear map."""
-
-    def __init__(self, kind: Callable[..., nn.Module], inputs: int, dim: int, outputs: int) -> None:
-        super().__init__()
-        self.recurrent = kind(inputs, dim, batch_first=True)
-        self.head = nn.Linear(dim, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.recurrent(x)[0])  # type: ignore[no-any-return]
-
-
 def _recall(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
     def draw(generator: torch.Generator, batch: int = config["batch_size"]) -> tuple[Tensor, Tensor]:
         return lagged_recall(batch, config["length"], config["lag"], generator)
 
     def build() -> nn.Module:
-        return _tcn(config["dilations"], config["dim"], SYMBOLS, SYMBOLS, config["kernel_size"])
+        return convolutions(config["dilations"], config["dim"], SYMBOLS, SYMBOLS, config["kernel_size"])
 
-    model = Replicas(_networks(build, seeds))
+    model = Replicas(one_for_each(seeds, build))
     losses = train_sequences(model, draw, steps=config["steps"], lr=config["lr"], seeds=seeds)
     return _tested(model, functools.partial(draw, batch=128), seeds, losses)
 
@@ -134,11 +103,11 @@ def _copy(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any
 
     def build() -> nn.Module:
         if kind is not None:
-            return _Recurrent(kind, features, config["dim"], features)
+            return Recurrent(kind, features, config["dim"], features)
         lag = config["delay"] + 10 if config["network"] == "TCN" else None  # a longer delay is refused, not failed
-        return _tcn(config["dilations"], config["dim"], features, features, 8, lag=lag)
+        return convolutions(config["dilations"], config["dim"], features, features, 8, lag=lag)
 
-    networks = _networks(build, seeds)
+    networks = one_for_each(seeds, build)
     size = sum(parameter.numel() for parameter in networks[0].parameters())
     field = networks[0].receptive_field() if isinstance(networks[0], TemporalConvolutionalNetwork) else None
     model = Replicas(networks, together=kind is None)
@@ -164,25 +133,15 @@ def _classify(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str,
             index = next(order[seed])[:, 0]
             return read(data.train_inputs[index]), data.train_targets[index, None]
 
-        model = Replicas(_networks(lambda: _Last(_tcn(config["dilations"], config["dim"], 1, classes, 7)), [seed]))
+        build = functools.partial(convolutions, config["dilations"], config["dim"], 1, classes, 7)
+        model = Replicas([LastStep(network) for network in one_for_each([seed], build)])
         losses = train_sequences(model, draw, steps=config["steps"], lr=config["lr"], seeds=[seed])
         right = asked = 0
         for inputs, targets in zip(*(torch.split(part, 250) for part in test), strict=True):
             part = accuracy(model, lambda _, i=inputs, t=targets: (read(i), t[:, None]), [0])  # type: ignore[misc]
             right, asked = right + part[0][0], asked + part[1][0]
-        found += [{"right": right, "asked": asked, "curve": _thinned(losses[:, 0])}]
+        found += [{"right": right, "asked": asked, "curve": thinned(losses[:, 0])}]
     return found
-
-
-class _Last(nn.Module):
-    """The answer after the last step alone."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)[:, -1:]  # type: ignore[no-any-return]
 
 
 def _digits(images: Tensor) -> Tensor:
@@ -197,23 +156,14 @@ def _tested(
     model: Replicas, draw: Draw, seeds: Sequence[int], losses: Tensor, last: int | None = None
 ) -> list[dict[str, Any]]:
     right, asked = accuracy(model, draw, [seed + APART for seed in seeds], last)
-    return [
-        {"right": r, "asked": a, "curve": _thinned(loss)} for r, a, loss in zip(right, asked, losses.T, strict=True)
-    ]
-
-
-def _thinned(loss: Tensor) -> dict[str, list[float]]:
-    window = -(-len(loss) // 30)
-    steps = [float(min(start + window, len(loss))) for start in range(0, len(loss), window)]
-    return {"steps": steps, "loss": [float(part.double().mean()) for part in torch.split(loss, window)]}
+    return [{"right": r, "asked": a, "curve": thinned(loss)} for r, a, loss in zip(right, asked, losses.T, strict=True)]
 
 
 def _measure_field(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The field of the last step, of a plain network of kernel 3 before training."""
     depth, activation = config["depth"], {"linear": nn.Identity, "ReLU": nn.ReLU}[config["activation"]]
-    (network,) = _networks(
-        lambda: _tcn([1] * depth, config["dim"], SYMBOLS, SYMBOLS, 3, activation=activation, connection=Plain), [seed]
-    )
+    build = functools.partial(convolutions, [1] * depth, config["dim"], SYMBOLS, SYMBOLS, 3)
+    (network,) = one_for_each([seed], functools.partial(build, activation=activation, connection=Plain))
     inputs, _ = lagged_recall(2, 2 * depth + 9, 0, torch.Generator().manual_seed(seed))
     found = receptive_field(network, inputs, axes=1, position=-1, seed=seed)
     return {
