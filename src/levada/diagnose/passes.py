@@ -85,9 +85,11 @@ class Run:
                     f"the inputs inferred for it ({batch.inferred})" if batch.inferred else f"inputs {batch.describe()}"
                 )
                 hint = " Two inputs and no targets are written ((a, b), None)." if len(batch.args) == 1 else ""
+                # A module of levada says what it wants itself; of others' errors the shape is the likeliest reason.
+                advice = f" Give a batch of the shape that it expects.{hint}"
                 raise UsageError(
                     f"check: the model must run on the batch; on {what} {type(self.model).__name__} raised "
-                    f"{raised(error)} Give a batch of the shape that it expects.{hint}"
+                    f"{raised(error)}{'' if isinstance(error, UsageError) else advice}"
                 ) from error
             if edited:
                 self.notes.append("The forward pass edits its inputs in place: it was given copies of the batch.")

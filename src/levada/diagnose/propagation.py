@@ -270,7 +270,7 @@ def _dropout(network: Network, operation: Operation, inputs: Inputs) -> Outcome:
 def _reshape(network: Network, operation: Operation, inputs: Inputs) -> Outcome:
     share = math.prod(operation.shape) / network.numel(operation.inputs[0])
     if len(inputs) != 1 or share > 1:
-        reason = f"no theory for {operation.name} that repeats its input"
+        reason = f"no theory for {operation.name} that makes its input larger"
         return reason, (reason,) * len(inputs)
     if share < 1 and operation.name not in ("chunk", "split", "tensor_split", "unbind"):
         reason = f"{operation.name} takes a part of its input, so the gradient is not the same everywhere"

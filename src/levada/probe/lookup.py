@@ -76,7 +76,8 @@ def lookup(weights: Tensor, places: Tensor) -> Lookup:
         weights `(batch, heads, queries, keys)`, places `(batch, queries)`.
 
     Raises:
-        UsageError: if the shapes do not belong together, nothing is asked, or a place is beyond the keys.
+        UsageError: if the shapes do not belong together, nothing is asked, a place is beyond the keys, or weights are
+            no shares.
 
     Example:
         >>> sharp, even = torch.eye(4), torch.full((4, 4), 0.25)
@@ -84,11 +85,21 @@ def lookup(weights: Tensor, places: Tensor) -> Lookup:
         >>> found.weight, [round(nats, 4) for nats in found.entropy], found.head
         ((0.25, 1.0), [1.3863, 0.0], 1)
     """
+    if not isinstance(weights, Tensor) or not isinstance(places, Tensor):
+        kinds = f"{type(weights).__name__} and {type(places).__name__}"
+        raise UsageError(
+            f"lookup: weights and places must be tensors, got {kinds}. attention_weights gives one by layer."
+        )
     if weights.dim() != 4 or places.shape != (weights.shape[0], weights.shape[2]):
         raise UsageError(
             "lookup: weights are (batch, heads, queries, keys) and places (batch, queries), got "
             f"{tuple(weights.shape)} and {tuple(places.shape)}."
         )
+    if places.is_floating_point() or int(places.min()) < -1:
+        got = places.dtype if places.is_floating_point() else f"a place of {int(places.min())}"
+        raise UsageError(f"lookup: places must be integers of at least 0, or -1 where nothing is asked, got {got}.")
+    if not bool(((weights >= 0) & (weights <= 1)).all()):
+        raise UsageError("lookup: weights must be shares between 0 and 1, as attention_weights gives them.")
     asked = places >= 0
     if not bool(asked.any()):
         raise UsageError("lookup: at least one query must have a place, and all are -1.")

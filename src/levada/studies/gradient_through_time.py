@@ -159,7 +159,7 @@ STUDY = Study(
               "order_length": 60, "task_steps": 1500, "pixel_steps": 0, "pressure_steps": 0,
               "task_lr": 3e-3, "task_cells": ("tanh", "leaky", "dilated", "LSTM, forget bias 1")},
     scales={"smoke": {"seeds": 2, "wide": 32, "steps": 10, "longest_lag": 10, "adding_length": 10,
-                      "order_length": 10, "task_steps": 4, "task_cells": ("tanh", "leaky")},
+                      "order_length": 10, "task_steps": 4, "task_cells": ("tanh", "LSTM, forget bias 1")},
             "full": {"seeds": 10, "steps": 2000, "dim": 64, "adding_length": 100, "order_length": 200,
                      "task_steps": 10_000, "pixel_steps": 10_000, "pressure_steps": 2000,
                      "task_cells": tuple(CELLS)}},

@@ -95,7 +95,11 @@ def _finding(trace: Trace, memory: Memory, curves: Sequence[MemoryCurve], early:
             "curves": curves_of(curve, memory.arrival[curve.module][-curve.steps :]),
             "tests": {"repaired_copy": _tested(memory)},
         },
-        consequence="What stands in the first half of a sequence has no part in what is learned.",
+        consequence=(
+            "What stands in the first half of a sequence has no part in what is learned."
+            if severity != "info"
+            else "What stands in the first half of a sequence is learned late or not at all, where it is needed."
+        ),
         falsify=(
             "Shuffle the first halves of the sequences between rows, and train: if the loss is as low, nothing in them "
             "was needed, and a longer memory would not help."
