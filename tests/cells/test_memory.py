@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from levada import Residual, check
-from levada.cells import GRU, LSTM, RNN, Dilated, Leaky, Recurrent, RecurrentHighway, ResidualInTime
+from levada.cells import GRU, LSTM, RNN, Dilated, Leaky, MinGRU, Recurrent, RecurrentHighway, ResidualInTime
 from levada.initialise import chrono, orthogonal_recurrence
 from levada.probe import gate_statistics, input_gradients, lyapunov_exponents, memory_curves, recurrences
 from levada.theory import gate_time_scale
@@ -156,6 +156,20 @@ def test_calls_that_hand_their_state_on_are_one_sequence():
     assert (one.steps, missing) == (12, {})
 
 
+@pytest.mark.parametrize(("alone", "steps"), [(5, 6), (9, 9)])
+def test_of_several_sequences_the_one_with_most_steps_counts(alone, steps):
+    net = Recurrent(lambda d: LSTM(d, 5), dim_in=3)
+
+    def run():
+        net(torch.randn(alone, 4, 3))
+        state = None
+        for piece in torch.randn(6, 4, 3).split(2):
+            _, state = net(piece, state)
+
+    (one,), _ = recurrences(net, run)
+    assert one.steps == steps
+
+
 class Loop(nn.Module):
     """What one writes without `Recurrent`."""
 
@@ -207,6 +221,49 @@ def test_chrono_gives_each_gated_cell_memories_up_to_the_horizon(cell):
     assert 1.9 < steps.min() < 3
     assert 95 < steps.max() < 102
     assert steps.mean() == pytest.approx(51, abs=4)
+
+
+@pytest.mark.parametrize(
+    "around", [lambda c: Dilated(c, 8), lambda c: Leaky(c, 0.3), lambda c: Leaky(Dilated(c, 8), 1)]
+)
+@pytest.mark.parametrize("kind", [LSTM, GRU, MinGRU])
+def test_chrono_counts_the_steps_of_the_sequence(kind, around):
+    inner = kind(2, 400)
+    cell = around(inner)
+    chrono(nn.Sequential(Recurrent([cell])), 101.0, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name, p in cell.named_parameters():
+            if "weight" in name:
+                p.zero_()
+        factor = cell.double().carry(
+            torch.zeros(1, len(inner.bias_ih)) + inner.bias_ih, cell.begin(1, dtype=torch.float64)
+        )
+    steps = 1 / (1 - factor[0])
+    skip = 1 / 0.3 if isinstance(cell, Leaky) and cell.rate < 1 else 2
+    assert skip - 1e-6 < steps.min() < skip + 1
+    assert 95 < steps.max() < 102
+    assert steps.mean() == pytest.approx(51, abs=4)
+
+
+def test_a_module_that_sets_its_gate_is_left_to_do_so():
+    class Outer(nn.Module):
+        dim = 5
+
+        def __init__(self, sets):
+            super().__init__()
+            self.inner, self.sets, self.asked = LSTM(2, 5), sets, 0
+
+        def carry_bias(self, logit):
+            self.asked += 1
+            assert logit.shape == (5,)
+            return self.sets
+
+    for sets in (True, False):
+        outer = Outer(sets)
+        before = outer.inner.bias_ih.clone()
+        chrono(nn.ModuleList([outer, outer]), 50.0)
+        assert torch.equal(outer.inner.bias_ih, before) == sets
+        assert outer.asked == 1
 
 
 def test_equal_seeds_give_torchs_modules_the_same_start():

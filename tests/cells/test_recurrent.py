@@ -337,7 +337,7 @@ def gru(d):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Recurrent(gru), "dim_in must be the width that the first cell reads, None, got None"),
+        (lambda: Recurrent(gru), "dim_in must be given to a function that makes cells, got None"),
         (lambda: Recurrent(gru, dim_in=0), "dim_in must be at least 1, got 0"),
         (lambda: Recurrent(gru, dim_in=3, depth=0), "depth must be at least 1, got 0"),
         (lambda: Recurrent(gru, dim_in=3, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),

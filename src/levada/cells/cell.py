@@ -15,13 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError, require_at_least, require_number
+from levada.initialise.recurrent import kind_of
 
-__all__ = ["Cell", "State", "detach", "transformed"]
+__all__ = ["Cell", "State", "detach", "require_finite", "traced", "transformed"]
 
 State: TypeAlias = tuple[Tensor, ...]
 
 _interpreter = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)  # private: without it, none is seen
+_mode = getattr(torch._C, "_get_dispatch_mode", lambda key: None)  # these are private, too
+_keys = getattr(torch._C, "_TorchDispatchModeKey", None)
+_TRACERS = [getattr(_keys, name) for name in ("FAKE", "PROXY") if hasattr(_keys, name)]
 
 
 class Cell(nn.Module, ABC):
@@ -115,10 +119,15 @@ class Cell(nn.Module, ABC):
             state: from the step before; zeros if left out.
 
         Raises:
-            UsageError: if the input or the state does not fit, or, on a CPU, a parameter is not finite and h neither.
+            UsageError: if the input or the state does not fit, or they and the parameters differ in dtype; or, on a
+                CPU, if a parameter is not finite and h neither.
         """
-        state = self._fitting(x, state, 2, "(batch, dim_in)")
-        state = self.step(self.project(x), state)
+        given = self._fitting(x, state, 2, "(batch, dim_in)")
+        try:
+            state = self.step(self.project(x), given)
+        except RuntimeError as error:
+            self._require_one_dtype(x, given, error)
+            raise
         if _looked_at(x) and not math.isfinite(state[0].detach().sum()):
             self._require_finite()
         return state
@@ -134,16 +143,21 @@ class Cell(nn.Module, ABC):
             Each h, `(steps, batch, dim)`, and the last state.
 
         Raises:
-            UsageError: if the input has no step or does not fit, or the state does not, or, on a CPU, a parameter is
-                not finite. (On other devices nobody waits to look.)
+            UsageError: if the input has no step or does not fit, or the state does not, or they and the parameters
+                differ in dtype; or, on a CPU, if a parameter is not finite. (On other devices nobody waits to look, and
+                in a trace nobody can.)
         """
         state = self._fitting(x, state, 3, "(steps, batch, dim_in)")
         if not x.shape[0]:
-            raise UsageError(f"{type(self).__name__}: a sequence must have a step or more, got {tuple(x.shape)}.")
+            raise UsageError(f"{kind_of(self)}: a sequence must have a step or more, got {tuple(x.shape)}.")
         if _looked_at(x):
             self._require_finite()
-        with self._weights_held():
-            return self.unroll(x, state)
+        try:
+            with self._weights_held():
+                return self.unroll(x, state)
+        except RuntimeError as error:
+            self._require_one_dtype(x, state, error)
+            raise
 
     def extra_repr(self) -> str:
         """Say the widths."""
@@ -151,7 +165,7 @@ class Cell(nn.Module, ABC):
 
     def _fitting(self, x: Tensor, state: State | None, ndim: int, shape: str) -> State:
         """Return the state to begin with, if it and the input fit."""
-        name = type(self).__name__
+        name = kind_of(self)
         if not x.is_floating_point():
             raise UsageError(f"{name}: the input must be of floating point, got {x.dtype}. Embed or convert it first.")
         if x.ndim != ndim or x.shape[-1] != self.dim_in:
@@ -170,13 +184,23 @@ class Cell(nn.Module, ABC):
             raise UsageError(f"{name}: a state must hold tensors of shapes {expected}, got {got}. See begin.")
         return tuple(state)
 
+    def _require_one_dtype(self, x: Tensor, state: State, cause: RuntimeError) -> None:
+        """Say what was the matter after something has failed: a cell of one's own may well mix dtypes."""
+        kinds = [(x.dtype,), *(tuple(dict.fromkeys(t.dtype for t in of)) for of in (state, self.parameters()))]
+        if len({dtype for kind in kinds for dtype in kind}) > 1:
+            told = [" and ".join(map(str, kind)) or "none" for kind in kinds]
+            raise UsageError(
+                f"{kind_of(self)}: the input, the state and the parameters must be of one dtype, got {told[0]}, "
+                f"{told[1]} and {told[2]}. Convert what differs by .to(dtype)."
+            ) from cause
+
     def _require_finite(self) -> None:
         for name, value in self.named_parameters():
             # A sum that overflows is looked at again.
             if not math.isfinite(value.detach().sum()) and not bool(value.isfinite().all()):
                 bad = int((~value.isfinite()).sum())
                 raise UsageError(
-                    f"{type(self).__name__}: parameters must be finite, got {bad} of {value.numel()} numbers in {name} "
+                    f"{kind_of(self)}: parameters must be finite, got {bad} of {value.numel()} numbers in {name} "
                     "that are not. Load or draw them again, and lower the learning rate."
                 )
 
@@ -193,9 +217,23 @@ def transformed() -> bool:
     return _interpreter() is not None
 
 
+def traced(x: Tensor) -> bool:
+    """Whether values are unknown: while compiling, inside of `torch.func` and `make_fx`, and of fake tensors."""
+    if torch.compiler.is_compiling() or transformed():
+        return True
+    return type(x) not in (Tensor, nn.Parameter) or any(_mode(key) is not None for key in _TRACERS)
+
+
+def require_finite(owner: str, name: str, value: Any) -> None:
+    """Raise unless `value` is a finite number."""
+    require_number(owner, name, value)
+    if not math.isfinite(value):
+        raise UsageError(f"{owner}: {name} must be finite, got {value}.")
+
+
 def _looked_at(x: Tensor) -> bool:
     """Whether values may be looked at: not where one would wait for a device, nor in a trace."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+    return x.device.type == "cpu" and not traced(x)
 
 
 def detach(states: Sequence[Any]) -> Any:
@@ -204,9 +242,17 @@ def detach(states: Sequence[Any]) -> Any:
     Args:
         states: a state, or any nest of them in tuples and lists, such as `Recurrent` returns.
 
+    Raises:
+        UsageError: if it is none.
+
     Example:
         >>> state = (torch.ones(1, 2, requires_grad=True) * 2,)
         >>> detach(state)[0].requires_grad
         False
     """
+    if not isinstance(states, tuple | list):
+        raise UsageError(
+            f"detach: states must be tensors in tuples or lists, got {type(states).__name__}. Hand on what a cell or "
+            "Recurrent returned."
+        )
     return tuple(s.detach() if isinstance(s, Tensor) else detach(s) for s in states)

@@ -7,12 +7,19 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import require_number
+from levada._errors import UsageError
 from levada.cells.affine import AffineCell
-from levada.cells.cell import State
+from levada.cells.cell import State, require_finite
 from levada.initialise import chrono as set_chrono
 
 __all__ = ["GRU", "LSTM"]
+
+
+class _Default(float):
+    """A number that was not given."""
+
+
+_ONE = _Default(1.0)
 
 
 @final
@@ -43,7 +50,7 @@ class LSTM(AffineCell):
         `4 dim (dim_in + dim + 2)` parameters. Sequences run in the kernel of `torch.nn.LSTM`.
 
     Raises:
-        UsageError: if both starts are given, or one and no bias.
+        UsageError: if both starts are given, or one and no bias; if one is no finite number, or `chrono` not above 2.
 
     Example:
         >>> cell = LSTM(3, 5, forget_bias=3.0)
@@ -64,16 +71,24 @@ class LSTM(AffineCell):
         dim: int,
         *,
         bias: bool = True,
-        forget_bias: float | None = 1.0,
+        forget_bias: float | None = _ONE,
         chrono: float | None = None,
     ) -> None:
         super().__init__(dim_in, dim, bias)
+        given = forget_bias is not None and not isinstance(forget_bias, _Default)
+        if given:
+            self.require_bias("forget_bias")
+            require_finite("LSTM", "forget_bias", forget_bias)
         if chrono is not None:
+            if given:
+                raise UsageError(
+                    "LSTM: forget_bias and chrono are two starts of the same biases, got "
+                    f"forget_bias={forget_bias} and chrono={chrono}. Leave one of them out."
+                )
             self.require_bias("chrono")
             set_chrono(self, chrono)
-        elif forget_bias is not None and bias:
-            require_number("LSTM", "forget_bias", forget_bias)
-            self.set_biases({1: forget_bias})
+        elif forget_bias is not None:
+            self.set_biases({1: float(forget_bias)})
 
     @property
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -125,7 +140,7 @@ class GRU(AffineCell):
         `3 dim (dim_in + dim + 2)` parameters. Sequences run in the kernel of `torch.nn.GRU`.
 
     Raises:
-        UsageError: if `chrono` is given and there is no bias.
+        UsageError: if `chrono` is given and there is no bias, or it is not above 2 or not finite.
 
     Example:
         >>> cell = GRU(3, 5, chrono=100.0)

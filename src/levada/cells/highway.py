@@ -9,8 +9,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import require_at_least, require_number
-from levada.cells.cell import Cell, State
+from levada._errors import require_at_least
+from levada.cells.cell import Cell, State, require_finite
 
 __all__ = ["RecurrentHighway"]
 
@@ -38,7 +38,7 @@ class RecurrentHighway(Cell):
         `2 dim (dim_in + depth (dim + 1))` parameters.
 
     Raises:
-        UsageError: if the depth is below 1.
+        UsageError: if the depth is below 1, or the bias no finite number.
 
     Example:
         >>> cell = RecurrentHighway(3, 5, depth=4, transform_bias=-100.0)
@@ -54,7 +54,7 @@ class RecurrentHighway(Cell):
     def __init__(self, dim_in: int, dim: int, *, depth: int = 3, transform_bias: float = -2.0) -> None:
         super().__init__(dim_in, dim)
         require_at_least("RecurrentHighway", "depth", depth, 1)
-        require_number("RecurrentHighway", "transform_bias", transform_bias)
+        require_finite("RecurrentHighway", "transform_bias", transform_bias)
         self.depth = depth
         bound = 1 / math.sqrt(dim)
         self.weight_ih = nn.Parameter(torch.empty(2 * dim, dim_in).uniform_(-bound, bound))

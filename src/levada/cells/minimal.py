@@ -111,7 +111,7 @@ class MinGRU(_ScannedCell):
         `2 dim (dim_in + 1)` parameters.
 
     Raises:
-        UsageError: if a width is below 1, or `chrono` not above 2.
+        UsageError: if a width is below 1, or `chrono` not above 2 or not finite.
 
     Example:
         >>> cell = MinGRU(3, 5, chrono=100.0)
@@ -160,7 +160,7 @@ class MinLSTM(_ScannedCell):
         `3 dim (dim_in + 1)` parameters.
 
     Raises:
-        UsageError: if a width is below 1, or `chrono` not above 2.
+        UsageError: if a width is below 1, or `chrono` not above 2 or not finite.
 
     Example:
         >>> cell = MinLSTM(3, 5, positive=True)

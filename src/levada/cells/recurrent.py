@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from levada._errors import UsageError, require_at_least, require_number
-from levada.cells.cell import Cell, State
+from levada.cells.cell import Cell, State, traced
 from levada.cells.sweep import Lengths, Sweep
 from levada.cells.torch_modules import cells_of, module_of
 from levada.connection import Connection
+from levada.initialise.recurrent import kind_of
 from levada.stack import Stack
 
 __all__ = ["Recurrent"]
@@ -44,7 +46,7 @@ class Recurrent(nn.Module):
 
     Cost:
         One pass of each cell. Rows of several lengths run in as many pieces as there are lengths; no step is computed
-        that a row does not have.
+        that a row does not have, unless lengths are a tensor in a trace.
 
     Raises:
         UsageError: if an argument contradicts another, or cells do not fit together.
@@ -82,7 +84,10 @@ class Recurrent(nn.Module):
             raise UsageError(f"Recurrent: {', '.join(options)} are options of a connection, and connection is None.")
         self.directions = 2 if bidirectional else 1
         self.batch_first, self.dropout, self.truncate = batch_first, float(dropout), truncate
-        given = None if callable(cell) else _grouped(cell, self.directions, depth)
+        # A module can be called, too, but makes no cell.
+        given: list[list[Cell]] | None = None
+        if isinstance(cell, nn.Module) or not callable(cell):
+            given = _grouped(cell, self.directions, depth)
 
         def sweep(layer: int, width: int) -> Sweep:
             cells = [_made(cell, width) for _ in range(self.directions)] if given is None else given[layer]
@@ -91,10 +96,7 @@ class Recurrent(nn.Module):
 
         num = len(given) if given is not None else 1 if depth is None else depth
         require_at_least("Recurrent", "depth", num, 1)
-        width = dim_in if given is None else given[0][0].dim_in
-        if width is None or (dim_in is not None and dim_in != width):
-            raise UsageError(f"Recurrent: dim_in must be the width that the first cell reads, {width}, got {dim_in}.")
-        require_at_least("Recurrent", "dim_in", width, 1)
+        width = _width_read(dim_in, given)
         self.dim_in = width
         if connection is None:
             sweeps: list[nn.Module] = []
@@ -148,14 +150,16 @@ class Recurrent(nn.Module):
         Args:
             x: the sequence, or a packed one.
             states: before the first step, as they were returned; zeros if left out.
-            lengths: number of steps of each row. What stands behind has no effect, and its output is zero.
+            lengths: number of steps of each row. What stands behind has no effect, and its output is zero. Of a tensor
+                whose values cannot be seen, as while compiling, those out of range are moved into it, and every row
+                takes every step; a list is a part of what is compiled.
 
         Returns:
             Outputs, packed as `x` was, and the state of each cell after its last step: of one that goes backward, after
             the first element.
 
         Raises:
-            UsageError: if the sequence has no step, or lengths or states do not fit.
+            UsageError: if the sequence has no step, or lengths, states or dtypes do not fit.
         """
         if isinstance(x, PackedSequence):
             return self._packed(x, states, lengths)
@@ -222,7 +226,8 @@ class Recurrent(nn.Module):
             module: any number of layers, both directions; no projections.
 
         Raises:
-            UsageError: if it is another module, or has projections.
+            UsageError: if it is another module, has projections or a forward of its own, or computes a weight from
+                other parameters.
 
         Example:
             >>> lstm, x = nn.LSTM(3, 5, num_layers=2, bidirectional=True), torch.randn(7, 2, 3)
@@ -237,7 +242,8 @@ class Recurrent(nn.Module):
         """Return the `nn.LSTM`, `nn.GRU` or `nn.RNN` with these weights, copied.
 
         Raises:
-            UsageError: if the cells are not those of one such module, or there is a connection or a truncation.
+            UsageError: if the cells are not those of one such module, one computes a weight from other parameters, or
+                there is a connection or a truncation.
         """
         if isinstance(self.layers, Stack) or self.truncate is not None:
             raise UsageError("Recurrent: to_torch needs layers without a connection and without truncate.")
@@ -250,12 +256,22 @@ class Recurrent(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in told.items() if value)
 
 
-def _grouped(cells: Iterable[Cell], directions: int, depth: int | None) -> list[list[Cell]]:
+def _grouped(cells: Any, directions: int, depth: int | None) -> list[list[Cell]]:
     """Return the cells of each layer."""
+    if isinstance(cells, nn.Module) and not isinstance(cells, nn.ModuleList | nn.Sequential):
+        if isinstance(cells, nn.RNNBase):
+            hint = "Call Recurrent.from_torch with it"
+        else:
+            hint = "Put it in a list" if isinstance(cells, Cell) else "See levada.cells.Cell"
+        raise UsageError(
+            "Recurrent: cell must be a function from a width to a Cell, or cells in a list, got "
+            f"{kind_of(cells)}. {hint}."
+        )
     found = list(cells) if isinstance(cells, Iterable) else []
     if not found or not all(isinstance(cell, Cell) for cell in found):
         raise UsageError(
-            f"Recurrent: cell must be a function from a width to a Cell, or cells in a list, got {cells!r}."
+            "Recurrent: cell must be a function from a width to a Cell, or cells in a list, got "
+            f"{[type(cell).__name__ for cell in found] or repr(cells)}."
         )
     if len(set(map(id, found))) < len(found):
         raise UsageError("Recurrent: each layer and direction must have a cell of its own, and one is there twice.")
@@ -267,7 +283,30 @@ def _grouped(cells: Iterable[Cell], directions: int, depth: int | None) -> list[
     return [found[i : i + directions] for i in range(0, len(found), directions)]
 
 
+def _width_read(dim_in: int | None, given: list[list[Cell]] | None) -> int:
+    """Return the width of the input."""
+    width = dim_in if given is None else given[0][0].dim_in
+    if width is None:
+        raise UsageError("Recurrent: dim_in must be given to a function that makes cells, got None. Say what is read.")
+    if dim_in not in (None, width):
+        raise UsageError(
+            f"Recurrent: dim_in must be the width that the first cell reads, {width}, got {dim_in}. Leave it out."
+        )
+    require_at_least("Recurrent", "dim_in", width, 1)
+    return width
+
+
 def _made(cell: Any, width: int) -> Cell:
+    try:
+        inspect.signature(cell).bind(width)
+    except TypeError as error:
+        name = getattr(cell, "__name__", type(cell).__name__)
+        raise UsageError(
+            f"Recurrent: cell must make a Cell from a width alone, got {name}: {error}. Wrap it: lambda dim_in: "
+            f"{name}(dim_in, 64)."
+        ) from None
+    except ValueError:
+        pass  # it has no signature to look at
     made = cell(width)
     if not isinstance(made, Cell):
         raise UsageError(f"Recurrent: cell must make a Cell, got {type(made).__name__}.")
@@ -281,12 +320,17 @@ def _require_fit(cells: Sequence[Cell], width: int, layer: int) -> None:
 
 
 def _lengths(lengths: Tensor | Sequence[int], steps: int, batch: int, device: torch.device) -> Lengths:
-    values = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
-    whole = isinstance(values, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in values)
+    rule = f"Recurrent: lengths must be {batch} integers from 1 to {steps}, one for each row"
+    if isinstance(lengths, Tensor) and traced(lengths):
+        if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise UsageError(f"{rule}, got {tuple(lengths.shape)} of {lengths.dtype}.")
+        return Lengths.unseen(lengths, steps, device)
+    given: Any = lengths.tolist() if hasattr(lengths, "tolist") else lengths
+    values: list[Any] = list(given) if isinstance(given, Iterable) else []
+    values = [n if isinstance(n, int) or not hasattr(n, "__index__") else n.__index__() for n in values]
+    whole = isinstance(given, Iterable) and all(isinstance(n, int) and not isinstance(n, bool) for n in values)
     if not whole or len(values) != batch or not all(1 <= n <= steps for n in values):
-        raise UsageError(
-            f"Recurrent: lengths must be {batch} integers from 1 to {steps}, one for each row, got {values}."
-        )
+        raise UsageError(f"{rule}, got {values if isinstance(given, Iterable) else given}.")
     return Lengths.of(values, device)
 
 

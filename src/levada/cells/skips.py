@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least, require_number
-from levada.cells.cell import Cell, State
+from levada.cells.cell import Cell, State, require_finite
 
 __all__ = ["Dilated", "Leaky", "ResidualInTime"]
+
+_LEAST = 1e-3  # the least that a gate is set to carry: one that is shut has no gradient
 
 
 @final
@@ -74,19 +76,19 @@ class Dilated(Cell):
 
     def unroll(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run steps that are `dilation` apart as rows of their own, side by side."""
-        d, (steps, batch) = self.dilation, x.shape[:2]
+        d, (steps, batch, width) = self.dilation, x.shape
         newest, older = self._parted(state)
         queue = [torch.cat([o, n[:, None]], 1) for o, n in zip(older, newest, strict=True)] if older else None
         rows = newest if queue is None else tuple(q.transpose(0, 1).flatten(0, 1) for q in queue)  # the oldest first
         whole = steps - steps % d
         outputs = []
         if whole:
-            out, rows = self.cell.unroll(x[:whole].reshape(whole // d, d * batch, -1), rows)
-            outputs.append(out.reshape(whole, batch, -1))
+            out, rows = self.cell.unroll(x[:whole].reshape(whole // d, d * batch, width), rows)
+            outputs.append(out.reshape(whole, batch, self.dim))
         if whole < steps:
             rest = (steps - whole) * batch
-            out, last = self.cell.unroll(x[whole:].reshape(1, rest, -1), tuple(s[:rest] for s in rows))
-            outputs.append(out.reshape(steps - whole, batch, -1))
+            out, last = self.cell.unroll(x[whole:].reshape(1, rest, width), tuple(s[:rest] for s in rows))
+            outputs.append(out.reshape(steps - whole, batch, self.dim))
             rows = tuple(torch.cat([s[rest:], n]) for s, n in zip(rows, last, strict=True))
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         if queue is None:
@@ -99,6 +101,11 @@ class Dilated(Cell):
         newest, older = self._parted(state)
         factor = self.cell.carry(projected, tuple(s[:, 0] for s in older) if older else newest)
         return None if factor is None else factor ** (1 / self.dilation)
+
+    def carry_bias(self, logit: Tensor) -> bool:
+        """Set the cell's, which takes a step where these are `dilation`: to that power."""
+        kept = self.dilation * nn.functional.logsigmoid(logit)  # ln of what the cell carries
+        return self.cell.carry_bias(kept - (-torch.expm1(kept)).log())
 
     def extra_repr(self) -> str:
         """Say the dilation."""
@@ -168,6 +175,13 @@ class Leaky(Cell):
         """Return the factor of the skip and the cell together."""
         return _together(self.cell, self.cell.carry(projected, state), 1 - self.rate, self.rate)
 
+    def carry_bias(self, logit: Tensor) -> bool:
+        """Set the cell's so that it and the skip carry that much; a factor below the skip's own cannot be."""
+        if len(self.cell.state_shapes) > 1:  # a memory beside h: the skip does not go around it
+            return self.cell.carry_bias(logit)
+        lost = (-logit).sigmoid() / self.rate  # what the cell lets go
+        return self.cell.carry_bias(-lost.clamp_max(1 - _LEAST).logit())
+
     def extra_repr(self) -> str:
         """Say the rate."""
         return f"rate={self.rate}"
@@ -191,7 +205,7 @@ class ResidualInTime(Cell):
         The cell's, step by step.
 
     Raises:
-        UsageError: if the scale is no number.
+        UsageError: if the scale is no finite number.
 
     Example:
         >>> from levada.cells import RNN
@@ -207,7 +221,7 @@ class ResidualInTime(Cell):
     def __init__(self, cell: Cell, scale: float = 1.0) -> None:
         _require_cell("ResidualInTime", cell)
         super().__init__(cell.dim_in, cell.dim)
-        require_number("ResidualInTime", "scale", scale)
+        require_finite("ResidualInTime", "scale", scale)
         self.cell = cell
         self.scale = scale
         self.gate = _effective(cell)

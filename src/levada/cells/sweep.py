@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from levada.cells.cell import Cell, State, detach
-from levada.probe.recurrence import Recurrence
+from levada.probe.recurrence import Recurrence, longest_chain
 
 __all__ = ["Lengths", "Sweep"]
 
@@ -23,13 +23,13 @@ class Lengths:
     """Lengths of a batch's rows, the longest first.
 
     Attributes:
-        values: the lengths.
+        values: the lengths; None where nobody may look at them, and rows are in the order that they came in.
         order: which row comes where.
         back: its inverse.
         steps: `values` as a tensor on the batch's device.
     """
 
-    values: tuple[int, ...]
+    values: tuple[int, ...] | None
     order: Tensor
     back: Tensor
     steps: Tensor
@@ -39,8 +39,14 @@ class Lengths:
         """Sort lengths."""
         order = sorted(range(len(values)), key=lambda i: -values[i])
         ordered = tuple(values[i] for i in order)
-        index = torch.tensor(order, device=device)
-        return cls(ordered, index, index.argsort(), torch.tensor(ordered, device=device))
+        index = torch.tensor(order, dtype=torch.long, device=device)
+        return cls(ordered, index, index.argsort(), torch.tensor(ordered, dtype=torch.long, device=device))
+
+    @classmethod
+    def unseen(cls, values: Tensor, steps: int, device: torch.device) -> Lengths:
+        """Take lengths as they come, each at least 1 and at most `steps`."""
+        index = torch.arange(len(values), device=device)
+        return cls(None, index, index, values.to(device).clamp(1, steps))
 
     def padding(self, steps: int) -> Tensor:
         """Return where a row is over, `(steps, batch, 1)`."""
@@ -103,11 +109,15 @@ class Sweep(nn.Module):
     def _run(self, cell: Cell, x: Tensor, state: State | None, lengths: Lengths | None) -> tuple[Tensor, State]:
         """Run a cell piece by piece: within one, the same rows go on and no gradient is cut."""
         steps, batch = x.shape[:2]
-        if lengths is None and self.truncate is None:
+        if not batch or (lengths is None and self.truncate is None):
             return cell.run(x, state)
         outputs, over, start = [], [], 0
         state = cell.begin(batch, device=x.device, dtype=x.dtype) if state is None else state
-        for stop, rows in _pieces((steps,) * batch if lengths is None else lengths.values, self.truncate):
+        values = (steps,) * batch if lengths is None else lengths.values
+        if values is None:
+            assert lengths is not None
+            return self._held(cell, x, state, lengths.steps)
+        for stop, rows in _pieces(values, self.truncate):
             if rows < len(state[0]):
                 over.append(tuple(s[rows:] for s in state))
                 state = tuple(s[:rows] for s in state)
@@ -118,6 +128,17 @@ class Sweep(nn.Module):
             start = stop
         y = nn.functional.pad(torch.cat(outputs), (0, 0, 0, 0, 0, steps - start))
         return y, tuple(torch.cat(parts) for parts in zip(state, *reversed(over), strict=True))
+
+    def _held(self, cell: Cell, x: Tensor, state: State, stops: Tensor) -> tuple[Tensor, State]:
+        """Run all steps of all rows, each of which holds its state from its stop on, whatever that is."""
+        outputs = []
+        for t in range(len(x)):
+            cut = self.truncate is not None and t and not t % self.truncate
+            _, after = cell.run(x[t : t + 1], detach(state) if cut else state)
+            on, pairs = t < stops, zip(after, state, strict=True)
+            state = tuple(torch.where(on.view(-1, *(1,) * (new.ndim - 1)), new, old) for new, old in pairs)
+            outputs.append(state[0])
+        return torch.stack(outputs), state
 
     def recurrences_of_calls(
         self, name: str, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any], Any]], rows: int
@@ -133,7 +154,9 @@ class Sweep(nn.Module):
             rows: of the batch, at most.
         """
         bound = [(self._bound(*args, **kwargs), output) for args, kwargs, output in calls]
-        x, states, lengths, y = _longest_chain(bound)
+        chain = longest_chain(bound, _goes_on, lambda call: len(call[0][0]))
+        _, states, lengths = chain[0][0]
+        x, y = torch.cat([call[0][0] for call in chain]), torch.cat([call[1][0] for call in chain])
         own = self._own(states)
         place = [name] if len(self.cells) == 1 else [f"{name}[forward]", f"{name}[backward]"]
         found = []
@@ -154,25 +177,17 @@ class Sweep(nn.Module):
         return x, states, lengths
 
 
-_Bound = tuple[Tensor, tuple[State, ...] | None, Lengths | None]
+_Called = tuple[tuple[Tensor, tuple[State, ...] | None, Lengths | None], tuple[Tensor, tuple[State, ...]]]
 
 
-def _longest_chain(
-    calls: Sequence[tuple[_Bound, tuple[Tensor, tuple[State, ...]]]],
-) -> tuple[Tensor, tuple[State, ...] | None, Lengths | None, Tensor]:
-    """Return the inputs, the first states, the lengths and the outputs of the longest sequence that goes on."""
-    chains: list[list[int]] = []
-    for i, ((_, states, lengths), _) in enumerate(calls):
-        given = [] if states is None or lengths is not None else [s for state in states for s in state]
-        before = [s for state in calls[i - 1][1][1] for s in state] if i else []
-        goes_on = bool(given) and bool(before) and all(any(g is b for g in given) for b in before)
-        if goes_on and calls[i - 1][0][2] is None:
-            chains[-1].append(i)
-        else:
-            chains.append([i])
-    best = max(chains, key=lambda chain: sum(len(calls[i][0][0]) for i in chain))
-    _, states, lengths = calls[best[0]][0]
-    return torch.cat([calls[i][0][0] for i in best]), states, lengths, torch.cat([calls[i][1][0] for i in best])
+def _goes_on(before: _Called, after: _Called) -> bool:
+    """Whether a call was given the very states that the one before returned; rows that end do not go on."""
+    (_, _, lengths), (_, last) = before
+    (_, states, others), _ = after
+    if states is None or lengths is not None or others is not None:
+        return False
+    given = [s for state in states for s in state]
+    return all(any(g is s for g in given) for state in last for s in state)
 
 
 @final

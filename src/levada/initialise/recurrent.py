@@ -1,21 +1,24 @@
 """Initialisations of what carries a memory through time: gates' biases, and the recurrent weights.
 
 A module of one's own takes part by methods: `carry_bias(logit) -> bool` sets the biases of the gate that keeps, and
-says whether there is one; `recurrent_weights()` returns the square matrices from one state to the next, to be set.
+says whether there is one, in which case what is inside of the module is left to it; `recurrent_weights()` returns the
+square matrices from one state to the next, to be set.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.utils import parametrize
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_number
 from levada.initialise._weights import orthogonal_matrix
 
-__all__ = ["chrono", "orthogonal_recurrence"]
+__all__ = ["chrono", "kind_of", "orthogonal_recurrence"]
 
 _GATED = nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell
 _ALL = nn.RNNBase | nn.RNNCellBase
@@ -29,6 +32,9 @@ def chrono(module: nn.Module, horizon: float, *, generator: Generator | None = N
     growing over that time. Of a GRU the update gate gets $b_f$: torch's keeps $z$ of the old state and takes
     $1 - z$ of the new. The second bias of these gates, which torch adds, becomes zero.
 
+    A skip in time counts: of a `Dilated` cell the steps are those of the sequence, and a `Leaky` one remembers at least
+    as long as its skip. `ResidualInTime` keeps all; its cell is set as if alone.
+
     Args:
         module: changed in place: every LSTM, GRU, LSTMCell and GRUCell that has biases, and every gated cell of
             `levada.cells`.
@@ -39,7 +45,7 @@ def chrono(module: nn.Module, horizon: float, *, generator: Generator | None = N
         The module.
 
     Raises:
-        UsageError: if the horizon is not above 2, or there is nothing to set.
+        UsageError: if the horizon is no finite number above 2, or there is nothing to set.
 
     Example:
         >>> cell = chrono(nn.LSTMCell(2, 1000), 101.0, generator=torch.Generator().manual_seed(0))
@@ -49,16 +55,17 @@ def chrono(module: nn.Module, horizon: float, *, generator: Generator | None = N
 
     Source: Tallec and Ollivier 2018, arXiv 1804.11188.
     """
-    if not horizon > 2:
-        raise UsageError(f"chrono: horizon must be above 2 steps, got {horizon}.")
+    require_number("chrono", "horizon", horizon)
+    if not 2 < horizon < math.inf:
+        raise UsageError(f"chrono: horizon must be {'finite' if horizon > 2 else 'above 2 steps'}, got {horizon}.")
 
     def drawn(like: Tensor) -> Tensor:
         return torch.empty_like(like).uniform_(1.0, horizon - 1.0, generator=generator).log()
 
-    found = [m for m in module.modules() if isinstance(m, _GATED) and m.bias]
-    set_here = [_carries(m, drawn) for m in module.modules()]
-    if not found and not any(set_here):
-        raise UsageError(f"chrono: {type(module).__name__} must hold an LSTM or GRU with biases, and has none.")
+    rest, set_here = _set_by_themselves(module, drawn)
+    found = [m for m in rest if isinstance(m, _GATED) and m.bias]
+    if not found and not set_here:
+        raise UsageError(f"chrono: {kind_of(module)} must hold an LSTM or GRU with biases, and has none.")
     for one in found:
         size = one.hidden_size
         for name, bias in one.named_parameters():
@@ -88,7 +95,8 @@ def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Ge
         The module.
 
     Raises:
-        UsageError: if there is nothing to set.
+        UsageError: if the gain is no finite number, or there is nothing to set: weights that are computed from other
+            parameters, as of a constrained RNN, are left alone.
 
     Example:
         >>> rnn = orthogonal_recurrence(nn.RNN(2, 5))
@@ -97,10 +105,19 @@ def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Ge
 
     Source: Saxe, McClelland and Ganguli 2014, arXiv 1312.6120; Le, Jaitly and Hinton 2015, arXiv 1504.00941 (identity).
     """
-    found = [m for m in module.modules() if isinstance(m, _ALL)]
+    require_number("orthogonal_recurrence", "gain", gain)
+    if not math.isfinite(gain):
+        raise UsageError(f"orthogonal_recurrence: gain must be finite, got {gain}.")
+    found = [m for m in module.modules() if isinstance(m, _ALL) and not _computed(m)]
     set_here = [_redrawn(m, gain, generator) for m in module.modules()]
     if not found and not any(set_here):
-        raise UsageError(f"orthogonal_recurrence: {type(module).__name__} must hold a recurrent module, and has none.")
+        held = [name for m in module.modules() for name in _computed(m)]
+        if held:
+            raise UsageError(
+                f"orthogonal_recurrence: recurrent weights must be parameters, got {kind_of(module)} whose {held[0]} "
+                "is computed from others. A constrained RNN is orthogonal as it is; take other parametrizations off."
+            )
+        raise UsageError(f"orthogonal_recurrence: {kind_of(module)} must hold a recurrent module, and has none.")
     for one in found:
         plain = isinstance(one, nn.RNN | nn.RNNCell)
         for name, value in one.named_parameters():
@@ -110,6 +127,42 @@ def orthogonal_recurrence(module: nn.Module, *, gain: float = 1.0, generator: Ge
             elif plain and name.startswith("bias"):
                 value.zero_()
     return module
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the name of a module's class as the user knows it, without what a parametrization makes of it.
+
+    Args:
+        module: any.
+    """
+    kind = type(module)
+    return (kind.__bases__[0] if parametrize.is_parametrized(module) else kind).__name__
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """Return the recurrent weights of a module that are parametrized."""
+    held: Any = module.parametrizations if parametrize.is_parametrized(module) else ()
+    return [name for name in held if name.startswith("weight_hh")]
+
+
+def _set_by_themselves(module: nn.Module, drawn: Callable[[Tensor], Tensor]) -> tuple[list[nn.Module], bool]:
+    """Let modules set their gates, the outer before what is in them; return the modules left, and whether one did."""
+    left: dict[nn.Module, None] = {}
+    done = False
+    seen: set[nn.Module] = set()
+    waiting = [module]
+    while waiting:
+        one = waiting.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        if _carries(one, drawn):
+            done = True
+            seen.update(one.modules())
+        else:
+            left[one] = None
+            waiting.extend(reversed(list(one.children())))
+    return list(left), done
 
 
 def _carries(module: nn.Module, drawn: Callable[[Tensor], Tensor]) -> bool:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,19 @@ from torch import Tensor, nn
 from levada.probe.hook import Hook
 from levada.probe.recorder import tensors
 
-__all__ = ["LEAST_CALLS", "Recurrence", "State", "called_again", "cells", "replaced_in", "runs_sequences"]
+__all__ = [
+    "LEAST_CALLS",
+    "Recurrence",
+    "State",
+    "called_again",
+    "cells",
+    "longest_chain",
+    "replaced_in",
+    "runs_sequences",
+]
 
 State: TypeAlias = tuple[Tensor, ...]
+Call = TypeVar("Call")
 
 # A module that is called less often than this with its own output is no recurrence that has a memory to speak of.
 LEAST_CALLS = 4
@@ -118,7 +128,7 @@ def cells(modules: Mapping[str, nn.Module], calls: Mapping[str, Sequence[tuple[A
     """
     found: dict[str, Recurrence] = {}
     for name, all_calls in calls.items():
-        chain = _longest_chain([_Call(*one) for one in all_calls])
+        chain = longest_chain([_Call(*one) for one in all_calls], _slots)
         if len(chain) >= LEAST_CALLS:
             recurrence = _cell(name, modules[name], chain)
             if recurrence is not None:
@@ -136,18 +146,31 @@ def _slots(before: _Call, after: _Call) -> tuple[int, ...]:
     return slots if fresh else ()
 
 
-def _longest_chain(calls: Sequence[_Call]) -> list[_Call]:
-    best: list[_Call] = []
+def longest_chain(
+    calls: Sequence[Call], link: Callable[[Call, Call], Any], size: Callable[[Call], int] = lambda call: 1
+) -> list[Call]:
+    """Return the longest run of calls that go on, each from the one before and all in the same way.
+
+    Args:
+        calls: in order.
+        link: a call and the next -> how the next goes on; something false if it does not.
+        size: of one call, in steps.
+
+    Example:
+        >>> longest_chain([1, 2, 3, 7, 9, 11, 13], lambda before, after: after - before)
+        [7, 9, 11, 13]
+    """
+    best: list[Call] = []
     chain = list(calls[:1])
-    expected: tuple[int, ...] = ()
+    way: Any = None
     for before, after in itertools.pairwise(calls):
-        slots = _slots(before, after)
-        if slots and (len(chain) == 1 or slots == expected):
+        new = link(before, after)
+        if new and (len(chain) == 1 or new == way):
             chain.append(after)
         else:
-            best, chain = max(best, chain, key=len), [after]
-        expected = slots
-    return max(best, chain, key=len)
+            best, chain = max(best, chain, key=lambda one: sum(map(size, one))), [after]
+        way = new
+    return max(best, chain, key=lambda one: sum(map(size, one)))
 
 
 def _cell(name: str, module: nn.Module, chain: Sequence[_Call]) -> Recurrence | None:
