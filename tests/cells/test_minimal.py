@@ -9,6 +9,9 @@ from levada.cells import MinGRU, MinLSTM
 from levada.initialise import chrono
 from levada.ops.scan import reference
 
+# torch's own, at the first use of forward mode.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
 kinds = pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 positive = pytest.mark.parametrize("positive", [False, True])
 
@@ -37,6 +40,27 @@ def test_a_run_is_its_steps(kind, positive):
     assert torch.equal(outputs[-1], last[0])
     expected = gradients(torch.stack(steps), tensors)
     torch.testing.assert_close(gradients(outputs, tensors), expected, rtol=1e-10, atol=1e-12)
+
+
+@kinds
+def test_third_derivatives_are_those_of_steps(kind):
+    cell, h = build(kind, 2, 2)
+    x = torch.randn(3, 1, 2, dtype=torch.float64)
+
+    def scanned(x):
+        return cell.run(x, (h[:1, :2],))[0].sin().sum()
+
+    def stepped(x):
+        state, outputs = (h[:1, :2],), []
+        for one in x.unbind(0):
+            state = cell(one, state)
+            outputs.append(state[0])
+        return torch.stack(outputs).sin().sum()
+
+    def third(function):
+        return torch.func.jacfwd(torch.func.jacfwd(torch.func.jacrev(function)))(x)
+
+    torch.testing.assert_close(third(scanned), third(stepped), rtol=1e-12, atol=1e-12)
 
 
 @kinds

@@ -99,6 +99,37 @@ def test_hessian_and_gradients_by_sample():
 
 
 @pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("order", ["ff", "fr", "rf", "rr", "fff", "ffr", "frf", "rff", "frr", "rrf", "rfr", "rrr"])
+def test_forward_and_reverse_modes_nest_in_any_order(order, log):
+    """The leftmost letter is the outermost mode."""
+    gate, value, initial, weight = arguments((4, 2))
+    x = torch.cat([gate.sigmoid().flatten(), value.flatten(), initial])
+
+    def derivative(scan):
+        def function(x):
+            gate, value, initial = x[:8].view(4, 2), x[8:16].view(4, 2), x[16:]
+            return (weight * scan(gate.log() if log else gate, value, initial, log=log)).sin().sum()
+
+        for mode in reversed(order):
+            function = {"f": torch.func.jacfwd, "r": torch.func.jacrev}[mode](function)
+        return function(x)
+
+    torch.testing.assert_close(derivative(linear_scan), derivative(reference.scan), rtol=1e-12, atol=1e-12)
+
+
+def test_a_derivative_along_one_direction_of_another():
+    ones = torch.ones(4, dtype=torch.float64)
+
+    def along(function):
+        return lambda x: torch.func.jvp(function, (x,), (ones,))[1]
+
+    # h_4 + ... + h_1 of b = 1 is 4 + 3a + 2a^2 + a^3 where all gates are a.
+    second = along(along(lambda x: linear_scan(x, ones).sum()))
+    assert second(ones / 2).item() == pytest.approx(7.0, rel=1e-14)
+    assert along(second)(ones / 2).item() == pytest.approx(6.0, rel=1e-14)
+
+
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_the_operations_are_registered_as_torch_expects(log, requires_grad):
     gate, value, initial, cotangent = (x.requires_grad_(requires_grad) for x in arguments((5, 2), log))
