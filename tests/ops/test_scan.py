@@ -227,6 +227,46 @@ def test_a_memory_of_a_million_steps_needs_the_logarithm():
     assert error(linear_scan(log_gate.double().exp().float(), value)) > 1e-4
 
 
+def forgotten(module, log_gate):
+    """Return what 4,096 steps leave a state of 1 to lose, and the gradients of its last state."""
+    zeros, cotangent = torch.zeros(4096, 1), torch.zeros(4096, 1)
+    cotangent[-1] = 1.0
+    gate, initial = torch.full((4096, 1), log_gate), torch.ones(1)
+    states = module.scan(gate, zeros, initial, True)
+    return 1 - states[-1].item(), module.scan_backward(cotangent, gate, states, initial, True)
+
+
+@pytest.mark.parametrize("module", [cpu, reference], ids=["cpu", "reference"])
+def test_logarithms_keep_what_no_float32_gate_can(module):
+    lost, (_, by_value, by_initial) = forgotten(module, -1e-8)
+    exact = -math.expm1(-4096e-8)
+    assert lost == pytest.approx(exact, abs=6e-8)  # of a state that is rounded to float32 in the end
+    assert 1 - by_initial.item() == pytest.approx(exact, abs=6e-8)
+    assert 1 - by_value[0].item() == pytest.approx(exact, abs=6e-8)
+
+
+def test_the_reference_runs_where_there_is_no_float64(monkeypatch):
+    zeros = torch.zeros
+
+    def refuse(*size, dtype=None, **options):
+        if dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return zeros(*size, dtype=dtype, **options)
+
+    reference._has_float64.cache_clear()
+    monkeypatch.setattr(torch, "zeros", refuse)
+    try:
+        lost, gradients = forgotten(reference, -1e-8)
+    finally:
+        monkeypatch.undo()
+        reference._has_float64.cache_clear()
+    assert lost == 0.0  # as the documentation says: exp(-1e-8) is 1 there
+    assert {x.dtype for x in gradients} == {torch.float32}
+    assert gradients[2].item() == 1.0
+
+
 def test_gates_at_the_ends_of_their_range():
     value = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert linear_scan(torch.zeros(4), value, torch.tensor(9.0)).tolist() == [1, 2, 3, 4]
