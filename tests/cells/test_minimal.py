@@ -69,7 +69,7 @@ def test_10_000_steps_against_the_scans_reference(kind):
     x = torch.randn(10_000, 2, 3, dtype=torch.float64)
     tensors = list(cell.parameters())
     outputs, _ = cell.run(x, (h,))
-    gate, value = cell._recurrence(cell.project(x))
+    gate, value = cell.recurrence(cell.project(x))
     expected = reference.scan(gate, value, h, False)
     torch.testing.assert_close(outputs, expected, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(gradients(outputs, tensors), gradients(expected, tensors), rtol=1e-9, atol=1e-10)
