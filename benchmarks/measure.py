@@ -220,5 +220,5 @@ def main(name: str, cases: Callable[[bool], Iterable[Callable[[], Iterator[Row]]
                 print_row(row)
                 path.parent.mkdir(exist_ok=True)
                 with path.open("a") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
+                    file.write(json.dumps(asdict(row) | {"met": row.met}) + "\n")
     return 0

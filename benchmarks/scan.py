@@ -89,10 +89,10 @@ def speed(steps: int, batch: int, dim: int, repetitions: int) -> Iterator[Row]:
         )
 
 
-def stepped(cell: Cell, x: Tensor) -> Tensor:
+def stepped(cell: MinGRU | MinLSTM, x: Tensor) -> Tensor:
     """What one writes by hand: gates of all steps at once, then a loop."""
     (state,), outputs = cell.begin(x.shape[1], dtype=x.dtype), []
-    gates, values = cell._recurrence(cell.project(x))
+    gates, values = cell.recurrence(cell.project(x))
     for gate, value in zip(gates.unbind(0), values.unbind(0), strict=True):
         state = gate * state + value
         outputs.append(state)

@@ -9,6 +9,9 @@ from levada.cells import MinGRU, MinLSTM
 from levada.initialise import chrono
 from levada.ops.scan import reference
 
+# torch's own, at the first use of forward mode.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
 kinds = pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 positive = pytest.mark.parametrize("positive", [False, True])
 
@@ -40,12 +43,33 @@ def test_a_run_is_its_steps(kind, positive):
 
 
 @kinds
+def test_third_derivatives_are_those_of_steps(kind):
+    cell, h = build(kind, 2, 2)
+    x = torch.randn(3, 1, 2, dtype=torch.float64)
+
+    def scanned(x):
+        return cell.run(x, (h[:1, :2],))[0].sin().sum()
+
+    def stepped(x):
+        state, outputs = (h[:1, :2],), []
+        for one in x.unbind(0):
+            state = cell(one, state)
+            outputs.append(state[0])
+        return torch.stack(outputs).sin().sum()
+
+    def third(function):
+        return torch.func.jacfwd(torch.func.jacfwd(torch.func.jacrev(function)))(x)
+
+    torch.testing.assert_close(third(scanned), third(stepped), rtol=1e-12, atol=1e-12)
+
+
+@kinds
 def test_10_000_steps_against_the_scans_reference(kind):
     cell, h = build(kind, chrono=5_000.0)
     x = torch.randn(10_000, 2, 3, dtype=torch.float64)
     tensors = list(cell.parameters())
     outputs, _ = cell.run(x, (h,))
-    gate, value = cell._recurrence(cell.project(x))
+    gate, value = cell.recurrence(cell.project(x))
     expected = reference.scan(gate, value, h, False)
     torch.testing.assert_close(outputs, expected, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(gradients(outputs, tensors), gradients(expected, tensors), rtol=1e-9, atol=1e-10)

@@ -84,6 +84,26 @@ def test_a_product_of_gates_that_overflows_leaves_a_zero_state_zero(log):
     assert states[-3:].flatten().tolist() == [0, 1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # of the interpreter
+def test_where_it_is_not_the_loop_as_the_documentation_says():
+    """A product of gates that overflows is seen, never a wrong number; a closed gate ends what is infinite."""
+    gate = torch.full((4, 1), 1e15)
+    zeros, initial = torch.zeros(4, 1), torch.full((1,), 1e-38)
+    assert reference.scan(gate, zeros, initial, False).isfinite().all()
+    states = kernels.scan(gate, zeros, initial, False)
+    torch.testing.assert_close(states[:2], reference.scan(gate, zeros, initial, False)[:2])
+    assert not states[2:].isfinite().any()
+    value = torch.tensor([[math.inf], [1.0]])
+    assert kernels.scan(zeros[:2], value, initial, False).flatten().tolist() == [math.inf, 1.0]
+    assert reference.scan(zeros[:2], value, initial, False)[1].isnan()
+
+
+@pytest.mark.parametrize("log_gate", [-1e-8, -1e-7])
+def test_a_sum_of_small_logarithms_is_not_lost(log_gate):
+    states = kernels.scan(torch.full((300, 1), log_gate), torch.zeros(300, 1), torch.ones(1), True)
+    assert 1 - states[-1].item() == pytest.approx(-math.expm1(300 * log_gate), abs=6e-8)
+
+
 def test_gates_near_1_and_0():
     value = torch.ones(30, 1)
     ones = kernels.scan(torch.ones(30, 1), value, torch.zeros(1), False)

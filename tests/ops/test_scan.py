@@ -99,6 +99,37 @@ def test_hessian_and_gradients_by_sample():
 
 
 @pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("order", ["ff", "fr", "rf", "rr", "fff", "ffr", "frf", "rff", "frr", "rrf", "rfr", "rrr"])
+def test_forward_and_reverse_modes_nest_in_any_order(order, log):
+    """The leftmost letter is the outermost mode."""
+    gate, value, initial, weight = arguments((4, 2))
+    x = torch.cat([gate.sigmoid().flatten(), value.flatten(), initial])
+
+    def derivative(scan):
+        def function(x):
+            gate, value, initial = x[:8].view(4, 2), x[8:16].view(4, 2), x[16:]
+            return (weight * scan(gate.log() if log else gate, value, initial, log=log)).sin().sum()
+
+        for mode in reversed(order):
+            function = {"f": torch.func.jacfwd, "r": torch.func.jacrev}[mode](function)
+        return function(x)
+
+    torch.testing.assert_close(derivative(linear_scan), derivative(reference.scan), rtol=1e-12, atol=1e-12)
+
+
+def test_a_derivative_along_one_direction_of_another():
+    ones = torch.ones(4, dtype=torch.float64)
+
+    def along(function):
+        return lambda x: torch.func.jvp(function, (x,), (ones,))[1]
+
+    # h_4 + ... + h_1 of b = 1 is 4 + 3a + 2a^2 + a^3 where all gates are a.
+    second = along(along(lambda x: linear_scan(x, ones).sum()))
+    assert second(ones / 2).item() == pytest.approx(7.0, rel=1e-14)
+    assert along(second)(ones / 2).item() == pytest.approx(6.0, rel=1e-14)
+
+
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_the_operations_are_registered_as_torch_expects(log, requires_grad):
     gate, value, initial, cotangent = (x.requires_grad_(requires_grad) for x in arguments((5, 2), log))
@@ -194,6 +225,46 @@ def test_a_memory_of_a_million_steps_needs_the_logarithm():
 
     assert error(linear_scan(log_gate, value, log=True)) < 1e-6
     assert error(linear_scan(log_gate.double().exp().float(), value)) > 1e-4
+
+
+def forgotten(module, log_gate):
+    """Return what 4,096 steps leave a state of 1 to lose, and the gradients of its last state."""
+    zeros, cotangent = torch.zeros(4096, 1), torch.zeros(4096, 1)
+    cotangent[-1] = 1.0
+    gate, initial = torch.full((4096, 1), log_gate), torch.ones(1)
+    states = module.scan(gate, zeros, initial, True)
+    return 1 - states[-1].item(), module.scan_backward(cotangent, gate, states, initial, True)
+
+
+@pytest.mark.parametrize("module", [cpu, reference], ids=["cpu", "reference"])
+def test_logarithms_keep_what_no_float32_gate_can(module):
+    lost, (_, by_value, by_initial) = forgotten(module, -1e-8)
+    exact = -math.expm1(-4096e-8)
+    assert lost == pytest.approx(exact, abs=6e-8)  # of a state that is rounded to float32 in the end
+    assert 1 - by_initial.item() == pytest.approx(exact, abs=6e-8)
+    assert 1 - by_value[0].item() == pytest.approx(exact, abs=6e-8)
+
+
+def test_the_reference_runs_where_there_is_no_float64(monkeypatch):
+    zeros = torch.zeros
+
+    def refuse(*size, dtype=None, **options):
+        if dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return zeros(*size, dtype=dtype, **options)
+
+    reference._has_float64.cache_clear()
+    monkeypatch.setattr(torch, "zeros", refuse)
+    try:
+        lost, gradients = forgotten(reference, -1e-8)
+    finally:
+        monkeypatch.undo()
+        reference._has_float64.cache_clear()
+    assert lost == 0.0  # as the documentation says: exp(-1e-8) is 1 there
+    assert {x.dtype for x in gradients} == {torch.float32}
+    assert gradients[2].item() == 1.0
 
 
 def test_gates_at_the_ends_of_their_range():

@@ -200,6 +200,34 @@ def test_a_carried_gradient_is_that_of_random_matrices(carry, gain):
     assert carried_gradient(carry, gain, steps) == pytest.approx((sum(means) / 4) ** 0.5, rel=0.02)
 
 
+def test_a_carried_gradient_is_that_of_layers_much_wider_than_steps():
+    dim, gain = 64, 3**-0.5
+    generator = torch.Generator().manual_seed(0)
+    weights = gain * torch.randn(200, dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
+
+    def of_the_law(steps):
+        norms = torch.linalg.matrix_power(weights, steps).square().sum((-2, -1)) / dim
+        return norms.median().sqrt().item() / carried_gradient(0.0, gain, steps)
+
+    assert of_the_law(8) == pytest.approx(1.0, abs=0.05)
+    assert of_the_law(64) > 3
+    assert of_the_law(200) > 100
+
+
+@pytest.mark.parametrize(
+    ("carry", "gain", "steps"),
+    [(1.0, 1.0, 100_000), (0.0, 2.0, 2_000), (2.0, 0.0, 2_000), (math.inf, 0.0, 3), (0.5, math.inf, 1)],
+)
+def test_a_carried_gradient_beyond_the_largest_float_is_infinite(carry, gain, steps):
+    assert carried_gradient(carry, gain, steps) == math.inf
+    assert carried_gradient(carry, gain, 0) == 1.0
+
+
+def test_a_carried_gradient_just_below_the_largest_float_is_a_number():
+    assert carried_gradient(0.0, 2.0, 1023) == pytest.approx(2.0**1023)
+    assert carried_gradient(0.0, 2.0, 1024) == math.inf
+
+
 def test_a_carried_gradient_grows_as_the_sum_in_the_end():
     slope = math.log(carried_gradient(0.7, 0.2, 2000) / carried_gradient(0.7, 0.2, 1999))
     assert slope == pytest.approx(math.log(0.9), abs=3e-4)

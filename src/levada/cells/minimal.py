@@ -47,14 +47,26 @@ class _ScannedCell(Cell):
         """Return `W x + b`: the gates' logits and the candidate."""
         return functional.linear(x, self.weight_ih, self.bias_ih)
 
+    def recurrence(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a and b, which `levada.ops.linear_scan` takes, of the steps whose projection came.
+
+        In float32 at least: bfloat16 has no gate between 1 - 1/256 and 1.
+        """
+        projected = _full(projected)
+        logit, candidate = self.keep(projected), projected[..., -self.dim :]
+        if self.positive:
+            candidate = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
+        # Not 1 - sigmoid(logit): where the gate is nearly open, that has lost what comes in.
+        return logit.sigmoid(), (-logit).sigmoid() * candidate
+
     def step(self, projected: Tensor, state: State) -> State:
         """Return the next h."""
-        gate, value = self._recurrence(projected)
+        gate, value = self.recurrence(projected)
         return ((gate * state[0] + value).to(state[0].dtype),)
 
     def unroll(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run the whole sequence as one scan."""
-        outputs = linear_scan(*self._recurrence(self.project(x)), state[0]).to(state[0].dtype)
+        outputs = linear_scan(*self.recurrence(self.project(x)), state[0]).to(state[0].dtype)
         return outputs, (outputs[-1],)
 
     def carry(self, projected: Tensor, state: State) -> Tensor:
@@ -64,15 +76,6 @@ class _ScannedCell(Cell):
     def extra_repr(self) -> str:
         """Say the widths, and whether candidates are positive."""
         return f"{super().extra_repr()}{', positive=True' if self.positive else ''}"
-
-    def _recurrence(self, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a and b of all steps, in float32 at least: bfloat16 has no gate between 1 - 1/256 and 1."""
-        projected = _full(projected)
-        logit, candidate = self.keep(projected), projected[..., -self.dim :]
-        if self.positive:
-            candidate = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
-        # Not 1 - sigmoid(logit): where the gate is nearly open, that has lost what comes in.
-        return logit.sigmoid(), (-logit).sigmoid() * candidate
 
     @torch.no_grad()
     def _set_biases(self, *values: Tensor) -> bool:

@@ -17,15 +17,19 @@ def linear_scan(gate: Tensor, value: Tensor, initial: Tensor | None = None, *, l
     `h_t = a_t h_{t-1} + b_t` for `t = 1 ... T`, where a is `gate`, or `exp(gate)` with `log`, and b is `value`
 
     Steps come first: a step is then one row of memory, which a CPU walks along and the threads of a GPU read side by
-    side, and a view of it needs no copy. A gate may have any sign and size; `log` is for positive ones. Give the
-    logarithm where gates come near 1: in float32 nothing lies between 1 - 6e-8 and 1, so that a memory of a million
-    steps cannot be written as a gate, but can as its logarithm.
+    side, and a view of it needs no copy. A gate may have either sign; `log` is for positive ones. Give the logarithm
+    where gates come near 1: in float32 nothing lies between 1 - 6e-8 and 1, so that a memory of a million steps cannot
+    be written as a gate, but can as its logarithm.
 
-    Types below float32 are computed in float32 and returned as they came, float64 in float64. Derivatives exist of any
-    order, backward and, outside of what is compiled, forward; the gradient is a scan from the last step to the first.
+    Types below float32 are computed in float32 and returned as they came, float64 in float64, and logarithms in float64
+    but for the kernel in Triton and devices that have none. Derivatives exist of any order, backward and, outside of
+    what is compiled, forward, in any order of the two; the gradient is a scan from the last step to the first.
 
     The device chooses the kernel: a sequential one on a CPU, a parallel one in Triton on a GPU, the loop of
-    `levada.ops.scan.reference` on others, and on a GPU without Triton, with a warning.
+    `levada.ops.scan.reference` on others, and on a GPU without Triton, with a warning. The sequential ones need no more
+    than that states stay within the range of the type. The parallel one needs it of the product of gates over any run
+    of steps too, or states that are finite come out infinite or NaN; and where a gate of zero meets an infinite state,
+    it goes on from zero, and the others from NaN.
 
     Args:
         gate: what is kept of each state, or its logarithm.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from levada.ops._define import define, triton_or_reference
 from levada.ops.scan import cpu, reference
@@ -39,6 +41,19 @@ def _after(steps: Tensor) -> Tensor:
     return torch.cat([steps[1:], torch.zeros_like(steps[:1])])
 
 
+def _seen_by_outer_modes() -> AbstractContextManager[None]:
+    """Return the surroundings of a `jvp`, which PyTorch calls with all forward modes off.
+
+    Without them a forward mode around this one takes what is computed for constant, and a jvp of a jvp is wrong.
+    """
+    return forward_ad._set_fwd_grad_enabled(True)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+
+
+def _primals(ctx: Any) -> list[Tensor]:
+    """Return what was saved without its tangents in the mode that is being computed, and with those of outer ones."""
+    return [forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors]  # type: ignore[no-untyped-call]
+
+
 def _scan_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     gate, _, initial, ctx.log = inputs
     ctx.save_for_backward(gate, output, initial)
@@ -52,7 +67,6 @@ def _scan_derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor, Tenso
 class _Scan(torch.autograd.Function):
     """The states h, of gates a, values b and the initial state."""
 
-    generate_vmap_rule = True
     backward = staticmethod(_scan_derivative)
 
     @staticmethod
@@ -67,9 +81,16 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, of_gate: Tensor, of_value: Tensor, of_initial: Tensor, _: None) -> Tensor:
-        gate, states, initial = ctx.saved_tensors
-        factor = of_gate * gate.exp() if ctx.log else of_gate
-        return differentiable_scan(gate, of_value + factor * _before(initial, states), of_initial, ctx.log)
+        with _seen_by_outer_modes():
+            gate, states, initial = _primals(ctx)
+            factor = of_gate * gate.exp() if ctx.log else of_gate
+            return differentiable_scan(gate, of_value + factor * _before(initial, states), of_initial, ctx.log)
+
+    # PyTorch's own rule would take `jvp` under its vmap, where no primal can be had of a dual number.
+    @staticmethod
+    def vmap(info: Any, dims: Any, gate: Tensor, value: Tensor, initial: Tensor, log: bool) -> tuple[Tensor, int]:
+        gate, value, initial = _batched(info, dims, (gate, value, initial), (1, 1, 0))
+        return differentiable_scan(gate, value, initial, log), 1
 
 
 def _gradients_context(ctx: Any, inputs: tuple[Any, ...], output: _Three) -> None:
@@ -96,7 +117,6 @@ def _gradients_derivative(ctx: Any, u: Tensor, v: Tensor, w: Tensor) -> tuple[Te
 class _ScanBackward(torch.autograd.Function):
     """The gradients: `g_t = c_t + a_{t+1} g_{t+1}` by values, `g_t h_{t-1}` by gates, `a_1 g_1` by the first state."""
 
-    generate_vmap_rule = True
     backward = staticmethod(_gradients_derivative)
 
     @staticmethod
@@ -111,12 +131,21 @@ class _ScanBackward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, of_cotangent: Tensor, of_gate: Tensor, of_states: Tensor, of_initial: Tensor, _: None) -> _Three:
-        gate, states, initial, g = ctx.saved_tensors
-        change = of_gate * gate.exp() * g if ctx.log else of_gate * g
-        of_by_gate, of_g, of_by_initial = _gradients(of_cotangent + _after(change), gate, states, initial, ctx.log)
-        before, of_before = _before(initial, states), _before(of_initial, of_states)
-        rest = g * gate.exp() * of_before + change * before if ctx.log else g * of_before
-        return of_by_gate + rest, of_g, of_by_initial + change[0]
+        with _seen_by_outer_modes():
+            gate, states, initial, g = _primals(ctx)
+            change = of_gate * gate.exp() * g if ctx.log else of_gate * g
+            of_by_gate, of_g, of_by_initial = _gradients(of_cotangent + _after(change), gate, states, initial, ctx.log)
+            before, of_before = _before(initial, states), _before(of_initial, of_states)
+            rest = g * gate.exp() * of_before + change * before if ctx.log else g * of_before
+            return of_by_gate + rest, of_g, of_by_initial + change[0]
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: Any, cotangent: Tensor, gate: Tensor, states: Tensor, initial: Tensor, log: bool
+    ) -> tuple[_Three, tuple[int, int, int]]:
+        tensors = (cotangent, gate, states, initial)
+        cotangent, gate, states, initial = _batched(info, dims, tensors, (1, 1, 1, 0))
+        return _gradients(cotangent, gate, states, initial, log), (1, 1, 0)
 
 
 def _batched(

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 __all__ = ["scan", "scan_backward"]
 
 
+@functools.cache
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.zeros((), dtype=torch.float64, device=device).exp()
+    except (RuntimeError, TypeError):  # MPS, and graphics processors of Intel that are not for data centres
+        return False
+    return True
+
+
+def _full(x: Tensor, log: bool) -> torch.dtype:
+    """Return the type to compute in: float64 for logarithms, whose gates may differ from 1 by less than 6e-8."""
+    return torch.float64 if log and _has_float64(x.device) else torch.promote_types(x.dtype, torch.float32)
+
+
 def scan(gate: Tensor, value: Tensor, initial: Tensor, log: bool) -> Tensor:
     """Return the states; autograd differentiates it, to any order."""
-    full = torch.promote_types(value.dtype, torch.float32)
+    full = _full(value, log)
     gate = gate.to(full).exp() if log else gate.to(full)
     state, states = initial.to(full), []
     for a, b in zip(gate.unbind(0), value.to(full).unbind(0), strict=True):
@@ -23,7 +39,7 @@ def scan_backward(
     cotangent: Tensor, gate: Tensor, states: Tensor, initial: Tensor, log: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients by gates, values and initial state: a scan from the last step to the first."""
-    full = torch.promote_types(states.dtype, torch.float32)
+    full = _full(states, log)
     gate = gate.to(full).exp() if log else gate.to(full)
     carried, by_values = torch.zeros_like(initial, dtype=full), []
     for a, c in zip(reversed(gate.unbind(0)), reversed(cotangent.to(full).unbind(0)), strict=True):
