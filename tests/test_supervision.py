@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gc
 import io
 import os
@@ -314,6 +315,17 @@ def test_checkpointing_changes_nothing():
     assert len(found) == len(expected)
     for (_, one), (_, other) in zip(expected.items(), found.items(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("connection", ["ManifoldHyperConnection", "DepthWeightedAverage"])
+def test_a_converted_model_is_computed_again_as_it_was(connection):
+    torch.manual_seed(1)
+    x, y = torch.randn(4, 5, DIM), torch.randint(CLASSES, (4, 5))
+    supervised = levada.Supervision(converted(getattr(levada, connection)), {"layers.0": head()}, per_token)
+    expected = gradients(supervised, x, y)
+    for layer in supervised.model.layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    torch.testing.assert_close(gradients(supervised, x, y), expected)
 
 
 def test_reentrant_checkpointing_is_refused():

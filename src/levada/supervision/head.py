@@ -106,6 +106,7 @@ def shape_of(value: Any) -> str:
         value: any value.
 
     Example:
+        >>> import torch
         >>> shape_of((torch.ones(2, 3), {"loss": 1.0}))
         'a tuple of (a tensor (2, 3), a dict of (loss: float))'
     """
