@@ -453,9 +453,9 @@ class Breaks(nn.Module):
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiled_in_several_graphs_it_is_the_same():
     model, (x, y) = plain(), batch()
-    expected = gradients(supervision(model), x, y)
+    expected = gradients(supervision(model, ("1", "2.1")), x, y)
     model[1].append(Breaks())
-    supervised = supervision(model)
+    supervised = supervision(model, ("1", "2.1"))  # the graph breaks inside of a site
     compiled = torch.compile(supervised, backend="aot_eager")
     for _ in range(2):
         for _ in range(2):

@@ -103,7 +103,7 @@ class Taps:
         self.handles: dict[str, RemovableHandle] = {}
 
     def hang(self, model: nn.Module) -> None:
-        """Hang each tap behind all other hooks of its site, by the number it had before: compiled code knows it."""
+        """Hang each tap behind all other hooks of its site, by the number that it had before."""
         for site, tap in self.taps.items():
             module = _module(model, site)
             hooks, handle = module._forward_hooks, self.handles.get(site)
