@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import gc
 import io
 import os
 import pickle
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import swa_utils
 from torch.utils.checkpoint import checkpoint
 
 import levada
@@ -55,8 +60,8 @@ def test_loss_and_gradients_are_those_of_the_sum_by_hand():
     model, heads = supervised.model, supervised.heads
     first = model[0](x)
     third = model[2](model[1](first))
-    parts = [cross_entropy(model[4](model[3](third)), y), cross_entropy(heads["0"](first), y),
-             cross_entropy(heads["2/1"](third), y)]  # fmt: skip
+    parts = [cross_entropy(model[4](model[3](third)), y), cross_entropy(heads["/0"](first), y),
+             cross_entropy(heads["/2/1"](third), y)]  # fmt: skip
     expected = parts[0] + 0.4 * (parts[1] + parts[2])
     wanted = torch.autograd.grad(expected, list(supervised.parameters()))
     found = supervised(x, targets=y)
@@ -74,7 +79,7 @@ def test_the_model_is_left_as_it_was():
     assert list(model.state_dict()) == keys
     assert torch.equal(model(x), before)
     assert [name for name in supervised.state_dict() if not name.startswith("model.")] == [
-        "_extra_state", "heads.0.weight", "heads.0.bias", "heads.2/1.weight", "heads.2/1.bias",
+        "_extra_state", "heads./0.weight", "heads./0.bias", "heads./2/1.weight", "heads./2/1.bias",
     ]  # fmt: skip
     assert not any(parameter is other for parameter in supervised.heads.parameters() for other in model.parameters())
 
@@ -85,27 +90,20 @@ def hooks(model: nn.Module) -> int:
 
 def test_evaluation_has_no_hooks_and_runs_no_head():
     supervised, (x, y) = supervision(), batch()
-    assert hooks(supervised) == 2
+    seen = []
+    supervised.model[4].register_forward_pre_hook(lambda module, args: seen.append(hooks(supervised)))
+    supervised(x, targets=y)
+    supervised(x)
+    assert seen == [3, 1], "two on the sites during the pass, and this one"
     for module in supervised.heads.values():
         module.forward = None
     supervised.eval()
-    assert hooks(supervised) == 0
+    assert hooks(supervised) == 1
     assert torch.equal(supervised(x), supervised.model(x))
     found = supervised(x, targets=y)
     assert list(found.losses) == ["output"]
     assert found.loss == found.losses["output"]
-    supervised.train()
-    supervised.train()
-    assert hooks(supervised) == 2
-
-
-def test_the_model_outlives_its_supervision():
-    model = plain()
-    supervised = supervision(model)
-    assert hooks(model) == 2
-    del supervised
-    gc.collect()
-    assert hooks(model) == 0
+    assert seen[2:] == [1, 1, 1]
 
 
 def test_the_mode_begins_as_the_models():
@@ -115,16 +113,85 @@ def test_the_mode_begins_as_the_models():
 def test_without_targets_the_output_alone_comes_back():
     supervised, (x, _) = supervision(), batch()
     assert torch.equal(supervised(x), supervised.model(x))
-    assert all(not tap.values for tap in supervised._taps.values())
 
 
-def test_copies_and_pickles_have_hooks_of_their_own():
+def test_copies_and_pickles_are_supervised_and_leave_nothing_on_the_model():
     supervised, (x, y) = supervision(), batch()
     expected = supervised(x, targets=y).loss
-    for other in (copy.deepcopy(supervised), pickle.loads(pickle.dumps(supervised))):
+    others = [copy.deepcopy(supervised), pickle.loads(pickle.dumps(supervised)), copy.copy(supervised),
+              supervised._replicate_for_data_parallel()]  # fmt: skip
+    for other in others:
         assert torch.equal(other(x, targets=y).loss, expected)
-        assert hooks(other.eval()) == 0
+    del other, others
+    gc.collect()
+    assert torch.equal(supervised(x, targets=y).loss, expected)
+    for model in (supervised.model, copy.deepcopy(supervised.model), swa_utils.AveragedModel(supervised.model)):
+        assert hooks(model) == 0
+    assert b"levada" not in pickle.dumps(supervised.model)
+
+
+def test_passes_in_several_threads_do_not_mix():
+    supervised = supervision()
+    batches = [batch(num) for num in range(1, 9)]
+    alone = [supervised(x, targets=y).loss.item() for x, y in batches]
+    barrier = threading.Barrier(len(batches))
+    # All are inside of the model at the same time, at both ends of both sites.
+    for place in (1, 3):
+        supervised.model[place].register_forward_pre_hook(lambda module, args: (barrier.wait(20), None)[1])
+    with ThreadPoolExecutor(len(batches)) as pool:
+        for _ in range(3):
+            found = list(pool.map(lambda own: supervised(own[0], targets=own[1]).loss.item(), batches))
+            assert found == alone
     assert hooks(supervised) == 2
+
+
+def test_a_head_sees_what_a_hook_of_ones_own_makes_of_the_output():
+    supervised, (x, y) = supervision(sites=("1",)), batch()
+    supervised.model[1].register_forward_hook(lambda module, args, output: 2 * output)
+    expected = cross_entropy(supervised.heads["/1"](supervised.model[:2](x)), y)
+    assert supervised(x, targets=y).losses["1"] == pytest.approx(expected.item())
+
+
+def test_a_model_in_another_mode_than_its_supervision_is_said():
+    supervised, (x, y) = supervision(), batch()
+    supervised.eval()
+    supervised.model.train()
+    with pytest.raises(UsageError, match="the model is in training mode, and its supervision in evaluation mode"):
+        supervised(x, targets=y)
+    supervised.train().model.eval()
+    with pytest.raises(UsageError, match="the model is in evaluation mode, and its supervision in training mode"):
+        supervised(x, targets=y)
+    assert supervised(x).shape == (6, CLASSES)
+    supervised.model.train()
+    supervised.model[3].eval()
+    assert len(supervised(x, targets=y).losses) == 3
+
+
+@pytest.mark.parametrize("site", ["clear", "keys", "values", "items", "pop"])
+def test_a_site_may_have_any_name(site):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module(site, nn.Linear(DIM, DIM))
+            self.output = head(5)
+
+        def forward(self, x):
+            return self.output(getattr(self, site)(x))
+
+    supervised, (x, y) = supervision(model := Named(), (site,)), batch()
+    expected = cross_entropy(supervised.heads[f"/{site}"](getattr(model, site)(x)), y)
+    assert supervised(x, targets=y).losses[site] == pytest.approx(expected.item())
+    again = supervision(model, (site,))
+    again.load_state_dict(supervised.state_dict())
+
+
+def test_it_runs_in_inference_mode():
+    model = nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU(inplace=True), head(5))
+    supervised, (x, y) = supervision(model, ("0",)), batch()
+    expected = cross_entropy(supervised.heads["/0"](model[0](x)), y)
+    with torch.inference_mode():
+        found = supervised(x, targets=y)
+    assert found.losses["0"] == pytest.approx(expected.item()), "as before the layer that works in place"
 
 
 def test_lazy_heads_take_their_size_from_the_first_batch():
@@ -132,7 +199,7 @@ def test_lazy_heads_take_their_size_from_the_first_batch():
     x, y = batch()
     with torch.no_grad():
         supervised(x, targets=y)
-    assert supervised.heads["1"].weight.shape == (CLASSES, DIM)
+    assert supervised.heads["/1"].weight.shape == (CLASSES, DIM)
 
 
 class Tagger(nn.Module):
@@ -186,8 +253,10 @@ def test_schedules_move_with_steps_and_survive_a_checkpoint():
     assert other.factors == {"0": 0.0, "2.1": 0.0}
     x, y = batch()
     found = other(x, targets=y)
-    assert list(found.losses) == ["output"], "what no longer contributes does not run"
-    assert found.loss == found.losses["output"]
+    assert list(found.losses) == ["output", "0", "2.1"]
+    assert found.loss == found.losses["output"], "what no longer contributes is told, and adds nothing"
+    assert found.losses["0"] == supervision(weight=1)(x, targets=y).losses["0"]
+    assert not any(name.startswith("heads.") for name in gradients(other, x, y))
 
 
 def test_linear_decay_and_a_schedule_of_ones_own():
@@ -201,6 +270,17 @@ def test_linear_decay_and_a_schedule_of_ones_own():
     assert supervised.factors["1"] == 0.0
 
 
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), -0.5])
+def test_a_schedule_that_returns_no_factor_is_said_and_nothing_moves(factor):
+    with pytest.raises(UsageError, match=rf"at least 0, and that of '0' returned {factor:g} at progress 0 and depth"):
+        supervision(schedule=lambda progress, depth: factor, steps=4)
+    supervised = supervision(schedule=lambda progress, depth: factor if progress else 1.0, steps=4)
+    with pytest.raises(UsageError, match=rf"returned {factor:g} at progress 0.25"):
+        supervised.step()
+    assert supervised.progress == 0
+    assert supervised.factors == {"0": 0.3, "2.1": 0.3}
+
+
 def test_a_site_that_is_called_again_has_the_mean_of_its_losses():
     class Shared(nn.Module):
         def __init__(self):
@@ -212,7 +292,7 @@ def test_a_site_that_is_called_again_has_the_mean_of_its_losses():
 
     supervised, (x, y) = supervision(Shared(), ("layer",)), batch()
     first = supervised.model.layer(x)
-    each = [cross_entropy(supervised.heads["layer"](h), y) for h in (first, supervised.model.layer(first))]
+    each = [cross_entropy(supervised.heads["/layer"](h), y) for h in (first, supervised.model.layer(first))]
     assert supervised(x, targets=y).losses["layer"] == pytest.approx((sum(each) / 2).item())
 
 
@@ -237,6 +317,17 @@ def test_checkpointing_changes_nothing():
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("connection", ["ManifoldHyperConnection", "DepthWeightedAverage"])
+def test_a_converted_model_is_computed_again_as_it_was(connection):
+    torch.manual_seed(1)
+    x, y = torch.randn(4, 5, DIM), torch.randint(CLASSES, (4, 5))
+    supervised = levada.Supervision(converted(getattr(levada, connection)), {"layers.0": head()}, per_token)
+    expected = gradients(supervised, x, y)
+    for layer in supervised.model.layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    torch.testing.assert_close(gradients(supervised, x, y), expected)
+
+
 def test_reentrant_checkpointing_is_refused():
     supervised = supervision(Checkpointed(plain(), use_reentrant=True), ("layers.1.0",))
     x, y = batch()
@@ -254,7 +345,7 @@ def test_at_a_layer_of_a_stack_a_head_sees_what_the_stream_would_end_in(connecti
     state = stack[0].connection.begin(x)
     for layer in (stack[0], stack[1]):
         state = layer(state)
-    expected = cross_entropy(supervised.heads["0/layers/1"](stack[1].connection.end(state)), y)
+    expected = cross_entropy(supervised.heads["/0/layers/1"](stack[1].connection.end(state)), y)
     assert supervised(x, targets=y).losses["0.layers.1"] == pytest.approx(expected.item())
     assert all(g.isfinite().all() for g in gradients(supervised, x, y).values())
 
@@ -320,12 +411,85 @@ def test_it_compiles_into_one_graph_whatever_the_schedule_says():
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_code_keeps_hooks_until_evaluation_and_copies_have_none_of_levadas():
+    supervised, (x, y) = supervision(), batch()
+    compiled = torch.compile(lambda x, y: supervised(x, targets=y), backend="aot_eager", fullgraph=True)
+    expected = supervised(x, targets=y).loss
+    torch.testing.assert_close(compiled(x, y).loss, expected)
+    assert hooks(supervised) == 2
+    assert not kept(supervised)
+    for other in (copy.deepcopy(supervised), pickle.loads(pickle.dumps(supervised))):
+        torch.testing.assert_close(other(x, targets=y).loss, expected)
+        torch.testing.assert_close(other.model(x), supervised.model(x))
+    assert b"levada" not in pickle.dumps(supervised.model)
+    supervised.eval()
+    assert hooks(supervised) == 0
+    supervised.train()
+    torch.testing.assert_close(compiled(x, y).loss, expected)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_the_model_outlives_a_supervision_that_was_compiled():
+    model, (x, y) = plain(), batch()
+    supervised = supervision(model)
+    torch.compile(supervised, backend="aot_eager", fullgraph=True)(x, targets=y)
+    replica = supervised._replicate_for_data_parallel()
+    del replica
+    gc.collect()
+    assert hooks(model) == 2
+    del supervised
+    torch._dynamo.reset()
+    gc.collect()
+    assert hooks(model) == 0
+
+
+class Breaks(nn.Module):
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_in_several_graphs_it_is_the_same():
+    model, (x, y) = plain(), batch()
+    expected = gradients(supervision(model, ("1", "2.1")), x, y)
+    model[1].append(Breaks())
+    supervised = supervision(model, ("1", "2.1"))  # the graph breaks inside of a site
+    compiled = torch.compile(supervised, backend="aot_eager")
+    for _ in range(2):
+        for _ in range(2):
+            found = {name.removeprefix("_orig_mod."): g for name, g in gradients(compiled, x, y).items()}
+            torch.testing.assert_close(found, expected)
+        compiled.eval()
+        assert hooks(model) == 0
+        compiled.train()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_layers_are_compiled_once():
+    supervised, (x, y) = supervision(), batch()
+    expected = gradients(supervised, x, y)
+    for layer in supervised.model:
+        layer.compile(backend="aot_eager")
+    counts = []
+    for _ in range(4):
+        torch.testing.assert_close(gradients(supervised, x, y), expected)
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[-1]
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
 def test_a_compiled_model_may_be_supervised_before_its_first_call():
     model, (x, y) = plain(), batch()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     expected = gradients(supervision(model), x, y)
-    found = gradients(supervision(compiled), x, y)
-    torch.testing.assert_close(list(found.values()), list(expected.values()))
+    supervised = supervision(compiled)
+    for _ in range(3):
+        found = gradients(supervised, x, y)
+        torch.testing.assert_close(list(found.values()), list(expected.values()))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
@@ -344,7 +508,7 @@ def test_compiled_a_head_sees_its_site_before_later_changes_in_place():
     with pytest.raises(UsageError, match="a later layer changes the output of site '0' in place"):
         supervised(x, targets=y)
     found = torch.compile(supervised, backend="aot_eager", fullgraph=True)(x, targets=y)
-    expected = cross_entropy(supervised.heads["0"](model[0](x)), y)
+    expected = cross_entropy(supervised.heads["/0"](model[0](x)), y)
     assert found.losses["0"] == pytest.approx(expected.item())
 
 
@@ -362,6 +526,21 @@ def test_gradient_reach_is_autograds():
     assert found["12"].ratio == pytest.approx(1.0)
     with pytest.raises(UsageError, match="no intermediate losses in evaluation"):
         gradient_reach(supervised.eval(), x, targets=y)
+
+
+def test_gradient_reach_moves_nothing():
+    model, (x, y) = nn.Sequential(nn.Linear(DIM, DIM), nn.BatchNorm1d(DIM), nn.Dropout(), head(5)), batch()
+    norm = nn.Sequential(nn.BatchNorm1d(DIM), nn.LazyLinear(CLASSES))
+    supervised = levada.Supervision(model, {"0": norm}, cross_entropy)
+    supervised.heads["/0"][1](x)  # takes its size
+    before, random = copy.deepcopy(supervised.state_dict()), torch.get_rng_state()
+    first, second = (gradient_reach(supervised, x, targets=y) for _ in range(2))
+    torch.testing.assert_close(dict(supervised.state_dict()), dict(before), rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert first == second
+    sized = nn.Sequential(nn.LazyBatchNorm1d(), nn.LazyLinear(CLASSES))  # by a pass before
+    lazy = levada.Supervision(plain(), {"0": sized}, cross_entropy)
+    assert gradient_reach(lazy, x, targets=y)[0].ratio > 0
 
 
 def test_a_probe_sees_the_same():
@@ -424,12 +603,124 @@ def test_a_site_that_did_not_run():
         supervised(x, targets=y)
 
 
-def test_a_failed_forward_leaves_the_taps_closed():
-    supervised, (x, y) = supervision(), batch()
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        supervised(torch.randn(2, DIM + 1), targets=y)
-    assert not any(tap.open for tap in supervised._taps.values())
+def kept(supervised: nn.Module) -> list[Tensor]:
+    """What taps keep, wherever they are."""
+    taps = [tap for own in (supervised._traced, *supervised._idle) for tap in own.taps.values()]
+    assert not any(tap.open for tap in taps)
+    return [value for tap in taps for value in (*tap.outputs, *tap.versions)]
+
+
+class Fails(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("failed below")
+
+
+def test_a_failed_forward_leaves_nothing_behind():
+    x, y = batch()
+    supervised = supervision()
+    layer = supervised.model[3]
+    supervised.model[3] = Fails()
+    with pytest.raises(RuntimeError, match="failed below"):
+        supervised(x, targets=y)
+    assert not kept(supervised)
+    assert not hooks(supervised)
+    copy.deepcopy(supervised)
+    supervised.model[3] = layer
     assert supervised(x, targets=y).loss.isfinite()
+    assert not kept(supervised)
+
+
+@pytest.mark.parametrize("order", [("skipped", "used"), ("used", "skipped")])
+def test_a_site_that_did_not_run_leaves_the_others_empty(order):
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.skipped, self.out = plain(1)[0], plain(1)[0], head()
+
+        def forward(self, x):
+            return self.out(self.used(x))
+
+    supervised, (x, y) = supervision(Skips(), order), batch()
+    with pytest.raises(UsageError, match="site 'skipped' did not run"):
+        supervised(x, targets=y)
+    assert not kept(supervised)
+    copy.deepcopy(supervised)
+
+
+@dataclasses.dataclass
+class Hidden:
+    first: Tensor
+    second: Tensor
+
+
+class Holder:
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+
+class Pair(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def forward(self, x):
+        return self.form(2 * x, 3 * x)
+
+
+class Changes(nn.Module):
+    """A site returns two tensors, of which the next line changes one in place."""
+
+    def __init__(self, form, place):
+        super().__init__()
+        self.input, self.pair, self.output = nn.Linear(DIM, DIM), Pair(form), head(4)
+        self.place = place
+
+    def forward(self, x):
+        out = self.pair(self.input(x))
+        if isinstance(out, Hidden | Holder):
+            parts = [out.first, out.second]
+        else:
+            parts = list(out.values()) if isinstance(out, dict) else list(out)
+        if isinstance(out, list):
+            out.clear()
+        parts[self.place].mul_(0)
+        return self.output(parts[1 - self.place])
+
+
+FORMS = {
+    "tuple": (lambda a, b: (a, b), 0), "list": (lambda a, b: [a, b], 0), "dict": (lambda a, b: {"a": a, "b": b}, "a"),
+    "dataclass": (Hidden, "first"), "object": (Holder, "first"), "computed": (lambda a, b: (a, b), lambda v: v[0] + 0),
+}  # fmt: skip
+
+
+def changes(form: str, place: int) -> levada.Supervision:
+    make, select = FORMS[form]
+    return levada.Supervision(Changes(make, place), {"pair": Head(head(), select=select)}, cross_entropy)
+
+
+def first_alone(supervised: levada.Supervision, x: Tensor, y: Tensor) -> float:
+    return cross_entropy(supervised.heads["/pair"](2 * supervised.model.input(x)), y).item()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_change_in_place_inside_of_a_container_is_seen(form):
+    x, y = batch()
+    with pytest.raises(UsageError, match="a later layer changes the output of site 'pair' in place"):
+        changes(form, 0)(x, targets=y)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "computed"])
+def test_a_change_of_a_part_that_no_head_is_given_is_no_fault(form):
+    supervised, (x, y) = changes(form, 1), batch()
+    assert supervised(x, targets=y).losses["pair"] == pytest.approx(first_alone(supervised, x, y))
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "object"])
+def test_compiled_a_head_sees_containers_as_they_were(form):
+    supervised, (x, y) = changes(form, 0), batch()
+    found = torch.compile(supervised, backend="aot_eager", fullgraph=True)(x, targets=y)
+    assert found.losses["pair"] == pytest.approx(first_alone(supervised, x, y))
 
 
 @pytest.mark.parametrize(

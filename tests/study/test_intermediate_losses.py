@@ -68,6 +68,19 @@ def test_the_vocabulary_counts_on_training_sentences_alone():
         Vocabulary([])
 
 
+def test_letters_are_made_small_as_in_turkish(sentences):
+    def tagged(form):
+        return Sentence((form,), ("NOUN",), ("NN",), ("root",))
+
+    for large, small in (("KAPI", "kapı"), ("İYİ", "iyi"), ("Isı", "ısı"), ("EVDEKİ", "evdeki")):
+        vocabulary = Vocabulary([tagged(small)] * 2)
+        assert vocabulary.features(tagged(large)).tolist() == [[1, 1, 1, 1]]
+        other = Vocabulary([tagged(large.lower())] * 2)
+        assert other.features(tagged(large)).tolist() != [[1, 1, 1, 1]], "Python's own is another"
+    forms = [form for sentence in sentences.train for form in sentence.forms]
+    assert not any("\u0307" in part for form in forms for part in treebank._spelled(form))
+
+
 def test_packed_sentences_are_tagged_as_each_alone(sentences):
     few = sentences.train[:5]
     vocabulary = Vocabulary(few)

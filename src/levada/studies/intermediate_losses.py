@@ -152,7 +152,7 @@ def _head_accuracies(supervised: Supervision, sites: Sequence[int], inputs: Tens
     for place, layer in enumerate(model.stack):
         state = layer(state)
         if place in sites:
-            head = supervised.heads[f"stack/layers/{place}"]
+            head = supervised.heads[f"/stack/layers/{place}"]
             found.append(_accuracy(head(layer.connection.end(state)), targets))
     return found
 

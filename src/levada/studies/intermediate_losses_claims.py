@@ -16,7 +16,8 @@ SOGAARD = "Søgaard and Goldberg 2016, ACL (P16-2038)"
 AL_RFOU = "Al-Rfou et al. 2018, arXiv 1808.04444"
 ARMS = ("supervised", "plain", "ReZero")
 LEAST_GAIN, TRAINS, STALLS = 1e8, 0.5, 0.15
-SIGNAL_TRAINS = 0.3  # three times chance
+# Three times chance, as for the sigmoid networks it is five times: fixed for each before the run, and left as it was.
+SIGNAL_TRAINS = 0.3
 
 
 def _gradient(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
@@ -133,9 +134,10 @@ _CLAIMS = (
     Claim("and so the output learns", "With intermediate losses a very deep plain network trains.",
           f"the same networks, trained: test accuracy of the output at least {TRAINS:.0%} in every seed",
           f"{DSN}, abstract", _output_learns, {**_SIGMOID, "arm": ("supervised", "plain")}),
-    Claim("plain stalls, supervised trains", "A deep rectified network whose weights begin as small Gaussians needs "
-          "intermediate losses to train.", f"12 convolutional layers: test accuracy of the output at most {STALLS:.0%} "
-          f"without, and at least {SIGNAL_TRAINS:.0%} with them, in every seed", f"{DSN}", _rescued,
+    Claim("plain stalls, supervised trains", "A deep rectified network whose weights begin as small Gaussians does "
+          "not train plain, and does with intermediate losses.", "12 convolutional layers: test accuracy of the output "
+          f"at most {STALLS:.0%} without, and at least {SIGNAL_TRAINS:.0%} with them, in every seed (the sigmoid "
+          f"networks must come to {TRAINS:.0%}; both thresholds were fixed before the run)", f"{DSN}", _rescued,
           {"measures": "depth", "network": "convolutional", "arm": ("supervised", "plain")},
           paper_value="11 layers on ImageNet: a gradient of 1e-10 in the first layer without them"),
     Claim("skips do as much", "Residual connections that begin at zero train the same networks without intermediate "

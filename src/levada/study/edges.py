@@ -28,7 +28,7 @@ class EdgeDetector(nn.Module):
 
     `s_b = upsample(side_b(h_b));  logits = fuse([s_1 ... s_5])`
 
-    The sites of its side outputs are "blocks.0" to "blocks.4". A block halves the size by pooling first, but for the
+    The sites of its side outputs are "sides.0" to "sides.4". A block halves the size by pooling first, but for the
     first block; a rest of one pixel is pooled alone.
 
     Args:

@@ -119,6 +119,8 @@ def _read_conllu(text: str) -> list[Sentence]:
 class Vocabulary:
     """Numbers for what training sentences hold: each token as itself and as its last three, two and one letters.
 
+    Letters are made small as in Turkish: "İ" becomes "i", and "I" becomes "ı".
+
     A form or ending that comes less than twice is number 0; so is what the training sentences do not hold. Labels that
     these lack have a number of their own after all others, so that they count as wrong.
 
@@ -184,5 +186,5 @@ class Vocabulary:
 
 
 def _spelled(form: str) -> tuple[str, str, str, str]:
-    lower = form.lower()
+    lower = form.replace("İ", "i").replace("I", "ı").lower()  # str.lower knows no Turkish
     return lower, lower[-3:], lower[-2:], lower[-1:]

@@ -1,4 +1,4 @@
-"""A head, and the hook that gives it what its site computes."""
+"""A head, its site, and the part of the site's output that it is given."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
-import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
-from levada.connection import Layer, Outputs
-from levada.conversion.stream import finish
 from levada.supervision.schedules import Schedule
 
-__all__ = ["Head", "Loss", "Select", "Tap", "find_site", "select_from", "shape_of"]
+__all__ = ["Head", "Loss", "Select", "find_site", "select_from", "shape_of"]
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Select: TypeAlias = int | str | Callable[[Any], Any]
@@ -75,74 +72,6 @@ class Head:
         )
 
 
-@final
-class Tap:
-    """The hook at one site: keeps what the site computes while it is open, one value for each call.
-
-    Closed, it still reads: a segment that checkpointing runs again must do what it did the first time.
-
-    Args:
-        site: name of the site.
-        select: which part of the output.
-    """
-
-    def __init__(self, site: str, select: Select | None) -> None:
-        self.site = site
-        self.select = select
-        self.open = False
-        self.values: list[Any] = []
-        self.versions: list[int] = []
-        self.without_gradient = False
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Read what a levada layer's stream would end in here, of a converted model what the next branch reads."""
-        if isinstance(module, Layer):
-            state = output.state if type(output) is Outputs else output
-            output = module.connection.end(state)
-        value = select_from(finish(module, args, output), self.select, self.site)
-        if not self.open:
-            return
-        self.without_gradient = not torch.is_grad_enabled()
-        if torch.compiler.is_compiling() and isinstance(value, Tensor):
-            value = value.clone()  # versions are not counted there; where nothing changes it, the copy is compiled away
-        elif isinstance(value, Tensor):
-            self.versions.append(value._version)
-        self.values.append(value)
-
-    def begin(self) -> None:
-        """Forget the last forward pass, and open."""
-        self.values, self.versions, self.without_gradient, self.open = [], [], False, True
-
-    def take(self, kind: str) -> list[Any]:
-        """Return the values of this forward pass, and forget them.
-
-        Args:
-            kind: class of the model, for what is said.
-
-        Raises:
-            UsageError: if there is none, if it has no graph, or if a later layer changed it.
-        """
-        values, versions = self.values, self.versions
-        self.values, self.versions = [], []
-        if not values:
-            raise UsageError(
-                f"Supervision: site {self.site!r} did not run in this forward pass of {kind}. Choose a module that "
-                "every pass calls (one whose weights are only used, or that was compiled before this, is not seen)."
-            )
-        if self.without_gradient and torch.is_grad_enabled():
-            raise UsageError(
-                f"Supervision: site {self.site!r} ran without gradients, so its loss would reach nothing below it. "
-                "In checkpointing pass use_reentrant=False; under no_grad choose a later site."
-            )
-        tensors = [value for value in values if isinstance(value, Tensor)] if versions else []
-        if any(value._version != version for value, version in zip(tensors, versions, strict=False)):
-            raise UsageError(
-                f"Supervision: a later layer changes the output of site {self.site!r} in place. Name that layer as the "
-                "site, or make it work out of place (inplace=False)."
-            )
-        return values
-
-
 def select_from(output: Any, select: Select | None, site: str) -> Any:
     """Return the part of an output that a head is given.
 
@@ -177,6 +106,7 @@ def shape_of(value: Any) -> str:
         value: any value.
 
     Example:
+        >>> import torch
         >>> shape_of((torch.ones(2, 3), {"loss": 1.0}))
         'a tuple of (a tensor (2, 3), a dict of (loss: float))'
     """

@@ -6,8 +6,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from levada._errors import UsageError
+from levada.probe.untouched import untouched
 from levada.supervision.supervision import Supervision
 
 __all__ = ["Reach", "gradient_reach"]
@@ -38,7 +40,9 @@ def gradient_reach(supervised: Supervision, *inputs: Any, targets: Any, **option
     """Measure the gradient that reaches every module with parameters, with and without intermediate losses.
 
     One forward pass in training mode, with today's factors, and two backward passes: no gradient is left on a
-    parameter. To watch it over training, attach a `Probe` to `supervised.model`.
+    parameter, buffers such as running statistics and the random numbers stay as they were, and dropout draws the same
+    each time. Lazy heads take their size from a pass before. To watch it over training, attach a `Probe` to
+    `supervised.model`.
 
     Args:
         supervised: the model with its heads.
@@ -72,7 +76,10 @@ def gradient_reach(supervised: Supervision, *inputs: Any, targets: Any, **option
     }
     owned = {name: parameters for name, parameters in owned.items() if parameters}
     wanted = [p for parameters in owned.values() for p in parameters]
-    with torch.enable_grad():
+    if any(is_lazy(own) for own in (*supervised.parameters(), *supervised.buffers())):
+        with untouched(supervised.model, seed=0), torch.no_grad():
+            supervised(*inputs, targets=targets, **options)
+    with untouched(supervised, seed=0), torch.enable_grad():
         found = supervised(*inputs, targets=targets, **options)
         alone = torch.autograd.grad(
             supervised.output_loss(found.output, targets), wanted, retain_graph=True, allow_unused=True
