@@ -54,7 +54,7 @@ def gradient_reach(supervised: Supervision, *inputs: Any, targets: Any, **option
         One `Reach` for each module, in the order in which the model registers them.
 
     Raises:
-        UsageError: if `supervised` is in evaluation mode.
+        UsageError: if `supervised` is no `Supervision`, or in evaluation mode.
 
     Example:
         >>> from torch import nn
@@ -68,6 +68,11 @@ def gradient_reach(supervised: Supervision, *inputs: Any, targets: Any, **option
         >>> found[0].site, found[0].ratio > 1e6
         ('0.0', True)
     """
+    if not isinstance(supervised, Supervision):
+        raise UsageError(
+            f"gradient_reach: supervised must be a levada.Supervision, got {type(supervised).__name__}. Give the model "
+            "its heads first."
+        )
     if not supervised.training:
         raise UsageError("gradient_reach: there are no intermediate losses in evaluation. Call supervised.train().")
     model = getattr(supervised.model, "_orig_mod", supervised.model)

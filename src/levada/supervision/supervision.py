@@ -98,6 +98,11 @@ class Supervision(nn.Module):
         require_module(model, "Supervision")
         if not isinstance(heads, Mapping) or not heads:
             raise UsageError('Supervision: heads must map at least one site to a module, as {"layers.4": head}.')
+        if not callable(loss):
+            raise UsageError(
+                f"Supervision: loss must be a function (output, targets) -> scalar, got {type(loss).__name__}. "
+                "Pass one such as torch.nn.functional.cross_entropy."
+            )
         given = {
             site: h if isinstance(h, Head) else Head(require_module(h, "Supervision")) for site, h in heads.items()
         }
