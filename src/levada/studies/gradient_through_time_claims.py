@@ -176,8 +176,8 @@ def claims(settings: Settings) -> tuple[Claim, ...]:
             "the median longest lag learned by a leaky, a residual and a dilated cell is in no case above that of the "
             "plain cells that they are around", "a tutorial's sentence, against Chang et al. 2017, arXiv 1710.02224",
             _no_skip, {"measures": "lags", "cell": ("tanh", "tanh, four layers", *SKIPS)},
-            correction="It is what an LSTM's cell is: c = f c + ..., an identity in time with a gate. The table has "
-            "what skips of other kinds do.",
+            correction="It is what an LSTM's cell is: c = f c + ..., an identity in time with a gate. The longest "
+            "lags of the other skips stand above.",
         ),
         Claim(
             "horizon and lag", "How far back the gradient reaches before training says how long a lag will be learned.",
