@@ -244,6 +244,9 @@ def test_forward_mode_and_what_is_made_of_it(size, iterations, epsilon):
     torch.testing.assert_close(torch.func.jacfwd(ours)(one), torch.func.jacrev(loop)(one), rtol=1e-9, atol=1e-11)
     found, expected = (torch.func.hessian(lambda x, f=f: (f(x) * weight).sum())(one) for f in (ours, loop))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    jacfwd = torch.func.jacfwd  # a forward mode around a forward mode
+    found = jacfwd(jacfwd(lambda x: (ours(x) * weight).sum()))(one)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (0, 4, 4), (2, 0, 3, 3), (2, 1, 1)])

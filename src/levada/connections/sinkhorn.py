@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from levada._errors import UsageError, require_at_least
 
@@ -178,6 +179,13 @@ class _Sinkhorn(torch.autograd.Function):
 
 
 class _ForwardSinkhorn(_Sinkhorn):
+    generate_vmap_rule = False  # it would take `jvp` under its vmap, where no primal can be had of a dual number
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, logits: Tensor, iterations: int, epsilon: float) -> tuple[Tensor, int]:
+        mix: Tensor = _ForwardSinkhorn.apply(logits.movedim(dims[0], 0), iterations, epsilon)  # type: ignore[no-untyped-call]
+        return mix, 0
+
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
         _Sinkhorn.setup_context(ctx, inputs, output)
@@ -185,24 +193,31 @@ class _ForwardSinkhorn(_Sinkhorn):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        (logits,) = ctx.saved_tensors
-        epsilon: float = ctx.epsilon
-        softmax, found = _normalise(logits, ctx.iterations, epsilon)
-        # Derivatives of the logarithms: of the first kernel, and of all factors so far, absorbed or not.
-        of_kernel = tangent.movedim((-2, -1), (0, 1))
-        of_kernel = of_kernel - (softmax * of_kernel).sum(0, keepdim=True)
-        if epsilon:
-            of_kernel = softmax / found[0].kernel * of_kernel
-        of_row, of_column = torch.zeros_like(softmax[:, :1]), torch.zeros_like(softmax[:1])
-        for place, (kernel, rows, columns) in enumerate(found):
-            for step, (row, column) in enumerate(zip(rows, columns, strict=False)):
-                if step or place:
-                    carried = epsilon / columns[step - 1] * of_column if epsilon else 0.0
-                    of_column = carried - (kernel * row * (of_kernel + of_row)).sum(0, keepdim=True)
-                    of_column = column * of_column
-                carried = epsilon / row * of_row if epsilon else 0.0
-                of_row = carried - (kernel * column * (of_kernel + of_column)).sum(1, keepdim=True)
-                of_row = rows[step + 1] * of_row
-        kernel, rows, columns = found[-1]
-        derivative = kernel * rows[-1] * columns[-1] * (of_kernel + of_row + of_column)
-        return derivative.movedim((0, 1), (-2, -1))
+        # PyTorch calls this with all forward modes off: one around this one would take what follows for constant.
+        with forward_ad._set_fwd_grad_enabled(True):  # type: ignore[no-untyped-call, unused-ignore]
+            (logits,) = ctx.saved_tensors
+            primal = forward_ad.unpack_dual(logits).primal  # type: ignore[no-untyped-call]
+            return _along(primal, tangent, ctx.iterations, ctx.epsilon)
+
+
+def _along(logits: Tensor, tangent: Tensor, iterations: int, epsilon: float) -> Tensor:
+    """Return the derivative of the matrix along a change of the logits."""
+    softmax, found = _normalise(logits, iterations, epsilon)
+    # Derivatives of the logarithms: of the first kernel, and of all factors so far, absorbed or not.
+    of_kernel = tangent.movedim((-2, -1), (0, 1))
+    of_kernel = of_kernel - (softmax * of_kernel).sum(0, keepdim=True)
+    if epsilon:
+        of_kernel = softmax / found[0].kernel * of_kernel
+    of_row, of_column = torch.zeros_like(softmax[:, :1]), torch.zeros_like(softmax[:1])
+    for place, (kernel, rows, columns) in enumerate(found):
+        for step, (row, column) in enumerate(zip(rows, columns, strict=False)):
+            if step or place:
+                carried = epsilon / columns[step - 1] * of_column if epsilon else 0.0
+                of_column = carried - (kernel * row * (of_kernel + of_row)).sum(0, keepdim=True)
+                of_column = column * of_column
+            carried = epsilon / row * of_row if epsilon else 0.0
+            of_row = carried - (kernel * column * (of_kernel + of_column)).sum(1, keepdim=True)
+            of_row = rows[step + 1] * of_row
+    kernel, rows, columns = found[-1]
+    derivative = kernel * rows[-1] * columns[-1] * (of_kernel + of_row + of_column)
+    return derivative.movedim((0, 1), (-2, -1))
