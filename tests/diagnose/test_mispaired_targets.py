@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -147,3 +148,36 @@ def test_the_rule_needs_each_leg():
     assert said(Pairing(64, 0.5, planted=(0.01,) * 3, held=(0.04, 0.3), control=(0.01, 0.01))) == []
     assert said(Pairing(64, 0.5, planted=(0.01,) * 3)) == []
     assert said(None) == []
+
+
+def series(count, seed=0):
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed))
+
+
+def next_values():
+    """Windows of noise in order, each with the value that comes next: the row after begins where this one is asked."""
+    values = series(BATCHES * ROWS + FEATURES)
+    x = values.unfold(0, FEATURES, 1)[: BATCHES * ROWS]
+    return x, values[FEATURES:, None], 1
+
+
+def stretches():
+    """Rows go on from batch to batch, as those of a recurrent network that carries its state."""
+    values = torch.randn(ROWS, BATCHES * FEATURES + 1, generator=torch.Generator().manual_seed(0))
+    starts = range(0, BATCHES * FEATURES, FEATURES)
+    x = torch.cat([values[:, s : s + FEATURES] for s in starts])
+    return x, torch.cat([values[:, s + FEATURES, None] for s in starts]), 1
+
+
+def yesterday():
+    """What is asked of a row is a feature of the next one."""
+    classes = torch.randint(4, (BATCHES * ROWS + 1,), generator=torch.Generator().manual_seed(0))
+    known = nn.functional.one_hot(classes[:-1], 4).float()
+    return torch.cat([series(BATCHES * ROWS * (FEATURES - 4)).view(-1, FEATURES - 4), known], 1), classes[1:], 4
+
+
+@pytest.mark.parametrize("make", [next_values, stretches, yesterday])
+def test_rows_that_follow_on_each_other_are_no_disorder(make):
+    x, y, out = make()
+    report, fired = told(x, y, net(out))
+    assert RULE not in fired, str(report)

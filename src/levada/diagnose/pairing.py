@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from levada._errors import MeasurementError, UsageError
 from levada.diagnose.loss import Loss
@@ -175,6 +176,24 @@ class _Rows:
         if found is not None:
             yield "another row of the batch", *found
 
+    def holds(self, mine: Tensor, theirs: Tensor) -> bool:
+        """Whether rows of inputs hold the targets of others, as the next window of a series holds the next value.
+
+        Then these rows follow on each other, and their order says nothing of where the targets belong. Targets as wide
+        as the inputs are copies of them, which an autoencoder has of its own row.
+        """
+        asked = self.targets[theirs]
+        forms = [asked.reshape(len(asked), -1).double()]
+        if not asked.is_floating_point() and asked.dim() == 1:
+            forms.append(functional.one_hot(torch.unique(asked, return_inverse=True)[1]).double())
+        for rows in self.inputs:
+            flat = _standardised(rows[mine].reshape(len(mine), -1).double())
+            for form in forms:
+                alike = (flat.T @ _standardised(form) / len(form)).abs()
+                if form.shape[1] < flat.shape[1] and bool((alike.amax(0) >= EQUAL).all()):
+                    return True
+        return False
+
     def _copies(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
         """Return rows of inputs and of targets that hold the same, one step on or at once; None if they do not."""
         for rows in self.inputs:
@@ -211,6 +230,10 @@ class _Rows:
             yield dealt
 
 
+def _standardised(columns: Tensor) -> Tensor:
+    return (columns - columns.mean(0)) / columns.std(0, correction=0).clamp_min(1e-300)
+
+
 def pairing_of(run: Run, loss: Loss | None, factory: Factory) -> Pairing | None:
     """Test whether targets follow from inputs; None where they do, or where it cannot be seen that they should.
 
@@ -237,7 +260,7 @@ def pairing_of(run: Run, loss: Loss | None, factory: Factory) -> Pairing | None:
     for words, mine, other in rows.orders():
         for one in similar:
             fits, apart = chance(one[mine][:, mine], theirs[other][:, other], MANY, run.seed)
-            if fits <= 1 / (1 + MANY) and apart >= APART:
+            if fits <= 1 / (1 + MANY) and apart >= APART and not rows.holds(mine, other):
                 found = Pairing(len(rows.targets), least, words, fits)
                 return replace(found, held=test.held(None, 1), control=test.held((mine, other), 1))
     return _without_order(test, similar[0], theirs, least)

@@ -30,7 +30,8 @@ def mispaired_targets(trace: Trace) -> Iterable[Finding]:
     relation would have been found: one that is planted in half of the rows is, along each of the three directions in
     which inputs differ most, and the model learns one from as many rows, while it learns nothing of the targets as they
     are on two held-out batches. Then it is a warning: a relation that is harder to see, or data drawn at random to try
-    a model, look the same. Inputs that differ in all directions alike, indices, and fewer than 48 rows are passed over.
+    a model, look the same. Rows that hold what others are asked for, as consecutive windows of a series do, inputs that
+    differ in all directions alike, indices, and fewer than 48 rows are passed over.
 
     Args:
         trace: of one check, or of a run.
