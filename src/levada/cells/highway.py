@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import final
 
 import torch
@@ -69,11 +69,15 @@ class RecurrentHighway(Cell):
 
     def step(self, projected: Tensor, state: State) -> State:
         """Return the next state."""
-        return (self._through(projected, state[0])[0],)
+        *_, (s, _) = self._layers(projected, state[0])
+        return (s,)
 
     def carry(self, projected: Tensor, state: State) -> Tensor:
         """Return the product of the layers' carry gates."""
-        return self._through(projected, state[0])[1]
+        kept = torch.ones_like(state[0])
+        for _, transform in self._layers(projected, state[0]):
+            kept = kept * (1 - transform)
+        return kept
 
     @torch.no_grad()
     def carry_bias(self, logit: Tensor) -> bool:
@@ -86,15 +90,14 @@ class RecurrentHighway(Cell):
         """Return the two matrices of each layer."""
         return torch.split(self.weight_hh.detach().flatten(0, 1), self.dim)
 
-    def _through(self, projected: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        kept = torch.ones_like(s)
+    def _layers(self, projected: Tensor, s: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what each layer makes of the state, and its transform gate."""
         for layer, (weight, bias) in enumerate(zip(self.weight_hh, self.bias, strict=True)):
             fed = nn.functional.linear(s, weight, bias)
-            candidate, transform = (fed if layer else fed + projected).chunk(2, -1)
-            t = transform.sigmoid()
-            s = s + t * (candidate.tanh() - s)
-            kept = kept * (1 - t)
-        return s, kept
+            candidate, gate = (fed if layer else fed + projected).chunk(2, -1)
+            transform = gate.sigmoid()
+            s = s + transform * (candidate.tanh() - s)
+            yield s, transform
 
     def extra_repr(self) -> str:
         """Say the widths and the depth."""

@@ -212,7 +212,8 @@ def figures(results: Results) -> list[Figure]:
     points.append(Series("lag = horizon", "reference", [1, LAGS[-1]], [1, LAGS[-1]]))
     return [
         Figure("gradient_by_step", "What is left of a gradient", "Untrained cells, by steps back from the last; every "
-               "seed, and the prediction from carry and gain.", Axis("steps back"),
+               "seed, and the prediction from carry and gain; where it grows it is a bound, as states leave zero.",
+               Axis("steps back"),
                Axis("size of the gradient relative to the last step's", "log"), tuple(curves)),
         Figure("horizon_and_lag", "Horizon before training, and longest lag learned", "One point per cell and seed; "
                "a cell that learns no lag is drawn at 1.", Axis("horizon, steps", "log"),
