@@ -34,6 +34,8 @@ PADDED = 8
 # Without normalisation the difference between inputs is this much less behind the last block than behind the first, in
 # so many layers or more, and the model gains less than this share of what it gains with normalisation.
 FADED, LAYERS, BEHIND = 0.5, 8, 0.7
+# Fewer sigmoids lose little, and train at another rate.
+SIGMOIDS = 3
 _MEANS = frozenset({"mean", "sum", "logsumexp"})
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -126,7 +128,8 @@ def _padding(material: Material, trace: Trace, facts: Facts) -> _Proposal | None
         "these left out",
         (site, site),
         {"module": name, "steps": steps, "same_at_the_end": same},
-        f"inputs = inputs[{':, ' if kinds[name].batch_first else ''}:-{same}]  # or pack the sequences",
+        f"inputs = inputs[{':, ' if kinds[name].batch_first else ''}:-{same}]  # or pack the sequences\n"
+        "# if the silence is meant, the memory must reach over it",
     )
 
 
@@ -263,12 +266,12 @@ def _squashed(material: Material, trace: Trace, facts: Facts) -> _Proposal | Non
         # What is multiplied by something else is a gate, and what nothing reads an output.
         if isinstance(module, nn.Sigmoid) and reading and all(len(set(o.inputs)) == 1 for o in reading):
             found.setdefault(operation.module, site)
-    if not found or trace.names()[-1] in found.values():
+    if len(found) < SIGMOIDS or trace.names()[-1] in found.values():
         return None
     sites = list(found.values())
     return _Proposal(
         lambda model, _: _hooked(model, list(found), lambda module, args, out: torch.tanh(args[0])),
-        f"tanh in place of {'the sigmoid' if len(found) == 1 else f'the {len(found)} sigmoids'}",
+        f"tanh in place of the {len(found)} sigmoids",
         (sites[0], sites[-1]),
         {"sigmoids": len(found), "slope": 0.25},
         "\n".join(f"model.{name} = torch.nn.Tanh()" for name in found),

@@ -37,6 +37,8 @@ FEW, ENOUGH = 16, 48
 QUICK, MANY, LOSSES = 99, 999, 199
 # A relation is there at this chance at the most, and none was found above it; standard deviations of another order's.
 CHANCE, APART = 0.05, 6.0
+# Inputs of one row tell of another's where so few orders give as much of a relation.
+CONSECUTIVE = 0.01
 # Of this share of the rows the targets are made to follow from the inputs, by each of so many directions.
 PLANTED, DIRECTIONS = 0.5, 3
 # Inputs that differ in more than this share of the directions they could are alike to a test by distances.
@@ -176,12 +178,16 @@ class _Rows:
         if found is not None:
             yield "another row of the batch", *found
 
-    def holds(self, mine: Tensor, theirs: Tensor) -> bool:
-        """Whether rows of inputs hold the targets of others, as the next window of a series holds the next value.
+    def follow(self, similar: Sequence[Tensor], mine: Tensor, theirs: Tensor) -> bool:
+        """Whether rows follow on each other, so that their order says nothing of where the targets belong.
 
-        Then these rows follow on each other, and their order says nothing of where the targets belong. Targets as wide
-        as the inputs are copies of them, which an autoencoder has of its own row.
+        Their inputs tell of each other, as steps of a series do, or hold the targets, as the next window holds the next
+        value. Targets as wide as the inputs are copies of them, which an autoencoder has of its own row.
         """
+        if bool((mine != theirs).all()):
+            told = (chance(one[mine][:, mine], one[theirs][:, theirs], MANY, self.seed)[0] for one in similar)
+            if min(told) <= CONSECUTIVE:
+                return True
         asked = self.targets[theirs]
         forms = [asked.reshape(len(asked), -1).double()]
         if not asked.is_floating_point() and asked.dim() == 1:
@@ -260,7 +266,7 @@ def pairing_of(run: Run, loss: Loss | None, factory: Factory) -> Pairing | None:
     for words, mine, other in rows.orders():
         for one in similar:
             fits, apart = chance(one[mine][:, mine], theirs[other][:, other], MANY, run.seed)
-            if fits <= 1 / (1 + MANY) and apart >= APART and not rows.holds(mine, other):
+            if fits <= 1 / (1 + MANY) and apart >= APART and not rows.follow(similar, mine, other):
                 found = Pairing(len(rows.targets), least, words, fits)
                 return replace(found, held=test.held(None, 1), control=test.held((mine, other), 1))
     return _without_order(test, similar[0], theirs, least)

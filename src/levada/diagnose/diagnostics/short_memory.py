@@ -51,7 +51,7 @@ def short_memory(trace: Trace) -> Iterable[Finding]:
         seen = (
             f"The last {told['same_at_the_end']} of the {told['steps']} steps that {told['module']} reads are the same "
         )
-        seen += "in all rows and steps, as of padding"
+        seen += "in all rows and steps, as of padding or of a silence that it does not reach over"
         yield finding_of(RULE, trial, seen, "What is read at the end is what is left of the inputs by then.", SOURCE)
     if memory is None:
         return
