@@ -163,6 +163,12 @@ def next_values():
     return x, values[FEATURES:, None], 1
 
 
+def direction():
+    """The same windows, and whether the next value is above zero: a column of the next row tells it, less than exactly."""
+    x, y, _ = next_values()
+    return x, (y[:, 0] > 0).long(), 2
+
+
 def stretches():
     """Rows go on from batch to batch, as those of a recurrent network that carries its state."""
     values = torch.randn(ROWS, BATCHES * FEATURES + 1, generator=torch.Generator().manual_seed(0))
@@ -178,7 +184,7 @@ def yesterday():
     return torch.cat([series(BATCHES * ROWS * (FEATURES - 4)).view(-1, FEATURES - 4), known], 1), classes[1:], 4
 
 
-@pytest.mark.parametrize("make", [next_values, stretches, yesterday])
+@pytest.mark.parametrize("make", [next_values, direction, stretches, yesterday])
 def test_rows_that_follow_on_each_other_are_no_disorder(make):
     x, y, out = make()
     report, fired = told(x, y, net(out))
