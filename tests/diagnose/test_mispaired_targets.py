@@ -164,7 +164,7 @@ def next_values():
 
 
 def direction():
-    """The same windows, and whether the next value is above zero: a column of the next row tells it, less than exactly."""
+    """The same windows, and whether the next value is above zero: the next row tells it, but holds no copy."""
     x, y, _ = next_values()
     return x, (y[:, 0] > 0).long(), 2
 
