@@ -189,3 +189,25 @@ def test_rows_that_follow_on_each_other_are_no_disorder(make):
     x, y, out = make()
     report, fired = told(x, y, net(out))
     assert RULE not in fired, str(report)
+
+
+class Transition(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = net(4)
+
+    def forward(self, state, action):
+        return self.inner(torch.cat([state, action], 1))
+
+
+def test_the_next_state_of_a_world_is_that_of_the_next_row():
+    """A state that is thrown by its action, s' = product of parts of s and a: hard to see, and right."""
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.randn(BATCHES * ROWS, FEATURES - 4, generator=generator)
+    states = [torch.randn(4, generator=generator)]
+    for action in actions:
+        states.append(states[-1].roll(1).sign() * action[:4])
+    s = torch.stack(states)
+    data = [((s[k : k + ROWS], actions[k : k + ROWS]), s[k + 1 : k + ROWS + 1]) for k in range(0, BATCHES * ROWS, ROWS)]
+    report = check(Transition(), data, optimizer="SGD", lr=1e-2)
+    assert RULE not in {f.rule for f in report.findings}, str(report)

@@ -192,12 +192,11 @@ class _Rows:
         forms = [asked.reshape(len(asked), -1).double()]
         if not asked.is_floating_point() and asked.dim() == 1:
             forms.append(functional.one_hot(torch.unique(asked, return_inverse=True)[1]).double())
-        for rows in self.inputs:
-            flat = _standardised(rows[mine].reshape(len(mine), -1).double())
-            for form in forms:
-                alike = (flat.T @ _standardised(form) / len(form)).abs()
-                if form.shape[1] < flat.shape[1] and bool((alike.amax(0) >= EQUAL).all()):
-                    return True
+        flat = _standardised(torch.cat([rows[mine].reshape(len(mine), -1).double() for rows in self.inputs], 1))
+        for form in forms:
+            alike = (flat.T @ _standardised(form) / len(form)).abs()
+            if form.shape[1] < flat.shape[1] and bool((alike.amax(0) >= EQUAL).all()):
+                return True
         return False
 
     def _copies(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
