@@ -782,6 +782,14 @@ def test_sharded_gradients_are_those_of_a_single_process(case, found):
     torch.testing.assert_close(found[case], expected, rtol=1e-9, atol=1e-12)
 
 
+def test_a_loss_that_is_none_and_a_model_without_heads_are_said_in_a_sentence():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(5, 3)
+    with pytest.raises(UsageError, match="loss must be a function"):
+        levada.Supervision(model, {"0": nn.Linear(4, 2)}, None)
+    with pytest.raises(UsageError, match=r"must be a levada\.Supervision, got Sequential"):
+        levada.supervision.gradient_reach(model, x, targets=torch.zeros(5, dtype=torch.long))
+
+
 def shard(rank: int, folder: Path) -> None:
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
@@ -807,11 +815,3 @@ def shard(rank: int, folder: Path) -> None:
 if __name__ == "__main__":
     shard(int(sys.argv[1]), Path(sys.argv[2]))
     os._exit(0)
-
-
-def test_a_loss_that_is_none_and_a_model_without_heads_are_said_in_a_sentence():
-    model, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(5, 3)
-    with pytest.raises(UsageError, match="loss must be a function"):
-        levada.Supervision(model, {"0": nn.Linear(4, 2)}, None)
-    with pytest.raises(UsageError, match=r"must be a levada\.Supervision, got Sequential"):
-        levada.supervision.gradient_reach(model, x, targets=torch.zeros(5, dtype=torch.long))

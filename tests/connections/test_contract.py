@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -374,3 +375,4 @@ def shard(rank: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     shard(int(sys.argv[1]), Path(sys.argv[2]))
+    os._exit(0)  # gloo's threads sometimes outlive the interpreter and abort it
