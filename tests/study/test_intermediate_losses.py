@@ -44,14 +44,14 @@ def test_a_damaged_or_missing_package_is_said(monkeypatch, tmp_path):
         def locate_file(self, name):
             return tmp_path / name
 
-    monkeypatch.setattr(treebank.metadata, "distribution", lambda name: Elsewhere())
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Elsewhere())
     with pytest.raises(MeasurementError, match=r"web.conllu should have md5 b17a.*Reinstall"):
         turkish_treebanks()
 
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(treebank.metadata, "distribution", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     with pytest.raises(UsageError, match=r"pip install --no-deps turkish-treebanks"):
         turkish_treebanks()
 
@@ -194,7 +194,7 @@ def test_without_its_package_the_picture_is_left_out_and_said(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(edges.metadata, "distribution", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     shown = picture()
     assert shown.images == ()
     assert shown.missing.startswith("left out. The photograph needs the package 'matplotlib'")

