@@ -19,8 +19,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"cli", "commands", "targets"},
     {"web", "report", "integrations"},
-    {"studies"},
+    {"studies", "training"},
     {"study"},
+    {"watching"},
     {"diagnose"},
     {"networks"},
     {"cells", "supervision"},

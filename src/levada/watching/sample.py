@@ -1,0 +1,59 @@
+"""One sampled step of a run, as numbers on the host, and who hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol, final
+
+from torch import Tensor
+
+__all__ = ["WATCHED", "Listener", "Sample"]
+
+WATCHED: Final = (
+    "signal_rms",
+    "gradient_rms",
+    "weight_rms",
+    "weight_gradient_rms",
+    "update_ratio",
+    "zero_fraction",
+    "nonfinite",
+    "gradient_nonfinite",
+)
+"""The signals of a sample, in the order in which they are stored; what they mean is in `levada.probe.SIGNALS`."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was measured on one sampled step.
+
+    Attributes:
+        step: number of the optimizer step, from 0.
+        time: when the step ended, in seconds since the epoch.
+        values: signal -> float64 tensor of shape `(sites,)`; what was not measured is NaN.
+        scalars: "loss", "lr", "gradient_norm", "loss_scale", "overhead" (share of the training time), where they are
+            known, and what the user logged.
+        losses: step and loss of every step since the sample before this one, as far as the loss was seen.
+        rank: the process that measured it.
+    """
+
+    step: int
+    time: float
+    values: Mapping[str, Tensor]
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    losses: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
+
+
+class Listener(Protocol):
+    """Who hears of a watched run: the rules, the record, the live view, an exporter."""
+
+    def before_update(self, step: int, loss: Tensor | None) -> None:
+        """Hear, before every update of the weights, of the loss that the backward pass began at, on its device."""
+
+    def sampled(self, sample: Sample) -> None:
+        """Hear of a sampled step, when its numbers are on the host."""
+
+    def close(self) -> None:
+        """Hear that the run is over; again is harmless."""
