@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-__all__ = ["FIRED", "QUIET", "UNMEASURED", "console", "fails", "progress_bar", "require_writable", "store", "to_json", "write"]
+__all__ = [
+    "FIRED",
+    "QUIET",
+    "UNMEASURED",
+    "console",
+    "fails",
+    "progress_bar",
+    "require_writable",
+    "store",
+    "to_json",
+    "write",
+]
 
 QUIET, FIRED, UNMEASURED = 0, 1, 3  # exit codes
 
