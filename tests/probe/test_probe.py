@@ -560,3 +560,23 @@ def test_trace_round_trip_through_json():
     assert trace["cotangent_rms"].isnan().all()
     with pytest.raises(UsageError, match="no site 'z'"):
         trace.at("signal_rms", "z")
+
+
+def test_a_stack_that_compiles_its_layers_is_measured_as_it_is_written():
+    torch.manual_seed(0)
+    compiled = levada.Stack([nn.Linear(4, 4) for _ in range(3)], levada.Residual, dim=4, compile={"backend": "eager"})
+    written = levada.Stack([nn.Linear(4, 4) for _ in range(3)], levada.Residual, dim=4)
+    written.load_state_dict(compiled.state_dict())
+    x, traces = torch.randn(8, 4), []
+    for model in (compiled, written):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Probe(model, optimizer, every=2) as probe:
+            for _ in range(5):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+        traces.append(probe.trace())
+    assert traces[0].steps == (0, 2, 4)
+    for signal in ("signal_rms", "gradient_rms", "update_ratio"):
+        torch.testing.assert_close(traces[0][signal], traces[1][signal])
+    assert torch._dynamo.eval_frame._stance.stance == "default", "outside of sampled passes it runs compiled"
