@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+import levada
 from levada._errors import MeasurementError, UsageError
 from levada.probe import SIGNALS, Probe, Trace
 from levada.probe.collector import Collector
