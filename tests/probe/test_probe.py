@@ -563,6 +563,7 @@ def test_trace_round_trip_through_json():
         trace.at("signal_rms", "z")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 def test_a_stack_that_compiles_its_layers_is_measured_as_it_is_written():
     torch.manual_seed(0)
     compiled = levada.Stack([nn.Linear(4, 4) for _ in range(3)], levada.Residual, dim=4, compile={"backend": "eager"})
