@@ -16,6 +16,7 @@ import levada
 from levada._errors import MeasurementError, UsageError
 from levada.probe import SIGNALS, Probe, Trace
 from levada.probe.collector import Collector
+from levada.probe.statistics import mean_square
 
 
 def rms(values):
@@ -582,3 +583,10 @@ def test_a_stack_that_compiles_its_layers_is_measured_as_it_is_written():
     for signal in ("signal_rms", "gradient_rms", "update_ratio"):
         torch.testing.assert_close(traces[0][signal], traces[1][signal])
     assert torch._dynamo.eval_frame._stance.stance == "default", "outside of sampled passes it runs compiled"
+
+
+@pytest.mark.parametrize("arrange", [lambda x: x, lambda x: x.mT, lambda x: x[:, ::2]])
+def test_a_mean_square_of_many_numbers_is_exact(arrange):
+    torch.manual_seed(0)
+    x = arrange(torch.randn(1, 2049, 4097))
+    torch.testing.assert_close(mean_square(x), x.double().square().flatten(1).mean(1), rtol=1e-7, atol=0)
