@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fix(commands)
     _add_study(commands)
     _add_report(commands)
+    _add_export(commands)
     _add_doctor(commands)
     _add_bench(commands)
     _add_list(commands)
@@ -100,6 +101,15 @@ def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
     report.add_argument("-o", "--output", metavar="FILE", default="report.html", help="the page (report.html)")
 
 
+def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
+    export = _command(commands, "export", "put a watched run into TensorBoard, Weights & Biases, MLflow or trackio")
+    add = export.add_argument
+    add("run", metavar="RUN", help="a run folder, or its address")
+    add("--to", choices=("tensorboard", "wandb", "mlflow", "trackio"), required=True, help="the tracker")
+    add("--out", metavar="DIR", default="exports", help="the folder that is written to (exports)")
+    add("--sites", type=int, default=8, metavar="N", help="how many sites' signals: first, last, and between them (8)")
+
+
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor = _command(commands, "doctor", "check every frame of a run folder and say what was lost")
     doctor.add_argument("run", metavar="RUN", help="a run folder")
@@ -139,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
-        parser.error("a command is needed: check, fix, study, report, doctor, bench or list")
+        parser.error("a command is needed: check, fix, study, report, export, doctor, bench or list")
     from levada import commands
 
     try:

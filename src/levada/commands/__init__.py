@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from levada.commands.bench import bench
 from levada.commands.check import check
+from levada.commands.export import export
 from levada.commands.fix import fix
 from levada.commands.listing import list_names
 from levada.commands.runs import doctor, report
@@ -19,6 +20,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "fix": fix,
     "study": study,
     "report": report,
+    "export": export,
     "doctor": doctor,
     "bench": bench,
     "list": list_names,

@@ -16,7 +16,7 @@ def report(options: argparse.Namespace) -> int:
     from levada.report import write_html
     from levada.runs import Run, find_runs
 
-    runs = [Run(path) for root in options.runs for path in find_runs(Path(root))]
+    runs = [Run(path) for root in options.runs for path in find_runs(root)]
     for run in runs:
         if run.damage is not None:
             console(stderr=True).print(
@@ -33,6 +33,6 @@ def doctor(options: argparse.Namespace) -> int:
     """Run `levada doctor`: 0 if every frame is good, 1 if something was lost."""
     from levada.runs import doctor as examine
 
-    examined = examine(Path(options.run))
+    examined = examine(options.run)
     console().print(str(examined), highlight=False)
     return QUIET if examined.healthy else FIRED

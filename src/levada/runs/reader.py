@@ -13,6 +13,7 @@ from levada._errors import UsageError
 from levada._numbers import restore_numbers
 from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
+from levada.runs.remote import local
 
 __all__ = ["Health", "Run", "doctor", "find_runs"]
 
@@ -22,14 +23,14 @@ class Run:
     """A run on disk. Reading takes no lock: a run can be read while it is written.
 
     Args:
-        path: the run's folder.
+        path: the run's folder; or an address as "s3://bucket/run", of which what is there now is copied to `path`.
 
     Raises:
         UsageError: if the folder does not exist or is not a run, or the manifest is corrupt or of a newer levada.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local(path)
         self.manifest: Manifest = read_manifest(self.path)
 
     def __repr__(self) -> str:
@@ -137,12 +138,12 @@ def doctor(path: str | Path) -> Health:
     """Check a run: every checksum, the manifest, what a crash tore off. Changes nothing.
 
     Args:
-        path: the run's folder; its manifest may be corrupt.
+        path: the run's folder, or its address; its manifest may be corrupt.
 
     Raises:
         UsageError: if the folder does not exist, or holds neither a manifest nor a log.
     """
-    folder = Path(path)
+    folder = local(path)
     manifest, reason = None, None
     try:
         manifest = read_manifest(folder)
@@ -164,12 +165,12 @@ def find_runs(root: str | Path) -> list[Path]:
     """Find the run folders at and below a path, sorted; links are not followed and hidden folders are left out.
 
     Args:
-        root: a folder.
+        root: a folder, or an address.
 
     Raises:
         UsageError: if `root` is not a folder.
     """
-    start = Path(root)
+    start = local(root)
     if not start.is_dir():
         raise UsageError(f"{start}: runs are looked for in a folder that exists, and this is none. Check the path.")
     found = []
