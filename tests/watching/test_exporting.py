@@ -95,7 +95,7 @@ def test_tensorboard(tmp_path):
 
 
 def wandb_records(path):
-    """Read an offline run's datastore: after 7 bytes, blocks of 32 KiB that hold pieces of records, as LevelDB has them."""
+    """Read an offline run: after 7 bytes, blocks of 32 KiB that hold pieces of records, as LevelDB has them."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, whole = path.read_bytes(), 7, b""

@@ -158,11 +158,29 @@ class Engine:
 
     # The end of a step.
 
-    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        begun = time.perf_counter()
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         if id(optimizer) in self._stepped:  # the others did not step this time
             self._waited = set(self._stepped)
             self.finish()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._ready(optimizer)
+            return None
+        told: list[bool] = []
+
+        def evaluated(*given: Any, **named: Any) -> Any:
+            result = closure(*given, **named)
+            if not told:
+                told.append(True)
+                self._ready(optimizer)
+            return result
+
+        # The passes are inside of the step: what comes before the update comes after them.
+        return ((args[0], evaluated, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": evaluated})
+
+    def _ready(self, optimizer: Any) -> None:
+        """Take what the update will change, and tell of it."""
+        begun = time.perf_counter()
         if not self._stepped:
             if self._reading is not None and not self._read_before:
                 self._norms.before(getattr(optimizer, "grad_scale", None))
@@ -218,6 +236,10 @@ class Engine:
         self._pending.append(sent)
         if self._device.type == "cpu":
             self._deliver(wait=True)
+
+    def add_losses(self, add: bool) -> None:
+        """Say whether the losses of a step's backward passes are added, not averaged."""
+        self._losses.add = add
 
     def loss(self) -> Tensor | None:
         """Return the loss of the step that is under way."""

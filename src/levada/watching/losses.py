@@ -34,6 +34,7 @@ class Losses:
     """
 
     def __init__(self, model: nn.Module, *, restart: Callable[[], None], scale: Callable[[], Tensor | None]) -> None:
+        self.add = False
         self._restart = restart
         self._scale = scale
         self._model = model
@@ -60,10 +61,13 @@ class Losses:
         _unwrap()
 
     def current(self) -> Tensor | None:
-        """Return the mean loss of the step that is under way."""
+        """Return the loss of the step that is under way: of its backward passes, the mean or the sum."""
         if not self._current:
             return None
-        return self._current[0] if len(self._current) == 1 else torch.stack(self._current).mean()
+        if len(self._current) == 1:
+            return self._current[0]
+        losses = torch.stack(self._current)
+        return losses.sum() if self.add else losses.mean()
 
     def end(self, step: int) -> None:
         """End a step."""

@@ -45,7 +45,10 @@ class Watch:
         self.samples: deque[Sample] = deque(maxlen=_RECENT)
         self._optimizers = optimizers
         self._listeners = list(listeners)
-        self._attached = self._entered = False
+        for listener in self._listeners:
+            if getattr(listener, "watch", self) is None:  # it wants the names of sites, and findings
+                listener.watch = self
+        self._attached = self._entered = self._add_losses = False
         self._engine = Engine(
             model,
             optimizers,
@@ -75,6 +78,16 @@ class Watch:
     def sampling(self) -> int:
         """Present distance between sampled steps."""
         return self._engine.cadence.distance
+
+    @property
+    def add_losses(self) -> bool:
+        """Whether the losses of micro-batches are added: set it where the loop divides each by their number."""
+        return self._add_losses
+
+    @add_losses.setter
+    def add_losses(self, add: bool) -> None:
+        self._add_losses = add
+        self._engine.add_losses(add)
 
     @property
     def last_pass(self) -> Pass | None:
