@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
+import itertools
 import math
 import os
 import random
-import struct
 import subprocess
 import sys
 import warnings
@@ -71,14 +70,14 @@ def write(folder: Path, steps: Sequence[int], **options: object) -> SignalWriter
 @pytest.fixture(params=["parquet", "frames"])
 def suffix(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr("levada.runs.signal_writer.has_parquet", lambda: request.param == "parquet")
-    yield request.param
+    return request.param
 
 
 def test_every_code_is_a_number_that_has_this_code() -> None:
     every = array("h", range(NAN, INFINITE + 1))
     assert codes_from(encode(decoded(every))) == every
     numbers = decoded(range(-INFINITE, INFINITE + 1))
-    assert all(a < b for a, b in zip(numbers, numbers[1:], strict=False)), "codes are in the order of numbers"
+    assert all(a < b for a, b in itertools.pairwise(numbers)), "codes are in the order of numbers"
 
 
 @settings(max_examples=300, deadline=None)
