@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 
+import pytest
 import torch
 
 import levada
 from levada.diagnose import Finding
+from levada.runs import Run
 from levada.watching import WATCHED
 
 FINDING = Finding("exploding_gradient", "error", "fired", "the gradient grows", consequence="Nothing is learned.")
@@ -69,7 +71,12 @@ def assert_same(watch, expected, rtol=1e-5, skip=("overhead",)):
     for mine, theirs in zip(watch.samples, expected.samples, strict=True):
         for name in WATCHED:
             torch.testing.assert_close(
-                mine.values[name], theirs.values[name], rtol=rtol, atol=1e-12, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+                mine.values[name],
+                theirs.values[name],
+                rtol=rtol,
+                atol=1e-12,
+                equal_nan=True,
+                msg=lambda m, n=name: f"{n}: {m}",
             )
         assert mine.scalars.keys() - set(skip) == theirs.scalars.keys() - set(skip)
         for name in theirs.scalars.keys() - set(skip):
@@ -78,6 +85,20 @@ def assert_same(watch, expected, rtol=1e-5, skip=("overhead",)):
     finite = watch.trace()["gradient_rms"]
     assert (finite > 0).all()  # something was measured
     assert (watch.trace()["update_ratio"] > 0).any()
+
+
+def assert_recorded(folder, watch):
+    """Compare the run folder with the watch: 128 codes an octave."""
+    run = Run(folder)
+    signals = run.signals()
+    assert run.damage is None
+    assert list(signals.steps) == [sample.step for sample in watch.samples]
+    assert [site["name"] for site in signals.sites] == [site.name for site in watch.sites]
+    for name in ("signal_rms", "gradient_rms", "update_ratio"):
+        for sample, row in zip(watch.samples, signals.read(name), strict=True):
+            assert row == pytest.approx(sample.values[name].tolist(), rel=0.01, nan_ok=True)
+    assert run.losses() == [pair for sample in watch.samples for pair in sample.losses]
+    assert next(run.events("end"))["steps"] == watch.steps
 
 
 def unwatched(model):

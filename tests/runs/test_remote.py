@@ -232,6 +232,67 @@ def test_each_rank_uploads_its_own_signals():
     assert len(list(Run(url).path.rglob("*.segment"))) == 2
 
 
+def test_another_machine_of_a_run_that_began_may_join_it(monkeypatch, tmp_path):
+    url = "memory://bucket/machines"
+    with begin(url) as writer:
+        upload(writer.path, url)
+    monkeypatch.setenv("LEVADA_STAGING", str(tmp_path / "other machine"))
+    folder = stage(url, rank=1)
+    segment(folder, 0, b"x", 1)
+    assert upload(folder, url, rank=1) == 1
+    assert len(list(Run(url).path.rglob("*.segment"))) == 1
+
+
+def train(url, steps=40):
+    import torch
+
+    import levada
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()) for _ in range(3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with levada.watch(model, optimizer, run=url, every=1, max_overhead=1e9) as watch:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(8, 4)).square().sum().backward()
+            optimizer.step()
+    return watch
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_watched_training_is_read_where_it_was_sent(kind, tmp_path, capsys):
+    url = "memory://bucket/watched" if kind == "memory" else f"file://{tmp_path}/remote/watched"
+    watch = train(url)
+    run = Run(url)
+    assert (run.manifest.kind, run.manifest.name) == ("watch", "watched")
+    signals = run.signals()
+    assert list(signals.steps) == [sample.step for sample in watch.samples] == list(range(40))
+    for sample, row in zip(watch.samples, signals.read("gradient_rms"), strict=True):
+        assert row == pytest.approx(sample.values["gradient_rms"].tolist(), rel=0.01)
+    assert run.losses() == [pair for sample in watch.samples for pair in sample.losses]
+    assert doctor(url).healthy
+    with pytest.raises(UsageError, match="holds a run"):
+        train(url)
+
+
+def test_a_training_whose_remote_is_dead_ends_as_it_would_have(monkeypatch):
+    monkeypatch.setattr(Unreliable, "share", 1.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watch = train("unreliable://watched", steps=5)
+    assert watch.steps == 5
+    told = [str(w.message) for w in caught]
+    assert ["could not be uploaded" in text for text in told] == [True, False]
+    folder = remote._cache("staged", "unreliable://watched")
+    assert "remote.upload" in told[1]
+    assert str(folder) in told[1]
+    assert Run(folder).signals().steps == (0, 1, 2, 3, 4)
+    monkeypatch.setattr(Unreliable, "share", 0.0)
+    upload(folder, "unreliable://watched")
+    assert not pending(folder)
+    assert Run("unreliable://watched").signals().steps == (0, 1, 2, 3, 4)
+
+
 def test_a_reader_sees_a_manifest_last():
     seen = []
 

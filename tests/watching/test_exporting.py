@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from levada._errors import UsageError
+from levada.cli import main
 from levada.diagnose import Finding
 from levada.probe.trace import Site
-from levada.runs.exporters import chosen, open_exporter, tag
+from levada.runs import RunWriter
+from levada.runs.exporters import chosen, export, open_exporter, tag
 from levada.watching import Sample
 from levada.watching.exporting import Exporting
+from levada.watching.recording import Recording
 
 COUNT = 12
 SITES = tuple(Site(f"layers.{i}", i, "Linear", (4, 8), (f"layers.{i}.weight",)) for i in range(COUNT))
@@ -57,6 +60,18 @@ def expected():
     return found
 
 
+def stored(folder):
+    """The same as a run on disk; codes of 16 bits hold powers of two exactly."""
+    watch = SimpleNamespace(sites=SITES, findings=[], overhead=2**-8)
+    recording = Recording(folder, watch, name="a run", config={"seed": 3})
+    for sample in samples():
+        if sample.step == 10:
+            watch.findings.append(FINDING)
+        recording.sampled(sample)
+    recording.close()
+    return folder
+
+
 def exported(to, out):
     watch = SimpleNamespace(sites=SITES, findings=[])
     exporting = Exporting(to, out, name="a run", sites=4, config={"seed": 3, "model": {"depth": 12}}, watch=watch)
@@ -79,17 +94,25 @@ def compare(found):
         assert [v for _, v in found[name]] == pytest.approx([v for _, v in rows], rel=1e-6), name
 
 
-def test_tensorboard(tmp_path):
+@pytest.mark.parametrize("source", ["live", "stored"])
+def test_tensorboard(tmp_path, capsys, source):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    exporter = exported("tensorboard", tmp_path)
-    events = EventAccumulator(exporter.where, size_guidance={"scalars": 0}).Reload()
+    where = str(tmp_path / "a run")
+    if source == "live":
+        assert exported("tensorboard", tmp_path).where == where
+    else:
+        run = str(stored(tmp_path / "runs" / "a run"))
+        assert main(["export", run, "--to", "tensorboard", "--out", str(tmp_path), "--sites", "4"]) == 0
+        assert capsys.readouterr().out.splitlines() == [where, f"tensorboard --logdir {tmp_path}"]
+        assert main(["export", run, "--to", "tensorboard", "--out", str(tmp_path)]) == 2  # not a second time
+    events = EventAccumulator(where, size_guidance={"scalars": 0}).Reload()
     compare({name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]})
     assert events.Scalars("lr")[1].wall_time == 1.7e9 + 10
     (text,) = events.Tensors("findings/vanishing_gradient")
     assert text.step == 10
     assert FINDING.claim in text.tensor_proto.string_val[0].decode()
-    assert b"model" in events.Tensors("settings")[0].tensor_proto.string_val[0]
+    assert b"seed" in events.Tensors("settings")[0].tensor_proto.string_val[0]
     with pytest.raises(UsageError, match="without event files"):
         open_exporter("tensorboard", tmp_path, name="a run", config={})
 
@@ -118,12 +141,18 @@ def refuse(self, address):
     return connect(self, address)
 connect, socket.socket.connect = socket.socket.connect, refuse
 sys.path.insert(0, sys.argv[2])
-from test_exporting import exported
-print(exported("wandb", sys.argv[1]).where)
+from test_exporting import exported, stored
+if sys.argv[3] == "live":
+    print(exported("wandb", sys.argv[1]).where)
+else:
+    from levada.cli import main
+    run = str(stored(sys.argv[1] + "/a run"))
+    assert main(["export", run, "--to", "wandb", "--out", sys.argv[1], "--sites", "4"]) == 0
 """
 
 
-def test_weights_and_biases_offline_writes_nothing_elsewhere(tmp_path):
+@pytest.mark.parametrize("source", ["live", "stored"])
+def test_weights_and_biases_offline_writes_nothing_elsewhere(tmp_path, source):
     homes = {name: tmp_path / name.lower() for name in ("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
     for home in homes.values():
         home.mkdir()
@@ -132,7 +161,7 @@ def test_weights_and_biases_offline_writes_nothing_elsewhere(tmp_path):
     }
     out, here = tmp_path / "out", str(Path(__file__).parent)
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", WANDB, str(out), here],
+        [sys.executable, "-W", "error", "-c", WANDB, str(out), here, source],
         env=environment,
         cwd=homes["HOME"],
         stdin=subprocess.DEVNULL,
@@ -143,7 +172,8 @@ def test_weights_and_biases_offline_writes_nothing_elsewhere(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert not [p for home in homes.values() for p in home.rglob("*") if not p.is_dir()]
     (path,) = out.rglob("*.wandb")
-    assert str(path.parent) == ran.stdout.split("\n")[-2]
+    lines = ran.stdout.splitlines()
+    assert lines == [str(path.parent)] if source == "live" else [str(path.parent), f"wandb sync {path.parent}"]
     found, tags, summary = {}, (), {}
     for record in wandb_records(path):
         row = {i.key or "/".join(i.nested_key): float(i.value_json) for i in record.history.item}
@@ -156,8 +186,12 @@ def test_weights_and_biases_offline_writes_nothing_elsewhere(tmp_path):
     assert FINDING.claim in str(summary)
 
 
-def test_mlflow(tmp_path):
-    exporter = exported("mlflow", tmp_path)
+@pytest.mark.parametrize("source", ["live", "stored"])
+def test_mlflow(tmp_path, source):
+    if source == "live":
+        exporter = exported("mlflow", tmp_path)
+    else:
+        exporter = export(stored(tmp_path / "a run"), "mlflow", tmp_path, sites=4)
     assert "mlruns" in exporter.where
     from mlflow.tracking import MlflowClient
 
@@ -167,7 +201,8 @@ def test_mlflow(tmp_path):
     compare({name: [(m.step, m.value) for m in rows] for name, rows in found.items()})
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "a run"
-    assert run.data.params == {"seed": "3", "model.depth": "12"}
+    assert run.data.params["seed"] == "3"
+    assert run.data.params.get("model.depth", "12") == "12"
     assert FINDING.claim in run.data.tags["levada.vanishing_gradient.10"]
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     with pytest.raises(UsageError, match=r"pip install mlflow$"):
@@ -284,6 +319,9 @@ def test_a_missing_package_is_named(to, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_meant(tmp_path):
+    RunWriter.create(tmp_path / "check", kind="check", name="no signals").close()
+    with pytest.raises(UsageError, match="keeps no signals"):
+        export(tmp_path / "check", "tensorboard", tmp_path)
     with pytest.raises(UsageError, match="one of tensorboard, wandb, mlflow, trackio"):
         Exporting("tensorbord", tmp_path)
     with pytest.raises(UsageError, match="sites"):

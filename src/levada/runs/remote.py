@@ -102,11 +102,12 @@ def _other_run(url: str, folder: Path) -> bool:
     return not (here.is_file() and here.read_bytes() == there)
 
 
-def stage(url: str) -> Path:
+def stage(url: str, *, rank: int = 0) -> Path:
     """Give the local folder in which a run for a remote root is written; it need not exist.
 
     Args:
         url: the remote root.
+        rank: of this process; rank 0 looks whether the root is free.
 
     Raises:
         UsageError: if another run is at the remote root, or fsspec has no such file system.
@@ -116,7 +117,7 @@ def stage(url: str) -> Path:
     taken = False
     # A remote that cannot be reached now is no reason not to train: the mirror looks again before its first upload.
     with suppress(Exception):
-        taken = bool(_within(_FIRST, lambda: _other_run(url, folder)))
+        taken = rank == 0 and bool(_within(_FIRST, lambda: _other_run(url, folder)))
     if taken:
         raise UsageError(f"{url}: a new run needs a root without one, and this holds a run. Choose another address.")
     return folder

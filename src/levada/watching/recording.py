@@ -23,6 +23,7 @@ from levada.runs import RunWriter, SignalWriter
 from levada.runs.background import Background
 from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTAVE, UNDERFLOW, thresholds
 from levada.runs.manifest import MANIFEST
+from levada.runs.remote import Mirror, is_remote, stage
 from levada.watching.sample import WATCHED, Sample
 
 __all__ = ["Recording", "Watched", "codes_of"]
@@ -140,7 +141,7 @@ class Recording:
     what cannot be stored is told by one warning, verdicts wait in memory until the disk takes them again.
 
     Args:
-        folder: the run.
+        folder: the run; or an address, as "s3://bucket/run": it is written to a local folder, and mirrored from there.
         watch: what is recorded.
         name: the run's name; the folder's by default.
         config: settings to keep in the manifest.
@@ -177,10 +178,11 @@ class Recording:
         resume: bool = False,
         keep: int = 4096,
     ) -> None:
-        self.folder = Path(folder)
+        address = folder if isinstance(folder, str) and is_remote(folder) else None
         if rank is None:
             distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
             rank = torch.distributed.get_rank() if distributed else 0
+        self.folder = Path(folder) if address is None else stage(address, rank=rank)
         self.rank = rank
         self._watch, self._keep, self._process = watch, keep, os.getpid()
         self._events: _Events | None = None
@@ -191,6 +193,7 @@ class Recording:
                 label = name or self.folder.resolve().name or "watch"
                 writer = RunWriter.create(self.folder, kind="watch", name=label, config=config)
             self._events = _Events(writer, self.close)
+        self._mirror = None if address is None else Mirror(self.folder, address, rank=rank)
         self._signals: SignalWriter | None = None
         self._sites: tuple[Site, ...] = ()
         self._problem: str | None = None
@@ -248,6 +251,8 @@ class Recording:
             end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
             self._events.add("end", **end)
             self._events.close()
+        if self._mirror is not None:
+            self._mirror.close()
         self._tell()
 
     def _keep_sample(self, sample: Sample) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, final
 
@@ -17,6 +18,7 @@ from levada.probe.trace import Site, Trace
 from levada.watching.engine import Engine
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
+from levada.watching.recording import Recording
 from levada.watching.sample import WATCHED, Listener, Sample
 
 __all__ = ["Watch", "watch"]
@@ -40,14 +42,15 @@ class Watch:
         cadence: Cadence,
         scaler: Any,
         listeners: Iterable[Listener],
+        run: str | Path | None = None,
     ) -> None:
         self.model = model
         self.samples: deque[Sample] = deque(maxlen=_RECENT)
         self._optimizers = optimizers
         self._listeners = list(listeners)
-        for listener in self._listeners:
-            if getattr(listener, "watch", self) is None:  # it wants the names of sites, and findings
-                listener.watch = self
+        wanting: list[Any] = [one for one in self._listeners if getattr(one, "watch", self) is None]
+        for listener in wanting:  # they ask for the names of sites, and for findings
+            listener.watch = self
         self._attached = self._entered = self._add_losses = False
         self._engine = Engine(
             model,
@@ -57,6 +60,8 @@ class Watch:
             before_update=self._before_update,
             sampled=self._sampled,
         )
+        if run is not None:
+            self._listeners.append(Recording(run, self))
         self._attach()
 
     @property
@@ -207,6 +212,7 @@ def watch(
     model: nn.Module,
     optimizer: Any,
     *,
+    run: str | Path | None = None,
     every: int = 20,
     max_overhead: float = 0.01,
     scaler: Any = None,
@@ -229,6 +235,7 @@ def watch(
         model: any module.
         optimizer: whose `step` ends a step; of several, in a sequence, the last one that steps. None if you call
             `Watch.step()` yourself.
+        run: folder of the run that keeps the samples; or an address, as "s3://bucket/run".
         every: smallest distance between sampled steps.
         max_overhead: largest share of the training time, as measured while it runs.
         scaler: what scales the loss, such as a `torch.amp.GradScaler`.
@@ -260,7 +267,7 @@ def watch(
                 f"watch: the optimizer must hold parameters of the model, but this {type(one).__name__} holds none of "
                 f"{type(model).__name__}'s. Make it after the model was moved, sharded or wrapped, or give the other."
             )
-    return Watch(model, optimizers, cadence=Cadence(every, max_overhead), scaler=scaler, listeners=listeners)
+    return Watch(model, optimizers, cadence=Cadence(every, max_overhead), scaler=scaler, listeners=listeners, run=run)
 
 
 def _unwrapped(optimizer: Any) -> Any:
