@@ -11,8 +11,6 @@ from torch import nn
 
 import levada
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
 
 @pytest.fixture(autouse=True)
 def alone():

@@ -17,7 +17,7 @@ from levada._errors import UsageError
 from levada.integrations.huggingface import LevadaCallback
 from levada.runs import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
 CONFIG = {
     "vocab_size": 32,
     "hidden_size": 16,

@@ -15,7 +15,7 @@ from torch import nn
 
 import levada
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning's about workers, loggers and the tree of arguments
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import lightning.pytorch as lightning
