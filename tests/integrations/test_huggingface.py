@@ -17,7 +17,6 @@ from levada._errors import UsageError
 from levada.integrations.huggingface import LevadaCallback
 from levada.runs import Run
 
-
 CONFIG = {
     "vocab_size": 32,
     "hidden_size": 16,

@@ -15,7 +15,6 @@ from torch import nn
 
 import levada
 
-
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import lightning.pytorch as lightning
