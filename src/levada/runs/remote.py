@@ -369,7 +369,8 @@ def _copy(files: Any, root: str, found: Mapping[str, Any], folder: Path) -> None
     for path, info in sorted(found.items(), key=lambda item: item[0].endswith(f"/{MANIFEST}")):
         key = str(path).removeprefix(base).lstrip("/")
         parts = PurePosixPath(key).parts
-        if not parts or ".." in parts or any(part.startswith(".") or "\\" in part or ":" in part for part in parts):
+        # Neither hidden files nor "..", nor what another system reads as a path.
+        if not parts or any(part.startswith(".") or "\\" in part or ":" in part for part in parts):
             continue
         stamp = [
             str(info.get(name)) for name in ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "created")
