@@ -9,6 +9,7 @@ from levada.commands.bench import bench
 from levada.commands.check import check
 from levada.commands.fix import fix
 from levada.commands.listing import list_names
+from levada.commands.run import run
 from levada.commands.runs import doctor, report
 from levada.commands.study import study
 
@@ -17,6 +18,7 @@ __all__ = ["COMMANDS"]
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "check": check,
     "fix": fix,
+    "run": run,
     "study": study,
     "report": report,
     "doctor": doctor,
