@@ -110,7 +110,7 @@ class Strip:
         """Add a sample; one of another number of blocks is passed over."""
         values = sample.values.get("gradient_rms")
         if values is None or bool(values.isnan().all()):
-            values = sample.values.get("weight_gradient_rms")
+            values = sample.values.get("weight_gradient_rms", values)
         if values is None or values.numel() != len(self.names):
             return
         bad = sample.values.get("gradient_nonfinite")
@@ -256,7 +256,7 @@ def heading_line(strip: Strip, width: int) -> Line:
     """Say what the strip shows: which blocks, and which steps."""
     _, room = columns_of(width)
     steps = [step for step, _ in strip.columns][-room:]
-    first, last = (printable(name) for name in (strip.names[0], strip.names[-1]))
+    first, last = printable(strip.names[0]), printable(strip.label(strip.rows - 1, strip.rows).rpartition(" ")[2])
     told = ["gradient by block", f"{first} (top) to {last}", f"steps {steps[0]:,} to {steps[-1]:,}" if steps else ""]
     return [(fitting([text for text in told if text], ", ", width), "dim")]
 

@@ -34,9 +34,13 @@ __all__ = ["Live", "summary"]
 
 SECONDS_BETWEEN: Final = 0.25
 SHARE: Final = 0.002  # of the time, at most, that drawing takes
+MIN_WIDTH: Final = 40
 MAX_WIDTH: Final = 110
-LOSS_HEIGHT: Final = 4
-MAX_FINDINGS: Final = 3
+HEIGHTS: Final = ((30, 4, 3), (0, 2, 2))  # from so many lines of the terminal on, those of the loss and of findings
+MAX_ROWS: Final = 16
+MIN_ROWS: Final = 3
+MAX_CLEARED: Final = 3
+SHARE_OF_LINES: Final = 0.65
 PLAIN_SECONDS: Final = (10.0, 300.0)  # between two plain lines: at first, and at most
 _COLOURS: Final = {"error": "bold red", "warn": "yellow", "info": "cyan"}
 _SIGNS: Final = {"error": ("✕", "x"), "warn": ("!", "!"), "info": ("i", "i")}
@@ -129,20 +133,21 @@ class Live:
             return Screen.active is self._screen
         if self._plain or Screen.active is not None:
             return False
-        height = self._height()
-        if not Screen.fits(self._stream, height) or self._width() < 40:
+        size = Screen.size(self._stream)
+        if size is None or size[0] < MIN_WIDTH or not Screen.fits(self._stream, sum(self._heights(size[1]))):
             self._plain = True
             return False
-        self._screen = Screen(self._stream, height)
+        self._screen = Screen(self._stream)
         self._redraw()
         return True
 
-    def _height(self) -> int:
+    def _heights(self, lines: int) -> tuple[int, int, int, int]:
+        """Divide the lines of a terminal: those of the loss, of the strip, of the findings, and the others."""
         assert self._strip is not None
-        size = Screen.size(self._stream) or (80, 24)
-        most = max(3, min(16, size[1] // 3))
-        self._rows = min(self._strip.rows, most)
-        return self._rows + LOSS_HEIGHT + MAX_FINDINGS + 5
+        loss, findings = next(rest for least, *rest in HEIGHTS if lines >= least)
+        others = 5  # a rule, what was measured last, the strip's heading and legend, the record
+        room = int(SHARE_OF_LINES * lines) - loss - findings - others
+        return loss, min(self._strip.rows, MAX_ROWS, max(room, MIN_ROWS)), findings, others
 
     def _width(self) -> int:
         size = Screen.size(self._stream)
@@ -153,27 +158,31 @@ class Live:
         assert self._screen is not None
         width = min(self._width() - 1, MAX_WIDTH)
         console = self._terminal(width)
-        self._screen.draw([self._rendered(line, console) for line in self.lines(width, console)])
+        size = Screen.size(self._stream) or (80, 24)
+        self._screen.draw([self._rendered(line, console) for line in self.lines(width, size[1], console)])
         ended = time.monotonic()
         self._next = ended + max(SECONDS_BETWEEN, (ended - begun) / SHARE)
 
-    def lines(self, width: int, console: Console) -> list[Line]:
+    def lines(self, width: int, height: int, console: Console) -> list[Line]:
         """Give the view as lines.
 
         Args:
             width: of the view.
+            height: of the terminal.
             console: which says whether it has colours and more letters than ASCII.
         """
         strip = self._strip
         assert strip is not None
         fine, coloured = _fine(console), console.color_system in ("truecolor", "256")
         rule = ("─" if fine else "-") * width
+        loss, rows, findings, _ = self._heights(height)
         drawn = [[(rule, "dim")], self._heading(width, fine)]
-        drawn += loss_lines(self._losses, width, LOSS_HEIGHT, fine=fine)
+        curve = loss_lines(self._losses, width, loss, fine=fine)
+        drawn += curve or [[] for _ in range(loss)]
         drawn.append(heading_line(strip, width))
-        drawn += strip_lines(strip, width, self._rows, fine=fine, coloured=coloured)
-        drawn.append(legend_line(strip, width, self._rows, fine=fine, coloured=coloured))
-        drawn += _findings(list(self._told.values()), self._cleared, width, fine)
+        drawn += strip_lines(strip, width, rows, fine=fine, coloured=coloured)
+        drawn.append(legend_line(strip, width, rows, fine=fine, coloured=coloured))
+        drawn += _findings(list(self._told.values()), self._cleared, width, findings, fine)
         return [*drawn, _footing(self._watch, fine)]
 
     def _heading(self, width: int, fine: bool) -> Line:
@@ -187,10 +196,8 @@ class Live:
         now = {(one.rule, str(one.where.get("first", ""))): one for one in _fired(self._watch)}
         said = [f"{one.severity}: {one.rule}: {one.claim}" for key, one in now.items() if key not in self._told]
         over = [one for key, one in self._told.items() if key not in now]
-        self._cleared = [*over, *(one for one in self._cleared if one.rule not in {o.rule for o in over})][
-            :MAX_FINDINGS
-        ]
-        self._cleared = [one for one in self._cleared if one.rule not in {rule for rule, _ in now}]
+        past = {one.rule: one for one in (*over, *self._cleared) if one.rule not in {rule for rule, _ in now}}
+        self._cleared = list(past.values())[:MAX_CLEARED]
         self._told = now
         return said + [f"over: {one.rule}" for one in over]
 
@@ -264,19 +271,19 @@ def _cost(watch: Any) -> list[str]:
     return [*told, "every step" if distance == 1 else f"every {distance:,} steps"]
 
 
-def _findings(found: Sequence[Finding], cleared: Sequence[Finding], width: int, fine: bool) -> list[Line]:
-    """Say what is found and what is over, in `MAX_FINDINGS` lines; a claim may take what others leave."""
+def _findings(found: Sequence[Finding], cleared: Sequence[Finding], width: int, most: int, fine: bool) -> list[Line]:
+    """Say what is found and what is over, in `most` lines; a claim may take what others leave."""
     over: list[Line] = [[(f"{'✓' if fine else 'ok'} {one.rule} is over", "green")] for one in cleared]
     if not found and not over:
         over = [[("✓ " if fine else "ok ", "green"), ("nothing found so far", "dim")]]
     lines: list[Line] = []
     for i, one in enumerate(found):
-        left = MAX_FINDINGS - len(lines) - (len(found) - i - 1)
-        if len(lines) == MAX_FINDINGS - 1 and i < len(found) - 1:
+        left = most - len(lines) - (len(found) - i - 1)
+        if len(lines) == most - 1 and i < len(found) - 1:
             lines.append([(f"  and {len(found) - i} more", "dim")])
             break
         lines += _finding(one, width, max(1, left), fine)
-    return (lines + over + [[] for _ in range(MAX_FINDINGS)])[:MAX_FINDINGS]
+    return (lines + over + [[] for _ in range(most)])[:most]
 
 
 def _finding(one: Finding, width: int, most: int, fine: bool) -> list[Line]:

@@ -27,7 +27,6 @@ class Screen:
 
     Args:
         stream: the terminal.
-        height: number of lines.
 
     Example:
         >>> import io
@@ -37,9 +36,9 @@ class Screen:
 
     active: ClassVar[Screen | None] = None
 
-    def __init__(self, stream: TextIO, height: int) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._height = height
+        self._height = 0
         self._size: tuple[int, int] | None = None  # columns and lines for which the region was set
         self._process = os.getpid()
         self._terminated: Any = None
@@ -62,7 +61,7 @@ class Screen:
         return size is not None and size[1] >= height + LEAST_ROOM
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Show lines, which are as wide as the terminal at most; too few leave the rest empty.
+        """Show lines, which are as wide as the terminal at most; where they leave no room, give the terminal back.
 
         Args:
             lines: from the upper one on.
@@ -70,19 +69,13 @@ class Screen:
         if os.getpid() != self._process:  # a forked child has its parent's terminal
             return
         size = self.size(self._stream)
-        if size is None:
+        if size is None or not self.fits(self._stream, len(lines)):
+            self.close()
             return
-        text = ""
-        if size != self._size:
-            if not self.fits(self._stream, self._height):
-                self.close()
-                return
-            text = self._begin(size)
-        top = size[1] - self._height + 1
-        text += _SAVE
-        for i in range(self._height):
-            text += f"\x1b[{top + i};1H\x1b[0m\x1b[2K{lines[i] if i < len(lines) else ''}"
-        self._write(text + "\x1b[0m" + _RESTORE)
+        text = self._begin(size, len(lines)) if (size, len(lines)) != (self._size, self._height) else ""
+        top = size[1] - len(lines) + 1
+        drawn = "".join(f"\x1b[{top + i};1H\x1b[0m\x1b[2K{line}" for i, line in enumerate(lines))
+        self._write(f"{text}{_SAVE}{drawn}\x1b[0m{_RESTORE}")
 
     def close(self) -> None:
         """Give the lines back, with the cursor where printing stopped; again is harmless."""
@@ -98,7 +91,7 @@ class Screen:
         self._let_terminate()
         self._write(f"{_SAVE}\x1b[r{cleared}{_RESTORE}\x1b[0m")
 
-    def _begin(self, size: tuple[int, int]) -> str:
+    def _begin(self, size: tuple[int, int], height: int) -> str:
         """Make room below the cursor, without moving it within its line, and set the region."""
         if self._size is None:
             Screen.active = self
@@ -106,9 +99,9 @@ class Screen:
             self._catch_termination()
         # After a change of size: the old region is lifted, and what stood in it, below the cursor, is cleared.
         lift = "" if self._size is None else f"{_SAVE}\x1b[r{_RESTORE}\x1b[J"
-        self._size = size
-        room = "\x1bD" * self._height + f"\x1b[{self._height}A"
-        return f"{lift}{room}{_SAVE}\x1b[1;{size[1] - self._height}r{_RESTORE}"
+        self._size, self._height = size, height
+        room = "\x1bD" * height + f"\x1b[{height}A"
+        return f"{lift}{room}{_SAVE}\x1b[1;{size[1] - height}r{_RESTORE}"
 
     def _write(self, text: str) -> None:
         try:
