@@ -6,6 +6,20 @@ from levada.runs.reader import Health as Health
 from levada.runs.reader import Run as Run
 from levada.runs.reader import doctor as doctor
 from levada.runs.reader import find_runs as find_runs
+from levada.runs.signal_writer import SignalWriter as SignalWriter
+from levada.runs.signals import Reading as Reading
+from levada.runs.signals import Signals as Signals
 from levada.runs.writer import RunWriter as RunWriter
 
-__all__ = ["Damage", "Health", "Manifest", "Run", "RunWriter", "doctor", "find_runs"]
+__all__ = [
+    "Damage",
+    "Health",
+    "Manifest",
+    "Reading",
+    "Run",
+    "RunWriter",
+    "SignalWriter",
+    "Signals",
+    "doctor",
+    "find_runs",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from levada._errors import UsageError
 from levada._numbers import restore_numbers
 from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
+from levada.runs.signals import Signals, rank_folders
 
 __all__ = ["Health", "Run", "doctor", "find_runs"]
 
@@ -64,6 +66,36 @@ class Run:
                 if isinstance(found, Damage):
                     return
                 yield found.event, found.stop
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks whose signals are kept."""
+        return tuple(sorted(rank_folders(self.path)))
+
+    def signals(self, rank: int = 0) -> Signals:
+        """Give the signals of a rank as they are now, also while they are written.
+
+        Raises:
+            UsageError: if the run keeps no signals of this rank.
+        """
+        folders = rank_folders(self.path)
+        if rank not in folders:
+            kept = ", ".join(map(str, sorted(folders))) or "none"
+            raise UsageError(f"{self.path}: signals are kept by rank, and not of rank {rank}; of these: {kept}.")
+        return Signals(folders[rank], self.losses())
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Give step and loss of every step whose loss was seen; where a step came again, the later one."""
+        steps: list[int] = []
+        values: list[float] = []
+        for event in self.events("loss", numbers=("values",)):
+            new = event.get("steps")
+            if not isinstance(new, list) or not new:
+                continue
+            del values[(place := bisect_left(steps, new[0])) :], steps[place:]
+            steps += new
+            values += event["values"]
+        return list(zip(steps, values, strict=False))
 
     @property
     def damage(self) -> Damage | None:
