@@ -218,7 +218,8 @@ def _facts(
 
 
 def _overhead(depth: _Depth, events: Sequence[Mapping[str, Any]]) -> float | None:
-    told = [value for event in events if (value := number(event.get("overhead"))) is not None]
+    shares = (number(event.get("share")) for event in events if event.get("type") == "overhead")
+    told = [value for value in shares if value is not None]
     scalars = depth.first.scalars("overhead") if depth.first is not None else []
     known = [*told[-1:], *(value for _, value in scalars[-1:])]
     return next((value for value in known if math.isfinite(value)), None)
@@ -237,6 +238,11 @@ def _notes(
     if dropped and dropped[-1]:
         notes.append(f"{count(int(dropped[-1]), 'sample')} came faster than they could be written, and were dropped.")
     notes += [str(event["problem"]) for event in events if event.get("problem")]
+    notes += [
+        f"The step of {event.get('path')} can be run again: levada replay."
+        for event in events
+        if event.get("type") == "bundle"
+    ]
     for rank, signals in read.items():
         notes += [f"Rank {rank}: {damage.message}." for damage in signals.damage]
     return list(dict.fromkeys(notes))
@@ -257,7 +263,7 @@ def _loss(losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, A
         "title": "",
         "x": {"label": "step"},
         "y": {"label": "loss", "scale": "log" if log else "linear"},
-        "series": [{"label": "loss", "style": "measured", "x": [s for s, _ in kept], "y": [v for _, v in kept]}],
+        "series": [{"label": "", "style": "measured", "x": [s for s, _ in kept], "y": [v for _, v in kept]}],
         "spans": spans,
     }
     shaded = " Shaded are the steps at which a finding stood." if spans else ""
@@ -331,17 +337,14 @@ def _lines(depth: _Depth, name: str, bad: str, most: int) -> list[dict[str, Any]
         line |= {"x": list(range(len(y))), "y": y}
         lines.append(line)
         if step == chosen[-1]:
-            line |= _spread(depth, name, step, len(y))
+            line |= _spread(depth, name, bad, step)
     return lines
 
 
-def _spread(depth: _Depth, name: str, step: int, size: int) -> dict[str, Any]:
+def _spread(depth: _Depth, name: str, bad: str, step: int) -> dict[str, Any]:
     """Give the lowest and the highest over the ranks that hold the same blocks as the first."""
-    rows = [row for signals in depth.replicas for row in _by_step(signals, name, step, step).values()]
-    if len(rows) < 2 or len(rows[0].values) != size:
+    if len(depth.replicas) < 2:
         return {}
-    columns = list(zip(*(row.values for row in rows), strict=True))
-    return {
-        key: [ends(c) if all(map(math.isfinite, c)) else None for c in columns]
-        for key, ends in (("low", min), ("high", max))
-    }
+    columns = list(zip(*(_Depth([signals]).at(name, bad, step) for signals in depth.replicas), strict=True))
+    ends = {"low": min, "high": max}
+    return {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}
