@@ -194,6 +194,7 @@ class Engine:
         self.steps += 1
         self._arm()
         self._own += time.perf_counter() - begun
+        self._own += 0.0 if reading is None else reading.seconds
         self.cadence.count(reading is not None, own=self._own)
         self._own = 0.0
         for sampled, seconds in self._clock.read():

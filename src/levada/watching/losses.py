@@ -45,6 +45,8 @@ class Losses:
 
     def mark(self) -> None:
         """Choose the parameters whose gradients are looked at, among those that learn now."""
+        if self._markers and all(p.requires_grad for p in self._markers):
+            return
         learning = [p for p in self._model.parameters() if p.requires_grad]
         self._markers = list({id(p): p for p in (*learning[:_MARKERS], *learning[-_MARKERS:])}.values())
 

@@ -112,8 +112,9 @@ class Cadence:
         """Take the time of a step: seconds in the watch's own code, and what the whole step took, where it is known."""
         if sampled:
             self._samples += 1
-            if self._samples > 1 or not self._own:
-                self._own.append(own)
+            if self._samples == 2:  # the first one found the blocks
+                self._own.clear()
+            self._own.append(own)
         else:
             self._idle.append(own)
         if seconds is not None:
