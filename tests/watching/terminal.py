@@ -51,8 +51,8 @@ class Terminal:
 
     def feed(self, wait: float = 0.0) -> None:
         """Take in what was written."""
-        data = b""
-        while select.select([self.master], [], [], wait)[0]:
+        data, stop = b"", time.monotonic() + wait
+        while select.select([self.master], [], [], max(0.0, stop - time.monotonic()))[0]:
             try:
                 data += os.read(self.master, 65536)
             except OSError:

@@ -334,14 +334,14 @@ def test_the_summary_says_what_was_found_and_where_the_record_is() -> None:
     watch.dropped = 3
     text = ["".join(piece for piece, _ in line) for line in summary(watch)]
     assert text == [
-        "levada  40 steps watched (overhead 0.42 %, every 20 steps)",
+        "levada  40 steps watched",
         "  ✓ nothing found",
-        "  record: runs/a · 3 samples were dropped",
+        "  overhead 0.42 % · every 20 steps · record: runs/a · 3 samples were dropped",
         "  levada report runs/a -o report.html",
     ]
     watch.findings, watch.run = [make_finding()], None
     text = ["".join(piece for piece, _ in line) for line in summary(watch, fine=False)]
     assert text[1:] == [
         "  x vanishing_gradient  The gradient shrinks by six decades.",
-        "  no record is kept, 3 samples were dropped",
+        "  overhead 0.42 %, every 20 steps, no record is kept, 3 samples were dropped",
     ]

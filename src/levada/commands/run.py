@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from levada._errors import UsageError
 
@@ -21,7 +21,7 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run `levada run`: the script, a watch for each model that it trains, and a summary at its end."""
+    """Run `levada run`: the script as python would, with a watch for each model that it trains."""
     from levada.watching.script import Script, Watches, run_script
 
     words = options.module if options.module is not None else options.script
@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> int:
 
     watches = Watches(start)
     code = run_script(script, watches)
-    if options.view != "quiet":
-        _summarise(watches.started)
+    if not watches.started and options.view != "quiet":
+        sys.stderr.write("levada run: no optimizer made a step, so nothing was watched.\n")
     return code
 
 
@@ -48,13 +48,17 @@ def _start(
     options: argparse.Namespace, script: Script, model: nn.Module, optimizers: Sequence[Optimizer], before: int
 ) -> Any:
     import levada
-    from levada.watching.live import Live
 
     folder = _agreed(options.run, script.name, before)
-    watch = levada.watch(model, optimizers, run=folder, every=options.every, max_overhead=options.max_overhead)
-    if options.view != "quiet":
-        watch.listen(Live(watch, plain={"live": False, "plain": True}.get(options.view)))
-    return watch
+    shown: bool | Literal["plain"] = "plain" if options.view == "plain" else options.view != "quiet"
+    return levada.watch(
+        model,
+        optimizers,
+        run=folder,
+        every=options.every,
+        max_overhead=options.max_overhead,
+        live=shown,
+    )
 
 
 def _require_new(run: str | None) -> None:
@@ -89,14 +93,3 @@ def _free(run: str | None, name: str, before: int) -> Path:
         except FileExistsError:
             continue
         return folder
-
-
-def _summarise(started: Sequence[Any]) -> None:
-    from levada.commands.output import console
-    from levada.watching.live import summary
-
-    told = console(stderr=True)
-    if not started:
-        sys.stderr.write("levada run: no optimizer made a step, so nothing was watched.\n")
-    for watch in started:
-        told.print(summary(watch, width=told.width), highlight=False)

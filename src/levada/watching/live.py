@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import textwrap
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO, final
 
+import torch
 from torch import Tensor
 
 from levada.watching.drawing import (
@@ -84,6 +87,8 @@ class Live:
         self._screen: Screen | None = None
         self._console: Console | None = None
         self._next = 0.0
+        self._costs: deque[float] = deque(maxlen=3)
+        self._drawn = False
         self._pause = PLAIN_SECONDS[0]
         self._told: dict[tuple[str, str], Finding] = {}
         self._cleared: list[Finding] = []
@@ -97,7 +102,7 @@ class Live:
 
     def sampled(self, sample: Sample) -> None:
         """Take in a sample, and draw if it is time."""
-        if sample.rank != 0 or self._closed:
+        if self._closed or sample.rank != 0 or _rank() != 0:
             return
         if self._strip is None or len(self._strip.names) != len(self._watch.sites):
             self._strip = Strip([site.name for site in self._watch.sites])
@@ -125,7 +130,7 @@ class Live:
         if self._strip is not None:
             console = self._terminal(min(self._width(), MAX_WIDTH))
             for line in summary(self._watch, self._losses, width=console.width, fine=_fine(console)):
-                self._write(self._rendered(line, console) + "\n")
+                self._write(self._rendered(line, console, None) + "\n")
 
     def _showing(self) -> bool:
         """Say whether the view is shown, beginning it if it can be."""
@@ -159,9 +164,12 @@ class Live:
         width = min(self._width() - 1, MAX_WIDTH)
         console = self._terminal(width)
         size = Screen.size(self._stream) or (80, 24)
-        self._screen.draw([self._rendered(line, console) for line in self.lines(width, size[1], console)])
+        self._screen.draw([self._rendered(line, console, width) for line in self.lines(width, size[1], console)])
         ended = time.monotonic()
-        self._next = ended + max(SECONDS_BETWEEN, (ended - begun) / SHARE)
+        # The first time rich is imported, and a pause in drawing, of the terminal or the machine, is none of its cost.
+        self._costs.append(ended - begun if self._drawn else 0.0)
+        self._drawn = True
+        self._next = ended + max(SECONDS_BETWEEN, min(self._costs) / SHARE)
 
     def lines(self, width: int, height: int, console: Console) -> list[Line]:
         """Give the view as lines.
@@ -234,12 +242,12 @@ class Live:
             self._console = Console(file=self._stream, width=width, height=100)
         return self._console
 
-    def _rendered(self, line: Line, console: Console) -> str:
+    def _rendered(self, line: Line, console: Console, width: int | None) -> str:
         from rich.segment import Segment
         from rich.style import Style
 
         pieces = [Segment(printable(text), Style.parse(style) if style else None) for text, style in line]
-        cropped = Segment.adjust_line_length(pieces, console.width, pad=False)
+        cropped = pieces if width is None else Segment.adjust_line_length(pieces, width, pad=False)
         system = console._color_system
         return "".join(
             piece.style.render(piece.text, color_system=system) if piece.style else piece.text for piece in cropped
@@ -251,6 +259,12 @@ class Live:
             self._stream.flush()
         except (OSError, ValueError):  # nobody reads any more; training goes on
             self._plain = True
+
+
+def _rank() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))
 
 
 def _fine(console: Console) -> bool:
@@ -320,12 +334,12 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
     told = f"{steps:,} {'step' if steps == 1 else 'steps'} watched"
     if losses is not None and losses.last is not None:
         told += f", loss {losses.values[0]:.4g} to {losses.last[1]:.4g}"
-    lines: list[Line] = [[("levada", "bold cyan"), ("  ", ""), (told, ""), (f" ({', '.join(_cost(watch))})", "dim")]]
+    lines: list[Line] = [[("levada", "bold cyan"), ("  ", ""), (told, "")]]
     for one in _fired(watch):
         lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine)]
     if len(lines) == 1:
         lines.append([("  ✓ " if fine else "  ok ", "green"), ("nothing found", "")])
-    lines.append([("  " + _BETWEEN[fine].join(_record(watch)), "dim")])
+    lines.append([("  " + _BETWEEN[fine].join([*_cost(watch), *_record(watch)]), "dim")])
     if getattr(watch, "run", None) is not None:
         lines.append([(f"  levada report {watch.run} -o report.html", "dim")])
     return lines

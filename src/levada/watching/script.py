@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import pkgutil
 import runpy
 import sys
 import warnings
@@ -179,7 +180,7 @@ def run_script(script: Script, watches: Watches) -> int:
         except SystemExit as stop:
             return _exit_code(stop)
         except BaseException as error:
-            error.__traceback__ = _without_ours(error.__traceback__)
+            error.__traceback__ = _without_ours(error.__traceback__, isinstance(error, KeyboardInterrupt))
             sys.stdout.flush()
             sys.excepthook(type(error), error, error.__traceback__)
             return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
@@ -213,9 +214,8 @@ def _main(script: Script) -> Iterator[Callable[[], object]]:
 def _call(script: Script) -> Callable[[], object]:
     if script.module:
         return lambda: runpy.run_module(script.target, run_name="__main__", alter_sys=True)
-    if _holds_main(script.target):
-        return lambda: runpy.run_path(script.target, run_name="__main__")
-    return lambda: _run_file(str(Path.cwd() / script.target))
+    path = str(Path.cwd() / script.target)
+    return lambda: _run_folder(path) if _holds_main(script.target) else _run_file(path)
 
 
 def _holds_main(target: str) -> bool:
@@ -227,6 +227,15 @@ def _path(script: Script) -> str:
     if script.module:
         return str(Path.cwd())
     return str(Path.cwd() / script.target if _holds_main(script.target) else Path(script.target).resolve().parent)
+
+
+def _run_folder(path: str) -> None:
+    finder = pkgutil.get_importer(path)
+    spec = finder.find_spec("__main__", None) if finder is not None else None
+    if spec is None or spec.loader is None:
+        raise ImportError(f"can't find '__main__' module in {path!r}")  # as python says it
+    sys.modules["__main__"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 
 def _run_file(path: str) -> None:
@@ -241,8 +250,11 @@ def _run_file(path: str) -> None:
     exec(code, module.__dict__)
 
 
-def _without_ours(trace: TracebackType | None) -> TracebackType | None:
-    """Leave out the frames that python would not have: those before the script's, and those of the watch."""
+def _without_ours(trace: TracebackType | None, interrupted: bool) -> TracebackType | None:
+    """Leave out the frames that python would not have: those before the script's, and those of the watch.
+
+    The place of a failure stays, whoever's it is; an interruption may come anywhere.
+    """
     frames = []
     while trace is not None:
         frames.append(trace)
@@ -250,8 +262,11 @@ def _without_ours(trace: TracebackType | None) -> TracebackType | None:
     begin = next((i for i, one in enumerate(frames) if one.tb_frame.f_globals.get("__name__") == "__main__"), None)
     if begin is None:
         return None
-    kept = frames[begin:]
-    kept = [one for one in kept[:-1] if not one.tb_frame.f_code.co_filename.startswith(_HERE)] + kept[-1:]
+    kept = [
+        one
+        for one in frames[begin:]
+        if not one.tb_frame.f_code.co_filename.startswith(_HERE) or (one is frames[-1] and not interrupted)
+    ]
     made: TracebackType | None = None
     for one in reversed(kept):
         made = TracebackType(made, one.tb_frame, one.tb_lasti, one.tb_lineno)
