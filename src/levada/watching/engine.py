@@ -23,6 +23,7 @@ from levada.watching.taps import Taps
 
 __all__ = ["Engine"]
 
+_SEARCHES = 2  # sampled steps before which it is looked for what was compiled since
 _CAP = 64 * 2**20  # bytes of a pass's inputs, and of the gradient at its output, that are kept for a bundle
 
 
@@ -55,7 +56,6 @@ class Engine:
         self.sites: tuple[Site, ...] = ()
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end)
         self._optimizers = optimizers
-        self._scaler = scaler
         self._before_update, self._sampled = before_update, sampled
         self._places = find_places(model)
         self._order: list[int] = []
@@ -64,7 +64,7 @@ class Engine:
         self._taps = Taps(model, self._places, self)
         self._statistics = Statistics()
         self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
-        self._losses = Losses(model, restart=self._restart, scale=self._scale)
+        self._losses = Losses(model, restart=self._restart, scaler=scaler)
         self._clock = StepClock(self._device)
         self._reading: Reading | None = None
         self._read_before = False
@@ -93,7 +93,7 @@ class Engine:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._disarm()
+        self._disarm(for_good=True)
         self.passes.detach()
         self._losses.close()
         self._stepped.clear()
@@ -103,11 +103,12 @@ class Engine:
         self.passes.step(self.steps)
         if self._reading is None and self.cadence.due(self.steps):
             self._reading = Reading(self.steps, self._statistics, careful=not self.sites)
+            self._taps.searching = self.cadence.samples < _SEARCHES
             self._losses.mark()
             self._taps.attach()
 
-    def _disarm(self) -> None:
-        self._taps.detach()
+    def _disarm(self, *, for_good: bool = False) -> None:
+        self._taps.detach(for_good=for_good)
         if self._reading is not None:
             self._reading.close()
         self._reading = None
@@ -147,14 +148,7 @@ class Engine:
     def _restart(self) -> None:
         if self._reading is not None:
             self._reading.restart()
-
-    def _scale(self) -> Tensor | None:
-        """Return what the loss is multiplied by now, without waiting for the device where that is possible."""
-        scaler = self._scaler
-        if scaler is None or not getattr(scaler, "is_enabled", lambda: True)():
-            return None
-        ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
-        return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
+            self._taps.restart()
 
     # The end of a step.
 
@@ -183,10 +177,14 @@ class Engine:
         reading = self._reading
         self._waited = set(self._stepped) or self._waited
         self._stepped.clear()
+        learned = self._losses.current() is not None
         self._losses.end(self.steps)
         self._deliver(wait=False)
         if reading is not None:
-            if reading.calls:
+            seen = bool(reading.calls) or self._taps.traced
+            if not seen and learned:
+                self._taps.tell("no block of the model was seen running, because something compiled it before")
+            if seen or learned or self.sites:
                 self._send(reading)
                 self.cadence.plan(self.steps)
             self._disarm()
@@ -205,8 +203,9 @@ class Engine:
             self._find_sites(reading)
         packed = self._norms.after() if self._read_before else None
         steps, losses = self._losses.take()
-        scale = self._scale()
-        numbers = [reading.table(len(self._places), self._device)]
+        scale = self._losses.scale()
+        table, compiled = reading.table(len(self._places), self._device), self._taps.compiled(self._device)
+        numbers = [table if compiled is None else table + compiled]
         numbers += [] if packed is None else [packed.values]
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         numbers += [] if scale is None else [scale.reshape(1)]
@@ -229,7 +228,8 @@ class Engine:
         self._logged.update(scalars)
 
     def _find_sites(self, reading: Reading) -> None:
-        self._order = in_order(self._places, reading.calls)
+        seen = [i for i in self._taps.order if i >= 0]
+        self._order = in_order(self._places, seen) if seen else list(range(len(self._places)))
         places = [self._places[i] for i in self._order]
         shapes = [reading.calls.get(i, ()) for i in self._order]
         owned = [tuple(dict.fromkeys(self._names[id(p)] for p in place.parameters())) for place in places]
