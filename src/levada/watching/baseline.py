@@ -191,7 +191,7 @@ class LossBaseline:
     """What the loss of a step usually is, what it was at the start, and the best that it came to.
 
     The baseline is the median of the last `window` losses, and the spread that of their differences from it; losses
-    that are not finite are counted and left out. The start is the median of the first losses, or the very first if that is
+    that are not finite are left out. The start is the median of the first losses, or the very first if that is
     lower, which no step has thrown up; the best is the lowest median of `smooth` losses in a row.
 
     Args:

@@ -158,7 +158,7 @@ class Keeper:
             training=dict(_modes(model)) if isinstance(model, nn.Module) else {},
             checkpoint=None if checkpoint is None else str(checkpoint),
             finding=json_ready(asdict(finding)) if finding is not None else {},
-            facts=_facts(model, rank),
+            facts=_facts(model, last, rank),
         )
         try:
             self.folders.append(write_bundle(self._run, bundle))
@@ -197,12 +197,13 @@ class Keeper:
             missing["optimizer"] = "above the cap" if "weights" in values else "kept with weights alone"
 
 
-def _facts(model: Any, rank: int) -> dict[str, Any]:
+def _facts(model: Any, last: Any, rank: int) -> dict[str, Any]:
     from levada import __version__
 
     return {
         "model": type(model).__name__,
         "rank": rank,
+        "autocast": dict(getattr(last, "autocast", {})),
         "versions": {"levada": __version__, "torch": str(torch.__version__)},
     }
 

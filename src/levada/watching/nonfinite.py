@@ -117,12 +117,11 @@ class Nonfinite:
             first = forward[0]
             # A block before it that could have been broken by an update, and gives finite numbers, shows it was not.
             if exact or bool(view.blocks.trainable[:first].any()):
-                share = float(view["nonfinite"][first])
                 held = [name for name in broken if name in view.blocks.sites[first].parameters]
                 if held and len(forward) < view.sites and not exact:
                     return _Place("weight", held[0], f"the parameter {held[0]} of {names[first]} holds NaN or Inf")
                 return _Place(
-                    "signal", names[first], f"{share:.1%} of the output of {names[first]}, the first block to have any"
+                    "signal", names[first], f"it is in the output of {names[first]}, the first block to have any"
                 )
             return _Place("signal", "", "by then it was in every block, so that the first one is not known")
         if backward:

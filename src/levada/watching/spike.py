@@ -149,7 +149,7 @@ class Spikes:
         spike.confirmed |= spike.peak - spike.usual >= ALONE * baseline.scale or sum(spike.above) >= ABOVE
         if len(spike.above) == LATEST and not any(spike.above):
             spike.ended = step
-        elif not jumps(baseline, loss) and loss - baseline.median <= 0 and len(spike.above) == LATEST:
+        elif baseline.median - spike.usual > BACK * baseline.scale:
             spike.ended, spike.level = step, baseline.median  # half of the window is at a new level
 
     def told(self, view: View, departures: Departures) -> Finding | None:

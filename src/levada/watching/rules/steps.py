@@ -92,7 +92,10 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
         rule="learning_rate_too_high",
         severity="error" if moved >= LARGE and above and (risen or view.nothing_learned) else "warn",
         status="fired",
-        claim=f"A step {'moved' if view.nothing_learned else 'moves'} the weights of the median block by {moved:.2g} of themselves, and {what}.",
+        claim=(
+            f"A step {'moves' if risen else 'moved'} the weights of the median block by {moved:.2g} of themselves, "
+            f"and {what}."
+        ),
         where={"first": names[0], "last": names[-1]},
         evidence={
             "update_ratio": moved,
