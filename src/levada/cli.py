@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(commands)
     _add_report(commands)
     _add_doctor(commands)
+    _add_replay(commands)
     _add_bench(commands)
     _add_list(commands)
     return parser
@@ -127,6 +128,19 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor.add_argument("run", metavar="RUN", help="a run folder")
 
 
+def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
+    replay = _command(commands, "replay", "run a step that a watched run kept again, with everything measured")
+    add = replay.add_argument
+    add("bundle", metavar="BUNDLE", help="its folder, in RUN/bundles")
+    add("--model", metavar="MODEL", required=True, help="target: an nn.Module, or a function that returns one")
+    add("--loss", metavar="LOSS", help="target: loss(outputs, noted targets), or loss(outputs); or a name as for check")
+    add("--as-built", action="store_true", help="keep the weights that MODEL has, where the bundle holds none")
+    add(
+        "--json", metavar="FILE", help="write the report as JSON; '-' is standard output, which then holds nothing else"
+    )
+    add("--fail-on", choices=("error", "warn", "never"), default="error", help="exit with 1 at this severity (error)")
+
+
 def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     bench = _command(
         commands, "bench", "run benchmarks of a checkout of levada: speed, memory, and how good verdicts are"
@@ -161,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
-        parser.error("a command is needed: check, fix, run, study, report, doctor, bench or list")
+        parser.error("a command is needed: check, fix, run, study, report, doctor, replay, bench or list")
     from levada import commands
 
     try:

@@ -65,6 +65,11 @@ class Watch:
         return self._engine.sites
 
     @property
+    def optimizers(self) -> Sequence[Any]:
+        """The optimizers whose steps end a step."""
+        return self._optimizers
+
+    @property
     def steps(self) -> int:
         """Number of completed steps."""
         return self._engine.steps
