@@ -19,6 +19,7 @@ _LOSSES: Final = 512  # steps since the last sample whose losses are averaged; a
 _PATIENCE: Final = timedelta(seconds=30)  # they meet right after training itself has made them meet
 _GOODBYE: Final = timedelta(seconds=5)
 _left_behind: Final[list[Any]] = []  # groups with a message that nobody came for: to delete one waits for it
+_opened: Final[dict[tuple[int, ...], int]] = {}
 
 
 @final
@@ -108,7 +109,7 @@ class Reduction:
         self._several = peers is not None
         self._marks = marks
         self._group: Any = None
-        self._size = 0
+        self._rank = self._size = 0
         self._works: list[tuple[Any, Tensor]] = []
         self._sent: Message | None = None
 
@@ -181,21 +182,24 @@ class Reduction:
     def _open(self, message: Message, form: str) -> None:
         import torch.distributed as dist
 
-        ranks = list(self.peers.ranks) if self.peers is not None else []
-        self._group = dist.new_group(ranks, timeout=_PATIENCE, backend="gloo", use_local_synchronization=True)
+        ranks = self.peers.ranks if self.peers is not None else ()
+        # Not `dist.new_group`: in a name that was used before it finds who is gone, and it counts on all ranks' calls.
+        number = _opened[ranks] = _opened.get(ranks, 0) + 1
+        store: Any = dist.distributed_c10d._get_default_store()  # private: without it, this process is alone
+        store = dist.distributed_c10d.PrefixStore(f"levada/{'-'.join(map(str, ranks))}/{number}/", store)
+        self._rank = ranks.index(dist.get_rank())
+        self._group = dist.ProcessGroupGloo(store, self._rank, len(ranks), timeout=_PATIENCE)
         self._size = message.sums.numel()
         digest = hashlib.sha1(f"{form} {self._size} {self._marks}".encode(), usedforsecurity=False).digest()
         own = torch.tensor([int.from_bytes(digest[:7])])
         found = [torch.empty_like(own) for _ in ranks]
-        dist.all_gather(found, own, group=self._group)
+        self._group.allgather([found], [own]).wait()
         if any(int(other) != int(own) for other in found):
             raise RuntimeError("they do not have the same blocks")
 
     def _begin(self, message: Message) -> None:
-        import torch.distributed as dist
-
-        total = message.pack(dist.get_rank(self._group), self.processes)
-        self._works.append((dist.all_reduce(total, group=self._group, async_op=True), total))
+        total = message.pack(self._rank, self.processes)
+        self._works.append((self._group.allreduce([total]), total))
 
     def _give_up(self, error: Exception) -> None:
         first = str(error).strip().splitlines()[:1]
@@ -209,17 +213,9 @@ class Reduction:
 
     def _leave(self) -> None:
         """Delete the group, unless a message is under way in it: deleting would wait for that."""
-        import torch.distributed as dist
-
-        group, works = self._group, self._works
+        if not all(work.is_completed() for work, _ in self._works):
+            _left_behind.append((self._group, self._works))
         self._group, self._works = None, []
-        if group is None:
-            return
-        if all(work.is_completed() for work, _ in works):
-            if dist.is_initialized():
-                dist.destroy_process_group(group)
-        else:
-            _left_behind.append((group, works))
 
 
 @final
