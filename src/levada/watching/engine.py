@@ -25,6 +25,7 @@ from levada.watching.together import Measured, Together
 
 __all__ = ["Engine"]
 
+_SEARCHES = 2  # sampled steps before which it is looked for what was compiled since
 _CAP = 64 * 2**20  # bytes of a pass's inputs, and of the gradient at its output, that are kept for a bundle
 
 
@@ -57,7 +58,6 @@ class Engine:
         self.sites: tuple[Site, ...] = ()
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end)
         self._optimizers = optimizers
-        self._scaler = scaler
         self._before_update, self._sampled = before_update, sampled
         self._places = find_places(model)
         self._order: list[int] = []
@@ -66,7 +66,7 @@ class Engine:
         self._taps = Taps(model, self._places, self)
         self._statistics = Statistics()
         self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
-        self._losses = Losses(model, restart=self._restart, scale=self._scale)
+        self._losses = Losses(model, restart=self._restart, scaler=scaler)
         self._clock = StepClock(self._device)
         self._micro_batches = MicroBatches(original(model))
         self._together = Together(model)
@@ -102,7 +102,7 @@ class Engine:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._disarm()
+        self._disarm(for_good=True)
         self.passes.detach()
         self._losses.close()
         self._stepped.clear()
@@ -114,12 +114,13 @@ class Engine:
         self.passes.step(self.steps)
         if self._reading is None and self.cadence.due(self.steps):
             self._reading = Reading(self.steps, self._statistics, careful=not self.sites)
+            self._taps.searching = self.cadence.samples < _SEARCHES
             self._losses.mark()
             self._taps.attach()
             self._micro_batches.open()
 
-    def _disarm(self) -> None:
-        self._taps.detach()
+    def _disarm(self, *, for_good: bool = False) -> None:
+        self._taps.detach(for_good=for_good)
         if self._reading is not None:
             self._reading.close()
         self._reading = None
@@ -159,14 +160,7 @@ class Engine:
     def _restart(self) -> None:
         if self._reading is not None:
             self._reading.restart()
-
-    def _scale(self) -> Tensor | None:
-        """Return what the loss is multiplied by now, without waiting for the device where that is possible."""
-        scaler = self._scaler
-        if scaler is None or not getattr(scaler, "is_enabled", lambda: True)():
-            return None
-        ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
-        return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
+            self._taps.restart()
 
     # The end of a step.
 
@@ -195,10 +189,14 @@ class Engine:
         reading = self._reading
         self._waited = set(self._stepped) or self._waited
         self._stepped.clear()
+        learned = self._losses.current() is not None
         self._losses.end(self.steps)
         self._deliver(wait=False)
         if reading is not None:
-            if reading.calls:
+            seen = bool(reading.calls) or self._taps.traced
+            if not seen and learned:
+                self._taps.tell("no block of the model was seen running, because something compiled it before")
+            if seen or learned or self.sites:
                 if self._together.several:  # the distance that all agreed on with the sample before this one
                     self._deliver(wait=True)
                     self.cadence.plan(self.steps, self._together.distance or self.cadence.every)
@@ -210,6 +208,7 @@ class Engine:
         self.steps += 1
         self._arm()
         self._own += time.perf_counter() - begun
+        self._own += 0.0 if reading is None else reading.seconds
         self.cadence.count(reading is not None, own=self._own)
         self._own = 0.0
         for sampled, seconds in self._clock.read():
@@ -220,8 +219,9 @@ class Engine:
             self._find_sites(reading)
         packed = self._norms.after() if self._read_before else None
         steps, losses = self._losses.take()
-        scale = self._scale()
-        numbers = [reading.table(len(self._places), self._device)]
+        scale = self._losses.scale()
+        table, compiled = reading.table(len(self._places), self._device), self._taps.compiled(self._device)
+        numbers = [table if compiled is None else table + compiled]
         numbers += [] if packed is None else [packed.values]
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         numbers += [] if scale is None else [scale.reshape(1)]
@@ -245,7 +245,8 @@ class Engine:
         self._logged.update(scalars)
 
     def _find_sites(self, reading: Reading) -> None:
-        self._order = in_order(self._places, reading.calls)
+        seen = [i for i in self._taps.order if i >= 0]
+        self._order = in_order(self._places, seen) if seen else list(range(len(self._places)))
         places = [self._places[i] for i in self._order]
         shapes = [reading.calls.get(i, ()) for i in self._order]
         owned = [tuple(dict.fromkeys(self._names[id(p)] for p in place.parameters())) for place in places]
