@@ -123,14 +123,17 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._entered = False
-        self.close()
+        self._close(failed=error is not None)
 
     def close(self) -> None:
         """Watch no more: take off every hook, hand on the last sample, close the listeners. Again is harmless."""
+        self._close(failed=False)
+
+    def _close(self, *, failed: bool) -> None:
         if not self._attached:
             return
         self._attached = self._entered = False
-        self._engine.detach()
+        self._engine.detach(failed=failed)
         for listener in list(self._listeners):
             self._tell(listener, "close")
 
