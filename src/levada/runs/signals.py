@@ -14,7 +14,7 @@ from levada._errors import UsageError, import_extra
 from levada.runs.codes import decoded
 from levada.runs.frames import Damage
 from levada.runs.pyramid import SPANS, blocks, coarsen
-from levada.runs.segments import Place, UnreadableError, damaged, places, read_planes, read_samples
+from levada.runs.segments import Cut, Place, UnreadableError, damaged, places, read_planes, read_samples
 from levada.runs.tables import Table, read_tables
 from levada.runs.tail import Samples, read_tail
 
@@ -235,8 +235,7 @@ class Signals:
         for other in _LEVELS[_LEVELS.index(level) :]:
             for place in part.files.get(other, ()):
                 try:
-                    rows = len(blocks(len(steps), SPANS[other]))
-                    return [(other, read_planes(place, rows, span, column, count))]
+                    return [(other, read_planes(place, Cut.of(other, steps, count), column, span))]
                 except FileNotFoundError:
                     continue  # no longer kept
                 except UnreadableError as error:
