@@ -1,10 +1,10 @@
 """The Run folder: one folder on disk, append-only, that training, sweeps, reports, pages and the command line share."""
 
-from levada.runs.doctor import Health as Health
-from levada.runs.doctor import RankHealth as RankHealth
-from levada.runs.doctor import doctor as doctor
-from levada.runs.doctor import reseal as reseal
 from levada.runs.frames import Damage as Damage
+from levada.runs.health import Health as Health
+from levada.runs.health import RankHealth as RankHealth
+from levada.runs.health import doctor as doctor
+from levada.runs.health import reseal as reseal
 from levada.runs.manifest import Manifest as Manifest
 from levada.runs.reader import Run as Run
 from levada.runs.reader import find_runs as find_runs

@@ -40,6 +40,7 @@ __all__ = [
     "form_of",
     "groups",
     "has_parquet",
+    "orphaned",
     "places",
     "read_planes",
     "read_samples",
@@ -292,6 +293,11 @@ def damaged(place: Place, reason: str) -> Damage:
     """Say that a file is lost."""
     size = place.path.stat().st_size if place.path.exists() else 0
     return Damage("file", 0, size, f"{place.path.name} cannot be read: {reason}")
+
+
+def orphaned(number: int) -> Damage:
+    """Say that a segment's steps are lost."""
+    return Damage("missing", 0, 0, f"segment {number} has neither its file of samples nor its tail")
 
 
 def sites_in_group(rows: int) -> int:

@@ -21,6 +21,7 @@ from levada.runs.segments import (
     damaged,
     form_of,
     has_parquet,
+    orphaned,
     places,
     read_samples,
     reduced,
@@ -30,7 +31,7 @@ from levada.runs.segments import (
     verified,
 )
 from levada.runs.signals import rank_folders
-from levada.runs.tables import Table, read_tables
+from levada.runs.tables import Table, mend_tables, read_tables
 from levada.runs.tail import Samples, read_tail
 
 __all__ = ["Health", "RankHealth", "doctor", "reseal"]
@@ -177,9 +178,11 @@ def _examine_rank(rank: int, folder: Path) -> RankHealth:
                 samples += len(held.steps)
                 size += place.path.stat().st_size - sum(damage.num_bytes for damage in lost)
                 damages += [Damage(d.kind, d.offset, d.num_bytes, f"{place.path.name}: {d.message}") for d in lost]
+    known = {place.number for place in found if place.level in ("samples", "tail")}
+    damages += [orphaned(number) for number in sorted({place.number for place in found} - known)]
     damages += [Damage("missing", 0, 0, f"site table {n} is missing") for n in tables_needed - set(tables)]
     torn = {path.name: path.stat().st_size for path in sorted(folder.glob("*.torn"))}
-    return RankHealth(rank, samples, size, len(found) + len(tables), tuple(damages), torn)
+    return RankHealth(rank, samples, size, len(found) + 2 * len(tables), tuple(damages), torn)
 
 
 def reseal(path: str | Path) -> list[str]:
@@ -208,6 +211,8 @@ def reseal(path: str | Path) -> list[str]:
 
 
 def _reseal_rank(folder: Path) -> Iterator[str]:
+    for name in mend_tables(folder):
+        yield f"{name} is written again from its copy"
     tables = read_tables(folder)[0]
     suffix = "parquet" if has_parquet() else "frames"
     by_number: dict[int, list[Place]] = {}
