@@ -125,7 +125,8 @@ def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor = _command(commands, "doctor", "check every frame of a run folder and say what was lost")
-    doctor.add_argument("run", metavar="RUN", help="a run folder")
+    doctor.add_argument("run", metavar="RUN", help="a run folder, or a folder that holds some")
+    doctor.add_argument("--reseal", action="store_true", help="seal the signals again, with what of them can be read")
 
 
 def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
