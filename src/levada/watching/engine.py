@@ -13,13 +13,15 @@ from torch.utils.hooks import RemovableHandle
 
 from levada.probe.trace import Site
 from levada.watching.losses import Losses
+from levada.watching.microbatches import MicroBatches
 from levada.watching.overhead import Cadence, StepClock
 from levada.watching.parameters import Packed, ParameterNorms, pairs
 from levada.watching.passes import Passes
 from levada.watching.places import find_places, in_order, original, plain_name
-from levada.watching.reading import TABLE, Reading, Statistics, by_block
+from levada.watching.reading import TABLE, Reading, Statistics
 from levada.watching.sample import Sample
 from levada.watching.taps import Taps
+from levada.watching.together import Measured, Together
 
 __all__ = ["Engine"]
 
@@ -66,6 +68,8 @@ class Engine:
         self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
         self._losses = Losses(model, restart=self._restart, scaler=scaler)
         self._clock = StepClock(self._device)
+        self._micro_batches = MicroBatches(original(model))
+        self._together = Together(model)
         self._reading: Reading | None = None
         self._read_before = False
         self._stepped: set[int] = set()
@@ -74,12 +78,13 @@ class Engine:
         self._pending: list[_Sent] = []
         self._logged: dict[str, float] = {}
         self._own = 0.0
-        self._where: tuple[Tensor, Tensor] | None = None
+        self._where = pairs((), {})
 
     # Attaching and detaching.
 
     def attach(self) -> None:
         """Watch from now."""
+        self._together = Together(self.model)
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
@@ -88,8 +93,12 @@ class Engine:
         self._clock.tick(None)
         self._arm()
 
-    def detach(self) -> None:
-        """Take everything off, and hand on what is still on its way."""
+    def detach(self, *, failed: bool = False) -> None:
+        """Take everything off, and hand on what is still on its way.
+
+        Args:
+            failed: whether an exception ends the loop, so that other processes perhaps do not come here.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -97,7 +106,9 @@ class Engine:
         self.passes.detach()
         self._losses.close()
         self._stepped.clear()
-        self._deliver(wait=True)
+        self._micro_batches.close()
+        self._deliver(wait=True, leaving=failed)
+        self._together.close(failed=failed)
 
     def _arm(self) -> None:
         self.passes.step(self.steps)
@@ -106,6 +117,7 @@ class Engine:
             self._taps.searching = self.cadence.samples < _SEARCHES
             self._losses.mark()
             self._taps.attach()
+            self._micro_batches.open()
 
     def _disarm(self, *, for_good: bool = False) -> None:
         self._taps.detach(for_good=for_good)
@@ -185,8 +197,12 @@ class Engine:
             if not seen and learned:
                 self._taps.tell("no block of the model was seen running, because something compiled it before")
             if seen or learned or self.sites:
+                if self._together.several:  # the distance that all agreed on with the sample before this one
+                    self._deliver(wait=True)
+                    self.cadence.plan(self.steps, self._together.distance or self.cadence.every)
+                else:
+                    self.cadence.plan(self.steps)
                 self._send(reading)
-                self.cadence.plan(self.steps)
             self._disarm()
         self._clock.tick(reading is not None)
         self.steps += 1
@@ -214,10 +230,11 @@ class Engine:
         numbers += [lr.detach().reshape(1)] if isinstance(lr, Tensor) else []
         names = ["loss_scale"] * (scale is not None) + ["lr"] * isinstance(lr, Tensor)
         sent = _Sent(reading.step, numbers, packed, steps, names, {**scalars, **self._logged})
+        sent.micro_batches = self._micro_batches.take()
         self._logged = {}
         self._pending.append(sent)
         if self._device.type == "cpu":
-            self._deliver(wait=True)
+            self._deliver(wait=not self._together.several)
 
     def loss(self) -> Tensor | None:
         """Return the loss of the step that is under way."""
@@ -245,32 +262,34 @@ class Engine:
                     at.setdefault(name, []).append(site.order)
         self._where = pairs(self._norms.names, at)
 
-    def _deliver(self, *, wait: bool) -> None:
-        while self._pending and (wait or self._pending[0].ready()):
-            sent = self._pending.pop(0)
-            self._sampled(self._unpack(sent))
+    def _deliver(self, *, wait: bool, leaving: bool = False) -> None:
+        while True:
+            if self._together.pending:
+                sample = self._together.receive(wait=wait, leaving=leaving)
+                if sample is None:
+                    return
+                self._sampled(sample)
+            elif self._pending and (wait or self._pending[0].ready()):
+                self._together.send(self._measured(self._pending.pop(0)), self.sites)
+            else:
+                return
 
-    def _unpack(self, sent: _Sent) -> Sample:
+    def _measured(self, sent: _Sent) -> Measured:
         table, packed, losses, named = sent.host(len(self._places))
         scalars = {**sent.scalars, **named}
-        values = {name: v[self._order] for name, v in by_block(table, scalars.get("loss_scale", 1.0)).items()}
-        sites = len(self.sites)
-        missing = torch.full((sites,), math.nan, dtype=torch.float64)
-        if packed is not None and self._where is not None:
-            columns = packed.by_site(self._where, sites).double().unbind(1)
-            weight, count, gradient, gradient_count, update, update_weight = columns
-            values["weight_rms"] = (weight / count).sqrt()
-            values["weight_gradient_rms"] = (gradient / gradient_count).sqrt()
-            ratio = (update / update_weight).sqrt()
-            values["update_ratio"] = torch.where(update_weight > 0, ratio, missing)
-            scalars["gradient_norm"] = math.sqrt(packed.gradient_square())
-        for name in ("weight_rms", "weight_gradient_rms", "update_ratio"):
-            values.setdefault(name, missing)
-        if losses and losses[-1][0] == sent.step:
-            scalars["loss"] = losses[-1][1]
         if not math.isnan(overhead := self.cadence.overhead):
             scalars["overhead"] = overhead
-        return Sample(sent.step, sent.time, values, scalars, tuple(losses))
+        return Measured(
+            sent.step,
+            sent.time,
+            table[self._order],
+            scalars.get("loss_scale", 1.0) * sent.micro_batches,
+            packed,
+            self._where,
+            tuple(losses),
+            scalars,
+            self.cadence.wanted(),
+        )
 
 
 @final
@@ -288,6 +307,7 @@ class _Sent:
     ) -> None:
         self.step, self.time, self.scalars = step, time.time(), scalars
         self._packed, self._loss_steps, self._names = packed, loss_steps, names
+        self.micro_batches = 1
         device, wide = numbers[0].device, numbers[0].dtype
         flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in numbers])
         self._event: Any = None

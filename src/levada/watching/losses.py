@@ -93,7 +93,7 @@ class Losses:
     def before(self) -> list[tuple[int, int]]:
         """Look at the gradients before a backward pass."""
         state = [_state(p.grad) for p in self._markers]
-        if self._current and all(p.grad is None for p in self._markers):
+        if self._current and all(p.grad is None for p in self._markers) and not self._sharded():
             self._current = []
             self._restart()
         return state
