@@ -34,7 +34,7 @@ from levada.runs.codes import (
     thresholds,
 )
 from levada.runs.pyramid import coarsen, coarsen_by_arrow
-from levada.runs.segments import places, seal
+from levada.runs.segments import Cut, places, seal
 from levada.runs.tail import Samples
 
 NAMES = ("signal_rms", "gradient_rms")
@@ -176,9 +176,9 @@ def test_both_kinds_of_sealed_files_and_both_pyramids_hold_the_same(tmp_path: Pa
             str(samples.scalars),
             [3],
         )
-        planes = segments_module.read_planes(by_level["full"], rows, range(1, 3), 1, 3)
+        planes = segments_module.read_planes(by_level["full"], Cut.of("full", steps, 3), 1, range(1, 3))
         assert planes == [series[4 * rows : 6 * rows]]
-        got.append(segments_module.read_planes(by_level["by256"], 1, range(3), 0, 3))
+        got.append(segments_module.read_planes(by_level["by256"], Cut.of("by256", steps, 3), 0, range(3)))
     assert got[0][::2] == got[1][::2]
 
 

@@ -9,43 +9,49 @@ level   = one frame for each signal and group of sites (`segments.groups`), in t
 from __future__ import annotations
 
 import json
+import struct
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from levada._numbers import json_ready, restore_numbers
 from levada.runs.codes import codes_from, to_bytes
 from levada.runs.frames import Damage
-from levada.runs.segments import UnreadableError, groups, sites_in_group
+from levada.runs.pyramid import SPANS, blocks
+from levada.runs.segments import Cut, UnreadableError, groups, sites_in_group
 from levada.runs.tail import SCHEMA, TAIL_MAGIC, Samples, pack, scan_frames
 
-__all__ = ["pack_planes", "pack_samples", "unpack_planes", "unpack_samples"]
+__all__ = ["pack_planes", "pack_samples", "unpack_planes", "unpack_samples", "unpack_steps"]
 
-_MAX_TEXT = 2**26
+_MAX_TEXT: Final = 2**26
+_PLACE: Final = struct.Struct("<I")
 
 
-def _deflate(data: bytes) -> bytes:
-    return pack(b"Z" + zlib.compress(data, 6))
+def _deflate(place: int, data: bytes) -> bytes:
+    return pack(b"Z" + _PLACE.pack(place) + zlib.compress(data, 6))
 
 
 def _inflate(part: memoryview, limit: int) -> bytes:
     """Decompress at most `limit` bytes; a claim of more is refused before it is made."""
     stream = zlib.decompressobj()
     try:
-        data = stream.decompress(part[1:], limit)
+        data = stream.decompress(part[1 + _PLACE.size :], limit)
     except zlib.error as error:
         raise UnreadableError(str(error)) from error
-    if bytes(part[:1]) != b"Z" or not stream.eof:
-        raise UnreadableError(f"a frame is not compressed, or holds more than {limit:,} bytes")
+    if not stream.eof and (len(data) < limit or stream.decompress(stream.unconsumed_tail, 1)):
+        raise UnreadableError(f"a frame holds more than {limit:,} bytes, or not its end")
     return data
 
 
-def _parts(content: bytes) -> Iterator[memoryview]:
+def _parts(content: bytes, salvage: bool = False) -> Iterator[tuple[int, memoryview]]:
+    """Give the frames with their places; with `salvage` those behind a damage, too."""
     for part in scan_frames(content):
         if isinstance(part, Damage):
-            raise UnreadableError(part.message)
-        yield part
+            if not salvage:
+                raise UnreadableError(part.message)
+        elif bytes(part[:1]) == b"Z" and len(part) > _PLACE.size:
+            yield _PLACE.unpack_from(part, 1)[0], part
 
 
 def pack_samples(samples: Samples) -> bytes:
@@ -58,12 +64,12 @@ def pack_samples(samples: Samples) -> bytes:
         "scalars": samples.scalars,
         "marks": samples.marks,
     }
-    return TAIL_MAGIC + _deflate(json.dumps(json_ready(values), separators=(",", ":")).encode())
+    return TAIL_MAGIC + _deflate(0, json.dumps(json_ready(values), separators=(",", ":")).encode())
 
 
 def unpack_samples(content: bytes) -> Samples:
     """Read a samples file."""
-    values = restore_numbers(json.loads(_inflate(next(_parts(content)), _MAX_TEXT)))
+    values = restore_numbers(json.loads(_inflate(next(_parts(content))[1], _MAX_TEXT)))
     require_schema(values["schema"])
     times = array("d", map(float, values["times"]))
     scalars = [{str(key): float(value) for key, value in each.items()} for each in values["scalars"]]
@@ -86,36 +92,49 @@ def pack_planes(
     sites: Sequence[Mapping[str, Any]],
 ) -> bytes:
     """Give the bytes of the file of a level."""
-    if not signals or not sites:
-        return TAIL_MAGIC
-    rows = len(planes[0]) // (len(signals) * len(sites))
-    out = [TAIL_MAGIC]
+    bounds = blocks(len(samples.steps), SPANS[level])
+    rows = len(bounds)
+    about = {
+        "schema": SCHEMA,
+        "sites": samples.table,
+        "level": level,
+        "steps": [samples.steps[first] for first, _ in bounds],
+        "last_steps": [samples.steps[stop - 1] for _, stop in bounds],
+        "num_samples": [stop - first for first, stop in bounds],
+    }
+    out = [TAIL_MAGIC, pack(b"H" + json.dumps(about, separators=(",", ":")).encode())]
     for signal in range(len(signals)):
         for group in groups(len(sites), rows):
             start = (signal * len(sites) + group.start) * rows
             part = b"".join(to_bytes(plane[start : start + len(group) * rows]) for plane in planes)
-            out.append(_deflate(part[0::2] + part[1::2]))
+            out.append(_deflate(len(out) - 2, part[0::2] + part[1::2]))
     return b"".join(out)
 
 
 def unpack_planes(
-    content: bytes, level: str, rows: int, span: range, signal: int, num_sites: int
-) -> Iterator[list[array[int]]]:
-    """Read a signal at some sites, group by group."""
-    width, size = 1 if level == "full" else 3, sites_in_group(rows)
-    per_signal = -(-num_sites // size)
-    for number, part in enumerate(_parts(content)):
-        group = range((number % per_signal) * size, min((number % per_signal + 1) * size, num_sites))
+    content: bytes, cut: Cut, signal: int, span: range, salvage: bool = False
+) -> Iterator[tuple[range, list[array[int]]]]:
+    """Read a signal at some sites, group by group with its sites; with `salvage`, the groups that can be read."""
+    per_signal = -(-cut.num_sites // sites_in_group(cut.rows))
+    for place, part in _parts(content, salvage):
+        start = (place % per_signal) * sites_in_group(cut.rows)
+        group = range(start, min(start + sites_in_group(cut.rows), cut.num_sites))
         wanted = range(max(group.start, span.start), min(group.stop, span.stop))
-        if number // per_signal != signal or not wanted:
+        if place // per_signal != signal or not wanted:
             continue
-        num_codes = len(group) * rows * width
-        data = _inflate(part, 2 * num_codes)
-        if len(data) != 2 * num_codes:
-            raise UnreadableError(f"a frame holds {len(data):,} bytes, not {2 * num_codes:,}")
-        both = bytearray(len(data))
-        both[0::2], both[1::2] = data[:num_codes], data[num_codes:]
+        each = len(group) * cut.rows
+        size = 2 * each * cut.width
+        data = _inflate(part, size)
+        if len(data) != size:
+            raise UnreadableError(f"a frame holds {len(data):,} bytes, not {size:,}")
+        both = bytearray(size)
+        both[0::2], both[1::2] = data[: size // 2], data[size // 2 :]
         codes = codes_from(bytes(both))
-        each = len(group) * rows
-        first, stop = (wanted.start - group.start) * rows, (wanted.stop - group.start) * rows
-        yield [codes[plane * each + first : plane * each + stop] for plane in range(width)]
+        first, stop = (wanted.start - group.start) * cut.rows, (wanted.stop - group.start) * cut.rows
+        yield wanted, [codes[plane * each + first : plane * each + stop] for plane in range(cut.width)]
+
+
+def unpack_steps(content: bytes) -> tuple[int, list[int]]:
+    """Give the number of the site table and the first step of each row of a level's file."""
+    values = json.loads(bytes(next(iter(part for part in scan_frames(content) if isinstance(part, memoryview))))[1:])
+    return int(values["sites"]), list(map(int, values["steps"]))

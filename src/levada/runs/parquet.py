@@ -15,10 +15,10 @@ from typing import Any, Final
 from levada._errors import import_extra
 from levada.runs.packed import require_schema
 from levada.runs.pyramid import SPANS, blocks
-from levada.runs.segments import UnreadableError, groups, sites_in_group
+from levada.runs.segments import MAX_FILE, Cut, UnreadableError, groups
 from levada.runs.tail import SCHEMA, Samples
 
-__all__ = ["pack_planes", "pack_samples", "unpack_planes", "unpack_samples"]
+__all__ = ["pack_planes", "pack_samples", "unpack_planes", "unpack_samples", "unpack_steps"]
 
 _PLANES: Final = {"full": ("code",), "by16": ("low", "mean", "high"), "by256": ("low", "mean", "high")}
 _KEY: Final = b"levada"
@@ -137,23 +137,44 @@ def _column(values: array[int], kind: Any) -> Any:
 
 
 def unpack_planes(
-    content: bytes, level: str, rows: int, span: range, signal: int, num_sites: int
-) -> Iterator[list[array[int]]]:
-    """Read a signal at some sites, group by group."""
+    content: bytes, cut: Cut, signal: int, span: range, salvage: bool = False
+) -> Iterator[tuple[range, list[array[int]]]]:
+    """Read a signal at some sites, group by group with its sites; with `salvage`, the groups that can be read."""
     file, _ = _open(content)
-    num_signals = file.metadata.num_rows // max(rows * num_sites, 1)
-    size = sites_in_group(rows)
-    for number, start in enumerate(range(0, num_sites, size)):
-        group = range(start, min(start + size, num_sites))
+    num_signals = file.metadata.num_rows // max(cut.rows * cut.num_sites, 1)
+    for number, group in enumerate(groups(cut.num_sites, cut.rows)):
         wanted = range(max(group.start, span.start), min(group.stop, span.stop))
         if not wanted:
             continue
-        place = number * num_signals + signal
-        if file.metadata.row_group(place).num_rows != len(group) * rows:
-            raise UnreadableError(f"row group {place} holds {file.metadata.row_group(place).num_rows:,} rows")
-        table = file.read_row_group(place, columns=list(_PLANES[level]), use_threads=False)
-        first, count = (wanted.start - group.start) * rows, len(wanted) * rows
-        yield [_codes(table[name].slice(first, count)) for name in _PLANES[level]]
+        try:
+            planes = _group(file, number * num_signals + signal, cut, group, salvage)
+        except (OSError, ValueError, KeyError, UnreadableError):
+            if salvage:
+                continue
+            raise
+        first, stop = (wanted.start - group.start) * cut.rows, (wanted.stop - group.start) * cut.rows
+        yield wanted, [plane[first:stop] for plane in planes]
+
+
+def _group(file: Any, place: int, cut: Cut, group: range, strictly: bool) -> list[array[int]]:
+    """Read a row group; `strictly` also looks whether its steps are those that they should be."""
+    about = file.metadata.row_group(place)
+    if about.num_rows != len(group) * cut.rows or about.total_byte_size > MAX_FILE:
+        raise UnreadableError(f"row group {place} holds {about.num_rows:,} rows")
+    names = list(_PLANES[cut.level])
+    table = file.read_row_group(place, columns=[*names, *(["step"] if strictly else [])], use_threads=False)
+    if strictly and table["step"].to_pylist() != list(cut.steps) * len(group):
+        raise UnreadableError(f"row group {place} holds other steps")
+    return [_codes(table[name]) for name in names]
+
+
+def unpack_steps(content: bytes) -> tuple[int, list[int]]:
+    """Give the number of the site table and the first step of each row of a level's file."""
+    file, values = _open(content)
+    steps = file.read_row_group(0, columns=["step"], use_threads=False)["step"].to_pylist()
+    return int(values["sites"]), steps[
+        : next((i for i, step in enumerate(steps) if i and step == steps[0]), len(steps))
+    ]
 
 
 def _codes(column: Any) -> array[int]:

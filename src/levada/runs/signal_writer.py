@@ -16,9 +16,9 @@ from levada.runs.background import Background
 from levada.runs.frames import MAX_FRAME
 from levada.runs.lock import WriterLock
 from levada.runs.pyramid import SEGMENT, Kept, surplus
-from levada.runs.segments import Place, UnreadableError, has_parquet, places, read_samples, seal, tail_name
-from levada.runs.tables import Table, keep_table, read_tables
-from levada.runs.tail import TAIL_MAGIC, header, mark, read_tail, sample
+from levada.runs.segments import Place, UnreadableError, has_parquet, places, read_samples, seal_tail, tail_name
+from levada.runs.tables import keep_table, read_tables
+from levada.runs.tail import TAIL_MAGIC, header, mark, sample
 
 __all__ = ["SIGNALS_FOLDER", "SignalWriter", "rank_folder"]
 
@@ -253,17 +253,11 @@ class SignalWriter:
 
     def _seal(self, number: int) -> None:
         """Seal a tail, remove it, and let go of the detail that is no longer kept."""
-        path = self.folder / tail_name(number)
-        if number not in {segment.number for segment in self._kept}:
-            widths = {key: table.width for key, table in self._tables.items()}
-            samples, damages = read_tail(path, widths)
-            table = self._tables.get(samples.table, Table((), ()))
-            if samples.steps or samples.marks:
-                seal(self.folder, number, samples, table.signals, table.sites, self._suffix)
-                self._note(number, samples.steps, samples.marks)
-            if any(damage.kind != "incomplete" for damage in damages):
-                path.rename(path.with_suffix(".torn"))
-        path.unlink(missing_ok=True)
+        if number in {segment.number for segment in self._kept}:  # sealed, and killed before it was removed
+            (self.folder / tail_name(number)).unlink(missing_ok=True)
+        else:
+            samples = seal_tail(self.folder, number, self._tables, self._suffix)
+            self._note(number, samples.steps, samples.marks)
         kept = sorted(self._kept, key=lambda segment: segment.number)
         gone = set(surplus(kept, self._marks, self._keep))
         for place in places(self.folder) if gone else ():

@@ -6,6 +6,7 @@ import math
 import re
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
@@ -14,7 +15,7 @@ from levada._errors import UsageError, import_extra
 from levada.runs.codes import decoded
 from levada.runs.frames import Damage
 from levada.runs.pyramid import SPANS, blocks, coarsen
-from levada.runs.segments import Place, UnreadableError, damaged, places, read_planes, read_samples
+from levada.runs.segments import Cut, Place, UnreadableError, damaged, orphaned, places, read_planes, read_samples
 from levada.runs.tables import Table, read_tables
 from levada.runs.tail import Samples, read_tail
 
@@ -108,13 +109,12 @@ class Signals:
         self.folder = folder
         self._losses = list(losses)
         self.damage: list[Damage] = []
+        self._parts: list[_Part] = []
         for attempt in range(_ATTEMPTS):
-            try:
-                self._parts = self._load()
+            # A tail may be sealed between the look into the folder and that into the file.
+            with suppress(FileNotFoundError):
+                self._parts = self._load(last=attempt == _ATTEMPTS - 1)
                 break
-            except FileNotFoundError:  # sealed between the look into the folder and the file
-                if attempt == _ATTEMPTS - 1:
-                    raise
         self._drop_replaced()
         tables = [part.table for part in reversed(self._parts)]
         self.sites: tuple[Mapping[str, Any], ...] = tuple(_union(table.sites for table in tables))
@@ -133,7 +133,7 @@ class Signals:
     def __repr__(self) -> str:
         return f"Signals({len(self.sites)} sites, {len(self.names)} signals, {len(self.steps)} rows, {self.folder})"
 
-    def _load(self) -> list[_Part]:
+    def _load(self, last: bool) -> list[_Part]:
         tables, self.damage = read_tables(self.folder)
         widths = {number: table.width for number, table in tables.items()}
         by_number: dict[int, dict[str, list[Place]]] = {}
@@ -141,8 +141,12 @@ class Signals:
             by_number.setdefault(place.number, {}).setdefault(place.level, []).append(place)
         parts = []
         for number, levels in by_number.items():
-            samples = self._sealed(levels.pop("samples", []))
+            samples = self._sealed(unread := levels.pop("samples", []))
             tail = levels.pop("tail", [])
+            if not unread and not tail:
+                if not last:
+                    raise FileNotFoundError(number)
+                self.damage.append(orphaned(number))
             if samples is None and tail:
                 samples, damages = read_tail(tail[0].path, widths)
                 levels = {}
@@ -235,8 +239,7 @@ class Signals:
         for other in _LEVELS[_LEVELS.index(level) :]:
             for place in part.files.get(other, ()):
                 try:
-                    rows = len(blocks(len(steps), SPANS[other]))
-                    return [(other, read_planes(place, rows, span, column, count))]
+                    return [(other, read_planes(place, Cut.of(other, steps, count), column, span))]
                 except FileNotFoundError:
                     continue  # no longer kept
                 except UnreadableError as error:

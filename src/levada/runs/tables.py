@@ -1,6 +1,7 @@
 """Site tables: which signals and sites the numbers of a sample belong to, and a checksum of that.
 
-    sites-NNN.json = {"crc32": checksum, "table": {"schema": 1, "signals": [name, ...], "sites": [{"name", ...}, ...]}}
+    sites-NNN.json, and sites-NNN.copy in case that the first is damaged:
+    {"crc32": checksum, "table": {"schema": 1, "signals": [name, ...], "sites": [{"name", ...}, ...]}}
 
 The checksum is that of `table` as JSON with sorted keys, no spaces and escapes for all that is not ASCII. A run that
 goes on with other sites (a pipeline cut elsewhere) gets another table; tails and sealed files say which is theirs.
@@ -22,9 +23,9 @@ from levada.runs.frames import Damage
 from levada.runs.manifest import write_atomically
 from levada.runs.tail import SCHEMA
 
-__all__ = ["Table", "keep_table", "read_tables"]
+__all__ = ["Table", "keep_table", "mend_tables", "read_tables"]
 
-_NAME: Final = re.compile(r"sites-(\d{3,9})\.json")
+_NAME: Final = re.compile(r"sites-(\d{3,9})\.(?:json|copy)")
 # Ten thousand sites of a hundred parameters each are about 50 MB.
 _MAX_TABLE: Final = 2**28
 
@@ -62,8 +63,14 @@ def keep_table(folder: Path, signals: Sequence[str], sites: Sequence[Mapping[str
     if newest >= 0 and _read(folder / f"sites-{newest:03d}.json") == table:
         return newest
     text = b'{"crc32":%d,"table":%s}\n' % (zlib.crc32(values), values)
-    write_atomically(folder / f"sites-{newest + 1:03d}.json", text)
+    for name in _names(newest + 1):
+        write_atomically(folder / name, text)
     return newest + 1
+
+
+def _names(number: int) -> tuple[str, str]:
+    """Give the names of a table and of its copy, which comes first: where there is a table, there is a copy."""
+    return f"sites-{number:03d}.copy", f"sites-{number:03d}.json"
 
 
 def _read(path: Path) -> dict[str, Any] | str:
@@ -94,3 +101,16 @@ def read_tables(folder: Path) -> tuple[dict[int, Table], list[Damage]]:
             else:
                 tables[int(match[1])] = Table(tuple(table["signals"]), tuple(table["sites"]))
     return tables, damages
+
+
+def mend_tables(folder: Path) -> list[str]:
+    """Write a damaged table again from its copy, or the copy from the table; give the names of what was written."""
+    mended = []
+    for number in read_tables(folder)[0]:
+        paths = [folder / name for name in _names(number)]
+        good = next(path.read_bytes() for path in paths if not isinstance(_read(path), str))
+        for path in paths:
+            if isinstance(_read(path), str):
+                write_atomically(path, good)
+                mended.append(path.name)
+    return mended

@@ -8,7 +8,7 @@ SYNC lets a reader find the next frame behind a damage. The first byte of a payl
     "H" JSON: {"schema": 1, "sites": number of the site table}; the first frame of every tail
     "S" <int64 step> <float64 time> <uint32 n> <n bytes of JSON: the scalars> <int16 codes, signal by signal>
     "M" <int64 step>: something happened here, keep the detail around it
-    "Z" compressed by zlib: a part of a sealed file, where Parquet is not installed
+    "Z" <uint32 place> <zlib>: a part of a sealed file, where Parquet is not installed (see `packed`)
 """
 
 from __future__ import annotations
