@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from levada._errors import UsageError
 from levada.cli import main
-from levada.runs import Run, RunWriter, doctor, find_runs, remote
+from levada.runs import Run, RunWriter, address, doctor, find_runs, remote
 from levada.runs.remote import Mirror, fetch, is_remote, pending, stage, upload
 
 
@@ -49,7 +49,7 @@ class Slow(MemoryFileSystem):
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("LEVADA_STAGING", raising=False)
+    monkeypatch.delenv("LEVADA_CACHE", raising=False)
     for kind in (Unreliable, Slow):
         fsspec.register_implementation(kind.protocol, kind, clobber=True)
         kind.store.clear()
@@ -204,8 +204,8 @@ def test_another_run_at_the_root_is_never_overwritten(monkeypatch, tmp_path):
     url = "memory://bucket/mine"
     with begin(url, seed=0) as writer:
         upload(writer.path, url)
-    assert stage(url) == writer.path  # a run that goes on
-    monkeypatch.setenv("LEVADA_STAGING", str(tmp_path / "elsewhere"))
+    assert stage(url) == stage(url, resume=True) == writer.path  # a run that goes on
+    monkeypatch.setenv("LEVADA_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(UsageError, match="holds a run"):
         stage(url)
     # The remote could not be asked in the beginning: found out before the first upload.
@@ -217,6 +217,23 @@ def test_another_run_at_the_root_is_never_overwritten(monkeypatch, tmp_path):
         Mirror(second.path, url, every=0.01).close()
     assert "holds another run" in str(caught[0].message)
     assert Run(url).manifest.name == "remote"
+
+
+def test_what_an_older_run_left_in_the_staging_folder_is_kept_and_not_mixed_in():
+    url = "memory://bucket/again"
+    with begin(url, seed=0) as first:
+        segment(first.path, 0, b"old", 1)
+        upload(first.path, url)
+    fsspec.core.url_to_fs(url)[0].rm(url, recursive=True)  # by its owner; or it never arrived
+    assert stage(url, resume=True) == first.path
+    with begin(url, seed=1) as second:
+        assert second.path != first.path
+        assert stage(url, rank=1) != first.path
+        upload(second.path, url)
+    assert Run(url).manifest.config == {"seed": 1}
+    assert not list(Run(url).path.rglob("*.segment"))
+    assert Run(first.path).manifest.config == {"seed": 0}
+    assert stage(url) == second.path
 
 
 def test_each_rank_uploads_its_own_signals():
@@ -236,7 +253,7 @@ def test_another_machine_of_a_run_that_began_may_join_it(monkeypatch, tmp_path):
     url = "memory://bucket/machines"
     with begin(url) as writer:
         upload(writer.path, url)
-    monkeypatch.setenv("LEVADA_STAGING", str(tmp_path / "other machine"))
+    monkeypatch.setenv("LEVADA_CACHE", str(tmp_path / "other machine"))
     folder = stage(url, rank=1)
     segment(folder, 0, b"x", 1)
     assert upload(folder, url, rank=1) == 1
@@ -283,7 +300,7 @@ def test_a_training_whose_remote_is_dead_ends_as_it_would_have(monkeypatch):
     assert watch.steps == 5
     told = [str(w.message) for w in caught]
     assert ["could not be uploaded" in text for text in told] == [True, False]
-    folder = remote._cache("staged", "unreliable://watched")
+    folder = address.cache_folder("staged", "unreliable://watched")
     assert "remote.upload" in told[1]
     assert str(folder) in told[1]
     assert Run(folder).signals().steps == (0, 1, 2, 3, 4)

@@ -33,7 +33,7 @@ def doctor(options: argparse.Namespace) -> int:
     """Run `levada doctor`: of a run, or of all below a folder: 0 if all that was written is good, 1 if not."""
     from levada.runs import doctor as examine
     from levada.runs import find_runs, reseal
-    from levada.runs.remote import is_remote, local
+    from levada.runs.address import is_remote, local
 
     if options.reseal and is_remote(options.run):
         raise UsageError(f"{options.run}: signals are sealed again where they lie, in a folder. Give the folder.")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import final
 
 from levada._errors import MissingExtraError, UsageError
+from levada.runs.address import local
 from levada.runs.frames import Damage, survivors
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest, write_atomically
 from levada.runs.reader import examine
-from levada.runs.remote import local
 from levada.runs.segments import (
     Cut,
     Place,

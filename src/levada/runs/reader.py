@@ -11,9 +11,9 @@ from typing import Any, final
 
 from levada._errors import UsageError
 from levada._numbers import restore_numbers
+from levada.runs.address import local
 from levada.runs.frames import MAGIC, Damage, scan
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
-from levada.runs.remote import local
 from levada.runs.signals import Signals, rank_folders
 
 __all__ = ["Run", "examine", "find_runs"]

@@ -1,15 +1,15 @@
-"""A run at a remote root: written to a local folder and mirrored, read through a local copy; fsspec reaches the rest.
+"""A run at a remote root: written to a local folder and mirrored, read through a local copy.
 
-The staging folder is `$LEVADA_STAGING`, else `levada/staged` in the user's cache, then a digest of the address and its
-last part. It holds the whole run, also after the upload: to remove it is its owner's decision. What was uploaded is
-written down beside it, in a hidden file, so that after a crash too `pending` knows what is missing, and `upload` can
-bring it.
+Staging folders are in `staged`, copies in `fetched`, both in `$LEVADA_CACHE`, else in `levada` in the user's cache:
+below a digest of the address a folder with its last part as name, and a number where an older run has that name. A
+staging folder holds the whole run, also after the upload: to remove it is its owner's decision. What was uploaded is
+written down in it, in a hidden file, so that after a crash too `pending` knows what is missing, and `upload` can bring
+it.
 """
 
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import os
 import re
@@ -18,56 +18,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, final
 
-from levada._errors import UsageError, import_extra
+from levada._errors import UsageError
+from levada.runs.address import cache_folder, connect
+from levada.runs.address import fetch as fetch
+from levada.runs.address import is_remote as is_remote
 from levada.runs.manifest import LOG, MANIFEST, write_atomically
 
-__all__ = ["Mirror", "fetch", "is_remote", "local", "pending", "stage", "upload"]
+__all__ = ["Mirror", "fetch", "is_remote", "pending", "stage", "upload"]
 
-# At least two letters before the colon: one is a drive of Windows.
-_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _RANK: Final = re.compile(r"signals/rank-(\d+)/")
 _LOCK: Final = "writer.lock"
 # Seconds: between two rounds, at most after failures, for the first look at the remote, and for the last round.
 _EVERY, _LONGEST, _FIRST, _LAST = 15.0, 300.0, 10.0, 60.0
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Say whether a path is an address for fsspec.
-
-    Example:
-        >>> [is_remote(path) for path in ("s3://bucket/run", "simplecache::s3://bucket/run", "runs/a", "C:/runs")]
-        [True, True, False, False]
-    """
-    return isinstance(path, str) and _ADDRESS.match(path) is not None
-
-
-def local(path: str | os.PathLike[str]) -> Path:
-    """Give a folder to read: of an address, `fetch`'s copy, as it is at this moment; a path unchanged."""
-    return fetch(path) if isinstance(path, str) and is_remote(path) else Path(path)
-
-
-def _connect(url: str) -> tuple[Any, str]:
-    """Give the file system and the path in it."""
-    fsspec = import_extra("fsspec", "remote", f"The address {url}")
-    try:
-        files, root = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise UsageError(f"{url}: its file system is not installed ({error}).") from error
-    except ValueError as error:
-        raise UsageError(f"{url}: fsspec knows no such file system ({error}). Check the address.") from error
-    return files, str(root).rstrip("/")
-
-
-def _cache(kind: str, url: str) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    root = Path(base) if base else Path.home() / ".cache"
-    digest = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
-    name = re.sub(r"[^0-9A-Za-z_.-]", "_", url.rstrip("/").rsplit("/", 1)[-1]).strip(".") or "run"
-    own = os.environ.get("LEVADA_STAGING") if kind == "staged" else None
-    return (Path(own) if own else root / "levada" / kind) / digest / name
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
@@ -91,36 +56,51 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
     return value
 
 
-def _other_run(url: str, folder: Path) -> bool:
-    """Say whether the remote root holds a run that is not the one in `folder`."""
-    files, root = _connect(url)
+def _manifest_at(url: str) -> bytes | None:
+    """Read the manifest at the remote root; None if there is none."""
+    files, root = connect(url)
     try:
-        there = files.cat_file(f"{root}/{MANIFEST}")
+        return bytes(files.cat_file(f"{root}/{MANIFEST}"))
     except FileNotFoundError:
-        return False
-    here = folder / MANIFEST
-    return not (here.is_file() and here.read_bytes() == there)
+        return None
 
 
-def stage(url: str, *, rank: int = 0) -> Path:
+def _manifest_in(folder: Path) -> bytes | None:
+    path = folder / MANIFEST
+    return path.read_bytes() if path.is_file() else None
+
+
+def stage(url: str, *, rank: int = 0, resume: bool = False) -> Path:
     """Give the local folder in which a run for a remote root is written; it need not exist.
 
     Args:
         url: the remote root.
         rank: of this process; rank 0 looks whether the root is free.
+        resume: give the folder of the last run that was written here for this root, if there is one.
 
     Raises:
         UsageError: if another run is at the remote root, or fsspec has no such file system.
     """
-    folder = _cache("staged", url)
-    _connect(url)
-    taken = False
+    first = cache_folder("staged", url)
+    connect(url)
+    there: bytes | None = None
     # A remote that cannot be reached now is no reason not to train: the mirror looks again before its first upload.
     with suppress(Exception):
-        taken = rank == 0 and bool(_within(_FIRST, lambda: _other_run(url, folder)))
-    if taken:
+        there = _within(_FIRST, lambda: _manifest_at(url)) if rank == 0 else None
+    number, taken = 1, []
+    while _holds_run(folder := first if number == 1 else first.with_name(f"{first.name}-{number}"), rank):
+        taken.append(folder)
+        number += 1
+    if there is not None:
+        # To go on with a run, or to be told by its folder that it is there.
+        if same := [folder for folder in taken if _manifest_in(folder) == there]:
+            return same[-1]
         raise UsageError(f"{url}: a new run needs a root without one, and this holds a run. Choose another address.")
-    return folder
+    return taken[-1] if resume and taken else folder
+
+
+def _holds_run(folder: Path, rank: int) -> bool:
+    return (folder / MANIFEST).exists() or (folder / f"signals/rank-{rank:05d}").exists()
 
 
 def _state(folder: Path, rank: int) -> Path:
@@ -203,8 +183,8 @@ def upload(folder: str | Path, url: str, *, rank: int = 0, stop: Callable[[], bo
         Exception: what the file system raises; what was uploaded before is written down.
     """
     here, done, count = Path(folder), _uploaded(Path(folder), rank), 0
-    files, root = _connect(url)
-    if not done and rank == 0 and _other_run(url, here):
+    files, root = connect(url)
+    if not done and rank == 0 and _manifest_at(url) not in (None, _manifest_in(here)):
         raise UsageError(f"{url}: this root holds another run, and nothing is uploaded. Upload {here} elsewhere.")
     before = dict(done)
     try:
@@ -252,14 +232,14 @@ class Mirror:
 
     Example:
         >>> import pathlib, tempfile
-        >>> from levada.runs import Run, RunWriter
+        >>> from levada.runs import RunWriter
         >>> folder = pathlib.Path(tempfile.mkdtemp()) / "first"
         >>> with RunWriter.create(folder, kind="watch", name="first") as writer:
         ...     mirror = Mirror(folder, "memory://example/first")
         ...     writer.append("note", text="the gradient arrived")
         >>> mirror.close()
-        >>> [event["text"] for event in Run("memory://example/first").events("note")]
-        ['the gradient arrived']
+        >>> dict(mirror.pending)
+        {}
     """
 
     def __init__(self, folder: str | Path, url: str, *, rank: int = 0, every: float = _EVERY) -> None:
@@ -327,64 +307,3 @@ class Mirror:
                 f"{len(left)} files of {self.folder} ({sum(left.values()):,} bytes) are not at {self.url} ({why}). "
                 f"Later: levada.runs.remote.upload({str(self.folder)!r}, {self.url!r})"
             )
-
-
-def fetch(url: str, *, cache: str | Path | None = None) -> Path:
-    """Copy what is below an address to a local folder; only what has changed since the last time is copied.
-
-    Args:
-        url: a run, or a folder that holds some.
-        cache: the folder to copy to; a place in the user's cache if left out.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UsageError: if there is nothing at the address, it cannot be read, or fsspec has no such file system.
-    """
-    files, root = _connect(url)
-    folder = Path(cache) if cache is not None else _cache("fetched", url)
-    try:
-        files.invalidate_cache()
-        found = files.find(root, detail=True)
-        if not found:
-            raise UsageError(f"{url}: there is nothing at this address. Check it.")
-        _copy(files, root, found, folder)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{url}: it cannot be read ({type(error).__name__}: {error}).") from error
-    return folder
-
-
-def _copy(files: Any, root: str, found: Mapping[str, Any], folder: Path) -> None:
-    index = folder.parent / f".{folder.name}.fetched.json"
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(index.read_bytes())
-    base = str(files._strip_protocol(root)).rstrip("/")
-    now: dict[str, Any] = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    # As they are uploaded: the manifest last, so that a copy that was cut off is no run.
-    for path, info in sorted(found.items(), key=lambda item: item[0].endswith(f"/{MANIFEST}")):
-        key = str(path).removeprefix(base).lstrip("/")
-        parts = PurePosixPath(key).parts
-        # Neither hidden files nor "..", nor what another system reads as a path.
-        if not parts or any(part.startswith(".") or "\\" in part or ":" in part for part in parts):
-            continue
-        stamp = [
-            str(info.get(name)) for name in ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "created")
-        ]
-        target = folder / key
-        if known.get(key) != stamp or not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.{os.getpid()}")
-            try:
-                files.get_file(path, str(part))
-                part.replace(target)
-            finally:
-                part.unlink(missing_ok=True)
-        now[key] = stamp
-    for key in known.keys() - now.keys():
-        (folder / key).unlink(missing_ok=True)
-    write_atomically(index, json.dumps(now).encode())
