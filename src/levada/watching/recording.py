@@ -195,7 +195,8 @@ class Recording:
         self._sites: tuple[Site, ...] = ()
         self._problem: str | None = None
         self._told = self._closed = False
-        self._heard = self._steps = self._samples = self._dropped = 0
+        self._heard: list[Finding] = []
+        self._steps = self._samples = self._dropped = 0
         self._bundles = self._bundle_names()
 
     @property
@@ -280,8 +281,10 @@ class Recording:
 
     def _hear(self, step: int) -> None:
         """Keep the verdicts that are new, and the detail around them."""
-        new = list(self._watch.findings)[self._heard :]
-        self._heard += len(new)
+        # An entry that is replaced, as by "clear" when it is over, is new too.
+        now = list(self._watch.findings)
+        new = [one for i, one in enumerate(now) if i >= len(self._heard) or self._heard[i] is not one]
+        self._heard = now
         for finding in new:
             if self._events is not None:
                 self._events.add("finding", step=step, **_fields(finding))
