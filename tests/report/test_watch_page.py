@@ -233,7 +233,7 @@ def test_a_finding_that_comes_again_is_told_again(tmp_path: Path) -> None:
     assert [one["rule"] for one in view["findings"][:2]] == ["loss_spike", "rule_39"]
     assert view["findings"][0]["evidence"] == [("told at step", "50")]
     assert view["findings"][1]["evidence"] == [("told at step", "60"), ("over at step", "70")]
-    assert "17 more findings are over." in view["notes"]
+    assert "18 more findings are over." in view["notes"]
     assert view["verdict"] == "warn"
 
 

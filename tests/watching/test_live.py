@@ -60,7 +60,7 @@ def test_the_view_shows_loss_depth_findings_cost_and_record(terminal: Terminal) 
     shown = terminal.text
     assert "step 380 · loss 0.005249 · overhead 0.42 % · every 20 steps" in shown
     assert "loss 2 " in shown  # the largest, at the top of its axis
-    assert "model.layers.0.block (top) to 11, steps 0 to 380" in shown
+    assert "downwards model.layers.0.block to 11.block, steps 0 to 380" in shown
     rows = [line for line in shown.splitlines() if line.split()[:1] in (["0"], ["11"])]
     assert [row.split()[-1] for row in rows] == ["1.0e-8", "0.01"]
     assert "✕ vanishing_gradient  The gradient shrinks by six decades." in shown
