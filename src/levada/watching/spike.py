@@ -152,7 +152,7 @@ class Spikes:
         if len(spike.above) == LATEST and not any(spike.above):
             spike.ended = step
         elif baseline.median - spike.usual > BACK * baseline.scale:
-            spike.ended, spike.level = step, baseline.median  # half of the window is at a new level
+            spike.ended, spike.level = step, baseline.now  # half of the window is up there
 
     def told(self, view: View, departures: Departures) -> Finding | None:
         """Return the finding of the spike that is open, or was until this sample.
