@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,35 +19,27 @@ __all__ = ["judged", "rows"]
 EVERY = 20
 
 
-class Attached:
-    """The watch that a judge hears, which needs the judge before it is there."""
-
-    def __init__(self) -> None:
-        self.watch: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.watch, name)
-
-
-def judged(build: Callable[[int], Training], seed: int, keep: Any = None) -> Judge:
+def judged(build: Callable[[int], Training], seed: int, keep: Any = None, steps: int | None = None) -> Judge:
     """Return the judge of one training.
 
     Args:
         build: seed -> training.
         seed: of model and data.
         keep: folder for bundles.
+        steps: of the training; its own number if None.
     """
     torch.manual_seed(seed)
-    training, source = build(seed), Attached()
-    judge = Judge(source, keep)
+    training, judges = build(seed), []
 
     def attach(training, optimizer, scaler):
         # Sampled at a fixed distance, however busy the machine is: the rules are tried here, and not the throttle.
-        source.watch = watch(training.model, optimizer, every=EVERY, max_overhead=1.0, scaler=scaler, listeners=[judge])
-        return source.watch
+        watching = watch(training.model, optimizer, every=EVERY, max_overhead=1.0, scaler=scaler)
+        judges.append(Judge(watching, keep))
+        watching.listen(judges[0])
+        return watching
 
-    train(training, attach)
-    return judge
+    train(training if steps is None else replace(training, steps=steps), attach)
+    return judges[0]
 
 
 def told(findings: Sequence[Finding]) -> list[dict[str, Any]]:

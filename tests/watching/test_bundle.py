@@ -15,24 +15,17 @@ from levada.watching.keeper import Keeper
 from levada.watching.watch import watch
 
 
-class Attached:
-    watch = None
-
-    def __getattr__(self, name):
-        return getattr(self.watch, name)
-
-
 def train(keep, steps=60, spoil=lambda step, model, inputs: inputs, **options):
     """Train a small model that is watched; return the judge and the model."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    source = Attached()
-    judge = Judge(source, keep)
-    judge.keeper = Keeper(source, keep, **options)
-    source.watch = watch(model, optimizer, every=10, max_overhead=1.0, listeners=[judge])
+    watching = watch(model, optimizer, every=10, max_overhead=1.0)
+    judge = Judge(watching, keep)
+    judge.keeper = Keeper(watching, keep, **options)
+    watching.listen(judge)
     weights = {}
-    with source.watch:
+    with watching:
         for step in range(steps):
             inputs, targets = torch.randn(4, 6), torch.randint(3, (4,))
             inputs = spoil(step, model, inputs)

@@ -55,13 +55,6 @@ def loss(outputs, targets):
 """
 
 
-class Attached:
-    watch = None
-
-    def __getattr__(self, name):
-        return getattr(self.watch, name)
-
-
 @pytest.fixture
 def target(tmp_path):
     file = tmp_path / "target.py"
@@ -78,9 +71,9 @@ def load(target, name):
 def kept(run, model, loss, at=44, factor=100.0, autocast=False):
     """Train until a batch is spoiled; return its bundle, and the loss and the blocks' gradients of that step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    source = Attached()
-    judge = Judge(source, run)
-    source.watch = watch(model, optimizer, every=1, max_overhead=1.0, listeners=[judge])
+    watching = watch(model, optimizer, every=1, max_overhead=1.0)
+    judge = Judge(watching, run)
+    watching.listen(judge)
     losses, gradients = [], {}
 
     def see(name, output):
@@ -88,7 +81,7 @@ def kept(run, model, loss, at=44, factor=100.0, autocast=False):
 
     for name, block in model.named_children():
         block.register_forward_hook(lambda m, args, output, name=name: see(name, output))
-    with source.watch:
+    with watching:
         for step in range(at + 1):
             inputs, targets = torch.randn(8, 6), torch.randint(3, (8,))
             judge.note(targets=targets)

@@ -311,3 +311,20 @@ def test_the_account_says_what_was_not_judged():
     assert told.unknown["lost_update"] == "no update was measured"
     assert told.unknown["vanishing_gradient"] == "there are 1 blocks, and a law of depth needs 4"
     assert told.to_dict()["blocks"] == [{"site": "0", "order": 0, "kind": "Linear", "shape": [1], "signal_rms": 1.0}]
+
+
+def test_history_has_each_telling_worsening_and_ending_in_turn():
+    def dying(step, values, scalars, losses):
+        values["gradient_rms"][2] *= 1e-5
+        values["update_ratio"][2] = 1e-9 if step >= 400 else 1e-3
+
+    run = Synthetic()
+    run.run(12)
+    run.run(12, dying)
+    run.run(4)
+    assert [(f.severity, f.status) for f in run.judge.history] == [
+        ("warn", "fired"),
+        ("error", "fired"),
+        ("error", "clear"),
+    ]
+    assert [(f.severity, f.status) for f in run.judge.findings] == [("error", "clear")]

@@ -49,6 +49,8 @@ class Judge:
 
     A rule's finding is told once it held on `confirm` samples in a row, and from then on stands in `findings`; when it
     held on none of as many, its entry there becomes "clear" and says at which step. What is not finite is told at once.
+    `history` has each telling, worsening and ending in turn, and only grows: what a record follows.
+
     An error needs a scale-free measurement, a baseline of this run or theory, and a fact about what training does.
 
     Args:
@@ -76,6 +78,7 @@ class Judge:
     ) -> None:
         require_at_least("Judge", "confirm", confirm, 1)
         self.findings: list[Finding] = []
+        self.history: list[Finding] = []
         self.loss = LossBaseline()
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
         self.blocks: Blocks | None = None
@@ -228,7 +231,7 @@ class Judge:
             told_at = {key: before.evidence[key] for key in ("told_at", "samples")}
             self.findings[case.at] = replace(finding, evidence={**finding.evidence, **told_at})
             if _worse(finding, before):
-                self._worth_keeping(self.findings[case.at])
+                self._remember(self.findings[case.at])
 
     def _miss(self, key: tuple[str, str], step: int) -> None:
         case = self._cases[key]
@@ -253,12 +256,14 @@ class Judge:
             before = self.findings[case.at].evidence
             if finding.evidence["step"] == before["step"]:  # the same one, and now its block is known
                 self.findings[case.at] = replace(finding, evidence={**finding.evidence, "told_at": before["told_at"]})
+                self.history.append(self.findings[case.at])
 
     def _tell(self, finding: Finding) -> None:
         self.findings.append(finding)
-        self._worth_keeping(finding)
+        self._remember(finding)
 
-    def _worth_keeping(self, finding: Finding) -> None:
+    def _remember(self, finding: Finding) -> None:
+        self.history.append(finding)
         if self.keeper is not None and finding.severity == "error":
             self.keeper.ask(finding)
 
@@ -275,6 +280,7 @@ class Judge:
             claim=f"{finding.claim} Cleared at step {step}.",
             evidence={**finding.evidence, "cleared_at": step},
         )
+        self.history.append(self.findings[at])
 
     def _in_block(self, finding: Finding) -> Finding:
         """Name the block of a parameter, where the blocks are known."""
