@@ -47,6 +47,7 @@ class Watch:
         self.samples: deque[Sample] = deque(maxlen=_RECENT)
         self.run: Path | None = None
         self._optimizers = optimizers
+        self._scaler = scaler
         self._listeners = list(listeners)
         self._attached = self._entered = False
         self._engine = Engine(
@@ -68,6 +69,11 @@ class Watch:
     def optimizers(self) -> Sequence[Any]:
         """The optimizers whose steps end a step."""
         return self._optimizers
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a scaler skips the steps that overflow."""
+        return self._scaler is not None and bool(getattr(self._scaler, "is_enabled", lambda: True)())
 
     @property
     def steps(self) -> int:
