@@ -116,6 +116,8 @@ def test_samples_are_those_of_one_process(case, found):
     names, samples = found["samples"][case]
     assert len(samples) == STEPS
     for sample, expected in zip(samples, formula(case, names), strict=True):
+        if case == "compiled":  # the activations are inside of what is compiled
+            expected["zero_fraction"].fill_(math.nan)
         for signal in SIGNALS:
             rtol = 1e-7 if signal == "zero_fraction" else 1e-9  # a share of zeros is a float32
             torch.testing.assert_close(sample[signal], expected[signal], rtol=rtol, atol=1e-14, equal_nan=True)
