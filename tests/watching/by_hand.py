@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 import levada
 
-DIM, DEPTH = 6, 4
+DIM, DEPTH = 6, 3
 
 
 class Block(nn.Module):
