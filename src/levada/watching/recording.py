@@ -259,9 +259,11 @@ class Recording:
             return
         absent = torch.full((len(sites),), float("nan"), dtype=torch.float64)
         rows = [sample.values.get(name, absent) for name in WATCHED]
-        device = next((row.device for row in rows if row is not absent), absent.device)
-        codes = codes_of(torch.stack([row.to(device, torch.float64) for row in rows]))
-        self._signals.append(sample.step, sample.time, to_bytes(codes), sample.scalars)
+
+        def codes() -> bytes:
+            return to_bytes(codes_of(torch.stack([row.to("cpu", torch.float64) for row in rows])))
+
+        self._signals.append(sample.step, sample.time, codes, sample.scalars)
 
     def _open(self, sites: tuple[Site, ...]) -> None:
         """Begin to write the samples of these sites; on the second call, because the model is another one now."""
