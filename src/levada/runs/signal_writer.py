@@ -49,6 +49,7 @@ class SignalWriter:
         signals: names of the signals.
         keep: how many of the newest samples are kept in full; see `mark`.
         capacity: how many samples may wait; by default as many as fit 64 MiB.
+        warn: whether to warn, once, when storing stops; otherwise only `problem` says so.
 
     Raises:
         UsageError: if another writer holds this rank's folder, or the table is none.
@@ -78,6 +79,7 @@ class SignalWriter:
         signals: Sequence[str],
         keep: int = 4096,
         capacity: int | None = None,
+        warn: bool = True,
     ) -> None:
         require_at_least("SignalWriter", "rank", rank, 0)
         require_at_least("SignalWriter", "keep", keep, 1)
@@ -97,7 +99,7 @@ class SignalWriter:
             raise UsageError(f"SignalWriter: a sample has at most {MAX_FRAME // 4:,} numbers, got {self._width:,}.")
         self._suffix = "parquet" if has_parquet() else "frames"
         self._refused = self._lost = 0
-        self._told = self._closed = False
+        self._told, self._closed = not warn, False
         self._descriptor, self._size, self._good, self._rows = -1, 0, 0, 0
         self._kept: list[Kept] = []
         self._marks: list[int] = []
