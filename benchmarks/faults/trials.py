@@ -224,7 +224,7 @@ def full_disk(steps: int = 4000) -> dict[str, Any]:
             mounted = False
         try:
             if mounted:
-                (Path(root) / "ballast").write_bytes(bytes(1_000_000))
+                (Path(root) / "ballast").write_bytes(bytes(1_700_000))
             folder = Path(root) / "run"
             words = [sys.executable, "-c", _FULL, str(folder), str(steps), *([] if mounted else ["limit"])]
             said = subprocess.run(words, capture_output=True, check=True, text=True)
