@@ -181,9 +181,7 @@ class Keeper:
         """Add weights and optimizer state, where they are finite and below the cap."""
         weights = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
         broken = broken_parameters(model)
-        if broken:
-            # They are kept nevertheless where the loss shows them before an update: the broken one is the fault.
-            missing["finite weights"] = f"{len(broken)} parameters hold NaN or Inf, {next(iter(broken))} first"
+        # A single broken one is the fault, and is kept; if all are, an update has spread it.
         if broken and len(broken) == sum(1 for _ in model.parameters()):
             missing["weights"] = "an update has made every parameter NaN or Inf"
         elif _bytes(weights) > self._cap:

@@ -47,11 +47,12 @@ class Watch:
         self.samples: deque[Sample] = deque(maxlen=_RECENT)
         self.run: Path | None = None
         self._optimizers = optimizers
+        self._scaler = scaler
         self._listeners = list(listeners)
         wanting: list[Any] = [one for one in self._listeners if getattr(one, "watch", self) is None]
         for listener in wanting:  # they ask for the names of sites, and for findings
             listener.watch = self
-        self._attached = self._entered = self._add_losses = False
+        self._attached = self._entered = False
         self._engine = Engine(
             model,
             optimizers,
@@ -73,6 +74,11 @@ class Watch:
         return self._optimizers
 
     @property
+    def scaled(self) -> bool:
+        """Whether a scaler skips the steps that overflow."""
+        return self._scaler is not None and bool(getattr(self._scaler, "is_enabled", lambda: True)())
+
+    @property
     def steps(self) -> int:
         """Number of completed steps."""
         return self._engine.steps
@@ -90,12 +96,11 @@ class Watch:
     @property
     def add_losses(self) -> bool:
         """Whether the losses of micro-batches are added: set it where the loop divides each by their number."""
-        return self._add_losses
+        return self._engine.losses.add
 
     @add_losses.setter
     def add_losses(self, add: bool) -> None:
-        self._add_losses = add
-        self._engine.add_losses(add)
+        self._engine.losses.add = add
 
     @property
     def last_pass(self) -> Pass | None:
@@ -300,13 +305,19 @@ def watch(
 
 
 def _surround(made: Watch, run: str | Path | None, live: bool | Literal["plain"]) -> None:
-    """Add what keeps the record, and what shows it."""
+    """Add the rules, what keeps the record, and what shows it."""
+    from levada.watching.judge import Judge
+
+    recording: Recording | None = None
     if run is not None:
         from levada.watching.recording import Recording
 
         recording = Recording(run, made)
-        made.listen(recording)
         made.run = recording.folder
+    # The rules first, so that the record has their findings.
+    made.listen(Judge(made, keep=made.run))
+    if recording is not None:
+        made.listen(recording)
     if live:
         from levada.watching.live import Live
 
