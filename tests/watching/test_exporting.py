@@ -142,17 +142,14 @@ def refuse(self, address):
 connect, socket.socket.connect = socket.socket.connect, refuse
 sys.path.insert(0, sys.argv[2])
 from test_exporting import exported, stored
-if sys.argv[3] == "live":
-    print(exported("wandb", sys.argv[1]).where)
-else:
-    from levada.cli import main
-    run = str(stored(sys.argv[1] + "/a run"))
-    assert main(["export", run, "--to", "wandb", "--out", sys.argv[1], "--sites", "4"]) == 0
+from levada.cli import main
+print(exported("wandb", sys.argv[1] + "/live").where)
+run = str(stored(sys.argv[1] + "/a run"))
+assert main(["export", run, "--to", "wandb", "--out", sys.argv[1] + "/stored", "--sites", "4"]) == 0
 """
 
 
-@pytest.mark.parametrize("source", ["live", "stored"])
-def test_weights_and_biases_offline_writes_nothing_elsewhere(tmp_path, source):
+def test_weights_and_biases_offline_writes_nothing_elsewhere(tmp_path):
     homes = {name: tmp_path / name.lower() for name in ("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
     for home in homes.values():
         home.mkdir()
@@ -161,7 +158,7 @@ def test_weights_and_biases_offline_writes_nothing_elsewhere(tmp_path, source):
     }
     out, here = tmp_path / "out", str(Path(__file__).parent)
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", WANDB, str(out), here, source],
+        [sys.executable, "-W", "error", "-c", WANDB, str(out), here],
         env=environment,
         cwd=homes["HOME"],
         stdin=subprocess.DEVNULL,
@@ -171,19 +168,19 @@ def test_weights_and_biases_offline_writes_nothing_elsewhere(tmp_path, source):
     )
     assert ran.returncode == 0, ran.stderr
     assert not [p for home in homes.values() for p in home.rglob("*") if not p.is_dir()]
-    (path,) = out.rglob("*.wandb")
-    lines = ran.stdout.splitlines()
-    assert lines == [str(path.parent)] if source == "live" else [str(path.parent), f"wandb sync {path.parent}"]
-    found, tags, summary = {}, (), {}
-    for record in wandb_records(path):
-        row = {i.key or "/".join(i.nested_key): float(i.value_json) for i in record.history.item}
-        for name in row.keys() - {"time", "_step", "_timestamp", "_runtime"}:
-            found.setdefault(name, []).append((row["_step"], row[name]))
-        tags = tuple(record.run.tags) or tags
-        summary |= {i.key or "/".join(i.nested_key): i.value_json for i in record.summary.update}
-    compare(found)
-    assert tags == ("vanishing_gradient",)
-    assert FINDING.claim in str(summary)
+    (live,), (kept,) = ((out / kind).rglob("*.wandb") for kind in ("live", "stored"))
+    assert ran.stdout.splitlines() == [str(live.parent), str(kept.parent), f"wandb sync {kept.parent}"]
+    for path in (live, kept):
+        found, tags, summary = {}, (), {}
+        for record in wandb_records(path):
+            row = {i.key or "/".join(i.nested_key): float(i.value_json) for i in record.history.item}
+            for name in row.keys() - {"time", "_step", "_timestamp", "_runtime"}:
+                found.setdefault(name, []).append((row["_step"], row[name]))
+            tags = tuple(record.run.tags) or tags
+            summary |= {i.key or "/".join(i.nested_key): i.value_json for i in record.summary.update}
+        compare(found)
+        assert tags == ("vanishing_gradient",)
+        assert FINDING.claim in str(summary)
 
 
 @pytest.mark.parametrize("source", ["live", "stored"])
