@@ -260,7 +260,7 @@ def test_another_machine_of_a_run_that_began_may_join_it(monkeypatch, tmp_path):
     assert len(list(Run(url).path.rglob("*.segment"))) == 1
 
 
-def train(url, steps=40):
+def train(url, steps=40, poison=None):
     import torch
 
     import levada
@@ -269,9 +269,9 @@ def train(url, steps=40):
     model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()) for _ in range(3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with levada.watch(model, optimizer, run=url, every=1, max_overhead=1e9) as watch:
-        for _ in range(steps):
+        for step in range(steps):
             optimizer.zero_grad()
-            model(torch.ones(8, 4)).square().sum().backward()
+            model(torch.full((8, 4), float("nan") if step == poison else 1.0)).square().sum().backward()
             optimizer.step()
     return watch
 
@@ -290,6 +290,16 @@ def test_a_watched_training_is_read_where_it_was_sent(kind, tmp_path, capsys):
     assert doctor(url).healthy
     with pytest.raises(UsageError, match="holds a run"):
         train(url)
+
+
+def test_findings_and_what_was_kept_to_replay_them_arrive_too():
+    url = "memory://bucket/poisoned"
+    watch = train(url, steps=6, poison=4)
+    assert watch.findings[0].rule == "numerical_overflow"
+    run = Run(url)
+    assert next(run.events("finding"))["rule"] == "numerical_overflow"
+    assert [path.name for path in run.path.glob("bundles/*/tensors.pt")] == ["tensors.pt"]
+    assert watch.run != run.path
 
 
 def test_a_training_whose_remote_is_dead_ends_as_it_would_have(monkeypatch):

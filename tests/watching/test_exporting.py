@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -282,6 +283,22 @@ def test_a_tracker_that_hangs_costs_numbers_not_time(monkeypatch):
     with pytest.warns(RuntimeWarning, match="hangs"):
         exporting.close()
     fake.gate.set()
+
+
+def test_a_finding_that_ends_is_told_again_wherever_it_stands():
+    fake, watch = Fake(), SimpleNamespace(sites=(), findings=[])
+    exporting = Exporting(fake, sites=0, watch=watch)
+    first, other = FINDING, replace(FINDING, rule="frozen_layers")
+    over = replace(FINDING, status="clear", claim="it ended at step 20")
+    for sample, findings in zip(samples(), ([first], [other, first], [other, over]), strict=True):
+        watch.findings[:] = findings
+        exporting.sampled(sample)
+    exporting.close()
+    assert [row for row in fake.rows if isinstance(row[1], str)] == [
+        (0, f"error vanishing_gradient: {FINDING.claim}"),
+        (10, f"error frozen_layers: {FINDING.claim}"),
+        (20, "clear vanishing_gradient: it ended at step 20"),
+    ]
 
 
 def test_steps_never_go_back_and_sites_without_names_have_numbers():

@@ -26,7 +26,7 @@ class Watched:
         self.watch: Watch | None = None
         self._options = {name: value for name, value in options.items() if value is not None}
         self._begun = 0
-        self._told = 0
+        self._told: list[Finding] = []
         self._reported = -1
 
     def begin(self, model: Any, optimizers: Sequence[Any], scaler: Any) -> None:
@@ -35,7 +35,7 @@ class Watched:
 
         self.close()
         self._begun += 1
-        self._told, self._reported = 0, -1
+        self._told, self._reported = [], -1
         options = dict(self._options)
         if self._begun > 1 and "run" in options:
             # The record of a training is never continued by another one, also where a trainer begins again by itself.
@@ -46,11 +46,13 @@ class Watched:
 
     def news(self) -> list[Finding]:
         """Give what was found since the last call, each with a warning."""
-        found = self.watch.findings[self._told :] if self.watch is not None else []
-        self._told += len(found)
+        if self.watch is None:
+            return []
+        known = set(map(id, self._told))
+        found = [each for each in self.watch.findings if each.status == "fired" and id(each) not in known]
+        self._told += found
         for finding in found:
-            steps = self.watch.steps if self.watch is not None else 0
-            text = f"levada, step {steps}: {finding.severity} {finding.rule}: {finding.claim}"
+            text = f"levada, step {self.watch.steps}: {finding.severity} {finding.rule}: {finding.claim}"
             warnings.warn(f"{text} {finding.consequence}".rstrip(), UserWarning, stacklevel=3)
         return found
 
@@ -68,7 +70,8 @@ class Watched:
             told |= {f"levada/{name}_first": row[0].item(), f"levada/{name}_last": row[-1].item()}
         numbers = {name: value for name, value in told.items() if not math.isnan(value)}
         for severity in ("error", "warn"):
-            numbers[f"levada/findings_{severity}"] = float(sum(f.severity == severity for f in self.watch.findings))
+            fired = [each for each in self.watch.findings if each.status == "fired" and each.severity == severity]
+            numbers[f"levada/findings_{severity}"] = float(len(fired))
         return numbers
 
     def close(self) -> None:
@@ -79,4 +82,4 @@ class Watched:
 
 def is_error(findings: Sequence[Finding]) -> bool:
     """Say whether one of the findings is an error."""
-    return any(finding.severity == "error" and finding.status == "fired" for finding in findings)
+    return any(finding.severity == "error" for finding in findings)

@@ -79,7 +79,8 @@ class Exporting:
         self.watch = watch
         self.dropped = 0
         self._number = sites
-        self._step, self._time, self._told = 0, 0.0, 0
+        self._step, self._time = 0, 0.0
+        self._told: list[Finding] = []
         self._failed = False
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
         self._thread: threading.Thread | None = None
@@ -147,12 +148,14 @@ class Exporting:
         self._pass_on(lambda: self.exporter.write(step, time, numbers))
 
     def _tell(self) -> None:
-        findings = self.watch.findings if self.watch is not None else ()
+        # One that ends is replaced by another, which says so.
+        known = set(map(id, self._told))
+        new = [finding for finding in (self.watch.findings if self.watch else ()) if id(finding) not in known]
+        self._told += new
         step, time = self._step, self._time
-        for finding in findings[self._told :]:
+        for finding in new:
             rule, text = told(finding)
             self._pass_on(lambda rule=rule, text=text: self.exporter.tell(step, time, rule, text))  # type: ignore[misc]
-        self._told = len(findings)
 
     def close(self) -> None:
         """Pass on what is left, for at most half a minute; again is harmless."""

@@ -25,6 +25,10 @@ class Told(Protocol):
         """One of "error", "warn" and "info"."""
 
     @property
+    def status(self) -> str:
+        """One of "fired", "clear" and "unknown"."""
+
+    @property
     def claim(self) -> str:
         """One sentence with numbers."""
 
@@ -114,12 +118,12 @@ def tag(signal: str, site: str) -> str:
 
 
 def told(finding: Told | Mapping[str, Any]) -> tuple[str, str]:
-    """Give a finding's rule, and its severity and claim as one line."""
+    """Give a finding's rule, and as one line how severe it is (or that it is over) and its claim."""
     if isinstance(finding, Mapping):
-        rule, severity, claim = (str(finding.get(key, "")) for key in ("rule", "severity", "claim"))
+        rule, severity, status, claim = (str(finding.get(key, "")) for key in ("rule", "severity", "status", "claim"))
     else:
-        rule, severity, claim = finding.rule, finding.severity, finding.claim
-    return rule, f"{severity} {rule}: {claim}"
+        rule, severity, status, claim = finding.rule, finding.severity, finding.status, finding.claim
+    return rule, f"{severity if status == 'fired' else status} {rule}: {claim}"
 
 
 def settings(config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
