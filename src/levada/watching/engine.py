@@ -86,7 +86,7 @@ class Engine:
         self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
         self._losses = Losses(model, restart=self._restart, scaler=scaler)
         self._clock = StepClock(self._device)
-        self._micro_batches = MicroBatches(original(model))
+        self._micro_batches = MicroBatches(original(model), self._restart)
         self._together = Together(model)
         self._reading: Reading | None = None
         self._read_before = False
@@ -135,6 +135,7 @@ class Engine:
             self._taps.searching = self.cadence.samples < _SEARCHES
             self._losses.mark()
             self._taps.attach()
+            self._micro_batches.take()
             self._micro_batches.open()
 
     def _disarm(self, *, for_good: bool = False) -> None:
