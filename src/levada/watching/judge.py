@@ -110,7 +110,7 @@ class Judge:
         """
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
         if self.keeper is not None:
-            self.keeper.before_update(step, loss, scaled=self._scaled, rank=self._rank)
+            self.keeper.before_update(step, loss, scaled=self._scaled)
         if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._cases:
             return
         value = float(loss.detach())
