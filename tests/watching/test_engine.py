@@ -502,3 +502,16 @@ def test_nothing_is_said_where_nothing_is_wrong():
         warnings.simplefilter("error")
         with watch(model, optimizer := sgd(model)):
             train(model, optimizer, data(2))
+
+
+def test_an_error_of_ours_ends_the_watching_and_not_the_training(monkeypatch):
+    plain, model = make(), make()
+    train(plain, sgd(plain), data())
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(1))
+        monkeypatch.setattr("levada.watching.reading.sums_of_squares", lambda values: 1 / 0)
+        with pytest.warns(UserWarning, match="measuring raised ZeroDivisionError"):
+            train(model, optimizer, data()[1:])
+        assert len(watched.samples) == 1
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    assert hooks_of(model) == 0

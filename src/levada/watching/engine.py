@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -27,6 +29,21 @@ __all__ = ["Engine"]
 
 _SEARCHES = 2  # sampled steps before which it is looked for what was compiled since
 _CAP = 64 * 2**20  # bytes of a pass's inputs, and of the gradient at its output, that are kept for a bundle
+
+
+def _quietly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let an error in a hook end the watching and not the training."""
+
+    @functools.wraps(method)
+    def run(self: Engine, *args: Any) -> Any:
+        if self.broken:
+            return None
+        try:
+            return method(self, *args)
+        except Exception as error:  # whatever it is, training goes on
+            return self.fail(error)
+
+    return run
 
 
 @final
@@ -55,10 +72,11 @@ class Engine:
         self.model = model
         self.cadence = cadence
         self.steps = 0
+        self.broken = False
         self.sites: tuple[Site, ...] = ()
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end)
         self._optimizers = optimizers
-        self._before_update, self._sampled = before_update, sampled
+        self._tell_before_update, self._sampled = before_update, sampled
         self._places = find_places(model)
         self._order: list[int] = []
         self._names = {id(p): plain_name(name) for name, p in original(model).named_parameters()}
@@ -68,7 +86,7 @@ class Engine:
         self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
         self._losses = Losses(model, restart=self._restart, scaler=scaler)
         self._clock = StepClock(self._device)
-        self._micro_batches = MicroBatches(original(model))
+        self._micro_batches = MicroBatches(original(model), self._restart)
         self._together = Together(model)
         self._reading: Reading | None = None
         self._read_before = False
@@ -112,11 +130,12 @@ class Engine:
 
     def _arm(self) -> None:
         self.passes.step(self.steps)
-        if self._reading is None and self.cadence.due(self.steps):
-            self._reading = Reading(self.steps, self._statistics, careful=not self.sites)
+        if self._reading is None and not self.broken and self.cadence.due(self.steps):
+            self._reading = Reading(self.steps, self._statistics, careful=not self.sites, fail=self.fail)
             self._taps.searching = self.cadence.samples < _SEARCHES
             self._losses.mark()
             self._taps.attach()
+            self._micro_batches.take()
             self._micro_batches.open()
 
     def _disarm(self, *, for_good: bool = False) -> None:
@@ -126,8 +145,24 @@ class Engine:
         self._reading = None
         self._read_before = False
 
+    def _before_update(self, step: int, loss: Tensor | None) -> None:
+        begun = time.perf_counter()
+        self._tell_before_update(step, loss)
+        self._own += time.perf_counter() - begun
+
+    def fail(self, error: Exception) -> None:
+        """Measure no more, and say so; training goes on."""
+        self.broken = True
+        self._disarm(for_good=True)
+        self._together.close(failed=True)
+        warnings.warn(
+            f"watch: measuring raised {type(error).__name__}: {error}. Nothing more is measured; training goes on.",
+            stacklevel=3,
+        )
+
     # What the hooks tell.
 
+    @_quietly
     def see(self, place: int, tensor: Tensor) -> None:
         """Take a block's output."""
         reading = self._reading
@@ -136,6 +171,7 @@ class Engine:
             reading.see(place, tensor)
             self._own += time.perf_counter() - begun
 
+    @_quietly
     def see_activation(self, place: int, tensor: Tensor) -> None:
         """Take the output of an activation."""
         reading = self._reading
@@ -144,6 +180,7 @@ class Engine:
             reading.see_activation(place, tensor)
             self._own += time.perf_counter() - begun
 
+    @_quietly
     def _begin(self) -> None:
         if self._reading is not None:
             self._reading.passes += 1
@@ -151,12 +188,14 @@ class Engine:
                 self._norms.before()
                 self._read_before = True
 
+    @_quietly
     def _end(self, completed: bool) -> None:
         if self._reading is not None:
             begun = time.perf_counter()
             self._reading.end(completed)
             self._own += time.perf_counter() - begun
 
+    @_quietly
     def _restart(self) -> None:
         if self._reading is not None:
             self._reading.restart()
@@ -164,6 +203,7 @@ class Engine:
 
     # The end of a step.
 
+    @_quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         begun = time.perf_counter()
         if id(optimizer) in self._stepped:  # the others did not step this time
@@ -178,6 +218,7 @@ class Engine:
             return
         self._own += time.perf_counter() - begun
 
+    @_quietly
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._stepped.add(id(optimizer))
         if self._waited <= self._stepped:
@@ -225,8 +266,8 @@ class Engine:
         numbers += [] if packed is None else [packed.values]
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         numbers += [] if scale is None else [scale.reshape(1)]
-        lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else math.nan
-        scalars = {"lr": float(lr)} if not isinstance(lr, Tensor) else {}
+        lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else None
+        scalars = {} if lr is None or isinstance(lr, Tensor) else {"lr": float(lr)}
         numbers += [lr.detach().reshape(1)] if isinstance(lr, Tensor) else []
         names = ["loss_scale"] * (scale is not None) + ["lr"] * isinstance(lr, Tensor)
         sent = _Sent(reading.step, numbers, packed, steps, names, {**scalars, **self._logged})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, final
@@ -152,10 +153,10 @@ def _wrap() -> None:
         roots = () if in_backward() or torch.compiler.is_compiling() else _scalars(tensors)
         if not roots or not _watchers:
             return original(tensors, *args, **kwargs)
-        watching = [(watcher, watcher.before()) for watcher in _watchers]
+        watching = [(watcher, state) for watcher in list(_watchers) for state in _try(watcher, watcher.before)]
         original(tensors, *args, **kwargs)
         for watcher, state in watching:
-            watcher.after(state, roots)
+            _try(watcher, functools.partial(watcher.after, state, roots))
         return None
 
     @functools.wraps(scale)
@@ -166,6 +167,16 @@ def _wrap() -> None:
 
     torch.autograd.backward = watched_backward
     GradScaler.scale = watched_scale  # type: ignore[method-assign]
+
+
+def _try(watcher: Losses, look: Callable[[], Any]) -> list[Any]:
+    """Return what looking gave; if it raises, this watcher sees no more losses and training goes on."""
+    try:
+        return [look()]
+    except Exception as error:
+        watcher.close()
+        warnings.warn(f"watch: the loss is seen no more, after {type(error).__name__}: {error}.", stacklevel=3)
+        return []
 
 
 def _unwrap() -> None:

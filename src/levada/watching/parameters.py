@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from levada._errors import require_at_least
+from levada.watching.squares import sums_of_squares
 
 __all__ = ["COLUMNS", "SITE_COLUMNS", "Packed", "ParameterNorms", "pairs"]
 
@@ -23,10 +24,8 @@ COLUMNS: Final = ("weight", "gradient", "update", "count", "nonfinite")
 SITE_COLUMNS: Final = ("weight", "count", "gradient", "gradient_count", "update", "update_weight")
 """What `Packed.by_site` adds up; "update_weight" is the sum of squares of the weights whose update was measured."""
 
-_TRUSTED = 1e-28, 1e28  # mean squares that a float32 sum gets right
 _MEASURED = torch.float16, torch.bfloat16, torch.float32, torch.float64
 _PLAIN = Tensor, nn.Parameter
-_SHORT = 2**14  # elements
 _KEPT = 64  # constants on the device: a few for each way of grouping and each turn
 
 
@@ -271,19 +270,7 @@ def _sum_of_squares(values: list[Tensor]) -> Tensor:
     wide = _wide(device)
     if device.type != "cpu" or dtype == torch.float64:
         return torch.stack(torch._foreach_norm(values, 2, dtype=wide)).square_()
-    # As in probe.statistics: the fast float32 sum first, and what is out of its range again, in float64; also what is
-    # so long that the sum would round: 1e-5 of it at 2^14 elements, 1e-2 at 2^26.
-    result = torch.zeros(len(values), dtype=wide)
-    size = torch.tensor([value.numel() for value in values])
-    short = (size <= _SHORT).nonzero().flatten().tolist()
-    if short:
-        result[short] = torch.stack(torch._foreach_norm([values[i] for i in short], 2, dtype=torch.float32)).to(wide)
-    result.square_()
-    trusted = (result > _TRUSTED[0] * size) & (result < _TRUSTED[1] * size)
-    again = (~trusted).nonzero().flatten().tolist()
-    if again:
-        result[again] = torch.stack(torch._foreach_norm([values[i] for i in again], 2, dtype=wide)).square_()
-    return result
+    return sums_of_squares(values)
 
 
 def _is_distributed(value: Tensor) -> bool:

@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
 import torch
@@ -15,13 +15,13 @@ from torch import Tensor
 from levada.probe.collector import Collector, Slot
 from levada.probe.statistics import mean_square
 from levada.watching.losses import in_backward
+from levada.watching.squares import squares_of_rows, sums_of_squares
 
 __all__ = ["TABLE", "Reading", "Statistics", "plain"]
 
 TABLE: Final = ("signal", "signal_count", "gradient", "gradient_count", "zeros", "zeros_count")
 """Columns of a block's row: sums of squares and of zeros, and over how many elements."""
 
-_TRUSTED = 1e-28, 1e28  # mean squares that a float32 sum gets right
 _ROOM = 1 << 17  # elements that wait to be measured together: a stack of them fits into a cache
 _HALVES = torch.float16, torch.bfloat16
 
@@ -34,11 +34,11 @@ def plain(tensor: Tensor) -> Tensor:
 def _squares(stack: Tensor) -> Tensor:
     """Return mean squares, `(rows, ...) -> (rows, 1)`; half precision is added up in float32."""
     count = stack[0].numel()
-    if stack.device.type == "cpu" and stack.shape[0] == 1 and stack.dtype in (torch.float32, *_HALVES):
-        square = torch._foreach_norm([stack], 2, dtype=torch.float32)[0].double().square() / count
-        if _TRUSTED[0] < square < _TRUSTED[1]:
-            return square.reshape(1, 1)
-    elif stack.device.type == "cuda" and stack.dtype in _HALVES:
+    if stack.device.type == "cpu" and stack.dtype in (torch.float32, *_HALVES):
+        one = len(stack) == 1
+        sums = sums_of_squares(stack.unbind()) if one else squares_of_rows(stack.view(len(stack), -1))
+        return sums[:, None] / count
+    if stack.device.type == "cuda" and stack.dtype in _HALVES:
         dims = tuple(range(1, stack.dim())) or None
         norm: Tensor = torch.linalg.vector_norm(stack, dim=dims, dtype=torch.float32)
         return (norm.double().square() / count).reshape(-1, 1)
@@ -97,14 +97,16 @@ class Reading:
         step: its number.
         statistics: the collectors.
         careful: measure each tensor when it comes, and learn which are overwritten later.
+        fail: told if measuring a gradient raises.
     """
 
-    def __init__(self, step: int, statistics: Statistics, *, careful: bool) -> None:
+    def __init__(self, step: int, statistics: Statistics, *, careful: bool, fail: Callable[[Exception], None]) -> None:
         self.step = step
         self.passes = 0
         self.calls: dict[int, tuple[int, ...]] = {}  # block -> shape of its output, in order of first call
         self._statistics = statistics
         self._careful = careful
+        self._fail = fail
         self._open = True
         self._failed: set[int] = set()
         self._reached: set[int] = set()
@@ -154,10 +156,13 @@ class Reading:
         if not self._open or gradient is None:  # there is none where not all outputs of a function are used
             return
         begun = time.perf_counter()
-        with self._statistics.lock:
-            self._expected.pop(number, None)
-            self._reached.add(slot[0])
-            self._statistics.gradient.add(slot, plain(gradient.detach()), at_once=self._careful)
+        try:
+            with self._statistics.lock:
+                self._expected.pop(number, None)
+                self._reached.add(slot[0])
+                self._statistics.gradient.add(slot, plain(gradient.detach()), at_once=self._careful)
+        except Exception as error:  # in a backward pass that must go on
+            self._fail(error)
         self.seconds += time.perf_counter() - begun
 
     def end(self, completed: bool) -> None:

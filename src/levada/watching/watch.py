@@ -292,7 +292,10 @@ def watch(
 
 
 def _surround(made: Watch, run: str | Path | None, live: bool | Literal["plain"]) -> None:
-    """Add what keeps the record, and what shows it."""
+    """Add the rules, what keeps the record, and what shows it."""
+    from levada.watching.judge import Judge
+
+    made.listen(Judge(made, keep=run))
     if run is not None:
         from levada.watching.recording import Recording
 
