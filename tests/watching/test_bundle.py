@@ -10,7 +10,6 @@ from torch import nn
 
 from levada._errors import UsageError
 from levada.watching.bundle import Bundle, read_bundle, write_bundle
-from levada.watching.judge import Judge
 from levada.watching.keeper import Keeper
 from levada.watching.watch import watch
 
@@ -21,15 +20,14 @@ def train(keep, steps=60, spoil=lambda step, model, inputs: inputs, **options):
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     watching = watch(model, optimizer, every=10, max_overhead=1.0)
-    judge = Judge(watching, keep)
+    judge = watching.judge
     judge.keeper = Keeper(watching, keep, **options)
-    watching.listen(judge)
     weights = {}
     with watching:
         for step in range(steps):
             inputs, targets = torch.randn(4, 6), torch.randint(3, (4,))
             inputs = spoil(step, model, inputs)
-            judge.note(indices=[step], targets=targets, checkpoint="checkpoints/5.pt")
+            watching.note(indices=[step], targets=targets, checkpoint="checkpoints/5.pt")
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), targets).backward()
             weights[step] = {name: t.clone() for name, t in model.state_dict().items()}

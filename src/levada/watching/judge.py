@@ -215,7 +215,8 @@ class Judge:
         spike = self._spikes.told(view, self._departures)
         if spike is not None:
             said["loss_spike", str(spike.evidence["step"])] = spike
-            self._hold(("loss_spike", str(spike.evidence["step"])), spike, 1, view.step, renew=True)
+            ended = spike.evidence["ended_at"] is not None  # the last word on it
+            self._hold(("loss_spike", str(spike.evidence["step"])), spike, 1, view.step, renew=ended)
         for key in [key for key in self._cases if key not in said]:
             self._miss(key, view.step)
 
