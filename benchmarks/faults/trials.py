@@ -175,11 +175,11 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.recording import Recording
 from levada.watching.sample import WATCHED, Sample
-if len(sys.argv) > 2:
+if sys.argv[3:]:
     import resource, signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
-folder = sys.argv[1]
+folder, steps = sys.argv[1], int(sys.argv[2])
 sites = tuple(Site(f"layers.{i}", i, "Linear", (4, 8)) for i in range(100))
 watch = SimpleNamespace(sites=sites, findings=[], overhead=0.0)
 weight = torch.zeros(3, requires_grad=True)
@@ -187,19 +187,19 @@ optimizer = torch.optim.SGD([weight], lr=0.1)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     recording = Recording(folder, watch)
-    for step in range(4000):
+    for step in range(steps):
         optimizer.zero_grad()
         ((weight - 1) ** 2).sum().backward()
         optimizer.step()
-        if step % 500 == 499:
-            evidence = {"long": "x" * 20_000}
+        if step % 100 == 99:
+            evidence = {"long": "x" * 4_000}
             watch.findings.append(Finding("loss_spike", "warn", "fired", f"at step {step}", evidence=evidence))
         values = {name: torch.full((100,), 1.0 + step, dtype=torch.float64) for name in WATCHED}
         recording.sampled(Sample(step, 0.0, values, {"loss": 1.0}, losses=((step, 1.0),)))
         if step % 100 == 0:
             recording.flush()
     waiting = len(recording.waiting)
-    if len(sys.argv) > 2:
+    if sys.argv[3:]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     else:
         os.remove(os.path.join(os.path.dirname(folder), "ballast"))
@@ -211,7 +211,7 @@ print(json.dumps({
 """
 
 
-def full_disk() -> dict[str, Any]:
+def full_disk(steps: int = 4000) -> dict[str, Any]:
     """Train on with a disk that is full: a tmpfs of 2 MB where mounting is allowed, else a limit on the size of files.
 
     The disk takes data again before the end: the verdicts that waited must then be written.
@@ -224,19 +224,19 @@ def full_disk() -> dict[str, Any]:
             mounted = False
         try:
             if mounted:
-                (Path(root) / "ballast").write_bytes(bytes(1_000_000))
+                (Path(root) / "ballast").write_bytes(bytes(1_700_000))
             folder = Path(root) / "run"
-            words = [sys.executable, "-c", _FULL, str(folder), *([] if mounted else ["limit"])]
+            words = [sys.executable, "-c", _FULL, str(folder), str(steps), *([] if mounted else ["limit"])]
             said = subprocess.run(words, capture_output=True, check=True, text=True)
             found: dict[str, Any] = json.loads(said.stdout)
             run = Run(folder)
             verdicts = [event["claim"] for event in run.events("finding")]
             signals = run.signals()
             stored = len(signals.steps)
-            assert (found["steps"], round(found["weight"][0], 6)) == (4000, 1.0), "the training did not go on"
+            assert (found["steps"], round(found["weight"][0], 6)) == (steps, 1.0), "the training did not go on"
             assert found["warnings"] == 1, "one warning is enough"
             assert min(found["dropped"], stored) > 0, "the disk was not full"
-            assert verdicts == [f"at step {step}" for step in range(499, 4000, 500)], "a verdict is lost"
+            assert verdicts == [f"at step {step}" for step in range(99, steps, 100)], "a verdict is lost"
             assert (signals.steps, run.damage) == (tuple(range(stored)), None), "what was stored is not whole"
         finally:
             if mounted:

@@ -214,6 +214,29 @@ def test_a_run_is_shown_while_it_is_written_and_when_nothing_was_found(tmp_path:
     assert "loss0.0476at step 0: 1" in words
 
 
+def test_a_finding_that_comes_again_is_told_again(tmp_path: Path) -> None:
+    rule = {
+        "rule": "loss_spike",
+        "severity": "warn",
+        "claim": "The loss rose.",
+        "where": {},
+        "evidence": {"told_at": 1},
+    }
+    with RunWriter.create(tmp_path / "run", kind="watch", name="again") as writer:
+        for step, status in ((10, "fired"), (20, "fired"), (30, "clear"), (40, "clear"), (50, "fired")):
+            writer.append("finding", step=step, **rule, status=status)
+        for i in range(40):
+            writer.append("finding", step=60, **{**rule, "rule": f"rule_{i}"}, status="fired")
+            writer.append("finding", step=70, **{**rule, "rule": f"rule_{i}"}, status="clear")
+    run = Run(tmp_path / "run")
+    view = watch_view(run, "again", list(run.events()))
+    assert [one["rule"] for one in view["findings"][:2]] == ["loss_spike", "rule_39"]
+    assert view["findings"][0]["evidence"] == [("told at step", "50")]
+    assert view["findings"][1]["evidence"] == [("told at step", "60"), ("over at step", "70")]
+    assert "18 more findings are over." in view["notes"]
+    assert view["verdict"] == "warn"
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path / "run", kind="watch", name=HOSTILE) as writer:
         writer.append("finding", step=0, rule=HOSTILE, severity="error", status="fired", claim=HOSTILE, where={})

@@ -50,7 +50,7 @@ def test_sealed_again_nothing_wrong_is_read_and_little_is_lost(suffix: str) -> N
 
 
 def test_a_full_disk_neither_stops_training_nor_loses_a_verdict() -> None:
-    found = trials.full_disk()
+    found = trials.full_disk(1200)
     assert found["events_left"] == 0
 
 

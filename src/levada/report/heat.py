@@ -10,7 +10,7 @@ from typing import Final
 
 from levada.report.grid import Grid
 from levada.report.words import sampled, short, superscript
-from levada.runs.names import bare_names
+from levada.runs.names import bare_names, span_name
 
 __all__ = ["NUM_LEVELS", "heat"]
 
@@ -79,11 +79,7 @@ def _labels(grid: Grid) -> list[str]:
     """Name some rows, evenly chosen, without what all names share."""
     short_names = bare_names([name for ends in grid.rows for name in ends])
     ends = list(zip(short_names[::2], short_names[1::2], strict=True))
-    return [_row(ends[i]) for i in sampled(len(ends), _NUM_LABELS)]
-
-
-def _row(ends: tuple[str, str]) -> str:
-    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+    return [span_name(*ends[i]) for i in sampled(len(ends), _NUM_LABELS)]
 
 
 def _items(texts: Sequence[str]) -> str:
@@ -116,7 +112,7 @@ def _told(grid: Grid, what: str) -> str:
     for word, end in (("lowest", grid.low), ("highest", grid.high)):
         if end is not None:
             value, i, j = end
-            told.append(f"{word} {_power(value)} at {_row(grid.rows[i])}, step {grid.columns[j][0]:,}")
+            told.append(f"{word} {_power(value)} at {span_name(*grid.rows[i])}, step {grid.columns[j][0]:,}")
     for value, words in ((-math.inf, "exactly zero"), (math.inf, "NaN or infinite")):
         amount = grid.count(value)
         if amount:

@@ -20,6 +20,7 @@ CHUNK: Final = 256  # samples that are read at once
 MAX_RANKS: Final = 16  # of which the spread is read
 MAX_LOSSES: Final = 1200
 NUM_PROFILES: Final = 4
+MAX_FINDINGS: Final = 24
 _WORST: Final = ("error", "warn")
 _HEATS: Final = (
     ("gradient_rms", "gradient_nonfinite", "The gradient, by block and step", "gradient, root mean square per element"),
@@ -53,6 +54,7 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     depth = _Depth(list(ranks.values()))
     findings = _findings(events)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
+    known = [one for one in findings if one.get("status") != "unknown"]
     worst = next((severity for severity in _WORST if any(one.get("severity") == severity for one in fired)), "healthy")
     verdict = worst if depth.steps or fired else "unknown"
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
@@ -65,9 +67,9 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
         "claim": str(fired[0].get("claim", "")) if fired else "",
         "facts": _facts(depth, losses, events, len(run.ranks)),
         "figures": [*_loss(losses, findings), *_heats(depth), *_profiles(depth)],
-        "findings": [_told(one, depth) for one in findings if one.get("status", "fired") != "unknown"],
+        "findings": [_told(one, depth) for one in known[:MAX_FINDINGS]],
         "open": [one for one in findings if one.get("status") == "unknown"],
-        "notes": _notes(run.ranks, ranks, depth, events),
+        "notes": _notes(run.ranks, ranks, depth, events, len(known)),
         "table": table_view(blocks),
         "provenance": [],
     }
@@ -162,35 +164,37 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
 
 def _findings(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Give each finding as it was told last, with the step at which it came and, if it did, ended; the worst first."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    stand: dict[tuple[str, str], dict[str, Any]] = {}
+    past = []
     for event in events:
         if event.get("type") != "finding":
             continue
         held = event.get("finding")
         one = {**(held if isinstance(held, Mapping) else event)}
-        step = event.get("step")
         key = str(one.get("rule")), str((one.get("where") or {}).get("first") or "")
-        before = found.pop(key, {})
-        one["came"] = before.get("came", step)
-        if one.get("status") == "clear":
-            one = {**before, "status": "clear", "came": one["came"], "over": step} if before else one
-        found[key] = one
+        before = stand.pop(key, None)
+        if one.get("status") != "clear":
+            stand[key] = {**one, "came": (before or {}).get("came", event.get("step"))}
+        elif before is not None:
+            past.append({**before, "status": "clear", "over": event.get("step")})
     rank = {"error": 0, "warn": 1, "info": 2}
-    ordered = [one for one in found.values() if one.get("status") != "clear" or one.get("over") is not None]
-    return sorted(ordered, key=lambda one: (one.get("status") == "clear", rank.get(str(one.get("severity")), 3)))
+    return [*sorted(stand.values(), key=lambda one: rank.get(str(one.get("severity")), 3)), *reversed(past)]
 
 
 def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
-    """Give a finding as a check shows it, with the blocks as they were at its step."""
-    came = number(one.get("came"))
+    """Give a finding as a check shows it; one that stands, with the blocks as they were when it came."""
+    came, clear = number(one.get("came")), one.get("status") == "clear"
     near = min(depth.steps, key=lambda step: abs(step - came)) if came is not None and depth.steps else None
-    blocks = depth.blocks(near) if near is not None else []
-    view = finding_view(one, {"blocks": blocks}, blocks)
+    blocks = depth.blocks(near) if near is not None and not clear else []
+    evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key != "told_at"}
+    view = finding_view({**one, "evidence": evidence}, {"blocks": blocks}, blocks)
     when = [("told at step", f"{int(came):,}")] if came is not None else []
     when += [("over at step", short(one["over"]))] if one.get("over") is not None else []
     view["evidence"] = [*when, *view["evidence"]]
-    if one.get("status") == "clear":
-        view |= {"severity": "info", "kind": f"{view['kind']}, over", "sign": SIGNS["healthy"]}
+    if clear:
+        # What is over is told in short.
+        view |= {"severity": "info", "kind": f"{view['kind']}, over", "sign": SIGNS["healthy"], "picture": None}
+        view |= dict.fromkeys(("consequence", "falsify", "source", "words_alone", "calibration"), "")
     return view
 
 
@@ -226,10 +230,10 @@ def _overhead(depth: _Depth, events: Sequence[Mapping[str, Any]]) -> float | Non
 
 
 def _notes(
-    ranks: Sequence[int], read: Mapping[int, Any], depth: _Depth, events: Sequence[Mapping[str, Any]]
+    ranks: Sequence[int], read: Mapping[int, Any], depth: _Depth, events: Sequence[Mapping[str, Any]], told: int
 ) -> list[str]:
     """Say what is not shown, and what was lost."""
-    notes = []
+    notes = [f"{told - MAX_FINDINGS} more findings are over."] if told > MAX_FINDINGS else []
     if len(read) < len(ranks):
         notes.append(f"{len(read)} of {len(ranks):,} processes were read, evenly chosen.")
     if depth.first is not None and len(depth.replicas) < len(read) - len(depth.stages) + 1:

@@ -22,6 +22,7 @@ __all__ = ["pack_planes", "pack_samples", "unpack_planes", "unpack_samples", "un
 
 _PLANES: Final = {"full": ("code",), "by16": ("low", "mean", "high"), "by256": ("low", "mean", "high")}
 _KEY: Final = b"levada"
+_MAX_SAMPLES: Final = 2**20
 
 
 def _arrow() -> tuple[ModuleType, ModuleType]:
@@ -78,6 +79,8 @@ def _open(content: bytes) -> tuple[Any, dict[str, Any]]:
 def unpack_samples(content: bytes) -> Samples:
     """Read a samples file."""
     file, values = _open(content)
+    if file.metadata.num_rows > _MAX_SAMPLES:
+        raise UnreadableError(f"it claims {file.metadata.num_rows:,} samples")
     table = file.read(use_threads=False)
     scalars = [dict(each) for each in table["scalars"].to_pylist()]
     steps, times = array("q", table["step"].to_pylist()), array("d", table["time"].to_pylist())

@@ -7,16 +7,32 @@ the mean is that of the decoded numbers, encoded again.
 
 from __future__ import annotations
 
+import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, Final
 
 from levada._errors import import_extra
-from levada.runs.codes import NAN, codes_from, decoded, encode
+from levada.runs.codes import (
+    INFINITE,
+    LARGEST,
+    NAN,
+    OFFSET,
+    OVERFLOW,
+    PER_OCTAVE,
+    UNDERFLOW,
+    codes_from,
+    decoded,
+    encode,
+    thresholds,
+)
 
-__all__ = ["FADE", "SEGMENT", "SPANS", "Kept", "blocks", "coarsen", "surplus"]
+__all__ = ["FADE", "SEGMENT", "SPANS", "Kept", "blocks", "coarsen", "coarsen_by_arrow", "encode_by_arrow", "surplus"]
 
 SEGMENT: Final = 256
 SPANS: Final = {"full": 1, "by16": 16, "by256": 256}
@@ -74,11 +90,10 @@ def _arrow() -> tuple[ModuleType, ModuleType]:
 def coarsen_by_arrow(series: array[int], rows: int, span: int) -> tuple[array[int], array[int], array[int]]:
     """Do as `coarsen`, in pyarrow, which lets other threads run meanwhile."""
     pa, pc = _arrow()
-
     table = pa.array(decoded([*range(2**15), *range(-(2**15), 0)]))
     per = len(blocks(rows, span))
     count = max(1, _CHUNK // rows)
-    low, high, means = array("h"), array("h"), array("d")
+    low, mean, high = array("h"), array("h"), array("h")
     keys: Any = None
     for start in range(0, len(series), count * rows):
         part = series[start : start + count * rows]
@@ -88,14 +103,51 @@ def coarsen_by_arrow(series: array[int], rows: int, span: int) -> tuple[array[in
         measured = pc.if_else(pc.equal(codes, NAN), pa.scalar(None, pa.int16()), codes)
         # As an index into the table, a negative code counts from the end.
         places = pc.bit_wise_and(measured.cast(pa.int32()), 0xFFFF)
-        grouped = pa.table({"key": keys, "code": measured, "value": table.take(places)}).group_by(
-            "key", use_threads=False
+        rows_of = pa.table({"key": keys, "code": measured, "value": table.take(places)})
+        got = rows_of.group_by("key", use_threads=False).aggregate(
+            [("code", "min"), ("code", "max"), ("value", "mean")]
         )
-        got = grouped.aggregate([("code", "min"), ("code", "max"), ("value", "mean")])
-        low.extend(pc.fill_null(got["code_min"], NAN).combine_chunks().to_pylist())
-        high.extend(pc.fill_null(got["code_max"], NAN).combine_chunks().to_pylist())
-        means.extend(pc.fill_null(got["value_mean"], float("nan")).to_pylist())
-    return low, codes_from(encode(means)), high
+        low.extend(_int16(pc.fill_null(got["code_min"], NAN)))
+        high.extend(_int16(pc.fill_null(got["code_max"], NAN)))
+        mean.extend(_int16(encode_by_arrow(pc.fill_null(got["value_mean"], math.nan).combine_chunks())))
+    return low, mean, high
+
+
+def _int16(column: Any) -> array[int]:
+    """Give the numbers of an Arrow column without nulls."""
+    out = array("h")
+    for chunk in getattr(column, "chunks", [column]):
+        out.frombytes(memoryview(chunk.buffers()[1])[2 * chunk.offset : 2 * (chunk.offset + len(chunk))])
+    return out
+
+
+@cache
+def _cells() -> tuple[Any, Any]:
+    """Give, for each 256th of an octave, how many thresholds lie below it, and the bits of the one inside of it."""
+    pa, _ = _arrow()
+    bits = [round(math.ldexp(mantissa, 53)) - 2**52 for mantissa in thresholds()]
+    starts = [bisect_left(bits, cell << 44) for cell in range(257)]
+    inside = [bits[a] if a < b else 2**53 for a, b in pairwise(starts)]
+    return pa.array(starts[:-1], pa.int64()), pa.array(inside, pa.int64())
+
+
+def encode_by_arrow(values: Any) -> Any:
+    """Do as `encode`, on an Arrow array of float64; the mantissa is compared with the one threshold of its cell."""
+    pa, pc = _arrow()
+    below, inside = _cells()
+    size = pc.abs(values)
+    bits = size.view(pa.int64())
+    mantissa = pc.bit_wise_and(bits, 2**52 - 1)
+    cell = pc.shift_right(mantissa, 44)
+    place = pc.add(below.take(cell), pc.greater_equal(mantissa, inside.take(cell)).cast(pa.int64()))
+    octave = pc.subtract(pc.shift_right(bits, 52), 1023)
+    code = pc.add(pc.add(place, pc.multiply(octave, PER_OCTAVE)), OFFSET)
+    code = pc.max_element_wise(code, UNDERFLOW)
+    outside = pc.if_else(pc.is_inf(size), INFINITE, OVERFLOW)
+    code = pc.if_else(pc.greater(size, LARGEST), outside, code)
+    code = pc.if_else(pc.equal(size, 0.0), 0, code)
+    code = pc.if_else(pc.less(values, 0.0), pc.negate(code), code)
+    return pc.if_else(pc.is_nan(values), NAN, code).cast(pa.int16())
 
 
 def _keys(count: int, rows: int, span: int, per: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time as clock
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,7 @@ class SignalWriter:
         signals: names of the signals.
         keep: how many of the newest samples are kept in full; see `mark`.
         capacity: how many samples may wait; by default as many as fit 64 MiB.
+        warn: whether to warn, once, when storing stops; otherwise only `problem` says so.
 
     Raises:
         UsageError: if another writer holds this rank's folder, or the table is none.
@@ -78,6 +79,7 @@ class SignalWriter:
         signals: Sequence[str],
         keep: int = 4096,
         capacity: int | None = None,
+        warn: bool = True,
     ) -> None:
         require_at_least("SignalWriter", "rank", rank, 0)
         require_at_least("SignalWriter", "keep", keep, 1)
@@ -97,7 +99,7 @@ class SignalWriter:
             raise UsageError(f"SignalWriter: a sample has at most {MAX_FRAME // 4:,} numbers, got {self._width:,}.")
         self._suffix = "parquet" if has_parquet() else "frames"
         self._refused = self._lost = 0
-        self._told = self._closed = False
+        self._told, self._closed = not warn, False
         self._descriptor, self._size, self._good, self._rows = -1, 0, 0, 0
         self._kept: list[Kept] = []
         self._marks: list[int] = []
@@ -112,21 +114,24 @@ class SignalWriter:
         """How many samples were not stored: too many waited, storing had stopped, or they were no samples."""
         return self._refused + self._lost
 
-    def append(self, step: int, time: float, codes: bytes, scalars: Mapping[str, float] | None = None) -> None:
+    def append(
+        self, step: int, time: float, codes: bytes | Callable[[], bytes], scalars: Mapping[str, float] | None = None
+    ) -> None:
         """Hand over one sample; never waits, never raises.
 
         Args:
             step: number of the optimizer step; the key of the sample.
             time: seconds since the epoch; kept as given, nothing depends on it.
-            codes: `levada.runs.codes`, signal by signal, `(signals, sites)`.
+            codes: `levada.runs.codes`, signal by signal, `(signals, sites)`; or what gives them, called in the thread.
             scalars: numbers of the step by name.
         """
         if self._thread.foreign:
             return
         try:
             values = {str(key): float(value) for key, value in (scalars or {}).items()}
-            piece = (int(step), float(time), bytes(codes), values)
-            taken = self.problem is None and len(piece[2]) == 2 * self._width and self._thread.put(piece)
+            held = codes if callable(codes) else bytes(codes)
+            good = callable(held) or len(held) == 2 * self._width
+            taken = good and self.problem is None and self._thread.put((_int64(step), float(time), held, values))
         except (TypeError, ValueError, AttributeError, OverflowError):
             taken = False
         self._refused += not taken
@@ -136,7 +141,7 @@ class SignalWriter:
         """Keep the full detail around a step for ever; never waits, never raises."""
         if not self._thread.foreign and self.problem is None:
             with suppress(TypeError, ValueError, OverflowError):
-                self._thread.put(int(step))
+                self._thread.put(_int64(step))
 
     def flush(self, seconds: float = 60.0) -> bool:
         """Wait until what was appended is handed to the operating system; False if it is not in so many seconds."""
@@ -177,7 +182,7 @@ class SignalWriter:
             if self.problem is not None:
                 self._lost += isinstance(piece, tuple)
             elif isinstance(piece, tuple):
-                self._write(sample(piece[0], piece[1], piece[2], piece[3]), rows=1)
+                self._add(*piece)
             elif isinstance(piece, int):
                 self._marks.append(piece)
                 self._write(mark(piece), rows=0)
@@ -186,6 +191,13 @@ class SignalWriter:
         except Exception as error:
             self._lost += isinstance(piece, tuple)
             self.problem = f"{type(error).__name__}: {error}"
+
+    def _add(self, step: int, time: float, held: bytes | Callable[[], bytes], scalars: Mapping[str, float]) -> None:
+        codes = held() if callable(held) else held
+        if len(codes) == 2 * self._width:
+            self._write(sample(step, time, codes, scalars), rows=1)
+        else:
+            self._lost += 1
 
     def _finish(self) -> None:
         try:
@@ -273,3 +285,11 @@ class SignalWriter:
         self._marks.extend(step for step in marks if step not in self._marks)
         if steps:
             self._kept.append(Kept(number, min(steps), max(steps), len(steps)))
+
+
+def _int64(step: int) -> int:
+    """Give a step as an integer of 64 bits, which is how it is stored."""
+    number = int(step)
+    if not -(2**63) <= number < 2**63:
+        raise OverflowError(number)
+    return number

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias, final
 import torch
 from torch import Tensor
 
-from levada.runs.names import bare_names
+from levada.runs.names import bare_names, span_name
 from levada.watching.sample import Sample
 
 __all__ = [
@@ -126,7 +126,7 @@ class Strip:
         """Name a row of `rows` by its block, or by the first and the last of it, without what all names share."""
         each = math.ceil(self.rows / rows) * self.size
         first, last = row * each, min((row + 1) * each, len(self.names)) - 1
-        return self._bare[first] if last == first else f"{self._bare[first]} to {self._bare[last]}"
+        return span_name(self._bare[first], self._bare[last])
 
     def cells(self, rows: int) -> Sequence[tuple[int, list[float]]]:
         """Give the columns with at most `rows` rows."""
@@ -256,8 +256,8 @@ def heading_line(strip: Strip, width: int) -> Line:
     """Say what the strip shows: which blocks, and which steps."""
     _, room = columns_of(width)
     steps = [step for step, _ in strip.columns][-room:]
-    first, last = printable(strip.names[0]), printable(strip.label(strip.rows - 1, strip.rows).rpartition(" ")[2])
-    told = ["gradient by block", f"{first} (top) to {last}", f"steps {steps[0]:,} to {steps[-1]:,}" if steps else ""]
+    blocks = printable(span_name(strip.names[0], strip.names[-1]))
+    told = ["gradient by block", f"downwards {blocks}", f"steps {steps[0]:,} to {steps[-1]:,}" if steps else ""]
     return [(fitting([text for text in told if text], ", ", width), "dim")]
 
 

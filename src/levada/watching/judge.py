@@ -20,7 +20,7 @@ from levada.watching.keeper import Keeper
 from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.sample import Sample
-from levada.watching.spike import Departures, Spikes
+from levada.watching.spike import Departures, Spikes, raised, rise_in_words
 from levada.watching.view import COMPARED, Blocks, View, values_of
 
 __all__ = ["Judge"]
@@ -29,6 +29,8 @@ __all__ = ["Judge"]
 ROWS: Final = 4
 # Learning rates that are remembered where each differs from the one before.
 RATES: Final = 64
+# Samples of a signal before it has a baseline.
+WARM_UP: Final = 8
 
 
 @dataclass(slots=True)
@@ -47,6 +49,8 @@ class Judge:
 
     A rule's finding is told once it held on `confirm` samples in a row, and from then on stands in `findings`; when it
     held on none of as many, its entry there becomes "clear" and says at which step. What is not finite is told at once.
+    `history` has each telling, worsening and ending in turn, and only grows: what a record follows.
+
     An error needs a scale-free measurement, a baseline of this run or theory, and a fact about what training does.
 
     Args:
@@ -74,14 +78,16 @@ class Judge:
     ) -> None:
         require_at_least("Judge", "confirm", confirm, 1)
         self.findings: list[Finding] = []
+        self.history: list[Finding] = []
         self.loss = LossBaseline()
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
         self.blocks: Blocks | None = None
         self.samples = 0
+        self.seconds = 0.0  # between the first sample and the last
         self.rows: deque[Sample] = deque(maxlen=ROWS)
         self._source = source
-        self._confirm = confirm
-        self._rules = rules
+        self.confirm = confirm
+        self.rules = rules
         self._cases: dict[tuple[str, str], _Case] = {}
         self._rates: deque[tuple[int, float]] = deque(maxlen=RATES)
         self._spikes = Spikes()
@@ -91,6 +97,7 @@ class Judge:
         self._silence, self._longest = Silence(0), torch.zeros(0)
         self._scaled = False
         self._rank = 0
+        self._begun: float | None = None
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Look at this step's loss while the weights are still good, and keep what is needed to run it again.
@@ -101,8 +108,9 @@ class Judge:
             step: number of the step.
             loss: its loss, on its device; None if it was not seen.
         """
+        self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
         if self.keeper is not None:
-            self.keeper.before_update(step, loss, scaled=self._scaled, rank=self._rank)
+            self.keeper.before_update(step, loss, scaled=self._scaled)
         if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._cases:
             return
         value = float(loss.detach())
@@ -133,6 +141,8 @@ class Judge:
             self._rates.append((sample.step, rate))
         self.rows.append(sample)
         self.samples += 1
+        self._begun = sample.time if self._begun is None else self._begun
+        self.seconds = max(self.seconds, sample.time - self._begun)  # a clock may go backwards
         assert self._baseline is not None  # made with the blocks
         self._silence.add(values_of(sample, "weight_gradient_rms", len(blocks.sites)))
         ratio = values_of(sample, "update_ratio", len(blocks.sites))
@@ -165,6 +175,11 @@ class Judge:
         return tuple(finding for finding in self.findings if finding.status == "fired")
 
     @property
+    def warm_up(self) -> int:
+        """Samples before a signal has a baseline."""
+        return WARM_UP
+
+    @property
     def _model(self) -> nn.Module | None:
         model = getattr(self._source, "model", None)
         return model if isinstance(model, nn.Module) else None
@@ -177,7 +192,7 @@ class Judge:
             optimizers = getattr(self._source, "optimizers", ())
             self.blocks = Blocks.of(tuple(sites), self._model, optimizers)
             columns = len(COMPARED) * len(self.blocks.sites)
-            self._baseline, self._departures = Baseline(columns), Departures(columns)
+            self._baseline, self._departures = Baseline(columns, warm_up=WARM_UP), Departures(columns)
             self._silence = Silence(len(self.blocks.sites))
             self._longest = torch.full((len(self.blocks.sites),), math.nan, dtype=torch.float64)
             self.rows.clear()
@@ -189,18 +204,19 @@ class Judge:
         self._departures.see(view.step, _columns(view.sample, view.sites), self._baseline)
         said: dict[tuple[str, str], Finding] = {}
         explained: set[str] = set()
-        for name, rule in self._rules.items():
+        for name, rule in self.rules.items():
             found = [finding for finding in rule(view) if name not in explained]
             for finding in found:
                 said[name, finding.where.get("first", "") if name in PLACED else ""] = finding
             if found:
                 explained |= EXPLAINS.get(name, frozenset())
         for key, finding in said.items():
-            self._hold(key, finding, self._confirm, view.step)
+            self._hold(key, finding, self.confirm, view.step)
         spike = self._spikes.told(view, self._departures)
         if spike is not None:
             said["loss_spike", str(spike.evidence["step"])] = spike
-            self._hold(("loss_spike", str(spike.evidence["step"])), spike, 1, view.step, renew=True)
+            ended = spike.evidence["ended_at"] is not None  # the last word on it
+            self._hold(("loss_spike", str(spike.evidence["step"])), spike, 1, view.step, renew=ended)
         for key in [key for key in self._cases if key not in said]:
             self._miss(key, view.step)
 
@@ -216,14 +232,14 @@ class Judge:
             told_at = {key: before.evidence[key] for key in ("told_at", "samples")}
             self.findings[case.at] = replace(finding, evidence={**finding.evidence, **told_at})
             if _worse(finding, before):
-                self._worth_keeping(self.findings[case.at])
+                self._remember(self.findings[case.at])
 
     def _miss(self, key: tuple[str, str], step: int) -> None:
         case = self._cases[key]
         case.held, case.missed = 0, case.missed + 1
         if case.at is None:
             del self._cases[key]
-        elif case.missed >= self._confirm or key[0] == "loss_spike":
+        elif case.missed >= self.confirm or key[0] == "loss_spike":
             self._clear(case.at, step)
             del self._cases[key]
 
@@ -231,18 +247,24 @@ class Judge:
         key = finding.rule, ""
         case = self._cases.get(key)
         if case is None:
+            rise = raised(tuple(self.rows), tuple(self._rates), finding.evidence["step"])
+            if rise is not None:
+                claim = f"{finding.claim} {rise_in_words(rise)}"
+                finding = replace(finding, claim=claim, evidence={**finding.evidence, "learning_rate": rise})
             self._cases[key] = _Case(finding, 1, 0, len(self.findings))
             self._tell(replace(finding, evidence={**finding.evidence, "told_at": finding.evidence["seen_at"]}))
         elif case.at is not None and finding.where and not self.findings[case.at].where:
             before = self.findings[case.at].evidence
             if finding.evidence["step"] == before["step"]:  # the same one, and now its block is known
                 self.findings[case.at] = replace(finding, evidence={**finding.evidence, "told_at": before["told_at"]})
+                self.history.append(self.findings[case.at])
 
     def _tell(self, finding: Finding) -> None:
         self.findings.append(finding)
-        self._worth_keeping(finding)
+        self._remember(finding)
 
-    def _worth_keeping(self, finding: Finding) -> None:
+    def _remember(self, finding: Finding) -> None:
+        self.history.append(finding)
         if self.keeper is not None and finding.severity == "error":
             self.keeper.ask(finding)
 
@@ -259,6 +281,7 @@ class Judge:
             claim=f"{finding.claim} Cleared at step {step}.",
             evidence={**finding.evidence, "cleared_at": step},
         )
+        self.history.append(self.findings[at])
 
     def _in_block(self, finding: Finding) -> Finding:
         """Name the block of a parameter, where the blocks are known."""

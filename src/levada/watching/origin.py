@@ -61,7 +61,7 @@ class Origins(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.first_nan: Origin | None = None
         self.first_inf: Origin | None = None
         self._model = model

@@ -195,7 +195,8 @@ class Recording:
         self._sites: tuple[Site, ...] = ()
         self._problem: str | None = None
         self._told = self._closed = False
-        self._heard = self._steps = self._samples = self._dropped = 0
+        self._heard: list[Finding] = []
+        self._steps = self._samples = self._dropped = 0
         self._bundles = self._bundle_names()
 
     @property
@@ -259,9 +260,11 @@ class Recording:
             return
         absent = torch.full((len(sites),), float("nan"), dtype=torch.float64)
         rows = [sample.values.get(name, absent) for name in WATCHED]
-        device = next((row.device for row in rows if row is not absent), absent.device)
-        codes = codes_of(torch.stack([row.to(device, torch.float64) for row in rows]))
-        self._signals.append(sample.step, sample.time, to_bytes(codes), sample.scalars)
+
+        def codes() -> bytes:
+            return to_bytes(codes_of(torch.stack([row.to("cpu", torch.float64) for row in rows])))
+
+        self._signals.append(sample.step, sample.time, codes, sample.scalars)
 
     def _open(self, sites: tuple[Site, ...]) -> None:
         """Begin to write the samples of these sites; on the second call, because the model is another one now."""
@@ -274,14 +277,17 @@ class Recording:
         self._sites = sites
         table = [asdict(site) for site in sites]
         try:
-            self._signals = SignalWriter(self.folder, rank=self.rank, sites=table, signals=WATCHED, keep=self._keep)
+            self._signals = SignalWriter(
+                self.folder, rank=self.rank, sites=table, signals=WATCHED, keep=self._keep, warn=False
+            )
         except (OSError, UsageError) as error:
             self._problem = f"{error}"
 
     def _hear(self, step: int) -> None:
         """Keep the verdicts that are new, and the detail around them."""
-        new = list(self._watch.findings)[self._heard :]
-        self._heard += len(new)
+        known = set(map(id, self._heard))
+        new = [finding for finding in self._watch.findings if id(finding) not in known]
+        self._heard += new
         for finding in new:
             if self._events is not None:
                 self._events.add("finding", step=step, **_fields(finding))
@@ -298,15 +304,12 @@ class Recording:
         return set()
 
     def _tell(self) -> None:
-        """Warn once; of the signals, their writer warns."""
-        problem = self._problem or (self._events.problem if self._events is not None else None)
-        if problem is not None and not self._told:
+        """Warn once; where warnings are errors, they are not made to stop the training."""
+        if self.problem is not None and not self._told:
             self._told = True
-            already = self._signals is not None and self._signals.problem is not None
-            if not already:
-                with suppress(Warning):
-                    message = f"{self.folder}: not everything is stored, and training goes on: {problem}"
-                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+            with suppress(Warning):
+                message = f"{self.folder}: not everything is stored, and training goes on: {self.problem}"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _fields(finding: Finding) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from levada.diagnose.finding import Finding, Severity
 from levada.watching.baseline import Baseline, LossBaseline, times
+from levada.watching.sample import Sample
 from levada.watching.view import COMPARED, View
 
-__all__ = ["Departures", "Spikes", "jumps"]
+__all__ = ["Departures", "Spikes", "jumps", "raised", "rise_in_words"]
 
 RULE: Final = "loss_spike"
 # Standard deviations above the median, and share of what was learned: both, so that neither batch noise nor an easy
@@ -150,7 +152,7 @@ class Spikes:
         if len(spike.above) == LATEST and not any(spike.above):
             spike.ended = step
         elif baseline.median - spike.usual > BACK * baseline.scale:
-            spike.ended, spike.level = step, baseline.median  # half of the window is at a new level
+            spike.ended, spike.level = step, baseline.now  # half of the window is up there
 
     def told(self, view: View, departures: Departures) -> Finding | None:
         """Return the finding of the spike that is open, or was until this sample.
@@ -180,25 +182,46 @@ class Spikes:
         ]
         before = [sample.step for sample in view.rows if sample.step < spike.onset]
         spike.watched = f"up to the sampled step {before[-1]}" if before else "as no step was sampled shortly before"
-        spike.raised = _raised(view, spike.onset)
+        spike.raised = raised(view.rows, view.rates, spike.onset)
 
 
-def _raised(view: View, onset: int) -> dict[str, Any] | None:
-    """Return the last rise of the learning rate that was set rather than drifted, before or around the onset."""
-    for before, after in zip(reversed(view.rates[:-1]), reversed(view.rates[1:]), strict=True):
-        earlier = [sample.step for sample in view.rows if sample.step < onset]
+def raised(rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: int) -> dict[str, float | int] | None:
+    """Return the last rise of the learning rate that was set rather than drifted, shortly before a step.
+
+    Args:
+        rows: the last samples.
+        rates: step and rate of each change that a sample showed.
+        onset: the step.
+
+    Returns:
+        {"from", "to", "after", "by"}: the rates, and the sampled steps between which it rose; None without.
+    """
+    for before, after in zip(reversed(rates[:-1]), reversed(rates[1:]), strict=True):
+        earlier = [sample.step for sample in rows if sample.step < onset]
         if after[0] < (earlier[0] if earlier else onset):
             return None
-        first = max((s.step for s in view.rows if s.step < after[0]), default=after[0])
+        first = max((sample.step for sample in rows if sample.step < after[0]), default=after[0])
         if before[1] > 0 and after[1] >= RAISED * before[1] and first < onset:
             return {"from": before[1], "to": after[1], "after": first, "by": after[0]}
     return None
 
 
+def rise_in_words(found: Mapping[str, float | int]) -> str:
+    """Return a rise of the learning rate as a sentence.
+
+    Args:
+        found: from `raised`.
+    """
+    return (
+        f"The learning rate rose from {found['from']:.3g} to {found['to']:.3g} between steps {found['after']} and "
+        f"{found['by']}."
+    )
+
+
 def _finding(spike: _Spike, view: View) -> Finding:
     start = view.loss.start
-    moved, raised = spike.moved or [], spike.raised
-    caused = bool(moved) or raised is not None
+    moved = spike.moved or []
+    caused = bool(moved) or spike.raised is not None
     severity: Severity = "warn" if caused or _odd(spike) else "info"
     lost = spike.ended is None or not spike.level < start
     if spike.lasting >= LASTING and caused and lost:
@@ -225,7 +248,7 @@ def _finding(spike: _Spike, view: View) -> Finding:
             "deviations": spike.excess,
             "start": start,
             "moved_first": moved[:20],
-            "learning_rate": raised,
+            "learning_rate": spike.raised,
             "ended_at": spike.ended,
             "stays_at": None if math.isnan(spike.level) else spike.level,
             "explained_by": "baseline" if caused else None,
@@ -253,12 +276,9 @@ def _odd(spike: _Spike) -> bool:
 
 
 def _why(spike: _Spike) -> str:
-    moved, raised, sentences = spike.moved or [], spike.raised, []
-    if raised is not None:
-        sentences.append(
-            f"The learning rate rose from {raised['from']:.3g} to {raised['to']:.3g} between steps {raised['after']} "
-            f"and {raised['by']}."
-        )
+    moved, sentences = spike.moved or [], []
+    if spike.raised is not None:
+        sentences.append(rise_in_words(spike.raised))
     if moved:
         first = moved[0]
         more = f", as did {len(moved) - 1} more" if len(moved) > 1 else ""
