@@ -25,7 +25,7 @@ def judged(build: Callable[[int], Training], seed: int, keep: Any = None, steps:
     Args:
         build: seed -> training.
         seed: of model and data.
-        keep: folder for bundles.
+        keep: folder of a run; None to keep none.
         steps: of the training; its own number if None.
     """
     torch.manual_seed(seed)
@@ -33,9 +33,8 @@ def judged(build: Callable[[int], Training], seed: int, keep: Any = None, steps:
 
     def attach(training, optimizer, scaler):
         # Sampled at a fixed distance, however busy the machine is: the rules are tried here, and not the throttle.
-        watching = watch(training.model, optimizer, every=EVERY, max_overhead=1.0, scaler=scaler)
-        judges.append(Judge(watching, keep))
-        watching.listen(judges[0])
+        watching = watch(training.model, optimizer, run=keep, every=EVERY, max_overhead=1.0, scaler=scaler)
+        judges.append(watching.judge)
         return watching
 
     train(training if steps is None else replace(training, steps=steps), attach)

@@ -10,7 +10,6 @@ from torch import nn
 
 from levada._errors import UsageError
 from levada.watching.bundle import Bundle, read_bundle, write_bundle
-from levada.watching.judge import Judge
 from levada.watching.keeper import Keeper
 from levada.watching.watch import watch
 
@@ -21,15 +20,14 @@ def train(keep, steps=60, spoil=lambda step, model, inputs: inputs, **options):
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     watching = watch(model, optimizer, every=10, max_overhead=1.0)
-    judge = Judge(watching, keep)
+    judge = watching.judge
     judge.keeper = Keeper(watching, keep, **options)
-    watching.listen(judge)
     weights = {}
     with watching:
         for step in range(steps):
             inputs, targets = torch.randn(4, 6), torch.randint(3, (4,))
             inputs = spoil(step, model, inputs)
-            judge.note(indices=[step], targets=targets, checkpoint="checkpoints/5.pt")
+            watching.note(indices=[step], targets=targets, checkpoint="checkpoints/5.pt")
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), targets).backward()
             weights[step] = {name: t.clone() for name, t in model.state_dict().items()}
@@ -221,3 +219,51 @@ def test_tensors_that_would_run_code_are_refused(folder, tmp_path):
 def test_notes_are_the_three_that_are_known(tmp_path):
     with pytest.raises(UsageError, match="what can be noted is indices, targets, checkpoint, got 'epoch'"):
         Keeper(SimpleNamespace(), tmp_path).note(epoch=3)
+
+
+def test_a_loss_on_an_accelerator_is_read_when_it_has_come_and_the_bundle_says_so(tmp_path, monkeypatch):
+    waiting, losses = [], {3: math.nan}
+
+    def send(loss):
+        step = len(waiting)
+        waiting.append(step)
+        return torch.tensor(losses.get(step, 1.0)), lambda: len(waiting) > step + 2  # two steps later
+
+    monkeypatch.setattr("levada.watching.keeper._send", send)
+    model = nn.Linear(2, 2)
+    source = SimpleNamespace(model=model, optimizers=(), last_pass=None)
+    keeper = Keeper(source, tmp_path)
+    for step in range(8):
+        inputs = (torch.full((1, 2), float(step)),)
+        source.last_pass = SimpleNamespace(
+            step=step, args=inputs, kwargs={}, output_gradient=None, random_state={}, autocast={}
+        )
+        keeper.before_update(step, torch.empty((), device="meta"))
+        assert len(keeper.folders) == (step >= 5)
+    kept = read_bundle(keeper.folders[0])
+    assert kept.step == 5
+    assert kept.reason == "The loss of step 3 is nan. It was known at step 5 only, whose pass this is."
+    assert kept.values["args"][0].tolist() == [[5.0, 5.0]]
+
+
+def test_another_process_keeps_its_own_beside_the_first(tmp_path, monkeypatch):
+    for rank in (0, 1):
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        keeper = Keeper(SimpleNamespace(), tmp_path, most=1)
+        keeper.before_update(4, torch.tensor(math.nan))
+        assert len(keeper.folders) == 1
+    names = {path.name for path in (tmp_path / "bundles").iterdir()}
+    assert names == {"step-000004-numerical_overflow", "step-000004-numerical_overflow-rank-00001"}
+    assert read_bundle(keeper.folders[0]).facts["rank"] == 1
+
+
+def test_a_compiled_model_is_kept_under_the_names_that_it_is_built_with(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 1), backend="eager"))
+    model[1].eval()
+    model[0].weight.data[0, 0] = math.nan
+    keeper = Keeper(SimpleNamespace(model=torch.compile(model, backend="eager"), optimizers=()), tmp_path)
+    keeper.before_update(4, torch.tensor(math.nan))
+    kept = read_bundle(keeper.folders[0])
+    assert set(kept.values["weights"]) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert kept.training == {"": True, "1": False}

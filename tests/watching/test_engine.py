@@ -457,7 +457,7 @@ def test_the_throttle_keeps_the_overhead_below_its_limit():
         train(model, optimizer, data(60))
     assert watched.sampling > 2  # a step of this model takes less than its measurement
     assert watched.overhead > 0
-    assert "overhead" in watched.report()
+    assert "overhead" in str(watched.report())
 
 
 @pytest.mark.parametrize(

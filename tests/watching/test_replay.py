@@ -10,7 +10,6 @@ from torch import nn
 from levada._errors import MeasurementError, UsageError
 from levada.cli import main
 from levada.watching.bundle import Bundle, write_bundle
-from levada.watching.judge import Judge
 from levada.watching.origin import Origins
 from levada.watching.replay import replay
 from levada.watching.watch import watch
@@ -71,9 +70,7 @@ def load(target, name):
 def kept(run, model, loss, at=44, factor=100.0, autocast=False):
     """Train until a batch is spoiled; return its bundle, and the loss and the blocks' gradients of that step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    watching = watch(model, optimizer, every=1, max_overhead=1.0)
-    judge = Judge(watching, run)
-    watching.listen(judge)
+    watching = watch(model, optimizer, run=run, every=1, max_overhead=1.0)
     losses, gradients = [], {}
 
     def see(name, output):
@@ -84,14 +81,14 @@ def kept(run, model, loss, at=44, factor=100.0, autocast=False):
     with watching:
         for step in range(at + 1):
             inputs, targets = torch.randn(8, 6), torch.randint(3, (8,))
-            judge.note(targets=targets)
+            watching.note(targets=targets)
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 value = loss(model(inputs * factor if step == at else inputs), targets)
             value.backward()
             optimizer.step()
             losses.append(float(value.detach()))
-    (folder,) = judge.keeper.folders
+    (folder,) = watching.judge.keeper.folders
     return folder, losses[-1], gradients
 
 

@@ -118,12 +118,13 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def write_bundle(run: Path, bundle: Bundle) -> Path:
+def write_bundle(run: Path, bundle: Bundle, ending: str = "") -> Path:
     """Write a bundle below the folder of a run; a reader sees all of it or nothing.
 
     Args:
         run: the run's folder.
         bundle: what to keep.
+        ending: of the folder's name, where several processes keep one.
 
     Returns:
         The bundle's folder.
@@ -137,7 +138,7 @@ def write_bundle(run: Path, bundle: Bundle) -> Path:
             tensors |= aside
         except UnkeptError as reason:
             missing[name] = str(reason)
-    folder = run / BUNDLES / f"step-{bundle.step:06d}-{bundle.rule}"
+    folder = run / BUNDLES / f"step-{bundle.step:06d}-{bundle.rule}{ending}"
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

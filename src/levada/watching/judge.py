@@ -110,7 +110,7 @@ class Judge:
         """
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
         if self.keeper is not None:
-            self.keeper.before_update(step, loss, scaled=self._scaled, rank=self._rank)
+            self.keeper.before_update(step, loss, scaled=self._scaled)
         if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._cases:
             return
         value = float(loss.detach())
@@ -215,7 +215,8 @@ class Judge:
         spike = self._spikes.told(view, self._departures)
         if spike is not None:
             said["loss_spike", str(spike.evidence["step"])] = spike
-            self._hold(("loss_spike", str(spike.evidence["step"])), spike, 1, view.step, renew=True)
+            ended = spike.evidence["ended_at"] is not None  # the last word on it
+            self._hold(("loss_spike", str(spike.evidence["step"])), spike, 1, view.step, renew=ended)
         for key in [key for key in self._cases if key not in said]:
             self._miss(key, view.step)
 

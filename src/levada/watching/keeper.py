@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, final
@@ -20,6 +20,7 @@ from levada.inputs import tensors_in
 from levada.watching.baseline import LossBaseline
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
 from levada.watching.nonfinite import SKIPPED, broken_parameters
+from levada.watching.places import original, plain_name
 from levada.watching.spike import jumps
 
 __all__ = ["Keeper"]
@@ -52,14 +53,19 @@ class Keeper:
         self._source = source
         self._run = run
         self._cap = cap
-        self._left = most - len(list((run / BUNDLES).glob("step-*")))  # a run that goes on has those it had
         self._asked: Finding | None = None
         self._kept: set[str] = set()
         self._notes: dict[str, Any] = {}
         self._losses = LossBaseline()
         self._limit = math.inf
         self._bad = 0
-        self._coming: deque[tuple[int, Tensor, torch.cuda.Event]] = deque(maxlen=256)
+        self._coming: deque[tuple[int, Tensor, Callable[[], bool]]] = deque(maxlen=256)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._rank = torch.distributed.get_rank() if distributed else 0
+        kept = [path.name for path in (run / BUNDLES).glob("step-*")]  # a run that goes on has those it had
+        self._left = most - sum(
+            name.partition("-rank-")[1:] == _of_rank(self._rank).partition("-rank-")[1:] for name in kept
+        )
 
     def note(self, **facts: Any) -> None:
         """Take what the user knows of the present step.
@@ -84,14 +90,13 @@ class Keeper:
         if self._asked is None and finding.rule not in self._kept:
             self._asked = finding
 
-    def before_update(self, step: int, loss: Tensor | None, *, scaled: bool = False, rank: int = 0) -> None:
+    def before_update(self, step: int, loss: Tensor | None, *, scaled: bool = False) -> None:
         """Keep a bundle, if something asks for one.
 
         Args:
             step: number of the step.
             loss: its loss, on its device; None if it was not seen.
             scaled: whether a scaler skips steps that overflow.
-            rank: of this process.
         """
         if self._left <= 0:
             return
@@ -101,20 +106,18 @@ class Keeper:
             if not math.isfinite(value):
                 self._bad += 1
                 if not scaled or self._bad >= SKIPPED:
-                    self._keep(step, "numerical_overflow", f"The loss of step {at} is {value}.{late}", value, rank)
+                    self._keep(step, "numerical_overflow", f"The loss of step {at} is {value}.{late}", value)
                 continue
             self._bad = 0
             if value > self._limit and jumps(self._losses, value):
                 usual = f"{self._losses.median:.4g}"
-                self._keep(
-                    step, "loss_spike", f"The loss of step {at} is {value:.4g}, usual is {usual}.{late}", value, rank
-                )
+                self._keep(step, "loss_spike", f"The loss of step {at} is {value:.4g}, usual is {usual}.{late}", value)
             self._losses.add(at, value)
             if self._losses.steps % _REFRESH == 0 and self._losses.ready:
                 self._limit = self._losses.median + 0.25 * self._losses.scale
         if self._asked is not None:
             finding, self._asked = self._asked, None
-            self._keep(step, finding.rule, finding.claim, value, rank, finding)
+            self._keep(step, finding.rule, finding.claim, value, finding)
 
     def _arrived(self, step: int, loss: Tensor | None) -> Iterator[tuple[int, float]]:
         """Yield the losses that can be read without waiting."""
@@ -124,25 +127,22 @@ class Keeper:
         if loss.device.type == "cpu":
             yield step, float(loss)
             return
-        if loss.device.type != "cuda":  # no event to ask whether a copy has ended
-            return
-        host = torch.empty((), dtype=torch.float32, pin_memory=True)
-        host.copy_(loss, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(loss.device))
-        self._coming.append((step, host, event))
-        while self._coming and self._coming[0][2].query():  # type: ignore[no-untyped-call]
+        sent = _send(loss)
+        if sent is not None:
+            self._coming.append((step, *sent))
+        while self._coming and self._coming[0][2]():
             at, value, _ = self._coming.popleft()
             yield at, float(value)
 
-    def _keep(self, step: int, rule: str, reason: str, loss: float, rank: int, finding: Finding | None = None) -> None:
+    def _keep(self, step: int, rule: str, reason: str, loss: float, finding: Finding | None = None) -> None:
         if rule in self._kept or self._left <= 0:
             return
         self._kept.add(rule)
         self._left -= 1
         model, last = getattr(self._source, "model", None), getattr(self._source, "last_pass", None)
+        model = original(model) if isinstance(model, nn.Module) else None  # as it is built, before it was compiled
         values, missing = self._pass(last, step)
-        if isinstance(model, nn.Module):
+        if model is not None:
             self._state(model, values, missing)
         else:
             missing["weights"] = "the model is not at hand"
@@ -155,13 +155,13 @@ class Keeper:
             loss=loss,
             values=values,
             missing=missing,
-            training=dict(_modes(model)) if isinstance(model, nn.Module) else {},
+            training=dict(_modes(model)) if model is not None else {},
             checkpoint=None if checkpoint is None else str(checkpoint),
             finding=json_ready(asdict(finding)) if finding is not None else {},
-            facts=_facts(model, last, rank),
+            facts=_facts(model, last, self._rank),
         )
         try:
-            self.folders.append(write_bundle(self._run, bundle))
+            self.folders.append(write_bundle(self._run, bundle, _of_rank(self._rank)))
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
             warnings.warn(f"levada: the bundle of step {step} could not be written: {error}.", stacklevel=2)
 
@@ -179,7 +179,7 @@ class Keeper:
 
     def _state(self, model: nn.Module, values: dict[str, Any], missing: dict[str, str]) -> None:
         """Add weights and optimizer state, where they are finite and below the cap."""
-        weights = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+        weights = {plain_name(name): t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
         broken = broken_parameters(model)
         # A single broken one is the fault, and is kept; if all are, an update has spread it.
         if broken and len(broken) == sum(1 for _ in model.parameters()):
@@ -193,6 +193,22 @@ class Keeper:
             values["optimizer"] = states
         else:
             missing["optimizer"] = "above the cap" if "weights" in values else "kept with weights alone"
+
+
+def _of_rank(rank: int) -> str:
+    """Return what ends the name of a bundle that is not of the first process, whose inputs are others."""
+    return f"-rank-{rank:05d}" if rank else ""
+
+
+def _send(loss: Tensor) -> tuple[Tensor, Callable[[], bool]] | None:
+    """Send a loss to the host without waiting; return where it comes, and what says whether it is there."""
+    if loss.device.type != "cuda":  # no event to ask
+        return None
+    host = torch.empty((), dtype=torch.float32, pin_memory=True)
+    host.copy_(loss, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(loss.device))
+    return host, lambda: bool(event.query())  # type: ignore[no-untyped-call]
 
 
 def _facts(model: Any, last: Any, rank: int) -> dict[str, Any]:
@@ -212,7 +228,7 @@ def _modes(model: nn.Module) -> Mapping[str, bool]:
     for name, module in model.named_modules():
         for part, child in module.named_children():
             if child.training != module.training:
-                modes[f"{name}.{part}" if name else part] = child.training
+                modes[plain_name(f"{name}.{part}" if name else part)] = child.training
     return modes
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from levada.diagnose.finding import Finding
 from levada.inputs import tensors_in
+from levada.watching.places import original, plain_name
 from levada.watching.view import View
 
 __all__ = ["Nonfinite", "broken_parameters"]
@@ -190,10 +191,10 @@ def broken_parameters(model: nn.Module) -> Mapping[str, str]:
         {'bias': 'Inf'}
     """
     found = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in original(model).named_parameters():
         local = getattr(parameter, "_local_tensor", parameter)  # of a sharded one, this process's part
         if _broken(local):
-            found[name] = "NaN" if bool(torch.isnan(local).any()) else "Inf"
+            found[plain_name(name)] = "NaN" if bool(torch.isnan(local).any()) else "Inf"
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from levada.probe.trace import Site, Trace
 from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octaves
+from levada.watching.places import original, plain_name
 from levada.watching.sample import Sample
 
 __all__ = ["ADAPTIVE", "COMPARED", "Blocks", "View"]
@@ -55,11 +56,12 @@ class Blocks:
         resolution = torch.full((len(sites),), math.nan, dtype=torch.float64)
         trainable = torch.ones(len(sites), dtype=torch.bool)
         if model is not None:
-            parameters = dict(model.named_parameters(remove_duplicate=False))
+            named = original(model).named_parameters(remove_duplicate=False)
+            parameters = {plain_name(name): parameter for name, parameter in named}
             for i, site in enumerate(sites):
                 held = [parameters[name] for name in site.parameters if name in parameters]
                 asking = [p for p in held if p.requires_grad and p.is_floating_point()]
-                trainable[i] = bool(asking)
+                trainable[i] = bool(asking) or not held
                 if asking:
                     resolution[i] = min(torch.finfo(p.dtype).eps for p in asking)
         name = type(optimizers[0]).__name__ if optimizers else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, final
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
 from levada.connection import require_module
+from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
+from levada.watching.account import report
 from levada.watching.engine import Engine
+from levada.watching.judge import Judge
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
 from levada.watching.sample import WATCHED, Listener, Sample
@@ -32,6 +36,7 @@ class Watch:
     Attributes:
         samples: the last 1000 samples.
         run: the folder of the record, or None.
+        judge: what applies the rules; None if a `Watch` was made without `watch`.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Watch:
         self.model = model
         self.samples: deque[Sample] = deque(maxlen=_RECENT)
         self.run: Path | None = None
+        self.judge: Judge | None = None
         self._optimizers = optimizers
         self._scaler = scaler
         self._listeners = list(listeners)
@@ -198,16 +204,25 @@ class Watch:
         }
         return Trace(self.sites, tuple(sample.step for sample in samples), values, context)
 
-    def report(self) -> str:
-        """Return what is known now, in a few lines of text."""
+    def note(self, **facts: Any) -> None:
+        """Tell what the present step is made of, for a bundle that may be kept of it.
+
+        Args:
+            facts: `indices` of the batch's rows in the data, its `targets`, the path of the last `checkpoint`.
+
+        Raises:
+            UsageError: if it is something else.
+        """
+        if self.judge is not None:
+            self.judge.note(**facts)
+
+    def report(self) -> Report:
+        """Return what is known now: verdict, findings, signals by block, and what was not judged."""
         share = self.overhead
         cost = "not measured yet" if share != share else f"{100 * share:.2f} % of the training time"
-        lines = [
-            f"{type(self.model).__name__}: step {self.steps}, {len(self.sites)} blocks, every {self.sampling} steps, "
-            f"overhead {cost}"
-        ]
-        lines += [f"{finding.severity}: {finding.claim}" for finding in self.findings]
-        return "\n".join(lines)
+        told = report(self.judge or Judge(self), model=self.model)
+        note = f"Step {self.steps}; sampled every {self.sampling} steps; overhead {cost}."
+        return replace(told, notes=(*told.notes, note))
 
     # Listeners.
 
@@ -306,16 +321,14 @@ def watch(
 
 def _surround(made: Watch, run: str | Path | None, live: bool | Literal["plain"]) -> None:
     """Add the rules, what keeps the record, and what shows it."""
-    from levada.watching.judge import Judge
-
     recording: Recording | None = None
     if run is not None:
         from levada.watching.recording import Recording
 
         recording = Recording(run, made)
         made.run = recording.folder
-    # The rules first, so that the record has their findings.
-    made.listen(Judge(made, keep=made.run))
+    made.judge = Judge(made, keep=made.run)
+    made._listeners.insert(0, made.judge)  # whoever hears of a sample finds what was found in it
     if recording is not None:
         made.listen(recording)
     if live:
