@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from tests.integrations.loops import assert_recorded, assert_same, plain, unwatched
 from torch import nn
@@ -62,3 +63,23 @@ def test_samples_are_those_of_a_plain_loop(tmp_path, accumulate, precision):
     assert watch.steps == 12 // accumulate
     assert_recorded(tmp_path / "run", watch)
     assert unwatched(accelerator.unwrap_model(model))
+
+
+def test_gradients_are_divided_by_the_scale_of_a_wrapped_optimizers_scaler():
+    Accelerator(cpu=True)
+    batches = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(1))
+    model, reference = network(), network()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    # What prepare makes with fp16 where there is a GPU: a step that is patched while the scaler calls it.
+    optimizer = AcceleratedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), device_placement=False, scaler=scaler)
+    with levada.watch(model, optimizer, scaler=optimizer.scaler, every=1, max_overhead=1e9) as watch:
+        for number, x in enumerate(batches):
+            loss = scaler.scale(mean_loss(model, (x,), {}))
+            (loss * float("inf") if number == 3 else loss).backward()  # a step that the scaler leaves out
+            optimizer.step()
+            optimizer.zero_grad()
+    kept = [x for number, x in enumerate(batches) if number != 3]
+    expected = plain(reference, torch.optim.SGD(reference.parameters(), lr=0.1), [((x,), {}) for x in kept], mean_loss)
+    assert watch.steps == expected.steps == 4
+    assert [sample.scalars["loss_scale"] for sample in watch.samples][:2] == [1024.0, 1024.0]
+    assert_same(watch, expected, skip=("overhead", "loss_scale"))
