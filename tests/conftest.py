@@ -1,17 +1,9 @@
 """Surroundings of all tests, and of the processes that they start."""
 
-import os
 import subprocess
 import sys
 
 import pytest
-from benchmarks.torchvision import define_what_torchvision_lacks
-
-# One thread, unless the environment says otherwise: the tensors are small, and on a machine that does other things too,
-# threads that wait for each other took twenty times as long as one alone. Set before the first import of torch.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-define_what_torchvision_lacks()
 
 
 @pytest.fixture(scope="session")

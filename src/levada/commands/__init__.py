@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 
 from levada.commands.bench import bench
 from levada.commands.check import check
+from levada.commands.export import export
 from levada.commands.fix import fix
 from levada.commands.listing import list_names
+from levada.commands.replay import replay
+from levada.commands.run import run
 from levada.commands.runs import doctor, report
 from levada.commands.study import study
 
@@ -17,9 +20,12 @@ __all__ = ["COMMANDS"]
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "check": check,
     "fix": fix,
+    "run": run,
     "study": study,
     "report": report,
+    "export": export,
     "doctor": doctor,
+    "replay": replay,
     "bench": bench,
     "list": list_names,
 }

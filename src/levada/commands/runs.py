@@ -16,7 +16,7 @@ def report(options: argparse.Namespace) -> int:
     from levada.report import write_html
     from levada.runs import Run, find_runs
 
-    runs = [Run(path) for root in options.runs for path in find_runs(Path(root))]
+    runs = [Run(path) for root in options.runs for path in find_runs(root)]
     for run in runs:
         if run.damage is not None:
             console(stderr=True).print(
@@ -30,9 +30,20 @@ def report(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Run `levada doctor`: 0 if every frame is good, 1 if something was lost."""
+    """Run `levada doctor`: of a run, or of all below a folder: 0 if all that was written is good, 1 if not."""
     from levada.runs import doctor as examine
+    from levada.runs import find_runs, reseal
+    from levada.runs.address import is_remote, local
 
-    examined = examine(Path(options.run))
-    console().print(str(examined), highlight=False)
-    return QUIET if examined.healthy else FIRED
+    if options.reseal and is_remote(options.run):
+        raise UsageError(f"{options.run}: signals are sealed again where they lie, in a folder. Give the folder.")
+    root = local(options.run)
+    healthy = True
+    for path in find_runs(root, whole=False) or [root]:
+        if options.reseal:
+            for sentence in reseal(path):
+                console().print(f"{path}: {sentence}", highlight=False)
+        examined = examine(path)
+        console().print(str(examined), highlight=False)
+        healthy &= examined.healthy
+    return QUIET if healthy else FIRED

@@ -1,0 +1,85 @@
+"""What callbacks for trainers share: a watch that begins and ends with the training, and what of it is told."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    from levada.diagnose import Finding
+    from levada.watching import Watch
+
+__all__ = ["Watched"]
+
+
+@final
+class Watched:
+    """A watch whose beginning and end another library's trainer decides.
+
+    Args:
+        options: of `levada.watch`.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.watch: Watch | None = None
+        self._options = {name: value for name, value in options.items() if value is not None}
+        self._begun = 0
+        self._told: list[Finding] = []
+        self._reported = -1
+
+    def begin(self, model: Any, optimizers: Sequence[Any], scaler: Any) -> None:
+        """Watch from now; a training before this one, which ended without saying so, is over."""
+        from levada.watching.watch import watch
+
+        self.close()
+        self._begun += 1
+        self._told, self._reported = [], -1
+        options = dict(self._options)
+        if self._begun > 1 and "run" in options:
+            # The record of a training is never continued by another one, also where a trainer begins again by itself.
+            options["run"] = f"{options['run']}-{self._begun}"
+        self.watch = watch(model, list(optimizers), scaler=scaler, **options)
+        # Trainers divide the loss of a micro-batch by their number: the loss of a step is the sum.
+        self.watch.add_losses = True
+
+    def news(self) -> list[Finding]:
+        """Give what was found since the last call, each with a warning."""
+        if self.watch is None:
+            return []
+        known = set(map(id, self._told))
+        found = [each for each in self.watch.findings if each.status == "fired" and id(each) not in known]
+        self._told += found
+        for finding in found:
+            text = f"levada, step {self.watch.steps}: {finding.severity} {finding.rule}: {finding.claim}"
+            warnings.warn(f"{text} {finding.consequence}".rstrip(), UserWarning, stacklevel=3)
+        return found
+
+    def numbers(self, *, once: bool = False) -> dict[str, float]:
+        """Give the last sample's summary, for the trainer's logs; with `once`, only if it was not given before."""
+        if self.watch is None or not self.watch.samples:
+            return {}
+        sample = self.watch.samples[-1]
+        if once and sample.step == self._reported:
+            return {}
+        self._reported = sample.step
+        told = {f"levada/{name}": sample.scalars.get(name, math.nan) for name in ("overhead", "gradient_norm")}
+        for name in ("gradient_rms", "signal_rms", "update_ratio"):
+            row = sample.values[name]
+            told |= {f"levada/{name}_first": row[0].item(), f"levada/{name}_last": row[-1].item()}
+        numbers = {name: value for name, value in told.items() if not math.isnan(value)}
+        for severity in ("error", "warn"):
+            fired = [each for each in self.watch.findings if each.status == "fired" and each.severity == severity]
+            numbers[f"levada/findings_{severity}"] = float(len(fired))
+        return numbers
+
+    def close(self) -> None:
+        """Watch no more; again is harmless. What was measured stays readable."""
+        if self.watch is not None:
+            self.watch.close()
+
+
+def is_error(findings: Sequence[Finding]) -> bool:
+    """Say whether one of the findings is an error."""
+    return any(finding.severity == "error" for finding in findings)

@@ -1,0 +1,115 @@
+"""Export a stored run: its losses, scalars, findings and the signals of some sites."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from levada._errors import UsageError
+from levada.runs.exporters.exporter import Exporter, chosen, tag, told
+from levada.runs.reader import Run
+
+__all__ = ["EXPORTERS", "export", "open_exporter"]
+
+_CLASSES: Final[Mapping[str, str]] = {
+    "tensorboard": "TensorBoard",
+    "wandb": "WeightsAndBiases",
+    "mlflow": "MLflow",
+    "trackio": "Trackio",
+}
+EXPORTERS: Final = tuple(_CLASSES)
+"""The trackers that a run can be exported to."""
+
+
+def open_exporter(to: str, out: str | Path = "exports", *, name: str, config: Mapping[str, Any]) -> Exporter:
+    """Open a tracker for one run.
+
+    Args:
+        to: one of `EXPORTERS`.
+        out: the folder that is written to; for MLflow perhaps an address.
+        name: the run's name there.
+        config: the run's settings.
+
+    Returns:
+        What takes the run's numbers.
+
+    Raises:
+        UsageError: if the tracker is unknown or its package is not installed.
+
+    Example:
+        >>> open_exporter("a_tracker", name="first", config={})
+        Traceback (most recent call last):
+        levada._errors.UsageError: export: a run goes to one of tensorboard, wandb, mlflow, trackio, got 'a_tracker'.
+    """
+    if to not in _CLASSES:
+        raise UsageError(f"export: a run goes to one of {', '.join(EXPORTERS)}, got {to!r}.")
+    kind: Callable[..., Exporter] = getattr(importlib.import_module(f"levada.runs.exporters.{to}"), _CLASSES[to])
+    return kind(out if to == "mlflow" else Path(out), name, config)
+
+
+def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites: int = 8) -> Exporter:
+    """Export a stored run of kind "watch": losses, scalars, findings, and signals of some sites.
+
+    Where the detail is no longer kept, a point is the mean over the samples of a block, at their first step.
+
+    Args:
+        run: the run, its folder or its address.
+        to: "tensorboard", "wandb", "mlflow" or "trackio".
+        out: the folder that is written to; for MLflow perhaps an address.
+        sites: how many sites' signals are exported: the first, the last, and evenly between them.
+
+    Returns:
+        The exporter, closed; `where` and `hint` say where the numbers are, and what shows them.
+
+    Raises:
+        UsageError: if the run keeps no signals, the tracker is unknown or not installed, or `sites` is negative.
+
+    Cost:
+        Memory for what is exported, and for one signal of one site at a time beside it.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    if not run.ranks:
+        raise UsageError(f"{run.path}: what is exported is a watched run, and this keeps no signals.")
+    # A site that several ranks have (replicas, shards) is exported once; those of a pipeline follow each other.
+    everywhere = {site["name"]: signals for signals in map(run.signals, reversed(run.ranks)) for site in signals.sites}
+    names = list(dict.fromkeys(site["name"] for rank in run.ranks for site in run.signals(rank).sites))
+    first = run.signals(run.ranks[0])
+    rows: dict[int, dict[str, float]] = {}
+    for name, pairs in (("loss", first.losses()), *((name, first.scalars(name)) for name in first.scalar_names)):
+        for step, value in pairs:
+            rows.setdefault(step, {}).setdefault(name, value)
+    for name in [names[i] for i in chosen(names, sites)]:
+        for signal in everywhere[name].names:
+            reading = everywhere[name].read(signal, site=name)
+            for step, row in zip(reading.steps, reading, strict=True):
+                if not math.isnan(row[0]):
+                    rows.setdefault(step, {})[tag(signal, name)] = row[0]
+    told_at = _findings(run, max(rows, default=0))
+    name = run.path.name
+    exporter = open_exporter(to, out, name=name, config={**run.manifest.config, "levada": dict(run.manifest.versions)})
+    try:
+        for step in sorted({*rows, *told_at}):
+            # Between two samples, the time is that of the later one.
+            place = min(bisect_left(first.steps, step), len(first.times) - 1)
+            time = first.times[place] if first.times else 0.0
+            if step in rows:
+                exporter.write(step, time, rows[step])
+            for rule, text in told_at.get(step, ()):
+                exporter.tell(step, time, rule, text)
+    finally:
+        exporter.close()
+    return exporter
+
+
+def _findings(run: Run, last: int) -> dict[int, list[tuple[str, str]]]:
+    """Give the findings by step; one that names none stands at the last."""
+    found: dict[int, list[tuple[str, str]]] = {}
+    for event in run.events("finding"):
+        finding = event["finding"] if isinstance(event.get("finding"), Mapping) else event
+        step = event.get("step")
+        found.setdefault(step if isinstance(step, int) else last, []).append(told(finding))
+    return found

@@ -1,0 +1,202 @@
+"""The loss, seen where every training loop shows it: as the scalar that `backward` begins at."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+__all__ = ["Losses", "in_backward"]
+
+_MARKERS = 2  # parameters that are looked at from each end of the model
+_graph_task = getattr(torch._C, "_current_graph_task_id", None)  # private: without it, recomputation is not recognised
+
+
+def in_backward() -> bool:
+    """Return whether autograd is running a backward pass in this thread, where checkpoints compute again."""
+    return _graph_task is not None and _graph_task() >= 0
+
+
+@final
+class Losses:
+    """The losses of one model's steps, on their device.
+
+    A backward pass belongs to the models whose gradients it changed. When it finds cleared gradients, what came before
+    it is forgotten: the update will not use it.
+
+    Args:
+        model: whose gradients tell.
+        restart: called before a backward pass that finds the gradients of this step cleared.
+        scaler: what scales the loss, if that was told; else the one that made the scalar which `backward` begins at.
+    """
+
+    def __init__(self, model: nn.Module, *, restart: Callable[[], None], scaler: Any = None) -> None:
+        self.add = False
+        self._restart = restart
+        self._scaler = scaler
+        self._told = scaler is not None
+        self._model = model
+        self._markers: list[nn.Parameter] = []
+        self._current: list[Tensor] = []
+        self._steps: list[tuple[int, Tensor]] = []
+        self._alone = False
+        self.mark()
+
+    def mark(self) -> None:
+        """Choose the parameters whose gradients are looked at, among those that learn now."""
+        if self._markers and all(p.requires_grad for p in self._markers):
+            return
+        learning = [p for p in self._model.parameters() if p.requires_grad]
+        self._markers = list({id(p): p for p in (*learning[:_MARKERS], *learning[-_MARKERS:])}.values())
+
+    def open(self) -> None:
+        """See backward passes from now."""
+        _watchers.append(self)
+        _wrap()
+
+    def close(self) -> None:
+        """See no more of them."""
+        if self in _watchers:
+            _watchers.remove(self)
+        _unwrap()
+
+    def current(self) -> Tensor | None:
+        """Return the loss of the step that is under way: of its backward passes, the mean or the sum."""
+        if not self._current:
+            return None
+        if len(self._current) == 1:
+            return self._current[0]
+        losses = torch.stack(self._current)
+        return losses.sum() if self.add else losses.mean()
+
+    def end(self, step: int) -> None:
+        """End a step."""
+        loss = self.current()
+        if loss is not None:
+            self._steps.append((step, loss))
+        self._current = []
+
+    def take(self) -> tuple[list[int], list[Tensor]]:
+        """Return steps and losses since this was called last."""
+        steps, self._steps = self._steps, []
+        return [step for step, _ in steps], [loss for _, loss in steps]
+
+    def scale(self) -> Tensor | None:
+        """Return what the loss is multiplied by, None if by nothing; without waiting for the device where possible."""
+        scaler = self._scaler
+        if scaler is None or not getattr(scaler, "is_enabled", lambda: True)():
+            return None
+        ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
+        return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
+
+    def before(self) -> list[tuple[int, int]]:
+        """Look at the gradients before a backward pass."""
+        state = [_state(p.grad) for p in self._markers]
+        if self._current and all(p.grad is None for p in self._markers) and not self._sharded():
+            self._current = []
+            self._restart()
+        return state
+
+    def after(self, state: list[tuple[int, int]], roots: Sequence[Tensor]) -> None:
+        """Keep the loss if the gradients changed."""
+        if [_state(p.grad) for p in self._markers] == state and not self._sharded():
+            return
+        if not self._told:
+            self._scaler = _scaled.by(roots[0])
+        with torch.no_grad():
+            loss = sum((root.detach().reshape(()) for root in roots[1:]), roots[0].detach().reshape(()))
+            scale = self.scale()
+            kept = loss.clone() if scale is None or scale.device != loss.device else loss / scale
+            if scale is not None and scale.device != loss.device:
+                kept = kept / scale.to(kept.device, non_blocking=True)
+            self._current.append(kept)
+
+    def _sharded(self) -> bool:
+        """Whether gradients may wait for the last micro-batch, and no other model could be meant."""
+        return len(_watchers) == 1 and any(hasattr(p, "placements") for p in self._markers)
+
+
+def _state(gradient: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if gradient is None else (id(gradient), gradient._version)
+
+
+class _Scaled:
+    """The last scalar that a gradient scaler scaled."""
+
+    def __init__(self) -> None:
+        self._loss: weakref.ref[Tensor] | None = None
+        self._scaler: Any = None
+
+    def set(self, loss: Any, scaler: Any) -> None:
+        self._loss, self._scaler = (weakref.ref(loss), scaler) if isinstance(loss, Tensor) else (None, None)
+
+    def by(self, loss: Tensor) -> Any:
+        """Return what scaled this loss, or None."""
+        return self._scaler if self._loss is not None and self._loss() is loss else None
+
+
+_watchers: Final[list[Losses]] = []
+_scaled: Final = _Scaled()
+_originals: Final[dict[tuple[Any, str], Any]] = {}
+
+
+def _wrap() -> None:
+    if _originals:
+        return
+    original = _originals[torch.autograd, "backward"] = torch.autograd.backward
+    scale = _originals[GradScaler, "scale"] = GradScaler.scale
+
+    @functools.wraps(original)
+    def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        roots = () if in_backward() or torch.compiler.is_compiling() else _scalars(tensors)
+        if not roots or not _watchers:
+            return original(tensors, *args, **kwargs)
+        watching = [(watcher, state) for watcher in list(_watchers) for state in _try(watcher, watcher.before)]
+        original(tensors, *args, **kwargs)
+        for watcher, state in watching:
+            _try(watcher, functools.partial(watcher.after, state, roots))
+        return None
+
+    @functools.wraps(scale)
+    def watched_scale(self: GradScaler, outputs: Any) -> Any:
+        result = scale(self, outputs)
+        _scaled.set(result, self)
+        return result
+
+    torch.autograd.backward = watched_backward
+    GradScaler.scale = watched_scale  # type: ignore[method-assign]
+
+
+def _try(watcher: Losses, look: Callable[[], Any]) -> list[Any]:
+    """Return what looking gave; if it raises, this watcher sees no more losses and training goes on."""
+    try:
+        return [look()]
+    except Exception as error:
+        watcher.close()
+        warnings.warn(f"watch: the loss is seen no more, after {type(error).__name__}: {error}.", stacklevel=3)
+        return []
+
+
+def _unwrap() -> None:
+    if _watchers:
+        return
+    _scaled.set(None, None)
+    wrapped = [getattr(getattr(owner, name), "__wrapped__", None) is old for (owner, name), old in _originals.items()]
+    if all(wrapped):  # else someone wrapped it again: it passes on, and the next watch uses it
+        for (owner, name), old in _originals.items():
+            setattr(owner, name, old)
+        _originals.clear()
+
+
+def _scalars(tensors: Any) -> tuple[Tensor, ...]:
+    given: Iterable[Any] = (
+        (tensors,) if isinstance(tensors, Tensor) else tensors if isinstance(tensors, list | tuple) else ()
+    )
+    found = tuple(given)
+    return found if found and all(isinstance(t, Tensor) and t.numel() == 1 for t in found) else ()

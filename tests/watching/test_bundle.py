@@ -1,0 +1,269 @@
+"""Bundles: when one is kept, what is in it, that it is whole or not there, and that a damaged one is refused."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from levada._errors import UsageError
+from levada.watching.bundle import Bundle, read_bundle, write_bundle
+from levada.watching.keeper import Keeper
+from levada.watching.watch import watch
+
+
+def train(keep, steps=60, spoil=lambda step, model, inputs: inputs, **options):
+    """Train a small model that is watched; return the judge and the model."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    watching = watch(model, optimizer, every=10, max_overhead=1.0)
+    judge = watching.judge
+    judge.keeper = Keeper(watching, keep, **options)
+    weights = {}
+    with watching:
+        for step in range(steps):
+            inputs, targets = torch.randn(4, 6), torch.randint(3, (4,))
+            inputs = spoil(step, model, inputs)
+            watching.note(indices=[step], targets=targets, checkpoint="checkpoints/5.pt")
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            weights[step] = {name: t.clone() for name, t in model.state_dict().items()}
+            optimizer.step()
+    return judge, model, weights
+
+
+def at(step, factor):
+    return lambda now, model, inputs: inputs * factor if now == step else inputs
+
+
+def test_the_first_nan_is_kept_before_it_is_spread(tmp_path):
+    judge, _, weights = train(tmp_path, spoil=at(33, math.nan))
+    (folder,) = judge.keeper.folders
+    assert folder == tmp_path / "bundles" / "step-000033-numerical_overflow"
+    kept = read_bundle(folder)
+    assert (kept.step, kept.rule, math.isnan(kept.loss)) == (33, "numerical_overflow", True)
+    assert kept.checkpoint == "checkpoints/5.pt"
+    assert kept.values["indices"] == [33]
+    assert kept.values["targets"].dtype == torch.int64
+    assert bool(kept.values["args"][0].isnan().all())
+    for name, value in weights[33].items():
+        assert torch.equal(kept.values["weights"][name], value)
+    assert bool(all(t.isfinite().all() for t in kept.values["weights"].values()))
+    assert kept.values["optimizer"][0]["state"][0]["exp_avg"].shape == (8, 6)
+    assert kept.values["output_gradient"].shape == (4, 3)
+    assert set(kept.values["random_state"]) == {"cpu"}
+    assert kept.training == {"": True}
+    assert kept.facts["versions"]["torch"] == str(torch.__version__)
+    assert kept.missing == {}
+
+
+def test_a_spike_is_kept_at_once(tmp_path):
+    judge, _, _ = train(tmp_path, spoil=at(47, 300.0))
+    assert [folder.name for folder in judge.keeper.folders] == ["step-000047-loss_spike"]
+    assert "The loss of step 47 is" in read_bundle(judge.keeper.folders[0]).reason
+
+
+def test_a_calm_run_keeps_nothing(tmp_path):
+    judge, _, _ = train(tmp_path)
+    assert judge.keeper.folders == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_kept_at_the_next_update_with_its_finding(tmp_path):
+    def bind(step, model, inputs):
+        if step == 30:
+            model[0].bias.data -= 100.0
+        return inputs
+
+    judge, _, _ = train(tmp_path, steps=150, spoil=bind)
+    (finding,) = (f for f in judge.findings if f.rule == "dead_units")
+    kept = read_bundle(next(f for f in judge.keeper.folders if "dead_units" in f.name))
+    assert kept.finding["rule"] == "dead_units"
+    assert kept.step > finding.evidence["told_at"]
+    assert kept.step - finding.evidence["told_at"] <= 100
+
+
+def test_at_most_so_many_in_a_run_that_goes_on_too(tmp_path):
+    spoil = at(47, 300.0)
+    judge, _, _ = train(tmp_path, spoil=spoil, most=1)
+    assert len(judge.keeper.folders) == 1
+    again, _, _ = train(tmp_path, spoil=at(33, math.nan), most=1)
+    assert again.keeper.folders == []
+    assert len(list((tmp_path / "bundles").iterdir())) == 1
+
+
+def test_weights_above_the_cap_leave_the_checkpoints_name(tmp_path):
+    judge, _, _ = train(tmp_path, spoil=at(33, math.nan), cap=100)
+    kept = read_bundle(judge.keeper.folders[0])
+    assert "weights" not in kept.values
+    assert "above the cap of 100" in kept.missing["weights"]
+    assert kept.checkpoint == "checkpoints/5.pt"
+
+
+def test_weights_that_an_update_has_broken_are_not_kept(tmp_path):
+    model = nn.Linear(2, 2)
+    for parameter in model.parameters():
+        parameter.data.fill_(math.nan)
+    last = SimpleNamespace(step=4, args=(torch.ones(1, 2),), kwargs={}, output_gradient=None, random_state={})
+    keeper = Keeper(SimpleNamespace(model=model, optimizers=(), last_pass=last), tmp_path)
+    keeper.before_update(4, torch.tensor(math.nan))
+    kept = read_bundle(keeper.folders[0])
+    assert kept.missing["weights"] == "an update has made every parameter NaN or Inf"
+
+
+def test_a_scaler_that_skips_a_step_keeps_nothing(tmp_path):
+    keeper = Keeper(SimpleNamespace(), tmp_path)
+    for step in range(2):
+        keeper.before_update(step, torch.tensor(math.inf), scaled=True)
+    keeper.before_update(2, torch.tensor(1.0), scaled=True)
+    assert keeper.folders == []
+    for step in range(3, 6):
+        keeper.before_update(step, torch.tensor(math.inf), scaled=True)
+    assert [folder.name for folder in keeper.folders] == ["step-000005-numerical_overflow"]
+
+
+def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("levada.watching.bundle.torch.save", full)
+    with pytest.warns(UserWarning, match="the bundle of step 33 could not be written"):
+        judge, _, _ = train(tmp_path, spoil=at(33, math.nan))
+    assert judge.keeper.folders == []
+    assert list((tmp_path / "bundles").iterdir()) == []  # no half of one
+
+
+def test_what_no_safe_format_holds_is_left_out_with_its_reason(tmp_path):
+    values = {"args": (torch.ones(2), object()), "kwargs": {"scale": 2.0}}
+    kept = read_bundle(write_bundle(tmp_path, Bundle(1, "loss_spike", "why", values=values)))
+    assert kept.values == {"kwargs": {"scale": 2.0}}
+    assert kept.missing["args"].startswith("args.1 is a object, and only tensors")
+
+
+def test_values_come_back_as_they_were(tmp_path):
+    values = {
+        "args": (torch.arange(3), [1, None, "text", True], {"inner": (math.inf, torch.ones(2).bfloat16())}),
+        "optimizer": [{"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}],
+    }
+    kept = read_bundle(write_bundle(tmp_path, Bundle(1, "loss_spike", "why", values=values)))
+    args = kept.values["args"]
+    assert torch.equal(args[0], torch.arange(3))
+    assert args[1] == [1, None, "text", True]
+    assert args[2]["inner"][0] == math.inf
+    assert args[2]["inner"][1].dtype == torch.bfloat16
+    assert kept.values["optimizer"][0]["state"][0]["step"] == 3.0
+    assert kept.values["optimizer"][0]["param_groups"] == [{"lr": 0.1, "betas": (0.9, 0.99)}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_bundle(tmp_path, Bundle(1, "loss_spike", "why", values={"args": (torch.arange(1000),)}))
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"a bundle is a folder with a bundle\.json"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damaged_tensors_are_refused(folder, damage):
+    file = folder / "tensors.pt"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    with pytest.raises(UsageError, match="is missing or damaged: its checksum is another one"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda t: t.pop("values"), lambda t: t["values"].update(args={"tensor": "x"}), lambda t: t.update(step="a")],
+)
+def test_a_damaged_table_is_refused(folder, edit):
+    table = json.loads((folder / "bundle.json").read_text())
+    edit(table)
+    (folder / "bundle.json").write_text(json.dumps(table))
+    with pytest.raises(UsageError, match="is damaged"):
+        read_bundle(folder)
+
+
+def test_a_later_schema_is_refused(folder):
+    table = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(table | {"schema": 2}))
+    with pytest.raises(UsageError, match="reads bundles of schema 1, got 2"):
+        read_bundle(folder)
+
+
+def test_tensors_that_would_run_code_are_refused(folder, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    import hashlib
+
+    torch.save({"args.0": Evil()}, folder / "tensors.pt")
+    table = json.loads((folder / "bundle.json").read_text())
+    table["sha256"] = hashlib.sha256((folder / "tensors.pt").read_bytes()).hexdigest()
+    (folder / "bundle.json").write_text(json.dumps(table))
+    with pytest.raises(UsageError, match="is damaged"):
+        read_bundle(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_notes_are_the_three_that_are_known(tmp_path):
+    with pytest.raises(UsageError, match="what can be noted is indices, targets, checkpoint, got 'epoch'"):
+        Keeper(SimpleNamespace(), tmp_path).note(epoch=3)
+
+
+def test_a_loss_on_an_accelerator_is_read_when_it_has_come_and_the_bundle_says_so(tmp_path, monkeypatch):
+    waiting, losses = [], {3: math.nan}
+
+    def send(loss):
+        step = len(waiting)
+        waiting.append(step)
+        return torch.tensor(losses.get(step, 1.0)), lambda: len(waiting) > step + 2  # two steps later
+
+    monkeypatch.setattr("levada.watching.keeper._send", send)
+    model = nn.Linear(2, 2)
+    source = SimpleNamespace(model=model, optimizers=(), last_pass=None)
+    keeper = Keeper(source, tmp_path)
+    for step in range(8):
+        inputs = (torch.full((1, 2), float(step)),)
+        source.last_pass = SimpleNamespace(
+            step=step, args=inputs, kwargs={}, output_gradient=None, random_state={}, autocast={}
+        )
+        keeper.before_update(step, torch.empty((), device="meta"))
+        assert len(keeper.folders) == (step >= 5)
+    kept = read_bundle(keeper.folders[0])
+    assert kept.step == 5
+    assert kept.reason == "The loss of step 3 is nan. It was known at step 5 only, whose pass this is."
+    assert kept.values["args"][0].tolist() == [[5.0, 5.0]]
+
+
+def test_another_process_keeps_its_own_beside_the_first(tmp_path, monkeypatch):
+    for rank in (0, 1):
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        keeper = Keeper(SimpleNamespace(), tmp_path, most=1)
+        keeper.before_update(4, torch.tensor(math.nan))
+        assert len(keeper.folders) == 1
+    names = {path.name for path in (tmp_path / "bundles").iterdir()}
+    assert names == {"step-000004-numerical_overflow", "step-000004-numerical_overflow-rank-00001"}
+    assert read_bundle(keeper.folders[0]).facts["rank"] == 1
+
+
+def test_a_compiled_model_is_kept_under_the_names_that_it_is_built_with(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 1), backend="eager"))
+    model[1].eval()
+    model[0].weight.data[0, 0] = math.nan
+    keeper = Keeper(SimpleNamespace(model=torch.compile(model, backend="eager"), optimizers=()), tmp_path)
+    keeper.before_update(4, torch.tensor(math.nan))
+    kept = read_bundle(keeper.folders[0])
+    assert set(kept.values["weights"]) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert kept.training == {"": True, "1": False}

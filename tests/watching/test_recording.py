@@ -1,0 +1,204 @@
+"""What is kept of a watched run: samples, losses, verdicts, and what becomes of them when the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from levada._errors import UsageError
+from levada.diagnose.finding import Finding
+from levada.probe.trace import Site
+from levada.runs import Run, RunWriter, doctor
+from levada.runs.codes import LARGEST, decoded, encode, thresholds
+from levada.watching.recording import Recording, codes_of, to_bytes
+from levada.watching.sample import WATCHED, Listener, Sample
+
+SITES = tuple(Site(f"layers.{i}", i, "Linear", (4, 8), (f"layers.{i}.weight",)) for i in range(3))
+
+
+def watching(**fields: Any) -> Any:
+    return SimpleNamespace(**{"sites": SITES, "findings": [], "overhead": 0.004, **fields})
+
+
+def sample(step: int, **scalars: float) -> Sample:
+    values = {name: torch.full((3,), 2.0 ** (step % 7 + i), dtype=torch.float64) for i, name in enumerate(WATCHED)}
+    return Sample(step, 1e9 + step, values, scalars, losses=tuple((step + j, 0.5 * (step + j)) for j in range(-19, 1)))
+
+
+def finding(claim: str = "it spikes") -> Finding:
+    return Finding("loss_spike", "warn", "fired", claim, where={"first": "layers.1"}, evidence={"value": math.inf})
+
+
+def every_edge() -> list[float]:
+    """Numbers at, above and below every threshold and special number, for both signs and in all the ranges."""
+    numbers = [*decoded(range(-32768, 32768)), LARGEST, 5e-324, 1e-310, 1e300, 0.0, -0.0, math.pi]
+    numbers += [
+        math.ldexp(edge, octave) for edge in thresholds() for octave in (-1000, -128, -127, -126, 0, 127, 128, 129)
+    ]
+    return [y for x in numbers for y in (x, math.nextafter(x, math.inf), math.nextafter(x, -math.inf), -x)]
+
+
+def test_codes_on_the_device_are_the_bytes_of_the_standard_library() -> None:
+    numbers = every_edge()
+    expected = encode(numbers)
+    assert to_bytes(codes_of(torch.tensor(numbers, dtype=torch.float64))) == expected
+    single = torch.tensor(numbers, dtype=torch.float64).float()
+    assert to_bytes(codes_of(single)) == encode(single.tolist())
+    assert to_bytes(codes_of(torch.empty(0))) == b""
+
+
+def test_codes_by_arrow_are_the_bytes_of_the_standard_library() -> None:
+    pa = pytest.importorskip("pyarrow")
+    from levada.runs.pyramid import encode_by_arrow
+
+    numbers = every_edge()
+    got = encode_by_arrow(pa.array(numbers, pa.float64()))
+    assert torch.tensor(got.to_pylist(), dtype=torch.int16).numpy().tobytes() == encode(numbers)
+
+
+def test_a_run_of_samples_losses_and_verdicts_is_read(tmp_path: Path) -> None:
+    watch = watching()
+    recording: Listener = Recording(tmp_path / "mine", watch, config={"lr": 0.1})
+    for step in range(19, 200, 20):
+        recording.before_update(step, None)
+        if step == 99:
+            watch.findings.append(finding())
+            (tmp_path / "mine" / "bundles" / "step-000099-loss_spike").mkdir(parents=True)
+            (tmp_path / "mine" / "bundles" / "step-000099-loss_spike" / "bundle.json").write_text("{}")
+        recording.sampled(sample(step, loss=0.5 * step, lr=0.1))
+    recording.close()
+    recording.close()
+    run = Run(tmp_path / "mine")
+    assert (run.manifest.kind, run.manifest.name, run.manifest.config) == ("watch", "mine", {"lr": 0.1})
+    signals = run.signals()
+    assert signals.steps == tuple(range(19, 200, 20))
+    assert signals.names == WATCHED
+    assert dict(signals.sites[1]) == {
+        "name": "layers.1",
+        "order": 1,
+        "kind": "Linear",
+        "shape": [4, 8],
+        "parameters": ["layers.1.weight"],
+    }
+    for i, name in enumerate(WATCHED):
+        assert signals.read(name) == [[2.0 ** (step % 7 + i)] * 3 for step in signals.steps]
+    assert signals.losses() == run.losses() == [(step, 0.5 * step) for step in range(200)]
+    assert signals.scalars("lr") == [(step, 0.1) for step in signals.steps]
+    assert signals.marks == (99,)
+    (event,) = run.events("finding", numbers=("evidence",))
+    assert (event["rule"], event["step"], event["claim"], event["evidence"]) == (
+        "loss_spike",
+        99,
+        "it spikes",
+        {"value": math.inf},
+    )
+    assert [event["path"] for event in run.events("bundle")] == ["bundles/step-000099-loss_spike"]
+    assert [event["share"] for event in run.events("overhead")] == [0.004]
+    (end,) = run.events("end")
+    assert (end["steps"], end["samples"], end["dropped"], end["problem"]) == (200, 10, 0, None)
+    assert doctor(tmp_path / "mine").healthy
+
+
+def test_a_signal_that_was_not_measured_is_nan(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, watching())
+    recording.sampled(Sample(0, 0.0, {"gradient_rms": torch.tensor([1.0, 2.0, math.inf])}))
+    recording.close()
+    signals = Run(tmp_path).signals()
+    assert signals.read("gradient_rms") == [[1.0, 2.0, math.inf]]
+    assert all(map(math.isnan, signals.read("signal_rms")[0]))
+
+
+def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
+    first = Recording(tmp_path, watching())
+    for step in range(19, 120, 20):
+        first.sampled(sample(step))
+    with pytest.raises(UsageError, match="one writer at a time"):
+        Recording(tmp_path, watching(), resume=True)
+    first.close()
+    with pytest.raises(UsageError, match="this holds a run"):
+        Recording(tmp_path, watching())
+    second = Recording(tmp_path, watching(), resume=True)
+    for step in range(79, 200, 20):
+        losses = tuple((s, -1.0) for s in range(step - 19, step + 1))
+        second.sampled(Sample(step, 0.0, sample(step).values, losses=losses))
+    second.close()
+    run = Run(tmp_path)
+    assert run.signals().steps == tuple(range(19, 200, 20))
+    assert run.losses() == [(step, 0.5 * step if step < 60 else -1.0) for step in range(200)]
+
+
+def test_every_rank_keeps_its_samples_and_the_first_the_events(tmp_path: Path) -> None:
+    ranks = [Recording(tmp_path, watching(), rank=rank) for rank in (2, 0)]
+    for recording in ranks:
+        recording.sampled(sample(19))
+        recording.close()
+    run = Run(tmp_path)
+    assert run.ranks == (0, 2)
+    assert run.signals(2).steps == (19,)
+    assert len(list(run.events("end"))) == 1
+
+
+def test_sites_that_change_get_a_table_of_their_own(tmp_path: Path) -> None:
+    watch = watching(sites=SITES[:2])
+    recording = Recording(tmp_path, watch)
+    values = {name: torch.ones(2) for name in WATCHED}
+    recording.sampled(Sample(0, 0.0, values))
+    watch.sites = SITES
+    recording.sampled(sample(1))
+    recording.close()
+    read = Run(tmp_path).signals().read("signal_rms")
+    assert math.isnan(read[0][2])
+    assert read[1] == [2.0, 2.0, 2.0]
+    assert recording.dropped == 0
+
+
+def test_verdicts_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watching()
+    recording = Recording(tmp_path, watch)
+    recording.sampled(sample(0))
+    recording.flush()
+    with monkeypatch.context() as patch:
+
+        def full(descriptor: int, data: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(os, "write", full)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for step in range(1, 6):
+                watch.findings.append(finding(f"number {step}"))
+                recording.sampled(sample(step))
+                recording.flush()
+        assert len(caught) == 1, "one warning is enough"
+        claims = [payload["claim"] for type, payload in recording.waiting if type == "finding"]
+        assert claims == [f"number {step}" for step in range(1, 6)]
+        assert "No space left" in str(recording.problem)
+    recording.close()
+    run = Run(tmp_path)
+    assert [event["claim"] for event in run.events("finding")] == [f"number {step}" for step in range(1, 6)]
+    assert recording.waiting == ()
+    assert recording.dropped == 5
+    assert run.signals().steps == (0,)
+
+
+def test_a_rank_that_another_writer_holds_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
+    RunWriter.create(tmp_path, kind="watch", name="x").close()
+    first, second = (Recording(tmp_path, watching(), rank=1) for _ in range(2))
+    first.sampled(sample(0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(3):
+            second.sampled(sample(step))
+        second.close()
+    assert ["one writer at a time" in str(each.message) for each in caught] == [True]
+    assert second.dropped == 3
+    first.close()
+    assert Run(tmp_path).signals(1).steps == (0,)

@@ -1,0 +1,228 @@
+"""A kept step, run again: the same numbers as then, the operation that breaks them, and clear words where it cannot."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from levada._errors import MeasurementError, UsageError
+from levada.cli import main
+from levada.watching.bundle import Bundle, write_bundle
+from levada.watching.origin import Origins
+from levada.watching.replay import replay
+from levada.watching.watch import watch
+
+TARGET = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map, self.norm, self.drop = nn.Linear(12, 12), nn.LayerNorm(12), nn.Dropout(0.4)
+
+    def forward(self, x):
+        return x + self.drop(torch.relu(self.map(self.norm(x))))
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return torch.sqrt(x)
+
+
+def build(root=False):
+    return nn.Sequential(nn.Linear(6, 12), *[Block() for _ in range(4)], *([Root()] if root else []), nn.Linear(12, 3))
+
+
+def rooted():
+    return build(root=True)
+
+
+def wider():
+    return nn.Sequential(nn.Linear(6, 13), nn.Linear(13, 3))
+
+
+def shorter():
+    return nn.Sequential(nn.Linear(6, 12), Block(), nn.Linear(12, 3))
+
+
+def loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+"""
+
+
+@pytest.fixture
+def target(tmp_path):
+    file = tmp_path / "target.py"
+    file.write_text(TARGET)
+    return str(file)
+
+
+def load(target, name):
+    from levada.targets import load as found
+
+    return found(f"{target}:{name}")
+
+
+def kept(run, model, loss, at=44, factor=100.0, autocast=False):
+    """Train until a batch is spoiled; return its bundle, and the loss and the blocks' gradients of that step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    watching = watch(model, optimizer, run=run, every=1, max_overhead=1.0)
+    losses, gradients = [], {}
+
+    def see(name, output):
+        output.register_hook(lambda g: gradients.__setitem__(name, float(g.double().square().mean().sqrt())))
+
+    for name, block in model.named_children():
+        block.register_forward_hook(lambda m, args, output, name=name: see(name, output))
+    with watching:
+        for step in range(at + 1):
+            inputs, targets = torch.randn(8, 6), torch.randint(3, (8,))
+            watching.note(targets=targets)
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                value = loss(model(inputs * factor if step == at else inputs), targets)
+            value.backward()
+            optimizer.step()
+            losses.append(float(value.detach()))
+    (folder,) = watching.judge.keeper.folders
+    return folder, losses[-1], gradients
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_step_with_dropout_gives_the_same_loss_and_signals_again(tmp_path, target, autocast):
+    torch.manual_seed(0)
+    build, loss = load(target, "build"), load(target, "loss")
+    folder, value, gradients = kept(tmp_path / "run", build(), loss, autocast=autocast)
+    torch.manual_seed(99)
+    found = replay(folder, build(), loss)
+    assert found.loss == pytest.approx(value, rel=1e-6)
+    assert found.bundle.facts["autocast"] == ({"cpu": "bfloat16"} if autocast else {})
+    again = dict(zip(found.trace.names(), found.trace["gradient_rms"][0].tolist(), strict=True))
+    assert again == pytest.approx(gradients, rel=1e-5)
+    assert found.origin is None
+    other = replay(folder, build(), loss)
+    assert other.loss == found.loss  # it leaves nothing behind
+
+
+def test_another_random_state_gives_another_loss(tmp_path, target):
+    torch.manual_seed(0)
+    folder, value, _ = kept(tmp_path / "run", load(target, "build")(), load(target, "loss"))
+    from dataclasses import replace
+
+    from levada.watching.bundle import read_bundle
+
+    bundle = read_bundle(folder)
+    states = {"cpu": torch.Generator().manual_seed(5).get_state()}
+    other = replace(bundle, values={**bundle.values, "random_state": states})
+    assert replay(other, load(target, "build")(), load(target, "loss")).loss != pytest.approx(value, rel=1e-3)
+
+
+def test_without_a_loss_the_backward_pass_begins_at_the_kept_gradient(tmp_path, target):
+    torch.manual_seed(0)
+    folder, _, _ = kept(tmp_path / "run", load(target, "build")(), load(target, "loss"))
+    with_loss = replay(folder, load(target, "build")(), load(target, "loss")).trace["gradient_rms"]
+    without = replay(folder, load(target, "build")())
+    assert math.isnan(without.loss)
+    torch.testing.assert_close(without.trace["gradient_rms"], with_loss, rtol=1e-5, atol=0.0)
+
+
+def test_the_modes_of_modules_come_back(tmp_path, target):
+    torch.manual_seed(0)
+    model = load(target, "build")()
+    model[2].eval()
+    folder, value, _ = kept(tmp_path / "run", model, load(target, "loss"))
+    assert replay(folder, load(target, "build")(), load(target, "loss")).loss == pytest.approx(value, rel=1e-6)
+
+
+def test_generators_and_their_state_are_left_alone(tmp_path, target):
+    folder, _, _ = kept(tmp_path / "run", load(target, "build")(), load(target, "loss"))
+    model = load(target, "build")()
+    torch.manual_seed(3)
+    replay(folder, model)
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(2))
+
+
+def test_the_operation_that_makes_the_first_nan_is_named(tmp_path, target, capsys):
+    torch.manual_seed(0)
+    model, loss = load(target, "rooted")(), load(target, "loss")
+    inputs, targets = torch.randn(8, 6), torch.randint(3, (8,))
+    values = {"args": (inputs,), "kwargs": {}, "targets": targets, "weights": model.state_dict()}
+    folder = write_bundle(tmp_path, Bundle(3, "numerical_overflow", "The loss of step 3 is nan.", values=values))
+    found = replay(folder, load(target, "rooted")(), loss)
+    assert (found.origin.kind, found.origin.operation, found.origin.module) == ("NaN", "sqrt", "5 (Root)")
+    assert found.report.verdict == "error"
+    assert found.report.findings[0].rule == "numerical_overflow"
+    code = main(["replay", str(folder), "--model", f"{target}:rooted", "--loss", f"{target}:loss"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert code == 1
+    assert "The first NaN is made by sqrt in 5 (Root), out of numbers without one." in shown
+
+
+def test_a_mask_of_infinities_is_no_origin():
+    scores = nn.Linear(3, 3)
+    with Origins(scores) as origins:
+        masked = scores(torch.ones(2, 3)).masked_fill(torch.eye(3)[:2].bool(), -math.inf)
+        masked.softmax(-1).sum().backward()
+    assert origins.first is None
+
+
+def test_an_operation_of_the_backward_pass_is_named_as_one():
+    weights = torch.zeros(3, requires_grad=True)
+    with Origins(nn.Linear(1, 1)) as origins:
+        weights.sqrt().sum().backward()
+    assert origins.first.backward
+    assert "in the backward pass" in str(origins.first)
+
+
+def test_json_on_standard_output_is_alone(tmp_path, target, capsys):
+    torch.manual_seed(0)
+    folder, value, _ = kept(tmp_path / "run", load(target, "build")(), load(target, "loss"))
+    words = ["replay", str(folder), "--model", f"{target}:build", "--loss", f"{target}:loss", "--json", "-"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["loss_value"] == pytest.approx(value, rel=1e-6)
+    assert told["step"] == 44
+    assert "gradient_rms" in told["blocks"][1]
+
+
+def test_what_cannot_be_run_again_is_said_in_a_sentence(tmp_path, target, capsys):
+    model = load(target, "build")()
+    values = {"args": (torch.randn(4, 6),), "kwargs": {}, "weights": model.state_dict()}
+    whole = write_bundle(tmp_path / "whole", Bundle(3, "loss_spike", "why", values=values))
+    without = {"args": values["args"], "kwargs": {}}
+    missing = {"weights": "4096 bytes, above the cap of 100"}
+    bare = write_bundle(
+        tmp_path / "bare", Bundle(3, "loss_spike", "why", values=without, missing=missing, checkpoint="c/5.pt")
+    )
+    no_inputs = Bundle(3, "loss_spike", "why", values={"weights": {}}, missing={"args": "larger than the cap"})
+    empty = write_bundle(tmp_path / "empty", no_inputs)
+    cases = {
+        (str(tmp_path), "build"): "a bundle is a folder with a bundle.json",
+        (str(whole), "wider"): "0.weight is (13, 6) here and (12, 6) in the bundle",
+        (str(whole), "shorter"): "only in the bundle",
+        (str(bare), "build"): "above the cap of 100. Let the model load the checkpoint c/5.pt",
+        (str(empty), "build"): "this has none: larger than the cap",
+        (str(whole), "loss"): "must work without arguments",
+    }
+    for (folder, name), words in cases.items():
+        assert main(["replay", folder, "--model", f"{target}:{name}"]) == 2
+        said = capsys.readouterr().err
+        assert words in said, said
+        assert "Traceback" not in said
+    assert main(["replay", str(bare), "--model", f"{target}:build", "--as-built"]) == 0
+    with pytest.raises(UsageError, match="loss must be a callable"):
+        replay(whole, model, "hinge")
+
+
+def test_a_forward_pass_that_raises_is_unmeasured(tmp_path, target):
+    model = load(target, "build")()
+    values = {"args": (torch.randn(4, 5),), "kwargs": {}, "weights": model.state_dict()}
+    folder = write_bundle(tmp_path, Bundle(3, "loss_spike", "why", values=values))
+    with pytest.raises(MeasurementError, match="the forward pass raised RuntimeError"):
+        replay(folder, model)

@@ -1,0 +1,330 @@
+"""The rules of a watched run on made-up samples: each speaks of its fault at its place, and of nothing else."""
+
+import math
+
+import pytest
+import torch
+from benchmarks.watching.synthetic import Synthetic
+
+from levada.probe.trace import Site
+from levada.watching import Sample
+from levada.watching.account import report
+from levada.watching.judge import Judge
+
+
+def at(signal, site, factor):
+    """Multiply a signal of one block, or of all."""
+
+    def edit(step, values, scalars, losses):
+        values[signal][site] *= factor
+
+    return edit
+
+
+def fired(findings):
+    return [(f.rule, f.severity, f.where.get("first")) for f in findings if f.status == "fired"]
+
+
+def raised(losses, to):
+    losses[:] = [(step, to) for step, _ in losses]
+
+
+def test_a_healthy_run_is_silent():
+    run = Synthetic()
+    run.run(40)
+    assert run.judge.findings == []
+    assert report(run.judge).verdict == "healthy"
+
+
+def test_what_holds_on_two_samples_is_not_told_and_on_three_is():
+    def cut(step, values, scalars, losses):
+        values["update_ratio"][:] = 0.3
+        raised(losses, 2.5)
+
+    run = Synthetic()
+    run.run(12)
+    assert [f for f in run.run(2, cut) if f.rule == "learning_rate_too_high"] == []
+    run.run(1)
+    assert [f for f in run.run(2, cut) if f.rule == "learning_rate_too_high"] == []  # not two and two
+    found = [f for f in run.run(1, cut) if f.rule == "learning_rate_too_high"]
+    assert [f.evidence["samples"] for f in found] == [3]
+
+
+def test_a_finding_ends_and_says_when():
+    run = Synthetic()
+    run.run(12)
+    run.run(5, at("gradient_rms", 3, 1e-4))
+    assert fired(run.judge.findings) == [("vanishing_gradient", "warn", "layers.3")]
+    run.run(2)
+    assert run.judge.findings[0].status == "fired"
+    run.run(1)
+    finding = run.judge.findings[0]
+    assert finding.status == "clear"
+    assert finding.evidence["cleared_at"] == run.step - run.every
+    assert f"Cleared at step {run.step - run.every}." in finding.claim
+    assert report(run.judge).verdict == "healthy"
+    assert "1 findings have ended: vanishing_gradient." in report(run.judge).notes
+
+
+def test_a_gradient_that_falls_everywhere_is_no_dying_block():
+    run = Synthetic()
+    run.run(12)
+    assert run.run(8, at("gradient_rms", slice(None), 1e-4)) == []
+    assert fired(run.run(5, at("gradient_rms", 5, 1e-4))) == [("vanishing_gradient", "warn", "layers.5")]
+
+
+def test_a_dying_block_whose_weights_stand_still_is_an_error():
+    def dying(step, values, scalars, losses):
+        values["gradient_rms"][2] *= 1e-5
+        values["update_ratio"][2] = 1e-9
+
+    run = Synthetic()
+    run.run(12)
+    assert fired(run.run(4, dying)) == [("vanishing_gradient", "error", "layers.2")]
+
+
+def over_depth(signal, factor, loss=2.3, ratio=None):
+    def edit(step, values, scalars, losses):
+        count = len(values[signal])
+        depth = torch.arange(count, dtype=torch.float64)
+        values[signal] *= factor ** (depth if factor >= 1 or signal == "signal_rms" else count - 1 - depth)
+        if ratio is not None:
+            values["update_ratio"][0] = ratio
+        raised(losses, loss)
+
+    return edit
+
+
+def test_vanishing_over_depth_is_an_error_only_where_first_blocks_stand_still_and_nothing_is_learned():
+    cases = {
+        ("error", 1e-9, 2.3): 0,
+        ("warn", 1e-3, 2.3): 0,  # an optimizer that rescales moves them
+    }
+    for severity, ratio, loss in cases:
+        run = Synthetic(20)
+        run.run(8, over_depth("gradient_rms", 0.4, loss, ratio))
+        assert fired(run.judge.findings) == [("vanishing_gradient", severity, "layers.0")]
+        assert abs(run.judge.findings[0].evidence["gradient_decay_per_block"]["value"] - 0.4) < 0.02
+    run = Synthetic(20)
+    run.run(8, over_depth("gradient_rms", 0.9))  # a decade: what finite width does at criticality
+    assert run.judge.findings == []
+
+
+def test_a_signal_that_decays_or_grows_over_depth_speaks_only_with_a_loss_that_suffers():
+    for factor, rule in ((0.4, "vanishing_signal"), (2.5, "exploding_signal")):
+        run = Synthetic(20)
+        run.run(12, over_depth("signal_rms", factor))
+        assert [name for name, _, _ in fired(run.judge.findings)] == [rule]
+
+        def learning(step, values, scalars, losses, factor=factor):
+            values["signal_rms"] *= factor ** torch.arange(20, dtype=torch.float64)
+
+        run = Synthetic(20)
+        run.run(20, learning)
+        assert run.judge.findings == []
+
+
+def test_a_gradient_that_explodes_is_told_where_the_loss_rises_and_is_an_error_where_it_destroys():
+    def exploding(step, values, scalars, losses):
+        values["gradient_rms"][4] *= 1e4
+        raised(losses, 4.0 + step / 1e4)
+        values["update_ratio"][4] = 0.5
+
+    run = Synthetic()
+    run.run(12)
+    assert run.run(4, at("gradient_rms", 4, 1e4)) == []  # clipped, and learning on
+    run.run(3)
+    found = [f for f in run.run(4, exploding) if f.rule == "exploding_gradient"]
+    assert fired(found) == [("exploding_gradient", "error", "layers.4")]
+
+
+def frozen(step, values, scalars, losses):
+    values["weight_gradient_rms"][3] = 0.0
+    values["update_ratio"][3] = 0.0
+
+
+def test_a_block_that_gets_no_gradient_is_frozen_an_error():
+    run = Synthetic()
+    run.run(12)
+    assert fired(run.run(8, frozen)) == [("frozen_layers", "error", "layers.3")]
+    assert run.judge.findings[0].evidence["blocks"] == ["layers.3"]
+
+
+def test_a_cut_is_named_at_the_last_block_that_gets_nothing():
+    def cut(step, values, scalars, losses):
+        for signal in ("weight_gradient_rms", "update_ratio", "gradient_rms"):
+            values[signal][:4] = 0.0
+
+    run = Synthetic()
+    run.run(12)
+    found = run.run(8, cut)
+    assert fired(found) == [("frozen_layers", "error", "layers.3")]
+    assert found[0].evidence["blocks"] == [f"layers.{i}" for i in range(4)]
+
+
+def test_a_block_that_rests_at_random_is_not_frozen():
+    draw = torch.Generator().manual_seed(1)
+
+    def rests(step, values, scalars, losses):
+        if float(torch.rand((), generator=draw)) < 0.5:
+            frozen(step, values, scalars, losses)
+
+    run = Synthetic()
+    run.run(200, rests)
+    assert run.judge.findings == []
+
+
+def test_frozen_parameters_and_blocks_that_did_not_run_are_not_frozen_layers():
+    def unmeasured(step, values, scalars, losses):
+        frozen(step, values, scalars, losses)
+        values["signal_rms"][3] = math.nan
+
+    def asks_for_none(step, values, scalars, losses):
+        values["weight_gradient_rms"][3] = math.nan
+
+    for edit in (unmeasured, asks_for_none):
+        run = Synthetic()
+        run.run(30, edit)
+        assert run.judge.findings == []
+
+
+def test_weight_decay_that_moves_a_frozen_block_makes_it_a_warning():
+    def decaying(step, values, scalars, losses):
+        values["weight_gradient_rms"][3] = 0.0
+
+    run = Synthetic()
+    run.run(12)
+    assert fired(run.run(8, decaying)) == [("frozen_layers", "warn", "layers.3")]
+
+
+def test_dead_units_are_named_and_explain_the_blocks_before_them():
+    def dead(step, values, scalars, losses):
+        values["zero_fraction"][4] = 1.0
+        values["weight_gradient_rms"][:5] = 0.0
+
+    run = Synthetic()
+    run.run(12)
+    assert fired(run.run(8, dead)) == [("dead_units", "error", "layers.4")]
+
+
+def test_sparse_units_from_the_start_are_not_dead():
+    def sparse(step, values, scalars, losses):
+        values["zero_fraction"][:] = 0.9995
+
+    run = Synthetic()
+    run.run(20, sparse)
+    assert run.judge.findings == []
+
+
+def lost(ratio):
+    def edit(step, values, scalars, losses):
+        values["update_ratio"][:] = ratio
+        raised(losses, 2.3 + 0.001 * (step % 7))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ratio", "lr", "rules"),
+    [
+        (torch.bfloat16, 1e-5, 1e-5, [("lost_update", "error", "layers.0")]),
+        (torch.float32, 1e-5, 1e-5, []),  # the same steps are exact there
+        (torch.bfloat16, 5e-3, 1e-3, []),
+        (None, 1e-5, 1e-5, []),  # the type is not known
+    ],
+)
+def test_updates_are_lost_below_the_spacing_of_the_weights_type(dtype, ratio, lr, rules):
+    run = Synthetic(dtype=dtype)
+    run.run(12, lost(ratio), lr=lr)
+    assert fired(run.judge.findings) == rules
+    assert ("lost_update" in report(run.judge).unknown) == (dtype is None)
+
+
+def test_small_steps_of_a_warm_up_or_after_decay_are_asked_for():
+    run = Synthetic(dtype=torch.float32)
+    for step in range(20):
+        run.run(1, lost(1e-9), lr=1e-9 * (step + 1))
+    assert run.judge.findings == []
+    run = Synthetic(dtype=torch.float32)
+    run.run(12)
+    run.run(12, lost(1e-9), lr=1e-8)
+    assert [f.rule for f in run.judge.findings if f.rule != "loss_spike"] == []
+
+
+def test_a_rate_at_which_nothing_moves_is_too_low():
+    run = Synthetic()
+    run.run(12, lost(1e-8), lr=1e-8)
+    assert fired(run.judge.findings) == [("learning_rate_too_low", "error", "layers.0")]
+    run = Synthetic()
+    run.run(12, lost(1e-5), lr=1e-5)
+    assert run.judge.findings == []
+
+
+def test_large_steps_are_too_large_only_if_the_loss_suffers():
+    def large(step, values, scalars, losses):
+        values["update_ratio"][:] = 0.2
+
+    run = Synthetic()
+    run.run(30, large)
+    assert run.judge.findings == []
+
+    def thrown(step, values, scalars, losses):
+        large(step, values, scalars, losses)
+        raised(losses, 3.0)
+
+    run = Synthetic()
+    run.run(12)
+    found = [f for f in run.run(4, thrown) if f.rule == "learning_rate_too_high"]
+    assert fired(found) == [("learning_rate_too_high", "error", "layers.0")]
+
+
+def test_baselines_begin_anew_when_the_blocks_change():
+    run = Synthetic(4)
+    run.run(12)
+    run.sites = tuple(Site(f"other.{i}", i, "Block", (16, 32), ()) for i in range(6))
+    run.source.sites = run.sites
+    run.run(12)
+    assert run.judge.findings == []
+    assert [block["site"] for block in report(run.judge).blocks][-1] == "other.5"
+
+
+def test_rows_are_judged_in_little_time():
+    import time
+
+    sites = 1000
+    run = Synthetic(sites)
+    run.run(40)
+    values = {name: torch.ones(sites, dtype=torch.float64) for name in ("signal_rms", "gradient_rms", "update_ratio")}
+    start = time.process_time()
+    for step in range(8):
+        run.judge.sampled(Sample(10_000 + step, 0.0, values, {"lr": 1e-3}))
+    assert (time.process_time() - start) / 8 < 0.05  # measured: 5 ms
+
+
+def test_the_account_says_what_was_not_judged():
+    judge = Judge(lambda: (Site("0", 0, "Linear", (1,), ()),))
+    judge.sampled(Sample(0, 0.0, {"signal_rms": torch.ones(1, dtype=torch.float64)}))
+    told = report(judge)
+    assert told.verdict == "unknown"
+    assert told.unknown["loss_spike"] == "no loss was seen"
+    assert told.unknown["dead_units"] == "no block was seen to have activations with exact zeros"
+    assert told.unknown["lost_update"] == "no update was measured"
+    assert told.unknown["vanishing_gradient"] == "there are 1 blocks, and a law of depth needs 4"
+    assert told.to_dict()["blocks"] == [{"site": "0", "order": 0, "kind": "Linear", "shape": [1], "signal_rms": 1.0}]
+
+
+def test_history_has_each_telling_worsening_and_ending_in_turn():
+    def dying(step, values, scalars, losses):
+        values["gradient_rms"][2] *= 1e-5
+        values["update_ratio"][2] = 1e-9 if step >= 400 else 1e-3
+
+    run = Synthetic()
+    run.run(12)
+    run.run(12, dying)
+    run.run(4)
+    assert [(f.severity, f.status) for f in run.judge.history] == [
+        ("warn", "fired"),
+        ("error", "fired"),
+        ("error", "clear"),
+    ]
+    assert [(f.severity, f.status) for f in run.judge.findings] == [("error", "clear")]

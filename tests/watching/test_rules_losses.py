@@ -1,0 +1,279 @@
+"""What follows every step's loss: spikes, explained by what moved first, and the first NaN or Inf."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from benchmarks.watching.synthetic import Synthetic
+from torch import nn
+
+from levada.probe.trace import Site
+from levada.watching import Sample
+from levada.watching.baseline import LossBaseline
+from levada.watching.judge import Judge
+
+
+def spiking(onset, to, last=None):
+    def edit(step, values, scalars, losses):
+        losses[:] = [(s, to if onset <= s <= (last or onset) else loss) for s, loss in losses]
+
+    return edit
+
+
+def spikes(run):
+    return [f for f in run.judge.findings if f.rule == "loss_spike"]
+
+
+def test_one_odd_batch_is_named_with_its_step_and_nothing_moved_before_it():
+    run = Synthetic()
+    run.run(20, spiking(333, 40.0))
+    (finding,) = spikes(run)
+    assert finding.evidence["step"] == 333
+    assert finding.severity == "warn"
+    assert finding.where == {}
+    assert "Nothing that is watched moved before it, up to the sampled step 320." in finding.claim
+    assert "The batch of step 333 stands out" in finding.claim
+
+
+def test_what_moved_first_is_named_with_its_step():
+    def edit(step, values, scalars, losses):
+        spiking(347, 3.0, 380)(step, values, scalars, losses)
+        if step >= 320:
+            values["gradient_rms"][5] *= 30
+        if step >= 340:
+            values["signal_rms"][2] *= 8
+
+    run = Synthetic()
+    run.run(25, edit)
+    (finding,) = spikes(run)
+    moved = [(one["site"], one["signal"], one["step"]) for one in finding.evidence["moved_first"]]
+    assert moved == [("layers.5", "gradient_rms", 320), ("layers.2", "signal_rms", 340)]
+    assert finding.where["first"] == "layers.5"
+    assert "First gradient_rms of layers.5 left its own baseline, at step 320" in finding.claim
+
+
+def test_what_moves_with_the_spike_or_after_it_did_not_bring_it_about():
+    def edit(step, values, scalars, losses):
+        spiking(340, 3.0, 380)(step, values, scalars, losses)
+        if step >= 340:
+            values["gradient_rms"][5] *= 30
+
+    run = Synthetic()
+    run.run(25, edit)
+    assert [f.evidence["moved_first"] for f in spikes(run)] == [[]]
+
+
+def test_what_moved_long_before_is_no_explanation():
+    def edit(step, values, scalars, losses):
+        spiking(347, 3.0, 380)(step, values, scalars, losses)
+        if step >= 220:
+            values["gradient_rms"][5] *= 30
+
+    run = Synthetic()
+    run.run(25, edit)
+    assert [f.evidence["moved_first"] for f in spikes(run)] == [[]]
+
+
+def test_a_raised_rate_explains_a_spike():
+    def edit(step, values, scalars, losses):
+        spiking(326, 3.0, 10_000)(step, values, scalars, losses)
+        scalars["lr"] = 0.03 if step >= 320 else 1e-3
+
+    run = Synthetic()
+    run.run(30, edit)
+    (finding,) = spikes(run)
+    assert finding.severity == "error"  # it stays above the start
+    assert finding.evidence["learning_rate"] == {"from": 1e-3, "to": 0.03, "after": 300, "by": 320}
+    assert "The learning rate rose from 0.001 to 0.03 between steps 300 and 320." in finding.claim
+
+
+def test_a_warm_up_is_no_raised_rate():
+    def edit(step, values, scalars, losses):
+        spiking(326, 3.0, 380)(step, values, scalars, losses)
+        scalars["lr"] = 1e-5 * step
+
+    run = Synthetic()
+    run.run(30, edit)
+    assert [f.evidence["learning_rate"] for f in spikes(run)] == [None]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        spiking(333, 1.2),  # a jump of a third of what was learned, in one batch
+        lambda step, values, scalars, losses: losses.__setitem__(
+            slice(None), [(s, loss * math.exp(-s / 60) if s % 37 or s < 400 else 0.05) for s, loss in losses]
+        ),  # an easy task's loss that jumps a hundredfold
+    ],
+)
+def test_jumps_that_do_not_matter_are_no_spikes(edit):
+    run = Synthetic()
+    run.run(40, edit)
+    assert spikes(run) == []
+
+
+def test_harder_data_is_information_and_no_alarm():
+    def curriculum(step, values, scalars, losses):
+        losses[:] = [(s, loss if s < 400 else 1.6 + 0.5 * math.exp(-(s - 400) / 50)) for s, loss in losses]
+
+    run = Synthetic()
+    run.run(40, curriculum)
+    assert [f.severity for f in spikes(run)] == ["info"]
+    assert "since about step" in spikes(run)[0].claim
+
+
+def test_a_loss_baseline_ignores_what_is_not_finite():
+    losses = LossBaseline(warm_up=4)
+    for step, loss in enumerate([2.0, 2.0, math.inf, 2.0, math.nan, 2.0]):
+        losses.add(step, loss)
+    assert (losses.steps, losses.median, losses.ready) == (4, 2.0, True)
+
+
+# NaN and Inf.
+
+
+def overflow(run):
+    return [f for f in run.judge.findings if f.rule == "numerical_overflow"]
+
+
+def broken_from(onset, block, signal="nonfinite"):
+    def edit(step, values, scalars, losses):
+        losses[:] = [(s, math.nan if s >= onset else loss) for s, loss in losses]
+        if step >= onset:
+            values[signal][block:] = 1.0
+
+    return edit
+
+
+def test_the_first_block_of_a_step_that_was_sampled_is_named():
+    run = Synthetic()
+    run.run(13, broken_from(240, 3))
+    (finding,) = overflow(run)
+    assert finding.where == {"first": "layers.3", "last": "layers.3"}
+    assert (finding.evidence["tensor"], finding.evidence["step"]) == ("signal", 240)
+    assert finding.severity == "error"
+
+
+def test_between_samples_the_step_is_known_from_the_loss_and_the_block_is_not_once_all_are_broken():
+    run = Synthetic()
+    run.run(14, broken_from(247, 0))
+    (finding,) = overflow(run)
+    assert finding.where == {}
+    assert finding.evidence["step"] == 247
+    assert finding.evidence["entered_after"] == 246
+    assert "it entered after step 246 and by step 247" in finding.claim
+    assert "the first one is not known" in finding.claim
+
+
+def test_between_samples_finite_blocks_before_tell_the_block():
+    run = Synthetic()
+    run.run(14, broken_from(247, 5))
+    assert overflow(run)[0].where["first"] == "layers.5"
+
+
+def test_without_losses_the_step_is_said_to_lie_between_two_samples():
+    def edit(step, values, scalars, losses):
+        losses.clear()
+        if step >= 240:
+            values["nonfinite"][2:] = 1.0
+
+    run = Synthetic()
+    run.run(13, edit)
+    assert "first seen at the sampled step 240; it entered after step 220 and by step 240" in overflow(run)[0].claim
+
+
+def test_a_gradient_that_overflows_is_named_at_the_first_block_on_its_way_back():
+    def edit(step, values, scalars, losses):
+        if step >= 240:
+            values["gradient_nonfinite"][:6] = 1.0
+
+    run = Synthetic()
+    run.run(13, edit)
+    (finding,) = overflow(run)
+    assert (finding.where["first"], finding.evidence["tensor"]) == ("layers.5", "gradient")
+
+
+def test_a_scaler_that_skips_steps_is_no_alarm_but_one_that_skips_all_is():
+    def edit(step, values, scalars, losses):
+        scalars["loss_scale"] = 65536.0
+        if step in (0, 20, 200):
+            values["gradient_nonfinite"][:] = 1.0
+
+    run = Synthetic()
+    run.run(20, edit)
+    assert overflow(run) == []
+
+    def always(step, values, scalars, losses):
+        scalars["loss_scale"] = 65536.0
+        values["gradient_nonfinite"][:] = 1.0
+
+    run.run(3, always)
+    assert [f.where["first"] for f in overflow(run)] == ["layers.7"]
+
+
+def test_infinities_of_a_mask_are_a_warning_alone():
+    def edit(step, values, scalars, losses):
+        values["nonfinite"][4] = 1.0
+
+    run = Synthetic()
+    run.run(1, edit)
+    assert [(f.severity, f.where["first"]) for f in overflow(run)] == [("warn", "layers.4")]
+
+
+def test_numbers_that_are_finite_again_end_the_finding():
+    def edit(step, values, scalars, losses):
+        if step == 240:
+            values["gradient_nonfinite"][2] = 1.0
+
+    run = Synthetic()
+    run.run(15, edit)
+    assert [(f.status, f.evidence.get("cleared_at")) for f in overflow(run)] == [("clear", 260)]
+
+
+class Watched(SimpleNamespace):
+    """A model of three maps, with the pass that it was last called with."""
+
+    def __init__(self):
+        super().__init__(model=nn.Sequential(*(nn.Linear(3, 3) for _ in range(3))), optimizers=(), last_pass=None)
+        self.sites = tuple(Site(str(i), i, "Linear", (2, 3), (f"{i}.weight", f"{i}.bias")) for i in range(3))
+
+    def call(self, inputs):
+        self.last_pass = SimpleNamespace(args=(inputs,), kwargs={})
+
+
+def seen_before_update(spoil):
+    watched = Watched()
+    judge = Judge(watched)
+    judge.sampled(Sample(0, 0.0, {"signal_rms": torch.ones(3, dtype=torch.float64)}, {}, ((0, 1.0),), rank=3))
+    inputs = torch.ones(2, 3)
+    spoil(watched.model, inputs)
+    watched.call(inputs)
+    judge.before_update(7, torch.tensor(math.nan))
+    judge.before_update(8, torch.tensor(math.nan))  # is told once
+    (finding,) = judge.findings
+    return finding
+
+
+def test_before_the_update_a_broken_weight_is_named_exactly():
+    def spoil(model, inputs):
+        model[1].bias.data[2] = math.inf
+
+    finding = seen_before_update(spoil)
+    assert finding.where["first"] == "1"
+    assert finding.evidence["tensor"] == "weight"
+    assert (finding.evidence["step"], finding.evidence["rank"]) == (7, 3)
+    assert "on rank 3: the parameter 1.bias holds Inf." in finding.claim
+
+
+def test_before_the_update_broken_inputs_are_named():
+    def spoil(model, inputs):
+        inputs[0, 0] = math.nan
+
+    assert seen_before_update(spoil).evidence["tensor"] == "inputs"
+
+
+def test_before_the_update_what_is_finite_leaves_the_forward_pass_or_the_loss():
+    finding = seen_before_update(lambda model, inputs: None)
+    assert finding.evidence["tensor"] == "loss"
+    assert "the weights and the inputs are finite" in finding.claim
