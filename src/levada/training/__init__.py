@@ -4,5 +4,6 @@ from levada.training.parallel import Parallel as Parallel
 from levada.training.parallel import materialise as materialise
 from levada.training.parallel import parallelise as parallelise
 from levada.training.parallel import process_mesh as process_mesh
+from levada.training.pipeline import Pipeline as Pipeline
 
-__all__ = ["Parallel", "materialise", "parallelise", "process_mesh"]
+__all__ = ["Parallel", "Pipeline", "materialise", "parallelise", "process_mesh"]
