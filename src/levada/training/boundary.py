@@ -164,6 +164,8 @@ def shapes_only(module: nn.Module) -> Iterator[None]:
     hooks = [(m, name, getattr(m, name)) for m in module.modules() for name in _HOOKS if getattr(m, name)]
     buffers = [(m._buffers, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # or the step's weights would be those without values that were made here
     try:
         for m, name, held in hooks:
             setattr(m, name, type(held)())
@@ -172,6 +174,7 @@ def shapes_only(module: nn.Module) -> Iterator[None]:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), mode:
             yield
     finally:
+        torch.set_autocast_cache_enabled(cached)
         for m, name, held in hooks:
             setattr(m, name, held)
         for own, name, buffer in buffers:
