@@ -91,7 +91,9 @@ def _add_study(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--out", metavar="DIR", default="runs", help="where the run folders go; existing results are kept (runs)")
     add("--seeds", type=int, metavar="N", help="number of seeds; a claim is decided with 5 or more")
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="change one setting of the study")
-    add("--executor", choices=("local",), default="local", help="where configurations run (local)")
+    add("--executor", choices=("local", "slurm", "ray"), default="local", help="where configurations run (local)")
+    text = "an option of the executor, e.g. slurm_partition=gpu, cluster=local, address=auto"
+    add("--executor-set", metavar="KEY=VALUE", action="append", default=[], help=text)
 
 
 def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -102,7 +104,8 @@ def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor = _command(commands, "doctor", "check every frame of a run folder and say what was lost")
-    doctor.add_argument("run", metavar="RUN", help="a run folder")
+    doctor.add_argument("run", metavar="RUN", help="a run folder, or a folder that holds some")
+    doctor.add_argument("--reseal", action="store_true", help="seal the signals again, with what of them can be read")
 
 
 def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -1,0 +1,25 @@
+"""What each command of the command line does: load the targets, call the library, show and store the result."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+
+from levada.commands.bench import bench
+from levada.commands.check import check
+from levada.commands.fix import fix
+from levada.commands.listing import list_names
+from levada.commands.runs import doctor, report
+from levada.commands.study import study
+
+__all__ = ["COMMANDS"]
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "check": check,
+    "fix": fix,
+    "study": study,
+    "report": report,
+    "doctor": doctor,
+    "bench": bench,
+    "list": list_names,
+}

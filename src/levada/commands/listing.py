@@ -1,0 +1,61 @@
+"""`levada list`."""
+
+from __future__ import annotations
+
+import argparse
+
+from levada.commands.output import QUIET, console
+
+__all__ = ["list_names"]
+
+_STARTS = {"exact": "can start as residual", "normalised": "nearly as residual", "none": "-"}
+
+
+def list_names(options: argparse.Namespace) -> int:
+    """Run `levada list`: names, one a line, each with its first sentence; whole lines where no terminal bounds them."""
+    rows = _inventory(options.kind)
+    if not console().is_terminal:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201
+        return QUIET
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    for _ in rows[0][2:]:
+        table.add_column(no_wrap=True)
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    return QUIET
+
+
+def _inventory(kind: str) -> list[tuple[str, ...]]:
+    """Return a row for each name: the name first, its sentence last."""
+    if kind == "connections":
+        from levada import connections
+        from levada.connection import Connection
+
+        listed = [c for c in vars(connections).values() if isinstance(c, type) and issubclass(c, Connection)]
+        return sorted((c.__name__, _STARTS[c.residual_start], _first_line(c)) for c in listed)
+    if kind == "diagnostics":
+        from levada.diagnose import DIAGNOSTICS
+
+        return [(name, _first_line(rule)) for name, rule in DIAGNOSTICS.items()]
+    if kind == "remedies":
+        from levada.diagnose import REMEDIES
+
+        return [(name, remedy.sentence) for name, remedy in REMEDIES.items()]
+    if kind == "studies":
+        from levada.studies import STUDIES
+
+        return [(name, known.title) for name, known in STUDIES.items()]
+    from levada.initialise import INITIALISATIONS
+
+    return [(name, _first_line(function)) for name, function in INITIALISATIONS.items()]
+
+
+def _first_line(documented: object) -> str:
+    return (documented.__doc__ or "").strip().split("\n")[0].replace("`", "")

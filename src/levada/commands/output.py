@@ -1,0 +1,136 @@
+"""What commands show and store: a console, a bar, files that are written whole."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from levada import __version__
+from levada._errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+__all__ = [
+    "FIRED",
+    "QUIET",
+    "UNMEASURED",
+    "console",
+    "fails",
+    "progress_bar",
+    "require_writable",
+    "store",
+    "to_json",
+    "write",
+]
+
+QUIET, FIRED, UNMEASURED = 0, 1, 3  # exit codes
+
+
+def fails(verdict: str, fail_on: str) -> bool:
+    """Return whether a verdict is at or above what the user asked to fail on."""
+    failing = {"error": ("error",), "warn": ("error", "warn"), "never": ()}[fail_on]
+    return verdict in failing
+
+
+def store(told: dict[str, Any], options: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Write what was asked for: all of it as JSON and as a page, the check of the model as SARIF and as a run."""
+    if options.json == "-":
+        sys.stdout.write(to_json(told))
+    elif options.json:
+        write(Path(options.json), to_json(told))
+    if options.sarif:
+        from levada.report.sarif import to_sarif
+
+        write(Path(options.sarif), to_json(to_sarif(report)))
+    if options.html:
+        from levada.report import write_html
+
+        write_html([told], Path(options.html))
+    if options.run:
+        from levada.runs import RunWriter
+
+        with RunWriter.create(Path(options.run), kind="check", name=options.model, config=_config(options)) as writer:
+            writer.append("report", report=report)
+
+
+def _config(options: argparse.Namespace) -> dict[str, Any]:
+    return {"command": ["levada", *sys.argv[1:]], "levada": __version__, "seed": options.seed}
+
+
+def to_json(value: Any) -> str:
+    """Return JSON without NaN and infinities."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def require_writable(options: argparse.Namespace) -> None:
+    """Raise before anything is computed if what was asked for cannot be written."""
+    for option in ("json", "sarif", "html", "out"):
+        name = getattr(options, option, None)
+        if name is None or (option, name) == ("json", "-"):
+            continue
+        path = Path(name)
+        if name == "-" or path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UsageError(f"--{option} must name a file in a folder that can be written to, got {name!r}.")
+    if options.run is not None and Path(options.run).exists():
+        raise UsageError(f"--run must name a folder that does not exist yet, got {options.run!r}.")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    # A reader never sees half a file, and a full disk leaves the old one.
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(file.name).chmod(0o666 & ~mask)  # a temporary file is its owner's alone
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
+@functools.cache
+def console(*, stderr: bool = False) -> Console:
+    """Return the terminal: one for each stream."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:  # rich would exit, as if the code that was checked had
+            raise BrokenPipeError
+
+    return Terminal(stderr=stderr)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on standard error; yield what moves it: `(done, total)`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = Progress(*columns, console=console(stderr=True))
+    bar = bars.add_task(title, total=None)
+
+    started = False
+
+    def move(done: int, total: int) -> None:
+        nonlocal started
+        if not started:
+            bars.start()
+            started = True
+        bars.update(bar, completed=done, total=total)
+
+    try:
+        yield move
+    finally:
+        if started:
+            bars.stop()
