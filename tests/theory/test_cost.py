@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,10 +30,12 @@ from levada.theory.cost import (
     reduce_bytes,
     run_values,
     saved_bytes,
+    stage_bytes,
     training_state_bytes,
 )
 from levada.theory.scale import Machine, Plan, extrapolated
 from levada.training.boundary import tensors_of
+from levada.training.stages import Stages
 from levada.watching import WATCHED
 
 BATCH = 3
@@ -136,6 +138,38 @@ def test_checkpointed_activations(size, segments):
 
 
 @every_size
+@pytest.mark.parametrize("segments", [0, 1, 2])
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_a_stage_holds(size, place, segments):
+    net = build(size)
+    layers = [range(2), range(2, 4 if size.depth > 4 else 3), range(4 if size.depth > 4 else 3, size.depth)]
+    given, came = (tokens(size),), None
+    if place:
+        sent, came = Stages(net, layers, [0], 0).run(0, given, None)
+        given = tuple(tensor.detach().requires_grad_() for tensor in sent)
+        del sent
+    net.stem = nn.Identity() if place else Given(after_stem(net, size))
+    stage = Stages(net, layers, [place], segments)
+    with Alive() as alive:
+        held, _ = stage.run(place, given, came)
+        left = alive.bytes
+    assert len(held) == len(size.state(layers[place].stop))
+    begun = 0 if place or "Hyper" in size.connection else BATCH * size.tokens * size.dim * 4  # what the stem returned
+    assert left + begun == stage_bytes(size, layers[place], BATCH, segments=segments)
+
+
+class Given(nn.Module):
+    """A stem whose output was there before."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.x
+
+
+@every_size
 def test_operations(size):
     net = build(size)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:  # others are not counted on CPUs
@@ -220,7 +254,7 @@ class TestPlan:
         assert plan.memory == {
             "state": 16 * (parameters(self.size, range(6)) + embedding),
             "gathered": 0.0,
-            "saved": 2 * saved_bytes(self.size, 2, layers=range(6)),
+            "saved": 2 * stage_bytes(self.size, range(6), 2),
             "arriving": 4 * boundary_bytes(self.size, 6, 2),
         }
         assert plan.sent == 4 * boundary_bytes(self.size, 6, 2)

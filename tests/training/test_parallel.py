@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import levada
 from levada._errors import UsageError
 from levada.networks import Network, mlp, transformer
+from levada.theory.cost import NetworkSize, gather_bytes, parameters, reduce_bytes
 from levada.training import Parallel, materialise, parallelise, process_mesh
 
 DIM = 8
@@ -35,7 +39,7 @@ CONNECTIONS = {
 def build(connection: str) -> Network:
     torch.manual_seed(0)
     kind, options = CONNECTIONS[connection]
-    net = transformer(4, DIM, vocabulary=11, heads=2, connection=kind, **options).double()
+    net = transformer(4, DIM, vocabulary=12, heads=2, connection=kind, **options).double()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -43,7 +47,7 @@ def build(connection: str) -> Network:
 
 
 def batch() -> Tensor:
-    return torch.randint(11, (4, 5), generator=torch.Generator().manual_seed(1))
+    return torch.randint(12, (4, 5), generator=torch.Generator().manual_seed(1))
 
 
 def gradients(net: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
@@ -68,6 +72,17 @@ def test_gradients_are_those_of_a_single_process(case, connection, found):
 def test_layers_are_compiled_where_it_says_so(connection, found):
     assert found["graphs", "shards, compiled, checkpointed", connection] > 0
     assert found["graphs", "shards, checkpointed", connection] == 0
+
+
+def test_what_is_gathered_and_reduced_is_what_it_costs(found):
+    """All shapes are even, so that shards have no padding."""
+    size = NetworkSize(4, DIM, 12, 5, heads=2)
+    count = parameters(size)
+    for case, passes in (("shards", 2), ("shards, kept gathered", 1), ("shards, checkpointed", 2)):
+        # Half of what is gathered was there before.
+        assert found["gathers", case] / 2 == gather_bytes(count, 2, element=8, passes=passes), case
+        assert found["reduces", case] / 2 == reduce_bytes(count, 2, sharded=True, element=8)
+    assert found["sums", "copies"] == reduce_bytes(count, 2, sharded=False, element=8)
 
 
 def test_layers_stem_and_head_are_units_of_their_own(found):
@@ -132,6 +147,21 @@ def test_what_the_meta_device_would_lose_is_refused():
         materialise(hidden, {})
 
 
+class Messages(TorchDispatchMode):
+    """Count the bytes of what is gathered (as it is whole), of what is reduced to shards, and of what is summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        if operation.namespace == "c10d":
+            whole = args[1] if name == "_reduce_scatter_base_" else args[0]
+            self.bytes[name] += sum(t.numel() * t.itemsize for t in tree_leaves(whole) if isinstance(t, Tensor))
+        return operation(*args, **(kwargs or {}))
+
+
 def spread(rank: int, folder: Path) -> None:
     import torch.distributed as dist
     from torch.distributed.fsdp import FSDPModule
@@ -151,7 +181,17 @@ def spread(rank: int, folder: Path) -> None:
             with compiling if parallel.compile else contextlib.nullcontext():
                 torch._dynamo.utils.counters.clear()
                 net = parallelise(build(connection), mesh, parallel)
-                result[case, connection] = whole(gradients(net, half))
+                with (
+                    Messages()
+                    if connection == "residual" and not parallel.compile
+                    else contextlib.nullcontext() as messages
+                ):
+                    values = gradients(net, half)
+                result[case, connection] = whole(values)
+                if messages:
+                    result |= {("gathers", case): messages.bytes["_allgather_base_"]}
+                    result |= {("reduces", case): messages.bytes["_reduce_scatter_base_"]}
+                    result |= {("sums", case): messages.bytes["allreduce_"]}
                 result["graphs", case, connection] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for kind in ("ddp", "fsdp"):
         with torch.device("meta"):

@@ -18,6 +18,8 @@ import levada.connections
 from levada._errors import UsageError
 from levada.connection import Connection
 from levada.networks import Network, mlp
+from levada.theory.cost import CONNECTIONS as COSTED
+from levada.theory.cost import NetworkSize, boundary_bytes
 from levada.training import Parallel, Pipeline, process_mesh
 from levada.training.boundary import state_from, tensors_of
 from levada.training.stages import split_layers
@@ -171,24 +173,46 @@ def test_stages_have_the_layers_and_the_names_of_the_network(found):
     assert layers == {0, 1, 3}, "stages 0 and 2 of four"
 
 
-def test_what_crosses_a_boundary(found):
+def costed(name: str) -> NetworkSize:
+    connection, options = VARIANTS.get(name, (name, {}))
+    return NetworkSize(DEPTH, DIM, 1, 3, connection=connection, block_size=options.get("block_size", 1))
+
+
+@pytest.mark.parametrize("name", [*CONNECTIONS])
+def test_what_crosses_a_boundary(name, found):
     """Bytes for a micro-batch of 4 x 3 tokens in float64, three of five layers being on the first process."""
     token = 4 * 3 * 8
-    crosses = {name: found[f"{name}, 1f1b"]["crossing"] for name in CONNECTIONS}
-    assert crosses["Residual"] == token * DIM
-    assert crosses["HyperConnection"] == crosses["ManifoldHyperConnection"] == 4 * token * DIM
-    assert crosses["AttentionResidual"] == 4 * token * DIM, "the input and three outputs"
-    assert crosses["AttentionResidual of blocks"] == 3 * token * DIM, "the input and two blocks"
-    assert crosses["AttentionResidual of blocks over a boundary"] == 2 * token * DIM, "the input and one open block"
-    assert crosses["Dense"] == token * (DIM + 3 * 4)
-    assert crosses["DepthWeightedAverage"] == 5 * token * DIM, "the stream, the input and three outputs"
-    assert crosses["InputResidual"] == crosses["ValueResidual"] == crosses["Momentum"] == 2 * token * DIM
+    crosses = found[f"{name}, 1f1b"]["crossing"]
+    if VARIANTS.get(name, (name,))[0] in COSTED and "head" not in name:
+        assert crosses == boundary_bytes(costed(name), 3, 4, element=8)
+    by_hand = {
+        "Residual": DIM,
+        "ManifoldHyperConnection": 4 * DIM,
+        "AttentionResidual": 4 * DIM,  # the input and three outputs
+        "AttentionResidual of blocks": 3 * DIM,  # the input and two blocks
+        "AttentionResidual of blocks over a boundary": 2 * DIM,  # the input and one block, which goes on
+        "Dense": DIM + 3 * 4,
+        "DepthWeightedAverage": 5 * DIM,  # the stream, the input and three outputs
+        "InputResidual": 2 * DIM,
+        "ValueResidual": 2 * DIM,
+        "Momentum": 2 * DIM,
+    }
+    assert crosses == token * by_hand.get(name, crosses // token)
 
 
 def test_what_is_sent_is_what_is_said(found):
     """Counted where tensors are handed to the process group: activations there, gradients back."""
+    assert len(found["sent"]) > 8
     for name, sent in found["sent"].items():
         assert sent == [4 * found[name]["crossing"]] * 2, name
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_memory_for_what_arrives_and_micro_batches_on_their_way(schedule, found):
+    """One of each micro-batch in each direction; under 1F1B no more on their way than stages that follow."""
+    crossing = boundary_bytes(NetworkSize(DEPTH, DIM, 1, 3, connection="HyperConnection"), 3, 2, element=8)
+    assert found["memory", schedule]["arriving"] == [4 * crossing] * 2
+    assert found["memory", schedule]["waiting"] == ([4, 4] if schedule == "gpipe" else [2, 1])
 
 
 def test_uneven_means_are_weighted(found):
@@ -401,6 +425,27 @@ def run_steps(mesh, result: dict) -> None:
     result["evaluated"] = {"loss": evaluated, "gradients": held, "again": of_all(pipeline)}
 
 
+def run_memory(mesh, result: dict) -> None:
+    """Look at what a schedule holds: memory for what arrives, and how many micro-batches are on their way."""
+    for parallel in (GPIPE, ONE):
+        pipeline = Pipeline(build(CASES["HyperConnection, 1f1b"]), nn.functional.mse_loss, mesh, parallel)
+        own = [*pipeline.module.stack.layers.values()][-1]
+        counts = [0, 0]
+
+        def entered(module, given, out, counts=counts):
+            counts[0] += 1
+            counts[1] = max(counts)
+            out.register_hook(lambda _: counts.__setitem__(0, counts[0] - 1))
+
+        own.register_forward_hook(entered)
+        pipeline.step(*batch(torch.float64))
+        stage = pipeline._schedules[True][1]._stage
+        infos = [*stage.args_recv_info.values(), *stage.grad_recv_info.values()]
+        buffers = [info.buffer for part in infos for info in part if info.buffer is not None]
+        arriving = gathered(sum(buffer.numel() * buffer.itemsize for buffer in buffers))
+        result["memory", parallel.schedule] = {"arriving": arriving, "waiting": gathered(counts[1])}
+
+
 def run_quietly(mesh, result: dict) -> None:
     """Look at a layer with a hook, batch statistics and random numbers."""
     x, target = batch(torch.float64)
@@ -493,6 +538,7 @@ def work(rank: int, folder: Path) -> None:
     result: dict = {}
     run_cases(mesh, result)
     run_steps(mesh, result)
+    run_memory(mesh, result)
     run_quietly(mesh, result)
     run_surrounded(mesh, result)
     run_refused(mesh, result)

@@ -25,6 +25,7 @@ __all__ = [
     "reduce_bytes",
     "run_values",
     "saved_bytes",
+    "stage_bytes",
     "training_state_bytes",
 ]
 
@@ -211,7 +212,7 @@ def saved_bytes(
         sequences: number of sequences.
         segments: of checkpointing, of which only the first state is kept; 0 keeps all.
         element: bytes of an element.
-        layers: only of these layers, without the norm: a stage of a pipeline.
+        layers: only of these layers, without the norm.
 
     Returns:
         A number of bytes. For each token a layer keeps $6 d + 2 + h$ elements of attention with h heads, where scores
@@ -237,12 +238,18 @@ def saved_bytes(
         last += 4 * size.sources(depth)
     if not segments:
         return sequences * size.tokens * element * (sum(_saved(size, layer) for layer in run) + last)
-    kept: dict[Hashable, int] = {}
-    for segment in range(segments):
-        kept |= size.state(run.start + segment * len(run) // segments)
+    kept = _starts(size, run, segments)
     if sourced:
         kept |= size.state(depth)
     return sequences * size.tokens * element * (sum(kept.values()) + last)
+
+
+def _starts(size: NetworkSize, layers: range, segments: int) -> dict[Hashable, int]:
+    """Return the tensors in the states before the segments, each once."""
+    kept: dict[Hashable, int] = {}
+    for segment in range(segments):
+        kept |= size.state(layers.start + segment * len(layers) // segments)
+    return kept
 
 
 def _saved(size: NetworkSize, layer: int) -> int:
@@ -255,6 +262,36 @@ def _saved(size: NetworkSize, layer: int) -> int:
         "DepthWeightedAverage": d,
     }
     return (10 * d + 2 if layer % 2 else 6 * d + 2 + size.heads) + own.get(size.connection, 0)
+
+
+def stage_bytes(size: NetworkSize, layers: range, sequences: int, *, segments: int = 0, element: int = 4) -> int:
+    r"""Return the bytes that a stage holds for a micro-batch until its backward pass, beside what arrived for it.
+
+    Args:
+        size: the network.
+        layers: the stage's, not those of the last stage.
+        sequences: number of sequences in the micro-batch.
+        segments: of checkpointing in the stage.
+        element: bytes of an element.
+
+    Returns:
+        What its layers save, and what it sent: the output of a stage is kept, and its input is where it arrived. With
+        segments, the states before each of them and after the last, as far as they did not arrive.
+
+    Example:
+        >>> size = NetworkSize(100, 512, 1000, 128)
+        >>> stage_bytes(size, range(50, 60), 1) == saved_bytes(size, 1, layers=range(50, 60))
+        True
+    """
+    after = size.state(layers.stop)
+    if not segments:
+        stream = after.get(("stream", layers.stop), 0) if layers.start == 0 else 0  # else it takes the input's place
+        elements = sum(_saved(size, layer) for layer in layers) + stream
+    else:
+        held = {**_starts(size, layers, segments), **after}
+        arrived = size.state(layers.start) if layers.start else {}
+        elements = sum(width for name, width in held.items() if name not in arrived)
+    return sequences * size.tokens * element * elements
 
 
 def boundary_bytes(size: NetworkSize, layers: int, sequences: int, *, element: int = 4) -> int:

@@ -18,6 +18,7 @@ from levada.theory.cost import (
     reduce_bytes,
     run_values,
     saved_bytes,
+    stage_bytes,
     training_state_bytes,
 )
 
@@ -129,7 +130,7 @@ class Plan:
             count += size.vocabulary * size.dim
         waiting = min(self.micro_batches, self.processes - place)
         segments = round(math.sqrt(len(layers))) if self.checkpoint else 0
-        saved = waiting * saved_bytes(size, self.part, segments=segments, element=self.element, layers=layers)
+        saved = waiting * stage_bytes(size, layers, self.part, segments=segments, element=self.element)
         if segments:
             longest = range(layers.stop - -(-len(layers) // segments), layers.stop)
             saved += saved_bytes(size, self.part, element=self.element, layers=longest)
