@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,6 +289,16 @@ class TestPlan:
     def test_what_it_refuses(self, options, message):
         with pytest.raises(UsageError, match=message):
             Plan(self.size, **{"kind": "pipeline", "processes": 2, "sequences": 8, **options})
+
+
+def test_the_tables_of_the_documentation_are_made_by_it():
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if "theory" in block:
+            exec(block, names)
+    for table in names["tables"]:
+        assert table in page
 
 
 def test_other_connections_are_refused():
