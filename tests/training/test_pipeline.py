@@ -196,6 +196,7 @@ def test_what_crosses_a_boundary(name, found):
         "InputResidual": 2 * DIM,
         "ValueResidual": 2 * DIM,
         "Momentum": 2 * DIM,
+        "Reversible": DIM,
     }
     assert crosses == token * by_hand.get(name, crosses // token)
 
@@ -251,6 +252,7 @@ def test_evaluation_has_other_batches_and_no_gradients(found):
     x, target = batch(torch.float64)
     expected = nn.functional.mse_loss(net(x[:4]), target[:4]).detach()
     assert float(found["evaluated"]["loss"]) == pytest.approx(float(expected), rel=1e-12)
+    assert found["evaluated"]["gpipe"] == found["evaluated"]["interleaved-1f1b"] == found["evaluated"]["loss"]
     assert found["evaluated"]["gradients"] == 0
     assert_equal(found["evaluated"]["again"], alone(CASES["HyperConnection, 1f1b"])[1], 1e-12)
 
@@ -270,6 +272,11 @@ def test_under_autocast_the_state_crosses_in_its_type(found):
 def test_layers_are_compiled(found):
     assert found["graphs"] > 0
     assert_equal(found["compiled"], alone(CASES["HyperConnection, 1f1b"])[1], 1e-12)
+
+
+def test_a_network_on_the_meta_device_is_given_values_stage_by_stage(found):
+    assert "must have values before the first step" in found["meta"]["message"]
+    assert_equal(found["meta"]["gradients"], alone(CASES["HyperConnection, 1f1b"])[1], 1e-12)
 
 
 def test_layers_are_cut_into_segments(found):
@@ -320,11 +327,13 @@ class TestStates:
 
     def test_gradients_arrive_contiguous_and_zero_where_nothing_reads(self):
         leaves = [torch.randn(2, 3, requires_grad=True) for _ in range(2)]
-        _, crossing = tensors_of(tuple(leaves), "Residual")
-        first, _ = state_from(leaves, crossing)
-        first.mT.contiguous().sin().mT.sum().backward()
-        torch.testing.assert_close(leaves[0].grad, leaves[0].cos())
-        assert leaves[0].grad.is_contiguous()
+        came, found = [2 * leaf for leaf in leaves], []
+        came[0].register_hook(found.append)
+        _, crossing = tensors_of(tuple(came), "Residual")
+        first, _ = state_from(came, crossing)
+        first.mT.contiguous().sin().square().sum().backward()
+        assert found[0].is_contiguous()
+        torch.testing.assert_close(leaves[0].grad, 2 * (4 * leaves[0]).sin())
         assert torch.equal(leaves[1].grad, torch.zeros(2, 3))
 
     def test_what_cannot_cross(self):
@@ -423,6 +432,21 @@ def run_steps(mesh, result: dict) -> None:
     held = len(of_all(pipeline))
     pipeline.step(x, target)
     result["evaluated"] = {"loss": evaluated, "gradients": held, "again": of_all(pipeline)}
+    for schedule in ("gpipe", "interleaved-1f1b"):
+        other = Pipeline(build(plain), mean, mesh, Parallel("pipeline", micro_batches=2, schedule=schedule))
+        result["evaluated"][schedule] = other.evaluate(x[:4], target[:4])
+
+    with torch.device("meta"):
+        net = build(plain)
+    pipeline = Pipeline(net, mean, mesh, plain.parallel)
+    try:
+        pipeline.step(x, target)
+    except UsageError as error:
+        result["meta"] = {"message": str(error)}
+    weights = build(plain).state_dict()
+    pipeline.module.to_empty(device="cpu").load_state_dict({k: weights[k] for k in pipeline.module.state_dict()})
+    pipeline.step(x, target)
+    result["meta"]["gradients"] = of_all(pipeline)
 
 
 def run_memory(mesh, result: dict) -> None:

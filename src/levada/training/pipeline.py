@@ -37,7 +37,8 @@ class Pipeline:
     steps, as in one process; weights that stem, layers and head share get the sum from all stages that have them.
 
     Args:
-        network: stem, stack and head; the same in each process.
+        network: stem, stack and head; the same in each process. One on the meta device stays there until `module` is
+            given values, so that no process need hold all of it.
         loss: a function from output and targets to the mean loss.
         mesh: the processes, as `process_mesh` makes them.
         parallel: stages, micro-batches and schedule.
@@ -96,7 +97,8 @@ class Pipeline:
             network.stack.arrange(compile=True)
         self.module = Stages(network, layers, [*self._own], parallel.checkpoint or None)
         self.shared = _shared(network, layers, self.processes, self.process)
-        self.module.to(self.device)
+        if not self._on_meta:
+            self.module.to(self.device)
         self._groups = {
             ranks: dist.new_group([self._global(r) for r in ranks], use_local_synchronization=True)
             for ranks in sorted({ranks for ranks, _ in self.shared})
@@ -171,6 +173,10 @@ class Pipeline:
         return norm
 
     @property
+    def _on_meta(self) -> bool:
+        return any(parameter.is_meta for parameter in self.module.parameters())
+
+    @property
     def _own(self) -> range:
         return range(self.process, self.stages, self.processes)
 
@@ -190,6 +196,11 @@ class Pipeline:
                     f"and the mean of their losses is the batch's, got {name} of {tuple(given.shape)}. Drop the last, "
                     "smaller batch, or change micro_batches."
                 )
+        if self._on_meta:
+            raise UsageError(
+                "Pipeline: parameters must have values before the first step, and are on the meta device. Call "
+                "pipeline.module.to_empty(device=...), and load a checkpoint or a state dict."
+            )
         x, target = x.to(self.device), target.to(self.device)
         schedule = self._schedule(x[: len(x) // parts], training)
         losses: list[Tensor] = []
@@ -276,7 +287,9 @@ class Pipeline:
         if place:
             message: list[Any] = [self.module.crossings.get(place - 1)]
             if before != self.process:
-                dist.recv_object_list(message, self._global(before), group=self.group, device=self.device)
+                dist.recv_object_list(
+                    message, self._global(before), group=self.group, device=self.device, use_batch=True
+                )
             came = message[0]
         with shapes_only(self.module):
             self.module.crossings.pop(place, None)
@@ -289,7 +302,9 @@ class Pipeline:
         if crossing is not None:
             self.module.crossings[place] = crossing
             if after != self.process:
-                dist.send_object_list([crossing], self._global(after), group=self.group, device=self.device)
+                dist.send_object_list(
+                    [crossing], self._global(after), group=self.group, device=self.device, use_batch=True
+                )
         outputs = output if isinstance(output, tuple) else (output,)
         return _described(given), came, _described(outputs)
 
