@@ -1,5 +1,10 @@
-"""Closed-form predictions for signals and gradients in wide random networks. It measures nothing and takes no model."""
+"""Closed-form predictions for signals and gradients in wide random networks. It measures nothing and takes no model.
 
+What training costs is in `levada.theory.cost`, and what it needs on many processes in `levada.theory.scale`.
+"""
+
+from levada.theory import cost as cost
+from levada.theory import scale as scale
 from levada.theory.activation import Activation as Activation
 from levada.theory.activation import ActivationLike as ActivationLike
 from levada.theory.activation import as_activation as as_activation
