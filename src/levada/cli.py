@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_fix(commands)
     _add_study(commands)
+    _add_train(commands)
     _add_report(commands)
     _add_doctor(commands)
     _add_bench(commands)
@@ -94,6 +95,14 @@ def _add_study(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--executor", choices=("local",), default="local", help="where configurations run (local)")
 
 
+def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
+    train = _command(commands, "train", "train a stack as a TOML file says, on one process or under torchrun")
+    add = train.add_argument
+    add("config", metavar="CONFIG.toml", help="the configuration; docs/train.md lists its keys")
+    add("--set", metavar="TABLE.KEY=VALUE", action="append", default=[], help="change one setting of the file")
+    add("--resume", action="store_true", help="continue the run from its newest complete checkpoint")
+
+
 def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
     report = _command(commands, "report", "make one self-contained page from run folders")
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, or a folder that holds some")
@@ -139,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
-        parser.error("a command is needed: check, fix, study, report, doctor, bench or list")
+        parser.error("a command is needed: check, fix, study, train, report, doctor, bench or list")
     from levada import commands
 
     try:

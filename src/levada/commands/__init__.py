@@ -11,6 +11,7 @@ from levada.commands.fix import fix
 from levada.commands.listing import list_names
 from levada.commands.runs import doctor, report
 from levada.commands.study import study
+from levada.commands.train import train
 
 __all__ = ["COMMANDS"]
 
@@ -18,6 +19,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "check": check,
     "fix": fix,
     "study": study,
+    "train": train,
     "report": report,
     "doctor": doctor,
     "bench": bench,

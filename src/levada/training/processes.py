@@ -1,0 +1,113 @@
+"""The processes of a training: who this one is, and what all of them agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
+
+import torch
+import torch.distributed as dist
+
+from levada._errors import UsageError
+from levada.training.config import Config
+
+__all__ = ["Processes", "join"]
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among those that train together.
+
+    Attributes:
+        rank: its number.
+        size: how many there are.
+        device: where it computes.
+        saving: the group that checkpoints are coordinated in, beside the training's own messages; None for one process
+            without a group.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    saving: Any = None
+
+    def agree(self, ask: Callable[[], T]) -> T:
+        """Ask the first process, and give all of them its answer; if it raises, all of them do.
+
+        Args:
+            ask: what the first process calls; its answer must be picklable.
+
+        Raises:
+            UsageError: in the other processes, if `ask` raised anything in the first.
+        """
+        if self.size == 1:
+            return ask()
+        answer: list[Any] = [None, None]
+        raised: Exception | None = None
+        if self.rank == 0:
+            try:
+                answer[0] = ask()
+            except Exception as error:
+                raised, answer[1] = error, str(error)
+        dist.broadcast_object_list(answer, group=self.saving)
+        if answer[1] is not None:
+            raise raised or UsageError(answer[1])
+        found: T = answer[0]
+        return found
+
+
+@contextmanager
+def join(config: Config) -> Iterator[Processes]:
+    """Join the processes that torchrun started, or be the only one; leave them at the end.
+
+    A process group that exists already is used, and stays.
+
+    Args:
+        config: says how the network is spread, and over which devices.
+
+    Raises:
+        UsageError: if there are several processes and nothing to spread, or no such device.
+    """
+    kind, size = config.parallel.kind, int(os.environ.get("WORLD_SIZE", "1"))
+    if dist.is_available() and dist.is_initialized():
+        size = dist.get_world_size()
+    if kind == "none" and size > 1:
+        raise UsageError(
+            f'train: parallel.kind "none" is for one process, got {size}: each would train the same network by itself. '
+            "Use ddp, fsdp or pipeline."
+        )
+    device = _device(config.run.device)
+    begun = kind != "none" and not dist.is_initialized()
+    if begun:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:  # one process, started without torchrun
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        if kind == "none":
+            yield Processes(0, 1, device)
+        else:
+            # Messages of a checkpoint that is written meanwhile must not mix with those of the training.
+            saving = dist.new_group(backend="gloo")
+            yield Processes(dist.get_rank(), dist.get_world_size(), device, saving)
+    finally:
+        if begun:
+            dist.destroy_process_group()
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UsageError('train: run.device "cuda" needs a GPU that PyTorch sees, and there is none. Use "cpu".')
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
