@@ -82,17 +82,46 @@ class Stack(nn.Module):
         for i, module in enumerate(modules):
             if not isinstance(module, nn.Module):
                 raise UsageError(f"Stack: a branch must be an nn.Module, got {type(module).__name__} at layer {i}.")
-        if not 0 <= checkpoint <= depth:
-            raise UsageError(f"Stack: checkpoint must be in [0, depth] with depth {depth}, got {checkpoint}.")
         self.dim = dim
         self.dim_out = connections[-1].dim_out
-        self.segments = round(math.sqrt(depth)) if checkpoint is True else int(checkpoint)
         self.layers = nn.ModuleList(Layer(c, b) for c, b in zip(connections, modules, strict=True))
         self.output = connections[-1].output(dim)
-        if compile is not False:
-            compiled = _CompiledAdvance({} if compile is True else compile)
+        self.arrange(checkpoint=checkpoint, compile=compile)
+
+    def arrange(
+        self, *, checkpoint: int | bool | None = None, compile: bool | Mapping[str, Any] | None = None
+    ) -> Stack:
+        """Say how the layers run: what is kept for the backward pass, and whether they are compiled.
+
+        The constructor's options for a stack that is built; what the layers compute stays the same.
+
+        Args:
+            checkpoint: as in the constructor; None leaves it as it is.
+            compile: as in the constructor; None leaves it as it is.
+
+        Returns:
+            The stack.
+
+        Raises:
+            UsageError: if there are more segments than layers.
+
+        Example:
+            >>> import levada
+            >>> stack = Stack([nn.Identity() for _ in range(9)], levada.Residual, dim=2)
+            >>> stack.arrange(checkpoint=True).segments
+            3
+        """
+        if checkpoint is not None:
+            if not 0 <= checkpoint <= self.depth:
+                raise UsageError(f"Stack: checkpoint must be in [0, depth] with depth {self.depth}, got {checkpoint}.")
+            self.segments = round(math.sqrt(self.depth)) if checkpoint is True else int(checkpoint)
+        if compile is not None:
+            compiled = None if compile is False else _CompiledAdvance({} if compile is True else compile)
             for layer in self:
-                layer.compiled = compiled
+                layer.__dict__.pop("compiled", None)
+                if compiled is not None:
+                    layer.compiled = compiled
+        return self
 
     @property
     def depth(self) -> int:

@@ -10,6 +10,7 @@ from levada.training.files import to_toml as to_toml
 from levada.training.loop import Trained as Trained
 from levada.training.loop import train as train
 from levada.training.parallel import Parallel as Parallel
+from levada.training.parallel import materialise as materialise
 from levada.training.parallel import parallelise as parallelise
 from levada.training.parallel import process_mesh as process_mesh
 from levada.training.record import evaluations as evaluations
@@ -24,6 +25,7 @@ __all__ = [
     "content_hash",
     "evaluations",
     "losses",
+    "materialise",
     "parallelise",
     "process_mesh",
     "read",

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
 from levada._errors import MeasurementError
@@ -100,7 +101,7 @@ class Checkpoints:
         weights, whole = get_state_dict(model, optimizer, options=_OPTIONS)
         state = _moments(whole)
         try:
-            dcp.load({"model": weights, "optimizer": state}, checkpoint_id=path, **self._surroundings())
+            load({"model": weights, "optimizer": state}, checkpoint_id=path, **self._surroundings())
         except Exception as error:
             told = " ".join(str(error).split())
             raise MeasurementError(f"{path} cannot be loaded: {type(error).__name__}: {told}") from error
@@ -122,11 +123,11 @@ class Checkpoints:
         path = self._folder / f"step-{step:08d}"
         self.saved = step
         if self._asynchronous:
-            future: Any = dcp.async_save(state, checkpoint_id=path, **self._surroundings())
+            future: Any = async_save(state, checkpoint_id=path, **self._surroundings())
         else:
             future = Future()
             try:
-                future.set_result(dcp.save(state, checkpoint_id=path, **self._surroundings()))
+                future.set_result(save(state, checkpoint_id=path, **self._surroundings()))
             except Exception as error:
                 future.set_exception(error)
         self._writing = step, future

@@ -104,7 +104,12 @@ def _build(kind: Any, given: Any, path: str) -> Any:
             raise UsageError(f"train: {place} is not a {'key' if path else 'table'}; {_nearest(key, kinds, path)}")
         inside = dataclasses.is_dataclass(kinds[key])
         values[key] = _build(kinds[key], value, place) if inside else _fitting(value, kinds[key], place)
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UsageError as error:
+        if str(error).startswith("train: "):
+            raise
+        raise UsageError(f"train: in [{path}], {error}") from error
 
 
 def _nearest(key: str, known: Mapping[str, Any], path: str) -> str:
@@ -208,8 +213,8 @@ def content_hash(config: Config) -> str:
         config: the configuration.
 
     Example:
-        >>> first, other = (resolve({"run": {"steps": n, "seed": 0}}) for n in (10, 20))
-        >>> content_hash(first) == content_hash(other), content_hash(resolve({"run": {"seed": 1}})) == content_hash(first)
+        >>> first, longer, other = (resolve({"run": run}) for run in ({}, {"steps": 20}, {"seed": 1}))
+        >>> content_hash(first) == content_hash(longer), content_hash(first) == content_hash(other)
         (True, False)
     """
     return hashlib.sha256(json.dumps(_fixed(config), sort_keys=True).encode()).hexdigest()[:16]

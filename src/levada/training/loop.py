@@ -187,7 +187,7 @@ def _evaluate(config: Config, source: Source, engine: Engine, device: torch.devi
     places = torch.linspace(0, source.held_out.num - 1, num_batches * size, dtype=torch.float64).long()
     first, last = share(size, 1, engine.replica, engine.replicas)
     losses = []
-    for batch in places.split(size):
+    for batch in torch.split(places, size):
         inputs, targets = _taken(config, source, source.held_out, batch[first:last])
         losses.append(float(engine.evaluate(inputs.to(device), targets.to(device))))
     return math.fsum(losses) / num_batches
@@ -206,6 +206,6 @@ def _stop(
         checkpoints.finish()
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}, the loss {loss:.4g}"
     raise MeasurementError(
-        f"train: {what} at step {step}; the run is kept, with the weights of before in its newest checkpoint. A smaller "
-        "optimizer.lr or a longer schedule.warmup may help; `levada check` says what is wrong with a model at its start."
+        f"train: {what} at step {step}; the run is kept, with the weights of before in its newest checkpoint. A "
+        "smaller optimizer.lr or a longer schedule.warmup may help; `levada check` says what is wrong with a model."
     )

@@ -89,7 +89,8 @@ def join(config: Config) -> Iterator[Processes]:
         if "RANK" in os.environ:
             dist.init_process_group(backend)
         else:  # one process, started without torchrun
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         if kind == "none":
             yield Processes(0, 1, device)

@@ -78,7 +78,7 @@ class Order:
         return torch.cat(parts)
 
     def _shuffled(self, places: Tensor, epoch: int) -> Tensor:
-        """Permute `range(num)`: the network permutes the next power of 4, and what leaves the range goes round again."""
+        """Permute `range(num)`: the network permutes the next power of 4; what leaves the range goes round again."""
         half = max((self.num - 1).bit_length() + 1, 2) // 2
         keys = [mix(self.seed, epoch, number) & _MASK for number in range(_ROUNDS)]
         found = _feistel(places, half, keys)
