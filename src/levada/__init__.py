@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from levada.study import Claim as Claim
     from levada.study import Study as Study
     from levada.supervision import Supervision as Supervision
+    from levada.watching.watch import watch as watch
 
 __version__ = "0.1.0"
 
@@ -101,6 +102,7 @@ _NAMES = {
     "levada.sharding": ("shard_connections",),
     "levada.study": ("Claim", "Study"),
     "levada.supervision": ("Supervision",),
+    "levada.watching.watch": ("watch",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted([*_MODULES, *_HOME])

@@ -92,7 +92,9 @@ def _add_study(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--out", metavar="DIR", default="runs", help="where the run folders go; existing results are kept (runs)")
     add("--seeds", type=int, metavar="N", help="number of seeds; a claim is decided with 5 or more")
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="change one setting of the study")
-    add("--executor", choices=("local",), default="local", help="where configurations run (local)")
+    add("--executor", choices=("local", "slurm", "ray"), default="local", help="where configurations run (local)")
+    text = "an option of the executor, e.g. slurm_partition=gpu, cluster=local, address=auto"
+    add("--executor-set", metavar="KEY=VALUE", action="append", default=[], help=text)
 
 
 def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+import levada
 from levada._errors import MeasurementError, UsageError
 from levada.probe import SIGNALS, Probe, Trace
 from levada.probe.collector import Collector
@@ -560,3 +561,24 @@ def test_trace_round_trip_through_json():
     assert trace["cotangent_rms"].isnan().all()
     with pytest.raises(UsageError, match="no site 'z'"):
         trace.at("signal_rms", "z")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+def test_a_stack_that_compiles_its_layers_is_measured_as_it_is_written():
+    torch.manual_seed(0)
+    compiled = levada.Stack([nn.Linear(4, 4) for _ in range(3)], levada.Residual, dim=4, compile={"backend": "eager"})
+    written = levada.Stack([nn.Linear(4, 4) for _ in range(3)], levada.Residual, dim=4)
+    written.load_state_dict(compiled.state_dict())
+    x, traces = torch.randn(8, 4), []
+    for model in (compiled, written):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Probe(model, optimizer, every=2) as probe:
+            for _ in range(5):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+        traces.append(probe.trace())
+    assert traces[0].steps == (0, 2, 4)
+    for signal in ("signal_rms", "gradient_rms", "update_ratio"):
+        torch.testing.assert_close(traces[0][signal], traces[1][signal])
+    assert torch._dynamo.eval_frame._stance.stance == "default", "outside of sampled passes it runs compiled"

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from levada._errors import UsageError
-from levada.diagnose.compiled import eager, unwrapped
 from levada.diagnose.decay import Decay, gradient_decay, signal_decay, size_decay
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.facts import facts_of
@@ -28,6 +27,7 @@ from levada.diagnose.unjudged import in_one_line, unjudged
 from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
 from levada.inputs import Batch, read_batches, require_model
 from levada.probe import MIXING_SIGNALS, Trace
+from levada.probe.compiled import eager, unwrapped
 
 __all__ = ["check", "examine"]
 

@@ -16,7 +16,6 @@ from levada._errors import MeasurementError, UsageError
 from levada.diagnose.causes import causes
 from levada.diagnose.check import examine
 from levada.diagnose.choose import SPENT, Second, chosen, second
-from levada.diagnose.compiled import eager, unwrapped
 from levada.diagnose.course import Clock, Course, Spent, Training, copied
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.loss import Loss, resolve_loss
@@ -28,6 +27,7 @@ from levada.diagnose.rounds import LEAST_TRIALS, How, Kept, Round
 from levada.diagnose.update import DEFAULT, resolve_optimizer
 from levada.diagnose.verify import MOST, Trials
 from levada.inputs import MAX_BATCHES, Batch, read_batches, require_model
+from levada.probe.compiled import eager, unwrapped
 
 __all__ = ["How", "fix"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, final
@@ -15,6 +16,7 @@ from levada._errors import MeasurementError, UsageError, require_at_least
 from levada.connection import require_module
 from levada.probe.bookkeeping import Clearing, acts_by_mode
 from levada.probe.collector import Collector
+from levada.probe.compiled import eager, is_compiled
 from levada.probe.damping import damped, eps_fraction
 from levada.probe.noise import Noise
 from levada.probe.operation import Execution, Operation
@@ -48,7 +50,8 @@ class Probe:
 
     Of layers that carry several streams the signals of `MIXING_SIGNALS` are measured too, at up to 64 tokens of each
     pass at an even stride, and the trace's context has, of the last sampled step and averaged over tokens, the `mixing`
-    matrices and the `stream_weights` of reading and writing, by block. Layers that run compiled are left out.
+    matrices and the `stream_weights` of reading and writing, by block. Layers that run compiled are left out of that;
+    a sampled pass runs them as they are written, since compiled code has no boundaries to look at.
 
     Args:
         model: any module. It must be called as `model(...)`, and not only from inside a compiled function.
@@ -105,6 +108,7 @@ class Probe:
         self._scaler = scaler
         self._noise = Noise() if noise else None
         self._handles: list[RemovableHandle] = []
+        self._as_written: AbstractContextManager[object] | None = None
 
     @property
     def execution(self) -> Execution:
@@ -267,10 +271,15 @@ class Probe:
             return False
         self._reading.begin(1.0 if self._scaler is None else float(self._scaler.get_scale()))
         self._mixing.begin(self._reading.passes)
+        self._as_written = eager(any(is_compiled(m) for m in self.model.modules()))
+        self._as_written.__enter__()
         return True
 
     def end(self, completed: bool) -> None:
         """Measure what is still held of the pass; forget the pass if it failed."""
+        if self._as_written is not None:
+            self._as_written.__exit__(None, None, None)
+            self._as_written = None
         self._mixing.end()
         if self._reading is not None:
             self._signal.flush()

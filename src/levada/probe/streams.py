@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from levada.connection import Layer
 from levada.probe.collector import to_host
+from levada.probe.compiled import is_compiled
 from levada.probe.rounding import rounding_error
 
 __all__ = ["Mixing", "Sample", "mixed_layers", "on_host", "reads_streams"]
@@ -84,7 +84,7 @@ def mixed_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """
     inside: list[str] = []
     if not _runs_as_written():
-        inside = [name for name, module in model.named_modules() if _is_compiled(module)]
+        inside = [name for name, module in model.named_modules() if is_compiled(module)]
     return [
         (name, module)
         for name, module in model.named_modules()
@@ -92,12 +92,6 @@ def mixed_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
         and type(getattr(module, "streams", None)) is int
         and not any(name == outer or not outer or name.startswith(f"{outer}.") for outer in inside)
     ]
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    if isinstance(module, Layer) and module.compiled is not None:
-        return True
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _runs_as_written() -> bool:

@@ -7,17 +7,20 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 
 from levada._errors import UsageError
 from levada.study.results import Cell
 
-__all__ = ["RunFunction", "process_pool", "sweep"]
+__all__ = ["ATTEMPTS", "RunFunction", "num_cores", "process_pool", "sweep"]
+
+ATTEMPTS: Final = 3  # of a cell whose worker died
 
 RunFunction: TypeAlias = Callable[[Mapping[str, Any], Sequence[int]], list[dict[str, Any]]]
 
@@ -32,15 +35,17 @@ def sweep(
 ) -> None:
     """Run every cell; give each result to `done` and each exception to `failed`, in the order in which they come.
 
-    One cell's exception does not stop the others. An interruption (Ctrl-C) cancels what has not begun and, where the
-    processes are this function's own, ends them.
+    One cell's exception does not stop the others. Where the processes are this function's own and one dies (killed, or
+    out of memory), the cells that were at work are run again, each alone, up to `ATTEMPTS` times. An interruption
+    (Ctrl-C) cancels what has not begun and, where the processes are this function's own, ends them.
 
     Args:
         run: (config, seeds) -> one dictionary of values for each seed.
         cells: the cells, the most expensive first.
         done: called in this process, with the cell and its values.
         failed: called in this process, with the cell and the exception.
-        executor: runs the cells; left out, one process per core with one thread each.
+        executor: runs the cells; left out, one process per core with one thread each. `levada.study.executors` has
+            others, for clusters.
 
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
@@ -55,10 +60,35 @@ def sweep(
     if not cells:
         return
     if executor is None:
-        with process_pool(min(len(cells), _num_cores())) as pool:
-            _collect(run, cells, done, failed, pool)
+        _run_locally(run, _order(cells), done, failed)
     else:
-        _collect(run, cells, done, failed, executor)
+        for cell, error in _collect(run, _order(cells), done, failed, executor, window=len(cells))[0]:
+            failed(cell, error)
+
+
+def _run_locally(
+    run: RunFunction,
+    cells: Sequence[Cell],
+    done: Callable[[Cell, list[dict[str, Any]]], None],
+    failed: Callable[[Cell, Exception], None],
+) -> None:
+    """Run the cells in processes of this machine; after a death, those that were at work again, each alone.
+
+    A pool does not say whose process died. Alone, a cell that kills its process is told from one that was beside it.
+    """
+    waiting, attempts = list(cells), Counter[Cell]()
+    while waiting:
+        alone = [cell for cell in waiting if attempts[cell]][:1]
+        batch = alone or waiting
+        workers = min(len(batch), num_cores())
+        with process_pool(workers) as pool:
+            died, unbegun = _collect(run, batch, done, failed, pool, window=workers)
+        attempts.update(cell for cell, _ in died)
+        for cell, error in died:
+            if attempts[cell] >= ATTEMPTS:
+                failed(cell, error)
+        again = [cell for cell, _ in died if attempts[cell] < ATTEMPTS]
+        waiting = [*again, *(cell for cell in waiting if cell not in batch), *unbegun]
 
 
 def _collect(
@@ -67,21 +97,32 @@ def _collect(
     done: Callable[[Cell, list[dict[str, Any]]], None],
     failed: Callable[[Cell, Exception], None],
     executor: Executor,
-) -> None:
-    futures = {executor.submit(_run_cell, run, cell.config, cell.seeds): cell for cell in _order(cells)}
+    *,
+    window: int,
+) -> tuple[list[tuple[Cell, Exception]], list[Cell]]:
+    """Run cells, `window` at a time; return those whose worker died, with the error, and those that never began."""
+    unbegun, at_work = deque(cells), dict[Future[list[dict[str, Any]]], Cell]()
+    died: list[tuple[Cell, Exception]] = []
     try:
-        for future in as_completed(futures):
-            error = future.exception()
-            if error is None:
-                done(futures[future], future.result())
-            elif isinstance(error, Exception):
-                failed(futures[future], error)
-            else:
-                raise error
+        while at_work or (unbegun and not died):
+            while unbegun and not died and len(at_work) < window:
+                cell = unbegun.popleft()
+                at_work[executor.submit(_run_cell, run, cell.config, cell.seeds)] = cell
+            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                cell, error = at_work.pop(future), future.exception()
+                if error is None:
+                    done(cell, future.result())
+                elif isinstance(error, BrokenExecutor):
+                    died.append((cell, error))
+                elif isinstance(error, Exception):
+                    failed(cell, error)
+                else:
+                    raise error
     except BaseException:
-        for future in futures:
+        for future in at_work:
             future.cancel()
         raise
+    return died, list(unbegun)
 
 
 def _order(cells: Sequence[Cell]) -> list[Cell]:
@@ -157,5 +198,6 @@ def _end_with(parent: Any) -> None:
     os._exit(1)  # the parent was killed: nobody waits for this process
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

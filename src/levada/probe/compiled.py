@@ -10,7 +10,7 @@ from torch import nn
 
 from levada.connection import Layer
 
-__all__ = ["eager", "unwrapped"]
+__all__ = ["eager", "is_compiled", "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
@@ -24,13 +24,18 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
         >>> unwrapped(layer) == (layer, False), unwrapped(torch.compile(layer, backend="eager"))[0] is layer
         (True, True)
     """
-    compiled = any(_is_compiled(m) for m in model.modules())
+    compiled = any(is_compiled(m) for m in model.modules())
     while _is_wrapper(model):
         model = model.get_submodule("_orig_mod")
     return model, compiled
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a call of the module, its children not looked at, runs compiled.
+
+    Args:
+        module: any module.
+    """
     if isinstance(module, Layer) and module.compiled is not None:  # a Stack compiles its layers itself
         return True
     return _is_wrapper(module) or getattr(module, "_compiled_call_impl", None) is not None

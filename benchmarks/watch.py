@@ -1,0 +1,154 @@
+"""What watching costs: `levada.watch` at its default settings, `wandb.watch`, and hooks as one writes them first.
+
+python -m benchmarks.watch [--quick]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import levada
+from benchmarks.measure import Program, Row, compare_times, main
+
+Make = Callable[[], tuple[nn.Module, Tensor]]
+
+
+def mlp(depth: int) -> tuple[nn.Module, Tensor]:
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]  # else the signal ends in slow denormal numbers
+    return nn.Sequential(*layers), torch.randn(64, 64)
+
+
+def resnet(depth: int, images: int) -> tuple[nn.Module, Tensor]:
+    return levada.networks.cifar_resnet(depth), torch.randn(images, 3, 32, 32)
+
+
+def transformer(depth: int, dim: int, tokens: int) -> tuple[nn.Module, Tensor]:
+    layer = nn.TransformerEncoderLayer(dim, dim // 64, 4 * dim, dropout=0.0, batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False), torch.randn(4, tokens, dim)
+
+
+def steps_of(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, steps: int, spent: list[float]) -> Program:
+    """Train for some steps; the seconds that they took go to `spent`."""
+
+    def run() -> list[Tensor]:
+        start = time.perf_counter()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+        spent.append(time.perf_counter() - start)
+        return [loss.detach()]
+
+    return run
+
+
+@contextlib.contextmanager
+def wandb_watched(model: nn.Module, every: int) -> Iterator[None]:
+    """Everything that wandb.watch offers, offline; it is sent with each log, which a loop calls anyway."""
+    import wandb
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["WANDB_SILENT"] = "true"
+        run = wandb.init(mode="offline", dir=folder, project="benchmark")
+        run.watch(model, log="all", log_freq=every)
+        try:
+            yield
+        finally:
+            run.unwatch(model)
+            run.finish()
+
+
+@contextlib.contextmanager
+def naively_hooked(model: nn.Module) -> Iterator[None]:
+    """Mean, deviation and norm of every output and gradient as numbers, at every step."""
+    seen: list[tuple[float, float, float]] = []
+
+    def keep(tensor: Tensor | None) -> None:
+        if tensor is not None:
+            seen.append((tensor.mean().item(), tensor.std().item(), tensor.norm().item()))
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [m.register_forward_hook(lambda m, i, o: keep(o.detach())) for m in leaves]
+    handles += [m.register_full_backward_hook(lambda m, i, o: keep(o[0])) for m in leaves]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def compare(name: str, make: Make, what: str, target: float | None, steps: int, repetitions: int) -> Iterator[Row]:
+    """Compare two copies of a model that train alike, one of them watched, `steps` at a time.
+
+    The ratio is the median of the rounds; "all" is all time over all time, which counts what a median leaves out.
+    """
+    model, x = make()
+    twin = copy.deepcopy(model)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=1e-3) for net in (model, twin)]
+    spent: tuple[list[float], list[float]] = [], []
+    baseline = steps_of(model, optimizers[0], x, steps, spent[0])
+    watched = steps_of(twin, optimizers[1], x, steps, spent[1])
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        watch = None
+        if what.startswith("wandb"):
+            stack.enter_context(wandb_watched(twin, 20))
+        elif what.startswith("naive"):
+            stack.enter_context(naively_hooked(twin))
+        else:
+            options: dict[str, Any] = {
+                "a sampled step": {"every": 1, "max_overhead": 100.0},
+                "a step not sampled": {"every": 1 << 30},
+                "default settings, recorded": {"run": f"{folder}/run"},
+            }.get(what, {})
+            watch = stack.enter_context(levada.watch(twin, optimizers[1], **options))
+        found = compare_times(baseline, watched, repetitions=repetitions)
+        told = {} if watch is None else {"said": round(watch.overhead, 5), "distance": watch.sampling}
+    bare, seen = (sum(times[-repetitions:]) for times in spent)
+    yield Row(
+        benchmark="watch",
+        case=f"{name}, {what}",
+        baseline="training step with SGD",
+        candidate="the same, watched",
+        target=target,
+        extra={"steps": steps * repetitions, "all": round(seen / bare, 4), **told},
+        **found,
+    )
+
+
+def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
+    sizes = ((20, 8, 2), (1000, 56, 12))[not quick]
+    models: dict[str, tuple[Make, float]] = {
+        f"MLP, {sizes[0]} layers of 64": (functools.partial(mlp, sizes[0]), 1.3),
+        f"ResNet-{sizes[1]}, {8 if quick else 64} images": (
+            functools.partial(resnet, sizes[1], 8 if quick else 64),
+            1.05,
+        ),
+        f"transformer, {sizes[2]} layers of 256": (
+            functools.partial(transformer, sizes[2], 256, 16 if quick else 128),
+            1.05,
+        ),
+    }
+    rounds = 7 if quick else 10
+    for name, (make, sampled) in models.items():
+        yield functools.partial(compare, name, make, "default settings", 1.01, 20, rounds)
+        yield functools.partial(compare, name, make, "default settings, recorded", 1.01, 20, rounds)
+        yield functools.partial(compare, name, make, "a sampled step", sampled, 1, 15)
+        yield functools.partial(compare, name, make, "a step not sampled", 1.002, 1, 31)
+        yield functools.partial(compare, name, make, "wandb.watch(log='all', log_freq=20)", None, 20, rounds)
+        yield functools.partial(compare, name, make, "naive hooks, every step", None, 1, 7)
+
+
+if __name__ == "__main__":
+    sys.exit(main("watch", cases))

@@ -1,0 +1,320 @@
+"""What watches a loop: it samples optimizer steps, and hands numbers on when they are on the host."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from levada.probe.trace import Site
+from levada.watching.losses import Losses
+from levada.watching.overhead import Cadence, StepClock
+from levada.watching.parameters import Packed, ParameterNorms, pairs
+from levada.watching.passes import Passes
+from levada.watching.places import find_places, in_order, original, plain_name
+from levada.watching.reading import TABLE, Reading, Statistics, by_block
+from levada.watching.sample import Sample
+from levada.watching.taps import Taps
+
+__all__ = ["Engine"]
+
+_CAP = 64 * 2**20  # bytes of a pass's inputs, and of the gradient at its output, that are kept for a bundle
+
+
+@final
+class Engine:
+    """Samples the steps of one model.
+
+    Args:
+        model: the model.
+        optimizers: whose steps end a step; none, if `finish` is called.
+        cadence: which steps are sampled.
+        scaler: what scales the loss, or None.
+        before_update: hears of a step's loss before the update.
+        sampled: hears of each sample.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Any],
+        *,
+        cadence: Cadence,
+        scaler: Any,
+        before_update: Callable[[int, Tensor | None], None],
+        sampled: Callable[[Sample], None],
+    ) -> None:
+        self.model = model
+        self.cadence = cadence
+        self.steps = 0
+        self.sites: tuple[Site, ...] = ()
+        self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end)
+        self._optimizers = optimizers
+        self._scaler = scaler
+        self._before_update, self._sampled = before_update, sampled
+        self._places = find_places(model)
+        self._order: list[int] = []
+        self._names = {id(p): plain_name(name) for name, p in original(model).named_parameters()}
+        self._device = next(p.device for p in model.parameters())
+        self._taps = Taps(model, self._places, self)
+        self._statistics = Statistics()
+        self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
+        self._losses = Losses(model, restart=self._restart, scale=self._scale)
+        self._clock = StepClock(self._device)
+        self._reading: Reading | None = None
+        self._read_before = False
+        self._stepped: set[int] = set()
+        self._waited = {id(optimizer) for optimizer in optimizers}
+        self._handles: list[RemovableHandle] = []
+        self._pending: list[_Sent] = []
+        self._logged: dict[str, float] = {}
+        self._own = 0.0
+        self._where: tuple[Tensor, Tensor] | None = None
+
+    # Attaching and detaching.
+
+    def attach(self) -> None:
+        """Watch from now."""
+        for optimizer in self._optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self.passes.attach()
+        self._losses.open()
+        self._clock.tick(None)
+        self._arm()
+
+    def detach(self) -> None:
+        """Take everything off, and hand on what is still on its way."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._disarm()
+        self.passes.detach()
+        self._losses.close()
+        self._stepped.clear()
+        self._deliver(wait=True)
+
+    def _arm(self) -> None:
+        self.passes.step(self.steps)
+        if self._reading is None and self.cadence.due(self.steps):
+            self._reading = Reading(self.steps, self._statistics, careful=not self.sites)
+            self._losses.mark()
+            self._taps.attach()
+
+    def _disarm(self) -> None:
+        self._taps.detach()
+        if self._reading is not None:
+            self._reading.close()
+        self._reading = None
+        self._read_before = False
+
+    # What the hooks tell.
+
+    def see(self, place: int, tensor: Tensor) -> None:
+        """Take a block's output."""
+        reading = self._reading
+        if reading is not None and (torch.is_grad_enabled() or self.passes.inside()):  # else it is an evaluation
+            begun = time.perf_counter()
+            reading.see(place, tensor)
+            self._own += time.perf_counter() - begun
+
+    def see_activation(self, place: int, tensor: Tensor) -> None:
+        """Take the output of an activation."""
+        reading = self._reading
+        if reading is not None and (torch.is_grad_enabled() or self.passes.inside()):
+            begun = time.perf_counter()
+            reading.see_activation(place, tensor)
+            self._own += time.perf_counter() - begun
+
+    def _begin(self) -> None:
+        if self._reading is not None:
+            self._reading.passes += 1
+            if not self._optimizers and not self._read_before:
+                self._norms.before()
+                self._read_before = True
+
+    def _end(self, completed: bool) -> None:
+        if self._reading is not None:
+            begun = time.perf_counter()
+            self._reading.end(completed)
+            self._own += time.perf_counter() - begun
+
+    def _restart(self) -> None:
+        if self._reading is not None:
+            self._reading.restart()
+
+    def _scale(self) -> Tensor | None:
+        """Return what the loss is multiplied by now, without waiting for the device where that is possible."""
+        scaler = self._scaler
+        if scaler is None or not getattr(scaler, "is_enabled", lambda: True)():
+            return None
+        ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
+        return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
+
+    # The end of a step.
+
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        begun = time.perf_counter()
+        if id(optimizer) in self._stepped:  # the others did not step this time
+            self._waited = set(self._stepped)
+            self.finish()
+        if not self._stepped:
+            if self._reading is not None and not self._read_before:
+                self._norms.before(getattr(optimizer, "grad_scale", None))
+                self._read_before = True
+            self._own += time.perf_counter() - begun
+            self._before_update(self.steps, self._losses.current())
+            return
+        self._own += time.perf_counter() - begun
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._stepped.add(id(optimizer))
+        if self._waited <= self._stepped:
+            self.finish()
+
+    def finish(self) -> None:
+        """End a step."""
+        begun = time.perf_counter()
+        reading = self._reading
+        self._waited = set(self._stepped) or self._waited
+        self._stepped.clear()
+        self._losses.end(self.steps)
+        self._deliver(wait=False)
+        if reading is not None:
+            if reading.calls:
+                self._send(reading)
+                self.cadence.plan(self.steps)
+            self._disarm()
+        self._clock.tick(reading is not None)
+        self.steps += 1
+        self._arm()
+        self._own += time.perf_counter() - begun
+        self.cadence.count(reading is not None, own=self._own)
+        self._own = 0.0
+        for sampled, seconds in self._clock.read():
+            self.cadence.timed(sampled, seconds)
+
+    def _send(self, reading: Reading) -> None:
+        if not self.sites:
+            self._find_sites(reading)
+        packed = self._norms.after() if self._read_before else None
+        steps, losses = self._losses.take()
+        scale = self._scale()
+        numbers = [reading.table(len(self._places), self._device)]
+        numbers += [] if packed is None else [packed.values]
+        numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
+        numbers += [] if scale is None else [scale.reshape(1)]
+        lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else math.nan
+        scalars = {"lr": float(lr)} if not isinstance(lr, Tensor) else {}
+        numbers += [lr.detach().reshape(1)] if isinstance(lr, Tensor) else []
+        names = ["loss_scale"] * (scale is not None) + ["lr"] * isinstance(lr, Tensor)
+        sent = _Sent(reading.step, numbers, packed, steps, names, {**scalars, **self._logged})
+        self._logged = {}
+        self._pending.append(sent)
+        if self._device.type == "cpu":
+            self._deliver(wait=True)
+
+    def loss(self) -> Tensor | None:
+        """Return the loss of the step that is under way."""
+        return self._losses.current()
+
+    def log(self, scalars: Mapping[str, float]) -> None:
+        """Keep numbers for the next sample."""
+        self._logged.update(scalars)
+
+    def _find_sites(self, reading: Reading) -> None:
+        self._order = in_order(self._places, reading.calls)
+        places = [self._places[i] for i in self._order]
+        shapes = [reading.calls.get(i, ()) for i in self._order]
+        owned = [tuple(dict.fromkeys(self._names[id(p)] for p in place.parameters())) for place in places]
+        self.sites = tuple(
+            Site(place.name, order, place.kind, shape, names)
+            for order, (place, shape, names) in enumerate(zip(places, shapes, owned, strict=True))
+        )
+        at: dict[str, list[int]] = {}
+        sizes = {self._names[id(p)]: p.dim() for p in original(self.model).parameters()}
+        for site in self.sites:
+            for name in site.parameters:
+                if sizes[name] >= 2:
+                    at.setdefault(name, []).append(site.order)
+        self._where = pairs(self._norms.names, at)
+
+    def _deliver(self, *, wait: bool) -> None:
+        while self._pending and (wait or self._pending[0].ready()):
+            sent = self._pending.pop(0)
+            self._sampled(self._unpack(sent))
+
+    def _unpack(self, sent: _Sent) -> Sample:
+        table, packed, losses, named = sent.host(len(self._places))
+        scalars = {**sent.scalars, **named}
+        values = {name: v[self._order] for name, v in by_block(table, scalars.get("loss_scale", 1.0)).items()}
+        sites = len(self.sites)
+        missing = torch.full((sites,), math.nan, dtype=torch.float64)
+        if packed is not None and self._where is not None:
+            columns = packed.by_site(self._where, sites).double().unbind(1)
+            weight, count, gradient, gradient_count, update, update_weight = columns
+            values["weight_rms"] = (weight / count).sqrt()
+            values["weight_gradient_rms"] = (gradient / gradient_count).sqrt()
+            ratio = (update / update_weight).sqrt()
+            values["update_ratio"] = torch.where(update_weight > 0, ratio, missing)
+            scalars["gradient_norm"] = math.sqrt(packed.gradient_square())
+        for name in ("weight_rms", "weight_gradient_rms", "update_ratio"):
+            values.setdefault(name, missing)
+        if losses and losses[-1][0] == sent.step:
+            scalars["loss"] = losses[-1][1]
+        if not math.isnan(overhead := self.cadence.overhead):
+            scalars["overhead"] = overhead
+        return Sample(sent.step, sent.time, values, scalars, tuple(losses))
+
+
+@final
+class _Sent:
+    """Numbers on their way from the device to the host: one buffer, one copy, which nobody waits for."""
+
+    def __init__(
+        self,
+        step: int,
+        numbers: list[Tensor],
+        packed: Packed | None,
+        loss_steps: list[int],
+        names: list[str],
+        scalars: dict[str, float],
+    ) -> None:
+        self.step, self.time, self.scalars = step, time.time(), scalars
+        self._packed, self._loss_steps, self._names = packed, loss_steps, names
+        device, wide = numbers[0].device, numbers[0].dtype
+        flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in numbers])
+        self._event: Any = None
+        self._values = flat
+        if device.type == "cuda":
+            self._values = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._values.copy_(flat, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def ready(self) -> bool:
+        """Return whether the numbers have arrived."""
+        return self._event is None or bool(self._event.query())
+
+    def host(self, places: int) -> tuple[Tensor, Packed | None, list[tuple[int, float]], dict[str, float]]:
+        """Return table, parameters, losses and named numbers; this waits if they have not arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        values = self._values.cpu().double()
+        rows = 0 if self._packed is None else self._packed.values.numel()
+        sizes = [places * len(TABLE), rows, len(self._loss_steps), len(self._names)]
+        table, parameters, losses, named = torch.split(values, sizes)
+        packed = None
+        if self._packed is not None:
+            packed = self._packed.host(parameters.view(self._packed.values.shape))
+        return (
+            table.view(places, len(TABLE)),
+            packed,
+            list(zip(self._loss_steps, losses.tolist(), strict=True)),
+            dict(zip(self._names, named.tolist(), strict=True)),
+        )

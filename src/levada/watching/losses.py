@@ -1,0 +1,148 @@
+"""The loss, seen where every training loop shows it: as the scalar that `backward` begins at."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Losses", "in_backward"]
+
+_MARKERS = 2  # parameters that are looked at from each end of the model
+_graph_task = getattr(torch._C, "_current_graph_task_id", None)  # private: without it, recomputation is not recognised
+
+
+def in_backward() -> bool:
+    """Return whether autograd is running a backward pass in this thread, where checkpoints compute again."""
+    return _graph_task is not None and _graph_task() >= 0
+
+
+@final
+class Losses:
+    """The losses of one model's steps, on their device.
+
+    A backward pass belongs to the models whose gradients it changed. When it finds cleared gradients, what came before
+    it is forgotten: the update will not use it.
+
+    Args:
+        model: whose gradients tell.
+        restart: called before a backward pass that finds the gradients of this step cleared.
+        scale: returns what the loss was multiplied by, as a tensor, or None.
+    """
+
+    def __init__(self, model: nn.Module, *, restart: Callable[[], None], scale: Callable[[], Tensor | None]) -> None:
+        self._restart = restart
+        self._scale = scale
+        self._model = model
+        self._markers: list[nn.Parameter] = []
+        self._current: list[Tensor] = []
+        self._steps: list[tuple[int, Tensor]] = []
+        self._alone = False
+        self.mark()
+
+    def mark(self) -> None:
+        """Choose the parameters whose gradients are looked at, among those that learn now."""
+        learning = [p for p in self._model.parameters() if p.requires_grad]
+        self._markers = list({id(p): p for p in (*learning[:_MARKERS], *learning[-_MARKERS:])}.values())
+
+    def open(self) -> None:
+        """See backward passes from now."""
+        _watchers.append(self)
+        _wrap()
+
+    def close(self) -> None:
+        """See no more of them."""
+        if self in _watchers:
+            _watchers.remove(self)
+        _unwrap()
+
+    def current(self) -> Tensor | None:
+        """Return the mean loss of the step that is under way."""
+        if not self._current:
+            return None
+        return self._current[0] if len(self._current) == 1 else torch.stack(self._current).mean()
+
+    def end(self, step: int) -> None:
+        """End a step."""
+        loss = self.current()
+        if loss is not None:
+            self._steps.append((step, loss))
+        self._current = []
+
+    def take(self) -> tuple[list[int], list[Tensor]]:
+        """Return steps and losses since this was called last."""
+        steps, self._steps = self._steps, []
+        return [step for step, _ in steps], [loss for _, loss in steps]
+
+    def before(self) -> list[tuple[int, int]]:
+        """Look at the gradients before a backward pass."""
+        state = [_state(p.grad) for p in self._markers]
+        if self._current and all(p.grad is None for p in self._markers):
+            self._current = []
+            self._restart()
+        return state
+
+    def after(self, state: list[tuple[int, int]], roots: Sequence[Tensor]) -> None:
+        """Keep the loss if the gradients changed."""
+        if [_state(p.grad) for p in self._markers] == state and not self._sharded():
+            return
+        with torch.no_grad():
+            loss = sum((root.detach().reshape(()) for root in roots[1:]), roots[0].detach().reshape(()))
+            scale = self._scale()
+            kept = loss.clone() if scale is None or scale.device != loss.device else loss / scale
+            if scale is not None and scale.device != loss.device:
+                kept = kept / scale.to(kept.device, non_blocking=True)
+            self._current.append(kept)
+
+    def _sharded(self) -> bool:
+        """Whether gradients may wait for the last micro-batch, and no other model could be meant."""
+        return len(_watchers) == 1 and any(hasattr(p, "placements") for p in self._markers)
+
+
+def _state(gradient: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if gradient is None else (id(gradient), gradient._version)
+
+
+_watchers: Final[list[Losses]] = []
+_original: Callable[..., None] | None = None
+
+
+def _wrap() -> None:
+    global _original
+    if _original is not None:
+        return
+    original = torch.autograd.backward
+
+    @functools.wraps(original)
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        roots = () if in_backward() or torch.compiler.is_compiling() else _scalars(tensors)
+        if not roots or not _watchers:
+            return original(tensors, *args, **kwargs)
+        watching = [(watcher, watcher.before()) for watcher in _watchers]
+        original(tensors, *args, **kwargs)
+        for watcher, state in watching:
+            watcher.after(state, roots)
+        return None
+
+    _original = original
+    torch.autograd.backward = backward
+
+
+def _unwrap() -> None:
+    global _original
+    if _watchers or _original is None:
+        return
+    if getattr(torch.autograd.backward, "__wrapped__", None) is _original:
+        torch.autograd.backward = _original  # type: ignore[assignment]
+        _original = None
+
+
+def _scalars(tensors: Any) -> tuple[Tensor, ...]:
+    given: Iterable[Any] = (
+        (tensors,) if isinstance(tensors, Tensor) else tensors if isinstance(tensors, list | tuple) else ()
+    )
+    found = tuple(given)
+    return found if found and all(isinstance(t, Tensor) and t.numel() == 1 for t in found) else ()

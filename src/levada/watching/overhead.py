@@ -1,0 +1,156 @@
+"""How much watching costs, and how far apart samples must be to stay below what was allowed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from typing import Any, final
+
+import torch
+
+from levada._errors import UsageError, require_at_least, require_number
+
+__all__ = ["Cadence", "StepClock"]
+
+_REMEMBERED = 15  # unsampled steps, whose median is what a step takes
+_SAMPLES = 5  # sampled steps, whose median is what one costs
+
+
+@final
+class StepClock:
+    """Seconds from one step's end to the next, on the device where there is one, without waiting for it.
+
+    Args:
+        device: where the model is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = device.type == "cuda"
+        self._last: Any = None
+        self._open: deque[tuple[bool, Any, Any]] = deque()
+
+    def tick(self, sampled: bool | None) -> None:
+        """End a step; None begins to count, and what was before does not."""
+        if self._events:
+            now: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            now.record()
+        else:
+            now = time.perf_counter()
+        if sampled is not None and self._last is not None:
+            self._open.append((sampled, self._last, now))
+        self._last = now
+
+    def read(self) -> list[tuple[bool, float]]:
+        """Return whether a step was sampled, and its seconds, for the steps that are known since the last call."""
+        known = []
+        while self._open:
+            sampled, begin, end = self._open[0]
+            if self._events and not end.query():
+                break
+            self._open.popleft()
+            known.append((sampled, begin.elapsed_time(end) / 1e3 if self._events else end - begin))
+        return known
+
+
+@final
+class Cadence:
+    r"""Which steps are sampled.
+
+    A sampled step costs $c$, the larger of the time in the watch's own code and of what sampled steps take longer
+    than others; both are medians, so that a pause between steps is not mistaken for it. With a step of $t$ seconds and
+    $u$ seconds of own code on steps that are not sampled, samples at a distance $d$ cost a share $(c / d + u) / t$ of
+    the training; $d$ is the smallest number of steps, at least `every`, with which this is at most `max_overhead`.
+
+    Args:
+        every: smallest distance.
+        max_overhead: largest share.
+
+    Raises:
+        UsageError: if `every` is below 1, or `max_overhead` is not above 0.
+
+    Example:
+        >>> cadence = Cadence(every=2, max_overhead=0.1)
+        >>> for step in range(10):
+        ...     sampled = cadence.due(step)
+        ...     cadence.count(sampled, own=0.0, seconds=0.1 + 0.05 * sampled)
+        ...     if sampled:
+        ...         cadence.plan(step)
+        >>> cadence.distance, round(cadence.overhead, 3)
+        (5, 0.1)
+    """
+
+    def __init__(self, every: int, max_overhead: float) -> None:
+        require_at_least("watch", "every", every, 1)
+        require_number("watch", "max_overhead", max_overhead)
+        if not max_overhead > 0:
+            raise UsageError(
+                f"watch: max_overhead must be above 0, a share of the training time such as 0.01, got {max_overhead}."
+            )
+        self.every = every
+        self.max_overhead = max_overhead
+        self.distance = every
+        self._next = 0
+        self._plain: deque[float] = deque(maxlen=_REMEMBERED)
+        self._idle: deque[float] = deque(maxlen=_REMEMBERED)
+        self._own: deque[float] = deque(maxlen=_SAMPLES)
+        self._longer: deque[float] = deque(maxlen=_SAMPLES)
+        self._whole: deque[float] = deque(maxlen=_SAMPLES)
+        self._samples = 0
+
+    def due(self, step: int) -> bool:
+        """Return whether a step is to be sampled."""
+        return step >= self._next
+
+    def plan(self, step: int, distance: int | None = None) -> None:
+        """Choose the next sampled step after this one; with a distance that several processes agreed on, if given."""
+        self.distance = self.wanted() if distance is None else max(distance, self.every)
+        self._next = step + self.distance
+
+    def count(self, sampled: bool, *, own: float, seconds: float | None = None) -> None:
+        """Take the time of a step: seconds in the watch's own code, and what the whole step took, where it is known."""
+        if sampled:
+            self._samples += 1
+            if self._samples > 1 or not self._own:
+                self._own.append(own)
+        else:
+            self._idle.append(own)
+        if seconds is not None:
+            self.timed(sampled, seconds)
+
+    def timed(self, sampled: bool, seconds: float) -> None:
+        """Take what a whole step took."""
+        if not sampled:
+            self._plain.append(seconds)
+        elif len(self._plain) >= 3 or (self._plain and self._samples > 1):  # the first steps of a run are slow
+            self._longer.append(seconds - statistics.median(self._plain))
+        else:
+            self._whole.append(seconds)
+
+    def _cost(self) -> tuple[float, float, float]:
+        """Return what a sampled step costs, what the watch does on the others, and what a step takes."""
+        own = statistics.median(self._own) if self._own else 0.0
+        longer = statistics.median_low(self._longer) if len(self._longer) > 1 else 0.0
+        idle = statistics.median(self._idle) if self._idle else 0.0
+        if self._plain:
+            step = statistics.median(self._plain)
+        else:  # every step is sampled
+            step = statistics.median(self._whole) - own if self._whole else math.nan
+        return max(own, longer), idle, step
+
+    @property
+    def overhead(self) -> float:
+        """Share of the training time that watching takes at the present distance; NaN until a step was timed."""
+        cost, idle, step = self._cost()
+        return (cost / self.distance + idle) / step
+
+    def wanted(self) -> int:
+        """Return the distance that keeps the overhead below the limit, as far as measured."""
+        cost, idle, step = self._cost()
+        if math.isnan(step) or step <= 0:
+            return self.every
+        room = self.max_overhead * step - idle
+        # Where idle steps alone take as much as allowed, sampling rarely is all that can be done.
+        most = cost / max(room, 0.1 * self.max_overhead * step)
+        return max(self.every, math.ceil(most - 1e-9))

@@ -1,0 +1,222 @@
+"""What one sampled step measured: sums and counts by block, on the device until the step is over."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from levada.probe.collector import Collector, Slot
+from levada.probe.statistics import mean_square
+from levada.watching.losses import in_backward
+
+__all__ = ["TABLE", "Reading", "Statistics", "plain"]
+
+TABLE: Final = ("signal", "signal_count", "gradient", "gradient_count", "zeros", "zeros_count")
+"""Columns of a block's row: sums of squares and of zeros, and over how many elements."""
+
+_TRUSTED = 1e-28, 1e28  # mean squares that a float32 sum gets right
+_HALVES = torch.float16, torch.bfloat16
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return what of a tensor is in this process."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _squares(stack: Tensor) -> Tensor:
+    """Return mean squares, `(rows, ...) -> (rows, 1)`; half precision is added up in float32."""
+    count = stack[0].numel()
+    if stack.device.type == "cpu" and stack.shape[0] == 1 and stack.dtype in (torch.float32, *_HALVES):
+        square = torch._foreach_norm([stack], 2, dtype=torch.float32)[0].double().square() / count
+        if _TRUSTED[0] < square < _TRUSTED[1]:
+            return square.reshape(1, 1)
+    elif stack.device.type == "cuda" and stack.dtype in _HALVES:
+        dims = tuple(range(1, stack.dim())) or None
+        norm: Tensor = torch.linalg.vector_norm(stack, dim=dims, dtype=torch.float32)
+        return (norm.double().square() / count).reshape(-1, 1)
+    return mean_square(stack)[:, None]
+
+
+def _zeros(stack: Tensor) -> Tensor:
+    """Return shares of exact zeros, `(rows, ...) -> (rows, 1)`."""
+    hit = torch.eq(stack, 0.0, out=torch.empty_like(stack, dtype=torch.float32))  # faster than into booleans
+    return hit.flatten(1).mean(1)[:, None] if stack.dim() > 1 else hit[:, None]
+
+
+@final
+class Statistics:
+    """The collectors of all sampled steps: what they learned about tensors that are overwritten stays."""
+
+    def __init__(self) -> None:
+        self.signal = Collector(_squares)
+        self.gradient = Collector(_squares)
+        self.zeros = Collector(_zeros)
+        self.lock = threading.Lock()  # gradients arrive in a thread for each device
+
+    def all(self) -> tuple[Collector, Collector, Collector]:
+        """Return them in the order of the table."""
+        return self.signal, self.gradient, self.zeros
+
+    def clear(self) -> None:
+        """Drop what is held."""
+        for collector in self.all():
+            collector.clear()
+
+
+@final
+class Reading:
+    """One sampled step.
+
+    Args:
+        step: its number.
+        statistics: the collectors.
+        careful: measure each tensor when it comes, and learn which are overwritten later.
+    """
+
+    def __init__(self, step: int, statistics: Statistics, *, careful: bool) -> None:
+        self.step = step
+        self.passes = 0
+        self.calls: dict[int, tuple[int, ...]] = {}  # block -> shape of its output, in order of first call
+        self._statistics = statistics
+        self._careful = careful
+        self._open = True
+        self._failed: set[int] = set()
+        self._reached: set[int] = set()
+        self._expected: dict[int, tuple[Slot, int]] = {}  # calls through whose output a gradient may come
+        self._without_graph: set[Slot] = set()
+        self._versions: list[tuple[int, Tensor, int]] = []
+        self._handles: list[Any] = []
+        self._number = 0
+
+    def see(self, place: int, tensor: Tensor) -> None:
+        """Take a block's output."""
+        slot = self.passes, place
+        if in_backward():  # a checkpoint computes again: what it made under no_grad first has its graph only now
+            if slot in self._without_graph and tensor.requires_grad:
+                self._without_graph.discard(slot)
+                self._expect(slot, tensor)
+            return
+        self.calls.setdefault(place, tuple(tensor.shape))
+        self._add(self._statistics.signal, slot, tensor)
+        if tensor.requires_grad and torch.is_grad_enabled():
+            self._expect(slot, tensor)
+        else:
+            self._without_graph.add(slot)
+
+    def see_activation(self, place: int, tensor: Tensor) -> None:
+        """Take the output of an activation."""
+        if not in_backward():
+            self._add(self._statistics.zeros, (self.passes, place), tensor)
+
+    def _add(self, collector: Collector, slot: Slot, tensor: Tensor) -> None:
+        if not tensor.is_floating_point():
+            return
+        value = plain(tensor)
+        if self._careful and not value.is_inference():
+            self._versions.append((slot[1], value, value._version))
+        collector.add(slot, value, at_once=self._careful)
+
+    def _expect(self, slot: Slot, tensor: Tensor) -> None:
+        number = self._number = self._number + 1
+        self._expected[number] = slot, tensor.numel()
+        collector, lock = self._statistics.gradient, self._statistics.lock
+
+        def hook(gradient: Tensor | None) -> None:
+            if self._open and gradient is not None:  # there is none where not all outputs of a function are used
+                with lock:
+                    self._expected.pop(number, None)
+                    self._reached.add(slot[0])
+                    collector.add(slot, plain(gradient.detach()), at_once=self._careful)
+
+        handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+        if tensor.is_leaf:  # no graph to die with
+            self._handles.append(handle)
+
+    def end(self, completed: bool) -> None:
+        """End a pass: measure what is held of it before it can be overwritten; forget it if it failed."""
+        self._statistics.signal.flush()
+        self._statistics.zeros.flush()
+        if not completed:
+            self._failed.add(self.passes)
+        for place, tensor, version in self._versions:
+            if tensor._version != version:
+                self._statistics.signal.hasty.add(place)
+                self._statistics.zeros.hasty.add(place)
+        self._versions.clear()
+
+    def restart(self) -> None:
+        """Forget the passes whose gradients were cleared before the update."""
+        self._failed |= self._reached - {0}
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._open = False
+        self._versions.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._statistics.clear()
+
+    def table(self, places: int, device: torch.device) -> Tensor:
+        """Return what was measured, on the device.
+
+        Args:
+            places: number of blocks.
+            device: where to.
+
+        Shape:
+            `(places, len(TABLE))`
+        """
+        with self._statistics.lock:
+            for collector in self._statistics.all():
+                collector.flush()
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        table = torch.zeros(places, len(TABLE), dtype=wide)
+        reached = self._reached or set(range(self.passes + 1))
+        counted = reached - self._failed
+        for slot, count in self._expected.values():  # no gradient reached these: it is zero there
+            if slot[0] in counted & self._reached:
+                table[slot[1], 3] += count
+        result = table.to(device, non_blocking=True)
+        for kind, collector in enumerate(self._statistics.all()):
+            if collector.rows:
+                self._sum(result[:, 2 * kind : 2 * kind + 2], collector.rows, counted)
+        return result
+
+    @staticmethod
+    def _sum(columns: Tensor, rows: Sequence[tuple[list[Slot], int, Tensor]], counted: set[int]) -> None:
+        slots = [(slot, count) for held, count, _ in rows for slot in held]
+        chosen = [(row, slot[1], count) for row, (slot, count) in enumerate(slots) if slot[0] in counted]
+        if not chosen:
+            return
+        device = columns.device
+        values = torch.cat([block.to(device, columns.dtype, non_blocking=True) for _, _, block in rows])[:, 0]
+        index, sites, counts = torch.tensor(chosen).unbind(1)
+        index, sites = index.to(device, non_blocking=True), sites.to(device, non_blocking=True)
+        weight = counts.to(columns.dtype).to(device, non_blocking=True)
+        columns.index_add_(0, sites, torch.stack((values[index] * weight, weight), dim=1))
+
+
+def by_block(table: Tensor, scale: float) -> dict[str, Tensor]:
+    """Return the signals of blocks from their sums, on the host.
+
+    Args:
+        table: from `Reading.table`.
+        scale: what the loss was multiplied by; NaN if unknown.
+    """
+    missing = torch.tensor(math.nan, dtype=torch.float64)
+    result = {}
+    for name, kind in (("signal_rms", 0), ("gradient_rms", 2), ("zero_fraction", 4)):
+        total, count = table[:, kind], table[:, kind + 1]
+        mean = total / count  # 0 / 0 is NaN
+        result[name] = mean if kind == 4 else mean.sqrt()
+        if kind < 4:
+            flag = (~torch.isfinite(total)).double()
+            result["nonfinite" if kind == 0 else "gradient_nonfinite"] = torch.where(count > 0, flag, missing)
+    result["gradient_rms"] = result["gradient_rms"] / scale
+    return result

@@ -1,0 +1,263 @@
+"""Watch a training loop: any loop, unchanged."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from levada._errors import MeasurementError, UsageError
+from levada.connection import require_module
+from levada.probe.trace import Site, Trace
+from levada.watching.engine import Engine
+from levada.watching.overhead import Cadence
+from levada.watching.passes import Pass
+from levada.watching.sample import WATCHED, Listener, Sample
+
+__all__ = ["Watch", "watch"]
+
+_RECENT: Final = 1000  # samples that are kept
+
+
+@final
+class Watch:
+    """What `levada.watch` returns.
+
+    Attributes:
+        samples: the last 1000 samples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Any],
+        *,
+        cadence: Cadence,
+        scaler: Any,
+        listeners: Iterable[Listener],
+    ) -> None:
+        self.model = model
+        self.samples: deque[Sample] = deque(maxlen=_RECENT)
+        self._optimizers = optimizers
+        self._listeners = list(listeners)
+        self._attached = self._entered = False
+        self._engine = Engine(
+            model,
+            optimizers,
+            cadence=cadence,
+            scaler=scaler,
+            before_update=self._before_update,
+            sampled=self._sampled,
+        )
+        self._attach()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The blocks in order of execution; none before the first sampled step."""
+        return self._engine.sites
+
+    @property
+    def steps(self) -> int:
+        """Number of completed steps."""
+        return self._engine.steps
+
+    @property
+    def overhead(self) -> float:
+        """Measured share of the training time that watching takes: 0.004 is 0.4 %; NaN until it was measured."""
+        return self._engine.cadence.overhead
+
+    @property
+    def sampling(self) -> int:
+        """Present distance between sampled steps."""
+        return self._engine.cadence.distance
+
+    @property
+    def last_pass(self) -> Pass | None:
+        """The last forward pass with gradients, None before the first: to run it again."""
+        return self._engine.passes.last()
+
+    @property
+    def findings(self) -> list[Any]:
+        """What the rules among the listeners found, in order."""
+        return [finding for listener in self._listeners for finding in getattr(listener, "findings", ())]
+
+    def _attach(self) -> None:
+        self._attached = True
+        self._engine.attach()
+
+    def __enter__(self) -> Self:
+        if self._entered:
+            raise UsageError("watch: this watch's with-block was entered already. Leave it first, or make another.")
+        self._entered = True
+        if not self._attached:
+            self._attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered = False
+        self.close()
+
+    def close(self) -> None:
+        """Watch no more: take off every hook, hand on the last sample, close the listeners. Again is harmless."""
+        if not self._attached:
+            return
+        self._attached = self._entered = False
+        self._engine.detach()
+        for listener in list(self._listeners):
+            self._tell(listener, "close")
+
+    def step(self) -> None:
+        """End a step where no optimizer does: call it after the update, before the gradients are cleared.
+
+        Raises:
+            UsageError: if the watch has an optimizer, or was closed.
+        """
+        if self._optimizers:
+            raise UsageError("Watch.step: this watch counts its optimizer's steps. Leave out the call.")
+        if not self._attached:
+            raise UsageError("Watch.step: this watch was closed. Enter it again with `with`.")
+        self._before_update(self.steps, self._engine.loss())
+        self._engine.finish()
+
+    def log(self, **scalars: float) -> None:
+        """Keep numbers with the next sample, such as an accuracy.
+
+        Args:
+            scalars: name -> number.
+        """
+        self._engine.log({name: float(value) for name, value in scalars.items()})
+
+    def trace(self) -> Trace:
+        """Return the recent samples as a trace, which every diagnostic reads.
+
+        Raises:
+            MeasurementError: if no step was sampled.
+        """
+        if not self.samples:
+            raise MeasurementError(
+                "Watch.trace: no step was sampled yet. A step ends with optimizer.step(), or with Watch.step() for a "
+                "watch without an optimizer."
+            )
+        samples = list(self.samples)
+        values = {name: torch.stack([sample.values[name] for sample in samples]) for name in WATCHED}
+        context = {
+            "optimizer": type(self._optimizers[0]).__name__ if self._optimizers else None,
+            "lr": tuple(sample.scalars.get("lr") for sample in samples),
+            "loss": tuple(sample.scalars.get("loss") for sample in samples),
+            "every": self.sampling,
+            "depth": len(self.sites),
+        }
+        return Trace(self.sites, tuple(sample.step for sample in samples), values, context)
+
+    def report(self) -> str:
+        """Return what is known now, in a few lines of text."""
+        share = self.overhead
+        cost = "not measured yet" if share != share else f"{100 * share:.2f} % of the training time"
+        lines = [
+            f"{type(self.model).__name__}: step {self.steps}, {len(self.sites)} blocks, every {self.sampling} steps, "
+            f"overhead {cost}"
+        ]
+        lines += [f"{finding.severity}: {finding.claim}" for finding in self.findings]
+        return "\n".join(lines)
+
+    # Listeners.
+
+    def _before_update(self, step: int, loss: Tensor | None) -> None:
+        for listener in list(self._listeners):
+            self._tell(listener, "before_update", step, loss)
+
+    def _sampled(self, sample: Sample) -> None:
+        self.samples.append(sample)
+        for listener in list(self._listeners):
+            self._tell(listener, "sampled", sample)
+
+    def _tell(self, listener: Listener, method: str, *args: Any) -> None:
+        try:
+            getattr(listener, method)(*args)
+        except Exception as error:  # whatever it is, training goes on
+            self._listeners.remove(listener)
+            warnings.warn(
+                f"watch: {type(listener).__name__}.{method} raised {type(error).__name__}: {error}. It hears no more; "
+                "training goes on.",
+                stacklevel=2,
+            )
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    every: int = 20,
+    max_overhead: float = 0.01,
+    scaler: Any = None,
+    listeners: Iterable[Listener] = (),
+) -> Watch:
+    """Watch a training loop, which stays as it is: signals by block and step, at a cost that nobody minds.
+
+    A step ends with `optimizer.step()`. Sampled are steps at least `every` apart, and further apart if more than
+    `max_overhead` of the time would go into watching; on the others nothing is attached to the blocks. Blocks are the
+    elements of the outermost lists of modules, in the order in which they run in the first sampled step.
+
+    It watches from this call on until `close()`, which the end of a with-block calls; entering the watch again goes on.
+
+    The signals are those of `WATCHED`: of several micro-batches, or calls of one block, the mean square over all
+    elements. "nonfinite" and "gradient_nonfinite" are 1 where the sum of squares is NaN or infinite, else 0. What could
+    not be measured is NaN; a gradient that does not reach a block is zero. Gradients and losses are divided by the
+    scale of `scaler`. The loss is the scalar at which `backward` begins; those of micro-batches are averaged.
+
+    Args:
+        model: any module.
+        optimizer: whose `step` ends a step; of several, in a sequence, the last one that steps. None if you call
+            `Watch.step()` yourself.
+        every: smallest distance between sampled steps.
+        max_overhead: largest share of the training time, as measured while it runs.
+        scaler: what scales the loss, such as a `torch.amp.GradScaler`.
+        listeners: who hears of the samples.
+
+    Raises:
+        UsageError: if the model has no parameters, an optimizer holds none of them, or a number is out of range.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with watch(model, optimizer, every=2, max_overhead=1.0) as probe:
+        ...     for _ in range(4):
+        ...         optimizer.zero_grad()
+        ...         model(torch.ones(4, 2)).sum().backward()
+        ...         optimizer.step()
+        >>> probe.trace().names(), len(probe.samples[0].losses), probe.samples[0].values["gradient_rms"][1].item()
+        (['0', '2'], 1, 1.0)
+    """
+    require_module(model, "watch")
+    held = {id(p) for p in model.parameters()}
+    if not held:
+        raise UsageError(f"watch: the model must have parameters, but {type(model).__name__} has none.")
+    given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
+    optimizers = [_unwrapped(one) for one in given]
+    for one in optimizers:
+        if not any(id(p) in held for group in one.param_groups for p in group["params"]):
+            raise UsageError(
+                f"watch: the optimizer must hold parameters of the model, but this {type(one).__name__} holds none of "
+                f"{type(model).__name__}'s. Make it after the model was moved, sharded or wrapped, or give the other."
+            )
+    return Watch(model, optimizers, cadence=Cadence(every, max_overhead), scaler=scaler, listeners=listeners)
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """Return the optimizer inside of a wrapper, whose step hooks are called whoever calls it."""
+    inner = optimizer
+    while isinstance(getattr(inner, "optimizer", None), torch.optim.Optimizer):
+        inner = inner.optimizer
+    if not hasattr(inner, "register_step_post_hook") or not hasattr(inner, "param_groups"):
+        raise UsageError(
+            f"watch: the optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}. Give None, and "
+            "call Watch.step() after each update."
+        )
+    return inner
