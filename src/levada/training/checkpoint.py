@@ -13,6 +13,7 @@ from typing import Any, Final, final
 
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
@@ -102,9 +103,8 @@ class Checkpoints:
         state = _moments(whole)
         try:
             load({"model": weights, "optimizer": state}, checkpoint_id=path, **self._surroundings())
-        except Exception as error:
-            told = " ".join(str(error).split())
-            raise MeasurementError(f"{path} cannot be loaded: {type(error).__name__}: {told}") from error
+        except (Exception, CheckpointException) as error:
+            raise MeasurementError(f"{path} cannot be loaded: {_told(error)}") from error
         set_state_dict(
             model, optimizer, model_state_dict=weights, optim_state_dict={**whole, **state}, options=_OPTIONS
         )
@@ -128,7 +128,7 @@ class Checkpoints:
             future = Future()
             try:
                 future.set_result(save(state, checkpoint_id=path, **self._surroundings()))
-            except Exception as error:
+            except (Exception, CheckpointException) as error:
                 future.set_exception(error)
         self._writing = step, future
         self.poll()
@@ -140,7 +140,7 @@ class Checkpoints:
         (step, future), self._writing = self._writing, None
         self._failure = future.exception()
         if self._failure is not None:
-            told = " ".join(str(self._failure).split())
+            told = _told(self._failure)
             self._say(f"the checkpoint of step {step} was not written, those before it are as they were: {told}")
         elif self._processes.rank == 0:
             self._declare(step, self._folder / f"step-{step:08d}")
@@ -158,8 +158,7 @@ class Checkpoints:
             MeasurementError: if so.
         """
         if self._failure is not None:
-            told = " ".join(str(self._failure).split())
-            raise MeasurementError(f"train: the last checkpoint could not be written: {told}")
+            raise MeasurementError(f"train: the last checkpoint could not be written: {_told(self._failure)}")
 
     def _declare(self, step: int, path: Path) -> None:
         sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
@@ -175,6 +174,14 @@ class Checkpoints:
         # It is meant, and need not be said.
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
         return {"no_dist": True}
+
+
+def _told(error: BaseException) -> str:
+    """Say what went wrong first, in whichever process, without its traceback."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (error, _) = next(iter(error.failures.items()))
+        return f"process {rank}: {_told(error)}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _moments(state: dict[str, Any]) -> dict[str, Any]:

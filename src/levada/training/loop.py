@@ -14,7 +14,8 @@ from typing import TextIO, final
 import torch
 from torch import Tensor
 
-from levada._errors import MeasurementError
+from levada._errors import MeasurementError, UsageError
+from levada.connections import StochasticDepth
 from levada.runs import Run
 from levada.training.building import arranged, build_network, build_optimizer, learning_rate
 from levada.training.checkpoint import Checkpoints
@@ -115,8 +116,7 @@ def _train(
         lr = learning_rate(step, config.optimizer, config.schedule, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        # Whatever the network draws in this step is drawn again if the step is.
-        torch.manual_seed(mix(config.run.seed, step, engine.replica))
+        _seed(config.run.seed, step, engine.replica)
 
         optimizer.zero_grad()
         loss = float(engine.step(inputs, targets))
@@ -141,9 +141,25 @@ def _train(
     return Trained(Run(config.run.folder), max(first, steps), loss, held_out, engine)
 
 
+def _seed(seed: int, step: int, replica: int) -> None:
+    """Make what a network draws in a step a function of the step, so that it is drawn again if the step is.
+
+    Processes that share layers must leave out the same ones, which is drawn on the CPU; on GPUs each has its own draws.
+    """
+    torch.manual_seed(mix(seed, step))
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(mix(seed, step, replica))
+
+
 def _engine(config: Config, source: Source, processes: Processes) -> Engine:
     torch.manual_seed(config.run.seed)  # the same weights in every process
     network = build_network(config.model, source).to(processes.device)
+    drops = any(isinstance(m, StochasticDepth) and m.mode == "batch" for m in network.modules())
+    if drops and config.parallel.kind == "ddp":
+        raise UsageError(
+            'train: parallel.kind "ddp" waits for the gradient of every layer, and StochasticDepth leaves layers out. '
+            'Set model.connection_options.mode="sample", or parallel.kind="fsdp".'
+        )
     model = parallelise(network, process_mesh(config.parallel, processes.device.type), config.parallel)
     bfloat16 = config.precision.compute == "bfloat16" or (
         config.precision.compute == "auto" and processes.device.type == "cuda"

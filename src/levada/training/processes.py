@@ -86,11 +86,8 @@ def join(config: Config) -> Iterator[Processes]:
     begun = kind != "none" and not dist.is_initialized()
     if begun:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if "RANK" in os.environ:
-            dist.init_process_group(backend)
-        else:  # one process, started without torchrun
-            store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        store, rank, size = _rendezvous()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         if kind == "none":
             yield Processes(0, 1, device)
@@ -101,6 +98,17 @@ def join(config: Config) -> Iterator[Processes]:
     finally:
         if begun:
             dist.destroy_process_group()
+
+
+def _rendezvous() -> tuple[Any, int, int]:
+    """Return where the processes find each other, this one's rank and their number."""
+    found: Any = dist
+    if "RANK" not in os.environ:  # one process, started without torchrun
+        return found.HashStore(), 0, 1
+    store, rank, size = next(found.rendezvous("env://"))
+    # torchrun keeps its store when it restarts workers, and PyTorch 2.13 finds the addresses of dead ones in it.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return found.PrefixStore(f"levada/attempt_{attempt}", store), rank, size
 
 
 def _device(name: str) -> torch.device:
