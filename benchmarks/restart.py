@@ -36,10 +36,10 @@ every = 10
 """
 
 
-def launch(folder: Path, kind: str, steps: int, restarts: int) -> subprocess.Popen[str]:
+def launch(folder: Path, kind: str, steps: int, restarts: int, *more: str) -> subprocess.Popen[str]:
     (folder / "config.toml").write_text(CONFIG)
     options = ["--nproc-per-node", "2", "--max-restarts", str(restarts), "--monitor-interval", "0.1", "--standalone"]
-    settings = [f"run.folder={folder / 'run'}", f"run.steps={steps}", f"parallel.kind={kind}"]
+    settings = [f"run.folder={folder / 'run'}", f"run.steps={steps}", f"parallel.kind={kind}", *more]
     command = ["-m", "torch.distributed.run", *options, "-m", "levada", "train", str(folder / "config.toml")]
     changes = [word for setting in settings for word in ("--set", setting)]
     return subprocess.Popen(

@@ -47,8 +47,7 @@ def run(case, tmp_path, name, *changes, resume=False):
     return train(config, resume=resume)
 
 
-@pytest.mark.parametrize("asynchronous", ["true", "false"])
-@pytest.mark.parametrize("case", NETWORKS)
+@pytest.mark.parametrize(("case", "asynchronous"), [*((case, "true") for case in NETWORKS), ("random", "false")])
 def test_a_continued_run_is_the_run(case, asynchronous, tmp_path):
     changes = "schedule.name=constant", f"checkpoint.asynchronous={asynchronous}"
     whole = run(case, tmp_path, "whole", "run.steps=10", *changes)
