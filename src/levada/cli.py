@@ -33,10 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_check(commands)
     _add_fix(commands)
+    _add_run(commands)
     _add_study(commands)
     _add_train(commands)
     _add_report(commands)
     _add_doctor(commands)
+    _add_replay(commands)
     _add_bench(commands)
     _add_list(commands)
     return parser
@@ -105,6 +107,25 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--resume", action="store_true", help="continue the run from its newest complete checkpoint")
 
 
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+    run = _command(commands, "run", "run a training script as it is, and watch every model that it trains")
+    run.usage = "levada run [options] SCRIPT [ARG ...]\n       levada run [options] -m MODULE [ARG ...]"
+    add = run.add_argument
+    add("--run", metavar="DIR", help="where the record goes, a folder without one (runs/SCRIPT-1, -2, ...)")
+    add("--every", type=int, default=20, metavar="N", help="sample every Nth optimizer step (20)")
+    add("--max-overhead", type=float, default=0.01, metavar="F", help="share of the time that watching may take (0.01)")
+    shown = run.add_mutually_exclusive_group()
+    for name, text in (
+        ("live", "show the live view (as it is where standard error is a terminal)"),
+        ("plain", "print plain lines once in a while, and findings as they come (as it is elsewhere)"),
+        ("quiet", "print nothing"),
+    ):
+        shown.add_argument(f"--{name}", dest="view", action="store_const", const=name, help=text)
+    # Everything behind SCRIPT or MODULE is the script's, also what looks like an option of ours.
+    add("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="run a module, as python -m does")
+    add("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="the script, and behind it its own arguments")
+
+
 def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
     report = _command(commands, "report", "make one self-contained page from run folders")
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, or a folder that holds some")
@@ -113,7 +134,21 @@ def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor = _command(commands, "doctor", "check every frame of a run folder and say what was lost")
-    doctor.add_argument("run", metavar="RUN", help="a run folder")
+    doctor.add_argument("run", metavar="RUN", help="a run folder, or a folder that holds some")
+    doctor.add_argument("--reseal", action="store_true", help="seal the signals again, with what of them can be read")
+
+
+def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
+    replay = _command(commands, "replay", "run a step that a watched run kept again, with everything measured")
+    add = replay.add_argument
+    add("bundle", metavar="BUNDLE", help="its folder, in RUN/bundles")
+    add("--model", metavar="MODEL", required=True, help="target: an nn.Module, or a function that returns one")
+    add("--loss", metavar="LOSS", help="target: loss(outputs, noted targets), or loss(outputs); or a name as for check")
+    add("--as-built", action="store_true", help="keep the weights that MODEL has, where the bundle holds none")
+    add(
+        "--json", metavar="FILE", help="write the report as JSON; '-' is standard output, which then holds nothing else"
+    )
+    add("--fail-on", choices=("error", "warn", "never"), default="error", help="exit with 1 at this severity (error)")
 
 
 def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -150,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
-        parser.error("a command is needed: check, fix, study, train, report, doctor, bench or list")
+        parser.error("a command is needed: check, fix, run, study, train, report, doctor, replay, bench or list")
     from levada import commands
 
     try:

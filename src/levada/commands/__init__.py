@@ -9,6 +9,8 @@ from levada.commands.bench import bench
 from levada.commands.check import check
 from levada.commands.fix import fix
 from levada.commands.listing import list_names
+from levada.commands.replay import replay
+from levada.commands.run import run
 from levada.commands.runs import doctor, report
 from levada.commands.study import study
 from levada.commands.train import train
@@ -18,10 +20,12 @@ __all__ = ["COMMANDS"]
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "check": check,
     "fix": fix,
+    "run": run,
     "study": study,
     "train": train,
     "report": report,
     "doctor": doctor,
+    "replay": replay,
     "bench": bench,
     "list": list_names,
 }

@@ -81,8 +81,9 @@ def require_writable(options: argparse.Namespace) -> None:
         path = Path(name)
         if name == "-" or path.is_dir() or not os.access(path.parent, os.W_OK):
             raise UsageError(f"--{option} must name a file in a folder that can be written to, got {name!r}.")
-    if options.run is not None and Path(options.run).exists():
-        raise UsageError(f"--run must name a folder that does not exist yet, got {options.run!r}.")
+    run = getattr(options, "run", None)
+    if run is not None and Path(run).exists():
+        raise UsageError(f"--run must name a folder that does not exist yet, got {run!r}.")
 
 
 def write(path: Path, text: str) -> None:

@@ -30,9 +30,17 @@ def report(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Run `levada doctor`: 0 if every frame is good, 1 if something was lost."""
+    """Run `levada doctor`: of a run, or of all below a folder: 0 if all that was written is good, 1 if not."""
     from levada.runs import doctor as examine
+    from levada.runs import find_runs, reseal
 
-    examined = examine(Path(options.run))
-    console().print(str(examined), highlight=False)
-    return QUIET if examined.healthy else FIRED
+    root = Path(options.run)
+    healthy = True
+    for path in find_runs(root, whole=False) or [root]:
+        if options.reseal:
+            for sentence in reseal(path):
+                console().print(f"{path}: {sentence}", highlight=False)
+        examined = examine(path)
+        console().print(str(examined), highlight=False)
+        healthy &= examined.healthy
+    return QUIET if healthy else FIRED

@@ -25,15 +25,17 @@ class Collector:
     Args:
         measure: `(rows, ...)` and the key's options -> `(rows, columns)`.
         large: number of elements from which a tensor is measured at once.
+        room: number of elements that may be held until they are measured.
     """
 
-    def __init__(self, measure: Callable[..., Tensor], *, large: int = _LARGE) -> None:
+    def __init__(self, measure: Callable[..., Tensor], *, large: int = _LARGE, room: int = _TOGETHER * _LARGE) -> None:
         self.rows: list[tuple[list[Slot], int, Tensor]] = []
         self.hasty: set[int] = set()  # sites whose tensor is overwritten later
         self._measure = measure
         self._large = large
+        self._room = room
         self._pending: dict[Hashable, list[tuple[Slot, Tensor, int]]] = {}
-        self._held = 0
+        self._held = self._elements = 0
 
     def add(self, slot: Slot, tensor: Tensor, *options: Any, at_once: bool = False) -> None:
         """Take a tensor; `options` are passed to `measure`, and only tensors with equal ones share a stack."""
@@ -46,7 +48,8 @@ class Collector:
         key = (tensor.shape, tensor.dtype, tensor.device, options)
         self._pending.setdefault(key, []).append((slot, tensor, tensor._version))
         self._held += 1
-        if self._held >= _TOGETHER:
+        self._elements += tensor.numel()
+        if self._held >= _TOGETHER or self._elements >= self._room:
             self.flush()
 
     def flush(self) -> None:
@@ -60,12 +63,12 @@ class Collector:
                     result = self._measure(stack, *key[3])  # type: ignore[index]
                     self.rows.append(([slot for slot, _ in intact], stack[0].numel(), result))
         self._pending.clear()
-        self._held = 0
+        self._held = self._elements = 0
 
     def clear(self) -> None:
         """Forget everything but what was learned about overwriting."""
         self._pending.clear()
-        self._held = 0
+        self._held = self._elements = 0
         self.rows = []
 
 

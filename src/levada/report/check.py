@@ -29,7 +29,7 @@ from levada.report.words import (
     short,
 )
 
-__all__ = ["COLUMNS", "check_view", "sampled"]
+__all__ = ["COLUMNS", "check_view", "finding_view", "sampled", "table_view"]
 
 MAX_ROWS: Final = 1000
 
@@ -84,10 +84,10 @@ def check_view(report: Mapping[str, Any], title: str = "") -> dict[str, Any]:
         "claim": found[0].get("claim", "") if found else _unknown_reason(report),
         "facts": _facts(report),
         "figures": _figures(report, blocks),
-        "findings": [_finding(one, report, blocks) for one in found],
+        "findings": [finding_view(one, report, blocks) for one in found],
         "open": [one for one in report.get("findings") or () if one.get("status") == "unknown"],
         "notes": [str(note) for note in report.get("notes") or ()],
-        "table": _table(blocks),
+        "table": table_view(blocks),
         "provenance": _provenance(report),
     }
 
@@ -156,7 +156,16 @@ def _figures(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> 
     return [*drawn, mixing] if mixing is not None else drawn
 
 
-def _finding(one: Mapping[str, Any], report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def finding_view(
+    one: Mapping[str, Any], report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Make what the template shows of one finding.
+
+    Args:
+        one: the finding.
+        report: the JSON that holds it.
+        blocks: the blocks at which it was found, in their order.
+    """
     severity = str(one.get("severity", "info"))
     return {
         "severity": severity,
@@ -196,7 +205,12 @@ def _remedy(remedy: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def table_view(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make the table of all numbers by block.
+
+    Args:
+        blocks: in their order; of many an even choice is shown.
+    """
     kept = sampled(len(blocks), MAX_ROWS)
     keys = [key for key in COLUMNS if any(value is not None for value in column(blocks, key))]
     rows = [

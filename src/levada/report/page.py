@@ -18,6 +18,7 @@ from levada.report.check import check_view
 from levada.report.mending import fix_view
 from levada.report.study import study_view
 from levada.report.typeset import typeset
+from levada.report.watch import watch_view
 from levada.report.words import evidence_rows
 from levada.runs import Run
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "render_report", "write_html"]
 
-_KINDS: Final = (("fix", "repairs"), ("check", "checks"), ("study", "studies"))
+_KINDS: Final = (("fix", "repairs"), ("check", "checks"), ("watch", "watched runs"), ("study", "studies"))
 Source: TypeAlias = Run | Mapping[str, Any] | str | Path
 
 
 def render_report(sources: Iterable[Source]) -> str:
-    """Make one HTML page of repairs, checks and studies.
+    """Make one HTML page of repairs, checks, watched runs and studies.
 
     Args:
         sources: reports of `levada check` or `levada fix` as mappings, runs, or paths of runs.
@@ -100,15 +101,18 @@ def _title(sections: list[dict[str, Any]]) -> str:
     if len(sections) == 1:
         return str(sections[0]["view"]["title"])
     counts = [(sum(section["kind"] == kind for section in sections), kind, many) for kind, many in _KINDS]
-    return ", ".join(f"{count} {kind if count == 1 else many}" for count, kind, many in counts if count)
+    named = {"watch": "watched run"}
+    return ", ".join(
+        f"{count} {named.get(kind, kind) if count == 1 else many}" for count, kind, many in counts if count
+    )
 
 
 def _order(section: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Put repairs first, then checks, in the order in which they were made, then studies by name, R2 before R10."""
+    """Put repairs first, then checks and watched runs in the order of their making, then studies, R2 before R10."""
     if section["kind"] == "fix":
         return (-1, section["created"])
-    if section["kind"] == "check":
-        return (0, section["created"])
+    if section["kind"] in ("check", "watch"):
+        return (0 if section["kind"] == "check" else 0.5, section["created"])
     parts = re.split(r"(\d+)", section["view"]["name"])
     return (1, [(int(part), "") if part.isdigit() else (-1, part) for part in parts])
 
@@ -174,6 +178,9 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
         if event["type"] == "report" and isinstance(event.get("report"), Mapping):
             view = check_view(event["report"], str(event.get("title") or ""))
             sections.append({"kind": "check", "view": _safe(view), **shared})
-    if not sections or any(event["type"] in ("study", "claim", "figure", "result") for event in events):
+    if told.kind == "watch":
+        view = watch_view(run, told.name, events)
+        sections.append({"kind": "watch", "view": _safe(view), **shared})
+    elif not sections or any(event["type"] in ("study", "claim", "figure", "result") for event in events):
         sections.append({"kind": "study", "view": _safe(study_view(told.name, events)), **shared})
     return sections

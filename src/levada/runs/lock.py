@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import weakref
 from pathlib import Path
 from typing import Final, final
 
@@ -30,6 +31,19 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+_HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child: close the copies of the locks, or it would hold them after its parent has died."""
+    for lock in list(_HELD):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @final
 class WriterLock:
     """Holds a run for one writer; the file stays, the lock goes with the process.
@@ -53,6 +67,7 @@ class WriterLock:
                 f"{folder}: a run has one writer at a time, and another holds it (process {holder}). "
                 "Wait for it to end, or write to a new folder."
             ) from error
+        _HELD.add(self)
         os.ftruncate(self._descriptor, 0)
         os.write(self._descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
 

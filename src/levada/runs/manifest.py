@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -87,9 +88,16 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
+def _checksum(values: Mapping[str, Any]) -> int:
+    """Give the checksum of a manifest's contents, however it is laid out as text."""
+    others = {key: value for key, value in values.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(others, sort_keys=True, separators=(",", ":")).encode())
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `run.json`."""
-    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False)
+    values = asdict(manifest)
+    text = json.dumps({**values, "crc32": _checksum(values)}, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / MANIFEST, text.encode("utf-8", errors="backslashreplace") + b"\n")
 
 
@@ -122,6 +130,11 @@ def read_manifest(folder: Path) -> Manifest:
     if schema != SCHEMA or wrong:
         raise UsageError(
             f"{path}: the manifest is corrupt (missing or of the wrong form: {', '.join(wrong) or 'schema'}). "
+            f"`levada doctor {folder}` says what of the run is left."
+        )
+    if values.get("crc32", checksum := _checksum(values)) != checksum:
+        raise UsageError(
+            f"{path}: the manifest is corrupt (its checksum differs). "
             f"`levada doctor {folder}` says what of the run is left."
         )
     return Manifest(schema, *(values[key] for key in wanted))

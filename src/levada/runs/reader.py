@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from levada._errors import UsageError
 from levada._numbers import restore_numbers
-from levada.runs.frames import MAGIC, Damage, scan, survivors
+from levada.runs.frames import MAGIC, Damage, scan
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
+from levada.runs.signals import Signals, rank_folders
 
-__all__ = ["Health", "Run", "doctor", "find_runs"]
+__all__ = ["Run", "examine", "find_runs"]
 
 
 @final
@@ -66,12 +67,42 @@ class Run:
                 yield found.event, found.stop
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks whose signals are kept."""
+        return tuple(sorted(rank_folders(self.path)))
+
+    def signals(self, rank: int = 0) -> Signals:
+        """Give the signals of a rank as they are now, also while they are written.
+
+        Raises:
+            UsageError: if the run keeps no signals of this rank.
+        """
+        folders = rank_folders(self.path)
+        if rank not in folders:
+            kept = ", ".join(map(str, sorted(folders))) or "none"
+            raise UsageError(f"{self.path}: signals are kept by rank, and not of rank {rank}; of these: {kept}.")
+        return Signals(folders[rank], self.losses())
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Give step and loss of every step whose loss was seen; where a step came again, the later one."""
+        steps: list[int] = []
+        values: list[float] = []
+        for event in self.events("loss", numbers=("values",)):
+            new = event.get("steps")
+            if not isinstance(new, list) or not new:
+                continue
+            del values[(place := bisect_left(steps, new[0])) :], steps[place:]
+            steps += new
+            values += event["values"]
+        return list(zip(steps, values, strict=False))
+
+    @property
     def damage(self) -> Damage | None:
         """What keeps the log from being read to its end, or None. Reads the whole log."""
-        return _examine(self.path)[2]
+        return examine(self.path)[2]
 
 
-def _examine(folder: Path) -> tuple[Counter[str], int, Damage | None]:
+def examine(folder: Path) -> tuple[Counter[str], int, Damage | None]:
     """Count events by type; give the size of the good part and the damage."""
     log, types, good = folder / LOG, Counter[str](), 0
     if not log.is_file():
@@ -86,85 +117,12 @@ def _examine(folder: Path) -> tuple[Counter[str], int, Damage | None]:
     return types, good, None
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What `doctor` found.
-
-    Attributes:
-        path: the run's folder.
-        manifest: the manifest, or None if it cannot be read.
-        manifest_error: why not, or None.
-        frames: number of good frames.
-        num_bytes: size of the good part of the log.
-        types: number of events by type.
-        damage: what keeps the log from being read to its end, or None.
-        frames_behind: good frames that lie behind the damage and that readers do not reach.
-        torn: files that a continued run moved aside, and their sizes in bytes.
-    """
-
-    path: Path
-    manifest: Manifest | None
-    manifest_error: str | None
-    frames: int
-    num_bytes: int
-    types: Mapping[str, int]
-    damage: Damage | None
-    frames_behind: int
-    torn: Mapping[str, int]
-
-    @property
-    def healthy(self) -> bool:
-        """Whether everything that was written can be read."""
-        return self.manifest is not None and self.damage is None and not self.torn
-
-    def __str__(self) -> str:
-        what = f"{self.manifest.kind} {self.manifest.name!r}" if self.manifest else f"unreadable: {self.manifest_error}"
-        right = "every checksum right" if self.damage is None else "right up to the damage below"
-        frames = "frame" if self.frames == 1 else "frames"
-        lines = [f"{self.path}: {what}", f"  {self.frames:,} {frames}, {self.num_bytes:,} bytes, {right}"]
-        lines += [f"    {count:>7,}  {name}" for name, count in sorted(self.types.items())]
-        if self.damage is not None:
-            behind = f"{self.frames_behind:,} good {'frame' if self.frames_behind == 1 else 'frames'} among them"
-            lost = f"{self.damage.num_bytes:,} bytes are not read, {behind}"
-            lines.append(f"  damage: {self.damage.message}; {lost}")
-        lines += [
-            f"  moved aside when the run was continued: {name}, {size:,} bytes" for name, size in self.torn.items()
-        ]
-        return "\n".join(lines)
-
-
-def doctor(path: str | Path) -> Health:
-    """Check a run: every checksum, the manifest, what a crash tore off. Changes nothing.
-
-    Args:
-        path: the run's folder; its manifest may be corrupt.
-
-    Raises:
-        UsageError: if the folder does not exist, or holds neither a manifest nor a log.
-    """
-    folder = Path(path)
-    manifest, reason = None, None
-    try:
-        manifest = read_manifest(folder)
-    except UsageError as error:
-        if not (folder / MANIFEST).is_file() and not (folder / LOG).is_file():
-            raise
-        reason = str(error)
-    types, good, damage = _examine(folder)
-    behind = 0
-    if damage is not None and damage.num_bytes:
-        with (folder / LOG).open("rb") as file:
-            file.seek(damage.offset)
-            behind = survivors(file.read())
-    torn = {file.name: file.stat().st_size for file in sorted(folder.glob("events.torn-*"))}
-    return Health(folder, manifest, reason, types.total(), good, dict(types), damage, behind, torn)
-
-
-def find_runs(root: str | Path) -> list[Path]:
+def find_runs(root: str | Path, *, whole: bool = True) -> list[Path]:
     """Find the run folders at and below a path, sorted; links are not followed and hidden folders are left out.
 
     Args:
         root: a folder.
+        whole: only those that have both a manifest and a log; otherwise one of them is enough.
 
     Raises:
         UsageError: if `root` is not a folder.
@@ -175,6 +133,6 @@ def find_runs(root: str | Path) -> list[Path]:
     found = []
     for folder, below, files in os.walk(start):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        if MANIFEST in files and LOG in files:
+        if (all if whole else any)(name in files for name in (MANIFEST, LOG)):
             found.append(Path(folder))
     return sorted(found)

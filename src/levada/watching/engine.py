@@ -13,16 +13,19 @@ from torch.utils.hooks import RemovableHandle
 
 from levada.probe.trace import Site
 from levada.watching.losses import Losses
+from levada.watching.microbatches import MicroBatches
 from levada.watching.overhead import Cadence, StepClock
 from levada.watching.parameters import Packed, ParameterNorms, pairs
 from levada.watching.passes import Passes
 from levada.watching.places import find_places, in_order, original, plain_name
-from levada.watching.reading import TABLE, Reading, Statistics, by_block
+from levada.watching.reading import TABLE, Reading, Statistics
 from levada.watching.sample import Sample
 from levada.watching.taps import Taps
+from levada.watching.together import Measured, Together
 
 __all__ = ["Engine"]
 
+_SEARCHES = 2  # sampled steps before which it is looked for what was compiled since
 _CAP = 64 * 2**20  # bytes of a pass's inputs, and of the gradient at its output, that are kept for a bundle
 
 
@@ -55,7 +58,6 @@ class Engine:
         self.sites: tuple[Site, ...] = ()
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end)
         self._optimizers = optimizers
-        self._scaler = scaler
         self._before_update, self._sampled = before_update, sampled
         self._places = find_places(model)
         self._order: list[int] = []
@@ -64,8 +66,10 @@ class Engine:
         self._taps = Taps(model, self._places, self)
         self._statistics = Statistics()
         self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
-        self._losses = Losses(model, restart=self._restart, scale=self._scale)
+        self._losses = Losses(model, restart=self._restart, scaler=scaler)
         self._clock = StepClock(self._device)
+        self._micro_batches = MicroBatches(original(model))
+        self._together = Together(model)
         self._reading: Reading | None = None
         self._read_before = False
         self._stepped: set[int] = set()
@@ -74,12 +78,13 @@ class Engine:
         self._pending: list[_Sent] = []
         self._logged: dict[str, float] = {}
         self._own = 0.0
-        self._where: tuple[Tensor, Tensor] | None = None
+        self._where = pairs((), {})
 
     # Attaching and detaching.
 
     def attach(self) -> None:
         """Watch from now."""
+        self._together = Together(self.model)
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
@@ -88,26 +93,34 @@ class Engine:
         self._clock.tick(None)
         self._arm()
 
-    def detach(self) -> None:
-        """Take everything off, and hand on what is still on its way."""
+    def detach(self, *, failed: bool = False) -> None:
+        """Take everything off, and hand on what is still on its way.
+
+        Args:
+            failed: whether an exception ends the loop, so that other processes perhaps do not come here.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._disarm()
+        self._disarm(for_good=True)
         self.passes.detach()
         self._losses.close()
         self._stepped.clear()
-        self._deliver(wait=True)
+        self._micro_batches.close()
+        self._deliver(wait=True, leaving=failed)
+        self._together.close(failed=failed)
 
     def _arm(self) -> None:
         self.passes.step(self.steps)
         if self._reading is None and self.cadence.due(self.steps):
             self._reading = Reading(self.steps, self._statistics, careful=not self.sites)
+            self._taps.searching = self.cadence.samples < _SEARCHES
             self._losses.mark()
             self._taps.attach()
+            self._micro_batches.open()
 
-    def _disarm(self) -> None:
-        self._taps.detach()
+    def _disarm(self, *, for_good: bool = False) -> None:
+        self._taps.detach(for_good=for_good)
         if self._reading is not None:
             self._reading.close()
         self._reading = None
@@ -147,14 +160,7 @@ class Engine:
     def _restart(self) -> None:
         if self._reading is not None:
             self._reading.restart()
-
-    def _scale(self) -> Tensor | None:
-        """Return what the loss is multiplied by now, without waiting for the device where that is possible."""
-        scaler = self._scaler
-        if scaler is None or not getattr(scaler, "is_enabled", lambda: True)():
-            return None
-        ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
-        return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
+            self._taps.restart()
 
     # The end of a step.
 
@@ -183,17 +189,26 @@ class Engine:
         reading = self._reading
         self._waited = set(self._stepped) or self._waited
         self._stepped.clear()
+        learned = self._losses.current() is not None
         self._losses.end(self.steps)
         self._deliver(wait=False)
         if reading is not None:
-            if reading.calls:
+            seen = bool(reading.calls) or self._taps.traced
+            if not seen and learned:
+                self._taps.tell("no block of the model was seen running, because something compiled it before")
+            if seen or learned or self.sites:
+                if self._together.several:  # the distance that all agreed on with the sample before this one
+                    self._deliver(wait=True)
+                    self.cadence.plan(self.steps, self._together.distance or self.cadence.every)
+                else:
+                    self.cadence.plan(self.steps)
                 self._send(reading)
-                self.cadence.plan(self.steps)
             self._disarm()
         self._clock.tick(reading is not None)
         self.steps += 1
         self._arm()
         self._own += time.perf_counter() - begun
+        self._own += 0.0 if reading is None else reading.seconds
         self.cadence.count(reading is not None, own=self._own)
         self._own = 0.0
         for sampled, seconds in self._clock.read():
@@ -204,8 +219,9 @@ class Engine:
             self._find_sites(reading)
         packed = self._norms.after() if self._read_before else None
         steps, losses = self._losses.take()
-        scale = self._scale()
-        numbers = [reading.table(len(self._places), self._device)]
+        scale = self._losses.scale()
+        table, compiled = reading.table(len(self._places), self._device), self._taps.compiled(self._device)
+        numbers = [table if compiled is None else table + compiled]
         numbers += [] if packed is None else [packed.values]
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         numbers += [] if scale is None else [scale.reshape(1)]
@@ -214,10 +230,11 @@ class Engine:
         numbers += [lr.detach().reshape(1)] if isinstance(lr, Tensor) else []
         names = ["loss_scale"] * (scale is not None) + ["lr"] * isinstance(lr, Tensor)
         sent = _Sent(reading.step, numbers, packed, steps, names, {**scalars, **self._logged})
+        sent.micro_batches = self._micro_batches.take()
         self._logged = {}
         self._pending.append(sent)
         if self._device.type == "cpu":
-            self._deliver(wait=True)
+            self._deliver(wait=not self._together.several)
 
     def loss(self) -> Tensor | None:
         """Return the loss of the step that is under way."""
@@ -228,7 +245,8 @@ class Engine:
         self._logged.update(scalars)
 
     def _find_sites(self, reading: Reading) -> None:
-        self._order = in_order(self._places, reading.calls)
+        seen = [i for i in self._taps.order if i >= 0]
+        self._order = in_order(self._places, seen) if seen else list(range(len(self._places)))
         places = [self._places[i] for i in self._order]
         shapes = [reading.calls.get(i, ()) for i in self._order]
         owned = [tuple(dict.fromkeys(self._names[id(p)] for p in place.parameters())) for place in places]
@@ -244,32 +262,34 @@ class Engine:
                     at.setdefault(name, []).append(site.order)
         self._where = pairs(self._norms.names, at)
 
-    def _deliver(self, *, wait: bool) -> None:
-        while self._pending and (wait or self._pending[0].ready()):
-            sent = self._pending.pop(0)
-            self._sampled(self._unpack(sent))
+    def _deliver(self, *, wait: bool, leaving: bool = False) -> None:
+        while True:
+            if self._together.pending:
+                sample = self._together.receive(wait=wait, leaving=leaving)
+                if sample is None:
+                    return
+                self._sampled(sample)
+            elif self._pending and (wait or self._pending[0].ready()):
+                self._together.send(self._measured(self._pending.pop(0)), self.sites)
+            else:
+                return
 
-    def _unpack(self, sent: _Sent) -> Sample:
+    def _measured(self, sent: _Sent) -> Measured:
         table, packed, losses, named = sent.host(len(self._places))
         scalars = {**sent.scalars, **named}
-        values = {name: v[self._order] for name, v in by_block(table, scalars.get("loss_scale", 1.0)).items()}
-        sites = len(self.sites)
-        missing = torch.full((sites,), math.nan, dtype=torch.float64)
-        if packed is not None and self._where is not None:
-            columns = packed.by_site(self._where, sites).double().unbind(1)
-            weight, count, gradient, gradient_count, update, update_weight = columns
-            values["weight_rms"] = (weight / count).sqrt()
-            values["weight_gradient_rms"] = (gradient / gradient_count).sqrt()
-            ratio = (update / update_weight).sqrt()
-            values["update_ratio"] = torch.where(update_weight > 0, ratio, missing)
-            scalars["gradient_norm"] = math.sqrt(packed.gradient_square())
-        for name in ("weight_rms", "weight_gradient_rms", "update_ratio"):
-            values.setdefault(name, missing)
-        if losses and losses[-1][0] == sent.step:
-            scalars["loss"] = losses[-1][1]
         if not math.isnan(overhead := self.cadence.overhead):
             scalars["overhead"] = overhead
-        return Sample(sent.step, sent.time, values, scalars, tuple(losses))
+        return Measured(
+            sent.step,
+            sent.time,
+            table[self._order],
+            scalars.get("loss_scale", 1.0) * sent.micro_batches,
+            packed,
+            self._where,
+            tuple(losses),
+            scalars,
+            self.cadence.wanted(),
+        )
 
 
 @final
@@ -287,6 +307,7 @@ class _Sent:
     ) -> None:
         self.step, self.time, self.scalars = step, time.time(), scalars
         self._packed, self._loss_steps, self._names = packed, loss_steps, names
+        self.micro_batches = 1
         device, wide = numbers[0].device, numbers[0].dtype
         flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in numbers])
         self._event: Any = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 __all__ = ["Losses", "in_backward"]
 
@@ -30,12 +32,13 @@ class Losses:
     Args:
         model: whose gradients tell.
         restart: called before a backward pass that finds the gradients of this step cleared.
-        scale: returns what the loss was multiplied by, as a tensor, or None.
+        scaler: what scales the loss, if that was told; else the one that made the scalar which `backward` begins at.
     """
 
-    def __init__(self, model: nn.Module, *, restart: Callable[[], None], scale: Callable[[], Tensor | None]) -> None:
+    def __init__(self, model: nn.Module, *, restart: Callable[[], None], scaler: Any = None) -> None:
         self._restart = restart
-        self._scale = scale
+        self._scaler = scaler
+        self._told = scaler is not None
         self._model = model
         self._markers: list[nn.Parameter] = []
         self._current: list[Tensor] = []
@@ -45,6 +48,8 @@ class Losses:
 
     def mark(self) -> None:
         """Choose the parameters whose gradients are looked at, among those that learn now."""
+        if self._markers and all(p.requires_grad for p in self._markers):
+            return
         learning = [p for p in self._model.parameters() if p.requires_grad]
         self._markers = list({id(p): p for p in (*learning[:_MARKERS], *learning[-_MARKERS:])}.values())
 
@@ -77,10 +82,18 @@ class Losses:
         steps, self._steps = self._steps, []
         return [step for step, _ in steps], [loss for _, loss in steps]
 
+    def scale(self) -> Tensor | None:
+        """Return what the loss is multiplied by, None if by nothing; without waiting for the device where possible."""
+        scaler = self._scaler
+        if scaler is None or not getattr(scaler, "is_enabled", lambda: True)():
+            return None
+        ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
+        return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
+
     def before(self) -> list[tuple[int, int]]:
         """Look at the gradients before a backward pass."""
         state = [_state(p.grad) for p in self._markers]
-        if self._current and all(p.grad is None for p in self._markers):
+        if self._current and all(p.grad is None for p in self._markers) and not self._sharded():
             self._current = []
             self._restart()
         return state
@@ -89,9 +102,11 @@ class Losses:
         """Keep the loss if the gradients changed."""
         if [_state(p.grad) for p in self._markers] == state and not self._sharded():
             return
+        if not self._told:
+            self._scaler = _scaled.by(roots[0])
         with torch.no_grad():
             loss = sum((root.detach().reshape(()) for root in roots[1:]), roots[0].detach().reshape(()))
-            scale = self._scale()
+            scale = self.scale()
             kept = loss.clone() if scale is None or scale.device != loss.device else loss / scale
             if scale is not None and scale.device != loss.device:
                 kept = kept / scale.to(kept.device, non_blocking=True)
@@ -106,18 +121,34 @@ def _state(gradient: Tensor | None) -> tuple[int, int]:
     return (0, 0) if gradient is None else (id(gradient), gradient._version)
 
 
+class _Scaled:
+    """The last scalar that a gradient scaler scaled."""
+
+    def __init__(self) -> None:
+        self._loss: weakref.ref[Tensor] | None = None
+        self._scaler: Any = None
+
+    def set(self, loss: Any, scaler: Any) -> None:
+        self._loss, self._scaler = (weakref.ref(loss), scaler) if isinstance(loss, Tensor) else (None, None)
+
+    def by(self, loss: Tensor) -> Any:
+        """Return what scaled this loss, or None."""
+        return self._scaler if self._loss is not None and self._loss() is loss else None
+
+
 _watchers: Final[list[Losses]] = []
-_original: Callable[..., None] | None = None
+_scaled: Final = _Scaled()
+_originals: Final[dict[tuple[Any, str], Any]] = {}
 
 
 def _wrap() -> None:
-    global _original
-    if _original is not None:
+    if _originals:
         return
-    original = torch.autograd.backward
+    original = _originals[torch.autograd, "backward"] = torch.autograd.backward
+    scale = _originals[GradScaler, "scale"] = GradScaler.scale
 
     @functools.wraps(original)
-    def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+    def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
         roots = () if in_backward() or torch.compiler.is_compiling() else _scalars(tensors)
         if not roots or not _watchers:
             return original(tensors, *args, **kwargs)
@@ -127,17 +158,25 @@ def _wrap() -> None:
             watcher.after(state, roots)
         return None
 
-    _original = original
-    torch.autograd.backward = backward
+    @functools.wraps(scale)
+    def watched_scale(self: GradScaler, outputs: Any) -> Any:
+        result = scale(self, outputs)
+        _scaled.set(result, self)
+        return result
+
+    torch.autograd.backward = watched_backward
+    GradScaler.scale = watched_scale  # type: ignore[method-assign]
 
 
 def _unwrap() -> None:
-    global _original
-    if _watchers or _original is None:
+    if _watchers:
         return
-    if getattr(torch.autograd.backward, "__wrapped__", None) is _original:
-        torch.autograd.backward = _original  # type: ignore[assignment]
-        _original = None
+    _scaled.set(None, None)
+    wrapped = [getattr(getattr(owner, name), "__wrapped__", None) is old for (owner, name), old in _originals.items()]
+    if all(wrapped):  # else someone wrapped it again: it passes on, and the next watch uses it
+        for (owner, name), old in _originals.items():
+            setattr(owner, name, old)
+        _originals.clear()
 
 
 def _scalars(tensors: Any) -> tuple[Tensor, ...]:

@@ -97,7 +97,7 @@ class Cadence:
         self._own: deque[float] = deque(maxlen=_SAMPLES)
         self._longer: deque[float] = deque(maxlen=_SAMPLES)
         self._whole: deque[float] = deque(maxlen=_SAMPLES)
-        self._samples = 0
+        self.samples = 0
 
     def due(self, step: int) -> bool:
         """Return whether a step is to be sampled."""
@@ -111,9 +111,10 @@ class Cadence:
     def count(self, sampled: bool, *, own: float, seconds: float | None = None) -> None:
         """Take the time of a step: seconds in the watch's own code, and what the whole step took, where it is known."""
         if sampled:
-            self._samples += 1
-            if self._samples > 1 or not self._own:
-                self._own.append(own)
+            self.samples += 1
+            if self.samples == 2:  # the first one found the blocks
+                self._own.clear()
+            self._own.append(own)
         else:
             self._idle.append(own)
         if seconds is not None:
@@ -123,7 +124,7 @@ class Cadence:
         """Take what a whole step took."""
         if not sampled:
             self._plain.append(seconds)
-        elif len(self._plain) >= 3 or (self._plain and self._samples > 1):  # the first steps of a run are slow
+        elif len(self._plain) >= 3 or (self._plain and self.samples > 1):  # the first steps of a run are slow
             self._longer.append(seconds - statistics.median(self._plain))
         else:
             self._whole.append(seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -29,6 +29,7 @@ class Pass:
         random_state: device -> state of its generator when the pass began.
         output_gradient: gradient of the (scaled) loss that arrived at the model's output; None if none did, or as
             above.
+        autocast: type of device -> name of the number type of an autocast that the pass began in.
     """
 
     step: int
@@ -36,6 +37,7 @@ class Pass:
     kwargs: Mapping[str, Any] | None
     random_state: Mapping[str, Tensor]
     output_gradient: Tensor | None
+    autocast: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Kept:
@@ -73,6 +75,7 @@ class Passes:
         self._inputs: _Kept | None = None
         self._gradient: _Kept | None = None
         self._states: dict[str, Tensor] = {}
+        self._autocast: dict[str, str] = {}
         self._devices = sorted({p.device.index for p in model.parameters() if p.is_cuda and p.device.index is not None})
 
     def attach(self) -> None:
@@ -94,7 +97,7 @@ class Passes:
             return None
         args, kwargs = self._inputs.get() or (None, None)
         gradient = None if self._gradient is None else self._gradient.get()
-        return Pass(self._step, args, kwargs, dict(self._states), gradient)
+        return Pass(self._step, args, kwargs, dict(self._states), gradient, self._autocast)
 
     def step(self, step: int) -> None:
         """Say which step the passes from now on belong to."""
@@ -115,6 +118,7 @@ class Passes:
             self._step = self._next
             self._inputs, self._gradient = _Kept((args, kwargs), self._cap), None
             self._states = dict(self._random_states())
+            self._autocast = dict(self._autocasts())
             self._begin()
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -137,3 +141,8 @@ class Passes:
         yield "cpu", torch.get_rng_state()
         for index in self._devices:
             yield f"cuda:{index}", torch.cuda.get_rng_state(index)
+
+    def _autocasts(self) -> Iterator[tuple[str, str]]:
+        for device in ("cpu", "cuda") if self._devices else ("cpu",):
+            if torch.is_autocast_enabled(device):
+                yield device, str(torch.get_autocast_dtype(device)).removeprefix("torch.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Final, final
 
@@ -20,6 +22,7 @@ TABLE: Final = ("signal", "signal_count", "gradient", "gradient_count", "zeros",
 """Columns of a block's row: sums of squares and of zeros, and over how many elements."""
 
 _TRUSTED = 1e-28, 1e28  # mean squares that a float32 sum gets right
+_ROOM = 1 << 17  # elements that wait to be measured together: a stack of them fits into a cache
 _HALVES = torch.float16, torch.bfloat16
 
 
@@ -44,8 +47,26 @@ def _squares(stack: Tensor) -> Tensor:
 
 def _zeros(stack: Tensor) -> Tensor:
     """Return shares of exact zeros, `(rows, ...) -> (rows, 1)`."""
-    hit = torch.eq(stack, 0.0, out=torch.empty_like(stack, dtype=torch.float32))  # faster than into booleans
-    return hit.flatten(1).mean(1)[:, None] if stack.dim() > 1 else hit[:, None]
+    if stack.device.type != "cpu":
+        return (stack == 0).flatten(1).double().mean(1)[:, None] if stack.dim() > 1 else (stack == 0).double()[:, None]
+    # Comparing into floats is faster than into booleans, and memory that is new costs more than both.
+    if stack.numel() <= _ROOM:
+        rows = stack.flatten(1) if stack.dim() > 1 else stack[:, None]
+        return torch.eq(rows, 0.0, out=_scratch(stack.numel()).view(rows.shape)).mean(1)[:, None]
+    shares = []
+    for row in stack.flatten(1):
+        counts = [torch.eq(piece, 0.0, out=_scratch(piece.numel())).sum() for piece in row.split(_ROOM)]
+        shares.append(torch.stack(counts).sum(dtype=torch.float64) / row.numel())
+    return torch.stack(shares)[:, None]
+
+
+@functools.cache
+def _memory() -> Tensor:
+    return torch.empty(_ROOM, dtype=torch.float32)
+
+
+def _scratch(count: int) -> Tensor:
+    return _memory()[:count]
 
 
 @final
@@ -53,9 +74,9 @@ class Statistics:
     """The collectors of all sampled steps: what they learned about tensors that are overwritten stays."""
 
     def __init__(self) -> None:
-        self.signal = Collector(_squares)
-        self.gradient = Collector(_squares)
-        self.zeros = Collector(_zeros)
+        self.signal = Collector(_squares, room=_ROOM)
+        self.gradient = Collector(_squares, room=_ROOM)
+        self.zeros = Collector(_zeros, room=_ROOM)
         self.lock = threading.Lock()  # gradients arrive in a thread for each device
 
     def all(self) -> tuple[Collector, Collector, Collector]:
@@ -92,6 +113,7 @@ class Reading:
         self._versions: list[tuple[int, Tensor, int]] = []
         self._handles: list[Any] = []
         self._number = 0
+        self.seconds = 0.0  # in hooks of gradients
 
     def see(self, place: int, tensor: Tensor) -> None:
         """Take a block's output."""
@@ -122,20 +144,21 @@ class Reading:
         collector.add(slot, value, at_once=self._careful)
 
     def _expect(self, slot: Slot, tensor: Tensor) -> None:
-        number = self._number = self._number + 1
-        self._expected[number] = slot, tensor.numel()
-        collector, lock = self._statistics.gradient, self._statistics.lock
-
-        def hook(gradient: Tensor | None) -> None:
-            if self._open and gradient is not None:  # there is none where not all outputs of a function are used
-                with lock:
-                    self._expected.pop(number, None)
-                    self._reached.add(slot[0])
-                    collector.add(slot, plain(gradient.detach()), at_once=self._careful)
-
-        handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+        self._number += 1
+        self._expected[self._number] = slot, tensor.numel()
+        handle = tensor.register_hook(functools.partial(self._arrive, self._number, slot))  # type: ignore[no-untyped-call]
         if tensor.is_leaf:  # no graph to die with
             self._handles.append(handle)
+
+    def _arrive(self, number: int, slot: Slot, gradient: Tensor | None) -> None:
+        if not self._open or gradient is None:  # there is none where not all outputs of a function are used
+            return
+        begun = time.perf_counter()
+        with self._statistics.lock:
+            self._expected.pop(number, None)
+            self._reached.add(slot[0])
+            self._statistics.gradient.add(slot, plain(gradient.detach()), at_once=self._careful)
+        self.seconds += time.perf_counter() - begun
 
     def end(self, completed: bool) -> None:
         """End a pass: measure what is held of it before it can be overwritten; forget it if it failed."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, final
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from levada.probe.hook import Hook
 from levada.probe.recorder import first_floating
+from levada.watching.compiled import Buffers, Region, Switch, find_regions, tapped
 from levada.watching.places import ACTIVATIONS, Place, original
 
 __all__ = ["Listener", "Taps"]
@@ -30,66 +33,216 @@ class Taps:
     """The hooks of a model's blocks.
 
     Args:
-        model: the model.
+        model: the model, as the loop calls it.
         places: its blocks.
         listener: who is told.
     """
 
     def __init__(self, model: nn.Module, places: Sequence[Place], listener: Listener) -> None:
+        self.last = -1
+        self.listener = listener
+        self.switch = Switch()
+        self.searching = True
+        self._model = model
         self._places = places
-        self._listener = listener
-        self._handles: list[RemovableHandle] = []
-        self._last = -1
-        self._loose = self._loose_activations(model)
+        self._buffers: list[Buffers] = []
+        self._hooks: list[tuple[RemovableHandle, _TapHook]] = []
+        self._regions: list[Region] = []
+        self._outside: list[_Outside] = []
+        self._scanned: Any = None
+        self._told = False
+        self._attached = False
 
-    def _loose_activations(self, model: nn.Module) -> list[nn.Module]:
-        """Return activations outside of all blocks: they belong to the block that ran last."""
-        owned = {id(m) for place in self._places for m in place.activations}
-        within = {
-            id(m)
-            for place in self._places
-            for block in place.modules
-            if block is not original(model)
-            for m in block.modules()
-            if m is not block
-        }
-        loose = (m for m in original(model).modules() if isinstance(m, ACTIVATIONS))
-        return [m for m in loose if id(m) not in owned and id(m) not in within]
+    @property
+    def order(self) -> list[int]:
+        """The blocks in order of their first call, as far as seen while `searching`."""
+        return self.switch.order
+
+    @property
+    def traced(self) -> bool:
+        """Whether there are taps inside of something compiled."""
+        return bool(self.switch.order) and (bool(self._regions) or self.switch.met)
 
     def attach(self) -> None:
-        """Put the hooks on the modules."""
-        self._last = -1
-        keep = self._handles.append
-        for index, place in enumerate(self._places):
-            for module in place.activations:
-                keep(module.register_forward_hook(Hook(self._activation(module, index))))
-            keep(place.boundary.register_forward_hook(Hook(self._output(place.boundary, index))))
-        for module in self._loose:
-            keep(module.register_forward_hook(Hook(self._activation(module, None))))
+        """Put the hooks on the modules, again by the handles of the first time, which is 10 times faster."""
+        self.last = -1
+        self.switch.on = True
+        if self.searching:
+            self._search()
+        if not self._attached:
+            for handle, hook in self._hooks:
+                hooks = handle.hooks_dict_ref()
+                if hooks is not None:
+                    hooks[handle.id] = hook
+        self._attached = True
+        for region in self._regions:
+            region.enter()
+        for outside in self._outside:
+            outside.enter()
+        if self._regions or self.switch.met:
+            torch._foreach_zero_([tensor for buffers in self._buffers for tensor in buffers.all()])
 
-    def detach(self) -> None:
-        """Remove them."""
-        for handle in self._handles:
+    def detach(self, *, for_good: bool = False) -> None:
+        """Remove them; hooks that a compiler has met, and guards, stay as long as it watches."""
+        self.switch.on = False
+        for region in self._regions:
+            region.leave()
+        for outside in self._outside:
+            outside.leave()
+        if for_good or not self.switch.met:
+            self._attached = False
+            for handle, _ in self._hooks:
+                handle.remove()
+
+    def compiled(self, device: torch.device) -> Tensor | None:
+        """Return what taps inside of compiled regions added up, as rows of a reading's table; None if there are none.
+
+        Args:
+            device: where to.
+        """
+        if not self.traced:
+            return None
+        flat = [tensor.to(device, non_blocking=True) for buffers in self._buffers for tensor in buffers.all()]
+        return torch.stack(flat).view(len(self._buffers), -1)
+
+    def restart(self) -> None:
+        """Forget the gradients that arrived inside of compiled regions."""
+        if self.traced:
+            torch._foreach_zero_([buffers.gradient for buffers in self._buffers])
+
+    # What is where.
+
+    def _search(self) -> None:
+        """Choose how each block is seen, as the model is now: it may have been compiled since the last time."""
+        outermost, inside, whole = find_regions(self._model)
+        scanned = [id(module) for _, module in outermost]
+        if scanned == self._scanned:
+            return
+        for handle, _ in self._hooks:
             handle.remove()
-        self._handles.clear()
+        self._attached = True
+        self._scanned, self._hooks, self._regions, self._outside = scanned, [], [], []
+        device = next(original(self._model).parameters()).device
+        self._buffers = [Buffers(next((p.device for p in place.parameters()), device)) for place in self._places]
+        hidden: dict[int, str] = {}
+        for index, place in enumerate(self._places):
+            within = id(place.boundary) in inside
+            opaque = not within and any(id(module) in whole for module in place.modules)
+            for module in () if opaque else place.activations:
+                self._register(module, index, activation=True)
+            if not within and place.boundary._compiled_call_impl is not None:
+                self._outside.append(_Outside(place.boundary, self._hook(place.boundary, index)))
+            else:
+                self._register(place.boundary, index)
+            if within:
+                hidden[index] = inside[id(place.boundary)]
+        for module in self._loose():
+            if id(module) not in whole:
+                self._register(module, None, activation=True)
+        names = set(hidden.values())
+        self._regions = [Region(module, name, self.switch) for name, module in outermost if name in names]
+        unknown = [region.name for region in self._regions if not region.known]
+        if unknown:
+            self.tell(f"{unknown[0] or 'the model'} was compiled in a way that cannot be repeated")
 
-    def _output(self, own: nn.Module, index: int) -> Callable[..., None]:
-        see = self._listener.see
+    def tell(self, what: str) -> None:
+        """Warn, once, that blocks cannot be seen."""
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"watch: {what}, so that the signals and gradients inside are not measured (NaN); weights and losses "
+                "are. Call levada.watch before the first compiled call, give it the module that torch.compile "
+                "returned, or compile the blocks one by one.",
+                stacklevel=2,
+            )
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._last = index
+    def _loose(self) -> list[nn.Module]:
+        """Return activations outside of all blocks: they belong to the block that ran last."""
+        model = original(self._model)
+        owned = {id(m) for place in self._places for m in place.activations}
+        blocks = {id(m): m for place in self._places for m in place.modules if m is not model}
+        within = {id(m) for block in blocks.values() for m in block.modules() if m is not block}
+        loose = (m for m in model.modules() if isinstance(m, ACTIVATIONS))
+        return [m for m in loose if id(m) not in owned and id(m) not in within]
+
+    def _hook(self, module: nn.Module, index: int | None, *, activation: bool = False) -> _TapHook:
+        buffers = None if index is None else self._buffers[index]
+        return _TapHook(self, module, index, buffers, activation=activation)
+
+    def _register(self, module: nn.Module, index: int | None, *, activation: bool = False) -> None:
+        hook = self._hook(module, index, activation=activation)
+        self._hooks.append((module.register_forward_hook(hook), hook))
+
+
+@final
+class _TapHook:
+    """A forward hook, which a copy of the model does not inherit."""
+
+    __slots__ = ("activation", "buffers", "index", "key", "own", "taps")
+
+    def __init__(
+        self, taps: Taps, own: nn.Module, index: int | None, buffers: Buffers | None, *, activation: bool
+    ) -> None:
+        self.taps = taps
+        self.own = own
+        self.index = index
+        self.key = taps.switch.key
+        self.buffers = buffers
+        self.activation = activation
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Tell of the output; while compiling, return it with a tap in it."""
+        if torch.compiler.is_compiling():
+            index = -1 if self.index is None else self.index
+            return tapped(self.key, index, self.buffers, output, activation=self.activation)
+        if module is not self.own:
+            return None
+        taps = self.taps
+        if self.activation:
+            place = taps.last if self.index is None else self.index
+            if place >= 0 and isinstance(output, Tensor):
+                taps.listener.see_activation(place, output)
+        elif self.index is not None:
+            taps.last = self.index
             tensor = first_floating(output)
-            if tensor is not None and module is own:
-                see(index, tensor)
+            if tensor is not None:
+                if taps.searching and taps.switch.on:
+                    taps.switch.order.append(self.index)
+                taps.listener.see(self.index, tensor)
+        return None
 
-        return hook
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
+        return Hook(_ignore)
 
-    def _activation(self, own: nn.Module, index: int | None) -> Callable[..., None]:
-        see = self._listener.see_activation
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hook, (_ignore,)
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            place = self._last if index is None else index
-            if isinstance(output, Tensor) and module is own and place >= 0:
-                see(place, output)
 
-        return hook
+def _ignore(*_: Any) -> None:
+    return None
+
+
+@final
+class _Outside:
+    """A tap around a block after `block.compile()`, whose hooks would be compiled with it."""
+
+    def __init__(self, module: nn.Module, hook: _TapHook) -> None:
+        self._module, self._hook = module, hook
+        self._own: Callable[..., Any] | None = None
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._own is not None  # it is in place only then
+        output = self._own(*args, **kwargs)
+        self._hook(self._module, args, output)
+        return output
+
+    def enter(self) -> None:
+        if self._own is None:
+            self._own = self._module._compiled_call_impl
+            self._module._compiled_call_impl = self._run
+
+    def leave(self) -> None:
+        if self._own is not None:
+            if getattr(self._module._compiled_call_impl, "__self__", None) is self:
+                self._module._compiled_call_impl = self._own
+            self._own = None

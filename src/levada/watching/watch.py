@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, final
+from typing import Any, Final, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class Watch:
 
     Attributes:
         samples: the last 1000 samples.
+        run: the folder of the record, or None.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Watch:
     ) -> None:
         self.model = model
         self.samples: deque[Sample] = deque(maxlen=_RECENT)
+        self.run: Path | None = None
         self._optimizers = optimizers
         self._listeners = list(listeners)
         self._attached = self._entered = False
@@ -60,6 +63,11 @@ class Watch:
     def sites(self) -> tuple[Site, ...]:
         """The blocks in order of execution; none before the first sampled step."""
         return self._engine.sites
+
+    @property
+    def optimizers(self) -> Sequence[Any]:
+        """The optimizers whose steps end a step."""
+        return self._optimizers
 
     @property
     def steps(self) -> int:
@@ -86,6 +94,19 @@ class Watch:
         """What the rules among the listeners found, in order."""
         return [finding for listener in self._listeners for finding in getattr(listener, "findings", ())]
 
+    @property
+    def dropped(self) -> int:
+        """How many samples the record lacks, because the disk was too slow or full."""
+        return sum(getattr(listener, "dropped", 0) for listener in self._listeners)
+
+    def listen(self, listener: Listener) -> None:
+        """Let one more hear of the samples from now on, behind those that listen already.
+
+        Args:
+            listener: one that was made for this watch.
+        """
+        self._listeners.append(listener)
+
     def _attach(self) -> None:
         self._attached = True
         self._engine.attach()
@@ -102,14 +123,17 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._entered = False
-        self.close()
+        self._close(failed=error is not None)
 
     def close(self) -> None:
         """Watch no more: take off every hook, hand on the last sample, close the listeners. Again is harmless."""
+        self._close(failed=False)
+
+    def _close(self, *, failed: bool) -> None:
         if not self._attached:
             return
         self._attached = self._entered = False
-        self._engine.detach()
+        self._engine.detach(failed=failed)
         for listener in list(self._listeners):
             self._tell(listener, "close")
 
@@ -194,9 +218,11 @@ def watch(
     model: nn.Module,
     optimizer: Any,
     *,
+    run: str | Path | None = None,
     every: int = 20,
     max_overhead: float = 0.01,
     scaler: Any = None,
+    live: bool | Literal["plain"] = False,
     listeners: Iterable[Listener] = (),
 ) -> Watch:
     """Watch a training loop, which stays as it is: signals by block and step, at a cost that nobody minds.
@@ -216,13 +242,16 @@ def watch(
         model: any module.
         optimizer: whose `step` ends a step; of several, in a sequence, the last one that steps. None if you call
             `Watch.step()` yourself.
+        run: a folder that keeps the record, for `levada report`; it must not hold a run yet.
         every: smallest distance between sampled steps.
         max_overhead: largest share of the training time, as measured while it runs.
         scaler: what scales the loss, such as a `torch.amp.GradScaler`.
+        live: whether a view is shown on standard error; "plain" for lines even in a terminal.
         listeners: who hears of the samples.
 
     Raises:
-        UsageError: if the model has no parameters, an optimizer holds none of them, or a number is out of range.
+        UsageError: if the model has no parameters, an optimizer holds none of them, a number is out of range, or `run`
+            holds a run.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -247,7 +276,26 @@ def watch(
                 f"watch: the optimizer must hold parameters of the model, but this {type(one).__name__} holds none of "
                 f"{type(model).__name__}'s. Make it after the model was moved, sharded or wrapped, or give the other."
             )
-    return Watch(model, optimizers, cadence=Cadence(every, max_overhead), scaler=scaler, listeners=listeners)
+    made = Watch(model, optimizers, cadence=Cadence(every, max_overhead), scaler=scaler, listeners=listeners)
+    try:
+        _surround(made, run, live)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _surround(made: Watch, run: str | Path | None, live: bool | Literal["plain"]) -> None:
+    """Add what keeps the record, and what shows it."""
+    if run is not None:
+        from levada.watching.recording import Recording
+
+        made.listen(Recording(run, made))
+        made.run = Path(run)
+    if live:
+        from levada.watching.live import Live
+
+        made.listen(Live(made, plain=True if live == "plain" else None))
 
 
 def _unwrapped(optimizer: Any) -> Any:

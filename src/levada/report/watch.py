@@ -1,0 +1,350 @@
+"""The page's view of a watched run: loss, signals by block and step, findings as they came and went, what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final, Protocol
+
+from levada.report.check import finding_view, table_view
+from levada.report.figure import figure
+from levada.report.grid import Grid, Row, gather
+from levada.report.heat import heat
+from levada.report.series import Span
+from levada.report.words import SIGNS, count, headline, number, phrase, sampled, short
+
+__all__ = ["Recorded", "watch_view"]
+
+CHUNK: Final = 256  # samples that are read at once
+MAX_RANKS: Final = 16  # of which the spread is read
+MAX_LOSSES: Final = 1200
+NUM_PROFILES: Final = 4
+_WORST: Final = ("error", "warn")
+_HEATS: Final = (
+    ("gradient_rms", "gradient_nonfinite", "The gradient, by block and step", "gradient, root mean square per element"),
+    ("signal_rms", "nonfinite", "The signal, by block and step", "signal, root mean square per element"),
+)
+
+
+class Recorded(Protocol):
+    """What is read of a run: its ranks, and of each the signals as `levada.runs.Signals` gives them."""
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        """The processes that wrote signals."""
+
+    def signals(self, rank: int = 0) -> Any:
+        """Give the signals of one."""
+
+
+def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make what the template shows of a watched run; it is the template of a check.
+
+    Blocks that other ranks hold, as stages of a pipeline do, follow those of the first; of ranks that hold the same
+    blocks the first is shown, with the spread over the others.
+
+    Args:
+        run: the run.
+        name: its name.
+        events: its events.
+    """
+    ranks = {rank: run.signals(rank) for rank in _chosen(run.ranks)}
+    depth = _Depth(list(ranks.values()))
+    findings = _findings(events)
+    fired = [one for one in findings if one.get("status", "fired") == "fired"]
+    worst = next((severity for severity in _WORST if any(one.get("severity") == severity for one in fired)), "healthy")
+    verdict = worst if depth.steps or fired else "unknown"
+    blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
+    losses = depth.first.losses() if depth.first is not None else []
+    return {
+        "title": name,
+        "verdict": verdict,
+        "sign": SIGNS[verdict],
+        "headline": _headline(verdict, fired),
+        "claim": str(fired[0].get("claim", "")) if fired else "",
+        "facts": _facts(depth, losses, events, len(run.ranks)),
+        "figures": [*_loss(losses, findings), *_heats(depth), *_profiles(depth)],
+        "findings": [_told(one, depth) for one in findings if one.get("status", "fired") != "unknown"],
+        "open": [one for one in findings if one.get("status") == "unknown"],
+        "notes": _notes(run.ranks, ranks, depth, events),
+        "table": table_view(blocks),
+        "provenance": [],
+    }
+
+
+def _chosen(ranks: Sequence[int]) -> list[int]:
+    # Stages of a pipeline may be more; their number is that of machines, not of processes.
+    return [ranks[i] for i in sampled(len(ranks), 4 * MAX_RANKS)]
+
+
+class _Depth:
+    """The blocks of all ranks in order: one rank for those that hold the same."""
+
+    def __init__(self, ranks: Sequence[Any]) -> None:
+        self.first: Any = ranks[0] if ranks else None
+        self.stages: list[Any] = []
+        seen: set[str] = set()
+        for signals in ranks:
+            names = [str(site["name"]) for site in signals.sites]
+            if names and not seen & set(names):
+                self.stages.append(signals)
+                seen |= set(names)
+        self.replicas = [signals for signals in ranks if self.first and signals.sites == self.first.sites][:MAX_RANKS]
+        self.sites: list[str] = [str(site["name"]) for signals in self.stages for site in signals.sites]
+        self.kinds: list[str] = [str(site.get("kind") or "") for signals in self.stages for site in signals.sites]
+        self.steps: Sequence[int] = self.first.steps if self.first is not None else ()
+
+    def has(self, name: str) -> bool:
+        return any(name in signals.names for signals in self.stages)
+
+    def rows(self, name: str, bad: str) -> Iterator[Row]:
+        """Read a signal from the first sample to the last, with the share of it that is no finite number."""
+        for start in range(0, len(self.steps), CHUNK):
+            part = self.steps[start : start + CHUNK]
+            # Samples between two rows belong to the first of them.
+            yield from self.read(name, bad, part[0], self._end(start + CHUNK))
+
+    def _end(self, stop: int) -> int | None:
+        return self.steps[stop] - 1 if stop < len(self.steps) else None
+
+    def read(self, name: str, bad: str, first: int, last: int | None) -> Iterator[Row]:
+        read = [_by_step(signals, name, first, last) for signals in self.stages]
+        hurt = [_by_step(signals, bad, first, last) for signals in self.stages]
+        for step in sorted({step for one in read for step in one}):
+            rows = [one.get(step) for one in read]
+            sizes = [len(signals.sites) for signals in self.stages]
+            merged = any(row is not None and row.low for row in rows)
+            yield Row(
+                step,
+                max(row.last for row in rows if row is not None),
+                _beside([row.values if row else () for row in rows], sizes),
+                _beside([row.values if (row := one.get(step)) else () for one in hurt], sizes),
+                _beside([row.low if row else () for row in rows], sizes) if merged else (),
+                _beside([row.high if row else () for row in rows], sizes) if merged else (),
+            )
+
+    def at(self, name: str, bad: str, step: int) -> list[float]:
+        """Give a signal of one sample; infinite where a value of it is no finite number."""
+        row = next(self.read(name, bad, step, step), None) if self.has(name) else None
+        if row is None:
+            return []
+        hurt = row.bad or [math.nan] * len(row.values)
+        return [math.inf if share > 0 else value for value, share in zip(row.values, hurt, strict=True)]
+
+    def blocks(self, step: int) -> list[dict[str, Any]]:
+        """Give one sample as the blocks of a check's report."""
+        names = dict.fromkeys(name for signals in self.stages for name in signals.names)
+        columns = {name: self.at(name, "", step) for name in names}
+        return [
+            {"site": site, "order": i, "kind": self.kinds[i]}
+            | {name: values[i] for name, values in columns.items() if values and not math.isnan(values[i])}
+            for i, site in enumerate(self.sites)
+        ]
+
+
+def _by_step(signals: Any, name: str, first: int, last: int | None) -> dict[int, Row]:
+    if name not in signals.names:
+        return {}
+    read = signals.read(name, first=first, last=last)
+    rows = {}
+    for i, values in enumerate(read):
+        several = read.counts[i] > 1
+        ends = (read.low[i], read.high[i]) if several else ((), ())
+        rows[read.steps[i]] = Row(read.steps[i], read.last_steps[i], values, (), *ends)
+    return rows
+
+
+def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[float]:
+    """Put the stages one behind the other; what one lacks is NaN."""
+    return [v for part, size in zip(parts, sizes, strict=True) for v in (part or [math.nan] * size)]
+
+
+def _findings(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give each finding as it was told last, with the step at which it came and, if it did, ended; the worst first."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for event in events:
+        if event.get("type") != "finding":
+            continue
+        held = event.get("finding")
+        one = {**(held if isinstance(held, Mapping) else event)}
+        step = event.get("step")
+        key = str(one.get("rule")), str((one.get("where") or {}).get("first") or "")
+        before = found.pop(key, {})
+        one["came"] = before.get("came", step)
+        if one.get("status") == "clear":
+            one = {**before, "status": "clear", "came": one["came"], "over": step} if before else one
+        found[key] = one
+    rank = {"error": 0, "warn": 1, "info": 2}
+    ordered = [one for one in found.values() if one.get("status") != "clear" or one.get("over") is not None]
+    return sorted(ordered, key=lambda one: (one.get("status") == "clear", rank.get(str(one.get("severity")), 3)))
+
+
+def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
+    """Give a finding as a check shows it, with the blocks as they were at its step."""
+    came = number(one.get("came"))
+    near = min(depth.steps, key=lambda step: abs(step - came)) if came is not None and depth.steps else None
+    blocks = depth.blocks(near) if near is not None else []
+    view = finding_view(one, {"blocks": blocks}, blocks)
+    when = [("told at step", f"{int(came):,}")] if came is not None else []
+    when += [("over at step", short(one["over"]))] if one.get("over") is not None else []
+    view["evidence"] = [*when, *view["evidence"]]
+    if one.get("status") == "clear":
+        view |= {"severity": "info", "kind": f"{view['kind']}, over", "sign": SIGNS["healthy"]}
+    return view
+
+
+def _headline(verdict: str, fired: Sequence[Mapping[str, Any]]) -> str:
+    words = {"healthy": "The learning signal reached every block", "unknown": "Nothing was sampled"}
+    return words.get(verdict) or headline({"verdict": verdict, "findings": fired})
+
+
+def _facts(
+    depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], ranks: int
+) -> list[dict[str, str]]:
+    steps = [*depth.steps[-1:], *(step for step, _ in losses[-1:])]
+    facts = [("steps", f"{max(steps) + 1:,}" if steps else "0", f"{count(len(depth.steps), 'sample')} kept")]
+    if losses:
+        facts.append(("loss", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
+    overhead = _overhead(depth, events)
+    if overhead is not None:
+        distances = [b - a for a, b in pairwise(depth.steps[-9:])]
+        note = f"sampled every {count(max(distances), 'step')}" if distances else ""
+        facts.append(("overhead", f"{short(100 * overhead)} %", note))
+    facts.append(("blocks", f"{len(depth.sites):,}", ""))
+    if ranks > 1:
+        facts.append(("processes", f"{ranks:,}", ""))
+    return [{"label": label, "value": value, "note": note} for label, value, note in facts]
+
+
+def _overhead(depth: _Depth, events: Sequence[Mapping[str, Any]]) -> float | None:
+    shares = (number(event.get("share")) for event in events if event.get("type") == "overhead")
+    told = [value for value in shares if value is not None]
+    scalars = depth.first.scalars("overhead") if depth.first is not None else []
+    known = [*told[-1:], *(value for _, value in scalars[-1:])]
+    return next((value for value in known if math.isfinite(value)), None)
+
+
+def _notes(
+    ranks: Sequence[int], read: Mapping[int, Any], depth: _Depth, events: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Say what is not shown, and what was lost."""
+    notes = []
+    if len(read) < len(ranks):
+        notes.append(f"{len(read)} of {len(ranks):,} processes were read, evenly chosen.")
+    if depth.first is not None and len(depth.replicas) < len(read) - len(depth.stages) + 1:
+        notes.append(f"The spread is over {count(len(depth.replicas), 'process')[:-2]}es.")
+    dropped = [number(event["dropped"]) for event in events if "dropped" in event]
+    if dropped and dropped[-1]:
+        notes.append(f"{count(int(dropped[-1]), 'sample')} came faster than they could be written, and were dropped.")
+    notes += [str(event["problem"]) for event in events if event.get("problem")]
+    notes += [
+        f"The step of {event.get('path')} can be run again: levada replay."
+        for event in events
+        if event.get("type") == "bundle"
+    ]
+    for rank, signals in read.items():
+        notes += [f"Rank {rank}: {damage.message}." for damage in signals.damage]
+    return list(dict.fromkeys(notes))
+
+
+def _loss(losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    if not losses:
+        return []
+    kept = _thinned(losses)
+    finite = [value for _, value in losses if math.isfinite(value)]
+    log = bool(finite) and min(finite) > 0 and max(finite) > 100 * min(finite)
+    spans = []
+    for one in findings:
+        came, over = number(one.get("came")), number(one.get("over"))
+        if came is not None and one.get("severity") in _WORST:
+            spans.append(Span(came, losses[-1][0] if over is None else over, "", phrase(one)))
+    spec = {
+        "title": "",
+        "x": {"label": "step"},
+        "y": {"label": "loss", "scale": "log" if log else "linear"},
+        "series": [{"label": "", "style": "measured", "x": [s for s, _ in kept], "y": [v for _, v in kept]}],
+        "spans": spans,
+    }
+    shaded = " Shaded are the steps at which a finding stood." if spans else ""
+    thinned = " Of neighbouring steps the lowest and the highest are drawn." if len(kept) < len(losses) else ""
+    caption = f"The loss of {count(len(losses), 'step')}.{shaded}{thinned}"
+    return [{"title": "The loss", "caption": caption, "svg": figure(spec)}]
+
+
+def _thinned(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Keep of each stretch the lowest and the highest loss, and one that is no number."""
+    if len(losses) <= MAX_LOSSES:
+        return list(losses)
+    size = math.ceil(2 * len(losses) / MAX_LOSSES)
+    kept: list[tuple[int, float]] = []
+    for start in range(0, len(losses), size):
+        stretch = losses[start : start + size]
+        finite = sorted((one for one in stretch if math.isfinite(one[1])), key=lambda one: one[1])
+        odd = [one for one in stretch if not math.isfinite(one[1])]
+        kept += sorted({*finite[:1], *finite[-1:], *odd[:1]})
+    return kept
+
+
+def _heats(depth: _Depth) -> list[dict[str, str]]:
+    drawn = []
+    for name, bad, title, what in _HEATS:
+        if depth.has(name) and len(depth.steps) > 1:
+            grid = gather(depth.sites, depth.rows(name, bad), len(depth.steps))
+            drawn.append({"title": title, "caption": _caption(grid, depth), "svg": heat(grid, what)})
+    return drawn
+
+
+def _caption(grid: Grid, depth: _Depth) -> str:
+    merged = []
+    if len(grid.rows) < len(depth.sites):
+        merged.append(f"{len(depth.sites):,} blocks in {len(grid.rows)} rows")
+    if len(grid.columns) < len(depth.steps):
+        merged.append(f"{len(depth.steps):,} samples in {len(grid.columns)} columns")
+    text = "Root mean square per element."
+    if merged:
+        text += f" {' and '.join(merged)}: the mean of their logarithms, unless one is zero or no finite number."
+    ranks = len(depth.replicas)
+    return text + (f" Of the first of {ranks} processes that hold these blocks." if ranks > 1 else "")
+
+
+def _profiles(depth: _Depth) -> list[dict[str, str]]:
+    if len(depth.sites) < 2:
+        return []
+    figures = []
+    for name, bad, title, label, lines in (
+        ("gradient_rms", "gradient_nonfinite", "The gradient by block, at some steps", _HEATS[0][3], NUM_PROFILES),
+        ("update_ratio", "", "How far a step moves the weights", "update / weights, root mean squares", 2),
+    ):
+        series = _lines(depth, name, bad, lines)
+        if series:
+            spec = {"x": {"label": "block"}, "y": {"label": label, "scale": "log"}, "series": series}
+            spread = "low" in series[-1]
+            caption = f"At the last step with the range over {len(depth.replicas)} processes." if spread else ""
+            figures.append({"title": title, "caption": caption, "svg": figure(spec)})
+    return figures
+
+
+def _lines(depth: _Depth, name: str, bad: str, most: int) -> list[dict[str, Any]]:
+    lines = []
+    chosen = [depth.steps[i] for i in sampled(len(depth.steps), most)]
+    for step in chosen:
+        values = depth.at(name, bad, step)
+        if all(math.isnan(value) for value in values):
+            continue
+        y = [None if math.isnan(value) else value for value in values]
+        line: dict[str, Any] = {"label": f"step {step:,}", "style": "measured", "names": depth.sites}
+        line |= {"x": list(range(len(y))), "y": y}
+        lines.append(line)
+        if step == chosen[-1]:
+            line |= _spread(depth, name, bad, step)
+    return lines
+
+
+def _spread(depth: _Depth, name: str, bad: str, step: int) -> dict[str, Any]:
+    """Give the lowest and the highest over the ranks that hold the same blocks as the first."""
+    if len(depth.replicas) < 2:
+        return {}
+    columns = list(zip(*(_Depth([signals]).at(name, bad, step) for signals in depth.replicas), strict=True))
+    ends = {"low": min, "high": max}
+    return {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}

@@ -1,0 +1,303 @@
+"""Look at every checksum of a run, say what was lost, and seal again what can be read."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from levada._errors import MissingExtraError, UsageError
+from levada.runs.frames import Damage, survivors
+from levada.runs.lock import WriterLock
+from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest, write_atomically
+from levada.runs.reader import examine
+from levada.runs.segments import (
+    Cut,
+    Place,
+    UnreadableError,
+    damaged,
+    form_of,
+    has_parquet,
+    orphaned,
+    places,
+    read_samples,
+    reduced,
+    salvaged,
+    seal_tail,
+    sealed_name,
+    verified,
+)
+from levada.runs.signals import rank_folders
+from levada.runs.tables import Table, mend_tables, read_tables
+from levada.runs.tail import Samples, read_tail
+
+__all__ = ["Health", "RankHealth", "doctor", "reseal"]
+
+
+def _aside(name: str, size: int) -> str:
+    return f"  moved aside when the run was continued: {name}, {size:,} bytes"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RankHealth:
+    """What `doctor` found of the signals of a rank.
+
+    Attributes:
+        rank: of the process that wrote them.
+        samples: number of samples that can be read.
+        num_bytes: size of the files that are good.
+        files: number of tails, sealed files and site tables.
+        damage: what cannot be read.
+        torn: files that were moved aside, and their sizes in bytes.
+    """
+
+    rank: int
+    samples: int
+    num_bytes: int
+    files: int
+    damage: tuple[Damage, ...]
+    torn: Mapping[str, int]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether everything that was written, and is kept, can be read."""
+        return not self.damage and not self.torn
+
+    def __str__(self) -> str:
+        right = "every checksum right" if not self.damage else "right but for the damage below"
+        title = f"  signals of rank {self.rank}: {self.samples:,} samples in {self.files:,} files"
+        lines = [f"{title}, {self.num_bytes:,} bytes, {right}"]
+        lines += [f"  damage: {damage.message}; {damage.num_bytes:,} bytes are not read" for damage in self.damage]
+        return "\n".join(lines + [_aside(name, size) for name, size in self.torn.items()])
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `doctor` found.
+
+    Attributes:
+        path: the run's folder.
+        manifest: the manifest, or None if it cannot be read.
+        manifest_error: why not, or None.
+        frames: number of good frames.
+        num_bytes: size of the good part of the log.
+        types: number of events by type.
+        damage: what keeps the log from being read to its end, or None.
+        frames_behind: good frames that lie behind the damage and that readers do not reach.
+        torn: files that a continued run moved aside, and their sizes in bytes.
+        signals: what was found of each rank's signals.
+    """
+
+    path: Path
+    manifest: Manifest | None
+    manifest_error: str | None
+    frames: int
+    num_bytes: int
+    types: Mapping[str, int]
+    damage: Damage | None
+    frames_behind: int
+    torn: Mapping[str, int]
+    signals: tuple[RankHealth, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether everything that was written can be read."""
+        whole = self.manifest is not None and self.damage is None and not self.torn
+        return whole and all(rank.healthy for rank in self.signals)
+
+    def __str__(self) -> str:
+        what = f"{self.manifest.kind} {self.manifest.name!r}" if self.manifest else f"unreadable: {self.manifest_error}"
+        right = "every checksum right" if self.damage is None else "right up to the damage below"
+        frames = "frame" if self.frames == 1 else "frames"
+        lines = [f"{self.path}: {what}", f"  {self.frames:,} {frames}, {self.num_bytes:,} bytes, {right}"]
+        lines += [f"    {count:>7,}  {name}" for name, count in sorted(self.types.items())]
+        if self.damage is not None:
+            behind = f"{self.frames_behind:,} good {'frame' if self.frames_behind == 1 else 'frames'} among them"
+            lost = f"{self.damage.num_bytes:,} bytes are not read, {behind}"
+            lines.append(f"  damage: {self.damage.message}; {lost}")
+        lines += [_aside(name, size) for name, size in self.torn.items()]
+        lines += [str(rank) for rank in self.signals]
+        return "\n".join(lines)
+
+
+def doctor(path: str | Path) -> Health:
+    """Check a run: every checksum, the manifest, what a crash tore off, the signals. Changes nothing.
+
+    Args:
+        path: the run's folder; its manifest may be corrupt.
+
+    Raises:
+        UsageError: if the folder does not exist, or holds neither a manifest nor a log.
+    """
+    folder = Path(path)
+    manifest, reason = None, None
+    try:
+        manifest = read_manifest(folder)
+    except UsageError as error:
+        if not (folder / MANIFEST).is_file() and not (folder / LOG).is_file():
+            raise
+        reason = str(error)
+    types, good, damage = examine(folder)
+    behind = 0
+    if damage is not None and damage.num_bytes:
+        with (folder / LOG).open("rb") as file:
+            file.seek(damage.offset)
+            behind = survivors(file.read())
+    torn = {file.name: file.stat().st_size for file in sorted(folder.glob("events.torn-*"))}
+    ranks = tuple(_examine_rank(rank, signals) for rank, signals in sorted(rank_folders(folder).items()))
+    return Health(folder, manifest, reason, types.total(), good, dict(types), damage, behind, torn, ranks)
+
+
+def _examine_rank(rank: int, folder: Path) -> RankHealth:
+    tables, damages = read_tables(folder)
+    widths = {number: table.width for number, table in tables.items()}
+    samples, size, sealed, tables_needed = 0, 0, set[int](), set[int]()
+    found = places(folder)
+    for place in found:
+        with suppress(FileNotFoundError):  # sealed, or let go of, at this moment
+            if place.level == "tail":
+                continue
+            try:
+                size += len(verified(place))
+                if place.level == "samples":
+                    held = read_samples(place)
+                    samples, sealed = samples + len(held.steps), sealed | {place.number}
+                    tables_needed.add(held.table)
+            except UnreadableError as error:
+                damages.append(damaged(place, str(error)))
+            except MissingExtraError:
+                pass  # its checksum is right; only the number of samples stays unknown
+    for place in found:
+        with suppress(FileNotFoundError):
+            if place.level == "tail" and place.number not in sealed:
+                held, lost = read_tail(place.path, widths)
+                samples += len(held.steps)
+                size += place.path.stat().st_size - sum(damage.num_bytes for damage in lost)
+                damages += [Damage(d.kind, d.offset, d.num_bytes, f"{place.path.name}: {d.message}") for d in lost]
+    known = {place.number for place in found if place.level in ("samples", "tail")}
+    damages += [orphaned(number) for number in sorted({place.number for place in found} - known)]
+    damages += [Damage("missing", 0, 0, f"site table {n} is missing") for n in tables_needed - set(tables)]
+    torn = {path.name: path.stat().st_size for path in sorted(folder.glob("*.torn"))}
+    return RankHealth(rank, samples, size, len(found) + 2 * len(tables), tuple(damages), torn)
+
+
+def reseal(path: str | Path) -> list[str]:
+    """Seal the tails that interrupted writers left, and write damaged sealed files again with what of them is good.
+
+    What is lost is NaN in the new files; the damaged ones are moved aside, to names that end in `.torn`.
+
+    Args:
+        path: the run's folder.
+
+    Returns:
+        What was done, a sentence each.
+
+    Raises:
+        UsageError: if a writer is at work.
+        MissingExtraError: if files are Parquet and pyarrow is not installed.
+    """
+    done = []
+    for rank, folder in sorted(rank_folders(Path(path)).items()):
+        lock = WriterLock(folder)
+        try:
+            done += [f"rank {rank}: {sentence}" for sentence in _reseal_rank(folder)]
+        finally:
+            lock.release()
+    return done
+
+
+def _reseal_rank(folder: Path) -> Iterator[str]:
+    for name in mend_tables(folder):
+        yield f"{name} is written again from its copy"
+    tables = read_tables(folder)[0]
+    suffix = "parquet" if has_parquet() else "frames"
+    by_number: dict[int, list[Place]] = {}
+    for place in places(folder):
+        by_number.setdefault(place.number, []).append(place)
+    for number, found in by_number.items():
+        samples = _samples_of(found)
+        tail = next((place for place in found if place.level == "tail"), None)
+        bad = [place for place in found if place.level != "tail" and not _good(place)]
+        if tail is not None and (samples is None or bad):
+            _put_aside(bad)
+            count = len(seal_tail(folder, number, tables, suffix).steps)
+            yield f"tail {number} is sealed, {count:,} samples"
+        elif samples is None:
+            samples = _from_levels(found)
+            if samples is None:
+                yield f"segment {number} stays unreadable: its steps are lost"
+                continue
+            yield f"segment {number}: {len(samples.steps):,} steps are known again, times and scalars are lost"
+            _write(folder, "samples", number, form_of(suffix).pack_samples(samples), suffix)
+            yield from _mend(folder, number, samples, tables, found)
+            _put_aside([place for place in bad if place.level == "samples"])
+        elif bad:
+            yield from _mend(folder, number, samples, tables, found)
+
+
+def _good(place: Place) -> bool:
+    try:
+        verified(place)
+    except UnreadableError:
+        return False
+    return True
+
+
+def _samples_of(found: Sequence[Place]) -> Samples | None:
+    for place in found:
+        if place.level == "samples":
+            with suppress(UnreadableError):
+                return read_samples(place)
+    return None
+
+
+def _from_levels(found: Sequence[Place]) -> Samples | None:
+    """Give the steps of samples whose own file is lost, from the file of the full detail."""
+    for place in found:
+        if place.level == "full" and _good(place):
+            table, steps = form_of(place.path.suffix[1:]).unpack_steps(verified(place))
+            count = len(steps)
+            return Samples(table, array("q", steps), array("d", [float("nan")] * count), [{} for _ in steps])
+    return None
+
+
+def _write(folder: Path, level: str, number: int, data: bytes, suffix: str) -> None:
+    write_atomically(folder / sealed_name(level, number, data, suffix), data)
+
+
+def _put_aside(bad: Sequence[Place]) -> None:
+    for place in bad:
+        place.path.replace(place.path.with_name(place.path.name + ".torn"))
+
+
+def _mend(
+    folder: Path, number: int, samples: Samples, tables: Mapping[int, Table], found: Sequence[Place]
+) -> Iterator[str]:
+    """Write the damaged levels of a segment again: from the full detail if that is good, else what is left of them."""
+    table = tables.get(samples.table)
+    if table is None:
+        yield f"segment {number} stays as it is: its site table is lost"
+        return
+    whole = {place.level: place for place in found if place.level != "tail" and _good(place)}
+    for place in found:
+        if place.level in ("tail", "samples") or place.level in whole or _good(place):
+            continue
+        suffix = place.path.suffix[1:]
+        if "full" in whole:
+            cut = Cut.of("full", samples.steps, len(table.sites))
+            series, _ = salvaged(whole["full"], cut, len(table.signals))
+            planes, lost = reduced(series[0], len(samples.steps), place.level, suffix), 0
+        else:
+            cut = Cut.of(place.level, samples.steps, len(table.sites))
+            planes, lost = salvaged(place, cut, len(table.signals))
+        total = max(1, len(table.signals) * len(table.sites))
+        if lost < total:
+            data = form_of(suffix).pack_planes(place.level, samples, planes, table.signals, table.sites)
+            _write(folder, place.level, number, data, suffix)
+        _put_aside([place])
+        kept = f"{total - lost:,} of {total:,} series are kept"
+        yield f"segment {number}, {place.level}: {kept}, the damaged file is moved aside"

@@ -1,0 +1,275 @@
+"""Write the signals of one rank: a bounded queue and a thread, so that training neither waits nor fails."""
+
+from __future__ import annotations
+
+import os
+import time as clock
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, final
+
+from levada._errors import UsageError, require_at_least
+from levada.runs.background import Background
+from levada.runs.frames import MAX_FRAME
+from levada.runs.lock import WriterLock
+from levada.runs.pyramid import SEGMENT, Kept, surplus
+from levada.runs.segments import Place, UnreadableError, has_parquet, places, read_samples, seal_tail, tail_name
+from levada.runs.tables import keep_table, read_tables
+from levada.runs.tail import TAIL_MAGIC, header, mark, sample
+
+__all__ = ["SIGNALS_FOLDER", "SignalWriter", "rank_folder"]
+
+SIGNALS_FOLDER: Final = "signals"
+_SYNC_SECONDS: Final = 5.0
+_WAITING_BYTES: Final = 2**26
+_CLOSE_SECONDS: Final = 120.0
+
+
+def rank_folder(run: Path, rank: int) -> Path:
+    """Give the folder of a rank's signals."""
+    return run / SIGNALS_FOLDER / f"rank-{rank:05d}"
+
+
+@final
+class SignalWriter:
+    """Appends samples to the signals of one rank.
+
+    Every sample is a frame with a checksum at the end of a *tail*; after 256 samples (or 64 MiB) the tail is sealed
+    into immutable files and only then removed, so that a process killed at any moment loses no frame that was written.
+    What an earlier writer left is sealed first. A step that comes again, because the run went on from an older
+    checkpoint, is written again, and readers give the later one.
+
+    Args:
+        folder: the run.
+        rank: of the process; each has a folder of its own.
+        sites: the site table, {"name", "order", "kind", "shape", "parameters"} each; names are unique.
+        signals: names of the signals.
+        keep: how many of the newest samples are kept in full; see `mark`.
+        capacity: how many samples may wait; by default as many as fit 64 MiB.
+
+    Raises:
+        UsageError: if another writer holds this rank's folder, or the table is none.
+        OSError: if the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from levada.runs import RunWriter, Run
+        >>> from levada.runs.codes import encode
+        >>> folder = tempfile.mkdtemp()
+        >>> RunWriter.create(folder, kind="watch", name="demo").close()
+        >>> sites = [{"name": "layers.0", "order": 0}, {"name": "layers.1", "order": 1}]
+        >>> with SignalWriter(folder, sites=sites, signals=["gradient_rms"]) as writer:
+        ...     for step in (0, 20, 40):
+        ...         writer.append(step, 0.0, encode([1.0, 2.0**-step]), {"loss": 1.0})
+        >>> signals = Run(folder).signals()
+        >>> signals.steps, signals.read("gradient_rms", site="layers.1")
+        ((0, 20, 40), [[1.0], [9.5367431640625e-07], [9.094947017729282e-13]])
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        rank: int = 0,
+        sites: Sequence[Mapping[str, Any]],
+        signals: Sequence[str],
+        keep: int = 4096,
+        capacity: int | None = None,
+    ) -> None:
+        require_at_least("SignalWriter", "rank", rank, 0)
+        require_at_least("SignalWriter", "keep", keep, 1)
+        self.folder = rank_folder(Path(folder), rank)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.problem: str | None = None
+        self._lock = WriterLock(self.folder)
+        try:
+            number = keep_table(self.folder, signals, sites)
+            self._tables = read_tables(self.folder)[0]
+        except BaseException:
+            self._lock.release()
+            raise
+        self._table, self._width, self._keep = number, len(signals) * len(sites), keep
+        if 2 * self._width > MAX_FRAME // 2:
+            self._lock.release()
+            raise UsageError(f"SignalWriter: a sample has at most {MAX_FRAME // 4:,} numbers, got {self._width:,}.")
+        self._suffix = "parquet" if has_parquet() else "frames"
+        self._refused = self._lost = 0
+        self._told = self._closed = False
+        self._descriptor, self._size, self._good, self._rows = -1, 0, 0, 0
+        self._kept: list[Kept] = []
+        self._marks: list[int] = []
+        self._number = 0
+        self._synced = clock.monotonic()
+        waiting = capacity or max(8, min(1024, _WAITING_BYTES // (2 * self._width + 64)))
+        self._thread = Background(self._do, capacity=waiting, name=f"levada-signals-{rank}", at_exit=self.close)
+        self._thread.put("recover")
+
+    @property
+    def dropped(self) -> int:
+        """How many samples were not stored: too many waited, storing had stopped, or they were no samples."""
+        return self._refused + self._lost
+
+    def append(self, step: int, time: float, codes: bytes, scalars: Mapping[str, float] | None = None) -> None:
+        """Hand over one sample; never waits, never raises.
+
+        Args:
+            step: number of the optimizer step; the key of the sample.
+            time: seconds since the epoch; kept as given, nothing depends on it.
+            codes: `levada.runs.codes`, signal by signal, `(signals, sites)`.
+            scalars: numbers of the step by name.
+        """
+        if self._thread.foreign:
+            return
+        try:
+            values = {str(key): float(value) for key, value in (scalars or {}).items()}
+            piece = (int(step), float(time), bytes(codes), values)
+            taken = self.problem is None and len(piece[2]) == 2 * self._width and self._thread.put(piece)
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            taken = False
+        self._refused += not taken
+        self._tell()
+
+    def mark(self, step: int) -> None:
+        """Keep the full detail around a step for ever; never waits, never raises."""
+        if not self._thread.foreign and self.problem is None:
+            with suppress(TypeError, ValueError, OverflowError):
+                self._thread.put(int(step))
+
+    def flush(self, seconds: float = 60.0) -> bool:
+        """Wait until what was appended is handed to the operating system; False if it is not in so many seconds."""
+        return self._thread.flush(seconds)
+
+    def close(self) -> None:
+        """Store what waits, seal, and let the next writer in; again, or in a forked child, is harmless."""
+        if self._closed or self._thread.foreign:
+            return
+        self._closed = True
+        if self._thread.stop(_CLOSE_SECONDS):
+            self._finish()
+        self._tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _tell(self) -> None:
+        """Warn once, in the thread of the training; where warnings are errors they are not made to stop it."""
+        if self.problem is not None and not self._told:
+            self._told = True
+            with suppress(Warning):
+                warnings.warn(
+                    f"{self.folder}: signals are no longer stored, and training goes on: {self.problem}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+    # What follows runs in the thread, or after it.
+
+    def _do(self, piece: Any) -> None:
+        try:
+            if self.problem is not None:
+                self._lost += isinstance(piece, tuple)
+            elif isinstance(piece, tuple):
+                self._write(sample(piece[0], piece[1], piece[2], piece[3]), rows=1)
+            elif isinstance(piece, int):
+                self._marks.append(piece)
+                self._write(mark(piece), rows=0)
+            else:
+                self._recover()
+        except Exception as error:
+            self._lost += isinstance(piece, tuple)
+            self.problem = f"{type(error).__name__}: {error}"
+
+    def _finish(self) -> None:
+        try:
+            if self.problem is None:
+                self._rotate()
+        except Exception as error:
+            self.problem = f"{type(error).__name__}: {error}"
+        finally:
+            self._close_tail()
+            self._lock.release()
+
+    def _recover(self) -> None:
+        """Seal what an earlier writer left, and remember what is kept."""
+        for file in self.folder.glob(".*-*.*"):
+            file.unlink(missing_ok=True)
+        found = places(self.folder)
+        self._number = max((place.number for place in found), default=0)
+        for place in found:
+            if place.level == "samples":
+                self._remember(place)
+        for place in found:
+            if place.level == "tail":
+                self._seal(place.number)
+
+    def _write(self, data: bytes, rows: int) -> None:
+        if self._descriptor < 0:
+            self._begin()
+        if self._size + len(data) > MAX_FRAME and self._rows:
+            self._rotate()
+            self._begin()
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)
+            raise
+        self._size += len(data)
+        self._rows += rows
+        if self._rows >= SEGMENT:
+            self._rotate()
+        elif clock.monotonic() - self._synced > _SYNC_SECONDS:
+            os.fsync(self._descriptor)
+            self._synced = clock.monotonic()
+
+    def _begin(self) -> None:
+        self._number += 1
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(self.folder / tail_name(self._number), flags, 0o644)
+        self._size = self._rows = 0
+        self._write(TAIL_MAGIC + header(self._table), rows=0)
+
+    def _close_tail(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _rotate(self) -> None:
+        if self._descriptor < 0:
+            return
+        os.fsync(self._descriptor)
+        self._close_tail()
+        self._seal(self._number)
+        self._synced = clock.monotonic()
+
+    def _seal(self, number: int) -> None:
+        """Seal a tail, remove it, and let go of the detail that is no longer kept."""
+        if number in {segment.number for segment in self._kept}:  # sealed, and killed before it was removed
+            (self.folder / tail_name(number)).unlink(missing_ok=True)
+        else:
+            samples = seal_tail(self.folder, number, self._tables, self._suffix)
+            self._note(number, samples.steps, samples.marks)
+        kept = sorted(self._kept, key=lambda segment: segment.number)
+        gone = set(surplus(kept, self._marks, self._keep))
+        for place in places(self.folder) if gone else ():
+            if (place.level, place.number) in gone:
+                place.path.unlink(missing_ok=True)
+
+    def _remember(self, place: Place) -> None:
+        with suppress(UnreadableError, FileNotFoundError):
+            samples = read_samples(place)
+            self._note(place.number, samples.steps, samples.marks)
+
+    def _note(self, number: int, steps: Sequence[int], marks: Sequence[int]) -> None:
+        self._marks.extend(step for step in marks if step not in self._marks)
+        if steps:
+            self._kept.append(Kept(number, min(steps), max(steps), len(steps)))

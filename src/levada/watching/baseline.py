@@ -1,0 +1,291 @@
+r"""What a run's own signals usually are: a median and a spread that a few odd samples do not move.
+
+For the last $n$ samples $x_1 \ldots x_n$ of one signal at one site, the baseline of $y_i = \log_2 x_i$ is the median
+$m$ and $s = 1.4826 \, \mathrm{median} |y_i - m|$, which estimates the standard deviation of a normal variable. Octaves,
+because a signal that halves has moved as far as one that doubles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from levada._errors import require_at_least
+
+__all__ = ["ZERO", "Baseline", "LossBaseline", "Silence", "octaves", "times"]
+
+_NORMAL: Final = 1.4826  # standard deviation of a normal variable over its median absolute deviation
+# Octaves, below the smallest float64: a signal that becomes zero has fallen as far as one can.
+ZERO: Final = -1100.0
+"""What `octaves` gives of zero."""
+# Octaves: two samples of one constant number differ by rounding, and by what a next batch changes of it.
+_LEAST_SPREAD: Final = 0.05
+
+
+@final
+class Baseline:
+    """Median and spread, in octaves, of the last samples of each of many signals.
+
+    A sample that is NaN was not measured and counts for nothing. The median is taken anew every `refresh` samples:
+    it hardly moves between them, and a sort of every signal's window is most of what judging costs.
+
+    Args:
+        columns: number of signals, all sites together.
+        window: samples that are remembered.
+        warm_up: samples of a signal before it has a baseline.
+        refresh: samples between two medians.
+
+    Cost: `columns * window` numbers of 4 bytes, and one sort of them in `refresh` samples.
+
+    Example:
+        >>> baseline = Baseline(2, window=8, warm_up=4)
+        >>> for value in (1.0, 1.1, 0.9, 1.0):
+        ...     baseline.add(torch.tensor([value, math.nan], dtype=torch.float64))
+        >>> told = baseline.deviation(torch.tensor([8.0, 8.0], dtype=torch.float64))
+        >>> bool(told[0] > 10), bool(told[1].isnan())
+        (True, True)
+    """
+
+    def __init__(self, columns: int, *, window: int = 32, warm_up: int = 8, refresh: int = 4) -> None:
+        for name, value, least in (("window", window, 2), ("warm_up", warm_up, 2), ("refresh", refresh, 1)):
+            require_at_least("Baseline", name, value, least)
+        self.warm_up = warm_up
+        self.samples = 0
+        self._refresh = refresh
+        self._ring = torch.full((columns, window), math.nan, dtype=torch.float32)
+        self._centre = torch.full((columns,), math.nan, dtype=torch.float32)
+        self._spread = torch.full((columns,), math.nan, dtype=torch.float32)
+        self._anchor = torch.full((columns,), math.nan, dtype=torch.float32)
+        self._stale = 0
+
+    @property
+    def centre(self) -> Tensor:
+        """Octaves: the median of the window; NaN during the warm-up."""
+        return self._centre
+
+    @property
+    def spread(self) -> Tensor:
+        """Octaves: the standard deviation that the window's median absolute deviation stands for."""
+        return self._spread
+
+    @property
+    def anchor(self) -> Tensor:
+        """Octaves: the first baseline that a signal had. A slow change moves the window with it, and leaves this."""
+        return self._anchor
+
+    def add(self, values: Tensor) -> None:
+        """Take one sample.
+
+        Args:
+            values: a value of each signal, at least 0; NaN where it was not measured.
+        """
+        self._ring[:, self.samples % self._ring.shape[1]] = octaves(values)
+        self.samples += 1
+        self._stale += 1
+        if self._stale >= self._refresh or self.samples <= 2 * self.warm_up:
+            self._stale = 0
+            self._take()
+
+    def rise(self, values: Tensor) -> Tensor:
+        """Return how many octaves each value is above its median; NaN without a baseline, or above one of zero.
+
+        Args:
+            values: as in `add`.
+        """
+        return octaves(values) - torch.where(self._centre > ZERO, self._centre, math.nan)
+
+    def deviation(self, values: Tensor) -> Tensor:
+        """Return how many standard deviations each value is above its median; NaN where `rise` is.
+
+        Args:
+            values: as in `add`.
+        """
+        return self.rise(values) / self._spread
+
+    def _take(self) -> None:
+        ready = (~self._ring.isnan()).sum(1) >= self.warm_up
+        centre = self._ring.nanmedian(1).values
+        self._centre = torch.where(ready, centre, math.nan)
+        spread = _NORMAL * (self._ring - self._centre[:, None]).abs().nanmedian(1).values
+        self._spread = spread.clamp(min=_LEAST_SPREAD)
+        self._anchor = torch.where(self._anchor.isnan(), self._centre, self._anchor)
+
+
+@final
+class Silence:
+    r"""For how many samples in a row each signal has been exactly zero, and how likely that is by its own habit.
+
+    A block that is drawn to rest, or that a router leaves out, is zero now and then: with $z$ of $n$ samples zero
+    before the present run of $k$, such a run has a chance of about $((z + 1) / (n + 2))^k$.
+
+    Args:
+        columns: number of signals.
+
+    Example:
+        >>> silence = Silence(1)
+        >>> for value in [1.0] * 18 + [0.0] * 2:
+        ...     silence.add(torch.tensor([value]))
+        >>> silence.run.tolist(), round(silence.chance.item(), 4)
+        ([2], 0.0025)
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.run = torch.zeros(columns, dtype=torch.long)
+        self._zeros = torch.zeros(columns, dtype=torch.long)
+        self._counted = torch.zeros(columns, dtype=torch.long)
+
+    @property
+    def chance(self) -> Tensor:
+        """How likely a run of zeros as long as the present one is; 1 where there is none."""
+        usual = (self._zeros + 1) / (self._counted + 2)
+        return usual.double() ** self.run
+
+    def add(self, values: Tensor) -> None:
+        """Take one sample.
+
+        Args:
+            values: a value of each signal; NaN where it was not measured, which counts for nothing.
+        """
+        zero, other = values == 0, values.abs() > 0
+        self._zeros += torch.where(other, self.run, 0)
+        self._counted += torch.where(other, self.run + 1, 0)
+        self.run = torch.where(zero, self.run + 1, torch.where(other, 0, self.run))
+
+
+def octaves(values: Tensor) -> Tensor:
+    """Return log2 of values; of zero a number below every other, of NaN and infinities NaN.
+
+    Args:
+        values: at least 0.
+
+    Example:
+        >>> octaves(torch.tensor([4.0, 0.0, math.inf])).tolist()
+        [2.0, -1100.0, nan]
+    """
+    logs = values.double().log2()
+    logs = torch.where(values.isfinite(), logs, math.nan)
+    return logs.clamp(min=ZERO).float()
+
+
+def times(rise: float) -> str:
+    """Return a rise or fall in octaves as words.
+
+    Args:
+        rise: octaves; the fall to zero is below -1000.
+
+    Example:
+        >>> times(3.0), times(-1.0), times(-1100.0)
+        ('8 times above', '2 times below', 'at zero, below')
+    """
+    if abs(rise) > 1000:
+        return "at zero, below"
+    return f"{2 ** abs(rise):.3g} times {'above' if rise > 0 else 'below'}"
+
+
+@final
+class LossBaseline:
+    """What the loss of a step usually is, what it was at the start, and the best that it came to.
+
+    The baseline is the median of the last `window` losses, and the spread that of their differences from it; losses
+    that are not finite are left out. The start is the median of the first losses, or the very first if that is
+    lower, which no step has thrown up; the best is the lowest median of `smooth` losses in a row.
+
+    Args:
+        window: losses that are remembered.
+        warm_up: losses before there is a baseline.
+        smooth: losses whose median is the loss now.
+
+    Example:
+        >>> losses = LossBaseline(warm_up=8)
+        >>> for step in range(40):
+        ...     losses.add(step, 2.0 + 0.01 * (step % 3))
+        >>> round(losses.excess(2.5)), losses.start, losses.learned
+        (33, 2.0, 0.0)
+    """
+
+    def __init__(self, *, window: int = 128, warm_up: int = 32, smooth: int = 7) -> None:
+        require_at_least("LossBaseline", "warm_up", warm_up, 2)
+        self.warm_up = warm_up
+        self.steps = 0
+        self.start = math.nan
+        self.best = math.inf
+        self._recent: deque[tuple[int, float]] = deque(maxlen=window)
+        self._smooth = smooth
+
+    def add(self, step: int, loss: float) -> None:
+        """Take the loss of one step.
+
+        Args:
+            step: its number.
+            loss: its loss.
+        """
+        if not math.isfinite(loss):
+            return
+        self.steps += 1
+        self._recent.append((step, loss))
+        if self.steps <= self.warm_up // 2:  # the first of them is that of weights that no step has moved
+            self.start = min(self._recent[0][1], self.median)
+        if self.steps >= self._smooth:
+            self.best = min(self.best, self.now)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are losses enough to know what is usual."""
+        return self.steps >= self.warm_up
+
+    @property
+    def median(self) -> float:
+        """The median of the losses that are remembered; NaN of none."""
+        return _median([loss for _, loss in self._recent])
+
+    @property
+    def now(self) -> float:
+        """The median of the last few losses; NaN of none."""
+        return _median([loss for _, loss in list(self._recent)[-self._smooth :]])
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation that the median absolute deviation stands for; a drift within the window counts."""
+        centre = self.median
+        return _NORMAL * _median([abs(loss - centre) for _, loss in self._recent])
+
+    @property
+    def learned(self) -> float:
+        """How far the loss has come below its start; at least 0."""
+        return max(0.0, self.start - self.best) if math.isfinite(self.best) else 0.0
+
+    @property
+    def scale(self) -> float:
+        """A change of the loss that matters in this run: what was learned, or a quarter of the start's size."""
+        return max(self.learned, 0.25 * abs(self.start))
+
+    def excess(self, loss: float) -> float:
+        """Return how many standard deviations a loss is above the median; rounding alone is no spread.
+
+        Args:
+            loss: of one step.
+        """
+        least = 1e-3 * max(abs(self.median), 1e-3 * self.scale)
+        return (loss - self.median) / max(self.spread, least, 1e-30)
+
+    def fall(self, steps: int) -> float:
+        """Return how far the median of the last `steps` losses is below that of as many before them; NaN of fewer.
+
+        Args:
+            steps: how many losses each side has.
+        """
+        losses = [loss for _, loss in self._recent]
+        if len(losses) < 2 * steps:
+            return math.nan
+        return _median(losses[-2 * steps : -steps]) - _median(losses[-steps:])
+
+
+def _median(values: list[float]) -> float:
+    if not values:
+        return math.nan
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2

@@ -1,0 +1,222 @@
+"""When a bundle is kept, and of what: the first loss that is not finite, a spike, any error."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from levada._errors import UsageError, require_at_least
+from levada._numbers import json_ready
+from levada.diagnose.finding import Finding
+from levada.inputs import tensors_in
+from levada.watching.baseline import LossBaseline
+from levada.watching.bundle import BUNDLES, Bundle, write_bundle
+from levada.watching.nonfinite import SKIPPED, broken_parameters
+from levada.watching.spike import jumps
+
+__all__ = ["Keeper"]
+
+_NOTES: Final = ("indices", "targets", "checkpoint")
+# Steps between two looks at what a usual loss is: it hardly moves, and a sort of all of them takes longer than a step
+# of the smallest models may.
+_REFRESH: Final = 8
+
+
+@final
+class Keeper:
+    """Keeps a few bundles of a run, one for each rule that asks.
+
+    On the CPU each step's loss is read before the update, so that a bundle holds weights that this step has not moved.
+    On an accelerator a loss is read once it has arrived, which takes a step or more: the bundle then holds the pass
+    that is under way, and weights only if they are still finite; the reason says so. A rule that speaks of a sample has
+    its bundle at the next update, with that step's pass.
+
+    Args:
+        source: what is watched, with `model`, `optimizers` and `last_pass` as far as it has them.
+        run: the run's folder.
+        most: bundles of one run.
+        cap: bytes of weights, and as many of the optimizer's state, that one bundle may hold.
+    """
+
+    def __init__(self, source: Any, run: Path, *, most: int = 3, cap: int = 1 << 30) -> None:
+        require_at_least("Keeper", "most", most, 0)
+        self.folders: list[Path] = []
+        self._source = source
+        self._run = run
+        self._cap = cap
+        self._left = most - len(list((run / BUNDLES).glob("step-*")))  # a run that goes on has those it had
+        self._asked: Finding | None = None
+        self._kept: set[str] = set()
+        self._notes: dict[str, Any] = {}
+        self._losses = LossBaseline()
+        self._limit = math.inf
+        self._bad = 0
+        self._coming: deque[tuple[int, Tensor, torch.cuda.Event]] = deque(maxlen=256)
+
+    def note(self, **facts: Any) -> None:
+        """Take what the user knows of the present step.
+
+        Args:
+            facts: `indices` of the batch's rows in the data, its `targets`, the path of the last `checkpoint`.
+
+        Raises:
+            UsageError: if it is something else.
+        """
+        other = next((name for name in facts if name not in _NOTES), None)
+        if other is not None:
+            raise UsageError(f"note: what can be noted is {', '.join(_NOTES)}, got {other!r}.")
+        self._notes |= facts
+
+    def ask(self, finding: Finding) -> None:
+        """Ask for a bundle at the next update.
+
+        Args:
+            finding: why.
+        """
+        if self._asked is None and finding.rule not in self._kept:
+            self._asked = finding
+
+    def before_update(self, step: int, loss: Tensor | None, *, scaled: bool = False, rank: int = 0) -> None:
+        """Keep a bundle, if something asks for one.
+
+        Args:
+            step: number of the step.
+            loss: its loss, on its device; None if it was not seen.
+            scaled: whether a scaler skips steps that overflow.
+            rank: of this process.
+        """
+        if self._left <= 0:
+            return
+        value = math.nan
+        for at, value in self._arrived(step, loss):
+            late = "" if at == step else f" It was known at step {step} only, whose pass this is."
+            if not math.isfinite(value):
+                self._bad += 1
+                if not scaled or self._bad >= SKIPPED:
+                    self._keep(step, "numerical_overflow", f"The loss of step {at} is {value}.{late}", value, rank)
+                continue
+            self._bad = 0
+            if value > self._limit and jumps(self._losses, value):
+                usual = f"{self._losses.median:.4g}"
+                self._keep(
+                    step, "loss_spike", f"The loss of step {at} is {value:.4g}, usual is {usual}.{late}", value, rank
+                )
+            self._losses.add(at, value)
+            if self._losses.steps % _REFRESH == 0 and self._losses.ready:
+                self._limit = self._losses.median + 0.25 * self._losses.scale
+        if self._asked is not None:
+            finding, self._asked = self._asked, None
+            self._keep(step, finding.rule, finding.claim, value, rank, finding)
+
+    def _arrived(self, step: int, loss: Tensor | None) -> Iterator[tuple[int, float]]:
+        """Yield the losses that can be read without waiting."""
+        if loss is None:
+            return
+        loss = loss.detach()
+        if loss.device.type == "cpu":
+            yield step, float(loss)
+            return
+        if loss.device.type != "cuda":  # no event to ask whether a copy has ended
+            return
+        host = torch.empty((), dtype=torch.float32, pin_memory=True)
+        host.copy_(loss, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(loss.device))
+        self._coming.append((step, host, event))
+        while self._coming and self._coming[0][2].query():  # type: ignore[no-untyped-call]
+            at, value, _ = self._coming.popleft()
+            yield at, float(value)
+
+    def _keep(self, step: int, rule: str, reason: str, loss: float, rank: int, finding: Finding | None = None) -> None:
+        if rule in self._kept or self._left <= 0:
+            return
+        self._kept.add(rule)
+        self._left -= 1
+        model, last = getattr(self._source, "model", None), getattr(self._source, "last_pass", None)
+        values, missing = self._pass(last, step)
+        if isinstance(model, nn.Module):
+            self._state(model, values, missing)
+        else:
+            missing["weights"] = "the model is not at hand"
+        values |= {name: self._notes[name] for name in ("indices", "targets") if name in self._notes}
+        checkpoint = self._notes.get("checkpoint")
+        bundle = Bundle(
+            step=step,
+            rule=rule,
+            reason=reason,
+            loss=loss,
+            values=values,
+            missing=missing,
+            training=dict(_modes(model)) if isinstance(model, nn.Module) else {},
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            finding=json_ready(asdict(finding)) if finding is not None else {},
+            facts=_facts(model, last, rank),
+        )
+        try:
+            self.folders.append(write_bundle(self._run, bundle))
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+            warnings.warn(f"levada: the bundle of step {step} could not be written: {error}.", stacklevel=2)
+
+    def _pass(self, last: Any, step: int) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what is kept of the last forward pass, and why something is not."""
+        names = ("args", "kwargs", "output_gradient", "random_state")
+        held = {name: getattr(last, name, None) for name in names} if last is not None else {}
+        values = {name: value for name, value in held.items() if value is not None}
+        why = "no forward pass was seen" if last is None else "larger than the cap, overwritten since, or never there"
+        missing = {name: why for name in names if name not in values}
+        if last is not None and last.step != step:
+            missing |= dict.fromkeys(values, f"the last pass was of step {last.step}")
+            values = {}
+        return values, missing
+
+    def _state(self, model: nn.Module, values: dict[str, Any], missing: dict[str, str]) -> None:
+        """Add weights and optimizer state, where they are finite and below the cap."""
+        weights = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+        broken = broken_parameters(model)
+        if broken:
+            # They are kept nevertheless where the loss shows them before an update: the broken one is the fault.
+            missing["finite weights"] = f"{len(broken)} parameters hold NaN or Inf, {next(iter(broken))} first"
+        if broken and len(broken) == sum(1 for _ in model.parameters()):
+            missing["weights"] = "an update has made every parameter NaN or Inf"
+        elif _bytes(weights) > self._cap:
+            missing["weights"] = f"{_bytes(weights)} bytes, above the cap of {self._cap}"
+        else:
+            values["weights"] = weights
+        states = [optimizer.state_dict() for optimizer in getattr(self._source, "optimizers", ())]
+        if "weights" in values and _bytes(states) <= self._cap:
+            values["optimizer"] = states
+        else:
+            missing["optimizer"] = "above the cap" if "weights" in values else "kept with weights alone"
+
+
+def _facts(model: Any, last: Any, rank: int) -> dict[str, Any]:
+    from levada import __version__
+
+    return {
+        "model": type(model).__name__,
+        "rank": rank,
+        "autocast": dict(getattr(last, "autocast", {})),
+        "versions": {"levada": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def _modes(model: nn.Module) -> Mapping[str, bool]:
+    """Return the mode of the model, and of each module whose mode is not its parent's."""
+    modes = {"": model.training}
+    for name, module in model.named_modules():
+        for part, child in module.named_children():
+            if child.training != module.training:
+                modes[f"{name}.{part}" if name else part] = child.training
+    return modes
+
+
+def _bytes(value: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors_in(value))

@@ -1,0 +1,345 @@
+"""The live view: what a watched run does, in the terminal while it trains."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import textwrap
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, TextIO, final
+
+import torch
+from torch import Tensor
+
+from levada.watching.drawing import (
+    Course,
+    Line,
+    Strip,
+    fitting,
+    heading_line,
+    legend_line,
+    loss_lines,
+    printable,
+    strip_lines,
+)
+from levada.watching.sample import Sample
+from levada.watching.screen import Screen
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from levada.diagnose import Finding
+
+__all__ = ["Live", "summary"]
+
+SECONDS_BETWEEN: Final = 0.25
+SHARE: Final = 0.002  # of the time, at most, that drawing takes
+MIN_WIDTH: Final = 40
+MAX_WIDTH: Final = 110
+HEIGHTS: Final = ((30, 4, 3), (0, 2, 2))  # from so many lines of the terminal on, those of the loss and of findings
+MAX_ROWS: Final = 16
+MIN_ROWS: Final = 3
+MAX_CLEARED: Final = 3
+SHARE_OF_LINES: Final = 0.65
+PLAIN_SECONDS: Final = (10.0, 300.0)  # between two plain lines: at first, and at most
+_COLOURS: Final = {"error": "bold red", "warn": "yellow", "info": "cyan"}
+_SIGNS: Final = {"error": ("✕", "x"), "warn": ("!", "!"), "info": ("i", "i")}
+_BETWEEN: Final = {True: " · ", False: ", "}
+
+
+@final
+class Live:
+    """Shows a watched run on standard error: loss, gradient by depth and step, findings, what watching costs.
+
+    In a terminal the view stands in the last lines, and all that is printed scrolls above it. It is drawn when a sample
+    comes, at most four times a second, and so seldom that drawing takes at most 1/500 of the time; the watch counts it
+    as its own. Elsewhere, as in the log of a job, a plain line comes after ten seconds, then ever more seldom, and one
+    for each finding. Only the first process shows anything.
+
+    Args:
+        watch: the watch that this listens to.
+        plain: whether lines are printed in place of the view; left out, where there is no terminal that can show it.
+        stream: where to; standard error if left out.
+
+    Example:
+        >>> import io, torch
+        >>> from types import SimpleNamespace
+        >>> sites = [SimpleNamespace(name=f"layers.{i}") for i in range(3)]
+        >>> watch = SimpleNamespace(sites=sites, steps=1, overhead=0.004, sampling=20, findings=[])
+        >>> out = io.StringIO()
+        >>> live = Live(watch, stream=out)
+        >>> gradient = torch.tensor([1e-6, 1e-4, 1e-2], dtype=torch.float64)
+        >>> live.sampled(Sample(0, 0.0, {"gradient_rms": gradient}, {"loss": 2.3}))
+        >>> print(out.getvalue().rstrip())
+        levada: step 0, loss 2.3, gradient 1e-06 at layers.0 to 0.01 at layers.2, overhead 0.4 %, every 20 steps
+    """
+
+    def __init__(self, watch: Any, *, plain: bool | None = None, stream: TextIO | None = None) -> None:
+        self._watch = watch
+        self._stream = sys.stderr if stream is None else stream
+        self._plain = plain
+        self._losses = Course()
+        self._strip: Strip | None = None
+        self._step = -1
+        self._screen: Screen | None = None
+        self._console: Console | None = None
+        self._next = 0.0
+        self._costs: deque[float] = deque(maxlen=3)
+        self._drawn = False
+        self._pause = PLAIN_SECONDS[0]
+        self._told: dict[tuple[str, str], Finding] = {}
+        self._cleared: list[Finding] = []
+        self._closed = False
+
+    def before_update(self, step: int, loss: Tensor | None) -> None:
+        """Count the step: the view moves between samples too, without waiting for the loss."""
+        self._step = step
+        if self._screen is not None and time.monotonic() >= self._next + 1.0:
+            self._redraw()
+
+    def sampled(self, sample: Sample) -> None:
+        """Take in a sample, and draw if it is time."""
+        if self._closed or sample.rank != 0 or _rank() != 0:
+            return
+        if self._strip is None or len(self._strip.names) != len(self._watch.sites):
+            self._strip = Strip([site.name for site in self._watch.sites])
+        self._step = max(self._step, sample.step)
+        for step, loss in sample.losses or (
+            [(sample.step, sample.scalars["loss"])] if "loss" in sample.scalars else []
+        ):
+            self._losses.add(step, loss)
+        self._strip.add(sample)
+        changed = self._hear_findings()
+        if self._showing():
+            if time.monotonic() >= self._next:
+                self._redraw()
+        else:
+            self._print(sample, changed)
+
+    def close(self) -> None:
+        """Give the terminal back and say what was seen; again is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._screen is not None:
+            self._screen.close()
+            self._write("\n")
+        if self._strip is not None:
+            console = self._terminal(min(self._width(), MAX_WIDTH))
+            for line in summary(self._watch, self._losses, width=console.width, fine=_fine(console)):
+                self._write(self._rendered(line, console, None) + "\n")
+
+    def _showing(self) -> bool:
+        """Say whether the view is shown, beginning it if it can be."""
+        if self._screen is not None:
+            return Screen.active is self._screen
+        if self._plain or Screen.active is not None:
+            return False
+        size = Screen.size(self._stream)
+        if size is None or size[0] < MIN_WIDTH or not Screen.fits(self._stream, sum(self._heights(size[1]))):
+            self._plain = True
+            return False
+        self._screen = Screen(self._stream)
+        self._redraw()
+        return True
+
+    def _heights(self, lines: int) -> tuple[int, int, int, int]:
+        """Divide the lines of a terminal: those of the loss, of the strip, of the findings, and the others."""
+        assert self._strip is not None
+        loss, findings = next(rest for least, *rest in HEIGHTS if lines >= least)
+        others = 5  # a rule, what was measured last, the strip's heading and legend, the record
+        room = int(SHARE_OF_LINES * lines) - loss - findings - others
+        return loss, min(self._strip.rows, MAX_ROWS, max(room, MIN_ROWS)), findings, others
+
+    def _width(self) -> int:
+        size = Screen.size(self._stream)
+        return size[0] if size else 80
+
+    def _redraw(self) -> None:
+        begun = time.monotonic()
+        assert self._screen is not None
+        width = min(self._width() - 1, MAX_WIDTH)
+        console = self._terminal(width)
+        size = Screen.size(self._stream) or (80, 24)
+        self._screen.draw([self._rendered(line, console, width) for line in self.lines(width, size[1], console)])
+        ended = time.monotonic()
+        # The first time rich is imported, and a pause in drawing, of the terminal or the machine, is none of its cost.
+        self._costs.append(ended - begun if self._drawn else 0.0)
+        self._drawn = True
+        self._next = ended + max(SECONDS_BETWEEN, min(self._costs) / SHARE)
+
+    def lines(self, width: int, height: int, console: Console) -> list[Line]:
+        """Give the view as lines.
+
+        Args:
+            width: of the view.
+            height: of the terminal.
+            console: which says whether it has colours and more letters than ASCII.
+        """
+        strip = self._strip
+        assert strip is not None
+        fine, coloured = _fine(console), console.color_system in ("truecolor", "256")
+        rule = ("─" if fine else "-") * width
+        loss, rows, findings, _ = self._heights(height)
+        drawn = [[(rule, "dim")], self._heading(width, fine)]
+        curve = loss_lines(self._losses, width, loss, fine=fine)
+        drawn += curve or [[] for _ in range(loss)]
+        drawn.append(heading_line(strip, width))
+        drawn += strip_lines(strip, width, rows, fine=fine, coloured=coloured)
+        drawn.append(legend_line(strip, width, rows, fine=fine, coloured=coloured))
+        drawn += _findings(list(self._told.values()), self._cleared, width, findings, fine)
+        return [*drawn, _footing(self._watch, fine)]
+
+    def _heading(self, width: int, fine: bool) -> Line:
+        last = self._losses.last
+        told = [f"step {self._step:,}"] + ([f"loss {last[1]:.4g}"] if last is not None else [])
+        told += _cost(self._watch)
+        return [("levada", "bold cyan"), ("  ", ""), (fitting(told, _BETWEEN[fine], width - 8), "")]
+
+    def _hear_findings(self) -> list[str]:
+        """Take in what is found now; say in a line each what is new and what is over."""
+        now = {(one.rule, str(one.where.get("first", ""))): one for one in _fired(self._watch)}
+        said = [f"{one.severity}: {one.rule}: {one.claim}" for key, one in now.items() if key not in self._told]
+        over = [one for key, one in self._told.items() if key not in now]
+        past = {one.rule: one for one in (*over, *self._cleared) if one.rule not in {rule for rule, _ in now}}
+        self._cleared = list(past.values())[:MAX_CLEARED]
+        self._told = now
+        return said + [f"over: {one.rule}" for one in over]
+
+    def _print(self, sample: Sample, changed: Sequence[str]) -> None:
+        for line in changed:
+            self._write(f"levada: step {sample.step:,}, {printable(line)}\n")
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._pause
+        self._pause = min(1.5 * self._pause, PLAIN_SECONDS[1])
+        told = [f"step {sample.step:,}"]
+        if self._losses.last is not None:
+            told.append(f"loss {self._losses.last[1]:.4g}")
+        told += [*self._range(sample), *_cost(self._watch)]
+        self._write(f"levada: {', '.join(told)}\n")
+
+    def _range(self, sample: Sample) -> list[str]:
+        values = sample.values.get("gradient_rms")
+        if values is None or values.numel() == 0 or self._strip is None:
+            return []
+        names = self._strip.names
+        bad = [name for name, value in zip(names, values.tolist(), strict=False) if math.isinf(value)]
+        known = [(value, name) for name, value in zip(names, values.tolist(), strict=False) if math.isfinite(value)]
+        told = [f"gradient NaN or Inf at {printable(bad[0])}"] if bad else []
+        if known:
+            (low, where), (high, there) = min(known), max(known)
+            told.append(f"gradient {low:.3g} at {printable(where)} to {high:.3g} at {printable(there)}")
+        return told
+
+    def _terminal(self, width: int) -> Console:
+        if self._console is None or self._console.width != width:
+            from rich.console import Console
+
+            self._console = Console(file=self._stream, width=width, height=100)
+        return self._console
+
+    def _rendered(self, line: Line, console: Console, width: int | None) -> str:
+        from rich.segment import Segment
+        from rich.style import Style
+
+        pieces = [Segment(printable(text), Style.parse(style) if style else None) for text, style in line]
+        cropped = pieces if width is None else Segment.adjust_line_length(pieces, width, pad=False)
+        system = console._color_system
+        return "".join(
+            piece.style.render(piece.text, color_system=system) if piece.style else piece.text for piece in cropped
+        )
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # nobody reads any more; training goes on
+            self._plain = True
+
+
+def _rank() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))
+
+
+def _fine(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf") and not console.legacy_windows
+
+
+def _fired(watch: Any) -> list[Finding]:
+    order = {"error": 0, "warn": 1, "info": 2}
+    found = [one for one in watch.findings if one.status == "fired"]
+    return sorted(found, key=lambda one: order.get(one.severity, 3))
+
+
+def _cost(watch: Any) -> list[str]:
+    told = []
+    if watch.overhead is not None and math.isfinite(watch.overhead):
+        told.append(f"overhead {100 * watch.overhead:.2g} %")
+    distance = int(watch.sampling)
+    return [*told, "every step" if distance == 1 else f"every {distance:,} steps"]
+
+
+def _findings(found: Sequence[Finding], cleared: Sequence[Finding], width: int, most: int, fine: bool) -> list[Line]:
+    """Say what is found and what is over, in `most` lines; a claim may take what others leave."""
+    over: list[Line] = [[(f"{'✓' if fine else 'ok'} {one.rule} is over", "green")] for one in cleared]
+    if not found and not over:
+        over = [[("✓ " if fine else "ok ", "green"), ("nothing found so far", "dim")]]
+    lines: list[Line] = []
+    for i, one in enumerate(found):
+        left = most - len(lines) - (len(found) - i - 1)
+        if len(lines) == most - 1 and i < len(found) - 1:
+            lines.append([(f"  and {len(found) - i} more", "dim")])
+            break
+        lines += _finding(one, width, max(1, left), fine)
+    return (lines + over + [[] for _ in range(most)])[:most]
+
+
+def _finding(one: Finding, width: int, most: int, fine: bool) -> list[Line]:
+    sign = _SIGNS.get(one.severity, ("i", "i"))[0 if fine else 1]
+    head = f"{sign} {one.rule}  "
+    room = max(width - len(head), 20)
+    texts = textwrap.wrap(printable(one.claim), room, max_lines=most, placeholder=" …" if fine else " ...") or [""]
+    style = _COLOURS.get(one.severity, "")
+    return [
+        [(head if i == 0 else " " * len(head), style if i == 0 else ""), (text, "")] for i, text in enumerate(texts)
+    ]
+
+
+def _footing(watch: Any, fine: bool) -> Line:
+    return [(_BETWEEN[fine].join(_record(watch)), "dim")]
+
+
+def _record(watch: Any) -> list[str]:
+    folder, dropped = getattr(watch, "run", None), getattr(watch, "dropped", 0)
+    told = [f"record: {folder}" if folder is not None else "no record is kept"]
+    return told + ([f"{dropped:,} samples were dropped"] if dropped else [])
+
+
+def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: bool = True) -> list[Line]:
+    """Say what a watch saw: findings, cost, and where the record is.
+
+    Args:
+        watch: one that is over, or goes on.
+        losses: of its steps.
+        width: of the lines, at most.
+        fine: whether letters beyond ASCII can be shown.
+    """
+    steps = int(watch.steps)
+    told = f"{steps:,} {'step' if steps == 1 else 'steps'} watched"
+    if losses is not None and losses.last is not None:
+        told += f", loss {losses.values[0]:.4g} to {losses.last[1]:.4g}"
+    lines: list[Line] = [[("levada", "bold cyan"), ("  ", ""), (told, "")]]
+    for one in _fired(watch):
+        lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine)]
+    if len(lines) == 1:
+        lines.append([("  ✓ " if fine else "  ok ", "green"), ("nothing found", "")])
+    lines.append([("  " + _BETWEEN[fine].join([*_cost(watch), *_record(watch)]), "dim")])
+    if getattr(watch, "run", None) is not None:
+        lines.append([(f"  levada report {watch.run} -o report.html", "dim")])
+    return lines

@@ -1,0 +1,220 @@
+"""The first NaN or Inf of a run: in which block, in which tensor, at which step, on which rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from levada.diagnose.finding import Finding
+from levada.inputs import tensors_in
+from levada.watching.view import View
+
+__all__ = ["Nonfinite", "broken_parameters"]
+
+RULE = "numerical_overflow"
+# A scaler looks for its scale by overflowing: it skips these steps. So many in a row are no search.
+SKIPPED = 3
+Kind: TypeAlias = Literal["weight", "inputs", "signal", "gradient", "loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    kind: Kind
+    block: str  # "" where it is not known
+    words: str
+
+
+@final
+class Nonfinite:
+    """Follows the losses of all steps and the counts of sampled ones, and says where the first NaN or Inf is.
+
+    A loss that is seen before the update, while weights are still good, tells the tensor exactly if a weight or an
+    input is not finite. Otherwise a sampled step tells the block: of the forward pass the first in order of execution,
+    of the backward pass the last. Once an update has made all weights NaN, the first place can no longer be seen, and
+    the finding says so. Under a scaler, steps that overflow are how it looks for its scale; only weights that are not
+    finite, or several such steps in a row, count.
+    """
+
+    def __init__(self) -> None:
+        self.finite_step: int | None = None  # the last step whose loss was finite
+        self.bad_step: int | None = None  # the first whose loss was not
+        self.finite_sample: int | None = None
+        self._losses = 0  # bad ones in a row
+        self._samples = 0
+
+    def see_loss(self, step: int, loss: float) -> None:
+        """Take the loss of a step.
+
+        Args:
+            step: its number; one that was seen already counts once.
+            loss: its loss.
+        """
+        if math.isfinite(loss):
+            if self.finite_step is None or step > self.finite_step:
+                self.finite_step, self.bad_step, self._losses = step, None, 0
+        elif self.bad_step is None or step >= self.bad_step + self._losses:
+            self._losses += 1
+            self.bad_step = step if self.bad_step is None else self.bad_step
+
+    def before_update(
+        self, step: int, rank: int, model: nn.Module | None, inputs: Any, *, scaled: bool
+    ) -> Finding | None:
+        """Return a finding if the loss of this step, which was seen before the update, is not finite.
+
+        Args:
+            step: its number.
+            rank: of this process.
+            model: the model, with weights that this step has not yet moved; None if it is not at hand.
+            inputs: what the model was last called with; None if it is not at hand.
+            scaled: whether a scaler skips steps that overflow.
+        """
+        if self.bad_step is None or (scaled and self._losses < SKIPPED):
+            return None
+        broken = broken_parameters(model) if model is not None else {}
+        if broken:
+            name = next(iter(broken))
+            place = _Place("weight", name, f"the parameter {name} holds {broken[name]}")
+        elif any(_broken(t) for t in tensors_in(inputs)):
+            place = _Place("inputs", "", "the inputs of the model hold NaN or Inf; its weights are finite")
+        else:
+            known = "the weights and the inputs are finite" if inputs is not None else "the weights are finite"
+            place = _Place("loss", "", f"{known}, so that it arises in the forward pass or in the loss")
+        return self._finding(place, step, rank, exact=True)
+
+    def see_sample(self, view: View, model: nn.Module | None) -> Finding | None:
+        """Return a finding if something in this sample is not finite.
+
+        Args:
+            view: the sampled step.
+            model: the model, after its update; None if it is not at hand.
+        """
+        forward = [int(i) for i in (view["nonfinite"] > 0).nonzero()]
+        backward = [int(i) for i in (view["gradient_nonfinite"] > 0).nonzero()]
+        weights = _turned(view)
+        if not (forward or backward or weights or self.bad_step is not None):
+            self.finite_sample, self._samples = view.step, 0
+            return None
+        self._samples += 1
+        scaled = view.sample.scalars.get("loss_scale", 1.0) != 1.0
+        broken = broken_parameters(model) if model is not None else {}
+        if scaled and not broken and not weights and self._samples < SKIPPED:
+            return None
+        exact = self.bad_step == view.step or (self.bad_step is None and self.finite_step == view.step)
+        place = self._place(view, forward, backward, [*broken] or weights, exact=exact)
+        masked = bool(forward) and not broken and self.bad_step is None and not backward and not weights
+        return self._finding(place, view.step, view.sample.rank, exact=exact, harmless=masked)
+
+    def _place(
+        self, view: View, forward: Sequence[int], backward: Sequence[int], broken: Sequence[str], *, exact: bool
+    ) -> _Place:
+        names = view.blocks.names
+        if forward:
+            first = forward[0]
+            # A block before it that could have been broken by an update, and gives finite numbers, shows it was not.
+            if exact or bool(view.blocks.trainable[:first].any()):
+                held = [name for name in broken if name in view.blocks.sites[first].parameters]
+                if held and len(forward) < view.sites and not exact:
+                    return _Place("weight", held[0], f"the parameter {held[0]} of {names[first]} holds NaN or Inf")
+                return _Place(
+                    "signal", names[first], f"it is in the output of {names[first]}, the first block to have any"
+                )
+            return _Place("signal", "", "by then it was in every block, so that the first one is not known")
+        if backward:
+            last = backward[-1]
+            words = (
+                f"it is in the gradient at the output of {names[last]}, the first on its way back; signals are finite"
+            )
+            return _Place("gradient", names[last], words)
+        if broken:
+            return _Place("weight", broken[0], f"{broken[0]} holds NaN or Inf; signals and gradients were finite")
+        return _Place("loss", names[-1], "it is in the loss alone: every block's output is finite")
+
+    def _finding(self, place: _Place, step: int, rank: int, *, exact: bool, harmless: bool = False) -> Finding:
+        after, by = self._between(step)
+        if exact and self.bad_step is not None:
+            when = f"The loss of step {self.bad_step} is the first that is not finite"
+        elif exact or after == by:
+            when = f"NaN or Inf at step {by}"
+        elif after is None:
+            when = f"NaN or Inf, first seen at the sampled step {step}; it entered by step {by}"
+        else:
+            when = f"NaN or Inf, first seen at the sampled step {step}; it entered after step {after} and by step {by}"
+        block = place.block
+        return Finding(
+            rule=RULE,
+            severity="warn" if harmless else "error",
+            status="fired",
+            claim=f"{when}, on rank {rank}: {place.words}." + (" The loss is finite." if harmless else ""),
+            where={"first": block, "last": block} if block else {},
+            evidence={
+                "tensor": place.kind,
+                "step": by,
+                "entered_after": after,
+                "seen_at": step,
+                "rank": rank,
+                "explained_by": "place" if block else None,
+                "tests": {"values": "counted exactly"},
+            },
+            consequence=(
+                "None seen yet: the loss and the gradients are finite, as with a mask."
+                if harmless
+                else "Every parameter becomes NaN with an update from this loss; nothing is learned afterwards."
+            ),
+            falsify="Re-run the step: levada replay BUNDLE --model MODEL names the first operation that is not finite.",
+            source="IEEE 754: a NaN stays one through every sum and product",
+        )
+
+    def _between(self, step: int) -> tuple[int | None, int]:
+        """Return the last step that is known to be finite, and the first that is not."""
+        known = [s for s in (self.finite_step, self.finite_sample) if s is not None and s < step]
+        by = step if self.bad_step is None else min(step, self.bad_step)
+        known = [s for s in known if s < by]
+        return (max(known) if known else None), by
+
+
+def broken_parameters(model: nn.Module) -> Mapping[str, str]:
+    """Return the parameters that hold NaN or Inf, with which of them.
+
+    Args:
+        model: the model.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> _ = model.bias.data.fill_(math.inf)
+        >>> dict(broken_parameters(model))
+        {'bias': 'Inf'}
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        local = getattr(parameter, "_local_tensor", parameter)  # of a sharded one, this process's part
+        if _broken(local):
+            found[name] = "NaN" if bool(torch.isnan(local).any()) else "Inf"
+    return found
+
+
+def _broken(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
+        return False
+    return not bool(torch.isfinite(tensor.detach()).all())
+
+
+def _turned(view: View) -> list[str]:
+    """Return the blocks whose weights were finite in the sample before, and are not in this one."""
+    if len(view.rows) < 2:
+        return []
+    before, now = (sample.values.get("weight_rms") for sample in view.rows[-2:])
+    if before is None or now is None:
+        return []
+    # NaN alone may be a block that was not measured; its update then was not either, or is not finite as well.
+    turned = before.isfinite() & (now.isinf() | (now.isnan() & ~view["update_ratio"].isfinite() & _fed(view)))
+    return [view.blocks.names[int(i)] for i in turned.nonzero()]
+
+
+def _fed(view: View) -> Tensor:
+    """Return whether a block's gradient or signal is not finite, which tells a broken weight from an unmeasured one."""
+    return (view["gradient_nonfinite"] > 0) | (view["nonfinite"] > 0)

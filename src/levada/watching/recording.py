@@ -1,0 +1,320 @@
+"""Keep a watched run on disk: samples by rank, and as events the losses, the verdicts and what watching cost."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Protocol, final
+
+import torch
+from torch import Tensor
+
+from levada._errors import UsageError
+from levada._numbers import json_ready
+from levada.diagnose.finding import Finding
+from levada.probe.trace import Site
+from levada.runs import RunWriter, SignalWriter
+from levada.runs.background import Background
+from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTAVE, UNDERFLOW, thresholds
+from levada.runs.manifest import MANIFEST
+from levada.watching.sample import WATCHED, Sample
+
+__all__ = ["Recording", "Watched", "codes_of"]
+
+_WAITING: Final = 10_000
+_CLOSE_SECONDS: Final = 60.0
+
+
+@cache
+def _thresholds(device: torch.device) -> Tensor:
+    return torch.tensor(thresholds(), dtype=torch.float64, device=device)
+
+
+def codes_of(values: Tensor) -> Tensor:
+    """Give the 16-bit codes of numbers, on their device: the bytes of `levada.runs.codes.encode`.
+
+    Args:
+        values: real numbers.
+
+    Shape:
+        Output: int16, as `values`.
+
+    Cost: a comparison of each mantissa with 128 numbers, by bisection.
+
+    Example:
+        >>> codes_of(torch.tensor([1.0, -2.0, 0.0, float("nan")]))
+        tensor([ 16381, -16509,      0, -32768], dtype=torch.int16)
+    """
+    size = values.detach().double().abs()
+    mantissa, exponent = torch.frexp(size)
+    place = torch.bucketize(mantissa, _thresholds(size.device), right=True)
+    codes = (place + PER_OCTAVE * (exponent.long() - 1) + OFFSET).clamp_(UNDERFLOW, INFINITE)
+    codes = torch.where(size > LARGEST, torch.where(size.isinf(), INFINITE, OVERFLOW), codes)
+    codes = torch.where(size == 0, 0, codes)
+    codes = torch.where(values < 0, -codes, codes)
+    return torch.where(values.isnan(), NAN, codes).short()
+
+
+def to_bytes(codes: Tensor) -> bytes:
+    """Give the bytes of a tensor of codes on the host; needs no numpy."""
+    buffer = bytearray(2 * codes.numel())
+    if buffer:
+        torch.frombuffer(buffer, dtype=torch.int16).copy_(codes.reshape(-1))
+    return bytes(buffer)
+
+
+class Watched(Protocol):
+    """What a recording asks of the watch that it records."""
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """Block boundaries, known when the first sample comes."""
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """Verdicts so far."""
+
+    @property
+    def overhead(self) -> float:
+        """Measured share of the training time."""
+
+
+@final
+class _Events:
+    """Events, written by a thread; what the disk refuses waits and is tried again with the next."""
+
+    def __init__(self, writer: RunWriter, at_exit: Any) -> None:
+        self._writer = writer
+        self._waiting: deque[tuple[str, dict[str, Any]]] = deque()
+        self.problem: str | None = None
+        self.dropped = 0
+        self._thread = Background(self._write, capacity=64, name="levada-events", at_exit=at_exit)
+
+    def add(self, type: str, **payload: Any) -> None:
+        if type == "loss" and len(self._waiting) > _WAITING:  # verdicts are few, and all wait
+            self.dropped += 1
+            return
+        self._waiting.append((type, payload))
+        self._thread.put("more")
+
+    def _write(self, _: Any) -> None:
+        while self._waiting:
+            type, payload = self._waiting[0]
+            try:
+                self._writer.append(type, **payload)
+            except OSError as error:
+                self.problem = f"{error}"
+                return
+            except Exception as error:
+                self.problem = f"an event {type!r} was not stored: {error}"
+            self._waiting.popleft()
+
+    def flush(self, seconds: float) -> bool:
+        return self._thread.flush(seconds)
+
+    def close(self) -> None:
+        if self._thread.stop(_CLOSE_SECONDS):
+            self._write(None)
+            try:
+                self._writer.close()
+            except OSError as error:
+                self.problem = f"{error}"
+
+    @property
+    def waiting(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        return tuple(self._waiting)
+
+
+@final
+class Recording:
+    """Hears a watched run and keeps it in a Run folder of kind "watch"; a `Listener`.
+
+    Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before), "finding", "bundle",
+    "overhead" and "end"; every rank keeps its samples (`levada.runs.SignalWriter`). Nothing here stops the training:
+    what cannot be stored is told by one warning, verdicts wait in memory until the disk takes them again.
+
+    Args:
+        folder: the run.
+        watch: what is recorded.
+        name: the run's name; the folder's by default.
+        config: settings to keep in the manifest.
+        rank: of this process; that of torch.distributed by default.
+        resume: go on with the run if the folder holds one.
+        keep: how many of the newest samples are kept in full detail; older ones, away from findings, only as minimum,
+            mean and maximum of 16, later of 256.
+
+    Raises:
+        UsageError: if the folder holds a run and `resume` is false, or another writer is at work in it.
+        OSError: if the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from types import SimpleNamespace
+        >>> from levada.runs import Run
+        >>> watch = SimpleNamespace(sites=(Site("0", 0, "Linear", (4, 2)),), findings=[], overhead=0.004)
+        >>> folder = tempfile.mkdtemp()
+        >>> recording = Recording(folder, watch)
+        >>> recording.sampled(Sample(0, 1.0, {"gradient_rms": torch.tensor([0.5])}, losses=((0, 2.5),)))
+        >>> recording.close()
+        >>> Run(folder).signals().read("gradient_rms"), Run(folder).losses()
+        ([[0.5]], [(0, 2.5)])
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        watch: Watched,
+        *,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        rank: int | None = None,
+        resume: bool = False,
+        keep: int = 4096,
+    ) -> None:
+        self.folder = Path(folder)
+        if rank is None:
+            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+            rank = torch.distributed.get_rank() if distributed else 0
+        self.rank = rank
+        self._watch, self._keep, self._process = watch, keep, os.getpid()
+        self._events: _Events | None = None
+        if rank == 0:
+            if resume and (self.folder / MANIFEST).exists():
+                writer = RunWriter.open(self.folder)
+            else:
+                label = name or self.folder.resolve().name or "watch"
+                writer = RunWriter.create(self.folder, kind="watch", name=label, config=config)
+            self._events = _Events(writer, self.close)
+        self._signals: SignalWriter | None = None
+        self._sites: tuple[Site, ...] = ()
+        self._problem: str | None = None
+        self._told = self._closed = False
+        self._heard = self._steps = self._samples = self._dropped = 0
+        self._bundles = self._bundle_names()
+
+    @property
+    def problem(self) -> str | None:
+        """Why something is not stored, or None."""
+        signals = self._signals.problem if self._signals is not None else None
+        return self._problem or signals or (self._events.problem if self._events is not None else None)
+
+    @property
+    def dropped(self) -> int:
+        """How many samples were not stored."""
+        return self._dropped + (self._signals.dropped if self._signals is not None else 0)
+
+    @property
+    def waiting(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Events that the disk has not taken yet: type and fields."""
+        return self._events.waiting if self._events is not None else ()
+
+    def before_update(self, step: int, loss: Tensor | None) -> None:
+        """Hear of an update: nothing to keep before the sample."""
+
+    def sampled(self, sample: Sample) -> None:
+        """Keep a sample, the losses before it, and the verdicts that are new."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._samples += 1
+        self._steps = sample.step + 1
+        if self._events is not None and sample.losses:
+            steps, values = zip(*sample.losses, strict=True)
+            self._events.add("loss", steps=list(steps), values=list(map(float, values)))
+        self._keep_sample(sample)
+        self._hear(sample.step)
+        self._tell()
+
+    def flush(self, seconds: float = 60.0) -> bool:
+        """Wait until what was heard is handed to the operating system; False if it is not in so many seconds."""
+        done = [writer.flush(seconds) for writer in (self._signals, self._events) if writer is not None]
+        return all(done)
+
+    def close(self) -> None:
+        """Keep what is new, say how the run ended, and let the next writer in; again is harmless."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._closed = True
+        self._hear(self._steps - 1)
+        if self._signals is not None:
+            self._signals.close()
+        if self._events is not None:
+            self._events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
+            end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
+            self._events.add("end", **end)
+            self._events.close()
+        self._tell()
+
+    def _keep_sample(self, sample: Sample) -> None:
+        sites = tuple(self._watch.sites)
+        if self._signals is None or sites != self._sites:
+            self._open(sites)
+        if self._signals is None:
+            self._dropped += 1
+            return
+        absent = torch.full((len(sites),), float("nan"), dtype=torch.float64)
+        rows = [sample.values.get(name, absent) for name in WATCHED]
+        device = next((row.device for row in rows if row is not absent), absent.device)
+        codes = codes_of(torch.stack([row.to(device, torch.float64) for row in rows]))
+        self._signals.append(sample.step, sample.time, to_bytes(codes), sample.scalars)
+
+    def _open(self, sites: tuple[Site, ...]) -> None:
+        """Begin to write the samples of these sites; on the second call, because the model is another one now."""
+        if self._signals is not None:
+            self._signals.close()
+            self._dropped += self._signals.dropped
+            self._signals = None
+        if sites == self._sites and self._problem is not None:
+            return
+        self._sites = sites
+        table = [asdict(site) for site in sites]
+        try:
+            self._signals = SignalWriter(self.folder, rank=self.rank, sites=table, signals=WATCHED, keep=self._keep)
+        except (OSError, UsageError) as error:
+            self._problem = f"{error}"
+
+    def _hear(self, step: int) -> None:
+        """Keep the verdicts that are new, and the detail around them."""
+        new = list(self._watch.findings)[self._heard :]
+        self._heard += len(new)
+        for finding in new:
+            if self._events is not None:
+                self._events.add("finding", step=step, **_fields(finding))
+            if self._signals is not None and finding.status == "fired":
+                self._signals.mark(step)
+        if self._events is not None and (new or self._closed):
+            for name in sorted(self._bundle_names() - self._bundles):
+                self._bundles.add(name)
+                self._events.add("bundle", step=step, path=f"bundles/{name}")
+
+    def _bundle_names(self) -> set[str]:
+        with suppress(OSError):
+            return {path.parent.name for path in self.folder.glob("bundles/*/bundle.json")}
+        return set()
+
+    def _tell(self) -> None:
+        """Warn once; of the signals, their writer warns."""
+        problem = self._problem or (self._events.problem if self._events is not None else None)
+        if problem is not None and not self._told:
+            self._told = True
+            already = self._signals is not None and self._signals.problem is not None
+            if not already:
+                with suppress(Warning):
+                    message = f"{self.folder}: not everything is stored, and training goes on: {problem}"
+                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _fields(finding: Finding) -> dict[str, Any]:
+    """Give a finding as JSON can hold it; what cannot be, as text."""
+    fields: dict[str, Any] = asdict(finding)
+    for key, value in fields.items():
+        try:
+            fields[key] = json_ready(value, key)
+        except UsageError:
+            fields[key] = repr(value)
+    return fields

@@ -1,0 +1,44 @@
+"""The rules that read a running trace, causes before what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, TypeAlias
+
+from levada.diagnose.finding import Finding
+from levada.watching.rules.depth import exploding_gradient, exploding_signal, vanishing_gradient, vanishing_signal
+from levada.watching.rules.steps import learning_rate_too_high, learning_rate_too_low, lost_update
+from levada.watching.rules.units import dead_units, frozen_layers
+from levada.watching.view import View
+
+__all__ = ["EXPLAINS", "PLACED", "RULES", "Rule"]
+
+Rule: TypeAlias = Callable[[View], Iterable[Finding]]
+
+RULES: Final[Mapping[str, Rule]] = {
+    "learning_rate_too_high": learning_rate_too_high,
+    "dead_units": dead_units,
+    "frozen_layers": frozen_layers,
+    "exploding_signal": exploding_signal,
+    "vanishing_signal": vanishing_signal,
+    "vanishing_gradient": vanishing_gradient,
+    "exploding_gradient": exploding_gradient,
+    "lost_update": lost_update,
+    "learning_rate_too_low": learning_rate_too_low,
+}
+"""Name -> rule, without the two that follow every step's loss: `numerical_overflow` and `loss_spike`."""
+
+PLACED: Final = frozenset({"dead_units", "frozen_layers"})
+"""Rules whose findings at two blocks are two faults; of the others one is told at a time."""
+
+EXPLAINS: Final[Mapping[str, frozenset[str]]] = {
+    "learning_rate_too_high": frozenset({"dead_units", "frozen_layers", "exploding_signal", "exploding_gradient"}),
+    "dead_units": frozenset({"frozen_layers", "vanishing_signal", "vanishing_gradient", "learning_rate_too_low"}),
+    "frozen_layers": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
+    "exploding_signal": frozenset({"exploding_gradient"}),
+    "vanishing_signal": frozenset({"lost_update", "learning_rate_too_low"}),
+    "vanishing_gradient": frozenset({"lost_update", "learning_rate_too_low"}),
+    "exploding_gradient": frozenset({"learning_rate_too_low"}),
+    "lost_update": frozenset({"learning_rate_too_low"}),
+}
+"""What a rule that speaks accounts for, so that the other is not told."""

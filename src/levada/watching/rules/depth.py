@@ -1,0 +1,264 @@
+"""Signals and gradients that vanish or explode over depth, or at a block in the course of the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from levada.diagnose.decay import LEAST_DECADES, Decay, gradient_decay, size_decay
+from levada.diagnose.finding import Finding, Severity
+from levada.probe.trace import Trace
+from levada.watching.baseline import octaves, times
+from levada.watching.view import View
+
+__all__ = ["NEGLIGIBLE", "exploding_gradient", "exploding_signal", "vanishing_gradient", "vanishing_signal"]
+
+NEGLIGIBLE: Final = 2.0**-24
+"""A hundred thousand steps of this size, all in one direction, move the weights by less than one part in a hundred."""
+
+# Octaves, three decades: as over depth, and more than a healthy block was seen to move.
+FAR: Final = LEAST_DECADES * math.log2(10)
+# Share of the log gradient's variance over depth that a constant factor per block must explain to be a law of depth.
+LAWFUL: Final = 0.95
+# Steps as large as a tenth of the weights do not follow a gradient that is local.
+LARGE: Final = 0.1
+# Of what was learned, so much is lost again: the loss rises, and does not merely jitter.
+RISEN: Final = 0.25
+_DEPTH = "Schoenholz et al. 2017, arXiv 1611.01232"
+
+
+def vanishing_gradient(view: View) -> Iterable[Finding]:
+    """The gradient shrinks over depth until the first blocks stand still, or dies at one block while the run goes on.
+
+    Over depth it speaks if, in the last samples, the contiguous blocks that lose most lose three decades, the largest
+    single loss counted as the second largest; an error needs a constant factor per block that explains the fall,
+    updates of the first block that move nothing while those of later ones do, and a loss that has not fallen. In time
+    it speaks if a block's gradient, beside the median block's, falls by three decades below the run's own baseline; an
+    error needs updates of that block that move nothing while the others' do.
+    """
+    decay = _over_depth(view, "gradient_rms", gradient_decay)
+    span = decay.steepest() if decay is not None else None
+    if span is not None and span.spread_out() >= LEAST_DECADES:
+        yield _starved(view, span)
+        return
+    fallen = -_beside_others(view, "gradient_rms")
+    hit = [int(i) for i in (fallen >= FAR).nonzero() if view["gradient_rms"][i] > 0]
+    if hit:
+        yield _dying(view, hit, fallen)
+
+
+def _starved(view: View, span: Decay) -> Finding:
+    names, ratio = view.blocks.names, view["update_ratio"]
+    first, last = span.first, span.last
+    still = bool(ratio[first] < NEGLIGIBLE) and bool((ratio[last:] >= NEGLIGIBLE).any())
+    law = _lawful(span)
+    agree = span.excludes_criticality() and law >= LAWFUL and still and view.nothing_learned
+    return Finding(
+        rule="vanishing_gradient",
+        severity="error" if agree else "warn",
+        status="fired",
+        claim=(
+            f"From {names[last]} back to {names[first]} the gradient shrinks by a factor of {span.value:.3g} per block "
+            f"({span.interval()}), by 10^{span.total:.1f} in all, on the last {len(view.rows)} samples."
+        ),
+        where={"first": names[first], "last": names[last]},
+        evidence={
+            "gradient_decay_per_block": span.told(),
+            "decades": span.total,
+            "explained_by": "depth" if law >= LAWFUL else None,
+            "law": law,
+            "tests": {"first_update_ratio": float(ratio[first]), "loss": _losses(view)},
+        },
+        consequence=(
+            f"The steps leave the weights of {names[first]} as they are."
+            if still
+            else f"{names[first]} learns more slowly than the last blocks, unless the optimizer rescales its gradient."
+        ),
+        falsify=f"Freeze {names[first]} and train on: if the loss falls less far than without, this is wrong.",
+        source=f"Hochreiter 1991; {_DEPTH}",
+    )
+
+
+def _dying(view: View, hit: list[int], fallen: Tensor) -> Finding:
+    names, ratio, first = view.blocks.names, view["update_ratio"], hit[-1]
+    others = torch.tensor([i for i in range(view.sites) if i not in hit])
+    still = bool(ratio[first] < NEGLIGIBLE) and len(others) > 0 and bool(ratio[others].nanmedian() > NEGLIGIBLE)
+    return Finding(
+        rule="vanishing_gradient",
+        severity="error" if still else "warn",
+        status="fired",
+        claim=(
+            f"The gradient of {names[first]} is {times(-float(fallen[first]))} this run's own baseline, beside the "
+            f"other blocks'{'' if len(hit) == 1 else f', as at {len(hit) - 1} more blocks'}."
+        ),
+        where={"first": names[first], "last": names[first]},
+        evidence={
+            "gradient_rms": float(view["gradient_rms"][first]),
+            "octaves_below_baseline": float(fallen[first]),
+            "reference": f"its first baseline, {float(view.anchor('gradient_rms')[first]):.3g}, moved with the others",
+            "blocks": [names[i] for i in hit],
+            "explained_by": "baseline",
+            "tests": {"update_ratio": float(ratio[first])},
+        },
+        consequence=(
+            f"The steps leave the weights of {names[first]} as they are."
+            if still
+            else "The block learns more slowly than it did, unless the optimizer rescales its gradient."
+        ),
+        falsify="Look at this block's gradient for some hundred steps: if it comes back by itself, nothing is broken.",
+        source=_DEPTH,
+    )
+
+
+def exploding_gradient(view: View) -> Iterable[Finding]:
+    """The gradient grows by three decades, over depth or at a block above the run's own baseline, and the loss suffers.
+
+    It speaks only where the loss shows harm: it has not come below its start, or has given back a quarter of what was
+    learned. An error needs updates as large as a tenth of the weights of the block, and a loss above its start.
+    """
+    if not (view.given_back >= RISEN or view.nothing_learned):
+        return
+    decay = _over_depth(view, "gradient_rms", gradient_decay)
+    span = decay.steepest(grows=True) if decay is not None else None
+    if span is not None and span.spread_out(grows=True) >= LEAST_DECADES:
+        claim = (
+            f"From {{last}} back to {{first}} the gradient grows by a factor of {span.value:.4g} per block "
+            f"({span.interval(4)}), by 10^{-span.total:.1f} in all"
+        )
+        told = {"gradient_decay_per_block": span.told(), "explained_by": "depth", "law": _lawful(span)}
+        yield _grown(view, "exploding_gradient", claim, span.first, span.last, told)
+        return
+    risen = view.rise_from_start("gradient_rms")
+    hit = [int(i) for i in (risen >= FAR).nonzero()]
+    if hit:
+        claim = f"The gradient of {{last}} is {times(float(risen[hit[-1]]))} this run's own baseline"
+        told = {
+            "octaves_above_baseline": float(risen[hit[-1]]),
+            "blocks": [view.blocks.names[i] for i in hit],
+            "explained_by": "baseline",
+        }
+        yield _grown(view, "exploding_gradient", claim, hit[-1], hit[-1], told)
+
+
+def vanishing_signal(view: View) -> Iterable[Finding]:
+    """The signal shrinks by three decades, over depth or at a block below the run's own baseline.
+
+    It speaks only where the loss shows harm, as `exploding_gradient` does. An error needs a constant factor per block
+    that explains the fall over depth, and a loss that has not fallen.
+    """
+    if not (view.given_back >= RISEN or view.nothing_learned):
+        return
+    names = view.blocks.names
+    decay = _over_depth(view, "signal_rms", size_decay)
+    span = decay.steepest() if decay is not None else None
+    if span is not None and span.spread_out() >= LEAST_DECADES:
+        law = _lawful(span)
+        agree = span.excludes_criticality() and law >= LAWFUL and view.nothing_learned
+        first, last = names[span.first], names[span.last]
+        claim = (
+            f"From {first} to {last} the signal shrinks by a factor of {span.value:.3g} per block "
+            f"({span.interval()}), by 10^{span.total:.1f} in all."
+        )
+        told: dict[str, Any] = {"signal_decay_per_block": span.told(), "explained_by": "depth", "law": law}
+    else:
+        fallen = -view.rise_from_start("signal_rms")
+        hit = [int(i) for i in (fallen >= FAR).nonzero()]
+        if not hit:
+            return
+        agree, first, last = False, names[hit[0]], names[hit[-1]]
+        claim = f"The signal of {first} is {times(-float(fallen[hit[0]]))} this run's own baseline."
+        told = {"octaves_below_baseline": float(fallen[hit[0]]), "explained_by": "baseline"}
+    yield Finding(
+        rule="vanishing_signal",
+        severity="error" if agree else "warn",
+        status="fired",
+        claim=claim,
+        where={"first": first, "last": last},
+        evidence={**told, "tests": {"loss": _losses(view)}},
+        consequence="What comes out of the blocks depends less and less on what went in.",
+        falsify="Divide the signal at this place by its root mean square and train: if nothing improves, it is wrong.",
+        source=_DEPTH,
+    )
+
+
+def exploding_signal(view: View) -> Iterable[Finding]:
+    """The signal grows by three decades, over depth or at a block above the run's own baseline, and the loss suffers.
+
+    It speaks only where the loss shows harm, as `exploding_gradient` does. An error needs updates as large as a tenth
+    of the weights of the block, and a loss above its start.
+    """
+    if not (view.given_back >= RISEN or view.nothing_learned):
+        return
+    decay = _over_depth(view, "signal_rms", size_decay)
+    span = decay.steepest(grows=True) if decay is not None else None
+    if span is not None and span.spread_out(grows=True) >= LEAST_DECADES:
+        claim = (
+            f"From {{first}} to {{last}} the signal grows by a factor of {span.value:.4g} per block "
+            f"({span.interval(4)}), by 10^{-span.total:.1f} in all"
+        )
+        told = {"growth_per_block": span.told(), "explained_by": "depth", "law": _lawful(span)}
+        yield _grown(view, "exploding_signal", claim, span.first, span.last, told)
+        return
+    risen = view.rise_from_start("signal_rms")
+    hit = [int(i) for i in (risen >= FAR).nonzero()]
+    if hit:
+        claim = f"The signal of {{first}} is {times(float(risen[hit[0]]))} this run's own baseline"
+        told = {
+            "octaves_above_baseline": float(risen[hit[0]]),
+            "blocks": [view.blocks.names[i] for i in hit],
+            "explained_by": "baseline",
+        }
+        yield _grown(view, "exploding_signal", claim, hit[0], hit[0], told)
+
+
+def _grown(view: View, rule: str, claim: str, first: int, last: int, told: dict[str, Any]) -> Finding:
+    names, ratio = view.blocks.names, view["update_ratio"]
+    moved = float(ratio[first : last + 1].nan_to_num(0.0).amax())
+    above = view.loss.ready and view.loss.now > view.loss.start
+    severity: Severity = "error" if moved >= LARGE and above and view.given_back >= 1 else "warn"
+    return Finding(
+        rule=rule,
+        severity=severity,
+        status="fired",
+        claim=f"{claim.format(first=names[first], last=names[last])}, and the loss is {view.loss.now:.4g}.",
+        where={"first": names[first], "last": names[last]},
+        evidence={**told, "tests": {"update_ratio": moved, "loss": _losses(view)}},
+        consequence="One learning rate does not fit all blocks: a step that suits the others destroys what these hold.",
+        falsify="Clip the gradient at its baseline from here on: if the loss stays up, this is not why it rose.",
+        source="Pascanu et al. 2013, arXiv 1211.5063",
+    )
+
+
+def _over_depth(view: View, signal: str, measure: Callable[[Trace], Decay | str]) -> Decay | None:
+    """Return the decay over depth, if the signal spans three decades at all: a fit for every sample would cost time."""
+    if view.sites < 4 or len(view.rows) < 2:
+        return None
+    logs = octaves(view[signal])
+    shapes = torch.tensor([float(math.prod(site.shape) or 1) for site in view.blocks.sites])
+    freed = logs + 0.5 * shapes.log2() if signal == "gradient_rms" else logs
+    freed = freed[freed.isfinite()]
+    if not len(freed) or float(freed.max() - freed.min()) < FAR:
+        return None
+    found = measure(view.trace)
+    return found if isinstance(found, Decay) else None
+
+
+def _lawful(span: Decay) -> float:
+    """Return the share of the log signal's variance over these blocks that a constant factor per block explains."""
+    heights = torch.cumsum(torch.tensor((0.0, *span.steps), dtype=torch.float64), 0)
+    depth = torch.arange(len(heights), dtype=torch.float64)
+    return float(torch.corrcoef(torch.stack([heights, depth]))[0, 1] ** 2) if len(heights) > 2 else 0.0
+
+
+def _beside_others(view: View, signal: str) -> Tensor:
+    """Return how many octaves each block has risen above its first baseline, beyond the median block."""
+    risen = view.rise_from_start(signal)
+    return risen - risen.nanmedian()
+
+
+def _losses(view: View) -> dict[str, float]:
+    return {"start": view.loss.start, "best": view.loss.best, "now": view.loss.now}

@@ -1,0 +1,161 @@
+"""Steps of the optimizer that are rounded away, too long, or too short."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from levada.diagnose.finding import Finding
+from levada.watching.rules.depth import LARGE, NEGLIGIBLE, RISEN
+from levada.watching.view import View
+
+__all__ = ["learning_rate_too_high", "learning_rate_too_low", "lost_update"]
+
+# If a tenth of the weights move by one spacing each, the update's root mean square is this share of the spacing.
+KEPT: Final = math.sqrt(0.1)
+# Steps of a twentieth of the weights are above those in use, about a thousandth of them.
+LONG: Final = 0.05
+# Steps of a millionth: a hundred thousand of them, all in one direction, move the weights by a tenth.
+SHORT: Final = 1e-6
+# Losses on either side of the comparison that says whether the loss still falls.
+SIDE: Final = 48
+
+
+def lost_update(view: View) -> Iterable[Finding]:
+    r"""The optimizer's updates are below the spacing of the weights' numbers, so that nine tenths of them are lost.
+
+    A block's measured update is the change of its weights, so that of lost ones only the rest is seen: with numbers
+    a relative $\epsilon / 2$ apart, an update of less than $\sqrt{0.1} \, \epsilon / 2$ of the weights has moved
+    less than a tenth of them. It speaks where that holds of most blocks that get a gradient, at a learning rate that is
+    known, does not warm up, and has not decayed. An error needs an optimizer that rescales gradients, whose rate says
+    that the exact step is smaller than the spacing, and a loss that does not fall.
+    """
+    ratio, gradient = view["update_ratio"], view["weight_gradient_rms"]
+    resolution = view.blocks.resolution
+    learning = (gradient > 0) & ratio.isfinite() & resolution.isfinite() & view.blocks.trainable
+    hit = [int(i) for i in (learning & (ratio < KEPT * resolution / 2)).nonzero()]
+    if not hit or 2 * len(hit) < int(learning.sum()) or not view.rate_is_settled or _at_rest(view):
+        return
+    names, weights = view.blocks.names, view["weight_rms"]
+    exact = view.lr / float(weights[hit].nanmedian())
+    small = view.blocks.adaptive and exact < float(resolution[hit].median()) / 2
+    yield Finding(
+        rule="lost_update",
+        severity="error" if small and _falls(view) is False else "warn",
+        status="fired",
+        claim=(
+            f"The update moves the weights of {len(hit)} of {int(learning.sum())} blocks by "
+            f"{float(ratio[hit].median()):.2g} of themselves, and their numbers are about "
+            f"{float(resolution[hit].median()) / 2:.2g} apart: at most a tenth of the weights change at all."
+        ),
+        where={"first": names[hit[0]], "last": names[hit[-1]]},
+        evidence={
+            "update_ratio": float(ratio[hit].median()),
+            "reference": f"spacing of the weights' numbers, {float(resolution[hit].median()):.2g} at 1",
+            "lr": view.lr,
+            "explained_by": "theory" if small else None,
+            "tests": {"lr_over_weights": exact, "loss_falls": _falls(view)},
+        },
+        consequence="Most weights never move, however many steps of this size are made: each is rounded away.",
+        falsify="Hold the weights in float32, cast for the forward pass: if the loss falls no faster, this is wrong.",
+        source="IEEE 754 rounding to nearest; Micikevicius et al. 2018, arXiv 1710.03740 (float32 weights)",
+    )
+
+
+def learning_rate_too_high(view: View) -> Iterable[Finding]:
+    """Steps of a twentieth of the weights or more, and a loss that rises, or never fell.
+
+    Where the loss never fell, the longest steps of the run count: later ones may be short beside weights that they blew
+    up.
+
+    An error needs steps of a tenth of the median block's weights, which explains why they do not follow a gradient that
+    is local; steps below that earlier in the run, or none of its loss learned; and a loss above that of the start.
+    """
+    ratio = view.longest if view.nothing_learned else view["update_ratio"]
+    ratio = ratio[ratio.isfinite()]
+    if not len(ratio) or not view.loss.ready:
+        return
+    moved = float(ratio.median())
+    risen = view.given_back >= RISEN
+    if moved < LONG or not (risen or view.nothing_learned):
+        return
+    usual = view.anchor("update_ratio").nanmedian()
+    above = view.loss.now > view.loss.start
+    names, loss = view.blocks.names, view.loss
+    what = (
+        f"the loss is {loss.now:.4g}, and was {loss.best:.4g} at its best"
+        if risen
+        else f"the loss has not come below its start, {loss.start:.4g}, in {loss.steps} steps"
+    )
+    yield Finding(
+        rule="learning_rate_too_high",
+        severity="error" if moved >= LARGE and above and (risen or view.nothing_learned) else "warn",
+        status="fired",
+        claim=(
+            f"A step {'moves' if risen else 'moved'} the weights of the median block by {moved:.2g} of themselves, "
+            f"and {what}."
+        ),
+        where={"first": names[0], "last": names[-1]},
+        evidence={
+            "update_ratio": moved,
+            "baseline": float(usual),
+            "lr": view.lr,
+            "reference": "about 1e-3 of the weights per step",
+            "explained_by": "theory" if moved >= LARGE else None,
+            "tests": {"loss": {"start": loss.start, "best": loss.best, "now": loss.now}},
+        },
+        consequence="The steps overshoot: the loss rises or jumps about, and may end as no number.",
+        falsify="Go back to before the rise and train at a tenth of the rate: if the loss rises too, this is wrong.",
+        source="the descent lemma: a step short beside the curvature lowers the loss; Cohen et al. 2021, "
+        "arXiv 2103.00065",
+    )
+
+
+def learning_rate_too_low(view: View) -> Iterable[Finding]:
+    """Steps of less than a millionth of the weights, at a rate that neither warms up nor has decayed, and no fall.
+
+    An error needs steps below 2^-24 of every block's weights, so that a hundred thousand of them move nothing, and a
+    loss of which nothing was learned. A run that has learned is passed over: it may have converged.
+    """
+    ratio, gradient = view["update_ratio"], view["weight_gradient_rms"]
+    known = (ratio.isfinite() & (gradient > 0)).nonzero().flatten()
+    if not len(known) or not view.nothing_learned or not view.rate_is_settled or _falls(view) is not False:
+        return
+    most = float(ratio[known].amax())
+    if most >= SHORT:
+        return
+    names = view.blocks.names
+    yield Finding(
+        rule="learning_rate_too_low",
+        severity="error" if most < NEGLIGIBLE else "warn",
+        status="fired",
+        claim=(
+            f"A step moves no block's weights by more than {most:.2g} of themselves at a learning rate of "
+            f"{view.lr:.3g}, and in {view.loss.steps} steps the loss has not fallen."
+        ),
+        where={"first": names[int(known[0])], "last": names[int(known[-1])]},
+        evidence={
+            "update_ratio": most,
+            "lr": view.lr,
+            "reference": "about 1e-3 of the weights per step",
+            "explained_by": "theory" if most < NEGLIGIBLE else None,
+            "tests": {"loss": {"start": view.loss.start, "now": view.loss.now}},
+        },
+        consequence="The run ends where it began.",
+        falsify="Train at a rate a thousand times as high: if the loss falls no faster, this is wrong.",
+        source="the descent lemma: a step short beside the curvature lowers the loss; Cohen et al. 2021, "
+        "arXiv 2103.00065",
+    )
+
+
+def _falls(view: View) -> bool | None:
+    """Whether the loss fell over the last steps by more than it scatters between medians of as many; None of few."""
+    fall = view.loss.fall(SIDE)
+    return None if math.isnan(fall) else fall > max(2 * view.loss.spread / math.sqrt(SIDE), 1e-3 * abs(view.loss.start))
+
+
+def _at_rest(view: View) -> bool:
+    """Whether the loss is small beside its start: small gradients are then what it should have."""
+    loss = view.loss
+    return loss.ready and abs(loss.now) < 0.05 * abs(loss.start)

@@ -1,0 +1,272 @@
+"""A loss that jumps above the run's own baseline, and what left its baseline before it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from levada.diagnose.finding import Finding, Severity
+from levada.watching.baseline import Baseline, LossBaseline, times
+from levada.watching.view import COMPARED, View
+
+__all__ = ["Departures", "Spikes", "jumps"]
+
+RULE: Final = "loss_spike"
+# Standard deviations above the median, and share of what was learned: both, so that neither batch noise nor an easy
+# task's tiny losses are spikes.
+DEVIATIONS: Final = 12.0
+SHARE: Final = 0.5
+# A jump of one step alone must take the loss back to where the run began.
+ALONE: Final = 1.0
+# Steps, and of the last of them how many above, before a jump counts without that.
+LATEST, ABOVE = 5, 3
+# A loss is back when it is within this share of what was learned above its median before.
+BACK: Final = 0.25
+# Steps above the start after which a spike is no more a spike; and where nothing is known to have brought it about.
+LASTING, UNEXPLAINED = 20, 100
+# The jump of one odd batch is so many times what the next steps, on other batches, are left with.
+ODD: Final = 4.0
+# A signal has left its baseline at so many standard deviations and octaves.
+FAR, OCTAVES = 8.0, 1.0
+# Steps: what moved longer before than this many samples did not bring the spike about.
+HORIZON: Final = 5
+# A rate that at least doubles between two samples was set, and did not drift.
+RAISED: Final = 2.0
+
+
+def jumps(baseline: LossBaseline, loss: float) -> bool:
+    """Return whether a loss is far above what is usual, and the distance matters in this run.
+
+    Args:
+        baseline: of the losses before it.
+        loss: of one step.
+
+    Example:
+        >>> losses = LossBaseline(warm_up=8)
+        >>> for step in range(40):
+        ...     losses.add(step, 2.0 + 0.01 * (step % 3))
+        >>> jumps(losses, 2.2), jumps(losses, 4.0)
+        (False, True)
+    """
+    if not baseline.ready or not math.isfinite(loss):
+        return False
+    return loss - baseline.median > SHARE * baseline.scale and baseline.excess(loss) > DEVIATIONS
+
+
+@final
+class Departures:
+    """Since which sampled step each signal of each block has been outside its baseline.
+
+    Args:
+        columns: number of signals, all blocks together.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.since = torch.full((columns,), -1, dtype=torch.long)
+        self.size = torch.zeros(columns)
+        self.steps: deque[int] = deque(maxlen=HORIZON)
+
+    def see(self, step: int, values: Tensor, baseline: Baseline) -> None:
+        """Take a sampled step, before the baseline does.
+
+        Args:
+            step: its number.
+            values: of every column.
+            baseline: of every column.
+        """
+        rise = baseline.rise(values)
+        outside = ((rise / baseline.spread).abs() >= FAR) & (rise.abs() >= OCTAVES)
+        self.size = torch.where(outside & (self.since < 0), rise, self.size)
+        self.since = torch.where(outside, torch.where(self.since < 0, step, self.since), -1)
+        self.steps.append(step)
+
+    def first_before(self, step: int) -> list[tuple[int, int, float]]:
+        """Return the columns that left shortly before a step, with the sampled step and octaves; the earliest first.
+
+        Args:
+            step: when the loss jumped.
+        """
+        before = [s for s in self.steps if s < step]
+        if not before:
+            return []
+        columns = ((self.since >= before[0]) & (self.since < step)).nonzero().flatten().tolist()
+        left = [(int(self.since[c]), c, float(self.size[c])) for c in columns]
+        return [(c, s, size) for s, c, size in sorted(left, key=lambda one: (one[0], -abs(one[2])))]
+
+
+@dataclass(slots=True)
+class _Spike:
+    onset: int
+    usual: float
+    excess: float
+    peak: float
+    first: float
+    next: list[float] = field(default_factory=list)
+    told: bool = False
+    above: deque[bool] = field(default_factory=lambda: deque(maxlen=LATEST))
+    lasting: int = 0
+    confirmed: bool = False
+    ended: int | None = None
+    level: float = math.nan  # at which the loss stays, where it did not come back
+    moved: list[dict[str, Any]] | None = None
+    raised: dict[str, Any] | None = None
+    watched: str = ""
+
+
+@final
+class Spikes:
+    """Follows every step's loss, opens a spike where it jumps, and closes it when the loss is back."""
+
+    def __init__(self) -> None:
+        self.spike: _Spike | None = None
+
+    def see_loss(self, step: int, loss: float, baseline: LossBaseline) -> None:
+        """Take the loss of a step, before the baseline does.
+
+        Args:
+            step: its number.
+            loss: its loss.
+            baseline: of the losses before it.
+        """
+        spike = self.spike
+        if spike is None or spike.ended is not None:
+            if jumps(baseline, loss):
+                self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
+            else:
+                return
+        if not math.isfinite(loss):
+            return
+        spike.peak = max(spike.peak, loss)
+        if step > spike.onset and len(spike.next) < LATEST:
+            spike.next.append(loss)
+        spike.above.append(loss - spike.usual > BACK * baseline.scale)
+        spike.lasting += loss > baseline.start
+        spike.confirmed |= spike.peak - spike.usual >= ALONE * baseline.scale or sum(spike.above) >= ABOVE
+        if len(spike.above) == LATEST and not any(spike.above):
+            spike.ended = step
+        elif baseline.median - spike.usual > BACK * baseline.scale:
+            spike.ended, spike.level = step, baseline.median  # half of the window is at a new level
+
+    def told(self, view: View, departures: Departures) -> Finding | None:
+        """Return the finding of the spike that is open, or was until this sample.
+
+        Args:
+            view: the sampled step.
+            departures: which signals are outside their baselines, this step's seen.
+        """
+        spike = self.spike
+        if spike is None or not spike.confirmed or spike.told:
+            return None
+        spike.told = spike.ended is not None
+        if spike.moved is None:
+            self._explain(spike, view, departures)
+        return _finding(spike, view)
+
+    def _explain(self, spike: _Spike, view: View, departures: Departures) -> None:
+        """Say once, with what is known at the first sample after the onset, what moved before it."""
+        spike.moved = [
+            {
+                "site": view.blocks.names[column % view.sites],
+                "signal": COMPARED[column // view.sites],
+                "step": step,
+                "octaves": size,
+            }
+            for column, step, size in departures.first_before(spike.onset)
+        ]
+        before = [sample.step for sample in view.rows if sample.step < spike.onset]
+        spike.watched = f"up to the sampled step {before[-1]}" if before else "as no step was sampled shortly before"
+        spike.raised = _raised(view, spike.onset)
+
+
+def _raised(view: View, onset: int) -> dict[str, Any] | None:
+    """Return the last rise of the learning rate that was set rather than drifted, before or around the onset."""
+    for before, after in zip(reversed(view.rates[:-1]), reversed(view.rates[1:]), strict=True):
+        earlier = [sample.step for sample in view.rows if sample.step < onset]
+        if after[0] < (earlier[0] if earlier else onset):
+            return None
+        first = max((s.step for s in view.rows if s.step < after[0]), default=after[0])
+        if before[1] > 0 and after[1] >= RAISED * before[1] and first < onset:
+            return {"from": before[1], "to": after[1], "after": first, "by": after[0]}
+    return None
+
+
+def _finding(spike: _Spike, view: View) -> Finding:
+    start = view.loss.start
+    moved, raised = spike.moved or [], spike.raised
+    caused = bool(moved) or raised is not None
+    severity: Severity = "warn" if caused or _odd(spike) else "info"
+    lost = spike.ended is None or not spike.level < start
+    if spike.lasting >= LASTING and caused and lost:
+        severity = "error"
+    elif spike.lasting >= UNEXPLAINED and lost:
+        severity = "warn"
+    first = moved[0] if moved else None
+    back = "" if spike.ended is None else f" It was back at step {spike.ended}."
+    if math.isfinite(spike.level):
+        back = f" It did not come back: since about step {spike.ended} it stays near {spike.level:.4g}."
+    return Finding(
+        rule=RULE,
+        severity=severity,
+        status="fired",
+        claim=(
+            f"The loss jumped at step {spike.onset} from {spike.usual:.4g} to {spike.peak:.4g}, {spike.excess:.3g} "
+            f"standard deviations above its median.{back} {_why(spike)}"
+        ),
+        where={"first": first["site"], "last": first["site"]} if first else {},
+        evidence={
+            "step": spike.onset,
+            "loss_before": spike.usual,
+            "loss_peak": spike.peak,
+            "deviations": spike.excess,
+            "start": start,
+            "moved_first": moved[:20],
+            "learning_rate": raised,
+            "ended_at": spike.ended,
+            "stays_at": None if math.isnan(spike.level) else spike.level,
+            "explained_by": "baseline" if caused else None,
+            "tests": {"steps_above_the_start": spike.lasting},
+        },
+        consequence=(
+            "What was learned is lost: the loss has stayed above that of the untrained model."
+            if severity == "error"
+            else "What was learned may come back by itself, or not."
+        ),
+        falsify=(
+            "Re-run the step from its bundle, levada replay BUNDLE --model MODEL; go on from before it without these "
+            "batches: if the loss rises again, the batch was not why."
+        ),
+        source="Chowdhery et al. 2022, arXiv 2204.02311 (spikes, and skipping their batches)",
+    )
+
+
+def _odd(spike: _Spike) -> bool:
+    """Whether one batch stands out from those after it, which a change of the data or of the loss does not leave so."""
+    if len(spike.next) < LATEST:
+        return False
+    left = sorted(spike.next)[LATEST // 2] - spike.usual
+    return spike.first - spike.usual >= ODD * max(left, 0.0)
+
+
+def _why(spike: _Spike) -> str:
+    moved, raised, sentences = spike.moved or [], spike.raised, []
+    if raised is not None:
+        sentences.append(
+            f"The learning rate rose from {raised['from']:.3g} to {raised['to']:.3g} between steps {raised['after']} "
+            f"and {raised['by']}."
+        )
+    if moved:
+        first = moved[0]
+        more = f", as did {len(moved) - 1} more" if len(moved) > 1 else ""
+        sentences.append(
+            f"First {first['signal']} of {first['site']} left its own baseline, at step {first['step']}, "
+            f"{times(first['octaves'])} it{more}."
+        )
+    sentences = sentences or [f"Nothing that is watched moved before it, {spike.watched}."]
+    if _odd(spike):
+        sentences.append(f"The batch of step {spike.onset} stands out: the steps after it are left with a fraction.")
+    return " ".join(sentences)

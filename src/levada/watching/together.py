@@ -1,0 +1,153 @@
+"""From the sums that processes measured to the numbers of a sample, which are those of one process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, final
+
+import torch
+from torch import Tensor, nn
+
+from levada.probe.trace import Site
+from levada.watching.parameters import SITE_COLUMNS, Packed
+from levada.watching.reading import TABLE, by_block
+from levada.watching.reduce import Message, Reduced, Reduction, find_peers
+from levada.watching.sample import Sample
+
+__all__ = ["Measured", "Together"]
+
+_RANKS: Final = "nonfinite_rank", "gradient_nonfinite_rank"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A sampled step of this process, on the host.
+
+    Attributes:
+        step: its number.
+        time: when it ended.
+        table: sums by site, `(sites, len(TABLE))`.
+        scale: what the gradients in the table are multiplied by: the loss's scale times the number of micro-batches
+            whose losses are averaged only afterwards.
+        packed: the parameters, if they were read.
+        where: rows of parameters and their sites.
+        losses: steps and losses.
+        scalars: what else is known.
+        distance: to the next sample, as this process wants it.
+    """
+
+    step: int
+    time: float
+    table: Tensor
+    scale: float
+    packed: Packed | None
+    where: tuple[Tensor, Tensor]
+    losses: tuple[tuple[int, float], ...] = ()
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    distance: int = 1
+
+
+@final
+class Together:
+    r"""The processes that train one model, and the samples that they make together.
+
+    Sums over activations are added; sums over parameters so that each element counts once. Training averages the
+    gradients of $n$ processes, so what counts for the model is the mean of their losses, and the gradient that a
+    process sees is that of its own loss: it is $n$ times the one that a single process would see with the whole batch.
+    Losses are averaged, as are scalars nowhere.
+
+    Args:
+        model: as the loop calls it, wrapped or sharded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        import torch.distributed as dist
+
+        running = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if running else 0
+        self.distance: int | None = None
+        self._peers = find_peers(model)
+        self._reduction = Reduction(self._peers, marks=2)
+        self._own: Measured | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether this process has others."""
+        return self._peers is not None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a step was sent whose sample was not received."""
+        return self._own is not None
+
+    def send(self, own: Measured, sites: tuple[Site, ...]) -> None:
+        """Begin to add up a sampled step, after the sample before it was received.
+
+        Args:
+            own: what this process measured.
+            sites: the blocks.
+        """
+        table = own.table.clone()
+        table[:, 2] /= (own.scale * self._reduction.width) ** 2
+        count, processes = len(sites), self._reduction.processes
+        parameters = torch.zeros(count, len(SITE_COLUMNS), dtype=torch.float64)
+        extra = torch.zeros(2, dtype=torch.float64)
+        if own.packed is not None:
+            parameters = own.packed.by_site(own.where, count, processes=processes).double()
+            extra = torch.tensor([own.packed.gradient_square(processes=processes), 1.0], dtype=torch.float64)
+        bad = ~torch.isfinite(own.table)
+        # The first site where something is not finite, counted as the pass runs, from 1.
+        marks = tuple(float(1 + flags.nonzero()[0]) if flags.any() else 0.0 for flags in (bad[:, 0], bad[:, 2].flip(0)))
+        sums = torch.cat([table.flatten(), parameters.flatten(), extra])
+        self._own = own
+        form = ", ".join(site.name for site in sites)
+        self._reduction.send(Message(own.step, sums, own.distance, own.losses, marks), form)
+
+    def receive(self, *, wait: bool, leaving: bool = False) -> Sample | None:
+        """Return the sample of the step that was sent, or None if others have still to answer.
+
+        Args:
+            wait: wait for them.
+            leaving: but not long.
+        """
+        own, seconds = self._own, 30.0 if wait else 0.0
+        if own is None:
+            return None
+        reduced = self._reduction.collect(min(seconds, 5.0) if leaving else seconds)
+        if reduced is None:
+            return None
+        self._own = None
+        self.distance = reduced.distance if self.several else None
+        return self._sample(own, reduced)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Tell the others that this process watches no more.
+
+        Args:
+            failed: whether it alone has a reason.
+        """
+        self._reduction.close(patient=not failed)
+
+    def _sample(self, own: Measured, reduced: Reduced) -> Sample:
+        sites = len(own.table)
+        table, parameters, extra = torch.split(reduced.sums, [sites * len(TABLE), sites * len(SITE_COLUMNS), 2])
+        values = by_block(table.view(sites, -1), 1.0)
+        weight, count, gradient, gradient_count, update, update_weight = parameters.view(sites, -1).unbind(1)
+        values["weight_rms"] = (weight / count).sqrt()
+        values["weight_gradient_rms"] = (gradient / gradient_count).sqrt()
+        # A weight of zero has no relative update.
+        values["update_ratio"] = torch.where(update_weight == 0, math.nan, update / update_weight).sqrt()
+        scalars = dict(own.scalars)
+        if extra[1] > 0 and reduced.complete:
+            scalars["gradient_norm"] = math.sqrt(float(extra[0]))
+        if reduced.losses and reduced.losses[-1][0] == own.step:
+            scalars["loss"] = reduced.losses[-1][1]
+        ranks = self._peers.ranks if self._peers is not None and len(reduced.marks) > 1 else ()
+        for name, marks in zip(_RANKS, zip(*reduced.marks, strict=True), strict=True):
+            found = [(mark, rank) for mark, rank in zip(marks, ranks, strict=False) if mark > 0]
+            if found:
+                scalars[name] = float(min(found)[1])
+        return Sample(own.step, own.time, values, scalars, reduced.losses, self.rank)

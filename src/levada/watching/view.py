@@ -1,0 +1,184 @@
+"""What the rules read at one sampled step: the sample, those before it, baselines, the loss, and the model's facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from levada.probe.trace import Site, Trace
+from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octaves
+from levada.watching.sample import Sample
+
+__all__ = ["ADAPTIVE", "COMPARED", "Blocks", "View"]
+
+COMPARED: Final = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
+"""The signals that have a baseline."""
+
+ADAPTIVE: Final = ("adam", "nadam", "radam", "rmsprop", "lion", "adafactor", "muon")
+"""Beginnings of the names of optimizers that rescale gradients, in lower case."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """What is known of the blocks beside their signals.
+
+    Attributes:
+        sites: the blocks, in order of execution.
+        resolution: per block, the distance from 1 to the next number of its weights' type, the finest where they
+            differ; NaN where the model is not known.
+        trainable: per block, whether a parameter asks for a gradient; true where the model is not known.
+        known: whether the model is known.
+        optimizer: class name of the optimizer; "" if it is not known.
+    """
+
+    sites: tuple[Site, ...]
+    resolution: Tensor
+    trainable: Tensor
+    known: bool = False
+    optimizer: str = ""
+
+    @classmethod
+    def of(cls, sites: Sequence[Site], model: nn.Module | None = None, optimizers: Sequence[Any] = ()) -> Blocks:
+        """Read the facts from a model.
+
+        Args:
+            sites: its blocks.
+            model: the model; None if it is not at hand.
+            optimizers: its optimizers.
+        """
+        resolution = torch.full((len(sites),), math.nan, dtype=torch.float64)
+        trainable = torch.ones(len(sites), dtype=torch.bool)
+        if model is not None:
+            parameters = dict(model.named_parameters(remove_duplicate=False))
+            for i, site in enumerate(sites):
+                held = [parameters[name] for name in site.parameters if name in parameters]
+                asking = [p for p in held if p.requires_grad and p.is_floating_point()]
+                trainable[i] = bool(asking)
+                if asking:
+                    resolution[i] = min(torch.finfo(p.dtype).eps for p in asking)
+        name = type(optimizers[0]).__name__ if optimizers else ""
+        return cls(tuple(sites), resolution, trainable, model is not None, name)
+
+    @property
+    def names(self) -> list[str]:
+        """The blocks' names, in order."""
+        return [site.name for site in self.sites]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the optimizer rescales gradients."""
+        return self.optimizer.lower().startswith(ADAPTIVE)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class View:
+    """A sampled step, as the rules see it; the baselines do not hold it yet.
+
+    Attributes:
+        blocks: the blocks.
+        rows: the last samples, the present one last.
+        baseline: of the signals in `COMPARED`, one after the other.
+        loss: what the loss is and was, the present step's included.
+        silence: of `weight_gradient_rms`, this step's seen.
+        longest: per block, the largest `update_ratio` of the run so far.
+        rates: the learning rates of all samples, as far as they are known: step and rate of each change.
+    """
+
+    blocks: Blocks
+    rows: tuple[Sample, ...]
+    baseline: Baseline
+    loss: LossBaseline
+    silence: Silence
+    longest: Tensor
+    rates: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def sample(self) -> Sample:
+        """The present sample."""
+        return self.rows[-1]
+
+    @property
+    def step(self) -> int:
+        """The present step."""
+        return self.sample.step
+
+    @property
+    def sites(self) -> int:
+        """The number of blocks."""
+        return len(self.blocks.sites)
+
+    def __getitem__(self, signal: str) -> Tensor:
+        """Return a signal of the present step, of shape `(sites,)`; NaN where it was not measured."""
+        return values_of(self.sample, signal, self.sites)
+
+    def rise(self, signal: str) -> Tensor:
+        """Return, in octaves, how far a signal is above what it usually is; NaN without a baseline."""
+        return octaves(self[signal]) - self._part(self.baseline.centre, signal)
+
+    def rise_from_start(self, signal: str) -> Tensor:
+        """Return, in octaves, how far a signal is above its first baseline; NaN without one."""
+        return octaves(self[signal]) - self._part(self.baseline.anchor, signal)
+
+    def anchor(self, signal: str) -> Tensor:
+        """Return the first baseline of a signal, as a value."""
+        begin = COMPARED.index(signal) * self.sites
+        return self.baseline.anchor[begin : begin + self.sites].double().exp2()
+
+    def _part(self, column: Tensor, signal: str) -> Tensor:
+        begin = COMPARED.index(signal) * self.sites
+        part = column[begin : begin + self.sites]
+        return torch.where(part > ZERO, part, math.nan)  # what was zero has no size to be compared with
+
+    @property
+    def trace(self) -> Trace:
+        """The last samples as a trace, for what `check` measures over depth."""
+        values = {
+            signal: torch.stack([values_of(sample, signal, self.sites) for sample in self.rows])
+            for signal in ("signal_rms", "gradient_rms")
+        }
+        return Trace(self.blocks.sites, tuple(sample.step for sample in self.rows), values)
+
+    @property
+    def lr(self) -> float:
+        """The present learning rate; NaN if it is not known."""
+        return float(self.sample.scalars.get("lr", math.nan))
+
+    @property
+    def rate_is_settled(self) -> bool:
+        """Whether the learning rate is known, does not rise, and is at least half of the highest that there was.
+
+        While it warms up, or after it has decayed, small steps are what was asked for.
+        """
+        if not self.lr > 0 or not self.rates:
+            return False
+        risen = self.lr > float(self.rows[0].scalars.get("lr", math.nan)) * (1 + 1e-6)
+        return not risen and self.lr >= 0.5 * max(rate for _, rate in self.rates)
+
+    @property
+    def given_back(self) -> float:
+        """Share of what the run has learned, or of a quarter of its first loss, by which the loss is above its best."""
+        return (self.loss.now - self.loss.best) / self.loss.scale if self.loss.ready and self.loss.scale else math.nan
+
+    @property
+    def nothing_learned(self) -> bool:
+        """Whether the loss is known, for long enough, and has come no twentieth of its size below its start."""
+        return self.loss.steps >= 2 * self.loss.warm_up and self.loss.learned < 0.05 * abs(self.loss.start)
+
+
+def values_of(sample: Sample, signal: str, sites: int) -> Tensor:
+    """Return a signal of a sample, of shape `(sites,)`; all NaN if it was not measured.
+
+    Args:
+        sample: the sample.
+        signal: the signal's name.
+        sites: number of blocks.
+    """
+    values = sample.values.get(signal)
+    return torch.full((sites,), math.nan, dtype=torch.float64) if values is None else values

@@ -1,0 +1,270 @@
+"""The page of a watched run, from what the writers of signals left."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.report.test_page import HOSTILE, Page
+
+from levada.report import render_report, write_html
+from levada.report.grid import MAX_COLUMNS, MAX_ROWS, Grid, Row, gather
+from levada.report.heat import NUM_LEVELS, heat
+from levada.report.watch import watch_view
+from levada.runs import Run, RunWriter, SignalWriter
+from levada.runs.codes import encode
+
+NAMES = ("signal_rms", "gradient_rms", "update_ratio", "nonfinite", "gradient_nonfinite")
+
+
+def write_watch(
+    folder: Path, *, depth: int = 12, samples: int = 40, ranks: int = 1, stages: bool = False, noise: float = 0.05
+) -> Path:
+    """Write a run: the gradient falls to the input, is zero at block 1 of the middle sample, and ends in no number."""
+    with RunWriter.create(folder, kind="watch", name="train.py", config={"every": 20}) as writer:
+        writer.append("loss", steps=list(range(20 * samples)), values=[2.0 / (1 + i) for i in range(20 * samples)])
+        fired = {
+            "rule": "vanishing_gradient",
+            "severity": "error",
+            "status": "fired",
+            "claim": "From layers.9 to layers.0 the gradient shrinks by five decades.",
+            "where": {"first": "layers.0", "last": "layers.3"},
+            "evidence": {"decades": 5.0},
+        }
+        spike = {"rule": "loss_spike", "severity": "warn", "claim": "The loss rose to 4.1.", "where": {}}
+        writer.append("finding", step=200, **spike, status="fired")
+        writer.append("finding", step=300, **spike, status="clear")
+        writer.append("finding", step=400, **fired)
+        writer.append("bundle", step=400, path="bundles/step-000400-vanishing_gradient")
+        writer.append("overhead", step=20 * samples, share=0.0042)
+        writer.append("end", steps=20 * samples, samples=samples, dropped=3, problem=None)
+    for rank in range(ranks):
+        draw = random.Random(rank)
+        start = depth * rank if stages else 0
+        sites = [{"name": f"layers.{start + i}", "order": i, "kind": "Block"} for i in range(depth)]
+        with SignalWriter(folder, rank=rank, sites=sites, signals=NAMES) as signals:
+            for j in range(samples):
+                gradient = [10 ** (-6 + 3 * i / depth + draw.gauss(0, noise)) for i in range(depth)]
+                if j == samples // 2:
+                    gradient[1] = 0.0
+                last = float(j == samples - 1)
+                rows = {
+                    "signal_rms": [1.0 + 0.1 * i for i in range(depth)],
+                    "gradient_rms": gradient,
+                    "update_ratio": [1e-3] * depth,
+                    "nonfinite": [0.0] * depth,
+                    "gradient_nonfinite": [last * (i == depth - 1) for i in range(depth)],
+                }
+                signals.append(20 * j, float(j), b"".join(encode(rows[name]) for name in NAMES), {"loss": 1.0})
+                if j % 200 == 199:
+                    signals.flush(30.0)
+    return folder
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Path:
+    return write_watch(tmp_path / "run")
+
+
+def test_the_page_says_what_was_found_what_it_cost_and_what_was_lost(watched: Path) -> None:
+    page = Page(render_report([watched]))
+    words = " ".join(page.text.split())
+    assert "The learning signal dies on its way back through layers.0 to layers.3." in words
+    assert "steps80040 samples kept" in words
+    assert "overhead0.42 %sampled every 20 steps" in words
+    assert "blocks12" in words
+    for title in ("The loss", "The gradient, by block and step", "The signal, by block and step"):
+        assert title in words
+    assert "The gradient by block, at some steps" in words
+    assert "told at step400" in words
+    assert "told at step200 over at step300" in words
+    assert "3 samples came faster than they could be written, and were dropped." in words
+    assert "bundles/step-000400-vanishing_gradient" in words
+    # Evidence is drawn from the blocks as they were when the finding was told.
+    assert "The gradient that the rule reads" in words
+
+
+def test_heat_pictures_tell_in_words_what_they_show(watched: Path) -> None:
+    page = Page(render_report([watched]))
+    told = [dict(attrs) for tag, attrs in page.tags if tag == "svg" and "cells" in (dict(attrs).get("class") or "")]
+    assert len(told) == 2
+    gradient = str(told[0]["aria-label"])
+    assert gradient.startswith("gradient, root mean square per element by block and step; lowest ")
+    assert re.search(r"lowest \d\S* at layers\.0, step \d+; highest \d\S* at layers\.1\d, step \d+", gradient)
+    assert gradient.endswith("1 of 480 cells exactly zero; 1 of 480 cells NaN or infinite")
+    assert told[0]["viewbox"] == "0 0 40 12"
+
+
+def cells_of(drawn: str, rows: int, columns: int) -> list[list[str]]:
+    """Read the picture back: the level of each cell."""
+    found = [["" for _ in range(columns)] for _ in range(rows)]
+    body = drawn[drawn.index('class="cells"') :]
+    for level, path in re.findall(r'<path class="(h\w+)" d="([^"]+)"/>', body):
+        for x, y, length in re.findall(r"M(\d+) (\d+)\.5h(\d+)", path):
+            for j in range(int(x), int(x) + int(length)):
+                assert found[int(y)][j] == ""
+                found[int(y)][j] = level
+    return found
+
+
+def test_a_heat_picture_holds_every_cell_once() -> None:
+    draw = random.Random(0)
+    values = (math.nan, math.inf, -math.inf, -5.0, -4.9, 0.0, -2.5)
+    cells = tuple(tuple(draw.choice(values) for _ in range(23)) for _ in range(7))
+    names = tuple((f"b{i}", f"b{i}") for i in range(7))
+    grid = Grid(names, tuple((j, j) for j in range(23)), cells)
+    levels = {math.inf: "hx", -math.inf: "hz", -5.0: "h0", -4.9: "h0", 0.0: f"h{NUM_LEVELS - 1}", -2.5: "h8"}
+    wanted = [["" if math.isnan(v) else levels[v] for v in row] for row in cells]
+    assert cells_of(heat(grid, "gradient"), 7, 23) == wanted
+
+
+def test_what_hardly_changes_looks_as_if_it_hardly_changes() -> None:
+    grid = Grid((("a", "a"), ("b", "b")), ((0, 0),), ((0.0,), (0.1,)))
+    levels = {cells_of(heat(grid, "signal"), 2, 1)[i][0] for i in range(2)}
+    assert levels in ({"h7"}, {"h8"}, {"h7", "h8"})
+
+
+@pytest.mark.parametrize("sites", [1, MAX_ROWS, MAX_ROWS + 1, 1000])
+@pytest.mark.parametrize("steps", [1, MAX_COLUMNS, MAX_COLUMNS + 1, 777])
+def test_merging_keeps_the_size_and_hides_nothing_bad(sites: int, steps: int) -> None:
+    def values(j: int) -> list[float]:
+        return [0.0 if (i, j) == (sites // 3, steps // 3) else 100.0 for i in range(sites)]
+
+    bad = [0.0] * (sites - 1) + [0.5]
+    rows = [Row(2 * j, 2 * j, values(j), bad if j == steps - 1 else ()) for j in range(steps)]
+    grid = gather([f"b{i}" for i in range(sites)], rows, steps)
+    assert len(grid.rows) <= MAX_ROWS
+    assert len(grid.columns) <= MAX_COLUMNS
+    assert grid.columns[0][0] == 0
+    assert grid.columns[-1][1] == 2 * (steps - 1)
+    assert grid.rows[-1][1] == f"b{sites - 1}"
+    assert grid.count(math.inf) == 1
+    assert grid.cells[-1][-1] == math.inf
+    assert grid.count(-math.inf) == (0 if (sites, steps) == (1, 1) else 1)
+    rest = {cell for row in grid.cells for cell in row if math.isfinite(cell)}
+    assert all(cell == pytest.approx(2.0) for cell in rest)
+
+
+def test_a_stretch_shows_the_zeros_and_infinities_that_its_mean_hides() -> None:
+    rows = [Row(0, 300, [1.0, 1.0, 1.0], (), [0.0, 0.5, 0.5], [2.0, math.inf, 2.0])]
+    assert gather(["a", "b", "c"], rows, 1).cells == ((-math.inf,), (math.inf,), (0.0,))
+
+
+def test_what_was_not_measured_is_left_empty() -> None:
+    rows = [Row(0, 0, [math.nan, 1.0], [math.nan, 0.0]), Row(20, 20, [10.0, math.nan], [0.0, math.nan])]
+    grid = gather(["a", "b"], rows, 2)
+    assert [[repr(cell) for cell in row] for row in grid.cells] == [["nan", "1.0"], ["0.0", "nan"]]
+
+
+def test_the_largest_page_stays_small(tmp_path: Path) -> None:
+    # Noise, in which hardly any neighbours are alike.
+    folder = write_watch(tmp_path / "run", depth=240, samples=400, noise=2.0)
+    size = write_html([folder], tmp_path / "page.html").stat().st_size
+    assert 200_000 < size < 1_000_000
+
+
+def test_of_equal_ranks_the_first_is_shown_with_the_spread(tmp_path: Path) -> None:
+    run = Run(write_watch(tmp_path / "run", ranks=3))
+    view = watch_view(run, "mine", list(run.events()))
+    titles = {drawn["title"]: drawn for drawn in view["figures"]}
+    assert {"label": "processes", "value": "3", "note": ""} in view["facts"]
+    assert "Of the first of 3 processes" in titles["The gradient, by block and step"]["caption"]
+    profile = titles["The gradient by block, at some steps"]
+    assert "range over 3 processes" in profile["caption"]
+    assert profile["svg"].count('class="whisker') == 2 * 11  # in both drawings, at all blocks but the last, no number
+
+
+def test_stages_follow_each_other(tmp_path: Path) -> None:
+    run = Run(write_watch(tmp_path / "run", ranks=2, stages=True))
+    view = watch_view(run, "mine", list(run.events()))
+    assert len(view["table"]["rows"]) == 24
+    assert view["table"]["rows"][-1]["site"] == "layers.23"
+    (gradient,) = (drawn["svg"] for drawn in view["figures"] if drawn["title"].startswith("The gradient, by"))
+    assert 'viewBox="0 0 40 24"' in gradient
+    assert cells_of(gradient, 24, 40)[13][20] == "hz"
+
+
+def test_a_run_without_a_sample_says_so(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "run", kind="watch", name="short"):
+        pass
+    words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
+    assert "Nothing was sampled." in words
+
+
+def test_a_run_is_shown_while_it_is_written_and_when_nothing_was_found(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    sites = [{"name": "layers.0", "order": 0}, {"name": "layers.1", "order": 1}]
+    with (
+        RunWriter.create(folder, kind="watch", name="goes on"),
+        SignalWriter(folder, sites=sites, signals=["gradient_rms"]) as writer,
+    ):
+        for step in (0, 20):
+            writer.append(step, 0.0, encode([0.5, 1.0]), {"loss": 1.0 / (1 + step), "overhead": 0.003})
+        writer.flush(30.0)
+        words = " ".join(Page(render_report([folder])).text.split())
+    assert "The learning signal reached every block." in words
+    assert "overhead0.3 %" in words
+    assert "loss0.0476at step 0: 1" in words
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "run", kind="watch", name=HOSTILE) as writer:
+        writer.append("finding", step=0, rule=HOSTILE, severity="error", status="fired", claim=HOSTILE, where={})
+    sites = [{"name": f"{HOSTILE}.{i}", "order": i, "kind": HOSTILE} for i in range(3)]
+    with SignalWriter(tmp_path / "run", sites=sites, signals=["gradient_rms"]) as signals:
+        for step in (0, 20):
+            signals.append(step, 0.0, encode([1.0, 0.1, 0.01]), {})
+    page = Page(render_report([tmp_path / "run"]))
+    assert {tag for tag, _ in page.tags} & {"script", "img"} == set()
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1200])
+def test_in_a_browser_the_pictures_have_their_colours_and_nothing_is_cut(
+    browser: Any, watched: Path, tmp_path: Path, width: int, scheme: str
+) -> None:
+    file = write_html([watched], tmp_path / "page.html")
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = page.eval_on_selector_all("svg.cells", "all => all.map(one => [one.clientWidth, one.clientHeight])")
+    assert len(boxes) == 2
+    assert all(0.5 * min(width, 900) < wide <= width and high > 200 for wide, high in boxes)
+    colours = page.eval_on_selector_all(
+        "svg.cells path", "all => Object.fromEntries(all.map(one => [one.classList[0], getComputedStyle(one).stroke]))"
+    )
+    assert len(set(colours.values())) == len(colours) > 8
+    labels = page.eval_on_selector_all(
+        ".heat-columns li",
+        "all => all.filter(l => l.checkVisibility()).map(l => l.getBoundingClientRect()).map(b => [b.left, b.right])",
+    )
+    for (_, right), (left, _) in pairwise(labels):
+        assert right < left or left < right - 200  # they do not touch; the next picture begins anew
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    page.close()

@@ -1,0 +1,504 @@
+"""Watching changes nothing and sees what one computes by hand, whatever a training loop does."""
+
+import copy
+import io
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from tests.watching.by_hand import NAMES, agree, by_hand, data, loss_of, make, sgd, train, watch
+from torch import nn
+
+import levada
+from levada.watching import WATCHED
+from levada.watching.places import find_places
+
+
+def hooks_of(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_a_plain_loop_by_hand():
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data())
+    agree(watched, by_hand(make(), data()))
+    assert set(watched.samples[0].values) == set(WATCHED)
+    assert [len(site.shape) for site in watched.sites] == [2] * len(NAMES)
+    assert watched.sites[1].parameters == ("blocks.0.linear.weight", "blocks.0.linear.bias")
+    assert [s.losses[0][0] for s in watched.samples] == [0, 1, 2]
+    assert watched.trace()["signal_rms"].shape == (3, len(NAMES))
+
+
+def test_training_is_the_same_and_nothing_stays():
+    plain, model = make(), make()
+    backward = torch.autograd.backward
+    train(plain, sgd(plain), data(6))
+    with watch(model, optimizer := sgd(model), every=2):
+        assert torch.autograd.backward is not backward
+        train(model, optimizer, data(6))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    assert torch.autograd.backward is backward
+    assert hooks_of(model) == 0
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert not any(p._backward_hooks for p in model.parameters())
+
+
+def test_between_samples_no_block_has_a_hook():
+    model = make()
+    with watch(model, optimizer := sgd(model), every=4) as watched:
+        for step, x in enumerate(data(9)):
+            inner = sum(hooks_of(block) for block in model.blocks)
+            assert bool(inner) == (step % 4 == 0)
+            train(model, optimizer, [x])
+    assert [sample.step for sample in watched.samples] == [0, 4, 8]
+    assert [step for sample in watched.samples for step, _ in sample.losses] == list(range(9))
+    expected = [step["loss"] for step in by_hand(make(), data(9))]
+    assert [loss for s in watched.samples for _, loss in s.losses] == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradient_accumulation():
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data(3, rows=6):
+            optimizer.zero_grad()
+            for part in x.chunk(3):
+                (loss_of(model, part) / 3).backward()
+            optimizer.step()
+    agree(watched, by_hand(make(), data(3, rows=6), parts=3))
+
+
+def test_gradients_that_were_cleared_do_not_count():
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            loss_of(model, 100 * x).backward()  # thrown away by the next line, as by a scaler that skips a step
+            train(model, optimizer, [x])
+            optimizer.zero_grad()
+    agree(watched, by_hand(make(), data()))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_loss_scale_is_divided_out(given):
+    model = make()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    with watch(model, optimizer, scaler=scaler if given else None) as watched:
+        for x in data():
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, x)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    agree(watched, by_hand(make(), data()), rtol=1e-5)
+    assert [sample.scalars["loss_scale"] for sample in watched.samples] == [1024.0, 1024.0, 2048.0]
+
+
+def test_bfloat16_autocast():
+    def loss(model, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(x)
+        return (out.float() - 1.0).square().mean()
+
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(), loss)
+    agree(watched, by_hand(make(), data(), dtype=torch.bfloat16))
+    assert watched.samples[0].values["signal_rms"][0] != by_hand(make(), data(1))[0]["signal_rms"][0]
+
+
+@pytest.mark.parametrize("kind", ["reentrant", "not"])
+def test_activation_checkpointing(kind):
+    model = make(kind)
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data())
+    agree(watched, by_hand(make(), data()))
+
+
+def test_tied_layers_count_once_and_average():
+    torch.manual_seed(0)
+    shared = nn.Linear(4, 4, bias=False)
+    model = nn.Sequential(nn.Linear(4, 4), *[shared] * 3)
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, [x := torch.randn(5, 4)], lambda m, x: m(x).square().mean())
+    fresh = copy.deepcopy(model)
+    fresh[0].weight.data, fresh[0].bias.data = model[0].weight.data, model[0].bias.data
+    assert [site.name for site in watched.sites] == ["0", "1"]
+    torch.manual_seed(0)
+    again = nn.Linear(4, 4, bias=False)
+    h = nn.Linear(4, 4)(x)
+    squares = []
+    for _ in range(3):
+        h = again(h)
+        squares.append(h.detach().double().square().mean())
+    found = watched.samples[0].values["signal_rms"][1]
+    assert found.item() == pytest.approx(math.sqrt(sum(squares) / 3), rel=1e-6)
+
+
+def test_tied_weights_are_at_both_blocks():
+    embed, head = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    head.weight = embed.weight
+    model = nn.Sequential(embed, nn.Linear(4, 4), head)
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, [torch.randn(5, 4)], lambda m, x: m(x).square().mean())
+    ratio = watched.samples[0].values["update_ratio"]
+    assert ratio[0] == ratio[2] > 0
+    assert watched.sites[2].parameters == ("0.weight",)
+
+
+def test_frozen_weights_have_no_gradient_and_no_update():
+    model = make()
+    model.embed.requires_grad_(False)
+    model.blocks[0].requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with watch(model, optimizer) as watched:
+        train(model, optimizer, data(1))
+    values = watched.samples[0].values
+    for name in ("gradient_rms", "weight_gradient_rms", "update_ratio"):
+        assert values[name].isnan().tolist() == [True, True, False, False, False], name
+    assert not values["weight_rms"].isnan().any()
+    assert not values["signal_rms"].isnan().any()
+
+
+def test_a_gradient_that_does_not_arrive_is_zero():
+    class Cut(type(make())):
+        def forward(self, x):
+            h = self.embed(x)
+            self.blocks[0](h)
+            return self.head(h)
+
+    model = Cut()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(1))
+    names = [site.name for site in watched.sites]
+    gradient = watched.samples[0].values["gradient_rms"]
+    assert gradient[names.index("blocks.0")] == 0
+    assert gradient[names.index("head")] > 0
+    assert gradient[names.index("blocks.1")].isnan()  # kept among its neighbours, though it did not run
+
+
+def test_several_optimizers_end_a_step_together():
+    model = make()
+    one = torch.optim.SGD([*model.embed.parameters(), *model.blocks.parameters()], lr=0.1)
+    two = torch.optim.SGD(model.head.parameters(), lr=0.1)
+    with watch(model, [one, two]) as watched:
+        for x in data():
+            one.zero_grad()
+            two.zero_grad()
+            loss_of(model, x).backward()
+            one.step()
+            two.step()
+    agree(watched, by_hand(make(), data()))
+
+
+def test_an_optimizer_that_rests_is_not_waited_for():
+    model = make()
+    one, two = torch.optim.SGD(model.blocks.parameters(), lr=0.1), torch.optim.SGD(model.head.parameters(), lr=0.1)
+    with watch(model, [one, two]) as watched:
+        for step, x in enumerate(data(6)):
+            model.zero_grad()
+            loss_of(model, x).backward()
+            if step == 0:
+                two.step()
+            one.step()
+    assert watched.steps == 6
+
+
+def test_two_models_each_have_their_own_loss():
+    generator, critic = make(seed=0), make(seed=1)
+    opt_g, opt_c = sgd(generator), sgd(critic)
+    losses = {"g": [], "c": []}
+    with watch(generator, opt_g) as of_g, watch(critic, opt_c) as of_c:
+        for x in data():
+            opt_c.zero_grad()
+            loss = loss_of(critic, generator(x).detach().expand(-1, 3))
+            loss.backward()
+            losses["c"].append(loss.item())
+            opt_c.step()
+            opt_g.zero_grad()
+            loss = loss_of(critic, generator(x).expand(-1, 3))
+            loss.backward()
+            losses["g"].append(loss.item())
+            opt_g.step()
+    assert [s.scalars["loss"] for s in of_g.samples] == pytest.approx(losses["g"])
+    assert [s.scalars["loss"] for s in of_c.samples] == pytest.approx(losses["c"])
+
+
+def test_exceptions_leave_nothing_behind():
+    class Failing(type(make())):
+        fails = False
+
+        def forward(self, x):
+            if self.fails:
+                self.blocks[0](self.embed(x))
+                raise RuntimeError("of the model")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Failing()
+    model.load_state_dict(make().state_dict())
+    with watch(model, optimizer := sgd(model)) as watched:
+        for x in data():
+            model.fails = True
+            with pytest.raises(RuntimeError, match="of the model"):
+                model(x * 100)
+            model.fails = False
+            train(model, optimizer, [x])
+    agree(watched, by_hand(make(), data()))
+    backward = torch.autograd.backward
+    with pytest.raises(KeyError), watch(model, sgd(model)):
+        raise KeyError
+    assert torch.autograd.backward is backward
+    assert hooks_of(model) == 0
+
+
+def test_copies_and_pickles_are_not_watched():
+    model = make()
+    optimizer, keys = sgd(model), list(model.state_dict())
+    with watch(model, optimizer) as watched:
+        train(model, optimizer, data(1))
+        other = copy.deepcopy(model)
+        reread = pickle.loads(pickle.dumps(model))
+        torch.save(model.state_dict(), io.BytesIO())
+        assert list(model.state_dict()) == keys
+        for twin in (other, reread):
+            train(twin, sgd(twin), data(2))
+        train(model, optimizer, data(2)[1:])
+    agree(watched, by_hand(make(), data(2)))
+
+
+def test_entering_twice_and_again():
+    model = make()
+    optimizer = sgd(model)
+    watched = watch(model, optimizer)
+    train(model, optimizer, data(1))
+    with watched:
+        with pytest.raises(levada._errors.UsageError, match="entered already"):
+            watched.__enter__()
+        train(model, optimizer, data(2)[1:])
+    train(model, optimizer, data(1))  # not seen
+    with watched:
+        train(model, optimizer, data(1))
+    watched.close()
+    watched.close()
+    assert watched.steps == 3
+    assert len(watched.samples) == 3
+    assert hooks_of(model) == 0
+
+
+def test_evaluation_is_not_counted():
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            with torch.no_grad():
+                model(100 * x)
+            model(100 * x)  # with a graph that nothing goes back through
+            train(model, optimizer, [x])
+            with torch.inference_mode():
+                model(100 * x)
+    agree(watched, by_hand(make(), data()))
+
+
+def test_closures():
+    model, twin = make(), make()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    with watch(model, optimizer) as watched:
+        for x in data():
+
+            def closure(x=x):
+                optimizer.zero_grad()
+                loss = loss_of(model, x)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    before = twin.head.weight.detach().clone()
+    optimizer = torch.optim.LBFGS(twin.parameters(), max_iter=3)
+    last = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(twin, data()[0])
+        loss.backward()
+        last.append(loss.item())
+        return loss
+
+    optimizer.step(closure)
+    change = (twin.head.weight.detach() - before).norm() / before.norm()
+    assert watched.samples[0].values["update_ratio"][-1].item() == pytest.approx(change.item(), rel=1e-5)
+    assert watched.samples[0].scalars["loss"] == pytest.approx(last[-1])
+    assert watched.steps == 3
+
+
+def test_without_an_optimizer():
+    model = make()
+    with watch(model, None) as watched:
+        for x in data():
+            model.zero_grad()
+            loss_of(model, x).backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.1 * p.grad
+            watched.step()
+    agree(watched, by_hand(make(), data()))
+
+
+def test_what_cannot_be_watched():
+    with pytest.raises(levada._errors.UsageError, match="must have parameters"):
+        levada.watch(nn.ReLU(), None)
+    with pytest.raises(levada._errors.UsageError, match="holds none of"):
+        levada.watch(make(), sgd(make()))
+    with pytest.raises(levada._errors.UsageError, match=r"must be a torch\.optim\.Optimizer"):
+        levada.watch(make(), object())
+    with pytest.raises(levada._errors.UsageError, match="every must be at least 1"):
+        levada.watch(make(), None, every=0)
+    with pytest.raises(levada._errors.UsageError, match="max_overhead must be above 0"):
+        levada.watch(make(), None, max_overhead=0.0)
+    model = make()
+    with watch(model, sgd(model)) as watched, pytest.raises(levada._errors.UsageError, match="counts its optimizer"):
+        watched.step()
+
+
+def test_nonfinite_numbers_are_flagged():
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        model.blocks[1].linear.weight.data[0, 0] = math.nan
+        train(model, optimizer, data(1))
+    values = watched.samples[0].values
+    assert values["nonfinite"].tolist() == [0.0, 0.0, 1.0, 1.0, 1.0]
+    assert values["gradient_nonfinite"].tolist() == [1.0] * 5
+    assert values["signal_rms"].isnan().tolist() == [False, False, True, True, True]
+
+
+def test_small_and_large_numbers_are_neither_lost_nor_infinite():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1))
+    with watch(model, optimizer := sgd(model)) as watched:
+        for factor in (1e-25, 1e25):
+            train(model, optimizer, [torch.ones(3, 4)], lambda m, x, f=factor: (f * m(x)).sum())
+    for sample, factor in zip(watched.samples, (1e-25, 1e25), strict=True):
+        assert sample.values["gradient_rms"][-1].item() == pytest.approx(factor, rel=1e-6)
+        assert sample.values["gradient_nonfinite"].sum() == 0
+
+
+def test_tensors_that_are_overwritten_are_measured_before():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+                outputs.append(x.detach().clone())
+                x += 10.0
+            return x
+
+    outputs, model = [], InPlace()
+    with watch(model, optimizer := sgd(model, 1e-3)) as watched:
+        train(model, optimizer, [torch.randn(5, 4) for _ in range(3)], lambda m, x: m(x).square().mean())
+    for step, sample in enumerate(watched.samples):
+        expected = [y.double().square().mean().sqrt().item() for y in outputs[3 * step : 3 * step + 3]]
+        assert sample.values["signal_rms"].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_listeners_hear_every_update_and_a_broken_one_is_dropped():
+    class Ears:
+        def __init__(self, broken=False):
+            self.broken, self.updates, self.heard, self.closed = broken, [], [], 0
+
+        def before_update(self, step, loss):
+            if self.broken:
+                raise RuntimeError("disk full")
+            self.updates.append((step, float(loss)))
+
+        def sampled(self, sample):
+            self.heard.append(sample.step)
+
+        def close(self):
+            self.closed += 1
+
+    model, ears, broken = make(), Ears(), Ears(broken=True)
+    optimizer = sgd(model)
+    with watch(model, optimizer, every=2, listeners=[broken, ears]) as watched:
+        with pytest.warns(UserWarning, match="disk full"):
+            train(model, optimizer, data(1))
+        train(model, optimizer, data(4)[1:])
+        watched.log(accuracy=0.5)
+    assert [step for step, _ in ears.updates] == [0, 1, 2, 3]
+    assert ears.heard == [0, 2]
+    assert ears.closed == 1
+    assert [loss for _, loss in ears.updates] == pytest.approx([s["loss"] for s in by_hand(make(), data(4))])
+    assert broken.heard == []
+    assert broken.closed == 0
+
+
+def test_the_last_pass_is_kept_to_run_again():
+    model = make()
+    with watch(model, optimizer := sgd(model), every=5) as watched:
+        assert watched.last_pass is None
+        train(model, optimizer, data(2))
+        last = watched.last_pass
+        assert last.step == 1
+        assert torch.equal(last.args[0], data(2)[1])
+        assert last.kwargs == {}
+        assert last.output_gradient.shape == (5, 1)
+        assert torch.equal(last.random_state["cpu"], torch.get_rng_state())  # nothing drew a number since
+        last.args[0].add_(1.0)
+        assert watched.last_pass.args is None
+
+
+def test_the_throttle_keeps_the_overhead_below_its_limit():
+    model = make()
+    with watch(model, optimizer := sgd(model), every=2, max_overhead=0.05) as watched:
+        train(model, optimizer, data(60))
+    assert watched.sampling > 2  # a step of this model takes less than its measurement
+    assert watched.overhead > 0
+    assert "overhead" in watched.report()
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (lambda: nn.Linear(2, 2), ["(root)"]),
+        (lambda: nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 1)), ["1", "4"]),
+        (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 2), ["layers.0", "layers.1"]),
+        (lambda: make(), NAMES),
+        (
+            lambda: nn.Sequential(
+                nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()),
+                nn.Sequential(*(nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU()) for _ in range(2))),
+                nn.Sequential(nn.Flatten(), nn.Linear(2, 2)),
+            ),
+            ["0", "1.0", "1.1", "2"],
+        ),
+        (
+            lambda: levada.Stack([nn.Linear(2, 2) for _ in range(3)], levada.Residual, dim=2),
+            ["layers.0", "layers.1", "layers.2"],
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_places(build, names):
+    assert [place.name for place in find_places(build())] == names
+
+
+def test_stages_are_opened():
+    from benchmarks.torchvision import define_what_torchvision_lacks
+
+    define_what_torchvision_lacks()
+    torchvision = pytest.importorskip("torchvision")
+    names = [place.name for place in find_places(torchvision.models.resnet18())]
+    blocks = [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
+    assert names == ["conv1", "bn1", *blocks, "fc"]
+
+
+def test_nothing_is_said_where_nothing_is_wrong():
+    model = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with watch(model, optimizer := sgd(model)):
+            train(model, optimizer, data(2))

@@ -1,0 +1,347 @@
+"""The live view: what is seen, what is printed meanwhile, and how the terminal is left."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.watching.terminal import Terminal
+
+from levada.diagnose import Finding
+from levada.watching import Sample
+from levada.watching.drawing import RAMP, Course, Strip, loss_lines, strip_lines
+from levada.watching.live import Live, summary
+from levada.watching.screen import Screen
+
+
+def make_watch(depth: int = 12) -> Any:
+    sites = [SimpleNamespace(name=f"model.layers.{i}.block") for i in range(depth)]
+    return SimpleNamespace(sites=sites, steps=40, overhead=0.0042, sampling=20, findings=[], run="runs/a", dropped=0)
+
+
+def make_sample(step: int, depth: int = 12, rank: int = 0, **scalars: float) -> Sample:
+    gradient = torch.logspace(-8, -2, depth, dtype=torch.float64)
+    return Sample(step, 0.0, {"gradient_rms": gradient}, {"loss": 2.0 / (step + 1), **scalars}, (), rank)
+
+
+def make_finding(rule: str = "vanishing_gradient", status: Any = "fired") -> Finding:
+    return Finding(rule, "error", status, "The gradient shrinks by six decades.", {"first": "model.layers.0.block"})
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    made = Terminal()
+    yield made
+    if Screen.active is not None:
+        Screen.active.close()
+    made.close()
+
+
+def test_the_view_shows_loss_depth_findings_cost_and_record(terminal: Terminal) -> None:
+    watch = make_watch()
+    watch.findings.append(make_finding())
+    live = Live(watch, stream=terminal.stream)
+    for step in range(0, 400, 20):
+        live.sampled(make_sample(step))
+    live._redraw()
+    terminal.feed()
+    shown = terminal.text
+    assert "step 380 · loss 0.005249 · overhead 0.42 % · every 20 steps" in shown
+    assert "loss 2 " in shown  # the largest, at the top of its axis
+    assert "model.layers.0.block (top) to 11, steps 0 to 380" in shown
+    rows = [line for line in shown.splitlines() if line.split()[:1] in (["0"], ["11"])]
+    assert [row.split()[-1] for row in rows] == ["1.0e-8", "0.01"]
+    assert "✕ vanishing_gradient  The gradient shrinks by six decades." in shown
+    assert "record: runs/a" in shown
+    live.close()
+
+
+def test_rows_are_coloured_and_without_colour_their_heights_say_the_same() -> None:
+    strip = Strip([f"layers.{i}" for i in range(8)])
+    strip.add(make_sample(0, 8))
+    coloured = strip_lines(strip, 80, 8, fine=True, coloured=True)
+    assert [line[1][1] for line in coloured] == [f"on {RAMP[round(i / 7 * 13)]}" for i in range(8)]
+    plain = strip_lines(strip, 80, 8, fine=True, coloured=False)
+    assert "".join(line[1][0] for line in plain) == "▁▂▃▄▅▆▇█"
+    letters = strip_lines(strip, 80, 8, fine=False, coloured=False)
+    assert all(text.isascii() for line in letters for text, _ in line)
+
+
+def test_the_colours_rise_in_lightness_as_all_kinds_of_eyes_see_them() -> None:
+    def linear(colour: str) -> list[float]:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        return [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+
+    # Viénot, Brettel and Mollon 1999: what is left of red, green and blue without long or middle cones.
+    eyes = (
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+        [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    )
+    for eye in eyes:
+        seen = [[sum(a * b for a, b in zip(row, linear(c), strict=True)) for row in eye] for c in RAMP]
+        lightness = [116 * (0.2126 * r + 0.7152 * g + 0.0722 * b) ** (1 / 3) - 16 for r, g, b in seen]
+        assert all(b - a > 3 for a, b in pairwise(lightness)), lightness
+
+
+@pytest.mark.parametrize("depth", [1, 63, 64, 65, 1000])
+def test_of_many_blocks_none_that_is_bad_is_hidden(depth: int) -> None:
+    strip = Strip([f"layers.{i}" for i in range(depth)])
+    values = torch.ones(depth, dtype=torch.float64)
+    values[depth // 2] = 0.0
+    bad = torch.zeros(depth, dtype=torch.float64)
+    bad[depth - 1] = 0.5
+    strip.add(Sample(0, 0.0, {"gradient_rms": values, "gradient_nonfinite": bad}))
+    for rows in (1, 5, 12, 64):
+        (_, column), *_ = strip.cells(rows)
+        assert len(column) <= rows
+        assert column[-1] == math.inf
+        assert -math.inf in column or depth == 1 or rows == 1
+    assert strip.label(0, 1).endswith(f"{depth - 1}" if depth > 1 else "0")
+
+
+def test_what_was_not_measured_is_empty_and_weights_stand_in() -> None:
+    strip = Strip(["a", "b"])
+    nothing = torch.full((2,), torch.nan, dtype=torch.float64)
+    strip.add(Sample(0, 0.0, {"gradient_rms": nothing, "weight_gradient_rms": torch.tensor([0.1, 1.0])}))
+    assert strip.columns[0][1] == pytest.approx([-1.0, 0.0])
+    strip.add(Sample(1, 0.0, {"gradient_rms": nothing}))
+    assert all(math.isnan(value) for value in strip.columns[1][1])
+    strip.add(Sample(2, 0.0, {"gradient_rms": torch.ones(3)}))  # of another model
+    assert len(strip.columns) == 2
+
+
+def test_losses_stay_bounded_and_a_loss_that_is_no_number_is_seen() -> None:
+    course = Course(64)
+    for step in range(10_000):
+        course.add(step, float(step))
+    assert 32 <= len(course.values) <= 64
+    assert course.last == (9999, 9999.0)
+    course.add(10_000, math.nan)
+    assert any("×" in text for line in loss_lines(course, 80, 4, fine=True) for text, _ in line)
+    assert loss_lines(Course(), 80, 4, fine=True) == []
+
+
+def test_all_that_is_printed_is_there_afterwards_whoever_printed_it(terminal: Terminal) -> None:
+    tqdm = pytest.importorskip("tqdm").tqdm
+    live = Live(make_watch(), stream=terminal.stream)
+    terminal.stream.write("before\n")
+    bar = tqdm(total=200, file=terminal.stream, mininterval=0, ncols=60)
+    for i in range(200):
+        live.sampled(make_sample(i))
+        live._redraw()
+        bar.update()
+        if i % 10 == 0:
+            tqdm.write(f"line {i}", file=terminal.stream)
+        if i % 50 == 0:
+            os.write(terminal.slave, b"\nfrom C\n")  # past Python's streams, as C code and other processes do
+        terminal.feed()
+    bar.close()
+    terminal.stream.write("after\n")
+    live.close()
+    terminal.feed()
+    lines = [line.rstrip() for line in terminal.text.splitlines()]
+    assert [line for line in lines if line.startswith("line ")] == [f"line {i}" for i in range(0, 200, 10)]
+    assert [lines.count(one) for one in ("from C", "before", "after")] == [4, 1, 1]
+    assert sum("200/200" in line for line in lines) == 1
+    # The view is gone but for its summary, and nothing of it scrolled away among the lines.
+    assert sum("gradient by block" in line for line in lines) == 0
+    assert sum("steps watched" in line for line in lines) == 1
+    assert terminal.region == (0, terminal.lines - 1)
+
+
+def test_a_line_that_is_not_ended_goes_on_where_it_was(terminal: Terminal) -> None:
+    live = Live(make_watch(), stream=terminal.stream)
+    terminal.stream.write("epoch 1: ")
+    live.sampled(make_sample(0))
+    terminal.stream.write("done\n")
+    live._redraw()
+    terminal.feed()
+    assert "epoch 1: done" in [line.rstrip() for line in terminal.screen]
+    assert "gradient by block" in terminal.text
+    live.close()
+
+
+@pytest.mark.parametrize("lines", [60, 30])
+def test_a_terminal_of_another_size_is_drawn_anew(terminal: Terminal, lines: int) -> None:
+    live = Live(make_watch(), stream=terminal.stream)
+    for i in range(50):
+        terminal.stream.write(f"line {i}\n")
+    live.sampled(make_sample(0))
+    terminal.resize(lines)
+    live._redraw()
+    terminal.stream.write("more\n")
+    terminal.feed()
+    seen = [line.rstrip() for line in terminal.screen]
+    assert sum("gradient by block" in line for line in seen) == 1
+    assert seen[-1].startswith("record: runs/a")
+    assert "more" in seen
+    assert "line 49" in terminal.text
+    live.close()
+    terminal.feed()
+    assert terminal.region == (0, lines - 1)
+
+
+@pytest.mark.parametrize("lines", [24, 25, 30, 50])
+@pytest.mark.parametrize("depth", [1, 3, 500])
+def test_a_usual_terminal_has_room_for_the_view_and_for_prints(
+    monkeypatch: pytest.MonkeyPatch, depth: int, lines: int
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal(80, lines)
+    watch = make_watch(depth)
+    watch.findings += [make_finding(str(i)) for i in range(5)]
+    live = Live(watch, stream=terminal.stream)
+    live.sampled(make_sample(0, depth))
+    terminal.feed()
+    assert "gradient by block" in terminal.text
+    assert "more" in terminal.text
+    assert terminal.region[1] >= 7
+    assert all(len(line) == 80 for line in terminal.screen)
+    live.close()
+    terminal.close()
+
+
+def test_a_terminal_that_became_too_small_gets_plain_lines(terminal: Terminal) -> None:
+    live = Live(make_watch(), stream=terminal.stream)
+    live.sampled(make_sample(0))
+    terminal.resize(12)
+    live._redraw()
+    live._next = 0.0
+    live.sampled(make_sample(20))
+    terminal.feed()
+    assert "levada: step 20, loss 0.0952" in terminal.text
+    assert terminal.region == (0, 11)
+
+
+def test_elsewhere_plain_lines_come_seldom_and_findings_at_once() -> None:
+    out, watch = io.StringIO(), make_watch()
+    live = Live(watch, stream=out)
+    for step in range(0, 200, 20):
+        if step == 100:
+            watch.findings.append(make_finding())
+        if step == 160:
+            watch.findings[0] = make_finding(status="clear")
+        live.sampled(make_sample(step))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == (
+        "levada: step 0, loss 2, gradient 1e-08 at model.layers.0.block to 0.01 at model.layers.11.block, "
+        "overhead 0.42 %, every 20 steps"
+    )
+    assert lines[1:] == [
+        "levada: step 100, error: vanishing_gradient: The gradient shrinks by six decades.",
+        "levada: step 160, over: vanishing_gradient",
+    ]
+    assert "\x1b" not in out.getvalue()
+    live._next = 0.0
+    live.sampled(make_sample(200))
+    assert out.getvalue().splitlines()[-1].startswith("levada: step 200")
+
+
+def test_only_the_first_process_shows_anything(terminal: Terminal) -> None:
+    live = Live(make_watch(), stream=terminal.stream)
+    live.sampled(make_sample(0, rank=1))
+    live.close()
+    terminal.feed()
+    assert terminal.raw == b""
+
+
+def test_drawing_takes_a_small_share_of_the_time(terminal: Terminal) -> None:
+    live = Live(make_watch(200), stream=terminal.stream)
+    live.sampled(make_sample(0, 200))
+    drawn = 0
+    redraw = live._redraw
+
+    def count() -> None:
+        nonlocal drawn
+        drawn += 1
+        redraw()
+
+    live._redraw = count  # type: ignore[method-assign]
+    begun = time.monotonic()
+    while time.monotonic() < begun + 0.6:
+        live.sampled(make_sample(1, 200))
+        live.before_update(2, None)
+        terminal.feed()
+    assert drawn <= 3
+    assert live._next - time.monotonic() < 60.0
+
+
+def test_two_watches_share_a_terminal(terminal: Terminal) -> None:
+    first, second = Live(make_watch(), stream=terminal.stream), Live(make_watch(), stream=terminal.stream)
+    first.sampled(make_sample(0))
+    second.sampled(make_sample(7))
+    terminal.feed()
+    assert "levada: step 7, loss 0.25" in terminal.text
+    assert sum("gradient by block" in line for line in terminal.screen) == 1
+    second.close()
+    first.close()
+
+
+def test_names_cannot_move_the_cursor(terminal: Terminal) -> None:
+    watch = make_watch(2)
+    watch.sites = [SimpleNamespace(name="a\x1b[2J\nb"), SimpleNamespace(name="c")]
+    live = Live(watch, stream=terminal.stream)
+    live.sampled(make_sample(0, 2))
+    live.close()
+    terminal.feed()
+    assert b"\x1b[2J" not in terminal.raw
+    out = io.StringIO()
+    Live(watch, stream=out).sampled(make_sample(0, 2))
+    assert "\x1b" not in out.getvalue()
+    assert len(out.getvalue().splitlines()) == 1
+
+
+def test_a_process_that_is_told_to_end_leaves_the_terminal_as_it_was(terminal: Terminal) -> None:
+    child = os.fork()
+    if child == 0:
+        live = Live(make_watch(), stream=terminal.stream)
+        live.sampled(make_sample(0))
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(3)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+    terminal.feed()
+    assert b";1H" in terminal.raw
+    assert terminal.region == (0, terminal.lines - 1)
+    assert "gradient by block" not in terminal.text
+
+
+def test_a_stream_that_nobody_reads_any_more_is_no_failure() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    live = Live(make_watch(), stream=Closed())
+    live.sampled(make_sample(0))
+    live.close()
+
+
+def test_the_summary_says_what_was_found_and_where_the_record_is() -> None:
+    watch = make_watch()
+    watch.dropped = 3
+    text = ["".join(piece for piece, _ in line) for line in summary(watch)]
+    assert text == [
+        "levada  40 steps watched",
+        "  ✓ nothing found",
+        "  overhead 0.42 % · every 20 steps · record: runs/a · 3 samples were dropped",
+        "  levada report runs/a -o report.html",
+    ]
+    watch.findings, watch.run = [make_finding()], None
+    text = ["".join(piece for piece, _ in line) for line in summary(watch, fine=False)]
+    assert text[1:] == [
+        "  x vanishing_gradient  The gradient shrinks by six decades.",
+        "  overhead 0.42 %, every 20 steps, no record is kept, 3 samples were dropped",
+    ]

@@ -1,0 +1,428 @@
+"""Scripts that were not written for it: run as python runs them, their models found and watched."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.watching.terminal import Terminal
+from torch import nn
+
+from levada import commands
+from levada._errors import UsageError
+from levada.cli import main
+from levada.runs import Run
+from levada.watching.owners import find_trained
+from levada.watching.script import Script, Watches, run_script
+
+TRAIN = """
+import sys, time
+import torch
+from torch import nn
+
+def train(steps, pause=0.0, out=print):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for step in range(steps):
+        optimizer.zero_grad()
+        net(torch.ones(4, 8)).square().mean().backward()
+        optimizer.step()
+        out(f"said {step}")
+        time.sleep(pause)
+"""
+
+
+class Recorder:
+    """Stands for a watch."""
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[Any], before: int) -> None:
+        self.model, self.optimizers, self.before, self.closed = model, tuple(optimizers), before, 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def run_text(folder: Path, text: str, *arguments: str, name: str = "script.py") -> tuple[int, list[Any]]:
+    file = folder / name
+    file.write_text(textwrap.dedent(text))
+    watches = Watches(Recorder)
+    return run_script(Script(str(file), arguments), watches), watches.started
+
+
+def train(model: nn.Module, *optimizers: torch.optim.Optimizer, steps: int = 2) -> None:
+    for _ in range(steps):
+        model(torch.ones(2, 4)).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+def sgd(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.parameters(), lr=0.1)
+
+
+# As python runs it.
+
+ASKS = """
+import json, os, sys, __main__
+import beside
+print(json.dumps([sys.argv, sys.path[0], __file__, __name__, beside.WORD, __main__ is sys.modules["__main__"],
+    __main__.__dict__ is globals(), repr(__spec__), __package__, type(__loader__).__name__, os.getcwd()]))
+"""
+
+
+@pytest.mark.parametrize("how", ["relative", "absolute", "link", "folder", "module", "package"])
+def test_a_script_finds_what_python_would_have_given_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], how: str
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "asks.py").write_text(ASKS.replace("repr(__spec__)", "getattr(__spec__, 'name', None)"))
+    (place / "__main__.py").write_text((place / "asks.py").read_text())
+    (place / "beside.py").write_text("WORD = 'beside'\n")
+    (tmp_path / "beside.py").write_text("WORD = 'above'\n")
+    (tmp_path / "link.py").symlink_to(place / "asks.py")
+    target, words = {
+        "relative": ("place/asks.py", ["place/asks.py"]),
+        "absolute": (str(place / "asks.py"), [str(place / "asks.py")]),
+        "link": ("link.py", ["link.py"]),
+        "folder": ("place", ["place"]),
+        "module": ("place.asks", ["-m", "place.asks"]),
+        "package": ("place", ["-m", "place"]),
+    }[how]
+    monkeypatch.chdir(tmp_path)
+    python = subprocess.run(
+        [sys.executable, *words, "a", "--run", "b"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    before = list(sys.argv), list(sys.path), sys.modules["__main__"]
+    code = run_script(Script(target, ("a", "--run", "b"), module=words[0] == "-m"), Watches(Recorder))
+    for name in ("beside", "place", "place.asks"):
+        sys.modules.pop(name, None)
+    assert code == 0
+    assert capfd.readouterr().out == python.stdout
+    assert (sys.argv, sys.path, sys.modules["__main__"]) == before
+
+
+FAILING = """
+def inner(value):
+    raise ValueError(f"no {value}")
+
+def outer():
+    try:
+        inner("first")
+    except ValueError as error:
+        raise RuntimeError("second") from error
+
+outer()
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [FAILING, "def broken(:\n    pass\n", "import absent_module_of_levada\n", "raise KeyboardInterrupt\n"]
+)
+def test_what_a_script_raises_is_printed_as_python_prints_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    code, _ = run_text(tmp_path, text)
+    python = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
+    assert capfd.readouterr().err == python.stderr
+    assert code == (130 if "Keyboard" in text else python.returncode)
+
+
+def test_an_error_inside_of_a_watched_step_shows_the_scripts_frames_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "script.py").write_text(
+        TRAIN + "class Bad(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x): return x.clone()\n"
+        "    @staticmethod\n    def backward(ctx, g): raise RuntimeError('backward failed')\n"
+        "train(3)\n"
+        "Bad.apply(torch.ones(1, requires_grad=True)).sum().backward()\n"
+    )
+    code = main(["run", "--plain", "--run", str(tmp_path / "run"), str(tmp_path / "script.py")])
+    told = capfd.readouterr().err
+    assert code == 1
+    assert told.rstrip().endswith("RuntimeError: backward failed")
+    assert "levada/watching" not in told
+    assert told.index("steps watched") < told.index("Traceback")  # the terminal is given back first
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "told"),
+    [
+        ("import sys; sys.exit(7)", 7, ""),
+        ("import sys; sys.exit()", 0, ""),
+        ("import sys; sys.exit('what failed')", 1, "what failed\n"),
+        ("raise SystemExit(True)", 1, ""),
+        ("print('done')", 0, ""),
+    ],
+)
+def test_the_exit_code_is_the_scripts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str, code: int, told: str
+) -> None:
+    assert run_text(tmp_path, text)[0] == code
+    assert capfd.readouterr().err == told
+
+
+@pytest.mark.parametrize("script", [Script("absent.py"), Script("absent_module_of_levada", module=True)])
+def test_a_script_that_is_not_there_is_told_in_a_sentence(script: Script) -> None:
+    with pytest.raises(UsageError, match="absent"):
+        run_script(script, Watches(Recorder))
+    words = ["-m", script.target] if script.module else [script.target]
+    assert main(["run", *words]) == 2
+
+
+def test_a_hook_for_exceptions_that_the_script_sets_is_called(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = "import sys\nsys.excepthook = lambda kind, error, trace: print('mine', error)\nraise ValueError('x')\n"
+    hook = sys.excepthook
+    try:
+        assert run_text(tmp_path, text)[0] == 1
+    finally:
+        sys.excepthook = hook
+    assert capfd.readouterr().out == "mine x\n"
+
+
+# What the command line hands on.
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "script", "module"),
+    [
+        (["train.py"], {}, ["train.py"], None),
+        (["a.py", "--lr", "3", "--run", "x", "-m"], {"run": None}, ["a.py", "--lr", "3", "--run", "x", "-m"], None),
+        (["--run", "d", "a.py", "--run", "x", "--debug"], {"run": "d"}, ["a.py", "--run", "x", "--debug"], None),
+        (["--every", "5", "--plain", "a.py", "--", "-h"], {"every": 5, "view": "plain"}, ["a.py", "--", "-h"], None),
+        (["-m", "a.b", "--every", "3", "--help"], {"every": 20}, [], ["a.b", "--every", "3", "--help"]),
+        (["--quiet", "-m", "a"], {"view": "quiet"}, [], ["a"]),
+        (["train.py", "--help"], {}, ["train.py", "--help"], None),
+    ],
+)  # fmt: skip
+def test_a_scripts_arguments_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], own: dict[str, Any], script: list[str], module: list[str] | None
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setitem(commands.COMMANDS, "run", lambda options: seen.append(options) or 0)  # type: ignore[arg-type]
+    assert main(["run", *words]) == 0
+    assert (seen[0].script, seen[0].module) == (script, module)
+    assert {key: getattr(seen[0], key) for key in own} == own
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "takes a script"),
+        (["--every", "0", "x.py"], "--every must be at least 1, got 0"),
+        (["--max-overhead", "2", "x.py"], "in (0, 1], got 2.0"),
+    ],
+)
+def test_options_out_of_range_are_told(capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
+    assert main(["run", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_no_run_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(TRAIN + "train(2)\n")
+    assert [main(["run", "--quiet", "train.py"]) for _ in range(2)] == [0, 0]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["train-1", "train-2"]
+    assert main(["run", "--quiet", "--run", "runs/train-1", "train.py"]) == 2
+    said = capfd.readouterr()
+    assert said.err == "levada run: --run must name a folder that holds no run yet, got 'runs/train-1'.\n"
+    assert said.out == "said 0\nsaid 1\n" * 2
+    # A worker that torchrun starts again goes on beside the first attempt.
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(["run", "--quiet", "--run", "runs/train-1", "train.py"]) == 0
+    assert (tmp_path / "runs" / "train-1-2" / "run.json").exists()
+
+
+def test_a_watched_script_leaves_a_run_and_says_where(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.py").write_text(TRAIN + "train(9)\n")
+    code = main(
+        ["run", "--run", str(tmp_path / "run"), "--every", "2", "--max-overhead", "1", str(tmp_path / "train.py")]
+    )
+    said = capfd.readouterr()
+    assert code == 0
+    assert said.out == "".join(f"said {step}\n" for step in range(9))
+    assert "levada  8 steps watched, loss " in said.err  # the first step shows the model, and is not watched
+    assert f"levada report {tmp_path / 'run'}" in said.err
+    run = Run(tmp_path / "run")
+    assert run.manifest.kind == "watch"
+    assert [site["name"] for site in run.signals().sites] == ["0", "1", "2", "3", "4"]
+    assert run.signals().steps[:2] == (0, 2)
+    assert [step for step, _ in run.losses()][:3] == [0, 1, 2]
+
+
+def test_a_script_that_trains_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.py").write_text("pass\n")
+    assert main(["run", str(tmp_path / "x.py")]) == 0
+    assert "no optimizer made a step" in capsys.readouterr().err
+
+
+# Which model an optimizer trains.
+
+
+def test_the_outermost_module_is_found_whatever_wraps_the_model() -> None:
+    model = net()
+    wrapped = nn.Sequential(nn.Identity(), model)
+    trained = find_trained(sgd(model))
+    assert trained is not None
+    assert trained.model is wrapped
+    compiled = torch.compile(wrapped, backend="eager")
+    trained = find_trained(sgd(model))
+    assert trained is not None
+    assert trained.model is compiled
+
+
+def test_a_copy_or_a_part_is_not_taken_for_the_model() -> None:
+    model = net()
+    average, part = copy.deepcopy(model), model[0]
+    trained = find_trained(sgd(part))
+    assert trained is not None
+    assert trained.model is model
+    trained = find_trained(sgd(average))
+    assert trained is not None
+    assert trained.model is average
+
+
+def test_of_two_that_hold_it_the_one_that_holds_less_else_is_taken() -> None:
+    model = net()
+    both = nn.ModuleList([model, net()])
+    holder = nn.Module()
+    holder.model = model
+    trained = find_trained(sgd(model))
+    assert trained is not None
+    assert trained.model is holder
+    del both
+
+
+def test_an_optimizer_of_several_models_watches_all_of_them() -> None:
+    first, second = net(), net()
+    optimizer = torch.optim.SGD([*first.parameters(), *second.parameters(), torch.ones(1, requires_grad=True)], lr=0.1)
+    trained = find_trained(optimizer)
+    assert trained is not None
+    assert {id(module) for module in trained.model.children()} == {id(first), id(second)}
+
+
+def test_two_optimizers_of_one_model_share_a_watch_and_wrappers_do_not_count() -> None:
+    model = net()
+    first, second = sgd(model[0]), sgd(model[1])
+    twice = sgd(model)  # made before, or a wrapper
+    other = sgd(net())
+    with Watches(Recorder) as watches:
+        train(model, first, second)
+    (watch,) = watches.started
+    assert watch.model is model
+    assert watch.optimizers[0] is first
+    assert second in watch.optimizers
+    assert twice not in watch.optimizers
+    assert other not in watch.optimizers
+    assert watch.closed == 1
+
+
+def test_two_models_have_a_watch_each() -> None:
+    first, second = net(), net()
+    with Watches(Recorder) as watches:
+        train(first, sgd(first))
+        train(second, sgd(second))
+        assert [watch.closed for watch in watches.started] == [0, 0]
+    assert [watch.model for watch in watches.started] == [first, second]
+    assert [watch.before for watch in watches.started] == [0, 1]
+
+
+def test_a_new_optimizer_begins_a_new_watch() -> None:
+    model = net()
+    with Watches(Recorder) as watches:
+        train(model, sgd(model))
+        gc.collect()
+        train(model, sgd(model))
+        assert [watch.closed for watch in watches.started] == [1, 0]
+
+
+def test_an_optimizer_without_a_module_is_told_and_training_goes_on() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    weight.sum().backward()
+    with Watches(Recorder) as watches, pytest.warns(RuntimeWarning, match="no module holds the parameters of SGD"):
+        optimizer.step()
+    assert watches.started == []
+    assert weight.tolist() == pytest.approx([0.9, 0.9])
+
+
+# In a terminal, and in several processes.
+
+
+def test_in_a_terminal_the_view_stands_below_and_ctrl_c_leaves_all_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal(80, 40)
+    (tmp_path / "train.py").write_text(
+        TRAIN + "from tqdm import tqdm\n"
+        "bar = tqdm(range(10**6), ncols=70)\n"
+        "def out(text):\n    bar.update()\n    tqdm.write(text)\n"
+        "train(10**6, 0.02, out)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "levada", "run", "--max-overhead", "1", "--every", "1", "train.py"],
+        stdin=terminal.slave, stdout=terminal.slave, stderr=terminal.slave, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        terminal.until("gradient by block")
+        terminal.until("said 60")
+        process.send_signal(signal.SIGINT)
+        terminal.until("KeyboardInterrupt")
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+        process.wait()
+    terminal.feed(0.2)
+    lines = [line.rstrip() for line in terminal.text.splitlines()]
+    said = [int(line.split()[1]) for line in lines if line.startswith("said ")]
+    assert said == list(range(len(said)))
+    assert len(said) > 60
+    assert any("steps watched, loss " in line for line in lines)
+    assert not any("gradient by block" in line for line in lines)
+    assert terminal.region == (0, 39)
+    assert sum("levada/" in line and "File" in line for line in lines) == 0
+    terminal.close()
+    assert Run(tmp_path / "runs" / "train-1").signals().steps
+
+
+def test_under_torchrun_all_processes_write_one_run_and_the_first_speaks(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import torch\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        "net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))\n"
+        "net = torch.nn.parallel.DistributedDataParallel(net)\n"
+        "optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "for _ in range(4):\n"
+        "    optimizer.zero_grad(); net(torch.ones(2, 4)).sum().backward(); optimizer.step()\n"
+        "torch.distributed.barrier()\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "levada"]
+    done = subprocess.run(
+        [*command, "run", "--max-overhead", "1", "--every", "1", "train.py"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train-1"]
+    run = Run(tmp_path / "runs" / "train-1")
+    assert run.ranks == (0, 1)
+    assert run.signals(0).steps == run.signals(1).steps == (0, 1, 2)
+    assert done.stderr.count("steps watched") == 1
