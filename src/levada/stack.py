@@ -6,6 +6,7 @@ import itertools
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias, final
 
 import torch
@@ -17,7 +18,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 from levada._errors import UsageError, require_at_least
 from levada.connection import Connection, Layer, Outputs, State, require_options
 
-__all__ = ["Stack"]
+__all__ = ["Extras", "Stack", "run_layers"]
+
+Extras: TypeAlias = list[tuple[int, tuple[Any, ...]]]  # what layers returned beside the state, by place
 
 
 class Stack(nn.Module):
@@ -143,30 +146,55 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run all layers; the other arguments go to every branch."""
-        state = self[0].connection.begin(x)
-        extras: _Extras = []
-        if self.segments and torch.is_grad_enabled():
-            state = self._recomputed(state, extras, args, kwargs)
-        else:
-            state = _run(self.layers, state, extras, args, kwargs)
+        state, extras = run_layers(self.layers, self[0].connection.begin(x), self.segments, args, kwargs)
         y = self.output(self[-1].connection.end(state))
         return (y, _in_order(extras, len(self.layers))) if extras else y
 
-    def _recomputed(self, state: State, extras: _Extras, args: tuple[Any, ...], kwargs: dict[str, Any]) -> State:
-        layers, eager = list(self), not torch.compiler.is_compiling()
-        bounds = [i * len(layers) // self.segments for i in range(self.segments + 1)]
-        for start, stop in itertools.pairwise(bounds):
-            first = state
-            before = _marks(first, layers[start]) if eager else None
-            found: _Extras = []
-            state = recompute(_run, layers[start:stop], first, found, args, kwargs, use_reentrant=False)
-            extras += [(start + place, extra) for place, extra in found]
-            if eager and _marks(first, layers[start]) != before:
-                raise UsageError(
-                    f"Stack: checkpoint needs a state that later layers leave as it was, but "
-                    f"{type(layers[start].connection).__name__} changes it in place. Leave checkpoint out."
-                )
-        return state
+
+def run_layers(
+    layers: Iterable[nn.Module],
+    state: State,
+    segments: int = 0,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[State, Extras]:
+    """Run some of a stack's layers, one after the other.
+
+    Args:
+        layers: the layers.
+        state: what the layers before them left, or `begin` made.
+        segments: number of segments of which only the first state is kept; 0 keeps all.
+        args: go to every branch.
+        kwargs: go to every branch.
+
+    Returns:
+        The state after the last of them, and what branches returned beside it, with the layer's place among these.
+
+    Raises:
+        UsageError: if a state is changed in place that must be kept.
+
+    Example:
+        >>> import levada
+        >>> stack = Stack([nn.Identity() for _ in range(10)], levada.Residual, dim=2)
+        >>> run_layers(stack.layers[:3], torch.ones(1, 2))
+        (tensor([[8., 8.]]), [])
+    """
+    extras: Extras = []
+    if not (segments and torch.is_grad_enabled()):
+        return _run(layers, state, extras, args, kwargs), extras
+    run, eager = [*layers], not torch.compiler.is_compiling()
+    for start, stop in itertools.pairwise(i * len(run) // segments for i in range(segments + 1)):
+        first, connection = state, run[start].connection
+        before = _marks(first, connection) if eager else None
+        found: Extras = []
+        state = recompute(_run, run[start:stop], first, found, args, kwargs, use_reentrant=False)
+        extras += [(start + place, extra) for place, extra in found]
+        if eager and _marks(first, connection) != before:
+            raise UsageError(
+                f"Stack: checkpoint needs a state that later layers leave as it was, but {type(connection).__name__} "
+                "changes it in place. Leave checkpoint out."
+            )
+    return state, extras
 
 
 @final
@@ -212,10 +240,7 @@ def _advance(
     return type(connection).advance(connection, state, branch, *args, **kwargs)
 
 
-_Extras: TypeAlias = list[tuple[int, tuple[Any, ...]]]  # what layers returned beside the state, by place
-
-
-def _in_order(extras: _Extras, depth: int) -> list[tuple[Any, ...] | None]:
+def _in_order(extras: Extras, depth: int) -> list[tuple[Any, ...] | None]:
     found = dict(extras)
     return [found.get(place) for place in range(depth)]
 
@@ -230,7 +255,7 @@ def _hooked(own: dict[str, Any]) -> bool:
 
 
 def _run(
-    layers: Iterable[nn.Module], state: State, extras: _Extras, args: tuple[Any, ...], kwargs: dict[str, Any]
+    layers: Iterable[nn.Module], state: State, extras: Extras, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> State:
     """Return the state after `state = layer(state, *args, **kwargs)` for each layer; list the rest in `extras`.
 
@@ -275,14 +300,14 @@ def _run(
     return state
 
 
-def _marks(state: State, layer: Layer) -> tuple[list[Any], TreeSpec]:
+def _marks(state: State, connection: Any) -> tuple[list[Any], TreeSpec]:
     """What a change in place would change: the tensors, their versions and how they are held."""
     leaves, spec = tree_flatten(state)
     for leaf in leaves:
         if not (leaf is None or isinstance(leaf, Tensor | bool | int | float | str)):
             raise UsageError(
                 f"Stack: checkpoint needs a state of tensors in tuples, lists or mappings, but "
-                f"{type(layer.connection).__name__}'s holds a {type(leaf).__name__}. Leave checkpoint out."
+                f"{type(connection).__name__}'s holds a {type(leaf).__name__}. Leave checkpoint out."
             )
     return [(id(x), x.is_inference() or x._version) if isinstance(x, Tensor) else x for x in leaves], spec
 

@@ -38,7 +38,13 @@ NETWORKS = {
         "data": {"source": "king_james", "context": 8},
     },
 }
-EVERYWHERE = ["data.batch_size=8", "data.evaluated=16", "checkpoint.every=3", "run.evaluate_every=3"]
+EVERYWHERE = [
+    "watch.enabled=false",
+    "data.batch_size=8",
+    "data.evaluated=16",
+    "checkpoint.every=3",
+    "run.evaluate_every=3",
+]
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 

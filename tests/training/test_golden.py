@@ -68,6 +68,12 @@ GOLDEN = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_as_they_were(case, tmp_path):
-    changes = ["run.steps=8", "data.batch_size=16", "data.evaluated=16", f"run.folder={tmp_path / 'run'}"]
+    changes = [
+        "watch.enabled=false",
+        "run.steps=8",
+        "data.batch_size=16",
+        "data.evaluated=16",
+        f"run.folder={tmp_path / 'run'}",
+    ]
     config = resolve({"optimizer": {"lr": 0.01}, **CASES[case]}, changes)
     assert list(losses(train(config).run).values()) == pytest.approx(GOLDEN[case], rel=1e-5)

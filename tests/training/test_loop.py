@@ -12,7 +12,7 @@ from torch import nn
 from levada._errors import MeasurementError, UsageError
 from levada.cli import main
 from levada.runs import Run
-from levada.training import evaluations, losses, resolve, train
+from levada.training import evaluations, losses, read, resolve, train
 from levada.training.building import build_network, build_optimizer, learning_rate
 from levada.training.config import Model, Optimizer, Schedule
 from levada.training.data import Examples, Source
@@ -27,7 +27,7 @@ SMALL = {
 
 
 def small(tmp_path, *changes, name="run"):
-    return resolve(SMALL, [f"run.folder={tmp_path / name}", *changes])
+    return resolve(SMALL, [f"run.folder={tmp_path / name}", "watch.enabled=false", *changes])
 
 
 def curve(trained):
@@ -42,13 +42,7 @@ def test_a_run_keeps_the_loss_of_every_step(tmp_path):
     assert trained.held_out == evaluations(trained.run)[6]
     assert trained.run.damage is None
     assert trained.run.manifest.kind == "train"
-    assert resolve(SMALL, [f"run.folder={tmp_path / 'run'}", "run.evaluate_every=4"]) == _kept(tmp_path / "run")
-
-
-def _kept(folder):
-    from levada.training import read
-
-    return read(folder / "config.toml")
+    assert small(tmp_path, "run.evaluate_every=4") == read(tmp_path / "run" / "config.toml")
 
 
 def test_a_run_is_a_function_of_its_configuration(tmp_path):
@@ -137,7 +131,9 @@ def test_schedules(schedule, expected):
 def test_a_loss_that_is_not_finite_stops_it_and_the_run_is_kept(tmp_path, clip):
     changes = "optimizer.name=sgd", "optimizer.lr=1e12", "run.steps=50", f"optimizer.clip={clip}"
     changes = (*changes, "optimizer.lr=1e25") if clip else changes
-    with pytest.raises(MeasurementError, match=r"train: the (loss|gradient's norm) is (nan|inf).* at step \d+; the run"):
+    with pytest.raises(
+        MeasurementError, match=r"train: the (loss|gradient's norm) is (nan|inf).* at step \d+; the run"
+    ):
         train(small(tmp_path, *changes))
     found = losses(Run(tmp_path / "run"))
     last = max(found)
@@ -194,7 +190,10 @@ def test_one_line_of_progress(tmp_path):
 
 
 SOURCE = Source(
-    Examples(8, lambda index: (torch.randn(len(index), 40), index % 3)), Examples(8, lambda index: (index, index)), (40,), 3
+    Examples(8, lambda index: (torch.randn(len(index), 40), index % 3)),
+    Examples(8, lambda index: (index, index)),
+    (40,),
+    3,
 )
 
 
@@ -203,7 +202,10 @@ SOURCE = Source(
     [
         (Model(connection="Residul"), "model.connection 'Residul' is not known; did you mean 'Residual'?"),
         (Model(initialisation="hee"), "model.initialisation 'hee' is not known; did you mean 'he'?"),
-        (Model(initialisation="he", initialisation_options={"gain": 2}), "model.initialisation_options cannot be used: "),
+        (
+            Model(initialisation="he", initialisation_options={"gain": 2}),
+            "model.initialisation_options cannot be used: ",
+        ),
         (Model(initialisation_options={"gain": 2}), "model.initialisation must name what"),
         (Model(options={"activation": "Tan"}), "model.options.activation 'Tan' is not known; did you mean 'Tanh'?"),
         (Model(options={"norm": 3}), "model.options.norm must be a name in torch.nn, got 3"),

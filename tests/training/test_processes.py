@@ -28,7 +28,9 @@ TABLES = {
 
 
 def config(folder, kind, steps):
-    return resolve(TABLES, [f"run.folder={folder}", f"parallel.kind={kind}", f"run.steps={steps}"])
+    return resolve(
+        TABLES, [f"run.folder={folder}", f"parallel.kind={kind}", f"run.steps={steps}", "watch.enabled=false"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ def work(rank: int, folder: Path) -> None:
     found["refused"] = [None, None]
     dist.all_gather_object(found["refused"], refusal(config(folder / "whole-ddp", "ddp", 12)))
     dropping = {"model": {"depth": 4, "dim": 8, "connection": "StochasticDepth"}, "data": {"batch_size": 16}}
-    changes = ["run.steps=4", "data.evaluated=16"]
+    changes = ["run.steps=4", "data.evaluated=16", "watch.enabled=false"]
     found["dropping, ddp"] = refusal(resolve(dropping, [*changes, f"run.folder={folder}/a", "parallel.kind=ddp"]))
     sharded = train(resolve(dropping, [*changes, f"run.folder={folder}/b", "parallel.kind=fsdp"]))
     found["dropping, fsdp"] = list(losses(sharded.run).values())

@@ -13,6 +13,7 @@ from levada.training.parallel import Parallel as Parallel
 from levada.training.parallel import materialise as materialise
 from levada.training.parallel import parallelise as parallelise
 from levada.training.parallel import process_mesh as process_mesh
+from levada.training.pipeline import Pipeline as Pipeline
 from levada.training.record import evaluations as evaluations
 from levada.training.record import losses as losses
 
@@ -21,6 +22,7 @@ __all__ = [
     "Config",
     "Engine",
     "Parallel",
+    "Pipeline",
     "Trained",
     "content_hash",
     "evaluations",

@@ -190,7 +190,7 @@ class Watch:
         live: whether it is shown in the terminal.
     """
 
-    enabled: bool = False
+    enabled: bool = True
     every: int = 20
     max_overhead: float = 0.01
     live: bool = False
@@ -271,6 +271,11 @@ class Config:
             raise UsageError(
                 f"train: data.batch_size must be a multiple of optimizer.accumulate, got {self.data.batch_size} and "
                 f"{self.optimizer.accumulate}."
+            )
+        if self.parallel.kind == "pipeline" and self.optimizer.accumulate > 1:
+            raise UsageError(
+                f"train: optimizer.accumulate must be 1 in a pipeline, got {self.optimizer.accumulate}: "
+                "parallel.micro_batches says into how many parts it cuts a batch."
             )
         ending = self.schedule.warmup + (self.schedule.decay if self.schedule.name == "stable_decay" else 0)
         if ending > self.run.steps:

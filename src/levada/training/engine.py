@@ -9,7 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Engine", "WholeNetwork", "cross_entropy"]
+from levada.training.pipeline import Pipeline
+
+__all__ = ["Engine", "Staged", "WholeNetwork", "cross_entropy"]
 
 
 class Engine(Protocol):
@@ -143,3 +145,43 @@ class WholeNetwork:
             dist.all_reduce(total)
             value = (total / self.replicas).to(value.dtype)
         return value
+
+
+@final
+class Staged:
+    """The network in stages, one or several in each process, through which micro-batches pass.
+
+    Args:
+        pipeline: the stages; its loss is `cross_entropy`.
+        bfloat16: whether the forward pass runs in bfloat16 by autocast.
+    """
+
+    replica, replicas = 0, 1  # every process is given the whole batch
+
+    def __init__(self, pipeline: Pipeline, *, bfloat16: bool = False) -> None:
+        self.module: nn.Module = pipeline.module
+        self._pipeline, self._bfloat16 = pipeline, bfloat16
+
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Send the micro-batches through the stages, forward and backward."""
+        with self._autocast(inputs):
+            return self._pipeline.step(inputs, targets)
+
+    def clip(self, limit: float) -> Tensor:
+        """Scale the gradients of all stages by one factor."""
+        return self._pipeline.clip_gradients(limit)
+
+    def evaluate(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss over a batch in evaluation mode."""
+        self.module.eval()
+        try:
+            with self._autocast(inputs):
+                return self._pipeline.evaluate(inputs, targets)
+        finally:
+            self.module.train()
+
+    def settle(self) -> None:
+        """Do nothing: what a stage measures, no other process does."""
+
+    def _autocast(self, inputs: Tensor) -> torch.autocast:
+        return torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._bfloat16)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, final
@@ -21,11 +21,13 @@ from levada.training.building import arranged, build_network, build_optimizer, l
 from levada.training.checkpoint import Checkpoints
 from levada.training.config import Config
 from levada.training.data import Examples, Source, load_data
-from levada.training.engine import Engine, WholeNetwork
+from levada.training.engine import Engine, Staged, WholeNetwork, cross_entropy
 from levada.training.parallel import parallelise, process_mesh
+from levada.training.pipeline import Pipeline
 from levada.training.processes import Processes, join
 from levada.training.record import Progress, Record
 from levada.training.sampling import Order, mix, share
+from levada.watching.watch import Watch, watch
 
 __all__ = ["Trained", "train"]
 
@@ -98,7 +100,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 def _train(
     config: Config, source: Source, engine: Engine, processes: Processes, record: Record, stream: TextIO | None
 ) -> Trained:
-    progress = Progress(config.run.steps, stream)
+    progress = Progress(config.run.steps, None if config.watch.enabled and config.watch.live else stream)
     optimizer = build_optimizer(engine.module, config.optimizer)
     checkpoints = Checkpoints(Path(config.run.folder) / "checkpoints", config.checkpoint, processes, progress.say)
     first = 0
@@ -109,10 +111,33 @@ def _train(
         record.event("resumed", step=first, processes=processes.size)
         progress.say(f"continuing after step {first}")
 
+    watching: AbstractContextManager[object] = (
+        _watch(config, engine, optimizer, processes) if config.watch.enabled else nullcontext()
+    )
+    with watching:
+        loss, held_out = _loop(config, source, engine, optimizer, checkpoints, record, progress, first)
+    checkpoints.finish()
+    checkpoints.require_saved()
+    for finding in getattr(watching, "findings", ()):
+        progress.say(f"{finding.severity}: {finding.claim}")
+    return Trained(Run(config.run.folder), max(first, config.run.steps), loss, held_out, engine)
+
+
+def _loop(
+    config: Config,
+    source: Source,
+    engine: Engine,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    record: Record,
+    progress: Progress,
+    first: int,
+) -> tuple[float, float]:
+    """Take the steps from `first` on; return the last loss and the last one on what is held out."""
     loss = held_out = math.nan
     limit = config.optimizer.clip or math.inf
-    steps = config.run.steps
-    for step, (inputs, targets) in _batches(config, source, engine, processes.device, first):
+    steps, device = config.run.steps, next(engine.module.parameters()).device
+    for step, (inputs, targets) in _batches(config, source, engine, device, first):
         lr = learning_rate(step, config.optimizer, config.schedule, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -129,16 +154,28 @@ def _train(
         done = step + 1
         progress.step(step, loss, norm, lr)
         if done == steps or (config.run.evaluate_every and done % config.run.evaluate_every == 0):
-            held_out = progress.evaluation = _evaluate(config, source, engine, processes.device)
+            held_out = progress.evaluation = _evaluate(config, source, engine, device)
             record.event("evaluation", step=done, loss=held_out)
         if done == steps or (config.checkpoint.every and done % config.checkpoint.every == 0):
             engine.settle()
             record.flush()
             checkpoints.save(done, engine.module, optimizer)
         checkpoints.poll()
-    checkpoints.finish()
-    checkpoints.require_saved()
-    return Trained(Run(config.run.folder), max(first, steps), loss, held_out, engine)
+    return loss, held_out
+
+
+def _watch(config: Config, engine: Engine, optimizer: torch.optim.Optimizer, processes: Processes) -> Watch:
+    """Look on, and keep what is seen in a run of its own inside the run: one for each time that training begins."""
+    home = Path(config.run.folder) / "watch"
+    number = processes.agree(lambda: len(list(home.iterdir())) if home.is_dir() else 0)
+    return watch(
+        engine.module,
+        optimizer,
+        run=home / f"{number + 1}",
+        every=config.watch.every,
+        max_overhead=config.watch.max_overhead,
+        live=config.watch.live,
+    )
 
 
 def _seed(seed: int, step: int, replica: int) -> None:
@@ -153,20 +190,23 @@ def _seed(seed: int, step: int, replica: int) -> None:
 
 def _engine(config: Config, source: Source, processes: Processes) -> Engine:
     torch.manual_seed(config.run.seed)  # the same weights in every process
-    network = build_network(config.model, source).to(processes.device)
+    network = build_network(config.model, source).to(processes.device).train()
+    mesh = process_mesh(config.parallel, processes.device.type)
+    wanted, kind = config.precision.compute, processes.device.type
+    bfloat16 = wanted == "bfloat16" or (wanted == "auto" and kind == "cuda")
+    if config.parallel.kind == "pipeline":
+        assert mesh is not None
+        return Staged(Pipeline(network, cross_entropy, mesh, config.parallel), bfloat16=bfloat16)
     drops = any(isinstance(m, StochasticDepth) and m.mode == "batch" for m in network.modules())
     if drops and config.parallel.kind == "ddp":
         raise UsageError(
             'train: parallel.kind "ddp" waits for the gradient of every layer, and StochasticDepth leaves layers out. '
             'Set model.connection_options.mode="sample", or parallel.kind="fsdp".'
         )
-    model = parallelise(network, process_mesh(config.parallel, processes.device.type), config.parallel)
-    bfloat16 = config.precision.compute == "bfloat16" or (
-        config.precision.compute == "auto" and processes.device.type == "cuda"
-    )
+    model = parallelise(network, mesh, config.parallel)
     accumulate = config.optimizer.accumulate
     return WholeNetwork(
-        model.train(), accumulate=accumulate, bfloat16=bfloat16, replica=processes.rank, replicas=processes.size
+        model, accumulate=accumulate, bfloat16=bfloat16, replica=processes.rank, replicas=processes.size
     )
 
 

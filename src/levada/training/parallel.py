@@ -26,6 +26,7 @@ SCHEDULES: Final = ("gpipe", "1f1b", "interleaved-1f1b")
 # Which kind an option belongs to: one that would be ignored is refused.
 _BELONGS: Final = {
     "stages": "pipeline",
+    "split": "pipeline",
     "micro_batches": "pipeline",
     "schedule": "pipeline",
     "gather": "fsdp",
@@ -43,6 +44,7 @@ class Parallel:
             `"fsdp"`, the same with parameters, gradients and optimizer state in shards, gathered layer by layer;
             `"pipeline"`, a run of layers in each process, through which micro-batches pass.
         stages: of a pipeline; 0 takes one for each process, and two for each where they are interleaved.
+        split: number of layers of each stage, for those of a pipeline that are not to have equally many.
         micro_batches: into how many parts a pipeline cuts the batch.
         schedule: of a pipeline. `"gpipe"`, all micro-batches forward, then all backward; `"1f1b"`, one forward, one
             backward, so that a stage keeps the activations of at most `stages` micro-batches;
@@ -67,6 +69,7 @@ class Parallel:
 
     kind: Literal["none", "ddp", "fsdp", "pipeline"] = "none"
     stages: int = 0
+    split: tuple[int, ...] = ()
     micro_batches: int = 1
     schedule: Literal["gpipe", "1f1b", "interleaved-1f1b"] = "1f1b"
     checkpoint: int | bool = False
@@ -82,6 +85,9 @@ class Parallel:
                 raise UsageError(f"Parallel: {name} must be one of {', '.join(values)}, got {getattr(self, name)!r}.")
         require_at_least("Parallel", "stages", self.stages, 0)
         require_at_least("Parallel", "micro_batches", self.micro_batches, 1)
+        object.__setattr__(self, "split", tuple(self.split))  # a configuration file has lists
+        for layers in self.split:
+            require_at_least("Parallel", "a stage in split", layers, 1)
         for field in fields(self):
             kind = _BELONGS.get(field.name, self.kind)
             if kind != self.kind and getattr(self, field.name) != field.default:
