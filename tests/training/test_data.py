@@ -57,7 +57,7 @@ def test_texts_that_cannot_be_used(tmp_path):
         load_data(Data("text", str(tmp_path / "none")))
     with pytest.raises(UsageError, match=r"holds no \.txt file"):
         load_data(Data("text", str(tmp_path)))
-    with pytest.raises(UsageError, match="data.context must be shorter than a text held out, got 8 and no text of 9"):
+    with pytest.raises(UsageError, match=r"data\.context must be shorter than a text held out, got 8 and no text of 9"):
         load_data(Data("text", str(texts(tmp_path, b"a" * 50)), context=8))
 
 
@@ -103,9 +103,9 @@ def test_corrupt_images_are_named(tmp_path):
     whole = (tmp_path / "dog" / "1.png").read_bytes()
     (tmp_path / "dog" / "1.png").write_bytes(whole[:-30])  # the header is whole
     source = load_data(data)
+    parts = [source.train, source.held_out]
     with pytest.raises(MeasurementError, match=r"dog/1\.png is not a whole image"):
-        for part in (source.train, source.held_out):
-            part.take(torch.arange(part.num))
+        [part.take(torch.arange(part.num)) for part in parts]
     (tmp_path / "cat" / "4.png").write_bytes(b"text")
     with pytest.raises(MeasurementError, match=r"cat/4\.png is not a whole image"):
         load_data(data)
@@ -123,10 +123,10 @@ def test_folders_without_classes_are_refused(tmp_path):
 def test_without_pillow_its_name_is_told(tmp_path, monkeypatch):
     data = pictures(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(UsageError, match="needs the package 'pillow'.*pip install pillow"):
+    with pytest.raises(UsageError, match=r"needs the package 'pillow'.*pip install pillow"):
         load_data(data)
 
 
 def test_something_must_be_on_both_sides():
-    with pytest.raises(UsageError, match="data.held_out must leave examples on both sides, got 1.0 of 4000"):
+    with pytest.raises(UsageError, match=r"data\.held_out must leave examples on both sides, got 1\.0 of 4000"):
         load_data(Data("mnist1d", held_out=1.0))

@@ -171,7 +171,7 @@ def test_a_wrong_path_leaves_no_run_behind(tmp_path):
         {"model": {"network": "transformer"}, "data": {"source": "text", "path": "no.txt"}},
         [f"run.folder={tmp_path / 'run'}"],
     )
-    with pytest.raises(UsageError, match="'no.txt' does not exist"):
+    with pytest.raises(UsageError, match=r"'no\.txt' does not exist"):
         train(config)
     assert not (tmp_path / "run").exists()
 

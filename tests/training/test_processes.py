@@ -16,7 +16,7 @@ from levada.training import evaluations, losses, read, resolve, train
 from levada.training.engine import WholeNetwork
 from levada.training.processes import Processes
 
-KINDS = ("ddp", "fsdp")
+KINDS = ("ddp", "fsdp", "pipeline")
 TABLES = {
     "model": {"depth": 3, "dim": 8, "connection": "HyperConnection", "connection_options": {"streams": 2}},
     "data": {"batch_size": 16, "evaluated": 32},
@@ -27,10 +27,11 @@ TABLES = {
 }
 
 
-def config(folder, kind, steps):
-    return resolve(
-        TABLES, [f"run.folder={folder}", f"parallel.kind={kind}", f"run.steps={steps}", "watch.enabled=false"]
-    )
+def config(folder, kind, steps, watch="false"):
+    changes = [f"run.folder={folder}", f"parallel.kind={kind}", f"run.steps={steps}", f"watch.enabled={watch}"]
+    if kind == "pipeline":
+        changes += ["optimizer.accumulate=1", "parallel.micro_batches=2"]
+    return resolve(TABLES, changes)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def work(rank: int, folder: Path) -> None:
         train(config(folder / f"whole-{kind}", kind, 12))
         train(config(folder / f"parts-{kind}", kind, 8))
         train(config(folder / f"parts-{kind}", kind, 12), resume=True)
-        train(config(folder / f"two-{kind}", kind, 8))
+        train(config(folder / f"two-{kind}", kind, 8, watch="true"))
         train(config(alone / f"part-{kind}", kind, 12), resume=True)
     norm = nn.BatchNorm1d(1)
     norm.running_mean.fill_(rank)

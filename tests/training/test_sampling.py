@@ -66,5 +66,5 @@ def test_a_large_set_costs_no_more():
 
 def test_processes_share_a_batch():
     assert [share(12, 2, rank, 3) for rank in range(3)] == [(0, 4), (4, 8), (8, 12)]
-    with pytest.raises(UsageError, match="times the number of processes, got 12, 2 and 4. Try 2 times 8"):
+    with pytest.raises(UsageError, match=r"times the number of processes, got 12, 2 and 4\. Try 2 times 8"):
         share(12, 2, 0, 4)
