@@ -1,15 +1,18 @@
 """Kill a worker of a training on two processes, let torchrun restart it, and compare with a training left alone.
 
-python -m benchmarks.restart [ddp|fsdp] [kills]
+python -m benchmarks.restart [ddp|fsdp|pipeline|alone] [kills]
 
 Both trainings run under `torchrun --nproc-per-node 2` on CPUs (gloo). In one of them a worker is killed with SIGKILL in
 the middle of a step, first one process, then the other; torchrun restarts both, and they continue from the newest
 complete checkpoint. What is printed is the largest difference between the two loss curves, over all steps.
+
+With "alone" it is one process that saves after every step, is killed at random moments, and is started again by hand.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from pathlib import Path
 
 from levada.runs import Run
 from levada.training import losses
+from levada.training.checkpoint import complete
 
 CONFIG = """
 [model]
@@ -119,8 +123,46 @@ def compare(kind: str = "ddp", steps: int = 150, kills: int = 1) -> dict[str, ob
         }
 
 
+def alone(steps: int = 400, kills: int = 20) -> dict[str, object]:
+    """Kill one process at random moments of saving, start it again, and return what its curve differs in."""
+    draw = random.Random(0)
+    with tempfile.TemporaryDirectory() as home:
+        (Path(home) / "config.toml").write_text(CONFIG)
+        whole, killed = Path(home) / "whole", Path(home) / "killed"
+
+        def command(folder: Path) -> list[str]:
+            settings = [f"run.folder={folder}", f"run.steps={steps}", "checkpoint.every=1", "watch.enabled=false"]
+            changes = [word for setting in settings for word in ("--set", setting)]
+            return [sys.executable, "-m", "levada", "train", f"{home}/config.toml", "--resume", *changes]
+
+        subprocess.run(command(whole), check=True, capture_output=True)
+        incomplete = done = 0
+        for _ in range(kills):
+            process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            before = [step for step, _ in complete(killed / "checkpoints")[:1]]
+            while process.poll() is None and [step for step, _ in complete(killed / "checkpoints")[:1]] == before:
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.2))
+            process.kill()
+            process.wait()
+            done += 1
+            incomplete += len(list((killed / "checkpoints").iterdir())) > len(complete(killed / "checkpoints"))
+        subprocess.run(command(killed), check=True, capture_output=True)
+        one, other = losses(Run(whole)), losses(Run(killed))
+        return {
+            "kills": done,
+            "of them while a checkpoint was half written": incomplete,
+            "continued after": [event["step"] for event in Run(killed).events("resumed")],
+            "same steps": one.keys() == other.keys(),
+            "largest difference": max(abs(one[step] - other.get(step, float("inf"))) for step in one),
+        }
+
+
 if __name__ == "__main__":
     words = sys.argv[1:]
-    found = compare(words[0] if words else "ddp", kills=int(words[1]) if len(words) > 1 else 2)
+    number = {"kills": int(words[1])} if len(words) > 1 else {}
+    found = (
+        alone(**number) if words[:1] == ["alone"] else compare(words[0] if words else "ddp", **{"kills": 2, **number})
+    )
     for name, value in found.items():
         print(f"{name}: {value}")

@@ -32,7 +32,7 @@ class Model:
     """The network: a stem, a `Stack` and a head of `levada.networks`.
 
     Attributes:
-        network: its kind.
+        network: "mlp", "cifar_resnet" or "transformer".
         depth: number of layers, as the function of this name in `levada.networks` counts them.
         dim: width of the stream of `mlp` and `transformer`; `cifar_resnet` has `options.channels`.
         connection: a name of `levada.connections`.
@@ -62,7 +62,7 @@ class Data:
     """What the network learns from.
 
     Attributes:
-        source: a data set of an installed package, or "text" or "images" at `path`.
+        source: "mnist1d", "mnist", "fashion_mnist" or "king_james" of an installed package; "text" or "images" at `path`.
         path: of "text" a file, or a folder of .txt files; of "images" a folder with a folder for each class; of a
             package's data set its files' folder, if they are not where the package puts them.
         batch_size: examples of one optimizer step, of all processes and micro-batches together.
@@ -95,7 +95,7 @@ class Optimizer:
     """How the weights are updated.
 
     Attributes:
-        name: of the optimizer.
+        name: "adamw" or "sgd".
         lr: the learning rate, which the schedule multiplies.
         weight_decay: of what decays, by `levada.parameter_groups`.
         betas: of AdamW.
@@ -184,7 +184,7 @@ class Watch:
     """Whether and how `levada.watch` looks on.
 
     Attributes:
-        enabled: whether it does.
+        enabled: whether it looks on.
         every: steps between samples.
         max_overhead: largest share of the training time that it may take.
         live: whether it is shown in the terminal.
@@ -210,7 +210,7 @@ class Run:
         seed: of the weights, the order of the examples and every draw.
         steps: number of optimizer steps.
         evaluate_every: steps between evaluations; 0 for one at the end alone.
-        device: "auto" takes a GPU if there is one.
+        device: "cpu" or "cuda"; "auto" takes a GPU if there is one.
     """
 
     folder: str = "runs/train"
