@@ -62,7 +62,7 @@ class Data:
     """What the network learns from.
 
     Attributes:
-        source: "mnist1d", "mnist", "fashion_mnist" or "king_james" of an installed package; "text" or "images" at `path`.
+        source: "mnist1d", "mnist", "fashion_mnist" or "king_james" of a package; "text" or "images" at `path`.
         path: of "text" a file, or a folder of .txt files; of "images" a folder with a folder for each class; of a
             package's data set its files' folder, if they are not where the package puts them.
         batch_size: examples of one optimizer step, of all processes and micro-batches together.
