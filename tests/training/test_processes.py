@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from levada._errors import UsageError
 from levada.runs import Run
 from levada.training import evaluations, losses, read, resolve, train
 from levada.training.engine import WholeNetwork
-from levada.training.processes import Processes
+from levada.training.processes import Processes, meet
 
 KINDS = ("ddp", "fsdp", "pipeline")
 TABLES = {
@@ -168,6 +169,20 @@ def refusal(asked) -> str:
     except UsageError as error:
         return str(error)
     return ""
+
+
+def test_the_living_meet_where_the_dead_have_been():
+    store = torch.distributed.HashStore()
+    for rank in (1, 2):
+        store.set(f"levada/greeting/{rank}", "dead")
+    store.set("levada/answer/dead", "a name of the dead")
+    with ThreadPoolExecutor(3) as pool:
+        first = {pool.submit(meet, store, rank, 3) for rank in range(3)}
+    with ThreadPoolExecutor(3) as pool:
+        again = {pool.submit(meet, store, rank, 3) for rank in range(3)}
+    names = {future.result() for future in first}
+    others = {future.result() for future in again}
+    assert (len(names), len(others), len(names & others)) == (1, 1, 0)
 
 
 def test_an_answer_is_asked_of_one_process_without_a_group():

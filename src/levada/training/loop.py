@@ -75,11 +75,11 @@ def train(config: Config, *, resume: bool = False, stream: TextIO | None = None)
         >>> trained.steps, trained.run.manifest.kind
         (3, 'train')
     """
-    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     with join(config) as processes, _deterministic(config.precision.deterministic):
         source = load_data(config.data)
         engine = _engine(config, source, processes)
         record = Record()
+        resume = processes.any(resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
         processes.agree(lambda: record.open(config, resume=resume))
         try:
             return _train(config, source, engine, processes, record, stream if processes.rank == 0 else None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from levada._errors import UsageError
 from levada.training.config import Config
 
-__all__ = ["Processes", "join"]
+__all__ = ["Processes", "join", "meet"]
 
 T = TypeVar("T")
 
@@ -61,6 +63,18 @@ class Processes:
         found: T = answer[0]
         return found
 
+    def any(self, here: bool) -> bool:
+        """Return whether something is so in any process.
+
+        Args:
+            here: whether it is so in this one.
+        """
+        if self.size == 1:
+            return here
+        anywhere = torch.tensor(float(here))
+        dist.all_reduce(anywhere, dist.ReduceOp.MAX, group=self.saving)
+        return bool(anywhere)
+
 
 @contextmanager
 def join(config: Config) -> Iterator[Processes]:
@@ -106,9 +120,40 @@ def _rendezvous() -> tuple[Any, int, int]:
     if "RANK" not in os.environ:  # one process, started without torchrun
         return found.HashStore(), 0, 1
     store, rank, size = next(found.rendezvous("env://"))
-    # torchrun keeps its store when it restarts workers, and PyTorch 2.13 finds the addresses of dead ones in it.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return found.PrefixStore(f"levada/attempt_{attempt}", store), rank, size
+    return found.PrefixStore(f"levada/{meet(store, rank, size)}", store), rank, size
+
+
+def meet(store: Any, rank: int, size: int) -> str:
+    """Return a name that the processes that are alive share, and that none before them had.
+
+    torchrun keeps its store when it restarts workers, and what dead ones wrote there, such as their addresses, must not
+    be read; restarts are counted by each machine for itself, so that their number is no such name. The first process
+    makes one up and answers every greeting with it, of the dead and of the living, until all of the living are heard.
+
+    Args:
+        store: where they meet.
+        rank: this process.
+        size: number of processes.
+
+    Source: the reason is pytorch/pytorch issue 135712.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"levada/greeting/{rank}", own)
+        name: str = store.get(f"levada/answer/{own}").decode()  # waits for it
+        store.set(f"levada/heard/{name}/{rank}", "")
+        return name
+    waiting, deadline = set(range(1, size)), time.monotonic() + store.timeout.total_seconds()
+    while waiting:
+        for other in list(waiting):
+            if store.check([f"levada/heard/{own}/{other}"]):
+                waiting.remove(other)
+            elif store.check([f"levada/greeting/{other}"]):
+                store.set(f"levada/answer/{store.get(f'levada/greeting/{other}').decode()}", own)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {sorted(waiting)} of {size} did not come")
+        time.sleep(0.01)
+    return own
 
 
 def _device(name: str) -> torch.device:
