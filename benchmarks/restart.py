@@ -44,6 +44,7 @@ def launch(folder: Path, kind: str, steps: int, restarts: int, *more: str) -> su
     (folder / "config.toml").write_text(CONFIG)
     options = ["--nproc-per-node", "2", "--max-restarts", str(restarts), "--monitor-interval", "0.1", "--standalone"]
     settings = [f"run.folder={folder / 'run'}", f"run.steps={steps}", f"parallel.kind={kind}", *more]
+    settings += ["parallel.micro_batches=2"] if kind == "pipeline" else []
     command = ["-m", "torch.distributed.run", *options, "-m", "levada", "train", str(folder / "config.toml")]
     changes = [word for setting in settings for word in ("--set", setting)]
     return subprocess.Popen(
