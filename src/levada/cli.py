@@ -34,11 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_fix(commands)
     _add_run(commands)
+    _add_train(commands)
+    _add_replay(commands)
     _add_study(commands)
     _add_report(commands)
     _add_export(commands)
     _add_doctor(commands)
-    _add_replay(commands)
     _add_bench(commands)
     _add_list(commands)
     return parser
@@ -97,6 +98,14 @@ def _add_study(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--executor", choices=("local", "slurm", "ray"), default="local", help="where configurations run (local)")
     text = "an option of the executor, e.g. slurm_partition=gpu, cluster=local, address=auto"
     add("--executor-set", metavar="KEY=VALUE", action="append", default=[], help=text)
+
+
+def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
+    train = _command(commands, "train", "train a stack as a TOML file says, on one process or under torchrun")
+    add = train.add_argument
+    add("config", metavar="CONFIG.toml", help="the configuration; docs/train.md lists its keys")
+    add("--set", metavar="TABLE.KEY=VALUE", action="append", default=[], help="change one setting of the file")
+    add("--resume", action="store_true", help="continue the run from its newest complete checkpoint")
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -186,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
-        parser.error("a command is needed: check, fix, run, study, report, export, doctor, replay, bench or list")
+        parser.error("a command is needed")
     from levada import commands
 
     try:

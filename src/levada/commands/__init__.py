@@ -14,6 +14,7 @@ from levada.commands.replay import replay
 from levada.commands.run import run
 from levada.commands.runs import doctor, report
 from levada.commands.study import study
+from levada.commands.train import train
 
 __all__ = ["COMMANDS"]
 
@@ -22,6 +23,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "fix": fix,
     "run": run,
     "study": study,
+    "train": train,
     "report": report,
     "export": export,
     "doctor": doctor,

@@ -1,0 +1,47 @@
+"""`levada train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from levada._errors import MeasurementError, UsageError
+from levada.commands.output import QUIET, console
+
+__all__ = ["train"]
+
+UNUSABLE = 2
+
+
+def train(options: argparse.Namespace) -> int:
+    """Run `levada train`: read the configuration, train, say what came of it."""
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        code = _train(options)
+    except (UsageError, MeasurementError):
+        if together and os.environ.get("RANK") != "0":
+            return UNUSABLE  # the first process says it
+        raise
+    if together:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # gloo's threads sometimes outlive the interpreter and abort it
+    return code
+
+
+def _train(options: argparse.Namespace) -> int:
+    from levada.training import read
+    from levada.training import train as run
+
+    config = read(options.config, options.set)
+    trained = run(config, resume=options.resume, stream=sys.stderr)
+    if int(os.environ.get("RANK", "0")):
+        return QUIET
+    done = f"{trained.steps} steps"
+    if trained.loss == trained.loss:
+        done += f", loss {trained.loss:.4f}, held out {trained.held_out:.4f}"
+    else:
+        done += ", all of them done before: run.steps says how many there are to be"
+    console().print(f"{done}\n{trained.run.path}", highlight=False, soft_wrap=True, markup=False)
+    return QUIET

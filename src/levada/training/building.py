@@ -1,0 +1,167 @@
+"""Build the network and the optimizer that a configuration describes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from levada import connections, initialise, networks
+from levada._errors import UsageError
+from levada.connection import Connection
+from levada.grouping import parameter_groups
+from levada.networks import Network
+from levada.training.config import Model, Optimizer, Schedule
+from levada.training.data import Source
+
+__all__ = ["arranged", "build_network", "build_optimizer", "learning_rate"]
+
+_CALLABLES = ("activation", "norm")
+
+
+def build_network(model: Model, source: Source) -> Network:
+    """Build a network for the data that it will be trained on.
+
+    Args:
+        model: the configuration.
+        source: the data; its shapes are the network's.
+
+    Raises:
+        UsageError: if a name or an option is not known, or does not fit.
+
+    Example:
+        >>> from levada.training.data import Data, load_data
+        >>> source = load_data(Data("mnist1d"))
+        >>> len(build_network(Model(depth=3, connection="ReZero"), source).stack)
+        3
+    """
+    known = {n: c for n, c in vars(connections).items() if isinstance(c, type) and issubclass(c, Connection)}
+    connection = _named(model.connection, known, "model.connection")
+    options = {name: _callable(name, value) for name, value in model.options.items()}
+    twice = sorted({*options} & {*model.connection_options})
+    if twice:
+        raise UsageError(f"train: {twice[0]} is in model.options and in model.connection_options: say it once.")
+    options |= {"connection": connection, **model.connection_options}
+    build = getattr(networks, model.network)
+    if model.network == "mlp":
+        shape = {"inputs": math.prod(source.shape), "outputs": source.outputs}
+        network = _called(build, "model.options", model.depth, model.dim, **shape, **options)
+    elif model.network == "cifar_resnet":
+        channels, dims = _channels(source.shape)
+        shape = {"inputs": channels, "outputs": source.outputs, "dims": dims}
+        network = _called(build, "model.options", model.depth, **shape, **options)
+    else:
+        network = _called(build, "model.options", model.depth, model.dim, vocabulary=source.outputs, **options)
+    return _initialised(network, model, source)
+
+
+def _initialised(network: Network, model: Model, source: Source) -> Network:
+    if not model.initialisation:
+        if model.initialisation_options:
+            raise UsageError("train: model.initialisation must name what model.initialisation_options are for.")
+        return network
+    apply = _named(model.initialisation, initialise.INITIALISATIONS, "model.initialisation")
+    given: tuple[Any, ...] = ()
+    if "batch" in inspect.signature(apply).parameters:
+        inputs, _ = source.train.take(torch.arange(min(256, source.train.num)))
+        given = (arranged(inputs, model, source),)
+    made = _called(apply, "model.initialisation_options", network, *given, **model.initialisation_options)
+    assert isinstance(made, Network)
+    return made
+
+
+def _called(build: Any, path: str, *args: Any, **options: Any) -> Any:
+    """Call a function with options that a user named; one that it does not take is a wrong key."""
+    try:
+        return build(*args, **options)
+    except (TypeError, ValueError) as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"train: {path} cannot be used: {told}.") from error
+
+
+def _named(name: str, known: Mapping[str, Any], path: str) -> Any:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}."
+    raise UsageError(f"train: {path} {name!r} is not known; {hint}")
+
+
+def _callable(name: str, value: Any) -> Any:
+    """Turn the name of an activation or a norm into its class in `torch.nn`."""
+    if name not in _CALLABLES:
+        return value
+    if value == "none":
+        return nn.Identity if name == "activation" else None
+    layers = {n: c for n, c in vars(nn).items() if isinstance(c, type) and issubclass(c, nn.Module)}
+    if not isinstance(value, str):
+        raise UsageError(f"train: model.options.{name} must be a name in torch.nn, got {value!r}.")
+    return _named(value, layers, f"model.options.{name}")
+
+
+def _channels(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Number of channels and of dimensions of an input: `(length,)`, `(height, width)` or with channels before."""
+    return (shape[0], 2) if len(shape) == 3 else (1, len(shape))
+
+
+def arranged(inputs: Tensor, model: Model, source: Source) -> Tensor:
+    """Bring inputs into the shape that a network reads.
+
+    Args:
+        inputs: `(batch, *source.shape)`, or tokens.
+        model: the network's configuration.
+        source: where they come from.
+    """
+    if model.network == "mlp":
+        return inputs.flatten(1)
+    if model.network == "cifar_resnet" and len(source.shape) < 3:
+        return inputs.unsqueeze(1)
+    return inputs
+
+
+def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """Build an optimizer, with the parameters in groups by what decays.
+
+    Args:
+        model: what this process holds of the network, sharded or not.
+        optimizer: the configuration.
+
+    Example:
+        >>> type(build_optimizer(nn.Linear(2, 2), Optimizer("sgd"))).__name__
+        'SGD'
+    """
+    groups = parameter_groups(model, weight_decay=optimizer.weight_decay)
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum)
+    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas)
+
+
+def learning_rate(step: int, optimizer: Optimizer, schedule: Schedule, steps: int) -> float:
+    """Return the learning rate of a step.
+
+    Args:
+        step: from 0.
+        optimizer: holds the largest one.
+        schedule: how it changes.
+        steps: of the whole training.
+
+    Example:
+        >>> [learning_rate(step, Optimizer(lr=1.0), Schedule("cosine", warmup=2), 6) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.853..., 0.5, 0.146...]
+    """
+    if step < schedule.warmup:
+        return optimizer.lr * (step + 1) / schedule.warmup
+    if schedule.name == "cosine":
+        done = (step - schedule.warmup) / max(steps - schedule.warmup, 1)
+        factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
+    elif schedule.name == "stable_decay":
+        left = min((steps - step) / schedule.decay, 1.0)
+        factor = schedule.final + (1 - schedule.final) * left
+    else:
+        factor = 1.0
+    return optimizer.lr * factor

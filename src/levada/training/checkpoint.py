@@ -1,0 +1,189 @@
+"""Checkpoints that a kill at any moment leaves usable, for any number of processes, by torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
+from torch.optim import Optimizer
+
+from levada._errors import MeasurementError
+from levada.runs.manifest import write_atomically
+from levada.training.config import Checkpoint
+from levada.training.processes import Processes
+
+__all__ = ["Checkpoints", "complete"]
+
+MARKER: Final = "complete.json"
+_NAME: Final = re.compile(r"step-(\d{8,})")
+# Names of parameters instead of their numbers, so that other processes may hold other ones.
+_OPTIONS: Final = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def complete(folder: Path) -> list[tuple[int, Path]]:
+    """Return the complete checkpoints of a folder, the newest first: step and path.
+
+    A checkpoint is complete if its marker, which is written last, is there and every file has the size that it says.
+
+    Args:
+        folder: where they are.
+    """
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+    found = [(int(match[1]), path) for match, path in named if match and _is_complete(path)]
+    return sorted(found, reverse=True)
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        sizes = json.loads((path / MARKER).read_bytes())["files"]
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@final
+class Checkpoints:
+    """Saves and loads model and optimizer; steps, random numbers and the data's position follow from the step.
+
+    The files are written by every process, beside the training where `asynchronous`; when all are on the disk, the
+    first process writes the marker, and removes what is older than the `keep` newest. What is being written when a
+    process dies has no marker, is not loaded, and is removed when the run is continued.
+
+    Args:
+        folder: where they are.
+        checkpoint: when to save, and how.
+        processes: those that save together.
+        say: told when something goes otherwise than asked.
+    """
+
+    def __init__(
+        self, folder: Path, checkpoint: Checkpoint, processes: Processes, say: Callable[[str], None] = print
+    ) -> None:
+        self.saved: int | None = None
+        self._folder, self._settings, self._processes, self._say = folder, checkpoint, processes, say
+        self._asynchronous = checkpoint.asynchronous
+        self._writing: tuple[int, Future[Any]] | None = None
+        self._failure: BaseException | None = None
+        if self._asynchronous and processes.size > 1 and not dist.is_gloo_available():
+            self._asynchronous = False
+            say("checkpoints are written while training waits: writing beside it needs PyTorch with gloo.")
+
+    def newest(self) -> tuple[int, Path] | None:
+        """Return step and path of the newest complete checkpoint, and remove those that are not complete."""
+        found = complete(self._folder)
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if _NAME.fullmatch(path.name) and path not in [whole for _, whole in found]:
+                shutil.rmtree(path)
+        return found[0] if found else None
+
+    def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> None:
+        """Put a checkpoint's values into a model and its optimizer.
+
+        Args:
+            path: a complete checkpoint, of any number of processes.
+            model: what this process holds of the network.
+            optimizer: its optimizer; what its groups say stays as it is.
+
+        Raises:
+            MeasurementError: if the checkpoint cannot be read, or is not of this model.
+        """
+        weights, whole = get_state_dict(model, optimizer, options=_OPTIONS)
+        state = _moments(whole)
+        try:
+            load({"model": weights, "optimizer": state}, checkpoint_id=path, **self._surroundings())
+        except (Exception, CheckpointException) as error:
+            raise MeasurementError(f"{path} cannot be loaded: {_told(error)}") from error
+        set_state_dict(
+            model, optimizer, model_state_dict=weights, optim_state_dict={**whole, **state}, options=_OPTIONS
+        )
+
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+        """Save the state after `step` steps; what is being written yet is waited for.
+
+        Args:
+            step: number of steps done.
+            model: what this process holds of the network.
+            optimizer: its optimizer.
+        """
+        self.finish()
+        weights, whole = get_state_dict(model, optimizer, options=_OPTIONS)
+        state = {"model": weights, "optimizer": _moments(whole)}
+        path = self._folder / f"step-{step:08d}"
+        self.saved = step
+        if self._asynchronous:
+            future: Any = async_save(state, checkpoint_id=path, **self._surroundings())
+        else:
+            future = Future()
+            try:
+                future.set_result(save(state, checkpoint_id=path, **self._surroundings()))
+            except (Exception, CheckpointException) as error:
+                future.set_exception(error)
+        self._writing = step, future
+        self.poll()
+
+    def poll(self) -> None:
+        """Declare complete what has been written meanwhile."""
+        if self._writing is None or not self._writing[1].done():
+            return
+        (step, future), self._writing = self._writing, None
+        self._failure = future.exception()
+        if self._failure is not None:
+            told = _told(self._failure)
+            self._say(f"the checkpoint of step {step} was not written, those before it are as they were: {told}")
+        elif self._processes.rank == 0:
+            self._declare(step, self._folder / f"step-{step:08d}")
+
+    def finish(self) -> None:
+        """Wait for what is being written."""
+        if self._writing is not None:
+            self._writing[1].exception()
+            self.poll()
+
+    def require_saved(self) -> None:
+        """Raise if the last checkpoint could not be written.
+
+        Raises:
+            MeasurementError: if so.
+        """
+        if self._failure is not None:
+            raise MeasurementError(f"train: the last checkpoint could not be written: {_told(self._failure)}")
+
+    def _declare(self, step: int, path: Path) -> None:
+        sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
+        marker = {"step": step, "processes": self._processes.size, "files": sizes}
+        write_atomically(path / MARKER, json.dumps(marker, indent=1).encode())
+        for _, old in complete(self._folder)[self._settings.keep :]:
+            (old / MARKER).unlink()  # first: half a checkpoint must not look like one
+            shutil.rmtree(old)
+
+    def _surroundings(self) -> dict[str, Any]:
+        if self._processes.saving is not None:
+            return {"process_group": self._processes.saving}
+        # It is meant, and need not be said.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
+        return {"no_dist": True}
+
+
+def _told(error: BaseException) -> str:
+    """Say what went wrong first, in whichever process, without its traceback."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (error, _) = next(iter(error.failures.items()))
+        return f"process {rank}: {_told(error)}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _moments(state: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what the configuration says of the parameters: learning rates, decay, and the like."""
+    return {name: value for name, value in state.items() if name.startswith("state.")}

@@ -1,0 +1,247 @@
+"""What a network is trained on: data sets of installed packages, texts byte by byte, folders of images."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from levada._errors import MeasurementError, UsageError
+from levada.training.config import Data
+from levada.training.sampling import Order
+
+__all__ = ["Examples", "Source", "load_data"]
+
+_IMAGES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Examples by number.
+
+    Attributes:
+        num: how many there are.
+        take: numbers `(batch,)` -> inputs and targets.
+    """
+
+    num: int
+    take: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Data that a network can be trained on.
+
+    Attributes:
+        train: what it learns from.
+        held_out: what it is evaluated on.
+        shape: of one input; `()` for each token of a text.
+        outputs: number of classes, or of tokens.
+    """
+
+    train: Examples
+    held_out: Examples
+    shape: tuple[int, ...]
+    outputs: int
+
+
+def load_data(data: Data) -> Source:
+    """Open the data that a configuration names.
+
+    Packages' test sets are not touched: what is held out comes from the examples for training, chosen by a shuffle that
+    does not depend on the run's seed.
+
+    Args:
+        data: the configuration.
+
+    Raises:
+        UsageError: if a file, folder or package is missing, or there is too little in it.
+        MeasurementError: if a file is damaged.
+
+    Example:
+        >>> source = load_data(Data("mnist1d"))
+        >>> source.train.num, source.held_out.num, source.shape, source.outputs
+        (3600, 400, (40,), 10)
+    """
+    if data.source in ("text", "king_james"):
+        return _text(data)
+    if data.source == "images":
+        return _images(data)
+    from levada.study.data import fashion_mnist, mnist, mnist1d
+
+    if data.source == "mnist1d":
+        known = mnist1d()
+    elif data.source == "mnist":
+        known = mnist(data.path or None)
+    else:
+        known = fashion_mnist(data.path) if data.path else fashion_mnist()
+    inputs, targets = known.train_inputs, known.train_targets
+    scale, shift = 1.0, 0.0
+    if inputs.dtype == torch.uint8:  # signals come as they are to be used
+        values = inputs[:10_000].double()
+        scale, shift = float(values.std()), float(values.mean())
+
+    def take(index: Tensor) -> tuple[Tensor, Tensor]:
+        return (inputs[index].float() - shift) / scale, targets[index]
+
+    return _divided(len(inputs), data.held_out, take, tuple(inputs.shape[1:]), int(targets.max()) + 1)
+
+
+def _divided(
+    num: int, held_out: float, take: Callable[[Tensor], tuple[Tensor, Tensor]], shape: tuple[int, ...], outputs: int
+) -> Source:
+    num_held_out = round(num * held_out)
+    if not 0 < num_held_out < num:
+        raise UsageError(f"train: data.held_out must leave examples on both sides, got {held_out} of {num}. Change it.")
+    order = Order(num, seed=0)
+
+    def part(first: int, last: int) -> Examples:
+        where = order.examples(first, last)
+        return Examples(len(where), lambda index: take(where[index]))
+
+    return Source(part(num_held_out, num), part(0, num_held_out), shape, outputs)
+
+
+def _text(data: Data) -> Source:
+    if data.source == "king_james":
+        from levada.study.data import king_james
+
+        text = king_james()
+        vocabulary, parts, kept = len(text.characters), [text.train], [text.validation]
+    else:
+        vocabulary, parts, kept = 256, [], []
+        for path in _files(Path(data.path)):
+            content = _mapped(path)
+            cut = len(content) - round(len(content) * data.held_out)
+            parts.append(content[:cut])
+            kept.append(content[cut:])
+    return Source(
+        _windows(parts, data.context, "for training"),
+        _windows(kept, data.context, "held out"),
+        (),
+        vocabulary,
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    found = sorted(path.rglob("*.txt")) if path.is_dir() else [path] if path.is_file() else []
+    if not found:
+        what = "holds no .txt file" if path.is_dir() else "does not exist"
+        raise UsageError(f"train: data.path must name a text file or a folder of .txt files; {str(path)!r} {what}.")
+    return found
+
+
+def _mapped(path: Path) -> Tensor:
+    """Return a file's bytes, read from the disk when they are used."""
+    size = path.stat().st_size
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+
+
+def _windows(parts: Sequence[Tensor], context: int, which: str) -> Examples:
+    """Windows of `context + 1` tokens that begin anywhere and lie in one part: inputs, and what comes after each."""
+    parts = [part for part in parts if len(part) > context]
+    ends = list(itertools.accumulate(len(part) - context for part in parts))
+    if not ends:
+        raise UsageError(
+            f"train: data.context must be shorter than a text {which}, got {context} and no text of {context + 1} "
+            "tokens. Use a shorter context or a longer text."
+        )
+    bounds = torch.tensor(ends)
+
+    def take(index: Tensor) -> tuple[Tensor, Tensor]:
+        windows = []
+        for number, part in zip(index.tolist(), torch.searchsorted(bounds, index, right=True).tolist(), strict=True):
+            start = number - (ends[part - 1] if part else 0)
+            windows.append(parts[part][start : start + context + 1])
+        tokens = torch.stack(windows).long()
+        return tokens[:, :-1], tokens[:, 1:]
+
+    return Examples(ends[-1], take)
+
+
+def _images(data: Data) -> Source:
+    image = _reader()
+    folder = Path(data.path)
+    if not folder.is_dir():
+        raise UsageError(f"train: data.path must name a folder with a folder for each class, got {str(folder)!r}.")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = [
+        (path, label)
+        for label, home in enumerate(classes)
+        for path in sorted(home.rglob("*"))
+        if path.suffix.lower() in _IMAGES
+    ]
+    empty = [home.name for label, home in enumerate(classes) if label not in {label for _, label in files}]
+    if len(classes) < 2 or empty:
+        came = f"no image in {', '.join(empty)}" if empty else f"{len(classes)} folders in {str(folder)!r}"
+        raise UsageError(f"train: data.path must hold two folders of images or more, a class each, got {came}.")
+    shape = _common_shape(image, [path for path, _ in files])
+    targets = torch.tensor([label for _, label in files])
+
+    def take(index: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = torch.stack([_pixels(image, files[number][0], shape) for number in index.tolist()])
+        return pixels.float() / 127.5 - 1, targets[index]
+
+    return _divided(len(files), data.held_out, take, shape, len(classes))
+
+
+def _reader() -> Any:
+    try:
+        return importlib.import_module("PIL.Image")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "train: reading images needs the package 'pillow', which is not installed. Install it with: pip install "
+            "pillow"
+        ) from error
+
+
+def _opened(image: Any, path: Path) -> Any:
+    try:
+        return image.open(path)
+    except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
+        raise MeasurementError(f"{path} is not a whole image ({error}). Repair it or take it out.") from error
+
+
+def _common_shape(image: Any, paths: Sequence[Path]) -> tuple[int, int, int]:
+    """Return the shape of all images, or name two that differ; only their headers are read."""
+    first: tuple[tuple[int, int], bool] | None = None
+    for path in paths:
+        with _opened(image, path) as picture:
+            found = picture.size, picture.mode in ("1", "L")
+            if picture.mode[0] in "IF":
+                raise UsageError(f"train: images must have 8 bits a channel, and {path} is of mode {picture.mode}.")
+        if first is None:
+            first = found
+        if found != first:
+            told = ["{}x{} {}".format(*size, "grey" if grey else "colour") for size, grey in (first, found)]
+            raise UsageError(
+                f"train: images must have one size and one number of channels, but {paths[0]} is {told[0]} and {path} "
+                f"is {told[1]}. Bring them to one size first."
+            )
+    assert first is not None
+    (width, height), grey = first
+    return 1 if grey else 3, height, width
+
+
+def _pixels(image: Any, path: Path, shape: tuple[int, int, int]) -> Tensor:
+    with _opened(image, path) as picture:
+        try:
+            content = picture.convert("L" if shape[0] == 1 else "RGB").tobytes()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise MeasurementError(f"{path} is not a whole image ({error}). Repair it or take it out.") from error
+    if len(content) != math.prod(shape):
+        raise MeasurementError(f"{path} changed its size since training began.")
+    channels, height, width = shape
+    pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return pixels.view(height, width, channels).permute(2, 0, 1)

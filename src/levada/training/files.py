@@ -1,0 +1,245 @@
+"""A configuration as TOML: read, changed, written, and known by its content."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from levada._errors import UsageError
+from levada.training.config import FREE, Config
+
+__all__ = ["content_hash", "differences", "read", "resolve", "settings", "to_dict", "to_toml"]
+
+
+def read(path: str | Path, changes: Sequence[str] = ()) -> Config:
+    """Read a configuration from a TOML file.
+
+    Args:
+        path: the file.
+        changes: each `table.key=value`, as the command line takes them; a value that is not TOML is a text.
+
+    Raises:
+        UsageError: if the file cannot be read, or a key is not known or its value not possible; the message names the
+            key's path, what came and, where one is near, the name that was meant.
+    """
+    file = Path(path)
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"train: {str(file)!r} cannot be read: {error.strerror}. Give a TOML file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"train: {str(file)!r} is not TOML: {error}.") from error
+    return resolve(tables, changes)
+
+
+def resolve(tables: Mapping[str, Any], changes: Sequence[str] = ()) -> Config:
+    """Make a configuration of the tables of a TOML file; what they leave out has its default.
+
+    Args:
+        tables: such as `{"model": {"depth": 4}}`.
+        changes: as for `read`.
+
+    Raises:
+        UsageError: as `read`.
+
+    Example:
+        >>> resolve({"model": {"depth": 4}}, ["model.dim=16"]).model.dim
+        16
+        >>> resolve({"model": {"dept": 4}})
+        Traceback (most recent call last):
+        levada._errors.UsageError: train: model.dept is not a key; did you mean model.depth?
+    """
+    filled = {name: dict(t) if isinstance(t, Mapping) else t for name, t in tables.items()}
+    for change in changes:
+        _change(filled, change)
+    made: Config = _build(Config, filled, "")
+    return made
+
+
+def _change(tables: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise UsageError(f"train: --set takes table.key=value, got {change!r}.")
+    inner: Any = tables
+    for key in keys[:-1]:
+        inner[key] = dict(inner[key]) if isinstance(inner.get(key), Mapping) else {}
+        inner = inner[key]
+    inner[keys[-1]] = _value(text.strip(), text_wanted=_is_text(keys))
+
+
+def _value(text: str, *, text_wanted: bool) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return text if text_wanted and not isinstance(value, str) else value
+
+
+def _is_text(keys: Sequence[str]) -> bool:
+    """Whether a text belongs at this path, so that `run.folder=2024` needs no quotes."""
+    table = get_type_hints(Config).get(keys[0])
+    return len(keys) == 2 and dataclasses.is_dataclass(table) and get_type_hints(table).get(keys[1]) is str
+
+
+def _build(kind: Any, given: Any, path: str) -> Any:
+    """Make a dataclass of a table, and of its tables."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"train: {path} must be a table, got {given!r}.")
+    kinds = get_type_hints(kind)
+    values = {}
+    for key, value in given.items():
+        place = f"{path}.{key}" if path else key
+        if key not in kinds:
+            raise UsageError(f"train: {place} is not a {'key' if path else 'table'}; {_nearest(key, kinds, path)}")
+        inside = dataclasses.is_dataclass(kinds[key])
+        values[key] = _build(kinds[key], value, place) if inside else _fitting(value, kinds[key], place)
+    try:
+        return kind(**values)
+    except UsageError as error:
+        if str(error).startswith("train: "):
+            raise
+        raise UsageError(f"train: in [{path}], {error}") from error
+
+
+def _nearest(key: str, known: Mapping[str, Any], path: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"did you mean {f'{path}.' if path else ''}{near[0]}?"
+    return f"there {'are' if len(known) > 1 else 'is'}: {', '.join(known)}."
+
+
+def _fitting(value: Any, kind: Any, path: str) -> Any:
+    """Return a value as its field's type, or say what it must be."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        if value in arguments and type(value) is type(arguments[arguments.index(value)]):
+            return value
+        near = difflib.get_close_matches(str(value), [a for a in arguments if isinstance(a, str)], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"train: {path} must be one of {', '.join(map(repr, arguments))}, got {value!r}.{hint}")
+    if origin in (types.UnionType, typing.Union):
+        for choice in arguments:
+            try:
+                return _fitting(value, choice, path)
+            except UsageError:
+                continue
+    elif origin is tuple and isinstance(value, list | tuple):
+        one = arguments[-1] is Ellipsis
+        if one or len(value) == len(arguments):
+            inner = [arguments[0]] * len(value) if one else arguments
+            return tuple(_fitting(v, k, f"{path}[{i}]") for i, (v, k) in enumerate(zip(value, inner, strict=True)))
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif origin is Mapping and isinstance(value, Mapping):
+        return dict(value)
+    elif isinstance(kind, type) and type(value) is kind:
+        return value
+    raise UsageError(f"train: {path} must be {_words(kind)}, got {value!r}.")
+
+
+def _words(kind: Any) -> str:
+    """Say a type as a reader of TOML knows it."""
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if kind in names:
+        return names[kind]
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        return f"a list of {'numbers' if arguments[-1] is Ellipsis else f'{len(arguments)} numbers'}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_words(choice) for choice in arguments)
+    return "a table"
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Return a configuration as tables of what TOML and JSON hold.
+
+    Args:
+        config: the configuration.
+    """
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def to_toml(config: Config) -> str:
+    """Write a configuration, every default of it, as TOML; `read` gives the same one back.
+
+    Args:
+        config: the configuration.
+
+    Example:
+        >>> print(to_toml(Config()).splitlines()[:3])
+        ['[model]', 'network = "mlp"', 'depth = 8']
+    """
+    lines = []
+    for name, table in to_dict(config).items():
+        lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items() if value is not None), ""]
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {_toml(v)}" for k, v in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    """Return what says what a step computes, by path."""
+    flat = {f"{name}.{key}": value for name, table in to_dict(config).items() for key, value in table.items()}
+    return {path: value for path, value in flat.items() if path not in FREE and path.split(".")[0] not in FREE}
+
+
+def content_hash(config: Config) -> str:
+    """Return 16 hexadecimal digits that are equal where every step computes the same; see `FREE`.
+
+    Args:
+        config: the configuration.
+
+    Example:
+        >>> first, longer, other = (resolve({"run": run}) for run in ({}, {"steps": 20}, {"seed": 1}))
+        >>> content_hash(first) == content_hash(longer), content_hash(first) == content_hash(other)
+        (True, False)
+    """
+    return hashlib.sha256(json.dumps(_fixed(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """Return the paths of the keys that must not change between a run and its continuation, and do.
+
+    Args:
+        one: a configuration.
+        other: another one.
+    """
+    before, after = _fixed(one), _fixed(other)
+    return [path for path in after if after[path] != before.get(path)]
+
+
+def settings(kind: Any) -> list[tuple[str, str, str]]:
+    """Return every key of a table with its default and its meaning, which the documentation's tables are made of.
+
+    Args:
+        kind: a dataclass, such as `Model`.
+    """
+    text = inspect.getdoc(kind) or ""
+    about = re.split(r"^(?:Attributes|Args):\n", text, flags=re.MULTILINE)[1].split("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", about + "\n", flags=re.MULTILINE | re.DOTALL)
+    meanings = {name: " ".join(words.split()) for name, words in entries}
+    defaults = json.loads(json.dumps(dataclasses.asdict(kind())))
+    return [(f.name, _toml(defaults[f.name]), meanings[f.name]) for f in dataclasses.fields(kind)]

@@ -1,0 +1,267 @@
+"""The training loop, in plain sight."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO, final
+
+import torch
+from torch import Tensor
+
+from levada._errors import MeasurementError, UsageError
+from levada.connections import StochasticDepth
+from levada.runs import Run
+from levada.training.building import arranged, build_network, build_optimizer, learning_rate
+from levada.training.checkpoint import Checkpoints
+from levada.training.config import Config
+from levada.training.data import Examples, Source, load_data
+from levada.training.engine import Engine, Staged, WholeNetwork, cross_entropy
+from levada.training.parallel import parallelise, process_mesh
+from levada.training.pipeline import Pipeline
+from levada.training.processes import Processes, join
+from levada.training.record import Progress, Record
+from levada.training.sampling import Order, mix, share
+from levada.watching.watch import Watch, watch
+
+__all__ = ["Trained", "train"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        run: its run folder.
+        steps: number of steps done, in all.
+        loss: of the last step.
+        held_out: loss on what was held out, at the end.
+        engine: holds the network.
+    """
+
+    run: Run
+    steps: int
+    loss: float
+    held_out: float
+    engine: Engine
+
+
+def train(config: Config, *, resume: bool = False, stream: TextIO | None = None) -> Trained:
+    """Train a network as a configuration says.
+
+    Under torchrun each process calls it. One that was restarted continues from the newest complete checkpoint.
+
+    Args:
+        config: the configuration.
+        resume: whether to continue the run in `config.run.folder`; where none is, one begins.
+        stream: where the first process shows its progress; None shows nothing.
+
+    Raises:
+        UsageError: if the configuration does not fit the data, the processes, or the run that is continued.
+        MeasurementError: if the loss or the gradient is no longer finite. The run keeps every step up to that, and
+            weights before the update.
+
+    Example:
+        >>> import tempfile
+        >>> from levada.training import resolve
+        >>> config = resolve({"model": {"depth": 2, "dim": 8}, "run": {"steps": 3, "folder": tempfile.mkdtemp()}})
+        >>> trained = train(config)
+        >>> trained.steps, trained.run.manifest.kind
+        (3, 'train')
+    """
+    with join(config) as processes, _deterministic(config.precision.deterministic):
+        source = load_data(config.data)
+        engine = _engine(config, source, processes)
+        record = Record()
+        resume = processes.any(resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
+        processes.agree(lambda: record.open(config, resume=resume))
+        try:
+            return _train(config, source, engine, processes, record, stream if processes.rank == 0 else None)
+        finally:
+            record.close()
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _train(
+    config: Config, source: Source, engine: Engine, processes: Processes, record: Record, stream: TextIO | None
+) -> Trained:
+    progress = Progress(config.run.steps, None if config.watch.enabled and config.watch.live else stream)
+    optimizer = build_optimizer(engine.module, config.optimizer)
+    checkpoints = Checkpoints(Path(config.run.folder) / "checkpoints", config.checkpoint, processes, progress.say)
+    first = 0
+    found = processes.agree(checkpoints.newest)
+    if found is not None:
+        first, path = found
+        checkpoints.load(path, engine.module, optimizer)
+        record.event("resumed", step=first, processes=processes.size)
+        progress.say(f"continuing after step {first}")
+
+    watching: AbstractContextManager[object] = (
+        _watch(config, engine, optimizer, processes) if config.watch.enabled else nullcontext()
+    )
+    with watching:
+        loss, held_out = _loop(config, source, engine, optimizer, checkpoints, record, progress, first)
+    checkpoints.finish()
+    checkpoints.require_saved()
+    for finding in getattr(watching, "findings", ()):
+        progress.say(f"{finding.severity}: {finding.claim}")
+    return Trained(Run(config.run.folder), max(first, config.run.steps), loss, held_out, engine)
+
+
+def _loop(
+    config: Config,
+    source: Source,
+    engine: Engine,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    record: Record,
+    progress: Progress,
+    first: int,
+) -> tuple[float, float]:
+    """Take the steps from `first` on; return the last loss and the last one on what is held out."""
+    loss = held_out = math.nan
+    limit = config.optimizer.clip or math.inf
+    steps, device = config.run.steps, next(engine.module.parameters()).device
+    for step, (inputs, targets) in _batches(config, source, engine, device, first):
+        lr = learning_rate(step, config.optimizer, config.schedule, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        _seed(config.run.seed, step, engine.replica)
+
+        optimizer.zero_grad()
+        loss = float(engine.step(inputs, targets))
+        norm = float(engine.clip(limit))
+        record.step(step, loss, norm, lr)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            _stop(step, loss, norm, engine, optimizer, checkpoints)
+        optimizer.step()
+
+        done = step + 1
+        progress.step(step, loss, norm, lr)
+        if done == steps or (config.run.evaluate_every and done % config.run.evaluate_every == 0):
+            held_out = progress.evaluation = _evaluate(config, source, engine, device)
+            record.event("evaluation", step=done, loss=held_out)
+        if done == steps or (config.checkpoint.every and done % config.checkpoint.every == 0):
+            engine.settle()
+            record.flush()
+            checkpoints.save(done, engine.module, optimizer)
+        checkpoints.poll()
+    return loss, held_out
+
+
+def _watch(config: Config, engine: Engine, optimizer: torch.optim.Optimizer, processes: Processes) -> Watch:
+    """Look on, and keep what is seen in a run of its own inside the run: one for each time that training begins."""
+    home = Path(config.run.folder) / "watch"
+    number = processes.agree(lambda: len(list(home.iterdir())) if home.is_dir() else 0)
+    return watch(
+        engine.module,
+        optimizer,
+        run=home / f"{number + 1}",
+        every=config.watch.every,
+        max_overhead=config.watch.max_overhead,
+        live=config.watch.live,
+    )
+
+
+def _seed(seed: int, step: int, replica: int) -> None:
+    """Make what a network draws in a step a function of the step, so that it is drawn again if the step is.
+
+    Processes that share layers must leave out the same ones, which is drawn on the CPU; on GPUs each has its own draws.
+    """
+    torch.manual_seed(mix(seed, step))
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(mix(seed, step, replica))
+
+
+def _engine(config: Config, source: Source, processes: Processes) -> Engine:
+    torch.manual_seed(config.run.seed)  # the same weights in every process
+    network = build_network(config.model, source).to(processes.device).train()
+    mesh = process_mesh(config.parallel, processes.device.type)
+    wanted, kind = config.precision.compute, processes.device.type
+    bfloat16 = wanted == "bfloat16" or (wanted == "auto" and kind == "cuda")
+    if config.parallel.kind == "pipeline":
+        assert mesh is not None
+        return Staged(Pipeline(network, cross_entropy, mesh, config.parallel), bfloat16=bfloat16)
+    drops = any(isinstance(m, StochasticDepth) and m.mode == "batch" for m in network.modules())
+    if drops and config.parallel.kind == "ddp":
+        raise UsageError(
+            'train: parallel.kind "ddp" waits for the gradient of every layer, and StochasticDepth leaves layers out. '
+            'Set model.connection_options.mode="sample", or parallel.kind="fsdp".'
+        )
+    model = parallelise(network, mesh, config.parallel)
+    accumulate = config.optimizer.accumulate
+    return WholeNetwork(
+        model, accumulate=accumulate, bfloat16=bfloat16, replica=processes.rank, replicas=processes.size
+    )
+
+
+def _batches(
+    config: Config, source: Source, engine: Engine, device: torch.device, first_step: int
+) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """Give this process's part of each step's batch; the next one is read while the step is computed."""
+    size = config.data.batch_size
+    order = Order(source.train.num, config.run.seed)
+    first, last = share(size, config.optimizer.accumulate, engine.replica, engine.replicas)
+
+    def read(step: int) -> tuple[Tensor, Tensor]:
+        return _taken(config, source, source.train, order.examples(step * size + first, step * size + last))
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, first_step)
+        for step in range(first_step, config.run.steps):
+            inputs, targets = ahead.result()
+            if step + 1 < config.run.steps:
+                ahead = reader.submit(read, step + 1)
+            yield step, (inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+
+
+def _taken(config: Config, source: Source, examples: Examples, index: Tensor) -> tuple[Tensor, Tensor]:
+    inputs, targets = examples.take(index)
+    return arranged(inputs, config.model, source), targets
+
+
+def _evaluate(config: Config, source: Source, engine: Engine, device: torch.device) -> float:
+    """Return the mean loss over held-out examples, the same ones at every time and for any number of processes."""
+    engine.settle()
+    size = config.data.batch_size // config.optimizer.accumulate
+    num_batches = max(min(config.data.evaluated, source.held_out.num) // size, 1)
+    places = torch.linspace(0, source.held_out.num - 1, num_batches * size, dtype=torch.float64).long()
+    first, last = share(size, 1, engine.replica, engine.replicas)
+    losses = []
+    for batch in torch.split(places, size):
+        inputs, targets = _taken(config, source, source.held_out, batch[first:last])
+        losses.append(float(engine.evaluate(inputs.to(device), targets.to(device))))
+    return math.fsum(losses) / num_batches
+
+
+def _stop(
+    step: int, loss: float, norm: float, engine: Engine, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
+) -> None:
+    """Keep the weights as they were before the update that would spoil them, and say what happened."""
+    checkpoints.finish()
+    engine.settle()
+    buffers = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
+    # Running statistics have seen this step already: they must not have been spoilt.
+    if step and checkpoints.saved != step and all(bool(buffer.isfinite().all()) for buffer in buffers):
+        checkpoints.save(step, engine.module, optimizer)
+        checkpoints.finish()
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}, the loss {loss:.4g}"
+    raise MeasurementError(
+        f"train: {what} at step {step}; the run is kept, with the weights of before in its newest checkpoint. A "
+        "smaller optimizer.lr or a longer schedule.warmup may help; `levada check` says what is wrong with a model."
+    )

@@ -1,0 +1,208 @@
+"""What a training leaves behind: the configuration, the loss of every step, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, TextIO, final
+
+from levada._errors import UsageError
+from levada.runs import Run, RunWriter
+from levada.runs.manifest import write_atomically
+from levada.training.config import Config
+from levada.training.files import content_hash, differences, read, to_dict, to_toml
+
+__all__ = ["CONFIG", "Progress", "Record", "begin", "evaluations", "losses"]
+
+CONFIG = "config.toml"
+_BATCH, _SECONDS = 256, 1.0
+
+
+def begin(config: Config, *, resume: bool) -> RunWriter:
+    """Open a training's run folder: a new one, or to continue the one that is there.
+
+    Args:
+        config: the configuration; it is kept in the folder.
+        resume: whether a run that is there is continued; where none is, one begins.
+
+    Raises:
+        UsageError: if the folder holds a run that is not to be continued, or one of another configuration.
+    """
+    folder = Path(config.run.folder)
+    if not (folder / "run.json").exists():
+        writer = RunWriter.create(
+            folder, kind="train", name=folder.name, config={"hash": content_hash(config), **to_dict(config)}
+        )
+    elif not resume:
+        raise UsageError(f"train: run.folder {str(folder)!r} holds a run. Continue it with --resume, or name another.")
+    else:
+        kind = Run(folder).manifest.kind
+        if kind != "train":
+            raise UsageError(f"train: run.folder {str(folder)!r} holds a run of kind {kind!r}. Name another folder.")
+        if (folder / CONFIG).is_file():
+            _require_same(read(folder / CONFIG), config, folder)
+        writer = RunWriter.open(folder)
+    write_atomically(folder / CONFIG, to_toml(config).encode())
+    return writer
+
+
+def _require_same(before: Config, now: Config, folder: Path) -> None:
+    changed = differences(before, now)
+    if changed:
+        table, key = changed[0].split(".")
+        was, came = to_dict(before)[table].get(key), to_dict(now)[table][key]
+        raise UsageError(
+            f"train: {changed[0]} must stay what it is in a run that is continued: {folder} has {was!r}, got {came!r}. "
+            "Name another run.folder to begin anew."
+        )
+
+
+@final
+class Record:
+    """Writes a training's events; where it is not opened, as in processes other than the first, it writes nothing.
+
+    Losses are stored in batches, at least once a second and before every checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._writer: RunWriter | None = None
+        self._first = 0
+        self._rows: list[tuple[float, float, float]] = []
+        self._stored = time.monotonic()
+
+    def open(self, config: Config, *, resume: bool) -> None:
+        """Open the run's folder; see `begin`.
+
+        Args:
+            config: the configuration.
+            resume: whether a run that is there is continued.
+        """
+        self._writer = begin(config, resume=resume)
+
+    def step(self, step: int, loss: float, gradient_norm: float, lr: float) -> None:
+        """Keep what a step gave.
+
+        Args:
+            step: its number.
+            loss: mean over the batch, before the update.
+            gradient_norm: before clipping.
+            lr: the learning rate.
+        """
+        if self._writer is None:
+            return
+        if not self._rows:
+            self._first = step
+        self._rows.append((loss, gradient_norm, lr))
+        if len(self._rows) >= _BATCH or time.monotonic() - self._stored > _SECONDS:
+            self.flush()
+
+    def event(self, type: str, **payload: Any) -> None:
+        """Store an event, after the steps before it.
+
+        Args:
+            type: what it is.
+            **payload: its fields.
+        """
+        if self._writer is not None:
+            self.flush()
+            self._writer.append(type, **payload)
+
+    def flush(self) -> None:
+        """Store what was kept."""
+        if self._writer is not None and self._rows:
+            loss, gradient_norm, lr = (list(column) for column in zip(*self._rows, strict=True))
+            self._rows = []
+            self._writer.append("losses", first=self._first, loss=loss, gradient_norm=gradient_norm, lr=lr)
+        self._stored = time.monotonic()
+
+    def close(self) -> None:
+        """Store what was kept and let the next writer in."""
+        if self._writer is not None:
+            self.flush()
+            self._writer.close()
+
+
+def losses(run: Run) -> dict[int, float]:
+    """Return the loss of every step that led to the run's last weights.
+
+    A run that was killed and continued from a checkpoint has some steps twice: those after the checkpoint count as they
+    were done again.
+
+    Args:
+        run: of kind "train".
+
+    Example:
+        >>> import tempfile
+        >>> writer = RunWriter.create(tempfile.mkdtemp() + "/run", kind="train", name="example")
+        >>> writer.append("losses", first=0, loss=[3.0, 2.0, 1.0])
+        >>> writer.append("resumed", step=1)
+        >>> writer.append("losses", first=1, loss=[2.5])
+        >>> losses(Run(writer.path))
+        {0: 3.0, 1: 2.5}
+    """
+    found: dict[int, float] = {}
+    for event in run.events(numbers=("loss",)):
+        if event["type"] == "losses":
+            found.update(enumerate(event["loss"], start=event["first"]))
+        elif event["type"] == "resumed":
+            found = {step: loss for step, loss in found.items() if step < event["step"]}
+    return found
+
+
+def evaluations(run: Run) -> dict[int, float]:
+    """Return the held-out losses by the number of steps done.
+
+    Args:
+        run: of kind "train".
+    """
+    return {event["step"]: event["loss"] for event in run.events("evaluation", numbers=("loss",))}
+
+
+@final
+class Progress:
+    """One line about a training: rewritten on a terminal, else twenty times in all.
+
+    Args:
+        steps: of the whole training.
+        stream: where it is shown; None shows nothing.
+    """
+
+    def __init__(self, steps: int, stream: TextIO | None) -> None:
+        self._steps, self._stream = steps, stream
+        self._terminal = stream is not None and stream.isatty()
+        self._shown = self._began = time.monotonic()
+        self._done = 0
+        self.evaluation: float | None = None
+
+    def step(self, step: int, loss: float, gradient_norm: float, lr: float) -> None:
+        """Show a step, if it is time to.
+
+        Args:
+            step: its number.
+            loss: mean over the batch.
+            gradient_norm: before clipping.
+            lr: the learning rate.
+        """
+        if self._stream is None:
+            return
+        self._done += 1
+        last, now = step + 1 == self._steps, time.monotonic()
+        due = now - self._shown > 0.1 if self._terminal else (step + 1) % max(self._steps // 20, 1) == 0
+        if last or due:
+            rate = self._done / max(now - self._began, 1e-9)
+            line = f"step {step + 1}/{self._steps}  loss {loss:.4f}  gradient {gradient_norm:.3g}  lr {lr:.3g}"
+            held_out = "" if self.evaluation is None else f"  held out {self.evaluation:.4f}"
+            end = "\n" if last or not self._terminal else ""
+            self._stream.write(f"{chr(13) if self._terminal else ''}{line}{held_out}  {rate:.1f} steps/s{end}")
+            self._stream.flush()
+            self._shown = now
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence on a line of its own.
+
+        Args:
+            sentence: it.
+        """
+        if self._stream is not None:
+            self._stream.write(f"{chr(10) if self._terminal and self._done else ''}{sentence}\n")
+            self._stream.flush()

@@ -1,0 +1,175 @@
+"""Checkpoints on one process: what goes on goes on exactly, and what is half written is not loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from levada._errors import MeasurementError, UsageError
+from levada.training import losses, resolve, train
+from levada.training.checkpoint import Checkpoints, complete
+from levada.training.config import Checkpoint
+from levada.training.processes import Processes
+
+NETWORKS = {
+    "random": {"model": {"depth": 3, "dim": 8, "connection": "StochasticDepth"}},
+    "running statistics": {
+        "model": {
+            "network": "cifar_resnet",
+            "depth": 8,
+            "connection": "ReZero",
+            "options": {"channels": [4, 8, 8], "pre_activation": True},
+        },
+        "optimizer": {"name": "sgd"},
+    },
+    "text": {
+        "model": {
+            "network": "transformer",
+            "depth": 2,
+            "dim": 8,
+            "connection": "ManifoldHyperConnection",
+            "connection_options": {"streams": 2, "iterations": 3},
+            "options": {"heads": 2},
+        },
+        "data": {"source": "king_james", "context": 8},
+    },
+}
+EVERYWHERE = [
+    "watch.enabled=false",
+    "data.batch_size=8",
+    "data.evaluated=16",
+    "checkpoint.every=3",
+    "run.evaluate_every=3",
+]
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def run(case, tmp_path, name, *changes, resume=False):
+    config = resolve(NETWORKS[case], [*EVERYWHERE, f"run.folder={tmp_path / name}", *changes])
+    return train(config, resume=resume)
+
+
+@pytest.mark.parametrize(("case", "asynchronous"), [*((case, "true") for case in NETWORKS), ("random", "false")])
+def test_a_continued_run_is_the_run(case, asynchronous, tmp_path):
+    changes = "schedule.name=constant", f"checkpoint.asynchronous={asynchronous}"
+    whole = run(case, tmp_path, "whole", "run.steps=10", *changes)
+    run(case, tmp_path, "parts", "run.steps=6", *changes)
+    parts = run(case, tmp_path, "parts", "run.steps=10", *changes, resume=True)
+    assert losses(parts.run) == losses(whole.run)
+    assert parts.held_out == whole.held_out
+    for (name, mine), theirs in zip(
+        whole.engine.module.state_dict().items(), parts.engine.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
+
+
+def test_what_was_done_after_the_checkpoint_is_done_again(tmp_path):
+    whole = run("random", tmp_path, "whole", "run.steps=8")
+    folder = tmp_path / "whole"
+    shutil.rmtree(folder / "checkpoints" / "step-00000008")
+    again = run("random", tmp_path, "whole", "run.steps=8", resume=True)
+    assert [event["step"] for event in again.run.events("resumed")] == [6]
+    assert losses(again.run) == losses(whole.run)
+    assert again.loss == whole.loss
+
+
+def test_half_a_checkpoint_is_not_loaded(tmp_path):
+    def damaged(folder, how):
+        newest = folder / "checkpoints" / "step-00000009"
+        data = next(newest.glob("*.distcp"))
+        if how == "no marker":
+            (newest / "complete.json").unlink()
+        elif how == "half a marker":
+            (newest / "complete.json").write_bytes((newest / "complete.json").read_bytes()[:20])
+        elif how == "half the data":
+            data.write_bytes(data.read_bytes()[:-1])
+        elif how == "no data":
+            data.unlink()
+        else:
+            (newest / ".metadata").unlink()
+
+    run("random", tmp_path, "whole", "run.steps=9")
+    for how in ("no marker", "half a marker", "half the data", "no data", "no plan"):
+        folder = tmp_path / how
+        shutil.copytree(tmp_path / "whole", folder)
+        damaged(folder, how)
+        assert [step for step, _ in complete(folder / "checkpoints")] == [6], how
+        found = run("random", tmp_path, how, "run.steps=9", resume=True)
+        assert [event["step"] for event in found.run.events("resumed")] == [6], how
+
+
+def test_without_a_checkpoint_it_begins_anew(tmp_path):
+    whole = run("random", tmp_path, "whole", "run.steps=5")
+    shutil.rmtree(tmp_path / "whole" / "checkpoints")
+    again = run("random", tmp_path, "whole", "run.steps=5", resume=True)
+    assert losses(again.run) == losses(whole.run)
+    fresh = run("random", tmp_path, "fresh", "run.steps=5", resume=True)
+    assert losses(fresh.run) == losses(whole.run)
+
+
+def test_the_newest_are_kept(tmp_path):
+    run("random", tmp_path, "run", "run.steps=11", "checkpoint.every=2", "checkpoint.keep=3")
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000008", "step-00000010", "step-00000011"]
+    marker = json.loads((tmp_path / "run" / "checkpoints" / names[0] / "complete.json").read_text())
+    assert (marker["step"], marker["processes"]) == (8, 1)
+    assert set(marker["files"]) == {".metadata", "__0_0.distcp"}
+
+
+def fresh():
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64)
+    return model, torch.optim.AdamW(model.parameters())
+
+
+def test_what_changes_while_it_is_written_is_not_in_it(tmp_path):
+    model, optimizer = fresh()
+    model(torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpoints = Checkpoints(tmp_path, Checkpoint(), ALONE)
+    checkpoints.save(1, model, optimizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    checkpoints.finish()
+    other, its = fresh()
+    checkpoints.load(complete(tmp_path)[0][1], other, its)
+    assert all(torch.equal(value, kept[name]) for name, value in other.state_dict().items())
+
+
+def test_a_disk_that_refuses_stops_nothing_until_the_end(tmp_path):
+    said = []
+    (tmp_path / "step-00000001").write_text("a file where a folder must be")
+    checkpoints = Checkpoints(tmp_path, Checkpoint(), ALONE, said.append)
+    model, optimizer = fresh()
+    model(torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+    checkpoints.save(1, model, optimizer)
+    checkpoints.finish()
+    assert len(said) == 1
+    assert said[0].startswith("the checkpoint of step 1 was not written, those before it are as they were: ")
+    with pytest.raises(MeasurementError, match="the last checkpoint could not be written"):
+        checkpoints.require_saved()
+    checkpoints.save(2, model, optimizer)
+    checkpoints.finish()
+    checkpoints.require_saved()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    model, optimizer = fresh()
+    checkpoints = Checkpoints(tmp_path, Checkpoint(asynchronous=False), ALONE)
+    checkpoints.save(1, model, optimizer)
+    other = nn.Linear(32, 64)
+    with pytest.raises(MeasurementError, match="step-00000001 cannot be loaded: process 0: ValueError: Size mismatch"):
+        checkpoints.load(complete(tmp_path)[0][1], other, torch.optim.AdamW(other.parameters()))
+
+
+def test_another_configuration_is_refused_by_its_key(tmp_path):
+    run("random", tmp_path, "run", "run.steps=3")
+    with pytest.raises(UsageError, match=r"optimizer\.lr must stay what it is .* has 0\.001, got 0\.5"):
+        run("random", tmp_path, "run", "run.steps=3", "optimizer.lr=0.5", resume=True)

@@ -1,0 +1,132 @@
+"""A configuration: what is refused, and how; what is kept; what may change when a run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from levada._errors import UsageError
+from levada.training import Config, content_hash, read, resolve, to_toml
+from levada.training.files import differences, settings
+
+DOCS = Path(__file__).parents[2] / "docs" / "train.md"
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.toml"))
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "told"),
+    [
+        ("model", "dept", 3, r"model\.dept is not a key; did you mean model\.depth\?"),
+        ("model", "zzz", 3, r"model\.zzz is not a key; there are: network, depth, "),
+        ("modl", "depth", 3, r"modl is not a table; did you mean model\?"),
+        ("model", "depth", 2.5, r"model\.depth must be a whole number, got 2\.5"),
+        ("model", "depth", True, r"model\.depth must be a whole number, got True"),
+        ("model", "depth", "3", r"model\.depth must be a whole number, got '3'"),
+        ("model", "depth", 0, r"model\.depth must be at least 1, got 0"),
+        ("model", "network", "transfomer", r"model\.network must be one of .*Did you mean 'transformer'\?"),
+        ("model", "options", 3, r"model\.options must be a table, got 3"),
+        ("optimizer", "lr", "fast", r"optimizer\.lr must be a number, got 'fast'"),
+        ("optimizer", "lr", -1.0, r"optimizer\.lr must be at least 0\.0, got -1\.0"),
+        ("optimizer", "lr", float("nan"), r"optimizer\.lr must be at least 0\.0, got nan"),
+        ("optimizer", "lr", float("inf"), r"optimizer\.lr must be finite, got inf"),
+        ("optimizer", "betas", [0.9], r"optimizer\.betas must be a list of 2 numbers, got \[0\.9\]"),
+        ("optimizer", "betas", [0.9, "x"], r"optimizer\.betas\[1\] must be a number, got 'x'"),
+        ("optimizer", "betas", [0.9, 1.0], r"optimizer\.betas must be two numbers in \[0, 1\)"),
+        ("data", "held_out", 1.5, r"data\.held_out must be in \[0\.0, 1\.0\], got 1\.5"),
+        ("data", "source", "text", r"data\.path must name what data\.source = \"text\" reads"),
+        ("data", "path", "here", r"data\.path must be left out: mnist1d comes from an installed package"),
+        ("data", "source", "king_james", r"\"transformer\" reads texts.*got 'mlp' and data\.source 'king_james'"),
+        ("optimizer", "accumulate", 3, r"data\.batch_size must be a multiple of optimizer\.accumulate, got 64 and 3"),
+        ("schedule", "warmup", 2000, r"schedule\.warmup and schedule\.decay must fit in run\.steps, got 2000 and 1000"),
+        ("schedule", "name", "stable_decay", r"schedule\.decay must be at least 1"),
+        ("run", "folder", "", r"run\.folder must name a folder"),
+        ("parallel", "kind", "fdsp", r"parallel\.kind must be one of .*Did you mean 'fsdp'\?"),
+        ("parallel", "micro_batches", 4, r"in \[parallel\], Parallel: micro_batches belongs to kind='pipeline'"),
+        ("checkpoint", "keep", 0, r"checkpoint\.keep must be at least 1, got 0"),
+        ("watch", "max_overhead", 2.0, r"watch\.max_overhead must be in \[0\.0, 1\.0\]"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_path(table, key, value, told):
+    with pytest.raises(UsageError, match=f"^train: .*{told}"):
+        resolve({table: {key: value}})
+
+
+def test_a_table_must_be_one():
+    with pytest.raises(UsageError, match="model must be a table, got 3"):
+        resolve({"model": 3})
+
+
+def test_whole_numbers_are_numbers():
+    assert resolve({"optimizer": {"lr": 1}}).optimizer.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("model.depth=12", lambda c: c.model.depth == 12),
+        ("model.connection=ReZero", lambda c: c.model.connection == "ReZero"),
+        ('model.connection="ReZero"', lambda c: c.model.connection == "ReZero"),
+        ("run.folder=2024", lambda c: c.run.folder == "2024"),
+        ("optimizer.lr=3e-4", lambda c: c.optimizer.lr == 3e-4),
+        ("optimizer.betas=[0.8, 0.9]", lambda c: c.optimizer.betas == (0.8, 0.9)),
+        ("model.connection_options.streams=2", lambda c: c.model.connection_options == {"streams": 2, "gain": 1}),
+        ("precision.deterministic=true", lambda c: c.precision.deterministic),
+    ],
+)
+def test_set_changes_one_setting(change, found):
+    tables = {"model": {"connection_options": {"gain": 1}}}
+    assert found(resolve(tables, [change]))
+    assert tables == {"model": {"connection_options": {"gain": 1}}}, "what was read must stay as it was"
+
+
+@pytest.mark.parametrize("change", ["model.depth", "depth=3", ".depth=3", "=3"])
+def test_set_takes_a_path_and_a_value(change):
+    with pytest.raises(UsageError, match=re.escape(f"--set takes table.key=value, got {change!r}")):
+        resolve({}, [change])
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match=r"no\.toml' cannot be read: No such file"):
+        read(tmp_path / "no.toml")
+    (tmp_path / "bad.toml").write_text("[model\n")
+    with pytest.raises(UsageError, match=r"bad\.toml' is not TOML: .*line 1"):
+        read(tmp_path / "bad.toml")
+
+
+def test_the_written_configuration_is_read_back():
+    changes = ['run.folder=a "b"\\c\n\x7fü', "model.options={norm = 'none', heads = 2, \"odd key\" = [1, 2]}"]
+    config = resolve({"optimizer": {"lr": 1e-05}}, changes)
+    assert resolve(tomllib.loads(to_toml(config))) == config
+    assert config.run.folder.endswith("\x7fü")
+
+
+def test_the_hash_is_of_what_a_step_computes():
+    config = resolve({})
+    for free in ("run.steps=9", "run.folder=x", "checkpoint.every=3", "watch.every=7", "parallel.kind=ddp"):
+        assert content_hash(resolve({}, [free])) == content_hash(config), free
+        assert differences(config, resolve({}, [free])) == []
+    for fixed in ("model.depth=9", "run.seed=1", "optimizer.lr=0.1", "data.batch_size=32", "schedule.warmup=1"):
+        assert content_hash(resolve({}, [fixed])) != content_hash(config), fixed
+        assert differences(config, resolve({}, [fixed])) == [fixed.partition("=")[0]]
+
+
+def test_the_documentation_lists_every_key_with_its_default():
+    text = DOCS.read_text()
+    for name, kind in get_type_hints(Config).items():
+        rows = "\n".join(f"| `{key}` | `{default}` | {meaning} |" for key, default, meaning in settings(kind))
+        assert f"### `[{name}]`\n\n| key | default | meaning |\n|---|---|---|\n{rows}\n" in text, name
+        assert len(settings(kind)) == len(dataclasses.fields(kind))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_examples_are_configurations(path):
+    assert read(path).run.steps > 0
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) == 2

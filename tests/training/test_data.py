@@ -1,0 +1,132 @@
+"""Texts byte by byte and folders of images: what is read is what is there, and what is wrong is named."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from levada._errors import MeasurementError, UsageError
+from levada.training.config import Data
+from levada.training.data import load_data
+
+image = pytest.importorskip("PIL.Image")
+
+
+def texts(folder, *contents):
+    for number, content in enumerate(contents):
+        (folder / f"{number}.txt").write_bytes(content)
+    return folder
+
+
+def test_windows_are_the_text(tmp_path):
+    content = bytes(range(100)) * 2
+    source = load_data(Data("text", str(texts(tmp_path, content) / "0.txt"), context=5, held_out=0.25))
+    assert (source.train.num, source.held_out.num, source.outputs, source.shape) == (145, 45, 256, ())
+    inputs, targets = source.train.take(torch.tensor([0, 144, 7]))
+    assert inputs.tolist() == [list(content[start : start + 5]) for start in (0, 144, 7)]
+    assert targets.tolist() == [list(content[start + 1 : start + 6]) for start in (0, 144, 7)]
+    last = source.held_out.take(torch.tensor([0, 44]))[1]
+    assert last[0].tolist() == list(content[151:156]), "the held-out part begins where the other ends"
+    assert last[1].tolist() == list(content[195:200])
+
+
+def test_no_window_runs_from_one_file_into_the_next(tmp_path):
+    contents = [b"a" * 30, b"", b"b" * 7, b"c" * 40]
+    source = load_data(Data("text", str(texts(tmp_path, *contents)), context=6, held_out=0.2))
+    inputs, targets = source.train.take(torch.arange(source.train.num))
+    windows = torch.cat([inputs, targets], 1)
+    assert all(len(set(window)) == 1 for window in windows.tolist())
+    assert source.train.num == (24 - 6) + 0 + (32 - 6), "b is too short a text and has no window"
+    assert set(windows.flatten().tolist()) == {ord("a"), ord("c")}
+
+
+def test_a_long_text_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "long.txt").open("wb") as file:
+        file.truncate(2**34)  # a hole of 16 GiB
+        file.seek(2**34 - 100)
+        file.write(b"x" * 100)
+    source = load_data(Data("text", str(tmp_path / "long.txt"), context=8))
+    inputs, _ = source.held_out.take(torch.tensor([source.held_out.num - 1]))
+    assert inputs.tolist() == [[ord("x")] * 8]
+
+
+def test_texts_that_cannot_be_used(tmp_path):
+    with pytest.raises(UsageError, match="none' does not exist"):
+        load_data(Data("text", str(tmp_path / "none")))
+    with pytest.raises(UsageError, match=r"holds no \.txt file"):
+        load_data(Data("text", str(tmp_path)))
+    with pytest.raises(UsageError, match=r"data\.context must be shorter than a text held out, got 8 and no text of 9"):
+        load_data(Data("text", str(texts(tmp_path, b"a" * 50)), context=8))
+
+
+def test_the_king_james_bible_keeps_its_own_parts():
+    source = load_data(Data("king_james", context=16))
+    assert source.outputs < 100
+    assert source.held_out.num > 100_000
+
+
+def pictures(folder, sizes=((8, 6),) * 6, mode="RGB"):
+    for number, size in enumerate(sizes):
+        home = folder / ("cat", "dog")[number % 2]
+        home.mkdir(exist_ok=True)
+        image.new(mode, size, number * 40 if mode == "L" else (number * 40, 0, 255)).save(home / f"{number}.png")
+    return Data("images", str(folder), held_out=0.34)
+
+
+def test_images_are_read_with_their_classes(tmp_path):
+    source = load_data(pictures(tmp_path))
+    assert (source.train.num, source.held_out.num, source.shape, source.outputs) == (4, 2, (3, 6, 8), 2)
+    inputs, targets = (
+        torch.cat(both)
+        for both in zip(source.train.take(torch.arange(4)), source.held_out.take(torch.arange(2)), strict=True)
+    )
+    numbers = ((inputs[:, 0, 0, 0] + 1) * 127.5 / 40).round().int()
+    assert sorted(numbers.tolist()) == list(range(6))
+    assert (numbers % 2).tolist() == targets.tolist()
+    assert inputs[:, 1].eq(-1).all()
+    assert inputs[:, 2].eq(1).all()
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    assert load_data(pictures(tmp_path, mode="L")).shape == (1, 6, 8)
+
+
+def test_images_of_two_sizes_are_named(tmp_path):
+    with pytest.raises(UsageError, match=r"cat/0\.png is 8x6 colour and .*dog/3\.png is 9x6 colour"):
+        load_data(pictures(tmp_path, sizes=((8, 6), (8, 6), (8, 6), (9, 6))))
+
+
+def test_corrupt_images_are_named(tmp_path):
+    data = pictures(tmp_path)
+    whole = (tmp_path / "dog" / "1.png").read_bytes()
+    (tmp_path / "dog" / "1.png").write_bytes(whole[:-30])  # the header is whole
+    source = load_data(data)
+    parts = [source.train, source.held_out]
+    with pytest.raises(MeasurementError, match=r"dog/1\.png is not a whole image"):
+        [part.take(torch.arange(part.num)) for part in parts]
+    (tmp_path / "cat" / "4.png").write_bytes(b"text")
+    with pytest.raises(MeasurementError, match=r"cat/4\.png is not a whole image"):
+        load_data(data)
+
+
+def test_folders_without_classes_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="name a folder with a folder for each class, got"):
+        load_data(Data("images", str(tmp_path / "none")))
+    data = pictures(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="got no image in empty"):
+        load_data(data)
+
+
+def test_without_pillow_its_name_is_told(tmp_path, monkeypatch):
+    data = pictures(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(UsageError, match=r"needs the package 'pillow'.*pip install pillow"):
+        load_data(data)
+
+
+def test_something_must_be_on_both_sides():
+    with pytest.raises(UsageError, match=r"data\.held_out must leave examples on both sides, got 1\.0 of 4000"):
+        load_data(Data("mnist1d", held_out=1.0))

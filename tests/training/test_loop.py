@@ -1,0 +1,252 @@
+"""The loop on one process: what a step computes, what is kept, what stops it."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from levada._errors import MeasurementError, UsageError
+from levada.cli import main
+from levada.runs import Run
+from levada.training import evaluations, losses, read, resolve, train
+from levada.training.building import build_network, build_optimizer, learning_rate
+from levada.training.config import Model, Optimizer, Schedule
+from levada.training.data import Examples, Source
+from levada.training.engine import WholeNetwork
+
+SMALL = {
+    "model": {"depth": 2, "dim": 8},
+    "data": {"batch_size": 16, "evaluated": 32},
+    "optimizer": {"lr": 0.01},
+    "run": {"steps": 6},
+}
+
+
+def small(tmp_path, *changes, name="run"):
+    return resolve(SMALL, [f"run.folder={tmp_path / name}", "watch.enabled=false", *changes])
+
+
+def curve(trained):
+    return list(losses(trained.run).values())
+
+
+def test_a_run_keeps_the_loss_of_every_step(tmp_path):
+    trained = train(small(tmp_path, "run.evaluate_every=4"))
+    assert list(losses(trained.run)) == list(range(6))
+    assert trained.loss == losses(trained.run)[5]
+    assert list(evaluations(trained.run)) == [4, 6]
+    assert trained.held_out == evaluations(trained.run)[6]
+    assert trained.run.damage is None
+    assert trained.run.manifest.kind == "train"
+    assert small(tmp_path, "run.evaluate_every=4") == read(tmp_path / "run" / "config.toml")
+
+
+def test_a_run_is_a_function_of_its_configuration(tmp_path):
+    first = curve(train(small(tmp_path, name="a")))
+    torch.manual_seed(99)
+    assert curve(train(small(tmp_path, name="b"))) == first
+    assert curve(train(small(tmp_path, "run.seed=1", name="c"))) != first
+
+
+def test_it_learns(tmp_path):
+    trained = train(small(tmp_path, "run.steps=150", "model.dim=32"))
+    assert trained.held_out < 0.8 * math.log(10)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_micro_batches_add_up_to_the_batch(tmp_path, name):
+    whole = curve(train(small(tmp_path, f"optimizer.name={name}", name="whole")))
+    parts = curve(train(small(tmp_path, f"optimizer.name={name}", "optimizer.accumulate=4", name="parts")))
+    assert parts == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_step_is_the_optimizers(tmp_path):
+    """Against a loop by hand, of which every line is plain."""
+    from levada.training.data import load_data
+    from levada.training.sampling import Order
+
+    config = small(tmp_path, "optimizer.clip=0.5", "schedule.warmup=2", "run.steps=5")
+    found = train(config)
+    source = load_data(config.data)
+    torch.manual_seed(0)
+    network = build_network(config.model, source)
+    decayed = [p for n, p in network.named_parameters() if p.ndim > 1]
+    others = [p for n, p in network.named_parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95))
+    order = Order(source.train.num, 0)
+    expected = []
+    for step in range(5):
+        inputs, targets = source.train.take(order.examples(step * 16, step * 16 + 16))
+        loss = nn.functional.cross_entropy(network(inputs.flatten(1)), targets)
+        for group in optimizer.param_groups:
+            rates = [0.005, 0.01, *(0.01 * (1 + math.cos(math.pi * i / 3)) / 2 for i in range(3))]
+            group["lr"] = rates[step]
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.stack([p.grad.norm() for p in network.parameters()]).norm()
+        for p in network.parameters():
+            p.grad *= min(1.0, 0.5 / norm.item())
+        optimizer.step()
+        expected.append(loss.item())
+    assert curve(found) == pytest.approx(expected, rel=1e-5)
+    for (name, mine), theirs in zip(network.named_parameters(), found.engine.module.parameters(), strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_bfloat16_is_used_where_asked(tmp_path):
+    single = curve(train(small(tmp_path, name="single")))
+    half = curve(train(small(tmp_path, "precision.compute=bfloat16", name="half")))
+    assert half == pytest.approx(single, rel=0.05)
+    assert half != pytest.approx(single, rel=1e-5), "else it ran in float32"
+
+
+def test_recomputation_changes_nothing(tmp_path):
+    plain = curve(train(small(tmp_path, name="plain")))
+    assert curve(train(small(tmp_path, "parallel.checkpoint=2", name="again"))) == plain
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Schedule("constant"), [1, 1, 1, 1, 1, 1, 1, 1]),
+        (Schedule("constant", warmup=4), [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (Schedule("cosine", final=0.5), [(1.5 + 0.5 * math.cos(math.pi * i / 8)) / 2 for i in range(8)]),
+        (Schedule("stable_decay", warmup=2, decay=4), [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
+        (Schedule("stable_decay", decay=2, final=0.1), [1, 1, 1, 1, 1, 1, 1, 0.55]),
+    ],
+)
+def test_schedules(schedule, expected):
+    found = [learning_rate(step, Optimizer(lr=2.0), schedule, 8) / 2 for step in range(8)]
+    if schedule.name == "cosine":
+        expected = [0.5 + 0.5 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_a_loss_that_is_not_finite_stops_it_and_the_run_is_kept(tmp_path, clip):
+    changes = "optimizer.name=sgd", "optimizer.lr=1e12", "run.steps=50", f"optimizer.clip={clip}"
+    changes = (*changes, "optimizer.lr=1e25") if clip else changes
+    with pytest.raises(
+        MeasurementError, match=r"train: the (loss|gradient's norm) is (nan|inf).* at step \d+; the run"
+    ):
+        train(small(tmp_path, *changes))
+    found = losses(Run(tmp_path / "run"))
+    last = max(found)
+    assert all(math.isfinite(loss) for step, loss in found.items() if step < last)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{last:08d}"]
+
+
+def test_the_command_line_trains_and_continues(tmp_path, capsys):
+    file = tmp_path / "a.toml"
+    file.write_text('[model]\ndepth = 2\ndim = 8\n[data]\nevaluated = 64\n[schedule]\nname = "constant"\n')
+    changes = ["--set", f"run.folder={tmp_path / 'run'}", "--set", "run.steps=4"]
+    assert main(["train", str(file), *changes]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("4 steps, loss ")
+    assert str(tmp_path / "run") in out
+    assert "step 4/4  loss " in err
+    assert main(["train", str(file), *changes]) == 2
+    assert capsys.readouterr().err == (
+        f"levada train: run.folder '{tmp_path / 'run'}' holds a run. Continue it with --resume, or name another.\n"
+    )
+    assert main(["train", str(file), *changes, "--set", "run.steps=6", "--resume"]) == 0
+    assert "continuing after step 4" in capsys.readouterr().err
+    assert list(losses(Run(tmp_path / "run"))) == list(range(6))
+    assert main(["train", str(file), *changes, "--resume"]) == 0
+    assert "6 steps, all of them done before" in capsys.readouterr().out
+    assert main(["train", str(file), *changes, "--resume", "--set", "model.dim=16"]) == 2
+    assert "model.dim must stay what it is in a run that is continued" in capsys.readouterr().err
+    nan = ["--set", f"run.folder={tmp_path / 'nan'}", "--set", "optimizer.lr=1e30", "--set", "optimizer.clip=0"]
+    assert main(["train", str(file), *nan, "--set", "optimizer.name=sgd"]) == 3
+    assert " at step " in capsys.readouterr().err
+
+
+def test_a_wrong_path_leaves_no_run_behind(tmp_path):
+    config = resolve(
+        {"model": {"network": "transformer"}, "data": {"source": "text", "path": "no.txt"}},
+        [f"run.folder={tmp_path / 'run'}"],
+    )
+    with pytest.raises(UsageError, match=r"'no\.txt' does not exist"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_line_of_progress(tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    shown, piped = Terminal(), io.StringIO()
+    train(small(tmp_path, "run.steps=40", name="a"), stream=shown)
+    train(small(tmp_path, "run.steps=40", name="b"), stream=piped)
+    assert shown.getvalue().startswith("\rstep ")
+    assert shown.getvalue().count("\n") == 1
+    assert len(piped.getvalue().splitlines()) == 20
+
+
+SOURCE = Source(
+    Examples(8, lambda index: (torch.randn(len(index), 40), index % 3)),
+    Examples(8, lambda index: (index, index)),
+    (40,),
+    3,
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (Model(connection="Residul"), "model.connection 'Residul' is not known; did you mean 'Residual'?"),
+        (Model(initialisation="hee"), "model.initialisation 'hee' is not known; did you mean 'he'?"),
+        (
+            Model(initialisation="he", initialisation_options={"gain": 2}),
+            "model.initialisation_options cannot be used: ",
+        ),
+        (Model(initialisation_options={"gain": 2}), "model.initialisation must name what"),
+        (Model(options={"activation": "Tan"}), "model.options.activation 'Tan' is not known; did you mean 'Tanh'?"),
+        (Model(options={"norm": 3}), "model.options.norm must be a name in torch.nn, got 3"),
+        (Model(options={"heads": 3}), "model.options cannot be used: Residual takes no option 'heads'"),
+        (Model(options={"streams": 3}, connection_options={"streams": 2}), "say it once"),
+        (Model(network="cifar_resnet", depth=9), "depth must be 6 n [+] 2"),
+    ],
+)
+def test_networks_that_cannot_be_built(model, told):
+    with pytest.raises(UsageError, match=told.replace("?", "[?]")):
+        build_network(model, SOURCE)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model(options={"norm": "LayerNorm", "activation": "Tanh", "pre_activation": True}),
+        Model(initialisation="lsuv", depth=3),
+        Model(initialisation="critical", initialisation_options={"activation": "tanh"}),
+        Model("cifar_resnet", depth=8, connection="ReZero", options={"pre_activation": True, "channels": [4, 8, 8]}),
+        Model(connection="AttentionResidual"),
+        Model(connection="HyperConnection", connection_options={"streams": 2}),
+    ],
+)
+def test_networks_that_can(model):
+    inputs = torch.randn(4, 1, 40) if model.network == "cifar_resnet" else torch.randn(4, 40)
+    assert build_network(model, SOURCE)(inputs).shape == (4, 3)
+
+
+def test_the_loss_that_backward_begins_at_is_the_loss(monkeypatch):
+    """Whoever looks on sees it there, also with micro-batches."""
+    roots = []
+    before = torch.autograd.backward
+    monkeypatch.setattr(torch.autograd, "backward", lambda root, *rest: roots.append(root) or before(root, *rest))
+    engine = WholeNetwork(nn.Linear(40, 3), accumulate=2)
+    loss = engine.step(torch.randn(8, 40), torch.arange(8) % 3)
+    assert len(roots) == 2
+    assert torch.stack([root.detach() for root in roots]).mean() == loss
+
+
+def test_what_decays_is_the_librarys_to_say():
+    network = build_network(Model(connection="HyperConnection"), SOURCE)
+    decay = {group["weight_decay"] for group in build_optimizer(network, Optimizer(weight_decay=0.3)).param_groups}
+    assert decay == {0.0, 0.3}

@@ -1,0 +1,194 @@
+"""Two processes: the numbers of one, checkpoints for another number of them, and a worker that is killed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from levada._errors import UsageError
+from levada.runs import Run
+from levada.training import evaluations, losses, read, resolve, train
+from levada.training.engine import WholeNetwork
+from levada.training.processes import Processes, meet
+
+KINDS = ("ddp", "fsdp", "pipeline")
+TABLES = {
+    "model": {"depth": 3, "dim": 8, "connection": "HyperConnection", "connection_options": {"streams": 2}},
+    "data": {"batch_size": 16, "evaluated": 32},
+    "optimizer": {"lr": 0.003, "clip": 0.5, "accumulate": 2},
+    "schedule": {"name": "constant", "warmup": 3},
+    "checkpoint": {"every": 4},
+    "run": {"evaluate_every": 4},
+}
+
+
+def config(folder, kind, steps, watch="false"):
+    changes = [f"run.folder={folder}", f"parallel.kind={kind}", f"run.steps={steps}", f"watch.enabled={watch}"]
+    if kind == "pipeline":
+        changes += ["optimizer.accumulate=1", "parallel.micro_batches=2"]
+    return resolve(TABLES, changes)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process, and the first part of it to be continued by two."""
+    home = tmp_path_factory.mktemp("alone")
+    for kind in KINDS:
+        train(config(home / f"part-{kind}", "none", 8))
+    return home, train(config(home / "whole", "none", 12))
+
+
+@pytest.fixture(scope="module")
+def together(alone, two_processes):
+    os.environ["LEVADA_TEST_ALONE"] = str(alone[0])
+    try:
+        found = two_processes(__file__)
+    finally:
+        del os.environ["LEVADA_TEST_ALONE"]
+    return Path(found["folder"]), found
+
+
+def norms(run):
+    return [norm for event in run.events("losses") for norm in event["gradient_norm"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_compute_what_one_does(kind, alone, together):
+    one, two = alone[1].run, Run(together[0] / f"whole-{kind}")
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
+    assert norms(two) == pytest.approx(norms(one), rel=1e-5)
+    assert any(norm > 0.5 for norm in norms(one)), "else nothing was clipped"
+    assert evaluations(two) == pytest.approx(evaluations(one), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_continue_exactly(kind, together):
+    whole, parts = (Run(together[0] / f"{name}-{kind}") for name in ("whole", "parts"))
+    assert [event["step"] for event in parts.events("resumed")] == [8]
+    assert losses(parts) == losses(whole)
+    assert evaluations(parts) == evaluations(whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_continue_what_one_began(kind, alone, together):
+    run = Run(alone[0] / f"part-{kind}")
+    assert [(event["step"], event["processes"]) for event in run.events("resumed")] == [(8, 2)]
+    assert losses(run) == pytest.approx(losses(alone[1].run), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_continues_what_two_began(kind, alone, together):
+    trained = train(config(together[0] / f"two-{kind}", "none", 12), resume=True)
+    assert [(event["step"], event["processes"]) for event in trained.run.events("resumed")] == [(8, 1)]
+    assert losses(trained.run) == pytest.approx(losses(alone[1].run), rel=1e-6)
+    assert trained.held_out == pytest.approx(alone[1].held_out, rel=1e-6)
+
+
+def test_running_statistics_become_those_of_all_processes(together):
+    assert together[1]["statistics"] == [0.5, 0.5]
+
+
+def test_what_the_first_process_refuses_all_refuse(together):
+    assert all("holds a run. Continue it with --resume" in told for told in together[1]["refused"])
+
+
+def test_layers_that_are_left_out_are_so_in_all_processes(together):
+    """Else one process waits for parameters that the other does not gather."""
+    assert "StochasticDepth leaves layers out" in together[1]["dropping, ddp"]
+    assert together[1]["dropping, fsdp"] == pytest.approx(together[1]["dropping, none"], rel=1e-6)
+
+
+def test_several_processes_need_something_to_spread(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r'parallel\.kind "none" is for one process, got 2'):
+        train(config(tmp_path / "run", "none", 4))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_a_killed_worker_is_restarted_and_the_curve_goes_on(tmp_path):
+    from benchmarks.restart import end, kill_when, launch  # not in the processes that this file is run as
+
+    changes = ["model.connection=ReZero", "model.connection_options={}"]
+    process = launch(tmp_path, "ddp", 60, 1, *changes)
+    kill_when(process, tmp_path / "run", 30, rank=1)
+    told = end(process)
+    assert process.returncode == 0, told
+    run = Run(tmp_path / "run")
+    (resumed,) = [event["step"] for event in run.events("resumed")]
+    assert 30 <= resumed < 60
+    # Steps that were done twice, before and after the kill, are bitwise the same; all are those of one process.
+    first: dict[int, float] = {}
+    for event in run.events("losses"):
+        for step, loss in enumerate(event["loss"], start=event["first"]):
+            assert first.setdefault(step, loss) == loss
+    one = read(tmp_path / "config.toml", [f"run.folder={tmp_path / 'alone'}", "run.steps=60", *changes])
+    assert losses(run) == pytest.approx(losses(train(one).run), rel=1e-5)
+
+
+def work(rank: int, folder: Path) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    alone = Path(os.environ["LEVADA_TEST_ALONE"])
+    found: dict = {"folder": str(folder)}
+    for kind in KINDS:
+        train(config(folder / f"whole-{kind}", kind, 12))
+        train(config(folder / f"parts-{kind}", kind, 8))
+        train(config(folder / f"parts-{kind}", kind, 12), resume=True)
+        train(config(folder / f"two-{kind}", kind, 8, watch="true"))
+        train(config(alone / f"part-{kind}", kind, 12), resume=True)
+    norm = nn.BatchNorm1d(1)
+    norm.running_mean.fill_(rank)
+    WholeNetwork(norm, replica=rank, replicas=2).settle()
+    found["statistics"] = [None, None]
+    dist.all_gather_object(found["statistics"], norm.running_mean.item())
+    found["refused"] = [None, None]
+    dist.all_gather_object(found["refused"], refusal(config(folder / "whole-ddp", "ddp", 12)))
+    dropping = {"model": {"depth": 4, "dim": 8, "connection": "StochasticDepth"}, "data": {"batch_size": 16}}
+    changes = ["run.steps=4", "data.evaluated=16", "watch.enabled=false"]
+    found["dropping, ddp"] = refusal(resolve(dropping, [*changes, f"run.folder={folder}/a", "parallel.kind=ddp"]))
+    sharded = train(resolve(dropping, [*changes, f"run.folder={folder}/b", "parallel.kind=fsdp"]))
+    found["dropping, fsdp"] = list(losses(sharded.run).values())
+    dist.barrier()
+    dist.destroy_process_group()
+    if rank == 0:
+        plain = train(resolve(dropping, [*changes, f"run.folder={folder}/c"]))
+        found["dropping, none"] = list(losses(plain.run).values())
+        torch.save(found, folder / "found.pt")
+
+
+def refusal(asked) -> str:
+    try:
+        train(asked)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def test_the_living_meet_where_the_dead_have_been():
+    store = torch.distributed.HashStore()
+    for rank in (1, 2):
+        store.set(f"levada/greeting/{rank}", "dead")
+    store.set("levada/answer/dead", "a name of the dead")
+    with ThreadPoolExecutor(3) as pool:
+        first = {pool.submit(meet, store, rank, 3) for rank in range(3)}
+    with ThreadPoolExecutor(3) as pool:
+        again = {pool.submit(meet, store, rank, 3) for rank in range(3)}
+    names = {future.result() for future in first}
+    others = {future.result() for future in again}
+    assert (len(names), len(others), len(names & others)) == (1, 1, 0)
+
+
+def test_an_answer_is_asked_of_one_process_without_a_group():
+    assert Processes(0, 1, torch.device("cpu")).agree(lambda: 3) == 3
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))
+    os._exit(0)  # gloo's threads sometimes outlive the interpreter and abort it
