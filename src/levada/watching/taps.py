@@ -211,9 +211,6 @@ class _TapHook:
                 taps.listener.see(self.index, tensor)
         return None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
-        return Hook(_ignore)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return Hook, (_ignore,)
 
