@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.watching.by_hand import NAMES, agree, by_hand, data, loss_of, make, sgd, train, watch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import levada
 from levada.watching import WATCHED
@@ -227,6 +228,44 @@ def test_two_models_each_have_their_own_loss():
     assert [s.scalars["loss"] for s in of_c.samples] == pytest.approx(losses["c"])
 
 
+def test_losses_of_models_that_wait_for_each_other():
+    one, two = make(seed=0), make(seed=1)
+    optimizers = sgd(one), sgd(two)
+    with watch(one, optimizers[0]) as of_one, watch(two, optimizers[1]) as of_two:
+        for x in data():
+            for model, optimizer in zip((one, two), optimizers, strict=True):
+                optimizer.zero_grad()
+                loss_of(model, x).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    agree(of_one, by_hand(make(seed=0), data()))
+    agree(of_two, by_hand(make(seed=1), data()))
+
+
+def test_what_is_computed_again_is_not_counted_again():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+        def both(self, x):
+            first = self.layers[0](x)
+            outputs.append(first.detach())
+            return self.layers[1](first)
+
+        def forward(self, x):
+            second = self.layers[0](10 * checkpoint(self.both, x, use_reentrant=False))
+            outputs.append(second.detach())
+            return second
+
+    outputs, model = [], Twice()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, [torch.randn(5, 4)], lambda m, x: m(x).square().mean())
+    assert len(outputs) == 3
+    mean = torch.stack(outputs[:2]).double().square().mean().sqrt()
+    assert watched.samples[0].values["signal_rms"][0].item() == pytest.approx(mean.item(), rel=1e-6)
+
+
 def test_exceptions_leave_nothing_behind():
     class Failing(type(make())):
         fails = False
@@ -297,9 +336,13 @@ def test_evaluation_is_not_counted():
             with torch.no_grad():
                 model(100 * x)
             model(100 * x)  # with a graph that nothing goes back through
-            train(model, optimizer, [x])
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            with torch.no_grad():
+                model(100 * x)
             with torch.inference_mode():
                 model(100 * x)
+            optimizer.step()
     agree(watched, by_hand(make(), data()))
 
 
