@@ -111,6 +111,23 @@ def test_steps_are_known_again_where_their_file_is_lost(run: Path) -> None:
     assert len(signals.scalars("loss")) == 7
 
 
+def test_a_segment_without_its_steps_is_told(run: Path) -> None:
+    sealed(run, "samples").unlink()
+    assert small.judge(run) == "detected"
+    assert "segment 1 has neither" in Run(run).signals().damage[0].message
+
+
+def test_a_tail_whose_first_frame_is_damaged_keeps_its_samples(run: Path) -> None:
+    path = sealed(run, "tail")
+    content = bytearray(path.read_bytes())
+    content[30] ^= 1
+    path.write_bytes(content)
+    assert len(Run(run).signals().steps) == 27
+    reseal(run)
+    assert not doctor(run).signals[0].damage
+    assert len(Run(run).signals().steps) == 27
+
+
 def test_frames_behind_a_damage_of_a_tail_are_read_and_sealed(run: Path) -> None:
     damage(sealed(run, "tail"), 0.3)
     assert len(Run(run).signals().steps) == 26

@@ -285,6 +285,27 @@ def test_what_an_interrupted_writer_left_is_sealed_once(tmp_path: Path, suffix: 
     assert Run(tmp_path).signals().damage == []
 
 
+def test_a_reader_beside_a_writer_sees_every_sample_once(tmp_path: Path, suffix: str) -> None:
+    new_run(tmp_path)
+    writer = SignalWriter(tmp_path, sites=SITES, signals=NAMES, capacity=10_000)
+    writer.flush()
+    seen = 0
+    for start in range(0, 3000, 100):
+        for step in range(start, start + 100):
+            writer.append(step, 0.0, codes(step))
+        signals = Run(tmp_path).signals()
+        assert signals.steps == tuple(range(len(signals.steps)))
+        assert len(signals.steps) >= seen
+        seen = len(signals.steps)
+        reading = signals.read("gradient_rms", first=max(0, seen - 300))
+        assert reading == [row(step, 1) for step in reading.steps]
+        assert reading.steps == list(range(max(0, seen - 300), seen))
+        assert {damage.kind for damage in signals.damage} <= {"incomplete"}
+    writer.close()
+    assert writer.dropped == 0
+    assert Run(tmp_path).signals().steps == tuple(range(3000))
+
+
 def test_one_writer_for_a_rank_and_another_rank_beside_it(tmp_path: Path) -> None:
     new_run(tmp_path)
     with SignalWriter(tmp_path, sites=SITES, signals=NAMES):

@@ -55,7 +55,7 @@ def heat(grid: Grid, what: str) -> str:
         f'aria-label="{escape(_told(grid, what))}">{drawn}</svg>'
         f'<ol class="heat-columns" aria-hidden="true">{_items(columns)}</ol></div>'
         f'<p class="edges">Down: blocks, from {escape(grid.rows[0][0])} to {escape(grid.rows[-1][1])}. '
-        "To the right: steps.</p>"
+        "To the right: samples, by step.</p>"
     )
 
 

@@ -166,7 +166,7 @@ def _examine_rank(rank: int, folder: Path) -> RankHealth:
                 if place.level == "samples":
                     held = read_samples(place)
                     samples, sealed = samples + len(held.steps), sealed | {place.number}
-                    tables_needed.add(held.table)
+                    tables_needed |= {held.table} if held.steps else set()
             except UnreadableError as error:
                 damages.append(damaged(place, str(error)))
             except MissingExtraError:

@@ -195,7 +195,7 @@ class SignalWriter:
     def _add(self, step: int, time: float, held: bytes | Callable[[], bytes], scalars: Mapping[str, float]) -> None:
         codes = held() if callable(held) else held
         if len(codes) == 2 * self._width:
-            self._write(sample(step, time, codes, scalars), rows=1)
+            self._write(sample(step, time, self._table, codes, scalars), rows=1)
         else:
             self._lost += 1
 

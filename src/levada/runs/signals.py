@@ -110,13 +110,14 @@ class Signals:
         self._losses = list(losses)
         self.damage: list[Damage] = []
         self._parts: list[_Part] = []
+        self._tables: dict[int, Table] = {}
         for attempt in range(_ATTEMPTS):
             # A tail may be sealed between the look into the folder and that into the file.
             with suppress(FileNotFoundError):
                 self._parts = self._load(last=attempt == _ATTEMPTS - 1)
                 break
         self._drop_replaced()
-        tables = [part.table for part in reversed(self._parts)]
+        tables = [table for _, table in sorted(self._tables.items(), reverse=True)]
         self.sites: tuple[Mapping[str, Any], ...] = tuple(_union(table.sites for table in tables))
         self.names: tuple[str, ...] = tuple(dict.fromkeys(name for table in tables for name in table.signals))
         self._columns = {site["name"]: i for i, site in enumerate(self.sites)}
@@ -134,7 +135,8 @@ class Signals:
         return f"Signals({len(self.sites)} sites, {len(self.names)} signals, {len(self.steps)} rows, {self.folder})"
 
     def _load(self, last: bool) -> list[_Part]:
-        tables, self.damage = read_tables(self.folder)
+        self._tables, self.damage = read_tables(self.folder)
+        tables = self._tables
         widths = {number: table.width for number, table in tables.items()}
         by_number: dict[int, dict[str, list[Place]]] = {}
         for place in places(self.folder):

@@ -6,7 +6,7 @@
 SYNC lets a reader find the next frame behind a damage. The first byte of a payload says what it is:
 
     "H" JSON: {"schema": 1, "sites": number of the site table}; the first frame of every tail
-    "S" <int64 step> <float64 time> <uint32 n> <n bytes of JSON: the scalars> <int16 codes, signal by signal>
+    "S" <int64 step> <float64 time> <uint32 site table> <uint32 n> <n bytes of JSON: the scalars> <int16 codes>
     "M" <int64 step>: something happened here, keep the detail around it
     "Z" <uint32 place> <zlib>: a part of a sealed file, where Parquet is not installed (see `packed`)
 """
@@ -45,7 +45,7 @@ SYNC: Final = b"\xf5Lv\n"
 # A tail is sealed at 64 MiB, and its last frame may be as long again.
 MAX_TAIL: Final = 4 * MAX_FRAME
 _HEADER: Final = struct.Struct("<4sII")
-_SAMPLE: Final = struct.Struct("<qdI")
+_SAMPLE: Final = struct.Struct("<qdII")
 _STEP: Final = struct.Struct("<q")
 
 
@@ -92,10 +92,10 @@ def header(table: int) -> bytes:
     return pack(b"H" + json.dumps({"schema": SCHEMA, "sites": table}).encode())
 
 
-def sample(step: int, time: float, codes: bytes, scalars: Mapping[str, float]) -> bytes:
+def sample(step: int, time: float, table: int, codes: bytes, scalars: Mapping[str, float]) -> bytes:
     """Give the frame of one sample."""
     text = json.dumps(json_ready(scalars), ensure_ascii=True, separators=(",", ":")).encode()
-    return pack(b"S" + _SAMPLE.pack(step, time, len(text)) + text + codes)
+    return pack(b"S" + _SAMPLE.pack(step, time, table, len(text)) + text + codes)
 
 
 def mark(step: int) -> bytes:
@@ -195,11 +195,12 @@ def _take(found: Samples, part: memoryview, widths: Mapping[int, int]) -> None:
     elif kind == b"M":
         found.marks.append(_STEP.unpack(body)[0])
     elif kind == b"S":
-        step, time, length = _SAMPLE.unpack_from(body)
+        step, time, table, length = _SAMPLE.unpack_from(body)
         scalars = _numbers(bytes(body[_SAMPLE.size : _SAMPLE.size + length]))
         codes = body[_SAMPLE.size + length :]
-        if len(codes) != 2 * widths.get(found.table, -1):
-            raise ValueError(f"it holds {len(codes)} bytes of codes, not those of site table {found.table}")
+        if found.table not in (-1, table) or len(codes) != 2 * widths.get(table, -1):
+            raise ValueError(f"it holds {len(codes)} bytes of codes, not those of site table {table}")
+        found.table = table
         found.steps.append(step)
         found.times.append(time)
         found.scalars.append(scalars)
