@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 import pickle
 import warnings
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import levada
 from levada.watching import WATCHED
+from levada.watching.overhead import Cadence
 from levada.watching.places import find_places
 
 
@@ -501,6 +503,22 @@ def test_the_throttle_keeps_the_overhead_below_its_limit():
     assert watched.sampling > 2  # a step of this model takes less than its measurement
     assert watched.overhead > 0
     assert "overhead" in str(watched.report())
+
+
+def test_the_distance_follows_what_steps_take():
+    cadence, sampled = Cadence(every=4, max_overhead=0.01), []
+    for step in range(2000):
+        cost = 0.5 if step < 300 else 0.02  # of a step
+        if cadence.due(step):
+            sampled.append(step)
+            cadence.count(True, own=0.0, seconds=1.0 + cost)
+            cadence.plan(step)
+        else:
+            cadence.count(False, own=0.0, seconds=1.0)
+    distances = [b - a for a, b in itertools.pairwise(sampled)]
+    assert max(distances) == 50
+    assert distances[-1] == 4
+    assert all(after >= before // 2 for before, after in itertools.pairwise(distances))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ class Cadence:
     A sampled step costs $c$, the larger of the time in the watch's own code and of what sampled steps take longer
     than others; both are medians, so that a pause between steps is not mistaken for it. With a step of $t$ seconds and
     $u$ seconds of own code on steps that are not sampled, samples at a distance $d$ cost a share $(c / d + u) / t$ of
-    the training; $d$ is the smallest number of steps, at least `every`, with which this is at most `max_overhead`.
+    the training; $d$ is the smallest number of steps, at least `every`, with which this is at most `max_overhead`. It
+    shrinks by half at most from one sample to the next.
 
     Args:
         every: smallest distance.
@@ -105,7 +106,9 @@ class Cadence:
 
     def plan(self, step: int, distance: int | None = None) -> None:
         """Choose the next sampled step after this one; with a distance that several processes agreed on, if given."""
-        self.distance = self.wanted() if distance is None else max(distance, self.every)
+        if distance is None:  # one measurement that is too low must not undo what others showed
+            distance = max(self.wanted(), self.distance // 2)
+        self.distance = max(distance, self.every)
         self._next = step + self.distance
 
     def count(self, sampled: bool, *, own: float, seconds: float | None = None) -> None:
@@ -132,7 +135,7 @@ class Cadence:
     def _cost(self) -> tuple[float, float, float]:
         """Return what a sampled step costs, what the watch does on the others, and what a step takes."""
         own = statistics.median(self._own) if self._own else 0.0
-        longer = statistics.median_low(self._longer) if len(self._longer) > 1 else 0.0
+        longer = statistics.median(self._longer) if len(self._longer) > 1 else 0.0
         idle = statistics.median(self._idle) if self._idle else 0.0
         if self._plain:
             step = statistics.median(self._plain)
