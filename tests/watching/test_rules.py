@@ -63,7 +63,7 @@ def test_a_finding_ends_and_says_when():
     assert finding.evidence["cleared_at"] == run.step - run.every
     assert f"Cleared at step {run.step - run.every}." in finding.claim
     assert report(run.judge).verdict == "healthy"
-    assert "1 findings have ended: vanishing_gradient." in report(run.judge).notes
+    assert f"Ended: vanishing_gradient at step {run.step - run.every}." in report(run.judge).notes
 
 
 def test_a_gradient_that_falls_everywhere_is_no_dying_block():

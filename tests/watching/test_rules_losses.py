@@ -295,3 +295,18 @@ def test_a_batch_is_odd_if_the_steps_after_it_are_left_with_a_fraction(left, odd
     (finding,) = spikes(run)
     assert ("stands out" in finding.claim) is odd
     assert finding.severity == ("warn" if odd else "info")
+
+
+def test_a_loss_that_does_not_come_back_is_told_until_it_does():
+    def edit(step, values, scalars, losses):
+        spiking(326, 3.0, 800)(step, values, scalars, losses)
+        scalars["lr"] = 0.03 if step >= 320 else 1e-3
+
+    run = Synthetic()
+    run.run(35, edit)
+    (finding,) = spikes(run)
+    assert (finding.status, finding.severity) == ("fired", "error")
+    assert "It did not come back: since about step" in finding.claim
+    assert len(run.judge.history) < 5  # told, made worse, ended: not on every sample
+    run.run(10, edit)
+    assert [f.status for f in spikes(run)] == ["clear"]
