@@ -186,6 +186,30 @@ def test_what_writes_into_a_blocks_output():
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-5, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("how", ["whole", "by block", "eager"])
+def test_one_model_that_is_watched_twice(how):
+    plain = make()
+    model = torch.compile(plain, backend="aot_eager", fullgraph=True) if how == "whole" else plain
+    for block in plain.blocks if how == "by block" else ():
+        block.compile(backend="aot_eager")
+    optimizer = sgd(model)
+    own = [module.__dict__.get("_compiled_call_impl") for module in plain.modules()]
+    first, second = watch(model, optimizer, every=2), watch(model, optimizer)
+    forward = model.__dict__.get("forward")
+    train(model, optimizer, data(2))
+    first.close()
+    train(model, optimizer, data(3)[2:])
+    second.close()
+    expected, hidden = by_hand(make(), data(3)), ["zero_fraction"] if how == "by block" else []
+    agree(second, expected, without=hidden, rtol=1e-5)
+    if how != "whole":  # only one of them can have its taps in the graph
+        agree(first, expected[:1], without=hidden, rtol=1e-5)
+    assert [module.__dict__.get("_compiled_call_impl") for module in plain.modules()] == own
+    if how == "whole":
+        assert model.__dict__["forward"] is not forward
+        assert not model.forward.__qualname__.startswith("_compile_again")
+
+
 def test_inductor():
     def net():
         torch.manual_seed(0)

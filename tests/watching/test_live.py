@@ -292,6 +292,24 @@ def test_two_watches_share_a_terminal(terminal: Terminal) -> None:
     first.close()
 
 
+def test_a_watch_that_is_entered_again_is_shown_again(terminal: Terminal) -> None:
+    live = Live(make_watch(), stream=terminal.stream)
+    live.sampled(make_sample(0))
+    live.close()
+    live.before_update(1, None)
+    terminal.feed()
+    assert "gradient by block" not in terminal.text
+    live._next = 0.0
+    live.sampled(make_sample(20))
+    terminal.feed()
+    assert "step 20" in terminal.text
+    live.close()
+    live.close()
+    terminal.feed()
+    assert terminal.text.count("steps watched") == 2
+    assert terminal.region == (0, terminal.lines - 1)
+
+
 def test_names_cannot_move_the_cursor(terminal: Terminal) -> None:
     watch = make_watch(2)
     watch.sites = [SimpleNamespace(name="a\x1b[2J\nb"), SimpleNamespace(name="c")]

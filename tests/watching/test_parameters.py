@@ -94,7 +94,7 @@ def test_long_sums_do_not_round():
     net = nn.Linear(2**11, 2**11, bias=False)
     nn.init.constant_(net.weight, 0.1)
     net.weight.grad = torch.full_like(net.weight, 0.1)
-    compare(net, torch.optim.SGD(net.parameters(), lr=0.1), rtol=2**-22)  # each row's norm is rounded once
+    compare(net, torch.optim.SGD(net.parameters(), lr=0.1))  # in float32 as a whole it would be wrong by 1e-3
 
 
 def test_tied_weights_count_once_and_frozen_ones_have_no_gradient():

@@ -208,7 +208,7 @@ def wrap(case: str, net: nn.Module, mesh) -> nn.Module:
         levada.shard_connections(net, mesh=mesh)
     for layer in net.layers:
         if case == "compiled":
-            layer.compile(backend="aot_eager")
+            layer.compile(backend="eager")
         fully_shard(layer, **options)
     return fully_shard(net, **options)
 

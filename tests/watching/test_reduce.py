@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from levada.watching.reduce import Message, Peers, Reduction, find_peers
 
 
 @pytest.fixture
-def four():
+def four(monkeypatch):
     """As if this were the first of four processes; what is sent goes nowhere."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # it is replaced by one that names the rank
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     yield
     dist.destroy_process_group()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from levada.connection import Layer
 
-__all__ = ["Buffers", "Region", "Switch", "find_regions", "tapped"]
+__all__ = ["Buffers", "Region", "Switch", "below", "find_regions", "replace", "restore", "tapped"]
 
 
 class Switch:
@@ -138,7 +138,6 @@ class Region:
         self.name = name
         self._wrapped = "_orig_mod" in module._modules
         self._attribute = "forward" if self._wrapped else "_compiled_call_impl"
-        self._own: Any = None
         self._ours: Callable[..., Any] | None = None
         context = module.__dict__.get("dynamo_ctx") if self._wrapped else _context(module._compiled_call_impl)
         if callable(context):
@@ -151,16 +150,49 @@ class Region:
 
     def enter(self) -> None:
         """Let the module run through the function with the taps."""
-        if self._ours is not None and self._own is None:
-            self._own = self.module.__dict__[self._attribute]
-            self.module.__dict__[self._attribute] = self._ours
+        if self._ours is not None:
+            replace(self.module, self._attribute, self._ours)
 
     def leave(self) -> None:
         """Let it run as it was."""
-        if self._own is not None:
-            if self.module.__dict__.get(self._attribute) is self._ours:
-                self.module.__dict__[self._attribute] = self._own
-            self._own = None
+        if self._ours is not None:
+            restore(self.module, self._attribute, self._ours)
+
+
+_replaced: Final[dict[tuple[int, str], list[Any]]] = {}
+
+
+def replace(module: nn.Module, attribute: str, function: Any) -> None:
+    """Put a function into a module, over what others put there.
+
+    Args:
+        module: whose attribute it is.
+        attribute: its name, in the module's own dictionary.
+        function: what to put there; nothing happens if it is there.
+    """
+    stack = _replaced.setdefault((id(module), attribute), [module.__dict__[attribute]])
+    if function not in stack:
+        stack.append(function)
+        module.__dict__[attribute] = function
+
+
+def below(module: nn.Module, attribute: str, function: Any) -> Any:
+    """Return what a function that was put into a module is to call: what is there without it."""
+    stack = _replaced[id(module), attribute]
+    return stack[stack.index(function) - 1]
+
+
+def restore(module: nn.Module, attribute: str, function: Any) -> None:
+    """Take a function out of a module again, in whatever order; nothing happens if it is not there."""
+    stack = _replaced.get((id(module), attribute), [])
+    if function not in stack:
+        return
+    ours = module.__dict__.get(attribute) is stack[-1]  # else someone compiled it again
+    stack.remove(function)
+    if ours:
+        module.__dict__[attribute] = stack[-1]
+    if len(stack) == 1:
+        del _replaced[id(module), attribute]
 
 
 def _context(function: Any) -> Any:

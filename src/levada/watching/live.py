@@ -97,13 +97,14 @@ class Live:
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Count the step: the view moves between samples too, without waiting for the loss."""
         self._step = step
-        if self._screen is not None and time.monotonic() >= self._next + 1.0:
+        if self._screen is not None and not self._closed and time.monotonic() >= self._next + 1.0:
             self._redraw()
 
     def sampled(self, sample: Sample) -> None:
         """Take in a sample, and draw if it is time."""
-        if self._closed or sample.rank != 0 or _rank() != 0:
+        if sample.rank != 0 or _rank() != 0:
             return
+        self._closed = False  # a watch may be entered again
         if self._strip is None or len(self._strip.names) != len(self._watch.sites):
             self._strip = Strip([site.name for site in self._watch.sites])
         self._step = max(self._step, sample.step)
@@ -264,7 +265,8 @@ class Live:
 def _rank() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
-    return int(os.environ.get("RANK", "0"))
+    told = os.environ.get("RANK", "")  # of torchrun, for what does not begin a group of processes
+    return int(told) if told.isdigit() else 0
 
 
 def _fine(console: Console) -> bool:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from levada._errors import require_at_least
 from levada.watching.squares import sums_of_squares
+from levada.watching.stacked import Stacked, Stacks
 
 __all__ = ["COLUMNS", "SITE_COLUMNS", "Packed", "ParameterNorms", "pairs"]
 
@@ -145,6 +146,7 @@ class ParameterNorms:
         self._parameters = [parameter for _, parameter in unique.values()]
         self._copy_bytes = copy_bytes
         self._turn = 0
+        self._stacks = Stacks(self._parameters)
         self._constants: dict[Any, Tensor] = {}
         self._forget()
 
@@ -153,6 +155,7 @@ class ParameterNorms:
         self._gradients: dict[int, Tensor | None] = {}
         self._copies: dict[int, Tensor] = {}
         self._sums: tuple[Tensor, Tensor] | None = None
+        self._stacked: list[Stacked] = []
 
     @torch.no_grad()
     def before(self, scale: Tensor | float | None = None) -> None:
@@ -163,7 +166,12 @@ class ParameterNorms:
                 `GradScaler` leaves to unscale them; None if by nothing.
         """
         self._forget()
-        self._weights = {i: w for i, p in enumerate(self._parameters) if (w := _local(p)) is not None}
+        self._stacked = self._stacks.usable(self._copy_bytes)
+        for stacked in self._stacked:
+            stacked.before(1.0 if scale is None else float(scale))
+        apart = {i for stacked in self._stacked for i in stacked.rows}
+        rest = [(i, p) for i, p in enumerate(self._parameters) if i not in apart]
+        self._weights = {i: w for i, p in rest if (w := _local(p)) is not None}
         if not self._weights:
             return
         self._device = next(iter(self._weights.values())).device
@@ -184,11 +192,21 @@ class ParameterNorms:
         """
         rows = range(len(self.names))
         shards = torch.tensor([float(_shards(p)) for p in self._parameters], dtype=torch.float64)
-        measured = torch.tensor([[False] * 3] * len(rows)).reshape(-1, 3)
-        if self._sums is None:
-            values = torch.tensor([[math.nan] * 3 + [0.0] * 2] * len(rows), dtype=torch.float64)
-            return Packed(self.names, values.reshape(-1, len(COLUMNS)), shards, measured)
-        weight, gradient = self._sums
+        measured = torch.zeros(len(rows), 3, dtype=torch.bool)
+        values = torch.tensor([math.nan] * 3 + [0.0] * 2, dtype=torch.float64).repeat(len(rows), 1)
+        if self._sums is not None:
+            values = self._after_each(self._sums, measured, scale)
+        for stacked in self._stacked:
+            at = torch.tensor(stacked.rows)
+            values[at] = stacked.after(1.0 if scale is None else float(scale)).to(values.dtype)
+            measured[at] = torch.tensor([True, stacked.learns, stacked.learns])
+        self._forget()
+        return Packed(self.names, values, shards, measured)
+
+    def _after_each(self, sums: tuple[Tensor, Tensor], measured: Tensor, scale: Tensor | float | None) -> Tensor:
+        """Return the values of the parameters that are in no stack, and mark what of them was measured."""
+        rows = range(len(self.names))
+        weight, gradient = sums
         if all(g is None for g in self._gradients.values()):
             gradient = self._measure_gradients(scale)
         for where in _grouped(self._copies):
@@ -198,13 +216,11 @@ class ParameterNorms:
         for column, have in enumerate(known):
             measured[list(have), column] = True
         bad = torch.zeros_like(weight)
-        for sums, have in zip((weight, gradient), known, strict=False):
-            bad += ~torch.isfinite(sums) & self._constant(tuple(i in have for i in rows))
+        for squares, have in zip((weight, gradient), known, strict=False):
+            bad += ~torch.isfinite(squares) & self._constant(tuple(i in have for i in rows))
         size = self._constant(tuple(float(self._weights[i].numel()) if i in self._weights else 0.0 for i in rows))
         columns = weight, gradient, self._squares(self._copies), size, bad.clamp_(max=1.0)
-        values = torch.stack([column.to(weight.dtype) for column in columns], dim=1)
-        self._forget()
-        return Packed(self.names, values, shards, measured)
+        return torch.stack([column.to(weight.dtype) for column in columns], dim=1)
 
     def _measure_gradients(self, scale: Tensor | float | None) -> Tensor:
         self._gradients = {i: g for i in self._weights if (g := _gradient(self._parameters[i])) is not _UNKNOWN}

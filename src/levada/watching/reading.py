@@ -28,6 +28,8 @@ _HALVES = torch.float16, torch.bfloat16
 
 def plain(tensor: Tensor) -> Tensor:
     """Return what of a tensor is in this process."""
+    if type(tensor) is Tensor:  # `hasattr` is slow where there is none
+        return tensor
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
@@ -125,7 +127,8 @@ class Reading:
                 self._without_graph.discard(slot)
                 self._expect(slot, tensor)
             return
-        self.calls.setdefault(place, tuple(tensor.shape))
+        if place not in self.calls:
+            self.calls[place] = tuple(tensor.shape)
         self._add(self._statistics.signal, slot, tensor)
         if tensor.requires_grad and torch.is_grad_enabled():
             self._expect(slot, tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, final
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from levada.probe.hook import Hook
 from levada.probe.recorder import first_floating
-from levada.watching.compiled import Buffers, Region, Switch, find_regions, tapped
+from levada.watching.compiled import Buffers, Region, Switch, below, find_regions, replace, restore, tapped
 from levada.watching.places import ACTIVATIONS, Place, original
 
 __all__ = ["Listener", "Taps"]
@@ -228,21 +228,15 @@ class _Outside:
 
     def __init__(self, module: nn.Module, hook: _TapHook) -> None:
         self._module, self._hook = module, hook
-        self._own: Callable[..., Any] | None = None
+        self._put = self._run  # one object, to be found again
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        assert self._own is not None  # it is in place only then
-        output = self._own(*args, **kwargs)
+        output = below(self._module, "_compiled_call_impl", self._put)(*args, **kwargs)
         self._hook(self._module, args, output)
         return output
 
     def enter(self) -> None:
-        if self._own is None:
-            self._own = self._module._compiled_call_impl
-            self._module._compiled_call_impl = self._run
+        replace(self._module, "_compiled_call_impl", self._put)
 
     def leave(self) -> None:
-        if self._own is not None:
-            if getattr(self._module._compiled_call_impl, "__self__", None) is self:
-                self._module._compiled_call_impl = self._own
-            self._own = None
+        restore(self._module, "_compiled_call_impl", self._put)

@@ -1,0 +1,139 @@
+"""Small parameters of one shape on a CPU, measured as a stack: a call for each one would cost more than the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from levada.watching.squares import squares_of_rows, sums_of_squares
+
+__all__ = ["Stacked", "Stacks"]
+
+_LARGEST: Final = 2**14  # elements of a parameter
+_CHUNK: Final = 2**17  # elements of a stack: it fits into a cache
+_KEPT: Final = 2**22  # elements of a shape's copies that stay allocated: memory that is new costs more than the copy
+
+
+@final
+class Stacked:
+    """Parameters of one shape, all of which learn, or none.
+
+    Args:
+        rows: their numbers.
+        parameters: themselves.
+    """
+
+    def __init__(self, rows: list[int], parameters: list[nn.Parameter]) -> None:
+        self.rows = rows
+        self.learns = parameters[0].requires_grad
+        self._parameters: list[Any] = parameters
+        self._count = parameters[0].numel()
+        together = max(_CHUNK // self._count, 1)
+        self._chunks: list[list[Any]] = [
+            self._parameters[i : i + together] for i in range(0, len(parameters), together)
+        ]
+        self._copies: list[Tensor] = []
+        self._keeps = self._count * len(parameters) <= _KEPT
+        self._scratch: Tensor | None = None
+        self._weights = torch.empty(0)
+        self._gradients: Tensor | None = None
+
+    def fits(self) -> bool:
+        """Return whether the gradients are all there, or all still to come, and can be stacked."""
+        found = [p.grad for p in self._parameters]
+        return all(g is None for g in found) or all(type(g) is Tensor and g.layout is torch.strided for g in found)
+
+    def before(self, scale: float) -> None:
+        """Measure weights and gradients, and keep a copy of the weights that learn.
+
+        Args:
+            scale: what the gradients are multiplied by.
+        """
+        kept: list[Any] = [*self._copies] or [None] * len(self._chunks)
+        stacks = [torch.stack(chunk, out=copy) for chunk, copy in zip(self._chunks, kept, strict=True)]
+        self._weights = torch.cat([squares_of_rows(stack.view(len(stack), -1)) for stack in stacks])
+        self._copies = stacks
+        self._gradients = self._measure_gradients(scale) if self.learns else None
+
+    def after(self, scale: float) -> Tensor:
+        """Return the columns of `ParameterNorms`, `(parameters, 5)`.
+
+        Args:
+            scale: as in `before`, for gradients that came since.
+        """
+        weight, count = self._weights, torch.full_like(self._weights, self._count)
+        gradient = update = torch.full_like(weight, torch.nan)
+        if self.learns:
+            found = self._measure_gradients(scale) if self._gradients is None else self._gradients
+            gradient = torch.zeros_like(weight) if found is None else found
+            sums = []
+            for copy, chunk in zip(self._copies, self._chunks, strict=True):
+                copy.sub_(self._stack(chunk))
+                sums.append(squares_of_rows(copy.view(len(copy), -1)))
+            update = torch.cat(sums)
+        bad = ~weight.isfinite() | (~gradient.isfinite() if self.learns else False)
+        self._copies = self._copies if self._keeps else []
+        return torch.stack((weight, gradient, update, count, bad.double()), dim=1)
+
+    def _measure_gradients(self, scale: float) -> Tensor | None:
+        """Return the sums of squares; None if there are no gradients."""
+        sums = []
+        for chunk in self._chunks:
+            found: list[Any] = [p.grad for p in chunk]
+            here = [i for i, g in enumerate(found) if g is not None]
+            if len(here) == len(found):
+                stack = self._stack(found)
+                sums.append(squares_of_rows(stack.view(len(stack), -1)))
+            else:
+                sums.append(torch.zeros(len(found), dtype=torch.float64))
+                sums[-1][here] = sums_of_squares([found[i] for i in here])
+        arrived = any(p.grad is not None for p in self._parameters)
+        return torch.cat(sums).div_(scale**2) if arrived else None
+
+    def _stack(self, values: list[Any]) -> Tensor:
+        """Return a stack in memory that is used again and again."""
+        if self._scratch is None:
+            self._scratch = torch.empty(len(self._chunks[0]) * self._count)
+        shape = (len(values), *values[0].shape)
+        return torch.stack(values, out=self._scratch[: len(values) * self._count].view(shape))
+
+
+@final
+class Stacks:
+    """The stacks that a list of parameters has, as long as nothing is frozen or moved.
+
+    Args:
+        parameters: all of them.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._seen: Any = None
+        self._all: list[Stacked] = []
+
+    def usable(self, room: int) -> list[Stacked]:
+        """Return the stacks that can be measured now.
+
+        Args:
+            room: bytes that the copies of all weights may take; there are no stacks if they take more.
+        """
+        first = self._parameters[0] if self._parameters else None
+        seen = first is not None and (first.device, first.dtype), [p.requires_grad for p in self._parameters]
+        if seen != self._seen:
+            self._seen, self._all = seen, self._make(room)
+        return [stacked for stacked in self._all if stacked.fits()]
+
+    def _make(self, room: int) -> list[Stacked]:
+        groups: dict[tuple[torch.Size, bool], list[int]] = {}
+        for i, p in enumerate(self._parameters):
+            if not p.is_cpu:
+                return []
+            plain = type(p) is nn.Parameter and p.layout is torch.strided and p.dtype is torch.float32
+            if plain and 0 < p.numel() <= _LARGEST:
+                groups.setdefault((p.shape, p.requires_grad), []).append(i)
+        found = [Stacked(rows, [self._parameters[i] for i in rows]) for rows in groups.values() if len(rows) > 1]
+        taken = sum(p.numel() * p.element_size() for p in self._parameters if type(p) is nn.Parameter)
+        return found if taken <= room else []
