@@ -33,7 +33,7 @@ def judged(build: Callable[[int], Training], seed: int, keep: Any = None, steps:
 
     def attach(training, optimizer, scaler):
         # Sampled at a fixed distance, however busy the machine is: the rules are tried here, and not the throttle.
-        watching = watch(training.model, optimizer, run=keep, every=EVERY, max_overhead=1.0, scaler=scaler)
+        watching = watch(training.model, optimizer, run=keep, every=EVERY, max_overhead=100.0, scaler=scaler)
         judges.append(watching.judge)
         return watching
 

@@ -19,7 +19,7 @@ def train(keep, steps=60, spoil=lambda step, model, inputs: inputs, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    watching = watch(model, optimizer, every=10, max_overhead=1.0)
+    watching = watch(model, optimizer, every=10, max_overhead=100.0)
     judge = watching.judge
     judge.keeper = Keeper(watching, keep, **options)
     weights = {}

@@ -70,7 +70,7 @@ def load(target, name):
 def kept(run, model, loss, at=44, factor=100.0, autocast=False):
     """Train until a batch is spoiled; return its bundle, and the loss and the blocks' gradients of that step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    watching = watch(model, optimizer, run=run, every=1, max_overhead=1.0)
+    watching = watch(model, optimizer, run=run, every=1, max_overhead=100.0)
     losses, gradients = [], {}
 
     def see(name, output):

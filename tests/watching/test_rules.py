@@ -63,7 +63,7 @@ def test_a_finding_ends_and_says_when():
     assert finding.evidence["cleared_at"] == run.step - run.every
     assert f"Cleared at step {run.step - run.every}." in finding.claim
     assert report(run.judge).verdict == "healthy"
-    assert "1 findings have ended: vanishing_gradient." in report(run.judge).notes
+    assert f"Ended: vanishing_gradient at step {run.step - run.every}." in report(run.judge).notes
 
 
 def test_a_gradient_that_falls_everywhere_is_no_dying_block():
@@ -328,3 +328,51 @@ def test_history_has_each_telling_worsening_and_ending_in_turn():
         ("error", "clear"),
     ]
     assert [(f.severity, f.status) for f in run.judge.findings] == [("error", "clear")]
+
+
+def test_one_block_that_passes_little_on_is_no_law_of_depth():
+    def cut(step, values, scalars, losses):
+        over_depth("gradient_rms", 0.9)(step, values, scalars, losses)
+        values["gradient_rms"][:10] *= 1e-4
+
+    run = Synthetic(20)
+    run.run(12, cut)
+    assert run.judge.findings == []
+
+
+def test_units_that_are_only_rarer_are_not_dead():
+    def rarer(step, values, scalars, losses):
+        values["zero_fraction"][4] = 0.97
+
+    run = Synthetic()
+    run.run(12)
+    assert run.run(8, rarer) == []
+
+
+def test_a_cut_behind_a_dead_block_is_told_beside_it():
+    def both(step, values, scalars, losses):
+        values["zero_fraction"][2] = 1.0
+        for signal in ("weight_gradient_rms", "update_ratio"):
+            values[signal][:3] = 0.0
+            values[signal][5] = 0.0
+
+    run = Synthetic()
+    run.run(12)
+    assert fired(run.run(8, both)) == [("dead_units", "error", "layers.2"), ("frozen_layers", "error", "layers.5")]
+
+
+def test_rounding_explains_a_rate_that_seems_too_low():
+    run = Synthetic(dtype=torch.bfloat16)
+    run.run(12, lost(1e-8), lr=1e-8)
+    assert [rule for rule, _, _ in fired(run.judge.findings)] == ["lost_update"]
+
+
+def test_two_frozen_blocks_are_two_findings():
+    def second(step, values, scalars, losses):
+        frozen(step, values, scalars, losses)
+        values["weight_gradient_rms"][6] = values["update_ratio"][6] = 0.0
+
+    run = Synthetic()
+    run.run(12)
+    run.run(8, frozen)
+    assert fired(run.run(8, second)) == [("frozen_layers", "error", "layers.6")]

@@ -277,3 +277,36 @@ def test_before_the_update_what_is_finite_leaves_the_forward_pass_or_the_loss():
     finding = seen_before_update(lambda model, inputs: None)
     assert finding.evidence["tensor"] == "loss"
     assert "the weights and the inputs are finite" in finding.claim
+
+
+def test_a_rise_that_gives_back_less_than_half_of_what_was_learned_is_no_spike():
+    run = Synthetic()
+    run.run(40, spiking(701, 1.3, 712))  # of 1.8 that was learned, 0.8 for twelve steps
+    assert spikes(run) == []
+
+
+@pytest.mark.parametrize(("left", "odd"), [(3.0, True), (20.0, False)])
+def test_a_batch_is_odd_if_the_steps_after_it_are_left_with_a_fraction(left, odd):
+    def edit(step, values, scalars, losses):
+        losses[:] = [(s, 40.0 if s == 333 else left if 333 < s < 345 else loss) for s, loss in losses]
+
+    run = Synthetic()
+    run.run(25, edit)
+    (finding,) = spikes(run)
+    assert ("stands out" in finding.claim) is odd
+    assert finding.severity == ("warn" if odd else "info")
+
+
+def test_a_loss_that_does_not_come_back_is_told_until_it_does():
+    def edit(step, values, scalars, losses):
+        spiking(326, 3.0, 800)(step, values, scalars, losses)
+        scalars["lr"] = 0.03 if step >= 320 else 1e-3
+
+    run = Synthetic()
+    run.run(35, edit)
+    (finding,) = spikes(run)
+    assert (finding.status, finding.severity) == ("fired", "error")
+    assert "It did not come back: since about step" in finding.claim
+    assert len(run.judge.history) < 5  # told, made worse, ended: not on every sample
+    run.run(10, edit)
+    assert [f.status for f in spikes(run)] == ["clear"]

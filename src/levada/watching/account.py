@@ -44,10 +44,11 @@ def report(judge: Judge, *, model: nn.Module | None = None) -> Report:
     verdict: Verdict = "error" if "error" in fired else "warn" if "warn" in fired else "healthy"
     if verdict == "healthy" and judge.samples < judge.confirm:
         verdict = "unknown"
-    notes = [f"{len(unknown)} rules were not judged: {', '.join(unknown)}."] if unknown else []
+    notes = [f"Not judged: {', '.join(unknown)}."] if unknown else []
     ended = [finding for finding in judge.findings if finding.status == "clear"]
     if ended:
-        notes.append(f"{len(ended)} findings have ended: {', '.join(dict.fromkeys(f.rule for f in ended))}.")
+        told = (f"{finding.rule} at step {finding.evidence['cleared_at']}" for finding in ended)
+        notes.append(f"Ended: {', '.join(told)}.")
     if judge.keeper is not None and judge.keeper.folders:
         notes.append(f"Kept, to be run again: {', '.join(str(folder) for folder in judge.keeper.folders)}.")
     return Report(

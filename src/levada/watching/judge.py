@@ -215,8 +215,9 @@ class Judge:
         spike = self._spikes.told(view, self._departures)
         if spike is not None:
             said["loss_spike", str(spike.evidence["step"])] = spike
-            ended = spike.evidence["ended_at"] is not None  # the last word on it
-            self._hold(("loss_spike", str(spike.evidence["step"])), spike, 1, view.step, renew=ended)
+            key = "loss_spike", str(spike.evidence["step"])
+            told = self._cases[key].finding.evidence["ended_at"] if key in self._cases else None
+            self._hold(key, spike, 1, view.step, renew=told is None and spike.evidence["ended_at"] is not None)
         for key in [key for key in self._cases if key not in said]:
             self._miss(key, view.step)
 

@@ -164,7 +164,9 @@ class Spikes:
         spike = self.spike
         if spike is None or not spike.confirmed or spike.told:
             return None
-        spike.told = spike.ended is not None
+        # One that did not come back holds until the loss is down again.
+        left = 0.0 if math.isnan(spike.level) else view.loss.now - spike.usual
+        spike.told = spike.ended is not None and left <= BACK * view.loss.scale
         if spike.moved is None:
             self._explain(spike, view, departures)
         return _finding(spike, view)

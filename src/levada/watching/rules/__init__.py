@@ -33,7 +33,7 @@ PLACED: Final = frozenset({"dead_units", "frozen_layers"})
 
 EXPLAINS: Final[Mapping[str, frozenset[str]]] = {
     "learning_rate_too_high": frozenset({"dead_units", "frozen_layers", "exploding_signal", "exploding_gradient"}),
-    "dead_units": frozenset({"frozen_layers", "vanishing_signal", "vanishing_gradient", "learning_rate_too_low"}),
+    "dead_units": frozenset({"vanishing_signal", "vanishing_gradient", "learning_rate_too_low"}),
     "frozen_layers": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "exploding_signal": frozenset({"exploding_gradient"}),
     "vanishing_signal": frozenset({"lost_update", "learning_rate_too_low"}),
