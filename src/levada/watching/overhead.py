@@ -62,7 +62,9 @@ class Cadence:
     than others; both are medians, so that a pause between steps is not mistaken for it. With a step of $t$ seconds and
     $u$ seconds of own code on steps that are not sampled, samples at a distance $d$ cost a share $(c / d + u) / t$ of
     the training; $d$ is the smallest number of steps, at least `every`, with which this is at most `max_overhead`. It
-    shrinks by half at most from one sample to the next.
+    shrinks by half at most from one sample to the next. A sample also waits until all samples so far, with it, cost no
+    more than that share of all the time that was trained, so that a short run is as cheap as a long one. What finding
+    the blocks costs, once, in the first sample, is not counted.
 
     Args:
         every: smallest distance.
@@ -72,14 +74,15 @@ class Cadence:
         UsageError: if `every` is below 1, or `max_overhead` is not above 0.
 
     Example:
-        >>> cadence = Cadence(every=2, max_overhead=0.1)
-        >>> for step in range(10):
+        >>> cadence, steps = Cadence(every=2, max_overhead=0.1), []
+        >>> for step in range(25):
         ...     sampled = cadence.due(step)
-        ...     cadence.count(sampled, own=0.0, seconds=0.1 + 0.05 * sampled)
+        ...     cadence.count(sampled, own=0.05 * sampled, seconds=0.1 + 0.05 * sampled)
         ...     if sampled:
+        ...         steps.append(step)
         ...         cadence.plan(step)
-        >>> cadence.distance, round(cadence.overhead, 3)
-        (5, 0.1)
+        >>> steps, cadence.distance, round(cadence.overhead, 3)
+        ([0, 10, 15, 20], 5, 0.1)
     """
 
     def __init__(self, every: int, max_overhead: float) -> None:
@@ -98,16 +101,34 @@ class Cadence:
         self._own: deque[float] = deque(maxlen=_SAMPLES)
         self._longer: deque[float] = deque(maxlen=_SAMPLES)
         self._whole: deque[float] = deque(maxlen=_SAMPLES)
+        self._trained = self._idled = 0.0  # seconds of all steps, and of own code in those that were not sampled
+        self._agreed = False
         self.samples = 0
 
     def due(self, step: int) -> bool:
         """Return whether a step is to be sampled."""
-        return step >= self._next
+        if step < self._next:
+            return False
+        wait = 0 if self._agreed else self._unpaid()
+        self._next += wait
+        self.distance += wait
+        return not wait
+
+    def _unpaid(self) -> int:
+        """Return after how many more steps another sample keeps the share of all time within the limit."""
+        cost, idle, step = self._cost()
+        if not self.samples or math.isnan(step) or step <= 0 or math.isinf(self.max_overhead):
+            return 0
+        spent = (self.samples + 1) * cost + self._idled
+        room = max(self.max_overhead * step - idle, 0.1 * self.max_overhead * step)
+        return max(0, math.ceil((spent - self.max_overhead * self._trained) / room - 1e-9))
 
     def plan(self, step: int, distance: int | None = None) -> None:
         """Choose the next sampled step after this one; with a distance that several processes agreed on, if given."""
         if distance is None:  # one measurement that is too low must not undo what others showed
             distance = max(self.wanted(), self.distance // 2)
+        else:
+            self._agreed = True
         self.distance = max(distance, self.every)
         self._next = step + self.distance
 
@@ -120,11 +141,13 @@ class Cadence:
             self._own.append(own)
         else:
             self._idle.append(own)
+            self._idled += own
         if seconds is not None:
             self.timed(sampled, seconds)
 
     def timed(self, sampled: bool, seconds: float) -> None:
         """Take what a whole step took."""
+        self._trained += seconds
         if not sampled:
             self._plain.append(seconds)
         elif len(self._plain) >= 3 or (self._plain and self.samples > 1):  # the first steps of a run are slow
