@@ -197,6 +197,7 @@ class Recording:
         self._told = self._closed = False
         self._heard: list[Finding] = []
         self._steps = self._samples = self._dropped = 0
+        self._later: dict[int, Tensor] = {}
         self._bundles = self._bundle_names()
 
     @property
@@ -216,7 +217,9 @@ class Recording:
         return self._events.waiting if self._events is not None else ()
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
-        """Hear of an update: nothing to keep before the sample."""
+        """Remember the loss, on its device, for a run that ends before the sample that would bring it."""
+        if loss is not None and self._events is not None and len(self._later) < _WAITING:
+            self._later[step] = loss.detach()
 
     def sampled(self, sample: Sample) -> None:
         """Keep a sample, the losses before it, and the verdicts that are new."""
@@ -227,6 +230,8 @@ class Recording:
         if self._events is not None and sample.losses:
             steps, values = zip(*sample.losses, strict=True)
             self._events.add("loss", steps=list(steps), values=list(map(float, values)))
+        # A sample arrives after the update that follows it.
+        self._later = {step: loss for step, loss in self._later.items() if step > sample.step}
         self._keep_sample(sample)
         self._hear(sample.step)
         self._tell()
@@ -245,6 +250,11 @@ class Recording:
         if self._signals is not None:
             self._signals.close()
         if self._events is not None:
+            if self._later:
+                with suppress(RuntimeError):  # a device that failed has no losses to give
+                    values = [float(loss) for loss in self._later.values()]
+                    self._events.add("loss", steps=list(self._later), values=values)
+                    self._steps = max(self._steps, *(step + 1 for step in self._later))
             self._events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
             end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
             self._events.add("end", **end)
