@@ -7,7 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol, final
@@ -29,6 +29,7 @@ __all__ = ["Recording", "Watched", "codes_of"]
 
 _WAITING: Final = 10_000
 _CLOSE_SECONDS: Final = 60.0
+_SITE: Final = tuple(field.name for field in fields(Site))
 
 
 @cache
@@ -285,7 +286,8 @@ class Recording:
         if sites == self._sites and self._problem is not None:
             return
         self._sites = sites
-        table = [asdict(site) for site in sites]
+        # Not by `asdict`, which copies each of ten thousand names.
+        table = [{name: getattr(site, name) for name in _SITE} for site in sites]
         try:
             self._signals = SignalWriter(
                 self.folder, rank=self.rank, sites=table, signals=WATCHED, keep=self._keep, warn=False
@@ -324,10 +326,10 @@ class Recording:
 
 def _fields(finding: Finding) -> dict[str, Any]:
     """Give a finding as JSON can hold it; what cannot be, as text."""
-    fields: dict[str, Any] = asdict(finding)
-    for key, value in fields.items():
+    found: dict[str, Any] = asdict(finding)
+    for key, value in found.items():
         try:
-            fields[key] = json_ready(value, key)
+            found[key] = json_ready(value, key)
         except UsageError:
-            fields[key] = repr(value)
-    return fields
+            found[key] = repr(value)
+    return found
