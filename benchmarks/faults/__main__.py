@@ -46,19 +46,20 @@ def _volume(quick: bool) -> Iterator[Row]:
     sites, samples = (100, 40) if quick else (10_000, 1000)
     found = volume.volume(sites, samples, changes, depth=6 if quick else 200)
     name = f"{sites} sites x {samples} samples x 8 signals"
-    ratios = found.pop("ratios")
     yield _number(f"bytes a value: {name}", "byte", found["bytes_per_value"]["all"], 1.5, found["bytes_per_value"])
     yield _number(f"open and read a site: {name}", "second", found["opened_s"], 2.0, {"signals_s": found["signals_s"]})
-    yield Row(
-        benchmark="faults",
-        case=f"training beside, every step sampled: {name}",
-        baseline="the same steps, nothing recorded",
-        candidate="recorded",
-        ratio=ratio_of(ratios),
-        repetitions=len(ratios),
-        target=None,
-        extra={key: found[key] for key in ("step_ms", "handing_over_ms", "first_sample_ms", "closing_s")},
-    )
+    extra = {key: found[key] for key in ("step_ms", "handing_over_ms", "first_sample_ms", "closing_s")}
+    for what, ratios in (("time", found["ratios"]), ("CPU seconds of its thread", found["cpu_ratios"])):
+        yield Row(
+            benchmark="faults",
+            case=f"training beside, every step sampled, {what}: {name}",
+            baseline="the same steps, nothing recorded",
+            candidate="recorded",
+            ratio=ratio_of(ratios),
+            repetitions=len(ratios),
+            target=None,
+            extra=extra,
+        )
 
 
 def cases(quick: bool) -> Iterable[Callable[[], Iterator[Row]]]:

@@ -157,8 +157,8 @@ def resealed(count: int, suffix: str, *, seed: int = 0) -> dict[str, int]:
             read = 0
             for i, name in enumerate(signals.names):
                 reading = signals.read(name)
-                for step, count, row in zip(reading.steps, reading.counts, reading, strict=True):
-                    for site, number in enumerate(row if count == 1 else ()):
+                for step, held, row in zip(reading.steps, reading.counts, reading, strict=True):
+                    for site, number in enumerate(row if held == 1 else ()):
                         good = number == small.value(step, i, site)
                         assert good or number != number, "a wrong number was sealed"
                         read += good

@@ -142,34 +142,38 @@ def volume(num_sites: int, samples: int, changes: Tensor, *, phases: int = 4, de
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "run"
         recording = Recording(folder, watch)
-        handing, ratios, number, first = 0.0, [], 0, 0.0
+        handing, ratios, cpu_ratios, number, first = 0.0, [], [], 0, 0.0
         for _ in range(10):
             training.step()
         for _ in range(phases):
-            alone, beside = 0.0, 0.0
+            alone = beside = cpu_alone = cpu_beside = 0.0
             for _ in range(each // 2):
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.thread_time()
                 training.step()
                 alone += time.perf_counter() - start
+                cpu_alone += time.thread_time() - busy
             for _ in range(each):
                 numbers = torch.exp2(levels + width * torch.randn(levels.shape, dtype=torch.float64))
                 numbers[-2:] = 0.0
                 values = dict(zip(WATCHED, numbers, strict=True))
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.thread_time()
                 training.step()
                 middle = time.perf_counter()
                 recording.sampled(Sample(number, 0.0, values, {"loss": 1.0}, losses=((number, 1.0),)))
-                stop = time.perf_counter()
+                stop, busy = time.perf_counter(), time.thread_time() - busy
                 if number == 0:  # the folder, the site table and the thread are made
                     first = stop - middle
                 else:
                     beside += stop - start
+                    cpu_beside += busy
                     handing += stop - middle
                 if number == samples // 2 + 3:
                     kept = numbers
                 number += 1
             assert recording.flush(120)
-            ratios.append(beside / (each - (number == each)) / (alone / (each // 2)))
+            share = (each // 2) / (each - (number == each))
+            ratios.append(share * beside / alone)
+            cpu_ratios.append(share * cpu_beside / cpu_alone)
         step_ms = 1e3 * alone / (each // 2)
         start = time.perf_counter()
         recording.close()
@@ -187,6 +191,7 @@ def volume(num_sites: int, samples: int, changes: Tensor, *, phases: int = 4, de
         assert signals.read("gradient_rms", first=middle_step, last=middle_step)[0][num_sites // 3] == right[0]
     return {
         "ratios": ratios,
+        "cpu_ratios": cpu_ratios,
         "bytes_per_value": found,
         "step_ms": round(step_ms, 1),
         "handing_over_ms": round(1e3 * handing / (number - 1), 2),

@@ -107,6 +107,20 @@ def test_a_run_of_samples_losses_and_verdicts_is_read(tmp_path: Path) -> None:
     assert doctor(tmp_path / "mine").healthy
 
 
+def test_losses_behind_the_last_sample_are_kept_at_the_end(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, watching())
+    for step in range(25):
+        recording.before_update(step, torch.tensor(0.5 * step, requires_grad=True))
+        recording.before_update(step, torch.tensor(0.5 * step))  # a second optimizer
+        if step == 20:
+            recording.sampled(sample(19))
+    recording.before_update(25, None)
+    recording.close()
+    run = Run(tmp_path)
+    assert run.losses() == [(step, 0.5 * step) for step in range(25)]
+    assert next(run.events("end"))["steps"] == 25
+
+
 def test_a_signal_that_was_not_measured_is_nan(tmp_path: Path) -> None:
     recording = Recording(tmp_path, watching())
     recording.sampled(Sample(0, 0.0, {"gradient_rms": torch.tensor([1.0, 2.0, math.inf])}))

@@ -92,14 +92,20 @@ def _read(path: Path) -> dict[str, Any] | str:
 
 def read_tables(folder: Path) -> tuple[dict[int, Table], list[Damage]]:
     """Read all tables of a rank, by number, and say which cannot be read."""
-    tables, damages = {}, []
-    for path in sorted(folder.iterdir()):
-        if match := _NAME.fullmatch(path.name):
+    tables, damages = dict[int, Table](), []
+    numbers = {int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+    for number in sorted(numbers):
+        good = b""
+        for path in (folder / name for name in reversed(_names(number))):
+            if good and path.is_file() and path.read_bytes() == good:
+                continue
             table = _read(path)
             if isinstance(table, str):
-                damages.append(Damage("file", 0, path.stat().st_size, f"{path.name} cannot be read: {table}"))
-            else:
-                tables[int(match[1])] = Table(tuple(table["signals"]), tuple(table["sites"]))
+                size = path.stat().st_size if path.exists() else 0
+                damages.append(Damage("file", 0, size, f"{path.name} cannot be read: {table}"))
+            elif number not in tables:
+                tables[number] = Table(tuple(table["signals"]), tuple(table["sites"]))
+                good = path.read_bytes()
     return tables, damages
 
 

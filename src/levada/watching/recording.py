@@ -7,7 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol, final
@@ -30,6 +30,7 @@ __all__ = ["Recording", "Watched", "codes_of"]
 
 _WAITING: Final = 10_000
 _CLOSE_SECONDS: Final = 60.0
+_SITE: Final = tuple(field.name for field in fields(Site))
 
 
 @cache
@@ -200,6 +201,7 @@ class Recording:
         self._told = self._closed = False
         self._heard: list[Finding] = []
         self._steps = self._samples = self._dropped = 0
+        self._later: dict[int, Tensor] = {}
         self._bundles = self._bundle_names()
 
     @property
@@ -219,7 +221,9 @@ class Recording:
         return self._events.waiting if self._events is not None else ()
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
-        """Hear of an update: nothing to keep before the sample."""
+        """Remember the loss, on its device, for a run that ends before the sample that would bring it."""
+        if loss is not None and self._events is not None and len(self._later) < _WAITING:
+            self._later[step] = loss.detach()
 
     def sampled(self, sample: Sample) -> None:
         """Keep a sample, the losses before it, and the verdicts that are new."""
@@ -230,6 +234,8 @@ class Recording:
         if self._events is not None and sample.losses:
             steps, values = zip(*sample.losses, strict=True)
             self._events.add("loss", steps=list(steps), values=list(map(float, values)))
+        # A sample arrives after the update that follows it.
+        self._later = {step: loss for step, loss in self._later.items() if step > sample.step}
         self._keep_sample(sample)
         self._hear(sample.step)
         self._tell()
@@ -248,6 +254,11 @@ class Recording:
         if self._signals is not None:
             self._signals.close()
         if self._events is not None:
+            if self._later:
+                with suppress(RuntimeError):  # a device that failed has no losses to give
+                    values = [float(loss) for loss in self._later.values()]
+                    self._events.add("loss", steps=list(self._later), values=values)
+                    self._steps = max(self._steps, *(step + 1 for step in self._later))
             self._events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
             end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
             self._events.add("end", **end)
@@ -280,7 +291,8 @@ class Recording:
         if sites == self._sites and self._problem is not None:
             return
         self._sites = sites
-        table = [asdict(site) for site in sites]
+        # Not by `asdict`, which copies each of ten thousand names.
+        table = [{name: getattr(site, name) for name in _SITE} for site in sites]
         try:
             self._signals = SignalWriter(
                 self.folder, rank=self.rank, sites=table, signals=WATCHED, keep=self._keep, warn=False
@@ -319,10 +331,10 @@ class Recording:
 
 def _fields(finding: Finding) -> dict[str, Any]:
     """Give a finding as JSON can hold it; what cannot be, as text."""
-    fields: dict[str, Any] = asdict(finding)
-    for key, value in fields.items():
+    found: dict[str, Any] = asdict(finding)
+    for key, value in found.items():
         try:
-            fields[key] = json_ready(value, key)
+            found[key] = json_ready(value, key)
         except UsageError:
-            fields[key] = repr(value)
-    return fields
+            found[key] = repr(value)
+    return found
