@@ -63,8 +63,8 @@ class Cadence:
     $u$ seconds of own code on steps that are not sampled, samples at a distance $d$ cost a share $(c / d + u) / t$ of
     the training; $d$ is the smallest number of steps, at least `every`, with which this is at most `max_overhead`. It
     shrinks by half at most from one sample to the next. A sample also waits until all samples so far, with it, cost no
-    more than that share of all the time that was trained, so that a short run is as cheap as a long one. What finding
-    the blocks costs, once, in the first sample, is not counted.
+    more than that share of all the time that was trained, so that a short run is as cheap as a long one. The first
+    sample finds the blocks, which costs more and is not counted; the second one is taken to cost a step at most.
 
     Args:
         every: smallest distance.
@@ -119,6 +119,7 @@ class Cadence:
         cost, idle, step = self._cost()
         if not self.samples or math.isnan(step) or step <= 0 or math.isinf(self.max_overhead):
             return 0
+        cost = min(cost, step) if self.samples == 1 else cost
         spent = (self.samples + 1) * cost + self._idled
         room = max(self.max_overhead * step - idle, 0.1 * self.max_overhead * step)
         return max(0, math.ceil((spent - self.max_overhead * self._trained) / room - 1e-9))
