@@ -40,7 +40,6 @@ def test_samples_are_those_of_a_plain_loop(tmp_path, accumulate, precision):
         model, optimizer, torch.utils.data.DataLoader(batches, batch_size=None)
     )
     watch = levada.watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=1e9)
-    watch.add_losses = True
     with watch:
         for x in loader:
             with accelerator.accumulate(model):

@@ -127,7 +127,6 @@ def test_manual_optimization_with_two_optimizers(tmp_path):
     watch, _ = fit(tmp_path, module)
     optimizers = reference.configure_optimizers()
     expected = levada.watch(reference, optimizers, every=1, max_overhead=1e9)
-    expected.add_losses = True
     with expected:
         for batch in loader():
             for number, optimizer in enumerate(optimizers):

@@ -113,7 +113,7 @@ def by_hand(model, batches, optimizer=None, *, parts=1, dtype=None):
                 "update_ratio": [rms(w.detach() - b) / rms(b) for w, b in zip(weights, before, strict=True)],
                 "nonfinite": [0.0] * len(NAMES),
                 "gradient_nonfinite": [0.0] * len(NAMES),
-                "loss": sum(losses) / parts,
+                "loss": sum(losses),
             }
         )
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
@@ -70,15 +69,15 @@ def test_of_several_calls_of_a_closure_the_first_is_before_the_update():
     assert (watch.trace()["update_ratio"] > 0).all()
 
 
-@pytest.mark.parametrize("add", [False, True])
-def test_losses_of_micro_batches_are_averaged_or_added(add):
+def test_the_loss_of_micro_batches_is_what_the_update_uses_the_gradient_of():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    watch = levada.watch(model, optimizer, every=1, max_overhead=1e9)
-    assert watch.add_losses is False
-    watch.add_losses = add
-    with watch:
+    with levada.watch(model, optimizer, every=1, max_overhead=1e9) as watch:
         for factor in (1.0, 3.0):
-            (0 * model(torch.ones(1, 2)).sum() + factor).backward()
+            ((0 * model(torch.ones(1, 2)).sum() + factor) / 2).backward()
         optimizer.step()
-    assert watch.samples[0].losses == ((0, 4.0 if add else 2.0),)
+        optimizer.zero_grad()
+        for factor in (1.0, 3.0):
+            (0 * model(torch.ones(1, 2)).sum() + factor).backward(torch.tensor(0.25))
+        optimizer.step()
+    assert [sample.losses for sample in watch.samples] == [((0, 2.0),), ((1, 1.0),)]

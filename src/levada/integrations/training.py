@@ -41,8 +41,6 @@ class Watched:
             # The record of a training is never continued by another one, also where a trainer begins again by itself.
             options["run"] = f"{options['run']}-{self._begun}"
         self.watch = watch(model, list(optimizers), scaler=scaler, **options)
-        # Trainers divide the loss of a micro-batch by their number: the loss of a step is the sum.
-        self.watch.add_losses = True
 
     def news(self) -> list[Finding]:
         """Give what was found since the last call, each with a warning."""

@@ -84,7 +84,9 @@ class Engine:
         self._taps = Taps(model, self._places, self)
         self._statistics = Statistics()
         self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
-        self.losses = self._losses = Losses(model, restart=self._restart, scaler=scaler)
+        self.losses = self._losses = Losses(
+            model, restart=self._restart, parts=lambda: self._micro_batches.divided, scaler=scaler
+        )
         self._clock = StepClock(self._device)
         self._micro_batches = MicroBatches(original(model), self._restart)
         self._together = Together(model)

@@ -27,18 +27,22 @@ def in_backward() -> bool:
 class Losses:
     """The losses of one model's steps, on their device.
 
-    A backward pass belongs to the models whose gradients it changed. When it finds cleared gradients, what came before
-    it is forgotten: the update will not use it.
+    The loss of a step is the number whose gradient the update uses: the sum of what its backward passes began at, each
+    times the gradient that was given for it, if one was. A backward pass belongs to the models whose gradients it
+    changed. When it finds cleared gradients, what came before it is forgotten: the update will not use it.
 
     Args:
         model: whose gradients tell.
         restart: called before a backward pass that finds the gradients of this step cleared.
+        parts: by what the gradients of a step are divided when all are there.
         scaler: what scales the loss, if that was told; else the one that made the scalar which `backward` begins at.
     """
 
-    def __init__(self, model: nn.Module, *, restart: Callable[[], None], scaler: Any = None) -> None:
-        self.add = False
+    def __init__(
+        self, model: nn.Module, *, restart: Callable[[], None], parts: Callable[[], int], scaler: Any = None
+    ) -> None:
         self._restart = restart
+        self._parts = parts
         self._scaler = scaler
         self._told = scaler is not None
         self._model = model
@@ -67,13 +71,12 @@ class Losses:
         _unwrap()
 
     def current(self) -> Tensor | None:
-        """Return the loss of the step that is under way: of its backward passes, the mean or the sum."""
+        """Return the loss of the step that is under way."""
         if not self._current:
             return None
         if len(self._current) == 1:
             return self._current[0]
-        losses = torch.stack(self._current)
-        return losses.sum() if self.add else losses.mean()
+        return torch.stack(self._current).sum() / self._parts()
 
     def end(self, step: int) -> None:
         """End a step."""
@@ -103,14 +106,15 @@ class Losses:
             self._restart()
         return state
 
-    def after(self, state: list[tuple[int, int]], roots: Sequence[Tensor]) -> None:
+    def after(self, state: list[tuple[int, int]], roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         """Keep the loss if the gradients changed."""
         if [_state(p.grad) for p in self._markers] == state and not self._sharded():
             return
         if not self._told:
             self._scaler = _scaled.by(roots[0])
         with torch.no_grad():
-            loss = sum((root.detach().reshape(()) for root in roots[1:]), roots[0].detach().reshape(()))
+            parts = [_part(root, gradient) for root, gradient in zip(roots, given, strict=True)]
+            loss = sum(parts[1:], parts[0])
             scale = self.scale()
             kept = loss.clone() if scale is None or scale.device != loss.device else loss / scale
             if scale is not None and scale.device != loss.device:
@@ -120,6 +124,11 @@ class Losses:
     def _sharded(self) -> bool:
         """Whether gradients may wait for the last micro-batch, and no other model could be meant."""
         return len(_watchers) == 1 and any(hasattr(p, "placements") for p in self._markers)
+
+
+def _part(root: Tensor, gradient: Tensor | None) -> Tensor:
+    part = root.detach().reshape(())
+    return part if gradient is None else part * gradient.detach().reshape(())
 
 
 def _state(gradient: Tensor | None) -> tuple[int, int]:
@@ -157,10 +166,11 @@ def _wrap() -> None:
         roots = () if in_backward() or torch.compiler.is_compiling() else _scalars(tensors)
         if not roots or not _watchers:
             return original(tensors, *args, **kwargs)
+        given = _gradients(roots, *args, **kwargs)
         watching = [(watcher, state) for watcher in list(_watchers) for state in _try(watcher, watcher.before)]
         original(tensors, *args, **kwargs)
         for watcher, state in watching:
-            _try(watcher, functools.partial(watcher.after, state, roots))
+            _try(watcher, functools.partial(watcher.after, state, roots, given))
         return None
 
     @functools.wraps(scale)
@@ -192,6 +202,13 @@ def _unwrap() -> None:
         for (owner, name), old in _originals.items():
             setattr(owner, name, old)
         _originals.clear()
+
+
+def _gradients(roots: Sequence[Tensor], given: Any = None, *_: Any, **named: Any) -> Sequence[Tensor | None]:
+    """Return the gradient that `backward` was given for each root, or None."""
+    given = named.get("grad_tensors", given)
+    found = given if isinstance(given, list | tuple) else [given] * len(roots)
+    return [gradient if isinstance(gradient, Tensor) else None for gradient in found]
 
 
 def _scalars(tensors: Any) -> tuple[Tensor, ...]:

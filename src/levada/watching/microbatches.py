@@ -28,6 +28,7 @@ class MicroBatches:
     def __init__(self, model: nn.Module, start: Callable[[], None]) -> None:
         self._model = model
         self._start = start
+        self.divided = 1  # by this, the last time
         self._started = False
         self._count = 1
 
@@ -58,7 +59,7 @@ class MicroBatches:
     def scale_grads(self, stage: nn.Module, count: int) -> None:
         """Hear of the division of a stage's gradients."""
         if self._is_ours(stage):
-            self._count = count
+            self._count = self.divided = count
 
     def _is_ours(self, stage: nn.Module) -> bool:
         return any(module is self._model for module in stage.modules())

@@ -100,15 +100,6 @@ class Watch:
         return self._engine.cadence.distance
 
     @property
-    def add_losses(self) -> bool:
-        """Whether the losses of micro-batches are added: set it where the loop divides each by their number."""
-        return self._engine.losses.add
-
-    @add_losses.setter
-    def add_losses(self, add: bool) -> None:
-        self._engine.losses.add = add
-
-    @property
     def last_pass(self) -> Pass | None:
         """The last forward pass with gradients, None before the first: to run it again."""
         return self._engine.passes.last()
