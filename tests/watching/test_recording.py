@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import levada
 from levada._errors import UsageError
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import Run, RunWriter, doctor
 from levada.runs.codes import LARGEST, decoded, encode, thresholds
 from levada.watching.recording import Recording, codes_of, to_bytes
-from levada.watching.sample import WATCHED, Listener, Sample
+from levada.watching.sample import WATCHED, Continue, Listener, Sample
 
 SITES = tuple(Site(f"layers.{i}", i, "Linear", (4, 8), (f"layers.{i}.weight",)) for i in range(3))
 
@@ -216,3 +218,31 @@ def test_a_rank_that_another_writer_holds_is_told_once_and_training_goes_on(tmp_
     assert second.dropped == 3
     first.close()
     assert Run(tmp_path).signals(1).steps == (0,)
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_goes_on_with_its_record(tmp_path):
+    folder = tmp_path / "run"
+
+    def go(steps, run):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with levada.watch(model, optimizer, run=run, every=2, max_overhead=1e9) as watch:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                model(torch.ones(3, 2)).square().sum().backward()
+                optimizer.step()
+        return watch
+
+    go(7, Continue(folder, 0))
+    watch = go(5, Continue(str(folder), 4))  # the checkpoint was older
+    assert watch.steps == 9
+    run = Run(folder)
+    assert list(run.signals().steps) == [0, 2, 4, 6, 8]
+    losses = run.losses()
+    assert [step for step, _ in losses] == list(range(9))
+    assert losses[4][1] == losses[0][1], "of a step that was trained twice the later counts"
+    with pytest.raises(UsageError, match="holds a run"):
+        go(1, folder)
+    with pytest.raises(UsageError, match="step must be at least 0, got -1"):
+        Continue(folder, -1)

@@ -8,6 +8,7 @@ from levada.watching.passes import Pass as Pass
 from levada.watching.replay import Replay as Replay
 from levada.watching.replay import replay as replay
 from levada.watching.sample import WATCHED as WATCHED
+from levada.watching.sample import Continue as Continue
 from levada.watching.sample import Listener as Listener
 from levada.watching.sample import Sample as Sample
 from levada.watching.watch import Watch as Watch
@@ -15,6 +16,7 @@ from levada.watching.watch import Watch as Watch
 __all__ = [
     "WATCHED",
     "Bundle",
+    "Continue",
     "Exporting",
     "Judge",
     "Listener",

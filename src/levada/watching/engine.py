@@ -17,13 +17,14 @@ from levada.probe.trace import Site
 from levada.watching.losses import Losses
 from levada.watching.microbatches import MicroBatches
 from levada.watching.overhead import Cadence, StepClock
-from levada.watching.parameters import Packed, ParameterNorms, pairs
+from levada.watching.parameters import ParameterNorms, pairs
 from levada.watching.passes import Passes
 from levada.watching.places import find_places, in_order, original, plain_name
-from levada.watching.reading import TABLE, Reading, Statistics
+from levada.watching.reading import Reading, Statistics
 from levada.watching.sample import Sample
 from levada.watching.taps import Taps
 from levada.watching.together import Measured, Together
+from levada.watching.transfer import Sent
 
 __all__ = ["Engine"]
 
@@ -57,6 +58,7 @@ class Engine:
         scaler: what scales the loss, or None.
         before_update: hears of a step's loss before the update.
         sampled: hears of each sample.
+        first: number of the first step.
     """
 
     def __init__(
@@ -68,10 +70,11 @@ class Engine:
         scaler: Any,
         before_update: Callable[[int, Tensor | None], None],
         sampled: Callable[[Sample], None],
+        first: int = 0,
     ) -> None:
         self.model = model
         self.cadence = cadence
-        self.steps = 0
+        self.steps = first
         self.broken = False
         self.sites: tuple[Site, ...] = ()
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end)
@@ -95,7 +98,7 @@ class Engine:
         self._stepped: set[int] = set()
         self._waited = {id(optimizer) for optimizer in optimizers}
         self._handles: list[RemovableHandle] = []
-        self._pending: list[_Sent] = []
+        self._pending: list[Sent] = []
         self._logged: dict[str, float] = {}
         self._own = 0.0
         self._where = pairs((), {})
@@ -287,7 +290,7 @@ class Engine:
         scalars = {} if lr is None or isinstance(lr, Tensor) else {"lr": float(lr)}
         numbers += [lr.detach().reshape(1)] if isinstance(lr, Tensor) else []
         names = ["loss_scale"] * (scale is not None) + ["lr"] * isinstance(lr, Tensor)
-        sent = _Sent(reading.step, numbers, packed, steps, names, {**scalars, **self._logged})
+        sent = Sent(reading.step, numbers, packed, steps, names, {**scalars, **self._logged})
         sent.micro_batches = self._micro_batches.take()
         self._logged = {}
         self._pending.append(sent)
@@ -332,7 +335,7 @@ class Engine:
             else:
                 return
 
-    def _measured(self, sent: _Sent) -> Measured:
+    def _measured(self, sent: Sent) -> Measured:
         table, packed, losses, named = sent.host(len(self._places))
         scalars = {**sent.scalars, **named}
         if not math.isnan(overhead := self.cadence.overhead):
@@ -347,53 +350,4 @@ class Engine:
             tuple(losses),
             scalars,
             self.cadence.wanted(),
-        )
-
-
-@final
-class _Sent:
-    """Numbers on their way from the device to the host: one buffer, one copy, which nobody waits for."""
-
-    def __init__(
-        self,
-        step: int,
-        numbers: list[Tensor],
-        packed: Packed | None,
-        loss_steps: list[int],
-        names: list[str],
-        scalars: dict[str, float],
-    ) -> None:
-        self.step, self.time, self.scalars = step, time.time(), scalars
-        self._packed, self._loss_steps, self._names = packed, loss_steps, names
-        self.micro_batches = 1
-        device, wide = numbers[0].device, numbers[0].dtype
-        flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in numbers])
-        self._event: Any = None
-        self._values = flat
-        if device.type == "cuda":
-            self._values = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
-            self._values.copy_(flat, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-
-    def ready(self) -> bool:
-        """Return whether the numbers have arrived."""
-        return self._event is None or bool(self._event.query())
-
-    def host(self, places: int) -> tuple[Tensor, Packed | None, list[tuple[int, float]], dict[str, float]]:
-        """Return table, parameters, losses and named numbers; this waits if they have not arrived."""
-        if self._event is not None:
-            self._event.synchronize()
-        values = self._values.cpu().double()
-        rows = 0 if self._packed is None else self._packed.values.numel()
-        sizes = [places * len(TABLE), rows, len(self._loss_steps), len(self._names)]
-        table, parameters, losses, named = torch.split(values, sizes)
-        packed = None
-        if self._packed is not None:
-            packed = self._packed.host(parameters.view(self._packed.values.shape))
-        return (
-            table.view(places, len(TABLE)),
-            packed,
-            list(zip(self._loss_steps, losses.tolist(), strict=True)),
-            dict(zip(self._names, named.tolist(), strict=True)),
         )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol, final
 
 from torch import Tensor
 
-__all__ = ["WATCHED", "Listener", "Sample"]
+from levada._errors import require_at_least
+
+__all__ = ["WATCHED", "Continue", "Listener", "Sample"]
 
 WATCHED: Final = (
     "signal_rms",
@@ -44,6 +47,26 @@ class Sample:
     scalars: Mapping[str, float] = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()
     rank: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """The record of a training that goes on from a checkpoint: `levada.watch(..., run=Continue("runs/mine", 40_000))`.
+
+    Steps that the record holds already, because they were trained after the checkpoint was written, are superseded:
+    readers see the later ones.
+
+    Attributes:
+        folder: the run; it is begun if there is none yet.
+        step: number of the first optimizer step that follows.
+    """
+
+    folder: str | Path
+    step: int
+
+    def __post_init__(self) -> None:
+        require_at_least("Continue", "step", self.step, 0)
 
 
 class Listener(Protocol):

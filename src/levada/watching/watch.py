@@ -22,7 +22,7 @@ from levada.watching.engine import Engine
 from levada.watching.judge import Judge
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
-from levada.watching.sample import WATCHED, Listener, Sample
+from levada.watching.sample import WATCHED, Continue, Listener, Sample
 
 __all__ = ["Watch", "watch"]
 
@@ -47,6 +47,7 @@ class Watch:
         cadence: Cadence,
         scaler: Any,
         listeners: Iterable[Listener],
+        first: int = 0,
     ) -> None:
         self.model = model
         self.samples: deque[Sample] = deque(maxlen=_RECENT)
@@ -66,6 +67,7 @@ class Watch:
             scaler=scaler,
             before_update=self._before_update,
             sampled=self._sampled,
+            first=first,
         )
         self._attach()
 
@@ -86,7 +88,7 @@ class Watch:
 
     @property
     def steps(self) -> int:
-        """Number of completed steps."""
+        """Number of completed steps, with those before a `Continue`."""
         return self._engine.steps
 
     @property
@@ -242,7 +244,7 @@ def watch(
     model: nn.Module,
     optimizer: Any,
     *,
-    run: str | Path | None = None,
+    run: str | Path | Continue | None = None,
     every: int = 20,
     max_overhead: float = 0.01,
     scaler: Any = None,
@@ -260,14 +262,15 @@ def watch(
     The signals are those of `WATCHED`: of several micro-batches, or calls of one block, the mean square over all
     elements. "nonfinite" and "gradient_nonfinite" are 1 where the sum of squares is NaN or infinite, else 0. What could
     not be measured is NaN; a gradient that does not reach a block is zero. Gradients and losses are divided by the
-    scale of `scaler`. The loss is the scalar at which `backward` begins; those of micro-batches are averaged.
+    scale of `scaler`. The loss is the scalar at which `backward` begins; those of micro-batches are added.
 
     Args:
         model: any module.
         optimizer: whose `step` ends a step; of several, in a sequence, the last one that steps. None if you call
             `Watch.step()` yourself.
         run: a folder that keeps the record, for `levada report`, and holds no run yet; or an address that fsspec knows,
-            as "s3://bucket/run": the record is written to a local folder, and mirrored.
+            as "s3://bucket/run": the record is written to a local folder, and mirrored. A training that goes on from a
+            checkpoint gives `levada.watching.Continue(folder, step)`.
         every: smallest distance between sampled steps.
         max_overhead: largest share of the training time, as measured while it runs.
         scaler: what scales the loss, such as a `torch.amp.GradScaler`.
@@ -301,7 +304,9 @@ def watch(
                 f"watch: the optimizer must hold parameters of the model, but this {type(one).__name__} holds none of "
                 f"{type(model).__name__}'s. Make it after the model was moved, sharded or wrapped, or give the other."
             )
-    made = Watch(model, optimizers, cadence=Cadence(every, max_overhead), scaler=scaler, listeners=listeners)
+    first = run.step if isinstance(run, Continue) else 0
+    cadence = Cadence(every, max_overhead)
+    made = Watch(model, optimizers, cadence=cadence, scaler=scaler, listeners=listeners, first=first)
     try:
         _surround(made, run, live)
     except BaseException:
@@ -310,13 +315,14 @@ def watch(
     return made
 
 
-def _surround(made: Watch, run: str | Path | None, live: bool | Literal["plain"]) -> None:
+def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Literal["plain"]) -> None:
     """Add the rules, what keeps the record, and what shows it."""
     recording: Recording | None = None
     if run is not None:
         from levada.watching.recording import Recording
 
-        recording = Recording(run, made)
+        resume = isinstance(run, Continue)
+        recording = Recording(run.folder if isinstance(run, Continue) else run, made, resume=resume)
         made.run = recording.folder
     made.judge = Judge(made, keep=made.run)
     made._listeners.insert(0, made.judge)  # whoever hears of a sample finds what was found in it

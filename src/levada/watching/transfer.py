@@ -1,0 +1,63 @@
+"""The numbers of one sampled step on their way from the device to the host."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from levada.watching.parameters import Packed
+from levada.watching.reading import TABLE
+
+__all__ = ["Sent"]
+
+
+@final
+class Sent:
+    """Numbers on their way from the device to the host: one buffer, one copy, which nobody waits for."""
+
+    def __init__(
+        self,
+        step: int,
+        numbers: list[Tensor],
+        packed: Packed | None,
+        loss_steps: list[int],
+        names: list[str],
+        scalars: dict[str, float],
+    ) -> None:
+        self.step, self.time, self.scalars = step, time.time(), scalars
+        self._packed, self._loss_steps, self._names = packed, loss_steps, names
+        self.micro_batches = 1
+        device, wide = numbers[0].device, numbers[0].dtype
+        flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in numbers])
+        self._event: Any = None
+        self._values = flat
+        if device.type == "cuda":
+            self._values = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._values.copy_(flat, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def ready(self) -> bool:
+        """Return whether the numbers have arrived."""
+        return self._event is None or bool(self._event.query())
+
+    def host(self, places: int) -> tuple[Tensor, Packed | None, list[tuple[int, float]], dict[str, float]]:
+        """Return table, parameters, losses and named numbers; this waits if they have not arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        values = self._values.cpu().double()
+        rows = 0 if self._packed is None else self._packed.values.numel()
+        sizes = [places * len(TABLE), rows, len(self._loss_steps), len(self._names)]
+        table, parameters, losses, named = torch.split(values, sizes)
+        packed = None
+        if self._packed is not None:
+            packed = self._packed.host(parameters.view(self._packed.values.shape))
+        return (
+            table.view(places, len(TABLE)),
+            packed,
+            list(zip(self._loss_steps, losses.tolist(), strict=True)),
+            dict(zip(self._names, named.tolist(), strict=True)),
+        )
