@@ -9,6 +9,7 @@ import contextlib
 import copy
 import functools
 import os
+import random
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import levada
-from benchmarks.measure import Program, Row, compare_times, main
+from benchmarks.measure import Program, Row, compare_times, main, ratio_of
 
 Make = Callable[[], tuple[nn.Module, Tensor]]
 
@@ -89,10 +90,21 @@ def naively_hooked(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
+def pooled(bare: list[float], seen: list[float]) -> dict[str, float]:
+    """Return the ratio of all time to all time, and the quartiles of 1,000 redraws of the rounds."""
+    draw, rounds = random.Random(0), range(len(bare))
+    ratios = []
+    for _ in range(1000):
+        chosen = draw.choices(rounds, k=len(bare))
+        ratios.append(sum(seen[i] for i in chosen) / sum(bare[i] for i in chosen))
+    return {**ratio_of(ratios), "median": sum(seen) / sum(bare)}
+
+
 def compare(name: str, make: Make, what: str, target: float | None, steps: int, repetitions: int) -> Iterator[Row]:
     """Compare two copies of a model that train alike, one of them watched, `steps` at a time.
 
-    The ratio is the median of the rounds; "all" is all time over all time, which counts what a median leaves out.
+    Of single steps the ratio is the median of the rounds. Of several, of which few are sampled, it is all time over all
+    time, since a median would leave the samples out; the quartiles are those of rounds drawn again from the rounds.
     """
     model, x = make()
     twin = copy.deepcopy(model)
@@ -115,14 +127,15 @@ def compare(name: str, make: Make, what: str, target: float | None, steps: int, 
             watch = stack.enter_context(levada.watch(twin, optimizers[1], **options))
         found = compare_times(baseline, watched, repetitions=repetitions)
         told = {} if watch is None else {"said": round(watch.overhead, 5), "distance": watch.sampling}
-    bare, seen = (sum(times[-repetitions:]) for times in spent)
+    if steps > 1:
+        found["ratio"] = pooled(*(times[-repetitions:] for times in spent))
     yield Row(
         benchmark="watch",
         case=f"{name}, {what}",
         baseline="training step with SGD",
         candidate="the same, watched",
         target=target,
-        extra={"steps": steps * repetitions, "all": round(seen / bare, 4), **told},
+        extra={"steps": steps * repetitions, **told},
         **found,
     )
 
