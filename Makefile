@@ -42,6 +42,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.stack
 	$(BIN)/python -m benchmarks.dense
 	$(BIN)/python -m benchmarks.probe
+	$(BIN)/python -m benchmarks.watch
+	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.restart
 	$(BIN)/python -m benchmarks.connections
 	$(BIN)/python -m benchmarks.jacobian
 	$(BIN)/python -m benchmarks.cells

@@ -1,16 +1,18 @@
 """Kill a worker of a training on two processes, let torchrun restart it, and compare with a training left alone.
 
-python -m benchmarks.restart [ddp|fsdp|pipeline|alone] [kills]
+python -m benchmarks.restart [ddp|fsdp|pipeline|alone] [kills] [--quick]
 
 Both trainings run under `torchrun --nproc-per-node 2` on CPUs (gloo). In one of them a worker is killed with SIGKILL in
 the middle of a step, first one process, then the other; torchrun restarts both, and they continue from the newest
-complete checkpoint. What is printed is the largest difference between the two loss curves, over all steps.
+complete checkpoint. What is printed, and kept in results/restart.jsonl, is the largest difference between the two loss
+curves, over all steps.
 
 With "alone" it is one process that saves after every step, is killed at random moments, and is started again by hand.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -20,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measure import commit, machine, versions
 from levada.runs import Run
 from levada.training import losses
 from levada.training.checkpoint import complete
@@ -159,11 +162,18 @@ def alone(steps: int = 400, kills: int = 20) -> dict[str, object]:
         }
 
 
-if __name__ == "__main__":
-    words = sys.argv[1:]
-    number = {"kills": int(words[1])} if len(words) > 1 else {}
-    found = (
-        alone(**number) if words[:1] == ["alone"] else compare(words[0] if words else "ddp", **{"kills": 2, **number})
-    )
+def main(words: list[str]) -> None:
+    quick = "--quick" in words
+    kind, *rest = [word for word in words if word != "--quick"] or ["ddp"]
+    number = {"kills": int(rest[0])} if rest else {}
+    found = alone(**number) if kind == "alone" else compare(kind, **{"kills": 1 if quick else 2, **number})
     for name, value in found.items():
         print(f"{name}: {value}")
+    if not quick:
+        row = {"benchmark": "restart", **found, "machine": machine(), "versions": versions(), "commit": commit()}
+        with (Path(__file__).parent / "results" / "restart.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
