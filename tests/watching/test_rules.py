@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from benchmarks.watching.synthetic import Synthetic
+from benchmarks.watch_verdicts.synthetic import Synthetic
 
 from levada.probe.trace import Site
 from levada.watching import Sample

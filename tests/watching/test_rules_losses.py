@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks.watching.synthetic import Synthetic
+from benchmarks.watch_verdicts.synthetic import Synthetic
 from torch import nn
 
 from levada.probe.trace import Site

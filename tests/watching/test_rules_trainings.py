@@ -1,8 +1,8 @@
 """The rules on real trainings, watched by the real engine: planted faults are named at their block."""
 
 import pytest
-from benchmarks.watching.trainings import FAULTS, HEALTHY
-from benchmarks.watching.verdicts import judged
+from benchmarks.watch_verdicts.trainings import FAULTS, HEALTHY
+from benchmarks.watch_verdicts.verdicts import judged
 
 SEED = 7  # thresholds were set on others
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.watching [--quick] [--seeds 200,201] [NAME...]`: counts, and every finding."""
+"""`python -m benchmarks.watch_verdicts [--quick] [--seeds 200,201] [NAME...]`: counts, and every finding."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.watching.verdicts import rows
+from benchmarks.watch_verdicts.verdicts import rows
 
-RESULTS = Path(__file__).parents[1] / "results" / "watching_verdicts.json"
+RESULTS = Path(__file__).parents[1] / "results" / "watch_verdicts.json"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.watching.trainings import FAULTS, HEALTHY, Training, train
+from benchmarks.watch_verdicts.trainings import FAULTS, HEALTHY, Training, train
 from levada.diagnose import Finding
 from levada.watching.judge import Judge
 from levada.watching.watch import watch
