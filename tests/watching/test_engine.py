@@ -496,13 +496,25 @@ def test_the_last_pass_is_kept_to_run_again():
         assert watched.last_pass.args is None
 
 
-def test_the_throttle_keeps_the_overhead_below_its_limit():
+def test_the_throttle_keeps_the_overhead_below_its_limit(monkeypatch):
+    monkeypatch.setattr("levada.watching.overhead._FREE", 0.0)
     model = make()
     with watch(model, optimizer := sgd(model), every=2, max_overhead=0.05) as watched:
         train(model, optimizer, data(60))
     assert watched.sampling > 2  # a step of this model takes less than its measurement
     assert watched.overhead > 0
     assert "overhead" in str(watched.report())
+
+
+def test_a_training_of_a_few_seconds_is_sampled_too():
+    cadence, sampled = Cadence(every=20, max_overhead=0.01), []
+    for step in range(400):  # of 3 ms, and a sample costs 16
+        cadence.count(due := cadence.due(step), own=0.016 * due, seconds=0.003 + 0.016 * due)
+        if due:
+            sampled.append(step)
+            cadence.plan(step)
+    assert sampled == [0, 20, 40, 60, 80, 100]
+    assert cadence.overhead == pytest.approx(0.096 / (400 * 0.003 + 0.096))
 
 
 def test_the_distance_follows_what_steps_take():

@@ -353,6 +353,9 @@ def test_the_summary_says_what_was_found_and_where_the_record_is() -> None:
     watch = make_watch()
     watch.dropped = 3
     text = ["".join(piece for piece, _ in line) for line in summary(watch)]
+    assert text[1] == "  ? not judged: 0 of the 4 samples that most rules need (every, max_overhead)"
+    watch.samples = [None] * 4
+    text = ["".join(piece for piece, _ in line) for line in summary(watch)]
     assert text == [
         "levada  40 steps watched",
         "  ✓ nothing found",

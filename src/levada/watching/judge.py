@@ -23,7 +23,9 @@ from levada.watching.sample import Sample
 from levada.watching.spike import Departures, Spikes, raised, rise_in_words
 from levada.watching.view import COMPARED, Blocks, View, values_of
 
-__all__ = ["Judge"]
+__all__ = ["CONFIRMATIONS", "Judge"]
+
+CONFIRMATIONS: Final = 3  # samples on which most rules must hold before they speak
 
 # Samples over which signals over depth are averaged: the draws of a decay's interval.
 ROWS: Final = 4
@@ -73,7 +75,7 @@ class Judge:
         source: Any,
         keep: str | Path | None = None,
         *,
-        confirm: int = 3,
+        confirm: int = CONFIRMATIONS,
         rules: Mapping[str, Rule] = RULES,
     ) -> None:
         require_at_least("Judge", "confirm", confirm, 1)

@@ -25,6 +25,7 @@ from levada.watching.drawing import (
     printable,
     strip_lines,
 )
+from levada.watching.judge import CONFIRMATIONS
 from levada.watching.sample import Sample
 from levada.watching.screen import Screen
 
@@ -339,7 +340,11 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
     lines: list[Line] = [[("levada", "bold cyan"), ("  ", ""), (told, "")]]
     for one in _fired(watch):
         lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine)]
-    if len(lines) == 1:
+    taken = len(getattr(watch, "samples", ()))
+    if len(lines) == 1 and taken <= CONFIRMATIONS:
+        told = f"not judged: {taken} of the {CONFIRMATIONS + 1} samples that most rules need (every, max_overhead)"
+        lines.append([("  ? ", "yellow"), (told, "")])
+    elif len(lines) == 1:
         lines.append([("  ✓ " if fine else "  ok ", "green"), ("nothing found", "")])
     lines.append([("  " + _BETWEEN[fine].join([*_cost(watch), *_record(watch)]), "dim")])
     if getattr(watch, "run", None) is not None:

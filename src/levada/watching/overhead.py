@@ -15,6 +15,7 @@ from levada._errors import UsageError, require_at_least, require_number
 __all__ = ["Cadence", "StepClock"]
 
 _REMEMBERED = 15  # unsampled steps, whose median is what a step takes
+_FREE = 0.1  # seconds in all that may be spent whatever share they are
 _SAMPLES = 5  # sampled steps, whose median is what one costs
 
 
@@ -77,12 +78,12 @@ class Cadence:
         >>> cadence, steps = Cadence(every=2, max_overhead=0.1), []
         >>> for step in range(25):
         ...     sampled = cadence.due(step)
-        ...     cadence.count(sampled, own=0.05 * sampled, seconds=0.1 + 0.05 * sampled)
+        ...     cadence.count(sampled, own=0.5 * sampled, seconds=1.0 + 0.5 * sampled)
         ...     if sampled:
         ...         steps.append(step)
         ...         cadence.plan(step)
         >>> steps, cadence.distance, round(cadence.overhead, 3)
-        ([0, 10, 15, 20], 5, 0.1)
+        ([0, 10, 15, 20], 5, 0.074)
     """
 
     def __init__(self, every: int, max_overhead: float) -> None:
@@ -119,8 +120,9 @@ class Cadence:
         cost, idle, step = self._cost()
         if not self.samples or math.isnan(step) or step <= 0 or math.isinf(self.max_overhead):
             return 0
-        cost = min(cost, step) if self.samples == 1 else cost
         spent = (self.samples + 1) * cost + self._idled
+        if spent <= _FREE:
+            return 0
         room = max(self.max_overhead * step - idle, 0.1 * self.max_overhead * step)
         return max(0, math.ceil((spent - self.max_overhead * self._trained) / room - 1e-9))
 
@@ -165,18 +167,25 @@ class Cadence:
             step = statistics.median(self._plain)
         else:  # every step is sampled
             step = statistics.median(self._whole) - own if self._whole else math.nan
-        return max(own, longer), idle, step
+        cost = max(own, longer)
+        if self.samples == 1 and not math.isnan(step):
+            cost = min(cost, step)
+        return cost, idle, step
 
     @property
     def overhead(self) -> float:
-        """Share of the training time that watching takes at the present distance; NaN until a step was timed."""
-        cost, idle, step = self._cost()
-        return (cost / self.distance + idle) / step
+        """Share of the training time so far that went into watching; NaN until a step was timed."""
+        cost, _, step = self._cost()
+        if math.isnan(step):
+            return math.nan
+        return (self.samples * cost + self._idled) / self._trained
 
     def wanted(self) -> int:
         """Return the distance that keeps the overhead below the limit, as far as measured."""
         cost, idle, step = self._cost()
         if math.isnan(step) or step <= 0:
+            return self.every
+        if (self.samples + 1) * cost + self._idled <= _FREE:
             return self.every
         room = self.max_overhead * step - idle
         # Where idle steps alone take as much as allowed, sampling rarely is all that can be done.
