@@ -17,7 +17,7 @@ from tests.report.test_page import HOSTILE, Page
 from levada.report import render_report, write_html
 from levada.report.grid import MAX_COLUMNS, MAX_ROWS, Grid, Row, gather
 from levada.report.heat import NUM_LEVELS, heat
-from levada.report.watch import watch_view
+from levada.report.watch import ENOUGH, watch_view
 from levada.runs import Run, RunWriter, SignalWriter
 from levada.runs.codes import encode
 
@@ -195,7 +195,7 @@ def test_a_run_without_a_sample_says_so(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path / "run", kind="watch", name="short"):
         pass
     words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
-    assert "Nothing was sampled." in words
+    assert "Too few samples to judge." in words
 
 
 def test_a_run_is_shown_while_it_is_written_and_when_nothing_was_found(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_run_is_shown_while_it_is_written_and_when_nothing_was_found(tmp_path:
         RunWriter.create(folder, kind="watch", name="goes on"),
         SignalWriter(folder, sites=sites, signals=["gradient_rms"]) as writer,
     ):
-        for step in (0, 20):
+        for step in (0, 7, 14, 20):
             writer.append(step, 0.0, encode([0.5, 1.0]), {"loss": 1.0 / (1 + step), "overhead": 0.003})
         writer.flush(30.0)
         words = " ".join(Page(render_report([folder])).text.split())
@@ -291,3 +291,9 @@ def test_in_a_browser_the_pictures_have_their_colours_and_nothing_is_cut(
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
     page.close()
+
+
+def test_the_page_is_silent_as_long_as_the_rules_are():
+    from levada.watching.judge import CONFIRMATIONS
+
+    assert ENOUGH == CONFIRMATIONS + 1

@@ -21,6 +21,7 @@ MAX_RANKS: Final = 16  # of which the spread is read
 MAX_LOSSES: Final = 1200
 NUM_PROFILES: Final = 4
 MAX_FINDINGS: Final = 24
+ENOUGH: Final = 4  # samples; with fewer, most running rules cannot speak, and silence means nothing
 _WORST: Final = ("error", "warn")
 _HEATS: Final = (
     ("gradient_rms", "gradient_nonfinite", "The gradient, by block and step", "gradient, root mean square per element"),
@@ -56,7 +57,7 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
     known = [one for one in findings if one.get("status") != "unknown"]
     worst = next((severity for severity in _WORST if any(one.get("severity") == severity for one in fired)), "healthy")
-    verdict = worst if depth.steps or fired else "unknown"
+    verdict = worst if len(depth.steps) >= ENOUGH or fired else "unknown"
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
     losses = depth.first.losses() if depth.first is not None else []
     return {
@@ -199,7 +200,7 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
 
 
 def _headline(verdict: str, fired: Sequence[Mapping[str, Any]]) -> str:
-    words = {"healthy": "The learning signal reached every block", "unknown": "Nothing was sampled"}
+    words = {"healthy": "The learning signal reached every block", "unknown": "Too few samples to judge"}
     return words.get(verdict) or headline({"verdict": verdict, "findings": fired})
 
 
