@@ -42,6 +42,7 @@ class RunWriter:
         self._lock = lock
         self._size = size
         self._broken = False
+        self._process = os.getpid()
         self._synced = time.monotonic()
         flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path / LOG, flags)
@@ -121,12 +122,18 @@ class RunWriter:
             **payload: its fields, as what JSON can hold; NaN and infinities are allowed.
 
         Raises:
-            UsageError: if the payload is not JSON or too large, or the writer is closed.
+            UsageError: if the payload is not JSON or too large, the writer is closed, or this is a forked child of the
+                process that opened it, which holds no lock and knows no longer how long the log is.
             OSError: if the disk refuses, e.g. because it is full; the log then ends at the event before, and reads.
         """
         data = frame(encode(type, payload))
         if self._descriptor < 0:
             raise UsageError(f"{self.path}: events go to an open writer, and this one is closed. Use RunWriter.open.")
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"{self.path}: events go through the process that opened the run ({self._process}), and this is a forked "
+                f"child of it ({os.getpid()}). Write to a run of the child's own, or let the parent write."
+            )
         if self._broken:
             raise OSError(
                 f"{self.path}: an earlier event was written in part and could not be taken back; reopen the run"
@@ -154,11 +161,12 @@ class RunWriter:
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Force everything to the disk and let the next writer in; again is harmless."""
+        """Force everything to the disk and let the next writer in; again, or in a forked child, is harmless."""
         if self._descriptor < 0:
             return
         try:
-            self.sync()
+            if os.getpid() == self._process:
+                self.sync()
         finally:
             os.close(self._descriptor)
             self._descriptor = -1

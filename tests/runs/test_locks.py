@@ -1,0 +1,32 @@
+"""One writer per run: what a forked child may do, and what a lock that cannot be taken says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from levada._errors import UsageError
+from levada.runs import Run, RunWriter
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is POSIX")
+def test_a_forked_child_can_neither_write_nor_cut_its_parents_events(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", kind="study", name="forked")
+    writer.append("result", seed=0)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            writer.append("result", seed=99)
+        except UsageError as error:
+            status = 0 if "forked child" in str(error) else 2
+        finally:
+            writer.close()
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    writer.append("result", seed=1)
+    writer.close()
+    assert [event["seed"] for event in Run(tmp_path / "run").events("result")] == [0, 1]
+    assert Run(tmp_path / "run").damage is None
