@@ -137,7 +137,7 @@ def flips(count: int, suffix: str, *, seed: int = 0) -> dict[str, int]:
 
 
 def resealed(count: int, suffix: str, *, seed: int = 0) -> dict[str, int]:
-    """Flip a random bit of the signals, seal again, and see that what is then read is right, and the run readable."""
+    """Flip a random bit of the signals, seal again, and see that what is read is right, and what is lost is told."""
     draw, kinds = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as root:
         for trial in range(count):
@@ -162,6 +162,7 @@ def resealed(count: int, suffix: str, *, seed: int = 0) -> dict[str, int]:
                         good = number == small.value(step, i, site)
                         assert good or number != number, "a wrong number was sealed"
                         read += good
+            assert read == 27 * 6 or not doctor(folder).healthy, f"bit {bit} of {path.name} costs numbers, untold"
             kinds["numbers_kept"] += read
             kinds["numbers_lost"] += 27 * 6 - read
     return {"trials": count, **kinds}

@@ -24,6 +24,7 @@ from levada.runs.segments import (
     has_parquet,
     orphaned,
     places,
+    put_aside,
     read_samples,
     reduced,
     salvaged,
@@ -233,9 +234,9 @@ def _reseal_rank(folder: Path) -> Iterator[str]:
                 yield f"segment {number} stays unreadable: its steps are lost"
                 continue
             yield f"segment {number}: {len(samples.steps):,} steps are known again, times and scalars are lost"
+            _put_aside([place for place in bad if place.level == "samples"])
             _write(folder, "samples", number, form_of(suffix).pack_samples(samples), suffix)
             yield from _mend(folder, number, samples, tables, found)
-            _put_aside([place for place in bad if place.level == "samples"])
         elif bad:
             yield from _mend(folder, number, samples, tables, found)
 
@@ -272,7 +273,7 @@ def _write(folder: Path, level: str, number: int, data: bytes, suffix: str) -> N
 
 def _put_aside(bad: Sequence[Place]) -> None:
     for place in bad:
-        place.path.replace(place.path.with_name(place.path.name + ".torn"))
+        put_aside(place.path)
 
 
 def _mend(
@@ -283,9 +284,10 @@ def _mend(
     if table is None:
         yield f"segment {number} stays as it is: its site table is lost"
         return
-    whole = {place.level: place for place in found if place.level != "tail" and _good(place)}
-    for place in found:
-        if place.level in ("tail", "samples") or place.level in whole or _good(place):
+    levels = [place for place in found if place.level not in ("tail", "samples")]
+    whole = {place.level: place for place in levels if _good(place)}
+    for place in levels:
+        if place.level in whole or _good(place):
             continue
         suffix = place.path.suffix[1:]
         if "full" in whole:
@@ -296,9 +298,10 @@ def _mend(
             cut = Cut.of(place.level, samples.steps, len(table.sites))
             planes, lost = salvaged(place, cut, len(table.signals))
         total = max(1, len(table.signals) * len(table.sites))
+        # First, because what is made again of the full detail has the bytes, and so the name, of what was damaged.
+        put_aside(place.path)
         if lost < total:
             data = form_of(suffix).pack_planes(place.level, samples, planes, table.signals, table.sites)
             _write(folder, place.level, number, data, suffix)
-        _put_aside([place])
         kept = f"{total - lost:,} of {total:,} series are kept"
         yield f"segment {number}, {place.level}: {kept}, the damaged file is moved aside"

@@ -40,11 +40,14 @@ __all__ = [
     "form_of",
     "groups",
     "has_parquet",
+    "newest",
     "orphaned",
     "places",
+    "put_aside",
     "read_planes",
     "read_samples",
     "reduced",
+    "remove_tail",
     "salvaged",
     "seal",
     "seal_tail",
@@ -69,6 +72,7 @@ _BROKEN: Final = (
     MemoryError,
 )
 _SEALED: Final = re.compile(r"(full|by16|by256|samples)-(\d{6,12})-([0-9a-f]{8})\.(parquet|frames)")
+_NUMBER: Final = re.compile(r"(?:full|by16|by256|samples|tail)-(\d{6,12})\b")
 _TAIL: Final = re.compile(r"tail-(\d{6,12})\.log")
 
 
@@ -191,11 +195,37 @@ def seal_tail(folder: Path, number: int, tables: Mapping[int, Table], suffix: st
     table = tables.get(samples.table, Table((), ()))
     if samples.steps or samples.marks:
         seal(folder, number, samples, table.signals, table.sites, suffix)
+    _let_go(path, damages)
+    return samples
+
+
+def remove_tail(folder: Path, number: int, tables: Mapping[int, Table]) -> None:
+    """Remove a tail that is sealed, and whose writer was killed before it did so itself."""
+    path = folder / tail_name(number)
+    with suppress(FileNotFoundError):
+        _let_go(path, read_tail(path, {key: table.width for key, table in tables.items()})[1])
+
+
+def _let_go(path: Path, damages: Sequence[Damage]) -> None:
     # A frame that was torn off by a crash was never whole; anything else is kept for who wants to look at it.
     if any(damage.kind != "incomplete" for damage in damages):
-        path.replace(path.with_suffix(".torn"))
-    path.unlink(missing_ok=True)
-    return samples
+        put_aside(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def put_aside(path: Path) -> None:
+    """Give a damaged file a name that ends in `.torn`, and that no other has."""
+    stem, count = path.name.removesuffix(".log"), 1
+    while (target := path.with_name(f"{stem}.torn" if count == 1 else f"{stem}.{count}.torn")).exists():
+        count += 1
+    path.replace(target)
+
+
+def newest(folder: Path) -> int:
+    """Give the largest number of a tail or sealed file, also of what was moved aside; 0 if there is none."""
+    numbers = (_NUMBER.match(path.name) for path in folder.iterdir())
+    return max((int(match[1]) for match in numbers if match), default=0)
 
 
 def salvaged(place: Place, cut: Cut, num_signals: int) -> tuple[list[array[int]], int]:

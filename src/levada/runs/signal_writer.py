@@ -16,7 +16,17 @@ from levada.runs.background import Background
 from levada.runs.frames import MAX_FRAME
 from levada.runs.lock import WriterLock
 from levada.runs.pyramid import SEGMENT, Kept, surplus
-from levada.runs.segments import Place, UnreadableError, has_parquet, places, read_samples, seal_tail, tail_name
+from levada.runs.segments import (
+    Place,
+    UnreadableError,
+    has_parquet,
+    newest,
+    places,
+    read_samples,
+    remove_tail,
+    seal_tail,
+    tail_name,
+)
 from levada.runs.tables import keep_table, read_tables
 from levada.runs.tail import TAIL_MAGIC, header, mark, sample
 
@@ -214,7 +224,7 @@ class SignalWriter:
         for file in self.folder.glob(".*-*.*"):
             file.unlink(missing_ok=True)
         found = places(self.folder)
-        self._number = max((place.number for place in found), default=0)
+        self._number = newest(self.folder)
         for place in found:
             if place.level == "samples":
                 self._remember(place)
@@ -266,7 +276,7 @@ class SignalWriter:
     def _seal(self, number: int) -> None:
         """Seal a tail, remove it, and let go of the detail that is no longer kept."""
         if number in {segment.number for segment in self._kept}:  # sealed, and killed before it was removed
-            (self.folder / tail_name(number)).unlink(missing_ok=True)
+            remove_tail(self.folder, number, self._tables)
         else:
             samples = seal_tail(self.folder, number, self._tables, self._suffix)
             self._note(number, samples.steps, samples.marks)

@@ -120,6 +120,29 @@ def _good(data: memoryview, at: int) -> tuple[int, str, str]:
     return start + length, "", ""
 
 
+def _whole(content: bytes, at: int) -> bool:
+    """Whether a frame that claims to go beyond the end is all there, up to a later mark or the end: no crash did that.
+
+    Example:
+        >>> frame = bytearray(mark(7))
+        >>> frame[6] ^= 1
+        >>> _whole(bytes(frame), 0), _whole(bytes(frame[:-1]), 0), _whole(bytes(frame) + mark(9)[:-1], 0)
+        (True, False, True)
+    """
+    if len(content) - at < _HEADER.size:
+        return False
+    start, found = at + _HEADER.size, 0
+    data, checksum = memoryview(content), _HEADER.unpack_from(content, at)[2]
+    while start < len(content):
+        stop = content.find(SYNC, start + 1)
+        stop = stop if stop >= 0 else len(content)
+        found = zlib.crc32(data[start:stop], found)
+        if found == checksum:
+            return True
+        start = stop
+    return False
+
+
 def scan_frames(content: bytes) -> Iterator[memoryview | Damage]:
     """Give the payloads of the good frames, and for every stretch between them that cannot be read a `Damage`.
 
@@ -149,6 +172,8 @@ def scan_frames(content: bytes) -> Iterator[memoryview | Damage]:
             at = content.find(SYNC, at + 1)
             stop = _good(data, at)[0] if at >= 0 else 0
         at = at if stop else len(data)
+        if kind == "incomplete" and (stop or _whole(content, start)):
+            kind, reason = "length", "its length was changed"
         yield Damage(kind, start, at - start, f"the frame at byte {start:,} cannot be read: {reason}")
 
 

@@ -131,8 +131,8 @@ class RunWriter:
             raise UsageError(f"{self.path}: events go to an open writer, and this one is closed. Use RunWriter.open.")
         if os.getpid() != self._process:
             raise UsageError(
-                f"{self.path}: events go through the process that opened the run ({self._process}), and this is a forked "
-                f"child of it ({os.getpid()}). Write to a run of the child's own, or let the parent write."
+                f"{self.path}: events go through the process that opened the run ({self._process}), and this is a "
+                f"forked child of it ({os.getpid()}). Write to a run of the child's own, or let the parent write."
             )
         if self._broken:
             raise OSError(
