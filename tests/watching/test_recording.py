@@ -106,6 +106,7 @@ def test_a_run_of_samples_losses_and_verdicts_is_read(tmp_path: Path) -> None:
     assert [event["share"] for event in run.events("overhead")] == [0.004]
     (end,) = run.events("end")
     assert (end["steps"], end["samples"], end["dropped"], end["problem"]) == (200, 10, 0, None)
+    assert end["losses_dropped"] == 0
     assert doctor(tmp_path / "mine").healthy
 
 
@@ -246,3 +247,51 @@ def test_a_training_that_goes_on_from_a_checkpoint_goes_on_with_its_record(tmp_p
         go(1, folder)
     with pytest.raises(UsageError, match="step must be at least 0, got -1"):
         Continue(folder, -1)
+
+
+def test_every_loss_is_kept_however_rare_samples_are(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, watching())
+    for step in range(12_345):
+        recording.before_update(step, torch.tensor(0.5 * step))
+        if step == 2500:  # it brings all losses that it has seen, also those that are written
+            losses = tuple((s, 0.5 * s) for s in range(step))
+            recording.sampled(Sample(step - 1, 0.0, sample(0).values, losses=losses))
+        if step == 2600:
+            assert recording.flush()
+            assert len(Run(tmp_path).losses()) == 2500, "what is older than a thousand steps is on disk"
+    recording.close()
+    run = Run(tmp_path)
+    assert run.losses() == [(step, 0.5 * step) for step in range(12_345)]
+    (end,) = run.events("end")
+    assert (end["steps"], end["losses_dropped"]) == (12_345, 0)
+    assert sum(len(event["steps"]) for event in run.events("loss")) == 12_345, "none is written twice"
+
+
+def test_a_sample_that_knows_only_the_last_losses_does_not_take_those_before(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, watching(steps=750))
+    for step in range(700):
+        recording.before_update(step, torch.tensor(1.0))
+    losses = tuple((step, 2.0) for step in range(188, 700))  # means over processes, of the last 512 steps
+    recording.sampled(Sample(699, 0.0, sample(0).values, losses=losses))
+    recording.close()
+    assert Run(tmp_path).losses() == [(step, 1.0 if step < 188 else 2.0) for step in range(700)]
+    assert next(Run(tmp_path).events("end"))["steps"] == 750, "of the last fifty no loss was seen"
+
+
+def test_losses_that_the_disk_does_not_take_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("levada.watching.recording._WAITING", 1)
+    recording = Recording(tmp_path, watching())
+    with monkeypatch.context() as patch:
+
+        def full(descriptor: int, data: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(os, "write", full)
+        for step in range(5000):
+            recording.before_update(step, torch.tensor(1.0))
+            if step % 1000 == 999:
+                recording.flush()
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        recording.close()
+    (end,) = Run(tmp_path).events("end")
+    assert (len(Run(tmp_path).losses()), end["losses_dropped"], end["steps"]) == (2000, 3000, 5000)

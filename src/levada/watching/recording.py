@@ -25,10 +25,13 @@ from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTA
 from levada.runs.manifest import MANIFEST
 from levada.runs.remote import Mirror, is_remote, stage
 from levada.watching.sample import WATCHED, Sample
+from levada.watching.transfer import Sent
 
 __all__ = ["Recording", "Watched", "codes_of"]
 
+# Events that wait for a disk that is full; steps whose losses wait for a sample, or are written without one.
 _WAITING: Final = 10_000
+_LOSSES: Final = 1_000
 _CLOSE_SECONDS: Final = 60.0
 _SITE: Final = tuple(field.name for field in fields(Site))
 
@@ -95,12 +98,12 @@ class _Events:
         self._writer = writer
         self._waiting: deque[tuple[str, dict[str, Any]]] = deque()
         self.problem: str | None = None
-        self.dropped = 0
+        self.losses_dropped = 0
         self._thread = Background(self._write, capacity=64, name="levada-events", at_exit=at_exit)
 
     def add(self, type: str, **payload: Any) -> None:
         if type == "loss" and len(self._waiting) > _WAITING:  # verdicts are few, and all wait
-            self.dropped += 1
+            self.losses_dropped += len(payload["steps"])
             return
         self._waiting.append((type, payload))
         self._thread.put("more")
@@ -109,11 +112,13 @@ class _Events:
         while self._waiting:
             type, payload = self._waiting[0]
             try:
-                self._writer.append(type, **payload)
+                fields = {key: value() if callable(value) else value for key, value in payload.items()}
+                self._writer.append(type, **fields)
             except OSError as error:
                 self.problem = f"{error}"
                 return
             except Exception as error:
+                self.losses_dropped += len(payload["steps"]) if type == "loss" else 0
                 self.problem = f"an event {type!r} was not stored: {error}"
             self._waiting.popleft()
 
@@ -137,8 +142,9 @@ class _Events:
 class Recording:
     """Hears a watched run and keeps it in a Run folder of kind "watch"; a `Listener`.
 
-    Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before), "finding", "bundle",
-    "overhead" and "end"; every rank keeps its samples (`levada.runs.SignalWriter`). Nothing here stops the training:
+    Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a thousand steps
+    where samples are rarer), "finding", "bundle", "overhead" and "end"; every rank keeps its samples
+    (`levada.runs.SignalWriter`). Nothing here stops the training:
     what cannot be stored is told by one warning, verdicts wait in memory until the disk takes them again.
 
     Args:
@@ -202,6 +208,7 @@ class Recording:
         self._heard: list[Finding] = []
         self._steps = self._samples = self._dropped = 0
         self._later: dict[int, Tensor] = {}
+        self._written = -1
         self._bundles = self._bundle_names()
 
     @property
@@ -221,21 +228,30 @@ class Recording:
         return self._events.waiting if self._events is not None else ()
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
-        """Remember the loss, on its device, for a run that ends before the sample that would bring it."""
-        if loss is not None and self._events is not None and len(self._later) < _WAITING:
+        """Remember the loss, on its device; write a thousand of them, if no sample has brought them by then."""
+        if self._closed or os.getpid() != self._process:
+            return
+        if loss is not None and self._events is not None:
+            self._steps = max(self._steps, step + 1)
             self._later[step] = loss.detach()
+            if len(self._later) >= _LOSSES:
+                self._keep_losses(step)
 
     def sampled(self, sample: Sample) -> None:
         """Keep a sample, the losses before it, and the verdicts that are new."""
         if self._closed or os.getpid() != self._process:
             return
         self._samples += 1
-        self._steps = sample.step + 1
-        if self._events is not None and sample.losses:
-            steps, values = zip(*sample.losses, strict=True)
-            self._events.add("loss", steps=list(steps), values=list(map(float, values)))
+        self._steps = max(self._steps, sample.step + 1)
+        losses = [(step, float(loss)) for step, loss in sample.losses if step > self._written]
+        # Of several processes a sample brings the means of the last steps; of those before them this one's are kept.
+        self._keep_losses(losses[0][0] - 1 if losses else self._written)
+        if self._events is not None and losses:
+            steps, values = zip(*losses, strict=True)
+            self._events.add("loss", steps=list(steps), values=list(values))
+            self._written = steps[-1]
         # A sample arrives after the update that follows it.
-        self._later = {step: loss for step, loss in self._later.items() if step > sample.step}
+        self._later = {step: loss for step, loss in self._later.items() if step > self._written}
         self._keep_sample(sample)
         self._hear(sample.step)
         self._tell()
@@ -250,22 +266,34 @@ class Recording:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        self._steps = max(self._steps, getattr(self._watch, "steps", 0))
         self._hear(self._steps - 1)
         if self._signals is not None:
             self._signals.close()
-        if self._events is not None:
-            if self._later:
-                with suppress(RuntimeError):  # a device that failed has no losses to give
-                    values = [float(loss) for loss in self._later.values()]
-                    self._events.add("loss", steps=list(self._later), values=values)
-                    self._steps = max(self._steps, *(step + 1 for step in self._later))
-            self._events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
+        if (events := self._events) is not None:
+            try:
+                self._keep_losses(self._steps)
+            except RuntimeError:  # a device that failed has no losses to give
+                events.losses_dropped += len(self._later)
+            events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
             end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
-            self._events.add("end", **end)
-            self._events.close()
+            events.add("end", losses_dropped=lambda: events.losses_dropped, **end)
+            events.close()
         if self._mirror is not None:
             self._mirror.close()
         self._tell()
+
+    def _keep_losses(self, last: int) -> None:
+        """Write the losses of steps up to this one; the thread of the events waits for the device, not the training."""
+        steps = [step for step in self._later if self._written < step <= last]
+        if self._events is None or not steps:
+            return
+        device = self._later[steps[-1]].device
+        form = torch.float32 if device.type == "mps" else torch.float64
+        values = torch.stack([self._later.pop(step).reshape(()).to(device, form) for step in steps])
+        sent = Sent(steps[-1], [values], None, steps, [], {})
+        self._written = steps[-1]
+        self._events.add("loss", steps=steps, values=lambda: [value for _, value in sent.host(0)[2]])
 
     def _keep_sample(self, sample: Sample) -> None:
         sites = tuple(self._watch.sites)
