@@ -102,7 +102,7 @@ def test_a_mirrored_run_is_the_run(kind, tmp_path, capsys):
     mirror.close()
     mirror.close()
     assert mirror.problem is None
-    assert not pending(writer.path)
+    assert not pending(writer.path, url)
     files, root = fsspec.core.url_to_fs(url)
     there = {path.removeprefix(root).lstrip("/"): files.cat_file(path) for path in files.find(root)}
     here = {p.relative_to(writer.path).as_posix(): p.read_bytes() for p in writer.path.rglob("*") if p.is_file()}
@@ -170,11 +170,11 @@ def test_what_a_dead_remote_lacks_is_known_and_can_be_brought_later():
     assert len(caught) == 2
     assert "2 files" in str(caught[1].message)
     assert "remote.upload(" in str(caught[1].message)
-    assert pending(writer.path).keys() == {"run.json", "events.log"}
+    assert pending(writer.path, url).keys() == {"run.json", "events.log"}
     Unreliable.share = 0.0
     assert upload(writer.path, url) == 2
     Unreliable.share = 0.5
-    assert not pending(writer.path)
+    assert not pending(writer.path, url)
     assert losses(url) == [0.5]
 
 
@@ -193,10 +193,10 @@ def test_a_remote_that_hangs_stalls_neither_the_loop_nor_for_long_the_end():
         thread = mirror._thread
         mirror.close(timeout=0.05)
     assert ["took longer than 0.05 s" in str(w.message) for w in caught] == [True]
-    assert "events.log" in pending(writer.path)
+    assert "events.log" in pending(writer.path, url)
     Slow.gate.set()
     thread.join(10.0)  # what hung goes on where it was, and then nothing is missing
-    assert not pending(writer.path)
+    assert not pending(writer.path, url)
     assert len(losses(url)) == 200
 
 
@@ -241,11 +241,11 @@ def test_each_rank_uploads_its_own_signals():
     with begin(url) as writer:
         for rank in (0, 1):
             segment(writer.path, 0, b"x", rank)
-        assert pending(writer.path, 1).keys() == {"signals/rank-00001/000000.segment"}
+        assert pending(writer.path, url, 1).keys() == {"signals/rank-00001/000000.segment"}
         upload(writer.path, url, rank=1)
-        assert pending(writer.path).keys() == {"events.log", "run.json", "signals/rank-00000/000000.segment"}
+        assert pending(writer.path, url).keys() == {"events.log", "run.json", "signals/rank-00000/000000.segment"}
         upload(writer.path, url)
-        assert not pending(writer.path, 1) | pending(writer.path)
+        assert not pending(writer.path, url, 1) | pending(writer.path, url)
     assert len(list(Run(url).path.rglob("*.segment"))) == 2
 
 
@@ -316,7 +316,7 @@ def test_a_training_whose_remote_is_dead_ends_as_it_would_have(monkeypatch):
     assert Run(folder).signals().steps == (0, 1, 2, 3, 4)
     monkeypatch.setattr(Unreliable, "share", 0.0)
     upload(folder, "unreliable://watched")
-    assert not pending(folder)
+    assert not pending(folder, "unreliable://watched")
     assert Run("unreliable://watched").signals().steps == (0, 1, 2, 3, 4)
 
 
@@ -392,9 +392,9 @@ def test_what_was_uploaded_is_known_after_a_crash():
     with begin(url) as writer:
         upload(writer.path, url)
         writer.append("loss", value=1.0)
-    assert pending(writer.path).keys() == {"events.log"}
-    note = remote._state(writer.path, 0)
+    assert pending(writer.path, url).keys() == {"events.log"}
+    note = remote._state(writer.path, url, 0)
     assert json.loads(note.read_text())["url"] == url
     note.write_bytes(note.read_bytes()[:20])
-    assert pending(writer.path).keys() == {"events.log", "run.json"}
+    assert pending(writer.path, url).keys() == {"events.log", "run.json"}
     assert upload(writer.path, url) == 2

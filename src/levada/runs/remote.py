@@ -3,13 +3,14 @@
 Staging folders are in `staged`, copies in `fetched`, both in `$LEVADA_CACHE`, else in `levada` in the user's cache:
 below a digest of the address a folder with its last part as name, and a number where an older run has that name. A
 staging folder holds the whole run, also after the upload: to remove it is its owner's decision. What was uploaded is
-written down in it, in a hidden file, so that after a crash too `pending` knows what is missing, and `upload` can bring
-it.
+written down in it, in a hidden file for each address, so that after a crash too `pending` knows what is missing, and
+`upload` can bring it.
 """
 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import re
@@ -103,13 +104,15 @@ def _holds_run(folder: Path, rank: int) -> bool:
     return (folder / MANIFEST).exists() or (folder / f"signals/rank-{rank:05d}").exists()
 
 
-def _state(folder: Path, rank: int) -> Path:
-    return folder / f".remote-{rank:05d}.json"
+def _state(folder: Path, url: str, rank: int) -> Path:
+    digest = hashlib.sha256(url.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+    return folder / f".remote-{rank:05d}-{digest}.json"
 
 
-def _uploaded(folder: Path, rank: int) -> dict[str, list[int]]:
+def _uploaded(folder: Path, url: str, rank: int) -> dict[str, list[int]]:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return dict(json.loads(_state(folder, rank).read_bytes())["files"])
+        values = json.loads(_state(folder, url, rank).read_bytes())
+        return dict(values["files"]) if values["url"] == url else {}
     return {}
 
 
@@ -140,14 +143,15 @@ def _place(key: str) -> int:
     return 0 if name.startswith("sites-") else 1 + name.startswith("tail-")
 
 
-def pending(folder: str | Path, rank: int = 0) -> dict[str, int]:
-    """Give the files of a staging folder that are not uploaded as they are now, and their sizes in bytes.
+def pending(folder: str | Path, url: str, rank: int = 0) -> dict[str, int]:
+    """Give the files of a staging folder that a remote root has not as they are now, and their sizes in bytes.
 
     Args:
         folder: the staging folder.
+        url: the remote root; what was uploaded to another does not count.
         rank: whose part is asked for.
     """
-    done = _uploaded(Path(folder), rank)
+    done = _uploaded(Path(folder), url, rank)
     return {key: status[0] for key, status in _present(Path(folder), rank) if done.get(key) != status}
 
 
@@ -182,7 +186,7 @@ def upload(folder: str | Path, url: str, *, rank: int = 0, stop: Callable[[], bo
         UsageError: if another run is at the remote root.
         Exception: what the file system raises; what was uploaded before is written down.
     """
-    here, done, count = Path(folder), _uploaded(Path(folder), rank), 0
+    here, done, count = Path(folder), _uploaded(Path(folder), url, rank), 0
     files, root = connect(url)
     if not done and rank == 0 and _manifest_at(url) not in (None, _manifest_in(here)):
         raise UsageError(f"{url}: this root holds another run, and nothing is uploaded. Upload {here} elsewhere.")
@@ -209,7 +213,7 @@ def upload(folder: str | Path, url: str, *, rank: int = 0, stop: Callable[[], bo
         if done != before:
             data = json.dumps({"url": url, "files": done}).encode()
             with suppress(OSError):
-                write_atomically(_state(here, rank), data)
+                write_atomically(_state(here, url, rank), data)
     return count
 
 
@@ -256,7 +260,7 @@ class Mirror:
     @property
     def pending(self) -> Mapping[str, int]:
         """The files that are not uploaded as they are now, and their sizes in bytes."""
-        return pending(self.folder, self.rank)
+        return pending(self.folder, self.url, self.rank)
 
     def _run(self) -> None:
         while not self._ending.is_set():
