@@ -226,7 +226,13 @@ def _reseal_rank(folder: Path) -> Iterator[str]:
         bad = [place for place in found if place.level != "tail" and not _good(place)]
         if tail is not None and (samples is None or bad):
             _put_aside(bad)
-            count = len(seal_tail(folder, number, tables, suffix).steps)
+            try:
+                count = len(seal_tail(folder, number, tables, suffix).steps)
+            except OSError:
+                raise
+            except Exception as error:  # of a table that no file can hold; what is in the tail is still read
+                yield f"tail {number} stays as it is: {type(error).__name__}: {error}"
+                continue
             yield f"tail {number} is sealed, {count:,} samples"
         elif samples is None:
             samples = _from_levels(found)

@@ -20,7 +20,17 @@ from levada import __version__
 from levada._errors import UsageError
 from levada._numbers import json_ready
 
-__all__ = ["LOG", "MANIFEST", "SCHEMA", "Manifest", "describe", "read_manifest", "write_atomically", "write_manifest"]
+__all__ = [
+    "LOG",
+    "MANIFEST",
+    "SCHEMA",
+    "Manifest",
+    "describe",
+    "read_manifest",
+    "sync_folder",
+    "write_atomically",
+    "write_manifest",
+]
 
 SCHEMA: Final = 1
 MANIFEST: Final = "run.json"
@@ -80,12 +90,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk, so that a file made or renamed in it is there after a power cut."""
     if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 def _checksum(values: Mapping[str, Any]) -> int:

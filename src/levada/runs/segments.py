@@ -25,7 +25,7 @@ from typing import Any, Final
 from levada._errors import MissingExtraError
 from levada.runs.codes import NAN
 from levada.runs.frames import Damage
-from levada.runs.manifest import write_atomically
+from levada.runs.manifest import sync_folder, write_atomically
 from levada.runs.pyramid import SPANS, blocks, coarsen, coarsen_by_arrow
 from levada.runs.tables import Table
 from levada.runs.tail import Samples, read_tail
@@ -47,6 +47,7 @@ __all__ = [
     "read_planes",
     "read_samples",
     "reduced",
+    "remove",
     "remove_tail",
     "salvaged",
     "seal",
@@ -211,6 +212,12 @@ def _let_go(path: Path, damages: Sequence[Damage]) -> None:
     if any(damage.kind != "incomplete" for damage in damages):
         put_aside(path)
     else:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; where a reader has it open and the system forbids it, the next writer or sealing does so."""
+    with suppress(PermissionError):
         path.unlink(missing_ok=True)
 
 
@@ -219,7 +226,9 @@ def put_aside(path: Path) -> None:
     stem, count = path.name.removesuffix(".log"), 1
     while (target := path.with_name(f"{stem}.torn" if count == 1 else f"{stem}.{count}.torn")).exists():
         count += 1
-    path.replace(target)
+    with suppress(PermissionError):  # as `remove`
+        path.replace(target)
+        sync_folder(path.parent)
 
 
 def newest(folder: Path) -> int:

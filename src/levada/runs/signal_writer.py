@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, final
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import MissingExtraError, UsageError, require_at_least
 from levada.runs.background import Background
 from levada.runs.frames import MAX_FRAME
 from levada.runs.lock import WriterLock
+from levada.runs.manifest import sync_folder
 from levada.runs.pyramid import SEGMENT, Kept, surplus
 from levada.runs.segments import (
     Place,
@@ -23,6 +24,7 @@ from levada.runs.segments import (
     newest,
     places,
     read_samples,
+    remove,
     remove_tail,
     seal_tail,
     tail_name,
@@ -61,6 +63,10 @@ class SignalWriter:
         capacity: how many samples may wait; by default as many as fit 64 MiB.
         warn: whether to warn, once, when storing stops; otherwise only `problem` says so.
 
+    Attributes:
+        problem: why storing stopped, or None.
+        left: which tail of an earlier writer could not be sealed, and why, or None; it stays, and is still read.
+
     Raises:
         UsageError: if another writer holds this rank's folder, or the table is none.
         OSError: if the folder cannot be written.
@@ -96,6 +102,7 @@ class SignalWriter:
         self.folder = rank_folder(Path(folder), rank)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.problem: str | None = None
+        self.left: str | None = None
         self._lock = WriterLock(self.folder)
         try:
             number = keep_table(self.folder, signals, sites)
@@ -109,9 +116,10 @@ class SignalWriter:
             raise UsageError(f"SignalWriter: a sample has at most {MAX_FRAME // 4:,} numbers, got {self._width:,}.")
         self._suffix = "parquet" if has_parquet() else "frames"
         self._refused = self._lost = 0
-        self._told, self._closed = not warn, False
+        self._warn, self._told, self._closed = warn, set[str](), False
         self._descriptor, self._size, self._good, self._rows = -1, 0, 0, 0
         self._kept: list[Kept] = []
+        self._sealed: set[int] = set()
         self._marks: list[int] = []
         self._number = 0
         self._synced = clock.monotonic()
@@ -138,7 +146,7 @@ class SignalWriter:
         if self._thread.foreign:
             return
         try:
-            values = {str(key): float(value) for key, value in (scalars or {}).items()}
+            values = {_utf8(key): float(value) for key, value in (scalars or {}).items()}
             held = codes if callable(codes) else bytes(codes)
             good = callable(held) or len(held) == 2 * self._width
             taken = good and self.problem is None and self._thread.put((_int64(step), float(time), held, values))
@@ -175,15 +183,13 @@ class SignalWriter:
         self.close()
 
     def _tell(self) -> None:
-        """Warn once, in the thread of the training; where warnings are errors they are not made to stop it."""
-        if self.problem is not None and not self._told:
-            self._told = True
-            with suppress(Warning):
-                warnings.warn(
-                    f"{self.folder}: signals are no longer stored, and training goes on: {self.problem}",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+        """Warn once of each, in the thread of the training; where warnings are errors they do not stop it."""
+        ended = self.problem and f"signals are no longer stored, and training goes on: {self.problem}"
+        for sentence in (self.left, ended) if self._warn else ():
+            if sentence and sentence not in self._told:
+                self._told.add(sentence)
+                with suppress(Warning):
+                    warnings.warn(f"{self.folder}: {sentence}", RuntimeWarning, stacklevel=3)
 
     # What follows runs in the thread, or after it.
 
@@ -230,7 +236,13 @@ class SignalWriter:
                 self._remember(place)
         for place in found:
             if place.level == "tail":
-                self._seal(place.number)
+                try:
+                    self._seal(place.number)
+                except OSError:
+                    raise
+                except Exception as error:  # what is left is still read, and no reason to store nothing more
+                    why = f"{place.path.name}, {type(error).__name__}: {error}"
+                    self.left = f"what an earlier writer left could not be sealed, and stays as it is: {why}"
 
     def _write(self, data: bytes, rows: int) -> None:
         if self._descriptor < 0:
@@ -257,6 +269,7 @@ class SignalWriter:
         self._number += 1
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(self.folder / tail_name(self._number), flags, 0o644)
+        sync_folder(self.folder)
         self._size = self._rows = 0
         self._write(TAIL_MAGIC + header(self._table), rows=0)
 
@@ -275,7 +288,7 @@ class SignalWriter:
 
     def _seal(self, number: int) -> None:
         """Seal a tail, remove it, and let go of the detail that is no longer kept."""
-        if number in {segment.number for segment in self._kept}:  # sealed, and killed before it was removed
+        if number in self._sealed:  # sealed, and killed before it was removed
             remove_tail(self.folder, number, self._tables)
         else:
             samples = seal_tail(self.folder, number, self._tables, self._suffix)
@@ -284,17 +297,28 @@ class SignalWriter:
         gone = set(surplus(kept, self._marks, self._keep))
         for place in places(self.folder) if gone else ():
             if (place.level, place.number) in gone:
-                place.path.unlink(missing_ok=True)
+                remove(place.path)
 
     def _remember(self, place: Place) -> None:
         with suppress(UnreadableError, FileNotFoundError):
-            samples = read_samples(place)
-            self._note(place.number, samples.steps, samples.marks)
+            try:
+                samples = read_samples(place)
+            except MissingExtraError:  # its checksum is right; its steps are unknown, and all its detail is kept
+                self._sealed.add(place.number)
+            else:
+                self._note(place.number, samples.steps, samples.marks)
 
     def _note(self, number: int, steps: Sequence[int], marks: Sequence[int]) -> None:
+        self._sealed.add(number)
         self._marks.extend(step for step in marks if step not in self._marks)
         if steps:
             self._kept.append(Kept(number, min(steps), max(steps), len(steps)))
+
+
+def _utf8(name: Any) -> str:
+    """Give a name as Parquet can hold it: a lone surrogate as its escape."""
+    text = str(name)
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _int64(step: int) -> int:

@@ -51,11 +51,17 @@ def keep_table(folder: Path, signals: Sequence[str], sites: Sequence[Mapping[str
     """Write a table, unless the newest one is the same; give its number.
 
     Raises:
-        UsageError: if a site has no name, a name comes twice, or something is not JSON.
+        UsageError: if a site has no name, a name comes twice or has no UTF-8, an order is no integer of 32 bits, or
+            something is not JSON.
     """
     for what, names in (("signal", list(signals)), ("site", [site.get("name") for site in sites])):
-        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-            raise UsageError(f"SignalWriter: every {what} has a name of its own, got {names[:20]!r}.")
+        if not all(map(_is_name, names)) or len(set(names)) < len(names):
+            raise UsageError(f"SignalWriter: every {what} has a name of its own, in UTF-8, got {names[:20]!r}.")
+    orders = [site["order"] for site in sites if "order" in site]
+    if wrong := [order for order in orders if not _is_order(order)]:
+        raise UsageError(
+            f"SignalWriter: a site's order is an integer of 32 bits, got {wrong[0]!r}. Leave it out, or count."
+        )
     table = {"schema": SCHEMA, "signals": list(signals), "sites": json_ready(list(sites), "sites")}
     values = _canonical(table)
     numbers = [int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
@@ -66,6 +72,15 @@ def keep_table(folder: Path, signals: Sequence[str], sites: Sequence[Mapping[str
     for name in _names(newest + 1):
         write_atomically(folder / name, text)
     return newest + 1
+
+
+def _is_name(name: Any) -> bool:
+    """Whether it can be a column of Parquet, which holds UTF-8: a lone surrogate has none."""
+    return isinstance(name, str) and bool(name) and name == name.encode("utf-8", "ignore").decode()
+
+
+def _is_order(order: Any) -> bool:
+    return isinstance(order, int) and not isinstance(order, bool) and -(2**31) <= order < 2**31
 
 
 def _names(number: int) -> tuple[str, str]:

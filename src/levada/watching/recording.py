@@ -214,7 +214,7 @@ class Recording:
     @property
     def problem(self) -> str | None:
         """Why something is not stored, or None."""
-        signals = self._signals.problem if self._signals is not None else None
+        signals = (self._signals.problem or self._signals.left) if self._signals is not None else None
         return self._problem or signals or (self._events.problem if self._events is not None else None)
 
     @property
