@@ -14,15 +14,19 @@ from typing import Any, Final
 
 from levada._errors import import_extra
 from levada.runs.packed import require_schema
-from levada.runs.pyramid import SPANS, blocks
-from levada.runs.segments import MAX_FILE, Cut, UnreadableError, groups
-from levada.runs.tail import SCHEMA, Samples
+from levada.runs.pyramid import SEGMENT, SPANS, blocks
+from levada.runs.segments import Cut, UnreadableError, groups
+from levada.runs.tail import MAX_SCALARS, SCHEMA, Samples
 
 __all__ = ["pack_planes", "pack_samples", "unpack_planes", "unpack_samples", "unpack_steps"]
 
 _PLANES: Final = {"full": ("code",), "by16": ("low", "mean", "high"), "by256": ("low", "mean", "high")}
 _KEY: Final = b"levada"
 _MAX_SAMPLES: Final = 2**20
+_MAX_SCALARS: Final = SEGMENT * MAX_SCALARS
+_MAX_TEXT: Final = 2**26
+# A row group holds a million rows, or those of one site.
+_MAX_ROWS: Final = 2**21
 
 
 def _arrow() -> tuple[ModuleType, ModuleType]:
@@ -81,10 +85,28 @@ def unpack_samples(content: bytes) -> Samples:
     file, values = _open(content)
     if file.metadata.num_rows > _MAX_SAMPLES:
         raise UnreadableError(f"it claims {file.metadata.num_rows:,} samples")
-    table = file.read(use_threads=False)
-    scalars = [dict(each) for each in table["scalars"].to_pylist()]
-    steps, times = array("q", table["step"].to_pylist()), array("d", table["time"].to_pylist())
+    for group in range(file.metadata.num_row_groups):
+        _require_small(file, group, _MAX_SCALARS + file.metadata.num_rows, _MAX_TEXT)
+    steps, times, scalars, count = array("q"), array("d"), list[dict[str, float]](), 0
+    for batch in file.iter_batches(SEGMENT, columns=["step", "time", "scalars"], use_threads=False):
+        ends = batch.column("scalars").offsets
+        count += ends[-1].as_py() - ends[0].as_py()
+        if count > _MAX_SCALARS:
+            raise UnreadableError(f"it holds more than {_MAX_SCALARS:,} scalars")
+        scalars += map(dict, batch.column("scalars").to_pylist())
+        steps.extend(batch.column("step").to_pylist())
+        times.extend(batch.column("time").to_pylist())
     return Samples(int(values["sites"]), steps, times, scalars, list(map(int, values["marks"])))
+
+
+def _require_small(file: Any, group: int, values: int, size: int, names: Sequence[str] = ()) -> None:
+    """Raise if columns of a row group claim more values, or bytes once decompressed; before any of them is read."""
+    about = file.metadata.row_group(group)
+    for column in map(about.column, range(about.num_columns)):
+        name = column.path_in_schema.partition(".")[0]
+        if (not names or name in names) and (column.num_values > values or column.total_uncompressed_size > size):
+            found = f"{column.num_values:,} values of {name!r} in {column.total_uncompressed_size:,} bytes"
+            raise UnreadableError(f"row group {group} claims {found}")
 
 
 def pack_planes(
@@ -161,19 +183,31 @@ def unpack_planes(
 
 def _group(file: Any, place: int, cut: Cut, group: range, strictly: bool) -> list[array[int]]:
     """Read a row group; `strictly` also looks whether its steps are those that they should be."""
-    about = file.metadata.row_group(place)
-    if about.num_rows != len(group) * cut.rows or about.total_byte_size > MAX_FILE:
-        raise UnreadableError(f"row group {place} holds {about.num_rows:,} rows")
+    rows = file.metadata.row_group(place).num_rows
+    if rows != len(group) * cut.rows:
+        raise UnreadableError(f"row group {place} holds {rows:,} rows")
     names = list(_PLANES[cut.level])
-    table = file.read_row_group(place, columns=[*names, *(["step"] if strictly else [])], use_threads=False)
+    read = [*names, *(["step"] if strictly else [])]
+    _require_small(file, place, rows, _bytes_of(rows), read)
+    if any(str(file.schema_arrow.field(name).type) != "int16" for name in names):
+        raise UnreadableError(f"row group {place} holds no codes")
+    table = file.read_row_group(place, columns=read, use_threads=False)
     if strictly and table["step"].to_pylist() != list(cut.steps) * len(group):
         raise UnreadableError(f"row group {place} holds other steps")
     return [_codes(table[name]) for name in names]
 
 
+def _bytes_of(rows: int) -> int:
+    """Give how many bytes a column of integers may take: the widest has eight, and packing adds little."""
+    return 16 * rows + 2**16
+
+
 def unpack_steps(content: bytes) -> tuple[int, list[int]]:
     """Give the number of the site table and the first step of each row of a level's file."""
     file, values = _open(content)
+    if (rows := file.metadata.row_group(0).num_rows) > _MAX_ROWS:
+        raise UnreadableError(f"its first row group claims {rows:,} rows")
+    _require_small(file, 0, rows, _bytes_of(rows), ["step"])
     steps = file.read_row_group(0, columns=["step"], use_threads=False)["step"].to_pylist()
     return int(values["sites"]), steps[
         : next((i for i, step in enumerate(steps) if i and step == steps[0]), len(steps))

@@ -89,13 +89,15 @@ class Run:
         steps: list[int] = []
         values: list[float] = []
         for event in self.events("loss", numbers=("values",)):
-            new = event.get("steps")
-            if not isinstance(new, list) or not new:
+            new, found = event.get("steps"), event.get("values")
+            if not isinstance(new, list) or not isinstance(found, list) or not new or len(new) != len(found):
+                continue
+            if not all(isinstance(step, int) for step in new) or not all(isinstance(x, int | float) for x in found):
                 continue
             del values[(place := bisect_left(steps, new[0])) :], steps[place:]
             steps += new
-            values += event["values"]
-        return list(zip(steps, values, strict=False))
+            values += found
+        return list(zip(steps, values, strict=True))
 
     @property
     def damage(self) -> Damage | None:

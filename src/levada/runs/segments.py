@@ -70,6 +70,7 @@ _BROKEN: Final = (
     ArithmeticError,
     StopIteration,
     NotImplementedError,
+    RecursionError,
     MemoryError,
 )
 _SEALED: Final = re.compile(r"(full|by16|by256|samples)-(\d{6,12})-([0-9a-f]{8})\.(parquet|frames)")
@@ -241,7 +242,8 @@ def salvaged(place: Place, cut: Cut, num_signals: int) -> tuple[list[array[int]]
     """Give all codes of a level's file that can be read, NaN for the others, and how many series are lost."""
     planes = [array("h", [NAN]) * (num_signals * cut.num_sites * cut.rows) for _ in range(cut.width)]
     lost = num_signals * cut.num_sites
-    content = place.path.read_bytes()
+    with place.path.open("rb") as file:
+        content = file.read(MAX_FILE)
     with suppress(UnreadableError, *_BROKEN):
         for signal in range(num_signals):
             for span, part in form_of(place.path.suffix[1:]).unpack_planes(

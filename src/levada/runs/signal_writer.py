@@ -30,7 +30,7 @@ from levada.runs.segments import (
     tail_name,
 )
 from levada.runs.tables import keep_table, read_tables
-from levada.runs.tail import TAIL_MAGIC, header, mark, sample
+from levada.runs.tail import MAX_SCALARS, TAIL_MAGIC, header, mark, sample
 
 __all__ = ["SIGNALS_FOLDER", "SignalWriter", "rank_folder"]
 
@@ -141,14 +141,14 @@ class SignalWriter:
             step: number of the optimizer step; the key of the sample.
             time: seconds since the epoch; kept as given, nothing depends on it.
             codes: `levada.runs.codes`, signal by signal, `(signals, sites)`; or what gives them, called in the thread.
-            scalars: numbers of the step by name.
+            scalars: numbers of the step by name, at most 4,096.
         """
         if self._thread.foreign:
             return
         try:
             values = {_utf8(key): float(value) for key, value in (scalars or {}).items()}
             held = codes if callable(codes) else bytes(codes)
-            good = callable(held) or len(held) == 2 * self._width
+            good = (callable(held) or len(held) == 2 * self._width) and len(values) <= MAX_SCALARS
             taken = good and self.problem is None and self._thread.put((_int64(step), float(time), held, values))
         except (TypeError, ValueError, AttributeError, OverflowError):
             taken = False

@@ -101,8 +101,23 @@ def _read(path: Path) -> dict[str, Any] | str:
             return f"it is of schema {table['schema']}, and this levada reads {SCHEMA}; update levada"
     except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
         return f"it is no site table ({error!r})"
+    if wrong := _malformed(table):
+        return wrong
     found: dict[str, Any] = table
     return found
+
+
+def _malformed(table: Mapping[str, Any]) -> str:
+    """Say what keeps a table with a right checksum from being one; nothing if it is."""
+    signals, sites = table.get("signals"), table.get("sites")
+    if not isinstance(signals, list) or not isinstance(sites, list):
+        return "it holds no lists of signals and sites"
+    if not all(isinstance(site, dict) for site in sites):
+        return "a site is no object"
+    for what, names in (("signal", signals), ("site", [site.get("name") for site in sites])):
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            return f"a {what} has no name of its own"
+    return ""
 
 
 def read_tables(folder: Path) -> tuple[dict[int, Table], list[Damage]]:

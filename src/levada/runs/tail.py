@@ -27,6 +27,7 @@ from levada.runs.codes import codes_from
 from levada.runs.frames import MAX_FRAME, Damage
 
 __all__ = [
+    "MAX_SCALARS",
     "MAX_TAIL",
     "SCHEMA",
     "TAIL_MAGIC",
@@ -44,6 +45,8 @@ TAIL_MAGIC: Final = b"LEVSIG\x01\n"
 SYNC: Final = b"\xf5Lv\n"
 # A tail is sealed at 64 MiB, and its last frame may be as long again.
 MAX_TAIL: Final = 4 * MAX_FRAME
+# Of one sample. A reader refuses a file that claims more than its samples may have.
+MAX_SCALARS: Final = 4096
 _HEADER: Final = struct.Struct("<4sII")
 _SAMPLE: Final = struct.Struct("<qdII")
 _STEP: Final = struct.Struct("<q")
