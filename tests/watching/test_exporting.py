@@ -340,3 +340,17 @@ def test_what_cannot_be_meant(tmp_path):
         Exporting("tensorbord", tmp_path)
     with pytest.raises(UsageError, match="sites"):
         Exporting("tensorboard", tmp_path, sites=-1)
+
+
+@pytest.mark.parametrize("path", [".", "below/.."])
+def test_a_run_is_exported_under_the_name_of_its_folder_however_that_is_written(tmp_path, monkeypatch, path):
+    folder = stored(tmp_path / "a run")
+    (folder / "below").mkdir()
+    monkeypatch.chdir(folder)
+    names = []
+    told = SimpleNamespace(write=lambda *_: None, tell=lambda *_: None, close=lambda: None)
+    monkeypatch.setattr(
+        "levada.runs.exporters.stored.open_exporter", lambda to, out, *, name, config: names.append(name) or told
+    )
+    export(path, "tensorboard", tmp_path)
+    assert names == ["a run"]

@@ -89,7 +89,7 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
                 if not math.isnan(row[0]):
                     rows.setdefault(step, {})[tag(signal, name)] = row[0]
     told_at = _findings(run, max(rows, default=0))
-    name = run.path.name
+    name = run.path.resolve().name
     exporter = open_exporter(to, out, name=name, config={**run.manifest.config, "levada": dict(run.manifest.versions)})
     try:
         for step in sorted({*rows, *told_at}):
