@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from levada._errors import UsageError
 from levada.runs import Run, RunWriter
+from levada.runs.lock import WriterLock
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is POSIX")
@@ -30,3 +32,19 @@ def test_a_forked_child_can_neither_write_nor_cut_its_parents_events(tmp_path: P
     writer.close()
     assert [event["seed"] for event in Run(tmp_path / "run").events("result")] == [0, 1]
     assert Run(tmp_path / "run").damage is None
+
+
+@pytest.mark.parametrize(("number", "held"), [(errno.EWOULDBLOCK, True), (errno.EACCES, True), (errno.ENOLCK, False)])
+def test_only_a_lock_that_another_holds_is_said_to_be_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, held: bool
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("levada.runs.lock._take", refuse)
+    if held:
+        with pytest.raises(UsageError, match="one writer at a time"):
+            WriterLock(tmp_path)
+    else:
+        with pytest.raises(OSError, match="could not be locked for one writer, write it to another file system"):
+            WriterLock(tmp_path)

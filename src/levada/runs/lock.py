@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -14,6 +15,8 @@ from levada._errors import UsageError
 __all__ = ["WriterLock"]
 
 NAME: Final = "writer.lock"
+# EDEADLOCK is what Windows says.
+_TAKEN: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 if sys.platform == "win32":
     import msvcrt
@@ -53,6 +56,7 @@ class WriterLock:
 
     Raises:
         UsageError: if another writer holds the run.
+        OSError: if the file system has no locks, or refuses for another reason.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,6 +66,12 @@ class WriterLock:
             _take(self._descriptor)
         except OSError as error:
             os.close(self._descriptor)
+            if error.errno not in _TAKEN:
+                raise OSError(
+                    error.errno,
+                    f"the run could not be locked for one writer, write it to another file system: {error.strerror}",
+                    str(path),
+                ) from error
             holder = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
             raise UsageError(
                 f"{folder}: a run has one writer at a time, and another holds it (process {holder}). "
