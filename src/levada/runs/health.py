@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import final
 
 from levada._errors import MissingExtraError, UsageError
 from levada.runs.address import local
+from levada.runs.bundles import examine_bundles
 from levada.runs.frames import Damage, survivors
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest, write_atomically
@@ -32,7 +34,7 @@ from levada.runs.segments import (
     sealed_name,
     verified,
 )
-from levada.runs.signals import rank_folders
+from levada.runs.signals import PAUSES, rank_folders
 from levada.runs.tables import Table, mend_tables, read_tables
 from levada.runs.tail import Samples, read_tail
 
@@ -92,6 +94,8 @@ class Health:
         frames_behind: good frames that lie behind the damage and that readers do not reach.
         torn: files that a continued run moved aside, and their sizes in bytes.
         signals: what was found of each rank's signals.
+        bundles: number of kept steps.
+        bundle_damage: which of them cannot be replayed, and why.
     """
 
     path: Path
@@ -104,11 +108,13 @@ class Health:
     frames_behind: int
     torn: Mapping[str, int]
     signals: tuple[RankHealth, ...] = ()
+    bundles: int = 0
+    bundle_damage: tuple[Damage, ...] = ()
 
     @property
     def healthy(self) -> bool:
         """Whether everything that was written can be read."""
-        whole = self.manifest is not None and self.damage is None and not self.torn
+        whole = self.manifest is not None and not (self.damage or self.torn or self.bundle_damage)
         return whole and all(rank.healthy for rank in self.signals)
 
     def __str__(self) -> str:
@@ -123,11 +129,15 @@ class Health:
             lines.append(f"  damage: {self.damage.message}; {lost}")
         lines += [_aside(name, size) for name, size in self.torn.items()]
         lines += [str(rank) for rank in self.signals]
+        if self.bundles:
+            right = "right but for the damage below" if self.bundle_damage else "every checksum right"
+            lines.append(f"  bundles: {self.bundles:,}, {right}")
+        lines += [f"  damage: {damage.message}" for damage in self.bundle_damage]
         return "\n".join(lines)
 
 
 def doctor(path: str | Path) -> Health:
-    """Check a run: every checksum, the manifest, what a crash tore off, the signals. Changes nothing.
+    """Check a run: every checksum, the manifest, what a crash tore off, signals, bundles. Changes nothing.
 
     Args:
         path: the run's folder, or its address; its manifest may be corrupt.
@@ -151,16 +161,29 @@ def doctor(path: str | Path) -> Health:
             behind = survivors(file.read())
     torn = {file.name: file.stat().st_size for file in sorted(folder.glob("events.torn-*"))}
     ranks = tuple(_examine_rank(rank, signals) for rank, signals in sorted(rank_folders(folder).items()))
-    return Health(folder, manifest, reason, types.total(), good, dict(types), damage, behind, torn, ranks)
+    bundles, lost = examine_bundles(folder)
+    return Health(
+        folder, manifest, reason, types.total(), good, dict(types), damage, behind, torn, ranks, bundles, tuple(lost)
+    )
 
 
 def _examine_rank(rank: int, folder: Path) -> RankHealth:
+    for pause in PAUSES:  # a writer may seal a tail, or let go of a file, between the look into the folder and the file
+        health, moved = _look(rank, folder)
+        if not moved:
+            break
+        time.sleep(pause)
+    return health
+
+
+def _look(rank: int, folder: Path) -> tuple[RankHealth, bool]:
+    """Examine the signals of a rank, and say whether something seemed missing that a writer may have moved."""
+    found = places(folder)
     tables, damages = read_tables(folder)
     widths = {number: table.width for number, table in tables.items()}
-    samples, size, sealed, tables_needed = 0, 0, set[int](), set[int]()
-    found = places(folder)
+    samples, size, sealed, tables_needed, moved = 0, 0, set[int](), set[int](), False
     for place in found:
-        with suppress(FileNotFoundError):  # sealed, or let go of, at this moment
+        with suppress(FileNotFoundError):  # let go of at this moment
             if place.level == "tail":
                 continue
             try:
@@ -174,17 +197,21 @@ def _examine_rank(rank: int, folder: Path) -> RankHealth:
             except MissingExtraError:
                 pass  # its checksum is right; only the number of samples stays unknown
     for place in found:
-        with suppress(FileNotFoundError):
-            if place.level == "tail" and place.number not in sealed:
+        if place.level == "tail" and place.number not in sealed:
+            try:
                 held, lost = read_tail(place.path, widths)
-                samples += len(held.steps)
-                size += place.path.stat().st_size - sum(damage.num_bytes for damage in lost)
-                damages += [Damage(d.kind, d.offset, d.num_bytes, f"{place.path.name}: {d.message}") for d in lost]
+            except FileNotFoundError:
+                moved = True
+                continue
+            samples += len(held.steps)
+            size += place.path.stat().st_size - sum(damage.num_bytes for damage in lost)
+            damages += [Damage(d.kind, d.offset, d.num_bytes, f"{place.path.name}: {d.message}") for d in lost]
     known = {place.number for place in found if place.level in ("samples", "tail")}
-    damages += [orphaned(number) for number in sorted({place.number for place in found} - known)]
-    damages += [Damage("missing", 0, 0, f"site table {n} is missing") for n in tables_needed - set(tables)]
+    missing = [orphaned(number) for number in sorted({place.number for place in found} - known)]
+    missing += [Damage("missing", 0, 0, f"site table {n} is missing") for n in sorted(tables_needed - set(tables))]
     torn = {path.name: path.stat().st_size for path in sorted(folder.glob("*.torn"))}
-    return RankHealth(rank, samples, size, len(found) + 2 * len(tables), tuple(damages), torn)
+    files = len(found) + 2 * len(tables)
+    return RankHealth(rank, samples, size, files, (*damages, *missing), torn), moved or bool(missing)
 
 
 def reseal(path: str | Path) -> list[str]:

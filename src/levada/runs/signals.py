@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,10 +20,11 @@ from levada.runs.segments import Cut, Place, UnreadableError, damaged, orphaned,
 from levada.runs.tables import Table, read_tables
 from levada.runs.tail import Samples, read_tail
 
-__all__ = ["Reading", "Signals", "rank_folders"]
+__all__ = ["PAUSES", "Reading", "Signals", "rank_folders"]
 
 _LEVELS: Final = tuple(SPANS)
-_ATTEMPTS: Final = 5
+# Seconds between looks into a folder in which something is missing: a writer may be sealing there.
+PAUSES: Final = (0.0, 0.01, 0.05, 0.2, 0.0)
 _RANK: Final = re.compile(r"rank-(\d{5,9})")
 
 
@@ -111,11 +113,12 @@ class Signals:
         self.damage: list[Damage] = []
         self._parts: list[_Part] = []
         self._tables: dict[int, Table] = {}
-        for attempt in range(_ATTEMPTS):
+        for attempt, pause in enumerate(PAUSES, 1):
             # A tail may be sealed between the look into the folder and that into the file.
             with suppress(FileNotFoundError):
-                self._parts = self._load(last=attempt == _ATTEMPTS - 1)
+                self._parts = self._load(last=attempt == len(PAUSES))
                 break
+            time.sleep(pause)
         self._drop_replaced()
         tables = [table for _, table in sorted(self._tables.items(), reverse=True)]
         self.sites: tuple[Mapping[str, Any], ...] = tuple(_union(table.sites for table in tables))

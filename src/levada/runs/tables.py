@@ -66,7 +66,8 @@ def keep_table(folder: Path, signals: Sequence[str], sites: Sequence[Mapping[str
     values = _canonical(table)
     numbers = [int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     newest = max(numbers, default=-1)
-    if newest >= 0 and _read(folder / f"sites-{newest:03d}.json") == table:
+    if newest >= 0 and table in [_read(folder / name) for name in _names(newest)]:
+        mend_table(folder, newest)
         return newest
     text = b'{"crc32":%d,"table":%s}\n' % (zlib.crc32(values), values)
     for name in _names(newest + 1):
@@ -129,6 +130,8 @@ def read_tables(folder: Path) -> tuple[dict[int, Table], list[Damage]]:
         for path in (folder / name for name in reversed(_names(number))):
             if good and path.is_file() and path.read_bytes() == good:
                 continue
+            if path.suffix == ".json" and not path.exists() and not isinstance(_read(path.with_suffix(".copy")), str):
+                continue  # its writer was killed when it had written the copy, and nothing is lost
             table = _read(path)
             if isinstance(table, str):
                 size = path.stat().st_size if path.exists() else 0
@@ -141,12 +144,16 @@ def read_tables(folder: Path) -> tuple[dict[int, Table], list[Damage]]:
 
 def mend_tables(folder: Path) -> list[str]:
     """Write a damaged table again from its copy, or the copy from the table; give the names of what was written."""
+    return [name for number in read_tables(folder)[0] for name in mend_table(folder, number)]
+
+
+def mend_table(folder: Path, number: int) -> list[str]:
+    """Write whichever of a table and its copy is damaged or missing; give its name."""
     mended = []
-    for number in read_tables(folder)[0]:
-        paths = [folder / name for name in _names(number)]
-        good = next(path.read_bytes() for path in paths if not isinstance(_read(path), str))
-        for path in paths:
-            if isinstance(_read(path), str):
-                write_atomically(path, good)
-                mended.append(path.name)
+    paths = [folder / name for name in _names(number)]
+    good = next(path.read_bytes() for path in paths if not isinstance(_read(path), str))
+    for path in paths:
+        if isinstance(_read(path), str):
+            write_atomically(path, good)
+            mended.append(path.name)
     return mended

@@ -1,0 +1,80 @@
+"""What the doctor looks at, and what is no fault: a writer at work, and one that was killed when nothing was lost."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.faults import small
+
+from levada.runs import Run, SignalWriter, doctor, reseal
+from levada.runs.segments import Place, places
+from levada.watching.bundle import Bundle, write_bundle
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    small.write(tmp_path / "run", "parquet")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("kind", ["flipped", "cut", "no tensors", "no table"])
+def test_a_bundle_that_cannot_be_replayed_is_told(run: Path, kind: str) -> None:
+    folders = [write_bundle(run, Bundle(step, "loss_spike", "why", values={"args": torch.ones(9)})) for step in (3, 7)]
+    (run / "bundles" / ".step-000009-x.77").mkdir()  # a draft
+    health = doctor(run)
+    assert health.healthy
+    assert "bundles: 2, every checksum right" in str(health)
+    path = folders[1] / ("bundle.json" if kind == "no table" else "tensors.pt")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if kind.startswith("no "):
+        path.unlink()
+    else:
+        path.write_bytes(content if kind == "flipped" else content[:40])
+    health = doctor(run)
+    assert not health.healthy
+    (damage,) = health.bundle_damage
+    assert damage.message.startswith("bundles/step-000007-loss_spike cannot be replayed")
+    assert damage.message in str(health)
+
+
+def test_a_table_whose_writer_was_killed_between_its_two_files_is_no_fault(run: Path) -> None:
+    folder = run / "signals" / "rank-00000"
+    (folder / "sites-000.json").unlink()
+    assert doctor(run).healthy
+    assert small.judge(run) == "harmless"
+    SignalWriter(run, sites=small.SITES, signals=small.SIGNALS).close()
+    assert sorted(path.name for path in folder.glob("sites-*")) == ["sites-000.copy", "sites-000.json"]
+    (folder / "sites-000.copy").write_bytes(b"")
+    assert not doctor(run).healthy
+    assert any("sites-000.copy is written again" in sentence for sentence in reseal(run))
+
+
+@pytest.mark.parametrize("level", ["samples", "tail"])
+def test_what_a_writer_moves_at_this_moment_is_looked_for_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    """A look into the folder that came too early, or too late, is followed by another, after a moment."""
+    folder = run / "signals" / "rank-00000"
+    slept: list[float] = []
+
+    def early(where: Path) -> list[Place]:
+        found = places(where)
+        if len(slept) < 3 and level == "samples":
+            return [place for place in found if place.level != "samples"]
+        if len(slept) < 3:
+            return [*found, Place(folder / "tail-000009.log", "tail", 9, -1)]
+        return found
+
+    monkeypatch.setattr(time, "sleep", slept.append)
+    for name in ("health", "signals"):
+        slept.clear()
+        monkeypatch.setattr(f"levada.runs.{name}.places", early)
+        found: Any = doctor(run) if name == "health" else Run(run).signals()
+        assert len(slept) == 3
+        assert sum(slept) > 0.05
+        assert found.healthy if name == "health" else len(found.steps) == 27 and not found.damage
