@@ -21,6 +21,7 @@ from levada.watching.baseline import LossBaseline
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
 from levada.watching.nonfinite import SKIPPED, broken_parameters
 from levada.watching.places import original, plain_name
+from levada.watching.ranks import process_rank
 from levada.watching.spike import jumps
 
 __all__ = ["Keeper"]
@@ -60,8 +61,7 @@ class Keeper:
         self._limit = math.inf
         self._bad = 0
         self._coming: deque[tuple[int, Tensor, Callable[[], bool]]] = deque(maxlen=256)
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._rank = torch.distributed.get_rank() if distributed else 0
+        self._rank = process_rank()
         kept = [path.name for path in (run / BUNDLES).glob("step-*")]  # a run that goes on has those it had
         self._left = most - sum(
             name.partition("-rank-")[1:] == _of_rank(self._rank).partition("-rank-")[1:] for name in kept

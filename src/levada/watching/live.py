@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import textwrap
 import time
@@ -11,7 +10,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO, final
 
-import torch
 from torch import Tensor
 
 from levada.watching.drawing import (
@@ -26,6 +24,7 @@ from levada.watching.drawing import (
     strip_lines,
 )
 from levada.watching.judge import CONFIRMATIONS
+from levada.watching.ranks import is_first
 from levada.watching.sample import Sample
 from levada.watching.screen import Screen
 
@@ -103,7 +102,7 @@ class Live:
 
     def sampled(self, sample: Sample) -> None:
         """Take in a sample, and draw if it is time."""
-        if sample.rank != 0 or _rank() != 0:
+        if sample.rank != 0 or not is_first():
             return
         self._closed = False  # a watch may be entered again
         if self._strip is None or len(self._strip.names) != len(self._watch.sites):
@@ -261,13 +260,6 @@ class Live:
             self._stream.flush()
         except (OSError, ValueError):  # nobody reads any more; training goes on
             self._plain = True
-
-
-def _rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    told = os.environ.get("RANK", "")  # of torchrun, for what does not begin a group of processes
-    return int(told) if told.isdigit() else 0
 
 
 def _fine(console: Console) -> bool:
