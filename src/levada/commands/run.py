@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
     watches = Watches(start)
     code = run_script(script, watches)
-    if not watches.started and options.view != "quiet":
+    if not watches.started and not watches.failures and options.view != "quiet":
         sys.stderr.write("levada run: no optimizer made a step, so nothing was watched.\n")
     return code
 
