@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, final
 
 from torch import Tensor
 
+from levada._names import printable
 from levada.watching.drawing import (
     Course,
     Line,
@@ -21,7 +22,6 @@ from levada.watching.drawing import (
     heading_line,
     legend_line,
     loss_lines,
-    printable,
     strip_lines,
 )
 from levada.watching.judge import CONFIRMATIONS
