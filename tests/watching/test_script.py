@@ -263,6 +263,23 @@ def test_a_script_that_makes_warnings_errors_is_told_once_and_trains(tmp_path: P
     assert done.stderr == told  # and not that no optimizer made a step
 
 
+@pytest.mark.parametrize("failing", ["judge.Judge.sampled", "together.Together.send", "losses.Losses.before"])
+def test_what_fails_in_a_watch_stops_no_script_that_makes_warnings_errors(tmp_path: Path, failing: str) -> None:
+    module, kind, method = failing.split(".")
+    (tmp_path / "script.py").write_text(
+        f"from levada.watching.{module} import {kind}\n"
+        f"def fails(*args, **kwargs): raise ValueError('planted')\n"
+        f"{kind}.{method} = fails\n" + TRAIN + "import warnings\nwarnings.simplefilter('error')\ntrain(6)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "levada", "run", "--quiet", "--every", "1", "script.py"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("said 5\n")
+    assert done.stderr.count("planted") == 1
+
+
 # What the command line hands on.
 
 

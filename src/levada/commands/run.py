@@ -21,7 +21,8 @@ def run(options: argparse.Namespace) -> int:
     """Run `levada run`: the script as python would, with a watch for each model that it trains."""
     from levada.commands.places import Places
     from levada.watching.ranks import is_first
-    from levada.watching.script import Script, Watches, run_script, say
+    from levada.watching.script import Script, Watches, run_script
+    from levada.watching.telling import say
 
     words = options.module if options.module is not None else options.script
     if not words:

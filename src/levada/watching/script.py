@@ -24,8 +24,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from levada._errors import UsageError
 from levada.watching.owners import Trained, find_trained
+from levada.watching.telling import say
 
-__all__ = ["Script", "Watches", "run_script", "say"]
+__all__ = ["Script", "Watches", "run_script"]
 
 INTERRUPTED: Final = 130
 _HERE: Final = str(Path(__file__).parent) + os.sep
@@ -165,15 +166,7 @@ class Watches:
             told = f"levada run: {what}: {type(error).__name__}: {error}"
             if told not in self._told:
                 self._told.add(told)
-                say(told)
-
-
-def say(sentence: str) -> None:
-    """Print a line on standard error, where somebody reads it."""
-    # Not a warning: the script may have made those errors, and its place would be one of ours.
-    with contextlib.suppress(Exception):
-        sys.stderr.write(f"{sentence}\n")
-        sys.stderr.flush()
+                say(told)  # no warning, whose place would be one of ours
 
 
 def run_script(script: Script, watches: Watches) -> int:
