@@ -6,6 +6,16 @@ import sys
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def no_warning_is_missed(monkeypatch):
+    """Let a warning of the watch that no test expects fail it, though it never stops a training."""
+
+    def missed(sentence):
+        raise AssertionError(sentence)
+
+    monkeypatch.setattr("levada.watching.telling.say", missed)
+
+
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
     """Run a file as two processes, which are given their rank and a folder; return what the first saved as found.pt."""

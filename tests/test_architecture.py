@@ -30,7 +30,7 @@ LAYERS = [
     {"stack"},
     {"connection"},
     {"ops"},
-    {"_numbers"},
+    {"_names", "_numbers"},
     {"_errors"},
 ]
 # cli, commands and targets are one layer in three files.

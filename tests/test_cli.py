@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from levada.cli import main
+from levada.runs import RunWriter
 
 TARGETS = """
 import torch
@@ -147,6 +148,35 @@ def test_every_file_that_was_asked_for_is_written(targets, capsys, tmp_path):
     assert main(["report", "kept", "-o", "page.html"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "page.html")
     assert main(["doctor", "kept"]) == 0
+
+
+def test_the_doctor_prints_any_name_as_it_is_and_in_one_line(capsys, tmp_path):
+    name = "[/red] :smile: " + "long " * 30
+    RunWriter.create(tmp_path / name, kind="check", name="first").close()
+    assert main(["doctor", str(tmp_path / name)]) == 0
+    assert str(tmp_path / name) in capsys.readouterr().out
+    RunWriter.create(tmp_path / "colour\x1b[31m", kind="check", name="first").close()
+    assert main(["doctor", str(tmp_path / "colour\x1b[31m")]) == 0
+    out = capsys.readouterr().out
+    assert "colour?[31m" in out
+    assert "\x1b" not in out
+
+
+def test_a_run_that_cannot_be_read_is_told_and_the_others_are_reported(capsys, tmp_path):
+    for name in ("bad", "good"):
+        with RunWriter.create(tmp_path / name, kind="check", name=f"the {name} run") as writer:
+            writer.append("report", report={"verdict": "healthy", "blocks": [], "findings": []})
+    (tmp_path / "bad" / "run.json").write_bytes(b"{")
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path), "-o", str(page)]) == 1
+    said = capsys.readouterr()
+    assert said.out == f"{page}\n"
+    assert str(tmp_path / "bad") in said.err
+    assert len(said.err.splitlines()) == 1
+    assert "the good run" in page.read_text()
+    page.unlink()
+    assert main(["report", str(tmp_path / "bad"), "-o", str(page)]) == 2
+    assert not page.exists()
 
 
 def test_a_run_folder_is_not_written_over(targets, capsys):

@@ -23,6 +23,7 @@ from levada.runs import RunWriter
 from levada.runs.exporters import chosen, export, open_exporter, tag
 from levada.watching import Sample
 from levada.watching.exporting import Exporting
+from levada.watching.news import News
 from levada.watching.recording import Recording
 
 COUNT = 12
@@ -354,3 +355,23 @@ def test_a_run_is_exported_under_the_name_of_its_folder_however_that_is_written(
     )
     export(path, "tensorboard", tmp_path)
     assert names == ["a run"]
+
+
+def test_of_processes_that_begin_no_group_the_first_exports(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    fake = Fake()
+    exporting = Exporting(fake)
+    feed(exporting)
+    assert (fake.rows, fake.closed) == ([], 0)
+    monkeypatch.setenv("RANK", "0")
+    feed(Exporting(fake := Fake()))
+    assert fake.rows
+
+
+def test_news_is_what_was_not_given_before_and_what_replaced_it():
+    news, found = News(), [FINDING]
+    assert news.of(found) == [FINDING]
+    assert news.of(found) == []
+    found[0] = replace(FINDING, status="ended")
+    found.append(replace(FINDING))  # equal to the first, and another
+    assert [finding.status for finding in news.of(found)] == ["ended", "fired"]

@@ -199,6 +199,87 @@ def test_a_hook_for_exceptions_that_the_script_sets_is_called(
     assert capfd.readouterr().out == "mine x\n"
 
 
+def test_a_hook_for_exceptions_that_fails_is_told_as_python_tells_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = "import sys\ndef hook(*_): raise KeyError('hook')\nsys.excepthook = hook\nraise ValueError('script')\n"
+    code, _ = run_text(tmp_path, text)
+    python = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
+    assert capfd.readouterr().err == python.stderr
+    assert code == python.returncode == 1
+    assert run_text(tmp_path, text.replace("raise KeyError('hook')", "sys.exit(5)"))[0] == 5
+
+
+def test_what_a_script_raises_is_printed_where_it_closed_standard_output(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nsys.stdout.close()\nraise ValueError('script')\n")
+    python, ours = (
+        subprocess.run([sys.executable, *words, "script.py"], capture_output=True, text=True, cwd=tmp_path, check=False)
+        for words in ((), ("-m", "levada", "run", "--quiet"))
+    )
+    assert (ours.returncode, ours.stderr) == (python.returncode, python.stderr)
+
+
+FORKS = """
+import os, sys
+train(3)
+if (child := os.fork()) == 0:
+    train(3)
+    sys.exit(3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_what_a_script_forks_is_not_watched_and_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TRAIN + FORKS)
+    done = subprocess.run(
+        [sys.executable, "-m", "levada", "run", "--run", "run", "train.py"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stderr.count("steps watched") == 1
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
+
+
+WITHOUT_A_MODULE = """
+import torch
+for _ in range(2):
+    weight = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for _ in range(3):
+        (weight - 1).square().sum().backward()
+        optimizer.step()
+print("trained")
+"""
+
+
+def test_a_script_that_makes_warnings_errors_is_told_once_and_trains(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(WITHOUT_A_MODULE)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-m", "levada", "run", "script.py"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    told = "levada run: a model could not be watched: LookupError: no module holds the parameters of SGD\n"
+    assert done.stderr == told  # and not that no optimizer made a step
+
+
+@pytest.mark.parametrize("failing", ["judge.Judge.sampled", "together.Together.send", "losses.Losses.before"])
+def test_what_fails_in_a_watch_stops_no_script_that_makes_warnings_errors(tmp_path: Path, failing: str) -> None:
+    module, kind, method = failing.split(".")
+    (tmp_path / "script.py").write_text(
+        f"from levada.watching.{module} import {kind}\n"
+        f"def fails(*args, **kwargs): raise ValueError('planted')\n"
+        f"{kind}.{method} = fails\n" + TRAIN + "import warnings\nwarnings.simplefilter('error')\ntrain(6)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "levada", "run", "--quiet", "--every", "1", "script.py"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("said 5\n")
+    assert done.stderr.count("planted") == 1
+
+
 # What the command line hands on.
 
 
@@ -355,14 +436,17 @@ def test_a_new_optimizer_begins_a_new_watch() -> None:
         assert [watch.closed for watch in watches.started] == [1, 0]
 
 
-def test_an_optimizer_without_a_module_is_told_and_training_goes_on() -> None:
+def test_an_optimizer_without_a_module_is_told_and_training_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     weight = torch.ones(2, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.1)
     weight.sum().backward()
-    with Watches(Recorder) as watches, pytest.warns(RuntimeWarning, match="no module holds the parameters of SGD"):
+    with Watches(Recorder) as watches:
         optimizer.step()
-    assert watches.started == []
+    assert (watches.started, watches.failures) == ([], 1)
     assert weight.tolist() == pytest.approx([0.9, 0.9])
+    assert capsys.readouterr().err == (
+        "levada run: a model could not be watched: LookupError: no module holds the parameters of SGD\n"
+    )
 
 
 # In a terminal, and in several processes.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from levada import __version__
 from levada._errors import UsageError
+from levada._names import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +30,7 @@ __all__ = [
     "progress_bar",
     "require_writable",
     "store",
+    "tell",
     "to_json",
     "write",
 ]
@@ -98,6 +100,12 @@ def write(path: Path, text: str) -> None:
         Path(file.name).replace(path)
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
+def tell(text: str, *, stderr: bool = False) -> None:
+    """Print text that holds names, which nobody reads as markup and no width breaks."""
+    stream = sys.stderr if stderr else sys.stdout
+    stream.write("".join(f"{printable(line)}\n" for line in text.split("\n")))
 
 
 @functools.cache

@@ -6,27 +6,34 @@ import argparse
 from pathlib import Path
 
 from levada._errors import UsageError
-from levada.commands.output import FIRED, QUIET, console
+from levada.commands.output import FIRED, QUIET, tell
 
 __all__ = ["doctor", "report"]
 
 
 def report(options: argparse.Namespace) -> int:
-    """Run `levada report`: one page from run folders; its path is the last line."""
+    """Run `levada report`: one page from run folders; its path is the last line. 1 if a run is not on it."""
     from levada.report import write_html
     from levada.runs import Run, find_runs
 
-    runs = [Run(path) for root in options.runs for path in find_runs(root)]
-    for run in runs:
+    runs, unreadable = [], False
+    for path in [path for root in options.runs for path in find_runs(root)]:
+        try:
+            run = Run(path)
+        except UsageError as error:
+            unreadable = True
+            tell(f"{error} The page is without it.", stderr=True)
+            continue
+        runs.append(run)
         if run.damage is not None:
-            console(stderr=True).print(
-                f"{run.path}: {run.damage.message}; the page shows what is readable.", highlight=False
-            )
+            tell(f"{run.path}: {run.damage.message}; the page shows what is readable.", stderr=True)
+    if not runs and unreadable:
+        raise UsageError(f"No run in {', '.join(options.runs)} can be read. Try: levada doctor {options.runs[0]}")
     if not runs:
         raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada check MODEL --run DIR")
     write_html(runs, Path(options.output))
     print(Path(options.output).resolve())  # noqa: T201
-    return QUIET
+    return FIRED if unreadable else QUIET
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -42,8 +49,8 @@ def doctor(options: argparse.Namespace) -> int:
     for path in find_runs(root, whole=False) or [root]:
         if options.reseal:
             for sentence in reseal(path):
-                console().print(f"{path}: {sentence}", highlight=False)
+                tell(f"{path}: {sentence}")
         examined = examine(path)
-        console().print(str(examined), highlight=False)
+        tell(str(examined))
         healthy &= examined.healthy
     return QUIET if healthy else FIRED

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
+from levada.watching.news import News
+
 if TYPE_CHECKING:
     from levada.diagnose import Finding
     from levada.watching import Watch
@@ -26,7 +28,7 @@ class Watched:
         self.watch: Watch | None = None
         self._options = {name: value for name, value in options.items() if value is not None}
         self._begun = 0
-        self._told: list[Finding] = []
+        self._news = News()
         self._reported = -1
 
     def begin(self, model: Any, optimizers: Sequence[Any], scaler: Any) -> None:
@@ -35,7 +37,7 @@ class Watched:
 
         self.close()
         self._begun += 1
-        self._told, self._reported = [], -1
+        self._news, self._reported = News(), -1
         options = dict(self._options)
         if self._begun > 1 and "run" in options:
             # The record of a training is never continued by another one, also where a trainer begins again by itself.
@@ -46,9 +48,7 @@ class Watched:
         """Give what was found since the last call, each with a warning."""
         if self.watch is None:
             return []
-        known = set(map(id, self._told))
-        found = [each for each in self.watch.findings if each.status == "fired" and id(each) not in known]
-        self._told += found
+        found = [each for each in self._news.of(self.watch.findings) if each.status == "fired"]
         for finding in found:
             text = f"levada, step {self.watch.steps}: {finding.severity} {finding.rule}: {finding.claim}"
             warnings.warn(f"{text} {finding.consequence}".rstrip(), UserWarning, stacklevel=3)

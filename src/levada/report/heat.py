@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Final
 
+from levada._names import bare_names, span_name
 from levada.report.grid import Grid
 from levada.report.words import sampled, short, superscript
-from levada.runs.names import bare_names, span_name
 
 __all__ = ["NUM_LEVELS", "heat"]
 

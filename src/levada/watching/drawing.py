@@ -10,7 +10,7 @@ from typing import Final, TypeAlias, final
 import torch
 from torch import Tensor
 
-from levada.runs.names import bare_names, span_name
+from levada._names import bare_names, printable, span_name
 from levada.watching.sample import Sample
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "heading_line",
     "legend_line",
     "loss_lines",
-    "printable",
     "strip_lines",
 ]
 
@@ -152,11 +151,6 @@ def _grouped(logs: Tensor, group: Tensor, count: int) -> list[float]:
         hit = torch.zeros(count).index_add_(0, group, (known & (logs == bad)).float())
         mean = mean.masked_fill(hit > 0, bad)
     return mean.tolist()
-
-
-def printable(text: str) -> str:
-    """Replace what would move the cursor; a module may have any name."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _cut(text: str, width: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -23,6 +22,7 @@ from levada.watching.places import find_places, in_order, original, plain_name
 from levada.watching.reading import Reading, Statistics
 from levada.watching.sample import Sample
 from levada.watching.taps import Taps
+from levada.watching.telling import warn
 from levada.watching.together import Measured, Together
 from levada.watching.transfer import Sent
 
@@ -160,7 +160,7 @@ class Engine:
         self.broken = True
         self._disarm(for_good=True)
         self._together.close(failed=True)
-        warnings.warn(
+        warn(
             f"watch: measuring raised {type(error).__name__}: {error}. Nothing more is measured; training goes on.",
             stacklevel=3,
         )

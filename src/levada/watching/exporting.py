@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, final
 
-from torch import Tensor, distributed
+from torch import Tensor
 
 from levada._errors import UsageError
 from levada.diagnose import Finding
 from levada.probe.trace import Site
 from levada.runs.exporters import Exporter, chosen, open_exporter, tag, told
+from levada.watching.news import News
+from levada.watching.ranks import is_first
 from levada.watching.sample import Sample
 
 __all__ = ["Exporting"]
@@ -80,11 +82,11 @@ class Exporting:
         self.dropped = 0
         self._number = sites
         self._step, self._time = 0, 0.0
-        self._told: list[Finding] = []
+        self._news = News()
         self._failed = False
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
         self._thread: threading.Thread | None = None
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
+        if not is_first():
             return
         self.exporter = open_exporter(to, out, name=name, config=config or {}) if isinstance(to, str) else to
         self._thread = threading.Thread(target=self._run, name="levada-export", daemon=True)
@@ -148,12 +150,8 @@ class Exporting:
         self._pass_on(lambda: self.exporter.write(step, time, numbers))
 
     def _tell(self) -> None:
-        # One that ends is replaced by another, which says so.
-        known = set(map(id, self._told))
-        new = [finding for finding in (self.watch.findings if self.watch else ()) if id(finding) not in known]
-        self._told += new
         step, time = self._step, self._time
-        for finding in new:
+        for finding in self._news.of(self.watch.findings if self.watch is not None else ()):
             rule, text = told(finding)
             self._pass_on(lambda rule=rule, text=text: self.exporter.tell(step, time, rule, text))  # type: ignore[misc]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -21,7 +20,9 @@ from levada.watching.baseline import LossBaseline
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
 from levada.watching.nonfinite import SKIPPED, broken_parameters
 from levada.watching.places import original, plain_name
+from levada.watching.ranks import process_rank
 from levada.watching.spike import jumps
+from levada.watching.telling import warn
 
 __all__ = ["Keeper"]
 
@@ -60,8 +61,7 @@ class Keeper:
         self._limit = math.inf
         self._bad = 0
         self._coming: deque[tuple[int, Tensor, Callable[[], bool]]] = deque(maxlen=256)
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._rank = torch.distributed.get_rank() if distributed else 0
+        self._rank = process_rank()
         kept = [path.name for path in (run / BUNDLES).glob("step-*")]  # a run that goes on has those it had
         self._left = most - sum(
             name.partition("-rank-")[1:] == _of_rank(self._rank).partition("-rank-")[1:] for name in kept
@@ -163,7 +163,7 @@ class Keeper:
         try:
             self.folders.append(write_bundle(self._run, bundle, _of_rank(self._rank)))
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-            warnings.warn(f"levada: the bundle of step {step} could not be written: {error}.", stacklevel=2)
+            warn(f"levada: the bundle of step {step} could not be written: {error}.", stacklevel=2)
 
     def _pass(self, last: Any, step: int) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what is kept of the last forward pass, and why something is not."""

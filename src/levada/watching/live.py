@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO, final
 
-import torch
 from torch import Tensor
 
+from levada._names import printable
 from levada.watching.drawing import (
     Course,
     Line,
@@ -22,10 +22,10 @@ from levada.watching.drawing import (
     heading_line,
     legend_line,
     loss_lines,
-    printable,
     strip_lines,
 )
 from levada.watching.judge import CONFIRMATIONS
+from levada.watching.ranks import is_first
 from levada.watching.sample import Sample
 from levada.watching.screen import Screen
 
@@ -58,7 +58,7 @@ class Live:
     In a terminal the view stands in the last lines, and all that is printed scrolls above it. It is drawn when a sample
     comes, at most four times a second, and so seldom that drawing takes at most 1/500 of the time; the watch counts it
     as its own. Elsewhere, as in the log of a job, a plain line comes after ten seconds, then ever more seldom, and one
-    for each finding. Only the first process shows anything.
+    for each finding. Only the first process shows anything, and none that it forks.
 
     Args:
         watch: the watch that this listens to.
@@ -94,16 +94,17 @@ class Live:
         self._told: dict[tuple[str, str], Finding] = {}
         self._cleared: list[Finding] = []
         self._closed = False
+        self._process = os.getpid()
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Count the step: the view moves between samples too, without waiting for the loss."""
         self._step = step
-        if self._screen is not None and not self._closed and time.monotonic() >= self._next + 1.0:
+        if self._screen is not None and not self._closed and not self._forked and time.monotonic() >= self._next + 1.0:
             self._redraw()
 
     def sampled(self, sample: Sample) -> None:
         """Take in a sample, and draw if it is time."""
-        if sample.rank != 0 or _rank() != 0:
+        if sample.rank != 0 or not is_first() or self._forked:
             return
         self._closed = False  # a watch may be entered again
         if self._strip is None or len(self._strip.names) != len(self._watch.sites):
@@ -123,7 +124,7 @@ class Live:
 
     def close(self) -> None:
         """Give the terminal back and say what was seen; again is harmless."""
-        if self._closed:
+        if self._closed or self._forked:
             return
         self._closed = True
         if self._screen is not None:
@@ -133,6 +134,11 @@ class Live:
             console = self._terminal(min(self._width(), MAX_WIDTH))
             for line in summary(self._watch, self._losses, width=console.width, fine=_fine(console)):
                 self._write(self._rendered(line, console, None) + "\n")
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a copy in a child of the watched process, which shares its terminal."""
+        return os.getpid() != self._process
 
     def _showing(self) -> bool:
         """Say whether the view is shown, beginning it if it can be."""
@@ -261,13 +267,6 @@ class Live:
             self._stream.flush()
         except (OSError, ValueError):  # nobody reads any more; training goes on
             self._plain = True
-
-
-def _rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    told = os.environ.get("RANK", "")  # of torchrun, for what does not begin a group of processes
-    return int(told) if told.isdigit() else 0
 
 
 def _fine(console: Console) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, final
@@ -11,6 +10,8 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+
+from levada.watching.telling import warn
 
 __all__ = ["Losses", "in_backward"]
 
@@ -189,7 +190,7 @@ def _try(watcher: Losses, look: Callable[[], Any]) -> list[Any]:
         return [look()]
     except Exception as error:
         watcher.close()
-        warnings.warn(f"watch: the loss is seen no more, after {type(error).__name__}: {error}.", stacklevel=3)
+        warn(f"watch: the loss is seen no more, after {type(error).__name__}: {error}.", stacklevel=3)
         return []
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
+
+from levada.watching.telling import warn
 
 __all__ = ["Message", "Peers", "Reduced", "Reduction", "find_peers"]
 
@@ -203,7 +204,7 @@ class Reduction:
 
     def _give_up(self, error: Exception) -> None:
         first = str(error).strip().splitlines()[:1]
-        warnings.warn(
+        warn(
             f"watch: the processes that train this model do not add up their numbers any more: {''.join(first)}. "
             "What is shown from now on is of this process alone; training goes on.",
             stacklevel=2,

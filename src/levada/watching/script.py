@@ -8,7 +8,6 @@ import os
 import pkgutil
 import runpy
 import sys
-import warnings
 import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from levada._errors import UsageError
 from levada.watching.owners import Trained, find_trained
+from levada.watching.telling import say
 
 __all__ = ["Script", "Watches", "run_script"]
 
@@ -80,10 +80,16 @@ class _Watch(Protocol):
 class Watches:
     """Starts a watch on every model that is trained while this is open.
 
-    An optimizer's first step shows it, when the step is over: the model is watched from its second step on.
+    An optimizer's first step shows it, when the step is over: the model is watched from its second step on. What fails
+    here is told on standard error, once in the same words, and training goes on: also where warnings are errors. A
+    process that the script forks is not watched.
 
     Args:
-        start: called with a model, its optimizers and the number of watches before; gives the watch.
+        start: called with a model, its optimizers and the number of watches before; gives the watch, or None.
+
+    Attributes:
+        started: the watches.
+        failures: how often something failed here.
 
     Example:
         >>> import torch
@@ -101,10 +107,13 @@ class Watches:
 
     def __init__(self, start: Callable[[nn.Module, Sequence[Optimizer], int], _Watch | None]) -> None:
         self.started: list[Any] = []
+        self.failures = 0
         self._start = start
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._open: list[tuple[weakref.ref[nn.Module], Any]] = []
         self._hook: Any = None
+        self._process = os.getpid()
+        self._told: set[str] = set()
 
     def __enter__(self) -> Self:
         self._hook = register_optimizer_step_post_hook(self._stepped)
@@ -120,16 +129,16 @@ class Watches:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        for _, watch in self._open:
-            with _failures_told("a watch could not be closed"):
+        for _, watch in self._open if os.getpid() == self._process else ():
+            with self._failures_told("a watch could not be closed"):
                 watch.close()
         self._open.clear()
 
     def _stepped(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if optimizer in self._seen:
+        if optimizer in self._seen or os.getpid() != self._process:
             return
         self._seen.add(optimizer)
-        with _failures_told("a model could not be watched"):
+        with self._failures_told("a model could not be watched"):
             trained = find_trained(optimizer)
             if trained is None:
                 raise LookupError(f"no module holds the parameters of {type(optimizer).__name__}")
@@ -147,14 +156,17 @@ class Watches:
             self.started.append(watch)
             self._open.append((weakref.ref(trained.model), watch))
 
-
-@contextlib.contextmanager
-def _failures_told(what: str) -> Iterator[None]:
-    """Let training go on whatever happens here."""
-    try:
-        yield
-    except Exception as error:
-        warnings.warn(f"levada run: {what}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
+    @contextlib.contextmanager
+    def _failures_told(self, what: str) -> Iterator[None]:
+        """Let training go on whatever happens here."""
+        try:
+            yield
+        except Exception as error:
+            self.failures += 1
+            told = f"levada run: {what}: {type(error).__name__}: {error}"
+            if told not in self._told:
+                self._told.add(told)
+                say(told)  # no warning, whose place would be one of ours
 
 
 def run_script(script: Script, watches: Watches) -> int:
@@ -181,10 +193,31 @@ def run_script(script: Script, watches: Watches) -> int:
             return _exit_code(stop)
         except BaseException as error:
             error.__traceback__ = _without_ours(error.__traceback__, isinstance(error, KeyboardInterrupt))
-            sys.stdout.flush()
-            sys.excepthook(type(error), error, error.__traceback__)
-            return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+            return _told_by_hook(error)
     return 0
+
+
+def _told_by_hook(error: BaseException) -> int:
+    """Print what the script raised as python does at its end, and give the exit code."""
+    with contextlib.suppress(Exception):  # the script may have closed it
+        sys.stdout.flush()
+    hook = getattr(sys, "excepthook", None)
+    try:
+        if hook is None:
+            say("sys.excepthook is missing")
+            sys.__excepthook__(type(error), error, error.__traceback__)
+        else:
+            hook(type(error), error, error.__traceback__)
+    except SystemExit as stop:
+        return _exit_code(stop)
+    except BaseException as second:
+        say("Error in sys.excepthook:")
+        second = second.with_traceback(_without_ours(second.__traceback__, False))
+        second.__context__ = None  # which is the first, printed below
+        sys.__excepthook__(type(second), second, second.__traceback__)
+        say("\nOriginal exception was:")
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _exit_code(stop: SystemExit) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, final
 
@@ -14,6 +13,7 @@ from levada.probe.hook import Hook
 from levada.probe.recorder import first_floating
 from levada.watching.compiled import Buffers, Region, Switch, below, find_regions, replace, restore, tapped
 from levada.watching.places import ACTIVATIONS, Place, original
+from levada.watching.telling import warn
 
 __all__ = ["Listener", "Taps"]
 
@@ -149,7 +149,7 @@ class Taps:
         """Warn, once, that blocks cannot be seen."""
         if not self._told:
             self._told = True
-            warnings.warn(
+            warn(
                 f"watch: {what}, so that the signals and gradients inside are not measured (NaN); weights and losses "
                 "are. Call levada.watch before the first compiled call, give it the module that torch.compile "
                 "returned, or compile the blocks one by one.",

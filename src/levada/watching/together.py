@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from levada.probe.trace import Site
 from levada.watching.parameters import SITE_COLUMNS, Packed
+from levada.watching.ranks import process_rank
 from levada.watching.reading import TABLE, by_block
 from levada.watching.reduce import Message, Reduced, Reduction, find_peers
 from levada.watching.sample import Sample
@@ -64,10 +65,7 @@ class Together:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        import torch.distributed as dist
-
-        running = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if running else 0
+        self.rank = process_rank()
         self.distance: int | None = None
         self._peers = find_peers(model)
         self._reduction = Reduction(self._peers, marks=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from levada.watching.judge import Judge
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
 from levada.watching.sample import WATCHED, Continue, Listener, Sample
+from levada.watching.telling import warn
 
 __all__ = ["Watch", "watch"]
 
@@ -233,7 +233,7 @@ class Watch:
             getattr(listener, method)(*args)
         except Exception as error:  # whatever it is, training goes on
             self._listeners.remove(listener)
-            warnings.warn(
+            warn(
                 f"watch: {type(listener).__name__}.{method} raised {type(error).__name__}: {error}. It hears no more; "
                 "training goes on.",
                 stacklevel=2,

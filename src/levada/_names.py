@@ -1,10 +1,10 @@
-"""Names of blocks, as short as they can be read side by side."""
+"""Names of blocks and files as they are shown: short, and without what would move the cursor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["bare_names", "span_name"]
+__all__ = ["bare_names", "printable", "span_name"]
 
 
 def bare_names(names: Sequence[str]) -> list[str]:
@@ -40,3 +40,16 @@ def span_name(first: str, last: str) -> str:
     parts, others = first.split("."), last.split(".")
     shared = next(i for i, (a, b) in enumerate([*zip(parts, others, strict=False), ("", "?")]) if a != b)
     return f"{first} to {'.'.join(others[shared:]) or last}"
+
+
+def printable(text: str) -> str:
+    r"""Replace what would move the cursor or change colours; a module, or a folder, may have any name.
+
+    Args:
+        text: one line.
+
+    Example:
+        >>> printable("layers.0\x1b[31m")
+        'layers.0?[31m'
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,0 +1,41 @@
+"""What watching says of its own failures, which never stop a training."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+
+__all__ = ["say", "warn"]
+
+
+def say(sentence: str) -> None:
+    """Print a line on standard error, if somebody reads there.
+
+    Args:
+        sentence: the line.
+    """
+    with contextlib.suppress(Exception):
+        sys.stderr.write(f"{sentence}\n")
+        sys.stderr.flush()
+
+
+def warn(sentence: str, *, stacklevel: int = 2) -> None:
+    r"""Warn; where warnings are errors, which would be raised in a step of the user's, print the sentence.
+
+    Args:
+        sentence: what failed, and what follows.
+        stacklevel: as of `warnings.warn`, counted from the caller.
+
+    Example:
+        >>> import io
+        >>> with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()) as said:
+        ...     warnings.simplefilter("error")
+        ...     warn("watch: nothing more is measured; training goes on.")
+        >>> said.getvalue()
+        'watch: nothing more is measured; training goes on.\n'
+    """
+    try:
+        warnings.warn(sentence, stacklevel=stacklevel + 1)
+    except UserWarning:
+        say(sentence)
