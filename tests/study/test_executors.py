@@ -12,7 +12,7 @@ import pytest
 
 from levada._errors import UsageError
 from levada.study import Cell, sweep
-from levada.study.executors import SubmititExecutor, executor
+from levada.study.executors import SubmititExecutor, _guarded, _settle, executor
 
 # A worker that dies the first time, one that always dies, one that raises, and others.
 PROGRAM = """
@@ -146,3 +146,76 @@ def test_the_cells_beside_a_death_are_run_again_alone(monkeypatch):
     )
     assert pools == [(2, [0, 1]), (1, [0]), (1, [1]), (1, [2])]
     assert found == [0, 1, 2]
+
+
+def test_a_pool_that_breaks_between_two_submissions_loses_no_cell(monkeypatch):
+    module = sys.modules["levada.study.sweep"]
+    pools = []
+
+    class Pool:
+        """The first one runs a cell, and breaks when the next is submitted."""
+
+        def submit(self, function, run, config, seeds):
+            if len(pools) == 1 and self.count:
+                raise BrokenExecutor("a worker died")
+            self.count += 1
+            future = Future()
+            future.set_result(function(run, config, seeds))
+            return future
+
+    @contextmanager
+    def pool(workers):
+        pools.append(made := Pool())
+        made.count = 0
+        yield made
+
+    monkeypatch.setattr(module, "process_pool", pool)
+    monkeypatch.setattr(module, "num_cores", lambda: 1)
+    found = []
+    cells = [Cell({"x": x}, [0]) for x in range(3)]
+    sweep(lambda c, s: [{}], cells, done=lambda cell, values: found.append(cell.config["x"]), failed=print)
+    assert found == [0, 1, 2]
+
+
+def test_a_job_that_cannot_be_submitted_again_holds_no_other(tmp_path, monkeypatch):
+    from submitit.core.utils import UncompletedJobError
+
+    class Job:
+        def __init__(self, dead):
+            self.dead = dead
+
+        def done(self):
+            return True
+
+        def result(self):
+            if self.dead:
+                raise UncompletedJobError("gone")
+            return 7, None
+
+    jobs = SubmititExecutor(tmp_path, cluster="local", poll_seconds=0.01)
+    given = iter([Job(True), Job(False)])
+
+    def submit(*_args, **_kwargs):
+        try:
+            return next(given)
+        except StopIteration:
+            raise RuntimeError("the controller does not answer") from None
+
+    monkeypatch.setattr(jobs._jobs, "submit", submit)
+    monkeypatch.setattr("levada.study.executors._PATIENCE", 0.2)
+    dead, fine = jobs.submit(pow, 1, 1), jobs.submit(pow, 1, 1)
+    assert fine.result(timeout=10) == 7
+    assert "does not answer" in str(dead.exception(timeout=10))
+    with pytest.raises(UsageError, match="poll_seconds must be"):
+        SubmititExecutor(tmp_path, cluster="local", poll_seconds=0)
+
+
+def test_an_error_of_levada_stays_one():
+    future = Future()
+    _settle(future, None, _guarded(1, _refuse)[1])
+    with pytest.raises(UsageError, match="never"):
+        future.result()
+
+
+def _refuse():
+    raise UsageError("never")

@@ -279,3 +279,10 @@ def test_parameters_add_up_by_site():
     torch.testing.assert_close(halved * 2, packed.by_site(where, 3), msg="whole parameters count once over both")
     expected = sum(row["gradient"] for name, row in of.items() if name != "2.weight")
     assert packed.gradient_square() == pytest.approx(expected, rel=1e-12)
+
+
+def test_shards_that_are_empty_here_count_as_nothing():
+    from levada.watching.squares import sums_of_squares
+
+    found = sums_of_squares([torch.empty(0, 4), torch.ones(2, 2), torch.empty(0, 4)])
+    assert found.tolist() == [0.0, 4.0, 0.0]

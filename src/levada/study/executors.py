@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import threading
 import time
@@ -13,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_at_least, require_number
 from levada.study.sweep import ATTEMPTS, num_cores
+
+_PATIENCE = 600.0  # seconds for which a dead job's resubmission may be refused
 
 __all__ = ["EXECUTORS", "RayExecutor", "SubmititExecutor", "executor"]
 
@@ -48,7 +51,8 @@ def _settle(future: Future[Any], value: Any, told: Any) -> None:
         future.set_result(value)
         return
     module, name, message, trace = told
-    kind = getattr(importlib.import_module(module), name, RuntimeError) if module == "builtins" else None
+    known = module in ("builtins", UsageError.__module__)
+    kind = getattr(importlib.import_module(module), name, RuntimeError) if known else None
     try:
         error = kind(message) if kind is not None else RuntimeError(f"{name}: {message}")
     except TypeError:  # an exception that is not made of one message, such as UnicodeDecodeError
@@ -90,6 +94,9 @@ class SubmititExecutor(Executor):
         self, folder: str | Path, *, cluster: str = "slurm", poll_seconds: float = 0.5, **options: Any
     ) -> None:
         submitit = _import("submitit", "SubmititExecutor")
+        require_number("SubmititExecutor", "poll_seconds", poll_seconds)
+        if not 0 < poll_seconds < math.inf:
+            raise UsageError(f"SubmititExecutor: poll_seconds must be above 0, got {poll_seconds}.")
         if cluster not in ("slurm", "local"):
             raise UsageError(f"SubmititExecutor: cluster is 'slurm' or 'local', got {cluster!r}.")
         try:
@@ -103,6 +110,7 @@ class SubmititExecutor(Executor):
         self._threads = int(options.get("cpus_per_task", 1))
         self._poll = poll_seconds
         self._held: dict[Future[Any], tuple[Any, tuple[Any, ...], int]] = {}
+        self._refused: dict[Future[Any], float] = {}  # since when a job could not be submitted again
         self._lock = threading.Lock()
         self._closed = False
         self._watcher: threading.Thread | None = None
@@ -128,13 +136,21 @@ class SubmititExecutor(Executor):
                     self._watcher = None
                     return
             for future, (job, call, attempt) in held.items():
-                if future.cancelled():
-                    job.cancel()
-                    with self._lock:
-                        del self._held[future]
-                elif job.done():
-                    self._take(future, job, call, attempt)
+                try:
+                    if future.cancelled():
+                        job.cancel()
+                        self._forget(future)
+                    elif job.done():
+                        self._take(future, job, call, attempt)
+                except Exception as error:  # of this job alone: the others are watched on
+                    self._forget(future)
+                    _fail(future, error)
             time.sleep(self._poll)
+
+    def _forget(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._held.pop(future, None)
+            self._refused.pop(future, None)
 
     def _take(self, future: Future[Any], job: Any, call: tuple[Any, ...], attempt: int) -> None:
         from submitit.core.utils import UncompletedJobError
@@ -144,8 +160,14 @@ class SubmititExecutor(Executor):
             value, told = job.result()
         except UncompletedJobError as error:
             if attempt < ATTEMPTS:
+                try:
+                    again = self._jobs.submit(function, *args, **kwargs)
+                except Exception:  # a controller may be away for some minutes
+                    if time.monotonic() - self._refused.setdefault(future, time.monotonic()) > _PATIENCE:
+                        raise
+                    return
                 with self._lock:
-                    self._held[future] = self._jobs.submit(function, *args, **kwargs), call, attempt + 1
+                    self._held[future] = again, call, attempt + 1
                 return
             reason = " ".join(str(error).split())
             _fail(future, WorkerDiedError(f"the job ended {attempt} times without a result: {reason}"))
@@ -153,8 +175,7 @@ class SubmititExecutor(Executor):
             _fail(future, error)
         else:
             _settle(future, value, told)
-        with self._lock:
-            del self._held[future]
+        self._forget(future)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more jobs; wait for those that run, or cancel them."""
@@ -190,6 +211,7 @@ class RayExecutor(Executor):
     def __init__(self, *, address: str | None = None, num_cpus: int = 1, **options: Any) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
         self._ray = _import("ray", "RayExecutor")
+        require_at_least("RayExecutor", "num_cpus", num_cpus, 1)
         self._own = not self._ray.is_initialized()
         if self._own:
             here = {"num_cpus": num_cores(), "include_dashboard": False} if address is None else {"address": address}
@@ -201,9 +223,12 @@ class RayExecutor(Executor):
         self._threads = num_cpus
         self._task = self._ray.remote(num_cpus=num_cpus, max_retries=ATTEMPTS - 1, retry_exceptions=False)(_guarded)
         self._held: dict[Future[Any], Any] = {}
+        self._closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Submit a task."""
+        if self._closed:
+            raise RuntimeError("RayExecutor: tasks are submitted before shutdown.")
         future: Future[Any] = Future()
         reference = self._task.remote(self._threads, fn, *args, **kwargs)
         self._held[future] = reference
@@ -224,6 +249,7 @@ class RayExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Wait for the tasks, or cancel them; end Ray if this executor began it."""
+        self._closed = True
         for future in list(self._held):
             if cancel_futures:
                 future.cancel()

@@ -62,7 +62,8 @@ def sweep(
     if executor is None:
         _run_locally(run, _order(cells), done, failed)
     else:
-        for cell, error in _collect(run, _order(cells), done, failed, executor, window=len(cells))[0]:
+        died, unbegun = _collect(run, _order(cells), done, failed, executor, window=len(cells))
+        for cell, error in (*died, *((cell, died[-1][1]) for cell in unbegun)):
             failed(cell, error)
 
 
@@ -107,7 +108,14 @@ def _collect(
         while at_work or (unbegun and not died):
             while unbegun and not died and len(at_work) < window:
                 cell = unbegun.popleft()
-                at_work[executor.submit(_run_cell, run, cell.config, cell.seeds)] = cell
+                try:
+                    at_work[executor.submit(_run_cell, run, cell.config, cell.seeds)] = cell
+                except BrokenExecutor as broken:  # a worker died since the last look: what is at work will say so too
+                    if at_work:
+                        unbegun.appendleft(cell)
+                    else:
+                        died.append((cell, broken))
+                    break
             for future in wait(at_work, return_when=FIRST_COMPLETED).done:
                 cell, error = at_work.pop(future), future.exception()
                 if error is None:

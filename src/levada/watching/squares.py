@@ -35,6 +35,9 @@ def sums_of_squares(values: Sequence[Tensor]) -> Tensor:
     for shape, where in shapes.items():
         count = max(shape.numel(), 1)
         places += where
+        if not shape.numel():  # shards of a process that holds nothing of them
+            parts.append(torch.zeros(len(where), dtype=torch.float64))
+            continue
         if count > _SHORT or len(where) == 1:
             parts += [_long(values[i]) for i in where]
             continue
