@@ -591,3 +591,29 @@ def test_an_error_of_ours_ends_the_watching_and_not_the_training(monkeypatch):
         assert len(watched.samples) == 1
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     assert hooks_of(model) == 0
+
+
+def test_gradients_that_were_filled_with_zeros_do_not_count():
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            loss_of(model, 100 * x).backward()  # thrown away
+            optimizer.zero_grad(set_to_none=False)
+            loss_of(model, x).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    agree(watched, by_hand(make(), data()))
+
+
+def test_gradients_that_were_clipped_between_micro_batches_count():
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        first = loss_of(model, data(1)[0])
+        first.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        second = loss_of(model, data(2)[1])
+        second.backward()
+        optimizer.step()
+    assert watched.samples[0].scalars["loss"] == pytest.approx(first.item() + second.item(), rel=1e-6)

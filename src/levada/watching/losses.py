@@ -12,15 +12,30 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-__all__ = ["Losses", "in_backward"]
+__all__ = ["Losses", "counted", "graph_task", "in_backward", "retained"]
 
 _MARKERS = 2  # parameters that are looked at from each end of the model
 _graph_task = getattr(torch._C, "_current_graph_task_id", None)  # private: without it, recomputation is not recognised
 
 
+def graph_task() -> int:
+    """Return the number of the backward pass that autograd is running in this thread, -1 if none is."""
+    return -1 if _graph_task is None else int(_graph_task())
+
+
 def in_backward() -> bool:
     """Return whether autograd is running a backward pass in this thread, where checkpoints compute again."""
     return _graph_task is not None and _graph_task() >= 0
+
+
+def counted() -> bool:
+    """Return whether gradients that arrive now are those of a loss, as those of `torch.autograd.grad` are not."""
+    return not _originals or _running.depth > 0
+
+
+def retained() -> bool:
+    """Return whether the backward pass that is running keeps its graph, so that another may follow."""
+    return _running.retains
 
 
 @final
@@ -49,7 +64,7 @@ class Losses:
         self._markers: list[nn.Parameter] = []
         self._current: list[Tensor] = []
         self._steps: list[tuple[int, Tensor]] = []
-        self._alone = False
+        self._known: list[tuple[int, int]] = []  # of the markers' gradients, after this step's last backward pass
         self.mark()
 
     def mark(self) -> None:
@@ -101,15 +116,25 @@ class Losses:
     def before(self) -> list[tuple[int, int]]:
         """Look at the gradients before a backward pass."""
         state = [_state(p.grad) for p in self._markers]
-        if self._current and all(p.grad is None for p in self._markers) and not self._sharded():
-            self._current = []
+        if self._current and self._cleared(state) and not self._sharded():
             self._restart()
+            self._current = []
         return state
+
+    def _cleared(self, state: list[tuple[int, int]]) -> bool:
+        """Whether gradients were taken away, or filled with zeros, since the last backward pass of this step."""
+        left = [(p.grad, now, then) for p, now, then in zip(self._markers, state, self._known, strict=True)]
+        written = [gradient for gradient, now, then in left if gradient is not None and now != then]
+        if any(gradient is not None and now == then for gradient, now, then in left):
+            return False
+        return not any(bool(gradient.any()) for gradient in written)  # waits for the device, if someone wrote to them
 
     def after(self, state: list[tuple[int, int]], roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         """Keep the loss if the gradients changed."""
-        if [_state(p.grad) for p in self._markers] == state and not self._sharded():
+        known = [_state(p.grad) for p in self._markers]
+        if known == state and not self._sharded():
             return
+        self._known = known
         if not self._told:
             self._scaler = _scaled.by(roots[0])
         with torch.no_grad():
@@ -150,7 +175,25 @@ class _Scaled:
         return self._scaler if self._loss is not None and self._loss() is loss else None
 
 
+class _Running:
+    """The backward pass that is running, of whichever thread: gradients arrive in others."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.retains = False
+
+    def run(self, backward: Callable[..., None], tensors: Any, *args: Any, **kwargs: Any) -> None:
+        given = dict(zip(("grad_tensors", "retain_graph", "create_graph"), args, strict=False), **kwargs)
+        kept = given.get("retain_graph")
+        self.depth, self.retains = self.depth + 1, bool(given.get("create_graph") if kept is None else kept)
+        try:
+            backward(tensors, *args, **kwargs)
+        finally:
+            self.depth, self.retains = self.depth - 1, False
+
+
 _watchers: Final[list[Losses]] = []
+_running: Final = _Running()
 _scaled: Final = _Scaled()
 _originals: Final[dict[tuple[Any, str], Any]] = {}
 
@@ -163,13 +206,13 @@ def _wrap() -> None:
 
     @functools.wraps(original)
     def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-        roots = () if in_backward() or torch.compiler.is_compiling() else _scalars(tensors)
-        if not roots or not _watchers:
+        if torch.compiler.is_compiling() or in_backward() or not _watchers:
             return original(tensors, *args, **kwargs)
-        given = _gradients(roots, *args, **kwargs)
+        roots = _scalars(tensors)
         watching = [(watcher, state) for watcher in list(_watchers) for state in _try(watcher, watcher.before)]
-        original(tensors, *args, **kwargs)
-        for watcher, state in watching:
+        _running.run(original, tensors, *args, **kwargs)
+        for watcher, state in watching if roots else ():
+            given = _gradients(roots, *args, **kwargs)
             _try(watcher, functools.partial(watcher.after, state, roots, given))
         return None
 
