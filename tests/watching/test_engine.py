@@ -617,3 +617,93 @@ def test_gradients_that_were_clipped_between_micro_batches_count():
         second.backward()
         optimizer.step()
     assert watched.samples[0].scalars["loss"] == pytest.approx(first.item() + second.item(), rel=1e-6)
+
+
+def test_gradients_of_autograd_grad_are_not_those_of_the_loss():
+    def loss(model, x):
+        x = x.clone().requires_grad_()
+        out = model(x)
+        torch.autograd.grad(1000 * out.sum(), x, retain_graph=True)
+        return (out - 1.0).square().mean()
+
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(), loss)
+    agree(watched, by_hand(make(), data()))
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_gradients_of_two_backward_passes_through_one_graph_are_added(dropped):
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            optimizer.zero_grad()
+            loss = loss_of(model, x)
+            if dropped:
+                (1e3 * loss).backward(retain_graph=True)
+                optimizer.zero_grad()
+            (0.5 * loss).backward(retain_graph=True)
+            (0.5 * loss).backward()
+            optimizer.step()
+    agree(watched, by_hand(make(), data()))
+
+
+def test_a_gradient_that_is_too_large_to_be_kept_until_the_rest_comes_is_unknown(monkeypatch):
+    monkeypatch.setattr("levada.watching.reading._KEPT", 0)
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        loss = loss_of(model, data()[0])
+        loss.backward(retain_graph=True)
+        loss.backward()
+        optimizer.step()
+    assert watched.samples[0].values["gradient_rms"].isnan().all()
+    assert watched.samples[0].values["gradient_nonfinite"].isnan().all()
+
+
+@pytest.mark.parametrize("inner", [None, "reentrant", "not"])
+def test_a_model_that_is_a_checkpoint_as_a_whole(inner):
+    def loss(model, x):
+        return (checkpoint(model, x.requires_grad_(), use_reentrant=True) - 1.0).square().mean()
+
+    model = make(inner)
+    with warnings.catch_warnings(), watch(model, optimizer := sgd(model)) as watched:
+        warnings.filterwarnings("error", message="watch")
+        warnings.filterwarnings("ignore", message="None of the inputs")
+        train(model, optimizer, data(), loss)
+    agree(watched, by_hand(make(), data()))
+
+
+def test_micro_batches_of_a_model_that_is_a_checkpoint_as_a_whole():
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data(3, rows=6):
+            optimizer.zero_grad()
+            for part in x.chunk(3):
+                out = checkpoint(model, part.clone().requires_grad_(), use_reentrant=True)
+                ((out - 1.0).square().mean() / 3).backward()
+            optimizer.step()
+    agree(watched, by_hand(make(), data(3, rows=6), parts=3))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_model_whose_parts_are_called_one_by_one(in_place):
+    def loss(model, x):
+        h = model.embed(x)
+        for block in model.blocks:
+            h = block(h)
+        out = model.head(h)
+        if in_place:
+            out -= 1.0
+            return out.square().mean()
+        return (out - 1.0).square().mean()
+
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            loss(model, 100 * x).backward()  # thrown away
+            train(model, optimizer, [x], loss)
+    agree(watched, by_hand(make(), data()))

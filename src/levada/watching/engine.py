@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from levada.probe.trace import Site
-from levada.watching.losses import Losses
+from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
 from levada.watching.overhead import Cadence, StepClock
 from levada.watching.parameters import ParameterNorms, pairs
@@ -88,7 +88,11 @@ class Engine:
         self._statistics = Statistics()
         self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
         self.losses = self._losses = Losses(
-            model, restart=self._restart, parts=lambda: self._micro_batches.divided, scaler=scaler
+            model,
+            begin=self._backward,
+            restart=self._restart,
+            parts=lambda: self._micro_batches.divided,
+            scaler=scaler,
         )
         self._clock = StepClock(self._device)
         self._micro_batches = MicroBatches(original(model), self._restart)
@@ -170,8 +174,8 @@ class Engine:
     @_quietly
     def see(self, place: int, tensor: Tensor) -> None:
         """Take a block's output."""
-        reading = self._reading
-        if reading is not None and (torch.is_grad_enabled() or self.passes.inside()):  # else it is an evaluation
+        reading = self._running()
+        if reading is not None:
             begun = time.perf_counter()
             reading.see(place, tensor)
             self._own += time.perf_counter() - begun
@@ -179,16 +183,24 @@ class Engine:
     @_quietly
     def see_activation(self, place: int, tensor: Tensor) -> None:
         """Take the output of an activation."""
-        reading = self._reading
-        if reading is not None and (torch.is_grad_enabled() or self.passes.inside()):
+        reading = self._running()
+        if reading is not None:
             begun = time.perf_counter()
             reading.see_activation(place, tensor)
             self._own += time.perf_counter() - begun
 
+    def _running(self) -> Reading | None:
+        """Return the reading that a block which runs now belongs to; None if it runs in an evaluation."""
+        if not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
+            return None
+        if self._reading is not None and self._reading.outside and not self.passes.inside():
+            self._begin()
+        return self._reading
+
     @_quietly
     def _begin(self) -> None:
         if self._reading is not None:
-            self._reading.passes += 1
+            self._reading.begin()
             if not self._optimizers and not self._read_before:
                 self._norms.before()
                 self._read_before = True
@@ -199,6 +211,11 @@ class Engine:
             begun = time.perf_counter()
             self._reading.end(completed)
             self._own += time.perf_counter() - begun
+
+    @_quietly
+    def _backward(self) -> None:
+        if self._reading is not None:
+            self._reading.backward()
 
     @_quietly
     def _restart(self) -> None:
@@ -256,7 +273,7 @@ class Engine:
         if reading is not None:
             seen = bool(reading.calls) or self._taps.traced
             if not seen and learned:
-                self._taps.tell("no block of the model was seen running, because something compiled it before")
+                self._taps.tell("no block of the model was seen running")
             if seen or learned or self.sites:
                 if self._together.several:  # the distance that all agreed on with the sample before this one
                     self._deliver(wait=True)

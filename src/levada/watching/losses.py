@@ -48,14 +48,22 @@ class Losses:
 
     Args:
         model: whose gradients tell.
+        begin: called before every backward pass, whichever model it is of.
         restart: called before a backward pass that finds the gradients of this step cleared.
         parts: by what the gradients of a step are divided when all are there.
         scaler: what scales the loss, if that was told; else the one that made the scalar which `backward` begins at.
     """
 
     def __init__(
-        self, model: nn.Module, *, restart: Callable[[], None], parts: Callable[[], int], scaler: Any = None
+        self,
+        model: nn.Module,
+        *,
+        begin: Callable[[], None],
+        restart: Callable[[], None],
+        parts: Callable[[], int],
+        scaler: Any = None,
     ) -> None:
+        self._begin = begin
         self._restart = restart
         self._parts = parts
         self._scaler = scaler
@@ -115,6 +123,7 @@ class Losses:
 
     def before(self) -> list[tuple[int, int]]:
         """Look at the gradients before a backward pass."""
+        self._begin()
         state = [_state(p.grad) for p in self._markers]
         if self._current and self._cleared(state) and not self._sharded():
             self._restart()
