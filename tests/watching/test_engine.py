@@ -707,3 +707,38 @@ def test_a_model_whose_parts_are_called_one_by_one(in_place):
             loss(model, 100 * x).backward()  # thrown away
             train(model, optimizer, [x], loss)
     agree(watched, by_hand(make(), data()))
+
+
+SCALED = {
+    "divided": lambda scaler, loss: (scaler.scale(loss) / 1.0).backward(),
+    "mean": lambda scaler, loss: scaler.scale(loss.reshape(1)).mean().backward(),
+    "list": lambda scaler, loss: torch.autograd.backward(scaler.scale([loss / 2, loss / 2])),
+    "sum": lambda scaler, loss: (scaler.scale(loss / 4) + scaler.scale(0.75 * loss)).backward(),
+}
+
+
+@pytest.mark.parametrize("how", SCALED)
+def test_a_scaler_is_found_however_its_loss_is_spelled(how):
+    model = make()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    other = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            optimizer.zero_grad()
+            SCALED[how](scaler, loss_of(model, x))
+            other.scale(x.sum().requires_grad_())  # of another model
+            scaler.step(optimizer)
+            scaler.update()
+    agree(watched, by_hand(make(), data()), rtol=1e-5)
+    assert [sample.scalars["loss_scale"] for sample in watched.samples] == [1024.0] * 3
+
+
+def test_a_loss_that_is_not_scaled_is_not_divided():
+    model = make()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            scaler.scale(loss_of(make(), x))  # of another model
+            train(model, optimizer, [x])
+    agree(watched, by_hand(make(), data()))
+    assert "loss_scale" not in watched.samples[0].scalars

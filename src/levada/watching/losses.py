@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, final
 
@@ -12,9 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from levada.probe.recorder import tensors as tensors_in
+
 __all__ = ["Losses", "counted", "graph_task", "in_backward", "retained"]
 
 _MARKERS = 2  # parameters that are looked at from each end of the model
+_NEAR = 64  # nodes of a graph, from the loss on, among which that of the scaler is looked for
+_KEY: Final = "levada.scaler"
 _graph_task = getattr(torch._C, "_current_graph_task_id", None)  # private: without it, recomputation is not recognised
 
 
@@ -145,7 +150,7 @@ class Losses:
             return
         self._known = known
         if not self._told:
-            self._scaler = _scaled.by(roots[0])
+            self._scaler = _scaler_of(roots[0])
         with torch.no_grad():
             parts = [_part(root, gradient) for root, gradient in zip(roots, given, strict=True)]
             loss = sum(parts[1:], parts[0])
@@ -169,19 +174,24 @@ def _state(gradient: Tensor | None) -> tuple[int, int]:
     return (0, 0) if gradient is None else (id(gradient), gradient._version)
 
 
-class _Scaled:
-    """The last scalar that a gradient scaler scaled."""
+def _scaler_of(loss: Tensor) -> Any:
+    """Return the gradient scaler that scaled what a loss was made from, or None.
 
-    def __init__(self) -> None:
-        self._loss: weakref.ref[Tensor] | None = None
-        self._scaler: Any = None
-
-    def set(self, loss: Any, scaler: Any) -> None:
-        self._loss, self._scaler = (weakref.ref(loss), scaler) if isinstance(loss, Tensor) else (None, None)
-
-    def by(self, loss: Tensor) -> Any:
-        """Return what scaled this loss, or None."""
-        return self._scaler if self._loss is not None and self._loss() is loss else None
+    What is behind the scaling is a short way: a division, a mean, the sum of some losses.
+    """
+    if not _scalings:
+        return None
+    nodes, seen = deque([loss.grad_fn]), set[Any]()
+    while nodes and len(seen) < _NEAR:
+        node = nodes.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        scaler = _scalings.get(node.metadata.get(_KEY))
+        if scaler is not None:
+            return scaler
+        nodes.extend(following for following, _ in node.next_functions)
+    return None
 
 
 class _Running:
@@ -203,7 +213,7 @@ class _Running:
 
 _watchers: Final[list[Losses]] = []
 _running: Final = _Running()
-_scaled: Final = _Scaled()
+_scalings: Final[weakref.WeakValueDictionary[Any, Any]] = weakref.WeakValueDictionary()
 _originals: Final[dict[tuple[Any, str], Any]] = {}
 
 
@@ -228,7 +238,10 @@ def _wrap() -> None:
     @functools.wraps(scale)
     def watched_scale(self: GradScaler, outputs: Any) -> Any:
         result = scale(self, outputs)
-        _scaled.set(result, self)
+        for scaled in tensors_in(result):
+            if scaled.grad_fn is not None:  # the node holds a number, so that it keeps nothing alive
+                scaled.grad_fn.metadata[_KEY] = id(self)
+                _scalings[id(self)] = self
         return result
 
     torch.autograd.backward = watched_backward
@@ -248,7 +261,7 @@ def _try(watcher: Losses, look: Callable[[], Any]) -> list[Any]:
 def _unwrap() -> None:
     if _watchers:
         return
-    _scaled.set(None, None)
+    _scalings.clear()
     wrapped = [getattr(getattr(owner, name), "__wrapped__", None) is old for (owner, name), old in _originals.items()]
     if all(wrapped):  # else someone wrapped it again: it passes on, and the next watch uses it
         for (owner, name), old in _originals.items():

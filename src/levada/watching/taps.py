@@ -151,8 +151,8 @@ class Taps:
             self._told = True
             warnings.warn(
                 f"watch: {what}, so that the signals and gradients inside are not measured (NaN); weights and losses "
-                "are. If something is compiled, call levada.watch before its first call, give it the module that "
-                "torch.compile returned, or compile the blocks one by one.",
+                "are. If something is compiled, call levada.watch before the first compiled call, give it the module "
+                "that torch.compile returned, or compile the blocks one by one.",
                 stacklevel=2,
             )
 
