@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import time
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,24 @@ def retained() -> bool:
     return _running.retains
 
 
+class Heard(Protocol):
+    """Who hears of backward passes and of a scaler."""
+
+    updates: int
+
+    def before_backward(self) -> None:
+        """Hear of a backward pass that is about to begin, of whichever model."""
+
+    def restart(self) -> None:
+        """Hear, before one, that the gradients of this step were cleared."""
+
+    def learned(self) -> None:
+        """Hear, after one, that it was this model's, before its loss is counted."""
+
+    def skip(self, optimizer: Any) -> None:
+        """Hear that a scaler did not let an optimizer step."""
+
+
 @final
 class Losses:
     """The losses of one model's steps, on their device.
@@ -53,8 +72,7 @@ class Losses:
 
     Args:
         model: whose gradients tell.
-        begin: called before every backward pass, whichever model it is of.
-        restart: called before a backward pass that finds the gradients of this step cleared.
+        heard: who hears of what is seen.
         parts: by what the gradients of a step are divided when all are there.
         scaler: what scales the loss, if that was told; else the one that made the scalar which `backward` begins at.
     """
@@ -63,13 +81,12 @@ class Losses:
         self,
         model: nn.Module,
         *,
-        begin: Callable[[], None],
-        restart: Callable[[], None],
+        heard: Heard,
         parts: Callable[[], int],
         scaler: Any = None,
     ) -> None:
-        self._begin = begin
-        self._restart = restart
+        self.heard = heard
+        self._seconds = 0.0
         self._parts = parts
         self._scaler = scaler
         self._told = scaler is not None
@@ -128,11 +145,13 @@ class Losses:
 
     def before(self) -> list[tuple[int, int]]:
         """Look at the gradients before a backward pass."""
-        self._begin()
+        begun = time.perf_counter()
+        self.heard.before_backward()
         state = [_state(p.grad) for p in self._markers]
         if self._current and self._cleared(state) and not self._sharded():
-            self._restart()
+            self.heard.restart()
             self._current = []
+        self._seconds += time.perf_counter() - begun
         return state
 
     def _cleared(self, state: list[tuple[int, int]]) -> bool:
@@ -143,12 +162,23 @@ class Losses:
             return False
         return not any(bool(gradient.any()) for gradient in written)  # waits for the device, if someone wrote to them
 
+    def spent(self) -> float:
+        """Return the seconds that looking took since this was called last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
     def after(self, state: list[tuple[int, int]], roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         """Keep the loss if the gradients changed."""
+        begun = time.perf_counter()
+        self._after(state, roots, given)
+        self._seconds += time.perf_counter() - begun
+
+    def _after(self, state: list[tuple[int, int]], roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         known = [_state(p.grad) for p in self._markers]
         if known == state and not self._sharded():
             return
         self._known = known
+        self.heard.learned()
         if not self._told:
             self._scaler = _scaler_of(roots[0])
         with torch.no_grad():
@@ -187,11 +217,15 @@ def _scaler_of(loss: Tensor) -> Any:
         if node is None or node in seen:
             continue
         seen.add(node)
-        scaler = _scalings.get(node.metadata.get(_KEY))
+        scaler = _scalings.get(_metadata(node).get(_KEY))
         if scaler is not None:
             return scaler
         nodes.extend(following for following, _ in node.next_functions)
     return None
+
+
+def _metadata(node: Any) -> dict[Any, Any]:
+    return node.metadata  # type: ignore[no-any-return]
 
 
 class _Running:
@@ -222,6 +256,7 @@ def _wrap() -> None:
         return
     original = _originals[torch.autograd, "backward"] = torch.autograd.backward
     scale = _originals[GradScaler, "scale"] = GradScaler.scale
+    step = _originals[GradScaler, "step"] = GradScaler.step
 
     @functools.wraps(original)
     def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
@@ -240,10 +275,20 @@ def _wrap() -> None:
         result = scale(self, outputs)
         for scaled in tensors_in(result):
             if scaled.grad_fn is not None:  # the node holds a number, so that it keeps nothing alive
-                scaled.grad_fn.metadata[_KEY] = id(self)
+                _metadata(scaled.grad_fn)[_KEY] = id(self)
                 _scalings[id(self)] = self
         return result
 
+    @functools.wraps(step)
+    def watched_step(self: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        before = [(watcher, watcher.heard.updates) for watcher in _watchers]
+        result = step(self, optimizer, *args, **kwargs)
+        for watcher, updates in before:
+            if watcher.heard.updates == updates:
+                _try(watcher, functools.partial(watcher.heard.skip, optimizer))
+        return result
+
+    GradScaler.step = watched_step  # type: ignore[method-assign]
     torch.autograd.backward = watched_backward
     GradScaler.scale = watched_scale  # type: ignore[method-assign]
 

@@ -114,6 +114,7 @@ class Reading:
     def __init__(self, step: int, statistics: Statistics, *, careful: bool, fail: Callable[[Exception], None]) -> None:
         self.step = step
         self.passes = 0
+        self.late = False  # it was opened when its step had begun
         self.calls: dict[int, tuple[int, ...]] = {}  # block -> shape of its output, in order of first call
         self._statistics = statistics
         self._careful = careful
