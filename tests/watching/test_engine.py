@@ -742,3 +742,54 @@ def test_a_loss_that_is_not_scaled_is_not_divided():
             train(model, optimizer, [x])
     agree(watched, by_hand(make(), data()))
     assert "loss_scale" not in watched.samples[0].scalars
+
+
+def test_the_loss_is_seen_where_the_ends_of_the_model_do_not_learn():
+    class Wrapped(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.old, self.net = nn.Linear(3, 3), net
+            self.last = nn.ParameterList([nn.Parameter(torch.ones(())) for _ in range(3)])
+
+        def forward(self, x):
+            return self.old(x) * self.last[0] if self.early else self.net(x)
+
+    model = Wrapped(make())
+    model.early = False
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data())
+        model.early = True  # other parameters from now on
+        loss = loss_of(model, data(1)[0]).item()
+        with pytest.warns(UserWarning, match="old did not run in the first sampled step"):
+            train(model, optimizer, data(1))
+    losses = [sample.scalars["loss"] for sample in watched.samples]
+    assert losses == pytest.approx([*(step["loss"] for step in by_hand(make(), data())), loss], rel=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [None, "not"])
+def test_a_block_that_returns_a_mask_too_is_measured_at_its_signal(recompute):
+    class Masked(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.linear, self.relu = inner.linear, inner.relu
+
+        def forward(self, mask, x):
+            return mask, x + self.relu(self.linear(x))
+
+    class Passing(type(make())):
+        def forward(self, x):
+            mask, h = torch.ones(len(x)), self.embed(x)
+            for block in self.blocks:
+                if self.recompute is None:
+                    mask, h = block(mask, h)
+                else:
+                    mask, h = checkpoint(block, mask, h, use_reentrant=False)
+            return self.head(h)
+
+    model = Passing(recompute)
+    model.load_state_dict(make().state_dict())
+    model.blocks = nn.ModuleList(Masked(block) for block in model.blocks)
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data())
+    expected = by_hand(make(), data())
+    agree(watched, expected)

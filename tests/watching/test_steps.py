@@ -192,7 +192,7 @@ def test_looking_at_losses_is_counted(monkeypatch):
     with watch(model, optimizer := sgd(model), every=100) as watched:
         monkeypatch.setattr(watched._engine.cadence, "count", lambda sampled, *, own: counted.append(own))
         train(model, optimizer, data(2))
-    assert counted == pytest.approx([8.0, 8.0], abs=0.5)  # four markers, before and after
+    assert counted == pytest.approx([20.0, 8.0], abs=0.5)  # ten parameters before and after, then four
 
 
 def test_blocks_that_begin_to_run_later_are_named():

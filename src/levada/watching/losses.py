@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, Protocol, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from levada.probe.recorder import tensors as tensors_in
 
 __all__ = ["Losses", "counted", "graph_task", "in_backward", "retained"]
 
-_MARKERS = 2  # parameters that are looked at from each end of the model
+_MARKERS = 2  # parameters that are looked at from each end of those which a loss reached
 _NEAR = 64  # nodes of a graph, from the loss on, among which that of the scaler is looked for
 _KEY: Final = "levada.scaler"
 _graph_task = getattr(torch._C, "_current_graph_task_id", None)  # private: without it, recomputation is not recognised
@@ -42,6 +42,9 @@ def counted() -> bool:
 def retained() -> bool:
     """Return whether the backward pass that is running keeps its graph, so that another may follow."""
     return _running.retains
+
+
+State: TypeAlias = list[tuple[nn.Parameter, tuple[int, int]]]
 
 
 class Heard(Protocol):
@@ -94,15 +97,14 @@ class Losses:
         self._markers: list[nn.Parameter] = []
         self._current: list[Tensor] = []
         self._steps: list[tuple[int, Tensor]] = []
-        self._known: list[tuple[int, int]] = []  # of the markers' gradients, after this step's last backward pass
+        self._choosing = False
+        self._known: State = []  # of the markers' gradients, after this step's last backward pass
         self.mark()
 
     def mark(self) -> None:
-        """Choose the parameters whose gradients are looked at, among those that learn now."""
-        if self._markers and all(p.requires_grad for p in self._markers):
-            return
-        learning = [p for p in self._model.parameters() if p.requires_grad]
-        self._markers = list({id(p): p for p in (*learning[:_MARKERS], *learning[-_MARKERS:])}.values())
+        """Choose anew whose gradients are looked at: the next backward pass tells which ones it changes."""
+        self._markers = [p for p in self._model.parameters() if p.requires_grad]
+        self._choosing = True
 
     def open(self) -> None:
         """See backward passes from now."""
@@ -143,42 +145,46 @@ class Losses:
         ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
         return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
 
-    def before(self) -> list[tuple[int, int]]:
+    def before(self) -> State:
         """Look at the gradients before a backward pass."""
         begun = time.perf_counter()
         self.heard.before_backward()
-        state = [_state(p.grad) for p in self._markers]
-        if self._current and self._cleared(state) and not self._sharded():
+        state = [(p, _state(p.grad)) for p in self._markers]
+        if self._current and self._cleared() and not self._sharded():
             self.heard.restart()
             self._current = []
         self._seconds += time.perf_counter() - begun
         return state
 
-    def _cleared(self, state: list[tuple[int, int]]) -> bool:
+    def _cleared(self) -> bool:
         """Whether gradients were taken away, or filled with zeros, since the last backward pass of this step."""
-        left = [(p.grad, now, then) for p, now, then in zip(self._markers, state, self._known, strict=True)]
-        written = [gradient for gradient, now, then in left if gradient is not None and now != then]
-        if any(gradient is not None and now == then for gradient, now, then in left):
+        left = [(p.grad, then) for p, then in self._known if p.grad is not None]
+        if any(_state(gradient) == then for gradient, then in left):
             return False
-        return not any(bool(gradient.any()) for gradient in written)  # waits for the device, if someone wrote to them
+        return not any(bool(gradient.any()) for gradient, _ in left)  # waits for the device, if someone wrote to them
 
     def spent(self) -> float:
         """Return the seconds that looking took since this was called last."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
-    def after(self, state: list[tuple[int, int]], roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
+    def after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         """Keep the loss if the gradients changed."""
         begun = time.perf_counter()
         self._after(state, roots, given)
         self._seconds += time.perf_counter() - begun
 
-    def _after(self, state: list[tuple[int, int]], roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
-        known = [_state(p.grad) for p in self._markers]
-        if known == state and not self._sharded():
+    def _after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
+        now = [(p, _state(p.grad)) for p, _ in state]
+        changed = [p for (p, then), (_, there) in zip(state, now, strict=True) if then != there]
+        if not changed and not self._sharded():
             return
-        self._known = known
         self.heard.learned()
+        if self._choosing and changed:
+            self._markers = list({id(p): p for p in (*changed[:_MARKERS], *changed[-_MARKERS:])}.values())
+            self._choosing = False
+        chosen = set(map(id, self._markers))
+        self._known = [(p, there) for p, there in now if id(p) in chosen]
         if not self._told:
             self._scaler = _scaler_of(roots[0])
         with torch.no_grad():
