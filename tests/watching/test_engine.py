@@ -591,3 +591,205 @@ def test_an_error_of_ours_ends_the_watching_and_not_the_training(monkeypatch):
         assert len(watched.samples) == 1
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     assert hooks_of(model) == 0
+
+
+def test_gradients_that_were_filled_with_zeros_do_not_count():
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            loss_of(model, 100 * x).backward()  # thrown away
+            optimizer.zero_grad(set_to_none=False)
+            loss_of(model, x).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    agree(watched, by_hand(make(), data()))
+
+
+def test_gradients_that_were_clipped_between_micro_batches_count():
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        first = loss_of(model, data(1)[0])
+        first.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        second = loss_of(model, data(2)[1])
+        second.backward()
+        optimizer.step()
+    assert watched.samples[0].scalars["loss"] == pytest.approx(first.item() + second.item(), rel=1e-6)
+
+
+def test_gradients_of_autograd_grad_are_not_those_of_the_loss():
+    def loss(model, x):
+        x = x.clone().requires_grad_()
+        out = model(x)
+        torch.autograd.grad(1000 * out.sum(), x, retain_graph=True)
+        return (out - 1.0).square().mean()
+
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(), loss)
+    agree(watched, by_hand(make(), data()))
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_gradients_of_two_backward_passes_through_one_graph_are_added(dropped):
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            optimizer.zero_grad()
+            loss = loss_of(model, x)
+            if dropped:
+                (1e3 * loss).backward(retain_graph=True)
+                optimizer.zero_grad()
+            (0.5 * loss).backward(retain_graph=True)
+            (0.5 * loss).backward()
+            optimizer.step()
+    agree(watched, by_hand(make(), data()))
+
+
+def test_a_gradient_that_is_too_large_to_be_kept_until_the_rest_comes_is_unknown(monkeypatch):
+    monkeypatch.setattr("levada.watching.reading._KEPT", 0)
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        loss = loss_of(model, data()[0])
+        loss.backward(retain_graph=True)
+        loss.backward()
+        optimizer.step()
+    assert watched.samples[0].values["gradient_rms"].isnan().all()
+    assert watched.samples[0].values["gradient_nonfinite"].isnan().all()
+
+
+@pytest.mark.parametrize("inner", [None, "reentrant", "not"])
+def test_a_model_that_is_a_checkpoint_as_a_whole(inner):
+    def loss(model, x):
+        return (checkpoint(model, x.requires_grad_(), use_reentrant=True) - 1.0).square().mean()
+
+    model = make(inner)
+    with warnings.catch_warnings(), watch(model, optimizer := sgd(model)) as watched:
+        warnings.filterwarnings("error", message="watch")
+        warnings.filterwarnings("ignore", message="None of the inputs")
+        train(model, optimizer, data(), loss)
+    agree(watched, by_hand(make(), data()))
+
+
+def test_micro_batches_of_a_model_that_is_a_checkpoint_as_a_whole():
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data(3, rows=6):
+            optimizer.zero_grad()
+            for part in x.chunk(3):
+                out = checkpoint(model, part.clone().requires_grad_(), use_reentrant=True)
+                ((out - 1.0).square().mean() / 3).backward()
+            optimizer.step()
+    agree(watched, by_hand(make(), data(3, rows=6), parts=3))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_model_whose_parts_are_called_one_by_one(in_place):
+    def loss(model, x):
+        h = model.embed(x)
+        for block in model.blocks:
+            h = block(h)
+        out = model.head(h)
+        if in_place:
+            out -= 1.0
+            return out.square().mean()
+        return (out - 1.0).square().mean()
+
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            loss(model, 100 * x).backward()  # thrown away
+            train(model, optimizer, [x], loss)
+    agree(watched, by_hand(make(), data()))
+
+
+SCALED = {
+    "divided": lambda scaler, loss: (scaler.scale(loss) / 1.0).backward(),
+    "mean": lambda scaler, loss: scaler.scale(loss.reshape(1)).mean().backward(),
+    "list": lambda scaler, loss: torch.autograd.backward(scaler.scale([loss / 2, loss / 2])),
+    "sum": lambda scaler, loss: (scaler.scale(loss / 4) + scaler.scale(0.75 * loss)).backward(),
+}
+
+
+@pytest.mark.parametrize("how", SCALED)
+def test_a_scaler_is_found_however_its_loss_is_spelled(how):
+    model = make()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    other = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            optimizer.zero_grad()
+            SCALED[how](scaler, loss_of(model, x))
+            other.scale(x.sum().requires_grad_())  # of another model
+            scaler.step(optimizer)
+            scaler.update()
+    agree(watched, by_hand(make(), data()), rtol=1e-5)
+    assert [sample.scalars["loss_scale"] for sample in watched.samples] == [1024.0] * 3
+
+
+def test_a_loss_that_is_not_scaled_is_not_divided():
+    model = make()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with watch(model, optimizer) as watched:
+        for x in data():
+            scaler.scale(loss_of(make(), x))  # of another model
+            train(model, optimizer, [x])
+    agree(watched, by_hand(make(), data()))
+    assert "loss_scale" not in watched.samples[0].scalars
+
+
+def test_the_loss_is_seen_where_the_ends_of_the_model_do_not_learn():
+    class Wrapped(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.old, self.net = nn.Linear(3, 3), net
+            self.last = nn.ParameterList([nn.Parameter(torch.ones(())) for _ in range(3)])
+
+        def forward(self, x):
+            return self.old(x) * self.last[0] if self.early else self.net(x)
+
+    model = Wrapped(make())
+    model.early = False
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data())
+        model.early = True  # other parameters from now on
+        loss = loss_of(model, data(1)[0]).item()
+        with pytest.warns(UserWarning, match="old did not run in the first sampled step"):
+            train(model, optimizer, data(1))
+    losses = [sample.scalars["loss"] for sample in watched.samples]
+    assert losses == pytest.approx([*(step["loss"] for step in by_hand(make(), data())), loss], rel=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [None, "not"])
+def test_a_block_that_returns_a_mask_too_is_measured_at_its_signal(recompute):
+    class Masked(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.linear, self.relu = inner.linear, inner.relu
+
+        def forward(self, mask, x):
+            return mask, x + self.relu(self.linear(x))
+
+    class Passing(type(make())):
+        def forward(self, x):
+            mask, h = torch.ones(len(x)), self.embed(x)
+            for block in self.blocks:
+                if self.recompute is None:
+                    mask, h = block(mask, h)
+                else:
+                    mask, h = checkpoint(block, mask, h, use_reentrant=False)
+            return self.head(h)
+
+    model = Passing(recompute)
+    model.load_state_dict(make().state_dict())
+    model.blocks = nn.ModuleList(Masked(block) for block in model.blocks)
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data())
+    expected = by_hand(make(), data())
+    agree(watched, expected)

@@ -70,7 +70,8 @@ class Places:
         else:
             self._base = str(Path.cwd() / "runs" / name)
         # Workers that are started again after a failure find the record of the first attempt, and take the next.
-        self._again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        self._attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._again = self._attempt != "0"
         self._given = 0
         self._counts: Counter[str] = Counter()
         self._missed: set[str] = set()
@@ -113,7 +114,8 @@ class Places:
         from torch import distributed
 
         store: Any = distributed.distributed_c10d._get_default_store()  # private, and there is no other way to it
-        key = f"levada/run/{kind}/{self._counts[kind]}"
+        # A launcher's store outlives workers that are started again.
+        key = f"levada/run/{self._attempt}/{kind}/{self._counts[kind]}"
         if process_rank() == 0:
             where = ""
             try:

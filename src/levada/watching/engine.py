@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from levada.probe.trace import Site
-from levada.watching.losses import Losses
+from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
 from levada.watching.overhead import Cadence, StepClock
-from levada.watching.parameters import ParameterNorms, pairs
 from levada.watching.passes import Passes
-from levada.watching.places import find_places, in_order, original, plain_name
+from levada.watching.places import original
 from levada.watching.reading import Reading, Statistics
 from levada.watching.sample import Sample
+from levada.watching.structure import Structure
 from levada.watching.taps import Taps
 from levada.watching.telling import warn
 from levada.watching.together import Measured, Together
@@ -29,6 +29,8 @@ from levada.watching.transfer import Sent
 __all__ = ["Engine"]
 
 _SEARCHES = 2  # sampled steps before which it is looked for what was compiled since
+_SKIPS = 10  # steps in a row that a scaler skipped, after which they are sampled: first it looks for its scale
+_TOLD = 3  # updates in a row that did not happen, from which on listeners hear of their losses
 _CAP = 64 * 2**20  # bytes of a pass's inputs, and of the gradient at its output, that are kept for a bundle
 
 
@@ -75,33 +77,40 @@ class Engine:
         self.model = model
         self.cadence = cadence
         self.steps = first
+        self.updates = 0  # steps of optimizers
         self.broken = False
-        self.sites: tuple[Site, ...] = ()
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end)
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
-        self._places = find_places(model)
-        self._order: list[int] = []
-        self._names = {id(p): plain_name(name) for name, p in original(model).named_parameters()}
+        self._structure = Structure(model)
         self._device = next(p.device for p in model.parameters())
-        self._taps = Taps(model, self._places, self)
+        self._taps = Taps(model, self._structure.places, self)
         self._statistics = Statistics()
-        self._norms = ParameterNorms((self._names[id(p)], p) for p in original(model).parameters())
         self.losses = self._losses = Losses(
-            model, restart=self._restart, parts=lambda: self._micro_batches.divided, scaler=scaler
+            model,
+            heard=self,
+            parts=lambda: self._micro_batches.divided,
+            scaler=scaler,
         )
         self._clock = StepClock(self._device)
-        self._micro_batches = MicroBatches(original(model), self._restart)
+        self._micro_batches = MicroBatches(original(model), self.restart)
         self._together = Together(model)
         self._reading: Reading | None = None
         self._read_before = False
         self._stepped: set[int] = set()
         self._waited = {id(optimizer) for optimizer in optimizers}
+        self._skipped: set[int] = set()
+        self._skips = 0  # steps in a row that a scaler skipped
+        self._heard = False  # of this step's update
         self._handles: list[RemovableHandle] = []
         self._pending: list[Sent] = []
         self._logged: dict[str, float] = {}
         self._own = 0.0
-        self._where = pairs((), {})
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The blocks in order of execution; none before the first sampled step."""
+        return self._structure.sites
 
     # Attaching and detaching.
 
@@ -125,10 +134,12 @@ class Engine:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._disarm(for_good=True)
         self.passes.detach()
         self._losses.close()
+        if not failed:
+            self._end_rested()
         self._stepped.clear()
+        self._disarm(for_good=True)
         self._micro_batches.close()
         self._deliver(wait=True, leaving=failed)
         self._together.close(failed=failed)
@@ -136,8 +147,12 @@ class Engine:
     def _arm(self) -> None:
         self.passes.step(self.steps)
         if self._reading is None and not self.broken and self.cadence.due(self.steps):
+            replaced = self._structure.read()
+            if replaced:
+                self._taps.detach(for_good=True)
+                self._taps = Taps(self.model, self._structure.places, self)
             self._reading = Reading(self.steps, self._statistics, careful=not self.sites, fail=self.fail)
-            self._taps.searching = self.cadence.samples < _SEARCHES
+            self._taps.searching = replaced or self.cadence.samples < _SEARCHES
             self._losses.mark()
             self._taps.attach()
             self._micro_batches.take()
@@ -170,28 +185,42 @@ class Engine:
     @_quietly
     def see(self, place: int, tensor: Tensor) -> None:
         """Take a block's output."""
-        reading = self._reading
-        if reading is not None and (torch.is_grad_enabled() or self.passes.inside()):  # else it is an evaluation
-            begun = time.perf_counter()
-            reading.see(place, tensor)
-            self._own += time.perf_counter() - begun
+        self._take(Reading.see, place, tensor)
 
     @_quietly
     def see_activation(self, place: int, tensor: Tensor) -> None:
         """Take the output of an activation."""
-        reading = self._reading
-        if reading is not None and (torch.is_grad_enabled() or self.passes.inside()):
-            begun = time.perf_counter()
-            reading.see_activation(place, tensor)
-            self._own += time.perf_counter() - begun
+        self._take(Reading.see_activation, place, tensor)
+
+    def _take(self, see: Callable[[Reading, int, Tensor], None], place: int, tensor: Tensor) -> None:
+        if not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
+            return  # an evaluation
+        begun = time.perf_counter()
+        if self._reading is not None and self._reading.outside and not self.passes.inside():
+            self._begin()
+        if self._reading is not None:
+            see(self._reading, place, tensor)
+        self._own += time.perf_counter() - begun
 
     @_quietly
     def _begin(self) -> None:
+        self._end_rested()
         if self._reading is not None:
-            self._reading.passes += 1
-            if not self._optimizers and not self._read_before:
-                self._norms.before()
-                self._read_before = True
+            self._reading.begin()
+            self._read_weights()
+
+    def _read_weights(self) -> None:
+        """Copy the weights where no optimizer will say that it changes them; gradients are read after it."""
+        if not self._optimizers and not self._read_before:
+            self._structure.norms.before(gradients=False)
+            self._read_before = True
+
+    def _end_rested(self, *, late: bool = False) -> None:
+        """End a step in which not all optimizers stepped: what follows belongs to the next one."""
+        if self._stepped:
+            self.finish()
+            if self._reading is not None:  # what is compiled was entered already
+                self._reading.late = late or self._taps.traced
 
     @_quietly
     def _end(self, completed: bool) -> None:
@@ -201,8 +230,23 @@ class Engine:
             self._own += time.perf_counter() - begun
 
     @_quietly
-    def _restart(self) -> None:
+    def before_backward(self) -> None:
+        """Hear of a backward pass that is about to begin, of whichever model."""
         if self._reading is not None:
+            self._reading.backward()
+            self._read_weights()
+
+    @_quietly
+    def learned(self) -> None:
+        """Hear that a backward pass was this model's."""
+        self._end_rested(late=True)
+
+    @_quietly
+    def restart(self) -> None:
+        """Hear that the gradients of this step were cleared, or those of one in which an optimizer rested."""
+        if self._stepped:
+            self._end_rested(late=True)
+        elif self._reading is not None:
             self._reading.restart()
             self._taps.restart()
 
@@ -211,8 +255,7 @@ class Engine:
     @_quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         if id(optimizer) in self._stepped:  # the others did not step this time
-            self._waited = set(self._stepped)
-            self.finish()
+            self._end_rested(late=True)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             return self._ready(optimizer)
@@ -229,18 +272,36 @@ class Engine:
     @_quietly
     def _ready(self, optimizer: Any) -> None:
         """Take what the update will change, and tell of it."""
-        if self._stepped:
+        if self._heard:
             return
+        self._heard = True
         begun = time.perf_counter()
         if self._reading is not None and not self._read_before:
-            self._norms.before(getattr(optimizer, "grad_scale", None))
+            scale = getattr(optimizer, "grad_scale", None)
+            # A scaler divides the gradients of one optimizer after the other, each before its own step.
+            later = scale is None and len(self._optimizers) > 1 and self._losses.scale() is not None
+            self._structure.norms.before(scale, gradients=not later)
             self._read_before = True
         self._own += time.perf_counter() - begun
         self._before_update(self.steps, self._losses.current())
 
     @_quietly
-    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
+        self.updates += 1
         self._stepped.add(id(optimizer))
+        if self._waited <= self._stepped:
+            self.finish()
+
+    @_quietly
+    def skip(self, optimizer: Any) -> None:
+        """Hear that a scaler did not let an optimizer step: its step ends all the same."""
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if id(inner) not in self._waited or id(inner) in self._stepped:
+            return
+        if self._skips + 1 >= _TOLD:
+            self._ready(inner)
+        self._skipped.add(id(inner))
+        self._stepped.add(id(inner))
         if self._waited <= self._stepped:
             self.finish()
 
@@ -248,15 +309,19 @@ class Engine:
         """End a step."""
         begun = time.perf_counter()
         reading = self._reading
-        self._waited = set(self._stepped) or self._waited
+        self._skips = self._skips + 1 if self._skipped and self._skipped >= self._stepped else 0
         self._stepped.clear()
+        self._skipped.clear()
+        self._heard = False
         learned = self._losses.current() is not None
         self._losses.end(self.steps)
         self._deliver(wait=False)
-        if reading is not None:
+        if reading is not None and (reading.late or 0 < self._skips < _SKIPS or self._structure.outdated):
+            self._disarm()  # the next step is sampled in its place
+        elif reading is not None:
             seen = bool(reading.calls) or self._taps.traced
             if not seen and learned:
-                self._taps.tell("no block of the model was seen running, because something compiled it before")
+                self._taps.tell("no block of the model was seen running")
             if seen or learned or self.sites:
                 if self._together.several:  # the distance that all agreed on with the sample before this one
                     self._deliver(wait=True)
@@ -268,7 +333,7 @@ class Engine:
         self._clock.tick(reading is not None)
         self.steps += 1
         self._arm()
-        self._own += time.perf_counter() - begun
+        self._own += time.perf_counter() - begun + self._losses.spent()
         self._own += 0.0 if reading is None else reading.seconds
         self.cadence.count(reading is not None, own=self._own)
         self._own = 0.0
@@ -276,12 +341,11 @@ class Engine:
             self.cadence.timed(sampled, seconds)
 
     def _send(self, reading: Reading) -> None:
-        if not self.sites:
-            self._find_sites(reading)
-        packed = self._norms.after() if self._read_before else None
+        self._structure.run(self._taps.order, reading.calls)
+        packed = self._structure.norms.after() if self._read_before else None
         steps, losses = self._losses.take()
         scale = self._losses.scale()
-        table, compiled = reading.table(len(self._places), self._device), self._taps.compiled(self._device)
+        table, compiled = reading.table(len(self._structure.places), self._device), self._taps.compiled(self._device)
         numbers = [table if compiled is None else table + compiled]
         numbers += [] if packed is None else [packed.values]
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
@@ -305,24 +369,6 @@ class Engine:
         """Keep numbers for the next sample."""
         self._logged.update(scalars)
 
-    def _find_sites(self, reading: Reading) -> None:
-        seen = [i for i in self._taps.order if i >= 0]
-        self._order = in_order(self._places, seen) if seen else list(range(len(self._places)))
-        places = [self._places[i] for i in self._order]
-        shapes = [reading.calls.get(i, ()) for i in self._order]
-        owned = [tuple(dict.fromkeys(self._names[id(p)] for p in place.parameters())) for place in places]
-        self.sites = tuple(
-            Site(place.name, order, place.kind, shape, names)
-            for order, (place, shape, names) in enumerate(zip(places, shapes, owned, strict=True))
-        )
-        at: dict[str, list[int]] = {}
-        sizes = {self._names[id(p)]: p.dim() for p in original(self.model).parameters()}
-        for site in self.sites:
-            for name in site.parameters:
-                if sizes[name] >= 2:
-                    at.setdefault(name, []).append(site.order)
-        self._where = pairs(self._norms.names, at)
-
     def _deliver(self, *, wait: bool, leaving: bool = False) -> None:
         while True:
             if self._together.pending:
@@ -336,17 +382,17 @@ class Engine:
                 return
 
     def _measured(self, sent: Sent) -> Measured:
-        table, packed, losses, named = sent.host(len(self._places))
+        table, packed, losses, named = sent.host(len(self._structure.places))
         scalars = {**sent.scalars, **named}
         if not math.isnan(overhead := self.cadence.overhead):
             scalars["overhead"] = overhead
         return Measured(
             sent.step,
             sent.time,
-            table[self._order],
+            table[self._structure.order],
             scalars.get("loss_scale", 1.0) * sent.micro_batches,
             packed,
-            self._where,
+            self._structure.where,
             tuple(losses),
             scalars,
             self.cadence.wanted(),

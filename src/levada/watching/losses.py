@@ -3,25 +3,66 @@
 from __future__ import annotations
 
 import functools
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from levada.probe.recorder import tensors as tensors_in
 from levada.watching.telling import warn
 
-__all__ = ["Losses", "in_backward"]
+__all__ = ["Losses", "counted", "graph_task", "in_backward", "retained"]
 
-_MARKERS = 2  # parameters that are looked at from each end of the model
+_MARKERS = 2  # parameters that are looked at from each end of those which a loss reached
+_NEAR = 64  # nodes of a graph, from the loss on, among which that of the scaler is looked for
+_KEY: Final = "levada.scaler"
 _graph_task = getattr(torch._C, "_current_graph_task_id", None)  # private: without it, recomputation is not recognised
+
+
+def graph_task() -> int:
+    """Return the number of the backward pass that autograd is running in this thread, -1 if none is."""
+    return -1 if _graph_task is None else int(_graph_task())
 
 
 def in_backward() -> bool:
     """Return whether autograd is running a backward pass in this thread, where checkpoints compute again."""
     return _graph_task is not None and _graph_task() >= 0
+
+
+def counted() -> bool:
+    """Return whether gradients that arrive now are those of a loss, as those of `torch.autograd.grad` are not."""
+    return not _originals or _running.depth > 0
+
+
+def retained() -> bool:
+    """Return whether the backward pass that is running keeps its graph, so that another may follow."""
+    return _running.retains
+
+
+State: TypeAlias = list[tuple[nn.Parameter, tuple[int, int]]]
+
+
+class Heard(Protocol):
+    """Who hears of backward passes and of a scaler."""
+
+    updates: int
+
+    def before_backward(self) -> None:
+        """Hear of a backward pass that is about to begin, of whichever model."""
+
+    def restart(self) -> None:
+        """Hear, before one, that the gradients of this step were cleared."""
+
+    def learned(self) -> None:
+        """Hear, after one, that it was this model's, before its loss is counted."""
+
+    def skip(self, optimizer: Any) -> None:
+        """Hear that a scaler did not let an optimizer step."""
 
 
 @final
@@ -34,15 +75,21 @@ class Losses:
 
     Args:
         model: whose gradients tell.
-        restart: called before a backward pass that finds the gradients of this step cleared.
+        heard: who hears of what is seen.
         parts: by what the gradients of a step are divided when all are there.
         scaler: what scales the loss, if that was told; else the one that made the scalar which `backward` begins at.
     """
 
     def __init__(
-        self, model: nn.Module, *, restart: Callable[[], None], parts: Callable[[], int], scaler: Any = None
+        self,
+        model: nn.Module,
+        *,
+        heard: Heard,
+        parts: Callable[[], int],
+        scaler: Any = None,
     ) -> None:
-        self._restart = restart
+        self.heard = heard
+        self._seconds = 0.0
         self._parts = parts
         self._scaler = scaler
         self._told = scaler is not None
@@ -50,15 +97,14 @@ class Losses:
         self._markers: list[nn.Parameter] = []
         self._current: list[Tensor] = []
         self._steps: list[tuple[int, Tensor]] = []
-        self._alone = False
+        self._choosing = False
+        self._known: State = []  # of the markers' gradients, after this step's last backward pass
         self.mark()
 
     def mark(self) -> None:
-        """Choose the parameters whose gradients are looked at, among those that learn now."""
-        if self._markers and all(p.requires_grad for p in self._markers):
-            return
-        learning = [p for p in self._model.parameters() if p.requires_grad]
-        self._markers = list({id(p): p for p in (*learning[:_MARKERS], *learning[-_MARKERS:])}.values())
+        """Choose anew whose gradients are looked at: the next backward pass tells which ones it changes."""
+        self._markers = [p for p in self._model.parameters() if p.requires_grad]
+        self._choosing = True
 
     def open(self) -> None:
         """See backward passes from now."""
@@ -99,20 +145,48 @@ class Losses:
         ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
         return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
 
-    def before(self) -> list[tuple[int, int]]:
+    def before(self) -> State:
         """Look at the gradients before a backward pass."""
-        state = [_state(p.grad) for p in self._markers]
-        if self._current and all(p.grad is None for p in self._markers) and not self._sharded():
+        begun = time.perf_counter()
+        self.heard.before_backward()
+        state = [(p, _state(p.grad)) for p in self._markers]
+        if self._current and self._cleared() and not self._sharded():
+            self.heard.restart()
             self._current = []
-            self._restart()
+        self._seconds += time.perf_counter() - begun
         return state
 
-    def after(self, state: list[tuple[int, int]], roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
+    def _cleared(self) -> bool:
+        """Whether gradients were taken away, or filled with zeros, since the last backward pass of this step."""
+        left = [(p.grad, then) for p, then in self._known if p.grad is not None]
+        if any(_state(gradient) == then for gradient, then in left):
+            return False
+        return not any(bool(gradient.any()) for gradient, _ in left)  # waits for the device, if someone wrote to them
+
+    def spent(self) -> float:
+        """Return the seconds that looking took since this was called last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         """Keep the loss if the gradients changed."""
-        if [_state(p.grad) for p in self._markers] == state and not self._sharded():
+        begun = time.perf_counter()
+        self._after(state, roots, given)
+        self._seconds += time.perf_counter() - begun
+
+    def _after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
+        now = [(p, _state(p.grad)) for p, _ in state]
+        changed = [p for (p, then), (_, there) in zip(state, now, strict=True) if then != there]
+        if not changed and not self._sharded():
             return
+        self.heard.learned()
+        if self._choosing and changed:
+            self._markers = list({id(p): p for p in (*changed[:_MARKERS], *changed[-_MARKERS:])}.values())
+            self._choosing = False
+        chosen = set(map(id, self._markers))
+        self._known = [(p, there) for p, there in now if id(p) in chosen]
         if not self._told:
-            self._scaler = _scaled.by(roots[0])
+            self._scaler = _scaler_of(roots[0])
         with torch.no_grad():
             parts = [_part(root, gradient) for root, gradient in zip(roots, given, strict=True)]
             loss = sum(parts[1:], parts[0])
@@ -136,23 +210,50 @@ def _state(gradient: Tensor | None) -> tuple[int, int]:
     return (0, 0) if gradient is None else (id(gradient), gradient._version)
 
 
-class _Scaled:
-    """The last scalar that a gradient scaler scaled."""
+def _scaler_of(loss: Tensor) -> Any:
+    """Return the gradient scaler that scaled what a loss was made from, or None.
+
+    What is behind the scaling is a short way: a division, a mean, the sum of some losses.
+    """
+    if not _scalings:
+        return None
+    nodes, seen = deque([loss.grad_fn]), set[Any]()
+    while nodes and len(seen) < _NEAR:
+        node = nodes.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        scaler = _scalings.get(_metadata(node).get(_KEY))
+        if scaler is not None:
+            return scaler
+        nodes.extend(following for following, _ in node.next_functions)
+    return None
+
+
+def _metadata(node: Any) -> dict[Any, Any]:
+    return node.metadata  # type: ignore[no-any-return]
+
+
+class _Running:
+    """The backward pass that is running, of whichever thread: gradients arrive in others."""
 
     def __init__(self) -> None:
-        self._loss: weakref.ref[Tensor] | None = None
-        self._scaler: Any = None
+        self.depth = 0
+        self.retains = False
 
-    def set(self, loss: Any, scaler: Any) -> None:
-        self._loss, self._scaler = (weakref.ref(loss), scaler) if isinstance(loss, Tensor) else (None, None)
-
-    def by(self, loss: Tensor) -> Any:
-        """Return what scaled this loss, or None."""
-        return self._scaler if self._loss is not None and self._loss() is loss else None
+    def run(self, backward: Callable[..., None], tensors: Any, *args: Any, **kwargs: Any) -> None:
+        given = dict(zip(("grad_tensors", "retain_graph", "create_graph"), args, strict=False), **kwargs)
+        kept = given.get("retain_graph")
+        self.depth, self.retains = self.depth + 1, bool(given.get("create_graph") if kept is None else kept)
+        try:
+            backward(tensors, *args, **kwargs)
+        finally:
+            self.depth, self.retains = self.depth - 1, False
 
 
 _watchers: Final[list[Losses]] = []
-_scaled: Final = _Scaled()
+_running: Final = _Running()
+_scalings: Final[weakref.WeakValueDictionary[Any, Any]] = weakref.WeakValueDictionary()
 _originals: Final[dict[tuple[Any, str], Any]] = {}
 
 
@@ -161,25 +262,39 @@ def _wrap() -> None:
         return
     original = _originals[torch.autograd, "backward"] = torch.autograd.backward
     scale = _originals[GradScaler, "scale"] = GradScaler.scale
+    step = _originals[GradScaler, "step"] = GradScaler.step
 
     @functools.wraps(original)
     def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-        roots = () if in_backward() or torch.compiler.is_compiling() else _scalars(tensors)
-        if not roots or not _watchers:
+        if torch.compiler.is_compiling() or in_backward() or not _watchers:
             return original(tensors, *args, **kwargs)
-        given = _gradients(roots, *args, **kwargs)
+        roots = _scalars(tensors)
         watching = [(watcher, state) for watcher in list(_watchers) for state in _try(watcher, watcher.before)]
-        original(tensors, *args, **kwargs)
-        for watcher, state in watching:
+        _running.run(original, tensors, *args, **kwargs)
+        for watcher, state in watching if roots else ():
+            given = _gradients(roots, *args, **kwargs)
             _try(watcher, functools.partial(watcher.after, state, roots, given))
         return None
 
     @functools.wraps(scale)
     def watched_scale(self: GradScaler, outputs: Any) -> Any:
         result = scale(self, outputs)
-        _scaled.set(result, self)
+        for scaled in tensors_in(result):
+            if scaled.grad_fn is not None:  # the node holds a number, so that it keeps nothing alive
+                _metadata(scaled.grad_fn)[_KEY] = id(self)
+                _scalings[id(self)] = self
         return result
 
+    @functools.wraps(step)
+    def watched_step(self: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        before = [(watcher, watcher.heard.updates) for watcher in _watchers]
+        result = step(self, optimizer, *args, **kwargs)
+        for watcher, updates in before:
+            if watcher.heard.updates == updates:
+                _try(watcher, functools.partial(watcher.heard.skip, optimizer))
+        return result
+
+    GradScaler.step = watched_step  # type: ignore[method-assign]
     torch.autograd.backward = watched_backward
     GradScaler.scale = watched_scale  # type: ignore[method-assign]
 
@@ -197,7 +312,7 @@ def _try(watcher: Losses, look: Callable[[], Any]) -> list[Any]:
 def _unwrap() -> None:
     if _watchers:
         return
-    _scaled.set(None, None)
+    _scalings.clear()
     wrapped = [getattr(getattr(owner, name), "__wrapped__", None) is old for (owner, name), old in _originals.items()]
     if all(wrapped):  # else someone wrapped it again: it passes on, and the next watch uses it
         for (owner, name), old in _originals.items():

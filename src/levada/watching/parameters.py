@@ -154,19 +154,20 @@ class ParameterNorms:
         self._weights: dict[int, Tensor] = {}
         self._gradients: dict[int, Tensor | None] = {}
         self._copies: dict[int, Tensor] = {}
-        self._sums: tuple[Tensor, Tensor] | None = None
+        self._sums: tuple[Tensor, Tensor | None] | None = None
         self._stacked: list[Stacked] = []
 
     @torch.no_grad()
-    def before(self, scale: Tensor | float | None = None) -> None:
+    def before(self, scale: Tensor | float | None = None, *, gradients: bool = True) -> None:
         """Measure weights and gradients, and copy the weights whose update is to be measured.
 
         Args:
             scale: what the gradients are multiplied by, such as `optimizer.grad_scale` of a fused optimizer, which a
                 `GradScaler` leaves to unscale them; None if by nothing.
+            gradients: whether they are measured now; else in `after`, since those of this step are still to come.
         """
         self._forget()
-        self._stacked = self._stacks.usable(self._copy_bytes)
+        self._stacked = self._stacks.usable(self._copy_bytes) if gradients else []
         for stacked in self._stacked:
             stacked.before(1.0 if scale is None else float(scale))
         apart = {i for stacked in self._stacked for i in stacked.rows}
@@ -175,7 +176,7 @@ class ParameterNorms:
         if not self._weights:
             return
         self._device = next(iter(self._weights.values())).device
-        self._sums = self._squares(self._weights), self._measure_gradients(scale)
+        self._sums = self._squares(self._weights), self._measure_gradients(scale) if gradients else None
         chosen = self._next_turn()
         for where in _grouped(chosen):
             weights = [chosen[i] for i in where]
@@ -203,11 +204,11 @@ class ParameterNorms:
         self._forget()
         return Packed(self.names, values, shards, measured)
 
-    def _after_each(self, sums: tuple[Tensor, Tensor], measured: Tensor, scale: Tensor | float | None) -> Tensor:
+    def _after_each(self, sums: tuple[Tensor, Tensor | None], measured: Tensor, scale: Tensor | float | None) -> Tensor:
         """Return the values of the parameters that are in no stack, and mark what of them was measured."""
         rows = range(len(self.names))
         weight, gradient = sums
-        if all(g is None for g in self._gradients.values()):
+        if gradient is None or all(g is None for g in self._gradients.values()):
             gradient = self._measure_gradients(scale)
         for where in _grouped(self._copies):
             now = [w if (w := _local(self._parameters[i])) is not None else self._copies[i] for i in where]

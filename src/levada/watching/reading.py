@@ -14,7 +14,7 @@ from torch import Tensor
 
 from levada.probe.collector import Collector, Slot
 from levada.probe.statistics import mean_square
-from levada.watching.losses import in_backward
+from levada.watching.losses import counted, graph_task, in_backward, retained
 from levada.watching.squares import squares_of_rows, sums_of_squares
 
 __all__ = ["TABLE", "Reading", "Statistics", "plain"]
@@ -24,6 +24,7 @@ TABLE: Final = ("signal", "signal_count", "gradient", "gradient_count", "zeros",
 
 _ROOM = 1 << 17  # elements that wait to be measured together: a stack of them fits into a cache
 _SMALL = 1 << 14
+_KEPT = 1 << 26  # bytes of gradients that wait for more, where a graph is gone through again
 _HALVES = torch.float16, torch.bfloat16
 
 
@@ -95,6 +96,10 @@ class Statistics:
             collector.clear()
 
 
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
 @final
 class Reading:
     """One sampled step.
@@ -109,28 +114,56 @@ class Reading:
     def __init__(self, step: int, statistics: Statistics, *, careful: bool, fail: Callable[[Exception], None]) -> None:
         self.step = step
         self.passes = 0
+        self.late = False  # it was opened when its step had begun
         self.calls: dict[int, tuple[int, ...]] = {}  # block -> shape of its output, in order of first call
         self._statistics = statistics
         self._careful = careful
         self._fail = fail
         self._open = True
+        self._between = True  # no pass has begun since the last backward pass
+        self._task: int | None = None  # the backward pass in which blocks run that did not run before it
+        self._forward: set[int] = set()  # blocks that ran outside of a backward pass
         self._failed: set[int] = set()
+        self._cleared: set[int] = set()
         self._reached: set[int] = set()
         self._expected: dict[int, tuple[Slot, int]] = {}  # calls through whose output a gradient may come
+        self._arrived: set[int] = set()
+        self._kept: dict[int, Tensor] = {}  # gradients of outputs through which more may come
+        self._unknown: set[int] = set()  # blocks where more came, and the first part was not kept
         self._without_graph: set[Slot] = set()
         self._versions: list[tuple[int, Tensor, int]] = []
         self._handles: list[Any] = []
         self._number = 0
         self.seconds = 0.0  # in hooks of gradients
 
+    @property
+    def outside(self) -> bool:
+        """Whether a block that runs now begins a pass, if the model was not called: its parts were, one by one."""
+        return self._between and not in_backward()
+
+    def begin(self) -> None:
+        """Begin a pass."""
+        self.passes += 1
+        self._between = False
+
+    def backward(self) -> None:
+        """Hear of a backward pass that is about to begin."""
+        if self._versions or not self._between:
+            self.end(True)
+        self._between, self._task = True, None
+
     def see(self, place: int, tensor: Tensor) -> None:
         """Take a block's output."""
-        slot = self.passes, place
-        if in_backward():  # a checkpoint computes again: what it made under no_grad first has its graph only now
+        if not in_backward():
+            self._forward.add(place)
+        elif not self._is_new(place):
+            slot = self.passes, place
+            # A checkpoint computes again: what it made under no_grad first has its graph only now.
             if slot in self._without_graph and tensor.requires_grad:
                 self._without_graph.discard(slot)
                 self._expect(slot, tensor)
             return
+        slot = self.passes, place
         if place not in self.calls:
             self.calls[place] = tuple(tensor.shape)
         self._add(self._statistics.signal, slot, tensor)
@@ -141,8 +174,17 @@ class Reading:
 
     def see_activation(self, place: int, tensor: Tensor) -> None:
         """Take the output of an activation."""
-        if not in_backward():
+        if not in_backward() or self._is_new(place):
             self._add(self._statistics.zeros, (self.passes, place), tensor)
+
+    def _is_new(self, place: int) -> bool:
+        """Whether a block that runs in a backward pass was not seen before it, as if all of the model is recomputed."""
+        if place in self._forward:
+            return False
+        if self._task is None:
+            self._task = graph_task()
+            self.passes += 1
+        return self._task == graph_task()  # else a checkpoint inside computes it once more
 
     def _add(self, collector: Collector, slot: Slot, tensor: Tensor) -> None:
         if not tensor.is_floating_point():
@@ -160,17 +202,28 @@ class Reading:
             self._handles.append(handle)
 
     def _arrive(self, number: int, slot: Slot, gradient: Tensor | None) -> None:
-        if not self._open or gradient is None:  # there is none where not all outputs of a function are used
+        if not self._open or gradient is None or not counted():  # None where not all outputs of a function are used
             return
         begun = time.perf_counter()
         try:
             with self._statistics.lock:
-                self._expected.pop(number, None)
                 self._reached.add(slot[0])
-                self._statistics.gradient.add(slot, plain(gradient.detach()), at_once=self._careful)
+                self._take(number, slot, plain(gradient.detach()))
         except Exception as error:  # in a backward pass that must go on
             self._fail(error)
         self.seconds += time.perf_counter() - begun
+
+    def _take(self, number: int, slot: Slot, gradient: Tensor) -> None:
+        """Measure a gradient, or keep it, where the graph is kept too, until all that is added to it has come."""
+        if number in self._kept:
+            self._kept[number] += gradient
+        elif number in self._arrived:
+            self._unknown.add(slot[1])
+        elif retained() and sum(map(_bytes, self._kept.values())) + _bytes(gradient) <= _KEPT:
+            self._kept[number] = gradient.clone()
+        else:
+            self._statistics.gradient.add(slot, gradient, at_once=self._careful)
+        self._arrived.add(number)
 
     def end(self, completed: bool) -> None:
         """End a pass: measure what is held of it before it can be overwritten; forget it if it failed."""
@@ -178,6 +231,7 @@ class Reading:
         self._statistics.zeros.flush()
         if not completed:
             self._failed.add(self.passes)
+            self._between = True
         for place, tensor, version in self._versions:
             if tensor._version != version:
                 self._statistics.signal.hasty.add(place)
@@ -186,12 +240,17 @@ class Reading:
 
     def restart(self) -> None:
         """Forget the passes whose gradients were cleared before the update."""
-        self._failed |= self._reached - {0}
+        with self._statistics.lock:
+            self._cleared |= self._reached
+            self._statistics.gradient.clear()
+            for told in (self._reached, self._arrived, self._kept, self._unknown):
+                told.clear()
 
     def close(self) -> None:
         """Take nothing more."""
         self._open = False
         self._versions.clear()
+        self._kept.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -207,26 +266,32 @@ class Reading:
         Shape:
             `(places, len(TABLE))`
         """
+        if self._versions:
+            self.end(True)
         with self._statistics.lock:
+            for number, gradient in self._kept.items():
+                self._statistics.gradient.add(self._expected[number][0], gradient)
             for collector in self._statistics.all():
                 collector.flush()
         wide = torch.float32 if device.type == "mps" else torch.float64
         table = torch.zeros(places, len(TABLE), dtype=wide)
         reached = self._reached or set(range(self.passes + 1))
-        counted = reached - self._failed
-        for slot, count in self._expected.values():  # no gradient reached these: it is zero there
-            if slot[0] in counted & self._reached:
+        those = reached - self._failed - (self._cleared - self._reached)
+        for number, (slot, count) in self._expected.items():
+            if number not in self._arrived and slot[0] in those & self._reached:  # no gradient reached it: it is zero
                 table[slot[1], 3] += count
         result = table.to(device, non_blocking=True)
         for kind, collector in enumerate(self._statistics.all()):
             if collector.rows:
-                self._sum(result[:, 2 * kind : 2 * kind + 2], collector.rows, counted)
+                self._sum(result[:, 2 * kind : 2 * kind + 2], collector.rows, those)
+        if self._unknown:
+            result[sorted(self._unknown), 2:4] = 0.0  # nothing was counted: NaN
         return result
 
     @staticmethod
-    def _sum(columns: Tensor, rows: Sequence[tuple[list[Slot], int, Tensor]], counted: set[int]) -> None:
+    def _sum(columns: Tensor, rows: Sequence[tuple[list[Slot], int, Tensor]], those: set[int]) -> None:
         slots = [(slot, count) for held, count, _ in rows for slot in held]
-        chosen = [(row, slot[1], count) for row, (slot, count) in enumerate(slots) if slot[0] in counted]
+        chosen = [(row, slot[1], count) for row, (slot, count) in enumerate(slots) if slot[0] in those]
         if not chosen:
             return
         device = columns.device

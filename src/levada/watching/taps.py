@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from levada.probe.hook import Hook
-from levada.probe.recorder import first_floating
+from levada.probe.recorder import tensors
 from levada.watching.compiled import Buffers, Region, Switch, below, find_regions, replace, restore, tapped
 from levada.watching.places import ACTIVATIONS, Place, original
 from levada.watching.telling import warn
@@ -151,8 +151,8 @@ class Taps:
             self._told = True
             warn(
                 f"watch: {what}, so that the signals and gradients inside are not measured (NaN); weights and losses "
-                "are. Call levada.watch before the first compiled call, give it the module that torch.compile "
-                "returned, or compile the blocks one by one.",
+                "are. If something is compiled, call levada.watch before the first compiled call, give it the module "
+                "that torch.compile returned, or compile the blocks one by one.",
                 stacklevel=2,
             )
 
@@ -204,7 +204,7 @@ class _TapHook:
                 taps.listener.see_activation(place, output)
         elif self.index is not None:
             taps.last = self.index
-            tensor = first_floating(output)
+            tensor = _main(output)
             if tensor is not None:
                 if taps.searching and taps.switch.on:
                     taps.switch.order.append(self.index)
@@ -213,6 +213,14 @@ class _TapHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Hook, (_ignore,)
+
+
+def _main(output: Any) -> Tensor | None:
+    """Return the first floating tensor that has a gradient, which a mask beside it has not; else the first one."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    found = [tensor for tensor in tensors(output) if tensor.is_floating_point()]
+    return next((tensor for tensor in found if tensor.requires_grad), found[0] if found else None)
 
 
 def _ignore(*_: Any) -> None:

@@ -1,0 +1,107 @@
+"""The blocks and the parameters of a watched model, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from torch import nn
+
+from levada.probe.trace import Site
+from levada.watching.parameters import ParameterNorms, pairs
+from levada.watching.places import Place, find_places, in_order, original, plain_name
+from levada.watching.telling import warn
+
+__all__ = ["Structure"]
+
+
+@final
+class Structure:
+    """What of a model is measured.
+
+    Args:
+        model: as the loop calls it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.sites: tuple[Site, ...] = ()
+        self.places: list[Place] = []
+        self.order: list[int] = []
+        self._parameters: tuple[nn.Parameter, ...] = ()
+        self._missed: set[int] = set()
+        self.where = pairs((), {})
+        self.read()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the model was changed in the step that was to tell its blocks."""
+        return not self.sites and self._is_other(tuple(original(self._model).parameters()))
+
+    def _is_other(self, parameters: tuple[nn.Parameter, ...]) -> bool:
+        return [*map(id, parameters)] != [*map(id, self._parameters)]
+
+    def read(self) -> bool:
+        """Look at the model's tree, and return whether its parameters are others than the last time."""
+        inner = original(self._model)
+        parameters = tuple(inner.parameters())
+        if not self._is_other(parameters):
+            return False
+        places = find_places(self._model)
+        if self.sites and [place.name for place in places] != [place.name for place in self.places]:
+            warn(
+                "watch: the model has other blocks now than in the first sampled step. Those that are new are not "
+                "measured, and those that are gone are NaN. Close this watch and make another to see them.",
+                stacklevel=2,
+            )
+        else:
+            self.places = places
+        self._parameters = parameters
+        self._names = {id(p): plain_name(name) for name, p in inner.named_parameters()}
+        self.norms = ParameterNorms((self._names[id(p)], p) for p in parameters)
+        self._locate()
+        return True
+
+    def run(self, called: Sequence[int], calls: Mapping[int, tuple[int, ...]]) -> None:
+        """Take what ran in a sampled step: the first one tells the blocks and their order.
+
+        Args:
+            called: the blocks in the order of their first call, as taps saw it.
+            calls: the shapes of their outputs.
+        """
+        if self.sites:
+            self._miss(calls)
+            return
+        seen = [i for i in called if i >= 0]
+        self.order = in_order(self.places, seen) if seen else list(range(len(self.places)))
+        places = [self.places[i] for i in self.order]
+        owned = [tuple(dict.fromkeys(self._names[id(p)] for p in place.parameters())) for place in places]
+        self.sites = tuple(
+            Site(place.name, order, place.kind, calls.get(i, ()), names)
+            for order, (i, place, names) in enumerate(zip(self.order, places, owned, strict=True))
+        )
+        self._locate()
+
+    def _locate(self) -> None:
+        """Find which rows of the parameters belong to which site."""
+        if not self.sites:  # lazy parameters have no shape yet
+            return
+        matrices = {self._names[id(p)] for p in self._parameters if p.dim() >= 2}
+        at: dict[str, list[int]] = {}
+        for site in self.sites:
+            for name in matrices.intersection(site.parameters):
+                at.setdefault(name, []).append(site.order)
+        self.where = pairs(self.norms.names, at)
+
+    def _miss(self, calls: Mapping[int, tuple[int, ...]]) -> None:
+        """Say, once for each, which blocks run that did not in the first sampled step."""
+        new = [i for i in calls if i not in self.order and i not in self._missed]
+        if not new:
+            return
+        self._missed.update(new)
+        names = ", ".join(self.places[i].name for i in new[:3]) + (f" and {len(new) - 3} more" if new[3:] else "")
+        warn(
+            f"watch: {names} did not run in the first sampled step, and does now. It is not measured. Close this watch "
+            "and make another to see it.",
+            stacklevel=2,
+        )
