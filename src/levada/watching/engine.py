@@ -77,7 +77,7 @@ class Engine:
         self.steps = first
         self.broken = False
         self.sites: tuple[Site, ...] = ()
-        self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end)
+        self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self._places = find_places(model)
@@ -196,9 +196,10 @@ class Engine:
     @_quietly
     def _end(self, completed: bool) -> None:
         if self._reading is not None:
-            begun = time.perf_counter()
             self._reading.end(completed)
-            self._own += time.perf_counter() - begun
+
+    def _spend(self, seconds: float) -> None:
+        self._own += seconds
 
     @_quietly
     def _restart(self) -> None:

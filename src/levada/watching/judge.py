@@ -16,7 +16,7 @@ from levada._errors import require_at_least
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline, Silence
-from levada.watching.keeper import Keeper
+from levada.watching.keeper import Keeper, require_notes
 from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.sample import Sample
@@ -119,9 +119,7 @@ class Judge:
         if math.isfinite(value) and self._nonfinite.bad_step is None:
             return  # the samples bring it too; here only what must be seen at once
         self._nonfinite.see_loss(step, value)
-        inputs = getattr(self._source, "last_pass", None)
-        given = (inputs.args, inputs.kwargs) if inputs is not None else None
-        model = self._model
+        model, given = self._model, self._inputs
         found = self._nonfinite.before_update(step, self._rank, model, given, scaled=self._scaled)
         if found is not None:
             self._told_at_once(self._in_block(found))
@@ -164,7 +162,11 @@ class Judge:
 
         Args:
             facts: `indices` of the batch's rows in the data, its `targets`, the path of the last `checkpoint`.
+
+        Raises:
+            UsageError: if it is something else.
         """
+        require_notes(facts)
         if self.keeper is not None:
             self.keeper.note(**facts)
 
@@ -185,6 +187,14 @@ class Judge:
     def _model(self) -> nn.Module | None:
         model = getattr(self._source, "model", None)
         return model if isinstance(model, nn.Module) else None
+
+    @property
+    def _inputs(self) -> Any:
+        """What the model was last called with, as far as it is still there."""
+        if self.keeper is None and hasattr(self._source, "inputs"):
+            return self._source.inputs or None
+        last = getattr(self._source, "last_pass", None)
+        return None if last is None else (last.args, last.kwargs)
 
     def _known(self, sample: Sample) -> Blocks:
         """Return the blocks; found anew where their number changed, as the baselines then are."""

@@ -20,6 +20,7 @@ from levada.probe.trace import Site, Trace
 from levada.watching.account import report
 from levada.watching.engine import Engine
 from levada.watching.judge import Judge
+from levada.watching.keeper import require_notes
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
 from levada.watching.sample import WATCHED, Continue, Listener, Sample
@@ -103,8 +104,16 @@ class Watch:
 
     @property
     def last_pass(self) -> Pass | None:
-        """The last forward pass with gradients, None before the first: to run it again."""
+        """The last forward pass with gradients, to run it again; None before the first, and after `close`.
+
+        With `run` every pass is kept, for bundles; without it, those that begin after this was asked for once.
+        """
         return self._engine.passes.last()
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The tensors that the model was last called with in training, as far as the loop still holds them."""
+        return self._engine.passes.inputs()
 
     @property
     def findings(self) -> list[Any]:
@@ -208,6 +217,8 @@ class Watch:
         """
         if self.judge is not None:
             self.judge.note(**facts)
+        else:
+            require_notes(facts)
 
     def report(self) -> Report:
         """Return what is known now: verdict, findings, signals by block, and what was not judged."""
