@@ -18,6 +18,7 @@ from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline, Silence
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.nonfinite import Nonfinite
+from levada.watching.places import original, plain_name
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.sample import Sample
 from levada.watching.spike import Departures, Spikes, raised, rise_in_words
@@ -148,7 +149,8 @@ class Judge:
         ratio = values_of(sample, "update_ratio", len(blocks.sites))
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
         rates, rows = tuple(self._rates), tuple(self.rows)
-        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates)
+        resting = self._resting(blocks)
+        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, resting)
         overflow = self._nonfinite.see_sample(view, self._model)
         if overflow is not None:
             self._told_at_once(overflow)
@@ -187,6 +189,17 @@ class Judge:
     def _model(self) -> nn.Module | None:
         model = getattr(self._source, "model", None)
         return model if isinstance(model, nn.Module) else None
+
+    def _resting(self, blocks: Blocks) -> Tensor | None:
+        """Return the blocks with a parameter whose learning rate is zero now; None if there is none."""
+        groups = [group for optimizer in getattr(self._source, "optimizers", ()) for group in optimizer.param_groups]
+        still = [group["params"] for group in groups if isinstance(group["lr"], int | float) and group["lr"] == 0]
+        if not still or self._model is None:
+            return None
+        ids = {id(p) for parameters in still for p in parameters}
+        named = original(self._model).named_parameters(remove_duplicate=False)
+        names = {plain_name(name) for name, p in named if id(p) in ids}
+        return torch.tensor([not names.isdisjoint(site.parameters) for site in blocks.sites])
 
     @property
     def _inputs(self) -> Any:

@@ -217,8 +217,8 @@ class Keeper:
         lost = [name for name, t in buffers.items() if t is None or name not in weights]
         if lost:
             missing["buffers"] = (
-                f"the pass wrote {', '.join(lost[:3])}{' and more' * (len(lost) > 3)}, which is above the cap or no part "
-                "of the state_dict"
+                f"the pass wrote {', '.join(lost[:3])}{' and more' * (len(lost) > 3)}, which is above the cap or no "
+                "part of the state_dict"
             )
 
 

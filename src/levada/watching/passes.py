@@ -14,7 +14,6 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils.hooks import RemovableHandle
 
 from levada.probe.hook import Hook
@@ -148,7 +147,7 @@ class _Buffers:
     def _now(self) -> Iterator[tuple[str, Tensor]]:
         for name, module, key in self._places:
             tensor = module._buffers.get(key)
-            if tensor is None or isinstance(tensor, UninitializedTensorMixin) or hasattr(tensor, "placements"):
+            if tensor is None or isinstance(tensor, nn.parameter.UninitializedBuffer) or hasattr(tensor, "placements"):
                 continue
             if tensor.layout is torch.strided and not tensor.is_inference():
                 yield name, tensor
