@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import levada
-from levada.watching import WATCHED
+from levada.watching import WATCHED, compiled
 from levada.watching.overhead import Cadence
 from levada.watching.places import find_places
 
@@ -745,3 +745,23 @@ def test_an_error_in_a_hook_of_the_model_ends_the_watching_alone(monkeypatch):
         monkeypatch.undo()
         train(model, optimizer, data(1))
     assert len(watched.samples) == 0
+
+
+def test_no_copy_of_the_weights_stays_between_sampled_steps():
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(2))
+        stacks = watched._engine._norms._stacks._all
+        assert stacks
+        assert all(stack._copies == [] and stack._scratch is None for stack in stacks)
+
+
+def test_a_watch_that_is_gone_leaves_no_switch():
+    before = set(compiled._switches)
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(2))
+        assert len(set(compiled._switches) - before) == 1
+    del watched, model, optimizer
+    gc.collect()
+    assert set(compiled._switches) <= before
