@@ -246,3 +246,29 @@ def test_a_training_that_goes_on_from_a_checkpoint_goes_on_with_its_record(tmp_p
         go(1, folder)
     with pytest.raises(UsageError, match="step must be at least 0, got -1"):
         Continue(folder, -1)
+
+
+def test_entering_the_watch_again_goes_on_with_the_record(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watched = levada.watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=1e9)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(2, 4)).square().mean().backward()
+            optimizer.step()
+
+    with watched:
+        train(4)
+    with watched:
+        train(2)
+        nn.init.constant_(model[1].bias, float("nan"))
+        train(1)
+    with watched:
+        train(2)
+    run = Run(tmp_path / "run")
+    assert [step for step, _ in run.losses()] == list(range(9))
+    assert len(run.signals().read("gradient_rms")) == 9
+    assert [event["rule"] for event in run.events() if event["type"] == "finding"] == ["numerical_overflow"]

@@ -24,6 +24,7 @@ from levada.watching.places import original, plain_name
 __all__ = ["Pass", "Passes"]
 
 _DEEPEST, _MOST = 32, 10_000  # levels and values of a nest of inputs: one that holds itself has no end
+_BUFFERS = 16 * 2**20  # bytes of buffers that are copied
 _CALL: Final = nn.Module._call_impl.__code__
 
 
@@ -291,7 +292,7 @@ class Passes:
         self._states = dict(self._random_states())
         self._autocast = dict(self._autocasts())
         if self._buffers is None:
-            self._buffers = _Buffers(self._model, self._cap)
+            self._buffers = _Buffers(self._model, _BUFFERS)
         self._buffers.take()
 
     @_counted
