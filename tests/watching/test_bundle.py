@@ -267,3 +267,13 @@ def test_a_compiled_model_is_kept_under_the_names_that_it_is_built_with(tmp_path
     kept = read_bundle(keeper.folders[0])
     assert set(kept.values["weights"]) == {"0.weight", "0.bias", "1.weight", "1.bias"}
     assert kept.training == {"": True, "1": False}
+
+
+@pytest.mark.parametrize("run", [None, "run"])
+def test_a_note_of_something_else_is_refused_with_and_without_a_run(tmp_path, run):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, run=run and tmp_path / run) as watching:
+        watching.note(indices=[1])
+        with pytest.raises(UsageError, match="what can be noted is indices, targets, checkpoint, got 'epoch'"):
+            watching.note(epoch=3)

@@ -1,11 +1,13 @@
 """Watching changes nothing and sees what one computes by hand, whatever a training loop does."""
 
 import copy
+import gc
 import io
 import itertools
 import math
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import levada
-from levada.watching import WATCHED
+from levada.watching import WATCHED, compiled
 from levada.watching.overhead import Cadence
 from levada.watching.places import find_places
 
@@ -793,3 +795,175 @@ def test_a_block_that_returns_a_mask_too_is_measured_at_its_signal(recompute):
         train(model, optimizer, data())
     expected = by_hand(make(), data())
     agree(watched, expected)
+
+
+class Odd(nn.Module):
+    """A model that does with its inputs what it is told to."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.net, self.then = make(), forward
+
+    def forward(self, *given):
+        return self.then(self, *given)
+
+
+def test_nothing_of_a_pass_is_kept_unless_somebody_asks(monkeypatch):
+    drawn = []
+    state = torch.get_rng_state
+    monkeypatch.setattr("levada.watching.passes.torch.get_rng_state", lambda: drawn.append(1) or state())
+    model = make()
+    with watch(model, optimizer := sgd(model), every=5) as watched:
+        train(model, optimizer, data(3))
+        assert drawn == []
+        passes = watched._engine.passes
+        assert (passes._inputs, passes._gradient) == (None, None)
+        assert watched.last_pass is None
+        train(model, optimizer, data(1))
+        assert len(drawn) == 1
+        assert watched.last_pass.step == 3
+
+
+def test_the_time_of_every_hook_on_the_model_is_counted():
+    model = make()
+    with watch(model, optimizer := sgd(model), every=100) as watched:
+        train(model, optimizer, data(2))
+        own = watched._engine._own
+        model(data(1)[0])
+        assert watched._engine._own > own
+
+
+class Held:
+    pass
+
+
+class Before(torch.autograd.Function):
+    """A graph in front of the model, whose end shows in what it holds."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.held = Held()
+        Before.held = weakref.ref(ctx.held)
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def test_inputs_are_let_go_and_the_graph_before_them_too():
+    model = make()
+    with watch(model, sgd(model)) as watched:
+        assert watched.last_pass is None
+        x = Before.apply(data(1)[0].requires_grad_())
+        given = weakref.ref(x)
+        model(x).sum()
+        (held,) = watched.inputs
+        assert held is x
+        assert not watched.last_pass.args[0].requires_grad
+        del x, held
+        gc.collect()
+        assert given() is None
+        assert Before.held() is None
+        assert watched.inputs == []
+        kept = weakref.ref(watched._engine.passes._inputs)
+    assert kept() is None
+    assert watched.last_pass is None
+
+
+def test_ctrl_c_in_a_forward_pass_leaves_what_follows_as_it_is():
+    stop = []
+
+    def forward(self, x):
+        if stop:
+            raise KeyboardInterrupt
+        return self.net(x)
+
+    model = Odd(forward)
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(1))
+        stop.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            model(data(1)[0])
+        stop.clear()
+        assert watched._engine.passes.depth == 1
+        for x in data(3)[1:]:
+            with torch.no_grad():
+                model(1000 * x)  # an evaluation
+            train(model, optimizer, [x])
+    expected = by_hand(make(), data(3))
+    for sample, hand in zip(watched.samples, expected, strict=True):
+        assert sample.values["signal_rms"][-1].item() == pytest.approx(hand["signal_rms"][-1], rel=1e-5)
+
+
+def test_a_model_that_calls_itself_has_one_pass():
+    model = Odd(lambda self, x, again=True: self(x, False) if again else self.net(x))
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(2))
+        assert watched._engine.passes.seen == 2
+        assert watched._engine.passes.depth == 0
+
+
+def test_a_forward_pass_that_returns_nothing_has_signals():
+    kept = []
+    model = Odd(lambda self, x: kept.append(self.net(x).square().mean()))
+    with watch(model, optimizer := sgd(model)) as watched:
+        optimizer.zero_grad()
+        model(data(1)[0])
+        kept.pop().backward()
+        optimizer.step()
+    assert torch.isfinite(watched.samples[0].values["signal_rms"]).all()
+    assert (watched.samples[0].values["gradient_rms"] > 0).all()
+
+
+class Lazy(dict):
+    def values(self):
+        raise RuntimeError("the disk is away")
+
+    items = values
+
+
+def test_odd_inputs_do_not_end_the_training():
+    endless = [torch.ones(1)]
+    endless += [endless, endless]
+    model = Odd(lambda self, x, other: self.net(x))
+    with warnings.catch_warnings(), watch(model, optimizer := sgd(model)) as watched:
+        warnings.simplefilter("error")
+        assert watched.last_pass is None
+        for other in (Lazy(a=1), endless, (x for x in "abc"), object()):
+            optimizer.zero_grad()
+            model(data(1)[0], other).square().mean().backward()
+            optimizer.step()
+            assert watched.last_pass.step == watched.steps - 1
+    assert len(watched.samples) == 4
+
+
+def test_an_error_in_a_hook_of_the_model_ends_the_watching_alone(monkeypatch):
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        monkeypatch.setattr(torch, "is_grad_enabled", lambda: 1 / 0)
+        with pytest.warns(UserWarning, match="measuring raised ZeroDivisionError"):
+            model(data(1)[0])
+        monkeypatch.undo()
+        train(model, optimizer, data(1))
+    assert len(watched.samples) == 0
+
+
+def test_no_copy_of_the_weights_stays_between_sampled_steps():
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(2))
+        stacks = watched._engine._structure.norms._stacks._all
+        assert stacks
+        assert all(stack._copies == [] and stack._scratch is None for stack in stacks)
+
+
+def test_a_watch_that_is_gone_leaves_no_switch():
+    before = set(compiled._switches)
+    model = make()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(2))
+        assert len(set(compiled._switches) - before) == 1
+    del watched, model, optimizer
+    gc.collect()
+    assert set(compiled._switches) <= before

@@ -295,3 +295,29 @@ def test_losses_that_the_disk_does_not_take_are_counted(tmp_path: Path, monkeypa
         recording.close()
     (end,) = Run(tmp_path).events("end")
     assert (len(Run(tmp_path).losses()), end["losses_dropped"], end["steps"]) == (2000, 3000, 5000)
+
+
+def test_entering_the_watch_again_goes_on_with_the_record(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watched = levada.watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=1e9)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(2, 4)).square().mean().backward()
+            optimizer.step()
+
+    with watched:
+        train(4)
+    with watched:
+        train(2)
+        nn.init.constant_(model[1].bias, float("nan"))
+        train(1)
+    with watched:
+        train(2)
+    run = Run(tmp_path / "run")
+    assert [step for step, _ in run.losses()] == list(range(9))
+    assert len(run.signals().read("gradient_rms")) == 9
+    assert [event["rule"] for event in run.events() if event["type"] == "finding"] == ["numerical_overflow"]

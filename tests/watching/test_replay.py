@@ -226,3 +226,73 @@ def test_a_forward_pass_that_raises_is_unmeasured(tmp_path, target):
     folder = write_bundle(tmp_path, Bundle(3, "loss_spike", "why", values=values))
     with pytest.raises(MeasurementError, match="the forward pass raised RuntimeError"):
         replay(folder, model)
+
+
+class Averaged(nn.Module):
+    """Subtracts a running mean that forward writes, in place or anew."""
+
+    def __init__(self, anew, persistent=True):
+        super().__init__()
+        self.map, self.out, self.anew = nn.Linear(6, 8), nn.Linear(8, 3), anew
+        self.register_buffer("mean", torch.zeros(8), persistent=persistent)
+
+    def forward(self, x):
+        h = self.map(x)
+        mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
+        if self.anew:
+            self.mean = mean
+        else:
+            self.mean.copy_(mean)
+        return self.out(h - self.mean)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_buffers_that_forward_writes_are_those_from_before_it(tmp_path, target, anew):
+    torch.manual_seed(0)
+    loss = load(target, "loss")
+    folder, value, _ = kept(tmp_path / "run", Averaged(anew), loss)
+    found = replay(folder, Averaged(anew), loss)
+    assert found.loss == pytest.approx(value, rel=1e-6)
+    assert not any("Not kept" in note for note in found.report.notes)
+
+
+@pytest.mark.parametrize("cap", [0, None])
+def test_a_buffer_that_cannot_be_put_back_is_named(tmp_path, target, monkeypatch, cap):
+    if cap is not None:
+        monkeypatch.setattr("levada.watching.passes._BUFFERS", cap)
+    folder, _, _ = kept(tmp_path / "run", Averaged(False, persistent=cap is not None), load(target, "loss"))
+    found = replay(folder, Averaged(False, persistent=cap is not None), load(target, "loss"))
+    assert any(note.startswith("Not kept: buffers, the pass wrote mean, ") for note in found.report.notes)
+
+
+def test_buffers_that_nothing_writes_are_copied_once(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, run=tmp_path / "run", every=100) as watched:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(4, 6)).sum().backward()
+            optimizer.step()
+            copies = watched._engine.passes._buffers._copies
+            monkeypatch.setattr(torch, "_foreach_copy_", lambda *_: pytest.fail("copied again"))
+        assert sorted(copies) == ["1.num_batches_tracked", "1.running_mean", "1.running_var"]
+        assert watched.last_pass.buffers == {}
+
+
+def test_the_loss_of_a_part_is_not_compared_with_that_of_the_whole_step(tmp_path, target):
+    torch.manual_seed(0)
+    model, loss = load(target, "build")(), load(target, "loss")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    watching = watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=100.0)
+    with watching:
+        for step in range(45):
+            optimizer.zero_grad()
+            for _ in range(3):
+                inputs, targets = torch.randn(8, 6) * (100.0 if step == 44 else 1.0), torch.randint(3, (8,))
+                watching.note(targets=targets)
+                value = loss(model(inputs), targets)
+                (value / 3).backward()
+            optimizer.step()
+    found = replay(watching.judge.keeper.folders[0], load(target, "build")(), loss)
+    assert found.loss == pytest.approx(float(value.detach()), rel=1e-6)
+    assert any("that of pass 3 of the step alone, and was that of the whole step" in n for n in found.report.notes)

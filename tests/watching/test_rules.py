@@ -376,3 +376,28 @@ def test_two_frozen_blocks_are_two_findings():
     run.run(12)
     run.run(8, frozen)
     assert fired(run.run(8, second)) == [("frozen_layers", "error", "layers.6")]
+
+
+def test_a_head_whose_loss_has_no_weight_is_a_warning():
+    def weightless(step, values, scalars, losses):
+        frozen(step, values, scalars, losses)
+        values["gradient_rms"][3] = 0.0
+
+    run = Synthetic()
+    run.run(10)
+    assert fired(run.run(8, weightless)) == [("frozen_layers", "warn", "layers.3")]
+    (finding,) = run.judge.findings
+    assert "has no weight in the loss, or is detached" in finding.claim
+
+
+def test_a_block_at_a_learning_rate_of_zero_is_not_frozen_and_the_others_are_judged():
+    def second(step, values, scalars, losses):
+        frozen(step, values, scalars, losses)
+        values["weight_gradient_rms"][6] = values["update_ratio"][6] = 0.0
+
+    run = Synthetic(dtype=torch.float32)
+    weights = list(run.source.model.parameters())
+    groups = [{"params": weights[3:4], "lr": 0.0}, {"params": weights[:3] + weights[4:]}]
+    run.source.optimizers = (torch.optim.AdamW(groups, lr=1e-3),)
+    run.run(10)
+    assert fired(run.run(8, second)) == [("frozen_layers", "error", "layers.6")]

@@ -310,3 +310,48 @@ def test_a_loss_that_does_not_come_back_is_told_until_it_does():
     assert len(run.judge.history) < 5  # told, made worse, ended: not on every sample
     run.run(10, edit)
     assert [f.status for f in spikes(run)] == ["clear"]
+
+
+def often(to, onsets=range(307, 10_000, 150)):
+    def edit(step, values, scalars, losses):
+        losses[:] = [(s, to if s in onsets else loss) for s, loss in losses]
+
+    return edit
+
+
+@pytest.mark.parametrize("onsets", [range(307, 3000, 150), (307, 457, 640, 760, 930, 1130, 1230)])
+def test_spikes_of_one_size_at_one_distance_are_told_twice_and_are_a_habit_then(onsets):
+    run = Synthetic()
+    run.run(150, often(40.0, onsets))
+    assert [f.evidence["step"] for f in spikes(run)] == [307, 457]
+
+
+def test_a_larger_spike_than_those_of_the_habit_is_told():
+    def edit(step, values, scalars, losses):
+        often(40.0)(step, values, scalars, losses)
+        spiking(1357, 400.0)(step, values, scalars, losses)
+
+    run = Synthetic()
+    run.run(80, edit)
+    assert [f.evidence["step"] for f in spikes(run)] == [307, 457, 1357]
+
+
+def test_a_spike_of_the_habit_that_something_brought_about_is_told():
+    def edit(step, values, scalars, losses):
+        often(40.0)(step, values, scalars, losses)
+        if 1020 <= step <= 1100:
+            values["signal_rms"][2] *= 8
+
+    run = Synthetic()
+    run.run(80, edit)
+    assert [f.evidence["step"] for f in spikes(run)] == [307, 457, 1057]
+
+
+def test_a_loss_that_stays_up_is_told_whatever_came_before():
+    def edit(step, values, scalars, losses):
+        often(40.0)(step, values, scalars, losses)
+        spiking(1057, 40.0, 10_000)(step, values, scalars, losses)
+
+    run = Synthetic()
+    run.run(80, edit)
+    assert [f.evidence["step"] for f in spikes(run)] == [307, 457, 1057]

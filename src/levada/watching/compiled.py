@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import types
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
@@ -20,20 +22,54 @@ from levada.connection import Layer
 __all__ = ["Buffers", "Region", "Switch", "below", "find_regions", "replace", "restore", "tapped"]
 
 
+@dataclass(slots=True)
+class _State:
+    on: bool = False
+    within: bool = False  # a function of ours is being compiled or run
+    met: bool = False  # the compiler met a hook in something that is not ours
+    order: list[int] = field(default_factory=list)
+
+
 class Switch:
     """Whether the taps of a watch measure; a global that the compiler guards, unlike what a hook holds."""
 
     def __init__(self) -> None:
-        self.on = False
-        self.within = False  # a function of ours is being compiled or run
-        self.met = False  # the compiler met a hook in something that is not ours
-        self.order: list[int] = []
+        self._state = _State()
         self.key = next(_keys)
-        _switches[self.key] = self
+        _switches[self.key] = self._state  # not the switch itself, so that its end is seen
+        weakref.finalize(self, _switches.pop, self.key, None)
+
+    @property
+    def on(self) -> bool:
+        """Whether they measure now."""
+        return self._state.on
+
+    @on.setter
+    def on(self, on: bool) -> None:
+        self._state.on = on
+
+    @property
+    def within(self) -> bool:
+        """Whether a function of ours is being compiled or run."""
+        return self._state.within
+
+    @within.setter
+    def within(self, within: bool) -> None:
+        self._state.within = within
+
+    @property
+    def met(self) -> bool:
+        """Whether the compiler met a hook in something that is not ours."""
+        return self._state.met
+
+    @property
+    def order(self) -> list[int]:
+        """The blocks in the order in which they were met."""
+        return self._state.order
 
 
 _keys = itertools.count()
-_switches: Final[dict[int, Switch]] = {}
+_switches: Final[dict[int, _State]] = {}
 
 
 @final

@@ -79,7 +79,7 @@ class Engine:
         self.steps = first
         self.updates = 0  # steps of optimizers
         self.broken = False
-        self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end)
+        self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self._structure = Structure(model)
@@ -225,9 +225,10 @@ class Engine:
     @_quietly
     def _end(self, completed: bool) -> None:
         if self._reading is not None:
-            begun = time.perf_counter()
             self._reading.end(completed)
-            self._own += time.perf_counter() - begun
+
+    def _spend(self, seconds: float) -> None:
+        self._own += seconds
 
     @_quietly
     def before_backward(self) -> None:

@@ -16,8 +16,9 @@ from levada._errors import require_at_least
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline, Silence
-from levada.watching.keeper import Keeper
+from levada.watching.keeper import Keeper, require_notes
 from levada.watching.nonfinite import Nonfinite
+from levada.watching.places import original, plain_name
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.sample import Sample
 from levada.watching.spike import Departures, Spikes, raised, rise_in_words
@@ -119,9 +120,7 @@ class Judge:
         if math.isfinite(value) and self._nonfinite.bad_step is None:
             return  # the samples bring it too; here only what must be seen at once
         self._nonfinite.see_loss(step, value)
-        inputs = getattr(self._source, "last_pass", None)
-        given = (inputs.args, inputs.kwargs) if inputs is not None else None
-        model = self._model
+        model, given = self._model, self._inputs
         found = self._nonfinite.before_update(step, self._rank, model, given, scaled=self._scaled)
         if found is not None:
             self._told_at_once(self._in_block(found))
@@ -150,7 +149,8 @@ class Judge:
         ratio = values_of(sample, "update_ratio", len(blocks.sites))
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
         rates, rows = tuple(self._rates), tuple(self.rows)
-        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates)
+        resting = self._resting(blocks)
+        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, resting)
         overflow = self._nonfinite.see_sample(view, self._model)
         if overflow is not None:
             self._told_at_once(overflow)
@@ -164,7 +164,11 @@ class Judge:
 
         Args:
             facts: `indices` of the batch's rows in the data, its `targets`, the path of the last `checkpoint`.
+
+        Raises:
+            UsageError: if it is something else.
         """
+        require_notes(facts)
         if self.keeper is not None:
             self.keeper.note(**facts)
 
@@ -185,6 +189,25 @@ class Judge:
     def _model(self) -> nn.Module | None:
         model = getattr(self._source, "model", None)
         return model if isinstance(model, nn.Module) else None
+
+    def _resting(self, blocks: Blocks) -> Tensor | None:
+        """Return the blocks with a parameter whose learning rate is zero now; None if there is none."""
+        groups = [group for optimizer in getattr(self._source, "optimizers", ()) for group in optimizer.param_groups]
+        still = [group["params"] for group in groups if isinstance(group["lr"], int | float) and group["lr"] == 0]
+        if not still or self._model is None:
+            return None
+        ids = {id(p) for parameters in still for p in parameters}
+        named = original(self._model).named_parameters(remove_duplicate=False)
+        names = {plain_name(name) for name, p in named if id(p) in ids}
+        return torch.tensor([not names.isdisjoint(site.parameters) for site in blocks.sites])
+
+    @property
+    def _inputs(self) -> Any:
+        """What the model was last called with, as far as it is still there."""
+        if self.keeper is None and hasattr(self._source, "inputs"):
+            return self._source.inputs or None
+        last = getattr(self._source, "last_pass", None)
+        return None if last is None else (last.args, last.kwargs)
 
     def _known(self, sample: Sample) -> Blocks:
         """Return the blocks; found anew where their number changed, as the baselines then are."""

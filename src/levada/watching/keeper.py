@@ -24,12 +24,26 @@ from levada.watching.ranks import process_rank
 from levada.watching.spike import jumps
 from levada.watching.telling import warn
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "require_notes"]
 
 _NOTES: Final = ("indices", "targets", "checkpoint")
 # Steps between two looks at what a usual loss is: it hardly moves, and a sort of all of them takes longer than a step
 # of the smallest models may.
 _REFRESH: Final = 8
+
+
+def require_notes(facts: Mapping[str, Any]) -> None:
+    """Raise if something is noted that no bundle has a place for.
+
+    Args:
+        facts: name -> what was noted.
+
+    Raises:
+        UsageError: if so.
+    """
+    other = next((name for name in facts if name not in _NOTES), None)
+    if other is not None:
+        raise UsageError(f"note: what can be noted is {', '.join(_NOTES)}, got {other!r}.")
 
 
 @final
@@ -57,6 +71,7 @@ class Keeper:
         self._asked: Finding | None = None
         self._kept: set[str] = set()
         self._notes: dict[str, Any] = {}
+        getattr(source, "last_pass", None)  # who asks is kept the passes from now on
         self._losses = LossBaseline()
         self._limit = math.inf
         self._bad = 0
@@ -76,9 +91,7 @@ class Keeper:
         Raises:
             UsageError: if it is something else.
         """
-        other = next((name for name in facts if name not in _NOTES), None)
-        if other is not None:
-            raise UsageError(f"note: what can be noted is {', '.join(_NOTES)}, got {other!r}.")
+        require_notes(facts)
         self._notes |= facts
 
     def ask(self, finding: Finding) -> None:
@@ -144,6 +157,7 @@ class Keeper:
         values, missing = self._pass(last, step)
         if model is not None:
             self._state(model, values, missing)
+            self._as_begun(getattr(last, "buffers", {}), values, missing)
         else:
             missing["weights"] = "the model is not at hand"
         values |= {name: self._notes[name] for name in ("indices", "targets") if name in self._notes}
@@ -158,7 +172,7 @@ class Keeper:
             training=dict(_modes(model)) if model is not None else {},
             checkpoint=None if checkpoint is None else str(checkpoint),
             finding=json_ready(asdict(finding)) if finding is not None else {},
-            facts=_facts(model, last, self._rank),
+            facts=_facts(model, last, self._rank) | {"pass": getattr(last, "number", 1)},
         )
         try:
             self.folders.append(write_bundle(self._run, bundle, _of_rank(self._rank)))
@@ -193,6 +207,19 @@ class Keeper:
             values["optimizer"] = states
         else:
             missing["optimizer"] = "above the cap" if "weights" in values else "kept with weights alone"
+
+    def _as_begun(self, buffers: Mapping[str, Tensor | None], values: dict[str, Any], missing: dict[str, str]) -> None:
+        """Put back the buffers that the pass wrote, as they were when it began."""
+        weights = values.get("weights")
+        if weights is None:
+            return
+        values["weights"] = weights | {name: t for name, t in buffers.items() if t is not None and name in weights}
+        lost = [name for name, t in buffers.items() if t is None or name not in weights]
+        if lost:
+            missing["buffers"] = (
+                f"the pass wrote {', '.join(lost[:3])}{' and more' * (len(lost) > 3)}, which is above the cap or no "
+                "part of the state_dict"
+            )
 
 
 def _of_rank(rank: int) -> str:

@@ -242,7 +242,9 @@ def _notes(kept: Bundle, loss: float, origin: Origin | None, run: _Run, broken: 
     if origin is not None:
         yield str(origin)
     if run.loss is not None and not math.isnan(kept.loss):
-        yield f"The loss is {loss:.8g}, and was {kept.loss:.8g}."
+        number = int(kept.facts.get("pass", 1))
+        part = f" Here it is that of pass {number} of the step alone, and was that of the whole step." * (number > 1)
+        yield f"The loss is {loss:.8g}, and was {kept.loss:.8g}.{part}"
     elif run.loss is None and "output_gradient" in kept.values:
         yield "The backward pass began at the kept gradient of the output; with --loss it begins at the loss."
     elif run.loss is None:

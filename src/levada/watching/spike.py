@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,10 @@ BACK: Final = 0.25
 LASTING, UNEXPLAINED = 20, 100
 # The jump of one odd batch is so many times what the next steps, on other batches, are left with.
 ODD: Final = 4.0
+# A spike is a habit if one of its size, and one at its distance from the one before it, came before, to this factor.
+ALIKE: Final = 2.0
+# Spikes that are remembered for that.
+REMEMBERED: Final = 64
 # A signal has left its baseline at so many standard deviations and octaves.
 FAR, OCTAVES = 8.0, 1.0
 # Steps: what moved longer before than this many samples did not bring the spike about.
@@ -126,6 +131,7 @@ class Spikes:
 
     def __init__(self) -> None:
         self.spike: _Spike | None = None
+        self._before: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)  # onset and height of those that are over
 
     def see_loss(self, step: int, loss: float, baseline: LossBaseline) -> None:
         """Take the loss of a step, before the baseline does.
@@ -138,6 +144,8 @@ class Spikes:
         spike = self.spike
         if spike is None or spike.ended is not None:
             if jumps(baseline, loss):
+                if spike is not None and spike.confirmed:
+                    self._before.append((spike.onset, spike.peak - spike.usual))
                 self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
             else:
                 return
@@ -169,7 +177,15 @@ class Spikes:
         spike.told = spike.ended is not None and left <= BACK * view.loss.scale
         if spike.moved is None:
             self._explain(spike, view, departures)
-        return _finding(spike, view)
+        finding = _finding(spike, view)
+        habit = not spike.moved and spike.raised is None and self._habit(spike)
+        return None if habit and spike.lasting < LASTING and math.isnan(spike.level) else finding
+
+    def _habit(self, spike: _Spike) -> bool:
+        """Whether the run has had spikes of this size, at this distance from each other: harder batches in turn."""
+        alike = [onset for onset, height in self._before if _close(height, spike.peak - spike.usual)]
+        distances = [b - a for a, b in itertools.pairwise(alike)]
+        return any(_close(distance, spike.onset - alike[-1]) for distance in distances)
 
     def _explain(self, spike: _Spike, view: View, departures: Departures) -> None:
         """Say once, with what is known at the first sample after the onset, what moved before it."""
@@ -267,6 +283,10 @@ def _finding(spike: _Spike, view: View) -> Finding:
         ),
         source="Chowdhery et al. 2022, arXiv 2204.02311 (spikes, and skipping their batches)",
     )
+
+
+def _close(one: float, other: float) -> bool:
+    return one <= ALIKE * other and other <= ALIKE * one
 
 
 def _odd(spike: _Spike) -> bool:

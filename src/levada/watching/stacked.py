@@ -14,7 +14,6 @@ __all__ = ["Stacked", "Stacks"]
 
 _LARGEST: Final = 2**14  # elements of a parameter
 _CHUNK: Final = 2**17  # elements of a stack: it fits into a cache
-_KEPT: Final = 2**22  # elements of a shape's copies that stay allocated: memory that is new costs more than the copy
 
 
 @final
@@ -36,7 +35,6 @@ class Stacked:
             self._parameters[i : i + together] for i in range(0, len(parameters), together)
         ]
         self._copies: list[Tensor] = []
-        self._keeps = self._count * len(parameters) <= _KEPT
         self._scratch: Tensor | None = None
         self._weights = torch.empty(0)
         self._gradients: Tensor | None = None
@@ -52,10 +50,9 @@ class Stacked:
         Args:
             scale: what the gradients are multiplied by.
         """
-        kept: list[Any] = [*self._copies] or [None] * len(self._chunks)
-        stacks = [torch.stack(chunk, out=copy) for chunk, copy in zip(self._chunks, kept, strict=True)]
+        stacks = [torch.stack(chunk) for chunk in self._chunks]
         self._weights = torch.cat([squares_of_rows(stack.view(len(stack), -1)) for stack in stacks])
-        self._copies = stacks
+        self._copies = stacks if self.learns else []
         self._gradients = self._measure_gradients(scale) if self.learns else None
 
     def after(self, scale: float) -> Tensor:
@@ -75,7 +72,7 @@ class Stacked:
                 sums.append(squares_of_rows(copy.view(len(copy), -1)))
             update = torch.cat(sums)
         bad = ~weight.isfinite() | (~gradient.isfinite() if self.learns else False)
-        self._copies = self._copies if self._keeps else []
+        self._copies, self._scratch = [], None  # nothing of the model's size stays between sampled steps
         return torch.stack((weight, gradient, update, count, bad.double()), dim=1)
 
     def _measure_gradients(self, scale: float) -> Tensor | None:

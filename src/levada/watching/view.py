@@ -91,6 +91,7 @@ class View:
         silence: of `weight_gradient_rms`, this step's seen.
         longest: per block, the largest `update_ratio` of the run so far.
         rates: the learning rates of all samples, as far as they are known: step and rate of each change.
+        resting: per block, whether the learning rate of one of its parameters is exactly zero; None if it is not known.
     """
 
     blocks: Blocks
@@ -100,6 +101,7 @@ class View:
     silence: Silence
     longest: Tensor
     rates: tuple[tuple[int, float], ...] = ()
+    resting: Tensor | None = None
 
     @property
     def sample(self) -> Sample:

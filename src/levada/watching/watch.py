@@ -19,6 +19,7 @@ from levada.probe.trace import Site, Trace
 from levada.watching.account import report
 from levada.watching.engine import Engine
 from levada.watching.judge import Judge
+from levada.watching.keeper import require_notes
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
 from levada.watching.sample import WATCHED, Continue, Listener, Sample
@@ -52,6 +53,7 @@ class Watch:
         self.model = model
         self.samples: deque[Sample] = deque(maxlen=_RECENT)
         self.run: Path | None = None
+        self._record: str | Path | None = None
         self.judge: Judge | None = None
         self._optimizers = optimizers
         self._scaler = scaler
@@ -103,8 +105,16 @@ class Watch:
 
     @property
     def last_pass(self) -> Pass | None:
-        """The last forward pass with gradients, None before the first: to run it again."""
+        """The last forward pass with gradients, to run it again; None before the first, and after `close`.
+
+        With `run` every pass is kept, for bundles; without it, those that begin after this was asked for once.
+        """
         return self._engine.passes.last()
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The tensors that the model was last called with in training, as far as the loop still holds them."""
+        return self._engine.passes.inputs()
 
     @property
     def findings(self) -> list[Any]:
@@ -131,10 +141,21 @@ class Watch:
     def __enter__(self) -> Self:
         if self._entered:
             raise UsageError("watch: this watch's with-block was entered already. Leave it first, or make another.")
-        self._entered = True
         if not self._attached:
+            self._record_again()
             self._attach()
+        self._entered = True
         return self
+
+    def _record_again(self) -> None:
+        """Go on with the record, which `close` has ended, from the findings that it holds."""
+        if self._record is None:
+            return
+        from levada.watching.recording import Recording
+
+        place = next((i for i, one in enumerate(self._listeners) if isinstance(one, Recording)), None)
+        if place is not None:  # else it raised, and that was said
+            self._listeners[place] = Recording(self._record, _Since(self), resume=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -208,6 +229,8 @@ class Watch:
         """
         if self.judge is not None:
             self.judge.note(**facts)
+        else:
+            require_notes(facts)
 
     def report(self) -> Report:
         """Return what is known now: verdict, findings, signals by block, and what was not judged."""
@@ -238,6 +261,27 @@ class Watch:
                 "training goes on.",
                 stacklevel=2,
             )
+
+
+@final
+class _Since:
+    """A watch as a record sees it that goes on: with the findings from now on."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._before = watch, list(watch.findings)
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        return self._watch.sites
+
+    @property
+    def findings(self) -> list[Any]:
+        known = set(map(id, self._before))
+        return [finding for finding in self._watch.findings if id(finding) not in known]
+
+    @property
+    def overhead(self) -> float:
+        return self._watch.overhead
 
 
 def watch(
@@ -322,7 +366,8 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
         from levada.watching.recording import Recording
 
         resume = isinstance(run, Continue)
-        recording = Recording(run.folder if isinstance(run, Continue) else run, made, resume=resume)
+        made._record = run.folder if isinstance(run, Continue) else run
+        recording = Recording(made._record, made, resume=resume)
         made.run = recording.folder
     made.judge = Judge(made, keep=made.run)
     made._listeners.insert(0, made.judge)  # whoever hears of a sample finds what was found in it

@@ -29,13 +29,17 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     Blocks whose parameters ask for no gradient are passed over. If every block up to one gets nothing, the graph is cut
     at that one; the finding names it. An error needs a gradient that is exactly zero, other blocks' beside it that is
     not small, which excludes that it vanished, and weights that the optimizer's step does not move; it is a warning
-    where something moves them all the same, as weight decay does. A block that rests now and then, by chance or because
-    a router leaves it out, is none: its zeros must be more in a row than its own habit explains. One that no forward
-    pass reached was not asked to learn.
+    where something moves them all the same, as weight decay does, and where a gradient of zero is at the output of one
+    block alone: a part of the loss may have no weight yet. Blocks with a learning rate of zero are passed over: a gate
+    at zero, say, opens only when it may move. A block that rests now and then, by chance or because a router leaves it
+    out, is none: its zeros must be more in a row than its own habit explains. One that no forward pass reached was not
+    asked to learn.
     """
     gradient, update = view["weight_gradient_rms"], view["update_ratio"]
     learning = view.blocks.trainable & ~gradient.isnan() & ~view["signal_rms"].isnan()
     zero = learning & (gradient == 0) & (view.silence.chance < BY_CHANCE) & ~_dead_behind(view)
+    if view.resting is not None:
+        zero = zero & ~view.resting
     hit = [int(i) for i in zero.nonzero()]
     others = [int(i) for i in (learning & (gradient > 0)).nonzero()]
     if not hit or not others or float(gradient[others].amax()) < ALIVE:
@@ -50,18 +54,21 @@ def frozen_layers(view: View) -> Iterable[Finding]:
         yield _cut(view, names[hit[-1]], [names[i] for i in hit], bool((update[hit] > 0).any()))
         return
     for i in hit:
-        yield _cut(view, names[i], [names[i]], bool(update[i] > 0))
+        unasked = float(view["gradient_rms"][i].nan_to_num(0.0)) == 0.0
+        yield _cut(view, names[i], [names[i]], bool(update[i] > 0), unasked)
 
 
-def _cut(view: View, name: str, blocks: list[str], moved: bool) -> Finding:
+def _cut(view: View, name: str, blocks: list[str], moved: bool, unasked: bool = False) -> Finding:
     span = name if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
     return Finding(
         rule="frozen_layers",
-        severity="warn" if moved else "error",
+        severity="warn" if moved or unasked else "error",
         status="fired",
         claim=(
             f"No gradient reaches the weights of {span}: it is exactly zero on the last "
             f"{int(view.silence.run[view.blocks.names.index(name)])} samples, though other blocks get one."
+            + " Nor does one reach its output: what is computed of it has no weight in the loss, or is detached."
+            * unasked
         ),
         where={"first": name, "last": name},
         evidence={
@@ -72,7 +79,9 @@ def _cut(view: View, name: str, blocks: list[str], moved: bool) -> Finding:
             "tests": {"weights_move": moved, "parameters_ask_for_a_gradient": view.blocks.known or "not known"},
         },
         consequence=(
-            "Only what needs no gradient moves them, as weight decay or momentum: they learn nothing."
+            "They do not learn until the loss asks for what they give."
+            if unasked
+            else "Only what needs no gradient moves them, as weight decay or momentum: they learn nothing."
             if moved
             else "They do not learn, whatever the optimizer."
         ),
