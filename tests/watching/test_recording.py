@@ -20,6 +20,7 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import Run, RunWriter, doctor
 from levada.runs.codes import LARGEST, decoded, encode, thresholds
+from levada.watching.bundle import Bundle, write_bundle
 from levada.watching.recording import Recording, codes_of, to_bytes
 from levada.watching.sample import WATCHED, Continue, Listener, Sample
 
@@ -73,8 +74,7 @@ def test_a_run_of_samples_losses_and_verdicts_is_read(tmp_path: Path) -> None:
         recording.before_update(step, None)
         if step == 99:
             watch.findings.append(finding())
-            (tmp_path / "mine" / "bundles" / "step-000099-loss_spike").mkdir(parents=True)
-            (tmp_path / "mine" / "bundles" / "step-000099-loss_spike" / "bundle.json").write_text("{}")
+            write_bundle(tmp_path / "mine", Bundle(99, "loss_spike", "it spikes"))
         recording.sampled(sample(step, loss=0.5 * step, lr=0.1))
     recording.close()
     recording.close()
