@@ -368,3 +368,14 @@ def test_the_summary_says_what_was_found_and_where_the_record_is() -> None:
         "  x vanishing_gradient  The gradient shrinks by six decades.",
         "  overhead 0.42 %, every 20 steps, no record is kept, 3 samples were dropped",
     ]
+
+
+def test_the_last_loss_is_that_of_the_last_step_however_rare_samples_are() -> None:
+    out = io.StringIO()
+    live = Live(make_watch(), plain=True, stream=out)
+    live.sampled(make_sample(0, loss=2.0))
+    for step in range(1, 40):
+        live.before_update(step, torch.tensor(1.0 / step))
+    assert "loss 0.02564" in "".join(piece for piece, _ in live._heading(80, True))
+    live.close()
+    assert "loss 2 to 0.02564" in out.getvalue()

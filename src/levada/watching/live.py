@@ -25,7 +25,7 @@ from levada.watching.drawing import (
     strip_lines,
 )
 from levada.watching.judge import CONFIRMATIONS
-from levada.watching.ranks import is_first
+from levada.watching.ranks import is_first, is_one_of_several
 from levada.watching.sample import Sample
 from levada.watching.screen import Screen
 
@@ -85,6 +85,7 @@ class Live:
         self._losses = Course()
         self._strip: Strip | None = None
         self._step = -1
+        self._newest: tuple[int, Tensor] | None = None
         self._screen: Screen | None = None
         self._console: Console | None = None
         self._next = 0.0
@@ -99,6 +100,7 @@ class Live:
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Count the step: the view moves between samples too, without waiting for the loss."""
         self._step = step
+        self._newest = None if loss is None else (step, loss)
         if self._screen is not None and not self._closed and not self._forked and time.monotonic() >= self._next + 1.0:
             self._redraw()
 
@@ -131,9 +133,19 @@ class Live:
             self._screen.close()
             self._write("\n")
         if self._strip is not None:
+            last = self._last(wait=True)
+            if last is not None and (self._losses.last is None or last[0] > self._losses.last[0]):
+                self._losses.add(*last)
             console = self._terminal(min(self._width(), MAX_WIDTH))
             for line in summary(self._watch, self._losses, width=console.width, fine=_fine(console)):
                 self._write(self._rendered(line, console, None) + "\n")
+
+    def _last(self, *, wait: bool) -> tuple[int, float] | None:
+        """Return the newest step whose loss is known: samples bring those of all processes, and come seldom."""
+        newest, last = self._newest, self._losses.last
+        if newest is None or is_one_of_several() or (last is not None and newest[0] <= last[0]):
+            return last
+        return (newest[0], float(newest[1])) if wait or newest[1].is_cpu else last
 
     @property
     def _forked(self) -> bool:
@@ -202,8 +214,10 @@ class Live:
         return [*drawn, _footing(self._watch, fine)]
 
     def _heading(self, width: int, fine: bool) -> Line:
-        last = self._losses.last
-        told = [f"step {self._step:,}"] + ([f"loss {last[1]:.4g}"] if last is not None else [])
+        last = self._last(wait=False)
+        told = [f"step {self._step:,}"]
+        if last is not None:
+            told.append(f"loss {last[1]:.4g}" + (f" at step {last[0]:,}" if last[0] < self._step else ""))
         told += _cost(self._watch)
         return [("levada", "bold cyan"), ("  ", ""), (fitting(told, _BETWEEN[fine], width - 8), "")]
 

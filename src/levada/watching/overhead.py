@@ -16,6 +16,7 @@ __all__ = ["Cadence", "StepClock"]
 
 _REMEMBERED = 15  # unsampled steps, whose median is what a step takes
 _FREE = 0.1  # seconds in all that may be spent whatever share they are
+_AT_LEAST = 0.5  # of what is allowed goes to samples, also where steps are so short that the hooks alone take it
 _SAMPLES = 5  # sampled steps, whose median is what one costs
 
 
@@ -120,11 +121,16 @@ class Cadence:
         cost, idle, step = self._cost()
         if not self.samples or math.isnan(step) or step <= 0 or math.isinf(self.max_overhead):
             return 0
-        spent = (self.samples + 1) * cost + self._idled
-        if spent <= _FREE:
+        spent = (self.samples + 1) * cost
+        if spent + self._idled <= _FREE:
             return 0
-        room = max(self.max_overhead * step - idle, 0.1 * self.max_overhead * step)
-        return max(0, math.ceil((spent - self.max_overhead * self._trained) / room - 1e-9))
+        allowed = self.max_overhead * self._trained
+        left = max(allowed - self._idled, _AT_LEAST * allowed)
+        return max(0, math.ceil((spent - left) / self._room(idle, step) - 1e-9))
+
+    def _room(self, idle: float, step: float) -> float:
+        """Return the seconds that each step pays towards a sample."""
+        return max(self.max_overhead * step - idle, _AT_LEAST * self.max_overhead * step)
 
     def plan(self, step: int, distance: int | None = None) -> None:
         """Choose the next sampled step after this one; with a distance that several processes agreed on, if given."""
@@ -187,7 +193,5 @@ class Cadence:
             return self.every
         if (self.samples + 1) * cost + self._idled <= _FREE:
             return self.every
-        room = self.max_overhead * step - idle
-        # Where idle steps alone take as much as allowed, sampling rarely is all that can be done.
-        most = cost / max(room, 0.1 * self.max_overhead * step)
+        most = cost / self._room(idle, step)
         return max(self.every, math.ceil(most - 1e-9))

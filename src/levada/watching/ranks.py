@@ -6,7 +6,7 @@ import os
 
 from torch import distributed
 
-__all__ = ["is_first", "process_rank"]
+__all__ = ["is_first", "is_one_of_several", "process_rank"]
 
 
 def process_rank() -> int:
@@ -33,3 +33,8 @@ def is_first() -> bool:
         return process_rank() == 0
     told = os.environ.get("RANK", "")
     return not told.isdigit() or int(told) == 0
+
+
+def is_one_of_several() -> bool:
+    """Say whether torch.distributed knows of other processes."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
