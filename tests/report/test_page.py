@@ -322,7 +322,7 @@ def test_evidence_is_told_in_words_with_units(sick: dict[str, Any]) -> None:
     assert rows == [
         (
             "gradient, factor per block",
-            "0.4; random cotangents drawn: 4; predicted 0.41; blocks that theory covers: 100 %",
+            "0.4; measurements: 4; predicted 0.41; blocks that theory covers: 100 %",
         ),
         ("explained by", "its place: it happens at one block"),
         ("layers that the optimizer's first step leaves as they are", "41 of 43"),

@@ -265,8 +265,8 @@ def _mapping_rows(label: str, value: Mapping[str, Any], write: Any, unit: str) -
     flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping) and not _is_sentence(v) and not _is_empty(v)}
     for k, v in flat.items():
         words, own = EVIDENCE.get(str(k), ("", unit))
-        if str(k) == "draws":  # a signal needs no cotangent
-            words = "random cotangents drawn" if label.startswith("gradient") else "measurements"
+        if str(k) == "draws":  # of a random cotangent, of the loss's gradient, or of a signal
+            words = "measurements"
         told.append(f"{words or human(str(k))}{':' * bool(words or isinstance(v, str))} {_written(v, write, own)}")
     if told:
         yield label, "; ".join(told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,7 +87,7 @@ class Judge:
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
         self.blocks: Blocks | None = None
         self.samples = 0
-        self.seconds = 0.0  # between the first sample and the last
+        self._begun = time.monotonic()
         self.rows: deque[Sample] = deque(maxlen=ROWS)
         self._source = source
         self.confirm = confirm
@@ -100,7 +101,11 @@ class Judge:
         self._silence, self._longest = Silence(0), torch.zeros(0)
         self._scaled = False
         self._rank = 0
-        self._begun: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the watch began."""
+        return time.monotonic() - self._begun
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Look at this step's loss while the weights are still good, and keep what is needed to run it again.
@@ -142,8 +147,6 @@ class Judge:
             self._rates.append((sample.step, rate))
         self.rows.append(sample)
         self.samples += 1
-        self._begun = sample.time if self._begun is None else self._begun
-        self.seconds = max(self.seconds, sample.time - self._begun)  # a clock may go backwards
         assert self._baseline is not None  # made with the blocks
         self._silence.add(values_of(sample, "weight_gradient_rms", len(blocks.sites)))
         ratio = values_of(sample, "update_ratio", len(blocks.sites))
