@@ -21,7 +21,7 @@ from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.sample import Sample
 from levada.watching.spike import Departures, Spikes, raised, rise_in_words
-from levada.watching.view import COMPARED, Blocks, View, values_of
+from levada.watching.view import COMPARED, Blocks, View, membership, values_of
 
 __all__ = ["CONFIRMATIONS", "Judge"]
 
@@ -100,6 +100,7 @@ class Judge:
         self._scaled = False
         self._rank = 0
         self._begun: float | None = None
+        self._membership: tuple[tuple[int, bool], ...] = ()
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Look at this step's loss while the weights are still good, and keep what is needed to run it again.
@@ -150,7 +151,7 @@ class Judge:
         ratio = values_of(sample, "update_ratio", len(blocks.sites))
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
         rates, rows = tuple(self._rates), tuple(self.rows)
-        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates)
+        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, self._model)
         overflow = self._nonfinite.see_sample(view, self._model)
         if overflow is not None:
             self._told_at_once(overflow)
@@ -193,11 +194,15 @@ class Judge:
             sites: Sequence[Site] = self._source() if callable(self._source) else self._source.sites
             optimizers = getattr(self._source, "optimizers", ())
             self.blocks = Blocks.of(tuple(sites), self._model, optimizers)
+            self._membership = membership(optimizers)
             columns = len(COMPARED) * len(self.blocks.sites)
             self._baseline, self._departures = Baseline(columns, warm_up=WARM_UP), Departures(columns)
             self._silence = Silence(len(self.blocks.sites))
             self._longest = torch.full((len(self.blocks.sites),), math.nan, dtype=torch.float64)
             self.rows.clear()
+        elif (now := membership(getattr(self._source, "optimizers", ()))) != self._membership:  # thawed, or added
+            self.blocks = Blocks.of(self.blocks.sites, self._model, self._source.optimizers)
+            self._membership = now
         return self.blocks
 
     def _apply(self, view: View) -> None:
