@@ -75,6 +75,25 @@ def test_what_moved_long_before_is_no_explanation():
     assert [f.evidence["moved_first"] for f in spikes(run)] == [[]]
 
 
+def test_heavy_tails_are_no_alarm_and_told_three_times_at_most():
+    def tails(step, values, scalars, losses):
+        losses[:] = [(s, loss + (8.0 + s % 3 if s % 29 == 20 else 0.0)) for s, loss in losses]
+
+    run = Synthetic()
+    run.run(100, tails)
+    assert [f.severity for f in spikes(run)] == ["info"] * 3
+
+
+def test_a_rate_that_rises_at_the_step_of_the_jump_did_not_bring_it_about():
+    def edit(step, values, scalars, losses):
+        spiking(320, 3.0, 360)(step, values, scalars, losses)  # another loss begins here, at another rate
+        scalars["lr"] = 0.03 if step >= 320 else 1e-3
+
+    run = Synthetic()
+    run.run(30, edit)
+    assert [f.severity for f in spikes(run)] == ["info"]
+
+
 def test_a_raised_rate_explains_a_spike():
     def edit(step, values, scalars, losses):
         spiking(326, 3.0, 10_000)(step, values, scalars, losses)
@@ -216,9 +235,11 @@ def test_infinities_of_a_mask_are_a_warning_alone():
     def edit(step, values, scalars, losses):
         values["nonfinite"][4] = 1.0
 
-    run = Synthetic()
-    run.run(1, edit)
-    assert [(f.severity, f.where["first"]) for f in overflow(run)] == [("warn", "layers.4")]
+    for before, severity in ((0, "info"), (5, "warn")):  # there from the start, or since a step
+        run = Synthetic()
+        run.run(before)
+        run.run(1, edit)
+        assert [(f.severity, f.where["first"]) for f in overflow(run)] == [(severity, "layers.4")]
 
 
 def test_numbers_that_are_finite_again_end_the_finding():
@@ -264,6 +285,16 @@ def test_before_the_update_a_broken_weight_is_named_exactly():
     assert finding.evidence["tensor"] == "weight"
     assert (finding.evidence["step"], finding.evidence["rank"]) == (7, 3)
     assert "on rank 3: the parameter 1.bias holds Inf." in finding.claim
+
+
+def test_before_the_update_weights_of_several_blocks_name_none():
+    def spoil(model, inputs):
+        for i in range(2):
+            model[i].weight.data[0, 0] = math.nan
+
+    finding = seen_before_update(spoil)
+    assert finding.where == {}
+    assert "2 parameters of several blocks hold NaN or Inf since the update of step 0" in finding.claim
 
 
 def test_before_the_update_broken_inputs_are_named():

@@ -19,6 +19,7 @@ from levada.watching.baseline import Baseline, LossBaseline, Silence
 from levada.watching.keeper import Keeper
 from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
+from levada.watching.rules.units import DEAD
 from levada.watching.sample import Sample
 from levada.watching.spike import Departures, Spikes, raised, rise_in_words
 from levada.watching.view import COMPARED, Blocks, View, membership, values_of
@@ -96,7 +97,7 @@ class Judge:
         self._nonfinite = Nonfinite()
         self._baseline: Baseline | None = None
         self._departures: Departures | None = None
-        self._silence, self._longest = Silence(0), torch.zeros(0)
+        self._silence, self._off, self._longest = Silence(0), Silence(0), torch.zeros(0)
         self._scaled = False
         self._rank = 0
         self._begun: float | None = None
@@ -148,10 +149,12 @@ class Judge:
         self.seconds = max(self.seconds, sample.time - self._begun)  # a clock may go backwards
         assert self._baseline is not None  # made with the blocks
         self._silence.add(values_of(sample, "weight_gradient_rms", len(blocks.sites)))
+        on = 1 - values_of(sample, "zero_fraction", len(blocks.sites))
+        self._off.add(torch.where(on <= 1 - DEAD, 0.0, on))
         ratio = values_of(sample, "update_ratio", len(blocks.sites))
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
         rates, rows = tuple(self._rates), tuple(self.rows)
-        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, self._model)
+        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, self._model, self._off)
         overflow = self._nonfinite.see_sample(view, self._model)
         if overflow is not None:
             self._told_at_once(overflow)
@@ -197,7 +200,7 @@ class Judge:
             self._membership = membership(optimizers)
             columns = len(COMPARED) * len(self.blocks.sites)
             self._baseline, self._departures = Baseline(columns, warm_up=WARM_UP), Departures(columns)
-            self._silence = Silence(len(self.blocks.sites))
+            self._silence, self._off = Silence(len(self.blocks.sites)), Silence(len(self.blocks.sites))
             self._longest = torch.full((len(self.blocks.sites),), math.nan, dtype=torch.float64)
             self.rows.clear()
         elif (now := membership(getattr(self._source, "optimizers", ()))) != self._membership:  # thawed, or added

@@ -33,6 +33,11 @@ BACK: Final = 0.25
 LASTING, UNEXPLAINED = 20, 100
 # The jump of one odd batch is so many times what the next steps, on other batches, are left with.
 ODD: Final = 4.0
+# A lone jump is an alarm if it is so many times the largest so far of a run of which so many losses are known: a median
+# absolute deviation knows nothing of tails.
+LARGEST, KNOWN = 2.0, 128
+# Jumps that are information, of which so many are told.
+TOLD: Final = 3
 # A signal has left its baseline at so many standard deviations and octaves.
 FAR, OCTAVES = 8.0, 1.0
 # Steps: what moved longer before than this many samples did not bring the spike about.
@@ -118,6 +123,8 @@ class _Spike:
     moved: list[dict[str, Any]] | None = None
     raised: dict[str, Any] | None = None
     watched: str = ""
+    unheard: bool = False  # larger than any before in this run, by far
+    begun: bool = False  # to be told
 
 
 @final
@@ -126,6 +133,8 @@ class Spikes:
 
     def __init__(self) -> None:
         self.spike: _Spike | None = None
+        self._largest = 0.0  # jump of a loss above the median so far
+        self._informed = 0
 
     def see_loss(self, step: int, loss: float, baseline: LossBaseline) -> None:
         """Take the loss of a step, before the baseline does.
@@ -136,11 +145,14 @@ class Spikes:
             baseline: of the losses before it.
         """
         spike = self.spike
+        largest = self._largest
+        if math.isfinite(loss) and baseline.steps >= LATEST:
+            self._largest = max(largest, loss - baseline.median)
         if spike is None or spike.ended is not None:
-            if jumps(baseline, loss):
-                self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
-            else:
+            if not jumps(baseline, loss):
                 return
+            self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
+            spike.unheard = baseline.steps >= KNOWN and loss - baseline.median > LARGEST * largest
         if not math.isfinite(loss):
             return
         spike.peak = max(spike.peak, loss)
@@ -169,7 +181,13 @@ class Spikes:
         spike.told = spike.ended is not None and left <= BACK * view.loss.scale
         if spike.moved is None:
             self._explain(spike, view, departures)
-        return _finding(spike, view)
+        finding = _finding(spike, view)
+        if not spike.begun and finding.severity == "info":
+            if self._informed >= TOLD:
+                return None
+            self._informed += 1
+        spike.begun = True
+        return finding
 
     def _explain(self, spike: _Spike, view: View, departures: Departures) -> None:
         """Say once, with what is known at the first sample after the onset, what moved before it."""
@@ -223,8 +241,9 @@ def rise_in_words(found: Mapping[str, float | int]) -> str:
 def _finding(spike: _Spike, view: View) -> Finding:
     start = view.loss.start
     moved = spike.moved or []
-    caused = bool(moved) or spike.raised is not None
-    severity: Severity = "warn" if caused or _odd(spike) else "info"
+    # The loss of a step precedes its update: a rate that was first seen there did not raise it.
+    caused = bool(moved) or (spike.raised is not None and spike.raised["by"] < spike.onset)
+    severity: Severity = "warn" if spike.unheard and (caused or _odd(spike)) else "info"
     lost = spike.ended is None or not spike.level < start
     if spike.lasting >= LASTING and caused and lost:
         severity = "error"

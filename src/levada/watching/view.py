@@ -94,6 +94,7 @@ class View:
         longest: per block, the largest `update_ratio` of the run so far.
         rates: the learning rates of all samples, as far as they are known: step and rate of each change.
         model: the model, if it is at hand.
+        off: for how long all units but one in a thousand have been off, as `silence`.
     """
 
     blocks: Blocks
@@ -104,6 +105,7 @@ class View:
     longest: Tensor
     rates: tuple[tuple[int, float], ...] = ()
     model: nn.Module | None = None
+    off: Silence | None = None
 
     @property
     def sample(self) -> Sample:

@@ -85,7 +85,7 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
         return
     moved = float(ratio.median())
     risen = view.given_back >= RISEN
-    if moved < LONG or not (risen or view.nothing_learned):
+    if moved < LONG or not (risen or view.nothing_learned) or _shrunk(view):
         return
     usual = view.anchor("update_ratio").nanmedian()
     names, loss = view.blocks.names, view.loss
@@ -154,6 +154,11 @@ def learning_rate_too_low(view: View) -> Iterable[Finding]:
         source="the descent lemma: a step short beside the curvature lowers the loss; Cohen et al. 2021, "
         "arXiv 2103.00065",
     )
+
+
+def _shrunk(view: View) -> bool:
+    """Whether the weights have become a tenth of what they were: then any step is long beside them."""
+    return bool(view.rise_from_start("weight_rms").nanmedian() < -math.log2(10))
 
 
 def loss_falls(view: View) -> bool | None:

@@ -152,12 +152,16 @@ def _cut(view: View, name: str, blocks: list[str], moved: bool, severity: Severi
 def dead_units(view: View) -> Iterable[Finding]:
     """A block's activations are all but all zero, ten times fewer of them on than this run's own baseline.
 
-    An error needs every one zero, a baseline with more, and no gradient for the weights of the block.
+    An error needs every one zero, a baseline with more, and no gradient for the weights of the block. Units that rest
+    now and then, as those of a branch for one kind of input, are not dead before their habit explains it no more.
     """
     share = view["zero_fraction"]
     on_before = 1 - view.anchor("zero_fraction")
     fewer = (1 - share) * FEWER <= on_before
-    hit = [int(i) for i in ((share == 1) | ((share >= DEAD) & fewer)).nonzero()]
+    dead = (share == 1) | ((share >= DEAD) & fewer)
+    if view.off is not None:
+        dead &= view.off.chance < BY_CHANCE
+    hit = [int(i) for i in dead.nonzero()]
     if not hit:
         return
     first, names = hit[0], view.blocks.names
