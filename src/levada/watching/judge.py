@@ -154,7 +154,9 @@ class Judge:
         ratio = values_of(sample, "update_ratio", len(blocks.sites))
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
         rates, rows = tuple(self._rates), tuple(self.rows)
-        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, self._model, self._off)
+        view = View(
+            blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, self._model, self._off
+        )
         overflow = self._nonfinite.see_sample(view, self._model)
         if overflow is not None:
             self._told_at_once(overflow)

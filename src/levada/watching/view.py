@@ -176,8 +176,9 @@ class View:
 
     @property
     def nothing_learned(self) -> bool:
-        """Whether the loss is known, for long enough, and has come neither a twentieth of its size below its start, nor
-        by half of its spread, which a loss with a large constant in it does.
+        """Whether the loss is known, for long enough, and has come below its start neither clearly nor by much.
+
+        By much is a twentieth of its size; clearly is half of its spread, as a loss with a large constant in it does.
         """
         loss = self.loss
         if loss.steps < 2 * loss.warm_up or loss.learned >= 0.05 * abs(loss.start):

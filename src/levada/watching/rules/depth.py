@@ -37,9 +37,9 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
     Over depth it speaks if, in the last samples, the contiguous blocks that lose most lose three decades, the largest
     single loss counted as the second largest; an error needs a constant factor per block that explains the fall,
     updates of the first block that move nothing while those of later ones do, and a loss that has not fallen. In time
-    it speaks if a block's gradient, beside the median block's, falls by three decades below the run's own baseline; that is
-    information while the loss does not suffer, as at a head whose task is solved, and an error needs updates of that
-    block that move nothing while the others' do.
+    it speaks if a block's gradient, beside the median block's, falls by three decades below the run's own baseline;
+    that is information while the loss does not suffer, as at a head whose task is solved, and an error needs updates
+    of that block that move nothing while the others' do.
     """
     decay = _over_depth(view, "gradient_rms", gradient_decay)
     span = decay.steepest() if decay is not None else None

@@ -27,13 +27,13 @@ SIDE: Final = 48
 def lost_update(view: View) -> Iterable[Finding]:
     r"""The optimizer's updates are below the spacing of the weights' numbers, so that nine tenths of them are lost.
 
-    A block's measured update is the change of its weights, so that of lost ones only the rest is seen: with numbers
-    a relative $\epsilon / 2$ apart, an update of less than $\sqrt{0.1} \, \epsilon / 2$ of the weights has moved
-    less than a tenth of them. It speaks where that holds of most blocks that get a gradient, at a learning rate that is
+    A block's measured update is the change of its weights, so that of lost ones only the rest is seen: with numbers a
+    relative $\epsilon / 2$ apart, an update of less than $\sqrt{0.1} \, \epsilon / 2$ of the weights has moved less
+    than a tenth of them. It speaks where that holds of most blocks that get a gradient, at a learning rate that is
     known, does not warm up, and has not decayed. What is no less than the optimizer's own step is not lost: weights may
     be rounded at random, or what is lost may be kept for the next step. Nor is what was a thousand times as much before
-    at a rate that is still the same, with an optimizer that does not rescale. An error needs an optimizer that rescales gradients, whose rate says
-    that the exact step is smaller than the spacing, and a loss that does not fall.
+    at a rate that is still the same, with an optimizer that does not rescale. An error needs an optimizer that rescales
+    gradients, whose rate says that the exact step is smaller than the spacing, and a loss that does not fall.
     """
     ratio, gradient = view["update_ratio"], view["weight_gradient_rms"]
     resolution = view.blocks.resolution
@@ -76,8 +76,9 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     up.
 
     An error needs steps of a tenth of the median block's weights, which explains why they do not follow a gradient that
-    is local; steps below that earlier in the run, or none of its loss learned; and a loss above that of the start. Where the loss
-    stays near its start it is information: a task may be hard, and first steps are long beside weights that are zero.
+    is local; steps below that earlier in the run, or none of its loss learned; and a loss above that of the start.
+    Where the loss stays near its start it is information: a task may be hard, and first steps are long beside weights
+    that are zero.
     """
     ratio = view.longest if view.nothing_learned else view["update_ratio"]
     ratio = ratio[ratio.isfinite()]
