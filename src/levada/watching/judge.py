@@ -21,8 +21,8 @@ from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.units import DEAD
 from levada.watching.sample import Sample
-from levada.watching.spike import Departures, Spikes, raised, rise_in_words
-from levada.watching.view import COMPARED, Blocks, View, membership, values_of
+from levada.watching.spike import RAISED, Departures, Spikes, raised, rise_in_words
+from levada.watching.view import COMPARED, Blocks, View, membership, rate_of, values_of
 
 __all__ = ["CONFIRMATIONS", "Judge"]
 
@@ -93,6 +93,7 @@ class Judge:
         self.rules = rules
         self._cases: dict[tuple[str, str], _Case] = {}
         self._rates: deque[tuple[int, float]] = deque(maxlen=RATES)
+        self._rate, self._rises = math.nan, deque[int](maxlen=RATES)
         self._spikes = Spikes()
         self._nonfinite = Nonfinite()
         self._baseline: Baseline | None = None
@@ -112,6 +113,10 @@ class Judge:
             step: number of the step.
             loss: its loss, on its device; None if it was not seen.
         """
+        rate = rate_of(getattr(self._source, "optimizers", ()))
+        if rate >= RAISED * self._rate > 0:
+            self._rises.append(step)
+        self._rate = rate
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
@@ -155,7 +160,16 @@ class Judge:
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
         rates, rows = tuple(self._rates), tuple(self.rows)
         view = View(
-            blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, self._model, self._off
+            blocks,
+            rows,
+            self._baseline,
+            self.loss,
+            self._silence,
+            self._longest,
+            rates,
+            self._model,
+            self._off,
+            tuple(self._rises),
         )
         overflow = self._nonfinite.see_sample(view, self._model)
         if overflow is not None:

@@ -16,7 +16,7 @@ from levada.watching.baseline import Baseline, LossBaseline, times
 from levada.watching.sample import Sample
 from levada.watching.view import COMPARED, View
 
-__all__ = ["Departures", "Spikes", "jumps", "raised", "rise_in_words"]
+__all__ = ["RAISED", "Departures", "Spikes", "jumps", "raised", "rise_in_words"]
 
 RULE: Final = "loss_spike"
 # Standard deviations above the median, and share of what was learned: both, so that neither batch noise nor an easy
@@ -35,15 +35,15 @@ LASTING, UNEXPLAINED = 20, 100
 ODD: Final = 4.0
 # A lone jump is an alarm if it is so many times the largest so far of a run of which so many losses are known: a median
 # absolute deviation knows nothing of tails.
-LARGEST, KNOWN = 2.0, 128
+LARGEST, KNOWN = 4.0, 128
 # Jumps that are information, of which so many are told.
 TOLD: Final = 3
 # A signal has left its baseline at so many standard deviations and octaves.
 FAR, OCTAVES = 8.0, 1.0
 # Steps: what moved longer before than this many samples did not bring the spike about.
 HORIZON: Final = 5
-# A rate that at least doubles between two samples was set, and did not drift.
 RAISED: Final = 2.0
+"""A rate that at least doubles was set, and did not drift."""
 
 
 def jumps(baseline: LossBaseline, loss: float) -> bool:
@@ -202,7 +202,11 @@ class Spikes:
         ]
         before = [sample.step for sample in view.rows if sample.step < spike.onset]
         spike.watched = f"up to the sampled step {before[-1]}" if before else "as no step was sampled shortly before"
-        spike.raised = raised(view.rows, view.rates, spike.onset)
+        found = raised(view.rows, view.rates, spike.onset)
+        if found is not None:  # the very step, where every step's rate was seen
+            exact = [step for step in view.rises if found["after"] < step <= found["by"]]
+            found = {**found, "after": exact[-1] - 1, "by": exact[-1]} if exact else found
+        spike.raised = found
 
 
 def raised(rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: int) -> dict[str, float | int] | None:

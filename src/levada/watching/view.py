@@ -15,7 +15,7 @@ from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octa
 from levada.watching.places import original, plain_name
 from levada.watching.sample import Sample
 
-__all__ = ["ADAPTIVE", "COMPARED", "Blocks", "View", "membership"]
+__all__ = ["ADAPTIVE", "COMPARED", "Blocks", "View", "membership", "rate_of"]
 
 COMPARED: Final = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 """The signals that have a baseline."""
@@ -95,6 +95,7 @@ class View:
         rates: the learning rates of all samples, as far as they are known: step and rate of each change.
         model: the model, if it is at hand.
         off: for how long all units but one in a thousand have been off, as `silence`.
+        rises: the last steps at which the learning rate at least doubled, as far as each step's is known.
     """
 
     blocks: Blocks
@@ -106,6 +107,7 @@ class View:
     rates: tuple[tuple[int, float], ...] = ()
     model: nn.Module | None = None
     off: Silence | None = None
+    rises: tuple[int, ...] = ()
 
     @property
     def sample(self) -> Sample:
@@ -184,6 +186,18 @@ class View:
         if loss.steps < 2 * loss.warm_up or loss.learned >= 0.05 * abs(loss.start):
             return False
         return loss.start - loss.median <= 0.5 * loss.spread
+
+
+def rate_of(optimizers: Sequence[Any]) -> float:
+    """Return the rate of the first group; NaN if it is not known without waiting.
+
+    Args:
+        optimizers: the optimizers.
+    """
+    rate = optimizers[0].param_groups[0].get("lr") if optimizers else None
+    if rate is None or (isinstance(rate, Tensor) and rate.device.type != "cpu"):
+        return math.nan
+    return float(rate)
 
 
 def membership(optimizers: Sequence[Any]) -> tuple[tuple[int, bool], ...]:

@@ -168,7 +168,8 @@ def vanishing_signal(view: View) -> Iterable[Finding]:
         told: dict[str, Any] = {"signal_decay_per_block": span.told(), "explained_by": "depth", "law": law}
     else:
         fallen = -view.rise_from_start("signal_rms")
-        hit = [int(i) for i in (fallen >= FAR).nonzero()]
+        dead = view["zero_fraction"] == 1  # which dead_units tells
+        hit = [int(i) for i in ((fallen >= FAR) & ~dead).nonzero()]
         if not hit:
             return
         agree, first, last = False, names[hit[0]], names[hit[-1]]

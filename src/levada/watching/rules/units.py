@@ -22,6 +22,8 @@ DEAD: Final = 0.999
 FEWER: Final = 10.0
 # How likely so many zeros in a row may be by a block's own habit, as that of one that is drawn to rest.
 BY_CHANCE: Final = 1e-4
+# Units that are off for one kind of batch are so for some samples in a row; they are no cut, and told earlier.
+SELDOM: Final = 0.02
 # A gradient that underflowed came down by steps of depth; beside one as large as this, zero is a cut.
 ALIVE: Final = 1e-20
 
@@ -160,7 +162,7 @@ def dead_units(view: View) -> Iterable[Finding]:
     fewer = (1 - share) * FEWER <= on_before
     dead = (share == 1) | ((share >= DEAD) & fewer)
     if view.off is not None:
-        dead &= view.off.chance < BY_CHANCE
+        dead &= view.off.chance < SELDOM
     hit = [int(i) for i in dead.nonzero()]
     if not hit:
         return
