@@ -41,10 +41,12 @@ class Synthetic:
     def __init__(self, sites: int = 8, *, every: int = 20, dtype: torch.dtype | None = None, **options: Any) -> None:
         self.draw = torch.Generator().manual_seed(0)
         self.every, self.step, self.told = every, 0, 0
+        self.weights: Tensor | None = None
         self.sites = tuple(Site(f"layers.{i}", i, "Block", (16, 32), (f"{i}.weight",)) for i in range(sites))
         source = SimpleNamespace(sites=self.sites, optimizers=(torch.optim.AdamW([torch.zeros(1)]),))
         if dtype is not None:
             source.model = nn.ModuleList([nn.Linear(2, 2, bias=False, dtype=dtype) for _ in range(sites)])
+            source.optimizers = (torch.optim.AdamW(source.model.parameters()),)
         self.source = source
         self.judge = Judge(source, **options)
 
@@ -68,6 +70,10 @@ class Synthetic:
             scalars = {"lr": lr}
             losses = [(step, self.loss(step)) for step in range(self.told, self.step + 1)]
             edit(self.step, values, scalars, losses)
+            if self.weights is not None and len(self.weights) == len(values["update_ratio"]):
+                still = values["update_ratio"] == 0  # what no update moves stays as it was
+                values["weight_rms"] = torch.where(still, self.weights, values["weight_rms"])
+            self.weights = values["weight_rms"]
             self.judge.sampled(Sample(self.step, float(self.step), values, scalars, tuple(losses)))
             self.told, self.step = self.step + 1, self.step + self.every
         return self.judge.findings[before:]

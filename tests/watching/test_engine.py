@@ -534,7 +534,7 @@ def test_the_distance_follows_what_steps_take():
     dear = [step for step in sampled if step < 300]
     assert all(0.5 * count <= 0.01 * (step + 2) for count, step in enumerate(dear[3:], 4)), "never more in all"
     assert 50 in distances
-    assert distances[-1] == 4
+    assert set(distances[-40:]) == {4, 5}, "one step longer now and then: no period is always missed"
     assert all(after >= before // 2 for before, after in itertools.pairwise(distances))
 
 

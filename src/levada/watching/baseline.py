@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import pairwise
 from typing import Final, final
 
 import torch
@@ -24,6 +25,8 @@ ZERO: Final = -1100.0
 """What `octaves` gives of zero."""
 # Octaves: two samples of one constant number differ by rounding, and by what a next batch changes of it.
 _LEAST_SPREAD: Final = 0.05
+# The best is the least of many medians, and so below what is usual without a rise: as far as this many deviations.
+CLEAR: Final = 6.0
 
 
 @final
@@ -120,7 +123,8 @@ class Silence:
     r"""For how many samples in a row each signal has been exactly zero, and how likely that is by its own habit.
 
     A block that is drawn to rest, or that a router leaves out, is zero now and then: with $z$ of $n$ samples zero
-    before the present run of $k$, such a run has a chance of about $((z + 1) / (n + 2))^k$.
+    before the present run of $k$, such a run has a chance of $\prod_{j<k} (z + 1 + j) / (n + 2 + j)$, if every share of
+    zeros was as likely at the start; that of one that never was other than zero is taken to be $2^{-k}$.
 
     Args:
         columns: number of signals.
@@ -130,7 +134,7 @@ class Silence:
         >>> for value in [1.0] * 18 + [0.0] * 2:
         ...     silence.add(torch.tensor([value]))
         >>> silence.run.tolist(), round(silence.chance.item(), 4)
-        ([2], 0.0025)
+        ([2], 0.0048)
     """
 
     def __init__(self, columns: int) -> None:
@@ -141,8 +145,15 @@ class Silence:
     @property
     def chance(self) -> Tensor:
         """How likely a run of zeros as long as the present one is; 1 where there is none."""
-        usual = (self._zeros + 1) / (self._counted + 2)
-        return usual.double() ** self.run
+        zeros, count, run = self._zeros.double(), self._counted.double(), self.run.double()
+        log = torch.lgamma(zeros + 1 + run) - torch.lgamma(zeros + 1)
+        log = log + torch.lgamma(count + 2) - torch.lgamma(count + 2 + run)
+        return torch.where(self._counted == 0, 0.5**run, log.exp())
+
+    @property
+    def ever(self) -> Tensor:
+        """Whether a signal has ever been other than zero."""
+        return self._counted > 0
 
     def add(self, values: Tensor) -> None:
         """Take one sample.
@@ -212,6 +223,7 @@ class LossBaseline:
         self.warm_up = warm_up
         self.steps = 0
         self.start = math.nan
+        self.first = math.nan
         self.best = math.inf
         self._recent: deque[tuple[int, float]] = deque(maxlen=window)
         self._smooth = smooth
@@ -227,6 +239,7 @@ class LossBaseline:
             return
         self.steps += 1
         self._recent.append((step, loss))
+        self.first = loss if self.steps == 1 else self.first
         if self.steps <= self.warm_up // 2:  # the first of them is that of weights that no step has moved
             self.start = min(self._recent[0][1], self.median)
         if self.steps >= self._smooth:
@@ -254,9 +267,21 @@ class LossBaseline:
         return _NORMAL * _median([abs(loss - centre) for _, loss in self._recent])
 
     @property
+    def jitter(self) -> float:
+        """The standard deviation of one loss that its differences from the one before stand for: no drift counts."""
+        losses = [loss for _, loss in self._recent]
+        return _NORMAL * _median([abs(b - a) for a, b in pairwise(losses)]) / math.sqrt(2)
+
+    @property
+    def lasting_rise(self) -> float:
+        """How far the loss now is above its best; 0 where the scatter of single losses explains it."""
+        rise = self.now - self.best
+        return rise if rise > CLEAR * self.jitter / math.sqrt(self._smooth) else 0.0
+
+    @property
     def learned(self) -> float:
-        """How far the loss has come below its start; at least 0."""
-        return max(0.0, self.start - self.best) if math.isfinite(self.best) else 0.0
+        """How far the loss has come below its start, or below the very first if that is higher; at least 0."""
+        return max(0.0, max(self.start, self.first) - self.best) if math.isfinite(self.best) else 0.0
 
     @property
     def scale(self) -> float:

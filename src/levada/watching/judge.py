@@ -19,11 +19,11 @@ from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline, Silence
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.nonfinite import Nonfinite
-from levada.watching.places import original, plain_name
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
+from levada.watching.rules.units import DEAD
 from levada.watching.sample import Sample
-from levada.watching.spike import Departures, Spikes, raised, rise_in_words
-from levada.watching.view import COMPARED, Blocks, View, values_of
+from levada.watching.spike import RAISED, Departures, Spikes, raised, rise_in_words
+from levada.watching.view import COMPARED, Blocks, View, membership, rate_of, values_of
 
 __all__ = ["CONFIRMATIONS", "Judge"]
 
@@ -94,13 +94,15 @@ class Judge:
         self.rules = rules
         self._cases: dict[tuple[str, str], _Case] = {}
         self._rates: deque[tuple[int, float]] = deque(maxlen=RATES)
+        self._rate, self._rises = math.nan, deque[int](maxlen=RATES)
         self._spikes = Spikes()
         self._nonfinite = Nonfinite()
         self._baseline: Baseline | None = None
         self._departures: Departures | None = None
-        self._silence, self._longest = Silence(0), torch.zeros(0)
+        self._silence, self._off, self._longest = Silence(0), Silence(0), torch.zeros(0)
         self._scaled = False
         self._rank = 0
+        self._membership: tuple[tuple[int, bool], ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -116,6 +118,10 @@ class Judge:
             step: number of the step.
             loss: its loss, on its device; None if it was not seen.
         """
+        rate = rate_of(getattr(self._source, "optimizers", ()))
+        if rate >= RAISED * self._rate > 0:
+            self._rises.append(step)
+        self._rate = rate
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
@@ -149,11 +155,23 @@ class Judge:
         self.samples += 1
         assert self._baseline is not None  # made with the blocks
         self._silence.add(values_of(sample, "weight_gradient_rms", len(blocks.sites)))
+        on = 1 - values_of(sample, "zero_fraction", len(blocks.sites))
+        self._off.add(torch.where(on <= 1 - DEAD, 0.0, on))
         ratio = values_of(sample, "update_ratio", len(blocks.sites))
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
         rates, rows = tuple(self._rates), tuple(self.rows)
-        resting = self._resting(blocks)
-        view = View(blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, resting)
+        view = View(
+            blocks,
+            rows,
+            self._baseline,
+            self.loss,
+            self._silence,
+            self._longest,
+            rates,
+            self._model,
+            self._off,
+            tuple(self._rises),
+        )
         overflow = self._nonfinite.see_sample(view, self._model)
         if overflow is not None:
             self._told_at_once(overflow)
@@ -193,17 +211,6 @@ class Judge:
         model = getattr(self._source, "model", None)
         return model if isinstance(model, nn.Module) else None
 
-    def _resting(self, blocks: Blocks) -> Tensor | None:
-        """Return the blocks with a parameter whose learning rate is zero now; None if there is none."""
-        groups = [group for optimizer in getattr(self._source, "optimizers", ()) for group in optimizer.param_groups]
-        still = [group["params"] for group in groups if isinstance(group["lr"], int | float) and group["lr"] == 0]
-        if not still or self._model is None:
-            return None
-        ids = {id(p) for parameters in still for p in parameters}
-        named = original(self._model).named_parameters(remove_duplicate=False)
-        names = {plain_name(name) for name, p in named if id(p) in ids}
-        return torch.tensor([not names.isdisjoint(site.parameters) for site in blocks.sites])
-
     @property
     def _inputs(self) -> Any:
         """What the model was last called with, as far as it is still there."""
@@ -219,11 +226,15 @@ class Judge:
             sites: Sequence[Site] = self._source() if callable(self._source) else self._source.sites
             optimizers = getattr(self._source, "optimizers", ())
             self.blocks = Blocks.of(tuple(sites), self._model, optimizers)
+            self._membership = membership(optimizers)
             columns = len(COMPARED) * len(self.blocks.sites)
             self._baseline, self._departures = Baseline(columns, warm_up=WARM_UP), Departures(columns)
-            self._silence = Silence(len(self.blocks.sites))
+            self._silence, self._off = Silence(len(self.blocks.sites)), Silence(len(self.blocks.sites))
             self._longest = torch.full((len(self.blocks.sites),), math.nan, dtype=torch.float64)
             self.rows.clear()
+        elif (now := membership(getattr(self._source, "optimizers", ()))) != self._membership:  # thawed, or added
+            self.blocks = Blocks.of(self.blocks.sites, self._model, self._source.optimizers)
+            self._membership = now
         return self.blocks
 
     def _apply(self, view: View) -> None:

@@ -47,6 +47,7 @@ class Nonfinite:
         self.finite_sample: int | None = None
         self._losses = 0  # bad ones in a row
         self._samples = 0
+        self._masked = True  # in every sample so far
 
     def see_loss(self, step: int, loss: float) -> None:
         """Take the loss of a step.
@@ -78,8 +79,7 @@ class Nonfinite:
             return None
         broken = broken_parameters(model) if model is not None else {}
         if broken:
-            name = next(iter(broken))
-            place = _Place("weight", name, f"the parameter {name} holds {broken[name]}")
+            place = _weights(broken, self.finite_step)
         elif any(_broken(t) for t in tensors_in(inputs)):
             place = _Place("inputs", "", "the inputs of the model hold NaN or Inf; its weights are finite")
         else:
@@ -98,7 +98,7 @@ class Nonfinite:
         backward = [int(i) for i in (view["gradient_nonfinite"] > 0).nonzero()]
         weights = _turned(view)
         if not (forward or backward or weights or self.bad_step is not None):
-            self.finite_sample, self._samples = view.step, 0
+            self.finite_sample, self._samples, self._masked = view.step, 0, False
             return None
         self._samples += 1
         scaled = view.sample.scalars.get("loss_scale", 1.0) != 1.0
@@ -108,7 +108,7 @@ class Nonfinite:
         exact = self.bad_step == view.step or (self.bad_step is None and self.finite_step == view.step)
         place = self._place(view, forward, backward, [*broken] or weights, exact=exact)
         masked = bool(forward) and not broken and self.bad_step is None and not backward and not weights
-        return self._finding(place, view.step, view.sample.rank, exact=exact, harmless=masked)
+        return self._finding(place, view.step, view.sample.rank, exact=exact, harmless=masked, always=self._masked)
 
     def _place(
         self, view: View, forward: Sequence[int], backward: Sequence[int], broken: Sequence[str], *, exact: bool
@@ -116,6 +116,8 @@ class Nonfinite:
         names = view.blocks.names
         if forward:
             first = forward[0]
+            if first == 0 and len({name.rpartition(".")[0] for name in broken}) > 1 and self.finite_step is not None:
+                return _Place("signal", "", "it is in the first block already and in the weights of several")
             # A block before it that could have been broken by an update, and gives finite numbers, shows it was not.
             if exact or bool(view.blocks.trainable[:first].any()):
                 held = [name for name in broken if name in view.blocks.sites[first].parameters]
@@ -131,11 +133,16 @@ class Nonfinite:
                 f"it is in the gradient at the output of {names[last]}, the first on its way back; signals are finite"
             )
             return _Place("gradient", names[last], words)
-        if broken:
+        if len(broken) == 1:
             return _Place("weight", broken[0], f"{broken[0]} holds NaN or Inf; signals and gradients were finite")
+        if broken:
+            words = f"{len(broken)} weights hold NaN or Inf since an update; signals and gradients were finite"
+            return _Place("weight", "", words)
         return _Place("loss", names[-1], "it is in the loss alone: every block's output is finite")
 
-    def _finding(self, place: _Place, step: int, rank: int, *, exact: bool, harmless: bool = False) -> Finding:
+    def _finding(
+        self, place: _Place, step: int, rank: int, *, exact: bool, harmless: bool = False, always: bool = False
+    ) -> Finding:
         after, by = self._between(step)
         if exact and self.bad_step is not None:
             when = f"The loss of step {self.bad_step} is the first that is not finite"
@@ -148,7 +155,7 @@ class Nonfinite:
         block = place.block
         return Finding(
             rule=RULE,
-            severity="warn" if harmless else "error",
+            severity="error" if not harmless else "info" if always else "warn",
             status="fired",
             claim=f"{when}, on rank {rank}: {place.words}." + (" The loss is finite." if harmless else ""),
             where={"first": block, "last": block} if block else {},
@@ -176,6 +183,16 @@ class Nonfinite:
         by = step if self.bad_step is None else min(step, self.bad_step)
         known = [s for s in known if s < by]
         return (max(known) if known else None), by
+
+
+def _weights(broken: Mapping[str, str], finite_step: int | None) -> _Place:
+    """Name the parameter, if one block holds all that is broken; an update breaks those of many at once."""
+    name = next(iter(broken))
+    if len({each.rpartition(".")[0] for each in broken}) == 1:
+        return _Place("weight", name, f"the parameter {name} holds {broken[name]}")
+    update = "an earlier update" if finite_step is None else f"the update of step {finite_step}"
+    words = f"{len(broken)} parameters of several blocks hold NaN or Inf since {update}; where it arose is not known"
+    return _Place("weight", "", words)
 
 
 def broken_parameters(model: nn.Module) -> Mapping[str, str]:

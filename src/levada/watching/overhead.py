@@ -17,6 +17,8 @@ __all__ = ["Cadence", "StepClock"]
 _REMEMBERED = 15  # unsampled steps, whose median is what a step takes
 _FREE = 0.1  # seconds in all that may be spent whatever share they are
 _AT_LEAST = 0.5  # of what is allowed goes to samples, also where steps are so short that the hooks alone take it
+_GOLDEN = (math.sqrt(5.0) - 1) / 2  # the share of distances that are one step longer
+_SETTLED = 6  # samples before distances differ
 _SAMPLES = 5  # sampled steps, whose median is what one costs
 
 
@@ -60,13 +62,15 @@ class StepClock:
 class Cadence:
     r"""Which steps are sampled.
 
-    A sampled step costs $c$, the larger of the time in the watch's own code and of what sampled steps take longer
-    than others; both are medians, so that a pause between steps is not mistaken for it. With a step of $t$ seconds and
-    $u$ seconds of own code on steps that are not sampled, samples at a distance $d$ cost a share $(c / d + u) / t$ of
-    the training; $d$ is the smallest number of steps, at least `every`, with which this is at most `max_overhead`. It
+    A sampled step costs $c$, the larger of the time in the watch's own code and of what sampled steps take longer than
+    others; both are medians, so that a pause between steps is not mistaken for it. With a step of $t$ seconds and $u$
+    seconds of own code on steps that are not sampled, samples at a distance $d$ cost a share $(c / d + u) / t$ of the
+    training; $d$ is the smallest number of steps, at least `every`, with which this is at most `max_overhead`. It
     shrinks by half at most from one sample to the next. A sample also waits until all samples so far, with it, cost no
-    more than that share of all the time that was trained, so that a short run is as cheap as a long one. The first
-    sample finds the blocks, which costs more and is not counted; the second one is taken to cost a step at most.
+    more than that share of all the time that was trained, so that a short run is as cheap as a long one. Distances
+    above 1 are soon one step longer now and then, in an order without a period: else a task whose turn comes every $d$
+    steps would be seen always or never. The first sample finds the blocks, which costs more and is not counted; the
+    second one is taken to cost a step at most.
 
     Args:
         every: smallest distance.
@@ -139,7 +143,11 @@ class Cadence:
         else:
             self._agreed = True
         self.distance = max(distance, self.every)
-        self._next = step + self.distance
+        self._next = step + self.distance + (self._turn() if self.distance > 1 and self.samples > _SETTLED else 0)
+
+    def _turn(self) -> int:
+        """Return 1 or 0 in an order that no period has: samples fall on every phase of what recurs in a training."""
+        return math.floor((self.samples + 1) * _GOLDEN) - math.floor(self.samples * _GOLDEN)
 
     def count(self, sampled: bool, *, own: float, seconds: float | None = None) -> None:
         """Take the time of a step: seconds in the watch's own code, and what the whole step took, where it is known."""

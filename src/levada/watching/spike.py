@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from levada.watching.baseline import Baseline, LossBaseline, times
 from levada.watching.sample import Sample
 from levada.watching.view import COMPARED, View
 
-__all__ = ["Departures", "Spikes", "jumps", "raised", "rise_in_words"]
+__all__ = ["RAISED", "Departures", "Spikes", "jumps", "raised", "rise_in_words"]
 
 RULE: Final = "loss_spike"
 # Standard deviations above the median, and share of what was learned: both, so that neither batch noise nor an easy
@@ -34,16 +33,17 @@ BACK: Final = 0.25
 LASTING, UNEXPLAINED = 20, 100
 # The jump of one odd batch is so many times what the next steps, on other batches, are left with.
 ODD: Final = 4.0
-# A spike is a habit if one of its size, and one at its distance from the one before it, came before, to this factor.
-ALIKE: Final = 2.0
-# Spikes that are remembered for that.
-REMEMBERED: Final = 64
+# A lone jump is an alarm if it is so many times the largest so far of a run of which so many losses are known: a median
+# absolute deviation knows nothing of tails.
+LARGEST, KNOWN = 4.0, 128
+# Jumps that are information, of which so many are told.
+TOLD: Final = 3
 # A signal has left its baseline at so many standard deviations and octaves.
 FAR, OCTAVES = 8.0, 1.0
 # Steps: what moved longer before than this many samples did not bring the spike about.
 HORIZON: Final = 5
-# A rate that at least doubles between two samples was set, and did not drift.
 RAISED: Final = 2.0
+"""A rate that at least doubles was set, and did not drift."""
 
 
 def jumps(baseline: LossBaseline, loss: float) -> bool:
@@ -123,6 +123,8 @@ class _Spike:
     moved: list[dict[str, Any]] | None = None
     raised: dict[str, Any] | None = None
     watched: str = ""
+    unheard: bool = False  # larger than any before in this run, by far
+    begun: bool = False  # to be told
 
 
 @final
@@ -131,7 +133,8 @@ class Spikes:
 
     def __init__(self) -> None:
         self.spike: _Spike | None = None
-        self._before: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)  # onset and height of those that are over
+        self._largest = 0.0  # jump of a loss above the median so far
+        self._informed = 0
 
     def see_loss(self, step: int, loss: float, baseline: LossBaseline) -> None:
         """Take the loss of a step, before the baseline does.
@@ -142,13 +145,14 @@ class Spikes:
             baseline: of the losses before it.
         """
         spike = self.spike
+        largest = self._largest
+        if math.isfinite(loss) and baseline.steps >= LATEST:
+            self._largest = max(largest, loss - baseline.median)
         if spike is None or spike.ended is not None:
-            if jumps(baseline, loss):
-                if spike is not None and spike.confirmed:
-                    self._before.append((spike.onset, spike.peak - spike.usual))
-                self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
-            else:
+            if not jumps(baseline, loss):
                 return
+            self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
+            spike.unheard = baseline.steps >= KNOWN and loss - baseline.median > LARGEST * largest
         if not math.isfinite(loss):
             return
         spike.peak = max(spike.peak, loss)
@@ -178,14 +182,12 @@ class Spikes:
         if spike.moved is None:
             self._explain(spike, view, departures)
         finding = _finding(spike, view)
-        habit = not spike.moved and spike.raised is None and self._habit(spike)
-        return None if habit and spike.lasting < LASTING and math.isnan(spike.level) else finding
-
-    def _habit(self, spike: _Spike) -> bool:
-        """Whether the run has had spikes of this size, at this distance from each other: harder batches in turn."""
-        alike = [onset for onset, height in self._before if _close(height, spike.peak - spike.usual)]
-        distances = [b - a for a, b in itertools.pairwise(alike)]
-        return any(_close(distance, spike.onset - alike[-1]) for distance in distances)
+        if not spike.begun and finding.severity == "info":
+            if self._informed >= TOLD:
+                return None
+            self._informed += 1
+        spike.begun = True
+        return finding
 
     def _explain(self, spike: _Spike, view: View, departures: Departures) -> None:
         """Say once, with what is known at the first sample after the onset, what moved before it."""
@@ -200,7 +202,11 @@ class Spikes:
         ]
         before = [sample.step for sample in view.rows if sample.step < spike.onset]
         spike.watched = f"up to the sampled step {before[-1]}" if before else "as no step was sampled shortly before"
-        spike.raised = raised(view.rows, view.rates, spike.onset)
+        found = raised(view.rows, view.rates, spike.onset)
+        if found is not None:  # the very step, where every step's rate was seen
+            exact = [step for step in view.rises if found["after"] < step <= found["by"]]
+            found = {**found, "after": exact[-1] - 1, "by": exact[-1]} if exact else found
+        spike.raised = found
 
 
 def raised(rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: int) -> dict[str, float | int] | None:
@@ -239,8 +245,9 @@ def rise_in_words(found: Mapping[str, float | int]) -> str:
 def _finding(spike: _Spike, view: View) -> Finding:
     start = view.loss.start
     moved = spike.moved or []
-    caused = bool(moved) or spike.raised is not None
-    severity: Severity = "warn" if caused or _odd(spike) else "info"
+    # The loss of a step precedes its update: a rate that was first seen there did not raise it.
+    caused = bool(moved) or (spike.raised is not None and spike.raised["by"] < spike.onset)
+    severity: Severity = "warn" if spike.unheard and (caused or _odd(spike)) else "info"
     lost = spike.ended is None or not spike.level < start
     if spike.lasting >= LASTING and caused and lost:
         severity = "error"
@@ -283,10 +290,6 @@ def _finding(spike: _Spike, view: View) -> Finding:
         ),
         source="Chowdhery et al. 2022, arXiv 2204.02311 (spikes, and skipping their batches)",
     )
-
-
-def _close(one: float, other: float) -> bool:
-    return one <= ALIKE * other and other <= ALIKE * one
 
 
 def _odd(spike: _Spike) -> bool:

@@ -15,7 +15,7 @@ from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octa
 from levada.watching.places import original, plain_name
 from levada.watching.sample import Sample
 
-__all__ = ["ADAPTIVE", "COMPARED", "Blocks", "View"]
+__all__ = ["ADAPTIVE", "COMPARED", "Blocks", "View", "membership", "rate_of"]
 
 COMPARED: Final = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 """The signals that have a baseline."""
@@ -33,7 +33,8 @@ class Blocks:
         sites: the blocks, in order of execution.
         resolution: per block, the distance from 1 to the next number of its weights' type, the finest where they
             differ; NaN where the model is not known.
-        trainable: per block, whether a parameter asks for a gradient; true where the model is not known.
+        trainable: per block, whether a parameter asks for a gradient and is one that an optimizer moves, at a rate that
+            is not 0; true where the model is not known.
         known: whether the model is known.
         optimizer: class name of the optimizer; "" if it is not known.
     """
@@ -58,10 +59,11 @@ class Blocks:
         if model is not None:
             named = original(model).named_parameters(remove_duplicate=False)
             parameters = {plain_name(name): parameter for name, parameter in named}
+            moved = _moved_by(optimizers)
             for i, site in enumerate(sites):
                 held = [parameters[name] for name in site.parameters if name in parameters]
                 asking = [p for p in held if p.requires_grad and p.is_floating_point()]
-                trainable[i] = bool(asking) or not held
+                trainable[i] = any(not optimizers or id(p) in moved for p in asking) or not held
                 if asking:
                     resolution[i] = min(torch.finfo(p.dtype).eps for p in asking)
         name = type(optimizers[0]).__name__ if optimizers else ""
@@ -91,7 +93,9 @@ class View:
         silence: of `weight_gradient_rms`, this step's seen.
         longest: per block, the largest `update_ratio` of the run so far.
         rates: the learning rates of all samples, as far as they are known: step and rate of each change.
-        resting: per block, whether the learning rate of one of its parameters is exactly zero; None if it is not known.
+        model: the model, if it is at hand.
+        off: for how long all units but one in a thousand have been off, as `silence`.
+        rises: the last steps at which the learning rate at least doubled, as far as each step's is known.
     """
 
     blocks: Blocks
@@ -101,7 +105,9 @@ class View:
     silence: Silence
     longest: Tensor
     rates: tuple[tuple[int, float], ...] = ()
-    resting: Tensor | None = None
+    model: nn.Module | None = None
+    off: Silence | None = None
+    rises: tuple[int, ...] = ()
 
     @property
     def sample(self) -> Sample:
@@ -168,12 +174,51 @@ class View:
     @property
     def given_back(self) -> float:
         """Share of what the run has learned, or of a quarter of its first loss, by which the loss is above its best."""
-        return (self.loss.now - self.loss.best) / self.loss.scale if self.loss.ready and self.loss.scale else math.nan
+        return self.loss.lasting_rise / self.loss.scale if self.loss.ready and self.loss.scale else math.nan
 
     @property
     def nothing_learned(self) -> bool:
-        """Whether the loss is known, for long enough, and has come no twentieth of its size below its start."""
-        return self.loss.steps >= 2 * self.loss.warm_up and self.loss.learned < 0.05 * abs(self.loss.start)
+        """Whether the loss is known, for long enough, and has come below its start neither clearly nor by much.
+
+        By much is a twentieth of its size; clearly is half of its spread, as a loss with a large constant in it does.
+        """
+        loss = self.loss
+        if loss.steps < 2 * loss.warm_up or loss.learned >= 0.05 * abs(loss.start):
+            return False
+        return loss.start - loss.median <= 0.5 * loss.spread
+
+
+def rate_of(optimizers: Sequence[Any]) -> float:
+    """Return the rate of the first group; NaN if it is not known without waiting.
+
+    Args:
+        optimizers: the optimizers.
+    """
+    rate = optimizers[0].param_groups[0].get("lr") if optimizers else None
+    if rate is None or (isinstance(rate, Tensor) and rate.device.type != "cpu"):
+        return math.nan
+    return float(rate)
+
+
+def membership(optimizers: Sequence[Any]) -> tuple[tuple[int, bool], ...]:
+    """Return what tells that other parameters are moved than before: the groups' sizes, and whether their rate is 0.
+
+    Args:
+        optimizers: the optimizers.
+    """
+    return tuple((len(group["params"]), _rests(group)) for each in optimizers for group in each.param_groups)
+
+
+def _moved_by(optimizers: Sequence[Any]) -> set[int]:
+    groups = [group for each in optimizers for group in each.param_groups if not _rests(group)]
+    return {id(parameter) for group in groups for parameter in group["params"]}
+
+
+def _rests(group: Any) -> bool:
+    rate = group.get("lr")
+    if isinstance(rate, Tensor) and rate.device.type != "cpu":
+        return False  # it would have to be waited for
+    return rate is not None and float(rate) == 0.0
 
 
 def values_of(sample: Sample, signal: str, sites: int) -> Tensor:

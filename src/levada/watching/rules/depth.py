@@ -37,12 +37,13 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
     Over depth it speaks if, in the last samples, the contiguous blocks that lose most lose three decades, the largest
     single loss counted as the second largest; an error needs a constant factor per block that explains the fall,
     updates of the first block that move nothing while those of later ones do, and a loss that has not fallen. In time
-    it speaks if a block's gradient, beside the median block's, falls by three decades below the run's own baseline; an
-    error needs updates of that block that move nothing while the others' do.
+    it speaks if a block's gradient, beside the median block's, falls by three decades below the run's own baseline;
+    that is information while the loss does not suffer, as at a head whose task is solved, and an error needs updates
+    of that block that move nothing while the others' do.
     """
     decay = _over_depth(view, "gradient_rms", gradient_decay)
     span = decay.steepest() if decay is not None else None
-    if span is not None and span.spread_out() >= LEAST_DECADES:
+    if span is not None and span.spread_out() >= LEAST_DECADES and span.excludes_criticality():
         yield _starved(view, span)
         return
     fallen = -_beside_others(view, "gradient_rms")
@@ -86,10 +87,11 @@ def _starved(view: View, span: Decay) -> Finding:
 def _dying(view: View, hit: list[int], fallen: Tensor) -> Finding:
     names, ratio, first = view.blocks.names, view["update_ratio"], hit[-1]
     others = torch.tensor([i for i in range(view.sites) if i not in hit])
+    suffers = view.given_back >= RISEN or view.nothing_learned
     still = bool(ratio[first] < NEGLIGIBLE) and len(others) > 0 and bool(ratio[others].nanmedian() > NEGLIGIBLE)
     return Finding(
         rule="vanishing_gradient",
-        severity="error" if still else "warn",
+        severity="info" if not suffers else "error" if still else "warn",
         status="fired",
         claim=(
             f"The gradient of {names[first]} is {times(-float(fallen[first]))} this run's own baseline, beside the "
@@ -166,7 +168,8 @@ def vanishing_signal(view: View) -> Iterable[Finding]:
         told: dict[str, Any] = {"signal_decay_per_block": span.told(), "explained_by": "depth", "law": law}
     else:
         fallen = -view.rise_from_start("signal_rms")
-        hit = [int(i) for i in (fallen >= FAR).nonzero()]
+        dead = view["zero_fraction"] == 1  # which dead_units tells
+        hit = [int(i) for i in ((fallen >= FAR) & ~dead).nonzero()]
         if not hit:
             return
         agree, first, last = False, names[hit[0]], names[hit[-1]]

@@ -10,10 +10,12 @@ from levada.diagnose.finding import Finding
 from levada.watching.rules.depth import LARGE, NEGLIGIBLE, RISEN
 from levada.watching.view import View
 
-__all__ = ["learning_rate_too_high", "learning_rate_too_low", "lost_update"]
+__all__ = ["at_rest", "learning_rate_too_high", "learning_rate_too_low", "loss_falls", "lost_update"]
 
 # If a tenth of the weights move by one spacing each, the update's root mean square is this share of the spacing.
 KEPT: Final = math.sqrt(0.1)
+# At a rate that stays, a gradient that is left with a thousandth has found a place where it is small.
+FADED: Final = 1e3
 # Steps of a twentieth of the weights are above those in use, about a thousandth of them.
 LONG: Final = 0.05
 # Steps of a millionth: a hundred thousand of them, all in one direction, move the weights by a tenth.
@@ -25,24 +27,28 @@ SIDE: Final = 48
 def lost_update(view: View) -> Iterable[Finding]:
     r"""The optimizer's updates are below the spacing of the weights' numbers, so that nine tenths of them are lost.
 
-    A block's measured update is the change of its weights, so that of lost ones only the rest is seen: with numbers
-    a relative $\epsilon / 2$ apart, an update of less than $\sqrt{0.1} \, \epsilon / 2$ of the weights has moved
-    less than a tenth of them. It speaks where that holds of most blocks that get a gradient, at a learning rate that is
-    known, does not warm up, and has not decayed. An error needs an optimizer that rescales gradients, whose rate says
-    that the exact step is smaller than the spacing, and a loss that does not fall.
+    A block's measured update is the change of its weights, so that of lost ones only the rest is seen: with numbers a
+    relative $\epsilon / 2$ apart, an update of less than $\sqrt{0.1} \, \epsilon / 2$ of the weights has moved less
+    than a tenth of them. It speaks where that holds of most blocks that get a gradient, at a learning rate that is
+    known, does not warm up, and has not decayed. What is no less than the optimizer's own step is not lost: weights may
+    be rounded at random, or what is lost may be kept for the next step. Nor is what was a thousand times as much before
+    at a rate that is still the same, with an optimizer that does not rescale. An error needs an optimizer that rescales
+    gradients, whose rate says that the exact step is smaller than the spacing, and a loss that does not fall.
     """
     ratio, gradient = view["update_ratio"], view["weight_gradient_rms"]
     resolution = view.blocks.resolution
     learning = (gradient > 0) & ratio.isfinite() & resolution.isfinite() & view.blocks.trainable
     hit = [int(i) for i in (learning & (ratio < KEPT * resolution / 2)).nonzero()]
-    if not hit or 2 * len(hit) < int(learning.sum()) or not view.rate_is_settled or _at_rest(view):
+    if not hit or 2 * len(hit) < int(learning.sum()) or not view.rate_is_settled or at_rest(view):
         return
     names, weights = view.blocks.names, view["weight_rms"]
-    exact = view.lr / float(weights[hit].nanmedian())
+    exact, left = view.lr / float(weights[hit].nanmedian()), float(ratio[hit].median())
+    if left >= exact if view.blocks.adaptive else bool((view.longest[hit] >= FADED * ratio[hit]).all()):
+        return  # rounded at random, or with what is lost kept; or small because the gradient has become so
     small = view.blocks.adaptive and exact < float(resolution[hit].median()) / 2
     yield Finding(
         rule="lost_update",
-        severity="error" if small and _falls(view) is False else "warn",
+        severity="error" if small and loss_falls(view) is False else "warn",
         status="fired",
         claim=(
             f"The update moves the weights of {len(hit)} of {int(learning.sum())} blocks by "
@@ -55,7 +61,7 @@ def lost_update(view: View) -> Iterable[Finding]:
             "reference": f"spacing of the weights' numbers, {float(resolution[hit].median()):.2g} at 1",
             "lr": view.lr,
             "explained_by": "theory" if small else None,
-            "tests": {"lr_over_weights": exact, "loss_falls": _falls(view)},
+            "tests": {"lr_over_weights": exact, "loss_falls": loss_falls(view)},
         },
         consequence="Most weights never move, however many steps of this size are made: each is rounded away.",
         falsify="Hold the weights in float32, cast for the forward pass: if the loss falls no faster, this is wrong.",
@@ -71,6 +77,8 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
 
     An error needs steps of a tenth of the median block's weights, which explains why they do not follow a gradient that
     is local; steps below that earlier in the run, or none of its loss learned; and a loss above that of the start.
+    Where the loss stays near its start it is information: a task may be hard, and first steps are long beside weights
+    that are zero.
     """
     ratio = view.longest if view.nothing_learned else view["update_ratio"]
     ratio = ratio[ratio.isfinite()]
@@ -78,11 +86,11 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
         return
     moved = float(ratio.median())
     risen = view.given_back >= RISEN
-    if moved < LONG or not (risen or view.nothing_learned):
+    if moved < LONG or not (risen or view.nothing_learned) or _shrunk(view):
         return
     usual = view.anchor("update_ratio").nanmedian()
-    above = view.loss.now > view.loss.start
     names, loss = view.blocks.names, view.loss
+    above = loss.now > loss.start if risen else loss.median > loss.start + 0.5 * loss.spread
     what = (
         f"the loss is {loss.now:.4g}, and was {loss.best:.4g} at its best"
         if risen
@@ -90,7 +98,7 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     )
     yield Finding(
         rule="learning_rate_too_high",
-        severity="error" if moved >= LARGE and above and (risen or view.nothing_learned) else "warn",
+        severity="error" if moved >= LARGE and above else "warn" if risen or above else "info",
         status="fired",
         claim=(
             f"A step {'moves' if risen else 'moved'} the weights of the median block by {moved:.2g} of themselves, "
@@ -120,7 +128,7 @@ def learning_rate_too_low(view: View) -> Iterable[Finding]:
     """
     ratio, gradient = view["update_ratio"], view["weight_gradient_rms"]
     known = (ratio.isfinite() & (gradient > 0)).nonzero().flatten()
-    if not len(known) or not view.nothing_learned or not view.rate_is_settled or _falls(view) is not False:
+    if not len(known) or not view.nothing_learned or not view.rate_is_settled or loss_falls(view) is not False:
         return
     most = float(ratio[known].amax())
     if most >= SHORT:
@@ -149,13 +157,18 @@ def learning_rate_too_low(view: View) -> Iterable[Finding]:
     )
 
 
-def _falls(view: View) -> bool | None:
+def _shrunk(view: View) -> bool:
+    """Whether the weights have become a tenth of what they were: then any step is long beside them."""
+    return bool(view.rise_from_start("weight_rms").nanmedian() < -math.log2(10))
+
+
+def loss_falls(view: View) -> bool | None:
     """Whether the loss fell over the last steps by more than it scatters between medians of as many; None of few."""
     fall = view.loss.fall(SIDE)
     return None if math.isnan(fall) else fall > max(2 * view.loss.spread / math.sqrt(SIDE), 1e-3 * abs(view.loss.start))
 
 
-def _at_rest(view: View) -> bool:
+def at_rest(view: View) -> bool:
     """Whether the loss is small beside its start: small gradients are then what it should have."""
     loss = view.loss
     return loss.ready and abs(loss.now) < 0.05 * abs(loss.start)

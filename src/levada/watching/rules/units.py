@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+import torch
 from torch import Tensor
 
-from levada.diagnose.finding import Finding
+from levada.diagnose.finding import Finding, Severity
+from levada.watching.places import original, plain_name
 from levada.watching.rules.depth import LARGE
-from levada.watching.view import View
+from levada.watching.rules.steps import at_rest, loss_falls
+from levada.watching.view import View, values_of
 
 __all__ = ["dead_units", "frozen_layers"]
 
@@ -19,6 +22,8 @@ DEAD: Final = 0.999
 FEWER: Final = 10.0
 # How likely so many zeros in a row may be by a block's own habit, as that of one that is drawn to rest.
 BY_CHANCE: Final = 1e-4
+# Units that are off for one kind of batch are so for some samples in a row; they are no cut, and told earlier.
+SELDOM: Final = 0.02
 # A gradient that underflowed came down by steps of depth; beside one as large as this, zero is a cut.
 ALIVE: Final = 1e-20
 
@@ -26,22 +31,26 @@ ALIVE: Final = 1e-20
 def frozen_layers(view: View) -> Iterable[Finding]:
     """A block's trainable weights get a gradient of exactly zero, or none, while those of others get one.
 
-    Blocks whose parameters ask for no gradient are passed over. If every block up to one gets nothing, the graph is cut
-    at that one; the finding names it. An error needs a gradient that is exactly zero, other blocks' beside it that is
-    not small, which excludes that it vanished, and weights that the optimizer's step does not move; it is a warning
-    where something moves them all the same, as weight decay does, and where a gradient of zero is at the output of one
-    block alone: a part of the loss may have no weight yet. Blocks with a learning rate of zero are passed over: a gate
-    at zero, say, opens only when it may move. A block that rests now and then, by chance or because a router leaves it
-    out, is none: its zeros must be more in a row than its own habit explains. One that no forward pass reached was not
-    asked to learn.
+    Blocks whose parameters ask for no gradient, or that no optimizer moves, are passed over. If every block up to one
+    gets nothing, the graph is cut at that one; the finding names it. An error needs such a cut, a gradient that is
+    exactly zero, other blocks' beside it that is not small, which excludes that it vanished, and weights that the
+    optimizer's step does not move; it is a warning where something moves them all the same, as weight decay does. One
+    block alone without a gradient may be a head whose task has a rest: it is a warning if it had a gradient before and
+    is not part of the graph now, and information if it never had one, or if the gradient that arrives is zero, as with
+    a term of the loss that has weight 0. A block that rests now and then, by chance or because a router leaves it out,
+    is none: its zeros must be more in a row than its own habit explains. Nor is one whose weights move between the
+    samples. One that no forward pass reached was not asked to learn.
+
+    If no block gets any gradient, while the loss is neither at rest nor falls, that is said of them all.
     """
     gradient, update = view["weight_gradient_rms"], view["update_ratio"]
     learning = view.blocks.trainable & ~gradient.isnan() & ~view["signal_rms"].isnan()
     zero = learning & (gradient == 0) & (view.silence.chance < BY_CHANCE) & ~_dead_behind(view)
-    if view.resting is not None:
-        zero = zero & ~view.resting
+    zero &= ~_moved_between(view)
     hit = [int(i) for i in zero.nonzero()]
     others = [int(i) for i in (learning & (gradient > 0)).nonzero()]
+    if hit and not others and len(hit) == int(learning.sum()):
+        yield from _nothing_arrives(view, hit)
     if not hit or not others or float(gradient[others].amax()) < ALIVE:
         return
     names = view.blocks.names
@@ -51,24 +60,78 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     if whole and after and float(view["gradient_rms"][hit[-1]].nan_to_num(0.0)) == 0.0:
         if float(gradient[after[0]]) < ALIVE:
             return  # it vanished by and by
-        yield _cut(view, names[hit[-1]], [names[i] for i in hit], bool((update[hit] > 0).any()))
+        apart = _apart(view, hit)
+        severity: Severity = "info" if apart is False else "warn" if bool((update[hit] > 0).any()) else "error"
+        yield _cut(view, names[hit[-1]], [names[i] for i in hit], bool((update[hit] > 0).any()), severity)
         return
     for i in hit:
-        unasked = float(view["gradient_rms"][i].nan_to_num(0.0)) == 0.0
-        yield _cut(view, names[i], [names[i]], bool(update[i] > 0), unasked)
+        told = bool(view.silence.ever[i]) and _apart(view, [i]) is not False
+        yield _cut(view, names[i], [names[i]], bool(update[i] > 0), "warn" if told else "info")
 
 
-def _cut(view: View, name: str, blocks: list[str], moved: bool, unasked: bool = False) -> Finding:
+def _nothing_arrives(view: View, hit: list[int]) -> Iterable[Finding]:
+    names, loss = view.blocks.names, view.loss
+    moves = bool((view["update_ratio"][hit] > 0).any())
+    if not loss.ready or loss_falls(view) is not False or at_rest(view):
+        return
+    yield Finding(
+        rule="frozen_layers",
+        severity="error" if view.nothing_learned and not moves and not bool(view.silence.ever[hit].any()) else "warn",
+        status="fired",
+        claim=(
+            f"No gradient reaches the weights of any block: it is exactly zero in all {len(hit)} on the last "
+            f"{int(view.silence.run[hit].amin())} samples, and the loss, {loss.now:.4g}, does not fall."
+        ),
+        where={"first": names[hit[0]], "last": names[hit[-1]]},
+        evidence={
+            "weight_gradient_rms": 0.0,
+            "blocks": [names[i] for i in hit],
+            "reference": "a gradient that is exactly zero",
+            "explained_by": "theory",
+            "tests": {"weights_move": moves, "loss": {"start": loss.start, "best": loss.best, "now": loss.now}},
+        },
+        consequence="The run ends where it is: nothing of the loss reaches what is trained, or all of it underflows.",
+        falsify="After loss.backward(), look at .grad of the parameters: one that is not zero shows this wrong.",
+        source="torch.autograd: a tensor made under no_grad, by detach or from .data carries no gradient",
+    )
+
+
+def _apart(view: View, hit: list[int]) -> bool | None:
+    """Return whether autograd left blocks out: their parameters have no gradient at all, where others have one.
+
+    A gradient of zeros came by way of the loss, so that the graph is whole. None if that cannot be seen any more.
+    """
+    if view.model is None:
+        return None
+    names = {name for i in hit for name in view.blocks.sites[i].parameters}
+    here, elsewhere = False, False
+    for name, parameter in original(view.model).named_parameters(remove_duplicate=False):
+        if parameter.grad is not None:
+            here |= plain_name(name) in names
+            elsewhere |= plain_name(name) not in names
+    return False if here else True if elsewhere else None
+
+
+def _moved_between(view: View) -> Tensor:
+    """Return, per block, whether its weights differ between samples though no sampled step moved them.
+
+    They learn on steps that are not sampled, as the heads of tasks that take turns.
+    """
+    before, now = (values_of(row, "weight_rms", view.sites) for row in (view.rows[0], view.rows[-1]))
+    steps = torch.stack([values_of(row, "update_ratio", view.sites).nan_to_num(0.0) for row in view.rows])
+    return (steps.amax(0) == 0) & ((before - now).abs() > 0)
+
+
+def _cut(view: View, name: str, blocks: list[str], moved: bool, severity: Severity) -> Finding:
     span = name if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
     return Finding(
         rule="frozen_layers",
-        severity="warn" if moved or unasked else "error",
+        severity=severity,
         status="fired",
         claim=(
             f"No gradient reaches the weights of {span}: it is exactly zero on the last "
-            f"{int(view.silence.run[view.blocks.names.index(name)])} samples, though other blocks get one."
-            + " Nor does one reach its output: what is computed of it has no weight in the loss, or is detached."
-            * unasked
+            f"{int(view.silence.run[view.blocks.names.index(name)])} samples, though other blocks get one"
+            f"{'.' if severity == 'error' else ': on these steps the loss does not depend on it.'}"
         ),
         where={"first": name, "last": name},
         evidence={
@@ -79,11 +142,9 @@ def _cut(view: View, name: str, blocks: list[str], moved: bool, unasked: bool = 
             "tests": {"weights_move": moved, "parameters_ask_for_a_gradient": view.blocks.known or "not known"},
         },
         consequence=(
-            "They do not learn until the loss asks for what they give."
-            if unasked
-            else "Only what needs no gradient moves them, as weight decay or momentum: they learn nothing."
+            "Only what needs no gradient moves them, as weight decay or momentum: they learn nothing."
             if moved
-            else "They do not learn, whatever the optimizer."
+            else "They do not learn on these steps, whatever the optimizer."
         ),
         falsify="After loss.backward(), look at .grad of these parameters: one that is not zero shows this wrong.",
         source="torch.autograd: a tensor made under no_grad, by detach or from .data carries no gradient",
@@ -93,12 +154,16 @@ def _cut(view: View, name: str, blocks: list[str], moved: bool, unasked: bool = 
 def dead_units(view: View) -> Iterable[Finding]:
     """A block's activations are all but all zero, ten times fewer of them on than this run's own baseline.
 
-    An error needs every one zero, a baseline with more, and no gradient for the weights of the block.
+    An error needs every one zero, a baseline with more, and no gradient for the weights of the block. Units that rest
+    now and then, as those of a branch for one kind of input, are not dead before their habit explains it no more.
     """
     share = view["zero_fraction"]
     on_before = 1 - view.anchor("zero_fraction")
     fewer = (1 - share) * FEWER <= on_before
-    hit = [int(i) for i in ((share == 1) | ((share >= DEAD) & fewer)).nonzero()]
+    dead = (share == 1) | ((share >= DEAD) & fewer)
+    if view.off is not None:
+        dead &= view.off.chance < SELDOM
+    hit = [int(i) for i in dead.nonzero()]
     if not hit:
         return
     first, names = hit[0], view.blocks.names
