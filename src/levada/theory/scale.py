@@ -139,7 +139,7 @@ class Plan:
         """Bytes in the process that needs most, of all of them; of a pipeline's stages as 1F1B runs them.
 
         "state" is parameters, gradients and AdamW's moments in float32; "gathered" the parameters that are whole at
-        once; "saved" what is kept for the backward pass, with what a cross-entropy keeps; "arriving" the memory that
+        once, all in `element`; "saved" what is kept for the backward pass, with what a cross-entropy keeps; "arriving" the memory that
         `torch.distributed.pipelining` sets apart for what arrives, activations and gradients of every micro-batch.
         Workspaces are not counted.
         """
@@ -170,7 +170,8 @@ class Plan:
             return 0.0
         depth = self.size.depth
         layers = longest if len(longest) > 1 else range(max(depth - 2, 0), depth)
-        return 4.0 * max(parameters(self.size, layers), stage_parameters(self.size, range(depth - 1, depth)))
+        head = stage_parameters(self.size, range(depth - 1, depth))
+        return float(self.element * max(parameters(self.size, layers), head))
 
     def stage_memory(self, place: int) -> dict[str, float]:
         """Return the bytes that a stage of a pipeline needs, by the names of `memory`.
