@@ -139,9 +139,9 @@ class Plan:
         """Bytes in the process that needs most, of all of them; of a pipeline's stages as 1F1B runs them.
 
         "state" is parameters, gradients and AdamW's moments in float32; "gathered" the parameters that are whole at
-        once, all in `element`; "saved" what is kept for the backward pass, with what a cross-entropy keeps; "arriving" the memory that
-        `torch.distributed.pipelining` sets apart for what arrives, activations and gradients of every micro-batch.
-        Workspaces are not counted.
+        once, all in `element`; "saved" what is kept for the backward pass, with what a cross-entropy keeps; "arriving"
+        the memory that `torch.distributed.pipelining` sets apart for what arrives, activations and gradients of every
+        micro-batch. Workspaces are not counted.
         """
         if self.kind == "pipeline":
             places = range(self.processes)
