@@ -26,6 +26,8 @@ from levada.theory.cost import (
     NetworkSize,
     boundary_bytes,
     gather_bytes,
+    layer_parameters,
+    loss_bytes,
     operations,
     parameters,
     probe_bytes,
@@ -33,9 +35,11 @@ from levada.theory.cost import (
     run_values,
     saved_bytes,
     stage_bytes,
+    stage_parameters,
     training_state_bytes,
 )
 from levada.theory.scale import Machine, Plan, extrapolated
+from levada.training import Parallel, Pipeline, parallelise, process_mesh
 from levada.training.boundary import tensors_of
 from levada.training.stages import Stages
 from levada.watching import WATCHED
@@ -141,21 +145,28 @@ def test_checkpointed_activations(size, segments):
 
 @every_size
 @pytest.mark.parametrize("segments", [0, 1, 2])
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("place", [0, 1, 2])
 def test_what_a_stage_holds(size, place, segments):
     net = build(size)
     layers = [range(2), range(2, 4 if size.depth > 4 else 3), range(4 if size.depth > 4 else 3, size.depth)]
     given, came = (tokens(size),), None
-    if place:
-        sent, came = Stages(net, layers, [0], 0).run(0, given, None)
+    for before in range(place):
+        sent, came = Stages(net, layers, [before], 0).run(before, given, came)
         given = tuple(tensor.detach().requires_grad_() for tensor in sent)
         del sent
     net.stem = nn.Identity() if place else Given(after_stem(net, size))
     stage = Stages(net, layers, [place], segments)
+    target = torch.zeros(BATCH, size.tokens, dtype=torch.int64)
     with Alive() as alive:
         held, _ = stage.run(place, given, came)
         left = alive.bytes
-    assert len(held) == len(size.state(layers[place].stop))
+        if place == 2:  # the output, the log-probabilities and a mean, with the sum of weights that it was divided by
+            loss = nn.functional.cross_entropy(held.flatten(0, 1), target.flatten())
+            output = held.untyped_storage().nbytes()
+            assert alive.bytes - left == loss_bytes(size, BATCH) + 2 * loss.itemsize
+            left -= output
+    if place < 2:
+        assert len(held) == len(size.state(layers[place].stop))
     begun = 0 if place or "Hyper" in size.connection else BATCH * size.tokens * size.dim * 4  # what the stem returned
     assert left + begun == stage_bytes(size, layers[place], BATCH, segments=segments)
 
@@ -249,6 +260,62 @@ class TestPlan:
         plan = Plan(self.size, "pipeline", 5, 10, 10)
         assert [layer for place in range(5) for layer in plan.stage(place)] == [*range(12)]
 
+    @pytest.mark.parametrize("connection", ["Residual", "AttentionResidual"])
+    @pytest.mark.parametrize(("depth", "stages"), [(8, 3), (10, 4), (14, 4), (6, 3), (4, 1)])
+    def test_its_stages_are_the_pipelines(self, depth, stages, connection, one_process):
+        size = NetworkSize(depth, 16, 11, 6, heads=2, connection=connection)
+        plan = Plan(size, "pipeline", stages, stages, stages)
+        net = build(size)
+        parallel = Parallel("pipeline", stages=stages, micro_batches=stages, schedule="interleaved-1f1b")
+        whole = Pipeline(net, nn.functional.cross_entropy, process_mesh(parallel), parallel).module
+        assert whole.ranges == {place: plan.stage(place) for place in range(stages)}
+        for place, layers in whole.ranges.items():
+            held = sum(p.numel() for p in Stages(net, [*whole.ranges.values()], [place], 0).parameters())
+            assert stage_parameters(size, layers) == held
+            assert plan.stage_memory(place)["state"] == training_state_bytes(held)
+        total = sum(plan.stage_memory(place)["state"] for place in range(stages))
+        assert total == training_state_bytes(sum(p.numel() for p in whole.parameters()))
+
+    @pytest.mark.parametrize("checkpoint", [False, True])
+    def test_the_stage_that_needs_most_may_be_any(self, checkpoint):
+        """The second has nearly as many micro-batches on their way as the first, and twice as much that arrives."""
+        plan = Plan(NetworkSize(12, 64, 20, 32), "pipeline", 6, 48, 48, checkpoint)
+        needs = [sum(plan.stage_memory(place).values()) for place in range(6)]
+        assert max(needs) == needs[1] > max(needs[0], needs[3], needs[5])
+        assert plan.memory == plan.stage_memory(1)
+        recalling = NetworkSize(100, 8, 20, 32, connection="AttentionResidual")
+        plan = Plan(recalling, "pipeline", 50, 500, 500, checkpoint)
+        needs = [sum(plan.stage_memory(place).values()) for place in range(50)]
+        assert max(needs) == needs[48] == sum(plan.memory.values())
+
+    def test_the_last_stage_holds_the_loss(self):
+        size = NetworkSize(4, 8, 1000, 16)
+        plan = Plan(size, "pipeline", 2, 4, 2)
+        output = 2 * 16 * 1000 * 4
+        assert plan.stage_memory(1)["saved"] == stage_bytes(size, range(2, 4), 2) + output + loss_bytes(size, 2)
+
+    @pytest.mark.parametrize("checkpoint", [False, True])
+    @pytest.mark.parametrize(
+        "size",
+        [
+            NetworkSize(10, 8, 12, 5, heads=2),
+            NetworkSize(10, 8, 12, 5, heads=2, connection="HyperConnection"),
+            NetworkSize(8, 8, 2000, 5, heads=2),
+        ],
+        ids=["layers", "connections", "head"],
+    )
+    def test_what_is_gathered_at_once(self, size, checkpoint, one_process):
+        parallel = Parallel("fsdp", checkpoint=checkpoint)
+        net = parallelise(build(size), process_mesh(parallel), parallel)
+        most = most_gathered(net, tokens(size))
+        counted = Plan(size, "fsdp", 2, 2, checkpoint=checkpoint).memory["gathered"]
+        connection = 4 * (layer_parameters(size, 0) - layer_parameters(NetworkSize(2, 8, 12, 5), 0))
+        # Each is a unit of its own, and that of the layer on its way is gathered later than its branch.
+        late = 0 if checkpoint and size.vocabulary == 12 else connection
+        assert most == counted - late
+        if size.vocabulary == 12:
+            assert (counted > 1.9 * Plan(size, "fsdp", 2, 2).memory["gathered"]) == checkpoint
+
     def test_a_pipelines_memory(self):
         """The first of two stages has two micro-batches on their way, and memory for four that come back."""
         plan = Plan(self.size, "pipeline", 2, 8, 4)
@@ -265,7 +332,7 @@ class TestPlan:
         count = parameters(self.size)
         shards, copies = Plan(self.size, "fsdp", 4, 8), Plan(self.size, "ddp", 4, 8)
         assert shards.memory["state"] == copies.memory["state"] / 4 == 4 * count
-        assert shards.memory["saved"] == copies.memory["saved"] == saved_bytes(self.size, 2)
+        assert shards.memory["saved"] == copies.memory["saved"] == saved_bytes(self.size, 2) + loss_bytes(self.size, 2)
         assert shards.sent == gather_bytes(count, 4) + reduce_bytes(count, 4, sharded=True)
         assert copies.sent == reduce_bytes(count, 4, sharded=False)
         assert Plan(self.size, "fsdp", 4, 8, checkpoint=True).memory["saved"] < shards.memory["saved"] / 2
@@ -289,6 +356,38 @@ class TestPlan:
     def test_what_it_refuses(self, options, message):
         with pytest.raises(UsageError, match=message):
             Plan(self.size, **{"kind": "pipeline", "processes": 2, "sequences": 8, **options})
+
+
+def most_gathered(net: Network, x: Tensor) -> int:
+    """Return the most bytes of parameters that are whole at once in a step, or on their way."""
+    from torch.distributed.fsdp import FSDPModule
+
+    groups = [m._get_fsdp_state()._fsdp_param_group for m in net.modules() if isinstance(m, FSDPModule)]
+    most = 0
+
+    def count(*_: object) -> None:
+        nonlocal most
+        whole = [g for g in groups if g and (g._sharded_state.name == "UNSHARDED" or g._all_gather_result)]
+        most = max(most, sum(4 * p._orig_size.numel() for group in whole for p in group.fsdp_params))
+
+    def entered(module: nn.Module, given: object, out: Tensor) -> None:
+        count()
+        if out.requires_grad:
+            out.register_hook(count)
+
+    for module in net.modules():
+        if not [*module.children()]:
+            module.register_forward_hook(entered)
+    net(x).sum().backward()
+    return most
+
+
+@pytest.fixture
+def one_process():
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def test_the_tables_of_the_documentation_are_made_by_it():

@@ -20,9 +20,9 @@ from levada.connection import Connection
 from levada.networks import Network, mlp
 from levada.theory.cost import CONNECTIONS as COSTED
 from levada.theory.cost import NetworkSize, boundary_bytes
+from levada.theory.scale import split_layers
 from levada.training import Parallel, Pipeline, process_mesh
 from levada.training.boundary import state_from, tensors_of
-from levada.training.stages import split_layers
 
 DIM, DEPTH, BATCH = 8, 5, 8
 OPTIONS = {

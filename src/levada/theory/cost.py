@@ -8,10 +8,9 @@ PyTorch's counter counts them, messages where they are handed to the process gro
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
-from typing import Final, final
 
-from levada._errors import UsageError, require_at_least
+from levada.theory.size import CONNECTIONS as CONNECTIONS
+from levada.theory.size import NetworkSize
 
 __all__ = [
     "NetworkSize",
@@ -19,6 +18,7 @@ __all__ = [
     "forward_operations",
     "gather_bytes",
     "layer_parameters",
+    "loss_bytes",
     "operations",
     "parameters",
     "probe_bytes",
@@ -26,78 +26,9 @@ __all__ = [
     "run_values",
     "saved_bytes",
     "stage_bytes",
+    "stage_parameters",
     "training_state_bytes",
 ]
-
-CONNECTIONS: Final = (
-    "Residual",
-    "HyperConnection",
-    "ManifoldHyperConnection",
-    "AttentionResidual",
-    "DepthWeightedAverage",
-)
-
-
-@final
-@dataclass(frozen=True)
-class NetworkSize:
-    """A transformer of attention and feed-forward layers in turn, as `levada.networks.transformer` builds it.
-
-    Args:
-        depth: number of layers, an even number.
-        dim: width of the stream.
-        vocabulary: number of tokens that there are.
-        tokens: length of a sequence.
-        heads: number of heads.
-        connection: class of the connection, with its usual options.
-        streams: number of streams, for connections that have several.
-        block_size: number of layers whose outputs are summed to one source, for `AttentionResidual`.
-
-    Raises:
-        UsageError: if the connection is none of those that are counted here, or a number is below 1.
-
-    Example:
-        >>> size = NetworkSize(depth=24, dim=1024, vocabulary=50_000, tokens=1024)
-        >>> f"{parameters(size) / 1e6:.1f} million parameters"
-        '253.6 million parameters'
-    """
-
-    depth: int
-    dim: int
-    vocabulary: int
-    tokens: int
-    heads: int = 8
-    connection: str = "Residual"
-    streams: int = 4
-    block_size: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what is not counted here."""
-        if self.connection not in CONNECTIONS:
-            raise UsageError(
-                f"NetworkSize: connection must be one of {', '.join(CONNECTIONS)}, got {self.connection!r}."
-            )
-        for name in ("depth", "dim", "vocabulary", "tokens", "heads", "streams", "block_size"):
-            require_at_least("NetworkSize", name, getattr(self, name), 1)
-
-    def sources(self, layer: int) -> int:
-        """Return how many sources a layer of `AttentionResidual` reads, `ceil(layer / block_size) + 1`."""
-        return -(-layer // self.block_size) + 1
-
-    def state(self, layers: int) -> dict[Hashable, int]:
-        """Return the tensors that the connection's state holds after so many layers, and the width of each.
-
-        Args:
-            layers: number of layers that have written.
-        """
-        if self.connection == "AttentionResidual":
-            blocks = range(self.sources(layers) - 1)
-            ends = [(block, min((block + 1) * self.block_size, layers)) for block in blocks]
-            return {"input": self.dim, **dict.fromkeys(ends, self.dim)}
-        if self.connection == "DepthWeightedAverage":
-            outputs: list[Hashable] = ["input", *range(1, layers + 1)]
-            return dict.fromkeys([*outputs, ("stream", layers)] if layers else outputs, self.dim)
-        return {("stream", layers): self.dim * (1 if self.connection == "Residual" else self.streams)}
 
 
 def layer_parameters(size: NetworkSize, layer: int) -> int:
@@ -141,9 +72,27 @@ def parameters(size: NetworkSize, layers: Iterable[int] | None = None) -> int:
     """
     if layers is not None:
         return sum(layer_parameters(size, layer) for layer in layers)
-    ends = 2 * size.vocabulary * size.dim + 2 * size.dim
-    ends += size.dim if size.connection == "AttentionResidual" else 0
-    return ends + sum(layer_parameters(size, layer) for layer in range(size.depth))
+    return stage_parameters(size, range(size.depth))
+
+
+def stage_parameters(size: NetworkSize, layers: range) -> int:
+    r"""Count a stage's parameters: its layers', $V d$ of the embedding if first, $V d + 2 d$ of norm and head if last.
+
+    Args:
+        size: the network.
+        layers: the stage's.
+
+    Example:
+        >>> size = NetworkSize(depth=6, dim=64, vocabulary=100, tokens=16)
+        >>> sum(stage_parameters(size, part) for part in (range(3), range(3, 6))) == parameters(size)
+        True
+    """
+    d, count = size.dim, parameters(size, layers)
+    if layers.start == 0:
+        count += size.vocabulary * d
+    if layers.stop == size.depth:
+        count += size.vocabulary * d + (3 if size.connection == "AttentionResidual" else 2) * d
+    return count
 
 
 def training_state_bytes(count: int, processes: int = 1, *, element: int = 4) -> float:
@@ -231,25 +180,27 @@ def saved_bytes(
         >>> round(saved_bytes(size, 1, segments=10) / saved_bytes(size, 1), 3)
         0.015
     """
-    d, depth, run = size.dim, size.depth, range(size.depth) if layers is None else layers
-    last = 0 if layers is not None else 2 * d + 2
-    sourced = size.connection == "AttentionResidual" and layers is None
-    if sourced:
-        last += 4 * size.sources(depth)
+    run = range(size.depth) if layers is None else layers
+    last = _last(size) if layers is None else 0
     if not segments:
         return sequences * size.tokens * element * (sum(_saved(size, layer) for layer in run) + last)
     kept = _starts(size, run, segments)
-    if sourced:
-        kept |= size.state(depth)
+    if size.connection == "AttentionResidual" and layers is None:
+        kept |= size.state(size.depth)
     return sequences * size.tokens * element * (sum(kept.values()) + last)
 
 
-def _starts(size: NetworkSize, layers: range, segments: int) -> dict[Hashable, int]:
+def _starts(size: NetworkSize, layers: range, segments: int, *, known: int = -1) -> dict[Hashable, int]:
     """Return the tensors in the states before the segments, each once."""
     kept: dict[Hashable, int] = {}
     for segment in range(segments):
-        kept |= size.state(layers.start + segment * len(layers) // segments)
+        kept |= size.state(layers.start + segment * len(layers) // segments, known=known)
     return kept
+
+
+def _last(size: NetworkSize) -> int:
+    """Return the elements that the norm and the head save for a token, and the reading of all sources before them."""
+    return 2 * size.dim + 2 + (4 * size.sources(size.depth) if size.connection == "AttentionResidual" else 0)
 
 
 def _saved(size: NetworkSize, layer: int) -> int:
@@ -269,29 +220,53 @@ def stage_bytes(size: NetworkSize, layers: range, sequences: int, *, segments: i
 
     Args:
         size: the network.
-        layers: the stage's, not those of the last stage.
+        layers: the stage's.
         sequences: number of sequences in the micro-batch.
         segments: of checkpointing in the stage.
         element: bytes of an element.
 
     Returns:
         What its layers save, and what it sent: the output of a stage is kept, and its input is where it arrived. With
-        segments, the states before each of them and after the last, as far as they did not arrive.
+        segments, the states before each of them and after the last, as far as they did not arrive. The last stage sends
+        nothing, and its norm saves what it reads; what the loss keeps is in `loss_bytes`.
 
     Example:
         >>> size = NetworkSize(100, 512, 1000, 128)
         >>> stage_bytes(size, range(50, 60), 1) == saved_bytes(size, 1, layers=range(50, 60))
         True
     """
-    after = size.state(layers.stop)
+    first, last = layers.start == 0, layers.stop == size.depth
+    if first and last:
+        return saved_bytes(size, sequences, segments=segments, element=element)
+    known = -1 if first else layers.start
+    elements = _last(size) if last else 0
     if not segments:
-        stream = after.get(("stream", layers.stop), 0) if layers.start == 0 else 0  # else it takes the input's place
-        elements = sum(_saved(size, layer) for layer in layers) + stream
+        elements += sum(_saved(size, layer) for layer in layers)
+        if first:  # else what is sent takes the place of what arrived
+            elements += size.state(layers.stop).get(("stream", layers.stop), 0)
+        elif last:
+            elements -= size.state(layers.start, known=layers.start - 1).get(("stream", layers.start), 0)
     else:
-        held = {**_starts(size, layers, segments), **after}
-        arrived = size.state(layers.start) if layers.start else {}
-        elements = sum(width for name, width in held.items() if name not in arrived)
+        held = _starts(size, layers, segments, known=known)
+        if not last or size.connection == "AttentionResidual":
+            held |= size.state(layers.stop, known=known)
+        elements += sum(held.values())
     return sequences * size.tokens * element * elements
+
+
+def loss_bytes(size: NetworkSize, sequences: int, *, element: int = 4) -> int:
+    r"""Return the bytes that a cross-entropy keeps for the backward pass: the log-probabilities, $V$ for each token.
+
+    Args:
+        size: the network.
+        sequences: number of sequences.
+        element: bytes of an element, at least 4: under autocast a loss is computed in float32.
+
+    Example:
+        >>> loss_bytes(NetworkSize(2, 64, 50_000, 1024), 1) / 1e6     # MB for a sequence
+        204.8
+    """
+    return sequences * size.tokens * size.vocabulary * max(element, 4)
 
 
 def boundary_bytes(size: NetworkSize, layers: int, sequences: int, *, element: int = 4) -> int:
@@ -312,7 +287,7 @@ def boundary_bytes(size: NetworkSize, layers: int, sequences: int, *, element: i
         >>> boundary_bytes(size, 50, 1) // boundary_bytes(NetworkSize(100, 512, 1000, 128), 50, 1)
         51
     """
-    return sequences * size.tokens * element * sum(size.state(layers).values())
+    return sequences * size.tokens * element * size.crossing(layers)
 
 
 def gather_bytes(count: int, processes: int, *, element: int = 4, passes: int = 2) -> float:

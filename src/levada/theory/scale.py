@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Final, final
 
 from levada._errors import UsageError, require_at_least
@@ -12,6 +14,7 @@ from levada.theory.cost import (
     NetworkSize,
     boundary_bytes,
     gather_bytes,
+    loss_bytes,
     operations,
     parameters,
     probe_bytes,
@@ -19,12 +22,37 @@ from levada.theory.cost import (
     run_values,
     saved_bytes,
     stage_bytes,
+    stage_parameters,
     training_state_bytes,
 )
 
-__all__ = ["Machine", "Plan", "extrapolated"]
+__all__ = ["Machine", "Plan", "extrapolated", "split_layers"]
 
 _KINDS: Final = ("ddp", "fsdp", "pipeline")
+
+
+def split_layers(depth: int, stages: int, split: Sequence[int] = ()) -> list[range]:
+    """Return which layers each stage of a pipeline has.
+
+    Args:
+        depth: number of layers.
+        stages: number of stages.
+        split: number of layers of each; equally many if left out, the first ones having one more.
+
+    Raises:
+        UsageError: if there are fewer layers than stages, or `split` does not fit.
+
+    Example:
+        >>> split_layers(5, 2)
+        [range(0, 3), range(3, 5)]
+    """
+    counts = list(split) or [depth // stages + (place < depth % stages) for place in range(stages)]
+    if len(counts) != stages or sum(counts) != depth or min(counts) < 1:
+        raise UsageError(
+            f"Pipeline: {stages} stages must share {depth} layers, at least one each, got {counts}. Change stages or "
+            "split."
+        )
+    return [range(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
 
 
 @final
@@ -90,13 +118,16 @@ class Plan:
             )
 
     def stage(self, place: int) -> range:
-        """Return the layers of a stage.
+        """Return the layers of a stage, as `levada.training.Pipeline` shares them out.
 
         Args:
             place: which of the pipeline's.
         """
-        depth, stages = self.size.depth, self.processes
-        return range(place * depth // stages, (place + 1) * depth // stages)
+        return self._stages[place]
+
+    @cached_property
+    def _stages(self) -> list[range]:
+        return split_layers(self.size.depth, self.processes)
 
     @property
     def part(self) -> int:
@@ -105,40 +136,63 @@ class Plan:
 
     @property
     def memory(self) -> dict[str, float]:
-        """Bytes in the process that needs most: the first, the middle or the last stage of a pipeline (1F1B).
+        """Bytes in the process that needs most, of all of them; of a pipeline's stages as 1F1B runs them.
 
-        "state" is parameters, gradients and AdamW's moments in float32; "gathered" two layers' parameters; "saved"
-        what is kept for the backward pass; "arriving" the memory that `torch.distributed.pipelining` sets apart for
-        what arrives, activations and gradients of every micro-batch. Workspaces are not counted.
+        "state" is parameters, gradients and AdamW's moments in float32; "gathered" the parameters that are whole at
+        once, all in `element`; "saved" what is kept for the backward pass, with what a cross-entropy keeps; "arriving"
+        the memory that `torch.distributed.pipelining` sets apart for what arrives, activations and gradients of every
+        micro-batch. Workspaces are not counted.
         """
         if self.kind == "pipeline":
-            places = sorted({0, self.processes // 2, self.processes - 1})
-            return max((self._stage_memory(place) for place in places), key=lambda parts: sum(parts.values()))
-        count, shares = parameters(self.size), self.processes if self.kind == "fsdp" else 1
-        segments = round(math.sqrt(self.size.depth)) if self.checkpoint else 0
-        saved = saved_bytes(self.size, self.part, segments=segments, element=self.element)
-        if segments:
-            longest = range(self.size.depth - -(-self.size.depth // segments), self.size.depth)
-            saved += saved_bytes(self.size, self.part, element=self.element, layers=longest)
-        gathered = 4.0 * parameters(self.size, range(2)) if shares > 1 else 0.0
-        return {"state": training_state_bytes(count, shares), "gathered": gathered, "saved": saved, "arriving": 0.0}
+            places = range(self.processes)
+            return max((self.stage_memory(place) for place in places), key=lambda parts: sum(parts.values()))
+        size, part, element = self.size, self.part, self.element
+        shares = self.processes if self.kind == "fsdp" else 1
+        segments, longest = self._segments(range(size.depth))
+        again = saved_bytes(size, part, element=element, layers=longest)
+        saved = saved_bytes(size, part, segments=segments, element=element)
+        saved += max(loss_bytes(size, part, element=element), again)  # the loss's is gone when layers run again
+        state = training_state_bytes(parameters(size), shares)
+        return {"state": state, "gathered": self._gathered(longest), "saved": saved, "arriving": 0.0}
 
-    def _stage_memory(self, place: int) -> dict[str, float]:
-        layers, size = self.stage(place), self.size
-        count = parameters(size, layers)
-        if place in (0, self.processes - 1):
-            count += size.vocabulary * size.dim
-        waiting = min(self.micro_batches, self.processes - place)
+    def _segments(self, layers: range) -> tuple[int, range]:
+        """Return the number of segments of some layers, and those that run again at once: the last segment's."""
         segments = round(math.sqrt(len(layers))) if self.checkpoint else 0
-        saved = waiting * stage_bytes(size, layers, self.part, segments=segments, element=self.element)
-        if segments:
-            longest = range(layers.stop - -(-len(layers) // segments), layers.stop)
-            saved += saved_bytes(size, self.part, element=self.element, layers=longest)
-        before = boundary_bytes(size, layers.start, self.part, element=self.element) if place else 0
-        after = boundary_bytes(size, layers.stop, self.part, element=self.element)
-        after = after if place < self.processes - 1 else 0
+        return segments, range(layers.stop - -(-len(layers) // segments) if segments else layers.stop, layers.stop)
+
+    def _gathered(self, longest: range) -> float:
+        """Return the bytes of the parameters that are whole at once under FSDP.
+
+        A segment that runs again stays gathered until its backward pass has ended; else there are a layer and the next
+        on its way. Norm and head are one unit, with the last layer on its way.
+        """
+        if self.kind != "fsdp" or self.processes == 1:
+            return 0.0
+        depth = self.size.depth
+        layers = longest if len(longest) > 1 else range(max(depth - 2, 0), depth)
+        head = stage_parameters(self.size, range(depth - 1, depth))
+        return float(self.element * max(parameters(self.size, layers), head))
+
+    def stage_memory(self, place: int) -> dict[str, float]:
+        """Return the bytes that a stage of a pipeline needs, by the names of `memory`.
+
+        Args:
+            place: which of the pipeline's.
+        """
+        layers, size, part, element = self.stage(place), self.size, self.part, self.element
+        last = place == self.processes - 1
+        waiting = min(self.micro_batches, self.processes - place)
+        segments, longest = self._segments(layers)
+        again = saved_bytes(size, part, element=element, layers=longest)
+        saved = waiting * stage_bytes(size, layers, part, segments=segments, element=element)
+        if last:  # the schedule holds the output until its backward pass has ended
+            saved += part * size.tokens * size.vocabulary * element
+            again = max(again, loss_bytes(size, part, element=element))
+        before = boundary_bytes(size, layers.start, part, element=element) if place else 0
+        after = 0 if last else boundary_bytes(size, layers.stop, part, element=element)
+        state = training_state_bytes(stage_parameters(size, layers))
         arriving = self.micro_batches * (before + after)
-        return {"state": training_state_bytes(count), "gathered": 0.0, "saved": saved, "arriving": arriving}
+        return {"state": state, "gathered": 0.0, "saved": saved + again, "arriving": arriving}
 
     @property
     def operations(self) -> float:
@@ -214,8 +268,8 @@ def extrapolated(
     """
     machine = machine or Machine()
     head = (
-        "layers | width | connection | processes | batch, micro-batches | parameters | memory, GB (state, saved, "
-        "arriving) | sent, GB a step | waits | probe, KB a sample | run, GB | first limit"
+        "layers | width | connection | processes | batch, micro-batches | parameters | memory, GB (state, gathered, "
+        "saved, arriving) | sent, GB a step | waits | probe, KB a sample | run, GB | first limit"
     )
     lines = [f"| {head} |", "|" + "---|" * len(head.split(" | "))]
     for plan in plans:
@@ -230,8 +284,7 @@ def extrapolated(
             f"{plan.processes:,} {plan.kind}" + (", checkpointed" if plan.checkpoint else ""),
             f"{plan.sequences:,}" + (f", {plan.micro_batches:,}" if plan.kind == "pipeline" else ""),
             f"{parameters(size) / 1e9:.3g} G",
-            f"{sum(memory.values()) / 1e9:.3g} ({memory['state'] / 1e9:.3g}, {memory['saved'] / 1e9:.3g}, "
-            f"{memory['arriving'] / 1e9:.3g})",
+            f"{sum(memory.values()) / 1e9:.3g} ({', '.join(f'{part / 1e9:.3g}' for part in memory.values())})",
             f"{plan.sent / 1e9:.3g}",
             f"{plan.idle:.0%}",
             f"{probe_bytes(plan.sites) / 1e3:.3g}",

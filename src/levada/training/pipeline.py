@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError
 from levada.networks import Network
+from levada.theory.scale import split_layers
 from levada.training.boundary import Crossing, shapes_only
 from levada.training.parallel import Parallel
-from levada.training.stages import Entry, Stages, split_layers
+from levada.training.stages import Entry, Stages
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -14,32 +14,7 @@ from levada.networks import Network
 from levada.stack import Stack, run_layers
 from levada.training.boundary import Crossing, state_from, tensors_of
 
-__all__ = ["Entry", "Stages", "split_layers"]
-
-
-def split_layers(depth: int, stages: int, split: Sequence[int] = ()) -> list[range]:
-    """Return which layers each stage has.
-
-    Args:
-        depth: number of layers.
-        stages: number of stages.
-        split: number of layers of each; equally many if left out, the first ones having one more.
-
-    Raises:
-        UsageError: if there are fewer layers than stages, or `split` does not fit.
-
-    Example:
-        >>> split_layers(5, 2)
-        [range(0, 3), range(3, 5)]
-    """
-    counts = list(split) or [depth // stages + (place < depth % stages) for place in range(stages)]
-    if len(counts) != stages or sum(counts) != depth or min(counts) < 1:
-        raise UsageError(
-            f"Pipeline: {stages} stages must share {depth} layers, at least one each, got {counts}. Change stages or "
-            "split."
-        )
-    ends = [sum(counts[: place + 1]) for place in range(stages)]
-    return [range(end - count, end) for count, end in zip(counts, ends, strict=True)]
+__all__ = ["Entry", "Stages"]
 
 
 @final
