@@ -14,6 +14,7 @@ from typing import Any, Final, final
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
@@ -100,14 +101,20 @@ class Checkpoints:
             MeasurementError: if the checkpoint cannot be read, or is not of this model.
         """
         weights, whole = get_state_dict(model, optimizer, options=_OPTIONS)
-        state = _moments(whole)
         try:
+            # A parameter that had no gradient yet has no moments in the file, and must have none afterwards.
+            moved = self._processes.agree(lambda: _moved(path))
+            state = {name: value for name, value in _moments(whole).items() if _owner(name) in moved}
             load({"model": weights, "optimizer": state}, checkpoint_id=path, **self._surroundings())
         except (Exception, CheckpointException) as error:
             raise MeasurementError(f"{path} cannot be loaded: {_told(error)}") from error
         set_state_dict(
             model, optimizer, model_state_dict=weights, optim_state_dict={**whole, **state}, options=_OPTIONS
         )
+        unmoved = {_owner(name) for name in _moments(whole)} - moved
+        for name, parameter in model.named_parameters():
+            if f"state.{name.removeprefix('module.')}" in unmoved:  # DDP's prefix is not in a checkpoint
+                optimizer.state.pop(parameter, None)
 
     def save(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Save the state after `step` steps; what is being written yet is waited for.
@@ -182,6 +189,17 @@ def _told(error: BaseException) -> str:
         rank, (error, _) = next(iter(error.failures.items()))
         return f"process {rank}: {_told(error)}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _moved(path: Path) -> set[str]:
+    """Return the parameters of which a checkpoint holds moments."""
+    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {_owner(key.removeprefix("optimizer.")) for key in keys if key.startswith("optimizer.")}
+
+
+def _owner(name: str) -> str:
+    """Return a parameter's name of a moment's: `state.head.weight` of `state.head.weight.exp_avg`."""
+    return name.rpartition(".")[0]
 
 
 def _moments(state: dict[str, Any]) -> dict[str, Any]:
