@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from levada._errors import UsageError
+from levada._errors import MeasurementError, UsageError
+from levada.cli import main
 from levada.runs import Run
 from levada.training import evaluations, losses, read, resolve, train
 from levada.training.engine import WholeNetwork
-from levada.training.processes import Processes, meet
+from levada.training.processes import Processes, SaidMeasurement, SaidUsage, meet
 
 KINDS = ("ddp", "fsdp", "pipeline")
 TABLES = {
@@ -183,6 +184,26 @@ def test_the_living_meet_where_the_dead_have_been():
     names = {future.result() for future in first}
     others = {future.result() for future in again}
     assert (len(names), len(others), len(names & others)) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "code"),
+    [
+        (UsageError("train: no"), "levada train: process 1: no\n", 2),
+        (MeasurementError("a.png is damaged"), "levada train: process 1: a.png is damaged\n", 3),
+        (SaidUsage("no"), "", 2),
+        (SaidMeasurement("no"), "", 3),
+    ],
+)
+def test_what_goes_wrong_in_another_process_is_said(error, told, code, monkeypatch, capsys):
+    def fail(_):
+        raise error
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("levada.commands.train._train", fail)
+    assert main(["train", "a.toml"]) == code
+    assert capsys.readouterr().err == told
 
 
 def test_an_answer_is_asked_of_one_process_without_a_group():

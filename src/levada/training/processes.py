@@ -13,12 +13,26 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 
-from levada._errors import UsageError
+from levada._errors import MeasurementError, UsageError
 from levada.training.config import Config
 
-__all__ = ["Processes", "join", "meet"]
+__all__ = ["Processes", "Said", "join", "meet"]
 
 T = TypeVar("T")
+
+
+class Said(Exception):
+    """An error that every process raises, so that only the first need say it."""
+
+
+@final
+class SaidUsage(Said, UsageError):
+    """What the first process refuses, in another."""
+
+
+@final
+class SaidMeasurement(Said, MeasurementError):
+    """What could not be measured in the first process, in another."""
 
 
 @final
@@ -46,7 +60,8 @@ class Processes:
             ask: what the first process calls; its answer must be picklable.
 
         Raises:
-            UsageError: in the other processes, if `ask` raised anything in the first.
+            Said: in the other processes, if `ask` raised anything in the first; a `UsageError` where that is one, else
+                a `MeasurementError`.
         """
         if self.size == 1:
             return ask()
@@ -56,10 +71,11 @@ class Processes:
             try:
                 answer[0] = ask()
             except Exception as error:
-                raised, answer[1] = error, str(error)
+                raised, answer[1] = error, (SaidUsage if isinstance(error, UsageError) else SaidMeasurement, str(error))
         dist.broadcast_object_list(answer, group=self.saving)
         if answer[1] is not None:
-            raise raised or UsageError(answer[1])
+            kind, told = answer[1]
+            raise raised or kind(told)
         found: T = answer[0]
         return found
 
