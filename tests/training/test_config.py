@@ -44,6 +44,8 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.toml"))
         ("optimizer", "accumulate", 3, r"data\.batch_size must be a multiple of optimizer\.accumulate, got 64 and 3"),
         ("schedule", "warmup", 2000, r"schedule\.warmup and schedule\.decay must fit in run\.steps, got 2000 and 1000"),
         ("schedule", "name", "stable_decay", r"schedule\.decay must be at least 1"),
+        ("run", "seed", 2**64, r"run\.seed must be less than 2\^64"),
+        ("run", "folder", "a\0b", r"run\.folder must name a folder"),
         ("run", "folder", "", r"run\.folder must name a folder"),
         ("parallel", "kind", "fdsp", r"parallel\.kind must be one of .*Did you mean 'fsdp'\?"),
         ("parallel", "micro_batches", 4, r"in \[parallel\], Parallel: micro_batches belongs to kind='pipeline'"),

@@ -36,9 +36,9 @@ def train(options: argparse.Namespace) -> int:
 
 def _said(error: Exception) -> bool:
     """Whether the first process says the same."""
-    from levada.training.processes import Said
+    from levada.training.processes import SaidError
 
-    return isinstance(error, Said)
+    return isinstance(error, SaidError)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -223,8 +223,10 @@ class Run:
         _least("run.steps", self.steps, 1)
         _least("run.evaluate_every", self.evaluate_every, 0)
         _least("run.seed", self.seed, 0)
-        if not self.folder:
-            raise UsageError("train: run.folder must name a folder, got ''.")
+        if self.seed >= 2**64:
+            raise UsageError(f"train: run.seed must be less than 2^64, got {self.seed}.")
+        if not self.folder or "\0" in self.folder:
+            raise UsageError(f"train: run.folder must name a folder, got {self.folder!r}.")
 
 
 @final

@@ -181,8 +181,9 @@ def parallelise(
     place = next(model.parameters()).device
     devices = None if place.type in ("cpu", "meta") else [place]
     process_group = mesh.get_group()
+    # Running statistics are averaged when they are needed: those of the first process alone are not the batch's.
     return nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, process_group=process_group, gradient_as_bucket_view=True
+        model, device_ids=devices, process_group=process_group, gradient_as_bucket_view=True, broadcast_buffers=False
     )
 
 

@@ -16,22 +16,22 @@ import torch.distributed as dist
 from levada._errors import MeasurementError, UsageError
 from levada.training.config import Config
 
-__all__ = ["Processes", "Said", "join", "meet"]
+__all__ = ["Processes", "SaidError", "join", "launch", "meet"]
 
 T = TypeVar("T")
 
 
-class Said(Exception):
+class SaidError(Exception):
     """An error that every process raises, so that only the first need say it."""
 
 
 @final
-class SaidUsage(Said, UsageError):
+class SaidUsageError(SaidError, UsageError):
     """What the first process refuses, in another."""
 
 
 @final
-class SaidMeasurement(Said, MeasurementError):
+class SaidMeasurementError(SaidError, MeasurementError):
     """What could not be measured in the first process, in another."""
 
 
@@ -60,8 +60,8 @@ class Processes:
             ask: what the first process calls; its answer must be picklable.
 
         Raises:
-            Said: in the other processes, if `ask` raised anything in the first; a `UsageError` where that is one, else
-                a `MeasurementError`.
+            SaidError: in the other processes, if `ask` raised anything in the first; a `UsageError` where that is one,
+                else a `MeasurementError`.
         """
         if self.size == 1:
             return ask()
@@ -71,7 +71,10 @@ class Processes:
             try:
                 answer[0] = ask()
             except Exception as error:
-                raised, answer[1] = error, (SaidUsage if isinstance(error, UsageError) else SaidMeasurement, str(error))
+                raised, answer[1] = (
+                    error,
+                    (SaidUsageError if isinstance(error, UsageError) else SaidMeasurementError, str(error)),
+                )
         dist.broadcast_object_list(answer, group=self.saving)
         if answer[1] is not None:
             kind, told = answer[1]
@@ -170,6 +173,22 @@ def meet(store: Any, rank: int, size: int) -> str:
             raise TimeoutError(f"processes {sorted(waiting)} of {size} did not come")
         time.sleep(0.01)
     return own
+
+
+def launch() -> str:
+    """Return a name of the torchrun that started this process, the same after it restarted it; "" without torchrun.
+
+    `TORCHELASTIC_RUN_ID` alone is "none" where the user gives none, and may be that of an earlier launch. torchrun's
+    store lives as long as torchrun, so that what is written there first stays the launch's.
+    """
+    if (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    ):  # without torchrun, or its store dies with this process
+        return ""
+    found: Any = dist
+    store, _, _ = next(found.rendezvous("env://"))
+    name: bytes = store.compare_set("levada/launch", "", uuid.uuid4().hex)
+    return name.decode()
 
 
 def _device(name: str) -> torch.device:
