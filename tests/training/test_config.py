@@ -58,6 +58,31 @@ def test_what_is_wrong_is_named_by_its_path(table, key, value, told):
         resolve({table: {key: value}})
 
 
+TEXT = ["model.network=transformer", "data.source=king_james"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["data.context=8"], r'data\.context belongs to data\.source "king_james" or "text", and that is "mnist1d"'),
+        ([*TEXT, "data.held_out=0.2"], r"data\.held_out belongs to data\.source"),
+        (["schedule.decay=3"], r'schedule\.decay belongs to schedule\.name "stable_decay", and that is "cosine"'),
+        (["schedule.name=constant", "schedule.decay=3"], r"schedule\.decay belongs to"),
+        (["schedule.name=constant", "schedule.final=0.1"], r"schedule\.final belongs to"),
+        (["optimizer.momentum=0.5"], r'optimizer\.momentum belongs to optimizer\.name "sgd", and that is "adamw"'),
+        (["optimizer.name=sgd", "optimizer.betas=[0.8, 0.9]"], r"optimizer\.betas belongs to"),
+        (["parallel.checkpoint=-1"], r"checkpoint must be at least 0, got -1"),
+        (
+            ["parallel.kind=fsdp", "parallel.gather=bfloat16", "precision.compute=float32"],
+            r"parallel\.gather \"bfloat16\" computes in bfloat16",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(changes, told):
+    with pytest.raises(UsageError, match=f"^train: .*{told}"):
+        resolve({}, changes)
+
+
 def test_a_table_must_be_one():
     with pytest.raises(UsageError, match="model must be a table, got 3"):
         resolve({"model": 3})
@@ -112,6 +137,9 @@ def test_the_hash_is_of_what_a_step_computes():
     for free in ("run.steps=9", "run.folder=x", "checkpoint.every=3", "watch.every=7", "parallel.kind=ddp"):
         assert content_hash(resolve({}, [free])) == content_hash(config), free
         assert differences(config, resolve({}, [free])) == []
+    gathered = resolve({}, ["parallel.kind=fsdp", "parallel.gather=bfloat16"])
+    assert differences(config, gathered) == ["parallel.gather"]
+    assert content_hash(gathered) != content_hash(config)
     for fixed in ("model.depth=9", "run.seed=1", "optimizer.lr=0.1", "data.batch_size=32", "schedule.warmup=1"):
         assert content_hash(resolve({}, [fixed])) != content_hash(config), fixed
         assert differences(config, resolve({}, [fixed])) == [fixed.partition("=")[0]]

@@ -69,6 +69,12 @@ def test_micro_batches_add_up_to_the_batch(tmp_path, name):
     assert parts == pytest.approx(whole, rel=1e-6)
 
 
+def test_what_is_evaluated_does_not_depend_on_micro_batches(tmp_path):
+    whole = train(small(tmp_path, "data.evaluated=60", name="whole"))
+    parts = train(small(tmp_path, "data.evaluated=60", "optimizer.accumulate=4", name="parts"))
+    assert parts.held_out == pytest.approx(whole.held_out, rel=1e-6)
+
+
 def test_a_step_is_the_optimizers(tmp_path):
     """Against a loop by hand, of which every line is plain."""
     from levada.training.data import load_data

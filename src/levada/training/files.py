@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from levada._errors import UsageError
-from levada.training.config import FREE, Config
+from levada.training.config import FIXED, FREE, Config
 
 __all__ = ["content_hash", "differences", "fitting", "read", "resolve", "settings", "to_dict", "to_toml"]
 
@@ -212,7 +212,8 @@ def _toml(value: Any) -> str:
 def _fixed(config: Config) -> dict[str, Any]:
     """Return what says what a step computes, by path."""
     flat = {f"{name}.{key}": value for name, table in to_dict(config).items() for key, value in table.items()}
-    return {path: value for path, value in flat.items() if path not in FREE and path.split(".")[0] not in FREE}
+    free = {path for path in flat if path not in FIXED and (path in FREE or path.split(".")[0] in FREE)}
+    return {path: value for path, value in flat.items() if path not in free}
 
 
 def content_hash(config: Config) -> str:

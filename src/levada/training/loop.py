@@ -252,17 +252,18 @@ def _taken(config: Config, source: Source, examples: Examples, index: Tensor) ->
 
 
 def _evaluate(config: Config, source: Source, engine: Engine, device: torch.device) -> float:
-    """Return the mean loss over held-out examples, the same ones at every time and for any number of processes."""
+    """Return the mean loss over held-out examples, the same ones at every time and however batches are divided."""
     engine.settle()
-    size = config.data.batch_size // config.optimizer.accumulate
-    num_batches = max(min(config.data.evaluated, source.held_out.num) // size, 1)
-    places = torch.linspace(0, source.held_out.num - 1, num_batches * size, dtype=torch.float64).long()
+    batch_size, accumulate = config.data.batch_size, config.optimizer.accumulate
+    num = max(min(config.data.evaluated, source.held_out.num) // batch_size, 1) * batch_size
+    places = torch.linspace(0, source.held_out.num - 1, num, dtype=torch.float64).long()
+    size = batch_size // accumulate
     first, last = share(size, 1, engine.replica, engine.replicas)
     losses = []
     for batch in torch.split(places, size):
         inputs, targets = _taken(config, source, source.held_out, batch[first:last])
         losses.append(float(engine.evaluate(inputs.to(device), targets.to(device))))
-    return math.fsum(losses) / num_batches
+    return math.fsum(losses) / len(losses)
 
 
 def _stop(
