@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from levada import connections
 from levada._errors import MeasurementError, UsageError
+from levada.connection import Connection
 from levada.training import losses, resolve, train
 from levada.training.checkpoint import Checkpoints, complete
 from levada.training.config import Checkpoint
@@ -45,6 +47,14 @@ EVERYWHERE = [
     "checkpoint.every=3",
     "run.evaluate_every=3",
 ]
+CONNECTIONS = sorted(
+    name
+    for name, kind in vars(connections).items()
+    if isinstance(kind, type)
+    and issubclass(kind, Connection)
+    and kind is not Connection
+    and name not in ("Dense", "Reversible")  # their branches have another width than those of `mlp`
+)
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -65,6 +75,24 @@ def test_a_continued_run_is_the_run(case, asynchronous, tmp_path):
         whole.engine.module.state_dict().items(), parts.engine.module.state_dict().values(), strict=True
     ):
         assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.filterwarnings("ignore:ValueResidual. no branch")
+@pytest.mark.parametrize("connection", CONNECTIONS)
+def test_a_run_continues_from_its_first_step(connection, tmp_path):
+    """Parameters that had no gradient until then have no moments in the checkpoint."""
+    model = {"depth": 4, "dim": 8, "connection": connection}
+    tables = {"model": model, "data": {"batch_size": 8, "evaluated": 8}, "checkpoint": {"every": 1, "keep": 3}}
+    config = resolve(tables, ["watch.enabled=false", "run.steps=3", f"run.folder={tmp_path / 'run'}"])
+    whole = train(config)
+    kept = {name: value.clone() for name, value in whole.engine.module.state_dict().items()}
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
+    again = train(config, resume=True)
+    assert [event["step"] for event in again.run.events("resumed")] == [1]
+    assert (again.loss, again.held_out) == (whole.loss, whole.held_out)
+    for name, value in again.engine.module.state_dict().items():
+        assert torch.equal(value, kept[name]), name
 
 
 def test_what_was_done_after_the_checkpoint_is_done_again(tmp_path):

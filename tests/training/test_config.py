@@ -44,6 +44,8 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.toml"))
         ("optimizer", "accumulate", 3, r"data\.batch_size must be a multiple of optimizer\.accumulate, got 64 and 3"),
         ("schedule", "warmup", 2000, r"schedule\.warmup and schedule\.decay must fit in run\.steps, got 2000 and 1000"),
         ("schedule", "name", "stable_decay", r"schedule\.decay must be at least 1"),
+        ("run", "seed", 2**64, r"run\.seed must be less than 2\^64"),
+        ("run", "folder", "a\0b", r"run\.folder must name a folder"),
         ("run", "folder", "", r"run\.folder must name a folder"),
         ("parallel", "kind", "fdsp", r"parallel\.kind must be one of .*Did you mean 'fsdp'\?"),
         ("parallel", "micro_batches", 4, r"in \[parallel\], Parallel: micro_batches belongs to kind='pipeline'"),
@@ -54,6 +56,31 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.toml"))
 def test_what_is_wrong_is_named_by_its_path(table, key, value, told):
     with pytest.raises(UsageError, match=f"^train: .*{told}"):
         resolve({table: {key: value}})
+
+
+TEXT = ["model.network=transformer", "data.source=king_james"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["data.context=8"], r'data\.context belongs to data\.source "king_james" or "text", and that is "mnist1d"'),
+        ([*TEXT, "data.held_out=0.2"], r"data\.held_out belongs to data\.source"),
+        (["schedule.decay=3"], r'schedule\.decay belongs to schedule\.name "stable_decay", and that is "cosine"'),
+        (["schedule.name=constant", "schedule.decay=3"], r"schedule\.decay belongs to"),
+        (["schedule.name=constant", "schedule.final=0.1"], r"schedule\.final belongs to"),
+        (["optimizer.momentum=0.5"], r'optimizer\.momentum belongs to optimizer\.name "sgd", and that is "adamw"'),
+        (["optimizer.name=sgd", "optimizer.betas=[0.8, 0.9]"], r"optimizer\.betas belongs to"),
+        (["parallel.checkpoint=-1"], r"checkpoint must be at least 0, got -1"),
+        (
+            ["parallel.kind=fsdp", "parallel.gather=bfloat16", "precision.compute=float32"],
+            r"parallel\.gather \"bfloat16\" computes in bfloat16",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(changes, told):
+    with pytest.raises(UsageError, match=f"^train: .*{told}"):
+        resolve({}, changes)
 
 
 def test_a_table_must_be_one():
@@ -110,6 +137,9 @@ def test_the_hash_is_of_what_a_step_computes():
     for free in ("run.steps=9", "run.folder=x", "checkpoint.every=3", "watch.every=7", "parallel.kind=ddp"):
         assert content_hash(resolve({}, [free])) == content_hash(config), free
         assert differences(config, resolve({}, [free])) == []
+    gathered = resolve({}, ["parallel.kind=fsdp", "parallel.gather=bfloat16"])
+    assert differences(config, gathered) == ["parallel.gather"]
+    assert content_hash(gathered) != content_hash(config)
     for fixed in ("model.depth=9", "run.seed=1", "optimizer.lr=0.1", "data.batch_size=32", "schedule.warmup=1"):
         assert content_hash(resolve({}, [fixed])) != content_hash(config), fixed
         assert differences(config, resolve({}, [fixed])) == [fixed.partition("=")[0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 
 import pytest
 import torch
@@ -14,9 +15,13 @@ from levada.cli import main
 from levada.runs import Run
 from levada.training import evaluations, losses, read, resolve, train
 from levada.training.building import build_network, build_optimizer, learning_rate
+from levada.training.checkpoint import Checkpoints, complete
 from levada.training.config import Model, Optimizer, Schedule
 from levada.training.data import Examples, Source
 from levada.training.engine import WholeNetwork
+from levada.training.loop import _stop
+from levada.training.processes import Processes, launch
+from levada.training.record import Record, begin
 
 SMALL = {
     "model": {"depth": 2, "dim": 8},
@@ -62,6 +67,12 @@ def test_micro_batches_add_up_to_the_batch(tmp_path, name):
     whole = curve(train(small(tmp_path, f"optimizer.name={name}", name="whole")))
     parts = curve(train(small(tmp_path, f"optimizer.name={name}", "optimizer.accumulate=4", name="parts")))
     assert parts == pytest.approx(whole, rel=1e-6)
+
+
+def test_what_is_evaluated_does_not_depend_on_micro_batches(tmp_path):
+    whole = train(small(tmp_path, "data.evaluated=60", name="whole"))
+    parts = train(small(tmp_path, "data.evaluated=60", "optimizer.accumulate=4", name="parts"))
+    assert parts.held_out == pytest.approx(whole.held_out, rel=1e-6)
 
 
 def test_a_step_is_the_optimizers(tmp_path):
@@ -141,6 +152,97 @@ def test_a_loss_that_is_not_finite_stops_it_and_the_run_is_kept(tmp_path, clip):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{last:08d}"]
 
 
+def test_a_restart_continues_what_its_launch_began_and_nothing_else(tmp_path):
+    config = small(tmp_path)
+
+    def opened(**options):
+        record = Record()
+        try:
+            return record.open(config, **options)
+        finally:
+            record.close()
+
+    assert not opened(resume=False, launch="first")
+    assert opened(resume=False, restarted=True, launch="first")
+    for other in ("second", ""):
+        with pytest.raises(UsageError, match=r"holds a run\. Continue it with --resume"):
+            opened(resume=False, restarted=True, launch=other)
+    assert opened(resume=True, launch="second")
+    assert opened(resume=False, restarted=True, launch="second")
+    with pytest.raises(UsageError, match=r"holds a run\. Continue it with --resume"):
+        opened(resume=False, restarted=True, launch="first")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_stopped_by_itself_is_not_trained_again_by_its_launch(tmp_path, resume):
+    config = small(tmp_path, "optimizer.name=sgd", "optimizer.lr=1e30", "optimizer.clip=0")
+    begin(config, resume=False, launch="first")[0].close()
+    with pytest.raises(MeasurementError, match="at step"):
+        train(config, resume=True)
+    with pytest.raises(MeasurementError, match=r"at step .* It is not tried again in this launch"):
+        begin(config, resume=resume, restarted=True, launch="first")
+    begin(config, resume=True, launch="second")[0].close()
+
+
+def test_a_launch_keeps_its_name(monkeypatch):
+    assert launch() == ""
+    server = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("TORCHELASTIC_USE_AGENT_STORE", "True")):
+        monkeypatch.setenv(name, value)
+    first = launch()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert launch() == first != ""
+
+
+def test_what_stops_at_once_keeps_no_checkpoint_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(WholeNetwork, "step", lambda *_: torch.tensor(math.nan))
+    with pytest.raises(MeasurementError, match="at step 0; the run is kept; its weights are those that it began with"):
+        train(small(tmp_path))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_no_checkpoint_is_saved_where_running_statistics_of_any_process_are_spoilt(tmp_path, monkeypatch):
+    """Each process must decide the same, for they save together."""
+    config = small(tmp_path, "checkpoint.every=1")
+    trained = train(config)
+    optimizer = build_optimizer(trained.engine.module, config.optimizer)
+    checkpoints = Checkpoints(tmp_path / "new", config.checkpoint, Processes(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(Processes, "any", lambda *_: True)  # another one's are
+    with pytest.raises(MeasurementError, match="could not be: running statistics are not finite either"):
+        _stop(3, math.nan, 1.0, trained.engine, optimizer, checkpoints, Record())
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_new_run_takes_up_no_foreign_checkpoints(tmp_path):
+    train(small(tmp_path))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "other" / "checkpoints")
+    for resume in (False, True):
+        with pytest.raises(UsageError, match="holds checkpoints, and no run that they belong to"):
+            train(small(tmp_path, name="other"), resume=resume)
+    assert not (tmp_path / "other" / "run.json").exists()
+    assert complete(tmp_path / "other" / "checkpoints")
+
+
+def test_both_curves_are_those_of_the_last_weights(tmp_path):
+    train(small(tmp_path, "run.evaluate_every=2"))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    again = train(small(tmp_path, "run.evaluate_every=3"), resume=True)
+    assert [event["step"] for event in again.run.events("resumed")] == [0]
+    assert list(evaluations(again.run)) == [3, 6]
+    assert list(losses(again.run)) == list(range(6))
+
+
+def test_a_watch_that_was_removed_leaves_the_run_to_be_continued(tmp_path):
+    for steps in (2, 3, 4):
+        train(small(tmp_path, f"run.steps={steps}", "watch.enabled=true"), resume=True)
+    shutil.rmtree(tmp_path / "run" / "watch" / "1")
+    train(small(tmp_path, "run.steps=5", "watch.enabled=true"), resume=True)
+    assert sorted(path.name for path in (tmp_path / "run" / "watch").iterdir()) == ["2", "3", "4"]
+
+
 def test_the_command_line_trains_and_continues(tmp_path, capsys):
     file = tmp_path / "a.toml"
     file.write_text('[model]\ndepth = 2\ndim = 8\n[data]\nevaluated = 64\n[schedule]\nname = "constant"\n')
@@ -209,6 +311,17 @@ SOURCE = Source(
         (Model(initialisation_options={"gain": 2}), "model.initialisation must name what"),
         (Model(options={"activation": "Tan"}), "model.options.activation 'Tan' is not known; did you mean 'Tanh'?"),
         (Model(options={"norm": 3}), "model.options.norm must be a name in torch.nn, got 3"),
+        (Model(options={"activation": "Module"}), "model.options.activation 'Module' cannot be used in 'mlp': "),
+        (Model(options={"norm": "BatchNorm2d"}), "model.options.norm 'BatchNorm2d' cannot be used in 'mlp': expected"),
+        (Model(options={"compile": "yes"}), "model.options.compile must be true or false or a table, got 'yes'"),
+        (Model(options={"connection": "Plain"}), "model.options.connection must be left out: model.connection says it"),
+        (Model("cifar_resnet", options={"channels": 3}), "model.options.channels must be a list of numbers, got 3"),
+        (Model("cifar_resnet", options={"channels": [4, "x"]}), r"channels\[1\] must be a whole number, got 'x'"),
+        (Model("cifar_resnet", options={"channels": [4, -2]}), "model.options.channels must be at least 1, got -2"),
+        (
+            Model(connection="HyperConnection", connection_options={"streams": "x"}),
+            "model.connection_options cannot be used: HyperConnection: streams must be an integer, got 'x'",
+        ),
         (Model(options={"heads": 3}), "model.options cannot be used: Residual takes no option 'heads'"),
         (Model(options={"streams": 3}, connection_options={"streams": 2}), "say it once"),
         (Model(network="cifar_resnet", depth=9), "depth must be 6 n [+] 2"),

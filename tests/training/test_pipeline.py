@@ -23,6 +23,7 @@ from levada.theory.cost import NetworkSize, boundary_bytes
 from levada.theory.scale import split_layers
 from levada.training import Parallel, Pipeline, process_mesh
 from levada.training.boundary import state_from, tensors_of
+from levada.training.stages import Stages
 
 DIM, DEPTH, BATCH = 8, 5, 8
 OPTIONS = {
@@ -514,6 +515,13 @@ def run_surrounded(mesh, result: dict) -> None:
 class Extra(nn.Linear):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return super().forward(x), x
+
+
+def test_a_stage_has_no_more_segments_than_layers():
+    net = mlp(5, DIM, inputs=DIM, outputs=DIM, connection=levada.Residual)
+    assert Stages(net, split_layers(5, 2), [0, 1], 3).segments == {0: 3, 1: 2}
+    with pytest.raises(UsageError, match="checkpoint must be at most the layers of a stage, 3, got 99"):
+        Stages(net, split_layers(5, 2), [0], 99)
 
 
 def run_refused(mesh, result: dict) -> None:

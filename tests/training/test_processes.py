@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from levada._errors import UsageError
+from levada._errors import MeasurementError, UsageError
+from levada.cli import main
 from levada.runs import Run
 from levada.training import evaluations, losses, read, resolve, train
 from levada.training.engine import WholeNetwork
-from levada.training.processes import Processes, meet
+from levada.training.processes import Processes, SaidMeasurementError, SaidUsageError, meet
 
 KINDS = ("ddp", "fsdp", "pipeline")
 TABLES = {
@@ -94,6 +96,14 @@ def test_running_statistics_become_those_of_all_processes(together):
     assert together[1]["statistics"] == [0.5, 0.5]
 
 
+def test_copies_have_the_running_statistics_of_all_processes_as_shards_do(together):
+    """Also where nothing was evaluated or saved in between."""
+    copies, evaluated, shards = (together[1][f"norms, {name}"] for name in ("ddp", "ddp evaluated", "fsdp"))
+    for name, value in shards.items():
+        torch.testing.assert_close(copies[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(evaluated[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_what_the_first_process_refuses_all_refuse(together):
     assert all("holds a run. Continue it with --resume" in told for told in together[1]["refused"])
 
@@ -155,6 +165,12 @@ def work(rank: int, folder: Path) -> None:
     found["dropping, ddp"] = refusal(resolve(dropping, [*changes, f"run.folder={folder}/a", "parallel.kind=ddp"]))
     sharded = train(resolve(dropping, [*changes, f"run.folder={folder}/b", "parallel.kind=fsdp"]))
     found["dropping, fsdp"] = list(losses(sharded.run).values())
+    norms = {"model": {"depth": 2, "dim": 8, "options": {"norm": "BatchNorm1d", "pre_activation": True}}}
+    norms["optimizer"] = {"name": "sgd", "lr": 0.1}  # AdamW makes much of a bias before a norm, whose gradient is noise
+    for name, every in (("ddp", 0), ("ddp evaluated", 1), ("fsdp", 0)):
+        asked = [*changes, f"run.folder={folder}/norms-{name}", f"run.evaluate_every={every}", "data.batch_size=16"]
+        module = train(resolve(norms, [*asked, f"parallel.kind={name.split()[0]}"])).engine.module
+        found[f"norms, {name}"] = {key.removeprefix("module."): value.clone() for key, value in module.named_buffers()}
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
@@ -183,6 +199,26 @@ def test_the_living_meet_where_the_dead_have_been():
     names = {future.result() for future in first}
     others = {future.result() for future in again}
     assert (len(names), len(others), len(names & others)) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "code"),
+    [
+        (UsageError("train: no"), "levada train: process 1: no\n", 2),
+        (MeasurementError("a.png is damaged"), "levada train: process 1: a.png is damaged\n", 3),
+        (SaidUsageError("no"), "", 2),
+        (SaidMeasurementError("no"), "", 3),
+    ],
+)
+def test_what_goes_wrong_in_another_process_is_said(error, told, code, monkeypatch, capsys):
+    def fail(_):
+        raise error
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(importlib.import_module("levada.commands.train"), "_train", fail)
+    assert main(["train", "a.toml"]) == code
+    assert capsys.readouterr().err == told
 
 
 def test_an_answer_is_asked_of_one_process_without_a_group():

@@ -11,7 +11,7 @@ from levada.commands.output import QUIET, console
 
 __all__ = ["train"]
 
-UNUSABLE = 2
+UNUSABLE, UNMEASURED = 2, 3
 
 
 def train(options: argparse.Namespace) -> int:
@@ -19,15 +19,26 @@ def train(options: argparse.Namespace) -> int:
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         code = _train(options)
-    except (UsageError, MeasurementError):
-        if together and os.environ.get("RANK") != "0":
-            return UNUSABLE  # the first process says it
-        raise
+    except (UsageError, MeasurementError) as error:
+        rank = os.environ.get("RANK", "0")
+        if not together or rank == "0":
+            raise
+        kind = UsageError if isinstance(error, UsageError) else MeasurementError
+        if _said(error):
+            return UNUSABLE if kind is UsageError else UNMEASURED
+        raise kind(f"process {rank}: {str(error).removeprefix('train: ')}") from error
     if together:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # gloo's threads sometimes outlive the interpreter and abort it
     return code
+
+
+def _said(error: Exception) -> bool:
+    """Whether the first process says the same."""
+    from levada.training.processes import SaidError
+
+    return isinstance(error, SaidError)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -5,23 +5,36 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Final, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from levada import connections, initialise, networks
-from levada._errors import UsageError
+from levada._errors import UsageError, require_at_least
 from levada.connection import Connection
 from levada.grouping import parameter_groups
 from levada.networks import Network
 from levada.training.config import Model, Optimizer, Schedule
 from levada.training.data import Source
+from levada.training.files import fitting
 
 __all__ = ["arranged", "build_network", "build_optimizer", "learning_rate"]
 
 _CALLABLES = ("activation", "norm")
+# What a network takes that is said elsewhere.
+_ELSEWHERE: Final = {
+    "connection": "model.connection",
+    "depth": "model.depth",
+    "dim": "model.dim",
+    "inputs": "data.source",
+    "outputs": "data.source",
+    "vocabulary": "data.source",
+    "dims": "data.source",
+}
 
 
 def build_network(model: Model, source: Source) -> Network:
@@ -42,22 +55,55 @@ def build_network(model: Model, source: Source) -> Network:
     """
     known = {n: c for n, c in vars(connections).items() if isinstance(c, type) and issubclass(c, Connection)}
     connection = _named(model.connection, known, "model.connection")
+    build = getattr(networks, model.network)
+    _require_types(build, model.options)
     options = {name: _callable(name, value) for name, value in model.options.items()}
     twice = sorted({*options} & {*model.connection_options})
     if twice:
         raise UsageError(f"train: {twice[0]} is in model.options and in model.connection_options: say it once.")
     options |= {"connection": connection, **model.connection_options}
-    build = getattr(networks, model.network)
     if model.network == "mlp":
-        shape = {"inputs": math.prod(source.shape), "outputs": source.outputs}
-        network = _called(build, "model.options", model.depth, model.dim, **shape, **options)
+        shape = {"dim": model.dim, "inputs": math.prod(source.shape), "outputs": source.outputs}
     elif model.network == "cifar_resnet":
         channels, dims = _channels(source.shape)
         shape = {"inputs": channels, "outputs": source.outputs, "dims": dims}
-        network = _called(build, "model.options", model.depth, **shape, **options)
     else:
-        network = _called(build, "model.options", model.depth, model.dim, vocabulary=source.outputs, **options)
+        shape = {"dim": model.dim, "vocabulary": source.outputs}
+    network = _called(partial(build, model.depth, **shape), "model.options", model.connection_options, **options)
+    _require_runs(network, model, source)
     return _initialised(network, model, source)
+
+
+def _require_types(build: Any, options: Mapping[str, Any]) -> None:
+    """Raise unless a network's options have the types that its function says, and leave the rest of it to others."""
+    kinds = get_type_hints(build) | {"checkpoint": int | bool, "compile": bool | Mapping[str, Any]}
+    for name, value in options.items():
+        if name in _ELSEWHERE:
+            raise UsageError(f"train: model.options.{name} must be left out: {_ELSEWHERE[name]} says it.")
+        kind = tuple[int, ...] if name == "channels" else kinds.get(name)
+        if name not in _CALLABLES and name in kinds:
+            fitting(value, kind, f"model.options.{name}")
+    for channels in options.get("channels", ()):
+        require_at_least("train", "model.options.channels", channels, 1)
+
+
+def _require_runs(network: Network, model: Model, source: Source) -> None:
+    """Raise if an activation or a norm of `torch.nn` is not made for what it is given, which only a call shows."""
+    named = [name for name in _CALLABLES if model.options.get(name, "none") != "none"]
+    if not named:
+        return
+    inputs, _ = source.train.take(torch.arange(min(2, source.train.num)))
+    try:
+        with torch.no_grad():
+            network.eval()(arranged(inputs, model, source))
+    except UsageError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is one too
+        keys = " or ".join(f"model.options.{name} {model.options[name]!r}" for name in named)
+        told = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"train: {keys} cannot be used in {model.network!r}: {told}.") from error
+    finally:
+        network.train()
 
 
 def _initialised(network: Network, model: Model, source: Source) -> Network:
@@ -70,17 +116,22 @@ def _initialised(network: Network, model: Model, source: Source) -> Network:
     if "batch" in inspect.signature(apply).parameters:
         inputs, _ = source.train.take(torch.arange(min(256, source.train.num)))
         given = (arranged(inputs, model, source),)
-    made = _called(apply, "model.initialisation_options", network, *given, **model.initialisation_options)
+    made = _called(partial(apply, network, *given), "model.initialisation_options", {}, **model.initialisation_options)
     assert isinstance(made, Network)
     return made
 
 
-def _called(build: Any, path: str, *args: Any, **options: Any) -> Any:
-    """Call a function with options that a user named; one that it does not take is a wrong key."""
+def _called(build: Any, path: str, inner: Mapping[str, Any], **options: Any) -> Any:
+    """Call a function with options that a user named; one that it does not take is a wrong key.
+
+    Options of the connection are among them: an error that names one of those is told as theirs.
+    """
     try:
-        return build(*args, **options)
+        return build(**options)
     except (TypeError, ValueError) as error:
         told = " ".join(str(error).split()).rstrip(".")
+        if {*inner} & {*re.findall(r"\w+", told)}:
+            path = "model.connection_options"
         raise UsageError(f"train: {path} cannot be used: {told}.") from error
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, final
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
@@ -72,7 +73,7 @@ class Checkpoints:
         self, folder: Path, checkpoint: Checkpoint, processes: Processes, say: Callable[[str], None] = print
     ) -> None:
         self.saved: int | None = None
-        self._folder, self._settings, self._processes, self._say = folder, checkpoint, processes, say
+        self._folder, self._settings, self.processes, self._say = folder, checkpoint, processes, say
         self._asynchronous = checkpoint.asynchronous
         self._writing: tuple[int, Future[Any]] | None = None
         self._failure: BaseException | None = None
@@ -81,12 +82,15 @@ class Checkpoints:
             say("checkpoints are written while training waits: writing beside it needs PyTorch with gloo.")
 
     def newest(self) -> tuple[int, Path] | None:
-        """Return step and path of the newest complete checkpoint, and remove those that are not complete."""
-        found = complete(self._folder)
+        """Return step and path of the newest complete checkpoint."""
+        return next(iter(complete(self._folder)), None)
+
+    def clean(self) -> None:
+        """Remove the checkpoints that are not complete."""
+        found = [whole for _, whole in complete(self._folder)]
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if _NAME.fullmatch(path.name) and path not in [whole for _, whole in found]:
+            if _NAME.fullmatch(path.name) and path not in found:
                 shutil.rmtree(path)
-        return found[0] if found else None
 
     def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> None:
         """Put a checkpoint's values into a model and its optimizer.
@@ -100,14 +104,20 @@ class Checkpoints:
             MeasurementError: if the checkpoint cannot be read, or is not of this model.
         """
         weights, whole = get_state_dict(model, optimizer, options=_OPTIONS)
-        state = _moments(whole)
         try:
+            # A parameter that had no gradient yet has no moments in the file, and must have none afterwards.
+            moved = self.processes.agree(lambda: _moved(path))
+            state = {name: value for name, value in _moments(whole).items() if _owner(name) in moved}
             load({"model": weights, "optimizer": state}, checkpoint_id=path, **self._surroundings())
         except (Exception, CheckpointException) as error:
             raise MeasurementError(f"{path} cannot be loaded: {_told(error)}") from error
         set_state_dict(
             model, optimizer, model_state_dict=weights, optim_state_dict={**whole, **state}, options=_OPTIONS
         )
+        unmoved = {_owner(name) for name in _moments(whole)} - moved
+        for name, parameter in model.named_parameters():
+            if f"state.{name.removeprefix('module.')}" in unmoved:  # DDP's prefix is not in a checkpoint
+                optimizer.state.pop(parameter, None)
 
     def save(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Save the state after `step` steps; what is being written yet is waited for.
@@ -142,7 +152,7 @@ class Checkpoints:
         if self._failure is not None:
             told = _told(self._failure)
             self._say(f"the checkpoint of step {step} was not written, those before it are as they were: {told}")
-        elif self._processes.rank == 0:
+        elif self.processes.rank == 0:
             self._declare(step, self._folder / f"step-{step:08d}")
 
     def finish(self) -> None:
@@ -150,6 +160,14 @@ class Checkpoints:
         if self._writing is not None:
             self._writing[1].exception()
             self.poll()
+
+    def holds(self, step: int) -> bool:
+        """Return whether the state after `step` steps is on the disk, as far as this process knows.
+
+        Args:
+            step: number of steps done.
+        """
+        return self.saved == step and self._failure is None
 
     def require_saved(self) -> None:
         """Raise if the last checkpoint could not be written.
@@ -162,15 +180,15 @@ class Checkpoints:
 
     def _declare(self, step: int, path: Path) -> None:
         sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
-        marker = {"step": step, "processes": self._processes.size, "files": sizes}
+        marker = {"step": step, "processes": self.processes.size, "files": sizes}
         write_atomically(path / MARKER, json.dumps(marker, indent=1).encode())
         for _, old in complete(self._folder)[self._settings.keep :]:
             (old / MARKER).unlink()  # first: half a checkpoint must not look like one
             shutil.rmtree(old)
 
     def _surroundings(self) -> dict[str, Any]:
-        if self._processes.saving is not None:
-            return {"process_group": self._processes.saving}
+        if self.processes.saving is not None:
+            return {"process_group": self.processes.saving}
         # It is meant, and need not be said.
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
         return {"no_dist": True}
@@ -182,6 +200,17 @@ def _told(error: BaseException) -> str:
         rank, (error, _) = next(iter(error.failures.items()))
         return f"process {rank}: {_told(error)}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _moved(path: Path) -> set[str]:
+    """Return the parameters of which a checkpoint holds moments."""
+    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {_owner(key.removeprefix("optimizer.")) for key in keys if key.startswith("optimizer.")}
+
+
+def _owner(name: str) -> str:
+    """Return a parameter's name of a moment's: `state.head.weight` of `state.head.weight.exp_avg`."""
+    return name.rpartition(".")[0]
 
 
 def _moments(state: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final, Literal, final
 
 from levada._errors import UsageError, require_at_least
@@ -20,10 +21,23 @@ FREE: Final = (
     "checkpoint",
     "watch",
 )
-"""Tables and keys that may change when a run is continued: they do not say what one step computes.
+"""Tables and keys that may change when a run is continued: they do not say what one step computes, but for `FIXED`.
 
 `run.steps` is where a schedule ends, so that a longer run has other learning rates from the continuation on.
 """
+
+FIXED: Final = ("parallel.gather",)
+"""Keys of free tables that must stay: the precision of a gathered parameter is that of the step."""
+
+# What a key says something about: another key, and the values of it. One that would be ignored is refused.
+_BELONGS: Final = {
+    "data.held_out": ("data.source", ("mnist1d", "mnist", "fashion_mnist", "text", "images")),
+    "data.context": ("data.source", ("king_james", "text")),
+    "optimizer.betas": ("optimizer.name", ("adamw",)),
+    "optimizer.momentum": ("optimizer.name", ("sgd",)),
+    "schedule.decay": ("schedule.name", ("stable_decay",)),
+    "schedule.final": ("schedule.name", ("cosine", "stable_decay")),
+}
 
 
 @final
@@ -127,10 +141,10 @@ class Schedule:
     """What the learning rate is multiplied by, from step to step.
 
     Attributes:
-        name: "constant"; "cosine", half a cosine from 1 to `final`; "stable_decay", 1 and then a line down to `final`.
+        name: "constant"; "cosine", half a cosine from 1 down; "stable_decay", 1 and then a line down.
         warmup: steps of a line up to 1, before that.
         decay: steps of the line down of "stable_decay".
-        final: factor at the end.
+        final: factor where cosine and line end, which is one step after the last: the last is a little above.
     """
 
     name: Literal["constant", "cosine", "stable_decay"] = "cosine"
@@ -223,8 +237,10 @@ class Run:
         _least("run.steps", self.steps, 1)
         _least("run.evaluate_every", self.evaluate_every, 0)
         _least("run.seed", self.seed, 0)
-        if not self.folder:
-            raise UsageError("train: run.folder must name a folder, got ''.")
+        if self.seed >= 2**64:
+            raise UsageError(f"train: run.seed must be less than 2^64, got {self.seed}.")
+        if not self.folder or "\0" in self.folder:
+            raise UsageError(f"train: run.folder must name a folder, got {self.folder!r}.")
 
 
 @final
@@ -263,6 +279,7 @@ class Config:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
+        _require_used(self)
         tokens = self.data.source in ("text", "king_james")
         if tokens != (self.model.network == "transformer"):
             rule = 'model.network "transformer" reads texts, and the others read examples of classes'
@@ -284,6 +301,21 @@ class Config:
             )
         if self.schedule.name == "stable_decay" and not self.schedule.decay:
             raise UsageError('train: schedule.decay must be at least 1 for schedule.name "stable_decay", got 0.')
+
+
+def _require_used(config: Config) -> None:
+    """Raise if a key is set that nothing reads."""
+    for path, (other, values) in _BELONGS.items():
+        table, key = path.split(".")
+        came = attrgetter(other)(config)
+        default = type(getattr(config, table)).__dataclass_fields__[key].default
+        if came not in values and attrgetter(path)(config) != default:
+            belongs = " or ".join(f'"{value}"' for value in values)
+            raise UsageError(f'train: {path} belongs to {other} {belongs}, and that is "{came}". Leave it out.')
+    if config.precision.compute == "float32" and config.parallel.gather == "bfloat16":
+        raise UsageError(
+            'train: parallel.gather "bfloat16" computes in bfloat16, and precision.compute is "float32". Leave one out.'
+        )
 
 
 def _least(key: str, value: float, least: float) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from levada._errors import UsageError
-from levada.training.config import FREE, Config
+from levada.training.config import FIXED, FREE, Config
 
-__all__ = ["content_hash", "differences", "read", "resolve", "settings", "to_dict", "to_toml"]
+__all__ = ["content_hash", "differences", "fitting", "read", "resolve", "settings", "to_dict", "to_toml"]
 
 
 def read(path: str | Path, changes: Sequence[str] = ()) -> Config:
@@ -103,7 +103,7 @@ def _build(kind: Any, given: Any, path: str) -> Any:
         if key not in kinds:
             raise UsageError(f"train: {place} is not a {'key' if path else 'table'}; {_nearest(key, kinds, path)}")
         inside = dataclasses.is_dataclass(kinds[key])
-        values[key] = _build(kinds[key], value, place) if inside else _fitting(value, kinds[key], place)
+        values[key] = _build(kinds[key], value, place) if inside else fitting(value, kinds[key], place)
     try:
         return kind(**values)
     except UsageError as error:
@@ -119,8 +119,17 @@ def _nearest(key: str, known: Mapping[str, Any], path: str) -> str:
     return f"there {'are' if len(known) > 1 else 'is'}: {', '.join(known)}."
 
 
-def _fitting(value: Any, kind: Any, path: str) -> Any:
-    """Return a value as its field's type, or say what it must be."""
+def fitting(value: Any, kind: Any, path: str) -> Any:
+    """Return a value as its field's type, or say what it must be.
+
+    Args:
+        value: what came.
+        kind: the type, as an annotation says it.
+        path: the key's path, for the error.
+
+    Raises:
+        UsageError: if it is of another type.
+    """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         if value in arguments and type(value) is type(arguments[arguments.index(value)]):
@@ -131,14 +140,14 @@ def _fitting(value: Any, kind: Any, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         for choice in arguments:
             try:
-                return _fitting(value, choice, path)
+                return fitting(value, choice, path)
             except UsageError:
                 continue
     elif origin is tuple and isinstance(value, list | tuple):
         one = arguments[-1] is Ellipsis
         if one or len(value) == len(arguments):
             inner = [arguments[0]] * len(value) if one else arguments
-            return tuple(_fitting(v, k, f"{path}[{i}]") for i, (v, k) in enumerate(zip(value, inner, strict=True)))
+            return tuple(fitting(v, k, f"{path}[{i}]") for i, (v, k) in enumerate(zip(value, inner, strict=True)))
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif origin is Mapping and isinstance(value, Mapping):
@@ -203,7 +212,8 @@ def _toml(value: Any) -> str:
 def _fixed(config: Config) -> dict[str, Any]:
     """Return what says what a step computes, by path."""
     flat = {f"{name}.{key}": value for name, table in to_dict(config).items() for key, value in table.items()}
-    return {path: value for path, value in flat.items() if path not in FREE and path.split(".")[0] not in FREE}
+    free = {path for path in flat if path not in FIXED and (path in FREE or path.split(".")[0] in FREE)}
+    return {path: value for path, value in flat.items() if path not in free}
 
 
 def content_hash(config: Config) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO, final
 
@@ -24,7 +25,7 @@ from levada.training.data import Examples, Source, load_data
 from levada.training.engine import Engine, Staged, WholeNetwork, cross_entropy
 from levada.training.parallel import parallelise, process_mesh
 from levada.training.pipeline import Pipeline
-from levada.training.processes import Processes, join
+from levada.training.processes import Processes, SaidMeasurementError, join, launch
 from levada.training.record import Progress, Record
 from levada.training.sampling import Order, mix, share
 from levada.watching.watch import Watch, watch
@@ -55,7 +56,8 @@ class Trained:
 def train(config: Config, *, resume: bool = False, stream: TextIO | None = None) -> Trained:
     """Train a network as a configuration says.
 
-    Under torchrun each process calls it. One that was restarted continues from the newest complete checkpoint.
+    Under torchrun each process calls it. One that was restarted continues what the same launch began, from the newest
+    complete checkpoint.
 
     Args:
         config: the configuration.
@@ -79,10 +81,13 @@ def train(config: Config, *, resume: bool = False, stream: TextIO | None = None)
         source = load_data(config.data)
         engine = _engine(config, source, processes)
         record = Record()
-        resume = processes.any(resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
-        processes.agree(lambda: record.open(config, resume=resume))
+        resume = processes.any(resume)
+        restarted = processes.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
+        open_run = partial(record.open, config, resume=resume, restarted=restarted)
+        continued = processes.agree(lambda: open_run(launch=launch()))
+        shown = stream if processes.rank == 0 else None
         try:
-            return _train(config, source, engine, processes, record, stream if processes.rank == 0 else None)
+            return _train(config, source, engine, processes, record, shown, continued=continued)
         finally:
             record.close()
 
@@ -98,16 +103,26 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 def _train(
-    config: Config, source: Source, engine: Engine, processes: Processes, record: Record, stream: TextIO | None
+    config: Config,
+    source: Source,
+    engine: Engine,
+    processes: Processes,
+    record: Record,
+    stream: TextIO | None,
+    *,
+    continued: bool,
 ) -> Trained:
     progress = Progress(config.run.steps, None if config.watch.enabled and config.watch.live else stream)
     optimizer = build_optimizer(engine.module, config.optimizer)
     checkpoints = Checkpoints(Path(config.run.folder) / "checkpoints", config.checkpoint, processes, progress.say)
     first = 0
-    found = processes.agree(checkpoints.newest)
-    if found is not None:
-        first, path = found
-        checkpoints.load(path, engine.module, optimizer)
+    if continued:
+        processes.agree(checkpoints.clean)
+        found = processes.agree(checkpoints.newest)
+        if found is not None:
+            first, path = found
+            checkpoints.load(path, engine.module, optimizer)
+            checkpoints.saved = first
         record.event("resumed", step=first, processes=processes.size)
         progress.say(f"continuing after step {first}")
 
@@ -148,7 +163,7 @@ def _loop(
         norm = float(engine.clip(limit))
         record.step(step, loss, norm, lr)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            _stop(step, loss, norm, engine, optimizer, checkpoints)
+            _stop(step, loss, norm, engine, optimizer, checkpoints, record)
         optimizer.step()
 
         done = step + 1
@@ -167,11 +182,12 @@ def _loop(
 def _watch(config: Config, engine: Engine, optimizer: torch.optim.Optimizer, processes: Processes) -> Watch:
     """Look on, and keep what is seen in a run of its own inside the run: one for each time that training begins."""
     home = Path(config.run.folder) / "watch"
-    number = processes.agree(lambda: len(list(home.iterdir())) if home.is_dir() else 0)
+    names = processes.agree(lambda: [path.name for path in home.iterdir()] if home.is_dir() else [])
+    number = max((int(name) for name in names if name.isdecimal()), default=0) + 1
     return watch(
         engine.module,
         optimizer,
-        run=home / f"{number + 1}",
+        run=home / f"{number}",
         every=config.watch.every,
         max_overhead=config.watch.max_overhead,
         live=config.watch.live,
@@ -236,32 +252,49 @@ def _taken(config: Config, source: Source, examples: Examples, index: Tensor) ->
 
 
 def _evaluate(config: Config, source: Source, engine: Engine, device: torch.device) -> float:
-    """Return the mean loss over held-out examples, the same ones at every time and for any number of processes."""
+    """Return the mean loss over held-out examples, the same ones at every time and however batches are divided."""
     engine.settle()
-    size = config.data.batch_size // config.optimizer.accumulate
-    num_batches = max(min(config.data.evaluated, source.held_out.num) // size, 1)
-    places = torch.linspace(0, source.held_out.num - 1, num_batches * size, dtype=torch.float64).long()
+    batch_size, accumulate = config.data.batch_size, config.optimizer.accumulate
+    num = max(min(config.data.evaluated, source.held_out.num) // batch_size, 1) * batch_size
+    places = torch.linspace(0, source.held_out.num - 1, num, dtype=torch.float64).long()
+    size = batch_size // accumulate
     first, last = share(size, 1, engine.replica, engine.replicas)
     losses = []
     for batch in torch.split(places, size):
         inputs, targets = _taken(config, source, source.held_out, batch[first:last])
         losses.append(float(engine.evaluate(inputs.to(device), targets.to(device))))
-    return math.fsum(losses) / num_batches
+    return math.fsum(losses) / len(losses)
 
 
 def _stop(
-    step: int, loss: float, norm: float, engine: Engine, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
+    step: int,
+    loss: float,
+    norm: float,
+    engine: Engine,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    record: Record,
 ) -> None:
     """Keep the weights as they were before the update that would spoil them, and say what happened."""
     checkpoints.finish()
     engine.settle()
-    buffers = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
-    # Running statistics have seen this step already: they must not have been spoilt.
-    if step and checkpoints.saved != step and all(bool(buffer.isfinite().all()) for buffer in buffers):
+    # Running statistics have seen this step already, in one stage or in all: they must not have been spoilt.
+    spoilt = checkpoints.processes.any(not all(bool(b.isfinite().all()) for b in engine.module.buffers()))
+    if step and checkpoints.saved != step and not spoilt:
         checkpoints.save(step, engine.module, optimizer)
         checkpoints.finish()
+    if checkpoints.holds(step):
+        kept = ", with the weights of before in its newest checkpoint"
+    elif not step:
+        kept = "; its weights are those that it began with"
+    else:
+        kept = ", and the weights of before could not be: " + (
+            "running statistics are not finite either" if spoilt else "see what was said of their checkpoint"
+        )
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}, the loss {loss:.4g}"
-    raise MeasurementError(
-        f"train: {what} at step {step}; the run is kept, with the weights of before in its newest checkpoint. A "
-        "smaller optimizer.lr or a longer schedule.warmup may help; `levada check` says what is wrong with a model."
+    told = (
+        f"train: {what} at step {step}; the run is kept{kept}. A smaller optimizer.lr or a longer schedule.warmup may "
+        "help; `levada check` says what is wrong with a model."
     )
+    record.event("stopped", step=step, told=told)
+    raise SaidMeasurementError(told) if checkpoints.processes.rank else MeasurementError(told)

@@ -85,6 +85,8 @@ class Parallel:
                 raise UsageError(f"Parallel: {name} must be one of {', '.join(values)}, got {getattr(self, name)!r}.")
         require_at_least("Parallel", "stages", self.stages, 0)
         require_at_least("Parallel", "micro_batches", self.micro_batches, 1)
+        if not isinstance(self.checkpoint, bool):
+            require_at_least("Parallel", "checkpoint", self.checkpoint, 0)
         object.__setattr__(self, "split", tuple(self.split))  # a configuration file has lists
         for layers in self.split:
             require_at_least("Parallel", "a stage in split", layers, 1)
@@ -181,8 +183,9 @@ def parallelise(
     place = next(model.parameters()).device
     devices = None if place.type in ("cpu", "meta") else [place]
     process_group = mesh.get_group()
+    # Running statistics are averaged when they are needed: those of the first process alone are not the batch's.
     return nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, process_group=process_group, gradient_as_bucket_view=True
+        model, device_ids=devices, process_group=process_group, gradient_as_bucket_view=True, broadcast_buffers=False
     )
 
 

@@ -13,12 +13,26 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 
-from levada._errors import UsageError
+from levada._errors import MeasurementError, UsageError
 from levada.training.config import Config
 
-__all__ = ["Processes", "join", "meet"]
+__all__ = ["Processes", "SaidError", "join", "launch", "meet"]
 
 T = TypeVar("T")
+
+
+class SaidError(Exception):
+    """An error that every process raises, so that only the first need say it."""
+
+
+@final
+class SaidUsageError(SaidError, UsageError):
+    """What the first process refuses, in another."""
+
+
+@final
+class SaidMeasurementError(SaidError, MeasurementError):
+    """What could not be measured in the first process, in another."""
 
 
 @final
@@ -46,7 +60,8 @@ class Processes:
             ask: what the first process calls; its answer must be picklable.
 
         Raises:
-            UsageError: in the other processes, if `ask` raised anything in the first.
+            SaidError: in the other processes, if `ask` raised anything in the first; a `UsageError` where that is one,
+                else a `MeasurementError`.
         """
         if self.size == 1:
             return ask()
@@ -56,10 +71,14 @@ class Processes:
             try:
                 answer[0] = ask()
             except Exception as error:
-                raised, answer[1] = error, str(error)
+                raised, answer[1] = (
+                    error,
+                    (SaidUsageError if isinstance(error, UsageError) else SaidMeasurementError, str(error)),
+                )
         dist.broadcast_object_list(answer, group=self.saving)
         if answer[1] is not None:
-            raise raised or UsageError(answer[1])
+            kind, told = answer[1]
+            raise raised or kind(told)
         found: T = answer[0]
         return found
 
@@ -154,6 +173,22 @@ def meet(store: Any, rank: int, size: int) -> str:
             raise TimeoutError(f"processes {sorted(waiting)} of {size} did not come")
         time.sleep(0.01)
     return own
+
+
+def launch() -> str:
+    """Return a name of the torchrun that started this process, the same after it restarted it; "" without torchrun.
+
+    `TORCHELASTIC_RUN_ID` alone is "none" where the user gives none, and may be that of an earlier launch. torchrun's
+    store lives as long as torchrun, so that what is written there first stays the launch's.
+    """
+    if (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    ):  # without torchrun, or its store dies with this process
+        return ""
+    found: Any = dist
+    store, _, _ = next(found.rendezvous("env://"))
+    name: bytes = store.compare_set("levada/launch", "", uuid.uuid4().hex)
+    return name.decode()
 
 
 def _device(name: str) -> torch.device:

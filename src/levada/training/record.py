@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO, final
 
-from levada._errors import UsageError
+from levada._errors import MeasurementError, UsageError
 from levada.runs import Run, RunWriter
 from levada.runs.manifest import write_atomically
 from levada.training.config import Config
@@ -18,18 +18,33 @@ CONFIG = "config.toml"
 _BATCH, _SECONDS = 256, 1.0
 
 
-def begin(config: Config, *, resume: bool) -> RunWriter:
+def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str = "") -> tuple[RunWriter, bool]:
     """Open a training's run folder: a new one, or to continue the one that is there.
 
     Args:
         config: the configuration; it is kept in the folder.
         resume: whether a run that is there is continued; where none is, one begins.
+        restarted: whether torchrun restarted the process, which continues what the same launch began.
+        launch: the launch's name, as `levada.training.processes.launch` gives it.
+
+    Returns:
+        The run's writer, and whether a run is continued.
 
     Raises:
-        UsageError: if the folder holds a run that is not to be continued, or one of another configuration.
+        UsageError: if the folder holds a run that is not to be continued, or one of another configuration, or
+            checkpoints of no run.
+        MeasurementError: if the same launch stopped before at what stops it again.
     """
     folder = Path(config.run.folder)
-    if not (folder / "run.json").exists():
+    continued = (folder / "run.json").exists()
+    if continued and restarted:
+        resume = _is_of(folder, launch) or resume
+    if not continued:
+        if any(folder.glob("checkpoints/step-*")):
+            raise UsageError(
+                f"train: run.folder {str(folder)!r} holds checkpoints, and no run that they belong to. Name another "
+                "folder, or remove them."
+            )
         writer = RunWriter.create(
             folder, kind="train", name=folder.name, config={"hash": content_hash(config), **to_dict(config)}
         )
@@ -43,7 +58,24 @@ def begin(config: Config, *, resume: bool) -> RunWriter:
             _require_same(read(folder / CONFIG), config, folder)
         writer = RunWriter.open(folder)
     write_atomically(folder / CONFIG, to_toml(config).encode())
-    return writer
+    if launch:
+        writer.append("launched", name=launch)
+    return writer, continued
+
+
+def _is_of(folder: Path, launch: str) -> bool:
+    """Return whether a launch began or continued a run, which it may then take up after a restart.
+
+    Raises:
+        MeasurementError: if the run stopped by itself in this launch.
+    """
+    own = False
+    for event in Run(folder).events():
+        if event["type"] == "launched":
+            own = bool(launch) and event["name"] == launch
+        elif event["type"] == "stopped" and own:
+            raise MeasurementError(f"{event['told']} It is not tried again in this launch.")
+    return own
 
 
 def _require_same(before: Config, now: Config, folder: Path) -> None:
@@ -70,14 +102,20 @@ class Record:
         self._rows: list[tuple[float, float, float]] = []
         self._stored = time.monotonic()
 
-    def open(self, config: Config, *, resume: bool) -> None:
+    def open(self, config: Config, *, resume: bool, restarted: bool = False, launch: str = "") -> bool:
         """Open the run's folder; see `begin`.
 
         Args:
             config: the configuration.
             resume: whether a run that is there is continued.
+            restarted: whether torchrun restarted the process.
+            launch: the launch's name.
+
+        Returns:
+            Whether a run is continued.
         """
-        self._writer = begin(config, resume=resume)
+        self._writer, continued = begin(config, resume=resume, restarted=restarted, launch=launch)
+        return continued
 
     def step(self, step: int, loss: float, gradient_norm: float, lr: float) -> None:
         """Keep what a step gave.
@@ -140,22 +178,31 @@ def losses(run: Run) -> dict[int, float]:
         >>> losses(Run(writer.path))
         {0: 3.0, 1: 2.5}
     """
-    found: dict[int, float] = {}
-    for event in run.events(numbers=("loss",)):
-        if event["type"] == "losses":
-            found.update(enumerate(event["loss"], start=event["first"]))
-        elif event["type"] == "resumed":
-            found = {step: loss for step, loss in found.items() if step < event["step"]}
-    return found
+    return _curve(run, "losses")
 
 
 def evaluations(run: Run) -> dict[int, float]:
-    """Return the held-out losses by the number of steps done.
+    """Return the held-out losses by the number of steps done, of the steps that led to the run's last weights.
 
     Args:
         run: of kind "train".
     """
-    return {event["step"]: event["loss"] for event in run.events("evaluation", numbers=("loss",))}
+    return _curve(run, "evaluation")
+
+
+def _curve(run: Run, kind: str) -> dict[int, float]:
+    """Put a curve together: a continuation takes back what came after its checkpoint."""
+    found: dict[int, float] = {}  # by number of steps done
+    for event in run.events(numbers=("loss",)):
+        if event["type"] == "resumed":
+            found = {done: loss for done, loss in found.items() if done <= event["step"]}
+        elif event["type"] != kind:
+            continue
+        elif kind == "losses":
+            found.update(enumerate(event["loss"], start=event["first"] + 1))
+        else:
+            found[event["step"]] = event["loss"]
+    return {done - 1: loss for done, loss in found.items()} if kind == "losses" else found
 
 
 @final

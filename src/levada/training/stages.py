@@ -34,6 +34,12 @@ class Stages(nn.Module):
 
     def __init__(self, network: Network, layers: Sequence[range], places: Sequence[int], segments: Any) -> None:
         super().__init__()
+        longest = max(map(len, layers))
+        if not isinstance(segments, bool) and segments is not None and segments > longest:
+            raise UsageError(
+                f"Pipeline: checkpoint must be at most the layers of a stage, {longest}, got {segments}. Use a smaller "
+                "number, or True."
+            )
         stack = network.stack
         self.ranges = {place: layers[place] for place in places}
         self.last = len(layers) - 1
