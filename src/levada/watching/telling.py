@@ -38,4 +38,8 @@ def warn(sentence: str, *, stacklevel: int = 2) -> None:
     try:
         warnings.warn(sentence, stacklevel=stacklevel + 1)
     except UserWarning:
-        say(sentence)
+        _instead(sentence)
+
+
+def _instead(sentence: str) -> None:
+    say(sentence)
