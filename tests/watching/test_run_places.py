@@ -157,7 +157,7 @@ def test_a_model_that_another_process_alone_trains_has_a_record_of_its_own(tmp_p
     places._PATIENCE["own"] = 0.5
     common = nn.parallel.DistributedDataParallel(net())
     if rank == 1:
-        train(nn.Linear(4, 1))
+        train(nn.Linear(4, 1), 6)
     train(common, 6)
     """
     torchrun(tmp_path, text, "-m", "levada", "run", "--every", "1", "--max-overhead", "1")
