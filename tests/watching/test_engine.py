@@ -967,3 +967,33 @@ def test_a_watch_that_is_gone_leaves_no_switch():
     del watched, model, optimizer
     gc.collect()
     assert set(compiled._switches) <= before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"run": 5}, "run must name a folder or an address, got int"),
+        ({"run": " "}, "run must name a folder, got ' '"),
+        ({"run": "/proc/x/y"}, "run must name a folder that can be written to, got '/proc/x/y'"),
+        ({"scaler": 3}, r"scaler must have a method get_scale\(\), got int"),
+        ({"live": "yes"}, "live must be True, False or 'plain', got 'yes'"),
+        ({"listeners": 3}, "listeners must be a sequence of them, got int"),
+        ({"listeners": [3]}, "but int has no before_update"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(arguments, message):
+    model = make()
+    with pytest.raises(levada._errors.UsageError, match=message):
+        levada.watch(model, sgd(model), **arguments)
+    assert hooks_of(model) == 0
+
+
+def test_no_optimizers_and_no_numbers_are_refused():
+    model = make()
+    with pytest.raises(levada._errors.UsageError, match="there must be one at least, got none"):
+        levada.watch(model, [])
+    with (
+        levada.watch(model, sgd(model)) as watched,
+        pytest.raises(levada._errors.UsageError, match="accuracy must be a number, got 'high'"),
+    ):
+        watched.log(accuracy="high")

@@ -12,11 +12,12 @@ from typing import Any, Final, Literal, Self, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import MeasurementError, UsageError
+from levada._errors import MeasurementError, UsageError, require_number
 from levada.connection import require_module
 from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
 from levada.watching.account import report
+from levada.watching.arguments import optimizers_of, require_arguments
 from levada.watching.engine import Engine
 from levada.watching.judge import Judge
 from levada.watching.keeper import require_notes
@@ -193,7 +194,12 @@ class Watch:
 
         Args:
             scalars: name -> number.
+
+        Raises:
+            UsageError: if a value is no number.
         """
+        for name, value in scalars.items():
+            require_number("Watch.log", name, value)
         self._engine.log({name: float(value) for name, value in scalars.items()})
 
     def trace(self) -> Trace:
@@ -337,17 +343,8 @@ def watch(
         (['0', '2'], 1, 1.0)
     """
     require_module(model, "watch")
-    held = {id(p) for p in model.parameters()}
-    if not held:
-        raise UsageError(f"watch: the model must have parameters, but {type(model).__name__} has none.")
-    given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
-    optimizers = [_unwrapped(one) for one in given]
-    for one in optimizers:
-        if not any(id(p) in held for group in one.param_groups for p in group["params"]):
-            raise UsageError(
-                f"watch: the optimizer must hold parameters of the model, but this {type(one).__name__} holds none of "
-                f"{type(model).__name__}'s. Make it after the model was moved, sharded or wrapped, or give the other."
-            )
+    optimizers = optimizers_of(model, optimizer)
+    listeners = require_arguments(run, scaler, live, listeners)
     first = run.step if isinstance(run, Continue) else 0
     cadence = Cadence(every, max_overhead)
     made = Watch(model, optimizers, cadence=cadence, scaler=scaler, listeners=listeners, first=first)
@@ -367,7 +364,13 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
 
         resume = isinstance(run, Continue)
         made._record = run.folder if isinstance(run, Continue) else run
-        recording = Recording(made._record, made, resume=resume)
+        try:
+            recording = Recording(made._record, made, resume=resume)
+        except OSError as error:
+            raise UsageError(
+                f"watch: run must name a folder that can be written to, got {str(made._record)!r}: "
+                f"{error.strerror or error}."
+            ) from error
         made.run = recording.folder
     made.judge = Judge(made, keep=made.run)
     made._listeners.insert(0, made.judge)  # whoever hears of a sample finds what was found in it
@@ -377,16 +380,3 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
         from levada.watching.live import Live
 
         made.listen(Live(made, plain=True if live == "plain" else None))
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """Return the optimizer inside of a wrapper, whose step hooks are called whoever calls it."""
-    inner = optimizer
-    while isinstance(getattr(inner, "optimizer", None), torch.optim.Optimizer):
-        inner = inner.optimizer
-    if not hasattr(inner, "register_step_post_hook") or not hasattr(inner, "param_groups"):
-        raise UsageError(
-            f"watch: the optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}. Give None, and "
-            "call Watch.step() after each update."
-        )
-    return inner

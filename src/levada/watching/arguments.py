@@ -1,0 +1,90 @@
+"""What `levada.watch` is called with: refused in a sentence where it cannot be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from levada._errors import UsageError
+from levada.watching.sample import Continue, Listener
+
+__all__ = ["optimizers_of", "require_arguments"]
+
+
+def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
+    """Return the optimizers whose steps end a step, out of their wrappers.
+
+    Args:
+        model: what they train.
+        optimizer: one, several in a sequence, or None.
+
+    Raises:
+        UsageError: if the model has no parameters, something is no optimizer, or one holds none of the model's.
+    """
+    held = {id(p) for p in model.parameters()}
+    if not held:
+        raise UsageError(f"watch: the model must have parameters, but {type(model).__name__} has none.")
+    given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
+    if optimizer is not None and not given:
+        raise UsageError(
+            "watch: of several optimizers there must be one at least, got none. Give None, and call Watch.step()."
+        )
+    optimizers = [_unwrapped(one) for one in given]
+    for one in optimizers:
+        if not any(id(p) in held for group in one.param_groups for p in group["params"]):
+            raise UsageError(
+                f"watch: the optimizer must hold parameters of the model, but this {type(one).__name__} holds none of "
+                f"{type(model).__name__}'s. Make it after the model was moved, sharded or wrapped, or give the other."
+            )
+    return optimizers
+
+
+def require_arguments(run: Any, scaler: Any, live: Any, listeners: Any) -> list[Listener]:
+    """Return the listeners, if all of this can be meant.
+
+    Args:
+        run: a folder, an address, a `Continue` or None.
+        scaler: something with `get_scale`, or None.
+        live: True, False or "plain".
+        listeners: some.
+
+    Raises:
+        UsageError: if one of them is something else.
+    """
+    place = run.folder if isinstance(run, Continue) else run
+    if place is not None and not isinstance(place, str | Path):
+        raise UsageError(f"watch: run must name a folder or an address, got {type(place).__name__}.")
+    if isinstance(place, str) and not place.strip():
+        raise UsageError(f"watch: run must name a folder, got {place!r}. Leave it out to keep no record.")
+    if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
+        raise UsageError(f"watch: scaler must have a method get_scale(), got {type(scaler).__name__}.")
+    if not isinstance(live, bool) and live != "plain":
+        raise UsageError(f"watch: live must be True, False or 'plain', got {live!r}.")
+    if not isinstance(listeners, Iterable) or isinstance(listeners, str):
+        raise UsageError(f"watch: listeners must be a sequence of them, got {type(listeners).__name__}.")
+    found = list(listeners)
+    for one in found:
+        missing = [name for name in ("before_update", "sampled", "close") if not callable(getattr(one, name, None))]
+        if missing:
+            raise UsageError(
+                f"watch: a listener has the methods before_update, sampled and close, but {type(one).__name__} has no "
+                f"{missing[0]}."
+            )
+    return found
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """Return the optimizer inside of a wrapper, whose step hooks are called whoever calls it."""
+    inner = optimizer
+    while isinstance(getattr(inner, "optimizer", None), torch.optim.Optimizer):
+        inner = inner.optimizer
+    if not hasattr(inner, "register_step_post_hook") or not hasattr(inner, "param_groups"):
+        raise UsageError(
+            f"watch: the optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}. Give None, and "
+            "call Watch.step() after each update."
+        )
+    return inner
