@@ -501,7 +501,7 @@ def test_the_last_pass_is_kept_to_run_again():
 def test_the_throttle_keeps_the_overhead_below_its_limit(monkeypatch):
     monkeypatch.setattr("levada.watching.overhead._FREE", 0.0)
     model = make()
-    with watch(model, optimizer := sgd(model), every=2, max_overhead=0.05) as watched:
+    with watch(model, optimizer := sgd(model), every=2, max_overhead=0.002) as watched:
         train(model, optimizer, data(60))
     assert watched.sampling > 2  # a step of this model takes less than its measurement
     assert watched.overhead > 0

@@ -63,7 +63,7 @@ class Cadence:
     r"""Which steps are sampled.
 
     A sampled step costs $c$, the larger of the time in the watch's own code and of what sampled steps take longer than
-    others; both are medians, so that a pause between steps is not mistaken for it. With a step of $t$ seconds and $u$
+    others: a median, and the least of five, so that a pause between steps is not mistaken for it. With a step of $t$ seconds and $u$
     seconds of own code on steps that are not sampled, samples at a distance $d$ cost a share $(c / d + u) / t$ of the
     training; $d$ is the smallest number of steps, at least `every`, with which this is at most `max_overhead`. It
     shrinks by half at most from one sample to the next. A sample also waits until all samples so far, with it, cost no
@@ -175,7 +175,8 @@ class Cadence:
     def _cost(self) -> tuple[float, float, float]:
         """Return what a sampled step costs, what the watch does on the others, and what a step takes."""
         own = statistics.median(self._own) if self._own else 0.0
-        longer = statistics.median(self._longer) if len(self._longer) > 1 else 0.0
+        # The least of several: whatever else slows a step, such as other programs, is not the watch's.
+        longer = min(self._longer) if len(self._longer) > 1 else 0.0
         idle = statistics.median(self._idle) if self._idle else 0.0
         if self._plain:
             step = statistics.median(self._plain)
