@@ -499,7 +499,7 @@ def test_the_last_pass_is_kept_to_run_again():
 
 
 def test_the_throttle_keeps_the_overhead_below_its_limit(monkeypatch):
-    monkeypatch.setattr("levada.watching.overhead._FREE", 0.0)
+    monkeypatch.setitem(Cadence.due.__globals__, "_FREE", 0.0)
     model = make()
     with watch(model, optimizer := sgd(model), every=2, max_overhead=0.002) as watched:
         train(model, optimizer, data(60))

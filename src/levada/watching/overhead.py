@@ -63,14 +63,16 @@ class Cadence:
     r"""Which steps are sampled.
 
     A sampled step costs $c$, the larger of the time in the watch's own code and of what sampled steps take longer than
-    others: a median, and the least of five, so that a pause between steps is not mistaken for it. With a step of $t$ seconds and $u$
-    seconds of own code on steps that are not sampled, samples at a distance $d$ cost a share $(c / d + u) / t$ of the
-    training; $d$ is the smallest number of steps, at least `every`, with which this is at most `max_overhead`. It
-    shrinks by half at most from one sample to the next. A sample also waits until all samples so far, with it, cost no
-    more than that share of all the time that was trained, so that a short run is as cheap as a long one. Distances
-    above 1 are soon one step longer now and then, in an order without a period: else a task whose turn comes every $d$
-    steps would be seen always or never. The first sample finds the blocks, which costs more and is not counted; the
-    second one is taken to cost a step at most.
+    others: a median, and the least of five, so that a pause between steps is not mistaken for it. With a step of $t$
+    seconds and $u$ seconds of own code on steps that are not sampled, samples at a distance $d$ cost a share
+    $(c / d + u) / t$ of the training; $d$ is the smallest number of steps, at least `every`, with which this is at most
+    `max_overhead`; where $u$ alone takes more than half of that, half of it goes to samples. It shrinks by half at most
+    from one sample to the next. A sample also waits until all samples so far, with it, cost no more than that share of
+    all the time that was trained, so that a short run is as cheap as a long one. Distances above 1 are soon one step
+    longer now and then, in an order without a period: else a task whose turn comes every $d$ steps would be seen always
+    or never. Up to a tenth of a second in all, samples come as often as `every` says: a training of a few seconds is
+    judged too. The first sample finds the blocks, which costs more and is not counted; the second one is taken to cost
+    a step at most.
 
     Args:
         every: smallest distance.
