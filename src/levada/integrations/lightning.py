@@ -40,7 +40,8 @@ class LevadaCallback(Callback):
     begins with the training, after the check of the validation, and ends with it, also by an exception. What rules find
     becomes a warning at once; a summary of each sample is logged under "levada/...".
 
-    A step is an update of the weights (with several optimizers, of the last of them). The model that a batch passes
+    A step is an update of the weights (of several optimizers that take turns, each after a pass of its own, each makes
+    a step). The model that a batch passes
     through is the module itself: where `training_step` does not call the module (`self(batch)`), signals and gradients
     are the same, but the inputs of the last pass are not known.
 

@@ -21,6 +21,7 @@ MAX_RANKS: Final = 16  # of which the spread is read
 MAX_LOSSES: Final = 1200
 NUM_PROFILES: Final = 4
 MAX_FINDINGS: Final = 24
+SEEN: Final = 0.9  # of the steps: if the last sample was before, the rest of the training is not called healthy
 ENOUGH: Final = 4  # samples; with fewer, most running rules cannot speak, and silence means nothing
 _WORST: Final = ("error", "warn")
 _HEATS: Final = (
@@ -64,7 +65,7 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
         "title": name,
         "verdict": verdict,
         "sign": SIGNS[verdict],
-        "headline": _headline(verdict, fired),
+        "headline": _headline(verdict, fired, depth, losses),
         "claim": str(fired[0].get("claim", "")) if fired else "",
         "facts": _facts(depth, losses, events, len(run.ranks)),
         "figures": [*_loss(losses, findings), *_heats(depth), *_profiles(depth)],
@@ -199,7 +200,13 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     return view
 
 
-def _headline(verdict: str, fired: Sequence[Mapping[str, Any]]) -> str:
+def _headline(
+    verdict: str, fired: Sequence[Mapping[str, Any]], depth: _Depth, losses: Sequence[tuple[int, float]]
+) -> str:
+    if verdict == "healthy" and losses and depth.steps[-1] < SEEN * losses[-1][0]:
+        return (
+            f"The learning signal reached every block up to step {depth.steps[-1]:,}; what came after was not sampled"
+        )
     words = {"healthy": "The learning signal reached every block", "unknown": "Too few samples to judge"}
     return words.get(verdict) or headline({"verdict": verdict, "findings": fired})
 
@@ -208,7 +215,8 @@ def _facts(
     depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], ranks: int
 ) -> list[dict[str, str]]:
     steps = [*depth.steps[-1:], *(step for step, _ in losses[-1:])]
-    facts = [("steps", f"{max(steps) + 1:,}" if steps else "0", f"{count(len(depth.steps), 'sample')} kept")]
+    last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
+    facts = [("steps", f"{max(steps) + 1:,}" if steps else "0", f"{count(len(depth.steps), 'sample')} kept{last}")]
     if losses:
         facts.append(("loss", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
     overhead = _overhead(depth, events)
