@@ -220,11 +220,12 @@ def test_a_finding_that_comes_again_is_told_again(tmp_path: Path) -> None:
         "severity": "warn",
         "claim": "The loss rose.",
         "where": {},
-        "evidence": {"told_at": 1},
+        "evidence": {"told_at": 60},
     }
     with RunWriter.create(tmp_path / "run", kind="watch", name="again") as writer:
         for step, status in ((10, "fired"), (20, "fired"), (30, "clear"), (40, "clear"), (50, "fired")):
-            writer.append("finding", step=step, **rule, status=status)
+            told = {**rule, "evidence": {"told_at": step}}
+            writer.append("finding", step=step + 7, **told, status=status)  # the record may hear of it later
         for i in range(40):
             writer.append("finding", step=60, **{**rule, "rule": f"rule_{i}"}, status="fired")
             writer.append("finding", step=70, **{**rule, "rule": f"rule_{i}"}, status="clear")
@@ -297,3 +298,25 @@ def test_the_page_is_silent_as_long_as_the_rules_are():
     from levada.watching.judge import CONFIRMATIONS
 
     assert ENOUGH == CONFIRMATIONS + 1
+
+
+def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:
+    with (
+        RunWriter.create(tmp_path / "run", kind="watch", name="early") as events,
+        SignalWriter(tmp_path / "run", sites=[{"name": "a", "order": 0}], signals=["gradient_rms"]) as signals,
+    ):
+        for step in range(5):
+            signals.append(step, 0.0, encode([1.0]), {})
+        events.append("loss", steps=list(range(100)), values=[1.0] * 100)
+    words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
+    assert "reached every block up to step 4; what came after was not sampled" in words
+    assert "5 samples kept, the last of step 4" in words
+
+
+def test_no_share_is_drawn_of_what_samples_only_flag(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "run", kind="watch", name="nan") as writer:
+        writer.append(
+            "finding", step=20, rule="numerical_overflow", severity="error", status="fired", claim="NaN.", where={}
+        )
+    run = Run(tmp_path / "run")
+    assert watch_view(run, "nan", list(run.events()))["findings"][0]["picture"] is None

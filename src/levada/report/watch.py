@@ -176,7 +176,8 @@ def _findings(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         key = str(one.get("rule")), str((one.get("where") or {}).get("first") or "")
         before = stand.pop(key, None)
         if one.get("status") != "clear":
-            stand[key] = {**one, "came": (before or {}).get("came", event.get("step"))}
+            told = (one.get("evidence") or {}).get("told_at", event.get("step"))  # the record may hear of it later
+            stand[key] = {**one, "came": (before or {}).get("came", told)}
         elif before is not None:
             past.append({**before, "status": "clear", "over": event.get("step")})
     rank = {"error": 0, "warn": 1, "info": 2}
@@ -193,6 +194,8 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     when = [("told at step", f"{int(came):,}")] if came is not None else []
     when += [("over at step", short(one["over"]))] if one.get("over") is not None else []
     view["evidence"] = [*when, *view["evidence"]]
+    if one.get("rule") == "numerical_overflow":
+        view["picture"] = None  # samples know whether a block had any, not how many, and not at the step itself
     if clear:
         # What is over is told in short.
         view |= {"severity": "info", "kind": f"{view['kind']}, over", "sign": SIGNS["healthy"], "picture": None}
