@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from pathlib import Path
 
 import pytest
 from benchmarks.faults import small
 
-from levada.runs import Run, SignalWriter, doctor, reseal
+from levada.runs import Run, SignalWriter, doctor, reseal, tail
 from levada.runs.tail import SYNC, TAIL_MAGIC, mark, scan_frames
 
 
@@ -117,3 +118,31 @@ def test_a_level_made_again_with_the_bytes_that_it_had_is_there(run: Path) -> No
     reseal(run)
     assert path.read_bytes() == good
     assert path.with_name(f"{path.name}.torn").exists()
+
+
+class _Growing(io.BytesIO):
+    """A file to which a writer appends while it is read: more is there after its end was seen."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size) or mark(9)
+
+
+@pytest.mark.parametrize("limit", [1000, len(TAIL_MAGIC + mark(7))])
+def test_a_tail_that_grows_while_it_is_read_is_not_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(tail, "MAX_TAIL", limit)
+    path = tmp_path / "tail-000001.log"
+    path.write_bytes(TAIL_MAGIC + mark(7))
+    monkeypatch.setattr(Path, "open", lambda self, mode: _Growing(self.read_bytes()))
+    monkeypatch.setattr(Path, "read_bytes", lambda _: TAIL_MAGIC + mark(7))
+    assert tail.read_tail(path, {}) == (tail.Samples(marks=[7]), [])
+
+
+def test_a_file_that_is_longer_than_a_tail_may_be_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "MAX_TAIL", len(TAIL_MAGIC + mark(7)))
+    path = tmp_path / "tail-000001.log"
+    path.write_bytes(TAIL_MAGIC + mark(7) + mark(8))
+    samples, damages = tail.read_tail(path, {})
+    assert samples.marks == [7]
+    assert [(each.kind, each.num_bytes) for each in damages] == [("length", len(mark(8)))]

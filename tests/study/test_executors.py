@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
 
@@ -180,12 +181,14 @@ def test_a_pool_that_breaks_between_two_submissions_loses_no_cell(monkeypatch):
 def test_a_job_that_cannot_be_submitted_again_holds_no_other(tmp_path, monkeypatch):
     from submitit.core.utils import UncompletedJobError
 
+    both = threading.Event()  # were submitted: else the watcher takes the second job for the first once more
+
     class Job:
         def __init__(self, dead):
             self.dead = dead
 
         def done(self):
-            return True
+            return both.is_set()
 
         def result(self):
             if self.dead:
@@ -204,6 +207,7 @@ def test_a_job_that_cannot_be_submitted_again_holds_no_other(tmp_path, monkeypat
     monkeypatch.setattr(jobs._jobs, "submit", submit)
     monkeypatch.setattr("levada.study.executors._PATIENCE", 0.2)
     dead, fine = jobs.submit(pow, 1, 1), jobs.submit(pow, 1, 1)
+    both.set()
     assert fine.result(timeout=10) == 7
     assert "does not answer" in str(dead.exception(timeout=10))
     with pytest.raises(UsageError, match="poll_seconds must be"):

@@ -196,8 +196,8 @@ def read_tail(path: Path, widths: Mapping[int, int]) -> tuple[Samples, list[Dama
         FileNotFoundError: if it was sealed in the meantime.
     """
     with path.open("rb") as file:
-        content = file.read(MAX_TAIL)
-        longer = bool(file.read(1))
+        content = file.read(MAX_TAIL + 1)
+    longer, content = len(content) > MAX_TAIL, content[:MAX_TAIL]
     found, damages, at = Samples(), [], 0
     for part in scan_frames(content):
         if isinstance(part, Damage):
