@@ -16,6 +16,7 @@ from levada.study.picture import Image as Image
 from levada.study.picture import Picture as Picture
 from levada.study.results import Cell as Cell
 from levada.study.results import Results as Results
+from levada.study.study import Cost as Cost
 from levada.study.study import Settings as Settings
 from levada.study.study import Study as Study
 from levada.study.sweep import sweep as sweep
@@ -24,6 +25,7 @@ __all__ = [
     "Axis",
     "Cell",
     "Claim",
+    "Cost",
     "Figure",
     "Image",
     "Outcome",

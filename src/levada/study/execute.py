@@ -139,6 +139,7 @@ def _describe(study: Study, scale: str, settings: Mapping[str, Any]) -> dict[str
         "name": study.name,
         "title": study.title,
         "question": study.question,
+        "method": study.method,
         "sources": list(study.sources),
         "notes": list(study.notes(settings) if callable(study.notes) else study.notes),
         "scale": scale,

@@ -12,12 +12,39 @@ from levada.study.figure import Figure
 from levada.study.picture import Picture
 from levada.study.results import Cell, Results
 
-__all__ = ["SCALES", "Settings", "Study"]
+__all__ = ["SCALES", "Cost", "Settings", "Study"]
 
 SCALES = ("smoke", "small", "full")
 
 # Settings are one flat mapping: what a user changes with `--set key=value`.
 Settings = Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a study takes at one scale.
+
+    Attributes:
+        hours: hours of the hardware, all configurations together.
+        hardware: what they are hours of, "one CPU core" or a device such as "one H100".
+        measured: whether it was measured; else it is extrapolated from what was.
+
+    Example:
+        >>> print(Cost(0.05, measured=True), Cost(9, "one H100"), sep="; ")
+        3 minutes on one CPU core; about 9 hours on one H100 (estimated)
+    """
+
+    hours: float
+    hardware: str = "one CPU core"
+    measured: bool = False
+
+    def __str__(self) -> str:
+        minutes = 60 * self.hours
+        unit, count = ("hour", self.hours) if minutes >= 90 else ("minute", minutes)
+        number = f"{count:.0f}" if count >= 1 else f"{count:.1g}"
+        span = f"{number} {unit}{'' if number == '1' else 's'} on {self.hardware}"
+        return span if self.measured else f"about {span} (estimated)"
 
 
 @final
@@ -38,6 +65,8 @@ class Study:
         figures: results -> what is drawn; results may be missing.
         scales: what the scales "smoke" and "full" change; "seeds" is their number.
         notes: what a reader must know, each a sentence; or settings -> these, where they depend on the settings.
+        method: what is done, in three sentences.
+        costs: what the scales take.
     """
 
     name: str
@@ -52,6 +81,8 @@ class Study:
     figures: Callable[[Results], Sequence[Figure | Picture]]
     scales: Mapping[str, Settings] = field(default_factory=dict)
     notes: tuple[str, ...] | Callable[[Settings], Sequence[str]] = ()
+    method: str = ""
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     def resolve(self, scale: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of a scale, with changes.
