@@ -46,11 +46,6 @@ def _effects(results: Results) -> Figure:
         for place, name in enumerate(FACTORS, 1)
         for seed, value in zip(own.seeds, found.get(name, []), strict=False)
     ]
-    series += [
-        Series(f"{name}, mean", "predicted", [place - 0.2, place + 0.2], [fmean(found[name])] * 2, group=name)
-        for place, name in enumerate(FACTORS, 1)
-        if complete
-    ]
     series.append(Series("no effect", "reference", [0.5, len(FACTORS) + 0.5], [0.0] * 2))
     return Figure(
         "effects", "Main effects", "Mean gain of training accuracy over the eight settings of the other three, one "
