@@ -26,7 +26,8 @@ def _name(config: Mapping[str, Any]) -> str:
 
 
 def _folds(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
-    met, numbers = [True] * len(results.seeds), {}
+    met = [True] * len(results.seeds)
+    numbers: dict[str, Any] = {}
     for config in results.configs:
         found = [values for _, values in results.where(**config)]
         good = [(v["error"], v["unequal"], v["pieces"]) == (0, 0, 2 ** config["folds"]) for v in found]
@@ -38,7 +39,8 @@ def _folds(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
 
 def _bounded(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
     """Decide whether every shallow network has the errors that its units leave it, and the pieces."""
-    met, numbers = [True] * len(results.seeds), {}
+    met = [True] * len(results.seeds)
+    numbers: dict[str, Any] = {}
     for config in results.configs:
         most = most_pieces(config["widths"])
         least = crossing_bound(most, 2 ** config["folds"] + 1)
@@ -53,7 +55,8 @@ def _bounded(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
 
 
 def _found(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
-    met, numbers = [True] * len(results.seeds), {}
+    met = [True] * len(results.seeds)
+    numbers: dict[str, Any] = {}
     for config in results.configs:
         errors = results.column("error", **config)
         numbers[f"{_name(config)}: error"] = errors
@@ -94,7 +97,8 @@ def _slope(x: list[float], y: list[float]) -> float:
 
 
 def _shells(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
-    met, numbers = [True] * len(results.seeds), {}
+    met = [True] * len(results.seeds)
+    numbers: dict[str, Any] = {}
     for dim in sorted({config["dim"] for config in results.configs}):
         errors = {
             config["network"]: results.column("error", **config) for config in results.configs if config["dim"] == dim

@@ -130,7 +130,8 @@ def _fit(
 
 
 def _relative(change: Tensor, of: Tensor) -> Tensor:
-    return change.flatten(1).norm(dim=1) / of.flatten(1).norm(dim=1)
+    sizes = (torch.linalg.vector_norm(values.flatten(1), dim=1) for values in (change, of))
+    return torch.div(*sizes)
 
 
 def _first_gradients(

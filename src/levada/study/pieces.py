@@ -58,7 +58,8 @@ def breakpoints(layers: Layers, low: float, high: float) -> Tensor:
         interval, unit = torch.nonzero((left * right) < 0, as_tuple=True)
         a, b = left[interval, unit], right[interval, unit]
         start, end = found[interval], found[interval + 1]
-        found = torch.cat([found, start + (end - start) * (a / (a - b))]).unique()
+        kinks = start + (end - start) * (a / (a - b))
+        found = torch.cat([found, kinks]).unique()  # type: ignore[no-untyped-call]
     return found
 
 
