@@ -268,7 +268,7 @@ STUDY = Study(
     "pieces, on random labels and on shells around the origin, and their errors are put beside what counting pieces "
     "and networks allows. The linear pieces of rectified networks of one input are counted exactly, before and after "
     "training.",
-    costs={"smoke": Cost(3 / 3600, measured=True), "small": Cost(2 / 60, measured=True), "full": Cost(9, "one H100")},
+    costs={"smoke": Cost(1 / 3600, measured=True), "small": Cost(0.016, measured=True), "full": Cost(9, "one H100")},
     notes=("Rates were chosen on seeds 100 and 101, for the sawtooth at k = 7 and for shells in 5 dimensions on other "
            "points. The learning rate is kept for half of the steps and then falls to zero.",
            "Shallow networks of one input are drawn as torch draws them, all others from He's initialisation: with "
