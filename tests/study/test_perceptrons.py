@@ -116,7 +116,10 @@ def test_pieces_and_crossings_by_hand():
     assert num_pieces(hat(), -0.5, 0.5) == 2
     assert num_pieces(hat(height=0.0), -2.0, 2.0) == 1, "units without weight make no piece"
     assert num_crossings(hat(shift=-0.5), -2.0, 2.0) == 2
+    assert num_crossings(hat(shift=-0.95), -2.0, 2.0) == 2, "small values have signs as well"
     assert num_crossings(hat(shift=0.5), -2.0, 2.0) == 0
+    small = [(1e-4 * weight, 1e-4 * bias) for weight, bias in hat()[:1]] + hat()[1:]
+    assert breakpoints(small, -2.0, 2.0).tolist() == pytest.approx([-2.0, -1.0, 0.0, 1.0, 2.0])
     assert evaluate(hat(), torch.tensor([[0.5]])).item() == 0.5
 
 

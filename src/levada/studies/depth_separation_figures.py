@@ -38,10 +38,9 @@ def _pieces(results: Results) -> Figure:
     folds = sorted(config["folds"] for config in built)
     depths = sorted(config["depth"] for config in untrained)
     series.append(Series("2^depth", "predicted", folds, [2.0**k for k in folds], "constructed, 2 units a layer"))
+    series.append(Series("most that 2 units a layer can have", "bound", folds, [3.0**k for k in folds]))
     if untrained:
         width = untrained[0]["width"]
-        most = [float(most_pieces([width] * depth)) for depth in depths]
-        series.append(Series(f"most that {width} units a layer can have", "bound", depths, most))
         series.append(Series("half of the units", "reference", depths, [depth * width / 2 for depth in depths]))
     return Figure(
         "pieces", "Linear pieces by depth", "One point per seed. A construction doubles them with each layer; random "
@@ -53,8 +52,10 @@ def _pieces(results: Results) -> Figure:
 def _errors(results: Results) -> Figure:
     series: list[Series] = []
     configs = _of(results, "sawtooth")
+    names = list(dict.fromkeys(config["network"] for config in configs))
     for config in configs:
-        point = functools.partial(_point, name="error", at=config["folds"])
+        beside = 0.15 * (names.index(config["network"]) - (len(names) - 1) / 2)
+        point = functools.partial(_point, name="error", at=config["folds"] + beside)
         series += measured_series(results, config, config["network"], point)
     for network in SHALLOW[:2]:
         own = sorted((c for c in configs if c["network"] == network), key=lambda config: config["folds"])
@@ -64,7 +65,8 @@ def _errors(results: Results) -> Figure:
         point = functools.partial(_point, name="error", at=config["folds"])
         series += measured_series(results, config, "constructed", point)
     return Figure(
-        "sawtooth", "Errors on a sawtooth of 2^k pieces", "After training, one point per seed; a coin errs in half of "
+        "sawtooth", "Errors on a sawtooth of 2^k pieces", "After training, one point per seed, at each k the networks "
+        "beside each other in the order of the legend; a coin errs in half of "
         "the answers. Dotted: what the number of units leaves a shallow network at least.", Axis("k"),
         Axis("share of wrong answers"), tuple(series),
     )  # fmt: skip
