@@ -81,8 +81,13 @@ def test_a_replica_trains_as_alone(optimizer):
         torch.testing.assert_close(bias, own, rtol=1e-4, atol=1e-5)
 
 
-def test_a_given_optimizer_takes_the_recipes_rate():
+def test_a_given_optimizer_is_used_and_takes_the_recipes_rate():
     inputs, targets = torch.eye(4), torch.tensor([0, 1, 0, 1])
+    network = ReplicaPerceptron([4, 2], "relu", [0])
+    before = network.replica(0)[0][0].clone()
+    train(network, inputs, targets, Recipe(1, 4, 0.5), [0], torch.optim.Adam(network.parameters(), lr=9.0))
+    moved = (network.replica(0)[0][0] - before).abs()
+    assert moved.flatten().tolist() == pytest.approx([0.5] * 8, rel=1e-4), "Adam's first step has its rate's size"
     found = []
     for rate in (0.5, 123.0):
         network = ReplicaPerceptron([4, 2], "relu", [0])
