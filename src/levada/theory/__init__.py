@@ -48,6 +48,11 @@ from levada.theory.receptive_field import depth_for_lag as depth_for_lag
 from levada.theory.receptive_field import field_deviation as field_deviation
 from levada.theory.receptive_field import receptive_field as receptive_field
 from levada.theory.receptive_field import visible_lags as visible_lags
+from levada.theory.sawtooth import crossing_bound as crossing_bound
+from levada.theory.sawtooth import most_pieces as most_pieces
+from levada.theory.sawtooth import sawtooth as sawtooth
+from levada.theory.sawtooth import sawtooth_layers as sawtooth_layers
+from levada.theory.sawtooth import seldom_fitted as seldom_fitted
 from levada.theory.trajectory import Trajectory as Trajectory
 from levada.theory.trajectory import gradient_correlation as gradient_correlation
 from levada.theory.trajectory import propagate as propagate
