@@ -11,6 +11,7 @@ from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
+from levada.studies.image_families import STUDY as IMAGE_FAMILIES
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
 from levada.study import Study, execute
@@ -27,6 +28,7 @@ STUDIES: dict[str, Study] = {
         ATTENTION_RECALL,
         INTERMEDIATE_LOSSES,
         HYPER_CONNECTIONS,
+        IMAGE_FAMILIES,
     )
 }
 

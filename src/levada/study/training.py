@@ -58,6 +58,7 @@ class Recipe:
         momentum: SGD's momentum.
         weight_decay: added to the gradient as `weight_decay * weight`, for all parameters.
         schedule: share of the steps done -> factor on the learning rate.
+        nesterov: whether the momentum is Nesterov's.
 
     Raises:
         UsageError: if `steps` or `batch_size` is below 1, or `lr` is negative.
@@ -69,6 +70,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: Callable[[float], float] = constant
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         require_at_least("Recipe", "steps", self.steps, 1)
@@ -158,7 +160,12 @@ def train(model: nn.Module, inputs: Tensor, targets: Tensor, recipe: Recipe, see
         UsageError: if there are fewer examples than a batch takes.
     """
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        foreach=True,
     )
     losses, errors = [], []
     model.train()
@@ -217,7 +224,7 @@ def error(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: int, chun
         Returns `(replicas,)`.
     """
     model.eval()
-    wrong = torch.zeros(replicas, dtype=torch.float64)
+    wrong = torch.zeros(replicas, dtype=torch.float64, device=inputs.device)
     for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
         wrong += (model(_for_all(part, replicas)).argmax(-1) != wanted.unsqueeze(1)).sum(0)
     return wrong / len(inputs)
