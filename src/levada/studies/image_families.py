@@ -96,7 +96,8 @@ def _recipe(config: Mapping[str, Any], lr: float) -> Recipe:
 def _trained(config: Mapping[str, Any], data: Dataset, lr: float, seed: int) -> dict[str, Any]:
     device, inputs = data.train_inputs.device, data.train_inputs.shape[1]
     layers = [Augment(4, seed=seed)] if config["augment"] else []
-    network = nn.Sequential(*layers, _network(config, inputs, seed)).to(device, memory_format=torch.channels_last)
+    network = nn.Sequential(*layers, _network(config, inputs, seed)).to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = Alone(network)
     curves = train(model, data.train_inputs, data.train_targets, _recipe(config, lr), [seed])
     count = config["measured"]

@@ -82,7 +82,7 @@ def claims(settings: Settings) -> list[Claim]:
 
 def _trained(settings: Settings, kind: str, depth: int) -> bool:
     if kind == "dense BC":
-        return depth == settings["bottleneck_depth"]
+        return bool(depth == settings["bottleneck_depth"])
     return depth in settings["dense_depths" if kind == "dense" else "depths"]
 
 
