@@ -8,7 +8,7 @@ from torch import nn
 
 from levada._errors import UsageError
 from levada.connections import LayerScale, Plain, PostNorm, Residual, ReZero, StochasticDepth
-from levada.networks import cifar_resnet, imagenet_resnet, mlp, transformer
+from levada.networks import cifar_resnet, densenet, imagenet_resnet, mlp, transformer
 
 
 def num_parameters(module):
@@ -174,3 +174,57 @@ def test_residual_networks_start_from_he():
         assert a.out_channels <= b.out_channels
         assert (b.weight.var() * b.weight[0].numel()).item() == pytest.approx(2, rel=0.1)
     assert not net.head[-1].bias.any()
+
+
+@pytest.mark.parametrize(
+    ("depth", "growth", "tight", "millions"),
+    [(40, 12, False, 1.0), (100, 12, False, 7.0), (100, 24, False, 27.2), (100, 12, True, 0.8), (250, 24, True, 15.3),
+     (190, 40, True, 25.6)],
+)  # fmt: skip
+def test_dense_networks_have_the_parameters_of_the_paper(depth, growth, tight, millions):
+    with torch.device("meta"):
+        net = densenet(depth, growth=growth, bottleneck=tight, compression=0.5 if tight else 1.0)
+    assert round(num_parameters(net) / 1e6, 1) == millions
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules()) == depth
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_a_dense_network_equals_one_written_out(tight):
+    options = {"bottleneck": True, "compression": 0.5} if tight else {}
+    net = densenet(22 if tight else 13, growth=4, **options).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    h = net.stem(x)
+    assert h.shape[1] == (8 if tight else 16)
+    for i, block in enumerate(net.blocks):
+        for layer in block.layers:
+            h = torch.cat([h, layer.branch(h)], 1)
+        if i < 2:
+            width = h.shape[1]
+            h = net.transitions[i](h)
+            assert h.shape[1:] == (width // 2 if tight else width, 4 // 2**i, 4 // 2**i)
+    torch.testing.assert_close(net(x), net.head(h))
+
+
+def test_dropout_of_a_dense_network_acts_in_training():
+    net = densenet(7, growth=4, dropout=0.2)
+    assert sum(isinstance(m, nn.Dropout) for m in net.modules()) == 3 + 2  # layers and transitions
+    x = torch.randn(2, 3, 8, 8)
+    assert not torch.equal(net(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "told"),
+    [
+        (41, {}, r"3 n \+ 4, n >= 1, without bottlenecks, got 41"),
+        (13, {"bottleneck": True}, r"6 n \+ 4, n >= 1, with bottlenecks, got 13"),
+        (4, {}, "got 4"),
+        (40, {"growth": 0}, "growth must be at least 1"),
+        (40, {"compression": 0.0}, "compression must be above 0 and at most 1, got 0.0"),
+        (40, {"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_dense_networks_that_do_not_exist_are_refused(depth, options, told):
+    with pytest.raises(UsageError, match=told):
+        densenet(depth, **options)

@@ -12,6 +12,7 @@ from levada.studies.depth_separation import STUDY as DEPTH_SEPARATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
+from levada.studies.image_families import STUDY as IMAGE_FAMILIES
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
 from levada.studies.what_helped import STUDY as WHAT_HELPED
@@ -31,6 +32,7 @@ STUDIES: dict[str, Study] = {
         ATTENTION_RECALL,
         INTERMEDIATE_LOSSES,
         HYPER_CONNECTIONS,
+        IMAGE_FAMILIES,
     )
 }
 

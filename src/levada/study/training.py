@@ -58,6 +58,7 @@ class Recipe:
         momentum: SGD's momentum.
         weight_decay: added to the gradient as `weight_decay * weight`, for all parameters.
         schedule: share of the steps done -> factor on the learning rate.
+        nesterov: whether the momentum is Nesterov's.
 
     Raises:
         UsageError: if `steps` or `batch_size` is below 1, or `lr` is negative.
@@ -69,6 +70,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: Callable[[float], float] = constant
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         require_at_least("Recipe", "steps", self.steps, 1)
@@ -167,7 +169,12 @@ def train(
         UsageError: if there are fewer examples than a batch takes.
     """
     optimizer = optimizer or torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        foreach=True,
     )
     losses, errors = [], []
     model.train()
