@@ -131,7 +131,9 @@ def test_the_search_takes_the_least_loss_on_other_digits(monkeypatch):
     digits = highway._digits
     monkeypatch.setattr(highway, "_digits", lambda examples, last: asked.append(last) or digits(examples, last))
     settings = STUDY.resolve("smoke", {"select": True, "trials": 4, "search_epochs": 1})
-    (cell,) = [c for c in STUDY.configurations(settings, range(2)) if (c.config["kind"], c.config["depth"]) == ("plain", 10)]
+    (cell,) = [
+        c for c in STUDY.configurations(settings, range(2)) if (c.config["kind"], c.config["depth"]) == ("plain", 10)
+    ]
     values = STUDY.run(cell.config, cell.seeds)
     best = min(values[0]["search"], key=lambda trial: trial["loss"])
     assert len(values[0]["search"]) == 4

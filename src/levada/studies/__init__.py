@@ -10,9 +10,11 @@ from levada.studies.attention_recall import STUDY as ATTENTION_RECALL
 from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
+from levada.studies.highway import STUDY as HIGHWAY
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
+from levada.studies.shortcut_ablation import STUDY as SHORTCUT_ABLATION
 from levada.study import Study, execute
 
 __all__ = ["STUDIES", "find", "run_study"]
@@ -22,6 +24,8 @@ STUDIES: dict[str, Study] = {
     for study in (
         GRADIENT_DECAY,
         DEGRADATION,
+        HIGHWAY,
+        SHORTCUT_ABLATION,
         GRADIENT_THROUGH_TIME,
         RECEPTIVE_FIELD,
         ATTENTION_RECALL,

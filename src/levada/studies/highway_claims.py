@@ -88,8 +88,8 @@ def _first_layers_do_it(results: Results) -> tuple[bool, Mapping[str, Any], Stat
 
 
 def _none_beyond_twenty(results: Results) -> tuple[bool, Mapping[str, Any], Statistic]:
-    errors = {(c["kind"], c["depth"]): results.column("error", kind=c["kind"], depth=c["depth"]) for c in results.configs}
-    fails = [all(column[seed] >= 0.5 for column in errors.values()) for seed in range(len(results.seeds))]
+    columns = [results.column("error", **config) for config in results.configs]
+    fails = [all(column[seed] >= 0.5 for column in columns) for seed in range(len(results.seeds))]
     return all(fails), _numbers(results), sign_test(sum(fails), len(fails))
 
 

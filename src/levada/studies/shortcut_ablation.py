@@ -18,7 +18,7 @@ from levada.study.training import Recipe, batches, fit, held_out
 
 __all__ = ["STUDY"]
 
-SELECTION_SEEDS = (100, 101)
+SELECTION_SEEDS = (100,)
 NUM_FITTED = 3200  # of the 4,000 training signals; the other 800 choose the learning rate
 # `levada study R6 --set select=true` chooses again.
 LEARNING_RATES: dict[str, float] = {}
@@ -63,9 +63,7 @@ def _data() -> Dataset:
 
 def _network(config: Mapping[str, Any], seeds: Sequence[int]) -> ShortcutNetwork:
     shortcut = Shortcut(config["form"], config["value"], config["branch"])
-    network = ShortcutNetwork(
-        shortcut, config["blocks"], channels=config["channels"], num_classes=10, seeds=seeds
-    )
+    network = ShortcutNetwork(shortcut, config["blocks"], channels=config["channels"], num_classes=10, seeds=seeds)
     return network.to(_device())
 
 
@@ -97,11 +95,19 @@ STUDY = Study(
     "data and other seeds. Before training the gradient is measured at every block, once whole and once through the "
     "shortcuts alone.",
     sources=(HE, "Srivastava, Greff and Schmidhuber 2015, arXiv 1505.00387"),
-    settings={"seeds": 5, "blocks": 54, "channels": 8, "steps": 400, "batch_size": 64, "all_kinds": False,
+    settings={"seeds": 5, "blocks": 54, "channels": 8, "steps": 300, "batch_size": 64, "all_kinds": False,
               "select": False, "lr_grid": (0.03, 0.1)},
     scales={"smoke": {"seeds": 2, "blocks": 3, "channels": 4, "steps": 3},
             "full": {"seeds": 10, "channels": 16, "steps": 6000, "all_kinds": True, "select": True,
                      "lr_grid": (0.003, 0.01, 0.03, 0.1, 0.3)}},
     configurations=configurations, run=run, claims=lambda settings: claims(), figures=figures,
+    notes=("Networks of 8 channels without downsampling, SGD with momentum 0.9, weight decay 1e-4, a constant learning "
+           "rate and 300 steps of 64 signals; the paper has ResNet-110 on CIFAR-10. Errors are measured with batch "
+           "statistics of the whole training set.",
+           "Gates are convolutions of kernel size 1 whose weights begin at N(0, 1/3n); the convolution on the shortcut "
+           "has batch normalisation. Dropout on the shortcut does not make up for what it drops, so that its mean is "
+           "half.",
+           "Rates were chosen on seed 100 and 800 held-out training signals from .03 and .1. Gradients of seeds 100 "
+           "and 101 before training had shown that the claim of vanishing gradients would not hold."),
     costs={"smoke": Cost(1 / 3600), "small": Cost(0.05), "full": Cost(12, "one H100")},
 )  # fmt: skip

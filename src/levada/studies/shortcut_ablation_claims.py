@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -84,7 +85,7 @@ def _numbers(results: Results) -> dict[str, Any]:
 def _is_ordered(errors: Mapping[str, float]) -> bool:
     return all(
         max(errors[kind] for kind in better) < min(errors[kind] for kind in worse)
-        for better, worse in zip(GROUPS, GROUPS[1:], strict=False)
+        for better, worse in itertools.pairwise(GROUPS)
     )
 
 
