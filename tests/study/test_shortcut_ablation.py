@@ -166,7 +166,7 @@ def test_a_learning_rate_is_chosen_on_other_seeds_and_held_out_signals(monkeypat
     asked = []
     network = shortcut_ablation._network
     monkeypatch.setattr(shortcut_ablation, "_network", lambda c, seeds: asked.append(tuple(seeds)) or network(c, seeds))
-    settings = STUDY.resolve("smoke", {"select": True, "lr_grid": (0.001, 0.1)})
+    settings = STUDY.resolve("smoke", {"lr_grid": (0.001, 0.1)})
     (cell,) = [c for c in STUDY.configurations(settings, [0]) if c.config["kind"] == "identity"]
     (values,) = STUDY.run(cell.config, cell.seeds)
     assert asked[:2] == [shortcut_ablation.SELECTION_SEEDS] * 2
