@@ -104,8 +104,8 @@ STUDY = Study(
            "has batch normalisation. Dropout on the shortcut does not make up for what it drops, so that its mean is "
            "half.",
            "Rates are chosen in the run, by networks of seed 100 that train for 150 steps, on 800 held-out training "
-           "signals. On that seed the identity had a training error of 46 % after 300 steps at a rate of .1 and of 35 % "
-           "at .03. Gradients of seeds 100 and 101 before training had shown that the claim of vanishing gradients "
-           "would not hold."),
+           "signals. On that seed the identity had a training error of 46 % after 300 steps at a rate of .1 and of "
+           "35 % at .03. Gradients of seeds 100 and 101 before training had shown that the claim of vanishing "
+           "gradients would not hold."),
     costs={"smoke": Cost(1 / 3600), "small": Cost(0.05), "full": Cost(12, "one H100")},
 )  # fmt: skip
