@@ -146,7 +146,7 @@ class DenseNetwork(nn.Module):
             return TrialDense(dim, dim, 1.0, generators, biases)
 
         self.first = layer(inputs)
-        options = {"bias": None, "gate": gate} if kind == "highway" else {}
+        options: dict[str, Any] = {"bias": None, "gate": gate} if kind == "highway" else {}
         self.stack = Stack(layer, Highway if kind == "highway" else Plain, dim=width, depth=depth - 1, **options)
         self.classifier = TrialDense(width, classes, 1.0, generators)
 
@@ -203,7 +203,7 @@ def train_trials(
         logits, wanted = network(inputs[chosen]), targets[chosen]
         loss = functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
         optimizer.zero_grad()
-        (loss @ rates).backward()
+        (loss @ rates).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.detach())
         errors.append((logits.detach().argmax(-1) != wanted).double().mean(1))
@@ -228,7 +228,7 @@ def evaluate(
     """
     loss = torch.zeros(num_trials, dtype=torch.float64, device=inputs.device)
     wrong = torch.zeros_like(loss)
-    for x, wanted in zip(inputs.split(chunk), targets.split(chunk), strict=True):
+    for x, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
         logits = network(x.expand(num_trials, *x.shape)).double()
         wanted = wanted.expand(num_trials, -1)
         loss += functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").sum(1)

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -221,7 +221,7 @@ class ShortcutNetwork(nn.Module):
                 around = None if shortcut.value == 1.0 else Scale(shortcut.value)
             elif shortcut.form == "shortcut gate":
                 around = ShortcutGate(gate())
-                nn.init.constant_(around.gate.bias, shortcut.value)
+                nn.init.constant_(around.gate.bias, shortcut.value)  # type: ignore[arg-type]
             elif shortcut.form == "convolution":
                 around = nn.Sequential(layer(kernel_size=1, stride=1), nn.BatchNorm2d(dim))
             else:
@@ -239,8 +239,9 @@ class ShortcutNetwork(nn.Module):
         return self._classify(self._states(x)[-1])
 
     def _states(self, x: Tensor, blocked: bool = False) -> list[Tensor]:
+        blocks: Any = self.blocks
         states = [self.first(signal_layout(x))]
-        for block in self.blocks:
+        for block in blocks:
             if blocked:
                 layer, relu = block
                 out = layer.branch(states[-1]).detach()
@@ -284,15 +285,16 @@ class ShortcutNetwork(nn.Module):
         Shape:
             Returns `(replicas,)`.
         """
+        blocks: Any = self.blocks
         states = self._states(x)
         product = torch.ones_like(states[0])
-        for (layer, _), state in zip(self.blocks, states, strict=False):
+        for (layer, _), state in zip(blocks, states, strict=False):
             product = product * _factor(layer.connection, state)
         replicas = x.shape[1]
         return product.square().mean((0, 2, 3)).view(replicas, -1).mean(1).sqrt()
 
 
-def _factor(connection: Connection, state: Tensor) -> Tensor | float:
+def _factor(connection: Any, state: Tensor) -> Any:
     """By what a shortcut multiplies each element."""
     if isinstance(connection, Plain):
         return 0.0
