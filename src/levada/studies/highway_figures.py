@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +31,7 @@ def figures(results: Results) -> list[Figure]:
             curves += measured_series(results, config, f"{kind}-{depth}", _curve)
         if (kind, depth) == ("highway", PROFILE_DEPTH):
             for name, group in (("changes", "trained"), ("changes_before", "before training")):
-                changes += measured_series(results, config, group, lambda values, name=name: _profile(values[name]))
+                changes += measured_series(results, config, group, functools.partial(_profile, name=name))
     chance = Series("chance, ln 10", "reference", list(DEPTHS), [math.log(10)] * len(DEPTHS))
     end = max((series.x[-1] for series in curves), default=0.0)
     if curves:
@@ -51,5 +52,6 @@ def _curve(values: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     return values["curve"]["steps"], [max(loss, LEAST) for loss in values["curve"]["loss"]]
 
 
-def _profile(changes: list[float]) -> tuple[list[float], list[float]]:
+def _profile(values: Mapping[str, Any], name: str) -> tuple[list[float], list[float]]:
+    changes = values[name]
     return [float(layer) for layer in range(2, len(changes) + 2)], [max(change, LEAST) for change in changes]
