@@ -107,8 +107,8 @@ def claims() -> list[Claim]:
             "training cross-entropy(highway-100) <= 0.1 times that of plain-100 in every seed",
             f"{SRIVASTAVA}, abstract", _highway_trains, {"depth": 100}, paper_value="curves only",
             correction="They do where the learning rate holds: at the scale small two of five seeds come to .0003 "
-            "nats, as far as plain networks of 10 layers. But the best of a search on one seed lies at the edge of what is "
-            "stable, and with it the other three diverge.",
+            "nats, as far as plain networks of 10 layers. But the best of a search on one seed lies at the edge of "
+            "what is stable, and with it the other three diverge.",
         ),
         Claim(
             "100 gated layers are better than 10", "A highway network of 100 layers is about an order of magnitude "
