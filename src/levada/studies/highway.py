@@ -147,7 +147,9 @@ STUDY = Study(
            ".5, gate biases from -1 to -10. The paper has 60,000 digits, 400 epochs and 40 trials.",
            "The learning rate falls exponentially to a tenth. Weights are from N(0, 2/n) for ReLU and N(0, 1/n) for "
            "tanh, those of the gates from N(0, 1/n).",
-           "The search let the first two claims be expected to hold; their criteria are older than it.",
+           "The search let the first two claims be expected to hold; their criteria are older than it. At 100 layers "
+           "it ended at .0004 nats with a gate bias of -9, at .0017 with -7, and at chance with -1 and -2.",
            "A network that diverges counts as a cross-entropy of a million nats."),
-    costs={"smoke": Cost(1 / 3600), "small": Cost(0.05), "full": Cost(12, "one H100")},
+    costs={"smoke": Cost(1 / 3600), "small": Cost(131 / 3600, measured=True),
+           "full": Cost(12, "one H100")},
 )  # fmt: skip
