@@ -12,7 +12,7 @@ from levada.study import Axis, Figure, Results, Series, measured_series
 
 __all__ = ["figures"]
 
-LEAST = 1e-12
+LEAST, MOST = 1e-12, 1000.0  # nats: what is drawn
 
 
 def figures(results: Results) -> list[Figure]:
@@ -24,7 +24,7 @@ def figures(results: Results) -> list[Figure]:
         kind, depth = config["kind"], config["depth"]
 
         def point(values: Mapping[str, Any], depth: int = depth) -> tuple[list[float], list[float]]:
-            return [float(depth)], [max(values["loss"], LEAST)]
+            return [float(depth)], [_drawn(values["loss"])]
 
         final += measured_series(results, config, kind, point)
         if depth in (min(DEPTHS), max(DEPTHS)):
@@ -38,10 +38,12 @@ def figures(results: Results) -> list[Figure]:
         curves.append(Series("chance, ln 10", "reference", [0.0, end], [math.log(10)] * 2))
     return [
         Figure("loss_by_depth", "Training cross-entropy by depth", "One point per seed, after training, each kind and "
-               "depth with the settings that the search found for it.", Axis("layers", "log"),
+               "depth with the settings that the search found for it; who diverged stands at 1,000.",
+               Axis("layers", "log"),
                Axis("cross-entropy on the training digits, nats", "log"), (*final, chance)),
         Figure("curves", "Training at 10 and at 100 layers", "Every seed, on the batches; a point is the mean of a "
-               "fortieth of the steps.", Axis("step"), Axis("cross-entropy, nats", "log"), tuple(curves)),
+               "fortieth of the steps. Who diverged stands at 1,000.", Axis("step"),
+               Axis("cross-entropy, nats", "log"), tuple(curves)),
         Figure("changes", f"Change of the stream by layer, highway-{PROFILE_DEPTH}", "Norm of what a layer adds "
                "relative to the norm of the stream, over 500 digits, every seed.", Axis("layer"),
                Axis("|x' - x| / |x|", "log"), tuple(changes)),
@@ -49,9 +51,14 @@ def figures(results: Results) -> list[Figure]:
 
 
 def _curve(values: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    return values["curve"]["steps"], [max(loss, LEAST) for loss in values["curve"]["loss"]]
+    return values["curve"]["steps"], [_drawn(loss) for loss in values["curve"]["loss"]]
 
 
 def _profile(values: Mapping[str, Any], name: str) -> tuple[list[float], list[float]]:
-    changes = values[name]
-    return [float(layer) for layer in range(2, len(changes) + 2)], [max(change, LEAST) for change in changes]
+    """The layers that change the stream: of a network that diverged, none."""
+    kept = [(float(layer), change) for layer, change in enumerate(values[name], start=2) if change > 0]
+    return [layer for layer, _ in kept], [change for _, change in kept]
+
+
+def _drawn(loss: float) -> float:
+    return min(max(loss, LEAST), MOST)
