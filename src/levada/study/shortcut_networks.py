@@ -73,7 +73,7 @@ class Shortcut:
             >>> Shortcut("constant", 0.5).gain(54) == Shortcut("exclusive gate", 0.0).gain(54) == 2.0**-54
             True
             >>> round(Shortcut("shortcut gate", -6.0).gain(54), 4)
-            0.8748
+            0.8749
 
         Source: He, Zhang, Ren and Sun 2016, arXiv 1603.05027, section 3.
         """
