@@ -11,10 +11,12 @@ from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.depth_separation import STUDY as DEPTH_SEPARATION
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
+from levada.studies.highway import STUDY as HIGHWAY
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.studies.image_families import STUDY as IMAGE_FAMILIES
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
+from levada.studies.shortcut_ablation import STUDY as SHORTCUT_ABLATION
 from levada.studies.what_helped import STUDY as WHAT_HELPED
 from levada.study import Study, execute
 
@@ -25,6 +27,8 @@ STUDIES: dict[str, Study] = {
     for study in (
         GRADIENT_DECAY,
         DEGRADATION,
+        HIGHWAY,
+        SHORTCUT_ABLATION,
         WHAT_HELPED,
         DEPTH_SEPARATION,
         GRADIENT_THROUGH_TIME,
