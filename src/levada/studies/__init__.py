@@ -8,11 +8,13 @@ from levada._errors import UsageError
 from levada.runs import Run
 from levada.studies.attention_recall import STUDY as ATTENTION_RECALL
 from levada.studies.degradation import STUDY as DEGRADATION
+from levada.studies.feature_hierarchy import STUDY as FEATURE_HIERARCHY
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
+from levada.studies.thousand_layer_transformers import STUDY as THOUSAND_LAYER_TRANSFORMERS
 from levada.study import Study, execute
 
 __all__ = ["STUDIES", "find", "run_study"]
@@ -26,7 +28,9 @@ STUDIES: dict[str, Study] = {
         RECEPTIVE_FIELD,
         ATTENTION_RECALL,
         INTERMEDIATE_LOSSES,
+        FEATURE_HIERARCHY,
         HYPER_CONNECTIONS,
+        THOUSAND_LAYER_TRANSFORMERS,
     )
 }
 
