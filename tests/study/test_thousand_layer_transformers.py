@@ -20,6 +20,7 @@ from levada.study.replica_transformer import (
     ReplicaTransformer,
     draw_windows,
     first_update,
+    kept_input,
     letter_entropy,
     train_transformer,
 )
@@ -208,23 +209,33 @@ def test_pre_norm_changes_less_in_every_seed(pre, status):
     assert made_up("pre-norm's update is smaller", value).status == status
 
 
-@pytest.mark.parametrize(("away", "learns", "stays"), [(0.21, "held", "not held"), (0.19, "not held", "not held"),
-                                                       (math.nan, "not held", "not held")])  # fmt: skip
-def test_to_learn_is_to_be_below_the_entropy_of_letters_in_every_seed(away, learns, stays):
+@pytest.mark.parametrize("arrangement", ["DeepNorm", "ReZero", "pre-norm"])
+@pytest.mark.parametrize(("away", "status"), [(0.21, "held"), (0.19, "not held"), (math.nan, "not held")])
+def test_to_learn_is_to_be_below_the_entropy_of_letters_in_every_seed(arrangement, away, status):
     def value(config, seed):
-        loss = [9.0] * 90 + [3.0 - (away if seed == 1 else 0.5)] * 10
-        return {"loss": loss, "letter_entropy": 3.0}
+        below = (away if seed == 1 else 0.5) if config["arrangement"] == arrangement else -1.0
+        return {"loss": [9.0] * 90 + [3.0 - below] * 10, "letter_entropy": 3.0, "kept": 0.5}
 
-    assert made_up("three learn", value).status == learns
-    assert made_up("post-norm does not", value).status == stays
+    assert made_up(f"{arrangement} learns", value).status == status
 
 
 @pytest.mark.parametrize(("away", "status"), [(0.19, "held"), (math.nan, "held"), (0.21, "not held")])
 def test_post_norm_stays_if_no_seed_learns(away, status):
     def value(config, seed):
-        return {"loss": [9.0] * 90 + [3.0 - (away if seed == 1 else 0.0)] * 10, "letter_entropy": 3.0}
+        below = (away if seed == 1 else 0.0) if config["arrangement"] == "post-norm" else 1.0
+        return {"loss": [9.0] * 90 + [3.0 - below] * 10, "letter_entropy": 3.0, "kept": 0.5}
 
     assert made_up("post-norm does not", value).status == status
+
+
+def test_how_much_of_the_input_is_kept():
+    tokens = torch.randint(5, (2, 50, 6), generator=torch.Generator().manual_seed(0))
+    shape = {**SHAPE, "dim": 64}
+    kept = {a: kept_input(ReplicaTransformer(a, 40, seeds=[0, 1], **shape), tokens) for a in ARRANGEMENTS}
+    assert kept["ReZero"].tolist() == pytest.approx([1.0, 1.0], rel=1e-4)  # less the epsilon of the norm
+    assert kept["DeepNorm"].min() > 0.9
+    assert kept["pre-norm"].max() < 0.4
+    assert kept["post-norm"].max() < 0.1
 
 
 def test_the_smoke_scale_runs_and_decides_nothing(tmp_path):

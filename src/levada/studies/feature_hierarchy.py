@@ -183,8 +183,8 @@ STUDY = Study(
     configurations=configurations, run=run, claims=lambda settings: claims(), figures=figures,
     costs={"smoke": Cost(4 / 3600, measured=True), "small": Cost(4 / 60), "full": Cost(0.5, "one H100")},
     notes=("20,000 digits, SGD with momentum 0.9 and weight decay 5e-4, a rate that falls from 0.1 along half a "
-           "cosine. Both networks have three stages of equal depth: where the image is halved follows the share of the depth, "
-           "not the number of the layer.",
+           "cosine. Both networks have three stages of equal depth: where the image is halved follows the "
+           "share of the depth, not the number of the layer.",
            "Probes are ridge regression on 5,000 training images, of the mean over positions: 16 to 32 numbers, as the "
            "network's own head gets them. They are tested on the test set.",
            "R^2 is of a filter without its mean, for one Gabor function in one mixture of colours. A filter of 3 x 3 "
@@ -192,6 +192,6 @@ STUDY = Study(
            "Small start and He's: standard deviation 0.01 and 0.2 of the first layer's weights. Batch normalisation "
            "follows it, so that both compute the same at first, and a small start learns its filters anew.",
            "The rate, the steps and the sharper criterion for edges (a quarter of the filters, since three times "
-           "nothing is nothing) were set on seed 100. Shares of shuffled and random filters had been seen for other draws, and "
-           "the receptive fields, which are counted, were known before."),
+           "nothing is nothing) were set on seed 100. Shares of shuffled and random filters had been seen for "
+           "other draws, and the receptive fields, which are counted, were known before."),
 )  # fmt: skip

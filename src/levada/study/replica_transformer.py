@@ -20,6 +20,7 @@ __all__ = [
     "ReplicaTransformer",
     "draw_windows",
     "first_update",
+    "kept_input",
     "letter_entropy",
     "train_transformer",
 ]
@@ -107,6 +108,19 @@ class ReplicaTransformer(nn.Module):
         state = self.states(tokens)
         return torch.bmm(state, self.head).view(*tokens.shape, -1)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return what enters the sub-layers.
+
+        Args:
+            tokens: `(replicas, batch, tokens)`.
+
+        Shape:
+            Returns `(replicas, batch * tokens, dim)`.
+        """
+        replicas, _, length = tokens.shape
+        own = torch.arange(replicas, device=tokens.device)[:, None, None]
+        return (self.embedding[own, tokens] + self.position[:, None, :length]).flatten(1, 2)
+
     def states(self, tokens: Tensor) -> Tensor:
         """Return what the head reads.
 
@@ -116,9 +130,7 @@ class ReplicaTransformer(nn.Module):
         Shape:
             Returns `(replicas, batch * tokens, dim)`.
         """
-        replicas, batch, length = tokens.shape
-        own = torch.arange(replicas, device=tokens.device)[:, None, None]
-        state = (self.embedding[own, tokens] + self.position[:, None, :length]).flatten(1, 2)
+        state, batch = self.embed(tokens), tokens.shape[1]
         weights = list(self.weights)  # once: a list of parameters is slow to index
         scales = list(self.scales)
         for layer in range(len(weights) // 2):
@@ -190,6 +202,29 @@ def first_update(model: ReplicaTransformer, windows: Tensor, optimizer: Literal[
         for parameter, value in zip(inner, before, strict=True):
             parameter.copy_(value)
     return moved.square().mean((1, 2)).sqrt() / lr
+
+
+@torch.no_grad()
+def kept_input(model: ReplicaTransformer, tokens: Tensor) -> Tensor:
+    """Return the mean squared cosine between what enters the sub-layers and what leaves them, for each replica.
+
+    1 where the input comes through, `1 / (dim - 1)` where a token's state has nothing to do with it: its mean over the
+    features is left out.
+
+    Args:
+        model: the model.
+        tokens: `(replicas, batch, tokens)`.
+
+    Shape:
+        Returns `(replicas,)`.
+
+    Example:
+        >>> model = ReplicaTransformer("ReZero", 4, dim=8, heads=2, vocabulary=5, context=6, seeds=[0])
+        >>> round(kept_input(model, torch.zeros(1, 3, 6, dtype=torch.long)).item(), 4)
+        1.0
+    """
+    before, after = _normalised(model.embed(tokens)), _normalised(model.states(tokens))
+    return (before * after).mean(2).square().mean(1)
 
 
 def train_transformer(
