@@ -86,8 +86,8 @@ STUDY = Study(
     costs={"smoke": Cost(1 / 3600, measured=True), "small": Cost(4 / 60), "full": Cost(12, "one H100")},
     notes=("Matrices alone: no biases, and normalisations without learned gains. All four arrangements draw the "
            "same Glorot weights; DeepNorm scales them and the skip as its authors say. ReZero normalises nothing.",
-           "Embeddings, positions and head learn at 0.01 in every arrangement, so that 100 steps suffice for what needs "
-           "no sub-layer; the sub-layers' rate was chosen on seed 100.",
+           "Embeddings, positions and head learn at 0.01 in every arrangement, so that 100 steps suffice for what "
+           "needs no sub-layer; the sub-layers' rate was chosen on seed 100.",
            "An update is that of the sub-layers alone, on the batch that the step was taken on, at rates of 1e-7 (SGD) "
            "and 1e-5 (Adam): small enough for SGD's to be linear in the rate. Adam's in deep post-norm and pre-norm "
            "networks is not linear, and relatively smaller at larger rates.",
