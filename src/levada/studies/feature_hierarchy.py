@@ -78,7 +78,8 @@ def _digits(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     targets, wanted = data.train_targets[: len(inputs)], data.test_targets[: len(test)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = digit_network(config["depth"], seed=seed, deviation=DEVIATIONS[config["start"]])
-    model, first, bank = _Alone(network), network.stem[0], _bank(7)
+    first: Any = network.stem.get_submodule("0")
+    model, bank = _Alone(network), _bank(7)
     before = gabor_share(first.weight, bank).tolist()
     recipe = Recipe(config["steps"], config["batch_size"], config["lr"], weight_decay=5e-4, schedule=cosine)
     curves = train(model.to(device), inputs.to(device), targets.to(device), recipe, [seed])

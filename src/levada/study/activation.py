@@ -53,7 +53,8 @@ def exciting_images(
     optimizer = torch.optim.Adam([waves], lr=lr)
 
     def image() -> Tensor:
-        return torch.fft.irfft2(waves * scale, s=(size, size), norm="ortho").tanh()
+        pixels: Tensor = torch.fft.irfft2(waves * scale, s=(size, size), norm="ortho").tanh()
+        return pixels
 
     with torch.no_grad():
         before = units(image())
@@ -85,7 +86,7 @@ def exciting_patches(maps: Sequence[Tensor], images: Sequence[Tensor], field: in
         >>> image, place = torch.zeros(3, 8, 8), torch.zeros(1, 4, 4)
         >>> image[:, 6, 2], place[0, 3, 1] = 1.0, 1.0
         >>> exciting_patches([place], [image], 3)[0, 0].nonzero().tolist()
-        [[0, 0]]
+        [[1, 0]]
     """
     side = min(field, *(min(image.shape[1:]) for image in images))
     patches = []

@@ -61,7 +61,7 @@ def gabor_bank(size: int) -> Tensor:
 def _orthonormal(pairs: Tensor) -> Tensor:
     """Make the two functions of each pair orthonormal; one that is nothing, or the other again, becomes 0."""
     first, second = pairs.unbind(2)
-    turned = []
+    turned: list[Tensor] = []
     for function in (first, second):
         for before in turned:
             function = function - (function * before).sum(1, keepdim=True) * before
