@@ -141,8 +141,8 @@ def claims(settings: Settings) -> list[Claim]:
 def _training_claims(deep: int, steps: int) -> list[Claim]:
     training = {"measures": "training"}
     reached = (
-        f"{deep} sub-layers, {steps} steps of Adam without warm-up: loss of the last ten steps at least {LEARNT:g} nats "
-        "below the entropy of letters"
+        f"{deep} sub-layers, {steps} steps of Adam without warm-up: loss of the last ten steps at least {LEARNT:g} "
+        "nats below the entropy of letters"
     )
     learning = f"{reached}, in every seed"
     return [
