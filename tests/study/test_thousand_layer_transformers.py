@@ -236,6 +236,10 @@ def test_how_much_of_the_input_is_kept():
     assert kept["DeepNorm"].min() > 0.9
     assert kept["pre-norm"].max() < 0.4
     assert kept["post-norm"].max() < 0.1
+    model = ReplicaTransformer("pre-norm", 4, seeds=[0, 1], **SHAPE)
+    before, after = (state - state.mean(2, keepdim=True) for state in (model.embed(tokens), model.states(tokens)))
+    cosine = nn.functional.cosine_similarity(before, after, dim=2)
+    torch.testing.assert_close(kept_input(model, tokens), cosine.square().mean(1), rtol=1e-3, atol=0)
 
 
 def test_the_smoke_scale_runs_and_decides_nothing(tmp_path):
