@@ -182,7 +182,7 @@ STUDY = Study(
                       "image_size": 32, "image_steps": 1, "blocks": (0, 3)},
             "full": {"seeds": 10, "steps": 10000, "examples": 60000, "probe_examples": 20000, "image_steps": 512}},
     configurations=configurations, run=run, claims=lambda settings: claims(), figures=figures,
-    costs={"smoke": Cost(4 / 3600, measured=True), "small": Cost(4 / 60), "full": Cost(0.5, "one H100")},
+    costs={"smoke": Cost(4 / 3600, measured=True), "small": Cost(3 / 60, measured=True), "full": Cost(0.5, "one H100")},
     notes=("20,000 digits, SGD with momentum 0.9 and weight decay 5e-4, a rate that falls from 0.1 along half a "
            "cosine. Both networks have three stages of equal depth: where the image is halved follows the "
            "share of the depth, not the number of the layer.",
