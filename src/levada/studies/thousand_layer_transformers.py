@@ -83,7 +83,7 @@ STUDY = Study(
             "full": {"seeds": 10, "sublayers": (8, 40, 200, 1000, 2500), "dim": 32, "heads": 4, "context": 32,
                      "batch_size": 16, "steps": 5000}},
     configurations=configurations, run=run, claims=claims, figures=figures,
-    costs={"smoke": Cost(1 / 3600, measured=True), "small": Cost(4 / 60), "full": Cost(12, "one H100")},
+    costs={"smoke": Cost(1 / 3600, measured=True), "small": Cost(4 / 60, measured=True), "full": Cost(12, "one H100")},
     notes=("Matrices alone: no biases, and normalisations without learned gains. All four arrangements draw the "
            "same Glorot weights; DeepNorm scales them and the skip as its authors say. ReZero normalises nothing.",
            "Embeddings, positions and head learn at 0.01 in every arrangement, so that 100 steps suffice for what "
