@@ -269,7 +269,8 @@ def running(pid):
 
 
 def test_studies_are_found_by_name():
-    assert list(STUDIES) == ["R1", "R4", "R11", "R12", "R13", "R14", "R15", "R16", "R19"]
+    assert list(STUDIES) == sorted(STUDIES, key=lambda name: int(name.removeprefix("R")))
+    assert all(study.name == name for name, study in STUDIES.items())
     assert find("Degradation") is STUDIES["R4"]
     with pytest.raises(
         UsageError,

@@ -9,6 +9,7 @@ from levada.runs import Run
 from levada.studies.attention_recall import STUDY as ATTENTION_RECALL
 from levada.studies.degradation import STUDY as DEGRADATION
 from levada.studies.depth_separation import STUDY as DEPTH_SEPARATION
+from levada.studies.feature_hierarchy import STUDY as FEATURE_HIERARCHY
 from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
 from levada.studies.highway import STUDY as HIGHWAY
@@ -17,6 +18,7 @@ from levada.studies.image_families import STUDY as IMAGE_FAMILIES
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
 from levada.studies.shortcut_ablation import STUDY as SHORTCUT_ABLATION
+from levada.studies.thousand_layer_transformers import STUDY as THOUSAND_LAYER_TRANSFORMERS
 from levada.studies.what_helped import STUDY as WHAT_HELPED
 from levada.study import Study, execute
 
@@ -35,7 +37,9 @@ STUDIES: dict[str, Study] = {
         RECEPTIVE_FIELD,
         ATTENTION_RECALL,
         INTERMEDIATE_LOSSES,
+        FEATURE_HIERARCHY,
         HYPER_CONNECTIONS,
+        THOUSAND_LAYER_TRANSFORMERS,
         IMAGE_FAMILIES,
     )
 }
