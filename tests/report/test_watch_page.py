@@ -91,6 +91,59 @@ def test_the_page_says_what_was_found_what_it_cost_and_what_was_lost(watched: Pa
     assert "The gradient that the rule reads" in words
 
 
+def flip(path: Path, at: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("level", ["full", "samples", "tail", "aside"])
+def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_missing(tmp_path: Path, level: str) -> None:
+    sites = [{"name": "layers.0", "order": 0}, {"name": "layers.1", "order": 1}]
+    with RunWriter.create(tmp_path / "run", kind="watch", name="hurt"):
+        pass
+    for start in (0, 10, 20):
+        with SignalWriter(tmp_path / "run", sites=sites, signals=["gradient_rms"]) as writer:
+            for step in range(start, start + 10):
+                writer.append(20 * step, 0.0, encode([0.5, 1.0]), {"loss": 1.0})
+                writer.flush(30.0)
+            (tail,) = writer.folder.glob("tail-*")
+            kept = tail.read_bytes()
+    assert "This run is damaged" not in render_report([tmp_path / "run"])
+    if level == "tail":
+        for path in writer.folder.glob("*-000003-*"):
+            path.unlink()
+        tail.write_bytes(kept)
+        flip(tail, 0.5)
+        where = "after step 460 and before step 500"
+    elif level == "aside":
+        (path,) = writer.folder.glob("full-000002-*")
+        path.rename(path.with_suffix(".torn"))
+        where = "steps 200 to 380"
+    else:
+        (path,) = writer.folder.glob(f"{level}-000002-*")
+        flip(path, 0.5)
+        where = "steps 200 to 380" if level == "full" else "after step 180 and before step 400"
+    page = render_report([tmp_path / "run"])
+    words = " ".join(Page(page).text.split())
+    assert f"Missing or shown in less detail: {where}." in words
+    assert "Signals of rank 0: " in words
+    assert page.index("This run is damaged") < page.index('<dl class="facts">') < page.index("<figure")
+    assert "The learning signal reached every block, in what can be read." in words
+
+
+def test_a_damaged_log_is_told_above_the_figures_with_the_steps_that_are_missing(watched: Path) -> None:
+    flip(watched / "events.log", 0.995)
+    words = " ".join(Page(render_report([watched])).text.split())
+    assert "its checksum differs. Missing: what it told after step 400." in words
+    with RunWriter.open(watched) as writer:
+        writer.append("loss", steps=[900, 901], values=[1.0, 1.0])
+    page = render_report([watched])
+    assert page.index("moved to events.torn-1. Missing: what it told after step 400 and before step 900.") < page.index(
+        "<figure"
+    )
+
+
 def test_heat_pictures_tell_in_words_what_they_show(watched: Path) -> None:
     page = Page(render_report([watched]))
     told = [dict(attrs) for tag, attrs in page.tags if tag == "svg" and "cells" in (dict(attrs).get("class") or "")]

@@ -49,12 +49,16 @@ class Damage:
         offset: the byte at which the first unreadable frame begins.
         num_bytes: how many bytes lie from there to the end.
         message: one sentence.
+        segment: of signals: number of the tail or segment that it is in; 0 otherwise.
+        sample: in a tail: how many of its samples can be read before it.
     """
 
     kind: str
     offset: int
     num_bytes: int
     message: str
+    segment: int = 0
+    sample: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
