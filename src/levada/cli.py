@@ -145,7 +145,7 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor = _command(commands, "doctor", "check every frame of a run folder and say what was lost")
     doctor.add_argument("run", metavar="RUN", help="a run folder, or a folder that holds some")
-    doctor.add_argument("--reseal", action="store_true", help="seal the signals again, with what of them can be read")
+    doctor.add_argument("--reseal", action="store_true", help="write signals and events again, with what can be read")
 
 
 def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
