@@ -93,6 +93,7 @@ class Judge:
         self.confirm = confirm
         self.rules = rules
         self._cases: dict[tuple[str, str], _Case] = {}
+        self._standing: dict[str, int] = {}  # place among the findings, by rule
         self._rates: deque[tuple[int, float]] = deque(maxlen=RATES)
         self._rate, self._rises = math.nan, deque[int](maxlen=RATES)
         self._spikes = Spikes()
@@ -179,6 +180,29 @@ class Judge:
         self._end("numerical_overflow", sample.step)
         self._apply(view)
         self._baseline.add(_columns(sample, view.sites))
+
+    def skipped(self, finding: Finding | None, step: int) -> None:
+        """Tell of passes that a loop leaves out, or take that back.
+
+        Args:
+            finding: what was found; None when it is over.
+            step: the present step.
+        """
+        if finding is not None:
+            self._stand(replace(finding, evidence={**finding.evidence, "told_at": step}))
+        elif (at := self._standing.pop("skipped_steps", None)) is not None:
+            self._clear(at, step)
+
+    def _stand(self, finding: Finding) -> None:
+        """Tell a finding that is confirmed already, and does not depend on samples; or that it has become worse."""
+        at = self._standing.get(finding.rule)
+        if at is None:
+            self._standing[finding.rule] = len(self.findings)
+            self._tell(finding)
+        elif _worse(finding, self.findings[at]):
+            told_at = self.findings[at].evidence["told_at"]
+            self.findings[at] = replace(finding, evidence={**finding.evidence, "told_at": told_at})
+            self._remember(self.findings[at])
 
     def note(self, **facts: Any) -> None:
         """Take what the user knows of the present step, for the bundles.

@@ -256,6 +256,11 @@ class Recording:
         self._hear(sample.step)
         self._tell()
 
+    def found(self, step: int) -> None:
+        """Keep the verdicts that are new, where no sample brings them."""
+        if not self._closed and os.getpid() == self._process:
+            self._hear(step)
+
     def flush(self, seconds: float = 60.0) -> bool:
         """Wait until what was heard is handed to the operating system; False if it is not in so many seconds."""
         done = [writer.flush(seconds) for writer in (self._signals, self._events) if writer is not None]
