@@ -105,7 +105,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     add = train.add_argument
     add("config", metavar="CONFIG.toml", help="the configuration; docs/train.md lists its keys")
     add("--set", metavar="TABLE.KEY=VALUE", action="append", default=[], help="change one setting of the file")
-    add("--resume", action="store_true", help="continue the run from its newest complete checkpoint")
+    add("--resume", action="store_true", help="continue the run, if there is one, from its newest complete checkpoint")
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -178,6 +178,19 @@ def test_a_heat_picture_holds_every_cell_once() -> None:
     assert cells_of(heat(grid, "gradient"), 7, 23) == wanted
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 40, 101, 200])
+def test_labels_of_a_heat_picture_are_as_far_apart_as_their_cells(count: int) -> None:
+    grid = Grid((("a", "a"),), tuple((20 * j, 20 * j) for j in range(count)), ((0.0,) * count,))
+    drawn = heat(grid, "gradient")
+    items = re.findall(r"<li>(?:<span[^>]*>([^<]*)</span>)?</li>", drawn[drawn.index("heat-columns") :])
+    labelled = [j for j, text in enumerate(items) if text]
+    assert len(items) == count
+    assert labelled[0] == 0
+    assert len({b - a for a, b in pairwise(labelled)}) <= 1
+    assert min(count, 3) - 1 <= len(labelled) <= 5
+    assert all(items[j] == f"{20 * j:,}" for j in labelled)
+
+
 def test_what_hardly_changes_looks_as_if_it_hardly_changes() -> None:
     grid = Grid((("a", "a"), ("b", "b")), ((0, 0),), ((0.0,), (0.1,)))
     levels = {cells_of(heat(grid, "signal"), 2, 1)[i][0] for i in range(2)}
@@ -337,11 +350,24 @@ def test_in_a_browser_the_pictures_have_their_colours_and_nothing_is_cut(
     )
     assert len(set(colours.values())) == len(colours) > 8
     labels = page.eval_on_selector_all(
-        ".heat-columns li",
+        ".heat-columns span",
         "all => all.filter(l => l.checkVisibility()).map(l => l.getBoundingClientRect()).map(b => [b.left, b.right])",
     )
     for (_, right), (left, _) in pairwise(labels):
-        assert right < left or left < right - 200  # they do not touch; the next picture begins anew
+        assert right < left or left < right - 100  # they do not touch; the next picture begins anew
+    for axis, end in (("columns", "left"), ("rows", "top")):
+        ends = page.eval_on_selector_all(
+            ".heat",
+            """(all, [axis, end]) => all.map(one => {
+                const box = one.querySelector("svg.cells").getBoundingClientRect(), size = axis == "rows" ? box.height
+                    : box.width, items = [...one.querySelectorAll(`.heat-${axis} li`)];
+                return [items.length, items.map(li => (li.getBoundingClientRect()[end] - box[end]) / size)];
+            })""",
+            [axis, end],
+        )
+        for count, places in ends:
+            assert count == {"columns": 40, "rows": 12}[axis]
+            assert all(abs(place - i / count) < 0.01 for i, place in enumerate(places))
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
     page.close()
@@ -351,6 +377,14 @@ def test_the_page_is_silent_as_long_as_the_rules_are():
     from levada.watching.judge import CONFIRMATIONS
 
     assert ENOUGH == CONFIRMATIONS + 1
+
+
+def test_a_watched_run_whose_name_is_a_number_is_named_after_its_training(tmp_path: Path) -> None:
+    folders = [tmp_path / "mine" / "watch" / number for number in ("1", "2")]
+    for folder in folders:
+        RunWriter.create(folder, kind="watch", name=folder.name).close()
+    words = Page(render_report(folders)).text
+    assert all(f"mine/watch/{number}" in words for number in ("1", "2"))
 
 
 def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from levada.report.typeset import typeset
 from levada.report.watch import watch_view
 from levada.report.words import evidence_rows
 from levada.runs import Run
+from levada.runs.manifest import name_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -181,7 +182,8 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
             view = check_view(event["report"], str(event.get("title") or ""))
             sections.append({"kind": "check", "view": _safe(view), **shared})
     if told.kind == "watch":
-        view = watch_view(run, told.name, events)
+        name = name_of(run.path.resolve()) if told.name.isdecimal() else told.name
+        view = watch_view(run, name, events)
         shared["damage"] = [*view.pop("damage"), *lost]
         sections.append({"kind": "watch", "view": _safe(view), **shared})
     elif not sections or any(event["type"] in ("study", "claim", "figure", "result") for event in events):
