@@ -13,6 +13,7 @@ from torch import Tensor
 
 from levada.diagnose.finding import Finding, Severity
 from levada.probe.recorder import tensors
+from levada.watching.reading import plain
 from levada.watching.transfer import Sent
 
 __all__ = ["Skips"]
@@ -112,8 +113,7 @@ class Skips:
         found = [t for t in tensors(output) if t.requires_grad and not t.is_leaf and t.dtype in _TYPES][:_OUTPUTS]
         if not found or not found[0].numel():
             return
-        seen = found[0].detach()
-        left = _Left(self._count, _above(getattr(seen, "_local_tensor", seen).amax()), "output")
+        left = _Left(self._count, _above(plain(found[0].detach()).amax()), "output")
         for each in found:
             each.register_hook(left.arrived)  # type: ignore[no-untyped-call]
         self._fresh.append(left)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.places import original, plain_name
+from levada.watching.reading import plain
 
 __all__ = ["Unoptimised"]
 
@@ -97,7 +98,7 @@ class Unoptimised:
             for name, parameter in self._left.items()
             if self._had[name] >= HAD and parameter.requires_grad and parameter.grad is not None
             if parameter._version == self._seen[name][0] and torch.equal(_begin_of(parameter), self._seen[name][1])
-            if bool(_local(parameter.grad).any())
+            if bool(plain(parameter.grad).any())
         ]
         self._told = names
         if not names:
@@ -128,10 +129,5 @@ class Unoptimised:
         )
 
 
-def _local(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return getattr(tensor, "_local_tensor", tensor)
-
-
 def _begin_of(parameter: nn.Parameter) -> Tensor:
-    return _local(parameter).reshape(-1)[:_LOOKED].clone()
+    return plain(parameter.detach()).reshape(-1)[:_LOOKED].clone()
