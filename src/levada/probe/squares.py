@@ -71,8 +71,8 @@ def _of_rows(rows: Tensor) -> Tensor:
     length = rows.shape[1]
     if length > _ROW:
         whole = length - length % _ROW
-        norms = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _ROW)), dim=2, dtype=torch.float32)
-        sums = norms.double().square_().sum(1)
+        pieces = rows[:, :whole].view(len(rows), -1, _ROW)
+        sums: Tensor = torch.linalg.vector_norm(pieces, dim=2, dtype=torch.float32).double().square_().sum(1)
         return sums if whole == length else sums + _of_rows(rows[:, whole:])
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
     return norms.double().square_()

@@ -91,7 +91,7 @@ def _stride(count: int, most: int) -> int:
         [1, 5, 10, 50]
     """
     least = math.ceil(count / most)
-    power = 10 ** (len(str(least)) - 1)
+    power = int(10 ** (len(str(least)) - 1))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
 
 

@@ -321,10 +321,10 @@ class Signals:
         if own and damage.sample is None:
             return f"steps {min(own):,} to {max(own):,}"
         cut = damage.sample or 0
-        before = [at for number, found in steps.items() if number < damage.segment for at in found]
-        after = [at for number, found in steps.items() if number > damage.segment for at in found]
+        before = [step for number, found in steps.items() if number < damage.segment for step in found]
+        after = [step for number, found in steps.items() if number > damage.segment for step in found]
         before, after = [*before, *(own or ())[:cut]], [*(own or ())[cut:], *after]
-        ends = [f"{word} step {at:,}" for word, at in (("after", before[-1:]), ("before", after[:1])) for at in at]
+        ends = [f"after step {step:,}" for step in before[-1:]] + [f"before step {step:,}" for step in after[:1]]
         return " and ".join(ends)
 
     def scalars(self, name: str) -> list[tuple[int, float]]:
