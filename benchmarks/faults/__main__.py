@@ -71,6 +71,8 @@ def cases(quick: bool) -> Iterable[Callable[[], Iterator[Row]]]:
         )
         yield partial(_tried, f"a random bit flipped, {form}", partial(trials.flips, 50 if quick else 5000, form))
         yield partial(_tried, f"sealed again after a flip, {form}", partial(trials.resealed, 5 if quick else 300, form))
+    mended = partial(trials.mended_logs, stride=17 if quick else 1)
+    yield partial(_tried, "a log cut, or a bit flipped, at every byte, and written again", mended)
     yield partial(_tried, "a full disk", trials.full_disk)
     yield partial(_tried, "a clock that goes backwards", trials.clock)
     yield partial(_volume, quick)

@@ -11,6 +11,8 @@ from unittest import mock
 from levada._errors import UsageError
 from levada.runs import Reading, Run, RunWriter, SignalWriter, doctor
 from levada.runs.codes import encode
+from levada.runs.frames import Frame, scan
+from levada.runs.manifest import LOG
 
 SIGNALS = ("signal_rms", "gradient_rms")
 SITES = [{"name": f"layers.{i}", "order": i, "kind": "Linear", "shape": [4, 8], "parameters": []} for i in range(3)]
@@ -37,9 +39,7 @@ def sealed_as(suffix: str) -> Iterator[None]:
 
 def write(folder: Path, suffix: str, samples: int = SEALED + 7) -> None:
     """Write a run: a manifest, events, one sealed segment, and a tail that its writer left."""
-    with RunWriter.create(folder, kind="watch", name="small", config={"depth": 3}) as events:
-        for i in range(6):
-            events.append("loss", steps=[2 * i, 2 * i + 1], values=[0.5**i, 0.3**i])
+    write_events(folder)
     with sealed_as(suffix):
         with SignalWriter(folder, sites=SITES, signals=SIGNALS) as writer:
             append(writer, range(SEALED))
@@ -53,6 +53,28 @@ def write(folder: Path, suffix: str, samples: int = SEALED + 7) -> None:
         path.unlink()
     for name, content in left.items():
         (writer.folder / name).write_bytes(content)
+
+
+def write_events(folder: Path) -> None:
+    """Write a run of a manifest and six events."""
+    with RunWriter.create(folder, kind="watch", name="small", config={"depth": 3}) as writer:
+        for i in range(6):
+            writer.append("loss", steps=[2 * i, 2 * i + 1], values=[0.5**i, 0.3**i])
+
+
+def events(folder: Path) -> list[int]:
+    """Give the numbers of the events that are read; AssertionError if one is wrong, or out of order."""
+    found = [(event["steps"], event["values"]) for event in Run(folder).events("loss")]
+    numbers = [steps[0] // 2 for steps, _ in found]
+    assert found == [([2 * i, 2 * i + 1], [0.5**i, 0.3**i]) for i in numbers], "an event is wrong"
+    assert numbers == sorted(set(numbers)), "events are not in order"
+    return numbers
+
+
+def frame_ends(folder: Path) -> list[int]:
+    """Give the byte behind each frame of the log."""
+    with (folder / LOG).open("rb") as file:
+        return [part.stop for part in scan(file) if isinstance(part, Frame)]
 
 
 def append(writer: SignalWriter, numbers: Sequence[int]) -> None:
@@ -80,9 +102,9 @@ def judge(folder: Path, samples: int = SEALED + 7) -> str:
         assert not health.healthy, "the manifest is refused, and the doctor says nothing"
         return "detected"
     assert (run.manifest.name, run.manifest.config, run.manifest.kind) == ("small", {"depth": 3}, "watch")
-    events = [(event["steps"], event["values"]) for event in run.events("loss")]
-    assert events == [([2 * i, 2 * i + 1], [0.5**i, 0.3**i]) for i in range(len(events))], "an event is wrong"
-    whole = len(events) == 6
+    found = events(folder)
+    assert found == list(range(len(found))), "an event is missing before others"
+    whole = len(found) == 6
     signals = run.signals()
     if signals.sites:
         assert [dict(site) for site in signals.sites] == SITES, "the site table is wrong"
@@ -104,7 +126,7 @@ def judge(folder: Path, samples: int = SEALED + 7) -> str:
     if not health.healthy:
         return "detected"
     newest = signals.steps and signals.steps == tuple(EVERY * i for i in range(len(signals.steps)))
-    assert newest or len(events) < 6, "something is lost, and not told"
+    assert newest or len(found) < 6, "something is lost, and not told"
     return "earlier"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.faults import small
 from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
 
-__all__ = ["clock", "cuts", "flips", "full_disk", "kills"]
+__all__ = ["clock", "cuts", "flips", "full_disk", "kills", "mended_logs"]
 
 _KILLED = """
 import mmap, sys
@@ -137,15 +137,13 @@ def flips(count: int, suffix: str, *, seed: int = 0) -> dict[str, int]:
 
 
 def resealed(count: int, suffix: str, *, seed: int = 0) -> dict[str, int]:
-    """Flip a random bit of the signals, seal again, and see that what is read is right, and what is lost is told."""
+    """Flip a bit of the signals or the log, seal again: what is read must be right, and what is lost must be told."""
     draw, kinds = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as root:
         for trial in range(count):
             folder = Path(root) / f"run-{trial}"
             small.write(folder, suffix)
-            files = {
-                path: content for path, content in small.contents(folder).items() if path.parent.name != folder.name
-            }
+            files = {path: content for path, content in small.contents(folder).items() if path.name != "run.json"}
             path = draw.choice(list(files))
             content = bytearray(files[path])
             bit = draw.randrange(8 * len(content))
@@ -153,6 +151,7 @@ def resealed(count: int, suffix: str, *, seed: int = 0) -> dict[str, int]:
             path.write_bytes(content)
             reseal(folder)
             assert not [damage for rank in doctor(folder).signals for damage in rank.damage]
+            assert len(small.events(folder)) >= 6 - (path.name == "events.log"), "an event is lost"
             signals = Run(folder).signals()
             read = 0
             for i, name in enumerate(signals.names):
@@ -162,10 +161,45 @@ def resealed(count: int, suffix: str, *, seed: int = 0) -> dict[str, int]:
                         good = number == small.value(step, i, site)
                         assert good or number != number, "a wrong number was sealed"
                         read += good
-            assert read == 27 * 6 or not doctor(folder).healthy, f"bit {bit} of {path.name} costs numbers, untold"
+            whole = read == 27 * 6 and len(small.events(folder)) == 6
+            assert whole or not doctor(folder).healthy, f"bit {bit} of {path.name} costs something, untold"
             kinds["numbers_kept"] += read
             kinds["numbers_lost"] += 27 * 6 - read
     return {"trials": count, **kinds}
+
+
+def mended_logs(*, stride: int = 1) -> dict[str, int]:
+    """Cut a log at every byte, and flip a bit of every byte, or of every so many; seal again, and see what is kept.
+
+    A cut may cost what it cuts, a flip the one event that it hits; what is not read any more stays in a file beside.
+    """
+    counted = Counter[str]()
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "run"
+        small.write_events(folder)
+        log = folder / "events.log"
+        content = log.read_bytes()
+        ends = small.frame_ends(folder)
+        cuts = [content[:length] for length in range(0, len(content), stride)]
+        flips = [
+            content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
+            for at in range(0, len(content), stride)
+        ]
+        for hurt in (*cuts, *flips):
+            log.write_bytes(hurt)
+            told = Run(folder).damage
+            reseal(folder)
+            kept, health = small.events(folder), doctor(folder)
+            least = sum(end <= len(hurt) for end in ends) if len(hurt) < len(content) else 5
+            assert len(kept) >= least, "an event is lost that was whole"
+            assert health.damage is None, "the log is still damaged"
+            assert (told is None) == health.healthy, "what was moved aside is not told"
+            for path in folder.glob("events.torn-*"):
+                assert path.read_bytes() == hurt[told.offset if told else 0 :], "what is damaged was not kept"
+                path.unlink()
+            counted["events_kept"] += len(kept)
+            counted["damages"] += told is not None
+    return {"trials": len(cuts) + len(flips), **counted}
 
 
 _FULL = """

@@ -105,7 +105,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     add = train.add_argument
     add("config", metavar="CONFIG.toml", help="the configuration; docs/train.md lists its keys")
     add("--set", metavar="TABLE.KEY=VALUE", action="append", default=[], help="change one setting of the file")
-    add("--resume", action="store_true", help="continue the run from its newest complete checkpoint")
+    add("--resume", action="store_true", help="continue the run, if there is one, from its newest complete checkpoint")
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -145,7 +145,7 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor = _command(commands, "doctor", "check every frame of a run folder and say what was lost")
     doctor.add_argument("run", metavar="RUN", help="a run folder, or a folder that holds some")
-    doctor.add_argument("--reseal", action="store_true", help="seal the signals again, with what of them can be read")
+    doctor.add_argument("--reseal", action="store_true", help="write signals and events again, with what can be read")
 
 
 def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -198,7 +198,9 @@ def test_a_report_survives_json_with_its_non_finite_numbers(sick: dict[str, Any]
 def test_a_damaged_run_says_so(check_run: Path) -> None:
     log = check_run / "events.log"
     log.write_bytes(log.read_bytes() + b"torn")
-    assert "This run's log is damaged: the frame at byte" in render_report([check_run])
+    page = render_report([check_run])
+    assert "The event log: the frame at byte" in page
+    assert page.index("This run is damaged") < page.index("<figure")
 
 
 def test_a_report_with_next_to_nothing_is_a_page() -> None:

@@ -91,6 +91,59 @@ def test_the_page_says_what_was_found_what_it_cost_and_what_was_lost(watched: Pa
     assert "The gradient that the rule reads" in words
 
 
+def flip(path: Path, at: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("level", ["full", "samples", "tail", "aside"])
+def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_missing(tmp_path: Path, level: str) -> None:
+    sites = [{"name": "layers.0", "order": 0}, {"name": "layers.1", "order": 1}]
+    with RunWriter.create(tmp_path / "run", kind="watch", name="hurt"):
+        pass
+    for start in (0, 10, 20):
+        with SignalWriter(tmp_path / "run", sites=sites, signals=["gradient_rms"]) as writer:
+            for step in range(start, start + 10):
+                writer.append(20 * step, 0.0, encode([0.5, 1.0]), {"loss": 1.0})
+                writer.flush(30.0)
+            (tail,) = writer.folder.glob("tail-*")
+            kept = tail.read_bytes()
+    assert "This run is damaged" not in render_report([tmp_path / "run"])
+    if level == "tail":
+        for path in writer.folder.glob("*-000003-*"):
+            path.unlink()
+        tail.write_bytes(kept)
+        flip(tail, 0.5)
+        where = "after step 460 and before step 500"
+    elif level == "aside":
+        (path,) = writer.folder.glob("full-000002-*")
+        path.rename(path.with_suffix(".torn"))
+        where = "steps 200 to 380"
+    else:
+        (path,) = writer.folder.glob(f"{level}-000002-*")
+        flip(path, 0.5)
+        where = "steps 200 to 380" if level == "full" else "after step 180 and before step 400"
+    page = render_report([tmp_path / "run"])
+    words = " ".join(Page(page).text.split())
+    assert f"Missing or shown in less detail: {where}." in words
+    assert "Signals of rank 0: " in words
+    assert page.index("This run is damaged") < page.index('<dl class="facts">') < page.index("<figure")
+    assert "The learning signal reached every block, in what can be read." in words
+
+
+def test_a_damaged_log_is_told_above_the_figures_with_the_steps_that_are_missing(watched: Path) -> None:
+    flip(watched / "events.log", 0.995)
+    words = " ".join(Page(render_report([watched])).text.split())
+    assert "its checksum differs. Missing: what it told after step 400." in words
+    with RunWriter.open(watched) as writer:
+        writer.append("loss", steps=[900, 901], values=[1.0, 1.0])
+    page = render_report([watched])
+    assert page.index("moved to events.torn-1. Missing: what it told after step 400 and before step 900.") < page.index(
+        "<figure"
+    )
+
+
 def test_heat_pictures_tell_in_words_what_they_show(watched: Path) -> None:
     page = Page(render_report([watched]))
     told = [dict(attrs) for tag, attrs in page.tags if tag == "svg" and "cells" in (dict(attrs).get("class") or "")]
@@ -123,6 +176,19 @@ def test_a_heat_picture_holds_every_cell_once() -> None:
     levels = {math.inf: "hx", -math.inf: "hz", -5.0: "h0", -4.9: "h0", 0.0: f"h{NUM_LEVELS - 1}", -2.5: "h8"}
     wanted = [["" if math.isnan(v) else levels[v] for v in row] for row in cells]
     assert cells_of(heat(grid, "gradient"), 7, 23) == wanted
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 40, 101, 200])
+def test_labels_of_a_heat_picture_are_as_far_apart_as_their_cells(count: int) -> None:
+    grid = Grid((("a", "a"),), tuple((20 * j, 20 * j) for j in range(count)), ((0.0,) * count,))
+    drawn = heat(grid, "gradient")
+    items = re.findall(r"<li>(?:<span[^>]*>([^<]*)</span>)?</li>", drawn[drawn.index("heat-columns") :])
+    labelled = [j for j, text in enumerate(items) if text]
+    assert len(items) == count
+    assert labelled[0] == 0
+    assert len({b - a for a, b in pairwise(labelled)}) <= 1
+    assert min(count, 3) - 1 <= len(labelled) <= 5
+    assert all(items[j] == f"{20 * j:,}" for j in labelled)
 
 
 def test_what_hardly_changes_looks_as_if_it_hardly_changes() -> None:
@@ -284,11 +350,24 @@ def test_in_a_browser_the_pictures_have_their_colours_and_nothing_is_cut(
     )
     assert len(set(colours.values())) == len(colours) > 8
     labels = page.eval_on_selector_all(
-        ".heat-columns li",
+        ".heat-columns span",
         "all => all.filter(l => l.checkVisibility()).map(l => l.getBoundingClientRect()).map(b => [b.left, b.right])",
     )
     for (_, right), (left, _) in pairwise(labels):
-        assert right < left or left < right - 200  # they do not touch; the next picture begins anew
+        assert right < left or left < right - 100  # they do not touch; the next picture begins anew
+    for axis, end in (("columns", "left"), ("rows", "top")):
+        ends = page.eval_on_selector_all(
+            ".heat",
+            """(all, [axis, end]) => all.map(one => {
+                const box = one.querySelector("svg.cells").getBoundingClientRect(), size = axis == "rows" ? box.height
+                    : box.width, items = [...one.querySelectorAll(`.heat-${axis} li`)];
+                return [items.length, items.map(li => (li.getBoundingClientRect()[end] - box[end]) / size)];
+            })""",
+            [axis, end],
+        )
+        for count, places in ends:
+            assert count == {"columns": 40, "rows": 12}[axis]
+            assert all(abs(place - i / count) < 0.01 for i, place in enumerate(places))
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
     page.close()
@@ -298,6 +377,14 @@ def test_the_page_is_silent_as_long_as_the_rules_are():
     from levada.watching.judge import CONFIRMATIONS
 
     assert ENOUGH == CONFIRMATIONS + 1
+
+
+def test_a_watched_run_whose_name_is_a_number_is_named_after_its_training(tmp_path: Path) -> None:
+    folders = [tmp_path / "mine" / "watch" / number for number in ("1", "2")]
+    for folder in folders:
+        RunWriter.create(folder, kind="watch", name=folder.name).close()
+    words = Page(render_report(folders)).text
+    assert all(f"mine/watch/{number}" in words for number in ("1", "2"))
 
 
 def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def test_sealed_again_nothing_wrong_is_read_and_little_is_lost(suffix: str) -> N
     assert counted["numbers_kept"] > 2 * counted["numbers_lost"]
 
 
+def test_a_log_that_is_sealed_again_has_every_good_event() -> None:
+    counted = trials.mended_logs(stride=7)
+    assert counted["damages"] > 100
+    assert counted["events_kept"] > 3 * counted["trials"]
+
+
 def test_a_full_disk_neither_stops_training_nor_loses_a_verdict() -> None:
     found = trials.full_disk(1200)
     assert found["events_left"] == 0
@@ -134,6 +140,23 @@ def test_frames_behind_a_damage_of_a_tail_are_read_and_sealed(run: Path) -> None
     assert reseal(run) == ["rank 0: tail 2 is sealed, 6 samples"]
     assert len(Run(run).signals().steps) == 26
     assert [path.name for path in run.rglob("*.torn")] == ["tail-000002.torn"]
+
+
+def test_events_behind_a_damage_are_read_again_and_what_was_damaged_is_kept(run: Path) -> None:
+    log = run / "events.log"
+    before = log.read_bytes()
+    damage(log)
+    assert len(small.events(run)) < 5
+    bad = log.read_bytes()
+    (told,) = reseal(run)[:1]
+    assert told.startswith("events.log is written again: ")
+    assert len(small.events(run)) == 5
+    assert bad.endswith((run / "events.torn-1").read_bytes())
+    assert len((run / "events.torn-1").read_bytes()) > len(before) // 3
+    assert main(["doctor", str(run)]) == 1, "what was moved aside is still there"
+    with RunWriter.open(run) as writer:
+        writer.append("loss", steps=[12, 13], values=[0.5**6, 0.3**6])
+    assert len(small.events(run)) == 6
 
 
 def test_nothing_is_sealed_again_beside_a_writer(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -58,9 +59,9 @@ CONNECTIONS = sorted(
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
-def run(case, tmp_path, name, *changes, resume=False):
+def run(case, tmp_path, name, *changes, **options):
     config = resolve(NETWORKS[case], [*EVERYWHERE, f"run.folder={tmp_path / name}", *changes])
-    return train(config, resume=resume)
+    return train(config, **options)
 
 
 @pytest.mark.parametrize(("case", "asynchronous"), [*((case, "true") for case in NETWORKS), ("random", "false")])
@@ -137,6 +138,16 @@ def test_without_a_checkpoint_it_begins_anew(tmp_path):
     assert losses(again.run) == losses(whole.run)
     fresh = run("random", tmp_path, "fresh", "run.steps=5", resume=True)
     assert losses(fresh.run) == losses(whole.run)
+
+
+def test_where_no_run_is_to_continue_one_line_says_that_it_begins(tmp_path):
+    folder, said = tmp_path / "run", []
+    for _ in range(2):
+        stream = io.StringIO()
+        run("random", tmp_path, "run", "run.steps=2", resume=True, stream=stream)
+        said.append(stream.getvalue().splitlines())
+    assert said[0][0] == f"{folder} holds no run to continue: this begins one"
+    assert said[1][0] == "continuing after step 2"
 
 
 def test_the_newest_are_kept(tmp_path):

@@ -337,6 +337,10 @@ def test_what_cannot_be_meant(tmp_path):
     RunWriter.create(tmp_path / "check", kind="check", name="no signals").close()
     with pytest.raises(UsageError, match="keeps no signals"):
         export(tmp_path / "check", "tensorboard", tmp_path)
+    for number in ("2", "10"):
+        RunWriter.create(tmp_path / "check" / "watch" / number, kind="watch", name=number).close()
+    with pytest.raises(UsageError, match=r"It was watched, though: export .*check/watch/10\.$"):
+        export(tmp_path / "check", "tensorboard", tmp_path)
     with pytest.raises(UsageError, match="one of tensorboard, wandb, mlflow, trackio"):
         Exporting("tensorbord", tmp_path)
     with pytest.raises(UsageError, match="sites"):

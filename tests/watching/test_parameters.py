@@ -282,7 +282,7 @@ def test_parameters_add_up_by_site():
 
 
 def test_shards_that_are_empty_here_count_as_nothing():
-    from levada.watching.squares import sums_of_squares
+    from levada.probe.squares import sums_of_squares
 
     found = sums_of_squares([torch.empty(0, 4), torch.ones(2, 2), torch.empty(0, 4)])
     assert found.tolist() == [0.0, 4.0, 0.0]

@@ -159,8 +159,11 @@ def test_the_operation_that_makes_the_first_nan_is_named(tmp_path, target, capsy
     assert found.report.verdict == "error"
     assert found.report.findings[0].rule == "numerical_overflow"
     code = main(["replay", str(folder), "--model", f"{target}:rooted", "--loss", f"{target}:loss"])
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join((out := capsys.readouterr().out).split())
     assert code == 1
+    rows = [line.lstrip("✕x! ").split() for line in out.splitlines()]
+    assert ["4", *["NaN"] * 4] in rows
+    assert [row[-2:] for row in rows if row[:1] == ["0"]] == [["NaN", "NaN"]]
     assert "The first NaN is made by sqrt in 5 (Root), out of numbers without one." in shown
 
 

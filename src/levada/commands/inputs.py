@@ -37,11 +37,11 @@ def named(name: str | None) -> Any:
     return load(name) if name is not None and ":" in name else name
 
 
-def setting(text: str) -> tuple[str, str]:
-    """Split `KEY=VALUE`."""
+def setting(text: str, option: str = "--set") -> tuple[str, str]:
+    """Split `KEY=VALUE`, of an option of the command line."""
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise UsageError(f"--set takes KEY=VALUE, got {text!r}.")
+        raise UsageError(f"{option} takes KEY=VALUE, got {text!r}.")
     return key, value
 
 

@@ -22,7 +22,7 @@ def study(options: argparse.Namespace) -> int:
     code = QUIET
     settings = dict(setting(text) for text in options.set)
     jobs = Path(options.out) / ".jobs"
-    chosen = {key: _value(text) for key, text in map(setting, options.executor_set)}
+    chosen = {key: _value(text) for key, text in (setting(one, "--executor-set") for one in options.executor_set)}
     for name in options.names:
         with executor(options.executor, jobs, chosen) as pool, progress_bar(f"{name} {options.scale}") as progress:
             run = run_study(

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from levada.probe.squares import squares_of_rows
+
 __all__ = ["Limits", "activity", "in_memory_order", "limits", "mean_square", "moments"]
 
-_TRUSTED = 1e-28, 1e28  # mean squares that a float32 sum gets right
-_PIECE = 4096  # elements that one float32 sum adds up
 _CANCELLED = 1e-2  # below this share of the mean square, the difference of two mean squares has lost digits
 
 
@@ -35,38 +35,22 @@ def mean_square(stack: Tensor) -> Tensor:
         >>> mean_square(torch.tensor([[3e-30, 4e-30], [3.0, 4.0]])).tolist()
         [1.2500000079276921e-59, 12.5]
     """
-    if stack.dtype in (torch.float16, torch.bfloat16):
-        stack = stack.float()
     if stack.dim() == 1:  # rows of single numbers, such as a model that returns its loss
         stack = stack[:, None]
+    if stack.device.type == "cpu" and stack.dtype != torch.float64:
+        rows = stack.flatten(1) if stack.is_contiguous() else in_memory_order(stack)
+        return squares_of_rows(rows) / rows.shape[1]
+    if stack.dtype in (torch.float16, torch.bfloat16):
+        stack = stack.float()
     count = stack[0].numel()
     dims = tuple(range(1, stack.dim()))
     if stack.device.type == "mps":
         largest = torch.linalg.vector_norm(stack, math.inf, dim=dims, keepdim=True)
         scale = torch.where(largest > 0, largest, 1.0)
         norm: Tensor = torch.linalg.vector_norm(stack / scale, dim=dims) * scale.flatten()
-    elif stack.device.type != "cpu" or stack.dtype == torch.float64:
-        norm = torch.linalg.vector_norm(stack, dim=dims, dtype=torch.float64)
     else:
-        square = _sums(stack).div_(count)
-        untrusted = ~((square > _TRUSTED[0]) & (square < _TRUSTED[1]))
-        if untrusted.any():
-            rows = stack if stack.shape[0] == 1 else stack[untrusted]
-            square[untrusted] = torch.linalg.vector_norm(rows, dim=dims, dtype=torch.float64).square() / count
-        return square
+        norm = torch.linalg.vector_norm(stack, dim=dims, dtype=torch.float64)
     return norm.square() / count
-
-
-def _sums(stack: Tensor) -> Tensor:
-    """Return each row's sum of squares from float32 sums of pieces: one such sum of 2^25 numbers is off by 0.4 %."""
-    flat = in_memory_order(stack)
-    whole = flat.shape[1] - flat.shape[1] % _PIECE
-    pieces = flat[:, :whole].view(len(flat), -1, _PIECE) if whole else flat[:, None, :0]
-    norms = torch.cat(
-        (torch.linalg.vector_norm(pieces, dim=2), torch.linalg.vector_norm(flat[:, whole:], dim=1, keepdim=True)), 1
-    )
-    sums: Tensor = norms.double().square().sum(1)
-    return sums
 
 
 def in_memory_order(stack: Tensor) -> Tensor:

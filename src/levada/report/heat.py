@@ -10,13 +10,14 @@ from typing import Final
 
 from levada._names import bare_names, span_name
 from levada.report.grid import Grid
-from levada.report.words import sampled, short, superscript
+from levada.report.words import short, superscript
 
 __all__ = ["NUM_LEVELS", "heat"]
 
 NUM_LEVELS: Final = 16  # classes h0 to h15 of the page's style
 DECADES: Final = 3.0  # the least that the colours span, so that what hardly changes looks as if it hardly changes
 _NUM_LABELS: Final = 5
+_LAST: Final = 0.9  # of the axis: a label behind it would be cut off
 _ZERO, _BAD = "hz", "hx"
 
 
@@ -48,7 +49,7 @@ def heat(grid: Grid, what: str) -> str:
     drawn = "".join(f'<path class="{level}" d="{"".join(parts)}"/>' for level, parts in sorted(paths.items()))
     size = f"0 0 {len(grid.columns)} {len(grid.rows)}"
     rows = _labels(grid)
-    columns = [f"{grid.columns[j][0]:,}" for j in sampled(len(grid.columns), _NUM_LABELS)]
+    columns = [f"{first:,}" for first, _ in grid.columns]
     return (
         f'{_legend(grid, low, high)}<div class="heat"><ol class="heat-rows" aria-hidden="true">{_items(rows)}</ol>'
         f'<svg class="cells" viewBox="{size}" preserveAspectRatio="none" role="img" '
@@ -76,14 +77,32 @@ def _level(value: float, low: float, high: float) -> str:
 
 
 def _labels(grid: Grid) -> list[str]:
-    """Name some rows, evenly chosen, without what all names share."""
+    """Name the rows, without what all names share."""
     short_names = bare_names([name for ends in grid.rows for name in ends])
     ends = list(zip(short_names[::2], short_names[1::2], strict=True))
-    return [span_name(*ends[i]) for i in sampled(len(ends), _NUM_LABELS)]
+    return [span_name(*pair) for pair in ends]
+
+
+def _stride(count: int, most: int) -> int:
+    """Give the distance of at most `most` labels among `count` cells, a round number, so that all are as far apart.
+
+    Example:
+        >>> [_stride(count, 5) for count in (5, 12, 40, 200)]
+        [1, 5, 10, 50]
+    """
+    least = math.ceil(count / most)
+    power = int(10 ** (len(str(least)) - 1))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
 
 
 def _items(texts: Sequence[str]) -> str:
-    return "".join(f"<li>{escape(text)}</li>" for text in texts)
+    """Give an item for each cell, so that a label stands at its own; none near the end, where it would not fit."""
+    step = _stride(len(texts), _NUM_LABELS)
+    items = [""] * len(texts)
+    for place, i in enumerate(range(0, max(1, math.ceil(_LAST * len(texts))), step)):
+        less = ' class="less"' if place % 2 else ""
+        items[i] = f"<span{less}>{escape(texts[i])}</span>"
+    return "".join(f"<li>{item}</li>" for item in items)
 
 
 def _power(log: float) -> str:

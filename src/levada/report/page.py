@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from levada import __version__
 from levada._errors import UsageError
 from levada.report.check import check_view
+from levada.report.damage import of_events
 from levada.report.mending import fix_view
 from levada.report.study import study_view
 from levada.report.typeset import typeset
 from levada.report.watch import watch_view
 from levada.report.words import evidence_rows
 from levada.runs import Run
+from levada.runs.manifest import name_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -133,12 +135,12 @@ def _sections(source: Source) -> list[dict[str, Any]]:
         raise UsageError(
             f"render_report: this levada shows reports of schema 1, got {source['schema']}. Update levada."
         )
-    return [{"kind": "check", "view": _safe(check_view(source)), "provenance": [], "damage": "", "created": ""}]
+    return [{"kind": "check", "view": _safe(check_view(source)), "provenance": [], "damage": [], "created": ""}]
 
 
 def _fix_sections(told: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Give a repair, and the checks of the model as it is and as the best remedy makes it."""
-    shared = {"provenance": [], "damage": "", "created": ""}
+    shared = {"provenance": [], "damage": [], "created": ""}
     sections: list[dict[str, Any]] = [{"kind": "fix", "view": _safe(fix_view(told)), **shared}]
     for side, words in (("before", "as it is"), ("after", f"with {told.get('remedy')}")):
         report = told.get(side)
@@ -172,14 +174,17 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     settings = evidence_rows(config)
     provenance = [("run", told.name), ("created", told.created), *versions, *settings, ("command", told.command)]
     damage = run.damage
-    shared = {"provenance": provenance, "damage": damage.message if damage else "", "created": told.created}
+    lost = of_events(events, damage.message if damage else "")
+    shared = {"provenance": provenance, "damage": lost, "created": told.created}
     sections: list[dict[str, Any]] = []
     for event in events:
         if event["type"] == "report" and isinstance(event.get("report"), Mapping):
             view = check_view(event["report"], str(event.get("title") or ""))
             sections.append({"kind": "check", "view": _safe(view), **shared})
     if told.kind == "watch":
-        view = watch_view(run, told.name, events)
+        name = name_of(run.path.resolve()) if told.name.isdecimal() else told.name
+        view = watch_view(run, name, events)
+        shared["damage"] = [*view.pop("damage"), *lost]
         sections.append({"kind": "watch", "view": _safe(view), **shared})
     elif not sections or any(event["type"] in ("study", "claim", "figure", "result") for event in events):
         sections.append({"kind": "study", "view": _safe(study_view(told.name, events)), **shared})

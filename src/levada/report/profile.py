@@ -15,10 +15,25 @@ FLOAT32_EPS: Final = 2.0**-23  # the distance of 1 from the next number of float
 FLOAT32_TINY: Final = 2.0**-149  # the smallest number above zero that float32 holds
 
 
+COUNTS: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
+"""The signals that count what is not finite in another."""
+
+
 def column(blocks: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
-    """Give one signal over the blocks; all None where it was never measured (nothing but NaN counts as that)."""
+    """Give one signal over the blocks; all None where it was never measured.
+
+    Nothing but NaN counts as that, unless the blocks say that their numbers are not finite.
+
+    Example:
+        >>> column([{"signal_rms": math.nan}], "signal_rms")
+        [None]
+        >>> column([{"signal_rms": math.nan, "nonfinite": 0.5}], "signal_rms")
+        [nan]
+    """
     values = [number(block.get(key)) for block in blocks]
     measured = any(value is not None and not math.isnan(value) for value in values)
+    if key in COUNTS:
+        measured |= any((number(block.get(COUNTS[key])) or 0.0) > 0 for block in blocks)
     return values if measured else [None] * len(values)
 
 

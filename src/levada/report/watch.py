@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Final, Protocol
 
 from levada.report.check import finding_view, table_view
+from levada.report.damage import of_signals
 from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
@@ -61,14 +62,18 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     verdict = worst if len(depth.steps) >= ENOUGH or fired else "unknown"
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
     losses = depth.first.losses() if depth.first is not None else []
+    figures = [*_loss(losses, findings), *_heats(depth), *_profiles(depth)]
+    damage = of_signals(ranks)  # when all was read
     return {
         "title": name,
         "verdict": verdict,
         "sign": SIGNS[verdict],
-        "headline": _headline(verdict, fired, depth, losses),
+        "headline": _headline(verdict, fired, depth, losses)
+        + (", in what can be read" if damage and not fired else ""),
         "claim": str(fired[0].get("claim", "")) if fired else "",
+        "damage": damage,
         "facts": _facts(depth, losses, events, len(run.ranks)),
-        "figures": [*_loss(losses, findings), *_heats(depth), *_profiles(depth)],
+        "figures": figures,
         "findings": [_told(one, depth) for one in known[:MAX_FINDINGS]],
         "open": [one for one in findings if one.get("status") == "unknown"],
         "notes": _notes(run.ranks, ranks, depth, events, len(known)),
@@ -259,8 +264,6 @@ def _notes(
         for event in events
         if event.get("type") == "bundle"
     ]
-    for rank, signals in read.items():
-        notes += [f"Rank {rank}: {damage.message}." for damage in signals.damage]
     return list(dict.fromkeys(notes))
 
 

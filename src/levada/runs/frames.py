@@ -49,12 +49,16 @@ class Damage:
         offset: the byte at which the first unreadable frame begins.
         num_bytes: how many bytes lie from there to the end.
         message: one sentence.
+        segment: of signals: number of the tail or segment that it is in; 0 otherwise.
+        sample: in a tail: how many of its samples can be read before it.
     """
 
     kind: str
     offset: int
     num_bytes: int
     message: str
+    segment: int = 0
+    sample: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +166,22 @@ def scan(file: BinaryIO, start: int = len(MAGIC)) -> Iterator[Frame | Damage]:
         start = stop
 
 
-def survivors(data: bytes) -> int:
-    """Count the good frames anywhere in `data`: what is left behind a damage.
+def survivors(data: bytes) -> list[bytes]:
+    """Find the good frames anywhere in `data`, whole as they are: what is left behind a damage.
 
     Example:
-        >>> survivors(b"bad bytes" + frame(encode("loss", {})) + b"torn")
-        1
+        >>> good = frame(encode("loss", {}))
+        >>> survivors(b"bad bytes" + good + b"torn") == [good]
+        True
     """
-    found, at = 0, data.find(_OPENING)
+    found, at = list[bytes](), data.find(_OPENING)
     while at >= 0:
         after = at + 1
         if at >= HEADER.size:
             length, checksum = HEADER.unpack_from(data, at - HEADER.size)
             payload = data[at : at + length] if length <= MAX_FRAME else b""
             if len(payload) == length and zlib.crc32(payload) == checksum and isinstance(_decode(payload), dict):
-                found, after = found + 1, at + length
+                found.append(data[at - HEADER.size : at + length])
+                after = at + length
         at = data.find(_OPENING, after)
     return found

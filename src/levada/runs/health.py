@@ -37,12 +37,13 @@ from levada.runs.segments import (
 from levada.runs.signals import PAUSES, rank_folders
 from levada.runs.tables import Table, mend_tables, read_tables
 from levada.runs.tail import Samples, read_tail
+from levada.runs.writer import mend_log
 
 __all__ = ["Health", "RankHealth", "doctor", "reseal"]
 
 
 def _aside(name: str, size: int) -> str:
-    return f"  moved aside when the run was continued: {name}, {size:,} bytes"
+    return f"  moved aside, because it was damaged: {name}, {size:,} bytes"
 
 
 @final
@@ -158,7 +159,7 @@ def doctor(path: str | Path) -> Health:
     if damage is not None and damage.num_bytes:
         with (folder / LOG).open("rb") as file:
             file.seek(damage.offset)
-            behind = survivors(file.read())
+            behind = len(survivors(file.read()))
     torn = {file.name: file.stat().st_size for file in sorted(folder.glob("events.torn-*"))}
     ranks = tuple(_examine_rank(rank, signals) for rank, signals in sorted(rank_folders(folder).items()))
     bundles, lost = examine_bundles(folder)
@@ -215,9 +216,10 @@ def _look(rank: int, folder: Path) -> tuple[RankHealth, bool]:
 
 
 def reseal(path: str | Path) -> list[str]:
-    """Seal the tails that interrupted writers left, and write damaged sealed files again with what of them is good.
+    """Seal the tails that interrupted writers left, and write damaged files again with what of them is good.
 
-    What is lost is NaN in the new files; the damaged ones are moved aside, to names that end in `.torn`.
+    What is lost is NaN in the new sealed files; the damaged ones are moved aside, to names that end in `.torn`. The log
+    has every good event again; what follows its first damage is kept in `events.torn-N`.
 
     Args:
         path: the run's folder.
@@ -229,7 +231,7 @@ def reseal(path: str | Path) -> list[str]:
         UsageError: if a writer is at work.
         MissingExtraError: if files are Parquet and pyarrow is not installed.
     """
-    done = []
+    done = list(_mend_log(Path(path)))
     for rank, folder in sorted(rank_folders(Path(path)).items()):
         lock = WriterLock(folder)
         try:
@@ -237,6 +239,20 @@ def reseal(path: str | Path) -> list[str]:
         finally:
             lock.release()
     return done
+
+
+def _mend_log(folder: Path) -> Iterator[str]:
+    if not (folder / LOG).is_file():
+        return
+    lock = WriterLock(folder)
+    try:
+        damage = examine(folder)[2]
+        if damage is not None:
+            name, good = mend_log(folder, damage)
+            saved = f", and {good:,} good {'frame' if good == 1 else 'frames'} among them kept" if good else ""
+            yield f"{LOG} is written again: {damage.num_bytes:,} bytes behind its damage are moved to {name}{saved}"
+    finally:
+        lock.release()
 
 
 def _reseal_rank(folder: Path) -> Iterator[str]:

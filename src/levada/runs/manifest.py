@@ -26,6 +26,7 @@ __all__ = [
     "SCHEMA",
     "Manifest",
     "describe",
+    "name_of",
     "read_manifest",
     "sync_folder",
     "write_atomically",
@@ -35,6 +36,18 @@ __all__ = [
 SCHEMA: Final = 1
 MANIFEST: Final = "run.json"
 LOG: Final = "events.log"
+
+
+def name_of(folder: Path) -> str:
+    """Name a run by its folder; where that is a number, as a training's watched runs have, with the folders above it.
+
+    Example:
+        >>> name_of(Path("runs/mine")), name_of(Path("runs/mine/watch/1"))
+        ('mine', 'mine/watch/1')
+    """
+    parts = folder.parts
+    least = next((i for i in range(1, len(parts)) if not (parts[-i].isdecimal() or parts[-i] == "watch")), len(parts))
+    return "/".join(parts[-least:]) if parts and (parts[-1].isdecimal()) else folder.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ __all__ = [
     "seal",
     "seal_tail",
     "sealed_name",
+    "set_aside",
     "sites_in_group",
     "tail_name",
     "verified",
@@ -201,6 +202,18 @@ def seal_tail(folder: Path, number: int, tables: Mapping[int, Table], suffix: st
     return samples
 
 
+def set_aside(folder: Path) -> list[Damage]:
+    """Name the files that were moved aside because they were damaged: `put_aside` did so."""
+    found = []
+    for path in sorted(folder.glob("*.torn")):
+        match = _NUMBER.match(path.name)
+        size = path.stat().st_size
+        found.append(
+            Damage("file", 0, size, f"{path.name} was damaged, and is moved aside", int(match[1]) if match else 0)
+        )
+    return found
+
+
 def remove_tail(folder: Path, number: int, tables: Mapping[int, Table]) -> None:
     """Remove a tail that is sealed, and whose writer was killed before it did so itself."""
     path = folder / tail_name(number)
@@ -333,12 +346,12 @@ def _read(place: Place, take: Any) -> Any:
 def damaged(place: Place, reason: str) -> Damage:
     """Say that a file is lost."""
     size = place.path.stat().st_size if place.path.exists() else 0
-    return Damage("file", 0, size, f"{place.path.name} cannot be read: {reason}")
+    return Damage("file", 0, size, f"{place.path.name} cannot be read: {reason}", place.number)
 
 
 def orphaned(number: int) -> Damage:
     """Say that a segment's steps are lost."""
-    return Damage("missing", 0, 0, f"segment {number} has neither its file of samples nor its tail")
+    return Damage("missing", 0, 0, f"segment {number} has neither its file of samples nor its tail", number)
 
 
 def sites_in_group(rows: int) -> int:

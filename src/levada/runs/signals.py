@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -16,7 +16,17 @@ from levada._errors import UsageError, import_extra
 from levada.runs.codes import decoded
 from levada.runs.frames import Damage
 from levada.runs.pyramid import SPANS, blocks, coarsen
-from levada.runs.segments import Cut, Place, UnreadableError, damaged, orphaned, places, read_planes, read_samples
+from levada.runs.segments import (
+    Cut,
+    Place,
+    UnreadableError,
+    damaged,
+    orphaned,
+    places,
+    read_planes,
+    read_samples,
+    set_aside,
+)
 from levada.runs.tables import Table, read_tables
 from levada.runs.tail import Samples, read_tail
 
@@ -156,14 +166,16 @@ class Signals:
                 samples, damages = read_tail(tail[0].path, widths)
                 levels = {}
                 self.damage += [
-                    Damage(d.kind, d.offset, d.num_bytes, f"{tail[0].path.name}: {d.message}") for d in damages
+                    replace(d, message=f"{tail[0].path.name}: {d.message}", segment=number) for d in damages
                 ]
             if samples is None:
                 continue
             table = tables.get(samples.table)
             if table is None:
                 if samples.steps:
-                    self.damage.append(Damage("file", 0, 0, f"segment {number} needs site table {samples.table}"))
+                    self.damage.append(
+                        Damage("file", 0, 0, f"segment {number} needs site table {samples.table}", number)
+                    )
                 continue
             parts.append(_Part(number, table, samples, {level: levels[level] for level in _LEVELS if level in levels}))
         return parts
@@ -281,6 +293,39 @@ class Signals:
             found.last_steps.append(steps[b])
             found.times.append(times[a])
             found.counts.append(b - a + 1)
+
+    def lost(self) -> list[tuple[str, str]]:
+        """Give what cannot be read, and what was moved aside because of that: what it is, and which samples it takes.
+
+        As far as it was looked at; of a file that was moved aside, what could be read was perhaps sealed again.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> from levada.runs import SignalWriter
+            >>> folder = pathlib.Path(tempfile.mkdtemp())
+            >>> with SignalWriter(folder, sites=[{"name": "0"}], signals=["signal_rms"]) as writer:
+            ...     written = [writer.append(step, 0.0, bytes(2), {}) for step in (0, 20)]
+            >>> path = next(writer.folder.glob("full-*"))
+            >>> moved = path.rename(path.with_suffix(".torn"))
+            >>> Signals(writer.folder).lost() == [(f"{moved.name} was damaged, and is moved aside", "steps 0 to 20")]
+            True
+        """
+        return [(damage.message, self._where(damage)) for damage in (*self.damage, *set_aside(self.folder))]
+
+    def _where(self, damage: Damage) -> str:
+        """Say which samples a damage takes, as far as their neighbours tell; nothing if it may be any."""
+        if not damage.segment:
+            return ""
+        steps = {part.number: part.samples.steps for part in self._parts if part.samples.steps}
+        own = steps.get(damage.segment)
+        if own and damage.sample is None:
+            return f"steps {min(own):,} to {max(own):,}"
+        cut = damage.sample or 0
+        before = [step for number, found in steps.items() if number < damage.segment for step in found]
+        after = [step for number, found in steps.items() if number > damage.segment for step in found]
+        before, after = [*before, *(own or ())[:cut]], [*(own or ())[cut:], *after]
+        ends = [f"after step {step:,}" for step in before[-1:]] + [f"before step {step:,}" for step in after[:1]]
+        return " and ".join(ends)
 
     def scalars(self, name: str) -> list[tuple[int, float]]:
         """Give step and value of a scalar, for every sample that has it, whatever detail of the signals is kept."""

@@ -18,7 +18,7 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -201,13 +201,13 @@ def read_tail(path: Path, widths: Mapping[int, int]) -> tuple[Samples, list[Dama
     found, damages, at = Samples(), [], 0
     for part in scan_frames(content):
         if isinstance(part, Damage):
-            damages.append(part)
+            damages.append(replace(part, sample=len(found.steps)))
             at = part.offset + part.num_bytes
             continue
         try:
             _take(found, part, widths)
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError, struct.error) as error:
-            damages.append(Damage("payload", at, len(part), f"a frame is no sample: {error}"))
+            damages.append(Damage("payload", at, len(part), f"a frame is no sample: {error}", sample=len(found.steps)))
     if longer:
         damages.append(Damage("length", MAX_TAIL, path.stat().st_size - MAX_TAIL, "the file is longer than a tail is"))
     return found, damages

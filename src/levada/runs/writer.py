@@ -14,7 +14,7 @@ from levada.runs.frames import MAGIC, Damage, encode, frame, scan, survivors
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, describe, read_manifest, write_atomically, write_manifest
 
-__all__ = ["RunWriter"]
+__all__ = ["RunWriter", "mend_log"]
 
 _SYNC_SECONDS = 5.0
 
@@ -181,15 +181,45 @@ class RunWriter:
         self.close()
 
 
-def _move_aside(folder: Path, damage: Damage) -> dict[str, Any]:
-    """Move what is behind the last good frame to a file of its own; give what was done, as the fields of an event."""
-    log, number = folder / LOG, 1
+def mend_log(folder: Path, damage: Damage) -> tuple[str, int]:
+    """Write a damaged log again with all good frames, those behind the damage too, under the run's lock.
+
+    What follows the first damage is kept in `events.torn-N`, as where a run goes on, and an event "repaired" stands in
+    its place.
+
+    Args:
+        folder: the run.
+        damage: what keeps its log from being read to its end.
+
+    Returns:
+        The name of the file that keeps it, and the number of good frames that were behind the damage.
+    """
+    name, tail = _keep(folder, damage)
+    good = survivors(tail)
+    told = {"moved_to": name, "at": damage.offset, "num_bytes": len(tail), "reason": damage.message}
+    with (folder / LOG).open("rb") as file:
+        head = file.read(damage.offset) if damage.offset >= len(MAGIC) else MAGIC
+    mark = frame(encode("repaired", {**told, "good_frames_moved": 0, "good_frames_kept": len(good)}))
+    write_atomically(folder / LOG, b"".join([head, mark, *good]))
+    return name, len(good)
+
+
+def _keep(folder: Path, damage: Damage) -> tuple[str, bytes]:
+    """Write what follows the last good frame to a file of its own; give its name, and what it holds."""
+    number = 1
     while (target := folder / f"events.torn-{number}").exists():
         number += 1
-    with log.open("rb") as file:
+    with (folder / LOG).open("rb") as file:
         file.seek(damage.offset)
         tail = file.read()
     write_atomically(target, tail)
+    return target.name, tail
+
+
+def _move_aside(folder: Path, damage: Damage) -> dict[str, Any]:
+    """Move what is behind the last good frame to a file of its own; give what was done, as the fields of an event."""
+    log = folder / LOG
+    name, tail = _keep(folder, damage)
     if damage.offset < len(MAGIC):
         write_atomically(log, MAGIC)
     else:
@@ -197,9 +227,9 @@ def _move_aside(folder: Path, damage: Damage) -> dict[str, Any]:
             file.truncate(damage.offset)
             os.fsync(file.fileno())
     return {
-        "moved_to": target.name,
+        "moved_to": name,
         "at": damage.offset,
         "num_bytes": len(tail),
-        "good_frames_moved": survivors(tail),
+        "good_frames_moved": len(survivors(tail)),
         "reason": damage.message,
     }

@@ -86,6 +86,8 @@ def train(config: Config, *, resume: bool = False, stream: TextIO | None = None)
         open_run = partial(record.open, config, resume=resume, restarted=restarted)
         continued = processes.agree(lambda: open_run(launch=launch()))
         shown = stream if processes.rank == 0 else None
+        if resume and not continued and shown is not None:  # the same command begins a training and goes on with it
+            shown.write(f"{config.run.folder} holds no run to continue: this begins one\n")
         try:
             return _train(config, source, engine, processes, record, shown, continued=continued)
         finally:

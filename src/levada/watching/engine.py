@@ -86,12 +86,7 @@ class Engine:
         self._device = next(p.device for p in model.parameters())
         self._taps = Taps(model, self._structure.places, self)
         self._statistics = Statistics()
-        self.losses = self._losses = Losses(
-            model,
-            heard=self,
-            parts=lambda: self._micro_batches.divided,
-            scaler=scaler,
-        )
+        self._losses = Losses(model, heard=self, parts=lambda: self._micro_batches.divided, scaler=scaler)
         self._clock = StepClock(self._device)
         self._micro_batches = MicroBatches(original(model), self.restart)
         self._together = Together(model)
@@ -240,14 +235,18 @@ class Engine:
     @_quietly
     def learned(self) -> None:
         """Hear that a backward pass was this model's."""
+        self.passes.skips.learned()
         self._end_rested(late=True)
 
     @_quietly
-    def restart(self) -> None:
+    def restart(self, loss: Tensor | None = None) -> None:
         """Hear that the gradients of this step were cleared, or those of one in which an optimizer rested."""
         if self._stepped:
             self._end_rested(late=True)
-        elif self._reading is not None:
+            return
+        if loss is not None:
+            self.passes.skips.dropped(loss)
+        if self._reading is not None:
             self._reading.restart()
             self._taps.restart()
 

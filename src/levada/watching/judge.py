@@ -23,6 +23,7 @@ from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.units import DEAD
 from levada.watching.sample import Sample
 from levada.watching.spike import RAISED, Departures, Spikes, raised, rise_in_words
+from levada.watching.unoptimised import Unoptimised
 from levada.watching.view import COMPARED, Blocks, View, membership, rate_of, values_of
 
 __all__ = ["CONFIRMATIONS", "Judge"]
@@ -93,10 +94,12 @@ class Judge:
         self.confirm = confirm
         self.rules = rules
         self._cases: dict[tuple[str, str], _Case] = {}
+        self._standing: dict[str, int] = {}  # place among the findings, by rule
         self._rates: deque[tuple[int, float]] = deque(maxlen=RATES)
         self._rate, self._rises = math.nan, deque[int](maxlen=RATES)
         self._spikes = Spikes()
         self._nonfinite = Nonfinite()
+        self._unoptimised = Unoptimised()
         self._baseline: Baseline | None = None
         self._departures: Departures | None = None
         self._silence, self._off, self._longest = Silence(0), Silence(0), torch.zeros(0)
@@ -123,6 +126,7 @@ class Judge:
             self._rises.append(step)
         self._rate = rate
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
+        self._see_unoptimised(step)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
         if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._cases:
@@ -135,6 +139,14 @@ class Judge:
         found = self._nonfinite.before_update(step, self._rank, model, given, scaled=self._scaled)
         if found is not None:
             self._told_at_once(self._in_block(found))
+
+    def _see_unoptimised(self, step: int) -> None:
+        sites = self.blocks.sites if self.blocks is not None else ()
+        found = self._unoptimised.before_update(step, self._model, getattr(self._source, "optimizers", ()), sites)
+        if found is not None:
+            self._stand(replace(found, evidence={**found.evidence, "told_at": step}))
+        elif "unoptimised_parameters" in self._standing and self._unoptimised.mended:
+            self._clear(self._standing.pop("unoptimised_parameters"), step)
 
     def sampled(self, sample: Sample) -> None:
         """Apply the rules to a sampled step.
@@ -179,6 +191,29 @@ class Judge:
         self._end("numerical_overflow", sample.step)
         self._apply(view)
         self._baseline.add(_columns(sample, view.sites))
+
+    def skipped(self, finding: Finding | None, step: int) -> None:
+        """Tell of passes that a loop leaves out, or take that back.
+
+        Args:
+            finding: what was found; None when it is over.
+            step: the present step.
+        """
+        if finding is not None:
+            self._stand(replace(finding, evidence={**finding.evidence, "told_at": step}))
+        elif (at := self._standing.pop("skipped_steps", None)) is not None:
+            self._clear(at, step)
+
+    def _stand(self, finding: Finding) -> None:
+        """Tell a finding that is confirmed already, and does not depend on samples; or that it has become worse."""
+        at = self._standing.get(finding.rule)
+        if at is None:
+            self._standing[finding.rule] = len(self.findings)
+            self._tell(finding)
+        elif _worse(finding, self.findings[at]):
+            told_at = self.findings[at].evidence["told_at"]
+            self.findings[at] = replace(finding, evidence={**finding.evidence, "told_at": told_at})
+            self._remember(self.findings[at])
 
     def note(self, **facts: Any) -> None:
         """Take what the user knows of the present step, for the bundles.

@@ -55,8 +55,8 @@ class Heard(Protocol):
     def before_backward(self) -> None:
         """Hear of a backward pass that is about to begin, of whichever model."""
 
-    def restart(self) -> None:
-        """Hear, before one, that the gradients of this step were cleared."""
+    def restart(self, loss: Tensor | None = None) -> None:
+        """Hear, before one, that the gradients of this step, and of this loss, were cleared."""
 
     def learned(self) -> None:
         """Hear, after one, that it was this model's, before its loss is counted."""
@@ -151,7 +151,7 @@ class Losses:
         self.heard.before_backward()
         state = [(p, _state(p.grad)) for p in self._markers]
         if self._current and self._cleared() and not self._sharded():
-            self.heard.restart()
+            self.heard.restart(self.current())
             self._current = []
         self._seconds += time.perf_counter() - begun
         return state

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from levada.diagnose.finding import Finding
 from levada.inputs import tensors_in
 from levada.watching.places import original, plain_name
+from levada.watching.reading import plain
 from levada.watching.view import View
 
 __all__ = ["Nonfinite", "broken_parameters"]
@@ -209,7 +210,7 @@ def broken_parameters(model: nn.Module) -> Mapping[str, str]:
     """
     found = {}
     for name, parameter in original(model).named_parameters():
-        local = getattr(parameter, "_local_tensor", parameter)  # of a sharded one, this process's part
+        local = plain(parameter.detach())
         if _broken(local):
             found[plain_name(name)] = "NaN" if bool(torch.isnan(local).any()) else "Inf"
     return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from levada._errors import require_at_least
-from levada.watching.squares import sums_of_squares
+from levada.probe.squares import sums_of_squares
 from levada.watching.stacked import Stacked, Stacks
 
 __all__ = ["COLUMNS", "SITE_COLUMNS", "Packed", "ParameterNorms", "pairs"]

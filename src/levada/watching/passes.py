@@ -20,6 +20,7 @@ from levada.probe.hook import Hook
 from levada.probe.recorder import first_floating
 from levada.watching.losses import in_backward
 from levada.watching.places import original, plain_name
+from levada.watching.skipped import Skips
 
 __all__ = ["Pass", "Passes"]
 
@@ -197,6 +198,7 @@ class Passes:
         spent: Callable[[float], None],
         fail: Callable[[Exception], None],
     ) -> None:
+        self.skips = Skips()
         self.depth = 0
         self.learning = False
         self.seen = 0
@@ -285,6 +287,7 @@ class Passes:
             self._given = [weakref.ref(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
             if self._keeps:
                 self._keep(args, kwargs)
+            self.skips.begun(self._step, training=module.training)
             self._begin()
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -305,6 +308,7 @@ class Passes:
         if self.depth == 0 and self.learning:
             self.learning = False
             self._end(True)
+            self.skips.returned(output)
             if self._keeps and self._inputs is not None:
                 value = first_floating(output)
                 if value is not None and value.requires_grad and not value.is_leaf:

@@ -15,7 +15,6 @@ from torch import Tensor
 from levada.probe.collector import Collector, Slot
 from levada.probe.statistics import mean_square
 from levada.watching.losses import counted, graph_task, in_backward, retained
-from levada.watching.squares import squares_of_rows, sums_of_squares
 
 __all__ = ["TABLE", "Reading", "Statistics", "plain"]
 
@@ -23,7 +22,6 @@ TABLE: Final = ("signal", "signal_count", "gradient", "gradient_count", "zeros",
 """Columns of a block's row: sums of squares and of zeros, and over how many elements."""
 
 _ROOM = 1 << 17  # elements that wait to be measured together: a stack of them fits into a cache
-_SMALL = 1 << 14
 _KEPT = 1 << 26  # bytes of gradients that wait for more, where a graph is gone through again
 _HALVES = torch.float16, torch.bfloat16
 
@@ -37,18 +35,10 @@ def plain(tensor: Tensor) -> Tensor:
 
 def _squares(stack: Tensor) -> Tensor:
     """Return mean squares, `(rows, ...) -> (rows, 1)`; half precision is added up in float32."""
-    count = stack[0].numel()
-    if stack.device.type == "cpu" and stack.dtype in (torch.float32, *_HALVES):
-        one = len(stack) == 1
-        if one and count <= _SMALL:  # one call; as fast as in float32, where the call is what costs
-            norms: Tensor = torch.linalg.vector_norm(stack, dtype=torch.float64)
-            return (norms.square() / count).view(1, 1)
-        sums = sums_of_squares(stack.unbind()) if one else squares_of_rows(stack.view(len(stack), -1))
-        return sums[:, None] / count
     if stack.device.type == "cuda" and stack.dtype in _HALVES:
         dims = tuple(range(1, stack.dim())) or None
         norm: Tensor = torch.linalg.vector_norm(stack, dim=dims, dtype=torch.float32)
-        return (norm.double().square() / count).reshape(-1, 1)
+        return (norm.double().square() / stack[0].numel()).reshape(-1, 1)
     return mean_square(stack)[:, None]
 
 

@@ -22,7 +22,7 @@ from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.background import Background
 from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTAVE, UNDERFLOW, thresholds
-from levada.runs.manifest import MANIFEST
+from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.remote import Mirror, is_remote, stage
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.transfer import Sent
@@ -197,7 +197,7 @@ class Recording:
             if resume and (self.folder / MANIFEST).exists():
                 writer = RunWriter.open(self.folder)
             else:
-                label = name or self.folder.resolve().name or "watch"
+                label = name or name_of(self.folder.resolve()) or "watch"
                 writer = RunWriter.create(self.folder, kind="watch", name=label, config=config)
             self._events = _Events(writer, self.close)
         self._mirror = None if address is None else Mirror(self.folder, address, rank=rank)
@@ -255,6 +255,11 @@ class Recording:
         self._keep_sample(sample)
         self._hear(sample.step)
         self._tell()
+
+    def found(self, step: int) -> None:
+        """Keep the verdicts that are new, where no sample brings them."""
+        if not self._closed and os.getpid() == self._process:
+            self._hear(step)
 
     def flush(self, seconds: float = 60.0) -> bool:
         """Wait until what was heard is handed to the operating system; False if it is not in so many seconds."""

@@ -37,6 +37,7 @@ _SIGNALS: Final = (
     "nonfinite",
     "gradient_nonfinite",
 )
+_HURT: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
 # What a pass alone tells; the other rules of `check` need an optimizer's step, or tests that train.
 _RULES: Final = (
     "numerical_overflow",
@@ -230,7 +231,9 @@ def _blocks(trace: Trace) -> Iterator[dict[str, Any]]:
     means = {signal: trace[signal].nanmean(0).tolist() for signal in _SIGNALS}
     for i, site in enumerate(trace.sites):
         block: dict[str, Any] = {"site": site.name, "order": site.order, "kind": site.kind, "shape": list(site.shape)}
-        yield block | {signal: values[i] for signal, values in means.items() if not math.isnan(values[i])}
+        hurt = {signal: means[bad][i] > 0 for signal, bad in _HURT.items()}
+        # What is NaN was not measured, unless the numbers themselves are not finite.
+        yield block | {s: values[i] for s, values in means.items() if not math.isnan(values[i]) or hurt.get(s)}
 
 
 def _notes(kept: Bundle, loss: float, origin: Origin | None, run: _Run, broken: Mapping[str, str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
-from levada.watching.squares import squares_of_rows, sums_of_squares
+from levada.probe.squares import squares_of_rows, sums_of_squares
 
 __all__ = ["Stacked", "Stacks"]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError, require_number
 from levada.connection import require_module
+from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
 from levada.watching.account import report
@@ -72,6 +73,7 @@ class Watch:
             sampled=self._sampled,
             first=first,
         )
+        self._engine.passes.skips.tell = self._skipped
         self._attach()
 
     @property
@@ -256,6 +258,13 @@ class Watch:
         self.samples.append(sample)
         for listener in list(self._listeners):
             self._tell(listener, "sampled", sample)
+
+    def _skipped(self, finding: Finding | None) -> None:
+        """Tell of passes that no sample will tell of, at once."""
+        if self.judge is not None:
+            self.judge.skipped(finding, self.steps)
+            for listener in [one for one in self._listeners if hasattr(one, "found")]:
+                self._tell(listener, "found", self.steps)
 
     def _tell(self, listener: Listener, method: str, *args: Any) -> None:
         try:

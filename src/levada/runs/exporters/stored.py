@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from levada._errors import UsageError
 from levada.runs.exporters.exporter import Exporter, chosen, tag, told
+from levada.runs.manifest import MANIFEST
 from levada.runs.reader import Run
 
 __all__ = ["EXPORTERS", "export", "open_exporter"]
@@ -73,7 +74,7 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
     """
     run = run if isinstance(run, Run) else Run(run)
     if not run.ranks:
-        raise UsageError(f"{run.path}: what is exported is a watched run, and this keeps no signals.")
+        raise UsageError(f"{run.path}: what is exported is a watched run, and this keeps no signals.{_watched(run)}")
     # A site that several ranks have (replicas, shards) is exported once; those of a pipeline follow each other.
     everywhere = {site["name"]: signals for signals in map(run.signals, reversed(run.ranks)) for site in signals.sites}
     names = list(dict.fromkeys(site["name"] for rank in run.ranks for site in run.signals(rank).sites))
@@ -103,6 +104,13 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
     finally:
         exporter.close()
     return exporter
+
+
+def _watched(run: Run) -> str:
+    """Point from a training to its newest watched run inside."""
+    inside = [path.parent for path in run.path.glob(f"watch/*/{MANIFEST}") if path.parent.name.isdecimal()]
+    newest = max(inside, key=lambda path: int(path.name), default=None)
+    return "" if newest is None else f" It was watched, though: export {newest}."
 
 
 def _findings(run: Run, last: int) -> dict[int, list[tuple[str, str]]]:

@@ -122,28 +122,7 @@ def exploding_gradient(view: View) -> Iterable[Finding]:
     It speaks only where the loss shows harm: it has not come below its start, or has given back a quarter of what was
     learned. An error needs updates as large as a tenth of the weights of the block, and a loss above its start.
     """
-    if not (view.given_back >= RISEN or view.nothing_learned):
-        return
-    decay = _over_depth(view, "gradient_rms", gradient_decay)
-    span = decay.steepest(grows=True) if decay is not None else None
-    if span is not None and span.spread_out(grows=True) >= LEAST_DECADES:
-        claim = (
-            f"From {{last}} back to {{first}} the gradient grows by a factor of {span.value:.4g} per block "
-            f"({span.interval(4)}), by 10^{-span.total:.1f} in all"
-        )
-        told = {"gradient_decay_per_block": span.told(), "explained_by": "depth", "law": _lawful(span)}
-        yield _grown(view, "exploding_gradient", claim, span.first, span.last, told)
-        return
-    risen = view.rise_from_start("gradient_rms")
-    hit = [int(i) for i in (risen >= FAR).nonzero()]
-    if hit:
-        claim = f"The gradient of {{last}} is {times(float(risen[hit[-1]]))} this run's own baseline"
-        told = {
-            "octaves_above_baseline": float(risen[hit[-1]]),
-            "blocks": [view.blocks.names[i] for i in hit],
-            "explained_by": "baseline",
-        }
-        yield _grown(view, "exploding_gradient", claim, hit[-1], hit[-1], told)
+    yield from _explodes(view, "gradient", gradient_decay, "From {last} back to {first}", "gradient_decay_per_block")
 
 
 def vanishing_signal(view: View) -> Iterable[Finding]:
@@ -194,28 +173,34 @@ def exploding_signal(view: View) -> Iterable[Finding]:
     It speaks only where the loss shows harm, as `exploding_gradient` does. An error needs updates as large as a tenth
     of the weights of the block, and a loss above its start.
     """
+    yield from _explodes(view, "signal", size_decay, "From {first} to {last}", "growth_per_block")
+
+
+def _explodes(view: View, what: str, measure: Callable[[Trace], Decay | str], way: str, key: str) -> Iterable[Finding]:
+    """Say where signal or gradient grows, over depth or above the run's own baseline; way and key are of the former."""
     if not (view.given_back >= RISEN or view.nothing_learned):
         return
-    decay = _over_depth(view, "signal_rms", size_decay)
+    decay = _over_depth(view, f"{what}_rms", measure)
     span = decay.steepest(grows=True) if decay is not None else None
     if span is not None and span.spread_out(grows=True) >= LEAST_DECADES:
         claim = (
-            f"From {{first}} to {{last}} the signal grows by a factor of {span.value:.4g} per block "
+            f"{way} the {what} grows by a factor of {span.value:.4g} per block "
             f"({span.interval(4)}), by 10^{-span.total:.1f} in all"
         )
-        told = {"growth_per_block": span.told(), "explained_by": "depth", "law": _lawful(span)}
-        yield _grown(view, "exploding_signal", claim, span.first, span.last, told)
+        told = {key: span.told(), "explained_by": "depth", "law": _lawful(span)}
+        yield _grown(view, f"exploding_{what}", claim, span.first, span.last, told)
         return
-    risen = view.rise_from_start("signal_rms")
+    risen = view.rise_from_start(f"{what}_rms")
     hit = [int(i) for i in (risen >= FAR).nonzero()]
     if hit:
-        claim = f"The signal of {{first}} is {times(float(risen[hit[0]]))} this run's own baseline"
+        first = hit[-1] if what == "gradient" else hit[0]  # where it comes from
         told = {
-            "octaves_above_baseline": float(risen[hit[0]]),
+            "octaves_above_baseline": float(risen[first]),
             "blocks": [view.blocks.names[i] for i in hit],
             "explained_by": "baseline",
         }
-        yield _grown(view, "exploding_signal", claim, hit[0], hit[0], told)
+        claim = f"The {what} of {{first}} is {times(float(risen[first]))} this run's own baseline"
+        yield _grown(view, f"exploding_{what}", claim, first, first, told)
 
 
 def _grown(view: View, rule: str, claim: str, first: int, last: int, told: dict[str, Any]) -> Finding:

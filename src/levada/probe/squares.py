@@ -17,6 +17,7 @@ __all__ = ["squares_of_rows", "sums_of_squares"]
 
 _TRUSTED: Final = 1e-28, 1e28  # mean squares that a float32 sum gets right
 _ROW = 2**8
+_ONCE = 2**14  # elements of a single row, where the call is what costs
 _SHORT = 2**12  # elements of a tensor that is stacked
 _STACK = 2**17  # elements of a stack that fits into a cache
 
@@ -59,14 +60,20 @@ def squares_of_rows(rows: Tensor) -> Tensor:
     Shape:
         `(rows, count) -> (rows,)`
     """
+    if len(rows) == 1 and rows.shape[1] <= _ONCE:
+        wide: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return wide.square()
     return _checked(_of_rows(rows), max(rows.shape[1], 1), rows)
 
 
 def _of_rows(rows: Tensor) -> Tensor:
     """Return the sum of squares of each row, in float64 but added up in float32."""
-    count, length = rows.shape
-    if length > _ROW and length % _ROW == 0:
-        return _of_rows(rows.view(-1, _ROW)).view(count, -1).sum(1)
+    length = rows.shape[1]
+    if length > _ROW:
+        whole = length - length % _ROW
+        pieces = rows[:, :whole].view(len(rows), -1, _ROW)
+        sums: Tensor = torch.linalg.vector_norm(pieces, dim=2, dtype=torch.float32).double().square_().sum(1)
+        return sums if whole == length else sums + _of_rows(rows[:, whole:])
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
     return norms.double().square_()
 
@@ -76,8 +83,10 @@ def _checked(squares: Tensor, count: int, rows: Tensor) -> Tensor:
     trusted = (squares > _TRUSTED[0] * count) & (squares < _TRUSTED[1] * count)
     if trusted.all():
         return squares
-    wide: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return torch.where(trusted, squares, wide * wide)
+    lost = ~trusted
+    wide: Tensor = torch.linalg.vector_norm(rows if len(rows) == 1 else rows[lost], dim=1, dtype=torch.float64)
+    squares[lost] = wide.square()
+    return squares
 
 
 def _long(value: Tensor) -> Tensor:
