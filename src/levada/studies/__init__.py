@@ -12,7 +12,10 @@ from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
+from levada.studies.norm_one import STUDY as NORM_ONE
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
+from levada.studies.shattered_gradients import STUDY as SHATTERED_GRADIENTS
+from levada.studies.trainable_depth import STUDY as TRAINABLE_DEPTH
 from levada.study import Study, execute
 
 __all__ = ["STUDIES", "find", "run_study"]
@@ -21,11 +24,14 @@ STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
         GRADIENT_DECAY,
+        NORM_ONE,
+        TRAINABLE_DEPTH,
         DEGRADATION,
         GRADIENT_THROUGH_TIME,
         RECEPTIVE_FIELD,
         ATTENTION_RECALL,
         INTERMEDIATE_LOSSES,
+        SHATTERED_GRADIENTS,
         HYPER_CONNECTIONS,
     )
 }
