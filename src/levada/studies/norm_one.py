@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.study import Axis, Cell, Claim, Figure, Results, Series, Settings, Statistic, Study, measured_series
+from levada.study import Axis, Cell, Claim, Cost, Figure, Results, Series, Settings, Statistic, Study, measured_series
 from levada.study.statistics import geometric_mean, sign_test, student_interval
 from levada.theory import gaussian_gain, gaussian_spectral_norm, largest_squared_singular_value
 
@@ -236,6 +236,7 @@ STUDY = Study(
     sources=("Pascanu et al. 2013, arXiv 1211.5063, section 2.1", "Saxe et al. 2014, arXiv 1312.6120",
              "Pennington et al. 2017, arXiv 1711.04735"),
     settings={"seeds": 10, "depth": 20, "dim": 256},
+    costs={"smoke": Cost(0.0005), "small": Cost(0.006, measured=True), "full": Cost(0.7)},
     scales={"smoke": {"seeds": 2, "dim": 64}, "full": {"seeds": 20, "dim": 1024}},
     configurations=configurations, run=run, claims=lambda settings: CLAIMS, figures=figures,
     notes=("At width 256 the spectral norm of variance 1/n is 1.98, not 2, so that a norm of 1 leaves 1.2e-6 after 20 "

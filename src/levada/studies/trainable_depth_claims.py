@@ -160,7 +160,7 @@ def figures(results: Results) -> list[Figure]:
         for seed in results.seeds
         if all(seed in frontiers(results, v) for v in variances)
     ]  # fmt: skip
-    grid = [variances[0] + i * (variances[-1] - variances[0]) / 120 for i in range(121)]
+    grid = [variances[0] + i * (variances[-1] - variances[0]) / 50 for i in range(51)]
     for multiple, style in ((2.0, "bound"), (6.0, "predicted"), (12.0, "bound")):
         curve = [(v, multiple * depth_scale(v)) for v in grid]
         shown = [(v, depth) for v, depth in curve if depth <= 4 * depths[-1]]

@@ -71,13 +71,13 @@ def residual_gradient_correlation(
     require_variances("residual_gradient_correlation", weight_variance)
     _require("residual_gradient_correlation", depth, correlation)
     known, scale = as_activation(activation), multiplier**2 * weight_variance
-    cosines, q, covariance = [1.0], q0, correlation * q0
+    cosines, q, c = [1.0], q0, correlation
     for _ in range(depth):
-        c, inside = min(covariance / q, 1.0), min(q, _MOST)
-        alike = 1 + scale * correlated_slope_moment(known, inside, c)
-        cosines.append(cosines[-1] * alike / (1 + scale * slope_second_moment(known, inside)))
-        covariance += scale * correlated_moment(known, inside, c) * (q / inside)
-        q += scale * second_moment(known, inside) * (q / inside)
+        alike = 1 + scale * correlated_slope_moment(known, q, c)
+        cosines.append(cosines[-1] * alike / (1 + scale * slope_second_moment(known, q)))
+        grown = q + scale * second_moment(known, q)
+        c = min((c * q + scale * correlated_moment(known, q, c)) / grown, 1.0)
+        q = min(grown, _MOST)
     return torch.tensor(cosines, dtype=torch.float64, device="cpu")
 
 
