@@ -60,15 +60,17 @@ def _measure(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _weights(config: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-    dim, value = config["dim"], config["value"]
-    drawn = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+    dim, value = int(config["dim"]), float(config["value"])
+    drawn: Tensor = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
     if config["weights"] == "orthogonal":
         basis, triangle = torch.linalg.qr(drawn)
-        return value * basis * triangle.diagonal().sign()  # by the signs the draw is uniform
-    if config["normalised"] == "variance":
-        return drawn * (value / dim) ** 0.5
-    size = torch.linalg.matrix_norm(drawn, 2) if config["normalised"] == "spectral" else drawn.norm()
-    return drawn * (value / size)
+        drawn, scale = basis * triangle.diagonal().sign(), value  # by the signs the draw is uniform
+    elif config["normalised"] == "variance":
+        scale = float((value / dim) ** 0.5)
+    else:
+        size = torch.linalg.matrix_norm(drawn, 2) if config["normalised"] == "spectral" else drawn.norm()
+        scale = value / float(size)
+    return scale * drawn
 
 
 def _gains(weights: Sequence[Tensor], vector: Tensor) -> list[float]:

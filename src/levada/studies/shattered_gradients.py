@@ -79,7 +79,7 @@ def _pairs(config: Mapping[str, Any], generator: torch.Generator) -> dict[str, A
     found = [1.0]
     for _ in range(config["depth"]):
         state, derivative = layer(config, generator, state, derivative)
-        one, two = derivative.flatten(1).unflatten(0, (num, 2)).unbind(1)
+        one, two = derivative.reshape(num, 2, -1).unbind(1)
         found.append(float(functional.cosine_similarity(one, two).mean()))
     return {"cosine": found}
 

@@ -206,24 +206,34 @@ CLAIMS = (
 )  # fmt: skip
 
 
+def _cosine_series(results: Results, config: Mapping[str, Any]) -> list[Series]:
+    """Draw the cosine of every seed and its prediction, as far as that is 0.001 or more."""
+    theory = predicted(config)
+    depths = [depth for depth, cosine in enumerate(theory) if depth and cosine >= 1e-3]
+
+    def points(values: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+        return depths, [max(values["cosine"][depth], 1e-4) for depth in depths]
+
+    line = Series(
+        f"{_kind(config)}, predicted", "predicted", depths, [theory[depth] for depth in depths], _kind(config)
+    )
+    return [*measured_series(results, config, _kind(config), points), line]
+
+
 def figures(results: Results) -> list[Figure]:
     """Draw the cosine by depth, the autocorrelation of neighbours by depth, and one gradient along the line."""
     cosines, neighbours, traces = list[Series](), list[Series](), list[Series]()
     for config in results.configs:
-        layers = list(range(config["depth"] + 1))
         if config["measures"] == "pairs":
             if config["correlation"] == 0:
-                shown = [depth for depth, p in enumerate(predicted(config)) if depth and p >= 1e-3]
-                cosines += measured_series(
-                    results,
-                    config,
-                    _kind(config),
-                    lambda v, shown=shown: (shown, [max(v["cosine"][i], 1e-4) for i in shown]),
-                )
-                cosines.append(Series(f"{_kind(config)}, predicted", "predicted", shown,
-                                      [predicted(config)[i] for i in shown], _kind(config)))  # fmt: skip
+                cosines += _cosine_series(results, config)
             continue
-        neighbours += measured_series(results, config, _kind(config), lambda v, layers=layers: (layers, v["lag_one"]))
+        layers = list(range(config["depth"] + 1))
+
+        def by_depth(values: Mapping[str, Any], layers: list[int] = layers) -> tuple[list[int], list[float]]:
+            return layers, values["lag_one"]
+
+        neighbours += measured_series(results, config, _kind(config), by_depth)
         for seed, values in results.where(**config)[:1]:
             x = [-2 + 4 * i / (config["points"] - 1) for i in range(config["points"])]
             traces.append(Series(_kind(config), "measured", x, values["neuron"][1], seed=seed))
