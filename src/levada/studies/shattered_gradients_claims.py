@@ -170,7 +170,7 @@ CLAIMS = (
         "half of the layers at most 0.6 in every seed", ABSTRACT, _exponential,
         {**UNRELATED, "normalised": False, "connection": "plain"}, paper_value="1/2^L",
         correction="The first layer halves it. Then the signals become alike, a layer's factor is 1 - 3/l, and the "
-        "cosine of wide networks falls as L^-3, a power of depth; at finite width it ends near 5 over the width.",
+        "cosine of wide networks falls as L^-3, a power of depth, until it is lost in what a finite width leaves.",
     ),
     Claim(
         "residual networks decay as a power", "“The gradients in architectures with skip-connections are far more "
