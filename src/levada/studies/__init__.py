@@ -16,9 +16,12 @@ from levada.studies.highway import STUDY as HIGHWAY
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.studies.image_families import STUDY as IMAGE_FAMILIES
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
+from levada.studies.norm_one import STUDY as NORM_ONE
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
+from levada.studies.shattered_gradients import STUDY as SHATTERED_GRADIENTS
 from levada.studies.shortcut_ablation import STUDY as SHORTCUT_ABLATION
 from levada.studies.thousand_layer_transformers import STUDY as THOUSAND_LAYER_TRANSFORMERS
+from levada.studies.trainable_depth import STUDY as TRAINABLE_DEPTH
 from levada.studies.what_helped import STUDY as WHAT_HELPED
 from levada.study import Study, execute
 
@@ -28,6 +31,8 @@ STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
         GRADIENT_DECAY,
+        NORM_ONE,
+        TRAINABLE_DEPTH,
         DEGRADATION,
         HIGHWAY,
         SHORTCUT_ABLATION,
@@ -38,6 +43,7 @@ STUDIES: dict[str, Study] = {
         ATTENTION_RECALL,
         INTERMEDIATE_LOSSES,
         FEATURE_HIERARCHY,
+        SHATTERED_GRADIENTS,
         HYPER_CONNECTIONS,
         THOUSAND_LAYER_TRANSFORMERS,
         IMAGE_FAMILIES,

@@ -10,6 +10,7 @@ from levada.theory.activation import ActivationLike as ActivationLike
 from levada.theory.activation import as_activation as as_activation
 from levada.theory.activation import leaky_relu as leaky_relu
 from levada.theory.bounds import gaussian_gain as gaussian_gain
+from levada.theory.bounds import gaussian_spectral_norm as gaussian_spectral_norm
 from levada.theory.bounds import gradient_bound as gradient_bound
 from levada.theory.bounds import greatest_slope as greatest_slope
 from levada.theory.bounds import weight_free_bound as weight_free_bound
@@ -53,6 +54,11 @@ from levada.theory.sawtooth import most_pieces as most_pieces
 from levada.theory.sawtooth import sawtooth as sawtooth
 from levada.theory.sawtooth import sawtooth_layers as sawtooth_layers
 from levada.theory.sawtooth import seldom_fitted as seldom_fitted
+from levada.theory.shattering import batch_norm_gradient_correlation as batch_norm_gradient_correlation
+from levada.theory.shattering import (
+    batch_norm_residual_gradient_correlation as batch_norm_residual_gradient_correlation,
+)
+from levada.theory.shattering import residual_gradient_correlation as residual_gradient_correlation
 from levada.theory.trajectory import Trajectory as Trajectory
 from levada.theory.trajectory import gradient_correlation as gradient_correlation
 from levada.theory.trajectory import propagate as propagate

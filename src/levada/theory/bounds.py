@@ -11,9 +11,10 @@ import torch
 from levada._errors import UsageError, require_at_least
 from levada.theory.activation import ActivationLike, as_activation
 
-__all__ = ["gaussian_gain", "gradient_bound", "greatest_slope", "weight_free_bound"]
+__all__ = ["gaussian_gain", "gaussian_spectral_norm", "gradient_bound", "greatest_slope", "weight_free_bound"]
 
 _NORMS = ("variance", "spectral", "frobenius")
+TRACY_WIDOM_MEAN = -1.2065335745820  # of real symmetric matrices
 
 
 def greatest_slope(activation: ActivationLike) -> float:
@@ -105,3 +106,30 @@ def gaussian_gain(normalised: Literal["variance", "spectral", "frobenius"], dim:
     if normalised not in _NORMS:
         raise UsageError(f"gaussian_gain: normalised must be one of {', '.join(_NORMS)}, got {normalised!r}.")
     return {"variance": 1.0, "spectral": 0.5, "frobenius": 1 / math.sqrt(dim)}[normalised]
+
+
+def gaussian_spectral_norm(dim: int) -> float:
+    r"""Mean spectral norm of a square Gaussian matrix of variance $1/n$: 2, less a part that falls as $n^{-2/3}$.
+
+    The largest eigenvalue of $n W W^\top$ is $\mu + \sigma T$ with $\mu = (\sqrt{n-1} + \sqrt n)^2$,
+    $\sigma = \sqrt\mu\,(1/\sqrt{n-1} + 1/\sqrt n)^{1/3}$ and $T$ from the Tracy-Widom law, whose mean is $-1.2065$.
+
+    Args:
+        dim: $n$, at least 2.
+
+    Returns:
+        The norm.
+
+    Raises:
+        UsageError: if `dim` is below 2.
+
+    Example:
+        >>> f"{gaussian_spectral_norm(256):.3f}", f"{(1 / gaussian_spectral_norm(256)) ** 20:.2e}"
+        ('1.979', '1.18e-06')
+
+    Source: Johnstone 2001, "On the distribution of the largest eigenvalue in principal components analysis".
+    """
+    require_at_least("gaussian_spectral_norm", "dim", dim, 2)
+    sides = math.sqrt(dim - 1) + math.sqrt(dim)
+    spread = sides * (1 / math.sqrt(dim - 1) + 1 / math.sqrt(dim)) ** (1 / 3)
+    return math.sqrt((sides**2 + TRACY_WIDOM_MEAN * spread) / dim)
