@@ -12,7 +12,9 @@ from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
 from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
+from levada.studies.lesions import STUDY as LESIONS
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
+from levada.studies.very_deep import STUDY as VERY_DEEP
 from levada.study import Study, execute
 
 __all__ = ["STUDIES", "find", "run_study"]
@@ -22,6 +24,8 @@ STUDIES: dict[str, Study] = {
     for study in (
         GRADIENT_DECAY,
         DEGRADATION,
+        LESIONS,
+        VERY_DEEP,
         GRADIENT_THROUGH_TIME,
         RECEPTIVE_FIELD,
         ATTENTION_RECALL,
