@@ -269,7 +269,7 @@ def running(pid):
 
 
 def test_studies_are_found_by_name():
-    assert list(STUDIES) == ["R1", "R4", "R13", "R14", "R15", "R16", "R19"]
+    assert list(STUDIES) == ["R1", "R4", "R7", "R10", "R13", "R14", "R15", "R16", "R19"]
     assert find("Degradation") is STUDIES["R4"]
     with pytest.raises(
         UsageError,

@@ -238,8 +238,8 @@ def one_seed(**changed):
     return lambda config, seed: changed if seed == 3 else {}
 
 
-def middle(config, seed):
-    return {"single": [0.05] * 26} if config["depth"] == 56 and seed == 3 else {}
+def shallow(config, seed):
+    return {"single": [0.05] * 9} if config["depth"] == 20 and seed == 3 else {}
 
 
 CASES = {
@@ -253,7 +253,7 @@ CASES = {
         (plain([0.52] * 18), "held"),
         (plain([0.51] * 10 + [0.9] * 8), "not held"),
     ],
-    "at any depth": [(one_seed(), "held"), (middle, "not held")],
+    "at any depth": [(one_seed(), "held"), (shallow, "not held")],
     "errors rise smoothly with deletions": [
         (one_seed(), "held"),
         (one_seed(deleted=[[0.1], [0.2], [0.4], [0.8], [0.6]]), "held"),
@@ -306,7 +306,7 @@ def test_r7_every_claim_is_tried_and_figures_draw_every_seed():
     assert set(CASES) == {claim.name for claim in STUDY.claims(STUDY.resolve("small"))}
     _, results = outcome("norms of paths add", one_seed())
     deleted, several, paths = STUDY.figures(results)
-    assert sum(s.style == "measured" for s in deleted.series) == 4 * 5
+    assert sum(s.style == "measured" for s in deleted.series) == 3 * 5
     assert sum(s.style == "measured" for s in several.series) == 2 * 5
     assert sum(s.style == "measured" for s in paths.series) == 3 * 5
     (predicted,) = [s for s in paths.series if s.style == "predicted"]
@@ -320,7 +320,7 @@ def test_r7_smoke_measures_every_kind_of_cell():
         first, second = STUDY.run(cell.config, cell.seeds)
         measured[cell.config["measures"], cell.config.get("kind"), cell.config["depth"]] = first
         assert first.keys() == second.keys()
-    assert len(measured) == 6
+    assert len(measured) == 5
     whole = measured["lesions", "residual", 14]
     assert len(whole["single"]) == 6
     assert len(whole["single_path"]) == len(whole["together"]) == 7

@@ -34,7 +34,10 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
         {"measures": "lesions", "kind": "residual", "depth": deep, "draws": settings["draws"], **paths, **how},
         {"measures": "half", "depth": deep, "alive": max(1, round(23 / 54 * blocks)), **how},
     ]
-    configs += [{"measures": "single", "kind": "residual", "depth": depth, **how} for depth in (deep // 2 + 1, shallow)]
+    configs += [
+        {"measures": "single", "kind": "residual", "depth": depth, **how}
+        for depth in sorted({*settings["depths"], shallow}, reverse=True)
+    ]
     configs.append({"measures": "single", "kind": "plain", "depth": shallow, **how})
     configs.append({"measures": "untrained", "depth": deep, **paths})
     return [Cell(config, seeds) for config in configs]
@@ -141,12 +144,13 @@ STUDY = Study(
     name="R7", slug="lesions", title="Lesions and effective depth",
     question="Does a residual network need each of its blocks, and how many of them does the gradient pass?",
     sources=(VEIT, "De and Smith 2020, arXiv 2002.10444", "Huang et al. 2016, arXiv 1603.09382"),
-    settings={"seeds": 5, "steps": 500, "batch_size": 64, "depth": 110, "shallow": 20, "draws": 10, "tested": 1000,
-              "examples": 64},
-    scales={"smoke": {"seeds": 2, "steps": 3, "depth": 14, "shallow": 6, "draws": 1, "tested": 100, "examples": 4},
-            "full": {"seeds": 10, "steps": 5000, "draws": 100, "examples": 500}},
+    settings={"seeds": 5, "steps": 500, "batch_size": 64, "depth": 110, "depths": (20,), "shallow": 20, "draws": 10,
+              "tested": 1000, "examples": 32},
+    scales={"smoke": {"seeds": 2, "steps": 3, "depth": 14, "depths": (6,), "shallow": 6, "draws": 1, "tested": 100,
+                      "examples": 4},
+            "full": {"seeds": 10, "steps": 5000, "depths": (20, 56), "draws": 100, "examples": 500}},
     configurations=configurations, run=run, claims=claims, figures=figures,
-    method="Residual networks of 20, 56 and 110 layers and a plain one of 20 learn MNIST-1D; blocks are then deleted, "
+    method="Residual networks of 110 and 20 layers and a plain one of 20 learn MNIST-1D; blocks are then deleted, "
     "one by one or several at random, or put in each other's place, and the test error is measured again. The gradient "
     "of the trained network is split by the number of branches that it passed: the norm of single random paths times "
     "their number, as the paper estimates it, and exactly, the norm of the sum over all paths of a length. Another "

@@ -234,7 +234,7 @@ def _half(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
 def claims(settings: Settings) -> list[Claim]:
     """Give the claims about lesions, about paths, and about training with some of the blocks."""
     deep, shallow = settings["depth"], settings["shallow"]
-    blocks, few = deep // 2 - 1, shallow // 2 - 1
+    blocks, counts = deep // 2 - 1, " and ".join(str(depth // 2 - 1) for depth in sorted(settings["depths"]))
     little = f"median rise of the test error at most {LITTLE:.0f} points, and of {MOST:.0%} of the blocks at most"
     whole, trained = {"measures": "lesions"}, f"the trained network of {blocks} blocks"
     return [
@@ -252,7 +252,7 @@ def claims(settings: Settings) -> list[Claim]:
         ),
         Claim(
             "at any depth", "A residual network is an implicit ensemble of shallow ones.",
-            f"the same of {few} and {deep // 4} blocks: {little} {MUCH:.0f}, in every seed", "common in tutorials",
+            f"the same of {counts} blocks: {little} {MUCH:.0f}, in every seed", "common in tutorials",
             _at_any_depth, {"measures": "single", "kind": "residual"},
             correction="Redundancy comes with depth: a network of few blocks needs most of them, and an ensemble whose "
             "members all pass its first block is none.",

@@ -1,4 +1,4 @@
-"""R10: do 1,202 layers overfit, and what does stochastic depth change?"""
+"""R10: do hundreds of layers overfit, 1,202 at full scale, and what does stochastic depth change?"""
 
 from __future__ import annotations
 
@@ -171,13 +171,13 @@ def claims(settings: Settings) -> list[Claim]:
             correction="More layers can express more; what training makes of them is another matter.",
         ),
         Claim(
-            "1,202 layers can be trained", "Residual networks of more than 1,000 layers are optimised without "
+            "the deepest can be trained", "Residual networks of more than 1,000 layers are optimised without "
             "difficulty.", f"{count} training signals: training error at most {NO_ERROR} % at {shallow}, {middle} and "
             f"{deepest} layers, in every seed", HE, _optimised, whole,
             paper_value="CIFAR-10: below 0.1 % at 1202 layers",
         ),
         Claim(
-            "1,202 layers overfit", "A network of 1,202 layers tests worse than one of 110, though both fit the "
+            "the deepest overfits", "A network of 1,202 layers tests worse than one of 110, though both fit the "
             "training set.", f"mean test error at {deepest} layers above that at {middle}, {apart}", HE, _overfits,
             {**whole, "depth": (middle, deepest)}, paper_value="CIFAR-10: 7.93 against 6.43 %",
             correction="Others measured 6.72 % (Huang et al.) and 6.18 % (akamaster's code, best epoch on the test "
@@ -235,17 +235,22 @@ def figures(results: Results) -> list[Figure]:
 
 
 STUDY = Study(
-    name="R10", slug="very_deep", title="1,202 layers and stochastic depth",
-    question="Does a network of 1,202 layers overfit, and what does it bring to drop blocks at random?",
+    name="R10", slug="very_deep", title="Very deep networks and stochastic depth",
+    question="Does a residual network of hundreds of layers overfit, and what does it bring to drop blocks at random?",
     sources=(HE, HUANG, "Huang et al. 2017, arXiv 1608.06993 (table with both)"),
-    settings={"seeds": 5, "steps": 300, "batch_size": 50, "examples": 500, "tested": 1000, "depths": (20, 110, 1202),
-              "lrs": (0.1, 0.1, 0.1)},
+    settings={"seeds": 5, "steps": 250, "batch_size": 50, "examples": 500, "tested": 1000, "depths": (20, 110, 402),
+              "lrs": (0.3, 0.3, 0.3)},
     scales={"smoke": {"seeds": 2, "steps": 3, "depths": (6, 10, 22), "tested": 100},
-            "full": {"seeds": 10, "steps": 10000, "batch_size": 64, "examples": 4000}},
+            "full": {"seeds": 10, "steps": 1000, "depths": (20, 110, 1202)}},
     configurations=configurations, run=run, claims=claims, figures=figures,
-    method="Residual networks of 20, 110 and 1,202 layers learn 500 signals of MNIST-1D. Each is trained twice: with "
-    "all blocks in every step, and with stochastic depth, where block l of L runs with probability 1 - l/(2 L). "
-    "Errors on 1,000 test signals are compared, and block evaluations counted.",
+    method="Residual networks of 20, 110 and 402 layers (full: 1,202) learn 500 signals of MNIST-1D. Each is trained "
+    "twice: with all blocks in every step, and with stochastic depth, where block l of L runs with probability "
+    "1 - l/(2 L). Errors on 1,000 test signals are compared, and block evaluations counted.",
     costs={"smoke": Cost(0.001), "small": Cost(0.1), "full": Cost(10, "one H100")},
-    notes=("MNIST-1D; 16 channels; SGD with momentum 0.9, weight decay 1e-4, cosine schedule.",),
+    notes=("MNIST-1D, the first 500 signals in every seed; 16 channels; batches of 50, SGD with momentum 0.9, weight "
+           "decay 1e-4, learning rate 0.3 that falls to 0 along half a cosine. At the scale full, 1,202 layers.",
+           "The rate was chosen on seeds 100 and 101 and other signals of the training set, after 300 steps; errors in "
+           "% at .03, .1, .3: 23.8, 10.5, 8.7 with 20 layers, 24.6, 10.5, 7.8 with 110. Deeper ones take the same.",
+           "After stochastic depth each branch is multiplied by its probability. Errors are measured with batch "
+           "statistics of the 500 signals."),
 )  # fmt: skip
