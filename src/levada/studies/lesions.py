@@ -111,14 +111,14 @@ def _many_lesions(network: SignalNetwork, data: Dataset, draws: int) -> dict[str
     swapped = [_swapped(blocks, number, generator) for number in SWAPS for _ in range(draws)]
     errors = lesion_errors(network, data.test_inputs, data.test_targets, [*deleted, *swapped])
     replicas = errors.shape[1]
-    by_number = errors.T.split([len(deleted), len(swapped)], 1)
+    by_number = torch.split(errors.T, [len(deleted), len(swapped)], 1)
     disorders = torch.tensor([disorder(order) for order in swapped], dtype=torch.float64)
     return {
         "deleted_number": torch.tensor(numbers).expand(replicas, -1),
-        "deleted": by_number[0].unflatten(1, (len(numbers), draws)),
+        "deleted": by_number[0].reshape(replicas, len(numbers), draws),
         "swaps": torch.tensor(SWAPS).expand(replicas, -1),
         "disorder": disorders.view(len(SWAPS), draws).expand(replicas, -1, -1),
-        "swapped": by_number[1].unflatten(1, (len(SWAPS), draws)),
+        "swapped": by_number[1].reshape(replicas, len(SWAPS), draws),
     }
 
 

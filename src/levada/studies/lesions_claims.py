@@ -92,7 +92,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     """
     count = len(first)
     ranks = [[sorted(values).index(value) for value in values] for values in (first, second)]
-    return 1 - 6 * sum((a - b) ** 2 for a, b in zip(*ranks, strict=True)) / (count * (count**2 - 1))
+    apart = [a - b for a, b in zip(ranks[0], ranks[1], strict=True)]
+    return 1 - 6 * sum(difference * difference for difference in apart) / (count * (count * count - 1))
 
 
 def _smoothly(
@@ -203,7 +204,7 @@ def predicted_shares(num_blocks: int) -> list[float]:
     """
     profile = batch_norm_residual_gradient(num_blocks, branch_layers=2)
     gains = ((profile[:-1] / profile[1:]).square() - 1).clamp(min=0).sqrt()
-    return path_lengths(gains.tolist()).weights.tolist()  # type: ignore[no-any-return]
+    return path_lengths(gains.tolist()).weights.tolist()
 
 
 def _law(results: Results) -> tuple[bool, dict[str, Any], Statistic]:

@@ -98,9 +98,9 @@ def _coefficients(network: SignalNetwork, inputs: Tensor, targets: Tensor) -> Te
     last = states[-1].requires_grad_()
     (top,) = torch.autograd.grad(_loss(network, last, targets), last)
     found = top.unsqueeze(0)
-    for layer, state in zip(reversed(network.stack.layers), reversed(states[:-1]), strict=True):
+    for block, state in zip(reversed([*network.stack]), reversed(states[:-1]), strict=True):
         several = state.repeat(len(found), 1, 1, 1).requires_grad_()
-        (through,) = torch.autograd.grad(layer.branch(several), several, found.flatten(0, 1))
+        (through,) = torch.autograd.grad(block.branch(several), several, found.flatten(0, 1))
         nothing = torch.zeros_like(found[:1])
         found = torch.cat([found, nothing]) + torch.cat([nothing, through.view_as(found)])
     return found
@@ -148,4 +148,4 @@ def _norms(gradient: Tensor, network: SignalNetwork) -> Tensor:
     """Norm of each replica's gradient, `(..., num, replicas)`."""
     replicas = network.classifier.weight.shape[0]
     squares = gradient.square().sum((-2, -1))
-    return squares.unflatten(-1, (replicas, -1)).sum(-1).sqrt()
+    return squares.view(*squares.shape[:-1], replicas, -1).sum(-1).sqrt()
