@@ -155,7 +155,7 @@ STUDY = Study(
     "of the trained network is split by the number of branches that it passed: the norm of single random paths times "
     "their number, as the paper estimates it, and exactly, the norm of the sum over all paths of a length. Another "
     "network of 110 layers trains with 23 of its 54 blocks, drawn anew in every step, and is tested with all of them.",
-    costs={"smoke": Cost(0.001), "small": Cost(0.08), "full": Cost(1, "one H100")},
+    costs={"smoke": Cost(0.002), "small": Cost(0.041, measured=True), "full": Cost(0.5, "one H100")},
     notes=("MNIST-1D, 4,000 signals; 16 channels; SGD with momentum 0.9, weight decay 1e-4, learning rate 0.1 that "
            "falls to 0 along half a cosine; R4 chose 0.1 for these architectures, on other seeds and held-out data.",
            "Blocks are (batch norm, ReLU, convolution) twice, without downsampling; the paper's have three widths. "
