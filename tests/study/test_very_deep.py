@@ -31,10 +31,8 @@ def by_depth(shallow, middle, deepest, survival=1.0):
 
 
 def overlapping(depth, survival, seed):
-    """Lower at the greatest depth, on average, but not in every seed."""
-    return (
-        {20: 0.1, 110: 0.09, 402: 0.08}[depth] + (0.05 if seed > 2 and depth == 402 else 0.0) - 0.0219 * (depth == 402)
-    )
+    """Lower at the greatest depth on average, but higher in two of five seeds."""
+    return {20: 0.10, 110: 0.09, 402: 0.06 if seed < 3 else 0.11}[depth]
 
 
 @pytest.mark.parametrize(("claim", "test", "status"), [
