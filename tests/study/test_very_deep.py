@@ -44,6 +44,8 @@ def overlapping(depth, survival, seed):
     ("the deepest overfits", by_depth(0.10, 0.09, 0.08), "not held"),
     ("stochastic depth improves the test error", lambda d, s, seed: 0.08 if s < 1 else 0.09, "held"),
     ("stochastic depth improves the test error", lambda d, s, seed: 0.08, "not held"),
+    ("stochastic depth improves the test error", lambda d, s, seed: overlapping(402, s, seed) if s < 1 else 0.09,
+     "not held"),
     ("stochastic depth improves the test error", lambda d, s, seed: 0.10 if s < 1 else 0.09, "not held"),
     ("with stochastic depth more layers pay", by_depth(0.10, 0.09, 0.08, 0.5), "held"),
     ("with stochastic depth more layers pay", by_depth(0.10, 0.08, 0.09, 0.5), "not held"),
