@@ -274,7 +274,7 @@ def test_studies_are_found_by_name():
     assert find("Degradation") is STUDIES["R4"]
     with pytest.raises(
         UsageError,
-        match=r"'R99' is not known; there are: R1 \(gradient_decay\), R4 \(degradation\), R",
+        match=r"'R99' is not known; there are: R1 \(gradient_decay\), R2 \(norm_one\), R",
     ):
         run_study("R99")
     for study in STUDIES.values():

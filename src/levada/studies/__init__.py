@@ -16,12 +16,14 @@ from levada.studies.highway import STUDY as HIGHWAY
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.studies.image_families import STUDY as IMAGE_FAMILIES
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
+from levada.studies.lesions import STUDY as LESIONS
 from levada.studies.norm_one import STUDY as NORM_ONE
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
 from levada.studies.shattered_gradients import STUDY as SHATTERED_GRADIENTS
 from levada.studies.shortcut_ablation import STUDY as SHORTCUT_ABLATION
 from levada.studies.thousand_layer_transformers import STUDY as THOUSAND_LAYER_TRANSFORMERS
 from levada.studies.trainable_depth import STUDY as TRAINABLE_DEPTH
+from levada.studies.very_deep import STUDY as VERY_DEEP
 from levada.studies.what_helped import STUDY as WHAT_HELPED
 from levada.study import Study, execute
 
@@ -36,6 +38,8 @@ STUDIES: dict[str, Study] = {
         DEGRADATION,
         HIGHWAY,
         SHORTCUT_ABLATION,
+        LESIONS,
+        VERY_DEEP,
         WHAT_HELPED,
         DEPTH_SEPARATION,
         GRADIENT_THROUGH_TIME,

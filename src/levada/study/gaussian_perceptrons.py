@@ -1,4 +1,4 @@
-"""Perceptrons of several seeds trained side by side: every layer is one batched matrix product."""
+"""Perceptrons with normal weights of a given variance, several seeds side by side, each at its own learning rate."""
 
 from __future__ import annotations
 

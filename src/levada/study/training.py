@@ -235,7 +235,7 @@ def error(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: int, chun
     model.eval()
     wrong = torch.zeros(replicas, dtype=torch.float64, device=inputs.device)
     for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
-        wrong += (model(_for_all(part, replicas)).argmax(-1) != wanted.unsqueeze(1)).sum(0)
+        wrong += (model(_for_all(part, replicas)).argmax(-1) != wanted.unsqueeze(1)).sum(0).cpu()
     return wrong / len(inputs)
 
 
