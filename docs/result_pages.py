@@ -20,7 +20,7 @@ from levada.report.picture import is_picture, picture_view
 from levada.report.typeset import typeset
 from levada.report.words import short
 from levada.studies import STUDIES
-from levada.studies.statements import STATEMENTS, Statement
+from levada.studies.statements import STATEMENTS, VERDICTS, Statement
 from levada.study import Study
 from levada.study.study import SCALES
 
@@ -69,10 +69,11 @@ def index_page(results: Mapping[str, Mapping[str, Any] | None]) -> str:
 
 
 def _study_row(study: Study, result: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    asked = f"{typeset(study.question)}{f'<br><strong>{typeset(study.answer)}</strong>' if study.answer else ''}"
-    link = f'<a href="{study.name}.html">{study.name}</a>'
+    asked, link = typeset(study.question), f'<a href="{study.name}.html">{study.name}</a>'
     if result is None:
         return link, asked, "not run"
+    if study.answer:
+        asked += f"<br><strong>{typeset(study.answer)}</strong>"
     counts = Counter(claim_view(claim)["status"] for claim in result["claims"])
     told = " ".join(_chip(one, counts[one]) for one in STATUSES if counts[one])
     return link, asked, told + (" (stale)" if stale(result) else "")
@@ -138,15 +139,16 @@ def _claims_table(result: Mapping[str, Any]) -> str:
     rows = []
     for number, claim in enumerate(result["claims"], 1):
         view = claim_view(claim)
-        said = f'<span id="claim-{number}"></span><strong>{typeset(view["statement"])}</strong>'
+        said = f'<span id="claim-{number}">{_chip(view["status"])}</span><br>'
+        said += f"<strong>{typeset(view['statement'])}</strong>"
         if view["source"]:
             said += f"<small>{typeset(view['source'])}</small>"
         if view["correction"]:
             label = view["correction_label"]
             said += f'<p class="correction">{label} {typeset(view["correction"])}</p>'
-        said += f"<p>Holds if: {typeset(view['criterion'])}.</p>"
-        rows.append((said, _chip(view["status"]), _ours(claim, view), typeset(view["paper_value"]) or "—"))
-    return _table(("claim", "outcome", "here", "in the source"), rows)
+        said += f"<p>It holds if: {typeset(view['criterion'])}.</p>"
+        rows.append((said, _ours(claim, view), typeset(view["paper_value"]) or "—"))
+    return _table(("claim", "here", "in the source"), rows)
 
 
 def _ours(claim: Mapping[str, Any], view: Mapping[str, Any]) -> str:
@@ -222,10 +224,14 @@ def statements_page(results: Mapping[str, Mapping[str, Any] | None]) -> str:
     for letter, title in SOURCES.items():
         chosen = [one for one in STATEMENTS if one.name.startswith(letter)]
         counts = Counter(one.verdict for one in chosen)
-        told = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
+        told = ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
         rows = [_statement_row(one, results) for one in chosen]
         head = ("", "statement", "verdict", "shown by")
-        lines += [f"## {title[0].upper()}{title[1:]}", f"{len(chosen)} statements: {told}.", _table(head, rows)]
+        lines += [
+            f"## {title[0].upper()}{title[1:]}",
+            f"{len(chosen)} statements, of verdict: {told}.",
+            _table(head, rows),
+        ]
     return "\n\n".join(lines) + "\n"
 
 
