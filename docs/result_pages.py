@@ -18,7 +18,7 @@ from levada.report.claim import STATUSES, Number, claim_view, compared, pairs
 from levada.report.figure import figure
 from levada.report.picture import is_picture, picture_view
 from levada.report.typeset import typeset
-from levada.report.words import short
+from levada.report.words import count, short
 from levada.studies import STUDIES
 from levada.studies.statements import STATEMENTS, VERDICTS, Statement
 from levada.study import Study
@@ -50,12 +50,13 @@ def index_page(results: Mapping[str, Mapping[str, Any] | None]) -> str:
     found = {name: result for name, result in results.items() if result is not None}
     counts = Counter(claim_view(claim)["status"] for result in found.values() for claim in result["claims"])
     total = "; ".join(f"{counts[one]} {one}" for one in STATUSES if counts[one]) or "none yet"
+    studies = "1 study" if len(found) == 1 else f"{len(found)} studies"
     lines = [
         "# Results",
         "What the [studies](../studies.md) found, each claim with a criterion that was written down before the run. "
         "These pages are made of result files that whole runs of committed code wrote; a test computes a row of each "
         "again. [All statements](statements.md) lists what two documents about depth say, and what is true.",
-        f"**{sum(counts.values())} claims of {len(found)} studies**: {total}. "
+        f"**{count(sum(counts.values()), 'claim')} of {studies}**: {total}. "
         f"*Corrected* is a claim that does not hold and for which the study says what is true instead.",
         "## Questions and answers",
         _table(("study", "question", "claims"), [_study_row(STUDIES[name], results[name]) for name in results]),

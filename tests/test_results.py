@@ -284,7 +284,7 @@ def test_a_study_without_a_result_is_listed_as_not_run(tmp_path, known):
 def test_the_index_counts_and_links_every_claim(tmp_path, known):
     study = known(made())
     index = result_pages.index_page({"R1": kept(study, tmp_path), "R4": None})
-    assert "**3 claims of 1 studies**: 1 held; 1 not held; 1 not held, corrected" in index
+    assert "**3 claims of 1 study**: 1 held; 1 not held; 1 not held, corrected" in index
     assert all(f'href="R1.html#claim-{number}"' in index for number in (1, 2, 3))
     assert "Yes &lt; no." in index
     assert "R1\nR4\n```" in index
