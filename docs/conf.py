@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "docs.catalogue",
+    "docs.result_pages",
     "docs.verdicts",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]

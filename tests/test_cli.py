@@ -277,6 +277,84 @@ def test_a_study_that_fails_says_so(targets, capsys, monkeypatch):
     assert "failed" in capsys.readouterr().err
 
 
+@pytest.fixture
+def two_studies(targets, monkeypatch):
+    """Two studies of one cheap cell each, one of which fails."""
+    from levada import studies
+    from levada.study import Cell, Claim, Cost, Study
+
+    def run(config, seeds):
+        if config["name"] == "R2":
+            raise ArithmeticError("no such data. Run: pip install data")
+        return [{"y": 1.0} for _ in seeds]
+
+    def made(name, **costs):
+        claim = Claim("one", f"It is one in {name}.", "y = 1", "", lambda r: (True, {"y": r.column("y")}, None))
+        return Study(
+            name, name.lower(), f"Study {name}", "Why?", (), {"seeds": 5},
+            lambda settings, seeds: [Cell({"name": name}, seeds)], run, lambda settings: [claim], lambda found: [],
+            costs=costs,
+        )  # fmt: skip
+
+    full = Cost(9, "one H100")
+    known = {"R1": made("R1", small=Cost(0.05, measured=True), full=full), "R2": made("R2")}
+    monkeypatch.setattr(studies, "STUDIES", known)
+    sweeping = import_module("levada.study.sweep")
+    monkeypatch.setattr(sweeping, "process_pool", ThreadPoolExecutor)  # no process imports torch anew
+
+
+def test_all_studies_run_though_one_fails_and_are_summed_up(two_studies, capsys):
+    assert main(["study", "all", "--out", "out"]) == 3
+    told = capsys.readouterr()
+    lines = [line.split() for line in told.out.splitlines()]
+    assert ["R1", "✓", "held", "one"] in lines or ["R1", "+", "held", "one"] in lines
+    assert ["R2", "?", "not", "decided", "one"] in lines
+    assert "2 claims of 2 studies: 1 held; 1 not decided" in told.out
+    assert "It is one in R1" not in told.out, "the report says more"
+    assert "5 results of R2 failed, the first with: ArithmeticError: no such data. Run: pip install data" in told.err
+    assert "2/2 studies" in told.err
+    assert "takes" not in told.err
+    assert {path.name for path in Path("out").iterdir()} == {"R1-small", "R2-small"}
+
+
+def test_studies_that_are_named_are_told_each_once_and_summed_up(two_studies, capsys):
+    assert main(["study", "R1", "r2", "R1", "--out", "out"]) == 3
+    told = capsys.readouterr().out
+    assert told.count("It is one in R1.") == 1
+    assert told.count("It is one in R2.") == 1
+    assert "2 claims of 2 studies" in told
+    assert main(["study", "R1", "--out", "out"]) == 0
+    assert "of 1 study" not in capsys.readouterr().out
+
+
+def test_the_scale_full_says_first_what_it_takes(two_studies, capsys):
+    assert main(["study", "R1", "R2", "--scale", "full", "--out", "out"]) == 3
+    told = capsys.readouterr().err
+    assert "R1   about 9 hours on one H100 (estimated)" in told
+    assert "R2   not known" in told
+    assert told.index("about 9 hours") < told.index("results of R2 failed")
+
+
+def test_the_list_of_studies_says_what_each_scale_takes(two_studies, capsys):
+    assert main(["list", "studies"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split("  ") == ["R1", "smoke -", "small 3 min", "full ~9 h on one H100", "Study R1"]
+    assert second.split() == ["R2", "smoke", "-", "small", "-", "full", "-", "Study", "R2"]
+
+
+def test_claims_that_cannot_be_decided_are_told(two_studies, capsys, monkeypatch):
+    from dataclasses import replace
+
+    from levada import studies
+
+    def broken(settings):
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setitem(studies.STUDIES, "R1", replace(studies.STUDIES["R1"], claims=broken))
+    assert main(["study", "R1", "--out", "out"]) == 3
+    assert "the claims or figures of R1 failed with: ZeroDivisionError: of nothing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["connections", "diagnostics", "studies", "initialisations"])
 def test_lists_name_something_and_say_what_it_is(kind, capsys):
     assert main(["list", kind]) == 0

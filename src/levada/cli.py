@@ -90,7 +90,7 @@ def _add_model(parser: argparse.ArgumentParser, budget: str, seconds: float) -> 
 def _add_study(commands: argparse._SubParsersAction[_Parser]) -> None:
     study = _command(commands, "study", "reproduce a claim of the literature on real data; see 'levada list studies'")
     add = study.add_argument
-    add("names", metavar="NAME", nargs="+", help="studies to run")
+    add("names", metavar="NAME", nargs="+", help="studies to run; 'all' are all of them")
     add("--scale", choices=("smoke", "small", "full"), default="small", help="how much to compute (small)")
     add("--out", metavar="DIR", default="runs", help="where the run folders go; existing results are kept (runs)")
     add("--seeds", type=int, metavar="N", help="number of seeds; a claim is decided with 5 or more")

@@ -111,3 +111,13 @@ def test_on_a_phone_a_claim_has_no_column_out_of_sight_and_no_broken_number(brow
     assert page.eval_on_selector_all(".claim td:not(thead td)", lines) < 2.2
     assert page.eval_on_selector_all(".numbers tbody td", "all => all.length") == 27
     page.close()
+
+
+def test_on_a_phone_the_table_of_all_claims_stays_in_sight(browser: Any, tmp_path: Path, study_run: Path) -> None:
+    page = browser.new_page(viewport={"width": 320, "height": 900})
+    page.goto(write_html([study_run, study_run], tmp_path / "page.html").as_uri())
+    rights = page.eval_on_selector_all(
+        ".standings td, .standings .badge", "all => all.map(one => one.getBoundingClientRect().right)"
+    )
+    assert len(rights) > 4
+    assert max(rights) <= 320

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Final
 
-from levada.commands.output import QUIET, console
+from levada.commands.output import QUIET, console, duration
+
+if TYPE_CHECKING:
+    from levada.study import Study
 
 __all__ = ["list_names"]
 
+CORE: Final = "one CPU core"  # of which the times are that name no hardware
 _STARTS = {"exact": "can start as residual", "normalised": "nearly as residual", "none": "-"}
 
 
@@ -50,11 +55,21 @@ def _inventory(kind: str) -> list[tuple[str, ...]]:
         return [(name, remedy.sentence) for name, remedy in REMEDIES.items()]
     if kind == "studies":
         from levada.studies import STUDIES
+        from levada.study.study import SCALES
 
-        return [(name, known.title) for name, known in STUDIES.items()]
+        return [(name, *(_cost(known, scale) for scale in SCALES), known.title) for name, known in STUDIES.items()]
     from levada.initialise import INITIALISATIONS
 
     return [(name, _first_line(function)) for name, function in INITIALISATIONS.items()]
+
+
+def _cost(known: Study, scale: str) -> str:
+    """Say what a scale takes: "~" where it is an estimate; of one processor core where it says nothing else."""
+    cost = known.costs.get(scale)
+    if cost is None:
+        return f"{scale} -"
+    where = "" if cost.hardware == CORE else f" on {cost.hardware}"
+    return f"{scale} {'' if cost.measured else '~'}{duration(3600 * cost.hours)}{where}"
 
 
 def _first_line(documented: object) -> str:

@@ -20,16 +20,20 @@ from levada._names import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from levada.study import Standing
+
 
 __all__ = [
     "FIRED",
     "QUIET",
     "UNMEASURED",
     "console",
+    "duration",
     "fails",
     "progress_bar",
     "require_writable",
     "store",
+    "studies_bar",
     "tell",
     "to_json",
     "write",
@@ -123,23 +127,55 @@ def console(*, stderr: bool = False) -> Console:
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on standard error; yield what moves it: `(done, total)`."""
+    with _bar(title, 40) as move:
+        yield lambda done, total: move(done, total, "")
+
+
+@contextlib.contextmanager
+def studies_bar(title: str) -> Iterator[Callable[[Standing], None]]:
+    """Show a bar for all studies together on standard error; yield what moves it."""
+
+    def show(standing: Standing) -> None:
+        parts = [f"{standing.studies_done}/{standing.studies} studies"] if standing.studies > 1 else []
+        if standing.seconds_left and standing.results_done < standing.results:
+            parts.append(f"about {duration(standing.seconds_left)} left")
+        move(standing.results_done, standing.results, ", ".join(parts))
+
+    with _bar(title, 20) as move:
+        yield show
+
+
+@contextlib.contextmanager
+def _bar(title: str, width: int) -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bars = Progress(*columns, console=console(stderr=True))
-    bar = bars.add_task(title, total=None)
+    columns = (TextColumn("{task.description}"), BarColumn(width), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = Progress(*columns, TextColumn("{task.fields[told]}"), console=console(stderr=True))
+    bar = bars.add_task(title, total=None, told="")
 
     started = False
 
-    def move(done: int, total: int) -> None:
+    def move(done: int, total: int, told: str) -> None:
         nonlocal started
         if not started:
             bars.start()
             started = True
-        bars.update(bar, completed=done, total=total)
+        bars.update(bar, completed=done, total=total, told=told)
 
     try:
         yield move
     finally:
         if started:
             bars.stop()
+
+
+def duration(seconds: float) -> str:
+    """Write a span of time in its largest fitting unit.
+
+    Example:
+        >>> duration(3.6), duration(200), duration(9000)
+        ('4 s', '3 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.3g} h"

@@ -4,44 +4,77 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from levada.commands.inputs import setting
-from levada.commands.output import QUIET, UNMEASURED, console, progress_bar
+from levada.commands.output import QUIET, UNMEASURED, console, studies_bar, tell
+
+if TYPE_CHECKING:
+    from levada.study import Study
 
 __all__ = ["study"]
 
 
 def study(options: argparse.Namespace) -> int:
     """Run `levada study`: compute what is missing, decide the claims, show them."""
+    from levada.report.summary import print_summary
     from levada.report.terminal import print_claims
-    from levada.studies import run_study
-    from levada.study import failures
+    from levada.study import execute_all, failures
     from levada.study.executors import executor
 
-    code = QUIET
     settings = dict(setting(text) for text in options.set)
     jobs = Path(options.out) / ".jobs"
     chosen = {key: _value(text) for key, text in (setting(one, "--executor-set") for one in options.executor_set)}
-    for name in options.names:
-        with executor(options.executor, jobs, chosen) as pool, progress_bar(f"{name} {options.scale}") as progress:
-            run = run_study(
-                name,
-                scale=options.scale,
-                out=options.out,
-                seeds=options.seeds,
-                settings=settings,
-                executor=pool,
-                progress=progress,
-            )
-        print_claims(run, console())
-        console().print(str(run.path), style="dim", highlight=False, soft_wrap=True)
+    studies, every = _chosen(options.names)
+    if options.scale == "full":
+        tell(_costs(studies, options.scale), stderr=True)
+    title = f"{'all' if every else ' '.join(one.name for one in studies)} {options.scale}"
+    with executor(options.executor, jobs, chosen) as pool, studies_bar(title) as progress:
+        executed = execute_all(
+            studies,
+            scale=options.scale,
+            out=options.out,
+            seeds=options.seeds,
+            settings=settings,
+            executor=pool,
+            progress=progress,
+        )
+    code = QUIET
+    for told, run, error in executed:
+        if not every:
+            print_claims(run, console())
+            console().print(str(run.path), style="dim", highlight=False, soft_wrap=True)
         failed = failures(run)
         if failed:
             first = " ".join(str(next(iter(failed.values()))["error"]).split())
-            sys.stderr.write(f"levada study: {len(failed)} results of {name} failed, the first with: {first}\n")
+            sys.stderr.write(f"levada study: {len(failed)} results of {told.name} failed, the first with: {first}\n")
             code = UNMEASURED
+        if error is not None:
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+            sys.stderr.write(f"levada study: the claims or figures of {told.name} failed with: {line}\n")
+            code = UNMEASURED
+    if len(executed) > 1:
+        print_summary([one.run for one in executed], console())
+        folder = str(Path(options.out))
+        console().print(f"levada report {folder} -o report.html", style="dim", highlight=False, soft_wrap=True)
     return code
+
+
+def _chosen(names: Sequence[str]) -> tuple[list[Study], bool]:
+    """Return the studies that are named, each once, and whether these are all by the word "all"."""
+    from levada.studies import STUDIES, find
+
+    if "all" in (name.lower() for name in names):
+        return list(STUDIES.values()), True
+    return list({found.name: found for found in map(find, names)}.values()), False
+
+
+def _costs(studies: Sequence[Study], scale: str) -> str:
+    """Say what a scale takes, a study a line."""
+    lines = [f"  {one.name:<4} {one.costs.get(scale) or 'not known'}" for one in studies]
+    return "\n".join([f"The scale {scale} takes:", *lines])
 
 
 def _value(text: str) -> int | float | bool | str:

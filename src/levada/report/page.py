@@ -18,6 +18,7 @@ from levada.report.check import check_view
 from levada.report.damage import of_events
 from levada.report.mending import fix_view
 from levada.report.study import study_view
+from levada.report.summary import summary_view
 from levada.report.typeset import typeset
 from levada.report.watch import watch_view
 from levada.report.words import evidence_rows
@@ -53,7 +54,9 @@ def render_report(sources: Iterable[Source]) -> str:
     for number, section in enumerate(sections, 1):
         section["anchor"] = f"part-{number}"
     template, style, policy = _template()
-    return template.render(sections=sections, version=__version__, style=style, policy=policy, title=_title(sections))
+    shared = {"version": __version__, "style": style, "policy": policy, "title": _title(sections)}
+    several = sum(section["kind"] == "study" for section in sections) > 1
+    return template.render(sections=sections, summary=summary_view(sections) if several else None, **shared)
 
 
 def write_html(runs_or_dicts: Iterable[Source], path: str | Path) -> Path:

@@ -199,4 +199,6 @@ STUDY = Study(
     notes=("MNIST-1D, 4,000 signals; 16 channels; SGD with momentum 0.9, weight decay 1e-4, constant learning rate.",
            "Each architecture's learning rate was chosen from one grid, on other seeds and held-out training data.",
            "Errors are measured with batch statistics of the whole training set."),
+    answer="Not for want of gradients, which explode before training: plain networks of 56 layers end with a higher "
+           "training error than those of 20 in every seed, and residual ones of 110 do not.",
 )  # fmt: skip

@@ -202,4 +202,6 @@ STUDY = Study(
            "Predictions know, besides the initialisation, what enters at the two ends of each network: the mean square "
            "of the input state; for residual networks also its mean, and which share of the squared gradient at the "
            "loss lies along the last state. No gradient between the ends, and no other measurement, goes into them."),
+    answer="By the weights' variance times the mean squared slope a layer, known beforehand to 0.15 decades in every "
+           "kind of network that was tried; 0.25^n is no bound.",
 )  # fmt: skip

@@ -3,8 +3,10 @@
 from levada.study.claim import Claim as Claim
 from levada.study.claim import Outcome as Outcome
 from levada.study.claim import Statistic as Statistic
+from levada.study.execute import Executed as Executed
 from levada.study.execute import claims as claims
 from levada.study.execute import execute as execute
+from levada.study.execute import execute_all as execute_all
 from levada.study.execute import failures as failures
 from levada.study.execute import figures as figures
 from levada.study.execute import results as results
@@ -16,6 +18,7 @@ from levada.study.picture import Image as Image
 from levada.study.picture import Picture as Picture
 from levada.study.results import Cell as Cell
 from levada.study.results import Results as Results
+from levada.study.standing import Standing as Standing
 from levada.study.study import Cost as Cost
 from levada.study.study import Settings as Settings
 from levada.study.study import Study as Study
@@ -26,6 +29,7 @@ __all__ = [
     "Cell",
     "Claim",
     "Cost",
+    "Executed",
     "Figure",
     "Image",
     "Outcome",
@@ -33,10 +37,12 @@ __all__ = [
     "Results",
     "Series",
     "Settings",
+    "Standing",
     "Statistic",
     "Study",
     "claims",
     "execute",
+    "execute_all",
     "failures",
     "figures",
     "measured_series",

@@ -1,20 +1,34 @@
-"""Run a study into a run folder: compute what is missing, decide the claims, write the figures."""
+"""Run studies into run folders: compute what is missing, decide the claims, write the figures."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from levada._errors import UsageError
 from levada.runs import Run, RunWriter
-from levada.study.results import Cell, Results
+from levada.study.execution import Execution
+from levada.study.standing import Clock, Standing
 from levada.study.study import Study
-from levada.study.sweep import sweep
+from levada.study.sweep import Task, sweep_tasks
 
-__all__ = ["claims", "execute", "failures", "figures", "results"]
+__all__ = ["Executed", "claims", "execute", "execute_all", "failures", "figures", "results"]
+
+
+class Executed(NamedTuple):
+    """What came of one of several studies.
+
+    Attributes:
+        study: the study.
+        run: its run.
+        error: the exception of its claims or figures; they are then incomplete.
+    """
+
+    study: Study
+    run: Run
+    error: Exception | None
 
 
 def execute(
@@ -52,99 +66,90 @@ def execute(
         UsageError: if the scale or a setting is not known, if the folder holds results at other settings, or if
             another process writes it.
     """
+    done = None if progress is None else lambda standing: progress(standing.results_done, standing.results)
+    (told,) = execute_all(
+        [study], scale=scale, out=out, seeds=seeds, executor=executor, settings=settings, progress=done
+    )
+    if told.error is not None:
+        raise told.error
+    return told.run
+
+
+def execute_all(
+    studies: Sequence[Study],
+    *,
+    scale: str = "small",
+    out: str | Path = "runs",
+    seeds: int | None = None,
+    executor: Executor | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[Standing], None] | None = None,
+) -> list[Executed]:
+    """Run several studies, each into its run folder as `execute` does, their cells one after the other.
+
+    The processes are the same for all, and a study's last cells run beside the next one's first. The study that costs
+    most begins. A cell that fails, and claims or figures that raise, leave the other studies alone.
+
+    Args:
+        studies: the studies.
+        scale: "smoke", "small" or "full".
+        out: folder of run folders.
+        seeds: number of seeds; the scale's if left out.
+        executor: runs the cells; left out, one process per core with one thread each.
+        settings: settings to change, by name; every study must have them.
+        progress: called with how far all of them are.
+
+    Returns:
+        What came of each, in the order in which they were given.
+
+    Raises:
+        UsageError: as `execute`, before anything is computed.
+    """
     changes = {**(settings or {}), **({} if seeds is None else {"seeds": seeds})}
-    resolved = study.resolve(scale, changes)
-    folder = Path(out) / f"{study.name}-{scale}"
-    held = _held_seeds(folder, study, resolved) if (folder / "run.json").exists() else set()
-    counted = sorted({*range(resolved["seeds"]), *held})
-    resolved["seeds"] = len(counted)
-    cells = list(study.configurations(resolved, counted))
-    values = results(Run(folder)) if held else {}
-    errors: dict[str, str] = {}
-    wanted = {cell.key(seed) for cell in cells for seed in cell.seeds}
+    executions = [Execution(study, scale, out, changes) for study in studies]
+    errors: dict[str, Exception] = {}
+    clock, owner, writers = Clock(executions), dict[Task, Execution](), dict[str, RunWriter]()
 
-    with _writer(folder, study, scale, resolved) as writer:
-        writer.append("study", **_describe(study, scale, resolved))
+    def moved() -> None:
+        if progress is not None:
+            progress(clock.standing())
 
-        def report_progress() -> None:
-            if progress is not None:
-                progress(len(wanted & (values.keys() | errors.keys())), len(wanted))
+    def conclude(execution: Execution) -> None:
+        with writers[execution.study.name] as writer:
+            try:
+                execution.conclude(writer)
+            except Exception as error:
+                errors[execution.study.name] = error
 
-        def done(cell: Cell, new: list[dict[str, Any]]) -> None:
-            for seed, value in zip(cell.seeds, new, strict=True):
-                writer.append("result", key=cell.key(seed), config=cell.config, seed=seed, values=value)
-                values[cell.key(seed)] = value
-            report_progress()
+    def ended(task: Task) -> None:
+        moved()
+        if owner[task].finished:
+            conclude(owner[task])
 
-        def failed(cell: Cell, error: Exception) -> None:
-            text = f"{type(error).__name__}: {error}"
-            for seed in cell.seeds:
-                errors[cell.key(seed)] = text
-                trace = str(error.__cause__) if error.__cause__ is not None else ""
-                writer.append("failure", key=cell.key(seed), config=cell.config, seed=seed, error=text, traceback=trace)
-            report_progress()
+    def done(task: Task, values: list[dict[str, Any]], seconds: float) -> None:
+        clock.add(seconds)
+        owner[task].record(writers[owner[task].study.name], task.cell, values, seconds)
+        ended(task)
 
-        report_progress()
-        pending = [Cell(c.config, [s for s in c.seeds if c.key(s) not in values]) for c in cells]
-        sweep(study.run, [c for c in pending if c.seeds], done=done, failed=failed, executor=executor)
-        found = Results(cells, values, errors)
-        for claim in study.claims(resolved):
-            writer.append("claim", **claim.to_event(claim.test(found)))
-        for figure in study.figures(found):
-            writer.append("figure", **figure.to_event())
-    return Run(folder)
+    def failed(task: Task, error: Exception) -> None:
+        owner[task].record_failure(writers[owner[task].study.name], task.cell, error)
+        ended(task)
 
-
-def _writer(folder: Path, study: Study, scale: str, settings: Mapping[str, Any]) -> RunWriter:
-    if not (folder / "run.json").exists():
-        return RunWriter.create(
-            folder, kind="study", name=study.name, config={"scale": scale, "settings": dict(settings)}
-        )
-    return RunWriter.open(folder)
+    with ExitStack() as stack:
+        for execution in executions:
+            writers[execution.study.name] = stack.enter_context(execution.open())
+        moved()
+        for execution in sorted(executions, key=lambda one: -_hours(one)):
+            owner |= dict.fromkeys(execution.tasks(), execution)
+            if execution.finished:
+                conclude(execution)
+        sweep_tasks(list(owner), done=done, failed=failed, executor=executor)
+    return [Executed(one.study, one.run, errors.get(one.study.name)) for one in executions]
 
 
-def _held_seeds(folder: Path, study: Study, settings: Mapping[str, Any]) -> set[int]:
-    """Return the seeds whose results a folder holds, once it is known to be this study's, at these settings."""
-    run = Run(folder)
-    known = run.manifest
-    if (known.kind, known.name) != ("study", study.name):
-        raise UsageError(
-            f"{folder} holds the {known.kind} {known.name!r}, not study {study.name}. Choose another folder with --out."
-        )
-    seeds, described = set(), None
-    at: dict[str, Any] = dict(known.config.get("settings") or {})
-    for event in run.events():
-        if event["type"] == "study":
-            described = event["settings"]
-        elif event["type"] == "result":
-            seeds.add(event["seed"])
-            at = at if described is None else described
-    asked = json.loads(json.dumps(dict(settings)))  # as a log gives it back: tuples are lists there
-    differ = [key for key in asked if key != "seeds" and key in at and at[key] != asked[key]]
-    if seeds and differ:
-        there, wanted = (", ".join(f"{key}={_written(told[key])}" for key in differ) for told in (at, asked))
-        raise UsageError(f"{folder} holds results at {there}, and {wanted} was asked for: choose another --out.")
-    return seeds
-
-
-def _written(setting: Any) -> str:
-    """Write a setting as `--set` takes it."""
-    if isinstance(setting, list):
-        return ",".join(map(_written, setting))
-    return str(setting).lower() if isinstance(setting, bool) else str(setting)
-
-
-def _describe(study: Study, scale: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "name": study.name,
-        "title": study.title,
-        "question": study.question,
-        "method": study.method,
-        "sources": list(study.sources),
-        "notes": list(study.notes(settings) if callable(study.notes) else study.notes),
-        "scale": scale,
-        "settings": dict(settings),
-    }
+def _hours(execution: Execution) -> float:
+    cost = execution.study.costs.get(execution.scale)
+    return cost.hours if cost else 0.0
 
 
 def results(run: Run) -> dict[str, dict[str, Any]]:

@@ -67,6 +67,7 @@ class Study:
         notes: what a reader must know, each a sentence; or settings -> these, where they depend on the settings.
         method: what is done, in three sentences.
         costs: what the scales take.
+        answer: what the reported run says to the question, in one sentence, written after it.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Study:
     notes: tuple[str, ...] | Callable[[Settings], Sequence[str]] = ()
     method: str = ""
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    answer: str = ""
 
     def resolve(self, scale: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of a scale, with changes.

@@ -7,22 +7,35 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 
 from levada._errors import UsageError
 from levada.study.results import Cell
 
-__all__ = ["ATTEMPTS", "RunFunction", "num_cores", "process_pool", "sweep"]
+__all__ = ["ATTEMPTS", "RunFunction", "Task", "num_cores", "order", "process_pool", "sweep", "sweep_tasks"]
 
 ATTEMPTS: Final = 3  # of a cell whose worker died
 
 RunFunction: TypeAlias = Callable[[Mapping[str, Any], Sequence[int]], list[dict[str, Any]]]
+
+
+class Task(NamedTuple):
+    """A cell, and the function that computes it."""
+
+    run: RunFunction
+    cell: Cell
+
+
+# What is told of a task: its values, and the processor seconds that they took.
+Done: TypeAlias = Callable[[Task, list[dict[str, Any]], float], None]
+Failed: TypeAlias = Callable[[Task, Exception], None]
 
 
 def sweep(
@@ -57,73 +70,91 @@ def sweep(
         >>> sorted(found.items())
         [(2, 4), (3, 9)]
     """
-    if not cells:
+    sweep_tasks(
+        [Task(run, cell) for cell in order(cells)],
+        done=lambda task, values, seconds: done(task.cell, values),
+        failed=lambda task, error: failed(task.cell, error),
+        executor=executor,
+    )
+
+
+def sweep_tasks(tasks: Sequence[Task], *, done: Done, failed: Failed, executor: Executor | None = None) -> None:
+    """Run cells of one or several studies, as `sweep` does, in the order in which they are given.
+
+    Args:
+        tasks: the cells, each with the function that computes it.
+        done: called in this process, with the task, its values and the processor seconds that they took.
+        failed: called in this process, with the task and the exception.
+        executor: as for `sweep`.
+
+    Example:
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> with ThreadPoolExecutor(1) as pool:
+        ...     sweep_tasks([Task(lambda config, seeds: [{"y": seed} for seed in seeds], Cell({}, [4, 5]))],
+        ...                 done=lambda task, values, seconds: print(values, seconds >= 0), failed=print, executor=pool)
+        [{'y': 4}, {'y': 5}] True
+    """
+    if not tasks:
         return
     if executor is None:
-        _run_locally(run, _order(cells), done, failed)
+        _run_locally(tasks, done, failed)
     else:
-        died, unbegun = _collect(run, _order(cells), done, failed, executor, window=len(cells))
-        for cell, error in (*died, *((cell, died[-1][1]) for cell in unbegun)):
-            failed(cell, error)
+        died, unbegun = _collect(tasks, done, failed, executor, window=len(tasks))
+        for task, error in (*died, *((task, died[-1][1]) for task in unbegun)):
+            failed(task, error)
 
 
-def _run_locally(
-    run: RunFunction,
-    cells: Sequence[Cell],
-    done: Callable[[Cell, list[dict[str, Any]]], None],
-    failed: Callable[[Cell, Exception], None],
-) -> None:
+def _run_locally(tasks: Sequence[Task], done: Done, failed: Failed) -> None:
     """Run the cells in processes of this machine; after a death, those that were at work again, each alone.
 
     A pool does not say whose process died. Alone, a cell that kills its process is told from one that was beside it.
     """
-    waiting, attempts = list(cells), Counter[Cell]()
+    waiting, attempts = list(tasks), Counter[Task]()
     while waiting:
-        alone = [cell for cell in waiting if attempts[cell]][:1]
+        alone = [task for task in waiting if attempts[task]][:1]
         batch = alone or waiting
         workers = min(len(batch), num_cores())
         with process_pool(workers) as pool:
-            died, unbegun = _collect(run, batch, done, failed, pool, window=workers)
-        attempts.update(cell for cell, _ in died)
-        for cell, error in died:
-            if attempts[cell] >= ATTEMPTS:
-                failed(cell, error)
-        again = [cell for cell, _ in died if attempts[cell] < ATTEMPTS]
-        waiting = [*again, *(cell for cell in waiting if cell not in batch), *unbegun]
+            died, unbegun = _collect(batch, done, failed, pool, window=workers)
+        attempts.update(task for task, _ in died)
+        for task, error in died:
+            if attempts[task] >= ATTEMPTS:
+                failed(task, error)
+        again = [task for task, _ in died if attempts[task] < ATTEMPTS]
+        waiting = [*again, *(task for task in waiting if task not in batch), *unbegun]
 
 
 def _collect(
-    run: RunFunction,
-    cells: Sequence[Cell],
-    done: Callable[[Cell, list[dict[str, Any]]], None],
-    failed: Callable[[Cell, Exception], None],
+    tasks: Sequence[Task],
+    done: Done,
+    failed: Failed,
     executor: Executor,
     *,
     window: int,
-) -> tuple[list[tuple[Cell, Exception]], list[Cell]]:
+) -> tuple[list[tuple[Task, Exception]], list[Task]]:
     """Run cells, `window` at a time; return those whose worker died, with the error, and those that never began."""
-    unbegun, at_work = deque(cells), dict[Future[list[dict[str, Any]]], Cell]()
-    died: list[tuple[Cell, Exception]] = []
+    unbegun, at_work = deque(tasks), dict[Future[tuple[list[dict[str, Any]], float]], Task]()
+    died: list[tuple[Task, Exception]] = []
     try:
         while at_work or (unbegun and not died):
             while unbegun and not died and len(at_work) < window:
-                cell = unbegun.popleft()
+                task = unbegun.popleft()
                 try:
-                    at_work[executor.submit(_run_cell, run, cell.config, cell.seeds)] = cell
+                    at_work[executor.submit(_run_cell, task.run, task.cell.config, task.cell.seeds)] = task
                 except BrokenExecutor as broken:  # a worker died since the last look: what is at work will say so too
                     if at_work:
-                        unbegun.appendleft(cell)
+                        unbegun.appendleft(task)
                     else:
-                        died.append((cell, broken))
+                        died.append((task, broken))
                     break
             for future in wait(at_work, return_when=FIRST_COMPLETED).done:
-                cell, error = at_work.pop(future), future.exception()
+                task, error = at_work.pop(future), future.exception()
                 if error is None:
-                    done(cell, future.result())
+                    done(task, *future.result())
                 elif isinstance(error, BrokenExecutor):
-                    died.append((cell, error))
+                    died.append((task, error))
                 elif isinstance(error, Exception):
-                    failed(cell, error)
+                    failed(task, error)
                 else:
                     raise error
     except BaseException:
@@ -133,7 +164,7 @@ def _collect(
     return died, list(unbegun)
 
 
-def _order(cells: Sequence[Cell]) -> list[Cell]:
+def order(cells: Sequence[Cell]) -> list[Cell]:
     """Put the cheapest quarter, two cells at most, before the others: a first sign of progress, and early failures.
 
     The rest stays the most expensive first, and ends with cheap ones, so that the workers end together.
@@ -142,12 +173,15 @@ def _order(cells: Sequence[Cell]) -> list[Cell]:
     return [*reversed(cells[len(cells) - early :]), *cells[: len(cells) - early]]
 
 
-def _run_cell(run: RunFunction, config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def _run_cell(run: RunFunction, config: Mapping[str, Any], seeds: Sequence[int]) -> tuple[list[dict[str, Any]], float]:
+    # Processor time: what else the machine does meanwhile is not the cell's cost.
+    began = time.process_time()
     values = run(config, seeds)
+    seconds = time.process_time() - began
     if len(values) != len(seeds):
         raise UsageError(f"a study's run gives one dictionary for each of {len(seeds)} seeds, got {len(values)}.")
     json.dumps(values)  # what a run folder cannot hold is this cell's failure, not the sweep's
-    return values
+    return values, seconds
 
 
 @contextmanager
