@@ -13,6 +13,8 @@ from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
 from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
 from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
+from levada.studies.ten_thousand_layers import STUDY as TEN_THOUSAND_LAYERS
+from levada.studies.zero_initialisation import STUDY as ZERO_INITIALISATION
 from levada.study import Study, execute
 
 __all__ = ["STUDIES", "find", "run_study"]
@@ -22,6 +24,8 @@ STUDIES: dict[str, Study] = {
     for study in (
         GRADIENT_DECAY,
         DEGRADATION,
+        ZERO_INITIALISATION,
+        TEN_THOUSAND_LAYERS,
         GRADIENT_THROUGH_TIME,
         RECEPTIVE_FIELD,
         ATTENTION_RECALL,

@@ -1,0 +1,46 @@
+"""What R8 draws."""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+from levada.study import Axis, Figure, Results, Series, measured_series
+
+__all__ = ["figures"]
+
+
+def figures(results: Results) -> list[Figure]:
+    """Draw the race at the common rate and at each one's own, and the gradient of blocks that start at zero."""
+    races: dict[str, list[Series]] = {"common": [], "own": []}
+    gradients: list[Series] = []
+    for config in results.configs:
+        if config["measures"] == "race":
+            drawn = measured_series(results, config, config["arm"], _series("curve"))
+            for rate in (name for name in races if config[name]):
+                races[rate] += drawn
+        elif config["measures"] == "zero" and config["optimizer"] == "SGD":
+            name = f"{config['start']}, {config['activation']}"
+            gradients += measured_series(results, config, name, _series("gradient"))
+    told = "Every seed; a point is the mean of a fortieth of the steps. Chance is ln 10 = 2.30."
+    return [
+        *(
+            Figure(f"race_{rate}", f"Five architectures, {title}", told, Axis("step"),
+                   Axis("cross-entropy, nats", "log"), (*drawn, *_chance(drawn)))
+            for (rate, drawn), title in zip(
+                races.items(), ("one learning rate", "each at its own learning rate"), strict=True
+            )
+        ),
+        Figure("gradient_from_zero", "Blocks that start at zero", "Largest gradient of any weight of a block, SGD; "
+               "every seed. Of all-zero blocks with ReLU or tanh it is exactly 0 at every step, and so without a line "
+               "here.", Axis("step"), Axis("largest gradient", "log"), tuple(gradients)),
+    ]  # fmt: skip
+
+
+def _series(key: str) -> Any:
+    return lambda values: (values[key]["steps"], values[key]["values"])
+
+
+def _chance(series: list[Series]) -> list[Series]:
+    ends = [max(own.x) for own in series]
+    return [Series("chance", "reference", [0, max(ends)], [log(10), log(10)])] if ends else []
