@@ -22,7 +22,7 @@ from levada.study.training import batches
 
 __all__ = ["STUDY"]
 
-LOGGED_SEED = 0  # whose every layer is kept
+LOGGED_SEED = 0  # of which every layer is kept
 NUM_KEPT = 200  # boundaries of the other seeds
 # Network: arm, initialisation, activation. Rates were chosen on seed 100 from the grids in the notes.
 NETWORKS: dict[str, tuple[Any, Any, Any]] = {
@@ -42,7 +42,7 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
 
     def training(network: str, depth: int, dim: int, steps: int, lr: float) -> dict[str, Any]:
         optimizer = "Adagrad" if network == "ReZero" else "Adam"
-        shape = {"depth": depth, "dim": dim, "steps": steps, "optimizer": optimizer, "lr": lr}
+        shape = {"depth": depth, "dim": dim, "steps": steps, "optimizer": optimizer, "lr": lr, "log": depth == deep}
         return {"measures": "training", "network": network, **shape, **batch, **data}
 
     configs.append(training("ReZero", deep, settings["rezero_dim"], settings["deep_steps"], settings["rezero_lr"]))
@@ -57,7 +57,9 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
             configs.append({"measures": "convolution", **told, **steps, **batch, **data})
     start = {"depth": deep, "dim": settings["dim"], "batch_size": settings["start_batch"], **data}
     configs += [{"measures": "exactness", "network": network, **start} for network in ("ReZero", "orthogonal")]
-    configs += [{"measures": "start", "network": network, **start} for network in NETWORKS]
+    configs += [
+        {"measures": "start", "network": network, "log": network == "orthogonal", **start} for network in NETWORKS
+    ]
     return [Cell(config, seeds) for config in configs]
 
 
@@ -94,18 +96,13 @@ def _train(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targ
     losses = descend(network, inputs, targets, seeds=seeds, **how)
     final = training_loss(network, inputs, targets, len(seeds))
     found = _profiles(network, config, seeds, inputs, targets)
-    scales = [
-        [_six(float(layer.connection.scale.detach()[i])) for layer in network.stack] for i in range(len(seeds))
-    ] if config["network"] == "ReZero" else []  # fmt: skip
     for i, values in enumerate(found):
         values |= {"loss": final[i], "curve": thin(losses[:, i])}
+        if config["network"] == "ReZero":
+            scales = torch.stack([layer.connection.scale.detach()[i] for layer in network.stack])
+            values["scale"] = float(scales.square().mean().sqrt())
         if "log" in values:
-            values["log"] |= {
-                "loss": [_six(loss) for loss in losses[:, i].tolist()],
-                **({"scale": scales[i]} if scales else {}),
-            }
-        if scales:
-            values["scale"] = _rms(scales[i])
+            values["log"]["loss"] = [_six(loss) for loss in losses[:, i].tolist()]
     return found
 
 
@@ -134,7 +131,7 @@ def _profiles(
             "least": [min(state), min(gradient)],
             "largest": [max(state), max(gradient)],
         }
-        if seed == LOGGED_SEED:
+        if config["log"] and seed == LOGGED_SEED:
             values["log"] = {"forward": [_six(v) for v in state], "gradient": [_six(v) for v in gradient]}
         found.append(values)
     return found
@@ -247,10 +244,6 @@ class _AsReplica(nn.Module):
 def _six(value: float) -> float:
     """Round to six digits."""
     return float(f"{value:.6g}")
-
-
-def _rms(values: Sequence[float]) -> float:
-    return (sum(value * value for value in values) / len(values)) ** 0.5
 
 
 STUDY = Study(

@@ -67,10 +67,15 @@ def orthogonal_tanh(depth: int, dim: int, mean_square: float) -> OrthogonalTanh:
     A layer takes $\tfrac23 E[x^4]$ from the mean square $q$, and an orthogonal matrix makes of $x$ a direction for
     which $E[x^4] = 3 q^2 n / (n + 2)$. With $c = n / (n + 2)$ the recursion $q' = q - 2 c q^2$ gives
 
-    $$\frac{q_L}{q_0} \approx \frac{1}{1 + 2 c q_0 L}, \qquad
-    \frac{\|\partial/\partial h_0\|^2}{\|\partial/\partial h_L\|^2} \approx (1 + 2 c q_0 L)^{-1/c}$$
+    $$\frac{q_L}{q_0} \approx \frac1S, \qquad S = 1 + 2 c q_0 L$$
 
-    so that a mean square of $1 / (2L)$ reaches the end of any depth with 0.71 of its size. To first order in $q_0$.
+    Directions are kept. So a gradient across the state shrinks as the state does, one along it by $S^{-3/2}$, and one
+    in a random direction on average by
+
+    $$\frac{\|\partial/\partial h_0\|^2}{\|\partial/\partial h_L\|^2} \approx
+    \frac1S \left(1 - \frac{1 - S^{-2}}{n}\right)$$
+
+    A mean square of $1 / (2L)$ reaches the end of any depth with 0.71 of its size. To first order in $q_0$.
 
     Args:
         depth: number of layers, $L$.
@@ -86,14 +91,13 @@ def orthogonal_tanh(depth: int, dim: int, mean_square: float) -> OrthogonalTanh:
     Example:
         >>> found = orthogonal_tanh(10_000, 32, 1 / 20_000)
         >>> round(found.signal, 3), round(found.gradient, 3)
-        (0.718, 0.703)
+        (0.718, 0.709)
 
-    Source: the recursion is that of Schoenholz et al. 2017, arXiv 1611.01232, at the critical point, to first order,
-    with the fourth moment of a direction in $n$ dimensions.
+    Source: derived here; for wide layers the recursion is that of Schoenholz et al. 2017, arXiv 1611.01232, at the
+    critical point, to first order.
     """
     require_at_least("orthogonal_tanh", "depth", depth, 1)
     require_at_least("orthogonal_tanh", "dim", dim, 1)
     require_at_least("orthogonal_tanh", "mean_square", mean_square, 0.0)
-    share = dim / (dim + 2)
-    spent = 1 + 2 * share * mean_square * depth
-    return OrthogonalTanh(spent**-0.5, spent ** (-0.5 / share))
+    spent = 1 + 2 * dim / (dim + 2) * mean_square * depth
+    return OrthogonalTanh(spent**-0.5, ((1 - (1 - spent**-2) / dim) / spent) ** 0.5)
