@@ -45,14 +45,15 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
         shape = {"depth": depth, "dim": dim, "steps": steps, "optimizer": optimizer, "lr": lr, "log": depth == deep}
         return {"measures": "training", "network": network, **shape, **batch, **data}
 
-    configs.append(training("ReZero", deep, settings["rezero_dim"], settings["deep_steps"], settings["rezero_lr"]))
-    configs.append(training("orthogonal", deep, settings["rezero_dim"], settings["deep_steps"], settings["deep_lr"]))
+    rates = {"ReZero": settings["deep_rezero_lr"], "orthogonal": settings["deep_lr"]}
+    deepest = deep, settings["rezero_dim"], settings["deep_steps"]
+    configs += [training(network, *deepest, rates[network]) for network in settings["deep_networks"]]
     for network in NETWORKS:
         dim, lr = ("rezero_dim", "rezero_lr") if network == "ReZero" else ("dim", "lr")
         configs.append(training(network, settings["depth"], settings[dim], settings["steps"], settings[lr]))
     for depth, channels in zip(settings["convolution_depths"], settings["channels"], strict=True):
         for draw in CONVOLUTIONS:
-            told = {"draw": draw, "depth": depth, "channels": channels, "lr": settings["lr"]}
+            told = {"draw": draw, "depth": depth, "channels": channels, "lr": settings["convolution_lr"]}
             steps = {"steps": settings["convolution_steps"]}
             configs.append({"measures": "convolution", **told, **steps, **batch, **data})
     start = {"depth": deep, "dim": settings["dim"], "batch_size": settings["start_batch"], **data}
@@ -179,7 +180,7 @@ def _compare(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, ta
     ]
 
 
-STEP = 1e-6  # of the differences
+STEP = 1e-7  # of the differences
 
 
 def _size(parameter: Tensor) -> float:
@@ -257,14 +258,17 @@ STUDY = Study(
            "initialisations.",
     sources=(XIAO, BACHLECHNER, FIXUP),
     settings={"seeds": 5, "data": "mnist", "folder": "data", "examples": 5000, "batch_size": 64, "depth": 1000,
-              "dim": 32, "steps": 200, "lr": 1e-5, "deep": 10000, "rezero_dim": 16, "deep_steps": 80,
-              "rezero_lr": 0.003, "deep_lr": 1e-6, "convolution_depths": (128,), "channels": (8,),
-              "convolution_steps": 60, "start_batch": 16},
-    scales={"smoke": {"seeds": 2, "examples": 256, "depth": 12, "steps": 2, "deep": 60, "deep_steps": 2,
-                      "convolution_depths": (4,), "channels": (4,), "convolution_steps": 1, "dim": 8, "rezero_dim": 4},
-            "full": {"data": "cifar10", "examples": 50000, "batch_size": 128, "dim": 150, "rezero_dim": 150,
-                     "steps": 10 * 390, "deep_steps": 25 * 390, "convolution_depths": (10000, 2500),
-                     "channels": (64, 256), "convolution_steps": 10 * 390}},
+              "dim": 32, "steps": 100, "lr": 1e-5, "deep": 10000, "rezero_dim": 16, "deep_steps": 40,
+              "deep_networks": ("ReZero",), "rezero_lr": 0.003, "deep_rezero_lr": 0.0003, "deep_lr": 1e-6,
+              "convolution_depths": (128,), "channels": (8,), "convolution_steps": 40, "convolution_lr": 1e-4,
+              "start_batch": 16},
+    scales={"smoke": {"seeds": 2, "deep_networks": ("ReZero", "orthogonal"), "examples": 256, "depth": 12, "steps": 2,
+                      "deep": 60, "deep_steps": 2, "convolution_depths": (4,), "channels": (4,),
+                      "convolution_steps": 1, "dim": 8, "rezero_dim": 4},
+            "full": {"deep_networks": ("ReZero", "orthogonal"), "deep_rezero_lr": 0.003, "data": "cifar10",
+                     "examples": 50000, "batch_size": 128, "dim": 150, "rezero_dim": 150, "steps": 10 * 390,
+                     "deep_steps": 25 * 390, "convolution_depths": (10000, 2500), "channels": (64, 256),
+                     "convolution_steps": 10 * 390}},
     configurations=configurations, run=run, claims=lambda settings: claims(settings), figures=figures,
     notes=(),
     costs={"smoke": Cost(0.001), "small": Cost(0.12), "full": Cost(60, "one H100")},

@@ -134,7 +134,7 @@ def claims(settings: Settings) -> list[Claim]:
     start, trained = {"measures": "start"}, {"measures": "training"}
     half = f"training loss at most ln(10) / 2 = {LEARNED:.3f} nats in every seed"
     bounds = f"between {LEAST:g} and {LARGEST:g} times what it begins with at every one of {deep:,} layers"
-    return [
+    found = [
         Claim("ReZero starts as the identity", "With ReZero signal and gradient pass any number of layers unchanged.",
               f"before training: size of state and gradient the very same number at all {deep + 1:,} boundaries, in "
               "every seed", BACHLECHNER, _identity, {**start, "network": "ReZero"}),
@@ -167,11 +167,17 @@ def claims(settings: Settings) -> list[Claim]:
               correction="They do, and not as residual networks of 2015, which were trained up to 1,202 layers, there "
               "with a larger test error than at 110 (7.93 % and 6.43 %). 10,000 layers were trained without skips "
               "(Xiao et al.), with Fixup and with ReZero."),
-        Claim("ten thousand layers without skips", f"Networks of {deep:,} layers train without any skip.",
-              f"orthogonal weights: {half}", f"{XIAO}, abstract", _learns,
-              {**trained, "depth": deep, "network": "orthogonal"}),
         Claim("convolutions without skips", "Plain convolutional networks of any depth train where their weights are "
               "delta-orthogonal.", f"delta-orthogonal: {half}; PyTorch's default: within {STAYS:g} of ln 10",
               f"{XIAO}, abstract", _convolutions, {"measures": "convolution"},
               paper_value="“vanilla CNNs with ten thousand layers or more”"),
     ]  # fmt: skip
+    if "orthogonal" in settings["deep_networks"]:
+        found.append(
+            Claim(
+                "ten thousand layers without skips", f"Networks of {deep:,} layers train without any skip.",
+                f"orthogonal weights: {half}", f"{XIAO}, abstract", _learns,
+                {**trained, "depth": deep, "network": "orthogonal"},
+            )
+        )  # fmt: skip
+    return found

@@ -27,7 +27,7 @@ ZERO_RATES = {"SGD": 0.1, "Adam": 0.003, "Adagrad": 0.03}
 # Start, activation, optimizer.
 ZERO_CELLS = (
     *(("all zero", activation, optimizer) for activation in ACTIVATIONS for optimizer in ZERO_RATES),
-    *((start, activation, "SGD") for start in ("last zero", "factor zero") for activation in ("ReLU", "tanh")),
+    *((start, activation, "Adam") for start in ("last zero", "factor zero") for activation in ("ReLU", "tanh")),
 )
 
 

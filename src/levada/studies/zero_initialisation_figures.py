@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import log
 from typing import Any
 
@@ -19,9 +20,9 @@ def figures(results: Results) -> list[Figure]:
             drawn = measured_series(results, config, config["arm"], _series("curve"))
             for rate in (name for name in races if config[name]):
                 races[rate] += drawn
-        elif config["measures"] == "zero" and config["optimizer"] == "SGD":
+        elif config["measures"] == "zero" and config["optimizer"] == "Adam":
             name = f"{config['start']}, {config['activation']}"
-            gradients += measured_series(results, config, name, _series("gradient"))
+            gradients += [s for s in measured_series(results, config, name, _above_zero) if s.x]
     told = "Every seed; a point is the mean of a fortieth of the steps. Chance is ln 10 = 2.30."
     return [
         *(
@@ -31,7 +32,7 @@ def figures(results: Results) -> list[Figure]:
                 races.items(), ("one learning rate", "each at its own learning rate"), strict=True
             )
         ),
-        Figure("gradient_from_zero", "Blocks that start at zero", "Largest gradient of any weight of a block, SGD; "
+        Figure("gradient_from_zero", "Blocks that start at zero", "Largest gradient of any weight of a block, Adam; "
                "every seed. Of all-zero blocks with ReLU or tanh it is exactly 0 at every step, and so without a line "
                "here.", Axis("step"), Axis("largest gradient", "log"), tuple(gradients)),
     ]  # fmt: skip
@@ -39,6 +40,11 @@ def figures(results: Results) -> list[Figure]:
 
 def _series(key: str) -> Any:
     return lambda values: (values[key]["steps"], values[key]["values"])
+
+
+def _above_zero(values: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    kept = [(x, y) for x, y in zip(*_series("gradient")(values), strict=True) if y > 0]
+    return [x for x, _ in kept], [y for _, y in kept]
 
 
 def _chance(series: list[Series]) -> list[Series]:
