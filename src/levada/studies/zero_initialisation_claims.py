@@ -67,7 +67,8 @@ def _one_part_trains(results: Results) -> tuple[bool, dict[str, Any], Statistic]
 
 
 def _identity_jacobian(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
-    numbers: dict[str, Any] = {f"{arm}: mean squared singular value": results.column("square", arm=arm) for arm in ARMS}
+    arms = (*OTHERS, REZERO)
+    numbers = {f"{arm}: mean squared singular value": results.column("square", arm=arm) for arm in arms}
     held, statistic = _every_seed(results.column("identity", arm=REZERO))
     return held, numbers, statistic
 
