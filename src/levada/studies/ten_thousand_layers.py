@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil, prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from levada.connections import Plain
+from levada.connections import Plain, ReZero
 from levada.initialise import delta_orthogonal, gaussian, he, orthogonal, pytorch_default
 from levada.networks import Network
 from levada.stack import Stack
@@ -53,7 +53,7 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
     configs += [training(network, *deepest, rates[network]) for network in settings["deep_networks"]]
     for network in NETWORKS:
         dim = settings["rezero_dim" if network == "ReZero" else "dim"]
-        lr = RATES.get(network, settings["rezero_lr"])
+        lr = settings["rezero_lr"] if network == "ReZero" else RATES[network]
         configs.append(training(network, settings["depth"], dim, settings["steps"], lr))
     for depth, channels in zip(settings["convolution_depths"], settings["channels"], strict=True):
         for draw in CONVOLUTIONS:
@@ -104,7 +104,7 @@ def _train(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targ
     for i, values in enumerate(found):
         values |= {"loss": final[i], "curve": thin(losses[:, i])}
         if config["network"] == "ReZero":
-            scales = torch.stack([layer.connection.scale.detach()[i] for layer in network.stack])
+            scales = torch.cat([cast(ReZero, layer.connection).scale.detach()[i] for layer in network.stack])
             values["scale"] = float(scales.square().mean().sqrt())
         if "log" in values:
             values["log"]["loss"] = [_six(loss) for loss in losses[:, i].tolist()]
@@ -160,8 +160,8 @@ def _compare(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, ta
     plain, again = gradients(False), gradients(True)
     generator = torch.Generator().manual_seed(0)
     lines = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) * _size(p) for p in parameters]
-    along = sum(_by_replica(g * line) for g, line in zip(plain, lines, strict=True))
-    differ = sum(_by_replica((a != b).double()) for a, b in zip(plain, again, strict=True))
+    along = torch.stack([_by_replica(g * line) for g, line in zip(plain, lines, strict=True)]).sum(0)
+    differ = torch.stack([_by_replica((a != b).double()) for a, b in zip(plain, again, strict=True)]).sum(0)
     finite = torch.stack([_by_replica((~g.isfinite()).double()) for g in plain]).sum(0) == 0
     network.stack.arrange(checkpoint=False)
     steps = []

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from levada.connections import Residual
 from levada.initialise import he
+from levada.stack import Stack
 from levada.studies.zero_initialisation_claims import ARMS, BACHLECHNER, OTHERS, RATE, REZERO, claims
 from levada.studies.zero_initialisation_figures import figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import Dataset, cifar10, mnist1d
-from levada.study.deep_replicas import DeepReplicas, descend, thin, training_loss
+from levada.study.deep_replicas import DeepReplicas, ReplicaDense, descend, thin, training_loss
 from levada.study.training import batches
 
 __all__ = ["STUDY"]
@@ -81,7 +82,7 @@ def _identity(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     for parameter in block.parameters():
         nn.init.zeros_(parameter)
     with torch.no_grad():
-        y = Residual(dim, activation=nn.ReLU() if config["after"] else None).advance(x, block)
+        y = Stack([block], Residual, dim=dim, activation=nn.ReLU() if config["after"] else None)(x)
     return {"changed": float((y != x).double().mean()), "rectified": torch.equal(y, x.relu())}
 
 
@@ -134,8 +135,9 @@ def _from_zero(
         inputs=inputs.shape[1], outputs=10, seeds=seeds, draw=he, activation=ACTIVATIONS[config["activation"]],
         weights=2,
     ).to(inputs.device)  # fmt: skip
-    weights = [layer.branch[i].weight for layer in network.stack for i in (0, 1)]
-    biases = [layer.branch[1].bias for layer in network.stack]
+    blocks = [[*layer.branch.children()] for layer in network.stack]
+    weights = [cast(ReplicaDense, dense).weight for block in blocks for dense in block]
+    biases = [cast(ReplicaDense, block[-1]).bias for block in blocks]
     if config["start"] != "factor zero":
         for weight in weights if config["start"] == "all zero" else weights[1::2]:
             nn.init.zeros_(weight)

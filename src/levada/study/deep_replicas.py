@@ -39,7 +39,7 @@ _CONNECTIONS: dict[str, Callable[..., Connection]] = {
     "plain": Plain, "plain with norm": Plain, "residual": Residual, "pre-norm residual": Residual,
     "ReZero": ReZero,
 }  # fmt: skip
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "Adagrad": torch.optim.Adagrad, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD,
 }  # fmt: skip
 
@@ -79,7 +79,7 @@ class ReplicaDense(nn.Module):
         norm: Literal["", "in", "out"] = "",
     ) -> None:
         super().__init__()
-        linear = nn.utils.skip_init(nn.Linear, dim, dim_out)
+        linear = nn.Linear(dim, dim_out, device="meta").to_empty(device="cpu")
         weights, biases = [], []
         for generator in generators:
             draw(linear, generator=generator)
@@ -181,9 +181,9 @@ class DeepReplicas(nn.Module):
 
 
 @torch.no_grad()
-def _unit(module: nn.Module, *, generator: torch.Generator) -> nn.Module:
-    module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)  # type: ignore[operator, union-attr]
-    module.bias.zero_()  # type: ignore[operator, union-attr]
+def _unit(module: nn.Linear, *, generator: torch.Generator) -> nn.Module:
+    module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
+    module.bias.zero_()
     return module
 
 
@@ -235,8 +235,8 @@ def descend(
     if optimizer not in _OPTIMIZERS:
         raise UsageError(f"descend: optimizer must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}.")
     # Of 20,000 small tensors the fused step takes half the time; Adagrad's is there for processors alone.
-    kind = {"foreach": True} if inputs.is_cuda else {"fused": True}
-    descent = _OPTIMIZERS[optimizer](model.parameters(), lr=lr, **kind)  # type: ignore[call-arg]
+    kind: dict[str, Any] = {"foreach": True} if inputs.is_cuda else {"fused": True}
+    descent = _OPTIMIZERS[optimizer](model.parameters(), lr=lr, **kind)
     losses = []
     for _, index in zip(range(steps), batches(len(inputs), batch_size, seeds), strict=False):
         index = index.to(inputs.device)
@@ -265,7 +265,7 @@ def training_loss(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: i
     for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
         logits = model(part.unsqueeze(1).expand(-1, replicas, *part.shape[1:]))
         total += len(part) * cross_entropies(logits, wanted.unsqueeze(1).expand(-1, replicas)).double().cpu()
-    return (total / len(inputs)).nan_to_num(nan=torch.inf).tolist()  # type: ignore[no-any-return]
+    return (total / len(inputs)).nan_to_num(nan=torch.inf).tolist()
 
 
 def profile(network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1) -> tuple[Tensor, Tensor]:
