@@ -193,5 +193,5 @@ STUDY = Study(
            "and 101: by SGD at .1, ReZero had hardly begun after 300 steps.",
            "The released notebook trains on CIFAR-10 at width 256, one seed; that is the scale full, which needs the "
            "binary version of CIFAR-10 in a folder (--set folder=...) and has not been run."),
-    costs={"smoke": Cost(0.001), "small": Cost(0.1), "full": Cost(1, "one H100")},
+    costs={"smoke": Cost(0.0005, measured=True), "small": Cost(0.05, measured=True), "full": Cost(1, "one H100")},
 )  # fmt: skip
