@@ -12,6 +12,8 @@ from levada._errors import UsageError
 from levada.initialise import gaussian, he, orthogonal, pytorch_default
 from levada.study.deep_replicas import (
     DeepReplicas,
+    Descent,
+    Design,
     ReplicaDense,
     cross_entropies,
     descend,
@@ -22,7 +24,10 @@ from levada.study.deep_replicas import (
 from levada.study.training import batches
 
 ARMS = ("plain", "plain with norm", "residual", "pre-norm residual", "ReZero")
-build = partial(DeepReplicas, depth=5, dim=6, inputs=4, outputs=3, draw=he)
+
+
+def build(arm, seeds, **options):
+    return DeepReplicas(Design(arm, 5, 6, inputs=4, outputs=3, draw=he, **options), seeds)
 
 
 def scaled(network, value):
@@ -82,19 +87,17 @@ def test_unknown_names_are_refused():
     with pytest.raises(UsageError, match="arm must be one of plain"):
         build("dense", seeds=[0])
     with pytest.raises(UsageError, match="optimizer must be one of Adagrad, Adam, SGD"):
-        descend(nn.Identity(), torch.zeros(9, 3), torch.zeros(9), optimizer="LBFGS", lr=1.0, steps=1, batch_size=3,
-                seeds=[0])  # fmt: skip
+        Descent("LBFGS", 1.0, 1, 3)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "Adagrad"])
 def test_replicas_train_as_each_alone_would_by_pytorch(optimizer):
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(40, 4, generator=generator), torch.randint(3, (40,), generator=generator)
-    how = {"optimizer": optimizer, "lr": 0.02, "steps": 4, "batch_size": 8}
     seen = []
     network = build("ReZero", seeds=[3, 7])
-    losses = descend(network, inputs, targets, seeds=[3, 7], before_step=lambda: seen.append(
-        network.first.weight.grad.norm().item()), **how)  # fmt: skip
+    losses = descend(network, inputs, targets, Descent(optimizer, 0.02, 4, 8), [3, 7],
+                     lambda: seen.append(network.first.weight.grad.norm().item()))  # fmt: skip
     assert len(seen) == 4
     assert min(seen) > 0
 

@@ -17,7 +17,16 @@ from levada.studies.ten_thousand_layers_claims import BACHLECHNER, FIXUP, XIAO, 
 from levada.studies.ten_thousand_layers_figures import figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import Dataset, cifar10, mnist
-from levada.study.deep_replicas import DeepReplicas, cross_entropies, descend, profile, thin, training_loss
+from levada.study.deep_replicas import (
+    DeepReplicas,
+    Descent,
+    Design,
+    cross_entropies,
+    descend,
+    profile,
+    thin,
+    training_loss,
+)
 from levada.study.training import batches
 
 __all__ = ["STUDY"]
@@ -88,17 +97,16 @@ def _network(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor) ->
     """Build the network; those without skips or biases are given signals so small that tanh takes half of them away."""
     arm, draw, activation = NETWORKS[config["network"]]
     depth = config["depth"]
-    return DeepReplicas(
-        arm, depth, config["dim"], inputs=prod(inputs.shape[1:]), outputs=10, seeds=seeds, draw=draw,
-        activation=activation, scale_in=(2 * depth) ** -0.5 if config["network"] in ("orthogonal", "Gaussian") else 1.0,
-        checkpoint=inputs.is_cuda and depth > 2000,
-    ).to(inputs.device)  # fmt: skip
+    scale_in = (2 * depth) ** -0.5 if config["network"] in ("orthogonal", "Gaussian") else 1.0
+    shape = {"inputs": prod(inputs.shape[1:]), "outputs": 10}
+    design = Design(arm, depth, config["dim"], draw=draw, activation=activation, scale_in=scale_in, **shape)
+    return DeepReplicas(design, seeds, checkpoint=inputs.is_cuda and depth > 2000).to(inputs.device)
 
 
 def _train(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor) -> list[dict[str, Any]]:
     network = _network(config, seeds, inputs)
-    how = {key: config[key] for key in ("optimizer", "lr", "steps", "batch_size")}
-    losses = descend(network, inputs, targets, seeds=seeds, **how)
+    descent = Descent(config["optimizer"], config["lr"], config["steps"], config["batch_size"])
+    losses = descend(network, inputs, targets, descent, seeds)
     final = training_loss(network, inputs, targets, len(seeds))
     found = _profiles(network, config, seeds, inputs, targets)
     for i, values in enumerate(found):
@@ -199,10 +207,10 @@ def _by_replica(x: Tensor) -> Tensor:
 def _convolve(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor) -> list[dict[str, Any]]:
     """Train plain convolutional networks, one seed after the other: they fill the processor."""
     found = []
+    descent = Descent("Adam", config["lr"], config["steps"], config["batch_size"])
     for seed in seeds:
         network = _AsReplica(_convolutional(config, inputs, seed)).to(inputs.device)
-        losses = descend(network, inputs, targets, optimizer="Adam", lr=config["lr"], steps=config["steps"],
-                         batch_size=config["batch_size"], seeds=[seed])  # fmt: skip
+        losses = descend(network, inputs, targets, descent, [seed])
         (final,) = training_loss(network, inputs, targets, 1)
         found.append({"loss": final, "curve": thin(losses[:, 0])})
     return found

@@ -15,7 +15,7 @@ from levada.studies.zero_initialisation_claims import ARMS, BACHLECHNER, OTHERS,
 from levada.studies.zero_initialisation_figures import figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import Dataset, cifar10, mnist1d
-from levada.study.deep_replicas import DeepReplicas, ReplicaDense, descend, thin, training_loss
+from levada.study.deep_replicas import Arm, DeepReplicas, Descent, Design, ReplicaDense, descend, thin, training_loss
 from levada.study.training import batches
 
 __all__ = ["STUDY"]
@@ -90,12 +90,10 @@ def _race(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targe
     steps = config["epochs"] * (len(inputs) // config["batch_size"])
 
     def trained(lr: float, seeds: Sequence[int]) -> tuple[list[float], Tensor, tuple[Tensor, Tensor]]:
-        network = DeepReplicas(
-            config["arm"], config["depth"], config["dim"], inputs=inputs.shape[1], outputs=10, seeds=seeds, draw=he
-        ).to(inputs.device)
+        design = Design(config["arm"], config["depth"], config["dim"], inputs=inputs.shape[1], outputs=10, draw=he)
+        network = DeepReplicas(design, seeds).to(inputs.device)
         jacobian = _jacobian(network, inputs, seeds)
-        losses = descend(network, inputs, targets, optimizer="Adagrad", lr=lr, steps=steps, seeds=seeds,
-                         batch_size=config["batch_size"])  # fmt: skip
+        losses = descend(network, inputs, targets, Descent("Adagrad", lr, steps, config["batch_size"]), seeds)
         return training_loss(network, inputs, targets, len(seeds)), losses, jacobian
 
     grid = {str(lr): trained(lr, SELECTION_SEEDS)[0] for lr in config.get("lr_grid", ())}
@@ -130,11 +128,11 @@ def _from_zero(
     config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor
 ) -> list[dict[str, Any]]:
     """Train residual blocks of two weights from a start at zero; watch every block's weights at every step."""
-    network = DeepReplicas(
-        "ReZero" if config["start"] == "factor zero" else "residual", config["depth"], config["dim"],
-        inputs=inputs.shape[1], outputs=10, seeds=seeds, draw=he, activation=ACTIVATIONS[config["activation"]],
-        weights=2,
-    ).to(inputs.device)  # fmt: skip
+    arm: Arm = "ReZero" if config["start"] == "factor zero" else "residual"
+    activation, optimizer = ACTIVATIONS[config["activation"]], config["optimizer"]
+    shape = {"inputs": inputs.shape[1], "outputs": 10, "weights": 2}
+    design = Design(arm, config["depth"], config["dim"], draw=he, activation=activation, **shape)
+    network = DeepReplicas(design, seeds).to(inputs.device)
     blocks = [[*layer.branch.children()] for layer in network.stack]
     weights = [cast(ReplicaDense, dense).weight for block in blocks for dense in block]
     biases = [cast(ReplicaDense, block[-1]).bias for block in blocks]
@@ -143,8 +141,8 @@ def _from_zero(
             nn.init.zeros_(weight)
     starts = [weight.detach().clone() for weight in weights]
     largest: list[Tensor] = []
-    descend(network, inputs, targets, optimizer=config["optimizer"], lr=ZERO_RATES[config["optimizer"]],
-            steps=config["steps"], batch_size=config["batch_size"], seeds=seeds,
+    descent = Descent(optimizer, ZERO_RATES[optimizer], config["steps"], config["batch_size"])
+    descend(network, inputs, targets, descent, seeds,
             before_step=lambda: largest.append(torch.stack([_largest(weight.grad) for weight in weights])))  # fmt: skip
     gradients = torch.stack(largest).amax(1)  # of all weights, by step
     moved = torch.stack([_largest(w - start) for w, start in zip(weights, starts, strict=True)])

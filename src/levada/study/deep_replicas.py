@@ -7,6 +7,7 @@ A replica is the network of its seed: its weights are drawn from its own generat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
@@ -22,6 +23,8 @@ from levada.study.training import batches
 __all__ = [
     "Arm",
     "DeepReplicas",
+    "Descent",
+    "Design",
     "Draw",
     "ReplicaDense",
     "cross_entropies",
@@ -100,72 +103,84 @@ class ReplicaDense(nn.Module):
 
 
 @final
-class DeepReplicas(nn.Module):
-    """A fully connected network for every replica: a linear map in, `depth` layers of one width, a linear map out.
+@dataclass(frozen=True, slots=True)
+class Design:
+    """A fully connected network: a linear map in, layers of one width, a linear map out.
 
-    Args:
+    Attributes:
         arm: the layer. "plain": `activation(W x + b)`; "plain with norm": the same with layer normalisation before the
             activation; "residual": `x + activation(W x + b)`; "pre-norm residual": the branch reads the normalised
             stream; "ReZero": the branch is scaled by a number, zero at first, of its own in each replica.
         depth: number of layers, the maps in and out not counted.
-        dim: width of a replica.
+        dim: width.
         inputs: number of features that come in.
         outputs: number of features that go out.
-        seeds: one for each replica.
-        draw: sets the weights of an `nn.Linear` from a generator; those of the maps in and out are `N(0, 1 / dim)`.
+        draw: sets the weights of an `nn.Linear` from a generator; those of the maps in and out are `N(0, 1 / fan_in)`.
         activation: the function.
         weights: number of weights in a branch; of several, the last has no activation after it.
         scale_in: root mean square of the first state for inputs of mean square 1; the logits are as if it were 1.
+
+    Raises:
+        UsageError: if `arm` is not known.
+
+    Source: Bachlechner, Majumder, Mao, Cottrell and McAuley 2020, arXiv 2003.04887 (the arms).
+    """
+
+    arm: Arm
+    depth: int
+    dim: int
+    inputs: int
+    outputs: int
+    draw: Draw
+    activation: Function = torch.relu
+    weights: int = 1
+    scale_in: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.arm not in get_args(Arm):
+            raise UsageError(f"Design: arm must be one of {', '.join(get_args(Arm))}, got {self.arm!r}.")
+
+    def branch(self, generators: Sequence[torch.Generator]) -> nn.Module:
+        """Draw the branch of one layer.
+
+        Args:
+            generators: one for each replica.
+        """
+        norm: Any = {"plain with norm": "out", "pre-norm residual": "in"}.get(self.arm, "")
+        first = ReplicaDense(self.dim, self.dim, self.draw, generators, activation=self.activation, norm=norm)
+        rest = [ReplicaDense(self.dim, self.dim, self.draw, generators) for _ in range(self.weights - 1)]
+        return nn.Sequential(first, *rest) if rest else first
+
+
+@final
+class DeepReplicas(nn.Module):
+    """The network of a design for every replica.
+
+    Args:
+        design: the network.
+        seeds: one for each replica.
         checkpoint: as of a `Stack`.
 
     Shape:
         `(batch, replicas, ...)` -> `(batch, replicas, outputs)`; the features of an example are flattened.
 
-    Raises:
-        UsageError: if `arm` is not known.
-
     Example:
         >>> from levada.initialise import he
-        >>> net = DeepReplicas("ReZero", 9, 4, inputs=40, outputs=10, seeds=[0, 1, 2], draw=he)
+        >>> net = DeepReplicas(Design("ReZero", 9, 4, inputs=40, outputs=10, draw=he), [0, 1, 2])
         >>> net(torch.randn(5, 3, 40)).shape, net.stack[0].connection.scale.shape
         (torch.Size([5, 3, 10]), torch.Size([3, 1, 1]))
-
-    Source: Bachlechner, Majumder, Mao, Cottrell and McAuley 2020, arXiv 2003.04887 (the arms).
     """
 
-    def __init__(
-        self,
-        arm: Arm,
-        depth: int,
-        dim: int,
-        *,
-        inputs: int,
-        outputs: int,
-        seeds: Sequence[int],
-        draw: Draw,
-        activation: Function = torch.relu,
-        weights: int = 1,
-        scale_in: float = 1.0,
-        checkpoint: int | bool = False,
-    ) -> None:
+    def __init__(self, design: Design, seeds: Sequence[int], *, checkpoint: int | bool = False) -> None:
         super().__init__()
-        if arm not in get_args(Arm):
-            raise UsageError(f"DeepReplicas: arm must be one of {', '.join(get_args(Arm))}, got {arm!r}.")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        norm: Any = {"plain with norm": "out", "pre-norm residual": "in"}.get(arm, "")
-        self.first = ReplicaDense(inputs, dim, _unit, generators)
-
-        def branch() -> nn.Module:
-            first = ReplicaDense(dim, dim, draw, generators, activation=activation, norm=norm)
-            rest = [ReplicaDense(dim, dim, draw, generators) for _ in range(weights - 1)]
-            return nn.Sequential(first, *rest) if rest else first
-
-        branches = [branch() for _ in range(depth)]
-        self.stack = Stack(branches, _CONNECTIONS[arm], dim=dim, checkpoint=checkpoint)
-        for layer in self.stack if arm == "ReZero" else ():
+        self.first = ReplicaDense(design.inputs, design.dim, _unit, generators)
+        branches = [design.branch(generators) for _ in range(design.depth)]
+        self.stack = Stack(branches, _CONNECTIONS[design.arm], dim=design.dim, checkpoint=checkpoint)
+        for layer in self.stack if design.arm == "ReZero" else ():
             layer.connection.scale = nn.Parameter(torch.zeros(len(seeds), 1, 1))
-        self.last = ReplicaDense(dim, outputs, _unit, generators)
-        self.scale_in = scale_in
+        self.last = ReplicaDense(design.dim, design.outputs, _unit, generators)
+        self.scale_in = design.scale_in
 
     def begin(self, x: Tensor) -> Tensor:
         """Return the first state of the stack, `(replicas, batch, dim)`."""
@@ -201,15 +216,36 @@ def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     return loss.view_as(targets).mean(0)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """How to train.
+
+    Attributes:
+        optimizer: "SGD", "Adam" or "Adagrad", with PyTorch's other settings.
+        lr: the learning rate, kept.
+        steps: number of steps.
+        batch_size: examples in a step.
+
+    Raises:
+        UsageError: if the optimizer is not known.
+    """
+
+    optimizer: str
+    lr: float
+    steps: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in _OPTIMIZERS:
+            raise UsageError(f"Descent: optimizer must be one of {', '.join(_OPTIMIZERS)}, got {self.optimizer!r}.")
+
+
 def descend(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
-    *,
-    optimizer: str,
-    lr: float,
-    steps: int,
-    batch_size: int,
+    descent: Descent,
     seeds: Sequence[int],
     before_step: Callable[[], None] | None = None,
 ) -> Tensor:
@@ -219,10 +255,7 @@ def descend(
         model: maps `(batch, replicas, ...)` to logits `(batch, replicas, classes)`.
         inputs: `(num, ...)`, where the model is.
         targets: `(num,)`.
-        optimizer: "SGD", "Adam" or "Adagrad", with PyTorch's other settings.
-        lr: the learning rate, kept.
-        steps: number of steps.
-        batch_size: examples in a step.
+        descent: how.
         seeds: one for each replica: the order of its examples.
         before_step: called when the gradients are there.
 
@@ -230,22 +263,20 @@ def descend(
         The loss on the batches before each step, `(steps, replicas)`, float64.
 
     Raises:
-        UsageError: if the optimizer is not known, or there are fewer examples than a batch takes.
+        UsageError: if there are fewer examples than a batch takes.
     """
-    if optimizer not in _OPTIMIZERS:
-        raise UsageError(f"descend: optimizer must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}.")
     # Of 20,000 small tensors the fused step takes half the time; Adagrad's is there for processors alone.
     kind: dict[str, Any] = {"foreach": True} if inputs.is_cuda else {"fused": True}
-    descent = _OPTIMIZERS[optimizer](model.parameters(), lr=lr, **kind)
+    optimizer = _OPTIMIZERS[descent.optimizer](model.parameters(), lr=descent.lr, **kind)
     losses = []
-    for _, index in zip(range(steps), batches(len(inputs), batch_size, seeds), strict=False):
+    for _, index in zip(range(descent.steps), batches(len(inputs), descent.batch_size, seeds), strict=False):
         index = index.to(inputs.device)
         loss = cross_entropies(model(inputs[index]), targets[index])
-        descent.zero_grad()
+        optimizer.zero_grad()
         loss.sum().backward()  # type: ignore[no-untyped-call]
         if before_step is not None:
             before_step()
-        descent.step()
+        optimizer.step()
         losses.append(loss.detach().double())
     return torch.stack(losses).cpu()
 
@@ -288,7 +319,7 @@ def profile(network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1
 
     Example:
         >>> from levada.initialise import he
-        >>> net = DeepReplicas("ReZero", 9, 4, inputs=2, outputs=3, seeds=[0], draw=he)
+        >>> net = DeepReplicas(Design("ReZero", 9, 4, inputs=2, outputs=3, draw=he), [0])
         >>> states, gradients = profile(net, torch.randn(5, 1, 2), torch.zeros(5, 1, dtype=torch.long), 3)
         >>> states.shape, len(gradients.unique())
         (torch.Size([1, 10]), 1)
