@@ -23,8 +23,9 @@ STRIDE = 100
 
 def lines(run: Run, event: Mapping[str, Any]) -> Iterator[str]:
     """Give the lines of the log of one result."""
-    log, versions = event["values"]["log"], run.manifest.versions
-    told = {"study": run.manifest.name, "seed": event["seed"], "config": event["config"], "versions": dict(versions)}
+    log = event["values"]["log"]
+    versions = {key: run.manifest.versions.get(key) for key in ("levada", "torch")}
+    told = {"study": run.manifest.name, "seed": event["seed"], "config": event["config"], "versions": versions}
     yield json.dumps({**told, "created": run.manifest.created, "training_loss": event["values"].get("loss")})
     if "loss" in log:
         yield json.dumps({"loss": log["loss"]}, separators=(",", ":"))

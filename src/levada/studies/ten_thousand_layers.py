@@ -297,5 +297,5 @@ STUDY = Study(
            "The scale full is the released configuration, 10,000 layers of width 150 with Adagrad at .003 for 25 "
            "epochs, on CIFAR-10 in a folder (--set folder=...), with convolutions of 64 and 256 channels. It has not "
            "been run; its hours are extrapolated from the number of kernels."),
-    costs={"smoke": Cost(0.001), "small": Cost(0.12), "full": Cost(60, "one H100")},
+    costs={"smoke": Cost(0.001, measured=True), "small": Cost(0.06, measured=True), "full": Cost(60, "one H100")},
 )  # fmt: skip
