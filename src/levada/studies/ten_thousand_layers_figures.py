@@ -30,7 +30,7 @@ def figures(results: Results) -> list[Figure]:
     ends = [max(own.x) for own in curves]
     chance = [Series("chance", "reference", [0, max(ends)], [CHANCE, CHANCE])] if ends else []
     told = ("Every seed, before training, in float64. Dashed: closed forms; band: two standard deviations between "
-            "Gaussian networks of this width. A line ends where the number is no longer representable.")  # fmt: skip
+            "Gaussian networks of this width. A line ends where the square is below what float64 holds.")  # fmt: skip
     return [
         Figure("signal_by_layer", "Size of the state by layer", told, Axis("layer"),
                Axis("root mean square relative to the first", "log"), tuple(forward)),
