@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,16 @@ def test_the_gradient_is_checked_by_checkpointing_and_along_a_line(found, monkey
 
     monkeypatch.setitem(r9.NETWORKS, "orthogonal", (*r9.NETWORKS["orthogonal"][:2], Wrong.apply))
     assert all(values["apart"] > 1e-5 for values in r9.run(cell.config, cell.seeds))
+
+
+def test_a_gradient_that_checkpointing_changes_is_counted(found, monkeypatch):
+    (_, cell) = [cell for cell in found.cells if cell.config["measures"] == "exactness"]
+    calls = itertools.count()
+    monkeypatch.setitem(
+        r9.NETWORKS, "orthogonal",
+        (*r9.NETWORKS["orthogonal"][:2], lambda x: x.tanh() * (1 + 1e-6 * next(calls))),
+    )  # fmt: skip
+    assert all(values["differ"] > 1000 for values in r9.run(cell.config, cell.seeds))
 
 
 def test_a_convolutional_network_keeps_its_signal_where_it_is_delta_orthogonal():
