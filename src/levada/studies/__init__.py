@@ -21,10 +21,12 @@ from levada.studies.norm_one import STUDY as NORM_ONE
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
 from levada.studies.shattered_gradients import STUDY as SHATTERED_GRADIENTS
 from levada.studies.shortcut_ablation import STUDY as SHORTCUT_ABLATION
+from levada.studies.ten_thousand_layers import STUDY as TEN_THOUSAND_LAYERS
 from levada.studies.thousand_layer_transformers import STUDY as THOUSAND_LAYER_TRANSFORMERS
 from levada.studies.trainable_depth import STUDY as TRAINABLE_DEPTH
 from levada.studies.very_deep import STUDY as VERY_DEEP
 from levada.studies.what_helped import STUDY as WHAT_HELPED
+from levada.studies.zero_initialisation import STUDY as ZERO_INITIALISATION
 from levada.study import Study, execute
 
 __all__ = ["STUDIES", "find", "run_study"]
@@ -39,6 +41,8 @@ STUDIES: dict[str, Study] = {
         HIGHWAY,
         SHORTCUT_ABLATION,
         LESIONS,
+        ZERO_INITIALISATION,
+        TEN_THOUSAND_LAYERS,
         VERY_DEEP,
         WHAT_HELPED,
         DEPTH_SEPARATION,

@@ -45,6 +45,10 @@ from levada.theory.normalisation import batch_norm_gradient_gain as batch_norm_g
 from levada.theory.normalisation import batch_norm_residual_gradient as batch_norm_residual_gradient
 from levada.theory.paths import PathLengths as PathLengths
 from levada.theory.paths import path_lengths as path_lengths
+from levada.theory.product import DriftOfNorm as DriftOfNorm
+from levada.theory.product import OrthogonalTanh as OrthogonalTanh
+from levada.theory.product import gaussian_drift as gaussian_drift
+from levada.theory.product import orthogonal_tanh as orthogonal_tanh
 from levada.theory.receptive_field import depth_for_lag as depth_for_lag
 from levada.theory.receptive_field import field_deviation as field_deviation
 from levada.theory.receptive_field import receptive_field as receptive_field

@@ -1,0 +1,301 @@
+"""R9: 1,000 and 10,000 layers, with and without skips: what the start carries, how exact it is, and what trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil, prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from levada.connections import Plain, ReZero
+from levada.initialise import delta_orthogonal, gaussian, he, orthogonal, pytorch_default
+from levada.networks import Network
+from levada.stack import Stack
+from levada.studies.ten_thousand_layers_claims import BACHLECHNER, FIXUP, XIAO, claims
+from levada.studies.ten_thousand_layers_figures import figures
+from levada.study import Cell, Cost, Settings, Study
+from levada.study.data import Dataset, cifar10, mnist
+from levada.study.deep_replicas import (
+    DeepReplicas,
+    Descent,
+    Design,
+    cross_entropies,
+    descend,
+    profile,
+    thin,
+    training_loss,
+)
+from levada.study.training import batches
+
+__all__ = ["STUDY"]
+
+LOGGED_SEED = 0  # of which every layer is kept
+NUM_KEPT = 200  # boundaries of the other seeds
+# Network: arm, initialisation, activation. Rates were chosen on seed 100 from the grids in the notes.
+NETWORKS: dict[str, tuple[Any, Any, Any]] = {
+    "ReZero": ("ReZero", he, torch.relu),
+    "orthogonal": ("plain", orthogonal, torch.tanh),
+    "Gaussian": ("plain", gaussian, torch.tanh),
+    "PyTorch's default": ("plain", pytorch_default, torch.tanh),
+}
+CONVOLUTIONS: dict[str, Any] = {"delta-orthogonal": delta_orthogonal, "PyTorch's default": pytorch_default}
+# Adam's rates, which seed 100 chose: see the notes.
+RATES = {"orthogonal": 1e-5, "Gaussian": 1e-5, "PyTorch's default": 1e-4}
+CONVOLUTION_RATES = {"delta-orthogonal": 1e-3, "PyTorch's default": 1e-4}
+
+
+def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
+    """Give the cells that train, deepest first, those that measure what the start carries, and those on exactness."""
+    data = {key: settings[key] for key in ("data", "folder", "examples")} | {"version": 1}
+    deep, batch = settings["deep"], {"batch_size": settings["batch_size"]}
+    configs: list[dict[str, Any]] = []
+
+    def training(network: str, depth: int, dim: int, steps: int, lr: float) -> dict[str, Any]:
+        optimizer = "Adagrad" if network == "ReZero" else "Adam"
+        shape = {"depth": depth, "dim": dim, "steps": steps, "optimizer": optimizer, "lr": lr, "log": depth == deep}
+        return {"measures": "training", "network": network, **shape, **batch, **data}
+
+    rates = {"ReZero": settings["deep_rezero_lr"], "orthogonal": settings["deep_lr"]}
+    deepest = deep, settings["rezero_dim"], settings["deep_steps"]
+    configs += [training(network, *deepest, rates[network]) for network in settings["deep_networks"]]
+    for network in NETWORKS:
+        dim = settings["rezero_dim" if network == "ReZero" else "dim"]
+        lr = settings["rezero_lr"] if network == "ReZero" else RATES[network]
+        configs.append(training(network, settings["depth"], dim, settings["steps"], lr))
+    for depth, channels in zip(settings["convolution_depths"], settings["channels"], strict=True):
+        for draw in CONVOLUTIONS:
+            told = {"draw": draw, "depth": depth, "channels": channels, "lr": CONVOLUTION_RATES[draw]}
+            steps = {"steps": settings["convolution_steps"]}
+            configs.append({"measures": "convolution", **told, **steps, **batch, **data})
+    start = {"depth": deep, "dim": settings["dim"], "batch_size": settings["start_batch"], **data}
+    configs += [{"measures": "exactness", "network": network, **start} for network in ("ReZero", "orthogonal")]
+    configs += [
+        {"measures": "start", "network": network, "log": network == "orthogonal", **start} for network in NETWORKS
+    ]
+    return [Cell(config, seeds) for config in configs]
+
+
+def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Train, measure what the start carries, or compare ways to compute the same gradient; all seeds at once."""
+    inputs, targets = _examples(config)
+    how = {"training": _train, "convolution": _convolve, "start": _start, "exactness": _compare}
+    return how[config["measures"]](config, seeds, inputs, targets)
+
+
+def _examples(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the first training images, of mean square 1, and their classes."""
+    data: Dataset = mnist() if config["data"] == "mnist" else cifar10(config["folder"])
+    images, count = data.train_inputs, config["examples"]
+    inputs = (images if images.dim() == 4 else images.unsqueeze(1))[:count].float()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return ((inputs - inputs.mean()) / inputs.std()).to(device), data.train_targets[:count].to(device)
+
+
+def _network(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor) -> DeepReplicas:
+    """Build the network; those without skips or biases are given signals so small that tanh takes half of them away."""
+    arm, draw, activation = NETWORKS[config["network"]]
+    depth = config["depth"]
+    scale_in = (2 * depth) ** -0.5 if config["network"] in ("orthogonal", "Gaussian") else 1.0
+    shape = {"inputs": prod(inputs.shape[1:]), "outputs": 10}
+    design = Design(arm, depth, config["dim"], draw=draw, activation=activation, scale_in=scale_in, **shape)
+    return DeepReplicas(design, seeds, checkpoint=inputs.is_cuda and depth > 2000).to(inputs.device)
+
+
+def _train(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor) -> list[dict[str, Any]]:
+    network = _network(config, seeds, inputs)
+    descent = Descent(config["optimizer"], config["lr"], config["steps"], config["batch_size"])
+    losses = descend(network, inputs, targets, descent, seeds)
+    final = training_loss(network, inputs, targets, len(seeds))
+    found = _profiles(network, config, seeds, inputs, targets)
+    for i, values in enumerate(found):
+        values |= {"loss": final[i], "curve": thin(losses[:, i])}
+        if config["network"] == "ReZero":
+            scales = torch.cat([cast(ReZero, layer.connection).scale.detach()[i] for layer in network.stack])
+            values["scale"] = float(scales.square().mean().sqrt())
+        if "log" in values:
+            values["log"]["loss"] = [_six(loss) for loss in losses[:, i].tolist()]
+    return found
+
+
+def _start(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor) -> list[dict[str, Any]]:
+    network = _network(config, seeds, inputs).double()
+    return _profiles(network, config, seeds, inputs.double(), targets)
+
+
+def _profiles(
+    network: DeepReplicas, config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor
+) -> list[dict[str, Any]]:
+    """Sizes of state and gradient by boundary, on each seed's first batch: some of them, and of one seed all."""
+    x, wanted = _batch(config, seeds, inputs, targets)
+    depth = config["depth"]
+    states, gradients = profile(network.double(), x.double(), wanted, segments=ceil(depth**0.5))
+    every = range(0, depth + 1, ceil(depth / NUM_KEPT))
+    found = []
+    for seed, state, gradient in zip(seeds, states.tolist(), gradients.tolist(), strict=True):
+        values: dict[str, Any] = {
+            "boundaries": [*every],
+            "forward": [_six(state[i]) for i in every],
+            "gradient": [_six(gradient[i]) for i in every],
+            "first": [state[0], gradient[0]],
+            "last": [state[-1], gradient[-1]],
+            "same": len(set(state)) == len(set(gradient)) == 1,
+            "least": [min(state), min(gradient)],
+            "largest": [max(state), max(gradient)],
+        }
+        if config["log"] and seed == LOGGED_SEED:
+            values["log"] = {"forward": [_six(v) for v in state], "gradient": [_six(v) for v in gradient]}
+        found.append(values)
+    return found
+
+
+def _batch(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    index = next(batches(len(inputs), config["batch_size"], seeds)).to(inputs.device)
+    return inputs[index], targets[index]
+
+
+def _compare(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor) -> list[dict[str, Any]]:
+    """Compute one gradient, in float64, with and without checkpointing, and along a line by differences of the loss."""
+    network = _network(config, seeds, inputs).double()
+    x, wanted = _batch(config, seeds, inputs.double(), targets)
+    parameters = [*network.parameters()]
+
+    def gradients(segments: int | bool) -> list[Tensor]:
+        network.stack.arrange(checkpoint=segments)
+        return [*torch.autograd.grad(cross_entropies(network(x), wanted).sum(), parameters)]
+
+    plain, again = gradients(False), gradients(True)
+    generator = torch.Generator().manual_seed(0)
+    lines = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) * _size(p) for p in parameters]
+    along = torch.stack([_by_replica(g * line) for g, line in zip(plain, lines, strict=True)]).sum(0)
+    differ = torch.stack([_by_replica((a != b).double()) for a, b in zip(plain, again, strict=True)]).sum(0)
+    finite = torch.stack([_by_replica((~g.isfinite()).double()) for g in plain]).sum(0) == 0
+    network.stack.arrange(checkpoint=False)
+    steps = []
+    with torch.no_grad():
+        for epsilon in (STEP, -2 * STEP, STEP):  # to one side, to the other, and back
+            for parameter, line in zip(parameters, lines, strict=True):
+                parameter.add_(line, alpha=epsilon)
+            steps.append(cross_entropies(network(x), wanted))
+    slope = (steps[0] - steps[1]) / (2 * STEP)
+    return [
+        {
+            "gradients": sum(p[0].numel() for p in parameters),
+            "differ": int(differ[i]),
+            "finite": bool(finite[i]),
+            "slope": float(along[i]),
+            "difference": float(slope[i]),
+            "apart": abs(float(slope[i] / along[i]) - 1),
+        }
+        for i in range(len(seeds))
+    ]
+
+
+STEP = 1e-7  # of the differences
+
+
+def _size(parameter: Tensor) -> float:
+    """A thousandth of what the parameter is, or of 1 where it is zero."""
+    return float(parameter.detach().square().mean().sqrt()) or 1.0
+
+
+def _by_replica(x: Tensor) -> Tensor:
+    return x.flatten(1).sum(1)
+
+
+def _convolve(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor) -> list[dict[str, Any]]:
+    """Train plain convolutional networks, one seed after the other: they fill the processor."""
+    found = []
+    descent = Descent("Adam", config["lr"], config["steps"], config["batch_size"])
+    for seed in seeds:
+        network = _AsReplica(_convolutional(config, inputs, seed)).to(inputs.device)
+        losses = descend(network, inputs, targets, descent, [seed])
+        (final,) = training_loss(network, inputs, targets, 1)
+        found.append({"loss": final, "curve": thin(losses[:, 0])})
+    return found
+
+
+def _convolutional(config: Mapping[str, Any], inputs: Tensor, seed: int) -> Network:
+    """Two strided convolutions, `depth` more of one width with tanh and no skip, and a linear classifier."""
+    depth, channels, generator = config["depth"], config["channels"], torch.Generator().manual_seed(seed)
+    layers = [nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh()) for _ in range(depth)]
+    stack = Stack(layers, Plain, dim=channels, checkpoint=inputs.is_cuda and depth > 200)
+    stem = nn.Sequential(
+        nn.Conv2d(inputs.shape[1], channels, 3, stride=2, padding=1),
+        nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+    )
+    side = ceil(ceil(inputs.shape[-1] / 2) / 2)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(channels * side**2, 10))
+    for part in (stem, head):
+        gaussian(part, generator=generator)
+    CONVOLUTIONS[config["draw"]](stack, generator=generator)
+    scale = (2 * depth) ** -0.5 if config["draw"] == "delta-orthogonal" else 1.0
+    return Network(_Scaled(stem, scale), stack, nn.Sequential(_Scaled(nn.Identity(), 1 / scale), head))
+
+
+class _Scaled(nn.Module):
+    def __init__(self, inner: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.inner(x)  # type: ignore[no-any-return]
+
+
+class _AsReplica(nn.Module):
+    """One network as the only replica: `(batch, 1, ...)` -> `(batch, 1, classes)`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.squeeze(1)).unsqueeze(1)  # type: ignore[no-any-return]
+
+
+def _six(value: float) -> float:
+    """Round to six digits."""
+    return float(f"{value:.6g}")
+
+
+STUDY = Study(
+    name="R9", slug="ten_thousand_layers", title="A thousand and ten thousand layers",
+    question="Do networks of 1,000 and 10,000 layers carry a signal, compute their gradient exactly, and train, with "
+             "and without skips?",
+    method="Networks of 10,000 fully connected layers are measured before training, in float64: the size of state and "
+           "gradient at every layer, and one gradient computed in three ways. Networks of 1,000 layers are trained "
+           "with ReZero, and without skips from three initialisations, and so are some of 10,000 layers, where of one "
+           "seed every layer is kept. Convolutional networks without skips are trained from two "
+           "initialisations.",
+    sources=(XIAO, BACHLECHNER, FIXUP),
+    settings={"seeds": 5, "data": "mnist", "folder": "data", "examples": 5000, "batch_size": 64, "depth": 1000,
+              "dim": 32, "steps": 100, "deep": 10000, "rezero_dim": 16, "deep_steps": 40, "deep_loss": 1.8,
+              "deep_networks": ("ReZero",), "rezero_lr": 0.003, "deep_rezero_lr": 0.0003, "deep_lr": 1e-6,
+              "convolution_depths": (128,), "channels": (8,), "convolution_steps": 30,
+              "start_batch": 16},
+    scales={"smoke": {"seeds": 2, "deep_networks": ("ReZero", "orthogonal"), "examples": 256, "depth": 12, "steps": 2,
+                      "deep": 60, "deep_steps": 2, "convolution_depths": (4,), "channels": (4,),
+                      "convolution_steps": 1, "dim": 8, "rezero_dim": 4},
+            "full": {"deep_networks": ("ReZero", "orthogonal"), "deep_rezero_lr": 0.003, "deep_loss": 1.15,
+                     "data": "cifar10", "examples": 50000, "batch_size": 128, "dim": 150, "rezero_dim": 150,
+                     "steps": 10 * 390, "deep_steps": 25 * 390, "convolution_depths": (10000, 2500),
+                     "channels": (64, 256), "convolution_steps": 10 * 390}},
+    configurations=configurations, run=run, claims=lambda settings: claims(settings), figures=figures,
+    notes=("Digits: the first 5,000 of MNIST, batches of 64. Tanh without skips (width 32) by Adam at 1e-5 (PyTorch's "
+           "default 1e-4), ReLU with "
+           "ReZero (width 16) by Adagrad at .003, 10,000 layers of it at .0003. Losses are those of all 5,000 digits "
+           "after the last step.",
+           "Orthogonal and Gaussian networks are given a first state of mean square 1 / (2 depth), so small that tanh "
+           "takes half of it on the way, and their logits are made from a last state that is scaled back.",
+           "Rates and steps were chosen on seed 100. Tanh at 1e-5, 3e-5 and 1e-4, 80 steps, loss on the last batches: "
+           "orthogonal .94, 1.00, 1.54; Gaussian at 1e-5, 1e-4 and .001, 50 steps: 2.31, 2.32, 2.35; "
+           "PyTorch's default at 1e-5 and 1e-4, 30 steps: 2.310, 2.307. ReZero at .003, "
+           ".01 and .03, 60 steps: .76, 1.25, 2.93. Convolutions at 1e-4 and .001, 30: delta-orthogonal .99, .72; "
+           "PyTorch's default 2.318, 2.323. 10,000 layers at .003, 40 steps: 3.9, at .0003, 25 steps: 1.76; "
+           "1.8 is asked of them after 40 steps here, half of ln 10 at the scale full.",
+           "The scale full is the released configuration, 10,000 layers of width 150 with Adagrad at .003 for 25 "
+           "epochs, on CIFAR-10 in a folder (--set folder=...), with convolutions of 64 and 256 channels. It has not "
+           "been run; its hours are extrapolated from the number of kernels."),
+    costs={"smoke": Cost(0.001, measured=True), "small": Cost(0.06, measured=True), "full": Cost(60, "one H100")},
+)  # fmt: skip

@@ -1,0 +1,195 @@
+"""R8: what may be zero at the start: the saddle of all-zero blocks, and the race that ReZero wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from levada.connections import Residual
+from levada.initialise import he
+from levada.stack import Stack
+from levada.studies.zero_initialisation_claims import ARMS, BACHLECHNER, OTHERS, RATE, REZERO, claims
+from levada.studies.zero_initialisation_figures import figures
+from levada.study import Cell, Cost, Settings, Study
+from levada.study.data import Dataset, cifar10, mnist1d
+from levada.study.deep_replicas import Arm, DeepReplicas, Descent, Design, ReplicaDense, descend, thin, training_loss
+from levada.study.training import batches
+
+__all__ = ["STUDY"]
+
+SELECTION_SEEDS = (100,)
+# `levada study R8 --set select=true` chooses again. Training loss, in nats, of SELECTION_SEEDS after 5 epochs with
+# .0003 .001 .003 .01 .03 .1: pre-norm - 1.22 .24 .29 1.01 -; residual - 1e11 3e10 1e9 1.4e6 2e30; plain with norm
+# 2.02 2.12 2.31 2.31 2.31 -; plain 1.90 1.77 2.30 - - -; ReZero - - 1.30 .67 .75 1.50.
+LEARNING_RATES = {
+    "pre-norm residual": 0.003, "residual": 0.03, "plain with norm": 0.0003, "plain": 0.001, "ReZero": 0.01,
+}  # fmt: skip
+ACTIVATIONS = {"ReLU": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+ZERO_RATES = {"SGD": 0.1, "Adam": 0.003, "Adagrad": 0.03}
+# Start, activation, optimizer.
+ZERO_CELLS = (
+    *(("all zero", activation, optimizer) for activation in ACTIVATIONS for optimizer in ZERO_RATES),
+    *((start, activation, "Adam") for start in ("last zero", "factor zero") for activation in ("ReLU", "tanh")),
+)
+
+
+def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
+    """Give two cells an architecture of the race, one a start at zero, and one for what a block of zeros returns."""
+    shape = {key: settings[key] for key in ("data", "folder", "batch_size")} | {"version": 1}
+    race = {"measures": "race", **{key: settings[key] for key in ("depth", "dim", "epochs")}, **shape}
+    configs: list[dict[str, Any]] = []
+    for arm in ARMS:
+        own = None if settings["select"] else LEARNING_RATES.get(arm)
+        released = arm in (*OTHERS, REZERO)
+        if released:
+            configs.append({**race, "arm": arm, "lr": RATE, "common": True, "own": own == RATE})
+        if own != RATE or not released:
+            rate = {"lr": own} if own else {"lr_grid": [*settings["lr_grid"]]}
+            configs.append({**race, "arm": arm, **rate, "common": False, "own": True})
+    for start, activation, optimizer in ZERO_CELLS:
+        blocks = {"depth": settings["blocks"], "dim": settings["block_dim"], "steps": settings["zero_steps"]}
+        told = {"start": start, "activation": activation, "optimizer": optimizer}
+        configs.append({"measures": "zero", **told, **blocks, **shape})
+    configs += [
+        {"measures": "identity", "after": after, "dim": settings["dim"], "version": 1} for after in ("", "ReLU")
+    ]
+    return [Cell(config, seeds) for config in configs]
+
+
+def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Run a race, train from a start at zero, or see what a block of zeros returns; all seeds at once."""
+    if config["measures"] == "identity":
+        return [_identity(config, seed) for seed in seeds]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs, targets = _examples(config, device)
+    return (_race if config["measures"] == "race" else _from_zero)(config, seeds, inputs, targets)
+
+
+def _examples(config: Mapping[str, Any], device: str) -> tuple[Tensor, Tensor]:
+    data: Dataset = mnist1d() if config["data"] == "mnist1d" else cifar10(config["folder"])
+    inputs = data.train_inputs.flatten(1).float()
+    return ((inputs - inputs.mean()) / inputs.std()).to(device), data.train_targets.to(device)
+
+
+def _identity(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Give a block whose weights and biases are zero a batch, with or without an activation after the addition."""
+    dim = config["dim"]
+    x = torch.randn(64, dim, generator=torch.Generator().manual_seed(seed))
+    block = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    with torch.no_grad():
+        y = Stack([block], Residual, dim=dim, activation=nn.ReLU() if config["after"] else None)(x)
+    return {"changed": float((y != x).double().mean()), "rectified": torch.equal(y, x.relu())}
+
+
+def _race(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor) -> list[dict[str, Any]]:
+    steps = config["epochs"] * (len(inputs) // config["batch_size"])
+
+    def trained(lr: float, seeds: Sequence[int]) -> tuple[list[float], Tensor, tuple[Tensor, Tensor]]:
+        design = Design(config["arm"], config["depth"], config["dim"], inputs=inputs.shape[1], outputs=10, draw=he)
+        network = DeepReplicas(design, seeds).to(inputs.device)
+        jacobian = _jacobian(network, inputs, seeds)
+        losses = descend(network, inputs, targets, Descent("Adagrad", lr, steps, config["batch_size"]), seeds)
+        return training_loss(network, inputs, targets, len(seeds)), losses, jacobian
+
+    grid = {str(lr): trained(lr, SELECTION_SEEDS)[0] for lr in config.get("lr_grid", ())}
+    lr = float(min(grid, key=lambda rate: sum(grid[rate]))) if grid else config["lr"]
+    final, losses, (square, identity) = trained(lr, seeds)
+    return [
+        {
+            "loss": final[i],
+            "curve": thin(losses[:, i]),
+            "lr": lr,
+            "selection": grid,
+            "square": float(square[i]),
+            "identity": bool(identity[i]),
+        }
+        for i in range(len(seeds))
+    ]
+
+
+def _jacobian(network: DeepReplicas, inputs: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean squared singular value of each replica's stack at its first example, and whether it is the identity."""
+    chosen = torch.tensor([int(next(batches(len(inputs), 1, [seed]))) for seed in seeds], device=inputs.device)
+    with torch.no_grad():
+        state = network.begin(inputs[chosen].unsqueeze(0))
+    dim = state.shape[-1]
+    state = state.expand(-1, dim, -1).clone().requires_grad_()
+    one = torch.eye(dim, device=state.device).expand(len(seeds), -1, -1)
+    (rows,) = torch.autograd.grad(network.stack(state), state, one)
+    return rows.double().square().sum((1, 2)) / dim, (rows == one).all(2).all(1)
+
+
+def _from_zero(
+    config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor, targets: Tensor
+) -> list[dict[str, Any]]:
+    """Train residual blocks of two weights from a start at zero; watch every block's weights at every step."""
+    arm: Arm = "ReZero" if config["start"] == "factor zero" else "residual"
+    activation, optimizer = ACTIVATIONS[config["activation"]], config["optimizer"]
+    shape = {"inputs": inputs.shape[1], "outputs": 10, "weights": 2}
+    design = Design(arm, config["depth"], config["dim"], draw=he, activation=activation, **shape)
+    network = DeepReplicas(design, seeds).to(inputs.device)
+    blocks = [[*layer.branch.children()] for layer in network.stack]
+    weights = [cast(ReplicaDense, dense).weight for block in blocks for dense in block]
+    biases = [cast(ReplicaDense, block[-1]).bias for block in blocks]
+    if config["start"] != "factor zero":
+        for weight in weights if config["start"] == "all zero" else weights[1::2]:
+            nn.init.zeros_(weight)
+    starts = [weight.detach().clone() for weight in weights]
+    largest: list[Tensor] = []
+    descent = Descent(optimizer, ZERO_RATES[optimizer], config["steps"], config["batch_size"])
+    descend(network, inputs, targets, descent, seeds,
+            before_step=lambda: largest.append(torch.stack([_largest(weight.grad) for weight in weights])))  # fmt: skip
+    gradients = torch.stack(largest).amax(1)  # of all weights, by step
+    moved = torch.stack([_largest(w - start) for w, start in zip(weights, starts, strict=True)])
+    loss = training_loss(network, inputs, targets, len(seeds))
+    shift = torch.stack([_largest(bias) for bias in biases])
+    return [
+        {
+            "loss": loss[i],
+            "steps_with_gradient": int((gradients[:, i] != 0).sum()),
+            "gradient": thin(gradients[:, i], summary=torch.amax),
+            "least_move": float(moved[:, i].min()),
+            "largest_move": float(moved[:, i].max()),
+            "least_bias": float(shift[:, i].min()),
+        }
+        for i in range(len(seeds))
+    ]
+
+
+def _largest(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x.detach().abs().amax((1, 2))
+
+
+STUDY = Study(
+    name="R8", slug="zero_initialisation", title="What may be zero at the start",
+    question="Which parts of a residual network may start at zero, and does a start at zero win the race?",
+    method="Residual networks start with all weights of their blocks at zero, with the last of each block, or with a "
+           "factor before each block, and the gradients of the blocks' weights are watched at every step. Five "
+           "architectures of 64 fully connected layers are trained by Adagrad at one common learning rate and at one "
+           "chosen for each, and their training losses compared. Before training, the Jacobian of each one's layers is "
+           "computed whole.",
+    sources=(BACHLECHNER, "Zhang, Dauphin and Ma 2019, arXiv 1901.09321", "He et al. 2015, arXiv 1512.03385"),
+    settings={"seeds": 5, "data": "mnist1d", "folder": "data", "batch_size": 128, "depth": 64, "dim": 128, "epochs": 10,
+              "select": False,
+              "lr_grid": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), "blocks": 8, "block_dim": 32, "zero_steps": 300},
+    scales={"smoke": {"seeds": 2, "depth": 6, "dim": 16, "epochs": 1, "batch_size": 500, "lr_grid": (0.01, 0.03),
+                      "select": True, "blocks": 2, "block_dim": 8, "zero_steps": 4},
+            "full": {"data": "cifar10", "dim": 256, "select": True}},
+    configurations=configurations, run=run, claims=lambda settings: claims(), figures=figures,
+    notes=("Race: 64 layers of width 128 on MNIST-1D, 4,000 signals, 10 epochs of batches of 128, He's initialisation, "
+           "ReLU, Adagrad; layer normalisation without learned factors, before the activation (plain) or before the "
+           "weights (pre-norm). The loss is that of the whole training set after the last step.",
+           "Each one's own learning rate was chosen on seed 100, which is not reported, after half of the epochs, from "
+           "the rates around the best of .0003, .001, .003, .01, .03 and .1; for ReZero it is the common one.",
+           "Start at zero: 8 residual blocks of two weights, width 32. Steps and optimizers were chosen on seeds 100 "
+           "and 101: by SGD at .1, ReZero had hardly begun after 300 steps.",
+           "The released notebook trains on CIFAR-10 at width 256, one seed; that is the scale full, which needs the "
+           "binary version of CIFAR-10 in a folder (--set folder=...) and has not been run."),
+    costs={"smoke": Cost(0.0005, measured=True), "small": Cost(0.05, measured=True), "full": Cost(1, "one H100")},
+)  # fmt: skip
