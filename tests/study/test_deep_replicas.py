@@ -15,13 +15,12 @@ from levada.study.deep_replicas import (
     Descent,
     Design,
     ReplicaDense,
-    cross_entropies,
     descend,
     profile,
     thin,
     training_loss,
 )
-from levada.study.training import batches
+from levada.study.training import batches, cross_entropies
 
 ARMS = ("plain", "plain with norm", "residual", "pre-norm residual", "ReZero")
 

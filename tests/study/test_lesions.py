@@ -10,7 +10,7 @@ from torch.nn import functional
 from levada._errors import UsageError
 from levada.connections import StochasticDepth
 from levada.studies import lesions as study_module
-from levada.studies.lesions_claims import exact_shares, predicted_shares, spearman
+from levada.studies.lesions_claims import exact_shares, predicted_shares
 from levada.study import Results
 from levada.study.lesions import (
     RandomBlocks,
@@ -207,8 +207,6 @@ def test_number_times_norm_counts_paths():
     assert shares[4] == pytest.approx(math.comb(20, 4) * (1 / 3) ** 4 * (2 / 3) ** 16)
     assert sum(predicted_shares(54)) == pytest.approx(1)
     assert exact_shares([2.0, 2.0, 4.0]) == [0.25, 0.25, 0.5]
-    assert spearman([1, 2, 3, 4], [1, 2, 3, 4]) == 1
-    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == -1
 
 
 # What the claims say of made-up results. Each is met by `GOOD`, and no longer by what a case changes.

@@ -16,6 +16,7 @@ from levada.study.statistics import (
     paired_permutation_test,
     permutation_test,
     sign_test,
+    spearman,
     student_interval,
     wilson_interval,
 )
@@ -130,3 +131,21 @@ def test_geometric_mean():
 def test_bad_input(call):
     with pytest.raises(UsageError):
         call()
+
+
+def test_spearman_is_exact_without_ties_and_shares_ranks_with_them():
+    assert spearman([1, 2, 3, 4], [1, 5, 7, 90]) == 1
+    assert spearman([1, 2, 3, 4], [4, 3, 2, -8]) == -1
+    first, second = [3.0, 1.0, 4.0, 1.5, 9.0, 2.6], [2.0, 7.0, 1.0, 8.0, 2.8, 1.8]
+    apart = sum((sorted(first).index(a) - sorted(second).index(b)) ** 2 for a, b in zip(first, second, strict=True))
+    assert spearman(first, second) == pytest.approx(1 - 6 * apart / (6 * 35), rel=1e-15)
+    # Ranks 1.5, 1.5, 3 and 1, 2, 3 about their mean of 2: 3/2 over the root of 3/2 times 2.
+    assert spearman([0, 0, 5], [1, 2, 3]) == pytest.approx(1.5 / math.sqrt(3), rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    "samples", [([1, 2], [1]), ([1, 1], [1, 2]), ([1, 2], [3, 3]), ([], []), ([1, math.nan], [1, 2])]
+)
+def test_spearman_refuses_what_cannot_be_ranked(samples):
+    with pytest.raises(UsageError, match="spearman needs"):
+        spearman(*samples)

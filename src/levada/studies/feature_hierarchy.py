@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from levada.studies.feature_hierarchy_claims import ALAIN, YOSINSKI, ZEILER, claims
 from levada.studies.feature_hierarchy_figures import figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.activation import contact_sheet, exciting_images, exciting_patches
-from levada.study.data import mnist
+from levada.study.data import mnist, standard_digits
+from levada.study.devices import preferred_device
 from levada.study.efficientnet import EfficientNetLite, photographs, pretrained_efficientnet_lite
 from levada.study.gabor import gabor_bank, gabor_share, shuffled
+from levada.study.images import Alone
 from levada.study.picture import encode_png
 from levada.study.probing import digit_network, linear_probe, pooled_states
 from levada.study.training import Recipe, cosine, error, measure_statistics, train
@@ -58,36 +60,25 @@ def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
     return [measure(config, seed) for seed in seeds]
 
 
-class _Alone(nn.Module):
-    """A network as the only replica of its kind, as `levada.study.training` takes it."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).unsqueeze(1)  # type: ignore[no-any-return]
-
-
 def _digits(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     data, count = mnist(), config["probe_examples"]
     inputs, test = (
-        (images.float() / 255 - 0.1307) / 0.3081
+        standard_digits(images.unsqueeze(1))
         for images in (data.train_inputs[: config["examples"]], data.test_inputs[: config["test_examples"]])
     )
     targets, wanted = data.train_targets[: len(inputs)], data.test_targets[: len(test)]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = preferred_device()
     network = digit_network(config["depth"], seed=seed, deviation=DEVIATIONS[config["start"]])
     first: Any = network.stem.get_submodule("0")
-    model, bank = _Alone(network), _bank(7)
+    model, bank = Alone(network), _bank(7)
     before = gabor_share(first.weight, bank).tolist()
     recipe = Recipe(config["steps"], config["batch_size"], config["lr"], weight_decay=5e-4, schedule=cosine)
     curves = train(model.to(device), inputs.to(device), targets.to(device), recipe, [seed])
     model.cpu()
     few = inputs[: min(2000, len(inputs))]
     measure_statistics(model, few, 1)
-    fitted = pooled_states(network, inputs[:count, None])
-    others = pooled_states(network, test[:, None])
+    fitted = pooled_states(network, inputs[:count])
+    others = pooled_states(network, test)
     pairs = zip(fitted, others, strict=True)
     generator = torch.Generator().manual_seed(seed + APART)
     return {

@@ -15,7 +15,7 @@ from levada.blocks import FullyConnected
 from levada.connections import Plain, Residual
 from levada.stack import Stack
 from levada.study import Axis, Cell, Claim, Figure, Results, Series, Settings, Statistic, Study, measured_series
-from levada.study.data import Dataset, mnist
+from levada.study.data import Dataset, mnist, standard_digits
 from levada.study.statistics import geometric_mean, sign_test, student_interval
 from levada.theory import coherent_residual_gradient, default_variances, propagate, weight_free_bound
 
@@ -52,7 +52,7 @@ def _measure(config: Mapping[str, Any], seed: int, data: Dataset) -> dict[str, A
         stack = _stack(config).double()
         first = torch.randn(num_pixels, dim, dtype=torch.float64) / num_pixels**0.5
         last = torch.randn(dim, 10, dtype=torch.float64) / dim**0.5
-    images = (data.train_inputs[chosen].flatten(1).double() / 255 - 0.1307) / 0.3081
+    images = standard_digits(data.train_inputs[chosen].flatten(1), torch.float64)
     states = [(images @ first).requires_grad_()]
     for layer in stack.layers:
         states.append(layer(states[-1]))

@@ -8,10 +8,9 @@ from functools import partial
 from statistics import fmean, median
 from typing import Any
 
-from levada._errors import import_extra
 from levada.study import Axis, Claim, Figure, Results, Series, Settings, Statistic, measured_series
 from levada.study.lags import ADDING_BASELINE
-from levada.study.statistics import sign_test
+from levada.study.statistics import sign_test, spearman
 
 __all__ = ["BEGIN", "END", "LAGS", "LEARNED", "PIXEL_CELLS", "claims", "figures"]
 
@@ -84,10 +83,8 @@ def _ranks(results: Results) -> tuple[bool, dict[str, Any], None]:
 
 
 def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    if len(set(one)) == 1 or len(set(other)) == 1:
-        return -1.0
-    stats = import_extra("scipy.stats", "study", "Ranking horizons and lags")
-    return float(stats.spearmanr(one, other).statistic)
+    """Spearman's; -1 where one side is all the same, which ranks nothing."""
+    return -1.0 if len(set(one)) == 1 or len(set(other)) == 1 else spearman(one, other)
 
 
 def _adding(results: Results) -> tuple[bool, dict[str, Any], Statistic]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from levada.studies.highway_claims import DEPTHS, SRIVASTAVA, claims
 from levada.studies.highway_figures import figures
 from levada.study import Cell, Cost, Settings, Study
-from levada.study.data import mnist
+from levada.study.data import mnist, standard_digits
+from levada.study.devices import preferred_device
 from levada.study.highway_networks import DenseNetwork, Trial, evaluate, train_trials
 
 __all__ = ["STUDY"]
@@ -95,7 +96,7 @@ def _search(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _trained(
     config: Mapping[str, Any], activation: str, trials: Sequence[Trial], *, last: bool
 ) -> list[dict[str, Any]]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = preferred_device()
     inputs, targets, test_inputs, test_targets = (part.to(device) for part in _digits(config["examples"], last))
     network = DenseNetwork(config["kind"], config["depth"], trials, width=config["width"], activation=activation)
     network.to(device)
@@ -122,7 +123,7 @@ def _digits(examples: int, last: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     data = mnist()
     part = slice(-examples, None) if last else slice(examples)
     inputs, test = (
-        (images.flatten(1).float() / 255 - 0.1307) / 0.3081
+        standard_digits(images.flatten(1))
         for images in (data.train_inputs[part], data.test_inputs[: max(examples, 1000)])
     )
     return inputs, data.train_targets[part], test, data.test_targets[: len(test)]

@@ -16,6 +16,7 @@ from levada.networks import cifar_resnet, densenet
 from levada.studies.image_families_claims import claims, figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import Dataset, cifar10, fashion_mnist, mnist
+from levada.study.devices import preferred_device
 from levada.study.images import Alone, Augment, in_steps, standardised
 from levada.study.training import Recipe, constant, error, held_out, measure_statistics, train
 
@@ -53,7 +54,7 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
 
 def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Train each seed's network."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = preferred_device()
     data = _standardised(config["data"], config.get("folder", ""), config["pool"], device)
     selection = {str(lr): _validation_error(config, data, lr) for lr in config.get("lr_grid", ())}
     lr = float(min(selection, key=selection.__getitem__)) if selection else config["lr"]

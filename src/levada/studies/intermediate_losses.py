@@ -19,7 +19,7 @@ from levada.stack import Stack
 from levada.studies.intermediate_losses_claims import AL_RFOU, ARMS, DSN, SOGAARD, claims
 from levada.studies.intermediate_losses_figures import figures
 from levada.study import Cell, Settings, Study
-from levada.study.data import mnist, mnist1d
+from levada.study.data import mnist, mnist1d, standard_digits
 from levada.study.tagging import TaggingRecipe, correct_by_sentence, supervised_tagger, train_tagger
 from levada.study.training import batches
 from levada.study.treebank import Vocabulary, turkish_treebanks
@@ -93,7 +93,7 @@ def _data(network: str, examples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     else:
         data = mnist()
         inputs, test = (
-            (images[:count].flatten(1).float() / 255 - 0.1307) / 0.3081
+            standard_digits(images[:count].flatten(1))
             for images, count in ((data.train_inputs, examples), (data.test_inputs, 2000))
         )
     return inputs[:examples], data.train_targets[:examples], test, data.test_targets[: len(test)]

@@ -12,6 +12,7 @@ from levada.studies.lesions_claims import VEIT, claims
 from levada.studies.lesions_figures import figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import Dataset, mnist1d
+from levada.study.devices import preferred_device
 from levada.study.lesions import RandomBlocks, WeightedBlocks, disorder, lesion_errors, some_blocks, without
 from levada.study.path_gradients import single_path_norms, summed_path_norms
 from levada.study.replicas import SignalNetwork
@@ -45,7 +46,7 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
 
 def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Train all seeds at once, unless it is the untrained network, and measure."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = preferred_device()
     data = _on(device, mnist1d(), config.get("tested", 1000))
     network = SignalNetwork(
         config.get("kind", "residual"), config["depth"], channels=16, num_classes=10, seeds=seeds
@@ -74,7 +75,7 @@ def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
     return [{**row, "curves": curve} for row, curve in zip(rows, curves.thinned(50), strict=True)]
 
 
-def _on(device: str, data: Dataset, tested: int) -> Dataset:
+def _on(device: torch.device, data: Dataset, tested: int) -> Dataset:
     return Dataset(
         data.name,
         data.train_inputs.to(device),

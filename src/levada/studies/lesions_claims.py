@@ -10,10 +10,10 @@ from typing import Any
 
 from levada.study import Claim, Results, Settings, Statistic
 from levada.study.path_gradients import number_times_norm
-from levada.study.statistics import mann_whitney, sign_test, student_interval
+from levada.study.statistics import mann_whitney, sign_test, spearman, student_interval
 from levada.theory import batch_norm_residual_gradient, path_lengths
 
-__all__ = ["VEIT", "claims", "exact_shares", "predicted_shares", "spearman"]
+__all__ = ["VEIT", "claims", "exact_shares", "predicted_shares"]
 
 VEIT = "Veit, Wilber and Belongie 2016, arXiv 1605.06431"
 LITTLE, MUCH, MOST = 2.0, 10.0, 0.75  # points of test error, and the share of blocks
@@ -78,23 +78,6 @@ def _plain_needs_each(results: Results) -> tuple[bool, dict[str, Any], Statistic
 
 def _percent(results: Results, name: str = "test_error", **fields: Any) -> list[float]:
     return [100 * share for share in results.column(name, **fields)]
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation of two samples without ties.
-
-    Args:
-        first: numbers.
-        second: as many.
-
-    Example:
-        >>> spearman([1, 2, 3], [10, 30, 20])
-        0.5
-    """
-    count = len(first)
-    ranks = [[sorted(values).index(value) for value in values] for values in (first, second)]
-    apart = [a - b for a, b in zip(ranks[0], ranks[1], strict=True)]
-    return 1 - 6 * sum(difference * difference for difference in apart) / (count * (count * count - 1))
 
 
 def _smoothly(

@@ -15,7 +15,7 @@ from levada.probe import receptive_field
 from levada.studies.receptive_field_claims import BAI, LUO, claims
 from levada.studies.receptive_field_figures import figures
 from levada.study import Cell, Settings, Study
-from levada.study.data import mnist
+from levada.study.data import mnist, standard_digits
 from levada.study.pressure import pig_cvp
 from levada.study.sequence_networks import LastStep, Recurrent, convolutions, one_for_each, thinned
 from levada.study.sequences import SYMBOLS, Draw, Replicas, accuracy, copy_memory, lagged_recall, train_sequences
@@ -145,7 +145,7 @@ def _classify(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str,
 
 
 def _digits(images: Tensor) -> Tensor:
-    return ((images.flatten(1).float() / 255 - 0.1307) / 0.3081)[..., None]
+    return standard_digits(images.flatten(1))[..., None]
 
 
 def _standardised(mean: Tensor, deviation: Tensor, signals: Tensor) -> Tensor:

@@ -21,13 +21,13 @@ from levada.study.deep_replicas import (
     DeepReplicas,
     Descent,
     Design,
-    cross_entropies,
     descend,
     profile,
     thin,
     training_loss,
 )
-from levada.study.training import batches
+from levada.study.devices import preferred_device
+from levada.study.training import batches, cross_entropies
 
 __all__ = ["STUDY"]
 
@@ -89,7 +89,7 @@ def _examples(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     data: Dataset = mnist() if config["data"] == "mnist" else cifar10(config["folder"])
     images, count = data.train_inputs, config["examples"]
     inputs = (images if images.dim() == 4 else images.unsqueeze(1))[:count].float()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = preferred_device()
     return ((inputs - inputs.mean()) / inputs.std()).to(device), data.train_targets[:count].to(device)
 
 

@@ -10,6 +10,7 @@ import torch
 from levada.studies.thousand_layer_transformers_claims import BACHLECHNER, WANG, XIONG, claims, figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import king_james
+from levada.study.devices import preferred_device
 from levada.study.replica_transformer import (
     Arrangement,
     ReplicaTransformer,
@@ -49,7 +50,7 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
 
 def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Train all seeds at once, or measure their first step before training, in float64."""
-    text, device = king_james(), "cuda" if torch.cuda.is_available() else "cpu"
+    text, device = king_james(), preferred_device()
     shape = {key: config[key] for key in ("dim", "heads", "context")}
     model = ReplicaTransformer(
         config["arrangement"], config["sublayers"], vocabulary=len(text.characters), seeds=seeds, **shape

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from levada.studies.trainable_depth_claims import BIAS_VARIANCE, claims, figures
 from levada.study import Cell, Cost, Settings, Study
-from levada.study.data import mnist
+from levada.study.data import mnist, standard_digits
+from levada.study.devices import preferred_device
 from levada.study.gaussian_perceptrons import GaussianPerceptron, steps_to_accuracy
 
 __all__ = ["STUDY"]
@@ -54,7 +55,7 @@ def _selected(config: Mapping[str, Any]) -> float:
 
 
 def _steps(config: Mapping[str, Any], rates: Sequence[float], seeds: Sequence[int], until: Any = None) -> Tensor:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = preferred_device()
     inputs, targets = (part.to(device) for part in _digits())
     network = GaussianPerceptron(
         inputs.shape[1],
@@ -80,7 +81,7 @@ def _steps(config: Mapping[str, Any], rates: Sequence[float], seeds: Sequence[in
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
     data = mnist()
-    return (data.train_inputs.flatten(1).float() / 255 - 0.1307) / 0.3081, data.train_targets
+    return standard_digits(data.train_inputs.flatten(1)), data.train_targets
 
 
 STUDY = Study(

@@ -8,9 +8,8 @@ from functools import cache
 from statistics import fmean, median
 from typing import Any
 
-from levada._errors import import_extra
 from levada.study import Axis, Claim, Figure, Results, Series, Settings, Statistic
-from levada.study.statistics import sign_test, student_interval
+from levada.study.statistics import sign_test, spearman, student_interval
 from levada.theory import depth_scales
 
 __all__ = ["BIAS_VARIANCE", "claims", "figures", "frontiers"]
@@ -68,10 +67,7 @@ def _travels(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
 
 def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
     """Spearman's; 0 where all depths are the same, which ranks nothing."""
-    if len(set(other)) == 1:
-        return 0.0
-    stats = import_extra("scipy.stats", "study", "Ranking depths")
-    return float(stats.spearmanr(one, other).statistic)
+    return spearman(one, other) if len(set(other)) > 1 else 0.0
 
 
 def _sixfold(results: Results) -> tuple[bool, dict[str, Any], Statistic]:

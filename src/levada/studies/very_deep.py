@@ -7,11 +7,11 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import nn
 
 from levada.study import Axis, Cell, Claim, Cost, Figure, Results, Settings, Statistic, Study, measured_series
 from levada.study.data import Dataset, mnist1d
+from levada.study.devices import preferred_device
 from levada.study.lesions import RandomBlocks, WeightedBlocks, linear_decay, survival_by_block
 from levada.study.replicas import SignalNetwork
 from levada.study.statistics import cliffs_delta, mann_whitney, sign_test, student_interval
@@ -39,7 +39,7 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
 
 def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Train all seeds at once, on the first signals of the training set, and measure."""
-    device, whole = "cuda" if torch.cuda.is_available() else "cpu", mnist1d()
+    device, whole = preferred_device(), mnist1d()
     count, tested, replicas = config["examples"], config["tested"], len(seeds)
     data = Dataset(
         whole.name,

@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 from levada.studies.what_helped_claims import ADAM, GLOROT, HE, IOFFE, claims
 from levada.studies.what_helped_figures import figures
 from levada.study import Cell, Cost, Settings, Study
-from levada.study.data import mnist
+from levada.study.data import mnist, standard_digits
 from levada.study.perceptrons import Initialisation, ReplicaPerceptron
 from levada.study.training import Recipe, train
 
@@ -79,7 +79,7 @@ def _score(config: Mapping[str, Any], lr: float) -> float:
 
 def _digits(config: Mapping[str, Any], first: int) -> tuple[Tensor, Tensor]:
     data, chosen = mnist(), slice(first, first + config["examples"])
-    images = (data.train_inputs[chosen].unsqueeze(1).to(_dtype(config)) / 255 - 0.1307) / 0.3081
+    images = standard_digits(data.train_inputs[chosen].unsqueeze(1), _dtype(config))
     images = avg_pool2d(images, 2).flatten(1) if config["pooled"] else images.flatten(1)
     return images.to(config["device"]), data.train_targets[chosen].to(config["device"])
 

@@ -16,6 +16,7 @@ from levada.studies.zero_initialisation_figures import figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import Dataset, cifar10, mnist1d
 from levada.study.deep_replicas import Arm, DeepReplicas, Descent, Design, ReplicaDense, descend, thin, training_loss
+from levada.study.devices import preferred_device
 from levada.study.training import batches
 
 __all__ = ["STUDY"]
@@ -63,12 +64,12 @@ def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
     """Run a race, train from a start at zero, or see what a block of zeros returns; all seeds at once."""
     if config["measures"] == "identity":
         return [_identity(config, seed) for seed in seeds]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = preferred_device()
     inputs, targets = _examples(config, device)
     return (_race if config["measures"] == "race" else _from_zero)(config, seeds, inputs, targets)
 
 
-def _examples(config: Mapping[str, Any], device: str) -> tuple[Tensor, Tensor]:
+def _examples(config: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
     data: Dataset = mnist1d() if config["data"] == "mnist1d" else cifar10(config["folder"])
     inputs = data.train_inputs.flatten(1).float()
     return ((inputs - inputs.mean()) / inputs.std()).to(device), data.train_targets.to(device)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from levada._errors import MeasurementError, UsageError, import_extra
 
-__all__ = ["Dataset", "Text", "cifar10", "fashion_mnist", "king_james", "mnist", "mnist1d"]
+__all__ = ["Dataset", "Text", "cifar10", "fashion_mnist", "king_james", "mnist", "mnist1d", "standard_digits"]
 
 _PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 _MNIST_MD5 = {
@@ -99,6 +99,20 @@ def mnist(folder: str | Path | None = None) -> Dataset:
     """
     arrays = _cached("mnist", _MNIST_MD5, _mnist_from_package) if folder is None else _idx(Path(folder))
     return _dataset("mnist", arrays)
+
+
+def standard_digits(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return MNIST's images with mean 0 and standard deviation 1 over its training set: `(x / 255 - 0.1307) / 0.3081`.
+
+    Args:
+        images: uint8.
+        dtype: of the result.
+
+    Example:
+        >>> round(standard_digits(torch.tensor([33], dtype=torch.uint8)).item(), 3)
+        -0.004
+    """
+    return (images.to(dtype) / 255 - 0.1307) / 0.3081
 
 
 def mnist1d() -> Dataset:

@@ -1,7 +1,8 @@
 """Deep networks without normalisation or with it, of several seeds at once: batched products, one branch a layer.
 
 A replica is the network of its seed: its weights are drawn from its own generator, layer after layer, as
-`levada.initialise` draws those of an `nn.Linear`, and replicas never mix.
+`levada.initialise` draws those of an `nn.Linear`, and replicas never mix. Layers are those of a `Stack`, so that its
+connections and its checkpointing serve 10,000 of them; `levada.study.replicas` says which other networks there are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from levada._errors import UsageError, require_at_least
 from levada.connection import Connection
 from levada.connections import Plain, Residual, ReZero
 from levada.stack import Stack
-from levada.study.training import batches
+from levada.study.training import batches, cross_entropies
 
 __all__ = [
     "Arm",
@@ -27,7 +28,6 @@ __all__ = [
     "Design",
     "Draw",
     "ReplicaDense",
-    "cross_entropies",
     "descend",
     "profile",
     "thin",
@@ -200,20 +200,6 @@ def _unit(module: nn.Linear, *, generator: torch.Generator) -> nn.Module:
     module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
     module.bias.zero_()
     return module
-
-
-def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of every replica, in nats.
-
-    Args:
-        logits: `(batch, replicas, classes)`.
-        targets: `(batch, replicas)`.
-
-    Shape:
-        Returns `(replicas,)`.
-    """
-    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return loss.view_as(targets).mean(0)
 
 
 @final

@@ -1,7 +1,8 @@
 """Fully connected networks, plain and highway, that train many trials at once: each with its seed, rate and gate bias.
 
 Trials are the first axis of every tensor and of every weight; a batched matrix product never mixes them, so that each
-is the network that it would be alone.
+is the network that it would be alone. A search trains its trials side by side; `levada.study.replicas` says which other
+networks there are.
 """
 
 from __future__ import annotations

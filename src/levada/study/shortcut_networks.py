@@ -1,4 +1,8 @@
-"""Residual networks whose shortcuts are scaled, gated, convolved or dropped, several seeds at once."""
+"""Residual networks whose shortcuts are scaled, gated, convolved or dropped, several seeds at once.
+
+Their blocks are those of 2015, with a ReLU after the addition; the networks of `levada.study.replicas` are
+pre-activation ones, whose shortcut is the identity or none.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,11 @@ from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from levada._errors import UsageError, require_at_least
 from levada.connection import Connection, Layer
 from levada.connections import Highway, Plain, Residual
-from levada.study.replicas import ReplicaConvolution, ReplicaLinear, signal_layout
+from levada.study.replicas import ReplicaConvolution, ReplicaLinear, gradient_norms, signal_layout
 
 __all__ = ["Form", "ReplicaDropout", "ReplicaGate", "Scale", "Shortcut", "ShortcutGate", "ShortcutNetwork"]
 
@@ -266,11 +269,7 @@ class ShortcutNetwork(nn.Module):
             Returns `(replicas, boundaries)`, the input's side first.
         """
         states = self._states(x, blocked=through == "shortcuts")
-        logits = self._classify(states[-1])
-        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / len(x)
-        found = torch.autograd.grad(loss, states, allow_unused=True, materialize_grads=True)
-        replicas = targets.shape[1]
-        return torch.stack([g.square().sum((0, 2, 3)).view(replicas, -1).sum(1).sqrt() for g in found], dim=1)
+        return gradient_norms(self._classify(states[-1]), targets, states)
 
     @torch.no_grad()
     def shortcut_gain(self, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ __all__ = [
     "paired_permutation_test",
     "permutation_test",
     "sign_test",
+    "spearman",
     "student_interval",
     "wilson_interval",
 ]
@@ -290,6 +291,33 @@ def geometric_mean(values: Sequence[float]) -> float:
     if min(values) <= 0:
         raise UsageError(f"geometric_mean: values must be positive, got {min(values)}.")
     return math.exp(fmean(map(math.log, values)))
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation; equal values share the mean of their ranks.
+
+    Args:
+        first: numbers, not all the same.
+        second: as many, not all the same.
+
+    Raises:
+        UsageError: if the lengths differ, or a sample is empty, holds NaN or has nothing to rank.
+
+    Example:
+        >>> spearman([1, 2, 3], [10, 30, 20])
+        0.5
+
+    Source: Spearman 1904.
+    """
+    _require_numbers("spearman", first, second)
+    if len(first) != len(second):
+        raise UsageError(f"spearman needs pairs, got {len(first)} and {len(second)} values.")
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        raise UsageError("spearman needs samples with at least two different values.")
+    # Twice the distance of a rank from the mean rank is a whole number: sums are exact, with ties as well.
+    ranks = _scipy_stats().rankdata([first, second], axis=1)
+    a, b = ([round(2 * rank) - len(first) - 1 for rank in own] for own in ranks.tolist())
+    return sum(map(operator.mul, a, b)) / math.sqrt(sum(x * x for x in a) * sum(x * x for x in b))
 
 
 def _scipy_stats() -> ModuleType:

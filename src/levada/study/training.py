@@ -20,6 +20,7 @@ __all__ = [
     "batches",
     "constant",
     "cosine",
+    "cross_entropies",
     "error",
     "fit",
     "held_out",
@@ -143,6 +144,20 @@ def batches(num_examples: int, batch_size: int, seeds: Sequence[int]) -> Iterato
         yield from torch.split(order[: num_examples - num_examples % batch_size], batch_size)
 
 
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of every replica, in nats.
+
+    Args:
+        logits: `(batch, replicas, classes)`.
+        targets: `(batch, replicas)`.
+
+    Shape:
+        Returns `(replicas,)`.
+    """
+    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return loss.view_as(targets).mean(0)
+
+
 def train(
     model: nn.Module,
     inputs: Tensor,
@@ -182,8 +197,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * recipe.schedule(step / recipe.steps)
         logits, wanted = model(inputs[index]), targets[index]
-        loss = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        loss = loss.view_as(wanted).mean(0)
+        loss = cross_entropies(logits, wanted)
         optimizer.zero_grad()
         loss.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
