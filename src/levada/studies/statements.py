@@ -44,26 +44,34 @@ def _of(name: str, verdict: str, text: str, correction: str = "", *shown_by: str
 _TUTORIAL = (
     _of("T1", "loose", "The more layers, the more powerful the network.", "True of what it can express, not of what "
         "training finds: He et al. 2015 report 7.93 % test error with 1,202 layers and 6.43 % with 110.",
-        "R4: plain networks degrade", "R10"),
-    _of("T2", "true", "Layers extract features from low to high level.", "As a tendency.", "R17"),
-    _of("T3", "loose", "Layers 1 and 2 are Gabor-like edge detectors.", "The first is. The second layer of Zeiler and "
-        "Fergus 2014 shows corners, circles and stripes.", "R17"),
+        "R10: the more layers the better", "R4: plain networks degrade"),
+    _of("T2", "true", "Layers extract features from low to high level.", "As a tendency.", "R17: probes rise"),
+    _of("T3", "loose", "Layers 1 and 2 are Gabor-like edge detectors.", "The first is, where its filters start "
+        "small: those that start large keep their noise, and recognise as well. The second layer of Zeiler and Fergus "
+        "2014 shows corners, circles and stripes.", "R17: edges in the pretrained network", "R17: edges here",
+        "R17: edges whatever the start"),
     _of("T4", "loose", "Layers 3 and 4 detect textures.", "It depends on the network: with Zeiler and Fergus the third "
-        "shows textures, the fourth parts of classes.", "R17"),
+        "shows textures, the fourth parts of classes.", "R17: the number says what a layer holds"),
     _of("T5", "loose", "Layers 5 and 6 detect parts of objects.", "In Zeiler and Fergus's network of five "
-        "convolutions the fifth shows entire objects.", "R17"),
+        "convolutions the fifth shows entire objects.", "R17: the number says what a layer holds"),
     _of("T6", "wrong", "Layers from the seventh on detect whole objects.", "No layer's number says what it detects: a "
-        "network of five convolutions has no seventh, and the seventh of 110 is far from objects.", "R17"),
-    _of("T7", "hypothesis", "So deeper should be better.", "", "R4"),
+        "network of five convolutions has no seventh, the seventh of 8 is the last and that of 20 is not. A unit of "
+        "layer 7 of EfficientNet-Lite2 sees 11 of 260 pixels.", "R17: the number says what a layer holds",
+        "R17: whole objects from layer 7 on", "R17: the share of the depth says more"),
+    _of("T7", "hypothesis", "So deeper should be better.", "", "R4: plain networks degrade",
+        "R10: the more layers the better", "R22: plain networks degrade on images"),
     _of("T8", "true", "Before 2015 deeper was held to be better."),
     _of("T9", "wrong", "Deep networks represent any function of shallow ones with exponentially fewer parameters.",
         "There are functions for which it is so: Eldan and Shamir 2016 give one, nearly radial, for three layers "
-        "against two, and Telgarsky 2016 calls such functions few.", "R12"),
+        "against two, and Telgarsky 2016 calls such functions few. Nearly every labelling takes as many weights at any "
+        "depth, and training finds little of what depth could represent.", "R12: any function",
+        "R12: a shallow one cannot", "R12: training finds it"),
     _of("T10", "true", "By the chain rule the gradient is a product, and a product of small numbers is small.", "",
         "R1: gradient decay is a law"),
     _of("T11", "loose", "Early layers learn almost nothing, and the network becomes a shallow one.", "The first half "
         "holds. It does not become a shallow network: the signal also has to pass the layers that do not learn, and "
-        "the whole network stays at chance.", "R11", "R16: the gradient reaches the first layer"),
+        "the whole network stays at chance.", "R11: sigmoids stay at chance",
+        "R16: the gradient reaches the first layer", "R16: and so the output learns"),
     _of("T12", "true", "The gradient is a product of as many Jacobians as there are layers.", "",
         "R1: gradient decay is a law"),
     _of("T13", "wrong", "The derivatives of sigmoid and tanh are at most 0.25.", "That of tanh is at most 1 "
@@ -73,60 +81,82 @@ _TUTORIAL = (
     _of("T16", "wrong", "After n layers the gradient is below 0.25^n.", "The weights are forgotten: the bound is "
         "0.25^n times the product of their norms.", "R1: below 0.25^n"),
     _of("T17", "loose", "0.25^20, about 9e-13, is essentially zero.", "The power is right, 2^-40. Single precision "
-        "holds such numbers: what fails is that the step is small against the weight.", "R1: below 0.25^n", "R11"),
+        "holds such numbers: what fails is that the step is small against the weight; and a step of the right size is "
+        "not enough, since the signal is lost as well.", "R1: below 0.25^n", "R11: epsilon holds the first layer",
+        "R11: a step of the right size is enough"),
     _of("T18", "loose", "Updates of early layers are negligible, deeper is worse, training stalls.", "True of plain "
         "networks that saturate. Networks with batch normalisation get worse with depth for another reason: see T43.",
-        "R4: gradients do not vanish", "R11"),
+        "R4: gradients do not vanish", "R11: sigmoids stay at chance"),
     _of("T19", "opinion", "In 2015 deep learning was in a crisis."),
     _of("T20", "true", "Better initialisation helped.", "Glorot and Bengio 2010, tanh on Shapeset: 27.15 % error, "
-        "15.60 % with theirs.", "R11"),
+        "15.60 % with theirs.", "R11: initialisation helped"),
     _of("T21", "true", "Batch normalisation helped.", "Ioffe and Szegedy 2015: the same accuracy in 13.3 million "
-        "steps where it took 31.0, and 2.1 with a higher rate.", "R11"),
-    _of("T22", "true", "ReLU helped.", "", "R11"),
+        "steps where it took 31.0, and 2.1 with a higher rate.", "R11: batch norm helped",
+        "R11: normalised sigmoids learn"),
+    _of("T22", "true", "ReLU helped.", "With weights scaled for it: with standard ones, and no normalisation, a "
+        "rectified network loses its signal as well.", "R11: ReLU helped"),
     _of("T23", "loose", "Adam helped.", "Not with depth: its epsilon of 1e-8 is far above the gradients of a sigmoid "
-        "network of 20 layers, which stays at chance.", "R11"),
+        "network of 20 layers, which stays at chance.", "R11: Adam helped", "R11: epsilon holds the first layer",
+        "R11: a step of the right size is enough"),
     _of("T24", "wrong", "Nobody could train beyond about 20 layers.", "Srivastava et al. 2015 trained 100 layers seven "
         "months before residual networks; He et al.'s plain network of 34 comes to 28.54 % on ImageNet. What was "
-        "missing is a gain beyond 20.", "R5", "R3", "R4: plain networks degrade"),
-    _of("T25", "wrong", "Until residual networks were published.", "See T24: highway networks came first.", "R5"),
+        "missing is a gain beyond 20. How deep plain networks train depends on their initialisation.",
+        "R5: nothing beyond 20 layers", "R3: twenty layers", "R4: plain networks degrade"),
+    _of("T25", "wrong", "Until residual networks were published.", "See T24: highway networks came first.",
+        "R5: highway networks of 100 layers train", "R5: nothing beyond 20 layers"),
     _of("T26", "true", "With more layers accuracy saturates, and then degrades.", "",
-        "R4: plain networks degrade"),
-    _of("T27", "true", "Deeper networks have more capacity.", "", "R12"),
+        "R4: plain networks degrade", "R22: plain networks degrade on images"),
+    _of("T27", "true", "Deeper networks have more capacity.", "", "R12: a deep network folds",
+        "R12: a shallow one cannot"),
     _of("T28", "true", "A deeper network can do what a shallower one does, by layers that are the identity."),
-    _of("T29", "true", "Deeper plain networks have a higher training error.", "", "R4: plain networks degrade"),
+    _of("T29", "true", "Deeper plain networks have a higher training error.", "", "R4: plain networks degrade",
+        "R22: plain networks degrade on images", "R5: plain networks degrade"),
     _of("T30", "true", "So the problem is one of optimisation.", "", "R4: plain networks degrade",
-        "R4: residual networks do not"),
+        "R4: residual networks do not", "R22: residual networks do not degrade on images"),
     _of("T31", "true", "The skip connection is y = F(x) + x.", "As an idea it is older: He et al. 2015 cite shortcuts "
         "of the 1990s, and LSTM and highway networks add what they keep."),
     _of("T32", "loose", "The figure of residual, hyper- and constrained connections is of the residual network's "
         "paper.", "It is of the paper on manifold-constrained hyper-connections.", "R19"),
     _of("T33", "loose", "With zero weights a block gives y = x.", "Where nothing follows the addition: the original "
-        "block gives ReLU(x). And blocks of zeros never learn: their gradient is exactly zero. The last layer alone, "
-        "or one scalar, is to be zero.", "R8"),
+        "block gives ReLU(x). And blocks of zeros do not learn where the activation is zero at zero: every weight's "
+        "gradient is exactly zero, and only biases move. The last layer alone, or one scalar, is to be zero.",
+        "R8: a block of zeros is the identity", "R8: all zero is a saddle", "R8: whatever the activation",
+        "R8: zero in one place trains"),
     _of("T34", "loose", "The gradient skips layers, so that it does not vanish.", "It does not vanish, it explodes: "
         "without normalisation or scaling the variance doubles with every block, and more.",
-        "R1: residual networks explode", "R8"),
-    _of("T35", "hypothesis", "The difference from the identity is easier to learn.", "", "R6", "R8"),
+        "R1: residual networks explode", "R8: the Jacobian is the identity"),
+    _of("T35", "hypothesis", "The difference from the identity is easier to learn.", "A shortcut that could become "
+        "the identity is not the identity: gates and convolutions on it train worse (He et al. 2016).",
+        "R6: to be able is not to learn", "R6: the table's order"),
     _of("T36", "wrong", "The skip connection fixes everything.", "See T34 and T37. Without normalisation it slows a "
-        "fully connected network of 32 layers (Bachlechner et al. 2021).", "R8", "R1: residual networks explode"),
-    _of("T37", "wrong", "Residual networks reach 152, 1,000, even 10,000 layers.", "152 and 1,202 they did, and 1,202 "
-        "is worse on test data. Networks of 10,000 layers are others: without any skip, from an orthogonal "
-        "initialisation (Xiao et al. 2018), or with ReZero.", "R9", "R10"),
+        "fully connected network of 32 layers (Bachlechner et al. 2021).", "R8: ReZero wins the race",
+        "R8: at each one's own rate", "R1: residual networks explode"),
+    _of("T37", "wrong", "Residual networks reach 152, 1,000, even 10,000 layers.", "152 and 1,202 they did, and He "
+        "et al. found 1,202 worse on test data, which one reproduction did not. Networks of 10,000 layers are others: "
+        "without any skip, from an orthogonal initialisation (Xiao et al. 2018), or with ReZero.",
+        "R9: ten thousand layers of ReZero", "R9: a thousand layers without skips",
+        "R9: orthogonal weights carry a signal without skips", "R10: the deepest overfits"),
     _of("T38", "true", "The block learns F(x) = H(x) - x."),
     _of("T39", "loose", "The derivative of y is that of F plus 1, about 1.", "It is the identity plus F's Jacobian. A "
         "product of these is not about 1: it shrinks along some directions, and grows where F's Jacobian is not "
-        "small.", "R1: residual networks explode", "R7"),
+        "small.", "R1: residual networks explode", "R8: the Jacobian is the identity"),
     _of("T40", "loose", "A residual network is an ensemble of shallow paths.", "It is like one in what deleting blocks "
-        "does (Veit et al. 2016); its nonlinear blocks cannot be taken apart into paths.", "R7"),
+        "does (Veit et al. 2016), if it is deep: one of 9 blocks needs most of them. Its nonlinear blocks cannot be "
+        "taken apart into paths, and the gradients of its paths do not add up as numbers do.",
+        "R7: most blocks can go", "R7: at any depth", "R7: norms of paths add"),
     _of("T41", "loose", "It won ImageNet 2015 with 152 layers, eight times as deep as winners before.", "Eight times "
         "VGG's 19; the winner of 2014 had 22. What won was an ensemble of six networks, two of 152 layers."),
     _of("T42", "loose", "Models now have hundreds or thousands of layers.", "Large language models have some dozens "
-        "of blocks; networks of a thousand layers are made for research.", "R20"),
+        "of blocks; networks of a thousand layers are made for research.", "R20: DeepNorm learns", "R20: ReZero learns",
+        "R20: pre-norm learns"),
     _of("T43", "wrong", "Deep networks were not better because of vanishing gradients.", "He et al. 2015 say that it "
         "is unlikely to be these, and the document quotes them. With batch normalisation the gradients of plain "
-        "networks explode before training, by 1.21 a layer.", "R4: gradients do not vanish"),
+        "networks explode before training, by 1.21 a layer; what vanishes is how alike the gradients of different "
+        "inputs are (Balduzzi et al. 2017).", "R4: gradients do not vanish",
+        "R18: with batch normalisation each layer halves it", "R18: skips resist"),
     _of("T44", "loose", "Residual connections made more than 100 layers trainable.", "Highway networks had trained 100 "
-        "before, and an orthogonal initialisation does without any skip.", "R5", "R9"),
+        "before, and an orthogonal initialisation does without any skip.", "R5: highway networks of 100 layers train",
+        "R9: a thousand layers without skips"),
     _of("T45", "loose", "Hyper-connections extend residual ones and bring a problem, which the constraint solves.",
         "The gain explodes, and the constraint bounds it. That training needs it is a claim of its own.",
         "R19: HC lets the gain explode", "R19: mHC bounds the gain", "R19: mHC beats HC",
@@ -135,38 +165,48 @@ _TUTORIAL = (
 
 _ESSAY = (
     _of("E1", "loose", "Depth represents hierarchies efficiently.", "For some families of functions (Telgarsky 2016).",
-        "R12"),
-    _of("E2", "loose", "Without depth, exponentially many neurons are needed.", "For some functions: see T9.", "R12"),
+        "R12: a deep network folds", "R12: any function"),
+    _of("E2", "loose", "Without depth, exponentially many neurons are needed.", "For some functions: see T9.",
+        "R12: a shallow one cannot", "R12: any function", "R12: three layers see shells"),
     _of("E3", "hypothesis", "Natural data are hierarchical.", "Of natural data it cannot be tested; of made ones it "
         "can.", "R12"),
     _of("E4", "loose", "If the norm of the weights is not one, the signal shrinks or grows.", "Of numbers it is exact. "
         "Of matrices the norm is the wrong quantity: Gaussian ones of spectral norm 1 shrink the signal to 1.2e-6 in "
-        "20 layers of 256, and of variance 1/n, of norm about 2, they keep it.", "R2", "R1: gradient decay is a law"),
+        "20 layers of 256, and of variance 1/n, of norm about 2, they keep it. A norm above one is needed "
+        "to grow, and not enough.",
+        "R2: norm one keeps the signal", "R2: a norm above one makes it grow", "R2: the gain is known",
+        "R1: gradient decay is a law"),
     _of("E5", "true", "Vanishing and exploding gradients are what a product of many factors does."),
     _of("E6", "true", "With activations the norms of the Jacobians count.", "The number that predicts is the weights' "
-        "variance times the mean squared slope.", "R1: gradient decay is a law", "R3"),
+        "variance times the mean squared slope.", "R1: gradient decay is a law",
+        "R3: trained where information travels", "R3: about six depth scales"),
     _of("E7", "loose", "Then updates are useless, and training diverges.", "It diverges where gradients explode; where "
-        "they vanish it stalls.", "R11"),
+        "they vanish it stalls.", "R8: ReZero wins the race", "R11: sigmoids stay at chance"),
     _of("E8", "true", "A part of the signal must be protected."),
     _of("E9", "true", "A residual connection adds what a lower layer gives to what a higher one gives."),
     _of("E10", "true", "The layer then learns an increment."),
-    _of("E11", "hypothesis", "That is argued to be easier.", "", "R6"),
-    _of("E12", "true", "There is a shorter path from any layer to the loss.", "", "R7"),
+    _of("E11", "hypothesis", "That is argued to be easier.", "See T35.", "R6: to be able is not to learn"),
+    _of("E12", "true", "There is a shorter path from any layer to the loss.", "", "R7: the gradient takes short paths"),
     _of("E13", "true", "The depth that counts is far less than the nominal one.", "Of 54 blocks, nearly all of the "
-        "gradient comes by paths of 5 to 17 (Veit et al. 2016).", "R7"),
+        "gradient comes by paths of 5 to 17 (Veit et al. 2016). That multiplies the norm of one path by their number, "
+        "and is an upper bound: summed exactly, the paths are half as long.", "R7: the gradient takes short paths",
+        "R7: norms of paths add", "R7: effective depth has a closed form"),
     _of("E14", "true", "This is what happens in training.", "It was measured by path. Trained with 23 of 54 blocks at "
-        "a time, the error is 5.96 %, and 6.10 % with all.", "R7"),
+        "a time, the error is 5.96 %, and 6.10 % with all: trained to the end, for after ten epochs the few are far "
+        "behind.", "R7: the gradient takes short paths", "R7: some blocks at a time suffice"),
     _of("E15", "wrong", "A dense network connects every layer with the output.", "It connects every layer of a block "
         "with every later one, by concatenation (Huang et al. 2017). Every layer with the output is what losses at "
         "inner layers do, or a residual network, whose output is a sum over layers."),
-    _of("E16", "hypothesis", "To start from the identity may waste layers.", "Plausible: blocks can be deleted or "
-        "dropped in training without loss.", "R7", "R10"),
-    _of("E17", "true", "A gate learns how much to let pass.", "", "R5"),
+    _of("E16", "hypothesis", "To start from the identity may waste layers.", "Plausible: most blocks can be deleted "
+        "after training, and dropped in a long one without loss (Huang et al. 2016).", "R7: most blocks can go",
+        "R10: stochastic depth costs no accuracy"),
+    _of("E17", "true", "A gate learns how much to let pass.", "", "R5: highway networks of 100 layers train"),
     _of("E18", "wrong", "Residual networks are a special case of highway networks.", "Of the form with two free gates, "
         "both at one. In the form that is trained the gates sum to one and lie strictly between, so that y = x + "
-        "F(x) is reached up to a factor of a half at best.", "R6"),
+        "F(x) is reached up to a factor of a half at best.", "R6: residual networks are highway networks"),
     _of("E19", "loose", "Gates are a memory for feed-forward networks.", "They make 110 layers worse: 8.70 % error "
-        "at best, 6.61 % without a gate (He et al. 2016).", "R6", "R5"),
+        "at best, 6.61 % without a gate (He et al. 2016). Where plain networks train, gates are not ahead of them.",
+        "R6: the table's order", "R5: gates are always better"),
     _of("E20", "true", "Convolutions over a sequence need depth to see far.", "The field is 1 plus the sum of (k-1) "
         "times the dilations.", "R14: nothing beyond the field", "R14: all within the field", "R14: depth needed"),
     _of("E21", "loose", "Everyone uses convolutions for sequences nowadays.", "In 2018."),
@@ -183,7 +223,8 @@ _ESSAY = (
         "gradient reaches back before training follows from a cell's carry and gain.", "R13: carry and gain",
         "R13: horizon and lag"),
     _of("E28", "loose", "Vanishing gradients were not solved but side-stepped.", "Orthogonal initialisations, ReZero "
-        "and DeepNorm go at them directly.", "R9", "R20", "R16: skips do as much"),
+        "and DeepNorm go at them directly.", "R9: orthogonal weights carry a signal without skips",
+        "R9: a thousand layers of ReZero", "R20: DeepNorm's update is bounded", "R16: skips do as much"),
     _of("E29", "opinion", "It is weird that hierarchies emerge."),
     _of("E30", "loose", "Losses at inner layers are effective.", "They bring the gradient to the first layer. "
         "Whether the output then learns is another matter. Søgaard and Goldberg 2016 find a low task better at the "
