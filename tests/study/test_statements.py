@@ -7,8 +7,9 @@ import pytest
 
 from levada.studies import STUDIES
 from levada.studies.statements import STATEMENTS, VERDICTS
+from levada.study.study import SCALES
 
-NUMBERED = {f"R{number}" for number in range(1, 22)}
+NUMBERED = {f"R{number}" for number in range(1, 23)}
 
 
 def test_both_documents_are_there_whole_and_in_order():
@@ -38,3 +39,13 @@ def test_what_is_wrong_or_loose_is_corrected():
 def test_no_claim_is_named_twice_for_one_statement():
     for one in STATEMENTS:
         assert max(Counter(one.shown_by).values(), default=1) == 1
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
+def test_every_study_says_in_three_sentences_what_it_does_and_what_each_scale_takes(study):
+    assert study.method.endswith(".")
+    assert len(re.findall(r"[.!?](?=\s+[A-Z“]|$)", study.method)) == 3
+    assert set(study.costs) == set(SCALES)
+    assert all(cost.hours > 0 and cost.hardware for cost in study.costs.values())
+    assert study.costs["smoke"].hours < study.costs["small"].hours < study.costs["full"].hours
+    assert not study.costs["full"].measured, "what was measured is not an estimate: say which"

@@ -14,7 +14,7 @@ from levada.networks import transformer
 from levada.probe import attention_weights, lookup
 from levada.studies.attention_recall_claims import ARORA, OLSSON, ONE_LAYER, TWO_LAYERS, claims
 from levada.studies.attention_recall_figures import REACH, figures
-from levada.study import Cell, Settings, Study
+from levada.study import Cell, Cost, Settings, Study
 from levada.study.readers import (
     ConvolutionReader,
     RecurrentReader,
@@ -214,6 +214,10 @@ TRIALS = (
 STUDY = Study(
     name="R15", slug="attention_recall", title="Attention is a memory",
     question="What does attention recall that a state of fixed size does not, and how many layers does induction take?",
+    method="Attention without feed-forward, recurrent networks and dilated convolutions are trained on the same "
+           "sequences of ever more pairs of keys and values, and are then asked for each value. Accuracy is "
+           "measured at every number of pairs, and of attention also how much of it lies on the right place. One "
+           "and two layers of attention with as many parameters are trained on induction.",
     sources=(ARORA, "Ba et al. 2016, arXiv 1610.06258", OLSSON, "Sanford, Hsu and Telgarsky 2024, arXiv 2408.14332"),
     settings={"seeds": 5, "pairs": (2, 4, 16, 64), "steps": (200, 500, 150, 400), "dim": 64, "batch_tokens": 1024,
               "recurrent": ("GRU",), "units": (32,), "questions": 4096, "induction_tokens": 12, "induction_dim": 32,
@@ -223,5 +227,6 @@ STUDY = Study(
             "full": {"seeds": 10, "pairs": (2, 4, 8, 16, 32, 64), "steps": (5000, 5000, 5000, 5000, 5000, 5000),
                      "batch_tokens": 8192, "recurrent": ("GRU", "LSTM"), "units": (8, 16, 32), "questions": 16384,
                      "induction_tokens": 32, "induction_dim": 64, "induction_steps": 5000, "sharp": True}},
+    costs={"smoke": Cost(0.2 / 3600, measured=True), "small": Cost(0.09), "full": Cost(56)},
     configurations=configurations, run=run, claims=claims, figures=figures, notes=notes,
 )  # fmt: skip

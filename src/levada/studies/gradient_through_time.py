@@ -13,7 +13,7 @@ from levada.cells import GRU, LSTM, RNN, Cell, Dilated, Leaky, ResidualInTime
 from levada.probe import memory_curves
 from levada.studies.gradient_through_time_claims import BEGIN, END, LAGS, LEARNED, PIXEL_CELLS, claims, figures
 from levada.study import Cell as Job
-from levada.study import Settings, Study
+from levada.study import Cost, Settings, Study
 from levada.study.data import mnist
 from levada.study.lags import (
     Reader,
@@ -153,6 +153,10 @@ def _task(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
 STUDY = Study(
     name="R13", slug="gradient_through_time", title="Gradients through time",
     question="How far back does a recurrent network learn, what decides it, and does a skip in time help?",
+    method="Ten recurrent cells are measured before training, in float64: what is left of a gradient k steps back, "
+           "beside the prediction from carry and gain. Each is then trained to recall a symbol over ever longer "
+           "silences, until one is not learned. Some of them are also trained on the adding problem and on temporal "
+           "order.",
     sources=("Hochreiter and Schmidhuber 1997", "Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063",
              "Chang et al. 2017, arXiv 1710.02224"),
     settings={"seeds": 5, "dim": 32, "wide": 128, "steps": 300, "lr": 3e-3, "longest_lag": 160, "adding_length": 40,
@@ -163,6 +167,7 @@ STUDY = Study(
             "full": {"seeds": 10, "steps": 2000, "dim": 64, "adding_length": 100, "order_length": 200,
                      "task_steps": 10_000, "pixel_steps": 10_000, "pressure_steps": 2000,
                      "task_cells": tuple(CELLS)}},
+    costs={"smoke": Cost(1.2 / 3600, measured=True), "small": Cost(0.13), "full": Cost(20)},
     configurations=configurations, run=run, claims=claims, figures=figures,
     notes=("Lags: a symbol, silence, and a question about it, trained anew for each lag until one is not learned; "
            "nothing comes between that could overwrite it. The numbers of steps and the learning rate were chosen with "

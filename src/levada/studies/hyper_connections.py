@@ -25,7 +25,7 @@ from levada.connections import (
 )
 from levada.studies.hyper_connections_claims import KOLASINSKI, QWEN, ZHIHU, claims
 from levada.studies.hyper_connections_figures import figures
-from levada.study import Cell, Settings, Study
+from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import king_james
 from levada.study.language import (
     LanguageModel,
@@ -330,6 +330,10 @@ EARLY = 1_000_000  # characters: less than a third of the training text
 STUDY = Study(
     name="R19", slug="hyper_connections", title="Hyper-connections and manifold-constrained ones",
     question="Does unconstrained mixing of streams explode, does the constraint cure it, and what does either gain?",
+    method="Products of random mixing matrices, free and constrained by Sinkhorn's iterations, are compared with "
+           "closed forms. A small language model with seven connections, all of as many parameters and each at its "
+           "own learning rate, is trained on the King James Bible. Losses, the gains of the trained mixing "
+           "matrices, surges and the time of a step are compared by seed.",
     sources=("Zhu et al. 2024, arXiv 2409.19606", "Xie et al. 2025, arXiv 2512.24880", "arXiv 2601.05732 (mHC-lite)",
              "Kimi team 2026, arXiv 2603.15031", "Pagliardini et al. 2024, arXiv 2402.02622", QWEN, ZHIHU, KOLASINSKI),
     settings={"seeds": 5, "depth": 16, "dim": 64, "heads": 4, "context": 64, "batch_size": 8, "steps": 400,
@@ -338,5 +342,6 @@ STUDY = Study(
                       "trials": 50},
             "full": {"seeds": 10, "depth": 48, "dim": 512, "heads": 8, "context": 256, "batch_size": 32, "steps": 5000,
                      "windows": 1024, "trials": 5000, "select": True, "device": "cuda"}},
+    costs={"smoke": Cost(11 / 3600, measured=True), "small": Cost(0.7), "full": Cost(140, "one H100")},
     configurations=configurations, run=run, claims=claims, figures=figures, notes=notes,
 )  # fmt: skip
