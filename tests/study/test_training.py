@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from levada._errors import UsageError
 from levada.study.data import Dataset
+from levada.study.devices import preferred_device
 from levada.study.replicas import ReplicaConvolution, SignalNetwork
 from levada.study.training import Recipe, batches, cosine, error, fit, held_out, measure_statistics, train
 
@@ -88,6 +89,12 @@ def test_statistics_are_those_of_the_whole_set():
     out = convolution(INPUTS[:, None, None].expand(-1, 2, -1, -1))
     assert norm.running_mean == pytest.approx(out.detach().mean((0, 2, 3)), abs=1e-6)
     assert norm.momentum == 0.1, "as it was"
+
+
+@pytest.mark.parametrize(("there", "kind"), [(True, "cuda"), (False, "cpu")])
+def test_networks_are_trained_on_cuda_where_it_is(there, kind, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert preferred_device() == torch.device(kind)
 
 
 def test_gradients_by_layer_are_autograds():

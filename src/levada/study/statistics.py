@@ -315,9 +315,10 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     if len(set(first)) == 1 or len(set(second)) == 1:
         raise UsageError("spearman needs samples with at least two different values.")
     # Twice the distance of a rank from the mean rank is a whole number: sums are exact, with ties as well.
-    ranks = _scipy_stats().rankdata([first, second], axis=1)
-    a, b = ([round(2 * rank) - len(first) - 1 for rank in own] for own in ranks.tolist())
-    return sum(map(operator.mul, a, b)) / math.sqrt(sum(x * x for x in a) * sum(x * x for x in b))
+    ranks: list[list[float]] = _scipy_stats().rankdata([first, second], axis=1).tolist()
+    a, b = ([round(2 * rank) - len(first) - 1 for rank in own] for own in ranks)
+    product = sum(x * y for x, y in zip(a, b, strict=True))
+    return product / math.sqrt(sum(x * x for x in a) * sum(x * x for x in b))
 
 
 def _scipy_stats() -> ModuleType:
