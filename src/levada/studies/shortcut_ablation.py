@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from levada.studies.shortcut_ablation_claims import HE, KINDS, claims
 from levada.studies.shortcut_ablation_figures import figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import Dataset, mnist1d
+from levada.study.devices import preferred_device
 from levada.study.shortcut_networks import Shortcut, ShortcutNetwork
 from levada.study.training import Recipe, batches, fit, held_out
 
@@ -47,20 +46,16 @@ def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
     ]
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _data() -> Dataset:
     data = mnist1d()
     parts = (data.train_inputs, data.train_targets, data.test_inputs, data.test_targets)
-    return Dataset(data.name, *(part.to(_device()) for part in parts))
+    return Dataset(data.name, *(part.to(preferred_device()) for part in parts))
 
 
 def _network(config: Mapping[str, Any], seeds: Sequence[int]) -> ShortcutNetwork:
     shortcut = Shortcut(config["form"], config["value"], config["branch"])
     network = ShortcutNetwork(shortcut, config["blocks"], channels=config["channels"], num_classes=10, seeds=seeds)
-    return network.to(_device())
+    return network.to(preferred_device())
 
 
 def _validation_error(config: Mapping[str, Any], data: Dataset, lr: float) -> float:
