@@ -93,7 +93,7 @@ class Health:
         types: number of events by type.
         damage: what keeps the log from being read to its end, or None.
         frames_behind: good frames that lie behind the damage and that readers do not reach.
-        torn: files that a continued run moved aside, and their sizes in bytes.
+        torn: files that keep what was damaged of the log, and their sizes in bytes.
         signals: what was found of each rank's signals.
         bundles: number of kept steps.
         bundle_damage: which of them cannot be replayed, and why.
@@ -249,8 +249,11 @@ def _mend_log(folder: Path) -> Iterator[str]:
         damage = examine(folder)[2]
         if damage is not None:
             name, good = mend_log(folder, damage)
-            saved = f", and {good:,} good {'frame' if good == 1 else 'frames'} among them kept" if good else ""
-            yield f"{LOG} is written again: {damage.num_bytes:,} bytes behind its damage are moved to {name}{saved}"
+            if not name:
+                yield f"{LOG} was empty, and begins anew"
+                return
+            again = f"; {good:,} good {'frame' if good == 1 else 'frames'} among them stay in it" if good else ""
+            yield f"{LOG} is written again: {damage.num_bytes:,} bytes from its damage on are kept in {name}{again}"
     finally:
         lock.release()
 
