@@ -132,6 +132,34 @@ def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_miss
     assert "The learning signal reached every block, in what can be read." in words
 
 
+@pytest.mark.parametrize(("level", "other_bytes"), [("by16", False), ("by16", True), ("full", False)])
+def test_a_damaged_copy_beside_a_good_file_is_no_damage_of_the_run(
+    watched: Path, level: str, other_bytes: bool
+) -> None:
+    (path,) = (watched / "signals" / "rank-00000").glob(f"{level}-*")
+    whole = render_report([watched])
+    flip(path, 0.5)  # of the full detail, where only statistics stand
+    reseal(watched)
+    (torn,) = path.parent.glob("*.torn")
+    if other_bytes:  # as another version of pyarrow makes them
+        torn = torn.rename(torn.with_name("by16-000001-0badc0de.parquet.2.torn"))
+    page = render_report([watched])
+    note = f"Damaged copies lie beside the signals of rank 0, and nothing is missing by them: {torn.name}."
+    assert "This run is damaged" not in page
+    assert Page(page).text.replace(note, "").split() == Page(whole).text.split()
+    assert note in Page(page).text
+
+
+def test_what_was_made_again_of_a_damaged_full_detail_is_not_called_whole(watched: Path) -> None:
+    folder = watched / "signals" / "rank-00000"
+    for level in ("by16", "full"):  # as if a part of both could be saved
+        (folder / f"{level}-000001-0badc0de.parquet.torn").write_bytes(b"what was damaged")
+    words = Page(render_report([watched])).text
+    for path in folder.glob("*.torn"):
+        assert f"Signals of rank 0: {path.name} was damaged, and is moved aside." in words
+    assert "nothing is missing" not in words
+
+
 def test_a_damaged_log_is_told_above_the_figures_with_the_steps_that_are_missing(watched: Path) -> None:
     flip(watched / "events.log", 0.995)
     words = " ".join(Page(render_report([watched])).text.split())

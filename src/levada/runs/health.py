@@ -24,6 +24,7 @@ from levada.runs.segments import (
     damaged,
     form_of,
     has_parquet,
+    is_good,
     orphaned,
     places,
     put_aside,
@@ -269,7 +270,7 @@ def _reseal_rank(folder: Path) -> Iterator[str]:
     for number, found in by_number.items():
         samples = _samples_of(found)
         tail = next((place for place in found if place.level == "tail"), None)
-        bad = [place for place in found if place.level != "tail" and not _good(place)]
+        bad = [place for place in found if place.level != "tail" and not is_good(place)]
         if tail is not None and (samples is None or bad):
             _put_aside(bad)
             try:
@@ -293,14 +294,6 @@ def _reseal_rank(folder: Path) -> Iterator[str]:
             yield from _mend(folder, number, samples, tables, found)
 
 
-def _good(place: Place) -> bool:
-    try:
-        verified(place)
-    except UnreadableError:
-        return False
-    return True
-
-
 def _samples_of(found: Sequence[Place]) -> Samples | None:
     for place in found:
         if place.level == "samples":
@@ -312,7 +305,7 @@ def _samples_of(found: Sequence[Place]) -> Samples | None:
 def _from_levels(found: Sequence[Place]) -> Samples | None:
     """Give the steps of samples whose own file is lost, from the file of the full detail."""
     for place in found:
-        if place.level == "full" and _good(place):
+        if place.level == "full" and is_good(place):
             table, steps = form_of(place.path.suffix[1:]).unpack_steps(verified(place))
             count = len(steps)
             return Samples(table, array("q", steps), array("d", [float("nan")] * count), [{} for _ in steps])
@@ -337,9 +330,9 @@ def _mend(
         yield f"segment {number} stays as it is: its site table is lost"
         return
     levels = [place for place in found if place.level not in ("tail", "samples")]
-    whole = {place.level: place for place in levels if _good(place)}
+    whole = {place.level: place for place in levels if is_good(place)}
     for place in levels:
-        if place.level in whole or _good(place):
+        if place.level in whole or is_good(place):
             continue
         suffix = place.path.suffix[1:]
         if "full" in whole:
