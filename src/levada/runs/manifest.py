@@ -43,10 +43,10 @@ def name_of(folder: Path) -> str:
     """Name a run by its folder; where that is a number, as a training's watched runs have, with the folders above it.
 
     Example:
-        >>> name_of(Path("runs/mine")), name_of(Path("runs/mine/watch/1"))
-        ('mine', 'mine/watch/1')
+        >>> name_of(Path("runs/mine")), name_of(Path("runs/mine/watch/1")), name_of(Path("/1"))
+        ('mine', 'mine/watch/1', '1')
     """
-    parts = folder.parts
+    parts = [part for part in folder.parts if part != folder.anchor]
     least = next((i for i in range(1, len(parts)) if not (parts[-i].isdecimal() or parts[-i] == "watch")), len(parts))
     return "/".join(parts[-least:]) if parts and (parts[-1].isdecimal()) else folder.name
 
