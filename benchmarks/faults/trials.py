@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.faults import small
 from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
 
-__all__ = ["clock", "cuts", "flips", "full_disk", "kills", "mended_logs"]
+__all__ = ["clock", "cuts", "flips", "full_disk", "killed_mendings", "kills", "mended_logs"]
 
 _KILLED = """
 import mmap, sys
@@ -193,13 +193,58 @@ def mended_logs(*, stride: int = 1) -> dict[str, int]:
             least = sum(end <= len(hurt) for end in ends) if len(hurt) < len(content) else 5
             assert len(kept) >= least, "an event is lost that was whole"
             assert health.damage is None, "the log is still damaged"
-            assert (told is None) == health.healthy, "what was moved aside is not told"
+            assert (told is None or not hurt) == health.healthy, "what was moved aside is not told"
+            assert len(list(Run(folder).events("repaired"))) == (told is not None), "a damage is not told once"
             for path in folder.glob("events.torn-*"):
                 assert path.read_bytes() == hurt[told.offset if told else 0 :], "what is damaged was not kept"
                 path.unlink()
             counted["events_kept"] += len(kept)
             counted["damages"] += told is not None
     return {"trials": len(cuts) + len(flips), **counted}
+
+
+_MENDED = """
+import os, signal, sys
+from levada.runs import reseal
+folder, left = sys.argv[1], int(sys.argv[2])
+def heard(event, args):
+    global left
+    if event in ("open", "os.chmod", "os.rename", "os.remove") and str(args[0]).startswith(folder + "/"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(heard)
+reseal(folder)
+"""
+
+
+def killed_mendings() -> dict[str, int]:
+    """Kill a mending of a log before each thing that it does to a file, and mend again: nothing more may be lost."""
+    counted = Counter[str]()
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "run"
+        small.write_events(folder)
+        log = folder / "events.log"
+        hurt, ends = bytearray(log.read_bytes()), small.frame_ends(folder)
+        for frame in (1, 3):
+            hurt[ends[frame] - 9] ^= 1
+        killed = True
+        while killed:
+            log.write_bytes(hurt)
+            words = [sys.executable, "-c", _MENDED, str(folder), str(counted["trials"])]
+            killed = subprocess.run(words, check=False).returncode == -signal.SIGKILL
+            assert small.events(folder) in ([0], [0, 2, 4, 5]), "a log was left half mended"
+            counted["left_as_it_was"] += Run(folder).damage is not None
+            counted["drafts_left"] += len(list(folder.glob(".events.*")))
+            reseal(folder)
+            assert small.events(folder) == [0, 2, 4, 5], "an event is lost that was whole"
+            assert len(list(Run(folder).events("repaired"))) == 2, "a damage is not told once"
+            (torn,) = folder.glob("events.torn-*")
+            assert torn.read_bytes() == hurt[ends[0] :], "what is damaged was not kept"
+            assert not list(folder.glob(".events.*")), "a draft stays"
+            torn.unlink()
+            counted["trials"] += 1
+    return dict(counted)
 
 
 _FULL = """

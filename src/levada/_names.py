@@ -1,10 +1,14 @@
-"""Names of blocks and files as they are shown: short, and without what would move the cursor."""
+"""Names: of blocks and files as they are shown, short and without what would move the cursor; and of signals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-__all__ = ["bare_names", "printable", "span_name"]
+__all__ = ["NONFINITE", "bare_names", "printable", "span_name"]
+
+NONFINITE: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
+"""The signals that count what is not finite in another."""
 
 
 def bare_names(names: Sequence[str]) -> list[str]:

@@ -590,3 +590,13 @@ def test_a_mean_square_of_many_numbers_is_exact(arrange):
     torch.manual_seed(0)
     x = arrange(torch.randn(1, 2049, 4097))
     torch.testing.assert_close(mean_square(x), x.double().square().flatten(1).mean(1), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("shape", [(3,), (1, 5), (3, 2, 300)])
+def test_a_mean_square_of_complex_numbers_counts_each_once(dtype, shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype)
+    expected = x.abs().double().square().reshape(shape[0], -1).mean(1)
+    for value in (x, x.conj()):
+        torch.testing.assert_close(mean_square(value), expected, rtol=1e-6, atol=0)

@@ -18,7 +18,7 @@ from levada.report import render_report, write_html
 from levada.report.grid import MAX_COLUMNS, MAX_ROWS, Grid, Row, gather
 from levada.report.heat import NUM_LEVELS, heat
 from levada.report.watch import ENOUGH, watch_view
-from levada.runs import Run, RunWriter, SignalWriter
+from levada.runs import Run, RunWriter, SignalWriter, reseal
 from levada.runs.codes import encode
 
 NAMES = ("signal_rms", "gradient_rms", "update_ratio", "nonfinite", "gradient_nonfinite")
@@ -132,6 +132,34 @@ def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_miss
     assert "The learning signal reached every block, in what can be read." in words
 
 
+@pytest.mark.parametrize(("level", "other_bytes"), [("by16", False), ("by16", True), ("full", False)])
+def test_a_damaged_copy_beside_a_good_file_is_no_damage_of_the_run(
+    watched: Path, level: str, other_bytes: bool
+) -> None:
+    (path,) = (watched / "signals" / "rank-00000").glob(f"{level}-*")
+    whole = render_report([watched])
+    flip(path, 0.5)  # of the full detail, where only statistics stand
+    reseal(watched)
+    (torn,) = path.parent.glob("*.torn")
+    if other_bytes:  # as another version of pyarrow makes them
+        torn = torn.rename(torn.with_name("by16-000001-0badc0de.parquet.2.torn"))
+    page = render_report([watched])
+    note = f"Damaged copies lie beside the signals of rank 0, and nothing is missing by them: {torn.name}."
+    assert "This run is damaged" not in page
+    assert Page(page).text.replace(note, "").split() == Page(whole).text.split()
+    assert note in Page(page).text
+
+
+def test_what_was_made_again_of_a_damaged_full_detail_is_not_called_whole(watched: Path) -> None:
+    folder = watched / "signals" / "rank-00000"
+    for level in ("by16", "full"):  # as if a part of both could be saved
+        (folder / f"{level}-000001-0badc0de.parquet.torn").write_bytes(b"what was damaged")
+    words = Page(render_report([watched])).text
+    for path in folder.glob("*.torn"):
+        assert f"Signals of rank 0: {path.name} was damaged, and is moved aside." in words
+    assert "nothing is missing" not in words
+
+
 def test_a_damaged_log_is_told_above_the_figures_with_the_steps_that_are_missing(watched: Path) -> None:
     flip(watched / "events.log", 0.995)
     words = " ".join(Page(render_report([watched])).text.split())
@@ -142,6 +170,35 @@ def test_a_damaged_log_is_told_above_the_figures_with_the_steps_that_are_missing
     assert page.index("moved to events.torn-1. Missing: what it told after step 400 and before step 900.") < page.index(
         "<figure"
     )
+
+
+def test_each_damage_of_a_mended_log_is_told_with_its_own_steps(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path, kind="watch", name="hurt twice") as writer:
+        for step in range(20):
+            writer.append("loss", steps=[step], values=[1.0])
+    for step in (6, 14):
+        content = bytearray((tmp_path / "events.log").read_bytes())
+        content[content.index(f"[{step}]".encode())] ^= 1
+        (tmp_path / "events.log").write_bytes(content)
+    reseal(tmp_path)
+    words = " ".join(Page(render_report([tmp_path])).text.split())
+    moved = "bytes could not be read, and were moved to events.torn-1."
+    first = f"{moved} Missing: what it told after step 5 and before step 7. Of what follows, 12 events could be kept."
+    assert re.search(rf"The event log: 5\d {re.escape(first)}", words)
+    second = f"{moved} Missing: what it told after step 13 and before step 15. Of what follows, 5 events could be kept."
+    assert re.search(rf"The event log: 5\d {re.escape(second)}", words)
+
+
+def test_a_log_of_which_no_event_was_lost_says_so(watched: Path) -> None:
+    content = (watched / "events.log").read_bytes()
+    (watched / "events.log").write_bytes(b"\0" + content[1:])
+    reseal(watched)
+    words = " ".join(Page(render_report([watched])).text.split())
+    assert "8 bytes could not be read, and were moved to events.torn-1. No event is missing." in words
+    (watched / "events.log").write_bytes(b"")
+    RunWriter.open(watched).close()
+    words = " ".join(Page(render_report([watched])).text.split())
+    assert "The event log: it was empty. Missing: what it told there." in words
 
 
 def test_heat_pictures_tell_in_words_what_they_show(watched: Path) -> None:

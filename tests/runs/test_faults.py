@@ -55,6 +55,13 @@ def test_a_log_that_is_sealed_again_has_every_good_event() -> None:
     assert counted["events_kept"] > 3 * counted["trials"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_a_mending_that_is_killed_at_any_moment_loses_nothing() -> None:
+    counted = trials.killed_mendings()
+    assert counted["left_as_it_was"] > 5
+    assert counted["drafts_left"] >= 2
+
+
 def test_a_full_disk_neither_stops_training_nor_loses_a_verdict() -> None:
     found = trials.full_disk(1200)
     assert found["events_left"] == 0
@@ -157,6 +164,24 @@ def test_events_behind_a_damage_are_read_again_and_what_was_damaged_is_kept(run:
     with RunWriter.open(run) as writer:
         writer.append("loss", steps=[12, 13], values=[0.5**6, 0.3**6])
     assert len(small.events(run)) == 6
+
+
+def test_an_empty_log_begins_anew_and_moves_nothing(run: Path) -> None:
+    log = run / "events.log"
+    log.write_bytes(b"")
+    assert reseal(run)[0] == "events.log was empty, and begins anew"
+    (event,) = Run(run).events()
+    assert (event["type"], event["num_bytes"], "moved_to" in event) == ("repaired", 0, False)
+    assert not list(run.glob("events.torn-*"))
+    assert doctor(run).healthy
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
+def test_a_mended_log_and_what_it_keeps_have_the_permissions_that_the_log_had(run: Path) -> None:
+    damage(run / "events.log")
+    (run / "events.log").chmod(0o600)
+    reseal(run)
+    assert [(run / name).stat().st_mode & 0o777 for name in ("events.log", "events.torn-1")] == [0o600, 0o600]
 
 
 def test_nothing_is_sealed_again_beside_a_writer(run: Path) -> None:

@@ -178,11 +178,8 @@ def test_continuing_moves_a_torn_tail_aside_and_says_so(tmp_path: Path) -> None:
     assert seeds(tmp_path) == [0, 1, 2, 3]
     assert (tmp_path / "events.torn-1").read_bytes() == torn
     repaired = next(Run(tmp_path).events("repaired"))
-    assert (repaired["moved_to"], repaired["num_bytes"], repaired["good_frames_moved"]) == (
-        "events.torn-1",
-        len(torn),
-        0,
-    )
+    told = [repaired[key] for key in ("moved_to", "num_bytes", "good_frames_kept")]
+    assert told == ["events.torn-1", len(torn), 0]
     assert doctor(tmp_path).torn == {"events.torn-1": len(torn)}
 
 
@@ -195,8 +192,11 @@ def test_damage_in_the_middle_keeps_what_is_behind_it(tmp_path: Path) -> None:
     assert (health.frames, health.frames_behind) == (1, 3)
     assert not health.healthy
     assert "checksum" in str(health)
-    RunWriter.open(tmp_path).close()
-    assert next(Run(tmp_path).events("repaired"))["good_frames_moved"] == 3
+    with RunWriter.open(tmp_path) as writer:
+        writer.append("result", seed=5)
+    assert seeds(tmp_path) == [0, 2, 3, 4, 5]
+    assert [event["good_frames_kept"] for event in Run(tmp_path).events("repaired")] == [3]
+    assert [event["type"] for event in Run(tmp_path).events()][1] == "repaired", "where the lost event was"
     assert Run(tmp_path).damage is None
 
 
@@ -291,11 +291,11 @@ def test_what_is_promised_to_outlive_the_machine_is_forced_to_the_disk(
 
     with (tmp_path / "events.log").open("ab") as file:
         file.write(b"torn")
-    good = size("events.log") - len(b"torn")
     monkeypatch.setattr("levada.runs.writer.time.monotonic", lambda: 0.0)
     with RunWriter.open(tmp_path):
         torn = (inode("events.torn-1"), len(b"torn"))
-        assert forced == [torn, *folder, (log[0], good)], "what is moved is safe before it is cut off"
+        log = (inode("events.log"), size("events.log"))
+        assert forced == [torn, *folder, log, *folder], "what is moved is safe before it is cut off"
 
 
 @pytest.mark.parametrize("partial", [0, 5])

@@ -26,7 +26,7 @@ def mean_square(stack: Tensor) -> Tensor:
     """Return the mean square of each row, in float64 (in float32 where the device has nothing wider).
 
     Args:
-        stack: floating tensor.
+        stack: floating or complex tensor.
 
     Shape:
         `(rows, ...)` -> `(rows,)`.
@@ -37,6 +37,8 @@ def mean_square(stack: Tensor) -> Tensor:
     """
     if stack.dim() == 1:  # rows of single numbers, such as a model that returns its loss
         stack = stack[:, None]
+    if stack.is_complex():  # the mean over numbers, not over their two parts
+        return 2 * mean_square(torch.view_as_real(stack.resolve_conj()))
     if stack.device.type == "cpu" and stack.dtype != torch.float64:
         rows = stack.flatten(1) if stack.is_contiguous() else in_memory_order(stack)
         return squares_of_rows(rows) / rows.shape[1]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from levada.report.words import count
+from levada.runs.frames import MAGIC
 
 __all__ = ["of_events", "of_signals"]
 
@@ -38,32 +39,37 @@ def of_events(events: Sequence[Mapping[str, Any]], damage: str) -> list[str]:
         >>> of_events([{"type": "loss", "steps": [0, 1], "values": [2.0, 1.0]}], "its checksum differs")
         ['The event log: its checksum differs. Missing: what it told after step 1.']
     """
-    told = []
-    for i, event in enumerate(events):
-        if event.get("type") == "repaired":
-            ends = [("after", _last(reversed(events[:i]))), ("before", _last(events[i + 1 :], first=True))]
-            size = event.get("num_bytes")
-            what = f"{count(size, 'byte')} " if isinstance(size, int) else ""
-            told.append(
-                f"The event log: {what}behind a damage were moved to {event.get('moved_to')}. {_missing(ends, event)}"
-            )
+    told = [_mended(events, i) for i, event in enumerate(events) if event.get("type") == "repaired"]
     if damage:
-        told.append(f"The event log: {damage}. {_missing([('after', _last(reversed(events)))], {})}")
+        told.append(f"The event log: {damage}. {_missing(events, ())}")
     return told
 
 
-def _missing(ends: Iterable[tuple[str, int | None]], event: Mapping[str, Any]) -> str:
-    kept = event.get("good_frames_kept")
-    saved = f", but for {count(kept, 'event')} that could be saved" if isinstance(kept, int) and kept else ""
+def _mended(events: Sequence[Mapping[str, Any]], at: int) -> str:
+    """Say what a mended damage took: what stood between the events around the one that tells of it."""
+    event = events[at]
+    size, kept = event.get("num_bytes"), event.get("good_frames_kept")
+    what = count(size, "byte") if isinstance(size, int) else "what followed"
+    aside = event.get("moved_to")
+    moved = f"{what} could not be read, and were moved to {aside}" if aside else "it was empty"
+    # A file's first bytes say what it is, and tell of no step.
+    whole = (event.get("at"), size) == (0, len(MAGIC))
+    taken = "No event is missing." if whole else _missing(events[:at], events[at + 1 :])
+    saved = f" Of what follows, {count(kept, 'event')} could be kept." if isinstance(kept, int) and kept else ""
+    return f"The event log: {moved}. {taken}{saved}"
+
+
+def _missing(before: Sequence[Mapping[str, Any]], behind: Sequence[Mapping[str, Any]]) -> str:
+    ends = [("after", _step_of(reversed(before), -1)), ("before", _step_of(behind, 0))]
     where = " and ".join(f"{word} step {step:,}" for word, step in ends if step is not None)
-    return f"Missing: what it told {where or 'there'}{saved}."
+    return f"Missing: what it told {where or 'there'}."
 
 
-def _last(events: Iterable[Mapping[str, Any]], *, first: bool = False) -> int | None:
-    """Give the step of the first of these events that has one."""
+def _step_of(events: Iterable[Mapping[str, Any]], place: int) -> int | None:
+    """Give the step of the first of these events that has one; of several steps, that at `place`."""
     for event in events:
         steps = event.get("steps")
-        step = steps[0 if first else -1] if isinstance(steps, list) and steps else event.get("step")
+        step = steps[place] if isinstance(steps, list) and steps else event.get("step")
         if isinstance(step, int):
             return step
     return None

@@ -185,7 +185,8 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
             view = check_view(event["report"], str(event.get("title") or ""))
             sections.append({"kind": "check", "view": _safe(view), **shared})
     if told.kind == "watch":
-        name = name_of(run.path.resolve()) if told.name.isdecimal() else told.name
+        folder = run.path.resolve()
+        name = name_of(folder) if told.name == folder.name else told.name
         view = watch_view(run, name, events)
         shared["damage"] = [*view.pop("damage"), *lost]
         sections.append({"kind": "watch", "view": _safe(view), **shared})

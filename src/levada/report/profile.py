@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from levada._names import NONFINITE
 from levada.report.series import Span
 from levada.report.words import COTANGENT, fired, interval, number, phrase, place, short
 
@@ -13,10 +14,6 @@ __all__ = ["column", "decay", "gradient_figure", "gradient_key", "signal_figure"
 
 FLOAT32_EPS: Final = 2.0**-23  # the distance of 1 from the next number of float32
 FLOAT32_TINY: Final = 2.0**-149  # the smallest number above zero that float32 holds
-
-
-COUNTS: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
-"""The signals that count what is not finite in another."""
 
 
 def column(blocks: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
@@ -32,8 +29,8 @@ def column(blocks: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
     """
     values = [number(block.get(key)) for block in blocks]
     measured = any(value is not None and not math.isnan(value) for value in values)
-    if key in COUNTS:
-        measured |= any((number(block.get(COUNTS[key])) or 0.0) > 0 for block in blocks)
+    if key in NONFINITE:
+        measured |= any((number(block.get(NONFINITE[key])) or 0.0) > 0 for block in blocks)
     return values if measured else [None] * len(values)
 
 

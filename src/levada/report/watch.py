@@ -258,6 +258,11 @@ def _notes(
     dropped = [number(event["dropped"]) for event in events if "dropped" in event]
     if dropped and dropped[-1]:
         notes.append(f"{count(int(dropped[-1]), 'sample')} came faster than they could be written, and were dropped.")
+    notes += [
+        f"Damaged copies lie beside the signals of rank {rank}, and nothing is missing by them: {', '.join(names)}."
+        for rank, signals in read.items()
+        if (names := signals.copies())
+    ]
     notes += [str(event["problem"]) for event in events if event.get("problem")]
     notes += [
         f"The step of {event.get('path')} can be run again: levada replay."

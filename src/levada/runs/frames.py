@@ -166,22 +166,24 @@ def scan(file: BinaryIO, start: int = len(MAGIC)) -> Iterator[Frame | Damage]:
         start = stop
 
 
-def survivors(data: bytes) -> list[bytes]:
-    """Find the good frames anywhere in `data`, whole as they are: what is left behind a damage.
+def survivors(data: bytes) -> list[Frame]:
+    """Find the good frames anywhere in `data`, with their offsets: what is left behind a damage.
 
     Example:
         >>> good = frame(encode("loss", {}))
-        >>> survivors(b"bad bytes" + good + b"torn") == [good]
-        True
+        >>> [(found.start, found.event) for found in survivors(b"bad bytes" + good + b"torn")]
+        [(9, {'type': 'loss'})]
     """
-    found, at = list[bytes](), data.find(_OPENING)
+    found, at = list[Frame](), data.find(_OPENING)
     while at >= 0:
         after = at + 1
         if at >= HEADER.size:
             length, checksum = HEADER.unpack_from(data, at - HEADER.size)
             payload = data[at : at + length] if length <= MAX_FRAME else b""
-            if len(payload) == length and zlib.crc32(payload) == checksum and isinstance(_decode(payload), dict):
-                found.append(data[at - HEADER.size : at + length])
-                after = at + length
+            if len(payload) == length and zlib.crc32(payload) == checksum:
+                event = _decode(payload)
+                if isinstance(event, dict):
+                    after = at + length
+                    found.append(Frame(event, at - HEADER.size, after))
         at = data.find(_OPENING, after)
     return found

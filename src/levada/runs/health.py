@@ -24,6 +24,7 @@ from levada.runs.segments import (
     damaged,
     form_of,
     has_parquet,
+    is_good,
     orphaned,
     places,
     put_aside,
@@ -93,7 +94,7 @@ class Health:
         types: number of events by type.
         damage: what keeps the log from being read to its end, or None.
         frames_behind: good frames that lie behind the damage and that readers do not reach.
-        torn: files that a continued run moved aside, and their sizes in bytes.
+        torn: files that keep what was damaged of the log, and their sizes in bytes.
         signals: what was found of each rank's signals.
         bundles: number of kept steps.
         bundle_damage: which of them cannot be replayed, and why.
@@ -249,8 +250,11 @@ def _mend_log(folder: Path) -> Iterator[str]:
         damage = examine(folder)[2]
         if damage is not None:
             name, good = mend_log(folder, damage)
-            saved = f", and {good:,} good {'frame' if good == 1 else 'frames'} among them kept" if good else ""
-            yield f"{LOG} is written again: {damage.num_bytes:,} bytes behind its damage are moved to {name}{saved}"
+            if not name:
+                yield f"{LOG} was empty, and begins anew"
+                return
+            again = f"; {good:,} good {'frame' if good == 1 else 'frames'} among them stay in it" if good else ""
+            yield f"{LOG} is written again: {damage.num_bytes:,} bytes from its damage on are kept in {name}{again}"
     finally:
         lock.release()
 
@@ -266,7 +270,7 @@ def _reseal_rank(folder: Path) -> Iterator[str]:
     for number, found in by_number.items():
         samples = _samples_of(found)
         tail = next((place for place in found if place.level == "tail"), None)
-        bad = [place for place in found if place.level != "tail" and not _good(place)]
+        bad = [place for place in found if place.level != "tail" and not is_good(place)]
         if tail is not None and (samples is None or bad):
             _put_aside(bad)
             try:
@@ -290,14 +294,6 @@ def _reseal_rank(folder: Path) -> Iterator[str]:
             yield from _mend(folder, number, samples, tables, found)
 
 
-def _good(place: Place) -> bool:
-    try:
-        verified(place)
-    except UnreadableError:
-        return False
-    return True
-
-
 def _samples_of(found: Sequence[Place]) -> Samples | None:
     for place in found:
         if place.level == "samples":
@@ -309,7 +305,7 @@ def _samples_of(found: Sequence[Place]) -> Samples | None:
 def _from_levels(found: Sequence[Place]) -> Samples | None:
     """Give the steps of samples whose own file is lost, from the file of the full detail."""
     for place in found:
-        if place.level == "full" and _good(place):
+        if place.level == "full" and is_good(place):
             table, steps = form_of(place.path.suffix[1:]).unpack_steps(verified(place))
             count = len(steps)
             return Samples(table, array("q", steps), array("d", [float("nan")] * count), [{} for _ in steps])
@@ -334,9 +330,9 @@ def _mend(
         yield f"segment {number} stays as it is: its site table is lost"
         return
     levels = [place for place in found if place.level not in ("tail", "samples")]
-    whole = {place.level: place for place in levels if _good(place)}
+    whole = {place.level: place for place in levels if is_good(place)}
     for place in levels:
-        if place.level in whole or _good(place):
+        if place.level in whole or is_good(place):
             continue
         suffix = place.path.suffix[1:]
         if "full" in whole:

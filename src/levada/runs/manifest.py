@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import zlib
 from collections.abc import Mapping
@@ -42,10 +43,10 @@ def name_of(folder: Path) -> str:
     """Name a run by its folder; where that is a number, as a training's watched runs have, with the folders above it.
 
     Example:
-        >>> name_of(Path("runs/mine")), name_of(Path("runs/mine/watch/1"))
-        ('mine', 'mine/watch/1')
+        >>> name_of(Path("runs/mine")), name_of(Path("runs/mine/watch/1")), name_of(Path("/1"))
+        ('mine', 'mine/watch/1', '1')
     """
-    parts = folder.parts
+    parts = [part for part in folder.parts if part != folder.anchor]
     least = next((i for i in range(1, len(parts)) if not (parts[-i].isdecimal() or parts[-i] == "watch")), len(parts))
     return "/".join(parts[-least:]) if parts and (parts[-1].isdecimal()) else folder.name
 
@@ -92,14 +93,22 @@ def describe(kind: str, name: str, config: Mapping[str, Any] | None) -> Manifest
     return Manifest(SCHEMA, kind, name, created, _versions(), shlex.join(sys.argv), settings)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it exists whole or not at all, also after a power cut."""
+def write_atomically(path: Path, data: bytes, *, like: Path | None = None) -> None:
+    """Write a file so that it exists whole or not at all, also after a power cut.
+
+    Args:
+        path: the file.
+        data: what it holds.
+        like: the file whose permissions it gets; by default the one that it replaces, if there is one.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(OSError):  # there is none, or the file system has no permissions
+            shutil.copymode(like or path, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

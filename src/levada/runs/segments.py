@@ -40,6 +40,7 @@ __all__ = [
     "form_of",
     "groups",
     "has_parquet",
+    "is_good",
     "newest",
     "orphaned",
     "places",
@@ -76,6 +77,7 @@ _BROKEN: Final = (
 )
 _SEALED: Final = re.compile(r"(full|by16|by256|samples)-(\d{6,12})-([0-9a-f]{8})\.(parquet|frames)")
 _NUMBER: Final = re.compile(r"(?:full|by16|by256|samples|tail)-(\d{6,12})\b")
+_TORN: Final = re.compile(r"(\.\d+)?\.torn$")
 _TAIL: Final = re.compile(r"tail-(\d{6,12})\.log")
 
 
@@ -147,6 +149,15 @@ def verified(place: Place) -> bytes:
     return content
 
 
+def is_good(place: Place) -> bool:
+    """Say whether a sealed file is there, with the bytes that were written."""
+    try:
+        verified(place)
+    except (UnreadableError, FileNotFoundError):
+        return False
+    return True
+
+
 def seal(
     folder: Path, number: int, samples: Samples, signals: Sequence[str], sites: Sequence[Mapping[str, Any]], suffix: str
 ) -> list[Path]:
@@ -202,16 +213,28 @@ def seal_tail(folder: Path, number: int, tables: Mapping[int, Table], suffix: st
     return samples
 
 
-def set_aside(folder: Path) -> list[Damage]:
-    """Name the files that were moved aside because they were damaged: `put_aside` did so."""
-    found = []
-    for path in sorted(folder.glob("*.torn")):
-        match = _NUMBER.match(path.name)
-        size = path.stat().st_size
-        found.append(
-            Damage("file", 0, size, f"{path.name} was damaged, and is moved aside", int(match[1]) if match else 0)
-        )
-    return found
+def set_aside(folder: Path) -> tuple[list[Damage], list[str]]:
+    """Look at the files that were moved aside because they were damaged: `put_aside` did so.
+
+    Returns:
+        What was lost with them, and the names of those that took nothing: a file with the bytes that such a one had is
+        there, or a level that was made again of the full detail.
+    """
+    torn = {path: _NUMBER.match(path.name) for path in sorted(folder.glob("*.torn"))}
+    numbers = {path: int(match[1]) if match else 0 for path, match in torn.items()}
+    good = [place for place in places(folder) if place.number in numbers.values() and is_good(place)]
+    names, levels = {place.path.name for place in good}, {(place.number, place.level) for place in good}
+    same = {path for path in torn if _TORN.sub("", path.name) in names}
+    cut = {(numbers[path], path.name.split("-")[0]) for path in torn if path not in same}
+    lost, copies = [], []
+    for path, number in numbers.items():
+        level, full = (number, path.name.split("-")[0]), (number, "full")
+        if path in same or (level[1] in SPANS and level != full and {level, full} <= levels and full not in cut):
+            copies.append(path.name)
+        else:
+            message = f"{path.name} was damaged, and is moved aside"
+            lost.append(Damage("file", 0, path.stat().st_size, message, number))
+    return lost, copies
 
 
 def remove_tail(folder: Path, number: int, tables: Mapping[int, Table]) -> None:

@@ -295,9 +295,7 @@ class Signals:
             found.counts.append(b - a + 1)
 
     def lost(self) -> list[tuple[str, str]]:
-        """Give what cannot be read, and what was moved aside because of that: what it is, and which samples it takes.
-
-        As far as it was looked at; of a file that was moved aside, what could be read was perhaps sealed again.
+        """Give what cannot be read, as far as it was looked at, or was moved aside: what it is, which samples it takes.
 
         Example:
             >>> import pathlib, tempfile
@@ -310,7 +308,11 @@ class Signals:
             >>> Signals(writer.folder).lost() == [(f"{moved.name} was damaged, and is moved aside", "steps 0 to 20")]
             True
         """
-        return [(damage.message, self._where(damage)) for damage in (*self.damage, *set_aside(self.folder))]
+        return [(damage.message, self._where(damage)) for damage in (*self.damage, *set_aside(self.folder)[0])]
+
+    def copies(self) -> list[str]:
+        """Name the damaged files that were moved aside and took nothing, as a good one stands in their place."""
+        return set_aside(self.folder)[1]
 
     def _where(self, damage: Damage) -> str:
         """Say which samples a damage takes, as far as their neighbours tell; nothing if it may be any."""

@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any, Self, final
 
 from levada._errors import UsageError
-from levada.runs.frames import MAGIC, Damage, encode, frame, scan, survivors
+from levada.runs.frames import MAGIC, Damage, encode, frame, survivors
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, describe, read_manifest, write_atomically, write_manifest
+from levada.runs.reader import examine
 
 __all__ = ["RunWriter", "mend_log"]
 
@@ -85,7 +86,8 @@ class RunWriter:
     def open(cls, path: str | Path) -> Self:
         """Continue a run.
 
-        What follows the last good frame is moved to `events.torn-N`, never deleted, and an event "repaired" says so.
+        A damaged log is mended first: every good event stays, what is damaged is kept in `events.torn-N`, and an event
+        "repaired" says so.
 
         Raises:
             UsageError: if `path` is not a run, or another writer holds it.
@@ -97,19 +99,10 @@ class RunWriter:
             log = folder / LOG
             if not log.exists():
                 raise UsageError(f"{folder}: a run holds {LOG}, and it is missing. Begin a new run in another folder.")
-            size, damage = len(MAGIC), None
-            with log.open("rb") as file:
-                for found in scan(file):
-                    if isinstance(found, Damage):
-                        damage = found
-                    else:
-                        size = found.stop
-            if damage is None:
-                return cls(folder, manifest, lock, size)
-            repair = _move_aside(folder, damage)
-            writer = cls(folder, manifest, lock, size)
-            writer.append("repaired", **repair)
-            return writer
+            damage = examine(folder)[2]
+            if damage is not None:
+                mend_log(folder, damage)
+            return cls(folder, manifest, lock, log.stat().st_size)
         except BaseException:
             lock.release()
             raise
@@ -184,52 +177,42 @@ class RunWriter:
 def mend_log(folder: Path, damage: Damage) -> tuple[str, int]:
     """Write a damaged log again with all good frames, those behind the damage too, under the run's lock.
 
-    What follows the first damage is kept in `events.torn-N`, as where a run goes on, and an event "repaired" stands in
-    its place.
+    From the first damaged byte on the old one is kept in `events.torn-N`. An event "repaired" stands in the place of
+    each stretch that cannot be read.
 
     Args:
         folder: the run.
         damage: what keeps its log from being read to its end.
 
     Returns:
-        The name of the file that keeps it, and the number of good frames that were behind the damage.
+        The name of the file that keeps it, empty if the log was, and the number of good frames that were behind the
+        damage.
     """
-    name, tail = _keep(folder, damage)
-    good = survivors(tail)
-    told = {"moved_to": name, "at": damage.offset, "num_bytes": len(tail), "reason": damage.message}
+    for left in folder.glob(".events.*"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     with (folder / LOG).open("rb") as file:
-        head = file.read(damage.offset) if damage.offset >= len(MAGIC) else MAGIC
-    mark = frame(encode("repaired", {**told, "good_frames_moved": 0, "good_frames_kept": len(good)}))
-    write_atomically(folder / LOG, b"".join([head, mark, *good]))
+        head = file.read(damage.offset) or MAGIC
+        tail = file.read()
+    name = _keep(folder, tail) if tail else ""
+    good = survivors(tail)
+    parts, starts = [head], [*(each.start for each in good), len(tail)]
+    for i, (stop, start) in enumerate(zip([0, *(each.stop for each in good)], starts, strict=True)):
+        if stop < start or not tail:
+            at = damage.offset + stop
+            reason = f"the frame at byte {at:,} cannot be read" if stop else damage.message
+            told = {"at": at, "num_bytes": start - stop, "good_frames_kept": len(good) - i, "reason": reason}
+            parts.append(frame(encode("repaired", {**({"moved_to": name} if name else {}), **told})))
+        parts += [tail[each.start : each.stop] for each in good[i : i + 1]]
+    write_atomically(folder / LOG, b"".join(parts))
     return name, len(good)
 
 
-def _keep(folder: Path, damage: Damage) -> tuple[str, bytes]:
-    """Write what follows the last good frame to a file of its own; give its name, and what it holds."""
+def _keep(folder: Path, tail: bytes) -> str:
+    """Write what follows the last good frame to a file of its own, if none holds it already; give its name."""
     number = 1
     while (target := folder / f"events.torn-{number}").exists():
+        if target.stat().st_size == len(tail) and target.read_bytes() == tail:  # of a mending that was killed
+            return target.name
         number += 1
-    with (folder / LOG).open("rb") as file:
-        file.seek(damage.offset)
-        tail = file.read()
-    write_atomically(target, tail)
-    return target.name, tail
-
-
-def _move_aside(folder: Path, damage: Damage) -> dict[str, Any]:
-    """Move what is behind the last good frame to a file of its own; give what was done, as the fields of an event."""
-    log = folder / LOG
-    name, tail = _keep(folder, damage)
-    if damage.offset < len(MAGIC):
-        write_atomically(log, MAGIC)
-    else:
-        with log.open("r+b") as file:
-            file.truncate(damage.offset)
-            os.fsync(file.fileno())
-    return {
-        "moved_to": name,
-        "at": damage.offset,
-        "num_bytes": len(tail),
-        "good_frames_moved": len(survivors(tail)),
-        "reason": damage.message,
-    }
+    write_atomically(target, tail, like=folder / LOG)
+    return target.name

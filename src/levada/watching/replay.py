@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
+from levada._names import NONFINITE
 from levada.diagnose import Report
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.facts import Facts
@@ -37,7 +38,6 @@ _SIGNALS: Final = (
     "nonfinite",
     "gradient_nonfinite",
 )
-_HURT: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
 # What a pass alone tells; the other rules of `check` need an optimizer's step, or tests that train.
 _RULES: Final = (
     "numerical_overflow",
@@ -231,7 +231,7 @@ def _blocks(trace: Trace) -> Iterator[dict[str, Any]]:
     means = {signal: trace[signal].nanmean(0).tolist() for signal in _SIGNALS}
     for i, site in enumerate(trace.sites):
         block: dict[str, Any] = {"site": site.name, "order": site.order, "kind": site.kind, "shape": list(site.shape)}
-        hurt = {signal: means[bad][i] > 0 for signal, bad in _HURT.items()}
+        hurt = {signal: means[bad][i] > 0 for signal, bad in NONFINITE.items()}
         # What is NaN was not measured, unless the numbers themselves are not finite.
         yield block | {s: values[i] for s, values in means.items() if not math.isnan(values[i]) or hurt.get(s)}
 
