@@ -22,6 +22,7 @@ from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.units import DEAD
 from levada.watching.sample import Sample
+from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.spike import RAISED, Departures, Spikes, raised, rise_in_words
 from levada.watching.unoptimised import Unoptimised
 from levada.watching.view import COMPARED, Blocks, View, membership, rate_of, values_of
@@ -193,15 +194,15 @@ class Judge:
         self._baseline.add(_columns(sample, view.sites))
 
     def skipped(self, finding: Finding | None, step: int) -> None:
-        """Tell of passes that a loop leaves out, or take that back.
+        """Tell that training stands still, or take that back.
 
         Args:
             finding: what was found; None when it is over.
             step: the present step.
         """
         if finding is not None:
-            self._stand(replace(finding, evidence={**finding.evidence, "told_at": step}))
-        elif (at := self._standing.pop("skipped_steps", None)) is not None:
+            self._stand(replace(finding, evidence={**finding.evidence, "step": step, "told_at": step}))
+        elif (at := self._standing.pop(SKIPPED, None)) is not None:
             self._clear(at, step)
 
     def _stand(self, finding: Finding) -> None:
@@ -340,7 +341,8 @@ class Judge:
 
     def _remember(self, finding: Finding) -> None:
         self.history.append(finding)
-        if self.keeper is not None and finding.severity == "error":
+        # A bundle holds the pass before an update: where training stands still none comes, and then a good one.
+        if self.keeper is not None and finding.severity == "error" and finding.rule != SKIPPED:
             self.keeper.ask(finding)
 
     def _end(self, rule: str, step: int) -> None:
