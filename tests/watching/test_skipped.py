@@ -2,6 +2,7 @@
 
 import io
 import math
+import time
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import levada
 from levada.runs import Run
+from levada.watching.exporting import Exporting
 from levada.watching.recording import Recording
 from levada.watching.skipped import Skips
 
@@ -445,3 +447,83 @@ def test_an_error_in_it_ends_it_alone(monkeypatch):
         _, watch = train(net, guarded(net, lambda i: False), 60, every=5, works=False)
     assert ["skipped_steps raised RuntimeError: broken" in str(one.message) for one in warned] == [True]
     assert len(watch.samples) > 8
+
+
+# Who hears of it.
+
+
+def stand_still(watch, passes=40):
+    for _ in range(passes):
+        watch.model(batch(True)).square().mean()
+
+
+def test_the_live_view_says_it_before_any_sample_and_at_the_end(capsys):
+    net = model()
+    with levada.watch(net, sgd(net), live="plain") as watch:
+        stand_still(watch)
+        assert "levada: step 0, error: skipped_steps: No update yet" in capsys.readouterr().err
+    ended = capsys.readouterr().err
+    assert "0 steps watched" in ended
+    assert "skipped_steps" in ended
+
+
+class Exporter:
+    where = "memory"
+
+    def __init__(self):
+        self.told = []
+
+    def write(self, step, time, numbers):
+        pass
+
+    def tell(self, step, time, rule, text):
+        self.told.append((step, rule))
+
+    def close(self):
+        pass
+
+
+def test_an_exporter_is_told_although_no_sample_comes():
+    net, exporter = model(), Exporter()
+    exporting = Exporting(exporter)
+    with levada.watch(net, sgd(net), listeners=[exporting]) as watch:
+        stand_still(watch)
+        for _ in range(100):
+            if exporter.told:
+                break
+            time.sleep(0.05)
+        assert exporter.told == [(0, "skipped_steps")]
+
+
+class Listening:
+    found = ()  # a name of the user's own
+
+    def __init__(self):
+        self.between, self.samples = [], 0
+
+    def before_update(self, step, loss):
+        pass
+
+    def sampled(self, sample):
+        self.samples += 1
+
+    def close(self):
+        pass
+
+
+class ListeningBetween(Listening):
+    def found_between_samples(self, step):
+        self.between.append(step)
+
+
+class Named(Listening):
+    found_between_samples = None
+
+
+def test_a_listener_hears_between_samples_if_it_has_the_method():
+    net, heard_of = model(), [Listening(), ListeningBetween(), Named()]
+    step = guarded(net, lambda i: 20 <= i < 60)
+    _, watch = train(net, step, 100, every=1, listeners=heard_of)
+    assert [one.between for one in heard_of] == [[], [20, 20], []]
+    assert [one.samples for one in heard_of] == [60] * 3
+    assert all(one in watch._listeners for one in heard_of)

@@ -189,10 +189,8 @@ class Engine:
         self._take(Reading.see_activation, place, tensor)
 
     def _take(self, see: Callable[[Reading, int, Tensor], None], place: int, tensor: Tensor) -> None:
-        if not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
-            return  # an evaluation
-        if transformed():
-            return
+        if transformed() or not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
+            return  # numbers that cannot be read, or an evaluation
         begun = time.perf_counter()
         if self._reading is not None and self._reading.outside and not self.passes.inside():
             self._begin()
