@@ -48,6 +48,17 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     made.close()
 
 
+def test_the_view_shows_what_is_found_between_samples(terminal: Terminal) -> None:
+    watch = make_watch()
+    live = Live(watch, stream=terminal.stream)
+    live.sampled(make_sample(0))
+    watch.findings.append(make_finding("skipped_steps"))
+    live.found_between_samples(7)
+    terminal.feed()
+    assert "skipped_steps" in terminal.text
+    assert "step 7" in terminal.text
+
+
 def test_the_view_shows_loss_depth_findings_cost_and_record(terminal: Terminal) -> None:
     watch = make_watch()
     watch.findings.append(make_finding())

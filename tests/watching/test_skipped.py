@@ -1,173 +1,529 @@
-"""Passes that the loop itself leaves out: no update tells of them, and the watch does."""
+"""A training that stands still because all that the model gives is NaN: it is told, and nothing else is."""
 
+import io
 import math
+import time
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import levada
 from levada.runs import Run
+from levada.watching.exporting import Exporting
 from levada.watching.recording import Recording
+from levada.watching.skipped import Skips
 
 
-def model():
+def model(out=2):
     torch.manual_seed(0)
-    return nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)], nn.Linear(8, 2))
+    return nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)], nn.Linear(8, out))
 
 
-def batch(bad):
+def batch(bad=False):
     return torch.full((4, 8), math.nan) if bad else torch.randn(4, 8)
 
 
-def skips(watch):
-    return [f for f in watch.findings if f.rule == "skipped_steps"]
+def sgd(net):
+    return torch.optim.SGD(net.parameters(), lr=0.01)
 
 
-def loop(net, bad, passes, *, after_backward=False, run=None, enter=None):
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    with levada.watch(net, optimizer, every=5, max_overhead=math.inf, run=run) as watch:
-        for i in range(passes):
-            if enter is not None:
-                enter(net, i)
+def heard(watch):
+    """Keep all that the rule says of a watch, be it taken back later."""
+    said, tell = [], watch._engine.passes.skips.tell
+    watch._engine.passes.skips.tell = lambda finding: (said.append(finding), tell(finding))
+    return said
+
+
+def train(net, step, steps, *, every=20, works=True, **options):
+    """Run `step(optimizer, i)`, which returns the loss of a step that is made; return what was said, and the watch."""
+    optimizer = sgd(net)
+    with levada.watch(net, optimizer, every=every, max_overhead=math.inf, **options) as watch:
+        said = heard(watch)
+        for i in range(steps):
             optimizer.zero_grad()
-            loss = net(batch(bad(i))).square().mean()
+            if step(optimizer, i) is not False:
+                optimizer.step()
+    assert works != watch._engine.passes.skips.over
+    assert not watch._engine.broken
+    return said, watch
+
+
+def guarded(net, bad, micro=1, *, after_backward=False):
+    def step(optimizer, i):
+        total = 0.0
+        for _ in range(micro):
+            loss = net(batch(bad(i))).square().mean() / micro
             if after_backward:
                 loss.backward()
-            if not torch.isfinite(loss):
-                continue
-            if not after_backward:
+            elif not torch.isfinite(loss):
+                return False
+            else:
                 loss.backward()
-            optimizer.step()
-    return watch
+            total += loss.item()
+        return math.isfinite(total)
+
+    return step
 
 
-@pytest.mark.parametrize("after_backward", [False, True])
+# Faulty loops.
+
+
+@pytest.mark.parametrize("micro", [1, 8])
 @pytest.mark.parametrize("good", [0, 50])
-def test_a_loop_that_leaves_out_most_passes_is_told_of(after_backward, good, tmp_path):
-    run = tmp_path / "run"
-    watch = loop(model(), lambda i: i >= good and i % 3 != 2, good + 150, after_backward=after_backward, run=run)
-    (finding,) = skips(watch)
-    assert (finding.severity, finding.status) == ("error", "fired")
-    assert finding.evidence["tests"]["of"] == (["loss"] if after_backward else ["output"])
-    assert watch.report().verdict == "error"
-    assert [e["rule"] for e in Run(run).events("finding")].count("skipped_steps") >= 1
-    assert [f.rule for f in watch.findings if f.severity != "info"] == ["skipped_steps"]
-
-
-def test_a_loop_that_never_makes_a_step_is_told_of_while_it_goes_on(tmp_path):
+@pytest.mark.parametrize("after_backward", [False, True])
+def test_a_loop_that_makes_no_update_any_more_is_told_of_once(after_backward, good, micro, tmp_path):
     net = model()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    with levada.watch(net, optimizer, run=tmp_path / "run") as watch:
-        for i in range(12):
+    step = guarded(net, lambda i: i >= good, micro, after_backward=after_backward)
+    said, watch = train(net, step, good + 150, run=tmp_path / "run")
+    (finding,) = said
+    assert (finding.severity, finding.status) == ("error", "fired")
+    assert finding.evidence["last_update"] == (good - 1 if good else None)
+    assert finding.evidence["nan"] == finding.evidence["passes"]
+    assert ("a loss of NaN" in finding.claim) == after_backward
+    assert watch.report().verdict == "error"
+    assert [e["rule"] for e in Run(tmp_path / "run").events("finding") if e["severity"] == "error"] == ["skipped_steps"]
+    assert not list((tmp_path / "run").glob("bundles/*"))
+
+
+def test_it_is_told_while_the_loop_goes_on_at_the_pass_after_the_32nd(tmp_path):
+    net = model()
+    with levada.watch(net, sgd(net), run=tmp_path / "run") as watch:
+        said = heard(watch)
+        for i in range(40):
             net(batch(True)).square().mean()
-            assert len(skips(watch)) == (i >= 9), i
+            assert len(said) == (i >= 32), i
         (recording,) = [one for one in watch._listeners if isinstance(one, Recording)]
         recording.flush()
         assert [e["rule"] for e in Run(tmp_path / "run").events("finding")] == ["skipped_steps"]
     assert watch.steps == 0
-    assert "8 of the last 10 forward passes" in skips(watch)[0].claim
+    assert said[0].claim.startswith("No update yet: of the last 32 forward passes 32 had outputs that are not finite")
 
 
-def test_some_passes_are_a_warning_and_it_is_over_when_none_is_left_out_any_more():
-    watch = loop(model(), lambda i: i < 200 and i % 6 == 0, 300)
-    (finding,) = skips(watch)
-    assert (finding.severity, finding.status) == ("warn", "clear")
-    assert [f.status for f in watch.judge.history if f.rule == "skipped_steps"] == ["fired", "clear"]
-
-
-def test_an_odd_batch_now_and_then_is_what_a_guard_is_for():
-    assert skips(loop(model(), lambda i: i % 20 == 7, 300)) == []
-
-
-def quiet(net, i):
-    """Passes that are no training, on inputs of which NaN would be seen."""
-    for _ in range(3 * (i % 10 == 0)):
-        with torch.no_grad():
-            net(batch(True))
-        with torch.inference_mode():
-            net(batch(True))
-        net(batch(False))  # validation with gradients, in the mode of training
-        net.eval()
-        net(batch(True))  # and in the other
-        net.train()
-
-
-def test_evaluation_and_validation_are_passed_over():
-    assert skips(loop(model(), lambda i: False, 200, enter=quiet)) == []
-
-
-def test_masked_outputs_that_nothing_is_learned_of_are_passed_over():
-    class Masked(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = model()
-
-        def forward(self, x):
-            return torch.cat([self.net(x), torch.full((len(x), 1), -math.inf)], 1)
-
-    net = Masked()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    with levada.watch(net, optimizer) as watch:
-        for _ in range(50):
-            for _ in range(4):
-                net(batch(False))
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(batch(False)), torch.zeros(4, dtype=torch.long)).backward()
-            optimizer.step()
-    assert skips(watch) == []
-
-
-@pytest.mark.parametrize("kind", ["accumulation", "two passes", "closure", "attack"])
-def test_several_passes_a_step_are_no_skips(kind):
+def test_what_is_counted_after_updates_is_what_was_looked_at():
     net = model()
-    optimizer = (
-        torch.optim.LBFGS(net.parameters(), max_iter=4)
-        if kind == "closure"
-        else torch.optim.SGD(net.parameters(), lr=0.01)
-    )
+    said, _ = train(net, guarded(net, lambda i: i >= 50), 150)
+    # One pass made an update: nine are not looked at, and three quarters of all must be bad.
+    assert said[0].claim.startswith("No update since step 49: of the last 31 forward passes 31 had outputs")
 
-    def closure():
-        optimizer.zero_grad()
-        loss = net(batch(False)).square().mean()
+
+def test_the_next_update_clears_it_and_another_standstill_is_told_again():
+    net = model()
+    said, watch = train(net, guarded(net, lambda i: i % 100 >= 50), 300)
+    assert [None if f is None else f.severity for f in said] == ["error", None] * 2 + ["error"]
+    assert [f.status for f in watch.findings if f.rule == "skipped_steps"] == ["clear", "clear", "fired"]
+
+
+def test_a_standstill_of_crops_and_of_a_cell_is_told_too():
+    net = model()
+
+    def crops(optimizer, i):
+        loss = sum(net(batch(i > 20)).square().mean() for _ in range(10))
+        return False if not torch.isfinite(loss) else loss.backward()
+
+    assert len(train(net, crops, 60)[0]) == 1
+    cell = Cell()
+    assert len(train(cell, cell.unrolled(lambda i: i > 20), 100)[0]) == 1
+
+
+def test_a_model_in_parts_is_told_of_by_its_losses():
+    net = model()
+
+    def parts(optimizer, i):
+        x = batch(i > 20)
+        for block in net:
+            x = block(x)
+        loss = x.square().mean()
         loss.backward()
-        return loss
+        return bool(torch.isfinite(loss))
 
-    with levada.watch(net, optimizer) as watch:
-        for _ in range(60):
-            if kind == "closure":
-                optimizer.step(closure)
-                continue
-            if kind == "attack":
-                x = batch(False).requires_grad_()
-                net(x).square().mean().backward()
-            optimizer.zero_grad()
-            if kind == "two passes":
-                (net(batch(False)).mean() - net(batch(False)).mean()).square().backward()
-            for _ in range(3 if kind == "accumulation" else 1 if kind == "attack" else 0):
-                net(batch(False)).square().mean().backward()
-            optimizer.step()
-    assert skips(watch) == []
-    assert watch.steps == 60
+    (finding,) = train(net, parts, 100)[0]
+    assert finding.evidence["nan"] <= finding.evidence["passes"]
+
+
+def test_a_model_that_is_trained_in_its_other_mode_is_told_of():
+    net = model().eval()
+    assert len(train(net, guarded(net, lambda i: i > 10), 100)[0]) == 1
+
+
+# Honest loops.
+
+
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(16, 8), nn.Linear(8, 8)])
+
+    def forward(self, x, h):
+        return torch.tanh(self.layers[1](torch.tanh(self.layers[0](torch.cat([x, h], 1)))))
+
+    def unrolled(self, bad, calls=50):
+        def step(optimizer, i):
+            h = torch.zeros(4, 8)
+            for _ in range(calls if not bad(i) else 4 * calls):
+                h = self(batch(bad(i)), h)
+            loss = (h - 1).square().mean()
+            return False if not torch.isfinite(loss) else loss.backward()
+
+        return step
+
+
+@pytest.mark.parametrize("when", [0, 1, 4, 13])
+def test_one_odd_batch_of_a_cell_that_is_called_many_times(when):
+    cell = Cell()
+    assert train(cell, cell.unrolled(lambda i: i == when), 30)[0] == []
+
+
+@pytest.mark.parametrize("when", [0, 1, 13])
+@pytest.mark.parametrize("after_backward", [False, True])
+def test_one_odd_batch_of_crops_or_micro_batches(when, after_backward):
+    net = model()
+
+    def crops(optimizer, i):
+        loss = sum(net(batch(i == when)).square().mean() for _ in range(10))
+        return False if not torch.isfinite(loss) else loss.backward()
+
+    assert train(net, crops, 60)[0] == []
+    assert train(net, guarded(net, lambda i: i == when, 16, after_backward=after_backward), 60)[0] == []
+
+
+@pytest.mark.parametrize("after_backward", [False, True])
+def test_batches_that_a_guard_leaves_out_now_and_then(after_backward):
+    net = model()
+    assert train(net, guarded(net, lambda i: i % 10 != 0, after_backward=after_backward), 200)[0] == []
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, at jvp
+@pytest.mark.parametrize("kind", ["by sample", "jacobian", "jvp"])
+@pytest.mark.parametrize("sampled", [True, False])
+def test_transforms_of_functions_between_steps(kind, sampled):
+    net = model()
+
+    def step(optimizer, i):
+        if sampled or i % 20 in (5, 9, 13):
+            if kind == "jacobian":
+                vmap(jacrev(net))(batch())
+            elif kind == "jvp":
+                jvp(net, (batch(),), (batch(),))
+            else:
+                weights = {name: p.detach() for name, p in net.named_parameters()}
+                of_one = grad(lambda p, x: functional_call(net, p, (x[None],)).square().mean())
+                vmap(of_one, in_dims=(None, 0))(weights, batch())
+        net(batch()).square().mean().backward()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        said, watch = train(net, step, 60, every=1 if sampled else 20)
+    assert said == []
+    # What is sampled is the pass of the training alone.
+    assert len(watch.samples) >= (30 if sampled else 3)
+    assert all(s.values["signal_rms"].isfinite().all() for s in watch.samples)
+
+
+def test_gradients_by_sample_that_are_what_is_trained_with():
+    net = model()
+
+    def step(optimizer, i):
+        weights = {name: p.detach() for name, p in net.named_parameters()}
+        of_one = grad(lambda p, x: functional_call(net, p, (x[None],)).square().mean())
+        found = vmap(of_one, in_dims=(None, 0))(weights, batch())
+        for name, p in net.named_parameters():
+            p.grad = found[name].mean(0)
+
+    assert train(net, step, 60, every=5)[0] == []
+
+
+def test_two_networks_against_each_other():
+    torch.manual_seed(0)
+    first, second = model(8), model(1)
+    one, other = sgd(first), sgd(second)
+    loss = nn.functional.binary_cross_entropy_with_logits
+    with levada.watch(first, one) as watch, levada.watch(second, other) as beside:
+        said = heard(watch), heard(beside)
+        for _ in range(80):
+            other.zero_grad()
+            (
+                loss(second(batch()), torch.ones(4, 1)) + loss(second(first(batch()).detach()), torch.zeros(4, 1))
+            ).backward()
+            other.step()
+            one.zero_grad()
+            loss(second(first(batch())), torch.ones(4, 1)).backward()
+            one.step()
+    assert said == ([], [])
+
+
+def test_a_scaler_of_the_loop_that_looks_for_its_scale():
+    net = model().half()
+    scale = [2.0**60]
+
+    def step(optimizer, i):
+        (net(batch().half()).square().mean() * scale[0]).backward()
+        if not all(p.grad.isfinite().all() for p in net.parameters()):
+            scale[0] /= 2
+            return False
+        return None
+
+    assert train(net, step, 80)[0] == []
+    assert scale[0] < 2.0**20
+
+
+def test_a_step_that_the_loop_leaves_out_while_a_scaler_looks_for_its_scale():
+    net = model()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=0.9, growth_interval=1000)
+
+    def step(optimizer, i):
+        scaler.scale(net(batch()).square().mean() * 1e6).backward()
+        scaler.unscale_(optimizer)
+        if torch.isfinite(nn.utils.clip_grad_norm_(net.parameters(), 1.0)):
+            scaler.step(optimizer)
+        scaler.update()
+        return False
+
+    said, watch = train(net, step, 200)
+    assert said == []
+    assert 0 < watch.steps < 160
 
 
 def test_a_scaler_that_skips_is_told_of_by_its_own_rule():
     net = model()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    with levada.watch(net, optimizer, every=5) as watch:
-        for i in range(60):
+
+    def step(optimizer, i):
+        scaler.scale(net(batch(i > 20)).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return False
+
+    assert train(net, step, 100)[0] == []
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_masked_outputs_of_which_nothing_is_learned(value):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model(4)
+
+        def forward(self, x):
+            return torch.cat([self.net(x), torch.full((len(x), 1), value)], 1)
+
+    net = Masked()
+
+    def step(optimizer, i):
+        for _ in range(40 * (i == 0 and not math.isnan(value))):  # before the first update, where all is looked at
+            net(batch())
+        target = net(batch())[:, :4].min(1)[0].detach()
+        (net(batch())[:, 0] - 0.9 * target).square().mean().backward()
+        return i % 40 == 39  # accumulated over many passes
+
+    assert train(net, step, 200)[0] == []
+
+
+def test_passes_that_are_no_training():
+    net = model()
+    net.eval()
+    with levada.watch(net, sgd(net)) as watch:
+        said = heard(watch)
+        for _ in range(100):
+            net(batch(True))  # padded validation, with gradients, before the first update
+    assert said == []
+    net.train()
+
+    def step(optimizer, i):
+        with torch.no_grad():
+            net(batch(True))
+        with torch.inference_mode():
+            net(batch(True))
+        net.eval()
+        for _ in range(50):
+            net(batch(True))
+        net.train()
+        net(batch()).square().mean().backward()
+
+    assert train(net, step, 20)[0] == []
+
+
+def test_a_closure_and_a_model_that_is_frozen():
+    net = model()
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=4)
+    with levada.watch(net, optimizer) as watch:
+        said = heard(watch)
+
+        def closure():
             optimizer.zero_grad()
-            scaler.scale(net(batch(i > 20)).square().mean()).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    assert skips(watch) == []
+            loss = net(batch()).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(60):
+            optimizer.step(closure)
+        net.requires_grad_(False)
+        for _ in range(60):
+            net(batch(True))
+    assert said == []
 
 
-def test_outputs_are_not_looked_at_while_each_pass_has_its_backward_pass(monkeypatch):
+def test_an_optimizer_that_the_watch_was_not_given_makes_updates_too():
+    net = model()
+    net.register_parameter("shift", nn.Parameter(torch.full((2,), math.nan)))
+    net.forward = lambda x: nn.Sequential.forward(net, x) + net.shift
+    another = torch.optim.SGD([p for p in net.parameters() if p is not net.shift], lr=0.01)
+
+    def step(optimizer, i):
+        net(batch()).sum().backward()
+        another.step()
+        return False
+
+    assert train(net, step, 100)[0] == []
+
+
+# What it costs, and what it leaves behind.
+
+
+def test_nothing_is_looked_at_while_updates_come(monkeypatch):
     seen = []
     monkeypatch.setattr("levada.watching.skipped.tensors", lambda output: seen.append(output) or iter(()))
-    loop(model(), lambda i: False, 50)
-    assert seen == []
-    loop(model(), lambda i: False, 4000, enter=lambda net, i: net(batch(False)))
-    assert len(seen) < 1000
+    net = model()
+
+    def step(optimizer, i):
+        for _ in range(1 + i % 7):
+            net(batch()).square().mean().backward()
+
+    train(net, step, 100)
+    assert len(seen) == 1  # the pass before the first update
+
+
+def test_a_long_look_ends():
+    net = model()
+    skips, looked = Skips(net), []
+    skips._count = lambda count=skips._count: (count(), looked.append(skips._looks))
+    for _ in range(2000):
+        skips.returned(torch.ones(1, requires_grad=True) * 1.0, training=True)
+    assert sum(looked) == 512
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_outputs_can_be_saved_without_a_warning(keeps):
+    net = model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with levada.watch(net, sgd(net)) as watch:
+            for _ in range(20):
+                if keeps:
+                    _ = watch.last_pass
+                torch.save(net(batch()), io.BytesIO())
+
+
+class Odd(torch.Tensor):
+    """A tensor of which nothing can be read."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.amax, torch.isnan):
+            raise RuntimeError("not to be looked at")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_a_subclass_is_not_looked_at():
+    net = model()
+    skips = Skips(net)
+    for _ in range(100):
+        skips.returned(net(batch(True)).as_subclass(Odd), training=True)
+    assert not skips.over
+
+
+def test_an_error_in_it_ends_it_alone(monkeypatch):
+    net = model()
+
+    def broken(tensor):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("levada.watching.skipped._is_nan", broken)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        _, watch = train(net, guarded(net, lambda i: False), 60, every=5, works=False)
+    assert ["skipped_steps raised RuntimeError: broken" in str(one.message) for one in warned] == [True]
+    assert len(watch.samples) > 8
+
+
+# Who hears of it.
+
+
+def stand_still(watch, passes=40):
+    for _ in range(passes):
+        watch.model(batch(True)).square().mean()
+
+
+def test_the_live_view_says_it_before_any_sample_and_at_the_end(capsys):
+    net = model()
+    with levada.watch(net, sgd(net), live="plain") as watch:
+        stand_still(watch)
+        assert "levada: step 0, error: skipped_steps: No update yet" in capsys.readouterr().err
+    ended = capsys.readouterr().err
+    assert "0 steps watched" in ended
+    assert "skipped_steps" in ended
+
+
+class Exporter:
+    where = "memory"
+
+    def __init__(self):
+        self.told = []
+
+    def write(self, step, time, numbers):
+        pass
+
+    def tell(self, step, time, rule, text):
+        self.told.append((step, rule))
+
+    def close(self):
+        pass
+
+
+def test_an_exporter_is_told_although_no_sample_comes():
+    net, exporter = model(), Exporter()
+    exporting = Exporting(exporter)
+    with levada.watch(net, sgd(net), listeners=[exporting]) as watch:
+        stand_still(watch)
+        for _ in range(100):
+            if exporter.told:
+                break
+            time.sleep(0.05)
+        assert exporter.told == [(0, "skipped_steps")]
+
+
+class Listening:
+    found = ()  # a name of the user's own
+
+    def __init__(self):
+        self.between, self.samples = [], 0
+
+    def before_update(self, step, loss):
+        pass
+
+    def sampled(self, sample):
+        self.samples += 1
+
+    def close(self):
+        pass
+
+
+class ListeningBetween(Listening):
+    def found_between_samples(self, step):
+        self.between.append(step)
+
+
+class Named(Listening):
+    found_between_samples = None
+
+
+def test_a_listener_hears_between_samples_if_it_has_the_method():
+    net, heard_of = model(), [Listening(), ListeningBetween(), Named()]
+    step = guarded(net, lambda i: 20 <= i < 60)
+    _, watch = train(net, step, 100, every=1, listeners=heard_of)
+    assert [one.between for one in heard_of] == [[], [20, 20], []]
+    assert [one.samples for one in heard_of] == [60] * 3
+    assert all(one in watch._listeners for one in heard_of)

@@ -21,7 +21,12 @@ from levada.probe.operation import Operation
 
 _transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)  # private: else such models fail
 
-__all__ = ["Event", "Frame", "Recorder", "Sighting", "first_floating", "tensors"]
+__all__ = ["Event", "Frame", "Recorder", "Sighting", "first_floating", "tensors", "transformed"]
+
+
+def transformed() -> bool:
+    """Return whether a transform of `torch.func` is under way: its tensors cannot be read."""
+    return _transform() is not None
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -175,7 +180,7 @@ class Recorder(TorchFunctionMode):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.finished or self._busy or not (self._stack or module is self.model):
                 return
-            if _transform() is not None:  # its values are behind a transform and cannot be read
+            if transformed():  # its values are behind a transform and cannot be read
                 return
             if not self._stack and self._on_start is not None and not self._on_start():
                 return
@@ -202,7 +207,7 @@ class Recorder(TorchFunctionMode):
 
     def _closer(self) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self._busy or _transform() is not None or all(frame.module is not module for frame in self._stack):
+            if self._busy or transformed() or all(frame.module is not module for frame in self._stack):
                 return
             frame = self._stack.pop()
             while frame.module is not module:  # of another thread, which began inside of this call and ends after it
@@ -236,7 +241,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._busy or not self._stack:
             return function(*args, **kwargs)
-        if _transform() is not None:
+        if transformed():
             result = function(*args, **kwargs)
             self.transformed |= any(t.is_floating_point() for t in tensors(result))
             return result

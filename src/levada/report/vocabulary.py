@@ -26,7 +26,7 @@ PHRASES: Final[Mapping[str, tuple[str, str]]] = {
     "short_memory": ("The memory is too short", "at"),
     "exploding_memory": ("The memory explodes", "at"),
     "numerical_overflow": ("The numbers overflow", "at"),
-    "skipped_steps": ("The training leaves steps out", "at"),
+    "skipped_steps": ("The training makes no update", "at"),
     "accumulated_gradients": ("Gradients pile up from step to step", "at"),
     "double_softmax": ("The softmax is applied twice", "at"),
     "wrong_loss": ("The loss does not fit the outputs", "of"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from levada.probe.recorder import transformed
 from levada.probe.trace import Site
 from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
@@ -188,8 +189,8 @@ class Engine:
         self._take(Reading.see_activation, place, tensor)
 
     def _take(self, see: Callable[[Reading, int, Tensor], None], place: int, tensor: Tensor) -> None:
-        if not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
-            return  # an evaluation
+        if transformed() or not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
+            return  # numbers that cannot be read, or an evaluation
         begun = time.perf_counter()
         if self._reading is not None and self._reading.outside and not self.passes.inside():
             self._begin()
@@ -233,19 +234,17 @@ class Engine:
             self._read_weights()
 
     @_quietly
-    def learned(self) -> None:
+    def learned(self, roots: Sequence[Tensor]) -> None:
         """Hear that a backward pass was this model's."""
-        self.passes.skips.learned()
+        self.passes.skips.learned(roots)
         self._end_rested(late=True)
 
     @_quietly
-    def restart(self, loss: Tensor | None = None) -> None:
+    def restart(self) -> None:
         """Hear that the gradients of this step were cleared, or those of one in which an optimizer rested."""
         if self._stepped:
             self._end_rested(late=True)
             return
-        if loss is not None:
-            self.passes.skips.dropped(loss)
         if self._reading is not None:
             self._reading.restart()
             self._taps.restart()
@@ -288,6 +287,7 @@ class Engine:
     @_quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
+        self.passes.skips.updated(self.steps)
         self._stepped.add(id(optimizer))
         if self._waited <= self._stepped:
             self.finish()
@@ -309,6 +309,7 @@ class Engine:
         """End a step."""
         begun = time.perf_counter()
         reading = self._reading
+        self.passes.skips.updated(self.steps)
         self._skips = self._skips + 1 if self._skipped and self._skipped >= self._stepped else 0
         self._stepped.clear()
         self._skipped.clear()

@@ -6,6 +6,7 @@ import contextlib
 import math
 import queue
 import threading
+import time as clock
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -145,6 +146,16 @@ class Exporting:
             numbers.update((tag(signal, names[i]), rows[i]) for i in some if not math.isnan(rows[i]))
         self._write(sample.step, sample.time, numbers)
         self._tell()
+
+    def found_between_samples(self, step: int) -> None:
+        """Queue new findings.
+
+        Args:
+            step: the present one.
+        """
+        if self._thread is not None:
+            self._step, self._time = step, clock.time()
+            self._tell()
 
     def _write(self, step: int, time: float, numbers: Mapping[str, float]) -> None:
         self._pass_on(lambda: self.exporter.write(step, time, numbers))

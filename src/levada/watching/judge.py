@@ -22,7 +22,10 @@ from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.units import DEAD
 from levada.watching.sample import Sample
+from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.spike import RAISED, Departures, Spikes, raised, rise_in_words
+from levada.watching.telling import warn
+from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import Unoptimised
 from levada.watching.view import COMPARED, Blocks, View, membership, rate_of, values_of
 
@@ -99,7 +102,7 @@ class Judge:
         self._rate, self._rises = math.nan, deque[int](maxlen=RATES)
         self._spikes = Spikes()
         self._nonfinite = Nonfinite()
-        self._unoptimised = Unoptimised()
+        self._unoptimised: Unoptimised | None = Unoptimised()
         self._baseline: Baseline | None = None
         self._departures: Departures | None = None
         self._silence, self._off, self._longest = Silence(0), Silence(0), torch.zeros(0)
@@ -142,11 +145,20 @@ class Judge:
 
     def _see_unoptimised(self, step: int) -> None:
         sites = self.blocks.sites if self.blocks is not None else ()
-        found = self._unoptimised.before_update(step, self._model, getattr(self._source, "optimizers", ()), sites)
-        if found is not None:
-            self._stand(replace(found, evidence={**found.evidence, "told_at": step}))
-        elif "unoptimised_parameters" in self._standing and self._unoptimised.mended:
-            self._clear(self._standing.pop("unoptimised_parameters"), step)
+        try:
+            looking, optimizers = self._unoptimised, getattr(self._source, "optimizers", ())
+            changed = looking is not None and looking.before_update(step, self._model, optimizers, sites)
+        except Exception as error:  # what a parameter is made of is the user's: all other rules go on
+            self._unoptimised = None
+            warn(f"watch: {UNOPTIMISED} raised {type(error).__name__}: {error}. It is judged no more; all else is.")
+            return
+        if not changed or looking is None:
+            return
+        if looking.found is not None:
+            found = looking.found
+            self._stand(replace(found, evidence={**found.evidence, "told_at": step}), renew=True)
+        elif (at := self._standing.pop(UNOPTIMISED, None)) is not None:
+            self._clear(at, step)
 
     def sampled(self, sample: Sample) -> None:
         """Apply the rules to a sampled step.
@@ -193,24 +205,24 @@ class Judge:
         self._baseline.add(_columns(sample, view.sites))
 
     def skipped(self, finding: Finding | None, step: int) -> None:
-        """Tell of passes that a loop leaves out, or take that back.
+        """Tell that training stands still, or take that back.
 
         Args:
             finding: what was found; None when it is over.
             step: the present step.
         """
         if finding is not None:
-            self._stand(replace(finding, evidence={**finding.evidence, "told_at": step}))
-        elif (at := self._standing.pop("skipped_steps", None)) is not None:
+            self._stand(replace(finding, evidence={**finding.evidence, "step": step, "told_at": step}))
+        elif (at := self._standing.pop(SKIPPED, None)) is not None:
             self._clear(at, step)
 
-    def _stand(self, finding: Finding) -> None:
-        """Tell a finding that is confirmed already, and does not depend on samples; or that it has become worse."""
+    def _stand(self, finding: Finding, *, renew: bool = False) -> None:
+        """Tell a finding that is confirmed already, and does not depend on samples; or that it is another, or worse."""
         at = self._standing.get(finding.rule)
         if at is None:
             self._standing[finding.rule] = len(self.findings)
             self._tell(finding)
-        elif _worse(finding, self.findings[at]):
+        elif renew or _worse(finding, self.findings[at]):
             told_at = self.findings[at].evidence["told_at"]
             self.findings[at] = replace(finding, evidence={**finding.evidence, "told_at": told_at})
             self._remember(self.findings[at])
@@ -340,7 +352,8 @@ class Judge:
 
     def _remember(self, finding: Finding) -> None:
         self.history.append(finding)
-        if self.keeper is not None and finding.severity == "error":
+        # A bundle holds the pass before an update: where training stands still none comes, and then a good one.
+        if self.keeper is not None and finding.severity == "error" and finding.rule != SKIPPED:
             self.keeper.ask(finding)
 
     def _end(self, rule: str, step: int) -> None:

@@ -124,6 +124,22 @@ class Live:
         else:
             self._print(sample, changed)
 
+    def found_between_samples(self, step: int) -> None:
+        """Show at once what is found, or over, also before the first sample.
+
+        Args:
+            step: the present one.
+        """
+        if self._forked or not is_first():
+            return
+        self._closed = False  # as above
+        self._step = max(self._step, step)
+        changed = self._hear_findings()
+        if self._screen is not None and self._showing():
+            self._redraw()
+        else:
+            self._say(step, changed)
+
     def close(self) -> None:
         """Give the terminal back and say what was seen; again is harmless."""
         if self._closed or self._forked:
@@ -132,7 +148,7 @@ class Live:
         if self._screen is not None:
             self._screen.close()
             self._write("\n")
-        if self._strip is not None:
+        if self._strip is not None or self._told:
             last = self._last(wait=True)
             if last is not None and (self._losses.last is None or last[0] > self._losses.last[0]):
                 self._losses.add(*last)
@@ -232,8 +248,7 @@ class Live:
         return said + [f"over: {one.rule}" for one in over]
 
     def _print(self, sample: Sample, changed: Sequence[str]) -> None:
-        for line in changed:
-            self._write(f"levada: step {sample.step:,}, {printable(line)}\n")
+        self._say(sample.step, changed)
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._pause
@@ -243,6 +258,10 @@ class Live:
             told.append(f"loss {self._losses.last[1]:.4g}")
         told += [*self._range(sample), *_cost(self._watch)]
         self._write(f"levada: {', '.join(told)}\n")
+
+    def _say(self, step: int, changed: Sequence[str]) -> None:
+        for line in changed:
+            self._write(f"levada: step {step:,}, {printable(line)}\n")
 
     def _range(self, sample: Sample) -> list[str]:
         values = sample.values.get("gradient_rms")

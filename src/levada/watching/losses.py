@@ -55,11 +55,11 @@ class Heard(Protocol):
     def before_backward(self) -> None:
         """Hear of a backward pass that is about to begin, of whichever model."""
 
-    def restart(self, loss: Tensor | None = None) -> None:
-        """Hear, before one, that the gradients of this step, and of this loss, were cleared."""
+    def restart(self) -> None:
+        """Hear, before one, that the gradients of this step were cleared."""
 
-    def learned(self) -> None:
-        """Hear, after one, that it was this model's, before its loss is counted."""
+    def learned(self, roots: Sequence[Tensor]) -> None:
+        """Hear, after one, that it was this model's, and at which scalars it began, before its loss is counted."""
 
     def skip(self, optimizer: Any) -> None:
         """Hear that a scaler did not let an optimizer step."""
@@ -151,7 +151,7 @@ class Losses:
         self.heard.before_backward()
         state = [(p, _state(p.grad)) for p in self._markers]
         if self._current and self._cleared() and not self._sharded():
-            self.heard.restart(self.current())
+            self.heard.restart()
             self._current = []
         self._seconds += time.perf_counter() - begun
         return state
@@ -179,7 +179,7 @@ class Losses:
         changed = [p for (p, then), (_, there) in zip(state, now, strict=True) if then != there]
         if not changed and not self._sharded():
             return
-        self.heard.learned()
+        self.heard.learned(roots)
         if self._choosing and changed:
             self._markers = list({id(p): p for p in (*changed[:_MARKERS], *changed[-_MARKERS:])}.values())
             self._choosing = False

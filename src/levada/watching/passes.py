@@ -14,13 +14,13 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from levada.probe.hook import Hook
-from levada.probe.recorder import first_floating
+from levada.probe.recorder import first_floating, transformed
 from levada.watching.losses import in_backward
 from levada.watching.places import original, plain_name
-from levada.watching.skipped import Skips
+from levada.watching.skipped import Skips, continues
 
 __all__ = ["Pass", "Passes"]
 
@@ -198,7 +198,7 @@ class Passes:
         spent: Callable[[float], None],
         fail: Callable[[Exception], None],
     ) -> None:
-        self.skips = Skips()
+        self.skips = Skips(model)
         self.depth = 0
         self.learning = False
         self.seen = 0
@@ -207,7 +207,7 @@ class Passes:
         self._begin, self._end, self._spent, self._fail = begin, end, spent, fail
         self._handles: list[RemovableHandle] = []
         self._step = self._next = self._number = 0
-        self._keeps = self._returned = False
+        self._keeps = self._returned = self._continues = False
         self._given: list[weakref.ref[Tensor]] = []
         self._inputs: _Kept | None = None
         self._gradient: _Kept | None = None
@@ -279,7 +279,7 @@ class Passes:
         if self.depth > 1:
             return
         self._returned = False
-        self.learning = torch.is_grad_enabled() and not in_backward()
+        self.learning = torch.is_grad_enabled() and not in_backward() and not transformed()
         if self.learning:
             self.seen += 1
             self._number = self._number + 1 if self._step == self._next and self.seen > 1 else 1
@@ -287,7 +287,7 @@ class Passes:
             self._given = [weakref.ref(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
             if self._keeps:
                 self._keep(args, kwargs)
-            self.skips.begun(self._step, training=module.training)
+            self._continues = continues((*args, *kwargs.values()))
             self._begin()
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -308,11 +308,12 @@ class Passes:
         if self.depth == 0 and self.learning:
             self.learning = False
             self._end(True)
-            self.skips.returned(output)
+            if not self._continues:
+                self.skips.returned(output, training=module.training)
             if self._keeps and self._inputs is not None:
                 value = first_floating(output)
                 if value is not None and value.requires_grad and not value.is_leaf:
-                    arrived = functools.partial(self._arrived, self._inputs)
+                    arrived = unserializable_hook(functools.partial(self._arrived, self._inputs))  # type: ignore[no-untyped-call]
                     value.register_hook(arrived)  # type: ignore[no-untyped-call]
 
     @_counted

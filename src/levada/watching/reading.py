@@ -11,6 +11,7 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import unserializable_hook
 
 from levada.probe.collector import Collector, Slot
 from levada.probe.statistics import mean_square
@@ -187,7 +188,8 @@ class Reading:
     def _expect(self, slot: Slot, tensor: Tensor) -> None:
         self._number += 1
         self._expected[self._number] = slot, tensor.numel()
-        handle = tensor.register_hook(functools.partial(self._arrive, self._number, slot))  # type: ignore[no-untyped-call]
+        arrive = unserializable_hook(functools.partial(self._arrive, self._number, slot))  # type: ignore[no-untyped-call]
+        handle = tensor.register_hook(arrive)  # type: ignore[no-untyped-call]
         if tensor.is_leaf:  # no graph to die with
             self._handles.append(handle)
 

@@ -256,8 +256,8 @@ class Recording:
         self._hear(sample.step)
         self._tell()
 
-    def found(self, step: int) -> None:
-        """Keep the verdicts that are new, where no sample brings them."""
+    def found_between_samples(self, step: int) -> None:
+        """Keep the verdicts that are new."""
         if not self._closed and os.getpid() == self._process:
             self._hear(step)
 

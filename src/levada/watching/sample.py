@@ -70,7 +70,11 @@ class Continue:
 
 
 class Listener(Protocol):
-    """Who hears of a watched run: the rules, the record, the live view, an exporter."""
+    """Who hears of a watched run: the rules, the record, the live view, an exporter.
+
+    One that has a method `found_between_samples(step)` too is called at once where something is found, or is over, and
+    no sample tells of it, as in a training that stands still.
+    """
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Hear, before every update of the weights, of the loss that the backward pass began at, on its device."""

@@ -1,193 +1,251 @@
-"""Forward passes that a loop leaves out, because something of them is not finite: no optimizer step tells of them."""
+"""A training that stands still: pass after pass gives NaN, and no update comes."""
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from levada.diagnose.finding import Finding, Severity
+from levada.diagnose.finding import Finding
 from levada.probe.recorder import tensors
 from levada.watching.reading import plain
-from levada.watching.transfer import Sent
+from levada.watching.telling import warn
+from levada.watching.transfer import OnItsWay
 
-__all__ = ["Skips"]
+__all__ = ["RULE", "Skips", "continues"]
 
 RULE: Final = "skipped_steps"
-# Passes that a verdict looks back on, and of these the least that were left out: a guard may meet an odd batch.
-WINDOW, ENOUGH = 64, 8
-MOST: Final = 0.5  # from this share on, what is trained is hardly the data
-_REST: Final = 1024  # passes after which outputs are looked at again, at the latest, while passes lack a backward pass
-_BATCH: Final = 8  # outputs whose numbers leave an accelerator together
-_OUTPUTS: Final = 4  # of one pass, at which the gradient is waited for
+# Passes without an update, and of these the share that must have given NaN.
+LEAST, SHARE = 32, 0.75
+_BEYOND: Final = 8  # passes beyond the most that an update took, before outputs are looked at
+_MORE: Final = 512  # after so many that were looked at, and four times the most that an update took, no more are
+_BETWEEN: Final = 8  # passes between two counts that are sent to the host
+_OUTPUTS: Final = 16  # of one pass
+_MOVERS: Final = 8  # parameters that tell whether something else moves the model
 _TYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(slots=True, eq=False)
-class _Left:
-    """A pass that may have been left out, by its output or its loss, and whether a gradient came back."""
+def _apart(method: Callable[..., None]) -> Callable[..., None]:
+    """Let an error end this rule, and not the watch."""
 
-    number: int
-    bad: Tensor  # 1 if that is not finite
-    kind: str
-    reached: bool = False
+    @functools.wraps(method)
+    def run(self: Skips, *args: Any, **kwargs: Any) -> None:
+        if self.over:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:  # whatever it is, training goes on
+            self.over = True
+            warn(
+                f"watch: {RULE} raised {type(error).__name__}: {error}. It is judged no more; all else is.",
+                stacklevel=3,
+            )
 
-    def arrived(self, gradient: Tensor) -> None:
-        self.reached = True
+    return run
 
 
 @final
 class Skips:
-    """Counts the passes of training whose output or loss is not finite, and which no update used.
+    """Finds that a loop makes no update any more, because what the model gives is NaN.
 
-    A loop that goes on to the next batch where the loss is not finite steps no optimizer then. Such a pass has no
-    backward pass, which is seen as another begins: from then on the outputs of the next 64 are looked at, for NaN and
-    +Inf (a mask writes -Inf), and whether a gradient comes back through them. While that finds nothing, as with passes
-    of validation, with a rehearsal, or with two passes for one backward pass, it is done ever more rarely. Or it had a
-    backward pass, and its gradients were cleared before an update: then its loss is known.
+    A loop that goes on to the next batch where the loss is not finite steps no optimizer then, so that no sample tells
+    of it. Counted are passes with gradients since the last update, and of these such as gave NaN and had no backward
+    pass, or one that began at NaN. Inf is none: scalers and masks make it.
 
-    Counted are passes with gradients, in that mode of the model, training or not, in which it last learned. A loss that
-    is not finite, though the output is, and that has no backward pass, is not seen.
+    While updates come, passes are counted and nothing is looked at. Outputs are from the eighth pass on beyond the most
+    that an update ever took, or before the first update; their NaN is added up on the device, and not waited for. A
+    backward pass belongs to all passes since the one before it. What moves the model without being one of the watch's
+    optimizers makes an update too.
+
+    Args:
+        model: what is watched.
 
     Attributes:
-        tell: called with a finding where it is new or has become worse, and with None when it is over.
+        tell: called with a finding where training stands still, and with None when an update has come.
+        over: whether an error has ended this.
 
     Example:
-        >>> found, skips = [], Skips()
+        >>> found, skips = [], Skips(nn.Linear(1, 1))
         >>> skips.tell = found.append
-        >>> for _ in range(12):
-        ...     skips.begun(0, training=True)
-        ...     skips.returned(torch.full((2,), math.nan, requires_grad=True) * 1.0)
-        >>> found[0].severity, found[0].evidence["skipped"], found[0].evidence["passes"]
-        ('error', 8, 10)
+        >>> for _ in range(33):
+        ...     skips.returned(torch.full((2,), torch.nan, requires_grad=True) * 1.0, training=True)
+        >>> found[0].severity, found[0].evidence["nan"], found[0].evidence["passes"]
+        ('error', 32, 32)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.tell: Callable[[Finding | None], None] | None = None
-        self._step = 0
-        self._count = 0
+        self.over = False
+        self._model = weakref.ref(model)
+        self._step: int | None = None  # of the last update
         self._mode: bool | None = None  # in which the model last learned
-        self._training = self._counts = False
+        self._other: bool | None = None  # of a pass that was not counted
         self._waits = False  # a pass, for its backward pass
-        self._until = self._again = 0  # pass up to which outputs are looked at, and from which on they may be again
-        self._rest = WINDOW
-        self._fresh: deque[_Left] = deque(maxlen=4 * WINDOW)
-        self._sent: deque[tuple[Sent, list[_Left]]] = deque()
-        self._bad: deque[_Left] = deque()
-        self._severity: Severity | None = None
+        self._looks = False  # at the last pass
+        self._passes = self._looked = self._most = 0
+        self._told = False
+        self._open: Tensor | None = None  # passes with NaN since the last backward pass
+        self._bad: Tensor | None = None  # and before it
+        self._sent: tuple[OnItsWay, int, int] | None = None
+        self._weights: list[tuple[weakref.ref[nn.Parameter], int]] = []
 
-    def begun(self, step: int, *, training: bool) -> None:
-        """Hear that a pass with gradients begins.
-
-        Args:
-            step: that it belongs to.
-            training: the model's mode.
-        """
-        self._step, self._training = step, training
-        self._counts = training == (self._mode is None or self._mode)
-        if not self._counts:
-            return
-        self._count += 1
-        if self._count == self._until:
-            self._rest = min(2 * self._rest, _REST) if not self._bad else WINDOW
-            self._again = self._count + self._rest * (not self._bad)
-        if self._waits and self._count >= max(self._until, self._again):
-            self._until = self._count + WINDOW
-        self._waits = True
-        if self._fresh or self._sent or self._bad:
-            self._look()
-
-    def returned(self, output: Any) -> None:
+    @_apart
+    def returned(self, output: Any, *, training: bool) -> None:
         """Hear what a pass with gradients gave.
 
         Args:
             output: any nest.
+            training: the model's mode.
         """
-        if not self._counts or self._count >= self._until:
+        if training != self._counted:
+            self._other = training
             return
-        found = [t for t in tensors(output) if t.requires_grad and not t.is_leaf and t.dtype in _TYPES][:_OUTPUTS]
-        if not found or not found[0].numel():
-            return
-        left = _Left(self._count, _above(plain(found[0].detach()).amax()), "output")
-        for each in found:
-            each.register_hook(left.arrived)  # type: ignore[no-untyped-call]
-        self._fresh.append(left)
+        self._judge()
+        found: list[Tensor] = []
+        if self._looking():
+            found = [t for t in islice(tensors(output), _OUTPUTS) if t.requires_grad]
+            if not found:
+                return
+        self._count()
+        self._waits = True
+        bad: Tensor | None = None
+        for each in map(plain, found):
+            # Of other subclasses it is not known what they hold.
+            if type(each) is Tensor and each.dtype in _TYPES and each.layout is torch.strided and each.numel():
+                there = _is_nan(each)
+                bad = there if bad is None else torch.maximum(bad, there.to(bad.device, non_blocking=True))
+        if bad is not None:
+            self._open = _sum(self._open, bad)
 
-    def learned(self) -> None:
-        """Hear that a backward pass was this model's."""
-        self._mode, self._waits = self._training, False
-
-    def dropped(self, loss: Tensor) -> None:
-        """Hear that the gradients of a loss were cleared before an update.
+    @_apart
+    def learned(self, roots: Sequence[Tensor]) -> None:
+        """Hear that a backward pass was this model's.
 
         Args:
-            loss: on its device.
+            roots: the scalars at which it began.
         """
-        self._fresh.append(_Left(self._count, _above(loss.detach().abs()), "loss"))
-
-    def _look(self) -> None:
-        """Take what is known of the passes before this one."""
-        before = [left for left in self._fresh if left.number < self._count]
-        if before and (before[0].bad.device.type == "cpu" or len(before) >= _BATCH):
-            for _ in before:
-                self._fresh.popleft()
-            flags, numbers = [left.bad.reshape(1) for left in before], [left.number for left in before]
-            self._sent.append((Sent(0, flags, None, numbers, [], {}), before))
-        while self._sent and self._sent[0][0].ready():
-            sent, passes = self._sent.popleft()
-            self._bad += [left for left, (_, bad) in zip(passes, sent.host(0)[2], strict=True) if bad]
-        while self._bad and (self._bad[0].reached or self._bad[0].number <= self._count - WINDOW):
-            self._bad.popleft()
-        self._judge([left for left in self._bad if not left.reached])
-
-    def _judge(self, bad: list[_Left]) -> None:
-        passes = min(self._count, WINDOW)
-        severity: Severity | None = None
-        if len(bad) >= ENOUGH:
-            severity = "error" if len(bad) >= MOST * passes else "warn"
-        if self.tell is None:
+        if not self._waits:  # a model that is called part by part, or one more backward pass
+            self._mode = self._mode if self._other is None else self._other
+            self._judge()
+            self._count()
+        else:
+            self._mode = self._counted
+        self._waits, self._other = False, None
+        if not self._looks:
             return
-        if severity is not None and severity != self._severity and self._severity != "error":
-            self._severity = severity
-            self.tell(_finding(bad, passes, severity, self._step))
-        elif not bad and self._severity is not None:
-            self._severity = None
+        bad = functools.reduce(torch.maximum, [_is_nan(root) for root in roots])
+        among = bad if self._open is None else self._open.to(bad.device, non_blocking=True).clamp(min=1) * bad
+        self._bad, self._open = _sum(self._bad, among), None
+
+    @_apart
+    def updated(self, step: int | None) -> None:
+        """Hear of an update of the weights.
+
+        Args:
+            step: its number.
+        """
+        told, self._told = self._told, False
+        self._step = step
+        if self._passes and not told:
+            self._most = max(self._most, self._passes)
+        if self._looked:
+            self._looked, self._bad, self._open, self._sent, self._weights = 0, None, None, None, []
+        self._passes, self._looks = 0, False
+        if told and self.tell is not None:
             self.tell(None)
 
+    @property
+    def _counted(self) -> bool:
+        """The mode in which passes are counted."""
+        return self._mode is None or self._mode
 
-def _above(size: Tensor) -> Tensor:
-    return (size < math.inf).logical_not().float()  # NaN is not below
+    def _looking(self) -> bool:
+        due = self._step is None or self._passes >= self._most + _BEYOND
+        return due and not self._told and self._looked < 4 * self._most + _MORE
+
+    def _count(self) -> None:
+        self._looks = self._looking()
+        if self._looks and not self._looked:
+            self._weights = [(weakref.ref(p), p._version) for p in self._movers()]
+        self._passes += 1
+        self._looked += self._looks
+
+    def _movers(self) -> Iterable[nn.Parameter]:
+        model = self._model()
+        those = [] if model is None else [p for p in model.parameters() if p.requires_grad]
+        return those[:: max(1, len(those) // _MOVERS)][:_MOVERS]
+
+    def _judge(self) -> None:
+        """Look at the count of the passes before this one."""
+        if self._sent is not None and self._sent[0].ready():
+            way, looked, passes = self._sent
+            self._sent = None
+            bad = int(way.host())
+            if bad >= SHARE * passes and self.tell is not None:
+                if any((p := held()) is not None and p._version != then for held, then in self._weights):
+                    self.updated(self._step)  # something else moves the weights
+                    return
+                self._told = True
+                self.tell(_finding(bad, looked, self._step, self._bad is not None))
+        elif self._sent is None and self._looked and self._passes >= LEAST and self._passes % _BETWEEN == 0:
+            total = self._bad if self._open is None else _sum(self._bad, self._open)
+            if total is not None and not self._told:
+                self._sent = OnItsWay(total), self._looked, self._passes
+                if total.device.type == "cpu":
+                    self._judge()
 
 
-def _finding(bad: list[_Left], passes: int, severity: Severity, step: int) -> Finding:
-    kinds = sorted({left.kind for left in bad})
-    what = "model's output" if kinds == ["output"] else "loss" if kinds == ["loss"] else "model's output or the loss"
+def continues(given: Iterable[Any]) -> bool:
+    """Return whether a pass goes on from another's graph, as in a loop over time: it is not counted apart.
+
+    Args:
+        given: what the model is called with.
+
+    Example:
+        >>> h = torch.ones(1, requires_grad=True)
+        >>> continues([torch.ones(1), h]), continues([torch.ones(1), (2 * h, 2 * h)])
+        (False, True)
+    """
+    return any(
+        isinstance(t, Tensor) and t.grad_fn is not None
+        for one in given
+        for t in (one if isinstance(one, tuple | list) else (one,))
+    )
+
+
+def _is_nan(tensor: Tensor) -> Tensor:
+    value = plain(tensor.detach())
+    return torch.isnan(value.amax() if value.dim() else value).float()  # NaN is the largest
+
+
+def _sum(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total.to(more.device, non_blocking=True) + more
+
+
+def _finding(bad: int, passes: int, step: int | None, backward: bool) -> Finding:
     return Finding(
         rule=RULE,
-        severity=severity,
+        severity="error",
         status="fired",
         claim=(
-            f"The {what} was not finite in {len(bad)} of the last {passes} forward passes, up to step {step}, and no "
-            "update came of them: the loop leaves them out."
+            f"No update {'yet' if step is None else f'since step {step}'}: of the last {passes} forward passes {bad} "
+            "had outputs that are not finite (NaN), and no backward pass"
+            f"{', or one that began at a loss of NaN' if backward else ''}."
         ),
         evidence={
-            "step": step,
-            "skipped": len(bad),
+            "last_update": step,
+            "nan": bad,
             "passes": passes,
             "reference": "each pass of training leads to an update",
             "explained_by": "theory",
-            "tests": {"of": kinds, "values": "looked at exactly"},
+            "tests": {"values": "looked at exactly", "passes_without_update": passes},
         },
-        consequence=(
-            "The weights hardly move any more, and the run looks alive."
-            if severity == "error"
-            else "What is in these batches is not learned."
-        ),
+        consequence="The weights move no more, and the run looks alive.",
         falsify="Print the loss of each pass: if it is finite, or if its step is made all the same, this is wrong.",
         source="IEEE 754: a NaN stays one through every sum and product",
     )

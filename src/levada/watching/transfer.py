@@ -11,7 +11,40 @@ from torch import Tensor
 from levada.watching.parameters import Packed
 from levada.watching.reading import TABLE
 
-__all__ = ["Sent"]
+__all__ = ["OnItsWay", "Sent"]
+
+
+@final
+class OnItsWay:
+    """Numbers on their way from a device to the host: one copy, which nobody waits for.
+
+    Args:
+        numbers: on their device; not overwritten later.
+
+    Example:
+        >>> way = OnItsWay(torch.ones(2))
+        >>> way.ready(), way.host().tolist()
+        (True, [1.0, 1.0])
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._event: Any = None
+        self._values = numbers
+        if numbers.device.type == "cuda":
+            self._values = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._values.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(numbers.device))
+
+    def ready(self) -> bool:
+        """Return whether the numbers have arrived."""
+        return self._event is None or bool(self._event.query())
+
+    def host(self) -> Tensor:
+        """Return them, in double precision; this waits if they have not arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values.cpu().double()
 
 
 @final
@@ -32,23 +65,15 @@ class Sent:
         self.micro_batches = 1
         device, wide = numbers[0].device, numbers[0].dtype
         flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in numbers])
-        self._event: Any = None
-        self._values = flat
-        if device.type == "cuda":
-            self._values = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
-            self._values.copy_(flat, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+        self._way = OnItsWay(flat)
 
     def ready(self) -> bool:
         """Return whether the numbers have arrived."""
-        return self._event is None or bool(self._event.query())
+        return self._way.ready()
 
     def host(self, places: int) -> tuple[Tensor, Packed | None, list[tuple[int, float]], dict[str, float]]:
         """Return table, parameters, losses and named numbers; this waits if they have not arrived."""
-        if self._event is not None:
-            self._event.synchronize()
-        values = self._values.cpu().double()
+        values = self._way.host()
         rows = 0 if self._packed is None else self._packed.values.numel()
         sizes = [places * len(TABLE), rows, len(self._loss_steps), len(self._names)]
         table, parameters, losses, named = torch.split(values, sizes)

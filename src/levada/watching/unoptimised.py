@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
@@ -12,53 +14,66 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
+from levada.watching.transfer import OnItsWay
 
-__all__ = ["Unoptimised"]
+__all__ = ["RULE", "Unoptimised"]
 
 RULE: Final = "unoptimised_parameters"
-# Updates over which a parameter stands still, and of these the least before which it had a gradient: an optimizer that
-# is not known to the watch may step more rarely than the others.
-UPDATES, HAD = 200, 20
-_EVERY: Final = 16  # updates between two looks at the optimizers' groups
-_LOOKED: Final = 32  # numbers of a parameter that are compared, from its beginning
+UPDATES: Final = 200  # over which a parameter stands still
+_EVERY: Final = 16  # updates between two looks
+_HAD: Final = 3  # looks at which it had a gradient
+_MOST: Final = 256  # parameters that are looked at
+_NUMBERS: Final = 64  # of a parameter, and of its gradient
+
+
+@dataclass(slots=True, eq=False)
+class _Still:
+    """A parameter that no optimizer holds, as it was when it was last seen to move."""
+
+    held: weakref.ref[nn.Parameter]
+    since: int  # the update before which it was first seen so
+    version: int
+    numbers: Tensor | None = None
+    had: int = 0  # looks at which it had a gradient since then
 
 
 @final
 class Unoptimised:
-    """Finds, once, parameters that ask for a gradient, get one, are in no known optimizer, and do not change.
+    """Follows parameters that ask for a gradient, get one, are in no known optimizer, and do not change.
 
-    What another optimizer moves, one that the watch was not given, does not stand still, whoever steps it. What is
-    frozen by leaving it out of the optimizer, as a body below a head that is trained alone, is not told from what was
-    forgotten: it is information. It is a warning where the last block is among it, whose gradient no other needs.
+    Every 16 updates the model's parameters are compared with those of the optimizers, so that one which is exchanged,
+    unfrozen, or given to an optimizer later is met as it is then. Of those that no optimizer holds 64 numbers each are
+    compared with what they were, of 256 parameters at most; the numbers are not waited for. What something else moves,
+    an optimizer that the watch was not given or the loop itself, does not stand still, and is not told of again once it
+    moved after it was told.
+
+    Leaving parameters out of the optimizer may be meant, so this only gives facts.
+
+    Attributes:
+        found: what holds now.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> optimizer, looking = torch.optim.SGD(model[0].parameters(), lr=0.1), Unoptimised()
-        >>> for step in range(201):
+        >>> for step in range(250):
         ...     model(torch.ones(1, 2)).sum().backward()
-        ...     found = looking.before_update(step, model, [optimizer], ())
+        ...     changed = looking.before_update(step, model, [optimizer], ())
         ...     optimizer.step()
-        >>> found.claim.partition(":")[0], found.evidence["parameters"]
-        ('2 of 4 parameters get a gradient and are in no optimizer', ['1.weight', '1.bias'])
+        >>> looking.found.severity, looking.found.evidence["parameters"]
+        ('info', ['1.weight', '1.bias'])
     """
 
     def __init__(self) -> None:
-        self._members: tuple[Any, ...] = ()
-        self._left: dict[str, nn.Parameter] = {}
-        self._seen: dict[str, tuple[int, Tensor]] = {}
-        self._had: dict[str, int] = {}
-        self._updates = self._calls = 0
-        self._over = False
-        self._told: list[str] = []
-
-    @property
-    def mended(self) -> bool:
-        """Whether what was told is held by an optimizer now."""
-        return bool(self._told) and not any(name in self._left for name in self._told)
+        self.found: Finding | None = None
+        self._still: dict[str, _Still] = {}
+        self._updates = 0
+        self._sent: tuple[OnItsWay, list[_Still], list[int], int] | None = None
+        self._told: dict[str, _Still] = {}
+        self._moved: set[str] = set()  # after they were told
 
     def before_update(
         self, step: int, model: nn.Module | None, optimizers: Sequence[Any], sites: Sequence[Site]
-    ) -> Finding | None:
+    ) -> bool:
         """Look at those parameters before an update, while gradients are there.
 
         Args:
@@ -66,68 +81,114 @@ class Unoptimised:
             model: the model, if it is at hand.
             optimizers: those that are known.
             sites: the blocks in the order in which they run, as far as they are known.
+
+        Returns:
+            Whether what is found has changed.
         """
         if model is None or not optimizers:
-            return None
-        if self._calls % _EVERY == 0:
-            members = tuple(len(group["params"]) for each in optimizers for group in each.param_groups)
-            if members != self._members:
-                self._begin(model, optimizers)
-                self._members, self._over = members, False
-        self._calls += 1
-        if self._over or not self._left:
-            return None
-        for name, parameter in self._left.items():
-            self._had[name] += parameter.grad is not None
+            return False
+        due = self._updates % _EVERY == 0
         self._updates += 1
-        return self._tell(step, model, sites) if self._updates > UPDATES else None
+        if self._sent is None and due:
+            self._follow(model, optimizers)
+            self._send()
+        if self._sent is not None and self._sent[0].ready():
+            self._read()
+        elif not due:
+            return False
+        return self._tell(step, model, sites)
 
-    def _begin(self, model: nn.Module, optimizers: Sequence[Any]) -> None:
+    def _follow(self, model: nn.Module, optimizers: Sequence[Any]) -> None:
         held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
-        named = original(model).named_parameters()
-        self._left = {plain_name(n): p for n, p in named if p.requires_grad and id(p) not in held}
-        self._seen = {name: (p._version, _begin_of(p)) for name, p in self._left.items()}
-        self._had = dict.fromkeys(self._left, 0)
-        self._updates = 0
+        those = [(n, p) for n, p in original(model).named_parameters() if p.requires_grad and id(p) not in held]
+        # Evenly, and the same ones again while the same are left out.
+        some = [those[i * len(those) // _MOST] for i in range(_MOST)] if len(those) > _MOST else those
+        before, self._still = self._still, {}
+        for name, p in ((plain_name(n), p) for n, p in some if not nn.parameter.is_lazy(p)):
+            known = before.get(name)
+            same = known is not None and known.held() is p
+            self._still[name] = known if known and same else _Still(weakref.ref(p), self._updates, p._version)
 
-    def _tell(self, step: int, model: nn.Module, sites: Sequence[Site]) -> Finding | None:
-        """Look once whether they stood still, and have a gradient that is not zero."""
-        self._over = True
-        names = [
-            name
-            for name, parameter in self._left.items()
-            if self._had[name] >= HAD and parameter.requires_grad and parameter.grad is not None
-            if parameter._version == self._seen[name][0] and torch.equal(_begin_of(parameter), self._seen[name][1])
-            if bool(plain(parameter.grad).any())
-        ]
-        self._told = names
-        if not names:
-            return None
-        blocks = [site for site in sites if set(site.parameters) & set(names)]
-        last = bool(blocks) and blocks[-1] is sites[-1] and len(blocks) < len(sites)
+    def _send(self) -> None:
+        """Copy some numbers of each parameter and of its gradient to the host."""
+        pieces: list[Tensor] = []
+        sizes: list[int] = []
+        those: list[_Still] = []
+        for still in self._still.values():
+            p = still.held()
+            if p is None:
+                continue
+            if p._version != still.version:
+                still.version, still.since, still.had, still.numbers = p._version, self._updates, 0, None
+            those.append(still)
+            for some in (_some(p.detach()), _some(p.grad)):
+                pieces.append(some)
+                sizes.append(some.numel())
+        if sum(sizes):
+            device = next(piece.device for piece in pieces if piece.numel())
+            wide = torch.float32 if device.type == "mps" else torch.float64
+            flat = torch.cat([piece.to(device, wide, non_blocking=True) for piece in pieces])
+            self._sent = OnItsWay(flat), those, sizes, self._updates
+
+    def _read(self) -> None:
+        assert self._sent is not None
+        way, those, sizes, at = self._sent
+        self._sent = None
+        pieces = way.host().split(sizes)
+        for still, numbers, gradient in zip(those, pieces[::2], pieces[1::2], strict=True):
+            if still.numbers is None or not torch.equal(numbers, still.numbers):
+                still.since = at if still.numbers is not None else still.since
+                still.numbers, still.had = numbers, 0
+            still.had += bool(gradient.any())
+
+    def _tell(self, step: int, model: nn.Module, sites: Sequence[Site]) -> bool:
+        stands = {
+            name: still
+            for name, still in self._still.items()
+            if self._updates - still.since >= UPDATES and still.had >= _HAD and name not in self._moved
+        }
+        if stands == self._told:
+            return False
+        self._moved |= {name for name, still in self._told.items() if self._still.get(name) is still} - set(stands)
+        self._told = stands
         total = sum(p.requires_grad for p in original(model).parameters())
-        return Finding(
-            rule=RULE,
-            severity="warn" if last else "info",
-            status="fired",
-            claim=(
-                f"{len(names)} of {total} parameters get a gradient and are in no optimizer: {names[0]} is the first. "
-                f"They have not moved for {UPDATES} updates."
-            ),
-            where={"first": blocks[0].name, "last": blocks[-1].name} if blocks else {},
-            evidence={
-                "step": step,
-                "parameters": names[:20],
-                "number": len(names),
-                "reference": "the optimizers that the watch was given, and whether something else moves them",
-                "explained_by": "place",
-                "tests": {"stood_still_for": UPDATES, "last_block": last},
-            },
-            consequence="These parameters keep what they start with.",
-            falsify="If they are meant to stand still, requires_grad_(False) on them says so, and this is wrong.",
-            source="torch.optim.Optimizer: a step changes the parameters of its groups",
-        )
+        self.found = _finding(step, list(stands), total, len(self._still), sites) if stands else None
+        return True
 
 
-def _begin_of(parameter: nn.Parameter) -> Tensor:
-    return plain(parameter.detach()).reshape(-1)[:_LOOKED].clone()
+def _some(tensor: Tensor | None) -> Tensor:
+    """Return numbers that are spread evenly over a tensor."""
+    if tensor is None:
+        return torch.empty(0)
+    value = plain(tensor)
+    value = value._values() if value.layout is torch.sparse_coo else value
+    value = torch.view_as_real(value) if value.is_complex() else value
+    # In the order of the memory, so that nothing is copied.
+    flat = value.permute(sorted(range(value.dim()), key=value.stride, reverse=True)).reshape(-1)
+    return flat[:: max(1, -(-flat.numel() // _NUMBERS))]
+
+
+def _finding(step: int, names: Sequence[str], total: int, looked: int, sites: Iterable[Site]) -> Finding:
+    blocks = [site for site in sites if set(site.parameters) & set(names)]
+    named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return Finding(
+        rule=RULE,
+        severity="info",
+        status="fired",
+        claim=(
+            f"{len(names)} of {total} parameters ({named}) got a gradient and did not change in the last {UPDATES} "
+            "updates; no optimizer that stepped holds them."
+        ),
+        where={"first": blocks[0].name, "last": blocks[-1].name} if blocks else {},
+        evidence={
+            "step": step,
+            "parameters": list(names[:20]),
+            "number": len(names),
+            "reference": "the optimizers that the watch was given, and whether something else moves them",
+            "explained_by": "place",
+            "tests": {"stood_still_for": UPDATES, "looked_at": looked},
+        },
+        consequence="These parameters keep what they start with.",
+        falsify="If they are meant to stand still, requires_grad_(False) on them says so, and this is over.",
+        source="torch.optim.Optimizer: a step changes the parameters of its groups",
+    )

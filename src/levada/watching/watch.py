@@ -260,11 +260,12 @@ class Watch:
             self._tell(listener, "sampled", sample)
 
     def _skipped(self, finding: Finding | None) -> None:
-        """Tell of passes that no sample will tell of, at once."""
+        """Tell at once of what no sample will tell of."""
         if self.judge is not None:
             self.judge.skipped(finding, self.steps)
-            for listener in [one for one in self._listeners if hasattr(one, "found")]:
-                self._tell(listener, "found", self.steps)
+            for listener in list(self._listeners):
+                if callable(getattr(listener, "found_between_samples", None)):
+                    self._tell(listener, "found_between_samples", self.steps)
 
     def _tell(self, listener: Listener, method: str, *args: Any) -> None:
         try:
