@@ -94,7 +94,7 @@ STUDY = Study(
     settings={"seeds": 5, "variances": (0.5, 0.9, 1.0, 1.5, 1.76, 2.0, 2.5, 3.0, 4.0),
               "depths": (5, 7, 10, 14, 20, 28, 40, 57, 80), "dim": 128, "steps": 300, "batch_size": 32,
               "rates": (0.01, 0.03, 0.1, 0.3), "select": False},
-    costs={"smoke": Cost(0.001), "full": Cost(40, "one H100")},
+    costs={"smoke": Cost(0.001), "small": Cost(0.067), "full": Cost(40, "one H100")},
     scales={"smoke": {"seeds": 2, "variances": (1.0, 1.76), "depths": (5, 10), "dim": 32, "steps": 40},
             "full": {"depths": (5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 300), "dim": 300, "steps": 45_000,
                      "select": True}},
