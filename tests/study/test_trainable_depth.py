@@ -145,6 +145,9 @@ def test_networks_that_train_to_six_depth_scales_hold_the_law_and_refute_twenty_
     diagram, steps = STUDY.figures(results)
     assert [s.y[2] for s in diagram.series if s.style == "measured"] == [20.0] * 5
     assert {s.label for s in diagram.series if s.style != "measured"} == {"2 xi_c", "6 xi_c", "12 xi_c"}
+    for series in diagram.series:
+        if series.style != "measured":
+            assert (max(series.x) < 1.76) != (min(series.x) > 1.76), "no line crosses criticality"
     assert len(steps.series) == 9 * 5
 
 

@@ -13,11 +13,11 @@ from levada.study import Cell, Cost, Settings, Study
 from levada.study.data import Dataset, mnist1d
 from levada.study.devices import preferred_device
 from levada.study.shortcut_networks import Shortcut, ShortcutNetwork
-from levada.study.training import Recipe, batches, fit, held_out
+from levada.study.training import Recipe, batches, cosine, fit, held_out
 
 __all__ = ["STUDY"]
 
-SELECTION_SEEDS = (100,)
+SELECTION_SEEDS = (100, 101)
 NUM_FITTED = 3200  # of the 4,000 training signals; the other 800 choose the learning rate
 
 
@@ -29,7 +29,7 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
             continue
         shortcut = {"form": found.shortcut.form, "value": found.shortcut.value, "branch": found.shortcut.branch}
         same = {key: settings[key] for key in ("blocks", "channels", "steps", "batch_size", "selection_steps")}
-        configs.append({"kind": kind, **shortcut, **same, "lr_grid": list(settings["lr_grid"]), "version": 1})
+        configs.append({"kind": kind, **shortcut, **same, "lr_grid": list(settings["lr_grid"]), "version": 2})
     return [Cell(config, seeds) for config in configs]
 
 
@@ -39,7 +39,8 @@ def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
     selection = {str(lr): _validation_error(config, data, lr) for lr in config["lr_grid"]}
     lr = float(min(selection, key=selection.__getitem__))
     before = _measured_before(config, data, seeds)
-    trained = fit(_network(config, seeds), data, Recipe(config["steps"], config["batch_size"], lr), seeds)
+    recipe = Recipe(config["steps"], config["batch_size"], lr, schedule=cosine)
+    trained = fit(_network(config, seeds), data, recipe, seeds)
     return [
         {**values, **start, "lr": lr, "validation_error": selection}
         for values, start in zip(trained, before, strict=True)
@@ -60,8 +61,9 @@ def _network(config: Mapping[str, Any], seeds: Sequence[int]) -> ShortcutNetwork
 
 def _validation_error(config: Mapping[str, Any], data: Dataset, lr: float) -> float:
     """Mean error on the held-out part of the training set, of networks whose seeds are never reported."""
-    network, recipe = _network(config, SELECTION_SEEDS), Recipe(config["selection_steps"], config["batch_size"], lr)
-    return fmean(v["test_error"] for v in fit(network, held_out(data, NUM_FITTED), recipe, SELECTION_SEEDS))
+    recipe = Recipe(config["selection_steps"], config["batch_size"], lr, schedule=cosine)
+    found = fit(_network(config, SELECTION_SEEDS), held_out(data, NUM_FITTED), recipe, SELECTION_SEEDS)
+    return fmean(values["test_error"] for values in found)
 
 
 def _measured_before(config: Mapping[str, Any], data: Dataset, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -86,21 +88,25 @@ STUDY = Study(
     "data and other seeds. Before training the gradient is measured at every block, once whole and once through the "
     "shortcuts alone.",
     sources=(HE, "Srivastava, Greff and Schmidhuber 2015, arXiv 1505.00387"),
-    settings={"seeds": 5, "blocks": 54, "channels": 8, "steps": 300, "batch_size": 64, "all_kinds": False,
-              "selection_steps": 150, "lr_grid": (0.03, 0.1)},
+    settings={"seeds": 5, "blocks": 54, "channels": 8, "steps": 700, "batch_size": 64, "all_kinds": False,
+              "selection_steps": 100, "lr_grid": (0.01, 0.03)},
     scales={"smoke": {"seeds": 2, "blocks": 3, "channels": 4, "steps": 3, "selection_steps": 1},
             "full": {"seeds": 10, "channels": 16, "steps": 6000, "all_kinds": True, "selection_steps": 6000,
                      "lr_grid": (0.003, 0.01, 0.03, 0.1, 0.3)}},
     configurations=configurations, run=run, claims=lambda settings: claims(), figures=figures,
-    notes=("Networks of 8 channels without downsampling, SGD with momentum 0.9, weight decay 1e-4, a constant learning "
-           "rate and 300 steps of 64 signals; the paper has ResNet-110 on CIFAR-10. Errors are measured with batch "
-           "statistics of the whole training set.",
+    notes=("Networks of 8 channels without downsampling, SGD with momentum 0.9, weight decay 1e-4, 700 steps of 64 "
+           "signals and a learning rate that falls to 0 along half a cosine; the paper has ResNet-110 on CIFAR-10. "
+           "Errors are measured with batch statistics of the whole training set.",
            "Gates are convolutions of kernel size 1 whose weights begin at N(0, 1/3n); the convolution on the shortcut "
            "has batch normalisation. Dropout on the shortcut does not make up for what it drops, so that its mean is "
            "half.",
-           "Rates are chosen in the run, by networks of seed 100 that train for 150 steps, on 800 held-out training "
-           "signals. On that seed the identity had a training error of 46 % after 300 steps at a rate of .1 and of "
-           "35 % at .03. Gradients of seeds 100 and 101 before training had shown that the claim of vanishing "
-           "gradients would not hold."),
-    costs={"smoke": Cost(1.4 / 3600, measured=True), "small": Cost(0.08), "full": Cost(3, "one H100")},
+           "Rates are chosen in the run, by networks of seeds 100 and 101 that train for 100 steps, on 800 held-out "
+           "training signals. Gradients of these seeds before training had shown that the claim of vanishing gradients "
+           "would not hold.",
+           "A first run, of 300 steps at a constant rate of .03 or .1, was stopped after four of the ten kinds: the "
+           "identity's training errors were 14 to 77 %, and no order could be told. Steps, schedule and grid were then "
+           "chosen on seeds 100 and 101 and held-out signals, for the identity alone: after 600 steps its training "
+           "errors were 34 and 28 % at .1, 7 and 13 % at .03, 13 and 16 % at .01. The criteria are those from before "
+           "the first run."),
+    costs={"smoke": Cost(1.4 / 3600, measured=True), "small": Cost(0.13), "full": Cost(3, "one H100")},
 )  # fmt: skip

@@ -24,7 +24,7 @@ HUANG = "Huang, Sun, Liu, Sedra and Weinberger 2016, arXiv 1603.09382"
 SURVIVAL = 0.5  # of the last block
 NO_ERROR = 0.1  # %
 SIGNIFICANT, NOT_WORSE = 0.05, 1.0
-SAVED, TOLERANCE = 0.15, 0.01
+SAVED, STANDARD_ERRORS = 0.15, 3.0
 
 
 def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
@@ -149,11 +149,19 @@ def _saves(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
     for depth in _depths(results):
         blocks = depth // 2 - 1
         saved = [1 - share for share in results.column("evaluations", depth=depth)]
-        expected = (blocks + 1) / (4 * blocks)
+        expected, apart = (blocks + 1) / (4 * blocks), STANDARD_ERRORS * _standard_error(blocks, results)
         numbers[f"{depth} layers, share of block evaluations saved"] = saved
         numbers[f"{depth} layers, expected"] = expected
-        met = [m and s >= SAVED and abs(s - expected) <= TOLERANCE for m, s in zip(met, saved, strict=True)]
+        numbers[f"{depth} layers, {STANDARD_ERRORS:g} standard errors"] = apart
+        met = [m and s >= SAVED and abs(s - expected) <= apart for m, s in zip(met, saved, strict=True)]
     return all(met), numbers, sign_test(sum(met), len(met))
+
+
+def _standard_error(blocks: int, results: Results) -> float:
+    """Of the share of block evaluations that a training saves: each block of each step is drawn independently."""
+    alive = survival_by_block(blocks, SURVIVAL).double()
+    steps = results.configs[0]["steps"]
+    return float((alive * (1 - alive)).sum() / steps) ** 0.5 / blocks
 
 
 def claims(settings: Settings) -> list[Claim]:
@@ -202,10 +210,10 @@ def claims(settings: Settings) -> list[Claim]:
         ),
         Claim(
             "stochastic depth saves a quarter", "A quarter of the blocks' evaluations is saved in training.",
-            f"share saved at least {SAVED:.0%}, and within {100 * TOLERANCE:.0f} point of (L + 1)/(4 L), in every "
-            "seed, at each depth, L blocks", HUANG, _saves, {"survival": SURVIVAL},
+            f"share saved at least {SAVED:.0%}, and within {STANDARD_ERRORS:g} standard errors, of the draws alone, of "
+            "(L + 1)/(4 L), in every seed, at each depth, L blocks", HUANG, _saves, {"survival": SURVIVAL},
             paper_value="about 40 of 54 blocks run",
-            correction="Not exactly a quarter: of L blocks (3 L - 1)/4 run on average.",
+            correction="Not exactly a quarter: on average (3 L - 1)/(4 L) of the evaluations remain.",
         ),
     ]  # fmt: skip
 
@@ -238,7 +246,7 @@ STUDY = Study(
     name="R10", slug="very_deep", title="Very deep networks and stochastic depth",
     question="Does a residual network of hundreds of layers overfit, and what does it bring to drop blocks at random?",
     sources=(HE, HUANG, "Huang et al. 2017, arXiv 1608.06993 (table with both)"),
-    settings={"seeds": 5, "steps": 250, "batch_size": 50, "examples": 500, "tested": 1000, "depths": (20, 110, 402),
+    settings={"seeds": 5, "steps": 700, "batch_size": 50, "examples": 500, "tested": 1000, "depths": (20, 110, 402),
               "lrs": (0.3, 0.3, 0.3)},
     scales={"smoke": {"seeds": 2, "steps": 3, "depths": (6, 10, 22), "tested": 100},
             "full": {"seeds": 10, "steps": 1000, "depths": (20, 110, 1202)}},
@@ -246,11 +254,18 @@ STUDY = Study(
     method="Residual networks of 20, 110 and 402 layers (full: 1,202) learn 500 signals of MNIST-1D. Each is trained "
     "twice: with all blocks in every step, and with stochastic depth, where block l of L runs with probability "
     "1 - l/(2 L). Errors on 1,000 test signals are compared, and block evaluations counted.",
-    costs={"smoke": Cost(0.002), "small": Cost(0.043, measured=True), "full": Cost(0.3, "one H100")},
+    costs={"smoke": Cost(0.002), "small": Cost(0.12), "full": Cost(0.3, "one H100")},
     notes=("MNIST-1D, the first 500 signals in every seed; 16 channels; batches of 50, SGD with momentum 0.9, weight "
            "decay 1e-4, learning rate 0.3 that falls to 0 along half a cosine. At the scale full, 1,202 layers.",
            "The rate was chosen on seeds 100 and 101 and other signals of the training set, after 300 steps; errors in "
            "% at .03, .1, .3: 23.8, 10.5, 8.7 with 20 layers, 24.6, 10.5, 7.8 with 110. Deeper ones take the same.",
            "After stochastic depth each branch is multiplied by its probability. Errors are measured with batch "
-           "statistics of the 500 signals."),
+           "statistics of the 500 signals.",
+           "A first run asked that the share saved be within a point of what is expected, which forgets chance: with 9 "
+           "blocks and 250 steps one standard error is .9 points. Three standard errors were put in its place after "
+           "that run.",
+           "The first run's 250 steps, 25 epochs, left training errors of .2 to 9.4 % with stochastic depth. 700 were "
+           "then chosen on seeds 100 and 101, at 110 layers with stochastic depth and on other signals: after them both "
+           "training errors were 0; after 350 steps, with 8 channels, 4.0 and 2.2 %. Two arms of 1,202 layers would "
+           "take about .6 seconds a step each on one core, so that they stay at the scale full."),
 )  # fmt: skip
