@@ -121,7 +121,7 @@ STUDY = Study(
     "The policy that is greedy in the critic then goes from every cell to every other. The share of goals that it "
     "reaches is compared; the critic's closed form reaches all.",
     sources=(WANG,),
-    settings={"seeds": 5, "depths": (4, 32), "size": 8, "dim": 32, "embedding": 16, "steps": 1000, "batch_size": 128,
+    settings={"seeds": 5, "depths": (4, 32), "size": 8, "dim": 32, "embedding": 16, "steps": 3000, "batch_size": 128,
               "discount": 0.95, "walkers": 64, "walk": 500},
     scales={"smoke": {"seeds": 2, "depths": (4, 8), "size": 5, "dim": 8, "embedding": 4, "steps": 3, "batch_size": 8,
                       "walkers": 4, "walk": 20},

@@ -17,6 +17,7 @@ from torch.nn import functional
 from levada._errors import UsageError, require_at_least
 from levada.connections import Plain, Residual
 from levada.stack import Stack
+from levada.study.training import cosine
 
 __all__ = ["ContrastiveCritic", "Maze", "Skips", "exact_critic", "success_rate", "train_critic"]
 
@@ -241,7 +242,7 @@ def train_critic(critic: ContrastiveCritic, maze: Maze, *, seeds: Sequence[int],
         critic: a network of replicas; it is changed.
         maze: where the walks are.
         seeds: one for each replica: its walks and batches.
-        lr: the learning rate.
+        lr: the learning rate, which falls along half a cosine.
         how: `steps`, `batch_size`, `discount`, `walkers` and `walk`, the moves of each walker.
 
     Returns:
@@ -258,7 +259,9 @@ def train_critic(critic: ContrastiveCritic, maze: Maze, *, seeds: Sequence[int],
     optimizer = torch.optim.Adam(critic.parameters(), lr=lr, foreach=True)
     wanted = torch.arange(how["batch_size"], device=device).expand(len(seeds), -1)
     losses = []
-    for _ in range(how["steps"]):
+    for step in range(how["steps"]):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * cosine(step / how["steps"])
         at, taken, goal = draw_pairs(states, actions, how["discount"], how["batch_size"], generators)
         first, second = critic(maze.positions[at].to(device), taken.to(device), maze.positions[goal].to(device))
         logits = first @ second.mT
