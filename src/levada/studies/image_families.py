@@ -25,7 +25,8 @@ SELECTION_SEEDS = range(100, 103)
 HELD_OUT = 5000  # of the training images: on them learning rates are chosen
 # Of .01, .03, .1 and .3 (with 56 layers without the last), by the mean error on 2,000 of these images of seeds 100 and
 # 101 after 300 steps, in %: plain-20 5.35, 3.95, 4.55, 5.05; plain-56 71.6, 62.4, 81.1; residual-20 3.95, 3.0,
-# 3.2, 4.1; residual-56 3.6, 3.45, 3.6; dense-22 2.7, 2.55, 1.9, 2.15. `levada study R22 --set select=true` chooses again.
+# 3.2, 4.1; residual-56 3.6, 3.45, 3.6; dense-22 2.7, 2.55, 1.9, 2.15.
+# `levada study R22 --set select=true` chooses again.
 LEARNING_RATES = {
     ("plain", 20): 0.03,
     ("plain", 56): 0.03,
