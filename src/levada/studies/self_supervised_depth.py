@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, get_args
@@ -46,7 +47,7 @@ def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
     exact = success_rate(maze, exact_critic(maze, config["discount"]))
     window = -(-config["steps"] // 50)
     ends = [float(min(start + window, len(losses))) for start in range(0, len(losses), window)]
-    curves = torch.stack([part.double().mean(0) for part in losses.split(window)], 1).tolist()
+    curves = torch.stack([part.double().mean(0) for part in torch.split(losses, window)], 1).tolist()
     return [
         {"success": success_rate(maze, table), "exact": exact, "steps": ends, "loss": curve}
         for table, curve in zip(critic.table(maze), curves, strict=True)
@@ -96,10 +97,8 @@ def figures(results: Results) -> list[Figure]:
     losses: list[Series] = []
     for config in results.configs:
         depth, skips = config["depth"], config["skips"]
-        success += measured_series(results, config, skips, lambda values, d=depth: ([float(d)], [values["success"]]))
-        losses += measured_series(
-            results, config, f"{skips}, {depth}", lambda values: (values["steps"], values["loss"])
-        )
+        success += measured_series(results, config, skips, functools.partial(_reached, depth=depth))
+        losses += measured_series(results, config, f"{skips}, {depth}", _curve)
     depths = [float(config["depth"]) for config in results.configs]
     exact = results.column("exact")
     if exact:
@@ -111,6 +110,14 @@ def figures(results: Results) -> list[Figure]:
         Figure("losses", "Training the critic", "Every seed, on the batches; a point is the mean of a fiftieth of the "
                "steps.", Axis("step"), Axis("InfoNCE, nats"), tuple(losses)),
     ]  # fmt: skip
+
+
+def _reached(values: Mapping[str, Any], depth: int) -> tuple[list[float], list[float]]:
+    return [float(depth)], [values["success"]]
+
+
+def _curve(values: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    return values["steps"], values["loss"]
 
 
 STUDY = Study(

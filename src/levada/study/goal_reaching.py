@@ -101,7 +101,7 @@ def exact_critic(maze: Maze, discount: float) -> Tensor:
     """
     num = len(maze.cells)
     walk = functional.one_hot(maze.follows, num).double().mean(1)
-    later = (1 - discount) * torch.linalg.inv(torch.eye(num, dtype=torch.double) - discount * walk)
+    later: Tensor = (1 - discount) * torch.linalg.inv(torch.eye(num, dtype=torch.double) - discount * walk)
     return (later[maze.follows] * num).log()
 
 
@@ -207,7 +207,8 @@ class ContrastiveCritic(nn.Module):
         states = maze.positions.repeat_interleave(len(MOVES), 0).expand(replicas, -1, -1).to(device)
         goals = maze.positions.repeat(len(MOVES), 1).expand(replicas, -1, -1).to(device)
         first, second = self(states, actions, goals)
-        return (first @ second[:, :num].mT).view(replicas, num, len(MOVES), num).cpu()
+        values: Tensor = first @ second[:, :num].mT
+        return values.view(replicas, num, len(MOVES), num).cpu()
 
 
 def draw_pairs(
@@ -258,7 +259,7 @@ def train_critic(critic: ContrastiveCritic, maze: Maze, *, seeds: Sequence[int],
     states, actions = (torch.stack(part) for part in zip(*walks, strict=True))
     optimizer = torch.optim.Adam(critic.parameters(), lr=lr, foreach=True)
     wanted = torch.arange(how["batch_size"], device=device).expand(len(seeds), -1)
-    losses = []
+    losses: list[Tensor] = []
     for step in range(how["steps"]):
         for group in optimizer.param_groups:
             group["lr"] = lr * cosine(step / how["steps"])
