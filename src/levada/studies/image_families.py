@@ -147,7 +147,7 @@ STUDY = Study(
                      "dense_steps": 234_600, "batch_size": 128, "augment": True, "measured": 50_000,
                      "precise_statistics": False, "in_steps": True, "lr": 0.1}},
     configurations=configurations, run=run, claims=claims, figures=figures,
-    costs={"smoke": Cost(5 / 3600), "small": Cost(0.1), "full": Cost(55, "one H100")},
+    costs={"smoke": Cost(5 / 3600), "small": Cost(0.1, measured=True), "full": Cost(55, "one H100")},
     notes=("The scale full reads CIFAR-10 from a folder, `--set folder=...`, the binary version; it has not been run.",
            "SGD with momentum 0.9, Nesterov's for dense networks, and weight decay 1e-4, for all parameters.",
            "At the scale small each network's learning rate was chosen from 0.01, 0.03, 0.1 and 0.3 (at 56 layers from "
