@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import os
+import subprocess
+import sys
+import textwrap
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,7 @@ from torch import nn
 
 import levada
 from levada._errors import UsageError
+from levada.cli import main
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import Run, RunWriter, doctor
@@ -321,3 +325,44 @@ def test_entering_the_watch_again_goes_on_with_the_record(tmp_path: Path) -> Non
     assert [step for step, _ in run.losses()] == list(range(9))
     assert len(run.signals().read("gradient_rms")) == 9
     assert [event["rule"] for event in run.events() if event["type"] == "finding"] == ["numerical_overflow"]
+
+
+def test_a_killed_run_has_said_where_its_loss_was_lost(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, sys, time, torch, levada
+            from torch import nn
+
+            torch.manual_seed(0)
+            model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.ReLU())], nn.Linear(8, 2))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            watch = levada.watch(model, optimizer, run=sys.argv[1], every=1000)
+            for step in range(40):
+                x = torch.randn(16, 8)
+                x[0, 0] = float("inf") if step == 30 else 0.0
+                loss = nn.functional.cross_entropy(model(x), torch.arange(16) % 2)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            for listener in watch._listeners:
+                if hasattr(listener, "flush"):
+                    listener.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, script, tmp_path / "run"], capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    events = list(Run(tmp_path / "run").events())
+    (found,) = [event for event in events if event["type"] == "finding" and event["severity"] == "error"]
+    assert (found["rule"], found["step"]) == ("numerical_overflow", 30)
+    assert [event["path"] for event in events if event["type"] == "bundle"]
+    assert all(event["type"] != "end" for event in events)
+    assert any(30 in event["steps"] for event in events if event["type"] == "loss")
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "run"), "-o", str(page)]) == 0
+    text = page.read_text()
+    assert "The record has no end" in text
+    assert "✓ healthy" not in text

@@ -250,7 +250,9 @@ def _notes(
     ranks: Sequence[int], read: Mapping[int, Any], depth: _Depth, events: Sequence[Mapping[str, Any]], told: int
 ) -> list[str]:
     """Say what is not shown, and what was lost."""
-    notes = [f"{told - MAX_FINDINGS} more findings are over."] if told > MAX_FINDINGS else []
+    ended = any(event.get("type") == "end" for event in events)
+    notes = [] if ended else ["The record has no end: the run goes on, or its process was killed."]
+    notes += [f"{told - MAX_FINDINGS} more findings are over."] if told > MAX_FINDINGS else []
     if len(read) < len(ranks):
         notes.append(f"{len(read)} of {len(ranks):,} processes were read, evenly chosen.")
     if depth.first is not None and len(depth.replicas) < len(read) - len(depth.stages) + 1:

@@ -115,6 +115,11 @@ class Judge:
         """Seconds since the watch began."""
         return time.monotonic() - self._begun
 
+    @property
+    def told(self) -> tuple[int, int]:
+        """How many findings and bundles there are."""
+        return len(self.findings), 0 if self.keeper is None else len(self.keeper.folders)
+
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Look at this step's loss while the weights are still good, and keep what is needed to run it again.
 

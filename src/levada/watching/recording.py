@@ -257,9 +257,10 @@ class Recording:
         self._tell()
 
     def found_between_samples(self, step: int) -> None:
-        """Keep the verdicts that are new."""
+        """Keep the verdicts and bundles that are new, and the losses that led to them."""
         if not self._closed and os.getpid() == self._process:
-            self._hear(step)
+            self._keep_losses(step)
+            self._hear(step, bundles=True)
 
     def flush(self, seconds: float = 60.0) -> bool:
         """Wait until what was heard is handed to the operating system; False if it is not in so many seconds."""
@@ -333,7 +334,7 @@ class Recording:
         except (OSError, UsageError) as error:
             self._problem = f"{error}"
 
-    def _hear(self, step: int) -> None:
+    def _hear(self, step: int, *, bundles: bool = False) -> None:
         """Keep the verdicts that are new, and the detail around them."""
         known = set(map(id, self._heard))
         new = [finding for finding in self._watch.findings if id(finding) not in known]
@@ -343,7 +344,7 @@ class Recording:
                 self._events.add("finding", step=step, **_fields(finding))
             if self._signals is not None and finding.status == "fired":
                 self._signals.mark(step)
-        if self._events is not None and (new or self._closed):
+        if self._events is not None and (new or bundles or self._closed):
             for name in sorted(self._bundle_names() - self._bundles):
                 self._bundles.add(name)
                 self._events.add("bundle", step=step, path=f"bundles/{name}")

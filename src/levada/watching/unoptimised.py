@@ -134,11 +134,7 @@ class Unoptimised:
         assert self._sent is not None
         way, those, sizes, at = self._sent
         self._sent = None
-<<<<<<< HEAD
-        pieces = way.host().split(sizes)  # type: ignore[no-untyped-call]
-=======
         pieces = torch.split(way.host(), sizes)
->>>>>>> truerules
         for still, numbers, gradient in zip(those, pieces[::2], pieces[1::2], strict=True):
             if still.numbers is None or not torch.equal(numbers, still.numbers):
                 still.since = at if still.numbers is not None else still.since

@@ -251,8 +251,11 @@ class Watch:
     # Listeners.
 
     def _before_update(self, step: int, loss: Tensor | None) -> None:
+        before = self.judge.told if self.judge is not None else None
         for listener in list(self._listeners):
             self._tell(listener, "before_update", step, loss)
+        if self.judge is not None and self.judge.told != before:  # a process that is killed must have said it
+            self._tell_all(step)
 
     def _sampled(self, sample: Sample) -> None:
         self.samples.append(sample)
@@ -263,9 +266,12 @@ class Watch:
         """Tell at once of what no sample will tell of."""
         if self.judge is not None:
             self.judge.skipped(finding, self.steps)
-            for listener in list(self._listeners):
-                if callable(getattr(listener, "found_between_samples", None)):
-                    self._tell(listener, "found_between_samples", self.steps)
+            self._tell_all(self.steps)
+
+    def _tell_all(self, step: int) -> None:
+        for listener in list(self._listeners):
+            if callable(getattr(listener, "found_between_samples", None)):
+                self._tell(listener, "found_between_samples", step)
 
     def _tell(self, listener: Listener, method: str, *args: Any) -> None:
         try:
