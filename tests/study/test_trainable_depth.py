@@ -147,7 +147,10 @@ def test_networks_that_train_to_six_depth_scales_hold_the_law_and_refute_twenty_
     assert {s.label for s in diagram.series if s.style != "measured"} == {"2 xi_c", "6 xi_c", "12 xi_c"}
     for series in diagram.series:
         if series.style != "measured":
-            assert (max(series.x) < 1.76) != (min(series.x) > 1.76), "no line crosses criticality"
+            drawn = dict(zip(series.x, series.y, strict=True))
+            assert drawn[1.76] == float("inf"), "no line crosses criticality"
+            assert min(drawn) < 1.76 < max(drawn)
+            assert list(drawn) == sorted(drawn)
     assert len(steps.series) == 9 * 5
 
 

@@ -108,5 +108,5 @@ STUDY = Study(
            "chosen on seeds 100 and 101 and held-out signals, for the identity alone: after 600 steps its training "
            "errors were 34 and 28 % at .1, 7 and 13 % at .03, 13 and 16 % at .01. The criteria are those from before "
            "the first run."),
-    costs={"smoke": Cost(1.4 / 3600, measured=True), "small": Cost(0.13), "full": Cost(3, "one H100")},
+    costs={"smoke": Cost(1.4 / 3600, measured=True), "small": Cost(0.12), "full": Cost(3, "one H100")},
 )  # fmt: skip

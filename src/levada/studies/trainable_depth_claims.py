@@ -160,9 +160,8 @@ def figures(results: Results) -> list[Figure]:
     for multiple, style in ((2.0, "bound"), (6.0, "predicted"), (12.0, "bound")):
         curve = [(v, multiple * depth_scale(v)) for v in grid]
         shown = [(v, depth) for v, depth in curve if depth <= 4 * depths[-1]]
-        # Two curves, since between them the multiple is off the figure.
-        sides = ([point for point in shown if point[0] < CRITICAL], [point for point in shown if point[0] > CRITICAL])
-        frontier += [Series(f"{multiple:g} xi_c", style, *_split(side)) for side in sides if side]  # type: ignore[arg-type]
+        shown = sorted([*shown, (CRITICAL, math.inf)])  # there the line breaks
+        frontier.append(Series(f"{multiple:g} xi_c", style, *_split(shown)))  # type: ignore[arg-type]
     steps = []
     for variance in variances:
         rows = {depth: dict(results.where(weight_variance=variance, depth=depth)) for depth in depths}
