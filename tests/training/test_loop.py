@@ -323,6 +323,10 @@ SOURCE = Source(
             "model.connection_options cannot be used: HyperConnection: streams must be an integer, got 'x'",
         ),
         (Model(options={"heads": 3}), "model.options cannot be used: Residual takes no option 'heads'"),
+        (
+            Model(connection="HyperConnection", options={"heads": 3}, connection_options={"streams": 2}),
+            "model.options cannot be used: HyperConnection takes no option 'heads'",
+        ),
         (Model(options={"streams": 3}, connection_options={"streams": 2}), "say it once"),
         (Model(network="cifar_resnet", depth=9), "depth must be 6 n [+] 2"),
     ],

@@ -130,7 +130,10 @@ def _called(build: Any, path: str, inner: Mapping[str, Any], **options: Any) -> 
         return build(**options)
     except (TypeError, ValueError) as error:
         told = " ".join(str(error).split()).rstrip(".")
-        if {*inner} & {*re.findall(r"\w+", told)}:
+        outer = {*options} - {
+            *inner
+        }  # an option that is refused is quoted; those that are allowed are listed behind it
+        if not outer & {*re.findall(r"'(\w+)'", told)} and {*inner} & {*re.findall(r"\w+", told)}:
             path = "model.connection_options"
         raise UsageError(f"train: {path} cannot be used: {told}.") from error
 
