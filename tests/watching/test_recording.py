@@ -366,3 +366,24 @@ def test_a_killed_run_has_said_where_its_loss_was_lost(tmp_path: Path) -> None:
     text = page.read_text()
     assert "The record has no end" in text
     assert "✓ healthy" not in text
+
+
+def test_an_error_that_ends_a_training_is_in_its_record(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train() -> None:
+        with levada.watch(model, optimizer, run=tmp_path / "run"):
+            for _ in range(3):
+                model(torch.randn(4, 2)).sum().backward()
+                optimizer.step()
+            raise RuntimeError("disk\non fire")
+
+    with pytest.raises(RuntimeError, match="on fire"):
+        train()
+    end = list(Run(tmp_path / "run").events("end"))[-1]
+    assert end["error"] == "RuntimeError: disk on fire"
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "run"), "-o", str(page)]) == 0
+    assert "The training ended by an error: RuntimeError: disk on fire." in page.read_text()
+    assert "The record has no end" not in page.read_text()

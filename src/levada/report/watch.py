@@ -266,6 +266,7 @@ def _notes(
         if (names := signals.copies())
     ]
     notes += [str(event["problem"]) for event in events if event.get("problem")]
+    notes += [f"The training ended by an error: {event['error']}." for event in events[-1:] if event.get("error")]
     notes += [
         f"The step of {event.get('path')} can be run again: levada replay."
         for event in events

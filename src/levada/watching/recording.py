@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ __all__ = ["Recording", "Watched", "codes_of"]
 _WAITING: Final = 10_000
 _LOSSES: Final = 1_000
 _CLOSE_SECONDS: Final = 60.0
+_LONGEST: Final = 500  # characters of an error that ended a training
 _SITE: Final = tuple(field.name for field in fields(Site))
 
 
@@ -283,6 +285,9 @@ class Recording:
                 events.losses_dropped += len(self._later)
             events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
             end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
+            error = sys.exc_info()[1]
+            if isinstance(error, Exception | KeyboardInterrupt):  # a with-block is left by it
+                end["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             events.add("end", losses_dropped=lambda: events.losses_dropped, **end)
             events.close()
         if self._mirror is not None:
