@@ -198,14 +198,17 @@ _ESSAY = (
         "with every later one, by concatenation (Huang et al. 2017). Every layer with the output is what losses at "
         "inner layers do, or a residual network, whose output is a sum over layers."),
     _of("E16", "hypothesis", "To start from the identity may waste layers.", "Plausible: after training most single "
-        "blocks can be deleted at little cost. Training with dropped blocks helped in Huang et al. 2016, not here.", "R7: most blocks can go",
+        "blocks can be deleted at little cost. Training with dropped blocks helped in Huang et al. 2016, not here.",
+        "R7: most blocks can go",
         "R10: stochastic depth costs no accuracy"),
     _of("E17", "true", "A gate learns how much to let pass.", "", "R5: highway networks of 100 layers train"),
     _of("E18", "wrong", "Residual networks are a special case of highway networks.", "Of the form with two free gates, "
         "both at one. In the form that is trained the gates sum to one and lie strictly between, so that y = x + "
-        "F(x) is reached up to a factor that may be near one, and never exactly.", "R6: residual networks are highway networks"),
+        "F(x) is reached up to a factor that may be near one, and never exactly.",
+        "R6: residual networks are highway networks"),
     _of("E19", "loose", "Gates are a memory for feed-forward networks.", "They make 110 layers worse: 6.91 % error "
-        "at best, 8.70 % where the gates sum to one, 6.61 % without (He et al. 2016). Where plain networks train, gates are not ahead of them.",
+        "at best, 8.70 % where the gates sum to one, 6.61 % without (He et al. 2016). Where plain "
+        "networks train, gates are not ahead of them.",
         "R6: the table's order", "R5: gates are always better"),
     _of("E20", "true", "Convolutions over a sequence need depth to see far.", "The field is 1 plus the sum of (k-1) "
         "times the dilations.", "R14: nothing beyond the field", "R14: all within the field", "R14: depth needed"),
