@@ -147,7 +147,8 @@ def _collect(
                     else:
                         died.append((task, broken))
                     break
-            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+            finished = wait(at_work, return_when=FIRST_COMPLETED).done
+            for future in [future for future in at_work if future in finished]:  # a set has no order of its own
                 task, error = at_work.pop(future), future.exception()
                 if error is None:
                     done(task, *future.result())
