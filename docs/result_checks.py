@@ -78,7 +78,8 @@ def check_of(study: Study) -> dict[str, Any]:
     Raises:
         UsageError: if no configuration is cheap and repeatable enough.
     """
-    for cell in reversed(list(study.configurations(study.resolve("smoke"), [0]))):
+    cells = study.configurations(study.resolve("smoke"), [0])
+    for cell in reversed([cell for cell in cells if cell.config.items() >= study.check.items()]):
         compute(study, cell.config, 0)  # the first call reads the data
         began = time.process_time()
         values = compute(study, cell.config, 0)

@@ -190,6 +190,11 @@ def test_the_tolerance_of_a_check_comes_from_other_instructions(apart, tolerance
         check_of(study)
 
 
+def test_a_study_names_the_configuration_of_its_check(known):
+    assert check_of(known(made()))["config"]["x"] == 1
+    assert check_of(known(made(check={"x": 2})))["config"]["x"] == 2
+
+
 def test_elsewhere_is_another_process_with_the_least_of_instructions():
     study = STUDIES["R19"]
     cells = study.configurations(study.resolve("smoke"), [0])

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from levada._errors import UsageError
-from levada.study import Axis, Cell, Claim, Figure, Results, Series, Statistic, Study
+from levada.study import Axis, Cell, Claim, Figure, Results, Series, Statistic, Study, Undecided
 
 
 def grid(seeds, *, depths=(20, 56), missing=(), failures=None):
@@ -41,6 +41,15 @@ def test_four_seeds_decide_nothing():
     outcome = CLAIM.test(grid(4))
     assert outcome.status == "not decided"
     assert "5 seeds or more, and this run has 4" in outcome.reason
+
+
+def test_results_that_cannot_say_decide_nothing_and_keep_their_numbers():
+    shallow = Undecided("the largest depth is 56, and the statement is about 1,202")
+    outcome = Claim("overfits", "", "", "", lambda r: (shallow, {"deep": r.column("error", depth=56)}, None)).test(
+        grid(5)
+    )
+    assert (outcome.status, outcome.reason) == ("not decided", shallow.reason)
+    assert outcome.numbers == {"deep": [56, 57, 58, 59, 60]}
 
 
 def test_seeds_are_counted_by_configuration_however_many_a_cell_computes():

@@ -3,6 +3,7 @@
 from levada.study.claim import Claim as Claim
 from levada.study.claim import Outcome as Outcome
 from levada.study.claim import Statistic as Statistic
+from levada.study.claim import Undecided as Undecided
 from levada.study.execute import Executed as Executed
 from levada.study.execute import claims as claims
 from levada.study.execute import execute as execute
@@ -40,6 +41,7 @@ __all__ = [
     "Standing",
     "Statistic",
     "Study",
+    "Undecided",
     "claims",
     "execute",
     "execute_all",

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from levada.study.results import Results
 
-__all__ = ["LEAST_SEEDS", "Claim", "Outcome", "Statistic", "Status"]
+__all__ = ["LEAST_SEEDS", "Claim", "Outcome", "Statistic", "Status", "Undecided"]
 
 Status: TypeAlias = Literal["held", "not held", "not decided"]
 
@@ -43,6 +43,18 @@ class Statistic:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Undecided:
+    """What a claim's `decide` returns in place of yes or no where the results, though whole, cannot say.
+
+    Attributes:
+        reason: what they lack, such as "the largest depth is 402, and the statement is about 1,202".
+    """
+
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What the results say about a claim.
 
@@ -71,7 +83,7 @@ class Claim:
         statement: the sentence.
         criterion: what must be measured for the sentence to hold, with numbers.
         source: authors, year, arXiv id, section.
-        decide: results -> (whether the criterion is met, numbers, statistic or None).
+        decide: results -> (whether the criterion is met or `Undecided`, numbers, statistic or None).
         needs: the configurations that it rests on: those with these fields, a tuple being alternatives.
         paper_value: what the paper reports.
         correction: what is true instead, where the sentence is wrong or says too much.
@@ -92,7 +104,7 @@ class Claim:
     statement: str
     criterion: str
     source: str
-    decide: Callable[[Results], tuple[bool, Mapping[str, Any], Statistic | None]]
+    decide: Callable[[Results], tuple[bool | Undecided, Mapping[str, Any], Statistic | None]]
     needs: Mapping[str, Any] = field(default_factory=dict)
     paper_value: str = ""
     correction: str = ""
@@ -112,6 +124,8 @@ class Claim:
         if reason:
             return Outcome("not decided", seeds=own.seeds, reason=reason)
         met, numbers, statistic = self.decide(own)
+        if isinstance(met, Undecided):
+            return Outcome("not decided", numbers, own.seeds, statistic, met.reason)
         return Outcome("held" if met else "not held", numbers, own.seeds, statistic)
 
     def to_event(self, outcome: Outcome) -> dict[str, Any]:

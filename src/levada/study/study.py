@@ -67,6 +67,8 @@ class Study:
         notes: what a reader must know, each a sentence; or settings -> these, where they depend on the settings.
         method: what is done, in three sentences.
         costs: what the scales take.
+        check: fields of those configurations of the scale smoke of which one is computed again as a check of a result;
+            of all, where there are none. A study that trains names one that does.
         answer: what the reported run says to the question, in one sentence, written after it.
     """
 
@@ -84,6 +86,7 @@ class Study:
     notes: tuple[str, ...] | Callable[[Settings], Sequence[str]] = ()
     method: str = ""
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    check: Mapping[str, Any] = field(default_factory=dict)
     answer: str = ""
 
     def resolve(self, scale: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
