@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import Connection, Outputs, require_input
+from levada.ops import write_streams
 
 __all__ = ["Coefficients", "MultiStream", "Streams", "coefficient_dtype", "full_precision"]
 
@@ -149,15 +150,8 @@ class Streams(Connection):
 
     def update(self, coefficients: Coefficients, state: Tensor, out: Tensor) -> Tensor:
         """Return `mix @ state + write out`, in the type that their sum has."""
-        dtype = torch.promote_types(state.dtype, out.dtype)
-        out = self.from_axis(out).unsqueeze(-2)
-        written = coefficients.write.unsqueeze(-1) * out
-        if coefficients.mix is None:
-            return (state + written).to(dtype)
-        with full_precision(state):  # one matrix a token: a product with a single matrix would transpose the streams
-            mix = coefficients.mix.expand(*state.shape[:-2], -1, -1)
-            mixed = mix @ state.to(mix.dtype)
-        return (mixed + written).to(dtype)
+        state = state.to(torch.promote_types(state.dtype, out.dtype))
+        return write_streams(state, self.from_axis(out), coefficients.write, coefficients.mix)
 
     def to_axis(self, x: Tensor) -> Tensor:
         """Move the channels from the last axis to `axis`."""

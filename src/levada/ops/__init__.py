@@ -1,5 +1,6 @@
 """Operations: pure functions with a plain reference, whose kernels PyTorch's dispatcher chooses by device."""
 
 from levada.ops.scan import linear_scan as linear_scan
+from levada.ops.streams import write_streams as write_streams
 
-__all__ = ["linear_scan"]
+__all__ = ["linear_scan", "write_streams"]

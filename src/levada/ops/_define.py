@@ -27,8 +27,8 @@ def define(
     kernels: Mapping[str, Kernel],
     fake: Kernel,
     vmap: Kernel,
-    setup_context: Kernel,
-    backward: Kernel,
+    setup_context: Kernel | None,
+    backward: Kernel | None,
 ) -> Kernel:
     """Register `torch.ops.levada.<name>` and return it.
 
@@ -40,7 +40,7 @@ def define(
         fake: the shapes and types of the results, for tracing.
         vmap: the rule of `torch.library.register_vmap`.
         setup_context: what is kept for `backward`, as in `torch.autograd.Function`.
-        backward: the gradients by the arguments.
+        backward: the gradients by the arguments; None for an operation of which nobody asks for any.
     """
     qualified = f"levada::{name}"
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -49,7 +49,8 @@ def define(
         _LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
     operation: Kernel = getattr(torch.ops.levada, name).default
     return operation
 

@@ -1,0 +1,129 @@
+"""Derivatives of writing to streams, of any order, backward and forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from levada.ops._define import define, triton_or_reference
+from levada.ops.streams import cpu, reference
+
+__all__ = ["differentiable_write"]
+
+_KERNELS = "levada.ops.streams.triton"
+
+
+def differentiable_write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
+    """Return the new streams, of arguments that were checked: tokens first, alike."""
+    # Only a function has a forward-mode derivative, and the compiler takes none that has.
+    function = _WRITE if torch.compiler.is_compiling() else _Write.apply
+    new: Tensor = function(state, out, weights, mix)
+    return new
+
+
+def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    state, out, weights, mix = inputs
+    ctx.mixes = mix is not None
+    ctx.dtype = state.dtype
+    # Without mixing no gradient needs the streams: they are not kept.
+    ctx.save_for_backward(*((state, out, weights, mix) if ctx.mixes else (out, weights)))
+
+
+def _derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.mixes:
+        state, out, weights, mix = ctx.saved_tensors
+    else:
+        (out, weights), mix = ctx.saved_tensors, None
+        state = cotangent
+    # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
+    again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    function = reference.write_backward if again else _WRITE_BACKWARD
+    by_state, by_out, by_weights, by_mix = function(cotangent, state, out, weights, mix)
+    return (by_state, by_out, by_weights, by_mix) if ctx.mixes else (cotangent, by_out, by_weights, None)
+
+
+class _Write(torch.autograd.Function):
+    """The new streams, by the kernel of the device."""
+
+    backward = staticmethod(_derivative)
+
+    @staticmethod
+    def forward(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
+        new: Tensor = _WRITE(state, out, weights, mix)
+        return new
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _context(ctx, inputs, output)
+        ctx.save_for_forward(*(x for x in inputs if x is not None))
+
+    @staticmethod
+    def jvp(ctx: Any, *changes: Tensor | None) -> Tensor:
+        # PyTorch calls this with all forward modes off: one around this one would take what follows for constant.
+        with forward_ad._set_fwd_grad_enabled(True):  # type: ignore[no-untyped-call, unused-ignore]
+            primals = [forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors]  # type: ignore[no-untyped-call]
+            return reference.along(*primals, *([] if ctx.mixes else [None]), *changes)
+
+    # PyTorch's own rule would take `jvp` under its vmap, where no primal can be had of a dual number.
+    @staticmethod
+    def vmap(info: Any, dims: Any, *tensors: Tensor | None) -> tuple[Tensor, int]:
+        return _vmap(differentiable_write, info, dims, *tensors)
+
+
+def _vmap(function: Any, info: Any, dims: tuple[int | None, ...], *tensors: Tensor | None) -> tuple[Any, int]:
+    """Call with one more axis of tokens, which the axis of `vmap` is."""
+    batch = info.batch_size
+    flat = [
+        None if x is None else (x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+        for x, dim in zip(tensors, dims, strict=True)
+    ]
+    return function(*flat).unflatten(0, (batch, -1)), 0
+
+
+def _backward_vmap(info: Any, dims: Any, *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], int]:
+    found = torch.vmap(reference.write_backward, in_dims=tuple(dims))(*tensors)
+    return found, tuple(0 for _ in found)  # type: ignore[return-value]
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fake(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
+    return _empty(state)
+
+
+def _backward_fake(
+    cotangent: Tensor, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None
+) -> tuple[Tensor, ...]:
+    if mix is None:
+        return state.new_empty(0), _empty(out), _empty(weights), weights.new_empty(0)
+    return _empty(state), _empty(out), _empty(weights), _empty(mix)
+
+
+_WRITE = define(
+    "streams_write",
+    "(Tensor state, Tensor out, Tensor weights, Tensor? mix) -> Tensor",
+    reference=reference.write,
+    kernels={"CPU": cpu.write, "CUDA": triton_or_reference(_KERNELS, "write", reference.write)},
+    fake=_fake,
+    vmap=lambda info, dims, *tensors: _vmap(_WRITE, info, dims, *tensors),
+    setup_context=_context,
+    backward=_derivative,
+)
+_WRITE_BACKWARD = define(
+    "streams_write_backward",
+    "(Tensor cotangent, Tensor state, Tensor out, Tensor weights, Tensor? mix) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.write_backward,
+    kernels={
+        "CPU": cpu.write_backward,
+        "CUDA": triton_or_reference(_KERNELS, "write_backward", reference.write_backward),
+    },
+    fake=_backward_fake,
+    vmap=_backward_vmap,
+    setup_context=None,
+    backward=None,
+)

@@ -1,0 +1,146 @@
+"""Writing to streams on a GPU: a program takes one token's channels a block at a time, all streams in registers.
+
+Every element is read once and written once: forward `2 n + 1` a token and channel, backward `3 n + 2`. The sums of the
+backward pass, over channels, stay in registers, so that they are added up in one order: results repeat bit by bit.
+"""
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from torch import Tensor
+
+__all__ = ["WARPS", "block_of", "write", "write_backward"]
+
+WARPS = 4
+_BLOCK = 2048  # channels at a time, of all streams together
+_LEAST = 64
+_WORK = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+@triton.jit
+def _load_column(mix, token, j, rows, n: tl.constexpr, work: tl.constexpr):
+    """Return the weights of stream j in all new streams."""
+    return tl.load(mix + token * n * n + rows * n + j, mask=rows < n, other=0.0).to(work)
+
+
+@triton.jit
+def _write(
+    state, out, weights, mix, new,
+    width: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
+    mixes: tl.constexpr, work: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    rows = tl.arange(0, padded)
+    columns = tl.program_id(1) * block + tl.arange(0, block)
+    inside = columns < width
+    here = (rows < n)[:, None] & inside[None, :]
+    places = (token * n + rows)[:, None] * width + columns[None, :]
+    weight = tl.load(weights + token * n + rows, mask=rows < n, other=0.0).to(work)
+    value = tl.load(out + token * width + columns, mask=inside, other=0.0).to(work)
+    total = weight[:, None] * value[None, :]
+    if mixes:
+        for j in tl.static_range(n):
+            stream = tl.load(state + (token * n + j) * width + columns, mask=inside, other=0.0).to(work)
+            total += _load_column(mix, token, j, rows, n, work)[:, None] * stream[None, :]
+    else:
+        total += tl.load(state + places, mask=here, other=0.0).to(work)
+    tl.store(new + places, total, mask=here)
+
+
+@triton.jit
+def _write_backward(
+    cotangent, state, out, weights, mix, by_state, by_out, by_weights, by_mix,
+    width: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
+    mixes: tl.constexpr, work: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    rows = tl.arange(0, padded)
+    weight = tl.load(weights + token * n + rows, mask=rows < n, other=0.0).to(work)
+    of_weights = tl.zeros([padded], dtype=work)
+    of_mix = tl.zeros([padded, padded], dtype=work)
+    for start in range(0, width, block):
+        columns = start + tl.arange(0, block)
+        inside = columns < width
+        here = (rows < n)[:, None] & inside[None, :]
+        g = tl.load(cotangent + (token * n + rows)[:, None] * width + columns[None, :], mask=here, other=0.0).to(work)
+        value = tl.load(out + token * width + columns, mask=inside, other=0.0).to(work)
+        of_weights += tl.sum(g * value[None, :], 1)
+        tl.store(by_out + token * width + columns, tl.sum(weight[:, None] * g, 0), mask=inside)
+        if mixes:
+            for j in tl.static_range(n):
+                place = (token * n + j) * width + columns
+                stream = tl.load(state + place, mask=inside, other=0.0).to(work)
+                of_mix += tl.where(rows[None, :] == j, tl.sum(g * stream[None, :], 1)[:, None], 0.0)
+                column = _load_column(mix, token, j, rows, n, work)
+                tl.store(by_state + place, tl.sum(column[:, None] * g, 0), mask=inside)
+    tl.store(by_weights + token * n + rows, of_weights, mask=rows < n)
+    if mixes:
+        real = (rows < n)[:, None] & (rows < n)[None, :]
+        tl.store(by_mix + token * n * n + rows[:, None] * n + rows[None, :], of_mix, mask=real)
+
+
+def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
+    """Return the new streams, contiguous."""
+    new = torch.empty_like(state, memory_format=torch.contiguous_format)
+    if state.numel():
+        options = _options(state, weights, mix)
+        with _on(state):
+            grid = len(state), triton.cdiv(options["width"], options["block"])
+            _write[grid](*_contiguous(state, out, weights, mix), new, **options)
+    return new
+
+
+def write_backward(
+    cotangent: Tensor, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients, contiguous; the first and the last are empty where nothing is mixed."""
+    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (out, weights)]
+    by_state = state.new_empty(0) if mix is None else torch.empty_like(state, memory_format=torch.contiguous_format)
+    by_mix = weights.new_empty(0) if mix is None else torch.empty_like(mix, memory_format=torch.contiguous_format)
+    if not state.numel():
+        return by_state, found[0], found[1].zero_(), by_mix.zero_()
+    with _on(state):
+        given = _contiguous(cotangent, state, out, weights, mix)
+        options = _options(state, weights, mix)
+        _write_backward[(len(state),)](*given, by_state, *found, by_mix, **options)
+    return by_state, *found, by_mix  # type: ignore[return-value]
+
+
+def block_of(padded: int, width: int) -> int:
+    """Return how many channels a program takes at a time.
+
+    Args:
+        padded: number of streams, as a power of two.
+        width: of a stream.
+    """
+    return min(max(_BLOCK // padded, _LEAST), triton.next_power_of_2(width))
+
+
+def _options(state: Tensor, weights: Tensor, mix: Tensor | None) -> dict[str, Any]:
+    padded = triton.next_power_of_2(state.shape[1])
+    return {
+        "width": state.shape[2],
+        "n": state.shape[1],
+        "padded": padded,
+        "block": block_of(padded, state.shape[2]),
+        "mixes": mix is not None,
+        "work": _WORK[weights.dtype],
+        "num_warps": WARPS,
+    }
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor]:
+    """Return memory to read from; what is left out is not read."""
+    given = [None if x is None else x.contiguous() for x in tensors]
+    return [given[0] if x is None else x for x in given]  # type: ignore[misc]
+
+
+def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Return the surroundings in which kernels run where `x` is."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
