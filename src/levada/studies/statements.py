@@ -89,7 +89,7 @@ _TUTORIAL = (
         "R4: gradients do not vanish", "R11: sigmoids stay at chance"),
     _of("T19", "opinion", "In 2015 deep learning was in a crisis."),
     _of("T20", "true", "Better initialisation helped.", "Glorot and Bengio 2010, tanh on Shapeset: 27.15 % error, "
-        "15.60 % with theirs.", "R11: initialisation helped"),
+        "15.60 % with theirs.", "R11: Glorot's weights helped", "R11: He's weights helped"),
     _of("T21", "true", "Batch normalisation helped.", "Ioffe and Szegedy 2015: the same accuracy in 13.3 million "
         "steps where it took 31.0, and 2.1 with a higher rate.", "R11: batch norm helped",
         "R11: normalised sigmoids learn"),
