@@ -285,7 +285,9 @@ def training_loss(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: i
     return (total / len(inputs)).nan_to_num(nan=torch.inf).tolist()
 
 
-def profile(network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1) -> tuple[Tensor, Tensor]:
+def profile(
+    network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1, *, by_example: bool = False
+) -> tuple[Tensor, Tensor]:
     """Root mean square of state and gradient at every boundary of the layers, of each replica, input's side first.
 
     The backward pass goes segment by segment, each computed again from its first state, so that memory grows as the
@@ -296,9 +298,11 @@ def profile(network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1
         x: `(batch, replicas, ...)`.
         targets: `(batch, replicas)`.
         segments: number of segments.
+        by_example: give each example's own.
 
     Shape:
-        Returns two of `(replicas, depth + 1)`: the states', and those of the gradient of each replica's mean loss.
+        Returns two of `(replicas, depth + 1)`, by example `(replicas, depth + 1, batch)`: the states', and those of the
+        gradient of each replica's mean loss.
 
     Raises:
         UsageError: if there is less than one segment, or more than layers.
@@ -310,33 +314,37 @@ def profile(network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1
         >>> states.shape, len(gradients.unique())
         (torch.Size([1, 10]), 1)
     """
-    layers = [*network.stack]
+    layers, size = [*network.stack], _rms_by_example if by_example else _rms
     require_at_least("profile", "segments", segments, 1)
     require_at_least("profile", "the number of layers", len(layers), segments, "Use fewer segments.")
     bounds = [i * len(layers) // segments for i in range(segments + 1)]
     with torch.no_grad():
         state = network.begin(x)
-        firsts, forward = [], [_rms(state)]
+        firsts, forward = [], [size(state)]
         for place, layer in enumerate(layers):
             if place in bounds:
                 firsts.append(state)
             state = layer(state)
-            forward.append(_rms(state))
+            forward.append(size(state))
     state.requires_grad_()
     (gradient,) = torch.autograd.grad(cross_entropies(network.end(state), targets).sum(), state)
-    backward = [_rms(gradient)]
+    backward = [size(gradient)]
     for start, stop, first in zip(reversed(bounds[:-1]), reversed(bounds[1:]), reversed(firsts), strict=True):
         states = [first.requires_grad_()]
         for layer in layers[start:stop]:
             states.append(layer(states[-1]))
         found = torch.autograd.grad(states[-1], states[:-1], gradient)
         gradient = found[0]
-        backward += [_rms(g) for g in reversed(found)]
+        backward += [size(g) for g in reversed(found)]
     return torch.stack(forward, 1), torch.stack(backward[::-1], 1)
 
 
 def _rms(x: Tensor) -> Tensor:
     return x.detach().square().mean((1, 2)).sqrt()
+
+
+def _rms_by_example(x: Tensor) -> Tensor:
+    return x.detach().square().mean(2).sqrt()
 
 
 def thin(values: Tensor, num_points: int = 40, summary: Callable[[Tensor], Tensor] = torch.mean) -> dict[str, Any]:
