@@ -345,8 +345,8 @@ STUDY = Study(
            "those tried: others may do better.",
            "After a review, and before the run that is reported, ReZero's bars on the loss gave way to the gain over "
            "frozen layers: the maps in and out pass half of ln 10 by themselves, and the 1.8 nats of 10,000 layers "
-           "were taken from the trial seed. The closed form is checked in every example to 0.5 %, where it was in the mean "
-           "of a batch to 5 %, and the directions of the third way are drawn by seed.",
+           "were taken from the trial seed. Also, the closed form is checked in every example to 0.5 %, where it was "
+           "in the mean of a batch to 5 %, and the directions of the third way are drawn by seed.",
            "Layers of ReZero whose scales are frozen at zero return what they are given, and are left out.",
            "The scale full is the released configuration, 10,000 layers of width 150 with Adagrad at .003 for 25 "
            "epochs, on CIFAR-10 in a folder (--set folder=...), with convolutions of 64 and 256 channels. It has not "
