@@ -28,19 +28,19 @@ __all__ = [
     "Design",
     "Draw",
     "ReplicaDense",
+    "ReplicaNorm",
     "descend",
     "profile",
     "thin",
     "training_loss",
 ]
 
-Arm: TypeAlias = Literal["plain", "plain with norm", "residual", "pre-norm residual", "ReZero"]
+Arm: TypeAlias = Literal["plain", "plain with norm", "shared norm", "residual", "pre-norm residual", "ReZero"]
 Draw: TypeAlias = Callable[..., nn.Module]  # draw(module, generator=...), such as levada.initialise.orthogonal
 Function: TypeAlias = Callable[[Tensor], Tensor]
 
-_CONNECTIONS: dict[str, Callable[..., Connection]] = {
-    "plain": Plain, "plain with norm": Plain, "residual": Residual, "pre-norm residual": Residual,
-    "ReZero": ReZero,
+_CONNECTIONS: dict[str, Callable[..., Connection]] = {  # of all others Plain
+    "residual": Residual, "pre-norm residual": Residual, "ReZero": ReZero,
 }  # fmt: skip
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "Adagrad": torch.optim.Adagrad, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD,
@@ -103,22 +103,48 @@ class ReplicaDense(nn.Module):
 
 
 @final
+class ReplicaNorm(nn.Module):
+    """Layer normalisation with learned factors and offsets of its own in each replica.
+
+    Args:
+        replicas: their number.
+        dim: number of features.
+
+    Shape:
+        `(replicas, batch, dim)` -> the same.
+    """
+
+    def __init__(self, replicas: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(replicas, 1, dim))
+        self.bias = nn.Parameter(torch.zeros(replicas, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each example of each replica."""
+        return torch.addcmul(self.bias, functional.layer_norm(x, x.shape[-1:]), self.weight)
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Design:
     """A fully connected network: a linear map in, layers of one width, a linear map out.
 
     Attributes:
         arm: the layer. "plain": `activation(W x + b)`; "plain with norm": the same with layer normalisation before the
-            activation; "residual": `x + activation(W x + b)`; "pre-norm residual": the branch reads the normalised
+            activation; "shared norm": one normalisation, with factors that learn, after the activation of
+            every layer; "residual": `x + activation(W x + b)`; "pre-norm residual": the branch reads the normalised
             stream; "ReZero": the branch is scaled by a number, zero at first, of its own in each replica.
         depth: number of layers, the maps in and out not counted.
         dim: width.
         inputs: number of features that come in.
         outputs: number of features that go out.
-        draw: sets the weights of an `nn.Linear` from a generator; those of the maps in and out are `N(0, 1 / fan_in)`.
+        draw: sets the weights of an `nn.Linear` from a generator.
         activation: the function.
         weights: number of weights in a branch; of several, the last has no activation after it.
         scale_in: root mean square of the first state for inputs of mean square 1; the logits are as if it were 1.
+        draw_in: as `draw`, of the map in; `N(0, 1 / fan_in)` without biases if left out.
+        draw_out: the same, of the map out.
+        activate_in: whether the activation follows the map in.
 
     Raises:
         UsageError: if `arm` is not known.
@@ -135,6 +161,9 @@ class Design:
     activation: Function = torch.relu
     weights: int = 1
     scale_in: float = 1.0
+    draw_in: Draw | None = None
+    draw_out: Draw | None = None
+    activate_in: bool = False
 
     def __post_init__(self) -> None:
         if self.arm not in get_args(Arm):
@@ -174,12 +203,16 @@ class DeepReplicas(nn.Module):
     def __init__(self, design: Design, seeds: Sequence[int], *, checkpoint: int | bool = False) -> None:
         super().__init__()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.first = ReplicaDense(design.inputs, design.dim, _unit, generators)
+        first = design.activation if design.activate_in else None
+        self.first = ReplicaDense(design.inputs, design.dim, design.draw_in or _unit, generators, activation=first)
         branches = [design.branch(generators) for _ in range(design.depth)]
-        self.stack = Stack(branches, _CONNECTIONS[design.arm], dim=design.dim, checkpoint=checkpoint)
+        if design.arm == "shared norm":
+            norm = ReplicaNorm(len(seeds), design.dim)
+            branches = [nn.Sequential(branch, norm) for branch in branches]
+        self.stack = Stack(branches, _CONNECTIONS.get(design.arm, Plain), dim=design.dim, checkpoint=checkpoint)
         for layer in self.stack if design.arm == "ReZero" else ():
             layer.connection.scale = nn.Parameter(torch.zeros(len(seeds), 1, 1))
-        self.last = ReplicaDense(design.dim, design.outputs, _unit, generators)
+        self.last = ReplicaDense(design.dim, design.outputs, design.draw_out or _unit, generators)
         self.scale_in = design.scale_in
 
     def begin(self, x: Tensor) -> Tensor:
