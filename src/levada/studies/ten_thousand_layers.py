@@ -103,7 +103,7 @@ def _network(config: Mapping[str, Any], seeds: Sequence[int], inputs: Tensor) ->
     arm, draw, activation = NETWORKS[config["network"]]
     depth = config["depth"]
     scale_in = (2 * depth) ** -0.5 if config["network"] in ("orthogonal", "Gaussian") else 1.0
-    shape = {"inputs": prod(inputs.shape[1:]), "outputs": 10}
+    shape: dict[str, Any] = {"inputs": prod(inputs.shape[1:]), "outputs": 10}
     design = Design(arm, depth, config["dim"], draw=draw, activation=activation, scale_in=scale_in, **shape)
     return DeepReplicas(design, seeds, checkpoint=inputs.is_cuda and depth > 2000).to(inputs.device)
 

@@ -113,11 +113,11 @@ def _identity(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 def _design(config: Mapping[str, Any], inputs: int) -> Design:
     """Return the network of a race: of the released one, with its own starts; of the other, He's and norms inside."""
-    shape = {"depth": config["depth"], "dim": config["dim"], "inputs": inputs, "outputs": 10}
+    shape: dict[str, Any] = {"depth": config["depth"], "dim": config["dim"], "inputs": inputs, "outputs": 10}
     if config["race"] == "own":
         return Design(config["arm"], draw=he, **shape)
     variance = 0.25 if config["arm"] == "residual" else 2.0
-    ends = {"draw_in": released(2.0), "draw_out": pytorch_default, "activate_in": True}
+    ends: dict[str, Any] = {"draw_in": released(2.0), "draw_out": pytorch_default, "activate_in": True}
     return Design(config["arm"], draw=released(variance), **ends, **shape)
 
 
@@ -187,7 +187,7 @@ def _from_zero(
     """Train residual blocks of two weights from a start at zero; watch every block's weights at every step."""
     arm: Arm = "ReZero" if config["start"] == "factor zero" else "residual"
     activation, optimizer = ACTIVATIONS[config["activation"]], config["optimizer"]
-    shape = {"inputs": inputs.shape[1], "outputs": 10, "weights": 2}
+    shape: dict[str, Any] = {"inputs": inputs.shape[1], "outputs": 10, "weights": 2}
     design = Design(arm, config["depth"], config["dim"], draw=he, activation=activation, **shape)
     network = DeepReplicas(design, seeds).to(inputs.device)
     blocks = [[*layer.branch.children()] for layer in network.stack]
