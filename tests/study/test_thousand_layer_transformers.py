@@ -251,7 +251,7 @@ def losses(arrangement, below, gains):
     ("away", "gains", "status"),
     [(0.21, (0.1, 0.2, 0.3, 0.2, 0.1), "held"), (0.19, (0.1, 0.2, 0.3, 0.2, 0.1), "not held"),
      (math.nan, (0.1, 0.2, 0.3, 0.2, 0.1), "not held"), (0.21, (0.0, 0.0, 0.0, 0.0, 0.0), "not decided"),
-     (0.21, (0.1, -0.2, 0.3, -0.2, 0.1), "not decided"), (0.21, (-0.1, -0.2, -0.3, -0.2, -0.1), "not held")],
+     (0.21, (0.1, -0.2, 0.3, -0.2, 0.1), "not decided"), (0.21, (-0.1, -0.2, -0.3, -0.2, -0.1), "not decided")],
 )  # fmt: skip
 def test_to_learn_is_to_be_below_the_entropy_and_below_frozen_sub_layers(arrangement, away, gains, status):
     below = [0.5, away, 0.5, 0.5, 0.5]
