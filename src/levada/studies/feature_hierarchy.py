@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from levada.networks import Network
-from levada.studies.feature_hierarchy_claims import ALAIN, GABOR, YOSINSKI, ZEILER, claims
+from levada.studies.feature_hierarchy_claims import ALAIN, DEPTHS, GABOR, YOSINSKI, ZEILER, claims
 from levada.studies.feature_hierarchy_figures import figures
 from levada.study import Cell, Cost, Settings, Study
 from levada.study.activation import contact_sheet, exciting_images, exciting_patches
@@ -91,14 +91,16 @@ def _digits(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     recipe = Recipe(config["steps"], config["batch_size"], config["lr"], weight_decay=5e-4, schedule=cosine)
     curves = train(model.to(device), inputs.to(device), targets.to(device), recipe, [seed])
     found = probes()
+    # Drawn are those of 20 layers; a picture is no number that a check of the results could compare.
+    drawn = {"filters": _filter_sheet(_filters(network), columns=4, scale=5)} if config["depth"] == DEPTHS[-1] else {}
     return {
+        **drawn,
         "layers": [1 + 2 * place for place in range(len(found))],
         "probes": found,
         "probes_before": probes_before,
         "test_error": float(error(model, test, wanted, 1)),
         "loss": curves.thinned(20)[0]["loss"],
         **_fits(before, _filters(network), inputs[:200], torch.Generator().manual_seed(seed + APART)),
-        "filters": _filter_sheet(_filters(network), columns=4, scale=5),
     }
 
 
