@@ -232,6 +232,12 @@ def test_a_study_names_the_configuration_of_its_check(known):
     assert check_of(known(made(check={"x": 2})))["config"]["x"] == 2
 
 
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
+def test_the_check_that_a_study_names_is_in_its_smoke_scale(study):
+    cells = study.configurations(study.resolve("smoke"), [0])
+    assert any(cell.config.items() >= study.check.items() for cell in cells)
+
+
 def test_elsewhere_is_another_process_with_the_least_of_instructions():
     study = STUDIES["R19"]
     cells = study.configurations(study.resolve("smoke"), [0])
