@@ -104,7 +104,7 @@ def gabor_share(filters: Tensor, bank: Tensor) -> Tensor:
     if bool((total == 0).any()):
         raise UsageError("gabor_share: a filter is constant, and has no variance to explain. Leave it out.")
     best, waves = [], bank.transpose(1, 2).reshape(-1, bank.shape[1])
-    for own in columns.split(max(1, _TOGETHER // columns.shape[1])):
+    for own in torch.split(columns, max(1, _TOGETHER // columns.shape[1])):
         found = (waves @ own.flatten(0, 1).T).view(len(bank), 2, *own.shape[:2])  # functions, phase, filter, channel
         # The larger eigenvalue of the symmetric 2 x 2 matrix of inner products.
         a, d = found.square().sum(3).unbind(1)
@@ -152,7 +152,8 @@ def phase_scrambled(filters: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.fft.fft2(torch.randn(num, 1, *size, generator=generator, dtype=torch.float64))
     turn = noise / noise.abs()
     turn[..., 0, 0] = 1.0  # the mean stays
-    return torch.fft.ifft2(torch.fft.fft2(filters.detach().double()) * turn).real
+    scrambled: Tensor = torch.fft.ifft2(torch.fft.fft2(filters.detach().double()) * turn).real
+    return scrambled
 
 
 def patch_sums(images: Tensor, num: int, size: int, *, stride: int = 1, generator: torch.Generator) -> Tensor:
