@@ -21,7 +21,7 @@ __all__ = ["STUDY"]
 SELECTION_SEEDS = (100, 101)
 HELD_OUT = 6  # rates are chosen on the last sixth of the training images; what is reported is trained on the rest
 # Learning rate times depth, by weight variance, as `--set select=true` chooses it at the scale small.
-RATES = {0.5: 0.3, 0.9: 0.3, 1.0: 0.3, 1.5: 0.03, 1.76: 0.03, 2.0: 0.03, 2.5: 0.03, 3.0: 0.03, 4.0: 0.03}
+RATES = {0.5: 0.3, 0.9: 0.3, 1.0: 0.3, 1.5: 0.1, 1.76: 0.03, 2.0: 0.03, 2.5: 0.03, 3.0: 0.03, 4.0: 0.03}
 
 
 def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
