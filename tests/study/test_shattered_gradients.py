@@ -103,7 +103,7 @@ def test_wide_networks_hold_all_but_what_normalisation_does():
     assert {outcome.status for outcome in found.values()} == {"held", "not held"}
     cosines, neighbours, traces = STUDY.figures(results)
     assert len([s for s in cosines.series if s.style == "measured"]) == 4 * 5
-    assert len([s for s in cosines.series if s.label.endswith(", noise")]) == 4
+    assert len([s for s in cosines.series if s.label.endswith(", noise")]) == 2
     assert len([s for s in neighbours.series if s.style == "measured"]) == 4 * 5
     assert len(traces.series) == 4
 

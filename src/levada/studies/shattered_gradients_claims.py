@@ -281,7 +281,7 @@ def _cosine_series(results: Results, config: Mapping[str, Any]) -> list[Series]:
     profiles = [values["cosine"] for _, values in results.where(**config)]
     lines = [*measured_series(results, config, kind, lambda values: points(values["cosine"])),
              Series(f"{kind}, predicted", "predicted", *points(theory), kind)]  # fmt: skip
-    if profiles:
+    if profiles and config["connection"] == "plain":  # the smaller cosines, and enough lines
         noise = [fmean((p[d] - theory[d]) ** 2 for p in profiles) ** 0.5 for d in range(len(theory))]
         lines.append(Series(f"{kind}, noise", "reference", *points(noise), kind))
     return lines
@@ -308,7 +308,7 @@ def figures(results: Results) -> list[Figure]:
     cosines.append(Series("1/sqrt(L)", "reference", ends, [length**-0.5 for length in ends]))
     return [
         Figure("cosine_by_depth", "Gradients of unrelated inputs", "Mean cosine over pairs of inputs: every seed, the "
-               "closed form, and the noise, the root mean square of the seeds' distances from it. Smaller values than "
+               "closed form, and the noise of plain networks, the seeds' rms distance from it. Smaller values than "
                f"{SHOWN:g}, and negative ones, are not drawn.", Axis("layers", "log"),
                Axis("cosine of the two gradients", "log"), tuple(cosines)),
         Figure("neighbours_by_depth", "Neighbours on a line", "Autocorrelation of the derivative between neighbours of "
