@@ -1,14 +1,14 @@
-"""Reaching goals in a maze: a contrastive critic learns from random walks alone which action leads to which cell.
+"""Reaching goals in a maze: a contrastive critic learns from random walks without a reward which action leads where.
 
-Its optimum is known: the logarithm of how much sooner and more often a goal follows a state and an action than it
-follows any. The policy that is greedy in it reaches every goal, so that what is missed is missed by the network.
+It is given the pairs that endless walks bring, each as often as it comes: its objective and its optimum are closed
+forms, and a network whose embeddings have enough numbers can express it. What is missed is missed in training.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from levada.connections import Plain, Residual
 from levada.stack import Stack
 from levada.study.training import cosine
 
-__all__ = ["ContrastiveCritic", "Maze", "Skips", "exact_critic", "success_rate", "train_critic"]
+__all__ = ["ContrastiveCritic", "Maze", "Skips", "contrastive_loss", "exact_critic", "success_rate", "train_critic"]
 
 Skips: TypeAlias = Literal["residual", "plain"]
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
@@ -59,27 +59,8 @@ class Maze:
         self.positions = 2 * self.cells / (size - 1) - 1
 
 
-def random_walks(maze: Maze, walkers: int, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Walk at random, from cells drawn at random.
-
-    Args:
-        maze: where.
-        walkers: how many walk.
-        steps: moves of each.
-        generator: draws.
-
-    Returns:
-        States `(walkers, steps + 1)` and actions `(walkers, steps)`.
-    """
-    actions = torch.randint(len(MOVES), (walkers, steps), generator=generator)
-    states = [torch.randint(len(maze.cells), (walkers,), generator=generator)]
-    for action in actions.T:
-        states.append(maze.follows[states[-1], action])
-    return torch.stack(states, 1), actions
-
-
 def exact_critic(maze: Maze, discount: float) -> Tensor:
-    r"""Compute what the critic learns in the limit, for walks at random: of each state, action and goal.
+    r"""Compute the best critic for walks at random: the value of each state, action and goal.
 
     $$\log \frac{p(g \mid s, a)}{p(g)}, \qquad
       p(\cdot \mid s, a) = (1-\gamma)\, e_{s'} (I - \gamma P)^{-1}$$
@@ -199,77 +180,73 @@ class ContrastiveCritic(nn.Module):
         first, second = self.last(self.stack(self.first(x))).chunk(2)
         return first, second
 
-    @torch.no_grad()
     def table(self, maze: Maze) -> Tensor:
-        """Return the values of every state, action and goal, `(replicas, cells, 4, cells)`, on the processor."""
+        """Return the values of every state, action and goal, `(replicas, cells, 4, cells)`."""
         num, replicas, device = len(maze.cells), len(self.first.weight) // 2, self.first.weight.device
-        actions = torch.arange(len(MOVES)).repeat(num).expand(replicas, -1).to(device)
-        states = maze.positions.repeat_interleave(len(MOVES), 0).expand(replicas, -1, -1).to(device)
-        goals = maze.positions.repeat(len(MOVES), 1).expand(replicas, -1, -1).to(device)
+        actions = torch.arange(len(MOVES), device=device).repeat(num).expand(replicas, -1)
+        states = maze.positions.to(device).repeat_interleave(len(MOVES), 0).expand(replicas, -1, -1)
+        goals = maze.positions.to(device).repeat(len(MOVES), 1).expand(replicas, -1, -1)
         first, second = self(states, actions, goals)
-        values: Tensor = first @ second[:, :num].mT
-        return values.view(replicas, num, len(MOVES), num).cpu()
+        return (first @ second[:, :num].mT).view(replicas, num, len(MOVES), num)
 
 
-def draw_pairs(
-    states: Tensor, actions: Tensor, discount: float, batch_size: int, generators: Sequence[torch.Generator]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a state, its action, and a goal: where the walk is k moves later, with probability (1 - d) d^(k - 1).
+def contrastive_loss(values: Tensor, exact: Tensor) -> Tensor:
+    r"""Compute InfoNCE in both directions over all pairs, less the least that it can be.
+
+    $$\tfrac12 \big[\mathrm{KL}(p(g \mid s, a) \,\|\, \mathrm{softmax}_g f) +
+      \mathrm{KL}(p(s, a \mid g) \,\|\, \mathrm{softmax}_{s, a} f)\big]$$
+
+    the mean over states and actions, and over goals: each pair comes as often as on endless walks, and all others are
+    what it is told from. It is 0 where the values are the exact critic's, up to one constant.
 
     Args:
-        states: cells, `(replicas, walkers, steps + 1)`.
-        actions: `(replicas, walkers, steps)`.
-        discount: d; what would be after the walk's end is taken at the end of a walk from its start.
-        batch_size: how many for each replica.
-        generators: one for each replica.
+        values: $f$, `(replicas, cells, 4, cells)`.
+        exact: `exact_critic` of the maze, `(cells, 4, cells)`.
 
-    Returns:
-        Cells, actions and cells, `(replicas, batch_size)`.
+    Shape:
+        Returns `(replicas,)`, nats.
+
+    Example:
+        >>> exact = exact_critic(Maze(5), 0.9)
+        >>> contrastive_loss(exact[None] + 3, exact).abs().item() < 1e-12
+        True
+
+    Source: van den Oord, Li and Vinyals 2018, arXiv 1807.03748 (InfoNCE).
     """
-    replicas, walkers, steps = actions.shape
-    drawn = torch.stack(
-        [torch.rand(3, batch_size, generator=generator, dtype=torch.double) for generator in generators], 1
-    )
-    waits = (1 + drawn[0].log() / torch.tensor(discount, dtype=torch.double).log()).long().clamp(max=steps)
-    start = (drawn[1] * (steps + 1 - waits)).long()
-    walker, replica = (drawn[2] * walkers).long(), torch.arange(replicas)[:, None]
-    return states[replica, walker, start], actions[replica, walker, start], states[replica, walker, start + waits]
+    found, target = values.flatten(1, 2), exact.flatten(0, 1).to(values.dtype)
+    apart = [
+        functional.kl_div(found.log_softmax(dim), target.log_softmax(dim - 1), reduction="none", log_target=True)
+        .sum(dim)
+        .mean(1)
+        for dim in (2, 1)
+    ]
+    return (apart[0] + apart[1]) / 2
 
 
-def train_critic(critic: ContrastiveCritic, maze: Maze, *, seeds: Sequence[int], lr: float, **how: Any) -> Tensor:
-    """Train by Adam on InfoNCE in both directions: which goal followed a state and an action, and which they were.
+def train_critic(critic: ContrastiveCritic, maze: Maze, *, discount: float, steps: int, lr: float) -> Tensor:
+    """Train by Adam on the contrastive loss; the learning rate falls along half a cosine.
 
     Args:
         critic: a network of replicas; it is changed.
         maze: where the walks are.
-        seeds: one for each replica: its walks and batches.
-        lr: the learning rate, which falls along half a cosine.
-        how: `steps`, `batch_size`, `discount`, `walkers` and `walk`, the moves of each walker.
+        discount: how far ahead goals are, as in `exact_critic`.
+        steps: how many.
+        lr: the learning rate of the first step.
 
     Returns:
         The loss before each step, `(steps, replicas)`, nats.
 
     Raises:
-        UsageError: if there is less than one step, or a batch of less than two.
+        UsageError: if there is less than one step.
     """
-    require_at_least("train_critic", "steps", how["steps"], 1)
-    require_at_least("train_critic", "batch_size", how["batch_size"], 2, "A goal is told from others.")
-    generators, device = [torch.Generator().manual_seed(seed) for seed in seeds], critic.first.weight.device
-    walks = [random_walks(maze, how["walkers"], how["walk"], generator) for generator in generators]
-    states, actions = (torch.stack(part) for part in zip(*walks, strict=True))
+    require_at_least("train_critic", "steps", steps, 1)
+    exact = exact_critic(maze, discount).to(critic.first.weight)
     optimizer = torch.optim.Adam(critic.parameters(), lr=lr, foreach=True)
-    wanted = torch.arange(how["batch_size"], device=device).expand(len(seeds), -1)
     losses: list[Tensor] = []
-    for step in range(how["steps"]):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * cosine(step / how["steps"])
-        at, taken, goal = draw_pairs(states, actions, how["discount"], how["batch_size"], generators)
-        first, second = critic(maze.positions[at].to(device), taken.to(device), maze.positions[goal].to(device))
-        logits = first @ second.mT
-        both = [
-            functional.cross_entropy(x.flatten(0, 1), wanted.flatten(), reduction="none") for x in (logits, logits.mT)
-        ]
-        loss = ((both[0] + both[1]) / 2).view(len(seeds), -1).mean(1)
+            group["lr"] = lr * cosine(step / steps)
+        loss = contrastive_loss(critic.table(maze), exact)
         optimizer.zero_grad()
         loss.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
