@@ -213,25 +213,26 @@ STUDY = Study(
     configurations=configurations, run=run, claims=claims, figures=figures,
     costs={"smoke": Cost(2 / 3600), "small": Cost(0.03), "full": Cost(6, "one 80 GB GPU")},
     check={"skips": "residual", "depth": 4, "dim": 8},
-    notes=("This is no reproduction of the paper. There agents explore simulated robots' worlds by themselves, with an "
-           "actor beside the critic, for up to 134 hours on one GPU of 80 GB (the hours from secondary notes), and at "
-           "1,024 layers the actor's loss diverged, so that the actor was held at 512. Here walks are random, actions "
-           "are four, and there is no actor: nothing follows about exploration, or about robots.",
+    notes=("This is no reproduction of the paper. There agents explore simulated robots' worlds by themselves, with "
+           "an actor beside the critic, for up to 134 hours on one GPU of 80 GB (the hours from secondary notes), "
+           "and at 1,024 layers the actor's loss diverged, so that the actor was held at 512. Here walks are random, "
+           "actions are four, and there is no actor: nothing follows about exploration, or about robots.",
            "The paper found no gain where data is given (secondary notes), as it is here.",
-           "The design was changed after a review and before any run that is reported. At first batches of pairs were "
-           "drawn from walks: on seeds 100 and 101 the frequencies of as many pairs, 192,000, led to .38 and .39 of the "
-           "goals, and networks to .31 to .51, so that the number of pairs decided most of it. Now every pair comes as "
-           "often as on endless walks. An embedding had 16 numbers, and the closed form, cut to that rank, leads to .957 "
-           "of the goals; with 32 it leads to all. A difference of means, which noise decides, was the criterion; it is "
-           "now an exact test.",
+           "The design was changed after a review and before any run that is reported. At first batches of pairs "
+           "were drawn from walks: on seeds 100 and 101 the frequencies of as many pairs, 192,000, led to .38 and "
+           ".39 of the goals, and networks to .31 to .51, so that the number of pairs decided most of it. Now every "
+           "pair comes as often as on endless walks. An embedding had 16 numbers, and the closed form, cut to that "
+           "rank, leads to .957 of the goals; with 32 it leads to all. A difference of means, which noise decides, "
+           "was the criterion; it is now an exact test.",
            "The critic is the inner product of two networks; the layers are the authors', less learned gains. Adam's "
            "rate falls to 0 along half a cosine. Seeds differ in their first weights alone.",
-           "Each arm has the rate of .0001, .0003, .001, .003, .01 and .03 (as far as needed for the best not to be the "
-           "first or last that was tried) with the highest mean success rate on seeds 100 and 101, after 1,500 steps: 4 "
-           "layers .003 (.701, .782, .770 at .001, .003, .01), without skips .01 (.804, .810, .742 at .003, .01, .03), of "
-           "width 89 .003 (.809, .839, .786 at .001, .003, .01); 32 layers .001 (.569, .712, .658 at .0003, .001, .003), "
-           "without skips .0003 (.581, .664, .415, .039 at .0001, .0003, .001, .003; at .001 one seed came to .727 and "
-           "one to .103). 3,000 steps were then taken, since 4 layers still gained (.841 with the same rate).",
+           "Each arm has the rate of .0001, .0003, .001, .003, .01 and .03 (as far as needed for the best not to be "
+           "the first or last that was tried) with the highest mean success rate on seeds 100 and 101, after 1,500 "
+           "steps: 4 layers .003 (.701, .782, .770 at .001, .003, .01), without skips .01 (.804, .810, .742 at .003, "
+           ".01, .03), of width 89 .003 (.809, .839, .786 at .001, .003, .01); 32 layers .001 (.569, .712, .658 at "
+           ".0003, .001, .003), without skips .0003 (.581, .664, .415, .039 at .0001, .0003, .001, .003; at .001 one "
+           "seed came to .727 and one to .103). 3,000 steps were then taken, since 4 layers still gained (.841 with "
+           "the same rate).",
            "The scale full asks the same of 1,024 layers in a larger maze; its hours are reckoned from the number of "
-           "operations, and it has not been run. Learning rates there are the authors', 0.0003."),
+           "operations, and it has not been run. Learning rates there are the authors', 0.0003.",),
 )  # fmt: skip
