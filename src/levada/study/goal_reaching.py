@@ -187,7 +187,8 @@ class ContrastiveCritic(nn.Module):
         states = maze.positions.to(device).repeat_interleave(len(MOVES), 0).expand(replicas, -1, -1)
         goals = maze.positions.to(device).repeat(len(MOVES), 1).expand(replicas, -1, -1)
         first, second = self(states, actions, goals)
-        return (first @ second[:, :num].mT).view(replicas, num, len(MOVES), num)
+        values: Tensor = (first @ second[:, :num].mT).view(replicas, num, len(MOVES), num)
+        return values
 
 
 def contrastive_loss(values: Tensor, exact: Tensor) -> Tensor:
