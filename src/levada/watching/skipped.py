@@ -41,6 +41,8 @@ def _apart(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *args, **kwargs)
         except Exception as error:  # whatever it is, training goes on
             self.over = True
+            if self.ended is not None:
+                self.ended(f"an error ended it, {type(error).__name__}: {error}")
             warn(
                 f"watch: {RULE} raised {type(error).__name__}: {error}. It is judged no more; all else is.",
                 stacklevel=3,
@@ -67,7 +69,8 @@ class Skips:
 
     Attributes:
         tell: called with a finding where training stands still, and with None when an update has come.
-        over: whether an error has ended this.
+        ended: called with the reason if an error ends this.
+        over: whether one has.
 
     Example:
         >>> found, skips = [], Skips(nn.Linear(1, 1))
@@ -80,6 +83,7 @@ class Skips:
 
     def __init__(self, model: nn.Module) -> None:
         self.tell: Callable[[Finding | None], None] | None = None
+        self.ended: Callable[[str], None] | None = None
         self.over = False
         self._model = weakref.ref(model)
         self._step: int | None = None  # of the last update
