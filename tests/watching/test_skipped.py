@@ -14,6 +14,7 @@ import levada
 from levada.runs import Run
 from levada.watching.exporting import Exporting
 from levada.watching.recording import Recording
+from levada.watching.replay import replay
 from levada.watching.skipped import Skips
 
 
@@ -85,7 +86,47 @@ def test_a_loop_that_makes_no_update_any_more_is_told_of_once(after_backward, go
     assert ("a loss of NaN" in finding.claim) == after_backward
     assert watch.report().verdict == "error"
     assert [e["rule"] for e in Run(tmp_path / "run").events("finding") if e["severity"] == "error"] == ["skipped_steps"]
-    assert not list((tmp_path / "run").glob("bundles/*"))
+    (bundle,) = (tmp_path / "run").glob("bundles/*")
+    assert bundle.name.endswith("-skipped_steps")
+    assert [e["path"] for e in Run(tmp_path / "run").events("bundle")] == [f"bundles/{bundle.name}"]
+
+
+def test_a_standstill_names_the_weight_that_is_nan_and_its_pass_can_be_run_again(tmp_path):
+    net = model()
+
+    def step(optimizer, i):
+        if i == 30:
+            nn.init.constant_(net[2][0].bias, math.nan)
+        loss = net(batch()).square().mean()
+        if not torch.isfinite(loss):
+            return False
+        loss.backward()
+        return True
+
+    (finding,), _ = train(net, step, 100, run=tmp_path / "run")
+    (event,) = Run(tmp_path / "run").events("finding")
+    assert event["claim"] == f"{finding.claim} The parameter 2.0.bias holds NaN."
+    assert event["where"] == {"first": "2", "last": "2"}
+    (bundle,) = (tmp_path / "run").glob("bundles/*")
+    again = replay(bundle, model(), lambda output: output.square().mean())
+    assert math.isnan(again.loss)
+    assert [f.rule for f in again.report.findings] == ["numerical_overflow"]
+
+
+def test_a_standstill_whose_weights_are_finite_says_so_or_that_the_inputs_are_not(tmp_path):
+    net = model()
+    _, watch = train(net, guarded(net, lambda i: True), 60, run=tmp_path / "run")
+    assert watch.findings[0].claim.endswith("The inputs of the model hold NaN or Inf; its weights are finite.")
+
+    class Root(nn.Module):
+        def forward(self, x):
+            return x.sqrt()
+
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), Root())
+    nn.init.constant_(net[0].bias, -9.0)
+    _, watch = train(net, guarded(net, lambda i: False), 60)
+    finite = "The weights and the inputs are finite, so that it arises in the forward pass or in the loss."
+    assert watch.findings[0].claim.endswith(finite)
 
 
 def test_it_is_told_while_the_loop_goes_on_at_the_pass_after_the_32nd(tmp_path):

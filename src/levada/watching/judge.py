@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, final
@@ -202,10 +203,17 @@ class Judge:
             finding: what was found; None when it is over.
             step: the present step.
         """
-        if finding is not None:
-            self._ledger.stand(replace(finding, evidence={**finding.evidence, "step": step, "told_at": step}))
-        else:
+        if finding is None:
             self._ledger.over(SKIPPED, step)
+            return
+        with suppress(Exception):  # what weights and inputs are made of is the user's; the verdict stands without
+            name, words = self._nonfinite.words(self._model, self._inputs)
+            where = {"first": name, "last": name} if name else {}
+            finding = self._in_block(replace(finding, claim=f"{finding.claim} {words}", where=where))
+        finding = replace(finding, evidence={**finding.evidence, "step": step, "told_at": step})
+        if self.keeper is not None:
+            self.keeper.keep_now(step, finding)
+        self._ledger.stand(finding)
 
     def note(self, **facts: Any) -> None:
         """Take what the user knows of the present step, for the bundles.

@@ -124,7 +124,7 @@ class Ledger:
 
     def _remember(self, finding: Finding) -> None:
         self.history.append(finding)
-        # A bundle holds the pass before an update: where training stands still none comes, and then a good one.
+        # Of a standstill the bundle is kept at once: no update comes, and then a good one.
         if self._keeper is not None and finding.severity == "error" and finding.rule != SKIPPED:
             self._keeper.ask(finding)
 
