@@ -82,7 +82,7 @@ class Nonfinite:
         return self._finding(place, step, rank, exact=True)
 
     def words(self, model: nn.Module | None, inputs: Any) -> tuple[str, str]:
-        """Return what is not finite of the weights and inputs as they are now: a parameter's name or "", and a sentence.
+        """Return what is not finite of weights and inputs as they are now: a parameter's name or "", and a sentence.
 
         Args:
             model: the model; None if it is not at hand.
