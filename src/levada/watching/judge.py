@@ -25,7 +25,7 @@ from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.units import DEAD
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.skipped import RULE as SKIPPED
-from levada.watching.spike import RAISED, Departures, Spikes, raised, rise_in_words
+from levada.watching.spike import RAISED, Departures, Spikes, jump_in_words, raised, rise_in_words
 from levada.watching.telling import warn
 from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import Unoptimised
@@ -39,6 +39,8 @@ CONFIRMATIONS: Final = 3  # samples on which most rules must hold before they sp
 ROWS: Final = 4
 # Learning rates that are remembered where each differs from the one before.
 RATES: Final = 64
+# Losses that no sample has brought yet, of which a jump before a NaN is named.
+RECENT: Final = 512
 # Samples of a signal before it has a baseline.
 WARM_UP: Final = 8
 
@@ -94,6 +96,7 @@ class Judge:
         self._rates: deque[tuple[int, float]] = deque(maxlen=RATES)
         self._rate, self._rises = math.nan, deque[int](maxlen=RATES)
         self._spikes = Spikes()
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._nonfinite = Nonfinite()
         self._unoptimised: Unoptimised | None = Unoptimised()
         self._baseline: Baseline | None = None
@@ -133,6 +136,8 @@ class Judge:
         if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._ledger:
             return
         value = float(loss.detach())
+        if math.isfinite(value):
+            self._recent.append((step, value))
         if math.isfinite(value) and self._nonfinite.bad_step is None:
             return  # the samples bring it too; here only what must be seen at once
         self._nonfinite.see_loss(step, value)
@@ -171,6 +176,8 @@ class Judge:
             self._nonfinite.see_loss(step, loss)
             self._spikes.see_loss(step, loss, self.loss)
             self.loss.add(step, loss)
+        while self._recent and sample.losses and self._recent[0][0] <= sample.losses[-1][0]:
+            self._recent.popleft()
         rate = float(sample.scalars.get("lr", math.nan))
         if not math.isnan(rate) and (not self._rates or self._rates[-1][1] != rate):
             self._rates.append((sample.step, rate))
@@ -315,10 +322,14 @@ class Judge:
     def _told_at_once(self, finding: Finding) -> None:
         """Tell of what is not finite, with what was before it."""
         if (finding.rule, "") not in self._ledger:
-            rise = raised(tuple(self.rows), tuple(self._rates), finding.evidence["step"])
-            if rise is not None:
-                claim = f"{finding.claim} {rise_in_words(rise)}"
-                finding = replace(finding, claim=claim, evidence={**finding.evidence, "learning_rate": rise})
+            step = finding.evidence["step"]
+            jump = self._spikes.before(step, self._recent, self.loss) if finding.severity == "error" else None
+            rise = raised(tuple(self.rows), tuple(self._rates), step)
+            words = [jump_in_words(jump)] if jump is not None else []
+            words += [rise_in_words(rise)] if rise is not None else []
+            also = {key: found for key, found in (("loss_spike", jump), ("learning_rate", rise)) if found is not None}
+            claim = " ".join([finding.claim, *words])
+            finding = replace(finding, claim=claim, evidence={**finding.evidence, **also})
         self._ledger.tell_at_once(finding)
 
     def _in_block(self, finding: Finding) -> Finding:
