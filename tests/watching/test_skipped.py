@@ -231,6 +231,44 @@ def test_one_odd_batch_of_crops_or_micro_batches(when, after_backward):
     assert train(net, guarded(net, lambda i: i == when, 16, after_backward=after_backward), 60)[0] == []
 
 
+@pytest.mark.parametrize("micro", [32, 64, 128])
+@pytest.mark.parametrize("updates", [True, False])
+def test_one_odd_batch_of_many_micro_batches_before_the_first_update(micro, updates):
+    net = model()
+
+    def step(optimizer, i):
+        for _ in range(micro):
+            (net(batch(i == 0)).square().mean() / micro).backward()
+        if updates:  # as if nothing was: then all weights are NaN, which is another finding
+            return True
+        return i > 0
+
+    said, watch = train(net, step, 3)
+    assert said == []
+    assert watch.steps == (3 if updates else 2)
+
+
+def test_many_micro_batches_that_never_make_an_update_are_told_of_after_a_few_batches():
+    net = model()
+
+    def step(optimizer, i):
+        for _ in range(64):
+            net(batch(True)).square().mean().backward()
+        return False
+
+    (finding,), _ = train(net, step, 5)
+    assert finding.evidence["passes"] == 3 * 64 + 8
+
+
+def test_gradients_that_are_never_cleared_are_told_of_after_256_passes():
+    net = model()
+    with levada.watch(net, sgd(net)) as watch:
+        said = heard(watch)
+        for i in range(300):
+            net(batch(True)).square().mean().backward()
+            assert len(said) == (i >= 256), i
+
+
 @pytest.mark.parametrize("after_backward", [False, True])
 def test_batches_that_a_guard_leaves_out_now_and_then(after_backward):
     net = model()
