@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import levada
+from levada.diagnose import Finding
 from levada.runs import Run
 from levada.watching.exporting import Exporting
 from levada.watching.recording import Recording
@@ -155,6 +156,22 @@ def test_the_next_update_clears_it_and_another_standstill_is_told_again():
     said, watch = train(net, guarded(net, lambda i: i % 100 >= 50), 300)
     assert [None if f is None else f.severity for f in said] == ["error", None] * 2 + ["error"]
     assert [f.status for f in watch.findings if f.rule == "skipped_steps"] == ["clear", "clear", "fired"]
+
+
+def test_a_loop_that_stands_still_again_and_again_fills_no_memory(tmp_path):
+    net = model()
+    with levada.watch(net, sgd(net), every=1000, run=tmp_path / "run") as watch:
+        for time in range(1000):
+            watch._engine.passes.skips.tell(Finding("skipped_steps", "error", "fired", f"standstill {time}"))
+            watch._engine.passes.skips.tell(None)
+        watch._engine.passes.skips.tell(Finding("skipped_steps", "error", "fired", "the last"))
+        assert len(watch.findings) == 16
+        assert len(watch.judge.history) <= 1024
+        (recording,) = [one for one in watch._listeners if isinstance(one, Recording)]
+        assert len(recording._heard) <= 16
+        assert (watch.findings[-1].status, watch.findings[-1].evidence["times"]) == ("fired", 1001)
+        assert watch.findings[-1].claim.endswith("It came 1,001 times so far.")
+    assert len(list(Run(tmp_path / "run").events("finding"))) == 2001  # each is kept in the record
 
 
 def test_a_standstill_of_crops_and_of_a_cell_is_told_too():

@@ -51,7 +51,7 @@ class Judge:
 
     A rule's finding is told once it held on `confirm` samples in a row, and from then on stands in `findings`; when it
     held on none of as many, its entry there becomes "clear" and says at which step. What is not finite is told at once.
-    `history` has each telling, worsening and ending in turn, and only grows: what a record follows.
+    `history` has each telling, worsening and ending in turn, of the last thousand.
 
     An error needs a scale-free measurement, a baseline of this run or theory, and a fact about what training does.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, final
@@ -13,6 +14,9 @@ from levada.watching.skipped import RULE as SKIPPED
 __all__ = ["Ledger"]
 
 Key: TypeAlias = tuple[str, str]  # a rule and a place
+
+APART: Final = 16  # times that what stands without samples is told in an entry of its own, then in the last of them
+HISTORY: Final = 1024
 
 _ORDER: Final = {"info": 0, "warn": 1, "error": 2}
 
@@ -37,16 +41,18 @@ class Ledger:
 
     Attributes:
         findings: each as it stands now.
-        history: each telling, worsening and ending in turn.
+        history: each telling, worsening and ending in turn, of the last thousand.
     """
 
     def __init__(self, confirm: int, keeper: Keeper | None) -> None:
         self.findings: list[Finding] = []
-        self.history: list[Finding] = []
+        self.history: deque[Finding] = deque(maxlen=HISTORY)
         self._confirm = confirm
         self._keeper = keeper
         self._cases: dict[Key, _Case] = {}
         self._standing: dict[str, int] = {}  # place among the findings, by rule
+        self._stood: dict[str, list[int]] = {}  # and those at which it stood before
+        self._times: Counter[str] = Counter()
 
     def __contains__(self, key: Key) -> bool:
         return key in self._cases
@@ -60,12 +66,24 @@ class Ledger:
         """Tell a finding that is confirmed already, and does not depend on samples; or that it is another, or worse."""
         at = self._standing.get(finding.rule)
         if at is None:
-            self._standing[finding.rule] = len(self.findings)
-            self._tell(finding)
+            self._stand_anew(finding)
         elif renew or _worse(finding, self.findings[at]):
             told_at = self.findings[at].evidence["told_at"]
             self.findings[at] = replace(finding, evidence={**finding.evidence, "told_at": told_at})
             self._remember(self.findings[at])
+
+    def _stand_anew(self, finding: Finding) -> None:
+        stood = self._stood.setdefault(finding.rule, [])
+        self._times[finding.rule] += 1
+        if len(stood) < APART:
+            stood.append(len(self.findings))
+            self._tell(finding)
+        else:
+            times = self._times[finding.rule]
+            again = f"{finding.claim} It came {times:,} times so far."
+            self.findings[stood[-1]] = replace(finding, claim=again, evidence={**finding.evidence, "times": times})
+            self._remember(self.findings[stood[-1]])
+        self._standing[finding.rule] = stood[-1]
 
     def over(self, rule: str, step: int) -> None:
         """Take back what stands without samples."""

@@ -355,8 +355,9 @@ class Recording:
     def _hear(self, step: int, *, bundles: bool = False) -> None:
         """Keep the verdicts that are new, and the detail around them."""
         known = set(map(id, self._heard))
-        new = [finding for finding in self._watch.findings if id(finding) not in known]
-        self._heard += new
+        found = list(self._watch.findings)
+        new = [finding for finding in found if id(finding) not in known]
+        self._heard = found  # what it replaces is let go; of what stands, nothing else has the identity
         for finding in new:
             if self._events is not None:
                 self._events.add("finding", step=step, **_fields(finding))

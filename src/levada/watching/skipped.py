@@ -64,10 +64,10 @@ class Skips:
 
     While updates come, passes are counted and nothing is looked at. Outputs are from the eighth pass on beyond the most
     that an update ever took, or before the first update; their NaN is added up on the device, and not waited for. A
-    backward pass belongs to all passes since the one before it. Before the first update, passes whose gradients are added
-    to each other are taken to be micro-batches of one step, of which eight count: a large batch that is NaN is no
-    standstill, and four of them are. What moves the model without being one of the watch's
-    optimizers makes an update too.
+    backward pass belongs to all passes since the one before it. Before the first update, passes whose gradients are
+    added to each other are taken to be micro-batches of one step, of which eight count: a large batch that is NaN is no
+    standstill, and four of them are. What moves the model without being one of the watch's optimizers makes an update
+    too.
 
     Args:
         model: what is watched.
