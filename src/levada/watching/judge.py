@@ -81,7 +81,7 @@ class Judge:
         require_at_least("Judge", "confirm", confirm, 1)
         self.loss = LossBaseline()
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
-        self._ledger = Ledger(confirm, self.keeper)
+        self._ledger = Ledger(confirm, self._keep)
         self.findings = self._ledger.findings
         self.history = self._ledger.history
         self.blocks: Blocks | None = None
@@ -331,6 +331,10 @@ class Judge:
             claim = " ".join([finding.claim, *words])
             finding = replace(finding, claim=claim, evidence={**finding.evidence, **also})
         self._ledger.tell_at_once(finding)
+
+    def _keep(self, finding: Finding) -> None:
+        if self.keeper is not None:
+            self.keeper.ask(finding)
 
     def _in_block(self, finding: Finding) -> Finding:
         """Name the block of a parameter, where the blocks are known."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, final
 
 from levada.diagnose.finding import Finding
-from levada.watching.keeper import Keeper
 from levada.watching.skipped import RULE as SKIPPED
 
 __all__ = ["Ledger"]
@@ -37,18 +36,18 @@ class Ledger:
 
     Args:
         confirm: samples in a row on which a finding must hold, or must not, to be told or taken back.
-        keeper: what keeps a bundle of an error; None to keep none.
+        ask: called with an error, of which a bundle is to be kept.
 
     Attributes:
         findings: each as it stands now.
         history: each telling, worsening and ending in turn, of the last thousand.
     """
 
-    def __init__(self, confirm: int, keeper: Keeper | None) -> None:
+    def __init__(self, confirm: int, ask: Callable[[Finding], None]) -> None:
         self.findings: list[Finding] = []
         self.history: deque[Finding] = deque(maxlen=HISTORY)
         self._confirm = confirm
-        self._keeper = keeper
+        self._ask = ask
         self._cases: dict[Key, _Case] = {}
         self._standing: dict[str, int] = {}  # place among the findings, by rule
         self._stood: dict[str, list[int]] = {}  # and those at which it stood before
@@ -143,8 +142,8 @@ class Ledger:
     def _remember(self, finding: Finding) -> None:
         self.history.append(finding)
         # Of a standstill the bundle is kept at once: no update comes, and then a good one.
-        if self._keeper is not None and finding.severity == "error" and finding.rule != SKIPPED:
-            self._keeper.ask(finding)
+        if finding.severity == "error" and finding.rule != SKIPPED:
+            self._ask(finding)
 
     def _clear(self, at: int, step: int) -> None:
         finding = self.findings[at]
