@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Final, Protocol
 
 from levada.report.check import finding_view, table_view
@@ -14,6 +13,7 @@ from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
 from levada.report.series import Span
 from levada.report.words import SIGNS, count, headline, number, phrase, sampled, short
+from levada.runs.standing import EVENT, Standing, sampling
 
 __all__ = ["Recorded", "watch_view"]
 
@@ -22,8 +22,6 @@ MAX_RANKS: Final = 16  # of which the spread is read
 MAX_LOSSES: Final = 1200
 NUM_PROFILES: Final = 4
 MAX_FINDINGS: Final = 24
-SEEN: Final = 0.9  # of the steps: if the last sample was before, the rest of the training is not called healthy
-ENOUGH: Final = 4  # samples; with fewer, most running rules cannot speak, and silence means nothing
 _WORST: Final = ("error", "warn")
 _HEATS: Final = (
     ("gradient_rms", "gradient_nonfinite", "The gradient, by block and step", "gradient, root mean square per element"),
@@ -40,6 +38,9 @@ class Recorded(Protocol):
 
     def signals(self, rank: int = 0) -> Any:
         """Give the signals of one."""
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Give the loss of each step, as far as it is known."""
 
 
 def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -58,25 +59,24 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     findings = _findings(events)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
     known = [one for one in findings if one.get("status") != "unknown"]
-    worst = next((severity for severity in _WORST if any(one.get("severity") == severity for one in fired)), "healthy")
-    verdict = worst if len(depth.steps) >= ENOUGH or fired else "unknown"
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
-    losses = depth.first.losses() if depth.first is not None else []
+    losses = depth.first.losses() if depth.first is not None else run.losses()
+    standing = _standing(events, fired, depth, losses)
+    verdict = standing.verdict
     figures = [*_loss(losses, findings), *_heats(depth), *_profiles(depth)]
     damage = of_signals(ranks)  # when all was read
     return {
         "title": name,
         "verdict": verdict,
         "sign": SIGNS[verdict],
-        "headline": _headline(verdict, fired, depth, losses)
-        + (", in what can be read" if damage and not fired else ""),
+        "headline": _headline(standing, fired) + (", in what can be read" if damage and not fired else ""),
         "claim": str(fired[0].get("claim", "")) if fired else "",
         "damage": damage,
         "facts": _facts(depth, losses, events, len(run.ranks)),
         "figures": figures,
         "findings": [_told(one, depth) for one in known[:MAX_FINDINGS]],
         "open": [one for one in findings if one.get("status") == "unknown"],
-        "notes": _notes(run.ranks, ranks, depth, events, len(known)),
+        "notes": [standing.told, *_notes(run.ranks, ranks, depth, events, len(known))],
         "table": table_view(blocks),
         "provenance": [],
     }
@@ -103,6 +103,10 @@ class _Depth:
         self.sites: list[str] = [str(site["name"]) for signals in self.stages for site in signals.sites]
         self.kinds: list[str] = [str(site.get("kind") or "") for signals in self.stages for site in signals.sites]
         self.steps: Sequence[int] = self.first.steps if self.first is not None else ()
+
+    @property
+    def last(self) -> int | None:
+        return self.steps[-1] if self.steps else None
 
     def has(self, name: str) -> bool:
         return any(name in signals.names for signals in self.stages)
@@ -208,30 +212,44 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     return view
 
 
-def _headline(
-    verdict: str, fired: Sequence[Mapping[str, Any]], depth: _Depth, losses: Sequence[tuple[int, float]]
-) -> str:
-    if verdict == "healthy" and losses and depth.steps[-1] < SEEN * losses[-1][0]:
-        return (
-            f"The learning signal reached every block up to step {depth.steps[-1]:,}; what came after was not sampled"
-        )
-    words = {"healthy": "The learning signal reached every block", "unknown": "Too few samples to judge"}
-    return words.get(verdict) or headline({"verdict": verdict, "findings": fired})
+def _standing(
+    events: Sequence[Mapping[str, Any]],
+    fired: Sequence[Mapping[str, Any]],
+    depth: _Depth,
+    losses: Sequence[tuple[int, float]],
+) -> Standing:
+    """Give what the run may be called: as the watch said it, with what holds by now."""
+    said = next((event for event in reversed(events) if event.get("type") == EVENT), None)
+    severities = [str(one.get("severity")) for one in fired]
+    return Standing.of(said, severities, sampled=depth.last, steps=_steps(depth, losses))
+
+
+def _steps(depth: _Depth, losses: Sequence[tuple[int, float]]) -> int:
+    return max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])]) + 1
+
+
+def _headline(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:
+    verdict = standing.verdict
+    if verdict == "healthy":
+        rest = f"{standing.until[1:]}; what came after was not sampled" if standing.until else ""
+        return f"The learning signal reached every block{rest}"
+    if verdict == "unknown":
+        lacking = standing.unjudged or standing.sampled is None
+        return "Too few samples to judge" if lacking else "The record does not say which rules judged it"
+    return headline({"verdict": verdict, "findings": fired})
 
 
 def _facts(
     depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], ranks: int
 ) -> list[dict[str, str]]:
-    steps = [*depth.steps[-1:], *(step for step, _ in losses[-1:])]
+    steps = _steps(depth, losses)
     last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
-    facts = [("steps", f"{max(steps) + 1:,}" if steps else "0", f"{count(len(depth.steps), 'sample')} kept{last}")]
+    facts = [("steps", f"{steps:,}", f"{count(len(depth.steps), 'sample')} kept{last}")]
     if losses:
         facts.append(("loss", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
     overhead = _overhead(depth, events)
     if overhead is not None:
-        distances = [b - a for a, b in pairwise(depth.steps[-9:])]
-        note = f"sampled every {count(max(distances), 'step')}" if distances else ""
-        facts.append(("overhead", f"{short(100 * overhead)} %", note))
+        facts.append(("overhead", f"{short(100 * overhead)} %", sampling(depth.steps, steps)))
     facts.append(("blocks", f"{len(depth.sites):,}", ""))
     if ranks > 1:
         facts.append(("processes", f"{ranks:,}", ""))
