@@ -233,6 +233,15 @@ def test_without_normalisation_each_seeds_ratio_is_that_of_the_closed_form(octav
     assert outcome.numbers["residual over plain, predicted"] == pytest.approx(4.52, abs=0.01)
 
 
+def test_a_ratio_over_noise_decides_nothing():
+    def change(config, seed, values):
+        if pairs(config, False, "plain") and seed == 3:
+            values["cosine"][10:16] = [0.019] * 6
+
+    outcome = outcomes(change)[0]["skips resist without normalisation"]
+    assert (outcome.status, "below 0.02" in outcome.reason) == ("not decided", True)
+
+
 def test_what_is_below_the_least_cosine_is_not_drawn_and_the_noise_is():
     def change(config, seed, values):
         if pairs(config, True, "plain"):
