@@ -205,7 +205,7 @@ _ESSAY = (
     _of("E18", "wrong", "Residual networks are a special case of highway networks.", "Of the form with two free gates, "
         "both at one. In the form that is trained the gates sum to one and lie strictly between, so that y = x + "
         "F(x) is reached up to a factor that may be near one, and never exactly.",
-        "R6: residual networks are highway networks"),
+        "R6: gates train as well as the identity"),
     _of("E19", "loose", "Gates are a memory for feed-forward networks.", "They make 110 layers worse: 6.91 % error "
         "at best, 8.70 % where the gates sum to one, 6.61 % without (He et al. 2016). Where plain "
         "networks train, gates are not ahead of them.",
