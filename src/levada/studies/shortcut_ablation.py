@@ -108,8 +108,8 @@ STUDY = Study(
            "signals: after 1,200 steps of 32 signals training errors were 5 and 18 % at .03, 7 and 7 % at .01, after "
            "1,000 steps of 64 at .03 2.3 and 3.0 %.",
            "After the same review what passes through the shortcuts is decided by gradients, ReLUs included, and for "
-           "those kinds alone whose factors are not constants; before, it was by products of factors, which for five of "
-           "eight kinds are known without a network. The bounds are unchanged. The gradient through the shortcut of an "
+           "those kinds alone whose factors are not constants; before, it was by products of factors, which for five "
+           "of eight kinds are known without a network. The bounds are unchanged. The gradient through the shortcut of an "
            "exclusive gate leaves out all of the branch, its gate included: with that gate 2e-11 to 3e-11 would pass "
            "at a bias of 0 on seeds 100 and 101. The claim on gates was renamed to what is measured."),
     check={"kind": "identity"},

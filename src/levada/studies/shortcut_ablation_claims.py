@@ -189,7 +189,8 @@ def claims() -> list[Claim]:
             "the table's order", "The identity is best, gates that begin open come next, shortcuts that are scaled, "
             "convolved or half closed are worse, and without a whole shortcut the network fails.",
             "mean training error: identity < shortcut gate (bias -6) < exclusive gate (bias -6) < {convolution, half "
-            "of both, shortcut gate (bias 0)} < {exclusive gate (bias 0), half of the shortcut, dropout, no shortcut}" + UNLESS,
+            "of both, shortcut gate (bias 0)} < {exclusive gate (bias 0), half of the shortcut, dropout, no shortcut}"
+            + UNLESS,
             f"{HE}, table 1", _ordered, {"kind": ORDERED},
             paper_value="test error of ResNet-110 on CIFAR-10, %: 6.61 < 6.91 < 8.70 < {12.22, 12.35, 12.86} < {fail: "
             "more than 20, four times}",
