@@ -109,9 +109,9 @@ STUDY = Study(
            "1,000 steps of 64 at .03 2.3 and 3.0 %.",
            "After the same review what passes through the shortcuts is decided by gradients, ReLUs included, and for "
            "those kinds alone whose factors are not constants; before, it was by products of factors, which for five "
-           "of eight kinds are known without a network. The bounds are unchanged. The gradient through the shortcut of an "
-           "exclusive gate leaves out all of the branch, its gate included: with that gate 2e-11 to 3e-11 would pass "
-           "at a bias of 0 on seeds 100 and 101. The claim on gates was renamed to what is measured."),
+           "of eight kinds are known without a network. The bounds are unchanged. The gradient through the shortcut of "
+           "an exclusive gate leaves out all of the branch, its gate included: with that gate 2e-11 to 3e-11 would "
+           "pass at a bias of 0 on seeds 100 and 101. The claim on gates was renamed to what is measured."),
     check={"kind": "identity"},
     costs={"smoke": Cost(1.4 / 3600, measured=True), "small": Cost(0.2), "full": Cost(3, "one H100")},
 )  # fmt: skip

@@ -230,7 +230,7 @@ def claims() -> list[Claim]:
             "and so the gradient vanishes", "Where the shortcut passes nothing, the first block gets no gradient.",
             "before training, float64, in every seed: the whole gradient first/last < 1 for half shortcuts, gates of "
             "bias 0, dropout and no shortcut", "common in tutorials", _vanishes, {"kind": (*HALVING, "no shortcut")},
-            correction="It takes the way through the branches, where batch normalisation makes it grow: what fails "
-            "here has a gradient that explodes, not one that vanishes.",
+            correction="It takes the way through the branches, where batch normalisation makes it grow before "
+            "training: without a whole shortcut it explodes.",
         ),
     ]  # fmt: skip

@@ -1,8 +1,8 @@
 r"""The gradient of a residual network by the number of branches that it passed.
 
 Backwards through a block the gradient is that of the skip plus that of the branch, so that of $L$ blocks it is a sum
-over $2^L$ paths. Three measures of what the paths of one length bring: the norm of a single one times their number, which
-is an upper bound, the norm of their sum, and the share of the gradient that this sum has, both exact.
+over $2^L$ paths. Three measures of what the paths of one length bring: the norm of a single one times their number,
+which is an upper bound, the norm of their sum, and the share of the gradient that this sum has, both exact.
 """
 
 from __future__ import annotations
