@@ -273,8 +273,8 @@ def claims(settings: Settings) -> list[Claim]:
         Claim(
             "some blocks at a time suffice", "“Only the short paths are needed during training.”",
             f"23 of 54 blocks, drawn anew in each of {2 * settings['steps']} steps, against all in "
-            f"{settings['steps']}: test errors at most {POINT:.0f} point apart, in every seed; not decided while the mean "
-            "training error with some blocks "
+            f"{settings['steps']}: test errors at most {POINT:.0f} point apart, in every seed; not decided while the "
+            "mean training error with some blocks "
             f"is above {TRAINS:g} %", VEIT, _half, {"measures": ("lesions", "half")},
             paper_value="5.96 % against 6.10 %, CIFAR-10",
         ),
