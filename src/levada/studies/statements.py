@@ -207,23 +207,13 @@ _ESSAY = (
         "another start uses them better follows from neither.", "R7: most blocks can go",
         "R10: stochastic depth costs no accuracy"),
     _of("E17", "true", "A gate learns how much to let pass.", "", "R5: highway networks of 100 layers train"),
-<<<<<<< HEAD
     _of("E18", "loose", "Residual networks are a special case of highway networks.", "Of the form with two free gates, "
         "both at one. In the form that is trained the gates T and 1 - T sum to one and lie strictly between: y = x + "
         "F(x) is reached up to the factor 1 - T, which may be near one; exactly, never.",
-        "R6: residual networks are highway networks"),
+        "R6: gates train as well as the identity"),
     _of("E19", "loose", "Gates are a memory for feed-forward networks.", "On the shortcuts of a residual network of "
         "110 layers they do harm: 6.61 % error without, 6.91 % at best, where only the shortcut is gated, 8.70 % at "
         "best where the gates sum to one (He et al. 2016). Where plain networks train, gates are not ahead of them.",
-=======
-    _of("E18", "wrong", "Residual networks are a special case of highway networks.", "Of the form with two free gates, "
-        "both at one. In the form that is trained the gates sum to one and lie strictly between, so that y = x + "
-        "F(x) is reached up to a factor that may be near one, and never exactly.",
-        "R6: gates train as well as the identity"),
-    _of("E19", "loose", "Gates are a memory for feed-forward networks.", "They make 110 layers worse: 6.91 % error "
-        "at best, 8.70 % where the gates sum to one, 6.61 % without (He et al. 2016). Where plain "
-        "networks train, gates are not ahead of them.",
->>>>>>> hb
         "R6: the table's order", "R5: gates are always better"),
     _of("E20", "true", "Convolutions over a sequence need depth to see far.", "The field is 1 plus the sum of (k-1) "
         "times the dilations.", "R14: nothing beyond the field", "R14: all within the field", "R14: depth needed"),
