@@ -78,7 +78,7 @@ def told(losses: Losses, series: Mapping[str, Any]) -> str:
     """Say in a caption what of the losses is missing and what is not drawn.
 
     Example:
-        >>> losses = [(0, 2.0), (1, 1.9), (4, 1.5)]
+        >>> losses = [(0, 2.0), (1, 1.9), (4, 1.5), (5, 1.4)]
         >>> told(losses, loss_series(losses))
         ' The line is broken where losses are missing: steps 2 to 3.'
     """

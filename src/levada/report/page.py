@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from levada import __version__
 from levada._errors import UsageError
 from levada.report.check import check_view
-from levada.report.damage import of_events
+from levada.report.damage import of_events, of_manifest
 from levada.report.mending import fix_view
 from levada.report.study import study_view
 from levada.report.summary import summary_view
@@ -184,7 +184,7 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     settings = evidence_rows(config)
     provenance = [("run", told.name), ("created", told.created), *versions, *settings, ("command", told.command)]
     damage = run.damage
-    lost = of_events(events, damage.message if damage else "")
+    lost = [*of_manifest(told.uncertain), *of_events(events, damage.message if damage else "")]
     shared = {"provenance": provenance, "damage": lost, "created": told.created}
     sections: list[dict[str, Any]] = []
     for event in events:
