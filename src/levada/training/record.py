@@ -59,6 +59,7 @@ def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str 
             raise UsageError(f"train: run.folder {str(folder)!r} holds a run of kind {kind!r}. Name another folder.")
         if (folder / CONFIG).is_file():
             _require_same(read(folder / CONFIG), config, folder)
+        _require_steps(folder, config.run.steps)
         writer = RunWriter.open(folder)
     write_atomically(folder / CONFIG, to_toml(config).encode())
     if launch:
@@ -79,6 +80,16 @@ def _is_of(folder: Path, launch: str) -> bool:
         elif event["type"] == "stopped" and own:
             raise MeasurementError(f"{event['told']} It is not tried again in this launch.")
     return own
+
+
+def _require_steps(folder: Path, steps: int) -> None:
+    whole = [path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/complete.json")]
+    done = max((int(name) for name in whole if name.isdecimal()), default=0)
+    if done > steps:
+        raise UsageError(
+            f"train: run.steps must be at least the {done} that were done in a run that is continued, got {steps}. "
+            "Name another run.folder to train for fewer."
+        )
 
 
 def _require_same(before: Config, now: Config, folder: Path) -> None:
