@@ -386,3 +386,8 @@ def test_the_installed_command_runs(targets):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert max(map(len, run.stdout.splitlines())) <= 80
+
+
+def test_no_site_at_all_is_refused_before_anything_is_exported(capsys):
+    assert main(["export", "no/such/run", "--to", "tensorboard", "--sites", "0"]) == 2
+    assert capsys.readouterr().err == "levada export: --sites must be at least 1, got 0.\n"
