@@ -200,4 +200,4 @@ def checked(values: Any) -> Manifest | str | int:
         return "its checksum differs"
     uncertain = values.get("uncertain")
     names = tuple(map(str, uncertain)) if isinstance(uncertain, list) else ()
-    return Manifest(schema, *(values[key] for key in wanted), uncertain=names)
+    return Manifest(schema, *(values[key] for key in wanted), names)
