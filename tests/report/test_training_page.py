@@ -16,7 +16,7 @@ from levada.report.curve import gaps, loss_series
 from levada.report.training import training_view
 from levada.runs import Run, RunWriter
 from levada.runs.lock import NAME, is_held
-from levada.training import loop, resolve, train
+from levada.training import resolve, train
 from levada.training.engine import WholeNetwork
 from levada.training.record import Record
 
@@ -172,6 +172,6 @@ def test_a_curve_is_broken_where_steps_are_missing(tmp_path: Path) -> None:
 
 
 def test_trainings_of_before_that_said_no_end_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop.Record, "end", lambda *_: None)
+    monkeypatch.setattr(Record, "end", lambda *_: None)
     train(small(tmp_path / "mine"))
     assert view(tmp_path / "mine")["state"] == "ended"

@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -200,4 +200,4 @@ def checked(values: Any) -> Manifest | str | int:
         return "its checksum differs"
     uncertain = values.get("uncertain")
     names = tuple(map(str, uncertain)) if isinstance(uncertain, list) else ()
-    return Manifest(schema, *(values[key] for key in wanted), names)
+    return replace(Manifest(schema, *(values[key] for key in wanted)), uncertain=names)
