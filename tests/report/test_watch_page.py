@@ -466,3 +466,14 @@ def test_no_share_is_drawn_of_what_samples_only_flag(tmp_path: Path) -> None:
         )
     run = Run(tmp_path / "run")
     assert watch_view(run, "nan", list(run.events()))["findings"][0]["picture"] is None
+
+
+def test_the_loss_of_steps_that_are_lost_is_a_gap_and_is_named(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "run", kind="watch", name="train.py") as writer:
+        writer.append("loss", steps=list(range(40)), values=[2.0 - step / 100 for step in range(40)])
+        writer.append("loss", steps=list(range(80, 99)), values=[1.0] * 19)
+    with SignalWriter(tmp_path / "run", sites=[{"name": "0", "order": 0}], signals=["signal_rms"]) as signals:
+        signals.append(0, 0.0, encode([1.0]), {})
+    page = render_report([tmp_path / "run"])
+    assert len(re.findall(r'<path class="line measured c0 thick" d="[^"]*"><title>', page)) == 4  # two, wide and narrow
+    assert "The line is broken where losses are missing: steps 40 to 79." in page

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from levada.report.check import finding_view, table_view
+from levada.report.curve import is_wide, loss_series
+from levada.report.curve import told as told_of
 from levada.report.damage import of_signals
 from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
@@ -15,11 +17,10 @@ from levada.report.series import Span
 from levada.report.words import SIGNS, count, headline, number, phrase, sampled, short
 from levada.runs.standing import EVENT, Standing, sampling
 
-__all__ = ["Recorded", "watch_view"]
+__all__ = ["Recorded", "findings_of", "watch_view"]
 
 CHUNK: Final = 256  # samples that are read at once
 MAX_RANKS: Final = 16  # of which the spread is read
-MAX_LOSSES: Final = 1200
 NUM_PROFILES: Final = 4
 MAX_FINDINGS: Final = 24
 _WORST: Final = ("error", "warn")
@@ -56,7 +57,7 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     """
     ranks = {rank: run.signals(rank) for rank in _chosen(run.ranks)}
     depth = _Depth(list(ranks.values()))
-    findings = _findings(events)
+    findings = findings_of(events)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
     known = [one for one in findings if one.get("status") != "unknown"]
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
@@ -173,8 +174,12 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
     return [v for part, size in zip(parts, sizes, strict=True) for v in (part or [math.nan] * size)]
 
 
-def _findings(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Give each finding as it was told last, with the step at which it came and, if it did, ended; the worst first."""
+def findings_of(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give each finding as it was told last, with the step at which it came and, if it did, ended; the worst first.
+
+    Args:
+        events: of a watched run.
+    """
     stand: dict[tuple[str, str], dict[str, Any]] = {}
     past = []
     for event in events:
@@ -296,9 +301,7 @@ def _notes(
 def _loss(losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     if not losses:
         return []
-    kept = _thinned(losses)
-    finite = [value for _, value in losses if math.isfinite(value)]
-    log = bool(finite) and min(finite) > 0 and max(finite) > 100 * min(finite)
+    series = loss_series(losses)
     spans = []
     for one in findings:
         came, over = number(one.get("came")), number(one.get("over"))
@@ -307,28 +310,13 @@ def _loss(losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, A
     spec = {
         "title": "",
         "x": {"label": "step"},
-        "y": {"label": "loss", "scale": "log" if log else "linear"},
-        "series": [{"label": "", "style": "measured", "x": [s for s, _ in kept], "y": [v for _, v in kept]}],
+        "y": {"label": "loss", "scale": "log" if is_wide(losses) else "linear"},
+        "series": [series],
         "spans": spans,
     }
     shaded = " Shaded are the steps at which a finding stood." if spans else ""
-    thinned = " Of neighbouring steps the lowest and the highest are drawn." if len(kept) < len(losses) else ""
-    caption = f"The loss of {count(len(losses), 'step')}.{shaded}{thinned}"
+    caption = f"The loss of {count(len(losses), 'step')}.{shaded}{told_of(losses, series)}"
     return [{"title": "The loss", "caption": caption, "svg": figure(spec)}]
-
-
-def _thinned(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Keep of each stretch the lowest and the highest loss, and one that is no number."""
-    if len(losses) <= MAX_LOSSES:
-        return list(losses)
-    size = math.ceil(2 * len(losses) / MAX_LOSSES)
-    kept: list[tuple[int, float]] = []
-    for start in range(0, len(losses), size):
-        stretch = losses[start : start + size]
-        finite = sorted((one for one in stretch if math.isfinite(one[1])), key=lambda one: one[1])
-        odd = [one for one in stretch if not math.isfinite(one[1])]
-        kept += sorted({*finite[:1], *finite[-1:], *odd[:1]})
-    return kept
 
 
 def _heats(depth: _Depth) -> list[dict[str, str]]:
