@@ -301,8 +301,9 @@ def test_pictures_that_are_too_large_are_left_out_and_it_is_said(tmp_path, known
 
 def test_the_page_of_a_study_shows_all_of_it(tmp_path, known):
     study = known(made())
-    page = result_pages.study_page(study, kept(study, tmp_path))
+    page = result_pages.study_page(study, kept(study, tmp_path), "It says *more*.")
     assert page.startswith("# R1: Made up\n")
+    assert "## What it says, and what it does not\n\nIt says *more*.\n\n## Notes" in page
     text = unescape(re.sub(r"<[^>]+>", " ", page))
     shown = (
         ANGLE, "Yes < no.", "So. And so. Thus.", "It <holds>.", "It fails.", "It is.", "y ≥ 1", "0.5 in theirs",
@@ -322,6 +323,7 @@ def test_the_page_of_a_study_shows_all_of_it(tmp_path, known):
 def test_a_study_without_a_result_is_listed_as_not_run(tmp_path, known):
     study = known(made())
     assert "it was not run" in result_pages.study_page(study, None)
+    assert "What it says" not in result_pages.study_page(study, kept(study, tmp_path))
     index = result_pages.index_page({"R1": None, "R4": None})
     assert index.count(">not run<") == 2
     assert "**0 claims of 0 studies**: none yet" in index
