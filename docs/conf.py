@@ -25,7 +25,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "discussions"]  # parts of the pages in results
 html_theme = "furo"
 html_title = "levada"
 html_static_path = ["static"]

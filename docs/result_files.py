@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.result_checks import check_of
+from docs.result_code import claim_code
 
 from levada._errors import UsageError
 from levada._numbers import json_ready, restore_numbers
@@ -87,6 +88,7 @@ def result_of(run: Run) -> dict[str, Any]:
         "created": run.manifest.created,
         "versions": dict(run.manifest.versions),
         "machine": told["machine"],
+        "claim_code": claim_code(study, study.resolve(told["scale"], {"seeds": len(seeds)})),
         "commits": list(dict.fromkeys(call["commit"] for call in calls)),
         "claims": [_without(event, "type") for event in claims(run).values()],
         "figures": [_without(event, "type") for event in figures(run).values()],
@@ -118,16 +120,26 @@ def _without(event: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def stale(result: Mapping[str, Any]) -> list[str]:
-    """Say what a study has changed since a result: its configurations, or what it claims; nothing if it is the same.
+    """Say what a study has changed since a result: its configurations, texts or claims, or the code that decides them.
 
     Args:
         result: as `read` returns it.
+
+    Returns:
+        What changed, in words; nothing if all is the same. Code is compared where the file has its hash.
     """
     study = find(result["name"])
     changed = []
     if grid_hash(study, result["scale"], result["seeds"]) != result["configuration"]:
         changed.append("its configurations")
     settings = study.resolve(result["scale"], {"seeds": len(result["seeds"])})
+    notes = study.notes(settings) if callable(study.notes) else study.notes
+    for key, text in (("question", study.question), ("method", study.method), ("notes", list(notes))):
+        if text != result[key]:
+            changed.append(f"its {key}")
+    code = claim_code(study, settings)
+    then_code = result.get("claim_code", code)
+    changed += [f"the code of {file}" for file in code | then_code if code.get(file) != then_code.get(file)]
     now = {claim.name: claim for claim in study.claims(settings)}
     then = {claim["name"]: claim for claim in result["claims"]}
     for name in [*then, *(name for name in now if name not in then)]:

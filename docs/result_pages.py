@@ -26,6 +26,7 @@ from levada.study.study import SCALES
 
 __all__ = ["index_page", "pages", "setup", "statements_page", "study_page", "write_pages"]
 
+DISCUSSIONS = FOLDER.parent / "discussions"
 MANY_PAIRS, MANY_NUMBERS = 4, 4
 SOURCES = {"T": "a tutorial on residual networks", "E": "an essay on depth"}
 
@@ -37,7 +38,7 @@ def pages(folder: Path = FOLDER) -> dict[str, str]:
         folder: where the results are.
     """
     results = {name: read(name, folder) for name in STUDIES}
-    made = {f"{name}.md": study_page(study, results[name]) for name, study in STUDIES.items()}
+    made = {f"{name}.md": study_page(study, results[name], _discussion(name)) for name, study in STUDIES.items()}
     return {"index.md": index_page(results), "statements.md": statements_page(results), **made}
 
 
@@ -87,12 +88,18 @@ def _claim_rows(name: str, result: Mapping[str, Any]) -> Iterable[tuple[str, str
         yield name, link, _chip(view["status"])
 
 
-def study_page(study: Study, result: Mapping[str, Any] | None) -> str:
+def _discussion(name: str) -> str:
+    path = DISCUSSIONS / f"{name}.md"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def study_page(study: Study, result: Mapping[str, Any] | None, discussion: str = "") -> str:
     """Return the page of a study.
 
     Args:
         study: the study.
         result: its result, if there is one.
+        discussion: what somebody wrote of that result, in Markdown.
     """
     told: Mapping[str, Any] = result or {"question": study.question, "method": study.method, "notes": ()}
     lines = [f"# {study.name}: {study.title}", _html(f'<p class="question">{typeset(told["question"])}</p>')]
@@ -109,6 +116,8 @@ def study_page(study: Study, result: Mapping[str, Any] | None) -> str:
         lines.append(f":::{{warning}}\nThis result is stale: the study has changed since.\n\n{said}\n:::")
     lines += [_figure(one) for one in result["figures"]]
     lines += ["## Claims", _claims_table(result)]
+    if discussion:
+        lines += ["## What it says, and what it does not", discussion]
     if result["notes"]:
         lines += ["## Notes", _html(f"<ul>{''.join(f'<li>{typeset(note)}</li>' for note in result['notes'])}</ul>")]
     lines += [*_rerun(study, result["scale"]), "## Where this comes from", _provenance(result)]

@@ -386,3 +386,14 @@ def test_the_installed_command_runs(targets):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert max(map(len, run.stdout.splitlines())) <= 80
+
+
+def test_no_site_at_all_is_refused_before_anything_is_exported(capsys):
+    assert main(["export", "no/such/run", "--to", "tensorboard", "--sites", "0"]) == 2
+    assert capsys.readouterr().err == "levada export: --sites must be at least 1, got 0.\n"
+
+
+def test_an_unknown_option_points_to_the_help_of_its_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--runn", "x", "script.py"])
+    assert capsys.readouterr().err.endswith("Try: levada run --help\n")

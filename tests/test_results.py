@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 
 import pytest
-from docs import result_checks, result_files, result_pages
+from docs import result_checks, result_code, result_files, result_pages
 from docs.result_checks import check_of, deviation, recompute
+from docs.result_code import claim_code
 from docs.result_files import FOLDER, read, result_of, stale, write
 from docs.verdicts import style
 
@@ -141,6 +142,10 @@ def test_a_changed_study_makes_its_result_stale(tmp_path, known):
         stricter = Claim(second.name, second.statement, "y < -1", "", second.decide, paper_value=second.paper_value)
         return [first, stricter, Claim("new", "", "", "", first.decide)]
 
+    known(made(question="Is it?", method="So. And so. Then.", notes=("Note <that>.",)))
+    assert stale(found) == ["its question", "its method", "its notes"]
+    known(made(notes=lambda settings: ["Note <this>."]))
+    assert stale(found) == []
     known(made(claims=renamed))
     assert stale(found) == [
         "the criterion of the claim 'fails'", "the claim 'mended' is gone", "the claim 'new' is new",
@@ -148,6 +153,38 @@ def test_a_changed_study_makes_its_result_stale(tmp_path, known):
     page = unescape(result_pages.study_page(STUDIES["R1"], found))
     assert "This result is stale" in page
     assert "the criterion of the claim 'fails'" in page
+
+
+def test_a_result_names_the_files_that_decide_its_claims_and_is_stale_where_they_change(tmp_path, known):
+    found = kept(known(made()), tmp_path)
+    assert list(found["claim_code"]) == [f"{__name__.replace('.', '/')}.py"]
+    old = {**found, "claim_code": {"elsewhere.py": "0", **dict.fromkeys(found["claim_code"], "1")}}
+    changed = [f"the code of {file}" for file in (*found["claim_code"], "elsewhere.py")]
+    assert stale(old) == changed
+    del old["claim_code"]
+    assert stale(old) == [], "a file of before hashes were kept"
+
+
+def test_the_files_of_claims_are_those_of_what_decides_them():
+    study = STUDIES["R17"]
+    assert list(claim_code(study, study.resolve("small"))) == [
+        "levada/studies/feature_hierarchy.py", "levada/studies/feature_hierarchy_claims.py",
+    ]  # fmt: skip
+    study = STUDIES["R1"]
+    assert list(claim_code(study, study.resolve("small"))) == ["levada/studies/gradient_decay.py"]
+
+
+@pytest.mark.parametrize(
+    ("source", "same"),
+    [
+        ('"""Other."""\nX = 1\n\n\n# why\ndef f(x):\n    return   x + X\n\nSTUDY = 2', True),
+        ('"""Doc."""\nX = 1\ndef f(x):\n    return x - X\nSTUDY = 1', False),
+        ('"""Doc."""\nX = 2\ndef f(x):\n    return x + X\nSTUDY = 1', False),
+    ],
+)
+def test_what_decides_is_hashed_and_not_how_it_is_laid_out_or_what_the_study_says(source, same):
+    known = result_code._hash('"""Doc."""\nX = 1\ndef f(x):\n    return x + X\nSTUDY = 1')
+    assert (result_code._hash(source) == known) == same
 
 
 def test_another_outcome_is_not_what_the_file_says(tmp_path, known):
@@ -193,6 +230,12 @@ def test_the_tolerance_of_a_check_comes_from_other_instructions(apart, tolerance
 def test_a_study_names_the_configuration_of_its_check(known):
     assert check_of(known(made()))["config"]["x"] == 1
     assert check_of(known(made(check={"x": 2})))["config"]["x"] == 2
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
+def test_the_check_that_a_study_names_is_in_its_smoke_scale(study):
+    cells = study.configurations(study.resolve("smoke"), [0])
+    assert any(cell.config.items() >= study.check.items() for cell in cells)
 
 
 def test_elsewhere_is_another_process_with_the_least_of_instructions():
@@ -258,8 +301,9 @@ def test_pictures_that_are_too_large_are_left_out_and_it_is_said(tmp_path, known
 
 def test_the_page_of_a_study_shows_all_of_it(tmp_path, known):
     study = known(made())
-    page = result_pages.study_page(study, kept(study, tmp_path))
+    page = result_pages.study_page(study, kept(study, tmp_path), "It says *more*.")
     assert page.startswith("# R1: Made up\n")
+    assert "## What it says, and what it does not\n\nIt says *more*.\n\n## Notes" in page
     text = unescape(re.sub(r"<[^>]+>", " ", page))
     shown = (
         ANGLE, "Yes < no.", "So. And so. Thus.", "It <holds>.", "It fails.", "It is.", "y ≥ 1", "0.5 in theirs",
@@ -279,6 +323,7 @@ def test_the_page_of_a_study_shows_all_of_it(tmp_path, known):
 def test_a_study_without_a_result_is_listed_as_not_run(tmp_path, known):
     study = known(made())
     assert "it was not run" in result_pages.study_page(study, None)
+    assert "What it says" not in result_pages.study_page(study, kept(study, tmp_path))
     index = result_pages.index_page({"R1": None, "R4": None})
     assert index.count(">not run<") == 2
     assert "**0 claims of 0 studies**: none yet" in index

@@ -193,7 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         2
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        if options.command is not None:
+            parser.prog += f" {options.command}"  # whose help lists what there is
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command is None:
         parser.error("a command is needed")
     from levada import commands

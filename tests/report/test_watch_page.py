@@ -17,7 +17,7 @@ from tests.report.test_page import HOSTILE, Page
 from levada.report import render_report, write_html
 from levada.report.grid import MAX_COLUMNS, MAX_ROWS, Grid, Row, gather
 from levada.report.heat import NUM_LEVELS, heat
-from levada.report.watch import ENOUGH, watch_view
+from levada.report.watch import watch_view
 from levada.runs import Run, RunWriter, SignalWriter, reseal
 from levada.runs.codes import encode
 
@@ -100,8 +100,8 @@ def flip(path: Path, at: float) -> None:
 @pytest.mark.parametrize("level", ["full", "samples", "tail", "aside"])
 def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_missing(tmp_path: Path, level: str) -> None:
     sites = [{"name": "layers.0", "order": 0}, {"name": "layers.1", "order": 1}]
-    with RunWriter.create(tmp_path / "run", kind="watch", name="hurt"):
-        pass
+    with RunWriter.create(tmp_path / "run", kind="watch", name="hurt") as events:
+        events.append("judged", step=0, rules=["loss_spike"], unjudged={}, waiting=[])
     for start in (0, 10, 20):
         with SignalWriter(tmp_path / "run", sites=sites, signals=["gradient_rms"]) as writer:
             for step in range(start, start + 10):
@@ -325,15 +325,22 @@ def test_a_run_is_shown_while_it_is_written_and_when_nothing_was_found(tmp_path:
     folder = tmp_path / "run"
     sites = [{"name": "layers.0", "order": 0}, {"name": "layers.1", "order": 1}]
     with (
-        RunWriter.create(folder, kind="watch", name="goes on"),
+        RunWriter.create(folder, kind="watch", name="goes on") as events,
         SignalWriter(folder, sites=sites, signals=["gradient_rms"]) as writer,
     ):
         for step in (0, 7, 14, 20):
             writer.append(step, 0.0, encode([0.5, 1.0]), {"loss": 1.0 / (1 + step), "overhead": 0.003})
         writer.flush(30.0)
         words = " ".join(Page(render_report([folder])).text.split())
+        assert "The record does not say which rules judged it." in words
+        why = {"lost_update": "2 more samples are needed", "dead_units": "there are no zeros"}
+        events.append("judged", step=14, rules=["loss_spike"], unjudged=why, waiting=["lost_update"])
+        assert "Too few samples to judge." in " ".join(Page(render_report([folder])).text.split())
+        events.append("judged", step=20, rules=["loss_spike", "lost_update"], unjudged=why, waiting=[])
+        words = " ".join(Page(render_report([folder])).text.split())
     assert "The learning signal reached every block." in words
-    assert "overhead0.3 %" in words
+    assert "Not judged: lost_update: 2 more samples are needed; dead_units: there are no zeros." in words
+    assert "overhead0.3 %sampled every 6 to 7 steps" in words
     assert "loss0.0476at step 0: 1" in words
 
 
@@ -430,12 +437,6 @@ def test_in_a_browser_the_pictures_have_their_colours_and_nothing_is_cut(
     page.close()
 
 
-def test_the_page_is_silent_as_long_as_the_rules_are():
-    from levada.watching.judge import CONFIRMATIONS
-
-    assert ENOUGH == CONFIRMATIONS + 1
-
-
 def test_a_watched_run_whose_name_is_a_number_is_named_after_its_training(tmp_path: Path) -> None:
     folders = [tmp_path / "mine" / "watch" / number for number in ("1", "2")]
     for folder in folders:
@@ -452,6 +453,7 @@ def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:
         for step in range(5):
             signals.append(step, 0.0, encode([1.0]), {})
         events.append("loss", steps=list(range(100)), values=[1.0] * 100)
+        events.append("judged", step=4, rules=["loss_spike"], unjudged={}, waiting=[])
     words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
     assert "reached every block up to step 4; what came after was not sampled" in words
     assert "5 samples kept, the last of step 4" in words
@@ -464,3 +466,14 @@ def test_no_share_is_drawn_of_what_samples_only_flag(tmp_path: Path) -> None:
         )
     run = Run(tmp_path / "run")
     assert watch_view(run, "nan", list(run.events()))["findings"][0]["picture"] is None
+
+
+def test_the_loss_of_steps_that_are_lost_is_a_gap_and_is_named(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "run", kind="watch", name="train.py") as writer:
+        writer.append("loss", steps=list(range(40)), values=[2.0 - step / 100 for step in range(40)])
+        writer.append("loss", steps=list(range(80, 99)), values=[1.0] * 19)
+    with SignalWriter(tmp_path / "run", sites=[{"name": "0", "order": 0}], signals=["signal_rms"]) as signals:
+        signals.append(0, 0.0, encode([1.0]), {})
+    page = render_report([tmp_path / "run"])
+    assert len(re.findall(r'<path class="line measured c0 thick" d="[^"]*"><title>', page)) == 4  # two, wide and narrow
+    assert "The line is broken where losses are missing: steps 40 to 79." in page

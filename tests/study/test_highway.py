@@ -137,10 +137,31 @@ def test_the_search_takes_the_least_loss_on_other_digits(monkeypatch):
     values = STUDY.run(cell.config, cell.seeds)
     best = min(values[0]["search"], key=lambda trial: trial["loss"])
     assert len(values[0]["search"]) == 4
-    assert values[0]["chosen"] == {key: best[key] for key in ("activation", "lr", "bias")}
-    assert asked == [True, True, False]
+    assert best.keys() == {"activation", "lr", "loss"}, "plain networks have no gate"
+    assert [rate["lr"] for rate in values[0]["rates"]] == pytest.approx([best["lr"], best["lr"] / 2], rel=0.02)
+    assert values[0]["chosen"].keys() == {"activation", "lr"}
+    assert asked == [True, True, True, False]
     first, last = (digits(20, last)[0] for last in (False, True))
     assert not torch.equal(first, last)
+
+
+@pytest.mark.parametrize(("worst", "lr"), [(0.02, 0.4), (WORST, 0.2)])
+def test_a_rate_at_which_one_seed_diverges_is_not_chosen(monkeypatch, worst, lr):
+    losses = {0.4: [0.001, 0.001, worst], 0.2: [0.03, 0.03, 0.03], 0.1: [0.04, 0.04, 0.02]}
+    asked = []
+
+    def trained(config, activation, trials, *, last):
+        asked.append(([(trial.seed, trial.lr, trial.bias) for trial in trials], last))
+        places = {100: 0, 101: 1, 102: 2}
+        return [{"loss": losses[t.lr][places[t.seed]] if last else 0.0} for t in trials]
+
+    monkeypatch.setattr(highway, "_trained", trained)
+    config = {"activation": "relu", "lr": 0.4, "bias": -7, "fractions": [1.0, 0.5, 0.25]}
+    first, second = highway.run(config, [0, 1])
+    assert first["chosen"] == second["chosen"] == {"activation": "relu", "lr": lr, "bias": -7}
+    assert asked[0] == ([(seed, rate, -7) for rate in losses for seed in (100, 101, 102)], True)
+    assert asked[1] == ([(seed, lr, -7) for seed in (0, 1)], False)
+    assert [rate["losses"] for rate in first["rates"]] == list(losses.values())
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +219,19 @@ def test_highway_networks_train_to_a_tenth_in_every_seed(last, status):
 def test_100_gated_layers_against_10(plain, gated, status):
     losses = {("highway", 100): [1e-3] * 5, ("plain", 10): [plain] * 5, ("highway", 10): [gated] * 5}
     assert made_up("100 gated layers are better than 10", losses).status == status
+
+
+def test_100_gated_layers_are_compared_by_medians_and_divergence_counts_as_chance():
+    losses = {
+        ("highway", 100): [1e-3, 1e-3, 1e-3, WORST, WORST],
+        ("plain", 10): [1e-3] * 5,
+        ("highway", 10): [1e-2] * 5,
+    }
+    outcome = made_up("100 gated layers are better than 10", losses)
+    assert outcome.status == "held"
+    assert outcome.numbers["highway-100: training cross-entropy, nats"][3:] == pytest.approx([math.log(10)] * 2)
+    diverged = {**losses, ("highway", 100): [1e-3, 1e-3, WORST, WORST, WORST]}
+    assert made_up("100 gated layers are better than 10", diverged).status == "not held"
 
 
 def test_gates_must_be_better_at_every_depth_and_seed():

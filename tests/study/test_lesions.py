@@ -10,6 +10,7 @@ from torch.nn import functional
 from levada._errors import UsageError
 from levada.connections import StochasticDepth
 from levada.studies import lesions as study_module
+from levada.studies import lesions_claims
 from levada.studies.lesions_claims import exact_shares, predicted_shares
 from levada.study import Results
 from levada.study.lesions import (
@@ -22,7 +23,7 @@ from levada.study.lesions import (
     survival_by_block,
     without,
 )
-from levada.study.path_gradients import number_times_norm, single_path_norms, summed_path_norms
+from levada.study.path_gradients import additive_shares, number_times_norm, single_path_norms, summed_path_norms
 from levada.study.replicas import SignalNetwork, signal_layout
 from levada.study.training import Recipe, measure_statistics, train
 from levada.theory import path_lengths
@@ -180,18 +181,36 @@ def test_path_gradients_are_those_of_every_path():
     assert together.shape == (2, 4, 1)
     for row, own in zip(together[:, :, 0].tolist(), wanted, strict=True):
         assert row == pytest.approx(own, rel=1e-9)
-    single = single_path_norms(net, INPUTS[:2], TARGETS[:2], [0, 3])
-    for row, taken in zip(single[:, 0].tolist(), [(False,) * 3, (True,) * 3], strict=True):
-        assert row == pytest.approx(sum(paths[taken].norm().item() for paths, _ in hands) / 2, rel=1e-9)
-    # Of one branch there are three paths; many copies of an example take them equally often.
-    many = single_path_norms(net, INPUTS[:1].expand(600, -1), TARGETS[:1].expand(600), [1])
-    ones = [g.norm().item() for taken, g in hands[0][0].items() if sum(taken) == 1]
-    assert many.item() == pytest.approx(sum(ones) / 3, rel=0.1)
+    single = single_path_norms(net, INPUTS[:2], TARGETS[:2], [0, 3], paths=2)
+    assert single.shape == (2, 2, 2, 1)
+    for own, taken in zip(single[..., 0], [(False,) * 3, (True,) * 3], strict=True):
+        for draw in own.tolist():
+            assert draw == pytest.approx([paths[taken].norm().item() for paths, _ in hands], rel=1e-9)
+    # Of one branch there are three paths, which are drawn equally often.
+    many = single_path_norms(net, INPUTS[:2], TARGETS[:2], [1], paths=300)[0, :, :, 0]
+    for example, (paths, _) in enumerate(hands):
+        ones = sorted(g.norm().item() for taken, g in paths.items() if sum(taken) == 1)
+        nearest = (many[:, example, None] - torch.tensor(ones, dtype=torch.float64)).abs().min(1)
+        assert nearest.values.max() < 1e-9 * ones[0]
+        assert nearest.indices.bincount().tolist() == pytest.approx([100] * 3, abs=40)
+
+
+def test_additive_shares_are_projections_of_every_path_and_sum_to_one():
+    net = network([5], depth=8)
+    found = additive_shares(net, INPUTS[:2], TARGETS[:2])
+    assert found.shape == (2, 4, 1)
+    assert found.sum(1).flatten().tolist() == pytest.approx([1, 1], rel=1e-12)
+    for example in range(2):
+        paths, whole = paths_by_hand(net, example)
+        for length in range(4):
+            part = sum(g for taken, g in paths.items() if sum(taken) == length)
+            wanted = (part @ whole / whole.square().sum()).item()
+            assert found[example, length, 0].item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
 def test_path_gradients_of_a_replica_are_those_of_the_network_alone():
     both, alone = network([1, 2]), network([2])
-    for measure in (summed_path_norms, lambda *given: single_path_norms(*given, [0, 2, 4])):
+    for measure in (summed_path_norms, additive_shares, lambda *given: single_path_norms(*given, [0, 2, 4], paths=2)):
         torch.testing.assert_close(
             measure(both, INPUTS[:4], TARGETS[:4])[..., 1:], measure(alone, INPUTS[:4], TARGETS[:4])
         )
@@ -214,7 +233,9 @@ GOOD = {
     "test_error": 0.02, "train_error": 0.0, "unweighted test_error": 0.0, "single": [0.9] + [0.03] * 9,
     "deleted_number": [1, 2, 5, 10, 15], "deleted": [[0.1], [0.2], [0.4], [0.6], [0.8]], "swaps": [1, 2, 4, 8, 16],
     "disorder": [[0.01], [0.02], [0.1], [0.2], [0.4]], "swapped": [[0.1], [0.2], [0.4], [0.6], [0.8]],
-    "single_path": [10.0 ** (-0.75 * k) for k in range(55)],
+    "single_path": [10.0 ** (-0.75 * k) for k in range(55)], "single_path_noise": [0.0] * 55,
+    "single_path_squared": [share / math.comb(54, k) for k, share in enumerate(predicted_shares(54))],
+    "additive": predicted_shares(54),
     "together": number_times_norm([10.0 ** (-0.75 * k) for k in range(55)]), "together_squared": predicted_shares(54),
     "curves": {"steps": [1.0], "loss": [1.0], "error": [0.5]},
 }  # fmt: skip
@@ -240,6 +261,16 @@ def shallow(config, seed):
     return {"single": [0.05] * 9} if config["depth"] == 20 and seed == 3 else {}
 
 
+def squares(measures, length, factor):
+    def change(config, seed):
+        if config["measures"] != measures or seed != 3:
+            return {}
+        found = predicted_shares(54)
+        return {"together_squared": [factor * s if k == length else s for k, s in enumerate(found)]}
+
+    return change
+
+
 CASES = {
     "most blocks can go": [
         (one_seed(), "held"),
@@ -254,14 +285,17 @@ CASES = {
     "at any depth": [(one_seed(), "held"), (shallow, "not held")],
     "errors rise smoothly with deletions": [
         (one_seed(), "held"),
-        (one_seed(deleted=[[0.1], [0.2], [0.4], [0.8], [0.6]]), "held"),
+        (one_seed(deleted=[[0.1], [0.2], [0.41], [0.61], [0.6]]), "held"),
+        (one_seed(deleted=[[0.1], [0.2], [0.41], [0.64], [0.6]]), "not held"),
+        (one_seed(deleted=[[0.25], [0.3], [0.4], [0.5], [0.6]]), "not held"),
         (one_seed(deleted=[[0.1], [0.4], [0.2], [0.8], [0.6]]), "not held"),
-        (one_seed(deleted=[[0.1], [0.45], [0.5], [0.6], [0.8]]), "not held"),
+        (one_seed(deleted=[[0.235], [0.45], [0.5], [0.6], [0.8]]), "not held"),
     ],
     "errors rise smoothly with disorder": [
         (one_seed(), "held"),
         (one_seed(swapped=[[0.8], [0.2], [0.4], [0.6], [0.1]]), "not held"),
-        (one_seed(swapped=[[0.1], [0.2, 0.72], [0.5], [0.6], [0.8]]), "not held"),
+        (one_seed(swapped=[[0.235], [0.2, 0.71], [0.56], [0.6], [0.8]]), "not held"),
+        (one_seed(swapped=[[0.1], [0.2], [0.3], [0.4], [0.7]]), "not held"),
     ],
     "paths lose the gradient exponentially": [
         (one_seed(), "held"),
@@ -278,6 +312,13 @@ CASES = {
         (one_seed(together=[1.0] * 9 + [0.0] * 46), "not held"),
         (one_seed(together=[0.0] * 11 + [1.0] + [0.0] * 43), "not held"),
     ],
+    "squares of paths add": [
+        (one_seed(), "held"),
+        (squares("untrained", 1, 1.99), "held"),
+        (squares("untrained", 1, 2.01), "not held"),
+        (squares("lesions", 3, 0.49), "not held"),
+        (squares("lesions", 4, 20.0), "held"),
+    ],
     "effective depth has a closed form": [
         (one_seed(), "held"),
         (one_seed(together_squared=[0.0] * 7 + [1.0] + [0.0] * 47), "not held"),
@@ -287,6 +328,8 @@ CASES = {
         (lambda config, seed: {"test_error": 0.03} if config["measures"] == "half" else {}, "held"),
         (lambda config, seed: {"test_error": 0.0301} if config["measures"] == "half" and seed == 3 else {}, "not held"),
         (lambda config, seed: {"test_error": 0.0099} if config["measures"] == "half" and seed == 3 else {}, "not held"),
+        (lambda config, seed: {"train_error": 0.05} if config["measures"] == "half" else {}, "held"),
+        (lambda config, seed: {"train_error": 0.051} if config["measures"] == "half" else {}, "not decided"),
     ],
 }  # fmt: skip
 
@@ -303,12 +346,20 @@ def test_r7_claims_hold_and_do_not(claim, case):
 def test_r7_every_claim_is_tried_and_figures_draw_every_seed():
     assert set(CASES) == {claim.name for claim in STUDY.claims(STUDY.resolve("small"))}
     _, results = outcome("norms of paths add", one_seed())
-    deleted, several, paths = STUDY.figures(results)
-    assert sum(s.style == "measured" for s in deleted.series) == 3 * 5
-    assert sum(s.style == "measured" for s in several.series) == 2 * 5
+    single, deleted, swapped, paths = STUDY.figures(results)
+    assert sum(s.style == "measured" for s in single.series) == 3 * 5
+    assert [sum(s.style == "measured" for s in figure.series) for figure in (deleted, swapped)] == [5, 5]
+    assert deleted.series[0].x == [1, 2, 5, 10, 15]
+    assert swapped.series[0].x == [0.01, 0.02, 0.1, 0.2, 0.4]
     assert sum(s.style == "measured" for s in paths.series) == 3 * 5
     (predicted,) = [s for s in paths.series if s.style == "predicted"]
     assert sum(predicted.y) == pytest.approx(1, abs=1e-4)
+
+
+def test_r7_noise_of_paths_is_that_of_the_mean_length():
+    # With norms a, b of paths of 0 and 1 of one branch the mean length is b / (a + b).
+    assert lesions_claims._path_noise([2.0, 1.0], [0.0, 0.1]) == pytest.approx(0.1 * 2 / 9)
+    assert lesions_claims._path_noise([2.0, 1.0], [0.1, 0.0]) == pytest.approx(0.1 / 9)
 
 
 def test_r7_smoke_measures_every_kind_of_cell():
@@ -322,7 +373,9 @@ def test_r7_smoke_measures_every_kind_of_cell():
     whole = measured["lesions", "residual", 14]
     assert len(whole["single"]) == 6
     assert len(whole["single_path"]) == len(whole["together"]) == 7
-    assert whole["deleted_number"] == [1, 2, 5]
+    assert whole["deleted_number"] == [1, 2, 4]
+    assert len(whole["single_path_noise"]) == 7
+    assert sum(whole["additive"]) == pytest.approx(1)
     # A path without a branch is the skip alone, whichever way it is measured.
     assert whole["single_path"][0] == pytest.approx(whole["together"][0], rel=1e-9)
     assert measured["half", None, 14].keys() == {

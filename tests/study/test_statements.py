@@ -28,6 +28,14 @@ def test_what_shows_a_statement_exists(one):
         assert not claim or claim in {found.name for found in STUDIES[study].claims(settings)}
 
 
+def test_every_study_has_its_number_and_shows_a_statement():
+    assert STUDIES.keys() <= NUMBERED
+    shown = {study for one in STATEMENTS for study, _ in one.shown_by}
+    assert NUMBERED - shown <= {"R21"}
+    (dense,) = [one for one in STATEMENTS if one.name == "E15"]
+    assert ("R22", "dense networks train") in dense.shown_by
+
+
 def test_what_is_wrong_or_loose_is_corrected():
     for one in STATEMENTS:
         assert one.correction or one.verdict not in ("wrong", "loose"), one.name

@@ -209,22 +209,66 @@ def test_pre_norm_changes_less_in_every_seed(pre, status):
     assert made_up("pre-norm's update is smaller", value).status == status
 
 
+def test_frozen_sub_layers_stay_and_the_rest_trains():
+    text = torch.arange(200) % 5
+    model = ReplicaTransformer("DeepNorm", 4, seeds=[0, 1], **SHAPE)
+    drawn = [weight.detach().clone() for weight in model.weights]
+    head = model.head.detach().clone()
+    options = {"steps": 3, "batch_size": 4, "outer_lr": 0.03, "seeds": [0, 1]}
+    frozen = train_transformer(model, text, lr=0.0, **options)
+    assert all(torch.equal(weight, own) for weight, own in zip(model.weights, drawn, strict=True))
+    assert all(weight.grad is None for weight in model.weights)
+    assert (model.head != head).all()
+    again = ReplicaTransformer("DeepNorm", 4, seeds=[0, 1], **SHAPE)
+    trained = train_transformer(again, text, lr=1e-3, **options)
+    assert torch.equal(trained[0], frozen[0])
+    assert (trained[1:] != frozen[1:]).all()
+
+
+def test_frozen_rezero_is_the_same_network_at_any_depth():
+    text = torch.arange(200) % 5
+    options = {"steps": 3, "batch_size": 4, "lr": 0.0, "outer_lr": 0.03, "seeds": [0, 1]}
+    deep, two = (
+        train_transformer(ReplicaTransformer("ReZero", depth, seeds=[0, 1], **SHAPE), text, **options)
+        for depth in (8, 2)
+    )
+    assert torch.equal(deep, two)
+
+
+def losses(arrangement, below, gains):
+    """Losses of an arrangement, by how far each seed is below the entropy and below its frozen network."""
+
+    def value(config, seed):
+        own = below[seed] if config["arrangement"] == arrangement else -1.0
+        far = own - gains[seed] if config.get("frozen") and config["arrangement"] == arrangement else own
+        return {"loss": [9.0] * 90 + [3.0 - far] * 10, "letter_entropy": 3.0, "kept": 0.5}
+
+    return value
+
+
 @pytest.mark.parametrize("arrangement", ["DeepNorm", "ReZero", "pre-norm"])
-@pytest.mark.parametrize(("away", "status"), [(0.21, "held"), (0.19, "not held"), (math.nan, "not held")])
-def test_to_learn_is_to_be_below_the_entropy_of_letters_in_every_seed(arrangement, away, status):
-    def value(config, seed):
-        below = (away if seed == 1 else 0.5) if config["arrangement"] == arrangement else -1.0
-        return {"loss": [9.0] * 90 + [3.0 - below] * 10, "letter_entropy": 3.0, "kept": 0.5}
+@pytest.mark.parametrize(
+    ("away", "gains", "status"),
+    [(0.21, (0.1, 0.2, 0.3, 0.2, 0.1), "held"), (0.19, (0.1, 0.2, 0.3, 0.2, 0.1), "not held"),
+     (math.nan, (0.1, 0.2, 0.3, 0.2, 0.1), "not held"), (0.21, (0.0, 0.0, 0.0, 0.0, 0.0), "not decided"),
+     (0.21, (0.1, -0.2, 0.3, -0.2, 0.1), "not decided"), (0.21, (-0.1, -0.2, -0.3, -0.2, -0.1), "not decided")],
+)  # fmt: skip
+def test_to_learn_is_to_be_below_the_entropy_and_below_frozen_sub_layers(arrangement, away, gains, status):
+    below = [0.5, away, 0.5, 0.5, 0.5]
+    outcome = made_up(f"{arrangement} learns", losses(arrangement, below, gains))
+    assert outcome.status == status
+    if status == "held":
+        assert outcome.numbers["gain over frozen sub-layers"] == pytest.approx(gains)
+        assert outcome.statistic.value == pytest.approx(0.18)
 
-    assert made_up(f"{arrangement} learns", value).status == status
 
-
-@pytest.mark.parametrize(("away", "status"), [(0.19, "held"), (math.nan, "held"), (0.21, "not held")])
-def test_post_norm_stays_if_no_seed_learns(away, status):
-    def value(config, seed):
-        below = (away if seed == 1 else 0.0) if config["arrangement"] == "post-norm" else 1.0
-        return {"loss": [9.0] * 90 + [3.0 - below] * 10, "letter_entropy": 3.0, "kept": 0.5}
-
+@pytest.mark.parametrize(
+    ("away", "gains", "status"),
+    [(0.19, 0.0, "held"), (math.nan, 0.0, "held"), (0.21, 0.0, "not held"), (0.0, 0.09, "held"),
+     (0.0, 0.11, "not held")],
+)  # fmt: skip
+def test_post_norm_stays_if_no_seed_learns_and_sub_layers_gain_little(away, gains, status):
+    value = losses("post-norm", [0.0, away, 0.0, 0.0, 0.0], [gains] * 5)
     assert made_up("post-norm does not", value).status == status
 
 
@@ -249,6 +293,13 @@ def test_the_smoke_scale_runs_and_decides_nothing(tmp_path):
     assert {claim["status"] for claim in claims(run).values()} == {"not decided"}
     drawn = figures(run)
     assert [len([s for s in drawn[name]["series"] if s["style"] == "measured"]) for name in ("sgd", "adam")] == [16, 16]
-    guides = {s["label"] for s in drawn["adam"]["series"] if s["style"] == "predicted"}
-    assert guides == {"depth^0.5, DeepNorm", "depth^1, ReZero"}
+    guides = {s["label"] for s in drawn["adam"]["series"] if s["style"] != "measured"}
+    assert guides == {"depth^0.5, through DeepNorm", "depth^1, through ReZero"}
+    assert {s["style"] for s in drawn["sgd"]["series"]} == {"measured", "reference"}, "what was fitted predicts nothing"
     assert [s["y"][0] for s in drawn["losses"]["series"] if s["style"] == "reference"] == [pytest.approx(3.0097, 1e-4)]
+    assert len(drawn["losses"]["series"]) == 4 * 2 + 1
+    gains = [s for s in drawn["gains"]["series"] if s["group"] == "ReZero"]
+    found = Results(list(r20.configurations(r20.STUDY.resolve("smoke"), range(2))), levada.study.results(run))
+    own, frozen = (found.column("loss", arrangement="ReZero", frozen=frozen)[1] for frozen in (False, True))
+    assert own[0] == frozen[0]
+    assert (gains[1]["x"], gains[1]["y"]) == ([2.0], [pytest.approx((frozen[1] - own[1]) / 2)])

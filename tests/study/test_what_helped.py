@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -60,7 +59,7 @@ def test_the_factorial_has_all_sixteen_cells():
         if c.config["measures"] == "factorial"
     }
     assert len(levels) == 16
-    assert len({what_helped._name(c.config) for c in cells()}) == 16 + 3 == len(what_helped.RATES)
+    assert len({what_helped._name(c.config) for c in cells()}) == 16 + 4 + 3 == len(what_helped.RATES)
 
 
 def test_effects_by_hand():
@@ -83,23 +82,55 @@ def test_effects_by_hand():
 FACTORS = {"initialisation": "scaled", "norm": True, "activation": "relu", "optimizer": "Adam"}
 
 
-@pytest.mark.parametrize(("name", "field"), [
-    ("initialisation helped", "initialisation"), ("batch norm helped", "norm"), ("ReLU helped", "activation"),
-    ("Adam helped", "optimizer"),
+REMEDIES = [("Glorot's weights helped", "initialisation", {"measures": "tanh", "optimizer": "SGD"}),
+            ("He's weights helped", "initialisation", {"measures": "factorial", "activation": "relu", "norm": False}),
+            ("batch norm helped", "norm", {"activation": "sigmoid", "optimizer": "SGD"}),
+            ("ReLU helped", "activation", {"initialisation": "scaled", "norm": False}),
+            ("Adam helped", "optimizer", {"activation": "relu", "norm": True})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "field", "where"), REMEDIES, ids=[name for name, *_ in REMEDIES])
+@pytest.mark.parametrize(("without", "with_it", "one", "status"), [
+    (0.1, 0.8, 0.8, "held"), (0.799, 0.8, 0.8, "held"), (0.1, 0.799, 0.799, "not held"), (0.8, 0.95, 0.95, "not held"),
+    (0.1, 0.9, 0.5, "not decided"), (0.9, 0.1, 0.1, "not held"), (0.1, 0.5, 0.9, "not decided"),
 ])  # fmt: skip
-@pytest.mark.parametrize(("spread", "status"), [(0.02, "held"), (0.06, "not held")])
-def test_a_remedy_helps_if_the_interval_of_its_effect_is_above_zero(name, field, spread, status):
+def test_a_remedy_helps_if_networks_learn_with_it_only(name, field, where, without, with_it, one, status):
     def value(config, seed):
+        if any(config.get(key) != wanted for key, wanted in where.items()):
+            return {"accuracy": 0.5}
         helped = config.get(field) == FACTORS[field]
-        return {"accuracy": 0.5 + (0.05 + spread * (seed - 2)) * helped}
+        return {"accuracy": without if not helped else one if seed == 2 else with_it}
 
     outcome = decided(name, value)
-    # Student: t(4) = 2.776 of a standard error of spread * sqrt(2.5 / 5).
-    assert outcome.statistic.value == pytest.approx(5)
-    assert outcome.statistic.low == pytest.approx(5 - 100 * 2.7764 * spread * math.sqrt(0.5), rel=1e-3)
     assert outcome.status == status
-    assert len([key for key in outcome.numbers if key.startswith("gain with")]) == 8
-    assert len([key for key in outcome.numbers if key.endswith("effect, points")]) == 8
+    gain = outcome.numbers["mean gain over the settings, points, with its 95 % interval"]
+    pairs = [key for key in outcome.numbers if key.startswith("accuracy without and with it")]
+    assert len(pairs) == {"Glorot's weights helped": 2, "He's weights helped": 4}.get(name, 8)
+    share = {"Glorot's weights helped": 1, "He's weights helped": 2}.get(name, 2) / len(pairs)
+    assert gain[0] == pytest.approx(100 * share * ((4 * with_it + one) / 5 - without))
+    assert bool(outcome.numbers["settings that it makes trainable"]) == (status == "held")
+
+
+def test_one_setting_in_every_seed_is_enough_beside_one_in_some():
+    def value(config, seed):
+        scaled = config.get("initialisation") == "scaled"
+        return {"accuracy": 0.9 if scaled and (config.get("optimizer") == "SGD" or seed == 1) else 0.1}
+
+    assert decided("Glorot's weights helped", value).status == "held"
+
+
+def test_what_one_setting_gains_and_another_loses_does_not_hold():
+    def value(config, seed):
+        scaled = config.get("initialisation") == "scaled"
+        return {"accuracy": 0.9 if scaled == (config.get("optimizer") == "SGD") else 0.1}
+
+    assert decided("Glorot's weights helped", value).status == "not held"
+
+
+def test_a_seed_does_not_depend_on_who_trains_beside_it():
+    config = {**tiny(**{**FIRST, "norm": True, "optimizer": "Adam"}), "steps": 12}
+    together, alone = what_helped.run(config, [0, 1, 2]), what_helped.run(config, [1])
+    assert together[1] == alone[0], "to the bit"
 
 
 @pytest.mark.parametrize(("share", "status"), [(0.15, "held"), (0.151, "not held")])
@@ -174,11 +205,11 @@ def test_digits_are_pooled_and_rates_are_chosen_on_others(monkeypatch):
     monkeypatch.setattr(what_helped, "_fit", fit)
     (found, _) = what_helped.run(config, [0, 1])
     assert found["lr"] == 0.03
-    *selection, reported = asked
-    assert [seeds for _, seeds, _ in selection] == [(100, 101)] * 5
-    assert reported[:2] == (0.03, (0, 1))
+    *selection, first, second = asked
+    assert [seeds for _, seeds, _ in selection] == [(100,), (101,)] * 6
+    assert [one[:2] for one in (first, second)] == [(0.03, (0,)), (0.03, (1,))]
     assert {place for *_, place in selection} == {what_helped._digits(config, 64)[0][0, 0].item()}
-    assert reported[2] == what_helped._digits(config, 0)[0][0, 0].item() != selection[0][2]
+    assert first[2] == what_helped._digits(config, 0)[0][0, 0].item() != selection[0][2]
 
 
 def test_epsilons_are_tried_in_float64_with_the_rate_of_the_least():

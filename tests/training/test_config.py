@@ -47,6 +47,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.toml"))
         ("run", "seed", 2**64, r"run\.seed must be less than 2\^64"),
         ("run", "folder", "a\0b", r"run\.folder must name a folder"),
         ("run", "folder", "", r"run\.folder must name a folder"),
+        ("run", "device", "tpu", r"run\.device must be one of 'auto', 'cpu', 'cuda', got 'tpu'\.$"),
         ("parallel", "kind", "fdsp", r"parallel\.kind must be one of .*Did you mean 'fsdp'\?"),
         ("parallel", "micro_batches", 4, r"in \[parallel\], Parallel: micro_batches belongs to kind='pipeline'"),
         ("checkpoint", "keep", 0, r"checkpoint\.keep must be at least 1, got 0"),

@@ -259,8 +259,17 @@ def test_the_command_line_trains_and_continues(tmp_path, capsys):
     assert main(["train", str(file), *changes, "--set", "run.steps=6", "--resume"]) == 0
     assert "continuing after step 4" in capsys.readouterr().err
     assert list(losses(Run(tmp_path / "run"))) == list(range(6))
-    assert main(["train", str(file), *changes, "--resume"]) == 0
-    assert "6 steps, all of them done before" in capsys.readouterr().out
+    assert main(["train", str(file), *changes, "--resume"]) == 2
+    assert capsys.readouterr().err == (
+        "levada train: run.steps must be at least the 6 that were done in a run that is continued, got 4. "
+        "Name another run.folder to train for fewer.\n"
+    )
+    assert read(tmp_path / "run" / "config.toml").run.steps == 6, "what is refused changes nothing"
+    assert [event["type"] for event in Run(tmp_path / "run").events()][-1] == "end"
+    assert main(["train", str(file), *changes, "--set", "run.steps=6", "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert "6 steps, all of them done before" in out
+    assert "levada train: --set run.steps came 2 times; the last one counts: 6\n" in err
     assert main(["train", str(file), *changes, "--resume", "--set", "model.dim=16"]) == 2
     assert "model.dim must stay what it is in a run that is continued" in capsys.readouterr().err
     nan = ["--set", f"run.folder={tmp_path / 'nan'}", "--set", "optimizer.lr=1e30", "--set", "optimizer.clip=0"]

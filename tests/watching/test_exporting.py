@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -331,6 +332,27 @@ def test_a_missing_package_is_named(to, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match=f"pip install {'mlflow-skinny' if to == 'mlflow' else to}$"):
         Exporting(to, tmp_path)
+
+
+def test_a_run_that_never_made_a_step_is_exported_with_its_finding(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import levada
+
+    net = torch.nn.Linear(2, 1)
+    run = tmp_path / "stands still"
+    with levada.watch(net, torch.optim.SGD(net.parameters(), lr=0.1), run=run):
+        for _ in range(40):
+            net(torch.full((4, 2), math.nan))
+    began = time.time()
+    where = export(run, "tensorboard", tmp_path / "out").where
+    events = EventAccumulator(where).Reload()
+    (text,) = events.Tensors("findings/skipped_steps")
+    assert b"No update yet" in text.tensor_proto.string_val[0]
+    assert abs(text.wall_time - began) < 600
+    RunWriter.create(tmp_path / "empty", kind="watch", name="empty").close()
+    with pytest.raises(UsageError, match="keeps no signals, losses or findings"):
+        export(tmp_path / "empty", "tensorboard", tmp_path)
 
 
 def test_what_cannot_be_meant(tmp_path):

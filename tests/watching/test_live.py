@@ -16,6 +16,7 @@ import torch
 from tests.watching.terminal import Terminal
 
 from levada.diagnose import Finding
+from levada.runs.standing import Standing
 from levada.watching import Sample
 from levada.watching.drawing import RAMP, Course, Strip, loss_lines, strip_lines
 from levada.watching.live import Live, summary
@@ -68,7 +69,7 @@ def test_the_view_shows_loss_depth_findings_cost_and_record(terminal: Terminal) 
     live._redraw()
     terminal.feed()
     shown = terminal.text
-    assert "step 380 · loss 0.005249 · overhead 0.42 % · every 20 steps" in shown
+    assert "step 380 · loss 0.005249 · overhead 0.42 % · sampled every 20 steps" in shown
     assert "loss 2 " in shown  # the largest, at the top of its axis
     assert "downwards model.layers.0.block to 11.block, steps 0 to 380" in shown
     rows = [line for line in shown.splitlines() if line.split()[:1] in (["0"], ["11"])]
@@ -248,7 +249,7 @@ def test_elsewhere_plain_lines_come_seldom_and_findings_at_once() -> None:
     lines = out.getvalue().splitlines()
     assert lines[0] == (
         "levada: step 0, loss 2, gradient 1e-08 at model.layers.0.block to 0.01 at model.layers.11.block, "
-        "overhead 0.42 %, every 20 steps"
+        "overhead 0.42 %, sampled once, at step 0"
     )
     assert lines[1:] == [
         "levada: step 100, error: vanishing_gradient: The gradient shrinks by six decades.",
@@ -363,21 +364,35 @@ def test_a_stream_that_nobody_reads_any_more_is_no_failure() -> None:
 def test_the_summary_says_what_was_found_and_where_the_record_is() -> None:
     watch = make_watch()
     watch.dropped = 3
-    text = ["".join(piece for piece, _ in line) for line in summary(watch)]
-    assert text[1] == "  ? not judged: 0 of the 4 samples that most rules need (every, max_overhead)"
-    watch.samples = [None] * 4
-    text = ["".join(piece for piece, _ in line) for line in summary(watch)]
-    assert text == [
+
+    def text(**options: bool) -> list[str]:
+        return ["".join(piece for piece, _ in line) for line in summary(watch, **options)]
+
+    assert text()[1:3] == [
+        "  ? unknown: nothing found, which rules judged it is not known",
+        "  overhead 0.42 % · no step was sampled · record: runs/a · 3 samples were dropped",
+    ]
+    watch.samples = [make_sample(step) for step in (0, 10, 20, 39)]
+    why = {"lost_update": "8 more samples are needed", "dead_units": "there are no zeros"}
+    watch.standing = Standing((), ("loss_spike",), why, frozenset({"lost_update"}), 20, 40)
+    assert text()[1:3] == [
+        "  ? unknown: nothing found, 1 of 3 rules judged it, up to step 20; not",
+        "    lost_update: 8 more samples are needed; dead_units: there are no zeros",
+    ]
+    watch.standing = Standing(
+        (), ("loss_spike", "lost_update"), {"dead_units": "there are no zeros"}, sampled=39, steps=40
+    )
+    assert text() == [
         "levada  40 steps watched",
-        "  ✓ nothing found",
-        "  overhead 0.42 % · every 20 steps · record: runs/a · 3 samples were dropped",
+        "  ✓ healthy: nothing found, 2 of 3 rules judged it",
+        "  overhead 0.42 % · sampled every 10 to 19 steps · record: runs/a · 3 samples were dropped",
         "  levada report runs/a -o report.html",
     ]
     watch.findings, watch.run = [make_finding()], None
-    text = ["".join(piece for piece, _ in line) for line in summary(watch, fine=False)]
-    assert text[1:] == [
+    watch.standing = Standing(("error",), ("loss_spike",))
+    assert text(fine=False)[1:] == [
         "  x vanishing_gradient  The gradient shrinks by six decades.",
-        "  overhead 0.42 %, every 20 steps, no record is kept, 3 samples were dropped",
+        "  overhead 0.42 %, sampled every 10 to 19 steps, no record is kept, 3 samples were dropped",
     ]
 
 

@@ -8,6 +8,7 @@ import torch
 from benchmarks.watch_verdicts.synthetic import Synthetic
 from torch import nn
 
+import levada
 from levada.probe.trace import Site
 from levada.watching import Sample
 from levada.watching.baseline import LossBaseline
@@ -341,3 +342,36 @@ def test_a_loss_that_does_not_come_back_is_told_until_it_does():
     assert len(run.judge.history) < 5  # told, made worse, ended: not on every sample
     run.run(10, edit)
     assert [f.status for f in spikes(run)] == ["clear"]
+
+
+@pytest.mark.parametrize(("raised", "at", "every"), [(90, 1e3, 20), (90, 1e3, 7), (3, 1e2, 20)])
+def test_a_jump_of_the_loss_before_a_nan_is_named(raised, at, every):
+    torch.manual_seed(0)
+    net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)], nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    losses = []
+    with levada.watch(net, optimizer, every=every, max_overhead=math.inf) as watch:
+        for step in range(raised + 60):
+            optimizer.param_groups[0]["lr"] = at if step >= raised else 0.01
+            optimizer.zero_grad()
+            loss = net(torch.randn(16, 4)).square().mean()
+            losses.append(loss.item())
+            loss.backward()
+            optimizer.step()
+    bad = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+    first = next(f for f in watch.findings if f.rule == "numerical_overflow")
+    jump = first.evidence["loss_spike"]
+    assert first.evidence["step"] == bad > raised + 1
+    assert jump["step"] == raised + 1  # the first loss of weights that the raised rate moved
+    assert jump["to"] == max(losses[:bad])
+    assert f"Before it the loss jumped, at step {raised + 1}, from " in first.claim
+
+
+def test_no_jump_is_named_where_a_nan_comes_out_of_the_blue():
+    run = Synthetic()
+    run.run(20)
+    run.run(1, lambda step, values, scalars, losses: losses.__setitem__(-1, (step, math.nan)))
+    (finding,) = run.judge.findings
+    assert finding.rule == "numerical_overflow"
+    assert "loss_spike" not in finding.evidence
+    assert "jumped" not in finding.claim

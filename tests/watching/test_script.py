@@ -356,6 +356,14 @@ def test_a_script_that_trains_nothing_is_told(tmp_path: Path, capsys: pytest.Cap
     assert "no optimizer made a step" in capsys.readouterr().err
 
 
+def test_of_a_script_that_fails_its_own_error_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.py").write_text("def f(:\n")
+    assert main(["run", str(tmp_path / "x.py")]) == 1
+    told = capsys.readouterr().err
+    assert "SyntaxError" in told
+    assert "no optimizer made a step" not in told
+
+
 # Which model an optimizer trains.
 
 

@@ -11,9 +11,11 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import levada
+from levada.diagnose import Finding
 from levada.runs import Run
 from levada.watching.exporting import Exporting
 from levada.watching.recording import Recording
+from levada.watching.replay import replay
 from levada.watching.skipped import Skips
 
 
@@ -85,7 +87,47 @@ def test_a_loop_that_makes_no_update_any_more_is_told_of_once(after_backward, go
     assert ("a loss of NaN" in finding.claim) == after_backward
     assert watch.report().verdict == "error"
     assert [e["rule"] for e in Run(tmp_path / "run").events("finding") if e["severity"] == "error"] == ["skipped_steps"]
-    assert not list((tmp_path / "run").glob("bundles/*"))
+    (bundle,) = (tmp_path / "run").glob("bundles/*")
+    assert bundle.name.endswith("-skipped_steps")
+    assert [e["path"] for e in Run(tmp_path / "run").events("bundle")] == [f"bundles/{bundle.name}"]
+
+
+def test_a_standstill_names_the_weight_that_is_nan_and_its_pass_can_be_run_again(tmp_path):
+    net = model()
+
+    def step(optimizer, i):
+        if i == 30:
+            nn.init.constant_(net[2][0].bias, math.nan)
+        loss = net(batch()).square().mean()
+        if not torch.isfinite(loss):
+            return False
+        loss.backward()
+        return True
+
+    (finding,), _ = train(net, step, 100, run=tmp_path / "run")
+    (event,) = Run(tmp_path / "run").events("finding")
+    assert event["claim"] == f"{finding.claim} The parameter 2.0.bias holds NaN."
+    assert event["where"] == {"first": "2", "last": "2"}
+    (bundle,) = (tmp_path / "run").glob("bundles/*")
+    again = replay(bundle, model(), lambda output: output.square().mean())
+    assert math.isnan(again.loss)
+    assert [f.rule for f in again.report.findings] == ["numerical_overflow"]
+
+
+def test_a_standstill_whose_weights_are_finite_says_so_or_that_the_inputs_are_not(tmp_path):
+    net = model()
+    _, watch = train(net, guarded(net, lambda i: True), 60, run=tmp_path / "run")
+    assert watch.findings[0].claim.endswith("The inputs of the model hold NaN or Inf; its weights are finite.")
+
+    class Root(nn.Module):
+        def forward(self, x):
+            return x.sqrt()
+
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), Root())
+    nn.init.constant_(net[0].bias, -9.0)
+    _, watch = train(net, guarded(net, lambda i: False), 60)
+    finite = "The weights and the inputs are finite, so that it arises in the forward pass or in the loss."
+    assert watch.findings[0].claim.endswith(finite)
 
 
 def test_it_is_told_while_the_loop_goes_on_at_the_pass_after_the_32nd(tmp_path):
@@ -114,6 +156,22 @@ def test_the_next_update_clears_it_and_another_standstill_is_told_again():
     said, watch = train(net, guarded(net, lambda i: i % 100 >= 50), 300)
     assert [None if f is None else f.severity for f in said] == ["error", None] * 2 + ["error"]
     assert [f.status for f in watch.findings if f.rule == "skipped_steps"] == ["clear", "clear", "fired"]
+
+
+def test_a_loop_that_stands_still_again_and_again_fills_no_memory(tmp_path):
+    net = model()
+    with levada.watch(net, sgd(net), every=1000, run=tmp_path / "run") as watch:
+        for time in range(1000):
+            watch._engine.passes.skips.tell(Finding("skipped_steps", "error", "fired", f"standstill {time}"))
+            watch._engine.passes.skips.tell(None)
+        watch._engine.passes.skips.tell(Finding("skipped_steps", "error", "fired", "the last"))
+        assert len(watch.findings) == 16
+        assert len(watch.judge.history) <= 1024
+        (recording,) = [one for one in watch._listeners if isinstance(one, Recording)]
+        assert len(recording._heard) <= 16
+        assert (watch.findings[-1].status, watch.findings[-1].evidence["times"]) == ("fired", 1001)
+        assert watch.findings[-1].claim.endswith("It came 1,001 times so far.")
+    assert len(list(Run(tmp_path / "run").events("finding"))) == 2001  # each is kept in the record
 
 
 def test_a_standstill_of_crops_and_of_a_cell_is_told_too():
@@ -188,6 +246,44 @@ def test_one_odd_batch_of_crops_or_micro_batches(when, after_backward):
 
     assert train(net, crops, 60)[0] == []
     assert train(net, guarded(net, lambda i: i == when, 16, after_backward=after_backward), 60)[0] == []
+
+
+@pytest.mark.parametrize("micro", [32, 64, 128])
+@pytest.mark.parametrize("updates", [True, False])
+def test_one_odd_batch_of_many_micro_batches_before_the_first_update(micro, updates):
+    net = model()
+
+    def step(optimizer, i):
+        for _ in range(micro):
+            (net(batch(i == 0)).square().mean() / micro).backward()
+        if updates:  # as if nothing was: then all weights are NaN, which is another finding
+            return True
+        return i > 0
+
+    said, watch = train(net, step, 3)
+    assert said == []
+    assert watch.steps == (3 if updates else 2)
+
+
+def test_many_micro_batches_that_never_make_an_update_are_told_of_after_a_few_batches():
+    net = model()
+
+    def step(optimizer, i):
+        for _ in range(64):
+            net(batch(True)).square().mean().backward()
+        return False
+
+    (finding,), _ = train(net, step, 5)
+    assert finding.evidence["passes"] == 3 * 64 + 8
+
+
+def test_gradients_that_are_never_cleared_are_told_of_after_256_passes():
+    net = model()
+    with levada.watch(net, sgd(net)) as watch:
+        said = heard(watch)
+        for i in range(300):
+            net(batch(True)).square().mean().backward()
+            assert len(said) == (i >= 256), i
 
 
 @pytest.mark.parametrize("after_backward", [False, True])

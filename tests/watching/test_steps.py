@@ -246,3 +246,29 @@ def agree_from(watched, expected, *, skip):
             if step == skip:
                 want, found = want[:-1], found[:-1]
             torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-9)
+
+
+def test_losses_of_a_loop_that_makes_no_step_take_no_more_room_and_their_sum_is_kept():
+    net = nn.Linear(2, 1)
+    with watch(net, sgd(net), every=1, max_overhead=math.inf) as watched:
+        total = 0.0
+        for i in range(1000):
+            loss = net(torch.ones(1, 2)).square().mean() * i
+            total += loss.item()
+            loss.backward()
+        assert len(watched._engine._losses._current) <= 256
+        watched.optimizers[0].step()
+        net(torch.ones(1, 2)).sum().backward()
+    assert dict(watched.samples[0].losses)[0] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_model_whose_first_layers_are_lazy_is_watched():
+    net = nn.Sequential(nn.LazyLinear(4), nn.Sequential(nn.LazyLinear(4), nn.ReLU()), nn.Linear(4, 1))
+    with watch(net, sgd(net), every=1, max_overhead=math.inf) as watched:
+        assert watched.report().verdict == "unknown"
+        for _ in range(3):
+            watched.optimizers[0].zero_grad()
+            net(torch.randn(4, 3)).square().mean().backward()
+            watched.optimizers[0].step()
+    assert len(watched.sites) == 3
+    assert watched.samples[-1].values["weight_rms"].isfinite().all()

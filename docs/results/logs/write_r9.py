@@ -3,9 +3,10 @@
     levada study R9 --scale small --out runs
     python docs/results/logs/write_r9.py runs/R9-small docs/results/logs
 
-A file is JSON by lines. The first says what it is of; where the network was trained, the second holds the loss on the
-batch before each step; every other holds a hundred boundaries of the layers, from the input's side: the root mean
-square of the state, and of the gradient of the mean loss, on the seed's first batch, in float64, to six digits.
+A file is JSON by lines. The first says what it is of, and of which commits the code was; where the network was
+trained, the second holds the loss on the batch before each step; every other holds a hundred boundaries of the layers,
+from the input's side: the root mean square of the state, and of the gradient of the mean loss, on the seed's first
+batch, in float64, to six digits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ def lines(run: Run, event: Mapping[str, Any]) -> Iterator[str]:
     """Give the lines of the log of one result."""
     log = event["values"]["log"]
     versions = {key: run.manifest.versions.get(key) for key in ("levada", "torch")}
-    told = {"study": run.manifest.name, "seed": event["seed"], "config": event["config"], "versions": versions}
+    commits = list(dict.fromkeys(call["commit"] for call in run.events("study")))
+    told = {
+        "study": run.manifest.name,
+        "commits": commits,
+        "seed": event["seed"],
+        "config": event["config"],
+        "versions": versions,
+    }
     yield json.dumps({**told, "created": run.manifest.created, "training_loss": event["values"].get("loss")})
     if "loss" in log:
         yield json.dumps({"loss": log["loss"]}, separators=(",", ":"))

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 
+from levada._errors import UsageError
 from levada.commands.output import QUIET
 
 __all__ = ["export"]
@@ -15,6 +16,8 @@ def export(options: argparse.Namespace) -> int:
     """Run `levada export`: write the run to a tracker; where it is, and what shows it, are the last lines."""
     from levada.runs import exporters
 
+    if options.sites < 1:
+        raise UsageError(f"--sites must be at least 1, got {options.sites}.")
     # What a tracker prints must not get between the lines that say where the numbers are.
     with contextlib.redirect_stdout(sys.stderr):
         exporter = exporters.export(options.run, options.to, options.out, sites=options.sites)

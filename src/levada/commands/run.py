@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     watches = Watches(start)
     with places:
         code = run_script(script, watches)
-    if not watches.started and not watches.failures and options.view != "quiet" and is_first():
+    if not code and not watches.started and not watches.failures and options.view != "quiet" and is_first():
         say("levada run: no optimizer made a step, so nothing was watched.")
     return code
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from levada._errors import MeasurementError, UsageError
-from levada.commands.output import QUIET, console
+from levada.commands.output import QUIET, console, tell
 
 __all__ = ["train"]
 
@@ -41,10 +42,23 @@ def _said(error: Exception) -> bool:
     return isinstance(error, SaidError)
 
 
+def _tell_repeated(changes: Sequence[str]) -> None:
+    """Say of a key that is set again which of its values counts."""
+    given: dict[str, list[str]] = {}
+    for change in changes:
+        path, _, value = change.partition("=")
+        given.setdefault(path.strip(), []).append(value.strip())
+    for path, values in given.items():
+        if len(values) > 1:
+            tell(f"levada train: --set {path} came {len(values)} times; the last one counts: {values[-1]}", stderr=True)
+
+
 def _train(options: argparse.Namespace) -> int:
     from levada.training import read
     from levada.training import train as run
 
+    if not int(os.environ.get("RANK", "0")):
+        _tell_repeated(options.set)
     config = read(options.config, options.set)
     trained = run(config, resume=options.resume, stream=sys.stderr)
     if int(os.environ.get("RANK", "0")):

@@ -13,6 +13,7 @@ from levada.report.evidence import DRAWN, WORDS_ALONE, evidence_picture
 from levada.report.figure import figure
 from levada.report.mixing import mixing_figure
 from levada.report.profile import column, decay, gradient_figure, gradient_key, signal_figure
+from levada.report.vocabulary import SEVERITIES
 from levada.report.words import (
     SIGNS,
     cell,
@@ -64,7 +65,6 @@ COLUMNS: Final[Mapping[str, str]] = {
     "read_share": "largest share read",
     "write_share": "largest share written",
 }
-_SEVERITIES: Final = {"error": "error", "warn": "warning", "info": "note"}
 
 
 def check_view(report: Mapping[str, Any], title: str = "") -> dict[str, Any]:
@@ -169,7 +169,7 @@ def finding_view(
     severity = str(one.get("severity", "info"))
     return {
         "severity": severity,
-        "kind": _SEVERITIES.get(severity, severity),
+        "kind": SEVERITIES.get(severity, severity),
         "sign": SIGNS.get(severity, "i"),
         "rule": one.get("rule", ""),
         "title": phrase(one),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from levada.report.words import count
 from levada.runs.frames import MAGIC
 
-__all__ = ["of_events", "of_signals"]
+__all__ = ["of_events", "of_manifest", "of_signals"]
 
 MAX_TOLD: Final = 12
 
@@ -26,6 +26,20 @@ def of_signals(read: Mapping[int, Any]) -> list[str]:
             told.append(f"Signals of rank {rank}: {message}.{taken}")
     more = [f"{len(told) - MAX_TOLD:,} more damages of signals are not listed."] if len(told) > MAX_TOLD else []
     return [*told[:MAX_TOLD], *more]
+
+
+def of_manifest(uncertain: Sequence[str]) -> list[str]:
+    """Say what of a manifest that was written again is not certain.
+
+    Args:
+        uncertain: names of its fields.
+
+    Example:
+        >>> of_manifest(["name", "created"])
+        ['The manifest was damaged and is written again. Not certain: name, created.']
+    """
+    told = f"The manifest was damaged and is written again. Not certain: {', '.join(uncertain)}."
+    return [told] if uncertain else []
 
 
 def of_events(events: Sequence[Mapping[str, Any]], damage: str) -> list[str]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from levada import __version__
 from levada._errors import UsageError
 from levada.report.check import check_view
-from levada.report.damage import of_events
+from levada.report.damage import of_events, of_manifest
 from levada.report.mending import fix_view
 from levada.report.study import study_view
 from levada.report.summary import summary_view
+from levada.report.training import training_view
 from levada.report.typeset import typeset
 from levada.report.watch import watch_view
 from levada.report.words import evidence_rows
@@ -30,12 +31,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "render_report", "write_html"]
 
-_KINDS: Final = (("fix", "repairs"), ("check", "checks"), ("watch", "watched runs"), ("study", "studies"))
+_KINDS: Final = (
+    ("fix", "repairs"),
+    ("check", "checks"),
+    ("train", "trainings"),
+    ("watch", "watched runs"),
+    ("study", "studies"),
+)
 Source: TypeAlias = Run | Mapping[str, Any] | str | Path
 
 
 def render_report(sources: Iterable[Source]) -> str:
-    """Make one HTML page of repairs, checks, watched runs and studies.
+    """Make one HTML page of repairs, checks, trainings, watched runs and studies.
 
     Args:
         sources: reports of `levada check` or `levada fix` as mappings, runs, or paths of runs.
@@ -106,17 +113,17 @@ def _title(sections: list[dict[str, Any]]) -> str:
     if len(sections) == 1:
         return str(sections[0]["view"]["title"])
     counts = [(sum(section["kind"] == kind for section in sections), kind, many) for kind, many in _KINDS]
-    named = {"watch": "watched run"}
+    named = {"train": "training", "watch": "watched run"}
     return ", ".join(
         f"{count} {named.get(kind, kind) if count == 1 else many}" for count, kind, many in counts if count
     )
 
 
 def _order(section: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Put repairs first, then checks and watched runs in the order of their making, then studies, R2 before R10."""
+    """Put repairs first, then checks, trainings and watched runs as they were made, then studies, R2 before R10."""
     if section["kind"] == "fix":
         return (-1, section["created"])
-    if section["kind"] in ("check", "watch"):
+    if section["kind"] in ("check", "train", "watch"):
         return (0 if section["kind"] == "check" else 0.5, section["created"])
     parts = re.split(r"(\d+)", section["view"]["name"])
     return (1, [(int(part), "") if part.isdigit() else (-1, part) for part in parts])
@@ -177,7 +184,7 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     settings = evidence_rows(config)
     provenance = [("run", told.name), ("created", told.created), *versions, *settings, ("command", told.command)]
     damage = run.damage
-    lost = of_events(events, damage.message if damage else "")
+    lost = [*of_manifest(told.uncertain), *of_events(events, damage.message if damage else "")]
     shared = {"provenance": provenance, "damage": lost, "created": told.created}
     sections: list[dict[str, Any]] = []
     for event in events:
@@ -190,6 +197,10 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
         view = watch_view(run, name, events)
         shared["damage"] = [*view.pop("damage"), *lost]
         sections.append({"kind": "watch", "view": _safe(view), **shared})
+    elif told.kind == "train":
+        # The view has the configuration as it is now.
+        shared["provenance"] = [("run", told.name), ("created", told.created), *versions, ("command", told.command)]
+        sections.append({"kind": "train", "view": _safe(training_view(run, told.name, events)), **shared})
     elif not sections or any(event["type"] in ("study", "claim", "figure", "result") for event in events):
         sections.append({"kind": "study", "view": _safe(study_view(told.name, events)), **shared})
     return sections

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["EVIDENCE", "GROUPS", "PHRASES", "REASONS"]
+__all__ = ["EVIDENCE", "GROUPS", "PHRASES", "REASONS", "SEVERITIES"]
 
 # What happened, and the words that lead to the place.
 PHRASES: Final[Mapping[str, tuple[str, str]]] = {
@@ -127,3 +127,4 @@ EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
 }
 GROUPS: Final = ("tests", "optimizer_first_step", "loss_after_first_step", "loss_beside_that_of_zeros")
 REASONS: Final = {"place": "its place: it happens at one block"}
+SEVERITIES: Final[Mapping[str, str]] = {"error": "error", "warn": "warning", "info": "note"}

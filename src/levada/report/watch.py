@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Final, Protocol
 
 from levada.report.check import finding_view, table_view
+from levada.report.curve import is_wide, loss_series
+from levada.report.curve import told as told_of
 from levada.report.damage import of_signals
 from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
 from levada.report.series import Span
 from levada.report.words import SIGNS, count, headline, number, phrase, sampled, short
+from levada.runs.standing import EVENT, Standing, sampling
 
-__all__ = ["Recorded", "watch_view"]
+__all__ = ["Recorded", "findings_of", "watch_view"]
 
 CHUNK: Final = 256  # samples that are read at once
 MAX_RANKS: Final = 16  # of which the spread is read
-MAX_LOSSES: Final = 1200
 NUM_PROFILES: Final = 4
 MAX_FINDINGS: Final = 24
-SEEN: Final = 0.9  # of the steps: if the last sample was before, the rest of the training is not called healthy
-ENOUGH: Final = 4  # samples; with fewer, most running rules cannot speak, and silence means nothing
 _WORST: Final = ("error", "warn")
 _HEATS: Final = (
     ("gradient_rms", "gradient_nonfinite", "The gradient, by block and step", "gradient, root mean square per element"),
@@ -41,6 +40,9 @@ class Recorded(Protocol):
     def signals(self, rank: int = 0) -> Any:
         """Give the signals of one."""
 
+    def losses(self) -> list[tuple[int, float]]:
+        """Give the loss of each step, as far as it is known."""
+
 
 def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make what the template shows of a watched run; it is the template of a check.
@@ -55,28 +57,27 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     """
     ranks = {rank: run.signals(rank) for rank in _chosen(run.ranks)}
     depth = _Depth(list(ranks.values()))
-    findings = _findings(events)
+    findings = findings_of(events)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
     known = [one for one in findings if one.get("status") != "unknown"]
-    worst = next((severity for severity in _WORST if any(one.get("severity") == severity for one in fired)), "healthy")
-    verdict = worst if len(depth.steps) >= ENOUGH or fired else "unknown"
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
-    losses = depth.first.losses() if depth.first is not None else []
+    losses = depth.first.losses() if depth.first is not None else run.losses()
+    standing = _standing(events, fired, depth, losses)
+    verdict = standing.verdict
     figures = [*_loss(losses, findings), *_heats(depth), *_profiles(depth)]
     damage = of_signals(ranks)  # when all was read
     return {
         "title": name,
         "verdict": verdict,
         "sign": SIGNS[verdict],
-        "headline": _headline(verdict, fired, depth, losses)
-        + (", in what can be read" if damage and not fired else ""),
+        "headline": _headline(standing, fired) + (", in what can be read" if damage and not fired else ""),
         "claim": str(fired[0].get("claim", "")) if fired else "",
         "damage": damage,
         "facts": _facts(depth, losses, events, len(run.ranks)),
         "figures": figures,
         "findings": [_told(one, depth) for one in known[:MAX_FINDINGS]],
         "open": [one for one in findings if one.get("status") == "unknown"],
-        "notes": _notes(run.ranks, ranks, depth, events, len(known)),
+        "notes": [standing.told, *_notes(run.ranks, ranks, depth, events, len(known))],
         "table": table_view(blocks),
         "provenance": [],
     }
@@ -103,6 +104,10 @@ class _Depth:
         self.sites: list[str] = [str(site["name"]) for signals in self.stages for site in signals.sites]
         self.kinds: list[str] = [str(site.get("kind") or "") for signals in self.stages for site in signals.sites]
         self.steps: Sequence[int] = self.first.steps if self.first is not None else ()
+
+    @property
+    def last(self) -> int | None:
+        return self.steps[-1] if self.steps else None
 
     def has(self, name: str) -> bool:
         return any(name in signals.names for signals in self.stages)
@@ -169,8 +174,12 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
     return [v for part, size in zip(parts, sizes, strict=True) for v in (part or [math.nan] * size)]
 
 
-def _findings(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Give each finding as it was told last, with the step at which it came and, if it did, ended; the worst first."""
+def findings_of(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give each finding as it was told last, with the step at which it came and, if it did, ended; the worst first.
+
+    Args:
+        events: of a watched run.
+    """
     stand: dict[tuple[str, str], dict[str, Any]] = {}
     past = []
     for event in events:
@@ -208,30 +217,44 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     return view
 
 
-def _headline(
-    verdict: str, fired: Sequence[Mapping[str, Any]], depth: _Depth, losses: Sequence[tuple[int, float]]
-) -> str:
-    if verdict == "healthy" and losses and depth.steps[-1] < SEEN * losses[-1][0]:
-        return (
-            f"The learning signal reached every block up to step {depth.steps[-1]:,}; what came after was not sampled"
-        )
-    words = {"healthy": "The learning signal reached every block", "unknown": "Too few samples to judge"}
-    return words.get(verdict) or headline({"verdict": verdict, "findings": fired})
+def _standing(
+    events: Sequence[Mapping[str, Any]],
+    fired: Sequence[Mapping[str, Any]],
+    depth: _Depth,
+    losses: Sequence[tuple[int, float]],
+) -> Standing:
+    """Give what the run may be called: as the watch said it, with what holds by now."""
+    said = next((event for event in reversed(events) if event.get("type") == EVENT), None)
+    severities = [str(one.get("severity")) for one in fired]
+    return Standing.of(said, severities, sampled=depth.last, steps=_steps(depth, losses))
+
+
+def _steps(depth: _Depth, losses: Sequence[tuple[int, float]]) -> int:
+    return max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])]) + 1
+
+
+def _headline(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:
+    verdict = standing.verdict
+    if verdict == "healthy":
+        rest = f"{standing.until[1:]}; what came after was not sampled" if standing.until else ""
+        return f"The learning signal reached every block{rest}"
+    if verdict == "unknown":
+        lacking = standing.unjudged or standing.sampled is None
+        return "Too few samples to judge" if lacking else "The record does not say which rules judged it"
+    return headline({"verdict": verdict, "findings": fired})
 
 
 def _facts(
     depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], ranks: int
 ) -> list[dict[str, str]]:
-    steps = [*depth.steps[-1:], *(step for step, _ in losses[-1:])]
+    steps = _steps(depth, losses)
     last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
-    facts = [("steps", f"{max(steps) + 1:,}" if steps else "0", f"{count(len(depth.steps), 'sample')} kept{last}")]
+    facts = [("steps", f"{steps:,}", f"{count(len(depth.steps), 'sample')} kept{last}")]
     if losses:
         facts.append(("loss", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
     overhead = _overhead(depth, events)
     if overhead is not None:
-        distances = [b - a for a, b in pairwise(depth.steps[-9:])]
-        note = f"sampled every {count(max(distances), 'step')}" if distances else ""
-        facts.append(("overhead", f"{short(100 * overhead)} %", note))
+        facts.append(("overhead", f"{short(100 * overhead)} %", sampling(depth.steps, steps)))
     facts.append(("blocks", f"{len(depth.sites):,}", ""))
     if ranks > 1:
         facts.append(("processes", f"{ranks:,}", ""))
@@ -278,9 +301,7 @@ def _notes(
 def _loss(losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     if not losses:
         return []
-    kept = _thinned(losses)
-    finite = [value for _, value in losses if math.isfinite(value)]
-    log = bool(finite) and min(finite) > 0 and max(finite) > 100 * min(finite)
+    series = loss_series(losses)
     spans = []
     for one in findings:
         came, over = number(one.get("came")), number(one.get("over"))
@@ -289,28 +310,13 @@ def _loss(losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, A
     spec = {
         "title": "",
         "x": {"label": "step"},
-        "y": {"label": "loss", "scale": "log" if log else "linear"},
-        "series": [{"label": "", "style": "measured", "x": [s for s, _ in kept], "y": [v for _, v in kept]}],
+        "y": {"label": "loss", "scale": "log" if is_wide(losses) else "linear"},
+        "series": [series],
         "spans": spans,
     }
     shaded = " Shaded are the steps at which a finding stood." if spans else ""
-    thinned = " Of neighbouring steps the lowest and the highest are drawn." if len(kept) < len(losses) else ""
-    caption = f"The loss of {count(len(losses), 'step')}.{shaded}{thinned}"
+    caption = f"The loss of {count(len(losses), 'step')}.{shaded}{told_of(losses, series)}"
     return [{"title": "The loss", "caption": caption, "svg": figure(spec)}]
-
-
-def _thinned(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Keep of each stretch the lowest and the highest loss, and one that is no number."""
-    if len(losses) <= MAX_LOSSES:
-        return list(losses)
-    size = math.ceil(2 * len(losses) / MAX_LOSSES)
-    kept: list[tuple[int, float]] = []
-    for start in range(0, len(losses), size):
-        stretch = losses[start : start + size]
-        finite = sorted((one for one in stretch if math.isfinite(one[1])), key=lambda one: one[1])
-        odd = [one for one in stretch if not math.isfinite(one[1])]
-        kept += sorted({*finite[:1], *finite[-1:], *odd[:1]})
-    return kept
 
 
 def _heats(depth: _Depth) -> list[dict[str, str]]:

@@ -15,8 +15,9 @@ from levada.runs.address import local
 from levada.runs.bundles import examine_bundles
 from levada.runs.frames import Damage, survivors
 from levada.runs.lock import WriterLock
-from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest, write_atomically
+from levada.runs.manifest import LOG, MANIFEST, Manifest, parsed, read_manifest, write_atomically
 from levada.runs.reader import examine
+from levada.runs.rebuilding import mend_manifest, rebuilt
 from levada.runs.segments import (
     Cut,
     Place,
@@ -120,7 +121,7 @@ class Health:
         return whole and all(rank.healthy for rank in self.signals)
 
     def __str__(self) -> str:
-        what = f"{self.manifest.kind} {self.manifest.name!r}" if self.manifest else f"unreadable: {self.manifest_error}"
+        what = f"{self.manifest.kind} {self.manifest.name!r}" if self.manifest else f"damage: {self.manifest_error}"
         right = "every checksum right" if self.damage is None else "right up to the damage below"
         frames = "frame" if self.frames == 1 else "frames"
         lines = [f"{self.path}: {what}", f"  {self.frames:,} {frames}, {self.num_bytes:,} bytes, {right}"]
@@ -154,19 +155,33 @@ def doctor(path: str | Path) -> Health:
     except UsageError as error:
         if not (folder / MANIFEST).is_file() and not (folder / LOG).is_file():
             raise
-        reason = str(error)
+        reason = _damage_of_manifest(folder, str(error))
     types, good, damage = examine(folder)
     behind = 0
     if damage is not None and damage.num_bytes:
         with (folder / LOG).open("rb") as file:
             file.seek(damage.offset)
             behind = len(survivors(file.read()))
-    torn = {file.name: file.stat().st_size for file in sorted(folder.glob("events.torn-*"))}
+    aside = (*sorted(folder.glob("events.torn-*")), *sorted(folder.glob(f"{MANIFEST}.torn-*")))
+    torn = {file.name: file.stat().st_size for file in aside}
     ranks = tuple(_examine_rank(rank, signals) for rank, signals in sorted(rank_folders(folder).items()))
     bundles, lost = examine_bundles(folder)
     return Health(
         folder, manifest, reason, types.total(), good, dict(types), damage, behind, torn, ranks, bundles, tuple(lost)
     )
+
+
+def _damage_of_manifest(folder: Path, error: str) -> str:
+    """Say what is wrong with a manifest, and what sealing it again gives."""
+    path = folder / MANIFEST
+    reason = parsed(path.read_bytes()) if path.is_file() else "missing"
+    if not isinstance(reason, str):
+        return error  # of a newer levada
+    found = rebuilt(folder)
+    if found is None:
+        return f"{MANIFEST} is damaged ({reason}), and nothing says of which kind the run is. The rest can be read:"
+    what = f"{found.manifest.kind} {found.manifest.name!r} ({found.told})"
+    return f"{MANIFEST} is damaged ({reason}). --reseal writes it again, as: {what}. The rest can be read:"
 
 
 def _examine_rank(rank: int, folder: Path) -> RankHealth:
@@ -220,7 +235,8 @@ def reseal(path: str | Path) -> list[str]:
     """Seal the tails that interrupted writers left, and write damaged files again with what of them is good.
 
     What is lost is NaN in the new sealed files; the damaged ones are moved aside, to names that end in `.torn`. The log
-    has every good event again; what follows its first damage is kept in `events.torn-N`.
+    has every good event again; what follows its first damage is kept in `events.torn-N`. A damaged manifest is written
+    again from what is certain, and says what is not.
 
     Args:
         path: the run's folder.
@@ -232,7 +248,7 @@ def reseal(path: str | Path) -> list[str]:
         UsageError: if a writer is at work.
         MissingExtraError: if files are Parquet and pyarrow is not installed.
     """
-    done = list(_mend_log(Path(path)))
+    done = [*_mend_log(Path(path)), *_mend_manifest(Path(path))]
     for rank, folder in sorted(rank_folders(Path(path)).items()):
         lock = WriterLock(folder)
         try:
@@ -255,6 +271,16 @@ def _mend_log(folder: Path) -> Iterator[str]:
                 return
             again = f"; {good:,} good {'frame' if good == 1 else 'frames'} among them stay in it" if good else ""
             yield f"{LOG} is written again: {damage.num_bytes:,} bytes from its damage on are kept in {name}{again}"
+    finally:
+        lock.release()
+
+
+def _mend_manifest(folder: Path) -> Iterator[str]:
+    if (folder / MANIFEST).is_file() and isinstance(parsed((folder / MANIFEST).read_bytes()), Manifest):
+        return
+    lock = WriterLock(folder)
+    try:
+        yield from mend_manifest(folder)
     finally:
         lock.release()
 

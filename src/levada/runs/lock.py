@@ -6,17 +6,19 @@ import errno
 import os
 import socket
 import sys
+import time
 import weakref
 from pathlib import Path
 from typing import Final, final
 
 from levada._errors import UsageError
 
-__all__ = ["WriterLock"]
+__all__ = ["WriterLock", "is_held"]
 
 NAME: Final = "writer.lock"
 # EDEADLOCK is what Windows says.
 _TAKEN: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
+_PAUSES: Final = (0.01, 0.05)  # who asks whether a run is held holds it for a moment
 
 if sys.platform == "win32":
     import msvcrt
@@ -27,11 +29,16 @@ if sys.platform == "win32":
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         os.lseek(descriptor, 0, os.SEEK_SET)
 
+    _try = _take
+
 else:
     import fcntl
 
     def _take(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _try(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # readers do not keep each other out
 
 
 _HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
@@ -63,7 +70,7 @@ class WriterLock:
         path = folder / NAME
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _take(self._descriptor)
+            self._wait()
         except OSError as error:
             os.close(self._descriptor)
             if error.errno not in _TAKEN:
@@ -81,8 +88,49 @@ class WriterLock:
         os.ftruncate(self._descriptor, 0)
         os.write(self._descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
+    def _wait(self) -> None:
+        for pause in _PAUSES:
+            try:
+                return _take(self._descriptor)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+            time.sleep(pause)
+        return _take(self._descriptor)
+
     def release(self) -> None:
         """Let the next writer in; again is harmless."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def is_held(folder: Path) -> bool | None:
+    """Say whether a writer is at work in a run.
+
+    Args:
+        folder: the run.
+
+    Returns:
+        None where it cannot be known: the last writer was on another machine, or the file system has no locks.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> before, lock = is_held(folder), WriterLock(folder)
+        >>> before, is_held(folder), lock.release(), is_held(folder)
+        (False, True, None, False)
+    """
+    path = folder / NAME
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        holder = os.read(descriptor, 1024).decode(errors="replace").strip()
+        _try(descriptor)
+    except OSError as error:
+        return True if error.errno in _TAKEN else None
+    finally:
+        os.close(descriptor)
+    return False if holder.endswith(f" on {socket.gethostname()}") else None

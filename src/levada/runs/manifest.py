@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +26,10 @@ __all__ = [
     "MANIFEST",
     "SCHEMA",
     "Manifest",
+    "checked",
     "describe",
     "name_of",
+    "parsed",
     "read_manifest",
     "sync_folder",
     "write_atomically",
@@ -63,6 +65,7 @@ class Manifest:
         versions: of levada, Python, torch and the platform.
         command: the command line that made the run.
         config: the settings, as JSON.
+        uncertain: which of these are not certain, in a manifest that was damaged and is written again.
     """
 
     schema: int
@@ -72,6 +75,7 @@ class Manifest:
     versions: Mapping[str, str]
     command: str
     config: Mapping[str, Any]
+    uncertain: tuple[str, ...] = ()
 
 
 def _versions() -> dict[str, str]:
@@ -134,6 +138,8 @@ def _checksum(values: Mapping[str, Any]) -> int:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `run.json`."""
     values = asdict(manifest)
+    if not manifest.uncertain:
+        del values["uncertain"]
     text = json.dumps({**values, "crc32": _checksum(values)}, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / MANIFEST, text.encode("utf-8", errors="backslashreplace") + b"\n")
 
@@ -149,29 +155,49 @@ def read_manifest(folder: Path) -> Manifest:
         raise UsageError(f"{folder}: a run is a folder that exists; there is nothing here. Check the path.")
     if not path.is_file():
         raise UsageError(f"{folder}: a run holds {MANIFEST}, and this does not. Give the folder that levada wrote.")
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    found = parsed(path.read_bytes())
+    if isinstance(found, int):
         raise UsageError(
-            f"{path}: the manifest is corrupt ({error}). `levada doctor {folder}` says what of the run is left."
-        ) from error
+            f"{path}: this levada reads schema {SCHEMA} and older, got schema {found}. Update levada to read this run."
+        )
+    if isinstance(found, str):
+        raise UsageError(
+            f"{path}: the manifest is corrupt ({found}), and a run is read by it. `levada doctor {folder}` says what "
+            f"of the run can be read; `levada doctor --reseal {folder}` writes the manifest again from that."
+        )
+    return found
+
+
+def parsed(data: bytes) -> Manifest | str | int:
+    """Read a manifest; give why not if it is corrupt, and its schema if that is newer.
+
+    Args:
+        data: what `run.json` holds.
+    """
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return checked(values)
+
+
+def checked(values: Any) -> Manifest | str | int:
+    """Make a manifest of what the JSON held; see `parsed`.
+
+    Args:
+        values: of the JSON.
+    """
     schema = values.get("schema") if isinstance(values, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
-        raise UsageError(
-            f"{path}: this levada reads schema {SCHEMA} and older, got schema {schema}. Update levada to read this run."
-        )
+        return schema
     wanted = {"kind": str, "name": str, "created": str, "versions": dict, "command": str, "config": dict}
     wrong = [
         key for key, form in wanted.items() if not isinstance(values, dict) or not isinstance(values.get(key), form)
     ]
     if schema != SCHEMA or wrong:
-        raise UsageError(
-            f"{path}: the manifest is corrupt (missing or of the wrong form: {', '.join(wrong) or 'schema'}). "
-            f"`levada doctor {folder}` says what of the run is left."
-        )
+        return f"missing or of the wrong form: {', '.join(wrong) or 'schema'}"
     if values.get("crc32", checksum := _checksum(values)) != checksum:
-        raise UsageError(
-            f"{path}: the manifest is corrupt (its checksum differs). "
-            f"`levada doctor {folder}` says what of the run is left."
-        )
-    return Manifest(schema, *(values[key] for key in wanted))
+        return "its checksum differs"
+    uncertain = values.get("uncertain")
+    names = tuple(map(str, uncertain)) if isinstance(uncertain, list) else ()
+    return replace(Manifest(schema, *(values[key] for key in wanted)), uncertain=names)

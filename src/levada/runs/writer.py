@@ -72,7 +72,7 @@ class RunWriter:
             if (folder / MANIFEST).exists() or (log.exists() and log.stat().st_size > len(MAGIC)):
                 raise UsageError(
                     f"{folder}: a new run needs a folder without one, and this holds a run. "
-                    "Choose another folder, or continue it with RunWriter.open."
+                    "Choose another folder; a program can continue it with RunWriter.open."
                 )
             write_atomically(log, MAGIC)
             # The manifest comes last: a folder with a manifest is a whole run.

@@ -19,6 +19,7 @@ from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
 from levada.studies.lesions import STUDY as LESIONS
 from levada.studies.norm_one import STUDY as NORM_ONE
 from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
+from levada.studies.self_supervised_depth import STUDY as SELF_SUPERVISED_DEPTH
 from levada.studies.shattered_gradients import STUDY as SHATTERED_GRADIENTS
 from levada.studies.shortcut_ablation import STUDY as SHORTCUT_ABLATION
 from levada.studies.ten_thousand_layers import STUDY as TEN_THOUSAND_LAYERS
@@ -54,6 +55,7 @@ STUDIES: dict[str, Study] = {
         SHATTERED_GRADIENTS,
         HYPER_CONNECTIONS,
         THOUSAND_LAYER_TRANSFORMERS,
+        SELF_SUPERVISED_DEPTH,
         IMAGE_FAMILIES,
     )
 }

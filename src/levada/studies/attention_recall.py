@@ -228,5 +228,6 @@ STUDY = Study(
                      "batch_tokens": 8192, "recurrent": ("GRU", "LSTM"), "units": (8, 16, 32), "questions": 16384,
                      "induction_tokens": 32, "induction_dim": 64, "induction_steps": 5000, "sharp": True}},
     costs={"smoke": Cost(0.2 / 3600, measured=True), "small": Cost(0.09), "full": Cost(56)},
+    check={"measures": "induction"},
     configurations=configurations, run=run, claims=claims, figures=figures, notes=notes,
 )  # fmt: skip

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from levada.studies.depth_separation_claims import DEEP, SHALLOW
+from levada.studies.depth_separation_claims import BY_DEPTH, DEEP, SHALLOW
 from levada.study import Axis, Figure, Results, Series, measured_series
 from levada.theory import crossing_bound, most_pieces
 
@@ -30,17 +30,19 @@ def _pieces(results: Results) -> Figure:
         series += measured_series(results, config, "constructed, 2 units a layer", point)
     for config in untrained:
         point = functools.partial(_point, name="pieces", at=config["depth"])
-        series += measured_series(results, config, f"untrained, {config['width']} units a layer", point)
+        name = f"{config['width']} units a layer" if config["layered"] == BY_DEPTH else "equal units"
+        series += measured_series(results, config, f"untrained, {name}", point)
     for config in _of(results, "sawtooth"):
         if config["network"] in DEEP:
             point = functools.partial(_point, name="pieces", at=config["folds"])
             series += measured_series(results, config, f"trained, {config['widths'][0]} units a layer", point)
     folds = sorted(config["folds"] for config in built)
-    depths = sorted(config["depth"] for config in untrained)
+    by_depth = [config for config in untrained if config["layered"] == BY_DEPTH]
+    depths = sorted(config["depth"] for config in by_depth)
     series.append(Series("2^depth", "predicted", folds, [2.0**k for k in folds], "constructed, 2 units a layer"))
     series.append(Series("most that 2 units a layer can have", "bound", folds, [3.0**k for k in folds]))
-    if untrained:
-        width = untrained[0]["width"]
+    if by_depth:
+        width = by_depth[0]["width"]
         series.append(Series("half of the units", "reference", depths, [depth * width / 2 for depth in depths]))
     return Figure(
         "pieces", "Linear pieces by depth", "One point per seed. A construction doubles them with each layer; random "

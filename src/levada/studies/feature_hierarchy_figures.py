@@ -21,24 +21,26 @@ def figures(results: Results) -> list[Figure | Picture]:
 def _probes(results: Results) -> list[Figure]:
     by_number: list[Series] = []
     by_share: list[Series] = []
-    for depth in DEPTHS:
-        fields = {"measures": "digits", "depth": depth, "start": "small"}
-        name = f"{depth} layers"
+    for depth, halved in ((DEPTHS[0], "thirds"), (DEPTHS[1], "thirds"), (DEPTHS[1], "early")):
+        fields = {"measures": "digits", "depth": depth, "halved": halved, "start": "small"}
+        name = f"{depth} layers{'' if halved == 'thirds' else ', halved early'}"
         by_number += measured_series(results, fields, name, _by_number)
         by_share += measured_series(results, fields, name, _by_share)
+        untrained = functools.partial(_by_number, name="probes_before")
+        by_number += measured_series(results, fields, f"{name}, untrained", untrained)
     accuracy = Axis("accuracy of a linear probe, %")
     return [
         Figure("probes_by_layer", "What a linear probe reads, by the layer's number", "MNIST, every seed: test "
-               "accuracy of a linear classifier of the mean state after the stem and after each block. If the number "
-               "said what a layer holds, the curves would lie on each other.", Axis("layer"), accuracy,
-               tuple(by_number)),
+               "accuracy of a linear classifier of the mean state after the stem and after each block, before and "
+               "after training. If the number said what a layer holds, the curves would lie on each other.",
+               Axis("layer"), accuracy, tuple(by_number)),
         Figure("probes_by_share", "The same by the share of the depth", "Every seed; 0 is the first layer, 1 the last "
                "block.", Axis("share of the way"), accuracy, tuple(by_share)),
     ]  # fmt: skip
 
 
-def _by_number(values: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    return values["layers"], [100 * share for share in values["probes"]]
+def _by_number(values: Mapping[str, Any], name: str = "probes") -> tuple[list[float], list[float]]:
+    return values["layers"], [100 * share for share in values[name]]
 
 
 def _by_share(values: Mapping[str, Any]) -> tuple[list[float], list[float]]:
@@ -55,15 +57,19 @@ def _fits(results: Results) -> Figure:
     lines: list[Series] = []
     pretrained = {"measures": "pretrained"}
     lines += measured_series(results, pretrained, "EfficientNet-Lite2", functools.partial(_ranked, name="gabor"))[:1]
-    for name, label in (("gabor_random", "random, 3 x 3"), ("gabor_shuffled", "EfficientNet-Lite2, shuffled")):
+    for name, label in (("gabor_scrambled", "its phases scrambled"), ("gabor_shuffled", "its pixels shuffled")):
         lines += measured_series(results, pretrained, label, functools.partial(_ranked, name=name))
     for start in ("small", "He"):
-        fields = {"measures": "digits", "depth": DEPTHS[-1], "start": start}
+        fields = {"measures": "digits", "depth": DEPTHS[-1], "halved": "thirds", "start": start}
         ranked = functools.partial(_ranked, name="gabor")
         lines += measured_series(results, fields, f"MNIST, {start} start", ranked)
-    fields = {"measures": "digits", "depth": DEPTHS[-1], "start": "small"}
-    before = functools.partial(_ranked, name="gabor_before")
-    lines += measured_series(results, fields, "MNIST, before training", before)
+    fields = {"measures": "digits", "depth": DEPTHS[-1], "halved": "thirds", "start": "small"}
+    for name, label in (
+        ("gabor_scrambled", "small start, phases scrambled"),
+        ("gabor_patches", "sums of patches"),
+        ("gabor_before", "before training"),
+    ):
+        lines += measured_series(results, fields, f"MNIST, {label}", functools.partial(_ranked, name=name))
     if lines:
         lines.append(Series(f"R^2 = {GABOR}", "reference", [0.0, 1.0], [GABOR] * 2))
     return Figure(
@@ -88,11 +94,12 @@ def _filters(results: Results) -> Picture:
         "First filters",
         "Grey is 0; each filter is stretched on its own. Networks of 20 layers, of the first seed.",
     )
-    small, he = (_first(results, measures="digits", depth=DEPTHS[-1], start=start) for start in ("small", "He"))
+    digits = {"measures": "digits", "depth": DEPTHS[-1], "halved": "thirds"}
+    small, he = (_first(results, **digits, start=start) for start in ("small", "He"))
     lite = _first(results, measures="pretrained")
     wanted = [
         ("EfficientNet-Lite2", "32 filters of 3 x 3: most are edges of one orientation, or colours.", lite, "filters"),
-        ("random, 3 x 3", "32 random filters of 3 x 3, without order.", lite, "filters_random"),
+        ("phases scrambled", "The same with their phases at random, colours as they are.", lite, "filters_scrambled"),
         ("MNIST, small start", "16 filters of 7 x 7: smooth stripes and edges.", small, "filters"),
         ("MNIST, He's start", "16 filters of 7 x 7: noise, with faint stripes.", he, "filters"),
     ]

@@ -168,6 +168,7 @@ STUDY = Study(
                      "task_steps": 10_000, "pixel_steps": 10_000, "pressure_steps": 2000,
                      "task_cells": tuple(CELLS)}},
     costs={"smoke": Cost(1.2 / 3600, measured=True), "small": Cost(0.13), "full": Cost(20)},
+    check={"measures": "lags", "cell": "GRU"},
     configurations=configurations, run=run, claims=claims, figures=figures,
     notes=("Lags: a symbol, silence, and a question about it, trained anew for each lag until one is not learned; "
            "nothing comes between that could overwrite it. The numbers of steps and the learning rate were chosen with "

@@ -38,7 +38,7 @@ def figures(results: Results) -> list[Figure]:
         curves.append(Series("chance, ln 10", "reference", [0.0, end], [math.log(10)] * 2))
     return [
         Figure("loss_by_depth", "Training cross-entropy by depth", "One point per seed, after training, each kind and "
-               "depth with the settings that the search found for it; who diverged stands at 1,000.",
+               "depth with the settings that were chosen for it; who diverged stands at 1,000.",
                Axis("layers", "log"),
                Axis("cross-entropy on the training digits, nats", "log"), (*final, chance)),
         Figure("curves", "Training at 10 and at 100 layers", "Every seed, on the batches; a point is the mean of a "

@@ -343,5 +343,6 @@ STUDY = Study(
             "full": {"seeds": 10, "depth": 48, "dim": 512, "heads": 8, "context": 256, "batch_size": 32, "steps": 5000,
                      "windows": 1024, "trials": 5000, "select": True, "device": "cuda"}},
     costs={"smoke": Cost(11 / 3600, measured=True), "small": Cost(0.7), "full": Cost(140, "one H100")},
+    check={"measures": "training", "connection": "residual"},
     configurations=configurations, run=run, claims=claims, figures=figures, notes=notes,
 )  # fmt: skip

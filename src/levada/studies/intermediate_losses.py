@@ -178,6 +178,7 @@ STUDY = Study(
             "full": {"seeds": 10, "examples": 60000, "sigmoid_steps": 10000, "convolutional_depth": 20,
                      "convolutional_steps": 10000, "sentences": 3881, "epochs": 20, "dim": 128}},
     costs={"smoke": Cost(3 / 3600, measured=True), "small": Cost(0.09), "full": Cost(3)},
+    check={"measures": "depth", "arm": "supervised"},
     configurations=configurations, run=run, claims=lambda settings: claims(), figures=figures,
     notes=("Sigmoid: 20 layers of width 64 on 5,000 digits of MNIST, weights N(0, 1/n), heads after layers 4, 8, 12 "
            "and 16. Convolutional: 12 rectified layers of 16 channels on MNIST-1D, weights N(0, 0.01^2), heads after "

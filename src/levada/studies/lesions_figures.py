@@ -12,15 +12,14 @@ from levada.theory import path_lengths
 
 __all__ = ["figures"]
 
-SMALLEST = 1e-6  # of what is drawn on a logarithmic axis
 CHANCE = 90.0
 
 Points = tuple[Sequence[float], Sequence[float]]
 
 
 def figures(results: Results) -> list[Figure]:
-    """Draw errors by deleted block, errors by number deleted and by disorder, and the gradient by path length."""
-    single, several, paths = [], [], []
+    """Draw errors by deleted block, by number deleted and by disorder, and the gradient by path length."""
+    single, deleted, swapped, paths = [], [], [], []
     depth = 2
     for config in results.configs:
         name = f"{config.get('kind', 'residual')}-{config['depth']}"
@@ -28,31 +27,36 @@ def figures(results: Results) -> list[Figure]:
             single += measured_series(results, config, name, _by_block)
         if config["measures"] == "lesions":
             depth = config["depth"]
-            several += measured_series(results, config, "deleted", _by_number)
-            several += measured_series(results, config, "swapped", _by_swaps)
+            deleted += measured_series(results, config, "deleted", _by_number)
+            swapped += measured_series(results, config, "swapped", _by_disorder)
             paths += measured_series(results, config, "trained, number times norm of one", _number_times_norm)
-            paths += measured_series(results, config, "trained, norm of the sum", _exact)
+            paths += measured_series(results, config, "trained, share of the gradient", _additive)
         elif config["measures"] == "untrained":
             paths += measured_series(results, config, "untrained, squared norm of the sum", _squared)
     blocks = depth // 2 - 1
     paths += [
-        Series("all paths", "reference", *_drawn(path_lengths([1.0] * blocks).weights.tolist())),
-        Series("untrained, predicted", "predicted", *_drawn(predicted_shares(blocks)),
+        Series("all paths", "reference", *_by_length(path_lengths([1.0] * blocks).weights.tolist())),
+        Series("untrained, predicted", "predicted", *_by_length(predicted_shares(blocks)),
                group="untrained, squared norm of the sum"),
     ]  # fmt: skip
-    chance = Series("chance", "reference", [0.0, 1.0], [CHANCE] * 2)
-    several.append(Series("chance", "reference", [1.0, 32.0], [CHANCE] * 2))
+    error, draws = Axis("test error, %"), f"Residual network of {blocks} blocks, every seed; means over draws."
     return [
         Figure("deleted_block", "Test error without one block", "Every seed. The first block, at the left, is the one "
-               "that the others need.", Axis("place of the deleted block, as a share of the depth"),
-               Axis("test error, %"), (*single, chance)),
-        Figure("many_lesions", "Test error by the number of blocks deleted or swapped", f"Residual network of {blocks} "
-               "blocks, every seed; means over draws.", Axis("blocks deleted, or pairs swapped", "log"),
-               Axis("test error, %"), tuple(several)),
+               "that the others need.", Axis("place of the deleted block, as a share of the depth"), error,
+               (*single, _chance(single))),
+        Figure("deleted", "Test error by the number of blocks deleted", draws, Axis("blocks deleted"), error,
+               (*deleted, _chance(deleted))),
+        Figure("swapped", "Test error by the disorder of the blocks", draws,
+               Axis("share of pairs of blocks in the wrong order"), error, (*swapped, _chance(swapped))),
         Figure("path_lengths", "The gradient by the number of branches passed", "Every seed. Number times norm is the "
-               "paper's estimate, an upper bound; the norm of the sum is exact.", Axis("branches passed"),
-               Axis("share", "log"), tuple(paths)),
+               "paper's estimate, an upper bound; shares of the gradient are exact and sum to 1.",
+               Axis("branches passed"), Axis("share"), tuple(paths)),
     ]  # fmt: skip
+
+
+def _chance(series: Sequence[Series]) -> Series:
+    """A line at chance, as long as what is drawn."""
+    return Series("chance", "reference", [0.0, max((max(own.x) for own in series), default=1.0)], [CHANCE] * 2)
 
 
 def _by_block(values: Mapping[str, Any]) -> Points:
@@ -64,23 +68,23 @@ def _by_number(values: Mapping[str, Any]) -> Points:
     return values["deleted_number"], [100 * sum(draws) / len(draws) for draws in values["deleted"]]
 
 
-def _by_swaps(values: Mapping[str, Any]) -> Points:
-    means = [100 * sum(draws) / len(draws) for draws in values["swapped"]]
-    return values["swaps"], means
+def _by_disorder(values: Mapping[str, Any]) -> Points:
+    means = [sum(draws) / len(draws) for draws in values["disorder"]]
+    points = sorted(zip(means, values["swapped"], strict=True))
+    return [mean for mean, _ in points], [100 * sum(draws) / len(draws) for _, draws in points]
 
 
-def _drawn(shares: Sequence[float]) -> Points:
-    lengths = [length for length, share in enumerate(shares) if share >= SMALLEST]
-    return lengths, [shares[length] for length in lengths]
+def _by_length(shares: Sequence[float]) -> Points:
+    return list(range(len(shares))), shares
 
 
 def _number_times_norm(values: Mapping[str, Any]) -> Points:
-    return _drawn(number_times_norm(values["single_path"]))
+    return _by_length(number_times_norm(values["single_path"]))
 
 
-def _exact(values: Mapping[str, Any]) -> Points:
-    return _drawn(exact_shares(values["together"]))
+def _additive(values: Mapping[str, Any]) -> Points:
+    return _by_length(values["additive"])
 
 
 def _squared(values: Mapping[str, Any]) -> Points:
-    return _drawn(exact_shares(values["together_squared"]))
+    return _by_length(exact_shares(values["together_squared"]))

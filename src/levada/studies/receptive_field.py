@@ -190,6 +190,7 @@ STUDY = Study(
                       "depths": (4, 8)},
             "full": {"seeds": 10, "steps": 2000, "copy_steps": 6000, "digit_steps": 2000, "pressure_steps": 2000}},
     costs={"smoke": Cost(0.8 / 3600, measured=True), "small": Cost(5.5 / 60, measured=True), "full": Cost(12)},
+    check={"measures": "recall"},
     configurations=configurations, run=run, claims=claims, figures=figures,
     notes=("Recall: eight random symbols; at every step the one of so many steps before is asked for, so that at the "
            "first step that asks it is the first symbol. One causal convolution a layer behind a residual connection, "

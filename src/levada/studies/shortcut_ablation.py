@@ -29,7 +29,7 @@ def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
             continue
         shortcut = {"form": found.shortcut.form, "value": found.shortcut.value, "branch": found.shortcut.branch}
         same = {key: settings[key] for key in ("blocks", "channels", "steps", "batch_size", "selection_steps")}
-        configs.append({"kind": kind, **shortcut, **same, "lr_grid": list(settings["lr_grid"]), "version": 2})
+        configs.append({"kind": kind, **shortcut, **same, "lr_grid": list(settings["lr_grid"]), "version": 3})
     return [Cell(config, seeds) for config in configs]
 
 
@@ -88,25 +88,30 @@ STUDY = Study(
     "data and other seeds. Before training the gradient is measured at every block, once whole and once through the "
     "shortcuts alone.",
     sources=(HE, "Srivastava, Greff and Schmidhuber 2015, arXiv 1505.00387"),
-    settings={"seeds": 5, "blocks": 54, "channels": 8, "steps": 700, "batch_size": 64, "all_kinds": False,
-              "selection_steps": 100, "lr_grid": (0.01, 0.03)},
+    settings={"seeds": 5, "blocks": 54, "channels": 8, "steps": 1000, "batch_size": 64, "all_kinds": False,
+              "selection_steps": 160, "lr_grid": (0.003, 0.01, 0.03, 0.1)},
     scales={"smoke": {"seeds": 2, "blocks": 3, "channels": 4, "steps": 3, "selection_steps": 1},
             "full": {"seeds": 10, "channels": 16, "steps": 6000, "all_kinds": True, "selection_steps": 6000,
                      "lr_grid": (0.003, 0.01, 0.03, 0.1, 0.3)}},
     configurations=configurations, run=run, claims=lambda settings: claims(), figures=figures,
-    notes=("Networks of 8 channels without downsampling, SGD with momentum 0.9, weight decay 1e-4, 700 steps of 64 "
+    notes=("Networks of 8 channels without downsampling, SGD with momentum 0.9, weight decay 1e-4, 1,000 steps of 64 "
            "signals and a learning rate that falls to 0 along half a cosine; the paper has ResNet-110 on CIFAR-10. "
            "Errors are measured with batch statistics of the whole training set.",
            "Gates are convolutions of kernel size 1 whose weights begin at N(0, 1/3n); the convolution on the shortcut "
            "has batch normalisation. Dropout on the shortcut does not make up for what it drops, so that its mean is "
            "half.",
-           "Rates are chosen in the run, by networks of seeds 100 and 101 that train for 100 steps, on 800 held-out "
-           "training signals. Gradients of these seeds before training had shown that the claim of vanishing gradients "
-           "would not hold.",
-           "A first run, of 300 steps at a constant rate of .03 or .1, was stopped after four of the ten kinds: the "
-           "identity's training errors were 14 to 77 %, and no order could be told. Steps, schedule and grid were then "
-           "chosen on seeds 100 and 101 and held-out signals, for the identity alone: after 600 steps its training "
-           "errors were 34 and 28 % at .1, 7 and 13 % at .03, 13 and 16 % at .01. The criteria are those from before "
-           "the first run."),
-    costs={"smoke": Cost(1.4 / 3600, measured=True), "small": Cost(0.12), "full": Cost(3, "one H100")},
+           "Rates are chosen in the run from .003, .01, .03 and .1, by networks of seeds 100 and 101 that train for "
+           "160 steps (at the scale full for all 6,000), on 800 held-out training signals.",
+           "After a review, and before the run that is reported, four claims were given a condition: they are not "
+           "decided while the identity's mean training error is above 5 %. In the run before, of 700 steps at rates of "
+           "two, it was 27 %. Steps were then chosen for the identity alone, on seeds 100 and 101 and held-out "
+           "signals: after 1,200 steps of 32 signals training errors were 5 and 18 % at .03, 7 and 7 % at .01, after "
+           "1,000 steps of 64 at .03 2.3 and 3.0 %.",
+           "After the same review what passes through the shortcuts is decided by gradients, ReLUs included, and for "
+           "those kinds alone whose factors are not constants; before, it was by products of factors, which for five "
+           "of eight kinds are known without a network. The bounds are unchanged. The gradient through the shortcut of "
+           "an exclusive gate leaves out all of the branch, its gate included: with that gate 2e-11 to 3e-11 would "
+           "pass at a bias of 0 on seeds 100 and 101. The claim on gates was renamed to what is measured."),
+    check={"kind": "identity"},
+    costs={"smoke": Cost(1.4 / 3600, measured=True), "small": Cost(0.2), "full": Cost(3, "one H100")},
 )  # fmt: skip

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, final
 
 from levada._errors import import_extra
-from levada.study import Claim, Results, Statistic
+from levada.study import Claim, Results, Statistic, Undecided
 from levada.study.shortcut_networks import Shortcut
 from levada.study.statistics import cliffs_delta, mann_whitney, sign_test, student_interval
 
@@ -18,6 +18,7 @@ __all__ = ["FAIL", "HE", "KINDS", "Kind", "claims"]
 
 HE = "He, Zhang, Ren and Sun 2016, arXiv 1603.05027"
 FAIL = 20.0  # %, test error: "fail" in the table is more than that
+TRAINS = 5.0  # %, training error of the identity, mean over seeds: above, the budget orders nothing
 
 
 @final
@@ -60,8 +61,11 @@ GROUPS = (
 )
 ORDERED = tuple(kind for group in GROUPS for kind in group)
 HALVING = ("half of the shortcut", "half of both", "exclusive gate, bias 0", "shortcut gate, bias 0", "dropout")
+GATED = ("exclusive gate, bias 0", "shortcut gate, bias 0")  # those of them that could pass more than 2^-blocks
 OPEN = ("identity", "shortcut gate, bias -6", "exclusive gate, bias -6")
 NOTHING, MUCH = 1e-15, 0.1
+LEAST_TAU = 0.7
+UNLESS = f"; not decided while the identity's mean training error is above {TRAINS:g} %"
 EXCLUSIVE = tuple(kind for kind in KINDS if kind.startswith("exclusive"))
 
 
@@ -89,23 +93,40 @@ def _is_ordered(errors: Mapping[str, float]) -> bool:
     )
 
 
-def _ordered(results: Results) -> tuple[bool, Mapping[str, Any], Statistic]:
+def _unless_untrained(met: bool, results: Results) -> bool | Undecided:
+    """Decide nothing where the identity itself did not come to train."""
+    mean = fmean(_errors(results)["identity"])
+    if mean <= TRAINS:
+        return met
+    return Undecided(
+        f"the identity's mean training error is {mean:.1f} %, and the budget orders kinds below {TRAINS:g}"
+    )
+
+
+def _ordered(results: Results) -> tuple[bool | Undecided, Mapping[str, Any], Statistic]:
     errors = _errors(results)
     seeds = range(len(results.seeds))
     alike = sum(_is_ordered({kind: column[seed] for kind, column in errors.items()}) for seed in seeds)
     means = {kind: fmean(column) for kind, column in errors.items()}
     order = sorted(means, key=means.__getitem__)
     numbers = {"from best to worst": " < ".join(f"{kind} ({means[kind]:.2f} %)" for kind in order)}
-    return _is_ordered(means), {**numbers, **_numbers(results)}, sign_test(alike, len(results.seeds))
+    met = _unless_untrained(_is_ordered(means), results)
+    return met, {**numbers, **_numbers(results)}, sign_test(alike, len(results.seeds))
 
 
-def _agrees(results: Results) -> tuple[bool, Mapping[str, Any], Statistic]:
+def _agrees(results: Results) -> tuple[bool | Undecided, Mapping[str, Any], Statistic]:
     errors, kinds = _errors(results, "test_error"), _kinds(results)
     paper = [KINDS[kind].paper for kind in kinds]
     taus = [_tau(paper, [errors[kind][seed] for kind in kinds]) for seed in range(len(results.seeds))]
     mean = _tau(paper, [fmean(errors[kind]) for kind in kinds])
-    numbers = {"Kendall's tau-b of the mean test errors": mean, "of each seed's": taus, "kinds": len(kinds)}
-    return mean >= 0.7, {**numbers, **_numbers(results)}, student_interval(taus, "the seeds' tau-b")
+    numbers = {
+        "Kendall's tau-b of the mean test errors": mean,
+        "of each seed's": taus,
+        "the largest that the paper's ties allow": _tau(sorted(paper), [float(place) for place in range(len(kinds))]),
+        "kinds": len(kinds),
+    }
+    met = _unless_untrained(mean >= LEAST_TAU, results)
+    return met, {**numbers, **_numbers(results)}, student_interval(taus, "the seeds' tau-b")
 
 
 def _tau(paper: list[float], errors: list[float]) -> float:
@@ -113,37 +134,39 @@ def _tau(paper: list[float], errors: list[float]) -> float:
     return float(stats.kendalltau(paper, errors, variant="b").statistic)
 
 
-def _others_are_worse(results: Results) -> tuple[bool, Mapping[str, Any], Statistic]:
+def _others_are_worse(results: Results) -> tuple[bool | Undecided, Mapping[str, Any], Statistic]:
     """Decide whether shortcuts that could be the identity train worse; the statistic is of the closer one."""
     errors = _errors(results)
     identity = errors.pop("identity")
     met = all(o > i for column in errors.values() for i, o in zip(identity, column, strict=True))
     numbers = {f"{kind}: Cliff's delta to the identity": cliffs_delta(c, identity) for kind, c in errors.items()}
     closest = min(errors.values(), key=fmean)
-    return met, {**numbers, **_numbers(results)}, mann_whitney(closest, identity)
+    return _unless_untrained(met, results), {**numbers, **_numbers(results)}, mann_whitney(closest, identity)
 
 
-def _gates_are_as_good(results: Results) -> tuple[bool, Mapping[str, Any], Statistic]:
+def _gates_are_as_good(results: Results) -> tuple[bool | Undecided, Mapping[str, Any], Statistic]:
     errors = _errors(results)
     identity = errors.pop("identity")
     best = min(errors, key=lambda kind: fmean(errors[kind]))
     apart = [e - i for e, i in zip(errors[best], identity, strict=True)]
     numbers = {"best of the exclusive gates": best, "its training error less the identity's, points": apart}
     interval = student_interval(apart, f"the difference of means, points ({best})")
-    return fmean(apart) <= 1, {**numbers, **_numbers(results)}, interval
+    return _unless_untrained(fmean(apart) <= 1, results), {**numbers, **_numbers(results)}, interval
 
 
-def _blocked(results: Results) -> tuple[bool, Mapping[str, Any], Statistic]:
+def _blocked(results: Results) -> tuple[bool, Mapping[str, Any], None]:
+    """Decide on gradients of kinds whose factors are not constants; what the others pass is arithmetic."""
     numbers: dict[str, Any] = {}
-    met = [True] * len(results.seeds)
+    met = True
     for config in results.configs:
-        kind, gains = config["kind"], results.column("shortcut_gain", kind=config["kind"])
-        numbers[f"{kind}: gain of the shortcuts"] = gains
-        numbers[f"{kind}: the same, closed form"] = KINDS[kind].shortcut.gain(config["blocks"])
+        kind = config["kind"]
         numbers[f"{kind}: gradient first/last through shortcuts alone"] = _ratios(results, "shortcut_gradient", kind)
-        agree = [gain <= NOTHING if kind in HALVING else gain >= MUCH for gain in gains]
-        met = [before and now for before, now in zip(met, agree, strict=True)]
-    return all(met), numbers, sign_test(sum(met), len(met))
+        numbers[f"{kind}: gain of the shortcuts without ReLUs, gates held"] = results.column("shortcut_gain", kind=kind)
+        numbers[f"{kind}: the same where gates stay at their biases"] = KINDS[kind].shortcut.gain(config["blocks"])
+    for kind in (*GATED, *OPEN):
+        ratios = _ratios(results, "shortcut_gradient", kind)
+        met = met and (max(ratios) <= NOTHING if kind in GATED else min(ratios) >= MUCH)
+    return met, numbers, None
 
 
 def _ratios(results: Results, name: str, kind: str) -> list[float]:
@@ -160,51 +183,54 @@ def _vanishes(results: Results) -> tuple[bool, Mapping[str, Any], Statistic]:
 
 
 def claims() -> list[Claim]:
-    """Give the claims; their criteria were written before the first network was trained."""
+    """Give the claims; the study's notes say which criteria a review changed before the run that is reported."""
     return [
         Claim(
             "the table's order", "The identity is best, gates that begin open come next, shortcuts that are scaled, "
             "convolved or half closed are worse, and without a whole shortcut the network fails.",
             "mean training error: identity < shortcut gate (bias -6) < exclusive gate (bias -6) < {convolution, half "
-            "of both, shortcut gate (bias 0)} < {exclusive gate (bias 0), half of the shortcut, dropout, no shortcut}",
+            "of both, shortcut gate (bias 0)} < {exclusive gate (bias 0), half of the shortcut, dropout, no shortcut}"
+            + UNLESS,
             f"{HE}, table 1", _ordered, {"kind": ORDERED},
             paper_value="test error of ResNet-110 on CIFAR-10, %: 6.61 < 6.91 < 8.70 < {12.22, 12.35, 12.86} < {fail: "
             "more than 20, four times}",
         ),
         Claim(
             "as in the table", "The ranks of the shortcuts do not depend on the data set.",
-            "Kendall's tau-b between mean test errors and the paper's (fail tied at 20 %) at least 0.7",
-            f"{HE}, table 1", _agrees,
+            f"Kendall's tau-b between mean test errors and the paper's at least {LEAST_TAU} (four fail there and are "
+            "tied: tau-b is at most 0.93)" + UNLESS, "this project", _agrees,
         ),
         Claim(
             "to be able is not to learn", "A gate on the shortcut and a convolution on it could be the identity, and "
             "train worse: the difficulty is to optimise, not to represent.",
             "training error(shortcut gate, bias 0) and training error(convolution) > training error(identity) in every "
-            "seed", f"{HE}, section 3", _others_are_worse,
+            "seed" + UNLESS, f"{HE}, section 3", _others_are_worse,
             {"kind": ("identity", "shortcut gate, bias 0", "convolution")}, paper_value="test error 12.86 and 12.22 %, "
             "identity 6.61 %",
         ),
         Claim(
-            "residual networks are highway networks", "Residual networks are a special case of highway networks.",
-            "mean training error of the best exclusive gate, over its biases, <= that of the identity + 1 point",
-            "common in essays on depth", _gates_are_as_good, {"kind": ("identity", *EXCLUSIVE)},
+            "gates train as well as the identity", "Residual networks are a special case of highway networks, so that "
+            "gates lose nothing.",
+            "mean training error of the best exclusive gate, over its biases, <= that of the identity + 1 point"
+            + UNLESS, "common in essays on depth", _gates_are_as_good, {"kind": ("identity", *EXCLUSIVE)},
             paper_value="test error 8.70 % at best, identity 6.61 %",
-            correction="Only of the form with two gates. With the gates that are trained, T and 1 - T, the factors of "
-            "branch and stream add up to 1: T = 1/2 is a residual block halved, and the identity with a whole branch "
-            "is out of reach.",
+            correction="A special case up to a factor: with the gate T held and the branch F (1 - T) / T a highway "
+            "block gives (1 - T) (x + F), a residual block times 1 - T, which is as near to 1 as T is to 0, and is "
+            "never 1. That a network could represent it does not say that it trains as well.",
         ),
         Claim(
-            "the shortcut passes nothing", "Shortcuts that let half pass let nothing pass through 54 blocks.",
-            "before training, float64, in every seed: gain of the shortcuts without ReLUs, gates held, at most "
-            f"{NOTHING:g} for half shortcuts, gates of bias 0 and dropout's mean (closed form 2^-54 = 5.6e-17), at "
-            f"least {MUCH:g} for the identity and for gates of bias -6 (closed form 1 and 0.87)", f"{HE}, section 3",
+            "the shortcut passes nothing", "Gates that begin half open let nothing pass through 54 blocks, and those "
+            "that begin open let much pass.",
+            "before training, float64, ReLUs and gates as they are, in every seed: gradient first/last through the "
+            f"shortcuts alone at most {NOTHING:g} for the two gates of bias 0 (2^-54 = 5.6e-17 where gates stay at "
+            f"their biases), at least {MUCH:g} for the identity and for gates of bias -6", f"{HE}, section 3",
             _blocked, {"kind": HALVING + OPEN},
         ),
         Claim(
             "and so the gradient vanishes", "Where the shortcut passes nothing, the first block gets no gradient.",
             "before training, float64, in every seed: the whole gradient first/last < 1 for half shortcuts, gates of "
             "bias 0, dropout and no shortcut", "common in tutorials", _vanishes, {"kind": (*HALVING, "no shortcut")},
-            correction="It takes the way through the branches, where batch normalisation makes it grow: what fails "
-            "here has a gradient that explodes, not one that vanishes.",
+            correction="It takes the way through the branches, where batch normalisation makes it grow before "
+            "training: without a whole shortcut it explodes.",
         ),
     ]  # fmt: skip

@@ -46,17 +46,19 @@ _TUTORIAL = (
         "training finds: He et al. 2015 report 7.93 % test error with 1,202 layers and 6.43 % with 110.",
         "R10: the more layers the better", "R4: plain networks degrade"),
     _of("T2", "true", "Layers extract features from low to high level.", "As a tendency.", "R17: probes rise"),
-    _of("T3", "loose", "Layers 1 and 2 are Gabor-like edge detectors.", "The first is, where its filters start "
-        "small: those that start large keep their noise, and recognise as well. The second layer of Zeiler and Fergus "
+    _of("T3", "loose", "Layers 1 and 2 are Gabor-like edge detectors.", "At most the first is, and where its filters "
+        "start small: those that start large keep much of their noise, and digits are recognised all the same. Smooth "
+        "noise often fits as well, so that filters are to be compared with it. The second layer of Zeiler and Fergus "
         "2014 shows corners, circles and stripes.", "R17: edges in the pretrained network", "R17: edges here",
         "R17: edges whatever the start"),
     _of("T4", "loose", "Layers 3 and 4 detect textures.", "It depends on the network: with Zeiler and Fergus the third "
         "shows textures, the fourth parts of classes.", "R17: the number says what a layer holds"),
     _of("T5", "loose", "Layers 5 and 6 detect parts of objects.", "In Zeiler and Fergus's network of five "
         "convolutions the fifth shows entire objects.", "R17: the number says what a layer holds"),
-    _of("T6", "wrong", "Layers from the seventh on detect whole objects.", "No layer's number says what it detects: a "
-        "network of five convolutions has no seventh, the seventh of 8 is the last and that of 20 is not. A unit of "
-        "layer 7 of EfficientNet-Lite2 sees 11 of 260 pixels.", "R17: the number says what a layer holds",
+    _of("T6", "wrong", "Layers from the seventh on detect whole objects.", "A network of five convolutions has no "
+        "seventh, the seventh of 8 is the last and that of 20 is not. A unit of layer 7 of EfficientNet-Lite2 sees 11 "
+        "of 260 pixels, or 75 where convolutions of 1 x 1 are not counted. What a layer can hold follows from the "
+        "kernels and strides before it.", "R17: the number says what a layer holds",
         "R17: whole objects from layer 7 on", "R17: the share of the depth says more"),
     _of("T7", "hypothesis", "So deeper should be better.", "", "R4: plain networks degrade",
         "R10: the more layers the better", "R22: plain networks degrade on images"),
@@ -89,14 +91,15 @@ _TUTORIAL = (
         "R4: gradients do not vanish", "R11: sigmoids stay at chance"),
     _of("T19", "opinion", "In 2015 deep learning was in a crisis."),
     _of("T20", "true", "Better initialisation helped.", "Glorot and Bengio 2010, tanh on Shapeset: 27.15 % error, "
-        "15.60 % with theirs.", "R11: initialisation helped"),
+        "15.60 % with theirs.", "R11: Glorot's weights helped", "R11: He's weights helped"),
     _of("T21", "true", "Batch normalisation helped.", "Ioffe and Szegedy 2015: the same accuracy in 13.3 million "
         "steps where it took 31.0, and 2.1 with a higher rate.", "R11: batch norm helped",
         "R11: normalised sigmoids learn"),
     _of("T22", "true", "ReLU helped.", "With weights scaled for it: with standard ones, and no normalisation, a "
         "rectified network loses its signal as well.", "R11: ReLU helped"),
-    _of("T23", "loose", "Adam helped.", "Not with depth: its epsilon of 1e-8 is far above the gradients of a sigmoid "
-        "network of 20 layers, which stays at chance.", "R11: Adam helped", "R11: epsilon holds the first layer",
+    _of("T23", "loose", "Adam helped.", "Little with depth: sigmoid networks of 20 layers stay at chance. Its epsilon "
+        "of 1e-8, far above their gradients, keeps the first layer where it is; but with steps of the usual size they "
+        "learn next to nothing either.", "R11: Adam helped", "R11: epsilon holds the first layer",
         "R11: a step of the right size is enough"),
     _of("T24", "wrong", "Nobody could train beyond about 20 layers.", "Srivastava et al. 2015 trained 100 layers seven "
         "months before residual networks; He et al.'s plain network of 34 comes to 28.54 % on ImageNet. What was "
@@ -117,11 +120,12 @@ _TUTORIAL = (
         "of the 1990s, and LSTM and highway networks add what they keep."),
     _of("T32", "loose", "The figure of residual, hyper- and constrained connections is of the residual network's "
         "paper.", "It is of the paper on manifold-constrained hyper-connections.", "R19"),
-    _of("T33", "loose", "With zero weights a block gives y = x.", "Where nothing follows the addition: the original "
-        "block gives ReLU(x). And blocks of zeros do not learn where the activation is zero at zero: every weight's "
-        "gradient is exactly zero, and only biases move. The last layer alone, or one scalar, is to be zero.",
-        "R8: a block of zeros is the identity", "R8: all zero is a saddle", "R8: whatever the activation",
-        "R8: zero in one place trains"),
+    _of("T33", "loose", "With zero weights a block gives y = x.", "Where nothing follows the addition. The original "
+        "block gives ReLU(x), which is x between such blocks, where nothing is below zero; a projection on the "
+        "shortcut breaks it. And blocks whose weights are all zero do not train them where the activation is zero at "
+        "zero: every weight's gradient is exactly zero, and only biases move. The last layer alone, or one scalar, is "
+        "to be zero.", "R8: a block of zeros is the identity", "R8: all zero is a saddle",
+        "R8: whatever the activation", "R8: zero in one place trains"),
     _of("T34", "loose", "The gradient skips layers, so that it does not vanish.", "It does not vanish, it explodes: "
         "without normalisation or scaling the variance doubles with every block, and more.",
         "R1: residual networks explode", "R8: the Jacobian is the identity"),
@@ -131,9 +135,9 @@ _TUTORIAL = (
     _of("T36", "wrong", "The skip connection fixes everything.", "See T34 and T37. Without normalisation it slows a "
         "fully connected network of 32 layers (Bachlechner et al. 2021).", "R8: ReZero wins the race",
         "R8: at each one's own rate", "R1: residual networks explode"),
-    _of("T37", "wrong", "Residual networks reach 152, 1,000, even 10,000 layers.", "152 and 1,202 they did, and He "
-        "et al. found 1,202 worse on test data, which one reproduction did not. Networks of 10,000 layers are others: "
-        "without any skip, from an orthogonal initialisation (Xiao et al. 2018), or with ReZero.",
+    _of("T37", "loose", "Residual networks reach 152, 1,000, even 10,000 layers.", "152 and 1,202 they did, and He et "
+        "al. found 1,202 worse than 110 on test data. Networks of 10,000 layers are others: without any skip, from an "
+        "orthogonal initialisation (Xiao et al. 2018), or with ReZero.",
         "R9: ten thousand layers of ReZero", "R9: a thousand layers without skips",
         "R9: orthogonal weights carry a signal without skips", "R10: the deepest overfits"),
     _of("T38", "true", "The block learns F(x) = H(x) - x."),
@@ -187,28 +191,29 @@ _ESSAY = (
     _of("E10", "true", "The layer then learns an increment."),
     _of("E11", "hypothesis", "That is argued to be easier.", "See T35.", "R6: to be able is not to learn"),
     _of("E12", "true", "There is a shorter path from any layer to the loss.", "", "R7: the gradient takes short paths"),
-    _of("E13", "true", "The depth that counts is far less than the nominal one.", "Of 54 blocks, nearly all of the "
-        "gradient comes by paths of 5 to 17 (Veit et al. 2016). That multiplies the norm of one path by their number, "
-        "and is an upper bound: summed exactly, the paths are half as long.", "R7: the gradient takes short paths",
+    _of("E13", "true", "The depth that counts is far less than the nominal one.", "Veit et al. 2016 put nearly all of "
+        "the gradient of 54 blocks on paths of 5 to 17. They multiply the norm of one path by the number of paths, as "
+        "if all pointed one way, which bounds what paths of a length give from above; by what each length adds to the "
+        "gradient itself, paths are shorter still.", "R7: the gradient takes short paths",
         "R7: norms of paths add", "R7: effective depth has a closed form"),
-    _of("E14", "loose", "This is what happens in training.", "It was measured by path. Veit et al. 2016 report 5.96 % "
-        "error after training with 23 of 54 blocks at a time, and 6.10 % with all; after ten epochs here the few are "
-        "far behind.", "R7: the gradient takes short paths", "R7: some blocks at a time suffice"),
+    _of("E14", "loose", "This is what happens in training.", "What was measured is the gradient by path. That "
+        "training with few blocks at a time suffices is Veit et al.'s: 5.96 % error with 23 of 54, 6.10 % with all.",
+        "R7: the gradient takes short paths", "R7: some blocks at a time suffice"),
     _of("E15", "wrong", "A dense network connects every layer with the output.", "It connects every layer of a block "
         "with every later one, by concatenation (Huang et al. 2017). Every layer with the output is what losses at "
-        "inner layers do, or a residual network, whose output is a sum over layers."),
+        "inner layers do, or a residual network, whose output is a sum over layers.", "R22: dense networks train"),
     _of("E16", "hypothesis", "To start from the identity may waste layers.", "Plausible: after training most single "
-        "blocks can be deleted at little cost. Training with dropped blocks helped in Huang et al. 2016, not here.",
-        "R7: most blocks can go",
+        "blocks can be deleted at little cost, and Huang et al. 2016 gain by dropping blocks in training. That "
+        "another start uses them better follows from neither.", "R7: most blocks can go",
         "R10: stochastic depth costs no accuracy"),
     _of("E17", "true", "A gate learns how much to let pass.", "", "R5: highway networks of 100 layers train"),
-    _of("E18", "wrong", "Residual networks are a special case of highway networks.", "Of the form with two free gates, "
-        "both at one. In the form that is trained the gates sum to one and lie strictly between, so that y = x + "
-        "F(x) is reached up to a factor that may be near one, and never exactly.",
-        "R6: residual networks are highway networks"),
-    _of("E19", "loose", "Gates are a memory for feed-forward networks.", "They make 110 layers worse: 6.91 % error "
-        "at best, 8.70 % where the gates sum to one, 6.61 % without (He et al. 2016). Where plain "
-        "networks train, gates are not ahead of them.",
+    _of("E18", "loose", "Residual networks are a special case of highway networks.", "Of the form with two free gates, "
+        "both at one. In the form that is trained the gates T and 1 - T sum to one and lie strictly between: y = x + "
+        "F(x) is reached up to the factor 1 - T, which may be near one; exactly, never.",
+        "R6: gates train as well as the identity"),
+    _of("E19", "loose", "Gates are a memory for feed-forward networks.", "On the shortcuts of a residual network of "
+        "110 layers they do harm: 6.61 % error without, 6.91 % at best, where only the shortcut is gated, 8.70 % at "
+        "best where the gates sum to one (He et al. 2016). Where plain networks train, gates are not ahead of them.",
         "R6: the table's order", "R5: gates are always better"),
     _of("E20", "true", "Convolutions over a sequence need depth to see far.", "The field is 1 plus the sum of (k-1) "
         "times the dilations.", "R14: nothing beyond the field", "R14: all within the field", "R14: depth needed"),

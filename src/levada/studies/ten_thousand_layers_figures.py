@@ -26,7 +26,8 @@ def figures(results: Results) -> list[Figure]:
             forward += _predicted(config)
             backward += [_reversed(own, config["depth"]) for own in _predicted(config)]
         elif config["measures"] == "training":
-            curves += measured_series(results, config, f"{config['network']}, {config['depth']:,} layers", _curve)
+            layers = "frozen layers" if config["frozen"] else "layers"
+            curves += measured_series(results, config, f"{config['network']}, {config['depth']:,} {layers}", _curve)
     ends = [max(own.x) for own in curves]
     chance = [Series("chance", "reference", [0, max(ends)], [CHANCE, CHANCE])] if ends else []
     told = ("Every seed, before training, in float64. Dashed: closed forms; band: two standard deviations between "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from math import exp, log
+from math import exp, isfinite, log
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
-from levada.study import Axis, Claim, Figure, Results, Series, Settings, Statistic, measured_series
+from levada.study import Axis, Claim, Figure, Results, Series, Settings, Statistic, Undecided, measured_series
 from levada.study.statistics import mann_whitney, sign_test, student_interval
 
 __all__ = ["BACHLECHNER", "WANG", "XIONG", "claims", "figures"]
@@ -16,7 +16,7 @@ __all__ = ["BACHLECHNER", "WANG", "XIONG", "claims", "figures"]
 WANG = "Wang, Ma, Dong, Huang, Zhang and Wei 2022, arXiv 2203.00555"
 BACHLECHNER = "Bachlechner, Majumder, Mao, Cottrell and McAuley 2021, arXiv 2003.04887"
 XIONG = "Xiong et al. 2020, arXiv 2002.04745"
-BOUND, GROWTH, LEARNT = 2.0, 10.0, 0.2
+BOUND, GROWTH, LEARNT, MOST_GAIN = 2.0, 10.0, 0.2, 0.1
 UPDATE = "what one step changes in the last state, root mean square over the learning rate"
 
 
@@ -70,30 +70,52 @@ def _less(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
     return all(less), numbers, mann_whitney(pre[deepest], post[deepest])
 
 
-def _last(results: Results, arrangement: str) -> tuple[list[float], float]:
-    """Mean loss of each seed over the last ten steps, and the entropy of letters."""
-    found = results.where(measures="training", arrangement=arrangement)
-    return [fmean(values["loss"][-10:]) for _, values in found], found[0][1]["letter_entropy"]
+def _last(results: Results, arrangement: str, frozen: bool) -> list[float]:
+    """Mean loss of each seed over the last ten steps."""
+    losses = results.column("loss", measures="training", arrangement=arrangement, frozen=frozen)
+    return [fmean(own[-10:]) for own in losses]
 
 
-def _learns(results: Results, arrangement: str) -> tuple[bool, dict[str, Any], Statistic]:
-    last, entropy = _last(results, arrangement)
-    learnt = [own <= entropy - LEARNT for own in last]
-    return all(learnt), _trained(results, last, entropy), sign_test(sum(learnt), len(learnt))
+def _gains(results: Results, arrangement: str) -> tuple[list[float], float, dict[str, Any], Statistic | None]:
+    """Loss of each seed, the entropy of letters, all numbers, and the interval of what training sub-layers gains.
 
-
-def _stays(results: Results) -> tuple[bool, dict[str, Any], Statistic]:
-    last, entropy = _last(results, "post-norm")
-    stuck = [not own <= entropy - LEARNT for own in last]  # a loss that is not finite has not fallen either
-    return all(stuck), _trained(results, last, entropy), sign_test(sum(stuck), len(stuck))
-
-
-def _trained(results: Results, last: list[float], entropy: float) -> dict[str, Any]:
-    return {
+    The gain is the loss with sub-layers as they were drawn less that with sub-layers that train, of the same seed:
+    embeddings and head, which learn in both, cannot make it. Without an interval where a loss is not finite.
+    """
+    last, frozen = (_last(results, arrangement, own) for own in (False, True))
+    entropy: float = results.column("letter_entropy", arrangement=arrangement)[0]
+    gains = [still - own for own, still in zip(last, frozen, strict=True)]
+    numbers = {
         "entropy of letters, nats": entropy,
         "loss of the last ten steps": last,
-        "squared cosine of last state and input, before training": results.column("kept"),
+        "the same, with frozen sub-layers": frozen,
+        "gain over frozen sub-layers": gains,
+        "squared cosine of last state and input, before training": results.column(
+            "kept", arrangement=arrangement, frozen=False
+        ),
     }
+    finite = all(isfinite(gain) for gain in gains)
+    return last, entropy, numbers, student_interval(gains, "the gain over frozen sub-layers") if finite else None
+
+
+def _learns(results: Results, arrangement: str) -> tuple[bool | Undecided, dict[str, Any], Statistic | None]:
+    last, entropy, numbers, interval = _gains(results, arrangement)
+    if interval is None or not all(own <= entropy - LEARNT for own in last):
+        return False, numbers, interval
+    if cast(float, interval.low) <= 0:
+        steps = results.configs[0]["steps"]
+        return (
+            Undecided(f"{steps} steps do not show that sub-layers learn: their gain is not above 0"),
+            numbers,
+            interval,
+        )
+    return True, numbers, interval
+
+
+def _stays(results: Results) -> tuple[bool, dict[str, Any], Statistic | None]:
+    last, entropy, numbers, interval = _gains(results, "post-norm")
+    stuck = not any(own <= entropy - LEARNT for own in last)  # a loss that is not finite has not fallen either
+    return stuck and (interval is None or cast(float, interval.high) <= MOST_GAIN), numbers, interval
 
 
 def claims(settings: Settings) -> list[Claim]:
@@ -140,11 +162,10 @@ def claims(settings: Settings) -> list[Claim]:
 
 def _training_claims(deep: int, steps: int) -> list[Claim]:
     training = {"measures": "training"}
-    reached = (
-        f"{deep} sub-layers, {steps} steps of Adam without warm-up: loss of the last ten steps at least {LEARNT:g} "
-        "nats below the entropy of letters"
-    )
-    learning = f"{reached}, in every seed"
+    trained = f"{deep} sub-layers, {steps} steps of Adam at constant rates: loss of the last ten steps"
+    below = f"{LEARNT:g} nats below the entropy of letters"
+    interval = "the 95 % interval of what it gains over the same network, of the same seed, with frozen sub-layers"
+    learning = f"{trained} at least {below} in every seed, and {interval} above 0"
     return [
         Claim(
             "DeepNorm learns", "“We successfully scale Transformers up to 1,000 layers.”", learning, WANG,
@@ -152,59 +173,77 @@ def _training_claims(deep: int, steps: int) -> list[Claim]:
             paper_value="2,500 sub-layers, trained on translation",
         ),
         Claim(
-            "ReZero learns", "A network that starts as the identity trains at any depth.", learning, BACHLECHNER,
-            functools.partial(_learns, arrangement="ReZero"), {**training, "arrangement": "ReZero"},
+            "ReZero learns", f"A network of {deep} sub-layers that starts as the identity trains.", learning,
+            BACHLECHNER, functools.partial(_learns, arrangement="ReZero"), {**training, "arrangement": "ReZero"},
             paper_value="128 layers on enwik8, 1.08 bits per character",
         ),
         Claim(
-            "pre-norm learns", "Pre-norm needs no warm-up: its gradients “are well-behaved at initialization”.",
-            learning, XIONG, functools.partial(_learns, arrangement="pre-norm"),
+            "pre-norm learns", f"Pre-norm transformers of {deep} sub-layers learn: their gradients “are well-behaved "
+            "at initialization”.", learning, XIONG, functools.partial(_learns, arrangement="pre-norm"),
             {**training, "arrangement": "pre-norm"},
-            correction="Gradients are not all: each branch adds to the stream as much as the input was, so that of "
-            "1,000 sub-layers' sum the input is a small part, and the head has nothing to read from.",
+            correction="Gradients are not all: what leaves the sub-layers at the start has little to do with what "
+            "entered them, so that with frozen sub-layers the head learns next to nothing, and what these learn in the "
+            "steps given here does not mend it.",
         ),
         Claim(
-            "post-norm does not", "Deep post-norm transformers do not train without warm-up.",
-            f"{reached}, in no seed", f"{XIONG}; {WANG}", _stays,
-            {**training, "arrangement": "post-norm"},
+            "post-norm does not", f"Post-norm transformers of {deep} sub-layers do not learn.",
+            f"{trained} in no seed {below}, and {interval} at most {MOST_GAIN:g} nats at its upper end",
+            f"{XIONG}; {WANG}", _stays, {**training, "arrangement": "post-norm"},
         ),
     ]  # fmt: skip
 
 
 def figures(results: Results) -> list[Figure]:
-    """Draw the first update by depth, for both optimizers, and the losses."""
+    """Draw the first update by depth, for both optimizers, the losses, and what sub-layers gain by training."""
     updates: dict[str, list[Series]] = {"SGD": [], "Adam": []}
     losses: list[Series] = []
-    entropy = 0.0
+    gains: list[Series] = []
     for config in results.configs:
         arrangement = config["arrangement"]
-        if config["measures"] == "training":
-            losses += measured_series(results, config, arrangement, _curve)
-            for _, values in results.where(**config):
-                entropy = values["letter_entropy"]
-        else:
+        if config["measures"] == "update":
             for name, lines in updates.items():
                 at = functools.partial(_update_at, name=name, depth=config["sublayers"])
                 lines += measured_series(results, config, arrangement, at)
+        elif not config["frozen"]:
+            losses += measured_series(results, config, arrangement, _curve)
+            gains += _gained(results, arrangement)
     for name, lines in updates.items():
         lines += _guides(results, name)
     if losses:
+        entropy = results.column("letter_entropy", measures="training")[0]
         losses.append(Series("entropy of letters", "reference", [0.0, max(losses[0].x)], [entropy] * 2))
     depth, change = Axis("sub-layers", "log"), Axis("change of the last state over the learning rate", "log")
+    told = "Every seed, before training. The lines have the slopes {} and {}, and were laid through what {} and {} do."
     return [
-        Figure("sgd", "What the first step of SGD changes", "Every seed, before training. The line with the slope 1 "
-               "starts at the geometric mean of ReZero, the flat one at that of DeepNorm.", depth, change,
+        Figure("sgd", "What the first step of SGD changes", told.format(1, 0, "ReZero", "DeepNorm"), depth, change,
                tuple(updates["SGD"])),
-        Figure("adam", "What the first step of Adam changes", "Every seed, before training. The line with the slope "
-               "1/2 starts at the geometric mean of DeepNorm, that with the slope 1 at that of ReZero.", depth, change,
-               tuple(updates["Adam"])),
+        Figure("adam", "What the first step of Adam changes", told.format("1/2", 1, "DeepNorm", "ReZero"), depth,
+               change, tuple(updates["Adam"])),
         Figure("losses", "Training the deepest", "Every seed, on the batches before each step.", Axis("step"),
                Axis("cross-entropy, nats"), tuple(losses)),
+        Figure("gains", "What sub-layers gain by training", "Every seed: loss with sub-layers as they were drawn less "
+               "that with sub-layers that train, on the same batches; a point is the mean of ten steps. Embeddings "
+               "and head train in both.", Axis("step"), Axis("gain, nats"), tuple(gains)),
     ]  # fmt: skip
 
 
+def _gained(results: Results, arrangement: str) -> list[Series]:
+    """Mean of the gain over each ten steps, of every seed that has both losses."""
+    own, frozen = (
+        dict(results.where(measures="training", arrangement=arrangement, frozen=frozen)) for frozen in (False, True)
+    )
+    found = []
+    for seed in (seed for seed in own if seed in frozen):
+        gain = [b - a for a, b in zip(own[seed]["loss"], frozen[seed]["loss"], strict=True)]
+        parts = [gain[start : start + 10] for start in range(0, len(gain), 10)]
+        ends = [float(min(10 * (place + 1), len(gain))) for place in range(len(parts))]
+        label = f"{arrangement}, seed {seed}"
+        found.append(Series(label, "measured", ends, [fmean(part) for part in parts], arrangement, seed=seed))
+    return found
+
+
 def _guides(results: Results, optimizer: str) -> list[Series]:
-    """Powers of the depth, through the geometric mean of what was measured at the least depth that shows them."""
+    """Powers of the depth through what was measured: their place is fitted, so that they predict nothing."""
     found = []
     slopes = {"SGD": {"DeepNorm": 0.0, "ReZero": 1.0}, "Adam": {"DeepNorm": 0.5, "ReZero": 1.0}}[optimizer]
     own = Results([c for c in results.cells if c.config["measures"] == "update"], results.values)
@@ -215,9 +254,9 @@ def _guides(results: Results, optimizer: str) -> list[Series]:
         through = sorted(updates)[-2]  # where ReZero's sum has begun to grow in proportion
         middle = fmean(log(value) for value in updates[through])
         ends = [float(min(updates)), float(max(updates))]
-        label = f"depth^{slope:g}, {arrangement}"
+        label = f"depth^{slope:g}, through {arrangement}"
         line = [exp(middle + slope * log(depth / through)) for depth in ends]
-        found.append(Series(label, "predicted", ends, line, arrangement))
+        found.append(Series(label, "reference", ends, line, arrangement))
     return found
 
 

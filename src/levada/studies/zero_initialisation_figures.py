@@ -15,26 +15,25 @@ MOST = 100  # nats: a residual network without normalisation starts at 1e15, and
 
 def figures(results: Results) -> list[Figure]:
     """Draw the race at the common rate and at each one's own, and the gradient of blocks that start at zero."""
-    races: dict[str, list[Series]] = {"common": [], "own": []}
+    races: dict[str, list[Series]] = {"released": [], "own": []}
     gradients: list[Series] = []
     for config in results.configs:
         if config["measures"] == "race":
             drawn = [s for s in measured_series(results, config, config["arm"], _within(0, MOST, "curve")) if s.x]
-            for rate in (name for name in races if config[name]):
-                races[rate] += drawn
+            races[config["race"]] += drawn
         elif config["measures"] == "zero" and config["optimizer"] == "Adam":
             name = f"{config['start']}, {config['activation']}"
             gradients += [s for s in measured_series(results, config, name, _within(0, inf, "gradient")) if s.x]
     told = (
         f"Every seed; a point is the mean of a fortieth of the steps. Chance is ln 10 = 2.30. Losses above {MOST} nats "
-        "are not drawn: all of the residual network without normalisation."
+        "are not drawn, such as those of a residual network without normalisation from He's start."
     )
     return [
         *(
-            Figure(f"race_{rate}", f"Deep networks in training, {title}", told, Axis("step"),
+            Figure(f"race_{name}", f"Deep networks in training, {title}", told, Axis("step"),
                    Axis("cross-entropy, nats", "log"), (*drawn, *_chance(drawn)))
-            for (rate, drawn), title in zip(
-                races.items(), ("all at one learning rate", "each at its own"), strict=True
+            for (name, drawn), title in zip(
+                races.items(), ("the released race", "each at its own rate"), strict=True
             )
         ),
         Figure("gradient_from_zero", "Blocks that start at zero", "Largest gradient of any weight of a block, Adam; "

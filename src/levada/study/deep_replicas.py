@@ -28,19 +28,19 @@ __all__ = [
     "Design",
     "Draw",
     "ReplicaDense",
+    "ReplicaNorm",
     "descend",
     "profile",
     "thin",
     "training_loss",
 ]
 
-Arm: TypeAlias = Literal["plain", "plain with norm", "residual", "pre-norm residual", "ReZero"]
+Arm: TypeAlias = Literal["plain", "plain with norm", "shared norm", "residual", "pre-norm residual", "ReZero"]
 Draw: TypeAlias = Callable[..., nn.Module]  # draw(module, generator=...), such as levada.initialise.orthogonal
 Function: TypeAlias = Callable[[Tensor], Tensor]
 
-_CONNECTIONS: dict[str, Callable[..., Connection]] = {
-    "plain": Plain, "plain with norm": Plain, "residual": Residual, "pre-norm residual": Residual,
-    "ReZero": ReZero,
+_CONNECTIONS: dict[str, Callable[..., Connection]] = {  # of all others Plain
+    "residual": Residual, "pre-norm residual": Residual, "ReZero": ReZero,
 }  # fmt: skip
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "Adagrad": torch.optim.Adagrad, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD,
@@ -103,22 +103,48 @@ class ReplicaDense(nn.Module):
 
 
 @final
+class ReplicaNorm(nn.Module):
+    """Layer normalisation with learned factors and offsets of its own in each replica.
+
+    Args:
+        replicas: their number.
+        dim: number of features.
+
+    Shape:
+        `(replicas, batch, dim)` -> the same.
+    """
+
+    def __init__(self, replicas: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(replicas, 1, dim))
+        self.bias = nn.Parameter(torch.zeros(replicas, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each example of each replica."""
+        return torch.addcmul(self.bias, functional.layer_norm(x, x.shape[-1:]), self.weight)
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Design:
     """A fully connected network: a linear map in, layers of one width, a linear map out.
 
     Attributes:
         arm: the layer. "plain": `activation(W x + b)`; "plain with norm": the same with layer normalisation before the
-            activation; "residual": `x + activation(W x + b)`; "pre-norm residual": the branch reads the normalised
+            activation; "shared norm": one normalisation, with factors that learn, after the activation of
+            every layer; "residual": `x + activation(W x + b)`; "pre-norm residual": the branch reads the normalised
             stream; "ReZero": the branch is scaled by a number, zero at first, of its own in each replica.
         depth: number of layers, the maps in and out not counted.
         dim: width.
         inputs: number of features that come in.
         outputs: number of features that go out.
-        draw: sets the weights of an `nn.Linear` from a generator; those of the maps in and out are `N(0, 1 / fan_in)`.
+        draw: sets the weights of an `nn.Linear` from a generator.
         activation: the function.
         weights: number of weights in a branch; of several, the last has no activation after it.
         scale_in: root mean square of the first state for inputs of mean square 1; the logits are as if it were 1.
+        draw_in: as `draw`, of the map in; `N(0, 1 / fan_in)` without biases if left out.
+        draw_out: the same, of the map out.
+        activate_in: whether the activation follows the map in.
 
     Raises:
         UsageError: if `arm` is not known.
@@ -135,6 +161,9 @@ class Design:
     activation: Function = torch.relu
     weights: int = 1
     scale_in: float = 1.0
+    draw_in: Draw | None = None
+    draw_out: Draw | None = None
+    activate_in: bool = False
 
     def __post_init__(self) -> None:
         if self.arm not in get_args(Arm):
@@ -174,12 +203,16 @@ class DeepReplicas(nn.Module):
     def __init__(self, design: Design, seeds: Sequence[int], *, checkpoint: int | bool = False) -> None:
         super().__init__()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.first = ReplicaDense(design.inputs, design.dim, _unit, generators)
+        first = design.activation if design.activate_in else None
+        self.first = ReplicaDense(design.inputs, design.dim, design.draw_in or _unit, generators, activation=first)
         branches = [design.branch(generators) for _ in range(design.depth)]
-        self.stack = Stack(branches, _CONNECTIONS[design.arm], dim=design.dim, checkpoint=checkpoint)
+        if design.arm == "shared norm":
+            norm = ReplicaNorm(len(seeds), design.dim)
+            branches = [nn.Sequential(branch, norm) for branch in branches]
+        self.stack = Stack(branches, _CONNECTIONS.get(design.arm, Plain), dim=design.dim, checkpoint=checkpoint)
         for layer in self.stack if design.arm == "ReZero" else ():
             layer.connection.scale = nn.Parameter(torch.zeros(len(seeds), 1, 1))
-        self.last = ReplicaDense(design.dim, design.outputs, _unit, generators)
+        self.last = ReplicaDense(design.dim, design.outputs, design.draw_out or _unit, generators)
         self.scale_in = design.scale_in
 
     def begin(self, x: Tensor) -> Tensor:
@@ -285,7 +318,9 @@ def training_loss(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: i
     return (total / len(inputs)).nan_to_num(nan=torch.inf).tolist()
 
 
-def profile(network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1) -> tuple[Tensor, Tensor]:
+def profile(
+    network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1, *, by_example: bool = False
+) -> tuple[Tensor, Tensor]:
     """Root mean square of state and gradient at every boundary of the layers, of each replica, input's side first.
 
     The backward pass goes segment by segment, each computed again from its first state, so that memory grows as the
@@ -296,9 +331,11 @@ def profile(network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1
         x: `(batch, replicas, ...)`.
         targets: `(batch, replicas)`.
         segments: number of segments.
+        by_example: give each example's own.
 
     Shape:
-        Returns two of `(replicas, depth + 1)`: the states', and those of the gradient of each replica's mean loss.
+        Returns two of `(replicas, depth + 1)`, by example `(replicas, depth + 1, batch)`: the states', and those of the
+        gradient of each replica's mean loss.
 
     Raises:
         UsageError: if there is less than one segment, or more than layers.
@@ -310,33 +347,37 @@ def profile(network: DeepReplicas, x: Tensor, targets: Tensor, segments: int = 1
         >>> states.shape, len(gradients.unique())
         (torch.Size([1, 10]), 1)
     """
-    layers = [*network.stack]
+    layers, size = [*network.stack], _rms_by_example if by_example else _rms
     require_at_least("profile", "segments", segments, 1)
     require_at_least("profile", "the number of layers", len(layers), segments, "Use fewer segments.")
     bounds = [i * len(layers) // segments for i in range(segments + 1)]
     with torch.no_grad():
         state = network.begin(x)
-        firsts, forward = [], [_rms(state)]
+        firsts, forward = [], [size(state)]
         for place, layer in enumerate(layers):
             if place in bounds:
                 firsts.append(state)
             state = layer(state)
-            forward.append(_rms(state))
+            forward.append(size(state))
     state.requires_grad_()
     (gradient,) = torch.autograd.grad(cross_entropies(network.end(state), targets).sum(), state)
-    backward = [_rms(gradient)]
+    backward = [size(gradient)]
     for start, stop, first in zip(reversed(bounds[:-1]), reversed(bounds[1:]), reversed(firsts), strict=True):
         states = [first.requires_grad_()]
         for layer in layers[start:stop]:
             states.append(layer(states[-1]))
         found = torch.autograd.grad(states[-1], states[:-1], gradient)
         gradient = found[0]
-        backward += [_rms(g) for g in reversed(found)]
+        backward += [size(g) for g in reversed(found)]
     return torch.stack(forward, 1), torch.stack(backward[::-1], 1)
 
 
 def _rms(x: Tensor) -> Tensor:
     return x.detach().square().mean((1, 2)).sqrt()
+
+
+def _rms_by_example(x: Tensor) -> Tensor:
+    return x.detach().square().mean(2).sqrt()
 
 
 def thin(values: Tensor, num_points: int = 40, summary: Callable[[Tensor], Tensor] = torch.mean) -> dict[str, Any]:

@@ -6,13 +6,15 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import unfold
 
 from levada._errors import UsageError, require_at_least
 
-__all__ = ["gabor_bank", "gabor_share", "shuffled"]
+__all__ = ["gabor_bank", "gabor_share", "patch_sums", "phase_scrambled", "shuffled"]
 
 _ANGLES, _WAVES, _WIDTHS, _PLACES = 16, 8, 5, 5
 _ASPECTS = (1.0, 2.0)
+_TOGETHER = 24  # filters times channels that are fitted at a time, for memory's sake
 
 
 def gabor_bank(size: int) -> Tensor:
@@ -101,28 +103,77 @@ def gabor_share(filters: Tensor, bank: Tensor) -> Tensor:
     total = columns.square().sum((1, 2))
     if bool((total == 0).any()):
         raise UsageError("gabor_share: a filter is constant, and has no variance to explain. Leave it out.")
-    best = []
-    for own in columns:
-        found = torch.einsum("bpq,cp->bqc", bank, own)  # 2 x channels
+    best, waves = [], bank.transpose(1, 2).reshape(-1, bank.shape[1])
+    for own in torch.split(columns, max(1, _TOGETHER // columns.shape[1])):
+        found = (waves @ own.flatten(0, 1).T).view(len(bank), 2, *own.shape[:2])  # functions, phase, filter, channel
         # The larger eigenvalue of the symmetric 2 x 2 matrix of inner products.
-        a, d = found[:, 0].square().sum(1), found[:, 1].square().sum(1)
-        b = (found[:, 0] * found[:, 1]).sum(1)
-        best.append(((a + d) / 2 + ((a - d).square() / 4 + b.square()).sqrt()).max())
-    return torch.stack(best) / total
+        a, d = found.square().sum(3).unbind(1)
+        b = (found[:, 0] * found[:, 1]).sum(2)
+        best.append(((a + d) / 2 + ((a - d).square() / 4 + b.square()).sqrt()).amax(0))
+    return torch.cat(best) / total
 
 
 def shuffled(filters: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the filters with the numbers of each in another order: the same values, without arrangement.
+    """Return the filters with the pixels of each in another order: the same colours, without arrangement.
 
     Args:
-        filters: `(num, ...)`.
-        generator: draws the orders.
+        filters: `(num, channels, size, size)`.
+        generator: draws the orders, one for all channels of a filter.
 
     Example:
         >>> one = torch.arange(9.0).view(1, 1, 3, 3)
         >>> torch.equal(shuffled(one, torch.Generator().manual_seed(0)).flatten().sort().values, one.flatten())
         True
     """
-    flat = filters.flatten(1)
-    order = torch.stack([torch.randperm(flat.shape[1], generator=generator) for _ in range(len(flat))])
-    return flat.gather(1, order).view_as(filters)
+    flat = filters.flatten(2)
+    order = torch.stack([torch.randperm(flat.shape[2], generator=generator) for _ in range(len(flat))])
+    return flat.gather(2, order[:, None].expand_as(flat)).view_as(filters)
+
+
+def phase_scrambled(filters: Tensor, generator: torch.Generator) -> Tensor:
+    """Return filters of the same spectrum whose waves are displaced at random: as smooth, without arrangement.
+
+    A wave's phase is turned by the same angle in every channel, so that the channels' spectra and their products stay,
+    and with them how the colours go together.
+
+    Args:
+        filters: `(num, channels, size, size)`; computed in float64.
+        generator: draws the angles, those of a filter of white noise.
+
+    Example:
+        >>> one = torch.arange(9.0).view(1, 1, 3, 3)
+        >>> found = phase_scrambled(one, torch.Generator().manual_seed(0))
+        >>> bool(torch.allclose(torch.fft.fft2(found).abs(), torch.fft.fft2(one.double()).abs()))
+        True
+
+    Source: Theiler et al. 1992 (surrogate data).
+    """
+    num, _, *size = filters.shape
+    noise = torch.fft.fft2(torch.randn(num, 1, *size, generator=generator, dtype=torch.float64))
+    turn = noise / noise.abs()
+    turn[..., 0, 0] = 1.0  # the mean stays
+    scrambled: Tensor = torch.fft.ifft2(torch.fft.fft2(filters.detach().double()) * turn).real
+    return scrambled
+
+
+def patch_sums(images: Tensor, num: int, size: int, *, stride: int = 1, generator: torch.Generator) -> Tensor:
+    """Return sums of all patches of some images, with weights drawn from N(0, 1): what a gradient of filters adds up.
+
+    Args:
+        images: `(count, channels, height, width)`; zeros surround them, half of the size wide, as a convolution pads.
+        num: how many sums.
+        size: width and height of a patch, odd.
+        stride: how far patches are apart.
+        generator: draws the weights.
+
+    Shape:
+        Returns `(num, channels, size, size)`, float64.
+
+    Example:
+        >>> ones = torch.ones(1, 1, 4, 4)
+        >>> patch_sums(ones, 2, 3, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 1, 3, 3])
+    """
+    patches = unfold(images.double(), size, padding=size // 2, stride=stride).transpose(1, 2).flatten(0, 1)
+    weights = torch.randn(num, len(patches), generator=generator, dtype=torch.float64)
+    return (weights @ patches).view(num, images.shape[1], size, size)

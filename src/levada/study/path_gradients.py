@@ -1,8 +1,8 @@
 r"""The gradient of a residual network by the number of branches that it passed.
 
 Backwards through a block the gradient is that of the skip plus that of the branch, so that of $L$ blocks it is a sum
-over $2^L$ paths. Two measures of what the paths of one length bring: the norm of a single one times their number, which
-is an upper bound, and the norm of their sum, which is exact.
+over $2^L$ paths. Three measures of what the paths of one length bring: the norm of a single one times their number,
+which is an upper bound, the norm of their sum, and the share of the gradient that this sum has, both exact.
 """
 
 from __future__ import annotations
@@ -14,55 +14,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_at_least
 from levada.study.lesions import require_residual
 from levada.study.replicas import SignalNetwork, signal_layout
 
-__all__ = ["number_times_norm", "single_path_norms", "summed_path_norms"]
+__all__ = ["additive_shares", "number_times_norm", "single_path_norms", "summed_path_norms"]
 
 
 def single_path_norms(
-    network: SignalNetwork, inputs: Tensor, targets: Tensor, lengths: Sequence[int], seed: int = 0
+    network: SignalNetwork, inputs: Tensor, targets: Tensor, lengths: Sequence[int], *, paths: int = 1, seed: int = 0
 ) -> Tensor:
-    """Mean norm of the gradient that comes through one path, by its number of branches.
+    """Norms of the gradient that comes through single random paths, by their number of branches.
 
-    Forwards the network is whole. Backwards each example's gradient takes a path of its own: the branches of a random
-    set of blocks and the skips of all others.
+    Forwards the network is whole. Backwards each example's gradient takes `paths` paths of each length: the branches of
+    a random set of blocks and the skips of all others. Where no branch is passed nothing is computed.
 
     Args:
         network: a residual network of replicas, in evaluation mode, in which examples do not see each other.
         inputs: `(num, length)`.
         targets: `(num,)`.
         lengths: numbers of branches.
+        paths: number of paths that are drawn for each example and length.
         seed: seed of the sets of blocks, the same in all replicas.
 
     Shape:
-        Returns `(lengths, replicas)`: norms of the gradient of an example's cross-entropy with respect to the first
-        state, means over the examples.
+        Returns `(lengths, paths, num, replicas)`: norms of the gradient of an example's cross-entropy with respect to
+        the first state.
 
     Raises:
         UsageError: if the network is not residual or in training mode, or there are fewer blocks than a length says.
     """
     _require_evaluation("single_path_norms", network)
     depth = len(network.stack)
+    require_at_least("single_path_norms", "paths", paths, 1)
     if not all(0 <= length <= depth for length in lengths):
         raise UsageError(f"single_path_norms: lengths must be between 0 and {depth}, got {list(lengths)}.")
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        start = _start(network, inputs)
+    states, top = _states(network, inputs, targets)
     found = []
     for length in lengths:
-        draws = torch.rand(depth, len(inputs), generator=generator)
-        taken = (draws.argsort(0).argsort(0) < length)[:, :, None, None, None].to(start.device)
-        first = start.clone().requires_grad_()
-        state = first
-        for layer, through in zip(network.stack, taken, strict=True):
-            branch = layer.branch(state)
-            path = torch.where(through, branch, state)
-            # The whole block's value, and the gradient of one way through it.
-            state = path + (state + branch - path).detach()
-        (gradient,) = torch.autograd.grad(_loss(network, state, targets), first)
-        found.append(_norms(gradient, network).mean(0))
+        draws = torch.rand(depth, paths * len(inputs), generator=generator)
+        taken = (draws.argsort(0).argsort(0) < length).to(top.device)
+        gradient = top.repeat(paths, 1, 1, 1)
+        for block, state, through in zip(
+            reversed([*network.stack]), reversed(states[:-1]), reversed(taken), strict=True
+        ):
+            rows = through.nonzero()[:, 0]
+            if len(rows):
+                passed = state[rows % len(inputs)].requires_grad_()
+                (gradient[rows],) = torch.autograd.grad(block.branch(passed), passed, gradient[rows])
+        found.append(_norms(gradient, network).view(paths, len(inputs), -1))
     return torch.stack(found)
 
 
@@ -88,15 +89,34 @@ def summed_path_norms(network: SignalNetwork, inputs: Tensor, targets: Tensor) -
     return _norms(_coefficients(network, inputs, targets), network).movedim(0, 1)
 
 
+def additive_shares(network: SignalNetwork, inputs: Tensor, targets: Tensor) -> Tensor:
+    r"""Share of the gradient that the paths of each length bring, $\langle g_k, g\rangle / |g|^2$; exact.
+
+    $g_k$ is the sum over all paths of length $k$ and $g$ their sum, the gradient: shares sum to 1, whatever directions
+    the $g_k$ have. What pulls against the gradient has a negative one.
+
+    Args:
+        network: a residual network of replicas, in evaluation mode.
+        inputs: `(num, length)`.
+        targets: `(num,)`.
+
+    Shape:
+        Returns `(examples, blocks + 1, replicas)`.
+
+    Raises:
+        UsageError: if the network is not residual or in training mode.
+    """
+    parts = _coefficients(network, inputs, targets)
+    whole = parts.sum(0)
+    replicas = network.classifier.weight.shape[0]
+    products = (parts * whole).sum((-2, -1))
+    return (products.view(*products.shape[:2], replicas, -1).sum(-1) / _norms(whole, network).square()).movedim(0, 1)
+
+
 def _coefficients(network: SignalNetwork, inputs: Tensor, targets: Tensor) -> Tensor:
     """Gradients by length, `(blocks + 1, num, replicas * channels, 1, positions)`."""
     _require_evaluation("summed_path_norms", network)
-    with torch.no_grad():
-        states = [_start(network, inputs)]
-        for layer in network.stack:
-            states.append(layer(states[-1]))
-    last = states[-1].requires_grad_()
-    (top,) = torch.autograd.grad(_loss(network, last, targets), last)
+    states, top = _states(network, inputs, targets)
     found = top.unsqueeze(0)
     for block, state in zip(reversed([*network.stack]), reversed(states[:-1]), strict=True):
         several = state.repeat(len(found), 1, 1, 1).requires_grad_()
@@ -104,6 +124,17 @@ def _coefficients(network: SignalNetwork, inputs: Tensor, targets: Tensor) -> Te
         nothing = torch.zeros_like(found[:1])
         found = torch.cat([found, nothing]) + torch.cat([nothing, through.view_as(found)])
     return found
+
+
+def _states(network: SignalNetwork, inputs: Tensor, targets: Tensor) -> tuple[list[Tensor], Tensor]:
+    """States at the boundaries of the blocks, and the gradient at the last of them."""
+    with torch.no_grad():
+        states = [_start(network, inputs)]
+        for layer in network.stack:
+            states.append(layer(states[-1]))
+    last = states[-1].detach().requires_grad_()
+    (top,) = torch.autograd.grad(_loss(network, last, targets), last)
+    return states, top
 
 
 def number_times_norm(norms: Sequence[float]) -> list[float]:

@@ -244,7 +244,7 @@ def train_transformer(
         text: tokens, `(num,)`.
         steps: number of steps.
         batch_size: windows in a batch of a replica.
-        lr: the learning rate of the sub-layers.
+        lr: the learning rate of the sub-layers; 0 leaves them as they were drawn, without gradients.
         outer_lr: that of embeddings, positions and head.
         seeds: one for each replica, of its windows: a model of the same seed sees the same.
 
@@ -257,7 +257,10 @@ def train_transformer(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     inner: list[nn.Parameter] = [*model.weights, *model.scales]
     outer = [model.embedding, model.position, model.head]
-    optimizer = torch.optim.Adam([{"params": inner, "lr": lr}, {"params": outer, "lr": outer_lr}], fused=True)
+    groups = [{"params": inner, "lr": lr}, {"params": outer, "lr": outer_lr}]
+    for parameter in inner:
+        parameter.requires_grad_(lr > 0)
+    optimizer = torch.optim.Adam(groups if lr > 0 else groups[1:], fused=True)
     losses = []
     for _ in range(steps):
         windows = draw_windows(text, context, batch_size, generators).to(device)

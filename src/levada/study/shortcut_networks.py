@@ -248,7 +248,7 @@ class ShortcutNetwork(nn.Module):
             if blocked:
                 layer, relu = block
                 out = layer.branch(states[-1]).detach()
-                state = relu(layer.connection.write(states[-1], out))
+                state = relu(_shortcut_alone(layer.connection, states[-1], out))
                 states.append(state if state.requires_grad else state.requires_grad_())  # nothing led around
             else:
                 states.append(block(states[-1]))
@@ -263,7 +263,8 @@ class ShortcutNetwork(nn.Module):
         Args:
             x: `(batch, replicas, length)`.
             targets: `(batch, replicas)`.
-            through: "shortcuts" lets no gradient through the branches; states and loss are the same.
+            through: "shortcuts" lets the gradient of h(x) alone pass, not that of k(x) f(x), whose gate is part of it;
+                states and loss are the same.
 
         Shape:
             Returns `(replicas, boundaries)`, the input's side first.
@@ -291,6 +292,15 @@ class ShortcutNetwork(nn.Module):
             product = product * _factor(layer.connection, state)
         replicas = x.shape[1]
         return product.square().mean((0, 2, 3)).view(replicas, -1).mean(1).sqrt()
+
+
+def _shortcut_alone(connection: Any, state: Tensor, out: Tensor) -> Any:
+    """What a block writes, with the gradient of its shortcut; `out` has none."""
+    whole = connection.write(state, out)
+    if not isinstance(connection, Highway):
+        return whole
+    alone = connection.write(state, torch.zeros_like(out))  # (1 - g(x)) x
+    return alone + (whole - alone).detach()
 
 
 def _factor(connection: Any, state: Tensor) -> Any:

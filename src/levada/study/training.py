@@ -165,6 +165,7 @@ def train(
     recipe: Recipe,
     seeds: Sequence[int],
     optimizer: torch.optim.Optimizer | None = None,
+    examples: Tensor | None = None,
 ) -> Curves:
     """Train a network of replicas by cross-entropy, each on batches in its own seed's order.
 
@@ -176,6 +177,7 @@ def train(
         seeds: one for each replica: the order of its examples.
         optimizer: of the model's parameters, instead of SGD with the recipe's momentum and weight decay; the recipe's
             learning rate and schedule count. It must work by element, so that replicas do not mix.
+        examples: `(count, replicas)`, the indices of each replica's own examples, instead of all for all.
 
     Returns:
         The curves.
@@ -192,8 +194,10 @@ def train(
         foreach=True,
     )
     losses, errors = [], []
+    count = len(inputs if examples is None else examples)
     model.train()
-    for step, index in zip(range(recipe.steps), batches(len(inputs), recipe.batch_size, seeds), strict=False):
+    for step, place in zip(range(recipe.steps), batches(count, recipe.batch_size, seeds), strict=False):
+        index = place if examples is None else examples.gather(0, place)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * recipe.schedule(step / recipe.steps)
         logits, wanted = model(inputs[index]), targets[index]
@@ -207,7 +211,9 @@ def train(
 
 
 @torch.no_grad()
-def measure_statistics(model: nn.Module, inputs: Tensor, replicas: int, chunk: int = 250) -> None:
+def measure_statistics(
+    model: nn.Module, inputs: Tensor, replicas: int, chunk: int = 250, examples: Tensor | None = None
+) -> None:
     """Replace batch normalisation's running statistics by their average over `inputs`, weights as they are.
 
     After a few hundred steps the running average of a deep net still describes nets of earlier weights.
@@ -217,6 +223,7 @@ def measure_statistics(model: nn.Module, inputs: Tensor, replicas: int, chunk: i
         inputs: `(num, ...)`.
         replicas: number of replicas.
         chunk: examples that are normalised together.
+        examples: `(count, replicas)`, the indices of each replica's own examples, instead of all for all.
 
     Source: Wu and Johnson 2021, arXiv 2105.07576.
     """
@@ -226,14 +233,16 @@ def measure_statistics(model: nn.Module, inputs: Tensor, replicas: int, chunk: i
         norm.reset_running_stats()
         norm.momentum = None  # the plain average of all chunks
     model.train()
-    for part in torch.split(inputs, chunk):
-        model(_for_all(part, replicas))
+    for part in _parts(inputs, replicas, chunk, examples):
+        model(part)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
 @torch.no_grad()
-def error(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: int, chunk: int = 250) -> Tensor:
+def error(
+    model: nn.Module, inputs: Tensor, targets: Tensor, replicas: int, chunk: int = 250, examples: Tensor | None = None
+) -> Tensor:
     """Share of wrong answers of each replica, in evaluation mode.
 
     Args:
@@ -242,19 +251,27 @@ def error(model: nn.Module, inputs: Tensor, targets: Tensor, replicas: int, chun
         targets: `(num,)`.
         replicas: number of replicas.
         chunk: examples in a batch.
+        examples: `(count, replicas)`, the indices of each replica's own examples, instead of all for all.
 
     Shape:
-        Returns `(replicas,)`.
+        Returns `(replicas,)`, on the processor.
     """
     model.eval()
-    wrong = torch.zeros(replicas, dtype=torch.float64, device=inputs.device)
-    for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
-        wrong += (model(_for_all(part, replicas)).argmax(-1) != wanted.unsqueeze(1)).sum(0).cpu()
-    return wrong / len(inputs)
+    wrong = torch.zeros(replicas, dtype=torch.float64)
+    parts = (_parts(values, replicas, chunk, examples) for values in (inputs, targets))
+    for part, wanted in zip(*parts, strict=True):
+        wrong += (model(part).argmax(-1) != wanted).sum(0).cpu()
+    return wrong / len(inputs if examples is None else examples)
 
 
-def _for_all(inputs: Tensor, replicas: int) -> Tensor:
-    return inputs.unsqueeze(1).expand(-1, replicas, *inputs.shape[1:])
+def _parts(values: Tensor, replicas: int, chunk: int, examples: Tensor | None) -> Iterator[Tensor]:
+    """Give what every replica sees, in parts of `chunk`: `(chunk, replicas, ...)`."""
+    if examples is None:
+        for part in torch.split(values, chunk):
+            yield part.unsqueeze(1).expand(-1, replicas, *values.shape[1:])
+    else:
+        for index in torch.split(examples, chunk):
+            yield values[index]
 
 
 def fit(model: nn.Module, data: Dataset, recipe: Recipe, seeds: Sequence[int]) -> list[dict[str, Any]]:

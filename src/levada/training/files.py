@@ -135,7 +135,7 @@ def fitting(value: Any, kind: Any, path: str) -> Any:
         if value in arguments and type(value) is type(arguments[arguments.index(value)]):
             return value
         near = difflib.get_close_matches(str(value), [a for a in arguments if isinstance(a, str)], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = f" Did you mean {near[0]!r}?" if near and path != "run.device" else ""
         raise UsageError(f"train: {path} must be one of {', '.join(map(repr, arguments))}, got {value!r}.{hint}")
     if origin in (types.UnionType, typing.Union):
         for choice in arguments:

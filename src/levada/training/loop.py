@@ -89,7 +89,12 @@ def train(config: Config, *, resume: bool = False, stream: TextIO | None = None)
         if resume and not continued and shown is not None:  # the same command begins a training and goes on with it
             shown.write(f"{config.run.folder} holds no run to continue: this begins one\n")
         try:
-            return _train(config, source, engine, processes, record, shown, continued=continued)
+            trained = _train(config, source, engine, processes, record, shown, continued=continued)
+            record.end()
+            return trained
+        except BaseException as error:
+            record.end(error)
+            raise
         finally:
             record.close()
 
@@ -129,7 +134,7 @@ def _train(
         progress.say(f"continuing after step {first}")
 
     watching: AbstractContextManager[object] = (
-        _watch(config, engine, optimizer, processes) if config.watch.enabled else nullcontext()
+        _watch(config, engine, optimizer, processes, record, first) if config.watch.enabled else nullcontext()
     )
     with watching:
         loss, held_out = _loop(config, source, engine, optimizer, checkpoints, record, progress, first)
@@ -181,11 +186,14 @@ def _loop(
     return loss, held_out
 
 
-def _watch(config: Config, engine: Engine, optimizer: torch.optim.Optimizer, processes: Processes) -> Watch:
+def _watch(
+    config: Config, engine: Engine, optimizer: torch.optim.Optimizer, processes: Processes, record: Record, first: int
+) -> Watch:
     """Look on, and keep what is seen in a run of its own inside the run: one for each time that training begins."""
     home = Path(config.run.folder) / "watch"
     names = processes.agree(lambda: [path.name for path in home.iterdir()] if home.is_dir() else [])
     number = max((int(name) for name in names if name.isdecimal()), default=0) + 1
+    record.event("watched", path=f"watch/{number}", first=first)
     return watch(
         engine.module,
         optimizer,

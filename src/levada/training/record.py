@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, final
 
 from levada._errors import MeasurementError, UsageError
 from levada.runs import Run, RunWriter
+from levada.runs.curves import curve
 from levada.runs.manifest import write_atomically
 from levada.training.config import Config
 from levada.training.files import content_hash, differences, read, to_dict, to_toml
@@ -16,6 +18,7 @@ __all__ = ["CONFIG", "Progress", "Record", "begin", "evaluations", "losses"]
 
 CONFIG = "config.toml"
 _BATCH, _SECONDS = 256, 1.0
+_LONGEST = 2000  # letters of an error
 
 
 def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str = "") -> tuple[RunWriter, bool]:
@@ -56,6 +59,7 @@ def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str 
             raise UsageError(f"train: run.folder {str(folder)!r} holds a run of kind {kind!r}. Name another folder.")
         if (folder / CONFIG).is_file():
             _require_same(read(folder / CONFIG), config, folder)
+        _require_steps(folder, config.run.steps)
         writer = RunWriter.open(folder)
     write_atomically(folder / CONFIG, to_toml(config).encode())
     if launch:
@@ -76,6 +80,16 @@ def _is_of(folder: Path, launch: str) -> bool:
         elif event["type"] == "stopped" and own:
             raise MeasurementError(f"{event['told']} It is not tried again in this launch.")
     return own
+
+
+def _require_steps(folder: Path, steps: int) -> None:
+    whole = [path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/complete.json")]
+    done = max((int(name) for name in whole if name.isdecimal()), default=0)
+    if done > steps:
+        raise UsageError(
+            f"train: run.steps must be at least the {done} that were done in a run that is continued, got {steps}. "
+            "Name another run.folder to train for fewer."
+        )
 
 
 def _require_same(before: Config, now: Config, folder: Path) -> None:
@@ -101,6 +115,7 @@ class Record:
         self._first = 0
         self._rows: list[tuple[float, float, float]] = []
         self._stored = time.monotonic()
+        self._told = False
 
     def open(self, config: Config, *, resume: bool, restarted: bool = False, launch: str = "") -> bool:
         """Open the run's folder; see `begin`.
@@ -144,6 +159,21 @@ class Record:
         if self._writer is not None:
             self.flush()
             self._writer.append(type, **payload)
+            self._told = type == "stopped"
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Store how the training ended; what stopped by itself has said so.
+
+        Args:
+            error: what ended it; None if it came to its end.
+        """
+        if error is None:
+            self.event("end", state="ended")
+        elif not self._told:
+            stopped = isinstance(error, KeyboardInterrupt)
+            told = "interrupted" if stopped else " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
+            with suppress(OSError, UsageError):  # the disk may be what failed
+                self.event("end", state="stopped" if stopped else "failed", error=told)
 
     def flush(self) -> None:
         """Store what was kept."""
@@ -178,7 +208,7 @@ def losses(run: Run) -> dict[int, float]:
         >>> losses(Run(writer.path))
         {0: 3.0, 1: 2.5}
     """
-    return _curve(run, "losses")
+    return curve(run.events(numbers=("loss",)), "losses")
 
 
 def evaluations(run: Run) -> dict[int, float]:
@@ -187,22 +217,7 @@ def evaluations(run: Run) -> dict[int, float]:
     Args:
         run: of kind "train".
     """
-    return _curve(run, "evaluation")
-
-
-def _curve(run: Run, kind: str) -> dict[int, float]:
-    """Put a curve together: a continuation takes back what came after its checkpoint."""
-    found: dict[int, float] = {}  # by number of steps done
-    for event in run.events(numbers=("loss",)):
-        if event["type"] == "resumed":
-            found = {done: loss for done, loss in found.items() if done <= event["step"]}
-        elif event["type"] != kind:
-            continue
-        elif kind == "losses":
-            found.update(enumerate(event["loss"], start=event["first"] + 1))
-        else:
-            found[event["step"]] = event["loss"]
-    return {done - 1: loss for done, loss in found.items()} if kind == "losses" else found
+    return curve(run.events(numbers=("loss",)), "evaluation")
 
 
 @final

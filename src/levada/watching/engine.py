@@ -242,10 +242,10 @@ class Engine:
     @_quietly
     def restart(self) -> None:
         """Hear that the gradients of this step were cleared, or those of one in which an optimizer rested."""
+        self.passes.skips.cleared()
         if self._stepped:
             self._end_rested(late=True)
-            return
-        if self._reading is not None:
+        elif self._reading is not None:
             self._reading.restart()
             self._taps.restart()
 

@@ -6,7 +6,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -18,12 +19,13 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline, Silence
 from levada.watching.keeper import Keeper, require_notes
+from levada.watching.ledger import Ledger
 from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.units import DEAD
-from levada.watching.sample import Sample
+from levada.watching.sample import WATCHED, Sample
 from levada.watching.skipped import RULE as SKIPPED
-from levada.watching.spike import RAISED, Departures, Spikes, raised, rise_in_words
+from levada.watching.spike import RAISED, Departures, Spikes, jump_in_words, raised, rise_in_words
 from levada.watching.telling import warn
 from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import Unoptimised
@@ -37,18 +39,10 @@ CONFIRMATIONS: Final = 3  # samples on which most rules must hold before they sp
 ROWS: Final = 4
 # Learning rates that are remembered where each differs from the one before.
 RATES: Final = 64
+# Losses that no sample has brought yet, of which a jump before a NaN is named.
+RECENT: Final = 512
 # Samples of a signal before it has a baseline.
 WARM_UP: Final = 8
-
-
-@dataclass(slots=True)
-class _Case:
-    """What a rule says of one place, and for how many samples in a row."""
-
-    finding: Finding
-    held: int = 0
-    missed: int = 0
-    at: int | None = None  # its place among the findings, once it is told
 
 
 @final
@@ -57,7 +51,7 @@ class Judge:
 
     A rule's finding is told once it held on `confirm` samples in a row, and from then on stands in `findings`; when it
     held on none of as many, its entry there becomes "clear" and says at which step. What is not finite is told at once.
-    `history` has each telling, worsening and ending in turn, and only grows: what a record follows.
+    `history` has each telling, worsening and ending in turn, of the last thousand.
 
     An error needs a scale-free measurement, a baseline of this run or theory, and a fact about what training does.
 
@@ -85,22 +79,24 @@ class Judge:
         rules: Mapping[str, Rule] = RULES,
     ) -> None:
         require_at_least("Judge", "confirm", confirm, 1)
-        self.findings: list[Finding] = []
-        self.history: list[Finding] = []
         self.loss = LossBaseline()
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
+        self._ledger = Ledger(confirm, self._keep)
+        self.findings = self._ledger.findings
+        self.history = self._ledger.history
         self.blocks: Blocks | None = None
         self.samples = 0
+        self.seen: set[str] = set()  # signals that were measured at some block
+        self.ended: dict[str, str] = {}  # rules that are judged no more, and why
         self._begun = time.monotonic()
         self.rows: deque[Sample] = deque(maxlen=ROWS)
         self._source = source
         self.confirm = confirm
         self.rules = rules
-        self._cases: dict[tuple[str, str], _Case] = {}
-        self._standing: dict[str, int] = {}  # place among the findings, by rule
         self._rates: deque[tuple[int, float]] = deque(maxlen=RATES)
         self._rate, self._rises = math.nan, deque[int](maxlen=RATES)
         self._spikes = Spikes()
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._nonfinite = Nonfinite()
         self._unoptimised: Unoptimised | None = Unoptimised()
         self._baseline: Baseline | None = None
@@ -137,9 +133,11 @@ class Judge:
         self._see_unoptimised(step)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
-        if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._cases:
+        if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._ledger:
             return
         value = float(loss.detach())
+        if math.isfinite(value):
+            self._recent.append((step, value))
         if math.isfinite(value) and self._nonfinite.bad_step is None:
             return  # the samples bring it too; here only what must be seen at once
         self._nonfinite.see_loss(step, value)
@@ -155,15 +153,16 @@ class Judge:
             changed = looking is not None and looking.before_update(step, self._model, optimizers, sites)
         except Exception as error:  # what a parameter is made of is the user's: all other rules go on
             self._unoptimised = None
+            self.ended[UNOPTIMISED] = f"an error ended it, {type(error).__name__}: {error}"
             warn(f"watch: {UNOPTIMISED} raised {type(error).__name__}: {error}. It is judged no more; all else is.")
             return
         if not changed or looking is None:
             return
         if looking.found is not None:
             found = looking.found
-            self._stand(replace(found, evidence={**found.evidence, "told_at": step}), renew=True)
-        elif (at := self._standing.pop(UNOPTIMISED, None)) is not None:
-            self._clear(at, step)
+            self._ledger.stand(replace(found, evidence={**found.evidence, "told_at": step}), renew=True)
+        else:
+            self._ledger.over(UNOPTIMISED, step)
 
     def sampled(self, sample: Sample) -> None:
         """Apply the rules to a sampled step.
@@ -177,35 +176,30 @@ class Judge:
             self._nonfinite.see_loss(step, loss)
             self._spikes.see_loss(step, loss, self.loss)
             self.loss.add(step, loss)
+        while self._recent and sample.losses and self._recent[0][0] <= sample.losses[-1][0]:
+            self._recent.popleft()
         rate = float(sample.scalars.get("lr", math.nan))
         if not math.isnan(rate) and (not self._rates or self._rates[-1][1] != rate):
             self._rates.append((sample.step, rate))
         self.rows.append(sample)
         self.samples += 1
+        sites = len(blocks.sites)
+        self.seen |= {s for s in WATCHED if s not in self.seen and bool(values_of(sample, s, sites).isfinite().any())}
         assert self._baseline is not None  # made with the blocks
-        self._silence.add(values_of(sample, "weight_gradient_rms", len(blocks.sites)))
-        on = 1 - values_of(sample, "zero_fraction", len(blocks.sites))
+        self._silence.add(values_of(sample, "weight_gradient_rms", sites))
+        on = 1 - values_of(sample, "zero_fraction", sites)
         self._off.add(torch.where(on <= 1 - DEAD, 0.0, on))
-        ratio = values_of(sample, "update_ratio", len(blocks.sites))
+        ratio = values_of(sample, "update_ratio", sites)
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
-        rates, rows = tuple(self._rates), tuple(self.rows)
+        rates, rows, rises = tuple(self._rates), tuple(self.rows), tuple(self._rises)
         view = View(
-            blocks,
-            rows,
-            self._baseline,
-            self.loss,
-            self._silence,
-            self._longest,
-            rates,
-            self._model,
-            self._off,
-            tuple(self._rises),
+            blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, self._model, self._off, rises
         )
         overflow = self._nonfinite.see_sample(view, self._model)
         if overflow is not None:
             self._told_at_once(overflow)
             return  # nothing else can be measured, and nothing of it belongs into a baseline
-        self._end("numerical_overflow", sample.step)
+        self._ledger.end("numerical_overflow", sample.step)
         self._apply(view)
         self._baseline.add(_columns(sample, view.sites))
 
@@ -216,21 +210,17 @@ class Judge:
             finding: what was found; None when it is over.
             step: the present step.
         """
-        if finding is not None:
-            self._stand(replace(finding, evidence={**finding.evidence, "step": step, "told_at": step}))
-        elif (at := self._standing.pop(SKIPPED, None)) is not None:
-            self._clear(at, step)
-
-    def _stand(self, finding: Finding, *, renew: bool = False) -> None:
-        """Tell a finding that is confirmed already, and does not depend on samples; or that it is another, or worse."""
-        at = self._standing.get(finding.rule)
-        if at is None:
-            self._standing[finding.rule] = len(self.findings)
-            self._tell(finding)
-        elif renew or _worse(finding, self.findings[at]):
-            told_at = self.findings[at].evidence["told_at"]
-            self.findings[at] = replace(finding, evidence={**finding.evidence, "told_at": told_at})
-            self._remember(self.findings[at])
+        if finding is None:
+            self._ledger.over(SKIPPED, step)
+            return
+        with suppress(Exception):  # what weights and inputs are made of is the user's; the verdict stands without
+            name, words = self._nonfinite.words(self._model, self._inputs)
+            where = {"first": name, "last": name} if name else {}
+            finding = self._in_block(replace(finding, claim=f"{finding.claim} {words}", where=where))
+        finding = replace(finding, evidence={**finding.evidence, "step": step, "told_at": step})
+        if self.keeper is not None:
+            self.keeper.keep_now(step, finding)
+        self._ledger.stand(finding)
 
     def note(self, **facts: Any) -> None:
         """Take what the user knows of the present step, for the bundles.
@@ -257,6 +247,23 @@ class Judge:
     def warm_up(self) -> int:
         """Samples before a signal has a baseline."""
         return WARM_UP
+
+    @property
+    def compared(self) -> int:
+        """Samples that the rules have compared with those before them."""
+        return 0 if self._baseline is None else self._baseline.samples
+
+    @property
+    def silent(self) -> int:
+        """Samples, the fewest, on which a block that an optimizer moves had no gradient and never had; 0 if none."""
+        never = (self._silence.run > 0) & ~self._silence.ever
+        runs = self._silence.run[never & self.blocks.trainable] if self.blocks is not None else never
+        return int(runs.amin()) if runs.numel() else 0
+
+    @property
+    def unheld(self) -> int | None:
+        """Updates over which parameters that no optimizer holds were followed; None where there are none of them."""
+        return None if self._unoptimised is None else self._unoptimised.followed
 
     @property
     def _model(self) -> nn.Module | None:
@@ -302,79 +309,32 @@ class Judge:
             if found:
                 explained |= EXPLAINS.get(name, frozenset())
         for key, finding in said.items():
-            self._hold(key, finding, self.confirm, view.step)
+            self._ledger.hold(key, finding, view.step)
         spike = self._spikes.told(view, self._departures)
         if spike is not None:
-            said["loss_spike", str(spike.evidence["step"])] = spike
             key = "loss_spike", str(spike.evidence["step"])
-            told = self._cases[key].finding.evidence["ended_at"] if key in self._cases else None
-            self._hold(key, spike, 1, view.step, renew=told is None and spike.evidence["ended_at"] is not None)
-        for key in [key for key in self._cases if key not in said]:
-            self._miss(key, view.step)
-
-    def _hold(self, key: tuple[str, str], finding: Finding, confirm: int, step: int, *, renew: bool = False) -> None:
-        case = self._cases.setdefault(key, _Case(finding))
-        case.finding, case.held, case.missed = finding, case.held + 1, 0
-        if case.at is None and case.held >= confirm:
-            told = replace(finding, evidence={**finding.evidence, "told_at": step, "samples": case.held})
-            case.at = len(self.findings)
-            self._tell(told)
-        elif case.at is not None and (renew or _worse(finding, self.findings[case.at])):
-            before = self.findings[case.at]
-            told_at = {key: before.evidence[key] for key in ("told_at", "samples")}
-            self.findings[case.at] = replace(finding, evidence={**finding.evidence, **told_at})
-            if _worse(finding, before):
-                self._remember(self.findings[case.at])
-
-    def _miss(self, key: tuple[str, str], step: int) -> None:
-        case = self._cases[key]
-        case.held, case.missed = 0, case.missed + 1
-        if case.at is None:
-            del self._cases[key]
-        elif case.missed >= self.confirm or key[0] == "loss_spike":
-            self._clear(case.at, step)
-            del self._cases[key]
+            said[key], told = spike, self._ledger.last(key)
+            ended = told is not None and told.evidence["ended_at"] is not None
+            renew = not ended and spike.evidence["ended_at"] is not None
+            self._ledger.hold(key, spike, view.step, confirm=1, renew=renew)
+        self._ledger.miss_others(said.keys(), view.step)
 
     def _told_at_once(self, finding: Finding) -> None:
-        key = finding.rule, ""
-        case = self._cases.get(key)
-        if case is None:
-            rise = raised(tuple(self.rows), tuple(self._rates), finding.evidence["step"])
-            if rise is not None:
-                claim = f"{finding.claim} {rise_in_words(rise)}"
-                finding = replace(finding, claim=claim, evidence={**finding.evidence, "learning_rate": rise})
-            self._cases[key] = _Case(finding, 1, 0, len(self.findings))
-            self._tell(replace(finding, evidence={**finding.evidence, "told_at": finding.evidence["seen_at"]}))
-        elif case.at is not None and finding.where and not self.findings[case.at].where:
-            before = self.findings[case.at].evidence
-            if finding.evidence["step"] == before["step"]:  # the same one, and now its block is known
-                self.findings[case.at] = replace(finding, evidence={**finding.evidence, "told_at": before["told_at"]})
-                self.history.append(self.findings[case.at])
+        """Tell of what is not finite, with what was before it."""
+        if (finding.rule, "") not in self._ledger:
+            step = finding.evidence["step"]
+            jump = self._spikes.before(step, self._recent, self.loss) if finding.severity == "error" else None
+            rise = raised(tuple(self.rows), tuple(self._rates), step)
+            words = [jump_in_words(jump)] if jump is not None else []
+            words += [rise_in_words(rise)] if rise is not None else []
+            also = {key: found for key, found in (("loss_spike", jump), ("learning_rate", rise)) if found is not None}
+            claim = " ".join([finding.claim, *words])
+            finding = replace(finding, claim=claim, evidence={**finding.evidence, **also})
+        self._ledger.tell_at_once(finding)
 
-    def _tell(self, finding: Finding) -> None:
-        self.findings.append(finding)
-        self._remember(finding)
-
-    def _remember(self, finding: Finding) -> None:
-        self.history.append(finding)
-        # A bundle holds the pass before an update: where training stands still none comes, and then a good one.
-        if self.keeper is not None and finding.severity == "error" and finding.rule != SKIPPED:
+    def _keep(self, finding: Finding) -> None:
+        if self.keeper is not None:
             self.keeper.ask(finding)
-
-    def _end(self, rule: str, step: int) -> None:
-        case = self._cases.pop((rule, ""), None)
-        if case is not None and case.at is not None:
-            self._clear(case.at, step)
-
-    def _clear(self, at: int, step: int) -> None:
-        finding = self.findings[at]
-        self.findings[at] = replace(
-            finding,
-            status="clear",
-            claim=f"{finding.claim} Cleared at step {step}.",
-            evidence={**finding.evidence, "cleared_at": step},
-        )
-        self.history.append(self.findings[at])
 
     def _in_block(self, finding: Finding) -> Finding:
         """Name the block of a parameter, where the blocks are known."""
@@ -387,10 +347,3 @@ class Judge:
 
 def _columns(sample: Sample, sites: int) -> Tensor:
     return torch.cat([values_of(sample, signal, sites) for signal in COMPARED])
-
-
-_ORDER: Final = {"info": 0, "warn": 1, "error": 2}
-
-
-def _worse(finding: Finding, told: Finding) -> bool:
-    return _ORDER[finding.severity] > _ORDER[told.severity]

@@ -53,7 +53,7 @@ class Keeper:
     On the CPU each step's loss is read before the update, so that a bundle holds weights that this step has not moved.
     On an accelerator a loss is read once it has arrived, which takes a step or more: the bundle then holds the pass
     that is under way, and weights only if they are still finite; the reason says so. A rule that speaks of a sample has
-    its bundle at the next update, with that step's pass.
+    its bundle at the next update, with that step's pass; a training that stands still at once, with the last pass.
 
     Args:
         source: what is watched, with `model`, `optimizers` and `last_pass` as far as it has them.
@@ -102,6 +102,15 @@ class Keeper:
         """
         if self._asked is None and finding.rule not in self._kept:
             self._asked = finding
+
+    def keep_now(self, step: int, finding: Finding) -> None:
+        """Keep a bundle of the last pass, where no update may come any more.
+
+        Args:
+            step: the present step.
+            finding: why.
+        """
+        self._keep(step, finding.rule, finding.claim, math.nan, finding)
 
     def before_update(self, step: int, loss: Tensor | None, *, scaled: bool = False) -> None:
         """Keep a bundle, if something asks for one.

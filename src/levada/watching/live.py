@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import textwrap
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from levada.watching.drawing import (
     loss_lines,
     strip_lines,
 )
-from levada.watching.judge import CONFIRMATIONS
+from levada.watching.lines import BETWEEN, cost_pieces, finding_lines, fired, footing, standing_in, summary
 from levada.watching.ranks import is_first, is_one_of_several
 from levada.watching.sample import Sample
 from levada.watching.screen import Screen
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Live", "summary"]
 
-SECONDS_BETWEEN: Final = 0.25
+SECONDSBETWEEN: Final = 0.25
 SHARE: Final = 0.002  # of the time, at most, that drawing takes
 MIN_WIDTH: Final = 40
 MAX_WIDTH: Final = 110
@@ -46,9 +45,6 @@ MIN_ROWS: Final = 3
 MAX_CLEARED: Final = 3
 SHARE_OF_LINES: Final = 0.65
 PLAIN_SECONDS: Final = (10.0, 300.0)  # between two plain lines: at first, and at most
-_COLOURS: Final = {"error": "bold red", "warn": "yellow", "info": "cyan"}
-_SIGNS: Final = {"error": ("✕", "x"), "warn": ("!", "!"), "info": ("i", "i")}
-_BETWEEN: Final = {True: " · ", False: ", "}
 
 
 @final
@@ -68,14 +64,14 @@ class Live:
     Example:
         >>> import io, torch
         >>> from types import SimpleNamespace
-        >>> sites = [SimpleNamespace(name=f"layers.{i}") for i in range(3)]
+        >>> sites = [SimpleNamespace(name=f"block.{i}") for i in range(3)]
         >>> watch = SimpleNamespace(sites=sites, steps=1, overhead=0.004, sampling=20, findings=[])
         >>> out = io.StringIO()
         >>> live = Live(watch, stream=out)
         >>> gradient = torch.tensor([1e-6, 1e-4, 1e-2], dtype=torch.float64)
         >>> live.sampled(Sample(0, 0.0, {"gradient_rms": gradient}, {"loss": 2.3}))
         >>> print(out.getvalue().rstrip())
-        levada: step 0, loss 2.3, gradient 1e-06 at layers.0 to 0.01 at layers.2, overhead 0.4 %, every 20 steps
+        levada: step 0, loss 2.3, gradient 1e-06 at block.0 to 0.01 at block.2, overhead 0.4 %, sampled once, at step 0
     """
 
     def __init__(self, watch: Any, *, plain: bool | None = None, stream: TextIO | None = None) -> None:
@@ -85,6 +81,7 @@ class Live:
         self._losses = Course()
         self._strip: Strip | None = None
         self._step = -1
+        self._sampled: deque[int] = deque(maxlen=64)
         self._newest: tuple[int, Tensor] | None = None
         self._screen: Screen | None = None
         self._console: Console | None = None
@@ -112,6 +109,7 @@ class Live:
         if self._strip is None or len(self._strip.names) != len(self._watch.sites):
             self._strip = Strip([site.name for site in self._watch.sites])
         self._step = max(self._step, sample.step)
+        self._sampled.append(sample.step)
         for step, loss in sample.losses or (
             [(sample.step, sample.scalars["loss"])] if "loss" in sample.scalars else []
         ):
@@ -205,7 +203,7 @@ class Live:
         # The first time rich is imported, and a pause in drawing, of the terminal or the machine, is none of its cost.
         self._costs.append(ended - begun if self._drawn else 0.0)
         self._drawn = True
-        self._next = ended + max(SECONDS_BETWEEN, min(self._costs) / SHARE)
+        self._next = ended + max(SECONDSBETWEEN, min(self._costs) / SHARE)
 
     def lines(self, width: int, height: int, console: Console) -> list[Line]:
         """Give the view as lines.
@@ -226,20 +224,21 @@ class Live:
         drawn.append(heading_line(strip, width))
         drawn += strip_lines(strip, width, rows, fine=fine, coloured=coloured)
         drawn.append(legend_line(strip, width, rows, fine=fine, coloured=coloured))
-        drawn += _findings(list(self._told.values()), self._cleared, width, findings, fine)
-        return [*drawn, _footing(self._watch, fine)]
+        standing = standing_in(self._watch)
+        drawn += finding_lines(list(self._told.values()), self._cleared, standing, width, findings, fine)
+        return [*drawn, footing(self._watch, fine)]
 
     def _heading(self, width: int, fine: bool) -> Line:
         last = self._last(wait=False)
         told = [f"step {self._step:,}"]
         if last is not None:
             told.append(f"loss {last[1]:.4g}" + (f" at step {last[0]:,}" if last[0] < self._step else ""))
-        told += _cost(self._watch)
-        return [("levada", "bold cyan"), ("  ", ""), (fitting(told, _BETWEEN[fine], width - 8), "")]
+        told += cost_pieces(self._watch, self._sampled, self._step + 1)
+        return [("levada", "bold cyan"), ("  ", ""), (fitting(told, BETWEEN[fine], width - 8), "")]
 
     def _hear_findings(self) -> list[str]:
         """Take in what is found now; say in a line each what is new and what is over."""
-        now = {(one.rule, str(one.where.get("first", ""))): one for one in _fired(self._watch)}
+        now = {(one.rule, str(one.where.get("first", ""))): one for one in fired(self._watch)}
         said = [f"{one.severity}: {one.rule}: {one.claim}" for key, one in now.items() if key not in self._told]
         over = [one for key, one in self._told.items() if key not in now]
         past = {one.rule: one for one in (*over, *self._cleared) if one.rule not in {rule for rule, _ in now}}
@@ -256,7 +255,7 @@ class Live:
         told = [f"step {sample.step:,}"]
         if self._losses.last is not None:
             told.append(f"loss {self._losses.last[1]:.4g}")
-        told += [*self._range(sample), *_cost(self._watch)]
+        told += [*self._range(sample), *cost_pieces(self._watch, self._sampled, self._step + 1)]
         self._write(f"levada: {', '.join(told)}\n")
 
     def _say(self, step: int, changed: Sequence[str]) -> None:
@@ -304,81 +303,3 @@ class Live:
 
 def _fine(console: Console) -> bool:
     return console.encoding.lower().startswith("utf") and not console.legacy_windows
-
-
-def _fired(watch: Any) -> list[Finding]:
-    order = {"error": 0, "warn": 1, "info": 2}
-    found = [one for one in watch.findings if one.status == "fired"]
-    return sorted(found, key=lambda one: order.get(one.severity, 3))
-
-
-def _cost(watch: Any) -> list[str]:
-    told = []
-    if watch.overhead is not None and math.isfinite(watch.overhead):
-        told.append(f"overhead {100 * watch.overhead:.2g} %")
-    distance = int(watch.sampling)
-    return [*told, "every step" if distance == 1 else f"every {distance:,} steps"]
-
-
-def _findings(found: Sequence[Finding], cleared: Sequence[Finding], width: int, most: int, fine: bool) -> list[Line]:
-    """Say what is found and what is over, in `most` lines; a claim may take what others leave."""
-    over: list[Line] = [[(f"{'✓' if fine else 'ok'} {one.rule} is over", "green")] for one in cleared]
-    if not found and not over:
-        over = [[("✓ " if fine else "ok ", "green"), ("nothing found so far", "dim")]]
-    lines: list[Line] = []
-    for i, one in enumerate(found):
-        left = most - len(lines) - (len(found) - i - 1)
-        if len(lines) == most - 1 and i < len(found) - 1:
-            lines.append([(f"  and {len(found) - i} more", "dim")])
-            break
-        lines += _finding(one, width, max(1, left), fine)
-    return (lines + over + [[] for _ in range(most)])[:most]
-
-
-def _finding(one: Finding, width: int, most: int, fine: bool) -> list[Line]:
-    sign = _SIGNS.get(one.severity, ("i", "i"))[0 if fine else 1]
-    head = f"{sign} {one.rule}  "
-    room = max(width - len(head), 20)
-    texts = textwrap.wrap(printable(one.claim), room, max_lines=most, placeholder=" …" if fine else " ...") or [""]
-    style = _COLOURS.get(one.severity, "")
-    return [
-        [(head if i == 0 else " " * len(head), style if i == 0 else ""), (text, "")] for i, text in enumerate(texts)
-    ]
-
-
-def _footing(watch: Any, fine: bool) -> Line:
-    return [(_BETWEEN[fine].join(_record(watch)), "dim")]
-
-
-def _record(watch: Any) -> list[str]:
-    folder, dropped = getattr(watch, "run", None), getattr(watch, "dropped", 0)
-    told = [f"record: {folder}" if folder is not None else "no record is kept"]
-    return told + ([f"{dropped:,} samples were dropped"] if dropped else [])
-
-
-def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: bool = True) -> list[Line]:
-    """Say what a watch saw: findings, cost, and where the record is.
-
-    Args:
-        watch: one that is over, or goes on.
-        losses: of its steps.
-        width: of the lines, at most.
-        fine: whether letters beyond ASCII can be shown.
-    """
-    steps = int(watch.steps)
-    told = f"{steps:,} {'step' if steps == 1 else 'steps'} watched"
-    if losses is not None and losses.last is not None:
-        told += f", loss {losses.values[0]:.4g} to {losses.last[1]:.4g}"
-    lines: list[Line] = [[("levada", "bold cyan"), ("  ", ""), (told, "")]]
-    for one in _fired(watch):
-        lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine)]
-    taken = len(getattr(watch, "samples", ()))
-    if len(lines) == 1 and taken <= CONFIRMATIONS:
-        told = f"not judged: {taken} of the {CONFIRMATIONS + 1} samples that most rules need (every, max_overhead)"
-        lines.append([("  ? ", "yellow"), (told, "")])
-    elif len(lines) == 1:
-        lines.append([("  ✓ " if fine else "  ok ", "green"), ("nothing found", "")])
-    lines.append([("  " + _BETWEEN[fine].join([*_cost(watch), *_record(watch)]), "dim")])
-    if getattr(watch, "run", None) is not None:
-        lines.append([(f"  levada report {watch.run} -o report.html", "dim")])
-    return lines

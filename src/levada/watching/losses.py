@@ -19,6 +19,7 @@ from levada.watching.telling import warn
 __all__ = ["Losses", "counted", "graph_task", "in_backward", "retained"]
 
 _MARKERS = 2  # parameters that are looked at from each end of those which a loss reached
+_APART = 256  # losses of micro-batches that are kept apart: a loop that never makes a step adds to them for ever
 _NEAR = 64  # nodes of a graph, from the loss on, among which that of the scaler is looked for
 _KEY: Final = "levada.scaler"
 _graph_task = getattr(torch._C, "_current_graph_task_id", None)  # private: without it, recomputation is not recognised
@@ -194,6 +195,8 @@ class Losses:
             kept = loss.clone() if scale is None or scale.device != loss.device else loss / scale
             if scale is not None and scale.device != loss.device:
                 kept = kept / scale.to(kept.device, non_blocking=True)
+            if len(self._current) >= _APART:
+                self._current = [torch.stack(self._current).sum()]
             self._current.append(kept)
 
     def _sharded(self) -> bool:

@@ -32,6 +32,7 @@ class News:
         Args:
             findings: all so far.
         """
-        new = [finding for finding in findings if id(finding) not in self._given]
-        self._given |= {id(finding): finding for finding in new}
+        found = list(findings)
+        new = [finding for finding in found if id(finding) not in self._given]
+        self._given = {id(finding): finding for finding in found}
         return new

@@ -78,15 +78,36 @@ class Nonfinite:
         """
         if self.bad_step is None or (scaled and self._losses < SKIPPED):
             return None
+        place = self._seen_now(model, inputs)
+        return self._finding(place, step, rank, exact=True)
+
+    def words(self, model: nn.Module | None, inputs: Any) -> tuple[str, str]:
+        """Return what is not finite of weights and inputs as they are now: a parameter's name or "", and a sentence.
+
+        Args:
+            model: the model; None if it is not at hand.
+            inputs: what it was last called with; None if it is not at hand.
+
+        Example:
+            >>> model = nn.Linear(2, 1)
+            >>> _ = model.bias.data.fill_(math.nan)
+            >>> Nonfinite().words(model, None)
+            ('bias', 'The parameter bias holds NaN.')
+        """
+        place = self._seen_now(model, inputs)
+        return place.block, f"{place.words[:1].upper()}{place.words[1:]}."
+
+    def _seen_now(self, model: nn.Module | None, inputs: Any) -> _Place:
         broken = broken_parameters(model) if model is not None else {}
         if broken:
-            place = _weights(broken, self.finite_step)
-        elif any(_broken(t) for t in tensors_in(inputs)):
-            place = _Place("inputs", "", "the inputs of the model hold NaN or Inf; its weights are finite")
-        else:
-            known = "the weights and the inputs are finite" if inputs is not None else "the weights are finite"
-            place = _Place("loss", "", f"{known}, so that it arises in the forward pass or in the loss")
-        return self._finding(place, step, rank, exact=True)
+            return _weights(broken, self.finite_step)
+        finite = "its weights are finite" if model is not None else "its weights are not at hand"
+        if any(_broken(t) for t in tensors_in(inputs)):
+            return _Place("inputs", "", f"the inputs of the model hold NaN or Inf; {finite}")
+        if model is None:
+            return _Place("loss", "", "where it arises is not known, as the weights are not at hand")
+        known = "the weights and the inputs are finite" if inputs is not None else "the weights are finite"
+        return _Place("loss", "", f"{known}, so that it arises in the forward pass or in the loss")
 
     def see_sample(self, view: View, model: nn.Module | None) -> Finding | None:
         """Return a finding if something in this sample is not finite.
@@ -210,6 +231,8 @@ def broken_parameters(model: nn.Module) -> Mapping[str, str]:
     """
     found = {}
     for name, parameter in original(model).named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            continue
         local = plain(parameter.detach())
         if _broken(local):
             found[plain_name(name)] = "NaN" if bool(torch.isnan(local).any()) else "Inf"

@@ -132,7 +132,7 @@ def _has_children(module: nn.Module) -> bool:
 
 
 def _weighted(module: nn.Module) -> bool:
-    return any(p.dim() >= 2 or type(p).__name__ == "UninitializedParameter" for p in module.parameters())
+    return any(nn.parameter.is_lazy(p) or p.dim() >= 2 for p in module.parameters())  # a lazy one has no shape yet
 
 
 def _owns(module: nn.Module) -> bool:

@@ -25,6 +25,7 @@ from levada.runs.background import Background
 from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTAVE, UNDERFLOW, thresholds
 from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.remote import Mirror, is_remote, stage
+from levada.runs.standing import EVENT, Standing
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.transfer import Sent
 
@@ -145,7 +146,8 @@ class Recording:
     """Hears a watched run and keeps it in a Run folder of kind "watch"; a `Listener`.
 
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a thousand steps
-    where samples are rarer), "finding", "bundle", "overhead" and "end"; every rank keeps its samples
+    where samples are rarer), "finding", "judged" (by which rules, and why not by others), "bundle", "overhead" and
+    "end"; every rank keeps its samples
     (`levada.runs.SignalWriter`). Nothing here stops the training:
     what cannot be stored is told by one warning, verdicts wait in memory until the disk takes them again.
 
@@ -211,6 +213,7 @@ class Recording:
         self._steps = self._samples = self._dropped = 0
         self._later: dict[int, Tensor] = {}
         self._written = -1
+        self._judged: tuple[str, ...] | None = None
         self._bundles = self._bundle_names()
 
     @property
@@ -256,6 +259,7 @@ class Recording:
         self._later = {step: loss for step, loss in self._later.items() if step > self._written}
         self._keep_sample(sample)
         self._hear(sample.step)
+        self._keep_standing(sample.step)
         self._tell()
 
     def found_between_samples(self, step: int) -> None:
@@ -283,6 +287,7 @@ class Recording:
                 self._keep_losses(self._steps)
             except RuntimeError:  # a device that failed has no losses to give
                 events.losses_dropped += len(self._later)
+            self._keep_standing(self._steps - 1, last=True)
             events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
             end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
             error = sys.exc_info()[1]
@@ -305,6 +310,14 @@ class Recording:
         sent = Sent(steps[-1], [values], None, steps, [], {})
         self._written = steps[-1]
         self._events.add("loss", steps=steps, values=lambda: [value for _, value in sent.host(0)[2]])
+
+    def _keep_standing(self, step: int, *, last: bool = False) -> None:
+        """Keep which rules have judged the run, where it has changed; and at the end, as the reasons have numbers."""
+        standing: Standing | None = getattr(self._watch, "standing", None)
+        if self._events is None or standing is None or (not last and standing.judged == self._judged):
+            return
+        self._judged = standing.judged
+        self._events.add(EVENT, step=step, **standing.event())
 
     def _keep_sample(self, sample: Sample) -> None:
         sites = tuple(self._watch.sites)
@@ -342,8 +355,9 @@ class Recording:
     def _hear(self, step: int, *, bundles: bool = False) -> None:
         """Keep the verdicts that are new, and the detail around them."""
         known = set(map(id, self._heard))
-        new = [finding for finding in self._watch.findings if id(finding) not in known]
-        self._heard += new
+        found = list(self._watch.findings)
+        new = [finding for finding in found if id(finding) not in known]
+        self._heard = found  # what it replaces is let go; of what stands, nothing else has the identity
         for finding in new:
             if self._events is not None:
                 self._events.add("finding", step=step, **_fields(finding))

@@ -22,6 +22,9 @@ __all__ = ["RULE", "Skips", "continues"]
 RULE: Final = "skipped_steps"
 # Passes without an update, and of these the share that must have given NaN.
 LEAST, SHARE = 32, 0.75
+# Before the first update it is not known of how many micro-batches one is made: of those whose gradients are added to
+# each other, so many count, as those of one optimizer step that is to come; or all, after so many passes.
+_OF_ONE, _ALL = 8, 256
 _BEYOND: Final = 8  # passes beyond the most that an update took, before outputs are looked at
 _MORE: Final = 512  # after so many that were looked at, and four times the most that an update took, no more are
 _BETWEEN: Final = 8  # passes between two counts that are sent to the host
@@ -41,6 +44,8 @@ def _apart(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *args, **kwargs)
         except Exception as error:  # whatever it is, training goes on
             self.over = True
+            if self.ended is not None:
+                self.ended(f"an error ended it, {type(error).__name__}: {error}")
             warn(
                 f"watch: {RULE} raised {type(error).__name__}: {error}. It is judged no more; all else is.",
                 stacklevel=3,
@@ -59,15 +64,18 @@ class Skips:
 
     While updates come, passes are counted and nothing is looked at. Outputs are from the eighth pass on beyond the most
     that an update ever took, or before the first update; their NaN is added up on the device, and not waited for. A
-    backward pass belongs to all passes since the one before it. What moves the model without being one of the watch's
-    optimizers makes an update too.
+    backward pass belongs to all passes since the one before it. Before the first update, passes whose gradients are
+    added to each other are taken to be micro-batches of one step, of which eight count: a large batch that is NaN is no
+    standstill, and four of them are. What moves the model without being one of the watch's optimizers makes an update
+    too.
 
     Args:
         model: what is watched.
 
     Attributes:
         tell: called with a finding where training stands still, and with None when an update has come.
-        over: whether an error has ended this.
+        ended: called with the reason if an error ends this.
+        over: whether one has.
 
     Example:
         >>> found, skips = [], Skips(nn.Linear(1, 1))
@@ -80,6 +88,7 @@ class Skips:
 
     def __init__(self, model: nn.Module) -> None:
         self.tell: Callable[[Finding | None], None] | None = None
+        self.ended: Callable[[str], None] | None = None
         self.over = False
         self._model = weakref.ref(model)
         self._step: int | None = None  # of the last update
@@ -88,6 +97,7 @@ class Skips:
         self._waits = False  # a pass, for its backward pass
         self._looks = False  # at the last pass
         self._passes = self._looked = self._most = 0
+        self._behind = self._weighed = self._added = 0  # of the passes: with a backward pass, what they count, added up
         self._told = False
         self._open: Tensor | None = None  # passes with NaN since the last backward pass
         self._bad: Tensor | None = None  # and before it
@@ -136,11 +146,19 @@ class Skips:
         else:
             self._mode = self._counted
         self._waits, self._other = False, None
+        new, self._behind = self._passes - self._behind, self._passes
+        self._weighed += min(new, max(_OF_ONE - self._added, 0))
+        self._added += new
         if not self._looks:
             return
         bad = functools.reduce(torch.maximum, [_is_nan(root) for root in roots])
         among = bad if self._open is None else self._open.to(bad.device, non_blocking=True).clamp(min=1) * bad
         self._bad, self._open = _sum(self._bad, among), None
+
+    @_apart
+    def cleared(self) -> None:
+        """Hear that gradients were cleared before an update used them: the passes behind them led to none."""
+        self._added = 0
 
     @_apart
     def updated(self, step: int | None) -> None:
@@ -155,7 +173,8 @@ class Skips:
             self._most = max(self._most, self._passes)
         if self._looked:
             self._looked, self._bad, self._open, self._sent, self._weights = 0, None, None, None, []
-        self._passes, self._looks = 0, False
+        self._passes = self._behind = self._weighed = self._added = 0
+        self._looks = False
         if told and self.tell is not None:
             self.tell(None)
 
@@ -180,6 +199,13 @@ class Skips:
         those = [] if model is None else [p for p in model.parameters() if p.requires_grad]
         return those[:: max(1, len(those) // _MOVERS)][:_MOVERS]
 
+    def _enough(self) -> bool:
+        """Whether there were passes enough without an update to be judged."""
+        count = self._passes
+        if self._step is None and count < _ALL:
+            count -= self._behind - self._weighed
+        return count >= LEAST
+
     def _judge(self) -> None:
         """Look at the count of the passes before this one."""
         if self._sent is not None and self._sent[0].ready():
@@ -192,7 +218,7 @@ class Skips:
                     return
                 self._told = True
                 self.tell(_finding(bad, looked, self._step, self._bad is not None))
-        elif self._sent is None and self._looked and self._passes >= LEAST and self._passes % _BETWEEN == 0:
+        elif self._sent is None and self._looked and self._enough() and self._passes % _BETWEEN == 0:
             total = self._bad if self._open is None else _sum(self._bad, self._open)
             if total is not None and not self._told:
                 self._sent = OnItsWay(total), self._looked, self._passes

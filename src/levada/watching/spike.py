@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -16,7 +16,7 @@ from levada.watching.baseline import Baseline, LossBaseline, times
 from levada.watching.sample import Sample
 from levada.watching.view import COMPARED, View
 
-__all__ = ["RAISED", "Departures", "Spikes", "jumps", "raised", "rise_in_words"]
+__all__ = ["RAISED", "Departures", "Spikes", "jump_in_words", "jumps", "raised", "rise_in_words"]
 
 RULE: Final = "loss_spike"
 # Standard deviations above the median, and share of what was learned: both, so that neither batch noise nor an easy
@@ -42,6 +42,8 @@ TOLD: Final = 3
 FAR, OCTAVES = 8.0, 1.0
 # Steps: what moved longer before than this many samples did not bring the spike about.
 HORIZON: Final = 5
+# Before there is a baseline a loss has risen steeply that is so many times the first.
+STEEP: Final = 8.0
 RAISED: Final = 2.0
 """A rate that at least doubles was set, and did not drift."""
 
@@ -166,6 +168,34 @@ class Spikes:
         elif baseline.median - spike.usual > BACK * baseline.scale:
             spike.ended, spike.level = step, baseline.now  # half of the window is up there
 
+    def before(self, step: int, recent: Iterable[tuple[int, float]], baseline: LossBaseline) -> dict[str, Any] | None:
+        """Return how the loss rose before a step whose loss is not finite: a spike that is open, or a steep rise.
+
+        Args:
+            step: the first whose loss is not finite.
+            recent: steps and finite losses that `see_loss` does not know yet.
+            baseline: of the losses that it knows.
+
+        Returns:
+            {"step", "from", "to"}; None if it did not rise.
+
+        Example:
+            >>> Spikes().before(4, [(0, 2.0), (1, 2.1), (2, 60.0), (3, 1e9)], LossBaseline())
+            {'step': 2, 'from': 2.0, 'to': 1000000000.0}
+        """
+        later = [(s, loss) for s, loss in recent if s < step and math.isfinite(loss)]
+        spike = self.spike
+        if spike is not None and spike.ended is None and spike.onset < step:
+            peak = max([spike.peak, *(loss for _, loss in later)])
+            return {"step": spike.onset, "from": spike.usual, "to": peak}
+        usual = (
+            baseline.median if baseline.ready else baseline.first if baseline.steps else later[0][1] if later else 0.0
+        )
+        high = [s for s, loss in later if (jumps(baseline, loss) if baseline.ready else loss >= STEEP * abs(usual) > 0)]
+        if not high:
+            return None
+        return {"step": high[0], "from": usual, "to": max(loss for s, loss in later if s >= high[0])}
+
     def told(self, view: View, departures: Departures) -> Finding | None:
         """Return the finding of the spike that is open, or was until this sample.
 
@@ -240,6 +270,15 @@ def rise_in_words(found: Mapping[str, float | int]) -> str:
         f"The learning rate rose from {found['from']:.3g} to {found['to']:.3g} between steps {found['after']} and "
         f"{found['by']}."
     )
+
+
+def jump_in_words(found: Mapping[str, Any]) -> str:
+    """Return how the loss rose before it was not finite, as a sentence.
+
+    Args:
+        found: from `Spikes.before`.
+    """
+    return f"Before it the loss jumped, at step {found['step']}, from {found['from']:.4g} to {found['to']:.4g}."
 
 
 def _finding(spike: _Spike, view: View) -> Finding:

@@ -71,6 +71,11 @@ class Unoptimised:
         self._told: dict[str, _Still] = {}
         self._moved: set[str] = set()  # after they were told
 
+    @property
+    def followed(self) -> int | None:
+        """Updates so far; None where an optimizer holds every parameter, so that nothing is to be followed."""
+        return self._updates if self._still or not self._updates else None
+
     def before_update(
         self, step: int, model: nn.Module | None, optimizers: Sequence[Any], sites: Sequence[Site]
     ) -> bool:

@@ -17,14 +17,17 @@ from levada.connection import require_module
 from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
+from levada.runs.standing import Standing, sampling
 from levada.watching.account import report
 from levada.watching.arguments import optimizers_of, require_arguments
 from levada.watching.engine import Engine
 from levada.watching.judge import Judge
+from levada.watching.judged import standing_of
 from levada.watching.keeper import require_notes
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
 from levada.watching.sample import WATCHED, Continue, Listener, Sample
+from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.telling import warn
 
 __all__ = ["Watch", "watch"]
@@ -64,6 +67,7 @@ class Watch:
         for listener in wanting:  # they ask for the names of sites, and for findings
             listener.watch = self
         self._attached = self._entered = False
+        self._deaf = ""  # why the rules hear no more
         self._engine = Engine(
             model,
             optimizers,
@@ -74,6 +78,7 @@ class Watch:
             first=first,
         )
         self._engine.passes.skips.tell = self._skipped
+        self._engine.passes.skips.ended = self._skips_ended
         self._attach()
 
     @property
@@ -125,6 +130,13 @@ class Watch:
         return [finding for listener in self._listeners for finding in getattr(listener, "findings", ())]
 
     @property
+    def standing(self) -> Standing:
+        """The verdict so far, which rules it rests on, and why others have not judged: what every view of it tells."""
+        judge = self.judge or Judge(self)
+        over = self._deaf or ("an error ended the watching" if self._engine.broken else "")
+        return standing_of(judge, steps=self.steps, over=over)
+
+    @property
     def dropped(self) -> int:
         """How many samples the record lacks, because the disk was too slow or full."""
         return sum(getattr(listener, "dropped", 0) for listener in self._listeners)
@@ -155,10 +167,11 @@ class Watch:
         if self._record is None:
             return
         from levada.watching.recording import Recording
+        from levada.watching.since import Since
 
         place = next((i for i, one in enumerate(self._listeners) if isinstance(one, Recording)), None)
         if place is not None:  # else it raised, and that was said
-            self._listeners[place] = Recording(self._record, _Since(self), resume=True)
+            self._listeners[place] = Recording(self._record, Since(self), resume=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -241,11 +254,11 @@ class Watch:
             require_notes(facts)
 
     def report(self) -> Report:
-        """Return what is known now: verdict, findings, signals by block, and what was not judged."""
+        """Return what is known now: verdict, findings, signals by block, what was not judged, and why."""
         share = self.overhead
         cost = "not measured yet" if share != share else f"{100 * share:.2f} % of the training time"
-        told = report(self.judge or Judge(self), model=self.model)
-        note = f"Step {self.steps}; sampled every {self.sampling} steps; overhead {cost}."
+        told = report(self.judge or Judge(self), model=self.model, standing=self.standing)
+        note = f"Step {self.steps}; {sampling([sample.step for sample in self.samples], self.steps)}; overhead {cost}."
         return replace(told, notes=(*told.notes, note))
 
     # Listeners.
@@ -268,6 +281,10 @@ class Watch:
             self.judge.skipped(finding, self.steps)
             self._tell_all(self.steps)
 
+    def _skips_ended(self, why: str) -> None:
+        if self.judge is not None:
+            self.judge.ended[SKIPPED] = why
+
     def _tell_all(self, step: int) -> None:
         for listener in list(self._listeners):
             if callable(getattr(listener, "found_between_samples", None)):
@@ -278,32 +295,13 @@ class Watch:
             getattr(listener, method)(*args)
         except Exception as error:  # whatever it is, training goes on
             self._listeners.remove(listener)
+            if listener is self.judge:
+                self._deaf = f"an error ended it, {type(error).__name__}: {error}"
             warn(
                 f"watch: {type(listener).__name__}.{method} raised {type(error).__name__}: {error}. It hears no more; "
                 "training goes on.",
                 stacklevel=2,
             )
-
-
-@final
-class _Since:
-    """A watch as a record sees it that goes on: with the findings from now on."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch, self._before = watch, list(watch.findings)
-
-    @property
-    def sites(self) -> Sequence[Site]:
-        return self._watch.sites
-
-    @property
-    def findings(self) -> list[Any]:
-        known = set(map(id, self._before))
-        return [finding for finding in self._watch.findings if id(finding) not in known]
-
-    @property
-    def overhead(self) -> float:
-        return self._watch.overhead
 
 
 def watch(

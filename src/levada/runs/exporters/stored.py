@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,20 +68,45 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
         The exporter, closed; `where` and `hint` say where the numbers are, and what shows them.
 
     Raises:
-        UsageError: if the run keeps no signals, the tracker is unknown or not installed, or `sites` is negative.
+        UsageError: if the run was not watched or keeps nothing yet, the tracker is unknown or not installed, or `sites`
+            is negative.
 
     Cost:
         Memory for what is exported, and for one signal of one site at a time beside it.
     """
     run = run if isinstance(run, Run) else Run(run)
-    if not run.ranks:
-        raise UsageError(f"{run.path}: what is exported is a watched run, and this keeps no signals.{_watched(run)}")
+    rows = _numbers(run, sites)
+    told_at = _findings(run, max(rows, default=0))
+    if not run.ranks and not (run.manifest.kind == "watch" and (rows or told_at)):
+        lacking = "signals, losses or findings" if run.manifest.kind == "watch" else "signals"
+        raise UsageError(f"{run.path}: what is exported is a watched run, and this keeps no {lacking}.{_watched(run)}")
+    name = run.path.resolve().name
+    exporter = open_exporter(to, out, name=name, config={**run.manifest.config, "levada": dict(run.manifest.versions)})
+    try:
+        steps, times = _clock(run)
+        for step in sorted({*rows, *told_at}):
+            # Between two samples, the time is that of the later one.
+            time = times[min(bisect_left(steps, step), len(times) - 1)]
+            if step in rows:
+                exporter.write(step, time, rows[step])
+            for rule, text in told_at.get(step, ()):
+                exporter.tell(step, time, rule, text)
+    finally:
+        exporter.close()
+    return exporter
+
+
+def _numbers(run: Run, sites: int) -> dict[int, dict[str, float]]:
+    """Give losses, scalars, and signals of some sites, by step."""
     # A site that several ranks have (replicas, shards) is exported once; those of a pipeline follow each other.
     everywhere = {site["name"]: signals for signals in map(run.signals, reversed(run.ranks)) for site in signals.sites}
     names = list(dict.fromkeys(site["name"] for rank in run.ranks for site in run.signals(rank).sites))
-    first = run.signals(run.ranks[0])
+    series = [("loss", run.losses())]
+    if run.ranks:
+        first = run.signals(run.ranks[0])
+        series = [("loss", first.losses()), *((name, first.scalars(name)) for name in first.scalar_names)]
     rows: dict[int, dict[str, float]] = {}
-    for name, pairs in (("loss", first.losses()), *((name, first.scalars(name)) for name in first.scalar_names)):
+    for name, pairs in series:
         for step, value in pairs:
             rows.setdefault(step, {}).setdefault(name, value)
     for name in [names[i] for i in chosen(names, sites)]:
@@ -89,21 +115,18 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
             for step, row in zip(reading.steps, reading, strict=True):
                 if not math.isnan(row[0]):
                     rows.setdefault(step, {})[tag(signal, name)] = row[0]
-    told_at = _findings(run, max(rows, default=0))
-    name = run.path.resolve().name
-    exporter = open_exporter(to, out, name=name, config={**run.manifest.config, "levada": dict(run.manifest.versions)})
+    return rows
+
+
+def _clock(run: Run) -> tuple[Sequence[int], Sequence[float]]:
+    """Give steps whose time is known, and the times; of a run without a sample, when it began."""
+    first = run.signals(run.ranks[0]) if run.ranks else None
+    if first is not None and first.times:
+        return first.steps, first.times
     try:
-        for step in sorted({*rows, *told_at}):
-            # Between two samples, the time is that of the later one.
-            place = min(bisect_left(first.steps, step), len(first.times) - 1)
-            time = first.times[place] if first.times else 0.0
-            if step in rows:
-                exporter.write(step, time, rows[step])
-            for rule, text in told_at.get(step, ()):
-                exporter.tell(step, time, rule, text)
-    finally:
-        exporter.close()
-    return exporter
+        return (), (datetime.fromisoformat(run.manifest.created).timestamp(),)
+    except ValueError:
+        return (), (0.0,)
 
 
 def _watched(run: Run) -> str:

@@ -1,0 +1,90 @@
+"""A curve of losses: so few points that they can be drawn, and a gap where steps are missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import median
+from typing import Any, Final
+
+__all__ = ["gaps", "is_wide", "loss_series", "told"]
+
+MAX_LOSSES: Final = 1200
+MAX_TOLD: Final = 3
+
+Losses = Sequence[tuple[int, float]]
+
+
+def gaps(losses: Losses) -> list[tuple[int, int]]:
+    """Give the first and the last step of each stretch that is missing.
+
+    Of losses that come now and then only, as evaluations do, one is missing at more than twice the usual distance.
+
+    Example:
+        >>> gaps([(0, 2.0), (1, 1.9), (4, 1.5), (5, 1.4)]), gaps([(0, 2.0), (20, 1.9), (40, 1.8)])
+        ([(2, 3)], [])
+    """
+    usual = median([b - a for (a, _), (b, _) in pairwise(losses)] or [1])
+    most = 1 if usual <= 1 else 2 * usual
+    return [(a + 1, b - 1) for (a, _), (b, _) in pairwise(losses) if b - a > most]
+
+
+def loss_series(losses: Losses, label: str = "", shift: int = 0) -> dict[str, Any]:
+    """Make a series of a figure.
+
+    Args:
+        losses: steps and losses, in the order of the steps.
+        label: its name in the legend.
+        shift: is added to every step.
+    """
+    breaks = gaps(losses)
+    starts = {last + 1 for _, last in breaks}
+    stretches: list[list[tuple[int, float]]] = [[]]
+    for step, loss in losses:
+        if step in starts:
+            stretches.append([])
+        stretches[-1].append((step, loss))
+    share = MAX_LOSSES / max(len(losses), 1)
+    points: list[tuple[int, float | None]] = []
+    for i, stretch in enumerate(stretches):
+        if i:
+            points.append((breaks[i - 1][0], None))
+        points += _thinned(stretch, max(2, math.ceil(share * len(stretch))))
+    return {"label": label, "style": "measured", "x": [x + shift for x, _ in points], "y": [y for _, y in points]}
+
+
+def _thinned(losses: Losses, most: int) -> list[tuple[int, float]]:
+    """Keep of each stretch the lowest and the highest loss, and one that is no number."""
+    if len(losses) <= most:
+        return list(losses)
+    size = math.ceil(2 * len(losses) / most)
+    kept: list[tuple[int, float]] = []
+    for start in range(0, len(losses), size):
+        stretch = losses[start : start + size]
+        finite = sorted((one for one in stretch if math.isfinite(one[1])), key=lambda one: one[1])
+        odd = [one for one in stretch if not math.isfinite(one[1])]
+        kept += sorted({*finite[:1], *finite[-1:], *odd[:1]})
+    return kept
+
+
+def is_wide(losses: Losses) -> bool:
+    """Whether an axis of these losses should be logarithmic."""
+    finite = [value for _, value in losses if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) > 100 * min(finite)
+
+
+def told(losses: Losses, series: Mapping[str, Any]) -> str:
+    """Say in a caption what of the losses is missing and what is not drawn.
+
+    Example:
+        >>> losses = [(0, 2.0), (1, 1.9), (4, 1.5), (5, 1.4)]
+        >>> told(losses, loss_series(losses))
+        ' The line is broken where losses are missing: steps 2 to 3.'
+    """
+    breaks = gaps(losses)
+    named = [f"{a:,} to {b:,}" if a != b else f"{a:,}" for a, b in breaks[:MAX_TOLD]]
+    more = f", and {len(breaks) - MAX_TOLD:,} more" if len(breaks) > MAX_TOLD else ""
+    missing = f" The line is broken where losses are missing: steps {', '.join(named)}{more}." if breaks else ""
+    drawn = sum(y is not None for y in series["y"])
+    return missing + (" Of neighbouring steps the lowest and the highest are drawn." if drawn < len(losses) else "")

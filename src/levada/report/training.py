@@ -1,0 +1,218 @@
+"""The page's view of a training: how it stands, its loss, its configuration, what was found while it was watched."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from levada._errors import UsageError
+from levada.report.curve import is_wide, loss_series, told
+from levada.report.figure import figure
+from levada.report.vocabulary import SEVERITIES
+from levada.report.watch import findings_of
+from levada.report.words import SIGNS, count, number, phrase, short
+from levada.runs import Run
+from levada.runs.curves import curve
+from levada.runs.lock import is_held
+
+__all__ = ["training_view"]
+
+CONFIG: Final = "config.toml"
+State: TypeAlias = Literal["running", "ended", "stopped", "failed", "not ended"]
+_SIGNS: Final[Mapping[State, str]] = {"running": "▸", "ended": "✓", "stopped": "!", "failed": "✕", "not ended": "?"}
+_STEPS: Final = ("losses", "resumed", "launched")  # events of a training that goes on
+_KILLED: Final = "Its process ended without a word: it was killed, or the machine went down."
+_ELSEWHERE: Final = "Its last process was on another machine, or cannot be asked: it goes on, or was killed."
+
+
+def training_view(run: Run, name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make what the template shows of a training.
+
+    Args:
+        run: of kind "train".
+        name: its name.
+        events: its events.
+    """
+    numbers = [{**event, "loss": _numbers(event["loss"])} if "loss" in event else event for event in events]
+    losses = sorted(curve(numbers, "losses").items())
+    held_out = sorted(curve(numbers, "evaluation").items())
+    config = _config(run)
+    table = config.get("run")
+    wanted = table.get("steps") if isinstance(table, Mapping) else None
+    wanted = wanted if isinstance(wanted, int) else None
+    unmade = [event.get("step") for event in events[-1:] if event["type"] == "stopped"]  # its update was not taken
+    done = max([0, *(step + (step not in unmade) for step, _ in losses[-1:]), *(step for step, _ in held_out[-1:])])
+    state, why = _state(run, events, wanted)
+    findings, notes = _findings(run, events)
+    if state not in ("ended", "running"):
+        notes = [*_continuing(run), *notes]
+    return {
+        "title": name,
+        "state": state,
+        "sign": _SIGNS[state],
+        "headline": _headline(state, done, wanted),
+        "why": why,
+        "facts": _facts(losses, held_out, events, done, wanted),
+        "figures": _figures(losses, held_out),
+        "config": [(key, _written(table)) for key, table in config.items()],
+        "watched": any(event["type"] == "watched" for event in events) or (run.path / "watch").is_dir(),
+        "told": findings,
+        "notes": notes,
+    }
+
+
+def _numbers(loss: Any) -> Any:
+    """Read losses: one, or a list; what is no number is infinitely far from one, and stays a step of the curve."""
+    if isinstance(loss, list):
+        return [_numbers(one) for one in loss]
+    value = number(loss)
+    return float("nan") if value is None else value
+
+
+def _config(run: Run) -> Mapping[str, Any]:
+    """Give the configuration as it is now; where its file is lost, that with which the run began."""
+    with suppress(OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return tomllib.loads((run.path / CONFIG).read_text(encoding="utf-8"))
+    return {key: value for key, value in run.manifest.config.items() if isinstance(value, Mapping)}
+
+
+def _written(table: Any) -> str:
+    if not isinstance(table, Mapping):
+        return _value(table)
+    return ", ".join(f"{key} = {_value(value)}" for key, value in table.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key} = {_value(one)}" for key, one in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _state(run: Run, events: Sequence[Mapping[str, Any]], wanted: int | None) -> tuple[State, str]:
+    """Say how a training stands, and why if it did not come to its end."""
+    last = next((event for event in reversed(events) if event["type"] in ("end", "stopped", *_STEPS)), {"type": ""})
+    if last["type"] == "stopped":
+        return "stopped", f"{last.get('told') or ''}".removeprefix("train: ")
+    if last["type"] == "end":
+        state = last.get("state")
+        if state == "stopped":
+            return "stopped", "It was interrupted (Ctrl-C)."
+        return ("failed", str(last.get("error") or "")) if state == "failed" else ("ended", "")
+    held = is_held(run.path)
+    if held:
+        return "running", ""
+    # Trainings of an older levada did not say their end, but all of them evaluated behind their last step.
+    evaluated = [number(event.get("step")) or 0 for event in events if event["type"] == "evaluation"]
+    if wanted is not None and max(evaluated, default=0) >= wanted:
+        return "ended", ""
+    return ("not ended", _ELSEWHERE) if held is None else ("stopped", _KILLED)
+
+
+def _headline(state: State, done: int, wanted: int | None) -> str:
+    of = f"{done:,} of {count(wanted, 'step')}" if wanted is not None else count(done, "step")
+    if state == "running":
+        return f"Training: {of} done"
+    if state == "ended":
+        return f"Trained for {count(done, 'step')}"
+    return f"{state.capitalize()} after {of}"
+
+
+def _facts(
+    losses: Sequence[tuple[int, float]],
+    held_out: Sequence[tuple[int, float]],
+    events: Sequence[Mapping[str, Any]],
+    done: int,
+    wanted: int | None,
+) -> list[dict[str, str]]:
+    again = sum(event["type"] == "resumed" for event in events)
+    note = [f"of {wanted:,}"] if wanted is not None else []
+    note += [f"continued {again} times" if again > 1 else "continued once"] if again else []
+    facts = [("steps", f"{done:,}", ", ".join(note))]
+    if losses:
+        facts.append(("loss", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
+    if held_out:
+        least = min(held_out, key=lambda one: one[1])
+        note = [f"lowest {short(least[1])}, after step {least[0]:,}"] if least[0] != held_out[-1][0] else []
+        facts.append(("loss, held out", short(held_out[-1][1]), ", ".join(note)))
+    return [{"label": label, "value": value, "note": note} for label, value, note in facts]
+
+
+def _figures(losses: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, float]]) -> list[dict[str, str]]:
+    if not losses and not held_out:
+        return []
+    # A loss is measured before its step's update: after so many steps as its number says, like what is held out.
+    series = loss_series(losses, "training")
+    spec = {
+        "title": "",
+        "x": {"label": "steps done"},
+        "y": {"label": "loss", "scale": "log" if is_wide([*losses, *held_out]) else "linear"},
+        "series": [series, *([loss_series(held_out, "held out")] if held_out else [])],
+    }
+    what = f"The loss of {count(len(losses), 'step')}, each before its update"
+    what += f", and {count(len(held_out), 'evaluation')} on what is held out." if held_out else "."
+    return [{"title": "The loss", "caption": what + told(losses, series), "svg": figure(spec)}]
+
+
+def _findings(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Give the findings of the watched runs inside, and what of these cannot be read."""
+    first = {str(event.get("path")): event.get("first") for event in events if event["type"] == "watched"}
+    told, notes = [], []
+    for path in _watches(run.path):
+        where = f"watch/{path.name}"
+        try:
+            watched = Run(path)
+        except UsageError as error:
+            notes.append(f"{where} cannot be read: {error}")
+            continue
+        start = first.get(where, 0 if path.name == "1" else None)
+        start = start if isinstance(start, int) else None
+        found = findings_of(watched.events())
+        told += [_finding(one, where, start) for one in found if one.get("status") != "unknown"]
+    return told, notes
+
+
+def _watches(folder: Path) -> Iterator[Path]:
+    found = [path for path in folder.glob("watch/*") if path.name.isdecimal() and path.is_dir()]
+    yield from sorted(found, key=lambda path: int(path.name))
+
+
+def _finding(one: Mapping[str, Any], where: str, start: int | None) -> dict[str, Any]:
+    """Tell a finding in short; the watched run's own page has the evidence."""
+    clear = one.get("status") == "clear"
+    severity = str(one.get("severity", "info"))
+    when = []
+    for word, key in (("told at", "came"), ("over at", "over")):
+        step = number(one.get(key))
+        if step is not None:
+            when.append(f"{word} step {int(step) + (start or 0):,}")
+    if start is None and when:
+        when.append("counted from where the training was continued")
+    return {
+        "severity": "info" if clear else severity,
+        "kind": SEVERITIES.get(severity, severity) + (", over" if clear else ""),
+        "sign": SIGNS["healthy"] if clear else SIGNS.get(severity, "i"),
+        "title": phrase(one),
+        "claim": str(one.get("claim") or ""),
+        "when": ", ".join(when),
+        "where": where,
+    }
+
+
+def _continuing(run: Run) -> list[str]:
+    """Say from where it can be continued."""
+    whole = [path.parent.name for path in run.path.glob("checkpoints/step-*/complete.json")]
+    steps = [int(name.removeprefix("step-")) for name in whole if name.removeprefix("step-").isdecimal()]
+    if not steps:
+        return ["It holds no complete checkpoint: continued, it begins again."]
+    return [
+        f"Its newest complete checkpoint is that after step {max(steps):,}: `levada train "
+        f"{run.path / CONFIG} --resume` continues from there."
+    ]

@@ -1,0 +1,126 @@
+"""Which rules have judged a run so far, and why others have not: what a verdict rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+from levada.runs.standing import Standing
+from levada.watching.judge import Judge
+from levada.watching.rules.units import BY_CHANCE
+from levada.watching.skipped import RULE as SKIPPED
+from levada.watching.unoptimised import RULE as UNOPTIMISED
+from levada.watching.unoptimised import UPDATES
+
+__all__ = ["standing_of"]
+
+_DEPTH: Final = ("vanishing_gradient", "exploding_gradient", "vanishing_signal", "exploding_signal")
+_LEAST_BLOCKS: Final = 4
+_RATES: Final = ("learning_rate_too_high", "learning_rate_too_low")
+_BASED: Final = (*_DEPTH, "dead_units", "frozen_layers")  # rules that compare with what came before
+_CLEAR: Final = math.ceil(-math.log2(BY_CHANCE))  # zeros in a row of what never was other, that are no chance
+
+Reason: TypeAlias = tuple[str, str, bool]  # a rule, why its silence says nothing, whether it waits for more
+
+
+def standing_of(judge: Judge, *, steps: int | None = None, over: str = "") -> Standing:
+    """Return which rules have judged a run, and with which verdict.
+
+    A rule has judged if it would have spoken by now, had there been something: also after the samples that confirm it.
+
+    Args:
+        judge: what has judged it.
+        steps: steps that were made; those up to the last sample if left out.
+        over: why nothing is judged any more; "" while it is.
+
+    Example:
+        >>> standing = standing_of(Judge(lambda: ()))
+        >>> standing.verdict, standing.judged
+        ('unknown', ('skipped_steps',))
+    """
+    every = ("numerical_overflow", "loss_spike", SKIPPED, UNOPTIMISED, *judge.rules)
+    fired = {finding.rule for finding in judge.fired}  # has judged, whatever it lacks
+    reasons = [(rule, over, True) for rule in every] if over else [*_ended(judge), *_reasons(judge)]
+    why: dict[str, str] = {}
+    waiting: set[str] = set()
+    for rule, text, waits in reasons:
+        if rule in every and rule not in fired and rule not in why:  # the first reason is told
+            why[rule] = text
+            waiting |= {rule} if waits else set()
+    sampled = judge.rows[-1].step if judge.rows else None
+    return Standing(
+        severities=tuple(finding.severity for finding in judge.fired),
+        judged=tuple(rule for rule in every if rule not in why),
+        unjudged=why,
+        waiting=frozenset(waiting),
+        sampled=sampled,
+        steps=(0 if sampled is None else sampled + 1) if steps is None else steps,
+    )
+
+
+def _ended(judge: Judge) -> Iterator[Reason]:
+    """Yield rules that an error ended."""
+    yield from ((rule, why, True) for rule, why in judge.ended.items())
+
+
+def _reasons(judge: Judge) -> Iterator[Reason]:
+    updates = judge.unheld
+    if updates is not None and updates < UPDATES:  # it only informs: no verdict waits for it
+        yield UNOPTIMISED, f"it takes {UPDATES} updates, and {_are(updates)} known", False
+    if not judge.rows or judge.blocks is None:
+        yield from ((rule, "no step was sampled", True) for rule in ("numerical_overflow", "loss_spike", *judge.rules))
+        return
+    yield from _absent(judge)
+    yield from _early(judge)
+
+
+def _absent(judge: Judge) -> Iterator[Reason]:
+    """Yield rules that lack something; after a few samples, no more of them are expected to bring it."""
+    waits = judge.compared < judge.confirm
+    sites, rows, seen = len(judge.blocks.sites) if judge.blocks is not None else 0, judge.rows, judge.seen
+    no_loss = "" if judge.loss.steps else "no loss was seen"
+    if no_loss:
+        yield "loss_spike", no_loss, waits
+    if sites < _LEAST_BLOCKS:
+        why = f"there are {sites} blocks, and a law of depth needs {_LEAST_BLOCKS}"
+        yield from ((rule, why, waits) for rule in _DEPTH)
+    if "zero_fraction" not in seen:
+        yield "dead_units", "no block was seen to have activations with exact zeros", waits
+    if "weight_gradient_rms" not in seen:
+        yield "frozen_layers", "no gradient of a weight was measured", waits
+    rate = "" if math.isfinite(float(rows[-1].scalars.get("lr", math.nan))) else "the learning rate is not known"
+    update = "" if "update_ratio" in seen else "no update was measured"
+    typed = judge.blocks is not None and bool(judge.blocks.resolution.isfinite().any())
+    types = "" if typed else "the type of the weights' numbers is not known"
+    if why := update or types or rate:
+        yield "lost_update", why, waits
+    for rule in _RATES:
+        if why := update or no_loss or (rate if rule.endswith("low") else ""):
+            yield rule, why, waits
+
+
+def _early(judge: Judge) -> Iterator[Reason]:
+    """Yield rules that need more samples or steps than there are."""
+    samples, confirm, loss = judge.compared, judge.confirm, judge.loss
+    based, silent, rest = judge.warm_up + confirm, judge.silent, _CLEAR + confirm - 1
+    if samples < based:
+        why = f"{based} samples are needed, {judge.warm_up} for a baseline and {confirm} that confirm, and "
+        yield from ((rule, f"{why}{_are(samples)} there", True) for rule in _BASED)
+    if 0 < silent < rest:
+        why = f"a block never had a gradient, which {rest} samples tell from a rest, and {_are(silent)} there"
+        yield "frozen_layers", why, True
+    for rule, least in (
+        ("loss_spike", loss.warm_up),
+        ("learning_rate_too_high", loss.warm_up),
+        ("learning_rate_too_low", 2 * loss.warm_up),
+    ):
+        if loss.steps < least:
+            yield rule, f"the losses of {least} steps are needed, and {_are(loss.steps)} known", True
+    if samples < confirm:
+        why = f"{confirm} samples in a row are needed, and {_are(samples)} there"
+        yield from ((rule, why, True) for rule in judge.rules)
+
+
+def _are(count: int) -> str:
+    return "1 is" if count == 1 else f"{count} are"

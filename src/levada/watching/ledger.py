@@ -1,0 +1,157 @@
+"""What was found in a run, in order: told once it is confirmed, made worse, and taken back when it ends."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias, final
+
+from levada.diagnose.finding import Finding
+from levada.watching.skipped import RULE as SKIPPED
+
+__all__ = ["Ledger"]
+
+Key: TypeAlias = tuple[str, str]  # a rule and a place
+
+APART: Final = 16  # times that what stands without samples is told in an entry of its own, then in the last of them
+HISTORY: Final = 1024
+
+_ORDER: Final = {"info": 0, "warn": 1, "error": 2}
+
+
+@dataclass(slots=True)
+class _Case:
+    """What a rule says of one place, and for how many samples in a row."""
+
+    finding: Finding
+    held: int = 0
+    missed: int = 0
+    at: int | None = None  # its place among the findings, once it is told
+
+
+@final
+class Ledger:
+    """Keeps the findings of a run.
+
+    Args:
+        confirm: samples in a row on which a finding must hold, or must not, to be told or taken back.
+        ask: called with an error, of which a bundle is to be kept.
+
+    Attributes:
+        findings: each as it stands now.
+        history: each telling, worsening and ending in turn, of the last thousand.
+    """
+
+    def __init__(self, confirm: int, ask: Callable[[Finding], None]) -> None:
+        self.findings: list[Finding] = []
+        self.history: deque[Finding] = deque(maxlen=HISTORY)
+        self._confirm = confirm
+        self._ask = ask
+        self._cases: dict[Key, _Case] = {}
+        self._standing: dict[str, int] = {}  # place among the findings, by rule
+        self._stood: dict[str, list[int]] = {}  # and those at which it stood before
+        self._times: Counter[str] = Counter()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._cases
+
+    def last(self, key: Key) -> Finding | None:
+        """Return what a rule said of a place last, while it does."""
+        case = self._cases.get(key)
+        return None if case is None else case.finding
+
+    def stand(self, finding: Finding, *, renew: bool = False) -> None:
+        """Tell a finding that is confirmed already, and does not depend on samples; or that it is another, or worse."""
+        at = self._standing.get(finding.rule)
+        if at is None:
+            self._stand_anew(finding)
+        elif renew or _worse(finding, self.findings[at]):
+            told_at = self.findings[at].evidence["told_at"]
+            self.findings[at] = replace(finding, evidence={**finding.evidence, "told_at": told_at})
+            self._remember(self.findings[at])
+
+    def _stand_anew(self, finding: Finding) -> None:
+        stood = self._stood.setdefault(finding.rule, [])
+        self._times[finding.rule] += 1
+        if len(stood) < APART:
+            stood.append(len(self.findings))
+            self._tell(finding)
+        else:
+            times = self._times[finding.rule]
+            again = f"{finding.claim} It came {times:,} times so far."
+            self.findings[stood[-1]] = replace(finding, claim=again, evidence={**finding.evidence, "times": times})
+            self._remember(self.findings[stood[-1]])
+        self._standing[finding.rule] = stood[-1]
+
+    def over(self, rule: str, step: int) -> None:
+        """Take back what stands without samples."""
+        at = self._standing.pop(rule, None)
+        if at is not None:
+            self._clear(at, step)
+
+    def hold(self, key: Key, finding: Finding, step: int, *, confirm: int | None = None, renew: bool = False) -> None:
+        """Hear that a rule holds on a sample."""
+        case = self._cases.setdefault(key, _Case(finding))
+        case.finding, case.held, case.missed = finding, case.held + 1, 0
+        if case.at is None and case.held >= (self._confirm if confirm is None else confirm):
+            told = replace(finding, evidence={**finding.evidence, "told_at": step, "samples": case.held})
+            case.at = len(self.findings)
+            self._tell(told)
+        elif case.at is not None and (renew or _worse(finding, self.findings[case.at])):
+            before = self.findings[case.at]
+            told_at = {key: before.evidence[key] for key in ("told_at", "samples")}
+            self.findings[case.at] = replace(finding, evidence={**finding.evidence, **told_at})
+            if _worse(finding, before):
+                self._remember(self.findings[case.at])
+
+    def miss_others(self, held: Collection[Key], step: int) -> None:
+        """Hear that all rules hold no more, but those."""
+        for key in [key for key in self._cases if key not in held]:
+            case = self._cases[key]
+            case.held, case.missed = 0, case.missed + 1
+            if case.at is None:
+                del self._cases[key]
+            elif case.missed >= self._confirm or key[0] == "loss_spike":
+                self._clear(case.at, step)
+                del self._cases[key]
+
+    def tell_at_once(self, finding: Finding) -> None:
+        """Tell a finding that needs no other sample; or its place, where that is known only now."""
+        key = finding.rule, ""
+        case = self._cases.get(key)
+        if case is None:
+            self._cases[key] = _Case(finding, 1, 0, len(self.findings))
+            self._tell(replace(finding, evidence={**finding.evidence, "told_at": finding.evidence["seen_at"]}))
+        elif case.at is not None and finding.where and not self.findings[case.at].where:
+            before = self.findings[case.at].evidence
+            if finding.evidence["step"] == before["step"]:  # the same one, and now its block is known
+                self.findings[case.at] = replace(finding, evidence={**finding.evidence, "told_at": before["told_at"]})
+                self.history.append(self.findings[case.at])
+
+    def end(self, rule: str, step: int) -> None:
+        """Take back what was told at once."""
+        case = self._cases.pop((rule, ""), None)
+        if case is not None and case.at is not None:
+            self._clear(case.at, step)
+
+    def _tell(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        self._remember(finding)
+
+    def _remember(self, finding: Finding) -> None:
+        self.history.append(finding)
+        # Of a standstill the bundle is kept at once: no update comes, and then a good one.
+        if finding.severity == "error" and finding.rule != SKIPPED:
+            self._ask(finding)
+
+    def _clear(self, at: int, step: int) -> None:
+        finding = self.findings[at]
+        evidence: dict[str, Any] = {**finding.evidence, "cleared_at": step}
+        claim = f"{finding.claim} Cleared at step {step}."
+        self.findings[at] = replace(finding, status="clear", claim=claim, evidence=evidence)
+        self.history.append(self.findings[at])
+
+
+def _worse(finding: Finding, told: Finding) -> bool:
+    return _ORDER[finding.severity] > _ORDER[told.severity]

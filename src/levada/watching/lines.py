@@ -1,0 +1,146 @@
+"""What a watched run is, in lines of text: findings, the verdict and what it rests on, cost, and the record."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from levada._names import printable
+from levada.runs.standing import Standing, sampling
+from levada.watching.drawing import Course, Line
+
+if TYPE_CHECKING:
+    from levada.diagnose import Finding
+
+__all__ = ["BETWEEN", "cost_pieces", "finding_lines", "fired", "footing", "standing_in", "summary"]
+
+_COLOURS: Final = {"error": "bold red", "warn": "yellow", "info": "cyan"}
+_SIGNS: Final = {"error": ("✕", "x"), "warn": ("!", "!"), "info": ("i", "i")}
+BETWEEN: Final = {True: " · ", False: ", "}
+
+
+def fired(watch: Any) -> list[Finding]:
+    """Return what holds, the gravest first.
+
+    Args:
+        watch: a watch.
+    """
+    order = {"error": 0, "warn": 1, "info": 2}
+    found = [one for one in watch.findings if one.status == "fired"]
+    return sorted(found, key=lambda one: order.get(one.severity, 3))
+
+
+def cost_pieces(watch: Any, sampled: Sequence[int], steps: int) -> list[str]:
+    """Say what watching costs, as far as it was measured, and how far apart samples are.
+
+    Args:
+        watch: a watch.
+        sampled: the last steps that were sampled.
+        steps: steps that were made.
+    """
+    told = []
+    if watch.overhead is not None and math.isfinite(watch.overhead):
+        told.append(f"overhead {100 * watch.overhead:.2g} %")
+    return [*told, sampling(list(sampled), steps)]
+
+
+def standing_in(watch: Any) -> Standing:
+    """Give the standing of a watch; of one that has none, a standing that knows of no rule.
+
+    Args:
+        watch: what is shown.
+    """
+    standing = getattr(watch, "standing", None)
+    return standing if isinstance(standing, Standing) else Standing(tuple(one.severity for one in fired(watch)))
+
+
+def _verdict(standing: Standing, width: int, most: int, fine: bool) -> list[Line]:
+    """Say that nothing alarms, and what that is worth: by which rules, and where it is not known, why not."""
+    healthy = standing.verdict == "healthy"
+    sign, style = (("✓" if fine else "ok"), "green") if healthy else ("?", "yellow")
+    text = f"{standing.verdict}: {'no alarm' if standing.severities else 'nothing found'}, {standing.counted}"
+    text += "" if healthy or not standing.reasons else f"; not {standing.reasons}"
+    texts = textwrap.wrap(text, max(width - len(sign) - 1, 20), max_lines=most, placeholder=" …" if fine else " ...")
+    return [[(f"{sign} " if i == 0 else " " * (len(sign) + 1), style), (one, "dim")] for i, one in enumerate(texts)]
+
+
+def finding_lines(
+    found: Sequence[Finding], cleared: Sequence[Finding], standing: Standing, width: int, most: int, fine: bool
+) -> list[Line]:
+    """Say what is found and what is over, in `most` lines; a claim may take what others leave.
+
+    Args:
+        found: what holds.
+        cleared: what is over.
+        standing: of the run.
+        width: of a line.
+        most: lines.
+        fine: whether letters beyond ASCII can be shown.
+    """
+    over: list[Line] = [[(f"{'✓' if fine else 'ok'} {one.rule} is over", "green")] for one in cleared]
+    if standing.verdict in ("healthy", "unknown"):
+        over = _verdict(standing, width, max(1, most - len(over)), fine) + over
+    lines: list[Line] = []
+    for i, one in enumerate(found):
+        left = most - len(lines) - (len(found) - i - 1)
+        if len(lines) == most - 1 and i < len(found) - 1:
+            lines.append([(f"  and {len(found) - i} more", "dim")])
+            break
+        lines += _finding(one, width, max(1, left), fine)
+    return (lines + over + [[] for _ in range(most)])[:most]
+
+
+def _finding(one: Finding, width: int, most: int, fine: bool) -> list[Line]:
+    sign = _SIGNS.get(one.severity, ("i", "i"))[0 if fine else 1]
+    head = f"{sign} {one.rule}  "
+    room = max(width - len(head), 20)
+    texts = textwrap.wrap(printable(one.claim), room, max_lines=most, placeholder=" …" if fine else " ...") or [""]
+    style = _COLOURS.get(one.severity, "")
+    return [
+        [(head if i == 0 else " " * len(head), style if i == 0 else ""), (text, "")] for i, text in enumerate(texts)
+    ]
+
+
+def footing(watch: Any, fine: bool) -> Line:
+    """Say where the record is.
+
+    Args:
+        watch: a watch.
+        fine: whether letters beyond ASCII can be shown.
+    """
+    return [(BETWEEN[fine].join(_record(watch)), "dim")]
+
+
+def _record(watch: Any) -> list[str]:
+    folder, dropped = getattr(watch, "run", None), getattr(watch, "dropped", 0)
+    told = [f"record: {folder}" if folder is not None else "no record is kept"]
+    return told + ([f"{dropped:,} samples were dropped"] if dropped else [])
+
+
+def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: bool = True) -> list[Line]:
+    """Say what a watch saw: findings, cost, and where the record is.
+
+    Args:
+        watch: one that is over, or goes on.
+        losses: of its steps.
+        width: of the lines, at most.
+        fine: whether letters beyond ASCII can be shown.
+    """
+    steps = int(watch.steps)
+    told = f"{steps:,} {'step' if steps == 1 else 'steps'} watched"
+    if losses is not None and losses.last is not None:
+        told += f", loss {losses.values[0]:.4g} to {losses.last[1]:.4g}"
+    lines: list[Line] = [[("levada", "bold cyan"), ("  ", ""), (told, "")]]
+    for one in fired(watch):
+        lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine)]
+    standing = standing_in(watch)
+    if standing.verdict in ("healthy", "unknown"):
+        lines += [[("  ", ""), *line] for line in _verdict(standing, width - 2, 8, fine)]
+    sampled = [sample.step for sample in getattr(watch, "samples", ())]
+    cost = cost_pieces(watch, sampled, steps)
+    lines.append([("  " + BETWEEN[fine].join([*cost, *_record(watch)]), "dim")])
+    if getattr(watch, "run", None) is not None:
+        lines.append([(f"  levada report {watch.run} -o report.html", "dim")])
+    return lines

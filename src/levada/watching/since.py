@@ -1,0 +1,48 @@
+"""A watch as a record sees it that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, final
+
+from levada.probe.trace import Site
+from levada.runs.standing import Standing
+
+if TYPE_CHECKING:
+    from levada.watching.watch import Watch
+
+__all__ = ["Since"]
+
+
+@final
+class Since:
+    """A watch as a record sees it that goes on: with the findings from now on."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._before = watch, list(watch.findings)
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """The blocks."""
+        return self._watch.sites
+
+    @property
+    def findings(self) -> list[Any]:
+        """What was found since then."""
+        known = set(map(id, self._before))
+        return [finding for finding in self._watch.findings if id(finding) not in known]
+
+    @property
+    def overhead(self) -> float:
+        """Measured share of the training time."""
+        return self._watch.overhead
+
+    @property
+    def standing(self) -> Standing:
+        """The verdict so far, and what it rests on."""
+        return self._watch.standing
+
+    @property
+    def steps(self) -> int:
+        """Number of completed steps."""
+        return self._watch.steps
