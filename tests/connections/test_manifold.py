@@ -10,7 +10,7 @@ from levada._errors import UsageError
 from levada.connections.manifold import ManifoldHyperConnection, StreamHead
 from levada.connections.manifolds import MANIFOLDS
 from levada.connections.residual import Residual
-from levada.connections.sinkhorn import sinkhorn
+from levada.ops.sinkhorn import sinkhorn
 from levada.stack import Stack
 
 DIM = 6

@@ -308,7 +308,7 @@ def test_without_triton_the_reference_runs_and_says_so_once(monkeypatch):
     module = "levada.ops.scan.triton"
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, module, raising=False)
-    _define._import_kernels.cache_clear()
+    _define.import_kernels.cache_clear()
     kernel = _define.triton_or_reference(module, "scan", reference.scan)
     tensors = arguments((5, 2))[:3]
     try:
@@ -318,7 +318,7 @@ def test_without_triton_the_reference_runs_and_says_so_once(monkeypatch):
             warnings.simplefilter("error")
             second = kernel(*tensors, False)
     finally:
-        _define._import_kernels.cache_clear()
+        _define.import_kernels.cache_clear()
     assert torch.equal(first, reference.scan(*tensors, False))
     assert torch.equal(first, second)
 

@@ -42,7 +42,8 @@ def derivatives(function, tensors, cotangent):
 def test_values_and_gradients_are_those_of_the_formula(sizes, mixes, compiled, monkeypatch):
     if compiled and not importlib.util.find_spec("numba"):
         pytest.skip("numba is not installed")
-    monkeypatch.setattr(cpu, "is_installed", lambda: compiled)
+    if not compiled:
+        monkeypatch.setattr(cpu, "import_kernels", lambda module, package: None)
     tensors = arguments(*sizes, mixes=mixes)
     cotangent = torch.randn(sizes, dtype=torch.float64)
     got = derivatives(write_streams, tensors, cotangent)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
 from levada.connections.manifolds import MANIFOLDS
-from levada.connections.sinkhorn import sinkhorn
+from levada.ops.sinkhorn import sinkhorn
 from levada.connections.streams import Coefficients, MultiStream, Streams, coefficient_dtype, full_precision
 
 __all__ = ["Form", "ManifoldHyperConnection", "ManifoldStreams", "StreamHead", "project_features"]

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-__all__ = ["Kernel", "define", "triton_or_reference"]
+__all__ = ["Kernel", "define", "import_kernels", "triton_or_reference"]
 
 Kernel = Callable[..., Any]
 
@@ -66,23 +66,35 @@ def triton_or_reference(module: str, name: str, reference: Kernel) -> Kernel:
 
     @functools.wraps(reference)
     def kernel(*args: Any) -> Any:
-        found = _import_kernels(module)
+        found = import_kernels(module, "triton")
+        if found is None:
+            _warn_of_triton(module)
         return (reference if found is None else getattr(found, name))(*args)
 
     return kernel
 
 
-@functools.cache  # which also makes the warning the only one
-def _import_kernels(module: str) -> ModuleType | None:
+@functools.cache
+def import_kernels(module: str, package: str) -> ModuleType | None:
+    """Return a module of kernels; None where the package that compiles them is not installed.
+
+    Args:
+        module: dotted name.
+        package: what it imports from outside.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != "triton":
+        if error.name != package:
             raise
-        warnings.warn(
-            f"{module} needs the package 'triton', which is not installed: the reference runs on the GPU, a loop with "
-            "one kernel a step, which is slow. Install it with: pip install triton",
-            RuntimeWarning,
-            stacklevel=2,
-        )
         return None
+
+
+@functools.cache  # which makes the warning the only one
+def _warn_of_triton(module: str) -> None:
+    warnings.warn(
+        f"{module} needs the package 'triton', which is not installed: the reference runs on the GPU, by plain "
+        "operations, which is slow. Install it with: pip install triton",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -1,16 +1,13 @@
-"""Writing to streams on a CPU: each token's streams are read once, while they are in the cache.
+"""Writing to streams on a CPU: by loops that Numba compiles, which brings its own compiler; without it the reference."""
 
-The loops are compiled by Numba, which brings its own compiler; without it the reference runs. Tokens are divided among
-as many threads as PyTorch uses.
-"""
-
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"
 from __future__ import annotations
+
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from levada.ops._numba import compiled, is_installed, over_tokens
+from levada.ops._define import import_kernels
 from levada.ops.streams import reference
 
 __all__ = ["write", "write_backward"]
@@ -18,73 +15,13 @@ __all__ = ["write", "write_backward"]
 _TYPES = {torch.float32, torch.float64}
 
 
-@compiled
-def _write(state, out, weights, mix, new, mixes):
-    tokens, n, width = state.shape
-    for t in range(tokens):
-        for i in range(n):
-            w = weights[t, i]
-            if not mixes:
-                for c in range(width):
-                    new[t, i, c] = state[t, i, c] + w * out[t, c]
-            elif n == 4:  # the usual number, in one pass
-                m0, m1, m2, m3 = mix[t, i, 0], mix[t, i, 1], mix[t, i, 2], mix[t, i, 3]
-                for c in range(width):
-                    kept = m0 * state[t, 0, c] + m1 * state[t, 1, c] + m2 * state[t, 2, c] + m3 * state[t, 3, c]
-                    new[t, i, c] = kept + w * out[t, c]
-            else:
-                for c in range(width):
-                    new[t, i, c] = w * out[t, c]
-                for j in range(n):
-                    m = mix[t, i, j]
-                    for c in range(width):
-                        new[t, i, c] += m * state[t, j, c]
-
-
-@compiled
-def _write_backward(cotangent, state, out, weights, mix, by_state, by_out, by_weights, by_mix, mixes):
-    tokens, n, width = state.shape
-    for t in range(tokens):
-        by_out[t] = 0
-        for i in range(n):
-            w, total = weights[t, i], weights[t, i] * 0
-            for c in range(width):
-                g = cotangent[t, i, c]
-                total += g * out[t, c]
-                by_out[t, c] += w * g
-            by_weights[t, i] = total
-        if not mixes:
-            continue
-        for j in range(n):
-            if n == 4:
-                m0, m1, m2, m3 = mix[t, 0, j], mix[t, 1, j], mix[t, 2, j], mix[t, 3, j]
-                s0 = s1 = s2 = s3 = m0 * 0
-                for c in range(width):
-                    x = state[t, j, c]
-                    g0, g1, g2, g3 = cotangent[t, 0, c], cotangent[t, 1, c], cotangent[t, 2, c], cotangent[t, 3, c]
-                    s0 += g0 * x
-                    s1 += g1 * x
-                    s2 += g2 * x
-                    s3 += g3 * x
-                    by_state[t, j, c] = m0 * g0 + m1 * g1 + m2 * g2 + m3 * g3
-                by_mix[t, 0, j], by_mix[t, 1, j], by_mix[t, 2, j], by_mix[t, 3, j] = s0, s1, s2, s3
-            else:
-                by_state[t, j] = 0
-                for i in range(n):
-                    m, total = mix[t, i, j], mix[t, i, j] * 0
-                    for c in range(width):
-                        g = cotangent[t, i, c]
-                        total += g * state[t, j, c]
-                        by_state[t, j, c] += m * g
-                    by_mix[t, i, j] = total
-
-
 def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
     """Return the new streams, contiguous."""
-    if not _fits(state, out, weights, mix):
+    loops = _loops(state, out, weights, mix)
+    if loops is None:
         return reference.write(state, out, weights, mix)
     new = torch.empty_like(state, memory_format=torch.contiguous_format)
-    over_tokens(_write, [*_arrays(state, out, weights, mix), new], mix is not None)
+    loops.over_tokens(loops.write, [*_arrays(state, out, weights, mix), new], mix is not None)
     return new
 
 
@@ -92,21 +29,24 @@ def write_backward(
     cotangent: Tensor, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients, contiguous."""
-    if not _fits(cotangent, state, out, weights, mix):
+    loops = _loops(cotangent, state, out, weights, mix)
+    if loops is None:
         return reference.write_backward(cotangent, state, out, weights, mix)
     given = _arrays(state, out, weights, mix)
     found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
-    over_tokens(_write_backward, [cotangent.contiguous(), *given, *found], mix is not None)
+    loops.over_tokens(loops.write_backward, [cotangent.contiguous(), *given, *found], mix is not None)
     if mix is None:
         found[0], found[3] = state.new_empty(0), weights.new_empty(0)
     return found[0], found[1], found[2], found[3]
 
 
-def _fits(*tensors: Tensor | None) -> bool:
-    """Return whether the loops take them: all of one type that they are compiled for, and something to do."""
+def _loops(*tensors: Tensor | None) -> ModuleType | None:
+    """Return the loops if they take these: of one type that they are compiled for, and something to do."""
     given = [x for x in tensors if x is not None]
     types = {x.dtype for x in given}
-    return len(types) == 1 and types <= _TYPES and given[0].numel() > 0 and is_installed()
+    if len(types) > 1 or not types <= _TYPES or not given[0].numel():
+        return None
+    return import_kernels("levada.ops.streams.loops", "numba")
 
 
 def _arrays(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> list[Tensor]:

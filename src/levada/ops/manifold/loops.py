@@ -1,0 +1,225 @@
+"""Reading streams on a CPU: a token's streams stay in the cache between the two looks at them.
+
+The Sinkhorn iterations of a block of tokens run side by side, and are made again in the backward pass.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from levada.ops._numba import compiled, over_tokens
+
+__all__ = ["over_tokens", "read", "read_backward"]
+
+TOKENS = 16  # whose iterations run side by side: they fill the vector units
+
+
+@compiled
+def _normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
+    """Make a block's factors: the matrix after step t is `rows[t + 1] kernel columns[t]`; see `levada.ops.sinkhorn`."""
+    n, tokens = logits.shape[0], logits.shape[2]
+    one = logits.dtype.type(1)
+    for j in range(n):
+        for b in range(tokens):
+            most = logits[0, j, b]
+            for i in range(1, n):
+                most = max(most, logits[i, j, b])
+            total = one * 0
+            for i in range(n):
+                softmax[i, j, b] = math.exp(logits[i, j, b] - most)
+                total += softmax[i, j, b]
+            for i in range(n):
+                kernel[i, j, b] = logits[i, j, b] - most - math.log(total)
+                softmax[i, j, b] /= total
+    for i in range(n):
+        for b in range(tokens):
+            rows[0, i, b] = one
+            if epsilon == 0:  # the first row step undoes any factor of a row, so that none underflows whole
+                most = kernel[i, 0, b]
+                for j in range(1, n):
+                    most = max(most, kernel[i, j, b])
+                for j in range(n):
+                    kernel[i, j, b] = math.exp(kernel[i, j, b] - most)
+            else:
+                for j in range(n):
+                    kernel[i, j, b] = softmax[i, j, b] + epsilon
+    for t in range(iterations):
+        for j in range(n):
+            for b in range(tokens):
+                columns[t, j, b] = one
+            if t:
+                for b in range(tokens):
+                    total = epsilon / columns[t - 1, j, b]
+                    for i in range(n):
+                        total += kernel[i, j, b] * rows[t, i, b]
+                    columns[t, j, b] = one / total
+        for i in range(n):
+            for b in range(tokens):
+                total = epsilon / rows[t, i, b]
+                for j in range(n):
+                    total += kernel[i, j, b] * columns[t, j, b]
+                rows[t + 1, i, b] = one / total
+
+
+@compiled
+def _normalise_backward(by_mix, softmax, kernel, rows, columns, iterations, epsilon, part, by_row, by_column):
+    """Put the gradient by a block's logits in the place of that by its matrices."""
+    n, tokens = by_mix.shape[0], by_mix.shape[2]
+    by_row[:] = 0
+    by_column[:] = 0
+    for i in range(n):
+        for j in range(n):
+            for b in range(tokens):
+                by_mix[i, j, b] *= rows[iterations, i, b] * columns[iterations - 1, j, b]
+                entry = by_mix[i, j, b] * kernel[i, j, b]
+                by_row[i, b] += entry
+                by_column[j, b] += entry
+    for t in range(iterations - 1, -1, -1):
+        for i in range(n):
+            for b in range(tokens):
+                part[i, b] = by_row[i, b] * rows[t + 1, i, b]
+                by_row[i, b] = epsilon * part[i, b] / rows[t, i, b]
+        for i in range(n):
+            for j in range(n):
+                for b in range(tokens):
+                    by_mix[i, j, b] -= part[i, b] * columns[t, j, b]
+                    by_column[j, b] -= columns[t, j, b] * kernel[i, j, b] * part[i, b]
+        if t == 0:
+            break
+        for j in range(n):
+            for b in range(tokens):
+                part[j, b] = by_column[j, b] * columns[t, j, b]
+                by_column[j, b] = epsilon * part[j, b] / columns[t - 1, j, b]
+        for i in range(n):
+            for j in range(n):
+                for b in range(tokens):
+                    by_mix[i, j, b] -= rows[t, i, b] * part[j, b]
+                    by_row[i, b] -= rows[t, i, b] * kernel[i, j, b] * part[j, b]
+    for j in range(n):
+        for b in range(tokens):
+            total = by_mix[0, j, b] * 0
+            for i in range(n):
+                by_mix[i, j, b] *= softmax[i, j, b] if epsilon != 0 else kernel[i, j, b]
+                total += by_mix[i, j, b]
+            for i in range(n):
+                by_mix[i, j, b] -= softmax[i, j, b] * total
+
+
+@compiled
+def _fill(found, start, scale, bias, transposed, logits):
+    """Take a block's logits of the matrix from those of its tokens; what is over at the end repeats the last token."""
+    n = logits.shape[0]
+    for b in range(logits.shape[2]):
+        t = min(start + b, len(found) - 1)
+        for i in range(n):
+            for j in range(n):
+                k = n * (2 + j) + i if transposed else n * (2 + i) + j
+                logits[i, j, b] = found[t, k] * scale[2] + bias[k]
+
+
+@compiled
+def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, iterations, epsilons, transposed):
+    """Write what the branch reads and the weights; `found` holds projected features and is divided in place."""
+    tokens, n, width = state.shape
+    block = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
+    logits = np.empty((n, n, TOKENS), state.dtype)
+    rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)
+    for start in range(0, tokens, TOKENS):
+        end = min(start + TOKENS, tokens)
+        for t in range(start, end):
+            total = state[t, 0, 0] * 0
+            for j in range(n):
+                for c in range(width):
+                    total += state[t, j, c] * state[t, j, c]
+            inverse[t] = 1 / math.sqrt(total / (n * width) + epsilons[3])
+            for k in range(found.shape[1]):
+                found[t, k] *= inverse[t]
+            for i in range(n):
+                reads[t, i] = 1 / (1 + math.exp(-(found[t, i] * scale[0] + bias[i]))) + epsilons[1]
+                writes[t, i] = 2 / (1 + math.exp(-(found[t, n + i] * scale[1] + bias[n + i]))) + epsilons[2]
+            if n == 4:
+                r0, r1, r2, r3 = reads[t, 0], reads[t, 1], reads[t, 2], reads[t, 3]
+                for c in range(width):
+                    x[t, c] = r0 * state[t, 0, c] + r1 * state[t, 1, c] + r2 * state[t, 2, c] + r3 * state[t, 3, c]
+            else:
+                x[t] = 0
+                for j in range(n):
+                    r = reads[t, j]
+                    for c in range(width):
+                        x[t, c] += r * state[t, j, c]
+        if mixes:
+            _fill(found, start, scale, bias, transposed, logits)
+            _normalise(logits, block[0], block[1], rows, columns, iterations, epsilons[0])
+            for t in range(start, end):
+                b = t - start
+                for i in range(n):
+                    for j in range(n):
+                        mix[t, i, j] = block[1][i, j, b] * rows[iterations, i, b] * columns[iterations - 1, j, b]
+
+
+@compiled
+def read_backward(
+    by_x, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found,
+    scale, bias, mixes, iterations, epsilons, transposed, adds,
+):  # fmt: skip
+    """Write gradients by what was projected, and by the state but for the way through the projection.
+
+    Returns:
+        The gradients by scale and bias.
+    """
+    tokens, n, width = state.shape
+    by_scale, by_bias = np.zeros_like(scale), np.zeros_like(bias)
+    softmax, kernel = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
+    logits, gradient = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
+    rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)
+    part, by_row, by_column = np.empty((3, n, TOKENS), state.dtype)
+    factors = np.empty(n + 1, state.dtype)  # of the tensors' type: a literal would make loops of doubles
+    for start in range(0, tokens, TOKENS):
+        end = min(start + TOKENS, tokens)
+        if mixes:
+            _fill(found, start, scale, bias, transposed, logits)
+            _normalise(logits, softmax, kernel, rows, columns, iterations, epsilons[0])
+            for b in range(TOKENS):
+                t = min(start + b, tokens - 1)
+                for i in range(n):
+                    for j in range(n):
+                        gradient[i, j, b] = by_mix[t, i, j]
+            _normalise_backward(
+                gradient, softmax, kernel, rows, columns, iterations, epsilons[0], part, by_row, by_column
+            )
+        for t in range(start, end):
+            along = state[t, 0, 0] * 0  # of the projected features, by which the norm goes back
+            for k in range(found.shape[1]):
+                kind, i = min(k // n, 2), k % n
+                if kind == 0:
+                    sigma = 1 / (1 + math.exp(-(found[t, k] * scale[0] + bias[k])))
+                    total = state[t, 0, 0] * 0
+                    for c in range(width):
+                        total += by_x[t, c] * state[t, i, c]
+                    g = total * sigma * (1 - sigma)
+                elif kind == 1:
+                    sigma = 1 / (1 + math.exp(-(found[t, k] * scale[1] + bias[k])))
+                    g = 2 * by_writes[t, i] * sigma * (1 - sigma)
+                else:
+                    row = k // n - 2
+                    g = gradient[i, row, t - start] if transposed else gradient[row, i, t - start]
+                by_bias[k] += g
+                by_scale[kind] += g * found[t, k]
+                along += g * scale[kind] * found[t, k]
+                by_found[t, k] = g * scale[kind] * inverse[t]
+                if kind == 0:
+                    factors[i] = sigma + epsilons[1]
+            factors[n] = along * inverse[t] * inverse[t] / (n * width)
+            shrink = factors[n]
+            for j in range(n):
+                r = factors[j]
+                if adds:
+                    for c in range(width):
+                        by_state[t, j, c] = by_new[t, j, c] + r * by_x[t, c] - shrink * state[t, j, c]
+                else:
+                    for c in range(width):
+                        by_state[t, j, c] = r * by_x[t, c] - shrink * state[t, j, c]
+    return by_scale, by_bias
