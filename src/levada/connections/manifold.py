@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
 from levada.connections.manifolds import MANIFOLDS
-from levada.ops.sinkhorn import sinkhorn
 from levada.connections.streams import Coefficients, MultiStream, Streams, coefficient_dtype, full_precision
+from levada.ops.sinkhorn import sinkhorn
 
 __all__ = ["Form", "ManifoldHyperConnection", "ManifoldStreams", "StreamHead", "project_features"]
 

@@ -16,7 +16,7 @@ __all__ = ["compiled", "over_tokens"]
 
 _WORTH_A_THREAD: Final = 2**15  # elements: a thread takes some microseconds to begin
 
-# Sums may be reordered, so that they fill the vector units; NaN and infinities stay what they are. Python's lock is free.
+# Sums may be reordered, so that they fill the vector units; NaN and infinities stay what they are.
 compiled: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = numba.njit(
     nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
 )

@@ -42,7 +42,7 @@ def _most(state: Tensor, form: Form) -> float:
 def read(
     loops: ModuleType, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, form: Form
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return what the branch reads, the weights that read, write and mix, and for the backward pass features and norms."""
+    """Return what the branch reads, the weights that read, write and mix, and features and norms for the way back."""
     tokens, n, width = state.shape
     found = state.view(tokens, n * width) @ projection.t()
     inverse = state.new_empty(tokens)

@@ -1,4 +1,4 @@
-"""Writing to streams on a CPU: by loops that Numba compiles, which brings its own compiler; without it the reference."""
+"""Writing to streams on a CPU: by loops that Numba compiles; without it the reference runs."""
 
 from __future__ import annotations
 

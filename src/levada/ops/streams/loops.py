@@ -10,6 +10,7 @@ __all__ = ["over_tokens", "write", "write_backward"]
 
 @compiled
 def write(state, out, weights, mix, new, mixes):
+    """Write the new streams."""
     tokens, n, width = state.shape
     for t in range(tokens):
         for i in range(n):
@@ -33,6 +34,7 @@ def write(state, out, weights, mix, new, mixes):
 
 @compiled
 def write_backward(cotangent, state, out, weights, mix, by_state, by_out, by_weights, by_mix, mixes):
+    """Write the gradients."""
     tokens, n, width = state.shape
     for t in range(tokens):
         by_out[t] = 0
