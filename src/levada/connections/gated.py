@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from levada._errors import require_at_least
 from levada.connection import ParameterRule
-from levada.connections.streams import Coefficients, MultiStream, coefficient_dtype, full_precision
+from levada.connections.streams import Coefficients, MultiStream, coefficient_dtype
+from levada.ops._precision import full_precision
 
 __all__ = ["GatedRead", "GatedResidual"]
 

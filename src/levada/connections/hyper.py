@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
-from levada.connections.streams import Coefficients, MultiStream, coefficient_dtype, full_precision
+from levada.connections.streams import Coefficients, MultiStream, coefficient_dtype
+from levada.ops._precision import full_precision
 
 __all__ = ["FractionalConnection", "HyperConnection"]
 

@@ -12,6 +12,7 @@ from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
 from levada.connections.manifold import StreamHead, project_features
 from levada.connections.streams import Coefficients, MultiStream
+from levada.ops.manifold import Form
 
 __all__ = ["IdentityHyperConnection"]
 
@@ -118,6 +119,10 @@ class IdentityHyperConnection(MultiStream):
         scale = self.scale.to(logits.dtype).repeat_interleave(self.streams)
         read, write = torch.sigmoid(logits * scale + self.bias.to(logits.dtype)).chunk(2, -1)
         return Coefficients(read + self.epsilon, None, 2 * write + self.epsilon)
+
+    def one_pass(self) -> Form:
+        """Return the operation's form without a matrix."""
+        return Form(mixes=False, read_epsilon=self.epsilon, write_epsilon=self.epsilon, norm_epsilon=self.norm_epsilon)
 
     def end(self, state: Tensor) -> Tensor:
         """Return the mean of the streams; or, where a `StreamHead` follows, the streams."""

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
 from levada.connections.manifolds import MANIFOLDS
-from levada.connections.streams import Coefficients, MultiStream, Streams, coefficient_dtype, full_precision
+from levada.connections.streams import Coefficients, MultiStream, Streams, coefficient_dtype
+from levada.ops._precision import full_precision
+from levada.ops.manifold import Form
 from levada.ops.sinkhorn import sinkhorn
 
-__all__ = ["Form", "ManifoldHyperConnection", "ManifoldStreams", "StreamHead", "project_features"]
+__all__ = ["ManifoldHyperConnection", "ManifoldStreams", "Published", "StreamHead", "project_features"]
 
 _RULES = {
     "projection": ParameterRule(decay=True, optimizer="muon"),
@@ -22,7 +24,7 @@ _RULES = {
 }
 
 
-class Form(NamedTuple):
+class Published(NamedTuple):
     """What the published forms differ in.
 
     Attributes:
@@ -39,9 +41,9 @@ class Form(NamedTuple):
 
 
 _FORMS = {
-    "paper": Form(),
-    "deepseek_v4": Form(epsilon=1e-6, released=True, learned_head=True),
-    "glm5_next": Form(epsilon=1e-6, norm_epsilon=1e-5, released=True),
+    "paper": Published(),
+    "deepseek_v4": Published(epsilon=1e-6, released=True, learned_head=True),
+    "glm5_next": Published(epsilon=1e-6, norm_epsilon=1e-5, released=True),
 }
 
 _OFF_DIAGONAL = -6.0  # at 4 streams 60 such layers in a row still tell them apart, and the logits still learn
@@ -129,7 +131,7 @@ class ManifoldStreams(Streams):
 
     rules: ClassVar = _RULES
 
-    def make_parameters(self, manifold: str, iterations: int, form: str, differences: Form) -> None:
+    def make_parameters(self, manifold: str, iterations: int, form: str, differences: Published) -> None:
         """Make `projection`, `bias` and `scale`, which a released form starts at random, and others at zero."""
         streams = self.streams
         self.manifold, self.iterations, self.form = manifold, iterations, form
@@ -284,6 +286,12 @@ class ManifoldHyperConnection(ManifoldStreams, MultiStream):
             self.start_at_identity(torch.where(torch.arange(streams) == layer % streams, 1.0, -1.0))
         elif not self.released:
             self.start_at_identity(self.favoured(layer).logit())
+
+    def one_pass(self) -> Form | None:
+        """Return the operation's form for doubly stochastic matrices by Sinkhorn iterations."""
+        if self.manifold != "birkhoff":
+            return None
+        return Form(True, self.iterations, self.epsilon, self.epsilon, 0.0, self.norm_epsilon, self.released)
 
     def start_as_residual(self) -> None:
         """Read a mean that favours stream `layer % n`, write to all, mix next to nothing; nothing follows the input.

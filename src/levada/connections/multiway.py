@@ -12,7 +12,8 @@ from torch.nn import functional
 from levada._errors import require_at_least
 from levada.connection import Outputs, ParameterRule
 from levada.connections.history import DepthHistory, Sources, weighted_sum
-from levada.connections.streams import coefficient_dtype, full_precision
+from levada.connections.streams import coefficient_dtype
+from levada.ops._precision import full_precision
 
 __all__ = ["DynamicCombination", "MultiwayDynamicDense"]
 

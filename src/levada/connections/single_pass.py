@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
-from levada.connections.manifold import Form, ManifoldStreams
+from levada.connections.manifold import ManifoldStreams, Published
 from levada.connections.streams import coefficient_dtype
 
 __all__ = ["HandedStreams", "SinglePassManifoldHyperConnection"]
 
 HandedStreams: TypeAlias = tuple[Tensor, Tensor]  # the streams, and the weights by which the next layer reads them
 
-_FORMS = {"paper": Form(), "deepseek_v41": Form(epsilon=1e-6, released=True)}
+_FORMS = {"paper": Published(), "deepseek_v41": Published(epsilon=1e-6, released=True)}
 
 
 @final

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import ParameterRule
 from levada.connections.manifold import project_features
-from levada.connections.streams import MultiStream, coefficient_dtype, full_precision
+from levada.connections.streams import MultiStream, coefficient_dtype
+from levada.ops._precision import full_precision
 from levada.ops.sinkhorn import sinkhorn
 
 __all__ = ["SparseCoefficients", "SparseHyperConnection"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import Connection, Outputs, require_input
 from levada.ops import write_streams
+from levada.ops.manifold import Form, read_streams
 
-__all__ = ["Coefficients", "MultiStream", "Streams", "coefficient_dtype", "full_precision"]
+__all__ = ["Coefficients", "MultiStream", "Streams", "coefficient_dtype"]
 
 
 _FAVOURED = 0.7
@@ -49,18 +49,6 @@ def coefficient_dtype(state: Tensor) -> torch.dtype:
         torch.float32
     """
     return torch.promote_types(state.dtype, torch.float32)
-
-
-def full_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which autocast does not lower the precision of products.
-
-    Args:
-        x: a tensor on the device in question.
-    """
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return contextlib.nullcontext()
 
 
 class Streams(Connection):
@@ -214,10 +202,25 @@ class MultiStream(Streams):
         """Return the identity: nothing is learned after the last layer."""
         return nn.Identity()
 
+    def one_pass(self) -> Form | None:
+        """Return how one operation makes the coefficients and reads, of `projection`, `scale` and `bias`; None if none.
+
+        It must agree with `coefficients`.
+        """
+        return None
+
+    def open(self, state: Tensor) -> tuple[Tensor, Coefficients, Tensor]:
+        """Return what the branch reads, the coefficients, and the streams to write to."""
+        form = self.one_pass()
+        if form is None or "coefficients" in vars(self):  # somebody listens to them
+            coefficients = self.coefficients(state)
+            return self.combine(coefficients.read, state), coefficients, state
+        x, read, write, mix, state = read_streams(state, self.projection, self.scale, self.bias, form)  # type: ignore[arg-type]
+        return self.to_axis(x), Coefficients(read, mix, write), state
+
     def advance(self, state: Tensor, branch: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Outputs:
         """Take one layer's step, with the coefficients made once."""
-        coefficients = self.coefficients(self.require_streams(state))
-        x = self.combine(coefficients.read, state)
+        x, coefficients, state = self.open(self.require_streams(state))
         out = branch(x, *args, **kwargs)
         if isinstance(out, tuple):
             first = self.first_of(out)

@@ -43,7 +43,7 @@ def read_streams(
 
 
 def _is_special(*tensors: Tensor) -> bool:
-    """Return whether something is at work that has rules for plain operations alone: the compiler, transforms, duals."""
+    """Return whether something is at work that has rules for plain operations alone."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return True
     return torch._C._functorch.peek_interpreter_stack() is not None or any(type(x) not in _PLAIN for x in tensors)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from levada.ops._define import import_kernels
+from levada.ops._precision import full_precision
 from levada.ops.manifold.reference import Form
 
 __all__ = ["loops_for", "read", "read_backward"]
@@ -44,7 +45,8 @@ def read(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return what the branch reads, the weights that read, write and mix, and features and norms for the way back."""
     tokens, n, width = state.shape
-    found = state.view(tokens, n * width) @ projection.t()
+    with full_precision(state):
+        found = state.view(tokens, n * width) @ projection.t()
     inverse = state.new_empty(tokens)
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)

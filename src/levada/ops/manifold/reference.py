@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from levada.ops._precision import full_precision
 from levada.ops.sinkhorn import sinkhorn
 
 __all__ = ["Form", "logits", "read"]
@@ -36,9 +37,10 @@ class Form(NamedTuple):
 
 def logits(state: Tensor, projection: Tensor, epsilon: float) -> Tensor:
     """Return the projected features over their root mean square; the division follows the product."""
-    features = state.flatten(-2).to(torch.promote_types(state.dtype, torch.float32))
-    inverse = torch.rsqrt(features.square().mean(-1, keepdim=True) + epsilon)
-    return torch.nn.functional.linear(features, projection.to(features.dtype)) * inverse
+    with full_precision(state):
+        features = state.flatten(-2).to(torch.promote_types(state.dtype, torch.float32))
+        inverse = torch.rsqrt(features.square().mean(-1, keepdim=True) + epsilon)
+        return torch.nn.functional.linear(features, projection.to(features.dtype)) * inverse
 
 
 def read(
