@@ -13,7 +13,6 @@ from typing import Final
 from levada._errors import MissingExtraError
 from levada.runs.codes import NAN
 from levada.runs.frames import Damage
-from levada.runs.pyramid import SPANS
 from levada.runs.segments import Cut, Place, UnreadableError, is_good, places, read_samples, salvaged
 from levada.runs.tables import Table
 from levada.runs.tail import Samples, header, read_tail, sample
