@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, final
 import torch
 from torch import Tensor
 
-from levada._errors import UsageError
+from levada._errors import TakenError, UsageError
 from levada._numbers import json_ready
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
@@ -91,6 +91,14 @@ class Watched(Protocol):
     @property
     def overhead(self) -> float:
         """Measured share of the training time."""
+
+
+def _begin(folder: Path, name: str, config: Mapping[str, Any] | None) -> RunWriter:
+    try:
+        return RunWriter.create(folder, kind="watch", name=name, config=config)
+    except TakenError as error:
+        go_on = "or, after a checkpoint, go on with the run by run=levada.watching.Continue(folder, step)."
+        raise TakenError(error.rule, f"Choose another folder, {go_on}") from error
 
 
 @final
@@ -202,7 +210,7 @@ class Recording:
                 writer = RunWriter.open(self.folder)
             else:
                 label = name or name_of(self.folder.resolve()) or "watch"
-                writer = RunWriter.create(self.folder, kind="watch", name=label, config=config)
+                writer = _begin(self.folder, label, config)
             self._events = _Events(writer, self.close)
         self._mirror = None if address is None else Mirror(self.folder, address, rank=rank)
         self._signals: SignalWriter | None = None
