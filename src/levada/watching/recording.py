@@ -97,8 +97,8 @@ def _begin(folder: Path, name: str, config: Mapping[str, Any] | None) -> RunWrit
     try:
         return RunWriter.create(folder, kind="watch", name=name, config=config)
     except TakenError as error:
-        go_on = "or, after a checkpoint, go on with the run by run=levada.watching.Continue(folder, step)."
-        raise TakenError(error.rule, f"Choose another folder, {go_on}") from error
+        advice = "Choose another folder, or go on with the run by run=levada.watching.Continue(folder, step)."
+        raise TakenError(error.rule, advice) from error
 
 
 @final
@@ -155,9 +155,8 @@ class Recording:
 
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a thousand steps
     where samples are rarer), "finding", "judged" (by which rules, and why not by others), "bundle", "overhead" and
-    "end"; every rank keeps its samples
-    (`levada.runs.SignalWriter`). Nothing here stops the training:
-    what cannot be stored is told by one warning, verdicts wait in memory until the disk takes them again.
+    "end"; every rank keeps its samples (`levada.runs.SignalWriter`). Nothing here stops the training: what cannot be
+    stored is told by one warning, verdicts wait in memory until the disk takes them again.
 
     Args:
         folder: the run; or an address, as "s3://bucket/run": it is written to a local folder, and mirrored from there.
