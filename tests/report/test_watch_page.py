@@ -523,3 +523,15 @@ def test_the_loss_of_steps_that_are_lost_is_a_gap_and_is_named(tmp_path: Path) -
     page = render_report([tmp_path / "run"])
     assert len(re.findall(r'<path class="line measured c0 thick" d="[^"]*"><title>', page)) == 4  # two, wide and narrow
     assert "The line is broken where losses are missing: steps 40 to 79." in page
+
+
+def test_the_losses_of_a_spike_and_of_a_first_step_have_words_of_their_own(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "run", kind="watch", name="spiked") as writer:
+        for rule in ("loss_spike", "exploding_gradient"):
+            evidence = {"loss_before": 2.5, "loss_peak": 7.25} if rule == "loss_spike" else {"loss_before": 1.5}
+            told = {"claim": f"a claim of {rule}", "where": {}, "evidence": evidence}
+            writer.append("finding", step=200, rule=rule, severity="warn", status="fired", **told)
+    words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
+    assert "median of the losses before the jump2.5 largest loss of the jump7.25" in words
+    assert "loss before the optimizer's first step1.5" in words
+    assert words.count("optimizer's first step") == 1
