@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -81,11 +81,11 @@ def _of_tail(place: Place, tables: Mapping[int, Table]) -> list[Damage]:
     # What is shorter than any sample took a mark, or what says how the file begins.
     least = len(sample(0, 0.0, 0, bytes(2 * widths.get(samples.table, 0)), {}))
     least = max(least, len(header(max(samples.table, 0))) + 1)
+    told = f"{place.path.name} was damaged, and is moved aside"
     return [
-        replace(damage, message=f"{place.path.name} was damaged, and is moved aside: {damage.message}", segment=number)
+        replace(damage, message=f"{told}: {damage.message}", segment=place.number)
         for damage in damages
         if damage.num_bytes >= least
-        for number in [place.number]
     ]
 
 
@@ -96,7 +96,7 @@ def _unsaved(torn: Place, stands: Place, samples: Samples, table: Table) -> set[
     new, _ = salvaged(stands, cut, len(table.signals))
     width = len(table.sites)
 
-    def empty(series: tuple[int, int], of: list[list[int]]) -> bool:
+    def empty(series: tuple[int, int], of: Sequence[Sequence[int]]) -> bool:
         start = (series[0] * width + series[1]) * cut.rows
         return all(code == NAN for plane in of for code in plane[start : start + cut.rows])
 

@@ -364,7 +364,7 @@ def _mend(
         if "full" in whole:
             cut = Cut.of("full", samples.steps, len(table.sites))
             series, _ = salvaged(whole["full"], cut, len(table.signals))
-            planes, lost = reduced(series[0], len(samples.steps), place.level, suffix), set()
+            planes, lost = reduced(series[0], len(samples.steps), place.level, suffix), set[tuple[int, int]]()
         else:
             cut = Cut.of(place.level, samples.steps, len(table.sites))
             planes, lost = salvaged(place, cut, len(table.signals))

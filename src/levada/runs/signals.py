@@ -308,9 +308,8 @@ class Signals:
             >>> Signals(writer.folder).lost() == [(f"{moved.name} was damaged, and is moved aside", "steps 0 to 20")]
             True
         """
-        return [
-            (damage.message, self._where(damage)) for damage in (*self.damage, *set_aside(self.folder, self._tables)[0])
-        ]
+        aside = set_aside(self.folder, self._tables)[0]
+        return [(damage.message, self._where(damage)) for damage in (*self.damage, *aside)]
 
     def copies(self) -> list[str]:
         """Name the damaged files that were moved aside and took nothing, as what they held stands elsewhere."""
