@@ -416,6 +416,9 @@ def test_a_folder_that_is_taken_is_told_to_the_user_of_a_command_in_words_of_the
     assert said == f"levada check: {rule} Name another folder with --run."
     with pytest.raises(UsageError, match=r"Choose another folder, or continue the run with RunWriter\.open\.$"):
         RunWriter.create("kept", kind="check", name="mine")
+    (tmp_path / "train.toml").write_text("[run]\nsteps = 2\nfolder = 'kept'\n")
+    assert main(["train", "train.toml"]) == 2
+    assert "holds a run of kind 'check'. Name another folder." in capsys.readouterr().err, "--resume would not help"
 
 
 def test_of_a_run_without_its_manifest_every_command_says_how_to_get_that_back(capsys, tmp_path, monkeypatch):

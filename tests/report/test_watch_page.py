@@ -184,6 +184,14 @@ def test_of_what_was_sealed_again_in_part_the_lost_series_alone_are_missing(watc
     assert f"{coarse.name} was damaged, and is moved aside; lost are {gone} of all blocks." in words
 
 
+def test_of_samples_whose_steps_alone_are_known_again_the_times_and_scalars_are_missing(watched: Path) -> None:
+    (path,) = (watched / "signals" / "rank-00000").glob("samples-*")
+    flip(path, 0.5)
+    reseal(watched)
+    words = " ".join(Page(render_report([watched])).text.split())
+    assert f"{path.name}.torn was damaged, and is moved aside; its times and scalars are lost." in words
+
+
 @pytest.mark.parametrize(("frame", "where"), [(0, ""), (2, "after step 0 and before step 40")])
 def test_of_a_tail_that_was_sealed_without_a_sample_that_one_alone_is_missing(
     tmp_path: Path, frame: int, where: str
