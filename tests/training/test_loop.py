@@ -269,6 +269,8 @@ def test_the_command_line_trains_and_continues(tmp_path, capsys):
     assert main(["train", str(file), *changes, "--set", "run.steps=6", "--resume"]) == 0
     out, err = capsys.readouterr()
     assert "6 steps, all of them done before" in out
+    assert sorted(path.name for path in (tmp_path / "run" / "watch").iterdir()) == ["1", "2"], "nothing was to be seen"
+    assert sum(event["type"] == "watched" for event in Run(tmp_path / "run").events()) == 2
     assert "levada train: --set run.steps came 2 times; the last one counts: 6\n" in err
     assert main(["train", str(file), *changes, "--resume", "--set", "model.dim=16"]) == 2
     assert "model.dim must stay what it is in a run that is continued" in capsys.readouterr().err

@@ -383,6 +383,21 @@ def test_a_run_is_exported_under_the_name_of_its_folder_however_that_is_written(
     assert names == ["a run"]
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_watched_run_of_a_training_is_exported_under_the_name_of_the_training_too(
+    tmp_path, monkeypatch, capsys, remote
+):
+    monkeypatch.setenv("LEVADA_CACHE", str(tmp_path / "cache"))
+    run = stored(tmp_path / "runs" / "train" / "watch" / "1")
+    assert (
+        main(["export", f"file://{run}" if remote else str(run), "--to", "tensorboard", "--out", str(tmp_path / "out")])
+        == 0
+    )
+    where = tmp_path / "out" / "train" / "watch" / "1"
+    assert capsys.readouterr().out.splitlines()[0] == str(where)
+    assert list(where.glob("events.out.tfevents.*"))
+
+
 def test_of_processes_that_begin_no_group_the_first_exports(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     fake = Fake()

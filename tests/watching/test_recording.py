@@ -144,7 +144,7 @@ def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one writer at a time"):
         Recording(tmp_path, watching(), resume=True)
     first.close()
-    with pytest.raises(UsageError, match="this holds a run"):
+    with pytest.raises(UsageError, match=r"this holds a run\. .* by run=levada\.watching\.Continue\(folder, step\)"):
         Recording(tmp_path, watching())
     second = Recording(tmp_path, watching(), resume=True)
     for step in range(79, 200, 20):

@@ -364,15 +364,15 @@ def _mend(
         if "full" in whole:
             cut = Cut.of("full", samples.steps, len(table.sites))
             series, _ = salvaged(whole["full"], cut, len(table.signals))
-            planes, lost = reduced(series[0], len(samples.steps), place.level, suffix), 0
+            planes, lost = reduced(series[0], len(samples.steps), place.level, suffix), set[tuple[int, int]]()
         else:
             cut = Cut.of(place.level, samples.steps, len(table.sites))
             planes, lost = salvaged(place, cut, len(table.signals))
         total = max(1, len(table.signals) * len(table.sites))
         # First, because what is made again of the full detail has the bytes, and so the name, of what was damaged.
         put_aside(place.path)
-        if lost < total:
+        if len(lost) < total:
             data = form_of(suffix).pack_planes(place.level, samples, planes, table.signals, table.sites)
             _write(folder, place.level, number, data, suffix)
-        kept = f"{total - lost:,} of {total:,} series are kept"
+        kept = f"{total - len(lost):,} of {total:,} series are kept"
         yield f"segment {number}, {place.level}: {kept}, the damaged file is moved aside"

@@ -196,7 +196,9 @@ def checked(values: Any) -> Manifest | str | int:
     ]
     if schema != SCHEMA or wrong:
         return f"missing or of the wrong form: {', '.join(wrong) or 'schema'}"
-    if values.get("crc32", checksum := _checksum(values)) != checksum:
+    if "crc32" not in values:  # every manifest was written with one
+        return "its checksum is missing"
+    if values["crc32"] != _checksum(values):
         return "its checksum differs"
     uncertain = values.get("uncertain")
     names = tuple(map(str, uncertain)) if isinstance(uncertain, list) else ()

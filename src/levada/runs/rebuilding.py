@@ -127,9 +127,7 @@ def _with_one_bit(data: bytes) -> Manifest | None:
         for bit in range(8):
             tried[i] ^= 1 << bit
             with suppress(ValueError, RecursionError):
-                values = json.loads(bytes(tried))
-                # A change that hides the checksum must not pass for one that makes it right.
-                if isinstance(values, dict) and "crc32" in values and isinstance(found := checked(values), Manifest):
+                if isinstance(found := checked(json.loads(bytes(tried))), Manifest):
                     return found
             tried[i] ^= 1 << bit
     return None

@@ -133,9 +133,9 @@ def _train(
         record.event("resumed", step=first, processes=processes.size)
         progress.say(f"continuing after step {first}")
 
-    watching: AbstractContextManager[object] = (
-        _watch(config, engine, optimizer, processes, record, first) if config.watch.enabled else nullcontext()
-    )
+    watching: AbstractContextManager[object] = nullcontext()
+    if config.watch.enabled and first < config.run.steps:  # else nothing is left that could be seen
+        watching = _watch(config, engine, optimizer, processes, record, first)
     with watching:
         loss, held_out = _loop(config, source, engine, optimizer, checkpoints, record, progress, first)
     checkpoints.finish()

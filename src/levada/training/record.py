@@ -51,12 +51,11 @@ def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str 
         writer = RunWriter.create(
             folder, kind="train", name=folder.name, config={"hash": content_hash(config), **to_dict(config)}
         )
+    elif (kind := Run(folder).manifest.kind) != "train":
+        raise UsageError(f"train: run.folder {str(folder)!r} holds a run of kind {kind!r}. Name another folder.")
     elif not resume:
         raise UsageError(f"train: run.folder {str(folder)!r} holds a run. Continue it with --resume, or name another.")
     else:
-        kind = Run(folder).manifest.kind
-        if kind != "train":
-            raise UsageError(f"train: run.folder {str(folder)!r} holds a run of kind {kind!r}. Name another folder.")
         if (folder / CONFIG).is_file():
             _require_same(read(folder / CONFIG), config, folder)
         _require_steps(folder, config.run.steps)

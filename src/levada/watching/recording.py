@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, final
 import torch
 from torch import Tensor
 
-from levada._errors import UsageError
+from levada._errors import TakenError, UsageError
 from levada._numbers import json_ready
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
@@ -93,6 +93,14 @@ class Watched(Protocol):
         """Measured share of the training time."""
 
 
+def _begin(folder: Path, name: str, config: Mapping[str, Any] | None) -> RunWriter:
+    try:
+        return RunWriter.create(folder, kind="watch", name=name, config=config)
+    except TakenError as error:
+        advice = "Choose another folder, or go on with the run by run=levada.watching.Continue(folder, step)."
+        raise TakenError(error.rule, advice) from error
+
+
 @final
 class _Events:
     """Events, written by a thread; what the disk refuses waits and is tried again with the next."""
@@ -147,9 +155,8 @@ class Recording:
 
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a thousand steps
     where samples are rarer), "finding", "judged" (by which rules, and why not by others), "bundle", "overhead" and
-    "end"; every rank keeps its samples
-    (`levada.runs.SignalWriter`). Nothing here stops the training:
-    what cannot be stored is told by one warning, verdicts wait in memory until the disk takes them again.
+    "end"; every rank keeps its samples (`levada.runs.SignalWriter`). Nothing here stops the training: what cannot be
+    stored is told by one warning, verdicts wait in memory until the disk takes them again.
 
     Args:
         folder: the run; or an address, as "s3://bucket/run": it is written to a local folder, and mirrored from there.
@@ -202,7 +209,7 @@ class Recording:
                 writer = RunWriter.open(self.folder)
             else:
                 label = name or name_of(self.folder.resolve()) or "watch"
-                writer = RunWriter.create(self.folder, kind="watch", name=label, config=config)
+                writer = _begin(self.folder, label, config)
             self._events = _Events(writer, self.close)
         self._mirror = None if address is None else Mirror(self.folder, address, rank=rank)
         self._signals: SignalWriter | None = None
