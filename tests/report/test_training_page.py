@@ -221,7 +221,8 @@ def test_what_cannot_be_read_of_watched_runs_is_told_in_their_place(tmp_path: Pa
     mine = tmp_path / "mine"
     with RunWriter.create(mine, kind="train", name="mine") as writer:
         writer.append("watched", path="watch/1", first=0)
-        writer.append("watched", path="watch/../..", first=0)
+        for path in ("watch/../..", f"watch/{'9' * 5000}", "/1"):
+            writer.append("watched", path=path, first=0)
     for number in (2, 3):
         watched(mine, number, JUDGED)
     (mine / "watch" / "2" / "run.json").write_text("{")
@@ -231,7 +232,7 @@ def test_what_cannot_be_read_of_watched_runs_is_told_in_their_place(tmp_path: Pa
     assert (gone["where"], gone["verdict"], gone["told"]) == (
         "watch/1",
         "unknown",
-        "Its record is not there any more.",
+        "Its record is not there.",
     )
     assert (corrupt["verdict"], corrupt["told"][:19]) == ("unknown", "It cannot be read: ")
     assert torn["told"] == "Nothing was found. 1 of 1 rules judged it. The end of its record cannot be read."
@@ -294,3 +295,9 @@ def test_trainings_of_before_that_said_no_end_have_ended(tmp_path: Path, monkeyp
     monkeypatch.setattr(Record, "end", lambda *_: None)
     train(small(tmp_path / "mine"))
     assert view(tmp_path / "mine")["state"] == "ended"
+
+
+def test_a_finding_at_no_step_that_there_is_is_told_without_one(tmp_path: Path) -> None:
+    RunWriter.create(tmp_path / "mine", kind="train", name="mine").close()
+    watched(tmp_path / "mine", 1, ("finding", {**SPIKE, "status": "fired", "step": "inf"}))
+    assert view(tmp_path / "mine")["told"][0]["when"] == ""

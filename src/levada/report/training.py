@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -174,11 +175,11 @@ def _watched(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
     rows: list[dict[str, str]] = []
     stand: list[dict[str, Any]] = []
     over: list[dict[str, Any]] = []
-    for number_of in sorted({int(name) for name in names if name.isdecimal()}, reverse=True):
-        where = f"watch/{number_of}"
+    for index in sorted({int(name) for name in names if name.isdecimal() and len(name) < 10}, reverse=True):
+        where = f"watch/{index}"
         row, found = _verdict(run.path / where)
         rows.append({"where": where, **row})
-        start = _start(began.get(where, {"first": 0} if number_of == 1 else {}))
+        start = _start(began.get(where, {"first": 0} if index == 1 else {}))
         for one in found:
             if one.get("status") != "unknown":
                 (over if one.get("status") == "clear" else stand).append(_finding(one, where, start))
@@ -188,7 +189,7 @@ def _watched(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
 def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Give what a watched run is called and what that rests on, and its findings."""
     if not path.is_dir():
-        return _row("unknown", "Its record is not there any more."), []
+        return _row("unknown", "Its record is not there."), []
     try:
         run = Run(path)
         events = list(run.events())
@@ -245,7 +246,7 @@ def _finding(one: Mapping[str, Any], where: str, start: int | None) -> dict[str,
     when = []
     for word, key in (("told at", "came"), ("over at", "over")):
         step = number(one.get(key))
-        if step is not None:
+        if step is not None and math.isfinite(step):
             when.append(f"{word} step {int(step) + (start or 0):,}")
     if start is None and when:
         when.append("as its record counts")
