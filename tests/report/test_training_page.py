@@ -15,7 +15,8 @@ from levada.report import render_report
 from levada.report.curve import gaps, loss_series
 from levada.report.training import MAX_WATCHED, training_view
 from levada.report.watch import MAX_FINDINGS
-from levada.runs import Run, RunWriter
+from levada.runs import Run, RunWriter, SignalWriter
+from levada.runs.codes import encode
 from levada.runs.lock import NAME, is_held
 from levada.training import resolve, train
 from levada.training.engine import WholeNetwork
@@ -301,3 +302,17 @@ def test_a_finding_at_no_step_that_there_is_is_told_without_one(tmp_path: Path) 
     RunWriter.create(tmp_path / "mine", kind="train", name="mine").close()
     watched(tmp_path / "mine", 1, ("finding", {**SPIKE, "status": "fired", "step": "inf"}))
     assert view(tmp_path / "mine")["told"][0]["when"] == ""
+
+
+def test_of_a_continued_training_it_is_told_where_its_own_samples_end(tmp_path: Path) -> None:
+    RunWriter.create(tmp_path / "mine", kind="train", name="mine").close()
+    steps = list(range(10_000, 10_101))
+    watched(tmp_path / "mine", 2, ("loss", {"steps": steps, "values": [1.0] * len(steps)}), JUDGED)
+    for step, end in ((10_000, True), (10_095, False)):
+        sites = [{"name": "0", "order": 0}]
+        with SignalWriter(tmp_path / "mine" / "watch" / "2", sites=sites, signals=("gradient_rms",)) as signals:
+            signals.append(step, 1.0, encode([1.0]), {})
+        (row,) = view(tmp_path / "mine")["watched"]
+        assert row["told"].startswith("Nothing was found. 1 of 1 rules judged it.")
+        told = "Of its steps 10,000 to 10,100, the last that was sampled is 10,000."
+        assert (told in row["told"]) is end

@@ -19,7 +19,7 @@ from levada.report.words import SIGNS, count, number, phrase, short
 from levada.runs import Run
 from levada.runs.curves import curve
 from levada.runs.lock import is_held
-from levada.runs.standing import EVENT, Standing
+from levada.runs.standing import EVENT, SEEN, Standing
 
 __all__ = ["training_view"]
 
@@ -193,16 +193,19 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     try:
         run = Run(path)
         events = list(run.events())
-        sampled = run.signals(run.ranks[0]).steps[-1:] if run.ranks else ()
-        damaged = run.damage is not None
+        sampled = next((step for rank in run.ranks[:1] for step in reversed(run.signals(rank).steps)), None)
+        losses, damaged = run.losses(), run.damage is not None
     except (UsageError, OSError) as error:
         return _row("unknown", f"It cannot be read: {error}"), []
     found = findings_of(events)
     fired = [str(one.get("severity")) for one in found if one.get("status", "fired") == "fired"]
-    steps = max([-1, *sampled, *(step for step, _ in run.losses()[-1:])]) + 1
+    last = max([-1 if sampled is None else sampled, *(step for step, _ in losses[-1:])])
     judged = next((event for event in reversed(events) if event.get("type") == EVENT), None)
-    standing = Standing.of(judged, fired, sampled=sampled[-1] if sampled else None, steps=steps)
+    standing = Standing.of(judged, fired, sampled=sampled, steps=last + 1)
     told = standing.told
+    first = losses[0][0] if losses else 0
+    if sampled is not None and not standing.until and sampled - first < SEEN * (last - first):
+        told += f" Of its steps {first:,} to {last:,}, the last that was sampled is {sampled:,}."
     if standing.verdict == "healthy":
         over = any(one.get("status") == "clear" for one in found)
         told = f"{'No alarm' if fired else 'What was found is over' if over else 'Nothing was found'}. {told}"
