@@ -254,7 +254,10 @@ def test_findings_and_watched_runs_are_listed_up_to_a_bound_and_the_rest_is_coun
     before, first, *_, last = seen["watched"]
     assert (before["where"], before["verdict"], before["told"]) == ("2 before", "warn", "1 warn, 1 unknown.")
     assert (first["where"], last["where"]) == ("watch/3", f"watch/{MAX_WATCHED + 2}")
-    many = [("finding", {**SPIKE, "where": {"first": f"{i}"}, "status": "fired", "step": 1}) for i in range(40)]
+    many = [
+        ("finding", {**SPIKE, "rule": "dead_units", "where": {"first": f"{i}"}, "status": "fired", "step": 1})
+        for i in range(40)
+    ]
     watched(mine, 99, *many)
     assert f"{41 - MAX_FINDINGS} more findings stand: see its watched runs." in view(mine)["notes"]
     assert render_report([mine]).count('<article class="finding') == MAX_FINDINGS
