@@ -246,12 +246,12 @@ def test_a_watch_that_was_removed_leaves_the_run_to_be_continued(tmp_path):
 
 
 def test_what_is_over_is_not_told_as_if_it_held(tmp_path, monkeypatch):
-    found = [Finding("loss_spike", "warn", status, f"{status} claim") for status in ("clear", "fired")]
+    found = [Finding("loss_spike", "info", status, f"{status} claim") for status in ("clear", "fired")]
     monkeypatch.setattr(Watch, "findings", property(lambda _: found))
     stream = io.StringIO()
     train(small(tmp_path, "run.steps=2", "watch.enabled=true"), stream=stream)
     *_, held, verdict = stream.getvalue().splitlines()
-    assert held == "warn: fired claim"
+    assert held == "info: fired claim"
     assert verdict.startswith("watched: unknown, ")
     assert " rules judged it" in verdict
     assert verdict.endswith("; findings that are over: 1")
