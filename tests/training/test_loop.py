@@ -12,6 +12,7 @@ from torch import nn
 
 from levada._errors import MeasurementError, UsageError
 from levada.cli import main
+from levada.diagnose import Finding
 from levada.runs import Run
 from levada.training import evaluations, losses, read, resolve, train
 from levada.training.building import build_network, build_optimizer, learning_rate
@@ -22,6 +23,7 @@ from levada.training.engine import WholeNetwork
 from levada.training.loop import _stop
 from levada.training.processes import Processes, launch
 from levada.training.record import Record, begin
+from levada.watching.watch import Watch
 
 SMALL = {
     "model": {"depth": 2, "dim": 8},
@@ -243,6 +245,28 @@ def test_a_watch_that_was_removed_leaves_the_run_to_be_continued(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run" / "watch").iterdir()) == ["2", "3", "4"]
 
 
+def test_what_is_over_is_not_told_as_if_it_held(tmp_path, monkeypatch):
+    found = [Finding("loss_spike", "info", status, f"{status} claim") for status in ("clear", "fired")]
+    monkeypatch.setattr(Watch, "findings", property(lambda _: found))
+    stream = io.StringIO()
+    train(small(tmp_path, "run.steps=2", "watch.enabled=true"), stream=stream)
+    *_, held, verdict = stream.getvalue().splitlines()
+    assert held == "info: fired claim"
+    assert verdict.startswith("watched: unknown, ")
+    assert " rules judged it" in verdict
+    assert verdict.endswith("; findings that are over: 1")
+    assert "clear claim" not in stream.getvalue()
+
+
+def test_fewer_steps_than_the_newest_checkpoint_has_are_refused(tmp_path):
+    train(small(tmp_path, "run.steps=4", "checkpoint.every=2", "checkpoint.keep=2"))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    with pytest.raises(UsageError, match="at least the 2 that the newest complete checkpoint of a continued run has"):
+        train(small(tmp_path, "run.steps=1"), resume=True)
+    again = train(small(tmp_path, "run.steps=3"), resume=True)
+    assert list(losses(again.run)) == [0, 1, 2], "fewer than were done"
+
+
 def test_the_command_line_trains_and_continues(tmp_path, capsys):
     file = tmp_path / "a.toml"
     file.write_text('[model]\ndepth = 2\ndim = 8\n[data]\nevaluated = 64\n[schedule]\nname = "constant"\n')
@@ -261,8 +285,8 @@ def test_the_command_line_trains_and_continues(tmp_path, capsys):
     assert list(losses(Run(tmp_path / "run"))) == list(range(6))
     assert main(["train", str(file), *changes, "--resume"]) == 2
     assert capsys.readouterr().err == (
-        "levada train: run.steps must be at least the 6 that were done in a run that is continued, got 4. "
-        "Name another run.folder to train for fewer.\n"
+        "levada train: run.steps must be at least the 6 that the newest complete checkpoint of a continued run has, "
+        "got 4. Name another run.folder to train for fewer.\n"
     )
     assert read(tmp_path / "run" / "config.toml").run.steps == 6, "what is refused changes nothing"
     assert [event["type"] for event in Run(tmp_path / "run").events()][-1] == "end"

@@ -86,8 +86,8 @@ def _require_steps(folder: Path, steps: int) -> None:
     done = max((int(name) for name in whole if name.isdecimal()), default=0)
     if done > steps:
         raise UsageError(
-            f"train: run.steps must be at least the {done} that were done in a run that is continued, got {steps}. "
-            "Name another run.folder to train for fewer."
+            f"train: run.steps must be at least the {done} that the newest complete checkpoint of a continued run has, "
+            f"got {steps}. Name another run.folder to train for fewer."
         )
 
 
