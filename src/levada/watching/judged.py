@@ -15,10 +15,12 @@ from levada.watching.unoptimised import UPDATES
 
 __all__ = ["standing_of"]
 
-_DEPTH: Final = ("vanishing_gradient", "exploding_gradient", "vanishing_signal", "exploding_signal")
-_LEAST_BLOCKS: Final = 4
+_GRADIENT: Final = ("vanishing_gradient", "exploding_gradient")
+_SIGNAL: Final = ("vanishing_signal", "exploding_signal")
+_SUFFERS: Final = ("exploding_gradient", *_SIGNAL)  # rules that speak where the loss shows harm
+_LEAST_BLOCKS: Final = 3  # of two, the median is one of them
 _RATES: Final = ("learning_rate_too_high", "learning_rate_too_low")
-_BASED: Final = (*_DEPTH, "dead_units", "frozen_layers")  # rules that compare with what came before
+_BASED: Final = (*_GRADIENT, *_SIGNAL, "dead_units", "frozen_layers")  # rules that compare with what came before
 _CLEAR: Final = math.ceil(-math.log2(BY_CHANCE))  # zeros in a row of what never was other, that are no chance
 
 Reason: TypeAlias = tuple[str, str, bool]  # a rule, why its silence says nothing, whether it waits for more
@@ -76,15 +78,28 @@ def _reasons(judge: Judge) -> Iterator[Reason]:
 
 
 def _absent(judge: Judge) -> Iterator[Reason]:
-    """Yield rules that lack something; after a few samples, no more of them are expected to bring it."""
-    waits = judge.compared < judge.confirm
+    """Yield rules that lack something; after a few samples, no more of them are expected to bring it.
+
+    Without a gradient, and without loss or signal, hardly anything of the training was seen: the rules then wait on.
+    """
     sites, rows, seen = len(judge.blocks.sites) if judge.blocks is not None else 0, judge.rows, judge.seen
     no_loss = "" if judge.loss.steps else "no loss was seen"
+    signal, gradient = ("signal_rms" in seen or "nonfinite" in seen), "gradient_rms" in seen
+    blind = not gradient and (bool(no_loss) or not signal)
+    waits = judge.compared < judge.confirm or blind
+    if blind and not signal and no_loss:
+        yield "numerical_overflow", "no signal, no gradient and no loss was measured", waits
     if no_loss:
         yield "loss_spike", no_loss, waits
-    if sites < _LEAST_BLOCKS:
-        why = f"there are {sites} blocks, and a law of depth needs {_LEAST_BLOCKS}"
-        yield from ((rule, why, waits) for rule in _DEPTH)
+        why = f"{no_loss}, and signal or gradient spans three decades" if judge.far else no_loss
+        yield from ((rule, why, waits or judge.far) for rule in _SUFFERS)
+    if "signal_rms" not in seen:
+        yield from ((rule, "no signal was measured", waits) for rule in _SIGNAL)
+    if not gradient:
+        yield from ((rule, "no gradient was measured at a block", waits) for rule in _GRADIENT)
+    elif sites < _LEAST_BLOCKS:
+        there = "there is 1 block" if sites == 1 else f"there are {sites} blocks"
+        yield "vanishing_gradient", f"{there}, and it takes {_LEAST_BLOCKS} to compare one with the others", waits
     if "zero_fraction" not in seen:
         yield "dead_units", "no block was seen to have activations with exact zeros", waits
     if "weight_gradient_rms" not in seen:
@@ -114,6 +129,7 @@ def _early(judge: Judge) -> Iterator[Reason]:
         ("loss_spike", loss.warm_up),
         ("learning_rate_too_high", loss.warm_up),
         ("learning_rate_too_low", 2 * loss.warm_up),
+        *((rule, 2 * loss.warm_up) for rule in _SUFFERS),  # as they speak, too, where nothing was learned
     ):
         if loss.steps < least:
             yield rule, f"the losses of {least} steps are needed, and {_are(loss.steps)} known", True
