@@ -24,6 +24,7 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import Run, RunWriter, doctor
 from levada.runs.codes import LARGEST, decoded, encode, thresholds
+from levada.runs.standing import Standing
 from levada.watching.bundle import Bundle, write_bundle
 from levada.watching.recording import Recording, codes_of, to_bytes
 from levada.watching.sample import WATCHED, Continue, Listener, Sample
@@ -32,7 +33,9 @@ SITES = tuple(Site(f"layers.{i}", i, "Linear", (4, 8), (f"layers.{i}.weight",)) 
 
 
 def watching(**fields: Any) -> Any:
-    return SimpleNamespace(**{"sites": SITES, "findings": [], "overhead": 0.004, **fields})
+    return SimpleNamespace(
+        **{"sites": SITES, "findings": [], "overhead": 0.004, "standing": Standing(), "steps": 0, **fields}
+    )
 
 
 def sample(step: int, **scalars: float) -> Sample:
@@ -283,7 +286,7 @@ def test_a_sample_that_knows_only_the_last_losses_does_not_take_those_before(tmp
 
 
 def test_losses_that_the_disk_does_not_take_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("levada.watching.recording._WAITING", 1)
+    monkeypatch.setattr("levada.watching.events.WAITING", 1)
     recording = Recording(tmp_path, watching())
     with monkeypatch.context() as patch:
 

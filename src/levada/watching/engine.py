@@ -80,6 +80,7 @@ class Engine:
         self.steps = first
         self.updates = 0  # steps of optimizers
         self.broken = False
+        self.broke: Callable[[], None] = lambda: None  # called once it is
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
@@ -93,15 +94,13 @@ class Engine:
         self._together = Together(model)
         self._reading: Reading | None = None
         self._read_before = False
-        self._stepped: set[int] = set()
+        self._stepped, self._skipped = set[int](), set[int]()
         self._waited = {id(optimizer) for optimizer in optimizers}
-        self._skipped: set[int] = set()
         self._skips = 0  # steps in a row that a scaler skipped
         self._heard = False  # of this step's update
         self._handles: list[RemovableHandle] = []
         self._pending: list[Sent] = []
-        self._logged: dict[str, float] = {}
-        self._own = 0.0
+        self._logged, self._own = dict[str, float](), 0.0
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -175,6 +174,7 @@ class Engine:
             f"watch: measuring raised {type(error).__name__}: {error}. Nothing more is measured; training goes on.",
             stacklevel=3,
         )
+        self.broke()
 
     # What the hooks tell.
 
