@@ -11,8 +11,8 @@ from typing import Any, Final, Literal, TypeAlias
 from levada._errors import UsageError
 from levada.report.curve import is_wide, loss_series, told
 from levada.report.figure import figure
-from levada.report.standing import findings_of
 from levada.report.vocabulary import SEVERITIES
+from levada.report.watch import findings_of
 from levada.report.words import SIGNS, count, number, phrase, short
 from levada.runs import Run
 from levada.runs.curves import curve

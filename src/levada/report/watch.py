@@ -18,7 +18,7 @@ from levada.report.standing import ended, findings_of, headline_of, standing_of
 from levada.report.words import SIGNS, count, number, phrase, sampled, short
 from levada.runs.standing import sampling
 
-__all__ = ["Recorded", "watch_view"]
+__all__ = ["Recorded", "findings_of", "watch_view"]
 
 CHUNK: Final = 256  # samples that are read at once
 MAX_RANKS: Final = 16  # of which the spread is read
