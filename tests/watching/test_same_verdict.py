@@ -240,9 +240,10 @@ def test_reasons_that_are_stored_have_no_count_that_is_soon_another(tmp_path: Pa
 def test_rules_that_raise_between_two_samples_have_no_verdict_on_the_page(tmp_path: Path) -> None:
     loop = Loop(tmp_path / "run", "healthy")
     loop.train(100)
-    with loop.watch, pytest.warns(UserWarning, match="Judge.before_update raised"):
+    with loop.watch:
         loop.watch.judge.before_update = None  # type: ignore[union-attr, method-assign]
-        loop.watch._before_update(100, None)
+        with pytest.warns(UserWarning, match=r"Judge\.before_update raised"):
+            loop.watch._before_update(100, None)
         recording = next(one for one in loop.watch._listeners if isinstance(one, Recording))
         assert recording.flush()
         assert page(tmp_path / "run")["verdict"] == loop.watch.standing.verdict == "unknown"
