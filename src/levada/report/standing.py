@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from levada.report.words import headline
@@ -93,8 +92,7 @@ def standing_of(
     if len(stages) < 2:
         return standing
     why = f"only the {stages[0]:,} of {sum(stages):,} blocks that the first process holds were judged"
-    rules = (*standing.judged, *standing.unjudged)
-    return replace(standing, judged=(), unjudged=dict.fromkeys(rules, why), waiting=frozenset(rules), few={})
+    return standing.withheld(why)
 
 
 def headline_of(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:

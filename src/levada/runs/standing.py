@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
@@ -130,6 +130,19 @@ class Standing:
             return f"Not judged: {next(iter(why))}"
         lacking = self.few or self.sampled is None
         return "Too few samples to judge" if lacking else "The record does not say which rules judged it"
+
+    def withheld(self, why: str) -> Self:
+        """Give the same of a run of which this is a part only: no rule has judged it, and what alarms does so.
+
+        Args:
+            why: that is so.
+
+        Example:
+            >>> Standing((), ("loss_spike",)).withheld("one stage of two was seen").told
+            '0 of 1 rules judged it. Not judged: loss_spike: one stage of two was seen.'
+        """
+        rules = (*self.judged, *self.unjudged)
+        return replace(self, judged=(), unjudged=dict.fromkeys(rules, why), waiting=frozenset(rules), few={})
 
     def event(self, *, counts: bool = True) -> dict[str, Any]:
         """Give the fields of the event that keeps this, without what other events tell.

@@ -88,9 +88,9 @@ class Engine:
         self._device = next(p.device for p in model.parameters())
         self._taps = Taps(model, self._structure.places, self)
         self._statistics = Statistics()
-        self._losses = Losses(model, heard=self, parts=lambda: self._micro_batches.divided, scaler=scaler)
+        self._losses = Losses(model, heard=self, parts=lambda: self.micro_batches.divided, scaler=scaler)
         self._clock = StepClock(self._device)
-        self._micro_batches = MicroBatches(original(model), self.restart)
+        self.micro_batches = MicroBatches(original(model), self.restart)
         self._together = Together(model)
         self._reading: Reading | None = None
         self._read_before = False
@@ -135,7 +135,7 @@ class Engine:
             self._end_rested()
         self._stepped.clear()
         self._disarm(for_good=True)
-        self._micro_batches.close()
+        self.micro_batches.close()
         self._deliver(wait=True, leaving=failed)
         self._together.close(failed=failed)
 
@@ -150,8 +150,8 @@ class Engine:
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
             self._losses.mark()
             self._taps.attach()
-            self._micro_batches.take()
-            self._micro_batches.open()
+            self.micro_batches.take()
+            self.micro_batches.open()
 
     def _disarm(self, *, for_good: bool = False) -> None:
         self._taps.detach(for_good=for_good)
@@ -356,7 +356,7 @@ class Engine:
         numbers += [lr.detach().reshape(1)] if isinstance(lr, Tensor) else []
         names = ["loss_scale"] * (scale is not None) + ["lr"] * isinstance(lr, Tensor)
         sent = Sent(reading.step, numbers, packed, steps, names, {**scalars, **self._logged})
-        sent.micro_batches = self._micro_batches.take()
+        sent.micro_batches = self.micro_batches.take()
         self._logged = {}
         self._pending.append(sent)
         if self._device.type == "cpu":

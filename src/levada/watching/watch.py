@@ -134,9 +134,9 @@ class Watch:
     def standing(self) -> Standing:
         """The verdict so far, which rules it rests on, and why others have not judged: what every view of it tells."""
         judge = self.judge or Judge(self)
-        over = self._deaf or ("an error ended the watching" if self._engine.broken else "")
-        # Others may tell findings too; and what the rules told stands, though they hear no more.
-        found = {id(finding): finding for finding in (*judge.findings, *self.findings)}
+        part = "only some blocks of a pipeline are seen here" if self._engine.micro_batches.is_stage else ""
+        over = self._deaf or ("an error ended the watching" if self._engine.broken else part)
+        found = {id(finding): finding for finding in (*judge.findings, *self.findings)}  # others may tell some too
         return standing_of(judge, steps=self.steps, over=over, findings=found.values())
 
     @property
