@@ -65,8 +65,8 @@ def ended(events: Sequence[Mapping[str, Any]]) -> bool:
     Args:
         events: of a watched run.
     """
-    last = next((event for event in reversed(events) if event.get("type") in ("end", *_GOES_ON)), {})
-    return last.get("type") == "end"
+    types = (event.get("type") for event in reversed(events))
+    return next((type for type in types if type in ("end", *_GOES_ON)), "") == "end"
 
 
 def standing_of(
