@@ -117,6 +117,16 @@ def test_a_run_of_samples_losses_and_verdicts_is_read(tmp_path: Path) -> None:
     assert doctor(tmp_path / "mine").healthy
 
 
+def test_what_no_file_can_hold_of_a_finding_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    odd = Finding("mine", "warn", "fired", "odd", evidence={"told_at": 3, "model": nn.Linear(1, 1)})
+    recording = Recording(tmp_path, watching(findings=[odd]))
+    recording.sampled(sample(19))
+    recording.close()
+    (event,) = Run(tmp_path).events("finding")
+    assert (event["case"], event["evidence"]["told_at"]) == ("mine 3", 3)
+    assert event["evidence"]["model"].startswith("Linear(")
+
+
 def test_losses_behind_the_last_sample_are_kept_at_the_end(tmp_path: Path) -> None:
     recording = Recording(tmp_path, watching())
     for step in range(25):
