@@ -102,7 +102,7 @@ def flip(path: Path, at: float) -> None:
 def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_missing(tmp_path: Path, level: str) -> None:
     sites = [{"name": "layers.0", "order": 0}, {"name": "layers.1", "order": 1}]
     with RunWriter.create(tmp_path / "run", kind="watch", name="hurt") as events:
-        events.append("judged", step=0, rules=["loss_spike"], unjudged={}, waiting=[])
+        events.append("judged", step=0, rules=["loss_spike", "vanishing_gradient"], unjudged={}, waiting=[])
     for start in (0, 10, 20):
         with SignalWriter(tmp_path / "run", sites=sites, signals=["gradient_rms"]) as writer:
             for step in range(start, start + 10):
@@ -388,9 +388,15 @@ def test_a_run_is_shown_while_it_is_written_and_when_nothing_was_found(tmp_path:
         words = " ".join(Page(render_report([folder])).text.split())
         assert "The record does not say which rules judged it." in words
         why = {"lost_update": "2 more samples are needed", "dead_units": "there are no zeros"}
-        events.append("judged", step=14, rules=["loss_spike"], unjudged=why, waiting=["lost_update"])
+        events.append("judged", step=13, rules=["loss_spike"], unjudged=why, waiting=["lost_update"])
+        assert "Not judged: 2 more samples are needed." in " ".join(Page(render_report([folder])).text.split())
+        few = ["lost_update"]
+        events.append("judged", step=14, rules=["loss_spike"], unjudged=why, waiting=few, few=few)
         assert "Too few samples to judge." in " ".join(Page(render_report([folder])).text.split())
-        events.append("judged", step=20, rules=["loss_spike", "lost_update"], unjudged=why, waiting=[])
+        events.append("judged", step=19, rules=["loss_spike"], unjudged=why, waiting=[])
+        assert "The rules that could judge it found nothing." in " ".join(Page(render_report([folder])).text.split())
+        rules = ["loss_spike", "lost_update", "vanishing_gradient"]
+        events.append("judged", step=20, rules=rules, unjudged=why, waiting=[])
         words = " ".join(Page(render_report([folder])).text.split())
     assert "The learning signal reached every block." in words
     assert "Not judged: lost_update: 2 more samples are needed; dead_units: there are no zeros." in words
@@ -507,7 +513,7 @@ def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:
         for step in range(5):
             signals.append(step, 0.0, encode([1.0]), {})
         events.append("loss", steps=list(range(100)), values=[1.0] * 100)
-        events.append("judged", step=4, rules=["loss_spike"], unjudged={}, waiting=[])
+        events.append("judged", step=4, rules=["loss_spike", "vanishing_gradient"], unjudged={}, waiting=[])
     words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
     assert "reached every block up to step 4; what came after was not sampled" in words
     assert "5 samples kept, the last of step 4" in words

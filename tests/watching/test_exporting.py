@@ -22,6 +22,7 @@ from levada.diagnose import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter
 from levada.runs.exporters import chosen, export, open_exporter, tag
+from levada.runs.standing import Standing
 from levada.watching import Sample
 from levada.watching.exporting import Exporting
 from levada.watching.news import News
@@ -65,7 +66,7 @@ def expected():
 
 def stored(folder):
     """The same as a run on disk; codes of 16 bits hold powers of two exactly."""
-    watch = SimpleNamespace(sites=SITES, findings=[], overhead=2**-8)
+    watch = SimpleNamespace(sites=SITES, findings=[], overhead=2**-8, standing=Standing(), steps=0)
     recording = Recording(folder, watch, name="a run", config={"seed": 3})
     for sample in samples():
         if sample.step == 10:

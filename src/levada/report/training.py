@@ -13,13 +13,14 @@ from typing import Any, Final, Literal, TypeAlias
 from levada._errors import UsageError
 from levada.report.curve import is_wide, loss_series, told
 from levada.report.figure import figure
+from levada.report.standing import findings_of, stages_of, standing_of
 from levada.report.vocabulary import SEVERITIES
-from levada.report.watch import MAX_FINDINGS, findings_of
+from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, short
 from levada.runs import Run
 from levada.runs.curves import curve
 from levada.runs.lock import is_held
-from levada.runs.standing import EVENT, SEEN, Standing
+from levada.runs.standing import SEEN
 
 __all__ = ["training_view"]
 
@@ -193,22 +194,22 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     try:
         run = Run(path)
         events = list(run.events())
-        sampled = next((step for rank in run.ranks[:1] for step in reversed(run.signals(rank).steps)), None)
+        ranks = [run.signals(rank) for rank in run.ranks]
+        sampled = next((step for signals in ranks[:1] for step in reversed(signals.steps)), None)
+        stages = [len(signals.sites) for signals in stages_of(ranks)]
         losses, damaged = run.losses(), run.damage is not None
     except (UsageError, OSError) as error:
         return _row("unknown", f"It cannot be read: {error}"), []
     found = findings_of(events)
-    fired = [str(one.get("severity")) for one in found if one.get("status", "fired") == "fired"]
     last = max([-1 if sampled is None else sampled, *(step for step, _ in losses[-1:])])
-    judged = next((event for event in reversed(events) if event.get("type") == EVENT), None)
-    standing = Standing.of(judged, fired, sampled=sampled, steps=last + 1)
+    standing = standing_of(events, found, sampled=sampled, steps=last + 1, stages=stages)
     told = standing.told
     first = losses[0][0] if losses else 0
     if sampled is not None and not standing.until and sampled - first < SEEN * (last - first):
         told += f" Of its steps {first:,} to {last:,}, the last that was sampled is {sampled:,}."
     if standing.verdict == "healthy":
         over = any(one.get("status") == "clear" for one in found)
-        told = f"{'No alarm' if fired else 'What was found is over' if over else 'Nothing was found'}. {told}"
+        told = f"{'No alarm' if any(one.get('status', 'fired') == 'fired' for one in found) else 'What was found is over' if over else 'Nothing was found'}. {told}"
     return _row(standing.verdict, f"{told} The end of its record cannot be read." if damaged else told), found
 
 

@@ -79,6 +79,7 @@ class Watch:
         )
         self._engine.passes.skips.tell = self._skipped
         self._engine.passes.skips.ended = self._skips_ended
+        self._engine.broke = lambda: self._tell_all(self.steps)
         self._attach()
 
     @property
@@ -134,8 +135,10 @@ class Watch:
     def standing(self) -> Standing:
         """The verdict so far, which rules it rests on, and why others have not judged: what every view of it tells."""
         judge = self.judge or Judge(self)
-        over = self._deaf or ("an error ended the watching" if self._engine.broken else "")
-        return standing_of(judge, steps=self.steps, over=over)
+        part = "only some blocks of a pipeline are seen here" if self._engine.micro_batches.is_stage else ""
+        over = self._deaf or ("an error ended the watching" if self._engine.broken else part)
+        found = {id(finding): finding for finding in (*judge.findings, *self.findings)}  # others may tell some too
+        return standing_of(judge, steps=self.steps, over=over, findings=found.values())
 
     @property
     def dropped(self) -> int:
@@ -256,7 +259,7 @@ class Watch:
         """Return what is known now: verdict, findings, signals by block, what was not judged, and why."""
         share = self.overhead
         cost = "not measured yet" if share != share else f"{100 * share:.2f} % of the training time"
-        told = report(self.judge or Judge(self), model=self.model, standing=self.standing)
+        told = report(self.judge or Judge(self), model=self.model, standing=self.standing, findings=self.findings)
         note = f"Step {self.steps}; {sampling([sample.step for sample in self.samples], self.steps)}; overhead {cost}."
         return replace(told, notes=(*told.notes, note))
 
@@ -299,9 +302,10 @@ class Watch:
                 self._deaf = f"an error ended it, {type(error).__name__}: {error}"
             warn(
                 f"watch: {type(listener).__name__}.{method} raised {type(error).__name__}: {error}. It hears no more; "
-                "training goes on.",
-                stacklevel=2,
+                "training goes on."
             )
+            if listener is self.judge:  # a process that is killed must have said it
+                self._tell_all(self.steps)
 
 
 def watch(
