@@ -208,8 +208,9 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     if sampled is not None and not standing.until and sampled - first < SEEN * (last - first):
         told += f" Of its steps {first:,} to {last:,}, the last that was sampled is {sampled:,}."
     if standing.verdict == "healthy":
-        over = any(one.get("status") == "clear" for one in found)
-        told = f"{'No alarm' if any(one.get('status', 'fired') == 'fired' for one in found) else 'What was found is over' if over else 'Nothing was found'}. {told}"
+        statuses = {one.get("status", "fired") for one in found}
+        what = "What was found is over" if "clear" in statuses else "Nothing was found"
+        told = f"{'No alarm' if 'fired' in statuses else what}. {told}"
     return _row(standing.verdict, f"{told} The end of its record cannot be read." if damaged else told), found
 
 
