@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +48,26 @@ def by_hand(net, order, x):
         out = net.stack[block].branch(state)
         state = state + out if type(net.stack[block].connection).__name__ == "Residual" else out
     return net.classify(state)
+
+
+def test_a_draw_of_more_damage_holds_that_of_less(monkeypatch):
+    """What follows a larger number is the damage that is new, not other blocks."""
+    seen = []
+    monkeypatch.setattr(
+        study_module, "lesion_errors", lambda *given: (seen.append(given[-1]), torch.zeros(len(given[-1]), 1))[1]
+    )
+    network, data = SimpleNamespace(stack=range(54)), SimpleNamespace(test_inputs=None, test_targets=None)
+    found = study_module._many_lesions(network, data, 3)
+    orders = seen[0]
+    numbers = found["deleted_number"][0].tolist()
+    deleted = [[set(range(54)) - set(orders[3 * i + draw]) for i in range(len(numbers))] for draw in range(3)]
+    assert [[len(one) for one in draw] for draw in deleted] == [numbers] * 3
+    assert all(a < b for draw in deleted for a, b in itertools.pairwise(draw))
+    assert len({frozenset(draw[-1]) for draw in deleted}) == 3
+    swapped = orders[3 * len(numbers) :]
+    for few, more in zip(swapped, swapped[3:], strict=False):
+        assert sorted(few) == sorted(more) == list(range(54))
+    assert sum(a != b for a, b in zip(swapped[0], swapped[3], strict=True)) in (2, 3), "one pair more is swapped"
 
 
 @pytest.mark.parametrize("kind", ["residual", "plain"])
