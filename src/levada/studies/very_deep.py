@@ -117,8 +117,8 @@ def figures(results: Results) -> list[Figure]:
 STUDY = Study(
     name="R10", slug="very_deep", title="Very deep networks and stochastic depth",
     question="Does a residual network of hundreds of layers overfit, and what does it bring to drop blocks at random?",
-    answer="500 signals are fitted without error in 700 steps at 20, 110 and 202 layers; 202 gain no point over 20 (test "
-    "errors 9.8 and 8.6 %, 8 seeds), and whether they overfit or stochastic depth helps is not decided.",
+    answer="500 signals are fitted without error in 700 steps at 20, 110 and 202 layers; 202 gain no point over 20 "
+    "(test errors 9.8 and 8.6 %, 8 seeds), and whether they overfit or stochastic depth helps is not decided.",
     sources=(HE, HUANG, "Huang et al. 2017, arXiv 1608.06993 (table with both)"),
     settings={"seeds": 8, "steps": 700, "batch_size": 50, "examples": 500, "tested": 1000, "depths": (20, 110, 202),
               "lrs": (0.1, 0.1, 0.1), "random_lrs": (0.3, 0.1, 0.3), "select": False},
