@@ -178,7 +178,7 @@ STUDY = Study(
     "their number, as the paper estimates it, and exactly, the norm of the sum over all paths of a length. Another "
     "network of 110 layers trains with 23 of its 54 blocks, drawn anew in every step, and is tested with all of them.",
     check={"measures": "half"},
-    costs={"smoke": Cost(0.002), "small": Cost(0.0514, measured=True), "full": Cost(0.6, "one H100")},
+    costs={"smoke": Cost(0.002), "small": Cost(0.0717, measured=True), "full": Cost(0.6, "one H100")},
     notes=("MNIST-1D, 4,000 signals; 16 channels; SGD with momentum 0.9, weight decay 1e-4, learning rate 0.1 that "
            "falls to 0 along half a cosine; R4 chose 0.1 for these architectures, on other seeds and held-out data.",
            "Blocks are (batch norm, ReLU, convolution) twice, without downsampling; the paper's have three widths. "
