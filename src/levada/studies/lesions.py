@@ -165,6 +165,8 @@ def _paths(network: SignalNetwork, data: Dataset, examples: int, paths: int) -> 
 STUDY = Study(
     name="R7", slug="lesions", title="Lesions and effective depth",
     question="Does a residual network need each of its blocks, and how many of them does the gradient pass?",
+    answer="After 500 steps most single blocks of 54 can go (median cost .2 to .6 points of test error; the first 47 "
+    "to 83), of 9 blocks most cannot; the gradient passes 4.3 to 4.6 of 54 on average.",
     sources=(VEIT, "De and Smith 2020, arXiv 2002.10444", "Huang et al. 2016, arXiv 1603.09382"),
     settings={"seeds": 5, "steps": 500, "batch_size": 64, "depth": 110, "depths": (20,), "shallow": 20, "draws": 30,
               "tested": 1000, "examples": 32, "paths": 128},
@@ -178,7 +180,7 @@ STUDY = Study(
     "their number, as the paper estimates it, and exactly, the norm of the sum over all paths of a length. Another "
     "network of 110 layers trains with 23 of its 54 blocks, drawn anew in every step, and is tested with all of them.",
     check={"measures": "half"},
-    costs={"smoke": Cost(0.002), "small": Cost(0.065), "full": Cost(0.6, "one H100")},
+    costs={"smoke": Cost(0.002), "small": Cost(0.0717, measured=True), "full": Cost(0.6, "one H100")},
     notes=("MNIST-1D, 4,000 signals; 16 channels; SGD with momentum 0.9, weight decay 1e-4, learning rate 0.1 that "
            "falls to 0 along half a cosine; R4 chose 0.1 for these architectures, on other seeds and held-out data.",
            "Blocks are (batch norm, ReLU, convolution) twice, without downsampling; the paper's have three widths. "
