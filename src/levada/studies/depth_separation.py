@@ -296,6 +296,7 @@ STUDY = Study(
            "decided by counting networks, training only illustrates it; two layers are tried on shells with four times "
            "the steps as well, and where these help the claim is left open; networks of equal numbers of units are "
            "compared before training; rates come from a wider grid."),
-    answer="Sawtooths, of 4,096 pieces with 73 weights; by counting such functions are few; and from random "
-    "weights 1,000 steps find no sawtooth of 64 pieces or more: errors stay at 35 % or above.",
+    answer="Sawtooths for one (4,096 pieces with 73 weights); counting shows that such functions are few, and "
+    "from random weights 1,000 steps find no sawtooth of 64 pieces or more: errors stay at 35 % or "
+    "above.",
 )  # fmt: skip
