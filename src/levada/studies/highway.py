@@ -171,8 +171,8 @@ STUDY = Study(
            "After a review, and before the run that is reported, the rate is chosen in the run: the whole, a half and "
            "a quarter of what the search found are trained in full length on seeds 100, 101 and 102 and the last 500 "
            "digits, and the one whose worst seed is best is taken. In the run before, with the search's own rates, "
-           "three of five highway networks of 100 layers diverged. All three trial seeds trained at the whole rate, which "
-           "was chosen again: three trial seeds do not find a rate at which two or three of five diverge.",
+           "three of five highway networks of 100 layers diverged. All three trial seeds trained at the whole rate, "
+           "which was chosen again: three trial seeds do not find a rate at which two or three of five diverge.",
            "After the same review losses count at most as chance, ln 10 nats, so that how far a network diverged is of "
            "no account, and 100 gated layers are compared with 10 by medians, not by geometric means."),
     check={"kind": "highway", "depth": 10},

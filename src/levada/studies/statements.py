@@ -49,7 +49,8 @@ _TUTORIAL = (
     _of("T3", "loose", "Layers 1 and 2 are Gabor-like edge detectors.", "At most the first is, and where its filters "
         "start small: those that start large keep much of their noise, and digits are recognised all the same. Random "
         "sums of image patches fit a Gabor function nearly as often, so that filters are to be compared with them. The "
-        "second layer of Zeiler and Fergus 2014 shows corners, circles and stripes.", "R17: edges in the pretrained network", "R17: edges here",
+        "second layer of Zeiler and Fergus 2014 shows corners, circles and stripes.",
+        "R17: edges in the pretrained network", "R17: edges here",
         "R17: edges whatever the start"),
     _of("T4", "loose", "Layers 3 and 4 detect textures.", "It depends on the network: with Zeiler and Fergus the third "
         "shows textures, the fourth parts of classes.", "R17: the number says what a layer holds"),
@@ -98,9 +99,8 @@ _TUTORIAL = (
     _of("T22", "true", "ReLU helped.", "With weights scaled for it: with standard ones, and no normalisation, a "
         "rectified network loses its signal as well. It helped against sigmoids: tanh with Glorot's weights learns "
         "without it.", "R11: ReLU helped"),
-    _of("T23", "loose", "Adam helped.", "Little with depth: sigmoid networks of 20 layers stay at chance, and tanh with "
-        "standard weights only begins to learn. Its epsilon "
-        "of 1e-8, far above their gradients, keeps the first layer where it is; but with steps of the usual size they "
+    _of("T23", "loose", "Adam helped.", "Little with depth: sigmoid networks of 20 layers stay at chance, and tanh "
+        "with standard weights only begins to learn. Its epsilon of 1e-8, far above their gradients, keeps the first layer where it is; but with steps of the usual size they "
         "learn next to nothing either.", "R11: Adam helped", "R11: epsilon holds the first layer",
         "R11: a step of the right size is enough"),
     _of("T24", "wrong", "Nobody could train beyond about 20 layers.", "Srivastava et al. 2015 trained 100 layers seven "
@@ -162,7 +162,8 @@ _TUTORIAL = (
         "inputs are (Balduzzi et al. 2017).", "R4: gradients do not vanish",
         "R18: with batch normalisation each layer halves it", "R18: skips resist"),
     _of("T44", "loose", "Residual connections made more than 100 layers trainable.", "Highway networks had trained 100 "
-        "before (here in two of five seeds), and an orthogonal initialisation does without any skip.", "R5: highway networks of 100 layers train",
+        "before (here in two of five seeds), and an orthogonal initialisation does without any skip.",
+        "R5: highway networks of 100 layers train",
         "R9: a thousand layers without skips"),
     _of("T45", "loose", "Hyper-connections extend residual ones and bring a problem, which the constraint solves.",
         "The gain explodes, and the constraint bounds it. That training needs it is a claim of its own.",
@@ -210,8 +211,8 @@ _ESSAY = (
         "blocks can be deleted at little cost, and Huang et al. 2016 gain by dropping blocks in training. That "
         "another start uses them better follows from neither.", "R7: most blocks can go",
         "R10: stochastic depth costs no accuracy"),
-    _of("E17", "true", "A gate learns how much to let pass.", "By its form: its weights are trained with the others. That "
-        "a gated network of 100 layers then trains is another matter: two of five seeds do, three diverge.",
+    _of("E17", "true", "A gate learns how much to let pass.", "By its form: its weights are trained with the others. "
+        "That a gated network of 100 layers then trains is another matter: two of five seeds do, three diverge.",
         "R5: highway networks of 100 layers train"),
     _of("E18", "loose", "Residual networks are a special case of highway networks.", "Of the form with two free gates, "
         "both at one. In the form that is trained the gates T and 1 - T sum to one and lie strictly between: y = x + "
