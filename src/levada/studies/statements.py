@@ -100,8 +100,9 @@ _TUTORIAL = (
         "rectified network loses its signal as well. It helped against sigmoids: tanh with Glorot's weights learns "
         "without it.", "R11: ReLU helped"),
     _of("T23", "loose", "Adam helped.", "Little with depth: sigmoid networks of 20 layers stay at chance, and tanh "
-        "with standard weights only begins to learn. Its epsilon of 1e-8, far above their gradients, keeps the first layer where it is; but with steps of the usual size they "
-        "learn next to nothing either.", "R11: Adam helped", "R11: epsilon holds the first layer",
+        "with standard weights only begins to learn. Its epsilon of 1e-8, far above their gradients, "
+        "keeps the first layer where it is; but with steps of the usual size they learn next to nothing either.",
+        "R11: Adam helped", "R11: epsilon holds the first layer",
         "R11: a step of the right size is enough"),
     _of("T24", "wrong", "Nobody could train beyond about 20 layers.", "Srivastava et al. 2015 trained 100 layers seven "
         "months before residual networks; He et al.'s plain network of 34 comes to 28.54 % on ImageNet. What was "
