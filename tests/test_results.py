@@ -48,7 +48,7 @@ def test_every_result_is_of_a_known_study():
 
 
 def test_every_study_has_a_result_that_answers_its_question_and_is_discussed():
-    assert COMMITTED == sorted(STUDIES)
+    assert sorted(STUDIES) == COMMITTED
     assert [name for name, study in STUDIES.items() if not study.answer] == []
     assert [name for name in STUDIES if not (result_pages.DISCUSSIONS / f"{name}.md").exists()] == []
 
