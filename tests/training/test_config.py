@@ -44,7 +44,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.toml"))
         ("data", "path", "here", r"data\.path must be left out: mnist1d comes from an installed package"),
         ("data", "source", "king_james", r"\"transformer\" reads texts.*got 'mlp' and data\.source 'king_james'"),
         ("optimizer", "accumulate", 3, r"data\.batch_size must be a multiple of optimizer\.accumulate, got 64 and 3"),
-        ("schedule", "warmup", 2000, r"schedule\.warmup and schedule\.decay must fit in run\.steps, got 2000 and 1000"),
+        ("schedule", "warmup", 2000, r"schedule\.warmup must fit in run\.steps, got 2000 in 1000 steps"),
         ("schedule", "name", "stable_decay", r"schedule\.decay must be at least 1"),
         ("run", "seed", 2**64, r"run\.seed must be less than 2\^64"),
         ("run", "folder", "a\0b", r"run\.folder must name a folder"),

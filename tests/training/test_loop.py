@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import shutil
 
 import pytest
@@ -50,6 +51,16 @@ def test_a_run_keeps_the_loss_of_every_step(tmp_path):
     assert trained.run.damage is None
     assert trained.run.manifest.kind == "train"
     assert small(tmp_path, "run.evaluate_every=4") == read(tmp_path / "run" / "config.toml")
+
+
+def test_a_line_shows_what_is_held_out_as_of_its_own_step(tmp_path):
+    stream = io.StringIO()
+    trained = train(small(tmp_path, "run.evaluate_every=2"), stream=stream)
+    shown = {
+        int(step): float(loss) for step, loss in re.findall(r"step (\d+)/6 .*held out ([\d.]+)", stream.getvalue())
+    }
+    told = evaluations(trained.run)
+    assert shown == pytest.approx({step: told[max(at for at in told if at <= step)] for step in range(2, 7)}, abs=1e-4)
 
 
 def test_a_run_is_a_function_of_its_configuration(tmp_path):

@@ -176,10 +176,10 @@ def _loop(
         optimizer.step()
 
         done = step + 1
-        progress.step(step, loss, norm, lr)
         if done == steps or (config.run.evaluate_every and done % config.run.evaluate_every == 0):
             held_out = progress.evaluation = _evaluate(config, source, engine, device)
             record.event("evaluation", step=done, loss=held_out)
+        progress.step(step, loss, norm, lr)
         if done == steps or (config.checkpoint.every and done % config.checkpoint.every == 0):
             engine.settle()
             record.flush()
