@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from levada._errors import UsageError
 from levada.cli import main
 from levada.runs import RunWriter
 
@@ -397,3 +398,37 @@ def test_an_unknown_option_points_to_the_help_of_its_command(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--runn", "x", "script.py"])
     assert capsys.readouterr().err.endswith("Try: levada run --help\n")
+
+
+def test_a_folder_that_is_taken_is_told_to_the_user_of_a_command_in_words_of_the_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(  # another process takes the folder while the model is looked at
+        "from torch import nn\nfrom levada.runs import RunWriter\n"
+        "def model():\n"
+        "    RunWriter.create('kept', kind='check', name='other').close()\n"
+        "    return nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))\n"
+        "def batch():\n    import torch\n    return torch.ones(4, 2), torch.ones(4, 1)\n"
+    )
+    words = ["check", "mine.py:model", "--batch", "mine.py:batch", "--loss", "mse", "--budget", "1", "--run", "kept"]
+    assert main(words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    rule = "kept: a new run needs a folder without one, and this holds a run."
+    assert said == f"levada check: {rule} Name another folder with --run."
+    with pytest.raises(UsageError, match=r"Choose another folder, or continue the run with RunWriter\.open\.$"):
+        RunWriter.create("kept", kind="check", name="mine")
+    (tmp_path / "train.toml").write_text("[run]\nsteps = 2\nfolder = 'kept'\n")
+    assert main(["train", "train.toml"]) == 2
+    assert "holds a run of kind 'check'. Name another folder." in capsys.readouterr().err, "--resume would not help"
+
+
+def test_of_a_run_without_its_manifest_every_command_says_how_to_get_that_back(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with RunWriter.create("kept", kind="train", name="first") as writer:
+        writer.append("losses", first=0, loss=[2.0])
+    (tmp_path / "kept" / "run.json").unlink()
+    (tmp_path / "train.toml").write_text("[run]\nsteps = 2\nfolder = 'kept'\n")
+    assert main(["train", "train.toml", "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert "this holds a run that lost its run.json" in said
+    assert said.endswith("levada doctor --reseal kept\n")
+    assert "RunWriter" not in said

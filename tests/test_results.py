@@ -17,6 +17,7 @@ from docs.verdicts import style
 
 import levada.studies
 from levada._errors import UsageError
+from levada.report.claim import claim_view
 from levada.runs import Run, RunWriter
 from levada.studies import STUDIES
 from levada.study import Axis, Cell, Claim, Cost, Figure, Image, Picture, Series, Statistic, Study, execute
@@ -44,6 +45,21 @@ def test_a_row_of_a_committed_result_is_computed_again(name):
 
 def test_every_result_is_of_a_known_study():
     assert set(COMMITTED) <= STUDIES.keys()
+
+
+def test_every_study_has_a_result_that_answers_its_question_and_is_discussed():
+    assert sorted(STUDIES) == COMMITTED
+    assert [name for name, study in STUDIES.items() if not study.answer] == []
+    assert [name for name in STUDIES if not (result_pages.DISCUSSIONS / f"{name}.md").exists()] == []
+
+
+def test_the_readme_counts_the_claims_as_they_are():
+    claims = [claim_view(claim)["status"] for name in COMMITTED for claim in read(name)["claims"]]
+    held, corrected = claims.count("held"), claims.count("not held, corrected")
+    undecided = claims.count("not decided")
+    told = f"of {len(claims)} claims of {len(COMMITTED)} studies {held} held, {len(claims) - held - undecided} did not "
+    told += f"({corrected} of them with what is true instead) and {undecided} are not decided"
+    assert told in " ".join((FOLDER.parents[1] / "README.md").read_text(encoding="utf-8").split())
 
 
 def measure(config, seeds):

@@ -254,6 +254,7 @@ from types import SimpleNamespace
 import torch
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
+from levada.runs.standing import Standing
 from levada.watching.recording import Recording
 from levada.watching.sample import WATCHED, Sample
 if sys.argv[3:]:
@@ -262,7 +263,7 @@ if sys.argv[3:]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
 folder, steps = sys.argv[1], int(sys.argv[2])
 sites = tuple(Site(f"layers.{i}", i, "Linear", (4, 8)) for i in range(100))
-watch = SimpleNamespace(sites=sites, findings=[], overhead=0.0)
+watch = SimpleNamespace(sites=sites, findings=[], overhead=0.0, standing=Standing(), steps=0)
 weight = torch.zeros(3, requires_grad=True)
 optimizer = torch.optim.SGD([weight], lr=0.1)
 with warnings.catch_warnings(record=True) as caught:

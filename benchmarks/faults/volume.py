@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from levada.probe.trace import Site
 from levada.runs import Run, SignalWriter
 from levada.runs.codes import codes_from, decoded
+from levada.runs.standing import Standing
 from levada.watching.recording import Recording, codes_of, to_bytes
 from levada.watching.sample import WATCHED, Sample
 
@@ -137,7 +138,7 @@ def volume(num_sites: int, samples: int, changes: Tensor, *, phases: int = 4, de
     levels = torch.randn(len(WATCHED), num_sites, dtype=torch.float64)
     width = (changes / 2**0.5)[:, None]
     sites = tuple(Site(s["name"], s["order"], s["kind"], (64, 64), tuple(s["parameters"])) for s in _sites(num_sites))
-    watch = SimpleNamespace(sites=sites, findings=[], overhead=0.0)
+    watch = SimpleNamespace(sites=sites, findings=[], overhead=0.0, standing=Standing(), steps=0)
     each = samples // phases
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "run"

@@ -5,11 +5,32 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["MeasurementError", "MissingExtraError", "UsageError", "import_extra", "require_at_least", "require_number"]
+__all__ = [
+    "MeasurementError",
+    "MissingExtraError",
+    "TakenError",
+    "UsageError",
+    "import_extra",
+    "require_at_least",
+    "require_number",
+]
 
 
 class UsageError(ValueError):
     """Something that the user gave cannot be used; the message says the rule, what came and what to do."""
+
+
+class TakenError(UsageError):
+    """A new run was to begin where a run is; the message is `rule`, and then what can be done by who asked for it.
+
+    Args:
+        rule: what is needed, and what was there.
+        advice: what a program can do; a command knows better what its user can.
+    """
+
+    def __init__(self, rule: str, advice: str) -> None:
+        super().__init__(f"{rule} {advice}")
+        self.rule = rule
 
 
 class MeasurementError(RuntimeError):

@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from levada import __version__
-from levada._errors import MeasurementError, UsageError
+from levada._errors import MeasurementError, TakenError, UsageError
 
 __all__ = ["main"]
 
 UNUSABLE, UNMEASURED, INTERRUPTED = 2, 3, 130
+# What the user of a command can do where a run is in the way of a new one.
+TAKEN = {
+    "train": "Name another run.folder, or continue the run with --resume.",
+    "study": "Name another folder with --out, or give the same command again: it continues the run.",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -215,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        return _say(options.command, *_explain(error))
+        return _say(options.command, *_explain(error, options.command))
 
 
 def _say(command: str, sentence: str, code: int) -> int:
@@ -223,7 +228,9 @@ def _say(command: str, sentence: str, code: int) -> int:
     return code
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _explain(error: Exception, command: str) -> tuple[str, int]:
+    if isinstance(error, TakenError):
+        return f"{error.rule} {TAKEN.get(command, 'Name another folder with --run.')}", UNUSABLE
     if isinstance(error, UsageError):
         return str(error), UNUSABLE
     if isinstance(error, MeasurementError):

@@ -251,6 +251,24 @@ def test_writing_replaces_the_page_whole(tmp_path: Path, healthy_report: Any, si
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 
+@pytest.mark.parametrize("name", ["script.py", "page.html", "run/run.json", "run/new.html", "run/watch/deep.html"])
+def test_a_page_replaces_pages_and_nothing_else(tmp_path, healthy_report, name):
+    target = tmp_path / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    if "new" not in name and "deep" not in name:
+        target.write_text("<!doctype html><title>mine</title>")
+    before = target.read_bytes() if target.exists() else None
+    with pytest.raises(UsageError, match=r"into the folder of a run|replaces only a page of levada"):
+        write_html([healthy_report()], target)
+    assert (target.read_bytes() if target.exists() else None) == before
+    again = write_html([healthy_report()], tmp_path / "again.html")
+    assert write_html([healthy_report()], again).read_text() == again.read_text()
+    (tmp_path / "empty.html").touch()
+    assert "levada" in write_html([healthy_report()], tmp_path / "empty.html").read_text()
+
+
 def test_a_page_of_several_parts_begins_with_all_verdicts_checks_first(
     tmp_path: Path, study_run: Path, sick: dict[str, Any], healthy_report: Any
 ) -> None:

@@ -13,8 +13,10 @@ from tests.report.test_page import HOSTILE, Page
 from levada._errors import MeasurementError
 from levada.report import render_report
 from levada.report.curve import gaps, loss_series
-from levada.report.training import training_view
-from levada.runs import Run, RunWriter
+from levada.report.training import MAX_WATCHED, training_view
+from levada.report.watch import MAX_FINDINGS
+from levada.runs import Run, RunWriter, SignalWriter
+from levada.runs.codes import encode
 from levada.runs.lock import NAME, is_held
 from levada.training import resolve, train
 from levada.training.engine import WholeNetwork
@@ -135,18 +137,140 @@ def test_what_was_found_is_told_with_the_steps_of_the_training(tmp_path: Path) -
     train(small(tmp_path / "mine", "watch.enabled=true"), resume=True)
     told = list(Run(tmp_path / "mine").events("watched"))
     assert [(event["path"], event["first"]) for event in told] == [("watch/1", 0), ("watch/2", 2)]
-    assert "It was watched, and nothing was found." in Page(render_report([tmp_path / "mine"])).text
+    assert [step for step, _ in Run(tmp_path / "mine" / "watch" / "2").losses()] == [2, 3, 4, 5]
     spike = {"rule": "loss_spike", "severity": "warn", "claim": f"The loss rose {HOSTILE}.", "where": {}}
     with RunWriter.open(tmp_path / "mine" / "watch" / "2") as writer:
-        writer.append("finding", step=3, **spike, status="fired")
+        writer.append("finding", step=4, **spike, status="fired")
     (one,) = view(tmp_path / "mine")["told"]
-    assert (one["when"], one["where"], one["kind"]) == ("told at step 5", "watch/2", "warning")
+    assert (one["when"], one["where"], one["kind"]) == ("told at step 4", "watch/2", "warning")
     text = Page(render_report([tmp_path / "mine"])).text
     assert f"The loss rose {HOSTILE}." in text
     with RunWriter.open(tmp_path / "mine" / "watch" / "2") as writer:
-        writer.append("finding", step=4, **spike, status="clear")
+        writer.append("finding", step=5, **spike, status="clear")
     (one,) = view(tmp_path / "mine")["told"]
-    assert (one["when"], one["kind"]) == ("told at step 5, over at step 6", "warning, over")
+    assert (one["when"], one["kind"]) == ("told at step 4, over at step 5", "warning, over")
+
+
+def test_a_claim_of_a_continued_training_names_the_step_at_which_it_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("optimizer.name=sgd", "optimizer.lr=1e30", "optimizer.clip=0", "watch.enabled=true")
+    train(small(tmp_path / "mine", *changes, "run.steps=1"))
+    monkeypatch.setattr("levada.training.loop._stop", lambda *_: None)  # which stops before the watch could see it
+    train(small(tmp_path / "mine", *changes), resume=True)
+    one = view(tmp_path / "mine")["told"][0]
+    assert (one["where"], one["when"]) == ("watch/2", "told at step 1")
+    assert "The loss of step 1 is the first that is not finite" in one["claim"]
+
+
+@pytest.mark.parametrize(
+    ("known", "when"),
+    [
+        ({"first": 1000}, "told at step 1,040, over at step 1,045, its text counts from step 1,000 on"),
+        ({"first": 1000, "numbered_from": 1000}, "told at step 40, over at step 45"),
+        ({}, "told at step 40, over at step 45, as its record counts"),
+    ],
+)
+def test_records_of_before_that_count_from_a_continuation_are_marked(
+    tmp_path: Path, known: dict[str, int], when: str
+) -> None:
+    with RunWriter.create(tmp_path / "mine", kind="train", name="mine") as writer:
+        writer.append("watched", path="watch/2", **known)
+    spike = {"rule": "loss_spike", "severity": "warn", "claim": "The loss of step 40 rose.", "where": {}}
+    with RunWriter.create(tmp_path / "mine" / "watch" / "2", kind="watch", name="2") as writer:
+        writer.append("finding", step=40, **spike, status="fired")
+        writer.append("finding", step=45, **spike, status="clear")
+    assert view(tmp_path / "mine")["told"][0]["when"] == when
+
+
+SPIKE = {"rule": "loss_spike", "severity": "warn", "claim": "The loss rose.", "where": {}}
+FIRED = ("finding", {**SPIKE, "status": "fired", "step": 1})
+CLEAR = ("finding", {**SPIKE, "status": "clear", "step": 2})
+JUDGED = ("judged", {"rules": ["loss_spike"], "unjudged": {}, "waiting": []})
+WAITING = ("judged", {"rules": [], "unjudged": {"loss_spike": "no loss was seen"}, "waiting": ["loss_spike"]})
+
+
+def watched(folder: Path, number: int, *events: tuple[str, dict[str, Any]]) -> None:
+    with RunWriter.create(folder / "watch" / f"{number}", kind="watch", name=f"{number}") as writer:
+        for type, payload in events:
+            writer.append(type, **payload)
+
+
+@pytest.mark.parametrize(
+    ("events", "verdict", "told"),
+    [
+        ([JUDGED], "healthy", "Nothing was found. 1 of 1 rules judged it."),
+        ([FIRED, CLEAR, JUDGED], "healthy", "What was found is over. 1 of 1 rules judged it."),
+        ([FIRED, JUDGED], "warn", "1 of 1 rules judged it."),
+        ([WAITING], "unknown", "0 of 1 rules judged it. Not judged: loss_spike: no loss was seen."),
+        ([], "unknown", "Which rules judged it is not known."),
+    ],
+)
+def test_nothing_was_found_is_said_only_where_it_was_judged(
+    tmp_path: Path, events: Any, verdict: str, told: str
+) -> None:
+    RunWriter.create(tmp_path / "mine", kind="train", name="mine").close()
+    watched(tmp_path / "mine", 1, *events)
+    (row,) = view(tmp_path / "mine")["watched"]
+    assert (row["where"], row["verdict"], row["told"]) == ("watch/1", verdict, told)
+    text = Page(render_report([tmp_path / "mine"])).text
+    assert told in text
+    assert ("othing was found" in text) is told.startswith("Nothing")
+
+
+def test_what_cannot_be_read_of_watched_runs_is_told_in_their_place(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    with RunWriter.create(mine, kind="train", name="mine") as writer:
+        writer.append("watched", path="watch/1", first=0)
+        for path in ("watch/../..", f"watch/{'9' * 5000}", "/1"):
+            writer.append("watched", path=path, first=0)
+    for number in (2, 3):
+        watched(mine, number, JUDGED)
+    (mine / "watch" / "2" / "run.json").write_text("{")
+    with (mine / "watch" / "3" / "events.log").open("ab") as log:
+        log.write(b"torn")
+    gone, corrupt, torn = view(mine)["watched"]
+    assert (gone["where"], gone["verdict"], gone["told"]) == (
+        "watch/1",
+        "unknown",
+        "Its record is not there.",
+    )
+    assert (corrupt["verdict"], corrupt["told"][:19]) == ("unknown", "It cannot be read: ")
+    assert torn["told"] == "Nothing was found. 1 of 1 rules judged it. The end of its record cannot be read."
+    assert "and nothing was found" not in render_report([mine])
+
+
+def test_findings_and_watched_runs_are_listed_up_to_a_bound_and_the_rest_is_counted(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    RunWriter.create(mine, kind="train", name="mine").close()
+    watched(mine, 1, *[FIRED, CLEAR] * 100, FIRED, JUDGED)
+    for number in range(2, MAX_WATCHED + 3):
+        watched(mine, number, WAITING)
+    seen = view(mine)
+    assert len(seen["told"]) == MAX_FINDINGS
+    assert (seen["told"][0]["kind"], seen["told"][1]["kind"]) == ("warning", "warning, over")
+    assert f"{101 - MAX_FINDINGS} more findings are over." in seen["notes"]
+    assert len(seen["watched"]) == MAX_WATCHED + 1
+    before, first, *_, last = seen["watched"]
+    assert (before["where"], before["verdict"], before["told"]) == ("2 before", "warn", "1 warn, 1 unknown.")
+    assert (first["where"], last["where"]) == ("watch/3", f"watch/{MAX_WATCHED + 2}")
+    many = [
+        ("finding", {**SPIKE, "rule": "dead_units", "where": {"first": f"{i}"}, "status": "fired", "step": 1})
+        for i in range(40)
+    ]
+    watched(mine, 99, *many)
+    assert f"{41 - MAX_FINDINGS} more findings stand: see its watched runs." in view(mine)["notes"]
+    assert render_report([mine]).count('<article class="finding') == MAX_FINDINGS
+
+
+def test_a_training_that_ended_and_is_being_continued_runs(tmp_path: Path) -> None:
+    train(small(tmp_path / "mine"))
+    record = Record()
+    assert record.open(small(tmp_path / "mine", "run.steps=9"), resume=True)
+    seen = view(tmp_path / "mine")
+    assert (seen["state"], seen["headline"]) == ("running", "Training: 6 of 9 steps done")
+    record.close()
+    assert view(tmp_path / "mine")["state"] == "ended"
 
 
 def test_a_loss_that_is_no_number_keeps_its_place(tmp_path: Path) -> None:
@@ -175,3 +299,23 @@ def test_trainings_of_before_that_said_no_end_have_ended(tmp_path: Path, monkeyp
     monkeypatch.setattr(Record, "end", lambda *_: None)
     train(small(tmp_path / "mine"))
     assert view(tmp_path / "mine")["state"] == "ended"
+
+
+def test_a_finding_at_no_step_that_there_is_is_told_without_one(tmp_path: Path) -> None:
+    RunWriter.create(tmp_path / "mine", kind="train", name="mine").close()
+    watched(tmp_path / "mine", 1, ("finding", {**SPIKE, "status": "fired", "step": "inf"}))
+    assert view(tmp_path / "mine")["told"][0]["when"] == ""
+
+
+def test_of_a_continued_training_it_is_told_where_its_own_samples_end(tmp_path: Path) -> None:
+    RunWriter.create(tmp_path / "mine", kind="train", name="mine").close()
+    steps = list(range(10_000, 10_101))
+    watched(tmp_path / "mine", 2, ("loss", {"steps": steps, "values": [1.0] * len(steps)}), JUDGED)
+    for step, end in ((10_000, True), (10_095, False)):
+        sites = [{"name": "0", "order": 0}]
+        with SignalWriter(tmp_path / "mine" / "watch" / "2", sites=sites, signals=("gradient_rms",)) as signals:
+            signals.append(step, 1.0, encode([1.0]), {})
+        (row,) = view(tmp_path / "mine")["watched"]
+        assert row["told"].startswith("Nothing was found. 1 of 1 rules judged it.")
+        told = "Of its steps 10,000 to 10,100, the last that was sampled is 10,000."
+        assert (told in row["told"]) is end

@@ -20,6 +20,7 @@ from levada.report.heat import NUM_LEVELS, heat
 from levada.report.watch import watch_view
 from levada.runs import Run, RunWriter, SignalWriter, reseal
 from levada.runs.codes import encode
+from levada.runs.segments import Cut, Place, salvaged
 
 NAMES = ("signal_rms", "gradient_rms", "update_ratio", "nonfinite", "gradient_nonfinite")
 
@@ -101,7 +102,7 @@ def flip(path: Path, at: float) -> None:
 def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_missing(tmp_path: Path, level: str) -> None:
     sites = [{"name": "layers.0", "order": 0}, {"name": "layers.1", "order": 1}]
     with RunWriter.create(tmp_path / "run", kind="watch", name="hurt") as events:
-        events.append("judged", step=0, rules=["loss_spike"], unjudged={}, waiting=[])
+        events.append("judged", step=0, rules=["loss_spike", "vanishing_gradient"], unjudged={}, waiting=[])
     for start in (0, 10, 20):
         with SignalWriter(tmp_path / "run", sites=sites, signals=["gradient_rms"]) as writer:
             for step in range(start, start + 10):
@@ -150,14 +151,67 @@ def test_a_damaged_copy_beside_a_good_file_is_no_damage_of_the_run(
     assert note in Page(page).text
 
 
-def test_what_was_made_again_of_a_damaged_full_detail_is_not_called_whole(watched: Path) -> None:
-    folder = watched / "signals" / "rank-00000"
-    for level in ("by16", "full"):  # as if a part of both could be saved
-        (folder / f"{level}-000001-0badc0de.parquet.torn").write_bytes(b"what was damaged")
-    words = Page(render_report([watched])).text
-    for path in folder.glob("*.torn"):
-        assert f"Signals of rank 0: {path.name} was damaged, and is moved aside." in words
-    assert "nothing is missing" not in words
+def hurt_and_mended(run: Path, level: str, lost: int) -> Path:
+    """Damage the file of a level so that so many of its series cannot be kept, seal it again; give the old file."""
+    (path,) = (run / "signals" / "rank-00000").glob(f"{level}-*")
+    signals = Run(run).signals()
+    good, cut = path.read_bytes(), Cut.of(level, signals.steps, len(signals.sites))
+    for at in range(0, len(good), 5):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        if len(salvaged(Place(path, level, 1, -1), cut, len(signals.names))[1]) == lost:
+            break
+    assert any(f"{level}: {len(signals.names) * len(signals.sites) - lost:,} of " in told for told in reseal(run))
+    return max(path.parent.glob(f"{level}-*.torn"), key=lambda torn: torn.stat().st_mtime_ns)
+
+
+def test_what_was_sealed_again_with_all_that_it_held_is_not_missing(watched: Path) -> None:
+    torn = hurt_and_mended(watched, "full", lost=0)
+    page = render_report([watched])
+    assert "This run is damaged" not in page
+    assert f"nothing is missing by them: {torn.name}." in " ".join(Page(page).text.split())
+
+
+def test_of_what_was_sealed_again_in_part_the_lost_series_alone_are_missing(watched: Path) -> None:
+    signals = Run(watched).signals()
+    torn = hurt_and_mended(watched, "full", lost=len(signals.sites))  # those of one signal lie together
+    (gone,) = [name for name in signals.names if all(map(math.isnan, Run(watched).signals().read(name)[0]))]
+    words = " ".join(Page(render_report([watched])).text.split())
+    told = f"{torn.name} was damaged, and is moved aside; lost are {gone} of all blocks. Missing or shown in less"
+    assert f"Signals of rank 0: {told} detail: steps {signals.steps[0]} to {signals.steps[-1]}." in words
+    # What is made again of the full detail lacks by now what that lacks.
+    coarse = hurt_and_mended(watched, "by16", lost=0)
+    words = " ".join(Page(render_report([watched])).text.split())
+    assert f"{coarse.name} was damaged, and is moved aside; lost are {gone} of all blocks." in words
+
+
+def test_of_samples_whose_steps_alone_are_known_again_the_times_and_scalars_are_missing(watched: Path) -> None:
+    (path,) = (watched / "signals" / "rank-00000").glob("samples-*")
+    flip(path, 0.5)
+    reseal(watched)
+    words = " ".join(Page(render_report([watched])).text.split())
+    assert f"{path.name}.torn was damaged, and is moved aside; its times and scalars are lost." in words
+
+
+@pytest.mark.parametrize(("frame", "where"), [(0, ""), (2, "after step 0 and before step 40")])
+def test_of_a_tail_that_was_sealed_without_a_sample_that_one_alone_is_missing(
+    tmp_path: Path, frame: int, where: str
+) -> None:
+    RunWriter.create(tmp_path, kind="watch", name="hurt").close()
+    with SignalWriter(tmp_path, sites=[{"name": "0", "order": 0}], signals=["gradient_rms"]) as writer:
+        for step in (0, 20, 40):
+            writer.append(step, 0.0, encode([0.5]), {"loss": 1.0})
+            writer.flush(30.0)
+        (tail,) = writer.folder.glob("tail-*")
+        kept = tail.read_bytes()
+    for path in writer.folder.glob("*-000001-*"):
+        path.unlink()
+    starts = [match.start() for match in re.finditer(re.escape(kept[8:12]), kept)]
+    at = starts[frame] + 15
+    tail.write_bytes(kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :])
+    reseal(tmp_path)
+    words = " ".join(Page(render_report([tmp_path])).text.split())
+    assert ("This run is damaged" in words) == bool(where)
+    assert not where or f"Missing or shown in less detail: {where}." in words
 
 
 def test_a_damaged_log_is_told_above_the_figures_with_the_steps_that_are_missing(watched: Path) -> None:
@@ -334,9 +388,15 @@ def test_a_run_is_shown_while_it_is_written_and_when_nothing_was_found(tmp_path:
         words = " ".join(Page(render_report([folder])).text.split())
         assert "The record does not say which rules judged it." in words
         why = {"lost_update": "2 more samples are needed", "dead_units": "there are no zeros"}
-        events.append("judged", step=14, rules=["loss_spike"], unjudged=why, waiting=["lost_update"])
+        events.append("judged", step=13, rules=["loss_spike"], unjudged=why, waiting=["lost_update"])
+        assert "Not judged: 2 more samples are needed." in " ".join(Page(render_report([folder])).text.split())
+        few = ["lost_update"]
+        events.append("judged", step=14, rules=["loss_spike"], unjudged=why, waiting=few, few=few)
         assert "Too few samples to judge." in " ".join(Page(render_report([folder])).text.split())
-        events.append("judged", step=20, rules=["loss_spike", "lost_update"], unjudged=why, waiting=[])
+        events.append("judged", step=19, rules=["loss_spike"], unjudged=why, waiting=[])
+        assert "The rules that could judge it found nothing." in " ".join(Page(render_report([folder])).text.split())
+        rules = ["loss_spike", "lost_update", "vanishing_gradient"]
+        events.append("judged", step=20, rules=rules, unjudged=why, waiting=[])
         words = " ".join(Page(render_report([folder])).text.split())
     assert "The learning signal reached every block." in words
     assert "Not judged: lost_update: 2 more samples are needed; dead_units: there are no zeros." in words
@@ -453,7 +513,7 @@ def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:
         for step in range(5):
             signals.append(step, 0.0, encode([1.0]), {})
         events.append("loss", steps=list(range(100)), values=[1.0] * 100)
-        events.append("judged", step=4, rules=["loss_spike"], unjudged={}, waiting=[])
+        events.append("judged", step=4, rules=["loss_spike", "vanishing_gradient"], unjudged={}, waiting=[])
     words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
     assert "reached every block up to step 4; what came after was not sampled" in words
     assert "5 samples kept, the last of step 4" in words
@@ -477,3 +537,15 @@ def test_the_loss_of_steps_that_are_lost_is_a_gap_and_is_named(tmp_path: Path) -
     page = render_report([tmp_path / "run"])
     assert len(re.findall(r'<path class="line measured c0 thick" d="[^"]*"><title>', page)) == 4  # two, wide and narrow
     assert "The line is broken where losses are missing: steps 40 to 79." in page
+
+
+def test_the_losses_of_a_spike_and_of_a_first_step_have_words_of_their_own(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "run", kind="watch", name="spiked") as writer:
+        for rule in ("loss_spike", "exploding_gradient"):
+            evidence = {"loss_before": 2.5, "loss_peak": 7.25} if rule == "loss_spike" else {"loss_before": 1.5}
+            told = {"claim": f"a claim of {rule}", "where": {}, "evidence": evidence}
+            writer.append("finding", step=200, rule=rule, severity="warn", status="fired", **told)
+    words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
+    assert "median of the losses before the jump2.5 largest loss of the jump7.25" in words
+    assert "loss before the optimizer's first step1.5" in words
+    assert words.count("optimizer's first step") == 1

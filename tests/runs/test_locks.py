@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from levada._errors import UsageError
-from levada.runs import Run, RunWriter
+from levada.runs import Run, RunWriter, lock
 from levada.runs.lock import WriterLock
 
 
@@ -32,6 +32,42 @@ def test_a_forked_child_can_neither_write_nor_cut_its_parents_events(tmp_path: P
     writer.close()
     assert [event["seed"] for event in Run(tmp_path / "run").events("result")] == [0, 1]
     assert Run(tmp_path / "run").damage is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is POSIX")
+def test_a_child_that_is_forked_while_a_lock_is_looked_at_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WriterLock(tmp_path).release()
+    asked, children = lock._try, list[int]()
+    stays, leaves = os.pipe()
+
+    def fork(descriptor: int) -> None:
+        asked(descriptor)
+        children.append(os.fork())
+        if children[0] == 0:
+            os.close(leaves)
+            os.read(stays, 1)  # as long as its parent wants
+            os._exit(0)
+
+    monkeypatch.setattr(lock, "_try", fork)
+    try:
+        assert lock.is_held(tmp_path) is False
+        WriterLock(tmp_path).release()
+    finally:
+        os.close(leaves)
+        os.waitpid(children[0], 0)
+        os.close(stays)
+
+
+def test_of_a_lock_that_may_not_be_read_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    WriterLock(tmp_path).release()
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert lock.is_held(tmp_path) is None
 
 
 @pytest.mark.parametrize(("number", "held"), [(errno.EWOULDBLOCK, True), (errno.EACCES, True), (errno.ENOLCK, False)])

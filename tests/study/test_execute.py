@@ -60,12 +60,6 @@ def _forget():
     CALLS.clear()
 
 
-@pytest.fixture
-def threads():
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
-
-
 def test_a_run_holds_the_study_its_results_claims_and_figures(tmp_path, threads):
     progress = []
     run = execute(squares(), out=tmp_path, executor=threads, progress=lambda *p: progress.append(p))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -40,12 +39,6 @@ def study(name, *, bad=-1, hours=None, claimed=None):
 @pytest.fixture(autouse=True)
 def _forget():
     CALLS.clear()
-
-
-@pytest.fixture
-def threads():
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
 
 
 def test_every_study_gets_its_run_and_the_standing_counts_all_of_them(tmp_path, threads):

@@ -163,7 +163,9 @@ def test_rows_must_be_exact_in_every_product(measures, deviation, status):
         return values
 
     found = outcome("Sinkhorn keeps the rows", change)
-    assert (found.status, found.statistic.p) == (status, 0.0625 if status == "held" else 0.375), "5 seeds, not 40"
+    assert (found.status, found.statistic) == (status, None), (
+        "that rows are exact is a theorem: it is not tested by seeds"
+    )
 
 
 @pytest.mark.parametrize(("iterations", "value", "status"), [

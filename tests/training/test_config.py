@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+import torch
 
 from levada._errors import UsageError
+from levada.cli import main
 from levada.training import Config, content_hash, read, resolve, to_toml
 from levada.training.files import differences, settings
 
@@ -42,12 +44,17 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.toml"))
         ("data", "path", "here", r"data\.path must be left out: mnist1d comes from an installed package"),
         ("data", "source", "king_james", r"\"transformer\" reads texts.*got 'mlp' and data\.source 'king_james'"),
         ("optimizer", "accumulate", 3, r"data\.batch_size must be a multiple of optimizer\.accumulate, got 64 and 3"),
-        ("schedule", "warmup", 2000, r"schedule\.warmup and schedule\.decay must fit in run\.steps, got 2000 and 1000"),
+        ("schedule", "warmup", 2000, r"schedule\.warmup must fit in run\.steps, got 2000 in 1000 steps"),
         ("schedule", "name", "stable_decay", r"schedule\.decay must be at least 1"),
         ("run", "seed", 2**64, r"run\.seed must be less than 2\^64"),
         ("run", "folder", "a\0b", r"run\.folder must name a folder"),
         ("run", "folder", "", r"run\.folder must name a folder"),
-        ("run", "device", "tpu", r"run\.device must be one of 'auto', 'cpu', 'cuda', got 'tpu'\.$"),
+        (
+            "run",
+            "device",
+            "tpu",
+            r"run\.device must be one of 'auto', 'cpu', 'cuda', got 'tpu'\. PyTorch has here: 'cpu'",
+        ),
         ("parallel", "kind", "fdsp", r"parallel\.kind must be one of .*Did you mean 'fsdp'\?"),
         ("parallel", "micro_batches", 4, r"in \[parallel\], Parallel: micro_batches belongs to kind='pipeline'"),
         ("checkpoint", "keep", 0, r"checkpoint\.keep must be at least 1, got 0"),
@@ -161,3 +168,22 @@ def test_the_examples_are_configurations(path):
 
 def test_there_are_examples():
     assert len(EXAMPLES) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "told"),
+    [
+        ("tpu", 0, "'cpu' alone, and no GPU"),
+        ("cuda", 0, "'cpu' alone, and no GPU"),
+        ("tpu", 2, "'cpu' and 'cuda' (2 GPUs)"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch, capsys, tmp_path, device, gpus, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    (tmp_path / "train.toml").write_text("[run]\nsteps = 1\n")
+    folder = f"run.folder={tmp_path / 'run'}"
+    assert main(["train", str(tmp_path / "train.toml"), "--set", f"run.device={device}", "--set", folder]) == 2
+    said = capsys.readouterr().err
+    assert f"got '{device}'. PyTorch has here: {told}.\n" in said
+    assert not (tmp_path / "run").exists()

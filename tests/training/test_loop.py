@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from levada._errors import MeasurementError, UsageError
 from levada.cli import main
+from levada.diagnose import Finding
 from levada.runs import Run
 from levada.training import evaluations, losses, read, resolve, train
 from levada.training.building import build_network, build_optimizer, learning_rate
@@ -22,6 +24,7 @@ from levada.training.engine import WholeNetwork
 from levada.training.loop import _stop
 from levada.training.processes import Processes, launch
 from levada.training.record import Record, begin
+from levada.watching.watch import Watch
 
 SMALL = {
     "model": {"depth": 2, "dim": 8},
@@ -48,6 +51,16 @@ def test_a_run_keeps_the_loss_of_every_step(tmp_path):
     assert trained.run.damage is None
     assert trained.run.manifest.kind == "train"
     assert small(tmp_path, "run.evaluate_every=4") == read(tmp_path / "run" / "config.toml")
+
+
+def test_a_line_shows_what_is_held_out_as_of_its_own_step(tmp_path):
+    stream = io.StringIO()
+    trained = train(small(tmp_path, "run.evaluate_every=2"), stream=stream)
+    shown = {
+        int(step): float(loss) for step, loss in re.findall(r"step (\d+)/6 .*held out ([\d.]+)", stream.getvalue())
+    }
+    told = evaluations(trained.run)
+    assert shown == pytest.approx({step: told[max(at for at in told if at <= step)] for step in range(2, 7)}, abs=1e-4)
 
 
 def test_a_run_is_a_function_of_its_configuration(tmp_path):
@@ -243,6 +256,28 @@ def test_a_watch_that_was_removed_leaves_the_run_to_be_continued(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run" / "watch").iterdir()) == ["2", "3", "4"]
 
 
+def test_what_is_over_is_not_told_as_if_it_held(tmp_path, monkeypatch):
+    found = [Finding("loss_spike", "info", status, f"{status} claim") for status in ("clear", "fired")]
+    monkeypatch.setattr(Watch, "findings", property(lambda _: found))
+    stream = io.StringIO()
+    train(small(tmp_path, "run.steps=2", "watch.enabled=true"), stream=stream)
+    *_, held, verdict = stream.getvalue().splitlines()
+    assert held == "info: fired claim"
+    assert verdict.startswith("watched: unknown, ")
+    assert " rules judged it" in verdict
+    assert verdict.endswith("; findings that are over: 1")
+    assert "clear claim" not in stream.getvalue()
+
+
+def test_fewer_steps_than_the_newest_checkpoint_has_are_refused(tmp_path):
+    train(small(tmp_path, "run.steps=4", "checkpoint.every=2", "checkpoint.keep=2"))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    with pytest.raises(UsageError, match="at least the 2 that the newest complete checkpoint of a continued run has"):
+        train(small(tmp_path, "run.steps=1"), resume=True)
+    again = train(small(tmp_path, "run.steps=3"), resume=True)
+    assert list(losses(again.run)) == [0, 1, 2], "fewer than were done"
+
+
 def test_the_command_line_trains_and_continues(tmp_path, capsys):
     file = tmp_path / "a.toml"
     file.write_text('[model]\ndepth = 2\ndim = 8\n[data]\nevaluated = 64\n[schedule]\nname = "constant"\n')
@@ -261,14 +296,16 @@ def test_the_command_line_trains_and_continues(tmp_path, capsys):
     assert list(losses(Run(tmp_path / "run"))) == list(range(6))
     assert main(["train", str(file), *changes, "--resume"]) == 2
     assert capsys.readouterr().err == (
-        "levada train: run.steps must be at least the 6 that were done in a run that is continued, got 4. "
-        "Name another run.folder to train for fewer.\n"
+        "levada train: run.steps must be at least the 6 that the newest complete checkpoint of a continued run has, "
+        "got 4. Name another run.folder to train for fewer.\n"
     )
     assert read(tmp_path / "run" / "config.toml").run.steps == 6, "what is refused changes nothing"
     assert [event["type"] for event in Run(tmp_path / "run").events()][-1] == "end"
     assert main(["train", str(file), *changes, "--set", "run.steps=6", "--resume"]) == 0
     out, err = capsys.readouterr()
     assert "6 steps, all of them done before" in out
+    assert sorted(path.name for path in (tmp_path / "run" / "watch").iterdir()) == ["1", "2"], "nothing was to be seen"
+    assert sum(event["type"] == "watched" for event in Run(tmp_path / "run").events()) == 2
     assert "levada train: --set run.steps came 2 times; the last one counts: 6\n" in err
     assert main(["train", str(file), *changes, "--resume", "--set", "model.dim=16"]) == 2
     assert "model.dim must stay what it is in a run that is continued" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import struct
+import subprocess
 import termios
 import time
 from typing import TextIO
@@ -64,12 +65,23 @@ class Terminal:
             end = match.end()
             self._take(*match.groups())
 
-    def until(self, word: str, seconds: float = 20.0) -> None:
-        """Take in what is written until a word is seen."""
-        stop = time.monotonic() + seconds
-        while word not in self.text and time.monotonic() < stop:
+    def until(self, word: str, process: subprocess.Popen[bytes]) -> None:
+        """Take in what a program writes until a word is seen, however long that takes; the program must not end."""
+        while word not in self.text:
+            running = process.poll() is None
             self.feed(0.05)
-        assert word in self.text, self.text
+            assert running or word in self.text, self.text
+
+    def ended(self, process: subprocess.Popen[bytes]) -> int:
+        """Take in all that a program writes until it ends, and give its exit code."""
+        while process.poll() is None:  # which it may not, as long as nobody reads
+            self.feed(0.05)
+        # What is written now comes behind all of it.
+        self.stream.write("\nthe program ended\n")
+        self.stream.flush()
+        while "the program ended" not in self.text:
+            self.feed(0.05)
+        return process.returncode
 
     @property
     def text(self) -> str:

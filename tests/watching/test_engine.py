@@ -16,6 +16,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import levada
+from levada.diagnose.finding import Finding
+from levada.runs import Run
 from levada.watching import WATCHED, compiled
 from levada.watching.overhead import Cadence
 from levada.watching.places import find_places
@@ -997,3 +999,40 @@ def test_no_optimizers_and_no_numbers_are_refused():
         pytest.raises(levada._errors.UsageError, match="accuracy must be a number, got 'high'"),
     ):
         watched.log(accuracy="high")
+
+
+@pytest.mark.parametrize("name", ["loss", "lr", "gradient_norm", "loss_scale", "overhead"])
+def test_what_the_watch_measures_is_not_logged_over(name):
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer, every=1) as watched:
+        with pytest.raises(
+            levada._errors.UsageError, match=rf"Watch\.log: '{name}' is measured by the watch itself, got"
+        ):
+            watched.log(accuracy=0.5, **{name: 7.0})
+        watched.log(accuracy=torch.tensor(0.25), train_loss=torch.ones(1, requires_grad=True))
+        with pytest.raises(levada._errors.UsageError, match="accuracy must be one number, got a tensor of 2"):
+            watched.log(accuracy=torch.ones(2))
+        train(model, optimizer, data(1))
+    scalars = watched.samples[0].scalars
+    assert (scalars["accuracy"], scalars["train_loss"]) == (0.25, 1.0)
+    assert scalars["loss"] == pytest.approx(by_hand(make(), data(1))[0]["loss"])
+    assert scalars["lr"] == optimizer.param_groups[0]["lr"]
+
+
+def test_what_the_judge_found_stays_when_an_error_ends_it(tmp_path):
+    model = make()
+    optimizer = sgd(model)
+    found = Finding("dead_units", "warn", "fired", "half of the units are dead")
+
+    def fail(sample):
+        raise ValueError("a rule is broken")
+
+    with levada.watch(model, optimizer, every=1, max_overhead=1.0, run=tmp_path / "run") as watched:
+        watched.judge.findings.append(found)
+        watched.judge.sampled = fail
+        with pytest.warns(UserWarning, match="a rule is broken"):
+            train(model, optimizer, data(3))
+        assert watched.findings == [found]
+        assert [finding.claim for finding in watched.report().findings if finding.status == "fired"] == [found.claim]
+    assert [event["rule"] for event in Run(tmp_path / "run").events("finding")] == ["dead_units"]

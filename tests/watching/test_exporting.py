@@ -22,6 +22,7 @@ from levada.diagnose import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter
 from levada.runs.exporters import chosen, export, open_exporter, tag
+from levada.runs.standing import Standing
 from levada.watching import Sample
 from levada.watching.exporting import Exporting
 from levada.watching.news import News
@@ -65,7 +66,7 @@ def expected():
 
 def stored(folder):
     """The same as a run on disk; codes of 16 bits hold powers of two exactly."""
-    watch = SimpleNamespace(sites=SITES, findings=[], overhead=2**-8)
+    watch = SimpleNamespace(sites=SITES, findings=[], overhead=2**-8, standing=Standing(), steps=0)
     recording = Recording(folder, watch, name="a run", config={"seed": 3})
     for sample in samples():
         if sample.step == 10:
@@ -381,6 +382,21 @@ def test_a_run_is_exported_under_the_name_of_its_folder_however_that_is_written(
     )
     export(path, "tensorboard", tmp_path)
     assert names == ["a run"]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_watched_run_of_a_training_is_exported_under_the_name_of_the_training_too(
+    tmp_path, monkeypatch, capsys, remote
+):
+    monkeypatch.setenv("LEVADA_CACHE", str(tmp_path / "cache"))
+    run = stored(tmp_path / "runs" / "train" / "watch" / "1")
+    assert (
+        main(["export", f"file://{run}" if remote else str(run), "--to", "tensorboard", "--out", str(tmp_path / "out")])
+        == 0
+    )
+    where = tmp_path / "out" / "train" / "watch" / "1"
+    assert capsys.readouterr().out.splitlines()[0] == str(where)
+    assert list(where.glob("events.out.tfevents.*"))
 
 
 def test_of_processes_that_begin_no_group_the_first_exports(tmp_path, monkeypatch):

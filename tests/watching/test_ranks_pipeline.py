@@ -110,6 +110,12 @@ def test_samples_of_stages_are_those_of_one_process(schedule, found):
             assert ("loss" in sample) == (rank == 1)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_rule_has_judged_the_run_of_which_a_stage_is_seen(schedule, found):
+    why = "Not judged: only some blocks of a pipeline are seen here"
+    assert found[f"standing of {schedule}"] == ("unknown", why, ())
+
+
 def test_what_a_schedule_does_is_heard_of_while_watched():
     from torch.distributed.pipelining import PipelineStage
 
@@ -163,9 +169,10 @@ def work(rank: int, folder: Path) -> None:
             {**sample.values, **{key: torch.tensor(v, dtype=torch.float64) for key, v in sample.scalars.items()}}
             for sample in probe.samples
         ]
-        both = [None, None]
+        both, told = [None, None], probe.standing
         dist.all_gather_object(both, ([site.name for site in probe.sites], samples))
         result[name] = both
+        result[f"standing of {name}"] = (told.verdict, told.headline, told.judged)
     if rank == 0:
         torch.save(result, folder / "found.pt")
     dist.barrier()  # a process that ends while the other still talks to it aborts

@@ -24,6 +24,7 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import Run, RunWriter, doctor
 from levada.runs.codes import LARGEST, decoded, encode, thresholds
+from levada.runs.standing import Standing
 from levada.watching.bundle import Bundle, write_bundle
 from levada.watching.recording import Recording, codes_of, to_bytes
 from levada.watching.sample import WATCHED, Continue, Listener, Sample
@@ -32,7 +33,9 @@ SITES = tuple(Site(f"layers.{i}", i, "Linear", (4, 8), (f"layers.{i}.weight",)) 
 
 
 def watching(**fields: Any) -> Any:
-    return SimpleNamespace(**{"sites": SITES, "findings": [], "overhead": 0.004, **fields})
+    return SimpleNamespace(
+        **{"sites": SITES, "findings": [], "overhead": 0.004, "standing": Standing(), "steps": 0, **fields}
+    )
 
 
 def sample(step: int, **scalars: float) -> Sample:
@@ -114,6 +117,16 @@ def test_a_run_of_samples_losses_and_verdicts_is_read(tmp_path: Path) -> None:
     assert doctor(tmp_path / "mine").healthy
 
 
+def test_what_no_file_can_hold_of_a_finding_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    odd = Finding("mine", "warn", "fired", "odd", evidence={"told_at": 3, "model": nn.Linear(1, 1)})
+    recording = Recording(tmp_path, watching(findings=[odd]))
+    recording.sampled(sample(19))
+    recording.close()
+    (event,) = Run(tmp_path).events("finding")
+    assert (event["case"], event["evidence"]["told_at"]) == ("mine 3", 3)
+    assert event["evidence"]["model"].startswith("Linear(")
+
+
 def test_losses_behind_the_last_sample_are_kept_at_the_end(tmp_path: Path) -> None:
     recording = Recording(tmp_path, watching())
     for step in range(25):
@@ -144,7 +157,7 @@ def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one writer at a time"):
         Recording(tmp_path, watching(), resume=True)
     first.close()
-    with pytest.raises(UsageError, match="this holds a run"):
+    with pytest.raises(UsageError, match=r"this holds a run\. .* by run=levada\.watching\.Continue\(folder, step\)"):
         Recording(tmp_path, watching())
     second = Recording(tmp_path, watching(), resume=True)
     for step in range(79, 200, 20):
@@ -283,7 +296,7 @@ def test_a_sample_that_knows_only_the_last_losses_does_not_take_those_before(tmp
 
 
 def test_losses_that_the_disk_does_not_take_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("levada.watching.recording._WAITING", 1)
+    monkeypatch.setattr("levada.watching.events.WAITING", 1)
     recording = Recording(tmp_path, watching())
     with monkeypatch.context() as patch:
 

@@ -20,7 +20,7 @@ from torch import nn
 from levada import commands
 from levada._errors import UsageError
 from levada.cli import main
-from levada.runs import Run
+from levada.runs import Run, SignalWriter
 from levada.watching.owners import find_trained
 from levada.watching.script import Script, Watches, run_script
 
@@ -164,6 +164,30 @@ def test_an_error_inside_of_a_watched_step_shows_the_scripts_frames_alone(
     assert told.rstrip().endswith("RuntimeError: backward failed")
     assert "levada/watching" not in told
     assert told.index("steps watched") < told.index("Traceback")  # the terminal is given back first
+
+
+def test_an_interruption_while_the_record_is_written_shows_the_scripts_frames_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    append, steps = SignalWriter.append, []
+
+    def interrupted(self: SignalWriter, step: int, *args: Any) -> Any:
+        steps.append(step)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return append(self, step, *args)
+
+    # As if it were a line of levada/runs: the frame of a function that is compiled under its name.
+    code = interrupted.__code__.replace(co_filename=sys.modules[SignalWriter.__module__].__file__)
+    interrupted.__code__ = code
+    monkeypatch.setattr(SignalWriter, "append", interrupted)
+    (tmp_path / "script.py").write_text(TRAIN + "train(100)\n")
+    options = ["--quiet", "--every", "1", "--max-overhead", "1", "--run", str(tmp_path / "run")]
+    assert main(["run", *options, str(tmp_path / "script.py")]) == 130
+    told = capfd.readouterr().err
+    assert told.rstrip().endswith("KeyboardInterrupt")
+    assert "optimizer.step()" in told
+    assert "levada/" not in told
 
 
 @pytest.mark.parametrize(
@@ -467,28 +491,28 @@ def test_in_a_terminal_the_view_stands_below_and_ctrl_c_leaves_all_in_order(
     terminal = Terminal(80, 40)
     (tmp_path / "train.py").write_text(
         TRAIN + "from tqdm import tqdm\n"
-        "bar = tqdm(range(10**6), ncols=70)\n"
+        "bar = tqdm(range(61), ncols=70)\n"
         "def out(text):\n    bar.update()\n    tqdm.write(text)\n"
-        "train(10**6, 0.02, out)\n"
+        "train(61, 0.02, out)\n"
+        "out('waiting for Ctrl-C')\n"
+        "while True:\n    time.sleep(1.0)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "levada", "run", "--max-overhead", "1", "--every", "1", "train.py"],
         stdin=terminal.slave, stdout=terminal.slave, stderr=terminal.slave, cwd=tmp_path,
     )  # fmt: skip
     try:
-        terminal.until("gradient by block")
-        terminal.until("said 60")
+        terminal.until("waiting for Ctrl-C", process)
+        assert "gradient by block" in terminal.text
         process.send_signal(signal.SIGINT)
-        terminal.until("KeyboardInterrupt")
-        assert process.wait(20) == 130
+        assert terminal.ended(process) == 130
     finally:
         process.kill()
         process.wait()
-    terminal.feed(0.2)
     lines = [line.rstrip() for line in terminal.text.splitlines()]
     said = [int(line.split()[1]) for line in lines if line.startswith("said ")]
-    assert said == list(range(len(said)))
-    assert len(said) > 60
+    assert said == list(range(61))
+    assert "KeyboardInterrupt" in lines
     assert any("steps watched, loss " in line for line in lines)
     assert not any("gradient by block" in line for line in lines)
     assert terminal.region == (0, 39)

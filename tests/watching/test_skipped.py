@@ -265,6 +265,22 @@ def test_one_odd_batch_of_many_micro_batches_before_the_first_update(micro, upda
     assert watch.steps == (3 if updates else 2)
 
 
+@pytest.mark.parametrize("after_backward", [False, True])
+def test_of_one_odd_batch_of_many_micro_batches_the_backward_passes_tell_that_they_are_one(after_backward):
+    net = model()
+    odd = guarded(net, lambda i: i == 0, 64, after_backward=True)
+
+    def step(optimizer, i):
+        if after_backward or i > 0:
+            return odd(optimizer, i) or i > 0
+        for _ in range(64):  # each is left out before its backward pass: as many batches, for all that is seen
+            assert not torch.isfinite(net(batch(True)).square().mean())
+        return True
+
+    said, _ = train(net, step, 3)
+    assert [finding and finding.evidence["passes"] for finding in said] == ([] if after_backward else [32, None])
+
+
 def test_many_micro_batches_that_never_make_an_update_are_told_of_after_a_few_batches():
     net = model()
 

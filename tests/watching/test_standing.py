@@ -16,6 +16,7 @@ from levada.watching import Sample
 from levada.watching.judged import standing_of
 from levada.watching.lines import summary
 from levada.watching.live import Live
+from levada.watching.sample import WATCHED
 
 
 def trained(steps, folder=None, *, every=5, **options):
@@ -111,10 +112,97 @@ def test_what_cannot_be_judged_here_is_said_and_keeps_no_verdict_open():
     standing = standing_of(run.judge)
     assert standing.verdict == "healthy"
     assert standing.unjudged["dead_units"] == "no block was seen to have activations with exact zeros"
-    assert standing.unjudged["vanishing_gradient"] == "there are 2 blocks, and a law of depth needs 4"
+    told = "there are 2 blocks, and it takes 3 to compare one with the others"
+    assert standing.unjudged["vanishing_gradient"] == told
     judged = ("numerical_overflow", "loss_spike", "skipped_steps", "learning_rate_too_high", "frozen_layers")
-    assert (standing.judged, standing.counted) == (judged, "5 of 13 rules judged it")
-    assert standing.reasons.count("a law of depth") == 1  # grouped
+    judged += ("exploding_signal", "vanishing_signal", "exploding_gradient")  # at a block in time, if not over depth
+    assert (standing.judged, standing.counted) == (judged, "8 of 13 rules judged it")
+    assert standing.reasons.count("the learning rate is not known") == 1  # grouped
+    alone = Synthetic(sites=1)
+    alone.run(10)
+    assert standing_of(alone.judge).unjudged["exploding_gradient"].startswith("11 samples are needed")
+    alone.run(1)
+    assert standing_of(alone.judge).unjudged["vanishing_gradient"].startswith("there is 1 block, ")
+
+
+def keep(*names, losses=True):
+    """Leave of a sample only these signals; the others were not measured."""
+
+    def edit(step, values, scalars, told):
+        for name in set(values) - set(names):
+            values[name][:] = math.nan
+        if not losses:
+            told.clear()
+
+    return edit
+
+
+def test_a_run_of_which_nothing_was_measured_is_not_healthy():
+    run = Synthetic()
+    run.run(80, keep(losses=False))
+    standing = standing_of(run.judge)
+    assert (standing.verdict, standing.judged) == ("unknown", ("skipped_steps",))
+    assert standing.unjudged["numerical_overflow"] == "no signal, no gradient and no loss was measured"
+
+
+@pytest.mark.parametrize(
+    ("measured", "losses", "verdict", "silent"),
+    [
+        (("signal_rms", "nonfinite", "weight_gradient_rms"), False, "unknown", "vanishing_gradient"),
+        (("weight_rms", "update_ratio"), True, "unknown", "vanishing_signal"),
+        (("signal_rms",), True, "healthy", "exploding_gradient"),
+        (("gradient_rms",), True, "healthy", "exploding_signal"),
+        (("signal_rms", "gradient_rms"), False, "healthy", "vanishing_signal"),
+    ],
+)
+def test_a_rule_whose_signal_was_not_measured_has_not_judged(measured, losses, verdict, silent):
+    run = Synthetic()
+    run.run(80, keep(*measured, losses=losses))
+    standing = standing_of(run.judge)
+    assert standing.verdict == verdict, standing.told
+    assert silent in standing.unjudged
+    assert "was measured" in standing.unjudged[silent] or "no loss" in standing.unjudged[silent]
+
+
+def test_a_run_that_tells_no_gradient_and_no_loss_is_not_healthy():
+    torch.manual_seed(0)
+    net = nn.Sequential(*[nn.Linear(8, 8, bias=False) for _ in range(5)], nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-9)
+    with levada.watch(net, optimizer, every=1, max_overhead=math.inf) as watch:
+        for _ in range(40):
+            loss = net(torch.randn(16, 8)).square().mean()
+            for parameter, gradient in zip(
+                net.parameters(), torch.autograd.grad(loss, list(net.parameters())), strict=True
+            ):
+                parameter.grad = gradient  # no backward pass, of which the watch would hear
+            optimizer.step()
+    assert watch.standing.verdict == "unknown"
+    assert watch.standing.unjudged["vanishing_gradient"] == "no gradient was measured at a block"
+
+
+def test_rules_that_need_a_loss_wait_for_it_where_signal_or_gradient_leaves_its_range():
+    def grown(step, values, scalars, losses):
+        losses.clear()
+        values["signal_rms"][4:] = 1e5
+
+    run = Synthetic()
+    run.run(20, keep(*WATCHED, losses=False))
+    assert standing_of(run.judge).verdict == "healthy"  # by the others
+    run.run(3, grown)
+    standing = standing_of(run.judge)
+    assert standing.verdict == "unknown"
+    assert standing.unjudged["exploding_signal"] == "no loss was seen, and signal or gradient spans three decades"
+
+
+def test_rules_that_speak_where_nothing_was_learned_wait_for_as_many_losses():
+    def first(step, values, scalars, losses):
+        del losses[1:]
+
+    run = Synthetic()
+    run.run(63, first)
+    assert {"exploding_signal", "exploding_gradient", "vanishing_signal"} <= standing_of(run.judge).waiting
+    run.run(1, first)
+    assert standing_of(run.judge).verdict == "healthy"
 
 
 def test_nothing_is_healthy_once_the_rules_hear_no_more():

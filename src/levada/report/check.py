@@ -166,17 +166,18 @@ def finding_view(
         report: the JSON that holds it.
         blocks: the blocks at which it was found, in their order.
     """
-    severity = str(one.get("severity", "info"))
+    severity, rule = str(one.get("severity", "info")), str(one.get("rule", ""))
+    evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key not in DRAWN}
     return {
         "severity": severity,
         "kind": SEVERITIES.get(severity, severity),
         "sign": SIGNS.get(severity, "i"),
-        "rule": one.get("rule", ""),
+        "rule": rule,
         "title": phrase(one),
         "claim": one.get("claim", ""),
-        "evidence": list(evidence_rows({k: v for k, v in (one.get("evidence") or {}).items() if k not in DRAWN})),
+        "evidence": list(evidence_rows(evidence, rule=rule)),
         "picture": evidence_picture(one, report, blocks),
-        "words_alone": WORDS_ALONE.get(str(one.get("rule")), ""),
+        "words_alone": WORDS_ALONE.get(rule, ""),
         "ruled_out": [str(sentence) for sentence in one.get("ruled_out") or ()],
         "calibration": calibration(one),
         "cost": cost(one),

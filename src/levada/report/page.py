@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "render_report", "write_html"]
 
+_START, _MARK = 2048, b'<meta name="generator" content="levada '
+
 _KINDS: Final = (
     ("fix", "repairs"),
     ("check", "checks"),
@@ -74,11 +76,11 @@ def write_html(runs_or_dicts: Iterable[Source], path: str | Path) -> Path:
         path: the file.
 
     Raises:
-        UsageError: as `render_report`, and if the folder does not exist.
+        UsageError: as `render_report`, and if the folder does not exist or belongs to a run, or the file exists and is
+            no such page.
     """
     target = Path(path)
-    if not target.parent.is_dir() or target.is_dir():
-        raise UsageError(f"{target}: a page is a file in a folder that exists. Make the folder, or give a file's name.")
+    _require_free(target)
     text = render_report(runs_or_dicts)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -87,6 +89,22 @@ def write_html(runs_or_dicts: Iterable[Source], path: str | Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def _require_free(target: Path) -> None:
+    """Raise unless a page may be written there: it replaces pages, and nothing else that somebody keeps."""
+    if not target.parent.is_dir() or target.is_dir():
+        raise UsageError(f"{target}: a page is a file in a folder that exists. Make the folder, or give a file's name.")
+    run = next((folder for folder in target.resolve().parents if (folder / "run.json").exists()), None)
+    if run is not None:
+        raise UsageError(f"{target}: a page does not go into the folder of a run, {run}. Give a path beside it.")
+    if target.exists():
+        with target.open("rb") as file:
+            start = file.read(_START)
+        if start and _MARK not in start:
+            raise UsageError(
+                f"{target}: a page replaces only a page of levada, and this is another file. Name a new one."
+            )
 
 
 @cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -11,16 +13,20 @@ from typing import Any, Final, Literal, TypeAlias
 from levada._errors import UsageError
 from levada.report.curve import is_wide, loss_series, told
 from levada.report.figure import figure
+from levada.report.standing import findings_of, stages_of, standing_of
 from levada.report.vocabulary import SEVERITIES
-from levada.report.watch import findings_of
+from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, short
 from levada.runs import Run
 from levada.runs.curves import curve
 from levada.runs.lock import is_held
+from levada.runs.standing import SEEN
 
 __all__ = ["training_view"]
 
 CONFIG: Final = "config.toml"
+MAX_WATCHED: Final = 12  # watched runs that are listed, the newest
+_VERDICTS: Final = ("error", "warn", "unknown", "healthy")
 State: TypeAlias = Literal["running", "ended", "stopped", "failed", "not ended"]
 _SIGNS: Final[Mapping[State, str]] = {"running": "▸", "ended": "✓", "stopped": "!", "failed": "✕", "not ended": "?"}
 _STEPS: Final = ("losses", "resumed", "launched")  # events of a training that goes on
@@ -46,9 +52,7 @@ def training_view(run: Run, name: str, events: Sequence[Mapping[str, Any]]) -> d
     unmade = [event.get("step") for event in events[-1:] if event["type"] == "stopped"]  # its update was not taken
     done = max([0, *(step + (step not in unmade) for step, _ in losses[-1:]), *(step for step, _ in held_out[-1:])])
     state, why = _state(run, events, wanted)
-    findings, notes = _findings(run, events)
-    if state not in ("ended", "running"):
-        notes = [*_continuing(run), *notes]
+    watched, findings = _watched(run, events)
     return {
         "title": name,
         "state": state,
@@ -58,9 +62,9 @@ def training_view(run: Run, name: str, events: Sequence[Mapping[str, Any]]) -> d
         "facts": _facts(losses, held_out, events, done, wanted),
         "figures": _figures(losses, held_out),
         "config": [(key, _written(table)) for key, table in config.items()],
-        "watched": any(event["type"] == "watched" for event in events) or (run.path / "watch").is_dir(),
-        "told": findings,
-        "notes": notes,
+        "watched": watched,
+        "told": findings[:MAX_FINDINGS],
+        "notes": [*_left_out(findings), *(_continuing(run) if state not in ("ended", "running") else ())],
     }
 
 
@@ -98,6 +102,9 @@ def _value(value: Any) -> str:
 
 def _state(run: Run, events: Sequence[Mapping[str, Any]], wanted: int | None) -> tuple[State, str]:
     """Say how a training stands, and why if it did not come to its end."""
+    held = is_held(run.path)
+    if held:  # also while it is continued and has no step yet, whatever it said at its end before
+        return "running", ""
     last = next((event for event in reversed(events) if event["type"] in ("end", "stopped", *_STEPS)), {"type": ""})
     if last["type"] == "stopped":
         return "stopped", f"{last.get('told') or ''}".removeprefix("train: ")
@@ -106,9 +113,6 @@ def _state(run: Run, events: Sequence[Mapping[str, Any]], wanted: int | None) ->
         if state == "stopped":
             return "stopped", "It was interrupted (Ctrl-C)."
         return ("failed", str(last.get("error") or "")) if state == "failed" else ("ended", "")
-    held = is_held(run.path)
-    if held:
-        return "running", ""
     # Trainings of an older levada did not say their end, but all of them evaluated behind their last step.
     evaluated = [number(event.get("step")) or 0 for event in events if event["type"] == "evaluation"]
     if wanted is not None and max(evaluated, default=0) >= wanted:
@@ -161,27 +165,83 @@ def _figures(losses: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, 
     return [{"title": "The loss", "caption": what + told(losses, series), "svg": figure(spec)}]
 
 
-def _findings(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Give the findings of the watched runs inside, and what of these cannot be read."""
-    first = {str(event.get("path")): event.get("first") for event in events if event["type"] == "watched"}
-    told, notes = [], []
-    for path in _watches(run.path):
-        where = f"watch/{path.name}"
-        try:
-            watched = Run(path)
-        except UsageError as error:
-            notes.append(f"{where} cannot be read: {error}")
-            continue
-        start = first.get(where, 0 if path.name == "1" else None)
-        start = start if isinstance(start, int) else None
-        found = findings_of(watched.events())
-        told += [_finding(one, where, start) for one in found if one.get("status") != "unknown"]
-    return told, notes
+def _watched(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """Give the verdict of each watched run inside, and all findings: what stands before what is over, the newest first.
+
+    A verdict is a row: its run, its word and sign, and what it rests on.
+    """
+    began = {str(event.get("path")): event for event in events if event["type"] == "watched"}
+    names = [path.name for path in run.path.glob("watch/*") if path.is_dir()]
+    names += [path.removeprefix("watch/") for path in began if path.startswith("watch/")]
+    rows: list[dict[str, str]] = []
+    stand: list[dict[str, Any]] = []
+    over: list[dict[str, Any]] = []
+    for index in sorted({int(name) for name in names if name.isdecimal() and len(name) < 10}, reverse=True):
+        where = f"watch/{index}"
+        row, found = _verdict(run.path / where)
+        rows.append({"where": where, **row})
+        start = _start(began.get(where, {"first": 0} if index == 1 else {}))
+        for one in found:
+            if one.get("status") != "unknown":
+                (over if one.get("status") == "clear" else stand).append(_finding(one, where, start))
+    return _shortened(rows), [*stand, *over]
 
 
-def _watches(folder: Path) -> Iterator[Path]:
-    found = [path for path in folder.glob("watch/*") if path.name.isdecimal() and path.is_dir()]
-    yield from sorted(found, key=lambda path: int(path.name))
+def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Give what a watched run is called and what that rests on, and its findings."""
+    if not path.is_dir():
+        return _row("unknown", "Its record is not there."), []
+    try:
+        run = Run(path)
+        events = list(run.events())
+        ranks = [run.signals(rank) for rank in run.ranks]
+        sampled = next((step for signals in ranks[:1] for step in reversed(signals.steps)), None)
+        stages = [len(signals.sites) for signals in stages_of(ranks)]
+        losses, damaged = run.losses(), run.damage is not None
+    except (UsageError, OSError) as error:
+        return _row("unknown", f"It cannot be read: {error}"), []
+    found = findings_of(events)
+    last = max([-1 if sampled is None else sampled, *(step for step, _ in losses[-1:])])
+    standing = standing_of(events, found, sampled=sampled, steps=last + 1, stages=stages)
+    told = standing.told
+    first = losses[0][0] if losses else 0
+    if sampled is not None and not standing.until and sampled - first < SEEN * (last - first):
+        told += f" Of its steps {first:,} to {last:,}, the last that was sampled is {sampled:,}."
+    if standing.verdict == "healthy":
+        statuses = {one.get("status", "fired") for one in found}
+        what = "What was found is over" if "clear" in statuses else "Nothing was found"
+        told = f"{'No alarm' if 'fired' in statuses else what}. {told}"
+    return _row(standing.verdict, f"{told} The end of its record cannot be read." if damaged else told), found
+
+
+def _row(verdict: str, told: str) -> dict[str, str]:
+    return {"verdict": verdict, "sign": SIGNS[verdict], "told": told}
+
+
+def _shortened(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Give the newest rows, the last of them in their order, and of the older ones how many had which verdict."""
+    if len(rows) <= MAX_WATCHED:
+        return rows[::-1]
+    verdicts = Counter(row["verdict"] for row in rows[MAX_WATCHED:])
+    worst = next(verdict for verdict in _VERDICTS if verdict in verdicts)
+    counted = ", ".join(f"{verdicts[verdict]:,} {verdict}" for verdict in _VERDICTS if verdict in verdicts)
+    older = {"where": f"{verdicts.total():,} before", **_row(worst, f"{counted}.")}
+    return [older, *rows[:MAX_WATCHED][::-1]]
+
+
+def _start(began: Mapping[str, Any]) -> int | None:
+    """Give what a record's steps lack to be those of the training; None where that is not known."""
+    first, numbered_from = began.get("first"), began.get("numbered_from", 0)
+    known = isinstance(first, int) and isinstance(numbered_from, int)
+    return first - numbered_from if known else None
+
+
+def _left_out(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how many findings are not listed."""
+    rest = findings[MAX_FINDINGS:]
+    over = sum(bool(one["over"]) for one in rest)
+    notes = [f"{len(rest) - over:,} more findings stand: see its watched runs."] if len(rest) > over else []
+    return [*notes, *([f"{over:,} more findings are over."] if over else [])]
 
 
 def _finding(one: Mapping[str, Any], where: str, start: int | None) -> dict[str, Any]:
@@ -191,14 +251,17 @@ def _finding(one: Mapping[str, Any], where: str, start: int | None) -> dict[str,
     when = []
     for word, key in (("told at", "came"), ("over at", "over")):
         step = number(one.get(key))
-        if step is not None:
+        if step is not None and math.isfinite(step):
             when.append(f"{word} step {int(step) + (start or 0):,}")
     if start is None and when:
-        when.append("counted from where the training was continued")
+        when.append("as its record counts")
+    elif start and when:
+        when.append(f"its text counts from step {start:,} on")
     return {
         "severity": "info" if clear else severity,
         "kind": SEVERITIES.get(severity, severity) + (", over" if clear else ""),
         "sign": SIGNS["healthy"] if clear else SIGNS.get(severity, "i"),
+        "over": clear,
         "title": phrase(one),
         "claim": str(one.get("claim") or ""),
         "when": ", ".join(when),

@@ -73,8 +73,8 @@ EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
     "first_step_beside_weights": ("optimizer's first step / weights", ""),
     "optimizer_first_step": ("test of the optimizer's first step", ""),
     "loss_after_first_step": ("test of the loss after the first step", ""),
-    "loss_before": ("loss before the optimizer's first step (nats)", ""),
-    "loss_after": ("loss after it (nats)", ""),
+    "loss_before": ("loss before the optimizer's first step", ""),
+    "loss_after": ("loss after it", ""),
     "loss_beside_that_of_zeros": ("test of the loss beside that of an output of zeros", ""),
     "loss_of_zeros": ("loss of an output of zeros", ""),
     "freeze_training": ("training test with these layers frozen", ""),
@@ -124,6 +124,13 @@ EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
     "loss_as_it_is": ("losses as it is", ""),
     "loss_drawn_again": ("last losses, drawn again", ""),
     "loss_when_1_is_added": ("change of the loss when 1 is added to all outputs", ""),
+}
+# The same of keys that mean something else in the findings of a rule.
+OF_RULE: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
+    "loss_spike": {
+        "loss_before": ("median of the losses before the jump", ""),
+        "loss_peak": ("largest loss of the jump", ""),
+    },
 }
 GROUPS: Final = ("tests", "optimizer_first_step", "loss_after_first_step", "loss_beside_that_of_zeros")
 REASONS: Final = {"place": "its place: it happens at one block"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from levada.report.check import finding_view, table_view
@@ -14,8 +14,9 @@ from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
 from levada.report.series import Span
-from levada.report.words import SIGNS, count, headline, number, phrase, sampled, short
-from levada.runs.standing import EVENT, Standing, sampling
+from levada.report.standing import ended, findings_of, headline_of, stages_of, standing_of
+from levada.report.words import SIGNS, count, number, phrase, sampled, short
+from levada.runs.standing import sampling
 
 __all__ = ["Recorded", "findings_of", "watch_view"]
 
@@ -62,7 +63,8 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     known = [one for one in findings if one.get("status") != "unknown"]
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
     losses = depth.first.losses() if depth.first is not None else run.losses()
-    standing = _standing(events, fired, depth, losses)
+    stages = [len(signals.sites) for signals in depth.stages]
+    standing = standing_of(events, findings, sampled=depth.last, steps=_steps(depth, losses), stages=stages)
     verdict = standing.verdict
     figures = [*_loss(losses, findings), *_heats(depth), *_profiles(depth)]
     damage = of_signals(ranks)  # when all was read
@@ -70,7 +72,7 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
         "title": name,
         "verdict": verdict,
         "sign": SIGNS[verdict],
-        "headline": _headline(standing, fired) + (", in what can be read" if damage and not fired else ""),
+        "headline": headline_of(standing, fired) + (", in what can be read" if damage and not fired else ""),
         "claim": str(fired[0].get("claim", "")) if fired else "",
         "damage": damage,
         "facts": _facts(depth, losses, events, len(run.ranks)),
@@ -93,13 +95,7 @@ class _Depth:
 
     def __init__(self, ranks: Sequence[Any]) -> None:
         self.first: Any = ranks[0] if ranks else None
-        self.stages: list[Any] = []
-        seen: set[str] = set()
-        for signals in ranks:
-            names = [str(site["name"]) for site in signals.sites]
-            if names and not seen & set(names):
-                self.stages.append(signals)
-                seen |= set(names)
+        self.stages = stages_of(ranks)
         self.replicas = [signals for signals in ranks if self.first and signals.sites == self.first.sites][:MAX_RANKS]
         self.sites: list[str] = [str(site["name"]) for signals in self.stages for site in signals.sites]
         self.kinds: list[str] = [str(site.get("kind") or "") for signals in self.stages for site in signals.sites]
@@ -174,30 +170,6 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
     return [v for part, size in zip(parts, sizes, strict=True) for v in (part or [math.nan] * size)]
 
 
-def findings_of(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Give each finding as it was told last, with the step at which it came and, if it did, ended; the worst first.
-
-    Args:
-        events: of a watched run.
-    """
-    stand: dict[tuple[str, str], dict[str, Any]] = {}
-    past = []
-    for event in events:
-        if event.get("type") != "finding":
-            continue
-        held = event.get("finding")
-        one = {**(held if isinstance(held, Mapping) else event)}
-        key = str(one.get("rule")), str((one.get("where") or {}).get("first") or "")
-        before = stand.pop(key, None)
-        if one.get("status") != "clear":
-            told = (one.get("evidence") or {}).get("told_at", event.get("step"))  # the record may hear of it later
-            stand[key] = {**one, "came": (before or {}).get("came", told)}
-        elif before is not None:
-            past.append({**before, "status": "clear", "over": event.get("step")})
-    rank = {"error": 0, "warn": 1, "info": 2}
-    return [*sorted(stand.values(), key=lambda one: rank.get(str(one.get("severity")), 3)), *reversed(past)]
-
-
 def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     """Give a finding as a check shows it; one that stands, with the blocks as they were when it came."""
     came, clear = number(one.get("came")), one.get("status") == "clear"
@@ -217,31 +189,8 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     return view
 
 
-def _standing(
-    events: Sequence[Mapping[str, Any]],
-    fired: Sequence[Mapping[str, Any]],
-    depth: _Depth,
-    losses: Sequence[tuple[int, float]],
-) -> Standing:
-    """Give what the run may be called: as the watch said it, with what holds by now."""
-    said = next((event for event in reversed(events) if event.get("type") == EVENT), None)
-    severities = [str(one.get("severity")) for one in fired]
-    return Standing.of(said, severities, sampled=depth.last, steps=_steps(depth, losses))
-
-
 def _steps(depth: _Depth, losses: Sequence[tuple[int, float]]) -> int:
     return max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])]) + 1
-
-
-def _headline(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:
-    verdict = standing.verdict
-    if verdict == "healthy":
-        rest = f"{standing.until[1:]}; what came after was not sampled" if standing.until else ""
-        return f"The learning signal reached every block{rest}"
-    if verdict == "unknown":
-        lacking = standing.unjudged or standing.sampled is None
-        return "Too few samples to judge" if lacking else "The record does not say which rules judged it"
-    return headline({"verdict": verdict, "findings": fired})
 
 
 def _facts(
@@ -273,8 +222,7 @@ def _notes(
     ranks: Sequence[int], read: Mapping[int, Any], depth: _Depth, events: Sequence[Mapping[str, Any]], told: int
 ) -> list[str]:
     """Say what is not shown, and what was lost."""
-    ended = any(event.get("type") == "end" for event in events)
-    notes = [] if ended else ["The record has no end: the run goes on, or its process was killed."]
+    notes = [] if ended(events) else ["The record has no end: the run goes on, or its process was killed."]
     notes += [f"{told - MAX_FINDINGS} more findings are over."] if told > MAX_FINDINGS else []
     if len(read) < len(ranks):
         notes.append(f"{len(read)} of {len(ranks):,} processes were read, evenly chosen.")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from levada._numbers import NONFINITE
-from levada.report.vocabulary import EVIDENCE, GROUPS, PHRASES, REASONS
+from levada.report.vocabulary import EVIDENCE, GROUPS, OF_RULE, PHRASES, REASONS
 
 __all__ = [
     "COTANGENT",
@@ -234,7 +234,7 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def evidence_rows(
-    evidence: Mapping[str, Any], write: Any = precise, path: str = "", unit: str = ""
+    evidence: Mapping[str, Any], write: Any = precise, path: str = "", unit: str = "", *, rule: str = ""
 ) -> Iterator[tuple[str, str]]:
     """Give evidence as rows of two: what, in words and with its unit, and its value; what is empty has no row.
 
@@ -243,18 +243,21 @@ def evidence_rows(
         [('decay', '0.41 [0.40, 0.42]; predicted 0.408'), ('blocks', '31')]
         >>> list(evidence_rows({"tests": {"standing_still": 41, "of": 43, "first_gradient_over_eps": None}}))
         [("layers that the optimizer's first step leaves as they are", '41 of 43')]
+        >>> list(evidence_rows({"loss_before": 2.5}, rule="loss_spike"))
+        [('median of the losses before the jump', '2.5')]
     """
+    own_words = OF_RULE.get(rule, {})
     for key, value in evidence.items():
         if _is_empty(value) or (key == "of" and "standing_still" in evidence):
             continue
-        words, own = EVIDENCE.get(str(key), (human(str(key)), unit))
+        words, own = own_words.get(str(key)) or EVIDENCE.get(str(key), (human(str(key)), unit))
         label = f"{path}, {words}" if path else words
         if key == "standing_still" and "of" in evidence:
             yield label, f"{_written(value, write, own)} of {_written(evidence['of'], write, own)}"
         elif not isinstance(value, Mapping):
             yield label, _written(value, write, own)
         elif key in GROUPS:
-            yield from evidence_rows(value, write, path)
+            yield from evidence_rows(value, write, path, rule=rule)
         else:
             yield from _mapping_rows(label, value, write, own)
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 from levada._errors import MissingExtraError, UsageError
 from levada.runs.address import local
 from levada.runs.bundles import examine_bundles
 from levada.runs.frames import Damage, survivors
 from levada.runs.lock import WriterLock
-from levada.runs.manifest import LOG, MANIFEST, Manifest, parsed, read_manifest, write_atomically
+from levada.runs.manifest import LOG, MANIFEST, SCHEMA, Manifest, parsed, read_manifest, write_atomically
 from levada.runs.reader import examine
 from levada.runs.rebuilding import mend_manifest, rebuilt
 from levada.runs.segments import (
@@ -42,6 +43,8 @@ from levada.runs.tail import Samples, read_tail
 from levada.runs.writer import mend_log
 
 __all__ = ["Health", "RankHealth", "doctor", "reseal"]
+
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def _aside(name: str, size: int) -> str:
@@ -175,11 +178,15 @@ def _damage_of_manifest(folder: Path, error: str) -> str:
     """Say what is wrong with a manifest, and what sealing it again gives."""
     path = folder / MANIFEST
     reason = parsed(path.read_bytes()) if path.is_file() else "missing"
-    if not isinstance(reason, str):
-        return error  # of a newer levada
     found = rebuilt(folder)
+    if found is None and not isinstance(reason, str):
+        what = f"{MANIFEST} is of schema {reason}, and this levada reads {SCHEMA} and older"
+        return f"{what}. Update levada to read this run. The rest can be read:"
+    if path.is_dir():
+        return f"{error} `levada doctor --reseal` then writes the manifest again. The rest can be read:"
     if found is None:
         return f"{MANIFEST} is damaged ({reason}), and nothing says of which kind the run is. The rest can be read:"
+    reason = f"it is of schema {reason}" if isinstance(reason, int) else reason
     what = f"{found.manifest.kind} {found.manifest.name!r} ({found.told})"
     return f"{MANIFEST} is damaged ({reason}). --reseal writes it again, as: {what}. The rest can be read:"
 
@@ -245,17 +252,31 @@ def reseal(path: str | Path) -> list[str]:
         What was done, a sentence each.
 
     Raises:
-        UsageError: if a writer is at work.
+        UsageError: if a writer is at work, or the folder cannot be written to.
         MissingExtraError: if files are Parquet and pyarrow is not installed.
     """
-    done = [*_mend_log(Path(path)), *_mend_manifest(Path(path))]
-    for rank, folder in sorted(rank_folders(Path(path)).items()):
+    run = Path(path)
+    if (run / MANIFEST).is_dir():
+        read_manifest(run)  # says so, before anything is changed
+    try:
+        return [*_mend_log(run), *_mend_manifest(run), *_mend_signals(run)]
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        raise UsageError(
+            f"{run}: a run is sealed again where it lies, and this cannot be written to ({error.strerror}). Copy it, "
+            "and seal the copy."
+        ) from error
+
+
+def _mend_signals(run: Path) -> Iterator[str]:
+    for rank, folder in sorted(rank_folders(run).items()):
         lock = WriterLock(folder)
         try:
-            done += [f"rank {rank}: {sentence}" for sentence in _reseal_rank(folder)]
+            for sentence in _reseal_rank(folder):
+                yield f"rank {rank}: {sentence}"
         finally:
             lock.release()
-    return done
 
 
 def _mend_log(folder: Path) -> Iterator[str]:
@@ -364,15 +385,15 @@ def _mend(
         if "full" in whole:
             cut = Cut.of("full", samples.steps, len(table.sites))
             series, _ = salvaged(whole["full"], cut, len(table.signals))
-            planes, lost = reduced(series[0], len(samples.steps), place.level, suffix), 0
+            planes, lost = reduced(series[0], len(samples.steps), place.level, suffix), set[tuple[int, int]]()
         else:
             cut = Cut.of(place.level, samples.steps, len(table.sites))
             planes, lost = salvaged(place, cut, len(table.signals))
         total = max(1, len(table.signals) * len(table.sites))
         # First, because what is made again of the full detail has the bytes, and so the name, of what was damaged.
         put_aside(place.path)
-        if lost < total:
+        if len(lost) < total:
             data = form_of(suffix).pack_planes(place.level, samples, planes, table.signals, table.sites)
             _write(folder, place.level, number, data, suffix)
-        kept = f"{total - lost:,} of {total:,} series are kept"
+        kept = f"{total - len(lost):,} of {total:,} series are kept"
         yield f"segment {number}, {place.level}: {kept}, the damaged file is moved aside"

@@ -31,6 +31,10 @@ if sys.platform == "win32":
 
     _try = _take
 
+    def _free(descriptor: int) -> None:
+        os.lseek(descriptor, 2**20, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+
 else:
     import fcntl
 
@@ -39,6 +43,9 @@ else:
 
     def _try(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # readers do not keep each other out
+
+    def _free(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 _HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
@@ -112,7 +119,8 @@ def is_held(folder: Path) -> bool | None:
         folder: the run.
 
     Returns:
-        None where it cannot be known: the last writer was on another machine, or the file system has no locks.
+        None where it cannot be known: the last writer was on another machine, the lock may not be read, or the file
+        system has no locks.
 
     Example:
         >>> import tempfile
@@ -126,9 +134,12 @@ def is_held(folder: Path) -> bool | None:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
+    except OSError:
+        return None
     try:
         holder = os.read(descriptor, 1024).decode(errors="replace").strip()
         _try(descriptor)
+        _free(descriptor)  # closing would not, if a child was forked meanwhile
     except OSError as error:
         return True if error.errno in _TAKEN else None
     finally:

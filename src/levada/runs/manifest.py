@@ -29,6 +29,7 @@ __all__ = [
     "checked",
     "describe",
     "name_of",
+    "packed",
     "parsed",
     "read_manifest",
     "sync_folder",
@@ -135,13 +136,22 @@ def _checksum(values: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(others, sort_keys=True, separators=(",", ":")).encode())
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `run.json`."""
+def packed(manifest: Manifest) -> bytes:
+    """Give what `run.json` is to hold.
+
+    Args:
+        manifest: of which JSON can hold all.
+    """
     values = asdict(manifest)
     if not manifest.uncertain:
         del values["uncertain"]
     text = json.dumps({**values, "crc32": _checksum(values)}, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / MANIFEST, text.encode("utf-8", errors="backslashreplace") + b"\n")
+    return text.encode("utf-8", errors="backslashreplace") + b"\n"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `run.json`."""
+    write_atomically(folder / MANIFEST, packed(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -153,12 +163,15 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not folder.exists():
         raise UsageError(f"{folder}: a run is a folder that exists; there is nothing here. Check the path.")
+    if path.is_dir():
+        raise UsageError(f"{path}: a run's manifest is a file, and this is a folder. Move it to another place.")
     if not path.is_file():
         raise UsageError(f"{folder}: a run holds {MANIFEST}, and this does not. Give the folder that levada wrote.")
     found = parsed(path.read_bytes())
     if isinstance(found, int):
         raise UsageError(
-            f"{path}: this levada reads schema {SCHEMA} and older, got schema {found}. Update levada to read this run."
+            f"{path}: this levada reads schema {SCHEMA} and older, got schema {found}. Update levada to read this run; "
+            f"`levada doctor {folder}` says whether the number is damage."
         )
     if isinstance(found, str):
         raise UsageError(
@@ -174,6 +187,8 @@ def parsed(data: bytes) -> Manifest | str | int:
     Args:
         data: what `run.json` holds.
     """
+    if not data:
+        return "it is empty"
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -196,7 +211,9 @@ def checked(values: Any) -> Manifest | str | int:
     ]
     if schema != SCHEMA or wrong:
         return f"missing or of the wrong form: {', '.join(wrong) or 'schema'}"
-    if values.get("crc32", checksum := _checksum(values)) != checksum:
+    if "crc32" not in values:  # every manifest was written with one
+        return "its checksum is missing"
+    if values["crc32"] != _checksum(values):
         return "its checksum differs"
     uncertain = values.get("uncertain")
     names = tuple(map(str, uncertain)) if isinstance(uncertain, list) else ()

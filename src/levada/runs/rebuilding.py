@@ -11,21 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from levada.runs.manifest import (
-    MANIFEST,
-    SCHEMA,
-    Manifest,
-    checked,
-    name_of,
-    parsed,
-    write_atomically,
-    write_manifest,
-)
+from levada._numbers import json_ready
+from levada.runs.manifest import MANIFEST, SCHEMA, Manifest, checked, name_of, packed, parsed, write_atomically
 from levada.runs.reader import examine
 
 __all__ = ["Rebuilt", "mend_manifest", "rebuilt"]
 
-_MOST: Final = 16_384  # bytes in which one wrong bit is looked for, in about a second
+_MOST: Final = 4_096  # bytes in which one wrong bit is looked for: the time grows with their square
 _TEXTS: Final = ("name", "created", "command")
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "train": frozenset({"losses", "evaluation", "launched", "watched"}),
@@ -53,8 +45,9 @@ class Rebuilt:
 def rebuilt(folder: Path) -> Rebuilt | None:
     """Put a run's manifest together from what can be read; nothing is written.
 
-    One wrong bit is found by the checksum, and all is certain. Otherwise the events say the kind, the `config.toml` of
-    a training its configuration, and the rest is as the damaged file has it, which is not certain.
+    One wrong bit is found by the checksum, and all is as it was written. Otherwise the events say the kind, which is
+    certain unless the damaged file says another. The configuration of a training is that of its `config.toml`, which
+    each continuation writes anew; the rest is as the damaged file has it. Neither is certain.
 
     Args:
         folder: the run.
@@ -67,31 +60,34 @@ def rebuilt(folder: Path) -> Rebuilt | None:
     if data and isinstance(parsed(data), Manifest):
         return None
     if (whole := _with_one_bit(data)) is not None:
-        return Rebuilt(whole, "one bit of it was wrong; with that put right its checksum agrees, and all is certain")
+        doubts = whole.uncertain
+        sure = f"it is as it was, not certain: {', '.join(doubts)}" if doubts else "all is certain"
+        return Rebuilt(whole, f"one bit of it was wrong; with that put right its checksum agrees, and {sure}")
     came = _fields(data)
     if isinstance(came.get("schema"), int) and came["schema"] > SCHEMA:
         return None
-    kind, certain = _kind(folder, came.get("kind"))
+    kind, certain, by_events = _kind(folder, came.get("kind"))
     if not kind:
         return None
     config, of_file = _config(folder, kind, came.get("config"))
-    versions = came.get("versions")
     values = {
         "name": came.get("name") or name_of(folder.resolve()),
         "created": came.get("created", ""),
-        "versions": versions if isinstance(versions, dict) else {},
+        "versions": came.get("versions", {}),
         "command": came.get("command", ""),
         "config": config,
     }
-    sure = {name for name, known in (("kind", certain), ("config", of_file)) if known}
-    unsure = tuple(key for key in ("kind", *values) if key not in sure)
-    kept = [key for key in unsure if key in came]
-    lost = [key for key in unsure if key not in kept and key not in ("name", "kind")]
-    parts = ["certain: the kind, by its events" if certain else "", "config, by config.toml" if of_file else ""]
-    parts += [f"not certain, as the damaged file has it: {', '.join(kept)}" if kept else ""]
-    parts += ["not certain, by the folder: name" if "name" not in came else ""]
-    parts += [f"lost: {', '.join(lost)}" if lost else ""]
-    return Rebuilt(Manifest(SCHEMA, kind, **values, uncertain=unsure), "; ".join(part for part in parts if part))
+    other = {"name": "" if came.get("name") else "by the folder"}
+    other["kind"] = f"by the events, where the damaged file says {came.get('kind')!r}" if by_events else ""
+    other["config"] = "by config.toml, as of the last continuation" if of_file else ""
+    unsure = tuple(key for key in ("kind", *values) if not (certain and key == "kind"))
+    kept = [key for key in unsure if key in came and not other.get(key)]
+    lost = [key for key in unsure if key not in came and not other.get(key)]
+    parts = ["certain: the kind, by its events"] if certain else []
+    parts += [f"not certain, as the damaged file has it: {', '.join(kept)}"] if kept else []
+    parts += [f"not certain, {other[key]}: {key}" for key in unsure if other.get(key)]
+    parts += [f"lost: {', '.join(lost)}"] if lost else []
+    return Rebuilt(Manifest(SCHEMA, kind, **values, uncertain=unsure), "; ".join(parts))
 
 
 def mend_manifest(folder: Path) -> Iterator[str]:
@@ -103,18 +99,18 @@ def mend_manifest(folder: Path) -> Iterator[str]:
     Returns:
         What was done, a sentence each.
     """
-    path = folder / MANIFEST
     found = rebuilt(folder)
     if found is None:
         return
-    aside = ""
+    path, data, aside = folder / MANIFEST, packed(found.manifest), ""
     if path.is_file():
-        number = 1
-        while (target := folder / f"{MANIFEST}.torn-{number}").exists():
+        before, number = path.read_bytes(), 1
+        # The same bytes are those of a mending that did not come to its end.
+        while (target := folder / f"{MANIFEST}.torn-{number}").exists() and target.read_bytes() != before:
             number += 1
-        write_atomically(target, path.read_bytes(), like=path)
+        write_atomically(target, before, like=path)
         aside = f"; the damaged one is kept in {target.name}"
-    write_manifest(folder, found.manifest)
+    write_atomically(path, data)
     yield f"{MANIFEST} is written again ({found.told}){aside}"
 
 
@@ -127,9 +123,7 @@ def _with_one_bit(data: bytes) -> Manifest | None:
         for bit in range(8):
             tried[i] ^= 1 << bit
             with suppress(ValueError, RecursionError):
-                values = json.loads(bytes(tried))
-                # A change that hides the checksum must not pass for one that makes it right.
-                if isinstance(values, dict) and "crc32" in values and isinstance(found := checked(values), Manifest):
+                if isinstance(found := checked(json.loads(bytes(tried))), Manifest):
                     return found
             tried[i] ^= 1 << bit
     return None
@@ -142,28 +136,29 @@ def _fields(data: bytes) -> dict[str, Any]:
     with suppress(ValueError, RecursionError):
         values = json.loads(text)
         if isinstance(values, dict):
-            return {key: value for key, value in values.items() if isinstance(value, forms.get(key, ()))}
+            return {key: json_ready(value) for key, value in values.items() if isinstance(value, forms.get(key, ()))}
     found = {}
     for key, value in re.findall(r'^  "(\w+)": (".*"|\d+),?$', text, flags=re.MULTILINE):
         with suppress(ValueError):
             if isinstance(one := json.loads(value), forms.get(key, ())):
-                found[key] = one
+                found[key] = json_ready(one)
     return found
 
 
-def _kind(folder: Path, came: Any) -> tuple[str, bool]:
-    """Give the kind, and whether it is certain."""
+def _kind(folder: Path, came: Any) -> tuple[str, bool, bool]:
+    """Give the kind, whether it is certain, and whether the events say it."""
     types = set(examine(folder)[0])
     by_events = [kind for kind, own in _KINDS.items() if types & own]
     if (folder / "signals").is_dir() and not by_events:
         by_events = ["watch"]
     if len(by_events) == 1:
-        return by_events[0], came in (None, *by_events)
-    return (came if isinstance(came, str) else ""), False
+        return by_events[0], came in (None, *by_events), True
+    return (came if isinstance(came, str) else ""), False, False
 
 
 def _config(folder: Path, kind: str, came: Any) -> tuple[Mapping[str, Any], bool]:
+    """Give the configuration, and whether `config.toml` says it."""
     if kind == "train":
-        with suppress(OSError, ValueError):
-            return tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")), True
-    return (came if isinstance(came, dict) else {}), False
+        with suppress(OSError, ValueError, RecursionError):  # also of a date, which no key of a training has
+            return json_ready(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")), "config"), True
+    return came or {}, False

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -54,7 +55,6 @@ __all__ = [
     "seal",
     "seal_tail",
     "sealed_name",
-    "set_aside",
     "sites_in_group",
     "tail_name",
     "verified",
@@ -77,7 +77,6 @@ _BROKEN: Final = (
 )
 _SEALED: Final = re.compile(r"(full|by16|by256|samples)-(\d{6,12})-([0-9a-f]{8})\.(parquet|frames)")
 _NUMBER: Final = re.compile(r"(?:full|by16|by256|samples|tail)-(\d{6,12})\b")
-_TORN: Final = re.compile(r"(\.\d+)?\.torn$")
 _TAIL: Final = re.compile(r"tail-(\d{6,12})\.log")
 
 
@@ -213,30 +212,6 @@ def seal_tail(folder: Path, number: int, tables: Mapping[int, Table], suffix: st
     return samples
 
 
-def set_aside(folder: Path) -> tuple[list[Damage], list[str]]:
-    """Look at the files that were moved aside because they were damaged: `put_aside` did so.
-
-    Returns:
-        What was lost with them, and the names of those that took nothing: a file with the bytes that such a one had is
-        there, or a level that was made again of the full detail.
-    """
-    torn = {path: _NUMBER.match(path.name) for path in sorted(folder.glob("*.torn"))}
-    numbers = {path: int(match[1]) if match else 0 for path, match in torn.items()}
-    good = [place for place in places(folder) if place.number in numbers.values() and is_good(place)]
-    names, levels = {place.path.name for place in good}, {(place.number, place.level) for place in good}
-    same = {path for path in torn if _TORN.sub("", path.name) in names}
-    cut = {(numbers[path], path.name.split("-")[0]) for path in torn if path not in same}
-    lost, copies = [], []
-    for path, number in numbers.items():
-        level, full = (number, path.name.split("-")[0]), (number, "full")
-        if path in same or (level[1] in SPANS and level != full and {level, full} <= levels and full not in cut):
-            copies.append(path.name)
-        else:
-            message = f"{path.name} was damaged, and is moved aside"
-            lost.append(Damage("file", 0, path.stat().st_size, message, number))
-    return lost, copies
-
-
 def remove_tail(folder: Path, number: int, tables: Mapping[int, Table]) -> None:
     """Remove a tail that is sealed, and whose writer was killed before it did so itself."""
     path = folder / tail_name(number)
@@ -274,21 +249,20 @@ def newest(folder: Path) -> int:
     return max((int(match[1]) for match in numbers if match), default=0)
 
 
-def salvaged(place: Place, cut: Cut, num_signals: int) -> tuple[list[array[int]], int]:
-    """Give all codes of a level's file that can be read, NaN for the others, and how many series are lost."""
+def salvaged(place: Place, cut: Cut, num_signals: int) -> tuple[list[array[int]], set[tuple[int, int]]]:
+    """Give all codes of a level's file that can be read, NaN for the others; and whose they are, by signal and site."""
     planes = [array("h", [NAN]) * (num_signals * cut.num_sites * cut.rows) for _ in range(cut.width)]
-    lost = num_signals * cut.num_sites
+    lost = set(product(range(num_signals), range(cut.num_sites)))
+    form = form_of("parquet" if ".parquet" in place.path.name else "frames")  # the name may end in `.torn`
     with place.path.open("rb") as file:
         content = file.read(MAX_FILE)
     with suppress(UnreadableError, *_BROKEN):
         for signal in range(num_signals):
-            for span, part in form_of(place.path.suffix[1:]).unpack_planes(
-                content, cut, signal, range(cut.num_sites), salvage=True
-            ):
+            for span, part in form.unpack_planes(content, cut, signal, range(cut.num_sites), salvage=True):
                 start = (signal * cut.num_sites + span.start) * cut.rows
                 for plane, codes in zip(planes, part, strict=True):
                     plane[start : start + len(codes)] = codes
-                lost -= len(span)
+                lost -= {(signal, site) for site in span}
     return planes, lost
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from levada._errors import UsageError, import_extra
+from levada.runs.aside import set_aside
 from levada.runs.codes import decoded
 from levada.runs.frames import Damage
 from levada.runs.pyramid import SPANS, blocks, coarsen
@@ -25,7 +26,6 @@ from levada.runs.segments import (
     places,
     read_planes,
     read_samples,
-    set_aside,
 )
 from levada.runs.tables import Table, read_tables
 from levada.runs.tail import Samples, read_tail
@@ -308,11 +308,12 @@ class Signals:
             >>> Signals(writer.folder).lost() == [(f"{moved.name} was damaged, and is moved aside", "steps 0 to 20")]
             True
         """
-        return [(damage.message, self._where(damage)) for damage in (*self.damage, *set_aside(self.folder)[0])]
+        aside = set_aside(self.folder, self._tables)[0]
+        return [(damage.message, self._where(damage)) for damage in (*self.damage, *aside)]
 
     def copies(self) -> list[str]:
-        """Name the damaged files that were moved aside and took nothing, as a good one stands in their place."""
-        return set_aside(self.folder)[1]
+        """Name the damaged files that were moved aside and took nothing, as what they held stands elsewhere."""
+        return set_aside(self.folder, self._tables)[1]
 
     def _where(self, damage: Damage) -> str:
         """Say which samples a damage takes, as far as their neighbours tell; nothing if it may be any."""

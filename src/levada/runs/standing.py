@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
-__all__ = ["EVENT", "Standing", "Verdict", "sampling"]
+__all__ = ["CONTINUED", "EVENT", "PLACED", "Standing", "Verdict", "sampling"]
 
 Verdict: TypeAlias = Literal["healthy", "warn", "error", "unknown"]
 EVENT: Final = "judged"
 """The type of the event that keeps which rules have judged a run."""
+
+CONTINUED: Final = "continued"
+"""The type of the event with which another process goes on with a run: what stood before it stands no more."""
+
+PLACED: Final = frozenset({"dead_units", "frozen_layers"})
+"""Rules whose findings at two blocks are two faults; of the others one is told at a time."""
 
 _ALARMS: Final[tuple[Verdict, ...]] = ("error", "warn")
 _LATEST: Final = 8  # distances between samples that are told
@@ -32,6 +38,8 @@ class Standing:
             one about ReLU-like activations where there are none.
         sampled: the last sampled step; None without one.
         steps: steps that were made.
+        few: of those that wait only for their number of samples, steps or losses, the reason without the present count,
+            which is another with each sample.
 
     Example:
         >>> Standing((), ("loss_spike",), {"dead_units": "no zeros were seen"}).verdict
@@ -46,6 +54,7 @@ class Standing:
     waiting: frozenset[str] = frozenset()
     sampled: int | None = None
     steps: int = 0
+    few: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -101,9 +110,53 @@ class Standing:
         text = f"{self.counted[:1].upper()}{self.counted[1:]}."
         return f"{text} Not judged: {self.reasons}." if self.unjudged else text
 
-    def event(self) -> dict[str, Any]:
-        """Give the fields of the event that keeps this, without what other events tell."""
-        return {"rules": list(self.judged), "unjudged": dict(self.unjudged), "waiting": sorted(self.waiting)}
+    @property
+    def headline(self) -> str:
+        """In a few words, why the verdict is "unknown".
+
+        Example:
+            >>> why = {"lost_update": "3 are needed, and 1 is there", "loss_spike": "no loss was seen"}
+            >>> Standing((), (), why, frozenset({"lost_update"}), 0, 1, {"lost_update": "3 are needed"}).headline
+            'Too few samples to judge'
+            >>> Standing((), (), why, frozenset({"loss_spike"}), 0, 1).headline
+            'Not judged: no loss was seen'
+            >>> Standing((), (), why, frozenset(why), 0, 1).headline, Standing(sampled=0, steps=1).headline
+            ('Not judged: see the notes', 'The record does not say which rules judged it')
+        """
+        why = {self.unjudged.get(rule, "") for rule in self.waiting - set(self.few)}
+        if len(why) > 1 or (self.unjudged and not self.waiting):
+            return "Not judged: see the notes"
+        if why:
+            return f"Not judged: {next(iter(why))}"
+        lacking = self.few or self.sampled is None
+        return "Too few samples to judge" if lacking else "The record does not say which rules judged it"
+
+    def withheld(self, why: str) -> Self:
+        """Give the same of a run of which this is a part only: no rule has judged it, and what alarms does so.
+
+        Args:
+            why: that is so.
+
+        Example:
+            >>> Standing((), ("loss_spike",)).withheld("one stage of two was seen").told
+            '0 of 1 rules judged it. Not judged: loss_spike: one stage of two was seen.'
+        """
+        rules = (*self.judged, *self.unjudged)
+        return replace(self, judged=(), unjudged=dict.fromkeys(rules, why), waiting=frozenset(rules), few={})
+
+    def event(self, *, counts: bool = True) -> dict[str, Any]:
+        """Give the fields of the event that keeps this, without what other events tell.
+
+        Args:
+            counts: whether it says how many samples, steps or losses there are; what says so is true of one step only.
+        """
+        unjudged = dict(self.unjudged) if counts else {**self.unjudged, **self.few}
+        return {
+            "rules": list(self.judged),
+            "unjudged": unjudged,
+            "waiting": sorted(self.waiting),
+            "few": sorted(self.few),
+        }
 
     @classmethod
     def of(cls, event: Mapping[str, Any] | None, severities: Sequence[str], *, sampled: int | None, steps: int) -> Self:
@@ -120,14 +173,16 @@ class Standing:
             >>> Standing.of(kept, [], sampled=0, steps=1).verdict, Standing.of(None, [], sampled=0, steps=1).verdict
             ('healthy', 'unknown')
         """
-        rules, why, waiting = ((event or {}).get(key) for key in ("rules", "unjudged", "waiting"))
+        rules, why, waiting, few = ((event or {}).get(key) for key in ("rules", "unjudged", "waiting", "few"))
+        unjudged = {str(rule): str(text) for rule, text in why.items()} if isinstance(why, Mapping) else {}
         return cls(
             tuple(severities),
             tuple(map(str, rules)) if isinstance(rules, list) else (),
-            {str(rule): str(text) for rule, text in why.items()} if isinstance(why, Mapping) else {},
+            unjudged,
             frozenset(map(str, waiting)) if isinstance(waiting, list) else frozenset(),
             sampled,
             steps,
+            {str(rule): unjudged.get(str(rule), "") for rule in few} if isinstance(few, list) else {},
         )
 
 

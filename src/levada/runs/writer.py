@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
 
-from levada._errors import UsageError
+from levada._errors import TakenError, UsageError
 from levada.runs.frames import MAGIC, Damage, encode, frame, survivors
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, describe, read_manifest, write_atomically, write_manifest
@@ -69,10 +69,15 @@ class RunWriter:
         lock = WriterLock(folder)
         try:
             log = folder / LOG
-            if (folder / MANIFEST).exists() or (log.exists() and log.stat().st_size > len(MAGIC)):
+            if (folder / MANIFEST).exists():
+                raise TakenError(
+                    f"{folder}: a new run needs a folder without one, and this holds a run.",
+                    "Choose another folder, or continue the run with RunWriter.open.",
+                )
+            if log.exists() and log.stat().st_size > len(MAGIC):
                 raise UsageError(
-                    f"{folder}: a new run needs a folder without one, and this holds a run. "
-                    "Choose another folder; a program can continue it with RunWriter.open."
+                    f"{folder}: a new run needs a folder without one, and this holds a run that lost its {MANIFEST}. "
+                    f"Choose another folder, or try to get that back: levada doctor --reseal {folder}"
                 )
             write_atomically(log, MAGIC)
             # The manifest comes last: a folder with a manifest is a whole run.

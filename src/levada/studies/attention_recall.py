@@ -214,6 +214,8 @@ TRIALS = (
 STUDY = Study(
     name="R15", slug="attention_recall", title="Attention is a memory",
     question="What does attention recall that a state of fixed size does not, and how many layers does induction take?",
+    answer="After 1,250 steps attention recalls 64 pairs, at least 99.6 % right, where a GRU and a convolution of "
+           "its size guess; on induction two layers are always right, one of equal size in 14 to 20 %.",
     method="Attention without feed-forward, recurrent networks and dilated convolutions are trained on the same "
            "sequences of ever more pairs of keys and values, and are then asked for each value. Accuracy is "
            "measured at every number of pairs, and of attention also how much of it lies on the right place. One "
@@ -227,7 +229,7 @@ STUDY = Study(
             "full": {"seeds": 10, "pairs": (2, 4, 8, 16, 32, 64), "steps": (5000, 5000, 5000, 5000, 5000, 5000),
                      "batch_tokens": 8192, "recurrent": ("GRU", "LSTM"), "units": (8, 16, 32), "questions": 16384,
                      "induction_tokens": 32, "induction_dim": 64, "induction_steps": 5000, "sharp": True}},
-    costs={"smoke": Cost(0.2 / 3600, measured=True), "small": Cost(0.09), "full": Cost(56)},
+    costs={"smoke": Cost(0.2 / 3600, measured=True), "small": Cost(0.0888, measured=True), "full": Cost(56)},
     check={"measures": "induction"},
     configurations=configurations, run=run, claims=claims, figures=figures, notes=notes,
 )  # fmt: skip

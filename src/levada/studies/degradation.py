@@ -199,12 +199,12 @@ STUDY = Study(
               "select": False, "lr_grid": (0.003, 0.01, 0.03, 0.1, 0.3)},
     scales={"smoke": {"seeds": 2, "steps": 2},
             "full": {"seeds": 10, "steps": 1000, "budgets": (1, 3), "all_architectures": True, "select": True}},
-    costs={"smoke": Cost(3 / 3600), "small": Cost(71 / 3600, measured=True), "full": Cost(2.5)},
+    costs={"smoke": Cost(3 / 3600), "small": Cost(0.0195, measured=True), "full": Cost(2.5)},
     check={"measures": "training", "kind": "residual", "depth": 20},
     configurations=configurations, run=run, claims=claims, figures=figures,
     notes=("MNIST-1D, 4,000 signals; 16 channels; SGD with momentum 0.9, weight decay 1e-4, constant learning rate.",
            "Each architecture's learning rate was chosen from one grid, on other seeds and held-out training data.",
            "Errors are measured with batch statistics of the whole training set."),
-    answer="Not for want of gradients, which explode before training: plain networks of 56 layers end with a higher "
-           "training error than those of 20 in every seed, and residual ones of 110 do not.",
+    answer="Not for want of gradients, which explode before training: after 500 steps plain networks of 56 layers "
+           "have 73 to 78 % training error, of 20 layers 14 to 24 %, residual ones of 110 at most 2.8 %.",
 )  # fmt: skip

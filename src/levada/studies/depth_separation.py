@@ -280,7 +280,7 @@ STUDY = Study(
     "pieces, on random labels and on shells around the origin, and their errors are put beside what counting pieces "
     "and networks allows. The linear pieces of rectified networks of one input are counted exactly, before and after "
     "training.",
-    costs={"smoke": Cost(1 / 3600, measured=True), "small": Cost(0.024), "full": Cost(12, "one H100")},
+    costs={"smoke": Cost(1 / 3600, measured=True), "small": Cost(0.0158, measured=True), "full": Cost(12, "one H100")},
     notes=("Rates were chosen on seeds 100 and 101, for the sawtooth at k = 7 and for shells in 5 dimensions on other "
            "points. The learning rate is kept for half of the steps and then falls to zero. The grid's least rate, "
            ".0003, stands where no rate leaves chance, and near the construction, where .001 is as good (.089, .093).",
@@ -296,4 +296,7 @@ STUDY = Study(
            "decided by counting networks, training only illustrates it; two layers are tried on shells with four times "
            "the steps as well, and where these help the claim is left open; networks of equal numbers of units are "
            "compared before training; rates come from a wider grid."),
+    answer="Sawtooths for one (4,096 pieces with 73 weights); counting shows that such functions are few, and "
+    "from random weights 1,000 steps find no sawtooth of 64 pieces or more: errors stay at 35 % or "
+    "above.",
 )  # fmt: skip

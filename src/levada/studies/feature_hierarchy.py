@@ -203,7 +203,7 @@ STUDY = Study(
                       "controls": 1, "image_size": 32, "image_steps": 1, "blocks": (0, 3)},
             "full": {"seeds": 10, "steps": 10000, "examples": 60000, "probe_examples": 20000, "image_steps": 512}},
     configurations=configurations, run=run, claims=lambda settings: claims(), figures=figures,
-    costs={"smoke": Cost(5 / 3600), "small": Cost(4.5 / 60), "full": Cost(0.7, "one H100")},
+    costs={"smoke": Cost(5 / 3600), "small": Cost(0.0608, measured=True), "full": Cost(0.7, "one H100")},
     check={"measures": "digits", "depth": 8, "start": "small"},
     notes=("20,000 digits, SGD with momentum 0.9 and weight decay 5e-4, a rate that falls from 0.1 along half a "
            "cosine. Networks have three stages, of equal depth or, of the 20 layers, also of 1, 1 and 7 blocks: the "
@@ -222,4 +222,6 @@ STUDY = Study(
            "untrained networks and the network that halves its images early were added, and the criteria of rising "
            "probes, edges and shares were made stricter.",
            "One network, with 32 filters of 3 x 3, is no sample of pretrained networks."),
+    answer="Linear probes rise with depth in every seed; after 600 steps first filters from He's start are no "
+    "edges (at most 1 of 16); layer 7 reads 98 % of digits in 8 layers, 76 to 80 % in 20.",
 )  # fmt: skip

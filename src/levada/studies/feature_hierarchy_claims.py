@@ -112,7 +112,7 @@ def _edges(results: Results) -> tuple[bool | Undecided, dict[str, Any], Statisti
         return False, numbers, least
     behind = sum((one.low or 0.0) <= 0 for one in ahead)
     if behind:
-        return Undecided(f"{behind} of 4 intervals do not tell learned filters from controls"), numbers, least
+        return Undecided(f"intervals that do not tell learned filters from controls: {behind} of 4"), numbers, least
     return True, numbers, least
 
 

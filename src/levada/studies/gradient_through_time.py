@@ -157,6 +157,8 @@ STUDY = Study(
            "beside the prediction from carry and gain. Each is then trained to recall a symbol over ever longer "
            "silences, until one is not learned. Some of them are also trained on the adding problem and on temporal "
            "order.",
+    answer="In 300 steps plain tanh cells learn lags of 7 to 28, cells with a skip in time 40 to at least 160; "
+           "carry and gain say how far the gradient reaches before training, not which lag is learned.",
     sources=("Hochreiter and Schmidhuber 1997", "Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063",
              "Chang et al. 2017, arXiv 1710.02224"),
     settings={"seeds": 5, "dim": 32, "wide": 128, "steps": 300, "lr": 3e-3, "longest_lag": 160, "adding_length": 40,
@@ -167,7 +169,7 @@ STUDY = Study(
             "full": {"seeds": 10, "steps": 2000, "dim": 64, "adding_length": 100, "order_length": 200,
                      "task_steps": 10_000, "pixel_steps": 10_000, "pressure_steps": 2000,
                      "task_cells": tuple(CELLS)}},
-    costs={"smoke": Cost(1.2 / 3600, measured=True), "small": Cost(0.13), "full": Cost(20)},
+    costs={"smoke": Cost(1.2 / 3600, measured=True), "small": Cost(0.0914, measured=True), "full": Cost(20)},
     check={"measures": "lags", "cell": "GRU"},
     configurations=configurations, run=run, claims=claims, figures=figures,
     notes=("Lags: a symbol, silence, and a question about it, trained anew for each lag until one is not learned; "

@@ -148,6 +148,8 @@ def _digits(examples: int, last: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 STUDY = Study(
     name="R5", slug="highway", title="Highway networks against plain ones",
     question="Do gates let fully connected networks of 100 layers train, and are they better where plain ones train?",
+    answer="In 100 epochs of 500 digits two of five gated networks of 100 layers train (.0003 nats) and three "
+    "diverge, plain ones end above 1.3; gates are ahead at 10 layers in four seeds, at 20 in none.",
     method="Fully connected networks of 10, 20, 50 and 100 layers, plain (71 units) and highway (50 units), learn "
     "digits of MNIST by SGD with momentum 0.9. Activation, gate bias and learning rate of each kind and depth come "
     "from one search of equal size, and the rate, or a fraction of it, from the worst of three seeds, all on other "
@@ -169,9 +171,10 @@ STUDY = Study(
            "After a review, and before the run that is reported, the rate is chosen in the run: the whole, a half and "
            "a quarter of what the search found are trained in full length on seeds 100, 101 and 102 and the last 500 "
            "digits, and the one whose worst seed is best is taken. In the run before, with the search's own rates, "
-           "three of five highway networks of 100 layers diverged.",
+           "three of five highway networks of 100 layers diverged. All three trial seeds trained at the whole rate, "
+           "which was chosen again: three trial seeds do not find a rate at which two or three of five diverge.",
            "After the same review losses count at most as chance, ln 10 nats, so that how far a network diverged is of "
            "no account, and 100 gated layers are compared with 10 by medians, not by geometric means."),
     check={"kind": "highway", "depth": 10},
-    costs={"smoke": Cost(2 / 3600), "small": Cost(320 / 3600), "full": Cost(14, "one H100")},
+    costs={"smoke": Cost(2 / 3600), "small": Cost(0.0783, measured=True), "full": Cost(14, "one H100")},
 )  # fmt: skip

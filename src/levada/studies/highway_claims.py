@@ -117,8 +117,8 @@ def claims() -> list[Claim]:
             "gates are always better", "A gate makes a deep network train better.",
             "training cross-entropy(highway) < training cross-entropy(plain) at 10, 20, 50 and 100 layers in every "
             "seed", "common in tutorials", _always_better,
-            correction="Not where plain networks train: in the paper the plain network of 10 layers is about an order "
-            "of magnitude ahead.",
+            correction="Not always where plain networks train: in the paper the plain network of 10 layers is about an "
+            "order of magnitude ahead.",
         ),
         Claim(
             "the first layers do it", "Of a trained highway network of 50 layers most of the change happens in about "

@@ -330,6 +330,9 @@ EARLY = 1_000_000  # characters: less than a third of the training text
 STUDY = Study(
     name="R19", slug="hyper_connections", title="Hyper-connections and manifold-constrained ones",
     question="Does unconstrained mixing of streams explode, does the constraint cure it, and what does either gain?",
+    answer="Unconstrained, the mixing's composite gain reaches 1,769 to 30,245, constrained at most 1.32; yet in "
+           "400 steps of 16 layers the unconstrained network never surges and ends lowest in loss, and mHC is not "
+           "ahead of residual.",
     method="Products of random mixing matrices, free and constrained by Sinkhorn's iterations, are compared with "
            "closed forms. A small language model with seven connections, all of as many parameters and each at its "
            "own learning rate, is trained on the King James Bible. Losses, the gains of the trained mixing "
@@ -342,7 +345,7 @@ STUDY = Study(
                       "trials": 50},
             "full": {"seeds": 10, "depth": 48, "dim": 512, "heads": 8, "context": 256, "batch_size": 32, "steps": 5000,
                      "windows": 1024, "trials": 5000, "select": True, "device": "cuda"}},
-    costs={"smoke": Cost(11 / 3600, measured=True), "small": Cost(0.7), "full": Cost(140, "one H100")},
+    costs={"smoke": Cost(11 / 3600, measured=True), "small": Cost(0.432, measured=True), "full": Cost(140, "one H100")},
     check={"measures": "training", "connection": "residual"},
     configurations=configurations, run=run, claims=claims, figures=figures, notes=notes,
 )  # fmt: skip

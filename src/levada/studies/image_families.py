@@ -147,7 +147,7 @@ STUDY = Study(
                      "dense_steps": 234_300, "batch_size": 128, "augment": True, "measured": 50_000,
                      "precise_statistics": False, "in_steps": True, "lr": 0.1}},
     configurations=configurations, run=run, claims=claims, figures=figures,
-    costs={"smoke": Cost(5 / 3600), "small": Cost(0.1, measured=True), "full": Cost(55, "one H100")},
+    costs={"smoke": Cost(5 / 3600), "small": Cost(0.0997, measured=True), "full": Cost(55, "one H100")},
     check={"kind": "dense"},
     notes=("The scale full reads CIFAR-10 from a folder, `--set folder=...`, the binary version; it has not been run.",
            "SGD with momentum 0.9, Nesterov's for dense networks, and weight decay 1e-4, for all parameters.",
@@ -157,4 +157,6 @@ STUDY = Study(
            "seconds of a processor's time for each seed. At the scale full they see 300 epochs of 781 whole batches.",
            "After a review, and before the run that is reported, what may be worse by a point at most is decided by "
            "the interval and no longer by the mean; the rates are the same."),
+    answer="Plain ones do: after 300 steps 56 layers end at 49 to 80 % training error, 20 at 4.1 to 4.7 %; 56 "
+    "residual layers end at 3.1 to 4.3 %, and 22 dense ones at 2.3 to 2.7 %.",
 )  # fmt: skip

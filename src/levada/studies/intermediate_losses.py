@@ -177,7 +177,7 @@ STUDY = Study(
                       "epochs": 1, "dim": 8},
             "full": {"seeds": 10, "examples": 60000, "sigmoid_steps": 10000, "convolutional_depth": 20,
                      "convolutional_steps": 10000, "sentences": 3881, "epochs": 20, "dim": 128}},
-    costs={"smoke": Cost(3 / 3600, measured=True), "small": Cost(0.09), "full": Cost(3)},
+    costs={"smoke": Cost(3 / 3600, measured=True), "small": Cost(0.0842, measured=True), "full": Cost(3)},
     check={"measures": "depth", "arm": "supervised"},
     configurations=configurations, run=run, claims=lambda settings: claims(), figures=figures,
     notes=("Sigmoid: 20 layers of width 64 on 5,000 digits of MNIST, weights N(0, 1/n), heads after layers 4, 8, 12 "
@@ -188,4 +188,7 @@ STUDY = Study(
            "is a paired bootstrap over sentences of the difference's mean over seeds.",
            "Steps and learning rates were chosen on seed 100 by the arm with intermediate losses, of taggers by the "
            "one without; plain networks stayed at chance at .001, .003 and .01 (sigmoid), and at .01 and .03."),
+    answer="In 1,500 steps losses at inner layers take 20 sigmoid layers from chance to 43 to 71 % accuracy, "
+    "ReZero to 90 %; parts of speech serve syntax better at the first layer than at the third, by 1.8 "
+    "points.",
 )  # fmt: skip

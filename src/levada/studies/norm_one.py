@@ -240,6 +240,9 @@ def figures(results: Results) -> list[Figure]:
 STUDY = Study(
     name="R2", slug="norm_one", title="Norm one is the wrong condition",
     question="Do weights of norm one keep a signal and its gradient over depth, and in which norm?",
+    answer="Of Gaussian matrices neither: over 20 layers of width 256 spectral norm 1 leaves about 10^-6, Frobenius "
+    "norm 1 about 10^-24; variance 1/n, of spectral norm 2, keeps lengths to .65 to 1.4, and only orthogonal ones "
+    "keep every direction.",
     method="A random vector passes 20 random matrices without activations, and another one their transposes, in "
     "float64. The matrices are Gaussian, scaled to a given variance, spectral or Frobenius norm, or orthogonal. The "
     "change of length is compared with the closed form of wide matrices, and all singular values of the product are "
@@ -247,7 +250,7 @@ STUDY = Study(
     sources=("Pascanu et al. 2013, arXiv 1211.5063, section 2.1", "Saxe et al. 2014, arXiv 1312.6120",
              "Pennington et al. 2017, arXiv 1711.04735"),
     settings={"seeds": 10, "depth": 20, "dim": 256},
-    costs={"smoke": Cost(0.0005), "small": Cost(0.006, measured=True), "full": Cost(0.7)},
+    costs={"smoke": Cost(0.0005), "small": Cost(0.0029, measured=True), "full": Cost(0.7)},
     scales={"smoke": {"seeds": 2, "dim": 64}, "full": {"seeds": 20, "dim": 1024}},
     configurations=configurations, run=run, claims=lambda settings: CLAIMS, figures=figures,
     notes=("At width 256 the spectral norm of variance 1/n is 1.98, not 2, so that a norm of 1 leaves 1.2e-6 after 20 "

@@ -211,7 +211,7 @@ STUDY = Study(
     scales={"smoke": {"seeds": 2, "depths": (4, 8), "size": 5, "dim": 8, "embedding": 4, "steps": 3},
             "full": {"depths": (4, 16, 64, 256, 1024), "size": 14, "dim": 256, "embedding": 64, "steps": 20_000}},
     configurations=configurations, run=run, claims=claims, figures=figures,
-    costs={"smoke": Cost(2 / 3600), "small": Cost(0.03), "full": Cost(6, "one 80 GB GPU")},
+    costs={"smoke": Cost(2 / 3600), "small": Cost(0.0431, measured=True), "full": Cost(6, "one 80 GB GPU")},
     check={"skips": "residual", "depth": 4, "dim": 8},
     notes=("This is no reproduction of the paper. There agents explore simulated robots' worlds by themselves, with "
            "an actor beside the critic, for up to 134 hours on one GPU of 80 GB (the hours from secondary notes), "
@@ -235,4 +235,6 @@ STUDY = Study(
            "the same rate).",
            "The scale full asks the same of 1,024 layers in a larger maze; its hours are reckoned from the number of "
            "operations, and it has not been run. Learning rates there are the authors', 0.0003.",),
+    answer="No: in 3,000 steps, given all data, 32 layers lead to 72 to 76 % of the goals with skips, 73 to 80 "
+    "% without; 4 layers to 79 to 88 %, wider ones to 86 to 91 %.",
 )  # fmt: skip

@@ -127,7 +127,7 @@ STUDY = Study(
               "directions": 128, "points": 256, "lags": 30},
     scales={"smoke": {"seeds": 2, "depth": 12, "dim": 64, "pairs": 4, "batch_size": 64, "directions": 8, "points": 64},
             "full": {"seeds": 20, "dim": 2048, "batch_size": 1024, "directions": 512}},
-    costs={"smoke": Cost(0.0005), "small": Cost(0.024, measured=True), "full": Cost(6)},
+    costs={"smoke": Cost(0.0005), "small": Cost(0.0206, measured=True), "full": Cost(6)},
     configurations=configurations, run=run, claims=lambda settings: CLAIMS, figures=figures,
     notes=("A block is one layer, W ReLU(BN(h)), and its weights are drawn by He's initialisation.",
            "Statistics of batch normalisation count as constants, as at inference: the derivative is that of the "
@@ -141,4 +141,7 @@ STUDY = Study(
            "cosine without normalisation is now judged where it is above the noise, with batch normalisation as a "
            "control; 1/sqrt(L) is a claim of its own; and the skip's advantage without normalisation, once asked to "
            "be tenfold, is compared with the closed form, whose ratio is below 8 at 50 layers."),
+    answer="With batch normalisation the first six layers each halve the cosine of unrelated inputs' "
+    "gradients; skips make that a power of depth, exponent −0.66; without normalisation the factor "
+    "rises to 0.74 to 0.79 by layers 5 to 8.",
 )  # fmt: skip

@@ -83,6 +83,9 @@ def _measured_before(config: Mapping[str, Any], data: Dataset, seeds: Sequence[i
 STUDY = Study(
     name="R6", slug="shortcut_ablation", title="What leads around a branch",
     question="Must the shortcut of a residual network be the identity, and why?",
+    answer="Not decided: in 1,000 steps the identity's own networks end at 2.8 to 35.2 % training error. Before "
+    "training, halved or half-open shortcuts alone pass at most 2e-18 of the gradient; the whole one does "
+    "not vanish but explodes.",
     method="Residual networks of 54 blocks, with ReLU after the addition as in the paper's table, learn the signals of "
     "MNIST-1D with ten kinds of shortcuts. Each kind has the learning rate that was best for it on held-out training "
     "data and other seeds. Before training the gradient is measured at every block, once whole and once through the "
@@ -113,5 +116,5 @@ STUDY = Study(
            "an exclusive gate leaves out all of the branch, its gate included: with that gate 2e-11 to 3e-11 would "
            "pass at a bias of 0 on seeds 100 and 101. The claim on gates was renamed to what is measured."),
     check={"kind": "identity"},
-    costs={"smoke": Cost(1.4 / 3600, measured=True), "small": Cost(0.2), "full": Cost(3, "one H100")},
+    costs={"smoke": Cost(1.4 / 3600, measured=True), "small": Cost(0.222, measured=True), "full": Cost(3, "one H100")},
 )  # fmt: skip

@@ -311,6 +311,9 @@ STUDY = Study(
     name="R9", slug="ten_thousand_layers", title="A thousand and ten thousand layers",
     question="Do networks of 1,000 and 10,000 layers carry a signal, compute their gradient exactly, and train, with "
              "and without skips?",
+    answer="10,000 orthogonal layers keep .67 to .75 of signal and gradient, gradients are exact, and in 40 to 100 "
+    "steps ReZero's layers lower the loss at both depths; without skips 1,000 layers train if orthogonal (.73 to .80 "
+    "nats).",
     method="Networks of 10,000 fully connected layers are measured before training, in float64: the size of state and "
            "gradient at every layer, by example at both ends, and one gradient computed in three ways. Networks of "
            "1,000 layers are trained with ReZero, and without skips from three initialisations, and some of 10,000, of "
@@ -352,5 +355,5 @@ STUDY = Study(
            "epochs, on CIFAR-10 in a folder (--set folder=...), with convolutions of 64 and 256 channels. It has not "
            "been run; its hours are extrapolated from the number of kernels."),
     check={"measures": "training", "network": "ReZero", "frozen": False},
-    costs={"smoke": Cost(0.001, measured=True), "small": Cost(0.065), "full": Cost(60, "one H100")},
+    costs={"smoke": Cost(0.001, measured=True), "small": Cost(0.0533, measured=True), "full": Cost(60, "one H100")},
 )  # fmt: skip

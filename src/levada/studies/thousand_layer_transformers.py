@@ -91,7 +91,7 @@ STUDY = Study(
                      "batch_size": 16, "steps": 5000}},
     configurations=configurations, run=run, claims=claims, figures=figures,
     check={"measures": "training", "arrangement": "DeepNorm", "frozen": False},
-    costs={"smoke": Cost(1 / 3600, measured=True), "small": Cost(6 / 60), "full": Cost(12, "one H100")},
+    costs={"smoke": Cost(1 / 3600, measured=True), "small": Cost(0.076, measured=True), "full": Cost(12, "one H100")},
     notes=("Matrices alone: no biases, and normalisations without learned gains. All four arrangements draw the "
            "same Glorot weights; DeepNorm scales them and the skip as its authors say. ReZero normalises nothing.",
            "Embeddings, positions and head learn at 0.01 in every arrangement, so that 100 steps suffice for what "
@@ -114,4 +114,7 @@ STUDY = Study(
            "Updates of seeds 100 to 104 were seen before: DeepNorm's is bounded for SGD and not for Adam, and ReZero's "
            "grows, where this project's documents had it bounded. Their criteria were kept.",
            "The scale full has DeepNet's 2,500 sub-layers; it has not been run."),
+    answer="From 8 to 1,000 sub-layers what SGD's first step changes varies by at most 22 % with DeepNorm and "
+    "grows 33- to 60-fold with ReZero; in 100 steps ReZero learns (0.07 nats over frozen sub-layers), "
+    "post-norm does not.",
 )  # fmt: skip

@@ -200,7 +200,8 @@ def figures(results: Results) -> list[Figure]:
     for seed in results.seeds:
         shown = [(variance, column[seed]) for variance, column in columns.items() if column.get(seed)]
         name = "deepest that trained"
-        frontier.append(Series(f"{name}, seed {seed}", "measured", *_split(shown), group=name, seed=seed))
+        if shown:
+            frontier.append(Series(f"{name}, seed {seed}", "measured", *_split(shown), group=name, seed=seed))
     ends = [(variance, float(_depths(results, variance)[-1])) for variance in variances]
     frontier.append(Series("deepest asked", "reference", *_split(ends)))
     grid = [variances[0] + i * (variances[-1] - variances[0]) / 50 for i in range(51)]

@@ -117,6 +117,8 @@ def figures(results: Results) -> list[Figure]:
 STUDY = Study(
     name="R10", slug="very_deep", title="Very deep networks and stochastic depth",
     question="Does a residual network of hundreds of layers overfit, and what does it bring to drop blocks at random?",
+    answer="500 signals are fitted without error in 700 steps at 20, 110 and 202 layers; 202 gain no point over 20 "
+    "(test errors 9.8 and 8.6 %, 8 seeds), and whether they overfit or stochastic depth helps is not decided.",
     sources=(HE, HUANG, "Huang et al. 2017, arXiv 1608.06993 (table with both)"),
     settings={"seeds": 8, "steps": 700, "batch_size": 50, "examples": 500, "tested": 1000, "depths": (20, 110, 202),
               "lrs": (0.1, 0.1, 0.1), "random_lrs": (0.3, 0.1, 0.3), "select": False},
@@ -127,7 +129,7 @@ STUDY = Study(
     "own. Each is trained twice: with all blocks in every step, and with stochastic depth, where block l of L runs "
     "with probability 1 - l/(2 L). Errors on 1,000 test signals are compared within a seed, and the blocks left out "
     "are counted.",
-    costs={"smoke": Cost(0.002), "small": Cost(0.1), "full": Cost(1.5, "one H100")},
+    costs={"smoke": Cost(0.002), "small": Cost(0.106, measured=True), "full": Cost(1.5, "one H100")},
     notes=("MNIST-1D, 500 of its training signals, drawn by seed, the same for all networks of a seed; 16 channels; "
            "batches of 50, SGD with momentum 0.9, weight decay 1e-4, a learning rate that falls to 0 along half a "
            "cosine. At the scale full, 1,202 layers, and the rates are chosen in the run.",

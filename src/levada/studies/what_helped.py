@@ -184,7 +184,7 @@ STUDY = Study(
     "tanh with both weights and optimizers, each at the learning rate that suits it best. A remedy made networks "
     "trainable where they learn in every seed with it and in none without, the other three as they are. Then sigmoid "
     "layers without normalisation are trained by Adam with ever smaller epsilon, and on residual connections.",
-    costs={"smoke": Cost(3 / 3600, measured=True), "small": Cost(0.045), "full": Cost(8, "one H100")},
+    costs={"smoke": Cost(3 / 3600, measured=True), "small": Cost(0.0508, measured=True), "full": Cost(8, "one H100")},
     notes=("Standard weights: uniform within 1/sqrt(fan_in), as torch draws them. Scaled: Glorot's for sigmoids "
            "and tanh, He's for rectified units. SGD has a momentum of 0.9; rates are constant.",
            "At the scale small digits are averaged to 14 x 14, layers have 48 units, and 4,000 digits are learned in "
@@ -201,4 +201,7 @@ STUDY = Study(
            "was above 0, which a few points in cells that learn anyway suffice for; Glorot's weights and He's were one "
            "factor, and Glorot's, made for tanh, were judged on sigmoids.",
            "Epsilons are tried in float64: gradients of 1e-15 are compared."),
+    answer="In 500 steps batch normalisation takes 20 layers from chance to 90 % or more, as without it "
+    "weights scaled to tanh or rectified units do; Adam's steps of the right size leave sigmoids at 10 "
+    "to 21 %.",
 )  # fmt: skip

@@ -164,8 +164,8 @@ def _remedies(depth: int) -> list[Claim]:
          "steps to 72.2 % on ImageNet: 31.0 million without, 13.3 million with", "", factorial),
         ("ReLU", "ReLU", "Rectified units made deeper networks trainable.", HE, "", "Not by themselves: of standard "
          "weights and without normalisation a rectified network loses its signal as well.", factorial),
-        ("Adam", "Adam", "Adam made deeper networks trainable.", ADAM, "", "Where a signal is left it helps; where it "
-         "is lost Adam stays at chance as gradient descent does.", factorial),
+        ("Adam", "Adam", "Adam made deeper networks trainable.", ADAM, "", "Where a signal is left it helps; sigmoids "
+         "and rectified units that have lost it stay at chance, as with gradient descent.", factorial),
     )  # fmt: skip
     return [
         Claim(

@@ -226,6 +226,8 @@ def _largest(x: Tensor | None) -> Tensor:
 STUDY = Study(
     name="R8", slug="zero_initialisation", title="What may be zero at the start",
     question="Which parts of a residual network may start at zero, and does a start at zero win the race?",
+    answer="One part of each block: then they train to .69 to .88 nats in 300 steps, all zero to 1.6; ReZero wins the "
+    "released race, but at own rates pre-norm ends lower (.04 to .06 against .10 to .23).",
     method="Residual networks start with all weights of their blocks at zero, with the last of each block, or with a "
            "factor before each block, and the gradients of the blocks' weights are watched at every step. The four "
            "architectures of 64 fully connected layers of a released race are trained by Adagrad at its rate from its "
@@ -263,5 +265,5 @@ STUDY = Study(
            "CIFAR-10 in a folder (--set folder=...), and chooses rates again, with seeds 100 and 101. It has not been "
            "run."),
     check={"measures": "zero", "start": "last zero", "activation": "tanh"},
-    costs={"smoke": Cost(0.0005, measured=True), "small": Cost(0.06), "full": Cost(1, "one H100")},
+    costs={"smoke": Cost(0.0005, measured=True), "small": Cost(0.0553, measured=True), "full": Cost(1, "one H100")},
 )  # fmt: skip

@@ -294,10 +294,12 @@ class Config:
                 f"train: optimizer.accumulate must be 1 in a pipeline, got {self.optimizer.accumulate}: "
                 "parallel.micro_batches says into how many parts it cuts a batch."
             )
-        ending = self.schedule.warmup + (self.schedule.decay if self.schedule.name == "stable_decay" else 0)
-        if ending > self.run.steps:
+        decay = self.schedule.decay if self.schedule.name == "stable_decay" else 0
+        if self.schedule.warmup + decay > self.run.steps:
+            parts = f"schedule.warmup{' and schedule.decay' if decay else ''}"
+            came = f"{self.schedule.warmup}{f' and {decay}' if decay else ''} in {self.run.steps}"
             raise UsageError(
-                f"train: schedule.warmup and schedule.decay must fit in run.steps, got {ending} and {self.run.steps}."
+                f"train: {parts} must fit in run.steps, got {came} steps. Train longer, or set schedule.warmup=0."
             )
         if self.schedule.name == "stable_decay" and not self.schedule.decay:
             raise UsageError('train: schedule.decay must be at least 1 for schedule.name "stable_decay", got 0.')

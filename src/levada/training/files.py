@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from levada._errors import UsageError
 from levada.training.config import FIXED, FREE, Config
 
-__all__ = ["content_hash", "differences", "fitting", "read", "resolve", "settings", "to_dict", "to_toml"]
+__all__ = ["content_hash", "devices", "differences", "fitting", "read", "resolve", "settings", "to_dict", "to_toml"]
 
 
 def read(path: str | Path, changes: Sequence[str] = ()) -> Config:
@@ -135,7 +135,9 @@ def fitting(value: Any, kind: Any, path: str) -> Any:
         if value in arguments and type(value) is type(arguments[arguments.index(value)]):
             return value
         near = difflib.get_close_matches(str(value), [a for a in arguments if isinstance(a, str)], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near and path != "run.device" else ""
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        if path == "run.device":
+            hint = f" PyTorch has here: {devices()}."
         raise UsageError(f"train: {path} must be one of {', '.join(map(repr, arguments))}, got {value!r}.{hint}")
     if origin in (types.UnionType, typing.Union):
         for choice in arguments:
@@ -155,6 +157,14 @@ def fitting(value: Any, kind: Any, path: str) -> Any:
     elif isinstance(kind, type) and type(value) is kind:
         return value
     raise UsageError(f"train: {path} must be {_words(kind)}, got {value!r}.")
+
+
+def devices() -> str:
+    """Name what of this machine a training can compute on."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"'cpu' and 'cuda' ({count} GPU{'s' if count > 1 else ''})" if count else "'cpu' alone, and no GPU"
 
 
 def _words(kind: Any) -> str:

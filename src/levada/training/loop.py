@@ -28,6 +28,8 @@ from levada.training.pipeline import Pipeline
 from levada.training.processes import Processes, SaidMeasurementError, join, launch
 from levada.training.record import Progress, Record
 from levada.training.sampling import Order, mix, share
+from levada.watching.lines import fired
+from levada.watching.sample import Continue
 from levada.watching.watch import Watch, watch
 
 __all__ = ["Trained", "train"]
@@ -133,15 +135,15 @@ def _train(
         record.event("resumed", step=first, processes=processes.size)
         progress.say(f"continuing after step {first}")
 
-    watching: AbstractContextManager[object] = (
-        _watch(config, engine, optimizer, processes, record, first) if config.watch.enabled else nullcontext()
-    )
+    watching: AbstractContextManager[object] = nullcontext()
+    if config.watch.enabled and first < config.run.steps:  # else nothing is left that could be seen
+        watching = _watch(config, engine, optimizer, processes, record, first)
     with watching:
         loss, held_out = _loop(config, source, engine, optimizer, checkpoints, record, progress, first)
     checkpoints.finish()
     checkpoints.require_saved()
-    for finding in getattr(watching, "findings", ()):
-        progress.say(f"{finding.severity}: {finding.claim}")
+    if isinstance(watching, Watch):
+        _say_found(watching, progress)
     return Trained(Run(config.run.folder), max(first, config.run.steps), loss, held_out, engine)
 
 
@@ -174,10 +176,10 @@ def _loop(
         optimizer.step()
 
         done = step + 1
-        progress.step(step, loss, norm, lr)
         if done == steps or (config.run.evaluate_every and done % config.run.evaluate_every == 0):
             held_out = progress.evaluation = _evaluate(config, source, engine, device)
             record.event("evaluation", step=done, loss=held_out)
+        progress.step(step, loss, norm, lr)
         if done == steps or (config.checkpoint.every and done % config.checkpoint.every == 0):
             engine.settle()
             record.flush()
@@ -193,15 +195,25 @@ def _watch(
     home = Path(config.run.folder) / "watch"
     names = processes.agree(lambda: [path.name for path in home.iterdir()] if home.is_dir() else [])
     number = max((int(name) for name in names if name.isdecimal()), default=0) + 1
-    record.event("watched", path=f"watch/{number}", first=first)
+    # Records of before, which counted from 0 in each, do not say from where they are numbered.
+    record.event("watched", path=f"watch/{number}", first=first, numbered_from=first)
     return watch(
         engine.module,
         optimizer,
-        run=home / f"{number}",
+        run=Continue(home / f"{number}", first),
         every=config.watch.every,
         max_overhead=config.watch.max_overhead,
         live=config.watch.live,
     )
+
+
+def _say_found(watching: Watch, progress: Progress) -> None:
+    """Say what holds of what was found, how much is over, and the verdict."""
+    for finding in fired(watching):
+        progress.say(f"{finding.severity}: {finding.claim}")
+    over = sum(finding.status == "clear" for finding in watching.findings)
+    rest = f"; findings that are over: {over:,}" if over else ""
+    progress.say(f"watched: {watching.standing.verdict}, {watching.standing.counted}{rest}")
 
 
 def _seed(seed: int, step: int, replica: int) -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from levada._errors import MeasurementError, UsageError
 from levada.training.config import Config
+from levada.training.files import devices
 
 __all__ = ["Processes", "SaidError", "join", "launch", "meet"]
 
@@ -194,7 +195,9 @@ def launch() -> str:
 def _device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UsageError('train: run.device "cuda" needs a GPU that PyTorch sees, and there is none. Use "cpu".')
+        raise UsageError(
+            f"train: run.device must be one that this machine has, got 'cuda'. PyTorch has here: {devices()}."
+        )
     if name == "cpu" or not available:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -51,12 +51,11 @@ def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str 
         writer = RunWriter.create(
             folder, kind="train", name=folder.name, config={"hash": content_hash(config), **to_dict(config)}
         )
+    elif (kind := Run(folder).manifest.kind) != "train":
+        raise UsageError(f"train: run.folder {str(folder)!r} holds a run of kind {kind!r}. Name another folder.")
     elif not resume:
         raise UsageError(f"train: run.folder {str(folder)!r} holds a run. Continue it with --resume, or name another.")
     else:
-        kind = Run(folder).manifest.kind
-        if kind != "train":
-            raise UsageError(f"train: run.folder {str(folder)!r} holds a run of kind {kind!r}. Name another folder.")
         if (folder / CONFIG).is_file():
             _require_same(read(folder / CONFIG), config, folder)
         _require_steps(folder, config.run.steps)
@@ -87,8 +86,8 @@ def _require_steps(folder: Path, steps: int) -> None:
     done = max((int(name) for name in whole if name.isdecimal()), default=0)
     if done > steps:
         raise UsageError(
-            f"train: run.steps must be at least the {done} that were done in a run that is continued, got {steps}. "
-            "Name another run.folder to train for fewer."
+            f"train: run.steps must be at least the {done} that the newest complete checkpoint of a continued run has, "
+            f"got {steps}. Name another run.folder to train for fewer."
         )
 
 

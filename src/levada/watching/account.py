@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from levada.diagnose.decay import Decay, gradient_decay, size_decay
+from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
 from levada.probe.trace import Trace
 from levada.runs.standing import Standing
@@ -21,7 +22,13 @@ from levada.watching.view import values_of
 __all__ = ["report"]
 
 
-def report(judge: Judge, *, model: nn.Module | None = None, standing: Standing | None = None) -> Report:
+def report(
+    judge: Judge,
+    *,
+    model: nn.Module | None = None,
+    standing: Standing | None = None,
+    findings: Iterable[Finding] = (),
+) -> Report:
     """Return what is known of a run now.
 
     A block's values are the medians over the last samples. The verdict is that of its `Standing`. Findings that ended
@@ -31,6 +38,7 @@ def report(judge: Judge, *, model: nn.Module | None = None, standing: Standing |
         judge: what has judged it.
         model: the model, for its name and size.
         standing: of the run, if it is known already.
+        findings: of all who listen, beside those of the judge.
 
     Example:
         >>> told = report(Judge(lambda: ()))
@@ -40,7 +48,8 @@ def report(judge: Judge, *, model: nn.Module | None = None, standing: Standing |
     rows = tuple(judge.rows)
     standing = standing_of(judge) if standing is None else standing
     notes = [standing.told]
-    ended = [finding for finding in judge.findings if finding.status == "clear"]
+    found = {id(finding): finding for finding in (*judge.findings, *findings)}.values()
+    ended = [finding for finding in found if finding.status == "clear"]
     if ended:
         told = (f"{finding.rule} at step {finding.evidence['cleared_at']}" for finding in ended)
         notes.append(f"Ended: {', '.join(told)}.")
@@ -48,7 +57,7 @@ def report(judge: Judge, *, model: nn.Module | None = None, standing: Standing |
         notes.append(f"Kept, to be run again: {', '.join(str(folder) for folder in judge.keeper.folders)}.")
     return Report(
         verdict=standing.verdict,
-        findings=(*judge.fired, *ended),
+        findings=(*(finding for finding in found if finding.status == "fired"), *ended),
         blocks=tuple(_blocks(judge, rows)),
         summary=_summary(judge, rows),
         notes=tuple(notes),

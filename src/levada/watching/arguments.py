@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from levada._errors import UsageError
+from levada._errors import UsageError, require_number
 from levada.watching.sample import Continue, Listener
 
-__all__ = ["optimizers_of", "require_arguments"]
+__all__ = ["optimizers_of", "require_arguments", "require_scalars"]
+
+# Scalars of a sample that the watch measures; two of them the rules read.
+_OWN: Final = ("loss", "lr", "gradient_norm", "loss_scale", "overhead", "nonfinite_rank", "gradient_nonfinite_rank")
 
 
 def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
@@ -74,6 +77,41 @@ def require_arguments(run: Any, scaler: Any, live: Any, listeners: Any) -> list[
                 f"watch: a listener has the methods before_update, sampled and close, but {type(one).__name__} has no "
                 f"{missing[0]}."
             )
+    return found
+
+
+def require_scalars(scalars: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a loop logs as numbers.
+
+    Args:
+        scalars: name -> number, or tensor of one.
+
+    Raises:
+        UsageError: if a value is no number, or a name is that of something that the watch measures.
+
+    Example:
+        >>> require_scalars({"accuracy": torch.tensor(0.5)})
+        {'accuracy': 0.5}
+        >>> require_scalars({"loss": 2.0})
+        Traceback (most recent call last):
+        levada._errors.UsageError: Watch.log: 'loss' is measured by the watch itself, got 2.0. Leave it out, or log ...
+    """
+    found = {}
+    for name, value in scalars.items():
+        if name in _OWN:
+            other = f"train_{name}" if name == "loss" else f"my_{name}"
+            raise UsageError(
+                f"Watch.log: {name!r} is measured by the watch itself, got {value!r}. Leave it out, or log yours under "
+                f"another name, such as {other!r}."
+            )
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            if value.numel() != 1:
+                raise UsageError(
+                    f"Watch.log: {name} must be one number, got a tensor of {value.numel()}. Log its mean."
+                )
+        require_number("Watch.log", name, value)
+        found[name] = float(value)
     return found
 
 

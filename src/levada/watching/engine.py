@@ -80,6 +80,7 @@ class Engine:
         self.steps = first
         self.updates = 0  # steps of optimizers
         self.broken = False
+        self.broke: Callable[[], None] = lambda: None  # called once it is
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
@@ -87,21 +88,19 @@ class Engine:
         self._device = next(p.device for p in model.parameters())
         self._taps = Taps(model, self._structure.places, self)
         self._statistics = Statistics()
-        self._losses = Losses(model, heard=self, parts=lambda: self._micro_batches.divided, scaler=scaler)
+        self._losses = Losses(model, heard=self, parts=lambda: self.micro_batches.divided, scaler=scaler)
         self._clock = StepClock(self._device)
-        self._micro_batches = MicroBatches(original(model), self.restart)
+        self.micro_batches = MicroBatches(original(model), self.restart)
         self._together = Together(model)
         self._reading: Reading | None = None
         self._read_before = False
-        self._stepped: set[int] = set()
+        self._stepped, self._skipped = set[int](), set[int]()
         self._waited = {id(optimizer) for optimizer in optimizers}
-        self._skipped: set[int] = set()
         self._skips = 0  # steps in a row that a scaler skipped
         self._heard = False  # of this step's update
         self._handles: list[RemovableHandle] = []
         self._pending: list[Sent] = []
-        self._logged: dict[str, float] = {}
-        self._own = 0.0
+        self._logged, self._own = dict[str, float](), 0.0
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -136,7 +135,7 @@ class Engine:
             self._end_rested()
         self._stepped.clear()
         self._disarm(for_good=True)
-        self._micro_batches.close()
+        self.micro_batches.close()
         self._deliver(wait=True, leaving=failed)
         self._together.close(failed=failed)
 
@@ -151,8 +150,8 @@ class Engine:
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
             self._losses.mark()
             self._taps.attach()
-            self._micro_batches.take()
-            self._micro_batches.open()
+            self.micro_batches.take()
+            self.micro_batches.open()
 
     def _disarm(self, *, for_good: bool = False) -> None:
         self._taps.detach(for_good=for_good)
@@ -175,6 +174,7 @@ class Engine:
             f"watch: measuring raised {type(error).__name__}: {error}. Nothing more is measured; training goes on.",
             stacklevel=3,
         )
+        self.broke()
 
     # What the hooks tell.
 
@@ -356,7 +356,7 @@ class Engine:
         numbers += [lr.detach().reshape(1)] if isinstance(lr, Tensor) else []
         names = ["loss_scale"] * (scale is not None) + ["lr"] * isinstance(lr, Tensor)
         sent = Sent(reading.step, numbers, packed, steps, names, {**scalars, **self._logged})
-        sent.micro_batches = self._micro_batches.take()
+        sent.micro_batches = self.micro_batches.take()
         self._logged = {}
         self._pending.append(sent)
         if self._device.type == "cpu":

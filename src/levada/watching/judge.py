@@ -22,6 +22,7 @@ from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
 from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
+from levada.watching.rules.depth import is_far
 from levada.watching.rules.units import DEAD
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.skipped import RULE as SKIPPED
@@ -87,6 +88,7 @@ class Judge:
         self.blocks: Blocks | None = None
         self.samples = 0
         self.seen: set[str] = set()  # signals that were measured at some block
+        self.far = False  # whether signal or gradient spans three decades, and no loss says if that hurts
         self.ended: dict[str, str] = {}  # rules that are judged no more, and why
         self._begun = time.monotonic()
         self.rows: deque[Sample] = deque(maxlen=ROWS)
@@ -200,6 +202,7 @@ class Judge:
             self._told_at_once(overflow)
             return  # nothing else can be measured, and nothing of it belongs into a baseline
         self._ledger.end("numerical_overflow", sample.step)
+        self.far = not self.loss.steps and is_far(view)
         self._apply(view)
         self._baseline.add(_columns(sample, view.sites))
 

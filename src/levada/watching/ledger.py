@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, final
 
 from levada.diagnose.finding import Finding
+from levada.runs.standing import PLACED
 from levada.watching.skipped import RULE as SKIPPED
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "case_of"]
 
 Key: TypeAlias = tuple[str, str]  # a rule and a place
 
@@ -151,6 +152,21 @@ class Ledger:
         claim = f"{finding.claim} Cleared at step {step}."
         self.findings[at] = replace(finding, status="clear", claim=claim, evidence=evidence)
         self.history.append(self.findings[at])
+
+
+def case_of(finding: Finding) -> str:
+    """Name the case that a finding tells of: the same for each telling of it, though its block may be known only later.
+
+    Args:
+        finding: one that a ledger told; of others, their rule and place are a case.
+
+    Example:
+        >>> case_of(Finding("loss_spike", "warn", "fired", "a jump", evidence={"told_at": 20}))
+        'loss_spike 20'
+    """
+    told_at = finding.evidence.get("told_at")
+    place = finding.where.get("first", "") if told_at is None or finding.rule in PLACED else ""
+    return " ".join(f"{part}" for part in (finding.rule, told_at, place) if part not in (None, ""))
 
 
 def _worse(finding: Finding, told: Finding) -> bool:

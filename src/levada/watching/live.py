@@ -23,6 +23,7 @@ from levada.watching.drawing import (
     loss_lines,
     strip_lines,
 )
+from levada.watching.ledger import case_of
 from levada.watching.lines import BETWEEN, cost_pieces, finding_lines, fired, footing, standing_in, summary
 from levada.watching.ranks import is_first, is_one_of_several
 from levada.watching.sample import Sample
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Live", "summary"]
 
-SECONDSBETWEEN: Final = 0.25
+SECONDS_BETWEEN: Final = 0.25
 SHARE: Final = 0.002  # of the time, at most, that drawing takes
 MIN_WIDTH: Final = 40
 MAX_WIDTH: Final = 110
@@ -89,7 +90,7 @@ class Live:
         self._costs: deque[float] = deque(maxlen=3)
         self._drawn = False
         self._pause = PLAIN_SECONDS[0]
-        self._told: dict[tuple[str, str], Finding] = {}
+        self._told: dict[str, Finding] = {}
         self._cleared: list[Finding] = []
         self._closed = False
         self._process = os.getpid()
@@ -203,7 +204,7 @@ class Live:
         # The first time rich is imported, and a pause in drawing, of the terminal or the machine, is none of its cost.
         self._costs.append(ended - begun if self._drawn else 0.0)
         self._drawn = True
-        self._next = ended + max(SECONDSBETWEEN, min(self._costs) / SHARE)
+        self._next = ended + max(SECONDS_BETWEEN, min(self._costs) / SHARE)
 
     def lines(self, width: int, height: int, console: Console) -> list[Line]:
         """Give the view as lines.
@@ -238,13 +239,22 @@ class Live:
 
     def _hear_findings(self) -> list[str]:
         """Take in what is found now; say in a line each what is new and what is over."""
-        now = {(one.rule, str(one.where.get("first", ""))): one for one in fired(self._watch)}
-        said = [f"{one.severity}: {one.rule}: {one.claim}" for key, one in now.items() if key not in self._told]
-        over = [one for key, one in self._told.items() if key not in now]
-        past = {one.rule: one for one in (*over, *self._cleared) if one.rule not in {rule for rule, _ in now}}
+        now = {case_of(one): one for one in fired(self._watch)}
+        cases, rules = {case_of(one) for one in self._watch.findings}, {one.rule for one in now.values()}
+        # Of what is gone, as from rules that raised, nobody said that it is over.
+        now |= {key: one for key, one in self._told.items() if key not in cases and one.rule not in rules}
+        said = [f"{one.severity}: {one.rule}: {one.claim}" for key, one in now.items() if self._is_new(key, one)]
+        over = [one for key, one in self._told.items() if key not in now and key in cases]
+        stands = {one.rule for one in now.values()}
+        past = {one.rule: one for one in (*over, *self._cleared) if one.rule not in stands}
         self._cleared = list(past.values())[:MAX_CLEARED]
         self._told = now
         return said + [f"over: {one.rule}" for one in over]
+
+    def _is_new(self, key: str, finding: Finding) -> bool:
+        """Say whether a finding was not told, or is worse now, or of a place that was not known."""
+        told = self._told.get(key)
+        return told is None or (told.severity, told.where) != (finding.severity, finding.where)
 
     def _print(self, sample: Sample, changed: Sequence[str]) -> None:
         self._say(sample.step, changed)

@@ -23,12 +23,16 @@ class MicroBatches:
     Args:
         model: what the loop watches, as it is in the stage or inside of it.
         start: called before the first micro-batch of a step.
+
+    Attributes:
+        divided: by how many micro-batches the gradients were divided the last time.
+        is_stage: whether the model was seen to be one of several stages, of which others hold other blocks.
     """
 
     def __init__(self, model: nn.Module, start: Callable[[], None]) -> None:
         self._model = model
         self._start = start
-        self.divided = 1  # by this, the last time
+        self.divided, self.is_stage = 1, False
         self._started = False
         self._count = 1
 
@@ -50,10 +54,10 @@ class MicroBatches:
         count, self._count, self._started = self._count, 1, False
         return count
 
-    def forward_one_chunk(self, stage: nn.Module) -> None:
-        """Hear of the forward pass of a micro-batch."""
+    def forward_one_chunk(self, stage: nn.Module, stages: int = 1) -> None:
+        """Hear of the forward pass of a micro-batch through one of so many stages."""
         if not self._started and self._is_ours(stage):
-            self._started = True
+            self._started, self.is_stage = True, stages > 1
             self._start()
 
     def scale_grads(self, stage: nn.Module, count: int) -> None:
@@ -87,7 +91,7 @@ def _telling(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
         for listener in _listeners:
             if method == "forward_one_chunk":
-                listener.forward_one_chunk(self.submod)
+                listener.forward_one_chunk(self.submod, getattr(self, "num_stages", 1))
             else:
                 listener.scale_grads(self.submod, *args, *kwargs.values())
         return original(self, *args, **kwargs)

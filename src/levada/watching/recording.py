@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -16,25 +15,24 @@ from typing import Any, Final, Protocol, final
 import torch
 from torch import Tensor
 
-from levada._errors import UsageError
+from levada._errors import TakenError, UsageError
 from levada._numbers import json_ready
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
-from levada.runs.background import Background
 from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTAVE, UNDERFLOW, thresholds
 from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.remote import Mirror, is_remote, stage
-from levada.runs.standing import EVENT, Standing
+from levada.runs.standing import CONTINUED, EVENT, Standing
+from levada.watching.events import Events
+from levada.watching.ledger import case_of
 from levada.watching.sample import WATCHED, Sample
+from levada.watching.since import Since
 from levada.watching.transfer import Sent
 
 __all__ = ["Recording", "Watched", "codes_of"]
 
-# Events that wait for a disk that is full; steps whose losses wait for a sample, or are written without one.
-_WAITING: Final = 10_000
-_LOSSES: Final = 1_000
-_CLOSE_SECONDS: Final = 60.0
+_LOSSES: Final = 1_000  # steps whose losses wait for a sample, or are written without one
 _LONGEST: Final = 500  # characters of an error that ended a training
 _SITE: Final = tuple(field.name for field in fields(Site))
 
@@ -92,53 +90,21 @@ class Watched(Protocol):
     def overhead(self) -> float:
         """Measured share of the training time."""
 
-
-@final
-class _Events:
-    """Events, written by a thread; what the disk refuses waits and is tried again with the next."""
-
-    def __init__(self, writer: RunWriter, at_exit: Any) -> None:
-        self._writer = writer
-        self._waiting: deque[tuple[str, dict[str, Any]]] = deque()
-        self.problem: str | None = None
-        self.losses_dropped = 0
-        self._thread = Background(self._write, capacity=64, name="levada-events", at_exit=at_exit)
-
-    def add(self, type: str, **payload: Any) -> None:
-        if type == "loss" and len(self._waiting) > _WAITING:  # verdicts are few, and all wait
-            self.losses_dropped += len(payload["steps"])
-            return
-        self._waiting.append((type, payload))
-        self._thread.put("more")
-
-    def _write(self, _: Any) -> None:
-        while self._waiting:
-            type, payload = self._waiting[0]
-            try:
-                fields = {key: value() if callable(value) else value for key, value in payload.items()}
-                self._writer.append(type, **fields)
-            except OSError as error:
-                self.problem = f"{error}"
-                return
-            except Exception as error:
-                self.losses_dropped += len(payload["steps"]) if type == "loss" else 0
-                self.problem = f"an event {type!r} was not stored: {error}"
-            self._waiting.popleft()
-
-    def flush(self, seconds: float) -> bool:
-        return self._thread.flush(seconds)
-
-    def close(self) -> None:
-        if self._thread.stop(_CLOSE_SECONDS):
-            self._write(None)
-            try:
-                self._writer.close()
-            except OSError as error:
-                self.problem = f"{error}"
+    @property
+    def standing(self) -> Standing:
+        """The verdict so far, and what it rests on."""
 
     @property
-    def waiting(self) -> tuple[tuple[str, dict[str, Any]], ...]:
-        return tuple(self._waiting)
+    def steps(self) -> int:
+        """Number of completed steps, with those of the run that this one goes on with."""
+
+
+def _begin(folder: Path, name: str, config: Mapping[str, Any] | None) -> RunWriter:
+    try:
+        return RunWriter.create(folder, kind="watch", name=name, config=config)
+    except TakenError as error:
+        advice = "Choose another folder, or go on with the run by run=levada.watching.Continue(folder, step)."
+        raise TakenError(error.rule, advice) from error
 
 
 @final
@@ -146,8 +112,8 @@ class Recording:
     """Hears a watched run and keeps it in a Run folder of kind "watch"; a `Listener`.
 
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a thousand steps
-    where samples are rarer), "finding", "judged" (by which rules, and why not by others), "bundle", "overhead" and
-    "end"; every rank keeps its samples
+    where samples are rarer), "finding", "judged" (by which rules, and why not by others), "bundle", "overhead",
+    "end", and "continued" where another process goes on; every rank keeps its samples
     (`levada.runs.SignalWriter`). Nothing here stops the training:
     what cannot be stored is told by one warning, verdicts wait in memory until the disk takes them again.
 
@@ -169,7 +135,8 @@ class Recording:
         >>> import tempfile
         >>> from types import SimpleNamespace
         >>> from levada.runs import Run
-        >>> watch = SimpleNamespace(sites=(Site("0", 0, "Linear", (4, 2)),), findings=[], overhead=0.004)
+        >>> sites = (Site("0", 0, "Linear", (4, 2)),)
+        >>> watch = SimpleNamespace(sites=sites, findings=[], overhead=0.004, standing=Standing(), steps=0)
         >>> folder = tempfile.mkdtemp()
         >>> recording = Recording(folder, watch)
         >>> recording.sampled(Sample(0, 1.0, {"gradient_rms": torch.tensor([0.5])}, losses=((0, 2.5),)))
@@ -196,14 +163,17 @@ class Recording:
         self.folder = Path(folder) if address is None else stage(address, rank=rank, resume=resume)
         self.rank = rank
         self._watch, self._keep, self._process = watch, keep, os.getpid()
-        self._events: _Events | None = None
+        self._events: Events | None = None
         if rank == 0:
-            if resume and (self.folder / MANIFEST).exists():
+            goes_on = resume and (self.folder / MANIFEST).exists()
+            if goes_on:
                 writer = RunWriter.open(self.folder)
             else:
                 label = name or name_of(self.folder.resolve()) or "watch"
-                writer = RunWriter.create(self.folder, kind="watch", name=label, config=config)
-            self._events = _Events(writer, self.close)
+                writer = _begin(self.folder, label, config)
+            self._events = Events(writer, self.close)
+            if goes_on and not isinstance(watch, Since):
+                self._events.add(CONTINUED, step=watch.steps)
         self._mirror = None if address is None else Mirror(self.folder, address, rank=rank)
         self._signals: SignalWriter | None = None
         self._sites: tuple[Site, ...] = ()
@@ -213,7 +183,7 @@ class Recording:
         self._steps = self._samples = self._dropped = 0
         self._later: dict[int, Tensor] = {}
         self._written = -1
-        self._judged: tuple[str, ...] | None = None
+        self._judged: dict[str, Any] = {}
         self._bundles = self._bundle_names()
 
     @property
@@ -267,6 +237,7 @@ class Recording:
         if not self._closed and os.getpid() == self._process:
             self._keep_losses(step)
             self._hear(step, bundles=True)
+            self._keep_standing(step)
 
     def flush(self, seconds: float = 60.0) -> bool:
         """Wait until what was heard is handed to the operating system; False if it is not in so many seconds."""
@@ -278,7 +249,7 @@ class Recording:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
-        self._steps = max(self._steps, getattr(self._watch, "steps", 0))
+        self._steps = max(self._steps, self._watch.steps)
         self._hear(self._steps - 1)
         if self._signals is not None:
             self._signals.close()
@@ -312,12 +283,13 @@ class Recording:
         self._events.add("loss", steps=steps, values=lambda: [value for _, value in sent.host(0)[2]])
 
     def _keep_standing(self, step: int, *, last: bool = False) -> None:
-        """Keep which rules have judged the run, where it has changed; and at the end, as the reasons have numbers."""
-        standing: Standing | None = getattr(self._watch, "standing", None)
-        if self._events is None or standing is None or (not last and standing.judged == self._judged):
+        """Keep which rules have judged the run, where that or a reason has changed; at the end, with the counts too."""
+        standing = self._watch.standing
+        fields = standing.event(counts=False)
+        if self._events is None or not (standing.judged or standing.unjudged) or (not last and fields == self._judged):
             return
-        self._judged = standing.judged
-        self._events.add(EVENT, step=step, **standing.event())
+        self._judged = fields
+        self._events.add(EVENT, step=step, **(standing.event() if last else fields))
 
     def _keep_sample(self, sample: Sample) -> None:
         sites = tuple(self._watch.sites)
@@ -360,7 +332,7 @@ class Recording:
         self._heard = found  # what it replaces is let go; of what stands, nothing else has the identity
         for finding in new:
             if self._events is not None:
-                self._events.add("finding", step=step, **_fields(finding))
+                self._events.add("finding", step=step, case=case_of(finding), **_fields(finding))
             if self._signals is not None and finding.status == "fired":
                 self._signals.mark(step)
         if self._events is not None and (new or bundles or self._closed):
@@ -385,9 +357,10 @@ class Recording:
 def _fields(finding: Finding) -> dict[str, Any]:
     """Give a finding as JSON can hold it; what cannot be, as text."""
     found: dict[str, Any] = asdict(finding)
-    for key, value in found.items():
-        try:
-            found[key] = json_ready(value, key)
-        except UsageError:
-            found[key] = repr(value)
+    for table in (found["evidence"], found):  # what can be of the evidence stays
+        for key, value in table.items():
+            try:
+                table[key] = json_ready(value, key)
+            except UsageError:
+                table[key] = repr(value)
     return found

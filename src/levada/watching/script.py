@@ -30,6 +30,7 @@ __all__ = ["Script", "Watches", "run_script"]
 
 INTERRUPTED: Final = 130
 _HERE: Final = str(Path(__file__).parent) + os.sep
+_LIBRARY: Final = str(Path(__file__).parents[1]) + os.sep
 
 
 @final
@@ -286,7 +287,7 @@ def _run_file(path: str) -> None:
 def _without_ours(trace: TracebackType | None, interrupted: bool) -> TracebackType | None:
     """Leave out the frames that python would not have: those before the script's, and those of the watch.
 
-    The place of a failure stays, whoever's it is; an interruption may come anywhere.
+    The place of a failure stays, whoever's it is; an interruption may come anywhere, also where the watch writes.
     """
     frames = []
     while trace is not None:
@@ -295,11 +296,12 @@ def _without_ours(trace: TracebackType | None, interrupted: bool) -> TracebackTy
     begin = next((i for i, one in enumerate(frames) if one.tb_frame.f_globals.get("__name__") == "__main__"), None)
     if begin is None:
         return None
-    kept = [
-        one
-        for one in frames[begin:]
-        if not one.tb_frame.f_code.co_filename.startswith(_HERE) or (one is frames[-1] and not interrupted)
-    ]
+    kept, within = [], False
+    for one in frames[begin:]:
+        name = one.tb_frame.f_code.co_filename
+        within = name.startswith(_HERE) or (within and name.startswith(_LIBRARY))  # what the watch calls is its own
+        if not within or (one is frames[-1] and not interrupted):
+            kept.append(one)
     made: TracebackType | None = None
     for one in reversed(kept):
         made = TracebackType(made, one.tb_frame, one.tb_lasti, one.tb_lineno)

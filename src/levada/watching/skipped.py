@@ -66,7 +66,8 @@ class Skips:
     that an update ever took, or before the first update; their NaN is added up on the device, and not waited for. A
     backward pass belongs to all passes since the one before it. Before the first update, passes whose gradients are
     added to each other are taken to be micro-batches of one step, of which eight count: a large batch that is NaN is no
-    standstill, and four of them are. What moves the model without being one of the watch's optimizers makes an update
+    standstill, and four of them are. Where a loop leaves out each micro-batch before its backward pass, nothing tells
+    that they are one, and each counts. What moves the model without being one of the watch's optimizers makes an update
     too.
 
     Args:

@@ -12,14 +12,14 @@ from typing import Any, Final, Literal, Self, final
 import torch
 from torch import Tensor, nn
 
-from levada._errors import MeasurementError, UsageError, require_number
+from levada._errors import MeasurementError, UsageError
 from levada.connection import require_module
 from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
 from levada.runs.standing import Standing, sampling
 from levada.watching.account import report
-from levada.watching.arguments import optimizers_of, require_arguments
+from levada.watching.arguments import optimizers_of, require_arguments, require_scalars
 from levada.watching.engine import Engine
 from levada.watching.judge import Judge
 from levada.watching.judged import standing_of
@@ -62,7 +62,7 @@ class Watch:
         self.judge: Judge | None = None
         self._optimizers = optimizers
         self._scaler = scaler
-        self._listeners = list(listeners)
+        self._listeners, self._fallen = list(listeners), list[Listener]()
         wanting: list[Any] = [one for one in self._listeners if getattr(one, "watch", self) is None]
         for listener in wanting:  # they ask for the names of sites, and for findings
             listener.watch = self
@@ -79,6 +79,7 @@ class Watch:
         )
         self._engine.passes.skips.tell = self._skipped
         self._engine.passes.skips.ended = self._skips_ended
+        self._engine.broke = lambda: self._tell_all(self.steps)
         self._attach()
 
     @property
@@ -126,15 +127,18 @@ class Watch:
 
     @property
     def findings(self) -> list[Any]:
-        """What the rules among the listeners found, in order."""
-        return [finding for listener in self._listeners for finding in getattr(listener, "findings", ())]
+        """What the rules among the listeners found, in order; also those that an error ended since."""
+        heard = (*self._fallen, *self._listeners)
+        return [finding for listener in heard for finding in getattr(listener, "findings", ())]
 
     @property
     def standing(self) -> Standing:
         """The verdict so far, which rules it rests on, and why others have not judged: what every view of it tells."""
         judge = self.judge or Judge(self)
-        over = self._deaf or ("an error ended the watching" if self._engine.broken else "")
-        return standing_of(judge, steps=self.steps, over=over)
+        part = "only some blocks of a pipeline are seen here" if self._engine.micro_batches.is_stage else ""
+        over = self._deaf or ("an error ended the watching" if self._engine.broken else part)
+        found = {id(finding): finding for finding in (*judge.findings, *self.findings)}  # others may tell some too
+        return standing_of(judge, steps=self.steps, over=over, findings=found.values())
 
     @property
     def dropped(self) -> int:
@@ -205,17 +209,15 @@ class Watch:
         self._engine.finish()
 
     def log(self, **scalars: float) -> None:
-        """Keep numbers with the next sample, such as an accuracy.
+        """Keep numbers with the next sample, such as an accuracy; of a name that comes again before it, the last.
 
         Args:
-            scalars: name -> number.
+            scalars: name -> number; not "loss" or another name of what the watch measures itself.
 
         Raises:
-            UsageError: if a value is no number.
+            UsageError: if a value is no number, or a name is one of the watch's own.
         """
-        for name, value in scalars.items():
-            require_number("Watch.log", name, value)
-        self._engine.log({name: float(value) for name, value in scalars.items()})
+        self._engine.log(require_scalars(scalars))
 
     def trace(self) -> Trace:
         """Return the recent samples as a trace, which every diagnostic reads.
@@ -257,7 +259,7 @@ class Watch:
         """Return what is known now: verdict, findings, signals by block, what was not judged, and why."""
         share = self.overhead
         cost = "not measured yet" if share != share else f"{100 * share:.2f} % of the training time"
-        told = report(self.judge or Judge(self), model=self.model, standing=self.standing)
+        told = report(self.judge or Judge(self), model=self.model, standing=self.standing, findings=self.findings)
         note = f"Step {self.steps}; {sampling([sample.step for sample in self.samples], self.steps)}; overhead {cost}."
         return replace(told, notes=(*told.notes, note))
 
@@ -295,13 +297,15 @@ class Watch:
             getattr(listener, method)(*args)
         except Exception as error:  # whatever it is, training goes on
             self._listeners.remove(listener)
+            self._fallen.append(listener)  # what it found stays found
             if listener is self.judge:
                 self._deaf = f"an error ended it, {type(error).__name__}: {error}"
             warn(
                 f"watch: {type(listener).__name__}.{method} raised {type(error).__name__}: {error}. It hears no more; "
-                "training goes on.",
-                stacklevel=2,
+                "training goes on."
             )
+            if listener is self.judge:  # a process that is killed must have said it
+                self._tell_all(self.steps)
 
 
 def watch(

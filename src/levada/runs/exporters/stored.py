@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from levada._errors import UsageError
+from levada.runs.address import is_remote
 from levada.runs.exporters.exporter import Exporter, chosen, tag, told
-from levada.runs.manifest import MANIFEST
+from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.reader import Run
 
 __all__ = ["EXPORTERS", "export", "open_exporter"]
@@ -74,13 +75,15 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
     Cost:
         Memory for what is exported, and for one signal of one site at a time beside it.
     """
+    # An address is read from a copy, in a folder whose name says nothing.
+    place = Path(run.partition("://")[2]) if isinstance(run, str) and is_remote(run) else None
     run = run if isinstance(run, Run) else Run(run)
     rows = _numbers(run, sites)
     told_at = _findings(run, max(rows, default=0))
     if not run.ranks and not (run.manifest.kind == "watch" and (rows or told_at)):
         lacking = "signals, losses or findings" if run.manifest.kind == "watch" else "signals"
         raise UsageError(f"{run.path}: what is exported is a watched run, and this keeps no {lacking}.{_watched(run)}")
-    name = run.path.resolve().name
+    name = name_of(place or run.path.resolve())
     exporter = open_exporter(to, out, name=name, config={**run.manifest.config, "levada": dict(run.manifest.versions)})
     try:
         steps, times = _clock(run)

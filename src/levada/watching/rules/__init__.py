@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeAlias
 
 from levada.diagnose.finding import Finding
+from levada.runs.standing import PLACED
 from levada.watching.rules.depth import exploding_gradient, exploding_signal, vanishing_gradient, vanishing_signal
 from levada.watching.rules.steps import learning_rate_too_high, learning_rate_too_low, lost_update
 from levada.watching.rules.units import dead_units, frozen_layers
@@ -27,9 +28,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "learning_rate_too_low": learning_rate_too_low,
 }
 """Name -> rule, without the two that follow every step's loss: `numerical_overflow` and `loss_spike`."""
-
-PLACED: Final = frozenset({"dead_units", "frozen_layers"})
-"""Rules whose findings at two blocks are two faults; of the others one is told at a time."""
 
 EXPLAINS: Final[Mapping[str, frozenset[str]]] = {
     "learning_rate_too_high": frozenset({"dead_units", "frozen_layers", "exploding_signal", "exploding_gradient"}),

@@ -15,7 +15,14 @@ from levada.probe.trace import Trace
 from levada.watching.baseline import octaves, times
 from levada.watching.view import View
 
-__all__ = ["NEGLIGIBLE", "exploding_gradient", "exploding_signal", "vanishing_gradient", "vanishing_signal"]
+__all__ = [
+    "NEGLIGIBLE",
+    "exploding_gradient",
+    "exploding_signal",
+    "is_far",
+    "vanishing_gradient",
+    "vanishing_signal",
+]
 
 NEGLIGIBLE: Final = 2.0**-24
 """A hundred thousand steps of this size, all in one direction, move the weights by less than one part in a hundred."""
@@ -219,6 +226,16 @@ def _grown(view: View, rule: str, claim: str, first: int, last: int, told: dict[
         falsify="Clip the gradient at its baseline from here on: if the loss stays up, this is not why it rose.",
         source="Pascanu et al. 2013, arXiv 1211.5063",
     )
+
+
+def is_far(view: View) -> bool:
+    """Say whether signal or gradient spans three decades, over depth or from its first baseline: whatever the loss."""
+    for signal in ("signal_rms", "gradient_rms"):
+        logs, moved = octaves(view[signal]), view.rise_from_start(signal).abs()
+        logs = logs[logs.isfinite()]
+        if bool((moved >= FAR).any()) or (len(logs) and float(logs.max() - logs.min()) >= FAR):
+            return True
+    return False
 
 
 def _over_depth(view: View, signal: str, measure: Callable[[Trace], Decay | str]) -> Decay | None:
