@@ -104,6 +104,8 @@ def train(config: Config, *, resume: bool = False, stream: TextIO | None = None)
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
+    if wanted:  # without it PyTorch refuses matrix products on a GPU
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(before or wanted)
     try:
         yield
