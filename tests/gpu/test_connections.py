@@ -6,7 +6,7 @@ from tests.connections.test_contract import CASES, batch, build, gradients, run
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),  # torch's own, of its compiler
 ]
 # What they drop is drawn by the device's own generator.
 DRAWN = ("StochasticDepth", "StochasticDepth-sample")

@@ -1,7 +1,6 @@
 """`levada train` on a GPU: in bfloat16, compiled, recomputing, cut off and resumed, in shards over NCCL."""
 
 import math
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,10 @@ import torch
 from levada.runs import Run
 from levada.training import losses, resolve, train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),  # torch's own, of its compiler
+]
 SMALL = {
     "model": {"depth": 4, "dim": 32},
     "data": {"batch_size": 32, "evaluated": 64},
@@ -59,25 +61,11 @@ def test_a_continued_run_is_the_run(tmp_path):
 
 def test_shards_and_watching_under_torchrun(tmp_path):
     """One process: collectives of NCCL, sharded parameters, asynchronous checkpoints."""
-    words = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "1",
-        "-m",
-        "levada",
-        "train",
-    ]
-    changes = [
-        "parallel.kind=fsdp",
-        "run.steps=30",
-        "watch.every=5",
-        f"run.folder={tmp_path / 'run'}",
-        "checkpoint.every=10",
-    ]
-    given = [f"--set={change}" for change in changes]
-    done = subprocess.run([*words, *given], capture_output=True, text=True, env=os.environ, timeout=200, check=False)
+    (tmp_path / "config.toml").write_text("[model]\ndepth = 4\ndim = 32\n")
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    words = [*launched, "-m", "levada", "train", str(tmp_path / "config.toml")]
+    settings = {"parallel.kind": "fsdp", "run.steps": 30, "watch.every": 5, "checkpoint.every": 10}
+    given = [f"--set={key}={value}" for key, value in {**settings, "run.folder": tmp_path / "run"}.items()]
+    done = subprocess.run([*words, *given], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(losses(Run(tmp_path / "run"))) == 30
