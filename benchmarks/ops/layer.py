@@ -1,0 +1,115 @@
+"""Cases of one layer whose branch takes no time: all that a connection moves, beside what others offer."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.ops import Case, Operator, compiled
+from levada.ops import write_streams
+from levada.ops.manifold import Form, read_streams, reference
+from levada.ops.streams import reference as streams
+
+__all__ = ["cases"]
+
+_FORM, _IDENTITY = Form(), Form(mixes=False)
+
+
+def _added(tokens: int, n: int, width: int) -> Sequence[Tensor]:
+    return [torch.randn(tokens, width).requires_grad_() for _ in range(2)]
+
+
+def _inputs(tokens: int, n: int, width: int, mixes: bool) -> Sequence[Tensor]:
+    rows = 2 * n + n * n * mixes
+    tensors = [
+        torch.randn(tokens, n, width),
+        torch.randn(rows, n * width) * (n * width) ** -0.5,
+        torch.rand(2 + mixes) + 0.5,
+        torch.randn(rows),
+    ]
+    return [x.requires_grad_() for x in tensors]
+
+
+def _plain(form: Form, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor) -> Sequence[Tensor]:
+    x, _, writes, mix = reference.read(state, projection, scale, bias, form)
+    return [streams.write(state, x, writes, mix)]
+
+
+def _ours(form: Form, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor) -> Sequence[Tensor]:
+    x, _, writes, mix, state = read_streams(state, projection, scale, bias, form)
+    return [write_streams(state, x, writes, mix)]
+
+
+def _liger(state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor) -> Sequence[Tensor]:
+    from liger_kernel.transformers import functional as liger
+
+    phi = projection.t().to(state.dtype).contiguous()  # as it recommends
+    reads, writes, mix = liger.liger_mhc_coeffs(
+        state, phi, bias, *scale.unbind(), allow_fp32=state.dtype == torch.float32, sinkhorn_eps=0.0
+    )
+    x = liger.liger_mhc_pre(state, reads)
+    return [liger.liger_mhc_post_res(state, x, writes, mix).to(state.dtype)]
+
+
+@functools.cache
+def _package_layer(n: int, width: int, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    from hyper_connections import mHC
+
+    layer: nn.Module = mHC(n, dim=width, layer_index=1, branch=nn.Identity())
+    return layer.to(device, dtype)
+
+
+def _package(state: Tensor) -> Sequence[Tensor]:
+    n, _, width = state.shape
+    return [_package_layer(n, width, state.device, state.dtype)(state)]
+
+
+def _package_inputs(tokens: int, n: int, width: int) -> Sequence[Tensor]:
+    return [torch.randn(n, tokens, width).requires_grad_()]
+
+
+def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
+    """Yield cases at sizes of tokens, streams, width."""
+    for tokens, n, width in sizes:
+        size = {"tokens": tokens, "streams": n, "width": width}
+        area = tokens * width
+        yield Case(
+            operator="residual addition",
+            size=size,
+            make=functools.partial(_added, tokens, n, width),
+            programs={"reference": lambda x, f: [x + f]},
+            forward=3 * area,
+            backward=0,
+        )
+        for name, form in (("mHC layer", _FORM), ("identity layer", _IDENTITY)):
+            plain = functools.partial(_plain, form)
+            programs: dict[str, Operator] = {
+                "reference": plain,
+                "compiled reference": compiled(plain),
+                "levada": functools.partial(_ours, form),
+            }
+            if form.mixes:
+                programs["liger-kernel"] = _liger
+            yield Case(
+                operator=name,
+                size=size,
+                make=functools.partial(_inputs, tokens, n, width, form.mixes),
+                programs=programs,
+                forward=(3 * n + 2) * area,
+                backward=(6 * n + 3 if form.mixes else 4 * n + 3) * area,
+                tolerance=32.0,
+                wide=frozenset({1, 2, 3}),
+            )
+        yield Case(
+            operator="mHC layer of hyper-connections",
+            size=size,
+            make=functools.partial(_package_inputs, tokens, n, width),
+            programs={"reference": _package},
+            forward=(3 * n + 2) * area,
+            backward=(6 * n + 3) * area,
+            tolerance=math.inf,  # of its own parameters: there is nothing to compare with
+        )
