@@ -9,9 +9,6 @@ from levada.cells import MinGRU, MinLSTM
 from levada.initialise import chrono
 from levada.ops.scan import reference
 
-# torch's own, at the first use of forward mode.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 kinds = pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 positive = pytest.mark.parametrize("positive", [False, True])
 

@@ -225,7 +225,6 @@ def test_sinkhorn_under_compilation_export_and_function_transforms(size):
     torch.testing.assert_close(exported(more), sinkhorn(more))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")  # the first import of it all
 @pytest.mark.parametrize("epsilon", [0.0, 1e-3])
 @pytest.mark.parametrize(("size", "iterations"), [(3, 1), (3, 4), (8, 40)])
 def test_forward_mode_and_what_is_made_of_it(size, iterations, epsilon):

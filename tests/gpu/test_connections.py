@@ -4,10 +4,7 @@ import pytest
 import torch
 from tests.connections.test_contract import CASES, batch, build, gradients, run
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),  # torch's own, of its compiler
-]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 # What they drop is drawn by the device's own generator.
 DRAWN = ("StochasticDepth", "StochasticDepth-sample")
 every_case = pytest.mark.parametrize("case", CASES)

@@ -7,10 +7,7 @@ from tests.ops.test_streams import arguments
 from levada.ops import write_streams
 from levada.ops.streams import reference
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),  # torch's own, of its compiler
-]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def derivatives(function, tensors, cotangent):

@@ -10,10 +10,7 @@ import torch
 from levada.runs import Run
 from levada.training import losses, resolve, train
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),  # torch's own, of its compiler
-]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SMALL = {
     "model": {"depth": 4, "dim": 32},
     "data": {"batch_size": 32, "evaluated": 64},

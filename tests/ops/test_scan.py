@@ -17,9 +17,6 @@ from levada._errors import UsageError
 from levada.ops import _define, linear_scan
 from levada.ops.scan import cpu, reference
 
-# torch's own, at the first use of forward mode.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHAPES = [(1,), (3, 0), (1, 2), (63, 3), (64, 1), (65, 2, 3), (200, 2)]
 

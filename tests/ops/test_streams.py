@@ -14,8 +14,6 @@ from levada._errors import UsageError
 from levada.ops import write_streams
 from levada.ops.streams import cpu, reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 SIZES = [(1, 2, 1), (5, 3, 7), (3, 4, 65), (2, 5, 8), (0, 4, 3), (700, 4, 16)]
 
 

@@ -126,7 +126,6 @@ def test_matrices_and_values_are_those_of_torch_func(name):
     torch.testing.assert_close(power.value, values[:, 0], rtol=1e-6, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, at first use
 @pytest.mark.parametrize("name", MODELS)
 def test_products_are_adjoint_and_agree_with_forward_mode(name):
     model, x = in_double(*MODELS[name])

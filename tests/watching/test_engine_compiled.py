@@ -9,10 +9,7 @@ from torch._dynamo.backends.debugging import aot_eager
 
 import levada
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor"),
-    pytest.mark.filterwarnings("ignore:.torch.jit.script"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 
 
 class Counted:

@@ -308,7 +308,6 @@ def test_batches_that_a_guard_leaves_out_now_and_then(after_backward):
     assert train(net, guarded(net, lambda i: i % 10 != 0, after_backward=after_backward), 200)[0] == []
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, at jvp
 @pytest.mark.parametrize("kind", ["by sample", "jacobian", "jvp"])
 @pytest.mark.parametrize("sampled", [True, False])
 def test_transforms_of_functions_between_steps(kind, sampled):
