@@ -500,8 +500,7 @@ def test_the_last_pass_is_kept_to_run_again():
         assert watched.last_pass.args is None
 
 
-def test_the_throttle_keeps_the_overhead_below_its_limit(monkeypatch):
-    monkeypatch.setitem(Cadence.due.__globals__, "_FREE", 0.0)
+def test_the_throttle_keeps_the_overhead_below_its_limit():
     model = make()
     with watch(model, optimizer := sgd(model), every=2, max_overhead=0.002) as watched:
         train(model, optimizer, data(60))
@@ -510,15 +509,37 @@ def test_the_throttle_keeps_the_overhead_below_its_limit(monkeypatch):
     assert "overhead" in str(watched.report())
 
 
-def test_a_training_of_a_few_seconds_is_sampled_too():
-    cadence, sampled = Cadence(every=20, max_overhead=0.01), []
-    for step in range(400):  # of 3 ms, and a sample costs 16
-        cadence.count(due := cadence.due(step), own=0.016 * due, seconds=0.003 + 0.016 * due)
+def test_a_short_training_has_the_samples_of_a_verdict_and_then_pays_for_them():
+    cadence, sampled, trained = Cadence(every=20, max_overhead=0.01, regardless=11), [], 0.0
+    for step in range(3000):  # of 13 ms, and a sample costs 7
+        cadence.count(due := cadence.due(step), own=0.007 * due, seconds=0.013 + 0.007 * due)
+        trained += 0.013 + 0.007 * due
         if due:
-            sampled.append(step)
+            sampled.append((step, trained))
             cadence.plan(step)
-    assert sampled == [0, 20, 40, 60, 80, 100]
-    assert cadence.overhead == pytest.approx(0.096 / (400 * 0.003 + 0.096))
+    assert {b - a for (a, _), (b, _) in itertools.pairwise(sampled[:11])} == {20, 21}
+    assert sampled[11][0] > 500, "they are paid for before the next"
+    assert all(0.007 * count <= 0.01 * end + 1e-9 for count, (_, end) in enumerate(sampled[11:], 12))
+
+
+def test_several_processes_pay_for_the_first_samples_too():
+    cadence, sampled, wanted = Cadence(every=20, max_overhead=0.01, regardless=11), [], 20
+    for step in range(3000):
+        if due := cadence.due(step):
+            sampled.append(step)
+            cadence.plan(step, wanted)
+        cadence.count(due, own=0.007 * due, seconds=0.013 + 0.007 * due)
+        if due:  # what they agree on counts from the sample after this one
+            wanted = cadence.wanted()
+    assert sampled[10] < 210 < 500 < sampled[12]
+
+
+def test_a_watch_takes_as_many_samples_regardless_as_a_verdict_needs():
+    model = make()
+    with levada.watch(model, optimizer := sgd(model), every=2, max_overhead=1e-9) as watched:
+        train(model, optimizer, data(40))
+    assert len(watched.samples) == 11
+    assert "8 for a baseline and 3 that confirm" not in str(watched.report())
 
 
 def test_the_distance_follows_what_steps_take():

@@ -57,6 +57,30 @@ def test_all_places_tell_the_same_verdict_the_same_rules_and_the_same_sampling(s
     assert sampling in said
 
 
+def test_what_is_told_to_be_lacking_is_what_a_verdict_takes():
+    run, told = Synthetic(every=1, dtype=torch.float32), []
+    for _ in range(70):
+        run.run(1)
+        told.append(standing_of(run.judge))
+    for made, standing in enumerate(told, 1):
+        lacks = standing.lacking.get("samples", 0), standing.lacking.get("losses", 0)
+        assert lacks == (max(11 - made, 0), max(64 - made, 0))
+        assert (standing.verdict == "unknown") == any(lacks)
+    assert told[0].counted.endswith("; 10 more sampled steps and 63 more losses are needed")
+    assert told[9].headline == "Too few samples to judge: 1 more sampled step and 54 more losses are needed"
+    assert told[62].counted.endswith("; 1 more loss is needed")
+    assert told[63].wanted == ""
+
+
+def test_more_samples_are_not_asked_for_where_they_would_not_help():
+    run = Synthetic(every=1)
+    run.run(1)
+    run.judge.ended["lost_update"] = "an error ended it"
+    standing = standing_of(run.judge)
+    assert standing.lacking == {"samples": 10, "losses": 63}
+    assert standing.wanted == ""
+
+
 def test_a_training_that_is_killed_has_its_verdict_up_to_there(tmp_path: Path):
     watch, _ = trained(120, tmp_path / "run")
     events = [event for event in Run(tmp_path / "run").events() if event["type"] != "end"]

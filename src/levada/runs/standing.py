@@ -22,6 +22,9 @@ PLACED: Final = frozenset({"dead_units", "frozen_layers"})
 _ALARMS: Final[tuple[Verdict, ...]] = ("error", "warn")
 _LATEST: Final = 8  # distances between samples that are told
 _LATE: Final = 2  # times the largest of them: what the last sample may be behind before that is told
+_COUNTED: Final = (("samples", "sampled step", "s"), ("losses", "loss", "es"))
+_LISTS: Final = ("rules", "waiting", "few", "stages")
+_OVER_DEPTH: Final = frozenset({"exploding_gradient", "exploding_signal", "vanishing_gradient", "vanishing_signal"})
 SEEN: Final = 0.9  # of the steps: if the last sample was before, it is said up to where a run was seen
 
 
@@ -40,6 +43,11 @@ class Standing:
         steps: steps that were made.
         few: of those that wait only for their number of samples, steps or losses, the reason without the present count,
             which is another with each sample.
+        lacking: how many more "samples" and "losses" the last of them waits for, where that was counted.
+        first: the first step that was watched: those before were another process's.
+        stages: which stages of a pipeline this process holds, where it sees no others.
+        num_stages: how many there are.
+        own: what may be said of those stages alone, where this is withheld.
 
     Example:
         >>> Standing((), ("loss_spike",), {"dead_units": "no zeros were seen"}).verdict
@@ -55,6 +63,11 @@ class Standing:
     sampled: int | None = None
     steps: int = 0
     few: Mapping[str, str] = field(default_factory=dict)
+    lacking: Mapping[str, int] = field(default_factory=dict)
+    first: int = 0
+    stages: tuple[int, ...] = ()
+    num_stages: int = 0
+    own: Standing | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -66,23 +79,44 @@ class Standing:
 
     @property
     def counted(self) -> str:
-        """How many rules have judged the run, and up to which step it was seen.
+        """How many rules have judged the run, up to which step it was seen, and how much more the others wait for.
 
         Example:
             >>> Standing((), ("loss_spike",), {"dead_units": "no zeros were seen"}, sampled=20, steps=400).counted
             '1 of 2 rules judged it, up to step 20'
+            >>> why = {"lost_update": "3 samples in a row are needed, and 1 is there"}
+            >>> Standing((), ("loss_spike",), why, frozenset(why), 0, 1, why, {"samples": 2}).counted
+            '1 of 2 rules judged it; 2 more sampled steps are needed'
             >>> Standing().counted
             'which rules judged it is not known'
         """
         rules = len(self.judged) + len(self.unjudged)
         if not rules:
             return "which rules judged it is not known"
-        return f"{len(self.judged)} of {rules} rules judged it{self.until}"
+        rest = f"; {self.wanted}" if self.wanted else ""
+        return f"{len(self.judged)} of {rules} rules judged it{self.until}{rest}"
+
+    @property
+    def wanted(self) -> str:
+        """How much more the rules wait for, if it is counted and they wait for nothing else; else ""."""
+        if self.waiting - set(self.few):
+            return ""
+        some = ((self.lacking.get(key, 0), what, plural) for key, what, plural in _COUNTED)
+        told = [f"{n:,} more {what}{'' if n == 1 else plural}" for n, what, plural in some if n]
+        verb = "is" if sum(self.lacking.values()) == 1 else "are"
+        return f"{' and '.join(told)} {verb} needed" if told else ""
 
     @property
     def until(self) -> str:
-        """Up to which step a run was seen, if samples ended well before it did; else ""."""
-        early = self.sampled is not None and self.sampled < SEEN * (self.steps - 1)
+        """Up to which step a run was seen, if samples ended well before it did; else "".
+
+        Example:
+            >>> Standing(sampled=310, steps=400).until, Standing(sampled=310, steps=400, first=300).until
+            (', up to step 310', ', up to step 310')
+            >>> Standing(sampled=390, steps=400, first=300).until
+            ''
+        """
+        early = self.sampled is not None and self.sampled - self.first < SEEN * (self.steps - 1 - self.first)
         return f", up to step {self.sampled:,}" if early else ""
 
     @property
@@ -116,8 +150,9 @@ class Standing:
 
         Example:
             >>> why = {"lost_update": "3 are needed, and 1 is there", "loss_spike": "no loss was seen"}
-            >>> Standing((), (), why, frozenset({"lost_update"}), 0, 1, {"lost_update": "3 are needed"}).headline
-            'Too few samples to judge'
+            >>> few = {"lost_update": "3 are needed"}
+            >>> Standing((), (), why, frozenset({"lost_update"}), 0, 1, few, {"samples": 2}).headline
+            'Too few samples to judge: 2 more sampled steps are needed'
             >>> Standing((), (), why, frozenset({"loss_spike"}), 0, 1).headline
             'Not judged: no loss was seen'
             >>> Standing((), (), why, frozenset(why), 0, 1).headline, Standing(sampled=0, steps=1).headline
@@ -129,20 +164,85 @@ class Standing:
         if why:
             return f"Not judged: {next(iter(why))}"
         lacking = self.few or self.sampled is None
-        return "Too few samples to judge" if lacking else "The record does not say which rules judged it"
+        short = "Too few samples to judge" + (f": {self.wanted}" if self.wanted else "")
+        return short if lacking else "The record does not say which rules judged it"
 
-    def withheld(self, why: str) -> Self:
+    def withheld(self, why: str, *, stages: Sequence[int] = (), num_stages: int = 0) -> Self:
         """Give the same of a run of which this is a part only: no rule has judged it, and what alarms does so.
 
         Args:
             why: that is so.
+            stages: of a pipeline, which this part is; the record then keeps what they may be called.
+            num_stages: of the pipeline.
 
         Example:
-            >>> Standing((), ("loss_spike",)).withheld("one stage of two was seen").told
-            '0 of 1 rules judged it. Not judged: loss_spike: one stage of two was seen.'
+            >>> part = Standing((), ("loss_spike",)).withheld("one stage of two is seen", stages=[0], num_stages=2)
+            >>> part.verdict, part.told
+            ('unknown', '0 of 1 rules judged it. Not judged: loss_spike: one stage of two is seen.')
+            >>> part.event()["rules"], part.event()["stages"]
+            (['loss_spike'], [0])
         """
         rules = (*self.judged, *self.unjudged)
-        return replace(self, judged=(), unjudged=dict.fromkeys(rules, why), waiting=frozenset(rules), few={})
+        return replace(
+            self,
+            judged=(),
+            unjudged=dict.fromkeys(rules, why),
+            waiting=frozenset(rules),
+            few={},
+            lacking={},
+            stages=tuple(stages),
+            num_stages=num_stages,
+            own=self if stages else None,
+        )
+
+    @classmethod
+    def together(cls, parts: Mapping[str, Self]) -> Self:
+        """Give the standing of a run whose blocks several processes hold, each of which was judged by itself.
+
+        A rule has judged the run if it judged a part and waits in none. What compares blocks over depth has not: no
+        process sees all of them.
+
+        Args:
+            parts: by a name of the process.
+
+        Example:
+            >>> seen = Standing((), ("dead_units", "vanishing_gradient"))
+            >>> both = Standing.together({"process 0": seen, "process 1": seen})
+            >>> both.verdict, both.judged, both.reasons
+            ('healthy', ('dead_units',), 'vanishing_gradient: each stage was judged by itself')
+            >>> why = {"dead_units": "3 are needed"}
+            >>> Standing.together({"process 0": seen, "process 1": Standing((), (), why, frozenset(why))}).reasons
+            'dead_units: process 1: 3 are needed; vanishing_gradient: each stage was judged by itself'
+        """
+        every = list(parts.values())
+        rules = dict.fromkeys(rule for part in every for rule in (*part.judged, *part.unjudged))
+        judged, why, waiting, few = list[str](), dict[str, str](), set[str](), dict[str, str]()
+        for rule in rules:
+            waits = {name: part for name, part in parts.items() if rule in part.waiting}
+            if waits:
+                waiting.add(rule)
+                why[rule] = "; ".join(f"{name}: {part.unjudged.get(rule, '')}" for name, part in waits.items())
+                if all(rule in part.few for part in waits.values()):
+                    few[rule] = why[rule]
+            elif rule in _OVER_DEPTH and len(every) > 1:
+                why[rule] = "each stage was judged by itself"
+            elif any(rule in part.judged for part in every):
+                judged.append(rule)
+            else:
+                why[rule] = next(part.unjudged[rule] for part in every if rule in part.unjudged)
+        counted = {key: max(part.lacking.get(key, 0) for part in every) for key, *_ in _COUNTED}
+        sampled = [part.sampled for part in every if part.sampled is not None]
+        return cls(
+            severities=tuple(severity for part in every for severity in part.severities),
+            judged=tuple(judged),
+            unjudged=why,
+            waiting=frozenset(waiting),
+            sampled=min(sampled) if len(sampled) == len(every) else None,
+            steps=max(part.steps for part in every),
+            few=few,
+            lacking=counted,
+            first=max(part.first for part in every),
+        )
 
     def event(self, *, counts: bool = True) -> dict[str, Any]:
         """Give the fields of the event that keeps this, without what other events tell.
@@ -150,17 +250,21 @@ class Standing:
         Args:
             counts: whether it says how many samples, steps or losses there are; what says so is true of one step only.
         """
-        unjudged = dict(self.unjudged) if counts else {**self.unjudged, **self.few}
+        told = self.own or self
+        stages = {"stages": list(self.stages), "num_stages": self.num_stages} if self.stages else {}
         return {
-            "rules": list(self.judged),
-            "unjudged": unjudged,
-            "waiting": sorted(self.waiting),
-            "few": sorted(self.few),
+            "rules": list(told.judged),
+            "unjudged": dict(told.unjudged) if counts else {**told.unjudged, **told.few},
+            "waiting": sorted(told.waiting),
+            "few": sorted(told.few),
+            **({"lacking": dict(told.lacking)} if counts else {}),
+            "first": told.first,
+            **stages,
         }
 
     @classmethod
     def of(cls, event: Mapping[str, Any] | None, severities: Sequence[str], *, sampled: int | None, steps: int) -> Self:
-        """Make one from a record.
+        """Make one from a record: of a pipeline's stages, what may be said of them alone.
 
         Args:
             event: the last of its type; None if there is none, so that nothing without a finding has a verdict.
@@ -173,16 +277,23 @@ class Standing:
             >>> Standing.of(kept, [], sampled=0, steps=1).verdict, Standing.of(None, [], sampled=0, steps=1).verdict
             ('healthy', 'unknown')
         """
-        rules, why, waiting, few = ((event or {}).get(key) for key in ("rules", "unjudged", "waiting", "few"))
-        unjudged = {str(rule): str(text) for rule, text in why.items()} if isinstance(why, Mapping) else {}
+        said = event or {}
+        why, lacking = (v if isinstance(v := said.get(key), Mapping) else {} for key in ("unjudged", "lacking"))
+        unjudged = {str(rule): str(text) for rule, text in why.items()}
+        rules, waiting, few, stages = (v if isinstance(v := said.get(key), list) else [] for key in _LISTS)
+        first, num_stages = (v if isinstance(v := said.get(key), int) else 0 for key in ("first", "num_stages"))
         return cls(
-            tuple(severities),
-            tuple(map(str, rules)) if isinstance(rules, list) else (),
-            unjudged,
-            frozenset(map(str, waiting)) if isinstance(waiting, list) else frozenset(),
-            sampled,
-            steps,
-            {str(rule): unjudged.get(str(rule), "") for rule in few} if isinstance(few, list) else {},
+            severities=tuple(severities),
+            judged=tuple(map(str, rules)),
+            unjudged=unjudged,
+            waiting=frozenset(map(str, waiting)),
+            sampled=sampled,
+            steps=steps,
+            few={str(rule): unjudged.get(str(rule), "") for rule in few},
+            lacking={str(key): n for key, n in lacking.items() if isinstance(n, int)},
+            first=first,
+            stages=tuple(stage for stage in stages if isinstance(stage, int)),
+            num_stages=num_stages,
         )
 
 

@@ -32,7 +32,7 @@ from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import Unoptimised
 from levada.watching.view import COMPARED, Blocks, View, membership, rate_of, values_of
 
-__all__ = ["CONFIRMATIONS", "Judge"]
+__all__ = ["CONFIRMATIONS", "WARM_UP", "Judge"]
 
 CONFIRMATIONS: Final = 3  # samples on which most rules must hold before they speak
 

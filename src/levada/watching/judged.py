@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from levada.diagnose.finding import Finding
 from levada.runs.standing import Standing
@@ -14,7 +14,9 @@ from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import UPDATES
 
-__all__ = ["standing_of"]
+__all__ = ["PART", "standing_of"]
+
+PART: Final = "only some blocks of a pipeline are seen here"
 
 _GRADIENT: Final = ("vanishing_gradient", "exploding_gradient")
 _SIGNAL: Final = ("vanishing_signal", "exploding_signal")
@@ -24,12 +26,18 @@ _RATES: Final = ("learning_rate_too_high", "learning_rate_too_low")
 _BASED: Final = (*_GRADIENT, *_SIGNAL, "dead_units", "frozen_layers")  # rules that compare with what came before
 _CLEAR: Final = math.ceil(-math.log2(BY_CHANCE))  # zeros in a row of what never was other, that are no chance
 
-# A rule, why its silence says nothing, whether it waits for more, and how much there is, where that is counted; or "".
-Reason: TypeAlias = tuple[str, str, bool, str]
+Count: TypeAlias = tuple[Literal["samples", "losses", "updates"], int, int]  # how many are needed, and are there
+# A rule, why its silence says nothing, whether it waits for more, and what is counted.
+Reason: TypeAlias = tuple[str, str, bool, Count | None]
 
 
 def standing_of(
-    judge: Judge, *, steps: int | None = None, over: str = "", findings: Iterable[Finding] | None = None
+    judge: Judge,
+    *,
+    steps: int | None = None,
+    first: int = 0,
+    over: str = "",
+    findings: Iterable[Finding] | None = None,
 ) -> Standing:
     """Return which rules have judged a run, and with which verdict.
 
@@ -38,6 +46,7 @@ def standing_of(
     Args:
         judge: what has judged it.
         steps: steps that were made; those up to the last sample if left out.
+        first: the first step that was watched.
         over: why nothing is judged any more; "" while it is.
         findings: all of the run, as others than the judge may tell some; its own if left out.
 
@@ -48,16 +57,21 @@ def standing_of(
     """
     every = ("numerical_overflow", "loss_spike", SKIPPED, UNOPTIMISED, *judge.rules)
     fired = {finding.rule for finding in judge.fired}  # has judged, whatever it lacks
-    reasons = [(rule, over, True, "") for rule in every] if over else [*_ended(judge), *_reasons(judge)]
+    reasons = [(rule, over, True, None) for rule in every] if over else [*_ended(judge), *_reasons(judge)]
     early = not over and judge.compared < judge.confirm
     why: dict[str, str] = {}
     few: dict[str, str] = {}
     waiting: set[str] = set()
+    lacking: dict[str, int] = {}
     for rule, text, waits, count in reasons:
-        if rule in every and rule not in fired and rule not in why:  # the first reason is told
-            why[rule] = f"{text}, and {count}" if count else text
+        if rule not in every or rule in fired:
+            continue
+        if count is not None and waits:
+            lacking[count[0]] = max(lacking.get(count[0], 0), count[1] - count[2])
+        if rule not in why:  # the first reason is told
+            why[rule] = text if count is None else f"{text}, and {_are(count)}"
             waiting |= {rule} if waits else set()
-            if count or (waits and early and rule not in judge.ended):
+            if count is not None or (waits and early and rule not in judge.ended):
                 few[rule] = text
     sampled = judge.rows[-1].step if judge.rows else None
     found = judge.findings if findings is None else findings
@@ -69,21 +83,23 @@ def standing_of(
         sampled=sampled,
         steps=(0 if sampled is None else sampled + 1) if steps is None else steps,
         few=few,
+        lacking=lacking,
+        first=first,
     )
 
 
 def _ended(judge: Judge) -> Iterator[Reason]:
     """Yield rules that an error ended."""
-    yield from ((rule, why, True, "") for rule, why in judge.ended.items())
+    yield from ((rule, why, True, None) for rule, why in judge.ended.items())
 
 
 def _reasons(judge: Judge) -> Iterator[Reason]:
     updates = judge.unheld
     if updates is not None and updates < UPDATES:  # it only informs: no verdict waits for it
-        yield UNOPTIMISED, f"it takes {UPDATES} updates", False, f"{_are(updates)} known"
+        yield UNOPTIMISED, f"it takes {UPDATES} updates", False, ("updates", UPDATES, updates)
     if not judge.rows or judge.blocks is None:
         yield from (
-            (rule, "no step was sampled", True, "") for rule in ("numerical_overflow", "loss_spike", *judge.rules)
+            (rule, "no step was sampled", True, None) for rule in ("numerical_overflow", "loss_spike", *judge.rules)
         )
         return
     yield from _absent(judge)
@@ -101,31 +117,31 @@ def _absent(judge: Judge) -> Iterator[Reason]:
     blind = not gradient and (bool(no_loss) or not signal)
     waits = judge.compared < judge.confirm or blind
     if blind and not signal and no_loss:
-        yield "numerical_overflow", "no signal, no gradient and no loss was measured", waits, ""
+        yield "numerical_overflow", "no signal, no gradient and no loss was measured", waits, None
     if no_loss:
-        yield "loss_spike", no_loss, waits, ""
+        yield "loss_spike", no_loss, waits, None
         why = f"{no_loss}, and signal or gradient spans three decades" if judge.far else no_loss
-        yield from ((rule, why, waits or judge.far, "") for rule in _SUFFERS)
+        yield from ((rule, why, waits or judge.far, None) for rule in _SUFFERS)
     if "signal_rms" not in seen:
-        yield from ((rule, "no signal was measured", waits, "") for rule in _SIGNAL)
+        yield from ((rule, "no signal was measured", waits, None) for rule in _SIGNAL)
     if not gradient:
-        yield from ((rule, "no gradient was measured at a block", waits, "") for rule in _GRADIENT)
+        yield from ((rule, "no gradient was measured at a block", waits, None) for rule in _GRADIENT)
     elif sites < _LEAST_BLOCKS:
         there = "there is 1 block" if sites == 1 else f"there are {sites} blocks"
-        yield "vanishing_gradient", f"{there}, and it takes {_LEAST_BLOCKS} to compare one with the others", waits, ""
+        yield "vanishing_gradient", f"{there}, and it takes {_LEAST_BLOCKS} to compare one with the others", waits, None
     if "zero_fraction" not in seen:
-        yield "dead_units", "no block was seen to have activations with exact zeros", waits, ""
+        yield "dead_units", "no block was seen to have activations with exact zeros", waits, None
     if "weight_gradient_rms" not in seen:
-        yield "frozen_layers", "no gradient of a weight was measured", waits, ""
+        yield "frozen_layers", "no gradient of a weight was measured", waits, None
     rate = "" if math.isfinite(float(rows[-1].scalars.get("lr", math.nan))) else "the learning rate is not known"
     update = "" if "update_ratio" in seen else "no update was measured"
     typed = judge.blocks is not None and bool(judge.blocks.resolution.isfinite().any())
     types = "" if typed else "the type of the weights' numbers is not known"
     if why := update or types or rate:
-        yield "lost_update", why, waits, ""
+        yield "lost_update", why, waits, None
     for rule in _RATES:
         if why := update or no_loss or (rate if rule.endswith("low") else ""):
-            yield rule, why, waits, ""
+            yield rule, why, waits, None
 
 
 def _early(judge: Judge) -> Iterator[Reason]:
@@ -134,10 +150,10 @@ def _early(judge: Judge) -> Iterator[Reason]:
     based, silent, rest = judge.warm_up + confirm, judge.silent, _CLEAR + confirm - 1
     if samples < based:
         why = f"{based} samples are needed, {judge.warm_up} for a baseline and {confirm} that confirm"
-        yield from ((rule, why, True, f"{_are(samples)} there") for rule in _BASED)
+        yield from ((rule, why, True, ("samples", based, samples)) for rule in _BASED)
     if 0 < silent < rest:
         why = f"a block never had a gradient, which {rest} samples tell from a rest"
-        yield "frozen_layers", why, True, f"{_are(silent)} there"
+        yield "frozen_layers", why, True, ("samples", rest, silent)
     for rule, least in (
         ("loss_spike", loss.warm_up),
         ("learning_rate_too_high", loss.warm_up),
@@ -145,11 +161,12 @@ def _early(judge: Judge) -> Iterator[Reason]:
         *((rule, 2 * loss.warm_up) for rule in _SUFFERS),  # as they speak, too, where nothing was learned
     ):
         if loss.steps < least:
-            yield rule, f"the losses of {least} steps are needed", True, f"{_are(loss.steps)} known"
+            yield rule, f"the losses of {least} steps are needed", True, ("losses", least, loss.steps)
     if samples < confirm:
         why = f"{confirm} samples in a row are needed"
-        yield from ((rule, why, True, f"{_are(samples)} there") for rule in judge.rules)
+        yield from ((rule, why, True, ("samples", confirm, samples)) for rule in judge.rules)
 
 
-def _are(count: int) -> str:
-    return "1 is" if count == 1 else f"{count} are"
+def _are(count: Count) -> str:
+    what, _, there = count
+    return f"{'1 is' if there == 1 else f'{there} are'} {'there' if what == 'samples' else 'known'}"

@@ -26,13 +26,15 @@ class MicroBatches:
 
     Attributes:
         divided: by how many micro-batches the gradients were divided the last time.
-        is_stage: whether the model was seen to be one of several stages, of which others hold other blocks.
+        stages: which of several stages the model was seen to be: others hold other blocks. Empty without any.
+        num_stages: how many there are.
     """
 
     def __init__(self, model: nn.Module, start: Callable[[], None]) -> None:
         self._model = model
         self._start = start
-        self.divided, self.is_stage = 1, False
+        self.divided, self.num_stages = 1, 0
+        self.stages: tuple[int, ...] = ()
         self._started = False
         self._count = 1
 
@@ -54,10 +56,14 @@ class MicroBatches:
         count, self._count, self._started = self._count, 1, False
         return count
 
-    def forward_one_chunk(self, stage: nn.Module, stages: int = 1) -> None:
+    def forward_one_chunk(self, stage: nn.Module, index: int = 0, stages: int = 1) -> None:
         """Hear of the forward pass of a micro-batch through one of so many stages."""
-        if not self._started and self._is_ours(stage):
-            self._started, self.is_stage = True, stages > 1
+        if (self._started and index in self.stages) or not self._is_ours(stage):
+            return
+        if stages > 1:
+            self.stages, self.num_stages = tuple(sorted({*self.stages, index})), stages
+        if not self._started:
+            self._started = True
             self._start()
 
     def scale_grads(self, stage: nn.Module, count: int) -> None:
@@ -91,7 +97,7 @@ def _telling(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
         for listener in _listeners:
             if method == "forward_one_chunk":
-                listener.forward_one_chunk(self.submod, getattr(self, "num_stages", 1))
+                listener.forward_one_chunk(self.submod, getattr(self, "stage_index", 0), getattr(self, "num_stages", 1))
             else:
                 listener.scale_grads(self.submod, *args, *kwargs.values())
         return original(self, *args, **kwargs)

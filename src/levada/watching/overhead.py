@@ -15,7 +15,6 @@ from levada._errors import UsageError, require_at_least, require_number
 __all__ = ["Cadence", "StepClock"]
 
 _REMEMBERED = 15  # unsampled steps, whose median is what a step takes
-_FREE = 0.1  # seconds in all that may be spent whatever share they are
 _AT_LEAST = 0.5  # of what is allowed goes to samples, also where steps are so short that the hooks alone take it
 _GOLDEN = (math.sqrt(5.0) - 1) / 2  # the share of distances that are one step longer
 _SETTLED = 6  # samples before distances differ
@@ -68,15 +67,16 @@ class Cadence:
     $(c / d + u) / t$ of the training; $d$ is the smallest number of steps, at least `every`, with which this is at most
     `max_overhead`; where $u$ alone takes more than half of that, half of it goes to samples. It shrinks by half at most
     from one sample to the next. A sample also waits until all samples so far, with it, cost no more than that share of
-    all the time that was trained, so that a short run is as cheap as a long one. Distances above 1 are soon one step
-    longer now and then, in an order without a period: else a task whose turn comes every $d$ steps would be seen always
-    or never. Up to a tenth of a second in all, samples come as often as `every` says: a training of a few seconds is
-    judged too. The first sample finds the blocks, which costs more and is not counted; the second one is taken to cost
-    a step at most.
+    all the time that was trained, but for the first ones, without which a short training had no verdict: those come as
+    often as `every` says, whatever they cost, and the next one waits until they are paid for.
+    Distances above 1 are soon one step longer now and then, in an order without a period: else a task whose turn comes
+    every $d$ steps would be seen always or never. The first sample finds the blocks, which costs more and is not
+    counted; the second one is taken to cost a step at most.
 
     Args:
         every: smallest distance.
         max_overhead: largest share.
+        regardless: number of the first samples that are taken whatever they cost.
 
     Raises:
         UsageError: if `every` is below 1, or `max_overhead` is not above 0.
@@ -93,7 +93,7 @@ class Cadence:
         ([0, 10, 15, 20], 5, 0.074)
     """
 
-    def __init__(self, every: int, max_overhead: float) -> None:
+    def __init__(self, every: int, max_overhead: float, *, regardless: int = 0) -> None:
         require_at_least("watch", "every", every, 1)
         require_number("watch", "max_overhead", max_overhead)
         if not max_overhead > 0:
@@ -103,7 +103,8 @@ class Cadence:
         self.every = every
         self.max_overhead = max_overhead
         self.distance = every
-        self._next = 0
+        self._regardless = regardless
+        self._next = self._planned = 0
         self._plain: deque[float] = deque(maxlen=_REMEMBERED)
         self._idle: deque[float] = deque(maxlen=_REMEMBERED)
         self._own: deque[float] = deque(maxlen=_SAMPLES)
@@ -117,7 +118,7 @@ class Cadence:
         """Return whether a step is to be sampled."""
         if step < self._next:
             return False
-        wait = 0 if self._agreed else self._unpaid()
+        wait = 0 if self._agreed or self._planned < self._regardless else self._unpaid()
         self._next += wait
         self.distance += wait
         return not wait
@@ -128,8 +129,6 @@ class Cadence:
         if not self.samples or math.isnan(step) or step <= 0 or math.isinf(self.max_overhead):
             return 0
         spent = (self.samples + 1) * cost
-        if spent + self._idled <= _FREE:
-            return 0
         allowed = self.max_overhead * self._trained
         left = max(allowed - self._idled, _AT_LEAST * allowed)
         return max(0, math.ceil((spent - left) / self._room(idle, step) - 1e-9))
@@ -140,6 +139,7 @@ class Cadence:
 
     def plan(self, step: int, distance: int | None = None) -> None:
         """Choose the next sampled step after this one; with a distance that several processes agreed on, if given."""
+        self._planned += 1
         if distance is None:  # one measurement that is too low must not undo what others showed
             distance = max(self.wanted(), self.distance // 2)
         else:
@@ -200,9 +200,7 @@ class Cadence:
     def wanted(self) -> int:
         """Return the distance that keeps the overhead below the limit, as far as measured."""
         cost, idle, step = self._cost()
-        if math.isnan(step) or step <= 0:
-            return self.every
-        if (self.samples + 1) * cost + self._idled <= _FREE:
+        if self._planned < self._regardless or math.isnan(step) or step <= 0:
             return self.every
         most = cost / self._room(idle, step)
-        return max(self.every, math.ceil(most - 1e-9))
+        return max(self.every, math.ceil(most - 1e-9), self._unpaid() if self._agreed else 0)

@@ -21,8 +21,8 @@ from levada.runs.standing import Standing, sampling
 from levada.watching.account import report
 from levada.watching.arguments import optimizers_of, require_arguments, require_scalars
 from levada.watching.engine import Engine
-from levada.watching.judge import Judge
-from levada.watching.judged import standing_of
+from levada.watching.judge import CONFIRMATIONS, WARM_UP, Judge
+from levada.watching.judged import PART, standing_of
 from levada.watching.keeper import require_notes
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
@@ -67,7 +67,7 @@ class Watch:
         for listener in wanting:  # they ask for the names of sites, and for findings
             listener.watch = self
         self._attached = self._entered = False
-        self._deaf = ""  # why the rules hear no more
+        self._first, self._deaf = first, ""  # step; why the rules hear no more
         self._engine = Engine(
             model,
             optimizers,
@@ -134,11 +134,11 @@ class Watch:
     @property
     def standing(self) -> Standing:
         """The verdict so far, which rules it rests on, and why others have not judged: what every view of it tells."""
-        judge = self.judge or Judge(self)
-        part = "only some blocks of a pipeline are seen here" if self._engine.micro_batches.is_stage else ""
-        over = self._deaf or ("an error ended the watching" if self._engine.broken else part)
+        judge, parts = self.judge or Judge(self), self._engine.micro_batches
+        over = self._deaf or ("an error ended the watching" if self._engine.broken else "")
         found = {id(finding): finding for finding in (*judge.findings, *self.findings)}  # others may tell some too
-        return standing_of(judge, steps=self.steps, over=over, findings=found.values())
+        told = standing_of(judge, steps=self.steps, first=self._first, over=over, findings=found.values())
+        return told.withheld(over or PART, stages=parts.stages, num_stages=parts.num_stages) if parts.stages else told
 
     @property
     def dropped(self) -> int:
@@ -364,7 +364,7 @@ def watch(
     optimizers = optimizers_of(model, optimizer)
     listeners = require_arguments(run, scaler, live, listeners)
     first = run.step if isinstance(run, Continue) else 0
-    cadence = Cadence(every, max_overhead)
+    cadence = Cadence(every, max_overhead, regardless=WARM_UP + CONFIRMATIONS)
     made = Watch(model, optimizers, cadence=cadence, scaler=scaler, listeners=listeners, first=first)
     try:
         _surround(made, run, live)
