@@ -148,9 +148,11 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
-    doctor = _command(commands, "doctor", "check every frame of a run folder and say what was lost")
+    doctor = _command(commands, "doctor", "check every checksum of a run folder and say what was lost")
     doctor.add_argument("run", metavar="RUN", help="a run folder, or a folder that holds some")
-    doctor.add_argument("--reseal", action="store_true", help="write signals and events again, with what can be read")
+    text = "write the manifest, events and signals again, with what can be read; what was damaged is kept beside"
+    doctor.add_argument("--reseal", action="store_true", help=text)
+    doctor.epilog = "Exit codes: 0 sound, or mended with nothing missing; 1 something is lost or not certain; 2 no run."
 
 
 def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:

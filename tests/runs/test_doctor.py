@@ -40,6 +40,12 @@ def test_a_bundle_that_cannot_be_replayed_is_told(run: Path, kind: str) -> None:
     (damage,) = health.bundle_damage
     assert damage.message.startswith("bundles/step-000007-loss_spike cannot be replayed")
     assert damage.message in str(health)
+    left = "torch.load(" if kind == "no table" else "comes to step 7 again"
+    assert left in damage.message, "what can be used all the same"
+    if kind == "no table":
+        (folders[1] / "tensors.pt").write_bytes(b"nothing")
+        (damage,) = doctor(run).bundle_damage
+        assert "Nothing of it can be used" in damage.message
 
 
 def test_a_table_whose_writer_was_killed_between_its_two_files_is_no_fault(run: Path) -> None:

@@ -103,10 +103,13 @@ def test_the_doctor_says_what_is_lost_of_which_rank(run: Path, capsys: pytest.Ca
     assert main(["doctor", str(run.parent / "two")]) == 0
 
 
-def test_a_damaged_level_is_made_again_of_the_full_detail(run: Path) -> None:
+def test_a_damaged_level_is_made_again_of_the_full_detail(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for level in ("by16", "by256"):
         damage(sealed(run, level))
-    assert main(["doctor", "--reseal", str(run)]) == 1, "the damaged files are still there, under other names"
+    assert main(["doctor", str(run)]) == 1
+    assert main(["doctor", "--reseal", str(run)]) == 0, "nothing is missing, though the damaged files are still there"
+    said = capsys.readouterr().out
+    assert said.count("bytes; nothing is missing by it\n") == len(list(run.rglob("*.torn"))) == 2
     for path in run.rglob("*.torn"):
         path.unlink()
     assert doctor(run).healthy

@@ -31,7 +31,7 @@ def test_one_wrong_bit_is_put_right_and_all_is_certain(run: Path, word: bytes) -
     at = data.index(word) + len(word) // 2 if b"crc32" not in word else data.index(b'crc32": ') + 9  # its 2nd digit
     data[at] ^= 2
     path.write_bytes(data)
-    with pytest.raises(UsageError, match=r"corrupt .*--reseal .* writes the manifest again from that"):
+    with pytest.raises(UsageError, match=r"damaged .*--reseal .* writes the manifest again from that"):
         Run(run)
     told = str(doctor(run))
     assert "one bit of it was wrong; with that put right its checksum agrees, and all is certain" in told
@@ -41,6 +41,8 @@ def test_one_wrong_bit_is_put_right_and_all_is_certain(run: Path, word: bytes) -
     assert Run(run).manifest == before
     assert (path.read_bytes(), (run / "run.json.torn-1").read_bytes()) == (good, bytes(data))
     assert reseal(run) == []
+    assert doctor(run).healthy, "nothing is missing, though the damaged one is kept"
+    assert main(["doctor", str(run)]) == 0
 
 
 def test_of_a_torn_manifest_what_is_certain_is_told_from_what_is_not(run: Path) -> None:
@@ -55,7 +57,12 @@ def test_of_a_torn_manifest_what_is_certain_is_told_from_what_is_not(run: Path) 
         "not certain, by config.toml, as of the last continuation: config; lost: created, versions, command)",
     ):
         assert told in str(health)
-    assert main(["doctor", "--reseal", str(run)]) == 1, "the damaged one is still there, under another name"
+    assert main(["doctor", "--reseal", str(run)]) == 1, "not all of it is certain"
+    doubts = "run.json was damaged and is written again; not certain: name, created, versions, command, config"
+    assert doubts in str(doctor(run)), "it is said for as long as it is so"
+    for torn in run.glob("*.torn-*"):
+        torn.unlink()
+    assert not doctor(run).healthy
     manifest = Run(run).manifest
     assert (manifest.kind, manifest.name, manifest.config) == ("train", "named", {"run": {"steps": 3}})
     assert manifest.uncertain == ("name", "created", "versions", "command", "config")

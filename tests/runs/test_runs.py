@@ -363,7 +363,7 @@ def test_a_manifest_of_another_schema_or_corrupt(tmp_path: Path) -> None:
         Run(tmp_path)
     for corrupt in ("{", "[]", json.dumps({**values, "kind": 3}), json.dumps({"schema": 1}), "[" * 100_000):
         manifest.write_text(corrupt)
-        with pytest.raises(UsageError, match="the manifest is corrupt"):
+        with pytest.raises(UsageError, match="the manifest is damaged"):
             Run(tmp_path)
         health = doctor(tmp_path)
         assert health.manifest is None

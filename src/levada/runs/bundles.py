@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, final
 
 from levada.runs.frames import Damage
 
-__all__ = ["BUNDLES", "examine_bundles"]
+__all__ = ["BUNDLES", "Kept", "bundles_of", "examine_bundles", "look_at"]
 
 BUNDLES: Final = "bundles"
 _TABLE, _TENSORS = "bundle.json", "tensors.pt"
@@ -18,30 +21,105 @@ _TABLE, _TENSORS = "bundle.json", "tensors.pt"
 _MAX_TABLE: Final = 2**28
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What was found of a bundle.
+
+    Attributes:
+        folder: where it is.
+        damage: why it cannot be replayed; "" if it can.
+        left: sentences that say what of it can be used all the same; "" if it is whole.
+        model: class of the model whose step it is; "" where that is not known.
+    """
+
+    folder: Path
+    damage: str = ""
+    left: str = ""
+    model: str = ""
+
+
+def bundles_of(run: Path) -> list[Path]:
+    """Give the folders of a run's bundles, sorted, whether they are whole or not.
+
+    Args:
+        run: the run's folder.
+    """
+    # A draft is hidden until it is whole.
+    return [path for path in sorted((run / BUNDLES).glob("*")) if path.is_dir() and not path.name.startswith(".")]
+
+
 def examine_bundles(run: Path) -> tuple[int, list[Damage]]:
-    """Count the bundles of a run, and say which are damaged: the table says the checksum of the tensors."""
-    count, damages = 0, []
-    for folder in sorted((run / BUNDLES).glob("*")):
-        if folder.is_dir() and not folder.name.startswith("."):  # a draft is hidden until it is whole
-            count += 1
-            if reason := _wrong(folder):
-                size = 0
-                with suppress(OSError):
-                    size = sum(path.stat().st_size for path in folder.iterdir())
-                damages.append(Damage("file", 0, size, f"{BUNDLES}/{folder.name} cannot be replayed: {reason}"))
-    return count, damages
+    """Count the bundles of a run, and say which are damaged: the table says the checksum of the tensors.
+
+    Args:
+        run: the run's folder.
+    """
+    found, damages = bundles_of(run), []
+    for kept in map(look_at, found):
+        if kept.damage:
+            size = 0
+            with suppress(OSError):
+                size = sum(path.stat().st_size for path in kept.folder.iterdir())
+            told = f"{BUNDLES}/{kept.folder.name} cannot be replayed: {kept.damage}. {kept.left}"
+            damages.append(Damage("file", 0, size, told.removesuffix(".")))
+    return len(found), damages
 
 
-def _wrong(folder: Path) -> str:
-    try:
-        if (folder / _TABLE).stat().st_size > _MAX_TABLE:
-            return f"{_TABLE} is longer than {_MAX_TABLE:,} bytes"
-        expected = json.loads((folder / _TABLE).read_bytes())["sha256"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        return f"{_TABLE} is missing or is none ({error!r})"
+def look_at(folder: Path) -> Kept:
+    """Look at every byte of a bundle.
+
+    Args:
+        folder: the bundle.
+
+    Cost:
+        Reads all of it, which may be some gigabytes.
+    """
+    table = _table(folder)
+    if isinstance(table, str):
+        return Kept(folder, table, _without_table(folder))
+    model = str(facts.get("model") or "") if isinstance(facts := table.get("facts"), Mapping) else ""
     try:
         with (folder / _TENSORS).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return Kept(folder, f"{_TENSORS} is missing", _without_tensors(table), model)
     except OSError as error:
-        return f"{_TENSORS} cannot be read ({error.strerror})"
-    return "" if found == expected else f"the bytes of {_TENSORS} are not those whose checksum is in {_TABLE}"
+        return Kept(folder, f"{_TENSORS} cannot be read ({error.strerror})", _without_tensors(table), model)
+    if found == table["sha256"]:
+        return Kept(folder, model=model)
+    reason = f"the bytes of {_TENSORS} are not those whose checksum is in {_TABLE}"
+    return Kept(folder, reason, _without_tensors(table), model)
+
+
+def _table(folder: Path) -> dict[str, Any] | str:
+    """Give the table, or why it cannot be read."""
+    try:
+        if (folder / _TABLE).stat().st_size > _MAX_TABLE:
+            return f"{_TABLE} is longer than {_MAX_TABLE:,} bytes"
+        table = json.loads((folder / _TABLE).read_bytes())
+    except FileNotFoundError:
+        return f"{_TABLE} is missing"
+    except OSError as error:
+        return f"{_TABLE} cannot be read ({error.strerror})"
+    except (ValueError, RecursionError):
+        return f"{_TABLE} is damaged: it is not JSON"
+    if not isinstance(table, dict) or not isinstance(table.get("sha256"), str):
+        return f"{_TABLE} is damaged: it does not say the checksum of {_TENSORS}"
+    return table
+
+
+def _without_tensors(table: Mapping[str, Any]) -> str:
+    """Say what a table is good for whose tensors are lost."""
+    checkpoint = table.get("checkpoint")
+    begin = f" from the checkpoint {checkpoint}" if checkpoint else ""
+    again = f"a training that is repeated{begin} with the same seed and data comes to step {table.get('step')} again"
+    return f"{_TABLE} still says the step, why it was kept and what was found; {again}."
+
+
+def _without_table(folder: Path) -> str:
+    """Say what tensors are good for whose table is lost."""
+    path = folder / _TENSORS
+    if not zipfile.is_zipfile(path):
+        return "Nothing of it can be used: its name says the step and the rule."
+    return f"The tensors may still be read, by name: torch.load({str(path)!r}, weights_only=True)."

@@ -175,7 +175,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if isinstance(found, str):
         raise UsageError(
-            f"{path}: the manifest is corrupt ({found}), and a run is read by it. `levada doctor {folder}` says what "
+            f"{path}: the manifest is damaged ({found}), and a run is read by it. `levada doctor {folder}` says what "
             f"of the run can be read; `levada doctor --reseal {folder}` writes the manifest again from that."
         )
     return found
@@ -191,8 +191,12 @@ def parsed(data: bytes) -> Manifest | str | int:
         return "it is empty"
     try:
         values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        return str(error)
+    except json.JSONDecodeError as error:
+        return f"it is not JSON from line {error.lineno} on"
+    except UnicodeDecodeError as error:
+        return f"its byte {error.start:,} is no text"
+    except (ValueError, RecursionError):
+        return "it is not JSON"
     return checked(values)
 
 
