@@ -1,6 +1,8 @@
 """What watching costs: `levada.watch` at its default settings, `wandb.watch`, and hooks as one writes them first.
 
-python -m benchmarks.watch [--quick]
+On a GPU where there is one, else on a CPU; `CUDA_VISIBLE_DEVICES=` hides it.
+
+python -m benchmarks.watch [--quick] [--only TEXT]
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 import levada
-from benchmarks.measure import Program, Row, compare_times, main, ratio_of
+from benchmarks.measure import Program, Row, compare_times, machine, main, ratio_of
 
 Make = Callable[[], tuple[nn.Module, Tensor]]
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def mlp(depth: int) -> tuple[nn.Module, Tensor]:
@@ -51,6 +55,8 @@ def steps_of(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, step
             loss = model(x).square().mean()
             loss.backward()
             optimizer.step()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
         spent.append(time.perf_counter() - start)
         return [loss.detach()]
 
@@ -110,6 +116,7 @@ def compare(name: str, make: Make, what: str, target: float | None, steps: int, 
     time, since a median would leave the samples out; the quartiles are those of rounds drawn again from the rounds.
     """
     model, x = make()
+    model, x = model.to(DEVICE), x.to(DEVICE)
     bare: list[float] = []
     seen: list[float] = []
     said: list[dict[str, float]] = []
@@ -120,8 +127,10 @@ def compare(name: str, make: Make, what: str, target: float | None, steps: int, 
         seen += times[1]
         said += [told]
     ratio = pooled(bare, seen) if steps > 1 else ratio_of([b / a for a, b in zip(bare, seen, strict=True)])
+    device = {"device": torch.cuda.get_device_name()} if DEVICE.type == "cuda" else {}
     yield Row(
         benchmark="watch",
+        machine=machine() | device,
         case=f"{name}, {what}",
         baseline="training step with SGD",
         candidate="the same, watched",
