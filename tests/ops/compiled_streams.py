@@ -11,13 +11,19 @@ from levada.ops.streams import triton as kernels
 WORK = {"fp32": tl.float32, "bf16": tl.float32, "fp64": tl.float64}
 
 
-@pytest.mark.parametrize("kernel", [kernels._write, kernels._write_backward], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    ("kernel", "chosen"),
+    [(kernels._write, kernels.FORWARD), (kernels._write_backward, kernels.BACKWARD)],
+    ids=["write", "write_backward"],
+)
 @pytest.mark.parametrize(("n", "mixes"), [(4, False), (4, True), (16, True)])
 @pytest.mark.parametrize(("dtype", "capability"), [("bf16", 80), ("bf16", 90), ("fp32", 100)])
-def test_it_compiles(kernel, n, mixes, dtype, capability):
+def test_it_compiles(kernel, chosen, n, mixes, dtype, capability):
     padded = triton.next_power_of_2(n)
-    block = kernels.block_of(padded, 4096)
-    constants = {"width": 4096, "n": n, "padded": padded, "block": block, "mixes": mixes, "work": WORK[dtype]}
+    shape = kernels.shape_of(chosen, padded, 4096, even=False)
+    constants = {
+        "width": 4096, "n": n, "padded": padded, "block": shape["block"], "mixes": mixes, "work": WORK[dtype],
+    }  # fmt: skip
     signature = dict.fromkeys(kernel.arg_names, "*" + dtype)
     signature |= dict.fromkeys(("weights", "mix", "by_weights", "by_mix"), "*fp32")
     signature |= dict.fromkeys(constants, "constexpr")
@@ -25,7 +31,7 @@ def test_it_compiles(kernel, n, mixes, dtype, capability):
     compiled = triton.compile(
         ASTSource(kernel, signature=signature, constexprs=constants),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": kernels.WARPS},
+        options={"num_warps": shape["num_warps"]},
     )
     assert f".target sm_{capability}" in compiled.asm["ptx"]
     assert len(compiled.asm["cubin"])

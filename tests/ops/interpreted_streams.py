@@ -12,7 +12,8 @@ from levada.ops.streams import triton as kernels
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(kernels, "_BLOCK", 16)
+    for chosen in (kernels.FORWARD, kernels.BACKWARD):
+        monkeypatch.setitem(chosen, "elements", 16)
     monkeypatch.setattr(kernels, "_LEAST", 16)
 
 

@@ -15,10 +15,11 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-__all__ = ["WARPS", "block_of", "write", "write_backward"]
+__all__ = ["BACKWARD", "FORWARD", "shape_of", "write", "write_backward"]
 
-WARPS = 4
-_BLOCK = 2048  # channels at a time, of all streams together
+# Channels at a time, of all streams together, and warps: the best of a sweep on an H100, in docs/lab-book.md.
+FORWARD = {"elements": 16384, "num_warps": 8}
+BACKWARD = {"elements": 4096, "num_warps": 2}
 _LEAST = 64
 _WORK = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -89,7 +90,7 @@ def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Te
     """Return the new streams, contiguous."""
     new = torch.empty_like(state, memory_format=torch.contiguous_format)
     if state.numel():
-        options = _options(state, weights, mix)
+        options = _options(FORWARD, False, state, weights, mix)
         with _on(state):
             grid = len(state), triton.cdiv(options["width"], options["block"])
             _write[grid](*_contiguous(state, out, weights, mix), new, **options)
@@ -107,31 +108,35 @@ def write_backward(
         return by_state, found[0], found[1].zero_(), by_mix.zero_()
     with _on(state):
         given = _contiguous(cotangent, state, out, weights, mix)
-        options = _options(state, weights, mix)
+        options = _options(BACKWARD, True, state, weights, mix)
         _write_backward[(len(state),)](*given, by_state, *found, by_mix, **options)
     return by_state, *found, by_mix  # type: ignore[return-value]
 
 
-def block_of(padded: int, width: int) -> int:
-    """Return how many channels a program takes at a time.
+def shape_of(chosen: dict[str, int], padded: int, width: int, *, even: bool) -> dict[str, int]:
+    """Return how many channels a program takes at a time, and its warps.
 
     Args:
+        chosen: elements and warps.
         padded: number of streams, as a power of two.
         width: of a stream.
+        even: take fewer channels at a time, if the last ones would else be far fewer than those before.
     """
-    return min(max(_BLOCK // padded, _LEAST), triton.next_power_of_2(width))
+    block = min(max(chosen["elements"] // padded, _LEAST), triton.next_power_of_2(width))
+    while even and block > _LEAST and -width % block > width // 8:
+        block //= 2
+    return {"block": block, "num_warps": chosen["num_warps"]}
 
 
-def _options(state: Tensor, weights: Tensor, mix: Tensor | None) -> dict[str, Any]:
+def _options(chosen: dict[str, int], even: bool, state: Tensor, weights: Tensor, mix: Tensor | None) -> dict[str, Any]:
     padded = triton.next_power_of_2(state.shape[1])
     return {
         "width": state.shape[2],
         "n": state.shape[1],
         "padded": padded,
-        "block": block_of(padded, state.shape[2]),
         "mixes": mix is not None,
         "work": _WORK[weights.dtype],
-        "num_warps": WARPS,
+        **shape_of(chosen, padded, state.shape[2], even=even),
     }
 
 
