@@ -32,12 +32,12 @@ from levada.ops.sinkhorn import steps_at_once
 
 __all__ = ["read", "read_backward"]
 
-# What a sweep may set. `programs` is how many a kernel should have at least, for every multiprocessor to have some.
-PROJECT: Final = {"tile": 64, "block": 64, "num_warps": 4, "num_stages": 4, "programs": 512, "parts": 16}
+# What a sweep may set: sizes of blocks, warps and stages of loads; `programs` is how many there should be at least.
+PROJECT: Final = {"tile": 128, "bytes": 128, "rows": 256, "num_warps": 8, "num_stages": 4, "programs": 256, "parts": 16}
 GATES: Final = {"elements": 128, "num_warps": 4}
 READ: Final = {"elements": 2048, "block": 1024, "num_warps": 4}
 BY_READS: Final = {"elements": 4096, "num_warps": 4}
-BY_STATE: Final = {"tile": 64, "block": 64, "num_warps": 4, "num_stages": 3, "programs": 528, "rows": 256}
+BY_STATE: Final = {"tile": 64, "block": 64, "rows": 128, "num_warps": 4, "stages": 3, "programs": 528}
 
 _TYPES = {torch.float32, torch.bfloat16, torch.float16}
 _MOST_STREAMS = 16
@@ -263,13 +263,14 @@ def _by_reads(
 
 
 @triton.jit
-def _store_by_logits(by_logits, place, value, mask, split: tl.constexpr):
+def _store_by_logits(by_logits, token, feature, value, mask, count: tl.constexpr, split: tl.constexpr):
+    """Store tokens' gradients; in types with fewer bits, the first parts of a token and then the second."""
     if split:
         high, low = _split(value, by_logits.dtype.element_ty)
-        tl.store(by_logits + 2 * place, high, mask=mask)
-        tl.store(by_logits + 2 * place + 1, low, mask=mask)
+        tl.store(by_logits + 2 * token * count + feature, high, mask=mask)
+        tl.store(by_logits + (2 * token + 1) * count + feature, low, mask=mask)
     else:
-        tl.store(by_logits + place, value, mask=mask)
+        tl.store(by_logits + token * count + feature, value, mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -291,7 +292,7 @@ def _gates_backward(
     sigma = _sigmoid(found * factor + tl.load(bias + first, mask=first < n, other=0.0))
     tl.store(factors + token[:, None] * (n + 1) + first, sigma + read_epsilon, mask=vectors)
     g = tl.load(by_reads + row, mask=vectors, other=0.0) * sigma * (1 - sigma)
-    _store_by_logits(by_logits, place, g * factor * one_over[:, None], vectors, split)
+    _store_by_logits(by_logits, token[:, None], first, g * factor * one_over[:, None], vectors, count, split)
     tl.store(by_bias + program * count + stream, tl.sum(g, 0), mask=stream < n)
     tl.store(by_scale + program * kinds, tl.sum(g * found))
     along = tl.sum(g * found, 1) * factor
@@ -300,7 +301,7 @@ def _gates_backward(
     found = tl.load(features + place, mask=vectors, other=0.0)
     sigma = _sigmoid(found * factor + tl.load(bias + n + first, mask=first < n, other=0.0))
     g = 2 * tl.load(by_writes + row, mask=vectors, other=0.0) * sigma * (1 - sigma)
-    _store_by_logits(by_logits, place, g * factor * one_over[:, None], vectors, split)
+    _store_by_logits(by_logits, token[:, None], n + first, g * factor * one_over[:, None], vectors, count, split)
     tl.store(by_bias + program * count + n + stream, tl.sum(g, 0), mask=stream < n)
     tl.store(by_scale + program * kinds + 1, tl.sum(g * found))
     along += tl.sum(g * found, 1) * factor
@@ -314,7 +315,8 @@ def _gates_backward(
         softmax, kernel, rows, columns = _normalise(logit, inside, real, real, iterations, epsilon, work)
         g = tl.load(by_mix + token[:, None, None] * n * n + entry, mask=matrices, other=0.0)
         g = _normalise_backward(g, softmax, kernel, rows, columns, iterations, epsilon).to(tl.float32)
-        _store_by_logits(by_logits, place, g * factor * one_over[:, None, None], matrices, split)
+        value = g * factor * one_over[:, None, None]
+        _store_by_logits(by_logits, token[:, None, None], feature, value, matrices, count, split)
         sums = tl.sum(g, 0)[None, :, :]
         tl.store(by_bias + program * count + feature, sums, mask=(first < n)[:, :, None] & (first < n)[:, None, :])
         tl.store(by_scale + program * kinds + 2, tl.sum(g * found))
@@ -323,45 +325,78 @@ def _gates_backward(
     tl.store(factors + token * (n + 1) + n, shrink, mask=token < tokens)
 
 
+@triton.jit
+def _load_by_logits(by_logits, token, real, row, count: tl.constexpr, split: tl.constexpr):
+    """Return what `_store_by_logits` stored, in two parts."""
+    mask = real[:, None] & (row < count)[None, :]
+    if split:
+        place = 2 * token[:, None] * count + row[None, :]
+        high = tl.load(by_logits + place, mask=mask, other=0.0)
+        low = tl.load(by_logits + place + count, mask=mask, other=0.0)
+    else:
+        high = tl.load(by_logits + token[:, None] * count + row[None, :], mask=mask, other=0.0)
+        low = high
+    return high, low
+
+
+@triton.jit
+def _load_weights(weights, row, place, mask, size: tl.constexpr, kind: tl.constexpr, split: tl.constexpr):
+    value = tl.load(weights + row[:, None] * size + place[None, :], mask=mask, other=0.0)
+    if split:
+        parts = _split(value, kind)
+    else:
+        parts = value, value
+    return parts
+
+
+@triton.jit
+def _times(high, low, weight, rest, total, split: tl.constexpr):
+    """Return total + (high + low) (weight + rest), less the product of the small parts."""
+    if split:
+        total = tl.dot(low, weight, total)
+        total = tl.dot(high, rest, total)
+        total = tl.dot(high, weight, total)
+    else:
+        total = tl.dot(high, weight, total, input_precision="tf32x3")
+    return total
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def _by_state(
     by_x, by_new, state, by_logits, factors, weights, by_state, by_weights, tokens,
-    span: tl.constexpr, width: tl.constexpr, n: tl.constexpr, count: tl.constexpr, rows: tl.constexpr,
-    tile: tl.constexpr, block: tl.constexpr, padded: tl.constexpr, adds: tl.constexpr, split: tl.constexpr,
+    span: tl.constexpr, width: tl.constexpr, n: tl.constexpr, count: tl.constexpr, tile: tl.constexpr,
+    block: tl.constexpr, padded: tl.constexpr, stages: tl.constexpr, adds: tl.constexpr, split: tl.constexpr,
 ):  # fmt: skip
     """Write the streams' gradient for a block of channels of one stream, and sums for the weights over its tokens."""
-    groups: tl.constexpr = (rows + padded - 1) // padded
-    repeat: tl.constexpr = 2 if split else 1
+    groups: tl.constexpr = (count + padded - 1) // padded
+    kind: tl.constexpr = state.dtype.element_ty
     j = tl.program_id(0) % n  # side by side, as they all read the same gradient of what the branch read
     column = (tl.program_id(0) // n) * block + tl.arange(0, block)
     inside = (column < width)[None, :]
     group = tl.program_id(2)
-    row = tl.arange(0, padded)
+    row = group * padded + tl.arange(0, padded)
     total = tl.zeros([block, padded], dtype=tl.float32)
-    for start in range(0, span, tile):
+    if groups == 1:
+        mask = (row < count)[:, None] & inside
+        weight, rest = _load_weights(weights, row, j * width + column, mask, n * width, kind, split)
+    for start in tl.range(0, span, tile, num_stages=stages):
         token = (tl.program_id(1) * span + start + tl.arange(0, tile)).to(tl.int64)
         real = token < tokens
         here = real[:, None] & inside
         place = (token * n + j)[:, None] * width + column[None, :]
         x = tl.load(state + place, mask=here, other=0.0)
-        if not split:
-            x = x.to(tl.float32)
+        high, low = _load_by_logits(by_logits, token, real, row, count, split)
         if groups == 1 or group == 0:
             value = tl.zeros([tile, block], dtype=tl.float32)
-            for q in tl.static_range(groups):
-                r = q * padded + row
-                weight = tl.load(
-                    weights + (r // repeat)[:, None] * (n * width) + j * width + column[None, :],
-                    mask=(r < rows)[:, None] & inside, other=0.0,
-                )  # fmt: skip
-                known = real[:, None] & (r < rows)[None, :]
-                d = tl.load(by_logits + token[:, None] * rows + r[None, :], mask=known, other=0.0)
-                if split:
-                    high, low = _split(weight, x.dtype)
-                    value = tl.dot(d, low, value)
-                    value = tl.dot(d, high, value)
-                else:
-                    value = tl.dot(d, weight, value, input_precision="tf32x3")
+            if groups == 1:
+                value = _times(high, low, weight, rest, value, split)
+            else:
+                for q in tl.static_range(groups):
+                    some = q * padded + tl.arange(0, padded)
+                    mask = (some < count)[:, None] & inside
+                    weight, rest = _load_weights(weights, some, j * width + column, mask, n * width, kind, split)
+                    d, e = _load_by_logits(by_logits, token, real, some, count, split)
+                    value = _times(d, e, weight, rest, value, split)
             g = tl.load(by_x + token[:, None] * width + column[None, :], mask=here, other=0.0).to(tl.float32)
             reads = tl.load(factors + token * (n + 1) + j, mask=real, other=0.0)
             shrink = tl.load(factors + token * (n + 1) + n, mask=real, other=0.0)
@@ -369,17 +404,13 @@ def _by_state(
             if adds:
                 value += tl.load(by_new + place, mask=here, other=0.0).to(tl.float32)
             tl.store(by_state + place, value, mask=here)
-        r = group * padded + row
-        known = real[:, None] & (r < rows)[None, :]
-        d = tl.load(by_logits + token[:, None] * rows + r[None, :], mask=known, other=0.0)
-        total = tl.dot(tl.trans(x), d, total, input_precision="tf32x3")
-    if split:
-        total = tl.sum(tl.reshape(total, (block, padded // 2, 2)), 2)
-        feature = group * (padded // 2) + tl.arange(0, padded // 2)
-    else:
-        feature = group * padded + row
-    place = (tl.program_id(1).to(tl.int64) * count + feature)[None, :] * (n * width) + (j * width + column)[:, None]
-    tl.store(by_weights + place, total, mask=(column < width)[:, None] & (feature < count)[None, :])
+        if split:
+            total = tl.dot(tl.trans(x), low, total)
+            total = tl.dot(tl.trans(x), high, total)
+        else:
+            total = tl.dot(tl.trans(x.to(tl.float32)), high, total, input_precision="tf32x3")
+    place = (tl.program_id(1).to(tl.int64) * count + row)[None, :] * (n * width) + (j * width + column)[:, None]
+    tl.store(by_weights + place, total, mask=(column < width)[:, None] & (row < count)[None, :])
 
 
 def read(
@@ -427,7 +458,6 @@ def read_backward(
     count = len(projection)
     state, by_x = state.contiguous(), by_x.contiguous()
     split = state.dtype == torch.bfloat16  # float16 has not the range that gradients need
-    rows = 2 * count if split else count
     full = functools.partial(torch.empty, dtype=torch.float32, device=state.device)
     with _on(state):
         of_reads, factors = full(tokens, n), full(tokens, n + 1)
@@ -439,23 +469,18 @@ def read_backward(
         )  # fmt: skip
         chosen = _of_gates(n, count, form)
         programs = triton.cdiv(tokens, chosen["together"])
-        by_logits = torch.empty(tokens, rows, dtype=state.dtype if split else torch.float32, device=state.device)
+        by_logits = torch.empty(tokens, (1 + split) * count, dtype=state.dtype if split else torch.float32, device=state.device)
         by_scale, by_bias = full(programs, len(scale)), full(programs, count)
         _gates_backward[(programs,)](
             of_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse, _full(scale), _full(bias),
             by_logits, factors, by_scale, by_bias, tokens, size=n * width, split=split, **chosen,
         )  # fmt: skip
         by_state = torch.empty_like(state)
-        padded = padded_of(rows, BY_STATE["rows"])
-        block = min(BY_STATE["block"], max(16, triton.next_power_of_2(width)))
-        grid = n * triton.cdiv(width, block), triton.cdiv(rows, padded)
-        span = span_of(tokens, grid[0] * grid[1])
-        by_weights = full(triton.cdiv(tokens, span), count, n * width)
-        _by_state[(grid[0], len(by_weights), grid[1])](
+        plan = plan_of_state(tokens, n, width, count, state.dtype)
+        by_weights = full(plan.pop("parts"), count, n * width)
+        _by_state[(plan.pop("blocks"), len(by_weights), triton.cdiv(count, plan["padded"]))](
             by_x, by_x if by_new is None else by_new.contiguous(), state, by_logits, factors, _full(projection),
-            by_state, by_weights, tokens, span=span, width=width, n=n, count=count, rows=rows, tile=BY_STATE["tile"],
-            block=block, padded=padded, adds=by_new is not None, split=split,
-            num_warps=warps_of(padded, BY_STATE["num_warps"]), num_stages=BY_STATE["num_stages"],
+            by_state, by_weights, tokens, width=width, n=n, count=count, adds=by_new is not None, split=split, **plan,
         )  # fmt: skip
     by_projection = by_weights.sum(0).to(projection.dtype)
     return by_state, by_projection, by_scale.sum(0).to(scale.dtype), by_bias.sum(0).to(bias.dtype)
@@ -469,11 +494,28 @@ def block_of(width: int) -> int:
     return block
 
 
-def span_of(tokens: int, programs: int) -> int:
-    """Return how many tokens a program of `_by_state` goes over, where as many programs go over each."""
-    tiles = triton.cdiv(tokens, BY_STATE["tile"])
-    each = tiles // min(tiles, triton.cdiv(BY_STATE["programs"], programs))
-    return int(BY_STATE["tile"] * triton.next_power_of_2(each + 1) // 2)  # few spans, as each is compiled
+def plan_of_state(tokens: int, n: int, width: int, count: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return how `_by_state` divides its work: blocks of channels, parts of tokens, `span` tokens each."""
+    tile, block = BY_STATE["tile"], min(BY_STATE["block"], max(16, triton.next_power_of_2(width)))
+    narrow = dtype == torch.bfloat16
+    # The sums of many rows leave few registers: more warps share them, or fewer rows are taken at once.
+    many = count > (64 if narrow else 16)
+    rows = BY_STATE["rows"] if narrow and count <= BY_STATE["rows"] else BY_STATE["rows"] // 2
+    padded = padded_of(count, rows)
+    blocks = n * triton.cdiv(width, block)
+    tiles = triton.cdiv(tokens, tile)
+    each = tiles // min(tiles, triton.cdiv(BY_STATE["programs"], blocks * triton.cdiv(count, padded)))
+    span = tile * triton.next_power_of_2(each + 1) // 2  # few spans, as each is compiled
+    return {
+        "blocks": blocks,
+        "parts": triton.cdiv(tokens, span),
+        "span": span,
+        "tile": tile,
+        "block": block,
+        "padded": padded,
+        "stages": 2 if padded > 32 else BY_STATE["stages"],
+        "num_warps": 8 if many else BY_STATE["num_warps"],
+    }
 
 
 def padded_of(rows: int, most: int) -> int:
@@ -481,18 +523,15 @@ def padded_of(rows: int, most: int) -> int:
     return int(min(most, max(16, triton.next_power_of_2(rows))))
 
 
-def warps_of(padded: int, warps: int) -> int:
-    """Return how many warps hold the sums of that many rows."""
-    return max(warps, 8) if padded > 128 else warps
-
-
-def plan_of(tokens: int, size: int, rows: int) -> dict[str, Any]:
+def plan_of(tokens: int, size: int, rows: int, dtype: torch.dtype) -> dict[str, Any]:
     """Return how `_project` divides its work: `parts` spans of channels, tiles of tokens, groups of rows."""
-    padded = padded_of(rows, 256)
-    block = min(PROJECT["block"], max(16, triton.next_power_of_2(size)))
-    programs = triton.cdiv(tokens, PROJECT["tile"]) * triton.cdiv(rows, padded)
+    padded = padded_of(rows, PROJECT["rows"] * 2 // dtype.itemsize)
+    tile = min(PROJECT["tile"], max(16, triton.next_power_of_2(tokens)))
+    block = min(PROJECT["bytes"] // dtype.itemsize, max(16, triton.next_power_of_2(size)))
+    programs = triton.cdiv(tokens, tile) * triton.cdiv(rows, padded)
+    wanted = PROJECT["programs"] if padded <= 64 else PROJECT["programs"] // 2  # as many as fit side by side
     parts = 1
-    while parts < PROJECT["parts"] and parts * programs < PROJECT["programs"] and size >= 8 * block * parts:
+    while parts < PROJECT["parts"] and parts * programs < wanted and size >= 8 * block * parts:
         parts *= 2
     span = triton.cdiv(triton.cdiv(size, parts), block) * block
     parts = triton.cdiv(size, span)
@@ -500,11 +539,11 @@ def plan_of(tokens: int, size: int, rows: int) -> dict[str, Any]:
         "parts": parts,
         "programs": programs,
         "span": span,
-        "tile": PROJECT["tile"],
+        "tile": tile,
         "block": block,
         "padded": padded,
         "even": span * parts == size,
-        "num_warps": warps_of(padded, PROJECT["num_warps"]),
+        "num_warps": PROJECT["num_warps"] if tile * padded >= 2**12 else 4,
         "num_stages": PROJECT["num_stages"],
     }
 
@@ -519,7 +558,7 @@ def _projected(state: Tensor, projection: Tensor) -> Tensor:
         parts = torch.empty(rows, size, dtype=state.dtype, device=state.device)
         _split_weights[(count, triton.cdiv(size, 1024))](weights, parts, size, block=1024)
         weights = parts
-    plan = plan_of(tokens, size, rows)
+    plan = plan_of(tokens, size, rows, state.dtype)
     sums = torch.empty(plan.pop("parts"), tokens, count + 1, dtype=torch.float32, device=state.device)
     _project[(plan.pop("programs"), len(sums))](
         state, weights, sums, tokens, size=size, count=count, rows=rows, split=rows > count, **plan
