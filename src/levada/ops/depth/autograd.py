@@ -23,22 +23,25 @@ def differentiable_attend(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
 ) -> Tensor:
     """Return the means, of arguments that were checked: tokens first, alike."""
-    if torch.compiler.is_compiling():
-        function = _ATTEND
-    else:
-        function = reference.attend if _is_special(query, *sources) or _differ(sources) else _attend
+    function = _function(reference.attend, _ATTEND, _attend, query, sources)
     means: Tensor = function(query, sources, epsilon, factor, normal)[0]
     return means
 
 
 def differentiable_mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Return the sums, of arguments that were checked: tokens first, alike."""
-    if torch.compiler.is_compiling():
-        function = _MIX
-    else:
-        function = reference.mix if _is_special(weights, *sources) or _differ(sources) else _mix
+    function = _function(reference.mix, _MIX, _mix, weights, sources)
     sums: Tensor = function(weights, sources)
     return sums
+
+
+def _function(plain: Any, operation: Any, function: Any, first: Tensor, sources: Sequence[Tensor]) -> Any:
+    """Return what computes: plain operations, for what has rules for them alone, or the kernels."""
+    if any(x.dtype != sources[0].dtype for x in sources):
+        return plain
+    if torch.compiler.is_compiling():
+        return operation
+    return plain if _is_special(first, *sources) else function
 
 
 def _is_special(*tensors: Tensor) -> bool:
@@ -46,10 +49,6 @@ def _is_special(*tensors: Tensor) -> bool:
     if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return any(type(x) not in _PLAIN or torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
-
-
-def _differ(sources: Sequence[Tensor]) -> bool:
-    return any(x.dtype != sources[0].dtype for x in sources)
 
 
 def _through_plain_operations(cotangent: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -110,12 +111,13 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     Shape:
         `(ways, tokens, dim)`.
     """
+    kind = functools.reduce(torch.promote_types, (x.dtype for x in sources))
     sums = []
     for way in weights.unbind(-2):
         total = way[:, 0, None] * sources[0]
         for i, source in enumerate(sources[1:], 1):
             total = total + way[:, i, None] * source
-        sums.append(total.to(sources[0].dtype))
+        sums.append(total.to(kind))
     return sums[0].unsqueeze(0) if len(sums) == 1 else torch.stack(sums)
 
 
