@@ -1,7 +1,8 @@
 """Operations: pure functions with a plain reference, whose kernels PyTorch's dispatcher chooses by device."""
 
+from levada.ops.residual_norm import residual_norm as residual_norm
 from levada.ops.scan import linear_scan as linear_scan
 from levada.ops.statistics import tensor_statistics as tensor_statistics
 from levada.ops.streams import write_streams as write_streams
 
-__all__ = ["linear_scan", "tensor_statistics", "write_streams"]
+__all__ = ["linear_scan", "residual_norm", "tensor_statistics", "write_streams"]
