@@ -29,7 +29,7 @@ def attend(
     means, whole = query.new_empty(queries, tokens, dim), _whole(sources)
     given = [torch.arange(tokens), products, inverse, torch.empty_like(inverse)]
     options = _array(query), _addresses(whole), _array(means), kind(epsilon), kind(factor), normal
-    loops.over_tokens(loops.attend, given, *options, size=tokens * dim * len(sources))
+    loops.over_tokens(loops.attend, given, *options, work=tokens * dim * len(sources))
     return means, products, inverse
 
 
@@ -52,7 +52,7 @@ def attend_backward(
     partial, work = query.new_empty(len(starts), queries, dim), query.new_empty(len(starts), 4, queries, count)
     arrays = _array(cotangent), _array(query), _addresses(whole), _addresses(found), _array(products), _array(inverse)
     options = *arrays, kind(factor), normal
-    loops.over_tokens(loops.attend_backward, [starts, partial, work], *options, size=tokens * dim * count)
+    loops.over_tokens(loops.attend_backward, [starts, partial, work], *options, work=tokens * dim * count)
     return partial.sum(0), found
 
 
@@ -64,7 +64,7 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     tokens, dim = sources[0].shape
     sums, whole = weights.new_empty(weights.shape[1], tokens, dim), _whole(sources)
     options = _array(weights), _addresses(whole), _array(sums), len(weights) == 1
-    loops.over_tokens(loops.mix, [torch.arange(tokens)], *options, size=tokens * dim * len(sources))
+    loops.over_tokens(loops.mix, [torch.arange(tokens)], *options, work=tokens * dim * len(sources))
     return sums
 
 
@@ -77,7 +77,7 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
     whole, found = _whole(sources), [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
     agreements = weights.new_empty(tokens, *weights.shape[1:])
     options = _array(cotangent), _array(weights), _addresses(whole), _addresses(found), shared
-    loops.over_tokens(loops.mix_backward, [torch.arange(tokens), agreements], *options, size=tokens * dim * count)
+    loops.over_tokens(loops.mix_backward, [torch.arange(tokens), agreements], *options, work=tokens * dim * count)
     return agreements.sum(0, keepdim=True) if shared else agreements, found
 
 
