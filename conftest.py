@@ -13,8 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 define_what_torchvision_lacks()
 
-# The kernels import triton, which is not there on every platform; tests of them say so where they skip.
-collect_ignore = [] if find_spec("triton") else ["src/levada/ops/scan/triton.py"]
+# Kernels import what is not there on every platform; tests of them say so where they skip.
+collect_ignore_glob = [
+    f"src/levada/ops/*/{name}.py" for name, needs in (("triton", "triton"), ("loops", "numba")) if not find_spec(needs)
+]
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],

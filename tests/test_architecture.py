@@ -78,7 +78,7 @@ def test_imports_run_downward(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_budgets(path):
-    kernel = path.name in {"triton.py", "cpu.py"}
+    kernel = path.name in {"triton.py", "cpu.py", "loops.py"}
     text = path.read_text()
     assert text.count("\n") <= (700 if kernel else 400)
     for node in ast.walk(ast.parse(text)):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
 from levada.connection import Outputs, ParameterRule
-from levada.connections.history import DepthHistory, Sources, weighted_sum
+from levada.connections.history import DepthHistory, Sources
 from levada.connections.streams import coefficient_dtype
+from levada.ops import attend_depth
 
 __all__ = ["AttentionResidual", "DepthAttention"]
 
@@ -89,27 +90,16 @@ class DepthAttention(nn.Module):
 
     def forward(self, sources: Sources) -> Tensor | tuple[Tensor, ...]:
         """Return the weighted mean of the sources, in their type; a tuple of means for several queries."""
-        dtype = coefficient_dtype(sources[0])
-        queries = self.query.to(dtype).view(-1, self.query.shape[-1]).unbind()
-        inverse, products = [], []
-        for source in sources:
-            full = source.to(dtype)
-            inverse.append(torch.rsqrt(full.square().mean(-1) + self.epsilon))
-            products.append([(full * query).sum(-1) for query in queries])
-        inverses, ways = torch.stack(inverse, -1), zip(*products, strict=True)
-        means = tuple(self._mean(torch.stack(way, -1), inverses, sources) for way in ways)
+        query = self.query.to(coefficient_dtype(sources[0])).view(-1, self.query.shape[-1])
+        normalise = self.form == "inkling2"
+        if normalise:
+            query = query / math.sqrt(self.query.shape[-1])
+        factor = len(sources) if self.scale == "sum" else 1
+        means = attend_depth(query, sources, epsilon=self.epsilon, factor=factor, normalise=normalise)
+        means = tuple(y.to(sources[0].dtype) for y in means)
+        if self.axis != -1:
+            means = tuple(y.movedim(-1, self.axis) for y in means)
         return means[0] if self.query.ndim == 1 else means
-
-    def _mean(self, products: Tensor, inverse: Tensor, sources: Sources) -> Tensor:
-        scores = products * inverse
-        if self.form == "inkling2":
-            weights = torch.softmax(scores / math.sqrt(self.query.shape[-1]), -1) * inverse
-        else:
-            weights = torch.softmax(scores, -1)
-        if self.scale == "sum":
-            weights = weights * len(sources)
-        y = weighted_sum(weights, sources).to(sources[0].dtype)
-        return y if self.axis == -1 else y.movedim(-1, self.axis)
 
     def extra_repr(self) -> str:
         """Say the width, and the options that are not the usual ones."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from levada._errors import require_at_least
 from levada.connection import ParameterRule
-from levada.connections.history import DepthHistory, Sources, weighted_sum
-from levada.connections.streams import coefficient_dtype
+from levada.connections.history import DepthHistory, Sources
+from levada.ops import sum_depth
 
 __all__ = ["DepthWeightedAverage"]
 
@@ -104,8 +104,8 @@ class DepthWeightedAverage(DepthHistory):
         if self.alpha is None:
             return (new, *outputs)
         chosen = outputs[len(outputs) - 1 :: -self.dilation][::-1]
-        alpha = self.alpha.to(coefficient_dtype(new))
-        return (weighted_sum(alpha, tuple(chosen)).to(new.dtype), *outputs)
+        (combined,) = sum_depth(self.alpha.unsqueeze(0), chosen)
+        return (combined.to(new.dtype), *outputs)
 
     def end(self, state: Sources) -> Tensor:
         """Return the stream."""

@@ -85,18 +85,3 @@ def _takes(branch: nn.Module, inputs: int, kwargs: dict[str, Any]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def weighted_sum(weights: Tensor, sources: Sources) -> Tensor:
-    """Return `sum_j weights[..., j] sources[j]`, in the weights' type.
-
-    One source at a time: a stack of them would be a copy of all for each layer.
-
-    Args:
-        weights: `(..., num_sources)`.
-        sources: tensors `(..., dim)`.
-    """
-    total = weights[..., 0, None] * sources[0]
-    for j, source in enumerate(sources[1:], 1):
-        total = total + weights[..., j, None] * source
-    return total

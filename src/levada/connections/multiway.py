@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from levada._errors import require_at_least
 from levada.connection import Outputs, ParameterRule
-from levada.connections.history import DepthHistory, Sources, weighted_sum
+from levada.connections.history import DepthHistory, Sources
 from levada.connections.streams import coefficient_dtype
+from levada.ops import sum_depth
 from levada.ops._precision import full_precision
 
 __all__ = ["DynamicCombination", "MultiwayDynamicDense"]
@@ -75,7 +76,7 @@ class DynamicCombination(nn.Module):
             hidden = functional.gelu(functional.linear(normal, self.down.to(last.dtype)))
             dynamic = functional.linear(hidden, self.up.to(last.dtype))
         weights = self.static.to(last.dtype) + torch.unflatten(dynamic, -1, tuple(self.static.shape))
-        return tuple(weighted_sum(way, sources).to(sources[-1].dtype) for way in weights.unbind(-2))
+        return tuple(y.to(sources[-1].dtype) for y in sum_depth(weights, sources))
 
 
 @final

@@ -27,7 +27,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="levada-ops")
 
 
-def over_tokens(function: Callable[..., Any], tensors: Sequence[Tensor], *options: Any) -> list[Any]:
+def over_tokens(function: Callable[..., Any], tensors: Sequence[Tensor], *options: Any, work: int = 0) -> list[Any]:
     """Call a compiled function with the arrays of tensors, tokens divided among PyTorch's number of threads.
 
     What a token gives does not depend on which thread computes it.
@@ -36,12 +36,13 @@ def over_tokens(function: Callable[..., Any], tensors: Sequence[Tensor], *option
         function: takes the arrays, then the options.
         tensors: contiguous, on the CPU, all with tokens as the first axis; some are written to.
         *options: handed on.
+        work: number of elements that are read, where it is not the size of the largest tensor.
 
     Returns:
         What each call returned, in the order of the tokens.
     """
     arrays = [tensor.detach().numpy() for tensor in tensors]
-    tokens, size = len(tensors[0]), max(tensor.numel() for tensor in tensors)
+    tokens, size = len(tensors[0]), work or max(tensor.numel() for tensor in tensors)
     threads = max(1, min(torch.get_num_threads(), size // _WORTH_A_THREAD, tokens))
     if threads == 1:
         return [function(*arrays, *options)]

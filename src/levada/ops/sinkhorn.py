@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from levada._errors import UsageError, require_at_least
 
-__all__ = ["sinkhorn"]
+__all__ = ["sinkhorn", "sinkhorn_backward", "steps_at_once"]
 
 
 def sinkhorn(logits: Tensor, iterations: int = 20, *, epsilon: float = 0.0) -> Tensor:
@@ -84,7 +84,7 @@ class _Steps(NamedTuple):
     columns: list[Tensor]
 
 
-def _steps_at_once(n: int, dtype: torch.dtype) -> int:
+def steps_at_once(n: int, dtype: torch.dtype) -> int:
     """Return how many steps may pass until no entry that the kernel lost could have grown to what rounding loses.
 
     Where rows sum to 1, columns sum to at most n, so that rows are divided by at least 1 / n after them; and likewise
@@ -107,7 +107,7 @@ def _normalise(logits: Tensor, iterations: int, epsilon: float) -> tuple[Tensor,
         kernel, at_once = softmax + epsilon, iterations
     else:
         logs = logs - logs.amax(1, keepdim=True)
-        kernel, at_once = logs.exp(), _steps_at_once(logits.shape[-1], logits.dtype)
+        kernel, at_once = logs.exp(), steps_at_once(logits.shape[-1], logits.dtype)
     if iterations <= at_once:
         del logs  # so that what the steps go over stays in the cache
         return softmax, [_scale(kernel, range(iterations), epsilon)]
@@ -132,6 +132,37 @@ def _scale(kernel: Tensor, steps: range, epsilon: float) -> _Steps:
     return _Steps(kernel, rows, columns)
 
 
+def sinkhorn_backward(logits: Tensor, cotangent: Tensor, iterations: int, epsilon: float) -> Tensor:
+    """Return the gradient by the logits, by operations that have derivatives themselves."""
+    softmax, found = _normalise(logits, iterations, epsilon)
+    kernel, rows, columns = found[-1]
+    # Gradients by the logarithms of the last factors, and by the kernel: less what goes by way of the sums.
+    by_kernel = cotangent.movedim((-2, -1), (0, 1)) * rows[-1] * columns[-1]
+    by_entry = by_kernel * kernel
+    by_row, by_column = by_entry.sum(1, keepdim=True), by_entry.sum(0, keepdim=True)
+    parts = []
+    for place in range(len(found) - 1, -1, -1):
+        kernel, rows, columns = found[place]
+        for step in range(len(columns) - 1, -1, -1):
+            row, column = rows[step], columns[step]
+            part = by_row * rows[step + 1]
+            by_kernel = torch.addcmul(by_kernel, part, column, value=-1)
+            if not step and not place:
+                break
+            by_column = torch.addcmul(by_column, column, (kernel * part).sum(0, keepdim=True), value=-1)
+            carried = epsilon * part / row if epsilon else torch.zeros_like(part)
+            part = by_column * column
+            by_kernel = torch.addcmul(by_kernel, row, part, value=-1)
+            by_row = torch.addcmul(carried, row, (kernel * part).sum(1, keepdim=True), value=-1)
+            by_column = epsilon * part / columns[step - 1] if epsilon else torch.zeros_like(part)
+        # Absorbed factors cancel in the gradient by the logarithms: what a kernel was made of does not matter.
+        parts.append((softmax if epsilon else kernel) * by_kernel)
+        by_kernel = torch.zeros_like(by_kernel)
+    by_logits = functools.reduce(torch.add, parts)
+    by_logits = by_logits - softmax * by_logits.sum(0, keepdim=True)
+    return by_logits.movedim((0, 1), (-2, -1))
+
+
 class _Sinkhorn(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -148,34 +179,7 @@ class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None]:
         (logits,) = ctx.saved_tensors
-        epsilon: float = ctx.epsilon
-        softmax, found = _normalise(logits, ctx.iterations, epsilon)
-        kernel, rows, columns = found[-1]
-        # Gradients by the logarithms of the last factors, and by the kernel: less what goes by way of the sums.
-        by_kernel = cotangent.movedim((-2, -1), (0, 1)) * rows[-1] * columns[-1]
-        by_entry = by_kernel * kernel
-        by_row, by_column = by_entry.sum(1, keepdim=True), by_entry.sum(0, keepdim=True)
-        parts = []
-        for place in range(len(found) - 1, -1, -1):
-            kernel, rows, columns = found[place]
-            for step in range(len(columns) - 1, -1, -1):
-                row, column = rows[step], columns[step]
-                part = by_row * rows[step + 1]
-                by_kernel = torch.addcmul(by_kernel, part, column, value=-1)
-                if not step and not place:
-                    break
-                by_column = torch.addcmul(by_column, column, (kernel * part).sum(0, keepdim=True), value=-1)
-                carried = epsilon * part / row if epsilon else torch.zeros_like(part)
-                part = by_column * column
-                by_kernel = torch.addcmul(by_kernel, row, part, value=-1)
-                by_row = torch.addcmul(carried, row, (kernel * part).sum(1, keepdim=True), value=-1)
-                by_column = epsilon * part / columns[step - 1] if epsilon else torch.zeros_like(part)
-            # Absorbed factors cancel in the gradient by the logarithms: what a kernel was made of does not matter.
-            parts.append((softmax if epsilon else kernel) * by_kernel)
-            by_kernel = torch.zeros_like(by_kernel)
-        by_logits = functools.reduce(torch.add, parts)
-        by_logits = by_logits - softmax * by_logits.sum(0, keepdim=True)
-        return by_logits.movedim((0, 1), (-2, -1)), None, None
+        return sinkhorn_backward(logits, cotangent, ctx.iterations, ctx.epsilon), None, None
 
 
 class _ForwardSinkhorn(_Sinkhorn):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from levada.ops._precision import full_precision
-from levada.ops.sinkhorn import sinkhorn
+from levada.ops.sinkhorn import sinkhorn, sinkhorn_backward
 
-__all__ = ["Form", "logits", "read"]
+__all__ = ["Form", "read", "read_and_keep", "read_backward"]
 
 
 class Form(NamedTuple):
@@ -35,21 +35,103 @@ class Form(NamedTuple):
     transposed: bool = False
 
 
-def logits(state: Tensor, projection: Tensor, epsilon: float) -> Tensor:
-    """Return the projected features over their root mean square; the division follows the product."""
-    with full_precision(state):
-        features = state.flatten(-2).to(torch.promote_types(state.dtype, torch.float32))
-        inverse = torch.rsqrt(features.square().mean(-1, keepdim=True) + epsilon)
-        return torch.nn.functional.linear(features, projection.to(features.dtype)) * inverse
-
-
 def read(
     state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, form: Form
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return what the branch reads, and the weights that read, write and mix."""
+    features, _ = _features(state, projection, form.norm_epsilon)
+    return _read(state, features, scale, bias, form)
+
+
+def read_and_keep(
+    state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the same, and for the way back the projected features, divided by the norms, and one over the norms.
+
+    Where nothing is mixed the weights that would are empty, `(..., 0, n)`.
+    """
+    form = Form(*options)
+    features, inverse = _features(state, projection, form.norm_epsilon)
+    x, reads, writes, mix = _read(state, features, scale, bias, form)
+    if mix is None:
+        mix = writes.new_empty(*writes.shape[:-1], 0, writes.shape[-1])
+    return x, reads, writes, mix.contiguous(), features, inverse
+
+
+def read_backward(
+    by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor, by_new: Tensor | None,
+    state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, features: Tensor | None, inverse: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients by state, projection, scale and bias, by operations that have derivatives themselves.
+
+    Args:
+        by_x: the gradient by what the branch read.
+        by_reads: by the weights that read.
+        by_writes: by those that write.
+        by_mix: by those that mix.
+        by_new: by the state from elsewhere, which is added.
+        state: the streams, tokens first.
+        projection: as they were given,
+        scale: all
+        bias: three.
+        features: what was kept; made again if left out, as derivatives of this need.
+        inverse: the same.
+        *options: the form.
+    """
+    form = Form(*options)
     n = state.shape[-2]
-    found = logits(state, projection, form.norm_epsilon)
-    sizes = [n, n, n * n] if form.mixes else [n, n]
+    if features is None or inverse is None:
+        features, inverse = _features(state, projection, form.norm_epsilon)
+    full = features.dtype
+    sizes = _sizes(n, form)
+    factors = scale.to(full).repeat_interleave(torch.tensor(sizes, device=scale.device), output_size=sum(sizes))
+    reads, writes, *mixes = (features * factors + bias.to(full)).split(sizes, -1)
+    reads, writes = torch.sigmoid(reads), torch.sigmoid(writes)
+    streams, by_x = state.to(full), by_x.to(full)
+    of_reads = (by_x.unsqueeze(-2) * streams).sum(-1)
+    if by_reads is not None:
+        of_reads = of_reads + by_reads
+    parts = [of_reads * reads * (1 - reads), 2 * by_writes * writes * (1 - writes)]
+    if mixes:
+        square = mixes[0].unflatten(-1, (n, n))
+        square = sinkhorn_backward(square.mT if form.transposed else square, by_mix, form.iterations, form.epsilon)
+        parts.append((square.mT if form.transposed else square).flatten(-2))
+    gradient = torch.cat(parts, -1)
+    along = gradient * features
+    inverse = inverse.unsqueeze(-1)
+    shrink = (along * factors).sum(-1, keepdim=True) * inverse.square() / state[0].numel()
+    by_found = gradient * factors * inverse
+    with full_precision(state):
+        by_state = (by_found @ projection.to(full)).view(state.shape) - shrink.unsqueeze(-1) * streams
+        by_projection = by_found.mT @ streams.flatten(-2)
+    by_state = by_state + (reads + form.read_epsilon).unsqueeze(-1) * by_x.unsqueeze(-2)
+    if by_new is not None:
+        by_state = by_state + by_new
+    by_scale = torch.stack([part.sum() for part in along.split(sizes, -1)])
+    by_bias = gradient.sum(0)
+    return (
+        by_state.to(state.dtype),
+        by_projection.to(projection.dtype),
+        by_scale.to(scale.dtype),
+        by_bias.to(bias.dtype),
+    )
+
+
+def _features(state: Tensor, projection: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return the projected features over their root mean square, and one over it; the division follows the product."""
+    with full_precision(state):
+        features = state.flatten(-2).to(torch.promote_types(state.dtype, torch.float32))
+        inverse = torch.rsqrt(features.square().mean(-1) + epsilon)
+        found = torch.nn.functional.linear(features, projection.to(features.dtype)) * inverse.unsqueeze(-1)
+    return found, inverse
+
+
+def _read(
+    state: Tensor, found: Tensor, scale: Tensor, bias: Tensor, form: Form
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    n = state.shape[-2]
+    sizes = _sizes(n, form)
     parts = zip(found.split(sizes, -1), scale.to(found.dtype).unbind(), bias.to(found.dtype).split(sizes), strict=True)
     reads, writes, *mixes = (part * factor + start for part, factor, start in parts)
     reads = torch.sigmoid(reads) + form.read_epsilon
@@ -59,3 +141,7 @@ def read(
         return x, reads, writes, None
     square = mixes[0].unflatten(-1, (n, n))
     return x, reads, writes, sinkhorn(square.mT if form.transposed else square, form.iterations, epsilon=form.epsilon)
+
+
+def _sizes(n: int, form: Form) -> list[int]:
+    return [n, n, n * n] if form.mixes else [n, n]

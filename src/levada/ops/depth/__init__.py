@@ -1,0 +1,144 @@
+"""Attention over depth, and weighted sums over it: of tensors that stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from levada._errors import UsageError
+from levada.ops.depth.autograd import differentiable_attend, differentiable_mix
+
+__all__ = ["attend_depth", "sum_depth"]
+
+
+def attend_depth(
+    query: Tensor, sources: Sequence[Tensor], *, epsilon: float = 1e-6, factor: float = 1.0, normalise: bool = False
+) -> tuple[Tensor, ...]:
+    """Return for each query a mean of the sources whose weights are a softmax over depth.
+
+    `y_k = factor sum_i a_ki v_i;  a_k = softmax_i(query_k . v_i / rms(v_i))`; with `normalise` it is
+    `y_k = factor sum_i a_ki v_i / rms(v_i)`
+
+    The sources stay where they are: nothing is stacked, and what is kept for the backward pass are they themselves and
+    `queries + 1` numbers per token and source. Sums are computed in float32, in float64 where query or sources are, and
+    returned in the sources' type, whatever autocast says. Derivatives exist of any order, backward and, outside of what
+    is compiled, forward.
+
+    The device chooses the kernel: loops that Numba compiles on a CPU, where `levada[cpu]` is installed, for float32 and
+    float64; Triton's on a GPU; else plain operations, as for sources that are not of one type, under `torch.func` and
+    for tensor subclasses.
+
+    Args:
+        query: one row for each mean.
+        sources: tensors of one shape, at least one.
+        epsilon: what is added to the mean square of a source, `rms(v)^2`.
+        factor: what the means are multiplied by.
+        normalise: whether the sources are divided by their root mean square in the mean too.
+
+    Shape:
+        `query` is `(queries, dim)`, sources are `(..., dim)`, and so is each of the `queries` results.
+
+    Cost:
+        No parameters. Moves `(m + queries) dim` elements per token forward for m sources, `(2 m + queries) dim`
+        backward.
+
+    Raises:
+        UsageError: if there is no source, shapes do not fit, a type is not a real floating one, or devices differ.
+
+    Example:
+        >>> sources = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])
+        >>> attend_depth(torch.tensor([[0.0, 0.0], [0.0, 100.0]]), sources)
+        (tensor([1., 2.]), tensor([0., 4.]))
+
+    Source: Kimi team, 2026, arXiv 2603.15031; with `normalise`, the code released with Inkling 2 in transformers.
+    """
+    rows = _require_sources("attend_depth", sources)
+    if query.ndim != 2 or not len(query) or query.shape[1] != rows[0].shape[1]:
+        raise UsageError(
+            f"attend_depth: query must be (queries, {rows[0].shape[1]}) for sources {tuple(sources[0].shape)}, got "
+            f"{tuple(query.shape)}. Give one row for each mean."
+        )
+    query = query.to(_require_type("attend_depth", "query", query, sources))
+    means = differentiable_attend(query, rows, float(epsilon), float(factor), normalise)
+    return tuple(mean.view(sources[0].shape) for mean in _ways(means))
+
+
+def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return weighted sums of the sources, one for each row of weights.
+
+    `y_k = sum_i weights_ki v_i`
+
+    As for `attend_depth`, sources stay where they are and are what is kept; sums are computed in the type of the
+    weights, float32 at least, and returned in that of the sources.
+
+    Args:
+        weights: of each source in each sum, for all tokens or for each.
+        sources: tensors of one shape, at least one.
+
+    Shape:
+        `weights` is `(ways, m)` or `(..., ways, m)` for m sources `(..., dim)`; each of the `ways` results is as a
+        source.
+
+    Cost:
+        No parameters. Moves `(m + ways) dim` elements per token forward, `(2 m + ways) dim` backward.
+
+    Raises:
+        UsageError: if there is no source, shapes do not fit, a type is not a real floating one, or devices differ.
+
+    Example:
+        >>> sum_depth(torch.tensor([[1.0, 2.0]]), (torch.ones(3), torch.tensor([0.0, 1.0, 2.0])))
+        (tensor([1., 3., 5.]),)
+
+    Source: Pagliardini, Mohtashami, Fleuret and Jaggi, 2024, arXiv 2402.02622 (DenseFormer).
+    """
+    rows = _require_sources("sum_depth", sources)
+    leading = tuple(weights.shape[:-2])
+    shared = not leading
+    if weights.ndim < 2 or weights.shape[-1] != len(rows) or not (shared or leading == tuple(sources[0].shape[:-1])):
+        raise UsageError(
+            f"sum_depth: weights must be (ways, {len(rows)}), or that for each token, for {len(rows)} sources "
+            f"{tuple(sources[0].shape)}, got {tuple(weights.shape)}. Give a row for each sum."
+        )
+    weights = weights.to(_require_type("sum_depth", "weights", weights, sources))
+    weights = weights.unsqueeze(0) if shared else weights.reshape(-1, *weights.shape[-2:])
+    return tuple(one.view(sources[0].shape) for one in _ways(differentiable_mix(weights, rows)))
+
+
+def _ways(x: Tensor) -> tuple[Tensor, ...]:
+    """Return the first axis apart; the gradient of a single one is a view."""
+    return (x.squeeze(0),) if len(x) == 1 else x.unbind()
+
+
+def _require_sources(name: str, sources: Sequence[Tensor]) -> list[Tensor]:
+    """Return them with tokens as the first axis."""
+    if not len(sources):
+        raise UsageError(f"{name}: sources must be at least one tensor, got none. Give what the layers returned.")
+    first = sources[0]
+    if (
+        any(x.shape != first.shape or x.device != first.device for x in sources)
+        or not first.ndim
+        or not first.shape[-1]
+    ):
+        came = sorted({f"{tuple(x.shape)} on {x.device}" for x in sources})
+        raise UsageError(
+            f"{name}: sources must be of one shape (..., dim) and on one device, got {', '.join(came)}. Reshape them."
+        )
+    for x in sources:
+        if not x.is_floating_point():
+            raise UsageError(f"{name}: sources must be of real floating point, got {x.dtype}. Convert them first.")
+    return [x.reshape(-1, x.shape[-1]) for x in sources]
+
+
+def _require_type(name: str, what: str, x: Tensor, sources: Sequence[Tensor]) -> torch.dtype:
+    """Return the type to compute in."""
+    if not x.is_floating_point() or x.device != sources[0].device:
+        raise UsageError(
+            f"{name}: {what} must be of real floating point, on {sources[0].device} as the sources are, got {x.dtype} "
+            f"on {x.device}. Convert it first."
+        )
+    full = torch.promote_types(x.dtype, torch.float32)
+    for source in sources:
+        full = torch.promote_types(full, source.dtype)
+    return full

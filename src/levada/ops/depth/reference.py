@@ -1,0 +1,144 @@
+"""Attention over depth and weighted sums of sources, by plain operations: what the kernels must compute."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["attend", "attend_backward", "coefficients", "mix", "mix_backward", "weights_of"]
+
+
+def attend(
+    query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means, and for the way back the products of queries and sources, and each source's `1 / rms`.
+
+    Args:
+        query: `(queries, dim)`, in the type to compute in.
+        sources: each `(tokens, dim)`.
+        epsilon: what is added to a mean square.
+        factor: what the means are multiplied by.
+        normal: whether the sources are divided by their rms in the mean too.
+
+    Shape:
+        Means `(queries, tokens, dim)`, products `(tokens, queries, sources)`, `1 / rms` `(tokens, sources)`.
+    """
+    inverse, products = [], []
+    for source in sources:
+        full = source.to(query.dtype)
+        inverse.append(torch.rsqrt(full.square().mean(-1) + epsilon))
+        products.append(torch.stack([(full * one).sum(-1) for one in query.unbind()], -1))
+    found = torch.stack(products, -1), torch.stack(inverse, -1)
+    return mix(weights_of(*found, factor, normal), sources), *found
+
+
+def weights_of(products: Tensor, inverse: Tensor, factor: float, normal: bool) -> Tensor:
+    """Return what each source is multiplied by, `(tokens, queries, sources)`."""
+    inverse = inverse.unsqueeze(-2)
+    weights = factor * torch.softmax(products * inverse, -1)
+    return weights * inverse if normal else weights
+
+
+def coefficients(
+    agreements: Tensor, products: Tensor, inverse: Tensor, factor: float, normal: bool, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what cotangents, queries and the source itself are multiplied by in the gradient of a source.
+
+    Args:
+        agreements: products of cotangents and sources, `(tokens, queries, sources)`.
+        products: of queries and sources, likewise.
+        inverse: `1 / rms` of the sources, `(tokens, sources)`.
+        factor: what the means were multiplied by.
+        normal: whether the sources are divided by their rms in the mean too.
+        dim: width of a source.
+    """
+    scale = inverse.unsqueeze(-2)
+    shares = torch.softmax(products * scale, -1)
+    by_weights = factor * agreements
+    by_shares = by_weights * scale if normal else by_weights
+    by_scores = shares * (by_shares - (shares * by_shares).sum(-1, keepdim=True))
+    by_inverse = (by_scores * products).sum(-2)
+    if normal:
+        by_inverse = by_inverse + (by_weights * shares).sum(-2)
+    weights = factor * shares * scale if normal else factor * shares
+    return weights, by_scores * scale, by_inverse * inverse**3 / -dim
+
+
+def attend_backward(
+    cotangent: Tensor,
+    query: Tensor,
+    sources: Sequence[Tensor],
+    products: Tensor,
+    inverse: Tensor,
+    factor: float,
+    normal: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients by the queries and by the sources.
+
+    Args:
+        cotangent: of the means.
+        query: as in `attend`.
+        sources: as in `attend`.
+        products: what `attend` returned.
+        inverse: what `attend` returned.
+        factor: as in `attend`.
+        normal: as in `attend`.
+    """
+    agreements = _products(cotangent, sources, query.dtype)
+    weights, by_products, by_squares = coefficients(agreements, products, inverse, factor, normal, sources[0].shape[-1])
+    by_query, by_sources = torch.zeros_like(query), []
+    for i, source in enumerate(sources):
+        full = source.to(query.dtype)
+        of_products = by_products[..., i]
+        by_query = by_query + torch.stack([(one.unsqueeze(-1) * full).sum(0) for one in of_products.unbind(-1)])
+        gradient = by_squares[..., i, None] * full
+        for k, one in enumerate(query.unbind()):
+            gradient = gradient + weights[:, k, i, None] * cotangent[k] + of_products[:, k, None] * one
+        by_sources.append(gradient.to(source.dtype))
+    return by_query, by_sources
+
+
+def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """Return weighted sums of the sources, one source at a time: a stack of them would be a copy of all.
+
+    Args:
+        weights: `(tokens, ways, sources)`, or `(1, ways, sources)` for all tokens alike.
+        sources: each `(tokens, dim)`.
+
+    Shape:
+        `(ways, tokens, dim)`.
+    """
+    kind = functools.reduce(torch.promote_types, (x.dtype for x in sources))
+    sums = []
+    for way in weights.unbind(-2):
+        total = way[:, 0, None] * sources[0]
+        for i, source in enumerate(sources[1:], 1):
+            total = total + way[:, i, None] * source
+        sums.append(total.to(kind))
+    return sums[0].unsqueeze(0) if len(sums) == 1 else torch.stack(sums)
+
+
+def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients by the weights and by the sources.
+
+    Args:
+        cotangent: of the sums.
+        weights: as in `mix`.
+        sources: as in `mix`.
+    """
+    agreements = _products(cotangent, sources, weights.dtype)
+    by_weights = agreements.sum(0, keepdim=True) if len(weights) == 1 else agreements
+    by_sources = []
+    for i, source in enumerate(sources):
+        gradient = sum(weights[:, k, i, None] * one for k, one in enumerate(cotangent.unbind()))
+        by_sources.append(gradient.to(source.dtype))  # type: ignore[union-attr]
+    return by_weights, by_sources
+
+
+def _products(rows: Tensor, sources: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the products of cotangents `(ways, tokens, dim)` and sources, `(tokens, ways, sources)`."""
+    full = rows.to(dtype)
+    return torch.stack([(full * source).sum(-1).mT for source in sources], -1)

@@ -1,0 +1,466 @@
+"""Attention over depth and weighted sums on a GPU: a program takes a token, and reads each source where it lies.
+
+Sources are not copied next to each other: a table on the device holds their addresses. A kernel writes the table, so
+that all is in the order of the stream, and a captured graph holds the addresses as it holds those of any argument.
+
+Forward, a source's channels are read once: a running maximum, the sum of exponentials and the weighted sum of channels
+stay in registers while the next source is on its way. Backward, the first look at the sources gives their products
+with the cotangent, from which the softmax makes the coefficients of the second look, which finds the sources in a
+cache. The gradient of a query is added up in registers over all tokens of a program, and then over programs, always
+in one order: results repeat bit by bit. Where a source is too wide for registers, each look is a kernel of its own, a
+block of channels at a time.
+"""
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from torch import Tensor
+
+from levada.ops.depth import reference
+
+__all__ = ["attend", "attend_backward", "mix", "mix_backward", "shape_of"]
+
+ELEMENTS = 16  # channels that a thread holds
+WARPS = 16  # at most
+WHOLE = 8192  # channels of all queries together that a program holds at once
+BLOCK = 2048  # channels at a time where it cannot
+TOGETHER = 16384  # channels of all programs that a multiprocessor is given
+TOKENS = 2  # at least, whose parts of a query's gradient a program adds up
+_ADDRESSES = 32  # that one launch writes
+_WORK = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+_kernel = triton.jit(do_not_specialize=["tokens", "sources", "token_stride"])
+
+
+@triton.jit
+def _tabulate(table, addresses):
+    for i in tl.static_range(len(addresses)):
+        tl.store(table + i, addresses[i])
+
+
+@triton.jit
+def _source(table, i, kind: tl.constexpr):
+    """Return where source i begins."""
+    return tl.multiple_of(tl.load(table + i).to(tl.pointer_type(kind)), 16)
+
+
+@triton.jit
+def _add_pairs(a, b, c, d):
+    return a + c, b + d
+
+
+@_kernel
+def _attend(
+    query, table, means, products, inverse, tokens, sources, factor,
+    width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
+    normal: tl.constexpr, epsilon: tl.constexpr, work: tl.constexpr,
+):  # fmt: skip
+    """Write means, products and `1 / rms`; all channels are in registers."""
+    kind: tl.constexpr = means.dtype.element_ty
+    wide = tl.full((), width, tl.int64)
+    many = tl.full((), 1, tl.int64) * sources
+    rows = tl.arange(0, padded)
+    columns = tl.arange(0, block)
+    inside = columns < width
+    here = (rows < queries)[:, None] & inside[None, :]
+    q = tl.load(query + rows[:, None] * width + columns[None, :], mask=here, other=0.0).to(work)
+    for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
+        place = token * wide + columns
+        most = tl.full([padded], float("-inf"), dtype=work)
+        total = tl.zeros([padded], dtype=work)
+        mean = tl.zeros([padded, block], dtype=work)
+        ahead = tl.load(_source(table, 0, kind) + place, mask=inside, other=0.0)
+        for i in range(sources):
+            x = ahead.to(work)[None, :]
+            later = i + 1 < sources
+            ahead = tl.load(_source(table, tl.where(later, i + 1, i), kind) + place, mask=inside & later, other=0.0)
+            if padded == 1:  # one exchange between warps for both
+                product, square = tl.reduce((q * x, x * x), 1, _add_pairs)
+            else:
+                product, square = tl.sum(q * x, 1), tl.sum(x * x, 1)
+            scale = tl.rsqrt(square / width + epsilon)
+            score = product * scale
+            above = tl.maximum(most, score)
+            kept = tl.exp(most - above)
+            share = tl.exp(score - above)
+            most = above
+            total = total * kept + share
+            weight = share * scale if normal else share
+            mean = mean * kept[:, None] + weight[:, None] * x
+            at = token * many + i
+            tl.store(products + token * many * queries + rows * sources + i, product, mask=rows < queries)
+            tl.store(inverse + at + rows, scale, mask=rows < 1)
+        mean = mean * (factor / total)[:, None]
+        tl.store(means + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), mean, mask=here)
+
+
+@_kernel
+def _attend_backward(
+    cotangent, query, table, products, inverse, scratch, partial, tokens, sources, factor,
+    width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
+    span: tl.constexpr, normal: tl.constexpr, work: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of the sources, and each program's part of those of the queries; all channels in registers.
+
+    The table holds the sources, then their gradients. `scratch` is `(programs, 2 queries + 1, sources)`.
+    """
+    kind: tl.constexpr = cotangent.dtype.element_ty
+    wide = tl.full((), width, tl.int64)
+    many = tl.full((), 1, tl.int64) * sources
+    rows = tl.arange(0, padded)
+    real = rows < queries
+    columns = tl.arange(0, block)
+    inside = columns < width
+    here = real[:, None] & inside[None, :]
+    spots = rows[:, None] * width + columns[None, :]
+    q = tl.load(query + spots, mask=here, other=0.0).to(work)
+    by_query = tl.zeros([padded, block], dtype=work)
+    program = tl.program_id(0).to(tl.int64)
+    order = tl.arange(0, span)
+    known = real[:, None] & (order < sources)[None, :]
+    own = scratch + program * (2 * queries + 1) * sources
+    for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
+        place = token * wide + columns
+        g = tl.load(
+            cotangent + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), mask=here, other=0.0
+        ).to(work)
+        ahead = tl.load(_source(table, 0, kind) + place, mask=inside, other=0.0, eviction_policy="evict_last")
+        for i in range(sources):
+            x = ahead.to(work)[None, :]
+            later = i + 1 < sources
+            ahead = tl.load(
+                _source(table, tl.where(later, i + 1, i), kind) + place,
+                mask=inside & later,
+                other=0.0,
+                eviction_policy="evict_last",
+            )
+            tl.store(own + rows * sources + i, tl.sum(g * x, 1), mask=real)
+        tl.debug_barrier()
+        # `reference.coefficients` for one token
+        at = rows[:, None] * sources + order[None, :]
+        agreement = tl.load(own + at, mask=known, other=0.0)
+        product = tl.load(products + token * many * queries + at, mask=known, other=0.0)
+        scale = tl.load(inverse + token * many + order, mask=order < sources, other=0.0)
+        score = tl.where((order < sources)[None, :], product * scale[None, :], float("-inf"))
+        share = tl.exp(score - tl.max(score, 1)[:, None])
+        share = share / tl.sum(share, 1)[:, None]
+        by_weight = factor * agreement
+        by_share = by_weight * scale[None, :] if normal else by_weight
+        by_score = share * (by_share - tl.sum(share * by_share, 1)[:, None])
+        by_scale = tl.sum(by_score * product, 0)
+        weight = factor * share
+        if normal:
+            weight = weight * scale[None, :]
+            by_scale += tl.sum(by_weight * share, 0)
+        by_square = by_scale * scale * scale * scale / -width
+        tl.debug_barrier()
+        tl.store(own + at, weight, mask=known)
+        tl.store(own + queries * sources + at, by_score * scale[None, :], mask=known)
+        tl.store(own + 2 * queries * sources + order, by_square, mask=order < sources)
+        tl.debug_barrier()
+        last = sources - 1  # what was read last is in the nearest cache
+        ahead = tl.load(_source(table, last, kind) + place, mask=inside, other=0.0)
+        for back in range(sources):
+            i = last - back
+            x = ahead.to(work)[None, :]
+            later = i > 0
+            ahead = tl.load(_source(table, tl.where(later, i - 1, i), kind) + place, mask=inside & later, other=0.0)
+            of_g = tl.load(own + rows * sources + i, mask=real, other=0.0)
+            of_q = tl.load(own + (queries + rows) * sources + i, mask=real, other=0.0)
+            of_x = tl.load(own + 2 * queries * sources + i)
+            found = tl.sum(of_g[:, None] * g + of_q[:, None] * q, 0) + of_x * tl.sum(x, 0)
+            tl.store(_source(table, sources + i, kind) + place, found, mask=inside)
+            by_query += of_q[:, None] * x
+        tl.debug_barrier()  # the next token's numbers go to the same memory
+    tl.store(partial + program * queries * width + spots, by_query, mask=here)
+
+
+@_kernel
+def _products(
+    left, table, found, inverse, tokens, sources,
+    width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
+    epsilon: tl.constexpr, norms: tl.constexpr, kind: tl.constexpr, work: tl.constexpr,
+):  # fmt: skip
+    """Write the products of sources with queries, and `1 / rms` if asked for `norms`; without it with cotangents."""
+    token = tl.program_id(0).to(tl.int64)
+    rows = tl.arange(0, padded)
+    starts = left + rows[:, None] * width
+    if not norms:
+        starts = left + (rows[:, None].to(tl.int64) * tokens + token) * width
+    if block >= width:
+        columns = tl.arange(0, block)
+        here = (rows < queries)[:, None] & (columns < width)[None, :]
+        whole = tl.load(starts + columns[None, :], mask=here, other=0.0).to(work)
+    for i in range(sources):
+        source = _source(table, i, kind) + token * width
+        product = tl.zeros([padded, block], dtype=work)
+        square = tl.zeros([block], dtype=work)
+        for start in range(0, width, block):
+            columns = start + tl.arange(0, block)
+            x = tl.load(source + columns, mask=columns < width, other=0.0).to(work)
+            if block >= width:
+                row = whole
+            else:
+                here = (rows < queries)[:, None] & (columns < width)[None, :]
+                row = tl.load(starts + columns[None, :], mask=here, other=0.0).to(work)
+            product += row * x[None, :]
+            if norms:
+                square += x * x
+        tl.store(found + (token * queries + rows) * sources + i, tl.sum(product, 1), mask=rows < queries)
+        if norms:
+            tl.store(inverse + token * sources + i, tl.rsqrt(tl.sum(square, 0) / width + epsilon))
+
+
+@_kernel
+def _mix(
+    weights, table, sums, token_stride, tokens, sources,
+    width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr, work: tl.constexpr,
+):  # fmt: skip
+    """Write the weighted sums of a block of channels."""
+    kind: tl.constexpr = sums.dtype.element_ty
+    token = tl.program_id(0).to(tl.int64)
+    rows = tl.arange(0, padded)
+    columns = tl.program_id(1) * block + tl.arange(0, block)
+    inside = columns < width
+    place = token * width + columns
+    total = tl.zeros([padded, block], dtype=work)
+    ahead = tl.load(_source(table, 0, kind) + place, mask=inside, other=0.0)
+    for i in range(sources):
+        x = ahead.to(work)
+        later = i + 1 < sources
+        ahead = tl.load(_source(table, tl.where(later, i + 1, i), kind) + place, mask=inside & later, other=0.0)
+        weight = tl.load(weights + token * token_stride + rows * sources + i, mask=rows < queries, other=0.0)
+        total += weight.to(work)[:, None] * x[None, :]
+    here = (rows < queries)[:, None] & inside[None, :]
+    tl.store(sums + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), total, mask=here)
+
+
+@_kernel
+def _spread(
+    cotangent, query, table, weights, by_products, by_squares, partial, token_stride, tokens, sources,
+    width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
+    attends: tl.constexpr, work: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of the sources in a block of channels; of the queries too if it `attends`.
+
+    The table holds the gradients, then the sources.
+    """
+    kind: tl.constexpr = cotangent.dtype.element_ty
+    wide = tl.full((), width, tl.int64)
+    many = tl.full((), 1, tl.int64) * sources
+    rows = tl.arange(0, padded)
+    real = rows < queries
+    columns = tl.program_id(1) * block + tl.arange(0, block)
+    inside = columns < width
+    here = real[:, None] & inside[None, :]
+    spots = rows[:, None] * width + columns[None, :]
+    by_query = tl.zeros([padded, block], dtype=work)
+    stride = tl.full((), 1, tl.int64) * token_stride
+    if attends:
+        q = tl.load(query + spots, mask=here, other=0.0).to(work)
+    for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
+        place = token * wide + columns
+        g = tl.load(
+            cotangent + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), mask=here, other=0.0
+        ).to(work)
+        for i in range(sources):
+            of_g = tl.load(weights + token * stride + rows * sources + i, mask=real, other=0.0).to(work)
+            found = tl.sum(of_g[:, None] * g, 0)
+            if attends:
+                x = tl.load(_source(table, sources + i, kind) + place, mask=inside, other=0.0).to(work)
+                of_q = tl.load(by_products + token * many * queries + rows * sources + i, mask=real, other=0.0)
+                found += tl.sum(of_q[:, None] * q, 0) + tl.load(by_squares + token * many + i) * x
+                by_query += of_q[:, None] * x[None, :]
+            tl.store(_source(table, i, kind) + place, found, mask=inside)
+    if attends:
+        tl.store(partial + tl.program_id(0).to(tl.int64) * queries * width + spots, by_query, mask=here)
+
+
+def attend(
+    query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means, products and `1 / rms`, contiguous."""
+    (tokens, width), queries = sources[0].shape, len(query)
+    products, inverse = query.new_empty(tokens, queries, len(sources)), query.new_empty(tokens, len(sources))
+    means = sources[0].new_empty(queries, tokens, width)
+    if not means.numel():
+        return means, products.zero_(), inverse.fill_(epsilon**-0.5)
+    sources, query = _ready(sources), query.contiguous()
+    with _on(query):
+        table = _table(sources)
+        options, whole = _options(sources[0], query)
+        if whole:
+            programs = _programs(tokens, options, query.device)
+            args = query, table, means, products, inverse, tokens, len(sources), factor
+            _attend[(programs,)](*args, normal=normal, epsilon=epsilon, **options)
+            return means, products, inverse
+        args = query, table, products, inverse, tokens, len(sources)
+        _products[(tokens,)](*args, epsilon=epsilon, norms=True, kind=_kind(sources[0]), **options)
+        _run_mix(reference.weights_of(products, inverse, factor, normal), table, means, len(sources), options)
+    return means, products, inverse
+
+
+def attend_backward(
+    cotangent: Tensor,
+    query: Tensor,
+    sources: Sequence[Tensor],
+    products: Tensor,
+    inverse: Tensor,
+    factor: float,
+    normal: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients, contiguous."""
+    (tokens, width), queries, count = sources[0].shape, len(query), len(sources)
+    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
+    if not cotangent.numel():
+        return torch.zeros_like(query, memory_format=torch.contiguous_format), found
+    sources, query = _ready(sources), query.contiguous()
+    (cotangent,) = _ready([cotangent])
+    products, inverse = products.contiguous(), inverse.contiguous()
+    with _on(query):
+        options, whole = _options(sources[0], query)
+        programs = _programs(triton.cdiv(tokens, TOKENS), options, query.device)
+        partial = query.new_empty(programs, queries, width)
+        if whole:
+            scratch = query.new_empty(programs, 2 * queries + 1, count)
+            args = cotangent, query, _table([*sources, *found]), products, inverse, scratch, partial
+            span = triton.next_power_of_2(count)
+            _attend_backward[(programs,)](*args, tokens, count, factor, span=span, normal=normal, **options)
+        else:
+            table = _table([*found, *sources])
+            agreements = torch.empty_like(products)
+            args = cotangent, table[count:], agreements, inverse, tokens, count
+            _products[(tokens,)](*args, epsilon=0.0, norms=False, kind=_kind(sources[0]), **options)
+            parts = reference.coefficients(agreements, products, inverse, factor, normal, width)
+            grid = programs, triton.cdiv(width, options["block"])
+            parts = tuple(x.contiguous() for x in parts)
+            args = cotangent, query, table, *parts, partial, queries * count, tokens, count
+            _spread[grid](*args, attends=True, **options)
+    return partial.sum(0), found
+
+
+def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """Return the weighted sums, contiguous."""
+    sums = sources[0].new_empty(weights.shape[1], *sources[0].shape)
+    if sums.numel():
+        sources = _ready(sources)
+        with _on(sums):
+            _run_mix(weights, _table(sources), sums, len(sources), _options(sources[0], weights)[0])
+    return sums
+
+
+def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients, contiguous."""
+    (tokens, width), count = sources[0].shape, len(sources)
+    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
+    agreements = weights.new_empty(tokens, *weights.shape[1:])
+    if cotangent.numel():
+        sources, weights = _ready(sources), weights.contiguous()
+        (cotangent,) = _ready([cotangent])
+        with _on(cotangent):
+            table, (options, _) = _table([*found, *sources]), _options(sources[0], weights)
+            args = cotangent, table[count:], agreements, agreements, tokens, count
+            _products[(tokens,)](*args, epsilon=0.0, norms=False, kind=_kind(sources[0]), **options)
+            none = (weights,) * 2
+            grid = tokens, triton.cdiv(width, options["block"])
+            args = cotangent, weights, table, weights, *none, agreements, _stride(weights), tokens, count
+            _spread[grid](*args, attends=False, **options)
+    else:
+        agreements.zero_()
+    return agreements.sum(0, keepdim=True) if len(weights) == 1 else agreements, found
+
+
+def shape_of(queries: int, width: int) -> tuple[int, int, bool]:
+    """Return how many channels a program takes at a time, its warps, and whether these are all channels.
+
+    Args:
+        queries: number of queries, as a power of two.
+        width: of a source.
+    """
+    block = triton.next_power_of_2(width)
+    whole = queries * block <= WHOLE
+    if not whole:
+        block = max(BLOCK // queries, 64)
+    threads = min(queries * block // ELEMENTS, block // 8)  # that read 16 bytes each of a narrow source
+    return block, min(max(threads // 32, 1), WARPS), whole
+
+
+def _options(source: Tensor, coefficients: Tensor) -> tuple[dict[str, Any], bool]:
+    """Return what kernels are compiled for, by queries `(queries, dim)` or weights `(..., ways, sources)`."""
+    queries, width = coefficients.shape[-2], source.shape[-1]
+    padded = triton.next_power_of_2(queries)
+    block, warps, whole = shape_of(padded, width)
+    return {
+        "width": width,
+        "queries": queries,
+        "padded": padded,
+        "block": block,
+        "work": _WORK[coefficients.dtype],
+        "num_warps": warps,
+    }, whole
+
+
+def _run_mix(weights: Tensor, table: Tensor, sums: Tensor, count: int, options: dict[str, Any]) -> None:
+    grid = sums.shape[1], triton.cdiv(options["width"], options["block"])
+    weights = weights.contiguous()
+    _mix[grid](weights, table, sums, _stride(weights), sums.shape[1], count, **options)
+
+
+def _stride(weights: Tensor) -> int:
+    """Return the distance of one token's weights from the next one's."""
+    return 0 if len(weights) == 1 else weights[0].numel()
+
+
+def _programs(tokens: int, options: dict[str, Any], device: torch.device) -> int:
+    """Return how many programs share the tokens: about as many as the device holds at once."""
+    if device.type != "cuda":
+        return min(tokens, 2)
+    return min(tokens, _multiprocessors(device) * max(TOGETHER // (options["padded"] * options["block"]), 2))
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _kind(x: Tensor) -> Any:
+    return _KINDS[x.dtype]
+
+
+_KINDS = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
+def _table(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the addresses of tensors, on their device."""
+    addresses = [x.data_ptr() for x in tensors]
+    span = min(triton.next_power_of_2(len(addresses)), _ADDRESSES)
+    addresses += addresses[:1] * (-len(addresses) % span)  # a kernel is compiled for each number of addresses
+    table = torch.empty(len(addresses), dtype=torch.int64, device=tensors[0].device)
+    for start in range(0, len(addresses), span):
+        _tabulate[(1,)](table[start:], tuple(addresses[start : start + span]), num_warps=1)
+    return table
+
+
+def _ready(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors that lie whole, from an address that vectors are read from."""
+    whole = [x.contiguous() for x in tensors]
+    return [x.clone() if x.data_ptr() % 16 else x for x in whole]
+
+
+def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Return the surroundings in which kernels run where `x` is."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

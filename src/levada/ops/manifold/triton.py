@@ -1,0 +1,614 @@
+"""Reading streams on a GPU: products with tensor cores on the way past, sums in one order, no pass more than needed.
+
+Forward, `_project` reads the streams once for the projection and the sum of squares, `_gates` makes the weights of what
+it left (a token's Sinkhorn iterations in registers), and `_read` reads the streams again, from the last token to the
+first, as what was read last may still be in the cache: `(2 n + 1) dim` elements a token. The weights' kernel is its own
+as its chain of dependent sums would keep programs that stream waiting.
+
+Backward, `_by_reads` reads the streams for the gradient by the weights that read, `_gates_backward` makes the gradient
+by what was projected, the iterations made again in registers, and `_by_state` writes the streams' gradient and adds up
+the projection's, in one pass: `(4 n + 2) dim`.
+
+Products with streams of 16 bits are exact: the other factor is split into two parts of their type, so that the error is
+that of 16 bits or more, with sums in float32. Float32 is multiplied as three products of TF32.
+"""
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from typing import Any, Final
+
+import torch
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from torch import Tensor
+
+from levada.ops.manifold import reference
+from levada.ops.manifold.reference import Form
+from levada.ops.sinkhorn import steps_at_once
+
+__all__ = ["read", "read_backward"]
+
+# What a sweep may set: sizes of blocks, warps and stages of loads; `programs` is how many there should be at least.
+PROJECT: Final = {"tile": 128, "bytes": 128, "rows": 256, "num_warps": 8, "num_stages": 4, "programs": 256, "parts": 16}
+GATES: Final = {"elements": 128, "num_warps": 4}
+READ: Final = {"elements": 2048, "block": 1024, "num_warps": 4}
+BY_READS: Final = {"elements": 4096, "num_warps": 4}
+BY_STATE: Final = {"tile": 64, "block": 64, "rows": 128, "num_warps": 4, "stages": 3, "programs": 528}
+
+_TYPES = {torch.float32, torch.bfloat16, torch.float16}
+_MOST_STREAMS = 16
+_MOST_ITERATIONS = 64  # all steps' factors are in registers
+
+
+@triton.jit
+def _split(x, kind: tl.constexpr):
+    """Return two parts of a type with fewer bits: their sum is x up to the rounding of the second."""
+    high = x.to(kind)
+    return high, (x - high.to(tl.float32)).to(kind)
+
+
+@triton.jit
+def _split_weights(weights, parts, size, block: tl.constexpr):
+    """Write each row's two parts, one below the other."""
+    place = tl.program_id(1) * block + tl.arange(0, block)
+    row = tl.program_id(0).to(tl.int64)
+    value = tl.load(weights + row * size + place, mask=place < size, other=0.0)
+    high, low = _split(value, parts.dtype.element_ty)
+    tl.store(parts + 2 * row * size + place, high, mask=place < size)
+    tl.store(parts + (2 * row + 1) * size + place, low, mask=place < size)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _project(
+    state, weights, sums, tokens,
+    size: tl.constexpr, count: tl.constexpr, rows: tl.constexpr, span: tl.constexpr, tile: tl.constexpr,
+    block: tl.constexpr, padded: tl.constexpr, split: tl.constexpr, even: tl.constexpr,
+):  # fmt: skip
+    """Write each span's part of the projected features, and behind them its part of the sum of squares."""
+    groups: tl.constexpr = (rows + padded - 1) // padded
+    group = tl.program_id(0) % groups
+    part = tl.program_id(1)
+    token = (tl.program_id(0) // groups).to(tl.int64) * tile + tl.arange(0, tile)
+    near = tl.minimum(token, tokens - 1)  # what is over is read, and not written
+    row = group * padded + tl.arange(0, padded)
+    total = tl.zeros([tile, padded], dtype=tl.float32)
+    squares = tl.zeros([tile, block], dtype=tl.float32)
+    for start in range(0, span, block):
+        column = part * span + start + tl.arange(0, block)
+        if even:
+            x = tl.load(state + near[:, None] * size + column[None, :])
+            weight = tl.load(weights + row[:, None] * size + column[None, :], mask=(row < rows)[:, None], other=0.0)
+        else:
+            here = (column < size)[None, :]
+            x = tl.load(state + near[:, None] * size + column[None, :], mask=here, other=0.0)
+            here = (row < rows)[:, None] & here
+            weight = tl.load(weights + row[:, None] * size + column[None, :], mask=here, other=0.0)
+        total = tl.dot(x, tl.trans(weight), total, input_precision="tf32x3")
+        full = x.to(tl.float32)
+        squares += full * full
+    place = (part * tokens.to(tl.int64) + token) * (count + 1)
+    if split:
+        total = tl.sum(tl.reshape(total, (tile, padded // 2, 2)), 2)
+        feature = group * (padded // 2) + tl.arange(0, padded // 2)
+    else:
+        feature = row
+    real = (token < tokens)[:, None] & (feature < count)[None, :]
+    tl.store(sums + place[:, None] + feature[None, :], total, mask=real)
+    if group == 0:
+        tl.store(sums + place + count, tl.sum(squares, 1), mask=token < tokens)
+
+
+@triton.jit
+def _add_parts(sums, place, mask, stride, parts: tl.constexpr):
+    total = tl.load(sums + place, mask=mask, other=0.0)
+    for part in tl.static_range(1, parts):
+        total += tl.load(sums + part * stride + place, mask=mask, other=0.0)
+    return total
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _normalise(
+    logits, real, real_row, real_column, iterations: tl.constexpr, epsilon: tl.constexpr, work: tl.constexpr
+):
+    """Return the softmax of columns, the kernel and all factors of rows and columns; see `levada.ops.sinkhorn`.
+
+    The matrix after step t is `rows[t + 1] kernel columns[t]`.
+    """
+    logits = logits.to(work)
+    most = tl.where(real_column, tl.max(tl.where(real, logits, -float("inf")), 1), 0.0)
+    softmax = tl.where(real, tl.exp(logits - most[:, None, :]), 0.0)
+    total = tl.where(real_column, tl.sum(softmax, 1), 1.0)
+    softmax = softmax / total[:, None, :]
+    if epsilon == 0:  # the first row step undoes any factor of a row, so that none underflows whole
+        logs = logits - most[:, None, :] - tl.log(total)[:, None, :]
+        most_of_row = tl.where(real_row, tl.max(tl.where(real, logs, -float("inf")), 2), 0.0)
+        kernel = tl.where(real, tl.exp(logs - most_of_row[:, :, None]), 0.0)
+    else:
+        kernel = tl.where(real, softmax + epsilon, 0.0)
+    row = tl.full(real_row.shape, 1.0, dtype=work)
+    column = tl.full(real_column.shape, 1.0, dtype=work)
+    rows, columns = (row,), ()
+    for step in tl.static_range(iterations):
+        if step > 0:
+            total = tl.sum(kernel * row[:, :, None], 1)
+            if epsilon != 0:
+                total += epsilon / column
+            column = 1 / tl.where(real_column, total, 1.0)
+        columns = columns + (column,)  # noqa: RUF005
+        total = tl.sum(kernel * column[:, None, :], 2)
+        if epsilon != 0:
+            total += epsilon / row
+        row = 1 / tl.where(real_row, total, 1.0)
+        rows = rows + (row,)  # noqa: RUF005
+    return softmax, kernel, rows, columns
+
+
+@triton.jit
+def _normalise_backward(by_mix, softmax, kernel, rows, columns, iterations: tl.constexpr, epsilon: tl.constexpr):
+    """Return the gradient by the logits."""
+    by_kernel = by_mix.to(kernel.dtype) * rows[iterations][:, :, None] * columns[iterations - 1][:, None, :]
+    entry = by_kernel * kernel
+    by_row, by_column = tl.sum(entry, 2), tl.sum(entry, 1)
+    for back in tl.static_range(iterations):
+        row, column = rows[iterations - 1 - back], columns[iterations - 1 - back]
+        part = by_row * rows[iterations - back]
+        by_kernel -= part[:, :, None] * column[:, None, :]
+        by_column -= column * tl.sum(kernel * part[:, :, None], 1)
+        if back < iterations - 1:
+            by_row = tl.zeros_like(part)
+            if epsilon != 0:
+                by_row = epsilon * part / row
+            part = by_column * column
+            by_kernel -= row[:, :, None] * part[:, None, :]
+            by_row -= row * tl.sum(kernel * part[:, None, :], 2)
+            by_column = tl.zeros_like(part)
+            if epsilon != 0:
+                by_column = epsilon * part / columns[iterations - 2 - back]
+    by_logits = by_kernel * kernel if epsilon == 0 else by_kernel * softmax
+    return by_logits - softmax * tl.sum(by_logits, 1)[:, None, :]
+
+
+@triton.jit
+def _places(tokens, n: tl.constexpr, padded: tl.constexpr, together: tl.constexpr, transposed: tl.constexpr):
+    """Return a program's tokens, its streams, masks of vectors and matrices, and where a matrix and its logits are."""
+    token = tl.program_id(0).to(tl.int64) * together + tl.arange(0, together)
+    stream = tl.arange(0, padded)
+    vectors = (token < tokens)[:, None] & (stream < n)[None, :]
+    i, j = stream[None, :, None], stream[None, None, :]
+    matrices = (token < tokens)[:, None, None] & (i < n) & (j < n)
+    feature = 2 * n + (j * n + i if transposed else i * n + j)
+    return token, stream, vectors, matrices, i * n + j, feature
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _gates(
+    sums, scale, bias, reads, writes, mix, features, inverse, tokens,
+    size: tl.constexpr, parts: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, count: tl.constexpr,
+    together: tl.constexpr, mixes: tl.constexpr, iterations: tl.constexpr, epsilon: tl.constexpr,
+    read_epsilon: tl.constexpr, write_epsilon: tl.constexpr, norm_epsilon: tl.constexpr, transposed: tl.constexpr,
+    work: tl.constexpr,
+):  # fmt: skip
+    """Make the weights of tokens of what was projected; keep the features, divided, and one over the norms."""
+    token, stream, vectors, matrices, entry, feature = _places(tokens, n, padded, together, transposed)
+    stride = tokens.to(tl.int64) * (count + 1)
+    start = token * (count + 1)
+    squares = _add_parts(sums, start + count, token < tokens, stride, parts)
+    one_over = 1 / tl.sqrt(squares / size + norm_epsilon)
+    tl.store(inverse + token, one_over, mask=token < tokens)
+    first, row = stream[None, :], token[:, None] * n + stream[None, :]
+    found = _add_parts(sums, start[:, None] + first, vectors, stride, parts) * one_over[:, None]
+    tl.store(features + token[:, None] * count + first, found, mask=vectors)
+    logit = found * tl.load(scale) + tl.load(bias + first, mask=first < n, other=0.0)
+    tl.store(reads + row, _sigmoid(logit) + read_epsilon, mask=vectors)
+    found = _add_parts(sums, start[:, None] + n + first, vectors, stride, parts) * one_over[:, None]
+    tl.store(features + token[:, None] * count + n + first, found, mask=vectors)
+    logit = found * tl.load(scale + 1) + tl.load(bias + n + first, mask=first < n, other=0.0)
+    tl.store(writes + row, 2 * _sigmoid(logit) + write_epsilon, mask=vectors)
+    if mixes:
+        found = _add_parts(sums, start[:, None, None] + feature, matrices, stride, parts) * one_over[:, None, None]
+        tl.store(features + token[:, None, None] * count + feature, found, mask=matrices)
+        logit = found * tl.load(scale + 2) + tl.load(bias + feature, mask=matrices, other=0.0)
+        real = tl.broadcast_to((stream < n)[None, :], (together, padded))
+        inside = real[:, :, None] & real[:, None, :]
+        _, kernel, rows, columns = _normalise(logit, inside, real, real, iterations, epsilon, work)
+        found = kernel * rows[iterations][:, :, None] * columns[iterations - 1][:, None, :]
+        tl.store(mix + token[:, None, None] * n * n + entry, found, mask=matrices)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _read(
+    state, reads, x, tokens,
+    width: tl.constexpr, n: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """Write the weighted sum of streams, the last tokens first."""
+    token = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * together + tl.arange(0, together)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    here = (token < tokens)[:, None] & (column < width)[None, :]
+    total = tl.zeros([together, block], dtype=tl.float32)
+    for j in tl.static_range(n):
+        weight = tl.load(reads + token * n + j, mask=token < tokens, other=0.0)
+        stream = tl.load(state + (token * n + j)[:, None] * width + column[None, :], mask=here, other=0.0)
+        total += weight[:, None] * stream.to(tl.float32)
+    tl.store(x + token[:, None] * width + column[None, :], total, mask=here)
+
+
+@triton.jit
+def _by_reads(
+    by_x, state, given, by_reads,
+    width: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, block: tl.constexpr, adds: tl.constexpr,
+):  # fmt: skip
+    """Write a token's gradient by the weights that read; what was given is added."""
+    token = tl.program_id(0).to(tl.int64)
+    stream = tl.arange(0, padded)
+    total = tl.zeros([padded, block], dtype=tl.float32)
+    for start in range(0, width, block):
+        column = start + tl.arange(0, block)
+        here = (stream < n)[:, None] & (column < width)[None, :]
+        x = tl.load(state + (token * n + stream)[:, None] * width + column[None, :], mask=here, other=0.0)
+        g = tl.load(by_x + token * width + column, mask=column < width, other=0.0)
+        total += x.to(tl.float32) * g.to(tl.float32)[None, :]
+    found = tl.sum(total, 1)
+    if adds:
+        found += tl.load(given + token * n + stream, mask=stream < n, other=0.0)
+    tl.store(by_reads + token * n + stream, found, mask=stream < n)
+
+
+@triton.jit
+def _store_by_logits(by_logits, token, feature, value, mask, count: tl.constexpr, split: tl.constexpr):
+    """Store tokens' gradients; in types with fewer bits, the first parts of a token and then the second."""
+    if split:
+        high, low = _split(value, by_logits.dtype.element_ty)
+        tl.store(by_logits + 2 * token * count + feature, high, mask=mask)
+        tl.store(by_logits + (2 * token + 1) * count + feature, low, mask=mask)
+    else:
+        tl.store(by_logits + token * count + feature, value, mask=mask)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _gates_backward(
+    by_reads, by_writes, by_mix, features, inverse, scale, bias, by_logits, factors, by_scale, by_bias, tokens,
+    size: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, count: tl.constexpr, together: tl.constexpr,
+    split: tl.constexpr, mixes: tl.constexpr, iterations: tl.constexpr, epsilon: tl.constexpr,
+    read_epsilon: tl.constexpr, transposed: tl.constexpr, work: tl.constexpr,
+):  # fmt: skip
+    """Write tokens' gradients by what was projected, what streams are multiplied by, and sums for scale and bias."""
+    token, stream, vectors, matrices, entry, feature = _places(tokens, n, padded, together, transposed)
+    first, row = stream[None, :], token[:, None] * n + stream[None, :]
+    program = tl.program_id(0).to(tl.int64)
+    kinds: tl.constexpr = 3 if mixes else 2
+    one_over = tl.load(inverse + token, mask=token < tokens, other=0.0)
+    factor = tl.load(scale)
+    place = token[:, None] * count + first
+    found = tl.load(features + place, mask=vectors, other=0.0)
+    sigma = _sigmoid(found * factor + tl.load(bias + first, mask=first < n, other=0.0))
+    tl.store(factors + token[:, None] * (n + 1) + first, sigma + read_epsilon, mask=vectors)
+    g = tl.load(by_reads + row, mask=vectors, other=0.0) * sigma * (1 - sigma)
+    _store_by_logits(by_logits, token[:, None], first, g * factor * one_over[:, None], vectors, count, split)
+    tl.store(by_bias + program * count + stream, tl.sum(g, 0), mask=stream < n)
+    tl.store(by_scale + program * kinds, tl.sum(g * found))
+    along = tl.sum(g * found, 1) * factor
+    factor = tl.load(scale + 1)
+    place += n
+    found = tl.load(features + place, mask=vectors, other=0.0)
+    sigma = _sigmoid(found * factor + tl.load(bias + n + first, mask=first < n, other=0.0))
+    g = 2 * tl.load(by_writes + row, mask=vectors, other=0.0) * sigma * (1 - sigma)
+    _store_by_logits(by_logits, token[:, None], n + first, g * factor * one_over[:, None], vectors, count, split)
+    tl.store(by_bias + program * count + n + stream, tl.sum(g, 0), mask=stream < n)
+    tl.store(by_scale + program * kinds + 1, tl.sum(g * found))
+    along += tl.sum(g * found, 1) * factor
+    if mixes:
+        factor = tl.load(scale + 2)
+        place = token[:, None, None] * count + feature
+        found = tl.load(features + place, mask=matrices, other=0.0)
+        logit = found * factor + tl.load(bias + feature, mask=matrices, other=0.0)
+        real = tl.broadcast_to((stream < n)[None, :], (together, padded))
+        inside = real[:, :, None] & real[:, None, :]
+        softmax, kernel, rows, columns = _normalise(logit, inside, real, real, iterations, epsilon, work)
+        g = tl.load(by_mix + token[:, None, None] * n * n + entry, mask=matrices, other=0.0)
+        g = _normalise_backward(g, softmax, kernel, rows, columns, iterations, epsilon).to(tl.float32)
+        value = g * factor * one_over[:, None, None]
+        _store_by_logits(by_logits, token[:, None, None], feature, value, matrices, count, split)
+        sums = tl.sum(g, 0)[None, :, :]
+        tl.store(by_bias + program * count + feature, sums, mask=(first < n)[:, :, None] & (first < n)[:, None, :])
+        tl.store(by_scale + program * kinds + 2, tl.sum(g * found))
+        along += tl.sum(tl.sum(g * found, 2), 1) * factor
+    shrink = along * one_over * one_over / size
+    tl.store(factors + token * (n + 1) + n, shrink, mask=token < tokens)
+
+
+@triton.jit
+def _load_by_logits(by_logits, token, real, row, count: tl.constexpr, split: tl.constexpr):
+    """Return what `_store_by_logits` stored, in two parts."""
+    mask = real[:, None] & (row < count)[None, :]
+    if split:
+        place = 2 * token[:, None] * count + row[None, :]
+        high = tl.load(by_logits + place, mask=mask, other=0.0)
+        low = tl.load(by_logits + place + count, mask=mask, other=0.0)
+    else:
+        high = tl.load(by_logits + token[:, None] * count + row[None, :], mask=mask, other=0.0)
+        low = high
+    return high, low
+
+
+@triton.jit
+def _load_weights(weights, row, place, mask, size: tl.constexpr, kind: tl.constexpr, split: tl.constexpr):
+    value = tl.load(weights + row[:, None] * size + place[None, :], mask=mask, other=0.0)
+    if split:
+        parts = _split(value, kind)
+    else:
+        parts = value, value
+    return parts
+
+
+@triton.jit
+def _times(high, low, weight, rest, total, split: tl.constexpr):
+    """Return total + (high + low) (weight + rest), less the product of the small parts."""
+    if split:
+        total = tl.dot(low, weight, total)
+        total = tl.dot(high, rest, total)
+        total = tl.dot(high, weight, total)
+    else:
+        total = tl.dot(high, weight, total, input_precision="tf32x3")
+    return total
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _by_state(
+    by_x, by_new, state, by_logits, factors, weights, by_state, by_weights, tokens,
+    span: tl.constexpr, width: tl.constexpr, n: tl.constexpr, count: tl.constexpr, tile: tl.constexpr,
+    block: tl.constexpr, padded: tl.constexpr, stages: tl.constexpr, adds: tl.constexpr, split: tl.constexpr,
+):  # fmt: skip
+    """Write the streams' gradient for a block of channels of one stream, and sums for the weights over its tokens."""
+    groups: tl.constexpr = (count + padded - 1) // padded
+    kind: tl.constexpr = state.dtype.element_ty
+    j = tl.program_id(0) % n  # side by side, as they all read the same gradient of what the branch read
+    column = (tl.program_id(0) // n) * block + tl.arange(0, block)
+    inside = (column < width)[None, :]
+    group = tl.program_id(2)
+    row = group * padded + tl.arange(0, padded)
+    total = tl.zeros([block, padded], dtype=tl.float32)
+    if groups == 1:
+        mask = (row < count)[:, None] & inside
+        weight, rest = _load_weights(weights, row, j * width + column, mask, n * width, kind, split)
+    for start in tl.range(0, span, tile, num_stages=stages):
+        token = (tl.program_id(1) * span + start + tl.arange(0, tile)).to(tl.int64)
+        real = token < tokens
+        here = real[:, None] & inside
+        place = (token * n + j)[:, None] * width + column[None, :]
+        x = tl.load(state + place, mask=here, other=0.0)
+        high, low = _load_by_logits(by_logits, token, real, row, count, split)
+        if groups == 1 or group == 0:
+            value = tl.zeros([tile, block], dtype=tl.float32)
+            if groups == 1:
+                value = _times(high, low, weight, rest, value, split)
+            else:
+                for q in tl.static_range(groups):
+                    some = q * padded + tl.arange(0, padded)
+                    mask = (some < count)[:, None] & inside
+                    weight, rest = _load_weights(weights, some, j * width + column, mask, n * width, kind, split)
+                    d, e = _load_by_logits(by_logits, token, real, some, count, split)
+                    value = _times(d, e, weight, rest, value, split)
+            g = tl.load(by_x + token[:, None] * width + column[None, :], mask=here, other=0.0).to(tl.float32)
+            reads = tl.load(factors + token * (n + 1) + j, mask=real, other=0.0)
+            shrink = tl.load(factors + token * (n + 1) + n, mask=real, other=0.0)
+            value += reads[:, None] * g - shrink[:, None] * x.to(tl.float32)
+            if adds:
+                value += tl.load(by_new + place, mask=here, other=0.0).to(tl.float32)
+            tl.store(by_state + place, value, mask=here)
+        if split:
+            total = tl.dot(tl.trans(x), low, total)
+            total = tl.dot(tl.trans(x), high, total)
+        else:
+            total = tl.dot(tl.trans(x.to(tl.float32)), high, total, input_precision="tf32x3")
+    place = (tl.program_id(1).to(tl.int64) * count + row)[None, :] * (n * width) + (j * width + column)[:, None]
+    tl.store(by_weights + place, total, mask=(column < width)[:, None] & (row < count)[None, :])
+
+
+def read(
+    state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return what the branch reads, the weights that read, write and mix, and features and norms for the way back."""
+    form = Form(*options)
+    if not _takes(state, form):
+        return reference.read_and_keep(state, projection, scale, bias, *options)
+    tokens, n, width = state.shape
+    count = len(projection)
+    x = torch.empty_like(state[:, 0], memory_format=torch.contiguous_format)
+    reads, writes, mix, features, inverse = (
+        state.new_empty(tokens, *shape, dtype=torch.float32)
+        for shape in [(n,), (n,), (n if form.mixes else 0, n), (count,), ()]
+    )
+    if not state.numel():
+        return x, reads, writes, mix, features, inverse
+    state = state.contiguous()
+    with _on(state):
+        sums = _projected(state, projection)
+        options = _of_gates(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
+        _gates[(triton.cdiv(tokens, options["together"]),)](
+            sums, _full(scale), _full(bias), reads, writes, mix, features, inverse, tokens,
+            size=n * width, parts=len(sums), **options,
+        )  # fmt: skip
+        block = block_of(width)
+        together = max(1, READ["elements"] // block)
+        _read[(triton.cdiv(tokens, together), triton.cdiv(width, block))](
+            state, reads, x, tokens, width=width, n=n, together=together, block=block, num_warps=READ["num_warps"]
+        )
+    return x, reads, writes, mix, features, inverse
+
+
+def read_backward(
+    by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor, by_new: Tensor | None,
+    state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, features: Tensor, inverse: Tensor, *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients by state, projection, scale and bias."""
+    form = Form(*options)
+    if not _takes(state, form) or not state.numel():
+        given = by_x, by_reads, by_writes, by_mix, by_new, state, projection, scale, bias, features, inverse
+        return reference.read_backward(*given, *options)
+    tokens, n, width = state.shape
+    count = len(projection)
+    state, by_x = state.contiguous(), by_x.contiguous()
+    split = state.dtype == torch.bfloat16  # float16 has not the range that gradients need
+    full = functools.partial(torch.empty, dtype=torch.float32, device=state.device)
+    with _on(state):
+        of_reads, factors = full(tokens, n), full(tokens, n + 1)
+        padded = triton.next_power_of_2(n)
+        _by_reads[(tokens,)](
+            by_x, state, of_reads if by_reads is None else by_reads.contiguous(), of_reads,
+            width=width, n=n, padded=padded, block=min(BY_READS["elements"] // padded, triton.next_power_of_2(width)),
+            adds=by_reads is not None, num_warps=BY_READS["num_warps"],
+        )  # fmt: skip
+        chosen = _of_gates(n, count, form)
+        programs = triton.cdiv(tokens, chosen["together"])
+        by_logits = torch.empty(tokens, (1 + split) * count, dtype=state.dtype if split else torch.float32, device=state.device)
+        by_scale, by_bias = full(programs, len(scale)), full(programs, count)
+        _gates_backward[(programs,)](
+            of_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse, _full(scale), _full(bias),
+            by_logits, factors, by_scale, by_bias, tokens, size=n * width, split=split, **chosen,
+        )  # fmt: skip
+        by_state = torch.empty_like(state)
+        plan = plan_of_state(tokens, n, width, count, state.dtype)
+        by_weights = full(plan.pop("parts"), count, n * width)
+        _by_state[(plan.pop("blocks"), len(by_weights), triton.cdiv(count, plan["padded"]))](
+            by_x, by_x if by_new is None else by_new.contiguous(), state, by_logits, factors, _full(projection),
+            by_state, by_weights, tokens, width=width, n=n, count=count, adds=by_new is not None, split=split, **plan,
+        )  # fmt: skip
+    by_projection = by_weights.sum(0).to(projection.dtype)
+    return by_state, by_projection, by_scale.sum(0).to(scale.dtype), by_bias.sum(0).to(bias.dtype)
+
+
+def block_of(width: int) -> int:
+    """Return how many channels `_read` takes at a time: all of them used, where that makes no narrow blocks."""
+    block = min(READ["block"], max(16, triton.next_power_of_2(width)))
+    while block > 256 and width % block:
+        block //= 2
+    return block
+
+
+def plan_of_state(tokens: int, n: int, width: int, count: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return how `_by_state` divides its work: blocks of channels, parts of tokens, `span` tokens each."""
+    tile, block = BY_STATE["tile"], min(BY_STATE["block"], max(16, triton.next_power_of_2(width)))
+    narrow = dtype == torch.bfloat16
+    # The sums of many rows leave few registers: more warps share them, or fewer rows are taken at once.
+    many = count > (64 if narrow else 16)
+    rows = BY_STATE["rows"] if narrow and count <= BY_STATE["rows"] else BY_STATE["rows"] // 2
+    padded = padded_of(count, rows)
+    blocks = n * triton.cdiv(width, block)
+    tiles = triton.cdiv(tokens, tile)
+    each = tiles // min(tiles, triton.cdiv(BY_STATE["programs"], blocks * triton.cdiv(count, padded)))
+    span = tile * triton.next_power_of_2(each + 1) // 2  # few spans, as each is compiled
+    return {
+        "blocks": blocks,
+        "parts": triton.cdiv(tokens, span),
+        "span": span,
+        "tile": tile,
+        "block": block,
+        "padded": padded,
+        "stages": 2 if padded > 32 else BY_STATE["stages"],
+        "num_warps": 8 if many else BY_STATE["num_warps"],
+    }
+
+
+def padded_of(rows: int, most: int) -> int:
+    """Return how many rows of weights a program takes."""
+    return int(min(most, max(16, triton.next_power_of_2(rows))))
+
+
+def plan_of(tokens: int, size: int, rows: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return how `_project` divides its work: `parts` spans of channels, tiles of tokens, groups of rows."""
+    padded = padded_of(rows, PROJECT["rows"] * 2 // dtype.itemsize)
+    tile = min(PROJECT["tile"], max(16, triton.next_power_of_2(tokens)))
+    block = min(PROJECT["bytes"] // dtype.itemsize, max(16, triton.next_power_of_2(size)))
+    programs = triton.cdiv(tokens, tile) * triton.cdiv(rows, padded)
+    wanted = PROJECT["programs"] if padded <= 64 else PROJECT["programs"] // 2  # as many as fit side by side
+    parts = 1
+    while parts < PROJECT["parts"] and parts * programs < wanted and size >= 8 * block * parts:
+        parts *= 2
+    span = triton.cdiv(triton.cdiv(size, parts), block) * block
+    parts = triton.cdiv(size, span)
+    return {
+        "parts": parts,
+        "programs": programs,
+        "span": span,
+        "tile": tile,
+        "block": block,
+        "padded": padded,
+        "even": span * parts == size,
+        "num_warps": PROJECT["num_warps"] if tile * padded >= 2**12 else 4,
+        "num_stages": PROJECT["num_stages"],
+    }
+
+
+def _projected(state: Tensor, projection: Tensor) -> Tensor:
+    """Return parts of the projected features and of the sum of squares, `(parts, tokens, count + 1)`."""
+    tokens, count = len(state), len(projection)
+    size = state[0].numel()
+    weights, rows = _full(projection), count
+    if state.dtype != torch.float32:
+        rows = 2 * count
+        parts = torch.empty(rows, size, dtype=state.dtype, device=state.device)
+        _split_weights[(count, triton.cdiv(size, 1024))](weights, parts, size, block=1024)
+        weights = parts
+    plan = plan_of(tokens, size, rows, state.dtype)
+    sums = torch.empty(plan.pop("parts"), tokens, count + 1, dtype=torch.float32, device=state.device)
+    _project[(plan.pop("programs"), len(sums))](
+        state, weights, sums, tokens, size=size, count=count, rows=rows, split=rows > count, **plan
+    )
+    return sums
+
+
+def _of_gates(n: int, count: int, form: Form) -> dict[str, Any]:
+    padded = triton.next_power_of_2(n)
+    lasting = form.epsilon or form.iterations <= steps_at_once(n, torch.float32)
+    return {
+        "n": n,
+        "padded": padded,
+        "count": count,
+        "together": max(1, GATES["elements"] // padded**2),
+        "mixes": form.mixes,
+        "iterations": form.iterations,
+        "epsilon": form.epsilon,
+        "read_epsilon": form.read_epsilon,
+        "transposed": form.transposed,
+        "work": tl.float32 if lasting else tl.float64,
+        "num_warps": max(GATES["num_warps"], padded**2 // 32),
+    }
+
+
+def _takes(state: Tensor, form: Form) -> bool:
+    """Return whether the kernels take these: float64 they leave to the reference, and what is past their limits."""
+    n = state.shape[1]
+    if state.dtype not in _TYPES:
+        return False
+    if n > _MOST_STREAMS or (form.mixes and form.iterations > _MOST_ITERATIONS):
+        _warn(n, form.iterations)
+        return False
+    return True
+
+
+@functools.cache  # which makes the warning the only one
+def _warn(n: int, iterations: int) -> None:
+    warnings.warn(
+        f"{n} streams mixed by {iterations} iterations: the kernels for a GPU take at most {_MOST_STREAMS} and "
+        f"{_MOST_ITERATIONS}. The reference runs, by plain operations, which is slow.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.detach().to(torch.float32).contiguous()
+
+
+def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Return the surroundings in which kernels run where `x` is."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,64 @@
+"""Statistics of many tensors on a CPU: by a loop that Numba compiles, in threads where there is much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from levada.ops._define import import_kernels
+from levada.ops.statistics import reference
+
+__all__ = ["in_any_order", "statistics"]
+
+_PIECE: Final = 2**18  # elements that one thread adds up: as many for any number of threads, so that sums are the same
+_TYPES: Final = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+
+
+def statistics(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a row for each tensor."""
+    loops = import_kernels("levada.ops.statistics.loops", "numba")
+    kinds: dict[torch.dtype, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        kinds.setdefault(tensor.dtype, []).append(i)
+    if loops is None or not kinds.keys() <= _TYPES:
+        return reference.statistics(tensors)
+    found = torch.empty(len(tensors), len(reference.COLUMNS), dtype=torch.float64)
+    for dtype, where in kinds.items():
+        if len(kinds) == 1:
+            _measure(loops, dtype, tensors, found)
+        else:
+            part = found.new_empty(len(where), found.shape[1])
+            _measure(loops, dtype, [tensors[i] for i in where], part)
+            found[torch.tensor(where)] = part
+    return found
+
+
+def in_any_order(tensor: Tensor) -> Tensor:
+    """Return a tensor whose memory holds the same numbers, side by side: without a copy where it has no gaps."""
+    if tensor.is_contiguous():
+        return tensor
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor.detach().permute(order).contiguous()
+
+
+def _measure(loops: ModuleType, dtype: torch.dtype, tensors: Sequence[Tensor], found: Tensor) -> None:
+    loop = loops.LOOPS[str(dtype)]
+    held = [tensor if tensor.is_contiguous() else in_any_order(tensor) for tensor in tensors]
+    pointers = torch.tensor([tensor.data_ptr() for tensor in held])
+    sizes = [tensor.numel() for tensor in held]
+    counts = torch.tensor(sizes)
+    if max(sizes) <= _PIECE:
+        loops.over_tokens(loop, [pointers, counts, found], work=sum(sizes))
+        return
+    parts = (counts + (_PIECE - 1)) // _PIECE
+    firsts = torch.cat([parts.new_zeros(1), parts.cumsum(0)])
+    owner = torch.repeat_interleave(torch.arange(len(parts)), parts)
+    begin = (torch.arange(len(owner)) - firsts[owner]) * _PIECE
+    starts = pointers[owner] + begin * held[0].element_size()
+    pieces = found.new_empty(len(owner), found.shape[1])
+    loops.over_tokens(loop, [starts, (counts[owner] - begin).clamp_(max=_PIECE), pieces], work=sum(sizes))
+    loops.combine(pieces.numpy(), firsts.numpy(), found.numpy())

@@ -1,0 +1,76 @@
+"""The Triton kernels of attention over depth, compiled for GPUs that are not there: run by test_depth.py."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from levada.ops.depth import triton as kernels
+
+KINDS = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16, "fp64": tl.float64}
+NARROW = {"means", "sums", "cotangent"}
+NUMBERS = dict.fromkeys(("tokens", "sources", "token_stride"), "i32") | {"table": "*i64", "factor": "fp32"}
+
+
+def compiled(kernel, width, queries, dtype, capability, **more):
+    padded = triton.next_power_of_2(queries)
+    block, warps, _ = kernels.shape_of(padded, width)
+    work = "fp64" if dtype == "fp64" else "fp32"
+    constants = {"width": width, "queries": queries, "padded": padded, "block": block, "span": 16, "epsilon": 1e-6}
+    constants |= {"work": KINDS[work], "kind": KINDS[dtype], "normal": True, "norms": False, "attends": True} | more
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    signature = {name: "*" + (dtype if name in NARROW else work) for name in kernel.arg_names}
+    signature |= {name: kind for name, kind in NUMBERS.items() if name in kernel.arg_names}
+    if kernel is kernels._products and not constants["norms"]:
+        signature["left"] = "*" + dtype
+    signature |= dict.fromkeys(constants, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*"}
+    return triton.compile(
+        ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": warps},
+    )
+
+
+KERNELS = [
+    (kernels._attend, {}),
+    (kernels._attend_backward, {}),
+    (kernels._products, {"norms": True}),
+    (kernels._products, {"norms": False}),
+    (kernels._mix, {}),
+    (kernels._spread, {"attends": True}),
+    (kernels._spread, {"attends": False}),
+]
+
+
+@pytest.mark.parametrize(("kernel", "more"), KERNELS, ids=lambda k: getattr(k, "__name__", str(k)))
+@pytest.mark.parametrize(("dtype", "capability"), [("bf16", 80), ("bf16", 90), ("fp32", 100)])
+@pytest.mark.parametrize(("width", "queries"), [(512, 1), (4096, 1), (2560, 3)])
+def test_it_compiles_and_reads_whole_vectors(kernel, more, width, queries, dtype, capability):
+    found = compiled(kernel, width, queries, dtype, capability, **more)
+    assert f".target sm_{capability}" in found.asm["ptx"]
+    assert len(found.asm["cubin"])
+    assert re.search(r"ld\.global\.\S*v4\.", found.asm["ptx"])
+
+
+def test_it_compiles_for_float64():
+    for kernel, more in KERNELS:
+        assert len(compiled(kernel, 500, 1, "fp64", 90, **more).asm["cubin"])
+
+
+@pytest.mark.parametrize(("kernel", "more"), KERNELS, ids=lambda k: getattr(k, "__name__", str(k)))
+@pytest.mark.parametrize(("width", "queries"), [(512, 1), (4096, 1), (8192, 1), (1024, 3)])
+def test_registers_hold_it_all(kernel, more, width, queries, tmp_path):
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    if not assembler.exists():
+        pytest.skip("no ptxas")
+    source = tmp_path / "kernel.ptx"
+    source.write_text(compiled(kernel, width, queries, "bf16", 90, **more).asm["ptx"])
+    command = [assembler, "-v", "--gpu-name", "sm_90a", source, "-o", tmp_path / "kernel.cubin"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "0 bytes spill stores, 0 bytes spill loads" in said

@@ -1,0 +1,110 @@
+"""The Triton kernels of attention over depth, interpreted on a CPU: run by test_depth.py with TRITON_INTERPRET=1."""
+
+import math
+
+import pytest
+import torch
+from tests.ops.test_depth import arguments, weights_for
+from triton.runtime import interpreter
+
+from levada.ops.depth import reference
+from levada.ops.depth import triton as kernels
+
+OPTIONS = [(1e-6, 1.0, False), (0.5, 3.0, True)]
+
+
+@pytest.fixture(autouse=True)
+def ranges(monkeypatch):
+    """The interpreter takes an array of one number for a range's end, which NumPy 2.4 no longer does."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+@pytest.fixture(params=["whole", "in blocks"])
+def blocks(request, monkeypatch):
+    if request.param == "in blocks":
+        monkeypatch.setattr(kernels, "WHOLE", 0)
+        monkeypatch.setattr(kernels, "shape_of", lambda queries, width: (16, 4, False))
+
+
+def attended(module, query, sources, options, cotangent):
+    means, *kept = module.attend(query, sources, *options)
+    by_query, by_sources = module.attend_backward(cotangent, query, sources, *kept, *options[1:])
+    return [means, *kept, by_query, *by_sources]
+
+
+def summed(module, weights, sources, cotangent):
+    by_weights, by_sources = module.mix_backward(cotangent, weights, sources)
+    return [module.mix(weights, sources), by_weights, *by_sources]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 5, 1, 37), (2, 3, 3, 32), (0, 4, 1, 3)], ids=str)
+@pytest.mark.usefixtures("blocks")
+def test_attention_is_the_references(sizes, dtype, options):
+    query, *sources = arguments(*sizes, dtype=dtype)
+    cotangent = torch.randn(sizes[2], sizes[0], sizes[3], dtype=dtype)
+    double = query.double(), [x.double() for x in sources], options, cotangent.double()
+    expected = attended(reference, *double)
+    got = attended(kernels, query, sources, options, cotangent)
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close([x.double() for x in got], expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 35, 1, 20), (2, 3, 3, 33), (0, 4, 1, 3)], ids=str)
+@pytest.mark.usefixtures("blocks")
+def test_sums_are_the_references(sizes, shared):
+    sources = arguments(*sizes)[1:]
+    weights = weights_for(sizes[0], sizes[1], sizes[2], shared=shared)
+    weights = weights.unsqueeze(0) if shared else weights
+    cotangent = torch.randn(sizes[2], sizes[0], sizes[3], dtype=torch.float64)
+    expected = summed(reference, weights, sources, cotangent)
+    torch.testing.assert_close(summed(kernels, weights, sources, cotangent), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("blocks")
+def test_narrow_sources_are_added_up_in_float32(dtype):
+    query, *sources = arguments(2, 3, 1, 40, dtype=torch.float32)
+    narrow, options = [x.to(dtype) for x in sources], OPTIONS[0]
+    cotangent = torch.randn(1, 2, 40).to(dtype)
+    got = attended(kernels, query, narrow, options, cotangent)
+    assert [x.dtype for x in got] == [dtype, *[torch.float32] * 3, *[dtype] * 3]
+    expected = attended(reference, query.double(), [x.double() for x in narrow], options, cotangent.double())
+    for found, truth in zip(got, expected, strict=True):
+        assert (found.double() - truth).abs().max() <= torch.finfo(found.dtype).eps * truth.abs().max() * 16
+
+
+@pytest.mark.usefixtures("blocks")
+def test_nothing_is_read_that_was_not_written():
+    """What torch.empty returns is NaN here, and so is the memory around the arguments."""
+    query, *sources = arguments(2, 3, 1, 21)
+    cotangent, options = torch.randn(1, 2, 21, dtype=torch.float64), OPTIONS[1]
+    weights = weights_for(2, 3, 1, shared=False)
+    expected = attended(reference, query, sources, options, cotangent), summed(reference, weights, sources, cotangent)
+    given = query, cotangent, weights, *sources
+    around = [torch.full((x.numel() + 256,), math.nan, dtype=x.dtype) for x in given]
+    query, cotangent, weights, *sources = (a[128:-128].view_as(x).copy_(x) for a, x in zip(around, given, strict=True))
+    torch.use_deterministic_algorithms(True)
+    try:
+        got = attended(kernels, query, sources, options, cotangent), summed(kernels, weights, sources, cotangent)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_sources_that_vectors_cannot_be_read_from_are_moved():
+    """From an address that is no multiple of 16 bytes, or with a stride."""
+    query, *sources = arguments(3, 2, 1, 7, dtype=torch.float32)
+    odd = [torch.cat([torch.zeros(1), sources[0].flatten()])[1:].view(3, 7), sources[1].mT.contiguous().mT]
+    assert odd[0].data_ptr() % 16
+    cotangent = torch.randn(1, 3, 7)
+    got = attended(kernels, query, odd, OPTIONS[0], cotangent)
+    torch.testing.assert_close(got, attended(reference, query, sources, OPTIONS[0], cotangent))
