@@ -121,8 +121,8 @@ class Watch:
         return self._engine.passes.last()
 
     @property
-    def inputs(self) -> list[Tensor]:
-        """The tensors that the model was last called with in training, as far as the loop still holds them."""
+    def inputs(self) -> dict[int | str, Tensor]:
+        """The tensors that the model was last called with in training, by place or name, while the loop holds them."""
         return self._engine.passes.inputs()
 
     @property
