@@ -28,6 +28,7 @@ __all__ = [
     "plain",
     "precise",
     "sampled",
+    "sentence",
     "short",
     "trust",
 ]
@@ -187,6 +188,17 @@ def count(amount: int, noun: str) -> str:
         ('1 block', '1,200 blocks')
     """
     return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def sentence(told: Any) -> str:
+    """Turn what a command says of its end into a sentence of a page: without the command's name, with a capital.
+
+    Example:
+        >>> sentence("train: the loss is NaN at step 1; the run is kept."), sentence(None)
+        ('The loss is NaN at step 1; the run is kept.', '')
+    """
+    text = str(told or "").removeprefix("MeasurementError: ").removeprefix("train: ")
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def place(where: Mapping[str, Any] | None) -> str:

@@ -189,18 +189,20 @@ class Nonfinite:
                     "signal", names[first], f"it is in the output of {names[first]}, the first block to have any"
                 )
             return _Place("signal", "", "by then it was in every block, so that the first one is not known")
-        if backward:
+        lost = exact and self.bad_step == view.step  # gradients and weights then follow from the loss
+        if backward and not lost:
             last = backward[-1]
             words = (
                 f"it is in the gradient at the output of {names[last]}, the first on its way back; signals are finite"
             )
             return _Place("gradient", names[last], words)
-        if len(broken) == 1:
+        if len(broken) == 1 and not lost:
             return _Place("weight", broken[0], f"{broken[0]} holds NaN or Inf; signals and gradients were finite")
-        if broken:
+        if broken and not lost:
             words = f"{len(broken)} weights hold NaN or Inf since an update; signals and gradients were finite"
             return _Place("weight", "", words)
-        return _Place("loss", names[-1], "it is in the loss alone: every block's output is finite")
+        words = "every block's output is finite, so that it arises in the loss, or comes with the targets"
+        return _Place("loss", names[-1], words)
 
     def _finding(
         self, place: _Place, step: int, rank: int, *, exact: bool, harmless: bool = False, always: bool = False

@@ -259,6 +259,10 @@ class Passes:
         self._next = step
         self._forget()
 
+    def again(self) -> None:
+        """Hear that the passes of this step are made once more."""
+        self._number = 0
+
     def inside(self) -> bool:
         """Return whether a pass with gradients is under way."""
         return self.depth > 0 and self.learning

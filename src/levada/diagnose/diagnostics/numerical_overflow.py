@@ -133,7 +133,7 @@ def _step(trace: Trace, facts: Facts, broken: Broken) -> Finding:
 
 
 def _finding(claim: str, site: str, evidence: dict[str, object], *, falsify: str = "", spreads: bool = True) -> Finding:
-    every = "Every parameter becomes NaN with the first optimizer step; nothing after this place could be measured."
+    every = "Every parameter becomes NaN with the next optimizer step; nothing after this place could be measured."
     return Finding(
         rule=RULE,
         severity="error",
