@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from levada._errors import UsageError
 
-__all__ = ["NONFINITE", "json_ready", "restore_numbers", "student_quantile"]
+__all__ = ["NONFINITE", "json_ready", "restore_numbers", "student_quantile", "written"]
 
 NONFINITE: Final[Mapping[str, float]] = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -66,6 +66,22 @@ def restore_numbers(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: restore_numbers(item) for key, item in value.items()}
     return value
+
+
+def written(value: float, form: str = ".4g") -> str:
+    """Write a number for a sentence; one that is not finite by the name that people and PyTorch's functions use.
+
+    Args:
+        value: the number.
+        form: of one that is finite.
+
+    Example:
+        >>> written(2.5), written(math.nan), written(-math.inf)
+        ('2.5', 'NaN', '-Inf')
+    """
+    if math.isfinite(value):
+        return format(value, form)
+    return "NaN" if math.isnan(value) else "Inf" if value > 0 else "-Inf"
 
 
 # The two-sided 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.

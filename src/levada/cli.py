@@ -159,7 +159,12 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     replay = _command(commands, "replay", "run a step that a watched run kept again, with everything measured")
     add = replay.add_argument
     add("bundle", metavar="BUNDLE", help="its folder, in RUN/bundles")
-    add("--model", metavar="MODEL", required=True, help="target: an nn.Module, or a function that returns one")
+    add(
+        "--model",
+        metavar="MODEL",
+        required=True,
+        help="target: an nn.Module, or a function that returns one; or config.toml of a training",
+    )
     add("--loss", metavar="LOSS", help="target: loss(outputs, noted targets), or loss(outputs); or a name as for check")
     add("--as-built", action="store_true", help="keep the weights that MODEL has, where the bundle holds none")
     add(

@@ -99,8 +99,58 @@ def test_a_loss_that_is_no_number_stops_it_and_its_step_is_not_done(tmp_path: Pa
     seen = view(tmp_path / "mine")
     step = int(str(raised.value).split("at step ")[1].split(";")[0])
     assert (seen["state"], seen["headline"]) == ("stopped", f"Stopped after {step} of 6 steps")
-    assert f"train: {seen['why']}" == str(raised.value)
+    assert seen["why"] == str(raised.value).replace("train: the", "The")
     assert [event["type"] for event in Run(tmp_path / "mine").events()][-1] == "stopped"
+    caption = f"The loss of {step} step{'s' * (step > 1)}, and that of step {step}, whose update was not made"
+    assert seen["figures"][0]["caption"].startswith(caption)
+
+
+def spoilt(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int, *changes: str) -> dict[str, Any]:
+    """Train until the loss of a step is NaN; return what the page shows."""
+    whole = WholeNetwork.step
+
+    def step(self: WholeNetwork, *given: Any) -> Any:
+        seen["made"] += 1
+        return whole(self, *given) * (math.nan if seen["made"] > at else 1.0)
+
+    seen = {"made": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeNetwork, "step", step)
+        with pytest.raises(MeasurementError):
+            train(small(folder, *changes))
+    return view(folder)
+
+
+def test_where_it_stopped_by_itself_it_is_said_that_it_stops_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (note,) = spoilt(tmp_path / "alone", monkeypatch, 2)["notes"]
+    assert "holds the weights from before step 2: `levada train" in note
+    assert note.endswith("takes that step again, with the same weights and the same batch, and stops there again.")
+    first, second = spoilt(tmp_path / "earlier", monkeypatch, 3, "checkpoint.every=2")["notes"]
+    assert "from before step 3" in first
+    assert second.startswith("The checkpoint after step 2 is from before that. The same steps follow from it")
+    (note,) = spoilt(tmp_path / "at-once", monkeypatch, 0)["notes"]
+    assert note == "It holds no complete checkpoint: continued, it begins again, and comes to the same step 0."
+
+
+def test_what_it_says_of_its_end_is_a_sentence_with_code_as_code(tmp_path: Path) -> None:
+    changes = ("optimizer.name=sgd", "optimizer.lr=1e30", "optimizer.clip=0", "watch.enabled=true")
+    with pytest.raises(MeasurementError):
+        train(small(tmp_path / "mine", *changes))
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "watch" / "1"):
+        page = render_report([folder])
+        text = Page(page).text
+        assert "The loss is NaN at step 1; the run is kept" in text
+        assert "`" not in text
+        assert "MeasurementError" not in text
+        assert ".." not in text.replace("...", "")
+        assert f"<code>levada replay {tmp_path}/mine/watch/1/bundles/step-000001-numerical_overflow --model" in page
+        assert "The loss of 1 step, and that of step 1, whose update was not made" in text
+    assert "Stopped after 1 of 6 steps" in Page(render_report([tmp_path / "mine"])).text
+    watched = Page(render_report([tmp_path / "mine" / "watch" / "1"])).text
+    assert "2 samples kept, the last of step 1, whose update was not made" in watched
+    assert "The signal becomes NaN or Inf at stack.layers.0" in watched
 
 
 def test_while_it_is_written_it_runs_and_when_its_process_is_gone_it_was_killed(tmp_path: Path) -> None:
@@ -151,13 +201,11 @@ def test_what_was_found_is_told_with_the_steps_of_the_training(tmp_path: Path) -
     assert (one["when"], one["kind"]) == ("told at step 4, over at step 5", "warning, over")
 
 
-def test_a_claim_of_a_continued_training_names_the_step_at_which_it_was_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_claim_of_a_continued_training_names_the_step_at_which_it_was_told(tmp_path: Path) -> None:
     changes = ("optimizer.name=sgd", "optimizer.lr=1e30", "optimizer.clip=0", "watch.enabled=true")
     train(small(tmp_path / "mine", *changes, "run.steps=1"))
-    monkeypatch.setattr("levada.training.loop._stop", lambda *_: None)  # which stops before the watch could see it
-    train(small(tmp_path / "mine", *changes), resume=True)
+    with pytest.raises(MeasurementError):
+        train(small(tmp_path / "mine", *changes), resume=True)
     one = view(tmp_path / "mine")["told"][0]
     assert (one["where"], one["when"]) == ("watch/2", "told at step 1")
     assert "The loss of step 1 is the first that is not finite" in one["claim"]

@@ -21,9 +21,9 @@ from levada.training.checkpoint import Checkpoints, complete
 from levada.training.config import Model, Optimizer, Schedule
 from levada.training.data import Examples, Source
 from levada.training.engine import WholeNetwork
-from levada.training.loop import _stop
 from levada.training.processes import Processes, launch
-from levada.training.record import Record, begin
+from levada.training.record import Progress, Record, begin
+from levada.training.stopping import NotFiniteError, stop
 from levada.watching.watch import Watch
 
 SMALL = {
@@ -156,13 +156,69 @@ def test_a_loss_that_is_not_finite_stops_it_and_the_run_is_kept(tmp_path, clip):
     changes = "optimizer.name=sgd", "optimizer.lr=1e12", "run.steps=50", f"optimizer.clip={clip}"
     changes = (*changes, "optimizer.lr=1e25") if clip else changes
     with pytest.raises(
-        MeasurementError, match=r"train: the (loss|gradient's norm) is (nan|inf).* at step \d+; the run"
+        MeasurementError, match=r"train: the (loss|gradient's norm) is (NaN|Inf).* at step \d+; the run"
     ):
         train(small(tmp_path, *changes))
     found = losses(Run(tmp_path / "run"))
     last = max(found)
     assert all(math.isfinite(loss) for step, loss in found.items() if step < last)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{last:08d}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["optimizer.lr=1e30"], "The loss of step 1 is the first that is not finite"),
+        (["optimizer.lr=1e12", "optimizer.accumulate=2", "model.depth=4"], "it is in the "),
+    ],
+)
+def test_a_watched_training_that_stops_is_judged_and_its_step_can_be_run_again(tmp_path, capsys, changes, said):
+    shown = io.StringIO()
+    config = small(
+        tmp_path,
+        "watch.enabled=true",
+        "optimizer.name=sgd",
+        "optimizer.clip=0",
+        "run.steps=50",
+        "watch.every=40",
+        *changes,
+    )
+    with pytest.raises(MeasurementError) as stopped:
+        train(config, stream=shown)
+    step = int(re.search(r"at step (\d+)", str(stopped.value))[1])
+    assert 0 < step < 40  # not one that would have been sampled
+    folder = tmp_path / "run"
+    watched = Run(folder / "watch" / "1")
+    found = [event for event in watched.events("finding") if event["rule"] == "numerical_overflow"][-1]
+    assert (found["severity"], found["status"], found["evidence"]["step"]) == ("error", "fired", step)
+    assert found["where"]["first"] in {site["name"] for site in watched.signals().sites}
+    assert found["evidence"]["tensor"] in ("signal", "gradient")
+    assert said in found["claim"]
+    assert f"error: {found['claim']}" in shown.getvalue()
+    assert "watched: error, " in shown.getvalue()
+    bundle = folder / "watch" / "1" / "bundles" / f"step-{step:06d}-numerical_overflow"
+    again = f"levada replay {bundle} --model {folder / 'config.toml'}"
+    assert f"`{again}` runs the step again" in str(stopped.value)
+    assert main(again.split()[1:]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"NaN or Inf at {found['where']['first']}." in out
+    assert "out of numbers without one" in out
+    with pytest.raises(MeasurementError, match=f"at step {step};"):  # as is said
+        train(config, resume=True)
+    assert "Continued with --resume it takes the same step and comes to the same." in str(stopped.value)
+
+
+def test_a_training_is_stopped_by_its_gradient_with_the_block_named(tmp_path, monkeypatch):
+    whole = WholeNetwork._loss
+    monkeypatch.setattr(
+        WholeNetwork, "_loss", lambda self, x, y: whole(self, x, y) + 0 * (0 * self.module(x)).square().sum().sqrt()
+    )
+    with pytest.raises(
+        MeasurementError, match=r"the gradient's norm is NaN, the loss 2\.\d+ at step 0; the run is kept; its"
+    ):
+        train(small(tmp_path, "watch.enabled=true"))
+    found = list(Run(tmp_path / "run" / "watch" / "1").events("finding"))[-1]
+    assert (found["evidence"]["tensor"], found["where"]["first"]) == ("gradient", "head")
 
 
 def test_a_restart_continues_what_its_launch_began_and_nothing_else(tmp_path):
@@ -223,8 +279,10 @@ def test_no_checkpoint_is_saved_where_running_statistics_of_any_process_are_spoi
     optimizer = build_optimizer(trained.engine.module, config.optimizer)
     checkpoints = Checkpoints(tmp_path / "new", config.checkpoint, Processes(0, 1, torch.device("cpu")))
     monkeypatch.setattr(Processes, "any", lambda *_: True)  # another one's are
-    with pytest.raises(MeasurementError, match="could not be: running statistics are not finite either"):
-        _stop(3, math.nan, 1.0, trained.engine, optimizer, checkpoints, Record())
+    bad = NotFiniteError(3, math.nan, 1.0, lambda: None)
+    told = stop(bad, config, trained.engine, optimizer, checkpoints, Record(), Progress(3, None), None)
+    assert isinstance(told, MeasurementError)
+    assert "could not be: running statistics are not finite either" in str(told)
     assert not (tmp_path / "new").exists()
 
 

@@ -242,7 +242,7 @@ def test_a_loss_on_an_accelerator_is_read_when_it_has_come_and_the_bundle_says_s
         assert len(keeper.folders) == (step >= 5)
     kept = read_bundle(keeper.folders[0])
     assert kept.step == 5
-    assert kept.reason == "The loss of step 3 is nan. It was known at step 5 only, whose pass this is."
+    assert kept.reason == "The loss of step 3 is NaN. It was known at step 5 only, whose pass this is."
     assert kept.values["args"][0].tolist() == [[5.0, 5.0]]
 
 

@@ -881,14 +881,14 @@ def test_inputs_are_let_go_and_the_graph_before_them_too():
         x = Before.apply(data(1)[0].requires_grad_())
         given = weakref.ref(x)
         model(x).sum()
-        (held,) = watched.inputs
+        (held,) = watched.inputs.values()
         assert held is x
         assert not watched.last_pass.args[0].requires_grad
         del x, held
         gc.collect()
         assert given() is None
         assert Before.held() is None
-        assert watched.inputs == []
+        assert watched.inputs == {}
         kept = weakref.ref(watched._engine.passes._inputs)
     assert kept() is None
     assert watched.last_pass is None

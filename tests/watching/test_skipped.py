@@ -117,7 +117,10 @@ def test_a_standstill_names_the_weight_that_is_nan_and_its_pass_can_be_run_again
 def test_a_standstill_whose_weights_are_finite_says_so_or_that_the_inputs_are_not(tmp_path):
     net = model()
     _, watch = train(net, guarded(net, lambda i: True), 60, run=tmp_path / "run")
-    assert watch.findings[0].claim.endswith("The inputs of the model hold NaN or Inf; its weights are finite.")
+    assert watch.findings[0].claim.endswith(
+        "The batch that the model was given is not finite: the argument input holds NaN in 32 of its 32 values; its "
+        "weights are finite."
+    )
 
     class Root(nn.Module):
         def forward(self, x):

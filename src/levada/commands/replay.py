@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from pathlib import Path
+from typing import Any
 
 from levada.commands.inputs import model_of, named
 from levada.commands.output import FIRED, QUIET, console, fails, require_writable, to_json, write
@@ -14,16 +16,17 @@ __all__ = ["replay"]
 
 def replay(options: argparse.Namespace) -> int:
     """Run `levada replay`: build the model, give it the bundle's weights, run the step again, show what it measures."""
-    from pathlib import Path
-
     from levada.watching.bundle import read_bundle
     from levada.watching.replay import replay as again
 
     require_writable(options)
     bundle = read_bundle(options.bundle)
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"replaying step {bundle.step}"):
-        model = model_of(options.model)
-        found = again(bundle, model, named(options.loss), as_built=options.as_built)
+        trained = options.model.endswith(".toml")
+        model, loss = _trained(Path(options.model)) if trained else (model_of(options.model), None)
+        if options.loss is not None or "targets" not in bundle.values:
+            loss = named(options.loss)
+        found = again(bundle, model, loss, as_built=options.as_built)
     told = {**found.report.to_dict(), "model": options.model}
     if options.json != "-":
         from levada.report.terminal import print_check
@@ -34,3 +37,11 @@ def replay(options: argparse.Namespace) -> int:
     elif options.json:
         write(Path(options.json), to_json(told))
     return FIRED if fails(told["verdict"], options.fail_on) else QUIET
+
+
+def _trained(path: Path) -> tuple[Any, Any]:
+    """Return the network and the loss of a training, by its configuration."""
+    from levada.training import network_of, read
+    from levada.training.engine import cross_entropy
+
+    return network_of(read(path)), cross_entropy

@@ -130,7 +130,12 @@ def _numerical_overflow(case: Case) -> Sentences:
     if not bool((nonfinite > 0).any()):
         yield "Not the forward pass: every block's output is finite."
     elif case.span and case.span[0] > 0:
-        yield f"Not the blocks before it: what all {case.span[0]} of them return is finite."
+        before = (
+            f"s before it: what all {case.span[0]} of them return"
+            if case.span[0] > 1
+            else " before it: what it returns"
+        )
+        yield f"Not the block{before} is finite."
     if facts.broken is not None and facts.broken.gain > 0:
         yield f"Not the gradient or the rate: the same step in float32 lowers the loss by {facts.broken.gain:.3g}."
 

@@ -28,6 +28,7 @@ from levada.report.words import (
     precise,
     sampled,
     short,
+    trust,
 )
 
 __all__ = ["COLUMNS", "check_view", "finding_view", "sampled", "table_view"]
@@ -202,6 +203,7 @@ def _remedy(remedy: Mapping[str, Any]) -> dict[str, Any]:
         "name": human(str(remedy.get("name", ""))),
         "patch": str(remedy.get("patch", "")),
         "verified": bool(remedy.get("verified")),
+        "trust": trust(remedy),
         "rows": rows,
     }
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, Final
 
-__all__ = ["gaps", "is_wide", "loss_series", "told"]
+__all__ = ["counted", "gaps", "is_wide", "loss_series", "told"]
 
 MAX_LOSSES: Final = 1200
 MAX_TOLD: Final = 3
@@ -72,6 +72,24 @@ def is_wide(losses: Losses) -> bool:
     """Whether an axis of these losses should be logarithmic."""
     finite = [value for _, value in losses if math.isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) > 100 * min(finite)
+
+
+def counted(losses: Losses, left: float | None) -> str:
+    """Say of how many steps a curve has the loss; one whose update was not made is none of them.
+
+    Args:
+        losses: steps and losses.
+        left: the step whose update was not made; None if there is none.
+
+    Example:
+        >>> counted([(0, 2.5), (1, math.nan)], 1), counted([(0, 2.5), (1, 2.4)], None)
+        ('The loss of 1 step, and that of step 1, whose update was not made', 'The loss of 2 steps')
+    """
+    made = sum(step != left for step, _ in losses)
+    rest = (
+        f", and that of step {left:,.0f}, whose update was not made" if left is not None and made < len(losses) else ""
+    )
+    return f"The loss of {made:,} step{'' if made == 1 else 's'}{rest}"
 
 
 def told(losses: Losses, series: Mapping[str, Any]) -> str:

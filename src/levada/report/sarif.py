@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from levada import __version__
 from levada._numbers import json_ready
-from levada.report.words import human, phrase
+from levada.report.words import human, phrase, trust
 
 __all__ = ["to_sarif"]
 
@@ -58,11 +58,8 @@ def _pascal(rule: str) -> str:
 def _result(finding: Mapping[str, Any], rules: list[str], model: str) -> dict[str, Any]:
     rule, decided = str(finding.get("rule", "finding")), finding.get("status", "fired") == "fired"
     told = [f"{phrase(finding)}.", str(finding.get("claim") or ""), str(finding.get("consequence") or "")]
-    for remedy in finding.get("remedies") or ():
-        how = (
-            "tried on this model and data" if remedy.get("verified") else "expected, not verified: levada fix tries it"
-        )
-        told.append(f"Repair ({how}): {human(str(remedy.get('name', '')))}.")
+    remedies = finding.get("remedies") or ()
+    told += [f"Repair ({trust(remedy)}): {human(str(remedy.get('name', '')))}." for remedy in remedies]
     return {
         "ruleId": rule,
         "ruleIndex": rules.index(rule),

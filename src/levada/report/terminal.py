@@ -25,6 +25,7 @@ from levada.report.words import (
     interval,
     phrase,
     plain,
+    trust,
 )
 from levada.runs import Run
 
@@ -218,10 +219,7 @@ def _print_finding(finding: Mapping[str, Any], console: Console) -> None:
     if calibration(finding):
         _say(console, f"false alarms: {calibration(finding)}", "dim", 2)
     for remedy in finding.get("remedies") or ():
-        tried = (
-            "tried on this model and data" if remedy.get("verified") else "expected, not verified: levada fix tries it"
-        )
-        _say(console, f"repair: {human(str(remedy.get('name', '')))} ({tried})", "bold", 2)
+        _say(console, f"repair: {human(str(remedy.get('name', '')))} ({trust(remedy)})", "bold", 2)
         before, after = remedy.get("before") or {}, remedy.get("after") or {}
         arrow = "→" if _unicode(console) else "->"
         for key in (key for key in before if key in after):

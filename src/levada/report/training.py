@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from levada._errors import UsageError
-from levada.report.curve import is_wide, loss_series, told
+from levada.report.curve import counted, is_wide, loss_series, told
 from levada.report.figure import figure
 from levada.report.standing import findings_of, stages_of, standing_of
 from levada.report.vocabulary import SEVERITIES
 from levada.report.watch import MAX_FINDINGS
-from levada.report.words import SIGNS, count, number, phrase, short
+from levada.report.words import SIGNS, count, number, phrase, sentence, short
 from levada.runs import Run
 from levada.runs.curves import curve
 from levada.runs.lock import is_held
@@ -49,8 +49,8 @@ def training_view(run: Run, name: str, events: Sequence[Mapping[str, Any]]) -> d
     table = config.get("run")
     wanted = table.get("steps") if isinstance(table, Mapping) else None
     wanted = wanted if isinstance(wanted, int) else None
-    unmade = [event.get("step") for event in events[-1:] if event["type"] == "stopped"]  # its update was not taken
-    done = max([0, *(step + (step not in unmade) for step, _ in losses[-1:]), *(step for step, _ in held_out[-1:])])
+    left = next((number(event.get("step")) for event in events[-1:] if event["type"] == "stopped"), None)
+    done = max([0, *(step + (step != left) for step, _ in losses[-1:]), *(step for step, _ in held_out[-1:])])
     state, why = _state(run, events, wanted)
     watched, findings = _watched(run, events)
     return {
@@ -60,11 +60,11 @@ def training_view(run: Run, name: str, events: Sequence[Mapping[str, Any]]) -> d
         "headline": _headline(state, done, wanted),
         "why": why,
         "facts": _facts(losses, held_out, events, done, wanted),
-        "figures": _figures(losses, held_out),
+        "figures": _figures(losses, held_out, left),
         "config": [(key, _written(table)) for key, table in config.items()],
         "watched": watched,
         "told": findings[:MAX_FINDINGS],
-        "notes": [*_left_out(findings), *(_continuing(run) if state not in ("ended", "running") else ())],
+        "notes": [*_left_out(findings), *(_continuing(run, left) if state not in ("ended", "running") else ())],
     }
 
 
@@ -107,7 +107,7 @@ def _state(run: Run, events: Sequence[Mapping[str, Any]], wanted: int | None) ->
         return "running", ""
     last = next((event for event in reversed(events) if event["type"] in ("end", "stopped", *_STEPS)), {"type": ""})
     if last["type"] == "stopped":
-        return "stopped", f"{last.get('told') or ''}".removeprefix("train: ")
+        return "stopped", sentence(last.get("told"))
     if last["type"] == "end":
         state = last.get("state")
         if state == "stopped":
@@ -149,7 +149,9 @@ def _facts(
     return [{"label": label, "value": value, "note": note} for label, value, note in facts]
 
 
-def _figures(losses: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, float]]) -> list[dict[str, str]]:
+def _figures(
+    losses: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, float]], left: float | None
+) -> list[dict[str, str]]:
     if not losses and not held_out:
         return []
     # A loss is measured before its step's update: after so many steps as its number says, like what is held out.
@@ -160,7 +162,7 @@ def _figures(losses: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, 
         "y": {"label": "loss", "scale": "log" if is_wide([*losses, *held_out]) else "linear"},
         "series": [series, *([loss_series(held_out, "held out")] if held_out else [])],
     }
-    what = f"The loss of {count(len(losses), 'step')}, each before its update"
+    what = counted(losses, left) + (", each before its update" if left is None else "")
     what += f", and {count(len(held_out), 'evaluation')} on what is held out." if held_out else "."
     return [{"title": "The loss", "caption": what + told(losses, series), "svg": figure(spec)}]
 
@@ -269,13 +271,24 @@ def _finding(one: Mapping[str, Any], where: str, start: int | None) -> dict[str,
     }
 
 
-def _continuing(run: Run) -> list[str]:
-    """Say from where it can be continued."""
+def _continuing(run: Run, left: float | None) -> list[str]:
+    """Say from where it can be continued; and where it stopped by itself, that it then comes there again."""
     whole = [path.parent.name for path in run.path.glob("checkpoints/step-*/complete.json")]
-    steps = [int(name.removeprefix("step-")) for name in whole if name.removeprefix("step-").isdecimal()]
+    steps = sorted(int(name.removeprefix("step-")) for name in whole if name.removeprefix("step-").isdecimal())
     if not steps:
-        return ["It holds no complete checkpoint: continued, it begins again."]
-    return [
-        f"Its newest complete checkpoint is that after step {max(steps):,}: `levada train "
-        f"{run.path / CONFIG} --resume` continues from there."
-    ]
+        again = f", and comes to the same step {left:,.0f}" if left is not None else ""
+        return [f"It holds no complete checkpoint: continued, it begins again{again}."]
+    command, newest = f"`levada train {run.path / CONFIG} --resume`", "Its newest complete checkpoint"
+    if left is None:
+        return [f"{newest} is that after step {steps[-1]:,}: {command} continues from there."]
+    if steps[-1] < left:
+        again = f"and takes the same steps up to step {left:,.0f} again"
+        return [f"{newest} is that after step {steps[-1]:,}: {command} continues from there, {again}."]
+    again = "takes that step again, with the same weights and the same batch, and stops there again"
+    notes = [f"{newest} holds the weights from before step {left:,.0f}: {command} {again}."]
+    if len(steps) > 1:
+        notes.append(
+            f"The checkpoint after step {steps[-2]:,} is from before that. The same steps follow from it, so that it "
+            "helps only where something else than the training made them go wrong, as a fault of the machine."
+        )
+    return notes

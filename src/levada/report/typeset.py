@@ -9,21 +9,27 @@ from typing import Any, Final
 __all__ = ["superscripted", "typeset"]
 
 _POWER: Final = re.compile(r"(?<=[\w)])\^(\([\w\s./+*−-]{1,24}\)|[−-]?\w+(?:\.\w+)*)")
+_CODE: Final = re.compile(r"`([^`\n]+)`")
 _SIGNS: Final = ((" &lt;= ", " ≤ "), (" &gt;= ", " ≥ "), (" +- ", " ± "), ("log10", "log<sub>10</sub>"))
 _RAISED: Final = str.maketrans("0123456789-−+()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻⁺⁽⁾ⁿⁱ")
 
 
 def typeset(text: Any) -> str:
-    """Escape a text for HTML, and set its `x^y` as a power, `<=` as a sign.
+    """Escape a text for HTML, and set its `x^y` as a power, `<=` as a sign, and what stands in backticks as code.
 
     Args:
         text: plain text; nothing in it is taken for HTML.
 
     Example:
-        >>> typeset("at least 2^(depth/2) <= 10^6.9, a^b<c>")
-        'at least 2<sup>depth/2</sup> ≤ 10<sup>6.9</sup>, a<sup>b</sup>&lt;c&gt;'
+        >>> typeset("at least 2^(depth/2) <= 10^6.9, a^b<c>; `levada check m^2`")
+        'at least 2<sup>depth/2</sup> ≤ 10<sup>6.9</sup>, a<sup>b</sup>&lt;c&gt;; <code>levada check m^2</code>'
     """
-    written = re.sub(r"(?<=\d) %", "\u00a0%", escape(str(text)))  # a number keeps its unit
+    parts = _CODE.split(str(text))
+    return "".join(f"<code>{escape(part)}</code>" if i % 2 else _set(part) for i, part in enumerate(parts))
+
+
+def _set(text: str) -> str:
+    written = re.sub(r"(?<=\d) %", "\u00a0%", escape(text))  # a number keeps its unit
     for letters, sign in _SIGNS:
         written = written.replace(letters, sign)
     return _POWER.sub(lambda found: f"<sup>{found[1].strip('()').replace('-', '−')}</sup>", written)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["EVIDENCE", "GROUPS", "PHRASES", "REASONS", "SEVERITIES"]
+__all__ = ["EVIDENCE", "GROUPS", "LOOKS", "OF_TENSOR", "PHRASES", "REASONS", "SEVERITIES"]
 
 # What happened, and the words that lead to the place.
 PHRASES: Final[Mapping[str, tuple[str, str]]] = {
@@ -25,7 +25,7 @@ PHRASES: Final[Mapping[str, tuple[str, str]]] = {
     "learning_rate_too_low": ("The learning rate is too low", "for"),
     "short_memory": ("The memory is too short", "at"),
     "exploding_memory": ("The memory explodes", "at"),
-    "numerical_overflow": ("The numbers overflow", "at"),
+    "numerical_overflow": ("Numbers become NaN or Inf", "at"),
     "skipped_steps": ("The training makes no update", "at"),
     "accumulated_gradients": ("Gradients pile up from step to step", "at"),
     "double_softmax": ("The softmax is applied twice", "at"),
@@ -38,6 +38,16 @@ PHRASES: Final[Mapping[str, tuple[str, str]]] = {
     "train_mode": ("A module is in the wrong mode", "at"),
     "stream_collapse": ("The streams have become one", "at"),
     "unstable_mixing": ("The mixing of the streams is unstable", "at"),
+}
+
+# The same of what is not finite, by where it was seen first; a batch and a loss have no place among the blocks.
+OF_TENSOR: Final[Mapping[str, tuple[str, str]]] = {
+    "inputs": ("The batch holds NaN or Inf", ""),
+    "targets": ("The targets hold NaN or Inf", ""),
+    "loss": ("The loss is NaN or Inf", ""),
+    "weight": ("A parameter holds NaN or Inf", "at"),
+    "signal": ("The signal becomes NaN or Inf", "at"),
+    "gradient": ("The gradient becomes NaN or Inf", "at"),
 }
 
 # What the keys of evidence mean, and the unit: a share is written in per cent.
@@ -82,6 +92,7 @@ EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
     "longer_training": ("longer training test", ""),
     "parameters_without_gradient": ("parameters without a gradient", ""),
     "share": ("share of values that are NaN or infinite", "%"),
+    "tensor": ("what is NaN or infinite first", ""),
     "blocks_after": ("blocks behind it", ""),
     "composite_forward_gain": ("what the mixing multiplies equal streams by", ""),
     "composite_backward_gain": ("what the mixing multiplies a gradient by that is equal in all streams", ""),
@@ -132,6 +143,8 @@ OF_RULE: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "loss_peak": ("largest loss of the jump", ""),
     },
 }
+LOOKS: Final = ("locate", "look at the data", "run the loss again")
+"""What stands among the repairs of a finding and only looks for its cause."""
 GROUPS: Final = ("tests", "optimizer_first_step", "loss_after_first_step", "loss_beside_that_of_zeros")
 REASONS: Final = {"place": "its place: it happens at one block"}
 SEVERITIES: Final[Mapping[str, str]] = {"error": "error", "warn": "warning", "info": "note"}

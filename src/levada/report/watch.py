@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from levada._names import NONFINITE
 from levada.report.check import finding_view, table_view
-from levada.report.curve import is_wide, loss_series
+from levada.report.curve import counted, is_wide, loss_series
 from levada.report.curve import told as told_of
 from levada.report.damage import of_signals
 from levada.report.figure import figure
@@ -15,7 +16,7 @@ from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
 from levada.report.series import Span
 from levada.report.standing import ended, findings_of, headline_of, stages_of, standing_of
-from levada.report.words import SIGNS, count, number, phrase, sampled, short
+from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
 from levada.runs.standing import sampling
 
 __all__ = ["Recorded", "findings_of", "watch_view"]
@@ -62,11 +63,12 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
     known = [one for one in findings if one.get("status") != "unknown"]
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
+    left = _left(events)
     losses = depth.first.losses() if depth.first is not None else run.losses()
     stages = [len(signals.sites) for signals in depth.stages]
-    standing = standing_of(events, findings, sampled=depth.last, steps=_steps(depth, losses), stages=stages)
+    standing = standing_of(events, findings, sampled=depth.last, steps=_steps(depth, losses, left), stages=stages)
     verdict = standing.verdict
-    figures = [*_loss(losses, findings), *_heats(depth), *_profiles(depth)]
+    figures = [*_loss(losses, findings, left), *_heats(depth), *_profiles(depth, left)]
     damage = of_signals(ranks)  # when all was read
     return {
         "title": name,
@@ -134,23 +136,30 @@ class _Depth:
                 _beside([row.high if row else () for row in rows], sizes) if merged else (),
             )
 
-    def at(self, name: str, bad: str, step: int) -> list[float]:
-        """Give a signal of one sample; infinite where a value of it is no finite number."""
-        row = next(self.read(name, bad, step, step), None) if self.has(name) else None
+    def at(self, name: str, step: int) -> list[float | None]:
+        """Give a signal of one sample: None where it was not measured, NaN or infinite where values of it are."""
+        row = next(self.read(name, NONFINITE.get(name, ""), step, step), None) if self.has(name) else None
         if row is None:
             return []
         hurt = row.bad or [math.nan] * len(row.values)
-        return [math.inf if share > 0 else value for value, share in zip(row.values, hurt, strict=True)]
+        return [_measured(value, share) for value, share in zip(row.values, hurt, strict=True)]
 
     def blocks(self, step: int) -> list[dict[str, Any]]:
         """Give one sample as the blocks of a check's report."""
         names = dict.fromkeys(name for signals in self.stages for name in signals.names)
-        columns = {name: self.at(name, "", step) for name in names}
+        columns = {name: self.at(name, step) for name in names}
         return [
             {"site": site, "order": i, "kind": self.kinds[i]}
-            | {name: values[i] for name, values in columns.items() if values and not math.isnan(values[i])}
+            | {name: values[i] for name, values in columns.items() if values and values[i] is not None}
             for i, site in enumerate(self.sites)
         ]
+
+
+def _measured(value: float, hurt: float) -> float | None:
+    """Tell what is NaN from what was not measured; of finite sums of several samples, one was not finite."""
+    if hurt > 0:
+        return math.nan if math.isfinite(value) else value
+    return None if math.isnan(value) else value
 
 
 def _by_step(signals: Any, name: str, first: int, last: int | None) -> dict[int, Row]:
@@ -189,15 +198,24 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     return view
 
 
-def _steps(depth: _Depth, losses: Sequence[tuple[int, float]]) -> int:
-    return max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])]) + 1
+def _left(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """Give the step whose update was not made, as it was not finite; None if there is none."""
+    last = next((event for event in reversed(events) if event.get("type") == "end"), {}) if ended(events) else {}
+    return number(last.get("left"))
+
+
+def _steps(depth: _Depth, losses: Sequence[tuple[int, float]], left: float | None) -> int:
+    last = max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])])
+    return last + (last != left)
 
 
 def _facts(
     depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], ranks: int
 ) -> list[dict[str, str]]:
-    steps = _steps(depth, losses)
+    left = _left(events)
+    steps = _steps(depth, losses, left)
     last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
+    last += ", whose update was not made" if depth.steps and depth.steps[-1] == left else ""
     facts = [("steps", f"{steps:,}", f"{count(len(depth.steps), 'sample')} kept{last}")]
     if losses:
         facts.append(("loss", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
@@ -237,16 +255,25 @@ def _notes(
         if (names := signals.copies())
     ]
     notes += [str(event["problem"]) for event in events if event.get("problem")]
-    notes += [f"The training ended by an error: {event['error']}." for event in events[-1:] if event.get("error")]
+    notes += [_ending(str(event["error"])) for event in events[-1:] if event.get("error")]
     notes += [
-        f"The step of {event.get('path')} can be run again: levada replay."
+        f"The step of {event.get('path')} can be run again: `levada replay`."
         for event in events
         if event.get("type") == "bundle"
     ]
     return list(dict.fromkeys(notes))
 
 
-def _loss(losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _ending(error: str) -> str:
+    """Say by what a training ended, and what it said itself if it stopped."""
+    if error.startswith("MeasurementError: train: "):
+        return sentence(error)
+    return f"The training ended by an error: {error.rstrip('.')}."
+
+
+def _loss(
+    losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, Any]], left: float | None
+) -> list[dict[str, str]]:
     if not losses:
         return []
     series = loss_series(losses)
@@ -263,7 +290,7 @@ def _loss(losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, A
         "spans": spans,
     }
     shaded = " Shaded are the steps at which a finding stood." if spans else ""
-    caption = f"The loss of {count(len(losses), 'step')}.{shaded}{told_of(losses, series)}"
+    caption = f"{counted(losses, left)}.{shaded}{told_of(losses, series)}"
     return [{"title": "The loss", "caption": caption, "svg": figure(spec)}]
 
 
@@ -289,15 +316,15 @@ def _caption(grid: Grid, depth: _Depth) -> str:
     return text + (f" Of the first of {ranks} processes that hold these blocks." if ranks > 1 else "")
 
 
-def _profiles(depth: _Depth) -> list[dict[str, str]]:
+def _profiles(depth: _Depth, left: float | None) -> list[dict[str, str]]:
     if len(depth.sites) < 2:
         return []
     figures = []
-    for name, bad, title, label, lines in (
-        ("gradient_rms", "gradient_nonfinite", "The gradient by block, at some steps", _HEATS[0][3], NUM_PROFILES),
-        ("update_ratio", "", "How far a step moves the weights", "update / weights, root mean squares", 2),
+    for name, title, label, lines in (
+        ("gradient_rms", "The gradient by block, at some steps", _HEATS[0][3], NUM_PROFILES),
+        ("update_ratio", "How far a step moves the weights", "update / weights, root mean squares", 2),
     ):
-        series = _lines(depth, name, bad, lines)
+        series = _lines(depth, name, lines, None if name == "gradient_rms" else left)
         if series:
             spec = {"x": {"label": "block"}, "y": {"label": label, "scale": "log"}, "series": series}
             spread = "low" in series[-1]
@@ -306,26 +333,29 @@ def _profiles(depth: _Depth) -> list[dict[str, str]]:
     return figures
 
 
-def _lines(depth: _Depth, name: str, bad: str, most: int) -> list[dict[str, Any]]:
-    lines = []
-    chosen = [depth.steps[i] for i in sampled(len(depth.steps), most)]
+def _lines(depth: _Depth, name: str, most: int, left: float | None) -> list[dict[str, Any]]:
+    """Give a signal at some steps, without the one that is left out."""
+    lines, steps = [], [step for step in depth.steps if step != left]
+    chosen = [steps[i] for i in sampled(len(steps), most)]
     for step in chosen:
-        values = depth.at(name, bad, step)
-        if all(math.isnan(value) for value in values):
+        y = depth.at(name, step)
+        if all(value is None for value in y):
             continue
-        y = [None if math.isnan(value) else value for value in values]
         line: dict[str, Any] = {"label": f"step {step:,}", "style": "measured", "names": depth.sites}
         line |= {"x": list(range(len(y))), "y": y}
         lines.append(line)
         if step == chosen[-1]:
-            line |= _spread(depth, name, bad, step)
+            line |= _spread(depth, name, step)
     return lines
 
 
-def _spread(depth: _Depth, name: str, bad: str, step: int) -> dict[str, Any]:
+def _spread(depth: _Depth, name: str, step: int) -> dict[str, Any]:
     """Give the lowest and the highest over the ranks that hold the same blocks as the first."""
     if len(depth.replicas) < 2:
         return {}
-    columns = list(zip(*(_Depth([signals]).at(name, bad, step) for signals in depth.replicas), strict=True))
+    columns = [
+        [math.nan if value is None else value for value in column]
+        for column in zip(*(_Depth([signals]).at(name, step) for signals in depth.replicas), strict=True)
+    ]
     ends = {"low": min, "high": max}
     return {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}

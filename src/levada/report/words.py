@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from levada._numbers import NONFINITE
-from levada.report.vocabulary import EVIDENCE, GROUPS, OF_RULE, PHRASES, REASONS
+from levada.report.vocabulary import EVIDENCE, GROUPS, LOOKS, OF_RULE, OF_TENSOR, PHRASES, REASONS
 
 __all__ = [
     "COTANGENT",
@@ -28,7 +28,9 @@ __all__ = [
     "plain",
     "precise",
     "sampled",
+    "sentence",
     "short",
+    "trust",
 ]
 
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -188,6 +190,17 @@ def count(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
 
 
+def sentence(told: Any) -> str:
+    """Turn what a command says of its end into a sentence of a page: without the command's name, with a capital.
+
+    Example:
+        >>> sentence("train: the loss is NaN at step 1; the run is kept."), sentence(None)
+        ('The loss is NaN at step 1; the run is kept.', '')
+    """
+    text = str(told or "").removeprefix("MeasurementError: ").removeprefix("train: ")
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def place(where: Mapping[str, Any] | None) -> str:
     """Say the span of a finding.
 
@@ -210,11 +223,34 @@ def fired(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def phrase(finding: Mapping[str, Any]) -> str:
-    """Say a finding's rule and place as a sentence."""
+    """Say a finding's rule and place as a sentence.
+
+    Example:
+        >>> phrase({"rule": "numerical_overflow", "where": {"first": "layers.2"}, "evidence": {"tensor": "signal"}})
+        'The signal becomes NaN or Inf at layers.2'
+    """
     rule = str(finding.get("rule", "finding"))
     what, link = PHRASES.get(rule, (human(rule).capitalize(), "at"))
-    where = place(finding.get("where"))
+    if rule == "numerical_overflow":
+        evidence = finding.get("evidence")
+        tensor = evidence.get("tensor") if isinstance(evidence, Mapping) else None
+        what, link = OF_TENSOR.get(str(tensor), (what, link))
+    where = place(finding.get("where")) if link else ""
     return f"{what} {link} {where}" if where else what
+
+
+def trust(remedy: Mapping[str, Any]) -> str:
+    """Say what is known of a repair; one that only looks for the cause promises nothing.
+
+    Example:
+        >>> trust({"name": "rezero", "verified": True}), trust({"name": "look at the data"})
+        ('tried on this model and data', 'what to look at')
+    """
+    if remedy.get("verified"):
+        return "tried on this model and data"
+    if remedy.get("name") in LOOKS:
+        return "what to look at"
+    return "expected, not verified: levada fix tries it"
 
 
 def headline(report: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Train a stack on one process or many: a configuration, a plain loop, checkpoints, a record of every step."""
 
+from levada.training.building import network_of as network_of
 from levada.training.checkpoint import Checkpoints as Checkpoints
 from levada.training.config import Config as Config
 from levada.training.engine import Engine as Engine
@@ -28,6 +29,7 @@ __all__ = [
     "evaluations",
     "losses",
     "materialise",
+    "network_of",
     "parallelise",
     "process_mesh",
     "read",

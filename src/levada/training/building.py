@@ -18,11 +18,11 @@ from levada._errors import UsageError, require_at_least
 from levada.connection import Connection
 from levada.grouping import parameter_groups
 from levada.networks import Network
-from levada.training.config import Model, Optimizer, Schedule
-from levada.training.data import Source
+from levada.training.config import Config, Model, Optimizer, Schedule
+from levada.training.data import Source, load_data
 from levada.training.files import fitting
 
-__all__ = ["arranged", "build_network", "build_optimizer", "learning_rate"]
+__all__ = ["arranged", "build_network", "build_optimizer", "learning_rate", "network_of"]
 
 _CALLABLES = ("activation", "norm")
 # What a network takes that is said elsewhere.
@@ -72,6 +72,18 @@ def build_network(model: Model, source: Source) -> Network:
     network = _called(partial(build, model.depth, **shape), "model.options", model.connection_options, **options)
     _require_runs(network, model, source)
     return _initialised(network, model, source)
+
+
+def network_of(config: Config) -> Network:
+    """Build the network of a training as its configuration says; the data are opened, for their shapes.
+
+    Args:
+        config: the configuration.
+
+    Raises:
+        UsageError: as `build_network` and `load_data`.
+    """
+    return build_network(config.model, load_data(config.data))
 
 
 def _require_types(build: Any, options: Mapping[str, Any]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TextIO, final
 import torch
 from torch import Tensor
 
-from levada._errors import MeasurementError, UsageError
+from levada._errors import UsageError
 from levada.connections import StochasticDepth
 from levada.runs import Run
 from levada.training.building import arranged, build_network, build_optimizer, learning_rate
@@ -25,10 +25,10 @@ from levada.training.data import Examples, Source, load_data
 from levada.training.engine import Engine, Staged, WholeNetwork, cross_entropy
 from levada.training.parallel import parallelise, process_mesh
 from levada.training.pipeline import Pipeline
-from levada.training.processes import Processes, SaidMeasurementError, join, launch
+from levada.training.processes import Processes, join, launch
 from levada.training.record import Progress, Record
 from levada.training.sampling import Order, mix, share
-from levada.watching.lines import fired
+from levada.training.stopping import NotFiniteError, say_found, stop
 from levada.watching.sample import Continue
 from levada.watching.watch import Watch, watch
 
@@ -137,15 +137,19 @@ def _train(
         record.event("resumed", step=first, processes=processes.size)
         progress.say(f"continuing after step {first}")
 
-    watching: AbstractContextManager[object] = nullcontext()
+    watching: Watch | None = None
     if config.watch.enabled and first < config.run.steps:  # else nothing is left that could be seen
         watching = _watch(config, engine, optimizer, processes, record, first)
-    with watching:
-        loss, held_out = _loop(config, source, engine, optimizer, checkpoints, record, progress, first)
+    with watching or nullcontext():
+        batches = _batches(config, source, engine, first, note=watching.note if watching is not None else None)
+        try:
+            loss, held_out = _loop(config, source, engine, optimizer, checkpoints, record, progress, batches)
+        except NotFiniteError as bad:
+            raise stop(bad, config, engine, optimizer, checkpoints, record, progress, watching) from None
     checkpoints.finish()
     checkpoints.require_saved()
-    if isinstance(watching, Watch):
-        _say_found(watching, progress)
+    if watching is not None:
+        say_found(watching, progress)
     return Trained(Run(config.run.folder), max(first, config.run.steps), loss, held_out, engine)
 
 
@@ -157,24 +161,31 @@ def _loop(
     checkpoints: Checkpoints,
     record: Record,
     progress: Progress,
-    first: int,
+    batches: Iterator[tuple[int, tuple[Tensor, Tensor]]],
 ) -> tuple[float, float]:
-    """Take the steps from `first` on; return the last loss and the last one on what is held out."""
+    """Take a step with each batch; return the last loss and the last one on what is held out.
+
+    Raises:
+        NotFiniteError: before the update of a step whose loss or gradient is not finite.
+    """
     loss = held_out = math.nan
     limit = config.optimizer.clip or math.inf
     steps, device = config.run.steps, next(engine.module.parameters()).device
-    for step, (inputs, targets) in _batches(config, source, engine, device, first):
+    for step, (inputs, targets) in batches:
         lr = learning_rate(step, config.optimizer, config.schedule, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        _seed(config.run.seed, step, engine.replica)
 
-        optimizer.zero_grad()
-        loss = float(engine.step(inputs, targets))
+        def gradient(step: int = step, inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+            _seed(config.run.seed, step, engine.replica)
+            optimizer.zero_grad()
+            return engine.step(inputs, targets)
+
+        loss = float(gradient())
         norm = float(engine.clip(limit))
         record.step(step, loss, norm, lr)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            _stop(step, loss, norm, engine, optimizer, checkpoints, record)
+            raise NotFiniteError(step, loss, norm, gradient)
         optimizer.step()
 
         done = step + 1
@@ -207,15 +218,6 @@ def _watch(
         max_overhead=config.watch.max_overhead,
         live=config.watch.live,
     )
-
-
-def _say_found(watching: Watch, progress: Progress) -> None:
-    """Say what holds of what was found, how much is over, and the verdict."""
-    for finding in fired(watching):
-        progress.say(f"{finding.severity}: {finding.claim}")
-    over = sum(finding.status == "clear" for finding in watching.findings)
-    rest = f"; findings that are over: {over:,}" if over else ""
-    progress.say(f"watched: {watching.standing.verdict}, {watching.standing.counted}{rest}")
 
 
 def _seed(seed: int, step: int, replica: int) -> None:
@@ -251,10 +253,13 @@ def _engine(config: Config, source: Source, processes: Processes) -> Engine:
 
 
 def _batches(
-    config: Config, source: Source, engine: Engine, device: torch.device, first_step: int
+    config: Config, source: Source, engine: Engine, first_step: int, *, note: Callable[..., None] | None
 ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """Give this process's part of each step's batch; the next one is read while the step is computed."""
-    size = config.data.batch_size
+    """Give this process's part of each step's batch; the next one is read while the step is computed.
+
+    Who looks on is told the targets of what a network is called with last: of the last micro-batch.
+    """
+    size, device = config.data.batch_size, next(engine.module.parameters()).device
     order = Order(source.train.num, config.run.seed)
     first, last = share(size, config.optimizer.accumulate, engine.replica, engine.replicas)
 
@@ -267,7 +272,10 @@ def _batches(
             inputs, targets = ahead.result()
             if step + 1 < config.run.steps:
                 ahead = reader.submit(read, step + 1)
-            yield step, (inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+            inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            if note is not None and isinstance(engine, WholeNetwork):
+                note(targets=targets.chunk(config.optimizer.accumulate)[-1])
+            yield step, (inputs, targets)
 
 
 def _taken(config: Config, source: Source, examples: Examples, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,37 +296,3 @@ def _evaluate(config: Config, source: Source, engine: Engine, device: torch.devi
         inputs, targets = _taken(config, source, source.held_out, batch[first:last])
         losses.append(float(engine.evaluate(inputs.to(device), targets.to(device))))
     return math.fsum(losses) / len(losses)
-
-
-def _stop(
-    step: int,
-    loss: float,
-    norm: float,
-    engine: Engine,
-    optimizer: torch.optim.Optimizer,
-    checkpoints: Checkpoints,
-    record: Record,
-) -> None:
-    """Keep the weights as they were before the update that would spoil them, and say what happened."""
-    checkpoints.finish()
-    engine.settle()
-    # Running statistics have seen this step already, in one stage or in all: they must not have been spoilt.
-    spoilt = checkpoints.processes.any(not all(bool(b.isfinite().all()) for b in engine.module.buffers()))
-    if step and checkpoints.saved != step and not spoilt:
-        checkpoints.save(step, engine.module, optimizer)
-        checkpoints.finish()
-    if checkpoints.holds(step):
-        kept = ", with the weights of before in its newest checkpoint"
-    elif not step:
-        kept = "; its weights are those that it began with"
-    else:
-        kept = ", and the weights of before could not be: " + (
-            "running statistics are not finite either" if spoilt else "see what was said of their checkpoint"
-        )
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}, the loss {loss:.4g}"
-    told = (
-        f"train: {what} at step {step}; the run is kept{kept}. A smaller optimizer.lr or a longer schedule.warmup may "
-        "help; `levada check` says what is wrong with a model."
-    )
-    record.event("stopped", step=step, told=told)
-    raise SaidMeasurementError(told) if checkpoints.processes.rank else MeasurementError(told)

@@ -12,14 +12,14 @@ from torch import nn
 from levada.diagnose.decay import Decay, gradient_decay, size_decay
 from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
-from levada.probe.trace import Trace
+from levada.probe.trace import Site, Trace
 from levada.runs.standing import Standing
 from levada.watching.judge import Judge
 from levada.watching.judged import standing_of
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.view import values_of
 
-__all__ = ["report"]
+__all__ = ["report", "trace_of"]
 
 
 def report(
@@ -67,6 +67,26 @@ def report(
         settings=_settings(judge, rows),
         unknown=standing.unjudged,
     )
+
+
+def trace_of(samples: Sequence[Sample], sites: tuple[Site, ...], optimizers: Sequence[Any], *, every: int) -> Trace:
+    """Return samples as a trace.
+
+    Args:
+        samples: at least one.
+        sites: the blocks.
+        optimizers: of the training.
+        every: distance between samples.
+    """
+    values = {name: torch.stack([sample.values[name] for sample in samples]) for name in WATCHED}
+    context = {
+        "optimizer": type(optimizers[0]).__name__ if optimizers else None,
+        "lr": tuple(sample.scalars.get("lr") for sample in samples),
+        "loss": tuple(sample.scalars.get("loss") for sample in samples),
+        "every": every,
+        "depth": len(sites),
+    }
+    return Trace(sites, tuple(sample.step for sample in samples), values, context)
 
 
 def _blocks(judge: Judge, rows: Sequence[Sample]) -> Iterator[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -16,6 +14,7 @@ from levada.probe.recorder import transformed
 from levada.probe.trace import Site
 from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
+from levada.watching.nonfinite import broken_gradients
 from levada.watching.overhead import Cadence, StepClock
 from levada.watching.passes import Passes
 from levada.watching.places import original
@@ -23,8 +22,8 @@ from levada.watching.reading import Reading, Statistics
 from levada.watching.sample import Sample
 from levada.watching.structure import Structure
 from levada.watching.taps import Taps
-from levada.watching.telling import warn
-from levada.watching.together import Measured, Together
+from levada.watching.telling import quietly, warn
+from levada.watching.together import Together, measured
 from levada.watching.transfer import Sent
 
 __all__ = ["Engine"]
@@ -33,21 +32,6 @@ _SEARCHES = 2  # sampled steps before which it is looked for what was compiled s
 _SKIPS = 10  # steps in a row that a scaler skipped, after which they are sampled: first it looks for its scale
 _TOLD = 3  # updates in a row that did not happen, from which on listeners hear of their losses
 _CAP = 64 * 2**20  # bytes of a pass's inputs, and of the gradient at its output, that are kept for a bundle
-
-
-def _quietly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let an error in a hook end the watching and not the training."""
-
-    @functools.wraps(method)
-    def run(self: Engine, *args: Any) -> Any:
-        if self.broken:
-            return None
-        try:
-            return method(self, *args)
-        except Exception as error:  # whatever it is, training goes on
-            return self.fail(error)
-
-    return run
 
 
 @final
@@ -81,6 +65,7 @@ class Engine:
         self.updates = 0  # steps of optimizers
         self.broken = False
         self.broke: Callable[[], None] = lambda: None  # called once it is
+        self.left: Callable[[int, Tensor], None] = before_update  # called for a step that is left before its update
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
@@ -126,6 +111,7 @@ class Engine:
         Args:
             failed: whether an exception ends the loop, so that other processes perhaps do not come here.
         """
+        self.leave()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -139,9 +125,9 @@ class Engine:
         self._deliver(wait=True, leaving=failed)
         self._together.close(failed=failed)
 
-    def _arm(self) -> None:
+    def _arm(self, *, anyway: bool = False) -> None:
         self.passes.step(self.steps)
-        if self._reading is None and not self.broken and self.cadence.due(self.steps):
+        if self._reading is None and not self.broken and (anyway or self.cadence.due(self.steps)):
             replaced = self._structure.read()
             if replaced:
                 self._taps.detach(for_good=True)
@@ -178,12 +164,12 @@ class Engine:
 
     # What the hooks tell.
 
-    @_quietly
+    @quietly
     def see(self, place: int, tensor: Tensor) -> None:
         """Take a block's output."""
         self._take(Reading.see, place, tensor)
 
-    @_quietly
+    @quietly
     def see_activation(self, place: int, tensor: Tensor) -> None:
         """Take the output of an activation."""
         self._take(Reading.see_activation, place, tensor)
@@ -198,7 +184,7 @@ class Engine:
             see(self._reading, place, tensor)
         self._own += time.perf_counter() - begun
 
-    @_quietly
+    @quietly
     def _begin(self) -> None:
         self._end_rested()
         if self._reading is not None:
@@ -218,7 +204,7 @@ class Engine:
             if self._reading is not None:  # what is compiled was entered already
                 self._reading.late = late or self._taps.traced
 
-    @_quietly
+    @quietly
     def _end(self, completed: bool) -> None:
         if self._reading is not None:
             self._reading.end(completed)
@@ -226,20 +212,20 @@ class Engine:
     def _spend(self, seconds: float) -> None:
         self._own += seconds
 
-    @_quietly
+    @quietly
     def before_backward(self) -> None:
         """Hear of a backward pass that is about to begin, of whichever model."""
         if self._reading is not None:
             self._reading.backward()
             self._read_weights()
 
-    @_quietly
+    @quietly
     def learned(self, roots: Sequence[Tensor]) -> None:
         """Hear that a backward pass was this model's."""
         self.passes.skips.learned(roots)
         self._end_rested(late=True)
 
-    @_quietly
+    @quietly
     def restart(self) -> None:
         """Hear that the gradients of this step were cleared, or those of one in which an optimizer rested."""
         self.passes.skips.cleared()
@@ -251,7 +237,7 @@ class Engine:
 
     # The end of a step.
 
-    @_quietly
+    @quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         if id(optimizer) in self._stepped:  # the others did not step this time
             self._end_rested(late=True)
@@ -268,7 +254,7 @@ class Engine:
 
         return ((args[0], evaluated, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": evaluated})
 
-    @_quietly
+    @quietly
     def _ready(self, optimizer: Any) -> None:
         """Take what the update will change, and tell of it."""
         if self._heard:
@@ -284,7 +270,7 @@ class Engine:
         self._own += time.perf_counter() - begun
         self._before_update(self.steps, self._losses.current())
 
-    @_quietly
+    @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
         self.passes.skips.updated(self.steps)
@@ -292,7 +278,7 @@ class Engine:
         if self._waited <= self._stepped:
             self.finish()
 
-    @_quietly
+    @quietly
     def skip(self, optimizer: Any) -> None:
         """Hear that a scaler did not let an optimizer step: its step ends all the same."""
         inner = getattr(optimizer, "optimizer", optimizer)
@@ -304,6 +290,36 @@ class Engine:
         self._stepped.add(id(inner))
         if self._waited <= self._stepped:
             self.finish()
+
+    @quietly
+    def leave(self, again: Callable[[], object] | None = None, loss: Tensor | None = None) -> None:
+        """Tell of a step that is left before its update because its loss or a gradient is not finite.
+
+        Args:
+            again: makes the step's gradients once more, sampled, so that the block is known; of several processes all
+                give it, or none.
+            loss: of the step, if it was not seen.
+        """
+        seen = self._losses.left()
+        loss = loss if seen is None else seen
+        if loss is None or self._heard or (again is None and self._losses.guarded()):
+            return
+        scaled = self._losses.scale() is not None
+        bad = not bool(loss.isfinite()) or not (scaled or not broken_gradients(self.model))
+        if bad:
+            self.left(self.steps, loss.cpu())
+        if again is not None:
+            self._disarm()
+            self.passes.again()
+            self._arm(anyway=True)
+            again()
+        if self._reading is not None and (again is not None or (bad and not self._together.several)):
+            self._structure.norms.before()
+            self._read_before = True
+            self._losses.end(self.steps)
+            self._send(self._reading)
+            self._deliver(wait=True)
+            self._disarm()
 
     def finish(self) -> None:
         """End a step."""
@@ -350,12 +366,9 @@ class Engine:
         numbers = [table if compiled is None else table + compiled]
         numbers += [] if packed is None else [packed.values]
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
-        numbers += [] if scale is None else [scale.reshape(1)]
         lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else None
-        scalars = {} if lr is None or isinstance(lr, Tensor) else {"lr": float(lr)}
-        numbers += [lr.detach().reshape(1)] if isinstance(lr, Tensor) else []
-        names = ["loss_scale"] * (scale is not None) + ["lr"] * isinstance(lr, Tensor)
-        sent = Sent(reading.step, numbers, packed, steps, names, {**scalars, **self._logged})
+        named = {name: value for name, value in (("loss_scale", scale), ("lr", lr)) if value is not None}
+        sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged})
         sent.micro_batches = self.micro_batches.take()
         self._logged = {}
         self._pending.append(sent)
@@ -378,23 +391,6 @@ class Engine:
                     return
                 self._sampled(sample)
             elif self._pending and (wait or self._pending[0].ready()):
-                self._together.send(self._measured(self._pending.pop(0)), self.sites)
+                self._together.send(measured(self._pending.pop(0), self._structure, self.cadence), self.sites)
             else:
                 return
-
-    def _measured(self, sent: Sent) -> Measured:
-        table, packed, losses, named = sent.host(len(self._structure.places))
-        scalars = {**sent.scalars, **named}
-        if not math.isnan(overhead := self.cadence.overhead):
-            scalars["overhead"] = overhead
-        return Measured(
-            sent.step,
-            sent.time,
-            table[self._structure.order],
-            scalars.get("loss_scale", 1.0) * sent.micro_batches,
-            packed,
-            self._structure.where,
-            tuple(losses),
-            scalars,
-            self.cadence.wanted(),
-        )

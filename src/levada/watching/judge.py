@@ -18,9 +18,10 @@ from levada._errors import require_at_least
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline, Silence
+from levada.watching.given import Given
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
-from levada.watching.nonfinite import Nonfinite
+from levada.watching.nonfinite import Nonfinite, broken_gradients
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.depth import is_far
 from levada.watching.rules.units import DEAD
@@ -142,11 +143,31 @@ class Judge:
             self._recent.append((step, value))
         if math.isfinite(value) and self._nonfinite.bad_step is None:
             return  # the samples bring it too; here only what must be seen at once
+        if self._recent and self._nonfinite.bad_step is None:
+            self._nonfinite.see_loss(*self._recent[-1])
         self._nonfinite.see_loss(step, value)
-        model, given = self._model, self._inputs
-        found = self._nonfinite.before_update(step, self._rank, model, given, scaled=self._scaled)
+        targets = None if self.keeper is None else self.keeper.targets
+        found = self._nonfinite.before_update(step, self._rank, self._model, self._given, targets, scaled=self._scaled)
         if found is not None:
             self._told_at_once(self._in_block(found))
+
+    def left(self, step: int, loss: Tensor) -> None:
+        """Judge a step that is left before its update, as one is whose loss or gradient is not finite.
+
+        Args:
+            step: number of the step.
+            loss: its loss, on the host.
+        """
+        self.before_update(step, loss)
+        if self._model is None or self._scaled or ("numerical_overflow", "") in self._ledger:
+            return
+        gradients = broken_gradients(self._model)
+        if gradients:
+            of = sum(p.grad is not None for p in self._model.parameters())
+            finding = self._nonfinite.left(step, self._rank, gradients, of)
+            self._told_at_once(finding)
+            if self.keeper is not None:
+                self.keeper.keep_now(step, finding)
 
     def _see_unoptimised(self, step: int) -> None:
         sites = self.blocks.sites if self.blocks is not None else ()
@@ -217,7 +238,7 @@ class Judge:
             self._ledger.over(SKIPPED, step)
             return
         with suppress(Exception):  # what weights and inputs are made of is the user's; the verdict stands without
-            name, words = self._nonfinite.words(self._model, self._inputs)
+            name, words = self._nonfinite.words(self._model, self._given)
             where = {"first": name, "last": name} if name else {}
             finding = self._in_block(replace(finding, claim=f"{finding.claim} {words}", where=where))
         finding = replace(finding, evidence={**finding.evidence, "step": step, "told_at": step})
@@ -274,12 +295,14 @@ class Judge:
         return model if isinstance(model, nn.Module) else None
 
     @property
-    def _inputs(self) -> Any:
+    def _given(self) -> Given | None:
         """What the model was last called with, as far as it is still there."""
         if self.keeper is None and hasattr(self._source, "inputs"):
             return self._source.inputs or None
         last = getattr(self._source, "last_pass", None)
-        return None if last is None else (last.args, last.kwargs)
+        if last is None or last.args is None:  # above the cap, or overwritten since
+            return None
+        return {**dict(enumerate(last.args)), **(last.kwargs or {})}
 
     def _known(self, sample: Sample) -> Blocks:
         """Return the blocks; found anew where their number changed, as the baselines then are."""

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
-from levada._numbers import json_ready
+from levada._numbers import json_ready, written
 from levada.diagnose.finding import Finding
 from levada.inputs import tensors_in
 from levada.watching.baseline import LossBaseline
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
-from levada.watching.nonfinite import SKIPPED, broken_parameters
+from levada.watching.nonfinite import RULE, SKIPPED, broken_parameters
 from levada.watching.places import original, plain_name
 from levada.watching.ranks import process_rank
 from levada.watching.spike import jumps
@@ -94,6 +94,11 @@ class Keeper:
         require_notes(facts)
         self._notes |= facts
 
+    @property
+    def targets(self) -> Any:
+        """Those that were noted of the present step; None if none were."""
+        return self._notes.get("targets")
+
     def ask(self, finding: Finding) -> None:
         """Ask for a bundle at the next update.
 
@@ -122,24 +127,25 @@ class Keeper:
         """
         if self._left <= 0:
             return
-        value = math.nan
+        at, value = -1, math.nan
         for at, value in self._arrived(step, loss):
             late = "" if at == step else f" It was known at step {step} only, whose pass this is."
             if not math.isfinite(value):
                 self._bad += 1
                 if not scaled or self._bad >= SKIPPED:
-                    self._keep(step, "numerical_overflow", f"The loss of step {at} is {value}.{late}", value)
+                    self._keep(step, RULE, f"The loss of step {at} is {written(value)}.{late}", value, of=at)
                 continue
             self._bad = 0
             if value > self._limit and jumps(self._losses, value):
                 usual = f"{self._losses.median:.4g}"
-                self._keep(step, "loss_spike", f"The loss of step {at} is {value:.4g}, usual is {usual}.{late}", value)
+                reason = f"The loss of step {at} is {value:.4g}, usual is {usual}.{late}"
+                self._keep(step, "loss_spike", reason, value, of=at)
             self._losses.add(at, value)
             if self._losses.steps % _REFRESH == 0 and self._losses.ready:
                 self._limit = self._losses.median + 0.25 * self._losses.scale
         if self._asked is not None:
             finding, self._asked = self._asked, None
-            self._keep(step, finding.rule, finding.claim, value, finding)
+            self._keep(step, finding.rule, finding.claim, value, finding, of=at)
 
     def _arrived(self, step: int, loss: Tensor | None) -> Iterator[tuple[int, float]]:
         """Yield the losses that can be read without waiting."""
@@ -156,7 +162,10 @@ class Keeper:
             at, value, _ = self._coming.popleft()
             yield at, float(value)
 
-    def _keep(self, step: int, rule: str, reason: str, loss: float, finding: Finding | None = None) -> None:
+    def _keep(
+        self, step: int, rule: str, reason: str, loss: float, finding: Finding | None = None, *, of: int = -1
+    ) -> None:
+        """Keep a bundle with the last pass; `of` is the step whose loss this is, -1 if none was seen."""
         if rule in self._kept or self._left <= 0:
             return
         self._kept.add(rule)
@@ -181,7 +190,7 @@ class Keeper:
             training=dict(_modes(model)) if model is not None else {},
             checkpoint=None if checkpoint is None else str(checkpoint),
             finding=json_ready(asdict(finding)) if finding is not None else {},
-            facts=_facts(model, last, self._rank) | {"pass": getattr(last, "number", 1)},
+            facts=_facts(model, last, self._rank) | {"pass": getattr(last, "number", 1), "loss_of": of},
         )
         try:
             self.folders.append(write_bundle(self._run, bundle, _of_rank(self._rank)))

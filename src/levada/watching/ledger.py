@@ -126,7 +126,8 @@ class Ledger:
             self._tell(replace(finding, evidence={**finding.evidence, "told_at": finding.evidence["seen_at"]}))
         elif case.at is not None and finding.where and not self.findings[case.at].where:
             before = self.findings[case.at].evidence
-            if finding.evidence["step"] == before["step"]:  # the same one, and now its block is known
+            # The same one, and now its block is known; where data or weights were not finite, that tells less.
+            if finding.evidence["step"] == before["step"] and before["tensor"] not in ("inputs", "targets", "weight"):
                 self.findings[case.at] = replace(finding, evidence={**finding.evidence, "told_at": before["told_at"]})
                 self.history.append(self.findings[case.at])
 

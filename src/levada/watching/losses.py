@@ -97,6 +97,7 @@ class Losses:
         self._model = model
         self._markers: list[nn.Parameter] = []
         self._current: list[Tensor] = []
+        self._odd: Tensor | None = None  # whether a loss that was left out was not finite
         self._steps: list[tuple[int, Tensor]] = []
         self._choosing = False
         self._known: State = []  # of the markers' gradients, after this step's last backward pass
@@ -126,6 +127,14 @@ class Losses:
             return self._current[0]
         return torch.stack(self._current).sum() / self._parts()
 
+    def left(self) -> Tensor | None:
+        """Return the loss of a step whose gradients are there, and were not used or cleared."""
+        return None if self._cleared() and not self._sharded() else self.current()
+
+    def guarded(self) -> bool:
+        """Return whether the loop left out a step whose loss was not finite, and went on."""
+        return self._odd is not None and bool(self._odd)
+
     def end(self, step: int) -> None:
         """End a step."""
         loss = self.current()
@@ -152,6 +161,8 @@ class Losses:
         self.heard.before_backward()
         state = [(p, _state(p.grad)) for p in self._markers]
         if self._current and self._cleared() and not self._sharded():
+            odd = ~torch.isfinite(torch.stack(self._current)).all()
+            self._odd = odd if self._odd is None else self._odd | odd.to(self._odd.device)
             self.heard.restart()
             self._current = []
         self._seconds += time.perf_counter() - begun

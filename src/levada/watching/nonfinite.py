@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
 from levada.diagnose.finding import Finding
-from levada.inputs import tensors_in
+from levada.watching.given import LOOK, Given, listed, unfit_inputs, unfit_targets
 from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
 from levada.watching.view import View
 
-__all__ = ["Nonfinite", "broken_parameters"]
+__all__ = ["RULE", "Nonfinite", "broken_gradients", "broken_parameters"]
 
 RULE = "numerical_overflow"
 # A scaler looks for its scale by overflowing: it skips these steps. So many in a row are no search.
 SKIPPED = 3
-Kind: TypeAlias = Literal["weight", "inputs", "signal", "gradient", "loss"]
+Kind: TypeAlias = Literal["weight", "inputs", "targets", "signal", "gradient", "loss"]
+_CONSEQUENCE: Final = "Every parameter becomes NaN with an update from this loss; nothing is learned afterwards."
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Nonfinite:
             self.bad_step = step if self.bad_step is None else self.bad_step
 
     def before_update(
-        self, step: int, rank: int, model: nn.Module | None, inputs: Any, *, scaled: bool
+        self, step: int, rank: int, model: nn.Module | None, given: Given | None, targets: Any = None, *, scaled: bool
     ) -> Finding | None:
         """Return a finding if the loss of this step, which was seen before the update, is not finite.
 
@@ -73,20 +74,42 @@ class Nonfinite:
             step: its number.
             rank: of this process.
             model: the model, with weights that this step has not yet moved; None if it is not at hand.
-            inputs: what the model was last called with; None if it is not at hand.
+            given: what the model was last called with; None if it is not at hand.
+            targets: those that were noted; None if none were.
             scaled: whether a scaler skips steps that overflow.
         """
         if self.bad_step is None or (scaled and self._losses < SKIPPED):
             return None
-        place = self._seen_now(model, inputs)
-        return self._finding(place, step, rank, exact=True)
+        unseen = ", or comes with the targets, which were not noted" if targets is None else ""
+        place = self._seen_now(model, given, targets, unseen, first=step == self.bad_step)
+        finding = self._finding(place, step, rank, exact=True)
+        if model is None or not _sound(model):
+            return finding
+        told = "The gradients are finite all the same, so that this update does not spread it: it is in the loss alone."
+        return replace(finding, consequence=told)
 
-    def words(self, model: nn.Module | None, inputs: Any) -> tuple[str, str]:
+    def left(self, step: int, rank: int, gradients: Mapping[str, str], of: int) -> Finding:
+        """Return the finding of a step that is left before its update, as its gradients are not finite.
+
+        Args:
+            step: its number, with a loss that is finite.
+            rank: of this process.
+            gradients: name of a parameter -> what its gradient holds; not empty.
+            of: number of parameters that have one.
+        """
+        first = next(iter(gradients))
+        words = (
+            f"the gradients of {len(gradients)} of {of} parameters are not finite, as that of {first}, which holds "
+            f"{gradients[first]}; the loss is finite"
+        )
+        return self._finding(_Place("gradient", "", words), step, rank, exact=True)
+
+    def words(self, model: nn.Module | None, given: Given | None) -> tuple[str, str]:
         """Return what is not finite of weights and inputs as they are now: a parameter's name or "", and a sentence.
 
         Args:
             model: the model; None if it is not at hand.
-            inputs: what it was last called with; None if it is not at hand.
+            given: what it was last called with; None if it is not at hand.
 
         Example:
             >>> model = nn.Linear(2, 1)
@@ -94,20 +117,37 @@ class Nonfinite:
             >>> Nonfinite().words(model, None)
             ('bias', 'The parameter bias holds NaN.')
         """
-        place = self._seen_now(model, inputs)
+        place = self._seen_now(model, given)
         return place.block, f"{place.words[:1].upper()}{place.words[1:]}."
 
-    def _seen_now(self, model: nn.Module | None, inputs: Any) -> _Place:
+    def _seen_now(
+        self,
+        model: nn.Module | None,
+        given: Given | None,
+        targets: Any = None,
+        unseen: str = "",
+        *,
+        first: bool = False,
+    ) -> _Place:
         broken = broken_parameters(model) if model is not None else {}
         if broken:
-            return _weights(broken, self.finite_step)
+            return _weights(broken, self.finite_step, first=first)
         finite = "its weights are finite" if model is not None else "its weights are not at hand"
-        if any(_broken(t) for t in tensors_in(inputs)):
-            return _Place("inputs", "", f"the inputs of the model hold NaN or Inf; {finite}")
+        inputs = unfit_inputs(given, model) if given else []
+        if found := [one for one in inputs if not one.meant]:
+            return _Place("inputs", "", f"the batch that the model was given is not finite: {listed(found)}; {finite}")
+        if found := unfit_targets(targets):
+            return _Place("targets", "", f"{listed(found)}; {finite}, and so are the inputs")
         if model is None:
             return _Place("loss", "", "where it arises is not known, as the weights are not at hand")
-        known = "the weights and the inputs are finite" if inputs is not None else "the weights are finite"
-        return _Place("loss", "", f"{known}, so that it arises in the forward pass or in the loss")
+        known = [
+            "the weights",
+            *(["the inputs"] if given else []),
+            *(["the noted targets"] if targets is not None else []),
+        ]
+        masks = f" ({listed(inputs)}, which a mask may mean)" if inputs else ""
+        told = f"{' and '.join([', '.join(known[:-1]), known[-1]] if len(known) > 1 else known)} are finite{masks}"
+        return _Place("loss", "", f"{told}, so that it arises in the forward pass or in the loss{unseen}")
 
     def see_sample(self, view: View, model: nn.Module | None) -> Finding | None:
         """Return a finding if something in this sample is not finite.
@@ -149,18 +189,20 @@ class Nonfinite:
                     "signal", names[first], f"it is in the output of {names[first]}, the first block to have any"
                 )
             return _Place("signal", "", "by then it was in every block, so that the first one is not known")
-        if backward:
+        lost = exact and self.bad_step == view.step  # gradients and weights then follow from the loss
+        if backward and not lost:
             last = backward[-1]
             words = (
                 f"it is in the gradient at the output of {names[last]}, the first on its way back; signals are finite"
             )
             return _Place("gradient", names[last], words)
-        if len(broken) == 1:
+        if len(broken) == 1 and not lost:
             return _Place("weight", broken[0], f"{broken[0]} holds NaN or Inf; signals and gradients were finite")
-        if broken:
+        if broken and not lost:
             words = f"{len(broken)} weights hold NaN or Inf since an update; signals and gradients were finite"
             return _Place("weight", "", words)
-        return _Place("loss", names[-1], "it is in the loss alone: every block's output is finite")
+        words = "every block's output is finite, so that it arises in the loss, or comes with the targets"
+        return _Place("loss", names[-1], words)
 
     def _finding(
         self, place: _Place, step: int, rank: int, *, exact: bool, harmless: bool = False, always: bool = False
@@ -174,7 +216,7 @@ class Nonfinite:
             when = f"NaN or Inf, first seen at the sampled step {step}; it entered by step {by}"
         else:
             when = f"NaN or Inf, first seen at the sampled step {step}; it entered after step {after} and by step {by}"
-        block = place.block
+        block, data = place.block, place.kind in ("inputs", "targets")
         return Finding(
             rule=RULE,
             severity="error" if not harmless else "info" if always else "warn",
@@ -191,11 +233,14 @@ class Nonfinite:
                 "tests": {"values": "counted exactly"},
             },
             consequence=(
-                "None seen yet: the loss and the gradients are finite, as with a mask."
-                if harmless
-                else "Every parameter becomes NaN with an update from this loss; nothing is learned afterwards."
+                "None seen yet: the loss and the gradients are finite, as with a mask." if harmless else _CONSEQUENCE
             ),
-            falsify="Re-run the step: levada replay BUNDLE --model MODEL names the first operation that is not finite.",
+            falsify=(
+                "Look at these values before the model is given them: if they are finite, this is wrong."
+                if data
+                else "Re-run the step: levada replay BUNDLE --model MODEL names the first operation that is not finite."
+            ),
+            remedies=(LOOK,) if data else (),
             source="IEEE 754: a NaN stays one through every sum and product",
         )
 
@@ -207,14 +252,19 @@ class Nonfinite:
         return (max(known) if known else None), by
 
 
-def _weights(broken: Mapping[str, str], finite_step: int | None) -> _Place:
+def _weights(broken: Mapping[str, str], finite_step: int | None, *, first: bool) -> _Place:
     """Name the parameter, if one block holds all that is broken; an update breaks those of many at once."""
     name = next(iter(broken))
     if len({each.rpartition(".")[0] for each in broken}) == 1:
         return _Place("weight", name, f"the parameter {name} holds {broken[name]}")
-    update = "an earlier update" if finite_step is None else f"the update of step {finite_step}"
-    words = f"{len(broken)} parameters of several blocks hold NaN or Inf since {update}; where it arose is not known"
-    return _Place("weight", "", words)
+    words = f"{len(broken)} parameters of several blocks hold NaN or Inf since "
+    if finite_step is not None:
+        words += f"the update of step {finite_step}"
+    else:  # no step was seen before it
+        words += (
+            "before the first step that was watched, as they were loaded or drawn" if first else "an earlier update"
+        )
+    return _Place("weight", "", f"{words}; where it arose is not known")
 
 
 def broken_parameters(model: nn.Module) -> Mapping[str, str]:
@@ -229,20 +279,33 @@ def broken_parameters(model: nn.Module) -> Mapping[str, str]:
         >>> dict(broken_parameters(model))
         {'bias': 'Inf'}
     """
+    named = original(model).named_parameters()
+    return _broken((name, parameter) for name, parameter in named if not nn.parameter.is_lazy(parameter))
+
+
+def broken_gradients(model: nn.Module) -> Mapping[str, str]:
+    """Return the parameters whose gradient holds NaN or Inf, with which of them.
+
+    Args:
+        model: the model.
+    """
+    return _broken((name, p.grad) for name, p in original(model).named_parameters() if p.grad is not None)
+
+
+def _broken(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     found = {}
-    for name, parameter in original(model).named_parameters():
-        if nn.parameter.is_lazy(parameter):
+    for name, tensor in tensors:
+        local = plain(tensor.detach())
+        local = local._values() if local.is_sparse else local
+        if local.is_meta or bool(torch.isfinite(local).all()):
             continue
-        local = plain(parameter.detach())
-        if _broken(local):
-            found[plain_name(name)] = "NaN" if bool(torch.isnan(local).any()) else "Inf"
+        found[plain_name(name)] = "NaN" if bool(torch.isnan(local).any()) else "Inf"
     return found
 
 
-def _broken(tensor: Tensor) -> bool:
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
-        return False
-    return not bool(torch.isfinite(tensor.detach()).all())
+def _sound(model: nn.Module) -> bool:
+    """Return whether there are gradients, and all of them are finite."""
+    return any(p.grad is not None for p in model.parameters()) and not broken_gradients(model)
 
 
 def _turned(view: View) -> list[str]:

@@ -32,6 +32,7 @@ class Origin:
         module: the innermost module in whose forward it ran, as "blocks.3.norm (LayerNorm)"; "" in the backward pass.
         backward: whether it ran in the backward pass.
         number: how many operations ran before it.
+        fed: whether Inf was among what it was given.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Origin:
     module: str
     backward: bool
     number: int
+    fed: bool = False
 
     def __str__(self) -> str:
         where = "the backward pass" if self.backward else self.module or "the loss, or the model's own forward"
@@ -106,14 +108,15 @@ class Origins(TorchDispatchMode):
             return result
         after = list(_floating(result))
         if not nan and any(map(_has_nan, after)):
-            self.first_nan = self._here("NaN", name)
+            self.first_nan = self._here("NaN", name, fed=inf)
         elif not (nan or inf or self.first_inf or any(part in name for part in _WRITES)) and any(map(_has_inf, after)):
             self.first_inf = self._here("Inf", name)
         return result
 
-    def _here(self, kind: str, name: str) -> Origin:
+    def _here(self, kind: str, name: str, *, fed: bool = False) -> Origin:
         backward = in_backward()
-        return Origin(kind, name, self._inside[-1] if self._inside and not backward else "", backward, self._count)
+        place = self._inside[-1] if self._inside and not backward else ""
+        return Origin(kind, name, place, backward, self._count, fed)
 
 
 def _floating(value: Any) -> Iterator[Tensor]:

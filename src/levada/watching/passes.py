@@ -208,7 +208,7 @@ class Passes:
         self._handles: list[RemovableHandle] = []
         self._step = self._next = self._number = 0
         self._keeps = self._returned = self._continues = False
-        self._given: list[weakref.ref[Tensor]] = []
+        self._given: dict[int | str, weakref.ref[Tensor]] = {}
         self._inputs: _Kept | None = None
         self._gradient: _Kept | None = None
         self._buffers: _Buffers | None = None
@@ -230,7 +230,7 @@ class Passes:
         self._handles.clear()
         self._forget()
         self._inputs = self._gradient = self._buffers = None
-        self._states, self._given = {}, []
+        self._states, self._given = {}, {}
 
     def last(self) -> Pass | None:
         """Return the last pass with gradients; None before the first that began after this was called once."""
@@ -250,14 +250,18 @@ class Passes:
             self._number,
         )
 
-    def inputs(self) -> list[Tensor]:
+    def inputs(self) -> dict[int | str, Tensor]:
         """Return the tensors that the last pass with gradients was called with, as far as they are still there."""
-        return [tensor for given in self._given if (tensor := given()) is not None]
+        return {key: tensor for key, given in self._given.items() if (tensor := given()) is not None}
 
     def step(self, step: int) -> None:
         """Say which step the passes from now on belong to."""
         self._next = step
         self._forget()
+
+    def again(self) -> None:
+        """Hear that the passes of this step are made once more."""
+        self._number = 0
 
     def inside(self) -> bool:
         """Return whether a pass with gradients is under way."""
@@ -284,7 +288,8 @@ class Passes:
             self.seen += 1
             self._number = self._number + 1 if self._step == self._next and self.seen > 1 else 1
             self._step = self._next
-            self._given = [weakref.ref(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+            called = {**dict(enumerate(args)), **kwargs}
+            self._given = {key: weakref.ref(t) for key, t in called.items() if isinstance(t, Tensor)}
             if self._keeps:
                 self._keep(args, kwargs)
             self._continues = continues((*args, *kwargs.values()))

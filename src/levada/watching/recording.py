@@ -33,7 +33,7 @@ from levada.watching.transfer import Sent
 __all__ = ["Recording", "Watched", "codes_of"]
 
 _LOSSES: Final = 1_000  # steps whose losses wait for a sample, or are written without one
-_LONGEST: Final = 500  # characters of an error that ended a training
+_LONGEST: Final = 2_000  # characters of an error that ended a training
 _SITE: Final = tuple(field.name for field in fields(Site))
 
 
@@ -183,6 +183,7 @@ class Recording:
         self._steps = self._samples = self._dropped = 0
         self._later: dict[int, Tensor] = {}
         self._written = -1
+        self._left: int | None = None
         self._judged: dict[str, Any] = {}
         self._bundles = self._bundle_names()
 
@@ -211,6 +212,11 @@ class Recording:
             self._later[step] = loss.detach()
             if len(self._later) >= _LOSSES:
                 self._keep_losses(step)
+
+    def left(self, step: int, loss: Tensor | None) -> None:
+        """Remember the loss of a step that is left before its update, and is none of those that were made."""
+        self.before_update(step, loss)
+        self._left = step
 
     def sampled(self, sample: Sample) -> None:
         """Keep a sample, the losses before it, and the verdicts that are new."""
@@ -262,6 +268,8 @@ class Recording:
             events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
             end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
             error = sys.exc_info()[1]
+            if self._left is not None and self._left >= self._watch.steps:
+                end |= {"steps": self._left, "left": self._left}
             if isinstance(error, Exception | KeyboardInterrupt):  # a with-block is left by it
                 end["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             events.add("end", losses_dropped=lambda: events.losses_dropped, **end)
@@ -278,7 +286,7 @@ class Recording:
         device = self._later[steps[-1]].device
         form = torch.float32 if device.type == "mps" else torch.float64
         values = torch.stack([self._later.pop(step).reshape(()).to(device, form) for step in steps])
-        sent = Sent(steps[-1], [values], None, steps, [], {})
+        sent = Sent(steps[-1], [values], None, steps, {})
         self._written = steps[-1]
         self._events.add("loss", steps=steps, values=lambda: [value for _, value in sent.host(0)[2]])
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from levada._errors import MeasurementError, UsageError
 from levada._names import NONFINITE
 from levada.diagnose import Report
-from levada.diagnose.diagnostics import diagnose
-from levada.diagnose.facts import Facts
 from levada.diagnose.loss import LossLike, resolve_loss
-from levada.inputs import Batch, each_tensor, raised, require_model, tensors_in
+from levada.inputs import Batch, each_tensor, raised, require_model
 from levada.probe import Probe, Trace
 from levada.probe.recorder import first_floating
 from levada.watching.bundle import Bundle, read_bundle
+from levada.watching.given import Unfit, listed
 from levada.watching.nonfinite import broken_parameters
 from levada.watching.origin import Origin, Origins
+from levada.watching.replayed import found_again, unfit_data
 
 __all__ = ["Replay", "replay"]
 
@@ -37,16 +37,6 @@ _SIGNALS: Final = (
     "zero_fraction",
     "nonfinite",
     "gradient_nonfinite",
-)
-# What a pass alone tells; the other rules of `check` need an optimizer's step, or tests that train.
-_RULES: Final = (
-    "numerical_overflow",
-    "dead_units",
-    "saturated_activation",
-    "exploding_signal",
-    "vanishing_signal",
-    "vanishing_gradient",
-    "exploding_gradient",
 )
 _NAMED: Final = 3  # parameters that a message names
 
@@ -102,25 +92,22 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
         run.once()
         probe.step()
     trace = probe.trace()
-    finite = math.isfinite(value) or run.loss is None
-    clean = finite and not bool((trace["gradient_nonfinite"] > 0).any() or (trace["nonfinite"] > 0).any())
-    origin = None if clean else origins.first
-    facts = Facts(
-        nonfinite_parameters=tuple(broken), loss_value=None if math.isnan(value) and run.loss is None else value
-    )
-    seen = Trace(trace.sites, trace.steps, trace.values, {**trace.context, "facts": facts})
-    findings = tuple(f for f in diagnose(seen) if f.status == "fired" and f.rule in _RULES)
+    now = None if run.loss is None else value
+    data = unfit_data(kept, model)
+    bad = bool((trace["gradient_nonfinite"] > 0).any() or (trace["nonfinite"] > 0).any())
+    origin = origins.first if bad or not (now is None or math.isfinite(now)) else None
+    findings = found_again(kept, trace, now, origin, broken, data)
     fired = {finding.severity for finding in findings}
     report = Report(
         verdict="error" if "error" in fired else "warn" if "warn" in fired else "healthy",
         findings=findings,
         blocks=tuple(_blocks(trace)),
         summary={"depth": len(trace.sites)},
-        notes=tuple(_notes(kept, value, origin, run, broken)),
+        notes=tuple(_notes(kept, value, run, broken, data)),
         model=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.perf_counter() - begun,
-        settings={"step": kept.step, "loss_value": None if math.isnan(value) and run.loss is None else value},
+        settings={"step": kept.step, "loss_value": now},
     )
     return Replay(kept, value, trace, origin, report)
 
@@ -198,7 +185,13 @@ class _Run:
         targets = self._given["targets"]
         if targets is None and callable(self.loss):
             function: Callable[[Any], Tensor] = self.loss  # type: ignore[assignment]
-            return function(outputs)
+            try:
+                return function(outputs)
+            except TypeError as error:
+                raise UsageError(
+                    f"replay: the bundle holds no targets, so that loss is given the outputs alone, and it raised "
+                    f"{raised(error)} Watch.note(targets=targets) keeps them with the next bundle."
+                ) from error
         batch = Batch(args, kwargs, targets)
         resolved = resolve_loss(self.loss, outputs, batch)
         return None if resolved is None else resolved(outputs, batch)
@@ -236,14 +229,14 @@ def _blocks(trace: Trace) -> Iterator[dict[str, Any]]:
         yield block | {s: values[i] for s, values in means.items() if not math.isnan(values[i]) or hurt.get(s)}
 
 
-def _notes(kept: Bundle, loss: float, origin: Origin | None, run: _Run, broken: Mapping[str, str]) -> Iterator[str]:
+def _notes(kept: Bundle, loss: float, run: _Run, broken: Mapping[str, str], data: list[Unfit]) -> Iterator[str]:
     yield f"Step {kept.step} again. It was kept because: {kept.reason}"
-    if broken:
-        yield f"{len(broken)} parameters hold NaN or Inf before the step, {next(iter(broken))} first."
-    if any(not bool(torch.isfinite(t).all()) for t in tensors_in(kept.values["args"]) if t.is_floating_point()):
-        yield "The inputs hold NaN or Inf."
-    if origin is not None:
-        yield str(origin)
+    if len(broken) == 1:
+        yield f"The parameter {next(iter(broken))} held NaN or Inf before the step."
+    elif broken:
+        yield f"{len(broken)} parameters held NaN or Inf before the step, {next(iter(broken))} first."
+    if data:
+        yield f"Of what the step was given, {listed(data)}."
     if run.loss is not None and not math.isnan(kept.loss):
         number = int(kept.facts.get("pass", 1))
         part = f" Here it is that of pass {number} of the step alone, and was that of the whole step." * (number > 1)

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["say", "warn"]
+__all__ = ["quietly", "say", "warn"]
+
+
+def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let an error in a hook end the watching and not the training.
+
+    Args:
+        method: of what has `broken` and `fail`.
+    """
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any) -> Any:
+        if self.broken:
+            return None
+        try:
+            return method(self, *args)
+        except Exception as error:  # whatever it is, training goes on
+            return self.fail(error)
+
+    return run
 
 
 def say(sentence: str) -> None:

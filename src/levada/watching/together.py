@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from levada.probe.trace import Site
+from levada.watching.overhead import Cadence
 from levada.watching.parameters import SITE_COLUMNS, Packed
 from levada.watching.ranks import process_rank
 from levada.watching.reading import TABLE, by_block
 from levada.watching.reduce import Message, Reduced, Reduction, find_peers
 from levada.watching.sample import Sample
+from levada.watching.structure import Structure
+from levada.watching.transfer import Sent
 
-__all__ = ["Measured", "Together"]
+__all__ = ["Measured", "Together", "measured"]
 
 _RANKS: Final = "nonfinite_rank", "gradient_nonfinite_rank"
 
@@ -49,6 +52,31 @@ class Measured:
     losses: tuple[tuple[int, float], ...] = ()
     scalars: Mapping[str, float] = field(default_factory=dict)
     distance: int = 1
+
+
+def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
+    """Return what was sent, on the host; this waits if it has not arrived.
+
+    Args:
+        sent: the numbers.
+        structure: the blocks.
+        cadence: of the samples.
+    """
+    table, packed, losses, named = sent.host(len(structure.places))
+    scalars = {**sent.scalars, **named}
+    if not math.isnan(overhead := cadence.overhead):
+        scalars["overhead"] = overhead
+    return Measured(
+        sent.step,
+        sent.time,
+        table[structure.order],
+        scalars.get("loss_scale", 1.0) * sent.micro_batches,
+        packed,
+        structure.where,
+        tuple(losses),
+        scalars,
+        cadence.wanted(),
+    )
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -57,14 +58,16 @@ class Sent:
         numbers: list[Tensor],
         packed: Packed | None,
         loss_steps: list[int],
-        names: list[str],
-        scalars: dict[str, float],
+        named: Mapping[str, Tensor | float],
     ) -> None:
-        self.step, self.time, self.scalars = step, time.time(), scalars
-        self._packed, self._loss_steps, self._names = packed, loss_steps, names
+        sent = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        self.step, self.time = step, time.time()
+        self.scalars = {name: float(value) for name, value in named.items() if not isinstance(value, Tensor)}
+        self._packed, self._loss_steps, self._names = packed, loss_steps, list(sent)
         self.micro_batches = 1
         device, wide = numbers[0].device, numbers[0].dtype
-        flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in numbers])
+        every = [*numbers, *sent.values()]
+        flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in every])
         self._way = OnItsWay(flat)
 
     def ready(self) -> bool:

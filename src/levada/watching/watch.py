@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, final
 
-import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
@@ -18,7 +18,7 @@ from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
 from levada.runs.standing import Standing, sampling
-from levada.watching.account import report
+from levada.watching.account import report, trace_of
 from levada.watching.arguments import optimizers_of, require_arguments, require_scalars
 from levada.watching.engine import Engine
 from levada.watching.judge import CONFIRMATIONS, WARM_UP, Judge
@@ -26,7 +26,7 @@ from levada.watching.judged import PART, standing_of
 from levada.watching.keeper import require_notes
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
-from levada.watching.sample import WATCHED, Continue, Listener, Sample
+from levada.watching.sample import Continue, Listener, Sample
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.telling import warn
 
@@ -80,6 +80,7 @@ class Watch:
         self._engine.passes.skips.tell = self._skipped
         self._engine.passes.skips.ended = self._skips_ended
         self._engine.broke = lambda: self._tell_all(self.steps)
+        self._engine.left = partial(self._before_update, left=True)
         self._attach()
 
     @property
@@ -121,8 +122,8 @@ class Watch:
         return self._engine.passes.last()
 
     @property
-    def inputs(self) -> list[Tensor]:
-        """The tensors that the model was last called with in training, as far as the loop still holds them."""
+    def inputs(self) -> dict[int | str, Tensor]:
+        """The tensors that the model was last called with in training, by place or name, while the loop holds them."""
         return self._engine.passes.inputs()
 
     @property
@@ -208,6 +209,16 @@ class Watch:
         self._before_update(self.steps, self._engine.loss())
         self._engine.finish()
 
+    def leave(self, again: Callable[[], object] | None = None, loss: Tensor | None = None) -> None:
+        """Judge a step whose update is left out because it is not finite, with its bundle; `close` does the same.
+
+        Args:
+            again: clears and makes the gradients once more, with the same random numbers: sampled, so that the first
+                block is known. Of several processes all give it, or none.
+            loss: of the step, where this process has not seen it, as the first stage of a pipeline.
+        """
+        self._engine.leave(again, loss)
+
     def log(self, **scalars: float) -> None:
         """Keep numbers with the next sample, such as an accuracy; of a name that comes again before it, the last.
 
@@ -230,16 +241,7 @@ class Watch:
                 "Watch.trace: no step was sampled yet. A step ends with optimizer.step(), or with Watch.step() for a "
                 "watch without an optimizer."
             )
-        samples = list(self.samples)
-        values = {name: torch.stack([sample.values[name] for sample in samples]) for name in WATCHED}
-        context = {
-            "optimizer": type(self._optimizers[0]).__name__ if self._optimizers else None,
-            "lr": tuple(sample.scalars.get("lr") for sample in samples),
-            "loss": tuple(sample.scalars.get("loss") for sample in samples),
-            "every": self.sampling,
-            "depth": len(self.sites),
-        }
-        return Trace(self.sites, tuple(sample.step for sample in samples), values, context)
+        return trace_of(list(self.samples), self.sites, self._optimizers, every=self.sampling)
 
     def note(self, **facts: Any) -> None:
         """Tell what the present step is made of, for a bundle that may be kept of it.
@@ -257,18 +259,17 @@ class Watch:
 
     def report(self) -> Report:
         """Return what is known now: verdict, findings, signals by block, what was not judged, and why."""
-        share = self.overhead
-        cost = "not measured yet" if share != share else f"{100 * share:.2f} % of the training time"
+        cost = f"{100 * self.overhead:.2f} % of the training time" if self.overhead >= 0 else "not measured yet"
         told = report(self.judge or Judge(self), model=self.model, standing=self.standing, findings=self.findings)
         note = f"Step {self.steps}; {sampling([sample.step for sample in self.samples], self.steps)}; overhead {cost}."
         return replace(told, notes=(*told.notes, note))
 
     # Listeners.
 
-    def _before_update(self, step: int, loss: Tensor | None) -> None:
+    def _before_update(self, step: int, loss: Tensor | None, *, left: bool = False) -> None:
         before = self.judge.told if self.judge is not None else None
         for listener in list(self._listeners):
-            self._tell(listener, "before_update", step, loss)
+            self._tell(listener, "left" if left and hasattr(listener, "left") else "before_update", step, loss)
         if self.judge is not None and self.judge.told != before:  # a process that is killed must have said it
             self._tell_all(step)
 
@@ -288,9 +289,8 @@ class Watch:
             self.judge.ended[SKIPPED] = why
 
     def _tell_all(self, step: int) -> None:
-        for listener in list(self._listeners):
-            if callable(getattr(listener, "found_between_samples", None)):
-                self._tell(listener, "found_between_samples", step)
+        for listener in [one for one in self._listeners if hasattr(one, "found_between_samples")]:
+            self._tell(listener, "found_between_samples", step)
 
     def _tell(self, listener: Listener, method: str, *args: Any) -> None:
         try:

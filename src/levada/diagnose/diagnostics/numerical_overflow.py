@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from levada._numbers import written
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Proposal
 from levada.diagnose.rounding import Broken
@@ -41,14 +42,17 @@ def numerical_overflow(trace: Trace) -> Iterable[Finding]:
         yield _finding(
             f"The parameter {parameter} holds NaN or Inf, though no block boundary shows it on this batch.",
             next((s.name for s in trace.sites if parameter in s.parameters), parameter),
-            {"parameters": list(facts.nonfinite_parameters[:20])},
+            {"tensor": "weight", "parameters": list(facts.nonfinite_parameters[:20])},
         )
     elif bad_loss:
+        value = written(facts.loss_value or 0.0)
         yield _finding(
-            f"The loss {facts.loss} is {facts.loss_value} although every block's output is "
-            "finite: it overflows itself.",
+            f"The loss{f' {facts.loss}' if facts.loss else ''} is {value} although every block's output is finite: it "
+            f"{'overflows' if value.endswith('Inf') else 'arises in the loss'} itself.",
             names[-1],
-            {"loss": facts.loss_value},
+            {"tensor": "loss", "loss": facts.loss_value},
+            falsify="Print the terms of the loss: if all of them are finite, this is wrong.",
+            spreads=not bool((backward == 0).all()),
         )
     elif bool((backward > 0).any()):
         last = max(i for i in range(len(names)) if float(backward[i]) > 0)
@@ -56,7 +60,7 @@ def numerical_overflow(trace: Trace) -> Iterable[Finding]:
             f"The gradient is NaN or Inf at the output of {names[last]}, the first on its way "
             "back; the forward pass is finite.",
             names[last],
-            {"share": float(backward[last])},
+            {"tensor": "gradient", "share": float(backward[last])},
         )
     elif facts.broken is not None:
         yield _step(trace, facts, facts.broken)
@@ -71,7 +75,12 @@ def _forward(trace: Trace, facts: Facts, place: int, share: float, *, certain: b
     finding = _finding(
         f"{share:.1%} of the output of {site.name} ({site.kind}) is NaN or Inf, the first block to have any{cause}.",
         site.name,
-        {"share": share, "parameters": holders, "blocks_after": len(trace.sites) - place - 1},
+        {
+            "tensor": "weight" if holders else "signal",
+            "share": share,
+            "parameters": holders,
+            "blocks_after": len(trace.sites) - place - 1,
+        },
     )
     if certain or holders:
         return finding
@@ -123,7 +132,8 @@ def _step(trace: Trace, facts: Facts, broken: Broken) -> Finding:
     )
 
 
-def _finding(claim: str, site: str, evidence: dict[str, object]) -> Finding:
+def _finding(claim: str, site: str, evidence: dict[str, object], *, falsify: str = "", spreads: bool = True) -> Finding:
+    every = "Every parameter becomes NaN with the next optimizer step; nothing after this place could be measured."
     return Finding(
         rule=RULE,
         severity="error",
@@ -131,10 +141,8 @@ def _finding(claim: str, site: str, evidence: dict[str, object]) -> Finding:
         claim=claim,
         where={"first": site, "last": site},
         evidence={**evidence, "explained_by": "place", "tests": {"values": "counted exactly on this batch"}},
-        consequence=(
-            "Every parameter becomes NaN with the first optimizer step; nothing after this place could be measured."
-        ),
-        falsify=f"Hook {site} and look for the first value that torch.isfinite rejects.",
+        consequence=every if spreads else "The gradients are finite all the same: what is learned is not this loss.",
+        falsify=falsify or f"Hook {site} and look for the first value that torch.isfinite rejects.",
         remedies=(
             Proposal(
                 "locate",

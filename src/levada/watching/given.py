@@ -1,0 +1,155 @@
+"""What a model was given that is not finite: in which argument, and how many values."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from levada.diagnose.finding import Proposal
+from levada.watching.places import original
+from levada.watching.reading import plain
+
+__all__ = ["LOOK", "Given", "Unfit", "listed", "unfit_inputs", "unfit_targets"]
+
+Given: TypeAlias = Mapping[int | str, Any]
+"""What a model was called with, by position or keyword."""
+
+LOOK: Final = Proposal(
+    "look at the data",
+    "bad = ~torch.isfinite(batch).flatten(1).all(1)  # rows of the batch that are not finite\n"
+    "print(bad.nonzero().flatten().tolist())",
+)
+"""The repair of a batch that is not finite."""
+
+_MOST: Final = 3  # that a sentence lists
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """A tensor that holds NaN or Inf.
+
+    Attributes:
+        name: of the argument, and the place in it: "the argument batch['x']", or "the targets".
+        nan: number of values that are NaN.
+        above: that are Inf.
+        below: that are -Inf, which a mask may mean.
+        of: number of values in all.
+    """
+
+    name: str
+    nan: int
+    above: int
+    below: int
+    of: int
+
+    @property
+    def meant(self) -> bool:
+        """Whether it may be a mask: nothing in it but -Inf is not finite."""
+        return not (self.nan or self.above)
+
+    @property
+    def kind(self) -> str:
+        """The gravest that it holds: "NaN", "Inf" or "-Inf"."""
+        return "NaN" if self.nan else "Inf" if self.above else "-Inf"
+
+    def __str__(self) -> str:
+        """Say it.
+
+        Example:
+            >>> str(Unfit("the argument x", 1, 2, 0, 64))
+            'the argument x holds NaN in 1 and Inf in 2 of its 64 values'
+        """
+        counts = (("NaN", self.nan), ("Inf", self.above), ("-Inf", self.below))
+        parts = [f"{kind} in {number:,}" for kind, number in counts if number]
+        told = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+        hold, whose = ("hold", "their") if self.name.endswith("targets") else ("holds", "its")
+        return f"{self.name} {hold} {told} of {whose} {self.of:,} values"
+
+
+def listed(found: list[Unfit]) -> str:
+    """Say the first few of them.
+
+    Args:
+        found: at least one.
+
+    Example:
+        >>> listed([Unfit(f"the argument x[{i}]", 1, 0, 0, 8) for i in range(5)])[-35:]
+        'NaN in 1 of its 8 values and 2 more'
+    """
+    more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    return "; ".join(map(str, found[:_MOST])) + more
+
+
+def unfit_inputs(given: Given, model: nn.Module | None) -> list[Unfit]:
+    """Return the inputs that hold NaN or Inf.
+
+    Args:
+        given: what the model was called with.
+        model: it, whose forward names the arguments; None if it is not at hand.
+
+    Example:
+        >>> [str(one) for one in unfit_inputs({0: torch.tensor([1.0, torch.nan])}, nn.Linear(2, 1))]
+        ['the argument input holds NaN in 1 of its 2 values']
+    """
+    names = [] if model is None else _positional(original(model))
+    return [
+        found
+        for key, value in given.items()
+        for name, tensor in _tensors(value, names[key] if isinstance(key, int) and key < len(names) else f"{key}")
+        if (found := _counted(f"the argument {name}", tensor)) is not None
+    ]
+
+
+def unfit_targets(targets: Any) -> list[Unfit]:
+    """Return the targets that hold NaN or Inf.
+
+    Args:
+        targets: any nest.
+    """
+    named = ((name, tensor) for name, tensor in _tensors(targets, ""))
+    return [
+        found
+        for name, tensor in named
+        if (found := _counted(f"{name} of the targets" if name else "the targets", tensor)) is not None
+    ]
+
+
+def _positional(model: nn.Module) -> list[str]:
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # a forward that Python cannot read
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}[{key!r}]")
+    elif isinstance(value, tuple | list):
+        for i, item in enumerate(value):
+            yield from _tensors(item, f"{name}[{i}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for entry in dataclasses.fields(value):
+            yield from _tensors(getattr(value, entry.name), f"{name}.{entry.name}")
+
+
+def _counted(name: str, tensor: Tensor) -> Unfit | None:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
+        return None
+    values = plain(tensor.detach())
+    if bool(torch.isfinite(values).all()):
+        return None
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
+    nan, above, below = (int(t.sum()) for t in (values.isnan(), values.isposinf(), values.isneginf()))
+    return Unfit(name, nan, above, below, values.numel())

@@ -1,0 +1,287 @@
+"""A step that is not finite: what is said while it runs, and when it is run again, of data, weights and the loss."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import levada
+from levada._errors import UsageError
+from levada.cli import main
+from levada.watching.bundle import Bundle
+from levada.watching.given import unfit_inputs
+from levada.watching.replay import replay
+
+BAD, LAST = 17, 24  # a step that is not sampled, and the number of steps
+
+
+class Named(nn.Module):
+    """Maps `x` where `mask` allows it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+
+    def forward(self, x, mask=None):
+        scores = x.unsqueeze(1) if mask is None else x.unsqueeze(1) + mask
+        x = torch.where(scores.isneginf(), 0.0, scores).squeeze(1)
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return x
+
+
+def squares(outputs, targets):
+    return (outputs - targets).square().mean()
+
+
+def ran(tmp_path, spoil, *, note=False, at=BAD, model=None, run=True, every=5, forward=None, loss=squares):
+    """Train; before step `at` `spoil` changes its batch. Return the finding, the watch and the model."""
+    torch.manual_seed(0)
+    model = Named() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    folder = tmp_path / "run" if run else None
+    with levada.watch(model, optimizer, run=folder, every=every, max_overhead=math.inf) as watch:
+        for step in range(LAST):
+            x, targets = torch.randn(8, 4), torch.randn(8, 4)
+            if step == at:
+                spoil(x, targets)
+            if note:
+                watch.note(targets=targets)
+            optimizer.zero_grad()
+            outputs = model(x) if forward is None else forward(model, x, step)
+            loss(outputs, targets, *([step] if loss is not squares else [])).backward()
+            optimizer.step()
+    (finding,) = (f for f in watch.findings if f.rule == "numerical_overflow")
+    return finding, watch, model
+
+
+def again(watch, loss=None):
+    return replay(watch.judge.keeper.folders[0], Named(), loss)
+
+
+def overflow(replayed):
+    return next(f for f in replayed.report.findings if f.rule == "numerical_overflow")
+
+
+def spoilt_inputs(x, targets):
+    x[3, 2], x[0, 0] = math.nan, math.inf
+
+
+def spoilt_targets(x, targets):
+    targets[3, 1] = math.nan
+
+
+def nothing(x, targets):
+    pass
+
+
+@pytest.mark.parametrize(("run", "at"), [(True, BAD), (False, BAD), (True, 15)])  # step 15 is sampled
+def test_a_batch_that_is_not_finite_is_told_with_its_argument_and_how_many_values(tmp_path, run, at):
+    finding, _, _ = ran(tmp_path, spoilt_inputs, run=run, at=at)
+    held = "the argument x holds NaN in 1 and Inf in 1 of its 32 values; its weights are finite"
+    assert held in finding.claim
+    assert (finding.evidence["tensor"], finding.evidence["step"], finding.evidence["entered_after"]) == (
+        "inputs",
+        at,
+        at - 1,
+    )
+    assert finding.remedies[0].name == "look at the data"
+    assert "operation" not in finding.falsify
+
+
+def test_a_replay_of_it_says_so_and_to_look_at_the_data(tmp_path, capsys):
+    _, watch, _ = ran(tmp_path, spoilt_inputs)
+    (tmp_path / "target.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Named(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])\n\n"
+        "    def forward(self, x):\n        for layer in self.layers:\n            x = x + torch.tanh(layer(x))\n"
+        "        return x\n"
+    )
+    assert main(["replay", str(watch.judge.keeper.folders[0]), "--model", f"{tmp_path}/target.py:Named"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The batch holds NaN or Inf. numerical_overflow" in shown
+    assert "the argument x holds NaN in 1 and Inf in 1 of its 32 values; its parameters are finite." in shown
+    assert "repair: look at the data (what to look at)" in shown
+    assert "its input and its parameters are finite" not in shown
+    assert "detect_anomaly" not in shown
+
+
+def test_infinities_of_a_mask_are_not_blamed_for_another_nan():
+    mask = torch.zeros(8, 4, 4)
+    mask[:, :, 3] = -math.inf
+
+    class Rooted(Named):
+        def forward(self, x, mask=None):
+            return super().forward(x, mask) + torch.sqrt(-x.abs() - 1.0)
+
+    model = Rooted()
+    values = {"args": (torch.randn(8, 4),), "kwargs": {"mask": mask[:, :1]}, "weights": model.state_dict()}
+    facts = {"loss_of": 3}
+    kept = Bundle(3, "numerical_overflow", "The loss of step 3 is NaN.", values=values, facts=facts)
+    found = replay(kept, model)
+    finding = overflow(found)
+    assert finding.evidence["tensor"] == "signal"
+    assert "The first NaN is made by sqrt" in finding.claim
+    assert finding.remedies == ()  # it is known which
+    assert any("the argument mask holds -Inf in 8 of its 32 values" in note for note in found.report.notes)
+
+
+def test_a_row_that_a_mask_closes_whole_is_blamed_on_the_mask():
+    class Soft(Named):
+        def forward(self, x, mask):
+            return self.layers[0](x) * torch.softmax(mask, -1)
+
+    mask = torch.zeros(8, 4)
+    mask[2] = -math.inf
+    model = Soft()
+    values = {"args": (torch.randn(8, 4), mask), "kwargs": {}, "weights": model.state_dict()}
+    kept = Bundle(3, "numerical_overflow", "why", values=values, facts={"loss_of": 3})
+    finding = overflow(replay(kept, model))
+    assert finding.evidence["tensor"] == "inputs"
+    assert "the argument mask holds -Inf in 4 of its 32 values" in finding.claim
+    assert finding.claim.endswith("A mask of -Inf may be meant.")
+
+
+def test_nan_in_a_batch_that_the_model_leaves_out_is_no_error():
+    class Filled(Named):
+        def forward(self, x):
+            return super().forward(torch.nan_to_num(x))
+
+    model, x = Filled(), torch.randn(8, 4)
+    x[0, 0] = math.nan
+    values = {"args": (x,), "kwargs": {}, "weights": model.state_dict(), "targets": torch.zeros(8, 4)}
+    found = replay(Bundle(3, "loss_spike", "why", loss=1.0, values=values), model, squares)
+    assert found.report.verdict == "healthy"
+    assert any("the argument x holds NaN in 1 of its 32 values" in note for note in found.report.notes)
+
+
+def test_inputs_that_are_not_at_hand_are_not_called_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr("levada.watching.engine._CAP", 8)
+    finding, _, _ = ran(tmp_path, spoilt_inputs)
+    assert "inputs" not in finding.claim
+    assert "the weights are finite, so that it arises in the forward pass or in the loss" in finding.claim
+
+
+def test_nested_inputs_are_named_by_their_place():
+    batch = {"ids": torch.ones(2), "parts": [torch.ones(1), torch.tensor([math.nan, 1.0])]}
+    assert [one.name for one in unfit_inputs({"batch": batch}, None)] == ["the argument batch['parts'][1]"]
+
+
+# The targets.
+
+
+def test_targets_that_were_noted_and_are_not_finite_are_named(tmp_path):
+    finding, watch, _ = ran(tmp_path, spoilt_targets, note=True)
+    assert (
+        "the targets hold NaN in 1 of their 32 values; its weights are finite, and so are the inputs" in finding.claim
+    )
+    for loss in (None, squares):
+        told = overflow(again(watch, loss))
+        assert told.evidence["tensor"] == "targets"
+        assert "the targets hold NaN in 1 of their 32 values" in told.claim
+        assert told.remedies[0].name == "look at the data"
+
+
+def test_targets_that_were_not_noted_are_not_ruled_out(tmp_path):
+    finding, watch, _ = ran(tmp_path, spoilt_targets)
+    assert finding.claim.endswith("in the loss, or comes with the targets, which were not noted.")
+    told = overflow(again(watch))
+    assert told.evidence["tensor"] == "loss"
+    assert told.claim.endswith("it arises in the loss itself. Or it comes with the targets, which were not noted.")
+    assert told.remedies[0].name == "run the loss again"
+
+
+def test_a_loss_that_needs_targets_where_none_were_noted_says_how_they_are(tmp_path):
+    _, watch, _ = ran(tmp_path, spoilt_targets)
+    with pytest.raises(UsageError, match=r"holds no targets.* Watch.note\(targets=targets\)"):
+        again(watch, squares)
+
+
+# The loss alone.
+
+
+def with_a_term(outputs, targets, step=BAD):
+    """Add a term without a gradient, of the logarithm of a negative number."""
+    return squares(outputs, targets) + (torch.log(torch.tensor(-1.0)) if step == BAD else 0.0)
+
+
+def test_a_loss_that_is_nan_with_finite_gradients_does_not_threaten_the_weights(tmp_path):
+    finding, watch, model = ran(tmp_path, nothing, note=True, loss=with_a_term)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert "the weights, the inputs and the noted targets are finite" in finding.claim
+    assert finding.consequence.startswith("The gradients are finite all the same")
+    found = again(watch)
+    assert found.report.verdict == "error"  # and not healthy, as every block is
+    told = overflow(found)
+    assert "The loss is NaN although every block's output is finite" in told.claim
+    assert told.consequence.startswith("The gradients are finite all the same")
+    named = again(watch, with_a_term)
+    assert (named.origin.kind, named.origin.operation) == ("NaN", "log")
+    assert str(named.origin) in overflow(named).claim
+    other = overflow(again(watch, squares))  # another loss than that of the loop
+    assert other.severity == "warn"
+    assert f"was NaN, and run again it is {again(watch, squares).loss:.4g} now" in other.claim
+
+
+def test_of_several_passes_only_the_kept_one_is_spoken_for(tmp_path):
+    torch.manual_seed(0)
+    model = Named()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, run=tmp_path / "run", every=5, max_overhead=math.inf) as watch:
+        for part in range(3):
+            x, targets = torch.randn(8, 4), torch.randn(8, 4)
+            if part == 1:
+                spoilt_targets(x, targets)
+            watch.note(targets=targets)
+            squares(model(x), targets).backward()
+        optimizer.step()
+    found = again(watch)
+    assert found.report.verdict == "warn"
+    told = overflow(found).claim
+    assert "every number of this pass is finite. Pass 3 of the step is kept: it arose in one of those before" in told
+
+
+# The weights.
+
+
+def test_weights_that_hold_nan_from_the_start_were_not_broken_by_an_update(tmp_path):
+    model = Named()
+    for layer in model.layers[:2]:
+        layer.weight.data[0, 0] = math.nan
+    state = model.state_dict()
+    loaded = Named()
+    loaded.load_state_dict(state)
+    finding, _, _ = ran(tmp_path, nothing, model=loaded)
+    assert (
+        "2 parameters of several blocks hold NaN or Inf since before the first step that was watched" in finding.claim
+    )
+    assert "update of" not in finding.claim
+
+
+def test_the_last_finite_loss_is_the_one_before(tmp_path):
+    def broken(model, x, step):
+        if step == BAD:
+            for layer in model.layers[:2]:
+                layer.weight.data[0, 0] = math.nan
+        return model(x)
+
+    finding, _, _ = ran(tmp_path, nothing, forward=broken)
+    assert f"hold NaN or Inf since the update of step {BAD - 1}" in finding.claim  # not of the last sampled one
+
+
+def test_a_step_that_a_scaler_skips_is_no_finding(tmp_path):
+    torch.manual_seed(0)
+    model = Named()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with levada.watch(model, optimizer, run=tmp_path / "run", every=5, max_overhead=math.inf) as watch:
+        for step in range(60):
+            optimizer.zero_grad()
+            loss = squares(model(torch.randn(8, 4)), torch.randn(8, 4))
+            scaler.scale(loss * 1e38 if step in (15, 42, 59) else loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert scaler.get_scale() == 2.0**7
+    assert not [f for f in watch.findings if f.rule == "numerical_overflow"]
+    assert watch.judge.keeper.folders == []
