@@ -137,6 +137,15 @@ def test_narrow_streams_are_added_up_in_float32(dtype):
         assert (found.double() - truth).norm() <= 4 * torch.finfo(dtype).eps * truth.norm()
 
 
+def test_autocast_changes_nothing():
+    form = FORMS["paper"]
+    tensors = arguments(6, 4, 16, form, torch.float32)
+    expected = run(read_streams, tensors, form)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run(read_streams, tensors, form)
+    assert all(map(torch.equal, (*got[0], *got[1]), (*expected[0], *expected[1])))
+
+
 def test_what_is_asked_for_alone():
     """A gradient may come by some of the results only: the others count as zero."""
     form = FORMS["paper"]

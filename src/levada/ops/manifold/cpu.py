@@ -85,13 +85,15 @@ def read_backward(
     tensors = [*(x.contiguous() for x in given), by_state, by_found]
     sums = loops.over_tokens(loops.read_backward, tensors, *_options(scale, bias, form), by_new is not None)
     streams = state.view(len(state), -1)
-    by_state.view(streams.shape).addmm_(by_found, projection)
+    with full_precision(state):
+        by_state.view(streams.shape).addmm_(by_found, projection)
+        by_projection = by_found.t() @ streams
     by_scale, by_bias = (torch.from_numpy(sum(one)) for one in zip(*sums, strict=True))
-    return by_state, by_found.t() @ streams, by_scale, by_bias
+    return by_state, by_projection, by_scale, by_bias
 
 
 def _options(scale: Tensor, bias: Tensor, form: Form) -> tuple[object, ...]:
-    kind = scale.detach().numpy().dtype.type
     epsilons = (form.epsilon, form.read_epsilon, form.write_epsilon, form.norm_epsilon)
-    parameters = [x.detach().contiguous().numpy() for x in (scale, bias)]
-    return *parameters, form.mixes, form.iterations, tuple(map(kind, epsilons)), form.transposed
+    # Copies: memory that NumPy shares is no more resizable, as sharding wants that of parameters to be.
+    parameters = [x.detach().clone(memory_format=torch.contiguous_format).numpy() for x in (scale, bias)]
+    return *parameters, form.mixes, form.iterations, tuple(map(parameters[0].dtype.type, epsilons)), form.transposed
