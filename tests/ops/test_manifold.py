@@ -1,12 +1,19 @@
-"""Reading streams against the reference."""
+"""Reading streams against the reference: values, derivatives, types, the dispatcher."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 from levada.ops.manifold import Form, cpu, read_streams, reference
 
-pytest.importorskip("numba")
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 FORMS = {
     "paper": Form(),
@@ -29,7 +36,7 @@ def arguments(tokens, n, dim, form, dtype=torch.float64):
 
 def run(function, tensors, form):
     x, reads, writes, mix, *new = function(*tensors, form)
-    outputs = [x, writes, *([] if mix is None else [mix]), new[0] if new else tensors[0]]
+    outputs = [x, reads, writes, *([] if mix is None else [mix]), new[0] if new else tensors[0]]
     generator = torch.Generator().manual_seed(1)
     by = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs]
     total = sum((y * g).sum() for y, g in zip(outputs, by, strict=True))
@@ -38,11 +45,20 @@ def run(function, tensors, form):
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("sizes", [(1, 2, 1), (5, 3, 7), (17, 4, 33), (40, 5, 8)], ids=str)
-def test_values_and_gradients_are_the_references(sizes, form):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_values_and_gradients_are_the_references(sizes, form, compiled, monkeypatch):
     tensors = arguments(*sizes, form)
-    assert cpu.loops_for(tensors[0], form, *tensors[1:]) is not None
+    if compiled and not importlib.util.find_spec("numba"):
+        pytest.skip("numba is not installed")
+    if not compiled:
+        monkeypatch.setattr(cpu, "_FOUND", False)
+    assert (cpu.loops_for(tensors[0], form, *tensors[1:]) is not None) == compiled
     got, expected = run(read_streams, tensors, form), run(reference.read, tensors, form)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def outputs_of(*tensors, form):
+    return [y for y in read_streams(*tensors, form) if y is not None]
 
 
 @pytest.mark.parametrize("form", [FORMS["paper"], FORMS["identity"]], ids=["paper", "identity"])
@@ -50,11 +66,128 @@ def test_derivatives_of_first_and_second_order(form):
     tensors = arguments(2, 2, 3, form)
 
     def function(*tensors):
-        x, _, writes, mix, new = read_streams(*tensors, form)
-        return (x, writes, new) if mix is None else (x, writes, mix, new)
+        return tuple(outputs_of(*tensors, form=form))
 
-    assert gradcheck(function, tensors)
+    assert gradcheck(function, tensors, check_batched_grad=True, check_forward_ad=True)
     assert gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("form", [FORMS["released"], FORMS["identity"]], ids=["released", "identity"])
+def test_the_dispatcher_knows_it(form):
+    tensors = arguments(3, 4, 5, form)
+    torch.library.opcheck(torch.ops.levada.streams_read.default, (*tensors, *form))
+    given = [x.detach() for x in tensors]
+    x, reads, writes, mix, *kept = torch.ops.levada.streams_read(*given, *form)
+    for optional in ((None, None), (torch.ones_like(reads), torch.ones_like(given[0]))):
+        by = x, optional[0], writes, mix, optional[1]
+        torch.library.opcheck(torch.ops.levada.streams_read_backward.default, (*by, *given, *kept, *form))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_compiles_whole(dtype):
+    tensors = arguments(3, 4, 5, FORMS["paper"])
+    tensors[0] = tensors[0].detach().to(dtype).requires_grad_()
+    compiled = torch.compile(read_streams, fullgraph=True, backend="aot_eager")
+    got, expected = (run(f, tensors, FORMS["paper"]) for f in (compiled, reference.read))
+    # In 16 bits the streams' gradient is the sum of two, in either order.
+    tolerance = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(got, expected, **tolerance)
+
+
+@pytest.mark.parametrize("dims", [(0, None, None, None), (2, 0, 0, 0)], ids=["streams", "all"])
+def test_vmap_and_grad(dims):
+    form = FORMS["paper"]
+    batches = [arguments(3, 4, 5, form), [x * 1.1 for x in arguments(3, 4, 5, form)]]
+    if dims[1] is None:
+        batches[1][1:] = batches[0][1:]
+    together = [
+        both[0] if dim is None else torch.stack(both, dim)
+        for both, dim in zip(zip(*batches, strict=True), dims, strict=True)
+    ]
+
+    def gradients(*tensors):
+        total = lambda *tensors: sum(y.square().sum() for y in outputs_of(*tensors, form=form))  # noqa: E731
+        return torch.func.grad(total, argnums=(0, 1, 2, 3))(*tensors)
+
+    for function in (lambda *tensors: outputs_of(*tensors, form=form), gradients):
+        got = torch.vmap(function, in_dims=dims)(*together)
+        expected = [torch.stack(y) for y in zip(*(function(*tensors) for tensors in batches), strict=True)]
+        torch.testing.assert_close(list(got), expected)
+
+
+def test_it_may_be_checkpointed():
+    form = FORMS["paper"]
+    tensors = arguments(3, 4, 5, form)
+    function = lambda *given: checkpoint(read_streams, *given, use_reentrant=False)  # noqa: E731
+    torch.testing.assert_close(run(function, tensors, form), run(reference.read, tensors, form))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_streams_are_added_up_in_float32(dtype):
+    form = FORMS["paper"]
+    tensors = arguments(6, 4, 16, form, torch.float32)
+    tensors[0] = tensors[0].detach().to(dtype).requires_grad_()
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values, gradients = run(read_streams, tensors, form)
+    assert [x.dtype for x in (*values, *gradients)] == [dtype, *[torch.float32] * 3, dtype, *[torch.float32] * 3]
+    expected = run(reference.read, wide, form)
+    for found, truth in zip((*values, *gradients), (*expected[0], *expected[1]), strict=True):
+        # The cotangents are rounded as well, to the type of what they belong to.
+        assert (found.double() - truth).norm() <= 4 * torch.finfo(dtype).eps * truth.norm()
+
+
+def test_autocast_changes_nothing():
+    form = FORMS["paper"]
+    tensors = arguments(6, 4, 16, form, torch.float32)
+    expected = run(read_streams, tensors, form)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run(read_streams, tensors, form)
+    assert all(map(torch.equal, (*got[0], *got[1]), (*expected[0], *expected[1])))
+
+
+def test_what_is_asked_for_alone():
+    """A gradient may come by some of the results only: the others count as zero."""
+    form = FORMS["paper"]
+    for place in range(5):
+        tensors = arguments(3, 4, 5, form)
+        got = torch.autograd.grad(read_streams(*tensors, form)[place].square().sum(), tensors, allow_unused=True)
+        expected = torch.autograd.grad(
+            (*reference.read(*tensors, form), tensors[0])[place].square().sum(), tensors, materialize_grads=True
+        )
+        torch.testing.assert_close(list(got), list(expected))
+
+
+def test_memory_may_be_strided_and_leading_axes_are_kept():
+    form = FORMS["released"]
+    tensors = arguments(6, 4, 5, form)
+    strided = [x.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for x in tensors]
+    torch.testing.assert_close(run(read_streams, strided, form), run(reference.read, tensors, form))
+    got = read_streams(tensors[0].view(2, 3, 4, 5), *tensors[1:], form)
+    assert [tuple(y.shape) for y in got] == [(2, 3, 5), (2, 3, 4), (2, 3, 4), (2, 3, 4, 4), (2, 3, 4, 5)]
+    torch.testing.assert_close(got[0].view(6, 5), reference.read(*tensors, form)[0])
+
+
+def test_iterations_past_what_the_loops_take():
+    form = FORMS["paper"]._replace(iterations=80)
+    tensors = arguments(3, 4, 5, form, torch.float32)
+    assert cpu.loops_for(tensors[0], form, *tensors[1:]) is None
+    torch.testing.assert_close(run(read_streams, tensors, form), run(reference.read, tensors, form))
+
+
+@pytest.mark.parametrize(("file", "interpret"), [("interpreted_manifold.py", "1"), ("compiled_manifold.py", "0")])
+def test_the_triton_kernels(file, interpret):
+    """Whether Triton interprets its kernels is settled when it is imported: a process each."""
+    pytest.importorskip("triton")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))],
+        env={**os.environ, "TRITON_INTERPRET": interpret},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "passed" in result.stdout
 
 
 def test_logits_of_any_size():

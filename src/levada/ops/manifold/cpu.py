@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-import math
+import importlib.util
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from levada.ops._define import import_kernels
 from levada.ops._precision import full_precision
+from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
+from levada.ops.sinkhorn import steps_at_once
 
-__all__ = ["loops_for", "read", "read_backward"]
+__all__ = ["loops_for", "read", "read_backward", "takes"]
 
 _TYPES = {torch.float32, torch.float64}
+_FOUND = importlib.util.find_spec("numba") is not None  # asked once, as the compiler cannot ask
+
+
+def takes(state: Tensor, *others: Tensor) -> bool:
+    """Return whether there are loops for tensors such as these.
+
+    Args:
+        state: the streams.
+        *others: the parameters.
+    """
+    same = all(x.dtype == state.dtype for x in others)
+    return _FOUND and same and state.device.type == "cpu" and state.dtype in _TYPES
 
 
 def loops_for(state: Tensor, form: Form, *others: Tensor) -> ModuleType | None:
@@ -25,26 +40,24 @@ def loops_for(state: Tensor, form: Form, *others: Tensor) -> ModuleType | None:
         form: what is asked for.
         *others: the parameters.
     """
-    if state.device.type != "cpu" or state.dtype not in _TYPES or not state.numel():
+    if not takes(state, *others) or not state.numel():
         return None
-    if any(x.dtype != state.dtype for x in others) or (form.mixes and form.iterations > _most(state, form)):
+    # Past so many iterations an entry that underflowed could matter.
+    if form.mixes and not form.epsilon and form.iterations > steps_at_once(state.shape[-2], state.dtype):
         return None
     return import_kernels("levada.ops.manifold.loops", "numba")
 
 
-def _most(state: Tensor, form: Form) -> float:
-    """Return how many iterations may pass before an entry that underflowed could matter; see `levada.ops.sinkhorn`."""
-    if form.epsilon:
-        return math.inf
-    limits = torch.finfo(state.dtype)
-    return (math.log2(limits.eps / limits.tiny) - 3) / (2 * math.log2(state.shape[-2]))
-
-
 def read(
-    loops: ModuleType, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, form: Form
+    state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return what the branch reads, the weights that read, write and mix, and features and norms for the way back."""
+    form = Form(*options)
+    loops = loops_for(state, form, projection, scale, bias)
+    if loops is None:
+        return reference.read_and_keep(state, projection, scale, bias, *options)
     tokens, n, width = state.shape
+    state = state.contiguous()
     with full_precision(state):
         found = state.view(tokens, n * width) @ projection.t()
     inverse = state.new_empty(tokens)
@@ -55,37 +68,32 @@ def read(
 
 
 def read_backward(
-    loops: ModuleType,
-    cotangents: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    state: Tensor,
-    parameters: tuple[Tensor, Tensor, Tensor],
-    kept: tuple[Tensor, Tensor],
-    form: Form,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients by state, projection, scale and bias.
-
-    Args:
-        loops: the loops.
-        cotangents: by what the branch read, by the weights that write and mix, and by the state from elsewhere.
-        state: the streams.
-        parameters: projection, scale and bias.
-        kept: projected features, divided by the norms, and one over the norms.
-        form: what was asked for.
-    """
-    by_x, by_writes, by_mix, by_new = cotangents
-    projection, scale, bias = parameters
-    by_state, by_found = torch.empty_like(state), torch.empty_like(kept[0])
-    given = [by_x, by_writes, by_mix, state if by_new is None else by_new, state, *kept, by_state, by_found]
-    tensors = [x.contiguous() for x in given]
+    by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor, by_new: Tensor | None,
+    state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, features: Tensor, inverse: Tensor, *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients by state, projection, scale and bias; see the reference."""
+    form = Form(*options)
+    loops = loops_for(state, form, projection, scale, bias)
+    if loops is None:
+        given = by_x, by_reads, by_writes, by_mix, by_new, state, projection, scale, bias, features, inverse
+        return reference.read_backward(*given, *options)
+    state = state.contiguous()
+    by_state, by_found = torch.empty_like(state), torch.empty_like(features)
+    if by_reads is None:
+        by_reads = torch.zeros_like(by_writes)
+    given = by_x, by_reads, by_writes, by_mix, state if by_new is None else by_new, state, features, inverse
+    tensors = [*(x.contiguous() for x in given), by_state, by_found]
     sums = loops.over_tokens(loops.read_backward, tensors, *_options(scale, bias, form), by_new is not None)
-    features = state.view(len(state), -1)
-    by_state.view(features.shape).addmm_(by_found, projection)
+    streams = state.view(len(state), -1)
+    with full_precision(state):
+        by_state.view(streams.shape).addmm_(by_found, projection)
+        by_projection = by_found.t() @ streams
     by_scale, by_bias = (torch.from_numpy(sum(one)) for one in zip(*sums, strict=True))
-    return by_state, by_found.t() @ features, by_scale, by_bias
+    return by_state, by_projection, by_scale, by_bias
 
 
 def _options(scale: Tensor, bias: Tensor, form: Form) -> tuple[object, ...]:
-    kind = scale.detach().numpy().dtype.type
     epsilons = (form.epsilon, form.read_epsilon, form.write_epsilon, form.norm_epsilon)
-    parameters = [x.detach().contiguous().numpy() for x in (scale, bias)]
-    return *parameters, form.mixes, form.iterations, tuple(map(kind, epsilons)), form.transposed
+    # Copies: memory that NumPy shares is no more resizable, as sharding wants that of parameters to be.
+    parameters = [x.detach().clone(memory_format=torch.contiguous_format).numpy() for x in (scale, bias)]
+    return *parameters, form.mixes, form.iterations, tuple(map(parameters[0].dtype.type, epsilons)), form.transposed

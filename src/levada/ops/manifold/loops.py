@@ -162,7 +162,7 @@ def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, itera
 
 @compiled
 def read_backward(
-    by_x, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found,
+    by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found,
     scale, bias, mixes, iterations, epsilons, transposed, adds,
 ):  # fmt: skip
     """Write gradients by what was projected, and by the state but for the way through the projection.
@@ -196,7 +196,7 @@ def read_backward(
                 kind, i = min(k // n, 2), k % n
                 if kind == 0:
                     sigma = 1 / (1 + math.exp(-(found[t, k] * scale[0] + bias[k])))
-                    total = state[t, 0, 0] * 0
+                    total = by_reads[t, i]
                     for c in range(width):
                         total += by_x[t, c] * state[t, i, c]
                     g = total * sigma * (1 - sigma)

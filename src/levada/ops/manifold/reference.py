@@ -85,7 +85,7 @@ def read_backward(
         features, inverse = _features(state, projection, form.norm_epsilon)
     full = features.dtype
     sizes = _sizes(n, form)
-    factors = scale.to(full).repeat_interleave(torch.tensor(sizes, device=scale.device), output_size=sum(sizes))
+    factors = torch.cat([x.expand(size) for x, size in zip(scale.to(full).split(1), sizes, strict=True)])
     reads, writes, *mixes = (features * factors + bias.to(full)).split(sizes, -1)
     reads, writes = torch.sigmoid(reads), torch.sigmoid(writes)
     streams, by_x = state.to(full), by_x.to(full)
@@ -100,7 +100,7 @@ def read_backward(
     gradient = torch.cat(parts, -1)
     along = gradient * features
     inverse = inverse.unsqueeze(-1)
-    shrink = (along * factors).sum(-1, keepdim=True) * inverse.square() / state[0].numel()
+    shrink = (along * factors).sum(-1, keepdim=True) * inverse.square() / (n * state.shape[-1])
     by_found = gradient * factors * inverse
     with full_precision(state):
         by_state = (by_found @ projection.to(full)).view(state.shape) - shrink.unsqueeze(-1) * streams

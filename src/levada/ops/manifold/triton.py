@@ -469,7 +469,9 @@ def read_backward(
         )  # fmt: skip
         chosen = _of_gates(n, count, form)
         programs = triton.cdiv(tokens, chosen["together"])
-        by_logits = torch.empty(tokens, (1 + split) * count, dtype=state.dtype if split else torch.float32, device=state.device)
+        by_logits = torch.empty(
+            tokens, (1 + split) * count, dtype=state.dtype if split else torch.float32, device=state.device
+        )
         by_scale, by_bias = full(programs, len(scale)), full(programs, count)
         _gates_backward[(programs,)](
             of_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse, _full(scale), _full(bias),

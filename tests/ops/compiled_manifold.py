@@ -1,0 +1,68 @@
+"""The Triton kernels that read streams, compiled for GPUs that are not there: run by test_manifold.py."""
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from levada.ops.manifold import Form
+from levada.ops.manifold import triton as kernels
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What is in the streams' type; all other tensors are in float32.
+NARROW = {"state", "x", "by_x", "by_new", "by_state"}
+
+
+def pieces(n, width, form, dtype):
+    """Return each kernel's constants and options, for 4096 tokens."""
+    tokens, size, count = 4096, n * width, 2 * n + n * n * form.mixes
+    split = dtype == "bf16"
+    rows = count if dtype == "fp32" else 2 * count
+    project = kernels.plan_of(tokens, size, rows, TYPES[dtype])
+    by_state = kernels.plan_of_state(tokens, n, width, count, TYPES[dtype])
+    gates = kernels._of_gates(n, count, form)
+    epsilons = {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
+    block, padded = kernels.block_of(width), triton.next_power_of_2(n)
+    return {
+        "_project": {"size": size, "count": count, "rows": rows, "split": rows > count} | project,
+        "_gates": {"size": size, "parts": project["parts"]} | epsilons | gates,
+        "_read": {"width": width, "n": n, "together": 2, "block": block, "num_warps": 4},
+        "_by_reads": {"width": width, "n": n, "padded": padded, "block": 1024, "adds": True, "num_warps": 4},
+        "_gates_backward": {"size": size, "split": split} | gates,
+        "_by_state": {"width": width, "n": n, "count": count, "adds": True, "split": split} | by_state,
+    }
+
+
+@pytest.mark.parametrize("name", ["_project", "_gates", "_read", "_by_reads", "_gates_backward", "_by_state"])
+@pytest.mark.parametrize(
+    ("n", "width", "form", "dtype", "capability"),
+    [
+        (4, 2560, Form(), "bf16", 80),
+        (4, 2560, Form(), "bf16", 90),
+        (4, 2560, Form(), "fp32", 100),
+        (3, 1001, Form(mixes=False), "fp16", 90),
+        (8, 512, Form(epsilon=1e-6, transposed=True), "bf16", 90),
+        (16, 512, Form(iterations=13), "fp32", 90),
+    ],
+)
+def test_it_compiles(name, n, width, form, dtype, capability):
+    kernel = getattr(kernels, name)
+    constants = pieces(n, width, form, dtype)[name]
+    options = {key: constants.pop(key) for key in ("num_warps", "num_stages") if key in constants}
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    signature = {key: "*" + dtype if key in NARROW else "*fp32" for key in kernel.arg_names}
+    if name == "_project" and dtype != "fp32":
+        signature["weights"] = "*" + dtype
+    if dtype == "bf16":
+        signature |= {key: "*bf16" for key in ("by_logits",) if key in signature}
+    signature |= {key: "i32" for key in ("tokens",) if key in signature}
+    signature |= dict.fromkeys(constants, "constexpr")
+    compiled = triton.compile(
+        ASTSource(kernel, signature=signature, constexprs=constants),
+        target=GPUTarget("cuda", capability, 32),
+        options=options,
+    )
+    assert f".target sm_{capability}" in compiled.asm["ptx"]
+    assert len(compiled.asm["cubin"])
+    assert compiled.metadata.shared <= (166912 if capability == 80 else 232448)

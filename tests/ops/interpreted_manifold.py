@@ -1,0 +1,167 @@
+"""The Triton kernels that read streams, interpreted on a CPU: run by test_manifold.py with TRITON_INTERPRET=1."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from tests.ops.test_manifold import FORMS, arguments
+from triton.runtime import interpreter
+
+from levada.ops.manifold import reference
+from levada.ops.manifold import triton as kernels
+from levada.ops.sinkhorn import steps_at_once
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setitem(kernels.PROJECT, "tile", 16)
+    monkeypatch.setitem(kernels.PROJECT, "bytes", 32)
+    monkeypatch.setitem(kernels.READ, "block", 16)
+    monkeypatch.setitem(kernels.READ, "elements", 32)
+    monkeypatch.setitem(kernels.BY_READS, "elements", 64)
+    monkeypatch.setitem(kernels.BY_STATE, "tile", 16)
+    monkeypatch.setitem(kernels.BY_STATE, "block", 32)
+
+
+@pytest.fixture(autouse=True)
+def products_of_bfloat16(monkeypatch):
+    """The interpreter keeps bfloat16 as integers of 16 bits, and multiplies these."""
+    product = interpreter.InterpreterBuilder.create_dot
+
+    def widened(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self, a, b, *others):
+        return product(self, widened(a), widened(b), *others)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def given(tokens, n, dim, form, dtype=torch.float32):
+    """Return the arguments, and gradients that arrive at each result."""
+    state, *parameters = (x.detach() for x in arguments(tokens, n, dim, form, torch.float32))
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(tokens, dim), (tokens, n), (tokens, n), (tokens, n if form.mixes else 0, n), (tokens, n, dim)]
+    by = [torch.randn(shape, generator=generator) for shape in shapes]
+    return [state.to(dtype), *parameters], [by[0].to(dtype), *by[1:4], by[4].to(dtype)]
+
+
+def both_ways(module, tensors, by, form):
+    function = module.read if module is kernels else module.read_and_keep
+    found = function(*tensors, *form)
+    return *found, *module.read_backward(*by, *tensors, *found[4:], *form)
+
+
+def doubled(tensors):
+    return [x if x is None else x.double() for x in tensors]
+
+
+def errors(got, expected):
+    return [
+        ((x.double() - y).norm() / y.norm()).item() if y.numel() else 0.0 for x, y in zip(got, expected, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (3, 3, 37), (18, 4, 16), (1, 7, 20)], ids=str)
+def test_values_and_gradients_are_the_references(sizes, form):
+    tensors, by = given(*sizes, form)
+    expected = both_ways(reference, doubled(tensors), doubled(by), form)
+    assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
+
+
+@pytest.mark.parametrize("form", [FORMS["paper"], FORMS["identity"]], ids=["paper", "identity"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_with_narrow_streams_lose_nothing(dtype, form):
+    tensors, by = given(5, 4, 20, form, dtype)
+    got = both_ways(kernels, tensors, by, form)
+    assert [x.dtype for x in got] == [dtype, *[torch.float32] * 5, dtype, *[torch.float32] * 3]
+    found = errors(got, both_ways(reference, doubled(tensors), doubled(by), form))
+    # The interpreter cuts what it should round: twice the error in bfloat16.
+    assert max(found[0], found[6]) < torch.finfo(dtype).eps
+    assert max(found[1:6] + found[7:]) < 2e-5
+
+
+@pytest.mark.parametrize("left_out", [1, 4])
+def test_gradients_may_be_left_out(left_out):
+    form = FORMS["paper"]
+    tensors, by = given(3, 4, 20, form)
+    by[left_out] = None
+    expected = both_ways(reference, doubled(tensors), doubled(by), form)
+    assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
+
+
+@pytest.mark.parametrize(("n", "rows"), [(4, 16), (16, 128)])
+def test_rows_of_weights_may_be_taken_in_groups(n, rows, monkeypatch):
+    monkeypatch.setitem(kernels.PROJECT, "rows", rows)
+    monkeypatch.setitem(kernels.BY_STATE, "rows", rows)
+    form = FORMS["few"]
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors, by = given(2, n, 5, form, dtype)
+        plan = kernels.plan_of(2, 5 * n, 2 * len(tensors[1]), dtype)
+        assert plan["programs"] > 1
+        found = errors(both_ways(kernels, tensors, by, form), both_ways(reference, doubled(tensors), doubled(by), form))
+        assert max(found) < (1e-6 if dtype == torch.float32 else 8e-3)
+
+
+def test_parts_of_channels_and_of_tokens_are_added_up(monkeypatch):
+    form = FORMS["few"]
+    tensors, by = given(33, 4, 64, form)
+    assert kernels.plan_of(33, 256, 24, torch.float32)["parts"] > 1
+    assert kernels.plan_of_state(33, 4, 64, 24, torch.float32)["parts"] > 1
+    expected = both_ways(reference, doubled(tensors), doubled(by), form)
+    assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
+
+
+def test_logits_of_any_size_and_iterations_that_float32_does_not_hold():
+    form = FORMS["paper"]._replace(iterations=steps_at_once(4, torch.float32) + 2)
+    tensors, by = given(3, 4, 8, form)
+    tensors[3][8:] *= 60
+    expected = both_ways(reference, doubled(tensors), doubled(by), form)
+    for found, truth in zip(both_ways(kernels, tensors, by, form), expected, strict=True):
+        assert (found - truth).abs().max() <= 2e-4 * truth.abs().max()
+
+
+def test_nothing_is_read_that_was_not_written():
+    """What torch.empty returns is NaN here, and so is the memory around the arguments."""
+    form = FORMS["released"]
+    tensors, by = given(3, 3, 21, form)
+    expected = both_ways(reference, doubled(tensors), doubled(by), form)
+    around = [torch.full((x.numel() + 256,), math.nan, dtype=x.dtype) for x in [*tensors, *by]]
+    inside = [a[128:-128].view_as(x).copy_(x) for a, x in zip(around, [*tensors, *by], strict=True)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        got = both_ways(kernels, inside[:4], inside[4:], form)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert max(errors(got, expected)) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
+def test_nan_stays_in_its_token():
+    form = FORMS["few"]
+    tensors, _ = given(4, 4, 20, form)
+    tensors[0][1, 2, 3] = torch.nan
+    for y in kernels.read(*tensors, *form):
+        assert y.reshape(4, -1).isnan().any(-1).tolist() == [False, True, False, False]
+
+
+def test_what_is_past_the_kernels_limits_goes_to_the_reference_with_a_word():
+    form = FORMS["few"]._replace(iterations=kernels._MOST_ITERATIONS + 1)
+    tensors, by = given(2, 3, 5, form)
+    kernels._warn.cache_clear()
+    with pytest.warns(RuntimeWarning, match="3 streams mixed by 65 iterations"):
+        got = both_ways(kernels, tensors, by, form)
+    torch.testing.assert_close(got, both_ways(reference, tensors, by, form))
+
+
+def test_no_tokens():
+    form = FORMS["paper"]
+    tensors, by = given(0, 4, 5, form)
+    got = both_ways(kernels, tensors, by, form)
+    assert [tuple(x.shape) for x in got[:6]] == [(0, 5), (0, 4), (0, 4), (0, 4, 4), (0, 24), (0,)]
+    assert not any(x.any() for x in got[7:])
