@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def attend(
     products, inverse = query.new_empty(tokens, queries, len(sources)), query.new_empty(tokens, len(sources))
     means, whole = query.new_empty(queries, tokens, dim), _whole(sources)
     given = [torch.arange(tokens), products, inverse, torch.empty_like(inverse)]
-    options = _array(query), _addresses(whole), _array(means), kind(epsilon), kind(factor), normal
+    options = _copied(query), _addresses(whole), _array(means), kind(epsilon), kind(factor), normal
     loops.over_tokens(loops.attend, given, *options, work=tokens * dim * len(sources))
     return means, products, inverse
 
@@ -50,7 +51,7 @@ def attend_backward(
     whole, found = _whole(sources), [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
     starts = torch.arange(0, tokens, loops.TOKENS)
     partial, work = query.new_empty(len(starts), queries, dim), query.new_empty(len(starts), 4, queries, count)
-    arrays = _array(cotangent), _array(query), _addresses(whole), _addresses(found), _array(products), _array(inverse)
+    arrays = _array(cotangent), _copied(query), _addresses(whole), _addresses(found), _array(products), _array(inverse)
     options = *arrays, kind(factor), normal
     loops.over_tokens(loops.attend_backward, [starts, partial, work], *options, work=tokens * dim * count)
     return partial.sum(0), found
@@ -63,7 +64,7 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
         return reference.mix(weights, sources)
     tokens, dim = sources[0].shape
     sums, whole = weights.new_empty(weights.shape[1], tokens, dim), _whole(sources)
-    options = _array(weights), _addresses(whole), _array(sums), len(weights) == 1
+    options = _copied(weights), _addresses(whole), _array(sums), len(weights) == 1
     loops.over_tokens(loops.mix, [torch.arange(tokens)], *options, work=tokens * dim * len(sources))
     return sums
 
@@ -76,7 +77,7 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
     (tokens, dim), count, shared = sources[0].shape, len(sources), len(weights) == 1
     whole, found = _whole(sources), [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
     agreements = weights.new_empty(tokens, *weights.shape[1:])
-    options = _array(cotangent), _array(weights), _addresses(whole), _addresses(found), shared
+    options = _array(cotangent), _copied(weights), _addresses(whole), _addresses(found), shared
     loops.over_tokens(loops.mix_backward, [torch.arange(tokens), agreements], *options, work=tokens * dim * count)
     return agreements.sum(0, keepdim=True) if shared else agreements, found
 
@@ -102,5 +103,10 @@ def _array(x: Tensor) -> Any:
     return x.detach().contiguous().numpy()
 
 
+def _copied(x: Tensor) -> Any:
+    """Return a parameter as an array: no storage that an array shares can be resized, as sharding does."""
+    return x.detach().contiguous().clone().numpy()
+
+
 def _kind(x: Tensor) -> Any:
-    return x[:0].detach().numpy().dtype.type
+    return np.float64 if x.dtype == torch.float64 else np.float32

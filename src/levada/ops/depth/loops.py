@@ -65,12 +65,12 @@ def attend(places, products, inverse, weights, query, addresses, means, epsilon,
     """Write means, products and `1 / rms`; `weights` is memory to work in."""
     queries, width = query.shape
     sources = len(addresses)
-    one = query.dtype.type(1)
+    one, zero = query.dtype.type(1), query.dtype.type(0)  # a product with 0 would be of float64
     for j in range(len(places)):
         t = places[j]
         for i in range(sources):
             x = _row(addresses, i, t, width, query)
-            square, first, q = one * 0, one * 0, query[0]
+            square, first, q = zero, zero, query[0]
             for c in range(width):
                 square += x[c] * x[c]
                 first += q[c] * x[c]
@@ -82,7 +82,7 @@ def attend(places, products, inverse, weights, query, addresses, means, epsilon,
             most = products[j, k, 0] * inverse[j, 0]
             for i in range(1, sources):
                 most = max(most, products[j, k, i] * inverse[j, i])
-            total = one * 0
+            total = zero
             for i in range(sources):
                 weights[j, i] = math.exp(products[j, k, i] * inverse[j, i] - most)
                 total += weights[j, i]
@@ -107,7 +107,7 @@ def _products(cotangent, t, addresses, agreements):
 def _coefficients(agreements, products, inverse, width, factor, normal, weights, by_products, by_squares):
     """Write what cotangents, queries and sources are multiplied by: `reference.coefficients` for one token."""
     queries, sources = agreements.shape
-    zero = agreements[0, 0] * 0
+    zero, one = agreements.dtype.type(0), agreements.dtype.type(1)
     by_squares[:] = 0
     for k in range(queries):
         most = products[k, 0] * inverse[0]
@@ -119,9 +119,9 @@ def _coefficients(agreements, products, inverse, width, factor, normal, weights,
             total += weights[k, i]
         for i in range(sources):
             weights[k, i] /= total
-            mean += weights[k, i] * factor * agreements[k, i] * (inverse[i] if normal else zero + 1)
+            mean += weights[k, i] * factor * agreements[k, i] * (inverse[i] if normal else one)
         for i in range(sources):
-            share, scale = weights[k, i], inverse[i] if normal else zero + 1
+            share, scale = weights[k, i], inverse[i] if normal else one
             by_score = share * (factor * agreements[k, i] * scale - mean)
             by_products[k, i] = by_score * inverse[i]
             by_squares[i] += by_score * products[k, i]
@@ -173,12 +173,13 @@ def mix(places, weights, addresses, sums, shared):
 def mix_backward(places, agreements, cotangent, weights, addresses, gradients, shared):
     """Write the gradients of the sources, and the products of cotangents and sources."""
     queries, width = cotangent.shape[0], cotangent.shape[2]
+    zero = cotangent.dtype.type(0)
     for j in range(len(places)):
         t = places[j]
         own = weights[0 if shared else t]
         for i in range(len(addresses)):
             x, new = _row(addresses, i, t, width, cotangent), _row(gradients, i, t, width, cotangent)
-            g, w, total = cotangent[0, t], own[0, i], own[0, i] * 0
+            g, w, total = cotangent[0, t], own[0, i], zero
             for c in range(width):
                 total += g[c] * x[c]
                 new[c] = w * g[c]
