@@ -5,7 +5,7 @@ would lose them, because squares overflow or vanish, those elements are added up
 cache. NaN and infinities are looked for only where the largest bits say that there are any.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,attr-defined,call-arg"
 from __future__ import annotations
 
 from typing import Any, Final
