@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from levada.ops._define import define, triton_or_reference
+from levada.ops._define import Kernel, define, triton_or_reference
 from levada.ops.residual_norm import cpu, reference
 
 __all__ = ["differentiable_residual_norm"]
@@ -105,7 +105,7 @@ def _backward_fake(
     return _empty(new), by_weight, new.new_empty(width if shifted else 0, dtype=full)
 
 
-_FORWARD = define(
+_FORWARD: Kernel = define(
     "residual_norm",
     "(Tensor state, Tensor out, Tensor? weight, Tensor? bias, bool centred, float eps) -> (Tensor, Tensor)",
     reference=reference.residual_norm,
@@ -115,7 +115,7 @@ _FORWARD = define(
     setup_context=_context,
     backward=_derivative,
 )
-_BACKWARD = define(
+_BACKWARD: Kernel = define(
     "residual_norm_backward",
     "(Tensor by_new, Tensor by_normed, Tensor new, Tensor? weight, bool centred, float eps, bool shifted) "
     "-> (Tensor, Tensor, Tensor)",

@@ -42,7 +42,7 @@ def residual_norm_backward(
     rows = [by_new.contiguous(), by_normed.contiguous(), new.contiguous(), by_sum]
     one = _row(weight, new, 1.0)
     sums = loops.over_tokens(loops.residual_norm_backward, rows, one, centred, one.dtype.type(eps), shifted)
-    by_weight, by_bias = (torch.from_numpy(sum(found)) for found in zip(*sums, strict=True))
+    by_weight, by_bias = (torch.from_numpy(sum(found)).to(new.dtype) for found in zip(*sums, strict=True))
     nothing = new.new_empty(0)
     return by_sum, nothing if weight is None else by_weight, by_bias if shifted else nothing.clone()
 

@@ -9,6 +9,8 @@ from levada.ops._numba import compiled, over_tokens
 
 __all__ = ["over_tokens", "residual_norm", "residual_norm_backward"]
 
+_TOKENS = 64  # whose gradients by weight and bias are added up in their own type
+
 
 @compiled
 def _moments(row, centred, eps):
@@ -38,8 +40,9 @@ def residual_norm(state, out, new, normed, weight, bias, centred, eps):
 
 @compiled
 def residual_norm_backward(by_new, by_normed, new, by_sum, weight, centred, eps, shifted):
-    """Write the gradients by the sums, and return those by weight and bias."""
+    """Write the gradients by the sums, and return those by weight and bias, in float64."""
     width = new.dtype.type(new.shape[1])
+    by_weight, by_bias = np.zeros(new.shape[1]), np.zeros(new.shape[1])
     of_weight, of_bias = np.zeros(new.shape[1], new.dtype), np.zeros(new.shape[1], new.dtype)
     normed, inner = np.empty(new.shape[1], new.dtype), np.empty(new.shape[1], new.dtype)
     for t in range(len(new)):
@@ -62,4 +65,9 @@ def residual_norm_backward(by_new, by_normed, new, by_sum, weight, centred, eps,
         aligned /= width
         for c in range(len(row)):
             found[c] = direct[c] + inverse * (inner[c] - normed[c] * aligned - total)
-    return of_weight, of_bias
+        if t % _TOKENS == _TOKENS - 1 or t == len(new) - 1:
+            by_weight += of_weight
+            by_bias += of_bias
+            of_weight[:] = 0
+            of_bias[:] = 0
+    return by_weight, by_bias

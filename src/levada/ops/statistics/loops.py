@@ -5,7 +5,7 @@ would lose them, because squares overflow or vanish, those elements are added up
 cache. NaN and infinities are looked for only where the largest bits say that there are any.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,attr-defined,call-arg"
 from __future__ import annotations
 
 from typing import Any, Final
@@ -19,6 +19,20 @@ from levada.ops._numba import compiled, over_tokens
 __all__ = ["LOOPS", "combine", "over_tokens"]
 
 _CHUNK: Final = 1024
+# Of floats that are not negative the bits are in the order of the floats: all without the sign, those of infinity, and
+# those between which the largest of a thousand elements may be for their squares to be added up in their own type.
+_SINGLE: Final = (
+    np.int32(0x7FFFFFFF),
+    np.float32(np.inf).view(np.int32),
+    np.float32(1e-13).view(np.int32),
+    np.float32(1e13).view(np.int32),
+)
+_DOUBLE: Final = (
+    np.int64(0x7FFFFFFFFFFFFFFF),
+    np.float64(np.inf).view(np.int64),
+    np.int64(0),
+    np.finfo(np.float64).max.view(np.int64),
+)
 
 
 @intrinsic  # type: ignore[misc, unused-ignore]
@@ -54,84 +68,102 @@ def _of_float16(raw, patterns):
 
 
 @compiled
-def _of_itself(raw, patterns):
-    patterns[:] = raw
+def _add_up(values, patterns, sign):
+    total = squares = values.dtype.type(0)
+    largest = zeros = patterns.dtype.type(0)
+    for i in range(len(patterns)):
+        x = values[i]
+        total += x
+        squares += x * x
+        pattern = patterns[i] & sign
+        largest = max(largest, pattern)
+        zeros += patterns.dtype.type(pattern == 0)
+    return total, squares, largest, zeros
 
 
-def _sums(floats, bits):
-    """Make the sums over a chunk for one type of numbers, in this type, and in float64 with a look for what is none."""
-    # The bits of floats that are not negative are in the order of the floats.
-    sign = bits(np.iinfo(bits).max)
-    infinity = floats(np.inf).view(bits)
+@compiled
+def _add_up_again(values, patterns, sign, infinity):
+    total = squares = 0.0
+    nan = infinite = largest = patterns.dtype.type(0)
+    for i in range(len(patterns)):
+        x = np.float64(values[i])
+        total += x
+        squares += x * x
+        pattern = patterns[i] & sign
+        nan += patterns.dtype.type(pattern > infinity)
+        infinite += patterns.dtype.type(pattern == infinity)
+        largest = max(largest, pattern if pattern <= infinity else patterns.dtype.type(0))
+    return total, squares, largest, nan, infinite
 
-    @compiled
-    def add_up(values, patterns):
-        total = squares = floats(0)
-        largest = zeros = bits(0)
-        for i in range(len(patterns)):
-            x = values[i]
-            total += x
-            squares += x * x
-            pattern = patterns[i] & sign
-            largest = max(largest, pattern)
-            zeros += bits(pattern == 0)
-        return total, squares, largest, zeros
 
-    @compiled
-    def add_up_again(values, patterns, row):
-        total = squares = 0.0
-        nan = infinite = largest = bits(0)
-        for i in range(len(patterns)):
-            x = np.float64(values[i])
-            total += x
-            squares += x * x
-            pattern = patterns[i] & sign
-            nan += bits(pattern > infinity)
-            infinite += bits(pattern == infinity)
-            largest = max(largest, pattern if pattern <= infinity else bits(0))
-        row[0] += total
-        row[1] += squares
+@compiled
+def _take(values, patterns, limits, row):
+    """Add a thousand elements to a row, and return the bits of the largest."""
+    sign, infinity, least, most = limits
+    total, squares, largest, zeros = _add_up(values, patterns, sign)
+    row[3] += zeros
+    if (0 < largest < least) or largest > most:
+        exact, exact_squares, largest, nan, infinite = _add_up_again(values, patterns, sign, infinity)
+        row[0] += exact
+        row[1] += exact_squares
         row[4] += nan
         row[5] += infinite
-        return largest
+    else:
+        row[0] += total
+        row[1] += squares
+    return largest
 
-    return add_up, add_up_again
+
+@compiled
+def _float32(pointers, counts, found):
+    for t in range(len(pointers)):
+        given = carray(_pointer(pointers[t]), (counts[t],), np.int32)
+        found[t] = 0
+        largest = 0
+        for begin in range(0, len(given), _CHUNK):
+            patterns = given[begin : begin + _CHUNK]
+            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, found[t]))
+        found[t, 2] = np.int32(largest).view(np.float32)
 
 
-def _loop(raw, widen, floats, bits, least, most):
-    """Make the loop for one type of numbers; chunks whose largest is from `least` to `most` keep their first sums."""
-    add_up, add_up_again = _sums(floats, bits)
-    least, most = floats(least).view(bits), floats(most).view(bits)
-    as_it_is = widen is _of_itself
+@compiled
+def _float64(pointers, counts, found):
+    for t in range(len(pointers)):
+        given = carray(_pointer(pointers[t]), (counts[t],), np.int64)
+        found[t] = 0
+        largest = 0
+        for begin in range(0, len(given), _CHUNK):
+            patterns = given[begin : begin + _CHUNK]
+            largest = max(largest, _take(patterns.view(np.float64), patterns, _DOUBLE, found[t]))
+        found[t, 2] = np.int64(largest).view(np.float64)
 
-    @compiled
-    def measure(pointers, counts, found):
-        """Write a row for each tensor."""
-        widened = np.empty(1 if as_it_is else _CHUNK, bits)
-        for t in range(len(pointers)):
-            given = carray(_pointer(pointers[t]), (counts[t],), raw)
-            row = found[t]
-            row[:] = 0
-            most_here = bits(0)
-            for begin in range(0, counts[t], _CHUNK):
-                piece = given[begin : begin + _CHUNK]
-                if as_it_is:
-                    patterns = piece.view(bits)
-                else:
-                    patterns = widened[: len(piece)]
-                    widen(piece, patterns)
-                values = patterns.view(floats)
-                total, squares, largest, zeros = add_up(values, patterns)
-                row[3] += zeros
-                if (0 < largest < least) or largest > most:
-                    largest = add_up_again(values, patterns, row)
-                else:
-                    row[0] += total
-                    row[1] += squares
-                most_here = max(most_here, largest)
-            row[2] = bits(most_here).view(floats)
 
-    return measure
+@compiled
+def _bfloat16(pointers, counts, found):
+    widened = np.empty(_CHUNK, np.int32)
+    for t in range(len(pointers)):
+        given = carray(_pointer(pointers[t]), (counts[t],), np.uint16)
+        found[t] = 0
+        largest = 0
+        for begin in range(0, len(given), _CHUNK):
+            patterns = widened[: min(_CHUNK, len(given) - begin)]
+            _of_bfloat16(given[begin : begin + _CHUNK], patterns)
+            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, found[t]))
+        found[t, 2] = np.int32(largest).view(np.float32)
+
+
+@compiled
+def _float16(pointers, counts, found):
+    widened = np.empty(_CHUNK, np.int32)
+    for t in range(len(pointers)):
+        given = carray(_pointer(pointers[t]), (counts[t],), np.uint16)
+        found[t] = 0
+        largest = 0
+        for begin in range(0, len(given), _CHUNK):
+            patterns = widened[: min(_CHUNK, len(given) - begin)]
+            _of_float16(given[begin : begin + _CHUNK], patterns)
+            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, found[t]))
+        found[t, 2] = np.int32(largest).view(np.float32)
 
 
 @compiled
@@ -148,9 +180,9 @@ def combine(pieces, firsts, found):
 
 
 LOOPS: Final = {
-    "torch.float32": _loop(np.int32, _of_itself, np.float32, np.int32, 1e-13, 1e13),
-    "torch.float64": _loop(np.int64, _of_itself, np.float64, np.int64, 0.0, np.finfo(np.float64).max),
-    "torch.bfloat16": _loop(np.uint16, _of_bfloat16, np.float32, np.int32, 1e-13, 1e13),
-    "torch.float16": _loop(np.uint16, _of_float16, np.float32, np.int32, 1e-13, 1e13),
+    "torch.float32": _float32,
+    "torch.float64": _float64,
+    "torch.bfloat16": _bfloat16,
+    "torch.float16": _float16,
 }
-"""The loops by the name of their type."""
+"""The loops by the name of the type: each writes a row for each tensor."""

@@ -125,7 +125,8 @@ def piece_of(sizes: Sequence[int]) -> int:
         sizes: elements of each tensor.
     """
     most = min(MOST, _COUNTED // 2 * BLOCK)
-    return min(max(triton.next_power_of_2(triton.cdiv(sum(sizes), PROGRAMS)), LEAST), most)
+    share: int = triton.next_power_of_2(triton.cdiv(sum(sizes), PROGRAMS))
+    return min(max(share, LEAST), most)
 
 
 def _of_type(dtype: torch.dtype, tensors: Sequence[Tensor], found: Tensor) -> None:
