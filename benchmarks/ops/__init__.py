@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 from benchmarks.measure import Row, ratio_of
