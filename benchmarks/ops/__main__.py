@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
     parser.add_argument("--most", type=int, help="number of sizes (default: all)")
+    parser.add_argument("--without", action="append", default=[], metavar="PROGRAM", help="leave a program out")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "results" / "ops.jsonl")
     options = parser.parse_args()
     if unknown := set(options.names) - set(_NAMES):
@@ -44,6 +45,8 @@ def main() -> int:
     for module in options.names or _NAMES:
         for case in importlib.import_module(f"benchmarks.ops.{module}").cases(sizes):
             torch.compiler.reset()
+            kept = {name: program for name, program in case.programs.items() if name not in options.without}
+            case = replace(case, programs=kept)
             for row in rows(case, device, dtype, 7 if options.quick else 11):
                 row = replace(row, machine={**row.machine, "device": name})
                 print_row(replace(row, target=None) if options.quick else row)

@@ -38,6 +38,21 @@ def _ours(query: Tensor, *sources: Tensor) -> Sequence[Tensor]:
     return attend_depth(query, sources)
 
 
+def _liger(query: Tensor, *sources: Tensor) -> Sequence[Tensor]:
+    """Its sources are stacked; the weight of its norm, which it asks a gradient for, is one."""
+    from liger_kernel.transformers import functional as liger
+
+    norm = torch.ones_like(query[0], dtype=sources[0].dtype)
+    stacked = torch.stack(sources).unsqueeze(1)
+    return [liger.liger_attn_res(stacked, query[0].to(norm.dtype), norm).squeeze(0)]
+
+
+def _fla(query: Tensor, *sources: Tensor) -> Sequence[Tensor]:
+    from fla.ops.attnres import fused_attnres
+
+    return [fused_attnres(query[0], sources, torch.ones_like(query[0]), checkpoint_level=0)]
+
+
 def _plain_sums(weights: Tensor, *sources: Tensor) -> Sequence[Tensor]:
     return reference.mix(weights.unsqueeze(0), sources).unbind()
 
@@ -60,6 +75,7 @@ def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
                     "compiled reference": compiled(_plain),
                     "compiled stack": compiled(_stacked),
                     "levada": _ours,
+                    **({"liger-kernel": _liger, "flash-linear-attention": _fla} if queries == 1 else {}),
                 },
                 forward=tokens * width * (sources + queries),
                 backward=tokens * width * (2 * sources + queries),
