@@ -34,12 +34,14 @@ def differentiable_read(
 class _Read(torch.autograd.Function):
     """What the operation gives, and the streams themselves: a gradient that comes by them is added in the same pass.
 
-    An operation's result may not be its argument: only a function can hand the streams on.
+    An operation's result may not be its argument: only a function can hand the streams on. On a CPU it calls the kernel
+    itself: nothing is left to dispatch, which would take as long as the work on few tokens.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        *found, features, inverse = _READ(*arguments)
+        function = cpu.read if arguments[0].device.type == "cpu" else _READ
+        *found, features, inverse = function(*arguments)
         _keep(ctx, arguments, (features, inverse))
         return *found, arguments[0]
 
@@ -103,12 +105,12 @@ def _gradients(
         by_new,
         *(state, projection, scale, bias),
     )
-    # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
-    found: tuple[Tensor, ...] = (
-        reference.read_backward(*given, None, None, *form)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        else _READ_BACKWARD(*given, features, inverse, *form)
-    )
+    found: tuple[Tensor, ...]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
+        found = reference.read_backward(*given, None, None, *form)
+    else:
+        found = _READ_BACKWARD(*given, features, inverse, *form)
     return *found, *(None for _ in form)
 
 

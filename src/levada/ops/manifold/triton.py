@@ -342,11 +342,10 @@ def _load_by_logits(by_logits, token, real, row, count: tl.constexpr, split: tl.
 @triton.jit
 def _load_weights(weights, row, place, mask, size: tl.constexpr, kind: tl.constexpr, split: tl.constexpr):
     value = tl.load(weights + row[:, None] * size + place[None, :], mask=mask, other=0.0)
+    high, low = value, value
     if split:
-        parts = _split(value, kind)
-    else:
-        parts = value, value
-    return parts
+        high, low = _split(value, kind)
+    return high, low
 
 
 @triton.jit

@@ -1,0 +1,59 @@
+"""Cases of reading streams by weights that they decide: what mHC does before a branch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.ops import Case, compiled
+from levada.ops.manifold import Form, read_streams, reference
+
+__all__ = ["cases"]
+
+_FORMS = {"read_streams": Form(), "read_streams, identity": Form(mixes=False)}
+
+
+def _inputs(tokens: int, n: int, width: int, mixes: bool) -> Sequence[Tensor]:
+    rows = 2 * n + n * n * mixes
+    tensors = [
+        torch.randn(tokens, n, width),
+        torch.randn(rows, n * width) * (n * width) ** -0.5,
+        torch.rand(2 + mixes) + 0.5,
+        torch.randn(rows),
+    ]
+    return [x.requires_grad_() for x in tensors]
+
+
+def _plain(form: Form, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor) -> Sequence[Tensor]:
+    """What one writes; the streams are handed on, so that a gradient arrives by them as well."""
+    x, _, writes, mix = reference.read(state, projection, scale, bias, form)
+    return [x, writes, *([] if mix is None else [mix]), state.view_as(state)]
+
+
+def _ours(form: Form, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor) -> Sequence[Tensor]:
+    x, _, writes, mix, new = read_streams(state, projection, scale, bias, form)
+    return [x, writes, *([] if mix is None else [mix]), new]
+
+
+def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
+    """Yield cases at sizes of tokens, streams, width."""
+    for tokens, n, width in sizes:
+        for name, form in _FORMS.items():
+            plain = functools.partial(_plain, form)
+            yield Case(
+                operator=name,
+                size={"tokens": tokens, "streams": n, "width": width},
+                make=functools.partial(_inputs, tokens, n, width, form.mixes),
+                programs={
+                    "reference": plain,
+                    "compiled reference": compiled(plain),
+                    "levada": functools.partial(_ours, form),
+                },
+                forward=(2 * n + 1) * tokens * width,
+                backward=(4 * n + 2) * tokens * width,
+                tolerance=32.0,
+                wide=frozenset({1, 2, 3}),
+            )

@@ -1,0 +1,140 @@
+"""Reading streams by the Triton kernels, on a device: values and gradients against the reference in float64."""
+
+import math
+
+import pytest
+import torch
+
+from levada.ops.manifold import Form, read_streams, reference
+from levada.ops.manifold import autograd as registered
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+FORMS = {
+    "paper": Form(),
+    "released": Form(epsilon=1e-6, read_epsilon=1e-6, transposed=True),
+    "long": Form(iterations=40),
+    "identity": Form(mixes=False, read_epsilon=1e-3, write_epsilon=1e-3, norm_epsilon=1e-2),
+}
+SIZES = [(1, 2, 1), (5, 3, 37), (300, 4, 1000), (129, 5, 256), (1000, 8, 130), (70, 16, 96), (2, 7, 4099)]
+
+
+def arguments(tokens, n, dim, form, dtype=torch.bfloat16):
+    generator = torch.Generator("cuda").manual_seed(0)
+    rows = 2 * n + n * n * form.mixes
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, device="cuda")
+
+    state, projection = normal(tokens, n, dim), normal(rows, n * dim) * (n * dim) ** -0.5
+    scale, bias = normal(2 + form.mixes).abs() + 0.5, normal(rows)
+    return [state.to(dtype).requires_grad_(), *(x.requires_grad_() for x in (projection, scale, bias))]
+
+
+def run(function, tensors, form, by=None):
+    """Return results but the streams, and gradients by what arrives at all results."""
+    found = [y for y in function(*tensors, form) if y is not None]
+    if function is reference.read:
+        found = [*found, tensors[0] * 1]
+    if by is None:
+        generator = torch.Generator("cuda").manual_seed(1)
+        by = [torch.randn(y.shape, generator=generator, device="cuda").to(y.dtype) for y in found]
+    return [
+        *(y.detach() for y in found[:-1]),
+        *torch.autograd.grad(found, tensors, [g.to(y) for g, y in zip(by, found, strict=True)]),
+    ], by
+
+
+def close(got, expected, dtype):
+    """Compare: what is in the streams' type is rounded once; sums in float32 lose the factors' last bits at most."""
+    for place, (found, truth) in enumerate(zip(got, expected, strict=True)):
+        error = float((found.double() - truth).norm() / truth.norm())
+        limit = torch.finfo(dtype).eps if found.dtype == dtype else 2e-5
+        assert error <= max(limit, 2e-6), (place, error)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_values_and_gradients_are_the_references(dtype, form):
+    for sizes in SIZES:
+        tensors = arguments(*sizes, form, dtype)
+        got, by = run(read_streams, tensors, form)
+        assert [x.dtype for x in got[-4:]] == [dtype, *[torch.float32] * 3]
+        expected, _ = run(reference.read, [x.detach().double().requires_grad_() for x in tensors], form, by)
+        close(got, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("n", [4, 8])
+def test_large_sizes(n, dtype):
+    form = FORMS["paper"]
+    tensors = arguments(4096 if n == 4 else 1024, n, 2560, form, dtype)
+    got, by = run(read_streams, tensors, form)
+    expected, _ = run(reference.read, [x.detach().double().requires_grad_() for x in tensors], form, by)
+    close(got, expected, dtype)
+
+
+def test_results_repeat_bit_by_bit():
+    form = FORMS["paper"]
+    tensors = arguments(3000, 4, 1024, form)
+    first, by = run(read_streams, tensors, form)
+    for _ in range(3):
+        assert all(map(torch.equal, run(read_streams, tensors, form, by)[0], first))
+
+
+@pytest.mark.parametrize("form", [FORMS["paper"], FORMS["identity"]], ids=["paper", "identity"])
+def test_it_compiles_whole(form):
+    tensors = arguments(300, 4, 256, form)
+    compiled = torch.compile(read_streams, fullgraph=True)
+    got, by = run(compiled, tensors, form)
+    expected, _ = run(reference.read, [x.detach().double().requires_grad_() for x in tensors], form, by)
+    # The gradient that comes by the streams is rounded before it is added, and so is the sum.
+    for found, truth in zip(got, expected, strict=True):
+        assert (found.double() - truth).norm() <= 2 * torch.finfo(torch.bfloat16).eps * truth.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nothing_is_read_that_was_not_written(dtype):
+    """What torch.empty returns is NaN here, and so is the memory around the arguments."""
+    form = FORMS["released"]
+    tensors = [x.detach() for x in arguments(77, 4, 133, form, dtype)]
+    around = [torch.full((x.numel() + 1024,), math.nan, dtype=x.dtype, device="cuda") for x in tensors]
+    inside = [a[512:-512].view_as(x).copy_(x).requires_grad_() for a, x in zip(around, tensors, strict=True)]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        got, by = run(read_streams, inside, form)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    expected, _ = run(reference.read, [x.double().requires_grad_() for x in tensors], form, by)
+    close(got, expected, dtype)
+
+
+def test_it_may_be_captured_in_a_graph():
+    form = FORMS["paper"]
+    tensors = [x.detach() for x in arguments(200, 4, 256, form)]
+    expected = registered._READ(*tensors, *form)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = registered._READ(*tensors, *form)
+    graph.replay()
+    assert all(map(torch.equal, got, expected))
+
+
+def test_vmap_over_batches_of_tokens():
+    form = FORMS["paper"]
+    state, *parameters = (x.detach() for x in arguments(24, 4, 64, form))
+    got = torch.vmap(lambda x: read_streams(x, *parameters, form)[0])(state.view(4, 6, 4, 64))
+    assert torch.equal(got.view(24, 64), read_streams(state, *parameters, form)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_logits_of_any_size(dtype):
+    form = FORMS["paper"]
+    tensors = arguments(100, 4, 64, form, dtype)
+    with torch.no_grad():
+        tensors[3][8:] *= 60
+    got, by = run(read_streams, tensors, form)
+    expected, _ = run(reference.read, [x.detach().double().requires_grad_() for x in tensors], form, by)
+    for found, truth in zip(got, expected, strict=True):
+        assert found.isfinite().all()
+        assert (found.double() - truth).abs().max() <= max(2 * torch.finfo(found.dtype).eps, 5e-4) * truth.abs().max()
