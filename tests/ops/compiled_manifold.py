@@ -23,12 +23,12 @@ def pieces(n, width, form, dtype):
     by_state = kernels.plan_of_state(tokens, n, width, count, TYPES[dtype])
     gates = kernels._of_gates(n, count, form)
     epsilons = {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
-    block, padded = kernels.block_of(width), triton.next_power_of_2(n)
+    block, padded = kernels.block_of(width, 1024), triton.next_power_of_2(n)
     return {
         "_project": {"size": size, "count": count, "rows": rows, "split": rows > count} | project,
         "_gates": {"size": size, "parts": project["parts"]} | epsilons | gates,
         "_read": {"width": width, "n": n, "together": 2, "block": block, "num_warps": 4},
-        "_by_reads": {"width": width, "n": n, "padded": padded, "block": 1024, "adds": True, "num_warps": 4},
+        "_by_reads": {"width": width, "n": n, "padded": padded, "block": block, "adds": True, "num_warps": 4},
         "_gates_backward": {"size": size, "split": split} | gates,
         "_by_state": {"width": width, "n": n, "count": count, "adds": True, "split": split} | by_state,
     }

@@ -13,7 +13,7 @@ Products with streams of 16 bits are exact: the other factor is split into two p
 that of 16 bits or more, with sums in float32. Float32 is multiplied as three products of TF32.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 from __future__ import annotations
 
 import contextlib
@@ -136,7 +136,7 @@ def _normalise(
         kernel = tl.where(real, softmax + epsilon, 0.0)
     row = tl.full(real_row.shape, 1.0, dtype=work)
     column = tl.full(real_column.shape, 1.0, dtype=work)
-    rows, columns = (row,), ()
+    rows, columns = (row,), ()  # all that is in these is in registers
     for step in tl.static_range(iterations):
         if step > 0:
             total = tl.sum(kernel * row[:, :, None], 1)
@@ -431,12 +431,12 @@ def read(
     state = state.contiguous()
     with _on(state):
         sums = _projected(state, projection)
-        options = _of_gates(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
-        _gates[(triton.cdiv(tokens, options["together"]),)](
+        gates = _of_gates(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
+        _gates[(triton.cdiv(tokens, gates["together"]),)](
             sums, _full(scale), _full(bias), reads, writes, mix, features, inverse, tokens,
-            size=n * width, parts=len(sums), **options,
+            size=n * width, parts=len(sums), **gates,
         )  # fmt: skip
-        block = block_of(width)
+        block = block_of(width, READ["block"])
         together = max(1, READ["elements"] // block)
         _read[(triton.cdiv(tokens, together), triton.cdiv(width, block))](
             state, reads, x, tokens, width=width, n=n, together=together, block=block, num_warps=READ["num_warps"]
@@ -463,7 +463,7 @@ def read_backward(
         padded = triton.next_power_of_2(n)
         _by_reads[(tokens,)](
             by_x, state, of_reads if by_reads is None else by_reads.contiguous(), of_reads,
-            width=width, n=n, padded=padded, block=min(BY_READS["elements"] // padded, triton.next_power_of_2(width)),
+            width=width, n=n, padded=padded, block=block_of(width, BY_READS["elements"] // padded),
             adds=by_reads is not None, num_warps=BY_READS["num_warps"],
         )  # fmt: skip
         chosen = _of_gates(n, count, form)
@@ -487,9 +487,9 @@ def read_backward(
     return by_state, by_projection, by_scale.sum(0).to(scale.dtype), by_bias.sum(0).to(bias.dtype)
 
 
-def block_of(width: int) -> int:
-    """Return how many channels `_read` takes at a time: all of them used, where that makes no narrow blocks."""
-    block = min(READ["block"], max(16, triton.next_power_of_2(width)))
+def block_of(width: int, most: int) -> int:
+    """Return how many channels to take at a time: a divisor of all, where that makes no narrow blocks."""
+    block = int(min(most, max(16, triton.next_power_of_2(width))))
     while block > 256 and width % block:
         block //= 2
     return block
