@@ -8,6 +8,7 @@ from triton.compiler import ASTSource
 
 from levada.ops.manifold import Form
 from levada.ops.manifold import triton as kernels
+from levada.ops.manifold.gates import triton as gates
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What is in the streams' type; all other tensors are in float32.
@@ -21,20 +22,20 @@ def pieces(n, width, form, dtype):
     rows = count if dtype == "fp32" else 2 * count
     project = kernels.plan_of(tokens, size, rows, TYPES[dtype])
     by_state = kernels.plan_of_state(tokens, n, width, count, TYPES[dtype])
-    gates = kernels._of_gates(n, count, form)
+    common = gates.options_of(n, count, form)
     epsilons = {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
-    block, padded = kernels.block_of(width), triton.next_power_of_2(n)
+    block, padded = kernels.block_of(width, 1024), triton.next_power_of_2(n)
     return {
         "_project": {"size": size, "count": count, "rows": rows, "split": rows > count} | project,
-        "_gates": {"size": size, "parts": project["parts"]} | epsilons | gates,
+        "gates": {"size": size, "parts": project["parts"]} | epsilons | common,
         "_read": {"width": width, "n": n, "together": 2, "block": block, "num_warps": 4},
-        "_by_reads": {"width": width, "n": n, "padded": padded, "block": 1024, "adds": True, "num_warps": 4},
-        "_gates_backward": {"size": size, "split": split} | gates,
+        "_by_reads": {"width": width, "n": n, "padded": padded, "block": block, "adds": True, "num_warps": 4},
+        "gates_backward": {"size": size, "split": split} | common,
         "_by_state": {"width": width, "n": n, "count": count, "adds": True, "split": split} | by_state,
     }
 
 
-@pytest.mark.parametrize("name", ["_project", "_gates", "_read", "_by_reads", "_gates_backward", "_by_state"])
+@pytest.mark.parametrize("name", ["_project", "gates", "_read", "_by_reads", "gates_backward", "_by_state"])
 @pytest.mark.parametrize(
     ("n", "width", "form", "dtype", "capability"),
     [

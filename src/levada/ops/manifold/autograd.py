@@ -86,14 +86,8 @@ def _derivative(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ..
     return _gradients(ctx, *cotangents[:4], None)
 
 
-def _gradients(
-    ctx: Any,
-    by_x: Tensor | None,
-    by_reads: Tensor | None,
-    by_writes: Tensor | None,
-    by_mix: Tensor | None,
-    by_new: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    by_x, by_reads, by_writes, by_mix, by_new = cotangents
     state, projection, scale, bias, features, inverse = ctx.saved_tensors
     form = ctx.form
     tokens, n, width = state.shape

@@ -75,8 +75,8 @@ def read_backward(
     form = Form(*options)
     loops = loops_for(state, form, projection, scale, bias)
     if loops is None:
-        given = by_x, by_reads, by_writes, by_mix, by_new, state, projection, scale, bias, features, inverse
-        return reference.read_backward(*given, *options)
+        by = by_x, by_reads, by_writes, by_mix, by_new
+        return reference.read_backward(*by, state, projection, scale, bias, features, inverse, *options)
     state = state.contiguous()
     by_state, by_found = torch.empty_like(state), torch.empty_like(features)
     if by_reads is None:

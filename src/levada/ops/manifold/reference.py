@@ -58,35 +58,23 @@ def read_and_keep(
     return x, reads, writes, mix.contiguous(), features, inverse
 
 
-def read_backward(
-    by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor, by_new: Tensor | None,
-    state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, features: Tensor | None, inverse: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def read_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients by state, projection, scale and bias, by operations that have derivatives themselves.
 
     Args:
-        by_x: the gradient by what the branch read.
-        by_reads: by the weights that read.
-        by_writes: by those that write.
-        by_mix: by those that mix.
-        by_new: by the state from elsewhere, which is added.
-        state: the streams, tokens first.
-        projection: as they were given,
-        scale: all
-        bias: three.
-        features: what was kept; made again if left out, as derivatives of this need.
-        inverse: the same.
-        *options: the form.
+        *arguments: in turn the gradients by what the branch read, by the weights that read (or None), write and mix,
+            and by the state from elsewhere (or None); the four arguments of `read`, tokens first; features and norms
+            that were kept (both None to make them again, as derivatives of this need); the form.
     """
+    by_x, by_reads, by_writes, by_mix, by_new, state, projection, scale, bias, features, inverse, *options = arguments
     form = Form(*options)
     n = state.shape[-2]
     if features is None or inverse is None:
         features, inverse = _features(state, projection, form.norm_epsilon)
     full = features.dtype
     sizes = _sizes(n, form)
-    factors = torch.cat([x.expand(size) for x, size in zip(scale.to(full).split(1), sizes, strict=True)])
-    reads, writes, *mixes = (features * factors + bias.to(full)).split(sizes, -1)
+    factors = torch.cat([x.expand(size) for x, size in zip(torch.split(scale.to(full), 1), sizes, strict=True)])
+    reads, writes, *mixes = torch.split(features * factors + bias.to(full), sizes, -1)
     reads, writes = torch.sigmoid(reads), torch.sigmoid(writes)
     streams, by_x = state.to(full), by_x.to(full)
     of_reads = (by_x.unsqueeze(-2) * streams).sum(-1)
@@ -108,7 +96,7 @@ def read_backward(
     by_state = by_state + (reads + form.read_epsilon).unsqueeze(-1) * by_x.unsqueeze(-2)
     if by_new is not None:
         by_state = by_state + by_new
-    by_scale = torch.stack([part.sum() for part in along.split(sizes, -1)])
+    by_scale = torch.stack([part.sum() for part in torch.split(along, sizes, -1)])
     by_bias = gradient.sum(0)
     return (
         by_state.to(state.dtype),
@@ -132,7 +120,8 @@ def _read(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     n = state.shape[-2]
     sizes = _sizes(n, form)
-    parts = zip(found.split(sizes, -1), scale.to(found.dtype).unbind(), bias.to(found.dtype).split(sizes), strict=True)
+    scales, biases = scale.to(found.dtype).unbind(), torch.split(bias.to(found.dtype), sizes)
+    parts = zip(torch.split(found, sizes, -1), scales, biases, strict=True)
     reads, writes, *mixes = (part * factor + start for part, factor, start in parts)
     reads = torch.sigmoid(reads) + form.read_epsilon
     writes = 2 * torch.sigmoid(writes) + form.write_epsilon

@@ -1,11 +1,11 @@
 """Reading streams on a GPU: products with tensor cores on the way past, sums in one order, no pass more than needed.
 
-Forward, `_project` reads the streams once for the projection and the sum of squares, `_gates` makes the weights of what
+Forward, `_project` reads the streams once for the projection and the sum of squares, `gates` makes the weights of what
 it left (a token's Sinkhorn iterations in registers), and `_read` reads the streams again, from the last token to the
 first, as what was read last may still be in the cache: `(2 n + 1) dim` elements a token. The weights' kernel is its own
 as its chain of dependent sums would keep programs that stream waiting.
 
-Backward, `_by_reads` reads the streams for the gradient by the weights that read, `_gates_backward` makes the gradient
+Backward, `_by_reads` reads the streams for the gradient by the weights that read, `gates_backward` makes the gradient
 by what was projected, the iterations made again in registers, and `_by_state` writes the streams' gradient and adds up
 the projection's, in one pass: `(4 n + 2) dim`.
 
@@ -13,7 +13,7 @@ Products with streams of 16 bits are exact: the other factor is split into two p
 that of 16 bits or more, with sums in float32. Float32 is multiplied as three products of TF32.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 from __future__ import annotations
 
 import contextlib
@@ -27,14 +27,13 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 
 from levada.ops.manifold import reference
+from levada.ops.manifold.gates.triton import gates, gates_backward, options_of, split_in_two
 from levada.ops.manifold.reference import Form
-from levada.ops.sinkhorn import steps_at_once
 
 __all__ = ["read", "read_backward"]
 
 # What a sweep may set: sizes of blocks, warps and stages of loads; `programs` is how many there should be at least.
 PROJECT: Final = {"tile": 128, "bytes": 128, "rows": 256, "num_warps": 8, "num_stages": 4, "programs": 256, "parts": 16}
-GATES: Final = {"elements": 128, "num_warps": 4}
 READ: Final = {"elements": 2048, "block": 1024, "num_warps": 4}
 BY_READS: Final = {"elements": 4096, "num_warps": 4}
 BY_STATE: Final = {"tile": 64, "block": 64, "rows": 128, "num_warps": 4, "stages": 3, "programs": 528}
@@ -45,19 +44,12 @@ _MOST_ITERATIONS = 64  # all steps' factors are in registers
 
 
 @triton.jit
-def _split(x, kind: tl.constexpr):
-    """Return two parts of a type with fewer bits: their sum is x up to the rounding of the second."""
-    high = x.to(kind)
-    return high, (x - high.to(tl.float32)).to(kind)
-
-
-@triton.jit
 def _split_weights(weights, parts, size, block: tl.constexpr):
     """Write each row's two parts, one below the other."""
     place = tl.program_id(1) * block + tl.arange(0, block)
     row = tl.program_id(0).to(tl.int64)
     value = tl.load(weights + row * size + place, mask=place < size, other=0.0)
-    high, low = _split(value, parts.dtype.element_ty)
+    high, low = split_in_two(value, parts.dtype.element_ty)
     tl.store(parts + 2 * row * size + place, high, mask=place < size)
     tl.store(parts + (2 * row + 1) * size + place, low, mask=place < size)
 
@@ -102,128 +94,6 @@ def _project(
         tl.store(sums + place + count, tl.sum(squares, 1), mask=token < tokens)
 
 
-@triton.jit
-def _add_parts(sums, place, mask, stride, parts: tl.constexpr):
-    total = tl.load(sums + place, mask=mask, other=0.0)
-    for part in tl.static_range(1, parts):
-        total += tl.load(sums + part * stride + place, mask=mask, other=0.0)
-    return total
-
-
-@triton.jit
-def _sigmoid(x):
-    return 1 / (1 + tl.exp(-x))
-
-
-@triton.jit
-def _normalise(
-    logits, real, real_row, real_column, iterations: tl.constexpr, epsilon: tl.constexpr, work: tl.constexpr
-):
-    """Return the softmax of columns, the kernel and all factors of rows and columns; see `levada.ops.sinkhorn`.
-
-    The matrix after step t is `rows[t + 1] kernel columns[t]`.
-    """
-    logits = logits.to(work)
-    most = tl.where(real_column, tl.max(tl.where(real, logits, -float("inf")), 1), 0.0)
-    softmax = tl.where(real, tl.exp(logits - most[:, None, :]), 0.0)
-    total = tl.where(real_column, tl.sum(softmax, 1), 1.0)
-    softmax = softmax / total[:, None, :]
-    if epsilon == 0:  # the first row step undoes any factor of a row, so that none underflows whole
-        logs = logits - most[:, None, :] - tl.log(total)[:, None, :]
-        most_of_row = tl.where(real_row, tl.max(tl.where(real, logs, -float("inf")), 2), 0.0)
-        kernel = tl.where(real, tl.exp(logs - most_of_row[:, :, None]), 0.0)
-    else:
-        kernel = tl.where(real, softmax + epsilon, 0.0)
-    row = tl.full(real_row.shape, 1.0, dtype=work)
-    column = tl.full(real_column.shape, 1.0, dtype=work)
-    rows, columns = (row,), ()
-    for step in tl.static_range(iterations):
-        if step > 0:
-            total = tl.sum(kernel * row[:, :, None], 1)
-            if epsilon != 0:
-                total += epsilon / column
-            column = 1 / tl.where(real_column, total, 1.0)
-        columns = columns + (column,)  # noqa: RUF005
-        total = tl.sum(kernel * column[:, None, :], 2)
-        if epsilon != 0:
-            total += epsilon / row
-        row = 1 / tl.where(real_row, total, 1.0)
-        rows = rows + (row,)  # noqa: RUF005
-    return softmax, kernel, rows, columns
-
-
-@triton.jit
-def _normalise_backward(by_mix, softmax, kernel, rows, columns, iterations: tl.constexpr, epsilon: tl.constexpr):
-    """Return the gradient by the logits."""
-    by_kernel = by_mix.to(kernel.dtype) * rows[iterations][:, :, None] * columns[iterations - 1][:, None, :]
-    entry = by_kernel * kernel
-    by_row, by_column = tl.sum(entry, 2), tl.sum(entry, 1)
-    for back in tl.static_range(iterations):
-        row, column = rows[iterations - 1 - back], columns[iterations - 1 - back]
-        part = by_row * rows[iterations - back]
-        by_kernel -= part[:, :, None] * column[:, None, :]
-        by_column -= column * tl.sum(kernel * part[:, :, None], 1)
-        if back < iterations - 1:
-            by_row = tl.zeros_like(part)
-            if epsilon != 0:
-                by_row = epsilon * part / row
-            part = by_column * column
-            by_kernel -= row[:, :, None] * part[:, None, :]
-            by_row -= row * tl.sum(kernel * part[:, None, :], 2)
-            by_column = tl.zeros_like(part)
-            if epsilon != 0:
-                by_column = epsilon * part / columns[iterations - 2 - back]
-    by_logits = by_kernel * kernel if epsilon == 0 else by_kernel * softmax
-    return by_logits - softmax * tl.sum(by_logits, 1)[:, None, :]
-
-
-@triton.jit
-def _places(tokens, n: tl.constexpr, padded: tl.constexpr, together: tl.constexpr, transposed: tl.constexpr):
-    """Return a program's tokens, its streams, masks of vectors and matrices, and where a matrix and its logits are."""
-    token = tl.program_id(0).to(tl.int64) * together + tl.arange(0, together)
-    stream = tl.arange(0, padded)
-    vectors = (token < tokens)[:, None] & (stream < n)[None, :]
-    i, j = stream[None, :, None], stream[None, None, :]
-    matrices = (token < tokens)[:, None, None] & (i < n) & (j < n)
-    feature = 2 * n + (j * n + i if transposed else i * n + j)
-    return token, stream, vectors, matrices, i * n + j, feature
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _gates(
-    sums, scale, bias, reads, writes, mix, features, inverse, tokens,
-    size: tl.constexpr, parts: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, count: tl.constexpr,
-    together: tl.constexpr, mixes: tl.constexpr, iterations: tl.constexpr, epsilon: tl.constexpr,
-    read_epsilon: tl.constexpr, write_epsilon: tl.constexpr, norm_epsilon: tl.constexpr, transposed: tl.constexpr,
-    work: tl.constexpr,
-):  # fmt: skip
-    """Make the weights of tokens of what was projected; keep the features, divided, and one over the norms."""
-    token, stream, vectors, matrices, entry, feature = _places(tokens, n, padded, together, transposed)
-    stride = tokens.to(tl.int64) * (count + 1)
-    start = token * (count + 1)
-    squares = _add_parts(sums, start + count, token < tokens, stride, parts)
-    one_over = 1 / tl.sqrt(squares / size + norm_epsilon)
-    tl.store(inverse + token, one_over, mask=token < tokens)
-    first, row = stream[None, :], token[:, None] * n + stream[None, :]
-    found = _add_parts(sums, start[:, None] + first, vectors, stride, parts) * one_over[:, None]
-    tl.store(features + token[:, None] * count + first, found, mask=vectors)
-    logit = found * tl.load(scale) + tl.load(bias + first, mask=first < n, other=0.0)
-    tl.store(reads + row, _sigmoid(logit) + read_epsilon, mask=vectors)
-    found = _add_parts(sums, start[:, None] + n + first, vectors, stride, parts) * one_over[:, None]
-    tl.store(features + token[:, None] * count + n + first, found, mask=vectors)
-    logit = found * tl.load(scale + 1) + tl.load(bias + n + first, mask=first < n, other=0.0)
-    tl.store(writes + row, 2 * _sigmoid(logit) + write_epsilon, mask=vectors)
-    if mixes:
-        found = _add_parts(sums, start[:, None, None] + feature, matrices, stride, parts) * one_over[:, None, None]
-        tl.store(features + token[:, None, None] * count + feature, found, mask=matrices)
-        logit = found * tl.load(scale + 2) + tl.load(bias + feature, mask=matrices, other=0.0)
-        real = tl.broadcast_to((stream < n)[None, :], (together, padded))
-        inside = real[:, :, None] & real[:, None, :]
-        _, kernel, rows, columns = _normalise(logit, inside, real, real, iterations, epsilon, work)
-        found = kernel * rows[iterations][:, :, None] * columns[iterations - 1][:, None, :]
-        tl.store(mix + token[:, None, None] * n * n + entry, found, mask=matrices)
-
-
 @triton.jit(do_not_specialize=["tokens"])
 def _read(
     state, reads, x, tokens,
@@ -263,69 +133,6 @@ def _by_reads(
 
 
 @triton.jit
-def _store_by_logits(by_logits, token, feature, value, mask, count: tl.constexpr, split: tl.constexpr):
-    """Store tokens' gradients; in types with fewer bits, the first parts of a token and then the second."""
-    if split:
-        high, low = _split(value, by_logits.dtype.element_ty)
-        tl.store(by_logits + 2 * token * count + feature, high, mask=mask)
-        tl.store(by_logits + (2 * token + 1) * count + feature, low, mask=mask)
-    else:
-        tl.store(by_logits + token * count + feature, value, mask=mask)
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _gates_backward(
-    by_reads, by_writes, by_mix, features, inverse, scale, bias, by_logits, factors, by_scale, by_bias, tokens,
-    size: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, count: tl.constexpr, together: tl.constexpr,
-    split: tl.constexpr, mixes: tl.constexpr, iterations: tl.constexpr, epsilon: tl.constexpr,
-    read_epsilon: tl.constexpr, transposed: tl.constexpr, work: tl.constexpr,
-):  # fmt: skip
-    """Write tokens' gradients by what was projected, what streams are multiplied by, and sums for scale and bias."""
-    token, stream, vectors, matrices, entry, feature = _places(tokens, n, padded, together, transposed)
-    first, row = stream[None, :], token[:, None] * n + stream[None, :]
-    program = tl.program_id(0).to(tl.int64)
-    kinds: tl.constexpr = 3 if mixes else 2
-    one_over = tl.load(inverse + token, mask=token < tokens, other=0.0)
-    factor = tl.load(scale)
-    place = token[:, None] * count + first
-    found = tl.load(features + place, mask=vectors, other=0.0)
-    sigma = _sigmoid(found * factor + tl.load(bias + first, mask=first < n, other=0.0))
-    tl.store(factors + token[:, None] * (n + 1) + first, sigma + read_epsilon, mask=vectors)
-    g = tl.load(by_reads + row, mask=vectors, other=0.0) * sigma * (1 - sigma)
-    _store_by_logits(by_logits, token[:, None], first, g * factor * one_over[:, None], vectors, count, split)
-    tl.store(by_bias + program * count + stream, tl.sum(g, 0), mask=stream < n)
-    tl.store(by_scale + program * kinds, tl.sum(g * found))
-    along = tl.sum(g * found, 1) * factor
-    factor = tl.load(scale + 1)
-    place += n
-    found = tl.load(features + place, mask=vectors, other=0.0)
-    sigma = _sigmoid(found * factor + tl.load(bias + n + first, mask=first < n, other=0.0))
-    g = 2 * tl.load(by_writes + row, mask=vectors, other=0.0) * sigma * (1 - sigma)
-    _store_by_logits(by_logits, token[:, None], n + first, g * factor * one_over[:, None], vectors, count, split)
-    tl.store(by_bias + program * count + n + stream, tl.sum(g, 0), mask=stream < n)
-    tl.store(by_scale + program * kinds + 1, tl.sum(g * found))
-    along += tl.sum(g * found, 1) * factor
-    if mixes:
-        factor = tl.load(scale + 2)
-        place = token[:, None, None] * count + feature
-        found = tl.load(features + place, mask=matrices, other=0.0)
-        logit = found * factor + tl.load(bias + feature, mask=matrices, other=0.0)
-        real = tl.broadcast_to((stream < n)[None, :], (together, padded))
-        inside = real[:, :, None] & real[:, None, :]
-        softmax, kernel, rows, columns = _normalise(logit, inside, real, real, iterations, epsilon, work)
-        g = tl.load(by_mix + token[:, None, None] * n * n + entry, mask=matrices, other=0.0)
-        g = _normalise_backward(g, softmax, kernel, rows, columns, iterations, epsilon).to(tl.float32)
-        value = g * factor * one_over[:, None, None]
-        _store_by_logits(by_logits, token[:, None, None], feature, value, matrices, count, split)
-        sums = tl.sum(g, 0)[None, :, :]
-        tl.store(by_bias + program * count + feature, sums, mask=(first < n)[:, :, None] & (first < n)[:, None, :])
-        tl.store(by_scale + program * kinds + 2, tl.sum(g * found))
-        along += tl.sum(tl.sum(g * found, 2), 1) * factor
-    shrink = along * one_over * one_over / size
-    tl.store(factors + token * (n + 1) + n, shrink, mask=token < tokens)
-
-
-@triton.jit
 def _load_by_logits(by_logits, token, real, row, count: tl.constexpr, split: tl.constexpr):
     """Return what `_store_by_logits` stored, in two parts."""
     mask = real[:, None] & (row < count)[None, :]
@@ -344,7 +151,7 @@ def _load_weights(weights, row, place, mask, size: tl.constexpr, kind: tl.conste
     value = tl.load(weights + row[:, None] * size + place[None, :], mask=mask, other=0.0)
     high, low = value, value
     if split:
-        high, low = _split(value, kind)
+        high, low = split_in_two(value, kind)
     return high, low
 
 
@@ -431,12 +238,12 @@ def read(
     state = state.contiguous()
     with _on(state):
         sums = _projected(state, projection)
-        options = _of_gates(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
-        _gates[(triton.cdiv(tokens, options["together"]),)](
+        chosen = options_of(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
+        gates[(triton.cdiv(tokens, chosen["together"]),)](
             sums, _full(scale), _full(bias), reads, writes, mix, features, inverse, tokens,
-            size=n * width, parts=len(sums), **options,
+            size=n * width, parts=len(sums), **chosen,
         )  # fmt: skip
-        block = block_of(width)
+        block = block_of(width, READ["block"])
         together = max(1, READ["elements"] // block)
         _read[(triton.cdiv(tokens, together), triton.cdiv(width, block))](
             state, reads, x, tokens, width=width, n=n, together=together, block=block, num_warps=READ["num_warps"]
@@ -463,16 +270,16 @@ def read_backward(
         padded = triton.next_power_of_2(n)
         _by_reads[(tokens,)](
             by_x, state, of_reads if by_reads is None else by_reads.contiguous(), of_reads,
-            width=width, n=n, padded=padded, block=min(BY_READS["elements"] // padded, triton.next_power_of_2(width)),
+            width=width, n=n, padded=padded, block=block_of(width, BY_READS["elements"] // padded),
             adds=by_reads is not None, num_warps=BY_READS["num_warps"],
         )  # fmt: skip
-        chosen = _of_gates(n, count, form)
+        chosen = options_of(n, count, form)
         programs = triton.cdiv(tokens, chosen["together"])
         by_logits = torch.empty(
             tokens, (1 + split) * count, dtype=state.dtype if split else torch.float32, device=state.device
         )
         by_scale, by_bias = full(programs, len(scale)), full(programs, count)
-        _gates_backward[(programs,)](
+        gates_backward[(programs,)](
             of_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse, _full(scale), _full(bias),
             by_logits, factors, by_scale, by_bias, tokens, size=n * width, split=split, **chosen,
         )  # fmt: skip
@@ -487,9 +294,9 @@ def read_backward(
     return by_state, by_projection, by_scale.sum(0).to(scale.dtype), by_bias.sum(0).to(bias.dtype)
 
 
-def block_of(width: int) -> int:
-    """Return how many channels `_read` takes at a time: all of them used, where that makes no narrow blocks."""
-    block = min(READ["block"], max(16, triton.next_power_of_2(width)))
+def block_of(width: int, most: int) -> int:
+    """Return how many channels to take at a time: a divisor of all, where that makes no narrow blocks."""
+    block = int(min(most, max(16, triton.next_power_of_2(width))))
     while block > 256 and width % block:
         block //= 2
     return block
@@ -565,24 +372,6 @@ def _projected(state: Tensor, projection: Tensor) -> Tensor:
         state, weights, sums, tokens, size=size, count=count, rows=rows, split=rows > count, **plan
     )
     return sums
-
-
-def _of_gates(n: int, count: int, form: Form) -> dict[str, Any]:
-    padded = triton.next_power_of_2(n)
-    lasting = form.epsilon or form.iterations <= steps_at_once(n, torch.float32)
-    return {
-        "n": n,
-        "padded": padded,
-        "count": count,
-        "together": max(1, GATES["elements"] // padded**2),
-        "mixes": form.mixes,
-        "iterations": form.iterations,
-        "epsilon": form.epsilon,
-        "read_epsilon": form.read_epsilon,
-        "transposed": form.transposed,
-        "work": tl.float32 if lasting else tl.float64,
-        "num_warps": max(GATES["num_warps"], padded**2 // 32),
-    }
 
 
 def _takes(state: Tensor, form: Form) -> bool:
