@@ -82,9 +82,8 @@ def summed(weights, sources, by):
 
 def summed_in_float64(weights, sources, by):
     weights, sources, by = weights.double(), [x.double() for x in sources], by.double()
-    whole = weights.unsqueeze(0) if weights.ndim == 2 else weights
-    by_weights, by_sources = reference.mix_backward(by, whole, sources)
-    return [*reference.mix(whole, sources).unbind(), by_weights.view_as(weights), *by_sources]
+    by_weights, by_sources = reference.mix_backward(by, weights, sources)
+    return [*reference.mix(weights, sources).unbind(), by_weights, *by_sources]
 
 
 @pytest.mark.parametrize("shared", [True, False])
