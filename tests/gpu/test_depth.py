@@ -99,6 +99,7 @@ def test_sums(sizes, dtype, shared):
 
 def test_double_precision():
     query, sources, by = arguments(20, 4, 2, 100, torch.float64)
+    query = query.double()
     expected = attended_in_float64(query, sources, FORMS[0], by)
     torch.testing.assert_close(attended(query, sources, FORMS[0], by), expected, rtol=1e-11, atol=1e-11)
 
