@@ -74,3 +74,9 @@ def test_registers_hold_it_all(kernel, more, width, queries, tmp_path):
     command = [assembler, "-v", "--gpu-name", "sm_90a", source, "-o", tmp_path / "kernel.cubin"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "0 bytes spill stores, 0 bytes spill loads" in said
+
+
+def test_the_table_of_addresses_compiles():
+    signature = {"table": "*i64", "addresses": ("i64",) * 4}
+    source = ASTSource(kernels._tabulate, signature=signature, constexprs={})
+    assert len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm["cubin"])

@@ -63,7 +63,6 @@ def test_attention_is_the_references(sizes, dtype, options):
 def test_sums_are_the_references(sizes, shared):
     sources = arguments(*sizes)[1:]
     weights = weights_for(sizes[0], sizes[1], sizes[2], shared=shared)
-    weights = weights.unsqueeze(0) if shared else weights
     cotangent = torch.randn(sizes[2], sizes[0], sizes[3], dtype=torch.float64)
     expected = summed(reference, weights, sources, cotangent)
     torch.testing.assert_close(summed(kernels, weights, sources, cotangent), expected, rtol=1e-13, atol=1e-13)

@@ -172,6 +172,14 @@ def test_a_source_may_come_twice():
     torch.testing.assert_close(got, derivatives(lambda q, x: by_hand(q, x, x), (query, source), by))
 
 
+def test_a_single_result_is_no_view():
+    """Sharding warns of a module that returns one."""
+    query, *sources = (x.requires_grad_() for x in arguments(6, 3, 1, 5))
+    sources = [x.view(2, 3, 5) for x in sources]
+    assert not attend_depth(query, sources)[0]._is_view()
+    assert not sum_depth(torch.ones(1, 3), sources)[0]._is_view()
+
+
 def test_what_it_returned_may_be_written_to():
     """A branch may begin with an operation in place: nothing that the backward pass needs is what it is given."""
     tensors = [x.requires_grad_() for x in arguments(3, 3, 1, 5)]
@@ -190,25 +198,27 @@ def test_the_dispatcher_knows_attention(form):
     kept = reference.attend(query, sources, *options)[1:]
     given = torch.randn(2, 3, 5, dtype=torch.float64), query, sources, *kept, *options[1:]
     torch.library.opcheck(torch.ops.levada.depth_attend_backward.default, given)
+    single = query[0].requires_grad_(), [x.view(3, 1, 5).requires_grad_() for x in sources]
+    torch.library.opcheck(torch.ops.levada.depth_attend.default, (*single, *options))
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_dispatcher_knows_sums(shared):
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (3, 2, 4)])
+def test_the_dispatcher_knows_sums(shape):
     _, *sources = (x.requires_grad_() for x in arguments(3, 4, 2, 5))
-    weights = weights_for(3, 4, 2, shared=shared).view(-1, 2, 4).requires_grad_()
+    weights = torch.randn(shape, dtype=torch.float64).requires_grad_()
     torch.library.opcheck(torch.ops.levada.depth_mix.default, (weights, sources))
-    given = torch.randn(2, 3, 5, dtype=torch.float64), weights.detach(), [x.detach() for x in sources]
+    given = torch.randn(*shape[-2:-1], 3, 5, dtype=torch.float64), weights.detach(), [x.detach() for x in sources]
     torch.library.opcheck(torch.ops.levada.depth_mix_backward.default, given)
 
 
 def test_an_operation_has_a_rule_for_one_more_axis():
-    query, first, second = arguments(3, 2, 1, 5)
+    query, first, second = arguments(3, 2, 2, 5)
     more, options = torch.stack([first, 2 * first], 1), (1e-6, 2.0, False)
     operation, backward = torch.ops.levada.depth_attend, torch.ops.levada.depth_attend_backward
     got = torch.vmap(lambda x, y: operation(query, [x, y], *options), in_dims=(1, None))(more, second)
     expected = [reference.attend(query, [x, second], *options) for x in more.unbind(1)]
     torch.testing.assert_close(got, tuple(map(torch.stack, zip(*expected, strict=True))))
-    by = torch.randn(2, 1, 3, 5, dtype=torch.float64)
+    by = torch.randn(2, 2, 3, 5, dtype=torch.float64)
     given = [first, second], *expected[0][1:], *options[1:]
     got = torch.vmap(lambda g: backward(g, query, *given))(by)
     (q0, v0), (q1, v1) = (reference.attend_backward(g, query, *given) for g in by)

@@ -93,7 +93,7 @@ class DepthAttention(nn.Module):
         query = self.query.to(coefficient_dtype(sources[0])).view(-1, self.query.shape[-1])
         normalise = self.form == "inkling2"
         if normalise:
-            query = query / math.sqrt(self.query.shape[-1])
+            query = query / math.sqrt(query.shape[-1])
         factor = len(sources) if self.scale == "sum" else 1
         means = attend_depth(query, sources, epsilon=self.epsilon, factor=factor, normalise=normalise)
         means = tuple(y.to(sources[0].dtype) for y in means)

@@ -54,15 +54,18 @@ def attend_depth(
 
     Source: Kimi team, 2026, arXiv 2603.15031; with `normalise`, the code released with Inkling 2 in transformers.
     """
-    rows = _require_sources("attend_depth", sources)
-    if query.ndim != 2 or not len(query) or query.shape[1] != rows[0].shape[1]:
+    _require_sources("attend_depth", sources)
+    shape = tuple(sources[0].shape)
+    if query.ndim != 2 or not len(query) or query.shape[1] != shape[-1]:
         raise UsageError(
-            f"attend_depth: query must be (queries, {rows[0].shape[1]}) for sources {tuple(sources[0].shape)}, got "
-            f"{tuple(query.shape)}. Give one row for each mean."
+            f"attend_depth: query must be (queries, {shape[-1]}) for sources {shape}, got {tuple(query.shape)}. Give "
+            "one row for each mean."
         )
     query = query.to(_require_type("attend_depth", "query", query, sources))
-    means = differentiable_attend(query, rows, float(epsilon), float(factor), normalise)
-    return tuple(mean.view(sources[0].shape) for mean in _ways(means))
+    options = float(epsilon), float(factor), normalise
+    if len(query) == 1:  # whose mean is then no view
+        return (differentiable_attend(query[0], sources, *options),)
+    return differentiable_attend(query, sources, *options).unbind()
 
 
 def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -93,26 +96,21 @@ def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
     Source: Pagliardini, Mohtashami, Fleuret and Jaggi, 2024, arXiv 2402.02622 (DenseFormer).
     """
-    rows = _require_sources("sum_depth", sources)
+    _require_sources("sum_depth", sources)
+    count, shape = len(sources), tuple(sources[0].shape)
     leading = tuple(weights.shape[:-2])
-    shared = not leading
-    if weights.ndim < 2 or weights.shape[-1] != len(rows) or not (shared or leading == tuple(sources[0].shape[:-1])):
+    if weights.ndim < 2 or weights.shape[-1] != count or not all(weights.shape[-2:]) or leading not in ((), shape[:-1]):
         raise UsageError(
-            f"sum_depth: weights must be (ways, {len(rows)}), or that for each token, for {len(rows)} sources "
-            f"{tuple(sources[0].shape)}, got {tuple(weights.shape)}. Give a row for each sum."
+            f"sum_depth: weights must be (ways, {count}), or that for each token, for {count} sources "
+            f"{shape}, got {tuple(weights.shape)}. Give a row for each sum."
         )
     weights = weights.to(_require_type("sum_depth", "weights", weights, sources))
-    weights = weights.unsqueeze(0) if shared else weights.reshape(-1, *weights.shape[-2:])
-    return tuple(one.view(sources[0].shape) for one in _ways(differentiable_mix(weights, rows)))
+    if weights.ndim == 2 and len(weights) == 1:  # whose sum is then no view
+        return (differentiable_mix(weights[0], sources),)
+    return differentiable_mix(weights, sources).unbind()
 
 
-def _ways(x: Tensor) -> tuple[Tensor, ...]:
-    """Return the first axis apart; the gradient of a single one is a view."""
-    return (x.squeeze(0),) if len(x) == 1 else x.unbind()
-
-
-def _require_sources(name: str, sources: Sequence[Tensor]) -> list[Tensor]:
-    """Return them with tokens as the first axis."""
+def _require_sources(name: str, sources: Sequence[Tensor]) -> None:
     if not len(sources):
         raise UsageError(f"{name}: sources must be at least one tensor, got none. Give what the layers returned.")
     first = sources[0]
@@ -128,7 +126,6 @@ def _require_sources(name: str, sources: Sequence[Tensor]) -> list[Tensor]:
     for x in sources:
         if not x.is_floating_point():
             raise UsageError(f"{name}: sources must be of real floating point, got {x.dtype}. Convert them first.")
-    return [x.reshape(-1, x.shape[-1]) for x in sources]
 
 
 def _require_type(name: str, what: str, x: Tensor, sources: Sequence[Tensor]) -> torch.dtype:

@@ -22,14 +22,14 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def differentiable_attend(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
 ) -> Tensor:
-    """Return the means, of arguments that were checked: tokens first, alike."""
+    """Return the means, of arguments that were checked."""
     function = _function(reference.attend, _ATTEND, _attend, query, sources)
     means: Tensor = function(query, sources, epsilon, factor, normal)[0]
     return means
 
 
 def differentiable_mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    """Return the sums, of arguments that were checked: tokens first, alike."""
+    """Return the sums, of arguments that were checked."""
     function = _function(reference.mix, _MIX, _mix, weights, sources)
     sums: Tensor = function(weights, sources)
     return sums
@@ -154,9 +154,10 @@ def _empty(x: Tensor) -> Tensor:
 def _attend_fake(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    (tokens, dim), queries = sources[0].shape, len(query)
-    means = sources[0].new_empty(queries, tokens, dim)
-    return means, query.new_empty(tokens, queries, len(sources)), query.new_empty(tokens, len(sources))
+    *tokens, dim = sources[0].shape
+    means = sources[0].new_empty(*query.shape[:-1], *tokens, dim)
+    queries = query.numel() // dim
+    return means, query.new_empty(*tokens, queries, len(sources)), query.new_empty(*tokens, len(sources))
 
 
 def _attend_backward_fake(
@@ -166,7 +167,7 @@ def _attend_backward_fake(
 
 
 def _mix_fake(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    return sources[0].new_empty(weights.shape[1], *sources[0].shape)
+    return sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape)
 
 
 def _mix_backward_fake(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

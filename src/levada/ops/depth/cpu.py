@@ -25,12 +25,14 @@ def attend(
     loops = _loops(query, *sources)
     if loops is None:
         return reference.attend(query, sources, epsilon, factor, normal)
-    (tokens, dim), queries, kind = sources[0].shape, len(query), _kind(query)
-    products, inverse = query.new_empty(tokens, queries, len(sources)), query.new_empty(tokens, len(sources))
-    means, whole = query.new_empty(queries, tokens, dim), _whole(sources)
-    given = [torch.arange(tokens), products, inverse, torch.empty_like(inverse)]
-    options = _copied(query), _addresses(whole), _array(means), kind(epsilon), kind(factor), normal
-    loops.over_tokens(loops.attend, given, *options, work=tokens * dim * len(sources))
+    *leading, dim = sources[0].shape
+    queries, count, kind, whole = query.numel() // dim, len(sources), _kind(query), _whole(sources)
+    products, inverse = query.new_empty(*leading, queries, count), query.new_empty(*leading, count)
+    means = query.new_empty(*query.shape[:-1], *leading, dim)
+    given = [products.view(-1, queries, count), inverse.view(-1, count), torch.empty_like(inverse).view(-1, count)]
+    options = _copied(query, dim), _addresses(whole), _array(means, queries, -1, dim), kind(epsilon), kind(factor)
+    tokens = torch.arange(len(given[0]))
+    loops.over_tokens(loops.attend, [tokens, *given], *options, normal, work=sources[0].numel() * count)
     return means, products, inverse
 
 
@@ -47,14 +49,15 @@ def attend_backward(
     loops = _loops(cotangent, query, *sources)
     if loops is None:
         return reference.attend_backward(cotangent, query, sources, products, inverse, factor, normal)
-    (tokens, dim), queries, count, kind = sources[0].shape, len(query), len(sources), _kind(query)
-    whole, found = _whole(sources), [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
-    starts = torch.arange(0, tokens, loops.TOKENS)
+    dim, count, kind, whole = sources[0].shape[-1], len(sources), _kind(query), _whole(sources)
+    queries, found = query.numel() // dim, [_like(x) for x in sources]
+    starts = torch.arange(0, sources[0].numel() // dim, loops.TOKENS)
     partial, work = query.new_empty(len(starts), queries, dim), query.new_empty(len(starts), 4, queries, count)
-    arrays = _array(cotangent), _copied(query), _addresses(whole), _addresses(found), _array(products), _array(inverse)
-    options = *arrays, kind(factor), normal
-    loops.over_tokens(loops.attend_backward, [starts, partial, work], *options, work=tokens * dim * count)
-    return partial.sum(0), found
+    options = _array(cotangent, queries, -1, dim), _copied(query, dim), _addresses(whole), _addresses(found)
+    kept = _array(products, -1, queries, count), _array(inverse, -1, count), kind(factor), normal
+    size = sources[0].numel() * count
+    loops.over_tokens(loops.attend_backward, [starts, partial, work], *options, *kept, work=size)
+    return partial.sum(0).view(query.shape), found
 
 
 def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
@@ -62,10 +65,12 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     loops = _loops(weights, *sources)
     if loops is None:
         return reference.mix(weights, sources)
-    tokens, dim = sources[0].shape
-    sums, whole = weights.new_empty(weights.shape[1], tokens, dim), _whole(sources)
-    options = _copied(weights), _addresses(whole), _array(sums), len(weights) == 1
-    loops.over_tokens(loops.mix, [torch.arange(tokens)], *options, work=tokens * dim * len(sources))
+    *leading, dim = sources[0].shape
+    rows, whole = _rows(weights), _whole(sources)
+    sums = weights.new_empty(*weights.shape[-2:-1], *leading, dim)
+    options = rows, _addresses(whole), _array(sums, rows.shape[1], -1, dim), weights.ndim < 3
+    tokens = torch.arange(sources[0].numel() // dim)
+    loops.over_tokens(loops.mix, [tokens], *options, work=sources[0].numel() * len(sources))
     return sums
 
 
@@ -74,12 +79,18 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
     loops = _loops(cotangent, weights, *sources)
     if loops is None:
         return reference.mix_backward(cotangent, weights, sources)
-    (tokens, dim), count, shared = sources[0].shape, len(sources), len(weights) == 1
-    whole, found = _whole(sources), [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
-    agreements = weights.new_empty(tokens, *weights.shape[1:])
-    options = _array(cotangent), _copied(weights), _addresses(whole), _addresses(found), shared
-    loops.over_tokens(loops.mix_backward, [torch.arange(tokens), agreements], *options, work=tokens * dim * count)
-    return agreements.sum(0, keepdim=True) if shared else agreements, found
+    dim, count, shared, rows, whole = (
+        sources[0].shape[-1],
+        len(sources),
+        weights.ndim < 3,
+        _rows(weights),
+        _whole(sources),
+    )
+    found, tokens = [_like(x) for x in sources], torch.arange(sources[0].numel() // dim)
+    agreements = weights.new_empty(len(tokens), rows.shape[1], count)
+    options = _array(cotangent, rows.shape[1], -1, dim), rows, _addresses(whole), _addresses(found), shared
+    loops.over_tokens(loops.mix_backward, [tokens, agreements], *options, work=sources[0].numel() * count)
+    return (agreements.sum(0) if shared else agreements).view(weights.shape), found
 
 
 def _loops(*tensors: Tensor) -> ModuleType | None:
@@ -99,13 +110,23 @@ def _addresses(tensors: Sequence[Tensor]) -> Any:
     return torch.tensor([x.data_ptr() for x in tensors]).numpy()
 
 
-def _array(x: Tensor) -> Any:
-    return x.detach().contiguous().numpy()
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _copied(x: Tensor) -> Any:
+def _array(x: Tensor, *shape: int) -> Any:
+    return x.detach().contiguous().view(shape).numpy()
+
+
+def _copied(query: Tensor, dim: int) -> Any:
     """Return a parameter as an array: no storage that an array shares can be resized, as sharding does."""
-    return x.detach().contiguous().clone().numpy()
+    return query.detach().clone(memory_format=torch.contiguous_format).view(-1, dim).numpy()
+
+
+def _rows(weights: Tensor) -> Any:
+    """Return weights as an array `(tokens, ways, sources)`, with one token where they are the same for all."""
+    rows = weights.detach().clone(memory_format=torch.contiguous_format)
+    return rows.view(-1, *(weights.shape[-2:] if weights.ndim > 1 else (1, len(weights)))).numpy()
 
 
 def _kind(x: Tensor) -> Any:

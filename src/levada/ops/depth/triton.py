@@ -289,23 +289,25 @@ def attend(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the means, products and `1 / rms`, contiguous."""
-    (tokens, width), queries = sources[0].shape, len(query)
-    products, inverse = query.new_empty(tokens, queries, len(sources)), query.new_empty(tokens, len(sources))
-    means = sources[0].new_empty(queries, tokens, width)
+    *leading, width = sources[0].shape
+    queries, count = query.numel() // width, len(sources)
+    products, inverse = query.new_empty(*leading, queries, count), query.new_empty(*leading, count)
+    means = sources[0].new_empty(*query.shape[:-1], *leading, width)
     if not means.numel():
-        return means, products.zero_(), inverse.fill_(epsilon**-0.5)
-    sources, query = _ready(sources), query.contiguous()
+        return means, products, inverse
+    sources, query, tokens = _ready(sources), query.contiguous(), inverse.numel() // count
     with _on(query):
         table = _table(sources)
-        options, whole = _options(sources[0], query)
+        options, whole = _options(sources[0], query, queries)
         if whole:
+            args = query, table, means, products, inverse, tokens, count, factor
             programs = _programs(tokens, options, query.device)
-            args = query, table, means, products, inverse, tokens, len(sources), factor
             _attend[(programs,)](*args, normal=normal, epsilon=epsilon, **options)
-            return means, products, inverse
-        args = query, table, products, inverse, tokens, len(sources)
-        _products[(tokens,)](*args, epsilon=epsilon, norms=True, kind=_kind(sources[0]), **options)
-        _run_mix(reference.weights_of(products, inverse, factor, normal), table, means, len(sources), options)
+        else:
+            args = query, table, products, inverse, tokens, count
+            _products[(tokens,)](*args, epsilon=epsilon, norms=True, kind=_KINDS[means.dtype], **options)
+            weights = reference.weights_of(products, inverse, factor, normal)
+            _run_mix(weights, table, means, queries * count, tokens, options)
     return means, products, inverse
 
 
@@ -319,64 +321,58 @@ def attend_backward(
     normal: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients, contiguous."""
-    (tokens, width), queries, count = sources[0].shape, len(query), len(sources)
+    width, count = sources[0].shape[-1], len(sources)
     found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
     if not cotangent.numel():
         return torch.zeros_like(query, memory_format=torch.contiguous_format), found
-    sources, query = _ready(sources), query.contiguous()
-    (cotangent,) = _ready([cotangent])
+    queries, tokens = query.numel() // width, sources[0].numel() // width
+    sources, query, (cotangent,) = _ready(sources), query.contiguous(), _ready([cotangent])
     products, inverse = products.contiguous(), inverse.contiguous()
     with _on(query):
-        options, whole = _options(sources[0], query)
+        options, whole = _options(sources[0], query, queries)
         programs = _programs(triton.cdiv(tokens, TOKENS), options, query.device)
-        partial = query.new_empty(programs, queries, width)
+        partial = query.new_empty(programs, *query.shape)
         if whole:
             scratch = query.new_empty(programs, 2 * queries + 1, count)
             args = cotangent, query, _table([*sources, *found]), products, inverse, scratch, partial
             span = triton.next_power_of_2(count)
             _attend_backward[(programs,)](*args, tokens, count, factor, span=span, normal=normal, **options)
         else:
-            table = _table([*found, *sources])
-            agreements = torch.empty_like(products)
-            args = cotangent, table[count:], agreements, inverse, tokens, count
-            _products[(tokens,)](*args, epsilon=0.0, norms=False, kind=_kind(sources[0]), **options)
+            table, agreements = _table([*found, *sources]), torch.empty_like(products)
+            _agree(cotangent, table[count:], agreements, tokens, count, options)
             parts = reference.coefficients(agreements, products, inverse, factor, normal, width)
-            grid = programs, triton.cdiv(width, options["block"])
-            parts = tuple(x.contiguous() for x in parts)
-            args = cotangent, query, table, *parts, partial, queries * count, tokens, count
-            _spread[grid](*args, attends=True, **options)
+            args = cotangent, query, table, *(x.contiguous() for x in parts), partial, queries * count, tokens, count
+            _spread[programs, triton.cdiv(width, options["block"])](*args, attends=True, **options)
     return partial.sum(0), found
 
 
 def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Return the weighted sums, contiguous."""
-    sums = sources[0].new_empty(weights.shape[1], *sources[0].shape)
+    sums = sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape)
     if sums.numel():
         sources = _ready(sources)
+        ways, tokens = sums.numel() // sources[0].numel(), sources[0].numel() // sources[0].shape[-1]
         with _on(sums):
-            _run_mix(weights, _table(sources), sums, len(sources), _options(sources[0], weights)[0])
+            options, _ = _options(sources[0], weights, ways)
+            _run_mix(weights, _table(sources), sums, _stride(weights), tokens, options)
     return sums
 
 
 def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients, contiguous."""
-    (tokens, width), count = sources[0].shape, len(sources)
+    (*leading, width), count = sources[0].shape, len(sources)
     found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
-    agreements = weights.new_empty(tokens, *weights.shape[1:])
-    if cotangent.numel():
-        sources, weights = _ready(sources), weights.contiguous()
-        (cotangent,) = _ready([cotangent])
-        with _on(cotangent):
-            table, (options, _) = _table([*found, *sources]), _options(sources[0], weights)
-            args = cotangent, table[count:], agreements, agreements, tokens, count
-            _products[(tokens,)](*args, epsilon=0.0, norms=False, kind=_kind(sources[0]), **options)
-            none = (weights,) * 2
-            grid = tokens, triton.cdiv(width, options["block"])
-            args = cotangent, weights, table, weights, *none, agreements, _stride(weights), tokens, count
-            _spread[grid](*args, attends=False, **options)
-    else:
-        agreements.zero_()
-    return agreements.sum(0, keepdim=True) if len(weights) == 1 else agreements, found
+    agreements = weights.new_empty(*(leading if weights.ndim < 3 else ()), *weights.shape)
+    if not cotangent.numel():
+        return torch.zeros_like(weights, memory_format=torch.contiguous_format), found
+    ways, tokens = cotangent.numel() // sources[0].numel(), sources[0].numel() // width
+    sources, weights, (cotangent,) = _ready(sources), weights.contiguous(), _ready([cotangent])
+    with _on(cotangent):
+        table, (options, _) = _table([*found, *sources]), _options(sources[0], weights, ways)
+        _agree(cotangent, table[count:], agreements, tokens, count, options)
+        args = cotangent, weights, table, weights, weights, weights, agreements, _stride(weights), tokens, count
+        _spread[tokens, triton.cdiv(width, options["block"])](*args, attends=False, **options)
+    return agreements.view(-1, *weights.shape).sum(0) if weights.ndim < 3 else agreements, found
 
 
 def shape_of(queries: int, width: int) -> tuple[int, int, bool]:
@@ -394,10 +390,9 @@ def shape_of(queries: int, width: int) -> tuple[int, int, bool]:
     return block, min(max(threads // 32, 1), WARPS), whole
 
 
-def _options(source: Tensor, coefficients: Tensor) -> tuple[dict[str, Any], bool]:
-    """Return what kernels are compiled for, by queries `(queries, dim)` or weights `(..., ways, sources)`."""
-    queries, width = coefficients.shape[-2], source.shape[-1]
-    padded = triton.next_power_of_2(queries)
+def _options(source: Tensor, coefficients: Tensor, queries: int) -> tuple[dict[str, Any], bool]:
+    """Return what kernels are compiled for, and whether a program holds all channels."""
+    width, padded = source.shape[-1], triton.next_power_of_2(queries)
     block, warps, whole = shape_of(padded, width)
     return {
         "width": width,
@@ -409,15 +404,23 @@ def _options(source: Tensor, coefficients: Tensor) -> tuple[dict[str, Any], bool
     }, whole
 
 
-def _run_mix(weights: Tensor, table: Tensor, sums: Tensor, count: int, options: dict[str, Any]) -> None:
-    grid = sums.shape[1], triton.cdiv(options["width"], options["block"])
-    weights = weights.contiguous()
-    _mix[grid](weights, table, sums, _stride(weights), sums.shape[1], count, **options)
+def _run_mix(weights: Tensor, table: Tensor, sums: Tensor, stride: int, tokens: int, options: dict[str, Any]) -> None:
+    count = weights.shape[-1]
+    grid = tokens, triton.cdiv(options["width"], options["block"])
+    _mix[grid](weights.contiguous(), table, sums, stride, tokens, count, **options)
+
+
+def _agree(
+    cotangent: Tensor, table: Tensor, agreements: Tensor, tokens: int, count: int, options: dict[str, Any]
+) -> None:
+    """Write the products of cotangents and sources."""
+    args = cotangent, table, agreements, agreements, tokens, count
+    _products[(tokens,)](*args, epsilon=0.0, norms=False, kind=_KINDS[cotangent.dtype], **options)
 
 
 def _stride(weights: Tensor) -> int:
     """Return the distance of one token's weights from the next one's."""
-    return 0 if len(weights) == 1 else weights[0].numel()
+    return 0 if weights.ndim < 3 else weights.shape[-2] * weights.shape[-1]
 
 
 def _programs(tokens: int, options: dict[str, Any], device: torch.device) -> int:
@@ -430,10 +433,6 @@ def _programs(tokens: int, options: dict[str, Any], device: torch.device) -> int
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _kind(x: Tensor) -> Any:
-    return _KINDS[x.dtype]
 
 
 _KINDS = {
