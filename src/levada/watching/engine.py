@@ -19,8 +19,9 @@ from levada.watching.microbatches import MicroBatches
 from levada.watching.overhead import Cadence, StepClock
 from levada.watching.passes import Passes
 from levada.watching.places import original
-from levada.watching.reading import Reading, Statistics
+from levada.watching.reading import Reading
 from levada.watching.sample import Sample
+from levada.watching.statistics import Statistics
 from levada.watching.structure import Structure
 from levada.watching.taps import Taps
 from levada.watching.telling import warn
