@@ -1,4 +1,4 @@
-"""Small parameters of one shape on a CPU, measured as a stack: a call for each one would cost more than the sums."""
+"""Small parameters of one shape on a CPU, measured as a stack where there are no compiled loops for all of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from levada.probe.squares import squares_of_rows, sums_of_squares
+from levada.watching.listed import Listed, can_be_listed, loops
 
 __all__ = ["Stacked", "Stacks"]
 
@@ -109,28 +110,39 @@ class Stacks:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._seen: Any = None
-        self._all: list[Stacked] = []
+        self._all: list[Stacked | Listed] = []
 
-    def usable(self, room: int) -> list[Stacked]:
+    def usable(self, room: int) -> list[Stacked | Listed]:
         """Return the stacks that can be measured now.
 
         Args:
             room: bytes that the copies of all weights may take; there are no stacks if they take more.
         """
         first = self._parameters[0] if self._parameters else None
-        seen = first is not None and (first.device, first.dtype), [p.requires_grad for p in self._parameters]
+        kind = first is not None and (first.device, first.dtype, loops() is None)
+        seen = kind, [p.requires_grad for p in self._parameters]
         if seen != self._seen:
             self._seen, self._all = seen, self._make(room)
         return [stacked for stacked in self._all if stacked.fits()]
 
-    def _make(self, room: int) -> list[Stacked]:
-        groups: dict[tuple[torch.Size, bool], list[int]] = {}
-        for i, p in enumerate(self._parameters):
-            if not p.is_cpu:
-                return []
-            plain = type(p) is nn.Parameter and p.layout is torch.strided and p.dtype is torch.float32
-            if plain and 0 < p.numel() <= _LARGEST:
-                groups.setdefault((p.shape, p.requires_grad), []).append(i)
-        found = [Stacked(rows, [self._parameters[i] for i in rows]) for rows in groups.values() if len(rows) > 1]
+    def _make(self, room: int) -> list[Stacked | Listed]:
         taken = sum(p.numel() * p.element_size() for p in self._parameters if type(p) is nn.Parameter)
-        return found if taken <= room else []
+        if taken > room or not all(p.is_cpu for p in self._parameters):
+            return []
+        kernels = loops()
+        groups: dict[tuple[torch.Size | None, bool], list[int]] = {}
+        for i, p in enumerate(self._parameters):
+            if type(p) is not nn.Parameter or p.layout is not torch.strided or p.dtype is not torch.float32:
+                continue
+            if kernels is not None and p.numel() and can_be_listed(p):
+                groups.setdefault((None, p.requires_grad), []).append(i)
+            elif 0 < p.numel() <= _LARGEST:
+                groups.setdefault((p.shape, p.requires_grad), []).append(i)
+        found: list[Stacked | Listed] = []
+        for (shape, _), rows in groups.items():
+            parameters = [self._parameters[i] for i in rows]
+            if shape is None and kernels is not None:
+                found.append(Listed(rows, parameters, kernels))
+            elif len(rows) > 1:
+                found.append(Stacked(rows, parameters))
+        return found

@@ -17,7 +17,7 @@ from levada.probe.statistics import mean_square
 
 __all__ = ["Kind", "Pool", "Statistics"]
 
-_ROOM: Final = 1 << 17  # elements that wait to be measured together: they fit into a cache
+_ROOM: Final = 1 << 18  # elements that wait to be measured together: they fit into a cache
 _SOON: Final = 2  # sampled steps before the loops are loaded, which takes half a second, and seconds the first time
 _HALVES: Final = torch.float16, torch.bfloat16
 _LISTED: Final = {torch.float32, torch.float64, *_HALVES}
@@ -98,7 +98,9 @@ class Pool:
         for kind, slot, index, version in self._told:
             tensor = self._held[index]
             if tensor._version == version:
-                kind.take(slot, tensor.numel(), rows[index])
+                kind.slots.append(slot)
+                kind.counts.append(tensor.numel())
+                kind.sums.append(rows[index][kind.column])
             else:
                 kind.hasty.add(slot[1])
         self.clear()
@@ -122,10 +124,10 @@ class Kind:
 
     def __init__(self, wanted: int, pool: Pool) -> None:
         self.wanted = wanted
-        self._column, self._pool = _COLUMN[wanted], pool
+        self.column, self._pool = _COLUMN[wanted], pool
         self._stacks = Collector(_squares if wanted == SQUARES else _zeros, room=_ROOM)
         self.hasty = self._stacks.hasty  # blocks whose tensor is overwritten later
-        self._taken: tuple[list[Slot], list[int], list[float]] = [], [], []
+        self.clear()
 
     def add(self, slot: Slot, tensor: Tensor, *, at_once: bool = False) -> None:
         """Take a tensor of a block.
@@ -140,14 +142,6 @@ class Kind:
         else:
             self._pool.add(self, slot, tensor)
 
-    def take(self, slot: Slot, count: int, row: list[float]) -> None:
-        """Take what was measured of a tensor with so many elements."""
-        if count:
-            slots, counts, sums = self._taken
-            slots.append(slot)
-            counts.append(count)
-            sums.append(row[self._column])
-
     def flush(self) -> None:
         """Measure what is held."""
         self._pool.flush()
@@ -155,11 +149,10 @@ class Kind:
 
     def rows(self, device: torch.device, dtype: torch.dtype) -> tuple[list[Slot], list[int], Tensor]:
         """Return of all tensors the slot, the number of elements, and the sum of the statistic over them."""
-        slots, counts, sums = self._taken
         measured = self._stacks.rows
-        values = [torch.tensor(sums, dtype=dtype).to(device, non_blocking=True)] if sums else []
-        slots = slots + [slot for held, _, _ in measured for slot in held]
-        counts = counts + [count for held, count, _ in measured for _ in held]
+        values = [torch.tensor(self.sums, dtype=dtype).to(device, non_blocking=True)] if self.sums else []
+        slots = self.slots + [slot for held, _, _ in measured for slot in held]
+        counts = self.counts + [count for held, count, _ in measured for _ in held]
         values += [block[:, 0].to(device, dtype, non_blocking=True) * count for _, count, block in measured]
         return slots, counts, torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
 
@@ -167,7 +160,9 @@ class Kind:
         """Forget everything but what was learned about overwriting."""
         self._pool.clear()
         self._stacks.clear()
-        self._taken = [], [], []
+        self.slots: list[Slot] = []  # of what was measured: the pass and the block,
+        self.counts: list[int] = []  # how many elements,
+        self.sums: list[float] = []  # and the sum over them
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Final
@@ -56,9 +57,10 @@ def _measure(
     loop = loops.LOOPS[str(dtype)]
     held = [tensor if tensor.is_contiguous() else in_any_order(tensor) for tensor in tensors]
     sizes = [tensor.numel() for tensor in held]
-    columns = torch.tensor(
-        [[tensor.data_ptr() for tensor in held], sizes, wanted if wanted else [reference.ALL] * len(sizes)]
-    )
+    numbers = array("q", [tensor.data_ptr() for tensor in held])
+    numbers.extend(sizes)
+    numbers.extend(wanted if wanted else [reference.ALL] * len(sizes))
+    columns = torch.frombuffer(numbers, dtype=torch.int64).view(3, len(sizes))  # a tensor of a list takes longer
     pointers, counts, parts_wanted = columns
     if max(sizes) <= _PIECE:
         loops.over_tokens(loop, [*columns, found], work=sum(sizes))

@@ -17,7 +17,7 @@ from numba.extending import intrinsic  # type: ignore[import-untyped, import-not
 from levada.ops._numba import compiled, over_tokens
 from levada.ops.statistics.reference import SQUARES, ZEROS
 
-__all__ = ["LOOPS", "combine", "over_tokens"]
+__all__ = ["LOOPS", "combine", "copy", "differences", "over_tokens"]
 
 _CHUNK: Final = 1024
 # Of floats that are not negative the bits are in the order of the floats: all without the sign, those of infinity, and
@@ -194,6 +194,37 @@ def _float16(pointers, counts, wanted, found):
             _of_float16(given[begin : begin + _CHUNK], patterns)
             largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, wanted[t], found[t]))
         found[t, 2] = np.int32(largest).view(np.float32)
+
+
+@compiled
+def copy(pointers, counts, targets, found):
+    """Copy tensors of float32, and write the sum of squares of each."""
+    for t in range(len(pointers)):
+        given = carray(_pointer(pointers[t]), (counts[t],), np.int32)
+        onto = carray(_pointer(targets[t]), (counts[t],), np.int32)
+        row = np.zeros(6)
+        for begin in range(0, len(given), _CHUNK):
+            patterns = onto[begin : begin + _CHUNK]
+            patterns[:] = given[begin : begin + _CHUNK]
+            _take(patterns.view(np.float32), patterns, _SINGLE, SQUARES, row)
+        found[t] = row[1]
+
+
+@compiled
+def differences(pointers, counts, targets, found):
+    """Write the sum of squares of the difference of tensors of float32, which is taken in float32."""
+    change = np.empty(_CHUNK, np.float32)
+    for t in range(len(pointers)):
+        given = carray(_pointer(pointers[t]), (counts[t],), np.float32)
+        before = carray(_pointer(targets[t]), (counts[t],), np.float32)
+        row = np.zeros(6)
+        for begin in range(0, len(given), _CHUNK):
+            now, then = given[begin : begin + _CHUNK], before[begin : begin + _CHUNK]
+            for i in range(len(now)):
+                change[i] = now[i] - then[i]
+            part = change[: len(now)]
+            _take(part, part.view(np.int32), _SINGLE, SQUARES, row)
+        found[t] = row[1]
 
 
 @compiled
