@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from levada.probe.squares import squares_of_rows, sums_of_squares
+from levada.probe.statistics import in_memory_order
 from levada.watching.listed import Listed, can_be_listed, loops
 
 __all__ = ["Stacked", "Stacks"]
@@ -52,7 +53,7 @@ class Stacked:
             scale: what the gradients are multiplied by.
         """
         stacks = [torch.stack(chunk) for chunk in self._chunks]
-        self._weights = torch.cat([squares_of_rows(stack.view(len(stack), -1)) for stack in stacks])
+        self._weights = torch.cat([squares_of_rows(_rows(stack)) for stack in stacks])
         self._copies = stacks if self.learns else []
         self._gradients = self._measure_gradients(scale) if self.learns else None
 
@@ -70,7 +71,7 @@ class Stacked:
             sums = []
             for copy, chunk in zip(self._copies, self._chunks, strict=True):
                 copy.sub_(self._stack(chunk))
-                sums.append(squares_of_rows(copy.view(len(copy), -1)))
+                sums.append(squares_of_rows(_rows(copy)))
             update = torch.cat(sums)
         bad = ~weight.isfinite() | (~gradient.isfinite() if self.learns else False)
         self._copies, self._scratch = [], None  # nothing of the model's size stays between sampled steps
@@ -97,6 +98,11 @@ class Stacked:
             self._scratch = torch.empty(len(self._chunks[0]) * self._count)
         shape = (len(values), *values[0].shape)
         return torch.stack(values, out=self._scratch[: len(values) * self._count].view(shape))
+
+
+def _rows(stack: Tensor) -> Tensor:
+    """Return each tensor of a stack as a row, whatever the order of its memory, as that of channels that come last."""
+    return stack.view(len(stack), -1) if stack.is_contiguous() else in_memory_order(stack)
 
 
 @final
