@@ -18,8 +18,9 @@ from levada.watching.nonfinite import broken_gradients
 from levada.watching.overhead import Cadence, StepClock
 from levada.watching.passes import Passes
 from levada.watching.places import original
-from levada.watching.reading import Reading, Statistics
+from levada.watching.reading import Reading
 from levada.watching.sample import Sample
+from levada.watching.statistics import Statistics
 from levada.watching.structure import Structure
 from levada.watching.taps import Taps
 from levada.watching.telling import quietly, warn
@@ -134,7 +135,7 @@ class Engine:
                 self._taps = Taps(self.model, self._structure.places, self)
             self._reading = Reading(self.steps, self._statistics, careful=not self.sites, fail=self.fail)
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
-            self._losses.mark()
+            self._losses.mark(self._structure.parameters)
             self._taps.attach()
             self.micro_batches.take()
             self.micro_batches.open()
@@ -165,23 +166,15 @@ class Engine:
     # What the hooks tell.
 
     @quietly
-    def see(self, place: int, tensor: Tensor) -> None:
-        """Take a block's output."""
-        self._take(Reading.see, place, tensor)
-
-    @quietly
-    def see_activation(self, place: int, tensor: Tensor) -> None:
-        """Take the output of an activation."""
-        self._take(Reading.see_activation, place, tensor)
-
-    def _take(self, see: Callable[[Reading, int, Tensor], None], place: int, tensor: Tensor) -> None:
+    def see(self, place: int, tensor: Tensor, activation: bool = False) -> None:
+        """Take the output of a block, or of an activation in it."""
         if transformed() or not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
             return  # numbers that cannot be read, or an evaluation
         begun = time.perf_counter()
         if self._reading is not None and self._reading.outside and not self.passes.inside():
             self._begin()
         if self._reading is not None:
-            see(self._reading, place, tensor)
+            (self._reading.see_activation if activation else self._reading.see)(place, tensor)
         self._own += time.perf_counter() - begun
 
     @quietly

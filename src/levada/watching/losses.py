@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 import weakref
 from collections import deque
@@ -103,9 +104,14 @@ class Losses:
         self._known: State = []  # of the markers' gradients, after this step's last backward pass
         self.mark()
 
-    def mark(self) -> None:
-        """Choose anew whose gradients are looked at: the next backward pass tells which ones it changes."""
-        self._markers = [p for p in self._model.parameters() if p.requires_grad]
+    def mark(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
+        """Choose anew whose gradients are looked at: the next backward pass tells which ones it changes.
+
+        Args:
+            parameters: the model's, where somebody has just looked.
+        """
+        found = self._model.parameters() if parameters is None else parameters
+        self._markers = [p for p in found if p.requires_grad]
         self._choosing = True
 
     def open(self) -> None:
@@ -159,7 +165,7 @@ class Losses:
         """Look at the gradients before a backward pass."""
         begun = time.perf_counter()
         self.heard.before_backward()
-        state = [(p, _state(p.grad)) for p in self._markers]
+        state = [(p, (0, 0) if (g := p.grad) is None else (id(g), g._version)) for p in self._markers]
         if self._current and self._cleared() and not self._sharded():
             odd = ~torch.isfinite(torch.stack(self._current)).all()
             self._odd = odd if self._odd is None else self._odd | odd.to(self._odd.device)
@@ -187,16 +193,15 @@ class Losses:
         self._seconds += time.perf_counter() - begun
 
     def _after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
-        now = [(p, _state(p.grad)) for p, _ in state]
-        changed = [p for (p, then), (_, there) in zip(state, now, strict=True) if then != there]
+        changed = _first_changed(state)
         if not changed and not self._sharded():
             return
         self.heard.learned(roots)
         if self._choosing and changed:
-            self._markers = list({id(p): p for p in (*changed[:_MARKERS], *changed[-_MARKERS:])}.values())
+            last = reversed(_first_changed(reversed(state)))
+            self._markers = list({id(p): p for p in (*changed, *last)}.values())
             self._choosing = False
-        chosen = set(map(id, self._markers))
-        self._known = [(p, there) for p, there in now if id(p) in chosen]
+        self._known = [(p, _state(p.grad)) for p in self._markers]
         if not self._told:
             self._scaler = _scaler_of(roots[0])
         with torch.no_grad():
@@ -222,6 +227,11 @@ def _part(root: Tensor, gradient: Tensor | None) -> Tensor:
 
 def _state(gradient: Tensor | None) -> tuple[int, int]:
     return (0, 0) if gradient is None else (id(gradient), gradient._version)
+
+
+def _first_changed(state: Iterable[tuple[nn.Parameter, tuple[int, int]]]) -> list[nn.Parameter]:
+    """Return the first parameters whose gradients are others than they were."""
+    return list(itertools.islice((p for p, then in state if _state(p.grad) != then), _MARKERS))
 
 
 def _scaler_of(loss: Tensor) -> Any:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from levada._errors import require_at_least
 from levada.probe.squares import sums_of_squares
+from levada.watching.listed import Listed
 from levada.watching.stacked import Stacked, Stacks
 
 __all__ = ["COLUMNS", "SITE_COLUMNS", "Packed", "ParameterNorms", "pairs"]
@@ -155,7 +156,7 @@ class ParameterNorms:
         self._gradients: dict[int, Tensor | None] = {}
         self._copies: dict[int, Tensor] = {}
         self._sums: tuple[Tensor, Tensor | None] | None = None
-        self._stacked: list[Stacked] = []
+        self._stacked: list[Stacked | Listed] = []
 
     @torch.no_grad()
     def before(self, scale: Tensor | float | None = None, *, gradients: bool = True) -> None:

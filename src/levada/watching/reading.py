@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
-from levada.probe.collector import Collector, Slot
-from levada.probe.statistics import mean_square
+from levada.probe.collector import Slot
 from levada.watching.losses import counted, graph_task, in_backward, retained
+from levada.watching.statistics import Kind, Statistics
 
-__all__ = ["TABLE", "Reading", "Statistics", "plain"]
+__all__ = ["TABLE", "Reading", "plain"]
 
 TABLE: Final = ("signal", "signal_count", "gradient", "gradient_count", "zeros", "zeros_count")
 """Columns of a block's row: sums of squares and of zeros, and over how many elements."""
 
-_ROOM = 1 << 17  # elements that wait to be measured together: a stack of them fits into a cache
 _KEPT = 1 << 26  # bytes of gradients that wait for more, where a graph is gone through again
-_HALVES = torch.float16, torch.bfloat16
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -32,59 +29,6 @@ def plain(tensor: Tensor) -> Tensor:
     if type(tensor) is Tensor:  # `hasattr` is slow where there is none
         return tensor
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _squares(stack: Tensor) -> Tensor:
-    """Return mean squares, `(rows, ...) -> (rows, 1)`; half precision is added up in float32."""
-    if stack.device.type == "cuda" and stack.dtype in _HALVES:
-        dims = tuple(range(1, stack.dim())) or None
-        norm: Tensor = torch.linalg.vector_norm(stack, dim=dims, dtype=torch.float32)
-        return (norm.double().square() / stack[0].numel()).reshape(-1, 1)
-    return mean_square(stack)[:, None]
-
-
-def _zeros(stack: Tensor) -> Tensor:
-    """Return shares of exact zeros, `(rows, ...) -> (rows, 1)`."""
-    if stack.device.type != "cpu":
-        return (stack == 0).flatten(1).double().mean(1)[:, None] if stack.dim() > 1 else (stack == 0).double()[:, None]
-    # Comparing into floats is faster than into booleans, and memory that is new costs more than both.
-    if stack.numel() <= _ROOM:
-        rows = stack.flatten(1) if stack.dim() > 1 else stack[:, None]
-        return torch.eq(rows, 0.0, out=_scratch(stack.numel()).view(rows.shape)).mean(1)[:, None]
-    shares = []
-    for row in stack.flatten(1):
-        counts = [torch.eq(piece, 0.0, out=_scratch(piece.numel())).sum() for piece in row.split(_ROOM)]
-        shares.append(torch.stack(counts).sum(dtype=torch.float64) / row.numel())
-    return torch.stack(shares)[:, None]
-
-
-@functools.cache
-def _memory() -> Tensor:
-    return torch.empty(_ROOM, dtype=torch.float32)
-
-
-def _scratch(count: int) -> Tensor:
-    return _memory()[:count]
-
-
-@final
-class Statistics:
-    """The collectors of all sampled steps: what they learned about tensors that are overwritten stays."""
-
-    def __init__(self) -> None:
-        self.signal = Collector(_squares, room=_ROOM)
-        self.gradient = Collector(_squares, room=_ROOM)
-        self.zeros = Collector(_zeros, room=_ROOM)
-        self.lock = threading.Lock()  # gradients arrive in a thread for each device
-
-    def all(self) -> tuple[Collector, Collector, Collector]:
-        """Return them in the order of the table."""
-        return self.signal, self.gradient, self.zeros
-
-    def clear(self) -> None:
-        """Drop what is held."""
-        for collector in self.all():
-            collector.clear()
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -126,6 +70,7 @@ class Reading:
         self._handles: list[Any] = []
         self._number = 0
         self.seconds = 0.0  # in hooks of gradients
+        statistics.begin()
 
     @property
     def outside(self) -> bool:
@@ -177,13 +122,13 @@ class Reading:
             self.passes += 1
         return self._task == graph_task()  # else a checkpoint inside computes it once more
 
-    def _add(self, collector: Collector, slot: Slot, tensor: Tensor) -> None:
+    def _add(self, kind: Kind, slot: Slot, tensor: Tensor) -> None:
         if not tensor.is_floating_point():
             return
         value = plain(tensor)
         if self._careful and not value.is_inference():
             self._versions.append((slot[1], value, value._version))
-        collector.add(slot, value, at_once=self._careful)
+        kind.add(slot, value, at_once=self._careful)
 
     def _expect(self, slot: Slot, tensor: Tensor) -> None:
         self._number += 1
@@ -263,8 +208,8 @@ class Reading:
         with self._statistics.lock:
             for number, gradient in self._kept.items():
                 self._statistics.gradient.add(self._expected[number][0], gradient)
-            for collector in self._statistics.all():
-                collector.flush()
+            for kind in self._statistics.all():
+                kind.flush()
         wide = torch.float32 if device.type == "mps" else torch.float64
         table = torch.zeros(places, len(TABLE), dtype=wide)
         reached = self._reached or set(range(self.passes + 1))
@@ -273,25 +218,25 @@ class Reading:
             if number not in self._arrived and slot[0] in those & self._reached:  # no gradient reached it: it is zero
                 table[slot[1], 3] += count
         result = table.to(device, non_blocking=True)
-        for kind, collector in enumerate(self._statistics.all()):
-            if collector.rows:
-                self._sum(result[:, 2 * kind : 2 * kind + 2], collector.rows, those)
+        for place, kind in enumerate(self._statistics.all()):
+            self._sum(result[:, 2 * place : 2 * place + 2], kind, those)
         if self._unknown:
             result[sorted(self._unknown), 2:4] = 0.0  # nothing was counted: NaN
         return result
 
     @staticmethod
-    def _sum(columns: Tensor, rows: Sequence[tuple[list[Slot], int, Tensor]], those: set[int]) -> None:
-        slots = [(slot, count) for held, count, _ in rows for slot in held]
-        chosen = [(row, slot[1], count) for row, (slot, count) in enumerate(slots) if slot[0] in those]
+    def _sum(columns: Tensor, kind: Kind, those: set[int]) -> None:
+        device = columns.device
+        slots, counts, sums = kind.rows(device, columns.dtype)
+        chosen = [
+            (row, slot[1], count)
+            for row, (slot, count) in enumerate(zip(slots, counts, strict=True))
+            if slot[0] in those
+        ]
         if not chosen:
             return
-        device = columns.device
-        values = torch.cat([block.to(device, columns.dtype, non_blocking=True) for _, _, block in rows])[:, 0]
-        index, sites, counts = torch.tensor(chosen).unbind(1)
-        index, sites = index.to(device, non_blocking=True), sites.to(device, non_blocking=True)
-        weight = counts.to(columns.dtype).to(device, non_blocking=True)
-        columns.index_add_(0, sites, torch.stack((values[index] * weight, weight), dim=1))
+        index, sites, weight = torch.tensor(chosen).t().contiguous().to(device, non_blocking=True).unbind(0)
+        columns.index_add_(0, sites, torch.stack((sums[index], weight.to(columns.dtype)), dim=1))
 
 
 def by_block(table: Tensor, scale: float) -> dict[str, Tensor]:

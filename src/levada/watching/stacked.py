@@ -1,4 +1,4 @@
-"""Small parameters of one shape on a CPU, measured as a stack: a call for each one would cost more than the sums."""
+"""Small parameters of one shape on a CPU, measured as a stack where there are no compiled loops for all of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from levada.probe.squares import squares_of_rows, sums_of_squares
+from levada.probe.statistics import in_memory_order
+from levada.watching.listed import Listed, can_be_listed, loops
 
 __all__ = ["Stacked", "Stacks"]
 
@@ -51,7 +53,7 @@ class Stacked:
             scale: what the gradients are multiplied by.
         """
         stacks = [torch.stack(chunk) for chunk in self._chunks]
-        self._weights = torch.cat([squares_of_rows(stack.view(len(stack), -1)) for stack in stacks])
+        self._weights = torch.cat([squares_of_rows(_rows(stack)) for stack in stacks])
         self._copies = stacks if self.learns else []
         self._gradients = self._measure_gradients(scale) if self.learns else None
 
@@ -69,7 +71,7 @@ class Stacked:
             sums = []
             for copy, chunk in zip(self._copies, self._chunks, strict=True):
                 copy.sub_(self._stack(chunk))
-                sums.append(squares_of_rows(copy.view(len(copy), -1)))
+                sums.append(squares_of_rows(_rows(copy)))
             update = torch.cat(sums)
         bad = ~weight.isfinite() | (~gradient.isfinite() if self.learns else False)
         self._copies, self._scratch = [], None  # nothing of the model's size stays between sampled steps
@@ -98,6 +100,11 @@ class Stacked:
         return torch.stack(values, out=self._scratch[: len(values) * self._count].view(shape))
 
 
+def _rows(stack: Tensor) -> Tensor:
+    """Return each tensor of a stack as a row, whatever the order of its memory, as that of channels that come last."""
+    return stack.view(len(stack), -1) if stack.is_contiguous() else in_memory_order(stack)
+
+
 @final
 class Stacks:
     """The stacks that a list of parameters has, as long as nothing is frozen or moved.
@@ -109,28 +116,39 @@ class Stacks:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._seen: Any = None
-        self._all: list[Stacked] = []
+        self._all: list[Stacked | Listed] = []
 
-    def usable(self, room: int) -> list[Stacked]:
+    def usable(self, room: int) -> list[Stacked | Listed]:
         """Return the stacks that can be measured now.
 
         Args:
             room: bytes that the copies of all weights may take; there are no stacks if they take more.
         """
         first = self._parameters[0] if self._parameters else None
-        seen = first is not None and (first.device, first.dtype), [p.requires_grad for p in self._parameters]
+        kind = first is not None and (first.device, first.dtype, loops() is None)
+        seen = kind, [p.requires_grad for p in self._parameters]
         if seen != self._seen:
             self._seen, self._all = seen, self._make(room)
         return [stacked for stacked in self._all if stacked.fits()]
 
-    def _make(self, room: int) -> list[Stacked]:
-        groups: dict[tuple[torch.Size, bool], list[int]] = {}
-        for i, p in enumerate(self._parameters):
-            if not p.is_cpu:
-                return []
-            plain = type(p) is nn.Parameter and p.layout is torch.strided and p.dtype is torch.float32
-            if plain and 0 < p.numel() <= _LARGEST:
-                groups.setdefault((p.shape, p.requires_grad), []).append(i)
-        found = [Stacked(rows, [self._parameters[i] for i in rows]) for rows in groups.values() if len(rows) > 1]
+    def _make(self, room: int) -> list[Stacked | Listed]:
         taken = sum(p.numel() * p.element_size() for p in self._parameters if type(p) is nn.Parameter)
-        return found if taken <= room else []
+        if taken > room or not all(p.is_cpu for p in self._parameters):
+            return []
+        kernels = loops()
+        groups: dict[tuple[torch.Size | None, bool], list[int]] = {}
+        for i, p in enumerate(self._parameters):
+            if type(p) is not nn.Parameter or p.layout is not torch.strided or p.dtype is not torch.float32:
+                continue
+            if kernels is not None and p.numel() and can_be_listed(p):
+                groups.setdefault((None, p.requires_grad), []).append(i)
+            elif 0 < p.numel() <= _LARGEST:
+                groups.setdefault((p.shape, p.requires_grad), []).append(i)
+        found: list[Stacked | Listed] = []
+        for (shape, _), rows in groups.items():
+            parameters = [self._parameters[i] for i in rows]
+            if shape is None and kernels is not None:
+                found.append(Listed(rows, parameters, kernels))
+            elif len(rows) > 1:
+                found.append(Stacked(rows, parameters))
+        return found

@@ -9,7 +9,7 @@ from torch import nn
 
 from levada.probe.trace import Site
 from levada.watching.parameters import ParameterNorms, pairs
-from levada.watching.places import Place, find_places, in_order, original, plain_name
+from levada.watching.places import Place, find_places, in_order, original, parameters_of, plain_name
 from levada.watching.telling import warn
 
 __all__ = ["Structure"]
@@ -28,7 +28,7 @@ class Structure:
         self.sites: tuple[Site, ...] = ()
         self.places: list[Place] = []
         self.order: list[int] = []
-        self._parameters: tuple[nn.Parameter, ...] = ()
+        self.parameters: tuple[nn.Parameter, ...] = ()
         self._missed: set[int] = set()
         self.where = pairs((), {})
         self.read()
@@ -36,15 +36,15 @@ class Structure:
     @property
     def outdated(self) -> bool:
         """Whether the model was changed in the step that was to tell its blocks."""
-        return not self.sites and self._is_other(tuple(original(self._model).parameters()))
+        return not self.sites and self._is_other(parameters_of(original(self._model)))
 
     def _is_other(self, parameters: tuple[nn.Parameter, ...]) -> bool:
-        return [*map(id, parameters)] != [*map(id, self._parameters)]
+        return [*map(id, parameters)] != [*map(id, self.parameters)]
 
     def read(self) -> bool:
         """Look at the model's tree, and return whether its parameters are others than the last time."""
         inner = original(self._model)
-        parameters = tuple(inner.parameters())
+        parameters = parameters_of(inner)
         if not self._is_other(parameters):
             return False
         places = find_places(self._model)
@@ -56,7 +56,7 @@ class Structure:
             )
         else:
             self.places = places
-        self._parameters = parameters
+        self.parameters = parameters
         self._names = {id(p): plain_name(name) for name, p in inner.named_parameters()}
         self.norms = ParameterNorms((self._names[id(p)], p) for p in parameters)
         self._locate()
@@ -86,7 +86,7 @@ class Structure:
         """Find which rows of the parameters belong to which site."""
         if not self.sites:  # lazy parameters have no shape yet
             return
-        matrices = {self._names[id(p)] for p in self._parameters if p.dim() >= 2}
+        matrices = {self._names[id(p)] for p in self.parameters if p.dim() >= 2}
         at: dict[str, list[int]] = {}
         for site in self.sites:
             for name in matrices.intersection(site.parameters):
@@ -95,7 +95,8 @@ class Structure:
 
     def _miss(self, calls: Mapping[int, tuple[int, ...]]) -> None:
         """Say, once for each, which blocks run that did not in the first sampled step."""
-        new = [i for i in calls if i not in self.order and i not in self._missed]
+        known = self._missed.union(self.order)
+        new = [i for i in calls if i not in known]
         if not new:
             return
         self._missed.update(new)

@@ -21,11 +21,8 @@ __all__ = ["Listener", "Taps"]
 class Listener(Protocol):
     """Who is told."""
 
-    def see(self, place: int, tensor: Tensor) -> None:
-        """Hear of a block's output."""
-
-    def see_activation(self, place: int, tensor: Tensor) -> None:
-        """Hear of the output of a block's activation."""
+    def see(self, place: int, tensor: Tensor, activation: bool = False) -> None:
+        """Hear of a block's output, or of that of an activation in it."""
 
 
 @final
@@ -201,7 +198,7 @@ class _TapHook:
         if self.activation:
             place = taps.last if self.index is None else self.index
             if place >= 0 and isinstance(output, Tensor):
-                taps.listener.see_activation(place, output)
+                taps.listener.see(place, output, True)
         elif self.index is not None:
             taps.last = self.index
             tensor = _main(output)

@@ -15,23 +15,29 @@ from numba import carray, types  # type: ignore[import-untyped, import-not-found
 from numba.extending import intrinsic  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 from levada.ops._numba import compiled, over_tokens
+from levada.ops.statistics.reference import SQUARES, ZEROS
 
-__all__ = ["LOOPS", "combine", "over_tokens"]
+__all__ = ["LOOPS", "combine", "copy", "differences", "over_tokens"]
 
 _CHUNK: Final = 1024
 # Of floats that are not negative the bits are in the order of the floats: all without the sign, those of infinity, and
-# those between which the largest of a thousand elements may be for their squares to be added up in their own type.
+# those between which the largest of a thousand elements may be for their squares to be added up in their own type; and
+# between which the sum of these squares may be, where nothing else is known.
 _SINGLE: Final = (
     np.int32(0x7FFFFFFF),
     np.float32(np.inf).view(np.int32),
     np.float32(1e-13).view(np.int32),
     np.float32(1e13).view(np.int32),
+    np.float32(1e-24),
+    np.float32(1e28),
 )
 _DOUBLE: Final = (
     np.int64(0x7FFFFFFFFFFFFFFF),
     np.float64(np.inf).view(np.int64),
     np.int64(0),
     np.finfo(np.float64).max.view(np.int64),
+    np.float64(0.0),
+    np.finfo(np.float64).max,
 )
 
 
@@ -97,9 +103,33 @@ def _add_up_again(values, patterns, sign, infinity):
 
 
 @compiled
-def _take(values, patterns, limits, row):
+def _squares_of(values):
+    squares = values.dtype.type(0)
+    for i in range(len(values)):
+        squares += values[i] * values[i]
+    return squares
+
+
+@compiled
+def _zeros_of(patterns, sign):
+    zeros = patterns.dtype.type(0)
+    for i in range(len(patterns)):
+        zeros += patterns.dtype.type((patterns[i] & sign) == 0)
+    return zeros
+
+
+@compiled
+def _take(values, patterns, limits, wanted, row):
     """Add a thousand elements to a row, and return the bits of the largest."""
-    sign, infinity, least, most = limits
+    sign, infinity, least, most, least_square, most_square = limits
+    if wanted == ZEROS:
+        row[3] += _zeros_of(patterns, sign)
+        return sign * 0
+    if wanted == SQUARES:
+        square = _squares_of(values)
+        if least_square < square < most_square:
+            row[1] += square
+            return sign * 0
     total, squares, largest, zeros = _add_up(values, patterns, sign)
     row[3] += zeros
     if (0 < largest < least) or largest > most:
@@ -115,31 +145,31 @@ def _take(values, patterns, limits, row):
 
 
 @compiled
-def _float32(pointers, counts, found):
+def _float32(pointers, counts, wanted, found):
     for t in range(len(pointers)):
         given = carray(_pointer(pointers[t]), (counts[t],), np.int32)
         found[t] = 0
         largest = 0
         for begin in range(0, len(given), _CHUNK):
             patterns = given[begin : begin + _CHUNK]
-            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, found[t]))
+            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, wanted[t], found[t]))
         found[t, 2] = np.int32(largest).view(np.float32)
 
 
 @compiled
-def _float64(pointers, counts, found):
+def _float64(pointers, counts, wanted, found):
     for t in range(len(pointers)):
         given = carray(_pointer(pointers[t]), (counts[t],), np.int64)
         found[t] = 0
         largest = 0
         for begin in range(0, len(given), _CHUNK):
             patterns = given[begin : begin + _CHUNK]
-            largest = max(largest, _take(patterns.view(np.float64), patterns, _DOUBLE, found[t]))
+            largest = max(largest, _take(patterns.view(np.float64), patterns, _DOUBLE, wanted[t], found[t]))
         found[t, 2] = np.int64(largest).view(np.float64)
 
 
 @compiled
-def _bfloat16(pointers, counts, found):
+def _bfloat16(pointers, counts, wanted, found):
     widened = np.empty(_CHUNK, np.int32)
     for t in range(len(pointers)):
         given = carray(_pointer(pointers[t]), (counts[t],), np.uint16)
@@ -148,12 +178,12 @@ def _bfloat16(pointers, counts, found):
         for begin in range(0, len(given), _CHUNK):
             patterns = widened[: min(_CHUNK, len(given) - begin)]
             _of_bfloat16(given[begin : begin + _CHUNK], patterns)
-            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, found[t]))
+            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, wanted[t], found[t]))
         found[t, 2] = np.int32(largest).view(np.float32)
 
 
 @compiled
-def _float16(pointers, counts, found):
+def _float16(pointers, counts, wanted, found):
     widened = np.empty(_CHUNK, np.int32)
     for t in range(len(pointers)):
         given = carray(_pointer(pointers[t]), (counts[t],), np.uint16)
@@ -162,8 +192,39 @@ def _float16(pointers, counts, found):
         for begin in range(0, len(given), _CHUNK):
             patterns = widened[: min(_CHUNK, len(given) - begin)]
             _of_float16(given[begin : begin + _CHUNK], patterns)
-            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, found[t]))
+            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, wanted[t], found[t]))
         found[t, 2] = np.int32(largest).view(np.float32)
+
+
+@compiled
+def copy(pointers, counts, targets, found):
+    """Copy tensors of float32, and write the sum of squares of each."""
+    for t in range(len(pointers)):
+        given = carray(_pointer(pointers[t]), (counts[t],), np.int32)
+        onto = carray(_pointer(targets[t]), (counts[t],), np.int32)
+        row = np.zeros(6)
+        for begin in range(0, len(given), _CHUNK):
+            patterns = onto[begin : begin + _CHUNK]
+            patterns[:] = given[begin : begin + _CHUNK]
+            _take(patterns.view(np.float32), patterns, _SINGLE, SQUARES, row)
+        found[t] = row[1]
+
+
+@compiled
+def differences(pointers, counts, targets, found):
+    """Write the sum of squares of the difference of tensors of float32, which is taken in float32."""
+    change = np.empty(_CHUNK, np.float32)
+    for t in range(len(pointers)):
+        given = carray(_pointer(pointers[t]), (counts[t],), np.float32)
+        before = carray(_pointer(targets[t]), (counts[t],), np.float32)
+        row = np.zeros(6)
+        for begin in range(0, len(given), _CHUNK):
+            now, then = given[begin : begin + _CHUNK], before[begin : begin + _CHUNK]
+            for i in range(len(now)):
+                change[i] = now[i] - then[i]
+            part = change[: len(now)]
+            _take(part, part.view(np.int32), _SINGLE, SQUARES, row)
+        found[t] = row[1]
 
 
 @compiled

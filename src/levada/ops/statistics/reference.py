@@ -8,10 +8,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["COLUMNS", "statistics", "wide_type"]
+__all__ = ["ALL", "COLUMNS", "SQUARES", "ZEROS", "statistics", "wide_type"]
 
 COLUMNS: Final = ("sum", "squares", "largest", "zeros", "nan", "infinite")
 """Sum, sum of squares, largest magnitude of what is a number, and how many elements are zero, NaN or infinite."""
+
+SQUARES: Final = 1
+ZEROS: Final = 2
+ALL: Final = 3
+"""What of a tensor is wanted: its sum of squares, its zeros, or everything."""
 
 
 def statistics(tensors: Sequence[Tensor]) -> Tensor:

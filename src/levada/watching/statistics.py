@@ -1,0 +1,193 @@
+"""How the tensors of a sampled step are measured: many in one call where loops take them, else in stacks."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from levada.ops._define import import_kernels
+from levada.ops.statistics import cpu
+from levada.ops.statistics.reference import COLUMNS, SQUARES, ZEROS
+from levada.probe.collector import Collector, Slot
+from levada.probe.statistics import mean_square
+
+__all__ = ["Kind", "Pool", "Statistics"]
+
+_ROOM: Final = 1 << 18  # elements that wait to be measured together: they fit into a cache
+_SOON: Final = 2  # sampled steps before the loops are loaded, which takes half a second, and seconds the first time
+_HALVES: Final = torch.float16, torch.bfloat16
+_LISTED: Final = {torch.float32, torch.float64, *_HALVES}
+_COLUMN: Final = {SQUARES: COLUMNS.index("squares"), ZEROS: COLUMNS.index("zeros")}
+
+
+def _squares(stack: Tensor) -> Tensor:
+    """Return mean squares, `(rows, ...) -> (rows, 1)`; half precision is added up in float32."""
+    if stack.device.type == "cuda" and stack.dtype in _HALVES:
+        dims = tuple(range(1, stack.dim())) or None
+        norm: Tensor = torch.linalg.vector_norm(stack, dim=dims, dtype=torch.float32)
+        return (norm.double().square() / stack[0].numel()).reshape(-1, 1)
+    return mean_square(stack)[:, None]
+
+
+def _zeros(stack: Tensor) -> Tensor:
+    """Return shares of exact zeros, `(rows, ...) -> (rows, 1)`."""
+    if stack.device.type != "cpu":
+        return (stack == 0).flatten(1).double().mean(1)[:, None] if stack.dim() > 1 else (stack == 0).double()[:, None]
+    # Comparing into floats is faster than into booleans, and memory that is new costs more than both.
+    if stack.numel() <= _ROOM:
+        rows = stack.flatten(1) if stack.dim() > 1 else stack[:, None]
+        return torch.eq(rows, 0.0, out=_scratch(stack.numel()).view(rows.shape)).mean(1)[:, None]
+    shares = []
+    for row in stack.flatten(1):
+        counts = [torch.eq(piece, 0.0, out=_scratch(piece.numel())).sum() for piece in row.split(_ROOM)]
+        shares.append(torch.stack(counts).sum(dtype=torch.float64) / row.numel())
+    return torch.stack(shares)[:, None]
+
+
+@functools.cache
+def _memory() -> Tensor:
+    return torch.empty(_ROOM, dtype=torch.float32)
+
+
+def _scratch(count: int) -> Tensor:
+    return _memory()[:count]
+
+
+@final
+class Pool:
+    """Tensors of any shape on a CPU that wait to be measured in one call; one that is told twice is measured once."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.clear()
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Return whether a tensor can wait here."""
+        return (
+            self.on
+            and type(tensor) is Tensor
+            and tensor.is_cpu
+            and tensor.dtype in _LISTED
+            and tensor.layout is torch.strided
+            and not tensor.is_inference()
+            and not tensor.is_nested
+        )
+
+    def add(self, kind: Kind, slot: Slot, tensor: Tensor) -> None:
+        """Take a tensor, and measure what waits if it is enough."""
+        held = self._held
+        if held and held[-1] is tensor:
+            self._wanted[-1] |= kind.wanted
+        else:
+            held.append(tensor)
+            self._wanted.append(kind.wanted)
+            self._elements += tensor.numel()
+        self._told.append((kind, slot, len(held) - 1, tensor._version))
+        if self._elements >= _ROOM:
+            self.flush()
+
+    def flush(self) -> None:
+        """Measure what is held; what was overwritten meanwhile is left out, and from then on measured at once."""
+        if not self._held:
+            return
+        rows: list[list[float]] = cpu.statistics(self._held, self._wanted).tolist()
+        for kind, slot, index, version in self._told:
+            tensor = self._held[index]
+            if tensor._version == version:
+                kind.slots.append(slot)
+                kind.counts.append(tensor.numel())
+                kind.sums.append(rows[index][kind.column])
+            else:
+                kind.hasty.add(slot[1])
+        self.clear()
+
+    def clear(self) -> None:
+        """Let go of what waits."""
+        self._held: list[Tensor] = []
+        self._wanted: list[int] = []
+        self._told: list[tuple[Kind, Slot, int, int]] = []
+        self._elements = 0
+
+
+@final
+class Kind:
+    """One statistic of the tensors of a sampled step: mean squares, or shares of zeros.
+
+    Args:
+        wanted: which of them.
+        pool: where they wait.
+    """
+
+    def __init__(self, wanted: int, pool: Pool) -> None:
+        self.wanted = wanted
+        self.column, self._pool = _COLUMN[wanted], pool
+        self._stacks = Collector(_squares if wanted == SQUARES else _zeros, room=_ROOM)
+        self.hasty = self._stacks.hasty  # blocks whose tensor is overwritten later
+        self.clear()
+
+    def add(self, slot: Slot, tensor: Tensor, *, at_once: bool = False) -> None:
+        """Take a tensor of a block.
+
+        Args:
+            slot: the pass, and the block.
+            tensor: of floating point.
+            at_once: whether to measure it now, as where it may be overwritten.
+        """
+        if at_once or slot[1] in self.hasty or not self._pool.takes(tensor):
+            self._stacks.add(slot, tensor, at_once=at_once)
+        else:
+            self._pool.add(self, slot, tensor)
+
+    def flush(self) -> None:
+        """Measure what is held."""
+        self._pool.flush()
+        self._stacks.flush()
+
+    def rows(self, device: torch.device, dtype: torch.dtype) -> tuple[list[Slot], list[int], Tensor]:
+        """Return of all tensors the slot, the number of elements, and the sum of the statistic over them."""
+        measured = self._stacks.rows
+        values = [torch.tensor(self.sums, dtype=dtype).to(device, non_blocking=True)] if self.sums else []
+        slots = self.slots + [slot for held, _, _ in measured for slot in held]
+        counts = self.counts + [count for held, count, _ in measured for _ in held]
+        values += [block[:, 0].to(device, dtype, non_blocking=True) * count for _, count, block in measured]
+        return slots, counts, torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
+
+    def clear(self) -> None:
+        """Forget everything but what was learned about overwriting."""
+        self._pool.clear()
+        self._stacks.clear()
+        self.slots: list[Slot] = []  # of what was measured: the pass and the block,
+        self.counts: list[int] = []  # how many elements,
+        self.sums: list[float] = []  # and the sum over them
+
+
+@final
+class Statistics:
+    """What measures in all sampled steps: what it learned about tensors that are overwritten stays."""
+
+    def __init__(self) -> None:
+        self._forward, self._backward = Pool(), Pool()
+        self.signal, self.zeros = Kind(SQUARES, self._forward), Kind(ZEROS, self._forward)
+        self.gradient = Kind(SQUARES, self._backward)
+        self.lock = threading.Lock()  # gradients arrive in a thread for each device
+        self._steps = 0
+
+    def all(self) -> tuple[Kind, Kind, Kind]:
+        """Return them in the order of the table."""
+        return self.signal, self.gradient, self.zeros
+
+    def begin(self) -> None:
+        """Begin a sampled step."""
+        if self._steps == _SOON:
+            loops = import_kernels("levada.ops.statistics.loops", "numba")
+            self._forward.on = self._backward.on = loops is not None
+        self._steps += 1
+
+    def clear(self) -> None:
+        """Drop what is held."""
+        for kind in self.all():
+            kind.clear()
