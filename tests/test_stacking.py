@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import levada
 from levada._errors import UsageError
 from levada.connection import SingleStream
 from levada.connections import HyperConnection, Momentum, Plain, Residual, ReZero, StochasticDepth
@@ -305,6 +306,15 @@ def test_a_module_that_is_replaced_counts(batch):
         assert torch.equal(stacked(batch), plain(batch))
 
 
+def test_layers_in_another_order_count(batch):
+    plain, stacked = pair()
+    assert is_recorded(stacked)
+    for stack in (plain, stacked):
+        stack.layers[0], stack.layers[3] = stack.layers[3], stack.layers[0]
+    with pytest.warns(UserWarning, match="the modules"):
+        assert torch.equal(stacked(batch), plain(batch))
+
+
 def test_hooks_see_every_layer_without_a_word(batch):
     plain, stacked = pair()
     seen: list[Tensor] = []
@@ -459,3 +469,59 @@ def test_moving_and_going_back(batch):
     assert [n for n, _ in stacked.named_parameters()] == [n for n, _ in plain.named_parameters()]
     torch.testing.assert_close([p.grad for p in stacked.parameters()], [p.grad for p in plain.parameters()])
     assert torch.equal(stacked(batch.double()), plain(batch.double()))
+
+
+# --- what the library says of it ------------------------------------------------------------------------------------
+
+
+def test_parameter_groups_are_those_of_the_plain_stack():
+    plain, stacked = pair(connection=HyperConnection)
+    expected, found = ({g["name"]: g for g in levada.parameter_groups(s)} for s in (plain, stacked))
+    assert expected.keys() == found.keys()
+    for name, group in found.items():
+        assert group["weight_decay"] == expected[name]["weight_decay"]
+        assert sum(p.numel() for p in group["params"]) == sum(p.numel() for p in expected[name]["params"])
+        assert {id(p) for p in group["params"]} <= {id(p) for p in stacked.parameters()}
+    with pytest.raises(UsageError, match="Muon takes matrices"):
+        levada.parameter_groups(stacked, optimizer="muon")
+
+
+def test_check_says_the_same(batch):
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(DIM, DIM), nn.Sigmoid())
+
+    plain, stacked = pair(make, Plain)
+    expected, found = (
+        levada.check(nn.Sequential(s, nn.Linear(DIM, 2)), batch) for s in map(copy.deepcopy, (plain, stacked))
+    )
+    assert found.verdict == expected.verdict
+    assert [b["site"] for b in found.blocks][:DEPTH] == [f"0.layers.{i}" for i in range(DEPTH)]
+    assert [f.rule for f in found.findings] == [f.rule for f in expected.findings]
+    before = copy.deepcopy(stacked.state_dict())
+    expected, found = (levada.check(s, (batch, batch.tanh()), loss="mse").blocks for s in (plain, stacked))
+    assert len(found) == DEPTH
+    for block, other in zip(found, expected, strict=True):
+        assert block.keys() == other.keys()
+        assert {"gradient_rms", "cotangent_rms", "update_ratio"} <= block.keys()
+        numbers = {key: value for key, value in other.items() if isinstance(value, float)}
+        assert {key: block[key] for key in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-9)
+    torch.testing.assert_close(stacked.state_dict(), before, rtol=0, atol=0)
+    assert is_recorded(stacked)
+
+
+def test_the_probe_measures_the_same(batch):
+    traces = []
+    for stack in pair():
+        optimizer = torch.optim.AdamW(stack.parameters(), lr=0.01)
+        with levada.Probe(stack, optimizer, every=2, noise=True) as probe:
+            for _ in range(5):
+                optimizer.zero_grad()
+                stack(batch).square().sum().backward()
+                optimizer.step()
+        traces.append(probe.trace())
+    plain, stacked = traces
+    assert stacked.names() == plain.names()
+    assert [s.parameters for s in stacked.sites] == [s.parameters for s in plain.sites]
+    assert stacked.values.keys() == plain.values.keys()
+    torch.testing.assert_close(dict(stacked.values), dict(plain.values), equal_nan=True, rtol=1e-4, atol=1e-6)
+    assert is_recorded(pair()[1])

@@ -94,8 +94,8 @@ class Stack(nn.Module):
         self.dim_out = connections[-1].dim_out
         self.layers = nn.ModuleList(Layer(c, b) for c, b in zip(connections, modules, strict=True))
         self.output = connections[-1].output(dim)
-        self.register_load_state_dict_pre_hook(_spread)
-        self.register_load_state_dict_post_hook(_gather)
+        self.register_load_state_dict_pre_hook(_spread)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_gather)  # type: ignore[no-untyped-call]
         self.arrange(checkpoint=checkpoint, compile=compile, stacked=stacked)
 
     def arrange(
@@ -140,9 +140,9 @@ class Stack(nn.Module):
         held = self._stacked
         if stacked is False and held is not None:
             held.spread()
-            del self.stacked
+            del self._modules["stacked"]
         elif stacked is True and held is None:
-            self.stacked = StackedParameters([*self.layers])
+            self.add_module("stacked", StackedParameters([*self.layers]))
         if self._stacked is not None and self[0].compiled is not None:
             raise UsageError(
                 "Stack: stacked layers are run from a recording, not compiled. Leave out compile or stacked."
@@ -192,7 +192,7 @@ class Stack(nn.Module):
                 return run_layers(self.layers, state, self.segments, args, kwargs)
 
         if not args and not kwargs:
-            recorded = run_recorded(stacked, self.layers, state, self.segments, lambda x: as_written(x)[0])
+            recorded = run_recorded(stacked, [*self.layers], state, self.segments, lambda x: as_written(x)[0])
             if recorded is not NotImplemented:
                 return recorded, []
         return as_written(state)

@@ -47,7 +47,7 @@ class How(NamedTuple):
         rows: what each layer reads, as `program.prepare` made it.
         segments: number of segments of which only the first state is kept; 0 keeps what the backward pass needs.
         form: of the state.
-        count: how many of the tensors are the state; the stacked parameters follow.
+        num_states: how many of the tensors are the state; the stacked parameters follow.
         as_written: runs the layers with a graph, for gradients of gradients.
     """
 
@@ -55,7 +55,7 @@ class How(NamedTuple):
     rows: Sequence[Any]
     segments: int
     form: Form
-    count: int
+    num_states: int
     as_written: Callable[[Any], Any] | None
 
 
@@ -100,12 +100,13 @@ class Layers(torch.autograd.Function):
             g if g.stride() == stride else g.new_empty_strided(g.shape, stride).copy_(g)
             for g, stride in zip(cotangents, ctx.strides, strict=True)
         )
-        gradients, columns = [], []
+        gradients: list[Tensor | None] = []
+        columns = []
         for parameter, shape in zip(tensors[count:], program.shapes, strict=True):
-            gradients.append(None if shape is None else torch.empty_like(parameter))
-            if shape is not None:
-                given = gradients[-1].transpose(1, 2) if shape[1] else gradients[-1].view(len(rows), *shape[0])
-                columns.append(given.unbind(0))
+            made = None if shape is None else torch.empty_like(parameter)
+            gradients.append(made)
+            if shape is not None and made is not None:
+                columns.append((made.transpose(1, 2) if shape[1] else made.view(len(rows), *shape[0])).unbind(0))
         slices = [*zip(*columns, strict=True)] if columns else [()] * len(rows)
         again = _keeps_graph()
         with torch.autocast(cotangents[0].device.type, enabled=False):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError
 
-__all__ = ["LayerParameters", "StackedParameters", "as_layers", "parameters_of"]
+__all__ = ["LayerParameters", "StackedParameters", "as_layers"]
 
 
 @final
@@ -89,8 +89,19 @@ class LayerParameters(dict[str, Any]):
         return type(self), ([*self.names()], self.source, self.layer)
 
 
+class _Held(nn.Module):
+    """A module of the tree that holds stacked parameters, and what was made of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["cache"] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": {}}
+
+
 @final
-class StackedParameters(nn.Module):
+class StackedParameters(_Held):
     """The parameters of all layers of a stack: a tree of modules as in one layer, its tensors `[depth, ...]`.
 
     Args:
@@ -114,23 +125,15 @@ class StackedParameters(nn.Module):
                 own = [module._parameters[name] for module in modules]
                 container.register_parameter(name, None if parameter is None else _stacked(own))
             for i, module in enumerate(modules):
-                module._parameters = LayerParameters([*module._parameters], container, i)  # type: ignore[assignment]
-        self.forget()
+                module._parameters = LayerParameters([*module._parameters], container, i)
 
     def _container(self, path: str) -> nn.Module:
         module: nn.Module = self
         for name in path.split("."):
             if name not in module._modules:
-                module.add_module(name, nn.Module())
+                module.add_module(name, _Held())
             module = module._modules[name]  # type: ignore[assignment]
         return module
-
-    def forget(self) -> None:
-        """Drop what was made of the parameters' memory, and of the layers as they were."""
-        self.__dict__["cache"] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "cache": {}}
 
     def of(self, path: str, name: str) -> nn.Parameter | None:
         """Return a stacked tensor.
@@ -139,7 +142,7 @@ class StackedParameters(nn.Module):
             path: name of the module in a layer.
             name: name of the parameter there.
         """
-        return self.get_submodule(path)._parameters[name]  # type: ignore[return-value]
+        return self.get_submodule(path)._parameters[name]
 
     def each(self) -> Iterator[tuple[tuple[str, str], nn.Parameter]]:
         """Yield what there is, by module and name, as in a layer."""
@@ -199,20 +202,17 @@ class StackedParameters(nn.Module):
             UsageError: if what the layers have now is not alike.
         """
         for (path, name), before in spread.items():
-            modules, stacked = self.owners[path, name], self.of(path, name)
+            modules, held = self.owners[path, name], self.of(path, name)
             own: list[Any] = [module._parameters[name] for module in modules]
             if any(new is not old for new, old in zip(own, before, strict=True)):
                 self.get_submodule(path)._parameters[name] = _stacked(own)
-                self.forget()
-            elif stacked is not None:
-                stacked.requires_grad_(own[0].requires_grad)
-                _take_gradients(stacked, own)
+            elif held is not None:
+                held.requires_grad_(own[0].requires_grad)
+                _take_gradients(held, own)
         for path in dict.fromkeys(path for path, _ in self.owners):
             container = self.get_submodule(path)
             for i, module in enumerate(self.owners[path, next(iter(container._parameters))]):
-                module._parameters = LayerParameters(  # type: ignore[assignment]
-                    [*container._parameters], container, i
-                )
+                module._parameters = LayerParameters([*container._parameters], container, i)
 
 
 def _stacked(own: Sequence[nn.Parameter]) -> nn.Parameter:
@@ -255,10 +255,10 @@ def _require_alike(trees: Sequence[Mapping[str, nn.Module]]) -> None:
                 f"Stack: stacked needs layers whose parameters are alike, but {name!r} is "
                 f"{_told(kinds[0].get(name))} in layer 0 and {_told(kind.get(name))} in layer {i}. Leave stacked out."
             )
-    for name, kind in kinds[0].items():
-        if kind is not None and kind[-1] is not nn.Parameter:
+    for name, first in kinds[0].items():
+        if first is not None and first[-1] is not nn.Parameter:
             raise UsageError(
-                f"Stack: stacked needs plain parameters, but {name!r} is a {kind[-1].__name__}. Initialise lazy "
+                f"Stack: stacked needs plain parameters, but {name!r} is a {first[-1].__name__}. Initialise lazy "
                 "modules before; shard or quantise a stack that is not stacked."
             )
     seen: set[int] = set()
@@ -321,24 +321,3 @@ def as_layers(model: nn.Module) -> Iterator[dict[nn.Parameter, list[nn.Parameter
         for stack, stacked, spread in reversed(held):
             stacked.gather(spread)
             stack._modules["stacked"] = stacked
-
-
-def parameters_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield a module's parameters by name, those of stacked layers by layer.
-
-    Args:
-        module: any module.
-        prefix: goes before the names.
-    """
-    seen: set[nn.Parameter] = set()
-    stacks = [m for m in module.modules() if isinstance(m, StackedParameters)]
-    holders = {inner for stack in stacks for inner in stack.modules()}
-    for path, inner in module.named_modules(prefix=prefix):
-        table = inner._parameters
-        if isinstance(table, LayerParameters):
-            yield from ((f"{path}.{n}".lstrip("."), table[n]) for n in table.names() if table[n] is not None)
-        elif inner not in holders:
-            for name, parameter in table.items():
-                if parameter is not None and parameter not in seen:
-                    seen.add(parameter)
-                    yield f"{path}.{name}".lstrip("."), parameter

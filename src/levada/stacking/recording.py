@@ -97,11 +97,11 @@ _ALIASES = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh"})
 
 
 @final
-class _Tape(TorchDispatchMode):
+class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes each operation. A tensor is known by its memory: autograd hands saved ones out as new objects."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.known: dict[Any, int] = {}
         self.kept: list[Any] = []  # so that no memory is used again while addresses stand for tensors
@@ -123,7 +123,7 @@ class _Tape(TorchDispatchMode):
             raise RecordingError(f"{name} depends on values, which differ between layers")
         if name == "aten::lift_fresh":
             raise RecordingError("it makes a tensor of numbers that no operation made")
-        given = tree_map(self._value, (tuple(args), kwargs))
+        given, named = tree_map(self._value, (tuple(args), kwargs))
         written = list(_written(function, args, kwargs))
         if any(t.untyped_storage()._cdata in self.fixed for t in written):
             raise RecordingError(f"{name} writes into its state or its parameters")
@@ -139,7 +139,7 @@ class _Tape(TorchDispatchMode):
             return result
         outputs = tree_map(lambda t: Value(self.number(t, new=True)) if isinstance(t, Tensor) else None, result)
         self.steps.append(
-            Step(function, *given, outputs, bool(written), torch.Tag.nondeterministic_seeded in tags, views)
+            Step(function, given, named, outputs, bool(written), torch.Tag.nondeterministic_seeded in tags, views)
         )
         return result
 

@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from levada.connection import Outputs
 from levada.stacking.function import Form, How, Layers, flatten
-from levada.stacking.parameters import StackedParameters
+from levada.stacking.parameters import LayerParameters, StackedParameters
 from levada.stacking.program import Program, program_of
 from levada.stacking.recording import RecordingError, record
 
@@ -40,9 +40,10 @@ def run_recorded(
     if torch.compiler.is_compiling() or _transformed() or _has_any_global_hook():  # type: ignore[no-untyped-call]
         return NotImplemented
     leaves, form = flatten(state)
-    runner = stacked.cache.get("runner")
-    if runner is None:
-        runner = stacked.cache["runner"] = _Runner(stacked, layers)
+    cache: dict[str, Any] = stacked.__dict__["cache"]
+    runner = cache.get("runner")
+    if runner is None or runner.layers != layers:
+        runner = cache["runner"] = _Runner(stacked, layers)
     try:
         difference = runner.difference()
         if difference in _WATCHED:
@@ -111,7 +112,9 @@ class _Runner:
         self.layers = layers
         trees = [dict(layer.named_modules()) for layer in layers]
         self.alike = all(
-            [(n, type(m)) for n, m in tree.items()] == [(n, type(m)) for n, m in trees[0].items()] for tree in trees
+            [(n, type(m)) for n, m in tree.items()] == [(n, type(m)) for n, m in trees[0].items()]
+            and all(_is_held(module._parameters, i) for module in tree.values())
+            for i, tree in enumerate(trees)
         )
         self.kinds = [_Kind([tree[path] for tree in trees]) for path in trees[0]] if self.alike else []
         self.children = [module._modules for tree in trees for module in tree.values()]
@@ -279,6 +282,10 @@ class _Runner:
                 slices[i] += tuple(b for b in held if b is not None)
             self.rows = key, [program.prepare(*row) for row in slices]
         return self.rows[1]
+
+
+def _is_held(table: dict[str, Any], layer: int) -> bool:
+    return table.layer == layer if isinstance(table, LayerParameters) else not table
 
 
 def _is_dense(x: Tensor) -> bool:
