@@ -525,3 +525,19 @@ def test_the_probe_measures_the_same(batch):
     assert stacked.values.keys() == plain.values.keys()
     torch.testing.assert_close(dict(stacked.values), dict(plain.values), equal_nan=True, rtol=1e-4, atol=1e-6)
     assert is_recorded(pair()[1])
+
+
+def test_watching_measures_the_same(batch):
+    told = []
+    for stack in pair():
+        optimizer = torch.optim.SGD(stack.parameters(), lr=0.01)
+        with levada.watch(stack, optimizer, every=1, max_overhead=1.0) as watching:
+            for _ in range(3):
+                optimizer.zero_grad()
+                stack(batch).square().sum().backward()
+                optimizer.step()
+        told.append((watching.sites, dict(watching.samples[-1].values)))
+    (sites, values), (found_sites, found) = told
+    assert found_sites == sites
+    assert len(sites) == DEPTH
+    torch.testing.assert_close(found, values, equal_nan=True, rtol=1e-4, atol=1e-6)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from levada.connection import Layer
+from levada.stacking import parameters_of
 
 __all__ = ["ACTIVATIONS", "Place", "find_places", "in_order", "original", "plain_name"]
 
@@ -44,7 +45,7 @@ class Place:
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the block's parameters, those of two or more modules once."""
         for module in self.modules:
-            yield from module.parameters()
+            yield from (parameter for _, parameter in parameters_of(module))
 
 
 def original(module: nn.Module) -> nn.Module:
@@ -132,11 +133,11 @@ def _has_children(module: nn.Module) -> bool:
 
 
 def _weighted(module: nn.Module) -> bool:
-    return any(nn.parameter.is_lazy(p) or p.dim() >= 2 for p in module.parameters())  # a lazy one has no shape yet
+    return any(nn.parameter.is_lazy(p) or p.dim() >= 2 for _, p in parameters_of(module))  # a lazy one has no shape yet
 
 
 def _owns(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
+    return any(True for _ in parameters_of(module))
 
 
 def _is_deep(module: nn.Module) -> bool:
