@@ -59,7 +59,7 @@ def program_of(recording: Recording, num_parameters: int) -> Program:
     forward = [step for step in forward if not any(step is h for h in hoisted)]
     made = {n for step in forward for n in numbers(step.outputs)} | set(recording.states)
     kept = sorted((read_later & made) - set(row))
-    code = _Code()
+    code = _Code(recording)
     body = code.body(forward, {*recording.outputs, *kept})
     advance, states, start = (
         _assign(recording.states, recording.outputs),
@@ -120,10 +120,10 @@ class _Slices:
             if direct and producer is not None and producer.operator in _WRITERS:
                 self.outs[id(producer)] = f"o{place}"
                 self.steps = [step for step in self.steps if all(step is not view for view in views)]
-                self.shapes[i] = recording.shapes[number], transposed
+                self.shapes[i] = recording.layouts[number][0], transposed
             else:
                 self.copies.append((place, target))
-                self.shapes[i] = recording.shapes[target], False
+                self.shapes[i] = recording.layouts[target][0], False
         self.copied = {number for _, number in self.copies}
 
     def _producer(self, number: int) -> Step | None:
@@ -133,6 +133,14 @@ class _Slices:
 _ATEN = torch.ops.aten
 # Operations that may write into a slice, and what they are called as.
 _WRITERS: dict[Any, Callable[..., Any]] = {_ATEN.mm.default: torch.mm, _ATEN.sum.dim_IntList: torch.sum}
+# Operations of which any argument may be written over.
+_IN_PLACE: dict[Any, Callable[..., Any]] = {
+    _ATEN.relu.default: torch.relu_,
+    _ATEN.tanh.default: torch.tanh_,
+    _ATEN.sigmoid.default: torch.sigmoid_,
+    _ATEN.add.Tensor: torch.Tensor.add_,
+    _ATEN.mul.Tensor: torch.Tensor.mul_,
+}
 
 
 def _view_name(step: Step) -> str:
@@ -162,7 +170,8 @@ def _hoisted(steps: Iterable[Step], constants: Iterable[int]) -> list[Step]:
 class _Code:
     """Lines of Python, and what their names stand for."""
 
-    def __init__(self) -> None:
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
         self.globals: dict[str, Any] = {}
         self._names: dict[int, str] = {}
 
@@ -178,6 +187,8 @@ class _Code:
         """Return a line for each step; what nobody reads any more is freed at once, if it is not kept."""
         lines, kept, outs = [], set(kept), outs or {}
         last = {n: i for i, step in enumerate(steps) for n in step.reads()}
+        uses = Counter(n for step in steps for n in step.reads())
+        owned = {n for step in steps if not (step.views or step.writes) for n in numbers(step.outputs)}
         made: set[int] = set()
         for i, step in enumerate(steps):
             given = [self._told(a) for a in step.args] + [f"{k}={self._told(a)}" for k, a in step.kwargs.items()]
@@ -186,12 +197,25 @@ class _Code:
             else:
                 new = numbers(step.outputs)
                 used = {n for n in new if n in last or n in kept}
-                call = f"{self.constant(_quick(step.operator))}({', '.join(given)})"
+                spent = {n for n in step.reads() & owned if uses[n] == 1 and n not in kept}
+                call = self._in_place(step, spent) or f"{self.constant(_quick(step.operator))}({', '.join(given)})"
                 lines.append(f"{_target(step.outputs, used)} = {call}" if used else call)
                 made |= used
             gone = sorted(n for n in step.reads() if n in made and n not in kept and last[n] == i)
             lines += [f"del {_names(gone)}"] if gone else []
         return lines
+
+    def _in_place(self, step: Step, spent: set[int]) -> str:
+        """Return a call that writes over what nobody else reads; "" if there is none. It computes the same."""
+        operator, values = _IN_PLACE.get(step.operator), [a for a in step.args if isinstance(a, Value)]
+        if operator is None or step.kwargs or len(values) != len(step.args):
+            return ""
+        result = step.outputs.number
+        for value in values:
+            if value.number in spent and self.recording.layouts[value.number] == self.recording.layouts[result]:
+                others = "".join(f", v{v.number}" for v in values if v is not value)
+                return f"{self.constant(operator)}(v{value.number}{others})"
+        return ""
 
     def _told(self, argument: Any) -> str:
         if isinstance(argument, Value):

@@ -65,7 +65,7 @@ class Recording:
         cotangents: gradients of the state after it.
         outputs: the state after it.
         gradients: of the states, and then of the parameters; None where there is none.
-        shapes: of all values.
+        layouts: shapes, strides and types of all values.
     """
 
     forward: list[Step]
@@ -75,7 +75,7 @@ class Recording:
     cotangents: list[int]
     outputs: list[int]
     gradients: list[int | None]
-    shapes: dict[int, torch.Size]
+    layouts: dict[int, tuple[torch.Size, tuple[int, ...], torch.dtype]]
 
 
 def numbers(nest: Any) -> set[int]:
@@ -209,7 +209,7 @@ def record(
         cotangents=last if backward else [],
         outputs=[tape.number(y) for y in outputs],
         gradients=gradients,
-        shapes={number: key[2] for key, number in tape.known.items()},
+        layouts={number: key[2:5] for key, number in tape.known.items()},
     )
 
 
