@@ -541,3 +541,10 @@ def test_watching_measures_the_same(batch):
     assert found_sites == sites
     assert len(sites) == DEPTH
     torch.testing.assert_close(found, values, equal_nan=True, rtol=1e-4, atol=1e-6)
+
+
+def test_what_needs_layers_that_hold_their_own_says_so():
+    _, stacked = pair(connection=HyperConnection)
+    for ask in (levada.shard_connections, lambda model: levada.convert(model, levada.ReZero)):
+        with pytest.raises(UsageError, match=r"arrange\(stacked=False\)"):
+            ask(nn.Sequential(nn.Linear(DIM, DIM), stacked))

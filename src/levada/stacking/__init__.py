@@ -3,6 +3,7 @@
 from levada.stacking.parameters import LayerParameters as LayerParameters
 from levada.stacking.parameters import StackedParameters as StackedParameters
 from levada.stacking.parameters import as_layers as as_layers
+from levada.stacking.parameters import require_by_layer as require_by_layer
 from levada.stacking.running import run_recorded as run_recorded
 from levada.stacking.slices import LayerSlice as LayerSlice
 from levada.stacking.slices import parameters_of as parameters_of
@@ -14,6 +15,7 @@ __all__ = [
     "StackedParameters",
     "as_layers",
     "parameters_of",
+    "require_by_layer",
     "run_recorded",
     "whole_of",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError
 
-__all__ = ["LayerParameters", "StackedParameters", "as_layers"]
+__all__ = ["LayerParameters", "StackedParameters", "as_layers", "require_by_layer"]
 
 
 @final
@@ -298,6 +298,23 @@ def _items(value: Any) -> Iterator[Any]:
             yield from _items(item)
     else:
         yield value
+
+
+def require_by_layer(model: nn.Module, owner: str) -> None:
+    """Raise if a model has stacked layers, where each must hold its own parameters.
+
+    Args:
+        model: any module.
+        owner: function that asks, as the user typed it.
+
+    Raises:
+        UsageError: if it has.
+    """
+    if any(isinstance(module, StackedParameters) for module in model.modules()):
+        raise UsageError(
+            f"{owner}: every layer must hold its own parameters, and a Stack of {type(model).__name__} holds them "
+            "stacked. Call arrange(stacked=False) on it before."
+        )
 
 
 @contextlib.contextmanager
