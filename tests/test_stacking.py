@@ -171,6 +171,28 @@ def test_weights_that_changed_before_the_backward_pass_are_an_error(batch):
         y.backward()
 
 
+def test_memory_of_gradients_is_used_again_once_they_are_gone(batch, monkeypatch):
+    monkeypatch.setattr("levada.stacking.function._LARGE", 0)
+    _, stacked = pair()
+    weight = stacked.stacked.branch.get_submodule("1").weight
+
+    def gradient() -> Tensor:
+        stacked.zero_grad()
+        stacked(batch).square().sum().backward()
+        return weight.grad
+
+    first = gradient()
+    value = first.clone()
+    second = gradient()  # while the first is still held
+    place = second.data_ptr()
+    assert first.data_ptr() != place
+    assert torch.equal(first, value)
+    del second
+    assert gradient().data_ptr() == place
+    stacked(batch).square().sum().backward()  # accumulated
+    torch.testing.assert_close(weight.grad, 2 * value)
+
+
 def test_nothing_is_kept_alive(batch):
     _, stacked = pair(lambda: nn.Sequential(nn.Linear(DIM, DIM), nn.Tanh()), Plain)
     x = batch.clone().requires_grad_()

@@ -49,6 +49,7 @@ class How(NamedTuple):
         form: of the state.
         num_states: how many of the tensors are the state; the stacked parameters follow.
         as_written: runs the layers with a graph, for gradients of gradients.
+        memory: of gradients, by the parameter's place, from one pass to the next.
     """
 
     program: Program
@@ -57,6 +58,7 @@ class How(NamedTuple):
     form: Form
     num_states: int
     as_written: Callable[[Any], Any] | None
+    memory: dict[int, Tensor]
 
 
 @final
@@ -66,9 +68,10 @@ class Layers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: How, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the layers, and keep what their backward passes need, or the first state of each segment."""
-        program, rows, segments, _, count, _ = ctx.how = how
+        ctx.how = how
+        program, rows, segments = how[:3]
         ctx.save_for_backward(*tensors)
-        states = tensors[:count]
+        states = tensors[: how.num_states]
         ctx.random = _random_state(states[0]) if program.draws else None
         ctx.segments = []
         for start, stop in _bounds(len(rows), segments):
@@ -88,7 +91,8 @@ class Layers(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         """Run the layers' backward passes, and write the parameters' gradients into one tensor of each kind."""
-        program, rows, segments, _, count, _ = ctx.how
+        how: How = ctx.how
+        program, rows, segments = how[:3]
         tensors = ctx.saved_tensors
         if any(end._version != version for end, version in ctx.ends):
             raise RuntimeError(
@@ -102,8 +106,8 @@ class Layers(torch.autograd.Function):
         )
         gradients: list[Tensor | None] = []
         columns = []
-        for parameter, shape in zip(tensors[count:], program.shapes, strict=True):
-            made = None if shape is None else torch.empty_like(parameter)
+        for i, (parameter, shape) in enumerate(zip(tensors[how.num_states :], program.shapes, strict=True)):
+            made = None if shape is None else _memory_for(parameter, how.memory, i)
             gradients.append(made)
             if shape is not None and made is not None:
                 columns.append((made.transpose(1, 2) if shape[1] else made.view(len(rows), *shape[0])).unbind(0))
@@ -123,10 +127,11 @@ class Layers(torch.autograd.Function):
 
 def _again(ctx: Any, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Iterator[Tensor | None]:
     """Yield gradients that have a graph: of the layers as they are written."""
-    _, _, _, form, count, as_written = ctx.how
+    how: How = ctx.how
     wanted = [t for t in tensors if t.requires_grad]
     with _drawing_again(tensors[0], ctx.random):
-        outputs, _ = flatten(as_written(form.state(tensors[:count])))
+        assert how.as_written is not None  # a single layer is run for its first gradients alone
+        outputs, _ = flatten(how.as_written(how.form.state(tensors[: how.num_states])))
     found = iter(torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True))
     for tensor in tensors:
         yield next(found) if tensor.requires_grad else None
@@ -134,6 +139,30 @@ def _again(ctx: Any, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) ->
 
 def _bounds(depth: int, segments: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(i * depth // (segments or 1) for i in range((segments or 1) + 1))
+
+
+_LARGE = 2**20  # bytes
+_uses = getattr(torch._C, "_storage_Use_Count", None)  # private: without it, memory is new in each pass
+
+
+def _memory_for(parameter: Tensor, memory: dict[int, Tensor], place: int) -> Tensor:
+    """Return memory for a gradient: on a CPU that of the last one, if that is gone.
+
+    The system hands large pieces out page by page: at 10,000 layers of width 64 this took as long as to fill them ten
+    times.
+    """
+    held = memory.get(place)
+    if held is not None and held.shape == parameter.shape and held.dtype == parameter.dtype and _is_alone(held):
+        return held.detach()
+    made = torch.empty_like(parameter)
+    if parameter.is_cpu and made.nbytes >= _LARGE and _uses is not None:
+        memory[place] = made
+        return made.detach()
+    return made
+
+
+def _is_alone(held: Tensor) -> bool:
+    return _uses is not None and _uses(held.untyped_storage()._cdata) == 2  # by `held`, and by the object that asks
 
 
 _graph_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # private

@@ -126,6 +126,7 @@ class _Runner:
         )
         self.programs: dict[Any, Program | RecordingError] = {}
         self.rows: tuple[Any, list[Any]] = None, []
+        self.memory: dict[int, Tensor] = {}
         self.told = False
 
     def difference(self) -> str:
@@ -149,7 +150,7 @@ class _Runner:
                 with torch.no_grad():
                     return program.forward(rows, *states)
             return Layers.apply(  # type: ignore[no-any-return, no-untyped-call]
-                How(program, rows, segments, form, len(states), as_written), *states, *parameters
+                How(program, rows, segments, form, len(states), as_written, self.memory), *states, *parameters
             )
 
     def _program(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
@@ -253,7 +254,7 @@ class _Runner:
                     outputs = () if learning else program.forward([row], *given)
                 if learning:
                     outputs = Layers.apply(  # type: ignore[no-untyped-call]
-                        How(program, [row], 0, form, len(given), None), *given, *own
+                        How(program, [row], 0, form, len(given), None, {}), *given, *own
                     )
         if not learning:
             return [*outputs]
