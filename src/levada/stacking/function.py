@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -61,11 +63,31 @@ class How(NamedTuple):
     memory: dict[int, Tensor]
 
 
+_Wrapped = TypeVar("_Wrapped", bound=Callable[..., Any])
+
+
+def _uncollected(function: _Wrapped) -> _Wrapped:
+    """Let Python not search for garbage meanwhile: what the layers make is much, and none of it is garbage."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        if not gc.isenabled():
+            return function(*args)
+        gc.disable()
+        try:
+            return function(*args)
+        finally:
+            gc.enable()
+
+    return run  # type: ignore[return-value]
+
+
 @final
 class Layers(torch.autograd.Function):
     """All layers as one function of the state and the stacked parameters."""
 
     @staticmethod
+    @_uncollected
     def forward(ctx: Any, how: How, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the layers, and keep what their backward passes need, or the first state of each segment."""
         ctx.how = how
@@ -89,6 +111,7 @@ class Layers(torch.autograd.Function):
         return tuple(s.detach() for s in states)
 
     @staticmethod
+    @_uncollected
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         """Run the layers' backward passes, and write the parameters' gradients into one tensor of each kind."""
         how: How = ctx.how
