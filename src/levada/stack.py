@@ -43,8 +43,9 @@ class Stack(nn.Module):
             `torch.compile`. A layer is one whole graph: what cannot be compiled raises and never runs uncompiled in
             silence. Hooks on a `Layer` run outside of what is compiled.
         stacked: hold the layers' parameters as one tensor of each kind, `[depth, ...]`, and run all layers as one
-            autograd function: for many narrow layers that are alike, where Python and the optimizer take most of the
-            time. State dicts stay as they are, by layer.
+            autograd function, from a recording of one: for many narrow layers that are alike, where Python and the
+            optimizer take most of the time. State dicts stay as they are, by layer. Layers that do not all do the same
+            run one by one, and a warning says why.
         options: further arguments of the connection.
 
     Shape:
