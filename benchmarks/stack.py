@@ -1,10 +1,11 @@
-"""Stacks: against the loop by hand, compiled by region, checkpointed, and 10,000 layers deep.
+"""Stacks: against the loop by hand, compiled by region, checkpointed, 10,000 layers deep, and stacked.
 
 python -m benchmarks.stack [--quick]
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import shutil
 import sys
@@ -17,8 +18,9 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
-from benchmarks.measure import Program, Row, compare_bytes, compare_times, main, ratio_of
+from benchmarks.measure import Program, Row, compare_bytes, compare_times, main, ratio_of, require_equal
 from levada import Residual, Stack
+from levada.stacking import as_layers
 
 
 class ByHand(nn.Module):
@@ -32,6 +34,17 @@ class ByHand(nn.Module):
         for branch in self.branches:
             x = x + branch(x)
         return x
+
+
+class Block(nn.Module):
+    """A residual block, as one writes it for an nn.Sequential."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
 
 
 def branch(dim: int, depth: int) -> nn.Module:
@@ -113,6 +126,99 @@ def checkpoint(depth: int, dim: int, rows: int, repetitions: int) -> Iterator[Ro
     yield Row(case=f"{case}: memory", target=2.5 * depth**-0.5, **common, **sizes)
 
 
+def stacked(depth: int, dim: int, rows: int, repetitions: int) -> Iterator[Row]:
+    """Stacked parameters against an nn.Sequential: the step, the optimizer, both together, and checkpointed."""
+    x, branches = torch.randn(rows, dim), [branch(dim, depth) for _ in range(depth)]
+    plain = nn.Sequential(*map(Block, copy.deepcopy(branches)))
+    start = time.perf_counter()
+    made = Stack(branches, Residual, dim=dim, stacked=True)
+    built = round(time.perf_counter() - start, 2)
+    before, after = (_optimizer(network) for network in (plain, made))
+
+    def train(network: nn.Module, optimizer: torch.optim.Optimizer) -> Program:
+        def run() -> list[Tensor]:
+            optimizer.zero_grad()
+            loss = network(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            return [loss.detach()]
+
+        return run
+
+    def update(optimizer: torch.optim.Optimizer) -> Program:
+        def run() -> list[Tensor]:
+            optimizer.step()
+            return []
+
+        return run
+
+    common: dict[str, Any] = {"benchmark": "stack", "baseline": "nn.Sequential", "candidate": "Stack, stacked=True"}
+    case = f"stacked, {depth} layers of {dim}, {rows} rows"
+    _require_same_step(plain, made, x)
+    times = compare_times(step(plain, x), step(made, x), repetitions=repetitions, check=False)
+    yield Row(case=f"{case}: step", target=0.65, **common, **times, extra={"seconds to stack": built})
+    made.arrange(checkpoint=True)
+    _require_same_step(plain, made, x)
+    times = compare_times(step(plain, x), step(made, x), repetitions=repetitions, check=False)
+    yield Row(case=f"{case}: step, checkpoint=True", target=1.1, **common, **times)
+    made.arrange(checkpoint=False)
+    both = {**common, "baseline": "nn.Sequential, AdamW foreach", "candidate": "Stack, stacked=True, AdamW fused"}
+    times = compare_times(train(plain, before), train(made, after), repetitions=repetitions)
+    yield Row(case=f"{case}: training step", target=0.30, **both, **times)
+    _require_same_weights(plain, made)
+    times = compare_times(update(before), update(after), repetitions=repetitions, check=False)
+    yield Row(case=f"{case}: optimizer", target=0.06, **both, **times)
+
+
+def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    kind = {"fused": True} if isinstance(network, Stack) else {"foreach": True}
+    return torch.optim.AdamW(network.parameters(), lr=1e-4, **kind)
+
+
+def _require_same_step(plain: nn.Module, made: Stack, x: Tensor) -> None:
+    """Raise unless loss and gradients are the same, layer by layer."""
+
+    def stepped() -> list[Tensor]:
+        made.zero_grad()
+        y = made(x)
+        y.sum().backward()
+        with as_layers(made):
+            return [y.detach(), *(p.grad for p in made.parameters() if p.grad is not None)]
+
+    require_equal(step(plain, x), stepped)
+
+
+def _require_same_weights(plain: nn.Module, made: Stack) -> None:
+    require_equal(lambda: [p.detach() for p in plain.parameters()], lambda: [*made.state_dict().values()])
+
+
+def first_step(depths: tuple[int, ...], dim: int, rows: int, repetitions: int) -> Iterator[Row]:
+    """What the first step of a stacked stack takes longer than later ones: its first layer is recorded."""
+
+    def extra_seconds(depth: int) -> float:
+        made = Stack([branch(dim, depth) for _ in range(depth)], Residual, dim=dim, stacked=True)
+        run, taken = step(made, torch.randn(rows, dim)), []
+        for _ in range(4):
+            start = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - start)
+        return taken[0] - min(taken[1:])
+
+    extra_seconds(depths[0])  # imports
+    rounds = [{depth: extra_seconds(depth) for depth in depths} for _ in range(repetitions)]
+    for depth in depths:
+        yield Row(
+            benchmark="stack",
+            case=f"stacked, first step above a later one, {depth} layers",
+            baseline=f"{depths[0]} layers",
+            candidate=f"{depth} layers",
+            ratio=ratio_of([taken[depth] / taken[depths[0]] for taken in rounds]),
+            repetitions=repetitions,
+            target=None,
+            extra={"seconds": round(sorted(taken[depth] for taken in rounds)[repetitions // 2], 3)},
+        )
+
+
 def deep(depth: int, repetitions: int) -> Iterator[Row]:
     def build(make: Callable[[list[nn.Module]], nn.Module]) -> list[Tensor]:
         torch.manual_seed(0)
@@ -140,6 +246,8 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
         yield lambda: compile_time((2, 16), 2, "aot_eager")
         yield lambda: checkpoint(100, 16, 16, 7)
         yield lambda: deep(500, 7)
+        yield lambda: stacked(100, 16, 16, 7)
+        yield lambda: first_step((10, 100), 16, 16, 3)
         return
     yield lambda: by_hand(100, 64, 64, 201)
     yield lambda: by_hand(1_000, 64, 64, 31)
@@ -148,6 +256,9 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
     yield lambda: checkpoint(1_000, 64, 64, 11)
     yield lambda: checkpoint(100, 512, 256, 7)
     yield lambda: deep(10_000, 7)
+    yield lambda: stacked(1_000, 64, 64, 21)
+    yield lambda: stacked(10_000, 64, 64, 9)
+    yield lambda: first_step((100, 1_000, 10_000), 64, 64, 7)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ LAYERS = [
     {"probe", "connections", "conversion", "initialise", "blocks", "runs"},
     {"theory", "inputs", "grouping", "sharding"},
     {"stack"},
+    {"stacking"},
     {"connection"},
     {"ops"},
     {"_names", "_numbers"},

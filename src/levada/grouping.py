@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule, require_module
+from levada.stacking import as_layers
 
 __all__ = ["parameter_groups"]
 
@@ -40,7 +41,8 @@ def parameter_groups(
         the parameters is the model's.
 
     Raises:
-        UsageError: if no parameter needs a gradient, `weight_decay` is negative or `optimizer` is unknown.
+        UsageError: if no parameter needs a gradient, `weight_decay` is negative, `optimizer` is unknown, or Muon would
+            be given the matrices of stacked layers.
 
     Example:
         >>> import torch, levada
@@ -54,7 +56,9 @@ def parameter_groups(
     require_at_least("parameter_groups", "weight_decay", weight_decay, 0.0)
     if optimizer not in ("adamw", "muon"):
         raise UsageError(f"parameter_groups: optimizer must be 'adamw' or 'muon', got {optimizer!r}.")
-    kinds = _kinds(model)
+    with as_layers(model) as by_layer:
+        stacked = {own: whole for whole, layers in by_layer.items() for own in layers}
+        wholes, kinds = set(by_layer), {stacked.get(p, p): kind for p, kind in _kinds(model).items()}
     if not kinds:
         raise UsageError(
             f"parameter_groups: the model must have parameters that need a gradient, and {type(model).__name__} has "
@@ -64,6 +68,11 @@ def parameter_groups(
         key: [] for key in (("muon", True), ("muon", False), ("adamw", True), ("adamw", False))
     }
     for parameter, (decays, to) in kinds.items():
+        if optimizer == "muon" and to == "muon" and parameter in wholes:
+            raise UsageError(
+                "parameter_groups: Muon takes matrices, and those of stacked layers are one tensor of three "
+                "dimensions. Call arrange(stacked=False) on the stack, or take optimizer='adamw'."
+            )
         groups[to if optimizer == "muon" else "adamw", decays].append(parameter)
     return [
         {

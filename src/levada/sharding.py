@@ -10,6 +10,7 @@ from torch import nn
 from levada._errors import UsageError
 from levada.connection import Connection, Layer
 from levada.stack import Stack
+from levada.stacking import require_by_layer
 
 __all__ = ["shard_connections"]
 
@@ -32,7 +33,8 @@ def shard_connections(model: nn.Module, **options: Any) -> nn.Module:
         The model. Connections without parameters are left to the units around them.
 
     Raises:
-        UsageError: if the model has no connection with parameters, or layers are sharded already.
+        UsageError: if the model has no connection with parameters, or layers are sharded already, or hold their
+            parameters stacked.
 
     Example:
         >>> import levada
@@ -48,6 +50,7 @@ def shard_connections(model: nn.Module, **options: Any) -> nn.Module:
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    require_by_layer(model, "shard_connections")
     options = {"mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False), **options}
     layers = [module for module in model.modules() if isinstance(module, Layer)]
     inside = {layer.connection for layer in layers}

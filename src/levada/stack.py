@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from levada._errors import UsageError, require_at_least
 from levada.connection import Connection, Layer, Outputs, State, require_options
+from levada.stacking import StackedParameters, as_layers, run_recorded
 
 __all__ = ["Extras", "Stack", "run_layers"]
 
@@ -41,6 +42,10 @@ class Stack(nn.Module):
         compile: compile one layer and use it for all, so that compile time does not grow with depth; a mapping goes to
             `torch.compile`. A layer is one whole graph: what cannot be compiled raises and never runs uncompiled in
             silence. Hooks on a `Layer` run outside of what is compiled.
+        stacked: hold the layers' parameters as one tensor of each kind, `[depth, ...]`, and run all layers as one
+            autograd function, from a recording of one: for many narrow layers that are alike, where Python and the
+            optimizer take most of the time. State dicts stay as they are, by layer. Layers that do not all do the same
+            run one by one, and a warning says why.
         options: further arguments of the connection.
 
     Shape:
@@ -69,6 +74,7 @@ class Stack(nn.Module):
         depth: int | None = None,
         checkpoint: int | bool = False,
         compile: bool | Mapping[str, Any] = False,
+        stacked: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -89,24 +95,32 @@ class Stack(nn.Module):
         self.dim_out = connections[-1].dim_out
         self.layers = nn.ModuleList(Layer(c, b) for c, b in zip(connections, modules, strict=True))
         self.output = connections[-1].output(dim)
-        self.arrange(checkpoint=checkpoint, compile=compile)
+        self.register_load_state_dict_pre_hook(_spread)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_gather)  # type: ignore[no-untyped-call]
+        self.arrange(checkpoint=checkpoint, compile=compile, stacked=stacked)
 
     def arrange(
-        self, *, checkpoint: int | bool | None = None, compile: bool | Mapping[str, Any] | None = None
+        self,
+        *,
+        checkpoint: int | bool | None = None,
+        compile: bool | Mapping[str, Any] | None = None,
+        stacked: bool | None = None,
     ) -> Stack:
-        """Say how the layers run: what is kept for the backward pass, and whether they are compiled.
+        """Say how the layers run: what is kept for the backward pass, whether they are compiled, or stacked.
 
         The constructor's options for a stack that is built; what the layers compute stays the same.
 
         Args:
             checkpoint: as in the constructor; None leaves it as it is.
             compile: as in the constructor; None leaves it as it is.
+            stacked: as in the constructor; None leaves it as it is. The parameters are new ones then: give them to
+                a new optimizer.
 
         Returns:
             The stack.
 
         Raises:
-            UsageError: if there are more segments than layers.
+            UsageError: if there are more segments than layers, or layers cannot be stacked.
 
         Example:
             >>> import levada
@@ -124,7 +138,26 @@ class Stack(nn.Module):
                 layer.__dict__.pop("compiled", None)
                 if compiled is not None:
                     layer.compiled = compiled
+        held = self._stacked
+        if stacked is False and held is not None:
+            held.spread()
+            del self._modules["stacked"]
+        elif stacked is True and held is None:
+            self.add_module("stacked", StackedParameters([*self.layers]))
+        if self._stacked is not None and self[0].compiled is not None:
+            raise UsageError(
+                "Stack: stacked layers are run from a recording, not compiled. Leave out compile or stacked."
+            )
         return self
+
+    @property
+    def _stacked(self) -> StackedParameters | None:
+        return self._modules.get("stacked")  # type: ignore[return-value]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state by layer, whether the parameters are stacked or not."""
+        with as_layers(self):
+            return super().state_dict(*args, **kwargs)
 
     @property
     def depth(self) -> int:
@@ -146,9 +179,38 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run all layers; the other arguments go to every branch."""
-        state, extras = run_layers(self.layers, self[0].connection.begin(x), self.segments, args, kwargs)
+        state, extras = self._run(self[0].connection.begin(x), args, kwargs)
         y = self.output(self[-1].connection.end(state))
         return (y, _in_order(extras, len(self.layers))) if extras else y
+
+    def _run(self, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[State, Extras]:
+        stacked = self._stacked
+        if stacked is None:
+            return run_layers(self.layers, state, self.segments, args, kwargs)
+
+        def as_written(state: State) -> tuple[State, Extras]:
+            with stacked.installed():
+                return run_layers(self.layers, state, self.segments, args, kwargs)
+
+        if not args and not kwargs:
+            recorded = run_recorded(stacked, [*self.layers], state, self.segments, lambda x: as_written(x)[0])
+            if recorded is not NotImplemented:
+                return recorded, []
+        return as_written(state)
+
+
+def _spread(stack: Stack, *_: Any) -> None:
+    """Give each layer its own parameters, for what loads by layer."""
+    stacked = stack._modules.pop("stacked", None)
+    if isinstance(stacked, StackedParameters):
+        stack.__dict__["_spread"] = stacked, stacked.spread()
+
+
+def _gather(stack: Stack, _: Any) -> None:
+    stacked, spread = stack.__dict__.pop("_spread", (None, None))
+    if stacked is not None:
+        stack._modules["stacked"] = stacked
+        stacked.gather(spread)
 
 
 def run_layers(

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import levada.connections
+from levada._errors import UsageError
 from levada.connection import Connection
 from levada.connections.streams import Streams
 from levada.stack import Stack
+from levada.stacking import as_layers
 
 # Fewer iterations than usual: each is a dozen operations that the compiler has to go through.
 OPTIONS = {
@@ -75,6 +77,19 @@ EXCEPTIONS = {
     ("StochasticDepth", "compile in training"): "draws in another order: a compiled graph computes what it drops",
     ("StochasticDepth-sample", "compile in training"): "a compiled graph draws from another stream of random numbers",
     ("StochasticDepth-sample", "sharding in training"): "processes draw for their own samples",
+}
+
+# Layers that cannot be stacked: their parameters differ, or are exchanged for others when a branch is run again.
+APART = {
+    "AttentionResidual",
+    "Dense",
+    "DepthWeightedAverage",
+    "InputResidual-nanochat",
+    "Momentum",
+    "MultiwayDynamicDense",
+    "Reversible",
+    "ValueResidual",
+    "ValueResidual-gated",
 }
 
 DIM, DEPTH = 8, 3
@@ -270,6 +285,25 @@ def test_checkpointing_gives_the_same_gradients(case):
     expected = gradients(stack, x)
     stack.segments = 2
     torch.testing.assert_close(gradients(stack, x), expected)
+
+
+@every_case
+@pytest.mark.filterwarnings("ignore:Stack. stacked layers run one by one")  # by kernels that no dispatcher sees
+def test_stacked_equals_plain(case):
+    plain, x = build(case), batch(2, 3, DIM)
+    stored = case.endswith("-stored")
+    name = case.partition("-")[0]
+    if case in APART or (name in APART - {"ValueResidual"} and not stored):
+        with pytest.raises(UsageError, match=r"alike|parameters of its own"):
+            gradients(copy.deepcopy(plain).arrange(stacked=True), x)
+        return
+    stacked = copy.deepcopy(plain).arrange(stacked=True)
+    torch.testing.assert_close(run(stacked, x), run(plain, x), rtol=1e-5, atol=1e-6)
+    expected, found = gradients(plain, x), gradients(stacked, x)
+    with as_layers(stacked):
+        found |= {name: p.grad for name, p in stacked.named_parameters() if name in expected}
+    found = {name: gradient for name, gradient in found.items() if name in expected}
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @every_case

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from levada._errors import UsageError
 from levada.connection import Connection, Outputs
+from levada.stacking import LayerParameters
 
 __all__ = ["Invertible", "Pair", "Slot"]
 
@@ -140,6 +141,12 @@ class _Call:
         """List the tensors among the arguments, then the branch's parameters that learn, each once."""
         distinct: dict[Tensor, int] = {}
         for module in self.branch.modules():
+            if isinstance(module._parameters, LayerParameters):
+                raise UsageError(
+                    f"{type(self.connection).__name__}: a branch that is run again in the backward pass needs "
+                    "parameters of its own, and those of stacked layers are one tensor. Pass recompute=False, or "
+                    "leave stacked out."
+                )
             for name, parameter in module._parameters.items():
                 if parameter is not None and parameter.requires_grad:
                     place = distinct.setdefault(parameter, len(distinct))

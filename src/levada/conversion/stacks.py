@@ -13,6 +13,7 @@ from levada.connection import Connection
 from levada.connections.gated import GatedRead
 from levada.connections.residual import Residual
 from levada.stack import Stack
+from levada.stacking import require_by_layer
 
 __all__ = ["replace_in_stack", "stacks_of", "start"]
 
@@ -24,8 +25,9 @@ def stacks_of(net: nn.Module) -> dict[str, Stack]:
         net: the model.
 
     Raises:
-        UsageError: if the layers of one are not connected by `Residual`.
+        UsageError: if the layers of one are not connected by `Residual`, or hold their parameters stacked.
     """
+    require_by_layer(net, "convert")
     found = {}
     for name, module in net.named_modules():
         if isinstance(module, Stack):

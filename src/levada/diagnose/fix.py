@@ -28,6 +28,7 @@ from levada.diagnose.update import DEFAULT, resolve_optimizer
 from levada.diagnose.verify import MOST, Trials
 from levada.inputs import MAX_BATCHES, Batch, read_batches, require_model
 from levada.probe.compiled import eager, unwrapped
+from levada.stacking import as_layers
 
 __all__ = ["How", "fix"]
 
@@ -98,7 +99,7 @@ def fix(
     _require(budget, trials, steps, how)
     inner, compiled = unwrapped(model)
     try:
-        with preserve(inner, how.get("seed", 0)), eager(compiled):
+        with as_layers(inner), preserve(inner, how.get("seed", 0)), eager(compiled):
             return _Repair(inner, _kept(batch), clock, remedies, how, progress or (lambda done, total: None)).run(
                 trials, steps
             )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from levada.stacking import LayerSlice
+
 __all__ = ["damped", "eps_fraction"]
 
 
@@ -37,14 +39,17 @@ def damped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[i
 
     Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; torch.optim.
     """
-    group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)
+    held = parameter.source if isinstance(parameter, LayerSlice) else parameter
+    group = next((g for g in optimizer.param_groups if any(p is held for p in g["params"])), None)
     eps = group.get("eps") if group is not None else None
     if group is None or not isinstance(eps, int | float) or not eps > 0:  # of Adafactor it is a pair
         return None
-    second = _second_moment(optimizer.state.get(parameter, {}), group)
+    second = _second_moment(optimizer.state.get(held, {}) if held is not None else {}, group)
     if second is None:
         return None
     square, correction, limit = second
+    if isinstance(parameter, LayerSlice):
+        square = square[parameter.layer]
     gradient = parameter.grad
     with torch.no_grad():
         reached = square > 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from levada.probe.statistics import mean_square
+from levada.stacking import whole_of
 
 __all__ = ["COLUMNS", "ParameterReading"]
 
@@ -60,8 +61,8 @@ class ParameterReading:
         columns = [weight, *(torch.full_like(weight, math.nan) for _ in COLUMNS[1:-1])]
         if parameters[0].requires_grad:
             after = _stack(parameters, copy=False)
-            gradients = [_dense(p) for p in parameters]
-            gradient = _stack(gradients, copy=False)
+            whole = whole_of(parameters)
+            gradient = _stack([_dense(p) for p in parameters], copy=False) if whole is None else _dense(whole)
             columns[1] = mean_square(gradient)
             change = _wide(after) - _wide(before)
             columns[2] = mean_square(change)
@@ -77,6 +78,9 @@ class ParameterReading:
 def _stack(values: list[Tensor] | list[nn.Parameter], *, copy: bool = True) -> Tensor:
     if len(values) == 1:
         return values[0].detach().clone()[None] if copy else values[0].detach()[None]
+    whole = whole_of(values)
+    if whole is not None:
+        return whole.detach().clone() if copy else whole.detach()
     return torch.stack([value.detach() for value in values])
 
 
@@ -84,7 +88,7 @@ def _wide(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _dense(parameter: nn.Parameter) -> Tensor:
+def _dense(parameter: Tensor) -> Tensor:
     gradient = parameter.grad
     if gradient is None:
         return torch.zeros_like(parameter)

@@ -28,6 +28,7 @@ from levada.probe.statistics import activity, limits, moments
 from levada.probe.streams import Mixing
 from levada.probe.taps import Plan, Taps, Target, plan_from, targets_of
 from levada.probe.trace import Trace
+from levada.stacking import parameters_of
 
 __all__ = ["Probe"]
 
@@ -175,7 +176,7 @@ class Probe:
 
     def _at_the_end(self, trace: Trace) -> dict[str, Tensor]:
         """Return what is known of all steps together, in the row of the last: eps from the optimizer as it is now."""
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(parameters_of(self.model))
         counts = {n: damped(self.optimizer, p) for n, p in parameters.items()} if self.optimizer is not None else {}
         known = {name: count for name, count in counts.items() if count is not None and parameters[name].dim() >= 2}
         owned = [[n for n in site.parameters if n in parameters] for site in trace.sites]
@@ -336,7 +337,7 @@ class Probe:
     # The end of a step.
 
     def _read_parameters(self) -> None:
-        self._parameters = ParameterReading(dict(self.model.named_parameters()))
+        self._parameters = ParameterReading(dict(parameters_of(self.model)))
         self._parameters.before()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -357,7 +358,7 @@ class Probe:
                 reading.take(self._signal.rows, self._activity.rows, self._gradient.rows)
                 reading.take_mixing(self._mixing.samples)
                 if self._noise is not None:
-                    self._noise.add({n: p.grad for n, p in self.model.named_parameters() if p.dim() >= 2})
+                    self._noise.add({n: p.grad for n, p in parameters_of(self.model) if p.dim() >= 2})
                 if self._parameters is not None:
                     reading.take_parameters(*self._parameters.after())
                 reading.lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]

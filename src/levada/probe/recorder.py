@@ -15,9 +15,11 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from levada.connection import Layer
 from levada.probe.functions import canonical_name, describe
 from levada.probe.hook import Hook
 from levada.probe.operation import Operation
+from levada.stacking import LayerParameters, parameters_of
 
 _transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)  # private: else such models fail
 
@@ -129,8 +131,10 @@ class Recorder(TorchFunctionMode):
         self._on_start, self._on_end = on_start, on_end
         self._buffers = list(model.buffers())  # held, so that their ids stay theirs
         self._fixed = {id(buffer) for buffer in self._buffers}
-        self._parameters = {id(p): name for name, p in model.named_parameters()}
-        self._wide = {name for name, p in model.named_parameters() if p.dim() >= 2}
+        named = [*parameters_of(model)]
+        self._parameters = {id(p): name for name, p in named}
+        self._wide = {name for name, p in named if p.dim() >= 2}
+        self._stacked: list[Tensor] = []  # what stacked layers read in this pass; held, as the buffers are
         self._handles: list[RemovableHandle] = []
         self._entered = False
         self._reset()
@@ -188,6 +192,8 @@ class Recorder(TorchFunctionMode):
             parent = self._stack[-1] if self._stack else None
             frame = Frame(module, name, call, parent)
             self._stack.append(frame)
+            if isinstance(module, Layer):
+                self._name_stacked(module, name)
             if parent is None:
                 self.root = frame
             else:
@@ -204,6 +210,19 @@ class Recorder(TorchFunctionMode):
                 self.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
+
+    def parameters_in(self, module: nn.Module) -> dict[str, bool]:
+        """Return the names of a module's parameters, and whether they have two or more dimensions."""
+        names = (self._parameters[id(p)] for _, p in parameters_of(module))
+        return {name: name in self._wide for name in names}
+
+    def _name_stacked(self, layer: nn.Module, prefix: str) -> None:
+        """Learn the tensors that a stacked layer reads in this pass: they have a graph, and are new in each."""
+        for path, module in layer.named_modules(prefix=prefix):
+            if isinstance(module._parameters, LayerParameters):
+                read = {n: t for n in module._parameters.names() if (t := module._parameters[n]) is not None}
+                self._stacked.extend(read.values())
+                self._parameters.update((id(tensor), f"{path}.{name}") for name, tensor in read.items())
 
     def _closer(self) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

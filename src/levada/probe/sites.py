@@ -88,8 +88,7 @@ class _Graph:
     def __init__(self, recorder: Recorder, root: Frame) -> None:
         self.recorder = recorder
         self.root = root
-        self.names = {id(p): name for name, p in recorder.model.named_parameters()}
-        self._connected = {self.names[id(p)] for m in _connections(recorder.model) for p in m.parameters()}
+        self._connected = {name for m in _connections(recorder.model) for name in recorder.parameters_in(m)}
         self.consumers: dict[int, list[Event]] = {}
         for event in root.walk():
             for number in event.operation.inputs:
@@ -145,7 +144,7 @@ class _Graph:
     def is_parallel(self, frame: Frame) -> bool:
         """Whether children with parameters follow one another without the one's output reaching the next."""
         given = (f for f in frame.frames() if not isinstance(f.module, nn.Embedding))  # side by side before a chain
-        children = [f for f in given if any(True for _ in f.module.parameters()) and f.outputs]
+        children = [f for f in given if self.recorder.parameters_in(f.module) and f.outputs]
         return any(
             not any(self.depends(n, output) for n in after.inputs for output in before.outputs[:1])
             for before, after in itertools.pairwise(children)
@@ -193,7 +192,7 @@ class _Graph:
             made = {n for e in events for n in e.outputs}
             used = (n for e in events for n in e.operation.inputs if n not in made)
             names = [name for e in events for name in e.operation.parameters]
-            names += [self.names[id(p)] for p in event.module.parameters()]
+            names += self.recorder.parameters_in(event.module)
             inputs = tuple(dict.fromkeys((*event.inputs, *used)))
             yield Unit(
                 self._role(event),
@@ -213,11 +212,11 @@ class _Graph:
             return "loss"
         if not frame.frames() and ("norm" in type(frame.module).__name__.lower() or kinds == {"normalisation"}):
             return "norm"
-        own = [self.names[id(p)] for p in frame.module.parameters()]
+        own = self.recorder.parameters_in(frame.module)
         if own and self._connected.issuperset(own):
             return "free"
-        has = any(p.dim() >= 2 for p in frame.module.parameters()) or any(e.matrix for e in events)
-        return "anchor" if has or (frame.frames() and any(True for _ in frame.module.parameters())) else "free"
+        has = any(own.values()) or any(e.matrix for e in events)
+        return "anchor" if has or (frame.frames() and own) else "free"
 
     def _function(self, event: Event) -> Unit:
         operation = event.operation

@@ -15,6 +15,7 @@ from levada.connection import Connection, Layer, require_module
 from levada.networks import Network
 from levada.sharding import shard_connections
 from levada.stack import Stack
+from levada.stacking import require_by_layer
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -259,6 +260,7 @@ def _arrange(model: nn.Module, parallel: Parallel) -> None:
 def _shard(model: nn.Module, mesh: DeviceMesh, parallel: Parallel) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    require_by_layer(model, "parallelise")
     layers = [module for module in model.modules() if isinstance(module, Layer)]
     if not layers:
         raise UsageError(

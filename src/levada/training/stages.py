@@ -12,6 +12,7 @@ from levada._errors import UsageError
 from levada.connection import Connection
 from levada.networks import Network
 from levada.stack import Stack, run_layers
+from levada.stacking import require_by_layer
 from levada.training.boundary import Crossing, state_from, tensors_of
 
 __all__ = ["Entry", "Stages"]
@@ -34,6 +35,7 @@ class Stages(nn.Module):
 
     def __init__(self, network: Network, layers: Sequence[range], places: Sequence[int], segments: Any) -> None:
         super().__init__()
+        require_by_layer(network, "Pipeline")
         longest = max(map(len, layers))
         if not isinstance(segments, bool) and segments is not None and segments > longest:
             raise UsageError(

@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from levada.connection import Layer
+from levada.stacking import LayerParameters, parameters_of
 
-__all__ = ["ACTIVATIONS", "Place", "find_places", "in_order", "original", "parameters_of", "plain_name"]
+__all__ = ["ACTIVATIONS", "Place", "find_places", "in_order", "listed", "original", "plain_name"]
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink)
 """Modules whose output has exact zeros where they are shut."""
@@ -45,7 +46,7 @@ class Place:
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the block's parameters, those of two or more modules once."""
         for module in self.modules:
-            yield from module.parameters()
+            yield from (parameter for _, parameter in parameters_of(module))
 
 
 def original(module: nn.Module) -> nn.Module:
@@ -65,12 +66,12 @@ def original(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def parameters_of(model: nn.Module) -> tuple[nn.Parameter, ...]:
-    """Return what `model.parameters()` does, in a quarter of the time.
+def listed(model: nn.Module) -> tuple[nn.Parameter, ...]:
+    """Return what `model.parameters()` does, in a quarter of the time; of stacked layers, the parameters of each.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 3)), nn.Linear(3, 2))
-        >>> [*map(id, parameters_of(model))] == [*map(id, model.parameters())]
+        >>> [*map(id, listed(model))] == [*map(id, model.parameters())]
         True
     """
     if any(getattr(type(model), name) is not getattr(nn.Module, name) for name in _LISTING):
@@ -81,6 +82,8 @@ def parameters_of(model: nn.Module) -> tuple[nn.Parameter, ...]:
         module = stack.pop()
         if id(module) not in seen:
             seen.add(id(module))
+            if isinstance(module._parameters, LayerParameters):
+                return tuple(parameter for _, parameter in parameters_of(model))
             found.update((id(p), p) for p in module._parameters.values() if p is not None)
             stack += [child for child in reversed(module._modules.values()) if child is not None]
     return tuple(found.values())
@@ -154,11 +157,11 @@ def _has_children(module: nn.Module) -> bool:
 
 
 def _weighted(module: nn.Module) -> bool:
-    return any(nn.parameter.is_lazy(p) or p.dim() >= 2 for p in module.parameters())  # a lazy one has no shape yet
+    return any(nn.parameter.is_lazy(p) or p.dim() >= 2 for _, p in parameters_of(module))  # a lazy one has no shape yet
 
 
 def _owns(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
+    return any(True for _ in parameters_of(module))
 
 
 def _is_deep(module: nn.Module) -> bool:

@@ -8,8 +8,9 @@ from typing import final
 from torch import nn
 
 from levada.probe.trace import Site
+from levada.stacking import parameters_of
 from levada.watching.parameters import ParameterNorms, pairs
-from levada.watching.places import Place, find_places, in_order, original, parameters_of, plain_name
+from levada.watching.places import Place, find_places, in_order, listed, original, plain_name
 from levada.watching.telling import warn
 
 __all__ = ["Structure"]
@@ -36,7 +37,7 @@ class Structure:
     @property
     def outdated(self) -> bool:
         """Whether the model was changed in the step that was to tell its blocks."""
-        return not self.sites and self._is_other(parameters_of(original(self._model)))
+        return not self.sites and self._is_other(listed(original(self._model)))
 
     def _is_other(self, parameters: tuple[nn.Parameter, ...]) -> bool:
         return [*map(id, parameters)] != [*map(id, self.parameters)]
@@ -44,7 +45,7 @@ class Structure:
     def read(self) -> bool:
         """Look at the model's tree, and return whether its parameters are others than the last time."""
         inner = original(self._model)
-        parameters = parameters_of(inner)
+        parameters = listed(inner)
         if not self._is_other(parameters):
             return False
         places = find_places(self._model)
@@ -57,7 +58,7 @@ class Structure:
         else:
             self.places = places
         self.parameters = parameters
-        self._names = {id(p): plain_name(name) for name, p in inner.named_parameters()}
+        self._names = {id(p): plain_name(name) for name, p in parameters_of(inner)}
         self.norms = ParameterNorms((self._names[id(p)], p) for p in parameters)
         self._locate()
         return True

@@ -1,0 +1,220 @@
+"""All layers of a stack as one function of autograd."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, final
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from levada.stacking.program import Program
+
+__all__ = ["Form", "How", "Layers", "flatten"]
+
+
+class Form(NamedTuple):
+    """What a state is beside its tensors."""
+
+    spec: TreeSpec
+    given: tuple[bool, ...]  # False where it holds None
+
+    def state(self, tensors: Iterable[Tensor]) -> Any:
+        """Put the state together again."""
+        following = iter(tensors)
+        return tree_unflatten([next(following) if given else None for given in self.given], self.spec)
+
+
+def flatten(state: Any) -> tuple[list[Any], Form]:
+    """Return the tensors of a state, and what it is beside.
+
+    Args:
+        state: a nest in which nothing but tensors and None is expected.
+    """
+    leaves, spec = tree_flatten(state)
+    given = tuple(leaf is not None for leaf in leaves)
+    return [leaf for leaf in leaves if leaf is not None], Form(spec, given)
+
+
+class How(NamedTuple):
+    """What runs the layers, beside tensors.
+
+    Attributes:
+        program: of one layer.
+        rows: what each layer reads, as `program.prepare` made it.
+        segments: number of segments of which only the first state is kept; 0 keeps what the backward pass needs.
+        form: of the state.
+        num_states: how many of the tensors are the state; the stacked parameters follow.
+        as_written: runs the layers with a graph, for gradients of gradients.
+        memory: of gradients, by the parameter's place, from one pass to the next.
+    """
+
+    program: Program
+    rows: Sequence[Any]
+    segments: int
+    form: Form
+    num_states: int
+    as_written: Callable[[Any], Any] | None
+    memory: dict[int, Tensor]
+
+
+_Wrapped = TypeVar("_Wrapped", bound=Callable[..., Any])
+
+
+def _uncollected(function: _Wrapped) -> _Wrapped:
+    """Let Python not search for garbage meanwhile: what the layers make is much, and none of it is garbage."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        if not gc.isenabled():
+            return function(*args)
+        gc.disable()
+        try:
+            return function(*args)
+        finally:
+            gc.enable()
+
+    return run  # type: ignore[return-value]
+
+
+@final
+class Layers(torch.autograd.Function):
+    """All layers as one function of the state and the stacked parameters."""
+
+    @staticmethod
+    @_uncollected
+    def forward(ctx: Any, how: How, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the layers, and keep what their backward passes need, or the first state of each segment."""
+        ctx.how = how
+        program, rows, segments = how[:3]
+        ctx.save_for_backward(*tensors)
+        states = tensors[: how.num_states]
+        ctx.random = _random_state(states[0]) if program.draws else None
+        ctx.segments = []
+        for start, stop in _bounds(len(rows), segments):
+            kept: list[Any] = []
+            ctx.segments.append(
+                (start, stop, states, _random_state(states[0]) if program.draws and segments else None, kept)
+            )
+            if segments:
+                states = program.forward(itertools.islice(rows, start, stop), *states)
+            else:
+                states = program.forward_keeping(rows, kept.append, *states)
+        ctx.strides = [s.stride() for s in states]
+        # Detached: a kept tensor that is the output itself would keep the graph alive that keeps it.
+        ctx.ends = [(s, s._version) for s in states if kept and any(t is s for t in kept[-1])]
+        return tuple(s.detach() for s in states)
+
+    @staticmethod
+    @_uncollected
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        """Run the layers' backward passes, and write the parameters' gradients into one tensor of each kind."""
+        how: How = ctx.how
+        program, rows, segments = how[:3]
+        tensors = ctx.saved_tensors
+        if any(end._version != version for end, version in ctx.ends):
+            raise RuntimeError(
+                "Stack: the output was changed in place, and the backward pass needs it. Clone it before."
+            )
+        if torch.is_grad_enabled():
+            return None, *_again(ctx, tensors, cotangents)
+        cotangents = tuple(
+            g if g.stride() == stride else g.new_empty_strided(g.shape, stride).copy_(g)
+            for g, stride in zip(cotangents, ctx.strides, strict=True)
+        )
+        gradients: list[Tensor | None] = []
+        columns = []
+        for i, (parameter, shape) in enumerate(zip(tensors[how.num_states :], program.shapes, strict=True)):
+            made = None if shape is None else _memory_for(parameter, how.memory, i)
+            gradients.append(made)
+            if shape is not None and made is not None:
+                columns.append((made.transpose(1, 2) if shape[1] else made.view(len(rows), *shape[0])).unbind(0))
+        slices = [*zip(*columns, strict=True)] if columns else [()] * len(rows)
+        again = _keeps_graph()
+        with torch.autocast(cotangents[0].device.type, enabled=False):
+            for start, stop, states, random, kept in reversed(ctx.segments):
+                if segments:
+                    kept = []
+                    with _drawing_again(states[0], random):
+                        program.forward_keeping(itertools.islice(rows, start, stop), kept.append, *states)
+                take = iter(reversed(kept)).__next__ if again and not segments else kept.pop
+                reverse = slice(stop - 1, start - 1 if start else None, -1)
+                cotangents = program.backward(rows[reverse], take, slices[reverse], *cotangents)
+        return None, *cotangents, *gradients
+
+
+def _again(ctx: Any, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Iterator[Tensor | None]:
+    """Yield gradients that have a graph: of the layers as they are written."""
+    how: How = ctx.how
+    wanted = [t for t in tensors if t.requires_grad]
+    with _drawing_again(tensors[0], ctx.random):
+        assert how.as_written is not None  # a single layer is run for its first gradients alone
+        outputs, _ = flatten(how.as_written(how.form.state(tensors[: how.num_states])))
+    found = iter(torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True))
+    for tensor in tensors:
+        yield next(found) if tensor.requires_grad else None
+
+
+def _bounds(depth: int, segments: int) -> Iterator[tuple[int, int]]:
+    return itertools.pairwise(i * depth // (segments or 1) for i in range((segments or 1) + 1))
+
+
+_LARGE = 2**20  # bytes
+_uses = getattr(torch._C, "_storage_Use_Count", None)  # private: without it, memory is new in each pass
+
+
+def _memory_for(parameter: Tensor, memory: dict[int, Tensor], place: int) -> Tensor:
+    """Return memory for a gradient: on a CPU that of the last one, if that is gone.
+
+    The system hands large pieces out page by page: at 10,000 layers of width 64 this took as long as to fill them ten
+    times.
+    """
+    held = memory.get(place)
+    if held is not None and held.shape == parameter.shape and held.dtype == parameter.dtype and _is_alone(held):
+        return held.detach()
+    made = torch.empty_like(parameter)
+    if parameter.is_cpu and made.nbytes >= _LARGE and _uses is not None:
+        memory[place] = made
+        return made.detach()
+    return made
+
+
+def _is_alone(held: Tensor) -> bool:
+    return _uses is not None and _uses(held.untyped_storage()._cdata) == 2  # by `held`, and by the object that asks
+
+
+_graph_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # private
+
+
+def _keeps_graph() -> bool:
+    """Whether a backward pass may come again; without the private answer, nothing is freed as it goes."""
+    return _graph_kept is None or bool(_graph_kept())
+
+
+def _random_state(like: Tensor) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(like.device) if like.is_cuda else None
+
+
+@contextlib.contextmanager
+def _drawing_again(like: Tensor, state: Any) -> Iterator[None]:
+    """Draw the numbers that were drawn from a state of the generators on, and leave these as they are."""
+    if state is None:
+        yield
+        return
+    before = _random_state(like)
+    _set_random_state(like, state)
+    try:
+        yield
+    finally:
+        _set_random_state(like, before)
+
+
+def _set_random_state(like: Tensor, state: Any) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], like.device)

@@ -1,0 +1,340 @@
+"""Parameters of layers that are alike, held as one tensor of each kind: `[depth, ...]`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn, final
+
+import torch
+from torch import Tensor, nn
+
+from levada._errors import UsageError
+
+__all__ = ["LayerParameters", "StackedParameters", "as_layers", "require_by_layer"]
+
+
+@final
+class LayerParameters(dict[str, Any]):
+    """What a module of a layer has instead of its own parameters: found by name, and listed by nobody.
+
+    `module.weight` is the layer's slice of the stacked tensor, with the graph that leads there; `module.parameters()`
+    has nothing, since the stacked tensor is what optimizers are given.
+
+    Args:
+        names: names of the parameters.
+        source: the module that holds the stacked ones under the same names.
+        layer: index of the layer.
+    """
+
+    def __init__(self, names: Sequence[str], source: nn.Module, layer: int) -> None:
+        super().__init__(dict.fromkeys(names))
+        self.source, self.layer = source, layer
+
+    def __getitem__(self, name: str) -> Any:
+        installed = super().__getitem__(name)
+        if installed is not None:
+            return installed
+        stacked = self.source._parameters[name]
+        return None if stacked is None else stacked[self.layer]
+
+    def install(self, name: str, value: Tensor | None) -> None:
+        """Let the name stand for a tensor; None gives it back.
+
+        Args:
+            name: of the parameter.
+            value: what it stands for.
+        """
+        super().__setitem__(name, value)
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of the parameters, those included that are None."""
+        return super().__iter__()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the slice, or the default."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def items(self) -> Any:
+        """Return nothing."""
+        return {}.items()
+
+    def keys(self) -> Any:
+        """Return nothing."""
+        return {}.keys()
+
+    def values(self) -> Any:
+        """Return nothing."""
+        return {}.values()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def _refuse(self, name: str, *_: object) -> NoReturn:
+        raise UsageError(
+            f"Stack: the parameters of stacked layers cannot be replaced one by one, got {name!r} for layer "
+            f"{self.layer}. Write into the tensor, or call arrange(stacked=False) before."
+        )
+
+    __setitem__ = __delitem__ = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ([*self.names()], self.source, self.layer)
+
+
+class _Held(nn.Module):
+    """A module of the tree that holds stacked parameters, and what was made of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["cache"] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": {}}
+
+
+@final
+class StackedParameters(_Held):
+    """The parameters of all layers of a stack: a tree of modules as in one layer, its tensors `[depth, ...]`.
+
+    Args:
+        layers: modules of one structure, which from now on find their parameters here.
+
+    Raises:
+        UsageError: if the layers' parameters are not alike, or are used elsewhere too.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        trees = [dict(layer.named_modules()) for layer in layers]
+        _require_alike(trees)
+        self.owners: dict[tuple[str, str], list[nn.Module]] = {}  # by module and name: whose parameters they are
+        for path, first in trees[0].items():
+            if not first._parameters:
+                continue
+            container, modules = self._container(path), [tree[path] for tree in trees]
+            for name, parameter in first._parameters.items():
+                self.owners[path, name] = modules
+                own = [module._parameters[name] for module in modules]
+                container.register_parameter(name, None if parameter is None else _stacked(own))
+            for i, module in enumerate(modules):
+                module._parameters = LayerParameters([*module._parameters], container, i)
+
+    def _container(self, path: str) -> nn.Module:
+        module: nn.Module = self
+        for name in path.split("."):
+            if name not in module._modules:
+                module.add_module(name, _Held())
+            module = module._modules[name]  # type: ignore[assignment]
+        return module
+
+    def of(self, path: str, name: str) -> nn.Parameter | None:
+        """Return a stacked tensor.
+
+        Args:
+            path: name of the module in a layer.
+            name: name of the parameter there.
+        """
+        return self.get_submodule(path)._parameters[name]
+
+    def each(self) -> Iterator[tuple[tuple[str, str], nn.Parameter]]:
+        """Yield what there is, by module and name, as in a layer."""
+        for key in self.owners:
+            stacked = self.of(*key)
+            if stacked is not None:
+                yield key, stacked
+
+    @contextlib.contextmanager
+    def installed(self, start: int = 0, stop: int | None = None) -> Iterator[None]:
+        """Let layers find slices that were made at once: their gradients are put together at once too.
+
+        Args:
+            start: first layer.
+            stop: the layer after the last one.
+        """
+        tables: list[tuple[Any, str]] = []
+        for (path, name), stacked in self.each():
+            owners = self.owners[path, name][start:stop]
+            for module, view in zip(owners, stacked[start:stop].unbind(0), strict=True):
+                table: Any = module._parameters
+                table.install(name, view)
+                tables.append((table, name))
+        try:
+            yield
+        finally:
+            for table, name in tables:
+                table.install(name, None)
+
+    def spread(self) -> dict[tuple[str, str], list[nn.Parameter]]:
+        """Give the layers parameters of their own that share the stacked memory, gradients included.
+
+        Returns:
+            The layers' parameters, by module and name.
+        """
+        spread = {}
+        for key, stacked in self.each():
+            gradients = itertools.repeat(None) if stacked.grad is None else stacked.grad.unbind(0)
+            spread[key] = [nn.Parameter(value, stacked.requires_grad) for value in stacked.detach().unbind(0)]
+            for parameter, gradient in zip(spread[key], gradients, strict=False):
+                parameter.grad = gradient
+        for (path, name), modules in self.owners.items():
+            own = spread.get((path, name), [None] * len(modules))
+            for module, parameter in zip(modules, own, strict=True):
+                if isinstance(module._parameters, LayerParameters):
+                    module._parameters = dict.fromkeys(module._parameters.names())
+                module._parameters[name] = parameter
+        return spread
+
+    def gather(self, spread: Mapping[tuple[str, str], list[nn.Parameter]]) -> None:
+        """Undo `spread`: take over what was replaced meanwhile, and the gradients.
+
+        Args:
+            spread: what it returned.
+
+        Raises:
+            UsageError: if what the layers have now is not alike.
+        """
+        for (path, name), before in spread.items():
+            modules, held = self.owners[path, name], self.of(path, name)
+            own: list[Any] = [module._parameters[name] for module in modules]
+            if any(new is not old for new, old in zip(own, before, strict=True)):
+                self.get_submodule(path)._parameters[name] = _stacked(own)
+            elif held is not None:
+                held.requires_grad_(own[0].requires_grad)
+                _take_gradients(held, own)
+        for path in dict.fromkeys(path for path, _ in self.owners):
+            container = self.get_submodule(path)
+            for i, module in enumerate(self.owners[path, next(iter(container._parameters))]):
+                module._parameters = LayerParameters([*container._parameters], container, i)
+
+
+def _stacked(own: Sequence[nn.Parameter]) -> nn.Parameter:
+    stacked = nn.Parameter(torch.stack([p.detach() for p in own]), own[0].requires_grad)
+    _take_gradients(stacked, own)
+    return stacked
+
+
+def _take_gradients(stacked: nn.Parameter, own: Sequence[nn.Parameter]) -> None:
+    gradients, step = [p.grad for p in own], stacked[0].numel()
+    if all(g is None for g in gradients):
+        stacked.grad = None
+        return
+    there = stacked.grad
+    if there is not None:
+        starts = [None if g is None else g.data_ptr() for g in gradients]
+        if starts == [there.data_ptr() + i * step * there.element_size() for i in range(len(own))]:
+            return
+    stacked.grad = torch.stack(
+        [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, own, strict=True)]
+    ).detach()
+
+
+def _require_alike(trees: Sequence[Mapping[str, nn.Module]]) -> None:
+    """Raise unless the layers' parameters can be stacked, and nothing else uses them."""
+    kinds = [
+        {
+            f"{path}.{name}": None if p is None else _kind(p)
+            for path, module in tree.items()
+            for name, p in module._parameters.items()
+        }
+        for tree in trees
+    ]
+    if not any(kinds[0].values()):
+        raise UsageError("Stack: stacked needs layers with parameters, and these have none. Leave stacked out.")
+    for i, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            name = next(n for n in {**kinds[0], **kind} if kind.get(n) != kinds[0].get(n))
+            raise UsageError(
+                f"Stack: stacked needs layers whose parameters are alike, but {name!r} is "
+                f"{_told(kinds[0].get(name))} in layer 0 and {_told(kind.get(name))} in layer {i}. Leave stacked out."
+            )
+    for name, first in kinds[0].items():
+        if first is not None and first[-1] is not nn.Parameter:
+            raise UsageError(
+                f"Stack: stacked needs plain parameters, but {name!r} is a {first[-1].__name__}. Initialise lazy "
+                "modules before; shard or quantise a stack that is not stacked."
+            )
+    seen: set[int] = set()
+    for i, tree in enumerate(trees):
+        for path, module in tree.items():
+            for name, parameter in module._parameters.items():
+                if id(parameter) in seen:
+                    raise UsageError(
+                        f"Stack: stacked needs layers that share no parameter, but '{path}.{name}' of layer {i} is "
+                        "used before. Leave stacked out: a shared parameter is one tensor already."
+                    )
+                if parameter is not None:
+                    seen.add(id(parameter))
+    for path, module in trees[0].items():
+        for attribute, value in module.__dict__.items():
+            if attribute != "_parameters" and any(id(item) in seen for item in _items(value)):
+                raise UsageError(
+                    f"Stack: stacked needs parameters that are read by their names alone, but {path!r} "
+                    f"({type(module).__name__}) holds them in {attribute!r} too. Leave stacked out."
+                )
+
+
+def _kind(p: nn.Parameter) -> tuple[Any, ...]:
+    shape = () if nn.parameter.is_lazy(p) else tuple(p.shape)
+    return shape, p.dtype, p.device, p.requires_grad, type(p)
+
+
+def _told(kind: Any) -> str:
+    return "missing" if kind is None else f"{kind[0]} of {kind[1]}" + ("" if kind[3] else ", frozen")
+
+
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _items(item)
+    else:
+        yield value
+
+
+def require_by_layer(model: nn.Module, owner: str) -> None:
+    """Raise if a model has stacked layers, where each must hold its own parameters.
+
+    Args:
+        model: any module.
+        owner: function that asks, as the user typed it.
+
+    Raises:
+        UsageError: if it has.
+    """
+    if any(isinstance(module, StackedParameters) for module in model.modules()):
+        raise UsageError(
+            f"{owner}: every layer must hold its own parameters, and a Stack of {type(model).__name__} holds them "
+            "stacked. Call arrange(stacked=False) on it before."
+        )
+
+
+@contextlib.contextmanager
+def as_layers(model: nn.Module) -> Iterator[dict[nn.Parameter, list[nn.Parameter]]]:
+    """Run the inside with every stacked stack of a model as a plain one, its parameters by layer in the same memory.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The layers' parameters, by the stacked one.
+    """
+    stacks = [m for m in model.modules() if isinstance(m._modules.get("stacked"), StackedParameters)]
+    held: list[tuple[nn.Module, StackedParameters, dict[tuple[str, str], list[nn.Parameter]]]] = []
+    try:
+        for stack in stacks:
+            stacked: Any = stack._modules.pop("stacked")
+            held.append((stack, stacked, stacked.spread()))
+        yield {p: spread[key] for _, stacked, spread in held for key, p in stacked.each()}
+    finally:
+        for stack, stacked, spread in reversed(held):
+            stacked.gather(spread)
+            stack._modules["stacked"] = stacked

@@ -1,0 +1,293 @@
+"""Stacked layers, run: as recorded operations in one autograd function, or layer by layer as they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from levada.connection import Outputs
+from levada.stacking.function import Form, How, Layers, flatten
+from levada.stacking.parameters import LayerParameters, StackedParameters
+from levada.stacking.program import Program, program_of
+from levada.stacking.recording import RecordingError, record
+
+__all__ = ["run_recorded"]
+
+
+def run_recorded(
+    stacked: StackedParameters, layers: Sequence[nn.Module], state: Any, segments: int, as_written: Callable[[Any], Any]
+) -> Any:
+    """Return the state after all layers, or NotImplemented where they must be run as they are written.
+
+    What must be run so are layers that somebody watches or transforms, without a word; layers that do not all do the
+    same operations, with a warning that says why.
+
+    Args:
+        stacked: the parameters.
+        layers: modules of one structure.
+        state: what `begin` made.
+        segments: as in `Stack`.
+        as_written: runs the layers one by one, for gradients of gradients.
+    """
+    if torch.compiler.is_compiling() or _transformed() or _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return NotImplemented
+    leaves, form = flatten(state)
+    cache: dict[str, Any] = stacked.__dict__["cache"]
+    runner = cache.get("runner")
+    if runner is None or runner.layers != layers:
+        runner = cache["runner"] = _Runner(stacked, layers)
+    try:
+        difference = runner.difference()
+        if difference in _WATCHED:
+            return NotImplemented
+        if difference:
+            raise RecordingError(f"{difference!r} is not the same in all of them")
+        outputs = runner.run(leaves, form, segments, as_written)
+    except RecordingError as error:
+        if not runner.told:
+            runner.told = True
+            warnings.warn(
+                f"Stack: stacked layers run one by one, because of {type(layers[0].connection).__name__} around "
+                f"{type(layers[0].branch).__name__}: {error}. Their results are the same, and take longer.",
+                stacklevel=4,
+            )
+        return NotImplemented
+    return form.state(outputs)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_WATCHED = frozenset({*_HOOKS, "_compiled_call_impl", "compiled", "forward"})
+# What layers may differ in: what they hold is looked at by itself, and `layer` hidden while a layer is recorded.
+_OWN = frozenset({"_parameters", "_buffers", "_modules", "layer"})
+
+_transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
+
+
+def _transformed() -> bool:
+    return _transform() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+class _Kind:
+    """Modules at one place in all layers, compared in few calls: what they do must not depend on which it is."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+        self.states = [module.__dict__ for module in modules]
+        self.names = [name for name in self.states[0] if name not in _OWN]
+        self.read = operator.itemgetter(*self.names)
+        first = self.states[0]
+        self.expected = tuple(type(first[n])() if n in _HOOKS else first[n] for n in self.names)
+        self.length = len(first)
+
+    def difference(self) -> str:
+        """Return the name of what is not the same in all, or was not there when they were stacked; "" if nothing is."""
+        if all(map(self.length.__eq__, map(len, self.states))):
+            self.expected = tuple(
+                old if n in _HOOKS else self.states[0][n] for n, old in zip(self.names, self.expected, strict=True)
+            )
+            if all(map(self.expected.__eq__, map(self.read, self.states))):
+                return ""
+        for state in self.states:
+            for name in {*self.names, *state} - _OWN:
+                expected = self.expected[self.names.index(name)] if name in self.names else None
+                if name not in state or name not in self.names or (state[name],) != (expected,):
+                    return name
+        return ""
+
+
+@final
+class _Runner:
+    """The layers of one stack, the programs that were recorded, and the rows that these read."""
+
+    def __init__(self, stacked: StackedParameters, layers: Sequence[nn.Module]) -> None:
+        self.stacked = stacked
+        self.layers = layers
+        trees = [dict(layer.named_modules()) for layer in layers]
+        self.alike = all(
+            [(n, type(m)) for n, m in tree.items()] == [(n, type(m)) for n, m in trees[0].items()]
+            and all(_is_held(module._parameters, i) for module in tree.values())
+            for i, tree in enumerate(trees)
+        )
+        self.kinds = [_Kind([tree[path] for tree in trees]) for path in trees[0]] if self.alike else []
+        self.children = [module._modules for tree in trees for module in tree.values()]
+        self.modules = [*itertools.chain.from_iterable(map(dict.values, self.children))]
+        self.buffers = (
+            [(tree[path], name) for tree in trees for path, module in trees[0].items() for name in module._buffers]
+            if self.alike
+            else []
+        )
+        self.programs: dict[Any, Program | RecordingError] = {}
+        self.rows: tuple[Any, list[Any]] = None, []
+        self.memory: dict[int, Tensor] = {}
+        self.told = False
+
+    def difference(self) -> str:
+        """Return what is not the same in all layers."""
+        if not self.alike or [*itertools.chain.from_iterable(map(dict.values, self.children))] != self.modules:
+            return "the modules"
+        return next((name for kind in self.kinds if (name := kind.difference())), "")
+
+    def run(self, leaves: list[Any], form: Form, segments: int, as_written: Callable[[Any], Any]) -> tuple[Tensor, ...]:
+        """Return the tensors of the state after all layers."""
+        parameters = [parameter for _, parameter in self.stacked.each()]
+        for tensor in (*leaves, *parameters):
+            if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
+                raise RecordingError(f"the state or a parameter is a {type(tensor).__name__}, or not of floating point")
+        learning = torch.is_grad_enabled() and any(t.requires_grad for t in (*leaves, *parameters))
+        states = [t if _is_dense(t) else t.contiguous() for t in leaves]
+        program = self._program(states, form, parameters, learning)
+        with torch.autocast(states[0].device.type, enabled=False):
+            rows = self._rows(program, parameters)
+            if not learning:
+                with torch.no_grad():
+                    return program.forward(rows, *states)
+            return Layers.apply(  # type: ignore[no-any-return, no-untyped-call]
+                How(program, rows, segments, form, len(states), as_written, self.memory), *states, *parameters
+            )
+
+    def _program(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
+        device = states[0].device.type
+        cast = torch.is_autocast_enabled(device)
+        key = (
+            form,
+            tuple((t.shape, t.stride(), t.dtype, t.device) for t in states),
+            tuple((p.shape, p.dtype, p.device, p.requires_grad) for p in parameters),
+            (learning, cast and torch.get_autocast_dtype(device), torch.get_default_dtype()),
+            (torch.are_deterministic_algorithms_enabled(), torch.is_inference_mode_enabled()),
+            tuple(str(kind.expected) for kind in self.kinds),
+        )
+        if key not in self.programs:
+            try:
+                self.programs[key] = self._record(states, form, parameters, learning)
+            except RecordingError as error:
+                self.programs[key] = error
+        found = self.programs[key]
+        if isinstance(found, RecordingError):
+            raise found
+        return found
+
+    def _record(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
+        """Return the program of the first layer, after a look at whether it does what the last one does."""
+        devices = [states[0].device.index] if states[0].is_cuda else []
+        with torch.random.fork_rng(devices), torch.inference_mode(False):
+            own = [p[0].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
+            with self._given(0, own, form) as (run, buffers):
+                recording = record(run, states, own, buffers, backward=learning)
+            program = program_of(recording, len(parameters))
+            others = [s.detach() + 0.1 * torch.randn_like(s) for s in states]
+            expected = self._one_layer(None, form, others, parameters, learning)
+            found = self._one_layer(program, form, others, parameters, learning)
+        for x, y in zip(expected, found, strict=True):
+            bound = 1e3 * torch.finfo(x.dtype).eps
+            if not torch.allclose(x, y, rtol=bound, atol=bound * max(1.0, float(x.abs().amax())), equal_nan=True):
+                raise RecordingError("its operations, run again, give something else")
+        return program
+
+    @contextlib.contextmanager
+    def _given(
+        self, place: int, own: Sequence[Tensor], form: Form
+    ) -> Iterator[tuple[Callable[[Sequence[Tensor]], Sequence[Tensor]], list[Tensor]]]:
+        """Give a layer these parameters and copies of its buffers, and hide which one it is."""
+        layer: Any = self.layers[place]
+        step = self._num_buffers
+        held = [(m, name, m._buffers[name]) for m, name in self.buffers[place % len(self.layers) * step :][:step]]
+        copies = [None if buffer is None else buffer.clone() for _, _, buffer in held]
+        tables = [(self.stacked.owners[key][place]._parameters, key[1]) for key, _ in self.stacked.each()]
+        before = [kind.states[place].copy() for kind in self.kinds]
+        index = layer.connection.__dict__.pop("layer")  # who reads it does not do the same in all layers
+
+        def run(given: Sequence[Tensor]) -> Sequence[Tensor]:
+            after = layer(form.state(given))
+            if type(after) is Outputs:
+                raise RecordingError("its branch returns more than the stream")
+            tensors, ended = flatten(after)
+            if ended != form:
+                raise RecordingError("the state after it is not like the one before it")
+            return tensors
+
+        try:
+            for (table, name), value in zip(tables, own, strict=True):
+                table.install(name, value)  # type: ignore[attr-defined]
+            for (module, name, _), copy in zip(held, copies, strict=True):
+                module._buffers[name] = copy
+            yield run, [copy for copy in copies if copy is not None]
+        except AttributeError as error:
+            if "'layer'" in str(error):
+                raise RecordingError("it does something else in each layer") from None
+            raise
+        finally:
+            layer.connection.__dict__["layer"] = index
+            for table, name in tables:
+                table.install(name, None)  # type: ignore[attr-defined]
+            for module, name, buffer in held:
+                module._buffers[name] = buffer
+            changed = [
+                kind.states[place] for kind, old in zip(self.kinds, before, strict=True) if kind.states[place] != old
+            ]
+            for kind, old in zip(self.kinds, before, strict=True) if changed else ():
+                kind.states[place].clear()
+                kind.states[place].update(old)
+        if changed:
+            raise RecordingError("it changes an attribute of its own")
+
+    def _one_layer(
+        self, program: Program | None, form: Form, states: list[Tensor], parameters: list[Any], learning: bool
+    ) -> list[Tensor]:
+        """Return the state after the last layer and all gradients, by a program or as it is written."""
+        torch.manual_seed(0)
+        own = [p[-1:].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
+        given = [s.detach().requires_grad_(learning) for s in states]
+        with torch.set_grad_enabled(learning), self._given(-1, [p[0] for p in own], form) as (run, buffers):
+            if program is None:
+                outputs = run(given)
+            else:
+                with torch.no_grad(), torch.autocast(states[0].device.type, enabled=False):
+                    row = program.prepare(*(p[0].detach() for p in own), *buffers)
+                    outputs = () if learning else program.forward([row], *given)
+                if learning:
+                    outputs = Layers.apply(  # type: ignore[no-untyped-call]
+                        How(program, [row], 0, form, len(given), None, {}), *given, *own
+                    )
+        if not learning:
+            return [*outputs]
+        torch.manual_seed(1)
+        wanted = [t for t in (*given, *own) if t.requires_grad]
+        ends = [y for y in outputs if y.requires_grad]
+        gradients = torch.autograd.grad(ends, wanted, [torch.randn_like(y) for y in ends], allow_unused=True)
+        zeros = map(torch.zeros_like, wanted)
+        return [*(y.detach() for y in outputs), *(z if g is None else g for g, z in zip(gradients, zeros, strict=True))]
+
+    @property
+    def _num_buffers(self) -> int:
+        return len(self.buffers) // len(self.layers)
+
+    def _rows(self, program: Program, parameters: list[Any]) -> list[Any]:
+        """Return what each layer reads; as long as the parameters stay where they are, these are the same views."""
+        key = program, tuple((id(p), p.untyped_storage()._cdata) for p in parameters)
+        if self.rows[0] == key and not self.buffers:
+            return self.rows[1]
+        with torch.no_grad():
+            columns = [p.detach().unbind(0) for p in parameters]
+            slices = [*zip(*columns, strict=True)]
+            step = self._num_buffers
+            for i in range(len(self.layers) if step else 0):
+                held = [module._buffers[name] for module, name in self.buffers[i * step : (i + 1) * step]]
+                slices[i] += tuple(b for b in held if b is not None)
+            self.rows = key, [program.prepare(*row) for row in slices]
+        return self.rows[1]
+
+
+def _is_held(table: dict[str, Any], layer: int) -> bool:
+    return table.layer == layer if isinstance(table, LayerParameters) else not table
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
