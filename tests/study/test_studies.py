@@ -11,7 +11,6 @@ from levada._errors import UsageError
 from levada.studies import STUDIES, degradation, gradient_decay
 from levada.study import Figure, Results
 from levada.study.data import Dataset
-from levada.study.lags import series
 from levada.study.language import random_windows
 from levada.study.tagging import TaggingRecipe, supervised_tagger, train_tagger
 from levada.study.treebank import Sentence, Vocabulary
@@ -272,17 +271,12 @@ def _more_sentences(_):
     return train_tagger(tagger, vocabulary, [one] * 4, TaggingRecipe(1, 7, 0.1), seed=0)
 
 
-def _more_signals(_):
-    signals, classes = torch.arange(8.0).view(4, 2), torch.arange(4) % 2
-    return series(Dataset("ramps", signals, classes, signals, classes)).draw(7, torch.Generator())
-
-
 def _more_digits(_):
     config = {"dim": 2, "batch_size": 7, "cell": 0}
     return gradient_decay._measure(config, 0, Dataset("digits", *[torch.zeros(4, 2), torch.zeros(4).long()] * 2))
 
 
-@pytest.mark.parametrize("draw", [_larger, _more_sentences, _more_signals, _more_digits])
+@pytest.mark.parametrize("draw", [_larger, _more_sentences, _more_digits])
 def test_a_batch_larger_than_the_data_is_refused(draw):
     with pytest.raises(UsageError, match=r"must be at least 7, got 4\. Use a smaller batch\."):
         draw(torch.arange(6))

@@ -204,7 +204,6 @@ def _classes(data: Dataset, scaled: Callable[[Tensor], Tensor]) -> Task:
         return scaled(inputs[chosen]).flatten(1).T.unsqueeze(-1), targets[chosen]
 
     def draw(rows: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        require_at_least(data.name, "the number of examples", len(data.train_inputs), rows, "Use a smaller batch.")
         chosen = torch.randint(len(data.train_inputs), (rows,), generator=generator)
         return given(data.train_inputs, data.train_targets, chosen)
 
