@@ -6,6 +6,7 @@ import io
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from levada.training.engine import WholeNetwork
 from levada.training.processes import Processes, launch
 from levada.training.record import Progress, Record, begin
 from levada.training.stopping import NotFiniteError, stop
+from levada.watching.bundle import read_bundle, write_bundle
 from levada.watching.watch import Watch
 
 SMALL = {
@@ -203,6 +205,12 @@ def test_a_watched_training_that_stops_is_judged_and_its_step_can_be_run_again(t
     out = " ".join(capsys.readouterr().out.split())
     assert f"NaN or Inf at {found['where']['first']}." in out
     assert "out of numbers without one" in out
+    kept = read_bundle(bundle)
+    assert kept.checkpoint == str(folder / "checkpoints" / f"step-{step:08d}")
+    without = replace(kept, values={name: value for name, value in kept.values.items() if name != "weights"})
+    sharded = write_bundle(tmp_path / "sharded", without)  # the checkpoint has them
+    assert main(["replay", str(sharded), "--model", str(folder / "config.toml")]) == 1
+    assert f"NaN or Inf at {found['where']['first']}." in " ".join(capsys.readouterr().out.split())
     with pytest.raises(MeasurementError, match=f"at step {step};"):  # as is said
         train(config, resume=True)
     assert "Continued with --resume it takes the same step and comes to the same." in str(stopped.value)

@@ -14,7 +14,7 @@ from levada._errors import MeasurementError
 from levada._numbers import written
 from levada.training.checkpoint import Checkpoints
 from levada.training.config import Config
-from levada.training.engine import Engine
+from levada.training.engine import Engine, WholeNetwork
 from levada.training.processes import SaidMeasurementError
 from levada.training.record import CONFIG, Progress, Record
 from levada.watching.lines import fired
@@ -82,10 +82,13 @@ def stop(
     kept = _keep(bad.step, engine, optimizer, checkpoints)
     bundle: Path | None = None
     if watching is not None:
+        if checkpoints.holds(bad.step):
+            watching.note(checkpoint=Path(config.run.folder) / "checkpoints" / f"step-{bad.step:08d}")
         watching.leave(bad.again, torch.tensor(bad.loss))  # behind the checkpoint, as it may spoil running statistics
         say_found(watching, progress)
         folders = watching.judge.keeper.folders if watching.judge is not None and watching.judge.keeper else []
-        bundle = next((folder for folder in reversed(folders) if f"{bad.step:06d}" in folder.name), None)
+        if isinstance(engine, WholeNetwork):  # what one stage is given is none of the network
+            bundle = next((folder for folder in reversed(folders) if f"{bad.step:06d}" in folder.name), None)
     value = f"loss is {written(bad.loss)}"
     if math.isfinite(bad.loss):
         value = f"gradient's norm is {written(bad.norm)}, the loss {written(bad.loss)}"

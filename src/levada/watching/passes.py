@@ -288,8 +288,8 @@ class Passes:
             self.seen += 1
             self._number = self._number + 1 if self._step == self._next and self.seen > 1 else 1
             self._step = self._next
-            called = {**dict(enumerate(args)), **kwargs}
-            self._given = {key: weakref.ref(t) for key, t in called.items() if isinstance(t, Tensor)}
+            called = (*enumerate(args), *kwargs.items())
+            self._given = {key: weakref.ref(t) for key, t in called if isinstance(t, Tensor)}
             if self._keeps:
                 self._keep(args, kwargs)
             self._continues = continues((*args, *kwargs.values()))
