@@ -288,7 +288,7 @@ class Passes:
             self.seen += 1
             self._number = self._number + 1 if self._step == self._next and self.seen > 1 else 1
             self._step = self._next
-            called = (*enumerate(args), *kwargs.items())
+            called: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             self._given = {key: weakref.ref(t) for key, t in called if isinstance(t, Tensor)}
             if self._keeps:
                 self._keep(args, kwargs)
