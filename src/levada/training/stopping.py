@@ -18,6 +18,7 @@ from levada.training.engine import Engine, WholeNetwork
 from levada.training.processes import SaidMeasurementError
 from levada.training.record import CONFIG, Progress, Record
 from levada.watching.lines import fired
+from levada.watching.nonfinite import broken_parameters
 from levada.watching.watch import Watch
 
 __all__ = ["NotFiniteError", "say_found", "stop"]
@@ -108,6 +109,10 @@ def _keep(step: int, engine: Engine, optimizer: torch.optim.Optimizer, checkpoin
     engine.settle()
     # Running statistics have seen this step already, in one stage or in all: they must not have been spoilt.
     spoilt = checkpoints.processes.any(not all(bool(b.isfinite().all()) for b in engine.module.buffers()))
+    broken = broken_parameters(engine.module)
+    if checkpoints.processes.any(bool(broken)):  # since the update before, or as they were loaded
+        first = "".join(f": {name} holds {kind}" for name, kind in list(broken.items())[:1])
+        return f", and its weights are not finite before the step already{first}"
     if step and checkpoints.saved != step and not spoilt:
         checkpoints.save(step, engine.module, optimizer)
         checkpoints.finish()
