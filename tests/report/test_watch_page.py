@@ -92,6 +92,24 @@ def test_the_page_says_what_was_found_what_it_cost_and_what_was_lost(watched: Pa
     assert "The gradient that the rule reads" in words
 
 
+def test_nan_is_drawn_as_nan_and_inf_as_inf_and_what_was_not_measured_not_at_all(tmp_path: Path) -> None:
+    """In the figure of the gradient by block, and in the table of the last sample."""
+    sites = [{"name": f"layers.{i}", "order": i, "kind": "Block"} for i in range(6)]
+    gradient = [math.nan, math.nan, math.nan, math.inf, math.nan, 1.0]  # the fifth was not measured
+    rows = {"signal_rms": [1.0] * 6, "gradient_rms": gradient, "gradient_nonfinite": [1.0] * 4 + [math.nan, 0.0]}
+    with RunWriter.create(tmp_path / "run", kind="watch", name="run") as writer:
+        writer.append("loss", steps=[0], values=[math.nan])
+    with SignalWriter(tmp_path / "run", sites=sites, signals=tuple(rows)) as signals:
+        signals.append(0, 0.0, b"".join(encode(values) for values in rows.values()), {})
+    page = render_report([tmp_path / "run"])
+    words = " ".join(Page(page).text.split())
+    assert "× 3 values are NaN, drawn above the axis." in words
+    assert "△ 1 value is infinite, drawn above the axis." in words
+    table = watch_view(Run(tmp_path / "run"), "run", list(Run(tmp_path / "run").events()))["table"]
+    column = table["head"].index("gradient of the loss")
+    assert [row["cells"][column] for row in table["rows"]] == ["NaN", "NaN", "NaN", "∞", "—", "1"]
+
+
 def flip(path: Path, at: float) -> None:
     content = bytearray(path.read_bytes())
     content[int(at * len(content))] ^= 1

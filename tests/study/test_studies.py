@@ -11,6 +11,9 @@ from levada._errors import UsageError
 from levada.studies import STUDIES, degradation, gradient_decay
 from levada.study import Figure, Results
 from levada.study.data import Dataset
+from levada.study.language import random_windows
+from levada.study.tagging import TaggingRecipe, supervised_tagger, train_tagger
+from levada.study.treebank import Sentence, Vocabulary
 from levada.theory import propagate_residual
 from levada.theory.coherence import coherent_residual_gradient
 
@@ -255,3 +258,25 @@ def test_r4_full_has_the_longer_arm():
     trained = {(c["kind"], c["depth"], c["budget"]) for c in configs if c["measures"] == "training"}
     assert len(trained) == 14
     assert ("plain pre-activation", 56, 3) in trained
+
+
+def _larger(text):
+    return random_windows(text, 3, 7, torch.Generator())
+
+
+def _more_sentences(_):
+    one = Sentence(("Evde", "kedi"), ("NOUN", "NOUN"), ("NN", "NN"), ("root", "nsubj"))
+    vocabulary = Vocabulary([one] * 4)
+    tagger = supervised_tagger(vocabulary, 4, None, seed=0)
+    return train_tagger(tagger, vocabulary, [one] * 4, TaggingRecipe(1, 7, 0.1), seed=0)
+
+
+def _more_digits(_):
+    config = {"dim": 2, "batch_size": 7, "cell": 0}
+    return gradient_decay._measure(config, 0, Dataset("digits", *[torch.zeros(4, 2), torch.zeros(4).long()] * 2))
+
+
+@pytest.mark.parametrize("draw", [_larger, _more_sentences, _more_digits])
+def test_a_batch_larger_than_the_data_is_refused(draw):
+    with pytest.raises(UsageError, match=r"must be at least 7, got 4\. Use a smaller batch\."):
+        draw(torch.arange(6))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from levada._errors import MeasurementError, UsageError
+from levada.cli import main
 from levada.training.config import Data
-from levada.training.data import load_data
+from levada.training.data import load_data, require_batch
 
 image = pytest.importorskip("PIL.Image")
 
@@ -130,3 +132,27 @@ def test_without_pillow_its_name_is_told(tmp_path, monkeypatch):
 def test_something_must_be_on_both_sides():
     with pytest.raises(UsageError, match=r"data\.held_out must leave examples on both sides, got 1\.0 of 4000"):
         load_data(Data("mnist1d", held_out=1.0))
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("mnist1d", "3600 examples"), ("king_james", r"\d{7} windows of the text")],
+)
+def test_a_batch_larger_than_the_data_is_refused(tmp_path, source, told):
+    match = rf"data\.batch_size must be at most the {told} that are trained on, got 5000000\. Use a smaller batch\."
+    data = Data(source, batch_size=5_000_000)
+    opened = load_data(data)
+    with pytest.raises(UsageError, match=match):
+        require_batch(data, opened)
+    require_batch(replace(data, batch_size=opened.train.num), opened)
+    network = "transformer" if source == "king_james" else "mlp"
+    words = [
+        f"data.source={source}",
+        f"model.network={network}",
+        "data.batch_size=5000000",
+        f"run.folder={tmp_path}/run",
+    ]
+    (tmp_path / "train.toml").write_text("")
+    sets = [part for word in words for part in ("--set", word)]
+    assert main(["train", str(tmp_path / "train.toml"), *sets]) == 2
+    assert not (tmp_path / "run").exists()

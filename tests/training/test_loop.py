@@ -6,6 +6,7 @@ import io
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from levada.training.engine import WholeNetwork
 from levada.training.processes import Processes, launch
 from levada.training.record import Progress, Record, begin
 from levada.training.stopping import NotFiniteError, stop
+from levada.watching.bundle import read_bundle, write_bundle
 from levada.watching.watch import Watch
 
 SMALL = {
@@ -203,9 +205,34 @@ def test_a_watched_training_that_stops_is_judged_and_its_step_can_be_run_again(t
     out = " ".join(capsys.readouterr().out.split())
     assert f"NaN or Inf at {found['where']['first']}." in out
     assert "out of numbers without one" in out
+    kept = read_bundle(bundle)
+    assert kept.checkpoint == str(folder / "checkpoints" / f"step-{step:08d}")
+    without = replace(kept, values={name: value for name, value in kept.values.items() if name != "weights"})
+    sharded = write_bundle(tmp_path / "sharded", without)  # the checkpoint has them
+    assert main(["replay", str(sharded), "--model", str(folder / "config.toml")]) == 1
+    assert f"NaN or Inf at {found['where']['first']}." in " ".join(capsys.readouterr().out.split())
     with pytest.raises(MeasurementError, match=f"at step {step};"):  # as is said
         train(config, resume=True)
     assert "Continued with --resume it takes the same step and comes to the same." in str(stopped.value)
+
+
+def test_weights_that_are_not_finite_before_the_step_are_not_called_good(tmp_path):
+    config = small(tmp_path, "watch.enabled=true", "run.steps=2")
+    trained = train(config)
+    optimizer = build_optimizer(trained.engine.module, config.optimizer)
+    trained.engine.module.head.bias.data[3] = math.nan
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", config.checkpoint, Processes(0, 1, torch.device("cpu")))
+    checkpoints.save(2, trained.engine.module, optimizer)
+    checkpoints.finish()
+    longer = small(tmp_path, "watch.enabled=true", "run.steps=4")
+    with pytest.raises(MeasurementError) as stopped:
+        train(longer, resume=True)
+    said = "at step 2; the run is kept, and its weights are not finite before the step already: head.bias holds NaN. "
+    assert said in str(stopped.value)
+    found = list(Run(tmp_path / "run" / "watch" / "2").events("finding"))[-1]
+    assert (found["evidence"]["tensor"], found["evidence"]["step"]) == ("weight", 2)
+    assert "the parameter head.bias holds NaN" in found["claim"]
 
 
 def test_a_training_is_stopped_by_its_gradient_with_the_block_named(tmp_path, monkeypatch):
@@ -278,7 +305,8 @@ def test_no_checkpoint_is_saved_where_running_statistics_of_any_process_are_spoi
     trained = train(config)
     optimizer = build_optimizer(trained.engine.module, config.optimizer)
     checkpoints = Checkpoints(tmp_path / "new", config.checkpoint, Processes(0, 1, torch.device("cpu")))
-    monkeypatch.setattr(Processes, "any", lambda *_: True)  # another one's are
+    answers = iter([True, False])  # another one's statistics are, its weights are not
+    monkeypatch.setattr(Processes, "any", lambda *_: next(answers))
     bad = NotFiniteError(3, math.nan, 1.0, lambda: None)
     told = stop(bad, config, trained.engine, optimizer, checkpoints, Record(), Progress(3, None), None)
     assert isinstance(told, MeasurementError)

@@ -142,3 +142,34 @@ def test_an_error_in_running_it_once_more_leaves_what_was_found(tmp_path):
         watched = left(tmp_path / "run", fails)
     assert [f.rule for f in watched.findings] == ["numerical_overflow"]
     assert len(watched.judge.keeper.folders) == 1
+
+
+@pytest.mark.parametrize("run", [True, False])
+@pytest.mark.parametrize(("bad", "told"), [((BAD,), True), ((9, BAD), False), ((), False)])
+def test_a_loop_that_stops_before_the_backward_pass_is_told_by_its_output(tmp_path, run, bad, told):
+    torch.manual_seed(0)
+    model = Named()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watch(model, optimizer, run=tmp_path / "run" if run else None, every=5, max_overhead=math.inf) as watched:
+        for step in range(BAD + 1):
+            x = torch.randn(8, 4)
+            if step in bad:
+                x[2, 1] = math.nan
+            outputs = model(x)
+            loss = squares(outputs, torch.zeros(8, 4))
+            if not math.isfinite(loss.item()):
+                continue  # step 9 is left out, and the loop goes on; the last one ends it
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert len(watched.findings) == told
+    assert watched.steps == BAD + 1 - len(bad)
+    if told:
+        (finding,) = watched.findings
+        assert finding.severity == "error"
+        assert "no backward pass came of the last pass, whose output holds NaN; the batch" in finding.claim
+        assert "the argument x holds NaN in 1 of its 32 values" in finding.claim
+    if told and run:
+        (folder,) = watched.judge.keeper.folders
+        found = replay(folder, Named()).report.findings[0]
+        assert found.evidence["tensor"] == "inputs"

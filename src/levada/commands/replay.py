@@ -6,10 +6,13 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from levada.commands.inputs import model_of, named
 from levada.commands.output import FIRED, QUIET, console, fails, require_writable, to_json, write
+
+if TYPE_CHECKING:
+    from levada.watching.bundle import Bundle
 
 __all__ = ["replay"]
 
@@ -22,11 +25,13 @@ def replay(options: argparse.Namespace) -> int:
     require_writable(options)
     bundle = read_bundle(options.bundle)
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"replaying step {bundle.step}"):
-        trained = options.model.endswith(".toml")
-        model, loss = _trained(Path(options.model)) if trained else (model_of(options.model), None)
+        if options.model.endswith(".toml"):
+            model, loss, loaded = _trained(Path(options.model), bundle)
+        else:
+            model, loss, loaded = model_of(options.model), None, False
         if options.loss is not None or "targets" not in bundle.values:
             loss = named(options.loss)
-        found = again(bundle, model, loss, as_built=options.as_built)
+        found = again(bundle, model, loss, as_built=options.as_built or loaded)
     told = {**found.report.to_dict(), "model": options.model}
     if options.json != "-":
         from levada.report.terminal import print_check
@@ -39,9 +44,18 @@ def replay(options: argparse.Namespace) -> int:
     return FIRED if fails(told["verdict"], options.fail_on) else QUIET
 
 
-def _trained(path: Path) -> tuple[Any, Any]:
-    """Return the network and the loss of a training, by its configuration."""
+def _trained(path: Path, bundle: Bundle) -> tuple[Any, Any, bool]:
+    """Return the network and the loss of a training, by its configuration, and whether its weights are loaded.
+
+    Of a bundle that has them in shards or of one stage alone, they are those of the checkpoint from before the step.
+    """
     from levada.training import network_of, read
+    from levada.training.checkpoint import complete, load_weights
     from levada.training.engine import cross_entropy
 
-    return network_of(read(path)), cross_entropy
+    network = network_of(read(path))
+    checkpoint = dict(complete(path.parent / "checkpoints")).get(bundle.step)
+    whole = network.state_dict().keys() == bundle.values.get("weights", {}).keys()
+    if not whole and checkpoint is not None:
+        load_weights(checkpoint, network)
+    return network, cross_entropy, not whole and checkpoint is not None

@@ -200,8 +200,8 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
 
 def _left(events: Sequence[Mapping[str, Any]]) -> float | None:
     """Give the step whose update was not made, as it was not finite; None if there is none."""
-    last = next((event for event in reversed(events) if event.get("type") == "end"), {}) if ended(events) else {}
-    return number(last.get("left"))
+    ends = (event for event in reversed(events) if event.get("type") == "end")
+    return number(next((event.get("left") for event in ends), None)) if ended(events) else None
 
 
 def _steps(depth: _Depth, losses: Sequence[tuple[int, float]], left: float | None) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from levada._errors import require_at_least
 from levada.blocks import FullyConnected
 from levada.connections import Plain, Residual
 from levada.stack import Stack
@@ -46,6 +47,7 @@ def run(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
 
 def _measure(config: Mapping[str, Any], seed: int, data: Dataset) -> dict[str, Any]:
     dim, num_pixels = config["dim"], data.train_inputs[0].numel()
+    require_at_least("R1", "the number of digits", len(data.train_inputs), config["batch_size"], "Use a smaller batch.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         chosen = torch.randperm(len(data.train_inputs))[: config["batch_size"]]

@@ -214,10 +214,12 @@ def random_windows(text: Tensor, length: int, batch_size: int, generator: torch.
         Returns `(batch_size, length)`.
 
     Raises:
-        UsageError: if the text is shorter than a window.
+        UsageError: if the text is shorter than a window, or has fewer windows than were asked for.
     """
     require_at_least("random_windows", "the length of the text", len(text), length)
-    starts = torch.randint(len(text) - length + 1, (batch_size, 1), generator=generator)
+    windows = len(text) - length + 1
+    require_at_least("random_windows", "the number of windows in the text", windows, batch_size, "Use a smaller batch.")
+    starts = torch.randint(windows, (batch_size, 1), generator=generator)
     return text[starts + torch.arange(length)]
 
 

@@ -113,7 +113,12 @@ def train_tagger(
 
     Returns:
         The mean loss of the output in each epoch, in nats.
+
+    Raises:
+        UsageError: if there are fewer sentences than a batch has.
     """
+    least = recipe.batch_size
+    require_at_least("train_tagger", "the number of sentences", len(sentences), least, "Use a smaller batch.")
     packed = _encoded(vocabulary, sentences)
     optimizer = torch.optim.Adam(supervised.parameters(), lr=recipe.lr)
     supervised.train()

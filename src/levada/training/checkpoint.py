@@ -25,10 +25,12 @@ from levada.runs.manifest import write_atomically
 from levada.training.config import Checkpoint
 from levada.training.processes import Processes
 
-__all__ = ["Checkpoints", "complete"]
+__all__ = ["Checkpoints", "complete", "load_weights"]
 
 MARKER: Final = "complete.json"
 _NAME: Final = re.compile(r"step-(\d{8,})")
+# It is meant, and need not be said.
+_ALONE: Final = "torch.distributed is disabled, unavailable or uninitialized"
 # Names of parameters instead of their numbers, so that other processes may hold other ones.
 _OPTIONS: Final = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -52,6 +54,25 @@ def _is_complete(path: Path) -> bool:
         return all((path / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put the weights of a checkpoint into a whole network, in one process.
+
+    Args:
+        path: a complete checkpoint, of any number of processes.
+        model: the network.
+
+    Raises:
+        MeasurementError: if the checkpoint cannot be read, or is not of this network.
+    """
+    weights = model.state_dict()
+    warnings.filterwarnings("ignore", _ALONE, UserWarning)
+    try:
+        load({"model": weights}, checkpoint_id=path, no_dist=True)
+    except (Exception, CheckpointException) as error:
+        raise MeasurementError(f"{path} cannot be loaded: {_told(error)}") from error
+    model.load_state_dict(weights)
 
 
 @final
@@ -189,8 +210,7 @@ class Checkpoints:
     def _surroundings(self) -> dict[str, Any]:
         if self.processes.saving is not None:
             return {"process_group": self.processes.saving}
-        # It is meant, and need not be said.
-        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
+        warnings.filterwarnings("ignore", _ALONE, UserWarning)
         return {"no_dist": True}
 
 

@@ -17,7 +17,7 @@ from levada._errors import MeasurementError, UsageError
 from levada.training.config import Data
 from levada.training.sampling import Order
 
-__all__ = ["Examples", "Source", "load_data"]
+__all__ = ["Examples", "Source", "load_data", "require_batch"]
 
 _IMAGES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
@@ -94,6 +94,24 @@ def load_data(data: Data) -> Source:
         return (inputs[index].float() - shift) / scale, targets[index]
 
     return _divided(len(inputs), data.held_out, take, tuple(inputs.shape[1:]), int(targets.max()) + 1)
+
+
+def require_batch(data: Data, source: Source) -> None:
+    """Raise if a batch has more examples than there are to train on: some would be in it twice, and it may not fit.
+
+    Args:
+        data: the configuration.
+        source: what `load_data` gave for it.
+
+    Raises:
+        UsageError: if so.
+    """
+    if data.batch_size > source.train.num:
+        what = "examples" if source.shape else "windows of the text"
+        raise UsageError(
+            f"train: data.batch_size must be at most the {source.train.num} {what} that are trained on, got "
+            f"{data.batch_size}. Use a smaller batch."
+        )
 
 
 def _divided(

@@ -21,7 +21,7 @@ from levada.runs import Run
 from levada.training.building import arranged, build_network, build_optimizer, learning_rate
 from levada.training.checkpoint import Checkpoints
 from levada.training.config import Config
-from levada.training.data import Examples, Source, load_data
+from levada.training.data import Examples, Source, load_data, require_batch
 from levada.training.engine import Engine, Staged, WholeNetwork, cross_entropy
 from levada.training.parallel import parallelise, process_mesh
 from levada.training.pipeline import Pipeline
@@ -81,6 +81,7 @@ def train(config: Config, *, resume: bool = False, stream: TextIO | None = None)
     """
     with join(config) as processes, _deterministic(config.precision.deterministic):
         source = load_data(config.data)
+        require_batch(config.data, source)
         engine = _engine(config, source, processes)
         record = Record()
         resume = processes.any(resume)

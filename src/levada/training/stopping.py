@@ -14,10 +14,11 @@ from levada._errors import MeasurementError
 from levada._numbers import written
 from levada.training.checkpoint import Checkpoints
 from levada.training.config import Config
-from levada.training.engine import Engine
+from levada.training.engine import Engine, WholeNetwork
 from levada.training.processes import SaidMeasurementError
 from levada.training.record import CONFIG, Progress, Record
 from levada.watching.lines import fired
+from levada.watching.nonfinite import broken_parameters
 from levada.watching.watch import Watch
 
 __all__ = ["NotFiniteError", "say_found", "stop"]
@@ -82,10 +83,13 @@ def stop(
     kept = _keep(bad.step, engine, optimizer, checkpoints)
     bundle: Path | None = None
     if watching is not None:
+        if checkpoints.holds(bad.step):
+            watching.note(checkpoint=Path(config.run.folder) / "checkpoints" / f"step-{bad.step:08d}")
         watching.leave(bad.again, torch.tensor(bad.loss))  # behind the checkpoint, as it may spoil running statistics
         say_found(watching, progress)
         folders = watching.judge.keeper.folders if watching.judge is not None and watching.judge.keeper else []
-        bundle = next((folder for folder in reversed(folders) if f"{bad.step:06d}" in folder.name), None)
+        if isinstance(engine, WholeNetwork):  # what one stage is given is none of the network
+            bundle = next((folder for folder in reversed(folders) if f"{bad.step:06d}" in folder.name), None)
     value = f"loss is {written(bad.loss)}"
     if math.isfinite(bad.loss):
         value = f"gradient's norm is {written(bad.norm)}, the loss {written(bad.loss)}"
@@ -105,6 +109,10 @@ def _keep(step: int, engine: Engine, optimizer: torch.optim.Optimizer, checkpoin
     engine.settle()
     # Running statistics have seen this step already, in one stage or in all: they must not have been spoilt.
     spoilt = checkpoints.processes.any(not all(bool(b.isfinite().all()) for b in engine.module.buffers()))
+    broken = broken_parameters(engine.module)
+    if checkpoints.processes.any(bool(broken)):  # since the update before, or as they were loaded
+        first = "".join(f": {name} holds {kind}" for name, kind in list(broken.items())[:1])
+        return f", and its weights are not finite before the step already{first}"
     if step and checkpoints.saved != step and not spoilt:
         checkpoints.save(step, engine.module, optimizer)
         checkpoints.finish()

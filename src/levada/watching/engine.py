@@ -12,9 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from levada.probe.recorder import transformed
 from levada.probe.trace import Site
+from levada.watching.left import step_left
 from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
-from levada.watching.nonfinite import broken_gradients
 from levada.watching.overhead import Cadence, StepClock
 from levada.watching.passes import Passes
 from levada.watching.places import original
@@ -66,7 +66,9 @@ class Engine:
         self.updates = 0  # steps of optimizers
         self.broken = False
         self.broke: Callable[[], None] = lambda: None  # called once it is
-        self.left: Callable[[int, Tensor], None] = before_update  # called for a step that is left before its update
+        self.left: Callable[[int, Tensor | None], None] = (
+            before_update  # called for a step that is left before its update
+        )
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
@@ -293,14 +295,13 @@ class Engine:
                 give it, or none.
             loss: of the step, if it was not seen.
         """
-        seen = self._losses.left()
-        loss = loss if seen is None else seen
-        if loss is None or self._heard or (again is None and self._losses.guarded()):
+        if self._heard:
             return
-        scaled = self._losses.scale() is not None
-        bad = not bool(loss.isfinite()) or not (scaled or not broken_gradients(self.model))
+        bad, loss = step_left(self._losses, self.passes, self.model, loss, asked=again is not None)
         if bad:
-            self.left(self.steps, loss.cpu())
+            self.left(self.steps, loss)
+        if loss is None:
+            return
         if again is not None:
             self._disarm()
             self.passes.again()

@@ -21,7 +21,7 @@ from levada.watching.baseline import Baseline, LossBaseline, Silence
 from levada.watching.given import Given
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
-from levada.watching.nonfinite import Nonfinite, broken_gradients
+from levada.watching.nonfinite import Nonfinite
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.depth import is_far
 from levada.watching.rules.units import DEAD
@@ -151,21 +151,19 @@ class Judge:
         if found is not None:
             self._told_at_once(self._in_block(found))
 
-    def left(self, step: int, loss: Tensor) -> None:
-        """Judge a step that is left before its update, as one is whose loss or gradient is not finite.
+    def step_left(self, step: int, loss: Tensor | None) -> None:
+        """Judge a step that is left before its update, as its loss, its gradient or its output is not finite.
 
         Args:
             step: number of the step.
-            loss: its loss, on the host.
+            loss: its loss, on the host; None if there was no backward pass.
         """
         self.before_update(step, loss)
         if self._model is None or self._scaled or ("numerical_overflow", "") in self._ledger:
             return
-        gradients = broken_gradients(self._model)
-        if gradients:
-            of = sum(p.grad is not None for p in self._model.parameters())
-            finding = self._nonfinite.left(step, self._rank, gradients, of)
-            self._told_at_once(finding)
+        finding = self._nonfinite.left(step, self._rank, self._model, self._given, learned=loss is not None)
+        if finding is not None:
+            self._told_at_once(self._in_block(finding))
             if self.keeper is not None:
                 self.keeper.keep_now(step, finding)
 

@@ -88,16 +88,24 @@ class Nonfinite:
         told = "The gradients are finite all the same, so that this update does not spread it: it is in the loss alone."
         return replace(finding, consequence=told)
 
-    def left(self, step: int, rank: int, gradients: Mapping[str, str], of: int) -> Finding:
-        """Return the finding of a step that is left before its update, as its gradients are not finite.
+    def left(self, step: int, rank: int, model: nn.Module, given: Given | None, *, learned: bool) -> Finding | None:
+        """Return the finding of a step that is left before its update, whose loss is finite or was not seen.
 
         Args:
-            step: its number, with a loss that is finite.
+            step: its number.
             rank: of this process.
-            gradients: name of a parameter -> what its gradient holds; not empty.
-            of: number of parameters that have one.
+            model: the model.
+            given: what it was last called with; None if it is not at hand.
+            learned: whether it has gradients; else its outputs hold NaN.
         """
-        first = next(iter(gradients))
+        if not learned:
+            place = self._seen_now(model, given)
+            words = f"no backward pass came of the last pass, whose output holds NaN; {place.words}"
+            return self._finding(_Place(place.kind, place.block, words), step, rank, exact=True)
+        gradients = broken_gradients(model)
+        if not gradients:
+            return None
+        of, first = sum(p.grad is not None for p in model.parameters()), next(iter(gradients))
         words = (
             f"the gradients of {len(gradients)} of {of} parameters are not finite, as that of {first}, which holds "
             f"{gradients[first]}; the loss is finite"

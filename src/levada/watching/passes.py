@@ -208,7 +208,9 @@ class Passes:
         self._handles: list[RemovableHandle] = []
         self._step = self._next = self._number = 0
         self._keeps = self._returned = self._continues = False
+        self._waited = False  # whether a pass came behind one without a backward pass
         self._given: dict[int | str, weakref.ref[Tensor]] = {}
+        self._output: weakref.ref[Tensor] | None = None
         self._inputs: _Kept | None = None
         self._gradient: _Kept | None = None
         self._buffers: _Buffers | None = None
@@ -230,7 +232,7 @@ class Passes:
         self._handles.clear()
         self._forget()
         self._inputs = self._gradient = self._buffers = None
-        self._states, self._given = {}, {}
+        self._states, self._given, self._output = {}, {}, None
 
     def last(self) -> Pass | None:
         """Return the last pass with gradients; None before the first that began after this was called once."""
@@ -259,6 +261,10 @@ class Passes:
         self._next = step
         self._forget()
 
+    def waiting(self) -> Tensor | None:
+        """Return what the last pass gave, if it is the first without a backward pass and the loop still holds it."""
+        return None if self._output is None or self._waited or not self.skips.waits else self._output()
+
     def again(self) -> None:
         """Hear that the passes of this step are made once more."""
         self._number = 0
@@ -286,10 +292,11 @@ class Passes:
         self.learning = torch.is_grad_enabled() and not in_backward() and not transformed()
         if self.learning:
             self.seen += 1
+            self._waited |= self.skips.waits
             self._number = self._number + 1 if self._step == self._next and self.seen > 1 else 1
             self._step = self._next
-            called = {**dict(enumerate(args)), **kwargs}
-            self._given = {key: weakref.ref(t) for key, t in called.items() if isinstance(t, Tensor)}
+            called: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+            self._given = {key: weakref.ref(t) for key, t in called if isinstance(t, Tensor)}
             if self._keeps:
                 self._keep(args, kwargs)
             self._continues = continues((*args, *kwargs.values()))
@@ -315,11 +322,12 @@ class Passes:
             self._end(True)
             if not self._continues:
                 self.skips.returned(output, training=module.training)
-            if self._keeps and self._inputs is not None:
-                value = first_floating(output)
-                if value is not None and value.requires_grad and not value.is_leaf:
-                    arrived = unserializable_hook(functools.partial(self._arrived, self._inputs))  # type: ignore[no-untyped-call]
-                    value.register_hook(arrived)  # type: ignore[no-untyped-call]
+            value = first_floating(output)
+            self._output = None if value is None else weakref.ref(value)
+            keeps = self._keeps and self._inputs is not None
+            if keeps and value is not None and value.requires_grad and not value.is_leaf:
+                arrived = unserializable_hook(functools.partial(self._arrived, self._inputs))  # type: ignore[no-untyped-call]
+                value.register_hook(arrived)  # type: ignore[no-untyped-call]
 
     @_counted
     def _left(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -213,7 +213,7 @@ class Recording:
             if len(self._later) >= _LOSSES:
                 self._keep_losses(step)
 
-    def left(self, step: int, loss: Tensor | None) -> None:
+    def step_left(self, step: int, loss: Tensor | None) -> None:
         """Remember the loss of a step that is left before its update, and is none of those that were made."""
         self.before_update(step, loss)
         self._left = step

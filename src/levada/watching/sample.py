@@ -73,8 +73,8 @@ class Listener(Protocol):
     """Who hears of a watched run: the rules, the record, the live view, an exporter.
 
     One that has a method `found_between_samples(step)` too is called at once where something is found, or is over, and
-    no sample tells of it, as in a training that stands still. One that has a method `left(step, loss)` is called so in
-    the place of `before_update` where a step that is not finite is left before its update.
+    no sample tells of it, as in a training that stands still. Of a step that is not finite and is left before its
+    update, one that has a method `step_left(step, loss)` hears by that, and not by `before_update`.
     """
 
     def before_update(self, step: int, loss: Tensor | None) -> None:

@@ -77,6 +77,7 @@ class Skips:
         tell: called with a finding where training stands still, and with None when an update has come.
         ended: called with the reason if an error ends this.
         over: whether one has.
+        waits: whether the last pass that counts waits for its backward pass.
 
     Example:
         >>> found, skips = [], Skips(nn.Linear(1, 1))
@@ -95,7 +96,7 @@ class Skips:
         self._step: int | None = None  # of the last update
         self._mode: bool | None = None  # in which the model last learned
         self._other: bool | None = None  # of a pass that was not counted
-        self._waits = False  # a pass, for its backward pass
+        self.waits = False  # a pass, for its backward pass
         self._looks = False  # at the last pass
         self._passes = self._looked = self._most = 0
         self._behind = self._weighed = self._added = 0  # of the passes: with a backward pass, what they count, added up
@@ -123,7 +124,7 @@ class Skips:
             if not found:
                 return
         self._count()
-        self._waits = True
+        self.waits = True
         bad: Tensor | None = None
         for each in map(plain, found):
             # Of other subclasses it is not known what they hold.
@@ -140,13 +141,13 @@ class Skips:
         Args:
             roots: the scalars at which it began.
         """
-        if not self._waits:  # a model that is called part by part, or one more backward pass
+        if not self.waits:  # a model that is called part by part, or one more backward pass
             self._mode = self._mode if self._other is None else self._other
             self._judge()
             self._count()
         else:
             self._mode = self._counted
-        self._waits, self._other = False, None
+        self.waits, self._other = False, None
         new, self._behind = self._passes - self._behind, self._passes
         self._weighed += min(new, max(_OF_ONE - self._added, 0))
         self._added += new

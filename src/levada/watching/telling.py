@@ -9,7 +9,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["quietly", "say", "warn"]
+__all__ = ["hears", "quietly", "say", "warn"]
+
+
+def hears(listener: object, method: str) -> bool:
+    """Return whether a listener has a method that not all have.
+
+    Args:
+        listener: who listens.
+        method: its name.
+    """
+    return callable(getattr(listener, method, None))
 
 
 def quietly(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -28,7 +28,7 @@ from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
 from levada.watching.sample import Continue, Listener, Sample
 from levada.watching.skipped import RULE as SKIPPED
-from levada.watching.telling import warn
+from levada.watching.telling import hears, warn
 
 __all__ = ["Watch", "watch"]
 
@@ -269,7 +269,7 @@ class Watch:
     def _before_update(self, step: int, loss: Tensor | None, *, left: bool = False) -> None:
         before = self.judge.told if self.judge is not None else None
         for listener in list(self._listeners):
-            self._tell(listener, "left" if left and hasattr(listener, "left") else "before_update", step, loss)
+            self._tell(listener, "step_left" if left and hears(listener, "step_left") else "before_update", step, loss)
         if self.judge is not None and self.judge.told != before:  # a process that is killed must have said it
             self._tell_all(step)
 
@@ -289,7 +289,7 @@ class Watch:
             self.judge.ended[SKIPPED] = why
 
     def _tell_all(self, step: int) -> None:
-        for listener in [one for one in self._listeners if hasattr(one, "found_between_samples")]:
+        for listener in [one for one in self._listeners if hears(one, "found_between_samples")]:
             self._tell(listener, "found_between_samples", step)
 
     def _tell(self, listener: Listener, method: str, *args: Any) -> None:

@@ -1,0 +1,43 @@
+"""A step that a loop leaves before its update: whether its loss, its gradients or its outputs are not finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from levada.watching.losses import Losses
+from levada.watching.nonfinite import broken_gradients
+from levada.watching.passes import Passes
+from levada.watching.reading import plain
+
+__all__ = ["step_left"]
+
+
+def step_left(
+    losses: Losses, passes: Passes, model: nn.Module, loss: Tensor | None, *, asked: bool
+) -> tuple[bool, Tensor | None]:
+    """Return whether a step that is left before its update is not finite, and its loss, on the host.
+
+    One that has no backward pass yet is known by the output of its forward pass, while the loop holds it; NaN alone
+    counts there, as masks make Inf. What a loop leaves out in its course is none, if it went on before from a step
+    whose loss was not finite.
+
+    Args:
+        losses: of the training.
+        passes: of the model.
+        model: what is watched.
+        loss: of the step, if it was not seen.
+        asked: whether it was said that the step is left.
+    """
+    try:
+        seen = losses.left()
+        loss = loss if seen is None else seen
+        if losses.guarded() and not asked:
+            return False, None
+        if loss is None:
+            output = passes.waiting()
+            return output is not None and bool(torch.isnan(plain(output.detach())).any()), None
+        scaled = losses.scale() is not None
+        return not bool(loss.isfinite()) or (not scaled and bool(broken_gradients(model))), loss.cpu()
+    except RuntimeError:  # a device that failed has nothing to tell
+        return False, None
