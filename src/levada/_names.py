@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["NONFINITE", "bare_names", "printable", "span_name"]
+__all__ = ["NONFINITE", "OWN_SCALARS", "bare_names", "printable", "span_name"]
 
 NONFINITE: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
 """The signals that count what is not finite in another."""
+
+OWN_SCALARS: Final = (
+    "loss",
+    "lr",
+    "gradient_norm",
+    "loss_scale",
+    "overhead",
+    "nonfinite_rank",
+    "gradient_nonfinite_rank",
+)
+"""The scalars of a sample that a watch measures; other names are of what the loop logged."""
 
 
 def bare_names(names: Sequence[str]) -> list[str]:

@@ -147,7 +147,7 @@ def test_a_model_that_the_first_process_alone_trains_is_kept_beside_the_common_o
     probe, common = Run(tmp_path / "kept"), Run(tmp_path / "kept-2")
     assert probe.ranks == (0,)
     assert common.ranks == (0, 1)
-    assert common.signals(0).steps[:2] == common.signals(1).steps[:2] == (0, 1)
+    assert common.signals(0).steps[:2] == common.signals(1).steps[:2] == (1, 2)
     assert len(probe.signals().sites) != len(common.signals().sites)
 
 
@@ -165,4 +165,4 @@ def test_a_model_that_another_process_alone_trains_has_a_record_of_its_own(tmp_p
     assert [path.name for path in found] == ["train-1", "train-rank-1-1"]
     assert Run(found[0]).ranks == (0, 1)
     assert Run(found[1]).ranks == (0,)
-    assert Run(found[1]).signals().steps[0] == 0
+    assert Run(found[1]).signals().steps[0] == 1

@@ -51,12 +51,16 @@ def run(options: argparse.Namespace) -> int:
 
 def _watch(options: argparse.Namespace, place: Place, model: nn.Module, optimizers: Sequence[Optimizer]) -> Any:
     import levada
+    from levada.watching import Continue
 
+    # Steps have the script's numbers: the first one showed the model. Of several optimizers one alone has stepped, and
+    # what the others do ends that step.
+    first = 1 if len(optimizers) == 1 else 0
     shown: bool | Literal["plain"] = "plain" if options.view == "plain" else options.view != "quiet"
     watch = levada.watch(
         model,
         optimizers,
-        run=None if place.alone else place.where,
+        run=Continue(None if place.alone else place.where, first, anew=True),
         every=options.every,
         max_overhead=options.max_overhead,
         live=shown,

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from levada.report.check import finding_view, table_view
 from levada.report.curve import is_wide, loss_series
 from levada.report.curve import told as told_of
-from levada.report.damage import of_signals
+from levada.report.damage import of_bundles, of_rank, of_signals
 from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
+from levada.report.record import bundle_notes, bundles_in, command, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
 from levada.report.standing import ended, findings_of, headline_of, stages_of, standing_of
 from levada.report.words import SIGNS, count, number, phrase, sampled, short
-from levada.runs.standing import sampling
+from levada.runs.bundles import Kept
+from levada.runs.frames import Damage
+from levada.runs.lock import is_held
+from levada.runs.standing import Standing, sampling
 
 __all__ = ["Recorded", "findings_of", "watch_view"]
 
@@ -34,6 +39,8 @@ _HEATS: Final = (
 class Recorded(Protocol):
     """What is read of a run: its ranks, and of each the signals as `levada.runs.Signals` gives them."""
 
+    path: Path
+
     @property
     def ranks(self) -> Sequence[int]:
         """The processes that wrote signals."""
@@ -45,7 +52,9 @@ class Recorded(Protocol):
         """Give the loss of each step, as far as it is known."""
 
 
-def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def watch_view(
+    run: Recorded, name: str, events: Sequence[Mapping[str, Any]], damage: Damage | None = None
+) -> dict[str, Any]:
     """Make what the template shows of a watched run; it is the template of a check.
 
     Blocks that other ranks hold, as stages of a pipeline do, follow those of the first; of ranks that hold the same
@@ -54,7 +63,8 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     Args:
         run: the run.
         name: its name.
-        events: its events.
+        events: its events, those that can be read.
+        damage: what keeps its log from being read to its end.
     """
     ranks = {rank: run.signals(rank) for rank in _chosen(run.ranks)}
     depth = _Depth(list(ranks.values()))
@@ -64,25 +74,40 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
     losses = depth.first.losses() if depth.first is not None else run.losses()
     stages = [len(signals.sites) for signals in depth.stages]
-    standing = standing_of(events, findings, sampled=depth.last, steps=_steps(depth, losses), stages=stages)
+    steps = _steps(depth, losses, events)
+    whole, state = state_of(events, steps, held=is_held(run.path), damage=damage)
+    standing = standing_of(events, findings, sampled=depth.last, steps=steps, stages=stages)
     verdict = standing.verdict
-    figures = [*_loss(losses, findings), *_heats(depth), *_profiles(depth)]
-    damage = of_signals(ranks)  # when all was read
+    logged, kept = logged_in(depth.first), bundles_in(run.path)
+    figures = [*_loss(losses, findings), *logged_figures(logged), *_heats(depth), *_profiles(depth)]
+    lost = of_signals(ranks)  # when all was read
+    facts = [("steps", f"{steps:,}" if whole else f"at least {steps:,}", _samples(depth))]
+    facts += [*_facts(depth, losses, events, steps, len(run.ranks)), *logged_facts(logged)]
     return {
         "title": name,
         "verdict": verdict,
         "sign": SIGNS[verdict],
-        "headline": headline_of(standing, fired) + (", in what can be read" if damage and not fired else ""),
+        "headline": _headline(standing, fired, lost, damage),
         "claim": str(fired[0].get("claim", "")) if fired else "",
-        "damage": damage,
-        "facts": _facts(depth, losses, events, len(run.ranks)),
+        "state": state,
+        "damage": [*lost, *of_bundles(kept)],
+        "facts": [{"label": label, "value": value, "note": note} for label, value, note in facts],
         "figures": figures,
-        "findings": [_told(one, depth) for one in known[:MAX_FINDINGS]],
+        "findings": [_told(one, depth, kept) for one in known[:MAX_FINDINGS]],
         "open": [one for one in findings if one.get("status") == "unknown"],
-        "notes": [standing.told, *_notes(run.ranks, ranks, depth, events, len(known))],
+        "notes": [standing.told, *_notes(run.ranks, ranks, depth, events, len(known)), *bundle_notes(kept, events)],
         "table": table_view(blocks),
         "provenance": [],
     }
+
+
+def _headline(
+    standing: Standing, fired: Sequence[Mapping[str, Any]], lost: Sequence[str], damage: Damage | None
+) -> str:
+    """Say in a line what a run may be called, and whether that rests on a part of what was written."""
+    if damage is not None and standing.verdict == "unknown":
+        return "Not known, as the event log is damaged: what the rules said cannot be read to its end"
+    return headline_of(standing, fired) + (", in what can be read" if (lost or damage) and not fired else "")
 
 
 def _chosen(ranks: Sequence[int]) -> list[int]:
@@ -170,16 +195,19 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
     return [v for part, size in zip(parts, sizes, strict=True) for v in (part or [math.nan] * size)]
 
 
-def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
+def _told(one: Mapping[str, Any], depth: _Depth, kept: Sequence[Kept]) -> dict[str, Any]:
     """Give a finding as a check shows it; one that stands, with the blocks as they were when it came."""
     came, clear = number(one.get("came")), one.get("status") == "clear"
     near = min(depth.steps, key=lambda step: abs(step - came)) if came is not None and depth.steps else None
     blocks = depth.blocks(near) if near is not None and not clear else []
-    evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key != "told_at"}
+    alone = len(depth.replicas) < 2 and len(depth.stages) < 2
+    left_out = ("told_at", "rank") if alone else ("told_at",)
+    evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key not in left_out}
     view = finding_view({**one, "evidence": evidence}, {"blocks": blocks}, blocks)
     when = [("told at step", f"{int(came):,}")] if came is not None else []
     when += [("over at step", short(one["over"]))] if one.get("over") is not None else []
-    view["evidence"] = [*when, *view["evidence"]]
+    again = [command(each) for each in kept if not each.damage and f"-{one.get('rule')}" in each.folder.name]
+    view["evidence"] = [*when, *view["evidence"], *(("to run its step again", words) for words in again[:1])]
     if one.get("rule") == "numerical_overflow":
         view["picture"] = None  # samples know whether a block had any, not how many, and not at the step itself
     if clear:
@@ -189,16 +217,22 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     return view
 
 
-def _steps(depth: _Depth, losses: Sequence[tuple[int, float]]) -> int:
-    return max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])]) + 1
+def _steps(depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]]) -> int:
+    """Give how many steps were made: as the run said at its end, and by the last one that is known."""
+    said = next((event.get("steps") for event in reversed(events) if event.get("type") == "end"), 0)
+    known = max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])]) + 1
+    return max(known, said) if isinstance(said, int) and ended(events) else known
+
+
+def _samples(depth: _Depth) -> str:
+    last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
+    return f"{count(len(depth.steps), 'sample')} kept{last}"
 
 
 def _facts(
-    depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], ranks: int
-) -> list[dict[str, str]]:
-    steps = _steps(depth, losses)
-    last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
-    facts = [("steps", f"{steps:,}", f"{count(len(depth.steps), 'sample')} kept{last}")]
+    depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], steps: int, ranks: int
+) -> list[tuple[str, str, str]]:
+    facts = []
     if losses:
         facts.append(("loss", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
     overhead = _overhead(depth, events)
@@ -207,7 +241,7 @@ def _facts(
     facts.append(("blocks", f"{len(depth.sites):,}", ""))
     if ranks > 1:
         facts.append(("processes", f"{ranks:,}", ""))
-    return [{"label": label, "value": value, "note": note} for label, value, note in facts]
+    return facts
 
 
 def _overhead(depth: _Depth, events: Sequence[Mapping[str, Any]]) -> float | None:
@@ -222,8 +256,7 @@ def _notes(
     ranks: Sequence[int], read: Mapping[int, Any], depth: _Depth, events: Sequence[Mapping[str, Any]], told: int
 ) -> list[str]:
     """Say what is not shown, and what was lost."""
-    notes = [] if ended(events) else ["The record has no end: the run goes on, or its process was killed."]
-    notes += [f"{told - MAX_FINDINGS} more findings are over."] if told > MAX_FINDINGS else []
+    notes = [f"{told - MAX_FINDINGS} more findings are over."] if told > MAX_FINDINGS else []
     if len(read) < len(ranks):
         notes.append(f"{len(read)} of {len(ranks):,} processes were read, evenly chosen.")
     if depth.first is not None and len(depth.replicas) < len(read) - len(depth.stages) + 1:
@@ -232,17 +265,13 @@ def _notes(
     if dropped and dropped[-1]:
         notes.append(f"{count(int(dropped[-1]), 'sample')} came faster than they could be written, and were dropped.")
     notes += [
-        f"Damaged copies lie beside the signals of rank {rank}, and nothing is missing by them: {', '.join(names)}."
+        f"Damaged copies lie beside the signals{of_rank(rank, read)}, and nothing is missing by them: "
+        f"{', '.join(names)}."
         for rank, signals in read.items()
         if (names := signals.copies())
     ]
     notes += [str(event["problem"]) for event in events if event.get("problem")]
     notes += [f"The training ended by an error: {event['error']}." for event in events[-1:] if event.get("error")]
-    notes += [
-        f"The step of {event.get('path')} can be run again: levada replay."
-        for event in events
-        if event.get("type") == "bundle"
-    ]
     return list(dict.fromkeys(notes))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from levada.diagnose.finding import Finding
 from levada.inputs import tensors_in
 from levada.watching.places import original, plain_name
+from levada.watching.ranks import is_one_of_several
 from levada.watching.reading import plain
 from levada.watching.view import View
 
@@ -174,12 +175,12 @@ class Nonfinite:
             when = f"NaN or Inf, first seen at the sampled step {step}; it entered by step {by}"
         else:
             when = f"NaN or Inf, first seen at the sampled step {step}; it entered after step {after} and by step {by}"
-        block = place.block
+        block, who = place.block, f", on rank {rank}" if rank or is_one_of_several() else ""
         return Finding(
             rule=RULE,
             severity="error" if not harmless else "info" if always else "warn",
             status="fired",
-            claim=f"{when}, on rank {rank}: {place.words}." + (" The loss is finite." if harmless else ""),
+            claim=f"{when}{who}: {place.words}." + (" The loss is finite." if harmless else ""),
             where={"first": block, "last": block} if block else {},
             evidence={
                 "tensor": place.kind,
@@ -195,7 +196,7 @@ class Nonfinite:
                 if harmless
                 else "Every parameter becomes NaN with an update from this loss; nothing is learned afterwards."
             ),
-            falsify="Re-run the step: levada replay BUNDLE --model MODEL names the first operation that is not finite.",
+            falsify="Re-run the step from its bundle: levada replay names the first operation that is not finite.",
             source="IEEE 754: a NaN stays one through every sum and product",
         )
 
