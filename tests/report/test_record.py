@@ -147,6 +147,6 @@ def test_what_the_loop_logged_is_on_the_page(tmp_path: Path) -> None:
 def test_of_one_process_no_rank_is_named(run: Path) -> None:
     assert "rank0" not in words_of(run)
     with SignalWriter(run, rank=1, sites=SITES, signals=["gradient_rms"]) as signals:
-        signals.append(0, 0.0, encode([0.5, 1.0, 1.0]), {})
+        signals.append(0, 0.0, encode([0.5, 1.0, 1.0]), {})  # it was killed before the first
     assert "rank0" in words_of(run)
     assert Run(run).ranks == (0, 1)

@@ -353,8 +353,10 @@ def _lines(depth: _Depth, name: str, bad: str, most: int) -> list[dict[str, Any]
 
 def _spread(depth: _Depth, name: str, bad: str, step: int) -> dict[str, Any]:
     """Give the lowest and the highest over the ranks that hold the same blocks as the first."""
-    if len(depth.replicas) < 2:
+    # A process that was killed before the others lacks the last samples.
+    read = [values for signals in depth.replicas if (values := _Depth([signals]).at(name, bad, step))]
+    if len(read) < 2:
         return {}
-    columns = list(zip(*(_Depth([signals]).at(name, bad, step) for signals in depth.replicas), strict=True))
+    columns = list(zip(*read, strict=True))
     ends = {"low": min, "high": max}
     return {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}
