@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 
+from levada._errors import UsageError
 from levada.commands.inputs import model_of, named
 from levada.commands.output import FIRED, QUIET, console, fails, require_writable, to_json, write
 
@@ -21,6 +22,9 @@ def replay(options: argparse.Namespace) -> int:
 
     require_writable(options)
     bundle = read_bundle(options.bundle)
+    if options.model is None:
+        built = bundle.facts.get("model") or "model"
+        raise UsageError(f"--model must name what builds the {built} of the bundle: --model FILE.py:NAME")
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"replaying step {bundle.step}"):
         model = model_of(options.model)
         found = again(bundle, model, named(options.loss), as_built=options.as_built)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from levada._errors import UsageError
+from levada._names import meant
 from levada.study.claim import Claim
 from levada.study.figure import Figure
 from levada.study.picture import Picture
@@ -105,7 +106,8 @@ class Study:
         settings = {**self.settings, **self.scales.get(scale, {})}
         for key, value in (changes or {}).items():
             if key not in settings:
-                raise UsageError(f"study {self.name} has no setting {key!r}; it has: {', '.join(sorted(settings))}.")
+                known = ", ".join(sorted(settings))
+                raise UsageError(f"study {self.name} has no setting {key!r}; it has: {known}.{meant(key, settings)}")
             settings[key] = self._read(key, value)
             self._require_positive(key, settings[key])
         return settings
