@@ -50,7 +50,7 @@ def answer(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
         ("study R1 --scale Small", "--scale must be one of smoke, small, full, got 'Small'. Did you mean 'small'?"),
         ("study gradient_decai", "'gradient_decai' is not known. Did you mean 'gradient_decay'?"),
         ("study R1 --set Depth=3 --scale smoke", "it has: batch_size, depth, dim, seeds. Did you mean 'depth'?"),
-        ("study R15 --set recurrent=gru --scale smoke", "recurrent must be one of GRU, LSTM, got 'gru'. Did you mean 'GRU'?"),
+        ("study R15 --set recurrent=gru --scale smoke", "must be one of GRU, LSTM, got 'gru'. Did you mean 'GRU'?"),
         ("check net.py:Build", "net.py has no name 'Build'. Did you mean 'build'?"),
         ("check net.py:build --loss MSE", "got 'MSE'. Did you mean 'mse'?"),
         ("train train.toml --set run.FOLDER=x", "run.FOLDER is not a key; did you mean run.folder?"),

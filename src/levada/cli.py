@@ -264,8 +264,8 @@ def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    Exit codes: 0 done, and nothing at or above `--fail-on` (is left); 1 something is; 2 the command line or a target is
-    unusable; 3 it could not be measured; 130 interrupted.
+    Exit codes: 0 done, and nothing at or above `--fail-on` (is left), or lost; 1 something is; 2 the command line or a
+    target is unusable; 3 it could not be measured; 130 interrupted. Of `run`, those of the script.
 
     Args:
         arguments: the words after `levada`; the process's own if left out.

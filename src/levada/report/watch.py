@@ -329,8 +329,8 @@ def _profiles(depth: _Depth) -> list[dict[str, str]]:
         series = _lines(depth, name, bad, lines)
         if series:
             spec = {"x": {"label": "block"}, "y": {"label": label, "scale": "log"}, "series": series}
-            spread = "low" in series[-1]
-            caption = f"At the last step with the range over {len(depth.replicas)} processes." if spread else ""
+            last = _at_last(depth, name, bad) if "low" in series[-1] else []
+            caption = f"At the last step with the range over {len(last)} processes." if last else ""
             figures.append({"title": title, "caption": caption, "svg": figure(spec)})
     return figures
 
@@ -347,14 +347,18 @@ def _lines(depth: _Depth, name: str, bad: str, most: int) -> list[dict[str, Any]
         line |= {"x": list(range(len(y))), "y": y}
         lines.append(line)
         if step == chosen[-1]:
-            line |= _spread(depth, name, bad, step)
+            line |= _spread(_at_last(depth, name, bad))
     return lines
 
 
-def _spread(depth: _Depth, name: str, bad: str, step: int) -> dict[str, Any]:
-    """Give the lowest and the highest over the ranks that hold the same blocks as the first."""
-    # A process that was killed before the others lacks the last samples.
-    read = [values for signals in depth.replicas if (values := _Depth([signals]).at(name, bad, step))]
+def _at_last(depth: _Depth, name: str, bad: str) -> list[list[float]]:
+    """Give a signal of the last sample, of each process that holds the same blocks as the first, and that sample."""
+    # One that was killed before the others lacks it.
+    return [values for signals in depth.replicas if (values := _Depth([signals]).at(name, bad, depth.steps[-1]))]
+
+
+def _spread(read: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Give the lowest and the highest over several processes."""
     if len(read) < 2:
         return {}
     columns = list(zip(*read, strict=True))
