@@ -175,3 +175,34 @@ def test_a_training_takes_no_name_that_something_else_has(name: str, capsys: pyt
 def test_a_folder_of_runs_is_no_run_also_in_a_program() -> None:
     with pytest.raises(ValueError, match="one run is asked for, and this is a folder that holds many/a, many/b"):
         Run("many")
+
+
+def test_an_empty_word_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, name in (
+        (["doctor", "--reseal", ""], "RUN"),
+        (["report", "run", ""], "RUN"),
+        (["report", "run", "-o", ""], "--output"),
+        (["export", "run", "--to", "tensorboard", "--out", ""], "--out"),
+        (["check", ""], "MODEL"),
+        (["run", ""], "SCRIPT"),
+        (["run", "--run", "", "net.py"], "--run"),
+        (["study", "R1", "--out", ""], "--out"),
+        (["train", "train.toml", "--set", ""], "--set"),
+    ):
+        assert main(words) == 2
+        told = capsys.readouterr().err
+        assert told == f"levada {words[0]}: {name} must not be empty. Is a variable of the shell not set?\n"
+    Path("ends.py").write_text("import sys\nsys.exit(len(sys.argv[1:]))\n")
+    assert main(["run", "ends.py", "", ""]) == 2, "words of the script may be empty"
+    assert "must not be empty" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", [".", "run", "run/exports"])
+def test_no_export_goes_into_a_run(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunWriter.open("run") as writer:
+        writer.append("loss", steps=[0], values=[1.0])
+    before = sorted(Path("run").rglob("*"))
+    code, told = answer(capsys, f"export run --to tensorboard --out {out}")
+    assert code == 2
+    assert f"do not go into the folder of a run, and with the folder '{out}' they come into" in told
+    assert sorted(Path("run").rglob("*")) == before

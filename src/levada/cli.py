@@ -283,6 +283,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parser.unrecognized(unknown)
     if options.command is None:
         parser.error("a command is needed")
+    if empty := _empty(options):
+        told = f"{empty} must not be empty. Is a variable of the shell not set?"
+        return _say(options.command, told, UNUSABLE)
     from levada import commands
 
     try:
@@ -299,6 +302,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         return _say(options.command, *_explain(error, options.command))
+
+
+def _empty(options: argparse.Namespace) -> str:
+    """Name the argument that is an empty word, which as a path would be the current folder; "" without one."""
+    for action in options.parser._actions:
+        value = getattr(options, action.dest, None)
+        words = value if isinstance(value, list) else [value]
+        # Behind the script, words are the script's.
+        if "" in (words[:1] if action.nargs == argparse.REMAINDER else words):
+            return (action.option_strings or [action.metavar or action.dest])[-1]
+    return ""
 
 
 def _say(command: str, sentence: str, code: int) -> int:

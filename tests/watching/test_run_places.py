@@ -59,7 +59,12 @@ def test_a_record_goes_to_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("where", "told"),
-    [("", "must name a folder or an address"), ("train.py", "File exists"), ("train.py/x", "Not a directory")],
+    [
+        ("", "--run must not be empty"),
+        (" ", "must name a folder or an address"),
+        ("train.py", "train.py' is a file"),
+        ("train.py/x", "train.py' is a file"),
+    ],
 )
 def test_what_cannot_be_written_is_told_before_the_script_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, where: str, told: str

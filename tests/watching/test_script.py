@@ -349,7 +349,8 @@ def test_no_run_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["train-1", "train-2"]
     assert main(["run", "--quiet", "--run", "runs/train-1", "train.py"]) == 2
     said = capfd.readouterr()
-    assert said.err == "levada run: --run must name a folder that holds no run yet, got 'runs/train-1'.\n"
+    rule = "levada run: --run must name a folder that holds no run yet, got 'runs/train-1'."
+    assert said.err == f"{rule} Name another, or look at the one that is there: levada report runs/train-1\n"
     assert said.out == "said 0\nsaid 1\n" * 2
     # A worker that torchrun starts again goes on beside the first attempt.
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
