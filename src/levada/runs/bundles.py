@@ -45,8 +45,8 @@ def bundles_of(run: Path) -> list[Path]:
     Args:
         run: the run's folder.
     """
-    # A draft is hidden until it is whole.
-    return [path for path in sorted((run / BUNDLES).glob("*")) if path.is_dir() and not path.name.startswith(".")]
+    # A draft is hidden until it is whole; other folders are the user's.
+    return [path for path in sorted((run / BUNDLES).glob("step-*")) if path.is_dir()]
 
 
 def examine_bundles(run: Path) -> tuple[int, list[Damage]]:
