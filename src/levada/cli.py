@@ -311,7 +311,7 @@ def _empty(options: argparse.Namespace) -> str:
         words = value if isinstance(value, list) else [value]
         # Behind the script, words are the script's.
         if "" in (words[:1] if action.nargs == argparse.REMAINDER else words):
-            return (action.option_strings or [action.metavar or action.dest])[-1]
+            return str((action.option_strings or [action.metavar or action.dest])[-1])
     return ""
 
 
