@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,11 @@ def test_a_kept_step_is_named_with_the_command_and_a_damaged_one_with_what_is_le
     assert f"The step of bundles/{KEPT} can be run again: `{again}`" in words
     assert f"to run its step again{again}" in words
     assert "This run is damaged" not in words
+    inside = run.parent / "training" / "watch" / "1"
+    shutil.copytree(run, inside)
+    (inside.parents[1] / "config.toml").write_text("[run]\n")  # of a training, whose configuration builds the model
+    own = f"levada replay {inside}/bundles/{KEPT} --model {inside.parents[1]}/config.toml"
+    assert f"can be run again: `{own}`." in words_of(inside)
     tensors = run / "bundles" / KEPT / "tensors.pt"
     content = tensors.read_bytes()
     tensors.write_bytes(content[:-9] + b"\0" + content[-8:])

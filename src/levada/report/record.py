@@ -12,10 +12,10 @@ from levada.report.curve import loss_series
 from levada.report.figure import figure
 from levada.report.standing import ended
 from levada.report.words import count, number, short
-from levada.runs.bundles import BUNDLES, Kept, bundles_of, look_at
+from levada.runs.bundles import BUNDLES, Kept, bundles_of, look_at, replayed
 from levada.runs.frames import Damage
 
-__all__ = ["bundle_notes", "bundles_in", "command", "logged_facts", "logged_figures", "logged_in", "state_of"]
+__all__ = ["bundle_notes", "bundles_in", "logged_facts", "logged_figures", "logged_in", "state_of"]
 
 MAX_LOGGED: Final = 6  # names that the loop logged, of which each has a figure
 
@@ -62,19 +62,6 @@ def bundles_in(run: Path) -> list[Kept]:
     return [look_at(folder) for folder in bundles_of(run)]
 
 
-def command(kept: Kept) -> str:
-    """Give the command that runs a kept step again; what builds the model, its user knows.
-
-    Args:
-        kept: the step.
-
-    Example:
-        >>> command(Kept(Path("runs/a/bundles/step-000007-loss_spike")))
-        'levada replay runs/a/bundles/step-000007-loss_spike --model FILE.py:NAME'
-    """
-    return f"levada replay {kept.folder} --model FILE.py:NAME"
-
-
 def bundle_notes(kept: Sequence[Kept], events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say which kept steps can be run again, and how; of those that cannot, the damage is told elsewhere.
 
@@ -85,10 +72,9 @@ def bundle_notes(kept: Sequence[Kept], events: Sequence[Mapping[str, Any]]) -> l
     notes = []
     for one in kept:
         if not one.damage:
-            builds = f"the function that builds the {one.model}" if one.model else "the function that builds the model"
-            notes.append(
-                f"The step of {BUNDLES}/{one.folder.name} can be run again: `{command(one)}`, where NAME is {builds}."
-            )
+            words, whole = replayed(one.folder)
+            builds = "" if whole else f", where NAME is the function that builds the {one.model or 'model'}"
+            notes.append(f"The step of {BUNDLES}/{one.folder.name} can be run again: `{words}`{builds}.")
     there = {f"{BUNDLES}/{one.folder.name}" for one in kept}
     told = (str(event.get("path")) for event in events if event.get("type") == "bundle")
     notes += [f"{path} was kept, and is no longer there." for path in told if path not in there]

@@ -14,11 +14,11 @@ from levada.report.damage import of_bundles, of_rank, of_signals
 from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
-from levada.report.record import bundle_notes, bundles_in, command, logged_facts, logged_figures, logged_in, state_of
+from levada.report.record import bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
 from levada.report.standing import ended, findings_of, headline_of, stages_of, standing_of
 from levada.report.words import SIGNS, count, number, phrase, sampled, short
-from levada.runs.bundles import Kept
+from levada.runs.bundles import Kept, replayed
 from levada.runs.frames import Damage
 from levada.runs.lock import is_held
 from levada.runs.standing import Standing, sampling
@@ -206,7 +206,7 @@ def _told(one: Mapping[str, Any], depth: _Depth, kept: Sequence[Kept]) -> dict[s
     view = finding_view({**one, "evidence": evidence}, {"blocks": blocks}, blocks)
     when = [("told at step", f"{int(came):,}")] if came is not None else []
     when += [("over at step", short(one["over"]))] if one.get("over") is not None else []
-    again = [command(each) for each in kept if not each.damage and f"-{one.get('rule')}" in each.folder.name]
+    again = [replayed(each.folder)[0] for each in kept if not each.damage and f"-{one.get('rule')}" in each.folder.name]
     view["evidence"] = [*when, *view["evidence"], *(("to run its step again", words) for words in again[:1])]
     if one.get("rule") == "numerical_overflow":
         view["picture"] = None  # samples know whether a block had any, not how many, and not at the step itself

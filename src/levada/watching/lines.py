@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from levada._names import printable
-from levada.runs.bundles import bundles_of
+from levada.runs.bundles import bundles_of, replayed
 from levada.runs.standing import Standing, sampling
 from levada.watching.drawing import Course, Line
 from levada.watching.places import original
@@ -155,8 +155,11 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
 
 def _replays(watch: Any, run: Path) -> list[str]:
     """Name the kept steps, each with the command that runs it again, and say what its user must fill in."""
-    kept = [f"levada replay {folder} --model FILE.py:NAME" for folder in bundles_of(run)]
-    built = type(original(watch.model)).__name__ if hasattr(watch, "model") else "model"
-    what = "is kept; run it" if len(kept) == 1 else "are kept; run them"
-    steps = f"{len(kept)} step{'s' if len(kept) > 1 else ''}"
-    return [f"{steps} {what} again, where NAME builds the {built}:", *kept] if kept else []
+    kept = [replayed(folder) for folder in bundles_of(run)]
+    if not kept:
+        return []
+    told = "1 step is kept; run it again" if len(kept) == 1 else f"{len(kept)} steps are kept; run them again"
+    if not all(whole for _, whole in kept):
+        built = type(original(watch.model)).__name__ if hasattr(watch, "model") else "model"
+        told += f", where NAME builds the {built}"
+    return [f"{told}:", *(words for words, _ in kept)]
