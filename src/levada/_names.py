@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-__all__ = ["NONFINITE", "bare_names", "printable", "span_name"]
+__all__ = ["NONFINITE", "OWN_SCALARS", "bare_names", "meant", "nearest", "printable", "span_name"]
 
 NONFINITE: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
 """The signals that count what is not finite in another."""
+
+OWN_SCALARS: Final = (
+    "loss",
+    "lr",
+    "gradient_norm",
+    "loss_scale",
+    "overhead",
+    "nonfinite_rank",
+    "gradient_nonfinite_rank",
+)
+"""The scalars of a sample that a watch measures; other names are of what the loop logged."""
 
 
 def bare_names(names: Sequence[str]) -> list[str]:
@@ -44,6 +56,39 @@ def span_name(first: str, last: str) -> str:
     parts, others = first.split("."), last.split(".")
     shared = next(i for i, (a, b) in enumerate([*zip(parts, others, strict=False), ("", "?")]) if a != b)
     return f"{first} to {'.'.join(others[shared:]) or last}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Give the name that was probably meant: the same in another case, or one that is spelt nearly so; else "".
+
+    Args:
+        name: what came.
+        known: the names that there are.
+
+    Example:
+        >>> nearest("relu", ["ELU", "ReLU"]), nearest("--evry", ["--every", "--run"]), nearest("x", ["depth"])
+        ('ReLU', '--every', '')
+    """
+    lowered: dict[str, str] = {}
+    for one in known:
+        lowered.setdefault(one.lower(), one)
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    return lowered[near[0]] if near else ""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Ask for the name that was probably meant, as the end of a message; "" where none is near.
+
+    Args:
+        name: what came.
+        known: the names that there are.
+
+    Example:
+        >>> meant("Small", ["smoke", "small"])
+        " Did you mean 'small'?"
+    """
+    near = nearest(name, known)
+    return f" Did you mean {near!r}?" if near else ""
 
 
 def printable(text: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from levada import __version__
 from levada._errors import MeasurementError, TakenError, UsageError
+from levada._names import meant
 
 __all__ = ["main"]
 
@@ -20,10 +22,74 @@ TAKEN = {
 }
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+# What argparse says of one option, in words of this command line.
+_WORDS = (
+    (r"^argument (\S+?)(/\S+)?: expected (?:one|at least one) argument$", r"\1 takes a value, got none"),
+    (r"^argument (\S+?)(/\S+)?: ignored explicit argument (.*)$", r"\1 takes no value, got \3"),
+    (r"^argument (\S+?)(/\S+)?: not allowed with argument (\S+)$", r"\1 cannot be given together with \3"),
+    (r"^argument (\S+?)(/\S+)?: ", r"\1 "),
+    (r"^the following arguments are required: (.*)$", r"\1 must be given"),
+)
+
+
 class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the words of a command in one sentence: the rule, what came, what to do."""
+
+    _came: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._came = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(one) for one in action.choices]
+            told = f"must be one of {', '.join(known)}, got {value!r}.{meant(str(value), known)}"
+            raise argparse.ArgumentError(action, told.removesuffix("."))
+
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: {message}. Try: {self.prog} --help\n")
+        for pattern, words in _WORDS:
+            message = re.sub(pattern, words, message)
+        if message.endswith("must be given") and (wrong := self._unknown(self._came)):
+            message = wrong  # which may be why it is missing
+        end = "" if message.endswith("?") else "."
+        sys.stderr.write(f"{self.prog}: {message}{end} Try: {self.prog} --help\n")
         sys.exit(UNUSABLE)
+
+    def unrecognized(self, words: Sequence[str]) -> NoReturn:
+        """End with what is said of words that no argument takes.
+
+        Args:
+            words: those words.
+        """
+        self.error(self._unknown(words) or f"there is no place for {' '.join(map(repr, words))}")
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        """Say which option there is not; "" if all are known."""
+        own = [name for name in self._option_string_actions if name.startswith("--")]
+        for word in words:
+            name = word.partition("=")[0]
+            if word == "--":
+                break
+            if name.startswith("--") and not any(one.startswith(name) for one in own):
+                return f"there is no option {name}.{meant(name, own)}".removesuffix(".")
+            if name.startswith("-") and not name.startswith("--") and name not in self._option_string_actions:
+                return f"there is no option {name}"
+        return ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"levada {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback behind an error")
-    parser.set_defaults(command=None)
+    parser.set_defaults(command=None, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_check(commands)
     _add_fix(commands)
@@ -50,9 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> argparse.ArgumentParser:
+def _command(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> _Parser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(command=name)
+    parser.set_defaults(command=name, parser=parser)
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
@@ -69,8 +135,8 @@ def _add_fix(commands: argparse._SubParsersAction[_Parser]) -> None:
     _add_model(fix, "time for all of it (120)", 120.0)
     add = fix.add_argument
     add("--out", metavar="FILE.patch", help="write the change: a unified diff where it is one, otherwise code")
-    add("--trials", type=int, default=3, metavar="N", help="seeds of the verification (3)")
-    add("--steps", type=int, default=100, metavar="N", help="optimizer steps of each training (100)")
+    add("--trials", type=_whole, default=3, metavar="N", help="seeds of the verification (3)")
+    add("--steps", type=_whole, default=100, metavar="N", help="optimizer steps of each training (100)")
 
 
 def _add_model(parser: argparse.ArgumentParser, budget: str, seconds: float) -> None:
@@ -80,9 +146,9 @@ def _add_model(parser: argparse.ArgumentParser, budget: str, seconds: float) -> 
     add("--batch", metavar="BATCH", help="target: a function that returns (inputs, targets), a mapping, or batches")
     add("--loss", metavar="LOSS", help="target: loss(outputs, targets); or cross_entropy, mse, output")
     add("--optimizer", metavar="OPT", help="a name in torch.optim, or a target: (parameters) -> optimizer")
-    add("--lr", type=float, metavar="F", help="learning rate")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the model's construction and of every draw (0)")
-    add("--budget", type=float, default=seconds, metavar="SECONDS", help=budget)
+    add("--lr", type=_number, metavar="F", help="learning rate")
+    add("--seed", type=_whole, default=0, metavar="N", help="seed of the model's construction and of every draw (0)")
+    add("--budget", type=_number, default=seconds, metavar="SECONDS", help=budget)
     add(
         "--json", metavar="FILE", help="write the report as JSON; '-' is standard output, which then holds nothing else"
     )
@@ -98,7 +164,7 @@ def _add_study(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("names", metavar="NAME", nargs="+", help="studies to run; 'all' are all of them")
     add("--scale", choices=("smoke", "small", "full"), default="small", help="how much to compute (small)")
     add("--out", metavar="DIR", default="runs", help="where the run folders go; existing results are kept (runs)")
-    add("--seeds", type=int, metavar="N", help="number of seeds; a claim is decided with 5 or more")
+    add("--seeds", type=_whole, metavar="N", help="number of seeds; a claim is decided with 5 or more")
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="change one setting of the study")
     add("--executor", choices=("local", "slurm", "ray"), default="local", help="where configurations run (local)")
     text = "an option of the executor, e.g. slurm_partition=gpu, cluster=local, address=auto"
@@ -118,8 +184,14 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     run.usage = "levada run [options] SCRIPT [ARG ...]\n       levada run [options] -m MODULE [ARG ...]"
     add = run.add_argument
     add("--run", metavar="DIR", help="where the record goes, a folder without one (runs/SCRIPT-1, -2, ...)")
-    add("--every", type=int, default=20, metavar="N", help="sample every Nth optimizer step (20)")
-    add("--max-overhead", type=float, default=0.01, metavar="F", help="share of the time that watching may take (0.01)")
+    add("--every", type=_whole, default=20, metavar="N", help="sample every Nth optimizer step (20)")
+    add(
+        "--max-overhead",
+        type=_number,
+        default=0.01,
+        metavar="F",
+        help="share of the time that watching may take (0.01)",
+    )
     shown = run.add_mutually_exclusive_group()
     for name, text in (
         ("live", "show the live view (as it is where standard error is a terminal)"),
@@ -144,7 +216,13 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("run", metavar="RUN", help="a run folder, or its address")
     add("--to", choices=("tensorboard", "wandb", "mlflow", "trackio"), required=True, help="the tracker")
     add("--out", metavar="DIR", default="exports", help="the folder that is written to (exports)")
-    add("--sites", type=int, default=8, metavar="N", help="how many sites' signals: first, last, and between them (8)")
+    add(
+        "--sites",
+        type=_whole,
+        default=8,
+        metavar="N",
+        help="how many sites' signals: first, last, and between them (8)",
+    )
 
 
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -162,8 +240,7 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     add(
         "--model",
         metavar="MODEL",
-        required=True,
-        help="target: an nn.Module, or a function that returns one; or config.toml of a training",
+        help="target, always needed: an nn.Module, or a function that returns one; or config.toml of a training",
     )
     add("--loss", metavar="LOSS", help="target: loss(outputs, noted targets), or loss(outputs); or a name as for check")
     add("--as-built", action="store_true", help="keep the weights that MODEL has, where the bundle holds none")
@@ -185,14 +262,14 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing = _command(commands, "list", "list what the library holds")
     kinds = ("connections", "diagnostics", "remedies", "studies", "initialisations")
-    listing.add_argument("kind", choices=kinds, metavar="{" + ",".join(kinds) + "}", help="what to list")
+    listing.add_argument("kind", choices=kinds, metavar="KIND", help=f"what to list: {', '.join(kinds)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    Exit codes: 0 done, and nothing at or above `--fail-on` (is left); 1 something is; 2 the command line or a target is
-    unusable; 3 it could not be measured; 130 interrupted.
+    Exit codes: 0 done, and nothing at or above `--fail-on` (is left), or lost; 1 something is; 2 the command line or a
+    target is unusable; 3 it could not be measured; 130 interrupted. Of `run`, those of the script.
 
     Args:
         arguments: the words after `levada`; the process's own if left out.
@@ -207,11 +284,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        if options.command is not None:
-            parser.prog += f" {options.command}"  # whose help lists what there is
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        options.parser.unrecognized(unknown)
     if options.command is None:
         parser.error("a command is needed")
+    if empty := _empty(options):
+        told = f"{empty} must not be empty. Is a variable of the shell not set?"
+        return _say(options.command, told, UNUSABLE)
     from levada import commands
 
     try:
@@ -228,6 +306,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         return _say(options.command, *_explain(error, options.command))
+
+
+def _empty(options: argparse.Namespace) -> str:
+    """Name the argument that is an empty word, which as a path would be the current folder; "" without one."""
+    for action in options.parser._actions:
+        value = getattr(options, action.dest, None)
+        words = value if isinstance(value, list) else [value]
+        # Behind the script, words are the script's.
+        if "" in (words[:1] if action.nargs == argparse.REMAINDER else words):
+            return str((action.option_strings or [action.metavar or action.dest])[-1])
+    return ""
 
 
 def _say(command: str, sentence: str, code: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from levada._errors import UsageError
+from levada._names import meant
 
 __all__ = ["call", "load", "source"]
 
@@ -35,16 +35,16 @@ def load(target: str) -> Any:
     """
     place, colon, name = target.rpartition(":")
     if not (colon and place and name):
+        came = f"{target!r}, a folder" if Path(target).is_dir() else repr(target)
+        what = "Name a file, ':'" if Path(target).is_dir() else "Add ':'"
         raise UsageError(
-            f"A target is path/to/file.py:name or package.module:name, got {target!r}. "
-            "Add ':' and the name of a function."
+            f"A target is path/to/file.py:name or package.module:name, got {came}. {what} and the name of a function."
         )
     found: Any = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     for part in name.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "Check the spelling."
-            raise UsageError(f"{place} has no name {part!r}. {hint}")
+            hint = meant(part, [name for name in vars(found) if not name.startswith("_")]) or " Check the spelling."
+            raise UsageError(f"{place} has no name {part!r}.{hint}")
         found = getattr(found, part)
     return found
 

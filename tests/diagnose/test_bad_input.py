@@ -153,7 +153,7 @@ BAD = {
     "no loss follows": (lambda: check(net(), (X, torch.randn(5))), "loss must be given"),
     "mse of other size": (lambda: check(net(), (X, torch.randn(8, 2)), loss="mse"), r"shape \(8, 3\)"),
     "output without a tensor": (lambda: check(Wrap(lambda o: o.argmax(1)), (X, Y)), "floating tensor"),
-    "optimizer unknown": (lambda: check(net(), (X, Y), optimizer="Adamm"), "Did you mean Adam"),
+    "optimizer unknown": (lambda: check(net(), (X, Y), optimizer="Adamm"), "Did you mean 'Adam'"),
     "optimizer instance": (lambda: check(m := net(), (X, Y), optimizer=torch.optim.SGD(m.parameters())), "lambda"),
     "optimizer of others": (
         lambda: check(net(), (X, Y), optimizer=lambda p: torch.optim.SGD(net().parameters())),

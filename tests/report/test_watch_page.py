@@ -146,7 +146,7 @@ def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_miss
     page = render_report([tmp_path / "run"])
     words = " ".join(Page(page).text.split())
     assert f"Missing or shown in less detail: {where}." in words
-    assert "Signals of rank 0: " in words
+    assert "Signals: " in words
     assert page.index("This run is damaged") < page.index('<dl class="facts">') < page.index("<figure")
     assert "The learning signal reached every block, in what can be read." in words
 
@@ -163,7 +163,7 @@ def test_a_damaged_copy_beside_a_good_file_is_no_damage_of_the_run(
     if other_bytes:  # as another version of pyarrow makes them
         torn = torn.rename(torn.with_name("by16-000001-0badc0de.parquet.2.torn"))
     page = render_report([watched])
-    note = f"Damaged copies lie beside the signals of rank 0, and nothing is missing by them: {torn.name}."
+    note = f"Damaged copies lie beside the signals, and nothing is missing by them: {torn.name}."
     assert "This run is damaged" not in page
     assert Page(page).text.replace(note, "").split() == Page(whole).text.split()
     assert note in Page(page).text
@@ -195,7 +195,7 @@ def test_of_what_was_sealed_again_in_part_the_lost_series_alone_are_missing(watc
     (gone,) = [name for name in signals.names if all(map(math.isnan, Run(watched).signals().read(name)[0]))]
     words = " ".join(Page(render_report([watched])).text.split())
     told = f"{torn.name} was damaged, and is moved aside; lost are {gone} of all blocks. Missing or shown in less"
-    assert f"Signals of rank 0: {told} detail: steps {signals.steps[0]} to {signals.steps[-1]}." in words
+    assert f"Signals: {told} detail: steps {signals.steps[0]} to {signals.steps[-1]}." in words
     # What is made again of the full detail lacks by now what that lacks.
     coarse = hurt_and_mended(watched, "by16", lost=0)
     words = " ".join(Page(render_report([watched])).text.split())

@@ -347,7 +347,7 @@ def test_paths_that_are_no_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         doctor(tmp_path)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="a file of this name"):
+    with pytest.raises(UsageError, match=r"a run is a folder, and .*file is a file"):
         RunWriter.create(tmp_path / "file", kind="check", name="x")
     with pytest.raises(UsageError, match="a folder that exists"):
         find_runs(tmp_path / "absent")

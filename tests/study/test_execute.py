@@ -268,7 +268,7 @@ def test_studies_are_found_by_name():
     assert find("Degradation") is STUDIES["R4"]
     with pytest.raises(
         UsageError,
-        match=r"'R99' is not known; there are: R1 \(gradient_decay\), R2 \(norm_one\), R",
+        match=r"'R99' is not known\. Did you mean 'R9'\? There are 22: `levada list studies` names them\.",
     ):
         run_study("R99")
     for study in STUDIES.values():

@@ -380,7 +380,7 @@ def test_a_run_is_exported_under_the_name_of_its_folder_however_that_is_written(
     monkeypatch.setattr(
         "levada.runs.exporters.stored.open_exporter", lambda to, out, *, name, config: names.append(name) or told
     )
-    export(path, "tensorboard", tmp_path)
+    export(path, "tensorboard", tmp_path / "out")
     assert names == ["a run"]
 
 

@@ -377,7 +377,7 @@ def test_a_killed_run_has_said_where_its_loss_was_lost(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert main(["report", str(tmp_path / "run"), "-o", str(page)]) == 0
     text = page.read_text()
-    assert "The record has no end" in text
+    assert "The run was cut off: its process was killed" in text
     assert "✓ healthy" not in text
 
 
@@ -399,4 +399,4 @@ def test_an_error_that_ends_a_training_is_in_its_record(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert main(["report", str(tmp_path / "run"), "-o", str(page)]) == 0
     assert "The training ended by an error: RuntimeError: disk on fire." in page.read_text()
-    assert "The record has no end" not in page.read_text()
+    assert "The run ended after 3 steps." in page.read_text()

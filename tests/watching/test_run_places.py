@@ -59,7 +59,12 @@ def test_a_record_goes_to_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("where", "told"),
-    [("", "must name a folder or an address"), ("train.py", "File exists"), ("train.py/x", "Not a directory")],
+    [
+        ("", "--run must not be empty"),
+        (" ", "must name a folder or an address"),
+        ("train.py", "train.py' is a file"),
+        ("train.py/x", "train.py' is a file"),
+    ],
 )
 def test_what_cannot_be_written_is_told_before_the_script_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, where: str, told: str
@@ -147,7 +152,7 @@ def test_a_model_that_the_first_process_alone_trains_is_kept_beside_the_common_o
     probe, common = Run(tmp_path / "kept"), Run(tmp_path / "kept-2")
     assert probe.ranks == (0,)
     assert common.ranks == (0, 1)
-    assert common.signals(0).steps[:2] == common.signals(1).steps[:2] == (0, 1)
+    assert common.signals(0).steps[:2] == common.signals(1).steps[:2] == (1, 2)
     assert len(probe.signals().sites) != len(common.signals().sites)
 
 
@@ -165,4 +170,4 @@ def test_a_model_that_another_process_alone_trains_has_a_record_of_its_own(tmp_p
     assert [path.name for path in found] == ["train-1", "train-rank-1-1"]
     assert Run(found[0]).ranks == (0, 1)
     assert Run(found[1]).ranks == (0,)
-    assert Run(found[1]).signals().steps[0] == 0
+    assert Run(found[1]).signals().steps[0] == 1

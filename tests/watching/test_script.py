@@ -349,7 +349,8 @@ def test_no_run_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["train-1", "train-2"]
     assert main(["run", "--quiet", "--run", "runs/train-1", "train.py"]) == 2
     said = capfd.readouterr()
-    assert said.err == "levada run: --run must name a folder that holds no run yet, got 'runs/train-1'.\n"
+    rule = "levada run: --run must name a folder that holds no run yet, got 'runs/train-1'."
+    assert said.err == f"{rule} Name another, or look at the one that is there: levada report runs/train-1\n"
     assert said.out == "said 0\nsaid 1\n" * 2
     # A worker that torchrun starts again goes on beside the first attempt.
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -365,13 +366,15 @@ def test_a_watched_script_leaves_a_run_and_says_where(tmp_path: Path, capfd: pyt
     said = capfd.readouterr()
     assert code == 0
     assert said.out == "".join(f"said {step}\n" for step in range(9))
-    assert "levada  8 steps watched, loss " in said.err  # the first step shows the model, and is not watched
+    assert "levada  8 steps watched, 1 to 8, loss " in said.err  # the first shows the model, and is not watched
     assert f"levada report {tmp_path / 'run'}" in said.err
     run = Run(tmp_path / "run")
     assert run.manifest.kind == "watch"
     assert [site["name"] for site in run.signals().sites] == ["0", "1", "2", "3", "4"]
-    assert run.signals().steps[:2] == (0, 2)
-    assert [step for step, _ in run.losses()][:3] == [0, 1, 2]
+    assert run.signals().steps[:2] == (1, 3)
+    assert [step for step, _ in run.losses()] == list(range(1, 9))
+    (end,) = run.events("end")
+    assert end["steps"] == 9
 
 
 def test_a_script_that_trains_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -513,7 +516,7 @@ def test_in_a_terminal_the_view_stands_below_and_ctrl_c_leaves_all_in_order(
     said = [int(line.split()[1]) for line in lines if line.startswith("said ")]
     assert said == list(range(61))
     assert "KeyboardInterrupt" in lines
-    assert any("steps watched, loss " in line for line in lines)
+    assert any("steps watched, 1 to 60, loss " in line for line in lines)
     assert not any("gradient by block" in line for line in lines)
     assert terminal.region == (0, 39)
     assert sum("levada/" in line and "File" in line for line in lines) == 0
@@ -542,5 +545,50 @@ def test_under_torchrun_all_processes_write_one_run_and_the_first_speaks(tmp_pat
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train-1"]
     run = Run(tmp_path / "runs" / "train-1")
     assert run.ranks == (0, 1)
-    assert run.signals(0).steps == run.signals(1).steps == (0, 1, 2)
+    assert run.signals(0).steps == run.signals(1).steps == (1, 2, 3)
     assert done.stderr.count("steps watched") == 1
+
+
+TOGETHER = """
+for step in range(4):
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss = net(torch.ones(4, 8) + step).square().mean()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    print(loss.item())
+"""
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_steps_have_the_numbers_that_they_have_in_the_script(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], several: bool
+) -> None:
+    parts = "[list(net.parameters())[::2], list(net.parameters())[1::2]]" if several else "[list(net.parameters())]"
+    (tmp_path / "train.py").write_text(
+        "import torch\nfrom torch import nn\nnet = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))\n"
+        f"optimizers = [torch.optim.SGD(part, lr=0.1) for part in {parts}]\n" + TOGETHER
+    )
+    assert main(["run", "--quiet", "--run", str(tmp_path / "run"), str(tmp_path / "train.py")]) == 0
+    losses = [float(line) for line in capfd.readouterr().out.split()]
+    assert dict(Run(tmp_path / "run").losses()) == pytest.approx(dict(list(enumerate(losses))[1:]))
+
+
+def test_where_a_step_is_kept_the_terminal_names_it_and_how_to_run_it_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.py").write_text(
+        TRAIN.replace("torch.ones(4, 8)", "torch.ones(4, 8) / (step != 5)") + "train(9)\n"
+    )
+    run = tmp_path / "run"
+    assert main(["run", "--plain", "--run", str(run), str(tmp_path / "train.py")]) == 0
+    lines = [line.strip() for line in capfd.readouterr().err.splitlines()]
+    kept = run / "bundles" / "step-000005-numerical_overflow"
+    assert kept.is_dir()
+    assert lines[-3:] == [
+        "1 step is kept; run it again, where NAME builds the Sequential:",
+        f"levada replay {kept} --model FILE.py:NAME",
+        f"levada report {run} -o report.html",
+    ]
+    assert not any("rank" in line for line in lines), "there is one process"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from levada._errors import MeasurementError, UsageError
+from levada._names import meant
 from levada.commands.output import QUIET
 
 __all__ = ["bench"]
@@ -22,7 +23,7 @@ def bench(options: argparse.Namespace) -> int:
     known = sorted(_benchmarks(folder))
     for name in options.names:
         if name not in known:
-            raise UsageError(f"There is no benchmark {name!r}. There are: {', '.join(known)}.")
+            raise UsageError(f"There is no benchmark {name!r}. There are: {', '.join(known)}.{meant(name, known)}")
     if not options.names:
         print("\n".join(known))  # noqa: T201
     for name in options.names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from pathlib import Path
 
 from levada._errors import UsageError
 from levada.commands.output import QUIET
@@ -18,6 +19,8 @@ def export(options: argparse.Namespace) -> int:
 
     if options.sites < 1:
         raise UsageError(f"--sites must be at least 1, got {options.sites}.")
+    if Path(options.out).is_file():
+        raise UsageError(f"--out must name a folder, got {options.out!r}, which is a file. Name another.")
     # What a tracker prints must not get between the lines that say where the numbers are.
     with contextlib.redirect_stdout(sys.stderr):
         exporter = exporters.export(options.run, options.to, options.out, sites=options.sites)

@@ -41,7 +41,7 @@ def setting(text: str, option: str = "--set") -> tuple[str, str]:
     """Split `KEY=VALUE`, of an option of the command line."""
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise UsageError(f"{option} takes KEY=VALUE, got {text!r}.")
+        raise UsageError(f"{option} takes KEY=VALUE, got {text!r}. Give a key, '=' and its value.")
     return key, value
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from levada import __version__
 from levada._errors import UsageError
 from levada._names import printable
+from levada.runs.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,11 +86,31 @@ def require_writable(options: argparse.Namespace) -> None:
         if name is None or (option, name) == ("json", "-"):
             continue
         path = Path(name)
-        if name == "-" or path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UsageError(f"--{option} must name a file in a folder that can be written to, got {name!r}.")
+        rule = f"--{option} must name a file in a folder that can be written to, got {name!r}"
+        if name == "-":
+            raise UsageError(f"{rule}. Standard output is for --json alone: give the path of a file.")
+        if path.is_dir():
+            raise UsageError(f"{rule}, which is a folder. Give the path of a file in it.")
+        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise UsageError(f"{rule}. Make the folder {str(path.parent)!r}, or give another path.")
     run = getattr(options, "run", None)
-    if run is not None and Path(run).exists():
-        raise UsageError(f"--run must name a folder that does not exist yet, got {run!r}.")
+    if run is not None:
+        _require_free(Path(run), run)
+
+
+def _require_free(path: Path, run: str) -> None:
+    """Raise unless a new run can be kept there."""
+    rule = f"--run must name a folder that does not exist yet, got {run!r}"
+    if (path / MANIFEST).exists():
+        raise UsageError(f"{rule}, which is a run. Name another, or look at that one: levada report {run}")
+    if path.exists():
+        raise UsageError(f"{rule}, which is {'there' if path.is_dir() else 'a file'}. Name another.")
+    there = next(one for one in path.absolute().parents if one.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        what = "cannot be written to" if there.is_dir() else "is a file"
+        raise UsageError(
+            f"--run must name a folder that can be made, got {run!r}: {str(there)!r} {what}. Name another."
+        )
 
 
 def write(path: Path, text: str) -> None:

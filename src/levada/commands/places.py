@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, final
 
 from levada._errors import UsageError
 from levada.runs.manifest import MANIFEST
+from levada.runs.reader import runs_in
 from levada.runs.remote import is_remote, stage
 from levada.watching.ranks import is_first, process_rank
 
@@ -161,19 +162,24 @@ class Places:
         if self._remote:
             # Others than the first may come late, when its record is there.
             if not self._again and is_first() and _holds_run(stage(self._base)):
-                raise UsageError(f"--run must name an address that holds no run yet, got {run!r}.")
+                raise UsageError(f"--run must name an address that holds no run yet, got {run!r}. Name another.")
             return
         folder = Path(self._base) if self._asked else Path(self._base).parent
         if self._asked and not self._again and is_first() and _holds_run(folder):
-            raise UsageError(f"--run must name a folder that holds no run yet, got {run!r}.")
+            look = f"Name another, or look at the one that is there: levada report {run}"
+            raise UsageError(f"--run must name a folder that holds no run yet, got {run!r}. {look}")
+        if self._asked and not self._again and is_first() and (held := runs_in(folder)):
+            raise UsageError(f"--run must name a folder of its own, got {run!r}, which holds {held}. Name one in it.")
         missing = [one for one in (folder, *folder.parents) if not one.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
-            why = error.strerror or error
-            raise UsageError(f"--run must name a folder that can be written, got {run or 'runs'!r}: {why}.") from error
+            file = next((one for one in (folder, *folder.parents) if one.is_file()), None)
+            why = f"{str(file)!r} is a file" if file is not None else error.strerror or error
+            rule = f"--run must name a folder that can be written, got {run or 'runs'!r}"
+            raise UsageError(f"{rule}: {why}. Name another.") from error
         self._made = missing[::-1]
 
 

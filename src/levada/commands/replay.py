@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from levada._errors import UsageError
 from levada.commands.inputs import model_of, named
 from levada.commands.output import FIRED, QUIET, console, fails, require_writable, to_json, write
 
@@ -24,6 +25,9 @@ def replay(options: argparse.Namespace) -> int:
 
     require_writable(options)
     bundle = read_bundle(options.bundle)
+    if options.model is None:
+        built = bundle.facts.get("model") or "model"
+        raise UsageError(f"--model must name what builds the {built} of the bundle: --model FILE.py:NAME")
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"replaying step {bundle.step}"):
         if options.model.endswith(".toml"):
             model, loss, loaded = _trained(Path(options.model), bundle)

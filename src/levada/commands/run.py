@@ -28,9 +28,10 @@ def run(options: argparse.Namespace) -> int:
     if not words:
         raise UsageError("run takes a script, or -m and the name of a module: levada run train.py --lr 0.1")
     if options.every < 1:
-        raise UsageError(f"--every must be at least 1, got {options.every}.")
+        raise UsageError(f"--every must be at least 1, got {options.every}. 20 is every twentieth step.")
     if not 0 < options.max_overhead <= 1:
-        raise UsageError(f"--max-overhead must be a share of the time, in (0, 1], got {options.max_overhead}.")
+        rule = "--max-overhead must be a share of the time, in (0, 1]"
+        raise UsageError(f"{rule}, got {options.max_overhead}. 0.01 is one percent.")
     script = Script(words[0], tuple(words[1:]), module=options.module is not None)
     places = Places(options.run, script.name)
 
@@ -51,12 +52,16 @@ def run(options: argparse.Namespace) -> int:
 
 def _watch(options: argparse.Namespace, place: Place, model: nn.Module, optimizers: Sequence[Optimizer]) -> Any:
     import levada
+    from levada.watching import Continue
 
+    # Steps have the script's numbers: the first one showed the model. Of several optimizers one alone has stepped, and
+    # what the others do ends that step.
+    first = 1 if len(optimizers) == 1 else 0
     shown: bool | Literal["plain"] = "plain" if options.view == "plain" else options.view != "quiet"
     watch = levada.watch(
         model,
         optimizers,
-        run=None if place.alone else place.where,
+        run=Continue(None if place.alone else place.where, first, anew=True),
         every=options.every,
         max_overhead=options.max_overhead,
         live=shown,

@@ -12,28 +12,27 @@ __all__ = ["doctor", "report"]
 
 
 def report(options: argparse.Namespace) -> int:
-    """Run `levada report`: one page from run folders; its path is the last line. 1 if a run is not on it."""
-    from levada.report import write_html
+    """Run `levada report`: one page from run folders; its path is the last line. 1 if something is not on it."""
+    from levada.report.page import write_page
     from levada.runs import Run, find_runs
 
     runs, unreadable = [], False
     for path in [path for root in options.runs for path in find_runs(root)]:
         try:
-            run = Run(path)
+            runs.append(Run(path))
         except UsageError as error:
             unreadable = True
             tell(f"{error} The page is without it.", stderr=True)
-            continue
-        runs.append(run)
-        if run.damage is not None:
-            tell(f"{run.path}: {run.damage.message}; the page shows what is readable.", stderr=True)
     if not runs and unreadable:
         raise UsageError(f"No run in {', '.join(options.runs)} can be read. Try: levada doctor {options.runs[0]}")
     if not runs:
-        raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada check MODEL --run DIR")
-    write_html(runs, Path(options.output))
+        raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada run train.py")
+    damaged = write_page(runs, options.output)
+    for where, told in damaged.items():
+        more = f" And {len(told) - 1} more, on the page." if len(told) > 1 else ""
+        tell(f"{where} is damaged: {told[0]}{more} Look at all of it: levada doctor {where}", stderr=True)
     print(Path(options.output).resolve())  # noqa: T201
-    return FIRED if unreadable else QUIET
+    return FIRED if unreadable or damaged else QUIET
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from levada._errors import UsageError
 from levada.commands.inputs import setting
 from levada.commands.output import QUIET, UNMEASURED, console, studies_bar, tell
+from levada.runs.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from levada.study import Study
@@ -25,6 +27,7 @@ def study(options: argparse.Namespace) -> int:
     from levada.study.executors import executor
 
     settings = dict(setting(text) for text in options.set)
+    _require_folder(Path(options.out))
     jobs = Path(options.out) / ".jobs"
     chosen = {key: _value(text) for key, text in (setting(one, "--executor-set") for one in options.executor_set)}
     studies, every = _chosen(options.names)
@@ -60,6 +63,16 @@ def study(options: argparse.Namespace) -> int:
         folder = str(Path(options.out))
         console().print(f"levada report {folder} -o report.html", style="dim", highlight=False, soft_wrap=True)
     return code
+
+
+def _require_folder(out: Path) -> None:
+    """Raise unless run folders can be made there."""
+    rule = f"--out must name the folder that run folders go to, got {str(out)!r}"
+    file = next((one for one in (out, *out.parents) if one.is_file()), None)
+    if file is not None:
+        raise UsageError(f"{rule}: {file} is a file. Name a folder.")
+    if (out / MANIFEST).exists():
+        raise UsageError(f"{rule}, which is a run itself. Name the folder above it: --out {out.parent}")
 
 
 def _chosen(names: Sequence[str]) -> tuple[list[Study], bool]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from levada._errors import UsageError
+from levada._names import meant
 from levada.inputs import Batch, raised, tensors_in
 
 __all__ = ["Loss", "LossLike", "class_dim", "floating_outputs", "main_output", "resolve_loss"]
@@ -111,7 +112,9 @@ def resolve_loss(loss: LossLike, outputs: Any, batch: Batch) -> Loss | None:
         return _infer(outputs, batch)
     if isinstance(loss, str):
         if loss not in _NAMES:
-            raise UsageError(f"check: loss must be a callable or one of {', '.join(_NAMES)}, got {loss!r}.")
+            raise UsageError(
+                f"check: loss must be a callable or one of {', '.join(_NAMES)}, got {loss!r}.{meant(loss, _NAMES)}"
+            )
         if loss == "output":
             return Loss("output", _from_output)
         _require_targets(loss, batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError
+from levada._names import meant
 from levada.inputs import raised
 from levada.probe.damping import damped, eps_fraction
 from levada.probe.trace import Trace
@@ -212,8 +212,7 @@ def _named(name: str) -> Any:
     lowered = {key.lower(): key for key in known}
     if name.lower() in lowered:
         return known[lowered[name.lower()]]
-    close = difflib.get_close_matches(name.lower(), lowered, n=1)
-    hint = f" Did you mean {lowered[close[0]]}?" if close else ""
+    hint = meant(name, known)
     raise UsageError(f"check: optimizer must be one of {', '.join(sorted(known))}, or a callable, got {name!r}.{hint}")
 
 

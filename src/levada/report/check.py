@@ -83,6 +83,7 @@ def check_view(report: Mapping[str, Any], title: str = "") -> dict[str, Any]:
         "sign": SIGNS.get(str(report.get("verdict")), "?"),
         "headline": headline(report),
         "claim": found[0].get("claim", "") if found else _unknown_reason(report),
+        "state": "",
         "facts": _facts(report),
         "figures": _figures(report, blocks),
         "findings": [finding_view(one, report, blocks) for one in found],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from levada.report.words import count
+from levada.runs.bundles import BUNDLES, Kept
 from levada.runs.frames import MAGIC
 
-__all__ = ["of_events", "of_manifest", "of_signals"]
+__all__ = ["of_bundles", "of_events", "of_manifest", "of_rank", "of_signals"]
 
 MAX_TOLD: Final = 12
 
@@ -21,11 +22,35 @@ def of_signals(read: Mapping[int, Any]) -> list[str]:
     """
     told = []
     for rank, signals in read.items():
+        whose = of_rank(rank, read)
         for message, where in signals.lost():
             taken = f" Missing or shown in less detail: {where}." if where else ""
-            told.append(f"Signals of rank {rank}: {message}.{taken}")
+            told.append(f"Signals{whose}: {message}.{taken}")
     more = [f"{len(told) - MAX_TOLD:,} more damages of signals are not listed."] if len(told) > MAX_TOLD else []
     return [*told[:MAX_TOLD], *more]
+
+
+def of_rank(rank: int, ranks: Collection[int]) -> str:
+    """Name a process where there are several; "" where there is one.
+
+    Example:
+        >>> of_rank(0, [0]), of_rank(1, [0, 1])
+        ('', ' of rank 1')
+    """
+    return f" of rank {rank}" if len(ranks) > 1 or rank else ""
+
+
+def of_bundles(kept: Iterable[Kept]) -> list[str]:
+    """Say which kept steps cannot be run again, and what of them can be used all the same.
+
+    Args:
+        kept: of a run.
+    """
+    return [
+        f"The kept step {BUNDLES}/{one.folder.name} cannot be run again: {one.damage}. {one.left}"
+        for one in kept
+        if one.damage
+    ]
 
 
 def of_manifest(uncertain: Sequence[str]) -> list[str]:

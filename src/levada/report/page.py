@@ -23,13 +23,14 @@ from levada.report.training import training_view
 from levada.report.typeset import typeset
 from levada.report.watch import watch_view
 from levada.report.words import evidence_rows
-from levada.runs import Run
+from levada.runs import Damage, Run
+from levada.runs.lock import is_held
 from levada.runs.manifest import name_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["Source", "render_report", "write_html"]
+__all__ = ["Source", "render_report", "write_html", "write_page"]
 
 _START, _MARK = 2048, b'<meta name="generator" content="levada '
 
@@ -57,7 +58,10 @@ def render_report(sources: Iterable[Source]) -> str:
         >>> "The learning signal reaches every block" in page
         True
     """
-    sections = sorted((section for source in sources for section in _sections(source)), key=_order)
+    return _rendered(sorted((section for source in sources for section in _sections(source)), key=_order))
+
+
+def _rendered(sections: list[dict[str, Any]]) -> str:
     if not sections:
         raise UsageError("render_report: a page needs at least one report or run, got none.")
     for number, section in enumerate(sections, 1):
@@ -66,6 +70,32 @@ def render_report(sources: Iterable[Source]) -> str:
     shared = {"version": __version__, "style": style, "policy": policy, "title": _title(sections)}
     several = sum(section["kind"] == "study" for section in sections) > 1
     return template.render(sections=sections, summary=summary_view(sections) if several else None, **shared)
+
+
+def write_page(sources: Iterable[Source], path: str | Path) -> dict[str, list[str]]:
+    """Write a page as `write_html` does, and say what is missing on it.
+
+    Args:
+        sources: as for `render_report`.
+        path: the file.
+
+    Returns:
+        Of each run that is damaged, by its path, what of it cannot be read: sentences.
+
+    Raises:
+        UsageError: as `write_html`.
+    """
+    target = Path(path)
+    _require_free(target)
+    sections = sorted((section for source in sources for section in _sections(source)), key=_order)
+    text = _rendered(sections)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {section["path"]: section["damage"] for section in sections if section["damage"]}
 
 
 def write_html(runs_or_dicts: Iterable[Source], path: str | Path) -> Path:
@@ -79,16 +109,8 @@ def write_html(runs_or_dicts: Iterable[Source], path: str | Path) -> Path:
         UsageError: as `render_report`, and if the folder does not exist or belongs to a run, or the file exists and is
             no such page.
     """
-    target = Path(path)
-    _require_free(target)
-    text = render_report(runs_or_dicts)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    write_page(runs_or_dicts, path)
+    return Path(path)
 
 
 def _require_free(target: Path) -> None:
@@ -163,12 +185,13 @@ def _sections(source: Source) -> list[dict[str, Any]]:
         raise UsageError(
             f"render_report: this levada shows reports of schema 1, got {source['schema']}. Update levada."
         )
-    return [{"kind": "check", "view": _safe(check_view(source)), "provenance": [], "damage": [], "created": ""}]
+    shared = {"provenance": [], "damage": [], "created": "", "path": ""}
+    return [{"kind": "check", "view": _safe(check_view(source)), **shared}]
 
 
 def _fix_sections(told: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Give a repair, and the checks of the model as it is and as the best remedy makes it."""
-    shared = {"provenance": [], "damage": [], "created": ""}
+    shared = {"provenance": [], "damage": [], "created": "", "path": ""}
     sections: list[dict[str, Any]] = [{"kind": "fix", "view": _safe(fix_view(told)), **shared}]
     for side, words in (("before", "as it is"), ("after", f"with {told.get('remedy')}")):
         report = told.get(side)
@@ -191,6 +214,12 @@ def _safe(view: dict[str, Any]) -> dict[str, Any]:
     return view
 
 
+def _damage(run: Run) -> Damage | None:
+    """Give what is damaged of the log; the frame that a writer is at work on at this moment is not."""
+    damage = run.damage
+    return None if damage is not None and damage.kind == "incomplete" and is_held(run.path) else damage
+
+
 def _run_sections(run: Run) -> list[dict[str, Any]]:
     events = list(run.events())
     told = run.manifest
@@ -201,9 +230,9 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     config |= {key: last[key] for key in ("scale", "settings") if key in last}
     settings = evidence_rows(config)
     provenance = [("run", told.name), ("created", told.created), *versions, *settings, ("command", told.command)]
-    damage = run.damage
+    damage = _damage(run)
     lost = [*of_manifest(told.uncertain), *of_events(events, damage.message if damage else "")]
-    shared = {"provenance": provenance, "damage": lost, "created": told.created}
+    shared = {"provenance": provenance, "damage": lost, "created": told.created, "path": str(run.path)}
     sections: list[dict[str, Any]] = []
     for event in events:
         if event["type"] == "report" and isinstance(event.get("report"), Mapping):
@@ -212,7 +241,7 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     if told.kind == "watch":
         folder = run.path.resolve()
         name = name_of(folder) if told.name == folder.name else told.name
-        view = watch_view(run, name, events)
+        view = watch_view(run, name, events, damage)
         shared["damage"] = [*view.pop("damage"), *lost]
         sections.append({"kind": "watch", "view": _safe(view), **shared})
     elif told.kind == "train":

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from levada._names import NONFINITE
 from levada.report.check import finding_view, table_view
 from levada.report.curve import counted, is_wide, loss_series
 from levada.report.curve import told as told_of
-from levada.report.damage import of_signals
+from levada.report.damage import of_bundles, of_rank, of_signals
 from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
+from levada.report.record import bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
 from levada.report.standing import ended, findings_of, headline_of, stages_of, standing_of
 from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
-from levada.runs.standing import sampling
+from levada.runs.bundles import Kept, replayed
+from levada.runs.frames import Damage
+from levada.runs.lock import is_held
+from levada.runs.standing import Standing, sampling
 
 __all__ = ["Recorded", "findings_of", "watch_view"]
 
@@ -35,6 +40,8 @@ _HEATS: Final = (
 class Recorded(Protocol):
     """What is read of a run: its ranks, and of each the signals as `levada.runs.Signals` gives them."""
 
+    path: Path
+
     @property
     def ranks(self) -> Sequence[int]:
         """The processes that wrote signals."""
@@ -46,7 +53,9 @@ class Recorded(Protocol):
         """Give the loss of each step, as far as it is known."""
 
 
-def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def watch_view(
+    run: Recorded, name: str, events: Sequence[Mapping[str, Any]], damage: Damage | None = None
+) -> dict[str, Any]:
     """Make what the template shows of a watched run; it is the template of a check.
 
     Blocks that other ranks hold, as stages of a pipeline do, follow those of the first; of ranks that hold the same
@@ -55,7 +64,8 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     Args:
         run: the run.
         name: its name.
-        events: its events.
+        events: its events, those that can be read.
+        damage: what keeps its log from being read to its end.
     """
     ranks = {rank: run.signals(rank) for rank in _chosen(run.ranks)}
     depth = _Depth(list(ranks.values()))
@@ -66,25 +76,40 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     left = _left(events)
     losses = depth.first.losses() if depth.first is not None else run.losses()
     stages = [len(signals.sites) for signals in depth.stages]
-    standing = standing_of(events, findings, sampled=depth.last, steps=_steps(depth, losses, left), stages=stages)
+    steps = _steps(depth, losses, events, left)
+    whole, state = state_of(events, steps, held=is_held(run.path), damage=damage)
+    standing = standing_of(events, findings, sampled=depth.last, steps=steps, stages=stages)
     verdict = standing.verdict
-    figures = [*_loss(losses, findings, left), *_heats(depth), *_profiles(depth, left)]
-    damage = of_signals(ranks)  # when all was read
+    logged, kept = logged_in(depth.first), bundles_in(run.path)
+    figures = [*_loss(losses, findings, left), *logged_figures(logged), *_heats(depth), *_profiles(depth, left)]
+    lost = of_signals(ranks)  # when all was read
+    facts = [("steps", f"{steps:,}" if whole else f"at least {steps:,}", _samples(depth, left))]
+    facts += [*_facts(depth, losses, events, steps, len(run.ranks)), *logged_facts(logged)]
     return {
         "title": name,
         "verdict": verdict,
         "sign": SIGNS[verdict],
-        "headline": headline_of(standing, fired) + (", in what can be read" if damage and not fired else ""),
+        "headline": _headline(standing, fired, lost, damage),
         "claim": str(fired[0].get("claim", "")) if fired else "",
-        "damage": damage,
-        "facts": _facts(depth, losses, events, len(run.ranks)),
+        "state": state,
+        "damage": [*lost, *of_bundles(kept)],
+        "facts": [{"label": label, "value": value, "note": note} for label, value, note in facts],
         "figures": figures,
-        "findings": [_told(one, depth) for one in known[:MAX_FINDINGS]],
+        "findings": [_told(one, depth, kept) for one in known[:MAX_FINDINGS]],
         "open": [one for one in findings if one.get("status") == "unknown"],
-        "notes": [standing.told, *_notes(run.ranks, ranks, depth, events, len(known))],
+        "notes": [standing.told, *_notes(run.ranks, ranks, depth, events, len(known)), *bundle_notes(kept, events)],
         "table": table_view(blocks),
         "provenance": [],
     }
+
+
+def _headline(
+    standing: Standing, fired: Sequence[Mapping[str, Any]], lost: Sequence[str], damage: Damage | None
+) -> str:
+    """Say in a line what a run may be called, and whether that rests on a part of what was written."""
+    if damage is not None and standing.verdict == "unknown":
+        return "Not known, as the event log is damaged: what the rules said cannot be read to its end"
+    return headline_of(standing, fired) + (", in what can be read" if (lost or damage) and not fired else "")
 
 
 def _chosen(ranks: Sequence[int]) -> list[int]:
@@ -179,16 +204,19 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
     return [v for part, size in zip(parts, sizes, strict=True) for v in (part or [math.nan] * size)]
 
 
-def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
+def _told(one: Mapping[str, Any], depth: _Depth, kept: Sequence[Kept]) -> dict[str, Any]:
     """Give a finding as a check shows it; one that stands, with the blocks as they were when it came."""
     came, clear = number(one.get("came")), one.get("status") == "clear"
     near = min(depth.steps, key=lambda step: abs(step - came)) if came is not None and depth.steps else None
     blocks = depth.blocks(near) if near is not None and not clear else []
-    evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key != "told_at"}
+    alone = len(depth.replicas) < 2 and len(depth.stages) < 2
+    left_out = ("told_at", "rank") if alone else ("told_at",)
+    evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key not in left_out}
     view = finding_view({**one, "evidence": evidence}, {"blocks": blocks}, blocks)
     when = [("told at step", f"{int(came):,}")] if came is not None else []
     when += [("over at step", short(one["over"]))] if one.get("over") is not None else []
-    view["evidence"] = [*when, *view["evidence"]]
+    again = [replayed(each.folder)[0] for each in kept if not each.damage and f"-{one.get('rule')}" in each.folder.name]
+    view["evidence"] = [*when, *view["evidence"], *(("to run its step again", words) for words in again[:1])]
     if one.get("rule") == "numerical_overflow":
         view["picture"] = None  # samples know whether a block had any, not how many, and not at the step itself
     if clear:
@@ -204,19 +232,26 @@ def _left(events: Sequence[Mapping[str, Any]]) -> float | None:
     return number(next((event.get("left") for event in ends), None)) if ended(events) else None
 
 
-def _steps(depth: _Depth, losses: Sequence[tuple[int, float]], left: float | None) -> int:
+def _steps(
+    depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], left: float | None
+) -> int:
+    """Give how many steps were made: as the run said at its end, and by the last one that is known."""
+    said = next((event.get("steps") for event in reversed(events) if event.get("type") == "end"), 0)
     last = max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])])
-    return last + (last != left)
+    known = last + (last != left)
+    return max(known, said) if isinstance(said, int) and ended(events) else known
+
+
+def _samples(depth: _Depth, left: float | None) -> str:
+    last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
+    last += ", whose update was not made" if depth.steps and depth.steps[-1] == left else ""
+    return f"{count(len(depth.steps), 'sample')} kept{last}"
 
 
 def _facts(
-    depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], ranks: int
-) -> list[dict[str, str]]:
-    left = _left(events)
-    steps = _steps(depth, losses, left)
-    last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
-    last += ", whose update was not made" if depth.steps and depth.steps[-1] == left else ""
-    facts = [("steps", f"{steps:,}", f"{count(len(depth.steps), 'sample')} kept{last}")]
+    depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], steps: int, ranks: int
+) -> list[tuple[str, str, str]]:
+    facts = []
     if losses:
         facts.append(("loss", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
     overhead = _overhead(depth, events)
@@ -225,7 +260,7 @@ def _facts(
     facts.append(("blocks", f"{len(depth.sites):,}", ""))
     if ranks > 1:
         facts.append(("processes", f"{ranks:,}", ""))
-    return [{"label": label, "value": value, "note": note} for label, value, note in facts]
+    return facts
 
 
 def _overhead(depth: _Depth, events: Sequence[Mapping[str, Any]]) -> float | None:
@@ -240,8 +275,7 @@ def _notes(
     ranks: Sequence[int], read: Mapping[int, Any], depth: _Depth, events: Sequence[Mapping[str, Any]], told: int
 ) -> list[str]:
     """Say what is not shown, and what was lost."""
-    notes = [] if ended(events) else ["The record has no end: the run goes on, or its process was killed."]
-    notes += [f"{told - MAX_FINDINGS} more findings are over."] if told > MAX_FINDINGS else []
+    notes = [f"{told - MAX_FINDINGS} more findings are over."] if told > MAX_FINDINGS else []
     if len(read) < len(ranks):
         notes.append(f"{len(read)} of {len(ranks):,} processes were read, evenly chosen.")
     if depth.first is not None and len(depth.replicas) < len(read) - len(depth.stages) + 1:
@@ -250,17 +284,13 @@ def _notes(
     if dropped and dropped[-1]:
         notes.append(f"{count(int(dropped[-1]), 'sample')} came faster than they could be written, and were dropped.")
     notes += [
-        f"Damaged copies lie beside the signals of rank {rank}, and nothing is missing by them: {', '.join(names)}."
+        f"Damaged copies lie beside the signals{of_rank(rank, read)}, and nothing is missing by them: "
+        f"{', '.join(names)}."
         for rank, signals in read.items()
         if (names := signals.copies())
     ]
     notes += [str(event["problem"]) for event in events if event.get("problem")]
     notes += [_ending(str(event["error"])) for event in events[-1:] if event.get("error")]
-    notes += [
-        f"The step of {event.get('path')} can be run again: `levada replay`."
-        for event in events
-        if event.get("type") == "bundle"
-    ]
     return list(dict.fromkeys(notes))
 
 
@@ -327,8 +357,8 @@ def _profiles(depth: _Depth, left: float | None) -> list[dict[str, str]]:
         series = _lines(depth, name, lines, None if name == "gradient_rms" else left)
         if series:
             spec = {"x": {"label": "block"}, "y": {"label": label, "scale": "log"}, "series": series}
-            spread = "low" in series[-1]
-            caption = f"At the last step with the range over {len(depth.replicas)} processes." if spread else ""
+            last = _at_last(depth, name) if "low" in series[-1] else []
+            caption = f"At the last step with the range over {len(last)} processes." if last else ""
             figures.append({"title": title, "caption": caption, "svg": figure(spec)})
     return figures
 
@@ -345,17 +375,20 @@ def _lines(depth: _Depth, name: str, most: int, left: float | None) -> list[dict
         line |= {"x": list(range(len(y))), "y": y}
         lines.append(line)
         if step == chosen[-1]:
-            line |= _spread(depth, name, step)
+            line |= _spread(_at_last(depth, name))
     return lines
 
 
-def _spread(depth: _Depth, name: str, step: int) -> dict[str, Any]:
-    """Give the lowest and the highest over the ranks that hold the same blocks as the first."""
-    if len(depth.replicas) < 2:
+def _at_last(depth: _Depth, name: str) -> list[list[float | None]]:
+    """Give a signal of the last sample, of each process that holds the same blocks as the first, and that sample."""
+    # One that was killed before the others lacks it.
+    return [values for signals in depth.replicas if (values := _Depth([signals]).at(name, depth.steps[-1]))]
+
+
+def _spread(read: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    """Give the lowest and the highest over several processes."""
+    if len(read) < 2:
         return {}
-    columns = [
-        [math.nan if value is None else value for value in column]
-        for column in zip(*(_Depth([signals]).at(name, step) for signals in depth.replicas), strict=True)
-    ]
+    columns = [[math.nan if value is None else value for value in column] for column in zip(*read, strict=True)]
     ends = {"low": min, "high": max}
     return {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}

@@ -13,7 +13,7 @@ from typing import Any, Final, final
 
 from levada.runs.frames import Damage
 
-__all__ = ["BUNDLES", "Kept", "bundles_of", "examine_bundles", "look_at"]
+__all__ = ["BUNDLES", "Kept", "bundles_of", "examine_bundles", "look_at", "replayed"]
 
 BUNDLES: Final = "bundles"
 _TABLE, _TENSORS = "bundle.json", "tensors.pt"
@@ -45,8 +45,26 @@ def bundles_of(run: Path) -> list[Path]:
     Args:
         run: the run's folder.
     """
-    # A draft is hidden until it is whole.
-    return [path for path in sorted((run / BUNDLES).glob("*")) if path.is_dir() and not path.name.startswith(".")]
+    # A draft is hidden until it is whole; other folders are the user's.
+    return [path for path in sorted((run / BUNDLES).glob("step-*")) if path.is_dir()]
+
+
+def replayed(folder: Path) -> tuple[str, bool]:
+    """Give the command that runs a kept step again, and whether it is whole.
+
+    Of a run inside of a training, the training's configuration builds the model; else its user knows what does.
+
+    Args:
+        folder: the bundle.
+
+    Example:
+        >>> replayed(Path("runs/a/bundles/step-000007-loss_spike"))
+        ('levada replay runs/a/bundles/step-000007-loss_spike --model FILE.py:NAME', False)
+    """
+    watched = folder.parents[1].parent
+    config = watched.parent / "config.toml"
+    whole = watched.name == "watch" and config.is_file()
+    return f"levada replay {folder} --model {config if whole else 'FILE.py:NAME'}", whole
 
 
 def examine_bundles(run: Path) -> tuple[int, list[Damage]]:

@@ -15,7 +15,7 @@ from levada.runs.aside import set_aside
 from levada.runs.bundles import examine_bundles
 from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.manifest import LOG, MANIFEST, SCHEMA, Manifest, parsed, read_manifest
-from levada.runs.reader import examine
+from levada.runs.reader import examine, require_one
 from levada.runs.rebuilding import rebuilt
 from levada.runs.segments import UnreadableError, damaged, orphaned, places, read_samples, verified
 from levada.runs.signals import PAUSES, rank_folders
@@ -141,6 +141,7 @@ def doctor(path: str | Path) -> Health:
     """
     folder = local(path)
     manifest, reason = None, None
+    require_one(folder)
     try:
         manifest = read_manifest(folder)
     except UsageError as error:

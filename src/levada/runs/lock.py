@@ -119,21 +119,19 @@ def is_held(folder: Path) -> bool | None:
         folder: the run.
 
     Returns:
-        None where it cannot be known: the last writer was on another machine, the lock may not be read, or the file
-        system has no locks.
+        None where it cannot be known: the last writer was on another machine, the lock may not be read or is not there,
+        as in a copy of a run, or the file system has no locks.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> before, lock = is_held(folder), WriterLock(folder)
         >>> before, is_held(folder), lock.release(), is_held(folder)
-        (False, True, None, False)
+        (None, True, None, False)
     """
     path = folder / NAME
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
     except OSError:
         return None
     try:

@@ -165,6 +165,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise UsageError(f"{folder}: a run is a folder that exists; there is nothing here. Check the path.")
     if path.is_dir():
         raise UsageError(f"{path}: a run's manifest is a file, and this is a folder. Move it to another place.")
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: a run is a folder, and this is a file. Give the folder that levada wrote.")
     if not path.is_file():
         raise UsageError(f"{folder}: a run holds {MANIFEST}, and this does not. Give the folder that levada wrote.")
     found = parsed(path.read_bytes())

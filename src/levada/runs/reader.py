@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from levada._errors import UsageError
 from levada._numbers import restore_numbers
@@ -16,7 +16,9 @@ from levada.runs.frames import MAGIC, Damage, scan
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
 from levada.runs.signals import Signals, rank_folders
 
-__all__ = ["Run", "examine", "find_runs"]
+__all__ = ["Run", "examine", "find_runs", "require_one", "runs_in"]
+
+_NAMED: Final = 6  # runs that a message names
 
 
 @final
@@ -32,6 +34,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = local(path)
+        require_one(self.path)
         self.manifest: Manifest = read_manifest(self.path)
 
     def __repr__(self) -> str:
@@ -120,6 +123,38 @@ def examine(folder: Path) -> tuple[Counter[str], int, Damage | None]:
     return types, good, None
 
 
+def runs_in(folder: Path) -> str:
+    """Name the runs that lie in a folder, one beside the other; "" without any.
+
+    Args:
+        folder: it need not exist.
+    """
+    return _listed(sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")))
+
+
+def _listed(runs: Sequence[Path]) -> str:
+    more = f" and {len(runs) - _NAMED:,} more" if len(runs) > _NAMED else ""
+    return f"{', '.join(map(str, runs[:_NAMED]))}{more}"
+
+
+def require_one(folder: Path) -> None:
+    """Raise if a folder is no run, and one is near: below it, or around it.
+
+    Args:
+        folder: what was given for a run.
+
+    Raises:
+        UsageError: if so; it names them.
+    """
+    if not folder.is_dir() or (folder / MANIFEST).exists() or (folder / LOG).exists():
+        return
+    if below := _listed(find_runs(folder)):
+        raise UsageError(f"{folder}: one run is asked for, and this is a folder that holds {below}. Give one.")
+    around = next((one for one in folder.absolute().parents if (one / MANIFEST).is_file()), None)
+    if around is not None:
+        raise UsageError(f"{folder}: a run is asked for, and this is a part of one. Give the run: {around}")
+
+
 def find_runs(root: str | Path, *, whole: bool = True) -> list[Path]:
     """Find the run folders at and below a path, sorted; links are not followed and hidden folders are left out.
 
@@ -131,6 +166,8 @@ def find_runs(root: str | Path, *, whole: bool = True) -> list[Path]:
         UsageError: if `root` is not a folder.
     """
     start = local(root)
+    if start.is_file():
+        raise UsageError(f"{start}: runs are looked for in a folder, and this is a file. Give the folder of the run.")
     if not start.is_dir():
         raise UsageError(f"{start}: runs are looked for in a folder that exists, and this is none. Check the path.")
     found = []

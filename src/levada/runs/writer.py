@@ -63,8 +63,9 @@ class RunWriter:
         """
         folder = Path(path)
         manifest = describe(kind, name, config)
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder}: a run is a folder, and a file of this name exists. Choose another name.")
+        there = next((one for one in (folder, *folder.parents) if one.exists()), None)
+        if there is not None and not there.is_dir():
+            raise UsageError(f"{folder}: a run is a folder, and {there} is a file. Choose another name.")
         folder.mkdir(parents=True, exist_ok=True)
         lock = WriterLock(folder)
         try:

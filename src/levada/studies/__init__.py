@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from levada._errors import UsageError
+from levada._names import meant
 from levada.runs import Run
 from levada.studies.attention_recall import STUDY as ATTENTION_RECALL
 from levada.studies.degradation import STUDY as DEGRADATION
@@ -77,8 +78,9 @@ def find(name: str) -> Study:
     for study in STUDIES.values():
         if name.lower() in (study.name.lower(), study.slug):
             return study
-    known = ", ".join(f"{study.name} ({study.slug})" for study in STUDIES.values())
-    raise UsageError(f"study {name!r} is not known; there are: {known}.")
+    near = meant(name, [*(study.slug for study in STUDIES.values()), *STUDIES])
+    there = f"There are {len(STUDIES)}: `levada list studies` names them."
+    raise UsageError(f"study {name!r} is not known.{near} {there}")
 
 
 def run_study(name: str, **options: Any) -> Run:

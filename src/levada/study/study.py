@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from levada._errors import UsageError
+from levada._names import meant
 from levada.study.claim import Claim
 from levada.study.figure import Figure
 from levada.study.picture import Picture
@@ -98,16 +99,18 @@ class Study:
 
         Raises:
             UsageError: if the scale or a setting is not known, or a value is not of the setting's type, or not above 0
-                where the setting's own is.
+                where the setting's own is, or a name in another case than the study's.
         """
         if scale not in SCALES:
             raise UsageError(f"study {self.name}: scale must be one of {', '.join(SCALES)}, got {scale!r}.")
         settings = {**self.settings, **self.scales.get(scale, {})}
         for key, value in (changes or {}).items():
             if key not in settings:
-                raise UsageError(f"study {self.name} has no setting {key!r}; it has: {', '.join(sorted(settings))}.")
+                known = ", ".join(sorted(settings))
+                raise UsageError(f"study {self.name} has no setting {key!r}; it has: {known}.{meant(key, settings)}")
             settings[key] = self._read(key, value)
             self._require_positive(key, settings[key])
+            self._require_case(key, settings[key])
         return settings
 
     def _read(self, key: str, value: Any) -> Any:
@@ -117,6 +120,18 @@ class Study:
         except (TypeError, ValueError) as error:
             kind = f"{type(default[0]).__name__}, with commas" if _is_list(default) else type(default).__name__
             raise UsageError(f"study {self.name}: setting {key!r} is of type {kind}; got {value!r}.") from error
+
+    def _require_case(self, key: str, value: Any) -> None:
+        """Raise where a name is one that the study knows, but for its case; of a folder any case may be meant."""
+        tables = (self.settings, *self.scales.values())
+        known = {name for table in tables for name in _names(table.get(key))} if key != "folder" else set[str]()
+        for name in _names(value):
+            near = next((one for one in sorted(known - {name}) if one.lower() == name.lower()), "")
+            if near and name not in known:
+                raise UsageError(
+                    f"study {self.name}: {key} must be one of {', '.join(sorted(known))}, got {name!r}. "
+                    f"Did you mean {near!r}?"
+                )
 
     def _require_positive(self, key: str, value: Any) -> None:
         """Raise where a number is not above 0 and the study's own is: it counts or measures something."""
@@ -128,6 +143,11 @@ class Study:
             and not all(number > 0 for number in values)
         ):
             raise UsageError(f"study {self.name}: {key} must be above 0, got {value}.")
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Give the texts of a setting."""
+    return tuple(one for one in (value if _is_list(value) else (value,)) if isinstance(one, str))
 
 
 def _is_list(value: Any) -> bool:

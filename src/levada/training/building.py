@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from levada import connections, initialise, networks
 from levada._errors import UsageError, require_at_least
+from levada._names import nearest
 from levada.connection import Connection
 from levada.grouping import parameter_groups
 from levada.networks import Network
@@ -153,8 +153,8 @@ def _called(build: Any, path: str, inner: Mapping[str, Any], **options: Any) -> 
 def _named(name: str, known: Mapping[str, Any], path: str) -> Any:
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}."
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(sorted(known))}."
     raise UsageError(f"train: {path} {name!r} is not known; {hint}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import inspect
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from levada._errors import UsageError
+from levada._names import meant, nearest
 from levada.training.config import FIXED, FREE, Config
 
 __all__ = ["content_hash", "devices", "differences", "fitting", "read", "resolve", "settings", "to_dict", "to_toml"]
@@ -36,9 +36,12 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> Config:
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"train: {str(file)!r} cannot be read: {error.strerror}. Give a TOML file.") from error
+        own = file / "config.toml"
+        advice = f"Of a run, give the file in it: {own}" if own.is_file() else "Give a TOML file."
+        raise UsageError(f"train: {str(file)!r} cannot be read: {error.strerror}. {advice}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"train: {str(file)!r} is not TOML: {error}.") from error
+        advice = f" A script is run by: levada run {file}" if file.suffix == ".py" else ""
+        raise UsageError(f"train: {str(file)!r} is not TOML: {error}.{advice}") from error
     return resolve(tables, changes)
 
 
@@ -70,7 +73,7 @@ def _change(tables: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     keys = path.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise UsageError(f"train: --set takes table.key=value, got {change!r}.")
+        raise UsageError(f"train: --set takes table.key=value, got {change!r}. So as in: --set run.steps=100")
     inner: Any = tables
     for key in keys[:-1]:
         inner[key] = dict(inner[key]) if isinstance(inner.get(key), Mapping) else {}
@@ -113,9 +116,8 @@ def _build(kind: Any, given: Any, path: str) -> Any:
 
 
 def _nearest(key: str, known: Mapping[str, Any], path: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    if near:
-        return f"did you mean {f'{path}.' if path else ''}{near[0]}?"
+    if near := nearest(key, known):
+        return f"did you mean {f'{path}.' if path else ''}{near}?"
     return f"there {'are' if len(known) > 1 else 'is'}: {', '.join(known)}."
 
 
@@ -134,8 +136,7 @@ def fitting(value: Any, kind: Any, path: str) -> Any:
     if origin is Literal:
         if value in arguments and type(value) is type(arguments[arguments.index(value)]):
             return value
-        near = difflib.get_close_matches(str(value), [a for a in arguments if isinstance(a, str)], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = meant(str(value), [choice for choice in arguments if isinstance(choice, str)])
         if path == "run.device":
             hint = f" PyTorch has here: {devices()}."
         raise UsageError(f"train: {path} must be one of {', '.join(map(repr, arguments))}, got {value!r}.{hint}")

@@ -11,6 +11,7 @@ from levada._errors import MeasurementError, UsageError
 from levada.runs import Run, RunWriter
 from levada.runs.curves import curve
 from levada.runs.manifest import write_atomically
+from levada.runs.reader import runs_in
 from levada.training.config import Config
 from levada.training.files import content_hash, differences, read, to_dict, to_toml
 
@@ -48,6 +49,7 @@ def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str 
                 f"train: run.folder {str(folder)!r} holds checkpoints, and no run that they belong to. Name another "
                 "folder, or remove them."
             )
+        _require_free(folder)
         writer = RunWriter.create(
             folder, kind="train", name=folder.name, config={"hash": content_hash(config), **to_dict(config)}
         )
@@ -64,6 +66,19 @@ def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str 
     if launch:
         writer.append("launched", name=launch)
     return writer, continued
+
+
+def _require_free(folder: Path) -> None:
+    """Raise if a folder holds other runs, or files under the names that a training's own have."""
+    if held := runs_in(folder):
+        came = f"{str(folder)!r}, which holds {held}"
+        raise UsageError(f"train: run.folder must be one run's, got {came}. Name a folder in it.")
+    taken = [name for name in (CONFIG, "watch") if (folder / name).exists()]
+    if taken:
+        raise UsageError(
+            f"train: run.folder must be a new folder, or one in which nothing is called as a training's files are, got "
+            f"{str(folder)!r}, which holds {taken[0]}. Name another folder, or move that."
+        )
 
 
 def _is_of(folder: Path, launch: str) -> bool:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from levada._errors import UsageError, require_number
+from levada._names import OWN_SCALARS
 from levada.watching.sample import Continue, Listener
 
 __all__ = ["optimizers_of", "require_arguments", "require_scalars"]
-
-# Scalars of a sample that the watch measures; two of them the rules read.
-_OWN: Final = ("loss", "lr", "gradient_norm", "loss_scale", "overhead", "nonfinite_rank", "gradient_nonfinite_rank")
 
 
 def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
@@ -98,7 +96,7 @@ def require_scalars(scalars: Mapping[str, Any]) -> dict[str, float]:
     """
     found = {}
     for name, value in scalars.items():
-        if name in _OWN:
+        if name in OWN_SCALARS:
             other = f"train_{name}" if name == "loss" else f"my_{name}"
             raise UsageError(
                 f"Watch.log: {name!r} is measured by the watch itself, got {value!r}. Leave it out, or log yours under "

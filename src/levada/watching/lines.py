@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from levada._names import printable
+from levada.runs.bundles import bundles_of, replayed
 from levada.runs.standing import Standing, sampling
 from levada.watching.drawing import Course, Line
+from levada.watching.places import original
 
 if TYPE_CHECKING:
     from levada.diagnose import Finding
@@ -128,8 +131,10 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
         width: of the lines, at most.
         fine: whether letters beyond ASCII can be shown.
     """
-    steps = int(watch.steps)
-    told = f"{steps:,} {'step' if steps == 1 else 'steps'} watched"
+    steps, first = int(watch.steps), (losses.first if losses is not None else None) or 0
+    seen = steps - first
+    told = f"{seen:,} {'step' if seen == 1 else 'steps'} watched"
+    told += f", {first:,} to {steps - 1:,}" if first and seen > 1 else ""
     if losses is not None and losses.last is not None:
         told += f", loss {losses.values[0]:.4g} to {losses.last[1]:.4g}"
     lines: list[Line] = [[("levada", "bold cyan"), ("  ", ""), (told, "")]]
@@ -141,6 +146,20 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
     sampled = [sample.step for sample in getattr(watch, "samples", ())]
     cost = cost_pieces(watch, sampled, steps)
     lines.append([("  " + BETWEEN[fine].join([*cost, *_record(watch)]), "dim")])
-    if getattr(watch, "run", None) is not None:
-        lines.append([(f"  levada report {watch.run} -o report.html", "dim")])
+    run = getattr(watch, "run", None)
+    if run is not None:
+        lines += [[(f"  {words}", "dim")] for words in _replays(watch, Path(run))]
+        lines.append([(f"  levada report {run} -o report.html", "dim")])
     return lines
+
+
+def _replays(watch: Any, run: Path) -> list[str]:
+    """Name the kept steps, each with the command that runs it again, and say what its user must fill in."""
+    kept = [replayed(folder) for folder in bundles_of(run)]
+    if not kept:
+        return []
+    told = "1 step is kept; run it again" if len(kept) == 1 else f"{len(kept)} steps are kept; run them again"
+    if not all(whole for _, whole in kept):
+        built = type(original(watch.model)).__name__ if hasattr(watch, "model") else "model"
+        told += f", where NAME builds the {built}"
+    return [f"{told}:", *(words for words, _ in kept)]

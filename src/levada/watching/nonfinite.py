@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from levada.diagnose.finding import Finding
 from levada.watching.given import LOOK, Given, listed, unfit_inputs, unfit_targets
 from levada.watching.places import original, plain_name
+from levada.watching.ranks import is_one_of_several
 from levada.watching.reading import plain
 from levada.watching.view import View
 
@@ -225,11 +226,12 @@ class Nonfinite:
         else:
             when = f"NaN or Inf, first seen at the sampled step {step}; it entered after step {after} and by step {by}"
         block, data = place.block, place.kind in ("inputs", "targets")
+        who = f", on rank {rank}" if rank or is_one_of_several() else ""
         return Finding(
             rule=RULE,
             severity="error" if not harmless else "info" if always else "warn",
             status="fired",
-            claim=f"{when}, on rank {rank}: {place.words}." + (" The loss is finite." if harmless else ""),
+            claim=f"{when}{who}: {place.words}." + (" The loss is finite." if harmless else ""),
             where={"first": block, "last": block} if block else {},
             evidence={
                 "tensor": place.kind,
@@ -246,7 +248,7 @@ class Nonfinite:
             falsify=(
                 "Look at these values before the model is given them: if they are finite, this is wrong."
                 if data
-                else "Re-run the step: levada replay BUNDLE --model MODEL names the first operation that is not finite."
+                else "Re-run the step from its bundle: levada replay names the first operation that is not finite."
             ),
             remedies=(LOOK,) if data else (),
             source="IEEE 754: a NaN stays one through every sum and product",

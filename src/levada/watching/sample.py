@@ -58,12 +58,14 @@ class Continue:
     readers see the later ones.
 
     Attributes:
-        folder: the run; it is begun if there is none yet.
+        folder: the run; it is begun if there is none yet. None keeps no record.
         step: number of the first optimizer step that follows.
+        anew: whether the record must be a new one, whose steps before this one were not watched.
     """
 
-    folder: str | Path
+    folder: str | Path | None
     step: int
+    anew: bool = False
 
     def __post_init__(self) -> None:
         require_at_least("Continue", "step", self.step, 0)

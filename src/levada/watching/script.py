@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from levada._errors import UsageError
+from levada.runs.manifest import MANIFEST
 from levada.watching.owners import Trained, find_trained
 from levada.watching.telling import say
 
@@ -62,15 +63,28 @@ class Script:
             UsageError: if there is no such file or module.
         """
         if not self.module:
-            if not Path(self.target).exists():
+            path = Path(self.target)
+            if not path.exists():
                 raise UsageError(f"run: SCRIPT must be a file that exists, got {self.target!r}. Check the path.")
+            if path.is_dir() and (path / MANIFEST).is_file():
+                look = f"Look at it by levada report {path}, or name its folder behind --run to keep one."
+                raise UsageError(f"run: SCRIPT must be a Python file, got {self.target!r}, which is a run. {look}")
+            if path.is_dir() and not any(path.glob("__main__.py*")):
+                raise UsageError(
+                    f"run: SCRIPT must be a Python file, or a folder with a __main__.py, got {self.target!r}, a folder "
+                    "without one. Give a file in it."
+                )
+            if path.suffix == ".toml":
+                advice = f"To train as that says: levada train {path}"
+                raise UsageError(f"run: SCRIPT must be a Python file, got {self.target!r}. {advice}")
             return
         try:
             found = importlib.util.find_spec(self.target)
         except ModuleNotFoundError:
             found = None
         if found is None:
-            raise UsageError(f"run: -m takes the name of a module that can be imported, got {self.target!r}.")
+            hint = "Leave out .py." if self.target.endswith(".py") else "Check the name, and the folder you are in."
+            raise UsageError(f"run: -m takes the name of a module that can be imported, got {self.target!r}. {hint}")
 
 
 class _Watch(Protocol):

@@ -324,7 +324,7 @@ def _finding(spike: _Spike, view: View) -> Finding:
             else "What was learned may come back by itself, or not."
         ),
         falsify=(
-            "Re-run the step from its bundle, levada replay BUNDLE --model MODEL; go on from before it without these "
+            "Re-run the step from its bundle, by levada replay; go on from before it without these "
             "batches: if the loss rises again, the batch was not why."
         ),
         source="Chowdhery et al. 2022, arXiv 2204.02311 (spikes, and skipping their batches)",

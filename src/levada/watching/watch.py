@@ -377,11 +377,11 @@ def watch(
 def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Literal["plain"]) -> None:
     """Add the rules, what keeps the record, and what shows it."""
     recording: Recording | None = None
-    if run is not None:
+    made._record = run.folder if isinstance(run, Continue) else run
+    if made._record is not None:
         from levada.watching.recording import Recording
 
-        resume = isinstance(run, Continue)
-        made._record = run.folder if isinstance(run, Continue) else run
+        resume = isinstance(run, Continue) and not run.anew
         try:
             recording = Recording(made._record, made, resume=resume)
         except OSError as error:

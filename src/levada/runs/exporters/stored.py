@@ -69,8 +69,8 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
         The exporter, closed; `where` and `hint` say where the numbers are, and what shows them.
 
     Raises:
-        UsageError: if the run was not watched or keeps nothing yet, the tracker is unknown or not installed, or `sites`
-            is negative.
+        UsageError: if the run was not watched or keeps nothing yet, the tracker is unknown or not installed, its files
+            would come into the folder of a run, or `sites` is negative.
 
     Cost:
         Memory for what is exported, and for one signal of one site at a time beside it.
@@ -84,6 +84,7 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
         lacking = "signals, losses or findings" if run.manifest.kind == "watch" else "signals"
         raise UsageError(f"{run.path}: what is exported is a watched run, and this keeps no {lacking}.{_watched(run)}")
     name = name_of(place or run.path.resolve())
+    _require_outside(out, name, to)
     exporter = open_exporter(to, out, name=name, config={**run.manifest.config, "levada": dict(run.manifest.versions)})
     try:
         steps, times = _clock(run)
@@ -97,6 +98,19 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
     finally:
         exporter.close()
     return exporter
+
+
+def _require_outside(out: str | Path, name: str, to: str) -> None:
+    """Raise if a tracker's files would come into the folder of a run."""
+    if is_remote(str(out)):
+        return
+    target = (Path(out) / name if to == "tensorboard" else Path(out)).absolute()
+    own = next((folder for folder in (target, *target.parents) if (folder / MANIFEST).exists()), None)
+    if own is not None:
+        raise UsageError(
+            f"export: a tracker's files do not go into the folder of a run, and with the folder {str(out)!r} they come "
+            f"into {own}. Choose another with --out."
+        )
 
 
 def _numbers(run: Run, sites: int) -> dict[int, dict[str, float]]:
