@@ -36,7 +36,7 @@ __all__ = ["project", "read", "read_backward", "read_projected", "weights_of"]
 PROJECT: Final = {"tile": 128, "bytes": 128, "rows": 256, "num_warps": 8, "num_stages": 4, "programs": 256, "parts": 16}
 READ: Final = {"elements": 2048, "block": 1024, "num_warps": 4}
 BY_READS: Final = {"elements": 4096, "num_warps": 4}
-BY_STATE: Final = {"tile": 64, "block": 64, "rows": 128, "num_warps": 4, "stages": 3, "programs": 528}
+BY_STATE: Final = {"tile": 64, "block": 64, "rows": 128, "num_warps": 4, "stages": 3, "programs": 1056}
 
 _TYPES = {torch.float32, torch.bfloat16, torch.float16}
 _MOST_STREAMS = 16
@@ -180,13 +180,14 @@ def _by_state(
     column = (tl.program_id(0) // n) * block + tl.arange(0, block)
     inside = (column < width)[None, :]
     group = tl.program_id(2)
+    part = tl.num_programs(1) - 1 - tl.program_id(1)  # what `_by_reads` read last may still be in the cache
     row = group * padded + tl.arange(0, padded)
     total = tl.zeros([block, padded], dtype=tl.float32)
     if groups == 1:
         mask = (row < count)[:, None] & inside
         weight, rest = _load_weights(weights, row, j * width + column, mask, n * width, kind, split)
     for start in tl.range(0, span, tile, num_stages=stages):
-        token = (tl.program_id(1) * span + start + tl.arange(0, tile)).to(tl.int64)
+        token = (part * span + start + tl.arange(0, tile)).to(tl.int64)
         real = token < tokens
         here = real[:, None] & inside
         place = (token * n + j)[:, None] * width + column[None, :]
@@ -215,7 +216,7 @@ def _by_state(
             total = tl.dot(tl.trans(x), high, total)
         else:
             total = tl.dot(tl.trans(x.to(tl.float32)), high, total, input_precision="tf32x3")
-    place = (tl.program_id(1).to(tl.int64) * count + row)[None, :] * (n * width) + (j * width + column)[:, None]
+    place = (part.to(tl.int64) * count + row)[None, :] * (n * width) + (j * width + column)[:, None]
     tl.store(by_weights + place, total, mask=(column < width)[:, None] & (row < count)[None, :])
 
 
