@@ -7,6 +7,7 @@ import torch
 
 from levada.ops.manifold import Form, read_streams, reference
 from levada.ops.manifold import autograd as registered
+from levada.ops.streams import reference as streams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -138,3 +139,21 @@ def test_logits_of_any_size(dtype):
     for found, truth in zip(got, expected, strict=True):
         assert found.isfinite().all()
         assert (found.double() - truth).abs().max() <= max(2 * torch.finfo(found.dtype).eps, 5e-4) * truth.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("form", [FORMS["paper"], FORMS["identity"]], ids=["paper", "identity"])
+def test_what_is_written_may_be_projected_on_the_way(form, dtype):
+    kernels = pytest.importorskip("levada.ops.manifold.triton")
+    ahead = pytest.importorskip("levada.ops.manifold.ahead.triton")
+    for sizes in [*SIZES, (4096, 4, 2560)]:
+        state, *parameters = (x.detach() for x in arguments(*sizes, form, dtype))
+        generator = torch.Generator("cuda").manual_seed(1)
+        out = torch.randn(sizes[0], sizes[2], generator=generator, device="cuda").to(dtype)
+        _, _, weights, mix = reference.read(state, *parameters, form)
+        new, sums = ahead.write_and_project(state, out, weights, mix, parameters[0])
+        wide = [None if x is None else x.double() for x in (state, out, weights, mix)]
+        close([new], [streams.write(*wide)], dtype)
+        got = kernels.read_projected(new, sums, *parameters[1:], form)
+        expected = reference.read_and_keep(new.double(), *(x.double() for x in parameters), *form)
+        close([x for x in got if x.numel()], [x for x in expected if x.numel()], dtype)

@@ -8,11 +8,12 @@ from triton.compiler import ASTSource
 
 from levada.ops.manifold import Form
 from levada.ops.manifold import triton as kernels
+from levada.ops.manifold.ahead import triton as ahead
 from levada.ops.manifold.gates import triton as gates
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What is in the streams' type; all other tensors are in float32.
-NARROW = {"state", "x", "by_x", "by_new", "by_state"}
+NARROW = {"state", "x", "by_x", "by_new", "by_state", "out", "new"}
 
 
 def pieces(n, width, form, dtype):
@@ -25,7 +26,9 @@ def pieces(n, width, form, dtype):
     common = gates.options_of(n, count, form)
     epsilons = {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
     block, padded = kernels.block_of(width, 1024), triton.next_power_of_2(n)
+    onward = {"mixes": form.mixes, "split": rows > count, **ahead.plan_of(tokens, width, rows, TYPES[dtype])}
     return {
+        "_write_and_project": {"width": width, "n": n, "count": count, "rows": rows} | onward,
         "_project": {"size": size, "count": count, "rows": rows, "split": rows > count} | project,
         "gates": {"size": size, "parts": project["parts"]} | epsilons | common,
         "_read": {"width": width, "n": n, "together": 2, "block": block, "num_warps": 4},
@@ -35,7 +38,9 @@ def pieces(n, width, form, dtype):
     }
 
 
-@pytest.mark.parametrize("name", ["_project", "gates", "_read", "_by_reads", "gates_backward", "_by_state"])
+@pytest.mark.parametrize(
+    "name", ["_project", "gates", "_read", "_by_reads", "gates_backward", "_by_state", "_write_and_project"]
+)
 @pytest.mark.parametrize(
     ("n", "width", "form", "dtype", "capability"),
     [
@@ -48,13 +53,16 @@ def pieces(n, width, form, dtype):
     ],
 )
 def test_it_compiles(name, n, width, form, dtype, capability):
-    kernel = getattr(kernels, name)
+    if name == "_write_and_project" and n > ahead._MOST_STREAMS:
+        pytest.skip("two kernels do it")
+    kernel = getattr(ahead if name == "_write_and_project" else kernels, name)
     constants = pieces(n, width, form, dtype)[name]
     options = {key: constants.pop(key) for key in ("num_warps", "num_stages") if key in constants}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     signature = {key: "*" + dtype if key in NARROW else "*fp32" for key in kernel.arg_names}
-    if name == "_project" and dtype != "fp32":
-        signature["weights"] = "*" + dtype
+    parts = {"_project": "weights", "_write_and_project": "factors"}
+    if name in parts:
+        signature[parts[name]] = "*" + dtype
     if dtype == "bf16":
         signature |= {key: "*bf16" for key in ("by_logits",) if key in signature}
     signature |= {key: "i32" for key in ("tokens",) if key in signature}

@@ -11,7 +11,9 @@ from triton.runtime import interpreter
 
 from levada.ops.manifold import reference
 from levada.ops.manifold import triton as kernels
+from levada.ops.manifold.ahead import triton as ahead
 from levada.ops.sinkhorn import steps_at_once
+from levada.ops.streams import reference as streams
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +25,8 @@ def small_blocks(monkeypatch):
     monkeypatch.setitem(kernels.BY_READS, "elements", 64)
     monkeypatch.setitem(kernels.BY_STATE, "tile", 16)
     monkeypatch.setitem(kernels.BY_STATE, "block", 32)
+    monkeypatch.setitem(ahead.AHEAD, "tile", 16)
+    monkeypatch.setitem(ahead.AHEAD, "bytes", 64)
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +169,19 @@ def test_no_tokens():
     got = both_ways(kernels, tensors, by, form)
     assert [tuple(x.shape) for x in got[:6]] == [(0, 5), (0, 4), (0, 4), (0, 4, 4), (0, 24), (0,)]
     assert not any(x.any() for x in got[7:])
+
+
+@pytest.mark.parametrize("form", [FORMS["few"], FORMS["identity"]], ids=["few", "identity"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (18, 4, 140), (2, 5, 20), (0, 4, 5)], ids=str)
+def test_what_is_written_may_be_projected_on_the_way(sizes, dtype, form):
+    tensors, by = given(*sizes, form, dtype)
+    weights, mix = by[2], by[3] if form.mixes else None
+    new, sums = ahead.write_and_project(tensors[0], by[0], weights, mix, tensors[1])
+    expected = streams.write(*doubled([tensors[0], by[0], weights, mix]))
+    assert errors([new], [expected])[0] < torch.finfo(dtype).eps
+    got = kernels.read_projected(new, sums, *tensors[2:], form)
+    found = errors(got, reference.read_and_keep(*doubled([new, *tensors[1:]]), *form))
+    assert found[0] < torch.finfo(dtype).eps
+    assert max(found[1:]) < (1e-6 if dtype == torch.float32 else 2e-5)
+    assert sizes != (18, 4, 140) or len(sums) > 1

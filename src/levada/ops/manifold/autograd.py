@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import define, triton_or_reference
+from levada.ops._define import Kernel, define, triton_or_reference
 from levada.ops.manifold import cpu, reference
 from levada.ops.manifold.reference import Form
 
@@ -142,7 +142,7 @@ _FORM = (
     "bool mixes, int iterations, float epsilon, float read_epsilon, float write_epsilon, float norm_epsilon, "
     "bool transposed"
 )
-_READ = define(
+_READ: Kernel = define(
     "streams_read",
     f"(Tensor state, Tensor projection, Tensor scale, Tensor bias, {_FORM}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -153,7 +153,7 @@ _READ = define(
     setup_context=_context,
     backward=_derivative,
 )
-_READ_BACKWARD = define(
+_READ_BACKWARD: Kernel = define(
     "streams_read_backward",
     "(Tensor by_x, Tensor? by_reads, Tensor by_writes, Tensor by_mix, Tensor? by_new, Tensor state, Tensor projection, "
     f"Tensor scale, Tensor bias, Tensor features, Tensor inverse, {_FORM}) -> (Tensor, Tensor, Tensor, Tensor)",

@@ -82,7 +82,7 @@ def read_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         of_reads = of_reads + by_reads
     parts = [of_reads * reads * (1 - reads), 2 * by_writes * writes * (1 - writes)]
     if mixes:
-        square = mixes[0].unflatten(-1, (n, n))
+        square = torch.unflatten(mixes[0], -1, (n, n))
         square = sinkhorn_backward(square.mT if form.transposed else square, by_mix, form.iterations, form.epsilon)
         parts.append((square.mT if form.transposed else square).flatten(-2))
     gradient = torch.cat(parts, -1)
@@ -128,7 +128,7 @@ def _read(
     x = (reads.unsqueeze(-1) * state).sum(-2).to(state.dtype)
     if not mixes:
         return x, reads, writes, None
-    square = mixes[0].unflatten(-1, (n, n))
+    square = torch.unflatten(mixes[0], -1, (n, n))
     return x, reads, writes, sinkhorn(square.mT if form.transposed else square, form.iterations, epsilon=form.epsilon)
 
 

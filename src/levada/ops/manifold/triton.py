@@ -30,13 +30,13 @@ from levada.ops.manifold import reference
 from levada.ops.manifold.gates.triton import gates, gates_backward, options_of, split_in_two
 from levada.ops.manifold.reference import Form
 
-__all__ = ["read", "read_backward"]
+__all__ = ["project", "read", "read_backward", "read_projected", "weights_of"]
 
 # What a sweep may set: sizes of blocks, warps and stages of loads; `programs` is how many there should be at least.
 PROJECT: Final = {"tile": 128, "bytes": 128, "rows": 256, "num_warps": 8, "num_stages": 4, "programs": 256, "parts": 16}
 READ: Final = {"elements": 2048, "block": 1024, "num_warps": 4}
 BY_READS: Final = {"elements": 4096, "num_warps": 4}
-BY_STATE: Final = {"tile": 64, "block": 64, "rows": 128, "num_warps": 4, "stages": 3, "programs": 528}
+BY_STATE: Final = {"tile": 64, "block": 64, "rows": 128, "num_warps": 4, "stages": 3, "programs": 1056}
 
 _TYPES = {torch.float32, torch.bfloat16, torch.float16}
 _MOST_STREAMS = 16
@@ -180,13 +180,14 @@ def _by_state(
     column = (tl.program_id(0) // n) * block + tl.arange(0, block)
     inside = (column < width)[None, :]
     group = tl.program_id(2)
+    part = tl.num_programs(1) - 1 - tl.program_id(1)  # what `_by_reads` read last may still be in the cache
     row = group * padded + tl.arange(0, padded)
     total = tl.zeros([block, padded], dtype=tl.float32)
     if groups == 1:
         mask = (row < count)[:, None] & inside
         weight, rest = _load_weights(weights, row, j * width + column, mask, n * width, kind, split)
     for start in tl.range(0, span, tile, num_stages=stages):
-        token = (tl.program_id(1) * span + start + tl.arange(0, tile)).to(tl.int64)
+        token = (part * span + start + tl.arange(0, tile)).to(tl.int64)
         real = token < tokens
         here = real[:, None] & inside
         place = (token * n + j)[:, None] * width + column[None, :]
@@ -215,7 +216,7 @@ def _by_state(
             total = tl.dot(tl.trans(x), high, total)
         else:
             total = tl.dot(tl.trans(x.to(tl.float32)), high, total, input_precision="tf32x3")
-    place = (tl.program_id(1).to(tl.int64) * count + row)[None, :] * (n * width) + (j * width + column)[:, None]
+    place = (part.to(tl.int64) * count + row)[None, :] * (n * width) + (j * width + column)[:, None]
     tl.store(by_weights + place, total, mask=(column < width)[:, None] & (row < count)[None, :])
 
 
@@ -226,18 +227,30 @@ def read(
     form = Form(*options)
     if not _takes(state, form):
         return reference.read_and_keep(state, projection, scale, bias, *options)
+    state = state.contiguous()
+    return read_projected(state, project(state, projection), scale, bias, form)
+
+
+def read_projected(
+    state: Tensor, sums: Tensor, scale: Tensor, bias: Tensor, form: Form
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the same of streams that were projected already.
+
+    Args:
+        state: the streams, contiguous.
+        sums: what `project` returns.
+        scale: as it was given.
+        bias: likewise.
+        form: likewise.
+    """
     tokens, n, width = state.shape
-    count = len(projection)
-    x = torch.empty_like(state[:, 0], memory_format=torch.contiguous_format)
-    reads, writes, mix, features, inverse = (
-        state.new_empty(tokens, *shape, dtype=torch.float32)
-        for shape in [(n,), (n,), (n if form.mixes else 0, n), (count,), ()]
-    )
+    count = sums.shape[2] - 1
+    full = functools.partial(torch.empty, dtype=torch.float32, device=state.device)
+    x, reads, writes = state.new_empty(tokens, width), full(tokens, n), full(tokens, n)
+    mix, features, inverse = full(tokens, n if form.mixes else 0, n), full(tokens, count), full(tokens)
     if not state.numel():
         return x, reads, writes, mix, features, inverse
-    state = state.contiguous()
     with _on(state):
-        sums = _projected(state, projection)
         chosen = options_of(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
         gates[(triton.cdiv(tokens, chosen["together"]),)](
             sums, _full(scale), _full(bias), reads, writes, mix, features, inverse, tokens,
@@ -356,22 +369,32 @@ def plan_of(tokens: int, size: int, rows: int, dtype: torch.dtype) -> dict[str, 
     }
 
 
-def _projected(state: Tensor, projection: Tensor) -> Tensor:
-    """Return parts of the projected features and of the sum of squares, `(parts, tokens, count + 1)`."""
+def project(state: Tensor, projection: Tensor) -> Tensor:
+    """Return parts of the projected features, and of the sum of squares behind them, `(parts, tokens, count + 1)`."""
     tokens, count = len(state), len(projection)
-    size = state[0].numel()
-    weights, rows = _full(projection), count
-    if state.dtype != torch.float32:
-        rows = 2 * count
-        parts = torch.empty(rows, size, dtype=state.dtype, device=state.device)
-        _split_weights[(count, triton.cdiv(size, 1024))](weights, parts, size, block=1024)
-        weights = parts
-    plan = plan_of(tokens, size, rows, state.dtype)
+    size = state.shape[1] * state.shape[2]
+    weights = weights_of(projection, state.dtype)
+    plan = plan_of(tokens, size, len(weights), state.dtype)
     sums = torch.empty(plan.pop("parts"), tokens, count + 1, dtype=torch.float32, device=state.device)
-    _project[(plan.pop("programs"), len(sums))](
-        state, weights, sums, tokens, size=size, count=count, rows=rows, split=rows > count, **plan
-    )
+    if state.numel():
+        with _on(state):
+            _project[(plan.pop("programs"), len(sums))](
+                state, weights, sums, tokens, size=size, count=count, rows=len(weights), split=len(weights) > count,
+                **plan,
+            )  # fmt: skip
     return sums
+
+
+def weights_of(projection: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the projection as factors of streams: for those of 16 bits two rows for each, which add up to it."""
+    weights = _full(projection)
+    if dtype == torch.float32:
+        return weights
+    count, size = weights.shape
+    parts = torch.empty(2 * count, size, dtype=dtype, device=weights.device)
+    with _on(weights):
+        _split_weights[(count, triton.cdiv(size, 1024))](weights, parts, size, block=1024)
+    return parts
 
 
 def _takes(state: Tensor, form: Form) -> bool:

@@ -1,0 +1,88 @@
+"""Cases of writing to streams and reading them again, one layer's end and the next one's beginning, on a GPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.ops import Case
+from levada.ops import write_streams
+from levada.ops.manifold import Form, read_streams, reference
+from levada.ops.streams import reference as streams
+
+__all__ = ["cases"]
+
+_FORM = Form()
+
+
+def _inputs(tokens: int, n: int, width: int) -> Sequence[Tensor]:
+    rows = 2 * n + n * n
+    tensors = [
+        torch.randn(tokens, n, width),
+        torch.randn(tokens, width),
+        torch.rand(tokens, n),
+        torch.softmax(torch.randn(tokens, n, n), -1),
+        torch.randn(rows, n * width) * (n * width) ** -0.5,
+        torch.rand(3) + 0.5,
+        torch.randn(rows),
+    ]
+    return [x.requires_grad_() for x in tensors]
+
+
+def _plain(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
+    new = streams.write(state, out, weights, mix)
+    x, _, writes, mixes = reference.read(new, *parameters, _FORM)
+    return [x, writes, mixes, new]
+
+
+def _two(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
+    x, _, writes, mixes, new = read_streams(write_streams(state, out, weights, mix), *parameters, _FORM)
+    return [x, writes, mixes, new]
+
+
+class _Ahead(torch.autograd.Function):
+    """The kernels in a row: what is written is projected on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor, *parameters: Tensor) -> Any:
+        from levada.ops.manifold import triton as kernels
+        from levada.ops.manifold.ahead.triton import write_and_project
+
+        new, sums = write_and_project(state, out, weights, mix, parameters[0])
+        x, _, writes, mixes, *kept = kernels.read_projected(new, sums, *parameters[1:], _FORM)
+        ctx.save_for_backward(state, out, weights, mix, new, *parameters, *kept)
+        return x, writes, mixes, new
+
+    @staticmethod
+    def backward(ctx: Any, by_x: Tensor, by_writes: Tensor, by_mix: Tensor, by_new: Tensor) -> Any:
+        from levada.ops.manifold import triton as kernels
+        from levada.ops.streams.triton import write_backward
+
+        *written, new, projection, scale, bias, features, inverse = ctx.saved_tensors
+        given = new, projection, scale, bias, features, inverse
+        by_new, *others = kernels.read_backward(by_x, None, by_writes, by_mix, by_new, *given, *_FORM)
+        return *write_backward(by_new, *written), *others
+
+
+def _ahead(*tensors: Tensor) -> Sequence[Tensor]:
+    found: tuple[Tensor, ...] = _Ahead.apply(*tensors)
+    return found
+
+
+def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
+    """Yield cases at sizes of tokens, streams, width."""
+    for tokens, n, width in sizes:
+        yield Case(
+            operator="write and read",
+            size={"tokens": tokens, "streams": n, "width": width},
+            make=functools.partial(_inputs, tokens, n, width),
+            programs={"reference": _plain, "levada, two operations": _two, "levada": _ahead},
+            forward=(3 * n + 2) * tokens * width,
+            backward=(6 * n + 3) * tokens * width,
+            tolerance=32.0,
+            wide=frozenset({2, 3, 4, 5, 6}),
+        )
