@@ -17,10 +17,10 @@ from torch import nn
 
 import levada
 from levada.diagnose.finding import Finding
-from levada.report.standing import findings_of
 from levada.report.watch import watch_view
 from levada.runs import Run, SignalWriter
 from levada.runs.codes import encode
+from levada.runs.findings import findings_of
 from levada.watching import Continue
 from levada.watching.judge import Judge
 from levada.watching.ledger import Ledger, case_of
@@ -183,7 +183,7 @@ def test_of_a_pipeline_the_first_stage_is_not_called_the_whole(tmp_path: Path) -
         other.append(0, 0.0, encode([1.0]), {})
     shown = page(folder)
     assert shown["verdict"] == "unknown"
-    assert shown["headline"] == "Not judged: only the 6 of 7 blocks that the first process holds were judged"
+    assert shown["headline"] == "Not judged: only 6 of 7 blocks were judged"
 
 
 def test_what_no_rule_tells_any_more_is_not_called_over() -> None:

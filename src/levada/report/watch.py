@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from levada.report.check import finding_view, table_view
 from levada.report.curve import is_wide, loss_series
@@ -13,15 +13,16 @@ from levada.report.damage import of_signals
 from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
+from levada.report.processes import Recorded, Together
 from levada.report.series import Span
-from levada.report.standing import ended, findings_of, headline_of, stages_of, standing_of
+from levada.report.standing import ended, headline_of
 from levada.report.words import SIGNS, count, number, phrase, sampled, short
 from levada.runs.standing import sampling
 
-__all__ = ["Recorded", "findings_of", "watch_view"]
+__all__ = ["watch_view"]
 
 CHUNK: Final = 256  # samples that are read at once
-MAX_RANKS: Final = 16  # of which the spread is read
+MAX_REPLICAS: Final = 16  # of which the spread is read
 NUM_PROFILES: Final = 4
 MAX_FINDINGS: Final = 24
 _WORST: Final = ("error", "warn")
@@ -29,20 +30,6 @@ _HEATS: Final = (
     ("gradient_rms", "gradient_nonfinite", "The gradient, by block and step", "gradient, root mean square per element"),
     ("signal_rms", "nonfinite", "The signal, by block and step", "signal, root mean square per element"),
 )
-
-
-class Recorded(Protocol):
-    """What is read of a run: its ranks, and of each the signals as `levada.runs.Signals` gives them."""
-
-    @property
-    def ranks(self) -> Sequence[int]:
-        """The processes that wrote signals."""
-
-    def signals(self, rank: int = 0) -> Any:
-        """Give the signals of one."""
-
-    def losses(self) -> list[tuple[int, float]]:
-        """Give the loss of each step, as far as it is known."""
 
 
 def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -56,15 +43,14 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
         name: its name.
         events: its events.
     """
-    ranks = {rank: run.signals(rank) for rank in _chosen(run.ranks)}
-    depth = _Depth(list(ranks.values()))
-    findings = findings_of(events)
+    together = Together(run, events)
+    ranks, findings = together.signals, together.findings
+    depth = _Depth(together)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
     known = [one for one in findings if one.get("status") != "unknown"]
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
     losses = depth.first.losses() if depth.first is not None else run.losses()
-    stages = [len(signals.sites) for signals in depth.stages]
-    standing = standing_of(events, findings, sampled=depth.last, steps=_steps(depth, losses), stages=stages)
+    standing = together.standing(sampled=depth.last, steps=_steps(depth, losses))
     verdict = standing.verdict
     figures = [*_loss(losses, findings), *_heats(depth), *_profiles(depth)]
     damage = of_signals(ranks)  # when all was read
@@ -85,20 +71,17 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     }
 
 
-def _chosen(ranks: Sequence[int]) -> list[int]:
-    # Stages of a pipeline may be more; their number is that of machines, not of processes.
-    return [ranks[i] for i in sampled(len(ranks), 4 * MAX_RANKS)]
-
-
 class _Depth:
     """The blocks of all ranks in order: one rank for those that hold the same."""
 
-    def __init__(self, ranks: Sequence[Any]) -> None:
-        self.first: Any = ranks[0] if ranks else None
-        self.stages = stages_of(ranks)
-        self.replicas = [signals for signals in ranks if self.first and signals.sites == self.first.sites][:MAX_RANKS]
-        self.sites: list[str] = [str(site["name"]) for signals in self.stages for site in signals.sites]
-        self.kinds: list[str] = [str(site.get("kind") or "") for signals in self.stages for site in signals.sites]
+    def __init__(self, together: Together) -> None:
+        read, holders = together.signals, [rank for rank in together.holders if rank in together.signals]
+        self.stages: list[Any] = [read[rank] for rank in holders]
+        self.first: Any = next(iter(read.values()), None)
+        self.replicas = [read[rank] for rank in together.replicas[:MAX_REPLICAS]]
+        named = [(together.site(rank, str(site["name"])), site) for rank in holders for site in read[rank].sites]
+        self.sites: list[str] = [name for name, _ in named]
+        self.kinds: list[str] = [str(site.get("kind") or "") for _, site in named]
         self.steps: Sequence[int] = self.first.steps if self.first is not None else ()
 
     @property
@@ -119,28 +102,11 @@ class _Depth:
         return self.steps[stop] - 1 if stop < len(self.steps) else None
 
     def read(self, name: str, bad: str, first: int, last: int | None) -> Iterator[Row]:
-        read = [_by_step(signals, name, first, last) for signals in self.stages]
-        hurt = [_by_step(signals, bad, first, last) for signals in self.stages]
-        for step in sorted({step for one in read for step in one}):
-            rows = [one.get(step) for one in read]
-            sizes = [len(signals.sites) for signals in self.stages]
-            merged = any(row is not None and row.low for row in rows)
-            yield Row(
-                step,
-                max(row.last for row in rows if row is not None),
-                _beside([row.values if row else () for row in rows], sizes),
-                _beside([row.values if (row := one.get(step)) else () for one in hurt], sizes),
-                _beside([row.low if row else () for row in rows], sizes) if merged else (),
-                _beside([row.high if row else () for row in rows], sizes) if merged else (),
-            )
+        yield from _read(self.stages, name, bad, first, last)
 
     def at(self, name: str, bad: str, step: int) -> list[float]:
         """Give a signal of one sample; infinite where a value of it is no finite number."""
-        row = next(self.read(name, bad, step, step), None) if self.has(name) else None
-        if row is None:
-            return []
-        hurt = row.bad or [math.nan] * len(row.values)
-        return [math.inf if share > 0 else value for value, share in zip(row.values, hurt, strict=True)]
+        return _at(self.stages, name, bad, step) if self.has(name) else []
 
     def blocks(self, step: int) -> list[dict[str, Any]]:
         """Give one sample as the blocks of a check's report."""
@@ -151,6 +117,31 @@ class _Depth:
             | {name: values[i] for name, values in columns.items() if values and not math.isnan(values[i])}
             for i, site in enumerate(self.sites)
         ]
+
+
+def _read(stages: Sequence[Any], name: str, bad: str, first: int, last: int | None) -> Iterator[Row]:
+    read = [_by_step(signals, name, first, last) for signals in stages]
+    hurt = [_by_step(signals, bad, first, last) for signals in stages]
+    for step in sorted({step for one in read for step in one}):
+        rows = [one.get(step) for one in read]
+        sizes = [len(signals.sites) for signals in stages]
+        merged = any(row is not None and row.low for row in rows)
+        yield Row(
+            step,
+            max(row.last for row in rows if row is not None),
+            _beside([row.values if row else () for row in rows], sizes),
+            _beside([row.values if (row := one.get(step)) else () for one in hurt], sizes),
+            _beside([row.low if row else () for row in rows], sizes) if merged else (),
+            _beside([row.high if row else () for row in rows], sizes) if merged else (),
+        )
+
+
+def _at(stages: Sequence[Any], name: str, bad: str, step: int) -> list[float]:
+    row = next(_read(stages, name, bad, step, step), None)
+    if row is None:
+        return []
+    hurt = row.bad or [math.nan] * len(row.values)
+    return [math.inf if share > 0 else value for value, share in zip(row.values, hurt, strict=True)]
 
 
 def _by_step(signals: Any, name: str, first: int, last: int | None) -> dict[int, Row]:
@@ -172,7 +163,8 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
 
 def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     """Give a finding as a check shows it; one that stands, with the blocks as they were when it came."""
-    came, clear = number(one.get("came")), one.get("status") == "clear"
+    told, clear = number(one.get("came")), one.get("status") == "clear"
+    came = told if told is not None and math.isfinite(told) else None
     near = min(depth.steps, key=lambda step: abs(step - came)) if came is not None and depth.steps else None
     blocks = depth.blocks(near) if near is not None and not clear else []
     evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key != "told_at"}
@@ -253,7 +245,7 @@ def _loss(losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, A
     spans = []
     for one in findings:
         came, over = number(one.get("came")), number(one.get("over"))
-        if came is not None and one.get("severity") in _WORST:
+        if came is not None and math.isfinite(came) and one.get("severity") in _WORST:
             spans.append(Span(came, losses[-1][0] if over is None else over, "", phrase(one)))
     spec = {
         "title": "",
@@ -326,6 +318,6 @@ def _spread(depth: _Depth, name: str, bad: str, step: int) -> dict[str, Any]:
     """Give the lowest and the highest over the ranks that hold the same blocks as the first."""
     if len(depth.replicas) < 2:
         return {}
-    columns = list(zip(*(_Depth([signals]).at(name, bad, step) for signals in depth.replicas), strict=True))
+    columns = list(zip(*(_at([signals], name, bad, step) for signals in depth.replicas), strict=True))
     ends = {"low": min, "high": max}
     return {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}

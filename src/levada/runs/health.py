@@ -17,6 +17,7 @@ from levada.runs.bundles import examine_bundles
 from levada.runs.frames import Damage, survivors
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, SCHEMA, Manifest, parsed, read_manifest, write_atomically
+from levada.runs.rank_log import damage_of, mend_rank_log
 from levada.runs.reader import examine
 from levada.runs.rebuilding import mend_manifest, rebuilt
 from levada.runs.segments import (
@@ -234,8 +235,8 @@ def _look(rank: int, folder: Path) -> tuple[RankHealth, bool]:
     missing = [orphaned(number) for number in sorted({place.number for place in found} - known)]
     missing += [Damage("missing", 0, 0, f"site table {n} is missing") for n in sorted(tables_needed - set(tables))]
     torn = {path.name: path.stat().st_size for path in sorted(folder.glob("*.torn"))}
-    files = len(found) + 2 * len(tables)
-    return RankHealth(rank, samples, size, files, (*damages, *missing), torn), moved or bool(missing)
+    damages += [*missing, *damage_of(folder)]
+    return RankHealth(rank, samples, size, len(found) + 2 * len(tables), tuple(damages), torn), moved or bool(missing)
 
 
 def reseal(path: str | Path) -> list[str]:
@@ -307,8 +308,8 @@ def _mend_manifest(folder: Path) -> Iterator[str]:
 
 
 def _reseal_rank(folder: Path) -> Iterator[str]:
-    for name in mend_tables(folder):
-        yield f"{name} is written again from its copy"
+    yield from (f"{name} is written again from its copy" for name in mend_tables(folder))
+    yield from mend_rank_log(folder)
     tables = read_tables(folder)[0]
     suffix = "parquet" if has_parquet() else "frames"
     by_number: dict[int, list[Place]] = {}
@@ -395,5 +396,5 @@ def _mend(
         if len(lost) < total:
             data = form_of(suffix).pack_planes(place.level, samples, planes, table.signals, table.sites)
             _write(folder, place.level, number, data, suffix)
-        kept = f"{total - len(lost):,} of {total:,} series are kept"
-        yield f"segment {number}, {place.level}: {kept}, the damaged file is moved aside"
+        kept = f"{total - len(lost):,} of {total:,} series are kept, the damaged file is moved aside"
+        yield f"segment {number}, {place.level}: {kept}"
