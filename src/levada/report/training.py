@@ -176,7 +176,8 @@ def _watched(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
     rows: list[dict[str, str]] = []
     stand: list[dict[str, Any]] = []
     over: list[dict[str, Any]] = []
-    later: Any = None  # the step from which on a newer one watches, "" if that is not known
+    # The step from which on a newer one watches, or nobody does; "" if that is not known.
+    later: Any = _unwatched(events)
     for index in sorted({int(name) for name in names if name.isdecimal() and len(name) < 10}, reverse=True):
         where = f"watch/{index}"
         row, found = _verdict(run.path / where)
@@ -189,6 +190,13 @@ def _watched(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
                 (over if now.get("status") == "clear" else stand).append(_finding(now, where, start))
         later = begun.get("first", "")
     return _shortened(rows), [*stand, *over]
+
+
+def _unwatched(events: Sequence[Mapping[str, Any]]) -> int | None:
+    """Give the step from which on a training was continued without being watched; None if it was not."""
+    last = {event["type"]: event for event in events if event["type"] in ("resumed", "watched")}
+    step, first = last.get("resumed", {}).get("step"), last.get("watched", {}).get("first", 0)
+    return step if isinstance(step, int) and isinstance(first, int) and step > first else None
 
 
 def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:

@@ -292,8 +292,8 @@ def _profiles(depth: _Depth) -> list[dict[str, str]]:
         series = _lines(depth, name, bad, lines)
         if series:
             spec = {"x": {"label": "block"}, "y": {"label": label, "scale": "log"}, "series": series}
-            spread = "low" in series[-1]
-            caption = f"At the last step with the range over {len(depth.replicas)} processes." if spread else ""
+            spread = series[-1].pop("processes", 0)
+            caption = f"At the last step with the range over {spread} processes." if spread else ""
             figures.append({"title": title, "caption": caption, "svg": figure(spec)})
     return figures
 
@@ -315,9 +315,11 @@ def _lines(depth: _Depth, name: str, bad: str, most: int) -> list[dict[str, Any]
 
 
 def _spread(depth: _Depth, name: str, bad: str, step: int) -> dict[str, Any]:
-    """Give the lowest and the highest over the ranks that hold the same blocks as the first."""
-    if len(depth.replicas) < 2:
+    """Give the lowest and the highest over the ranks that hold the same blocks as the first, and sampled this step."""
+    rows = [row for signals in depth.replicas if (row := _at([signals], name, bad, step))]
+    if len(rows) < 2:
         return {}
-    columns = list(zip(*(_at([signals], name, bad, step) for signals in depth.replicas), strict=True))
-    ends = {"low": min, "high": max}
-    return {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}
+    columns = list(zip(*rows, strict=True))
+    ends, rest = {"low": min, "high": max}, [None] * (len(depth.sites) - len(columns))
+    found = {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}
+    return {"processes": len(rows), **{key: [*values, *rest] for key, values in found.items()}}
