@@ -23,8 +23,9 @@ from levada.runs.codes import encode
 from levada.runs.findings import findings_of
 from levada.watching import Continue
 from levada.watching.judge import Judge
-from levada.watching.ledger import Ledger, case_of
+from levada.watching.ledger import APART, OVER, Ledger, case_of
 from levada.watching.live import Live
+from levada.watching.news import News
 from levada.watching.recording import Recording
 
 
@@ -172,6 +173,38 @@ def test_a_case_keeps_its_name_however_it_is_told() -> None:
     ]
     dead.append({**events[2], "rule": "dead_units", "where": {"first": "b"}})
     assert [(one["where"]["first"], one["status"]) for one in findings_of(dead)] == [("a", "fired"), ("b", "clear")]
+
+
+def test_of_many_findings_that_are_over_the_latest_are_kept_and_none_is_told_twice() -> None:
+    ledger, news, told = Ledger(1, lambda finding: None), News(), []
+    stays = Finding("dead_units", "warn", "fired", "they stay dead")
+    for step in range(0, 2 * 1500, 2):
+        ledger.hold(("vanishing_gradient", ""), Finding("vanishing_gradient", "warn", "fired", f"{step}"), step)
+        ledger.hold(("dead_units", ""), stays, step)
+        told += news.of(ledger.findings)
+        ledger.miss_others({("dead_units", "")}, step + 1)
+        told += news.of(ledger.findings)
+    assert ledger.count == 1501
+    assert [one.claim.split()[0] for one in ledger.findings] == [
+        "they",
+        *(f"{2 * n}" for n in range(1500 - OVER, 1500)),
+    ]
+    seen = [(one.claim.split()[0], one.status) for one in told if one.rule == "vanishing_gradient"]
+    assert seen == [(f"{2 * n}", status) for n in range(1500) for status in ("fired", "clear")]
+
+
+def test_what_stands_again_and_again_shares_an_entry_also_when_that_was_let_go() -> None:
+    ledger = Ledger(1, lambda finding: None)
+    for times in range(40):
+        ledger.stand(Finding("skipped_steps", "error", "fired", "it stands still.", evidence={"told_at": times}))
+        ledger.over("skipped_steps", times)
+    assert [one.evidence.get("times") for one in ledger.findings] == [None] * (APART - 1) + [40]
+    for step in range(OVER + 8):
+        ledger.hold(("dead_units", ""), Finding("dead_units", "warn", "fired", f"{step}"), step)
+        ledger.miss_others((), step)
+    assert {one.rule for one in ledger.findings} == {"dead_units"}
+    ledger.stand(Finding("skipped_steps", "error", "fired", "it stands still.", evidence={"told_at": 99}))
+    assert (ledger.findings[-1].evidence["times"], ledger.findings[-1].status) == (41, "fired")
 
 
 def test_of_a_pipeline_the_first_stage_is_not_called_the_whole(tmp_path: Path) -> None:
