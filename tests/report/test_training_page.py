@@ -13,12 +13,12 @@ from tests.report.test_page import HOSTILE, Page
 from levada._errors import MeasurementError
 from levada.report import render_report
 from levada.report.curve import gaps, loss_series
-from levada.report.processes import MAX_RANKS
 from levada.report.training import MAX_WATCHED, training_view
 from levada.report.watch import MAX_FINDINGS, watch_view
 from levada.runs import Run, RunWriter, SignalWriter
 from levada.runs.codes import encode
 from levada.runs.lock import NAME, is_held
+from levada.runs.processes import MAX_RANKS
 from levada.training import resolve, train
 from levada.training.engine import WholeNetwork
 from levada.training.record import Record

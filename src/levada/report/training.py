@@ -13,7 +13,6 @@ from typing import Any, Final, Literal, TypeAlias
 from levada._errors import UsageError
 from levada.report.curve import is_wide, loss_series, told
 from levada.report.figure import figure
-from levada.report.processes import Together
 from levada.report.vocabulary import SEVERITIES
 from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, short
@@ -21,6 +20,7 @@ from levada.runs import Run
 from levada.runs.curves import curve
 from levada.runs.findings import superseded
 from levada.runs.lock import is_held
+from levada.runs.processes import Together
 
 __all__ = ["training_view"]
 
@@ -206,13 +206,11 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     try:
         run = Run(path)
         together = Together(run, list(run.events()))
-        sampled = next((step for signals in together.signals.values() for step in signals.steps[-1:]), None)
         losses, damaged = run.losses(), run.damage is not None
     except (UsageError, OSError) as error:
         return _row("unknown", f"It cannot be read: {error}"), []
     found = together.findings
-    last = max([-1 if sampled is None else sampled, *(step for step, _ in losses[-1:])])
-    standing = together.standing(sampled=sampled, steps=last + 1)
+    standing = together.standing(together.steps(losses))
     told = standing.told
     if standing.verdict == "healthy":
         statuses = {one.get("status", "fired") for one in found}

@@ -13,10 +13,10 @@ from levada.report.damage import of_signals
 from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
-from levada.report.processes import Recorded, Together
 from levada.report.series import Span
 from levada.report.standing import ended, headline_of
 from levada.report.words import SIGNS, count, number, phrase, sampled, short
+from levada.runs.processes import Recorded, Together
 from levada.runs.standing import sampling
 
 __all__ = ["watch_view"]
@@ -50,7 +50,8 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
     known = [one for one in findings if one.get("status") != "unknown"]
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
     losses = depth.first.losses() if depth.first is not None else run.losses()
-    standing = together.standing(sampled=depth.last, steps=_steps(depth, losses))
+    steps = together.steps(losses)
+    standing = together.standing(steps)
     verdict = standing.verdict
     figures = [*_loss(losses, findings), *_heats(depth), *_profiles(depth)]
     damage = of_signals(ranks)  # when all was read
@@ -61,7 +62,7 @@ def watch_view(run: Recorded, name: str, events: Sequence[Mapping[str, Any]]) ->
         "headline": headline_of(standing, fired) + (", in what can be read" if damage and not fired else ""),
         "claim": str(fired[0].get("claim", "")) if fired else "",
         "damage": damage,
-        "facts": _facts(depth, losses, events, len(run.ranks)),
+        "facts": _facts(depth, losses, events, steps, len(run.ranks)),
         "figures": figures,
         "findings": [_told(one, depth) for one in known[:MAX_FINDINGS]],
         "open": [one for one in findings if one.get("status") == "unknown"],
@@ -83,10 +84,6 @@ class _Depth:
         self.sites: list[str] = [name for name, _ in named]
         self.kinds: list[str] = [str(site.get("kind") or "") for _, site in named]
         self.steps: Sequence[int] = self.first.steps if self.first is not None else ()
-
-    @property
-    def last(self) -> int | None:
-        return self.steps[-1] if self.steps else None
 
     def has(self, name: str) -> bool:
         return any(name in signals.names for signals in self.stages)
@@ -181,14 +178,13 @@ def _told(one: Mapping[str, Any], depth: _Depth) -> dict[str, Any]:
     return view
 
 
-def _steps(depth: _Depth, losses: Sequence[tuple[int, float]]) -> int:
-    return max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])]) + 1
-
-
 def _facts(
-    depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], ranks: int
+    depth: _Depth,
+    losses: Sequence[tuple[int, float]],
+    events: Sequence[Mapping[str, Any]],
+    steps: int,
+    ranks: int,
 ) -> list[dict[str, str]]:
-    steps = _steps(depth, losses)
     last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
     facts = [("steps", f"{steps:,}", f"{count(len(depth.steps), 'sample')} kept{last}")]
     if losses:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TextIO, final
@@ -18,6 +18,8 @@ from torch import Tensor
 from levada._errors import MeasurementError, UsageError
 from levada.connections import StochasticDepth
 from levada.runs import Run
+from levada.runs.findings import gravity
+from levada.runs.processes import Together
 from levada.training.building import arranged, build_network, build_optimizer, learning_rate
 from levada.training.checkpoint import Checkpoints
 from levada.training.config import Config
@@ -28,7 +30,6 @@ from levada.training.pipeline import Pipeline
 from levada.training.processes import Processes, SaidMeasurementError, join, launch
 from levada.training.record import Progress, Record
 from levada.training.sampling import Order, mix, share
-from levada.watching.lines import fired
 from levada.watching.sample import Continue
 from levada.watching.watch import Watch, watch
 
@@ -143,7 +144,7 @@ def _train(
     checkpoints.finish()
     checkpoints.require_saved()
     if isinstance(watching, Watch):
-        _say_found(watching, progress)
+        _say_found(watching, progress, processes)
     return Trained(Run(config.run.folder), max(first, config.run.steps), loss, held_out, engine)
 
 
@@ -207,13 +208,20 @@ def _watch(
     )
 
 
-def _say_found(watching: Watch, progress: Progress) -> None:
-    """Say what holds of what was found, how much is over, and the verdict."""
-    for finding in fired(watching):
-        progress.say(f"{finding.severity}: {finding.claim}")
-    over = sum(finding.status == "clear" for finding in watching.findings)
+def _say_found(watching: Watch, progress: Progress, processes: Processes) -> None:
+    """Say what holds of what was found, how much is over, and the verdict: of a pipeline's stages, all of theirs."""
+    standing, found = watching.standing, sorted(map(asdict, watching.findings), key=gravity)
+    # Whoever asks waits until all records are complete.
+    if processes.any(bool(standing.stages)) and processes.rank == 0 and watching.run is not None:
+        run = Run(watching.run)
+        together = Together(run, list(run.events()))
+        standing, found = together.standing(watching.steps), together.findings
+    for one in found:
+        if one["status"] == "fired":
+            progress.say(f"{one['severity']}: {one['claim']}")
+    over = sum(one["status"] == "clear" for one in found)
     rest = f"; findings that are over: {over:,}" if over else ""
-    progress.say(f"watched: {watching.standing.verdict}, {watching.standing.counted}{rest}")
+    progress.say(f"watched: {standing.verdict}, {standing.counted}{rest}")
 
 
 def _seed(seed: int, step: int, replica: int) -> None:

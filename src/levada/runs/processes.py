@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, final
 
-from levada.report.words import sampled as evenly
 from levada.runs.findings import findings_of, first_of, gravity, process_name, said_of, superseded
-from levada.runs.standing import Standing
+from levada.runs.standing import CONTINUED, Standing
 
 __all__ = ["MAX_RANKS", "Recorded", "Together"]
 
@@ -68,11 +67,14 @@ class Together:
 
     def __init__(self, run: Recorded, events: Sequence[Mapping[str, Any]]) -> None:
         first = first_of(events)
+        last = next((event for event in reversed(events) if event.get("type") in ("end", CONTINUED)), {})
+        self._ended = last.get("steps")  # which no other process goes on from
         others = [(rank, list(run.events(rank=rank))) for rank in run.ranks if rank]
         self._of = {rank: _process(rank, told, first) for rank, told in [(0, events), *others] if told or not rank}
         staged = {one.stages: one.rank for one in reversed(self._of.values()) if one.stages}
-        ranks = [run.ranks[i] for i in evenly(len(run.ranks), MAX_RANKS)]
-        ranks = sorted({*ranks, *(rank for rank in staged.values() if rank in run.ranks)})
+        most = min(len(run.ranks), MAX_RANKS)
+        even = {run.ranks[i * (len(run.ranks) - 1) // max(most - 1, 1)] for i in range(most)}
+        ranks = sorted(even | {rank for rank in staged.values() if rank in run.ranks})
         self.signals: dict[int, Any] = {rank: run.signals(rank) for rank in ranks}
         self.holders = [staged[stages] for stages in sorted(staged)] or self._by_name()
         self.replicas = self._replicas()
@@ -132,13 +134,27 @@ class Together:
         claim = f"{one.get('claim') or ''} Told by {process.name}.".lstrip()
         return {**one, "claim": claim, "where": named, "process": process.name}
 
-    def standing(self, *, sampled: int | None, steps: int) -> Standing:
+    @property
+    def sampled(self) -> int | None:
+        """The last sampled step; None without one."""
+        return next((step for signals in self.signals.values() for step in signals.steps[-1:]), None)
+
+    def steps(self, losses: Sequence[tuple[int, float]]) -> int:
+        """Give the number of steps that were made, as far as the record tells.
+
+        Args:
+            losses: of the run's steps.
+        """
+        made = [0 if self.sampled is None else self.sampled + 1, *(step + 1 for step, _ in losses[-1:])]
+        return max([*made, *([self._ended] if isinstance(self._ended, int) else [])])
+
+    def standing(self, steps: int) -> Standing:
         """Give what the run may be called: as its processes said it last, with what holds by now.
 
         Args:
-            sampled: the last sampled step; None without one.
             steps: steps that were made.
         """
+        sampled = self.sampled
         severities = [f"{one.get('severity')}" for one in self.findings if one.get("status", "fired") == "fired"]
         first = self._of[0]
         if len(self.holders) < 2 and not first.stages:
