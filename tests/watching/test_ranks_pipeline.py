@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,6 +136,13 @@ def test_a_finding_of_a_later_stage_is_on_the_page_with_its_process(found):
     assert "Told by process 1, stage 2 of 2." in told["exported"]
 
 
+@pytest.mark.parametrize("fault", ["healthy", "dead units"])
+def test_a_training_ends_with_the_verdict_of_its_page(fault, found):
+    *first, last = found[f"page, {fault}"]["said"]
+    assert last.startswith(f"watched: {found[f'page, {fault}']['verdict']}, 9 of 13 rules judged it")
+    assert [text.endswith("Told by process 1, stage 2 of 2.") for text in first] == [True] * (fault != "healthy")
+
+
 def test_a_stage_that_left_no_record_leaves_the_verdict_open(found):
     told = found["page, one log lost"]
     assert told["verdict"] == "unknown"
@@ -171,16 +179,22 @@ def test_what_a_schedule_does_is_heard_of_while_watched():
     assert methods() == before
 
 
-def record(rank: int, folder: Path, fault: str) -> None:
-    """Train a stage, and keep what is seen of it; of one fault the last block's units die in the middle."""
+def record(rank: int, folder: Path, fault: str) -> list[str]:
+    """Train a stage, and keep what is seen of it; of one fault the last block's units die in the middle.
+
+    Returns what `levada train` says at the end.
+    """
     from torch.distributed import pipelining
+
+    from levada.training.loop import _say_found
+    from levada.training.processes import Processes
 
     net = Net(halves(build())[rank])
     stage = pipelining.PipelineStage(net, rank, 2, torch.device("cpu"))
     schedule = pipelining.ScheduleGPipe(stage, MICRO, loss_fn=objective)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     draw = torch.Generator().manual_seed(2)
-    with watch(net, optimizer, every=1, max_overhead=math.inf, run=folder):
+    with watch(net, optimizer, every=1, max_overhead=math.inf, run=folder) as probe:
         for step in range(80):
             if step == 50 and rank == 1 and fault == "dead units":
                 nn.init.constant_(net.layers[1].up.bias, -1e3)
@@ -188,6 +202,9 @@ def record(rank: int, folder: Path, fault: str) -> None:
             schedule.step(x) if rank == 0 else schedule.step(target=-x)
             optimizer.step()
             optimizer.zero_grad()
+    said: list[str] = []
+    _say_found(probe, SimpleNamespace(say=said.append), Processes(rank, 2, torch.device("cpu")))
+    return said
 
 
 def page(folder: Path) -> dict:
@@ -240,10 +257,9 @@ def work(rank: int, folder: Path) -> None:
         result[name] = both
         result[f"standing of {name}"] = (told.verdict, told.headline, told.judged)
     for fault in ("healthy", "dead units"):
-        record(rank, folder / fault, fault)
-        dist.barrier()
+        said = record(rank, folder / fault, fault)
         if rank == 0:
-            result[f"page, {fault}"] = page(folder / fault)
+            result[f"page, {fault}"] = {**page(folder / fault), "said": said}
     if rank == 0:
         next((folder / "healthy").glob("signals/rank-00001/verdicts.log")).unlink()
         result["page, one log lost"] = page(folder / "healthy")
