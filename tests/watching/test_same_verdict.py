@@ -47,12 +47,12 @@ def rule(severity: Any, place: str = "") -> Any:
 class Loop:
     """A training to which a case does something at its steps."""
 
-    def __init__(self, run: Any, case: str) -> None:
+    def __init__(self, run: Any, case: str, max_overhead: float = math.inf) -> None:
         torch.manual_seed(0)
         self.net = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(5)], nn.Linear(8, 1))
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.05)
         self.case, self.odd, self.out = case, False, io.StringIO()
-        self.watch = levada.watch(self.net, self.optimizer, run=run, every=1, max_overhead=math.inf)
+        self.watch = levada.watch(self.net, self.optimizer, run=run, every=1, max_overhead=max_overhead)
         self.watch.listen(Live(self.watch, plain=True, stream=self.out))
         self.net[2].register_forward_hook(lambda m, given, out: out * math.nan if self.odd else out)
         if case == "two rule listeners":
@@ -146,6 +146,18 @@ def test_entering_a_watch_again_supersedes_nothing(tmp_path: Path) -> None:
     loop.train(60)
     loop.train(10)
     assert page(tmp_path / "run")["verdict"] == loop.watch.standing.verdict == "error"
+
+
+def test_up_to_where_a_continued_run_was_seen_counts_from_where_it_went_on(tmp_path: Path) -> None:
+    loop = Loop(Continue(tmp_path / "run", 10_000), "healthy", max_overhead=1e-9)
+    loop.train(140)
+    told = loop.watch.standing
+    assert told.until == ", up to step 10,010"  # the eleventh sample, and none was paid for since
+    assert told.wanted == "53 more losses are needed"
+    assert told.told in loop.watch.report().notes
+    shown = page(tmp_path / "run")
+    assert told.told in shown["notes"]
+    assert shown["headline"] == told.headline
 
 
 def test_a_case_keeps_its_name_however_it_is_told() -> None:
