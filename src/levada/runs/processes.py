@@ -67,7 +67,8 @@ class Together:
 
     def __init__(self, run: Recorded, events: Sequence[Mapping[str, Any]]) -> None:
         first = first_of(events)
-        last = next((event for event in reversed(events) if event.get("type") in ("end", CONTINUED)), {})
+        ends = (event for event in reversed(events) if event.get("type") in ("end", CONTINUED))
+        last: Mapping[str, Any] = next(ends, {})
         self._ended = last.get("steps")  # which no other process goes on from
         others = [(rank, list(run.events(rank=rank))) for rank in run.ranks if rank]
         self._of = {rank: _process(rank, told, first) for rank, told in [(0, events), *others] if told or not rank}
