@@ -69,7 +69,7 @@ class Together:
         first = first_of(events)
         ends = (event for event in reversed(events) if event.get("type") in ("end", CONTINUED))
         last: Mapping[str, Any] = next(ends, {})
-        self._ended = last.get("steps")  # which no other process goes on from
+        self._ended, self._left = last.get("steps"), last.get("left")  # from which no other process goes on
         others = [(rank, list(run.events(rank=rank))) for rank in run.ranks if rank]
         self._of = {rank: _process(rank, told, first) for rank, told in [(0, events), *others] if told or not rank}
         staged = {one.stages: one.rank for one in reversed(self._of.values()) if one.stages}
@@ -146,8 +146,9 @@ class Together:
         Args:
             losses: of the run's steps.
         """
-        made = [0 if self.sampled is None else self.sampled + 1, *(step + 1 for step, _ in losses[-1:])]
-        return max([*made, *([self._ended] if isinstance(self._ended, int) else [])])
+        seen = [step for step in (self.sampled, *(step for step, _ in losses[-1:])) if step is not None]
+        made = [step + (step != self._left) for step in seen]  # an update that was left is none
+        return max([0, *made, *([self._ended] if isinstance(self._ended, int) else [])])
 
     def standing(self, steps: int) -> Standing:
         """Give what the run may be called: as its processes said it last, with what holds by now.
