@@ -45,16 +45,21 @@ def transformer(depth: int, dim: int, tokens: int) -> tuple[nn.Module, Tensor]:
     return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False), torch.randn(4, tokens, dim)
 
 
-def steps_of(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, steps: int, spent: list[float]) -> Program:
-    """Train for some steps; the seconds that they took go to `spent`."""
+def steps_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, steps: int, spent: list[float], mixed: bool
+) -> Program:
+    """Train for some steps, in mixed precision or not; the seconds that they took go to `spent`."""
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=1024.0, enabled=mixed)
 
     def run() -> list[Tensor]:
         start = time.perf_counter()
         for _ in range(steps):
             optimizer.zero_grad()
-            loss = model(x).square().mean()
-            loss.backward()
-            optimizer.step()
+            with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=mixed):
+                loss = model(x).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         spent.append(time.perf_counter() - start)
@@ -147,7 +152,10 @@ def rounds(
     """Time a model and its watched copy in turns: the seconds of each round, and what the watch says of itself."""
     optimizers = [torch.optim.SGD(net.parameters(), lr=1e-3) for net in pair]
     spent: tuple[list[float], list[float]] = [], []
-    baseline, watched = (steps_of(*each, x, steps, times) for *each, times in zip(pair, optimizers, spent, strict=True))
+    mixed = "mixed precision" in what
+    baseline, watched = (
+        steps_of(*each, x, steps, times, mixed) for *each, times in zip(pair, optimizers, spent, strict=True)
+    )
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         watch = None
         if what.startswith("wandb"):
@@ -158,6 +166,8 @@ def rounds(
             options: dict[str, Any] = {
                 "a sampled step": {"every": 1, "max_overhead": 100.0},
                 "a step not sampled": {"every": 1 << 30},
+                "a step not sampled, mixed precision": {"every": 1 << 30},
+                "a step not sampled, recorded": {"every": 1 << 30, "run": f"{folder}/run"},
                 "default settings, recorded": {"run": f"{folder}/run"},
             }.get(what, {})
             watch = stack.enter_context(levada.watch(pair[1], optimizers[1], **options))
@@ -187,6 +197,9 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
         yield functools.partial(compare, name, make, "a step not sampled", 1.002, 1, 31)
         yield functools.partial(compare, name, make, "wandb.watch(log='all', log_freq=20)", None, 20, repetitions)
         yield functools.partial(compare, name, make, "naive hooks, every step", None, 1, 7)
+    for what in ("", ", mixed precision", ", recorded"):  # of a step that is so short that the hooks are dear
+        small = functools.partial(mlp, 8)
+        yield functools.partial(compare, "MLP, 8 layers of 64", small, f"a step not sampled{what}", 1.002, 1, 301)
 
 
 if __name__ == "__main__":

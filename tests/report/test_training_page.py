@@ -14,10 +14,11 @@ from levada._errors import MeasurementError
 from levada.report import render_report
 from levada.report.curve import gaps, loss_series
 from levada.report.training import MAX_WATCHED, training_view
-from levada.report.watch import MAX_FINDINGS
+from levada.report.watch import MAX_FINDINGS, watch_view
 from levada.runs import Run, RunWriter, SignalWriter
 from levada.runs.codes import encode
 from levada.runs.lock import NAME, is_held
+from levada.runs.processes import MAX_RANKS
 from levada.training import resolve, train
 from levada.training.engine import WholeNetwork
 from levada.training.record import Record
@@ -292,12 +293,13 @@ def test_findings_and_watched_runs_are_listed_up_to_a_bound_and_the_rest_is_coun
     mine = tmp_path / "mine"
     RunWriter.create(mine, kind="train", name="mine").close()
     watched(mine, 1, *[FIRED, CLEAR] * 100, FIRED, JUDGED)
-    for number in range(2, MAX_WATCHED + 3):
+    for number in range(2, MAX_WATCHED + 2):
         watched(mine, number, WAITING)
+    watched(mine, MAX_WATCHED + 2, FIRED, WAITING)
     seen = view(mine)
     assert len(seen["told"]) == MAX_FINDINGS
     assert (seen["told"][0]["kind"], seen["told"][1]["kind"]) == ("warning", "warning, over")
-    assert f"{101 - MAX_FINDINGS} more findings are over." in seen["notes"]
+    assert f"{102 - MAX_FINDINGS} more findings are over." in seen["notes"]
     assert len(seen["watched"]) == MAX_WATCHED + 1
     before, first, *_, last = seen["watched"]
     assert (before["where"], before["verdict"], before["told"]) == ("2 before", "warn", "1 warn, 1 unknown.")
@@ -307,7 +309,7 @@ def test_findings_and_watched_runs_are_listed_up_to_a_bound_and_the_rest_is_coun
         for i in range(40)
     ]
     watched(mine, 99, *many)
-    assert f"{41 - MAX_FINDINGS} more findings stand: see its watched runs." in view(mine)["notes"]
+    assert f"{40 - MAX_FINDINGS} more findings stand: see its watched runs." in view(mine)["notes"]
     assert render_report([mine]).count('<article class="finding') == MAX_FINDINGS
 
 
@@ -355,15 +357,53 @@ def test_a_finding_at_no_step_that_there_is_is_told_without_one(tmp_path: Path) 
     assert view(tmp_path / "mine")["told"][0]["when"] == ""
 
 
+def test_what_stood_when_a_training_was_continued_is_over(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    with RunWriter.create(mine, kind="train", name="mine") as writer:
+        writer.append("watched", path="watch/1", first=0, numbered_from=0)
+    watched(mine, 1, FIRED, JUDGED)
+    assert [(one["kind"], one["when"]) for one in view(mine)["told"]] == [("warning", "told at step 1")]
+    for seen_on in (False, True):  # also where nobody watches the continuation
+        with RunWriter.open(mine) as writer:
+            writer.append("resumed", step=300, processes=1)
+        if seen_on:
+            with RunWriter.open(mine) as writer:
+                writer.append("watched", path="watch/2", first=300, numbered_from=300)
+            watched(mine, 2, ("judged", {**JUDGED[1], "first": 300}))
+        seen = view(mine)
+        assert [row["verdict"] for row in seen["watched"]] == ["warn", *(["healthy"] if seen_on else [])]
+        (one,) = seen["told"]
+        assert (one["kind"], one["when"]) == ("warning, over", "told at step 1, over at step 300")
+        assert one["claim"] == "The loss rose. Superseded from step 300 on, where another process went on with the run."
+
+
+def test_a_page_opens_the_signals_of_a_sample_of_many_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    RunWriter.create(mine, kind="train", name="mine").close()
+    watched(mine, 1, JUDGED)
+    sites = [{"name": "0", "order": 0}]
+    for rank in range(200):
+        SignalWriter(mine / "watch" / "1", rank=rank, sites=sites, signals=("gradient_rms",)).close()
+    opened, signals = [], Run.signals
+    monkeypatch.setattr(Run, "signals", lambda run, rank=0: opened.append(rank) or signals(run, rank))
+    for show in (lambda: view(mine), lambda: watch_view(Run(mine / "watch" / "1"), "1", [])):
+        opened.clear()
+        show()
+        assert len(opened) == len(set(opened)) == MAX_RANKS
+        assert opened[0] == 0
+
+
 def test_of_a_continued_training_it_is_told_where_its_own_samples_end(tmp_path: Path) -> None:
     RunWriter.create(tmp_path / "mine", kind="train", name="mine").close()
     steps = list(range(10_000, 10_101))
-    watched(tmp_path / "mine", 2, ("loss", {"steps": steps, "values": [1.0] * len(steps)}), JUDGED)
+    judged = ("judged", {**JUDGED[1], "first": 10_000})
+    watched(tmp_path / "mine", 2, ("loss", {"steps": steps, "values": [1.0] * len(steps)}), judged)
     for step, end in ((10_000, True), (10_095, False)):
         sites = [{"name": "0", "order": 0}]
         with SignalWriter(tmp_path / "mine" / "watch" / "2", sites=sites, signals=("gradient_rms",)) as signals:
             signals.append(step, 1.0, encode([1.0]), {})
         (row,) = view(tmp_path / "mine")["watched"]
-        assert row["told"].startswith("Nothing was found. 1 of 1 rules judged it.")
-        told = "Of its steps 10,000 to 10,100, the last that was sampled is 10,000."
-        assert (told in row["told"]) is end
+        told = ", up to step 10,000" if end else ""
+        assert row["told"] == f"Nothing was found. 1 of 1 rules judged it{told}."

@@ -523,6 +523,27 @@ def test_a_watched_run_whose_name_is_a_number_is_named_after_its_training(tmp_pa
     assert all(f"mine/watch/{number}" in words for number in ("1", "2"))
 
 
+def test_numbers_that_are_no_steps_break_no_page(tmp_path: Path) -> None:
+    odd = ("inf", "nan", "-inf", 10**400, "x", None, [1])
+    with RunWriter.create(tmp_path / "run", kind="watch", name="odd") as writer:
+        writer.append("loss", steps=[0, 1, 2], values=[3.0, 2.0, 1.0])
+        for i, (came, over) in enumerate((came, over) for came in odd for over in (..., *odd)):
+            told = {"rule": "loss_spike", "severity": "warn", "claim": "It rose.", "where": {}, "case": f"{i}"}
+            writer.append("finding", step=came, **told, status="fired")
+            if over is not ...:
+                writer.append("finding", step=over, **told, status="clear")
+        kept = {"rules": 5, "unjudged": [], "waiting": {}, "few": [[1]], "lacking": {"samples": "inf", "losses": 1e300}}
+        writer.append("judged", step="inf", **kept, first="inf", stages=[10**30, "a", -1], num_stages="inf")
+    run = Run(tmp_path / "run")
+    sites = [{"name": "a", "order": 0}, {"name": "b", "order": 1}]
+    with SignalWriter(tmp_path / "run", sites=sites, signals=["gradient_rms"]) as signals:
+        signals.append(0, 0.0, encode([1.0, 1.0]), {})
+    view = watch_view(run, "odd", list(run.events()))
+    assert view["verdict"] == "warn"
+    assert not any("told at step" in row[0] for one in view["findings"] for row in one["evidence"])
+    assert "It rose." in render_report([tmp_path / "run"])
+
+
 def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:
     with (
         RunWriter.create(tmp_path / "run", kind="watch", name="early") as events,

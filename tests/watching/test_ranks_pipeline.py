@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +117,38 @@ def test_no_rule_has_judged_the_run_of_which_a_stage_is_seen(schedule, found):
     assert found[f"standing of {schedule}"] == ("unknown", why, ())
 
 
+def test_the_page_of_a_pipeline_tells_the_verdict_over_all_stages(found):
+    told = found["page, healthy"]
+    assert told["verdict"] == "healthy"
+    assert told["sites"] == [f"layers.{i} of process {rank}" for rank in (0, 1) for i in (0, 1)]
+    rules = "exploding_gradient, vanishing_signal, exploding_signal, vanishing_gradient"
+    assert told["note"] == f"9 of 13 rules judged it. Not judged: {rules}: each stage was judged by itself."
+    assert told["headline"] == "The rules that could judge it found nothing"
+    assert told["row"] == ("healthy", f"Nothing was found. {told['note']}")
+
+
+def test_a_finding_of_a_later_stage_is_on_the_page_with_its_process(found):
+    told = found["page, dead units"]
+    assert told["verdict"] == told["row"][0] != "healthy"
+    ((rule, claim),) = told["findings"]
+    assert rule == "dead_units"
+    assert claim.endswith("Told by process 1, stage 2 of 2.")
+    assert "Told by process 1, stage 2 of 2." in told["exported"]
+
+
+@pytest.mark.parametrize("fault", ["healthy", "dead units"])
+def test_a_training_ends_with_the_verdict_of_its_page(fault, found):
+    *first, last = found[f"page, {fault}"]["said"]
+    assert last.startswith(f"watched: {found[f'page, {fault}']['verdict']}, 9 of 13 rules judged it")
+    assert [text.endswith("Told by process 1, stage 2 of 2.") for text in first] == [True] * (fault != "healthy")
+
+
+def test_a_stage_that_left_no_record_leaves_the_verdict_open(found):
+    told = found["page, one log lost"]
+    assert told["verdict"] == "unknown"
+    assert told["headline"] == "Not judged: only 1 of 2 stages were judged"
+
+
 def test_what_a_schedule_does_is_heard_of_while_watched():
     from torch.distributed.pipelining import PipelineStage
 
@@ -146,6 +179,56 @@ def test_what_a_schedule_does_is_heard_of_while_watched():
     assert methods() == before
 
 
+def record(rank: int, folder: Path, fault: str) -> list[str]:
+    """Train a stage, and keep what is seen of it; of one fault the last block's units die in the middle.
+
+    Returns what `levada train` says at the end.
+    """
+    from torch.distributed import pipelining
+
+    from levada.training.stopping import say_found
+    from levada.training.processes import Processes
+
+    net = Net(halves(build())[rank])
+    stage = pipelining.PipelineStage(net, rank, 2, torch.device("cpu"))
+    schedule = pipelining.ScheduleGPipe(stage, MICRO, loss_fn=objective)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    draw = torch.Generator().manual_seed(2)
+    with watch(net, optimizer, every=1, max_overhead=math.inf, run=folder) as probe:
+        for step in range(80):
+            if step == 50 and rank == 1 and fault == "dead units":
+                nn.init.constant_(net.layers[1].up.bias, -1e3)
+            x = torch.randn(16, DIM, generator=draw, dtype=torch.float64)
+            schedule.step(x) if rank == 0 else schedule.step(target=-x)
+            optimizer.step()
+            optimizer.zero_grad()
+    said: list[str] = []
+    say_found(probe, SimpleNamespace(say=said.append), Processes(rank, 2, torch.device("cpu")))
+    return said
+
+
+def page(folder: Path) -> dict:
+    """What a page says of a run, and a training's page of the same inside of it."""
+    from levada.report.training import _verdict
+    from levada.report.watch import watch_view
+    from levada.runs import Run
+    from levada.runs.exporters.stored import _findings
+
+    run = Run(folder)
+    view = watch_view(run, "mine", list(run.events()))
+    row, _ = _verdict(folder)
+    exported = [f"{rule} {text}" for told in _findings(run, 0).values() for rule, text in told]
+    return {
+        "verdict": view["verdict"],
+        "headline": view["headline"],
+        "sites": [row["site"] for row in view["table"]["rows"]],
+        "findings": [(one["rule"], one["claim"]) for one in view["findings"]],
+        "note": view["notes"][0],
+        "row": (row["verdict"], row["told"]),
+        "exported": "; ".join(exported),
+    }
+
+
 def work(rank: int, folder: Path) -> None:
     import torch.distributed as dist
     from torch.distributed import pipelining
@@ -173,7 +256,13 @@ def work(rank: int, folder: Path) -> None:
         dist.all_gather_object(both, ([site.name for site in probe.sites], samples))
         result[name] = both
         result[f"standing of {name}"] = (told.verdict, told.headline, told.judged)
+    for fault in ("healthy", "dead units"):
+        said = record(rank, folder / fault, fault)
+        if rank == 0:
+            result[f"page, {fault}"] = {**page(folder / fault), "said": said}
     if rank == 0:
+        next((folder / "healthy").glob("signals/rank-00001/verdicts.log")).unlink()
+        result["page, one log lost"] = page(folder / "healthy")
         torch.save(result, folder / "found.pt")
     dist.barrier()  # a process that ends while the other still talks to it aborts
     dist.destroy_process_group()

@@ -22,8 +22,10 @@ from levada._errors import UsageError
 from levada.cli import main
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
+from levada.report.watch import watch_view
 from levada.runs import Run, RunWriter, doctor
 from levada.runs.codes import LARGEST, decoded, encode, thresholds
+from levada.runs.exporters.stored import _findings
 from levada.runs.standing import Standing
 from levada.watching.bundle import Bundle, write_bundle
 from levada.watching.recording import Recording, codes_of, to_bytes
@@ -178,6 +180,47 @@ def test_every_rank_keeps_its_samples_and_the_first_the_events(tmp_path: Path) -
     assert run.ranks == (0, 2)
     assert run.signals(2).steps == (19,)
     assert len(list(run.events("end"))) == 1
+
+
+def test_what_another_rank_found_is_told_and_is_over_where_it_does_not_go_on(tmp_path: Path) -> None:
+    def train(ranks: int, first: int = 0, found: Any = ()) -> None:
+        for rank in reversed(range(ranks)):
+            judged = Standing((), ("dead_units",), first=first)
+            watch = watching(findings=list(found) if rank == 2 else [], standing=judged, steps=first)
+            recording = Recording(tmp_path, watch, rank=rank, resume=first > 0)
+            recording.sampled(sample(first + 19))
+            recording.close()
+
+    def page() -> tuple[str, list[tuple[str, str]]]:
+        run = Run(tmp_path)
+        view = watch_view(run, "mine", list(run.events()))
+        return view["verdict"], [(one["kind"], one["claim"]) for one in view["findings"]]
+
+    dead = Finding("dead_units", "warn", "fired", "They are dead.", {"first": "layers.1"}, {"told_at": 19})
+    train(3, found=[dead])
+    assert page() == ("warn", [("warning", "They are dead. Told by process 2.")])
+    train(2, first=100)  # without it
+    why = "Superseded from step 100 on, where another process went on with the run."
+    assert page() == ("healthy", [("warning, over", f"They are dead. {why} Told by process 2.")])
+    train(3, first=200, found=[dead])
+    assert page()[0] == "warn"
+    train(3, first=300)
+    assert page()[0] == "healthy"
+    told = [text for texts in _findings(Run(tmp_path), 0).values() for _, text in texts]
+    assert [text.partition(" ")[0] for text in told] == ["warn", "clear", "warn", "clear"]
+    assert all(text.endswith("Told by process 2.") for text in told)
+
+
+def test_replicas_that_find_the_same_tell_it_once(tmp_path: Path) -> None:
+    dead = Finding("dead_units", "warn", "fired", "They are dead.", {"first": "layers.1"}, {"told_at": 19})
+    for rank in (1, 0):
+        recording = Recording(tmp_path, watching(findings=[dead]), rank=rank)
+        recording.sampled(sample(19))
+        recording.close()
+    run = Run(tmp_path)
+    view = watch_view(run, "mine", list(run.events()))
+    assert [one["claim"] for one in view["findings"]] == ["They are dead."]
+    assert sum(len(texts) for texts in _findings(run, 0).values()) == 1
 
 
 def test_sites_that_change_get_a_table_of_their_own(tmp_path: Path) -> None:

@@ -17,14 +17,15 @@ from torch import nn
 
 import levada
 from levada.diagnose.finding import Finding
-from levada.report.standing import findings_of
 from levada.report.watch import watch_view
 from levada.runs import Run, SignalWriter
 from levada.runs.codes import encode
+from levada.runs.findings import findings_of
 from levada.watching import Continue
 from levada.watching.judge import Judge
-from levada.watching.ledger import Ledger, case_of
+from levada.watching.ledger import APART, OVER, Ledger, case_of
 from levada.watching.live import Live
+from levada.watching.news import News
 from levada.watching.recording import Recording
 
 
@@ -46,12 +47,12 @@ def rule(severity: Any, place: str = "") -> Any:
 class Loop:
     """A training to which a case does something at its steps."""
 
-    def __init__(self, run: Any, case: str) -> None:
+    def __init__(self, run: Any, case: str, max_overhead: float = math.inf) -> None:
         torch.manual_seed(0)
         self.net = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(5)], nn.Linear(8, 1))
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.05)
         self.case, self.odd, self.out = case, False, io.StringIO()
-        self.watch = levada.watch(self.net, self.optimizer, run=run, every=1, max_overhead=math.inf)
+        self.watch = levada.watch(self.net, self.optimizer, run=run, every=1, max_overhead=max_overhead)
         self.watch.listen(Live(self.watch, plain=True, stream=self.out))
         self.net[2].register_forward_hook(lambda m, given, out: out * math.nan if self.odd else out)
         if case == "two rule listeners":
@@ -147,6 +148,18 @@ def test_entering_a_watch_again_supersedes_nothing(tmp_path: Path) -> None:
     assert page(tmp_path / "run")["verdict"] == loop.watch.standing.verdict == "error"
 
 
+def test_up_to_where_a_continued_run_was_seen_counts_from_where_it_went_on(tmp_path: Path) -> None:
+    loop = Loop(Continue(tmp_path / "run", 10_000), "healthy", max_overhead=1e-9)
+    loop.train(140)
+    told = loop.watch.standing
+    assert told.until == ", up to step 10,010"  # the eleventh sample, and none was paid for since
+    assert told.wanted == "53 more losses are needed"
+    assert told.told in loop.watch.report().notes
+    shown = page(tmp_path / "run")
+    assert told.told in shown["notes"]
+    assert shown["headline"] == told.headline
+
+
 def test_a_case_keeps_its_name_however_it_is_told() -> None:
     ledger = Ledger(1, lambda finding: None)
     names, events = [], []
@@ -174,6 +187,38 @@ def test_a_case_keeps_its_name_however_it_is_told() -> None:
     assert [(one["where"]["first"], one["status"]) for one in findings_of(dead)] == [("a", "fired"), ("b", "clear")]
 
 
+def test_of_many_findings_that_are_over_the_latest_are_kept_and_none_is_told_twice() -> None:
+    ledger, news, told = Ledger(1, lambda finding: None), News(), []
+    stays = Finding("dead_units", "warn", "fired", "they stay dead")
+    for step in range(0, 2 * 1500, 2):
+        ledger.hold(("vanishing_gradient", ""), Finding("vanishing_gradient", "warn", "fired", f"{step}"), step)
+        ledger.hold(("dead_units", ""), stays, step)
+        told += news.of(ledger.findings)
+        ledger.miss_others({("dead_units", "")}, step + 1)
+        told += news.of(ledger.findings)
+    assert ledger.count == 1501
+    assert [one.claim.split()[0] for one in ledger.findings] == [
+        "they",
+        *(f"{2 * n}" for n in range(1500 - OVER, 1500)),
+    ]
+    seen = [(one.claim.split()[0], one.status) for one in told if one.rule == "vanishing_gradient"]
+    assert seen == [(f"{2 * n}", status) for n in range(1500) for status in ("fired", "clear")]
+
+
+def test_what_stands_again_and_again_shares_an_entry_also_when_that_was_let_go() -> None:
+    ledger = Ledger(1, lambda finding: None)
+    for times in range(40):
+        ledger.stand(Finding("skipped_steps", "error", "fired", "it stands still.", evidence={"told_at": times}))
+        ledger.over("skipped_steps", times)
+    assert [one.evidence.get("times") for one in ledger.findings] == [None] * (APART - 1) + [40]
+    for step in range(OVER + 8):
+        ledger.hold(("dead_units", ""), Finding("dead_units", "warn", "fired", f"{step}"), step)
+        ledger.miss_others((), step)
+    assert {one.rule for one in ledger.findings} == {"dead_units"}
+    ledger.stand(Finding("skipped_steps", "error", "fired", "it stands still.", evidence={"told_at": 99}))
+    assert (ledger.findings[-1].evidence["times"], ledger.findings[-1].status) == (41, "fired")
+
+
 def test_of_a_pipeline_the_first_stage_is_not_called_the_whole(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     loop = Loop(folder, "healthy")
@@ -183,7 +228,7 @@ def test_of_a_pipeline_the_first_stage_is_not_called_the_whole(tmp_path: Path) -
         other.append(0, 0.0, encode([1.0]), {})
     shown = page(folder)
     assert shown["verdict"] == "unknown"
-    assert shown["headline"] == "Not judged: only the 6 of 7 blocks that the first process holds were judged"
+    assert shown["headline"] == "Not judged: only 6 of 7 blocks were judged"
 
 
 def test_what_no_rule_tells_any_more_is_not_called_over() -> None:

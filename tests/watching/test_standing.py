@@ -72,6 +72,27 @@ def test_what_is_told_to_be_lacking_is_what_a_verdict_takes():
     assert told[63].wanted == ""
 
 
+def test_what_a_rule_that_waits_for_nothing_would_need_is_not_asked_for():
+    run = Synthetic(every=1, dtype=torch.float32)
+    run.run(30, lambda step, values, scalars, losses: losses.clear())
+    standing = standing_of(run.judge)
+    assert (standing.verdict, standing.wanted, standing.lacking) == ("healthy", "", {})
+
+
+def test_what_was_measured_of_other_blocks_is_not_taken_for_these():
+    run = Synthetic(every=1, dtype=torch.float32)
+    run.run(12)
+    assert "vanishing_gradient" in standing_of(run.judge).judged
+    run.source.sites = run.sites = run.sites[:4]
+    run.source.model = nn.ModuleList(list(run.source.model)[:4])
+
+    def without(step, values, scalars, losses):
+        values["gradient_rms"].fill_(math.nan)
+
+    run.run(12, without)
+    assert standing_of(run.judge).unjudged["vanishing_gradient"] == "no gradient was measured at a block"
+
+
 def test_more_samples_are_not_asked_for_where_they_would_not_help():
     run = Synthetic(every=1)
     run.run(1)

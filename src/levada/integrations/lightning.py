@@ -48,7 +48,7 @@ class LevadaCallback(Callback):
     Args:
         run: folder of the run; of a second training by the same callback, the name ends in -2.
         every: smallest distance between sampled steps.
-        max_overhead: largest share of the training time.
+        max_overhead: largest share of the training time, once the first 11 samples are paid for.
         stop_on_error: end the training after a batch at which a rule finds an error.
         options: others of `levada.watch`.
 

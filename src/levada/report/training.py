@@ -13,14 +13,14 @@ from typing import Any, Final, Literal, TypeAlias
 from levada._errors import UsageError
 from levada.report.curve import counted, is_wide, loss_series, told
 from levada.report.figure import figure
-from levada.report.standing import findings_of, stages_of, standing_of
 from levada.report.vocabulary import SEVERITIES
 from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
 from levada.runs import Run
 from levada.runs.curves import curve
+from levada.runs.findings import superseded
 from levada.runs.lock import is_held
-from levada.runs.standing import SEEN
+from levada.runs.processes import Together
 
 __all__ = ["training_view"]
 
@@ -178,15 +178,27 @@ def _watched(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
     rows: list[dict[str, str]] = []
     stand: list[dict[str, Any]] = []
     over: list[dict[str, Any]] = []
+    # The step from which on a newer one watches, or nobody does; "" if that is not known.
+    later: Any = _unwatched(events)
     for index in sorted({int(name) for name in names if name.isdecimal() and len(name) < 10}, reverse=True):
         where = f"watch/{index}"
         row, found = _verdict(run.path / where)
         rows.append({"where": where, **row})
-        start = _start(began.get(where, {"first": 0} if index == 1 else {}))
+        begun = began.get(where, {"first": 0} if index == 1 else {})
+        start = _start(begun)
         for one in found:
             if one.get("status") != "unknown":
-                (over if one.get("status") == "clear" else stand).append(_finding(one, where, start))
+                now = one if later is None else superseded(one, later, start or 0)
+                (over if now.get("status") == "clear" else stand).append(_finding(now, where, start))
+        later = begun.get("first", "")
     return _shortened(rows), [*stand, *over]
+
+
+def _unwatched(events: Sequence[Mapping[str, Any]]) -> int | None:
+    """Give the step from which on a training was continued without being watched; None if it was not."""
+    last = {event["type"]: event for event in events if event["type"] in ("resumed", "watched")}
+    step, first = last.get("resumed", {}).get("step"), last.get("watched", {}).get("first", 0)
+    return step if isinstance(step, int) and isinstance(first, int) and step > first else None
 
 
 def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
@@ -195,20 +207,13 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
         return _row("unknown", "Its record is not there."), []
     try:
         run = Run(path)
-        events = list(run.events())
-        ranks = [run.signals(rank) for rank in run.ranks]
-        sampled = next((step for signals in ranks[:1] for step in reversed(signals.steps)), None)
-        stages = [len(signals.sites) for signals in stages_of(ranks)]
+        together = Together(run, list(run.events()))
         losses, damaged = run.losses(), run.damage is not None
     except (UsageError, OSError) as error:
         return _row("unknown", f"It cannot be read: {error}"), []
-    found = findings_of(events)
-    last = max([-1 if sampled is None else sampled, *(step for step, _ in losses[-1:])])
-    standing = standing_of(events, found, sampled=sampled, steps=last + 1, stages=stages)
+    found = together.findings
+    standing = together.standing(together.steps(losses))
     told = standing.told
-    first = losses[0][0] if losses else 0
-    if sampled is not None and not standing.until and sampled - first < SEEN * (last - first):
-        told += f" Of its steps {first:,} to {last:,}, the last that was sampled is {sampled:,}."
     if standing.verdict == "healthy":
         statuses = {one.get("status", "fired") for one in found}
         what = "What was found is over" if "clear" in statuses else "Nothing was found"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from levada._names import NONFINITE
 from levada.report.check import finding_view, table_view
@@ -17,17 +16,18 @@ from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
 from levada.report.record import bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
-from levada.report.standing import ended, findings_of, headline_of, stages_of, standing_of
+from levada.report.standing import ended, headline_of
 from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
 from levada.runs.bundles import Kept, replayed
 from levada.runs.frames import Damage
 from levada.runs.lock import is_held
+from levada.runs.processes import Recorded, Together
 from levada.runs.standing import Standing, sampling
 
-__all__ = ["Recorded", "findings_of", "watch_view"]
+__all__ = ["watch_view"]
 
 CHUNK: Final = 256  # samples that are read at once
-MAX_RANKS: Final = 16  # of which the spread is read
+MAX_REPLICAS: Final = 16  # of which the spread is read
 NUM_PROFILES: Final = 4
 MAX_FINDINGS: Final = 24
 _WORST: Final = ("error", "warn")
@@ -35,22 +35,6 @@ _HEATS: Final = (
     ("gradient_rms", "gradient_nonfinite", "The gradient, by block and step", "gradient, root mean square per element"),
     ("signal_rms", "nonfinite", "The signal, by block and step", "signal, root mean square per element"),
 )
-
-
-class Recorded(Protocol):
-    """What is read of a run: its ranks, and of each the signals as `levada.runs.Signals` gives them."""
-
-    path: Path
-
-    @property
-    def ranks(self) -> Sequence[int]:
-        """The processes that wrote signals."""
-
-    def signals(self, rank: int = 0) -> Any:
-        """Give the signals of one."""
-
-    def losses(self) -> list[tuple[int, float]]:
-        """Give the loss of each step, as far as it is known."""
 
 
 def watch_view(
@@ -67,18 +51,17 @@ def watch_view(
         events: its events, those that can be read.
         damage: what keeps its log from being read to its end.
     """
-    ranks = {rank: run.signals(rank) for rank in _chosen(run.ranks)}
-    depth = _Depth(list(ranks.values()))
-    findings = findings_of(events)
+    together = Together(run, events)
+    ranks, findings = together.signals, together.findings
+    depth = _Depth(together)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
     known = [one for one in findings if one.get("status") != "unknown"]
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
     left = _left(events)
     losses = depth.first.losses() if depth.first is not None else run.losses()
-    stages = [len(signals.sites) for signals in depth.stages]
-    steps = _steps(depth, losses, events, left)
+    steps = together.steps(losses)
     whole, state = state_of(events, steps, held=is_held(run.path), damage=damage)
-    standing = standing_of(events, findings, sampled=depth.last, steps=steps, stages=stages)
+    standing = together.standing(steps)
     verdict = standing.verdict
     logged, kept = logged_in(depth.first), bundles_in(run.path)
     figures = [*_loss(losses, findings, left), *logged_figures(logged), *_heats(depth), *_profiles(depth, left)]
@@ -112,25 +95,18 @@ def _headline(
     return headline_of(standing, fired) + (", in what can be read" if (lost or damage) and not fired else "")
 
 
-def _chosen(ranks: Sequence[int]) -> list[int]:
-    # Stages of a pipeline may be more; their number is that of machines, not of processes.
-    return [ranks[i] for i in sampled(len(ranks), 4 * MAX_RANKS)]
-
-
 class _Depth:
     """The blocks of all ranks in order: one rank for those that hold the same."""
 
-    def __init__(self, ranks: Sequence[Any]) -> None:
-        self.first: Any = ranks[0] if ranks else None
-        self.stages = stages_of(ranks)
-        self.replicas = [signals for signals in ranks if self.first and signals.sites == self.first.sites][:MAX_RANKS]
-        self.sites: list[str] = [str(site["name"]) for signals in self.stages for site in signals.sites]
-        self.kinds: list[str] = [str(site.get("kind") or "") for signals in self.stages for site in signals.sites]
+    def __init__(self, together: Together) -> None:
+        read, holders = together.signals, [rank for rank in together.holders if rank in together.signals]
+        self.stages: list[Any] = [read[rank] for rank in holders]
+        self.first: Any = next(iter(read.values()), None)
+        self.replicas = [read[rank] for rank in together.replicas[:MAX_REPLICAS]]
+        named = [(together.site(rank, str(site["name"])), site) for rank in holders for site in read[rank].sites]
+        self.sites: list[str] = [name for name, _ in named]
+        self.kinds: list[str] = [str(site.get("kind") or "") for _, site in named]
         self.steps: Sequence[int] = self.first.steps if self.first is not None else ()
-
-    @property
-    def last(self) -> int | None:
-        return self.steps[-1] if self.steps else None
 
     def has(self, name: str) -> bool:
         return any(name in signals.names for signals in self.stages)
@@ -146,28 +122,11 @@ class _Depth:
         return self.steps[stop] - 1 if stop < len(self.steps) else None
 
     def read(self, name: str, bad: str, first: int, last: int | None) -> Iterator[Row]:
-        read = [_by_step(signals, name, first, last) for signals in self.stages]
-        hurt = [_by_step(signals, bad, first, last) for signals in self.stages]
-        for step in sorted({step for one in read for step in one}):
-            rows = [one.get(step) for one in read]
-            sizes = [len(signals.sites) for signals in self.stages]
-            merged = any(row is not None and row.low for row in rows)
-            yield Row(
-                step,
-                max(row.last for row in rows if row is not None),
-                _beside([row.values if row else () for row in rows], sizes),
-                _beside([row.values if (row := one.get(step)) else () for one in hurt], sizes),
-                _beside([row.low if row else () for row in rows], sizes) if merged else (),
-                _beside([row.high if row else () for row in rows], sizes) if merged else (),
-            )
+        yield from _read(self.stages, name, bad, first, last)
 
     def at(self, name: str, step: int) -> list[float | None]:
         """Give a signal of one sample: None where it was not measured, NaN or infinite where values of it are."""
-        row = next(self.read(name, NONFINITE.get(name, ""), step, step), None) if self.has(name) else None
-        if row is None:
-            return []
-        hurt = row.bad or [math.nan] * len(row.values)
-        return [_measured(value, share) for value, share in zip(row.values, hurt, strict=True)]
+        return _at(self.stages, name, step) if self.has(name) else []
 
     def blocks(self, step: int) -> list[dict[str, Any]]:
         """Give one sample as the blocks of a check's report."""
@@ -185,6 +144,31 @@ def _measured(value: float, hurt: float) -> float | None:
     if hurt > 0:
         return math.nan if math.isfinite(value) else value
     return None if math.isnan(value) else value
+
+
+def _read(stages: Sequence[Any], name: str, bad: str, first: int, last: int | None) -> Iterator[Row]:
+    read = [_by_step(signals, name, first, last) for signals in stages]
+    hurt = [_by_step(signals, bad, first, last) for signals in stages]
+    for step in sorted({step for one in read for step in one}):
+        rows = [one.get(step) for one in read]
+        sizes = [len(signals.sites) for signals in stages]
+        merged = any(row is not None and row.low for row in rows)
+        yield Row(
+            step,
+            max(row.last for row in rows if row is not None),
+            _beside([row.values if row else () for row in rows], sizes),
+            _beside([row.values if (row := one.get(step)) else () for one in hurt], sizes),
+            _beside([row.low if row else () for row in rows], sizes) if merged else (),
+            _beside([row.high if row else () for row in rows], sizes) if merged else (),
+        )
+
+
+def _at(stages: Sequence[Any], name: str, step: int) -> list[float | None]:
+    row = next(_read(stages, name, NONFINITE.get(name, ""), step, step), None)
+    if row is None:
+        return []
+    hurt = row.bad or [math.nan] * len(row.values)
+    return [_measured(value, share) for value, share in zip(row.values, hurt, strict=True)]
 
 
 def _by_step(signals: Any, name: str, first: int, last: int | None) -> dict[int, Row]:
@@ -206,7 +190,8 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
 
 def _told(one: Mapping[str, Any], depth: _Depth, kept: Sequence[Kept]) -> dict[str, Any]:
     """Give a finding as a check shows it; one that stands, with the blocks as they were when it came."""
-    came, clear = number(one.get("came")), one.get("status") == "clear"
+    told, clear = number(one.get("came")), one.get("status") == "clear"
+    came = told if told is not None and math.isfinite(told) else None
     near = min(depth.steps, key=lambda step: abs(step - came)) if came is not None and depth.steps else None
     blocks = depth.blocks(near) if near is not None and not clear else []
     alone = len(depth.replicas) < 2 and len(depth.stages) < 2
@@ -230,16 +215,6 @@ def _left(events: Sequence[Mapping[str, Any]]) -> float | None:
     """Give the step whose update was not made, as it was not finite; None if there is none."""
     ends = (event for event in reversed(events) if event.get("type") == "end")
     return number(next((event.get("left") for event in ends), None)) if ended(events) else None
-
-
-def _steps(
-    depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], left: float | None
-) -> int:
-    """Give how many steps were made: as the run said at its end, and by the last one that is known."""
-    said = next((event.get("steps") for event in reversed(events) if event.get("type") == "end"), 0)
-    last = max([-1, *depth.steps[-1:], *(step for step, _ in losses[-1:])])
-    known = last + (last != left)
-    return max(known, said) if isinstance(said, int) and ended(events) else known
 
 
 def _samples(depth: _Depth, left: float | None) -> str:
@@ -310,7 +285,7 @@ def _loss(
     spans = []
     for one in findings:
         came, over = number(one.get("came")), number(one.get("over"))
-        if came is not None and one.get("severity") in _WORST:
+        if came is not None and math.isfinite(came) and one.get("severity") in _WORST:
             spans.append(Span(came, losses[-1][0] if over is None else over, "", phrase(one)))
     spec = {
         "title": "",
@@ -357,8 +332,8 @@ def _profiles(depth: _Depth, left: float | None) -> list[dict[str, str]]:
         series = _lines(depth, name, lines, None if name == "gradient_rms" else left)
         if series:
             spec = {"x": {"label": "block"}, "y": {"label": label, "scale": "log"}, "series": series}
-            last = _at_last(depth, name) if "low" in series[-1] else []
-            caption = f"At the last step with the range over {len(last)} processes." if last else ""
+            spread = series[-1].pop("processes", 0)
+            caption = f"At the last step with the range over {spread} processes." if spread else ""
             figures.append({"title": title, "caption": caption, "svg": figure(spec)})
     return figures
 
@@ -375,20 +350,17 @@ def _lines(depth: _Depth, name: str, most: int, left: float | None) -> list[dict
         line |= {"x": list(range(len(y))), "y": y}
         lines.append(line)
         if step == chosen[-1]:
-            line |= _spread(_at_last(depth, name))
+            line |= _spread(depth, name, step)
     return lines
 
 
-def _at_last(depth: _Depth, name: str) -> list[list[float | None]]:
-    """Give a signal of the last sample, of each process that holds the same blocks as the first, and that sample."""
+def _spread(depth: _Depth, name: str, step: int) -> dict[str, Any]:
+    """Give the lowest and the highest over the ranks that hold the same blocks as the first, and sampled this step."""
     # One that was killed before the others lacks it.
-    return [values for signals in depth.replicas if (values := _Depth([signals]).at(name, depth.steps[-1]))]
-
-
-def _spread(read: Sequence[Sequence[float | None]]) -> dict[str, Any]:
-    """Give the lowest and the highest over several processes."""
-    if len(read) < 2:
+    rows = [row for signals in depth.replicas if (row := _at([signals], name, step))]
+    if len(rows) < 2:
         return {}
-    columns = [[math.nan if value is None else value for value in column] for column in zip(*read, strict=True)]
-    ends = {"low": min, "high": max}
-    return {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}
+    columns = [[math.nan if value is None else value for value in column] for column in zip(*rows, strict=True)]
+    ends, rest = {"low": min, "high": max}, [None] * (len(depth.sites) - len(columns))
+    found = {key: [end(c) if all(map(math.isfinite, c)) else None for c in columns] for key, end in ends.items()}
+    return {"processes": len(rows), **{key: [*values, *rest] for key, values in found.items()}}

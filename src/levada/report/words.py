@@ -44,8 +44,8 @@ def number(value: Any) -> float | None:
     """Read a number of a report: floats, and the names of the three that JSON lacks; None for what is no number.
 
     Example:
-        >>> number("-inf"), number(2), number("layers.0"), number(None)
-        (-inf, 2.0, None, None)
+        >>> number("-inf"), number(2), number("layers.0"), number(None), number(-(10**400))
+        (-inf, 2.0, None, None, -inf)
     """
     if isinstance(value, str):
         return NONFINITE.get(value)
@@ -54,7 +54,7 @@ def number(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def superscript(exponent: int) -> str:

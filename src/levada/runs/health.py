@@ -15,6 +15,7 @@ from levada.runs.aside import set_aside
 from levada.runs.bundles import examine_bundles
 from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.manifest import LOG, MANIFEST, SCHEMA, Manifest, parsed, read_manifest
+from levada.runs.rank_log import damage_of
 from levada.runs.reader import examine, require_one
 from levada.runs.rebuilding import rebuilt
 from levada.runs.segments import UnreadableError, damaged, orphaned, places, read_samples, verified
@@ -256,4 +257,5 @@ def _look(rank: int, folder: Path) -> tuple[RankHealth, bool]:
     torn = {path.name: path.stat().st_size for path in sorted(folder.glob("*.torn"))}
     files = len(found) + 2 * len(tables)
     harmless = frozenset(set_aside(folder, tables)[1])
-    return RankHealth(rank, samples, size, files, (*damages, *missing), torn, harmless), moved or bool(missing)
+    damages += [*missing, *damage_of(folder)]
+    return RankHealth(rank, samples, size, files, tuple(damages), torn, harmless), moved or bool(missing)

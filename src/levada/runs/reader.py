@@ -14,6 +14,8 @@ from levada._numbers import restore_numbers
 from levada.runs.address import local
 from levada.runs.frames import MAGIC, Damage, scan
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
+from levada.runs.rank_log import RANK_LOG
+from levada.runs.signal_writer import rank_folder
 from levada.runs.signals import Signals, rank_folders
 
 __all__ = ["Run", "examine", "find_runs", "require_one", "runs_in"]
@@ -40,14 +42,18 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, kind={self.manifest.kind!r}, name={self.manifest.name!r})"
 
-    def events(self, type: str | None = None, *, numbers: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    def events(
+        self, type: str | None = None, *, numbers: Sequence[str] = (), rank: int = 0
+    ) -> Iterator[dict[str, Any]]:
         """Give the events in the order of writing, up to the last good frame; `damage` says whether that is the end.
 
         Args:
             type: only events of this type.
             numbers: fields that hold numbers: in these, at any depth, "nan", "inf" and "-inf" are read as floats.
+            rank: of the process; another than the first says what was found in it, and by which rules it was judged.
         """
-        for event, _ in self._read(len(MAGIC)):
+        log = self.path / LOG if rank == 0 else rank_folder(self.path, rank) / RANK_LOG
+        for event, _ in self._read(len(MAGIC), log):
             if type is None or event["type"] == type:
                 yield {key: restore_numbers(value) if key in numbers else value for key, value in event.items()}
 
@@ -57,11 +63,10 @@ class Run:
         Args:
             offset: what the call before gave; left out, the beginning.
         """
-        found = list(self._read(offset))
+        found = list(self._read(offset, self.path / LOG))
         return [event for event, _ in found], found[-1][1] if found else offset
 
-    def _read(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-        log = self.path / LOG
+    def _read(self, offset: int, log: Path) -> Iterator[tuple[dict[str, Any], int]]:
         if not log.exists():
             return
         with log.open("rb") as file:

@@ -12,6 +12,7 @@ from typing import Final
 from levada._errors import UsageError
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, parsed, read_manifest, write_atomically
+from levada.runs.rank_log import mend_rank_log
 from levada.runs.reader import examine
 from levada.runs.rebuilding import mend_manifest
 from levada.runs.segments import (
@@ -109,8 +110,8 @@ def _mend_manifest(folder: Path) -> Iterator[str]:
 
 
 def _reseal_rank(folder: Path) -> Iterator[str]:
-    for name in mend_tables(folder):
-        yield f"{name} is written again from its copy"
+    yield from (f"{name} is written again from its copy" for name in mend_tables(folder))
+    yield from mend_rank_log(folder)
     tables = read_tables(folder)[0]
     suffix = "parquet" if has_parquet() else "frames"
     by_number: dict[int, list[Place]] = {}

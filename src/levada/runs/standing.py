@@ -116,7 +116,7 @@ class Standing:
             >>> Standing(sampled=390, steps=400, first=300).until
             ''
         """
-        early = self.sampled is not None and self.sampled - self.first < SEEN * (self.steps - 1 - self.first)
+        early = self.sampled is not None and 0 <= self.sampled - self.first < SEEN * (self.steps - 1 - self.first)
         return f", up to step {self.sampled:,}" if early else ""
 
     @property

@@ -199,8 +199,9 @@ class Watch:
 
     Attributes:
         enabled: whether it looks on.
-        every: steps between samples.
-        max_overhead: largest share of the training time that it may take.
+        every: smallest number of steps between samples; the first 11, which a verdict needs, come so often.
+        max_overhead: largest share of the training time that it may take, beyond the first 11 samples and what hooks
+            take of short steps.
         live: whether it is shown in the terminal.
     """
 

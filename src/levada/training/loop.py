@@ -150,7 +150,7 @@ def _train(
     checkpoints.finish()
     checkpoints.require_saved()
     if watching is not None:
-        say_found(watching, progress)
+        say_found(watching, progress, processes)
     return Trained(Run(config.run.folder), max(first, config.run.steps), loss, held_out, engine)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, final
 
@@ -12,12 +12,14 @@ import torch
 
 from levada._errors import MeasurementError
 from levada._numbers import written
+from levada.runs import Run
+from levada.runs.findings import gravity
+from levada.runs.processes import Together
 from levada.training.checkpoint import Checkpoints
 from levada.training.config import Config
 from levada.training.engine import Engine, WholeNetwork
-from levada.training.processes import SaidMeasurementError
+from levada.training.processes import Processes, SaidMeasurementError
 from levada.training.record import CONFIG, Progress, Record
-from levada.watching.lines import fired
 from levada.watching.nonfinite import broken_parameters
 from levada.watching.watch import Watch
 
@@ -44,18 +46,28 @@ class NotFiniteError(Exception):
     again: Callable[[], object]
 
 
-def say_found(watching: Watch, progress: Progress) -> None:
-    """Say what holds of what was found, how much is over, and the verdict.
+def say_found(watching: Watch, progress: Progress, processes: Processes | None = None) -> None:
+    """Say what holds of what was found, how much is over, and the verdict: of a pipeline's stages, all of theirs.
 
     Args:
         watching: what looked on.
         progress: where it is said.
+        processes: those that trained together, once their records are complete; without them this process speaks of
+            what it saw.
     """
-    for finding in fired(watching):
-        progress.say(f"{finding.severity}: {finding.claim}")
-    over = sum(finding.status == "clear" for finding in watching.findings)
+    standing, found = watching.standing, sorted(map(asdict, watching.findings), key=gravity)
+    # Whoever asks waits until all records are complete.
+    staged = processes is not None and processes.any(bool(standing.stages))
+    if staged and processes.rank == 0 and watching.run is not None:  # type: ignore[union-attr]
+        run = Run(watching.run)
+        together = Together(run, list(run.events()))
+        standing, found = together.standing(watching.steps), together.findings
+    for one in found:
+        if one["status"] == "fired":
+            progress.say(f"{one['severity']}: {one['claim']}")
+    over = sum(one["status"] == "clear" for one in found)
     rest = f"; findings that are over: {over:,}" if over else ""
-    progress.say(f"watched: {watching.standing.verdict}, {watching.standing.counted}{rest}")
+    progress.say(f"watched: {standing.verdict}, {standing.counted}{rest}")
 
 
 def stop(

@@ -7,6 +7,7 @@ from typing import Any, Final, final
 
 from levada.runs import RunWriter
 from levada.runs.background import Background
+from levada.runs.rank_log import RankLog
 
 __all__ = ["Events"]
 
@@ -19,7 +20,7 @@ class Events:
     """Events of a run, written by a thread; what the disk refuses waits and is tried again with the next.
 
     Args:
-        writer: of the run.
+        writer: of the run, or of a process of it.
         at_exit: called when the process ends.
 
     Attributes:
@@ -27,7 +28,7 @@ class Events:
         losses_dropped: how many losses are not stored.
     """
 
-    def __init__(self, writer: RunWriter, at_exit: Any) -> None:
+    def __init__(self, writer: RunWriter | RankLog, at_exit: Any) -> None:
         self._writer = writer
         self._waiting: deque[tuple[str, dict[str, Any]]] = deque()
         self.problem: str | None = None

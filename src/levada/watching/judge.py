@@ -84,11 +84,10 @@ class Judge:
         self.loss = LossBaseline()
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
         self._ledger = Ledger(confirm, self._keep)
-        self.findings = self._ledger.findings
         self.history = self._ledger.history
         self.blocks: Blocks | None = None
         self.samples = 0
-        self.seen: set[str] = set()  # signals that were measured at some block
+        self.seen: set[str] = set()  # signals that were measured at some of these blocks
         self.far = False  # whether signal or gradient spans three decades, and no loss says if that hurts
         self.ended: dict[str, str] = {}  # rules that are judged no more, and why
         self._begun = time.monotonic()
@@ -116,8 +115,8 @@ class Judge:
 
     @property
     def told(self) -> tuple[int, int]:
-        """How many findings and bundles there are."""
-        return len(self.findings), 0 if self.keeper is None else len(self.keeper.folders)
+        """How many findings and bundles there were."""
+        return self._ledger.count, 0 if self.keeper is None else len(self.keeper.folders)
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Look at this step's loss while the weights are still good, and keep what is needed to run it again.
@@ -261,6 +260,11 @@ class Judge:
         """Hear that the run is over; what is kept already is complete."""
 
     @property
+    def findings(self) -> list[Finding]:
+        """Each finding as it stands now; of those that are over the last thousand."""
+        return self._ledger.findings
+
+    @property
     def fired(self) -> tuple[Finding, ...]:
         """The findings that hold now."""
         return tuple(finding for finding in self.findings if finding.status == "fired")
@@ -315,6 +319,7 @@ class Judge:
             self._silence, self._off = Silence(len(self.blocks.sites)), Silence(len(self.blocks.sites))
             self._longest = torch.full((len(self.blocks.sites),), math.nan, dtype=torch.float64)
             self.rows.clear()
+            self.seen = set()  # what was measured of others says nothing of these
         elif (now := membership(getattr(self._source, "optimizers", ()))) != self._membership:  # thawed, or added
             self.blocks = Blocks.of(self.blocks.sites, self._model, self._source.optimizers)
             self._membership = now

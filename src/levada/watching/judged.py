@@ -66,13 +66,13 @@ def standing_of(
     for rule, text, waits, count in reasons:
         if rule not in every or rule in fired:
             continue
-        if count is not None and waits:
-            lacking[count[0]] = max(lacking.get(count[0], 0), count[1] - count[2])
         if rule not in why:  # the first reason is told
             why[rule] = text if count is None else f"{text}, and {_are(count)}"
             waiting |= {rule} if waits else set()
             if count is not None or (waits and early and rule not in judge.ended):
                 few[rule] = text
+        if count is not None and rule in waiting:  # also what is not told
+            lacking[count[0]] = max(lacking.get(count[0], 0), count[1] - count[2])
     sampled = judge.rows[-1].step if judge.rows else None
     found = judge.findings if findings is None else findings
     return Standing(

@@ -17,6 +17,7 @@ Key: TypeAlias = tuple[str, str]  # a rule and a place
 
 APART: Final = 16  # times that what stands without samples is told in an entry of its own, then in the last of them
 HISTORY: Final = 1024
+OVER: Final = 1024  # findings that are over and are kept: a run of weeks may have more
 
 _ORDER: Final = {"info": 0, "warn": 1, "error": 2}
 
@@ -28,7 +29,7 @@ class _Case:
     finding: Finding
     held: int = 0
     missed: int = 0
-    at: int | None = None  # its place among the findings, once it is told
+    at: int | None = None  # number of its finding, once it is told
 
 
 @final
@@ -40,19 +41,26 @@ class Ledger:
         ask: called with an error, of which a bundle is to be kept.
 
     Attributes:
-        findings: each as it stands now.
         history: each telling, worsening and ending in turn, of the last thousand.
+        count: how many findings were told, with those that are no longer kept.
     """
 
     def __init__(self, confirm: int, ask: Callable[[Finding], None]) -> None:
-        self.findings: list[Finding] = []
+        self._findings: dict[int, Finding] = {}  # in the order in which they were told
+        self._over: deque[int] = deque()  # which of them are over, in the order in which they ended
+        self.count = 0
         self.history: deque[Finding] = deque(maxlen=HISTORY)
         self._confirm = confirm
         self._ask = ask
         self._cases: dict[Key, _Case] = {}
-        self._standing: dict[str, int] = {}  # place among the findings, by rule
+        self._standing: dict[str, int] = {}  # number of the finding, by rule
         self._stood: dict[str, list[int]] = {}  # and those at which it stood before
         self._times: Counter[str] = Counter()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Each as it stands now; of those that are over the last thousand."""
+        return list(self._findings.values())
 
     def __contains__(self, key: Key) -> bool:
         return key in self._cases
@@ -67,22 +75,21 @@ class Ledger:
         at = self._standing.get(finding.rule)
         if at is None:
             self._stand_anew(finding)
-        elif renew or _worse(finding, self.findings[at]):
-            told_at = self.findings[at].evidence["told_at"]
-            self.findings[at] = replace(finding, evidence={**finding.evidence, "told_at": told_at})
-            self._remember(self.findings[at])
+        elif renew or _worse(finding, self._findings[at]):
+            told_at = self._findings[at].evidence["told_at"]
+            self._findings[at] = replace(finding, evidence={**finding.evidence, "told_at": told_at})
+            self._remember(self._findings[at])
 
     def _stand_anew(self, finding: Finding) -> None:
         stood = self._stood.setdefault(finding.rule, [])
         self._times[finding.rule] += 1
         if len(stood) < APART:
-            stood.append(len(self.findings))
-            self._tell(finding)
+            stood.append(self._tell(finding))
         else:
             times = self._times[finding.rule]
             again = f"{finding.claim} It came {times:,} times so far."
-            self.findings[stood[-1]] = replace(finding, claim=again, evidence={**finding.evidence, "times": times})
-            self._remember(self.findings[stood[-1]])
+            self._findings[stood[-1]] = replace(finding, claim=again, evidence={**finding.evidence, "times": times})
+            self._remember(self._findings[stood[-1]])
         self._standing[finding.rule] = stood[-1]
 
     def over(self, rule: str, step: int) -> None:
@@ -97,14 +104,13 @@ class Ledger:
         case.finding, case.held, case.missed = finding, case.held + 1, 0
         if case.at is None and case.held >= (self._confirm if confirm is None else confirm):
             told = replace(finding, evidence={**finding.evidence, "told_at": step, "samples": case.held})
-            case.at = len(self.findings)
-            self._tell(told)
-        elif case.at is not None and (renew or _worse(finding, self.findings[case.at])):
-            before = self.findings[case.at]
+            case.at = self._tell(told)
+        elif case.at is not None and (renew or _worse(finding, self._findings[case.at])):
+            before = self._findings[case.at]
             told_at = {key: before.evidence[key] for key in ("told_at", "samples")}
-            self.findings[case.at] = replace(finding, evidence={**finding.evidence, **told_at})
+            self._findings[case.at] = replace(finding, evidence={**finding.evidence, **told_at})
             if _worse(finding, before):
-                self._remember(self.findings[case.at])
+                self._remember(self._findings[case.at])
 
     def miss_others(self, held: Collection[Key], step: int) -> None:
         """Hear that all rules hold no more, but those."""
@@ -122,14 +128,14 @@ class Ledger:
         key = finding.rule, ""
         case = self._cases.get(key)
         if case is None:
-            self._cases[key] = _Case(finding, 1, 0, len(self.findings))
-            self._tell(replace(finding, evidence={**finding.evidence, "told_at": finding.evidence["seen_at"]}))
-        elif case.at is not None and finding.where and not self.findings[case.at].where:
-            before = self.findings[case.at].evidence
+            told = replace(finding, evidence={**finding.evidence, "told_at": finding.evidence["seen_at"]})
+            self._cases[key] = _Case(finding, 1, 0, self._tell(told))
+        elif case.at is not None and finding.where and not self._findings[case.at].where:
+            before = self._findings[case.at].evidence
             # The same one, and now its block is known; where data or weights were not finite, that tells less.
             if finding.evidence["step"] == before["step"] and before["tensor"] not in ("inputs", "targets", "weight"):
-                self.findings[case.at] = replace(finding, evidence={**finding.evidence, "told_at": before["told_at"]})
-                self.history.append(self.findings[case.at])
+                self._findings[case.at] = replace(finding, evidence={**finding.evidence, "told_at": before["told_at"]})
+                self.history.append(self._findings[case.at])
 
     def end(self, rule: str, step: int) -> None:
         """Take back what was told at once."""
@@ -137,9 +143,11 @@ class Ledger:
         if case is not None and case.at is not None:
             self._clear(case.at, step)
 
-    def _tell(self, finding: Finding) -> None:
-        self.findings.append(finding)
+    def _tell(self, finding: Finding) -> int:
+        number, self.count = self.count, self.count + 1
+        self._findings[number] = finding
         self._remember(finding)
+        return number
 
     def _remember(self, finding: Finding) -> None:
         self.history.append(finding)
@@ -148,11 +156,18 @@ class Ledger:
             self._ask(finding)
 
     def _clear(self, at: int, step: int) -> None:
-        finding = self.findings[at]
+        finding = self._findings[at]
         evidence: dict[str, Any] = {**finding.evidence, "cleared_at": step}
         claim = f"{finding.claim} Cleared at step {step}."
-        self.findings[at] = replace(finding, status="clear", claim=claim, evidence=evidence)
-        self.history.append(self.findings[at])
+        self._findings[at] = replace(finding, status="clear", claim=claim, evidence=evidence)
+        self.history.append(self._findings[at])
+        if at in self._over:  # it stood again
+            self._over.remove(at)
+        self._over.append(at)
+        while len(self._over) > OVER:
+            oldest = self._over.popleft()
+            if self._findings[oldest].status == "clear":
+                del self._findings[oldest]
 
 
 def case_of(finding: Finding) -> str:

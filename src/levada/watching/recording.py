@@ -22,7 +22,9 @@ from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTAVE, UNDERFLOW, thresholds
 from levada.runs.manifest import MANIFEST, name_of
+from levada.runs.rank_log import RankLog
 from levada.runs.remote import Mirror, is_remote, stage
+from levada.runs.signal_writer import rank_folder
 from levada.runs.standing import CONTINUED, EVENT, Standing
 from levada.watching.events import Events
 from levada.watching.ledger import case_of
@@ -114,8 +116,10 @@ class Recording:
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a thousand steps
     where samples are rarer), "finding", "judged" (by which rules, and why not by others), "bundle", "overhead",
     "end", and "continued" where another process goes on; every rank keeps its samples
-    (`levada.runs.SignalWriter`). Nothing here stops the training:
-    what cannot be stored is told by one warning, verdicts wait in memory until the disk takes them again.
+    (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged.
+
+    Nothing here stops the training: what cannot be stored is told by one warning, verdicts wait in memory until the
+    disk takes them again.
 
     Args:
         folder: the run; or an address, as "s3://bucket/run": it is written to a local folder, and mirrored from there.
@@ -163,17 +167,17 @@ class Recording:
         self.folder = Path(folder) if address is None else stage(address, rank=rank, resume=resume)
         self.rank = rank
         self._watch, self._keep, self._process = watch, keep, os.getpid()
-        self._events: Events | None = None
-        if rank == 0:
-            goes_on = resume and (self.folder / MANIFEST).exists()
-            if goes_on:
-                writer = RunWriter.open(self.folder)
-            else:
-                label = name or name_of(self.folder.resolve()) or "watch"
-                writer = _begin(self.folder, label, config)
-            self._events = Events(writer, self.close)
-            if goes_on and not isinstance(watch, Since):
-                self._events.add(CONTINUED, step=watch.steps)
+        writer: RunWriter | RankLog
+        if rank > 0:
+            writer = RankLog(rank_folder(self.folder, rank))
+            goes_on = writer.goes_on
+        elif goes_on := resume and (self.folder / MANIFEST).exists():
+            writer = RunWriter.open(self.folder)
+        else:
+            writer = _begin(self.folder, name or name_of(self.folder.resolve()) or "watch", config)
+        self._events = Events(writer, self.close)
+        if goes_on and not isinstance(watch, Since):
+            self._events.add(CONTINUED, step=watch.steps)
         self._mirror = None if address is None else Mirror(self.folder, address, rank=rank)
         self._signals: SignalWriter | None = None
         self._sites: tuple[Site, ...] = ()
@@ -191,7 +195,7 @@ class Recording:
     def problem(self) -> str | None:
         """Why something is not stored, or None."""
         signals = (self._signals.problem or self._signals.left) if self._signals is not None else None
-        return self._problem or signals or (self._events.problem if self._events is not None else None)
+        return self._problem or signals or self._events.problem
 
     @property
     def dropped(self) -> int:
@@ -201,13 +205,13 @@ class Recording:
     @property
     def waiting(self) -> tuple[tuple[str, dict[str, Any]], ...]:
         """Events that the disk has not taken yet: type and fields."""
-        return self._events.waiting if self._events is not None else ()
+        return self._events.waiting
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Remember the loss, on its device; write a thousand of them, if no sample has brought them by then."""
         if self._closed or os.getpid() != self._process:
             return
-        if loss is not None and self._events is not None:
+        if loss is not None and self.rank == 0:
             self._steps = max(self._steps, step + 1)
             self._later[step] = loss.detach()
             if len(self._later) >= _LOSSES:
@@ -227,7 +231,7 @@ class Recording:
         losses = [(step, float(loss)) for step, loss in sample.losses if step > self._written]
         # Of several processes a sample brings the means of the last steps; of those before them this one's are kept.
         self._keep_losses(losses[0][0] - 1 if losses else self._written)
-        if self._events is not None and losses:
+        if self.rank == 0 and losses:
             steps, values = zip(*losses, strict=True)
             self._events.add("loss", steps=list(steps), values=list(values))
             self._written = steps[-1]
@@ -259,12 +263,13 @@ class Recording:
         self._hear(self._steps - 1)
         if self._signals is not None:
             self._signals.close()
-        if (events := self._events) is not None:
-            try:
-                self._keep_losses(self._steps)
-            except RuntimeError:  # a device that failed has no losses to give
-                events.losses_dropped += len(self._later)
-            self._keep_standing(self._steps - 1, last=True)
+        events = self._events
+        try:
+            self._keep_losses(self._steps)
+        except RuntimeError:  # a device that failed has no losses to give
+            events.losses_dropped += len(self._later)
+        self._keep_standing(self._steps - 1, last=True)
+        if self.rank == 0:
             events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
             end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
             error = sys.exc_info()[1]
@@ -273,7 +278,7 @@ class Recording:
             if isinstance(error, Exception | KeyboardInterrupt):  # a with-block is left by it
                 end["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             events.add("end", losses_dropped=lambda: events.losses_dropped, **end)
-            events.close()
+        events.close()
         if self._mirror is not None:
             self._mirror.close()
         self._tell()
@@ -281,7 +286,7 @@ class Recording:
     def _keep_losses(self, last: int) -> None:
         """Write the losses of steps up to this one; the thread of the events waits for the device, not the training."""
         steps = [step for step in self._later if self._written < step <= last]
-        if self._events is None or not steps:
+        if not steps:
             return
         device = self._later[steps[-1]].device
         form = torch.float32 if device.type == "mps" else torch.float64
@@ -294,7 +299,7 @@ class Recording:
         """Keep which rules have judged the run, where that or a reason has changed; at the end, with the counts too."""
         standing = self._watch.standing
         fields = standing.event(counts=False)
-        if self._events is None or not (standing.judged or standing.unjudged) or (not last and fields == self._judged):
+        if not (standing.judged or standing.unjudged) or (not last and fields == self._judged):
             return
         self._judged = fields
         self._events.add(EVENT, step=step, **(standing.event() if last else fields))
@@ -339,11 +344,10 @@ class Recording:
         new = [finding for finding in found if id(finding) not in known]
         self._heard = found  # what it replaces is let go; of what stands, nothing else has the identity
         for finding in new:
-            if self._events is not None:
-                self._events.add("finding", step=step, case=case_of(finding), **_fields(finding))
+            self._events.add("finding", step=step, case=case_of(finding), **_fields(finding))
             if self._signals is not None and finding.status == "fired":
                 self._signals.mark(step)
-        if self._events is not None and (new or bundles or self._closed):
+        if self.rank == 0 and (new or bundles or self._closed):
             for name in sorted(self._bundle_names() - self._bundles):
                 self._bundles.add(name)
                 self._events.add("bundle", step=step, path=f"bundles/{name}")

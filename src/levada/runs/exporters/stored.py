@@ -13,8 +13,10 @@ from typing import Any, Final
 from levada._errors import UsageError
 from levada.runs.address import is_remote
 from levada.runs.exporters.exporter import Exporter, chosen, tag, told
+from levada.runs.findings import first_of, process_name, said_of, tellings
 from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.reader import Run
+from levada.runs.standing import CONTINUED, Standing
 
 __all__ = ["EXPORTERS", "export", "open_exporter"]
 
@@ -154,10 +156,17 @@ def _watched(run: Run) -> str:
 
 
 def _findings(run: Run, last: int) -> dict[int, list[tuple[str, str]]]:
-    """Give the findings by step; one that names none stands at the last."""
+    """Give the findings by step, of all processes; one that names none stands at the last."""
     found: dict[int, list[tuple[str, str]]] = {}
-    for event in run.events("finding"):
-        finding = event["finding"] if isinstance(event.get("finding"), Mapping) else event
-        step = event.get("step")
-        found.setdefault(step if isinstance(step, int) else last, []).append(told(finding))
+    known = set[tuple[tuple[int, ...], str]]()
+    own = list(run.events())
+    for rank, events in ((0, own), *((rank, list(run.events(rank=rank))) for rank in run.ranks if rank)):
+        held = Standing.of(said_of(events), (), sampled=None, steps=0)
+        by = f" Told by {process_name(rank, held.stages, held.num_stages)}." if rank or held.stages else ""
+        later = [{"type": CONTINUED, "step": first_of(own)}] if first_of(events) != first_of(own) else []
+        texts = [(step, *told(finding)) for step, _, finding in tellings([*events, *later])]
+        for step, rule, text in texts:
+            if (held.stages, text) not in known:  # replicas find the same
+                found.setdefault(step if isinstance(step, int) else last, []).append((rule, f"{text}{by}"))
+        known |= {(held.stages, text) for _, _, text in texts}
     return found

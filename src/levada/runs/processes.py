@@ -1,0 +1,192 @@
+"""What the processes of a watched run say together of its blocks, of which each may hold a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol, final
+
+from levada.runs.findings import findings_of, first_of, gravity, process_name, said_of, superseded
+from levada.runs.standing import CONTINUED, Standing
+
+__all__ = ["MAX_RANKS", "Recorded", "Together"]
+
+MAX_RANKS: Final = 64  # whose signals are opened; stages of a pipeline may be more than are drawn of one of them
+
+
+class Recorded(Protocol):
+    """What is read of a run: its ranks, and of each the signals as `levada.runs.Signals` gives them."""
+
+    path: Path
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        """The processes that wrote signals."""
+
+    def signals(self, rank: int = 0) -> Any:
+        """Give the signals of one."""
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Give the loss of each step, as far as it is known."""
+
+    def events(self, *, rank: int = 0) -> Iterator[dict[str, Any]]:
+        """Give what a process says."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """What one process says: `said` is the last event with the rules that judged its blocks."""
+
+    rank: int
+    findings: Sequence[Mapping[str, Any]]
+    said: Mapping[str, Any] | None = None
+    stages: tuple[int, ...] = ()
+    num_stages: int = 0
+
+    @property
+    def name(self) -> str:
+        return process_name(self.rank, self.stages, self.num_stages)
+
+
+@final
+class Together:
+    """The findings and the verdict of a run, of all its processes.
+
+    Each process has judged the blocks that it holds, and kept what it found. Of those that hold the same blocks the
+    first speaks, and another one only of what the first did not find.
+
+    Args:
+        run: the run.
+        events: of its first process.
+
+    Attributes:
+        signals: rank -> what it measured: of many processes evenly chosen ones, and one for each stage.
+        holders: ranks that together hold all blocks, in the order of a pipeline's stages.
+        replicas: ranks that hold the same blocks as the first, the first among them.
+        findings: what stands, the worst first, then what is over; each names its process where several hold blocks.
+    """
+
+    def __init__(self, run: Recorded, events: Sequence[Mapping[str, Any]]) -> None:
+        first = first_of(events)
+        ends = (event for event in reversed(events) if event.get("type") in ("end", CONTINUED))
+        last: Mapping[str, Any] = next(ends, {})
+        self._ended, self._left = last.get("steps"), last.get("left")  # from which no other process goes on
+        others = [(rank, list(run.events(rank=rank))) for rank in run.ranks if rank]
+        self._of = {rank: _process(rank, told, first) for rank, told in [(0, events), *others] if told or not rank}
+        staged = {one.stages: one.rank for one in reversed(self._of.values()) if one.stages}
+        most = min(len(run.ranks), MAX_RANKS)
+        even = {run.ranks[i * (len(run.ranks) - 1) // max(most - 1, 1)] for i in range(most)}
+        ranks = sorted(even | {rank for rank in staged.values() if rank in run.ranks})
+        self.signals: dict[int, Any] = {rank: run.signals(rank) for rank in ranks}
+        self.holders = [staged[stages] for stages in sorted(staged)] or self._by_name()
+        self.replicas = self._replicas()
+        names = [str(site["name"]) for rank in self.holders for site in self._sites(rank)]
+        self._alike = len(set(names)) < len(names)
+        self.findings = self._together()
+
+    def _sites(self, rank: int) -> Sequence[Mapping[str, Any]]:
+        return self.signals[rank].sites if rank in self.signals else ()
+
+    def _by_name(self) -> list[int]:
+        found, seen = list[int](), set[str]()
+        for rank in self.signals:
+            names = {str(site["name"]) for site in self._sites(rank)}
+            if names and not seen & names:
+                found.append(rank)
+                seen |= names
+        return found
+
+    def _replicas(self) -> list[int]:
+        if not self.signals:
+            return []
+        first = next(iter(self.signals))
+        own = self._of[first].stages if first in self._of else ()
+        alike = (rank for rank in self.signals if self._sites(rank) == self._sites(first))
+        return [rank for rank in alike if rank not in self._of or self._of[rank].stages == own]
+
+    def site(self, rank: int, name: str) -> str:
+        """Name a block: with its process, where blocks of two have the same name.
+
+        Args:
+            rank: of the process.
+            name: as the process has it.
+        """
+        return f"{name} of process {rank}" if self._alike else name
+
+    def _together(self) -> list[dict[str, Any]]:
+        stand, over, known = list[dict[str, Any]](), list[dict[str, Any]](), set[tuple[Any, ...]]()
+        for process in self._of.values():
+            holds = process.stages or (process.rank if process.rank in self.holders[1:] else 0)
+            for one in process.findings:
+                held, clear = one.get("where"), one.get("status") == "clear"
+                where = dict(held) if isinstance(held, Mapping) else {}
+                what = [f"{one.get(key)}" for key in ("rule", "severity", "status", *(("over",) if clear else ()))]
+                case = (holds, f"{where.get('first')}", *what)
+                if process.rank and case in known:
+                    continue
+                known.add(case)
+                (over if clear else stand).append(self._told(one, where, process))
+        return [*sorted(stand, key=gravity), *over]
+
+    def _told(self, one: Mapping[str, Any], where: Mapping[str, Any], process: _Process) -> dict[str, Any]:
+        """Name the process in a finding, where there are several to choose from."""
+        if not process.rank and len(self.holders) < 2:
+            return dict(one)
+        named = {key: self.site(process.rank, name) if isinstance(name, str) else name for key, name in where.items()}
+        claim = f"{one.get('claim') or ''} Told by {process.name}.".lstrip()
+        return {**one, "claim": claim, "where": named, "process": process.name}
+
+    @property
+    def sampled(self) -> int | None:
+        """The last sampled step; None without one."""
+        return next((step for signals in self.signals.values() for step in signals.steps[-1:]), None)
+
+    def steps(self, losses: Sequence[tuple[int, float]]) -> int:
+        """Give the number of steps that were made, as far as the record tells.
+
+        Args:
+            losses: of the run's steps.
+        """
+        seen = [step for step in (self.sampled, *(step for step, _ in losses[-1:])) if step is not None]
+        made = [step + (step != self._left) for step in seen]  # an update that was left is none
+        return max([0, *made, *([self._ended] if isinstance(self._ended, int) else [])])
+
+    def standing(self, steps: int) -> Standing:
+        """Give what the run may be called: as its processes said it last, with what holds by now.
+
+        Args:
+            steps: steps that were made.
+        """
+        sampled = self.sampled
+        severities = [f"{one.get('severity')}" for one in self.findings if one.get("status", "fired") == "fired"]
+        first = self._of[0]
+        if len(self.holders) < 2 and not first.stages:
+            return Standing.of(first.said, severities, sampled=sampled, steps=steps)
+        every = [self._of[rank] for rank in self.holders if rank in self._of]
+        said = {one.name: Standing.of(one.said, (), sampled=sampled, steps=steps) for one in every if one.said}
+        if not said:
+            return Standing.of(None, severities, sampled=sampled, steps=steps)
+        told = replace(Standing.together(said), severities=tuple(severities))
+        missing = self._missing()
+        return told.withheld(missing) if missing else told
+
+    def _missing(self) -> str:
+        """Say how many blocks, or stages, no process has judged; "" if none."""
+        judged = [rank for rank in self.holders if rank in self._of and self._of[rank].said is not None]
+        if len(judged) < len(self.holders):
+            blocks, total = (sum(len(self._sites(rank)) for rank in ranks) for ranks in (judged, self.holders))
+            return f"only {blocks:,} of {total:,} blocks were judged"
+        stages = {stage for rank in judged for stage in self._of[rank].stages}
+        num_stages = max(self._of[rank].num_stages for rank in judged)
+        return f"only {len(stages):,} of {num_stages:,} stages were judged" if len(stages) < num_stages else ""
+
+
+def _process(rank: int, events: Sequence[Mapping[str, Any]], first: int) -> _Process:
+    """Read what a process says. If it is not one of those that went on with the run last, that stands no more."""
+    findings, said = findings_of(events), said_of(events)
+    if rank and first_of(events) != first:
+        return _Process(rank, [superseded(one, first) for one in findings])
+    told = Standing.of(said, (), sampled=None, steps=0)
+    return _Process(rank, findings, said, told.stages, told.num_stages)
