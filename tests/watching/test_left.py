@@ -7,6 +7,7 @@ import torch
 from tests.watching.test_not_finite import Named, squares
 
 from levada.runs import Run
+from levada.watching.bundle import read_bundle
 from levada.watching.replay import replay
 from levada.watching.watch import watch
 
@@ -131,7 +132,7 @@ def test_a_step_that_is_left_and_run_once_more_names_its_block(tmp_path):
     assert [sample.step for sample in watched.samples] == [0, 5, 10, 15, BAD]
     assert [step for step, _ in Run(tmp_path / "run").losses()] == list(range(BAD + 1))
     (folder,) = watched.judge.keeper.folders
-    assert replay(folder, Named()).bundle.facts["pass"] == 1  # that of the step itself
+    assert read_bundle(folder).facts["pass"] == 1  # that of the step itself
 
 
 def test_an_error_in_running_it_once_more_leaves_what_was_found(tmp_path):

@@ -304,7 +304,6 @@ class Engine:
             return
         if again is not None:
             self._disarm()
-            self.passes.again()
             self._arm(anyway=True)
             again()
         if self._reading is not None and (again is not None or (bad and not self._together.several)):

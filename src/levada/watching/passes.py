@@ -265,10 +265,6 @@ class Passes:
         """Return what the last pass gave, if it is the first without a backward pass and the loop still holds it."""
         return None if self._output is None or self._waited or not self.skips.waits else self._output()
 
-    def again(self) -> None:
-        """Hear that the passes of this step are made once more."""
-        self._number = 0
-
     def inside(self) -> bool:
         """Return whether a pass with gradients is under way."""
         return self.depth > 0 and self.learning

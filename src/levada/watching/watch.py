@@ -213,8 +213,7 @@ class Watch:
         """Judge a step whose update is left out because it is not finite, with its bundle; `close` does the same.
 
         Args:
-            again: clears and makes the gradients once more, with the same random numbers: sampled, so that the first
-                block is known. Of several processes all give it, or none.
+            again: makes the gradients anew, with the same random numbers, to be sampled; all processes give it, or none.
             loss: of the step, where this process has not seen it, as the first stage of a pipeline.
         """
         self._engine.leave(again, loss)
@@ -350,6 +349,7 @@ def watch(
             holds a run.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> with watch(model, optimizer, every=2, max_overhead=1.0) as probe:
