@@ -1053,7 +1053,7 @@ def test_what_the_judge_found_stays_when_an_error_ends_it(tmp_path):
         raise ValueError("a rule is broken")
 
     with levada.watch(model, optimizer, every=1, max_overhead=1.0, run=tmp_path / "run") as watched:
-        watched.judge.findings.append(found)
+        watched.judge._ledger.stand(found)
         watched.judge.sampled = fail
         with pytest.warns(UserWarning, match="a rule is broken"):
             train(model, optimizer, data(3))
