@@ -30,10 +30,10 @@ def pieces(n, width, form, dtype):
     return {
         "_write_and_project": {"width": width, "n": n, "count": count, "rows": rows} | onward,
         "_project": {"size": size, "count": count, "rows": rows, "split": rows > count} | project,
-        "gates": {"size": size, "parts": project["parts"]} | epsilons | common,
+        "gates": {"parts": project["parts"]} | epsilons | common,
         "_read": {"width": width, "n": n, "together": 2, "block": block, "num_warps": 4},
         "_by_reads": {"width": width, "n": n, "padded": padded, "block": block, "adds": True, "num_warps": 4},
-        "gates_backward": {"size": size, "split": split} | common,
+        "gates_backward": {"split": split} | common,
         "_by_state": {"width": width, "n": n, "count": count, "adds": True, "split": split} | by_state,
     }
 
@@ -65,7 +65,7 @@ def test_it_compiles(name, n, width, form, dtype, capability):
         signature[parts[name]] = "*" + dtype
     if dtype == "bf16":
         signature |= {key: "*bf16" for key in ("by_logits",) if key in signature}
-    signature |= {key: "i32" for key in ("tokens",) if key in signature}
+    signature |= {key: "i32" for key in ("tokens", "size") if key in signature}
     signature |= dict.fromkeys(constants, "constexpr")
     compiled = triton.compile(
         ASTSource(kernel, signature=signature, constexprs=constants),

@@ -121,13 +121,41 @@ def test_parts_of_channels_and_of_tokens_are_added_up(monkeypatch):
     assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
 
 
-def test_logits_of_any_size_and_iterations_that_float32_does_not_hold():
-    form = FORMS["paper"]._replace(iterations=steps_at_once(4, torch.float32) + 2)
+def test_logits_of_any_size():
+    form = FORMS["paper"]
     tensors, by = given(3, 4, 8, form)
     tensors[3][8:] *= 60
     expected = both_ways(reference, doubled(tensors), doubled(by), form)
     for found, truth in zip(both_ways(kernels, tensors, by, form), expected, strict=True):
         assert (found - truth).abs().max() <= 2e-4 * truth.abs().max()
+
+
+def test_entries_that_float32_loses_may_come_to_be_the_largest():
+    """One row shares four columns and four rows one column: all others grow 16-fold each iteration."""
+    form = FORMS["paper"]._replace(iterations=42)
+    assert form.iterations > steps_at_once(5, torch.float32)
+    tensors, by = given(2, 5, 3, form)
+    logits = torch.full((5, 5), -105.0)
+    logits[0, :4] = logits[1:, 4] = 0.0
+    assert not logits[0, 4].exp()
+    tensors[3][10:], tensors[2][2] = logits.flatten(), 0.01
+    expected = both_ways(reference, doubled(tensors), doubled(by), form)
+    assert expected[3][:, 1:, :4].min() > 0.1
+    assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-5
+
+
+def test_weights_rounded_to_16_bits_would_cancel():
+    """Two weights that differ by less than bfloat16 tells apart, of features with opposite gradients."""
+    form = FORMS["identity"]
+    tensors, by = given(2, 2, 5, form, torch.bfloat16)
+    by = [torch.zeros_like(by[0]), None, torch.tensor([[1.0, -1.0]]).expand(2, 2), by[3], None]
+    tensors[0][:, 0, 0], tensors[3][2:] = 0.0, 0.5
+    tensors[1][2] = tensors[1][3]
+    tensors[1][2:, 0] = torch.tensor([1 + 2**-9, 1.0])
+    expected = both_ways(reference, doubled(tensors), doubled(by), form)[6][:, 0, 0]
+    assert expected.all()
+    got = both_ways(kernels, tensors, by, form)[6][:, 0, 0]
+    torch.testing.assert_close(got.double(), expected, rtol=0.02, atol=0.0)
 
 
 def test_nothing_is_read_that_was_not_written():

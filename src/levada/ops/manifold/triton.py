@@ -254,7 +254,7 @@ def read_projected(
         chosen = options_of(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
         gates[(triton.cdiv(tokens, chosen["together"]),)](
             sums, _full(scale), _full(bias), reads, writes, mix, features, inverse, tokens,
-            size=n * width, parts=len(sums), **chosen,
+            n * width, parts=len(sums), **chosen,
         )  # fmt: skip
         block = block_of(width, READ["block"])
         together = max(1, READ["elements"] // block)
@@ -294,7 +294,7 @@ def read_backward(
         by_scale, by_bias = full(programs, len(scale)), full(programs, count)
         gates_backward[(programs,)](
             of_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse, _full(scale), _full(bias),
-            by_logits, factors, by_scale, by_bias, tokens, size=n * width, split=split, **chosen,
+            by_logits, factors, by_scale, by_bias, tokens, n * width, split=split, **chosen,
         )  # fmt: skip
         by_state = torch.empty_like(state)
         plan = plan_of_state(tokens, n, width, count, state.dtype)

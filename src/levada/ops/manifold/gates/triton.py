@@ -116,10 +116,10 @@ def _places(tokens, n: tl.constexpr, padded: tl.constexpr, together: tl.constexp
     return token, stream, vectors, matrices, i * n + j, feature
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "size"])
 def gates(
-    sums, scale, bias, reads, writes, mix, features, inverse, tokens,
-    size: tl.constexpr, parts: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, count: tl.constexpr,
+    sums, scale, bias, reads, writes, mix, features, inverse, tokens, size,
+    parts: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, count: tl.constexpr,
     together: tl.constexpr, mixes: tl.constexpr, iterations: tl.constexpr, epsilon: tl.constexpr,
     read_epsilon: tl.constexpr, write_epsilon: tl.constexpr, norm_epsilon: tl.constexpr, transposed: tl.constexpr,
     work: tl.constexpr,
@@ -162,10 +162,10 @@ def _store_by_logits(by_logits, token, feature, value, mask, count: tl.constexpr
         tl.store(by_logits + token * count + feature, value, mask=mask)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "size"])
 def gates_backward(
-    by_reads, by_writes, by_mix, features, inverse, scale, bias, by_logits, factors, by_scale, by_bias, tokens,
-    size: tl.constexpr, n: tl.constexpr, padded: tl.constexpr, count: tl.constexpr, together: tl.constexpr,
+    by_reads, by_writes, by_mix, features, inverse, scale, bias, by_logits, factors, by_scale, by_bias, tokens, size,
+    n: tl.constexpr, padded: tl.constexpr, count: tl.constexpr, together: tl.constexpr,
     split: tl.constexpr, mixes: tl.constexpr, iterations: tl.constexpr, epsilon: tl.constexpr,
     read_epsilon: tl.constexpr, transposed: tl.constexpr, work: tl.constexpr,
 ):  # fmt: skip
