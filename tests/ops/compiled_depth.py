@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -18,11 +19,12 @@ NUMBERS = dict.fromkeys(("tokens", "sources", "token_stride"), "i32") | {"table"
 
 
 def compiled(kernel, width, queries, dtype, capability, **more):
-    padded = triton.next_power_of_2(queries)
-    block, warps, _ = kernels.shape_of(padded, width)
     work = "fp64" if dtype == "fp64" else "fp32"
-    constants = {"width": width, "queries": queries, "padded": padded, "block": block, "span": 16, "epsilon": 1e-6}
-    constants |= {"work": KINDS[work], "kind": KINDS[dtype], "normal": True, "norms": False, "attends": True} | more
+    chosen = {"_attend": kernels.FORWARD, "_attend_backward": kernels.BACKWARD}.get(kernel.__name__, kernels.BLOCKS)
+    constants = kernels.shape_of(chosen, queries, width, getattr(torch, "float" + work[2:]))
+    warps = constants.pop("num_warps")
+    constants |= {"kind": KINDS[dtype], "span": 16, "epsilon": 1e-6, "normal": True, "norms": False, "attends": True}
+    constants |= more
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: "*" + (dtype if name in NARROW else work) for name in kernel.arg_names}
     signature |= {name: kind for name, kind in NUMBERS.items() if name in kernel.arg_names}
@@ -55,7 +57,8 @@ def test_it_compiles_and_reads_whole_vectors(kernel, more, width, queries, dtype
     found = compiled(kernel, width, queries, dtype, capability, **more)
     assert f".target sm_{capability}" in found.asm["ptx"]
     assert len(found.asm["cubin"])
-    assert re.search(r"ld\.global\.\S*v4\.", found.asm["ptx"])
+    copied = r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], 0x10"
+    assert re.search(rf"ld\.global\.\S*v4\.|{copied}", found.asm["ptx"])
 
 
 def test_it_compiles_for_float64():

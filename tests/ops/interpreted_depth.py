@@ -29,7 +29,7 @@ def ranges(monkeypatch):
 def blocks(request, monkeypatch):
     if request.param == "in blocks":
         monkeypatch.setattr(kernels, "WHOLE", 0)
-        monkeypatch.setattr(kernels, "shape_of", lambda queries, width: (16, 4, False))
+        monkeypatch.setitem(kernels.BLOCKS, "block", 16)
 
 
 def attended(module, query, sources, options, cotangent):

@@ -4,11 +4,11 @@ Sources are not copied next to each other: a table on the device holds their add
 that all is in the order of the stream, and a captured graph holds the addresses as it holds those of any argument.
 
 Forward, a source's channels are read once: a running maximum, the sum of exponentials and the weighted sum of channels
-stay in registers while the next source is on its way. Backward, the first look at the sources gives their products
-with the cotangent, from which the softmax makes the coefficients of the second look, which finds the sources in a
-cache. The gradient of a query is added up in registers over all tokens of a program, and then over programs, always
-in one order: results repeat bit by bit. Where a source is too wide for registers, each look is a kernel of its own, a
-block of channels at a time.
+stay in registers while the next sources are on their way to the chip. Backward, the first look at the sources gives
+their products with the cotangent, from which the softmax makes the coefficients of the second look, which finds the
+sources in a cache. The gradient of a query is added up in registers over all tokens of a program, and then over
+programs, always in one order: results repeat bit by bit. Where a source is too wide for registers, each look is a
+kernel of its own, a block of channels at a time.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -26,14 +26,15 @@ from torch import Tensor
 
 from levada.ops.depth import reference
 
-__all__ = ["attend", "attend_backward", "mix", "mix_backward", "shape_of"]
+__all__ = ["BACKWARD", "BLOCKS", "FORWARD", "WHOLE", "attend", "attend_backward", "mix", "mix_backward", "shape_of"]
 
-ELEMENTS = 16  # channels that a thread holds
-WARPS = 16  # at most
-WHOLE = 8192  # channels of all queries together that a program holds at once
-BLOCK = 2048  # channels at a time where it cannot
-TOGETHER = 16384  # channels of all programs that a multiprocessor is given
-TOKENS = 2  # at least, whose parts of a query's gradient a program adds up
+# What a sweep may set: channels of a thread, loads ahead, channels of all programs of a multiprocessor, and how many
+# tokens a program has at least.
+FORWARD: Final = {"elements": 16, "stages": 3, "together": 16384, "tokens": 1}
+BACKWARD: Final = {"elements": 16, "stages": 3, "together": 16384, "tokens": 2}
+BLOCKS: Final = {"block": 2048, "elements": 16, "stages": 3, "together": 16384, "tokens": 4}  # a few channels at a time
+WHOLE: Final = 8192  # channels of all queries together that a program holds at once
+_WARPS = 16  # at most
 _ADDRESSES = 32  # that one launch writes
 _WORK = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -62,7 +63,7 @@ def _add_pairs(a, b, c, d):
 def _attend(
     query, table, means, products, inverse, tokens, sources, factor,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
-    normal: tl.constexpr, epsilon: tl.constexpr, work: tl.constexpr,
+    normal: tl.constexpr, epsilon: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """Write means, products and `1 / rms`; all channels are in registers."""
     kind: tl.constexpr = means.dtype.element_ty
@@ -78,11 +79,8 @@ def _attend(
         most = tl.full([padded], float("-inf"), dtype=work)
         total = tl.zeros([padded], dtype=work)
         mean = tl.zeros([padded, block], dtype=work)
-        ahead = tl.load(_source(table, 0, kind) + place, mask=inside, other=0.0)
-        for i in range(sources):
-            x = ahead.to(work)[None, :]
-            later = i + 1 < sources
-            ahead = tl.load(_source(table, tl.where(later, i + 1, i), kind) + place, mask=inside & later, other=0.0)
+        for i in tl.range(0, sources, num_stages=stages):
+            x = tl.load(_source(table, i, kind) + place, mask=inside, other=0.0).to(work)[None, :]
             if padded == 1:  # one exchange between warps for both
                 product, square = tl.reduce((q * x, x * x), 1, _add_pairs)
             else:
@@ -107,7 +105,7 @@ def _attend(
 def _attend_backward(
     cotangent, query, table, products, inverse, scratch, partial, tokens, sources, factor,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
-    span: tl.constexpr, normal: tl.constexpr, work: tl.constexpr,
+    span: tl.constexpr, normal: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the sources, and each program's part of those of the queries; all channels in registers.
 
@@ -123,7 +121,7 @@ def _attend_backward(
     here = real[:, None] & inside[None, :]
     spots = rows[:, None] * width + columns[None, :]
     q = tl.load(query + spots, mask=here, other=0.0).to(work)
-    by_query = tl.zeros([padded, block], dtype=work)
+    by_query = tl.where(here, 0.0, q)  # zero, where the threads hold q
     program = tl.program_id(0).to(tl.int64)
     order = tl.arange(0, span)
     known = real[:, None] & (order < sources)[None, :]
@@ -133,16 +131,9 @@ def _attend_backward(
         g = tl.load(
             cotangent + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), mask=here, other=0.0
         ).to(work)
-        ahead = tl.load(_source(table, 0, kind) + place, mask=inside, other=0.0, eviction_policy="evict_last")
-        for i in range(sources):
-            x = ahead.to(work)[None, :]
-            later = i + 1 < sources
-            ahead = tl.load(
-                _source(table, tl.where(later, i + 1, i), kind) + place,
-                mask=inside & later,
-                other=0.0,
-                eviction_policy="evict_last",
-            )
+        for i in tl.range(0, sources, num_stages=stages):
+            x = tl.load(_source(table, i, kind) + place, mask=inside, other=0.0, eviction_policy="evict_last")
+            x = x.to(work)[None, :]
             tl.store(own + rows * sources + i, tl.sum(g * x, 1), mask=real)
         tl.debug_barrier()
         # `reference.coefficients` for one token
@@ -172,8 +163,7 @@ def _attend_backward(
         for back in range(sources):
             i = last - back
             x = ahead.to(work)[None, :]
-            later = i > 0
-            ahead = tl.load(_source(table, tl.where(later, i - 1, i), kind) + place, mask=inside & later, other=0.0)
+            ahead = tl.load(_source(table, tl.maximum(i - 1, 0), kind) + place, mask=inside & (i > 0), other=0.0)
             of_g = tl.load(own + rows * sources + i, mask=real, other=0.0)
             of_q = tl.load(own + (queries + rows) * sources + i, mask=real, other=0.0)
             of_x = tl.load(own + 2 * queries * sources + i)
@@ -188,67 +178,68 @@ def _attend_backward(
 def _products(
     left, table, found, inverse, tokens, sources,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
-    epsilon: tl.constexpr, norms: tl.constexpr, kind: tl.constexpr, work: tl.constexpr,
+    epsilon: tl.constexpr, norms: tl.constexpr, kind: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """Write the products of sources with queries, and `1 / rms` if asked for `norms`; without it with cotangents."""
     token = tl.program_id(0).to(tl.int64)
     rows = tl.arange(0, padded)
+    real = rows < queries
     starts = left + rows[:, None] * width
     if not norms:
         starts = left + (rows[:, None].to(tl.int64) * tokens + token) * width
+    into = found + token * queries * sources + rows * sources
+    columns = tl.arange(0, block)
     if block >= width:
-        columns = tl.arange(0, block)
-        here = (rows < queries)[:, None] & (columns < width)[None, :]
-        whole = tl.load(starts + columns[None, :], mask=here, other=0.0).to(work)
-    for i in range(sources):
-        source = _source(table, i, kind) + token * width
-        product = tl.zeros([padded, block], dtype=work)
-        square = tl.zeros([block], dtype=work)
-        for start in range(0, width, block):
-            columns = start + tl.arange(0, block)
-            x = tl.load(source + columns, mask=columns < width, other=0.0).to(work)
-            if block >= width:
-                row = whole
-            else:
-                here = (rows < queries)[:, None] & (columns < width)[None, :]
-                row = tl.load(starts + columns[None, :], mask=here, other=0.0).to(work)
-            product += row * x[None, :]
+        inside = columns < width
+        row = tl.load(starts + columns[None, :], mask=real[:, None] & inside[None, :], other=0.0).to(work)
+        for i in tl.range(0, sources, num_stages=stages):
+            x = tl.load(_source(table, i, kind) + token * width + columns, mask=inside, other=0.0).to(work)
+            tl.store(into + i, tl.sum(row * x[None, :], 1), mask=real)
             if norms:
-                square += x * x
-        tl.store(found + (token * queries + rows) * sources + i, tl.sum(product, 1), mask=rows < queries)
-        if norms:
-            tl.store(inverse + token * sources + i, tl.rsqrt(tl.sum(square, 0) / width + epsilon))
+                tl.store(inverse + token * sources + i, tl.rsqrt(tl.sum(x * x, 0) / width + epsilon))
+    else:
+        for i in range(sources):
+            source = _source(table, i, kind) + token * width
+            product = tl.zeros([padded, block], dtype=work)
+            square = tl.zeros([block], dtype=work)
+            for start in tl.range(0, width, block, num_stages=stages):
+                inside = start + columns < width
+                x = tl.load(source + start + columns, mask=inside, other=0.0).to(work)
+                here = real[:, None] & inside[None, :]
+                product += tl.load(starts + start + columns[None, :], mask=here, other=0.0).to(work) * x[None, :]
+                if norms:
+                    square += x * x
+            tl.store(into + i, tl.sum(product, 1), mask=real)
+            if norms:
+                tl.store(inverse + token * sources + i, tl.rsqrt(tl.sum(square, 0) / width + epsilon))
 
 
 @_kernel
 def _mix(
     weights, table, sums, token_stride, tokens, sources,
-    width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr, work: tl.constexpr,
+    width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
+    work: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """Write the weighted sums of a block of channels."""
     kind: tl.constexpr = sums.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
-    rows = tl.arange(0, padded)
-    columns = tl.program_id(1) * block + tl.arange(0, block)
-    inside = columns < width
+    rows = tl.arange(0, padded)[:, None]
+    columns = (tl.program_id(1) * block + tl.arange(0, block))[None, :]
+    real, inside = rows < queries, columns < width
     place = token * width + columns
+    own = weights + token * token_stride + rows * sources
     total = tl.zeros([padded, block], dtype=work)
-    ahead = tl.load(_source(table, 0, kind) + place, mask=inside, other=0.0)
-    for i in range(sources):
-        x = ahead.to(work)
-        later = i + 1 < sources
-        ahead = tl.load(_source(table, tl.where(later, i + 1, i), kind) + place, mask=inside & later, other=0.0)
-        weight = tl.load(weights + token * token_stride + rows * sources + i, mask=rows < queries, other=0.0)
-        total += weight.to(work)[:, None] * x[None, :]
-    here = (rows < queries)[:, None] & inside[None, :]
-    tl.store(sums + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), total, mask=here)
+    for i in tl.range(0, sources, num_stages=stages):
+        x = tl.load(_source(table, i, kind) + place, mask=inside, other=0.0).to(work)
+        total += tl.load(own + i, mask=real, other=0.0).to(work) * x
+    tl.store(sums + (rows.to(tl.int64) * tokens * width + place), total, mask=real & inside)
 
 
 @_kernel
 def _spread(
     cotangent, query, table, weights, by_products, by_squares, partial, token_stride, tokens, sources,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
-    attends: tl.constexpr, work: tl.constexpr,
+    attends: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the sources in a block of channels; of the queries too if it `attends`.
 
@@ -263,16 +254,16 @@ def _spread(
     inside = columns < width
     here = real[:, None] & inside[None, :]
     spots = rows[:, None] * width + columns[None, :]
-    by_query = tl.zeros([padded, block], dtype=work)
     stride = tl.full((), 1, tl.int64) * token_stride
     if attends:
         q = tl.load(query + spots, mask=here, other=0.0).to(work)
+        by_query = tl.where(here, 0.0, q)  # zero, where the threads hold q
     for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
         place = token * wide + columns
         g = tl.load(
             cotangent + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), mask=here, other=0.0
         ).to(work)
-        for i in range(sources):
+        for i in tl.range(0, sources, num_stages=stages if attends else 1):
             of_g = tl.load(weights + token * stride + rows * sources + i, mask=real, other=0.0).to(work)
             found = tl.sum(of_g[:, None] * g, 0)
             if attends:
@@ -298,16 +289,17 @@ def attend(
     sources, query, tokens = _ready(sources), query.contiguous(), inverse.numel() // count
     with _on(query):
         table = _table(sources)
-        options, whole = _options(sources[0], query, queries)
-        if whole:
+        if _is_whole(queries, width):
+            options = shape_of(FORWARD, queries, width, query.dtype)
             args = query, table, means, products, inverse, tokens, count, factor
-            programs = _programs(tokens, options, query.device)
+            programs = _programs(FORWARD, tokens, options, query.device)
             _attend[(programs,)](*args, normal=normal, epsilon=epsilon, **options)
         else:
             args = query, table, products, inverse, tokens, count
+            options = shape_of(BLOCKS, queries, width, query.dtype)
             _products[(tokens,)](*args, epsilon=epsilon, norms=True, kind=_KINDS[means.dtype], **options)
             weights = reference.weights_of(products, inverse, factor, normal)
-            _run_mix(weights, table, means, queries * count, tokens, options)
+            _run_mix(weights, table, means, queries * count, tokens)
     return means, products, inverse
 
 
@@ -328,9 +320,10 @@ def attend_backward(
     queries, tokens = query.numel() // width, sources[0].numel() // width
     sources, query, (cotangent,) = _ready(sources), query.contiguous(), _ready([cotangent])
     products, inverse = products.contiguous(), inverse.contiguous()
+    whole = _is_whole(queries, width)
+    options = shape_of(BACKWARD if whole else BLOCKS, queries, width, query.dtype)
     with _on(query):
-        options, whole = _options(sources[0], query, queries)
-        programs = _programs(triton.cdiv(tokens, TOKENS), options, query.device)
+        programs = _programs(BACKWARD if whole else BLOCKS, tokens, options, query.device)
         partial = query.new_empty(programs, *query.shape)
         if whole:
             scratch = query.new_empty(programs, 2 * queries + 1, count)
@@ -339,7 +332,7 @@ def attend_backward(
             _attend_backward[(programs,)](*args, tokens, count, factor, span=span, normal=normal, **options)
         else:
             table, agreements = _table([*found, *sources]), torch.empty_like(products)
-            _agree(cotangent, table[count:], agreements, tokens, count, options)
+            _agree(cotangent, table[count:], agreements, tokens, count)
             parts = reference.coefficients(agreements, products, inverse, factor, normal, width)
             args = cotangent, query, table, *(x.contiguous() for x in parts), partial, queries * count, tokens, count
             _spread[programs, triton.cdiv(width, options["block"])](*args, attends=True, **options)
@@ -351,10 +344,9 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     sums = sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape)
     if sums.numel():
         sources = _ready(sources)
-        ways, tokens = sums.numel() // sources[0].numel(), sources[0].numel() // sources[0].shape[-1]
         with _on(sums):
-            options, _ = _options(sources[0], weights, ways)
-            _run_mix(weights, _table(sources), sums, _stride(weights), tokens, options)
+            tokens = sources[0].numel() // sources[0].shape[-1]
+            _run_mix(weights, _table(sources), sums, _stride(weights), tokens)
     return sums
 
 
@@ -368,52 +360,54 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
     ways, tokens = cotangent.numel() // sources[0].numel(), sources[0].numel() // width
     sources, weights, (cotangent,) = _ready(sources), weights.contiguous(), _ready([cotangent])
     with _on(cotangent):
-        table, (options, _) = _table([*found, *sources]), _options(sources[0], weights, ways)
-        _agree(cotangent, table[count:], agreements, tokens, count, options)
+        table, options = _table([*found, *sources]), shape_of(BLOCKS, ways, width, weights.dtype)
+        _agree(cotangent, table[count:], agreements, tokens, count)
         args = cotangent, weights, table, weights, weights, weights, agreements, _stride(weights), tokens, count
         _spread[tokens, triton.cdiv(width, options["block"])](*args, attends=False, **options)
     return agreements.view(-1, *weights.shape).sum(0) if weights.ndim < 3 else agreements, found
 
 
-def shape_of(queries: int, width: int) -> tuple[int, int, bool]:
-    """Return how many channels a program takes at a time, its warps, and whether these are all channels.
+def shape_of(chosen: dict[str, int], queries: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what a kernel is compiled for.
 
     Args:
-        queries: number of queries, as a power of two.
+        chosen: channels of a thread, and loads ahead; all channels at once if it has no `block`.
+        queries: number of queries.
         width: of a source.
+        dtype: to compute in.
     """
+    padded = triton.next_power_of_2(queries)
     block = triton.next_power_of_2(width)
-    whole = queries * block <= WHOLE
-    if not whole:
-        block = max(BLOCK // queries, 64)
-    threads = min(queries * block // ELEMENTS, block // 8)  # that read 16 bytes each of a narrow source
-    return block, min(max(threads // 32, 1), WARPS), whole
-
-
-def _options(source: Tensor, coefficients: Tensor, queries: int) -> tuple[dict[str, Any], bool]:
-    """Return what kernels are compiled for, and whether a program holds all channels."""
-    width, padded = source.shape[-1], triton.next_power_of_2(queries)
-    block, warps, whole = shape_of(padded, width)
+    if "block" in chosen:
+        block = min(max(chosen["block"] // padded, 16), block)
+    threads = min(padded * block // chosen["elements"], block // 8)  # that read 16 bytes each of a narrow source
     return {
         "width": width,
         "queries": queries,
         "padded": padded,
         "block": block,
-        "work": _WORK[coefficients.dtype],
-        "num_warps": warps,
-    }, whole
+        "work": _WORK[dtype],
+        "stages": chosen["stages"],
+        "num_warps": min(max(threads // 32, 1), _WARPS),
+    }
 
 
-def _run_mix(weights: Tensor, table: Tensor, sums: Tensor, stride: int, tokens: int, options: dict[str, Any]) -> None:
-    count = weights.shape[-1]
+def _is_whole(queries: int, width: int) -> bool:
+    """Return whether a program holds all channels."""
+    return triton.next_power_of_2(queries) * triton.next_power_of_2(width) <= WHOLE  # type: ignore[no-any-return]
+
+
+def _run_mix(weights: Tensor, table: Tensor, sums: Tensor, stride: int, tokens: int) -> None:
+    ways, count = weights.shape[-2] if weights.ndim > 1 else 1, weights.shape[-1]
+    options = shape_of(BLOCKS, ways, sums.shape[-1], weights.dtype)
     grid = tokens, triton.cdiv(options["width"], options["block"])
     _mix[grid](weights.contiguous(), table, sums, stride, tokens, count, **options)
 
 
-def _agree(
-    cotangent: Tensor, table: Tensor, agreements: Tensor, tokens: int, count: int, options: dict[str, Any]
-) -> None:
+def _agree(cotangent: Tensor, table: Tensor, agreements: Tensor, tokens: int, count: int) -> None:
     """Write the products of cotangents and sources."""
+    queries, width = agreements.numel() // (tokens * count), cotangent.shape[-1]
+    options = shape_of(BACKWARD if _is_whole(queries, width) else BLOCKS, queries, width, agreements.dtype)
     args = cotangent, table, agreements, agreements, tokens, count
     _products[(tokens,)](*args, epsilon=0.0, norms=False, kind=_KINDS[cotangent.dtype], **options)
 
@@ -423,11 +417,12 @@ def _stride(weights: Tensor) -> int:
     return 0 if weights.ndim < 3 else weights.shape[-2] * weights.shape[-1]
 
 
-def _programs(tokens: int, options: dict[str, Any], device: torch.device) -> int:
+def _programs(chosen: dict[str, int], tokens: int, options: dict[str, Any], device: torch.device) -> int:
     """Return how many programs share the tokens: about as many as the device holds at once."""
+    tokens = triton.cdiv(tokens, chosen["tokens"])
     if device.type != "cuda":
         return min(tokens, 2)
-    return min(tokens, _multiprocessors(device) * max(TOGETHER // (options["padded"] * options["block"]), 2))
+    return min(tokens, _multiprocessors(device) * max(chosen["together"] // (options["padded"] * options["block"]), 2))
 
 
 @functools.cache
