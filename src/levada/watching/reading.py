@@ -145,7 +145,7 @@ class Reading:
         try:
             with self._statistics.lock:
                 self._reached.add(slot[0])
-                self._take(number, slot, plain(gradient.detach()))
+                self._take(number, slot, plain(gradient.detach() if gradient.requires_grad else gradient))
         except Exception as error:  # in a backward pass that must go on
             self._fail(error)
         self.seconds += time.perf_counter() - begun
