@@ -168,15 +168,17 @@ class Engine:
     # What the hooks tell.
 
     @quietly
-    def see(self, place: int, tensor: Tensor, activation: bool = False) -> None:
-        """Take the output of a block, or of an activation in it."""
+    def see(self, place: int, tensor: Tensor, activation: bool, block: bool) -> None:
+        """Take the output of an activation in a block, of the block, or of what is both."""
         if transformed() or not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
             return  # numbers that cannot be read, or an evaluation
         begun = time.perf_counter()
         if self._reading is not None and self._reading.outside and not self.passes.inside():
             self._begin()
-        if self._reading is not None:
-            (self._reading.see_activation if activation else self._reading.see)(place, tensor)
+        if self._reading is not None and activation:
+            self._reading.see_activation(place, tensor)
+        if self._reading is not None and block:
+            self._reading.see(place, tensor)
         self._own += time.perf_counter() - begun
 
     @quietly

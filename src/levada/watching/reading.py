@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from array import array
 from collections.abc import Callable
 from typing import Any, Final, final
 
@@ -145,7 +146,7 @@ class Reading:
         try:
             with self._statistics.lock:
                 self._reached.add(slot[0])
-                self._take(number, slot, plain(gradient.detach()))
+                self._take(number, slot, plain(gradient.detach() if gradient.requires_grad else gradient))
         except Exception as error:  # in a backward pass that must go on
             self._fail(error)
         self.seconds += time.perf_counter() - begun
@@ -228,14 +229,15 @@ class Reading:
     def _sum(columns: Tensor, kind: Kind, those: set[int]) -> None:
         device = columns.device
         slots, counts, sums = kind.rows(device, columns.dtype)
-        chosen = [
-            (row, slot[1], count)
-            for row, (slot, count) in enumerate(zip(slots, counts, strict=True))
-            if slot[0] in those
-        ]
-        if not chosen:
+        rows = [row for row, slot in enumerate(slots) if slot[0] in those]
+        if not rows:
             return
-        index, sites, weight = torch.tensor(chosen).t().contiguous().to(device, non_blocking=True).unbind(0)
+        numbers = array("q", rows)
+        numbers.extend(slots[row][1] for row in rows)
+        numbers.extend(counts[row] for row in rows)
+        # A tensor of a list takes longer.
+        found = torch.frombuffer(numbers, dtype=torch.int64).view(3, len(rows)).to(device, non_blocking=True)
+        index, sites, weight = found.unbind(0)
         columns.index_add_(0, sites, torch.stack((sums[index], weight.to(columns.dtype)), dim=1))
 
 

@@ -21,8 +21,8 @@ __all__ = ["Listener", "Taps"]
 class Listener(Protocol):
     """Who is told."""
 
-    def see(self, place: int, tensor: Tensor, activation: bool = False) -> None:
-        """Hear of a block's output, or of that of an activation in it."""
+    def see(self, place: int, tensor: Tensor, activation: bool, block: bool) -> None:
+        """Hear of the output of an activation in a block, of that of the block, or of one that is both."""
 
 
 @final
@@ -125,17 +125,20 @@ class Taps:
         for index, place in enumerate(self._places):
             within = id(place.boundary) in inside
             opaque = not within and any(id(module) in whole for module in place.modules)
-            for module in () if opaque else place.activations:
-                self._register(module, index, activation=True)
-            if not within and place.boundary._compiled_call_impl is not None:
+            activations = () if opaque else place.activations
+            outside = not within and place.boundary._compiled_call_impl is not None
+            for module in activations:
+                if outside or module is not place.boundary:
+                    self._register(module, index, activation=True, block=False)
+            if outside:
                 self._outside.append(_Outside(place.boundary, self._hook(place.boundary, index)))
             else:
-                self._register(place.boundary, index)
+                self._register(place.boundary, index, activation=place.boundary in activations)
             if within:
                 hidden[index] = inside[id(place.boundary)]
         for module in self._loose():
             if id(module) not in whole:
-                self._register(module, None, activation=True)
+                self._register(module, None, activation=True, block=False)
         names = set(hidden.values())
         self._regions = [Region(module, name, self.switch) for name, module in outermost if name in names]
         unknown = [region.name for region in self._regions if not region.known]
@@ -162,12 +165,12 @@ class Taps:
         loose = (m for m in model.modules() if isinstance(m, ACTIVATIONS))
         return [m for m in loose if id(m) not in owned and id(m) not in within]
 
-    def _hook(self, module: nn.Module, index: int | None, *, activation: bool = False) -> _TapHook:
+    def _hook(self, module: nn.Module, index: int | None, *, activation: bool = False, block: bool = True) -> _TapHook:
         buffers = None if index is None else self._buffers[index]
-        return _TapHook(self, module, index, buffers, activation=activation)
+        return _TapHook(self, module, index, buffers, activation=activation, block=block)
 
-    def _register(self, module: nn.Module, index: int | None, *, activation: bool = False) -> None:
-        hook = self._hook(module, index, activation=activation)
+    def _register(self, module: nn.Module, index: int | None, *, activation: bool, block: bool = True) -> None:
+        hook = self._hook(module, index, activation=activation, block=block)
         self._hooks.append((module.register_forward_hook(hook), hook))
 
 
@@ -175,10 +178,17 @@ class Taps:
 class _TapHook:
     """A forward hook, which a copy of the model does not inherit."""
 
-    __slots__ = ("activation", "buffers", "index", "key", "own", "taps")
+    __slots__ = ("activation", "block", "buffers", "index", "key", "own", "taps")
 
     def __init__(
-        self, taps: Taps, own: nn.Module, index: int | None, buffers: Buffers | None, *, activation: bool
+        self,
+        taps: Taps,
+        own: nn.Module,
+        index: int | None,
+        buffers: Buffers | None,
+        *,
+        activation: bool,
+        block: bool,
     ) -> None:
         self.taps = taps
         self.own = own
@@ -186,26 +196,29 @@ class _TapHook:
         self.key = taps.switch.key
         self.buffers = buffers
         self.activation = activation
+        self.block = block
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Tell of the output; while compiling, return it with a tap in it."""
         if torch.compiler.is_compiling():
-            index = -1 if self.index is None else self.index
-            return tapped(self.key, index, self.buffers, output, activation=self.activation)
+            index, changed = -1 if self.index is None else self.index, None
+            if self.activation:
+                changed = tapped(self.key, index, self.buffers, output, activation=True)
+            return tapped(self.key, index, self.buffers, output, activation=False) if self.block else changed
         if module is not self.own:
             return None
         taps = self.taps
-        if self.activation:
+        if not self.block or self.index is None:
             place = taps.last if self.index is None else self.index
             if place >= 0 and isinstance(output, Tensor):
-                taps.listener.see(place, output, True)
-        elif self.index is not None:
-            taps.last = self.index
-            tensor = _main(output)
-            if tensor is not None:
-                if taps.searching and taps.switch.on:
-                    taps.switch.order.append(self.index)
-                taps.listener.see(self.index, tensor)
+                taps.listener.see(place, output, True, False)
+            return None
+        taps.last = self.index
+        tensor = _main(output)
+        if tensor is not None:
+            if taps.searching and taps.switch.on:
+                taps.switch.order.append(self.index)
+            taps.listener.see(self.index, tensor, self.activation, True)
         return None
 
     def __reduce__(self) -> tuple[Any, ...]:

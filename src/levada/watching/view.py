@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
@@ -37,6 +37,7 @@ class Blocks:
             is not 0; true where the model is not known.
         known: whether the model is known.
         optimizer: class name of the optimizer; "" if it is not known.
+        sizes: per block, the number of elements of its output.
     """
 
     sites: tuple[Site, ...]
@@ -44,6 +45,11 @@ class Blocks:
     trainable: Tensor
     known: bool = False
     optimizer: str = ""
+    sizes: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        sizes = torch.tensor([float(math.prod(site.shape) or 1) for site in self.sites])
+        object.__setattr__(self, "sizes", sizes)
 
     @classmethod
     def of(cls, sites: Sequence[Site], model: nn.Module | None = None, optimizers: Sequence[Any] = ()) -> Blocks:

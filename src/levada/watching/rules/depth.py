@@ -54,7 +54,7 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
         yield _starved(view, span)
         return
     fallen = -_beside_others(view, "gradient_rms")
-    hit = [int(i) for i in (fallen >= FAR).nonzero() if view["gradient_rms"][i] > 0]
+    hit = ((fallen >= FAR) & (view["gradient_rms"] > 0)).nonzero().flatten().tolist()
     if hit:
         yield _dying(view, hit, fallen)
 
@@ -155,7 +155,7 @@ def vanishing_signal(view: View) -> Iterable[Finding]:
     else:
         fallen = -view.rise_from_start("signal_rms")
         dead = view["zero_fraction"] == 1  # which dead_units tells
-        hit = [int(i) for i in ((fallen >= FAR) & ~dead).nonzero()]
+        hit = ((fallen >= FAR) & ~dead).nonzero().flatten().tolist()
         if not hit:
             return
         agree, first, last = False, names[hit[0]], names[hit[-1]]
@@ -198,7 +198,7 @@ def _explodes(view: View, what: str, measure: Callable[[Trace], Decay | str], wa
         yield _grown(view, f"exploding_{what}", claim, span.first, span.last, told)
         return
     risen = view.rise_from_start(f"{what}_rms")
-    hit = [int(i) for i in (risen >= FAR).nonzero()]
+    hit = (risen >= FAR).nonzero().flatten().tolist()
     if hit:
         first = hit[-1] if what == "gradient" else hit[0]  # where it comes from
         told = {
@@ -243,8 +243,7 @@ def _over_depth(view: View, signal: str, measure: Callable[[Trace], Decay | str]
     if view.sites < 4 or len(view.rows) < 2:
         return None
     logs = octaves(view[signal])
-    shapes = torch.tensor([float(math.prod(site.shape) or 1) for site in view.blocks.sites])
-    freed = logs + 0.5 * shapes.log2() if signal == "gradient_rms" else logs
+    freed = logs + 0.5 * view.blocks.sizes.log2() if signal == "gradient_rms" else logs
     freed = freed[freed.isfinite()]
     if not len(freed) or float(freed.max() - freed.min()) < FAR:
         return None

@@ -38,7 +38,7 @@ def lost_update(view: View) -> Iterable[Finding]:
     ratio, gradient = view["update_ratio"], view["weight_gradient_rms"]
     resolution = view.blocks.resolution
     learning = (gradient > 0) & ratio.isfinite() & resolution.isfinite() & view.blocks.trainable
-    hit = [int(i) for i in (learning & (ratio < KEPT * resolution / 2)).nonzero()]
+    hit = (learning & (ratio < KEPT * resolution / 2)).nonzero().flatten().tolist()
     if not hit or 2 * len(hit) < int(learning.sum()) or not view.rate_is_settled or at_rest(view):
         return
     names, weights = view.blocks.names, view["weight_rms"]

@@ -47,8 +47,8 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     learning = view.blocks.trainable & ~gradient.isnan() & ~view["signal_rms"].isnan()
     zero = learning & (gradient == 0) & (view.silence.chance < BY_CHANCE) & ~_dead_behind(view)
     zero &= ~_moved_between(view)
-    hit = [int(i) for i in zero.nonzero()]
-    others = [int(i) for i in (learning & (gradient > 0)).nonzero()]
+    hit = zero.nonzero().flatten().tolist()
+    others = (learning & (gradient > 0)).nonzero().flatten().tolist()
     if hit and not others and len(hit) == int(learning.sum()):
         yield from _nothing_arrives(view, hit)
     if not hit or not others or float(gradient[others].amax()) < ALIVE:
@@ -163,7 +163,7 @@ def dead_units(view: View) -> Iterable[Finding]:
     dead = (share == 1) | ((share >= DEAD) & fewer)
     if view.off is not None:
         dead &= view.off.chance < SELDOM
-    hit = [int(i) for i in dead.nonzero()]
+    hit = dead.nonzero().flatten().tolist()
     if not hit:
         return
     first, names = hit[0], view.blocks.names
