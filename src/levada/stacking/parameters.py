@@ -186,10 +186,10 @@ class StackedParameters(_Held):
                 parameter.grad = gradient
         for (path, name), modules in self.owners.items():
             own = spread.get((path, name), [None] * len(modules))
-            for module, parameter in zip(modules, own, strict=True):
+            for module, given in zip(modules, own, strict=True):
                 if isinstance(module._parameters, LayerParameters):
                     module._parameters = dict.fromkeys(module._parameters.names())
-                module._parameters[name] = parameter
+                module._parameters[name] = given
         return spread
 
     def gather(self, spread: Mapping[tuple[str, str], list[nn.Parameter]]) -> None:
