@@ -38,7 +38,7 @@ class Case:
     Attributes:
         operator: its name.
         size: what the row says of it, as tokens, streams and width.
-        make: makes one set of inputs in float32 on the CPU, leaves; those that ask for gradients get them.
+        make: makes one set of inputs in float32 on the default device, leaves; those that ask for gradients get them.
         programs: what is compared, by name; `reference` is what the others are checked against.
         forward: least number of elements that are moved, read and written, in the type of the inputs.
         backward: the same of the way back.
@@ -109,9 +109,9 @@ def _leaf(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _inputs(case: Case, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    return [
-        _leaf(x.detach().to(device, torch.float32 if i in case.wide else dtype), x) for i, x in enumerate(case.make())
-    ]
+    with device:
+        made = case.make()
+    return [_leaf(x.detach().to(device, torch.float32 if i in case.wide else dtype), x) for i, x in enumerate(made)]
 
 
 def _cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:

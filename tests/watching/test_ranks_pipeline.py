@@ -186,8 +186,8 @@ def record(rank: int, folder: Path, fault: str) -> list[str]:
     """
     from torch.distributed import pipelining
 
-    from levada.training.stopping import say_found
     from levada.training.processes import Processes
+    from levada.training.stopping import say_found
 
     net = Net(halves(build())[rank])
     stage = pipelining.PipelineStage(net, rank, 2, torch.device("cpu"))
