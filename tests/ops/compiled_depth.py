@@ -23,7 +23,15 @@ def compiled(kernel, width, queries, dtype, capability, **more):
     chosen = {"_attend": kernels.FORWARD, "_attend_backward": kernels.BACKWARD}.get(kernel.__name__, kernels.BLOCKS)
     constants = kernels.shape_of(chosen, queries, width, getattr(torch, "float" + work[2:]))
     warps = constants.pop("num_warps")
-    constants |= {"kind": KINDS[dtype], "span": 16, "epsilon": 1e-6, "normal": True, "norms": False, "attends": True}
+    constants |= {
+        "kind": KINDS[dtype],
+        "mixed": False,
+        "span": 16,
+        "epsilon": 1e-6,
+        "normal": True,
+        "norms": False,
+        "attends": True,
+    }
     constants |= more
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: "*" + (dtype if name in NARROW else work) for name in kernel.arg_names}
@@ -59,6 +67,11 @@ def test_it_compiles_and_reads_whole_vectors(kernel, more, width, queries, dtype
     assert len(found.asm["cubin"])
     copied = r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], 0x10"
     assert re.search(rf"ld\.global\.\S*v4\.|{copied}", found.asm["ptx"])
+
+
+@pytest.mark.parametrize(("kernel", "more"), KERNELS, ids=lambda k: getattr(k, "__name__", str(k)))
+def test_it_compiles_for_sources_of_two_types(kernel, more):
+    assert len(compiled(kernel, 4096, 1, "bf16", 90, mixed=True, **more).asm["cubin"])
 
 
 def test_it_compiles_for_float64():
