@@ -139,6 +139,20 @@ def test_strides_and_odd_addresses():
     assert all(map(torch.equal, got, expected))
 
 
+def test_sources_of_two_types():
+    """As autocast makes them: what a network begins with is of float32, what its layers return is not."""
+    for dim in (520, 9000):
+        query, sources, by = arguments(130, 5, 1, dim, torch.float32)
+        sources[1:4] = [x.bfloat16() for x in sources[1:4]]
+        expected = attended_in_float64(query, sources, FORMS[0], by)
+        got = attended(query, sources, FORMS[0], by)
+        assert [x.dtype for x in got] == [torch.float32] * 2 + [x.dtype for x in sources]
+        require_close(got, expected, torch.float32, times=16)
+        weights = torch.randn(2, 5, device="cuda")
+        by = torch.randn(2, 130, dim, device="cuda")
+        require_close(summed(weights, sources, by), summed_in_float64(weights, sources, by), torch.float32, times=100)
+
+
 def test_many_sources():
     query, sources, by = arguments(17, 200, 1, 256, torch.bfloat16)
     expected = attended_in_float64(query, sources, FORMS[0], by)

@@ -23,7 +23,15 @@ def compiled(kernel, width, queries, dtype, capability, **more):
     chosen = {"_attend": kernels.FORWARD, "_attend_backward": kernels.BACKWARD}.get(kernel.__name__, kernels.BLOCKS)
     constants = kernels.shape_of(chosen, queries, width, getattr(torch, "float" + work[2:]))
     warps = constants.pop("num_warps")
-    constants |= {"kind": KINDS[dtype], "span": 16, "epsilon": 1e-6, "normal": True, "norms": False, "attends": True}
+    constants |= {
+        "kind": KINDS[dtype],
+        "mixed": False,
+        "span": 16,
+        "epsilon": 1e-6,
+        "normal": True,
+        "norms": False,
+        "attends": True,
+    }
     constants |= more
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: "*" + (dtype if name in NARROW else work) for name in kernel.arg_names}
@@ -51,8 +59,9 @@ KERNELS = [
 
 
 @pytest.mark.parametrize(("kernel", "more"), KERNELS, ids=lambda k: getattr(k, "__name__", str(k)))
-@pytest.mark.parametrize(("dtype", "capability"), [("bf16", 80), ("bf16", 90), ("fp32", 100)])
-@pytest.mark.parametrize(("width", "queries"), [(512, 1), (4096, 1), (2560, 3)])
+@pytest.mark.parametrize(
+    ("width", "queries", "dtype", "capability"), [(512, 1, "bf16", 80), (4096, 1, "bf16", 90), (2560, 3, "fp32", 100)]
+)
 def test_it_compiles_and_reads_whole_vectors(kernel, more, width, queries, dtype, capability):
     found = compiled(kernel, width, queries, dtype, capability, **more)
     assert f".target sm_{capability}" in found.asm["ptx"]
@@ -61,13 +70,18 @@ def test_it_compiles_and_reads_whole_vectors(kernel, more, width, queries, dtype
     assert re.search(rf"ld\.global\.\S*v4\.|{copied}", found.asm["ptx"])
 
 
+@pytest.mark.parametrize(("kernel", "more"), KERNELS, ids=lambda k: getattr(k, "__name__", str(k)))
+def test_it_compiles_for_sources_of_two_types(kernel, more):
+    assert len(compiled(kernel, 4096, 1, "bf16", 90, mixed=True, **more).asm["cubin"])
+
+
 def test_it_compiles_for_float64():
     for kernel, more in KERNELS:
         assert len(compiled(kernel, 500, 1, "fp64", 90, **more).asm["cubin"])
 
 
 @pytest.mark.parametrize(("kernel", "more"), KERNELS, ids=lambda k: getattr(k, "__name__", str(k)))
-@pytest.mark.parametrize(("width", "queries"), [(512, 1), (4096, 1), (8192, 1), (1024, 3)])
+@pytest.mark.parametrize(("width", "queries"), [(4096, 1), (8192, 1), (1024, 3)])
 def test_registers_hold_it_all(kernel, more, width, queries, tmp_path):
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     if not assembler.exists():

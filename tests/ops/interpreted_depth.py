@@ -82,6 +82,21 @@ def test_narrow_sources_are_added_up_in_float32(dtype):
 
 
 @pytest.mark.usefixtures("blocks")
+def test_sources_of_two_types():
+    query, *sources = arguments(2, 4, 1, 40, dtype=torch.float32)
+    sources[1:3] = [x.bfloat16() for x in sources[1:3]]
+    cotangent, weights = torch.randn(1, 2, 40), weights_for(2, 4, 1, shared=False, dtype=torch.float32)
+    got = [*attended(kernels, query, sources, OPTIONS[1], cotangent), *summed(kernels, weights, sources, cotangent)]
+    double = query.double(), [x.double() for x in sources]
+    expected = attended(reference, *double, OPTIONS[1], cotangent.double())
+    expected += summed(reference, weights.double(), double[1], cotangent.double())
+    types = [x.dtype for x in sources]
+    assert [x.dtype for x in got] == [torch.float32] * 4 + types + [torch.float32] * 2 + types
+    for found, truth in zip(got, expected, strict=True):
+        assert (found.double() - truth).abs().max() <= torch.finfo(found.dtype).eps * truth.abs().max() * 16
+
+
+@pytest.mark.usefixtures("blocks")
 def test_nothing_is_read_that_was_not_written():
     """What torch.empty returns is NaN here, and so is the memory around the arguments."""
     query, *sources = arguments(2, 3, 1, 21)

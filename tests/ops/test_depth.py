@@ -139,6 +139,11 @@ def test_sources_of_two_types_are_taken():
     found = derivatives(attended({}), tensors, cotangents(3, 1, 8, torch.float32))
     assert [x.dtype for x in found] == [torch.float32, torch.float32, torch.float32, torch.bfloat16]
     torch.testing.assert_close(found[0], by_hand(query, first, second.bfloat16().float())[0])
+    compiled = torch.compile(attended({}), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(derivatives(compiled, tensors, cotangents(3, 1, 8, torch.float32)), found)
+    (wide,) = attend_depth(query, [first.double(), second.bfloat16()])
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide.float(), found[0])
 
 
 def test_threads_change_no_bit():

@@ -23,12 +23,12 @@ def attend_depth(
 
     The sources stay where they are: nothing is stacked, and what is kept for the backward pass are they themselves and
     `queries + 1` numbers per token and source. Sums are computed in float32, in float64 where query or sources are, and
-    returned in the sources' type, whatever autocast says. Derivatives exist of any order, backward and, outside of what
-    is compiled, forward.
+    returned in the sources' type, the widest one, whatever autocast says. Derivatives exist of any order, backward and,
+    outside of what is compiled, forward.
 
-    The device chooses the kernel: loops that Numba compiles on a CPU, where `levada[cpu]` is installed, for float32 and
-    float64; Triton's on a GPU; else plain operations, as for sources that are not of one type, under `torch.func` and
-    for tensor subclasses.
+    The device chooses the kernel: loops that Numba compiles on a CPU, where `levada[cpu]` is installed, for sources all
+    of float32 or float64; Triton's on a GPU, for sources of one type, or of float32 and a narrower one, as autocast
+    makes them; else plain operations, as under `torch.func` and for tensor subclasses.
 
     Args:
         query: one row for each mean.

@@ -37,7 +37,8 @@ def differentiable_mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
 
 def _function(plain: Any, operation: Any, function: Any, first: Tensor, sources: Sequence[Tensor]) -> Any:
     """Return what computes: plain operations, for what has rules for them alone, or the kernels."""
-    if any(x.dtype != sources[0].dtype for x in sources):
+    types = {x.dtype for x in sources}
+    if len(types) > 2 or (len(types) == 2 and (torch.float32 not in types or torch.float64 in types)):
         return plain
     if torch.compiler.is_compiling():
         return operation
@@ -95,7 +96,7 @@ class _Mix(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, ...]:
         by_weights, by_sources = _mix_derivative(ctx, cotangent)
         return by_weights, *by_sources
 
@@ -125,7 +126,7 @@ def _mix_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _mix_derivative(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
     weights, *sources = ctx.saved_tensors
     backward = reference.mix_backward if _through_plain_operations(cotangent) else _MIX_BACKWARD
-    return backward(cotangent, weights, sources)  # type: ignore[no-any-return]
+    return backward(cotangent, weights, sources)
 
 
 def _each(name: str) -> Any:
@@ -155,7 +156,7 @@ def _attend_fake(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     *tokens, dim = sources[0].shape
-    means = sources[0].new_empty(*query.shape[:-1], *tokens, dim)
+    means = sources[0].new_empty(*query.shape[:-1], *tokens, dim, dtype=reference.type_of(sources))
     queries = query.numel() // dim
     return means, query.new_empty(*tokens, queries, len(sources)), query.new_empty(*tokens, len(sources))
 
@@ -167,7 +168,8 @@ def _attend_backward_fake(
 
 
 def _mix_fake(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    return sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape)
+    kind = reference.type_of(sources)
+    return sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape, dtype=kind)
 
 
 def _mix_backward_fake(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["attend", "attend_backward", "coefficients", "mix", "mix_backward", "weights_of"]
+__all__ = ["attend", "attend_backward", "coefficients", "mix", "mix_backward", "type_of", "weights_of"]
 
 
 def attend(
@@ -141,9 +141,14 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
     return by_weights, by_sources
 
 
+def type_of(sources: Sequence[Tensor]) -> torch.dtype:
+    """Return the type of what is made of sources."""
+    return functools.reduce(torch.promote_types, (x.dtype for x in sources))
+
+
 def _mixed(weights: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
     """Return the sums, one source at a time: a stack of them would be a copy of all."""
-    kind = functools.reduce(torch.promote_types, (x.dtype for x in sources))
+    kind = type_of(sources)
     sums = []
     for way in weights.unbind(-2):
         total = way[..., 0, None] * sources[0]

@@ -49,9 +49,31 @@ def _tabulate(table, addresses):
 
 
 @triton.jit
-def _source(table, i, kind: tl.constexpr):
-    """Return where source i begins."""
-    return tl.multiple_of(tl.load(table + i).to(tl.pointer_type(kind)), 16)
+def _read(table, i, place, mask, kind: tl.constexpr, mixed: tl.constexpr):
+    """Return channels of source i; of sources of two types, a wide one has an odd address."""
+    address = tl.load(table + i)
+    if mixed:
+        odd = address & 1
+        narrow = tl.multiple_of((address - odd).to(tl.pointer_type(kind)), 16)
+        wide = tl.multiple_of((address - odd).to(tl.pointer_type(tl.float32)), 16)
+        x = tl.load(narrow + place, mask=mask & (odd == 0), other=0.0).to(tl.float32)
+        x += tl.load(wide + place, mask=mask & (odd == 1), other=0.0)
+    else:
+        x = tl.load(tl.multiple_of(address.to(tl.pointer_type(kind)), 16) + place, mask=mask, other=0.0)
+    return x
+
+
+@triton.jit
+def _write(table, i, place, value, mask, kind: tl.constexpr, mixed: tl.constexpr):
+    """Write channels of tensor i."""
+    address = tl.load(table + i)
+    if mixed:
+        odd = address & 1
+        wide = tl.multiple_of((address - odd).to(tl.pointer_type(tl.float32)), 16)
+        tl.store(wide + place, value, mask=mask & (odd == 1))
+        mask = mask & (odd == 0)
+        address -= odd
+    tl.store(tl.multiple_of(address.to(tl.pointer_type(kind)), 16) + place, value, mask=mask)
 
 
 @triton.jit
@@ -64,9 +86,9 @@ def _attend(
     query, table, means, products, inverse, tokens, sources, factor,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
     normal: tl.constexpr, epsilon: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
+    kind: tl.constexpr, mixed: tl.constexpr,
 ):  # fmt: skip
     """Write means, products and `1 / rms`; all channels are in registers."""
-    kind: tl.constexpr = means.dtype.element_ty
     wide = tl.full((), width, tl.int64)
     many = tl.full((), 1, tl.int64) * sources
     rows = tl.arange(0, padded)
@@ -80,7 +102,7 @@ def _attend(
         total = tl.zeros([padded], dtype=work)
         mean = tl.zeros([padded, block], dtype=work)
         for i in tl.range(0, sources, num_stages=stages):
-            x = tl.load(_source(table, i, kind) + place, mask=inside, other=0.0).to(work)[None, :]
+            x = _read(table, i, place, inside, kind, mixed).to(work)[None, :]
             if padded == 1:  # one exchange between warps for both
                 product, square = tl.reduce((q * x, x * x), 1, _add_pairs)
             else:
@@ -106,12 +128,12 @@ def _attend_backward(
     cotangent, query, table, products, inverse, scratch, partial, tokens, sources, factor,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
     span: tl.constexpr, normal: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
+    kind: tl.constexpr, mixed: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the sources, and each program's part of those of the queries; all channels in registers.
 
     The table holds the sources, then their gradients. `scratch` is `(programs, 2 queries + 1, sources)`.
     """
-    kind: tl.constexpr = cotangent.dtype.element_ty
     wide = tl.full((), width, tl.int64)
     many = tl.full((), 1, tl.int64) * sources
     rows = tl.arange(0, padded)
@@ -132,7 +154,7 @@ def _attend_backward(
             cotangent + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), mask=here, other=0.0
         ).to(work)
         for i in tl.range(0, sources, num_stages=stages):
-            x = tl.load(_source(table, i, kind) + place, mask=inside, other=0.0, eviction_policy="evict_last")
+            x = _read(table, i, place, inside, kind, mixed)
             x = x.to(work)[None, :]
             tl.store(own + rows * sources + i, tl.sum(g * x, 1), mask=real)
         tl.debug_barrier()
@@ -159,16 +181,16 @@ def _attend_backward(
         tl.store(own + 2 * queries * sources + order, by_square, mask=order < sources)
         tl.debug_barrier()
         last = sources - 1  # what was read last is in the nearest cache
-        ahead = tl.load(_source(table, last, kind) + place, mask=inside, other=0.0)
+        ahead = _read(table, last, place, inside, kind, mixed)
         for back in range(sources):
             i = last - back
             x = ahead.to(work)[None, :]
-            ahead = tl.load(_source(table, tl.maximum(i - 1, 0), kind) + place, mask=inside & (i > 0), other=0.0)
+            ahead = _read(table, tl.maximum(i - 1, 0), place, inside & (i > 0), kind, mixed)
             of_g = tl.load(own + rows * sources + i, mask=real, other=0.0)
             of_q = tl.load(own + (queries + rows) * sources + i, mask=real, other=0.0)
             of_x = tl.load(own + 2 * queries * sources + i)
             found = tl.sum(of_g[:, None] * g + of_q[:, None] * q, 0) + of_x * tl.sum(x, 0)
-            tl.store(_source(table, sources + i, kind) + place, found, mask=inside)
+            _write(table, sources + i, place, found, inside, kind, mixed)
             by_query += of_q[:, None] * x
         tl.debug_barrier()  # the next token's numbers go to the same memory
     tl.store(partial + program * queries * width + spots, by_query, mask=here)
@@ -178,7 +200,8 @@ def _attend_backward(
 def _products(
     left, table, found, inverse, tokens, sources,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
-    epsilon: tl.constexpr, norms: tl.constexpr, kind: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
+    epsilon: tl.constexpr, norms: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
+    kind: tl.constexpr, mixed: tl.constexpr,
 ):  # fmt: skip
     """Write the products of sources with queries, and `1 / rms` if asked for `norms`; without it with cotangents."""
     token = tl.program_id(0).to(tl.int64)
@@ -193,18 +216,17 @@ def _products(
         inside = columns < width
         row = tl.load(starts + columns[None, :], mask=real[:, None] & inside[None, :], other=0.0).to(work)
         for i in tl.range(0, sources, num_stages=stages):
-            x = tl.load(_source(table, i, kind) + token * width + columns, mask=inside, other=0.0).to(work)
+            x = _read(table, i, token * width + columns, inside, kind, mixed).to(work)
             tl.store(into + i, tl.sum(row * x[None, :], 1), mask=real)
             if norms:
                 tl.store(inverse + token * sources + i, tl.rsqrt(tl.sum(x * x, 0) / width + epsilon))
     else:
         for i in range(sources):
-            source = _source(table, i, kind) + token * width
             product = tl.zeros([padded, block], dtype=work)
             square = tl.zeros([block], dtype=work)
             for start in tl.range(0, width, block, num_stages=stages):
                 inside = start + columns < width
-                x = tl.load(source + start + columns, mask=inside, other=0.0).to(work)
+                x = _read(table, i, token * width + start + columns, inside, kind, mixed).to(work)
                 here = real[:, None] & inside[None, :]
                 product += tl.load(starts + start + columns[None, :], mask=here, other=0.0).to(work) * x[None, :]
                 if norms:
@@ -219,9 +241,9 @@ def _mix(
     weights, table, sums, token_stride, tokens, sources,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
     work: tl.constexpr, stages: tl.constexpr,
+    kind: tl.constexpr, mixed: tl.constexpr,
 ):  # fmt: skip
     """Write the weighted sums of a block of channels."""
-    kind: tl.constexpr = sums.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     rows = tl.arange(0, padded)[:, None]
     columns = (tl.program_id(1) * block + tl.arange(0, block))[None, :]
@@ -230,7 +252,7 @@ def _mix(
     own = weights + token * token_stride + rows * sources
     total = tl.zeros([padded, block], dtype=work)
     for i in tl.range(0, sources, num_stages=stages):
-        x = tl.load(_source(table, i, kind) + place, mask=inside, other=0.0).to(work)
+        x = _read(table, i, place, inside, kind, mixed).to(work)
         total += tl.load(own + i, mask=real, other=0.0).to(work) * x
     tl.store(sums + (rows.to(tl.int64) * tokens * width + place), total, mask=real & inside)
 
@@ -240,12 +262,12 @@ def _spread(
     cotangent, query, table, weights, by_products, by_squares, partial, token_stride, tokens, sources,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
     attends: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
+    kind: tl.constexpr, mixed: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the sources in a block of channels; of the queries too if it `attends`.
 
     The table holds the gradients, then the sources.
     """
-    kind: tl.constexpr = cotangent.dtype.element_ty
     wide = tl.full((), width, tl.int64)
     many = tl.full((), 1, tl.int64) * sources
     rows = tl.arange(0, padded)
@@ -267,11 +289,11 @@ def _spread(
             of_g = tl.load(weights + token * stride + rows * sources + i, mask=real, other=0.0).to(work)
             found = tl.sum(of_g[:, None] * g, 0)
             if attends:
-                x = tl.load(_source(table, sources + i, kind) + place, mask=inside, other=0.0).to(work)
+                x = _read(table, sources + i, place, inside, kind, mixed).to(work)
                 of_q = tl.load(by_products + token * many * queries + rows * sources + i, mask=real, other=0.0)
                 found += tl.sum(of_q[:, None] * q, 0) + tl.load(by_squares + token * many + i) * x
                 by_query += of_q[:, None] * x[None, :]
-            tl.store(_source(table, i, kind) + place, found, mask=inside)
+            _write(table, i, place, found, inside, kind, mixed)
     if attends:
         tl.store(partial + tl.program_id(0).to(tl.int64) * queries * width + spots, by_query, mask=here)
 
@@ -283,23 +305,23 @@ def attend(
     *leading, width = sources[0].shape
     queries, count = query.numel() // width, len(sources)
     products, inverse = query.new_empty(*leading, queries, count), query.new_empty(*leading, count)
-    means = sources[0].new_empty(*query.shape[:-1], *leading, width)
+    means = sources[0].new_empty(*query.shape[:-1], *leading, width, dtype=reference.type_of(sources))
     if not means.numel():
         return means, products, inverse
     sources, query, tokens = _ready(sources), query.contiguous(), inverse.numel() // count
     with _on(query):
         table = _table(sources)
         if _is_whole(queries, width):
-            options = shape_of(FORWARD, queries, width, query.dtype)
-            args = query, table, means, products, inverse, tokens, count, factor
+            options = _options(FORWARD, queries, sources, query.dtype)
+            args: tuple[Any, ...] = query, table, means, products, inverse, tokens, count, factor
             programs = _programs(FORWARD, tokens, options, query.device)
             _attend[(programs,)](*args, normal=normal, epsilon=epsilon, **options)
         else:
             args = query, table, products, inverse, tokens, count
-            options = shape_of(BLOCKS, queries, width, query.dtype)
-            _products[(tokens,)](*args, epsilon=epsilon, norms=True, kind=_KINDS[means.dtype], **options)
+            options = _options(BLOCKS, queries, sources, query.dtype)
+            _products[(tokens,)](*args, epsilon=epsilon, norms=True, **options)
             weights = reference.weights_of(products, inverse, factor, normal)
-            _run_mix(weights, table, means, queries * count, tokens)
+            _run_mix(weights, sources, table, means, queries * count, tokens)
     return means, products, inverse
 
 
@@ -321,18 +343,18 @@ def attend_backward(
     sources, query, (cotangent,) = _ready(sources), query.contiguous(), _ready([cotangent])
     products, inverse = products.contiguous(), inverse.contiguous()
     whole = _is_whole(queries, width)
-    options = shape_of(BACKWARD if whole else BLOCKS, queries, width, query.dtype)
+    options = _options(BACKWARD if whole else BLOCKS, queries, sources, query.dtype)
     with _on(query):
         programs = _programs(BACKWARD if whole else BLOCKS, tokens, options, query.device)
         partial = query.new_empty(programs, *query.shape)
         if whole:
             scratch = query.new_empty(programs, 2 * queries + 1, count)
-            args = cotangent, query, _table([*sources, *found]), products, inverse, scratch, partial
+            args: tuple[Any, ...] = cotangent, query, _table([*sources, *found]), products, inverse, scratch, partial
             span = triton.next_power_of_2(count)
             _attend_backward[(programs,)](*args, tokens, count, factor, span=span, normal=normal, **options)
         else:
             table, agreements = _table([*found, *sources]), torch.empty_like(products)
-            _agree(cotangent, table[count:], agreements, tokens, count)
+            _agree(cotangent, sources, table[count:], agreements)
             parts = reference.coefficients(agreements, products, inverse, factor, normal, width)
             args = cotangent, query, table, *(x.contiguous() for x in parts), partial, queries * count, tokens, count
             _spread[programs, triton.cdiv(width, options["block"])](*args, attends=True, **options)
@@ -341,12 +363,12 @@ def attend_backward(
 
 def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Return the weighted sums, contiguous."""
-    sums = sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape)
+    sums = sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape, dtype=reference.type_of(sources))
     if sums.numel():
         sources = _ready(sources)
         with _on(sums):
             tokens = sources[0].numel() // sources[0].shape[-1]
-            _run_mix(weights, _table(sources), sums, _stride(weights), tokens)
+            _run_mix(weights, sources, _table(sources), sums, _stride(weights), tokens)
     return sums
 
 
@@ -360,8 +382,8 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
     ways, tokens = cotangent.numel() // sources[0].numel(), sources[0].numel() // width
     sources, weights, (cotangent,) = _ready(sources), weights.contiguous(), _ready([cotangent])
     with _on(cotangent):
-        table, options = _table([*found, *sources]), shape_of(BLOCKS, ways, width, weights.dtype)
-        _agree(cotangent, table[count:], agreements, tokens, count)
+        table, options = _table([*found, *sources]), _options(BLOCKS, ways, sources, weights.dtype)
+        _agree(cotangent, sources, table[count:], agreements)
         args = cotangent, weights, table, weights, weights, weights, agreements, _stride(weights), tokens, count
         _spread[tokens, triton.cdiv(width, options["block"])](*args, attends=False, **options)
     return agreements.view(-1, *weights.shape).sum(0) if weights.ndim < 3 else agreements, found
@@ -392,24 +414,34 @@ def shape_of(chosen: dict[str, int], queries: int, width: int, dtype: torch.dtyp
     }
 
 
+def _options(chosen: dict[str, int], queries: int, sources: list[Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Return what a kernel is compiled for, the types of the sources too."""
+    types = {x.dtype for x in sources}
+    narrow = min(types, key=lambda x: x.itemsize)
+    options = shape_of(chosen, queries, sources[0].shape[-1], dtype)
+    return {**options, "kind": _KINDS[narrow], "mixed": len(types) > 1}
+
+
 def _is_whole(queries: int, width: int) -> bool:
     """Return whether a program holds all channels."""
     return triton.next_power_of_2(queries) * triton.next_power_of_2(width) <= WHOLE  # type: ignore[no-any-return]
 
 
-def _run_mix(weights: Tensor, table: Tensor, sums: Tensor, stride: int, tokens: int) -> None:
+def _run_mix(weights: Tensor, sources: list[Tensor], table: Tensor, sums: Tensor, stride: int, tokens: int) -> None:
     ways, count = weights.shape[-2] if weights.ndim > 1 else 1, weights.shape[-1]
-    options = shape_of(BLOCKS, ways, sums.shape[-1], weights.dtype)
+    options = _options(BLOCKS, ways, sources, weights.dtype)
     grid = tokens, triton.cdiv(options["width"], options["block"])
     _mix[grid](weights.contiguous(), table, sums, stride, tokens, count, **options)
 
 
-def _agree(cotangent: Tensor, table: Tensor, agreements: Tensor, tokens: int, count: int) -> None:
+def _agree(cotangent: Tensor, sources: list[Tensor], table: Tensor, agreements: Tensor) -> None:
     """Write the products of cotangents and sources."""
-    queries, width = agreements.numel() // (tokens * count), cotangent.shape[-1]
-    options = shape_of(BACKWARD if _is_whole(queries, width) else BLOCKS, queries, width, agreements.dtype)
+    width, count = cotangent.shape[-1], len(sources)
+    tokens = sources[0].numel() // width
+    queries = agreements.numel() // (tokens * count)
+    options = _options(BACKWARD if _is_whole(queries, width) else BLOCKS, queries, sources, agreements.dtype)
     args = cotangent, table, agreements, agreements, tokens, count
-    _products[(tokens,)](*args, epsilon=0.0, norms=False, kind=_KINDS[cotangent.dtype], **options)
+    _products[(tokens,)](*args, epsilon=0.0, norms=False, **options)
 
 
 def _stride(weights: Tensor) -> int:
@@ -427,7 +459,7 @@ def _programs(chosen: dict[str, int], tokens: int, options: dict[str, Any], devi
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 _KINDS = {
@@ -439,8 +471,9 @@ _KINDS = {
 
 
 def _table(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the addresses of tensors, on their device."""
-    addresses = [x.data_ptr() for x in tensors]
+    """Return the addresses of tensors, on their device; odd ones for the wide tensors, if there are narrow ones too."""
+    mixed = len({x.dtype for x in tensors}) > 1
+    addresses = [x.data_ptr() + (mixed and x.dtype == torch.float32) for x in tensors]
     span = min(triton.next_power_of_2(len(addresses)), _ADDRESSES)
     addresses += addresses[:1] * (-len(addresses) % span)  # a kernel is compiled for each number of addresses
     table = torch.empty(len(addresses), dtype=torch.int64, device=tensors[0].device)
