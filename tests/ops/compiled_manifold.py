@@ -44,11 +44,11 @@ def pieces(n, width, form, dtype):
 @pytest.mark.parametrize(
     ("n", "width", "form", "dtype", "capability"),
     [
-        (4, 2560, Form(), "bf16", 80),
+        (4, 2560, Form(iterations=3), "bf16", 80),
         (4, 2560, Form(), "bf16", 90),
-        (4, 2560, Form(), "fp32", 100),
+        (4, 2560, Form(iterations=3), "fp32", 100),
         (3, 1001, Form(mixes=False), "fp16", 90),
-        (8, 512, Form(epsilon=1e-6, transposed=True), "bf16", 90),
+        (8, 512, Form(iterations=3, epsilon=1e-6, transposed=True), "bf16", 90),
         (16, 512, Form(iterations=13), "fp32", 90),
     ],
 )
