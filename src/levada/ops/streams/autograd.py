@@ -84,7 +84,7 @@ def _vmap(function: Any, info: Any, dims: tuple[int | None, ...], *tensors: Tens
 
 
 def _backward_vmap(info: Any, dims: Any, *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], int]:
-    found = torch.vmap(reference.write_backward, in_dims=tuple(dims))(*tensors)
+    found = torch.vmap(reference.write_backward, in_dims=tuple(dims))(*tensors)  # type: ignore[arg-type]
     return found, tuple(0 for _ in found)  # type: ignore[return-value]
 
 
@@ -110,7 +110,7 @@ _WRITE = define(
     reference=reference.write,
     kernels={"CPU": cpu.write, "CUDA": triton_or_reference(_KERNELS, "write", reference.write)},
     fake=_fake,
-    vmap=lambda info, dims, *tensors: _vmap(_WRITE, info, dims, *tensors),
+    vmap=lambda info, dims, *tensors: _vmap(_WRITE, info, dims, *tensors),  # type: ignore[has-type]
     setup_context=_context,
     backward=_derivative,
 )
