@@ -213,7 +213,7 @@ class Watch:
         """Judge a step whose update is left out because it is not finite, with its bundle; `close` does the same.
 
         Args:
-            again: makes the gradients anew, with the same random numbers, to be sampled; all processes give it, or none.
+            again: makes the gradients anew, of the same random numbers, to be sampled; all processes give it, or none.
             loss: of the step, where this process has not seen it, as the first stage of a pipeline.
         """
         self._engine.leave(again, loss)
