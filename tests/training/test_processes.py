@@ -30,8 +30,14 @@ TABLES = {
 }
 
 
-def config(folder, kind, steps, watch="false"):
-    changes = [f"run.folder={folder}", f"parallel.kind={kind}", f"run.steps={steps}", f"watch.enabled={watch}"]
+def config(folder, kind, steps, watch="false", *changes):
+    changes = [
+        f"run.folder={folder}",
+        f"parallel.kind={kind}",
+        f"run.steps={steps}",
+        f"watch.enabled={watch}",
+        *changes,
+    ]
     if kind == "pipeline":
         changes += ["optimizer.accumulate=1", "parallel.micro_batches=2"]
     return resolve(TABLES, changes)
@@ -108,6 +114,25 @@ def test_what_the_first_process_refuses_all_refuse(together):
     assert all("holds a run. Continue it with --resume" in told for told in together[1]["refused"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_is_not_finite_ends_all_processes_with_its_block_named(kind, together):
+    folder, found = together
+    told = found[f"stopped, {kind}"]
+    assert "at step" in told
+    run = Run(folder / f"stopped-{kind}")
+    (stopped,) = run.events("stopped")
+    assert stopped["told"] == told
+    watched = Run(folder / f"stopped-{kind}" / "watch" / "1")
+    finding = list(watched.events("finding"))[-1]
+    assert (finding["rule"], finding["severity"]) == ("numerical_overflow", "error")
+    assert finding["evidence"]["step"] == stopped["step"]
+    assert finding["where"]["first"].startswith("stack.layers.")
+    assert watched.signals().steps[-1] == stopped["step"]
+    (bundle,) = [path for path in (watched.path / "bundles").iterdir() if "rank" not in path.name]
+    assert bundle.name == f"step-{stopped['step']:06d}-numerical_overflow"
+    assert ("levada replay" in told) is (kind != "pipeline")  # what one stage is given is none of the network
+
+
 def test_layers_that_are_left_out_are_so_in_all_processes(together):
     """Else one process waits for parameters that the other does not gather."""
     assert "StochasticDepth leaves layers out" in together[1]["dropping, ddp"]
@@ -153,6 +178,8 @@ def work(rank: int, folder: Path) -> None:
         train(config(folder / f"parts-{kind}", kind, 12), resume=True)
         train(config(folder / f"two-{kind}", kind, 8, watch="true"))
         train(config(alone / f"part-{kind}", kind, 12), resume=True)
+        diverging = config(folder / f"stopped-{kind}", kind, 8, "true", "optimizer.name=sgd", "optimizer.lr=1e30")
+        found[f"stopped, {kind}"] = refusal(diverging)
     norm = nn.BatchNorm1d(1)
     norm.running_mean.fill_(rank)
     WholeNetwork(norm, replica=rank, replicas=2).settle()
@@ -182,7 +209,7 @@ def work(rank: int, folder: Path) -> None:
 def refusal(asked) -> str:
     try:
         train(asked)
-    except UsageError as error:
+    except (UsageError, MeasurementError) as error:
         return str(error)
     return ""
 
