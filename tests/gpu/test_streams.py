@@ -7,7 +7,12 @@ from tests.ops.test_streams import arguments
 from levada.ops import write_streams
 from levada.ops.streams import reference
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+# What is compiled in full precision is meant to be, and the compiler looks at `.grad` of what has none.
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores for float32:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning"),
+]
 
 
 def derivatives(function, tensors, cotangent):

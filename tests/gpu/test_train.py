@@ -10,7 +10,12 @@ import torch
 from levada.runs import Run
 from levada.training import losses, resolve, train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+# What is compiled in full precision is meant to be, and the compiler looks at `.grad` of what has none.
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores for float32:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning"),
+]
 SMALL = {
     "model": {"depth": 4, "dim": 32},
     "data": {"batch_size": 32, "evaluated": 64},

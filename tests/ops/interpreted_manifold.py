@@ -18,6 +18,7 @@ from levada.ops.streams import reference as streams
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
+    monkeypatch.setitem(kernels.LIMIT, "rows", 1000)
     monkeypatch.setitem(kernels.PROJECT, "tile", 16)
     monkeypatch.setitem(kernels.PROJECT, "bytes", 32)
     monkeypatch.setitem(kernels.READ, "block", 16)
