@@ -451,10 +451,11 @@ def _stride(weights: Tensor) -> int:
 
 def _programs(chosen: dict[str, int], tokens: int, options: dict[str, Any], device: torch.device) -> int:
     """Return how many programs share the tokens: about as many as the device holds at once."""
-    tokens = triton.cdiv(tokens, chosen["tokens"])
+    tokens = -(-tokens // chosen["tokens"])
     if device.type != "cuda":
         return min(tokens, 2)
-    return min(tokens, _multiprocessors(device) * max(chosen["together"] // (options["padded"] * options["block"]), 2))
+    here: int = max(chosen["together"] // (options["padded"] * options["block"]), 2)
+    return min(tokens, _multiprocessors(device) * here)
 
 
 @functools.cache
