@@ -30,7 +30,7 @@ __all__ = ["BACKWARD", "BLOCKS", "FORWARD", "WHOLE", "attend", "attend_backward"
 
 # What a sweep may set: channels of a thread, loads ahead, channels of all programs of a multiprocessor, and how many
 # tokens a program has at least.
-FORWARD: Final = {"elements": 16, "stages": 3, "together": 16384, "tokens": 1}
+FORWARD: Final = {"elements": 16, "stages": 3, "together": 32768, "tokens": 1}
 BACKWARD: Final = {"elements": 16, "stages": 3, "together": 16384, "tokens": 2}
 BLOCKS: Final = {"block": 2048, "elements": 16, "stages": 3, "together": 16384, "tokens": 4}  # a few channels at a time
 WHOLE: Final = 8192  # channels of all queries together that a program holds at once
@@ -451,11 +451,11 @@ def _stride(weights: Tensor) -> int:
 
 def _programs(chosen: dict[str, int], tokens: int, options: dict[str, Any], device: torch.device) -> int:
     """Return how many programs share the tokens: about as many as the device holds at once."""
-    tokens = -(-tokens // chosen["tokens"])
+    tokens = triton.cdiv(tokens, chosen["tokens"])
     if device.type != "cuda":
         return min(tokens, 2)
-    here: int = max(chosen["together"] // (options["padded"] * options["block"]), 2)
-    return min(tokens, _multiprocessors(device) * here)
+    each = max(chosen["together"] // int(options["padded"] * options["block"]), 2)
+    return min(tokens, _multiprocessors(device) * each)
 
 
 @functools.cache
