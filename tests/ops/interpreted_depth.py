@@ -28,7 +28,8 @@ def ranges(monkeypatch):
 @pytest.fixture(params=["whole", "in blocks"])
 def blocks(request, monkeypatch):
     if request.param == "in blocks":
-        monkeypatch.setattr(kernels, "WHOLE", 0)
+        monkeypatch.setitem(kernels.FORWARD, "whole", 0)
+        monkeypatch.setitem(kernels.BACKWARD, "whole", 0)
         monkeypatch.setitem(kernels.BLOCKS, "block", 16)
 
 
