@@ -93,6 +93,17 @@ def test_registers_hold_it_all(kernel, more, width, queries, tmp_path):
     assert "0 bytes spill stores, 0 bytes spill loads" in said
 
 
+@pytest.mark.parametrize("types", [["bfloat16"], ["float32"], ["bfloat16", "float32"]], ids=str)
+@pytest.mark.parametrize("width", [16384, 8192, 640])
+def test_loads_ahead_fit_into_the_memory_of_a_multiprocessor(width, types):
+    """That of the smallest one that Triton compiles for is 64 KiB."""
+    sources = [torch.empty(1, width, dtype=getattr(torch, kind)) for kind in types]
+    options = kernels._options(kernels.FORWARD, 1, sources, torch.float32)
+    found = compiled(kernels._attend, width, 1, "bf16", 90, **{k: options[k] for k in ("kind", "mixed", "stages")})
+    assert found.metadata.shared <= 2**16 - 2**10
+    assert width > 640 or options["stages"] == kernels.FORWARD["stages"]
+
+
 def test_the_table_of_addresses_compiles():
     signature = {"table": "*i64", "addresses": ("i64",) * 4}
     source = ASTSource(kernels._tabulate, signature=signature, constexprs={})

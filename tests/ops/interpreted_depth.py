@@ -28,7 +28,8 @@ def ranges(monkeypatch):
 @pytest.fixture(params=["whole", "in blocks"])
 def blocks(request, monkeypatch):
     if request.param == "in blocks":
-        monkeypatch.setattr(kernels, "WHOLE", 0)
+        monkeypatch.setitem(kernels.FORWARD, "whole", 0)
+        monkeypatch.setitem(kernels.BACKWARD, "whole", 0)
         monkeypatch.setitem(kernels.BLOCKS, "block", 16)
 
 
@@ -119,6 +120,7 @@ def test_sources_that_vectors_cannot_be_read_from_are_moved():
     query, *sources = arguments(3, 2, 1, 7, dtype=torch.float32)
     odd = [torch.cat([torch.zeros(1), sources[0].flatten()])[1:].view(3, 7), sources[1].mT.contiguous().mT]
     assert odd[0].data_ptr() % 16
+    assert all(x.is_contiguous() and x.data_ptr() % 16 == 0 for x in kernels._ready(odd))
     cotangent = torch.randn(1, 3, 7)
     got = attended(kernels, query, odd, OPTIONS[0], cotangent)
     torch.testing.assert_close(got, attended(reference, query, sources, OPTIONS[0], cotangent))

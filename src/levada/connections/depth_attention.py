@@ -165,8 +165,8 @@ class AttentionResidual(DepthHistory):
     Example:
         >>> connection, x = AttentionResidual(4), torch.ones(1, 4)
         >>> state = connection.advance(connection.begin(x), nn.Identity())
-        >>> connection.output(4)(connection.end(state))
-        tensor([[1., 1., 1., 1.]], grad_fn=<AddBackward0>)
+        >>> connection.output(4)(connection.end(state)).detach()
+        tensor([[1., 1., 1., 1.]])
 
     Source: Kimi team, 2026, arXiv 2603.15031; the code released with Inkling 2 in transformers (`inkling2`).
     """

@@ -26,14 +26,14 @@ from torch import Tensor
 
 from levada.ops.depth import reference
 
-__all__ = ["BACKWARD", "BLOCKS", "FORWARD", "WHOLE", "attend", "attend_backward", "mix", "mix_backward", "shape_of"]
+__all__ = ["BACKWARD", "BLOCKS", "FORWARD", "attend", "attend_backward", "mix", "mix_backward", "shape_of"]
 
 # What a sweep may set: channels of a thread, loads ahead, channels of all programs of a multiprocessor, and how many
-# tokens a program has at least.
-FORWARD: Final = {"elements": 16, "stages": 3, "together": 32768, "tokens": 1}
-BACKWARD: Final = {"elements": 16, "stages": 3, "together": 16384, "tokens": 2}
-BLOCKS: Final = {"block": 2048, "elements": 16, "stages": 3, "together": 16384, "tokens": 4}  # a few channels at a time
-WHOLE: Final = 8192  # channels of all queries together that a program holds at once
+# tokens a program has at least. A program holds all channels of all queries up to `whole`, else a `block` at a time.
+FORWARD: Final = {"whole": 16384, "elements": 16, "stages": 3, "together": 32768, "tokens": 1}
+BACKWARD: Final = {"whole": 8192, "elements": 16, "stages": 3, "together": 16384, "tokens": 2}
+BLOCKS: Final = {"block": 2048, "elements": 16, "stages": 3, "together": 16384, "tokens": 4}
+_AHEAD = 3 * 2**14  # bytes of loads ahead: what a program may have of the memory of any multiprocessor
 _WARPS = 16  # at most
 _ADDRESSES = 32  # that one launch writes
 _WORK = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -311,7 +311,7 @@ def attend(
     sources, query, tokens = _ready(sources), query.contiguous(), inverse.numel() // count
     with _on(query):
         table = _table(sources)
-        if _is_whole(queries, width):
+        if _is_whole(FORWARD, queries, width):
             options = _options(FORWARD, queries, sources, query.dtype)
             args: tuple[Any, ...] = query, table, means, products, inverse, tokens, count, factor
             programs = _programs(FORWARD, tokens, options, query.device)
@@ -342,7 +342,7 @@ def attend_backward(
     queries, tokens = query.numel() // width, sources[0].numel() // width
     sources, query, (cotangent,) = _ready(sources), query.contiguous(), _ready([cotangent])
     products, inverse = products.contiguous(), inverse.contiguous()
-    whole = _is_whole(queries, width)
+    whole = _is_whole(BACKWARD, queries, width)
     options = _options(BACKWARD if whole else BLOCKS, queries, sources, query.dtype)
     with _on(query):
         programs = _programs(BACKWARD if whole else BLOCKS, tokens, options, query.device)
@@ -419,12 +419,14 @@ def _options(chosen: dict[str, int], queries: int, sources: list[Tensor], dtype:
     types = {x.dtype for x in sources}
     narrow = min(types, key=lambda x: x.itemsize)
     options = shape_of(chosen, queries, sources[0].shape[-1], dtype)
+    each = options["block"] * sum(x.itemsize for x in types)
+    options["stages"] = min(options["stages"], 1 + _AHEAD // each)
     return {**options, "kind": _KINDS[narrow], "mixed": len(types) > 1}
 
 
-def _is_whole(queries: int, width: int) -> bool:
+def _is_whole(chosen: dict[str, int], queries: int, width: int) -> bool:
     """Return whether a program holds all channels."""
-    return triton.next_power_of_2(queries) * triton.next_power_of_2(width) <= WHOLE  # type: ignore[no-any-return]
+    return triton.next_power_of_2(queries) * triton.next_power_of_2(width) <= chosen["whole"]  # type: ignore[no-any-return]
 
 
 def _run_mix(weights: Tensor, sources: list[Tensor], table: Tensor, sums: Tensor, stride: int, tokens: int) -> None:
@@ -439,7 +441,7 @@ def _agree(cotangent: Tensor, sources: list[Tensor], table: Tensor, agreements: 
     width, count = cotangent.shape[-1], len(sources)
     tokens = sources[0].numel() // width
     queries = agreements.numel() // (tokens * count)
-    options = _options(BACKWARD if _is_whole(queries, width) else BLOCKS, queries, sources, agreements.dtype)
+    options = _options(BACKWARD if _is_whole(BACKWARD, queries, width) else BLOCKS, queries, sources, agreements.dtype)
     args = cotangent, table, agreements, agreements, tokens, count
     _products[(tokens,)](*args, epsilon=0.0, norms=False, **options)
 
