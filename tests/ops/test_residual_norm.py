@@ -149,6 +149,14 @@ def test_weights_may_differ_within_a_batch():
         torch.testing.assert_close(one, by_hand(state, out, weight, centred=True)[1])
 
 
+def test_memory_of_parameters_may_be_resized_after_it():
+    """As FSDP does."""
+    tensors = [x.requires_grad_() for x in arguments(3, 5)]
+    sum(x.sum() for x in residual_norm(*tensors)).backward()
+    for parameter in tensors[2:]:
+        parameter.untyped_storage().resize_(0)
+
+
 def test_nan_stays_in_its_token():
     tensors = arguments(4, 40, dtype=torch.float32)
     tensors[0][1, 2] = torch.nan

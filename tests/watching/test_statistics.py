@@ -8,6 +8,7 @@ import levada
 from levada.ops.statistics.reference import SQUARES, ZEROS
 from levada.watching import listed, statistics
 from levada.watching.listed import Listed
+from levada.watching.overhead import Cadence
 from levada.watching.parameters import ParameterNorms
 from levada.watching.places import parameters_of
 from levada.watching.statistics import Kind, Pool
@@ -56,6 +57,11 @@ MODELS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def loaded_at_once(monkeypatch):
+    monkeypatch.setattr(statistics, "_LOADING", 0.0)
+
+
 def samples(name, steps=5):
     torch.manual_seed(0)
     make, shape = MODELS[name]
@@ -73,7 +79,7 @@ def samples(name, steps=5):
 @pytest.mark.parametrize("name", MODELS)
 def test_samples_are_the_same_with_and_without_loops(name, monkeypatch):
     watched, got = samples(name)
-    assert watched._engine._statistics.signal._pool.on  # from the third sample on
+    assert watched._engine._statistics.signal._pool.on
     with monkeypatch.context() as patch:
         without(patch)
         watched, expected = samples(name)
@@ -83,6 +89,18 @@ def test_samples_are_the_same_with_and_without_loops(name, monkeypatch):
     for one, other in zip(got, expected, strict=True):
         for signal, values in other.values.items():
             torch.testing.assert_close(one.values[signal], values, rtol=narrow, atol=0.0, equal_nan=True, msg=signal)
+
+
+def test_loading_waits_until_it_is_paid_for(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(statistics, "import_kernels", lambda *names: loaded.append(names))
+    monkeypatch.setattr(statistics, "_LOADING", 2.0)
+    measured, cadence = statistics.Statistics(), Cadence(every=1, max_overhead=0.01)
+    for seconds, expected in ((100.0, 0), (99.0, 0), (51.0, 1)):
+        cadence.count(False, own=0.005, seconds=seconds)
+        cadence.count(True, own=0.1, seconds=0.5)
+        measured.load(cadence.affords)  # 1, 2, 2.5 seconds are allowed; 0.1 and 0.005 a time are taken
+        assert len(loaded) == expected
 
 
 def test_a_tensor_told_twice_is_measured_once_for_both(monkeypatch):

@@ -135,6 +135,8 @@ class Engine:
             if replaced:
                 self._taps.detach(for_good=True)
                 self._taps = Taps(self.model, self._structure.places, self)
+            if self._device.type == "cpu":
+                self._statistics.load(self.cadence.affords)
             self._reading = Reading(self.steps, self._statistics, careful=not self.sites, fail=self.fail)
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
             self._losses.mark(self._structure.parameters)

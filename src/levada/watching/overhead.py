@@ -137,6 +137,11 @@ class Cadence:
         """Return the seconds that each step pays towards a sample."""
         return max(self.max_overhead * step - idle, _AT_LEAST * self.max_overhead * step)
 
+    def affords(self, seconds: float) -> bool:
+        """Return whether so much more keeps the share of all time so far within the limit."""
+        cost, _, _ = self._cost()
+        return self.samples * cost + self._idled + seconds <= self.max_overhead * self._trained
+
     def plan(self, step: int, distance: int | None = None) -> None:
         """Choose the next sampled step after this one; with a distance that several processes agreed on, if given."""
         self._planned += 1

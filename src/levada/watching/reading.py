@@ -71,7 +71,6 @@ class Reading:
         self._handles: list[Any] = []
         self._number = 0
         self.seconds = 0.0  # in hooks of gradients
-        statistics.begin()
 
     @property
     def outside(self) -> bool:

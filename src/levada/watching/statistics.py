@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from typing import Final, final
 
 import torch
@@ -18,7 +19,7 @@ from levada.probe.statistics import mean_square
 __all__ = ["Kind", "Pool", "Statistics"]
 
 _ROOM: Final = 1 << 18  # elements that wait to be measured together: they fit into a cache
-_SOON: Final = 2  # sampled steps before the loops are loaded, which takes half a second, and seconds the first time
+_LOADING = 1.0  # seconds that it takes to load the loops; a few more once, when they are compiled
 _HALVES: Final = torch.float16, torch.bfloat16
 _LISTED: Final = {torch.float32, torch.float64, *_HALVES}
 _COLUMN: Final = {SQUARES: COLUMNS.index("squares"), ZEROS: COLUMNS.index("zeros")}
@@ -174,18 +175,20 @@ class Statistics:
         self.signal, self.zeros = Kind(SQUARES, self._forward), Kind(ZEROS, self._forward)
         self.gradient = Kind(SQUARES, self._backward)
         self.lock = threading.Lock()  # gradients arrive in a thread for each device
-        self._steps = 0
 
     def all(self) -> tuple[Kind, Kind, Kind]:
         """Return them in the order of the table."""
         return self.signal, self.gradient, self.zeros
 
-    def begin(self) -> None:
-        """Begin a sampled step."""
-        if self._steps == _SOON:
+    def load(self, affords: Callable[[float], bool]) -> None:
+        """Load the loops, where the time that it takes is paid for.
+
+        Args:
+            affords: whether so many seconds are.
+        """
+        if not self._forward.on and affords(_LOADING):
             loops = import_kernels("levada.ops.statistics.loops", "numba")
             self._forward.on = self._backward.on = loops is not None
-        self._steps += 1
 
     def clear(self) -> None:
         """Drop what is held."""

@@ -57,4 +57,5 @@ def _loops(*tensors: Tensor | None) -> ModuleType | None:
 
 
 def _row(x: Tensor | None, like: Tensor, missing: float) -> Any:
-    return (like.new_full((like.shape[-1],), missing) if x is None else x.detach().contiguous()).numpy()
+    # A copy: memory that NumPy has seen cannot be resized any more, as FSDP does with that of parameters.
+    return (like.new_full((like.shape[-1],), missing) if x is None else x.detach().clone()).numpy()
