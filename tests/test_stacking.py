@@ -17,6 +17,7 @@ import levada
 from levada._errors import UsageError
 from levada.connection import SingleStream
 from levada.connections import HyperConnection, Momentum, Plain, Residual, ReZero, StochasticDepth
+from levada.probe.execution import record
 from levada.stack import Stack
 from levada.stacking import as_layers, parameters_of
 
@@ -565,6 +566,20 @@ def test_the_probe_measures_the_same(batch):
     assert plain["eps_fraction"][-1].unique().numel() > 2  # which differ, by layer
     torch.testing.assert_close(dict(stacked.values), dict(plain.values), equal_nan=True, rtol=1e-4, atol=1e-6)
     assert is_recorded(pair()[1])
+
+
+def test_a_recorded_pass_names_the_parameters_that_layers_read(batch):
+    plain, stacked = (record(stack, lambda stack=stack: stack(batch)) for stack in pair(connection=HyperConnection))
+    assert stacked.sites == plain.sites
+    told = [
+        {
+            block: [(op.kind, op.name, op.module, op.parameters, op.shape) for op in operations]
+            for block, operations in execution.operations.items()
+        }
+        for execution in (plain, stacked)
+    ]
+    assert told[0] == told[1]
+    assert ("layers.2.branch.1.weight", "layers.2.branch.1.bias") in [op[3] for op in told[1]["layers.2"]]
 
 
 def test_watching_measures_the_same(batch):

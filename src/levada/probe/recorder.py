@@ -132,7 +132,7 @@ class Recorder(TorchFunctionMode):
         self._buffers = list(model.buffers())  # held, so that their ids stay theirs
         self._fixed = {id(buffer) for buffer in self._buffers}
         named = [*parameters_of(model)]
-        self._parameters = {id(p): name for name, p in named}
+        self._parameters = {id(p): name for name, p in (*model.named_parameters(), *named)}
         self._wide = {name for name, p in named if p.dim() >= 2}
         self._stacked: list[Tensor] = []  # what stacked layers read in this pass; held, as the buffers are
         self._handles: list[RemovableHandle] = []
