@@ -1,0 +1,147 @@
+/** A stack of fully connected branches, each behind a connection: what `levada.Stack` of `FullyConnected` is. */
+
+import { activation } from "./activation";
+import type { Connection, Ends, State } from "./connections/connection";
+import { type ConnectionOptions, connections } from "./connections/index";
+import { type Initialisation, Linear } from "./linear";
+import { type Matrix, type Precision, rms } from "./matrix";
+import { Activate, type Module, type Parameter, Sequential } from "./module";
+import { type NormName, normalisation } from "./normalise";
+
+export interface NetworkOptions {
+  readonly depth: number;
+  readonly width: number;
+  readonly connection: ConnectionOptions;
+  readonly activation: string;
+  readonly norm?: NormName | "none";
+  /** `W activation(norm(x)) + b` instead of `activation(norm(W x + b))`. */
+  readonly preActivation?: boolean;
+  readonly bias?: boolean;
+  readonly init?: Initialisation;
+  readonly precision?: Precision;
+  readonly seed?: number;
+  /** For training: a linear layer from inputs to the stack's width, and one from its output to classes. */
+  readonly inputs?: number;
+  readonly classes?: number;
+}
+
+export const MAX_DEPTH = 1000;
+
+/**
+ * Root mean squares by layer; both arrays have one entry more than there are layers.
+ *
+ * The signal is what each branch reads, and last what the stack returns. The gradient is first by the stack's input, and
+ * then by what each branch returns, which is what its weights learn from. For plain and residual stacks both are those of
+ * the stream at each boundary.
+ */
+export interface Signals {
+  readonly signal: Float64Array;
+  readonly gradient: Float64Array;
+  /** Of the gradient by each layer's weight matrix. */
+  readonly weightGradient: Float64Array;
+}
+
+interface Layer {
+  readonly connection: Connection;
+  readonly branch: Module;
+  readonly linear: Linear;
+}
+
+/** The layers alone, without what stands before and after them. */
+export class Stack implements Module {
+  readonly parameters: readonly Parameter[];
+  readonly dimOut: number;
+  readonly signals: Signals;
+  private readonly layers: readonly Layer[];
+  private readonly ends: Ends;
+
+  constructor(options: NetworkOptions) {
+    const { depth, width } = options;
+    if (!(Number.isInteger(depth) && depth >= 1 && depth <= MAX_DEPTH)) {
+      throw new RangeError(`depth must be an integer from 1 to ${MAX_DEPTH}, got ${depth}.`);
+    }
+    const precision = options.precision ?? "float64";
+    const kind = connections(options.connection, { dim: width, depth, precision, seed: options.seed ?? 0 });
+    this.ends = kind.ends;
+    this.dimOut = kind.dimOut;
+    this.layers = Array.from({ length: depth }, (_, layer) => ({
+      connection: kind.make(layer),
+      ...makeBranch(`layers.${layer}.branch`, kind.dimIn(layer), kind.dimBranch, precision, options),
+    }));
+    const own = this.layers.flatMap(({ connection, branch }) => [...connection.parameters, ...branch.parameters]);
+    this.parameters = [...own, ...this.ends.parameters];
+    this.signals = {
+      signal: new Float64Array(depth + 1),
+      gradient: new Float64Array(depth + 1),
+      weightGradient: new Float64Array(depth),
+    };
+  }
+
+  forward(x: Matrix): Matrix {
+    const { signal } = this.signals;
+    let state: State = this.ends.begin(x);
+    this.layers.forEach(({ connection, branch }, place) => {
+      const given = connection.read(state);
+      signal[place] = rms(given.data);
+      state = connection.write(state, branch.forward(given));
+    });
+    const y = this.ends.end(state);
+    signal[this.layers.length] = rms(y.data);
+    return y;
+  }
+
+  backward(gradient: Matrix): Matrix {
+    const measured = this.signals;
+    let state = this.ends.endBackward(gradient);
+    for (let place = this.layers.length - 1; place >= 0; place--) {
+      const { connection, branch, linear } = this.layers[place];
+      const byOutput = connection.writeBackward(state);
+      measured.gradient[place + 1] = rms(byOutput.data);
+      state = connection.readBackward(branch.backward(byOutput));
+      measured.weightGradient[place] = rms(linear.weight.gradient);
+    }
+    const byInput = this.ends.beginBackward(state);
+    measured.gradient[0] = rms(byInput.data);
+    return byInput;
+  }
+}
+
+function makeBranch(
+  name: string,
+  dimIn: number,
+  dimOut: number,
+  precision: Precision,
+  options: NetworkOptions,
+): { branch: Module; linear: Linear } {
+  const { norm = "none", preActivation = false, bias = true, init = { name: "pytorch_default" }, seed = 0 } = options;
+  const linear = new Linear(`${name}.linear`, dimIn, dimOut, precision, { bias, init, seed });
+  const around: Module[] =
+    norm === "none" ? [] : [normalisation(norm, `${name}.norm`, preActivation ? dimIn : dimOut, precision)];
+  around.push(new Activate(activation(options.activation)));
+  return { branch: new Sequential(preActivation ? [...around, linear] : [linear, ...around]), linear };
+}
+
+/** A stack, with linear layers before and after it where `inputs` and `classes` are given. */
+export class Network implements Module {
+  readonly parameters: readonly Parameter[];
+  readonly stack: Stack;
+  private readonly whole: Module;
+
+  constructor(readonly options: NetworkOptions) {
+    const { inputs, classes, width, precision = "float64", seed = 0 } = options;
+    this.stack = new Stack(options);
+    const parts: Module[] = [this.stack];
+    if (inputs !== undefined) parts.unshift(new Linear("stem", inputs, width, precision, { seed }));
+    if (classes !== undefined) parts.push(new Linear("head", this.stack.dimOut, classes, precision, { seed }));
+    this.whole = new Sequential(parts);
+    this.parameters = this.whole.parameters;
+  }
+
+  forward(x: Matrix): Matrix {
+    return this.whole.forward(x);
+  }
+
+  backward(gradient: Matrix): Matrix {
+    return this.whole.backward(gradient);
+  }
+}
