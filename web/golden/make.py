@@ -90,7 +90,8 @@ def listed(x: Tensor) -> list[float]:
 
 def activations() -> list[Case]:
     """Values and slopes, at kinks too."""
-    places = torch.tensor([-1.0, 0.0, 1.0, -30.0, 30.0, *(place / 8 for place in range(-55, 56, 5))]).double()
+    between = [round(256 * place / 9) / 256 for place in range(-61, 62, 5)]  # exact in float32, off any grid of eighths
+    places = torch.tensor([-1.0, 0.0, 1.0, -30.0, 30.0, *between]).double()
     return [
         {"name": name, "at": listed(places), "value": listed(known.value(places)), "slope": listed(known.slope(places))}
         for name, known in ((name, as_activation(name)) for name in ACTIVATIONS)

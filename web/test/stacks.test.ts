@@ -47,8 +47,8 @@ describe("sinkhorn", () => {
     const { n, iterations, cotangent } = golden;
     const mix = new Float64Array(n * n);
     const byLogits = new Float64Array(n * n);
-    const steps = sinkhorn(mix, golden.logits, 0, n, iterations);
-    sinkhornBackward(byLogits, cotangent, 0, n, steps);
+    const steps = sinkhorn(mix, golden.logits, { matrices: 1, n, iterations });
+    sinkhornBackward(byLogits, cotangent, steps);
     expectClose("mix", mix, golden.mix, "float64");
     // Entries of any size: of those that underflowed, absorbing the factors brings back what has grown.
     golden.mix.forEach((entry, at) => {

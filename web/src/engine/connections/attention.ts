@@ -48,10 +48,11 @@ class DepthAttention {
     const weights = new Float64Array(count * first.rows);
     const q = this.query.value;
     sources.forEach((source, place) => {
+      const v = source.data;
       const inverse = inverseRms(source);
       for (let r = 0; r < first.rows; r++) {
         let along = 0;
-        for (let d = 0; d < dim; d++) along += q[d] * source.data[r * dim + d];
+        for (let d = 0; d < dim; d++) along += q[d] * v[r * dim + d];
         products[place * first.rows + r] = along;
         weights[place * first.rows + r] = along * inverse[r];
       }
@@ -59,10 +60,10 @@ class DepthAttention {
     softmaxOverDepth(weights, count, first.rows);
     const total = new Float64Array(first.rows * dim);
     const factor = this.factor(count);
-    sources.forEach((source, place) => {
+    sources.forEach(({ data: v }, place) => {
       for (let r = 0; r < first.rows; r++) {
         const weight = factor * weights[place * first.rows + r];
-        for (let i = r * dim; i < (r + 1) * dim; i++) total[i] += weight * source.data[i];
+        for (let i = r * dim; i < (r + 1) * dim; i++) total[i] += weight * v[i];
       }
     });
     this.kept = { sources, weights, products };
@@ -80,15 +81,18 @@ class DepthAttention {
     const factor = this.factor(sources.length);
     const byWeight = new Float64Array(weights.length);
     const mean = new Float64Array(rows);
-    sources.forEach((source, place) => {
+    sources.forEach(({ data: v }, place) => {
       for (let r = 0; r < rows; r++) {
         const at = place * rows + r;
-        for (let i = r * dim; i < (r + 1) * dim; i++) byWeight[at] += factor * g[i] * source.data[i];
+        let along = 0;
+        for (let i = r * dim; i < (r + 1) * dim; i++) along += g[i] * v[i];
+        byWeight[at] = factor * along;
         mean[r] += weights[at] * byWeight[at];
       }
     });
     const byQuery = new Float64Array(dim);
     sources.forEach((source, place) => {
+      const v = source.data;
       const inverse = inverseRms(source);
       const total = bySources[place].data;
       for (let r = 0; r < rows; r++) {
@@ -97,8 +101,8 @@ class DepthAttention {
         const back = (byProduct * products[at] * inverse[r] ** 2) / dim;
         const share = factor * weights[at];
         for (let d = 0, i = r * dim; d < dim; d++, i++) {
-          byQuery[d] += byProduct * source.data[i];
-          total[i] += share * g[i] + byProduct * q[d] - back * source.data[i];
+          byQuery[d] += byProduct * v[i];
+          total[i] += share * g[i] + byProduct * q[d] - back * v[i];
         }
       }
     });

@@ -88,7 +88,7 @@ export class ManifoldCoefficients implements CoefficientMaker {
   readonly parameters: readonly Parameter[];
   private readonly projection: Projection;
   private readonly iterations: number;
-  private kept: { read: Floats; write: Floats; steps: readonly SinkhornSteps[] } | null = null;
+  private kept: { read: Floats; write: Floats; steps: SinkhornSteps } | null = null;
 
   constructor(
     name: string,
@@ -116,7 +116,6 @@ export class ManifoldCoefficients implements CoefficientMaker {
     const write = zeros(rows, n, state.data).data;
     const mix = zeros(rows, n * n, state.data).data;
     const logits = new Float64Array(rows * n * n);
-    const steps: SinkhornSteps[] = [];
     for (let r = 0; r < rows; r++) {
       const from = r * given.cols;
       for (let j = 0; j < n; j++) {
@@ -124,8 +123,8 @@ export class ManifoldCoefficients implements CoefficientMaker {
         write[r * n + j] = 2 * sigmoid(given.data[from + n + j]);
       }
       logits.set(given.data.subarray(from + 2 * n, from + given.cols), r * n * n);
-      steps.push(sinkhorn(mix, logits, r * n * n, n, this.iterations));
     }
+    const steps = sinkhorn(mix, logits, { matrices: rows, n, iterations: this.iterations });
     this.kept = { read, write, steps };
     return { read, mix, write };
   }
@@ -135,6 +134,7 @@ export class ManifoldCoefficients implements CoefficientMaker {
     const { read, write, steps } = saved(this.kept);
     const gradient = zeros(byState.rows, 2 * n + n * n, byState.data);
     const byLogits = new Float64Array(byState.rows * n * n);
+    sinkhornBackward(byLogits, gradients.mix!, steps);
     for (let r = 0; r < byState.rows; r++) {
       const to = r * gradient.cols;
       for (let j = 0; j < n; j++) {
@@ -142,7 +142,6 @@ export class ManifoldCoefficients implements CoefficientMaker {
         gradient.data[to + j] = gradients.read[r * n + j] * open * (1 - open);
         gradient.data[to + n + j] = 2 * gradients.write[r * n + j] * half * (1 - half);
       }
-      sinkhornBackward(byLogits, gradients.mix!, r * n * n, n, steps[r]);
       gradient.data.set(byLogits.subarray(r * n * n, (r + 1) * n * n), to + 2 * n);
     }
     this.projection.backward(gradient, byState);
