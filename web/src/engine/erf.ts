@@ -1,4 +1,4 @@
-/** The error function to float64's precision, by Taylor's series around the nearest of fixed points. */
+/** The error function to 1e-15, by Taylor's series around the nearest of fixed points. */
 
 const STEP = 1 / 32;
 const REACH = 6; // 1 - erf(6) is 2e-17, below half the spacing of numbers near 1

@@ -11,29 +11,34 @@ import type { Floats } from "./matrix";
 
 type Words = [number, number, number, number];
 
-/** The high word of a product of two unsigned 32-bit integers, by halves that stay exact in float64. */
+/** The high word of a product of two unsigned 32-bit integers, by halves: no partial sum reaches 2^32. */
 function highWord(a: number, b: number): number {
-  const low = (a & 0xffff) * b;
-  const high = (a >>> 16) * b;
-  return Math.floor((high + Math.floor(low / 0x10000)) / 0x10000) >>> 0;
+  const [aLow, aHigh, bLow, bHigh] = [a & 0xffff, a >>> 16, b & 0xffff, b >>> 16];
+  const middle = (Math.imul(aHigh, bLow) + (Math.imul(aLow, bLow) >>> 16)) >>> 0;
+  const other = (Math.imul(aLow, bHigh) + (middle & 0xffff)) >>> 0;
+  return (Math.imul(aHigh, bHigh) + (middle >>> 16) + (other >>> 16)) >>> 0;
 }
 
-export function philox(counter: Readonly<Words>, key: readonly [number, number]): Words {
+/** Write the four words of a counter to `words`. */
+export function philox(words: Uint32Array, counter: Readonly<Words>, key: readonly [number, number]): void {
   let [c0, c1, c2, c3] = counter;
   let [k0, k1] = key;
   for (let round = 0; round < 10; round++) {
     const high0 = highWord(0xd2511f53, c0);
     const high1 = highWord(0xcd9e8d57, c2);
-    const low0 = Math.imul(0xd2511f53, c0) >>> 0;
-    const low1 = Math.imul(0xcd9e8d57, c2) >>> 0;
-    c0 = (high1 ^ c1 ^ k0) >>> 0;
+    const low0 = Math.imul(0xd2511f53, c0);
+    const low1 = Math.imul(0xcd9e8d57, c2);
+    c0 = high1 ^ c1 ^ k0;
     c1 = low1;
-    c2 = (high0 ^ c3 ^ k1) >>> 0;
+    c2 = high0 ^ c3 ^ k1;
     c3 = low0;
-    k0 = (k0 + 0x9e3779b9) >>> 0;
-    k1 = (k1 + 0xbb67ae85) >>> 0;
+    k0 = (k0 + 0x9e3779b9) | 0;
+    k1 = (k1 + 0xbb67ae85) | 0;
   }
-  return [c0, c1, c2, c3];
+  words[0] = c0;
+  words[1] = c1;
+  words[2] = c2;
+  words[3] = c3;
 }
 
 /** FNV-1a over the UTF-16 units of a name, from a given start: 32 bits. */
@@ -48,7 +53,8 @@ export class Random {
   private readonly key: readonly [number, number];
   private readonly high: readonly [number, number];
   private block = 0;
-  private words: number[] = [];
+  private readonly words = new Uint32Array(4);
+  private used = 4;
   private spare: number | null = null;
 
   constructor(seed: number, name: string) {
@@ -61,11 +67,13 @@ export class Random {
 
   /** The next 32 bits. */
   word(): number {
-    if (this.words.length === 0) {
-      this.words = philox([this.block >>> 0, Math.floor(this.block / 0x100000000), ...this.high], this.key).reverse();
+    if (this.used === 4) {
+      const counter: Words = [this.block >>> 0, Math.floor(this.block / 0x100000000), ...this.high];
+      philox(this.words, counter, this.key);
       this.block++;
+      this.used = 0;
     }
-    return this.words.pop()!;
+    return this.words[this.used++];
   }
 
   /** Uniform in [0, 1), of 53 bits. */
