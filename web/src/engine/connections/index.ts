@@ -82,8 +82,12 @@ export function connections(options: ConnectionOptions, place: Place): Kind {
       const ends = attentionEnds(dim, precision, options.scale ?? "mean");
       return { ...same, ends, make: (layer) => new AttentionResidual(named(layer), dim, layer, precision, options) };
     }
-    default:
+    case "hyper":
+    case "manifold":
+    case "identity":
       return { ...same, ...streams(options, place) };
+    default:
+      throw new RangeError(`connection ${(options as { name: string }).name} is not known.`);
   }
 }
 
