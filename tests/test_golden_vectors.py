@@ -32,7 +32,7 @@ def _compare(where: str, stored: Any, now: Any) -> None:
         assert stored.keys() == now.keys(), where
         for key, value in now.items():
             _compare(f"{where}.{key}", stored[key], value)
-    elif isinstance(now, list) and now and not isinstance(now[0], (int, float)):
+    elif isinstance(now, list) and not all(isinstance(value, (int, float)) for value in now):
         assert len(stored) == len(now), where
         for place, (old, new) in enumerate(zip(stored, now, strict=True)):
             _compare(f"{where}[{place}]", old, new)

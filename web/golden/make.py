@@ -20,6 +20,8 @@ from torch.nn import functional
 import levada
 from levada import blocks, theory
 from levada.ops.sinkhorn import sinkhorn
+from levada.probe.mixing import mixing_signals
+from levada.probe.streams import Sample
 from levada.theory.activation import as_activation
 
 HERE = Path(__file__).parent
@@ -182,8 +184,26 @@ def stacks() -> list[Case]:
         case = passed(name, stack, drawn(f"{name}.input", ROWS, DIM, scale=2.0))
         signal[DEPTH], gradient[0] = (_rms(torch.tensor(case[key])) for key in ("output", "byInput"))
         network = {"depth": DEPTH, "width": DIM, "connection": options, **branch_options(name)}
-        cases.append({**case, "network": network, "start": start, "signal": signal, "gradient": gradient})
+        measured = {"signal": signal, "gradient": gradient, "mixing": mixing(stack, torch.tensor(case["input"]))}
+        cases.append({**case, "network": network, "start": start, **measured})
     return cases
+
+
+def mixing(stack: levada.Stack, x: Tensor) -> Case | None:
+    """Return what mixes the streams layer by layer, and the gains of the products; None where nothing does."""
+    if not isinstance(stack.layers[0].connection, levada.HyperConnection | levada.ManifoldHyperConnection):
+        return None
+    samples, state = [], stack.layers[0].connection.begin(x.reshape(ROWS, DIM))
+    for place, layer in enumerate(stack.layers):
+        read, mix, write = (weights.detach() for weights in layer.connection.coefficients(state))
+        mix = mix.expand(ROWS, -1, -1)
+        samples.append(Sample("", place, mix, read, write, torch.ones_like(mix), torch.zeros(1)))
+        state = layer(state)
+    gains = mixing_signals(samples)
+    names = ("composite_forward_gain", "composite_backward_gain", "composite_log_column_sum")
+    matrices = torch.stack([sample.matrices().mean(0) for sample in samples])
+    found = {name: [gain[name] if math.isfinite(gain[name]) else None for gain in gains] for name in names}
+    return {"matrices": listed(matrices), **found}
 
 
 def _rms(x: Tensor) -> float:

@@ -45,6 +45,16 @@ describe("a session", () => {
     expect(measured.loss).toBeNull();
   });
 
+  it("says how streams are mixed", async () => {
+    const { responses, send } = connect();
+    await send({ type: "configure", id: 1, network: { ...plain, connection: { name: "manifold", streams: 3 } } });
+    await send({ type: "run", id: 2 });
+    const { mixing, predicted } = only(responses, "signals")[0];
+    expect(predicted).toBeNull();
+    expect(mixing!.matrices).toHaveLength(20 * 9);
+    expect(mixing!.compositeForwardGain.every((gain) => Math.abs(gain - 1) < 1e-12)).toBe(true);
+  });
+
   it("gives the same numbers for the same seed, and others for another", async () => {
     const run = async (seed: number) => {
       const { responses, send } = connect();
@@ -66,6 +76,25 @@ describe("a session", () => {
     expect(progress.at(-1)!.measured.loss!).toBeLessThan(0.5 * Math.log(2));
     expect(progress.at(-1)!.measured.accuracy!).toBeGreaterThan(0.8);
     expect(responses.at(-1)).toEqual({ type: "done", id: 2, steps: 61, cancelled: false });
+  });
+
+  it("evaluates lesions: of a residual network one block is spared more easily than all", async () => {
+    const { responses, send } = connect();
+    const optimizer = { name: "adamw", lr: 0.01 } as const;
+    await send({ type: "configure", id: 1, network: classifier, optimizer, data: data() });
+    await send({ type: "train", id: 2, steps: 80, every: 80 });
+    const all = Array.from({ length: 20 }, (_, layer) => layer);
+    await send({ type: "evaluate", id: 3 });
+    await send({ type: "evaluate", id: 4, order: all });
+    await send({ type: "evaluate", id: 5, order: all.filter((layer) => layer !== 10) });
+    await send({ type: "evaluate", id: 6, order: [] });
+    await send({ type: "evaluate", id: 7, order: [20] });
+    const [whole, same, without, none] = only(responses, "evaluated");
+    expect(same.loss).toBe(whole.loss);
+    expect(whole.accuracy).toBeGreaterThan(0.9);
+    expect(without.loss).toBeGreaterThan(whole.loss);
+    expect(without.loss).toBeLessThan(none.loss);
+    expect(only(responses, "error")).toMatchObject([{ id: 7, message: "a layer must be in [0, 20), got 20." }]);
   });
 
   it("is cancelled between steps", async () => {

@@ -33,6 +33,18 @@ describe.each(PRECISIONS)("in %s", (precision) => {
     );
     expectClose("signal by layer", stack.signals.signal, golden.signal, precision);
     expectClose("gradient by layer", stack.signals.gradient, golden.gradient, precision);
+    const mixing = stack.mixing();
+    expect(mixing === null).toBe(golden.mixing === null);
+    if (mixing && golden.mixing) {
+      expectClose("matrices", mixing.matrices, golden.mixing.matrices, precision);
+      expectClose("forward gain", mixing.compositeForwardGain, golden.mixing.composite_forward_gain, precision);
+      expectClose("backward gain", mixing.compositeBackwardGain, golden.mixing.composite_backward_gain, precision);
+      golden.mixing.composite_log_column_sum.forEach((value, layer) => {
+        const found = mixing.compositeLogColumnSum[layer];
+        if (value === null) expect(found).toBe(Number.POSITIVE_INFINITY);
+        else if (precision === "float64") expectClose("column sum", [Math.exp(found)], [Math.exp(value)], precision);
+      });
+    }
   });
 
   it.each(stacks)("a stack of $name starts as levada's", ({ network, start }) => {

@@ -5,6 +5,7 @@ import type { Connection, Ends, State } from "./connections/connection";
 import { type ConnectionOptions, connections } from "./connections/index";
 import { type Initialisation, Linear } from "./linear";
 import { type Matrix, type Precision, rms } from "./matrix";
+import { type Mixing, mixingOverDepth } from "./mixing";
 import { Activate, type Module, type Parameter, Sequential } from "./module";
 import { type NormName, normalisation } from "./normalise";
 
@@ -90,6 +91,23 @@ export class Stack implements Module {
     return y;
   }
 
+  /** The same without some layers, or with layers in another order; nothing is measured, and no backward pass follows. */
+  lesioned(x: Matrix, order: readonly number[]): Matrix {
+    let state: State = this.ends.begin(x);
+    for (const place of order) {
+      const layer = this.layers[place];
+      if (!layer) throw new RangeError(`a layer must be in [0, ${this.layers.length}), got ${place}.`);
+      state = layer.connection.write(state, layer.branch.forward(layer.connection.read(state)));
+    }
+    return this.ends.end(state);
+  }
+
+  /** What the last forward pass mixed, layer by layer; null where nothing mixes streams. */
+  mixing(): Mixing | null {
+    const mixes = this.layers.flatMap(({ connection }) => connection.mixing?.() ?? []);
+    return mixes.length > 0 ? mixingOverDepth(mixes) : null;
+  }
+
   backward(gradient: Matrix): Matrix {
     const measured = this.signals;
     let state = this.ends.endBackward(gradient);
@@ -126,14 +144,16 @@ export class Network implements Module {
   readonly parameters: readonly Parameter[];
   readonly stack: Stack;
   private readonly whole: Module;
+  private readonly stem: Module;
+  private readonly head: Module;
 
   constructor(readonly options: NetworkOptions) {
     const { inputs, classes, width, precision = "float64", seed = 0 } = options;
     this.stack = new Stack(options);
-    const parts: Module[] = [this.stack];
-    if (inputs !== undefined) parts.unshift(new Linear("stem", inputs, width, precision, { seed }));
-    if (classes !== undefined) parts.push(new Linear("head", this.stack.dimOut, classes, precision, { seed }));
-    this.whole = new Sequential(parts);
+    this.stem = new Sequential(inputs === undefined ? [] : [new Linear("stem", inputs, width, precision, { seed })]);
+    const { dimOut } = this.stack;
+    this.head = new Sequential(classes === undefined ? [] : [new Linear("head", dimOut, classes, precision, { seed })]);
+    this.whole = new Sequential([this.stem, this.stack, this.head]);
     this.parameters = this.whole.parameters;
   }
 
@@ -143,5 +163,10 @@ export class Network implements Module {
 
   backward(gradient: Matrix): Matrix {
     return this.whole.backward(gradient);
+  }
+
+  /** See `Stack.lesioned`. */
+  lesioned(x: Matrix, order: readonly number[]): Matrix {
+    return this.head.forward(this.stack.lesioned(this.stem.forward(x), order));
   }
 }

@@ -1,13 +1,15 @@
 /**
  * What the page and the worker say to each other: plain objects that structured cloning takes, arrays transferred.
  *
- * Every request has an id, and gets one last response with it: `configured`, `signals`, `done` or `error`. Before `done`
+ * Every request has an id, and gets one last response with it: `configured`, `signals`, `evaluated`, `done` or `error`. Before `done`
  * there may be `progress`. `cancel` gets none of its own: the training that it names ends in `done`, cancelled.
  */
 
 import type { Floats } from "./matrix";
+import type { Mixing } from "./mixing";
 import type { NetworkOptions } from "./network";
 import type { OptimizerOptions } from "./optimise";
+import type { Prediction } from "./theory";
 
 export interface Data {
   /** `rows x network.inputs`. */
@@ -30,6 +32,8 @@ export type Request =
   | { readonly type: "run"; readonly id: number }
   /** `steps` steps of training, with a report after every `every` of them. */
   | { readonly type: "train"; readonly id: number; readonly steps: number; readonly every?: number }
+  /** Loss and accuracy on all data, of the network or of a lesion: the layers that are run, in order. */
+  | { readonly type: "evaluate"; readonly id: number; readonly order?: readonly number[] }
   | { readonly type: "cancel"; readonly id: number };
 
 /** By layer, see `Signals`; `loss` and `accuracy` of the batch where there are data. */
@@ -41,12 +45,6 @@ export interface Measured {
   readonly accuracy: number | null;
 }
 
-export interface Predicted {
-  readonly signal: Float64Array;
-  readonly logGradient: Float64Array;
-  readonly chi: Float64Array;
-}
-
 export type Response =
   | { readonly type: "configured"; readonly id: number; readonly parameters: number; readonly dimOut: number }
   | {
@@ -54,10 +52,13 @@ export type Response =
       readonly id: number;
       readonly measured: Measured;
       /** From the root mean square of this batch at the stack's input; null where theory covers none. */
-      readonly predicted: Predicted | null;
+      readonly predicted: Prediction | null;
+      /** What the streams were mixed by; null where nothing is. */
+      readonly mixing: Mixing | null;
       readonly milliseconds: number;
     }
   | { readonly type: "progress"; readonly id: number; readonly step: number; readonly measured: Measured }
+  | { readonly type: "evaluated"; readonly id: number; readonly loss: number; readonly accuracy: number }
   | { readonly type: "done"; readonly id: number; readonly steps: number; readonly cancelled: boolean }
   | { readonly type: "error"; readonly id: number; readonly message: string };
 

@@ -1,7 +1,7 @@
 /** What a worker does with the requests it gets; it knows neither the page nor the worker. */
 
 import { accuracy, crossEntropy } from "./loss";
-import { type Floats, floats, type Matrix, type Precision } from "./matrix";
+import { type Floats, floats, type Matrix, matrixFrom, type Precision } from "./matrix";
 import { zeroGradients } from "./module";
 import { Network } from "./network";
 import { type Optimizer, optimizer } from "./optimise";
@@ -51,6 +51,9 @@ export class Session {
         case "train":
           await this.train(id, request.steps, request.every ?? 1);
           break;
+        case "evaluate":
+          this.evaluate(id, request.order);
+          break;
         case "cancel":
           if (this.training?.id === id) this.training.cancelled = true;
           break;
@@ -84,7 +87,22 @@ export class Session {
     const measured = pass(configured);
     const milliseconds = performance.now() - start;
     const predicted = predict(configured.network.options, measured.signal[0]);
-    this.post({ type: "signals", id, measured, predicted, milliseconds });
+    const mixing = configured.network.stack.mixing();
+    this.post({ type: "signals", id, measured, predicted, mixing, milliseconds });
+  }
+
+  private evaluate(id: number, order?: readonly number[]): void {
+    const { network, data, precision } = this.require();
+    if (!data) throw new Error("to evaluate, configure data.");
+    const { inputs, labels } = data;
+    const x = matrixFrom(inputs, labels.length, inputs.length / labels.length, precision);
+    const outputs = order ? network.lesioned(x, order) : network.forward(x);
+    this.post({
+      type: "evaluated",
+      id,
+      loss: crossEntropy(outputs, labels).value,
+      accuracy: accuracy(outputs, labels),
+    });
   }
 
   private async train(id: number, steps: number, every: number): Promise<void> {

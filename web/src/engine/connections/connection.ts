@@ -9,6 +9,7 @@
  */
 
 import type { Matrix } from "../matrix";
+import type { LayerMix } from "../mixing";
 import type { Parameter } from "../module";
 
 /** One stream, n streams side by side, a buffer of features or a list of outputs: its connection knows. */
@@ -20,6 +21,8 @@ export interface Connection {
   write(state: State, out: Matrix): State;
   writeBackward(gradient: State): Matrix;
   readBackward(gradient: Matrix): State;
+  /** The matrices that mixed the streams in the last forward pass; null where nothing mixes. */
+  mixing?(): LayerMix | null;
 }
 
 /** How a stack begins, and what follows its last layer. */

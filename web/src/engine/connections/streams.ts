@@ -1,6 +1,7 @@
 /** Connections whose state is n streams: what they share, whichever way their coefficients are made. */
 
 import { type Floats, type Matrix, zeros } from "../matrix";
+import type { LayerMix } from "../mixing";
 import type { Parameter } from "../module";
 import { saved } from "../module";
 import type { Connection, Ends, State } from "./connection";
@@ -133,6 +134,11 @@ export class Streams implements Connection {
     }
     this.maker.coefficientsBackward({ read: byRead, mix: byMix, write: byWrite }, byState);
     return [byState];
+  }
+
+  mixing(): LayerMix | null {
+    const { mix } = saved(this.kept).coefficients;
+    return mix && { mix, streams: this.streams };
   }
 }
 
