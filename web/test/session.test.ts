@@ -112,19 +112,21 @@ describe("a session", () => {
     expect(responses.at(-1)).toMatchObject({ type: "done", id: 2, cancelled: true });
   });
 
-  it("ends the training of a network that another takes the place of, which can be trained at once", async () => {
+  it("ends the training of a network that another takes the place of, which can be trained at once and cancelled", async () => {
     const { responses, send } = connect();
     const optimizer = { name: "sgd", lr: 0.01 } as const;
     const configure = { type: "configure", network: classifier, optimizer, data: data() } as const;
     await send({ ...configure, id: 1 });
     const before = send({ type: "train", id: 2, steps: 1e9, every: 1e9 });
     await send({ ...configure, id: 3 });
-    const after = send({ type: "train", id: 4, steps: 3 });
-    await Promise.all([before, after]);
+    const after = send({ type: "train", id: 4, steps: 1e9, every: 1e9 });
+    await before;
+    await send({ type: "cancel", id: 4 });
+    await after;
     const done = only(responses, "done").map(({ id, cancelled }) => [id, cancelled]);
     expect(done.sort()).toEqual([
       [2, true],
-      [4, false],
+      [4, true],
     ]);
     expect(only(responses, "error")).toEqual([]);
   });
