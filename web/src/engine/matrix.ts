@@ -73,6 +73,23 @@ export function rms(data: Floats): number {
   return largest * Math.sqrt(total / data.length);
 }
 
+/** The sum of products of `length` numbers from two places, in float64: four sums, so that none waits for another. */
+export function dot(x: Floats, xAt: number, y: Floats, yAt: number, length: number): number {
+  let s0 = 0;
+  let s1 = 0;
+  let s2 = 0;
+  let s3 = 0;
+  const whole = length - (length % 4);
+  for (let i = 0; i < whole; i += 4) {
+    s0 += x[xAt + i] * y[yAt + i];
+    s1 += x[xAt + i + 1] * y[yAt + i + 1];
+    s2 += x[xAt + i + 2] * y[yAt + i + 2];
+    s3 += x[xAt + i + 3] * y[yAt + i + 3];
+  }
+  for (let i = whole; i < length; i++) s0 += x[xAt + i] * y[yAt + i];
+  return s0 + s1 + (s2 + s3);
+}
+
 /** Where the elements of a factor lie: element (i, j) is at `i * row + j * col`. */
 export interface Strides {
   readonly data: Floats;
@@ -141,7 +158,7 @@ export function product(
   for (let i = 0; i < m; i++) {
     for (let j = i < rows ? cols : 0; j < n; j++) {
       let s = 0;
-      for (let l = 0; l < k; l++) s += x[i * xRow + l * xCol] * y[l * yRow + j * yCol];
+      for (let l = 0, at = i * xRow, from = j * yCol; l < k; l++, at += xCol, from += yRow) s += x[at] * y[from];
       out[i * n + j] += s;
     }
   }

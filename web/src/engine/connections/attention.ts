@@ -1,6 +1,6 @@
 /** Attention over depth: a layer reads a weighted mean of what all layers before it returned. */
 
-import { addTo, type Matrix, type Precision, sum, zeros } from "../matrix";
+import { addTo, dot, type Matrix, type Precision, sum, zeros } from "../matrix";
 import { type Parameter, parameter, saved } from "../module";
 import type { Connection, Ends, State } from "./connection";
 
@@ -51,8 +51,7 @@ class DepthAttention {
       const v = source.data;
       const inverse = inverseRms(source);
       for (let r = 0; r < first.rows; r++) {
-        let along = 0;
-        for (let d = 0; d < dim; d++) along += q[d] * v[r * dim + d];
+        const along = dot(q, 0, v, r * dim, dim);
         products[place * first.rows + r] = along;
         weights[place * first.rows + r] = along * inverse[r];
       }
@@ -84,9 +83,7 @@ class DepthAttention {
     sources.forEach(({ data: v }, place) => {
       for (let r = 0; r < rows; r++) {
         const at = place * rows + r;
-        let along = 0;
-        for (let i = r * dim; i < (r + 1) * dim; i++) along += g[i] * v[i];
-        byWeight[at] = factor * along;
+        byWeight[at] = factor * dot(g, r * dim, v, r * dim, dim);
         mean[r] += weights[at] * byWeight[at];
       }
     });

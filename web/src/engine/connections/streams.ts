@@ -1,6 +1,6 @@
 /** Connections whose state is n streams: what they share, whichever way their coefficients are made. */
 
-import { type Floats, type Matrix, zeros } from "../matrix";
+import { dot, type Floats, type Matrix, zeros } from "../matrix";
 import type { LayerMix } from "../mixing";
 import type { Parameter } from "../module";
 import { saved } from "../module";
@@ -154,9 +154,7 @@ function mixBackward(
   const start = r * n * dim;
   for (let j = 0; j < n; j++) {
     for (let i = 0; i < n; i++) {
-      let along = 0;
-      for (let d = 0; d < dim; d++) along += g[start + i * dim + d] * x[start + j * dim + d];
-      byMix[(r * n + i) * n + j] = along;
+      byMix[(r * n + i) * n + j] = dot(g, start + i * dim, x, start + j * dim, dim);
     }
     for (let d = 0; d < dim; d++) {
       let total = 0;
