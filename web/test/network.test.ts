@@ -157,12 +157,23 @@ describe("training", () => {
   });
 });
 
-it("says what is wrong with options", () => {
-  const options: NetworkOptions = { depth: 3, width: 4, connection: { name: "plain" }, activation: "tanh" };
-  expect(() => new Stack({ ...options, depth: 1001 })).toThrow("depth must be an integer from 1 to 1000, got 1001");
-  expect(() => new Stack({ ...options, activation: "sine" })).toThrow("activation sine is not known. Known: linear");
-  expect(() => new Stack({ ...options, connection: { name: "hyper", streams: 1 } })).toThrow("2 streams or more");
-  expect(() => new Stack({ ...options, connection: { name: "none" } as never })).toThrow(
-    "connection none is not known",
-  );
+describe("options that are wrong", () => {
+  const good: NetworkOptions = { depth: 3, width: 4, connection: { name: "plain" }, activation: "tanh" };
+
+  it.each([
+    [{ depth: 1001 }, "depth must be an integer from 1 to 1000, got 1001"],
+    [{ width: 2.5 }, "width must be an integer from 1 to 1024, got 2.5"],
+    [{ activation: "sine" }, "activation sine is not known. Known: linear"],
+    [{ norm: "group" as never }, "norm group is not known"],
+    [{ precision: "float16" as never }, "precision float16 is not known"],
+    [{ connection: { name: "none" } as never }, "connection none is not known"],
+    [{ connection: { name: "hyper", streams: 1 } }, "streams must be an integer from 2 to 16, got 1"],
+    [{ connection: { name: "manifold", iterations: 0 } }, "iterations must be an integer from 1 to 1000, got 0"],
+    [{ connection: { name: "dense", growth: 0 } }, "growth must be an integer"],
+    [{ connection: { name: "attention", blockSize: 4 } }, "blockSize must be an integer from 1 to 3, got 4"],
+    [{ classes: 1 }, "classes must be an integer from 2"],
+    [{ seed: -1 }, "a seed must be an integer from 0"],
+  ] satisfies [Partial<NetworkOptions>, string][])("%o are refused", (wrong, message) => {
+    expect(() => new Network({ ...good, ...wrong })).toThrow(message);
+  });
 });

@@ -8,6 +8,7 @@ import { type Matrix, type Precision, rms } from "./matrix";
 import { type Mixing, mixingOverDepth } from "./mixing";
 import { Activate, type Module, type Parameter, Sequential } from "./module";
 import { type NormName, normalisation } from "./normalise";
+import { requireInteger, requireOneOf } from "./require";
 
 export interface NetworkOptions {
   readonly depth: number;
@@ -27,6 +28,8 @@ export interface NetworkOptions {
 }
 
 export const MAX_DEPTH = 1000;
+export const MAX_WIDTH = 1024;
+const MAX_INPUTS = 4096;
 
 /**
  * Root mean squares by layer; both arrays have one entry more than there are layers.
@@ -57,11 +60,11 @@ export class Stack implements Module {
   private readonly ends: Ends;
 
   constructor(options: NetworkOptions) {
-    const { depth, width } = options;
-    if (!(Number.isInteger(depth) && depth >= 1 && depth <= MAX_DEPTH)) {
-      throw new RangeError(`depth must be an integer from 1 to ${MAX_DEPTH}, got ${depth}.`);
-    }
-    const precision = options.precision ?? "float64";
+    const { depth, width, precision = "float64", norm = "none" } = options;
+    requireInteger("depth", depth, 1, MAX_DEPTH);
+    requireInteger("width", width, 1, MAX_WIDTH);
+    requireOneOf("precision", precision, ["float32", "float64"]);
+    requireOneOf("norm", norm, ["none", "layer", "rms", "batch"]);
     const kind = connections(options.connection, { dim: width, depth, precision, seed: options.seed ?? 0 });
     this.ends = kind.ends;
     this.dimOut = kind.dimOut;
@@ -150,6 +153,8 @@ export class Network implements Module {
   constructor(readonly options: NetworkOptions) {
     const { inputs, classes, width, precision = "float64", seed = 0 } = options;
     this.stack = new Stack(options);
+    if (inputs !== undefined) requireInteger("inputs", inputs, 1, MAX_INPUTS);
+    if (classes !== undefined) requireInteger("classes", classes, 2, MAX_WIDTH);
     this.stem = new Sequential(inputs === undefined ? [] : [new Linear("stem", inputs, width, precision, { seed })]);
     const { dimOut } = this.stack;
     this.head = new Sequential(classes === undefined ? [] : [new Linear("head", dimOut, classes, precision, { seed })]);

@@ -7,6 +7,7 @@ import { Network } from "./network";
 import { type Optimizer, optimizer } from "./optimise";
 import type { Data, Measured, Request, Response } from "./protocol";
 import { Random } from "./random";
+import { requireInteger } from "./require";
 import { predict } from "./theory";
 
 const BATCH = 32;
@@ -65,7 +66,8 @@ export class Session {
 
   /** Make a network in the place of the one before; a training of that one ends. */
   private configure({ id, network: options, optimizer: chosen, data, batch = BATCH }: Configure): void {
-    if (data) requireData(data, options.inputs, options.classes, batch);
+    requireInteger("batch", batch, 1, 4096);
+    if (data) requireData(data, options.inputs, options.classes);
     const network = new Network(options);
     if (this.training) this.training.cancelled = true;
     this.training = null;
@@ -188,9 +190,8 @@ function nextBatch(
   return { x: { data, rows: batch, cols }, labels: drawn };
 }
 
-function requireData({ inputs, labels }: Data, cols: number | undefined, classes: number | undefined, batch: number) {
+function requireData({ inputs, labels }: Data, cols: number | undefined, classes: number | undefined): void {
   if (cols === undefined || classes === undefined) throw new Error("with data, give the network's inputs and classes.");
-  if (!(Number.isInteger(batch) && batch > 0)) throw new Error(`batch must be a positive integer, got ${batch}.`);
   if (labels.length === 0 || inputs.length !== labels.length * cols) {
     throw new Error(
       `${labels.length} rows of ${cols} inputs need ${labels.length * cols} numbers, got ${inputs.length}.`,

@@ -2,6 +2,7 @@
 
 import { activation } from "../activation";
 import type { Precision } from "../matrix";
+import { requireInteger } from "../require";
 import { AttentionResidual, type AttentionScale, attentionEnds } from "./attention";
 import type { Connection, Ends } from "./connection";
 import { Dense, denseEnds } from "./dense";
@@ -70,6 +71,7 @@ export function connections(options: ConnectionOptions, place: Place): Kind {
       return { ...same, ends: singleEnds, make: (layer) => new Highway(named(layer), dim, precision, seed, options) };
     case "dense": {
       const { growth } = options;
+      requireInteger("growth", growth, 1, 1024);
       return {
         ends: denseEnds(dim, depth, growth),
         dimIn: (layer) => dim + layer * growth,
@@ -79,6 +81,7 @@ export function connections(options: ConnectionOptions, place: Place): Kind {
       };
     }
     case "attention": {
+      requireInteger("blockSize", options.blockSize ?? 1, 1, depth);
       const ends = attentionEnds(dim, precision, options.scale ?? "mean");
       return { ...same, ends, make: (layer) => new AttentionResidual(named(layer), dim, layer, precision, options) };
     }
@@ -95,7 +98,8 @@ type StreamOptions = Extract<ConnectionOptions, { streams?: number }>;
 
 function streams(options: StreamOptions, { dim, precision, seed }: Place): Pick<Kind, "ends" | "make"> {
   const n = options.streams ?? STREAMS;
-  if (n < 2) throw new RangeError(`${options.name} needs 2 streams or more, got ${n}.`);
+  requireInteger("streams", n, 2, 16);
+  if (options.name === "manifold") requireInteger("iterations", options.iterations ?? 1, 1, 1000);
   const maker = (layer: number) => {
     const name = `layers.${layer}.connection`;
     switch (options.name) {
