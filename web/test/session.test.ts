@@ -139,11 +139,19 @@ describe("a session", () => {
     await send({ type: "configure", id: 4, network: plain, data: data() });
     await send({ type: "configure", id: 5, network: { ...classifier, inputs: 4 }, data: data() });
     await send({ type: "train", id: 6, steps: 1 });
+    await send({
+      type: "configure",
+      id: 8,
+      network: { ...plain, depth: 1000, connection: { name: "dense", growth: 32 } },
+    });
+    await send({ type: "configure", id: 9, network: { ...plain, width: 16, depth: 600 }, batch: 4096 });
     await send({ type: "run", id: 7 });
     const errors = only(responses, "error");
-    expect(errors.map(({ id }) => id)).toEqual([1, 3, 4, 5, 6]);
+    expect(errors.map(({ id }) => id)).toEqual([1, 3, 4, 5, 6, 8, 9]);
     expect(errors[0].message).toBe("configure a network first.");
     expect(errors[3].message).toContain("100 rows of 4 inputs need 400 numbers, got 300");
+    expect(errors[5].message).toContain("weights at most");
+    expect(errors[6].message).toContain("keeps too much");
     expect(only(responses, "signals").map(({ id }) => id)).toEqual([7]);
   });
 

@@ -30,6 +30,7 @@ export interface NetworkOptions {
 export const MAX_DEPTH = 1000;
 export const MAX_WIDTH = 1024;
 const MAX_INPUTS = 4096;
+const MAX_WEIGHTS = 2 ** 25; // with their gradients half a gigabyte in float64
 
 /**
  * Root mean squares by layer; both arrays have one entry more than there are layers.
@@ -55,6 +56,8 @@ interface Layer {
 export class Stack implements Module {
   readonly parameters: readonly Parameter[];
   readonly dimOut: number;
+  /** About how many numbers a forward pass keeps for each row. */
+  readonly kept: number;
   readonly signals: Signals;
   private readonly layers: readonly Layer[];
   private readonly ends: Ends;
@@ -68,6 +71,13 @@ export class Stack implements Module {
     const kind = connections(options.connection, { dim: width, depth, precision, seed: options.seed ?? 0 });
     this.ends = kind.ends;
     this.dimOut = kind.dimOut;
+    // What the linear layer and the activation read; a normalisation keeps what it returns too, before and after weights.
+    const copies = norm === "none" ? 2 : 4;
+    const perLayer = (layer: number) => copies * Math.max(kind.dimIn(layer), kind.dimBranch) + 2 * kind.dimState;
+    this.kept = summed(depth, perLayer);
+    if (summed(depth, (layer) => kind.dimIn(layer) * kind.dimBranch) > MAX_WEIGHTS) {
+      throw new RangeError(`a network has ${MAX_WEIGHTS} weights at most: take fewer layers or features.`);
+    }
     this.layers = Array.from({ length: depth }, (_, layer) => ({
       connection: kind.make(layer),
       ...makeBranch(`layers.${layer}.branch`, kind.dimIn(layer), kind.dimBranch, precision, options),
@@ -125,6 +135,12 @@ export class Stack implements Module {
     measured.gradient[0] = rms(byInput.data);
     return byInput;
   }
+}
+
+function summed(depth: number, part: (layer: number) => number): number {
+  let total = 0;
+  for (let layer = 0; layer < depth; layer++) total += part(layer);
+  return total;
 }
 
 function makeBranch(

@@ -11,6 +11,7 @@ import { requireInteger } from "./require";
 import { predict } from "./theory";
 
 const BATCH = 32;
+const MOST_KEPT = 2 ** 27; // numbers: 1 GB in float64
 const SLICE = 16; // milliseconds of training after which other requests may come in
 
 interface Configured {
@@ -69,6 +70,9 @@ export class Session {
     requireInteger("batch", batch, 1, 4096);
     if (data) requireData(data, options.inputs, options.classes);
     const network = new Network(options);
+    if (network.stack.kept * batch > MOST_KEPT) {
+      throw new RangeError("this network keeps too much for its backward pass: take fewer layers, features or rows.");
+    }
     if (this.training) this.training.cancelled = true;
     this.training = null;
     this.configured = {

@@ -45,6 +45,8 @@ export interface Kind {
   dimIn(layer: number): number;
   /** Width of what a branch returns. */
   readonly dimBranch: number;
+  /** Numbers that the state adds with each layer, for each row. */
+  readonly dimState: number;
   /** Width of the stack's output. */
   readonly dimOut: number;
   make(layer: number): Connection;
@@ -54,7 +56,7 @@ const STREAMS = 4;
 
 export function connections(options: ConnectionOptions, place: Place): Kind {
   const { dim, depth, precision, seed } = place;
-  const same = { dimIn: () => dim, dimBranch: dim, dimOut: dim };
+  const same = { dimIn: () => dim, dimBranch: dim, dimState: dim, dimOut: dim };
   const named = (layer: number) => `layers.${layer}.connection`;
   switch (options.name) {
     case "plain":
@@ -76,6 +78,7 @@ export function connections(options: ConnectionOptions, place: Place): Kind {
         ends: denseEnds(dim, depth, growth),
         dimIn: (layer) => dim + layer * growth,
         dimBranch: growth,
+        dimState: growth,
         dimOut: dim + depth * growth,
         make: (layer) => new Dense(dim, layer, growth),
       };
@@ -96,7 +99,7 @@ export function connections(options: ConnectionOptions, place: Place): Kind {
 
 type StreamOptions = Extract<ConnectionOptions, { streams?: number }>;
 
-function streams(options: StreamOptions, { dim, precision, seed }: Place): Pick<Kind, "ends" | "make"> {
+function streams(options: StreamOptions, { dim, precision, seed }: Place): Pick<Kind, "ends" | "dimState" | "make"> {
   const n = options.streams ?? STREAMS;
   requireInteger("streams", n, 2, 16);
   if (options.name === "manifold") requireInteger("iterations", options.iterations ?? 1, 1, 1000);
@@ -118,5 +121,5 @@ function streams(options: StreamOptions, { dim, precision, seed }: Place): Pick<
     const sums = options.name === "hyper" && (options.head ?? "sum") === "sum";
     return summingHead(n, dim, sums ? 1 : 1 / n);
   })();
-  return { ends: streamEnds(n, dim, head), make: (layer) => new Streams(dim, n, maker(layer)) };
+  return { ends: streamEnds(n, dim, head), dimState: n * dim, make: (layer) => new Streams(dim, n, maker(layer)) };
 }
