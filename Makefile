@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 CHECK := $(BIN)/levada check --fail-on never
 
-.PHONY: demo test lint types docs bench browser clean
+.PHONY: demo test web lint types docs bench browser clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "levada needs Python 3.11 or later; run: make PYTHON=python3.11")'
@@ -28,9 +28,15 @@ demo: $(VENV)/.demo  ## check a sick network and its repaired twin, run two stud
 test: $(VENV)/.dev  ## all tests, the examples in docstrings and in the documentation
 	$(BIN)/python -m pytest
 
+web/node_modules/.package-lock.json: web/package-lock.json
+	cd web && npm ci
+
+web: web/node_modules/.package-lock.json  ## the explorer's engine, against the golden vectors
+	cd web && npm run lint && npm run types && npm test
+
 lint: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests benchmarks examples docs
-	$(BIN)/ruff check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs web/golden
+	$(BIN)/ruff check src tests benchmarks examples docs web/golden
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

@@ -1,0 +1,134 @@
+/** Activations: those that `levada.theory` knows by name, with the slopes that PyTorch's backward passes have. */
+
+import { erf } from "./erf";
+
+export interface Activation {
+  readonly name: string;
+  value(u: number): number;
+  /** The slope; at a kink, the one that PyTorch takes. */
+  slope(u: number): number;
+  /** Where the slope jumps, other than at zero. */
+  readonly kinks: readonly number[];
+}
+
+const SQRT_HALF = Math.SQRT1_2;
+const NORMAL_PEAK = 1 / Math.sqrt(2 * Math.PI);
+const SELU_SCALE = 1.0507009873554805;
+const SELU_ALPHA = 1.6732632423543772;
+const SOFTPLUS_THRESHOLD = 20; // PyTorch's: linear above
+
+/** Without overflow on either side. */
+export function sigmoid(u: number): number {
+  if (u >= 0) return 1 / (1 + Math.exp(-u));
+  const e = Math.exp(u);
+  return e / (1 + e);
+}
+
+function softplus(u: number): number {
+  return u > SOFTPLUS_THRESHOLD ? u : Math.max(u, 0) + Math.log1p(Math.exp(-Math.abs(u)));
+}
+
+function define(
+  name: string,
+  value: (u: number) => number,
+  slope: (u: number) => number,
+  kinks: readonly number[] = [],
+): Activation {
+  return { name, value, slope, kinks };
+}
+
+/** `max(u, 0) + slope min(u, 0)`. */
+export function leakyRelu(slope = 0.01): Activation {
+  return define(
+    "leaky_relu",
+    (u) => (u > 0 ? u : slope * u),
+    (u) => (u > 0 ? 1 : slope),
+  );
+}
+
+function logistic(): Activation {
+  const slope = (u: number) => {
+    const s = sigmoid(u);
+    return s * (1 - s);
+  };
+  return define("sigmoid", sigmoid, slope);
+}
+
+function tanh(): Activation {
+  const slope = (u: number) => {
+    const t = Math.tanh(u);
+    return 1 - t * t;
+  };
+  return define("tanh", Math.tanh, slope);
+}
+
+/** `u Phi(u)`, exact. */
+function gelu(): Activation {
+  const below = (u: number) => 0.5 * (1 + erf(u * SQRT_HALF));
+  return define(
+    "gelu",
+    (u) => u * below(u),
+    (u) => below(u) + u * NORMAL_PEAK * Math.exp(-0.5 * u * u),
+  );
+}
+
+function silu(): Activation {
+  const slope = (u: number) => {
+    const s = sigmoid(u);
+    return s * (1 + u * (1 - s));
+  };
+  return define("silu", (u) => u * sigmoid(u), slope);
+}
+
+function mish(): Activation {
+  const slope = (u: number) => {
+    const t = Math.tanh(softplus(u));
+    return t + u * (1 - t * t) * sigmoid(u);
+  };
+  return define("mish", (u) => u * Math.tanh(softplus(u)), slope);
+}
+
+const known: readonly Activation[] = [
+  define(
+    "linear",
+    (u) => u,
+    () => 1,
+  ),
+  define(
+    "relu",
+    (u) => Math.max(u, 0),
+    (u) => (u > 0 ? 1 : 0),
+  ),
+  leakyRelu(),
+  logistic(),
+  tanh(),
+  define("erf", erf, (u) => (2 / Math.sqrt(Math.PI)) * Math.exp(-u * u)),
+  gelu(),
+  silu(),
+  mish(),
+  define("softplus", softplus, (u) => (u > SOFTPLUS_THRESHOLD ? 1 : sigmoid(u)), [SOFTPLUS_THRESHOLD]),
+  define(
+    "elu",
+    (u) => (u > 0 ? u : Math.expm1(u)),
+    (u) => (u > 0 ? 1 : Math.exp(u)),
+  ),
+  define(
+    "selu",
+    (u) => SELU_SCALE * (u > 0 ? u : SELU_ALPHA * Math.expm1(u)),
+    (u) => SELU_SCALE * (u > 0 ? 1 : SELU_ALPHA * Math.exp(u)),
+  ),
+  define(
+    "hardtanh",
+    (u) => Math.min(Math.max(u, -1), 1),
+    (u) => (u > -1 && u < 1 ? 1 : 0),
+    [-1, 1],
+  ),
+];
+
+export const activationNames: readonly string[] = known.map((activation) => activation.name);
+
+export function activation(name: string): Activation {
+  const found = known.find((one) => one.name === name);
+  if (!found) throw new RangeError(`activation ${name} is not known. Known: ${activationNames.join(", ")}.`);
+  return found;
+}

@@ -1,0 +1,165 @@
+/**
+ * Matrices in one of two precisions, and the one product that everything is made of.
+ *
+ * Storage decides the precision: a number is rounded when it is stored in a Float32Array. Between a load and a store
+ * everything is float64, so that a sum of products is rounded once, at its end, and not at each term.
+ */
+
+export type Floats = Float32Array | Float64Array;
+export type Precision = "float32" | "float64";
+
+/** Rows of equal length, one after the other. Whoever is given one does not change it. */
+export interface Matrix {
+  readonly data: Floats;
+  readonly rows: number;
+  readonly cols: number;
+}
+
+export function floats(length: number, precision: Precision): Floats {
+  return precision === "float32" ? new Float32Array(length) : new Float64Array(length);
+}
+
+export function precisionOf(data: Floats): Precision {
+  return data instanceof Float32Array ? "float32" : "float64";
+}
+
+/** A matrix of zeros in the precision of `like`. */
+export function zeros(rows: number, cols: number, like: Floats): Matrix {
+  const length = rows * cols;
+  return { data: like instanceof Float32Array ? new Float32Array(length) : new Float64Array(length), rows, cols };
+}
+
+export function matrixFrom(values: ArrayLike<number>, rows: number, cols: number, precision: Precision): Matrix {
+  if (values.length !== rows * cols) {
+    throw new RangeError(`a matrix of ${rows} x ${cols} needs ${rows * cols} numbers, got ${values.length}.`);
+  }
+  const data = floats(rows * cols, precision);
+  data.set(values);
+  return { data, rows, cols };
+}
+
+/** The same numbers as rows of another length. */
+export function reshaped(x: Matrix, rows: number, cols: number): Matrix {
+  if (rows * cols !== x.data.length) {
+    throw new RangeError(`${x.rows} x ${x.cols} numbers cannot be ${rows} x ${cols}.`);
+  }
+  return { data: x.data, rows, cols };
+}
+
+export function sum(x: Matrix, y: Matrix): Matrix {
+  const total = zeros(x.rows, x.cols, x.data);
+  const { data } = total;
+  for (let i = 0; i < data.length; i++) data[i] = x.data[i] + y.data[i];
+  return total;
+}
+
+/** Add to `total`, which the caller owns. */
+export function addTo(total: Floats, x: Floats): void {
+  for (let i = 0; i < total.length; i++) total[i] += x[i];
+}
+
+const SMALLEST_SQUARE = 1e-280;
+
+/** Root mean square; exact too where squares would overflow or underflow. */
+export function rms(data: Floats): number {
+  let total = 0;
+  for (let i = 0; i < data.length; i++) total += data[i] * data[i];
+  if (total > SMALLEST_SQUARE && total < Number.POSITIVE_INFINITY) return Math.sqrt(total / data.length);
+  let largest = 0;
+  for (let i = 0; i < data.length; i++) largest = Math.max(largest, Math.abs(data[i]));
+  if (!(largest > 0 && largest < Number.POSITIVE_INFINITY)) return largest;
+  total = 0;
+  for (let i = 0; i < data.length; i++) total += (data[i] / largest) ** 2;
+  return largest * Math.sqrt(total / data.length);
+}
+
+/** The sum of products of `length` numbers from two places, in float64: four sums, so that none waits for another. */
+export function dot(x: Floats, xAt: number, y: Floats, yAt: number, length: number): number {
+  let s0 = 0;
+  let s1 = 0;
+  let s2 = 0;
+  let s3 = 0;
+  const whole = length - (length % 4);
+  for (let i = 0; i < whole; i += 4) {
+    s0 += x[xAt + i] * y[yAt + i];
+    s1 += x[xAt + i + 1] * y[yAt + i + 1];
+    s2 += x[xAt + i + 2] * y[yAt + i + 2];
+    s3 += x[xAt + i + 3] * y[yAt + i + 3];
+  }
+  for (let i = whole; i < length; i++) s0 += x[xAt + i] * y[yAt + i];
+  return s0 + s1 + (s2 + s3);
+}
+
+/** Where the elements of a factor lie: element (i, j) is at `i * row + j * col`. */
+export interface Strides {
+  readonly data: Floats;
+  readonly row: number;
+  readonly col: number;
+}
+
+export const plain = (x: Floats, cols: number): Strides => ({ data: x, row: cols, col: 1 });
+export const transposed = (x: Floats, cols: number): Strides => ({ data: x, row: 1, col: cols });
+
+/**
+ * `out = a b`, or `out += a b`: `out` is m x n, `a` m x k and `b` k x n.
+ *
+ * Each element is summed in float64, in the order of the inner index, and rounded when it is stored. Two rows by four
+ * columns at a time: six loads then serve eight products, and no sum waits for the one before it.
+ */
+export function product(
+  out: Floats,
+  a: Strides,
+  b: Strides,
+  [m, n, k]: readonly [number, number, number],
+  accumulate = false,
+): void {
+  if (!accumulate) out.fill(0);
+  const { data: x, row: xRow, col: xCol } = a;
+  const { data: y, row: yRow, col: yCol } = b;
+  const rows = m - (m % 2);
+  const cols = n - (n % 4);
+  for (let i = 0; i < rows; i += 2) {
+    for (let j = 0; j < cols; j += 4) {
+      let s0 = 0;
+      let s1 = 0;
+      let s2 = 0;
+      let s3 = 0;
+      let t0 = 0;
+      let t1 = 0;
+      let t2 = 0;
+      let t3 = 0;
+      for (let l = 0, at = i * xRow, from = j * yCol; l < k; l++, at += xCol, from += yRow) {
+        const upper = x[at];
+        const lower = x[at + xRow];
+        const y0 = y[from];
+        const y1 = y[from + yCol];
+        const y2 = y[from + 2 * yCol];
+        const y3 = y[from + 3 * yCol];
+        s0 += upper * y0;
+        s1 += upper * y1;
+        s2 += upper * y2;
+        s3 += upper * y3;
+        t0 += lower * y0;
+        t1 += lower * y1;
+        t2 += lower * y2;
+        t3 += lower * y3;
+      }
+      const to = i * n + j;
+      out[to] += s0;
+      out[to + 1] += s1;
+      out[to + 2] += s2;
+      out[to + 3] += s3;
+      out[to + n] += t0;
+      out[to + n + 1] += t1;
+      out[to + n + 2] += t2;
+      out[to + n + 3] += t3;
+    }
+  }
+  for (let i = 0; i < m; i++) {
+    for (let j = i < rows ? cols : 0; j < n; j++) {
+      let s = 0;
+      for (let l = 0, at = i * xRow, from = j * yCol; l < k; l++, at += xCol, from += yRow) s += x[at] * y[from];
+      out[i * n + j] += s;
+    }
+  }
+}

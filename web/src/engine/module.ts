@@ -1,0 +1,93 @@
+/** What every part of a network is: a forward pass that keeps what its backward pass needs. */
+
+import type { Activation } from "./activation";
+import { addTo, type Floats, floats, type Matrix, type Precision, zeros } from "./matrix";
+
+export interface Parameter {
+  /** As in PyTorch's state dict, such as `layers.3.branch.linear.weight`. */
+  readonly name: string;
+  readonly value: Floats;
+  /** Backward passes add to it. */
+  readonly gradient: Floats;
+  readonly shape: readonly number[];
+  /** Whether weight decay applies to it: to matrices, as in `levada.parameter_groups`. */
+  readonly decays: boolean;
+}
+
+export function parameter(
+  name: string,
+  shape: readonly number[],
+  precision: Precision,
+  fill: number | ArrayLike<number> = 0,
+): Parameter {
+  const length = shape.reduce((product, size) => product * size, 1);
+  const value = floats(length, precision);
+  if (typeof fill === "number") value.fill(fill);
+  else value.set(fill);
+  return { name, value, gradient: floats(length, precision), shape, decays: shape.length > 1 };
+}
+
+/** `backward` is called once after each `forward`, with the gradient by what that returned. */
+export interface Module {
+  readonly parameters: readonly Parameter[];
+  forward(x: Matrix): Matrix;
+  /** Return the gradient by the input, and add to the gradients of the parameters. */
+  backward(gradient: Matrix): Matrix;
+}
+
+export class Sequential implements Module {
+  readonly parameters: readonly Parameter[];
+
+  constructor(private readonly modules: readonly Module[]) {
+    this.parameters = modules.flatMap((module) => module.parameters);
+  }
+
+  forward(x: Matrix): Matrix {
+    return this.modules.reduce((value, module) => module.forward(value), x);
+  }
+
+  backward(gradient: Matrix): Matrix {
+    return this.modules.reduceRight((value, module) => module.backward(value), gradient);
+  }
+}
+
+/** `y = phi(x)`, elementwise. */
+export class Activate implements Module {
+  readonly parameters: readonly Parameter[] = [];
+  private input: Matrix | null = null;
+
+  constructor(private readonly activation: Activation) {}
+
+  forward(x: Matrix): Matrix {
+    this.input = x;
+    const y = zeros(x.rows, x.cols, x.data);
+    for (let i = 0; i < y.data.length; i++) y.data[i] = this.activation.value(x.data[i]);
+    return y;
+  }
+
+  backward(gradient: Matrix): Matrix {
+    const x = saved(this.input);
+    const byInput = zeros(x.rows, x.cols, x.data);
+    for (let i = 0; i < byInput.data.length; i++) {
+      byInput.data[i] = gradient.data[i] * this.activation.slope(x.data[i]);
+    }
+    return byInput;
+  }
+}
+
+/** What a forward pass kept. */
+export function saved<T>(value: T | null): T {
+  if (value === null) throw new Error("backward was called before forward.");
+  return value;
+}
+
+export function zeroGradients(parameters: readonly Parameter[]): void {
+  for (const { gradient } of parameters) gradient.fill(0);
+}
+
+/** Add the sums of columns: the gradient of what was added to every row. */
+export function addColumnSums(total: Floats, x: Matrix): void {
+  const sums = new Float64Array(x.cols);
+  for (let i = 0; i < x.rows; i++) for (let j = 0; j < x.cols; j++) sums[j] += x.data[i * x.cols + j];
+  addTo(total, sums);
+}

@@ -1,0 +1,193 @@
+/** A stack of fully connected branches, each behind a connection: what `levada.Stack` of `FullyConnected` is. */
+
+import { activation } from "./activation";
+import type { Connection, Ends, State } from "./connections/connection";
+import { type ConnectionOptions, connections } from "./connections/index";
+import { type Initialisation, Linear } from "./linear";
+import { type Matrix, type Precision, rms } from "./matrix";
+import { type Mixing, mixingOverDepth } from "./mixing";
+import { Activate, type Module, type Parameter, Sequential } from "./module";
+import { type NormName, normalisation } from "./normalise";
+import { requireInteger, requireOneOf } from "./require";
+
+export interface NetworkOptions {
+  readonly depth: number;
+  readonly width: number;
+  readonly connection: ConnectionOptions;
+  readonly activation: string;
+  readonly norm?: NormName | "none";
+  /** `W activation(norm(x)) + b` instead of `activation(norm(W x + b))`. */
+  readonly preActivation?: boolean;
+  readonly bias?: boolean;
+  readonly init?: Initialisation;
+  readonly precision?: Precision;
+  readonly seed?: number;
+  /** For training: a linear layer from inputs to the stack's width, and one from its output to classes. */
+  readonly inputs?: number;
+  readonly classes?: number;
+}
+
+export const MAX_DEPTH = 1000;
+export const MAX_WIDTH = 1024;
+const MAX_INPUTS = 4096;
+const MAX_WEIGHTS = 2 ** 25; // with their gradients half a gigabyte in float64
+
+/**
+ * Root mean squares by layer; both arrays have one entry more than there are layers.
+ *
+ * The signal is what each branch reads, and last what the stack returns. The gradient is first by the stack's input, and
+ * then by what each branch returns, which is what its weights learn from. For plain and residual stacks both are those of
+ * the stream at each boundary.
+ */
+export interface Signals {
+  readonly signal: Float64Array;
+  readonly gradient: Float64Array;
+  /** Of the gradient by each layer's weight matrix. */
+  readonly weightGradient: Float64Array;
+}
+
+interface Layer {
+  readonly connection: Connection;
+  readonly branch: Module;
+  readonly linear: Linear;
+}
+
+/** The layers alone, without what stands before and after them. */
+export class Stack implements Module {
+  readonly parameters: readonly Parameter[];
+  readonly dimOut: number;
+  /** About how many numbers a forward pass keeps for each row. */
+  readonly kept: number;
+  readonly signals: Signals;
+  private readonly layers: readonly Layer[];
+  private readonly ends: Ends;
+
+  constructor(options: NetworkOptions) {
+    const { depth, width, precision = "float64", norm = "none" } = options;
+    requireInteger("depth", depth, 1, MAX_DEPTH);
+    requireInteger("width", width, 1, MAX_WIDTH);
+    requireOneOf("precision", precision, ["float32", "float64"]);
+    requireOneOf("norm", norm, ["none", "layer", "rms", "batch"]);
+    const kind = connections(options.connection, { dim: width, depth, precision, seed: options.seed ?? 0 });
+    this.ends = kind.ends;
+    this.dimOut = kind.dimOut;
+    // What the linear layer and the activation read; a normalisation keeps what it returns too, before and after weights.
+    const copies = norm === "none" ? 2 : 4;
+    const perLayer = (layer: number) => copies * Math.max(kind.dimIn(layer), kind.dimBranch) + 2 * kind.dimState;
+    this.kept = summed(depth, perLayer);
+    if (summed(depth, (layer) => kind.dimIn(layer) * kind.dimBranch) > MAX_WEIGHTS) {
+      throw new RangeError(`a network has ${MAX_WEIGHTS} weights at most: take fewer layers or features.`);
+    }
+    this.layers = Array.from({ length: depth }, (_, layer) => ({
+      connection: kind.make(layer),
+      ...makeBranch(`layers.${layer}.branch`, kind.dimIn(layer), kind.dimBranch, precision, options),
+    }));
+    const own = this.layers.flatMap(({ connection, branch }) => [...connection.parameters, ...branch.parameters]);
+    this.parameters = [...own, ...this.ends.parameters];
+    this.signals = {
+      signal: new Float64Array(depth + 1),
+      gradient: new Float64Array(depth + 1),
+      weightGradient: new Float64Array(depth),
+    };
+  }
+
+  forward(x: Matrix): Matrix {
+    const { signal } = this.signals;
+    let state: State = this.ends.begin(x);
+    this.layers.forEach(({ connection, branch }, place) => {
+      const given = connection.read(state);
+      signal[place] = rms(given.data);
+      state = connection.write(state, branch.forward(given));
+    });
+    const y = this.ends.end(state);
+    signal[this.layers.length] = rms(y.data);
+    return y;
+  }
+
+  /** The same without some layers, or with layers in another order; nothing is measured, and no backward pass follows. */
+  lesioned(x: Matrix, order: readonly number[]): Matrix {
+    let state: State = this.ends.begin(x);
+    for (const place of order) {
+      const layer = this.layers[place];
+      if (!layer) throw new RangeError(`a layer must be in [0, ${this.layers.length}), got ${place}.`);
+      state = layer.connection.write(state, layer.branch.forward(layer.connection.read(state)));
+    }
+    return this.ends.end(state);
+  }
+
+  /** What the last forward pass mixed, layer by layer; null where nothing mixes streams. */
+  mixing(): Mixing | null {
+    const mixes = this.layers.flatMap(({ connection }) => connection.mixing?.() ?? []);
+    return mixes.length > 0 ? mixingOverDepth(mixes) : null;
+  }
+
+  backward(gradient: Matrix): Matrix {
+    const measured = this.signals;
+    let state = this.ends.endBackward(gradient);
+    for (let place = this.layers.length - 1; place >= 0; place--) {
+      const { connection, branch, linear } = this.layers[place];
+      const byOutput = connection.writeBackward(state);
+      measured.gradient[place + 1] = rms(byOutput.data);
+      state = connection.readBackward(branch.backward(byOutput));
+      measured.weightGradient[place] = rms(linear.weight.gradient);
+    }
+    const byInput = this.ends.beginBackward(state);
+    measured.gradient[0] = rms(byInput.data);
+    return byInput;
+  }
+}
+
+function summed(depth: number, part: (layer: number) => number): number {
+  let total = 0;
+  for (let layer = 0; layer < depth; layer++) total += part(layer);
+  return total;
+}
+
+function makeBranch(
+  name: string,
+  dimIn: number,
+  dimOut: number,
+  precision: Precision,
+  options: NetworkOptions,
+): { branch: Module; linear: Linear } {
+  const { norm = "none", preActivation = false, bias = true, init = { name: "pytorch_default" }, seed = 0 } = options;
+  const linear = new Linear(`${name}.linear`, dimIn, dimOut, precision, { bias, init, seed });
+  const around: Module[] =
+    norm === "none" ? [] : [normalisation(norm, `${name}.norm`, preActivation ? dimIn : dimOut, precision)];
+  around.push(new Activate(activation(options.activation)));
+  return { branch: new Sequential(preActivation ? [...around, linear] : [linear, ...around]), linear };
+}
+
+/** A stack, with linear layers before and after it where `inputs` and `classes` are given. */
+export class Network implements Module {
+  readonly parameters: readonly Parameter[];
+  readonly stack: Stack;
+  private readonly whole: Module;
+  private readonly stem: Module;
+  private readonly head: Module;
+
+  constructor(readonly options: NetworkOptions) {
+    const { inputs, classes, width, precision = "float64", seed = 0 } = options;
+    this.stack = new Stack(options);
+    if (inputs !== undefined) requireInteger("inputs", inputs, 1, MAX_INPUTS);
+    if (classes !== undefined) requireInteger("classes", classes, 2, MAX_WIDTH);
+    this.stem = new Sequential(inputs === undefined ? [] : [new Linear("stem", inputs, width, precision, { seed })]);
+    const { dimOut } = this.stack;
+    this.head = new Sequential(classes === undefined ? [] : [new Linear("head", dimOut, classes, precision, { seed })]);
+    this.whole = new Sequential([this.stem, this.stack, this.head]);
+    this.parameters = this.whole.parameters;
+  }
+
+  forward(x: Matrix): Matrix {
+    return this.whole.forward(x);
+  }
+
+  backward(gradient: Matrix): Matrix {
+    return this.whole.backward(gradient);
+  }
+
+  /** See `Stack.lesioned`. */
+  lesioned(x: Matrix, order: readonly number[]): Matrix {
+    return this.head.forward(this.stack.lesioned(this.stem.forward(x), order));
+  }
+}

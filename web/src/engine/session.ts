@@ -1,0 +1,204 @@
+/** What a worker does with the requests it gets; it knows neither the page nor the worker. */
+
+import { accuracy, crossEntropy } from "./loss";
+import { type Floats, floats, type Matrix, matrixFrom, type Precision } from "./matrix";
+import { zeroGradients } from "./module";
+import { Network } from "./network";
+import { type Optimizer, optimizer } from "./optimise";
+import type { Data, Measured, Request, Response } from "./protocol";
+import { Random } from "./random";
+import { requireInteger } from "./require";
+import { predict } from "./theory";
+
+const BATCH = 32;
+const MOST_KEPT = 2 ** 27; // numbers: 1 GB in float64
+const SLICE = 16; // milliseconds of training after which other requests may come in
+
+interface Configured {
+  readonly network: Network;
+  readonly optimizer: Optimizer | null;
+  readonly data: Data | null;
+  readonly batch: number;
+  readonly precision: Precision;
+  /** Which rows make the next batch. */
+  readonly rows: Random;
+}
+
+type Configure = Extract<Request, { type: "configure" }>;
+
+export class Session {
+  private configured: Configured | null = null;
+  private training: { id: number; cancelled: boolean } | null = null;
+
+  /**
+   * @param post sends a response.
+   * @param pause lets other requests come in, such as one that cancels.
+   */
+  constructor(
+    private readonly post: (response: Response) => void,
+    private readonly pause: () => Promise<void>,
+  ) {}
+
+  /** Answer a request; what is wrong with it is answered too, and leaves everything as it was. */
+  async receive(request: Request): Promise<void> {
+    const { id } = request;
+    try {
+      switch (request.type) {
+        case "configure":
+          this.configure(request);
+          break;
+        case "run":
+          this.run(id);
+          break;
+        case "train":
+          await this.train(id, request.steps, request.every ?? 1);
+          break;
+        case "evaluate":
+          this.evaluate(id, request.order);
+          break;
+        case "cancel":
+          if (this.training?.id === id) this.training.cancelled = true;
+          break;
+      }
+    } catch (error) {
+      this.post({ type: "error", id, message: error instanceof Error ? error.message : String(error) });
+    }
+  }
+
+  /** Make a network in the place of the one before; a training of that one ends. */
+  private configure({ id, network: options, optimizer: chosen, data, batch = BATCH }: Configure): void {
+    requireInteger("batch", batch, 1, 4096);
+    if (data) requireData(data, options.inputs, options.classes);
+    const network = new Network(options);
+    if (network.stack.kept * batch > MOST_KEPT) {
+      throw new RangeError("this network keeps too much for its backward pass: take fewer layers, features or rows.");
+    }
+    if (this.training) this.training.cancelled = true;
+    this.training = null;
+    this.configured = {
+      network,
+      optimizer: chosen ? optimizer(network.parameters, chosen) : null,
+      data: data ?? null,
+      batch,
+      precision: options.precision ?? "float64",
+      rows: new Random(options.seed ?? 0, "batches"),
+    };
+    const parameters = network.parameters.reduce((total, { value }) => total + value.length, 0);
+    this.post({ type: "configured", id, parameters, dimOut: network.stack.dimOut });
+  }
+
+  private run(id: number): void {
+    const configured = this.require();
+    const start = performance.now();
+    const measured = pass(configured);
+    const milliseconds = performance.now() - start;
+    const predicted = predict(configured.network.options, measured.signal[0]);
+    const mixing = configured.network.stack.mixing();
+    this.post({ type: "signals", id, measured, predicted, mixing, milliseconds });
+  }
+
+  private evaluate(id: number, order?: readonly number[]): void {
+    const { network, data, precision } = this.require();
+    if (!data) throw new Error("to evaluate, configure data.");
+    const { inputs, labels } = data;
+    const x = matrixFrom(inputs, labels.length, inputs.length / labels.length, precision);
+    const outputs = order ? network.lesioned(x, order) : network.forward(x);
+    this.post({
+      type: "evaluated",
+      id,
+      loss: crossEntropy(outputs, labels).value,
+      accuracy: accuracy(outputs, labels),
+    });
+  }
+
+  private async train(id: number, steps: number, every: number): Promise<void> {
+    const configured = this.require();
+    const { optimizer: steppedBy, data } = configured;
+    if (!steppedBy || !data) throw new Error("to train, configure an optimizer and data.");
+    if (this.training) throw new Error(`training ${this.training.id} is still running; cancel it first.`);
+    const training = { id, cancelled: false };
+    this.training = training;
+    let step = 0;
+    let resumed = performance.now();
+    try {
+      while (step < steps && !training.cancelled) {
+        const measured = pass(configured);
+        steppedBy.step();
+        step++;
+        if (step % every === 0 || step === steps) this.post({ type: "progress", id, step, measured });
+        if (performance.now() - resumed > SLICE) {
+          await this.pause();
+          resumed = performance.now();
+        }
+      }
+    } finally {
+      if (this.training === training) this.training = null; // else another network has taken its place
+    }
+    this.post({ type: "done", id, steps: step, cancelled: step < steps });
+  }
+
+  private require(): Configured {
+    if (!this.configured) throw new Error("configure a network first.");
+    return this.configured;
+  }
+}
+
+/** One forward and one backward pass of the next batch. */
+function pass({ network, data, batch, precision, rows }: Configured): Measured {
+  const { inputs, width } = network.options;
+  zeroGradients(network.parameters);
+  let loss: number | null = null;
+  let right: number | null = null;
+  if (data) {
+    const { x, labels } = nextBatch(data, batch, inputs!, precision, rows);
+    const outputs = network.forward(x);
+    const found = crossEntropy(outputs, labels);
+    loss = found.value;
+    right = accuracy(outputs, labels);
+    network.backward(found.gradient);
+  } else {
+    const outputs = network.forward(gaussian(batch, inputs ?? width, precision, rows));
+    network.backward(gaussian(batch, outputs.cols, precision, rows));
+  }
+  const { signal, gradient, weightGradient } = network.stack.signals;
+  return {
+    signal: signal.slice(),
+    gradient: gradient.slice(),
+    weightGradient: weightGradient.slice(),
+    loss,
+    accuracy: right,
+  };
+}
+
+function gaussian(rows: number, cols: number, precision: Precision, random: Random): Matrix {
+  const data = floats(rows * cols, precision);
+  random.fillNormal(data, 1);
+  return { data, rows, cols };
+}
+
+/** Rows drawn with replacement. */
+function nextBatch(
+  { inputs, labels }: Data,
+  batch: number,
+  cols: number,
+  precision: Precision,
+  random: Random,
+): { x: Matrix; labels: Int32Array } {
+  const data: Floats = floats(batch * cols, precision);
+  const drawn = new Int32Array(batch);
+  for (let i = 0; i < batch; i++) {
+    const row = random.below(labels.length);
+    data.set(inputs.subarray(row * cols, (row + 1) * cols), i * cols);
+    drawn[i] = labels[row];
+  }
+  return { x: { data, rows: batch, cols }, labels: drawn };
+}
+
+function requireData({ inputs, labels }: Data, cols: number | undefined, classes: number | undefined): void {
+  if (cols === undefined || classes === undefined) throw new Error("with data, give the network's inputs and classes.");
+  if (labels.length === 0 || inputs.length !== labels.length * cols) {
+    throw new Error(
+      `${labels.length} rows of ${cols} inputs need ${labels.length * cols} numbers, got ${inputs.length}.`,
+    );
+  }
+}

@@ -1,0 +1,27 @@
+/** Comparison with what PyTorch and levada gave, by norm: 1e-12 in float64, 1e-6 in float32. */
+
+import { expect } from "vitest";
+import type { Precision } from "../src/engine/matrix";
+
+export const PRECISIONS: readonly Precision[] = ["float64", "float32"];
+
+const BOUNDS: Record<Precision, number> = { float64: 1e-12, float32: 1e-6 };
+
+export const norm = (values: ArrayLike<number>): number => Math.hypot(...Array.from(values));
+
+/** The norm of the difference. */
+export function distance(found: ArrayLike<number>, expected: readonly number[]): number {
+  return found.length === expected.length
+    ? norm(expected.map((value, i) => found[i] - value))
+    : Number.POSITIVE_INFINITY;
+}
+
+/** Over the norm of what is expected; of something that should be zero, the norm. */
+export function relativeError(found: ArrayLike<number>, expected: readonly number[]): number {
+  return distance(found, expected) / (norm(expected) || 1);
+}
+
+export function expectClose(what: string, found: ArrayLike<number>, expected: readonly number[], precision: Precision) {
+  const error = relativeError(found, expected);
+  expect(error, `${what} in ${precision} is off by ${error}`).toBeLessThan(BOUNDS[precision]);
+}

@@ -1,0 +1,68 @@
+import { describe, expect, it } from "vitest";
+import activations from "../golden/activations.json";
+import layers from "../golden/layers.json";
+import losses from "../golden/losses.json";
+import optimizers from "../golden/optimizers.json";
+import { activation, activationNames } from "../src/engine/activation";
+import { Linear } from "../src/engine/linear";
+import { crossEntropy, meanSquare } from "../src/engine/loss";
+import { matrixFrom, type Precision } from "../src/engine/matrix";
+import { Activate, type Module, parameter } from "../src/engine/module";
+import { type NormName, normalisation } from "../src/engine/normalise";
+import { type OptimizerOptions, optimizer } from "../src/engine/optimise";
+import { expectClose, PRECISIONS } from "./golden";
+
+describe.each(PRECISIONS)("in %s", (precision) => {
+  it.each(activations)("$name has PyTorch's values and slopes", ({ name, at, value, slope }) => {
+    const module = new Activate(activation(name));
+    const x = matrixFrom(at, 1, at.length, precision);
+    const ones = matrixFrom(Array(at.length).fill(1), 1, at.length, precision);
+    expectClose("value", module.forward(x).data, value, precision);
+    expectClose("slope", module.backward(ones).data, slope, precision);
+  });
+
+  it.each(layers)("$name has PyTorch's output and gradients", (golden) => {
+    const module = makeLayer(golden.name, golden.output.length / golden.rows, precision);
+    const values: Record<string, number[] | undefined> = golden.parameters;
+    const gradients: Record<string, number[] | undefined> = golden.byParameter;
+    const key = (name: string) => name.replace("linear.", "");
+    for (const own of module.parameters) own.value.set(values[key(own.name)]!);
+    const { rows, input, cotangent } = golden;
+    const y = module.forward(matrixFrom(input, rows, input.length / rows, precision));
+    expectClose("output", y.data, golden.output, precision);
+    const byInput = module.backward(matrixFrom(cotangent, rows, cotangent.length / rows, precision));
+    expectClose("by input", byInput.data, golden.byInput, precision);
+    expect(module.parameters.map(({ name }) => key(name))).toEqual(Object.keys(values));
+    for (const own of module.parameters) expectClose(own.name, own.gradient, gradients[key(own.name)]!, precision);
+  });
+
+  it.each(losses)("$name has PyTorch's value and gradient", (golden) => {
+    const { rows, outputs, labels, targets } = golden;
+    const y = matrixFrom(outputs, rows, outputs.length / rows, precision);
+    const loss =
+      golden.name === "cross_entropy"
+        ? crossEntropy(y, Int32Array.from(labels))
+        : meanSquare(y, matrixFrom(targets, rows, targets.length / rows, precision));
+    expectClose("value", [loss.value], [golden.value], precision);
+    expectClose("gradient", loss.gradient.data, golden.gradient, precision);
+  });
+
+  it.each(optimizers)("$options takes PyTorch's steps", ({ options, start, gradients, after }) => {
+    const own = parameter("weight", [2, 3], precision, start);
+    const steps = optimizer([own], options as OptimizerOptions);
+    gradients.forEach((gradient, place) => {
+      own.gradient.set(gradient);
+      steps.step();
+      expectClose(`step ${place}`, own.value, after[place], precision);
+    });
+  });
+});
+
+function makeLayer(name: string, dimOut: number, precision: Precision): Module {
+  if (name.startsWith("linear")) return new Linear("linear", 4, dimOut, precision, { bias: name === "linear" });
+  return normalisation(name as NormName, "norm", 4, precision);
+}
+
+it("holds all activations that the golden file has, and no others", () => {
+  expect(activations.map(({ name }) => name).sort()).toEqual([...activationNames].sort());
+});

@@ -1,0 +1,112 @@
+import { describe, expect, it } from "vitest";
+import golden from "../golden/theory.json";
+import { activation } from "../src/engine/activation";
+import { matrixFrom, rms } from "../src/engine/matrix";
+import { type NetworkOptions, Stack } from "../src/engine/network";
+import { Random } from "../src/engine/random";
+import {
+  gaussLegendre,
+  logCumulative,
+  logPowers,
+  moments,
+  predict,
+  propagate,
+  propagateResidual,
+} from "../src/engine/theory";
+import { expectClose } from "./golden";
+
+describe("moments", () => {
+  it.each(golden.moments)("of $name are levada's", ({ name, q, first, second, slope }) => {
+    q.forEach((variance, place) => {
+      const found = moments(activation(name), variance);
+      // A mean that is zero by symmetry is a sum of terms that cancel: it is measured by the root mean square.
+      expect(Math.abs(found.first - first[place])).toBeLessThan(1e-12 * Math.sqrt(second[place]));
+      expectClose("second moment", [found.second], [second[place]], "float64");
+      expectClose("second moment of the slope", [found.slope], [slope[place]], "float64");
+    });
+  });
+
+  it("are the limits at zero and at infinity", () => {
+    expect(moments(activation("sigmoid"), 0).second).toBe(0.25);
+    expect(moments(activation("sigmoid"), 0).slope).toBeCloseTo(1 / 16, 14);
+    expect(moments(activation("tanh"), Number.POSITIVE_INFINITY).second).toBeCloseTo(1, 12);
+  });
+});
+
+describe("trajectories", () => {
+  it.each(golden.paths)("of $name with weight variance $weightVariance are levada's", (path) => {
+    const network = { ...path, activation: activation(path.name) };
+    const found = {
+      plain: propagate(network),
+      activationFirst: propagateResidual(network, true, 0.5),
+      activationLast: propagateResidual(network, false, 0.5),
+    };
+    for (const kind of ["plain", "activationFirst", "activationLast"] as const) {
+      expectClose(`${kind} q`, found[kind].q, path[kind].q, "float64");
+      expectClose(`${kind} chi`, found[kind].chi, path[kind].chi, "float64");
+      const gradient = logCumulative(found[kind].chi).map(Math.exp);
+      gradient.forEach((value, layer) => {
+        expect(Math.abs(value / path[kind].cumulative[layer] - 1)).toBeLessThan(1e-12);
+      });
+    }
+  });
+});
+
+/** Root mean squares of a wide network's signal and gradient, over those at its input and its output. */
+function measure(options: NetworkOptions, rows: number) {
+  const stack = new Stack(options);
+  const { width } = options;
+  const drawn = (name: string) => {
+    const x = matrixFrom(new Float64Array(rows * width), rows, width, "float64");
+    new Random(1, name).fillNormal(x.data, 1);
+    return x;
+  };
+  const x = drawn("input");
+  stack.forward(x);
+  stack.backward(drawn("cotangent"));
+  return { stack, input: rms(x.data) };
+}
+
+describe("what is measured", () => {
+  const shared = { depth: 12, width: 256, init: { name: "pytorch_default" } } as const;
+
+  it.each([
+    ["relu", { name: "plain" }, false],
+    ["tanh", { name: "plain" }, true],
+    ["relu", { name: "residual" }, true],
+    ["tanh", { name: "residual" }, false],
+  ] as const)("is near the prediction: %s, %o, activation first: %s", (name, connection, preActivation) => {
+    const options = { ...shared, activation: name, connection, preActivation };
+    const { stack, input } = measure(options, 16);
+    const predicted = predict(options, input)!;
+    const { signal, gradient } = stack.signals;
+    predicted.signal.forEach((value, layer) => {
+      expect(Math.abs(Math.log(signal[layer] / value))).toBeLessThan(0.25);
+    });
+    const decay = Math.log(gradient[0] / gradient[shared.depth]) / shared.depth;
+    expect(Math.abs(decay - predicted.logGradient[0] / shared.depth)).toBeLessThan(0.03);
+  });
+
+  it("breaks the line of 0.25^n, which counts slopes and no weights", () => {
+    const options = { ...shared, activation: "sigmoid", connection: { name: "plain" } } as const;
+    const line = logPowers(0.25, shared.depth)[0];
+    const decay = (weightVariance: number) => {
+      const { stack } = measure({ ...options, init: { name: "gaussian", weightVariance, biasVariance: 0 } }, 16);
+      return Math.log(stack.signals.gradient[0] / stack.signals.gradient[shared.depth]);
+    };
+    expect(decay(1)).toBeLessThan(line);
+    expect(decay(4)).toBeGreaterThan(line);
+  });
+
+  it("is predicted only where theory covers it", () => {
+    const options = { ...shared, activation: "relu", connection: { name: "hyper" } } as const;
+    expect(predict(options)).toBeNull();
+    expect(predict({ ...options, connection: { name: "plain" }, norm: "layer" })).toBeNull();
+  });
+});
+
+it("integrates polynomials exactly", () => {
+  const { z, weights } = gaussLegendre(4);
+  const sixth = z.reduce((total, at, place) => total + weights[place] * at ** 6, 0);
+  expect(sixth).toBeCloseTo(2 / 7, 14);
+});
