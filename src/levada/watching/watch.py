@@ -21,8 +21,8 @@ from levada.runs.standing import Standing, sampling
 from levada.watching.account import report, trace_of
 from levada.watching.arguments import optimizers_of, require_arguments, require_scalars
 from levada.watching.engine import Engine
-from levada.watching.judge import Judge
-from levada.watching.judged import standing_of
+from levada.watching.judge import CONFIRMATIONS, WARM_UP, Judge
+from levada.watching.judged import PART, standing_of
 from levada.watching.keeper import require_notes
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Pass
@@ -67,7 +67,7 @@ class Watch:
         for listener in wanting:  # they ask for the names of sites, and for findings
             listener.watch = self
         self._attached = self._entered = False
-        self._deaf = ""  # why the rules hear no more
+        self._first, self._deaf = first, ""  # step; why the rules hear no more
         self._engine = Engine(
             model,
             optimizers,
@@ -135,11 +135,11 @@ class Watch:
     @property
     def standing(self) -> Standing:
         """The verdict so far, which rules it rests on, and why others have not judged: what every view of it tells."""
-        judge = self.judge or Judge(self)
-        part = "only some blocks of a pipeline are seen here" if self._engine.micro_batches.is_stage else ""
-        over = self._deaf or ("an error ended the watching" if self._engine.broken else part)
+        judge, parts = self.judge or Judge(self), self._engine.micro_batches
+        over = self._deaf or ("an error ended the watching" if self._engine.broken else "")
         found = {id(finding): finding for finding in (*judge.findings, *self.findings)}  # others may tell some too
-        return standing_of(judge, steps=self.steps, over=over, findings=found.values())
+        told = standing_of(judge, steps=self.steps, first=self._first, over=over, findings=found.values())
+        return told.withheld(over or PART, stages=parts.stages, num_stages=parts.num_stages) if parts.stages else told
 
     @property
     def dropped(self) -> int:
@@ -320,8 +320,8 @@ def watch(
 ) -> Watch:
     """Watch a training loop, which stays as it is: signals by block and step, at a cost that nobody minds.
 
-    A step ends with `optimizer.step()`. Sampled are steps at least `every` apart, and further apart if more than
-    `max_overhead` of the time would go into watching; on the others nothing is attached to the blocks. Blocks are the
+    A step ends with `optimizer.step()`. Sampled are steps at least `every` apart; after the 11 that a verdict needs,
+    further apart if more than `max_overhead` of the time would go into it. On others nothing is attached to the blocks:
     elements of the outermost lists of modules, in the order in which they run in the first sampled step.
 
     It watches from this call on until `close()`, which the end of a with-block calls; entering the watch again goes on.
@@ -339,7 +339,7 @@ def watch(
             as "s3://bucket/run": the record is written to a local folder, and mirrored. A training that goes on from a
             checkpoint gives `levada.watching.Continue(folder, step)`.
         every: smallest distance between sampled steps.
-        max_overhead: largest share of the training time, as measured while it runs.
+        max_overhead: largest share of the training time, as measured while it runs, once the first 11 are paid for.
         scaler: what scales the loss, such as a `torch.amp.GradScaler`.
         live: whether a view is shown on standard error; "plain" for lines even in a terminal.
         listeners: who hears of the samples.
@@ -364,7 +364,7 @@ def watch(
     optimizers = optimizers_of(model, optimizer)
     listeners = require_arguments(run, scaler, live, listeners)
     first = run.step if isinstance(run, Continue) else 0
-    cadence = Cadence(every, max_overhead)
+    cadence = Cadence(every, max_overhead, regardless=WARM_UP + CONFIRMATIONS)
     made = Watch(model, optimizers, cadence=cadence, scaler=scaler, listeners=listeners, first=first)
     try:
         _surround(made, run, live)
@@ -377,11 +377,11 @@ def watch(
 def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Literal["plain"]) -> None:
     """Add the rules, what keeps the record, and what shows it."""
     recording: Recording | None = None
-    if run is not None:
+    made._record = run.folder if isinstance(run, Continue) else run
+    if made._record is not None:
         from levada.watching.recording import Recording
 
-        resume = isinstance(run, Continue)
-        made._record = run.folder if isinstance(run, Continue) else run
+        resume = isinstance(run, Continue) and not run.anew
         try:
             recording = Recording(made._record, made, resume=resume)
         except OSError as error:
