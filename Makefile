@@ -47,6 +47,7 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.stack
 	$(BIN)/python -m benchmarks.dense
+	$(BIN)/python -m benchmarks.ops
 	$(BIN)/python -m benchmarks.probe
 	$(BIN)/python -m benchmarks.watch
 	$(BIN)/python -m benchmarks.faults
