@@ -10,8 +10,8 @@ from levada.watching import listed, statistics
 from levada.watching.listed import Listed
 from levada.watching.overhead import Cadence
 from levada.watching.parameters import ParameterNorms
-from levada.watching.places import parameters_of
 from levada.watching.statistics import Kind, Pool
+from levada.watching.structure import Structure
 
 loops = pytest.importorskip("levada.ops.statistics.loops", exc_type=ImportError)
 
@@ -201,10 +201,10 @@ def test_parameters_are_listed_as_the_model_lists_them():
     model[1].a.bias = None
     model[2].weight = shared.weight
     model.register_module("empty", None)
-    assert [*map(id, parameters_of(model))] == [*map(id, model.parameters())]
+    assert [*map(id, Structure(model).parameters)] == [*map(id, model.parameters())]
 
     class Own(nn.Linear):
         def parameters(self, recurse=True):
             yield self.weight
 
-    assert [*map(id, parameters_of(own := Own(2, 2)))] == [id(own.weight)]
+    assert [*map(id, Structure(own := Own(2, 2)).parameters)] == [id(own.weight)]
