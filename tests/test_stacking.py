@@ -328,7 +328,7 @@ def test_a_module_that_is_replaced_counts(batch):
     assert is_recorded(stacked)
     for stack in (plain, stacked):
         stack[1].branch[2] = nn.ReLU()
-    with pytest.warns(UserWarning, match="the modules"):
+    with pytest.warns(UserWarning, match="the tree of modules"):
         assert torch.equal(stacked(batch), plain(batch))
 
 
@@ -337,7 +337,7 @@ def test_layers_in_another_order_count(batch):
     assert is_recorded(stacked)
     for stack in (plain, stacked):
         stack.layers[0], stack.layers[3] = stack.layers[3], stack.layers[0]
-    with pytest.warns(UserWarning, match="the modules"):
+    with pytest.warns(UserWarning, match="the tree of modules"):
         assert torch.equal(stacked(batch), plain(batch))
 
 

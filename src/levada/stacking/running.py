@@ -49,7 +49,7 @@ def run_recorded(
         if difference in _WATCHED:
             return NotImplemented
         if difference:
-            raise RecordingError(f"{difference!r} is not the same in all of them")
+            raise RecordingError(f"{difference} is not the same in all of them")
         outputs = runner.run(leaves, form, segments, as_written)
     except RecordingError as error:
         if not runner.told:
@@ -132,8 +132,8 @@ class _Runner:
     def difference(self) -> str:
         """Return what is not the same in all layers."""
         if not self.alike or [*itertools.chain.from_iterable(map(dict.values, self.children))] != self.modules:
-            return "the modules"
-        return next((name for kind in self.kinds if (name := kind.difference())), "")
+            return "the tree of modules"
+        return next((name if name in _WATCHED else repr(name) for k in self.kinds if (name := k.difference())), "")
 
     def run(self, leaves: list[Any], form: Form, segments: int, as_written: Callable[[Any], Any]) -> tuple[Tensor, ...]:
         """Return the tensors of the state after all layers."""
