@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any, Final
 
 import torch
+from torch.utils._device import DeviceContext
 
-__all__ = ["Kernel", "define", "import_kernels", "triton_or_reference"]
+__all__ = ["Kernel", "define", "import_kernels", "is_observed", "triton_or_reference"]
 
 Kernel = Callable[..., Any]
 
@@ -53,6 +54,19 @@ def define(
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
     operation: Kernel = getattr(torch.ops.levada, name).default
     return operation
+
+
+def is_observed() -> bool:
+    """Return whether a mode looks at each operation: of those that are made of others, it is to see the others.
+
+    Modes that say so by an attribute `takes_operations`, and the one of a default device, do not count.
+    """
+    functions, dispatches = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+    if not functions and not dispatches:
+        return False
+    modes = [torch._C._get_function_stack_at(i) for i in range(functions)]
+    modes += [torch._C._get_dispatch_stack_at(i) for i in range(dispatches)]
+    return not all(isinstance(mode, DeviceContext) or getattr(mode, "takes_operations", False) for mode in modes)
 
 
 def triton_or_reference(module: str, name: str, reference: Kernel) -> Kernel:

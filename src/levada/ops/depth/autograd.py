@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from levada.ops._define import define, triton_or_reference
+from levada.ops._define import define, is_observed, triton_or_reference
 from levada.ops.depth import cpu, reference
 
 __all__ = ["differentiable_attend", "differentiable_mix"]
@@ -42,7 +42,7 @@ def _function(plain: Any, operation: Any, function: Any, first: Tensor, sources:
         return plain
     if torch.compiler.is_compiling():
         return operation
-    return plain if _is_special(first, *sources) else function
+    return plain if _is_special(first, *sources) or is_observed() else function
 
 
 def _is_special(*tensors: Tensor) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from levada.ops._define import is_observed
 from levada.ops.manifold import cpu, reference
 from levada.ops.manifold.autograd import differentiable_read
 from levada.ops.manifold.reference import Form
@@ -48,7 +49,8 @@ def _has_kernels(state: Tensor, *parameters: Tensor) -> bool:
     """
     if torch.compiler.is_compiling():
         return state.is_cuda or cpu.takes(state, *parameters)
-    return forward_ad._current_level < 0 and all(type(x) in _PLAIN for x in (state, *parameters))
+    plain = forward_ad._current_level >= 0 or is_observed()
+    return not plain and all(type(x) in _PLAIN for x in (state, *parameters))
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
