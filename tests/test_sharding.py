@@ -122,7 +122,7 @@ def types_seen(net: nn.Module, x: Tensor) -> dict[str, list[torch.dtype]]:
         if isinstance(module, nn.Linear):
             handles.append(module.register_forward_pre_hook(lambda m, _: seen["branch"].add(m.weight.dtype)))
         if isinstance(module, Connection):
-            for method in ("write", "coefficients", "combined"):
+            for method in ("write", "open", "coefficients", "combined"):
                 spy(module, method, seen["connection"])
     net(x)
     for handle in handles:
