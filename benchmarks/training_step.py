@@ -1,6 +1,6 @@
 """A training step of a transformer with each connection over the same with residual connections: time and memory.
 
-Both networks share the weights of their branches, so that both fit; a step is forward and backward in bfloat16 with a
+Both networks share the weights of their branches, stem and head, so that both fit; a step is forward and backward in bfloat16 with a
 loss of every token, without the optimizer, whose part does not depend on the connection.
 
 python -m benchmarks.training_step [--quick] [--device cuda] [--width 4096] [--layers 24] [--tokens 4096]
@@ -50,7 +50,8 @@ def build(connection: Callable[..., levada.Connection], options: argparse.Namesp
 
 
 def sharing(net: Network, plain: Network) -> Network:
-    """Give a network the branches of the other."""
+    """Give a network the branches, the stem and the head of the other."""
+    net.stem, net.head = plain.stem, plain.head
     for layer, other in zip(net.stack.layers, plain.stack.layers, strict=True):
         layer.branch = other.branch
     return net

@@ -25,7 +25,8 @@ def read_streams(
     The last result is `state` itself: a gradient that comes by it is added in the same pass as the others.
 
     The device chooses the kernel: loops that Numba compiles on a CPU, where `levada[cpu]` is installed, for float32 and
-    float64; Triton's on a GPU, for all others than float64, up to 16 streams and 64 iterations; else the reference.
+    float64; Triton's on a GPU, for all others than float64, up to 7 streams in 16 bits, 10 in float32, and 64
+    iterations; else the reference.
 
     Args:
         state: the streams, `(..., n, dim)`.
