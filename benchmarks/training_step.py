@@ -1,7 +1,7 @@
 """A training step of a transformer with each connection over the same with residual connections: time and memory.
 
-Both networks share the weights of their branches, stem and head, so that both fit; a step is forward and backward in bfloat16 with a
-loss of every token, without the optimizer, whose part does not depend on the connection.
+Both networks share the weights of their branches, stem and head, so that both fit; a step is forward and backward in
+bfloat16 with a loss of every token, without the optimizer, whose part does not depend on the connection.
 
 python -m benchmarks.training_step [--quick] [--device cuda] [--width 4096] [--layers 24] [--tokens 4096]
 """
