@@ -168,9 +168,9 @@ def saved_bytes(
         are not kept, or $10 d + 2$ of a feed-forward; and for its connection
 
         - $(2 n + 1) d + 2 n^2 + 6 n$ (`HyperConnection`),
-        - $(n + 1) d + 4 n^2 + 7 n + 1$ (`ManifoldHyperConnection`),
-        - $d$, and 4 for each source that it reads (`AttentionResidual`): with all layers as sources this grows as
-          $2 L^2$,
+        - $(n + 1) d + 2 n^2 + 3 n + 1$ (`ManifoldHyperConnection`),
+        - $d$, and 2 for each source that it reads (`AttentionResidual`): with all layers as sources this grows as
+          $L^2$,
         - $d$ (`DepthWeightedAverage`), or nothing (`Residual`).
 
         With segments it keeps their first states, whose size is that of what crosses a stage's boundary.
@@ -200,7 +200,7 @@ def _starts(size: NetworkSize, layers: range, segments: int, *, known: int = -1)
 
 def _last(size: NetworkSize) -> int:
     """Return the elements that the norm and the head save for a token, and the reading of all sources before them."""
-    return 2 * size.dim + 2 + (4 * size.sources(size.depth) if size.connection == "AttentionResidual" else 0)
+    return 2 * size.dim + 2 + (2 * size.sources(size.depth) if size.connection == "AttentionResidual" else 0)
 
 
 def _saved(size: NetworkSize, layer: int) -> int:
@@ -208,8 +208,8 @@ def _saved(size: NetworkSize, layer: int) -> int:
     d, n = size.dim, size.streams
     own = {
         "HyperConnection": (2 * n + 1) * d + 2 * n * n + 6 * n,
-        "ManifoldHyperConnection": (n + 1) * d + 4 * n * n + 7 * n + 1,
-        "AttentionResidual": d + (4 * size.sources(layer) if layer else 0),
+        "ManifoldHyperConnection": (n + 1) * d + 2 * n * n + 3 * n + 1,
+        "AttentionResidual": d + (2 * size.sources(layer) if layer else 0),
         "DepthWeightedAverage": d,
     }
     return (10 * d + 2 if layer % 2 else 6 * d + 2 + size.heads) + own.get(size.connection, 0)

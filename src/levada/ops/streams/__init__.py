@@ -60,8 +60,7 @@ def write_streams(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | Non
     if mix is not None:
         mix = _require_fit("mix", mix, (*leading, n, n), state).to(full)
     out = _require_fit("out", out, (*leading, dim), state)
-    new = differentiable_write(state.reshape(-1, n, dim), out, weights.to(full), mix)
-    return new.view(state.shape)
+    return differentiable_write(state.reshape(-1, n, dim), out, weights.to(full), mix, state.shape)
 
 
 def _require_fit(name: str, x: Tensor, shape: tuple[int, ...], state: Tensor) -> Tensor:

@@ -16,11 +16,23 @@ __all__ = ["differentiable_write"]
 _KERNELS = "levada.ops.streams.triton"
 
 
-def differentiable_write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
-    """Return the new streams, of arguments that were checked: tokens first, alike."""
+def differentiable_write(
+    state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None, shape: tuple[int, ...]
+) -> Tensor:
+    """Return the new streams, of arguments that were checked: tokens first, alike.
+
+    Args:
+        state: the streams.
+        out: what the branch returned.
+        weights: of the output in each stream.
+        mix: of the streams in each other.
+        shape: of the result.
+    """
     # Only a function has a forward-mode derivative, and the compiler takes none that has.
-    function = _WRITE if torch.compiler.is_compiling() else _Write.apply
-    new: Tensor = function(state, out, weights, mix)
+    if torch.compiler.is_compiling():
+        new: Tensor = _WRITE(state, out, weights, mix).view(shape)
+    else:
+        new = _Write.apply(state, out, weights, mix, tuple(shape))  # type: ignore[no-untyped-call]
     return new
 
 
@@ -48,29 +60,41 @@ def _derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
 class _Write(torch.autograd.Function):
     """The new streams, by the kernel of the device."""
 
-    backward = staticmethod(_derivative)
-
     @staticmethod
-    def forward(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
+    def forward(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         new: Tensor = _WRITE(state, out, weights, mix)
-        return new
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # else it is a view, and FSDP2 warns of what returns views
+            return new.view(shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _context(ctx, inputs, output)
-        ctx.save_for_forward(*(x for x in inputs if x is not None))
+        *tensors, ctx.shape = inputs
+        _context(ctx, tuple(tensors), output)
+        ctx.flat = inputs[0].shape
+        ctx.save_for_forward(*(x for x in tensors if x is not None))
 
     @staticmethod
-    def jvp(ctx: Any, *changes: Tensor | None) -> Tensor:
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *_derivative(ctx, cotangent.reshape(ctx.flat)), None
+
+    @staticmethod
+    def jvp(ctx: Any, *given: Any) -> Tensor:
+        *changes, _ = given
         # PyTorch calls this with all forward modes off: one around this one would take what follows for constant.
         with forward_ad._set_fwd_grad_enabled(True):  # type: ignore[no-untyped-call, unused-ignore]
             primals = [forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors]  # type: ignore[no-untyped-call]
-            return reference.along(*primals, *([] if ctx.mixes else [None]), *changes)
+            return reference.along(*primals, *([] if ctx.mixes else [None]), *changes).view(ctx.shape)
 
     # PyTorch's own rule would take `jvp` under its vmap, where no primal can be had of a dual number.
     @staticmethod
-    def vmap(info: Any, dims: Any, *tensors: Tensor | None) -> tuple[Tensor, int]:
-        return _vmap(differentiable_write, info, dims, *tensors)
+    def vmap(info: Any, dims: Any, *given: Any) -> tuple[Tensor, int]:
+        *tensors, shape = given
+
+        def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
+            return differentiable_write(state, out, weights, mix, state.shape)
+
+        new, axis = _vmap(write, info, dims[:-1], *tensors)
+        return new.reshape(info.batch_size, *shape), axis
 
 
 def _vmap(function: Any, info: Any, dims: tuple[int | None, ...], *tensors: Tensor | None) -> tuple[Any, int]:
