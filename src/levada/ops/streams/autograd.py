@@ -74,7 +74,7 @@ class _Write(torch.autograd.Function):
         ctx.save_for_forward(*(x for x in tensors if x is not None))
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         return *_derivative(ctx, cotangent.reshape(ctx.flat)), None
 
     @staticmethod
