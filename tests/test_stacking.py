@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import enum
 import gc
 import io
 import pickle
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -288,7 +290,7 @@ class Editing(nn.Linear):
         (lambda: Deciding(DIM, DIM), Residual, "depends on values|gives Python a number"),
         (lambda: Counting(DIM, DIM), Residual, "changes an attribute"),
         (lambda: Hidden(DIM, DIM), Residual, "run again, give something else"),
-        (Fixed, Residual, "'by' is not the same"),
+        (Fixed, Residual, "'by' holds a Tensor"),
     ],
 )
 def test_layers_that_differ_run_one_by_one_and_say_why(make, connection, why, batch):
@@ -321,6 +323,139 @@ def test_a_setting_that_changes_later_counts(batch):
     torch.testing.assert_close(found, gradients(plain, batch))
     stacked[2].eval(), plain[2].eval()
     torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+
+
+class Scaled(nn.Linear):
+    """Asks what it was given how to scale."""
+
+    def __init__(self, scale) -> None:
+        super().__init__(DIM, DIM)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * by(self.scale)
+
+
+class Setting:
+    """What configurations are: attributes, and a call."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self) -> float:
+        return self.value
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def by(scale):
+    if isinstance(scale, Setting):
+        return scale.value
+    if isinstance(scale, list | tuple):
+        return by(scale[0])
+    if isinstance(scale, dict):
+        return by(scale["by"])
+    if isinstance(scale, np.ndarray):
+        return scale.item()
+    return scale() if callable(scale) else scale
+
+
+@pytest.mark.parametrize(
+    ("give", "kind"),
+    [
+        (lambda setting: setting, "Setting"),
+        (lambda setting: [setting], "Setting"),
+        (lambda setting: {"by": (setting,)}, "Setting"),
+        (lambda setting: setting.__call__, "method"),
+        (lambda setting: lambda: setting.value, "Setting"),
+        (lambda setting: lambda held=setting: held.value, "Setting"),
+    ],
+)
+def test_objects_that_may_change_unseen_are_not_recorded(give, kind, batch):
+    setting = Setting(2.0)
+    given = give(setting)  # one for all layers
+    plain, stacked = (Stack([Scaled(given) for _ in range(DEPTH)], Residual, dim=DIM, stacked=s) for s in (False, True))
+    stacked.load_state_dict(plain.state_dict())
+    with pytest.warns(UserWarning, match=f"Scaled: 'scale' holds a {kind}, in which a change would not be seen"):
+        assert torch.equal(stacked(batch), plain(batch))
+    setting.value = 0.0
+    assert torch.equal(stacked(batch), batch)
+    torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("make", [lambda: torch.ones(DIM), lambda: np.ones(1), lambda: torch.ones(())])
+def test_tensors_that_are_no_buffers_are_not_recorded(make, share, batch):
+    held = [make()] * DEPTH if share else [make() for _ in range(DEPTH)]
+    plain, stacked = (Stack([*map(Scaled, held)], Residual, dim=DIM, stacked=s) for s in (False, True))
+    stacked.load_state_dict(plain.state_dict())
+    with pytest.warns(UserWarning, match=r"'scale' holds a (Tensor|ndarray)"):
+        assert torch.equal(stacked(batch), plain(batch))
+    for tensor in held:
+        tensor *= 0
+    assert torch.equal(stacked(batch), batch)
+
+
+@pytest.mark.parametrize("before", [None, 0])
+def test_a_tensor_that_is_made_at_the_first_call_is_not_recorded(before, batch):
+    class Lazy(nn.Linear):
+        cache: Tensor | int | None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not isinstance(self.cache, Tensor):
+                self.cache = torch.full((DIM,), 2.0)
+            return super().forward(x) * self.cache
+
+    def make() -> nn.Module:
+        made = Lazy(DIM, DIM)
+        made.cache = before
+        return made
+
+    plain, stacked = pair(make)
+    with pytest.warns(UserWarning, match="changes an attribute of its own"):
+        torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+    torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+
+
+class Power(enum.Enum):
+    ONE, TWO = 1.0, 2.0
+
+    def __call__(self) -> float:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (1.0, 2.0),
+        (0.0, -0.0),
+        (np.float64(0.5), np.float64(0.25)),
+        ([1.0], [2.0]),
+        ({"by": 1.0}, {"by": 2.0}),
+        (Power.ONE, Power.TWO),
+        (lambda: 1.0, lambda: 2.0),
+    ],
+)
+def test_what_cannot_change_unseen_is_recorded_again_when_it_changes(before, after, batch):
+    plain, stacked = (Stack([Scaled(before) for _ in range(DEPTH)], Plain, dim=DIM, stacked=s) for s in (False, True))
+    stacked.load_state_dict(plain.state_dict())
+    for given in (before, after):
+        for stack in (plain, stacked):
+            for layer in stack:
+                layer.branch.scale = given
+        assert is_recorded(stacked)
+        assert torch.equal(1 / stacked(batch), 1 / plain(batch))  # with the sign of zero
+
+
+def test_a_setting_that_changes_in_place_counts(batch):
+    plain, stacked = pair(lambda: Scaled({"by": [1.0]}))
+    assert is_recorded(stacked)
+    for stack in (plain, stacked):
+        for layer in stack:
+            layer.branch.scale["by"][0] = 0.0
+    assert is_recorded(stacked)
+    assert torch.equal(stacked(batch), batch)
 
 
 def test_a_module_that_is_replaced_counts(batch):
