@@ -22,6 +22,7 @@ from levada.connections import HyperConnection, Momentum, Plain, Residual, ReZer
 from levada.probe.execution import record
 from levada.stack import Stack
 from levada.stacking import as_layers, parameters_of
+from levada.stacking.program import Program
 
 DIM, DEPTH = 6, 5
 
@@ -103,6 +104,21 @@ def test_what_is_drawn_while_recording_is_given_back(batch):
     _, stacked = pair(lambda: nn.Sequential(nn.Linear(DIM, DIM), nn.Dropout(0.5)))
     first, second = (gradients(stacked, batch)["output"] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_recording_seeds_no_device_that_is_not_in_use(batch, monkeypatch):
+    seeded: list[object] = []
+    for device in (torch.cuda, torch.xpu, torch.mps):
+        for name in {"manual_seed", "manual_seed_all"} & {*dir(device)}:
+            monkeypatch.setattr(device, name, seeded.append)
+    before = torch.get_rng_state()
+    _, stacked = pair(lambda: nn.Sequential(nn.Linear(DIM, DIM), nn.Dropout(0.5)))
+    seeded.clear()  # of `pair`
+    torch.set_rng_state(before)
+    stacked.eval()(batch)
+    assert isinstance(stacked.stacked.cache["runner"].programs.popitem()[1], Program)
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_running_statistics_stay_with_their_layers(batch):

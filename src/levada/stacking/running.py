@@ -256,7 +256,7 @@ class _Runner:
         self, program: Program | None, form: Form, states: list[Tensor], parameters: list[Any], learning: bool
     ) -> list[Tensor]:
         """Return the state after the last layer and all gradients, by a program or as it is written."""
-        torch.manual_seed(0)
+        _seed(0, states[0])
         own = [p[-1:].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
         given = [s.detach().requires_grad_(learning) for s in states]
         with torch.set_grad_enabled(learning), self._given(-1, [p[0] for p in own], form) as (run, buffers):
@@ -272,7 +272,7 @@ class _Runner:
                     )
         if not learning:
             return [*outputs]
-        torch.manual_seed(1)
+        _seed(1, states[0])
         wanted = [t for t in (*given, *own) if t.requires_grad]
         ends = [y for y in outputs if y.requires_grad]
         gradients = torch.autograd.grad(ends, wanted, [torch.randn_like(y) for y in ends], allow_unused=True)
@@ -297,6 +297,13 @@ class _Runner:
                 slices[i] += tuple(b for b in held if b is not None)
             self.rows = key, [program.prepare(*row) for row in slices]
         return self.rows[1]
+
+
+def _seed(seed: int, like: Tensor) -> None:
+    """Seed the generators that are given back: `torch.manual_seed` seeds those of all devices."""
+    torch.default_generator.manual_seed(seed)
+    if like.is_cuda:
+        torch.cuda.default_generators[like.device.index].manual_seed(seed)
 
 
 def _same(some: Any, other: Any) -> bool:
