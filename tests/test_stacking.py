@@ -146,6 +146,43 @@ def test_frozen_parameters_get_no_gradient(batch):
     torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda stack: stack[0],
+        lambda stack: stack[3].branch,
+        lambda stack: stack[3].branch[1],
+        lambda stack: stack[3].connection,
+        lambda stack: stack.layers,
+    ],
+)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_part_that_is_frozen_is_an_error(part, requires_grad, batch):
+    _, stacked = pair(connection=ReZero)
+    for stack in (stacked, copy.deepcopy(stacked), pickle.loads(pickle.dumps(stacked))):
+        for _ in range(2):
+            with pytest.raises(UsageError, match=rf"got requires_grad_\({requires_grad}\) .* arrange\(stacked=False\)"):
+                part(stack).requires_grad_(requires_grad)
+            stack.state_dict()  # goes by layer
+        with as_layers(stack):
+            part(stack).requires_grad_(True)
+    assert is_recorded(stacked)
+    stacked.arrange(stacked=False)
+    part(stacked).requires_grad_(False)
+    assert {p.requires_grad for p in part(stacked).parameters()} == {False}
+
+
+def test_all_layers_can_be_frozen_together(batch):
+    plain, stacked = pair()
+    for freeze in (stacked.requires_grad_, stacked.stacked.requires_grad_, nn.Sequential(stacked).requires_grad_):
+        freeze(False)
+        assert not any(p.requires_grad for p in stacked.parameters())
+        assert torch.equal(stacked(batch), plain(batch))
+        freeze(True)
+        assert is_recorded(stacked)
+    stacked[0].branch[2].requires_grad_(False)  # has nothing to freeze
+
+
 def test_gradients_of_gradients(batch):
     plain, stacked = pair()
     found = []
