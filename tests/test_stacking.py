@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import enum
 import gc
 import io
 import pickle
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from levada.connections import HyperConnection, Momentum, Plain, Residual, ReZer
 from levada.probe.execution import record
 from levada.stack import Stack
 from levada.stacking import as_layers, parameters_of
+from levada.stacking.program import Program
 
 DIM, DEPTH = 6, 5
 
@@ -103,6 +106,21 @@ def test_what_is_drawn_while_recording_is_given_back(batch):
     assert torch.equal(first, second)
 
 
+def test_recording_seeds_no_device_that_is_not_in_use(batch, monkeypatch):
+    seeded: list[object] = []
+    for device in (torch.cuda, torch.xpu, torch.mps):
+        for name in {"manual_seed", "manual_seed_all"} & {*dir(device)}:
+            monkeypatch.setattr(device, name, seeded.append)
+    before = torch.get_rng_state()
+    _, stacked = pair(lambda: nn.Sequential(nn.Linear(DIM, DIM), nn.Dropout(0.5)))
+    seeded.clear()  # of `pair`
+    torch.set_rng_state(before)
+    stacked.eval()(batch)
+    assert isinstance(stacked.stacked.cache["runner"].programs.popitem()[1], Program)
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_running_statistics_stay_with_their_layers(batch):
     plain, stacked = pair(lambda: nn.Sequential(nn.Linear(DIM, DIM), nn.BatchNorm1d(DIM), nn.ReLU()))
     torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch), rtol=0, atol=0)
@@ -126,6 +144,43 @@ def test_frozen_parameters_get_no_gradient(batch):
         layer.branch[1].weight.requires_grad_(False)
     stacked.stacked.branch.get_submodule("1").weight.requires_grad_(False)
     torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda stack: stack[0],
+        lambda stack: stack[3].branch,
+        lambda stack: stack[3].branch[1],
+        lambda stack: stack[3].connection,
+        lambda stack: stack.layers,
+    ],
+)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_part_that_is_frozen_is_an_error(part, requires_grad, batch):
+    _, stacked = pair(connection=ReZero)
+    for stack in (stacked, copy.deepcopy(stacked), pickle.loads(pickle.dumps(stacked))):
+        for _ in range(2):
+            with pytest.raises(UsageError, match=rf"got requires_grad_\({requires_grad}\) .* arrange\(stacked=False\)"):
+                part(stack).requires_grad_(requires_grad)
+            stack.state_dict()  # goes by layer
+        with as_layers(stack):
+            part(stack).requires_grad_(True)
+    assert is_recorded(stacked)
+    stacked.arrange(stacked=False)
+    part(stacked).requires_grad_(False)
+    assert {p.requires_grad for p in part(stacked).parameters()} == {False}
+
+
+def test_all_layers_can_be_frozen_together(batch):
+    plain, stacked = pair()
+    for freeze in (stacked.requires_grad_, stacked.stacked.requires_grad_, nn.Sequential(stacked).requires_grad_):
+        freeze(False)
+        assert not any(p.requires_grad for p in stacked.parameters())
+        assert torch.equal(stacked(batch), plain(batch))
+        freeze(True)
+        assert is_recorded(stacked)
+    stacked[0].branch[2].requires_grad_(False)  # has nothing to freeze
 
 
 def test_gradients_of_gradients(batch):
@@ -288,7 +343,7 @@ class Editing(nn.Linear):
         (lambda: Deciding(DIM, DIM), Residual, "depends on values|gives Python a number"),
         (lambda: Counting(DIM, DIM), Residual, "changes an attribute"),
         (lambda: Hidden(DIM, DIM), Residual, "run again, give something else"),
-        (Fixed, Residual, "'by' is not the same"),
+        (Fixed, Residual, "'by' holds a Tensor"),
     ],
 )
 def test_layers_that_differ_run_one_by_one_and_say_why(make, connection, why, batch):
@@ -321,6 +376,139 @@ def test_a_setting_that_changes_later_counts(batch):
     torch.testing.assert_close(found, gradients(plain, batch))
     stacked[2].eval(), plain[2].eval()
     torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+
+
+class Scaled(nn.Linear):
+    """Asks what it was given how to scale."""
+
+    def __init__(self, scale) -> None:
+        super().__init__(DIM, DIM)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * by(self.scale)
+
+
+class Setting:
+    """What configurations are: attributes, and a call."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self) -> float:
+        return self.value
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def by(scale):
+    if isinstance(scale, Setting):
+        return scale.value
+    if isinstance(scale, list | tuple):
+        return by(scale[0])
+    if isinstance(scale, dict):
+        return by(scale["by"])
+    if isinstance(scale, np.ndarray):
+        return scale.item()
+    return scale() if callable(scale) else scale
+
+
+@pytest.mark.parametrize(
+    ("give", "kind"),
+    [
+        (lambda setting: setting, "Setting"),
+        (lambda setting: [setting], "Setting"),
+        (lambda setting: {"by": (setting,)}, "Setting"),
+        (lambda setting: setting.__call__, "method"),
+        (lambda setting: lambda: setting.value, "Setting"),
+        (lambda setting: lambda held=setting: held.value, "Setting"),
+    ],
+)
+def test_objects_that_may_change_unseen_are_not_recorded(give, kind, batch):
+    setting = Setting(2.0)
+    given = give(setting)  # one for all layers
+    plain, stacked = (Stack([Scaled(given) for _ in range(DEPTH)], Residual, dim=DIM, stacked=s) for s in (False, True))
+    stacked.load_state_dict(plain.state_dict())
+    with pytest.warns(UserWarning, match=f"Scaled: 'scale' holds a {kind}, in which a change would not be seen"):
+        assert torch.equal(stacked(batch), plain(batch))
+    setting.value = 0.0
+    assert torch.equal(stacked(batch), batch)
+    torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("make", [lambda: torch.ones(DIM), lambda: np.ones(1), lambda: torch.ones(())])
+def test_tensors_that_are_no_buffers_are_not_recorded(make, share, batch):
+    held = [make()] * DEPTH if share else [make() for _ in range(DEPTH)]
+    plain, stacked = (Stack([*map(Scaled, held)], Residual, dim=DIM, stacked=s) for s in (False, True))
+    stacked.load_state_dict(plain.state_dict())
+    with pytest.warns(UserWarning, match=r"'scale' holds a (Tensor|ndarray)"):
+        assert torch.equal(stacked(batch), plain(batch))
+    for tensor in held:
+        tensor *= 0
+    assert torch.equal(stacked(batch), batch)
+
+
+@pytest.mark.parametrize("before", [None, 0])
+def test_a_tensor_that_is_made_at_the_first_call_is_not_recorded(before, batch):
+    class Lazy(nn.Linear):
+        cache: Tensor | int | None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not isinstance(self.cache, Tensor):
+                self.cache = torch.full((DIM,), 2.0)
+            return super().forward(x) * self.cache
+
+    def make() -> nn.Module:
+        made = Lazy(DIM, DIM)
+        made.cache = before
+        return made
+
+    plain, stacked = pair(make)
+    with pytest.warns(UserWarning, match="changes an attribute of its own"):
+        torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+    torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+
+
+class Power(enum.Enum):
+    ONE, TWO = 1.0, 2.0
+
+    def __call__(self) -> float:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (1.0, 2.0),
+        (0.0, -0.0),
+        (np.float64(0.5), np.float64(0.25)),
+        ([1.0], [2.0]),
+        ({"by": 1.0}, {"by": 2.0}),
+        (Power.ONE, Power.TWO),
+        (lambda: 1.0, lambda: 2.0),
+    ],
+)
+def test_what_cannot_change_unseen_is_recorded_again_when_it_changes(before, after, batch):
+    plain, stacked = (Stack([Scaled(before) for _ in range(DEPTH)], Plain, dim=DIM, stacked=s) for s in (False, True))
+    stacked.load_state_dict(plain.state_dict())
+    for given in (before, after):
+        for stack in (plain, stacked):
+            for layer in stack:
+                layer.branch.scale = given
+        assert is_recorded(stacked)
+        assert torch.equal(1 / stacked(batch), 1 / plain(batch))  # with the sign of zero
+
+
+def test_a_setting_that_changes_in_place_counts(batch):
+    plain, stacked = pair(lambda: Scaled({"by": [1.0]}))
+    assert is_recorded(stacked)
+    for stack in (plain, stacked):
+        for layer in stack:
+            layer.branch.scale["by"][0] = 0.0
+    assert is_recorded(stacked)
+    assert torch.equal(stacked(batch), batch)
 
 
 def test_a_module_that_is_replaced_counts(batch):

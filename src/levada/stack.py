@@ -143,7 +143,7 @@ class Stack(nn.Module):
             held.spread()
             del self._modules["stacked"]
         elif stacked is True and held is None:
-            self.add_module("stacked", StackedParameters([*self.layers]))
+            self.add_module("stacked", StackedParameters(self.layers))
         if self._stacked is not None and self[0].compiled is not None:
             raise UsageError(
                 "Stack: stacked layers are run from a recording, not compiled. Leave out compile or stacked."

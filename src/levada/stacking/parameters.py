@@ -105,13 +105,13 @@ class StackedParameters(_Held):
     """The parameters of all layers of a stack: a tree of modules as in one layer, its tensors `[depth, ...]`.
 
     Args:
-        layers: modules of one structure, which from now on find their parameters here.
+        layers: of one structure, whose modules from now on find their parameters here.
 
     Raises:
         UsageError: if the layers' parameters are not alike, or are used elsewhere too.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: nn.ModuleList) -> None:
         super().__init__()
         trees = [dict(layer.named_modules()) for layer in layers]
         _require_alike(trees)
@@ -126,6 +126,17 @@ class StackedParameters(_Held):
                 container.register_parameter(name, None if parameter is None else _stacked(own))
             for i, module in enumerate(modules):
                 module._parameters = LayerParameters([*module._parameters], container, i)
+        held = dict(self.named_modules())
+        self.parts = [layers, *(module for tree in trees for path, module in tree.items() if path in held)]
+        self._guard(held=True)
+
+    def _guard(self, *, held: bool) -> None:
+        """Let the parts of the stack, in which torch finds no parameter, refuse to be frozen, or no longer so."""
+        for part in self.parts:
+            if held:
+                part.__dict__["requires_grad_"] = _refuse_to_freeze
+            else:
+                part.__dict__.pop("requires_grad_", None)
 
     def _container(self, path: str) -> nn.Module:
         module: nn.Module = self
@@ -190,6 +201,7 @@ class StackedParameters(_Held):
                 if isinstance(module._parameters, LayerParameters):
                     module._parameters = dict.fromkeys(module._parameters.names())
                 module._parameters[name] = given
+        self._guard(held=False)
         return spread
 
     def gather(self, spread: Mapping[tuple[str, str], list[nn.Parameter]]) -> None:
@@ -213,6 +225,15 @@ class StackedParameters(_Held):
             container = self.get_submodule(path)
             for i, module in enumerate(self.owners[path, next(iter(container._parameters))]):
                 module._parameters = LayerParameters([*container._parameters], container, i)
+        self._guard(held=True)
+
+
+def _refuse_to_freeze(requires_grad: bool = True) -> NoReturn:
+    """Stand in for `requires_grad_` of a part of a stack, which would do nothing without a word."""
+    raise UsageError(
+        f"Stack: stacked layers learn together or not at all, got requires_grad_({requires_grad}) for a part of them. "
+        "Call it on the stack or on its `stacked` for all layers, or call arrange(stacked=False) before."
+    )
 
 
 def _stacked(own: Sequence[nn.Parameter]) -> nn.Parameter:

@@ -18,6 +18,7 @@ from levada.stacking.function import Form, How, Layers, flatten
 from levada.stacking.parameters import LayerParameters, StackedParameters
 from levada.stacking.program import Program, program_of
 from levada.stacking.recording import RecordingError, record
+from levada.stacking.settings import settings_of
 
 __all__ = ["run_recorded"]
 
@@ -48,9 +49,10 @@ def run_recorded(
         difference = runner.difference()
         if difference in _WATCHED:
             return NotImplemented
+        settings = runner.settings()
         if difference:
             raise RecordingError(f"{difference} is not the same in all of them")
-        outputs = runner.run(leaves, form, segments, as_written)
+        outputs = runner.run(leaves, form, segments, as_written, settings)
     except RecordingError as error:
         if not runner.told:
             runner.told = True
@@ -93,12 +95,13 @@ class _Kind:
             self.expected = tuple(
                 old if n in _HOOKS else self.states[0][n] for n, old in zip(self.names, self.expected, strict=True)
             )
-            if all(map(self.expected.__eq__, map(self.read, self.states))):
-                return ""
+            with contextlib.suppress(Exception):  # tensors and arrays answer with several truth values
+                if all(map(self.expected.__eq__, map(self.read, self.states))):
+                    return ""
         for state in self.states:
             for name in {*self.names, *state} - _OWN:
                 expected = self.expected[self.names.index(name)] if name in self.names else None
-                if name not in state or name not in self.names or (state[name],) != (expected,):
+                if name not in state or name not in self.names or not _same((state[name],), (expected,)):
                     return name
         return ""
 
@@ -135,7 +138,18 @@ class _Runner:
             return "the tree of modules"
         return next((name if name in _WATCHED else repr(name) for k in self.kinds if (name := k.difference())), "")
 
-    def run(self, leaves: list[Any], form: Form, segments: int, as_written: Callable[[Any], Any]) -> tuple[Tensor, ...]:
+    def settings(self) -> tuple[Any, ...]:
+        """Return what the first layer's attributes are, by which a recording is found."""
+        return tuple(settings_of(kind.states[0]) for kind in self.kinds)
+
+    def run(
+        self,
+        leaves: list[Any],
+        form: Form,
+        segments: int,
+        as_written: Callable[[Any], Any],
+        settings: tuple[Any, ...],
+    ) -> tuple[Tensor, ...]:
         """Return the tensors of the state after all layers."""
         parameters = [parameter for _, parameter in self.stacked.each()]
         for tensor in (*leaves, *parameters):
@@ -143,7 +157,7 @@ class _Runner:
                 raise RecordingError(f"the state or a parameter is a {type(tensor).__name__}, or not of floating point")
         learning = torch.is_grad_enabled() and any(t.requires_grad for t in (*leaves, *parameters))
         states = [t if _is_dense(t) else t.contiguous() for t in leaves]
-        program = self._program(states, form, parameters, learning)
+        program = self._program(states, form, parameters, learning, settings)
         with torch.autocast(states[0].device.type, enabled=False):
             rows = self._rows(program, parameters)
             if not learning:
@@ -153,7 +167,9 @@ class _Runner:
                 How(program, rows, segments, form, len(states), as_written, self.memory), *states, *parameters
             )
 
-    def _program(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
+    def _program(
+        self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool, settings: tuple[Any, ...]
+    ) -> Program:
         device = states[0].device.type
         cast = torch.is_autocast_enabled(device)
         key = (
@@ -162,7 +178,7 @@ class _Runner:
             tuple((p.shape, p.dtype, p.device, p.requires_grad) for p in parameters),
             (learning, cast and torch.get_autocast_dtype(device), torch.get_default_dtype()),
             (torch.are_deterministic_algorithms_enabled(), torch.is_inference_mode_enabled()),
-            tuple(str(kind.expected) for kind in self.kinds),
+            settings,
         )
         if key not in self.programs:
             try:
@@ -229,9 +245,7 @@ class _Runner:
                 table.install(name, None)  # type: ignore[attr-defined]
             for module, name, buffer in held:
                 module._buffers[name] = buffer
-            changed = [
-                kind.states[place] for kind, old in zip(self.kinds, before, strict=True) if kind.states[place] != old
-            ]
+            changed = [kind for kind, old in zip(self.kinds, before, strict=True) if not _same(kind.states[place], old)]
             for kind, old in zip(self.kinds, before, strict=True) if changed else ():
                 kind.states[place].clear()
                 kind.states[place].update(old)
@@ -242,7 +256,7 @@ class _Runner:
         self, program: Program | None, form: Form, states: list[Tensor], parameters: list[Any], learning: bool
     ) -> list[Tensor]:
         """Return the state after the last layer and all gradients, by a program or as it is written."""
-        torch.manual_seed(0)
+        _seed(0, states[0])
         own = [p[-1:].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
         given = [s.detach().requires_grad_(learning) for s in states]
         with torch.set_grad_enabled(learning), self._given(-1, [p[0] for p in own], form) as (run, buffers):
@@ -258,7 +272,7 @@ class _Runner:
                     )
         if not learning:
             return [*outputs]
-        torch.manual_seed(1)
+        _seed(1, states[0])
         wanted = [t for t in (*given, *own) if t.requires_grad]
         ends = [y for y in outputs if y.requires_grad]
         gradients = torch.autograd.grad(ends, wanted, [torch.randn_like(y) for y in ends], allow_unused=True)
@@ -283,6 +297,21 @@ class _Runner:
                 slices[i] += tuple(b for b in held if b is not None)
             self.rows = key, [program.prepare(*row) for row in slices]
         return self.rows[1]
+
+
+def _seed(seed: int, like: Tensor) -> None:
+    """Seed the generators that are given back: `torch.manual_seed` seeds those of all devices."""
+    torch.default_generator.manual_seed(seed)
+    if like.is_cuda:
+        torch.cuda.default_generators[like.device.index].manual_seed(seed)
+
+
+def _same(some: Any, other: Any) -> bool:
+    """Whether two nests are equal; tensors and arrays that are not one object are taken to differ."""
+    try:
+        return bool(some == other)
+    except Exception:
+        return False
 
 
 def _is_held(table: dict[str, Any], layer: int) -> bool:
