@@ -151,6 +151,24 @@ def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_miss
     assert "The learning signal reached every block, in what can be read." in words
 
 
+def test_steps_whose_detail_is_lost_are_drawn_once_as_the_mean_that_they_are(tmp_path: Path) -> None:
+    sites = [{"name": "layers.0", "order": 0}, {"name": "layers.1", "order": 1}]
+    with RunWriter.create(tmp_path / "run", kind="watch", name="hurt") as events:
+        events.append("judged", step=0, rules=["loss_spike"], unjudged={}, waiting=[])
+    with SignalWriter(tmp_path / "run", sites=sites, signals=["gradient_rms"]) as writer:
+        for step in range(10):
+            writer.append(20 * step, 0.0, encode([0.5 + step, 1.0]), {"loss": 1.0})
+
+    def labels() -> list[str]:
+        return re.findall(r"(?:mean of steps|step) [\d,]+(?: to [\d,]+)?", render_report([tmp_path / "run"]))
+
+    assert "step 60" in labels()
+    (path,) = writer.folder.glob("full-000001-*")
+    flip(path, 0.5)
+    assert "mean of steps 0 to 180" in labels()
+    assert "step 60" not in labels()
+
+
 @pytest.mark.parametrize(("level", "other_bytes"), [("by16", False), ("by16", True), ("full", False)])
 def test_a_damaged_copy_beside_a_good_file_is_no_damage_of_the_run(
     watched: Path, level: str, other_bytes: bool

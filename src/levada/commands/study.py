@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def study(options: argparse.Namespace) -> int:
             code = UNMEASURED
     if len(executed) > 1:
         print_summary([one.run for one in executed], console())
-        folder = str(Path(options.out))
+        folder = shlex.quote(str(Path(options.out)))
         console().print(f"levada report {folder} -o report.html", style="dim", highlight=False, soft_wrap=True)
     return code
 

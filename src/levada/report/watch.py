@@ -128,6 +128,11 @@ class _Depth:
         """Give a signal of one sample: None where it was not measured, NaN or infinite where values of it are."""
         return _at(self.stages, name, step) if self.has(name) else []
 
+    def span(self, name: str, step: int) -> tuple[int, int]:
+        """Give the steps that a sample's numbers are the mean of: itself, where its full detail can be read."""
+        row = next(_read(self.stages, name, "", step, step), None)
+        return (row.first, row.last) if row is not None and row.low else (step, step)
+
     def blocks(self, step: int) -> list[dict[str, Any]]:
         """Give one sample as the blocks of a check's report."""
         names = dict.fromkeys(name for signals in self.stages for name in signals.names)
@@ -342,11 +347,12 @@ def _lines(depth: _Depth, name: str, most: int, left: float | None) -> list[dict
     """Give a signal at some steps, without the one that is left out."""
     lines, steps = [], [step for step in depth.steps if step != left]
     chosen = [steps[i] for i in sampled(len(steps), most)]
-    for step in chosen:
+    for (first, last), step in {depth.span(name, step): step for step in chosen}.items():
         y = depth.at(name, step)
         if all(value is None for value in y):
             continue
-        line: dict[str, Any] = {"label": f"step {step:,}", "style": "measured", "names": depth.sites}
+        label = f"step {step:,}" if first == last else f"mean of steps {first:,} to {last:,}"
+        line: dict[str, Any] = {"label": label, "style": "measured", "names": depth.sites}
         line |= {"x": list(range(len(y))), "y": y}
         lines.append(line)
         if step == chosen[-1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -64,7 +65,7 @@ def replayed(folder: Path) -> tuple[str, bool]:
     watched = folder.parents[1].parent
     config = watched.parent / "config.toml"
     whole = watched.name == "watch" and config.is_file()
-    return f"levada replay {folder} --model {config if whole else 'FILE.py:NAME'}", whole
+    return shlex.join(["levada", "replay", str(folder), "--model", str(config) if whole else "FILE.py:NAME"]), whole
 
 
 def examine_bundles(run: Path) -> tuple[int, list[Damage]]:

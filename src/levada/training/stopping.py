@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,7 +106,8 @@ def stop(
     value = f"loss is {written(bad.loss)}"
     if math.isfinite(bad.loss):
         value = f"gradient's norm is {written(bad.norm)}, the loss {written(bad.loss)}"
-    again = f"`levada replay {bundle} --model {Path(config.run.folder) / CONFIG}` runs the step again"
+    words = shlex.join(["levada", "replay", str(bundle), "--model", str(Path(config.run.folder) / CONFIG)])
+    again = f"`{words}` runs the step again"
     told = (
         f"train: the {value} at step {bad.step}; the run is kept{kept}. Continued with --resume it takes the same step "
         f"and comes to the same. {_ANEW}; "

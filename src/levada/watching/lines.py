@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,7 +150,7 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
     run = getattr(watch, "run", None)
     if run is not None:
         lines += [[(f"  {words}", "dim")] for words in _replays(watch, Path(run))]
-        lines.append([(f"  levada report {run} -o report.html", "dim")])
+        lines.append([(f"  levada report {shlex.quote(str(run))} -o report.html", "dim")])
     return lines
 
 
