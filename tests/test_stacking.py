@@ -130,6 +130,32 @@ def test_running_statistics_stay_with_their_layers(batch):
     assert torch.equal(stacked(batch), plain(batch))
 
 
+@pytest.mark.parametrize(
+    "held", [(None, torch.zeros(DIM)), (torch.zeros(DIM), None), (torch.ones(DIM), torch.ones(DIM, dtype=torch.int64))]
+)
+def test_a_buffer_of_another_kind_is_recorded_again(held, batch):
+    class Masked(nn.Linear):
+        mask: Tensor | None
+
+        def __init__(self) -> None:
+            super().__init__(DIM, DIM)
+            self.register_buffer("mask", None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 if self.mask is None else self.mask)
+
+    plain, stacked = pair(Masked)
+    for mask in held:
+        for stack in (plain, stacked):
+            for layer in stack:
+                layer.branch.mask = mask
+        assert is_recorded(stacked)
+        assert torch.equal(stacked(batch), plain(batch))
+    plain[2].branch.mask = stacked[2].branch.mask = torch.full((1,), 2.0)
+    with pytest.warns(UserWarning, match="buffers of one name differ"):
+        assert torch.equal(stacked(batch), plain(batch))
+
+
 def test_autocast(batch):
     plain, stacked = pair()
     with torch.autocast("cpu", torch.bfloat16):

@@ -139,8 +139,13 @@ class _Runner:
         return next((name if name in _WATCHED else repr(name) for k in self.kinds if (name := k.difference())), "")
 
     def settings(self) -> tuple[Any, ...]:
-        """Return what the first layer's attributes are, by which a recording is found."""
-        return tuple(settings_of(kind.states[0]) for kind in self.kinds)
+        """Return what the first layer's attributes and the kinds of its buffers are, by which a recording is found."""
+        held = (module._buffers[name] for module, name in self.buffers)
+        buffers = [None if b is None else (b.shape, b.dtype, b.device) for b in held]
+        step = self._num_buffers
+        if buffers[step:] != buffers[:-step]:
+            raise RecordingError("buffers of one name differ in kind, or only some layers have them")
+        return *(settings_of(kind.states[0]) for kind in self.kinds), *buffers[:step]
 
     def run(
         self,
