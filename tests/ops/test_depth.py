@@ -270,6 +270,7 @@ def test_large_scores_do_not_overflow():
     ("change", "words"),
     [
         (lambda q, v: (q, []), "at least one tensor"),
+        (lambda q, v: (q, v[0]), "a list of tensors, one for each layer"),
         (lambda q, v: (q[0], v), r"query must be \(queries, 5\)"),
         (lambda q, v: (q[:, :-1], v), r"query must be \(queries, 5\)"),
         (lambda q, v: (q, [v[0], v[1][:-1]]), "sources must be of one shape"),

@@ -179,6 +179,11 @@ def test_what_does_not_fit_is_refused(change, words):
         residual_norm(*change(*arguments(3, 5)))
 
 
+def test_a_negative_epsilon_is_refused():
+    with pytest.raises(UsageError, match="eps must be at least 0, got -1"):
+        residual_norm(*arguments(3, 5), eps=-1)
+
+
 def test_the_reference_of_the_backward_pass_is_that_of_autograd():
     state, out, weight, bias = arguments(3, 5)
     new, by = state + out, cotangents(3, 5)

@@ -48,7 +48,7 @@ def residual_norm(
         `5 dim` forward.
 
     Raises:
-        UsageError: if shapes or devices differ, or a type is not a real floating one.
+        UsageError: if shapes or devices differ, a type is not a real floating one, or `eps` is negative.
 
     Example:
         >>> import torch
@@ -70,6 +70,8 @@ def residual_norm(
                 f"residual_norm: {name} must be {tuple(shape)}, of real floating point, on {state.device} as the state "
                 f"is, got {tuple(x.shape)} of {x.dtype} on {x.device}. Reshape or convert it."
             )
+    if not eps >= 0:
+        raise UsageError(f"residual_norm: eps must be at least 0, got {eps!r}. It is added to a mean square.")
     width = state.shape[-1]
     rows = [x.reshape(state.shape[:-1].numel(), width) for x in (state, out)]
     new, normed = differentiable_residual_norm(*rows, weight, bias, centred, eps)
