@@ -113,7 +113,7 @@ def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _require_sources(name: str, sources: Sequence[Tensor]) -> None:
     if isinstance(sources, Tensor):
         raise UsageError(
-            f"{name}: sources must be a list of tensors, one for each layer, got one tensor {tuple(sources.shape)}. Give "
+            f"{name}: sources must be a list of tensors, one for each layer, got one of {tuple(sources.shape)}. Give "
             "what the layers returned, as a list."
         )
     if not len(sources):
