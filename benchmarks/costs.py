@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import levada.connections
 from levada.connection import Connection
+from levada.ops._define import plain_operations
 
 __all__ = ["DEPTH", "DIM", "LAYER", "OPTIONS", "Chain", "Costs", "costs", "listed"]
 
@@ -234,7 +235,7 @@ def costs(connection: type[Connection], *, tokens: int = 256, **chain: Any) -> C
     state = layers.state()
     traffic = _Traffic([*layers.last.parameters(), *layers.last.buffers()])
     layers.branches[-1].traffic = traffic
-    with torch.no_grad(), traffic:
+    with torch.no_grad(), plain_operations(), traffic:
         new = layers.advance(state)
     layers.branches[-1].traffic = None
     before, after = _held(state), _held(new)

@@ -198,5 +198,7 @@ def test_a_checkpoint_that_keeps_some_products_gets_its_own_and_not_those_of_the
         mixing.detach()
         return [state.grad, *(p.grad for p in connection.parameters())]
 
+    # What is measured is computed by plain operations, else by one that rounds otherwise; kept products of the
+    # measurement, in bfloat16, would be off by 1e-2.
     for expected, got in zip(gradients(False), gradients(True), strict=True):
-        assert torch.equal(expected, got)
+        assert (expected - got).norm() <= 1e-5 * expected.norm()

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import levada
 from levada._errors import UsageError
 from levada.networks import Network, transformer
+from levada.ops._define import plain_operations
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
 from levada.runs.pyramid import FADE, SEGMENT, SPANS
@@ -106,8 +107,6 @@ def test_saved_activations(size):
 
 class Alive(TorchDispatchMode):
     """Count the bytes of tensors that were made and are still there."""
-
-    takes_operations = True  # what is made is counted, and not what would be made of plain operations
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,13 +199,18 @@ MIXING = {
 def test_operations(size):
     net = build(size)
     with (
+        plain_operations(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False, custom_mapping=MIXING) as counted,
     ):  # others are not counted on CPUs
         net(tokens(size)).sum().backward()
     assert operations(size, BATCH) == counted.get_total_flops()
     net = build(size, checkpoint=2)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=MIXING) as again:
+    with (
+        plain_operations(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False, custom_mapping=MIXING) as again,
+    ):
         net(tokens(size)).sum().backward()
     most = operations(size, BATCH, recompute=True)
     assert 0.9 * most < again.get_total_flops() <= most

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import Connection, Outputs, require_input
 from levada.ops import write_streams
+from levada.ops._define import is_observed
 from levada.ops.manifold import Form, read_streams
 
 __all__ = ["Coefficients", "MultiStream", "Streams", "coefficient_dtype"]
@@ -212,7 +213,7 @@ class MultiStream(Streams):
     def open(self, state: Tensor) -> tuple[Tensor, Coefficients, Tensor]:
         """Return what the branch reads, the coefficients, and the streams to write to."""
         form = self.one_pass()
-        if form is None or "coefficients" in vars(self):  # somebody listens to them
+        if form is None or is_observed() or "coefficients" in vars(self):  # somebody looks at them
             coefficients = self.coefficients(state)
             return self.combine(coefficients.read, state), coefficients, state
         x, read, write, mix, state = read_streams(state, self.projection, self.scale, self.bias, form)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from levada.diagnose.trainable import depths
 from levada.diagnose.unjudged import in_one_line, unjudged
 from levada.diagnose.update import DEFAULT, OptimizerLike, resolve_optimizer
 from levada.inputs import Batch, read_batches, require_model
+from levada.ops._define import plain_operations
 from levada.probe import MIXING_SIGNALS, Trace
 from levada.probe.compiled import eager, unwrapped
 from levada.stacking import as_layers
@@ -124,7 +125,7 @@ def examine(
         raise UsageError(f"check: seed must be an integer of at least 0, got {seed!r}.")
     if not budget >= 0:
         raise UsageError(f"check: budget must be a number of seconds of at least 0, got {budget!r}.")
-    with as_layers(model), eager(compiled), preserve(model, seed):
+    with as_layers(model), eager(compiled), preserve(model, seed), plain_operations():
         batches = read_batches(model, batch)
         trace, notes = measure(model, batches, loss, factory, Draws(seed, pace))
     if optimizer is None and facts_of(trace).optimizer is not None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Final
 
 import torch
-from torch.utils._device import DeviceContext
 
-__all__ = ["Kernel", "define", "import_kernels", "is_observed", "triton_or_reference"]
+__all__ = ["Kernel", "define", "import_kernels", "is_observed", "plain_operations", "triton_or_reference"]
 
 Kernel = Callable[..., Any]
 
@@ -56,17 +56,25 @@ def define(
     return operation
 
 
-def is_observed() -> bool:
-    """Return whether a mode looks at each operation: of those that are made of others, it is to see the others.
+_observers: list[object] = []
 
-    Modes that say so by an attribute `takes_operations`, and the one of a default device, do not count.
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Make operations that are made of others of these, for whoever looks at each, in all threads, there and back.
+
+    A mode cannot ask for it, as what is recomputed in the backward pass would no longer see that mode.
     """
-    functions, dispatches = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
-    if not functions and not dispatches:
-        return False
-    modes = [torch._C._get_function_stack_at(i) for i in range(functions)]
-    modes += [torch._C._get_dispatch_stack_at(i) for i in range(dispatches)]
-    return not all(isinstance(mode, DeviceContext) or getattr(mode, "takes_operations", False) for mode in modes)
+    _observers.append(None)
+    try:
+        yield
+    finally:
+        _observers.pop()
+
+
+def is_observed() -> bool:
+    """Return whether plain operations are asked for."""
+    return bool(_observers)
 
 
 def triton_or_reference(module: str, name: str, reference: Kernel) -> Kernel:

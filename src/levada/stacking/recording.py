@@ -100,8 +100,6 @@ _ALIASES = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh"})
 class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes each operation. A tensor is known by its memory: autograd hands saved ones out as new objects."""
 
-    takes_operations = True  # what is recorded is run as it was
-
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []

@@ -18,6 +18,7 @@ from levada._names import NONFINITE
 from levada.diagnose import Report
 from levada.diagnose.loss import LossLike, resolve_loss
 from levada.inputs import Batch, each_tensor, raised, require_model
+from levada.ops._define import plain_operations
 from levada.probe import Probe, Trace
 from levada.probe.recorder import first_floating
 from levada.watching.bundle import Bundle, read_bundle
@@ -85,7 +86,7 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
     if "args" not in kept.values:
         raise UsageError(f"replay: the bundle must hold inputs, and this has none: {kept.missing.get('args', '')}.")
     run = _Run(kept, model, loss, as_built=as_built)
-    with run.prepared(), Origins(model) as origins:
+    with plain_operations(), run.prepared(), Origins(model) as origins:
         value = run.once()
     broken = broken_parameters(model)  # of the weights as they were loaded: nothing moves them here
     with run.prepared(), Probe(model) as probe:

@@ -59,7 +59,8 @@ def read(
     tokens, n, width = state.shape
     state = state.contiguous()
     with full_precision(state):
-        found = state.view(tokens, n * width) @ projection.t()
+        product = state.view(tokens, n * width) @ projection.t()
+    found = product.clone()  # the loops divide it; a checkpoint that keeps products keeps this one as it is
     inverse = state.new_empty(tokens)
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)

@@ -31,6 +31,8 @@ def differentiable_write(
     # Only a function has a forward-mode derivative, and the compiler takes none that has.
     if torch.compiler.is_compiling():
         new: Tensor = _WRITE(state, out, weights, mix).view(shape)
+    elif torch._C._len_torch_function_stack():  # whoever looks at operations sees one that has a gradient
+        new = _Write.apply(state, out, weights, mix, tuple(state.shape)).view(shape)  # type: ignore[no-untyped-call]
     else:
         new = _Write.apply(state, out, weights, mix, tuple(shape))  # type: ignore[no-untyped-call]
     return new
