@@ -217,11 +217,11 @@ def types(net: nn.Module, tokens: Tensor) -> dict[str, list[torch.dtype]]:
     connection = net.stack[1].connection
     kind = type(connection)
 
-    def coefficients(self, state):
+    def open_and_look(self, state):  # what the class calls in a step to read
         seen["connection"].add(self.projection.dtype)
-        return kind.coefficients(self, state)
+        return kind.open(self, state)
 
-    connection.__class__ = type(kind.__name__, (kind,), {"coefficients": coefficients})
+    connection.__class__ = type(kind.__name__, (kind,), {"open": open_and_look})
     linear = next(m for m in net.stack[1].branch.modules() if isinstance(m, nn.Linear))
     linear.register_forward_pre_hook(lambda m, _: seen["branch"].add(m.weight.dtype))
     seen["gradients"] = {g.dtype for g in gradients(net, tokens).values()}
