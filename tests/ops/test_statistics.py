@@ -105,6 +105,7 @@ def test_memory_may_be_in_any_order_and_have_gaps(kernel):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_large_tensors_are_cut_and_threads_change_no_bit(dtype, monkeypatch):
+    pytest.importorskip("numba", reason="numba is not installed")
     monkeypatch.setattr(cpu, "_PIECE", 2048)
     tensors = [*samples(dtype), torch.randn(70_001).to(dtype), torch.randn(33, 1024).to(dtype)]
     before, found = torch.get_num_threads(), []
