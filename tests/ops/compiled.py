@@ -1,4 +1,4 @@
-"""The Triton kernels of the scan, compiled for GPUs that are not there: run by test_scan.py."""
+"""The Triton kernels of the scan, compiled for GPUs that are not there: run by test_triton.py."""
 
 import itertools
 

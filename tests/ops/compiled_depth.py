@@ -1,4 +1,4 @@
-"""The Triton kernels of attention over depth, compiled for GPUs that are not there: run by test_depth.py."""
+"""The Triton kernels of attention over depth, compiled for GPUs that are not there: run by test_triton.py."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The Triton kernels that read streams, compiled for GPUs that are not there: run by test_manifold.py."""
+"""The Triton kernels that read streams, compiled for GPUs that are not there: run by test_triton.py."""
 
 import re
 

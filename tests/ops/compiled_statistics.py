@@ -1,4 +1,4 @@
-"""The Triton kernels of statistics, compiled for GPUs that are not there: run by test_statistics.py."""
+"""The Triton kernels of statistics, compiled for GPUs that are not there: run by test_triton.py."""
 
 import pytest
 import triton

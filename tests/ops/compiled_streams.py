@@ -1,4 +1,4 @@
-"""The Triton kernels that write to streams, compiled for GPUs that are not there: run by test_streams.py."""
+"""The Triton kernels that write to streams, compiled for GPUs that are not there: run by test_triton.py."""
 
 import pytest
 import triton

@@ -1,4 +1,4 @@
-"""The Triton kernels of the scan, interpreted on a CPU: run by test_scan.py with TRITON_INTERPRET=1.
+"""The Triton kernels of the scan, interpreted on a CPU: run by test_triton.py with TRITON_INTERPRET=1.
 
 Tiles are small, so that a few steps take several levels of them, and an element costs the interpreter a millisecond.
 """

@@ -1,4 +1,4 @@
-"""The Triton kernels of attention over depth, interpreted on a CPU: run by test_depth.py with TRITON_INTERPRET=1."""
+"""The Triton kernels of attention over depth, interpreted on a CPU: run by test_triton.py with TRITON_INTERPRET=1."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The Triton kernels that read streams, interpreted on a CPU: run by test_manifold.py with TRITON_INTERPRET=1."""
+"""The Triton kernels that read streams, interpreted on a CPU: run by test_triton.py with TRITON_INTERPRET=1."""
 
 import math
 

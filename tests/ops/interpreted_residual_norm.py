@@ -1,4 +1,4 @@
-"""The Triton kernels of a residual connection with its norm, interpreted: run by test_residual_norm.py."""
+"""The Triton kernels of a residual connection with its norm, interpreted: run by test_triton.py."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of statistics, interpreted on a CPU: run by test_statistics.py with TRITON_INTERPRET=1."""
+"""The Triton kernels of statistics, interpreted on a CPU: run by test_triton.py with TRITON_INTERPRET=1."""
 
 import math
 

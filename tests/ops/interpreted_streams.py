@@ -1,4 +1,4 @@
-"""The Triton kernels that write to streams, interpreted on a CPU: run by test_streams.py with TRITON_INTERPRET=1."""
+"""The Triton kernels that write to streams, interpreted on a CPU: run by test_triton.py with TRITON_INTERPRET=1."""
 
 import math
 

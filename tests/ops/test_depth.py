@@ -1,10 +1,6 @@
 """Attention over depth and weighted sums against their formulas: values, derivatives of any order, types, bad input."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -299,18 +295,3 @@ def test_the_reference_of_the_backward_pass_is_that_of_autograd(form):
     by_query, by_sources = reference.attend_backward(torch.stack(by), query, sources, *kept, *options[1:])
     expected = derivatives(lambda *x: by_hand(*x, **form), (query, *sources), by)[2:]
     torch.testing.assert_close([by_query, *by_sources], list(expected))
-
-
-@pytest.mark.parametrize(("file", "interpret"), [("interpreted_depth.py", "1"), ("compiled_depth.py", "0")])
-def test_the_triton_kernels(file, interpret):
-    """Whether Triton interprets its kernels is settled when it is imported: a process each."""
-    pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))],
-        env={**os.environ, "TRITON_INTERPRET": interpret},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout

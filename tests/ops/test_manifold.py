@@ -1,10 +1,6 @@
 """Reading streams against the reference: values, derivatives, types, the dispatcher."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -173,21 +169,6 @@ def test_iterations_past_what_the_loops_take():
     tensors = arguments(3, 4, 5, form, torch.float32)
     assert cpu.loops_for(tensors[0], form, *tensors[1:]) is None
     torch.testing.assert_close(run(read_streams, tensors, form), run(reference.read, tensors, form))
-
-
-@pytest.mark.parametrize(("file", "interpret"), [("interpreted_manifold.py", "1"), ("compiled_manifold.py", "0")])
-def test_the_triton_kernels(file, interpret):
-    """Whether Triton interprets its kernels is settled when it is imported: a process each."""
-    pytest.importorskip("triton")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))],
-        env={**os.environ, "TRITON_INTERPRET": interpret},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "passed" in result.stdout
 
 
 def test_logits_of_any_size():

@@ -1,10 +1,6 @@
 """A residual connection with its norm against PyTorch's own: values, derivatives of any order, types, bad input."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -190,20 +186,3 @@ def test_the_reference_of_the_backward_pass_is_that_of_autograd():
     by_sum, *others = reference.residual_norm_backward(*by, new, weight, True, 1e-5, True)
     expected = derivatives(by_hand, [state, out, weight, bias], by, centred=True)
     torch.testing.assert_close([by_sum, by_sum, *others], expected[2:])
-
-
-@pytest.mark.parametrize(
-    ("file", "interpret"), [("interpreted_residual_norm.py", "1"), ("compiled_residual_norm.py", "0")]
-)
-def test_the_triton_kernels(file, interpret):
-    """Whether Triton interprets its kernels is settled when it is imported: a process each."""
-    pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))],
-        env={**os.environ, "TRITON_INTERPRET": interpret},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout

@@ -1,11 +1,8 @@
 """The linear scan against its reference: values, derivatives, precision, long sequences, the dispatcher, bad input."""
 
 import math
-import os
-import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -318,18 +315,3 @@ def test_without_triton_the_reference_runs_and_says_so_once(monkeypatch):
         _define.import_kernels.cache_clear()
     assert torch.equal(first, reference.scan(*tensors, False))
     assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize(("file", "interpret"), [("interpreted.py", "1"), ("compiled.py", "0")])
-def test_the_triton_kernels(file, interpret):
-    """Whether Triton interprets its kernels is settled when it is imported: a process each."""
-    pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))],
-        env={**os.environ, "TRITON_INTERPRET": interpret},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout

@@ -2,10 +2,6 @@
 
 import importlib.util
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -157,18 +153,3 @@ def test_what_does_not_fit_is_refused(wrong):
 
 def test_the_reference_is_the_definition():
     require_rows(reference.statistics(samples()), samples())
-
-
-@pytest.mark.parametrize(("file", "interpret"), [("interpreted_statistics.py", "1"), ("compiled_statistics.py", "0")])
-def test_the_triton_kernels(file, interpret):
-    """Whether Triton interprets its kernels is settled when it is imported: a process each."""
-    pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))],
-        env={**os.environ, "TRITON_INTERPRET": interpret},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout

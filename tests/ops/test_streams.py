@@ -1,10 +1,6 @@
 """Writing to streams against its reference: values, derivatives of any order, types, the dispatcher, bad input."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -155,18 +151,3 @@ def test_the_reference_of_the_backward_pass_is_that_of_autograd():
     cotangent = torch.randn(3, 4, 5, dtype=torch.float64)
     found = reference.write_backward(cotangent, *tensors)
     torch.testing.assert_close(found, derivatives(by_hand, tensors, cotangent)[1:])
-
-
-@pytest.mark.parametrize(("file", "interpret"), [("interpreted_streams.py", "1"), ("compiled_streams.py", "0")])
-def test_the_triton_kernels(file, interpret):
-    """Whether Triton interprets its kernels is settled when it is imported: a process each."""
-    pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))],
-        env={**os.environ, "TRITON_INTERPRET": interpret},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout

@@ -14,7 +14,6 @@ kernel of its own, a block of channels at a time.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any, Final
@@ -24,6 +23,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops._device import on
 from levada.ops.depth import reference
 
 __all__ = ["BACKWARD", "BLOCKS", "FORWARD", "attend", "attend_backward", "mix", "mix_backward", "shape_of"]
@@ -309,7 +309,7 @@ def attend(
     if not means.numel():
         return means, products, inverse
     sources, query, tokens = _ready(sources), query.contiguous(), inverse.numel() // count
-    with _on(query):
+    with on(query.device):
         table = _table(sources)
         if _is_whole(FORWARD, queries, width):
             options = _options(FORWARD, queries, sources, query.dtype)
@@ -344,7 +344,7 @@ def attend_backward(
     products, inverse = products.contiguous(), inverse.contiguous()
     whole = _is_whole(BACKWARD, queries, width)
     options = _options(BACKWARD if whole else BLOCKS, queries, sources, query.dtype)
-    with _on(query):
+    with on(query.device):
         programs = _programs(BACKWARD if whole else BLOCKS, tokens, options, query.device)
         partial = query.new_empty(programs, *query.shape)
         if whole:
@@ -366,7 +366,7 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     sums = sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape, dtype=reference.type_of(sources))
     if sums.numel():
         sources = _ready(sources)
-        with _on(sums):
+        with on(sums.device):
             tokens = sources[0].numel() // sources[0].shape[-1]
             _run_mix(weights, sources, _table(sources), sums, _stride(weights), tokens)
     return sums
@@ -381,7 +381,7 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
         return torch.zeros_like(weights, memory_format=torch.contiguous_format), found
     ways, tokens = cotangent.numel() // sources[0].numel(), sources[0].numel() // width
     sources, weights, (cotangent,) = _ready(sources), weights.contiguous(), _ready([cotangent])
-    with _on(cotangent):
+    with on(cotangent.device):
         table, options = _table([*found, *sources]), _options(BLOCKS, ways, sources, weights.dtype)
         _agree(cotangent, sources, table[count:], agreements)
         args = cotangent, weights, table, weights, weights, weights, agreements, _stride(weights), tokens, count
@@ -489,8 +489,3 @@ def _ready(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return tensors that lie whole, from an address that vectors are read from."""
     whole = [x.contiguous() for x in tensors]
     return [x.clone() if x.data_ptr() % 16 else x for x in whole]
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return the surroundings in which kernels run where `x` is."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -17,7 +17,6 @@ numbers. Float32 is multiplied as three products of TF32.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
 from typing import Any, Final
@@ -27,6 +26,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops._device import on
 from levada.ops.manifold import reference
 from levada.ops.manifold.gates.triton import gates, gates_backward, options_of, split_in_two
 from levada.ops.manifold.reference import Form
@@ -266,7 +266,7 @@ def read_projected(
     mix, features, inverse = full(tokens, n if form.mixes else 0, n), full(tokens, count), full(tokens)
     if not state.numel():
         return x, reads, writes, mix, features, inverse
-    with _on(state):
+    with on(state.device):
         chosen = options_of(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
         gates[(triton.cdiv(tokens, chosen["together"]),)](
             sums, _full(scale), _full(bias), reads, writes, mix, features, inverse, tokens,
@@ -294,7 +294,7 @@ def read_backward(
     state, by_x = state.contiguous(), by_x.contiguous()
     split = state.dtype == torch.bfloat16  # float16 has not the range that gradients need
     full = functools.partial(torch.empty, dtype=torch.float32, device=state.device)
-    with _on(state):
+    with on(state.device):
         of_reads, factors = full(tokens, n), full(tokens, n + 1)
         padded = triton.next_power_of_2(n)
         _by_reads[(tokens,)](
@@ -393,7 +393,7 @@ def project(state: Tensor, projection: Tensor) -> Tensor:
     plan = plan_of(tokens, size, len(weights), state.dtype)
     sums = torch.empty(plan.pop("parts"), tokens, count + 1, dtype=torch.float32, device=state.device)
     if state.numel():
-        with _on(state):
+        with on(state.device):
             _project[(plan.pop("programs"), len(sums))](
                 state, weights, sums, tokens, size=size, count=count, rows=len(weights), split=len(weights) > count,
                 **plan,
@@ -408,7 +408,7 @@ def weights_of(projection: Tensor, dtype: torch.dtype) -> Tensor:
         return weights
     count, size = weights.shape
     parts = torch.empty(2 * count, size, dtype=dtype, device=weights.device)
-    with _on(weights):
+    with on(weights.device):
         _split_weights[(count, triton.cdiv(size, 1024))](weights, parts, size, block=1024)
     return parts
 
@@ -440,8 +440,3 @@ def _warn(what: str, most: str) -> None:
 
 def _full(x: Tensor) -> Tensor:
     return x.detach().to(torch.float32).contiguous()
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return the surroundings in which kernels run where `x` is."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -8,7 +8,6 @@ programs are added up in their order, so that results repeat bit by bit on one k
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
 from typing import Any
@@ -18,6 +17,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops._device import on
 from levada.ops.residual_norm import reference
 
 __all__ = [
@@ -119,7 +119,7 @@ def residual_norm(
     if new.numel():
         full = reference.full_type(state, out, weight, bias)
         options = _options(width, centred, eps, full, weight is not None, bias is not None)
-        with _on(state):
+        with on(state.device):
             given = _contiguous(state, out, weight, bias)
             _residual_norm[(triton.cdiv(tokens, options["rows"]),)](*given, new, normed, tokens, **options)
     return new, normed
@@ -139,7 +139,7 @@ def residual_norm_backward(
     by_sum = torch.empty_like(new, memory_format=torch.contiguous_format)
     of_weight = new.new_empty((programs, width) if weight is not None else (0, 0), dtype=full)
     of_bias = new.new_empty((programs, width) if shifted else (0, 0), dtype=full)
-    with _on(new):
+    with on(new.device):
         given = _contiguous(by_new, by_normed, new, weight)
         _residual_norm_backward[(programs,)](*given, by_sum, of_weight, of_bias, tokens, **options)
     return by_sum, of_weight.sum(0), of_bias.sum(0)
@@ -198,8 +198,3 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor]:
     """Return memory to read from; what is left out is not read."""
     given = [None if x is None else x.contiguous() for x in tensors]
     return [given[0] if x is None else x for x in given]  # type: ignore[misc]
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return the surroundings in which kernels run where `x` is."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

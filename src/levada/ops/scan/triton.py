@@ -11,12 +11,12 @@ With logarithms the product of gates stays a sum of logarithms, so that gates ne
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
+
+from levada.ops._device import on
 
 __all__ = ["scan", "scan_backward"]
 
@@ -116,7 +116,7 @@ def scan(gate: Tensor, value: Tensor, initial: Tensor, log: bool) -> Tensor:
     """Return the states, contiguous."""
     states = torch.empty_like(value, memory_format=torch.contiguous_format)
     if states.numel():
-        with _on(value):
+        with on(value.device):
             _run(_rows(gate), _rows(value), initial.contiguous(), states, log)
     return states
 
@@ -129,16 +129,11 @@ def scan_backward(
     by_value = torch.empty_like(by_gate)
     full = torch.promote_types(states.dtype, torch.float32)
     if states.numel():
-        with _on(states):
+        with on(states.device):
             kept = _rows(states), initial.contiguous(), by_gate
             _run(_rows(gate), _rows(cotangent), torch.zeros_like(kept[1]), by_value, log, kept)
     leading = gate[0].to(full).exp() if log else gate[0].to(full)
     return by_gate, by_value, (leading * by_value[0]).to(initial.dtype)
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return the surroundings in which kernels run where `x` is."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ results repeat bit by bit. Where every tensor is one piece there is no second ke
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops._device import on
 from levada.ops.statistics import reference
 from levada.ops.statistics.cpu import in_any_order
 from levada.ops.statistics.reference import COLUMNS
@@ -111,7 +111,7 @@ def statistics(tensors: Sequence[Tensor]) -> Tensor:
         kinds.setdefault(tensor.dtype, []).append(i)
     for dtype, where in kinds.items():
         part = found if len(kinds) == 1 else found.new_empty(len(where), found.shape[1])
-        with _on(device):
+        with on(device):
             _of_type(dtype, [tensors[i] for i in where], part)
         if part is not found:
             found[_sent(torch.tensor(where), device)] = part
@@ -162,8 +162,3 @@ def _of_type(dtype: torch.dtype, tensors: Sequence[Tensor], found: Tensor) -> No
 def _sent(numbers: Tensor, device: torch.device) -> Tensor:
     """Return numbers on the device; nobody waits for the copy."""
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return the surroundings in which kernels run on a device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -7,13 +7,14 @@ backward pass, over channels, stay in registers, so that they are added up in on
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
+
+from levada.ops._device import on
 
 __all__ = ["BACKWARD", "FORWARD", "shape_of", "write", "write_backward"]
 
@@ -91,7 +92,7 @@ def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Te
     new = torch.empty_like(state, memory_format=torch.contiguous_format)
     if state.numel():
         options = _options(FORWARD, False, state, weights, mix)
-        with _on(state):
+        with on(state.device):
             grid = len(state), triton.cdiv(options["width"], options["block"])
             _write[grid](*_contiguous(state, out, weights, mix), new, **options)
     return new
@@ -106,7 +107,7 @@ def write_backward(
     by_mix = weights.new_empty(0) if mix is None else torch.empty_like(mix, memory_format=torch.contiguous_format)
     if not state.numel():
         return by_state, found[0], found[1].zero_(), by_mix.zero_()
-    with _on(state):
+    with on(state.device):
         given = _contiguous(cotangent, state, out, weights, mix)
         options = _options(BACKWARD, True, state, weights, mix)
         _write_backward[(len(state),)](*given, by_state, *found, by_mix, **options)
@@ -144,8 +145,3 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor]:
     """Return memory to read from; what is left out is not read."""
     given = [None if x is None else x.contiguous() for x in tensors]
     return [given[0] if x is None else x for x in given]  # type: ignore[misc]
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return the surroundings in which kernels run where `x` is."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
