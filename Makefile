@@ -31,8 +31,8 @@ test: $(VENV)/.dev  ## all tests, the examples in docstrings and in the document
 web/node_modules/.package-lock.json: web/package-lock.json
 	cd web && npm ci
 
-web: web/node_modules/.package-lock.json  ## the explorer's engine, against the golden vectors
-	cd web && npm run lint && npm run types && npm test
+web: web/node_modules/.package-lock.json  ## the pages, built into the package; their engine against the golden vectors
+	cd web && npm run lint && npm run types && npm test && npm run build
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks examples docs web/golden

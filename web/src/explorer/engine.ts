@@ -1,0 +1,56 @@
+/** The worker as promises: one answer to each question, with progress where there is some. */
+
+import type { Request, Response } from "../engine/protocol";
+import EngineWorker from "../engine/worker?worker&inline";
+
+type Asked = Request extends infer R ? (R extends Request ? Omit<R, "id"> : never) : never;
+type Progress = Extract<Response, { type: "progress" }>;
+
+interface Waiting {
+  resolve(response: Response): void;
+  reject(error: Error): void;
+  progress: ((progress: Progress) => void) | undefined;
+}
+
+export class Engine {
+  private readonly worker: Worker = new EngineWorker();
+  private readonly waiting = new Map<number, Waiting>();
+  private next = 0;
+
+  constructor() {
+    this.worker.addEventListener("message", ({ data }: MessageEvent<Response>) => {
+      const waiting = this.waiting.get(data.id);
+      if (!waiting) return;
+      if (data.type === "progress") return waiting.progress?.(data);
+      this.waiting.delete(data.id);
+      if (data.type === "error") waiting.reject(new Error(data.message));
+      else waiting.resolve(data);
+    });
+  }
+
+  /** Ask, and wait for the answer; `id` of a training is what cancels it. */
+  ask<Answer extends Response["type"]>(
+    request: Asked,
+    answer: Answer,
+    progress?: (progress: Progress) => void,
+  ): { id: number; answer: Promise<Extract<Response, { type: Answer }>> } {
+    const id = this.next++;
+    const promised = new Promise<Response>((resolve, reject) => {
+      this.waiting.set(id, { resolve, reject, progress });
+    }).then((response) => {
+      if (response.type !== answer) throw new Error(`expected ${answer}, got ${response.type}.`);
+      return response as Extract<Response, { type: Answer }>;
+    });
+    this.worker.postMessage({ ...request, id });
+    return { id, answer: promised };
+  }
+
+  /** End a training: its answer comes, cancelled. */
+  cancel(id: number): void {
+    this.worker.postMessage({ type: "cancel", id } satisfies Request);
+  }
+
+  close(): void {
+    this.worker.terminate();
+  }
+}

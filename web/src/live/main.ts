@@ -1,0 +1,5 @@
+import { mount } from "svelte";
+import "../page/theme.css";
+import Live from "./Live.svelte";
+
+mount(Live, { target: document.getElementById("page")! });

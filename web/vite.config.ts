@@ -1,0 +1,54 @@
+/**
+ * Two builds: pages with files of their own for the server, and the explorer as one file that needs no server.
+ *
+ * Both go into the Python package; the second is also what the documentation links to.
+ */
+
+import { svelte } from "@sveltejs/vite-plugin-svelte";
+import { defineConfig, type Plugin } from "vite";
+
+const STATIC = "../src/levada/web/static";
+
+/** Put scripts and styles into the page, so that it opens from a disk. */
+function inline(): Plugin {
+  return {
+    name: "inline",
+    enforce: "post",
+    generateBundle(_, bundle) {
+      const take = (path: string): string => {
+        const name = path.replace(/^\.?\//, "");
+        const file = bundle[name];
+        delete bundle[name];
+        return file.type === "chunk" ? file.code : String(file.source);
+      };
+      for (const file of Object.values(bundle)) {
+        if (file.type !== "asset" || !file.fileName.endsWith(".html")) continue;
+        // A function as the replacement: in a string, `$&` of minified code would be a pattern.
+        file.source = String(file.source)
+          .replace(/<link rel="stylesheet"[^>]*href="([^"]+)">/g, (_, path) => `<style>${take(path)}</style>`)
+          .replace(/<script type="module"[^>]*src="([^"]+)"><\/script>/g, (_, path) => {
+            const code = take(path).replaceAll("</script", "<\\/script");
+            return `<script type="module">${code}</script>`;
+          });
+      }
+    },
+  };
+}
+
+export default defineConfig(({ mode }) => {
+  const single = mode === "single";
+  return {
+    base: "./",
+    plugins: [svelte(), ...(single ? [inline()] : [])],
+    build: {
+      outDir: single ? `${STATIC}/single` : STATIC,
+      emptyOutDir: true,
+      assetsInlineLimit: single ? Number.MAX_SAFE_INTEGER : 0,
+      cssCodeSplit: !single,
+      modulePreload: { polyfill: false },
+      rollupOptions: { input: single ? ["explore.html"] : ["index.html", "explore.html"] },
+    },
+    worker: { format: "iife" }, // a page opened from a disk may not start a module worker
+    test: { include: ["test/**/*.test.ts"] },
+  };
+});
