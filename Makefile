@@ -35,8 +35,8 @@ web: web/node_modules/.package-lock.json  ## the pages, built into the package; 
 	cd web && npm run lint && npm run types && npm test && npm run build
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests benchmarks examples docs web/golden
-	$(BIN)/ruff check src tests benchmarks examples docs web/golden
+	$(BIN)/ruff format --check src tests benchmarks examples docs web/golden hatch_build.py
+	$(BIN)/ruff check src tests benchmarks examples docs web/golden hatch_build.py
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
