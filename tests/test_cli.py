@@ -226,6 +226,60 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(case, targets, caps
     assert re.search(said, out.err), out.err
 
 
+BEFORE_TORCH = [
+    ["--help"],
+    ["check", "--help"],
+    ["list", "things"],
+    ["doctor", "kept"],
+    ["report", "kept"],
+    ["check", "nosuch.py:build"],
+    ["check", "no_such_package:build"],
+    ["check", "nets.py"],
+    ["check", "nets.py:healthy", "--batch", "nosuch.py:batch"],
+    ["check", "nets.py:healthy", "--loss", "crossentropy"],
+    ["check", "nets.py:healthy", "--optimizer", "nosuch.py:sgd"],
+    ["check", "nets.py:healthy", "--lr", "-1"],
+    ["check", "nets.py:healthy", "--json", "no/such/folder/x"],
+    ["fix", "nosuch.py:build"],
+    ["fix", "nets.py:healthy", "--steps", "3"],
+    ["fix", "nets.py:healthy", "--budget", "0"],
+    ["run", "nosuch.py"],
+    ["run", "-m", "no_such_package.train"],
+    ["run", "--run", "nets.py", "nets.py"],
+    ["train", "nosuch.toml"],
+    ["train", "wrong.toml"],
+    ["train", "train.toml", "--set", "modle.depth=3"],
+    ["replay", "nosuch"],
+    ["replay", "kept"],
+    ["study", "R99"],
+    ["study", "R1", "--seeds", "0"],
+    ["study", "R1", "--out", "nets.py"],
+    ["export", "nosuch", "--to", "wandb"],
+    ["bench", "nosuch"],
+]
+
+
+def test_what_needs_no_torch_is_answered_without_it(targets):
+    RunWriter.create("kept", kind="check", name="first").close()
+    Path("wrong.toml").write_text("[modle]\ndepth = 2\n")
+    Path("train.toml").write_text("[run]\nsteps = 2\n")
+    code = (
+        "import contextlib, io, json, sys\n"
+        "from levada.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:\n"
+        "        try:\n"
+        "            code = main(words)\n"
+        "        except SystemExit as stop:\n"
+        "            code = stop.code\n"
+        "    if code not in (0, 2) or 'torch' in sys.modules:\n"
+        "        print(words, code, 'torch' in sys.modules, said.getvalue())\n"
+    )
+    words = [sys.executable, "-c", code, json.dumps(BEFORE_TORCH)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert run.stdout == "", "each line: the words of a command, its exit code, whether torch was imported, what it said"
+
+
 def test_a_dotted_name_and_a_module_itself_are_targets(targets, capsys):
     assert check(capsys, "nets:Holder.module", "--batch", "nets:batch")[0] == 0
 

@@ -1,12 +1,13 @@
-"""Names: of blocks and files as they are shown, short and without what would move the cursor; and of signals."""
+"""Names: of blocks and files as they are shown, short and without what would move the cursor; of signals; of code."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import Final
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-__all__ = ["NONFINITE", "OWN_SCALARS", "bare_names", "meant", "nearest", "printable", "span_name"]
+__all__ = ["NONFINITE", "OWN_SCALARS", "bare_names", "load_on_use", "meant", "nearest", "printable", "span_name"]
 
 NONFINITE: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
 """The signals that count what is not finite in another."""
@@ -102,3 +103,25 @@ def printable(text: str) -> str:
         'layers.0?[31m'
     """
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def load_on_use(package: str, homes: Mapping[str, Sequence[str]], name: str) -> Any:
+    """Give a name of a package whose modules are imported when a name of theirs is used first.
+
+    Args:
+        package: its name.
+        homes: module of it -> the names that it gives.
+        name: what is asked for.
+
+    Raises:
+        AttributeError: if no module gives it.
+
+    Example:
+        >>> load_on_use("os", {"path": ("join",)}, "join")("a", "b")
+        'a/b'
+    """
+    for module, names in homes.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{package}.{module}"), name)
+    known = [one for names in homes.values() for one in names]
+    raise AttributeError(f"module {package!r} has no attribute {name!r}.{meant(name, known)}")

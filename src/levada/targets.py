@@ -6,13 +6,14 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from levada._errors import UsageError
 from levada._names import meant
 
-__all__ = ["call", "load", "source"]
+__all__ = ["call", "load", "require", "source"]
 
 
 def load(target: str) -> Any:
@@ -33,13 +34,7 @@ def load(target: str) -> Any:
         >>> load("math:pi")
         3.141592653589793
     """
-    place, colon, name = target.rpartition(":")
-    if not (colon and place and name):
-        came = f"{target!r}, a folder" if Path(target).is_dir() else repr(target)
-        what = "Name a file, ':'" if Path(target).is_dir() else "Add ':'"
-        raise UsageError(
-            f"A target is path/to/file.py:name or package.module:name, got {came}. {what} and the name of a function."
-        )
+    place, name = _parts(target)
     found: Any = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     for part in name.split("."):
         if not hasattr(found, part):
@@ -47,6 +42,34 @@ def load(target: str) -> Any:
             raise UsageError(f"{place} has no name {part!r}.{hint}")
         found = getattr(found, part)
     return found
+
+
+def require(target: str) -> None:
+    """Raise if a target cannot be one, or names a file or a package that is not there; nothing is imported.
+
+    Args:
+        target: as for `load`.
+
+    Raises:
+        UsageError: if so.
+
+    Example:
+        >>> require("math:pi")
+        >>> require("nowhere.py:build")
+        Traceback (most recent call last):
+        levada._errors.UsageError: There is no file 'nowhere.py'. Give the path from the current folder, or ...
+    """
+    place, _ = _parts(target)
+    if place.endswith(".py"):
+        _require_file(Path(place))
+        return
+    package = place.partition(".")[0]
+    try:
+        found = package in sys.modules or importlib.util.find_spec(package) or PathFinder.find_spec(package, [""])
+    except ValueError:  # an empty name, or a module that has no specification
+        found = None
+    if not found:
+        raise UsageError(_no_module(place))
 
 
 def call(target: str, found: Callable[[], Any]) -> Any:
@@ -90,9 +113,29 @@ def source(target: str) -> tuple[Path | None, str]:
     return (Path(file).resolve() if file and file.endswith(".py") else None), name
 
 
-def _load_file(path: Path) -> Any:
+def _parts(target: str) -> tuple[str, str]:
+    """Return where a target's name is looked up, and the name."""
+    place, colon, name = target.rpartition(":")
+    if not (colon and place and name):
+        came = f"{target!r}, a folder" if Path(target).is_dir() else repr(target)
+        what = "Name a file, ':'" if Path(target).is_dir() else "Add ':'"
+        raise UsageError(
+            f"A target is path/to/file.py:name or package.module:name, got {came}. {what} and the name of a function."
+        )
+    return place, name
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"There is no file {str(path)!r}. Give the path from the current folder, or an absolute one.")
+
+
+def _no_module(name: str) -> str:
+    return f"There is no module {name!r}. Is its package installed, or the current folder its root?"
+
+
+def _load_file(path: Path) -> Any:
+    _require_file(path)
     # One file that several targets name is imported once: its models and batches then share what they define.
     name = f"_levada_target_{path.resolve()}"
     if name in sys.modules:
@@ -117,9 +160,7 @@ def _load_module(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise UsageError(
-                f"There is no module {name!r}. Is its package installed, or the current folder its root?"
-            ) from error
+            raise UsageError(_no_module(name)) from error
         raise UsageError(f"Importing {name} raised {_told(error)}.") from error
     except (Exception, SystemExit) as error:
         raise UsageError(f"Importing {name} raised {_told(error)}.") from error

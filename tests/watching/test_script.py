@@ -20,9 +20,10 @@ from torch import nn
 from levada import commands
 from levada._errors import UsageError
 from levada.cli import main
+from levada.commands.script import Script, run_script
 from levada.runs import Run, SignalWriter
 from levada.watching.owners import find_trained
-from levada.watching.script import Script, Watches, run_script
+from levada.watching.script import Watches
 
 TRAIN = """
 import sys, time
