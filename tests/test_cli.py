@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from levada import cli, commands
 from levada._errors import UsageError
 from levada.cli import main
 from levada.runs import RunWriter
@@ -277,7 +278,9 @@ def test_what_needs_no_torch_is_answered_without_it(targets):
     )
     words = [sys.executable, "-c", code, json.dumps(BEFORE_TORCH)]
     run = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert run.stdout == "", "each line: the words of a command, its exit code, whether torch was imported, what it said"
+    assert run.stdout == "", (
+        "each line: the words of a command, its exit code, whether torch was imported, what it said"
+    )
 
 
 def test_a_dotted_name_and_a_module_itself_are_targets(targets, capsys):
@@ -410,7 +413,7 @@ def test_claims_that_cannot_be_decided_are_told(two_studies, capsys, monkeypatch
     assert "the claims or figures of R1 failed with: ZeroDivisionError: of nothing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["connections", "diagnostics", "studies", "initialisations"])
+@pytest.mark.parametrize("kind", ["connections", "cells", "diagnostics", "remedies", "studies", "initialisations"])
 def test_lists_name_something_and_say_what_it_is(kind, capsys):
     assert main(["list", kind]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
@@ -431,6 +434,42 @@ def test_connections_are_listed_one_a_line_with_how_they_start(capsys):
         assert start == known[classes[name].residual_start]
         assert classes[name].__doc__.startswith(text)
         assert text.endswith(".")
+
+
+def test_cells_are_listed_by_name(capsys):
+    from levada import cells
+
+    assert main(["list", "cells"]) == 0
+    told = capsys.readouterr().out
+    names = [line.split()[0] for line in told.splitlines()]
+    known = [n for n, c in vars(cells).items() if isinstance(c, type) and issubclass(c, cells.Cell) and n != "Cell"]
+    assert names == sorted(known)
+    assert "GRU" in names
+    assert not {"$", "\\"} & set(told)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("watch", "levada run SCRIPT"),
+        ("Explain", "levada check MODEL"),
+        ("view", "levada report RUN"),
+        ("train.py", "perhaps: levada run train.py."),
+        ("train.toml", "perhaps: levada train train.toml."),
+        ("net.py:build", "perhaps: levada check net.py:build."),
+        ("chek", "Did you mean 'check'?"),
+    ],
+)
+def test_a_word_that_is_no_command_is_answered_with_the_one_that_is(word, told, capsys):
+    with pytest.raises(SystemExit):
+        main([word, "x"])
+    assert told in capsys.readouterr().err
+
+
+def test_words_that_are_tried_are_no_commands_and_lead_to_some(capsys):
+    assert not set(cli.TRIED) & set(commands.COMMANDS)
+    named = {name for told in cli.TRIED.values() for name in re.findall(r"levada ([a-z]+)", told)}
+    assert named <= set(commands.COMMANDS)
 
 
 def test_the_installed_command_runs(targets):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Final
+import re
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from levada.commands.output import QUIET, console, duration
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["list_names"]
 
 CORE: Final = "one CPU core"  # of which the times are that name no hardware
+_Base = TypeVar("_Base")
 _STARTS = {"exact": "can start as residual", "normalised": "nearly as residual", "none": "-"}
 
 
@@ -43,8 +46,11 @@ def _inventory(kind: str) -> list[tuple[str, ...]]:
         from levada import connections
         from levada.connection import Connection
 
-        listed = [c for c in vars(connections).values() if isinstance(c, type) and issubclass(c, Connection)]
-        return sorted((c.__name__, _STARTS[c.residual_start], _first_line(c)) for c in listed)
+        return [(c.__name__, _STARTS[c.residual_start], _first_line(c)) for c in _kinds_of(Connection, connections)]
+    if kind == "cells":
+        from levada import cells
+
+        return [(c.__name__, _first_line(c)) for c in _kinds_of(cells.Cell, cells)]
     if kind == "diagnostics":
         from levada.diagnose import DIAGNOSTICS
 
@@ -63,6 +69,13 @@ def _inventory(kind: str) -> list[tuple[str, ...]]:
     return [(name, _first_line(function)) for name, function in INITIALISATIONS.items()]
 
 
+def _kinds_of(base: type[_Base], module: ModuleType) -> list[type[_Base]]:
+    """Return what a module has of a class, by name, without the class itself."""
+    held = vars(module).values()
+    found = [one for one in held if isinstance(one, type) and issubclass(one, base) and one is not base]
+    return sorted(found, key=lambda one: one.__name__)
+
+
 def _cost(known: Study, scale: str) -> str:
     """Say what a scale takes: "~" where it is an estimate; of one processor core where it says nothing else."""
     cost = known.costs.get(scale)
@@ -73,4 +86,6 @@ def _cost(known: Study, scale: str) -> str:
 
 
 def _first_line(documented: object) -> str:
-    return (documented.__doc__ or "").strip().split("\n")[0].replace("`", "")
+    """Return the first sentence of a docstring, without the equation that ends it."""
+    line = (documented.__doc__ or "").strip().split("\n")[0].replace("`", "")
+    return re.sub(r": \$[^$]*\$\.$", ".", line).replace("$", "")
