@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, ParamSpec, TypeVar
 
-__all__ = ["NONFINITE", "OWN_SCALARS", "bare_names", "load_on_use", "meant", "nearest", "printable", "span_name"]
+from levada._errors import UnknownArgumentError
+
+__all__ = [
+    "NONFINITE",
+    "OWN_SCALARS",
+    "bare_names",
+    "load_on_use",
+    "meant",
+    "nearest",
+    "printable",
+    "span_name",
+    "spelt",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NONFINITE: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
 """The signals that count what is not finite in another."""
@@ -90,6 +106,33 @@ def meant(name: str, known: Iterable[str]) -> str:
     """
     near = nearest(name, known)
     return f" Did you mean {near!r}?" if near else ""
+
+
+def spelt(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function refuse an argument that it has not with the name that was probably meant.
+
+    Args:
+        function: one whose arguments are all named.
+
+    Example:
+        >>> @spelt
+        ... def mean(values, *, weights=None): ...
+        >>> mean([1.0], wieghts=[1.0])
+        Traceback (most recent call last):
+        levada._errors.UnknownArgumentError: mean: there is no argument 'wieghts'. Did you mean 'weights'?
+    """
+    code = function.__code__  # type: ignore[attr-defined]
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                near = meant(name, known) or f" It takes {', '.join(known)}."
+                raise UnknownArgumentError(f"{function.__name__}: there is no argument {name!r}.{near}")
+        return function(*args, **kwargs)
+
+    return call
 
 
 def printable(text: str) -> str:

@@ -84,17 +84,19 @@ def replayed(folder: Path) -> tuple[str, bool]:
 
 
 def read_table(folder: Path) -> dict[str, Any]:
-    """Read what a bundle says of itself, without its tensors.
+    """Read what a bundle says of itself.
 
     Args:
         folder: the bundle.
 
     Raises:
-        UsageError: if it is none, or its table is damaged.
+        UsageError: if it is none, or is damaged.
     """
     table = _table(folder)
     if isinstance(table, str) or not isinstance(table.get("values"), dict):
         raise UsageError(f"replay: {no_bundle(folder)}")
+    if (kept := look_at(folder)).damage:
+        raise UsageError(f"replay: {str(folder)!r} is damaged: {kept.damage}. {kept.left}")
     return table
 
 
