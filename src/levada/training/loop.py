@@ -191,7 +191,8 @@ def _loop(
 
         done = step + 1
         if done == steps or (config.run.evaluate_every and done % config.run.evaluate_every == 0):
-            held_out = progress.evaluation = _evaluate(config, source, engine, device)
+            held_out = _evaluate(config, source, engine, device)
+            progress.evaluation = done, held_out
             record.event("evaluation", step=done, loss=held_out)
         progress.step(step, loss, norm, lr)
         if done == steps or (config.checkpoint.every and done % config.checkpoint.every == 0):
