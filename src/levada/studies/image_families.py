@@ -15,7 +15,7 @@ from levada.connections import Plain, Residual
 from levada.networks import cifar_resnet, densenet
 from levada.studies.image_families_claims import claims, figures
 from levada.study import Cell, Cost, Settings, Study
-from levada.study.data import Dataset, cifar10, fashion_mnist, mnist
+from levada.study.data import Dataset, cifar10, fashion_mnist, mnist, require_data
 from levada.study.devices import preferred_device
 from levada.study.images import Alone, Augment, in_steps, standardised
 from levada.study.training import Recipe, constant, error, held_out, measure_statistics, train
@@ -39,6 +39,7 @@ LEARNING_RATES = {
 
 def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
     """Give one cell for each network and seed, the deepest first."""
+    require_data("R22", settings["data"], ("mnist", "fashion_mnist", "cifar10"))
     shared = {key: settings[key] for key in ("data", "pool", "augment", "measured", "precise_statistics", "version")}
     if settings["folder"]:
         shared["folder"] = settings["folder"]

@@ -17,7 +17,7 @@ from levada.stack import Stack
 from levada.studies.ten_thousand_layers_claims import BACHLECHNER, FIXUP, XIAO, claims
 from levada.studies.ten_thousand_layers_figures import figures
 from levada.study import Cell, Cost, Settings, Study
-from levada.study.data import Dataset, cifar10, mnist
+from levada.study.data import Dataset, cifar10, mnist, require_data
 from levada.study.deep_replicas import (
     DeepReplicas,
     Descent,
@@ -49,6 +49,7 @@ CONVOLUTION_RATES = {"delta-orthogonal": 1e-3, "PyTorch's default": 1e-4}
 
 def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
     """Give the cells that train, deepest first, those that measure what the start carries, and those on exactness."""
+    require_data("R9", settings["data"], ("mnist", "cifar10"))
     data = {key: settings[key] for key in ("data", "folder", "examples")} | {"version": 2}
     deep, batch = settings["deep"], {"batch_size": settings["batch_size"]}
     configs: list[dict[str, Any]] = []
@@ -325,7 +326,7 @@ STUDY = Study(
               "deep_networks": ("ReZero",), "rezero_lr": 0.003, "deep_rezero_lr": 0.0003, "deep_lr": 1e-6,
               "convolution_depths": (128,), "channels": (8,), "convolution_steps": 30,
               "start_batch": 16},
-    scales={"smoke": {"seeds": 2, "deep_networks": ("ReZero", "orthogonal"), "examples": 256, "depth": 12, "steps": 2,
+    scales={"smoke": {"seeds": 2, "examples": 256, "depth": 12, "steps": 2,
                       "deep": 60, "deep_steps": 2, "convolution_depths": (4,), "channels": (4,),
                       "convolution_steps": 1, "dim": 8, "rezero_dim": 4},
             "full": {"deep_networks": ("ReZero", "orthogonal"), "deep_rezero_lr": 0.003,
