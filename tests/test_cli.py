@@ -17,6 +17,7 @@ from levada import cli, commands
 from levada._errors import UsageError
 from levada.cli import main
 from levada.runs import RunWriter
+from levada.targets import line_of
 
 TARGETS = """
 import torch
@@ -150,6 +151,24 @@ def test_every_file_that_was_asked_for_is_written(targets, capsys, tmp_path):
     assert main(["report", "kept", "-o", "page.html"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "page.html")
     assert main(["doctor", "kept"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("sick", "def sick():"), ("Leaving", "class Leaving"), ("module", "module =")]
+)
+def test_sarif_points_to_the_line_where_the_model_is_made(name, begins, targets, capsys):
+    line = line_of(f"nets.py:{name}")
+    assert TARGETS.splitlines()[line - 1].startswith(begins)
+    assert line_of("nets:sick") is None
+    assert line_of("nets.py:nothing") is None
+    assert TARGETS.splitlines()[line_of("nets.py:Holder.module") - 1] == "    module = module"
+    if name == "sick":
+        check(capsys, "nets.py:sick", "--batch", "nets.py:batch", "--sarif", "out.sarif")
+        (run,) = json.loads(Path("out.sarif").read_text())["runs"]
+        assert run["results"]
+        assert {
+            place["physicalLocation"]["region"]["startLine"] for one in run["results"] for place in one["locations"]
+        } == {line}
 
 
 def test_the_doctor_prints_any_name_as_it_is_and_in_one_line(capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 from levada._errors import UsageError
 from levada._names import meant
 
-__all__ = ["call", "load", "require", "source"]
+__all__ = ["call", "line_of", "load", "require", "source"]
 
 
 def load(target: str) -> Any:
@@ -111,6 +112,42 @@ def source(target: str) -> tuple[Path | None, str]:
     place, _, name = target.rpartition(":")
     file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
     return (Path(file).resolve() if file and file.endswith(".py") else None), name
+
+
+def line_of(target: str) -> int | None:
+    """Return the line at which the function or class begins that a target names; None where that is not known.
+
+    Args:
+        target: one of a file, that was loaded.
+
+    Returns:
+        The line, counted from 1; of an object, that of the assignment of its name at the top of the file.
+    """
+    place, name = _parts(target)
+    if not place.endswith(".py"):
+        return None
+    try:
+        body = ast.parse(Path(place).read_text(encoding="utf-8")).body
+    except (OSError, ValueError, SyntaxError):
+        return None
+    found: ast.stmt | None = None
+    for part in name.split("."):
+        found = next((one for one in reversed(body) if part in _bound(one)), None)
+        if found is None:
+            return None
+        body = found.body if isinstance(found, ast.ClassDef) else []
+    return found.lineno if found is not None else None
+
+
+def _bound(statement: ast.stmt) -> list[str]:
+    """Return the names that a statement gives to a function, a class or an object."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    if isinstance(statement, ast.Assign):
+        return [name.id for target in statement.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        return [statement.target.id]
+    return []
 
 
 def _parts(target: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from levada.connections import Plain, Residual
 from levada.networks import cifar_resnet, densenet
 from levada.studies.image_families_claims import claims, figures
 from levada.study import Cell, Cost, Settings, Study
-from levada.study.data import Dataset, cifar10, fashion_mnist, mnist, require_data
+from levada.study.data import Dataset, cifar10, fashion_mnist, mnist
 from levada.study.devices import preferred_device
 from levada.study.images import Alone, Augment, in_steps, standardised
 from levada.study.training import Recipe, constant, error, held_out, measure_statistics, train
@@ -39,7 +39,6 @@ LEARNING_RATES = {
 
 def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
     """Give one cell for each network and seed, the deepest first."""
-    require_data("R22", settings["data"], ("mnist", "fashion_mnist", "cifar10"))
     shared = {key: settings[key] for key in ("data", "pool", "augment", "measured", "precise_statistics", "version")}
     if settings["folder"]:
         shared["folder"] = settings["folder"]
@@ -150,6 +149,7 @@ STUDY = Study(
     configurations=configurations, run=run, claims=claims, figures=figures,
     costs={"smoke": Cost(5 / 3600), "small": Cost(0.0997, measured=True), "full": Cost(55, "one H100")},
     check={"kind": "dense"},
+    known={"data": ("mnist", "fashion_mnist", "cifar10")},
     notes=("The scale full reads CIFAR-10 from a folder, `--set folder=...`, the binary version; it has not been run.",
            "SGD with momentum 0.9, Nesterov's for dense networks, and weight decay 1e-4, for all parameters.",
            "At the scale small each network's learning rate was chosen from 0.01, 0.03, 0.1 and 0.3 (at 56 layers from "

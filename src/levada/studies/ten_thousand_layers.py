@@ -17,7 +17,7 @@ from levada.stack import Stack
 from levada.studies.ten_thousand_layers_claims import BACHLECHNER, FIXUP, XIAO, claims
 from levada.studies.ten_thousand_layers_figures import figures
 from levada.study import Cell, Cost, Settings, Study
-from levada.study.data import Dataset, cifar10, mnist, require_data
+from levada.study.data import Dataset, cifar10, mnist
 from levada.study.deep_replicas import (
     DeepReplicas,
     Descent,
@@ -49,7 +49,6 @@ CONVOLUTION_RATES = {"delta-orthogonal": 1e-3, "PyTorch's default": 1e-4}
 
 def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
     """Give the cells that train, deepest first, those that measure what the start carries, and those on exactness."""
-    require_data("R9", settings["data"], ("mnist", "cifar10"))
     data = {key: settings[key] for key in ("data", "folder", "examples")} | {"version": 2}
     deep, batch = settings["deep"], {"batch_size": settings["batch_size"]}
     configs: list[dict[str, Any]] = []
@@ -356,5 +355,6 @@ STUDY = Study(
            "epochs, on CIFAR-10 in a folder (--set folder=...), with convolutions of 64 and 256 channels. It has not "
            "been run; its hours are extrapolated from the number of kernels."),
     check={"measures": "training", "network": "ReZero", "frozen": False},
+    known={"data": ("mnist", "cifar10")},
     costs={"smoke": Cost(0.001, measured=True), "small": Cost(0.0533, measured=True), "full": Cost(60, "one H100")},
 )  # fmt: skip

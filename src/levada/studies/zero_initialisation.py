@@ -14,7 +14,7 @@ from levada.stack import Stack
 from levada.studies.zero_initialisation_claims import ARMS, BACHLECHNER, RATE, RELEASED, claims
 from levada.studies.zero_initialisation_figures import figures
 from levada.study import Cell, Cost, Settings, Study
-from levada.study.data import Dataset, cifar10, mnist1d, require_data
+from levada.study.data import Dataset, cifar10, mnist1d
 from levada.study.deep_replicas import (
     Arm,
     DeepReplicas,
@@ -56,7 +56,6 @@ ZERO_BLOCKS = (
 
 def configurations(settings: Settings, seeds: Sequence[int]) -> list[Cell]:
     """Give a cell an architecture of each race, one a start at zero, and one for what a block of zeros returns."""
-    require_data("R8", settings["data"], ("mnist1d", "cifar10"))
     data = {key: settings[key] for key in ("data", "folder")} | {"version": 2}
     shape = {**data, "batch_size": settings["batch_size"]}
     race = {"measures": "race", **{key: settings[key] for key in ("depth", "dim", "epochs")}}
@@ -266,5 +265,6 @@ STUDY = Study(
            "CIFAR-10 in a folder (--set folder=...), and chooses rates again, with seeds 100 and 101. It has not been "
            "run."),
     check={"measures": "zero", "start": "last zero", "activation": "tanh"},
+    known={"data": ("mnist1d", "cifar10")},
     costs={"smoke": Cost(0.0005, measured=True), "small": Cost(0.0553, measured=True), "full": Cost(1, "one H100")},
 )  # fmt: skip

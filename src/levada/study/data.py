@@ -18,7 +18,7 @@ import struct
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,19 +28,8 @@ import torch
 from torch import Tensor
 
 from levada._errors import MeasurementError, UsageError, import_extra
-from levada._names import meant
 
-__all__ = [
-    "Dataset",
-    "Text",
-    "cifar10",
-    "fashion_mnist",
-    "king_james",
-    "mnist",
-    "mnist1d",
-    "require_data",
-    "standard_digits",
-]
+__all__ = ["Dataset", "Text", "cifar10", "fashion_mnist", "king_james", "mnist", "mnist1d", "standard_digits"]
 
 _PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 _MNIST_MD5 = {
@@ -50,27 +39,6 @@ _MNIST_MD5 = {
     "test_targets": "073c3904dfbd3e141ff8aa01cfde6b15",
 }
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-def require_data(study: str, name: str, known: Sequence[str]) -> None:
-    """Raise unless a study reads a data set, before it runs.
-
-    Args:
-        study: its name.
-        name: of the data set.
-        known: those that it reads.
-
-    Raises:
-        UsageError: otherwise.
-
-    Example:
-        >>> require_data("R9", "cifar-10", ("mnist", "cifar10"))
-        Traceback (most recent call last):
-        levada._errors.UsageError: study R9: data must be one of mnist, cifar10, got 'cifar-10'. Did you mean 'cifar10'?
-    """
-    if name not in known:
-        rule = f"study {study}: data must be one of {', '.join(known)}, got {name!r}."
-        raise UsageError(f"{rule}{meant(name, known)}")
 
 
 @final

@@ -71,6 +71,7 @@ class Study:
         check: fields of those configurations of the scale smoke of which one is computed again as a check of a result;
             of all, where there are none. A study that trains names one that does.
         answer: what the reported run says to the question, in one sentence, written after it.
+        known: setting -> the names that it may have, where the study reads a few, such as data sets.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Study:
     costs: Mapping[str, Cost] = field(default_factory=dict)
     check: Mapping[str, Any] = field(default_factory=dict)
     answer: str = ""
+    known: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def resolve(self, scale: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of a scale, with changes.
@@ -99,7 +101,7 @@ class Study:
 
         Raises:
             UsageError: if the scale or a setting is not known, or a value is not of the setting's type, or not above 0
-                where the setting's own is, or a name in another case than the study's.
+                where the setting's own is, or a name that the study does not know, or knows in another case.
         """
         if scale not in SCALES:
             raise UsageError(f"study {self.name}: scale must be one of {', '.join(SCALES)}, got {scale!r}.")
@@ -111,6 +113,9 @@ class Study:
             settings[key] = self._read(key, value)
             self._require_positive(key, settings[key])
             self._require_case(key, settings[key])
+            if (known := self.known.get(key)) and settings[key] not in known:
+                rule = f"study {self.name}: {key} must be one of {', '.join(known)}, got {settings[key]!r}."
+                raise UsageError(f"{rule}{meant(settings[key], known)}")
         return settings
 
     def _read(self, key: str, value: Any) -> Any:
