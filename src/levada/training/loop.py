@@ -227,8 +227,9 @@ def _seed(seed: int, step: int, replica: int) -> None:
 
     Processes that share layers must leave out the same ones, which is drawn on the CPU; on GPUs each has its own draws.
     """
-    torch.manual_seed(mix(seed, step))
-    if torch.cuda.is_available():
+    # `torch.manual_seed` looks for every kind of device, and keeps a traceback for each that is not in use yet.
+    torch.default_generator.manual_seed(mix(seed, step))
+    if torch.cuda.is_initialized():
         torch.cuda.manual_seed(mix(seed, step, replica))
 
 
