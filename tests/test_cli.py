@@ -16,6 +16,7 @@ import pytest
 from levada import cli, commands
 from levada._errors import UsageError
 from levada.cli import main
+from levada.commands.listing import KINDS
 from levada.runs import RunWriter
 from levada.targets import line_of
 
@@ -98,6 +99,7 @@ def targets(tmp_path, monkeypatch):
     file = tmp_path / "nets.py"
     file.write_text(TARGETS)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
     return file
 
 
@@ -210,6 +212,7 @@ def test_a_run_folder_is_not_written_over(targets, capsys):
 
 UNUSABLE = {
     "no colon": (["nets.py"], "path/to/file.py:name"),
+    "a folder": (["sub:build"], "of a folder. Name a file in it"),
     "no file": (["nowhere.py:build"], "no file 'nowhere.py'"),
     "no module": (["no_such_package:build"], "no module 'no_such_package'"),
     "no name": (["nets.py:heathy"], "Did you mean 'healthy'"),
@@ -249,6 +252,7 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(case, targets, caps
 BEFORE_TORCH = [
     ["--help"],
     ["check", "--help"],
+    ["list"],
     ["list", "things"],
     ["doctor", "kept"],
     ["report", "kept"],
@@ -453,6 +457,13 @@ def test_connections_are_listed_one_a_line_with_how_they_start(capsys):
         assert start == known[classes[name].residual_start]
         assert classes[name].__doc__.startswith(text)
         assert text.endswith(".")
+
+
+def test_without_a_kind_the_kinds_are_listed(capsys):
+    assert main(["list"]) == 0
+    kinds = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert kinds == list(KINDS)
+    assert all(main(["list", kind]) == 0 for kind in kinds)
 
 
 def test_cells_are_listed_by_name(capsys):

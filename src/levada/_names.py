@@ -121,7 +121,7 @@ def spelt(function: Callable[P, R]) -> Callable[P, R]:
         Traceback (most recent call last):
         levada._errors.UnknownArgumentError: mean: there is no argument 'wieghts'. Did you mean 'weights'?
     """
-    code = function.__code__  # type: ignore[attr-defined]
+    code = function.__code__
     known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
     @functools.wraps(function)

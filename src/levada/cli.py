@@ -295,7 +295,8 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing = _command(commands, "list", "list what the library holds")
     kinds = ("connections", "cells", "diagnostics", "remedies", "studies", "initialisations")
-    listing.add_argument("kind", choices=kinds, metavar="KIND", help=f"what to list: {', '.join(kinds)}")
+    text = f"what to list: {', '.join(kinds)}; these are told if left out"
+    listing.add_argument("kind", choices=kinds, metavar="KIND", nargs="?", help=text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

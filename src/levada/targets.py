@@ -64,6 +64,8 @@ def require(target: str) -> None:
     if place.endswith(".py"):
         _require_file(Path(place))
         return
+    if Path(place).is_dir() and not (Path(place) / "__init__.py").is_file():
+        raise UsageError(f"A target names a file or a module, got {target!r}, of a folder. Name a file in it.")
     package = place.partition(".")[0]
     try:
         found = package in sys.modules or importlib.util.find_spec(package) or PathFinder.find_spec(package, [""])

@@ -5,17 +5,25 @@ from __future__ import annotations
 import argparse
 import re
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from levada.commands.output import QUIET, console, duration
 
 if TYPE_CHECKING:
     from levada.study import Study
 
-__all__ = ["list_names"]
+__all__ = ["KINDS", "list_names"]
+
+KINDS: Final = {
+    "connections": "how one layer reads from and writes to what the layers before it left",
+    "cells": "recurrences over time",
+    "diagnostics": "rules of a check: what each finds",
+    "remedies": "changes that a fix tries on copies of a model",
+    "studies": "claims of the literature that are tried on real data, and what that takes",
+    "initialisations": "ways to draw the first weights",
+}
 
 CORE: Final = "one CPU core"  # of which the times are that name no hardware
-_Base = TypeVar("_Base")
 _STARTS = {"exact": "can start as residual", "normalised": "nearly as residual", "none": "-"}
 
 
@@ -40,8 +48,10 @@ def list_names(options: argparse.Namespace) -> int:
     return QUIET
 
 
-def _inventory(kind: str) -> list[tuple[str, ...]]:
+def _inventory(kind: str | None) -> list[tuple[str, ...]]:
     """Return a row for each name: the name first, its sentence last."""
+    if kind is None:
+        return list(KINDS.items())
     if kind == "connections":
         from levada import connections
         from levada.connection import Connection
@@ -69,7 +79,7 @@ def _inventory(kind: str) -> list[tuple[str, ...]]:
     return [(name, _first_line(function)) for name, function in INITIALISATIONS.items()]
 
 
-def _kinds_of(base: type[_Base], module: ModuleType) -> list[type[_Base]]:
+def _kinds_of(base: type, module: ModuleType) -> list[Any]:
     """Return what a module has of a class, by name, without the class itself."""
     held = vars(module).values()
     found = [one for one in held if isinstance(one, type) and issubclass(one, base) and one is not base]

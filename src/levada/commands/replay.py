@@ -59,9 +59,7 @@ def _require(options: argparse.Namespace) -> str | None:
         require(options.model)
         require_runnable(table["values"], table["missing"], table["checkpoint"], as_built=options.as_built)
     elif not Path(options.model).is_file():
-        raise UsageError(
-            f"--model must name a target, or the config.toml of a training, got {options.model!r}, no file."
-        )
+        raise UsageError(f"There is no file {options.model!r}. Give the config.toml of a training, or a target.")
     require_loss(options.loss)
     loss: str | None = options.loss
     if told := without_targets(table):

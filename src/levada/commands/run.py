@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """Run `levada run`: the script as python would, with a watch for each model that it trains."""
     words = options.module if options.module is not None else options.script
     if not words:
-        raise UsageError("run takes a script, or -m and the name of a module: levada run train.py --lr 0.1")
+        raise UsageError("SCRIPT must be given, or -m and the name of a module: levada run train.py --lr 0.1")
     if options.every < 1:
         raise UsageError(f"--every must be at least 1, got {options.every}. 20 is every twentieth step.")
     if not 0 < options.max_overhead <= 1:

@@ -113,9 +113,7 @@ class Study:
             settings[key] = self._read(key, value)
             self._require_positive(key, settings[key])
             self._require_case(key, settings[key])
-            if (known := self.known.get(key)) and settings[key] not in known:
-                rule = f"study {self.name}: {key} must be one of {', '.join(known)}, got {settings[key]!r}."
-                raise UsageError(f"{rule}{meant(settings[key], known)}")
+            self._require_known(key, settings[key])
         return settings
 
     def _read(self, key: str, value: Any) -> Any:
@@ -137,6 +135,13 @@ class Study:
                     f"study {self.name}: {key} must be one of {', '.join(sorted(known))}, got {name!r}. "
                     f"Did you mean {near!r}?"
                 )
+
+    def _require_known(self, key: str, value: Any) -> None:
+        """Raise where a study reads a few names alone, and this is none of them."""
+        known = self.known.get(key, ())
+        if known and value not in known:
+            rule = f"study {self.name}: {key} must be one of {', '.join(known)}, got {value!r}."
+            raise UsageError(f"{rule}{meant(value, known)}")
 
     def _require_positive(self, key: str, value: Any) -> None:
         """Raise where a number is not above 0 and the study's own is: it counts or measures something."""

@@ -229,7 +229,7 @@ def _seed(seed: int, step: int, replica: int) -> None:
     """
     # `torch.manual_seed` looks for every kind of device, and keeps a traceback for each that is not in use yet.
     torch.default_generator.manual_seed(mix(seed, step))
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(mix(seed, step, replica))
 
 
