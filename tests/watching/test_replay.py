@@ -309,7 +309,10 @@ def test_the_loss_of_a_part_is_not_compared_with_that_of_the_whole_step(tmp_path
             None,
             "levada replay: step 3 was kept with inputs, weights and the gradient of the output, but without targets",
         ),
-        ("outputs", "the backward pass begins at that gradient. watch.note(targets=targets) in the loop keeps them"),
+        (
+            "outputs",
+            "own.py:outputs is given the outputs alone. watch.note(targets=targets) in the loop keeps them next time",
+        ),
     ],
 )
 def test_without_targets_it_is_said_first_what_is_kept_and_that_is_run(tmp_path, target, capsys, loss, told):

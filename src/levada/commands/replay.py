@@ -62,8 +62,9 @@ def _require(options: argparse.Namespace) -> str | None:
         raise UsageError(f"There is no file {options.model!r}. Give the config.toml of a training, or a target.")
     require_loss(options.loss)
     loss: str | None = options.loss
-    if told := without_targets(table):
-        # A target may name a loss of the outputs alone.
+    if loss == "output":  # what the model returns is the loss
+        return loss
+    if told := without_targets(table, loss if loss is not None and ":" in loss else ""):
         needs = loss in ("cross_entropy", "mse")
         tell(f"levada replay: {f'{loss} cannot be computed: ' if needs else ''}{told}", stderr=True)
         return None if needs else loss

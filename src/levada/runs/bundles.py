@@ -124,11 +124,12 @@ def require_runnable(
         )
 
 
-def without_targets(table: Mapping[str, Any]) -> str:
+def without_targets(table: Mapping[str, Any], own: str = "") -> str:
     """Say of a bundle without targets what it has, what can be done with that, and how to have them; "" if it has them.
 
     Args:
         table: what it says of itself.
+        own: a loss of the user's, which may need the outputs alone.
 
     Example:
         >>> print(without_targets({"step": 7, "values": {"args": {}, "output_gradient": {}}}))
@@ -140,6 +141,7 @@ def without_targets(table: Mapping[str, Any]) -> str:
     has = [words for name, words in _HELD.items() if name in held]
     listed = " and ".join([", ".join(has[:-1]), has[-1]] if len(has) > 1 else has) or "nothing"
     done = "the backward pass begins at that gradient" if "output_gradient" in held else "the forward pass alone is run"
+    done = f"{own} is given the outputs alone" if own else done
     later = "watch.note(targets=targets) in the loop keeps them next time"
     return f"step {table.get('step')} was kept with {listed}, but without targets: {done}. {later}."
 
