@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import levada
 import levada.connections
+import levada.training
 
 SOURCE = Path(levada.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -31,7 +33,7 @@ LAYERS = [
     {"stacking"},
     {"connection"},
     {"ops"},
-    {"_names", "_numbers"},
+    {"_names", "_numbers", "_ranks"},
     {"_errors"},
 ]
 # cli, commands and targets are one layer in three files.
@@ -107,6 +109,17 @@ def test_public_names():
         assert getattr(levada, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Residul'"):
         _ = levada.Residul
+
+
+def test_packages_that_load_on_use_give_what_type_checkers_see():
+    package = SOURCE / "training" / "__init__.py"
+    imports = [node for node in ast.walk(ast.parse(package.read_text())) if isinstance(node, ast.ImportFrom)]
+    typed = {alias.asname: f"{node.module}" for node in imports for alias in node.names if alias.asname}
+    assert sorted(typed) == list(levada.training.__all__)
+    for name, module in typed.items():
+        assert getattr(levada.training, name) is getattr(import_module(module), name)
+    with pytest.raises(AttributeError, match="Did you mean 'Config'"):
+        _ = levada.training.Confg
 
 
 def modules_after(statement: str) -> set[str]:

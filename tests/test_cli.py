@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from levada import cli, commands
 from levada._errors import UsageError
 from levada.cli import main
+from levada.commands.listing import KINDS
 from levada.runs import RunWriter
+from levada.targets import line_of
 
 TARGETS = """
 import torch
@@ -96,6 +99,7 @@ def targets(tmp_path, monkeypatch):
     file = tmp_path / "nets.py"
     file.write_text(TARGETS)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
     return file
 
 
@@ -151,6 +155,24 @@ def test_every_file_that_was_asked_for_is_written(targets, capsys, tmp_path):
     assert main(["doctor", "kept"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"), [("sick", "def sick():"), ("Leaving", "class Leaving"), ("module", "module =")]
+)
+def test_sarif_points_to_the_line_where_the_model_is_made(name, begins, targets, capsys):
+    line = line_of(f"nets.py:{name}")
+    assert TARGETS.splitlines()[line - 1].startswith(begins)
+    assert line_of("nets:sick") is None
+    assert line_of("nets.py:nothing") is None
+    assert TARGETS.splitlines()[line_of("nets.py:Holder.module") - 1] == "    module = module"
+    if name == "sick":
+        check(capsys, "nets.py:sick", "--batch", "nets.py:batch", "--sarif", "out.sarif")
+        (run,) = json.loads(Path("out.sarif").read_text())["runs"]
+        assert run["results"]
+        assert {
+            place["physicalLocation"]["region"]["startLine"] for one in run["results"] for place in one["locations"]
+        } == {line}
+
+
 def test_the_doctor_prints_any_name_as_it_is_and_in_one_line(capsys, tmp_path):
     name = "[/red] :smile: " + "long " * 30
     RunWriter.create(tmp_path / name, kind="check", name="first").close()
@@ -190,6 +212,7 @@ def test_a_run_folder_is_not_written_over(targets, capsys):
 
 UNUSABLE = {
     "no colon": (["nets.py"], "path/to/file.py:name"),
+    "a folder": (["sub:build"], "of a folder. Name a file in it"),
     "no file": (["nowhere.py:build"], "no file 'nowhere.py'"),
     "no module": (["no_such_package:build"], "no module 'no_such_package'"),
     "no name": (["nets.py:heathy"], "Did you mean 'healthy'"),
@@ -224,6 +247,63 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(case, targets, caps
     import re
 
     assert re.search(said, out.err), out.err
+
+
+BEFORE_TORCH = [
+    ["--help"],
+    ["check", "--help"],
+    ["list"],
+    ["list", "things"],
+    ["doctor", "kept"],
+    ["report", "kept"],
+    ["check", "nosuch.py:build"],
+    ["check", "no_such_package:build"],
+    ["check", "nets.py"],
+    ["check", "nets.py:healthy", "--batch", "nosuch.py:batch"],
+    ["check", "nets.py:healthy", "--loss", "crossentropy"],
+    ["check", "nets.py:healthy", "--optimizer", "nosuch.py:sgd"],
+    ["check", "nets.py:healthy", "--lr", "-1"],
+    ["check", "nets.py:healthy", "--json", "no/such/folder/x"],
+    ["fix", "nosuch.py:build"],
+    ["fix", "nets.py:healthy", "--steps", "3"],
+    ["fix", "nets.py:healthy", "--budget", "0"],
+    ["run", "nosuch.py"],
+    ["run", "-m", "no_such_package.train"],
+    ["run", "--run", "nets.py", "nets.py"],
+    ["train", "nosuch.toml"],
+    ["train", "wrong.toml"],
+    ["train", "train.toml", "--set", "modle.depth=3"],
+    ["replay", "nosuch"],
+    ["replay", "kept"],
+    ["study", "R99"],
+    ["study", "R1", "--seeds", "0"],
+    ["study", "R1", "--out", "nets.py"],
+    ["export", "nosuch", "--to", "wandb"],
+    ["bench", "nosuch"],
+]
+
+
+def test_what_needs_no_torch_is_answered_without_it(targets):
+    RunWriter.create("kept", kind="check", name="first").close()
+    Path("wrong.toml").write_text("[modle]\ndepth = 2\n")
+    Path("train.toml").write_text("[run]\nsteps = 2\n")
+    code = (
+        "import contextlib, io, json, sys\n"
+        "from levada.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:\n"
+        "        try:\n"
+        "            code = main(words)\n"
+        "        except SystemExit as stop:\n"
+        "            code = stop.code\n"
+        "    if code not in (0, 2) or 'torch' in sys.modules:\n"
+        "        print(words, code, 'torch' in sys.modules, said.getvalue())\n"
+    )
+    words = [sys.executable, "-c", code, json.dumps(BEFORE_TORCH)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert run.stdout == "", (
+        "each line: the words of a command, its exit code, whether torch was imported, what it said"
+    )
 
 
 def test_a_dotted_name_and_a_module_itself_are_targets(targets, capsys):
@@ -356,7 +436,7 @@ def test_claims_that_cannot_be_decided_are_told(two_studies, capsys, monkeypatch
     assert "the claims or figures of R1 failed with: ZeroDivisionError: of nothing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["connections", "diagnostics", "studies", "initialisations"])
+@pytest.mark.parametrize("kind", ["connections", "cells", "diagnostics", "remedies", "studies", "initialisations"])
 def test_lists_name_something_and_say_what_it_is(kind, capsys):
     assert main(["list", kind]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
@@ -377,6 +457,49 @@ def test_connections_are_listed_one_a_line_with_how_they_start(capsys):
         assert start == known[classes[name].residual_start]
         assert classes[name].__doc__.startswith(text)
         assert text.endswith(".")
+
+
+def test_without_a_kind_the_kinds_are_listed(capsys):
+    assert main(["list"]) == 0
+    kinds = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert kinds == list(KINDS)
+    assert all(main(["list", kind]) == 0 for kind in kinds)
+
+
+def test_cells_are_listed_by_name(capsys):
+    from levada import cells
+
+    assert main(["list", "cells"]) == 0
+    told = capsys.readouterr().out
+    names = [line.split()[0] for line in told.splitlines()]
+    known = [n for n, c in vars(cells).items() if isinstance(c, type) and issubclass(c, cells.Cell) and n != "Cell"]
+    assert names == sorted(known)
+    assert "GRU" in names
+    assert not {"$", "\\"} & set(told)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("watch", "levada run SCRIPT"),
+        ("Explain", "levada check MODEL"),
+        ("view", "levada report RUN"),
+        ("train.py", "perhaps: levada run train.py."),
+        ("train.toml", "perhaps: levada train train.toml."),
+        ("net.py:build", "perhaps: levada check net.py:build."),
+        ("chek", "Did you mean 'check'?"),
+    ],
+)
+def test_a_word_that_is_no_command_is_answered_with_the_one_that_is(word, told, capsys):
+    with pytest.raises(SystemExit):
+        main([word, "x"])
+    assert told in capsys.readouterr().err
+
+
+def test_words_that_are_tried_are_no_commands_and_lead_to_some(capsys):
+    assert not set(cli.TRIED) & set(commands.COMMANDS)
+    named = {name for told in cli.TRIED.values() for name in re.findall(r"levada ([a-z]+)", told)}
+    assert named <= set(commands.COMMANDS)
 
 
 def test_the_installed_command_runs(targets):

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import levada
 from levada._errors import UsageError
+from levada.blocks import FullyConnected
 from levada.connection import Connection, Layer, SingleStream
 from levada.connections import Plain, PostNorm, Residual, ReZero
 from levada.stack import Stack
@@ -173,6 +174,14 @@ class Needs(SingleStream):
         (lambda: Stack([torch.tanh], Residual, dim=4), "must be an nn.Module, got builtin.* at layer 0"),
         (lambda: Stack(lambda dim: dim, Residual, dim=4, depth=2), "must be an nn.Module, got int at layer 0"),
         (lambda: Stack([branch(4)], ReZero, dim=4, streams=4), "ReZero takes no option 'streams'; it takes: init"),
+        (lambda: Stack([branch(4)], ReZero, dim=4, depht=1), "takes no option 'depht'.*Did you mean 'depth'"),
+        (lambda: levada.convert(branch(4), ReZero, bach=1), "takes no option 'bach'.*Did you mean 'batch'"),
+        (
+            lambda: levada.PostNorm(4, norm=nn.LayerNorm(4)),
+            "norm must make a module, such as nn.LayerNorm, got an inst",
+        ),
+        (lambda: FullyConnected(4, norm=nn.LayerNorm(4)), "norm must make a module, such as nn.LayerNorm, got an inst"),
+        (lambda: FullyConnected(4, activation=nn.ReLU()), "activation must make a module, such as nn.ReLU, got an ins"),
         (lambda: Stack([branch(4)], Adding, dim=4, layer=1), "Adding takes no option 'layer'; it takes: none"),
         (lambda: Stack([branch(4)], Needs, dim=4), r"Needs needs the option 'streams'. Add streams="),
         (lambda: Stack([branch(4)], Residual(4), dim=4), "connection must be a class.*got an instance of Residual"),

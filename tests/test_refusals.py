@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import levada
 from levada import cli
+from levada._errors import UsageError
 from levada.cli import main
 from levada.commands import COMMANDS
 from levada.runs import Run, RunWriter
@@ -206,3 +211,25 @@ def test_no_export_goes_into_a_run(out: str, capsys: pytest.CaptureFixture[str])
     assert code == 2
     assert f"do not go into the folder of a run, and with the folder '{out}' they come into" in told
     assert sorted(Path("run").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda net: levada.watch(net, None, evry=3), "watch: there is no argument 'evry'. Did you mean 'every'?"),
+        (
+            lambda net: levada.check(net, optimiser="SGD"),
+            "check: there is no argument 'optimiser'. Did you mean 'optimi",
+        ),
+        (
+            lambda net: levada.check(net, zzz=1),
+            "check: there is no argument 'zzz'. It takes model, batch, loss, optimi",
+        ),
+        (lambda net: levada.fix(net, trails=3), "fix: there is no argument 'trails'. Did you mean 'trials'?"),
+    ],
+)
+def test_an_argument_that_there_is_not_is_answered_by_the_nearest(call: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)) as caught:
+        call(torch.nn.Linear(2, 2))
+    assert isinstance(caught.value, TypeError)
+    assert list(inspect.signature(levada.watch).parameters)[:3] == ["model", "optimizer", "run"]

@@ -9,6 +9,7 @@ __all__ = [
     "MeasurementError",
     "MissingExtraError",
     "TakenError",
+    "UnknownArgumentError",
     "UsageError",
     "import_extra",
     "require_at_least",
@@ -35,6 +36,10 @@ class TakenError(UsageError):
 
 class MeasurementError(RuntimeError):
     """What was given is usable, but the measurement could not be made; the verdict is `unknown`."""
+
+
+class UnknownArgumentError(UsageError, TypeError):
+    """A function was given an argument that it has not."""
 
 
 class MissingExtraError(UsageError, ImportError):

@@ -1,12 +1,29 @@
-"""Names: of blocks and files as they are shown, short and without what would move the cursor; and of signals."""
+"""Names: of blocks and files as they are shown, short and without what would move the cursor; of signals; of code."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import Final
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, ParamSpec, TypeVar
 
-__all__ = ["NONFINITE", "OWN_SCALARS", "bare_names", "meant", "nearest", "printable", "span_name"]
+from levada._errors import UnknownArgumentError
+
+__all__ = [
+    "NONFINITE",
+    "OWN_SCALARS",
+    "bare_names",
+    "load_on_use",
+    "meant",
+    "nearest",
+    "printable",
+    "span_name",
+    "spelt",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NONFINITE: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
 """The signals that count what is not finite in another."""
@@ -91,6 +108,33 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near!r}?" if near else ""
 
 
+def spelt(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function refuse an argument that it has not with the name that was probably meant.
+
+    Args:
+        function: one whose arguments are all named.
+
+    Example:
+        >>> @spelt
+        ... def mean(values, *, weights=None): ...
+        >>> mean([1.0], wieghts=[1.0])
+        Traceback (most recent call last):
+        levada._errors.UnknownArgumentError: mean: there is no argument 'wieghts'. Did you mean 'weights'?
+    """
+    code = function.__code__
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                near = meant(name, known) or f" It takes {', '.join(known)}."
+                raise UnknownArgumentError(f"{function.__name__}: there is no argument {name!r}.{near}")
+        return function(*args, **kwargs)
+
+    return call
+
+
 def printable(text: str) -> str:
     r"""Replace what would move the cursor or change colours; a module, or a folder, may have any name.
 
@@ -102,3 +146,25 @@ def printable(text: str) -> str:
         'layers.0?[31m'
     """
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def load_on_use(package: str, homes: Mapping[str, Sequence[str]], name: str) -> Any:
+    """Give a name of a package whose modules are imported when a name of theirs is used first.
+
+    Args:
+        package: its name.
+        homes: module of it -> the names that it gives.
+        name: what is asked for.
+
+    Raises:
+        AttributeError: if no module gives it.
+
+    Example:
+        >>> load_on_use("os", {"path": ("join",)}, "join")("a", "b")
+        'a/b'
+    """
+    for module, names in homes.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{package}.{module}"), name)
+    known = [one for names in homes.values() for one in names]
+    raise AttributeError(f"module {package!r} has no attribute {name!r}.{meant(name, known)}")

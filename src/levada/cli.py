@@ -21,6 +21,37 @@ TAKEN = {
     "study": "Name another folder with --out, or give the same command again: it continues the run.",
 }
 
+# Words that are tried where a command has another name -> what to give.
+TRIED = {
+    word: told
+    for words, told in (
+        ("watch monitor trace record", "A training script is watched by: levada run SCRIPT"),
+        ("explain inspect diagnose analyse analyze lint test verify", "A model is looked at by: levada check MODEL"),
+        ("repair patch heal remedy", "What repairs a model is found by: levada fix MODEL"),
+        ("view show open page html plot summary compare", "Runs are shown by: levada report RUN"),
+        ("fit resume continue", "A configuration is trained, and goes on, by: levada train CONFIG.toml --resume"),
+        ("reproduce prove claim claims studies", "A paper's claim is tested by: levada study NAME"),
+        ("benchmark benchmarks", "Benchmarks are run by: levada bench NAME"),
+        ("tensorboard wandb mlflow trackio log", "A run goes to a tracker by: levada export RUN --to NAME"),
+        ("fsck damage reseal recover", "A run's files are checked, and mended, by: levada doctor RUN --reseal"),
+        ("debug rerun reply", "A kept step is run again by: levada replay BUNDLE --model MODEL"),
+        ("convert", "A model's connections are replaced in Python: levada.convert(model, levada.HyperConnection)"),
+        ("ls names connections cells remedies rules", "What the library holds is named by: levada list KIND"),
+        ("version", "The version is said by: levada --version"),
+    )
+    for word in words.split()
+}
+
+
+def _tried(word: str) -> str:
+    """Say what is given in the place of a word that is no command; "" where that is not known."""
+    for ending, command in ((".py", "run"), (".toml", "train")):
+        if word.endswith(ending):
+            return f"It is a file; perhaps: levada {command} {word}"
+    if ".py:" in word:
+        return f"It is a target; perhaps: levada check {word}"
+    return TRIED.get(word.lower(), "")
+
 
 def _whole(text: str) -> int:
     try:
@@ -58,7 +89,9 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             known = [str(one) for one in action.choices]
-            told = f"must be one of {', '.join(known)}, got {value!r}.{meant(str(value), known)}"
+            hint = _tried(value) if isinstance(action, argparse._SubParsersAction) else ""
+            near = f" {hint}" if hint else meant(str(value), known)
+            told = f"must be one of {', '.join(known)}, got {value!r}.{near}"
             raise argparse.ArgumentError(action, told.removesuffix("."))
 
     def error(self, message: str) -> NoReturn:
@@ -261,8 +294,9 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing = _command(commands, "list", "list what the library holds")
-    kinds = ("connections", "diagnostics", "remedies", "studies", "initialisations")
-    listing.add_argument("kind", choices=kinds, metavar="KIND", help=f"what to list: {', '.join(kinds)}")
+    kinds = ("connections", "cells", "diagnostics", "remedies", "studies", "initialisations")
+    text = f"what to list: {', '.join(kinds)}; these are told if left out"
+    listing.add_argument("kind", choices=kinds, metavar="KIND", nargs="?", help=text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

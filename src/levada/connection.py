@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least, require_number
+from levada._names import meant
 
 __all__ = [
     "Connection",
@@ -23,6 +24,7 @@ __all__ = [
     "SingleStream",
     "State",
     "require_input",
+    "require_maker",
     "require_module",
     "require_options",
 ]
@@ -270,12 +272,33 @@ def require_module(model: object, owner: str) -> nn.Module:
     return model
 
 
-def require_options(connection: Any, options: Mapping[str, Any]) -> None:
+def require_maker(made: object, owner: str, example: str) -> None:
+    """Raise if a module came where what makes one is needed: each layer has its own.
+
+    Args:
+        made: what the user gave.
+        owner: class and argument that ask, as the user typed them.
+        example: what can be given.
+
+    Raises:
+        UsageError: if it is a module, or nothing that can be called.
+
+    Example:
+        >>> require_maker(nn.ReLU(), "Convolution: activation", "nn.ReLU")
+        Traceback (most recent call last):
+        levada._errors.UsageError: Convolution: activation must make a module, such as nn.ReLU, got an instance of ReLU.
+    """
+    if isinstance(made, nn.Module) or not callable(made):
+        raise UsageError(f"{owner} must make a module, such as {example}, got an instance of {type(made).__name__}.")
+
+
+def require_options(connection: Any, options: Mapping[str, Any], own: Iterable[str] = ()) -> None:
     """Raise unless options fit a connection's class.
 
     Args:
         connection: a class, called as `connection(dim, layer=, depth=, **options)`.
         options: what the user gave beside the width.
+        own: other names that the user may have meant, of whoever takes the options.
 
     Raises:
         UsageError: if it is an instance or no connection, or an option is unknown or missing.
@@ -296,7 +319,8 @@ def require_options(connection: Any, options: Mapping[str, Any]) -> None:
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for option in options:
         if option not in takes and not open_ended:
-            raise UsageError(f"{name} takes no option {option!r}; it takes: {', '.join(takes) or 'none'}.")
+            near = meant(option, [*takes, *own])
+            raise UsageError(f"{name} takes no option {option!r}; it takes: {', '.join(takes) or 'none'}.{near}")
     for option, parameter in takes.items():
         if parameter.default is parameter.empty and option not in options:
             raise UsageError(f"{name} needs the option {option!r}. Add {option}=.")

@@ -78,7 +78,7 @@ class Stack(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        require_options(connection, options)
+        require_options(connection, options, ("dim", "depth", "checkpoint", "compile", "stacked"))
         modules = list(branches) if isinstance(branches, Iterable) else None
         if modules is None and (isinstance(branches, nn.Module) or not callable(branches)):
             raise UsageError(f"Stack: branches must be modules, or a function that makes one, got {branches!r}.")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from levada._errors import UsageError
 from levada._names import meant
 
-__all__ = ["call", "load", "source"]
+__all__ = ["call", "line_of", "load", "require", "source"]
 
 
 def load(target: str) -> Any:
@@ -33,13 +35,7 @@ def load(target: str) -> Any:
         >>> load("math:pi")
         3.141592653589793
     """
-    place, colon, name = target.rpartition(":")
-    if not (colon and place and name):
-        came = f"{target!r}, a folder" if Path(target).is_dir() else repr(target)
-        what = "Name a file, ':'" if Path(target).is_dir() else "Add ':'"
-        raise UsageError(
-            f"A target is path/to/file.py:name or package.module:name, got {came}. {what} and the name of a function."
-        )
+    place, name = _parts(target)
     found: Any = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     for part in name.split("."):
         if not hasattr(found, part):
@@ -47,6 +43,36 @@ def load(target: str) -> Any:
             raise UsageError(f"{place} has no name {part!r}.{hint}")
         found = getattr(found, part)
     return found
+
+
+def require(target: str) -> None:
+    """Raise if a target cannot be one, or names a file or a package that is not there; nothing is imported.
+
+    Args:
+        target: as for `load`.
+
+    Raises:
+        UsageError: if so.
+
+    Example:
+        >>> require("math:pi")
+        >>> require("nowhere.py:build")
+        Traceback (most recent call last):
+        levada._errors.UsageError: There is no file 'nowhere.py'. Give the path from the current folder, or ...
+    """
+    place, _ = _parts(target)
+    if place.endswith(".py"):
+        _require_file(Path(place))
+        return
+    if Path(place).is_dir() and not (Path(place) / "__init__.py").is_file():
+        raise UsageError(f"A target names a file or a module, got {target!r}, of a folder. Name a file in it.")
+    package = place.partition(".")[0]
+    try:
+        found = package in sys.modules or importlib.util.find_spec(package) or PathFinder.find_spec(package, [""])
+    except ValueError:  # an empty name, or a module that has no specification
+        found = None
+    if not found:
+        raise UsageError(_no_module(place))
 
 
 def call(target: str, found: Callable[[], Any]) -> Any:
@@ -90,9 +116,65 @@ def source(target: str) -> tuple[Path | None, str]:
     return (Path(file).resolve() if file and file.endswith(".py") else None), name
 
 
-def _load_file(path: Path) -> Any:
+def line_of(target: str) -> int | None:
+    """Return the line at which the function or class begins that a target names; None where that is not known.
+
+    Args:
+        target: one of a file, that was loaded.
+
+    Returns:
+        The line, counted from 1; of an object, that of the assignment of its name at the top of the file.
+    """
+    place, name = _parts(target)
+    if not place.endswith(".py"):
+        return None
+    try:
+        body = ast.parse(Path(place).read_text(encoding="utf-8")).body
+    except (OSError, ValueError, SyntaxError):
+        return None
+    found: ast.stmt | None = None
+    for part in name.split("."):
+        found = next((one for one in reversed(body) if part in _bound(one)), None)
+        if found is None:
+            return None
+        body = found.body if isinstance(found, ast.ClassDef) else []
+    return found.lineno if found is not None else None
+
+
+def _bound(statement: ast.stmt) -> list[str]:
+    """Return the names that a statement gives to a function, a class or an object."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    if isinstance(statement, ast.Assign):
+        return [name.id for target in statement.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        return [statement.target.id]
+    return []
+
+
+def _parts(target: str) -> tuple[str, str]:
+    """Return where a target's name is looked up, and the name."""
+    place, colon, name = target.rpartition(":")
+    if not (colon and place and name):
+        came = f"{target!r}, a folder" if Path(target).is_dir() else repr(target)
+        what = "Name a file, ':'" if Path(target).is_dir() else "Add ':'"
+        raise UsageError(
+            f"A target is path/to/file.py:name or package.module:name, got {came}. {what} and the name of a function."
+        )
+    return place, name
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"There is no file {str(path)!r}. Give the path from the current folder, or an absolute one.")
+
+
+def _no_module(name: str) -> str:
+    return f"There is no module {name!r}. Is its package installed, or the current folder its root?"
+
+
+def _load_file(path: Path) -> Any:
+    _require_file(path)
     # One file that several targets name is imported once: its models and batches then share what they define.
     name = f"_levada_target_{path.resolve()}"
     if name in sys.modules:
@@ -117,9 +199,7 @@ def _load_module(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise UsageError(
-                f"There is no module {name!r}. Is its package installed, or the current folder its root?"
-            ) from error
+            raise UsageError(_no_module(name)) from error
         raise UsageError(f"Importing {name} raised {_told(error)}.") from error
     except (Exception, SystemExit) as error:
         raise UsageError(f"Importing {name} raised {_told(error)}.") from error

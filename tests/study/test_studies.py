@@ -280,3 +280,19 @@ def _more_digits(_):
 def test_a_batch_larger_than_the_data_is_refused(draw):
     with pytest.raises(UsageError, match=r"must be at least 7, got 4\. Use a smaller batch\."):
         draw(torch.arange(6))
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
+def test_the_scale_smoke_has_the_claims_that_are_published(study):
+    names = [[claim.name for claim in study.claims(study.resolve(scale))] for scale in ("smoke", "small")]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("study", [one for one in STUDIES.values() if "data" in one.settings], ids=lambda s: s.name)
+def test_data_that_a_study_does_not_read_are_refused(study):
+    with pytest.raises(
+        UsageError, match=f"study {study.name}: data must be one of mnist.*, got 'cifar-10'. Did you me"
+    ):
+        study.resolve("smoke", {"data": "cifar-10"})
+    for scale in ("smoke", "small", "full"):
+        assert study.resolve(scale)["data"] in study.known["data"]

@@ -19,17 +19,19 @@ from levada.study import Results, execute
 from levada.theory import orthogonal_tanh
 
 SCRIPT = Path(levada.__file__).parents[2] / "docs" / "results" / "logs" / "write_r9.py"
+BOTH = {"deep_networks": ("ReZero", "orthogonal")}  # as at the scale full
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     with ThreadPoolExecutor(1) as pool:
-        return execute(r9.STUDY, scale="smoke", out=tmp_path_factory.mktemp("runs"), executor=pool)
+        folder = tmp_path_factory.mktemp("runs")
+        return execute(r9.STUDY, scale="smoke", out=folder, executor=pool, settings=BOTH)
 
 
 @pytest.fixture(scope="module")
 def found(smoke):
-    settings = r9.STUDY.resolve("smoke")
+    settings = r9.STUDY.resolve("smoke", BOTH)
     return Results(list(r9.configurations(settings, range(settings["seeds"]))), levada.study.results(smoke))
 
 
@@ -218,7 +220,7 @@ def test_the_log_holds_every_layer(smoke, found, tmp_path):
 
 
 def decided(claim, value):
-    settings = r9.STUDY.resolve("small", {"deep_networks": ("ReZero", "orthogonal")})
+    settings = r9.STUDY.resolve("small", BOTH)
     cells = r9.configurations(settings, range(5))
     values = {cell.key(seed): value(cell.config, seed) for cell in cells for seed in cell.seeds}
     (found,) = [c for c in r9.STUDY.claims(settings) if c.name == claim]

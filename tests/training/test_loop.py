@@ -55,14 +55,27 @@ def test_a_run_keeps_the_loss_of_every_step(tmp_path):
     assert small(tmp_path, "run.evaluate_every=4") == read(tmp_path / "run" / "config.toml")
 
 
-def test_a_line_shows_what_is_held_out_as_of_its_own_step(tmp_path):
+def test_a_line_shows_what_is_held_out_where_it_is_new(tmp_path):
     stream = io.StringIO()
     trained = train(small(tmp_path, "run.evaluate_every=2"), stream=stream)
     shown = {
-        int(step): float(loss) for step, loss in re.findall(r"step (\d+)/6 .*held out ([\d.]+)", stream.getvalue())
+        int(step): float(loss) for step, loss in re.findall(r"step (\d+)/6 .*held out ([\d.]+)  ", stream.getvalue())
     }
-    told = evaluations(trained.run)
-    assert shown == pytest.approx({step: told[max(at for at in told if at <= step)] for step in range(2, 7)}, abs=1e-4)
+    assert shown == pytest.approx(evaluations(trained.run), abs=1e-4)
+
+
+def test_a_line_of_a_later_step_says_of_which_one_the_held_out_loss_is(tmp_path):
+    stream = io.StringIO()
+    train(small(tmp_path, "run.evaluate_every=7", "run.steps=40"), stream=stream)  # a line every two steps
+    told = re.findall(r"step (\d+)/40 .*held out [\d.]+( at step \d+)?  ", stream.getvalue())
+    assert told == [
+        ("8", " at step 7"),
+        ("14", ""),
+        ("22", " at step 21"),
+        ("28", ""),
+        ("36", " at step 35"),
+        ("40", ""),
+    ]
 
 
 def test_a_run_is_a_function_of_its_configuration(tmp_path):

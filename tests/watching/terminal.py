@@ -15,6 +15,9 @@ from typing import TextIO
 
 TOKEN = re.compile(rb"\x1b\[(\??[\d;]*)([A-Za-z])|\x1b([78DM])|([\r\n\b])|([^\x1b\r\n\b]+)|(\x1b)")
 
+# What a read may end with: the first bytes of a sequence, or of a letter.
+BEGUN = re.compile(rb"(?:\x1b(?:\[\??[\d;]*)?|[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})\Z")
+
 
 class Terminal:
     """Understands what the live view and progress bars send; anything else fails the test."""
@@ -29,7 +32,7 @@ class Terminal:
         self.row = self.column = 0
         self.saved = (0, 0)
         self.region = (0, lines - 1)
-        self.raw = b""
+        self.raw = self.begun = b""
 
     def resize(self, lines: int) -> None:
         """Change the height, as a person does: rows at the bottom go or come."""
@@ -59,6 +62,10 @@ class Terminal:
             except OSError:
                 break
         self.raw += data
+        data = self.begun + data
+        begun = BEGUN.search(data)
+        self.begun = data[begun.start() :] if begun else b""
+        data = data.removesuffix(self.begun)
         end = 0
         for match in TOKEN.finditer(data):
             assert match.start() == end, data[end : match.start()]

@@ -174,3 +174,13 @@ def test_a_loop_that_stops_before_the_backward_pass_is_told_by_its_output(tmp_pa
         (folder,) = watched.judge.keeper.folders
         found = replay(folder, Named()).report.findings[0]
         assert found.evidence["tensor"] == "inputs"
+
+
+def test_of_an_update_that_is_not_made_no_size_is_told(tmp_path):
+    train(tmp_path / "run", at=(15,))
+    signals = Run(tmp_path / "run").signals()
+    rows = dict(zip(signals.steps, signals.read("update_ratio"), strict=True))
+    assert all(value > 0 for value in rows[10])
+    assert all(math.isnan(value) for value in rows[15])
+    weights = dict(zip(signals.steps, signals.read("weight_rms"), strict=True))
+    assert all(value > 0 for value in weights[15])

@@ -299,3 +299,36 @@ def test_the_loss_of_a_part_is_not_compared_with_that_of_the_whole_step(tmp_path
     found = replay(watching.judge.keeper.folders[0], load(target, "build")(), loss)
     assert found.loss == pytest.approx(float(value.detach()), rel=1e-6)
     assert any("that of pass 3 of the step alone, and was that of the whole step" in n for n in found.report.notes)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ("cross_entropy", "cross_entropy cannot be computed: step 3 was kept with inputs, weights and the gradient of"),
+        (
+            None,
+            "levada replay: step 3 was kept with inputs, weights and the gradient of the output, but without targets",
+        ),
+        (
+            "outputs",
+            "own.py:outputs is given the outputs alone. watch.note(targets=targets) in the loop keeps them next time",
+        ),
+    ],
+)
+def test_without_targets_it_is_said_first_what_is_kept_and_that_is_run(tmp_path, target, capsys, loss, told):
+    values = {"args": (torch.randn(4, 6),), "kwargs": {}, "weights": load(target, "build")().state_dict()}
+    values["output_gradient"] = torch.ones(4, 3)
+    folder = write_bundle(tmp_path / "run", Bundle(3, "loss_spike", "why", values=values))
+    build = f"{target}:build"
+    (tmp_path / "own.py").write_text("def outputs(outputs):\n    return outputs.square().mean()\n")
+    named = [] if loss is None else ["--loss", f"{tmp_path / 'own.py'}:outputs" if loss == "outputs" else loss]
+    assert main(["replay", str(folder), "--model", build, *named, "--json", "-"]) == 0
+    said = capsys.readouterr()
+    assert told in said.err
+    report = json.loads(said.out)
+    assert (report["loss_value"] is None) == (loss != "outputs")
+    assert report["blocks"][0]["gradient_rms"] > 0
+    values["targets"] = torch.zeros(4, dtype=torch.long)
+    folder = write_bundle(tmp_path / "noted", Bundle(3, "loss_spike", "why", values=values))
+    assert main(["replay", str(folder), "--model", build, "--loss", "cross_entropy", "--json", "-"]) == 0
+    assert "without targets" not in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from torch import nn
 from levada import commands
 from levada._errors import UsageError
 from levada.cli import main
+from levada.commands.script import Script, run_script
 from levada.runs import Run, SignalWriter
 from levada.watching.owners import find_trained
-from levada.watching.script import Script, Watches, run_script
+from levada.watching.script import Watches
 
 TRAIN = """
 import sys, time
@@ -487,6 +489,22 @@ def test_an_optimizer_without_a_module_is_told_and_training_goes_on(capsys: pyte
 # In a terminal, and in several processes.
 
 
+def test_a_terminal_takes_in_pieces_what_it_takes_in_whole() -> None:
+    letters = "gr\u00f6\u00dfer \u2500\u2588\U0001f600"
+    sent = f"\x1b[1;30r\x1b7\x1b[33;1H{letters}\x1b[38;5;12m\x1b[K\x1b8\x1b[?25lsaid\r\n".encode()
+    whole, pieces = Terminal(), Terminal()
+    os.write(whole.slave, sent)
+    whole.feed(0.05)
+    for i in range(len(sent)):
+        os.write(pieces.slave, sent[i : i + 1])
+        pieces.feed(0.001)
+    pieces.feed(0.05)
+    assert (pieces.text, pieces.row, pieces.region) == (whole.text, whole.row, whole.region)
+    assert letters in whole.text
+    for terminal in (whole, pieces):
+        terminal.close()
+
+
 def test_in_a_terminal_the_view_stands_below_and_ctrl_c_leaves_all_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,6 +516,7 @@ def test_in_a_terminal_the_view_stands_below_and_ctrl_c_leaves_all_in_order(
         "def out(text):\n    bar.update()\n    tqdm.write(text)\n"
         "train(61, 0.02, out)\n"
         "out('waiting for Ctrl-C')\n"
+        "open('waiting', 'w').close()\n"
         "while True:\n    time.sleep(1.0)\n"
     )
     process = subprocess.Popen(
@@ -506,6 +525,9 @@ def test_in_a_terminal_the_view_stands_below_and_ctrl_c_leaves_all_in_order(
     )  # fmt: skip
     try:
         terminal.until("waiting for Ctrl-C", process)
+        while not (tmp_path / "waiting").exists():  # tqdm is at work as long as that
+            terminal.feed(0.05)
+            assert process.poll() is None, terminal.text
         assert "gradient by block" in terminal.text
         process.send_signal(signal.SIGINT)
         assert terminal.ended(process) == 130

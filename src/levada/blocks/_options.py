@@ -8,8 +8,9 @@ from typing import TypeAlias
 from torch import nn
 
 from levada._errors import UsageError
+from levada.connection import require_maker
 
-__all__ = ["Activation", "Norm", "divide", "normalise", "widening"]
+__all__ = ["Activation", "Norm", "activate", "divide", "normalise", "widening"]
 
 Activation: TypeAlias = Callable[[], nn.Module]
 Norm: TypeAlias = Callable[[int], nn.Module] | None
@@ -17,7 +18,16 @@ Norm: TypeAlias = Callable[[int], nn.Module] | None
 
 def normalise(norm: Norm, dim: int) -> nn.Module:
     """Build the normalisation of width `dim`; the identity where there is none."""
-    return nn.Identity() if norm is None else norm(dim)
+    if norm is None:
+        return nn.Identity()
+    require_maker(norm, "norm", "nn.LayerNorm")
+    return norm(dim)
+
+
+def activate(activation: Activation) -> nn.Module:
+    """Build the activation."""
+    require_maker(activation, "activation", "nn.ReLU")
+    return activation()
 
 
 def widening(activation: nn.Module) -> int:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrizations
 
 from levada._errors import UsageError, require_at_least
-from levada.blocks._options import Activation, Norm, divide, normalise, widening
+from levada.blocks._options import Activation, Norm, activate, divide, normalise, widening
 
 __all__ = ["CausalBranch", "CausalConvolution", "refuse_channel_norm", "require_sequence"]
 
@@ -116,7 +116,7 @@ class CausalConvolution(nn.Module):
         require_at_least("CausalConvolution", "kernel_size", kernel_size, 1)
         require_at_least("CausalConvolution", "dilation", dilation, 1)
         self.taps = ((kernel_size, dilation),)
-        function = activation()
+        function = activate(activation)
         width = divide(
             "CausalConvolution", dim if dim_out is None else dim_out, widening(function), "the activation's widening"
         )

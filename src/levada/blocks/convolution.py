@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
-from levada.blocks._options import Activation, Norm, divide, normalise, widening
+from levada.blocks._options import Activation, Norm, activate, divide, normalise, widening
 
 __all__ = ["Convolution", "ConvolutionBranch", "IdentityShortcut", "ProjectionShortcut"]
 
@@ -65,7 +65,7 @@ class Convolution(nn.Module):
         super().__init__()
         if kernel_size % 2 == 0:
             raise UsageError(f"Convolution: kernel_size must be odd, so that the length is kept, got {kernel_size}.")
-        function = activation()
+        function = activate(activation)
         width = divide(
             "Convolution", dim if dim_out is None else dim_out, widening(function), "the activation's widening"
         )
@@ -131,7 +131,7 @@ class ConvolutionBranch(nn.Sequential):
         kernels = [3, 3] if hidden is None else [1, 3, 1]
         modules: list[nn.Module] = []
         for i, (width, width_out, kernel) in enumerate(zip(widths, widths[1:], kernels, strict=False)):
-            act = [activation()] if pre_activation or i else []
+            act = [activate(activation)] if pre_activation or i else []
             width_in = width * (widening(act[0]) if act else 1)
             conv = convolution(width_in, width_out, kernel, 1 if i else stride, kernel // 2, bias=build is None)
             if pre_activation:

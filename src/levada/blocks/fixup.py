@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
-from levada.blocks._options import Activation
+from levada.blocks._options import Activation, activate
 
 __all__ = ["Fixup"]
 
@@ -80,5 +80,5 @@ class Fixup(nn.Sequential):
                 raise UsageError(
                     f"Fixup: weight {i} has a bias; build it with bias=False, the branch adds scalar ones."
                 )
-            modules += [_Shift(), activation(), _Shift(), weight] if i else [_Shift(), weight]
+            modules += [_Shift(), activate(activation), _Shift(), weight] if i else [_Shift(), weight]
         super().__init__(*modules, _Multiplier(), _Shift())

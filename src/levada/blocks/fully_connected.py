@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from levada.blocks._options import Activation, Norm, divide, normalise, widening
+from levada.blocks._options import Activation, Norm, activate, divide, normalise, widening
 
 __all__ = ["ConcatenatedReLU", "FeedForward", "FullyConnected"]
 
@@ -78,7 +78,7 @@ class FullyConnected(nn.Module):
         super().__init__()
         dim_out = dim if dim_out is None else dim_out
         self.pre_activation = pre_activation
-        function = activation()
+        function = activate(activation)
         # Modules are registered in the order in which they run: what reads a model by its modules relies on it.
         if pre_activation:
             self.norm = normalise(norm, dim)
@@ -133,7 +133,7 @@ class FeedForward(nn.Module):
         hidden = 4 * dim if hidden is None else hidden
         self.norm = normalise(norm, dim)
         self.expand = nn.Linear(dim, hidden, bias=bias)
-        self.activation = activation()
+        self.activation = activate(activation)
         self.contract = nn.Linear(hidden * widening(self.activation), dim if dim_out is None else dim_out, bias=bias)
 
     def forward(self, x: Tensor, *args: object) -> Tensor:

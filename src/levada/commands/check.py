@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 
-from levada.commands.inputs import batch_of, model_of, named, require_seed
+from levada.commands.inputs import batch_of, model_of, named, require_model
 from levada.commands.output import FIRED, QUIET, UNMEASURED, console, fails, require_writable, store
 
 __all__ = ["check"]
@@ -14,12 +14,13 @@ __all__ = ["check"]
 
 def check(options: argparse.Namespace) -> int:
     """Run `levada check`: build the model from its target, check it, show and store the report."""
+    require_writable(options)
+    require_model(options)
+
     import torch
 
     import levada
 
-    require_writable(options)
-    require_seed(options.seed)
     # What the user's code prints must not get between the lines of --json -.
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"checking {options.model}"):
         torch.manual_seed(options.seed)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import argparse
+import math
+from typing import Any, Final
 
 from levada._errors import UsageError
-from levada.targets import call, load
+from levada._names import meant
+from levada.targets import call, load, require
 
-__all__ = ["batch_of", "model_of", "named", "require_seed", "setting"]
+__all__ = ["LOSSES", "batch_of", "model_of", "named", "require_loss", "require_model", "setting"]
+
+LOSSES: Final = ("cross_entropy", "mse", "output")
 
 
 def model_of(target: str) -> Any:
@@ -45,7 +50,27 @@ def setting(text: str, option: str = "--set") -> tuple[str, str]:
     return key, value
 
 
-def require_seed(seed: int) -> None:
-    """Raise if torch takes no such seed."""
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed must be in [0, 2^63), got {seed}.")
+def require_model(options: argparse.Namespace) -> None:
+    """Raise before anything is imported if what says which model is looked at, and how, cannot be used."""
+    require(options.model)
+    for target in (options.batch, options.optimizer):
+        if target is not None and (target is options.batch or ":" in target):
+            require(target)
+    require_loss(options.loss)
+    if not 0 <= options.seed < 2**63:
+        raise UsageError(f"--seed must be in [0, 2^63), got {options.seed}.")
+    if options.lr is not None and not (options.lr > 0 and math.isfinite(options.lr)):
+        raise UsageError(f"--lr must be a positive finite number, got {options.lr}. Leave it out for the optimizer's.")
+    if not options.budget >= 0:
+        raise UsageError(f"--budget must be a number of seconds of at least 0, got {options.budget}.")
+
+
+def require_loss(name: str | None) -> None:
+    """Raise unless a loss is a target whose file is there, or one of the names."""
+    if name is None:
+        return
+    if ":" in name:
+        require(name)
+    elif name not in LOSSES:
+        what = f"--loss must be one of {', '.join(LOSSES)}, or a target such as losses.py:loss, got {name!r}."
+        raise UsageError(f"{what}{meant(name, LOSSES)}")

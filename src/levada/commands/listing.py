@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Final
+import re
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
 
 from levada.commands.output import QUIET, console, duration
 
 if TYPE_CHECKING:
     from levada.study import Study
 
-__all__ = ["list_names"]
+__all__ = ["KINDS", "list_names"]
+
+KINDS: Final = {
+    "connections": "how one layer reads from and writes to what the layers before it left",
+    "cells": "recurrences over time",
+    "diagnostics": "rules of a check: what each finds",
+    "remedies": "changes that a fix tries on copies of a model",
+    "studies": "claims of the literature that are tried on real data, and what that takes",
+    "initialisations": "ways to draw the first weights",
+}
 
 CORE: Final = "one CPU core"  # of which the times are that name no hardware
 _STARTS = {"exact": "can start as residual", "normalised": "nearly as residual", "none": "-"}
@@ -37,14 +48,19 @@ def list_names(options: argparse.Namespace) -> int:
     return QUIET
 
 
-def _inventory(kind: str) -> list[tuple[str, ...]]:
+def _inventory(kind: str | None) -> list[tuple[str, ...]]:
     """Return a row for each name: the name first, its sentence last."""
+    if kind is None:
+        return list(KINDS.items())
     if kind == "connections":
         from levada import connections
         from levada.connection import Connection
 
-        listed = [c for c in vars(connections).values() if isinstance(c, type) and issubclass(c, Connection)]
-        return sorted((c.__name__, _STARTS[c.residual_start], _first_line(c)) for c in listed)
+        return [(c.__name__, _STARTS[c.residual_start], _first_line(c)) for c in _kinds_of(Connection, connections)]
+    if kind == "cells":
+        from levada import cells
+
+        return [(c.__name__, _first_line(c)) for c in _kinds_of(cells.Cell, cells)]
     if kind == "diagnostics":
         from levada.diagnose import DIAGNOSTICS
 
@@ -63,6 +79,13 @@ def _inventory(kind: str) -> list[tuple[str, ...]]:
     return [(name, _first_line(function)) for name, function in INITIALISATIONS.items()]
 
 
+def _kinds_of(base: type, module: ModuleType) -> list[Any]:
+    """Return what a module has of a class, by name, without the class itself."""
+    held = vars(module).values()
+    found = [one for one in held if isinstance(one, type) and issubclass(one, base) and one is not base]
+    return sorted(found, key=lambda one: one.__name__)
+
+
 def _cost(known: Study, scale: str) -> str:
     """Say what a scale takes: "~" where it is an estimate; of one processor core where it says nothing else."""
     cost = known.costs.get(scale)
@@ -73,4 +96,6 @@ def _cost(known: Study, scale: str) -> str:
 
 
 def _first_line(documented: object) -> str:
-    return (documented.__doc__ or "").strip().split("\n")[0].replace("`", "")
+    """Return the first sentence of a docstring, without the equation that ends it."""
+    line = (documented.__doc__ or "").strip().split("\n")[0].replace("`", "")
+    return re.sub(r": \$[^$]*\$\.$", ".", line).replace("$", "")

@@ -17,6 +17,7 @@ from levada import __version__
 from levada._errors import UsageError
 from levada._names import printable
 from levada.runs.manifest import MANIFEST
+from levada.targets import line_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,7 @@ def store(told: dict[str, Any], options: argparse.Namespace, report: dict[str, A
     if options.sarif:
         from levada.report.sarif import to_sarif
 
-        write(Path(options.sarif), to_json(to_sarif(report)))
+        write(Path(options.sarif), to_json(to_sarif({**report, "line": line_of(options.model)})))
     if options.html:
         from levada.report import write_html
 

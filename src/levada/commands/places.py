@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, final
 
 from levada._errors import UsageError
+from levada._ranks import is_first, process_rank
 from levada.runs.manifest import MANIFEST
 from levada.runs.reader import runs_in
 from levada.runs.remote import is_remote, stage
-from levada.watching.ranks import is_first, process_rank
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from levada._errors import UsageError
-from levada.commands.inputs import model_of, named
-from levada.commands.output import FIRED, QUIET, console, fails, require_writable, to_json, write
+from levada.commands.inputs import model_of, named, require_loss
+from levada.commands.output import FIRED, QUIET, console, fails, require_writable, tell, to_json, write
+from levada.runs.bundles import read_table, require_runnable, without_targets
+from levada.targets import require
 
 if TYPE_CHECKING:
     from levada.watching.bundle import Bundle
@@ -20,22 +22,21 @@ __all__ = ["replay"]
 
 def replay(options: argparse.Namespace) -> int:
     """Run `levada replay`: build the model, give it the bundle's weights, run the step again, show what it measures."""
+    require_writable(options)
+    loss = _require(options)
+
     from levada.watching.bundle import read_bundle
     from levada.watching.replay import replay as again
 
-    require_writable(options)
     bundle = read_bundle(options.bundle)
-    if options.model is None:
-        built = bundle.facts.get("model") or "model"
-        raise UsageError(f"--model must name what builds the {built} of the bundle: --model FILE.py:NAME")
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"replaying step {bundle.step}"):
         if options.model.endswith(".toml"):
-            model, loss, loaded = _trained(Path(options.model), bundle)
+            model, usual, loaded = _trained(Path(options.model), bundle)
         else:
-            model, loss, loaded = model_of(options.model), None, False
+            model, usual, loaded = model_of(options.model), None, False
         if options.loss is not None or "targets" not in bundle.values:
-            loss = named(options.loss)
-        found = again(bundle, model, loss, as_built=options.as_built or loaded)
+            usual = named(loss)
+        found = again(bundle, model, usual, as_built=options.as_built or loaded)
     told = {**found.report.to_dict(), "model": options.model}
     if options.json != "-":
         from levada.report.terminal import print_check
@@ -46,6 +47,28 @@ def replay(options: argparse.Namespace) -> int:
     elif options.json:
         write(Path(options.json), to_json(told))
     return FIRED if fails(told["verdict"], options.fail_on) else QUIET
+
+
+def _require(options: argparse.Namespace) -> str | None:
+    """Return the loss that can be computed again; what the bundle lacks for one is said before anything is built."""
+    table = read_table(Path(options.bundle))
+    if options.model is None:
+        built = table.get("facts", {}).get("model") or "model"
+        raise UsageError(f"--model must name what builds the {built} of the bundle: --model FILE.py:NAME")
+    if not options.model.endswith(".toml"):  # which may have the weights in a checkpoint
+        require(options.model)
+        require_runnable(table["values"], table["missing"], table["checkpoint"], as_built=options.as_built)
+    elif not Path(options.model).is_file():
+        raise UsageError(f"There is no file {options.model!r}. Give the config.toml of a training, or a target.")
+    require_loss(options.loss)
+    loss: str | None = options.loss
+    if loss == "output":  # what the model returns is the loss
+        return loss
+    if told := without_targets(table, loss if loss is not None and ":" in loss else ""):
+        needs = loss in ("cross_entropy", "mse")
+        tell(f"levada replay: {f'{loss} cannot be computed: ' if needs else ''}{told}", stderr=True)
+        return None if needs else loss
+    return loss
 
 
 def _trained(path: Path, bundle: Bundle) -> tuple[Any, Any, bool]:

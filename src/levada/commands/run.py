@@ -7,33 +7,33 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from levada._errors import UsageError
+from levada._ranks import is_first
+from levada.commands.places import Place, Places
+from levada.commands.script import Script, require_script, run_script
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-
-    from levada.commands.places import Place
 
 __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
     """Run `levada run`: the script as python would, with a watch for each model that it trains."""
-    from levada.commands.places import Places
-    from levada.watching.ranks import is_first
-    from levada.watching.script import Script, Watches, run_script
-    from levada.watching.telling import say
-
     words = options.module if options.module is not None else options.script
     if not words:
-        raise UsageError("run takes a script, or -m and the name of a module: levada run train.py --lr 0.1")
+        raise UsageError("SCRIPT must be given, or -m and the name of a module: levada run train.py --lr 0.1")
     if options.every < 1:
         raise UsageError(f"--every must be at least 1, got {options.every}. 20 is every twentieth step.")
     if not 0 < options.max_overhead <= 1:
         rule = "--max-overhead must be a share of the time, in (0, 1]"
         raise UsageError(f"{rule}, got {options.max_overhead}. 0.01 is one percent.")
     script = Script(words[0], tuple(words[1:]), module=options.module is not None)
+    require_script(script)
     places = Places(options.run, script.name)
+
+    from levada.watching.script import Watches
+    from levada.watching.telling import say
 
     def start(model: nn.Module, optimizers: Sequence[Optimizer], before: int) -> Any:
         place = places.next(model)

@@ -13,6 +13,7 @@ from levada._errors import UsageError
 from levada.commands.inputs import setting
 from levada.commands.output import QUIET, UNMEASURED, console, studies_bar, tell
 from levada.runs.manifest import MANIFEST
+from levada.studies import require_study
 
 if TYPE_CHECKING:
     from levada.study import Study
@@ -22,16 +23,22 @@ __all__ = ["study"]
 
 def study(options: argparse.Namespace) -> int:
     """Run `levada study`: compute what is missing, decide the claims, show them."""
-    from levada.report.summary import print_summary
-    from levada.report.terminal import print_claims
-    from levada.study import execute_all, failures
-    from levada.study.executors import executor
-
+    every = "all" in (name.lower() for name in options.names)
+    numbers = [] if every else list(dict.fromkeys(map(require_study, options.names)))
+    if options.seeds is not None and options.seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, got {options.seeds}. Leave it out for the seeds of the scale.")
     settings = dict(setting(text) for text in options.set)
     _require_folder(Path(options.out))
     jobs = Path(options.out) / ".jobs"
     chosen = {key: _value(text) for key, text in (setting(one, "--executor-set") for one in options.executor_set)}
-    studies, every = _chosen(options.names)
+
+    from levada.report.summary import print_summary
+    from levada.report.terminal import print_claims
+    from levada.studies import STUDIES
+    from levada.study import execute_all, failures
+    from levada.study.executors import executor
+
+    studies = [STUDIES[number] for number in numbers or STUDIES]
     if options.scale == "full":
         tell(_costs(studies, options.scale), stderr=True)
     title = f"{'all' if every else ' '.join(one.name for one in studies)} {options.scale}"
@@ -74,15 +81,6 @@ def _require_folder(out: Path) -> None:
         raise UsageError(f"{rule}: {file} is a file. Name a folder.")
     if (out / MANIFEST).exists():
         raise UsageError(f"{rule}, which is a run itself. Name the folder above it: --out {out.parent}")
-
-
-def _chosen(names: Sequence[str]) -> tuple[list[Study], bool]:
-    """Return the studies that are named, each once, and whether these are all by the word "all"."""
-    from levada.studies import STUDIES, find
-
-    if "all" in (name.lower() for name in names):
-        return list(STUDIES.values()), True
-    return list({found.name: found for found in map(find, names)}.values()), False
 
 
 def _costs(studies: Sequence[Study], scale: str) -> str:

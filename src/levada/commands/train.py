@@ -55,11 +55,13 @@ def _tell_repeated(changes: Sequence[str]) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from levada.training import read
-    from levada.training import train as run
 
     if not int(os.environ.get("RANK", "0")):
         _tell_repeated(options.set)
     config = read(options.config, options.set)
+
+    from levada.training import train as run
+
     trained = run(config, resume=options.resume, stream=sys.stderr)
     if int(os.environ.get("RANK", "0")):
         return QUIET

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least, require_number
-from levada.connection import SingleStream
+from levada.connection import SingleStream, require_maker
 
 __all__ = ["Plain", "PostNorm", "Residual"]
 
@@ -217,6 +217,7 @@ class PostNorm(SingleStream):
                 f"PostNorm: num_transformer_layers serves alpha='deepnorm' alone, got alpha={alpha}. Leave one out."
             )
         require_number("PostNorm", "alpha", alpha)
+        require_maker(norm, "PostNorm: norm", "nn.LayerNorm")
         self.alpha = float(alpha)
         self.norm = norm(dim)
 

@@ -105,7 +105,7 @@ def convert(
 
     Source: Zhu et al., 2024, arXiv 2409.19606 (hyper-connections start as the pre-norm network).
     """
-    require_options(connection, options)
+    require_options(connection, options, ("batch", "preserve", "verify", "copy"))
     _require_preserving(connection, preserve)
     _require_one_input(connection, options)
     options = _defaults(connection, options, preserve)

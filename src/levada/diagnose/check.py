@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from levada._errors import UsageError
+from levada._names import spelt
 from levada.diagnose.decay import Decay, gradient_decay, signal_decay, size_decay
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.facts import facts_of
@@ -53,6 +54,7 @@ _SIGNALS = (
 )
 
 
+@spelt
 def check(
     model: nn.Module,
     batch: Any = None,

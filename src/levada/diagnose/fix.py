@@ -12,7 +12,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from levada._errors import MeasurementError, UsageError
+from levada._errors import MeasurementError, UnknownArgumentError, UsageError
+from levada._names import meant
 from levada.diagnose.causes import causes
 from levada.diagnose.check import examine
 from levada.diagnose.choose import SPENT, Second, chosen, second
@@ -116,7 +117,9 @@ def _require(budget: float, trials: int, steps: int, how: How) -> None:
     unknown = set(how) - set(How.__annotations__)
     if unknown:
         known = ", ".join(sorted(How.__annotations__))
-        raise UsageError(f"fix: there is no argument {min(unknown)!r}. How it trains is said by {known}.")
+        near = meant(min(unknown), [*How.__annotations__, "budget", "trials", "steps", "remedies", "progress"])
+        rule = f"fix: there is no argument {min(unknown)!r}.{near}"
+        raise UnknownArgumentError(f"{rule} How it trains is said by {known}.")
 
 
 def _kept(batch: Any) -> Any:

@@ -21,7 +21,7 @@ def to_sarif(report: Mapping[str, Any]) -> dict[str, Any]:
     """Give a check as a SARIF log: fired findings as failures, undecided ones as open.
 
     Args:
-        report: the JSON of `levada check`.
+        report: the JSON of `levada check`; its "line" is that of the function that builds the model.
 
     Example:
         >>> log = to_sarif({"model": "net.py:build", "findings": [{"rule": "dead_units", "severity": "warn",
@@ -45,7 +45,7 @@ def to_sarif(report: Mapping[str, Any]) -> dict[str, Any]:
     run: dict[str, Any] = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
-        "results": [_result(one, rules, str(report.get("model") or "")) for one in found],
+        "results": [_result(one, rules, str(report.get("model") or ""), _line(report)) for one in found],
         "properties": {"verdict": str(report.get("verdict") or "unknown")},
     }
     return {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
@@ -55,7 +55,13 @@ def _pascal(rule: str) -> str:
     return "".join(part.capitalize() for part in rule.split("_"))
 
 
-def _result(finding: Mapping[str, Any], rules: list[str], model: str) -> dict[str, Any]:
+def _line(report: Mapping[str, Any]) -> int:
+    """Return where the model is built in its file; 1, which stands for the file, where that is not known."""
+    line = report.get("line")
+    return line if isinstance(line, int) and line > 0 else 1
+
+
+def _result(finding: Mapping[str, Any], rules: list[str], model: str, line: int) -> dict[str, Any]:
     rule, decided = str(finding.get("rule", "finding")), finding.get("status", "fired") == "fired"
     told = [f"{phrase(finding)}.", str(finding.get("claim") or ""), str(finding.get("consequence") or "")]
     remedies = finding.get("remedies") or ()
@@ -67,12 +73,12 @@ def _result(finding: Mapping[str, Any], rules: list[str], model: str) -> dict[st
         # The format allows a level other than none for failures alone.
         "level": _LEVELS.get(str(finding.get("severity")), "note") if decided else "none",
         "message": {"text": " ".join(part for part in told if part)},
-        "locations": [_location(finding.get("where") or {}, model)],
+        "locations": [_location(finding.get("where") or {}, model, line)],
         "properties": {key: json_ready(finding.get(key) or {}) for key in _PROPERTIES},
     }
 
 
-def _location(where: Mapping[str, Any], model: str) -> dict[str, Any]:
+def _location(where: Mapping[str, Any], model: str, line: int) -> dict[str, Any]:
     sites = list(dict.fromkeys(str(where[key]) for key in ("first", "last") if where.get(key)))
     location: dict[str, Any] = {
         "logicalLocations": [{"fullyQualifiedName": site, "kind": "module"} for site in sites or [model or "model"]]
@@ -81,6 +87,6 @@ def _location(where: Mapping[str, Any], model: str) -> dict[str, Any]:
     if colon and path.endswith(".py"):
         pure = PurePath(path)
         uri = pure.as_uri() if pure.is_absolute() else quote(pure.as_posix())
-        # The model's file is known, the line is not: a viewer needs one, the first stands for the file.
-        location["physicalLocation"] = {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}
+        # A viewer needs a line.
+        location["physicalLocation"] = {"artifactLocation": {"uri": uri}, "region": {"startLine": line}}
     return location

@@ -12,11 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+from levada._errors import UsageError
 from levada.runs.frames import Damage
+from levada.runs.manifest import MANIFEST
 
-__all__ = ["BUNDLES", "Kept", "bundles_of", "examine_bundles", "look_at", "replayed"]
+__all__ = [
+    "BUNDLES",
+    "Kept",
+    "bundles_of",
+    "examine_bundles",
+    "look_at",
+    "no_bundle",
+    "read_table",
+    "replayed",
+    "require_runnable",
+    "without_targets",
+]
 
 BUNDLES: Final = "bundles"
+_NAMED: Final = 6  # bundles that a message names
+_HELD: Final = {"args": "inputs", "weights": "weights", "output_gradient": "the gradient of the output"}
 _TABLE, _TENSORS = "bundle.json", "tensors.pt"
 # What a table of values without their tensors may take.
 _MAX_TABLE: Final = 2**28
@@ -66,6 +81,92 @@ def replayed(folder: Path) -> tuple[str, bool]:
     config = watched.parent / "config.toml"
     whole = watched.name == "watch" and config.is_file()
     return shlex.join(["levada", "replay", str(folder), "--model", str(config) if whole else "FILE.py:NAME"]), whole
+
+
+def read_table(folder: Path) -> dict[str, Any]:
+    """Read what a bundle says of itself.
+
+    Args:
+        folder: the bundle.
+
+    Raises:
+        UsageError: if it is none, or is damaged.
+    """
+    table = _table(folder)
+    if isinstance(table, str) or not isinstance(table.get("values"), dict):
+        raise UsageError(f"replay: {no_bundle(folder)}")
+    if (kept := look_at(folder)).damage:
+        raise UsageError(f"replay: {str(folder)!r} is damaged: {kept.damage}. {kept.left}")
+    return table
+
+
+def require_runnable(
+    values: Mapping[str, Any], missing: Mapping[str, str], checkpoint: str | None, *, as_built: bool
+) -> None:
+    """Raise unless a bundle holds what its step can be run with.
+
+    Args:
+        values: what was kept, by name.
+        missing: name of what was not -> why.
+        checkpoint: that the user named last; None without.
+        as_built: whether the model has its weights already.
+
+    Raises:
+        UsageError: if inputs or weights are not there.
+    """
+    if "args" not in values:
+        raise UsageError(f"replay: the bundle must hold inputs, and this has none: {missing.get('args', '')}.")
+    if "weights" not in values and not as_built:
+        named = f" Let the model load the checkpoint {checkpoint}, and say" if checkpoint else " Say"
+        raise UsageError(
+            f"replay: the bundle holds no weights: {missing.get('weights', 'none were kept')}.{named} "
+            "as_built (--as-built) to run it with the weights that the model has."
+        )
+
+
+def without_targets(table: Mapping[str, Any], own: str = "") -> str:
+    """Say of a bundle without targets what it has, what can be done with that, and how to have them; "" if it has them.
+
+    Args:
+        table: what it says of itself.
+        own: a loss of the user's, which may need the outputs alone.
+
+    Example:
+        >>> print(without_targets({"step": 7, "values": {"args": {}, "output_gradient": {}}}))
+        step 7 was kept with inputs and the gradient of the output, but without targets: the backward pass begins at ...
+    """
+    held = table["values"]
+    if "targets" in held:
+        return ""
+    has = [words for name, words in _HELD.items() if name in held]
+    listed = " and ".join([", ".join(has[:-1]), has[-1]] if len(has) > 1 else has) or "nothing"
+    done = "the backward pass begins at that gradient" if "output_gradient" in held else "the forward pass alone is run"
+    done = f"{own} is given the outputs alone" if own else done
+    later = "watch.note(targets=targets) in the loop keeps them next time"
+    return f"step {table.get('step')} was kept with {listed}, but without targets: {done}. {later}."
+
+
+def no_bundle(folder: Path) -> str:
+    """Say why a folder is no bundle, and which bundles are near.
+
+    Args:
+        folder: what was taken for one.
+    """
+    rule = f"a bundle is a folder with a {_TABLE} that says its schema, got {str(folder)!r}"
+    if folder.is_file():
+        return f"{rule}, which is a file. Give the folder: {folder.parent}"
+    if not folder.exists():
+        return f"{rule}, which does not exist. Check the path."
+    if folder.parent.name == BUNDLES and (kept := look_at(folder)).damage:
+        return f"{rule}, which is damaged: {kept.damage}. {kept.left}"
+    runs = [folder] if folder.name != BUNDLES else [folder.parent]
+    runs += sorted(path.parent for path in folder.rglob(BUNDLES) if path.parent != folder)
+    found = [str(bundle) for run in runs for bundle in bundles_of(run)]
+    if not found:
+        what = "a run that kept no step" if (folder / MANIFEST).exists() else "a folder without any"
+        return f"{rule}, which is {what}. A run keeps a step when its loss is not finite or jumps, or after an error."
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"{rule}. There {'is' if len(found) == 1 else 'are'}: {', '.join(found[:_NAMED])}{more}"
 
 
 def examine_bundles(run: Path) -> tuple[int, list[Damage]]:

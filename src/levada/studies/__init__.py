@@ -1,65 +1,78 @@
-"""The studies: an import line and an entry make one known to the library, the command line and the report."""
+"""The studies: an entry makes one known to the library, the command line and the report.
+
+They load on first use, so that a name that is none is refused without torch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
 from levada._errors import UsageError
 from levada._names import meant
-from levada.runs import Run
-from levada.studies.attention_recall import STUDY as ATTENTION_RECALL
-from levada.studies.degradation import STUDY as DEGRADATION
-from levada.studies.depth_separation import STUDY as DEPTH_SEPARATION
-from levada.studies.feature_hierarchy import STUDY as FEATURE_HIERARCHY
-from levada.studies.gradient_decay import STUDY as GRADIENT_DECAY
-from levada.studies.gradient_through_time import STUDY as GRADIENT_THROUGH_TIME
-from levada.studies.highway import STUDY as HIGHWAY
-from levada.studies.hyper_connections import STUDY as HYPER_CONNECTIONS
-from levada.studies.image_families import STUDY as IMAGE_FAMILIES
-from levada.studies.intermediate_losses import STUDY as INTERMEDIATE_LOSSES
-from levada.studies.lesions import STUDY as LESIONS
-from levada.studies.norm_one import STUDY as NORM_ONE
-from levada.studies.receptive_field import STUDY as RECEPTIVE_FIELD
-from levada.studies.self_supervised_depth import STUDY as SELF_SUPERVISED_DEPTH
-from levada.studies.shattered_gradients import STUDY as SHATTERED_GRADIENTS
-from levada.studies.shortcut_ablation import STUDY as SHORTCUT_ABLATION
-from levada.studies.ten_thousand_layers import STUDY as TEN_THOUSAND_LAYERS
-from levada.studies.thousand_layer_transformers import STUDY as THOUSAND_LAYER_TRANSFORMERS
-from levada.studies.trainable_depth import STUDY as TRAINABLE_DEPTH
-from levada.studies.very_deep import STUDY as VERY_DEEP
-from levada.studies.what_helped import STUDY as WHAT_HELPED
-from levada.studies.zero_initialisation import STUDY as ZERO_INITIALISATION
-from levada.study import Study, execute
 
-__all__ = ["STUDIES", "find", "run_study"]
+if TYPE_CHECKING:
+    from levada.runs import Run
+    from levada.study import Study
 
-STUDIES: dict[str, Study] = {
-    study.name: study
-    for study in (
-        GRADIENT_DECAY,
-        NORM_ONE,
-        TRAINABLE_DEPTH,
-        DEGRADATION,
-        HIGHWAY,
-        SHORTCUT_ABLATION,
-        LESIONS,
-        ZERO_INITIALISATION,
-        TEN_THOUSAND_LAYERS,
-        VERY_DEEP,
-        WHAT_HELPED,
-        DEPTH_SEPARATION,
-        GRADIENT_THROUGH_TIME,
-        RECEPTIVE_FIELD,
-        ATTENTION_RECALL,
-        INTERMEDIATE_LOSSES,
-        FEATURE_HIERARCHY,
-        SHATTERED_GRADIENTS,
-        HYPER_CONNECTIONS,
-        THOUSAND_LAYER_TRANSFORMERS,
-        SELF_SUPERVISED_DEPTH,
-        IMAGE_FAMILIES,
-    )
+    STUDIES: dict[str, Study]
+
+__all__ = ["STUDIES", "find", "require_study", "run_study"]
+
+_SLUGS = {
+    "R1": "gradient_decay",
+    "R2": "norm_one",
+    "R3": "trainable_depth",
+    "R4": "degradation",
+    "R5": "highway",
+    "R6": "shortcut_ablation",
+    "R7": "lesions",
+    "R8": "zero_initialisation",
+    "R9": "ten_thousand_layers",
+    "R10": "very_deep",
+    "R11": "what_helped",
+    "R12": "depth_separation",
+    "R13": "gradient_through_time",
+    "R14": "receptive_field",
+    "R15": "attention_recall",
+    "R16": "intermediate_losses",
+    "R17": "feature_hierarchy",
+    "R18": "shattered_gradients",
+    "R19": "hyper_connections",
+    "R20": "thousand_layer_transformers",
+    "R21": "self_supervised_depth",
+    "R22": "image_families",
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name != "STUDIES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modules = (importlib.import_module(f"{__name__}.{slug}") for slug in _SLUGS.values())
+    found = globals()[name] = {module.STUDY.name: module.STUDY for module in modules}
+    return found
+
+
+def require_study(name: str) -> str:
+    """Return the number of a study, "R1", that is named by it or by its slug, in any case.
+
+    Args:
+        name: such as "R1" or "gradient_decay".
+
+    Raises:
+        UsageError: if there is none of this name.
+
+    Example:
+        >>> require_study("Gradient_decay")
+        'R1'
+    """
+    for number, slug in _SLUGS.items():
+        if name.lower() in (number.lower(), slug):
+            return number
+    near = meant(name, [*_SLUGS.values(), *_SLUGS])
+    there = f"There are {len(_SLUGS)}: `levada list studies` names them."
+    raise UsageError(f"study {name!r} is not known.{near} {there}")
 
 
 def find(name: str) -> Study:
@@ -75,12 +88,8 @@ def find(name: str) -> Study:
         >>> find("r1") is find("gradient_decay")
         True
     """
-    for study in STUDIES.values():
-        if name.lower() in (study.name.lower(), study.slug):
-            return study
-    near = meant(name, [*(study.slug for study in STUDIES.values()), *STUDIES])
-    there = f"There are {len(STUDIES)}: `levada list studies` names them."
-    raise UsageError(f"study {name!r} is not known.{near} {there}")
+    studies: dict[str, Study] = sys.modules[__name__].STUDIES
+    return studies[require_study(name)]
 
 
 def run_study(name: str, **options: Any) -> Run:
@@ -96,4 +105,6 @@ def run_study(name: str, **options: Any) -> Run:
     Raises:
         UsageError: if the name, the scale or a setting is not known.
     """
+    from levada.study import execute
+
     return execute(find(name), **options)

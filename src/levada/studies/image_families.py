@@ -149,6 +149,7 @@ STUDY = Study(
     configurations=configurations, run=run, claims=claims, figures=figures,
     costs={"smoke": Cost(5 / 3600), "small": Cost(0.0997, measured=True), "full": Cost(55, "one H100")},
     check={"kind": "dense"},
+    known={"data": ("mnist", "fashion_mnist", "cifar10")},
     notes=("The scale full reads CIFAR-10 from a folder, `--set folder=...`, the binary version; it has not been run.",
            "SGD with momentum 0.9, Nesterov's for dense networks, and weight decay 1e-4, for all parameters.",
            "At the scale small each network's learning rate was chosen from 0.01, 0.03, 0.1 and 0.3 (at 56 layers from "

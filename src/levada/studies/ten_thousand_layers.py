@@ -325,7 +325,7 @@ STUDY = Study(
               "deep_networks": ("ReZero",), "rezero_lr": 0.003, "deep_rezero_lr": 0.0003, "deep_lr": 1e-6,
               "convolution_depths": (128,), "channels": (8,), "convolution_steps": 30,
               "start_batch": 16},
-    scales={"smoke": {"seeds": 2, "deep_networks": ("ReZero", "orthogonal"), "examples": 256, "depth": 12, "steps": 2,
+    scales={"smoke": {"seeds": 2, "examples": 256, "depth": 12, "steps": 2,
                       "deep": 60, "deep_steps": 2, "convolution_depths": (4,), "channels": (4,),
                       "convolution_steps": 1, "dim": 8, "rezero_dim": 4},
             "full": {"deep_networks": ("ReZero", "orthogonal"), "deep_rezero_lr": 0.003,
@@ -355,5 +355,6 @@ STUDY = Study(
            "epochs, on CIFAR-10 in a folder (--set folder=...), with convolutions of 64 and 256 channels. It has not "
            "been run; its hours are extrapolated from the number of kernels."),
     check={"measures": "training", "network": "ReZero", "frozen": False},
+    known={"data": ("mnist", "cifar10")},
     costs={"smoke": Cost(0.001, measured=True), "small": Cost(0.0533, measured=True), "full": Cost(60, "one H100")},
 )  # fmt: skip

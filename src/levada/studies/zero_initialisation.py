@@ -265,5 +265,6 @@ STUDY = Study(
            "CIFAR-10 in a folder (--set folder=...), and chooses rates again, with seeds 100 and 101. It has not been "
            "run."),
     check={"measures": "zero", "start": "last zero", "activation": "tanh"},
+    known={"data": ("mnist1d", "cifar10")},
     costs={"smoke": Cost(0.0005, measured=True), "small": Cost(0.0553, measured=True), "full": Cost(1, "one H100")},
 )  # fmt: skip

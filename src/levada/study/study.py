@@ -71,6 +71,7 @@ class Study:
         check: fields of those configurations of the scale smoke of which one is computed again as a check of a result;
             of all, where there are none. A study that trains names one that does.
         answer: what the reported run says to the question, in one sentence, written after it.
+        known: setting -> the names that it may have, where the study reads a few, such as data sets.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Study:
     costs: Mapping[str, Cost] = field(default_factory=dict)
     check: Mapping[str, Any] = field(default_factory=dict)
     answer: str = ""
+    known: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def resolve(self, scale: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of a scale, with changes.
@@ -99,7 +101,7 @@ class Study:
 
         Raises:
             UsageError: if the scale or a setting is not known, or a value is not of the setting's type, or not above 0
-                where the setting's own is, or a name in another case than the study's.
+                where the setting's own is, or a name that the study does not know, or knows in another case.
         """
         if scale not in SCALES:
             raise UsageError(f"study {self.name}: scale must be one of {', '.join(SCALES)}, got {scale!r}.")
@@ -111,6 +113,7 @@ class Study:
             settings[key] = self._read(key, value)
             self._require_positive(key, settings[key])
             self._require_case(key, settings[key])
+            self._require_known(key, settings[key])
         return settings
 
     def _read(self, key: str, value: Any) -> Any:
@@ -132,6 +135,13 @@ class Study:
                     f"study {self.name}: {key} must be one of {', '.join(sorted(known))}, got {name!r}. "
                     f"Did you mean {near!r}?"
                 )
+
+    def _require_known(self, key: str, value: Any) -> None:
+        """Raise where a study reads a few names alone, and this is none of them."""
+        known = self.known.get(key, ())
+        if known and value not in known:
+            rule = f"study {self.name}: {key} must be one of {', '.join(known)}, got {value!r}."
+            raise UsageError(f"{rule}{meant(value, known)}")
 
     def _require_positive(self, key: str, value: Any) -> None:
         """Raise where a number is not above 0 and the study's own is: it counts or measures something."""

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, Final, Literal, final
 
 from levada._errors import UsageError, require_at_least
-from levada.training.parallel import Parallel
+from levada.training.spread import Parallel
 
 __all__ = ["FREE", "Checkpoint", "Config", "Data", "Model", "Optimizer", "Precision", "Run", "Schedule", "Watch"]
 

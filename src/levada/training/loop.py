@@ -191,7 +191,8 @@ def _loop(
 
         done = step + 1
         if done == steps or (config.run.evaluate_every and done % config.run.evaluate_every == 0):
-            held_out = progress.evaluation = _evaluate(config, source, engine, device)
+            held_out = _evaluate(config, source, engine, device)
+            progress.evaluation = done, held_out
             record.event("evaluation", step=done, loss=held_out)
         progress.step(step, loss, norm, lr)
         if done == steps or (config.checkpoint.every and done % config.checkpoint.every == 0):
@@ -226,8 +227,9 @@ def _seed(seed: int, step: int, replica: int) -> None:
 
     Processes that share layers must leave out the same ones, which is drawn on the CPU; on GPUs each has its own draws.
     """
-    torch.manual_seed(mix(seed, step))
-    if torch.cuda.is_available():
+    # `torch.manual_seed` looks for every kind of device, and keeps a traceback for each that is not in use yet.
+    torch.default_generator.manual_seed(mix(seed, step))
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(mix(seed, step, replica))
 
 

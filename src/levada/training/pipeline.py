@@ -12,7 +12,7 @@ from levada._errors import UsageError
 from levada.networks import Network
 from levada.theory.scale import split_layers
 from levada.training.boundary import Crossing, shapes_only
-from levada.training.parallel import Parallel
+from levada.training.spread import Parallel
 from levada.training.stages import Entry, Stages
 
 if TYPE_CHECKING:

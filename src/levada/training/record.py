@@ -247,8 +247,8 @@ class Progress:
         self._steps, self._stream = steps, stream
         self._terminal = stream is not None and stream.isatty()
         self._shown = self._began = time.monotonic()
-        self._done = 0
-        self.evaluation: float | None = None
+        self._done = self._length = 0
+        self.evaluation: tuple[int, float] | None = None  # after how many steps, and what it gave
 
     def step(self, step: int, loss: float, gradient_norm: float, lr: float) -> None:
         """Show a step, if it is time to.
@@ -267,9 +267,17 @@ class Progress:
         if last or due:
             rate = self._done / max(now - self._began, 1e-9)
             line = f"step {step + 1}/{self._steps}  loss {loss:.4f}  gradient {gradient_norm:.3g}  lr {lr:.3g}"
-            held_out = "" if self.evaluation is None else f"  held out {self.evaluation:.4f}"
+            held_out = ""
+            if self.evaluation is not None:
+                at, value = self.evaluation
+                held_out = f"  held out {value:.4f}" + (f" at step {at}" if at != step + 1 else "")
+            if not self._terminal:  # where it stays in the one line that there is
+                self.evaluation = None
             end = "\n" if last or not self._terminal else ""
-            self._stream.write(f"{chr(13) if self._terminal else ''}{line}{held_out}  {rate:.1f} steps/s{end}")
+            line += f"{held_out}  {rate:.1f} steps/s"
+            if self._terminal:  # over the whole line of before
+                line, self._length = f"\r{line.ljust(self._length)}", len(line)
+            self._stream.write(line + end)
             self._stream.flush()
             self._shown = now
 

@@ -21,12 +21,10 @@ from torch import Tensor
 
 from levada._errors import UsageError
 from levada._numbers import json_ready, restore_numbers
-from levada.runs.bundles import BUNDLES, bundles_of, look_at
-from levada.runs.manifest import MANIFEST
+from levada.runs.bundles import BUNDLES, look_at, no_bundle
 
 __all__ = ["BUNDLES", "Bundle", "encode", "read_bundle", "write_bundle"]
 
-_NAMED: Final = 6  # bundles that a message names
 SCHEMA: Final = 1
 _TABLE, _TENSORS = "bundle.json", "tensors.pt"
 
@@ -186,7 +184,7 @@ def read_bundle(path: str | Path) -> Bundle:
         table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
         schema = table["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"replay: {_no_bundle(folder)}") from error
+        raise UsageError(f"replay: {no_bundle(folder)}") from error
     if schema != SCHEMA:
         raise UsageError(f"replay: this version reads bundles of schema {SCHEMA}, got {schema!r}. Update levada.")
     try:
@@ -213,25 +211,6 @@ def read_bundle(path: str | Path) -> Bundle:
         )
     except Exception as error:
         raise UsageError(f"replay: the bundle {str(folder)!r} is damaged: {type(error).__name__}: {error}.") from error
-
-
-def _no_bundle(folder: Path) -> str:
-    """Say why a folder is no bundle, and which bundles are near."""
-    rule = f"a bundle is a folder with a {_TABLE} that says its schema, got {str(folder)!r}"
-    if folder.is_file():
-        return f"{rule}, which is a file. Give the folder: {folder.parent}"
-    if not folder.exists():
-        return f"{rule}, which does not exist. Check the path."
-    if folder.parent.name == BUNDLES and (kept := look_at(folder)).damage:
-        return f"{rule}, which is damaged: {kept.damage}. {kept.left}"
-    runs = [folder] if folder.name != BUNDLES else [folder.parent]
-    runs += sorted(path.parent for path in folder.rglob(BUNDLES) if path.parent != folder)
-    found = [str(bundle) for run in runs for bundle in bundles_of(run)]
-    if not found:
-        what = "a run that kept no step" if (folder / MANIFEST).exists() else "a folder without any"
-        return f"{rule}, which is {what}. A run keeps a step when its loss is not finite or jumps, or after an error."
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return f"{rule}. There {'is' if len(found) == 1 else 'are'}: {', '.join(found[:_NAMED])}{more}"
 
 
 def _checksum(path: Path) -> str:

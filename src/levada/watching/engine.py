@@ -311,7 +311,7 @@ class Engine:
             self._arm(anyway=True)
             again()
         if self._reading is not None and (again is not None or (bad and not self._together.several)):
-            self._structure.norms.before()
+            self._structure.norms.before(updates=False)
             self._read_before = True
             self._losses.end(self.steps)
             self._send(self._reading)

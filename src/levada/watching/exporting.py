@@ -15,11 +15,11 @@ from typing import Any, Final, Protocol, final
 from torch import Tensor
 
 from levada._errors import UsageError
+from levada._ranks import is_first
 from levada.diagnose import Finding
 from levada.probe.trace import Site
 from levada.runs.exporters import Exporter, chosen, open_exporter, tag, told
 from levada.watching.news import News
-from levada.watching.ranks import is_first
 from levada.watching.sample import Sample
 
 __all__ = ["Exporting"]

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
 from levada._numbers import json_ready, written
+from levada._ranks import process_rank
 from levada.diagnose.finding import Finding
 from levada.inputs import tensors_in
 from levada.watching.baseline import LossBaseline
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
 from levada.watching.nonfinite import RULE, SKIPPED, broken_parameters
 from levada.watching.places import original, plain_name
-from levada.watching.ranks import process_rank
 from levada.watching.spike import jumps
 from levada.watching.telling import warn
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, final
 from torch import Tensor
 
 from levada._names import printable
+from levada._ranks import is_first, is_one_of_several
 from levada.watching.drawing import (
     Course,
     Line,
@@ -25,7 +26,6 @@ from levada.watching.drawing import (
 )
 from levada.watching.ledger import case_of
 from levada.watching.lines import BETWEEN, cost_pieces, finding_lines, fired, footing, standing_in, summary
-from levada.watching.ranks import is_first, is_one_of_several
 from levada.watching.sample import Sample
 from levada.watching.screen import Screen
 

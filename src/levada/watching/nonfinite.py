@@ -10,10 +10,10 @@ from typing import Any, Final, Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from levada._ranks import is_one_of_several
 from levada.diagnose.finding import Finding
 from levada.watching.given import LOOK, Given, listed, unfit_inputs, unfit_targets
 from levada.watching.places import original, plain_name
-from levada.watching.ranks import is_one_of_several
 from levada.watching.reading import plain
 from levada.watching.view import View
 

@@ -159,16 +159,17 @@ class ParameterNorms:
         self._stacked: list[Stacked | Listed] = []
 
     @torch.no_grad()
-    def before(self, scale: Tensor | float | None = None, *, gradients: bool = True) -> None:
+    def before(self, scale: Tensor | float | None = None, *, gradients: bool = True, updates: bool = True) -> None:
         """Measure weights and gradients, and copy the weights whose update is to be measured.
 
         Args:
             scale: what the gradients are multiplied by, such as `optimizer.grad_scale` of a fused optimizer, which a
                 `GradScaler` leaves to unscale them; None if by nothing.
             gradients: whether they are measured now; else in `after`, since those of this step are still to come.
+            updates: whether an update comes, which is to be measured; one that is not made is no update of 0.
         """
         self._forget()
-        self._stacked = self._stacks.usable(self._copy_bytes) if gradients else []
+        self._stacked = self._stacks.usable(self._copy_bytes) if gradients and updates else []
         for stacked in self._stacked:
             stacked.before(1.0 if scale is None else float(scale))
         apart = {i for stacked in self._stacked for i in stacked.rows}
@@ -178,7 +179,7 @@ class ParameterNorms:
             return
         self._device = next(iter(self._weights.values())).device
         self._sums = self._squares(self._weights), self._measure_gradients(scale) if gradients else None
-        chosen = self._next_turn()
+        chosen = self._next_turn() if updates else {}
         for where in _grouped(chosen):
             weights = [chosen[i] for i in where]
             copies = [torch.empty_like(weight) for weight in weights]

@@ -21,6 +21,7 @@ from levada.inputs import Batch, each_tensor, raised, require_model
 from levada.ops._define import plain_operations
 from levada.probe import Probe, Trace
 from levada.probe.recorder import first_floating
+from levada.runs.bundles import require_runnable
 from levada.watching.bundle import Bundle, read_bundle
 from levada.watching.given import Unfit, listed
 from levada.watching.nonfinite import broken_parameters
@@ -83,8 +84,7 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
     begun = time.perf_counter()
     kept = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     model = require_model(model, "replay")
-    if "args" not in kept.values:
-        raise UsageError(f"replay: the bundle must hold inputs, and this has none: {kept.missing.get('args', '')}.")
+    require_runnable(kept.values, kept.missing, kept.checkpoint, as_built=as_built)
     run = _Run(kept, model, loss, as_built=as_built)
     with plain_operations(), run.prepared(), Origins(model) as origins:
         value = run.once()
@@ -119,12 +119,6 @@ class _Run:
 
     def __init__(self, bundle: Bundle, model: nn.Module, loss: LossLike, *, as_built: bool) -> None:
         self.bundle, self.model, self.loss = bundle, model, loss
-        if "weights" not in bundle.values and not as_built:
-            named = f" Let the model load the checkpoint {bundle.checkpoint}, and say" if bundle.checkpoint else " Say"
-            raise UsageError(
-                f"replay: the bundle holds no weights: {bundle.missing.get('weights', 'none were kept')}.{named} "
-                "as_built (--as-built) to run it with the weights that the model has."
-            )
         self._weights = None if as_built else bundle.values["weights"]
         device = next(model.parameters()).device
         names = ("args", "kwargs", "targets", "output_gradient")

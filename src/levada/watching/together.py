@@ -10,10 +10,10 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
+from levada._ranks import process_rank
 from levada.probe.trace import Site
 from levada.watching.overhead import Cadence
 from levada.watching.parameters import SITE_COLUMNS, Packed
-from levada.watching.ranks import process_rank
 from levada.watching.reading import TABLE, by_block
 from levada.watching.reduce import Message, Reduced, Reduction, find_peers
 from levada.watching.sample import Sample

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Self, final
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
+from levada._names import spelt
 from levada.connection import require_module
 from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
@@ -236,10 +237,8 @@ class Watch:
             MeasurementError: if no step was sampled.
         """
         if not self.samples:
-            raise MeasurementError(
-                "Watch.trace: no step was sampled yet. A step ends with optimizer.step(), or with Watch.step() for a "
-                "watch without an optimizer."
-            )
+            ends = "A step ends with optimizer.step(), or with Watch.step() for a watch without an optimizer."
+            raise MeasurementError(f"Watch.trace: no step was sampled yet. {ends}")
         return trace_of(list(self.samples), self.sites, self._optimizers, every=self.sampling)
 
     def note(self, **facts: Any) -> None:
@@ -307,6 +306,7 @@ class Watch:
                 self._tell_all(self.steps)
 
 
+@spelt
 def watch(
     model: nn.Module,
     optimizer: Any,

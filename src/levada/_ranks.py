@@ -1,10 +1,10 @@
-"""Which of several processes this one is."""
+"""Which of several processes this one is, asked without torch: where it was not imported, no group was begun."""
 
 from __future__ import annotations
 
 import os
-
-from torch import distributed
+import sys
+from typing import Any
 
 __all__ = ["is_first", "is_one_of_several", "process_rank"]
 
@@ -16,7 +16,8 @@ def process_rank() -> int:
         >>> process_rank()
         0
     """
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    distributed = _begun()
+    return int(distributed.get_rank()) if distributed is not None else 0
 
 
 def is_first() -> bool:
@@ -29,7 +30,7 @@ def is_first() -> bool:
         >>> is_first()
         True
     """
-    if distributed.is_available() and distributed.is_initialized():
+    if _begun() is not None:
         return process_rank() == 0
     told = os.environ.get("RANK", "")
     return not told.isdigit() or int(told) == 0
@@ -37,4 +38,14 @@ def is_first() -> bool:
 
 def is_one_of_several() -> bool:
     """Say whether torch.distributed knows of other processes."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    distributed = _begun()
+    return distributed is not None and int(distributed.get_world_size()) > 1
+
+
+def _begun() -> Any:
+    """Return torch.distributed if a group of processes was begun; else None."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    # `is_available` is there first while the module is being imported.
+    if distributed is None or not hasattr(distributed, "is_initialized") or not distributed.is_available():
+        return None
+    return distributed if distributed.is_initialized() else None
