@@ -125,7 +125,7 @@ def _require_free(target: Path) -> None:
             start = file.read(_START)
         if start and _MARK not in start:
             raise UsageError(
-                f"{target}: a page replaces only a page of levada, and this is another file. Name a new one."
+                f"{target}: a page replaces only a page of levada, and this is another file. Name one by -o."
             )
 
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 from levada._names import OWN_SCALARS
 from levada.report.curve import loss_series
 from levada.report.figure import figure
-from levada.report.standing import ended
 from levada.report.words import count, number, short
 from levada.runs.bundles import BUNDLES, Kept, bundles_of, look_at, replayed
+from levada.runs.ending import ended
 from levada.runs.frames import Damage
 
 __all__ = ["bundle_notes", "bundles_in", "logged_facts", "logged_figures", "logged_in", "state_of"]

@@ -16,9 +16,10 @@ from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
 from levada.report.record import bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
-from levada.report.standing import ended, headline_of
+from levada.report.standing import headline_of
 from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
 from levada.runs.bundles import Kept, replayed
+from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import Damage
 from levada.runs.lock import is_held
 from levada.runs.processes import Recorded, Together
@@ -60,7 +61,8 @@ def watch_view(
     left = _left(events)
     losses = depth.first.losses() if depth.first is not None else run.losses()
     steps = together.steps(losses)
-    whole, state = state_of(events, steps, held=is_held(run.path), damage=damage)
+    held = is_held(run.path)
+    whole, state = state_of(events, steps, held=held, damage=damage)
     standing = together.standing(steps)
     verdict = standing.verdict
     logged, kept = logged_in(depth.first), bundles_in(run.path)
@@ -71,10 +73,12 @@ def watch_view(
     return {
         "title": name,
         "verdict": verdict,
+        "called": verdict if whole else f"{verdict} so far" if held else f"{verdict}, not ended",
         "sign": SIGNS[verdict],
         "headline": _headline(standing, fired, lost, damage),
         "claim": str(fired[0].get("claim", "")) if fired else "",
-        "state": state,
+        "state": state if whole else f"{'Not ended yet' if held else 'Not ended'}: {depth.recorded(events)}. {state}",
+        "open_end": "" if whole or held else f"not ended: {depth.recorded(events)}",
         "damage": [*lost, *of_bundles(kept)],
         "facts": [{"label": label, "value": value, "note": note} for label, value, note in facts],
         "figures": figures,
@@ -107,6 +111,10 @@ class _Depth:
         self.sites: list[str] = [name for name, _ in named]
         self.kinds: list[str] = [str(site.get("kind") or "") for _, site in named]
         self.steps: Sequence[int] = self.first.steps if self.first is not None else ()
+
+    def recorded(self, events: Sequence[Mapping[str, Any]]) -> str:
+        """Say what was recorded last."""
+        return last_recorded(events, (self.steps[-1], self.first.times[-1]) if self.steps else None)
 
     def has(self, name: str) -> bool:
         return any(name in signals.names for signals in self.stages)

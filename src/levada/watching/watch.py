@@ -81,6 +81,7 @@ class Watch:
         self._engine.passes.skips.ended = self._skips_ended
         self._engine.broke = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
+        self.ended_losses = lambda: self._engine.losses.ended
         self._attach()
 
     @property
@@ -193,7 +194,10 @@ class Watch:
             return
         self._attached = self._entered = False
         self._engine.detach(failed=failed)
+        logged = self._engine.take_logged()
         for listener in list(self._listeners):
+            if logged and hears(listener, "logged"):
+                self._tell(listener, "logged", max(self.steps - 1, 0), logged)
             self._tell(listener, "close")
 
     def step(self) -> None:
@@ -206,7 +210,7 @@ class Watch:
             raise UsageError("Watch.step: this watch counts its optimizer's steps. Leave out the call.")
         if not self._attached:
             raise UsageError("Watch.step: this watch was closed. Enter it again with `with`.")
-        self._before_update(self.steps, self._engine.loss())
+        self._before_update(self.steps, self._engine.losses.current())
         self._engine.finish()
 
     def leave(self, again: Callable[[], object] | None = None, loss: Tensor | None = None) -> None:
@@ -237,8 +241,7 @@ class Watch:
         """
         if not self.samples:
             raise MeasurementError(
-                "Watch.trace: no step was sampled yet. A step ends with optimizer.step(), or with Watch.step() for a "
-                "watch without an optimizer."
+                "Watch.trace: no step was sampled yet. A step ends with optimizer.step(), or else with Watch.step()."
             )
         return trace_of(list(self.samples), self.sites, self._optimizers, every=self.sampling)
 
@@ -251,10 +254,9 @@ class Watch:
         Raises:
             UsageError: if it is something else.
         """
+        require_notes(facts)
         if self.judge is not None:
             self.judge.note(**facts)
-        else:
-            require_notes(facts)
 
     def report(self) -> Report:
         """Return what is known now: verdict, findings, signals by block, what was not judged, and why."""
@@ -345,8 +347,7 @@ def watch(
         listeners: who hears of the samples.
 
     Raises:
-        UsageError: if the model has no parameters, an optimizer holds none of them, a number is out of range, or `run`
-            holds a run.
+        UsageError: if the model or an optimizer has no parameters, a number is out of range, or `run` holds a run.
 
     Example:
         >>> import torch
@@ -381,9 +382,8 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
     if made._record is not None:
         from levada.watching.recording import Recording
 
-        resume = isinstance(run, Continue) and not run.anew
         try:
-            recording = Recording(made._record, made, resume=resume)
+            recording = Recording(made._record, made, resume=isinstance(run, Continue) and not run.anew)
         except OSError as error:
             raise UsageError(
                 f"watch: run must name a folder that can be written to, got {str(made._record)!r}: "
