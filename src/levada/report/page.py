@@ -72,7 +72,7 @@ def _rendered(sections: list[dict[str, Any]]) -> str:
     return template.render(sections=sections, summary=summary_view(sections) if several else None, **shared)
 
 
-def write_page(sources: Iterable[Source], path: str | Path) -> dict[str, list[str]]:
+def write_page(sources: Iterable[Source], path: str | Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Write a page as `write_html` does, and say what is missing on it.
 
     Args:
@@ -80,7 +80,8 @@ def write_page(sources: Iterable[Source], path: str | Path) -> dict[str, list[st
         path: the file.
 
     Returns:
-        Of each run that is damaged, by its path, what of it cannot be read: sentences.
+        Of each run that is damaged, by its path, what of it cannot be read: sentences. Of each that did not end, what
+        was recorded last.
 
     Raises:
         UsageError: as `write_html`.
@@ -95,7 +96,9 @@ def write_page(sources: Iterable[Source], path: str | Path) -> dict[str, list[st
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return {section["path"]: section["damage"] for section in sections if section["damage"]}
+    damaged = {section["path"]: section["damage"] for section in sections if section["damage"]}
+    open_ends = {section["path"]: str(told) for section in sections if (told := section["view"].get("open_end"))}
+    return damaged, open_ends
 
 
 def write_html(runs_or_dicts: Iterable[Source], path: str | Path) -> Path:
