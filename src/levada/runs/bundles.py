@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from typing import Any, Final, final
 
 from levada.runs.frames import Damage
 
-__all__ = ["BUNDLES", "Kept", "bundles_of", "examine_bundles", "look_at", "replayed"]
+__all__ = ["BUNDLES", "CHECKSUM", "Kept", "bundles_of", "checksum_of", "examine_bundles", "look_at", "replayed"]
 
 BUNDLES: Final = "bundles"
+CHECKSUM: Final = "crc32"
 _TABLE, _TENSORS = "bundle.json", "tensors.pt"
 # What a table of values without their tensors may take.
 _MAX_TABLE: Final = 2**28
@@ -125,7 +127,23 @@ def _table(folder: Path) -> dict[str, Any] | str:
         return f"{_TABLE} is damaged: it is not JSON"
     if not isinstance(table, dict) or not isinstance(table.get("sha256"), str):
         return f"{_TABLE} is damaged: it does not say the checksum of {_TENSORS}"
+    if table.get(CHECKSUM, found := checksum_of(table)) != found:  # bundles of before this was written have none
+        return f"{_TABLE} is damaged: its checksum differs"
     return table
+
+
+def checksum_of(table: Mapping[str, Any]) -> int:
+    """Give the checksum of a bundle's table, however it is laid out as text: of all but the checksum itself.
+
+    Args:
+        table: what JSON can hold.
+
+    Example:
+        >>> checksum_of({"step": 7, "rule": "loss_spike"}) == checksum_of({"rule": "loss_spike", "step": 7, "crc32": 1})
+        True
+    """
+    others = {key: value for key, value in table.items() if key != CHECKSUM}
+    return zlib.crc32(json.dumps(others, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _without_tensors(table: Mapping[str, Any]) -> str:
