@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
@@ -144,6 +145,8 @@ def _template() -> tuple[Template, Any, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # A page is read elsewhere than where it was made.
+    environment.filters["absolute"] = lambda path: shlex.quote(str(Path(path).absolute()))
     environment.filters["typeset"] = lambda text: Markup(typeset(text))
     style = resources.files("levada.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     # The hash lets in this style and no other; attributes named style are refused with everything else.
@@ -232,7 +235,8 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     last: Mapping[str, Any] = next((event for event in reversed(events) if event["type"] == "study"), {})
     config |= {key: last[key] for key in ("scale", "settings") if key in last}
     settings = evidence_rows(config)
-    provenance = [("run", told.name), ("created", told.created), *versions, *settings, ("command", told.command)]
+    came = [("command", told.command), *([("in", told.cwd)] if told.cwd else [])]
+    provenance = [("run", told.name), ("created", told.created), *versions, *settings, *came]
     damage = _damage(run)
     lost = [*of_manifest(told.uncertain), *of_events(events, damage.message if damage else "")]
     shared = {"provenance": provenance, "damage": lost, "created": told.created, "path": str(run.path)}
@@ -249,7 +253,7 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
         sections.append({"kind": "watch", "view": _safe(view), **shared})
     elif told.kind == "train":
         # The view has the configuration as it is now.
-        shared["provenance"] = [("run", told.name), ("created", told.created), *versions, ("command", told.command)]
+        shared["provenance"] = [("run", told.name), ("created", told.created), *versions, *came]
         sections.append({"kind": "train", "view": _safe(training_view(run, told.name, events)), **shared})
     elif not sections or any(event["type"] in ("study", "claim", "figure", "result") for event in events):
         sections.append({"kind": "study", "view": _safe(study_view(told.name, events)), **shared})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -276,6 +277,13 @@ def _finding(one: Mapping[str, Any], where: str, start: int | None) -> dict[str,
     }
 
 
+def _relative(config: Mapping[str, Any]) -> bool:
+    """Say whether a configuration names files from where its command was given."""
+    tables = [table for key in ("run", "data") if isinstance(table := config.get(key), Mapping)]
+    named = [table.get(key) for table in tables for key in ("folder", "path")]
+    return any(isinstance(one, str) and one and not Path(one).is_absolute() for one in named)
+
+
 def _continuing(run: Run, left: float | None) -> list[str]:
     """Say from where it can be continued; and where it stopped by itself, that it then comes there again."""
     whole = [path.parent.name for path in run.path.glob("checkpoints/step-*/complete.json")]
@@ -283,7 +291,10 @@ def _continuing(run: Run, left: float | None) -> list[str]:
     if not steps:
         again = f", and comes to the same step {left:,.0f}" if left is not None else ""
         return [f"It holds no complete checkpoint: continued, it begins again{again}."]
-    command, newest = f"`levada train {run.path / CONFIG} --resume`", "Its newest complete checkpoint"
+    words = shlex.join(["levada", "train", str((run.path / CONFIG).absolute()), "--resume"])
+    if run.manifest.cwd and _relative(_config(run)):
+        words = f"cd {shlex.quote(run.manifest.cwd)} && {words}"
+    command, newest = f"`{words}`", "Its newest complete checkpoint"
     if left is None:
         return [f"{newest} is that after step {steps[-1]:,}: {command} continues from there."]
     if steps[-1] < left:

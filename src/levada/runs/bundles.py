@@ -61,9 +61,10 @@ def replayed(folder: Path) -> tuple[str, bool]:
         folder: the bundle.
 
     Example:
-        >>> replayed(Path("runs/a/bundles/step-000007-loss_spike"))
-        ('levada replay runs/a/bundles/step-000007-loss_spike --model FILE.py:NAME', False)
+        >>> replayed(Path("/runs/a/bundles/step-000007-loss_spike"))
+        ('levada replay /runs/a/bundles/step-000007-loss_spike --model FILE.py:NAME', False)
     """
+    folder = folder.absolute()  # the words may be read elsewhere than where they were written
     watched = folder.parents[1].parent
     config = watched.parent / "config.toml"
     whole = watched.name == "watch" and config.is_file()

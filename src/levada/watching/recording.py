@@ -166,7 +166,7 @@ class Recording:
         if rank is None:
             distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
             rank = torch.distributed.get_rank() if distributed else 0
-        self.folder = Path(folder) if address is None else stage(address, rank=rank, resume=resume)
+        self.folder = Path(folder).absolute() if address is None else stage(address, rank=rank, resume=resume)
         self.rank = rank
         self._watch, self._keep, self._process = watch, keep, os.getpid()
         writer: RunWriter | RankLog
