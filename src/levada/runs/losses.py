@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
@@ -46,10 +46,15 @@ class Told:
         self._values: list[float] = []
         self._logged: dict[str, dict[int, float]] = {}
 
-    def losses(self) -> list[tuple[int, float]]:
-        """Give step and loss of every step whose loss was seen; where a step came again, the later one."""
+    def losses(self, *, after: int = -1) -> list[tuple[int, float]]:
+        """Give step and loss of every step whose loss was seen; where a step came again, the later one.
+
+        Args:
+            after: only of steps behind this one.
+        """
         self._read_on()
-        return list(zip(self._steps, self._values, strict=True))
+        place = bisect_right(self._steps, after)
+        return list(zip(self._steps[place:], self._values[place:], strict=True))
 
     def logged(self) -> dict[str, dict[int, float]]:
         """Give name -> step -> number of what was logged behind the last sample."""

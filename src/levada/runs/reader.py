@@ -92,12 +92,16 @@ class Run:
             raise UsageError(f"{self.path}: signals are kept by rank, and not of rank {rank}; of these: {kept}.")
         return Signals(folders[rank], self.losses(), self._told(rank).logged())
 
-    def losses(self) -> list[tuple[int, float]]:
+    def losses(self, *, after: int = -1) -> list[tuple[int, float]]:
         """Give step and loss of every step whose loss was seen; where a step came again, the later one.
 
         Of a pipeline it is the process of the last stage that saw them. Asked again, it reads what came since.
+
+        Args:
+            after: only of steps behind this one.
         """
-        return next((found for rank in sorted({0, *self.ranks}) if (found := self._told(rank).losses())), [])
+        found = (self._told(rank).losses(after=after) for rank in sorted({0, *self.ranks}))
+        return next((losses for losses in found if losses), [])
 
     def _told(self, rank: int) -> Told:
         return self._logs.setdefault(rank, Told(self._log(rank)))
