@@ -20,6 +20,7 @@ from levada.report.words import SIGNS, count, number, phrase, sentence, short
 from levada.runs import Run
 from levada.runs.curves import curve
 from levada.runs.findings import superseded
+from levada.runs.ending import ended, last_recorded
 from levada.runs.lock import is_held
 from levada.runs.processes import Together
 
@@ -208,7 +209,7 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
         return _row("unknown", "Its record is not there."), []
     try:
         run = Run(path)
-        together = Together(run, list(run.events()))
+        together = Together(run, events := list(run.events()))
         losses, damaged = run.losses(), run.damage is not None
     except (UsageError, OSError) as error:
         return _row("unknown", f"It cannot be read: {error}"), []
@@ -219,7 +220,11 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
         statuses = {one.get("status", "fired") for one in found}
         what = "What was found is over" if "clear" in statuses else "Nothing was found"
         told = f"{'No alarm' if 'fired' in statuses else what}. {told}"
-    return _row(standing.verdict, f"{told} The end of its record cannot be read." if damaged else told), found
+    if damaged:
+        told += " The end of its record cannot be read."
+    elif not ended(events) and not is_held(path):
+        told += f" Not ended: {last_recorded(events, together.last)}."
+    return _row(standing.verdict, told), found
 
 
 def _row(verdict: str, told: str) -> dict[str, str]:

@@ -62,6 +62,7 @@ def watch_view(
     losses = depth.first.losses() if depth.first is not None else run.losses()
     steps = together.steps(losses)
     held = is_held(run.path)
+    recorded = last_recorded(events, together.last)
     whole, state = state_of(events, steps, held=held, damage=damage)
     standing = together.standing(steps)
     verdict = standing.verdict
@@ -78,8 +79,8 @@ def watch_view(
         "sign": SIGNS[verdict],
         "headline": _headline(standing, fired, lost, damage),
         "claim": str(fired[0].get("claim", "")) if fired else "",
-        "state": state if whole else f"{'Not ended yet' if held else 'Not ended'}: {depth.recorded(events)}. {state}",
-        "open_end": "" if whole or held else f"not ended: {depth.recorded(events)}",
+        "state": state if whole else f"{'Not ended yet' if held else 'Not ended'}: {recorded}. {state}",
+        "open_end": "" if whole or held else f"not ended: {recorded}",
         "damage": [*lost, *of_bundles(kept)],
         "facts": [{"label": label, "value": value, "note": note} for label, value, note in facts],
         "figures": figures,
@@ -117,10 +118,6 @@ class _Depth:
         self.sites: list[str] = [name for name, _ in named]
         self.kinds: list[str] = [str(site.get("kind") or "") for _, site in named]
         self.steps: Sequence[int] = self.first.steps if self.first is not None else ()
-
-    def recorded(self, events: Sequence[Mapping[str, Any]]) -> str:
-        """Say what was recorded last."""
-        return last_recorded(events, (self.steps[-1], self.first.times[-1]) if self.steps else None)
 
     def has(self, name: str) -> bool:
         return any(name in signals.names for signals in self.stages)

@@ -81,7 +81,7 @@ class Watch:
         self._engine.passes.skips.ended = self._skips_ended
         self._engine.broke = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
-        self.ended_losses = lambda: self._engine.losses.ended
+        self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
         self._attach()
 
     @property
