@@ -19,8 +19,8 @@ from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
 from levada.runs import Run
 from levada.runs.curves import curve
-from levada.runs.findings import superseded
 from levada.runs.ending import ended, last_recorded
+from levada.runs.findings import superseded
 from levada.runs.lock import is_held
 from levada.runs.processes import Together
 
