@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,14 +74,18 @@ def test_while_a_writer_is_at_work_the_page_says_so_and_its_half_frame_is_no_dam
 def test_a_kept_step_is_named_with_the_command_and_a_damaged_one_with_what_is_left_of_it(run: Path) -> None:
     words = words_of(run)
     again = f"levada replay {run}/bundles/{KEPT} --model FILE.py:NAME"
-    assert f"The step of bundles/{KEPT} can be run again: {again}" in words
-    assert f"to run its step again{again}" in words
+    assert f"to run its step again{again}, where NAME is the function that builds the model" in words
+    assert words.count("levada replay") == 1, "it is not told twice"
     assert "This run is damaged" not in words
     inside = run.parent / "training" / "watch" / "1"
     shutil.copytree(run, inside)
     (inside.parents[1] / "config.toml").write_text("[run]\n")  # of a training, whose configuration builds the model
     own = f"levada replay {inside}/bundles/{KEPT} --model {inside.parents[1]}/config.toml"
-    assert f"can be run again: {own}." in words_of(inside)
+    assert f"to run its step again{own}" in words_of(inside)
+    with RunWriter.open(inside) as events:  # a finding that is not on the page, as of very many
+        open_one = {"rule": "numerical_overflow", "severity": "error", "status": "unknown", "claim": "Who knows."}
+        events.append("finding", step=50, **open_one, where={})
+    assert f"The step of bundles/{KEPT} can be run again: {own}." in words_of(inside)
     tensors = run / "bundles" / KEPT / "tensors.pt"
     content = tensors.read_bytes()
     tensors.write_bytes(content[:-9] + b"\0" + content[-8:])
@@ -91,6 +96,7 @@ def test_a_kept_step_is_named_with_the_command_and_a_damaged_one_with_what_is_le
     assert f"The command levada doctor {run} looks at every checksum of it." in words
     assert page.index("cannot be run again") < page.index("<figure")
     assert "can be run again" not in words
+    assert "to run its step again" not in words
     assert again not in words
     tensors.unlink()
     (tensors.parent / "bundle.json").unlink()
@@ -101,10 +107,10 @@ def test_a_kept_step_is_named_with_the_command_and_a_damaged_one_with_what_is_le
 def test_a_page_that_lacks_something_is_told_and_exits_with_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = str(run.parent / "page.html")
     assert main(["report", str(run), "-o", page]) == 0
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"{run} is not ended: last recorded step 120.\n"
     (run / "bundles" / KEPT / "tensors.pt").write_bytes(b"")
     assert main(["report", str(run), "-o", page]) == 1
-    told = capsys.readouterr().err
+    told, _ = capsys.readouterr().err.split(f"{run} is not ended")
     assert told.startswith(f"{run} is damaged: The kept step bundles/{KEPT} cannot be run again: ")
     assert told.endswith(f"Look at all of it: levada doctor {run}\n")
     assert len(told.splitlines()) == 1
@@ -156,3 +162,39 @@ def test_of_one_process_no_rank_is_named(run: Path) -> None:
         signals.append(0, 0.0, encode([0.5, 1.0, 1.0]), {})  # it was killed before the first
     assert "rank0" in words_of(run)
     assert Run(run).ranks == (0, 1)
+
+
+def test_commands_on_a_page_work_from_wherever_it_is_read(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"levada replay {run}/bundles/{KEPT} --model" in words_of(Path("run"))
+    (run / "bundles" / KEPT / "tensors.pt").write_bytes(b"")
+    assert f"The command levada doctor {run} looks at every checksum of it." in words_of(Path("run"))
+    with RunWriter.create("other", kind="watch", name="other"):
+        assert Run("other").manifest.cwd == str(tmp_path)
+    assert f"in {tmp_path}" in words_of(Path("other"))
+
+
+def test_beside_an_error_the_page_does_not_list_which_rules_have_not_judged(run: Path) -> None:
+    with RunWriter.open(run) as events:
+        events.append("judged", step=120, rules=["loss_spike"], unjudged={"dead_units": "no zeros"}, waiting=[])
+    words = words_of(run)
+    assert "1 of 2 rules judged it." in words
+    assert "Not judged" not in words
+    with RunWriter.open(run) as events:
+        rule = {"rule": "numerical_overflow", "severity": "error", "status": "clear", "claim": "NaN.", "where": {}}
+        events.append("finding", step=60, **rule)
+    assert "1 of 2 rules judged it. Not judged: dead_units: no zeros." in words_of(run)
+
+
+def test_a_page_replaces_only_a_page(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(run.parent)
+    other = run.parent / "report.html"
+    other.write_text("<html>mine</html>")
+    assert main(["report", "run"]) == 2
+    assert "this is another file. Name one by -o." in " ".join(capsys.readouterr().err.split())
+    assert other.read_text() == "<html>mine</html>"
+    other.unlink()
+    assert main(["report", "run"]) == main(["report", "run"]) == 0
+    assert "levada" in other.read_text()

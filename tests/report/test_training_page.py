@@ -261,7 +261,11 @@ def test_nothing_was_found_is_said_only_where_it_was_judged(
     RunWriter.create(tmp_path / "mine", kind="train", name="mine").close()
     watched(tmp_path / "mine", 1, *events)
     (row,) = view(tmp_path / "mine")["watched"]
-    assert (row["where"], row["verdict"], row["told"]) == ("watch/1", verdict, told)
+    steps = [payload["step"] for _, payload in events if "step" in payload]
+    recorded = f"last recorded step {max(steps)}" if steps else "no step was recorded"
+    assert (row["where"], row["verdict"], row["told"]) == ("watch/1", verdict, f"{told} Not ended: {recorded}.")
+    watched(tmp_path / "mine", 2, *events, ("end", {"steps": 0}))
+    assert view(tmp_path / "mine")["watched"][1]["told"] == told
     text = Page(render_report([tmp_path / "mine"])).text
     assert told in text
     assert ("othing was found" in text) is told.startswith("Nothing")
@@ -406,4 +410,5 @@ def test_of_a_continued_training_it_is_told_where_its_own_samples_end(tmp_path: 
             signals.append(step, 1.0, encode([1.0]), {})
         (row,) = view(tmp_path / "mine")["watched"]
         told = ", up to step 10,000" if end else ""
-        assert row["told"] == f"Nothing was found. 1 of 1 rules judged it{told}."
+        recorded = "last recorded step 10,100"
+        assert row["told"] == f"Nothing was found. 1 of 1 rules judged it{told}. Not ended: {recorded}."

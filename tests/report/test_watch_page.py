@@ -18,7 +18,7 @@ from levada.report import render_report, write_html
 from levada.report.grid import MAX_COLUMNS, MAX_ROWS, Grid, Row, gather
 from levada.report.heat import NUM_LEVELS, heat
 from levada.report.watch import watch_view
-from levada.runs import Run, RunWriter, SignalWriter, reseal
+from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
 from levada.runs.codes import encode
 from levada.runs.segments import Cut, Place, salvaged
 
@@ -145,8 +145,18 @@ def test_damaged_signals_are_told_above_the_figures_with_the_steps_that_are_miss
         where = "steps 200 to 380" if level == "full" else "after step 180 and before step 400"
     page = render_report([tmp_path / "run"])
     words = " ".join(Page(page).text.split())
-    assert f"Missing or shown in less detail: {where}." in words
+    assert f"Missing or shown in less detail: all series, {where}." in words
     assert "Signals: " in words
+    # The doctor says the same, with the file, a line each; after the signals are sealed again, of what is still lost.
+    told = f"missing or shown in less detail: {path.name if level == 'full' else ''}"
+    lines = [line for line in str(doctor(tmp_path / "run")).splitlines() if told in line]
+    assert [line.endswith(f": all series, {where}") for line in lines] == [True], lines
+    reseal(tmp_path / "run")
+    left = [lost for rank in doctor(tmp_path / "run").signals for lost in rank.lost]
+    assert [lost.taken for lost in left] == [lost.taken for lost in Run(tmp_path / "run").signals().lost()] != []
+    for lost in left:
+        assert f"missing or shown in less detail: {lost.file}: {lost.taken}" in str(doctor(tmp_path / "run"))
+        assert lost.taken in " ".join(Page(render_report([tmp_path / "run"])).text.split())
     assert page.index("This run is damaged") < page.index('<dl class="facts">') < page.index("<figure")
     assert "The learning signal reached every block, in what can be read." in words
 
@@ -212,12 +222,14 @@ def test_of_what_was_sealed_again_in_part_the_lost_series_alone_are_missing(watc
     torn = hurt_and_mended(watched, "full", lost=len(signals.sites))  # those of one signal lie together
     (gone,) = [name for name in signals.names if all(map(math.isnan, Run(watched).signals().read(name)[0]))]
     words = " ".join(Page(render_report([watched])).text.split())
-    told = f"{torn.name} was damaged, and is moved aside; lost are {gone} of all blocks. Missing or shown in less"
-    assert f"Signals: {told} detail: steps {signals.steps[0]} to {signals.steps[-1]}." in words
+    where = f"{gone} of all blocks, steps {signals.steps[0]} to {signals.steps[-1]}"
+    told = f"{torn.name} was damaged, and is moved aside. Missing or shown in less detail: {where}."
+    assert f"Signals: {told}" in words
+    assert f"  missing or shown in less detail: {torn.name}: {where}" in str(doctor(watched)).splitlines()
     # What is made again of the full detail lacks by now what that lacks.
     coarse = hurt_and_mended(watched, "by16", lost=0)
     words = " ".join(Page(render_report([watched])).text.split())
-    assert f"{coarse.name} was damaged, and is moved aside; lost are {gone} of all blocks." in words
+    assert f"{coarse.name} was damaged, and is moved aside. Missing or shown in less detail: {where}." in words
 
 
 def test_of_samples_whose_steps_alone_are_known_again_the_times_and_scalars_are_missing(watched: Path) -> None:
@@ -225,7 +237,9 @@ def test_of_samples_whose_steps_alone_are_known_again_the_times_and_scalars_are_
     flip(path, 0.5)
     reseal(watched)
     words = " ".join(Page(render_report([watched])).text.split())
-    assert f"{path.name}.torn was damaged, and is moved aside; its times and scalars are lost." in words
+    told = "Missing or shown in less detail: times and scalars, steps 0 to 780."
+    assert f"{path.name}.torn was damaged, and is moved aside. {told}" in words
+    assert f"{path.name}.torn: times and scalars, steps 0 to 780" in str(doctor(watched))
 
 
 @pytest.mark.parametrize(("frame", "where"), [(0, ""), (2, "after step 0 and before step 40")])
@@ -247,7 +261,7 @@ def test_of_a_tail_that_was_sealed_without_a_sample_that_one_alone_is_missing(
     reseal(tmp_path)
     words = " ".join(Page(render_report([tmp_path])).text.split())
     assert ("This run is damaged" in words) == bool(where)
-    assert not where or f"Missing or shown in less detail: {where}." in words
+    assert not where or f"Missing or shown in less detail: all series, {where}." in words
 
 
 def test_a_damaged_log_is_told_above_the_figures_with_the_steps_that_are_missing(watched: Path) -> None:

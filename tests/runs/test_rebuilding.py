@@ -77,10 +77,11 @@ def test_a_kind_that_the_events_contradict_is_not_certain(run: Path) -> None:
     found = rebuilt(run)
     assert found is not None
     assert (found.manifest.kind, found.manifest.uncertain[:2]) == ("train", ("kind", "name"))
-    told = (
-        "as the damaged file has it: name, created, versions, command; not certain, by the events, where the damaged "
+    told = "as the damaged file has it: name, created, versions, command, cwd; not certain, by the events, where the"
+    assert (
+        f"{told} damaged file says 'check': kind; not certain, by config.toml, as of the last continuation"
+        in found.told
     )
-    assert f"{told}file says 'check': kind; not certain, by config.toml, as of the last continuation" in found.told
 
 
 def test_an_empty_name_is_told_as_the_folders(run: Path) -> None:
@@ -89,7 +90,9 @@ def test_an_empty_name_is_told_as_the_folders(run: Path) -> None:
     found = rebuilt(run)
     assert found is not None
     assert found.manifest.name == "mine"
-    assert "as the damaged file has it: created, versions, command; not certain, by the folder: name;" in found.told
+    assert (
+        "as the damaged file has it: created, versions, command, cwd; not certain, by the folder: name;" in found.told
+    )
 
 
 def test_what_was_not_certain_stays_so_when_a_bit_is_put_right(run: Path) -> None:

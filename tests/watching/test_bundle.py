@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from levada._errors import UsageError
+from levada.cli import main
+from levada.runs.bundles import checksum_of
 from levada.watching.bundle import Bundle, read_bundle, write_bundle
 from levada.watching.keeper import Keeper
 from levada.watching.watch import watch
@@ -189,13 +191,35 @@ def test_a_damaged_table_is_refused(folder, edit):
     table = json.loads((folder / "bundle.json").read_text())
     edit(table)
     (folder / "bundle.json").write_text(json.dumps(table))
+    with pytest.raises(UsageError, match=r"is damaged: bundle\.json is damaged: its checksum differs"):
+        read_bundle(folder)
+    table.pop("crc32")  # as bundles were written before they had one
+    (folder / "bundle.json").write_text(json.dumps(table))
     with pytest.raises(UsageError, match="is damaged"):
         read_bundle(folder)
 
 
+def test_a_bundle_without_a_checksum_of_its_table_is_read_and_one_flipped_number_refused(folder, capsys):
+    path = folder / "bundle.json"
+    written = path.read_text()
+    assert written.count('"step": 1,') == 1
+    path.write_text(written.replace('"step": 1,', '"step": 3,'))
+    with pytest.raises(UsageError, match="its checksum differs"):
+        read_bundle(folder)
+    assert main(["replay", str(folder), "--model", "net.py:Net"]) == 2
+    assert "is damaged: bundle.json is damaged: its checksum differs" in " ".join(capsys.readouterr().err.split())
+    table = json.loads(written)
+    path.write_text(json.dumps(table, sort_keys=True))  # laid out as other text, it is the same
+    assert read_bundle(folder).step == 1
+    del table["crc32"]
+    path.write_text(json.dumps(table))
+    assert torch.equal(read_bundle(folder).values["args"][0], torch.arange(1000))
+
+
 def test_a_later_schema_is_refused(folder):
     table = json.loads((folder / "bundle.json").read_text())
-    (folder / "bundle.json").write_text(json.dumps(table | {"schema": 2}))
+    table = {key: value for key, value in table.items() if key != "crc32"} | {"schema": 2}
+    (folder / "bundle.json").write_text(json.dumps(table | {"crc32": checksum_of(table)}))
     with pytest.raises(UsageError, match="reads bundles of schema 1, got 2"):
         read_bundle(folder)
 
@@ -210,6 +234,7 @@ def test_tensors_that_would_run_code_are_refused(folder, tmp_path):
     torch.save({"args.0": Evil()}, folder / "tensors.pt")
     table = json.loads((folder / "bundle.json").read_text())
     table["sha256"] = hashlib.sha256((folder / "tensors.pt").read_bytes()).hexdigest()
+    table["crc32"] = checksum_of(table)
     (folder / "bundle.json").write_text(json.dumps(table))
     with pytest.raises(UsageError, match="is damaged"):
         read_bundle(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -12,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from levada.watching.live import Live
 from levada.watching.microbatches import MicroBatches
 from levada.watching.watch import watch
 
 DIM, STEPS, MICRO, LR = 6, 3, 4, 0.05
+RECORDED = 80
 SCHEDULES = ["ScheduleGPipe", "Schedule1F1B"]
 SIGNALS = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 
@@ -136,6 +139,14 @@ def test_a_finding_of_a_later_stage_is_on_the_page_with_its_process(found):
     assert "Told by process 1, stage 2 of 2." in told["exported"]
 
 
+def test_the_loss_that_the_last_stage_alone_sees_is_on_the_page_and_in_the_terminal(found):
+    told = found["page, healthy"]
+    assert told["losses"] == list(range(RECORDED))
+    assert told["facts"]["loss"].startswith("at step 0: ")
+    assert told["figures"][0] == "The loss"
+    assert f"{RECORDED} steps watched, loss " in told["terminal"]
+
+
 @pytest.mark.parametrize("fault", ["healthy", "dead units"])
 def test_a_training_ends_with_the_verdict_of_its_page(fault, found):
     *first, last = found[f"page, {fault}"]["said"]
@@ -179,10 +190,10 @@ def test_what_a_schedule_does_is_heard_of_while_watched():
     assert methods() == before
 
 
-def record(rank: int, folder: Path, fault: str) -> list[str]:
+def record(rank: int, folder: Path, fault: str) -> tuple[list[str], str]:
     """Train a stage, and keep what is seen of it; of one fault the last block's units die in the middle.
 
-    Returns what `levada train` says at the end.
+    Returns what `levada train` says at the end, and the terminal of the first process.
     """
     from torch.distributed import pipelining
 
@@ -194,8 +205,10 @@ def record(rank: int, folder: Path, fault: str) -> list[str]:
     schedule = pipelining.ScheduleGPipe(stage, MICRO, loss_fn=objective)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     draw = torch.Generator().manual_seed(2)
+    terminal = io.StringIO()
     with watch(net, optimizer, every=1, max_overhead=math.inf, run=folder) as probe:
-        for step in range(80):
+        probe.listen(Live(probe, plain=True, stream=terminal))
+        for step in range(RECORDED):
             if step == 50 and rank == 1 and fault == "dead units":
                 nn.init.constant_(net.layers[1].up.bias, -1e3)
             x = torch.randn(16, DIM, generator=draw, dtype=torch.float64)
@@ -204,7 +217,7 @@ def record(rank: int, folder: Path, fault: str) -> list[str]:
             optimizer.zero_grad()
     said: list[str] = []
     say_found(probe, SimpleNamespace(say=said.append), Processes(rank, 2, torch.device("cpu")))
-    return said
+    return said, terminal.getvalue()
 
 
 def page(folder: Path) -> dict:
@@ -225,6 +238,9 @@ def page(folder: Path) -> dict:
         "findings": [(one["rule"], one["claim"]) for one in view["findings"]],
         "note": view["notes"][0],
         "row": (row["verdict"], row["told"]),
+        "losses": [step for step, _ in run.losses()],
+        "facts": {fact["label"]: fact["note"] for fact in view["facts"]},
+        "figures": [drawn["title"] for drawn in view["figures"]],
         "exported": "; ".join(exported),
     }
 
@@ -257,9 +273,10 @@ def work(rank: int, folder: Path) -> None:
         result[name] = both
         result[f"standing of {name}"] = (told.verdict, told.headline, told.judged)
     for fault in ("healthy", "dead units"):
-        said = record(rank, folder / fault, fault)
+        said, terminal = record(rank, folder / fault, fault)
+        dist.barrier()  # the losses are the other's to write
         if rank == 0:
-            result[f"page, {fault}"] = {**page(folder / fault), "said": said}
+            result[f"page, {fault}"] = {**page(folder / fault), "said": said, "terminal": terminal}
     if rank == 0:
         next((folder / "healthy").glob("signals/rank-00001/verdicts.log")).unlink()
         result["page, one log lost"] = page(folder / "healthy")

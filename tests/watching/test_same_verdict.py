@@ -338,4 +338,5 @@ def test_the_page_of_a_process_that_was_killed_tells_what_its_watch_told(
     assert done.returncode == -9, done.stderr
     shown = page(tmp_path / "run")
     assert (done.stdout.strip(), shown["verdict"]) == (verdict, verdict)
-    assert shown["state"].startswith("The run was cut off: its process was killed")
+    assert shown["state"].startswith("Not ended: last recorded step ")
+    assert "The run was cut off: its process was killed" in shown["state"]

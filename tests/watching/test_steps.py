@@ -257,7 +257,7 @@ def test_losses_of_a_loop_that_makes_no_step_take_no_more_room_and_their_sum_is_
             loss = net(torch.ones(1, 2)).square().mean() * i
             total += loss.item()
             loss.backward()
-        assert len(watched._engine._losses._current) <= 256
+        assert len(watched._engine.losses._current) <= 256
         watched.optimizers[0].step()
         net(torch.ones(1, 2)).sum().backward()
     assert dict(watched.samples[0].losses)[0] == pytest.approx(total, rel=1e-5)

@@ -27,10 +27,12 @@ def report(options: argparse.Namespace) -> int:
         raise UsageError(f"No run in {', '.join(options.runs)} can be read. Try: levada doctor {options.runs[0]}")
     if not runs:
         raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada run train.py")
-    damaged = write_page(runs, options.output)
+    damaged, open_ends = write_page(runs, options.output)
     for where, told in damaged.items():
         more = f" And {len(told) - 1} more, on the page." if len(told) > 1 else ""
         tell(f"{where} is damaged: {told[0]}{more} Look at all of it: levada doctor {where}", stderr=True)
+    for where, recorded in open_ends.items():
+        tell(f"{where} is {recorded}.", stderr=True)
     print(Path(options.output).resolve())  # noqa: T201
     return FIRED if unreadable or damaged else QUIET
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from levada.report.words import count
 from levada.runs.bundles import BUNDLES, Kept
 from levada.runs.frames import MAGIC
+from levada.runs.lost import TOLD, between, step_of
 
 __all__ = ["of_bundles", "of_events", "of_manifest", "of_rank", "of_signals"]
 
@@ -23,9 +24,9 @@ def of_signals(read: Mapping[int, Any]) -> list[str]:
     told = []
     for rank, signals in read.items():
         whose = of_rank(rank, read)
-        for message, where in signals.lost():
-            taken = f" Missing or shown in less detail: {where}." if where else ""
-            told.append(f"Signals{whose}: {message}.{taken}")
+        for lost in signals.lost():
+            taken = f" Missing or shown in less detail: {lost.taken}." if lost.taken else ""
+            told.append(f"Signals{whose}: {lost.message}.{taken}")
     more = [f"{len(told) - MAX_TOLD:,} more damages of signals are not listed."] if len(told) > MAX_TOLD else []
     return [*told[:MAX_TOLD], *more]
 
@@ -99,16 +100,4 @@ def _mended(events: Sequence[Mapping[str, Any]], at: int) -> str:
 
 
 def _missing(before: Sequence[Mapping[str, Any]], behind: Sequence[Mapping[str, Any]]) -> str:
-    ends = [("after", _step_of(reversed(before), -1)), ("before", _step_of(behind, 0))]
-    where = " and ".join(f"{word} step {step:,}" for word, step in ends if step is not None)
-    return f"Missing: what it told {where or 'there'}."
-
-
-def _step_of(events: Iterable[Mapping[str, Any]], place: int) -> int | None:
-    """Give the step of the first of these events that has one; of several steps, that at `place`."""
-    for event in events:
-        steps = event.get("steps")
-        step = steps[place] if isinstance(steps, list) and steps else event.get("step")
-        if isinstance(step, int):
-            return step
-    return None
+    return f"Missing: {TOLD} {between(step_of(reversed(before), -1), step_of(behind, 0)) or 'there'}."

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
@@ -72,7 +73,7 @@ def _rendered(sections: list[dict[str, Any]]) -> str:
     return template.render(sections=sections, summary=summary_view(sections) if several else None, **shared)
 
 
-def write_page(sources: Iterable[Source], path: str | Path) -> dict[str, list[str]]:
+def write_page(sources: Iterable[Source], path: str | Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Write a page as `write_html` does, and say what is missing on it.
 
     Args:
@@ -80,7 +81,8 @@ def write_page(sources: Iterable[Source], path: str | Path) -> dict[str, list[st
         path: the file.
 
     Returns:
-        Of each run that is damaged, by its path, what of it cannot be read: sentences.
+        Of each run that is damaged, by its path, what of it cannot be read: sentences. Of each that did not end, what
+        was recorded last.
 
     Raises:
         UsageError: as `write_html`.
@@ -95,7 +97,9 @@ def write_page(sources: Iterable[Source], path: str | Path) -> dict[str, list[st
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return {section["path"]: section["damage"] for section in sections if section["damage"]}
+    damaged = {section["path"]: section["damage"] for section in sections if section["damage"]}
+    open_ends = {section["path"]: str(told) for section in sections if (told := section["view"].get("open_end"))}
+    return damaged, open_ends
 
 
 def write_html(runs_or_dicts: Iterable[Source], path: str | Path) -> Path:
@@ -125,7 +129,7 @@ def _require_free(target: Path) -> None:
             start = file.read(_START)
         if start and _MARK not in start:
             raise UsageError(
-                f"{target}: a page replaces only a page of levada, and this is another file. Name a new one."
+                f"{target}: a page replaces only a page of levada, and this is another file. Name one by -o."
             )
 
 
@@ -141,6 +145,8 @@ def _template() -> tuple[Template, Any, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # A page is read elsewhere than where it was made.
+    environment.filters["absolute"] = lambda path: shlex.quote(str(Path(path).absolute()))
     environment.filters["typeset"] = lambda text: Markup(typeset(text))
     style = resources.files("levada.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     # The hash lets in this style and no other; attributes named style are refused with everything else.
@@ -229,7 +235,8 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     last: Mapping[str, Any] = next((event for event in reversed(events) if event["type"] == "study"), {})
     config |= {key: last[key] for key in ("scale", "settings") if key in last}
     settings = evidence_rows(config)
-    provenance = [("run", told.name), ("created", told.created), *versions, *settings, ("command", told.command)]
+    came = [("command", told.command), *([("in", told.cwd)] if told.cwd else [])]
+    provenance = [("run", told.name), ("created", told.created), *versions, *settings, *came]
     damage = _damage(run)
     lost = [*of_manifest(told.uncertain), *of_events(events, damage.message if damage else "")]
     shared = {"provenance": provenance, "damage": lost, "created": told.created, "path": str(run.path)}
@@ -246,7 +253,7 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
         sections.append({"kind": "watch", "view": _safe(view), **shared})
     elif told.kind == "train":
         # The view has the configuration as it is now.
-        shared["provenance"] = [("run", told.name), ("created", told.created), *versions, ("command", told.command)]
+        shared["provenance"] = [("run", told.name), ("created", told.created), *versions, *came]
         sections.append({"kind": "train", "view": _safe(training_view(run, told.name, events)), **shared})
     elif not sections or any(event["type"] in ("study", "claim", "figure", "result") for event in events):
         sections.append({"kind": "study", "view": _safe(study_view(told.name, events)), **shared})

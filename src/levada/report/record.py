@@ -10,12 +10,12 @@ from typing import Any, Final
 from levada._names import OWN_SCALARS
 from levada.report.curve import loss_series
 from levada.report.figure import figure
-from levada.report.standing import ended
 from levada.report.words import count, number, short
 from levada.runs.bundles import BUNDLES, Kept, bundles_of, look_at, replayed
+from levada.runs.ending import ended
 from levada.runs.frames import Damage
 
-__all__ = ["bundle_notes", "bundles_in", "logged_facts", "logged_figures", "logged_in", "state_of"]
+__all__ = ["again", "bundle_notes", "bundles_in", "logged_facts", "logged_figures", "logged_in", "state_of"]
 
 MAX_LOGGED: Final = 6  # names that the loop logged, of which each has a figure
 
@@ -62,18 +62,31 @@ def bundles_in(run: Path) -> list[Kept]:
     return [look_at(folder) for folder in bundles_of(run)]
 
 
-def bundle_notes(kept: Sequence[Kept], events: Sequence[Mapping[str, Any]]) -> list[str]:
+def again(kept: Kept) -> tuple[str, str]:
+    """Give the command that runs a kept step again, and what its user must fill in; "" if nothing.
+
+    Args:
+        kept: the step.
+    """
+    words, whole = replayed(kept.folder)
+    return words, "" if whole else f", where NAME is the function that builds the {kept.model or 'model'}"
+
+
+def bundle_notes(
+    kept: Sequence[Kept], events: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
     """Say which kept steps can be run again, and how; of those that cannot, the damage is told elsewhere.
 
     Args:
         kept: what is there.
         events: of the run, which name what was kept.
+        findings: as the page shows them; a command that stands there is not told again.
     """
     notes = []
+    shown = {value for one in findings for _, value in one["evidence"]}
     for one in kept:
-        if not one.damage:
-            words, whole = replayed(one.folder)
-            builds = "" if whole else f", where NAME is the function that builds the {one.model or 'model'}"
+        words, builds = again(one)
+        if not one.damage and f"{words}{builds}" not in shown:
             notes.append(f"The step of {BUNDLES}/{one.folder.name} can be run again: `{words}`{builds}.")
     there = {f"{BUNDLES}/{one.folder.name}" for one in kept}
     told = (str(event.get("path")) for event in events if event.get("type") == "bundle")

@@ -1,26 +1,14 @@
-"""What a page calls a watched run, in a line, and whether its record has an end."""
+"""What a page calls a watched run, in a line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from levada.report.words import headline
-from levada.runs.standing import CONTINUED, EVENT, Standing
+from levada.runs.standing import Standing
 
-__all__ = ["ended", "headline_of"]
-
-_GOES_ON: Final = (CONTINUED, EVENT, "finding", "loss")
-
-
-def ended(events: Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether a run has said its end, and was not gone on with.
-
-    Args:
-        events: of a watched run.
-    """
-    types = (event.get("type") for event in reversed(events))
-    return next((type for type in types if type in ("end", *_GOES_ON)), "") == "end"
+__all__ = ["headline_of"]
 
 
 def headline_of(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:

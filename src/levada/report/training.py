@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
 from levada.runs import Run
 from levada.runs.curves import curve
+from levada.runs.ending import ended, last_recorded
 from levada.runs.findings import superseded
 from levada.runs.lock import is_held
 from levada.runs.processes import Together
@@ -207,7 +209,7 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
         return _row("unknown", "Its record is not there."), []
     try:
         run = Run(path)
-        together = Together(run, list(run.events()))
+        together = Together(run, events := list(run.events()))
         losses, damaged = run.losses(), run.damage is not None
     except (UsageError, OSError) as error:
         return _row("unknown", f"It cannot be read: {error}"), []
@@ -218,7 +220,11 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
         statuses = {one.get("status", "fired") for one in found}
         what = "What was found is over" if "clear" in statuses else "Nothing was found"
         told = f"{'No alarm' if 'fired' in statuses else what}. {told}"
-    return _row(standing.verdict, f"{told} The end of its record cannot be read." if damaged else told), found
+    if damaged:
+        told += " The end of its record cannot be read."
+    elif not ended(events) and not is_held(path):
+        told += f" Not ended: {last_recorded(events, together.last)}."
+    return _row(standing.verdict, told), found
 
 
 def _row(verdict: str, told: str) -> dict[str, str]:
@@ -276,6 +282,13 @@ def _finding(one: Mapping[str, Any], where: str, start: int | None) -> dict[str,
     }
 
 
+def _relative(config: Mapping[str, Any]) -> bool:
+    """Say whether a configuration names files from where its command was given."""
+    tables = [table for key in ("run", "data") if isinstance(table := config.get(key), Mapping)]
+    named = [table.get(key) for table in tables for key in ("folder", "path")]
+    return any(isinstance(one, str) and one and not Path(one).is_absolute() for one in named)
+
+
 def _continuing(run: Run, left: float | None) -> list[str]:
     """Say from where it can be continued; and where it stopped by itself, that it then comes there again."""
     whole = [path.parent.name for path in run.path.glob("checkpoints/step-*/complete.json")]
@@ -283,7 +296,10 @@ def _continuing(run: Run, left: float | None) -> list[str]:
     if not steps:
         again = f", and comes to the same step {left:,.0f}" if left is not None else ""
         return [f"It holds no complete checkpoint: continued, it begins again{again}."]
-    command, newest = f"`levada train {run.path / CONFIG} --resume`", "Its newest complete checkpoint"
+    words = shlex.join(["levada", "train", str((run.path / CONFIG).absolute()), "--resume"])
+    if run.manifest.cwd and _relative(_config(run)):
+        words = f"cd {shlex.quote(run.manifest.cwd)} && {words}"
+    command, newest = f"`{words}`", "Its newest complete checkpoint"
     if left is None:
         return [f"{newest} is that after step {steps[-1]:,}: {command} continues from there."]
     if steps[-1] < left:

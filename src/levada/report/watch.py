@@ -14,11 +14,12 @@ from levada.report.damage import of_bundles, of_rank, of_signals
 from levada.report.figure import figure
 from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
-from levada.report.record import bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
+from levada.report.record import again, bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
-from levada.report.standing import ended, headline_of
+from levada.report.standing import headline_of
 from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
-from levada.runs.bundles import Kept, replayed
+from levada.runs.bundles import Kept
+from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import Damage
 from levada.runs.lock import is_held
 from levada.runs.processes import Recorded, Together
@@ -60,27 +61,37 @@ def watch_view(
     left = _left(events)
     losses = depth.first.losses() if depth.first is not None else run.losses()
     steps = together.steps(losses)
-    whole, state = state_of(events, steps, held=is_held(run.path), damage=damage)
+    held = is_held(run.path)
+    recorded = last_recorded(events, together.last)
+    whole, state = state_of(events, steps, held=held, damage=damage)
     standing = together.standing(steps)
     verdict = standing.verdict
     logged, kept = logged_in(depth.first), bundles_in(run.path)
     figures = [*_loss(losses, findings, left), *logged_figures(logged), *_heats(depth), *_profiles(depth, left)]
+    told = _findings(known[:MAX_FINDINGS], depth, kept)
     lost = of_signals(ranks)  # when all was read
     facts = [("steps", f"{steps:,}" if whole else f"at least {steps:,}", _samples(depth, left))]
     facts += [*_facts(depth, losses, events, steps, len(run.ranks)), *logged_facts(logged)]
     return {
         "title": name,
         "verdict": verdict,
+        "called": verdict if whole else f"{verdict} so far" if held else f"{verdict}, not ended",
         "sign": SIGNS[verdict],
         "headline": _headline(standing, fired, lost, damage),
         "claim": str(fired[0].get("claim", "")) if fired else "",
-        "state": state,
+        "state": state if whole else f"{'Not ended yet' if held else 'Not ended'}: {recorded}. {state}",
+        "open_end": "" if whole or held else f"not ended: {recorded}",
         "damage": [*lost, *of_bundles(kept)],
         "facts": [{"label": label, "value": value, "note": note} for label, value, note in facts],
         "figures": figures,
-        "findings": [_told(one, depth, kept) for one in known[:MAX_FINDINGS]],
+        "findings": told,
         "open": [one for one in findings if one.get("status") == "unknown"],
-        "notes": [standing.told, *_notes(run.ranks, ranks, depth, events, len(known)), *bundle_notes(kept, events)],
+        "notes": [
+            # Beside an error it is of no weight which rules have not judged.
+            f"{sentence(standing.counted)}." if verdict == "error" else standing.told,
+            *_notes(run.ranks, ranks, depth, events, len(known)),
+            *bundle_notes(kept, events, told),
+        ],
         "table": table_view(blocks),
         "provenance": [],
     }
@@ -193,6 +204,17 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
     return [v for part, size in zip(parts, sizes, strict=True) for v in (part or [math.nan] * size)]
 
 
+def _findings(known: Sequence[Mapping[str, Any]], depth: _Depth, kept: Sequence[Kept]) -> list[dict[str, Any]]:
+    """Give findings as a check shows them; of several of one rule, the first has the command for the kept step."""
+    seen = set[str]()
+    told = []
+    for one in known:
+        rule = str(one.get("rule"))
+        told.append(_told(one, depth, () if rule in seen else kept))
+        seen.add(rule)
+    return told
+
+
 def _told(one: Mapping[str, Any], depth: _Depth, kept: Sequence[Kept]) -> dict[str, Any]:
     """Give a finding as a check shows it; one that stands, with the blocks as they were when it came."""
     told, clear = number(one.get("came")), one.get("status") == "clear"
@@ -205,8 +227,8 @@ def _told(one: Mapping[str, Any], depth: _Depth, kept: Sequence[Kept]) -> dict[s
     view = finding_view({**one, "evidence": evidence}, {"blocks": blocks}, blocks)
     when = [("told at step", f"{int(came):,}")] if came is not None else []
     when += [("over at step", short(one["over"]))] if one.get("over") is not None else []
-    again = [replayed(each.folder)[0] for each in kept if not each.damage and f"-{one.get('rule')}" in each.folder.name]
-    view["evidence"] = [*when, *view["evidence"], *(("to run its step again", words) for words in again[:1])]
+    whole = [each for each in kept if not each.damage and f"-{one.get('rule')}" in each.folder.name]
+    view["evidence"] = [*when, *view["evidence"], *(("to run its step again", "".join(again(x))) for x in whole[:1])]
     if one.get("rule") == "numerical_overflow":
         view["picture"] = None  # samples know whether a block had any, not how many, and not at the step itself
     if clear:

@@ -56,7 +56,8 @@ def set_aside(folder: Path, tables: Mapping[int, Table]) -> tuple[list[Damage], 
 def _taken(place: Place, good: Mapping[tuple[int, str], Place], tables: Mapping[int, Table]) -> list[Damage]:
     """Say what is lost with a file: a damage for each stretch of samples, or one for the file; none if nothing is."""
     told = f"{place.path.name} was damaged, and is moved aside"
-    whole = [Damage("file", 0, place.path.stat().st_size, told, place.number)]
+    name = place.path.name
+    whole = [Damage("file", 0, place.path.stat().st_size, told, place.number, file=name)]
     stands, of = good.get((place.number, place.level)), good.get((place.number, "samples"))
     with suppress(UnreadableError, FileNotFoundError, MissingExtraError):
         if place.level == "tail":
@@ -66,11 +67,11 @@ def _taken(place: Place, good: Mapping[tuple[int, str], Place], tables: Mapping[
         samples = read_samples(of)
         if place.level == "samples":
             known = not samples.steps or not all(map(math.isnan, samples.times))
-            return [] if known else [replace(whole[0], message=f"{told}; its times and scalars are lost")]
+            return [] if known else [replace(whole[0], series="times and scalars")]
         table = tables.get(samples.table)
         if table is not None:
             words = _series(_unsaved(place, stands, samples, table), table)
-            return [replace(whole[0], message=f"{told}; {words}")] if words else []
+            return [replace(whole[0], series=words)] if words else []
     return whole
 
 
@@ -83,7 +84,7 @@ def _of_tail(place: Place, tables: Mapping[int, Table]) -> list[Damage]:
     least = max(least, len(header(max(samples.table, 0))) + 1)
     told = f"{place.path.name} was damaged, and is moved aside"
     return [
-        replace(damage, message=f"{told}: {damage.message}", segment=place.number)
+        replace(damage, message=f"{told}: {damage.message}", segment=place.number, file=place.path.name)
         for damage in damages
         if damage.num_bytes >= least
     ]
@@ -110,7 +111,7 @@ def _series(lost: set[tuple[int, int]], table: Table) -> str:
     Example:
         >>> table = Table(("signal_rms", "gradient_rms"), ({"name": "0"}, {"name": "2"}))
         >>> _series({(0, 0), (0, 1), (1, 1)}, table), _series(set(), table)
-        ('lost are signal_rms of all blocks, gradient_rms of 2', '')
+        ('signal_rms of all blocks, gradient_rms of 2', '')
     """
     told = []
     for signal, name in enumerate(table.signals):
@@ -118,4 +119,4 @@ def _series(lost: set[tuple[int, int]], table: Table) -> str:
         names = ", ".join(str(table.sites[site]["name"]) for site in sites[:_NAMED])
         more = f" and {len(sites) - _NAMED:,} more" if len(sites) > _NAMED else ""
         told += [f"{name} of {'all blocks' if len(sites) == len(table.sites) else names + more}"] if sites else []
-    return f"lost are {', '.join(told)}" if told else ""
+    return ", ".join(told)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from levada.runs.manifest import MANIFEST
 
 __all__ = [
     "BUNDLES",
+    "CHECKSUM",
     "Kept",
     "bundles_of",
+    "checksum_of",
     "examine_bundles",
     "look_at",
     "no_bundle",
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 BUNDLES: Final = "bundles"
+CHECKSUM: Final = "crc32"
 _NAMED: Final = 6  # bundles that a message names
 _HELD: Final = {"args": "inputs", "weights": "weights", "output_gradient": "the gradient of the output"}
 _TABLE, _TENSORS = "bundle.json", "tensors.pt"
@@ -74,9 +78,10 @@ def replayed(folder: Path) -> tuple[str, bool]:
         folder: the bundle.
 
     Example:
-        >>> replayed(Path("runs/a/bundles/step-000007-loss_spike"))
-        ('levada replay runs/a/bundles/step-000007-loss_spike --model FILE.py:NAME', False)
+        >>> replayed(Path("/runs/a/bundles/step-000007-loss_spike"))
+        ('levada replay /runs/a/bundles/step-000007-loss_spike --model FILE.py:NAME', False)
     """
+    folder = folder.absolute()  # the words may be read elsewhere than where they were written
     watched = folder.parents[1].parent
     config = watched.parent / "config.toml"
     whole = watched.name == "watch" and config.is_file()
@@ -226,7 +231,23 @@ def _table(folder: Path) -> dict[str, Any] | str:
         return f"{_TABLE} is damaged: it is not JSON"
     if not isinstance(table, dict) or not isinstance(table.get("sha256"), str):
         return f"{_TABLE} is damaged: it does not say the checksum of {_TENSORS}"
+    if table.get(CHECKSUM, found := checksum_of(table)) != found:  # bundles of before this was written have none
+        return f"{_TABLE} is damaged: its checksum differs"
     return table
+
+
+def checksum_of(table: Mapping[str, Any]) -> int:
+    """Give the checksum of a bundle's table, however it is laid out as text: of all but the checksum itself.
+
+    Args:
+        table: what JSON can hold.
+
+    Example:
+        >>> checksum_of({"step": 7, "rule": "loss_spike"}) == checksum_of({"rule": "loss_spike", "step": 7, "crc32": 1})
+        True
+    """
+    others = {key: value for key, value in table.items() if key != CHECKSUM}
+    return zlib.crc32(json.dumps(others, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _without_tensors(table: Mapping[str, Any]) -> str:

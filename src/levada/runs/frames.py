@@ -51,6 +51,8 @@ class Damage:
         message: one sentence.
         segment: of signals: number of the tail or segment that it is in; 0 otherwise.
         sample: in a tail: how many of its samples can be read before it.
+        file: of signals: its name.
+        series: which are lost, where not all of them.
     """
 
     kind: str
@@ -59,6 +61,8 @@ class Damage:
     message: str
     segment: int = 0
     sample: int | None = None
+    file: str = ""
+    series: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from levada._errors import MissingExtraError, UsageError
 from levada.runs.address import local
 from levada.runs.aside import set_aside
 from levada.runs.bundles import examine_bundles
+from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import MAGIC, Damage, scan, survivors
+from levada.runs.lock import is_held
+from levada.runs.lost import Lost, lost_of, lost_of_log
 from levada.runs.manifest import LOG, MANIFEST, SCHEMA, Manifest, parsed, read_manifest
 from levada.runs.rank_log import damage_of
 from levada.runs.reader import examine, require_one
 from levada.runs.rebuilding import rebuilt
-from levada.runs.segments import UnreadableError, damaged, orphaned, places, read_samples, verified
-from levada.runs.signals import PAUSES, rank_folders
+from levada.runs.segments import UnreadableError, damaged, of_tail, orphaned, places, read_samples, verified
+from levada.runs.signals import PAUSES, Signals, rank_folders
 from levada.runs.tables import read_tables
 from levada.runs.tail import read_tail
 
@@ -31,6 +34,10 @@ def _aside(torn: Mapping[str, int], harmless: frozenset[str]) -> list[str]:
     return [
         f"  moved aside, because it was damaged: {name}, {size:,} bytes{missing[name]}" for name, size in torn.items()
     ]
+
+
+def _missing(lost: Sequence[Lost]) -> list[str]:
+    return [f"  missing or shown in less detail: {one}" for one in dict.fromkeys(lost)]
 
 
 @final
@@ -46,6 +53,7 @@ class RankHealth:
         damage: what cannot be read.
         torn: files that were moved aside, and their sizes in bytes.
         harmless: those of them by which nothing is missing, as what they held can be read elsewhere.
+        lost: what is missing by all that, or known in less detail: file, series and steps.
     """
 
     rank: int
@@ -55,6 +63,7 @@ class RankHealth:
     damage: tuple[Damage, ...]
     torn: Mapping[str, int]
     harmless: frozenset[str] = frozenset()
+    lost: tuple[Lost, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -66,7 +75,7 @@ class RankHealth:
         title = f"  signals of rank {self.rank}: {self.samples:,} samples in {self.files:,} files"
         lines = [f"{title}, {self.num_bytes:,} bytes, {right}"]
         lines += [f"  damage: {damage.message}; {damage.num_bytes:,} bytes are not read" for damage in self.damage]
-        return "\n".join(lines + _aside(self.torn, self.harmless))
+        return "\n".join([*lines, *_aside(self.torn, self.harmless), *_missing(self.lost)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,8 @@ class Health:
         bundles: number of kept steps.
         bundle_damage: which of them cannot be replayed, and why.
         harmless: those of `torn` by which nothing is missing.
+        lost: what is missing of the log.
+        open_end: of a watched run that did not say its end, what was recorded last; "" of others.
     """
 
     path: Path
@@ -102,6 +113,8 @@ class Health:
     bundles: int = 0
     bundle_damage: tuple[Damage, ...] = ()
     harmless: frozenset[str] = frozenset()
+    lost: tuple[Lost, ...] = ()
+    open_end: str = ""
 
     @property
     def healthy(self) -> bool:
@@ -117,13 +130,13 @@ class Health:
         if self.manifest is not None and self.manifest.uncertain:
             doubts = ", ".join(self.manifest.uncertain)
             lines.insert(1, f"  {MANIFEST} was damaged and is written again; not certain: {doubts}")
+        lines += [f"  {self.open_end}"] if self.open_end else []
         lines += [f"    {count:>7,}  {name}" for name, count in sorted(self.types.items())]
         if self.damage is not None:
             behind = f"{self.frames_behind:,} good {'frame' if self.frames_behind == 1 else 'frames'} among them"
             lost = f"{self.damage.num_bytes:,} bytes are not read, {behind}"
             lines.append(f"  damage: {self.damage.message}; {lost}")
-        lines += _aside(self.torn, self.harmless)
-        lines += [str(rank) for rank in self.signals]
+        lines += [*_aside(self.torn, self.harmless), *_missing(self.lost), *map(str, self.signals)]
         if self.bundles:
             right = "right but for the damage below" if self.bundle_damage else "every checksum right"
             lines.append(f"  bundles: {self.bundles:,}, {right}")
@@ -159,6 +172,8 @@ def doctor(path: str | Path) -> Health:
     torn = {file.name: file.stat().st_size for file in aside}
     ranks = tuple(_examine_rank(rank, signals) for rank, signals in sorted(rank_folders(folder).items()))
     bundles, lost = examine_bundles(folder)
+    events = _events(folder)
+    watched = manifest is not None and manifest.kind == "watch"
     return Health(
         path=folder,
         manifest=manifest,
@@ -172,25 +187,42 @@ def doctor(path: str | Path) -> Health:
         signals=ranks,
         bundles=bundles,
         bundle_damage=tuple(lost),
-        harmless=frozenset(_harmless(folder, manifest, torn)),
+        harmless=frozenset(_harmless(events, manifest, torn)),
+        lost=tuple(lost_of_log(events, damage)),
+        open_end=_open_end(folder, events) if watched and not ended(events) else "",
     )
 
 
-def _harmless(folder: Path, manifest: Manifest | None, torn: Mapping[str, int]) -> set[str]:
+def _events(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / LOG).is_file():
+        return []
+    with (folder / LOG).open("rb") as file:
+        return [found.event for found in scan(file) if not isinstance(found, Damage)]
+
+
+def _open_end(folder: Path, events: Sequence[Mapping[str, Any]]) -> str:
+    """Say of a watched run that did not say its end what was recorded last, and whether it is being written."""
+    sampled: list[tuple[int, float]] = []
+    for _, signals in sorted(rank_folders(folder).items())[:1]:
+        with suppress(MissingExtraError):
+            found = Signals(signals)
+            sampled += zip(found.steps[-1:], found.times[-1:], strict=True)
+    recorded = last_recorded(events, sampled[0] if sampled else None)
+    return f"{'being written now' if is_held(folder) else 'not ended'}: {recorded}"
+
+
+def _harmless(events: Sequence[Mapping[str, Any]], manifest: Manifest | None, torn: Mapping[str, int]) -> set[str]:
     """Name the files that were moved aside and took nothing.
 
     Of the manifest: all of them, if what stands there now is certain. Of the log: those that took its first bytes
     alone, which say what it is and tell nothing.
     """
     took: dict[str, bool] = {}
-    if (folder / LOG).is_file():
-        with (folder / LOG).open("rb") as file:
-            events = [found.event for found in scan(file) if not isinstance(found, Damage)]
-        for event in events:
-            if event["type"] == "repaired":
-                name = str(event.get("moved_to", ""))
-                head = (event.get("at"), event.get("num_bytes")) == (0, len(MAGIC))
-                took[name] = took.get(name, False) or not head
+    for event in events:
+        if event["type"] == "repaired":
+            name = str(event.get("moved_to", ""))
+            head = (event.get("at"), event.get("num_bytes")) == (0, len(MAGIC))
+            took[name] = took.get(name, False) or not head
     certain = manifest is not None and not manifest.uncertain
     return {name for name in torn if (certain if name.startswith(MANIFEST) else not took.get(name, True))}
 
@@ -250,12 +282,23 @@ def _look(rank: int, folder: Path) -> tuple[RankHealth, bool]:
                 continue
             samples += len(held.steps)
             size += place.path.stat().st_size - sum(damage.num_bytes for damage in lost)
-            damages += [Damage(d.kind, d.offset, d.num_bytes, f"{place.path.name}: {d.message}") for d in lost]
+            damages += [of_tail(place, damage) for damage in lost]
     known = {place.number for place in found if place.level in ("samples", "tail")}
     missing = [orphaned(number) for number in sorted({place.number for place in found} - known)]
-    missing += [Damage("missing", 0, 0, f"site table {n} is missing") for n in sorted(tables_needed - set(tables))]
+    gone = sorted(tables_needed - set(tables))
+    missing += [Damage("missing", 0, 0, f"site table {n} is missing", file=f"sites-{n:03d}.json") for n in gone]
     torn = {path.name: path.stat().st_size for path in sorted(folder.glob("*.torn"))}
     files = len(found) + 2 * len(tables)
     harmless = frozenset(set_aside(folder, tables)[1])
     damages += [*missing, *damage_of(folder)]
-    return RankHealth(rank, samples, size, files, tuple(damages), torn, harmless), moved or bool(missing)
+    lost_here = _lost(folder, damages) if damages or torn else ()
+    health = RankHealth(rank, samples, size, files, tuple(damages), torn, harmless, lost_here)
+    return health, moved or bool(missing)
+
+
+def _lost(folder: Path, damages: Sequence[Damage]) -> tuple[Lost, ...]:
+    """Say what is missing of a rank's signals, in the words of the report."""
+    try:
+        return tuple(Signals(folder).lost(damages))
+    except MissingExtraError:  # which steps a file holds cannot be read
+        return tuple(lost_of(damages, {}))

@@ -67,6 +67,7 @@ class Manifest:
         command: the command line that made the run.
         config: the settings, as JSON.
         uncertain: which of these are not certain, in a manifest that was damaged and is written again.
+        cwd: the folder that the command was given in, from which its paths count; "" where that is not known.
     """
 
     schema: int
@@ -77,6 +78,7 @@ class Manifest:
     command: str
     config: Mapping[str, Any]
     uncertain: tuple[str, ...] = ()
+    cwd: str = ""
 
 
 def _versions() -> dict[str, str]:
@@ -95,7 +97,10 @@ def describe(kind: str, name: str, config: Mapping[str, Any] | None) -> Manifest
             raise UsageError(f"RunWriter.create: {label} must be a non-empty string, got {value!r}.")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     settings = json_ready(config or {}, "config")
-    return Manifest(SCHEMA, kind, name, created, _versions(), shlex.join(sys.argv), settings)
+    cwd = ""
+    with suppress(OSError):  # it was removed
+        cwd = str(Path.cwd())
+    return Manifest(SCHEMA, kind, name, created, _versions(), shlex.join(sys.argv), settings, cwd=cwd)
 
 
 def write_atomically(path: Path, data: bytes, *, like: Path | None = None) -> None:
@@ -143,8 +148,9 @@ def packed(manifest: Manifest) -> bytes:
         manifest: of which JSON can hold all.
     """
     values = asdict(manifest)
-    if not manifest.uncertain:
-        del values["uncertain"]
+    for key in ("uncertain", "cwd"):
+        if not values[key]:
+            del values[key]
     text = json.dumps({**values, "crc32": _checksum(values)}, indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", errors="backslashreplace") + b"\n"
 
@@ -223,4 +229,5 @@ def checked(values: Any) -> Manifest | str | int:
         return "its checksum differs"
     uncertain = values.get("uncertain")
     names = tuple(map(str, uncertain)) if isinstance(uncertain, list) else ()
-    return replace(Manifest(schema, *(values[key] for key in wanted)), uncertain=names)
+    cwd = held if isinstance(held := values.get("cwd"), str) else ""
+    return replace(Manifest(schema, *(values[key] for key in wanted)), uncertain=names, cwd=cwd)

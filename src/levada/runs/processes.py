@@ -143,6 +143,12 @@ class Together:
         """The last sampled step; None without one."""
         return next((step for signals in self.signals.values() for step in signals.steps[-1:]), None)
 
+    @property
+    def last(self) -> tuple[int, float] | None:
+        """Step and time of the last sample; None without one."""
+        found = next((signals for signals in self.signals.values() if signals.steps), None)
+        return None if found is None else (found.steps[-1], found.times[-1])
+
     def steps(self, losses: Sequence[tuple[int, float]]) -> int:
         """Give the number of steps that were made, as far as the record tells.
 

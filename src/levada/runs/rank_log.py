@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -100,7 +101,8 @@ def damage_of(folder: Path) -> list[Damage]:
         return []
     with path.open("rb") as file:
         last = next((found for found in scan(file) if isinstance(found, Damage)), None)
-    return [] if last is None else [Damage(last.kind, last.offset, last.num_bytes, f"{RANK_LOG}: {last.message}")]
+    told = "" if last is None else f"{RANK_LOG}: {last.message}"
+    return [] if last is None else [replace(last, message=told, file=RANK_LOG, series="what it told")]
 
 
 def mend_rank_log(folder: Path) -> Iterator[str]:

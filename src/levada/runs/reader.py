@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from levada._errors import UsageError
 from levada._numbers import restore_numbers
 from levada.runs.address import local
 from levada.runs.frames import MAGIC, Damage, scan
+from levada.runs.losses import Told
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
 from levada.runs.rank_log import RANK_LOG
 from levada.runs.signal_writer import rank_folder
@@ -38,6 +38,7 @@ class Run:
         self.path = local(path)
         require_one(self.path)
         self.manifest: Manifest = read_manifest(self.path)
+        self._logs: dict[int, Told] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, kind={self.manifest.kind!r}, name={self.manifest.name!r})"
@@ -52,8 +53,7 @@ class Run:
             numbers: fields that hold numbers: in these, at any depth, "nan", "inf" and "-inf" are read as floats.
             rank: of the process; another than the first says what was found in it, and by which rules it was judged.
         """
-        log = self.path / LOG if rank == 0 else rank_folder(self.path, rank) / RANK_LOG
-        for event, _ in self._read(len(MAGIC), log):
+        for event, _ in self._read(len(MAGIC), self._log(rank)):
             if type is None or event["type"] == type:
                 yield {key: restore_numbers(value) if key in numbers else value for key, value in event.items()}
 
@@ -90,22 +90,24 @@ class Run:
         if rank not in folders:
             kept = ", ".join(map(str, sorted(folders))) or "none"
             raise UsageError(f"{self.path}: signals are kept by rank, and not of rank {rank}; of these: {kept}.")
-        return Signals(folders[rank], self.losses())
+        return Signals(folders[rank], self.losses(), self._told(rank).logged())
 
-    def losses(self) -> list[tuple[int, float]]:
-        """Give step and loss of every step whose loss was seen; where a step came again, the later one."""
-        steps: list[int] = []
-        values: list[float] = []
-        for event in self.events("loss", numbers=("values",)):
-            new, found = event.get("steps"), event.get("values")
-            if not isinstance(new, list) or not isinstance(found, list) or not new or len(new) != len(found):
-                continue
-            if not all(isinstance(step, int) for step in new) or not all(isinstance(x, int | float) for x in found):
-                continue
-            del values[(place := bisect_left(steps, new[0])) :], steps[place:]
-            steps += new
-            values += found
-        return list(zip(steps, values, strict=True))
+    def losses(self, *, after: int = -1) -> list[tuple[int, float]]:
+        """Give step and loss of every step whose loss was seen; where a step came again, the later one.
+
+        Of a pipeline it is the process of the last stage that saw them. Asked again, it reads what came since.
+
+        Args:
+            after: only of steps behind this one.
+        """
+        found = (self._told(rank).losses(after=after) for rank in sorted({0, *self.ranks}))
+        return next((losses for losses in found if losses), [])
+
+    def _told(self, rank: int) -> Told:
+        return self._logs.setdefault(rank, Told(self._log(rank)))
+
+    def _log(self, rank: int) -> Path:
+        return self.path / LOG if rank == 0 else rank_folder(self.path, rank) / RANK_LOG
 
     @property
     def damage(self) -> Damage | None:

@@ -18,7 +18,7 @@ from levada.runs.reader import examine
 __all__ = ["Rebuilt", "mend_manifest", "rebuilt"]
 
 _MOST: Final = 4_096  # bytes in which one wrong bit is looked for: the time grows with their square
-_TEXTS: Final = ("name", "created", "command")
+_TEXTS: Final = ("name", "created", "command", "cwd")
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "train": frozenset({"losses", "evaluation", "launched", "watched"}),
     "watch": frozenset({"loss", "overhead", "bundle"}),
@@ -76,6 +76,7 @@ def rebuilt(folder: Path) -> Rebuilt | None:
         "versions": came.get("versions", {}),
         "command": came.get("command", ""),
         "config": config,
+        **({"cwd": came["cwd"]} if "cwd" in came else {}),  # none was written by older versions
     }
     other = {"name": "" if came.get("name") else "by the folder"}
     other["kind"] = f"by the events, where the damaged file says {came.get('kind')!r}" if by_events else ""

@@ -16,7 +16,7 @@ import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -42,7 +42,9 @@ __all__ = [
     "groups",
     "has_parquet",
     "is_good",
+    "lacking",
     "newest",
+    "of_tail",
     "orphaned",
     "places",
     "put_aside",
@@ -343,12 +345,25 @@ def _read(place: Place, take: Any) -> Any:
 def damaged(place: Place, reason: str) -> Damage:
     """Say that a file is lost."""
     size = place.path.stat().st_size if place.path.exists() else 0
-    return Damage("file", 0, size, f"{place.path.name} cannot be read: {reason}", place.number)
+    return Damage("file", 0, size, f"{place.path.name} cannot be read: {reason}", place.number, file=place.path.name)
+
+
+def of_tail(place: Place, damage: Damage) -> Damage:
+    """Say of a tail's damage which tail it is in."""
+    name = place.path.name
+    return replace(damage, message=f"{name}: {damage.message}", segment=place.number, file=name)
 
 
 def orphaned(number: int) -> Damage:
     """Say that a segment's steps are lost."""
-    return Damage("missing", 0, 0, f"segment {number} has neither its file of samples nor its tail", number)
+    told = f"segment {number} has neither its file of samples nor its tail"
+    return Damage("missing", 0, 0, told, number, file=f"samples-{number:06d}")
+
+
+def lacking(number: int, table: int) -> Damage:
+    """Say that a segment's codes cannot be told apart."""
+    told = f"segment {number} needs site table {table}"
+    return Damage("file", 0, 0, told, number, file=f"sites-{table:03d}.json")
 
 
 def sites_in_group(rows: int) -> int:

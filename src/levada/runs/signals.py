@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -16,12 +16,15 @@ from levada._errors import UsageError, import_extra
 from levada.runs.aside import set_aside
 from levada.runs.codes import decoded
 from levada.runs.frames import Damage
+from levada.runs.lost import Lost, lost_of
 from levada.runs.pyramid import SPANS, blocks, coarsen
 from levada.runs.segments import (
     Cut,
     Place,
     UnreadableError,
     damaged,
+    lacking,
+    of_tail,
     orphaned,
     places,
     read_planes,
@@ -102,6 +105,7 @@ class Signals:
     Args:
         folder: of the rank, `RUN/signals/rank-00000`.
         losses: step and loss of every step, from the run's events.
+        logged: name -> step -> number of what was logged behind the last sample, likewise.
 
     Attributes:
         sites: the site table, {"name", "order", "kind", "shape", "parameters"} each, in the order of a row.
@@ -115,11 +119,16 @@ class Signals:
         UsageError: if there is no such folder.
     """
 
-    def __init__(self, folder: Path, losses: Sequence[tuple[int, float]] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        losses: Sequence[tuple[int, float]] = (),
+        logged: Mapping[str, Mapping[int, float]] | None = None,
+    ) -> None:
         if not folder.is_dir():
             raise UsageError(f"{folder}: signals are read from a folder that a watched run wrote; there is none here.")
         self.folder = folder
-        self._losses = list(losses)
+        self._losses, self._logged = list(losses), logged or {}
         self.damage: list[Damage] = []
         self._parts: list[_Part] = []
         self._tables: dict[int, Table] = {}
@@ -165,17 +174,13 @@ class Signals:
             if samples is None and tail:
                 samples, damages = read_tail(tail[0].path, widths)
                 levels = {}
-                self.damage += [
-                    replace(d, message=f"{tail[0].path.name}: {d.message}", segment=number) for d in damages
-                ]
+                self.damage += [of_tail(tail[0], damage) for damage in damages]
             if samples is None:
                 continue
             table = tables.get(samples.table)
             if table is None:
                 if samples.steps:
-                    self.damage.append(
-                        Damage("file", 0, 0, f"segment {number} needs site table {samples.table}", number)
-                    )
+                    self.damage.append(lacking(number, samples.table))
                 continue
             parts.append(_Part(number, table, samples, {level: levels[level] for level in _LEVELS if level in levels}))
         return parts
@@ -294,8 +299,11 @@ class Signals:
             found.times.append(times[a])
             found.counts.append(b - a + 1)
 
-    def lost(self) -> list[tuple[str, str]]:
-        """Give what cannot be read, as far as it was looked at, or was moved aside: what it is, which samples it takes.
+    def lost(self, more: Sequence[Damage] = ()) -> list[Lost]:
+        """Say what cannot be read, as far as it was looked at, or was moved aside, and which samples that takes.
+
+        Args:
+            more: what somebody else found damaged.
 
         Example:
             >>> import pathlib, tempfile
@@ -305,45 +313,31 @@ class Signals:
             ...     written = [writer.append(step, 0.0, bytes(2), {}) for step in (0, 20)]
             >>> path = next(writer.folder.glob("full-*"))
             >>> moved = path.rename(path.with_suffix(".torn"))
-            >>> Signals(writer.folder).lost() == [(f"{moved.name} was damaged, and is moved aside", "steps 0 to 20")]
+            >>> [str(lost) for lost in Signals(writer.folder).lost()] == [f"{moved.name}: all series, steps 0 to 20"]
             True
         """
-        aside = set_aside(self.folder, self._tables)[0]
-        return [(damage.message, self._where(damage)) for damage in (*self.damage, *aside)]
+        told = dict.fromkeys((*more, *self.damage, *set_aside(self.folder, self._tables)[0]))
+        return lost_of(told, {part.number: part.samples.steps for part in self._parts if part.samples.steps})
 
     def copies(self) -> list[str]:
         """Name the damaged files that were moved aside and took nothing, as what they held stands elsewhere."""
         return set_aside(self.folder, self._tables)[1]
 
-    def _where(self, damage: Damage) -> str:
-        """Say which samples a damage takes, as far as their neighbours tell; nothing if it may be any."""
-        if not damage.segment:
-            return ""
-        steps = {part.number: part.samples.steps for part in self._parts if part.samples.steps}
-        own = steps.get(damage.segment)
-        if own and damage.sample is None:
-            return f"steps {min(own):,} to {max(own):,}"
-        cut = damage.sample or 0
-        before = [step for number, found in steps.items() if number < damage.segment for step in found]
-        after = [step for number, found in steps.items() if number > damage.segment for step in found]
-        before, after = [*before, *(own or ())[:cut]], [*(own or ())[cut:], *after]
-        ends = [f"after step {step:,}" for step in before[-1:]] + [f"before step {step:,}" for step in after[:1]]
-        return " and ".join(ends)
-
     def scalars(self, name: str) -> list[tuple[int, float]]:
-        """Give step and value of a scalar, for every sample that has it, whatever detail of the signals is kept."""
-        return [
-            (part.samples.steps[i], part.samples.scalars[i][name])
+        """Give step and value of a scalar, for every step that has it, whatever detail of the signals is kept."""
+        found = {
+            part.samples.steps[i]: part.samples.scalars[i][name]
             for part in self._parts
             for i in part.alive
             if name in part.samples.scalars[i]
-        ]
+        }
+        return sorted((found | dict(self._logged.get(name, {}))).items())
 
     @property
     def scalar_names(self) -> tuple[str, ...]:
         """Names of the scalars, in the order in which they first came."""
-        seen = dict.fromkeys(name for part in self._parts for each in part.samples.scalars for name in each)
-        return tuple(seen)
+        seen = (name for part in self._parts for each in part.samples.scalars for name in each)
+        return tuple(dict.fromkeys((*seen, *self._logged)))
 
     def losses(self) -> list[tuple[int, float]]:
         """Give step and loss of every step; where only samples are known, of those."""

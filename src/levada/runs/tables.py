@@ -135,7 +135,7 @@ def read_tables(folder: Path) -> tuple[dict[int, Table], list[Damage]]:
             table = _read(path)
             if isinstance(table, str):
                 size = path.stat().st_size if path.exists() else 0
-                damages.append(Damage("file", 0, size, f"{path.name} cannot be read: {table}"))
+                damages.append(Damage("file", 0, size, f"{path.name} cannot be read: {table}", file=path.name))
             elif number not in tables:
                 tables[number] = Table(tuple(table["signals"]), tuple(table["sites"]))
                 good = path.read_bytes()

@@ -1,7 +1,8 @@
 """A bundle: what one step needs to be run again, in a folder of JSON and plain tensors.
 
 `bundle.json` says the step, why it was kept, and how the values nest; `tensors.pt` is a mapping of names to tensors
-that `torch.load(weights_only=True)` reads, and its checksum is in `bundle.json`. Nothing in either is executed.
+that `torch.load(weights_only=True)` reads, and its checksum is in `bundle.json`, with one of that itself. Nothing in
+either is executed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from levada._errors import UsageError
 from levada._numbers import json_ready, restore_numbers
-from levada.runs.bundles import BUNDLES, look_at, no_bundle
+from levada.runs.bundles import BUNDLES, CHECKSUM, checksum_of, look_at, no_bundle
 
 __all__ = ["BUNDLES", "Bundle", "encode", "read_bundle", "write_bundle"]
 
@@ -158,7 +159,10 @@ def write_bundle(run: Path, bundle: Bundle, ending: str = "") -> Path:
             "facts": dict(bundle.facts),
             "sha256": _checksum(draft / _TENSORS),
         }
-        text = json.dumps(json_ready(table, "bundle"), indent=1, allow_nan=False)
+        ready = json_ready(table, "bundle")
+        # Of what is read again: JSON has no integers as keys, and no tuples.
+        checksum = checksum_of(json.loads(json.dumps(ready, allow_nan=False)))
+        text = json.dumps({**ready, CHECKSUM: checksum}, indent=1, allow_nan=False)
         (draft / _TABLE).write_text(text + "\n", encoding="utf-8")
         for name in (_TENSORS, _TABLE):
             with (draft / name).open("rb") as file:
@@ -185,15 +189,11 @@ def read_bundle(path: str | Path) -> Bundle:
         schema = table["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"replay: {no_bundle(folder)}") from error
+    kept = look_at(folder)
+    if kept.damage:
+        raise UsageError(f"replay: {str(folder)!r} is damaged: {kept.damage}. {kept.left}")
     if schema != SCHEMA:
         raise UsageError(f"replay: this version reads bundles of schema {SCHEMA}, got {schema!r}. Update levada.")
-    try:
-        sound = _checksum(folder / _TENSORS) == table["sha256"]
-    except OSError:
-        sound = False
-    if not sound:
-        kept = look_at(folder)
-        raise UsageError(f"replay: {str(folder)!r} is damaged: {kept.damage}. {kept.left}")
     try:
         tensors = torch.load(folder / _TENSORS, map_location="cpu", weights_only=True)
         values = {name: decode(value, tensors) for name, value in table["values"].items()}

@@ -76,7 +76,7 @@ class Engine:
         self._device = next(p.device for p in model.parameters())
         self._taps = Taps(model, self._structure.places, self)
         self._statistics = Statistics()
-        self._losses = Losses(model, heard=self, parts=lambda: self.micro_batches.divided, scaler=scaler)
+        self.losses = Losses(model, heard=self, parts=lambda: self.micro_batches.divided, scaler=scaler)
         self._clock = StepClock(self._device)
         self.micro_batches = MicroBatches(original(model), self.restart)
         self._together = Together(model)
@@ -104,7 +104,7 @@ class Engine:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         self.passes.attach()
-        self._losses.open()
+        self.losses.open()
         self._clock.tick(None)
         self._arm()
 
@@ -119,7 +119,7 @@ class Engine:
             handle.remove()
         self._handles.clear()
         self.passes.detach()
-        self._losses.close()
+        self.losses.close()
         if not failed:
             self._end_rested()
         self._stepped.clear()
@@ -139,7 +139,7 @@ class Engine:
                 self._statistics.load(self.cadence.affords)
             self._reading = Reading(self.steps, self._statistics, careful=not self.sites, fail=self.fail)
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
-            self._losses.mark(self._structure.parameters)
+            self.losses.mark(self._structure.parameters)
             self._taps.attach()
             self.micro_batches.take()
             self.micro_batches.open()
@@ -263,11 +263,11 @@ class Engine:
         if self._reading is not None and not self._read_before:
             scale = getattr(optimizer, "grad_scale", None)
             # A scaler divides the gradients of one optimizer after the other, each before its own step.
-            later = scale is None and len(self._optimizers) > 1 and self._losses.scale() is not None
+            later = scale is None and len(self._optimizers) > 1 and self.losses.scale() is not None
             self._structure.norms.before(scale, gradients=not later)
             self._read_before = True
         self._own += time.perf_counter() - begun
-        self._before_update(self.steps, self._losses.current())
+        self._before_update(self.steps, self.losses.current())
 
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
@@ -301,7 +301,7 @@ class Engine:
         """
         if self._heard:
             return
-        bad, loss = step_left(self._losses, self.passes, self.model, loss, asked=again is not None)
+        bad, loss = step_left(self.losses, self.passes, self.model, loss, asked=again is not None)
         if bad:
             self.left(self.steps, loss)
         if loss is None:
@@ -313,7 +313,7 @@ class Engine:
         if self._reading is not None and (again is not None or (bad and not self._together.several)):
             self._structure.norms.before(updates=False)
             self._read_before = True
-            self._losses.end(self.steps)
+            self.losses.end(self.steps)
             self._send(self._reading)
             self._deliver(wait=True)
             self._disarm()
@@ -327,8 +327,8 @@ class Engine:
         self._stepped.clear()
         self._skipped.clear()
         self._heard = False
-        learned = self._losses.current() is not None
-        self._losses.end(self.steps)
+        learned = self.losses.current() is not None
+        self.losses.end(self.steps)
         self._deliver(wait=False)
         if reading is not None and (reading.late or 0 < self._skips < _SKIPS or self._structure.outdated):
             self._disarm()  # the next step is sampled in its place
@@ -347,7 +347,7 @@ class Engine:
         self._clock.tick(reading is not None)
         self.steps += 1
         self._arm()
-        self._own += time.perf_counter() - begun + self._losses.spent()
+        self._own += time.perf_counter() - begun + self.losses.spent()
         self._own += 0.0 if reading is None else reading.seconds
         self.cadence.count(reading is not None, own=self._own)
         self._own = 0.0
@@ -357,8 +357,8 @@ class Engine:
     def _send(self, reading: Reading) -> None:
         self._structure.run(self._taps.order, reading.calls)
         packed = self._structure.norms.after() if self._read_before else None
-        steps, losses = self._losses.take()
-        scale = self._losses.scale()
+        steps, losses = self.losses.take()
+        scale = self.losses.scale()
         table, compiled = reading.table(len(self._structure.places), self._device), self._taps.compiled(self._device)
         numbers = [table if compiled is None else table + compiled]
         numbers += [] if packed is None else [packed.values]
@@ -372,13 +372,14 @@ class Engine:
         if self._device.type == "cpu":
             self._deliver(wait=not self._together.several)
 
-    def loss(self) -> Tensor | None:
-        """Return the loss of the step that is under way."""
-        return self._losses.current()
-
     def log(self, scalars: Mapping[str, float]) -> None:
         """Keep numbers for the next sample."""
         self._logged.update(scalars)
+
+    def take_logged(self) -> dict[str, float]:
+        """Return the numbers for which no sample came."""
+        logged, self._logged = self._logged, {}
+        return logged
 
     def _deliver(self, *, wait: bool, leaving: bool = False) -> None:
         while True:

@@ -147,6 +147,16 @@ class Exporting:
         self._write(sample.step, sample.time, numbers)
         self._tell()
 
+    def logged(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Queue what the loop logged behind the last sample.
+
+        Args:
+            step: the last one.
+            scalars: name -> number.
+        """
+        if self._thread is not None:
+            self._write(step, clock.time(), dict(scalars))
+
     def found_between_samples(self, step: int) -> None:
         """Queue new findings.
 

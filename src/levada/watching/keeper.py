@@ -92,6 +92,9 @@ class Keeper:
             UsageError: if it is something else.
         """
         require_notes(facts)
+        path = facts.get("checkpoint")
+        if isinstance(path, str | Path) and Path(path).exists():  # it may also be an address, or come later
+            facts["checkpoint"] = str(Path(path).absolute())
         self._notes |= facts
 
     @property

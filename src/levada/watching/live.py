@@ -8,12 +8,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO, final
 
 from torch import Tensor
 
+from levada._errors import UsageError
 from levada._names import printable
 from levada._ranks import is_first, is_one_of_several
+from levada.runs import Run
 from levada.watching.drawing import (
     Course,
     Line,
@@ -84,6 +87,7 @@ class Live:
         self._step = -1
         self._sampled: deque[int] = deque(maxlen=64)
         self._newest: tuple[int, Tensor] | None = None
+        self._record: Run | None = None
         self._screen: Screen | None = None
         self._console: Console | None = None
         self._next = 0.0
@@ -115,6 +119,7 @@ class Live:
             [(sample.step, sample.scalars["loss"])] if "loss" in sample.scalars else []
         ):
             self._losses.add(step, loss)
+        self._hear_others()
         self._strip.add(sample)
         changed = self._hear_findings()
         if self._showing():
@@ -122,6 +127,17 @@ class Live:
                 self._redraw()
         else:
             self._print(sample, changed)
+
+    def _hear_others(self) -> None:
+        """Take in the losses that another process has recorded: of a pipeline the last stage alone sees them."""
+        folder = getattr(self._watch, "run", None)
+        if folder is None or self._newest is not None or not is_one_of_several():
+            return
+        with suppress(UsageError, OSError):
+            self._record = self._record or Run(folder)
+            last = self._losses.last
+            for step, loss in self._record.losses(after=-1 if last is None else last[0]):
+                self._losses.add(step, loss)
 
     def found_between_samples(self, step: int) -> None:
         """Show at once what is found, or over, also before the first sample.
@@ -148,6 +164,7 @@ class Live:
             self._screen.close()
             self._write("\n")
         if self._strip is not None or self._told:
+            self._hear_others()
             last = self._last(wait=True)
             if last is not None and (self._losses.last is None or last[0] > self._losses.last[0]):
                 self._losses.add(*last)

@@ -99,7 +99,7 @@ class Losses:
         self._markers: list[nn.Parameter] = []
         self._current: list[Tensor] = []
         self._odd: Tensor | None = None  # whether a loss that was left out was not finite
-        self._steps: list[tuple[int, Tensor]] = []
+        self.ended: list[tuple[int, Tensor]] = []
         self._choosing = False
         self._known: State = []  # of the markers' gradients, after this step's last backward pass
         self.mark()
@@ -145,12 +145,12 @@ class Losses:
         """End a step."""
         loss = self.current()
         if loss is not None:
-            self._steps.append((step, loss))
+            self.ended.append((step, loss))
         self._current = []
 
     def take(self) -> tuple[list[int], list[Tensor]]:
         """Return steps and losses since this was called last."""
-        steps, self._steps = self._steps, []
+        steps, self.ended = self.ended, []
         return [step for step, _ in steps], [loss for _, loss in steps]
 
     def scale(self) -> Tensor | None:

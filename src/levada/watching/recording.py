@@ -21,20 +21,21 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTAVE, UNDERFLOW, thresholds
+from levada.runs.losses import LOGGED
 from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.rank_log import RankLog
 from levada.runs.remote import Mirror, is_remote, stage
 from levada.runs.signal_writer import rank_folder
 from levada.runs.standing import CONTINUED, EVENT, Standing
 from levada.watching.events import Events
+from levada.watching.kept_losses import KeptLosses
 from levada.watching.ledger import case_of
+from levada._ranks import is_one_of_several
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.since import Since
-from levada.watching.transfer import Sent
 
 __all__ = ["Recording", "Watched", "codes_of"]
 
-_LOSSES: Final = 1_000  # steps whose losses wait for a sample, or are written without one
 _LONGEST: Final = 2_000  # characters of an error that ended a training
 _SITE: Final = tuple(field.name for field in fields(Site))
 
@@ -113,10 +114,11 @@ def _begin(folder: Path, name: str, config: Mapping[str, Any] | None) -> RunWrit
 class Recording:
     """Hears a watched run and keeps it in a Run folder of kind "watch"; a `Listener`.
 
-    Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a thousand steps
-    where samples are rarer), "finding", "judged" (by which rules, and why not by others), "bundle", "overhead",
-    "end", and "continued" where another process goes on; every rank keeps its samples
-    (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged.
+    Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a quarter of a
+    second where samples are rarer), "logged" (behind the last sample), "finding", "judged" (by which rules, and why not
+    by others), "bundle", "overhead", "end", and "continued" where another process goes on; every rank keeps its samples
+    (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged; that of a
+    pipeline's last stage the losses too.
 
     Nothing here stops the training: what cannot be stored is told by one warning, verdicts wait in memory until the
     disk takes them again.
@@ -164,7 +166,7 @@ class Recording:
         if rank is None:
             distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
             rank = torch.distributed.get_rank() if distributed else 0
-        self.folder = Path(folder) if address is None else stage(address, rank=rank, resume=resume)
+        self.folder = Path(folder).absolute() if address is None else stage(address, rank=rank, resume=resume)
         self.rank = rank
         self._watch, self._keep, self._process = watch, keep, os.getpid()
         writer: RunWriter | RankLog
@@ -185,8 +187,8 @@ class Recording:
         self._told = self._closed = False
         self._heard: list[Finding] = []
         self._steps = self._samples = self._dropped = 0
-        self._later: dict[int, Tensor] = {}
-        self._written = -1
+        ended = getattr(watch, "ended_losses", tuple)
+        self._losses = KeptLosses(self._add_losses, ended, shared=is_one_of_several())
         self._left: int | None = None
         self._judged: dict[str, Any] = {}
         self._bundles = self._bundle_names()
@@ -208,14 +210,12 @@ class Recording:
         return self._events.waiting
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
-        """Remember the loss, on its device; write a thousand of them, if no sample has brought them by then."""
+        """Remember the loss, on its device; those before it are written, if no sample has brought them in time."""
         if self._closed or os.getpid() != self._process:
             return
-        if loss is not None and self.rank == 0:
+        if loss is not None:
             self._steps = max(self._steps, step + 1)
-            self._later[step] = loss.detach()
-            if len(self._later) >= _LOSSES:
-                self._keep_losses(step)
+            self._losses.hear(step, loss)
 
     def step_left(self, step: int, loss: Tensor | None) -> None:
         """Remember the loss of a step that is left before its update, and is none of those that were made."""
@@ -228,15 +228,7 @@ class Recording:
             return
         self._samples += 1
         self._steps = max(self._steps, sample.step + 1)
-        losses = [(step, float(loss)) for step, loss in sample.losses if step > self._written]
-        # Of several processes a sample brings the means of the last steps; of those before them this one's are kept.
-        self._keep_losses(losses[0][0] - 1 if losses else self._written)
-        if self.rank == 0 and losses:
-            steps, values = zip(*losses, strict=True)
-            self._events.add("loss", steps=list(steps), values=list(values))
-            self._written = steps[-1]
-        # A sample arrives after the update that follows it.
-        self._later = {step: loss for step, loss in self._later.items() if step > self._written}
+        self._losses.sampled(sample)
         self._keep_sample(sample)
         self._hear(sample.step)
         self._keep_standing(sample.step)
@@ -245,7 +237,7 @@ class Recording:
     def found_between_samples(self, step: int) -> None:
         """Keep the verdicts and bundles that are new, and the losses that led to them."""
         if not self._closed and os.getpid() == self._process:
-            self._keep_losses(step)
+            self._losses.keep(step)
             self._hear(step, bundles=True)
             self._keep_standing(step)
 
@@ -265,9 +257,9 @@ class Recording:
             self._signals.close()
         events = self._events
         try:
-            self._keep_losses(self._steps)
+            self._losses.keep(self._steps)
         except RuntimeError:  # a device that failed has no losses to give
-            events.losses_dropped += len(self._later)
+            events.losses_dropped += len(self._losses)
         self._keep_standing(self._steps - 1, last=True)
         if self.rank == 0:
             events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
@@ -283,17 +275,23 @@ class Recording:
             self._mirror.close()
         self._tell()
 
-    def _keep_losses(self, last: int) -> None:
-        """Write the losses of steps up to this one; the thread of the events waits for the device, not the training."""
-        steps = [step for step in self._later if self._written < step <= last]
-        if not steps:
-            return
-        device = self._later[steps[-1]].device
-        form = torch.float32 if device.type == "mps" else torch.float64
-        values = torch.stack([self._later.pop(step).reshape(()).to(device, form) for step in steps])
-        sent = Sent(steps[-1], [values], None, steps, {})
-        self._written = steps[-1]
-        self._events.add("loss", steps=steps, values=lambda: [value for _, value in sent.host(0)[2]])
+    def _add_losses(self, type: str, **payload: Any) -> None:
+        """Keep losses where they are told: by the first process, and of a pipeline by those of its last stage."""
+        if self.rank:
+            told = self._watch.standing
+            if told.num_stages - 1 not in told.stages:
+                return
+        self._events.add(type, **payload)
+
+    def logged(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Keep what the loop logged behind the last sample.
+
+        Args:
+            step: the last one.
+            scalars: name -> number.
+        """
+        if not self._closed and os.getpid() == self._process:
+            self._events.add(LOGGED, step=step, values=dict(scalars))
 
     def _keep_standing(self, step: int, *, last: bool = False) -> None:
         """Keep which rules have judged the run, where that or a reason has changed; at the end, with the counts too."""

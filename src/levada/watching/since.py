@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
 
+from torch import Tensor
+
 from levada.probe.trace import Site
 from levada.runs.standing import Standing
 
@@ -46,3 +48,7 @@ class Since:
     def steps(self) -> int:
         """Number of completed steps."""
         return self._watch.steps
+
+    def ended_losses(self) -> Sequence[tuple[int, Tensor]]:
+        """Give step and loss of what has ended since the last sample."""
+        return self._watch.ended_losses()

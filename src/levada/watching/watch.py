@@ -82,6 +82,7 @@ class Watch:
         self._engine.passes.skips.ended = self._skips_ended
         self._engine.broke = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
+        self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
         self._attach()
 
     @property
@@ -194,7 +195,10 @@ class Watch:
             return
         self._attached = self._entered = False
         self._engine.detach(failed=failed)
+        logged = self._engine.take_logged()
         for listener in list(self._listeners):
+            if logged and hears(listener, "logged"):
+                self._tell(listener, "logged", max(self.steps - 1, 0), logged)
             self._tell(listener, "close")
 
     def step(self) -> None:
@@ -207,7 +211,7 @@ class Watch:
             raise UsageError("Watch.step: this watch counts its optimizer's steps. Leave out the call.")
         if not self._attached:
             raise UsageError("Watch.step: this watch was closed. Enter it again with `with`.")
-        self._before_update(self.steps, self._engine.loss())
+        self._before_update(self.steps, self._engine.losses.current())
         self._engine.finish()
 
     def leave(self, again: Callable[[], object] | None = None, loss: Tensor | None = None) -> None:
@@ -250,10 +254,9 @@ class Watch:
         Raises:
             UsageError: if it is something else.
         """
+        require_notes(facts)
         if self.judge is not None:
             self.judge.note(**facts)
-        else:
-            require_notes(facts)
 
     def report(self) -> Report:
         """Return what is known now: verdict, findings, signals by block, what was not judged, and why."""
@@ -333,11 +336,10 @@ def watch(
 
     Args:
         model: any module.
-        optimizer: whose `step` ends a step; of several, in a sequence, the last one that steps. None if you call
-            `Watch.step()` yourself.
+        optimizer: whose `step` ends a step; of several, in a sequence, the last that steps. None: call `Watch.step()`.
         run: a folder that keeps the record, for `levada report`, and holds no run yet; or an address that fsspec knows,
-            as "s3://bucket/run": the record is written to a local folder, and mirrored. A training that goes on from a
-            checkpoint gives `levada.watching.Continue(folder, step)`.
+            as "s3://bucket/run": written to a local folder, and mirrored. A training that goes on from a checkpoint
+            gives `levada.watching.Continue(folder, step)`.
         every: smallest distance between sampled steps.
         max_overhead: largest share of the training time, as measured while it runs, once the first 11 are paid for.
         scaler: what scales the loss, such as a `torch.amp.GradScaler`.
@@ -345,8 +347,7 @@ def watch(
         listeners: who hears of the samples.
 
     Raises:
-        UsageError: if the model has no parameters, an optimizer holds none of them, a number is out of range, or `run`
-            holds a run.
+        UsageError: if the model or an optimizer has no parameters, a number is out of range, or `run` holds a run.
 
     Example:
         >>> import torch
@@ -381,9 +382,8 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
     if made._record is not None:
         from levada.watching.recording import Recording
 
-        resume = isinstance(run, Continue) and not run.anew
         try:
-            recording = Recording(made._record, made, resume=resume)
+            recording = Recording(made._record, made, resume=isinstance(run, Continue) and not run.anew)
         except OSError as error:
             raise UsageError(
                 f"watch: run must name a folder that can be written to, got {str(made._record)!r}: "

@@ -1,0 +1,53 @@
+"""Whether the record of a watched run has an end, and where it stops if it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from levada.runs.lost import step_of
+from levada.runs.standing import CONTINUED, EVENT
+
+__all__ = ["ended", "last_recorded"]
+
+_GOES_ON: Final = (CONTINUED, EVENT, "finding", "loss")
+_LOOKED_AT: Final = 8  # of the last events: what they tell is of steps that came one soon after the other
+
+
+def ended(events: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether a run has said its end, and was not gone on with.
+
+    Args:
+        events: of a watched run.
+    """
+    types = (event.get("type") for event in reversed(events))
+    return next((type for type in types if type in ("end", *_GOES_ON)), "") == "end"
+
+
+def last_recorded(events: Sequence[Mapping[str, Any]], sampled: tuple[int, float] | None) -> str:
+    """Say what of a run that did not end was recorded last: its step, and when, where that is known.
+
+    Args:
+        events: of the run.
+        sampled: step and time of the last sample; None without one.
+
+    Example:
+        >>> last_recorded([{"type": "loss", "steps": [0, 20], "values": [2.0, 1.0], "time": 86400.0}], (0, 0.0))
+        'last recorded step 20 at 1970-01-02 00:00:00 UTC'
+        >>> last_recorded([], None)
+        'no step was recorded'
+    """
+    known = [sampled] if sampled is not None else []
+    for event in [event for event in reversed(events) if event.get("type") in _GOES_ON][:_LOOKED_AT]:
+        step, at = step_of([event], -1), event.get("time")
+        known += [(step, float(at) if isinstance(at, int | float) else 0.0)] if step is not None else []
+    if not known:
+        return "no step was recorded"
+    step, at = max(known)
+    if at <= 0:
+        return f"last recorded step {step:,}"
+    try:
+        return f"last recorded step {step:,} at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"last recorded step {step:,}"

@@ -1,0 +1,101 @@
+"""What the log of a watched run tells of its steps: losses, and what the loop logged behind the last sample."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, final
+
+from levada._numbers import restore_numbers
+from levada.runs.frames import MAGIC, Damage, scan
+from levada.runs.standing import CONTINUED
+
+__all__ = ["LOGGED", "Told"]
+
+LOGGED: Final = "logged"
+
+
+@final
+class Told:
+    """Reads a log, and when it is asked again only what came since.
+
+    Args:
+        log: the file; it need not be there.
+
+    Example:
+        >>> import tempfile
+        >>> from levada.runs import RunWriter
+        >>> with RunWriter.create(tempfile.mkdtemp(), kind="watch", name="mine") as writer:
+        ...     writer.append("loss", steps=[0, 1], values=[2.0, 1.0])
+        ...     told = Told(writer.path / "events.log")
+        ...     before = told.losses()
+        ...     writer.append("loss", steps=[1, 2], values=[1.5, 0.5])  # went on from step 1
+        >>> before, told.losses()
+        ([(0, 2.0), (1, 1.0)], [(0, 2.0), (1, 1.5), (2, 0.5)])
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._begin(())
+
+    def _begin(self, file: tuple[int, ...]) -> None:
+        self._file, self._offset = file, len(MAGIC)
+        self._steps: list[int] = []
+        self._values: list[float] = []
+        self._logged: dict[str, dict[int, float]] = {}
+
+    def losses(self, *, after: int = -1) -> list[tuple[int, float]]:
+        """Give step and loss of every step whose loss was seen; where a step came again, the later one.
+
+        Args:
+            after: only of steps behind this one.
+        """
+        self._read_on()
+        place = bisect_right(self._steps, after)
+        return list(zip(self._steps[place:], self._values[place:], strict=True))
+
+    def logged(self) -> dict[str, dict[int, float]]:
+        """Give name -> step -> number of what was logged behind the last sample."""
+        self._read_on()
+        return {name: dict(numbers) for name, numbers in self._logged.items()}
+
+    def _read_on(self) -> None:
+        try:
+            file = self._log.open("rb")
+        except FileNotFoundError:
+            return self._begin(())
+        with file:
+            found = os.fstat(file.fileno())
+            same = (found.st_dev, found.st_ino)
+            if same != self._file or found.st_size < self._offset:  # a log that was mended is another file
+                self._begin(same)
+            for one in scan(file, self._offset):
+                if isinstance(one, Damage):
+                    return None
+                self._take(one.event)
+                self._offset = one.stop
+        return None
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        type, step = event.get("type"), event.get("step")
+        if type == "loss":
+            self._take_losses(event.get("steps"), restore_numbers(event.get("values")))
+        elif type == CONTINUED and isinstance(step, int):
+            for numbers in self._logged.values():
+                for later in [one for one in numbers if one >= step]:
+                    del numbers[later]
+        elif type == LOGGED and isinstance(step, int) and isinstance(values := event.get("values"), Mapping):
+            for name, value in restore_numbers(dict(values)).items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    self._logged.setdefault(name, {})[step] = float(value)
+
+    def _take_losses(self, new: Any, found: Any) -> None:
+        if not isinstance(new, list) or not isinstance(found, list) or not new or len(new) != len(found):
+            return
+        if not all(isinstance(step, int) for step in new) or not all(isinstance(x, int | float) for x in found):
+            return
+        del self._values[(place := bisect_left(self._steps, new[0])) :], self._steps[place:]
+        self._steps += new
+        self._values += found

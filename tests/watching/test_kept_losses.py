@@ -1,0 +1,157 @@
+"""What a process that is killed leaves of its losses, and what of them a sample tells again."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import levada
+from levada.cli import main
+from levada.runs import Run, RunWriter, doctor
+from levada.watching import kept_losses
+from levada.watching.kept_losses import KeptLosses
+from levada.watching.sample import Sample
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_losses, "SECONDS", 0.0)
+
+
+def adding(writer: RunWriter) -> Callable[..., None]:
+    def add(type: str, **payload: Any) -> None:
+        writer.append(type, **{key: value() if callable(value) else value for key, value in payload.items()})
+
+    return add
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor(value)
+
+
+def sample(*losses: tuple[int, float]) -> Sample:
+    return Sample(losses[-1][0], 7.0, {}, {}, losses)
+
+
+def test_a_killed_training_has_its_losses_but_for_the_last_moment_and_is_not_called_healthy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, sys, time, torch, levada
+            from torch import nn
+
+            model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.ReLU())], nn.Linear(8, 2))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            watch = levada.watch(model, optimizer, run=sys.argv[1], every=1000)
+            for step in range(200):
+                optimizer.zero_grad()
+                model(torch.ones(4, 8)).square().mean().backward()
+                optimizer.step()
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, script, tmp_path / "run"], capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    losses = Run(tmp_path / "run").losses()
+    assert [step for step, _ in losses] == list(range(len(losses)))
+    assert len(losses) >= 140, "0.25 s are 25 steps at most; the rest is room for a machine that is busy"
+    told = f"not ended: last recorded step {losses[-1][0]:,} at 20"
+    assert told in str(doctor(tmp_path / "run"))
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "run"), "-o", str(page)]) == 0
+    assert f"run is {told}" in capsys.readouterr().err
+    assert told[1:] in page.read_text()
+    assert "unknown, not ended" in page.read_text()
+
+
+def test_what_has_ended_is_written_as_it_ended_and_with_the_steps_that_were_not_heard_of(
+    tmp_path: Path, at_once: None
+) -> None:
+    ended: list[tuple[int, Tensor]] = []
+    with RunWriter.create(tmp_path, kind="watch", name="two optimizers") as writer:
+        losses = KeptLosses(adding(writer), lambda: ended, shared=False)
+        losses.hear(0, number(1.0))
+        assert list(Run(tmp_path).events("loss")) == [], "step 0 is under way: a second backward pass may add to it"
+        ended += [(0, number(3.0)), (1, number(4.0))]  # of step 1 nobody was told: a scaler skipped its update
+        losses.hear(2, number(0.5))
+        assert Run(tmp_path).losses() == [(0, 3.0), (1, 4.0)]
+        ended.append((2, number(5.0)))
+        losses.keep(2)
+        assert Run(tmp_path).losses() == [(0, 3.0), (1, 4.0), (2, 5.0)]
+
+
+def test_what_a_sample_is_about_to_bring_comes_first(tmp_path: Path, at_once: None) -> None:
+    ended: list[tuple[int, Tensor]] = []
+    with RunWriter.create(tmp_path, kind="watch", name="a sample on its way") as writer:
+        losses = KeptLosses(adding(writer), lambda: ended, shared=False)
+        losses.hear(0, number(1.0))
+        ended.append((1, number(2.0)))  # that of step 0 is on its way from the device, with the sample
+        losses.hear(1, number(2.0))
+        losses.hear(2, number(3.0))
+        assert Run(tmp_path).losses() == []
+        losses.sampled(sample((0, 1.5)))
+        losses.hear(3, number(4.0))
+        assert Run(tmp_path).losses() == [(0, 1.5), (1, 2.0)]
+
+
+def test_the_means_of_a_sample_replace_what_one_process_wrote_before_it(tmp_path: Path, at_once: None) -> None:
+    with RunWriter.create(tmp_path, kind="watch", name="several") as writer:
+        losses = KeptLosses(adding(writer), tuple, shared=True)
+        for step in range(4):
+            losses.hear(step, number(float(step)))
+        assert Run(tmp_path).losses() == [(step, float(step)) for step in range(4)]
+        losses.sampled(sample((0, 10.0), (1, 11.0), (2, 12.0)))
+        losses.hear(4, number(4.0))
+        assert Run(tmp_path).losses() == [(0, 10.0), (1, 11.0), (2, 12.0), (3, 3.0), (4, 4.0)]
+        losses.keep(4)
+    assert Run(tmp_path).losses()[-2:] == [(3, 3.0), (4, 4.0)]
+
+
+def test_a_run_reads_on_where_it_stopped_and_anew_where_the_log_is_another(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path, kind="watch", name="read on") as writer:
+        run = Run(tmp_path)
+        writer.append("loss", steps=[0, 1], values=[1.0, math.inf])
+        assert run.losses() == [(0, 1.0), (1, math.inf)]
+        writer.append("loss", steps=[1, 2], values=[2.0, 3.0])
+        assert run.losses() == [(0, 1.0), (1, 2.0), (2, 3.0)] == Run(tmp_path).losses()
+    log = tmp_path / "events.log"
+    with RunWriter.create(tmp_path / "other", kind="watch", name="another log, which is longer") as writer:
+        for step in range(20):
+            writer.append("loss", steps=[step], values=[0.5])
+    (tmp_path / "other" / log.name).replace(log)
+    assert run.losses() == [(step, 0.5) for step in range(20)]
+
+
+def test_what_is_logged_behind_the_last_sample_is_kept(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with levada.watch(model, optimizer, run=tmp_path / "run", every=1000) as probe:
+        for step in range(5):
+            probe.log(accuracy=step / 4, **({"first": 1.0} if step == 0 else {}))
+            model(torch.ones(3, 2)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        probe.log(final=math.inf)
+    signals = Run(tmp_path / "run").signals()
+    assert signals.scalars("accuracy") == [(0, 0.0), (4, 1.0)]
+    assert signals.scalars("final") == [(4, math.inf)]
+    assert signals.scalars("first") == [(0, 1.0)]
+    assert set(signals.scalar_names) >= {"accuracy", "final"}
+    assert signals.steps == (0,), "no sample is made up"
+    with RunWriter.open(tmp_path / "run") as writer:  # from a checkpoint before what was logged last
+        writer.append("continued", step=3)
+    assert Run(tmp_path / "run").signals().scalars("accuracy") == [(0, 0.0)]
