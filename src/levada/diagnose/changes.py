@@ -35,8 +35,8 @@ PADDED = 8
 # Without normalisation the difference between inputs is this much less behind the last block than behind the first, in
 # so many layers or more, and the model gains less than this share of what it gains with normalisation.
 FADED, LAYERS, BEHIND = 0.5, 8, 0.7
-# On one batch alone, which normalisation learns by heart sooner whatever the depth, the model learns less than this share
-# of it beyond what needs no inputs.
+# One batch alone is learned by heart sooner with normalisation, whatever the depth: the model then learns less than
+# this share of it beyond what needs no inputs.
 NOTHING = 0.1
 # Fewer sigmoids lose little, and train at another rate.
 SIGMOIDS = 3

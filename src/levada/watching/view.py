@@ -15,13 +15,13 @@ from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octa
 from levada.watching.places import original, plain_name
 from levada.watching.sample import Sample
 
-__all__ = ["ADAPTIVE", "COMPARED", "Blocks", "View", "membership", "rate_of"]
+__all__ = ["ADAPTIVE", "COMPARED", "MANY", "Blocks", "View", "membership", "rate_of"]
 
 COMPARED: Final = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 """The signals that have a baseline."""
 
-# Losses after which one that stands where it began is no slow start.
 MANY: Final = 128
+"""Losses after which one that stands where it began, or above, is no slow start."""
 
 ADAPTIVE: Final = ("adam", "nadam", "radam", "rmsprop", "lion", "adafactor", "muon")
 """Beginnings of the names of optimizers that rescale gradients, in lower case."""
