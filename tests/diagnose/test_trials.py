@@ -157,7 +157,7 @@ def test_one_batch_is_enough_where_the_stack_is_deeper_than_such_blocks_train(se
 
 
 def test_on_one_batch_a_stack_that_such_blocks_train_or_that_learns_is_left_alone():
-    for model, optimizer in ((tanh_net(7, 0), momentum(0.01)), (tanh_net(14, 0), "Adam")):
+    for model, optimizer in ((tanh_net(9, 0), momentum(0.002)), (tanh_net(14, 0), "Adam")):
         report, fired = told(model, blobs(), optimizer=optimizer, lr=None if callable(optimizer) else 3e-3)
         assert fired == {}, str(report)
 
