@@ -55,8 +55,8 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
     stands = not view.blocks.adaptive and view.stands
     decay = _over_depth(view, "gradient_rms", gradient_decay, GRADIENT_SCALES / (2 * math.log(10)) if stands else None)
     span = decay.steepest() if decay is not None else None
-    fallen = span is not None and (span.spread_out() >= LEAST_DECADES or (stands and _too_deep(span)))
-    if span is not None and fallen and span.excludes_criticality():
+    far = span is not None and (span.spread_out() >= LEAST_DECADES or (stands and _too_deep(span)))
+    if span is not None and far and span.excludes_criticality():
         yield _starved(view, span, stands=stands)
         return
     fallen = -_beside_others(view, "gradient_rms")
