@@ -23,11 +23,11 @@ def mlp(seed=0):
     return nn.Sequential(nn.Linear(8, 32), *layers, nn.Linear(32, 1))
 
 
-def trained(optimizer, steps=60, *, seed=0, spoil=lambda step, x: None, **options):
+def trained(optimizer, steps=60, *, seed=0, spoil=lambda step, x: None, every=20, **options):
     """Train to give the first of eight numbers back; return the watch and the losses."""
     model = mlp(seed)
     optimizer, losses = optimizer(model.parameters()), []
-    with levada.watch(model, optimizer, every=20, max_overhead=100.0, **options) as watch:
+    with levada.watch(model, optimizer, every=every, max_overhead=100.0, **options) as watch:
         for step in range(steps):
             x = torch.randn(64, 8)
             targets = x[:, :1].clone()
@@ -68,6 +68,12 @@ def test_one_step_that_leaves_nothing_of_the_weights_is_enough(kind):
     assert finding.evidence[HIGH]["update_ratio"] > 1e20
     assert "step 0 moved the weights of the median block by " in finding.claim
     assert finding.evidence[HIGH]["lower"] < 1e30 / 1e10 or kind is torch.optim.Adam
+
+
+def test_the_block_that_a_sample_names_afterwards_leaves_it_said():
+    finding = broken(trained(sgd(1e30), 3, every=1)[0])
+    assert finding.where["first"]
+    assert finding.evidence[HIGH]["update_ratio"] > 1e20
 
 
 def nan_from(step, x):

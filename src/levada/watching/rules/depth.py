@@ -36,6 +36,8 @@ LAWFUL: Final = 0.95
 LARGE: Final = 0.1
 # Of what was learned, so much is lost again: the loss rises, and does not merely jitter.
 RISEN: Final = 0.25
+# Scales of the gradient's mean square, a tenth above those to which nets train: one at ten was seen to start late.
+BEYOND: Final = 1.1 * GRADIENT_SCALES
 _DEPTH = "Schoenholz et al. 2017, arXiv 1611.01232"
 
 
@@ -47,13 +49,13 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
     updates of the first block that move nothing while those of later ones do, and a loss that has not fallen. It speaks
     of less where an optimizer that does not rescale gradients trains, the loss stands where it began after 128 steps or
     more, and a constant factor per block, with its whole interval, is one by which such blocks train to no such depth:
-    the span is longer than ten scales of the mean square. In time
+    the span is longer than eleven scales of the mean square. In time
     it speaks if a block's gradient, beside the median block's, falls by three decades below the run's own baseline;
     that is information while the loss does not suffer, as at a head whose task is solved, and an error needs updates
     of that block that move nothing while the others' do.
     """
     stands = not view.blocks.adaptive and view.stands
-    decay = _over_depth(view, "gradient_rms", gradient_decay, GRADIENT_SCALES / (2 * math.log(10)) if stands else None)
+    decay = _over_depth(view, "gradient_rms", gradient_decay, BEYOND / (2 * math.log(10)) if stands else None)
     span = decay.steepest() if decay is not None else None
     far = span is not None and (span.spread_out() >= LEAST_DECADES or (stands and _too_deep(span)))
     if span is not None and far and span.excludes_criticality():
@@ -67,7 +69,7 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
 
 def _too_deep(span: Decay) -> bool:
     """Whether these blocks are more than their factor lets train, wherever in its interval it lies, and it is a law."""
-    return -2 * math.log(span.high) * len(span.steps) > GRADIENT_SCALES and _lawful(span) >= LAWFUL
+    return -2 * math.log(span.high) * len(span.steps) > BEYOND and _lawful(span) >= LAWFUL
 
 
 def _starved(view: View, span: Decay, *, stands: bool) -> Finding:
