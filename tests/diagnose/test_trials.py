@@ -130,6 +130,45 @@ def test_a_plain_stack_that_asks_for_normalisation_is_found():
     assert told(chain(3), optimizer="SGD", lr=0.02)[1] == {}
 
 
+def blobs(shares=(1, 1, 1), rows=32, seed=0):
+    """Rows around one of three centres, as often as the shares say."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.multinomial(torch.tensor(shares, dtype=torch.float), rows, replacement=True, generator=g)
+    return torch.randn(3, 20, generator=g)[y] + torch.randn(rows, 20, generator=g), y
+
+
+def tanh_net(depth, seed):
+    torch.manual_seed(seed)
+    layers = [m for _ in range(depth - 2) for m in (nn.Linear(64, 64), nn.Tanh())]
+    return nn.Sequential(nn.Linear(20, 64), nn.Tanh(), *layers, nn.Linear(64, 3))
+
+
+def momentum(lr):
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_one_batch_is_enough_where_the_stack_is_deeper_than_such_blocks_train(seed):
+    report, fired = told(tanh_net(14, seed), blobs(seed=seed), lr=None, optimizer=momentum(0.01))
+    assert fired == {"vanishing_signal": "warn"}, str(report)
+    evidence = report.findings[0].evidence
+    assert evidence["trainable_depth"] < 13
+    assert evidence["tests"]["share_of_gain_as_it_is"] < 0.1
+
+
+def test_on_one_batch_a_stack_that_such_blocks_train_or_that_learns_is_left_alone():
+    for model, optimizer in ((tanh_net(9, 0), momentum(0.002)), (tanh_net(14, 0), "Adam")):
+        report, fired = told(model, blobs(), optimizer=optimizer, lr=None if callable(optimizer) else 3e-3)
+        assert fired == {}, str(report)
+
+
+def test_on_one_batch_what_needs_no_inputs_is_no_gain():
+    report, fired = told(tanh_net(14, 0), blobs((8, 1, 1)), lr=None, optimizer=momentum(0.01))
+    assert fired == {"vanishing_signal": "warn"}, str(report)
+    tests = report.findings[0].evidence["tests"]
+    assert tests["share_of_gain_as_it_is"] > 0.1  # most of it is how often each class comes
+
+
 class Last(nn.Module):
     def __init__(self, kind):
         super().__init__()

@@ -18,6 +18,7 @@ from levada.diagnose.facts import Facts
 from levada.diagnose.material import Material
 from levada.diagnose.rehearsal import undone
 from levada.diagnose.relations import COLLAPSED, WIDE, collapse
+from levada.diagnose.trainable import trainable_depth
 from levada.diagnose.trials import Change, Trainings, Trial
 from levada.diagnose.update import Assumed
 from levada.probe import Operation
@@ -34,6 +35,9 @@ PADDED = 8
 # Without normalisation the difference between inputs is this much less behind the last block than behind the first, in
 # so many layers or more, and the model gains less than this share of what it gains with normalisation.
 FADED, LAYERS, BEHIND = 0.5, 8, 0.7
+# One batch alone is learned by heart sooner with normalisation, whatever the depth: the model then learns less than
+# this share of it beyond what needs no inputs.
+NOTHING = 0.1
 # Fewer sigmoids lose little, and train at another rate.
 SIGMOIDS = 3
 _MEANS = frozenset({"mean", "sum", "logsumexp"})
@@ -50,6 +54,7 @@ class _Proposal:
     measured: dict[str, Any]
     code: str
     most: float = 1.0
+    prior: float = math.inf
 
 
 def trials_of(material: Material, trace: Trace, facts: Facts) -> dict[str, Trial]:
@@ -68,7 +73,7 @@ def trials_of(material: Material, trace: Trace, facts: Facts) -> dict[str, Trial
     trainings = Trainings(material.run, material.loss_of, material.factory)
     for name, propose in _REASONS.items():
         proposal = propose(material, trace, facts)
-        pairs = trainings.compare(proposal.change, proposal.most) if proposal is not None else ()
+        pairs = trainings.compare(proposal.change, proposal.most, proposal.prior) if proposal is not None else ()
         if proposal is not None and pairs:
             return {name: Trial(proposal.changed, proposal.sites, proposal.measured, pairs, proposal.code)}
     return {}
@@ -283,19 +288,26 @@ def _unnormalised(material: Material, trace: Trace, facts: Facts) -> _Proposal |
     chosen = not (isinstance(material.factory, Assumed) and material.factory.lr is None)
     maps = _maps(material)
     # What has learned already was scaled by that, and learns otherwise if it is scaled again.
-    if not unlearned(facts) or facts.normalised or not chosen or len(material.run.batches) < 2 or len(maps) < LAYERS:
+    if not unlearned(facts) or facts.normalised or not chosen or len(maps) < LAYERS:
         return None
     spread = trace["signal_spread"].nanmean(0).tolist()
     if not (0 < spread[-1] < FADED * spread[0]):
         return None
-    names = [name for _, name in maps[:-1]]
+    names, measured = [name for _, name in maps[:-1]], {"spread_first": spread[0], "spread_last": spread[-1]}
+    single, prior, depth = len(material.run.batches) < 2, math.inf, trainable_depth(trace)
+    if single:
+        if isinstance(depth, str) or not depth.high < depth.blocks:
+            return None
+        told = material.objective.of_prior if material.objective is not None else None
+        prior, measured = math.inf if told is None else told, {**measured, "trainable_depth": depth.value}
     return _Proposal(
         lambda model, _: _hooked(model, names, _normalise),
         "normalisation behind each layer",
         (maps[0][0], trace.names()[-1]),
-        {"spread_first": spread[0], "spread_last": spread[-1], "layers": len(maps)},
+        {**measured, "layers": len(maps)},
         "# behind every layer but the last\ntorch.nn.LayerNorm(dim), or torch.nn.BatchNorm2d(channels)",
-        BEHIND,
+        NOTHING if single else BEHIND,
+        prior,
     )
 
 

@@ -63,6 +63,8 @@ class Objective:
         loss_extreme: loss of outputs that are large towards each target's side.
         answers: which outputs the loss rewards, and what it cannot tell apart.
         of_zeros: loss of outputs of zero.
+        of_prior: loss of outputs that are the same for every row and as good as such can be: the logarithms of the
+            classes' shares of the targets, or the targets' mean.
     """
 
     attached: bool | None = None
@@ -86,6 +88,7 @@ class Objective:
     loss_extreme: float | None = None
     answers: Answers = field(default_factory=Answers)
     of_zeros: float | None = None
+    of_prior: float | None = None
 
 
 def examine(loss: Loss, outputs: Any, batch: Batch, last: str) -> Objective:
@@ -114,6 +117,7 @@ def examine(loss: Loss, outputs: Any, batch: Batch, last: str) -> Objective:
                 return told
             told = replace(told, moves=_moves(value, out), of_zeros=value(torch.zeros_like(out)))
             told = _classes(told, value, out, batch.targets)
+            told = replace(told, of_prior=_prior(value, out, batch.targets))
             told = _range(told, value, out, batch.targets, last)
             if told.moves:
                 right = _right(out, batch.targets)
@@ -174,6 +178,24 @@ def _right(out: Tensor, targets: Any) -> tuple[int, Tensor] | None:
     known = (targets >= 0) & (targets < count)
     right = torch.nn.functional.one_hot(targets.long().clamp(0, count - 1), count) * known.unsqueeze(-1)
     return dim, right.movedim(-1, dim).to(out.dtype)
+
+
+def _prior(value: Callable[..., float], out: Tensor, targets: Any) -> float | None:
+    """Return the loss of outputs that know how often each class comes, or the targets' mean, and nothing of the inputs.
+
+    An output of zeros counts beside it, for a loss that takes neither logarithms of shares nor means.
+    """
+    found = _right(out, targets)
+    if found is not None:
+        dim, right = found
+        shares = right.double().mean([d for d in range(out.dim()) if d != dim], keepdim=True)
+        best = (shares / shares.sum()).clamp(min=1e-6).log()
+    elif isinstance(targets, Tensor) and targets.is_floating_point() and targets.shape == out.shape and len(out) > 1:
+        best = targets.double().mean(0, keepdim=True)
+    else:
+        return None
+    known = (value(best.to(out.dtype).expand_as(out)), value(torch.zeros_like(out)))
+    return min((loss for loss in known if math.isfinite(loss)), default=None)
 
 
 def _range(told: Objective, value: Callable[..., float], out: Tensor, targets: Any, last: str) -> Objective:

@@ -73,14 +73,16 @@ class Trial:
         return {"as_it_is": [list(c.losses) for c in plain], "changed": [list(c.losses) for c in other]}
 
 
-def gained(plain: Course, other: Course) -> float:
+def gained(plain: Course, other: Course, prior: float = math.inf) -> float:
     """Return what one training gains over what the other gains, each from the lower start; 0 if it ends at no number.
 
     Args:
         plain: of the model as it is.
         other: of the changed one.
+        prior: a loss from which they gain, where it is lower than both starts.
     """
     start = min((c.losses[0] for c in (plain, other) if not math.isnan(c.losses[0])), default=math.nan)
+    start = min(start, prior)
     whole = start - other.end
     if not (whole > 0 and math.isfinite(other.end)):
         return math.inf
@@ -113,12 +115,13 @@ class Trainings:
             self._plain[order] = self._course(order, None)
         return self._plain[order]
 
-    def compare(self, change: Change, most: float = 1.0) -> tuple[tuple[Course, Course], ...]:
+    def compare(self, change: Change, most: float = 1.0, prior: float = math.inf) -> tuple[tuple[Course, Course], ...]:
         """Train with and without a change; nothing unless it helps in all orders.
 
         Args:
             change: enters the change.
             most: share of the changed model's gain below which the mean share of the model as it is must be.
+            prior: loss below which a gain counts, where it is lower than the start.
 
         Cost:
             Two trainings of `STEPS` steps, and four more where the first two say that it helps.
@@ -129,13 +132,13 @@ class Trainings:
                 return ()
             plain = self.plain(order)
             # A loss that has fallen so far, and falls no lower than to zero, leaves nothing to be shown.
-            if plain is None or (most < 1 and plain.gain >= most * abs(plain.losses[0])):
+            if plain is None or (most < 1 and min(plain.losses[0], prior) - plain.end >= most * abs(plain.losses[0])):
                 return ()
             other = self._course(order, change)
             if other is None or not _better(plain, other):
                 return ()
             pairs.append((plain, other))
-        return tuple(pairs) if statistics.fmean(gained(*pair) for pair in pairs) < most else ()
+        return tuple(pairs) if statistics.fmean(gained(*pair, prior) for pair in pairs) < most else ()
 
     def _course(self, order: int, change: Change | None) -> Course | None:
         run, count = self.run, len(self.run.batches)

@@ -225,6 +225,7 @@ class LossBaseline:
         self.start = math.nan
         self.first = math.nan
         self.best = math.inf
+        self.early = math.nan  # the median of the first losses, of which the very first alone saw no update
         self._recent: deque[tuple[int, float]] = deque(maxlen=window)
         self._smooth = smooth
 
@@ -241,7 +242,8 @@ class LossBaseline:
         self._recent.append((step, loss))
         self.first = loss if self.steps == 1 else self.first
         if self.steps <= self.warm_up // 2:  # the first of them is that of weights that no step has moved
-            self.start = min(self._recent[0][1], self.median)
+            self.early = self.median
+            self.start = min(self._recent[0][1], self.early)
         if self.steps >= self._smooth:
             self.best = min(self.best, self.now)
 
@@ -249,6 +251,16 @@ class LossBaseline:
     def ready(self) -> bool:
         """Whether there are losses enough to know what is usual."""
         return self.steps >= self.warm_up
+
+    @property
+    def latest(self) -> tuple[tuple[int, float], ...]:
+        """Steps and losses of the last few, a quarter of those that are remembered."""
+        return tuple(self._recent)[-((self._recent.maxlen or 0) // 4) :]
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the loss is known for long enough, and came below its start by a twentieth of that."""
+        return self.ready and self.learned >= 0.05 * abs(self.start)
 
     @property
     def median(self) -> float:

@@ -22,6 +22,7 @@ from levada.watching.given import Given
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
 from levada.watching.nonfinite import Nonfinite
+from levada.watching.overshot import Before, blamed
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.depth import is_far
 from levada.watching.rules.units import DEAD
@@ -350,7 +351,7 @@ class Judge:
 
     def _told_at_once(self, finding: Finding) -> None:
         """Tell of what is not finite, with what was before it."""
-        if (finding.rule, "") not in self._ledger:
+        if finding.where or (finding.rule, "") not in self._ledger:  # the place may be known only now
             step = finding.evidence["step"]
             jump = self._spikes.before(step, self._recent, self.loss) if finding.severity == "error" else None
             rise = raised(tuple(self.rows), tuple(self._rates), step)
@@ -359,7 +360,15 @@ class Judge:
             also = {key: found for key, found in (("loss_spike", jump), ("learning_rate", rise)) if found is not None}
             claim = " ".join([finding.claim, *words])
             finding = replace(finding, claim=claim, evidence={**finding.evidence, **also})
+            if finding.severity == "error" and not self._scaled:
+                losses = (*self.loss.latest, *self._recent)
+                known = Before(self.rows, self.blocks, losses, self._known_rate, self.loss.has_learned, jump, rise)
+                finding = blamed(finding, known, self._model)
         self._ledger.tell_at_once(finding)
+
+    @property
+    def _known_rate(self) -> float:
+        return self._rates[-1][1] if math.isnan(self._rate) and self._rates else self._rate
 
     def _keep(self, finding: Finding) -> None:
         if self.keeper is not None:

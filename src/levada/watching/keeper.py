@@ -21,11 +21,13 @@ from levada.watching.baseline import LossBaseline
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
 from levada.watching.nonfinite import RULE, SKIPPED, broken_parameters
 from levada.watching.places import original, plain_name
-from levada.watching.spike import jumps
+from levada.watching.spike import STEEP, jumps
 from levada.watching.telling import warn
 
 __all__ = ["Keeper", "require_notes"]
 
+# The rule of a loss that rises steeply with the first steps.
+STEEPLY: Final = "learning_rate_too_high"
 _NOTES: Final = ("indices", "targets", "checkpoint")
 # Steps between two looks at what a usual loss is: it hardly moves, and a sort of all of them takes longer than a step
 # of the smallest models may.
@@ -139,6 +141,9 @@ class Keeper:
                     self._keep(step, RULE, f"The loss of step {at} is {written(value)}.{late}", value, of=at)
                 continue
             self._bad = 0
+            if self._steep(value):
+                reason = f"The loss of step {at} is {value:.4g}, and began at {self._losses.first:.4g}.{late}"
+                self._keep(step, STEEPLY, reason, value, of=at)
             if value > self._limit and jumps(self._losses, value):
                 usual = f"{self._losses.median:.4g}"
                 reason = f"The loss of step {at} is {value:.4g}, usual is {usual}.{late}"
@@ -149,6 +154,11 @@ class Keeper:
         if self._asked is not None:
             finding, self._asked = self._asked, None
             self._keep(step, finding.rule, finding.claim, value, finding, of=at)
+
+    def _steep(self, value: float) -> bool:
+        """Whether the loss has risen steeply before there is a baseline, as by a rate that is too high."""
+        first = self._losses.first
+        return not self._losses.ready and STEEPLY not in self._kept and value >= STEEP * abs(first) > 0
 
     def _arrived(self, step: int, loss: Tensor | None) -> Iterator[tuple[int, float]]:
         """Yield the losses that can be read without waiting."""
@@ -172,7 +182,7 @@ class Keeper:
         if rule in self._kept or self._left <= 0:
             return
         self._kept.add(rule)
-        self._left -= 1
+        self._left -= rule != STEEPLY  # what is seen of the first steps leaves room for what comes later
         model, last = getattr(self._source, "model", None), getattr(self._source, "last_pass", None)
         model = original(model) if isinstance(model, nn.Module) else None  # as it is built, before it was compiled
         values, missing = self._pass(last, step)
@@ -193,7 +203,9 @@ class Keeper:
             training=dict(_modes(model)) if model is not None else {},
             checkpoint=None if checkpoint is None else str(checkpoint),
             finding=json_ready(asdict(finding)) if finding is not None else {},
-            facts=_facts(model, last, self._rank) | {"pass": getattr(last, "number", 1), "loss_of": of},
+            facts=_facts(model, last, self._rank)
+            | {"pass": getattr(last, "number", 1), "loss_of": of}
+            | {"optimizers": [type(each).__name__ for each in getattr(self._source, "optimizers", ())]},
         )
         try:
             self.folders.append(write_bundle(self._run, bundle, _of_rank(self._rank)))

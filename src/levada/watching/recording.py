@@ -17,6 +17,7 @@ from torch import Tensor
 
 from levada._errors import TakenError, UsageError
 from levada._numbers import json_ready
+from levada._ranks import is_one_of_several
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
@@ -30,7 +31,6 @@ from levada.runs.standing import CONTINUED, EVENT, Standing
 from levada.watching.events import Events
 from levada.watching.kept_losses import KeptLosses
 from levada.watching.ledger import case_of
-from levada._ranks import is_one_of_several
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.since import Since
 

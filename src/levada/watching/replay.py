@@ -27,6 +27,7 @@ from levada.watching.given import Unfit, listed
 from levada.watching.nonfinite import broken_parameters
 from levada.watching.origin import Origin, Origins
 from levada.watching.replayed import found_again, unfit_data
+from levada.watching.retried import retried
 
 __all__ = ["Replay", "replay"]
 
@@ -98,13 +99,16 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
     bad = bool((trace["gradient_nonfinite"] > 0).any() or (trace["nonfinite"] > 0).any())
     origin = origins.first if bad or not (now is None or math.isfinite(now)) else None
     findings = found_again(kept, trace, now, origin, broken, data)
+    again = retried(kept, model, run.once, run.prepared) if run.loss is not None and not data else None
+    if again is not None and (shown := again.finding(kept)) is not None:
+        findings = (*findings, shown)
     fired = {finding.severity for finding in findings}
     report = Report(
         verdict="error" if "error" in fired else "warn" if "warn" in fired else "healthy",
         findings=findings,
         blocks=tuple(_blocks(trace)),
         summary={"depth": len(trace.sites)},
-        notes=tuple(_notes(kept, value, run, broken, data)),
+        notes=(*_notes(kept, value, run, broken, data), *([again.told] if again is not None else [])),
         model=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.perf_counter() - begun,

@@ -15,10 +15,13 @@ from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octa
 from levada.watching.places import original, plain_name
 from levada.watching.sample import Sample
 
-__all__ = ["ADAPTIVE", "COMPARED", "Blocks", "View", "membership", "rate_of"]
+__all__ = ["ADAPTIVE", "COMPARED", "MANY", "Blocks", "View", "membership", "rate_of"]
 
 COMPARED: Final = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 """The signals that have a baseline."""
+
+MANY: Final = 128
+"""Losses after which one that stands where it began, or above, is no slow start."""
 
 ADAPTIVE: Final = ("adam", "nadam", "radam", "rmsprop", "lion", "adafactor", "muon")
 """Beginnings of the names of optimizers that rescale gradients, in lower case."""
@@ -192,6 +195,17 @@ class View:
         if loss.steps < 2 * loss.warm_up or loss.learned >= 0.05 * abs(loss.start):
             return False
         return loss.start - loss.median <= 0.5 * loss.spread
+
+    @property
+    def stands(self) -> bool:
+        """Whether the loss stands where it began, over as many steps as are remembered.
+
+        It has come below its start by less than a hundredth of that, or by no more than half of its spread.
+        """
+        loss = self.loss
+        if loss.steps < MANY or loss.learned >= 0.05 * abs(loss.start):
+            return False
+        return loss.start - loss.median <= max(0.5 * loss.spread, 0.01 * abs(loss.start))
 
 
 def rate_of(optimizers: Sequence[Any]) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from levada.diagnose.decay import LEAST_DECADES, Decay, gradient_decay, size_decay
 from levada.diagnose.finding import Finding, Severity
+from levada.diagnose.trainable import GRADIENT_SCALES
 from levada.probe.trace import Trace
 from levada.watching.baseline import octaves, times
 from levada.watching.view import View
@@ -35,6 +36,8 @@ LAWFUL: Final = 0.95
 LARGE: Final = 0.1
 # Of what was learned, so much is lost again: the loss rises, and does not merely jitter.
 RISEN: Final = 0.25
+# Scales of the gradient's mean square, a tenth above those to which nets train: one at ten was seen to start late.
+BEYOND: Final = 1.1 * GRADIENT_SCALES
 _DEPTH = "Schoenholz et al. 2017, arXiv 1611.01232"
 
 
@@ -43,15 +46,20 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
 
     Over depth it speaks if, in the last samples, the contiguous blocks that lose most lose three decades, the largest
     single loss counted as the second largest; an error needs a constant factor per block that explains the fall,
-    updates of the first block that move nothing while those of later ones do, and a loss that has not fallen. In time
+    updates of the first block that move nothing while those of later ones do, and a loss that has not fallen. It speaks
+    of less where an optimizer that does not rescale gradients trains, the loss stands where it began after 128 steps or
+    more, and a constant factor per block, with its whole interval, is one by which such blocks train to no such depth:
+    the span is longer than eleven scales of the mean square. In time
     it speaks if a block's gradient, beside the median block's, falls by three decades below the run's own baseline;
     that is information while the loss does not suffer, as at a head whose task is solved, and an error needs updates
     of that block that move nothing while the others' do.
     """
-    decay = _over_depth(view, "gradient_rms", gradient_decay)
+    stands = not view.blocks.adaptive and view.stands
+    decay = _over_depth(view, "gradient_rms", gradient_decay, BEYOND / (2 * math.log(10)) if stands else None)
     span = decay.steepest() if decay is not None else None
-    if span is not None and span.spread_out() >= LEAST_DECADES and span.excludes_criticality():
-        yield _starved(view, span)
+    far = span is not None and (span.spread_out() >= LEAST_DECADES or (stands and _too_deep(span)))
+    if span is not None and far and span.excludes_criticality():
+        yield _starved(view, span, stands=stands)
         return
     fallen = -_beside_others(view, "gradient_rms")
     hit = ((fallen >= FAR) & (view["gradient_rms"] > 0)).nonzero().flatten().tolist()
@@ -59,7 +67,12 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
         yield _dying(view, hit, fallen)
 
 
-def _starved(view: View, span: Decay) -> Finding:
+def _too_deep(span: Decay) -> bool:
+    """Whether these blocks are more than their factor lets train, wherever in its interval it lies, and it is a law."""
+    return -2 * math.log(span.high) * len(span.steps) > BEYOND and _lawful(span) >= LAWFUL
+
+
+def _starved(view: View, span: Decay, *, stands: bool) -> Finding:
     names, ratio = view.blocks.names, view["update_ratio"]
     first, last = span.first, span.last
     still = bool(ratio[first] < NEGLIGIBLE) and bool((ratio[last:] >= NEGLIGIBLE).any())
@@ -71,7 +84,8 @@ def _starved(view: View, span: Decay) -> Finding:
         status="fired",
         claim=(
             f"From {names[last]} back to {names[first]} the gradient shrinks by a factor of {span.value:.3g} per block "
-            f"({span.interval()}), by 10^{span.total:.1f} in all, on the last {len(view.rows)} samples."
+            f"({span.interval()}), by 10^{span.total:.1f} in all, on the last {len(view.rows)} samples"
+            f"{_standing(view) if stands else ''}."
         ),
         where={"first": names[first], "last": names[last]},
         evidence={
@@ -89,6 +103,11 @@ def _starved(view: View, span: Decay) -> Finding:
         falsify=f"Freeze {names[first]} and train on: if the loss falls less far than without, this is wrong.",
         source=f"Hochreiter 1991; {_DEPTH}",
     )
+
+
+def _standing(view: View) -> str:
+    loss = view.loss
+    return f"; in {loss.steps} steps the loss has gone from {loss.start:.4g} to {loss.median:.4g}, and no lower"
 
 
 def _dying(view: View, hit: list[int], fallen: Tensor) -> Finding:
@@ -238,14 +257,19 @@ def is_far(view: View) -> bool:
     return False
 
 
-def _over_depth(view: View, signal: str, measure: Callable[[Trace], Decay | str]) -> Decay | None:
-    """Return the decay over depth, if the signal spans three decades at all: a fit for every sample would cost time."""
+def _over_depth(
+    view: View, signal: str, measure: Callable[[Trace], Decay | str], least: float | None = None
+) -> Decay | None:
+    """Return the decay over depth, if the signal spans three decades at all: a fit for every sample would cost time.
+
+    `least` decades are asked for where they are given.
+    """
     if view.sites < 4 or len(view.rows) < 2:
         return None
     logs = octaves(view[signal])
     freed = logs + 0.5 * view.blocks.sizes.log2() if signal == "gradient_rms" else logs
     freed = freed[freed.isfinite()]
-    if not len(freed) or float(freed.max() - freed.min()) < FAR:
+    if not len(freed) or float(freed.max() - freed.min()) < (FAR if least is None else least * math.log2(10)):
         return None
     found = measure(view.trace)
     return found if isinstance(found, Decay) else None

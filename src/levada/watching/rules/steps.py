@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from levada.diagnose.finding import Finding
+from levada.diagnose.finding import Finding, Proposal
+from levada.watching.overshot import lower_rate, rate_proposal
 from levada.watching.rules.depth import LARGE, NEGLIGIBLE, RISEN
-from levada.watching.view import View
+from levada.watching.view import MANY, View
 
 __all__ = ["at_rest", "learning_rate_too_high", "learning_rate_too_low", "loss_falls", "lost_update"]
 
@@ -22,6 +23,11 @@ LONG: Final = 0.05
 SHORT: Final = 1e-6
 # Losses on either side of the comparison that says whether the loss still falls.
 SIDE: Final = 48
+# Shares of the loss by which it rose with the first updates, and by which it is above its start many steps later.
+AT_ONCE, ABOVE = 0.1, 0.5
+DESCENT: Final = (
+    "the descent lemma: a step short beside the curvature lowers the loss; Cohen et al. 2021, arXiv 2103.00065"
+)
 
 
 def lost_update(view: View) -> Iterable[Finding]:
@@ -79,6 +85,10 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     is local; steps below that earlier in the run, or none of its loss learned; and a loss above that of the start.
     Where the loss stays near its start it is information: a task may be hard, and first steps are long beside weights
     that are zero.
+
+    Without steps that are long beside the weights it is a warning, under an optimizer that does not rescale gradients,
+    where the loss rose with the first updates, by a tenth of its size, and 128 steps or more later is half of its size
+    above its start: a step short beside the curvature lowers the loss, so that these overshoot, if only at few weights.
     """
     ratio = view.longest if view.nothing_learned else view["update_ratio"]
     ratio = ratio[ratio.isfinite()]
@@ -86,6 +96,9 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
         return
     moved = float(ratio.median())
     risen = view.given_back >= RISEN
+    if moved < LONG and _thrown(view):
+        yield _thrown_up(view, moved)
+        return
     if moved < LONG or not (risen or view.nothing_learned) or _shrunk(view):
         return
     usual = view.anchor("update_ratio").nanmedian()
@@ -115,9 +128,46 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
         },
         consequence="The steps overshoot: the loss rises or jumps about, and may end as no number.",
         falsify="Go back to before the rise and train at a tenth of the rate: if the loss rises too, this is wrong.",
-        source="the descent lemma: a step short beside the curvature lowers the loss; Cohen et al. 2021, "
-        "arXiv 2103.00065",
+        remedies=_lower(view, moved),
+        source=DESCENT,
     )
+
+
+def _thrown(view: View) -> bool:
+    """Whether the loss rose with the first updates, and is far above its start many steps later."""
+    loss, size = view.loss, abs(view.loss.start)
+    if loss.steps < MANY or view.blocks.adaptive or not view.lr > 0 or loss.learned >= 0.5 * size:
+        return False
+    return loss.early - loss.first >= AT_ONCE * abs(loss.first) and loss.median - loss.start >= ABOVE * size
+
+
+def _thrown_up(view: View, moved: float) -> Finding:
+    names, loss = view.blocks.names, view.loss
+    return Finding(
+        rule="learning_rate_too_high",
+        severity="warn",
+        status="fired",
+        claim=(
+            f"The loss rose with the first updates, from {loss.first:.4g} to a median of {loss.early:.4g}, and after "
+            f"{loss.steps} steps at a learning rate of {view.lr:.3g} its median is {loss.median:.4g}."
+        ),
+        where={"first": names[0], "last": names[-1]},
+        evidence={
+            "update_ratio": moved,
+            "lr": view.lr,
+            "reference": "the loss of the untrained model",
+            "explained_by": None,
+            "tests": {"loss": {"first": loss.first, "early": loss.early, "best": loss.best, "median": loss.median}},
+        },
+        consequence="The steps overshoot: the run is worse than the untrained model, and does not come back.",
+        falsify="Train from the start at a tenth of the rate: if the loss rises as far, this is wrong.",
+        remedies=_lower(view, moved),
+        source=DESCENT,
+    )
+
+
+def _lower(view: View, moved: float) -> tuple[Proposal, ...]:
+    return (rate_proposal(view.lr, lower_rate(view.lr, moved)),) if view.lr > 0 else ()
 
 
 def learning_rate_too_low(view: View) -> Iterable[Finding]:
@@ -152,8 +202,7 @@ def learning_rate_too_low(view: View) -> Iterable[Finding]:
         },
         consequence="The run ends where it began.",
         falsify="Train at a rate a thousand times as high: if the loss falls no faster, this is wrong.",
-        source="the descent lemma: a step short beside the curvature lowers the loss; Cohen et al. 2021, "
-        "arXiv 2103.00065",
+        source=DESCENT,
     )
 
 

@@ -1,0 +1,167 @@
+"""Whether steps that are too long broke a run: how far they moved the weights, and how the loss rose before the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Final, final
+
+import torch
+from torch import nn
+
+from levada.diagnose.finding import Finding, Proposal
+from levada.watching.places import original, plain_name
+from levada.watching.reading import plain
+from levada.watching.sample import Sample
+from levada.watching.view import Blocks, values_of
+
+__all__ = ["Before", "blamed", "lower_rate", "rate_proposal"]
+
+# Steps as large as a tenth of the weights do not follow a gradient that is local; those as large as the weights leave
+# nothing of them.
+LARGE, WHOLE = 0.1, 1.0
+# Steps beside the weights, as rates in use make them.
+USUAL: Final = 1e-3
+# The loss has risen at so many steps in a row, so many times: as where each step overshoots further than the last.
+CLIMB, STEEP = 4, 8.0
+# Updates after a step as large as the weights at which a NaN comes of it, if the loss was not seen to rise.
+NEXT: Final = 2
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What is known of a run when its first number that is not finite is seen.
+
+    Attributes:
+        rows: the last samples.
+        blocks: the blocks; None if no step was sampled.
+        losses: steps and finite losses before it, the last ones, in order.
+        rate: the learning rate; NaN if it is not known.
+        learned: whether the loss had come below its start.
+        jump: from and to where the loss jumped, as `Spikes.before` returns it.
+        rise: of the learning rate, as `raised` returns it.
+    """
+
+    rows: Sequence[Sample]
+    blocks: Blocks | None
+    losses: Sequence[tuple[int, float]]
+    rate: float
+    learned: bool
+    jump: Mapping[str, Any] | None = None
+    rise: Mapping[str, Any] | None = None
+
+
+def lower_rate(rate: float, moved: float) -> float:
+    """Return a rate whose steps are of a usual size, and a tenth of the present one at most.
+
+    Args:
+        rate: the present one.
+        moved: size of its steps beside the weights; NaN if it is not known.
+
+    Example:
+        >>> lower_rate(2.0, 0.1), lower_rate(2.0, math.nan)
+        (0.02, 0.2)
+    """
+    return rate * min(0.1, USUAL / moved if moved > 0 else 0.1)
+
+
+def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding:
+    """Return a finding of numbers that are not finite with what shows that the steps were too long, or as it was.
+
+    The steps are blamed if one moved the weights of the median block by a tenth of themselves or more and the loss had
+    risen, or by all of themselves just before; if the weights grew so fast while the loss rose; or if the loss rose at
+    four steps in a row or more, eightfold. Data, or one block's weights, that are not finite have another cause.
+
+    Args:
+        finding: of `Nonfinite`.
+        before: what is known of the run.
+        model: with the weights of now; None if it is not at hand.
+    """
+    step, tensor = finding.evidence["step"], finding.evidence["tensor"]
+    if not before.rate > 0 or tensor in ("inputs", "targets") or (tensor == "weight" and finding.where):
+        return finding
+    rows = [row for row in before.rows if row.step < step]
+    moved = [(row.step, _moved(row, before.blocks)) for row in rows] if before.blocks is not None else []
+    moved = [(at, size) for at, size in moved if size > 0]
+    climb = _climb([(at, loss) for at, loss in before.losses if at < step])
+    rose = before.jump is not None or climb is not None
+    told: dict[str, Any] = {"lr": before.rate}
+    words = []
+    at, size = max(moved, key=lambda one: one[1], default=(-1, 0.0))
+    if (size >= LARGE and rose) or (size >= WHOLE and step - at <= NEXT):
+        told |= {"update_ratio": size, "sampled_at": at}
+        words.append(f"step {at} moved the weights of the median block by {size:.3g} of themselves")
+    grown = _grown(rows[-1], before.blocks, model) if rows and rose and before.blocks is not None else math.nan
+    since = max(rows[-1].step if rows else 0, (before.jump or {}).get("step", 0) - 1, 0)
+    if grown >= 2 and grown ** (1 / max(step - since, 1)) - 1 >= LARGE:
+        told |= {"weights_grew": grown, "since": rows[-1].step}
+        words.append(f"the median block's weights are {grown:.3g} times those of step {rows[-1].step}")
+    if climb is not None:
+        told |= climb
+        words.append(
+            f"the loss rose at each of the last {climb['rises']} steps, from {climb['from']:.4g} to {climb['to']:.4g}"
+        )
+    if not words:
+        return finding
+    usual = min((size for _, size in moved), default=math.nan)
+    lower = before.rise["from"] if before.rise is not None else lower_rate(before.rate, usual)
+    odd = before.learned and before.rise is None and climb is None
+    also = " A batch that stands out can have made it so: a replay of the step's bundle shows it." if odd else ""
+    found = {**finding.evidence, "learning_rate_too_high": {**told, "lower": lower}}
+    return replace(
+        finding,
+        claim=f"{finding.claim} Steps that were too long came before it, at a learning rate of {before.rate:.3g}: "
+        f"{'; '.join(words)}.{also}",
+        evidence={**found, "explained_by": finding.evidence["explained_by"] or "steps"},
+        remedies=(*finding.remedies, rate_proposal(before.rate, lower)),
+    )
+
+
+def rate_proposal(rate: float, lower: float) -> Proposal:
+    """Return a lower rate as a change that a person can make.
+
+    Args:
+        rate: the present one.
+        lower: the one to try.
+    """
+    code = f"for group in optimizer.param_groups:  # from weights of before\n    group['lr'] = {lower:.2g}"
+    return Proposal("learning rate", code, {"lr": rate}, {"lr": lower})
+
+
+def _moved(row: Sample, blocks: Blocks | None) -> float:
+    """Return the median block's step beside its weights; weights that were zero have no size to be compared with."""
+    ratio = values_of(row, "update_ratio", len(blocks.sites) if blocks is not None else 0)
+    ratio = ratio[ratio.isfinite()]
+    return float(ratio.median()) if len(ratio) else math.nan
+
+
+def _climb(losses: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
+    """Return how the loss rose at each of the last steps, if it did so at enough of them and far enough."""
+    values = [loss for _, loss in losses]
+    rises = 0
+    for earlier, later in pairwise(reversed(values)):
+        if not earlier > later:
+            break
+        rises += 1
+    if rises < CLIMB or not values[-1] >= STEEP * abs(values[-1 - rises]):
+        return None
+    return {"rises": rises, "from": values[-1 - rises], "to": values[-1]}
+
+
+def _grown(row: Sample, blocks: Blocks | None, model: nn.Module | None) -> float:
+    """Return how many times as large the median block's weights are now as in a sample; NaN where it is not known."""
+    if model is None or blocks is None:
+        return math.nan
+    named = {plain_name(name): p for name, p in original(model).named_parameters()}
+    then = values_of(row, "weight_rms", len(blocks.sites)).tolist()
+    times = []
+    for site, size in zip(blocks.sites, then, strict=True):
+        held = [plain(named[n].detach()) for n in site.parameters if n in named and named[n].dim() > 1]
+        count = sum(t.numel() for t in held)
+        if count and size > 0 and math.isfinite(size):
+            times.append(math.sqrt(math.fsum(float(t.double().square().sum()) for t in held) / count) / size)
+    found = torch.tensor([one for one in times if math.isfinite(one)], dtype=torch.float64)
+    return float(found.median()) if len(found) else math.nan

@@ -1,0 +1,236 @@
+"""Steps that are too long, as the reason why a run broke: each leg of the verdict, what has another cause, a replay."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import levada
+from levada.diagnose import Finding
+from levada.probe.trace import Site
+from levada.watching import Sample
+from levada.watching.overshot import Before, blamed
+from levada.watching.replay import replay
+from levada.watching.view import Blocks
+
+HIGH = "learning_rate_too_high"
+
+
+def mlp(seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(6)]
+    return nn.Sequential(nn.Linear(8, 32), *layers, nn.Linear(32, 1))
+
+
+def trained(optimizer, steps=60, *, seed=0, spoil=lambda step, x: None, every=20, **options):
+    """Train to give the first of eight numbers back; return the watch and the losses."""
+    model = mlp(seed)
+    optimizer, losses = optimizer(model.parameters()), []
+    with levada.watch(model, optimizer, every=every, max_overhead=100.0, **options) as watch:
+        for step in range(steps):
+            x = torch.randn(64, 8)
+            targets = x[:, :1].clone()
+            spoil(step, x)
+            watch.note(targets=targets)
+            optimizer.zero_grad()
+            loss = (model(x) - targets).square().mean()
+            losses.append(float(loss.detach()))
+            loss.backward()
+            optimizer.step()
+    return watch, losses
+
+
+def sgd(lr, **options):
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr, **options)
+
+
+def broken(watch):
+    return next(f for f in watch.findings if f.rule == "numerical_overflow")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_rate_at_which_the_loss_rises_until_it_is_no_number_is_named_with_a_lower_one(seed):
+    finding = broken(trained(sgd(2.0), seed=seed)[0])
+    told = finding.evidence[HIGH]
+    assert "Steps that were too long came before it, at a learning rate of 2: " in finding.claim
+    assert "the loss rose at each of the last" in finding.claim
+    assert told["rises"] >= 4
+    assert told["to"] > 8 * told["from"]
+    assert 0 < told["lower"] <= 0.2
+    assert finding.remedies[-1].after == {"lr": told["lower"]}
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_one_step_that_leaves_nothing_of_the_weights_is_enough(kind):
+    finding = broken(trained(lambda p: kind(p, lr=1e30), 4)[0])
+    assert finding.evidence["step"] == 1
+    assert finding.evidence[HIGH]["update_ratio"] > 1e20
+    assert "step 0 moved the weights of the median block by " in finding.claim
+    assert finding.evidence[HIGH]["lower"] < 1e30 / 1e10 or kind is torch.optim.Adam
+
+
+def test_the_block_that_a_sample_names_afterwards_leaves_it_said():
+    finding = broken(trained(sgd(1e30), 3, every=1)[0])
+    assert finding.where["first"]
+    assert finding.evidence[HIGH]["update_ratio"] > 1e20
+
+
+def nan_from(step, x):
+    if step == 25:
+        x[3, 2] = math.nan
+
+
+def test_a_nan_in_the_data_stays_what_it_is_at_any_rate():
+    for lr in (1e-3, 0.3):
+        finding = broken(trained(sgd(lr), 27, spoil=nan_from)[0])
+        assert finding.evidence["tensor"] == "inputs"
+        assert HIGH not in finding.evidence
+        assert "learning rate" not in finding.claim
+
+
+def test_a_nan_that_the_model_makes_at_short_steps_is_not_of_the_rate():
+    class Rooted(nn.Module):
+        def forward(self, x):
+            return x if bool(x.abs().amax() < 3) else torch.sqrt(-x.abs() - 1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), Rooted(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with levada.watch(model, optimizer, every=5, max_overhead=100.0) as watch:
+        for step in range(30):
+            optimizer.zero_grad()
+            model(torch.randn(32, 8) * (9.0 if step == 22 else 0.5)).square().mean().backward()
+            optimizer.step()
+    assert broken(watch).evidence["step"] == 22
+    assert HIGH not in broken(watch).evidence
+
+
+def test_a_spike_that_comes_back_stays_a_spike():
+    def odd(step, x):
+        if step == 150:
+            x *= 4
+
+    watch, losses = trained(lambda p: torch.optim.AdamW(p, lr=3e-3), 240, spoil=odd)
+    assert losses[150] > 4 * losses[149]
+    assert [f.rule for f in watch.findings if f.status == "fired" and f.severity != "info"] == []
+    assert HIGH not in [f.rule for f in watch.findings]
+
+
+def test_a_loss_that_rises_at_once_and_stays_above_its_start_is_a_warning_with_a_lower_rate():
+    watch, losses = trained(sgd(1.0), 220, seed=3)
+    assert math.isfinite(losses[-1])
+    finding = next(f for f in watch.findings if f.rule == HIGH)
+    assert (finding.severity, finding.status) == ("warn", "fired")
+    assert "The loss rose with the first updates, from 1.1" in finding.claim
+    assert finding.remedies[0].after["lr"] <= 0.1
+    assert watch.report().verdict == "warn"
+
+
+@pytest.mark.parametrize(("kind", "lr"), [(torch.optim.SGD, 0.1), (torch.optim.Adam, 1e-3)])
+def test_a_rate_in_use_is_not_warned_of(kind, lr):
+    watch, _ = trained(lambda p: kind(p, lr=lr), 220)
+    assert [f for f in watch.findings if f.severity != "info"] == []
+
+
+# Each leg alone, on made-up runs.
+
+SITES = tuple(Site(f"{i}", i, "Linear", (4, 4), (f"{i}.weight",)) for i in range(3))
+OVERFLOW = Finding(
+    "numerical_overflow", "error", "fired", "NaN.", evidence={"step": 40, "tensor": "loss", "explained_by": None}
+)
+JUMP = {"step": 38, "from": 1.0, "to": 50.0}
+
+
+def before(ratio=1e-3, sampled=20, losses=(), jump=None, rate=0.5, weights=1.0, learned=False):
+    values = {"update_ratio": torch.full((3,), ratio), "weight_rms": torch.full((3,), weights)}
+    row = Sample(sampled, 0.0, {name: v.double() for name, v in values.items()})
+    return Before((row,), Blocks.of(SITES), tuple(enumerate(losses, 40 - len(losses))), rate, learned, jump)
+
+
+def weights_of(size):
+    model = nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(3)])
+    for p in model.parameters():
+        nn.init.constant_(p, size)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("known", "size", "named"),
+    [
+        (before(), 1.0, False),
+        (before(0.3), 1.0, False),  # long, and no loss that rose
+        (before(0.3, jump=JUMP), 1.0, True),
+        (before(2.0), 1.0, False),  # twenty steps ago
+        (before(2.0, sampled=38), 1.0, True),
+        (before(math.inf, sampled=39), 1.0, False),  # weights that were zero
+        (before(jump=JUMP), 1.0, False),  # a loss that jumps, at short steps
+        (before(jump=JUMP), 30.0, True),
+        (before(), 30.0, False),
+        (before(losses=[1.0, 2.0, 9.0, 80.0, 700.0]), 1.0, True),
+        (before(losses=[1.0, 2.0, 9.0, 80.0]), 1.0, False),  # three in a row
+        (before(losses=[1.0, 1.1, 1.2, 1.3, 1.4]), 1.0, False),
+        (before(losses=[1.0, 2.0, 9.0, 80.0, 700.0], rate=math.nan), 1.0, False),
+    ],
+)
+def test_each_leg(known, size, named):
+    assert (HIGH in blamed(OVERFLOW, known, weights_of(size)).evidence) is named
+
+
+def test_data_and_the_weights_of_one_block_have_another_cause():
+    known = before(0.3, jump=JUMP)
+    for tensor, where in (("inputs", {}), ("targets", {}), ("weight", {"first": "1", "last": "1"})):
+        finding = Finding("numerical_overflow", "error", "fired", "NaN.", where, OVERFLOW.evidence | {"tensor": tensor})
+        assert blamed(finding, known, None) is finding
+
+
+def test_a_run_that_had_learned_may_owe_it_to_a_batch():
+    odd = "A batch that stands out can have made it so"
+    assert odd in blamed(OVERFLOW, before(0.3, jump=JUMP, learned=True), None).claim
+    assert odd not in blamed(OVERFLOW, before(0.3, jump=JUMP), None).claim
+
+
+# Bundles, and a replay at a lower rate.
+
+
+def square(outputs, targets):
+    return (outputs - targets).square().mean()
+
+
+def test_a_replay_says_what_a_lower_rate_gives_from_the_state_that_is_kept(tmp_path):
+    watch, losses = trained(sgd(2.0), 12, run=tmp_path / "run")
+    first, last = watch.judge.keeper.folders
+    assert first.name == f"step-000002-{HIGH}"
+    assert last.name.endswith("-numerical_overflow")
+    model = mlp(5)
+    again = replay(first, model, square)
+    (finding,) = (f for f in again.report.findings if f.rule == HIGH)
+    assert finding.severity == "warn"
+    ends = finding.evidence["loss_at_lr"], finding.evidence["loss_at_lower_rate"]["losses"]
+    assert ends[0][0] == ends[1][0] == pytest.approx(losses[2])
+    assert not math.isfinite(ends[0][-1])
+    assert ends[1][-1] < losses[2]
+    assert finding.claim in again.report.notes
+    assert finding.remedies[0].after["lr"] == finding.evidence["loss_at_lower_rate"]["lr"] < 2.0
+    kept = {name: t.clone() for name, t in again.bundle.values["weights"].items()}
+    assert all(torch.equal(t, kept[name]) for name, t in model.state_dict().items())
+    told = replay(last, mlp(), square).report
+    assert [f.rule for f in told.findings] == ["numerical_overflow"]
+    assert any("no rate goes on from there" in note for note in told.notes)
+    without = replay(first, mlp()).report
+    assert not any("learning rate" in note for note in without.notes)
+
+
+def test_what_a_lower_rate_needs_is_said_where_it_is_not_there(tmp_path):
+    def two(parameters):
+        weights, biases = [[p for p in list(parameters) if (p.dim() > 1) is wanted] for wanted in (True, False)]
+        return torch.optim.SGD([{"params": weights}, {"params": biases}], lr=2.0)
+
+    watch, _ = trained(lambda parameters: two(list(parameters)), 12, run=tmp_path / "run")
+    told = replay(watch.judge.keeper.folders[0], mlp(), square).report
+    assert "No other learning rate was tried: SGD is none of torch.optim, or has several groups." in told.notes
+
+
+def test_the_first_steep_rise_leaves_the_run_its_three_bundles(tmp_path):
+    watch, _ = trained(sgd(2.0), 12, run=tmp_path / "run")
+    assert watch.judge.keeper._left == 2
