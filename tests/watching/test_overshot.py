@@ -1,6 +1,7 @@
 """Steps that are too long, as the reason why a run broke: each leg of the verdict, what has another cause, a replay."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -182,6 +183,13 @@ def test_data_and_the_weights_of_one_block_have_another_cause():
     for tensor, where in (("inputs", {}), ("targets", {}), ("weight", {"first": "1", "last": "1"})):
         finding = Finding("numerical_overflow", "error", "fired", "NaN.", where, OVERFLOW.evidence | {"tensor": tensor})
         assert blamed(finding, known, None) is finding
+
+
+def test_the_rate_before_a_rise_is_named_unless_its_steps_were_long_too():
+    rise = {"from": 0.25, "to": 0.5, "after": 20, "by": 40}
+    for ratio, lower in ((1e-3, 0.25), (0.4, 0.5 * 1e-3 / 0.4)):
+        known = replace(before(ratio, losses=[1.0, 2.0, 9.0, 80.0, 700.0]), rise=rise)
+        assert blamed(OVERFLOW, known, None).evidence[HIGH]["lower"] == pytest.approx(lower)
 
 
 def test_a_run_that_had_learned_may_owe_it_to_a_batch():

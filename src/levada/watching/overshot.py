@@ -107,7 +107,9 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding
     if not words:
         return finding
     usual = min((size for _, size in moved), default=math.nan)
-    lower = before.rise["from"] if before.rise is not None else lower_rate(before.rate, usual)
+    lower = lower_rate(before.rate, usual)
+    if before.rise is not None and not usual >= LARGE:  # else the rate before the rise, as in a warm-up, is no better
+        lower = before.rise["from"]
     odd = before.learned and before.rise is None and climb is None
     also = " A batch that stands out can have made it so: a replay of the step's bundle shows it." if odd else ""
     found = {**finding.evidence, "learning_rate_too_high": {**told, "lower": lower}}
