@@ -12,7 +12,7 @@ from triton.runtime import interpreter
 from levada.ops.manifold import reference
 from levada.ops.manifold import triton as kernels
 from levada.ops.manifold.ahead import triton as ahead
-from levada.ops.sinkhorn import steps_at_once
+from levada.ops.sinkhorn.reference import steps_at_once
 from levada.ops.streams import reference as streams
 
 
