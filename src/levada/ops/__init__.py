@@ -1,5 +1,8 @@
 """Operations: pure functions with a plain reference, whose kernels PyTorch's dispatcher chooses by device."""
 
+import importlib
+import sys
+
 from levada.ops.depth import attend_depth as attend_depth
 from levada.ops.depth import sum_depth as sum_depth
 from levada.ops.residual_norm import residual_norm as residual_norm
@@ -17,3 +20,6 @@ __all__ = [
     "tensor_statistics",
     "write_streams",
 ]
+
+if "torch.utils.flop_counter" in sys.modules:
+    importlib.import_module("levada.ops.flops")
