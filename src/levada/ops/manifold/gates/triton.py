@@ -17,7 +17,7 @@ from levada.ops.manifold.reference import Form
 from levada.ops.sinkhorn.triton import normalise, normalise_backward
 from levada.ops.sinkhorn.triton import options_of as sinkhorn_options
 
-__all__ = ["GATES", "gates", "gates_backward", "options_of", "split_in_two"]
+__all__ = ["GATES", "gates", "gates_backward", "options_of", "small", "split_in_two", "split_weight"]
 
 # What a sweep may set: entries of the tokens' matrices that a program takes, and its warps.
 GATES: Final = {"elements": 128, "num_warps": 4}
@@ -28,6 +28,19 @@ def split_in_two(x, kind: tl.constexpr):
     """Return two parts of a type with fewer bits: their sum is x up to the rounding of the second."""
     high = x.to(kind)
     return high, (x - high.to(tl.float32)).to(kind)
+
+
+@triton.jit
+def small(kind: tl.constexpr):
+    """Return what the second part of a weight is in units of: float16 has no numbers for it as it is."""
+    return 2.0**-11 if kind == tl.float16 else 1.0
+
+
+@triton.jit
+def split_weight(x, kind: tl.constexpr):
+    """Return two parts of a type with fewer bits, of which the second counts `small`."""
+    high = x.to(kind)
+    return high, ((x - high.to(tl.float32)) / small(kind)).to(kind)
 
 
 @triton.jit
