@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from levada.ops._define import Kernel, define, is_observed, triton_or_reference
+from levada.ops._define import Kernel, define, empty_like, is_observed, is_special, one_more_axis, triton_or_reference
 from levada.ops.sinkhorn import cpu, reference
 
 __all__ = ["differentiable_sinkhorn"]
 
 _KERNELS = "levada.ops.sinkhorn.triton"
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def differentiable_sinkhorn(logits: Tensor, iterations: int, epsilon: float) -> Tensor:
@@ -34,10 +33,7 @@ def _function(logits: Tensor, iterations: int, epsilon: float) -> Kernel:
     """
     if torch.compiler.is_compiling():
         return _SINKHORN if logits.is_cuda or cpu.takes(logits, iterations, epsilon) else reference.sinkhorn
-    if type(logits) not in _PLAIN or is_observed() or forward_ad._current_level >= 0:
-        return reference.sinkhorn
-    inside = torch._C._functorch.peek_interpreter_stack() is not None
-    return reference.sinkhorn if inside or torch._C._functorch.is_legacy_batchedtensor(logits) else _Sinkhorn.apply
+    return reference.sinkhorn if is_observed() or is_special(logits) else _Sinkhorn.apply
 
 
 def _context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
@@ -67,22 +63,15 @@ class _Sinkhorn(torch.autograd.Function):
 
 
 def _vmap(info: Any, dims: Any, logits: Tensor, iterations: int, epsilon: float) -> tuple[Tensor, int]:
-    """Call with one more axis of matrices, which the axis of `vmap` is."""
-    found: Tensor = _SINKHORN(logits.movedim(dims[0], 0).flatten(0, 1), iterations, epsilon)
-    return torch.unflatten(found, 0, (info.batch_size, -1)), 0
+    return one_more_axis(_SINKHORN, info, dims, logits, options=(iterations, epsilon)), 0
 
 
 def _backward_vmap(info: Any, dims: Any, *given: Any) -> tuple[Tensor, int]:
-    tensors = [
-        (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-        for x, dim in zip(given[:2], dims[:2], strict=True)
-    ]
-    found: Tensor = _SINKHORN_BACKWARD(*tensors, *given[2:])
-    return torch.unflatten(found, 0, (info.batch_size, -1)), 0
+    return one_more_axis(_SINKHORN_BACKWARD, info, dims, *given[:2], options=given[2:]), 0
 
 
 def _fake(logits: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+    return empty_like(logits)
 
 
 _SINKHORN: Kernel = define(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from levada.ops._define import import_kernels
+from levada.ops._define import empty_like, import_kernels
 from levada.ops.sinkhorn import reference
 
 __all__ = ["sinkhorn", "sinkhorn_backward", "takes"]
@@ -37,7 +37,7 @@ def sinkhorn(logits: Tensor, iterations: int, epsilon: float) -> Tensor:
     loops = _loops(logits, iterations, epsilon)
     if loops is None:
         return reference.normalise(logits, iterations, epsilon)
-    mix = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    mix = empty_like(logits)
     loops.over_tokens(loops.sinkhorn, [logits.contiguous(), mix], *_options(logits, iterations, epsilon))
     return mix
 
@@ -47,7 +47,7 @@ def sinkhorn_backward(logits: Tensor, cotangent: Tensor, iterations: int, epsilo
     loops = _loops(logits, iterations, epsilon)
     if loops is None:
         return reference.backward(logits, cotangent, iterations, epsilon)
-    found = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    found = empty_like(logits)
     tensors = [logits.contiguous(), cotangent.contiguous(), found]
     loops.over_tokens(loops.sinkhorn_backward, tensors, *_options(logits, iterations, epsilon))
     return found

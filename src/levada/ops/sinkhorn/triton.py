@@ -16,6 +16,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops._define import empty_like
 from levada.ops._device import on
 from levada.ops.sinkhorn import reference
 
@@ -132,7 +133,7 @@ def sinkhorn(logits: Tensor, iterations: int, epsilon: float) -> Tensor:
     """Return the matrices, contiguous."""
     if not _takes(logits, iterations):
         return reference.normalise(logits, iterations, epsilon)
-    mix = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    mix = empty_like(logits)
     if logits.numel():
         options = options_of(logits.shape[-1], iterations, epsilon, logits.dtype, MATRICES)
         with on(logits.device):
@@ -146,7 +147,7 @@ def sinkhorn_backward(logits: Tensor, cotangent: Tensor, iterations: int, epsilo
     """Return the gradient by the logits, contiguous."""
     if not _takes(logits, iterations):
         return reference.backward(logits, cotangent, iterations, epsilon)
-    found = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    found = empty_like(logits)
     if logits.numel():
         options = options_of(logits.shape[-1], iterations, epsilon, logits.dtype, MATRICES)
         with on(logits.device):
