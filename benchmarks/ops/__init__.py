@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.measure import Row, ratio_of
 
-__all__ = ["Case", "Operator", "compiled", "rows"]
+__all__ = ["Case", "Operator", "compiled", "read_inputs", "rows"]
 
 Operator = Callable[..., Sequence[Tensor]]
 """Takes a case's inputs and returns tensors of which each has a gradient, at least by one input."""
@@ -60,6 +60,18 @@ def compiled(function: Operator) -> Operator:
     """Return it compiled whole, for the sizes that come."""
     torch._functorch.config.donated_buffer = False  # the way back is timed several times over one way there
     return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def read_inputs(tokens: int, n: int, width: int, mixes: bool) -> Sequence[Tensor]:
+    """Return streams, and what decides how they are read: projection, scale and bias."""
+    rows = 2 * n + n * n * mixes
+    tensors = [
+        torch.randn(tokens, n, width),
+        torch.randn(rows, n * width) * (n * width) ** -0.5,
+        torch.rand(2 + mixes) + 0.5,
+        torch.randn(rows),
+    ]
+    return [x.requires_grad_() for x in tensors]
 
 
 def rows(case: Case, device: torch.device, dtype: torch.dtype, repetitions: int = _REPETITIONS) -> Iterator[Row]:

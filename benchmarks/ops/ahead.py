@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.ops import Case
+from benchmarks.ops import Case, read_inputs
 from levada.ops import write_streams
 from levada.ops.manifold import Form, read_streams, reference
 from levada.ops.streams import reference as streams
@@ -20,17 +20,14 @@ _FORM = Form()
 
 
 def _inputs(tokens: int, n: int, width: int) -> Sequence[Tensor]:
-    rows = 2 * n + n * n
+    state, *parameters = read_inputs(tokens, n, width, mixes=True)
     tensors = [
-        torch.randn(tokens, n, width),
+        state,
         torch.randn(tokens, width),
         torch.rand(tokens, n),
         torch.softmax(torch.randn(tokens, n, n), -1),
-        torch.randn(rows, n * width) * (n * width) ** -0.5,
-        torch.rand(3) + 0.5,
-        torch.randn(rows),
     ]
-    return [x.requires_grad_() for x in tensors]
+    return [*(x.requires_grad_() for x in tensors), *parameters]
 
 
 def _plain(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor, *parameters: Tensor) -> Sequence[Tensor]:

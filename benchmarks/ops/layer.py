@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ops import Case, Operator, compiled
+from benchmarks.ops import Case, Operator, compiled, read_inputs
 from levada.ops import write_streams
 from levada.ops.manifold import Form, read_streams, reference
 from levada.ops.streams import reference as streams
@@ -21,17 +21,6 @@ _FORM, _IDENTITY = Form(), Form(mixes=False)
 
 def _added(tokens: int, n: int, width: int) -> Sequence[Tensor]:
     return [torch.randn(tokens, width).requires_grad_() for _ in range(2)]
-
-
-def _inputs(tokens: int, n: int, width: int, mixes: bool) -> Sequence[Tensor]:
-    rows = 2 * n + n * n * mixes
-    tensors = [
-        torch.randn(tokens, n, width),
-        torch.randn(rows, n * width) * (n * width) ** -0.5,
-        torch.rand(2 + mixes) + 0.5,
-        torch.randn(rows),
-    ]
-    return [x.requires_grad_() for x in tensors]
 
 
 def _plain(form: Form, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor) -> Sequence[Tensor]:
@@ -97,7 +86,7 @@ def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
             yield Case(
                 operator=name,
                 size=size,
-                make=functools.partial(_inputs, tokens, n, width, form.mixes),
+                make=functools.partial(read_inputs, tokens, n, width, form.mixes),
                 programs=programs,
                 forward=(3 * n + 2) * area,
                 backward=(6 * n + 3 if form.mixes else 4 * n + 3) * area,

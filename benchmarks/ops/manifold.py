@@ -9,26 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
-from benchmarks.ops import Case, compiled
+from benchmarks.ops import Case, compiled, read_inputs
 from levada.ops.manifold import Form, read_streams, reference
 
 __all__ = ["cases"]
 
 _FORMS = {"read_streams": Form(), "read_streams, identity": Form(mixes=False)}
-
-
-def _inputs(tokens: int, n: int, width: int, mixes: bool) -> Sequence[Tensor]:
-    rows = 2 * n + n * n * mixes
-    tensors = [
-        torch.randn(tokens, n, width),
-        torch.randn(rows, n * width) * (n * width) ** -0.5,
-        torch.rand(2 + mixes) + 0.5,
-        torch.randn(rows),
-    ]
-    return [x.requires_grad_() for x in tensors]
 
 
 def _plain(form: Form, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor) -> Sequence[Tensor]:
@@ -50,7 +38,7 @@ def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
             yield Case(
                 operator=name,
                 size={"tokens": tokens, "streams": n, "width": width},
-                make=functools.partial(_inputs, tokens, n, width, form.mixes),
+                make=functools.partial(read_inputs, tokens, n, width, form.mixes),
                 programs={
                     "reference": plain,
                     "compiled reference": compiled(plain),

@@ -12,7 +12,7 @@ from triton.runtime import interpreter
 from levada.ops.manifold import reference
 from levada.ops.manifold import triton as kernels
 from levada.ops.manifold.ahead import triton as ahead
-from levada.ops.sinkhorn import steps_at_once
+from levada.ops.sinkhorn.reference import steps_at_once
 from levada.ops.streams import reference as streams
 
 
@@ -157,6 +157,18 @@ def test_weights_rounded_to_16_bits_would_cancel():
     assert expected.all()
     got = both_ways(kernels, tensors, by, form)[6][:, 0, 0]
     torch.testing.assert_close(got.double(), expected, rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize(("size", "most"), [(1e-2, 2e-7), (1e-4, 3e-7), (1e-6, 2e-5)])
+def test_small_weights_lose_nothing_in_float16(size, most):
+    """Of 1e-6 the rounding in float16, which has multiples of 6e-8, is 2e-2."""
+    tensors, by = given(6, 4, 64, FORMS["few"], torch.float16)
+    tensors[1] *= size * (4 * 64) ** 0.5
+    expected = reference.read_and_keep(*doubled(tensors), *FORMS["few"])[4]
+    assert errors([kernels.read(*tensors, *FORMS["few"])[4]], [expected])[0] < most
+    _, sums = ahead.write_and_project(tensors[0], by[0], torch.zeros(6, 4), None, tensors[1])
+    features, truth = sums.sum(0)[:, :-1], doubled(tensors)[0].flatten(1) @ tensors[1].double().T
+    assert errors([features], [truth])[0] < most
 
 
 def test_nothing_is_read_that_was_not_written():

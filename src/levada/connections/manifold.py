@@ -11,9 +11,9 @@ from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
 from levada.connections.manifolds import MANIFOLDS
 from levada.connections.streams import Coefficients, MultiStream, Streams, coefficient_dtype
+from levada.ops import sinkhorn
 from levada.ops._precision import full_precision
 from levada.ops.manifold import Form
-from levada.ops.sinkhorn import sinkhorn
 
 __all__ = ["ManifoldHyperConnection", "ManifoldStreams", "Published", "StreamHead", "project_features"]
 

@@ -13,8 +13,8 @@ from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import ParameterRule
 from levada.connections.manifold import project_features
 from levada.connections.streams import MultiStream, coefficient_dtype
+from levada.ops import sinkhorn
 from levada.ops._precision import full_precision
-from levada.ops.sinkhorn import sinkhorn
 
 __all__ = ["SparseCoefficients", "SparseHyperConnection"]
 

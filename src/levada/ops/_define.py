@@ -11,8 +11,20 @@ from types import ModuleType
 from typing import Any, Final
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["Kernel", "define", "import_kernels", "is_observed", "plain_operations", "triton_or_reference"]
+__all__ = [
+    "Kernel",
+    "define",
+    "empty_like",
+    "import_kernels",
+    "is_observed",
+    "is_special",
+    "one_more_axis",
+    "plain_operations",
+    "triton_or_reference",
+]
 
 Kernel = Callable[..., Any]
 
@@ -75,6 +87,54 @@ def plain_operations() -> Iterator[None]:
 def is_observed() -> bool:
     """Return whether plain operations are asked for."""
     return bool(_observers)
+
+
+def is_special(*tensors: Tensor) -> bool:
+    """Return whether something is at work that has rules for plain operations alone.
+
+    Forward mode, `torch.func`, and subclasses of tensors.
+
+    Args:
+        *tensors: the arguments.
+    """
+    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return any(type(x) not in _PLAIN or torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
+
+
+_PLAIN: Final = (Tensor, torch.nn.Parameter)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Return memory for as many numbers of the same type, contiguous.
+
+    Args:
+        x: whose shape it has.
+    """
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def one_more_axis(
+    function: Callable[..., Any], info: Any, dims: tuple[int | None, ...], *tensors: Tensor | None, options: Any = ()
+) -> Any:
+    """Call with one more axis of tokens, which the axis of `vmap` is, and return what comes with that axis in front.
+
+    Args:
+        function: takes tensors, tokens first, and options.
+        info: of the rule of `torch.library.register_vmap`.
+        dims: likewise.
+        *tensors: likewise, all with tokens as the first axis; or None.
+        options: handed on.
+    """
+    batch = info.batch_size
+    flat = [
+        None if x is None else (x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+        for x, dim in zip(tensors, dims, strict=False)
+    ]
+    found = function(*flat, *options)
+    if isinstance(found, Tensor):
+        return torch.unflatten(found, 0, (batch, -1))
+    return tuple(torch.unflatten(x, 0, (batch, -1)) for x in found)
 
 
 def triton_or_reference(module: str, name: str, reference: Kernel) -> Kernel:

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from levada.ops.sinkhorn import sinkhorn
+from levada.ops import sinkhorn
 
 __all__ = [
     "constrained",

@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from levada.ops._define import define, is_observed, triton_or_reference
+from levada.ops._define import define, empty_like, is_observed, is_special, triton_or_reference
 from levada.ops.depth import cpu, reference
 
 __all__ = ["differentiable_attend", "differentiable_mix"]
 
 _KERNELS = "levada.ops.depth.triton"
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def differentiable_attend(
@@ -42,19 +40,12 @@ def _function(plain: Any, operation: Any, function: Any, first: Tensor, sources:
         return plain
     if torch.compiler.is_compiling():
         return operation
-    return plain if _is_special(first, *sources) or is_observed() else function
-
-
-def _is_special(*tensors: Tensor) -> bool:
-    """Return whether something is at work that has rules for plain operations alone."""
-    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    return any(type(x) not in _PLAIN or torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
+    return plain if is_special(first, *sources) or is_observed() else function
 
 
 def _through_plain_operations(cotangent: Tensor) -> bool:
     """Return whether a gradient goes through the reference, whose parts have all derivatives: it is asked for one."""
-    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _is_special(cotangent))
+    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or is_special(cotangent))
 
 
 def _attend(query: Tensor, sources: Sequence[Tensor], *options: Any) -> Any:
@@ -148,10 +139,6 @@ def _each(name: str) -> Any:
     return rule
 
 
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def _attend_fake(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +151,7 @@ def _attend_fake(
 def _attend_backward_fake(
     cotangent: Tensor, query: Tensor, sources: Sequence[Tensor], *_: Any
 ) -> tuple[Tensor, list[Tensor]]:
-    return _empty(query), [_empty(x) for x in sources]
+    return empty_like(query), [empty_like(x) for x in sources]
 
 
 def _mix_fake(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
@@ -173,7 +160,7 @@ def _mix_fake(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
 
 
 def _mix_backward_fake(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    return _empty(weights), [_empty(x) for x in sources]
+    return empty_like(weights), [empty_like(x) for x in sources]
 
 
 def _define(name: str, schema: str, fake: Any, setup_context: Any = None, backward: Any = None) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from levada.ops._define import import_kernels
+from levada.ops._define import empty_like, import_kernels
 from levada.ops.depth import reference
 
 __all__ = ["attend", "attend_backward", "mix", "mix_backward"]
@@ -50,7 +50,7 @@ def attend_backward(
     if loops is None:
         return reference.attend_backward(cotangent, query, sources, products, inverse, factor, normal)
     dim, count, kind, whole = sources[0].shape[-1], len(sources), _kind(query), _whole(sources)
-    queries, found = query.numel() // dim, [_like(x) for x in sources]
+    queries, found = query.numel() // dim, [empty_like(x) for x in sources]
     starts = torch.arange(0, sources[0].numel() // dim, loops.TOKENS)
     partial, work = query.new_empty(len(starts), queries, dim), query.new_empty(len(starts), 4, queries, count)
     options = _array(cotangent, queries, -1, dim), _copied(query, dim), _addresses(whole), _addresses(found)
@@ -86,7 +86,7 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
         _rows(weights),
         _whole(sources),
     )
-    found, tokens = [_like(x) for x in sources], torch.arange(sources[0].numel() // dim)
+    found, tokens = [empty_like(x) for x in sources], torch.arange(sources[0].numel() // dim)
     agreements = weights.new_empty(len(tokens), rows.shape[1], count)
     options = _array(cotangent, rows.shape[1], -1, dim), rows, _addresses(whole), _addresses(found), shared
     loops.over_tokens(loops.mix_backward, [tokens, agreements], *options, work=sources[0].numel() * count)
@@ -108,10 +108,6 @@ def _whole(sources: Sequence[Tensor]) -> list[Tensor]:
 def _addresses(tensors: Sequence[Tensor]) -> Any:
     """Return where tensors begin; they must live until nobody reads there any more."""
     return torch.tensor([x.data_ptr() for x in tensors]).numpy()
-
-
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _array(x: Tensor, *shape: int) -> Any:

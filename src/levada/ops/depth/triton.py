@@ -23,6 +23,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops._define import empty_like
 from levada.ops._device import on
 from levada.ops.depth import reference
 
@@ -336,7 +337,7 @@ def attend_backward(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients, contiguous."""
     width, count = sources[0].shape[-1], len(sources)
-    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
+    found = [empty_like(x) for x in sources]
     if not cotangent.numel():
         return torch.zeros_like(query, memory_format=torch.contiguous_format), found
     queries, tokens = query.numel() // width, sources[0].numel() // width
@@ -375,7 +376,7 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
 def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients, contiguous."""
     (*leading, width), count = sources[0].shape, len(sources)
-    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sources]
+    found = [empty_like(x) for x in sources]
     agreements = weights.new_empty(*(leading if weights.ndim < 3 else ()), *weights.shape)
     if not cotangent.numel():
         return torch.zeros_like(weights, memory_format=torch.contiguous_format), found

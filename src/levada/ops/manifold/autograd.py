@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import Kernel, define, triton_or_reference
+from levada.ops._define import Kernel, define, empty_like, triton_or_reference
 from levada.ops.manifold import cpu, reference
 from levada.ops.manifold.reference import Form
 
@@ -135,7 +135,7 @@ def _fake(state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *optio
 
 
 def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in arguments[5:9])
+    return tuple(empty_like(x) for x in arguments[5:9])
 
 
 _FORM = (

@@ -13,7 +13,7 @@ from levada.ops._define import import_kernels
 from levada.ops._precision import full_precision
 from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
-from levada.ops.sinkhorn import steps_at_once
+from levada.ops.sinkhorn.reference import steps_at_once
 
 __all__ = ["loops_for", "read", "read_backward", "takes"]
 

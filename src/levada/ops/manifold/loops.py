@@ -12,100 +12,10 @@ import numpy as np
 
 from levada.ops._numba import compiled, over_tokens
 
+# What Numba caches of this file does not see changes of that one: after one, save this one as well.
+from levada.ops.sinkhorn.loops import TOKENS, normalise, normalise_backward
+
 __all__ = ["over_tokens", "read", "read_backward"]
-
-TOKENS = 16  # whose iterations run side by side: they fill the vector units
-
-
-@compiled
-def _normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
-    """Make a block's factors: the matrix after step t is `rows[t + 1] kernel columns[t]`; see `levada.ops.sinkhorn`."""
-    n, tokens = logits.shape[0], logits.shape[2]
-    one = logits.dtype.type(1)
-    for j in range(n):
-        for b in range(tokens):
-            most = logits[0, j, b]
-            for i in range(1, n):
-                most = max(most, logits[i, j, b])
-            total = one * 0
-            for i in range(n):
-                softmax[i, j, b] = math.exp(logits[i, j, b] - most)
-                total += softmax[i, j, b]
-            for i in range(n):
-                kernel[i, j, b] = logits[i, j, b] - most - math.log(total)
-                softmax[i, j, b] /= total
-    for i in range(n):
-        for b in range(tokens):
-            rows[0, i, b] = one
-            if epsilon == 0:  # the first row step undoes any factor of a row, so that none underflows whole
-                most = kernel[i, 0, b]
-                for j in range(1, n):
-                    most = max(most, kernel[i, j, b])
-                for j in range(n):
-                    kernel[i, j, b] = math.exp(kernel[i, j, b] - most)
-            else:
-                for j in range(n):
-                    kernel[i, j, b] = softmax[i, j, b] + epsilon
-    for t in range(iterations):
-        for j in range(n):
-            for b in range(tokens):
-                columns[t, j, b] = one
-            if t:
-                for b in range(tokens):
-                    total = epsilon / columns[t - 1, j, b]
-                    for i in range(n):
-                        total += kernel[i, j, b] * rows[t, i, b]
-                    columns[t, j, b] = one / total
-        for i in range(n):
-            for b in range(tokens):
-                total = epsilon / rows[t, i, b]
-                for j in range(n):
-                    total += kernel[i, j, b] * columns[t, j, b]
-                rows[t + 1, i, b] = one / total
-
-
-@compiled
-def _normalise_backward(by_mix, softmax, kernel, rows, columns, iterations, epsilon, part, by_row, by_column):
-    """Put the gradient by a block's logits in the place of that by its matrices."""
-    n, tokens = by_mix.shape[0], by_mix.shape[2]
-    by_row[:] = 0
-    by_column[:] = 0
-    for i in range(n):
-        for j in range(n):
-            for b in range(tokens):
-                by_mix[i, j, b] *= rows[iterations, i, b] * columns[iterations - 1, j, b]
-                entry = by_mix[i, j, b] * kernel[i, j, b]
-                by_row[i, b] += entry
-                by_column[j, b] += entry
-    for t in range(iterations - 1, -1, -1):
-        for i in range(n):
-            for b in range(tokens):
-                part[i, b] = by_row[i, b] * rows[t + 1, i, b]
-                by_row[i, b] = epsilon * part[i, b] / rows[t, i, b]
-        for i in range(n):
-            for j in range(n):
-                for b in range(tokens):
-                    by_mix[i, j, b] -= part[i, b] * columns[t, j, b]
-                    by_column[j, b] -= columns[t, j, b] * kernel[i, j, b] * part[i, b]
-        if t == 0:
-            break
-        for j in range(n):
-            for b in range(tokens):
-                part[j, b] = by_column[j, b] * columns[t, j, b]
-                by_column[j, b] = epsilon * part[j, b] / columns[t - 1, j, b]
-        for i in range(n):
-            for j in range(n):
-                for b in range(tokens):
-                    by_mix[i, j, b] -= rows[t, i, b] * part[j, b]
-                    by_row[i, b] -= rows[t, i, b] * kernel[i, j, b] * part[j, b]
-    for j in range(n):
-        for b in range(tokens):
-            total = by_mix[0, j, b] * 0
-            for i in range(n):
-                by_mix[i, j, b] *= softmax[i, j, b] if epsilon != 0 else kernel[i, j, b]
-                total += by_mix[i, j, b]
-            for i in range(n):
-                by_mix[i, j, b] -= softmax[i, j, b] * total
 
 
 @compiled
@@ -152,7 +62,7 @@ def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, itera
                         x[t, c] += r * state[t, j, c]
         if mixes:
             _fill(found, start, scale, bias, transposed, logits)
-            _normalise(logits, block[0], block[1], rows, columns, iterations, epsilons[0])
+            normalise(logits, block[0], block[1], rows, columns, iterations, epsilons[0])
             for t in range(start, end):
                 b = t - start
                 for i in range(n):
@@ -181,13 +91,13 @@ def read_backward(
         end = min(start + TOKENS, tokens)
         if mixes:
             _fill(found, start, scale, bias, transposed, logits)
-            _normalise(logits, softmax, kernel, rows, columns, iterations, epsilons[0])
+            normalise(logits, softmax, kernel, rows, columns, iterations, epsilons[0])
             for b in range(TOKENS):
                 t = min(start + b, tokens - 1)
                 for i in range(n):
                     for j in range(n):
                         gradient[i, j, b] = by_mix[t, i, j]
-            _normalise_backward(
+            normalise_backward(
                 gradient, softmax, kernel, rows, columns, iterations, epsilons[0], part, by_row, by_column
             )
         for t in range(start, end):

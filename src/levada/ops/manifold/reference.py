@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from levada.ops._precision import full_precision
-from levada.ops.sinkhorn import sinkhorn, sinkhorn_backward
+from levada.ops.sinkhorn.reference import sinkhorn, sinkhorn_backward
 
 __all__ = ["Form", "read", "read_and_keep", "read_backward"]
 
@@ -129,7 +129,7 @@ def _read(
     if not mixes:
         return x, reads, writes, None
     square = torch.unflatten(mixes[0], -1, (n, n))
-    return x, reads, writes, sinkhorn(square.mT if form.transposed else square, form.iterations, epsilon=form.epsilon)
+    return x, reads, writes, sinkhorn(square.mT if form.transposed else square, form.iterations, form.epsilon)
 
 
 def _sizes(n: int, form: Form) -> list[int]:

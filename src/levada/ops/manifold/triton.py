@@ -10,8 +10,8 @@ by what was projected, the iterations made again in registers, and `_by_state` w
 the projection's, in one pass: `(4 n + 2) dim`.
 
 Products with streams of 16 bits are exact: the other factor is split into two parts of their type, so that in bfloat16
-the error is that of 16 bits, with sums in float32; in float16 weights below 1e-3 lose bits, as there are no smaller
-numbers. Float32 is multiplied as three products of TF32.
+the error is that of 16 bits, with sums in float32; in float16, whose second part counts 2^-11, it is that of 22 bits,
+and of 2^-36 where weights are so small that there are no such numbers. Float32 is multiplied as three products of TF32.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from levada.ops._device import on
 from levada.ops.manifold import reference
-from levada.ops.manifold.gates.triton import gates, gates_backward, options_of, split_in_two
+from levada.ops.manifold.gates.triton import gates, gates_backward, options_of, small, split_in_two, split_weight
 from levada.ops.manifold.reference import Form
 
 __all__ = ["project", "read", "read_backward", "read_projected", "weights_of"]
@@ -53,7 +53,7 @@ def _split_weights(weights, parts, size, block: tl.constexpr):
     place = tl.program_id(1) * block + tl.arange(0, block)
     row = tl.program_id(0).to(tl.int64)
     value = tl.load(weights + row * size + place, mask=place < size, other=0.0)
-    high, low = split_in_two(value, parts.dtype.element_ty)
+    high, low = split_weight(value, parts.dtype.element_ty)
     tl.store(parts + 2 * row * size + place, high, mask=place < size)
     tl.store(parts + (2 * row + 1) * size + place, low, mask=place < size)
 
@@ -100,6 +100,7 @@ def _project(
         squares += full * full
     place = (part * tokens.to(tl.int64) + token) * (count + 1)
     if split:
+        total *= tl.where(row % 2 == 0, 1.0, small(weights.dtype.element_ty))[None, :]
         total = tl.sum(tl.reshape(total, (tile, padded // 2, 2)), 2)
         feature = group * (padded // 2) + tl.arange(0, padded // 2)
     else:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from levada.ops._define import Kernel, define, triton_or_reference
+from levada.ops._define import Kernel, define, empty_like, one_more_axis, triton_or_reference
 from levada.ops.residual_norm import cpu, reference
 
 __all__ = ["differentiable_residual_norm"]
@@ -76,25 +76,15 @@ def _vmap(function: Any, info: Any, dims: tuple[int | None, ...], *given: Any) -
     """Call with one more axis of tokens, which the axis of `vmap` is; with weights of its own by the reference."""
     if dims[2] is not None or dims[3] is not None:
         return torch.vmap(reference.residual_norm, in_dims=tuple(dims))(*given), (0, 0)
-    batch = info.batch_size
-    rows = [
-        (x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-        for x, dim in zip(given[:2], dims[:2], strict=True)
-    ]
-    found = function(*rows, *given[2:])
-    return tuple(x.unflatten(0, (batch, -1)) for x in found), (0, 0)
+    return one_more_axis(function, info, dims, *given[:2], options=given[2:]), (0, 0)
 
 
 def _backward_vmap(info: Any, dims: Any, *given: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     return torch.vmap(reference.residual_norm_backward, in_dims=tuple(dims))(*given), (0, 0, 0)
 
 
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def _fake(state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _empty(state), _empty(state)
+    return empty_like(state), empty_like(state)
 
 
 def _backward_fake(
@@ -102,7 +92,7 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     full, width = reference.full_type(new, weight), new.shape[-1]
     by_weight = new.new_empty(0 if weight is None else width, dtype=full)
-    return _empty(new), by_weight, new.new_empty(width if shifted else 0, dtype=full)
+    return empty_like(new), by_weight, new.new_empty(width if shifted else 0, dtype=full)
 
 
 _FORWARD: Kernel = define(

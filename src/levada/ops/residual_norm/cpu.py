@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import import_kernels
+from levada.ops._define import empty_like, import_kernels
 from levada.ops.residual_norm import reference
 
 __all__ = ["residual_norm", "residual_norm_backward"]
@@ -23,7 +23,7 @@ def residual_norm(
     loops = _loops(state, out, weight, bias)
     if loops is None:
         return reference.residual_norm(state, out, weight, bias, centred, eps)
-    new = torch.empty_like(state, memory_format=torch.contiguous_format)
+    new = empty_like(state)
     normed = torch.empty_like(new)
     rows = [state.contiguous(), out.contiguous(), new, normed]
     one, zero = _row(weight, state, 1.0), _row(bias, state, 0.0)
@@ -38,7 +38,7 @@ def residual_norm_backward(
     loops = _loops(new, by_new, by_normed, weight)
     if loops is None:
         return reference.residual_norm_backward(by_new, by_normed, new, weight, centred, eps, shifted)
-    by_sum = torch.empty_like(new, memory_format=torch.contiguous_format)
+    by_sum = empty_like(new)
     rows = [by_new.contiguous(), by_normed.contiguous(), new.contiguous(), by_sum]
     one = _row(weight, new, 1.0)
     sums = loops.over_tokens(loops.residual_norm_backward, rows, one, centred, one.dtype.type(eps), shifted)

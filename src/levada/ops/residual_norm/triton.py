@@ -17,6 +17,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops._define import empty_like
 from levada.ops._device import on
 from levada.ops.residual_norm import reference
 
@@ -114,7 +115,7 @@ def residual_norm(
     if width > _WIDEST:
         _warn(width)
         return reference.residual_norm(state, out, weight, bias, centred, eps)
-    new = torch.empty_like(state, memory_format=torch.contiguous_format)
+    new = empty_like(state)
     normed = torch.empty_like(new)
     if new.numel():
         full = reference.full_type(state, out, weight, bias)
@@ -136,7 +137,7 @@ def residual_norm_backward(
     options = _options(width, centred, eps, full, weight is not None, shifted)
     options["stages"] = stages_of(options["rows"] * options["block"] * new.element_size())
     programs = max(1, min(triton.cdiv(tokens, options["rows"]), PER_PROCESSOR * _processors(new)))
-    by_sum = torch.empty_like(new, memory_format=torch.contiguous_format)
+    by_sum = empty_like(new)
     of_weight = new.new_empty((programs, width) if weight is not None else (0, 0), dtype=full)
     of_bias = new.new_empty((programs, width) if shifted else (0, 0), dtype=full)
     with on(new.device):

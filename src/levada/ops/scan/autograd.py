@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from levada.ops._define import define, triton_or_reference
+from levada.ops._define import define, empty_like, triton_or_reference
 from levada.ops.scan import cpu, reference
 
 __all__ = ["differentiable_scan"]
@@ -171,16 +171,12 @@ def _gradients_vmap(
     return _SCAN_BACKWARD(*tensors, log), (1, 1, 0)
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def _scan_fake(gate: Tensor, value: Tensor, initial: Tensor, log: bool) -> Tensor:
-    return _like(value)
+    return empty_like(value)
 
 
 def _gradients_fake(cotangent: Tensor, gate: Tensor, states: Tensor, initial: Tensor, log: bool) -> _Three:
-    return _like(states), _like(states), _like(initial)
+    return empty_like(states), empty_like(states), empty_like(initial)
 
 
 _SCAN = define(

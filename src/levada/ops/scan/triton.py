@@ -16,6 +16,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops._define import empty_like
 from levada.ops._device import on
 
 __all__ = ["scan", "scan_backward"]
@@ -114,7 +115,7 @@ def _scan_tiles(
 
 def scan(gate: Tensor, value: Tensor, initial: Tensor, log: bool) -> Tensor:
     """Return the states, contiguous."""
-    states = torch.empty_like(value, memory_format=torch.contiguous_format)
+    states = empty_like(value)
     if states.numel():
         with on(value.device):
             _run(_rows(gate), _rows(value), initial.contiguous(), states, log)
@@ -125,7 +126,7 @@ def scan_backward(
     cotangent: Tensor, gate: Tensor, states: Tensor, initial: Tensor, log: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients by gates, values and initial state, contiguous."""
-    by_gate = torch.empty_like(states, memory_format=torch.contiguous_format)
+    by_gate = empty_like(states)
     by_value = torch.empty_like(by_gate)
     full = torch.promote_types(states.dtype, torch.float32)
     if states.numel():

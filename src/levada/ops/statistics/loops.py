@@ -144,56 +144,53 @@ def _take(values, patterns, limits, wanted, row):
     return largest
 
 
-@compiled
-def _float32(pointers, counts, wanted, found):
-    for t in range(len(pointers)):
-        given = carray(_pointer(pointers[t]), (counts[t],), np.int32)
-        found[t] = 0
-        largest = 0
-        for begin in range(0, len(given), _CHUNK):
-            patterns = given[begin : begin + _CHUNK]
-            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, wanted[t], found[t]))
-        found[t, 2] = np.int32(largest).view(np.float32)
+def _loop(bits, kind, limits):
+    """Return the loop over tensors of a type in which it computes.
+
+    Args:
+        bits: the type of its bits.
+        kind: the type.
+        limits: of its bits.
+    """
+
+    @compiled
+    def loop(pointers, counts, wanted, found):
+        for t in range(len(pointers)):
+            given = carray(_pointer(pointers[t]), (counts[t],), bits)
+            found[t] = 0
+            largest = 0
+            for begin in range(0, len(given), _CHUNK):
+                patterns = given[begin : begin + _CHUNK]
+                largest = max(largest, _take(patterns.view(kind), patterns, limits, wanted[t], found[t]))
+            found[t, 2] = bits(largest).view(kind)
+
+    return loop
 
 
-@compiled
-def _float64(pointers, counts, wanted, found):
-    for t in range(len(pointers)):
-        given = carray(_pointer(pointers[t]), (counts[t],), np.int64)
-        found[t] = 0
-        largest = 0
-        for begin in range(0, len(given), _CHUNK):
-            patterns = given[begin : begin + _CHUNK]
-            largest = max(largest, _take(patterns.view(np.float64), patterns, _DOUBLE, wanted[t], found[t]))
-        found[t, 2] = np.int64(largest).view(np.float64)
+def _widened_loop(half):
+    """Return the loop over tensors of 16 bits, which are written as the bits of float32 by the way.
 
+    Args:
+        half: whether they are of float16, not of bfloat16; a function in this place would be compiled in each process.
+    """
 
-@compiled
-def _bfloat16(pointers, counts, wanted, found):
-    widened = np.empty(_CHUNK, np.int32)
-    for t in range(len(pointers)):
-        given = carray(_pointer(pointers[t]), (counts[t],), np.uint16)
-        found[t] = 0
-        largest = 0
-        for begin in range(0, len(given), _CHUNK):
-            patterns = widened[: min(_CHUNK, len(given) - begin)]
-            _of_bfloat16(given[begin : begin + _CHUNK], patterns)
-            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, wanted[t], found[t]))
-        found[t, 2] = np.int32(largest).view(np.float32)
+    @compiled
+    def loop(pointers, counts, wanted, found):
+        widened = np.empty(_CHUNK, np.int32)
+        for t in range(len(pointers)):
+            given = carray(_pointer(pointers[t]), (counts[t],), np.uint16)
+            found[t] = 0
+            largest = 0
+            for begin in range(0, len(given), _CHUNK):
+                patterns = widened[: min(_CHUNK, len(given) - begin)]
+                if half:
+                    _of_float16(given[begin : begin + _CHUNK], patterns)
+                else:
+                    _of_bfloat16(given[begin : begin + _CHUNK], patterns)
+                largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, wanted[t], found[t]))
+            found[t, 2] = np.int32(largest).view(np.float32)
 
-
-@compiled
-def _float16(pointers, counts, wanted, found):
-    widened = np.empty(_CHUNK, np.int32)
-    for t in range(len(pointers)):
-        given = carray(_pointer(pointers[t]), (counts[t],), np.uint16)
-        found[t] = 0
-        largest = 0
-        for begin in range(0, len(given), _CHUNK):
-            patterns = widened[: min(_CHUNK, len(given) - begin)]
-            _of_float16(given[begin : begin + _CHUNK], patterns)
-            largest = max(largest, _take(patterns.view(np.float32), patterns, _SINGLE, wanted[t], found[t]))
-        found[t, 2] = np.int32(largest).view(np.float32)
+    return loop
 
 
 @compiled
@@ -241,9 +238,9 @@ def combine(pieces, firsts, found):
 
 
 LOOPS: Final = {
-    "torch.float32": _float32,
-    "torch.float64": _float64,
-    "torch.bfloat16": _bfloat16,
-    "torch.float16": _float16,
+    "torch.float32": _loop(np.int32, np.float32, _SINGLE),
+    "torch.float64": _loop(np.int64, np.float64, _DOUBLE),
+    "torch.bfloat16": _widened_loop(False),
+    "torch.float16": _widened_loop(True),
 }
 """The loops by the name of the type: each writes a row for each tensor."""

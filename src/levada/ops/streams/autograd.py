@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from levada.ops._define import define, triton_or_reference
+from levada.ops._define import define, empty_like, one_more_axis, triton_or_reference
 from levada.ops.streams import cpu, reference
 
 __all__ = ["differentiable_write"]
@@ -100,13 +100,7 @@ class _Write(torch.autograd.Function):
 
 
 def _vmap(function: Any, info: Any, dims: tuple[int | None, ...], *tensors: Tensor | None) -> tuple[Any, int]:
-    """Call with one more axis of tokens, which the axis of `vmap` is."""
-    batch = info.batch_size
-    flat = [
-        None if x is None else (x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-        for x, dim in zip(tensors, dims, strict=True)
-    ]
-    return function(*flat).unflatten(0, (batch, -1)), 0
+    return one_more_axis(function, info, dims, *tensors), 0
 
 
 def _backward_vmap(info: Any, dims: Any, *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], int]:
@@ -114,20 +108,16 @@ def _backward_vmap(info: Any, dims: Any, *tensors: Tensor | None) -> tuple[tuple
     return found, tuple(0 for _ in found)  # type: ignore[return-value]
 
 
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def _fake(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
-    return _empty(state)
+    return empty_like(state)
 
 
 def _backward_fake(
     cotangent: Tensor, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None
 ) -> tuple[Tensor, ...]:
     if mix is None:
-        return state.new_empty(0), _empty(out), _empty(weights), weights.new_empty(0)
-    return _empty(state), _empty(out), _empty(weights), _empty(mix)
+        return state.new_empty(0), empty_like(out), empty_like(weights), weights.new_empty(0)
+    return empty_like(state), empty_like(out), empty_like(weights), empty_like(mix)
 
 
 _WRITE = define(

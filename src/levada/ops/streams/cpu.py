@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from levada.ops._define import import_kernels
+from levada.ops._define import empty_like, import_kernels
 from levada.ops.streams import reference
 
 __all__ = ["write", "write_backward"]
@@ -20,7 +20,7 @@ def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Te
     loops = _loops(state, out, weights, mix)
     if loops is None:
         return reference.write(state, out, weights, mix)
-    new = torch.empty_like(state, memory_format=torch.contiguous_format)
+    new = empty_like(state)
     loops.over_tokens(loops.write, [*_arrays(state, out, weights, mix), new], mix is not None)
     return new
 
@@ -33,7 +33,7 @@ def write_backward(
     if loops is None:
         return reference.write_backward(cotangent, state, out, weights, mix)
     given = _arrays(state, out, weights, mix)
-    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
+    found = [empty_like(x) for x in given]
     loops.over_tokens(loops.write_backward, [cotangent.contiguous(), *given, *found], mix is not None)
     if mix is None:
         found[0], found[3] = state.new_empty(0), weights.new_empty(0)

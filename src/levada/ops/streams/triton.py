@@ -14,6 +14,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops._define import empty_like
 from levada.ops._device import on
 
 __all__ = ["BACKWARD", "FORWARD", "shape_of", "write", "write_backward"]
@@ -89,7 +90,7 @@ def _write_backward(
 
 def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
     """Return the new streams, contiguous."""
-    new = torch.empty_like(state, memory_format=torch.contiguous_format)
+    new = empty_like(state)
     if state.numel():
         options = _options(FORWARD, False, state, weights, mix)
         with on(state.device):
@@ -102,9 +103,9 @@ def write_backward(
     cotangent: Tensor, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients, contiguous; the first and the last are empty where nothing is mixed."""
-    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (out, weights)]
-    by_state = state.new_empty(0) if mix is None else torch.empty_like(state, memory_format=torch.contiguous_format)
-    by_mix = weights.new_empty(0) if mix is None else torch.empty_like(mix, memory_format=torch.contiguous_format)
+    found = [empty_like(x) for x in (out, weights)]
+    by_state = state.new_empty(0) if mix is None else empty_like(state)
+    by_mix = weights.new_empty(0) if mix is None else empty_like(mix)
     if not state.numel():
         return by_state, found[0], found[1].zero_(), by_mix.zero_()
     with on(state.device):

@@ -15,6 +15,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops.manifold.gates.triton import small
 from levada.ops.manifold.triton import project, weights_of
 from levada.ops.streams.triton import write
 
@@ -76,6 +77,7 @@ def _write_and_project(
             total = tl.dot(factor, tl.trans(rounded), total, input_precision="tf32x3")
     place = (part * tokens.to(tl.int64) + token) * (count + 1)
     if split:
+        total *= tl.where(row % 2 == 0, 1.0, small(factors.dtype.element_ty))[:, None]
         total = tl.sum(tl.reshape(total, (padded // 2, 2, tile)), 1)
         feature = tl.arange(0, padded // 2)
     else:

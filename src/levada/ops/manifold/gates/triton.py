@@ -14,9 +14,10 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 from levada.ops.manifold.reference import Form
-from levada.ops.sinkhorn import steps_at_once
+from levada.ops.sinkhorn.triton import normalise, normalise_backward
+from levada.ops.sinkhorn.triton import options_of as sinkhorn_options
 
-__all__ = ["GATES", "gates", "gates_backward", "options_of", "split_in_two"]
+__all__ = ["GATES", "gates", "gates_backward", "options_of", "small", "split_in_two", "split_weight"]
 
 # What a sweep may set: entries of the tokens' matrices that a program takes, and its warps.
 GATES: Final = {"elements": 128, "num_warps": 4}
@@ -30,6 +31,19 @@ def split_in_two(x, kind: tl.constexpr):
 
 
 @triton.jit
+def small(kind: tl.constexpr):
+    """Return what the second part of a weight is in units of: float16 has no numbers for it as it is."""
+    return 2.0**-11 if kind == tl.float16 else 1.0
+
+
+@triton.jit
+def split_weight(x, kind: tl.constexpr):
+    """Return two parts of a type with fewer bits, of which the second counts `small`."""
+    high = x.to(kind)
+    return high, ((x - high.to(tl.float32)) / small(kind)).to(kind)
+
+
+@triton.jit
 def _add_parts(sums, place, mask, stride, parts: tl.constexpr):
     total = tl.load(sums + place, mask=mask, other=0.0)
     for part in tl.static_range(1, parts):
@@ -40,68 +54,6 @@ def _add_parts(sums, place, mask, stride, parts: tl.constexpr):
 @triton.jit
 def _sigmoid(x):
     return 1 / (1 + tl.exp(-x))
-
-
-@triton.jit
-def _normalise(
-    logits, real, real_row, real_column, iterations: tl.constexpr, epsilon: tl.constexpr, work: tl.constexpr
-):
-    """Return the softmax of columns, the kernel and all factors of rows and columns; see `levada.ops.sinkhorn`.
-
-    The matrix after step t is `rows[t + 1] kernel columns[t]`.
-    """
-    logits = logits.to(work)
-    most = tl.where(real_column, tl.max(tl.where(real, logits, -float("inf")), 1), 0.0)
-    softmax = tl.where(real, tl.exp(logits - most[:, None, :]), 0.0)
-    total = tl.where(real_column, tl.sum(softmax, 1), 1.0)
-    softmax = softmax / total[:, None, :]
-    if epsilon == 0:  # the first row step undoes any factor of a row, so that none underflows whole
-        logs = logits - most[:, None, :] - tl.log(total)[:, None, :]
-        most_of_row = tl.where(real_row, tl.max(tl.where(real, logs, -float("inf")), 2), 0.0)
-        kernel = tl.where(real, tl.exp(logs - most_of_row[:, :, None]), 0.0)
-    else:
-        kernel = tl.where(real, softmax + epsilon, 0.0)
-    row = tl.full(real_row.shape, 1.0, dtype=work)
-    column = tl.full(real_column.shape, 1.0, dtype=work)
-    rows, columns = (row,), ()  # all that is in these is in registers
-    for step in tl.static_range(iterations):
-        if step > 0:
-            total = tl.sum(kernel * row[:, :, None], 1)
-            if epsilon != 0:
-                total += epsilon / column
-            column = 1 / tl.where(real_column, total, 1.0)
-        columns = columns + (column,)  # noqa: RUF005
-        total = tl.sum(kernel * column[:, None, :], 2)
-        if epsilon != 0:
-            total += epsilon / row
-        row = 1 / tl.where(real_row, total, 1.0)
-        rows = rows + (row,)  # noqa: RUF005
-    return softmax, kernel, rows, columns
-
-
-@triton.jit
-def _normalise_backward(by_mix, softmax, kernel, rows, columns, iterations: tl.constexpr, epsilon: tl.constexpr):
-    """Return the gradient by the logits."""
-    by_kernel = by_mix.to(kernel.dtype) * rows[iterations][:, :, None] * columns[iterations - 1][:, None, :]
-    entry = by_kernel * kernel
-    by_row, by_column = tl.sum(entry, 2), tl.sum(entry, 1)
-    for back in tl.static_range(iterations):
-        row, column = rows[iterations - 1 - back], columns[iterations - 1 - back]
-        part = by_row * rows[iterations - back]
-        by_kernel -= part[:, :, None] * column[:, None, :]
-        by_column -= column * tl.sum(kernel * part[:, :, None], 1)
-        if back < iterations - 1:
-            by_row = tl.zeros_like(part)
-            if epsilon != 0:
-                by_row = epsilon * part / row
-            part = by_column * column
-            by_kernel -= row[:, :, None] * part[:, None, :]
-            by_row -= row * tl.sum(kernel * part[:, None, :], 2)
-            by_column = tl.zeros_like(part)
-            if epsilon != 0:
-                by_column = epsilon * part / columns[iterations - 2 - back]
-    by_logits = by_kernel * kernel if epsilon == 0 else by_kernel * softmax
-    return by_logits - softmax * tl.sum(by_logits, 1)[:, None, :]
 
 
 @triton.jit
@@ -146,7 +98,7 @@ def gates(
         logit = found * tl.load(scale + 2) + tl.load(bias + feature, mask=matrices, other=0.0)
         real = tl.broadcast_to((stream < n)[None, :], (together, padded))
         inside = real[:, :, None] & real[:, None, :]
-        _, kernel, rows, columns = _normalise(logit, inside, real, real, iterations, epsilon, work)
+        _, kernel, rows, columns = normalise(logit, inside, real, real, iterations, epsilon, work)
         found = kernel * rows[iterations][:, :, None] * columns[iterations - 1][:, None, :]
         tl.store(mix + token[:, None, None] * n * n + entry, found, mask=matrices)
 
@@ -201,9 +153,9 @@ def gates_backward(
         logit = found * factor + tl.load(bias + feature, mask=matrices, other=0.0)
         real = tl.broadcast_to((stream < n)[None, :], (together, padded))
         inside = real[:, :, None] & real[:, None, :]
-        softmax, kernel, rows, columns = _normalise(logit, inside, real, real, iterations, epsilon, work)
+        softmax, kernel, rows, columns = normalise(logit, inside, real, real, iterations, epsilon, work)
         g = tl.load(by_mix + token[:, None, None] * n * n + entry, mask=matrices, other=0.0)
-        g = _normalise_backward(g, softmax, kernel, rows, columns, iterations, epsilon).to(tl.float32)
+        g = normalise_backward(g, softmax, kernel, rows, columns, iterations, epsilon).to(tl.float32)
         value = g * factor * one_over[:, None, None]
         _store_by_logits(by_logits, token[:, None, None], feature, value, matrices, count, split)
         sums = tl.sum(g, 0)[None, :, :]
@@ -216,18 +168,10 @@ def gates_backward(
 
 def options_of(n: int, count: int, form: Form) -> dict[str, Any]:
     """Return the constants and options that both kernels have in common."""
-    padded = triton.next_power_of_2(n)
-    lasting = form.epsilon or form.iterations <= steps_at_once(n, torch.float32)
     return {
-        "n": n,
-        "padded": padded,
         "count": count,
-        "together": max(1, GATES["elements"] // padded**2),
         "mixes": form.mixes,
-        "iterations": form.iterations,
-        "epsilon": form.epsilon,
         "read_epsilon": form.read_epsilon,
         "transposed": form.transposed,
-        "work": tl.float32 if lasting else tl.float64,
-        "num_warps": max(GATES["num_warps"], padded**2 // 32),
+        **sinkhorn_options(n, form.iterations, form.epsilon, torch.float32, GATES),
     }

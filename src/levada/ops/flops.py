@@ -1,0 +1,64 @@
+"""What `torch.utils.flop_counter.FlopCounterMode` counts of the operations: their matrix products, as of others.
+
+Imported with `levada.ops` where the counter is there already. Import it before a counter is made that came later: the
+counter itself imports Triton, which takes seconds, so that nobody else should wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+import levada.ops.manifold  # noqa: F401  (which registers an operation)
+
+__all__ = ["of_attention", "of_reading", "of_sums", "of_writing"]
+
+_Shape = Sequence[int]
+
+
+def of_writing(state: _Shape, out: _Shape, weights: _Shape, mix: _Shape | None, **_: Any) -> int:
+    """Count what the matrix mixes: two for each of n^2 dim products of a token."""
+    return 0 if mix is None else 2 * math.prod(mix) * state[-1]
+
+
+def of_reading(state: _Shape, projection: _Shape, *_: Any, **__: Any) -> int:
+    """Count the projection of all streams, and their sum for the branch."""
+    return 2 * math.prod(state) * (projection[0] + 1)
+
+
+def of_attention(query: _Shape, sources: Sequence[_Shape], *_: Any, **__: Any) -> int:
+    """Count the products of queries and sources, and the means."""
+    queries = math.prod(query[:-1])
+    return 4 * queries * sum(map(math.prod, sources))
+
+
+def of_sums(weights: _Shape, sources: Sequence[_Shape], *_: Any, **__: Any) -> int:
+    """Count the sums over sources."""
+    ways = weights[-2] if len(weights) > 1 else 1
+    return 2 * ways * sum(map(math.prod, sources))
+
+
+def _register(name: str, formula: Callable[..., int], before: int) -> None:
+    """Register an operation and its backward pass, which has two products for each.
+
+    Args:
+        name: the operation's.
+        formula: of its arguments' shapes.
+        before: how many arguments the backward pass has before these.
+    """
+    register_flop_formula(getattr(torch.ops.levada, name))(formula)
+
+    def backward(*shapes: Any, **_: Any) -> int:
+        return 2 * formula(*shapes[before:])
+
+    register_flop_formula(getattr(torch.ops.levada, f"{name}_backward"))(backward)
+
+
+_register("streams_write", of_writing, 1)
+_register("streams_read", of_reading, 5)
+_register("depth_attend", of_attention, 1)
+_register("depth_mix", of_sums, 1)
