@@ -334,7 +334,7 @@ def test_a_scripts_arguments_stay_as_they_are(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "takes a script"),
+        ([], "SCRIPT must be given"),
         (["--every", "0", "x.py"], "--every must be at least 1, got 0"),
         (["--max-overhead", "2", "x.py"], "in (0, 1], got 2.0"),
     ],
