@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, final
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi import Path as Part
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -18,9 +18,12 @@ from starlette.types import ASGIApp
 
 from levada import __version__
 from levada.web.access import COOKIE, Access
+from levada.web.computation import Computation
 from levada.web.folder import RefusedError
 from levada.web.guard import Guard
+from levada.web.network import Checked, CheckOf
 from levada.web.pages import Pages
+from levada.web.pictures import Heat, HeatOf, Loss, LossOf, Memory, Mixing, MixingOf
 from levada.web.reader import Reader
 from levada.web.scanner import Scanner
 from levada.web.shapes import Nothing, Problem, Runs, Summary
@@ -56,6 +59,7 @@ def create_app(
     *,
     pages: Pages | None = None,
     reader: Reader | None = None,
+    computation: Computation | None = None,
     every: float = 2.0,
 ) -> ASGIApp:
     """Make the server's application.
@@ -65,6 +69,7 @@ def create_app(
         access: who may ask.
         pages: the files of the pages.
         reader: what reads the runs.
+        computation: what computes for pages.
         every: seconds between two looks for runs.
     """
     reader = reader or Reader(root)
@@ -92,6 +97,8 @@ def create_app(
     app.state.scanner, app.state.reader, app.state.access = scanner, reader, access
     _add_errors(app)
     _add_runs(app)
+    _add_events(app)
+    _add_check(app, computation or Computation())
     _add_session(app)
     _add_pages(app, pages or Pages())
     return Guard(app, access)
@@ -100,7 +107,8 @@ def create_app(
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     why = {401: "The token is missing.", 403: "It is not this server's page that asks.", 404: "There is no such run."}
     why |= {
-        422: "The question, or the run, cannot be used.",
+        409: "The run cannot be read.",
+        422: "The question cannot be used.",
         429: "Too much is computed.",
         501: "A package is missing.",
     }
@@ -131,38 +139,50 @@ def no_query(request: Request) -> None:
     """Raise if there is a query, as the question has none."""
     if request.query_params:
         name = next(iter(request.query_params))
-        raise RefusedError(422, f"This question has no parameters, got {name!r}. Leave it out.")
-
-
-def asks(name: str) -> Callable[..., Any]:
-    """Make what asks the reading process about a run."""
-
-    async def ask(request: Request, id: str, **values: Any) -> Json:
-        state = request.app.state
-        return Json(await state.reader.ask(name, run=state.scanner.name_of(id), id=id, **values))
-
-    return ask
+        raise RefusedError(409, f"This question has no parameters, got {name!r}. Leave it out.")
 
 
 def _add_runs(app: FastAPI) -> None:
     scanner: Scanner = app.state.scanner
+    reader: Reader = app.state.reader
+    found = {"responses": _problems(404, 409, 501, 503)}
+
+    async def ask(name: str, id: str, **values: Any) -> Json:
+        return Json(await reader.ask(name, run=scanner.name_of(id), **values))
 
     @app.get(f"{API}/runs", response_model=Runs, responses=_problems(), dependencies=[Depends(no_query)])
     async def runs() -> Json:
         """List the runs."""
         return Json((await scanner.listed()).model_dump_json().encode())
 
-    @app.get(
-        f"{API}/runs/{{id}}",
-        response_model=Summary,
-        responses=_problems(404, 501, 503),
-        dependencies=[Depends(no_query)],
-    )
-    async def summary(request: Request, id: Id) -> Json:
+    @app.get(f"{API}/runs/{{id}}", response_model=Summary, dependencies=[Depends(no_query)], **found)
+    async def summary(id: Id) -> Json:
         """Say what is known of a run, without its curves."""
-        answer: Json = await asks("summary")(request, id)
-        return answer
+        return await ask("summary", id, id=id)
 
+    @app.get(f"{API}/runs/{{id}}/loss", response_model=Loss, **found)
+    async def loss(id: Id, asked: Annotated[LossOf, Query()]) -> Json:
+        """Give a run's losses in bins."""
+        return await ask("loss", id, asked=asked.model_dump())
+
+    @app.get(f"{API}/runs/{{id}}/heat", response_model=Heat, **found)
+    async def heat(id: Id, asked: Annotated[HeatOf, Query()]) -> Json:
+        """Give a part of a signal by site and step, merged to as many cells as can be seen."""
+        return await ask("heat", id, asked=asked.model_dump())
+
+    @app.get(f"{API}/runs/{{id}}/mixing", response_model=Mixing, **found)
+    async def mixing(id: Id, asked: Annotated[MixingOf, Query()]) -> Json:
+        """Give the mixing matrices by layer and the gains of their products, where they were recorded."""
+        return await ask("mixing", id, asked=asked.model_dump())
+
+    @app.get(f"{API}/runs/{{id}}/memory", response_model=Memory, dependencies=[Depends(no_query)], **found)
+    async def memory(id: Id) -> Json:
+        """Give how far back the gradient of recurrences reaches, where it was recorded."""
+        return await ask("memory", id)
+
+
+def _add_events(app: FastAPI) -> None:
+    scanner: Scanner = app.state.scanner
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
 
     @app.get(
@@ -177,6 +197,18 @@ def _add_runs(app: FastAPI) -> None:
         if request.scope.get("levada.head"):
             return Response(media_type="text/event-stream")
         return StreamingResponse(scanner.listen(), media_type="text/event-stream")
+
+
+def _add_check(app: FastAPI, computation: Computation) -> None:
+    @app.post(
+        f"{API}/compute/check",
+        response_model=Checked,
+        responses=_problems(413, 429),
+        dependencies=[Depends(no_query)],
+    )
+    async def check(asked: CheckOf) -> Json:
+        """Say what `levada check` says of a network as the explorer describes one."""
+        return Json(await computation.check(asked))
 
 
 def _add_session(app: FastAPI) -> None:

@@ -58,10 +58,10 @@ def answer(root: Path, question: bytes) -> tuple[int, bytes]:
     except MissingExtraError as error:
         return 501, _problem(str(error))
     except MemoryError:
-        return 422, _problem("The run takes more memory than a page may: look at it with `levada report`.")
+        return 409, _problem("The run takes more memory than a page may: look at it with `levada report`.")
     except Exception as error:  # whatever a record holds, a reader of many is not stopped by one
         told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return 422, _problem(f"The run holds what levada does not write ({told}). Look at it with `levada doctor`.")
+        return 409, _problem(f"The run holds what levada does not write ({told}). Look at it with `levada doctor`.")
 
 
 def _problem(sentence: str) -> bytes:

@@ -86,13 +86,13 @@ def inspect(run: Path) -> Fingerprint:
     seen = []
     for name, about in _files(run, "", 0):
         if not stat.S_ISREG(about.st_mode):
-            raise RefusedError(422, f"The run holds {name!r}, which is a link or no plain file: it is not opened.")
+            raise RefusedError(409, f"The run holds {name!r}, which is a link or no plain file: it is not opened.")
         most = _MAX_BYTES.get(name.rpartition("/")[2], _MAX_OTHER)
         if about.st_size > most:
-            raise RefusedError(422, f"The run's file {name!r} has {about.st_size:,} bytes; a page reads {most:,}.")
+            raise RefusedError(409, f"The run's file {name!r} has {about.st_size:,} bytes; a page reads {most:,}.")
         seen.append((name, about.st_size, about.st_mtime_ns))
         if len(seen) > _MAX_FILES:
-            raise RefusedError(422, f"The run holds more than {_MAX_FILES:,} files; a page reads no more.")
+            raise RefusedError(409, f"The run holds more than {_MAX_FILES:,} files; a page reads no more.")
     return tuple(sorted(seen))
 
 
@@ -101,7 +101,7 @@ def _files(run: Path, place: str, depth: int) -> Iterator[tuple[str, os.stat_res
         with os.scandir(run / place) as entries:
             inside = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise RefusedError(422, f"The run cannot be read: {error.strerror or type(error).__name__}.") from error
+        raise RefusedError(409, f"The run cannot be read: {error.strerror or type(error).__name__}.") from error
     for entry in inside:
         name = f"{place}/{entry.name}".lstrip("/")
         try:
@@ -124,7 +124,7 @@ def identity(name: str) -> str:
 
     Example:
         >>> identity("mine"), len(identity("../../etc"))
-        ('4jztpycp3cqp2dkouryy', 20)
+        ('h7jqkqx6h5q3cs6uuszn', 20)
     """
     digest = hashlib.sha256(name.encode("utf-8", errors="surrogateescape")).digest()
     return base64.b32encode(digest)[:20].decode().lower()

@@ -131,5 +131,5 @@ def opened(path: Path) -> Opened:
     except MissingExtraError:
         raise
     except (UsageError, OSError) as error:
-        raise RefusedError(422, f"The run cannot be read: {error}") from error
+        raise RefusedError(409, f"The run cannot be read: {error}") from error
     return known

@@ -14,7 +14,9 @@ from starlette.responses import PlainTextResponse, Response
 __all__ = ["MISSING", "STATIC", "Pages"]
 
 STATIC: Final = Path(__file__).parent / "static"
-MISSING: Final = "This installation of levada has no pages, and answers questions only. In a checkout of levada `make web` builds them."
+MISSING: Final = (
+    "This installation of levada has no pages, and answers questions only. In a checkout, `make web` builds them."
+)
 _INDEX: Final = "index.html"
 _TYPES: Final = {
     ".css": "text/css; charset=utf-8",

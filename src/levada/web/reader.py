@@ -63,11 +63,11 @@ class Reader:
         except TimeoutError:
             await self.close()
             told = f"Reading the run takes longer than {self._seconds:.0f} s: look at it with `levada report`."
-            raise RefusedError(422, told) from None
+            raise RefusedError(409, told) from None
         except (asyncio.IncompleteReadError, OSError):
             await self.close()
             told = "The process that read the run has died of it: look at the run with `levada doctor`."
-            raise RefusedError(422, told) from None
+            raise RefusedError(409, told) from None
         except asyncio.CancelledError:
             await self.close()  # its answer would be taken for that to the next question
             raise

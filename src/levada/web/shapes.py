@@ -26,6 +26,7 @@ __all__ = [
     "Summary",
     "Table",
     "TableRow",
+    "Verdict",
     "plain",
     "told",
 ]

@@ -15,7 +15,7 @@ from levada.runs.tables import read_tables
 from levada.web.opened import Opened, opened
 from levada.web.shapes import Change, Fact, Found, Row, Signal, Site, Summary, Table, TableRow, plain, told
 
-__all__ = ["row_of", "summary_of"]
+__all__ = ["facts_of", "findings_of", "row_of", "summary_of", "table_of"]
 
 _VERDICTS: Final = ("healthy", "warn", "error", "unknown")
 _SEVERITIES: Final = ("error", "warn", "info")
@@ -121,7 +121,7 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         told=plain(str(view.get("state") or "")),
         headline=plain(str(view.get("headline") or view.get("question") or "")),
         claim=plain(str(view.get("claim") or view.get("why") or "")),
-        facts=_facts(view),
+        facts=facts_of(view),
         sites=_sites(run, signals),
         signals=[Signal(name=plain(one), label=COLUMNS.get(one, one.replace("_", " "))) for one in _names(signals)],
         logged=[plain(one) for one in logged_in(signals[0] if signals else None)],
@@ -137,7 +137,7 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         ],
         notes=[plain(str(note)) for note in view.get("notes") or ()],
         damage=[plain(str(one)) for one in section["damage"]],
-        table=_table(view.get("table")),
+        table=table_of(view.get("table")),
         has=_has(run, signals),
     )
 
@@ -148,7 +148,12 @@ def _names(signals: Sequence[Any]) -> list[str]:
     return sorted(names, key=lambda name: name in NONFINITE.values())
 
 
-def _facts(view: Mapping[str, Any]) -> list[Fact]:
+def facts_of(view: Mapping[str, Any]) -> list[Fact]:
+    """Give the numbers in words that a view begins with.
+
+    Args:
+        view: of the report's page.
+    """
     rows = [(one["label"], one["value"], one["note"]) for one in view.get("facts") or ()]
     rows += [(one["where"], one["verdict"], one["told"]) for one in view.get("watched") or ()]
     return [Fact(label=plain(a), value=plain(b), note=plain(c)) for a, b, c in rows]
@@ -185,14 +190,25 @@ def _findings(run: Opened, view: Mapping[str, Any]) -> list[Found]:
             _found({**one, "status": "clear" if one.get("over") else "fired", "over": None}, one)
             for one in view["told"][:_MAX_FINDINGS]
         ]
-    every: Sequence[Mapping[str, Any]] = ()
     if run.manifest.kind == "watch":
-        every = [one for one in run.together.findings if one.get("status") != "unknown"]
-    elif run.reports:
-        every = fired(run.reports[-1])
-    told_of = [_found(one, shown) for one, shown in zip(every, view.get("findings") or (), strict=False)]
+        return _paired([one for one in run.together.findings if one.get("status") != "unknown"], view)
+    return findings_of(run.reports[-1], view) if run.reports else []
+
+
+def findings_of(report: Mapping[str, Any], view: Mapping[str, Any]) -> list[Found]:
+    """Give the findings of a check.
+
+    Args:
+        report: the JSON of `levada check`.
+        view: what the report's page shows of it.
+    """
+    return _paired(fired(report), view)
+
+
+def _paired(every: Sequence[Mapping[str, Any]], view: Mapping[str, Any]) -> list[Found]:
+    shown = [_found(one, words) for one, words in zip(every, view.get("findings") or (), strict=False)]
     rest = [_found(one, {"title": phrase(one), "claim": one.get("claim")}) for one in view.get("open") or ()]
-    return [*told_of, *rest][:_MAX_FINDINGS]
+    return [*shown, *rest][:_MAX_FINDINGS]
 
 
 def _found(one: Mapping[str, Any], shown: Mapping[str, Any]) -> Found:
@@ -232,7 +248,12 @@ def _step(value: Any) -> int | None:
     return int(step) if step is not None and abs(step) < 2**53 else None
 
 
-def _table(held: Any) -> Table | None:
+def table_of(held: Any) -> Table | None:
+    """Give the table of a view; None without rows.
+
+    Args:
+        held: as the view has it.
+    """
     if not isinstance(held, Mapping) or not held["rows"]:
         return None
     rows = [
