@@ -147,8 +147,8 @@ def _add_runs(app: FastAPI) -> None:
     reader: Reader = app.state.reader
     found = {"responses": _problems(404, 409, 501, 503)}
 
-    async def ask(name: str, id: str, **values: Any) -> Json:
-        return Json(await reader.ask(name, run=scanner.name_of(id), **values))
+    async def ask(name: str, of: str, **values: Any) -> Json:
+        return Json(await reader.ask(name, run=scanner.name_of(of), **values))
 
     @app.get(f"{API}/runs", response_model=Runs, responses=_problems(), dependencies=[Depends(no_query)])
     async def runs() -> Json:
