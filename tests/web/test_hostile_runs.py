@@ -170,7 +170,10 @@ STRANGE = {
             },
         }
     ],
-    "surrogate": [{"type": "note", "text": "\ud800"}, {"type": "report", "report": {"model": "\ud800", "notes": ["\udfff"]}}],
+    "surrogate": [
+        {"type": "note", "text": "\ud800"},
+        {"type": "report", "report": {"model": "\ud800", "notes": ["\udfff"]}},
+    ],
     "training": [{"type": "losses", "first": "a", "loss": 3}, {"type": "resumed", "step": []}],
     "study": [{"type": "study", "title": 3, "sources": 5}, {"type": "claim"}, {"type": "figure", "series": 3}],
 }
@@ -266,5 +269,3 @@ def test_questions_wait_in_a_line_that_has_an_end(tmp_path: Path, monkeypatch: p
     with served(tmp_path) as client:
         status, headers, body = client.get(client.run("run"))
         assert (status, headers["retry-after"]) == (503, "5"), body
-
-
