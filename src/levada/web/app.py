@@ -127,6 +127,11 @@ def _add_errors(app: FastAPI) -> None:
         told = [f"{'.'.join(map(str, one['loc'][1:])) or 'it'}: {one['msg']}" for one in error.errors()[:5]]
         return JSONResponse({"detail": f"The question cannot be used. {'; '.join(told)}."}, 422)
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        told = "levada itself failed, which is a defect: where `levada serve` runs, it says how."
+        return JSONResponse({"detail": told}, 500)
+
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"detail": f"{error.detail}."}, error.status_code, headers=error.headers)
@@ -139,7 +144,7 @@ def no_query(request: Request) -> None:
     """Raise if there is a query, as the question has none."""
     if request.query_params:
         name = next(iter(request.query_params))
-        raise RefusedError(409, f"This question has no parameters, got {name!r}. Leave it out.")
+        raise RefusedError(422, f"This question has no parameters, got {name!r}. Leave it out.")
 
 
 def _add_runs(app: FastAPI) -> None:
