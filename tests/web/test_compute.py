@@ -115,6 +115,7 @@ def test_what_would_be_too_much_is_refused_before_it_begins(client: Client, monk
         {"depth": 3, "width": 8, "optimizer": {"lr": "nan"}},
         [],
         b"{",
+        b"\xff\r",
     ],
 )
 def test_networks_that_cannot_be_meant_are_refused(client: Client, wrong: Any) -> None:

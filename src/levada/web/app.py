@@ -134,7 +134,9 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"detail": f"{error.detail}."}, error.status_code, headers=error.headers)
+        if error.status_code == 400:  # FastAPI says so of a body that is no text
+            return JSONResponse({"detail": "The question cannot be used. It is not JSON."}, 422)
+        return JSONResponse({"detail": f"{error.detail.removesuffix('.')}."}, error.status_code, headers=error.headers)
 
 
 Id = Annotated[str, Part(pattern=r"^[a-z2-7]{20}$", description="Of a run, as the list gives it.")]
