@@ -13,22 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import uvicorn
 
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
+from levada.web.access import Access
+from levada.web.app import create_app
+from levada.web.computation import Computation
+from levada.web.folder import identity
+from levada.web.pages import Pages
+from levada.web.reader import Reader
+from levada.web.server import listening
 
-pytest.importorskip("fastapi")
-uvicorn = pytest.importorskip("uvicorn")
-np = pytest.importorskip("numpy")
+__all__ = ["Client", "np", "served"]
 
-from levada.web.access import Access  # noqa: E402
-from levada.web.app import create_app  # noqa: E402
-from levada.web.computation import Computation  # noqa: E402
-from levada.web.folder import identity  # noqa: E402
-from levada.web.pages import Pages  # noqa: E402
-from levada.web.reader import Reader  # noqa: E402
-from levada.web.server import listening  # noqa: E402
+collect_ignore = ["fuzz.py"]  # a program, for which atheris must be there
 
 HOSTILE = "</script><script>alert('é')</script>"
 SITES = [{"name": f"layers.{i}", "order": i, "kind": "Linear", "shape": [4, 8], "parameters": []} for i in range(5)]
