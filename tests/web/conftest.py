@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
@@ -25,7 +24,7 @@ from levada.web.computation import Computation
 from levada.web.folder import identity
 from levada.web.pages import Pages
 from levada.web.reader import Reader
-from levada.web.server import listening
+from levada.web.server import Server, configured, listening
 
 __all__ = ["Client", "np", "served"]
 
@@ -155,6 +154,15 @@ class Client:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         return self.ask("POST", path, body, **{"content_type": "application/json", **own, **headers})
 
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[http.client.HTTPResponse]:
+        """Give the stream of events."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("GET", "/api/1/events")
+            with connection.getresponse() as stream:
+                yield stream
+
     def run(self, name: str, what: str = "") -> str:
         """Give the address of a run."""
         return f"/api/1/runs/{identity(name)}{what}"
@@ -188,7 +196,7 @@ def served(
             computation=how.get("computation") or Computation(),
             every=every,
         )
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1))
+        server = Server(configured(app), app.end)
         ready.set()
         await server.serve(sockets=[bound])
 

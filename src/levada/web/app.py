@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp
 
 from levada import __version__
 from levada.web.access import COOKIE, Access
@@ -61,7 +60,7 @@ def create_app(
     reader: Reader | None = None,
     computation: Computation | None = None,
     every: float = 2.0,
-) -> ASGIApp:
+) -> Guard:
     """Make the server's application.
 
     Args:
@@ -101,7 +100,7 @@ def create_app(
     _add_check(app, computation or Computation())
     _add_session(app)
     _add_pages(app, pages or Pages())
-    return Guard(app, access)
+    return Guard(app, access, scanner.end)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
