@@ -8,6 +8,7 @@ import http.client
 import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +155,13 @@ class Client:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         return self.ask("POST", path, body, **{"content_type": "application/json", **own, **headers})
 
+    def runs(self) -> dict[str, Any]:
+        """Give the list once all runs are read."""
+        while (listed := self.json("/api/1/runs"))["waiting"]:
+            time.sleep(0.1)
+        found: dict[str, Any] = listed
+        return found
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[http.client.HTTPResponse]:
         """Give the stream of events."""
@@ -226,5 +234,5 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(root: Path) -> Iterator[Client]:
     """A server of that folder, as it starts by default."""
     with served(root) as client:
-        client.json("/api/1/runs")
+        client.runs()
         yield client

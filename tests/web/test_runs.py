@@ -23,7 +23,7 @@ def plane(held: dict[str, Any], name: str) -> Any:
 
 
 def test_the_list_holds_every_run(client: Client) -> None:
-    listed = client.json("/api/1/runs")
+    listed = client.runs()
     rows = {row["name"]: row for row in listed["runs"]}
     assert set(rows) == {"watched", "checks/one", "training", "training/watch/1", "study"}
     assert (listed["waiting"], listed["left_out"]) == (0, 0)

@@ -154,7 +154,7 @@ def _add_runs(app: FastAPI) -> None:
     found = {"responses": _problems(404, 409, 501, 503)}
 
     async def ask(name: str, of: str, **values: Any) -> Json:
-        return Json(await reader.ask(name, run=scanner.name_of(of), **values))
+        return Json(await reader.ask(name, run=await scanner.name_of(of), **values))
 
     @app.get(f"{API}/runs", response_model=Runs, responses=_problems(), dependencies=[Depends(no_query)])
     async def runs() -> Json:

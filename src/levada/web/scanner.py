@@ -52,13 +52,12 @@ class Scanner:
         self._root, self._reader, self._every, self._heartbeat = root, reader, every, heartbeat
         self._known: dict[str, _Known] = {}
         self._left_out = 0
-        self._looked = asyncio.Event()
+        self._found, self._looked = asyncio.Event(), asyncio.Event()
         self._ended = False
         self._listeners: set[asyncio.Queue[News | None]] = set()
 
     async def run(self) -> None:
         """Look again and again."""
-        await self._reader.start()
         while True:
             began = time.monotonic()
             try:
@@ -78,6 +77,8 @@ class Scanner:
                 self._tell("gone", gone.row)
         for id, name in ids.items():
             self._known.setdefault(id, _Known(name))
+        self._found.set()
+        await self._reader.start()
         stamps = await asyncio.to_thread(self._stamps, ids)
         for id, seen in sorted(stamps.items(), key=lambda one: -one[1][1]):
             one = self._known[id]
@@ -124,8 +125,8 @@ class Scanner:
         waiting = sum(one.row is None for one in self._known.values())
         return Runs(runs=rows, waiting=waiting, left_out=self._left_out, version=__version__)
 
-    def name_of(self, id: str) -> str:
-        """Give the path of a run from the served folder on.
+    async def name_of(self, id: str) -> str:
+        """Give the path of a run from the served folder on; at the beginning, wait a little for what is found.
 
         Args:
             id: its opaque name.
@@ -133,6 +134,8 @@ class Scanner:
         Raises:
             RefusedError: if there is none.
         """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._found.wait(), _FIRST)
         if id not in self._known:
             raise RefusedError(404, "There is no such run: it may have been moved. Ask for the list again.")
         return self._known[id].name
