@@ -46,8 +46,8 @@ def build(asked: CheckOf) -> nn.Module:
         asked: the description.
 
     Example:
-        >>> build(CheckOf(depth=3, width=8, connection={"name": "residual"})).stack.layers[0].connection
-        Residual()
+        >>> type(build(CheckOf(depth=3, width=8, connection={"name": "residual"})).stack.layers[0].connection).__name__
+        'Residual'
     """
     import torch
     from torch import nn
