@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from levada.report.words import headline
+from levada.runs.frames import Damage
 from levada.runs.standing import Standing
 
-__all__ = ["headline_of"]
+__all__ = ["headline_read"]
 
 
-def headline_of(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:
+def _headline_of(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:
     """Say in a line what a run may be called.
 
     Args:
@@ -26,3 +27,19 @@ def headline_of(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:
     if standing.verdict == "unknown":
         return standing.headline
     return headline({"verdict": standing.verdict, "findings": fired})
+
+
+def headline_read(
+    standing: Standing, fired: Sequence[Mapping[str, Any]], lost: Sequence[str], damage: Damage | None
+) -> str:
+    """Say in a line what a run may be called, and whether that rests on a part of what was written.
+
+    Args:
+        standing: of the run.
+        fired: the findings that hold.
+        lost: what of its signals cannot be read.
+        damage: of its log.
+    """
+    if damage is not None and standing.verdict == "unknown":
+        return "Not known, as the event log is damaged: what the rules said cannot be read to its end"
+    return _headline_of(standing, fired) + (", in what can be read" if (lost or damage) and not fired else "")

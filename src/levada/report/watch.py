@@ -16,14 +16,14 @@ from levada.report.grid import Grid, Row, gather
 from levada.report.heat import heat
 from levada.report.record import again, bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
-from levada.report.standing import headline_of
+from levada.report.standing import headline_read
 from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
 from levada.runs.bundles import Kept
 from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import Damage
 from levada.runs.lock import is_held
 from levada.runs.processes import Recorded, Together
-from levada.runs.standing import Standing, sampling
+from levada.runs.standing import sampling
 
 __all__ = ["watch_view"]
 
@@ -78,7 +78,7 @@ def watch_view(
         "verdict": verdict,
         "called": verdict if whole else f"{verdict} so far" if held else f"{verdict}, not ended",
         "sign": SIGNS[verdict],
-        "headline": _headline(standing, fired, lost, damage),
+        "headline": headline_read(standing, fired, lost, damage),
         "claim": str(fired[0].get("claim", "")) if fired else "",
         "state": state if whole else f"{'Not ended yet' if held else 'Not ended'}: {recorded}. {state}",
         "open_end": "" if whole or held else f"not ended: {recorded}",
@@ -96,15 +96,6 @@ def watch_view(
         "table": table_view(blocks),
         "provenance": [],
     }
-
-
-def _headline(
-    standing: Standing, fired: Sequence[Mapping[str, Any]], lost: Sequence[str], damage: Damage | None
-) -> str:
-    """Say in a line what a run may be called, and whether that rests on a part of what was written."""
-    if damage is not None and standing.verdict == "unknown":
-        return "Not known, as the event log is damaged: what the rules said cannot be read to its end"
-    return headline_of(standing, fired) + (", in what can be read" if (lost or damage) and not fired else "")
 
 
 class _Depth:

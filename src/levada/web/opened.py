@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from levada._errors import MissingExtraError, UsageError
-from levada.report.standing import ended
 from levada.runs import Damage, Run, Signals
 from levada.runs.curves import curve
+from levada.runs.ending import ended
 from levada.runs.lock import is_held
 from levada.runs.processes import Together
 from levada.web.folder import Fingerprint, RefusedError, inspect
