@@ -191,6 +191,11 @@ export class Network implements Module {
     return this.whole.backward(gradient);
   }
 
+  /** Return the gradient by the stack's output alone. */
+  backwardToStack(gradient: Matrix): Matrix {
+    return this.head.backward(gradient);
+  }
+
   /** See `Stack.lesioned`. */
   lesioned(x: Matrix, order: readonly number[]): Matrix {
     return this.head.forward(this.stack.lesioned(this.stem.forward(x), order));

@@ -1,12 +1,14 @@
 /** What a worker does with the requests it gets; it knows neither the page nor the worker. */
 
+import { evaluate, lesions, paths, weights } from "./examine";
 import { accuracy, crossEntropy } from "./loss";
-import { type Floats, floats, type Matrix, matrixFrom, type Precision } from "./matrix";
+import { type Floats, floats, type Matrix, type Precision } from "./matrix";
 import { zeroGradients } from "./module";
 import { Network } from "./network";
 import { type Optimizer, optimizer } from "./optimise";
 import type { Data, Measured, Request, Response } from "./protocol";
 import { Random } from "./random";
+import { type MemoryOptions, remember } from "./recurrent/memory";
 import { requireInteger } from "./require";
 import { predict } from "./theory";
 
@@ -18,6 +20,7 @@ interface Configured {
   readonly network: Network;
   readonly optimizer: Optimizer | null;
   readonly data: Data | null;
+  readonly heldOut: Data | null;
   readonly batch: number;
   readonly precision: Precision;
   /** Which rows make the next batch. */
@@ -54,7 +57,19 @@ export class Session {
           await this.train(id, request.steps, request.every ?? 1);
           break;
         case "evaluate":
-          this.evaluate(id, request.order);
+          this.post({ type: "evaluated", id, ...evaluate(this.require().network, this.tested(), request.order) });
+          break;
+        case "lesions":
+          this.post({ type: "lesions", id, ...lesions(this.require().network, this.tested()) });
+          break;
+        case "paths":
+          this.post({ type: "paths", id, paths: paths(this.require().network, this.tested(), request.rows) });
+          break;
+        case "weights":
+          this.post({ type: "weights", id, matrices: weights(this.require().network) });
+          break;
+        case "remember":
+          this.remember(id, request.layer);
           break;
         case "cancel":
           if (this.training?.id === id) this.training.cancelled = true;
@@ -66,9 +81,9 @@ export class Session {
   }
 
   /** Make a network in the place of the one before; a training of that one ends. */
-  private configure({ id, network: options, optimizer: chosen, data, batch = BATCH }: Configure): void {
+  private configure({ id, network: options, optimizer: chosen, data, heldOut, batch = BATCH }: Configure): void {
     requireInteger("batch", batch, 1, 4096);
-    if (data) requireData(data, options.inputs, options.classes);
+    for (const given of [data, heldOut]) if (given) requireData(given, options.inputs, options.classes);
     const network = new Network(options);
     if (network.stack.kept * batch > MOST_KEPT) {
       throw new RangeError("this network keeps too much for its backward pass: take fewer layers, features or rows.");
@@ -79,6 +94,7 @@ export class Session {
       network,
       optimizer: chosen ? optimizer(network.parameters, chosen) : null,
       data: data ?? null,
+      heldOut: heldOut ?? null,
       batch,
       precision: options.precision ?? "float64",
       rows: new Random(options.seed ?? 0, "batches"),
@@ -97,23 +113,23 @@ export class Session {
     this.post({ type: "signals", id, measured, predicted, mixing, milliseconds });
   }
 
-  private evaluate(id: number, order?: readonly number[]): void {
-    const { network, data, precision } = this.require();
-    if (!data) throw new Error("to evaluate, configure data.");
-    const { inputs, labels } = data;
-    const x = matrixFrom(inputs, labels.length, inputs.length / labels.length, precision);
-    const outputs = order ? network.lesioned(x, order) : network.forward(x);
-    this.post({
-      type: "evaluated",
-      id,
-      loss: crossEntropy(outputs, labels).value,
-      accuracy: accuracy(outputs, labels),
-    });
+  private remember(id: number, layer: MemoryOptions): void {
+    const start = performance.now();
+    const memory = remember(layer);
+    this.post({ type: "remembered", id, memory, milliseconds: performance.now() - start });
+  }
+
+  /** What the network is tested on. */
+  private tested(): Data {
+    const { data, heldOut } = this.require();
+    const found = heldOut ?? data;
+    if (!found) throw new Error("to evaluate, configure data.");
+    return found;
   }
 
   private async train(id: number, steps: number, every: number): Promise<void> {
     const configured = this.require();
-    const { optimizer: steppedBy, data } = configured;
+    const { optimizer: steppedBy, data, heldOut, network } = configured;
     if (!steppedBy || !data) throw new Error("to train, configure an optimizer and data.");
     if (this.training) throw new Error(`training ${this.training.id} is still running; cancel it first.`);
     const training = { id, cancelled: false };
@@ -125,7 +141,9 @@ export class Session {
         const measured = pass(configured);
         steppedBy.step();
         step++;
-        if (step % every === 0 || step === steps) this.post({ type: "progress", id, step, measured });
+        if (step % every === 0 || step === steps) {
+          this.post({ type: "progress", id, step, measured, heldOut: heldOut && evaluate(network, heldOut) });
+        }
         if (performance.now() - resumed > SLICE) {
           await this.pause();
           resumed = performance.now();
