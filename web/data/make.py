@@ -56,7 +56,7 @@ def packed(data: bytes) -> str:
     """
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     deflated = base64.b64encode(deflate.compress(data) + deflate.flush()).decode()
-    return json.dumps({"count": COUNT, "side": 8, "levels": 16, "deflated": deflated}) + "\n"
+    return json.dumps({"count": COUNT, "side": 8, "levels": 16, "deflated": deflated}, indent=2) + "\n"
 
 
 if __name__ == "__main__":

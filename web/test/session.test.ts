@@ -98,6 +98,10 @@ describe("a session", () => {
     expect(progress.at(-1)!.measured.loss!).toBeLessThan(0.5 * Math.log(2));
     expect(progress.at(-1)!.measured.accuracy!).toBeGreaterThan(0.8);
     expect(responses.at(-1)).toEqual({ type: "done", id: 2, steps: 61, cancelled: false });
+    // The last report is of one batch, which is all that came since the one before.
+    const { measured, trained } = progress.at(-1)!;
+    expect(trained).toEqual({ loss: measured.loss, accuracy: measured.accuracy });
+    expect(progress[0].trained.loss).toBeGreaterThan(progress[1].trained.loss);
   });
 
   it("evaluates lesions: of a residual network one block is spared more easily than all", async () => {
@@ -232,7 +236,14 @@ describe("a session", () => {
   it("hands over its arrays and copies none", () => {
     const array = new Float64Array(3);
     const measured = { signal: array, gradient: array.slice(), weightGradient: array.slice(), loss: 1, accuracy: null };
-    const response: Response = { type: "progress", id: 1, step: 1, measured, heldOut: null };
+    const response: Response = {
+      type: "progress",
+      id: 1,
+      step: 1,
+      measured,
+      trained: { loss: 1, accuracy: 0 },
+      heldOut: null,
+    };
     structuredClone(response, { transfer: buffers(response) });
     expect(array.byteLength).toBe(0);
   });

@@ -96,6 +96,8 @@ export type Response =
       readonly id: number;
       readonly step: number;
       readonly measured: Measured;
+      /** Means over the batches since the last report, each before its step. */
+      readonly trained: Evaluation;
       /** After this step; null without held-out data. */
       readonly heldOut: Evaluation | null;
     }

@@ -139,14 +139,23 @@ export class Session {
     const training = { id, cancelled: false };
     this.training = training;
     let step = 0;
+    let since = { loss: 0, accuracy: 0, count: 0 };
     let resumed = performance.now();
     try {
       while (step < steps && !training.cancelled) {
         const measured = pass(configured);
         steppedBy.step();
         step++;
+        since = {
+          loss: since.loss + measured.loss!,
+          accuracy: since.accuracy + measured.accuracy!,
+          count: since.count + 1,
+        };
         if (step % every === 0 || step === steps) {
-          this.post({ type: "progress", id, step, measured, heldOut: heldOut && evaluate(network, heldOut) });
+          const trained = { loss: since.loss / since.count, accuracy: since.accuracy / since.count };
+          const tested = heldOut && evaluate(network, heldOut);
+          this.post({ type: "progress", id, step, measured, trained, heldOut: tested });
+          since = { loss: 0, accuracy: 0, count: 0 };
         }
         if (performance.now() - resumed > SLICE) {
           await this.pause();
