@@ -161,6 +161,17 @@ describe("a session", () => {
     expect(matrices).toHaveLength(21);
   });
 
+  it("ends a lesion of every layer when another network takes the place", async () => {
+    const { responses, send } = connect();
+    const deep = { ...classifier, depth: 400 };
+    await send({ type: "configure", id: 1, network: deep, data: data() });
+    const lesioned = send({ type: "lesions", id: 2 });
+    await send({ type: "configure", id: 3, network: classifier, data: data() });
+    await lesioned;
+    expect(only(responses, "lesions")).toEqual([]);
+    expect(only(responses, "error")).toMatchObject([{ id: 2, message: "another network has taken this one's place." }]);
+  });
+
   it("follows no paths where layers are not residual", async () => {
     const { responses, send } = connect();
     const network = { ...classifier, connection: { name: "plain" } } as const;

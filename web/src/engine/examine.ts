@@ -21,21 +21,28 @@ export function evaluate(network: Network, data: Data, order?: readonly number[]
   return { loss: crossEntropy(outputs, data.labels).value, accuracy: accuracy(outputs, data.labels) };
 }
 
-/** The network without each layer in turn. */
-export function lesions(
+/**
+ * The network without each layer in turn.
+ *
+ * @param pause is called after each of them, and tells whether to go on.
+ * @returns null if it was told to end.
+ */
+export async function lesions(
   network: Network,
   data: Data,
-): { whole: Evaluation; loss: Float64Array; accuracy: Float64Array } {
+  pause: () => Promise<boolean>,
+): Promise<{ whole: Evaluation; loss: Float64Array; accuracy: Float64Array } | null> {
+  const whole = evaluate(network, data);
   const all = Array.from({ length: network.options.depth }, (_, layer) => layer);
-  const without = all.map((layer) => {
+  const [loss, right] = [new Float64Array(all.length), new Float64Array(all.length)];
+  for (const layer of all) {
     const order = all.filter((other) => other !== layer);
-    return evaluate(network, data, order);
-  });
-  return {
-    whole: evaluate(network, data),
-    loss: Float64Array.from(without, ({ loss }) => loss),
-    accuracy: Float64Array.from(without, ({ accuracy }) => accuracy),
-  };
+    const found = evaluate(network, data, order);
+    loss[layer] = found.loss;
+    right[layer] = found.accuracy;
+    if (!(await pause())) return null;
+  }
+  return { whole, loss, accuracy: right };
 }
 
 /** Of the gradient of the loss on the first rows; null where the layers are not `h + branch(h)`. */

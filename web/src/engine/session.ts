@@ -61,7 +61,7 @@ export class Session {
           this.post({ type: "evaluated", id, ...evaluate(this.require().network, this.tested(), request.order) });
           break;
         case "lesions":
-          this.post({ type: "lesions", id, ...lesions(this.require().network, this.tested()) });
+          await this.lesions(id);
           break;
         case "paths":
           this.post({ type: "paths", id, paths: paths(this.require().network, this.tested(), request.rows) });
@@ -115,6 +115,20 @@ export class Session {
     const mixing = network.stack.mixing();
     const update = chosen && !data ? firstUpdate(network.stack.weights, chosen) : null;
     this.post({ type: "signals", id, measured, predicted, mixing, update, milliseconds });
+  }
+
+  private async lesions(id: number): Promise<void> {
+    const configured = this.require();
+    let resumed = performance.now();
+    const found = await lesions(configured.network, this.tested(), async () => {
+      if (performance.now() - resumed > SLICE) {
+        await this.pause();
+        resumed = performance.now();
+      }
+      return this.configured === configured;
+    });
+    if (!found) throw new Error("another network has taken this one's place.");
+    this.post({ type: "lesions", id, ...found });
   }
 
   private remember(id: number, layer: MemoryOptions): void {

@@ -97,3 +97,33 @@ export function sweepReading(swept: readonly Swept[]): string[] {
     ];
   });
 }
+
+/** The part of all paths that pass each number of branches. */
+export function binomialShares(depth: number): Float64Array {
+  const shares = new Float64Array(depth + 1);
+  shares[0] = 2 ** -depth;
+  for (let k = 1; k <= depth; k++) shares[k] = (shares[k - 1] * (depth - k + 1)) / k;
+  return shares;
+}
+
+/** Lengths between which the central part lies; as much is left out on each side. */
+export function central(shares: Float64Array, part: number): [number, number] {
+  const tail = (1 - part) / 2;
+  let below = 0;
+  let [low, high] = [0, shares.length - 1];
+  for (let length = shares.length - 1, above = 0; length >= 0; length--) {
+    above += shares[length];
+    if (above > tail) {
+      high = length;
+      break;
+    }
+  }
+  for (let length = 0; length < shares.length; length++) {
+    below += shares[length];
+    if (below > tail) {
+      low = length;
+      break;
+    }
+  }
+  return [low, high];
+}
