@@ -1,5 +1,6 @@
 /** What the tab through time says. */
 
+import type { Precision } from "../../engine/matrix";
 import type { CellName } from "../../engine/recurrent/cells";
 import type { Memory } from "../../engine/recurrent/memory";
 import { horizonOf } from "../../engine/recurrent/memory";
@@ -8,7 +9,7 @@ import type { Colour, Series } from "../../figures/series";
 import { short } from "../../page/number";
 import type { Remembered } from "./remembering.svelte";
 
-export const CELL_NAMES: Record<CellName, string> = { rnn: "RNN (tanh)", lstm: "LSTM", gru: "GRU" };
+export const CELL_NAMES: Record<CellName, string> = { rnn: "RNN", lstm: "LSTM", gru: "GRU" };
 export const CELL_COLOURS: Record<CellName, Colour> = { rnn: 0, lstm: 1, gru: 2 };
 
 /** Steps after which a curve is at 1/1000 for good; of logarithms. */
@@ -18,7 +19,7 @@ export function steps(value: number): string {
   return Number.isFinite(value) ? short(value) : "never";
 }
 
-/** Steps back from which on nothing is left in float32 but zero; -1 if it never is. */
+/** Steps back from which on nothing is left but zero; -1 if it never is. */
 export function underflow({ curve }: Memory): number {
   return curve.indexOf(0);
 }
@@ -30,7 +31,7 @@ export function series(found: readonly Remembered[], expert: boolean): Series[] 
     const colour = CELL_COLOURS[cell];
     const name = CELL_NAMES[cell];
     const own: Series[] = [{ label: name, colour, style: "measured", x, y: curve }];
-    own.push({ label: `${name}, theory near zero`, colour, style: "predicted", x, y: logLaw, logs: true });
+    own.push({ label: `${name}, theory`, colour, style: "predicted", x, y: logLaw, logs: true });
     if (!expert) return own;
     const alone = cell === "rnn" ? "independent weights" : "gates alone";
     own.push({ label: `${name}, ${alone}`, colour, style: "reference", x, y: gatesAlone });
@@ -43,13 +44,14 @@ export function series(found: readonly Remembered[], expert: boolean): Series[] 
 }
 
 /** One sentence on each cell. */
-export function readings(found: readonly Remembered[]): string[] {
+export function readings(found: readonly Remembered[], precision: Precision): string[] {
   return found.map(({ cell, memory }) => {
     const { horizon, reached, slope, gate, curve } = memory;
     const length = curve.length - 1;
     const name = CELL_NAMES[cell];
     const zero = underflow(memory);
-    const gone = zero > 0 ? ` From ${zero} steps back on the gradient is zero: it has left the range of float32.` : "";
+    const gone =
+      zero > 0 ? ` From ${zero} steps back on the gradient is zero: it has left the range of ${precision}.` : "";
     const factor = `${short(Math.exp(slope))} per step`;
     if (horizon === Number.POSITIVE_INFINITY) return `${name}: the gradient does not fall (${factor}).${gone}`;
     const gates = gate === null ? "" : `; ${cell === "gru" ? "update" : "forget"} gates are ${short(gate)} in the mean`;
