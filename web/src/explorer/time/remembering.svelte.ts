@@ -1,5 +1,6 @@
 /** Memories of recurrent cells, computed in a worker: the newest settings, what is known already at once. */
 
+import type { Precision } from "../../engine/matrix";
 import type { CellName } from "../../engine/recurrent/cells";
 import type { Memory, MemoryOptions } from "../../engine/recurrent/memory";
 import { PYTORCH_GAIN } from "../../engine/recurrent/unrolled";
@@ -35,6 +36,7 @@ export function memoryOptions(settings: Settings, cell: CellName): MemoryOptions
 export interface Remembered {
   readonly cell: CellName;
   readonly memory: Memory;
+  readonly precision: Precision;
 }
 
 export class Remembering {
@@ -90,7 +92,7 @@ export class Remembering {
         if (this.known.size > MOST_KEPT) this.known.delete(this.known.keys().next().value!);
       }
       if (generation !== this.generation) return;
-      found.push({ cell, memory });
+      found.push({ cell, memory, precision: settings.precision });
     }
     this.error = null;
     this.found = found;

@@ -1,6 +1,5 @@
 /** What the tab through time says. */
 
-import type { Precision } from "../../engine/matrix";
 import type { CellName } from "../../engine/recurrent/cells";
 import type { Memory } from "../../engine/recurrent/memory";
 import { horizonOf } from "../../engine/recurrent/memory";
@@ -44,8 +43,8 @@ export function series(found: readonly Remembered[], expert: boolean): Series[] 
 }
 
 /** One sentence on each cell. */
-export function readings(found: readonly Remembered[], precision: Precision): string[] {
-  return found.map(({ cell, memory }) => {
+export function readings(found: readonly Remembered[]): string[] {
+  return found.map(({ cell, memory, precision }) => {
     const { horizon, reached, slope, gate, curve } = memory;
     const length = curve.length - 1;
     const name = CELL_NAMES[cell];
