@@ -28,11 +28,19 @@ export class Examination {
   }
 }
 
+export const inOrder = (places: readonly number[]): boolean => places.every((layer, place) => layer === place);
+
+/** What came of a lesion, with the lesion that it came of: the next one may be asked already. */
+export interface Found extends Evaluation {
+  readonly places: readonly number[];
+  readonly out: ReadonlySet<number>;
+}
+
 /** The layers that are run, in order; what is taken out leaves its place, so that it can come back. */
 export class Surgery {
   places = $state.raw<readonly number[]>([]);
   out = $state.raw<ReadonlySet<number>>(new Set());
-  found = $state.raw<Evaluation | null>(null);
+  found = $state.raw<Found | null>(null);
   error = $state<string | null>(null);
   private asked = 0;
 
@@ -45,7 +53,7 @@ export class Surgery {
   }
 
   get whole(): boolean {
-    return this.out.size === 0 && this.places.every((layer, place) => layer === place);
+    return this.out.size === 0 && inOrder(this.places);
   }
 
   toggle(layer: number): void {
@@ -71,9 +79,10 @@ export class Surgery {
 
   private async evaluate(): Promise<void> {
     const asked = ++this.asked;
+    const { places, out } = this;
     try {
       const { loss, accuracy } = await this.run.worker.ask({ type: "evaluate", order: this.order }, "evaluated").answer;
-      if (asked === this.asked) this.found = { loss, accuracy };
+      if (asked === this.asked) this.found = { loss, accuracy, places, out };
     } catch (error) {
       if (asked === this.asked) this.error = error instanceof Error ? error.message : String(error);
     }

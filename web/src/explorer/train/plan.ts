@@ -74,7 +74,7 @@ export function reading(runs: readonly { name: ConnectionName; reports: readonly
   });
   const lost = ended.filter(({ last }) => !(last.trained.loss < 0.97 * CHANCE)).map(({ name }) => name);
   const nothing = lost.length
-    ? ` Guessing has ${short(CHANCE)} and 10 %: ${listed(lost)} has learned nothing yet.`
+    ? ` Guessing has ${short(CHANCE)} and 10 %: ${listed(lost)} ${lost.length > 1 ? "have" : "has"} learned nothing yet.`
     : "";
   return `At depth ${depth}, after ${short(ended[0].last.step)} steps, ${listed(told)}.${nothing}`;
 }
