@@ -61,6 +61,8 @@ export interface Settings {
   readonly rows: number;
   readonly seed: number;
   readonly view: (typeof VIEWS)[number];
+  /** How far the mixing tab's matrices are from where they start. */
+  readonly spread: number;
   /** Of the tab that trains: what trains well is not what shows how signals vanish. */
   readonly trainDepth: number;
   readonly trainWidth: number;
@@ -107,6 +109,7 @@ export const RANGES = {
   lr: { low: 1e-6, high: 100 },
   rows: { low: 2, high: 256 },
   seed: { low: 0, high: 999_999 },
+  spread: { low: 0.01, high: 10 },
   trainDepth: { low: 1, high: 128 },
   trainWidth: { low: 4, high: 64 },
   trainLr: { low: 1e-5, high: 1 },
@@ -186,6 +189,7 @@ const FIELDS: { readonly [K in keyof Settings]: Field<Settings[K]> } = {
   rows: whole(32, RANGES.rows),
   seed: whole(0, RANGES.seed),
   view: oneOf("both", VIEWS),
+  spread: real(0.3, RANGES.spread),
   trainDepth: whole(48, RANGES.trainDepth),
   trainWidth: whole(32, RANGES.trainWidth),
   trainActivation: oneOf("relu", activationNames),
