@@ -27,7 +27,8 @@ function inline(): Plugin {
         file.source = String(file.source)
           .replace(/<link rel="stylesheet"[^>]*href="([^"]+)">/g, (_, path) => `<style>${take(path)}</style>`)
           .replace(/<script type="module"[^>]*src="([^"]+)"><\/script>/g, (_, path) => {
-            const code = take(path).replaceAll("</script", "<\\/script");
+            // What Vite would put there later: the files to fetch with a chunk, of which there are none.
+            const code = take(path).replaceAll("__VITE_PRELOAD__", "void 0").replaceAll("</script", "<\\/script");
             return `<script type="module">${code}</script>`;
           });
       }
@@ -46,7 +47,9 @@ export default defineConfig(({ mode }) => {
       assetsInlineLimit: single ? Number.MAX_SAFE_INTEGER : 0,
       cssCodeSplit: !single,
       modulePreload: { polyfill: false },
-      rollupOptions: { input: single ? ["explore.html"] : ["index.html", "explore.html"] },
+      rollupOptions: single
+        ? { input: ["explore.html"], output: { inlineDynamicImports: true } }
+        : { input: ["index.html", "explore.html"] },
     },
     worker: { format: "iife" }, // a page opened from a disk may not start a module worker
     test: { include: ["test/**/*.test.ts"] },

@@ -59,6 +59,8 @@ export class Stack implements Module {
   /** About how many numbers a forward pass keeps for each row. */
   readonly kept: number;
   readonly signals: Signals;
+  /** The weight matrix of each layer's branch. */
+  readonly weights: readonly Parameter[];
   private readonly layers: readonly Layer[];
   private readonly ends: Ends;
 
@@ -84,6 +86,7 @@ export class Stack implements Module {
     }));
     const own = this.layers.flatMap(({ connection, branch }) => [...connection.parameters, ...branch.parameters]);
     this.parameters = [...own, ...this.ends.parameters];
+    this.weights = this.layers.map(({ linear }) => linear.weight);
     this.signals = {
       signal: new Float64Array(depth + 1),
       gradient: new Float64Array(depth + 1),
@@ -113,6 +116,11 @@ export class Stack implements Module {
       state = layer.connection.write(state, layer.branch.forward(layer.connection.read(state)));
     }
     return this.ends.end(state);
+  }
+
+  /** The layers' branches, in order; each keeps what its own backward pass needs. */
+  get branches(): readonly Module[] {
+    return this.layers.map(({ branch }) => branch);
   }
 
   /** What the last forward pass mixed, layer by layer; null where nothing mixes streams. */
@@ -184,6 +192,11 @@ export class Network implements Module {
 
   backward(gradient: Matrix): Matrix {
     return this.whole.backward(gradient);
+  }
+
+  /** Return the gradient by the stack's output alone. */
+  backwardToStack(gradient: Matrix): Matrix {
+    return this.head.backward(gradient);
   }
 
   /** See `Stack.lesioned`. */
