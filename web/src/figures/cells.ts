@@ -3,6 +3,7 @@
 /** What a cell holds beside numbers. */
 export const ZERO = 1;
 export const INFINITE = 2;
+/** A tensor that is not finite; where INFINITE is not said too, it is NaN. */
 export const NAN = 4;
 
 export interface Cells {
@@ -58,8 +59,8 @@ export function marked(cells: Cells): number {
 
 /** What a cell holds, in a word where it is no number; the worst, if several. */
 export function markOf(marks: number): "zero" | "infinite" | "NaN" | null {
-  if (marks & NAN) return "NaN";
   if (marks & INFINITE) return "infinite";
+  if (marks & NAN) return "NaN";
   return marks & ZERO ? "zero" : null;
 }
 
@@ -114,14 +115,14 @@ export function paint(
         continue;
       }
       const level = Math.round((value - range[0]) * slope);
-      image[y * width + x] = palette.ramp[level < 0 ? 0 : level > most ? most : level];
+      image[y * width + x] = palette.ramp[Math.max(0, Math.min(level, most))];
     }
   }
 }
 
 function pattern(mark: number, x: number, y: number): boolean {
-  if (mark & NAN) return (x + y) % 6 < 3;
   if (mark & INFINITE) return true;
+  if (mark & NAN) return (x + y) % 6 < 3;
   return x % 3 === 0 && y % 3 === 0;
 }
 

@@ -114,7 +114,10 @@ export function address(path: string, asked: Asked = {}): string {
 export async function ask<Answer>(path: string, asked: Asked = {}, signal?: AbortSignal): Promise<Answer> {
   let response: Response;
   try {
-    response = await fetch(address(path, asked), { headers: { accept: "application/json" }, ...(signal && { signal }) });
+    response = await fetch(address(path, asked), {
+      headers: { accept: "application/json" },
+      ...(signal && { signal }),
+    });
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new ApiError(0, "The server does not answer. Is `levada serve` still running?");

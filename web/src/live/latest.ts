@@ -67,7 +67,8 @@ export class Latest<Question, Answer> {
     const known = this.options.kept.get(key);
     if (known !== undefined) {
       this.drop();
-      return receive(known);
+      receive(known);
+      return;
     }
     if (this.wanted === key) return;
     this.drop();

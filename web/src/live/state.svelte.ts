@@ -3,6 +3,7 @@
 import { ApiError, ask, type Row, type Runs } from "./api";
 import { type Connection, Events, type Source } from "./events";
 import { decode, encode, type Page } from "./place";
+import { openSession, takeToken } from "./token";
 
 const TYPES = ["appeared", "grew", "ended", "gone", "heartbeat"];
 
@@ -26,7 +27,8 @@ export class Live {
     });
   }
 
-  start(): void {
+  async start(): Promise<void> {
+    await openSession(takeToken());
     this.refresh();
     this.events.connect();
   }
