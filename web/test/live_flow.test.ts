@@ -5,8 +5,10 @@ import { Events, type Source } from "../src/live/events";
 import { Kept, Latest } from "../src/live/latest";
 import { shown } from "../src/live/listing";
 import { LISTING, whole } from "../src/live/place";
+import { logTicks, tickWords } from "../src/live/ticks";
+import { typeset } from "../src/live/typeset";
 import { seen, stepsOf, written, writtenDepth } from "../src/live/view";
-import { ago, power, quoted } from "../src/live/words";
+import { ago, bareNames, power, quoted } from "../src/live/words";
 
 beforeEach(() => {
   vi.useFakeTimers();
@@ -339,6 +341,32 @@ describe("words", () => {
       "runs/a-1",
       "'my run'",
       "'it'\\''s;rm'",
+    ]);
+  });
+});
+
+describe("names and ticks of an axis", () => {
+  it("leave out what all names share, as the report does", () => {
+    expect(bareNames(["model.layers.0.block", "model.layers.1.block"])).toEqual(["0", "1"]);
+    expect(bareNames(["first", "layers.0", "head"])).toEqual(["first", "layers.0", "head"]);
+    expect(bareNames(["a"])).toEqual(["a"]);
+    expect(bareNames([])).toEqual([]);
+  });
+
+  it("are few over many decades, and there are some over one", () => {
+    expect(logTicks(0.9, 2e24).map((tick) => tickWords(tick, true))).toEqual(["1", "10⁵", "10¹⁰", "10¹⁵", "10²⁰"]);
+    expect(logTicks(0.15, 3)).toEqual([0.2, 0.5, 1, 2]);
+    expect(tickWords(0.25, true)).toBe("0.25");
+  });
+
+  it("sentences are set as the report sets them, and stay text", () => {
+    expect(typeset("by 10^20.8 in all; 2^(depth/2) <= 1: `a^b <i>`")).toEqual([
+      { kind: "text", text: "by 10" },
+      { kind: "power", text: "20.8" },
+      { kind: "text", text: " in all; 2" },
+      { kind: "power", text: "depth/2" },
+      { kind: "text", text: " ≤ 1: " },
+      { kind: "code", text: "a^b <i>" },
     ]);
   });
 });

@@ -50,10 +50,10 @@ export function extent(cells: Cells): [number, number] | null {
   return low <= high ? [low, high] : null;
 }
 
-/** Whether any cell has a mark. */
+/** Which marks are drawn in any cell. */
 export function marked(cells: Cells): number {
   let found = 0;
-  for (const mark of cells.marks) found |= mark;
+  for (const mark of cells.marks) found |= mark & INFINITE ? INFINITE : mark & NAN ? NAN : mark;
   return found;
 }
 

@@ -2,9 +2,10 @@
 
 import type uPlot from "uplot";
 import type { Span } from "../figures/span";
-import { grouped, short } from "../page/number";
+import { grouped } from "../page/number";
 import type { Curve } from "./curves";
 import { colour } from "./scheme.svelte";
+import { logTicks, tickWords } from "./ticks";
 
 /** Steps at which a finding stood. */
 export interface Stretch {
@@ -44,7 +45,7 @@ export function plotOptions(given: PlotOptions): uPlot.Options {
   return {
     width: given.width,
     height: given.height,
-    padding: [8, 10, 0, 0],
+    padding: [8, 28, 0, 0],
     legend: { show: false },
     cursor: { y: false, points: { show: false }, drag: { x: true, y: false, setScale: false, dist: 5 } },
     scales: {
@@ -61,7 +62,9 @@ export function plotOptions(given: PlotOptions): uPlot.Options {
         ...axis,
         size: 58,
         grid: { stroke: () => colour("grid"), width: 1 },
-        values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick, 6))),
+        ...(log && { splits: (_: uPlot, __: number, low: number, high: number) => logTicks(low, high) }),
+        filter: (_, ticks) => ticks, // uPlot leaves labels of a logarithmic axis out
+        values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : tickWords(tick, log))),
       },
     ],
     series: [

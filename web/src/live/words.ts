@@ -43,6 +43,18 @@ export function ago(time: number, now: number): string {
 /** A time in the reader's own zone, for who wants it exactly. */
 export const exactly = (time: number): string => new Date(1000 * time).toLocaleString();
 
+/** Names without the parts, between points, that all of them begin and end with. */
+export function bareNames(names: readonly string[]): string[] {
+  const parts = names.map((name) => name.split("."));
+  const least = Math.min(...parts.map((one) => one.length), names.length ? Number.POSITIVE_INFINITY : 1) - 1;
+  const differ = (at: (one: readonly string[]) => string | undefined) => new Set(parts.map(at)).size > 1;
+  let first = 0;
+  while (first < least && !differ((one) => one[first])) first++;
+  let behind = 0;
+  while (behind < least - first && !differ((one) => one.at(-1 - behind))) behind++;
+  return parts.map((one) => one.slice(first, one.length - behind).join("."));
+}
+
 /** What a shell takes as one word. */
 export function quoted(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
