@@ -127,9 +127,16 @@ def _add_errors(app: FastAPI) -> None:
         told = [f"{'.'.join(map(str, one['loc'][1:])) or 'it'}: {one['msg']}" for one in error.errors()[:5]]
         return JSONResponse({"detail": f"The question cannot be used. {'; '.join(told)}."}, 422)
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        told = "levada itself failed, which is a defect: where `levada serve` runs, it says how."
+        return JSONResponse({"detail": told}, 500)
+
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"detail": f"{error.detail}."}, error.status_code, headers=error.headers)
+        if error.status_code == 400:  # FastAPI says so of a body that is no text
+            return JSONResponse({"detail": "The question cannot be used. It is not JSON."}, 422)
+        return JSONResponse({"detail": f"{error.detail.removesuffix('.')}."}, error.status_code, headers=error.headers)
 
 
 Id = Annotated[str, Part(pattern=r"^[a-z2-7]{20}$", description="Of a run, as the list gives it.")]
@@ -139,7 +146,7 @@ def no_query(request: Request) -> None:
     """Raise if there is a query, as the question has none."""
     if request.query_params:
         name = next(iter(request.query_params))
-        raise RefusedError(409, f"This question has no parameters, got {name!r}. Leave it out.")
+        raise RefusedError(422, f"This question has no parameters, got {name!r}. Leave it out.")
 
 
 def _add_runs(app: FastAPI) -> None:
@@ -147,8 +154,8 @@ def _add_runs(app: FastAPI) -> None:
     reader: Reader = app.state.reader
     found = {"responses": _problems(404, 409, 501, 503)}
 
-    async def ask(name: str, id: str, **values: Any) -> Json:
-        return Json(await reader.ask(name, run=scanner.name_of(id), **values))
+    async def ask(name: str, of: str, **values: Any) -> Json:
+        return Json(await reader.ask(name, run=scanner.name_of(of), **values))
 
     @app.get(f"{API}/runs", response_model=Runs, responses=_problems(), dependencies=[Depends(no_query)])
     async def runs() -> Json:

@@ -10,10 +10,11 @@ import os
 import signal
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from levada._errors import MissingExtraError
+from levada._errors import MissingExtraError, import_extra
 from levada.web.folder import RefusedError
 
 __all__ = ["LENGTH", "MEMORY", "answer", "limit_memory"]
@@ -48,6 +49,7 @@ def answer(root: Path, question: bytes) -> tuple[int, bytes]:
         root: the served folder.
         question: JSON: {"ask": name, ...}, the rest being arguments.
     """
+    from levada.web.opened import forget
     from levada.web.questions import QUESTIONS
 
     asked: dict[str, Any] = json.loads(question)
@@ -58,6 +60,7 @@ def answer(root: Path, question: bytes) -> tuple[int, bytes]:
     except MissingExtraError as error:
         return 501, _problem(str(error))
     except MemoryError:
+        forget()
         return 409, _problem("The run takes more memory than a page may: look at it with `levada report`.")
     except Exception as error:  # whatever a record holds, a reader of many is not stopped by one
         told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -75,13 +78,21 @@ def _read(stream: BinaryIO, size: int) -> bytes:
     return data
 
 
+def _warm() -> None:
+    """Load what answers need, and let Arrow reserve its addresses: what is taken before the limit does not count."""
+    import levada.web.questions  # noqa: F401
+
+    with suppress(MissingExtraError):
+        import_extra("pyarrow.parquet", "store", "reading signals")
+        import_extra("pyarrow", "store", "reading signals").array([0.0] * 2**16).cast("int64")
+
+
 def main() -> None:
     """Answer until the server ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the server, which closes the pipe
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that is printed gets between the answers
-    import levada.web.questions  # noqa: F401  before the limit: what is loaded does not count
-
+    _warm()
     limit_memory(MEMORY)
     root = Path(sys.argv[1])
     while True:

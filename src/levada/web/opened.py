@@ -16,7 +16,7 @@ from levada.runs.lock import is_held
 from levada.runs.processes import Together
 from levada.web.folder import Fingerprint, RefusedError, inspect
 
-__all__ = ["Opened", "opened"]
+__all__ = ["Opened", "forget", "opened"]
 
 _KEPT: Final = 2  # runs in memory
 Losses = Sequence[tuple[int, float]]
@@ -133,3 +133,8 @@ def opened(path: Path) -> Opened:
     except (UsageError, OSError) as error:
         raise RefusedError(409, f"The run cannot be read: {error}") from error
     return known
+
+
+def forget() -> None:
+    """Let go of all runs, as memory is short."""
+    _open.clear()

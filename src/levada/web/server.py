@@ -7,6 +7,7 @@ import errno
 import socket
 import sys
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -65,7 +66,9 @@ def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool)
             timeout_graceful_shutdown=2,
             ws="none",
         )
-        asyncio.run(uvicorn.Server(config).serve(sockets=[bound]))
+        with suppress(KeyboardInterrupt):  # uvicorn has closed all, and raises it again
+            asyncio.run(uvicorn.Server(config).serve(sockets=[bound]))
+        _say("levada serve: ended.")
 
 
 def listening(host: str, port: int) -> socket.socket:
