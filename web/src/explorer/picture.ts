@@ -125,10 +125,15 @@ function sizeWords(log: number): string {
   return log < 0 ? `${shortExp(log, 2)} of` : `${shortExp(log, 3)} times`;
 }
 
+/** A factor per layer; near 1 with a digit more, which is what counts over many layers. */
+export function rateText(log: number): string {
+  return `× ${shortExp(log, Math.abs(log) < 0.05 ? 4 : 3)}`;
+}
+
 function rateWords({ logRate, logPredicted }: Omit<Decay, "first">): string {
-  const measured = logRate === null ? "no rate per layer can be measured" : `× ${shortExp(logRate)} per layer`;
+  const measured = logRate === null ? "no rate per layer can be measured" : `${rateText(logRate)} per layer`;
   if (logPredicted === null) return measured;
-  const theory = shortExp(logPredicted);
+  const theory = rateText(logPredicted).slice(2);
   if (logRate === null) return `${measured} (theory says × ${theory})`;
   const agrees = Math.abs(Math.expm1(logRate - logPredicted)) < AGREES;
   return agrees ? `${measured}, as predicted (${theory})` : `${measured}, where theory says ${theory}`;

@@ -187,7 +187,7 @@ export interface Decoded {
 export function decode(query: string): Decoded {
   const found: Record<string, unknown> = {};
   const refused: string[] = [];
-  for (const [name, text] of new URLSearchParams(query.replace(/^[#?]/, ""))) {
+  for (const [name, text] of new URLSearchParams(query.replace(/^[#?/]+/, ""))) {
     if (!Object.hasOwn(FIELDS, name)) {
       refused.push(`There is no setting ${quoted(name)}.`);
       continue;
