@@ -8,6 +8,7 @@ import http.client
 import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
@@ -25,7 +25,7 @@ from levada.web.computation import Computation
 from levada.web.folder import identity
 from levada.web.pages import Pages
 from levada.web.reader import Reader
-from levada.web.server import listening
+from levada.web.server import Server, configured, listening
 
 __all__ = ["Client", "np", "served"]
 
@@ -155,6 +155,22 @@ class Client:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         return self.ask("POST", path, body, **{"content_type": "application/json", **own, **headers})
 
+    def runs(self) -> dict[str, Any]:
+        """Give the list once all runs are read."""
+        while (listed := self.json("/api/1/runs"))["waiting"]:
+            time.sleep(0.1)
+        found: dict[str, Any] = listed
+        return found
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[http.client.HTTPResponse]:
+        """Give the stream of events."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("GET", "/api/1/events")
+            with connection.getresponse() as stream:
+                yield stream
+
     def run(self, name: str, what: str = "") -> str:
         """Give the address of a run."""
         return f"/api/1/runs/{identity(name)}{what}"
@@ -188,7 +204,7 @@ def served(
             computation=how.get("computation") or Computation(),
             every=every,
         )
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1))
+        server = Server(configured(app), app.end)
         ready.set()
         await server.serve(sockets=[bound])
 
@@ -218,5 +234,5 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(root: Path) -> Iterator[Client]:
     """A server of that folder, as it starts by default."""
     with served(root) as client:
-        client.json("/api/1/runs")
+        client.runs()
         yield client

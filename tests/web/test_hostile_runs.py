@@ -203,7 +203,7 @@ def test_a_decompression_bomb_is_not_expanded(tmp_path: Path) -> None:
     write_watched(tmp_path / "good")
     bomb(write_watched(tmp_path / "run"), 2**28)
     with served(tmp_path) as client:
-        assert client.json(client.run("run", "/heat?signal=gradient_rms"), 404)
+        assert client.json(client.run("run", "/heat?signal=gradient_rms"))["steps"] == []
         assert any("samples-000001" in one for one in client.json(client.run("run"))["damage"])
         assert client.json(client.run("good"))["samples"] == 80
 
@@ -223,7 +223,7 @@ def test_a_run_that_takes_too_much_memory_ends_in_a_sentence_and_not_the_server(
         told = client.json(client.run("large"), 409)["detail"]
         assert "takes more memory than a page may" in told or "has died of it" in told
         assert client.json(client.run("good"))["samples"] == 80
-        rows = {row["name"]: row for row in client.json("/api/1/runs")["runs"]}
+        rows = {row["name"]: row for row in client.runs()["runs"]}
         assert rows["large"]["problem"]
 
 
@@ -258,7 +258,7 @@ def test_the_list_goes_on_without_what_cannot_be_read(tmp_path: Path) -> None:
     write_watched(tmp_path / "good")
     (write_watched(tmp_path / "bad") / "run.json").write_text("{}")
     with served(tmp_path) as client:
-        rows = {row["name"]: row for row in client.json("/api/1/runs")["runs"]}
+        rows = {row["name"]: row for row in client.runs()["runs"]}
         assert rows["good"]["verdict"] == "warn"
         assert "the manifest is damaged" in rows["bad"]["problem"]
 

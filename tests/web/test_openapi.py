@@ -40,7 +40,7 @@ def drawn_on(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
         with served(root, computation=Computation(60.0, "quick")) as client:
-            client.json("/api/1/runs")
+            client.runs()
             yield client
 
 

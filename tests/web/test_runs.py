@@ -23,7 +23,7 @@ def plane(held: dict[str, Any], name: str) -> Any:
 
 
 def test_the_list_holds_every_run(client: Client) -> None:
-    listed = client.json("/api/1/runs")
+    listed = client.runs()
     rows = {row["name"]: row for row in listed["runs"]}
     assert set(rows) == {"watched", "checks/one", "training", "training/watch/1", "study"}
     assert (listed["waiting"], listed["left_out"]) == (0, 0)
@@ -154,6 +154,23 @@ def test_signals_without_a_count_of_what_is_not_finite_say_what_was_not_measured
     assert (empty["steps"], empty["sites"], empty["mean"], empty["least"]) == ([], [], "", None)
 
 
+def test_blocks_that_two_processes_hold_are_one_picture(tmp_path: Path) -> None:
+    from levada.runs import SignalWriter
+    from levada.runs.codes import encode
+    from levada.web.heat import heat_of
+    from levada.web.pictures import HeatOf
+
+    run = write_watched(tmp_path / "run")
+    behind = [{"name": f"layers.{i}", "order": i, "kind": "Linear"} for i in range(5, 8)]
+    with SignalWriter(run, sites=behind, signals=["gradient_rms"], rank=1) as writer:
+        for step in STEPS:
+            writer.append(step, 0.0, encode([2.0**-i for i in range(5, 8)]), {})
+            writer.flush()
+    held = heat_of(run, HeatOf(signal="gradient_rms", first=4, last=6, columns=1)).model_dump()
+    assert held["sites"] == [4, 5, 6]
+    assert plane(held, "mean")[1:, 0] == pytest.approx([math.log10(2.0**-5), math.log10(2.0**-6)])
+
+
 def test_mixing_and_memory(client: Client) -> None:
     held = client.json(client.run("checks/one", "/mixing"))
     assert (held["steps"], held["step"], held["total"]) == ([0], 0, 2)
@@ -194,18 +211,15 @@ def test_what_is_not_there_is_told(client: Client) -> None:
 
 
 def test_events_tell_of_runs_that_appear_grow_and_end(tmp_path: Path) -> None:
-    import http.client
-
-    with served(tmp_path, every=0.05) as client:
+    with served(tmp_path, every=0.05) as client, client.listening() as stream:
         client.json("/api/1/runs")
-        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
-        connection.request("GET", "/api/1/events")
-        stream = connection.getresponse()
         assert stream.getheader("content-type", "").startswith("text/event-stream")
 
         def next_event() -> tuple[str, Any]:
             while not (line := stream.readline()).startswith(b"event:"):
                 assert line
+            if line == b"event: heartbeat\n":
+                return next_event()
             return line.split(b":")[1].strip().decode(), json.loads(stream.readline().removeprefix(b"data:"))
 
         writer = RunWriter.create(tmp_path / "new", kind="watch", name="new")
@@ -219,21 +233,13 @@ def test_events_tell_of_runs_that_appear_grow_and_end(tmp_path: Path) -> None:
         while event == "grew":
             event, row = next_event()
         assert (event, row["state"]) == ("ended", "ended")
-        connection.close()
 
 
 def test_only_so_many_listen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import http.client
-
     monkeypatch.setattr("levada.web.scanner.MAX_LISTENERS", 2)
-    with served(root) as client:
-        kept = []
-        for _ in range(2):
-            connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
-            connection.request("GET", "/api/1/events")
-            assert connection.getresponse().status == 200
-            kept.append(connection)
-        status, headers, _ = client.get("/api/1/events")
-        assert (status, headers["retry-after"]) == (503, "5")
-        for connection in kept:
-            connection.close()
+    with served(root) as client, client.listening() as first:
+        assert first.readline() == b"retry: 2000\n"
+        with client.listening() as second:
+            assert second.readline() == b"retry: 2000\n"
+            status, headers, _ = client.get("/api/1/events")
+            assert (status, headers["retry-after"]) == (503, "5")

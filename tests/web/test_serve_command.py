@@ -43,9 +43,12 @@ def test_it_prints_its_address_and_ends_in_one_line(process: subprocess.Popen[st
     assert client.post("/api/1/session", b"\xff", content_type="text/plain")[0] == 200
     assert client.get(f"/api/1/runs?token={client.token}")[0] == 422
     assert client.get("/api/1/runs", host="evil.example", authorization=f"Bearer {client.token}")[0] == 403
-    process.send_signal(signal.SIGINT)
+    with client.listening() as stream:
+        assert stream.readline() == b"retry: 2000\n"
+        process.send_signal(signal.SIGINT)
+        assert stream.read() == b"\n"
     rest, _ = process.communicate(timeout=60)
-    assert rest.splitlines()[-1] == "levada serve: ended."
+    assert rest == "levada serve: ended.\n" or rest == "Ctrl-C ends it.\nlevada serve: ended.\n"
     assert client.token not in rest
     assert "Traceback" not in rest
     assert process.returncode == 0

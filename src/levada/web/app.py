@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp
 
 from levada import __version__
 from levada.web.access import COOKIE, Access
@@ -61,7 +60,7 @@ def create_app(
     reader: Reader | None = None,
     computation: Computation | None = None,
     every: float = 2.0,
-) -> ASGIApp:
+) -> Guard:
     """Make the server's application.
 
     Args:
@@ -101,7 +100,7 @@ def create_app(
     _add_check(app, computation or Computation())
     _add_session(app)
     _add_pages(app, pages or Pages())
-    return Guard(app, access)
+    return Guard(app, access, scanner.end)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -155,7 +154,7 @@ def _add_runs(app: FastAPI) -> None:
     found = {"responses": _problems(404, 409, 501, 503)}
 
     async def ask(name: str, of: str, **values: Any) -> Json:
-        return Json(await reader.ask(name, run=scanner.name_of(of), **values))
+        return Json(await reader.ask(name, run=await scanner.name_of(of), **values))
 
     @app.get(f"{API}/runs", response_model=Runs, responses=_problems(), dependencies=[Depends(no_query)])
     async def runs() -> Json:

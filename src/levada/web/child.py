@@ -1,6 +1,7 @@
 """The process that reads runs, `python -m levada.web.child`: what lies in them cannot make the server large or stop it.
 
-Questions come as JSON on the standard input, answers go to the standard output; both have their length before them.
+Questions come as JSON on the standard input, answers go to the standard output; both have their length before them. The
+first answer is to no question, and says that all is loaded.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def main() -> None:
     _warm()
     limit_memory(MEMORY)
     root = Path(sys.argv[1])
+    answers.write(LENGTH.pack(0, 200))
+    answers.flush()
     while True:
         (size,) = struct.unpack("<I", _read(questions, 4))
         status, body = answer(root, _read(questions, size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, Final, final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,10 +37,11 @@ class Guard:
     Args:
         app: what answers.
         access: who may ask.
+        end: what ends answers that have no end of their own.
     """
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: ASGIApp, access: Access, end: Callable[[], None]) -> None:
+        self._app, self._access, self.end = app, access, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -106,7 +108,7 @@ async def _answer(send: Send, status: int, sentence: str) -> None:
 
 async def _body(receive: Receive) -> bytes | None:
     """Read a body; None if it is too large."""
-    body = b""
+    body: bytes = b""
     while True:
         message = await receive()
         if message["type"] != "http.request":

@@ -61,7 +61,7 @@ class Highway(Option):
 
     name: Literal["highway"]
     coupled: bool = True
-    bias: float = Field(-2.0, ge=-100, le=100)
+    bias: float = Field(default=-2.0, ge=-100, le=100)
 
 
 class Dense(Option):
@@ -86,7 +86,7 @@ class Manifold(Option):
 
     name: Literal["manifold"]
     streams: Streams = 4
-    iterations: int = Field(20, ge=1, le=100)
+    iterations: int = Field(default=20, ge=1, le=100)
 
 
 class Identity(Option):
@@ -101,7 +101,7 @@ class Attention(Option):
     """`levada.AttentionResidual`."""
 
     name: Literal["attention"]
-    block_size: int = Field(1, ge=1, le=1000)
+    block_size: int = Field(default=1, ge=1, le=1000)
     scale: Literal["mean", "sum"] = "mean"
 
 
@@ -115,8 +115,8 @@ class Initialisation(Option):
 
     name: Literal["pytorch_default", "he", "glorot", "orthogonal", "gaussian"] = "pytorch_default"
     gain: Positive = 1.0
-    weight_variance: float = Field(1.0, ge=0, le=1e6, description="Times fan_in; of gaussian.")
-    bias_variance: float = Field(0.0, ge=0, le=1e6, description="Of gaussian.")
+    weight_variance: float = Field(default=1.0, ge=0, le=1e6, description="Times fan_in; of gaussian.")
+    bias_variance: float = Field(default=0.0, ge=0, le=1e6, description="Of gaussian.")
 
 
 class Optimizer(Option):
@@ -125,7 +125,7 @@ class Optimizer(Option):
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.01
     momentum: Share = 0.0
-    weight_decay: float = Field(0.0, ge=0, le=1e3)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e3)
 
 
 class CheckOf(Option):
@@ -141,10 +141,10 @@ class CheckOf(Option):
     init: Initialisation = Initialisation()
     optimizer: Optimizer = Optimizer()
     precision: Literal["float32", "float64"] = "float32"
-    seed: int = Field(0, ge=0, lt=2**32)
-    inputs: int | None = Field(None, ge=1, le=4096, description="Features that come in; the width if left out.")
-    classes: int = Field(10, ge=2, le=1000)
-    batch: int = Field(32, ge=2, le=256)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    inputs: int | None = Field(default=None, ge=1, le=4096, description="Features that come in; the width if left out.")
+    classes: int = Field(default=10, ge=2, le=1000)
+    batch: int = Field(default=32, ge=2, le=256)
 
     @property
     def excess(self) -> str:

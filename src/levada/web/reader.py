@@ -73,11 +73,7 @@ class Reader:
             raise
 
     async def _exchange(self, question: bytes) -> tuple[int, bytes]:
-        if self._process is None:
-            words = (sys.executable, "-P", "-m", "levada.web.child", str(self._root))
-            pipe = asyncio.subprocess.PIPE
-            self._process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
-        process = self._process
+        process = self._process or await self._started()
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(struct.pack("<I", len(question)) + question)
@@ -86,6 +82,21 @@ class Reader:
         if size > _LARGEST:
             raise OSError("an answer is too large")
         return status, await process.stdout.readexactly(size)
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        words = (sys.executable, "-P", "-m", "levada.web.child", str(self._root))
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
+        assert self._process.stdout is not None
+        await self._process.stdout.readexactly(LENGTH.size)  # when all is loaded
+        return self._process
+
+    async def start(self) -> None:
+        """Start the process, so that the first question does not wait for it."""
+        async with self._turn:
+            if self._process is None:
+                with suppress(asyncio.IncompleteReadError, OSError):
+                    await self._started()
 
     async def close(self) -> None:
         """End the process; the next question starts another."""

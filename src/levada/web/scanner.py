@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -18,9 +19,11 @@ from levada.web.shapes import News, Row, Runs
 __all__ = ["MAX_LISTENERS", "Scanner"]
 
 MAX_LISTENERS: Final = 64
+_log: Final = logging.getLogger("levada.web")
 _UNTOLD: Final = 256  # news that a listener may be behind; then it is let go, and comes again
 _FIRST: Final = 5.0  # seconds that the first list waits
-_SHARE: Final = 10  # looking takes at most one part in so many of the time
+_SHARE: Final = 10  # looking takes about one part in so many of the time
+_LATEST: Final = 30.0  # seconds after which a run that grows is read again, however long that takes
 Kind = Literal["appeared", "grew", "ended", "gone"]
 
 
@@ -49,15 +52,18 @@ class Scanner:
         self._root, self._reader, self._every, self._heartbeat = root, reader, every, heartbeat
         self._known: dict[str, _Known] = {}
         self._left_out = 0
-        self._looked = asyncio.Event()
+        self._found, self._looked = asyncio.Event(), asyncio.Event()
+        self._ended = False
         self._listeners: set[asyncio.Queue[News | None]] = set()
 
     async def run(self) -> None:
         """Look again and again."""
         while True:
             began = time.monotonic()
-            with suppress(OSError):
+            try:
                 await self.look()
+            except Exception:  # the next look may find the folder as it should be
+                _log.exception("looking for runs failed, which is a defect of levada")
             self._looked.set()
             await asyncio.sleep(max(self._every, _SHARE * (time.monotonic() - began)))
 
@@ -71,6 +77,8 @@ class Scanner:
                 self._tell("gone", gone.row)
         for id, name in ids.items():
             self._known.setdefault(id, _Known(name))
+        self._found.set()
+        await self._reader.start()
         stamps = await asyncio.to_thread(self._stamps, ids)
         for id, seen in sorted(stamps.items(), key=lambda one: -one[1][1]):
             one = self._known[id]
@@ -94,7 +102,7 @@ class Scanner:
                 one.seen = None
                 return
             one.row = _unreadable(id, one.name, seen[1] / 1e9, str(error))
-        one.next = time.monotonic() + _SHARE * (time.monotonic() - began)
+        one.next = time.monotonic() + min(_LATEST, _SHARE * (time.monotonic() - began))
         if before is None:
             self._tell("appeared", one.row)
         elif one.row != before:
@@ -117,8 +125,8 @@ class Scanner:
         waiting = sum(one.row is None for one in self._known.values())
         return Runs(runs=rows, waiting=waiting, left_out=self._left_out, version=__version__)
 
-    def name_of(self, id: str) -> str:
-        """Give the path of a run from the served folder on.
+    async def name_of(self, id: str) -> str:
+        """Give the path of a run from the served folder on; at the beginning, wait a little for what is found.
 
         Args:
             id: its opaque name.
@@ -126,6 +134,8 @@ class Scanner:
         Raises:
             RefusedError: if there is none.
         """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._found.wait(), _FIRST)
         if id not in self._known:
             raise RefusedError(404, "There is no such run: it may have been moved. Ask for the list again.")
         return self._known[id].name
@@ -138,14 +148,22 @@ class Scanner:
         """
         if len(self._listeners) >= MAX_LISTENERS:
             raise RefusedError(503, f"{MAX_LISTENERS} pages listen already, which is the limit. Close one.")
-        queue: asyncio.Queue[News | None] = asyncio.Queue(_UNTOLD)
-        self._listeners.add(queue)
-        return self._stream(queue)
+        return self._stream(asyncio.Queue(_UNTOLD))
+
+    def end(self) -> None:
+        """Let all that listen go."""
+        self._ended = True
+        for listener in self._listeners:
+            while not listener.empty():
+                listener.get_nowait()
+            listener.put_nowait(None)
 
     async def _stream(self, queue: asyncio.Queue[News | None]) -> AsyncIterator[bytes]:
+        # Only here: a stream that is never begun has no end either.
+        self._listeners.add(queue)
         try:
             yield b"retry: 2000\n\n"
-            while True:
+            while not self._ended:
                 try:
                     news = await asyncio.wait_for(queue.get(), self._heartbeat)
                 except TimeoutError:

@@ -7,18 +7,20 @@ import errno
 import socket
 import sys
 import webbrowser
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, final
 
 import uvicorn
 
 from levada._errors import UsageError
 from levada.web.access import Access, is_loopback
 from levada.web.app import create_app
+from levada.web.guard import Guard
 from levada.web.pages import MISSING, Pages
 
-__all__ = ["PORT", "listening", "serve"]
+__all__ = ["PORT", "Server", "configured", "listening", "serve"]
 
 PORT: Final = 8765
 _CONNECTIONS: Final = 128
@@ -56,19 +58,47 @@ def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool)
         _say("Ctrl-C ends it.")
         if opens and pages.there:
             webbrowser.open(address)
-        config = uvicorn.Config(
-            create_app(root.resolve(), access, pages=pages),
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=2,
-            ws="none",
-        )
+        app = create_app(root.resolve(), access, pages=pages)
         with suppress(KeyboardInterrupt):  # uvicorn has closed all, and raises it again
-            asyncio.run(uvicorn.Server(config).serve(sockets=[bound]))
+            asyncio.run(Server(configured(app), app.end).serve(sockets=[bound]))
         _say("levada serve: ended.")
+
+
+def configured(app: Guard) -> uvicorn.Config:
+    """Give what uvicorn is told: no log of what was asked, and limits.
+
+    Args:
+        app: the application.
+    """
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=2,
+        ws="none",
+    )
+
+
+@final
+class Server(uvicorn.Server):
+    """uvicorn's, which before it waits for answers to end lets go of those that have none.
+
+    Args:
+        config: what it is told.
+        end: lets go of them.
+    """
+
+    def __init__(self, config: uvicorn.Config, end: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end = end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End all."""
+        self._end()
+        await super().shutdown(sockets)
 
 
 def listening(host: str, port: int) -> socket.socket:
