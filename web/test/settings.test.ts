@@ -27,7 +27,7 @@ function draw(random: Random): Settings {
   const flip = () => random.below(2) === 1;
   const order = [...CONNECTIONS].sort(() => random.uniform() - 0.5);
   const numbers = Object.entries(RANGES).map(([name, { low, high }]) => {
-    const real = ["gain", "weightVariance", "biasVariance", "gateBias", "alpha", "lr"].includes(name);
+    const real = ["gain", "weightVariance", "biasVariance", "gateBias", "alpha", "lr", "spread"].includes(name);
     return [name, real ? low + random.uniform() * (high - low) : low + random.below(high - low + 1)];
   });
   return {

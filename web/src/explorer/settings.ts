@@ -59,6 +59,8 @@ export interface Settings {
   readonly rows: number;
   readonly seed: number;
   readonly view: (typeof VIEWS)[number];
+  /** How far the mixing tab's matrices are from where they start. */
+  readonly spread: number;
 }
 
 interface Field<T> {
@@ -91,6 +93,7 @@ export const RANGES = {
   lr: { low: 1e-6, high: 100 },
   rows: { low: 2, high: 256 },
   seed: { low: 0, high: 999_999 },
+  spread: { low: 0.01, high: 10 },
 } as const satisfies Partial<Record<keyof Settings, Range>>;
 
 function number(initial: number, { low, high }: Range, whole: boolean): Field<number> {
@@ -162,6 +165,7 @@ const FIELDS: { readonly [K in keyof Settings]: Field<Settings[K]> } = {
   rows: whole(32, RANGES.rows),
   seed: whole(0, RANGES.seed),
   view: oneOf("both", VIEWS),
+  spread: real(0.3, RANGES.spread),
 };
 
 const NAMES = Object.keys(FIELDS) as (keyof Settings)[];
