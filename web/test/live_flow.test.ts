@@ -276,12 +276,15 @@ describe("the list", () => {
 });
 
 describe("what is seen of a run", () => {
-  const run = { steps: 100, first_step: 0, last_step: 95, samples: 20 } as never;
+  const summary = (given: object) =>
+    ({ steps: 100, first_step: 0, last_step: 95, samples: 20, has: [], ...given }) as never;
+  const run = summary({});
 
   it("reaches as far as its last sample stands", () => {
     expect(stepsOf([run])).toEqual({ from: 0, to: 100 });
-    expect(stepsOf([{ steps: 96, first_step: 0, last_step: 95, samples: 20 } as never])).toEqual({ from: 0, to: 100 });
-    expect(stepsOf([{ steps: 7, first_step: null, last_step: null, samples: 0 } as never])).toEqual({ from: 0, to: 7 });
+    expect(stepsOf([summary({ steps: 96 })])).toEqual({ from: 0, to: 100 });
+    expect(stepsOf([summary({ steps: 7, first_step: null, last_step: null, samples: 0 })])).toEqual({ from: 0, to: 7 });
+    expect(stepsOf([summary({ has: ["held_out"] })])).toEqual({ from: 0, to: 101 });
     expect(stepsOf([])).toEqual({ from: 0, to: 1 });
   });
 

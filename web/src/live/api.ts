@@ -24,6 +24,8 @@ export interface Row {
 
 export interface Runs {
   readonly runs: readonly Row[];
+  /** Runs that were found and are not read yet. */
+  readonly waiting: number;
   readonly left_out: number;
   readonly version: string;
 }

@@ -55,6 +55,7 @@ export function plotOptions(given: PlotOptions): uPlot.Options {
     axes: [
       {
         ...axis,
+        size: 32,
         grid: { show: false },
         values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? grouped(tick) : "")),
       },

@@ -13,6 +13,7 @@ export class Live {
   /** Whether the list has come once. */
   known = $state(false);
   leftOut = $state(0);
+  waiting = $state(0);
   version = $state("");
   problem = $state("");
   private readonly events: Events;
@@ -47,6 +48,7 @@ export class Live {
       const told = await ask<Runs>("runs");
       this.runs = new Map(told.runs.map((row) => [row.id, row]));
       this.leftOut = told.left_out;
+      this.waiting = told.waiting;
       this.version = told.version;
       this.known = true;
       this.problem = "";
@@ -58,6 +60,7 @@ export class Live {
   private hear(type: string, row: Row): void {
     if (type === "heartbeat" || typeof row?.id !== "string") return;
     const runs = new Map(this.runs);
+    if (!runs.has(row.id)) this.waiting = Math.max(0, this.waiting - 1);
     if (type === "gone") runs.delete(row.id);
     else runs.set(row.id, row);
     this.runs = runs;

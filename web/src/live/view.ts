@@ -6,10 +6,11 @@ import type { Place } from "./place";
 
 /** All steps of the runs: a step more than the last one, and as long as the last sample stands. */
 export function stepsOf(runs: readonly Summary[]): Span {
-  const ends = runs.map(({ steps, first_step, last_step, samples }) => {
-    if (last_step === null || first_step === null) return steps;
+  const ends = runs.map(({ steps, first_step, last_step, samples, has }) => {
+    const made = has.includes("held_out") ? steps + 1 : steps; // held out losses are by the number of steps done
+    if (last_step === null || first_step === null) return made;
     const apart = samples > 1 ? (last_step - first_step) / (samples - 1) : 1;
-    return Math.max(steps, last_step + Math.max(1, Math.round(apart)));
+    return Math.max(made, last_step + Math.max(1, Math.round(apart)));
   });
   return { from: 0, to: Math.max(1, ...ends) };
 }
