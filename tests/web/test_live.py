@@ -340,7 +340,9 @@ def test_a_run_that_is_written_is_followed_and_a_server_that_is_killed_is_told(v
     try:
         page = visit(at=served.port)
         until(page, page.locator(".empty"), "There is no run in this folder yet.")
+        write_deep(tmp_path / "runs" / "removed", 0.5)
         training.start()
+        page.locator("tbody a", has_text="removed").wait_for()
         page.locator("tbody a", has_text="mine").click()  # it appears by itself
         until(page, page.locator(".badge"), "running")
         page.wait_for_selector(HEATS)
@@ -352,6 +354,7 @@ def test_a_run_that_is_written_is_followed_and_a_server_that_is_killed_is_told(v
         until(page, page.locator(".connection"), "not connected")
         assert "what is shown is as it was" in page.locator(".notice").first.inner_text()
         write_deep(tmp_path / "runs" / "meanwhile", 0.5)
+        shutil.rmtree(tmp_path / "runs" / "removed")
         go.set()
         training.join()
         served.start()
