@@ -149,7 +149,9 @@ def test_variances_and_the_optimizer_have_an_effect(visit: Open) -> None:
     changes(page, lambda: use(page, "Bias variance σb², exactly", 0.5))
     page.get_by_label("first update").check()
     changes(page, lambda: use(page, "Optimizer", "adamw"))
-    changes(page, lambda: use(page, "Learning rate, exactly", 0.003))
+    before = page.inner_text(".told tbody td")  # all steps change alike, and the axis with them
+    use(page, "Learning rate, exactly", 0.003)
+    page.wait_for_function("before => document.querySelector('.told tbody td').textContent != before", arg=before)
     settled(page, "optimizer=adamw&lr=0.003")
 
 

@@ -206,6 +206,7 @@ def test_axe_finds_nothing(visit: Visit, place: str) -> None:
 def test_a_table_has_the_numbers_of_the_figure(visit: Visit) -> None:
     page = visit("depth=5&precision=float64&view=gradient")
     page.get_by_text("Numbers", exact=True).click()
+    page.wait_for_selector("figure tbody tr")
     rows = page.locator("figure table tr").all_inner_texts()
     assert rows[0].split("\t") == [
         "layer", "plain", "plain, predicted", "residual", "residual, predicted", "0.25 per layer",
