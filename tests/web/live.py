@@ -1,0 +1,54 @@
+"""What the live page's tests are made on: a run of which every number is known, and a server that can be killed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.request import urlopen
+
+from levada.runs import RunWriter, SignalWriter
+from levada.runs.codes import encode
+from levada.web.folder import identity
+
+__all__ = ["Served", "write_deep"]
+
+
+def write_deep(folder: Path, rate: float, names: Sequence[str] = (), steps: range = range(0, 600, 10)) -> None:
+    """Write a run whose gradient at layer i is `rate` to the power of i, at every step."""
+    sites = [{"name": name, "order": i} for i, name in enumerate(names or [f"layers.{i}" for i in range(30)])]
+    with RunWriter.create(folder, kind="watch", name=folder.name) as writer:
+        writer.append("loss", steps=list(steps), values=[4.0 / (1 + step) for step in steps])
+        with SignalWriter(folder, sites=sites, signals=["signal_rms", "gradient_rms"]) as signals:
+            for step in steps:
+                signals.append(
+                    step, 1.7e9 + step, encode([1.0] * len(sites) + [rate**i for i in range(len(sites))]), {}
+                )
+                signals.flush()
+        writer.append("end", steps=steps[-1] + 1)
+
+
+class Served:
+    """A server of a folder, which can be killed and started again at the same port."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.port = root, 0
+        self.start()
+
+    def start(self) -> None:
+        words = [sys.executable, "-P", "-m", "levada", "serve", str(self.root), "--port", str(self.port)]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/(#token=\S+)", self.process.stdout.readline())
+        assert found is not None
+        self.port, self.token = int(found[1]), found[2]
+        urlopen(f"http://127.0.0.1:{self.port}/api/1/runs", timeout=60).close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def run(self, name: str, asked: str = "") -> str:
+        return f"#/run/{identity(name)}{asked}"

@@ -1,0 +1,371 @@
+"""The live page in a browser, against `levada serve` in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import levada
+from levada.web.folder import identity
+from levada.web.pages import STATIC
+
+from .conftest import HOSTILE, write_check, write_watched
+from .live import Served, write_deep
+
+CHROMIUM = shutil.which("chromium")
+AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+    pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web"),
+]
+Open = Callable[..., Any]
+WAIT = 30_000  # milliseconds: the machine may be busy
+HEATS = "[aria-roledescription='heat map']"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("live")
+    write_watched(root / "watched")
+    write_watched(root / "cut", ends=False)
+    write_check(root / "checked")
+    write_deep(root / "deep" / "half", 0.5)
+    write_deep(root / "deep" / "quarter", 0.25, names=[f"layers.{i}" for i in range(40)])
+    write_deep(root / "named", 0.5, names=[f"{HOSTILE}{i}" for i in range(4)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Served]:
+    served = Served(folder)
+    yield served
+    served.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any, server: Served) -> Iterator[Open]:
+    """Open the page; a server that answers leaves nothing to say in the console, nor asks the page another one."""
+    contexts: list[Any] = []
+    said: list[str] = []
+    asked: list[str] = []
+
+    def opened(fragment: str = "#/", width: int = 1280, height: int = 900, *, at: int = 0, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        if not at:
+            page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"http://127.0.0.1:{at or server.port}/{fragment}")
+        page.wait_for_selector("h1")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert all(url.startswith(("http://127.0.0.1:", "data:")) for url in asked)
+
+
+def read(page: Any, number: int = 0) -> Any:
+    """Give the sentence that reads a heat map, once it has come."""
+    return page.locator(".read").nth(number)
+
+
+def numbers(url: str) -> dict[str, int]:
+    return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", url)}
+
+
+def width_of(url: str) -> int:
+    return numbers(url)["to"] - numbers(url)["from"]
+
+
+def names(page: Any) -> list[str]:
+    return [text.strip() for text in page.locator("tbody th a").all_inner_texts()]
+
+
+def until(page: Any, locator: Any, text: str) -> None:
+    """Wait for a text."""
+    locator.filter(has_text=text).first.wait_for()
+    assert page.locator("[role=alert]").count() == 0
+
+
+def test_the_list_is_filtered_sorted_and_walked_through_by_keys(visit: Open) -> None:
+    page = visit()
+    page.wait_for_selector("tbody a")
+    assert set(names(page)) == {"watched", "cut", "checked", "deep/half", "deep/quarter", "named"}
+    page.get_by_role("button", name="run", exact=True).click()
+    assert names(page) == ["checked", "cut", "deep/half", "deep/quarter", "named", "watched"]
+    assert page.locator("th[aria-sort=ascending]").inner_text().startswith("run")
+    row = page.locator("tr", has_text="cut")
+    assert "not ended" in row.inner_text()
+    assert "warning" in row.inner_text()
+    assert "0.01" in row.inner_text()
+    page.keyboard.press("/")
+    page.keyboard.type("deep watch")
+    assert names(page) == ["deep/half", "deep/quarter"]
+    until(page, page.locator("[aria-live]"), "2 of 6 runs.")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_url("**#/?text=deep+watch&sort=name")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**#/run/{identity('deep/quarter')}")
+    page.go_back()
+    page.wait_for_selector("tbody a")
+    assert names(page) == ["deep/half", "deep/quarter"]
+    page.get_by_label("Verdict").select_option("warn")
+    until(page, page.locator(".empty"), "No run is like that.")
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("step=0&layer=3", "layers.3, step 0: 0.125"),
+        ("step=137&layer=1", "layers.1, step 135: 0.25"),
+        ("step=100&layer=1", "layers.1, step 100: zero"),
+        ("step=200&layer=2", "layers.2, step 200: infinite"),
+        ("step=300&layer=3", "layers.3, step 300: NaN"),
+    ],
+)
+def test_a_link_shows_a_run_with_the_number_of_its_cell(visit: Open, server: Served, place: str, told: str) -> None:
+    page = visit(server.run("watched", f"?{place}"))
+    until(page, read(page), told)
+    assert page.locator(".badge.warn").first.inner_text().endswith("warning")
+    assert "The run ended after 400 steps." in page.inner_text("main")
+    for mark in ("exactly zero", "infinite", "NaN"):
+        assert page.locator(".legend li", has_text=mark).first.is_visible()
+
+
+def test_findings_have_their_evidence_and_lead_to_their_step(visit: Open, server: Served) -> None:
+    page = visit(server.run("watched"))
+    card = page.locator("article")
+    assert HOSTILE in card.inner_text()
+    assert "0.5" in card.locator(".pairs").inner_text()
+    card.get_by_role("button", name="at step 20").click()
+    page.wait_for_url("**?step=20")
+    until(page, read(page), "step 20")
+    command = page.locator("pre", has_text="levada report").inner_text()
+    assert command == "levada report watched -o report.html"
+
+
+def test_a_map_is_moved_and_zoomed_by_keys_and_the_wheel_and_all_figures_follow(visit: Open, server: Served) -> None:
+    page = visit(server.run("deep/half", "?step=300&layer=10"))
+    until(page, read(page), "layers.10, step 300: 9.77×10⁻⁴")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.locator(HEATS).first.focus()
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    page.wait_for_url(lambda url: "from=" in url and width_of(url) < 300)
+    link = page.url
+    told = numbers(link)
+    assert told["from"] < 300 < told["to"]
+    assert told["first"] < 10 < told["last"]
+    assert told["last"] - told["first"] < 15
+    page.wait_for_timeout(500)
+    for what in ("/loss?", "/heat?signal=gradient_rms", "/heat?signal=signal_rms"):
+        assert any(what in url and f"from={told['from']}&to={told['to']}" in url for url in asked)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    until(page, read(page), "layers.11, step 310: 4.88×10⁻⁴")
+    page.keyboard.press("Shift+ArrowRight")
+    page.wait_for_url(re.compile(rf"from=(?!{told['from']}&)\d+"))
+    page.keyboard.press("0")
+    page.wait_for_url("**?step=310&layer=11")
+    box = page.locator(HEATS).first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    page.mouse.wheel(0, -400)
+    page.wait_for_url(re.compile(r"from=\d+&to=\d+"))
+    again = visit(link.partition("/#")[2].join(["#", ""]))
+    until(again, read(again), "layers.10, step 300: 9.77×10⁻⁴")
+    assert again.url == link
+
+
+def test_without_the_focus_the_wheel_moves_the_page(visit: Open, server: Served) -> None:
+    page = visit(server.run("deep/half"))
+    page.wait_for_selector(HEATS)
+    page.locator(HEATS).first.hover()
+    page.mouse.wheel(0, 300)
+    page.wait_for_function("scrollY > 100")
+    assert "from=" not in page.url
+
+
+def test_two_runs_are_compared_where_their_layers_agree(visit: Open, server: Served) -> None:
+    page = visit()
+    page.wait_for_selector("tbody a")
+    button = page.get_by_role("button", name="Compare two")
+    assert button.is_disabled()
+    page.get_by_label("Compare deep/half").check()
+    page.get_by_label("Compare deep/quarter").check()
+    button.click()
+    page.wait_for_url("**?with=*")
+    page.goto(page.url + "&step=300&layer=3")
+    until(page, page.locator("main p"), "Compared are the 30 layers that both have in the same order, of 30 and 40.")
+    for number, told in enumerate(["0.125", "0.0156", "× 8"]):
+        until(page, read(page, number), f"layers.3, step 300: {told}")
+    until(page, page.locator("figure", has_text="By layer, at step 300"), "deep/quarter")
+    assert page.get_by_role("heading", name="deep/half beside deep/quarter").is_visible()
+    again = visit(f"#{page.url.partition('#')[2]}")
+    until(again, read(again, 2), "layers.3, step 300: × 8")
+    legend = again.get_by_role("figure", name="The loss", exact=True).locator(".legend").inner_text()
+    assert "loss, deep/half" in legend
+    assert "loss, deep/quarter" in legend
+    again.get_by_role("button", name="Exchange the two").click()
+    until(again, again.locator("h1"), "deep/quarter beside deep/half")
+
+
+def test_streams_and_memory_are_shown_where_they_were_recorded(visit: Open, server: Served) -> None:
+    page = visit(server.run("checked"))
+    until(page, page.locator("main p"), "After 8 steps 1/1000 of the memory is left (interval 7 to 9)")
+    assert page.locator(".mixes li").count() == 2
+    assert page.locator(".mixes svg").first.get_attribute("aria-label") == "layers.0, rows: 1 0; 0.5 0.5"
+    assert "equal streams by up to 2, and a gradient that is equal in all streams by up to ∞" in page.inner_text("main")
+
+
+def test_what_a_run_is_called_is_text(visit: Open, server: Served) -> None:
+    page = visit(server.run("named", "?step=100&layer=2"))
+    until(page, read(page), f"{HOSTILE}2, step 100: 0.25")
+    figure = page.get_by_role("figure", name="gradient of the loss", exact=True)
+    figure.locator("summary").click()
+    assert HOSTILE in figure.locator("table").inner_text()
+    page.goto(f"http://127.0.0.1:{server.port}/{server.run('checked')}")
+    until(page, page.locator(".eyebrow"), HOSTILE)
+    assert page.locator("main script, main img").count() == 0
+
+
+def test_dark_or_light_is_chosen_and_kept(visit: Open) -> None:
+    page = visit(color_scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(background) == "rgb(18, 23, 26)"
+    page.get_by_label("Colours").select_option("light")
+    assert page.evaluate(background) == "rgb(252, 251, 248)"
+    page.reload()
+    page.wait_for_selector("h1")
+    assert page.evaluate(background) == "rgb(252, 251, 248)"
+    page.get_by_label("Colours").select_option("system")
+    assert page.evaluate(background) == "rgb(18, 23, 26)"
+
+
+def test_a_phone_needs_no_sideways_scrolling_and_has_room_for_a_finger(visit: Open, server: Served) -> None:
+    other = identity("deep/quarter")
+    for link in ("#/", server.run("watched"), server.run("named"), server.run("deep/half", f"?with={other}")):
+        page = visit(link, width=360, height=740, has_touch=True)
+        page.wait_for_selector("tbody a" if link == "#/" else HEATS)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        small = page.eval_on_selector_all(
+            "button, select, input[type=text], .pick label, .under label",
+            "all => all.filter(one => one.checkVisibility() && one.getBoundingClientRect().height < 35.9)"
+            ".map(one => one.outerHTML.slice(0, 80))",
+        )
+        assert small == []
+
+
+def test_a_finger_taps_a_cell(visit: Open, server: Served) -> None:
+    page = visit(server.run("deep/half"), width=360, height=740, has_touch=True)
+    page.wait_for_selector(HEATS)
+    page.wait_for_timeout(500)
+    page.locator(HEATS).first.tap()
+    page.wait_for_url(re.compile(r"step=\d+&layer=\d+"))
+    assert int(re.search(r"layer=(\d+)", page.url)[1]) in (14, 15)
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: cd web && npm ci")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation(visit: Open, server: Served, scheme: str) -> None:
+    other = identity("deep/quarter")
+    half = server.run("deep/half", f"?with={other}&step=300&layer=3")
+    for link in ("#/", server.run("watched", "?step=100&layer=1"), half, server.run("checked")):
+        page = visit(link, color_scheme=scheme, bypass_csp=True)
+        page.wait_for_selector("tbody a" if link == "#/" else ".eyebrow")
+        page.wait_for_timeout(1000)
+        page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
+        page.add_script_tag(path=str(AXE))
+        found = page.evaluate("axe.run().then(({ violations }) => violations)")
+        told = [(one["id"], [node["html"][:160] for node in one["nodes"]][:4]) for one in found]
+        assert told == [], link
+
+
+def train(folder: Path, go: threading.Event) -> None:
+    """Train a small model slowly until told to end, watched."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with levada.watch(model, optimizer, run=folder, every=2, max_overhead=1.0):
+        while not go.is_set():
+            optimizer.zero_grad()
+            model(torch.randn(16, 8)).square().mean().backward()
+            optimizer.step()
+            time.sleep(0.02)
+
+
+def steps_of(page: Any) -> int:
+    return int(
+        page.locator("dl div", has_text="steps").first.locator("strong").inner_text().split()[-1].replace(",", "")
+    )
+
+
+def test_a_run_that_is_written_is_followed_and_a_server_that_is_killed_is_told(visit: Open, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    served, go = Served(tmp_path / "runs"), threading.Event()
+    training = threading.Thread(target=train, args=(tmp_path / "runs" / "mine", go))
+    try:
+        page = visit(at=served.port)
+        until(page, page.locator(".empty"), "There is no run in this folder yet.")
+        training.start()
+        page.locator("tbody a", has_text="mine").click()  # it appears by itself
+        until(page, page.locator(".badge"), "running")
+        page.wait_for_selector(HEATS)
+        before = steps_of(page)
+        late = time.monotonic() + WAIT / 1000
+        while steps_of(page) <= before + 20:
+            assert time.monotonic() < late
+            page.wait_for_timeout(200)
+        assert "live" in page.locator(".connection").inner_text()
+
+        served.kill()
+        until(page, page.locator(".connection"), "not connected")
+        assert "what is shown is as it was" in page.locator(".notice").first.inner_text()
+        write_deep(tmp_path / "runs" / "meanwhile", 0.5)
+        go.set()
+        training.join()
+        served.start()
+        until(page, page.locator(".connection"), "live")
+        until(page, page.locator("main p"), "The run ended after")
+        assert steps_of(page) > before + 20
+        page.get_by_role("link", name="Runs").click()
+        page.wait_for_selector("tbody a")
+        assert set(names(page)) == {"mine", "meanwhile"}  # what came while nobody listened
+    finally:
+        go.set()
+        if training.ident is not None:
+            training.join()
+        served.kill()
+
+
+def test_the_token_is_taken_out_of_the_address(visit: Open, server: Served) -> None:
+    page = visit(server.token)
+    page.wait_for_url("**/#/")
+    assert page.evaluate("sessionStorage.getItem('levada-token')") == server.token.partition("=")[2]
+    cookies = page.context.cookies(f"http://127.0.0.1:{server.port}/api")
+    assert [cookie["name"] for cookie in cookies] == ["levada-session"]

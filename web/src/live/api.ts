@@ -1,0 +1,131 @@
+/** What the server of `levada serve` is asked, and the shapes of its answers (src/levada/web/shapes.py). */
+
+export type Numeric = number | "nan" | "inf" | "-inf" | null;
+
+/** A number; NaN also where nothing was measured. */
+export function value(told: Numeric | undefined): number {
+  if (typeof told === "number") return told;
+  return told === "inf" ? Number.POSITIVE_INFINITY : told === "-inf" ? Number.NEGATIVE_INFINITY : Number.NaN;
+}
+
+export interface Row {
+  readonly id: string;
+  readonly name: string;
+  readonly title: string;
+  readonly kind: string;
+  readonly state: "running" | "ended" | "not ended";
+  readonly verdict: "healthy" | "warn" | "error" | "unknown" | null;
+  readonly steps: number;
+  readonly depth: number;
+  readonly loss: Numeric;
+  readonly modified: number;
+  readonly problem: string;
+}
+
+export interface Runs {
+  readonly runs: readonly Row[];
+  /** Runs that were found and are not read yet. */
+  readonly waiting: number;
+  readonly left_out: number;
+  readonly version: string;
+}
+
+export interface Fact {
+  readonly label: string;
+  readonly value: string;
+  readonly note: string;
+}
+
+export interface Change {
+  readonly name: string;
+  readonly patch: string;
+  readonly verified: boolean;
+  readonly trust: string;
+  readonly rows: readonly (readonly [string, string, string])[];
+}
+
+export interface Found {
+  readonly rule: string;
+  readonly severity: "error" | "warn" | "info";
+  readonly status: "fired" | "clear" | "unknown";
+  readonly title: string;
+  readonly claim: string;
+  readonly first: string;
+  readonly last: string;
+  readonly came: number | null;
+  readonly over: number | null;
+  readonly evidence: readonly Fact[];
+  readonly ruled_out: readonly string[];
+  readonly consequence: string;
+  readonly falsify: string;
+  readonly calibration: string;
+  readonly source: string;
+  readonly remedies: readonly Change[];
+}
+
+export interface Table {
+  readonly head: readonly string[];
+  readonly rows: readonly { readonly site: string; readonly kind: string; readonly cells: readonly string[] }[];
+  readonly total: number;
+}
+
+export interface Summary extends Row {
+  readonly created: string;
+  readonly command: string;
+  readonly versions: Readonly<Record<string, string>>;
+  readonly config: Readonly<Record<string, unknown>>;
+  readonly told: string;
+  readonly headline: string;
+  readonly claim: string;
+  readonly facts: readonly Fact[];
+  readonly sites: readonly { readonly name: string; readonly kind: string; readonly shape: readonly number[] }[];
+  readonly signals: readonly { readonly name: string; readonly label: string }[];
+  readonly logged: readonly string[];
+  readonly first_step: number | null;
+  readonly last_step: number | null;
+  readonly samples: number;
+  readonly overhead: Numeric;
+  readonly ranks: readonly number[];
+  readonly findings: readonly Found[];
+  readonly claims?: readonly Fact[];
+  readonly notes: readonly string[];
+  readonly damage: readonly string[];
+  readonly table: Table | null;
+  readonly has: readonly ("loss" | "held_out" | "heat" | "mixing" | "memory")[];
+}
+
+/** Why there is no answer, in a sentence. */
+export class ApiError extends Error {
+  constructor(
+    readonly status: number,
+    sentence: string,
+  ) {
+    super(sentence);
+  }
+}
+
+type Asked = Readonly<Record<string, string | number | null | undefined>>;
+
+export function address(path: string, asked: Asked = {}): string {
+  const query = new URLSearchParams();
+  for (const [name, one] of Object.entries(asked)) if (one !== null && one !== undefined) query.set(name, String(one));
+  return `api/1/${path}${query.size ? `?${query}` : ""}`;
+}
+
+/** Ask, and give the JSON of the answer. */
+export async function ask<Answer>(path: string, asked: Asked = {}, signal?: AbortSignal): Promise<Answer> {
+  let response: Response;
+  try {
+    response = await fetch(address(path, asked), {
+      headers: { accept: "application/json" },
+      ...(signal && { signal }),
+    });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new ApiError(0, "The server does not answer. Is `levada serve` still running?");
+  }
+  const told = await response.json().catch(() => null);
+  if (response.ok && told !== null) return told as Answer;
+  const detail = (told as { detail?: unknown } | null)?.detail;
+  throw new ApiError(response.status, typeof detail === "string" ? detail : `The server answers ${response.status}.`);
+}

@@ -1,0 +1,91 @@
+/** Curves over steps as the server bins them, and beside each other as a figure needs them. */
+
+import { value } from "./api";
+
+/** A series of the server's answer: an entry a bin of neighbouring steps. */
+export interface Binned {
+  readonly first: readonly number[];
+  readonly last: readonly number[];
+  readonly low: readonly (number | null)[];
+  readonly mean: readonly (number | null)[];
+  readonly high: readonly (number | null)[];
+  readonly count: readonly number[];
+  readonly nonfinite: readonly number[];
+}
+
+/** The losses of a run. */
+export interface Losses {
+  readonly training: Binned;
+  readonly held_out: Binned;
+}
+
+export interface Curve {
+  readonly label: string;
+  /** Number of the palette's colour. */
+  readonly colour: 0 | 1 | 2 | 3 | 4 | 5 | 6;
+  readonly dashed: boolean;
+  readonly x: readonly number[];
+  readonly low: readonly number[];
+  readonly mean: readonly number[];
+  readonly high: readonly number[];
+  /** Whether a bin holds several losses. */
+  readonly merged: boolean;
+  /** How many losses are NaN or infinite, and not drawn. */
+  readonly broken: number;
+}
+
+export function curve(binned: Binned, label: string, colour: Curve["colour"], dashed: boolean): Curve {
+  return {
+    label,
+    colour,
+    dashed,
+    x: binned.first.map((first, i) => Math.round((first + binned.last[i]) / 2)),
+    low: binned.low.map(value),
+    mean: binned.mean.map(value),
+    high: binned.high.map(value),
+    merged: binned.count.some((count) => count > 1),
+    broken: binned.nonfinite.reduce((all, one) => all + one, 0),
+  };
+}
+
+/** Steps of any curve, rising, and each curve's numbers there: null where it has none, and where it is not finite. */
+export function aligned(curves: readonly Curve[]): { x: number[]; columns: (number | null)[][] } {
+  const x = [...new Set(curves.flatMap((one) => [...one.x]))].sort((a, b) => a - b);
+  const place = new Map(x.map((step, i) => [step, i]));
+  const columns = curves.flatMap((one) =>
+    [one.mean, one.low, one.high].map((values) => {
+      const column = new Array<number | null>(x.length).fill(null);
+      values.forEach((held, i) => {
+        column[place.get(one.x[i])!] = Number.isFinite(held) ? held : null;
+      });
+      return column;
+    }),
+  );
+  return { x, columns };
+}
+
+const WIDE = 100; // as in the report: of a loss that falls further than by this factor, the logarithm is drawn
+
+export function isWide(curves: readonly Curve[]): boolean {
+  let [low, high] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
+  for (const one of curves) {
+    for (const held of one.mean) {
+      if (!Number.isFinite(held)) continue;
+      low = Math.min(low, held);
+      high = Math.max(high, held);
+    }
+    if (one.low.some((held) => held <= 0)) return false;
+  }
+  return low > 0 && high > WIDE * low;
+}
+
+/** The entry whose step is nearest. */
+export function nearest(x: readonly number[], step: number): number {
+  let [low, high] = [0, x.length - 1];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (x[middle] <= step) low = middle;
+    else high = middle;
+  }
+  return high > low && x[high] - step < step - x[low] ? high : low;
+}

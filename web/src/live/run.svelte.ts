@@ -1,0 +1,88 @@
+/** One run's summary and curves, asked for again when it has grown, not more often than the page can show. */
+
+import type { Span } from "../figures/span";
+import { ApiError, ask, type Summary } from "./api";
+import type { Losses } from "./curves";
+import { Kept, Latest } from "./latest";
+
+const PAUSE = 1_500; // milliseconds between two looks at a run that grows
+
+export class RunData {
+  summary = $state.raw<Summary | null>(null);
+  problem = $state("");
+  private last = 0;
+  private timer: ReturnType<typeof setTimeout> | undefined;
+  private asked = 0;
+
+  constructor(readonly id: string) {}
+
+  /** Look again, soon. */
+  refresh(): void {
+    if (this.timer !== undefined) return;
+    const wait = Math.max(0, this.last + PAUSE - Date.now());
+    this.timer = setTimeout(() => {
+      this.timer = undefined;
+      this.last = Date.now();
+      this.load();
+    }, wait);
+  }
+
+  stop(): void {
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    this.asked++;
+  }
+
+  private async load(): Promise<void> {
+    const mine = ++this.asked;
+    try {
+      const summary = await ask<Summary>(`runs/${this.id}`);
+      if (mine !== this.asked) return;
+      this.summary = summary;
+      this.problem = "";
+    } catch (error) {
+      if (mine === this.asked) this.problem = error instanceof ApiError ? error.message : "The run could not be read.";
+    }
+  }
+}
+
+interface Wanted {
+  readonly run: string;
+  readonly x: Span;
+  readonly bins: number;
+  readonly version: number;
+}
+
+const kept = new Kept<Losses>(200);
+
+async function put({ run, x, bins }: Wanted, signal: AbortSignal): Promise<Losses> {
+  const asked = { from: x.from, to: x.to - 1, bins };
+  return ask<Losses>(`runs/${run}/loss`, asked, signal);
+}
+
+export class LossSource {
+  losses = $state.raw<Losses | null>(null);
+  problem = $state("");
+  private readonly latest = new Latest(
+    put,
+    ({ run, x, bins, version }: Wanted) => `${run} ${x.from} ${x.to} ${bins} ${version}`,
+    { wait: 80, kept },
+  );
+
+  show(wanted: Wanted): void {
+    this.latest.ask(
+      wanted,
+      (losses) => {
+        this.losses = losses;
+        this.problem = "";
+      },
+      (error) => {
+        this.problem = error instanceof ApiError ? error.message : "The losses could not be read.";
+      },
+    );
+  }
+
+  stop(): void {
+    this.latest.drop();
+  }
+}
