@@ -8,7 +8,7 @@ from typing import Any, Final
 from levada._names import bare_names, span_name
 from levada.report.embedded import heat_data, line_data
 from levada.report.figure import figure
-from levada.report.grid import INFINITE, NAN, ZERO, Fine, Grid
+from levada.report.grid import INFINITE, NAN, ZERO, Fine
 from levada.report.heat import heat
 from levada.report.series import Point, Series, read_panels
 from levada.report.words import number, precise, sampled, short
@@ -38,7 +38,7 @@ def line_figure(spec: Mapping[str, Any], title: str, caption: str) -> dict[str, 
 
 
 def heat_figure(fine: Fine, title: str, what: str, note: str = "") -> dict[str, Any]:
-    """Make what the template shows of a heat map.
+    """Make what the template shows of a heat map; `finer` is the caption of the figure that can be zoomed.
 
     Args:
         fine: its cells.
@@ -47,29 +47,18 @@ def heat_figure(fine: Fine, title: str, what: str, note: str = "") -> dict[str, 
         note: the end of its caption.
     """
     grid = fine.grid()
-    text = "Root mean square per element."
-    if merged := _merged(fine, len(grid.rows), len(grid.columns)):
-        text += f" {merged}: the mean of their logarithms, unless one is zero or no finite number."
-    shown = {"title": title, "caption": f"{text} {note}".rstrip(), "svg": heat(grid, what)}
-    return {**shown, "finer": _finer(fine, grid), "table": _heat_table(fine), "data": heat_data(fine, title)}
+    caption = f"{_merged(fine, len(grid.rows), len(grid.columns))} {note}".rstrip()
+    finer = f"{_merged(fine, len(fine.edges) - 1, len(fine.columns))} {note}".rstrip()
+    shown = {"title": title, "caption": caption, "finer": finer, "svg": heat(grid, what)}
+    return {**shown, "table": _heat_table(fine), "data": heat_data(fine, title)}
 
 
 def _merged(fine: Fine, rows: int, columns: int) -> str:
-    """Say what is merged in so many rows and columns; "" if nothing."""
+    """Say what the cells of so many rows and columns are."""
     merged = [f"{len(fine.sites):,} blocks in {rows} rows"] if rows < len(fine.sites) else []
     merged += [f"{fine.total:,} samples in {columns:,} columns"] if columns < fine.total else []
-    return " and ".join(merged)
-
-
-def _finer(fine: Fine, grid: Grid) -> str:
-    """Say what one can zoom into, where the picture has less."""
-    rows, columns = len(fine.edges) - 1, len(fine.columns)
-    if (rows, columns) == (len(grid.rows), len(grid.columns)):
-        return ""
-    merged = _merged(fine, rows, columns)
-    return (
-        f"In the figure that can be zoomed, {merged}." if merged else "The figure that can be zoomed has all of them."
-    )
+    how = ": the mean of their logarithms, unless one is zero or no finite number." if merged else ""
+    return f"Root mean square per element. {' and '.join(merged)}{how}".rstrip()
 
 
 def written(value: float | None) -> str:
