@@ -1,12 +1,14 @@
 """Write a block of each kind of figure as a report holds it, with the numbers that it must give back.
 
-    PYTHONPATH=src python web/golden/report.py
+PYTHONPATH=src python web/golden/report.py
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +62,15 @@ def vectors() -> dict[str, Any]:
     }
 
 
+def inflated(block: str) -> bytes:
+    """Give what a block holds."""
+    return zlib.decompress(base64.b64decode(block))
+
+
 def dumped(told: dict[str, Any]) -> str:
     """Give the text of the file."""
     return json.dumps(told, indent=1, ensure_ascii=True) + "\n"
 
 
 if __name__ == "__main__":
-    # NaN in `low` and `high` is None there, so that JSON has a word for all.
     FILE.write_text(dumped(vectors()), encoding="utf-8")
