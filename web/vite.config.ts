@@ -1,7 +1,8 @@
 /**
- * Two builds: pages with files of their own for the server, and the explorer as one file that needs no server.
+ * Three builds: pages with files of their own for the server, the explorer as one file that needs no server, and the
+ * script that `levada report` puts into its pages.
  *
- * Both go into the Python package; the second is also what the documentation links to.
+ * All go into the Python package; the second is also what the documentation links to.
  */
 
 import { svelte } from "@sveltejs/vite-plugin-svelte";
@@ -36,7 +37,20 @@ function inline(): Plugin {
   };
 }
 
+/** A classic script and a style under names that Python knows, to be put into a page with their hashes. */
+const REPORT = {
+  outDir: `${STATIC}/report`,
+  emptyOutDir: true,
+  cssCodeSplit: false,
+  modulePreload: { polyfill: false },
+  rollupOptions: {
+    input: ["src/report/main.ts"],
+    output: { format: "iife" as const, entryFileNames: "report.js", assetFileNames: "report[extname]" },
+  },
+};
+
 export default defineConfig(({ mode }) => {
+  if (mode === "report") return { plugins: [svelte()], build: REPORT };
   const single = mode === "single";
   return {
     base: "./",

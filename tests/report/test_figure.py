@@ -101,7 +101,7 @@ def test_panels_take_from_the_figure_what_they_leave_out() -> None:
     named = {**spec(panel="left"), "panels": ["left", "right"]}
     left, right = read_panels(named)
     assert (len(left.series), len(right.series)) == (1, 0)
-    assert "<h5>right</h5>" in figure(named)
+    assert '<p class="of-panel">right</p>' in figure(named)
 
 
 def test_names_on_the_x_axis_are_not_joined_by_lines() -> None:

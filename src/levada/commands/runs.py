@@ -14,6 +14,7 @@ __all__ = ["doctor", "report"]
 def report(options: argparse.Namespace) -> int:
     """Run `levada report`: one page from run folders; its path is the last line. 1 if something is not on it."""
     from levada.report.page import write_page
+    from levada.report.script import ABSENT, page_script
     from levada.runs import Run, find_runs
 
     runs, unreadable = [], False
@@ -33,6 +34,8 @@ def report(options: argparse.Namespace) -> int:
         tell(f"{where} is damaged: {told[0]}{more} Look at all of it: levada doctor {where}", stderr=True)
     for where, recorded in open_ends.items():
         tell(f"{where} is {recorded}.", stderr=True)
+    if page_script() is None and any(run.manifest.kind != "study" for run in runs):
+        tell(ABSENT, stderr=True)
     print(Path(options.output).resolve())  # noqa: T201
     return FIRED if unreadable or damaged else QUIET
 

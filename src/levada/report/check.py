@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from levada.report.account import calibration, cost
+from levada.report.beside import line_figure
 from levada.report.depth import limit
 from levada.report.evidence import DRAWN, WORDS_ALONE, evidence_picture
-from levada.report.figure import figure
 from levada.report.mixing import mixing_figure
 from levada.report.profile import column, decay, gradient_figure, gradient_key, signal_figure
 from levada.report.vocabulary import SEVERITIES
@@ -145,15 +145,11 @@ def _count(value: Any) -> dict[str, str]:
     return {"value": short(value), "note": ""}
 
 
-def _figures(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _figures(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     specs = []
     if len(blocks) > 1:
         specs = [gradient_figure(report, blocks, gradient_key(blocks)), signal_figure(report, blocks)]
-    drawn = [
-        {"title": str(spec["title"]), "caption": str(spec["caption"]), "svg": figure(spec)}
-        for spec in specs
-        if spec["series"]
-    ]
+    drawn = [line_figure(spec, str(spec["title"]), str(spec["caption"])) for spec in specs if spec["series"]]
     mixing = mixing_figure(report)
     return [*drawn, mixing] if mixing is not None else drawn
 

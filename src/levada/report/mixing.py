@@ -168,6 +168,6 @@ def _table(shown: Sequence[str], matrices: Mapping[str, Sequence[Sequence[float]
     )
     return (
         "<details><summary>The numbers of these matrices, from stream 0 on</summary>"
-        '<div class="scroll" tabindex="0" role="region" aria-label="Mixing matrices"><table>'
+        '<div class="scroll" tabindex="0" role="group" aria-label="Mixing matrices"><table>'
         f'<thead><tr><th scope="col">layer</th>{head}</tr></thead><tbody>{body}</tbody></table></div></details>'
     )

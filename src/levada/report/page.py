@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no script, no request, a content-security policy that holds it to that."""
+"""One self-contained HTML page: no request, no script but its own, a content-security policy that holds it to that."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from levada._errors import UsageError
 from levada.report.check import check_view
 from levada.report.damage import of_events, of_manifest
 from levada.report.mending import fix_view
+from levada.report.script import Script, page_script
 from levada.report.study import study_view
 from levada.report.summary import summary_view
 from levada.report.training import training_view
@@ -67,8 +68,9 @@ def _rendered(sections: list[dict[str, Any]]) -> str:
         raise UsageError("render_report: a page needs at least one report or run, got none.")
     for number, section in enumerate(sections, 1):
         section["anchor"] = f"part-{number}"
-    template, style, policy = _template()
-    shared = {"version": __version__, "style": style, "policy": policy, "title": _title(sections)}
+    live = any(figure.get("data") for section in sections for figure in section["view"]["figures"])
+    template, shared = _template(page_script() if live else None)
+    shared = {**shared, "version": __version__, "title": _title(sections)}
     several = sum(section["kind"] == "study" for section in sections) > 1
     return template.render(sections=sections, summary=summary_view(sections) if several else None, **shared)
 
@@ -134,7 +136,8 @@ def _require_free(target: Path) -> None:
 
 
 @cache
-def _template() -> tuple[Template, Any, str]:
+def _template(script: Script | None) -> tuple[Template, dict[str, Any]]:
+    """Give the template, and what all pages of it share: style, script and policy."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -148,11 +151,18 @@ def _template() -> tuple[Template, Any, str]:
     # A page is read elsewhere than where it was made.
     environment.filters["absolute"] = lambda path: shlex.quote(str(Path(path).absolute()))
     environment.filters["typeset"] = lambda text: Markup(typeset(text))
+    environment.globals["interactive"] = script is not None
     style = resources.files("levada.report").joinpath("templates/report.css").read_text(encoding="utf-8")
-    # The hash lets in this style and no other; attributes named style are refused with everything else.
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    return environment.get_template("report.html.j2"), Markup(style), policy
+    style += script.style if script else ""
+    # The hashes let in this style, this script and no other; attributes of styles are refused with everything else.
+    sources = f"style-src {_digest(style)};" + (f" script-src {_digest(script.code)};" if script else "")
+    policy = f"default-src 'none'; {sources} img-src data:; base-uri 'none'; form-action 'none'"
+    shared = {"style": Markup(style), "script": Markup(script.code if script else ""), "policy": policy}
+    return environment.get_template("report.html.j2"), shared
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _title(sections: list[dict[str, Any]]) -> str:

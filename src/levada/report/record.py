@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from levada._names import OWN_SCALARS
+from levada.report.beside import line_figure
 from levada.report.curve import loss_series
-from levada.report.figure import figure
 from levada.report.words import count, number, short
 from levada.runs.bundles import BUNDLES, Kept, bundles_of, look_at, replayed
 from levada.runs.ending import ended
@@ -123,7 +123,7 @@ def logged_facts(logged: Mapping[str, Sequence[tuple[int, float]]]) -> list[tupl
     return facts
 
 
-def logged_figures(logged: Mapping[str, Sequence[tuple[int, float]]]) -> list[dict[str, str]]:
+def logged_figures(logged: Mapping[str, Sequence[tuple[int, float]]]) -> list[dict[str, Any]]:
     """Draw each name that came more than once.
 
     Args:
@@ -135,5 +135,5 @@ def logged_figures(logged: Mapping[str, Sequence[tuple[int, float]]]) -> list[di
             continue
         spec = {"x": {"label": "step"}, "y": {"label": name, "scale": "linear"}, "series": [loss_series(pairs)]}
         caption = f"As the loop logged it, at {count(len(pairs), 'sample')}."
-        figures.append({"title": name, "caption": caption, "svg": figure(spec)})
+        figures.append(line_figure(spec, name, caption))
     return figures

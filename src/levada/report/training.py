@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from levada._errors import UsageError
+from levada.report.beside import line_figure
 from levada.report.curve import counted, is_wide, loss_series, told
-from levada.report.figure import figure
 from levada.report.vocabulary import SEVERITIES
 from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
@@ -153,7 +153,7 @@ def _facts(
 
 def _figures(
     losses: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, float]], left: float | None
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     if not losses and not held_out:
         return []
     # A loss is measured before its step's update: after so many steps as its number says, like what is held out.
@@ -166,7 +166,7 @@ def _figures(
     }
     what = counted(losses, left) + (", each before its update" if left is None else "")
     what += f", and {count(len(held_out), 'evaluation')} on what is held out." if held_out else "."
-    return [{"title": "The loss", "caption": what + told(losses, series), "svg": figure(spec)}]
+    return [line_figure(spec, "The loss", what + told(losses, series))]
 
 
 def _watched(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from levada._names import NONFINITE
+from levada.report.beside import heat_figure, line_figure
 from levada.report.check import finding_view, table_view
 from levada.report.curve import counted, is_wide, loss_series
 from levada.report.curve import told as told_of
 from levada.report.damage import of_bundles, of_rank, of_signals
-from levada.report.figure import figure
-from levada.report.grid import Grid, Row, gather
-from levada.report.heat import heat
+from levada.report.grid import Fine
+from levada.report.ranks import Depth, at
 from levada.report.record import again, bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
 from levada.report.standing import headline_read
@@ -27,8 +26,6 @@ from levada.runs.standing import sampling
 
 __all__ = ["watch_view"]
 
-CHUNK: Final = 256  # samples that are read at once
-MAX_REPLICAS: Final = 16  # of which the spread is read
 NUM_PROFILES: Final = 4
 MAX_FINDINGS: Final = 24
 _WORST: Final = ("error", "warn")
@@ -55,7 +52,7 @@ def watch_view(
     """
     together = Together(run, events)
     ranks, findings = together.signals, together.findings
-    depth = _Depth(together)
+    depth = Depth(together)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
     known = [one for one in findings if one.get("status") != "unknown"]
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
@@ -98,106 +95,8 @@ def watch_view(
     }
 
 
-class _Depth:
-    """The blocks of all ranks in order: one rank for those that hold the same."""
-
-    def __init__(self, together: Together) -> None:
-        read, holders = together.signals, [rank for rank in together.holders if rank in together.signals]
-        self.stages: list[Any] = [read[rank] for rank in holders]
-        self.first: Any = next(iter(read.values()), None)
-        self.replicas = [read[rank] for rank in together.replicas[:MAX_REPLICAS]]
-        named = [(together.site(rank, str(site["name"])), site) for rank in holders for site in read[rank].sites]
-        self.sites: list[str] = [name for name, _ in named]
-        self.kinds: list[str] = [str(site.get("kind") or "") for _, site in named]
-        self.steps: Sequence[int] = self.first.steps if self.first is not None else ()
-
-    def has(self, name: str) -> bool:
-        return any(name in signals.names for signals in self.stages)
-
-    def rows(self, name: str, bad: str) -> Iterator[Row]:
-        """Read a signal from the first sample to the last, with the share of it that is no finite number."""
-        for start in range(0, len(self.steps), CHUNK):
-            part = self.steps[start : start + CHUNK]
-            # Samples between two rows belong to the first of them.
-            yield from self.read(name, bad, part[0], self._end(start + CHUNK))
-
-    def _end(self, stop: int) -> int | None:
-        return self.steps[stop] - 1 if stop < len(self.steps) else None
-
-    def read(self, name: str, bad: str, first: int, last: int | None) -> Iterator[Row]:
-        yield from _read(self.stages, name, bad, first, last)
-
-    def at(self, name: str, step: int) -> list[float | None]:
-        """Give a signal of one sample: None where it was not measured, NaN or infinite where values of it are."""
-        return _at(self.stages, name, step) if self.has(name) else []
-
-    def span(self, name: str, step: int) -> tuple[int, int]:
-        """Give the steps that a sample's numbers are the mean of: itself, where its full detail can be read."""
-        row = next(_read(self.stages, name, "", step, step), None)
-        return (row.first, row.last) if row is not None and row.low else (step, step)
-
-    def blocks(self, step: int) -> list[dict[str, Any]]:
-        """Give one sample as the blocks of a check's report."""
-        names = dict.fromkeys(name for signals in self.stages for name in signals.names)
-        columns = {name: self.at(name, step) for name in names}
-        return [
-            {"site": site, "order": i, "kind": self.kinds[i]}
-            | {name: values[i] for name, values in columns.items() if values and values[i] is not None}
-            for i, site in enumerate(self.sites)
-        ]
-
-
-def _measured(value: float, hurt: float) -> float | None:
-    """Tell what is NaN from what was not measured; of finite sums of several samples, one was not finite."""
-    if hurt > 0:
-        return math.nan if math.isfinite(value) else value
-    return None if math.isnan(value) else value
-
-
-def _read(stages: Sequence[Any], name: str, bad: str, first: int, last: int | None) -> Iterator[Row]:
-    read = [_by_step(signals, name, first, last) for signals in stages]
-    hurt = [_by_step(signals, bad, first, last) for signals in stages]
-    for step in sorted({step for one in read for step in one}):
-        rows = [one.get(step) for one in read]
-        sizes = [len(signals.sites) for signals in stages]
-        merged = any(row is not None and row.low for row in rows)
-        yield Row(
-            step,
-            max(row.last for row in rows if row is not None),
-            _beside([row.values if row else () for row in rows], sizes),
-            _beside([row.values if (row := one.get(step)) else () for one in hurt], sizes),
-            _beside([row.low if row else () for row in rows], sizes) if merged else (),
-            _beside([row.high if row else () for row in rows], sizes) if merged else (),
-        )
-
-
-def _at(stages: Sequence[Any], name: str, step: int) -> list[float | None]:
-    row = next(_read(stages, name, NONFINITE.get(name, ""), step, step), None)
-    if row is None:
-        return []
-    hurt = row.bad or [math.nan] * len(row.values)
-    return [_measured(value, share) for value, share in zip(row.values, hurt, strict=True)]
-
-
-def _by_step(signals: Any, name: str, first: int, last: int | None) -> dict[int, Row]:
-    if name not in signals.names:
-        return {}
-    read = signals.read(name, first=first, last=last)
-    rows = {}
-    for i, values in enumerate(read):
-        several = read.counts[i] > 1
-        ends = (read.low[i], read.high[i]) if several else ((), ())
-        rows[read.steps[i]] = Row(read.steps[i], read.last_steps[i], values, (), *ends)
-    return rows
-
-
-def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[float]:
-    """Put the stages one behind the other; what one lacks is NaN."""
-    return [v for part, size in zip(parts, sizes, strict=True) for v in (part or [math.nan] * size)]
-
-
 def _findings(
-    known: Sequence[Mapping[str, Any]], depth: _Depth, kept: Sequence[Kept], drawn: bool
+    known: Sequence[Mapping[str, Any]], depth: Depth, kept: Sequence[Kept], drawn: bool
 ) -> list[dict[str, Any]]:
     """Give findings as a check shows them; of several of one rule, the first has the command for the kept step."""
     seen = set[str]()
@@ -209,7 +108,7 @@ def _findings(
     return told
 
 
-def _told(one: Mapping[str, Any], depth: _Depth, kept: Sequence[Kept], drawn: bool) -> dict[str, Any]:
+def _told(one: Mapping[str, Any], depth: Depth, kept: Sequence[Kept], drawn: bool) -> dict[str, Any]:
     """Give a finding as a check shows it; one that stands, with the blocks as they were when it came."""
     told, clear = number(one.get("came")), one.get("status") == "clear"
     came = told if told is not None and math.isfinite(told) else None
@@ -238,14 +137,14 @@ def _left(events: Sequence[Mapping[str, Any]]) -> float | None:
     return number(next((event.get("left") for event in ends), None)) if ended(events) else None
 
 
-def _samples(depth: _Depth, left: float | None) -> str:
+def _samples(depth: Depth, left: float | None) -> str:
     last = f", the last of step {depth.steps[-1]:,}" if depth.steps else ""
     last += ", whose update was not made" if depth.steps and depth.steps[-1] == left else ""
     return f"{count(len(depth.steps), 'sample')} kept{last}"
 
 
 def _facts(
-    depth: _Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], steps: int, ranks: int
+    depth: Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], steps: int, ranks: int
 ) -> list[tuple[str, str, str]]:
     facts = []
     if losses:
@@ -259,7 +158,7 @@ def _facts(
     return facts
 
 
-def _overhead(depth: _Depth, events: Sequence[Mapping[str, Any]]) -> float | None:
+def _overhead(depth: Depth, events: Sequence[Mapping[str, Any]]) -> float | None:
     shares = (number(event.get("share")) for event in events if event.get("type") == "overhead")
     told = [value for value in shares if value is not None]
     scalars = depth.first.scalars("overhead") if depth.first is not None else []
@@ -268,7 +167,7 @@ def _overhead(depth: _Depth, events: Sequence[Mapping[str, Any]]) -> float | Non
 
 
 def _notes(
-    ranks: Sequence[int], read: Mapping[int, Any], depth: _Depth, events: Sequence[Mapping[str, Any]], told: int
+    ranks: Sequence[int], read: Mapping[int, Any], depth: Depth, events: Sequence[Mapping[str, Any]], told: int
 ) -> list[str]:
     """Say what is not shown, and what was lost."""
     notes = [f"{told - MAX_FINDINGS} more findings are over."] if told > MAX_FINDINGS else []
@@ -298,18 +197,18 @@ def _ending(error: str) -> str:
 
 
 def _drawn(
-    depth: _Depth,
+    depth: Depth,
     losses: Sequence[tuple[int, float]],
     findings: Sequence[Mapping[str, Any]],
     left: float | None,
     logged: Mapping[str, Sequence[tuple[int, float]]],
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     return [*_loss(losses, findings, left), *logged_figures(logged), *_heats(depth), *_profiles(depth, left)]
 
 
 def _loss(
     losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, Any]], left: float | None
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     if not losses:
         return []
     series = loss_series(losses)
@@ -327,32 +226,24 @@ def _loss(
     }
     shaded = " Shaded are the steps at which a finding stood." if spans else ""
     caption = f"{counted(losses, left)}.{shaded}{told_of(losses, series)}"
-    return [{"title": "The loss", "caption": caption, "svg": figure(spec)}]
+    return [line_figure(spec, "The loss", caption)]
 
 
-def _heats(depth: _Depth) -> list[dict[str, str]]:
+def _heats(depth: Depth) -> list[dict[str, Any]]:
     drawn = []
     for name, bad, title, what in _HEATS:
         if depth.has(name) and len(depth.steps) > 1:
-            grid = gather(depth.sites, depth.rows(name, bad), len(depth.steps))
-            drawn.append({"title": title, "caption": _caption(grid, depth), "svg": heat(grid, what)})
+            fine = Fine(depth.sites, depth.rows(name, bad), len(depth.steps))
+            drawn.append(heat_figure(fine, title, what, _caption(depth)))
     return drawn
 
 
-def _caption(grid: Grid, depth: _Depth) -> str:
-    merged = []
-    if len(grid.rows) < len(depth.sites):
-        merged.append(f"{len(depth.sites):,} blocks in {len(grid.rows)} rows")
-    if len(grid.columns) < len(depth.steps):
-        merged.append(f"{len(depth.steps):,} samples in {len(grid.columns)} columns")
-    text = "Root mean square per element."
-    if merged:
-        text += f" {' and '.join(merged)}: the mean of their logarithms, unless one is zero or no finite number."
+def _caption(depth: Depth) -> str:
     ranks = len(depth.replicas)
-    return text + (f" Of the first of {ranks} processes that hold these blocks." if ranks > 1 else "")
+    return f"Of the first of {ranks} processes that hold these blocks." if ranks > 1 else ""
 
 
-def _profiles(depth: _Depth, left: float | None) -> list[dict[str, str]]:
+def _profiles(depth: Depth, left: float | None) -> list[dict[str, Any]]:
     if len(depth.sites) < 2:
         return []
     figures = []
@@ -365,11 +256,11 @@ def _profiles(depth: _Depth, left: float | None) -> list[dict[str, str]]:
             spec = {"x": {"label": "block"}, "y": {"label": label, "scale": "log"}, "series": series}
             spread = series[-1].pop("processes", 0)
             caption = f"At the last step with the range over {spread} processes." if spread else ""
-            figures.append({"title": title, "caption": caption, "svg": figure(spec)})
+            figures.append(line_figure(spec, title, caption))
     return figures
 
 
-def _lines(depth: _Depth, name: str, most: int, left: float | None) -> list[dict[str, Any]]:
+def _lines(depth: Depth, name: str, most: int, left: float | None) -> list[dict[str, Any]]:
     """Give a signal at some steps, without the one that is left out."""
     lines, steps = [], [step for step in depth.steps if step != left]
     chosen = [steps[i] for i in sampled(len(steps), most)]
@@ -386,10 +277,10 @@ def _lines(depth: _Depth, name: str, most: int, left: float | None) -> list[dict
     return lines
 
 
-def _spread(depth: _Depth, name: str, step: int) -> dict[str, Any]:
+def _spread(depth: Depth, name: str, step: int) -> dict[str, Any]:
     """Give the lowest and the highest over the ranks that hold the same blocks as the first, and sampled this step."""
     # One that was killed before the others lacks it.
-    rows = [row for signals in depth.replicas if (row := _at([signals], name, step))]
+    rows = [row for signals in depth.replicas if (row := at([signals], name, step))]
     if len(rows) < 2:
         return {}
     columns = [[math.nan if value is None else value for value in column] for column in zip(*rows, strict=True)]

@@ -3,7 +3,7 @@
 import { line } from "d3-shape";
 import { counted, shortExp, short as shortly } from "../page/number";
 import type { Axis } from "./axis";
-import type { Colour, Edge, Series } from "./series";
+import type { Area, Colour, Edge, Series } from "./series";
 
 /** The plotting area, in pixels. */
 export interface Frame {
@@ -48,7 +48,7 @@ export function draw(series: Series, x: Axis, y: Axis, frame: Frame): Drawn {
     const place = y.place(series.y[at], series.logs);
     const left = across(frame, x.place(series.x[at]) as number);
     points.push([left, typeof place === "number" ? upward(frame, place) : Number.NaN]);
-    if (typeof place !== "number") edges.push([left, place]);
+    if (typeof place !== "number" && !series.lacking?.[at]) edges.push([left, place]);
   }
   const path = line()
     .defined(([, top]) => !Number.isNaN(top))
@@ -71,6 +71,21 @@ function marks(points: readonly Point[], colour: Colour): string {
     if (!Number.isNaN(y)) path += shape(colour, x, y, points.length <= FEW ? 3 : 4);
   }
   return path;
+}
+
+/** The outline of an interval; what has no place on the axis ends at its edge. */
+export function outline({ x, low, high }: Area, horizontal: Axis, vertical: Axis, frame: Frame): string {
+  const [upper, lower]: [string[], string[]] = [[], []];
+  for (let at = 0; at < x.length; at++) {
+    if (Number.isNaN(low[at]) || Number.isNaN(high[at])) continue;
+    const left = across(frame, horizontal.place(x[at]) as number).toFixed(1);
+    for (const [value, points] of [[high[at], upper] as const, [low[at], lower] as const]) {
+      const place = vertical.place(value);
+      const top = typeof place === "number" ? upward(frame, place) : place === "above" ? frame.top : frame.bottom;
+      points.push(`${left},${top.toFixed(1)}`);
+    }
+  }
+  return upper.length > 0 ? `M${[...upper, ...lower.reverse()].join("L")}Z` : "";
 }
 
 /** A circle, a triangle, a square, a diamond, ...: colours differ by shape too. */
@@ -115,7 +130,7 @@ export function missing(all: readonly Series[], y: Axis): Missing[] {
     const kinds = new Map<Edge, { count: number; first: number; last: number }>();
     for (let at = 0; at < series.y.length; at++) {
       const edge = y.place(series.y[at], series.logs);
-      if (typeof edge === "number") continue;
+      if (typeof edge === "number" || series.lacking?.[at]) continue;
       const kind = kinds.get(edge) ?? { count: 0, first: series.x[at], last: series.x[at] };
       kinds.set(edge, { ...kind, count: kind.count + 1, last: series.x[at] });
     }
@@ -140,7 +155,7 @@ export function missingWords({ series, edge, count, first, last }: Missing, name
 }
 
 /** The value of a series at one of its places, as text. */
-export function valueAt({ y, logs }: Series, at: number, digits = 3): string {
-  if (at < 0) return "–";
+export function valueAt({ y, logs, lacking }: Series, at: number, digits = 3): string {
+  if (at < 0 || lacking?.[at]) return "–";
   return logs ? shortExp(y[at], digits) : shortly(y[at], digits);
 }

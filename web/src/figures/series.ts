@@ -14,6 +14,26 @@ export interface Series {
   readonly y: ArrayLike<number>;
   /** Whether `y` holds natural logarithms of the values, which do not underflow; for a logarithmic axis only. */
   readonly logs?: boolean;
+  /** Not 0 where nothing was measured: the line has a gap there, and no mark. */
+  readonly lacking?: ArrayLike<number>;
+}
+
+/** An interval around a line, or a band of its own. */
+export interface Area {
+  readonly label: string;
+  readonly colour: Colour;
+  readonly x: ArrayLike<number>;
+  readonly low: ArrayLike<number>;
+  readonly high: ArrayLike<number>;
+}
+
+/** A stretch of the x axis that is shaded. */
+export interface Shade {
+  readonly from: number;
+  readonly to: number;
+  readonly label: string;
+  /** The whole sentence. */
+  readonly told: string;
 }
 
 export interface AxisSpec {
@@ -27,7 +47,7 @@ export interface AxisSpec {
 export type Edge = "zero" | "below" | "above" | "nan";
 
 /** Where a series has an x; -1 where it has none. */
-export function indexAt({ x }: Series, value: number): number {
+export function indexAt({ x }: Pick<Series, "x">, value: number): number {
   let [low, high] = [0, x.length - 1];
   while (low <= high) {
     const middle = (low + high) >> 1;
