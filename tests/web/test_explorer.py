@@ -326,7 +326,7 @@ def test_reset_gives_the_first_page_back(visit: Open) -> None:
 
 
 def test_waiting_is_said_when_it_is_long_and_not_before(visit: Open) -> None:
-    page = visit("depth=3&width=8&rows=4&connections=plain")
+    page = visit("depth=3&width=48&rows=32&connections=plain")  # of which 1,000 layers of mHC take a second
     page.evaluate(
         """() => { window.seen = []; const one = document.querySelector('.state');
           new MutationObserver(() => window.seen.push(one.textContent))
@@ -335,7 +335,7 @@ def test_waiting_is_said_when_it_is_long_and_not_before(visit: Open) -> None:
     use(page, "Depth, exactly", 4)
     settled(page, "depth=4")
     quick = page.evaluate("window.seen.length")
-    use(page, "Depth, exactly", 700)
+    use(page, "Depth, exactly", 1000)
     use(page, "mHC", True)
     page.wait_for_function("() => document.querySelectorAll('.reading').length == 2", timeout=60_000)
     assert "computing …" in page.evaluate("window.seen")
