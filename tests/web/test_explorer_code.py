@@ -76,7 +76,7 @@ def test_levada_check_takes_the_file(
     Path("explorer.py").write_text(told)
     command = re.search(r"^Check: levada (.*)$", told, re.M)
     assert command is not None
-    code = main([*command[1].split(), "--budget", "5", "--json", "-"])
+    code = main([*command[1].split(), "--budget", "60", "--json", "-"])
     report = json.loads(capsys.readouterr().out)
     assert code in (0, 1)
     expected = {0: "vanishing_gradient"}
