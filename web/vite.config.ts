@@ -46,7 +46,9 @@ export default defineConfig(({ mode }) => {
       assetsInlineLimit: single ? Number.MAX_SAFE_INTEGER : 0,
       cssCodeSplit: !single,
       modulePreload: { polyfill: false },
-      rollupOptions: { input: single ? ["explore.html"] : ["index.html", "explore.html"] },
+      rollupOptions: single
+        ? { input: ["explore.html"], output: { inlineDynamicImports: true } }
+        : { input: ["index.html", "explore.html"] },
     },
     worker: { format: "iife" }, // a page opened from a disk may not start a module worker
     test: { include: ["test/**/*.test.ts"] },

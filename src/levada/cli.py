@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_study(commands)
     _add_report(commands)
+    _add_serve(commands)
     _add_export(commands)
     _add_doctor(commands)
     _add_bench(commands)
@@ -241,6 +242,16 @@ def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
     report = _command(commands, "report", "make one self-contained page from run folders")
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, or a folder that holds some")
     report.add_argument("-o", "--output", metavar="FILE", default="report.html", help="the page (report.html)")
+
+
+def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
+    serve = _command(commands, "serve", "show the runs below a folder in a browser, also while they are written")
+    add = serve.add_argument
+    add("folder", metavar="DIR", help="a folder that holds runs")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1: this machine alone)")
+    add("--port", type=_whole, metavar="N", help="port to listen on, 0 for any that is free (8765)")
+    add("--token", action="store_true", help="reading, too, needs the token of the printed address")
+    add("--open", action="store_true", help="open the page in a browser")
 
 
 def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -37,6 +37,25 @@ describe("a stream of random numbers", () => {
     expect(first(3, "layers.7")).not.toEqual(first(3 + 2 ** 32, "layers.7"));
   });
 
+  it.each([4, 7, 8, 1])("goes on the same after %i numbers, whether its start was drawn before or not", (count) => {
+    const filled = (name: string, fill: "fillNormal" | "fillUniform") => {
+      const random = new Random(5, name);
+      const [first, second] = [new Float64Array(count), new Float64Array(3)];
+      random[fill](first, 1);
+      random[fill](second, 1);
+      return [...first, ...second, random.uniform()];
+    };
+    const one = new Random(5, "one by one");
+    const normal = Array.from({ length: count + 3 }, () => one.normal());
+    const other = new Random(5, "others");
+    const uniform = Array.from({ length: count + 3 }, () => 2 * other.uniform() - 1);
+    const [afterNormal, afterUniform] = [one.uniform(), other.uniform()];
+    for (let time = 0; time < 2; time++) {
+      expect(filled("one by one", "fillNormal")).toEqual([...normal, afterNormal]);
+      expect(filled("others", "fillUniform")).toEqual([...uniform, afterUniform]);
+    }
+  });
+
   it("is normal where it says so", () => {
     const random = new Random(0, "normal");
     const values = Float64Array.from({ length: 100_000 }, () => random.normal());

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { NetworkOptions } from "../src/engine/network";
+import type { OptimizerOptions } from "../src/engine/optimise";
 import { buffers, type Data, type Request, type Response } from "../src/engine/protocol";
 import { Random } from "../src/engine/random";
 import { Session } from "../src/engine/session";
@@ -53,6 +54,27 @@ describe("a session", () => {
     expect(predicted).toBeNull();
     expect(mixing!.matrices).toHaveLength(20 * 9);
     expect(mixing!.compositeForwardGain.every((gain) => Math.abs(gain - 1) < 1e-12)).toBe(true);
+  });
+
+  it("says what a first step of the optimizer would change, and leaves the weights as they are", async () => {
+    const network: NetworkOptions = { ...plain, activation: "tanh", init: { name: "orthogonal" } };
+    const run = async (optimizer?: OptimizerOptions) => {
+      const { responses, send } = connect();
+      await send({ type: "configure", id: 1, network, ...(optimizer ? { optimizer } : {}) });
+      await send({ type: "run", id: 2 });
+      await send({ type: "run", id: 3 });
+      return only(responses, "signals");
+    };
+    const [{ update, measured }, second] = await run({ name: "sgd", lr: 0.5 });
+    // Orthogonal rows of 8 have a root mean square of 1/sqrt(8).
+    measured.weightGradient.forEach((gradient, layer) => {
+      expect(update![layer] / (0.5 * gradient * Math.sqrt(8))).toBeCloseTo(1, 12);
+    });
+    const adamw = (await run({ name: "adamw", lr: 1e-3, weightDecay: 0 }))[0].update!;
+    expect(adamw.every((ratio) => Math.abs(ratio / (1e-3 * Math.sqrt(8)) - 1) < 1e-3)).toBe(true);
+    const alone = await run();
+    expect(alone[0].update).toBeNull();
+    expect(second.measured).toEqual(alone[1].measured);
   });
 
   it("gives the same numbers for the same seed, and others for another", async () => {

@@ -13,6 +13,7 @@ from levada.commands.listing import list_names
 from levada.commands.replay import replay
 from levada.commands.run import run
 from levada.commands.runs import doctor, report
+from levada.commands.serve import serve
 from levada.commands.study import study
 from levada.commands.train import train
 
@@ -25,6 +26,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "study": study,
     "train": train,
     "report": report,
+    "serve": serve,
     "export": export,
     "doctor": doctor,
     "replay": replay,

@@ -30,7 +30,7 @@ from levada.runs.manifest import name_of
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["Source", "render_report", "write_html", "write_page"]
+__all__ = ["Source", "render_report", "sections_of", "write_html", "write_page"]
 
 _START, _MARK = 2048, b'<meta name="generator" content="levada '
 
@@ -173,7 +173,7 @@ def _sections(source: Source) -> list[dict[str, Any]]:
     if isinstance(source, (str, Path)):
         source = Run(source)
     if isinstance(source, Run):
-        return _run_sections(source)
+        return sections_of(source)
     if isinstance(source, Mapping) and "outcome" in source and isinstance(source.get("before"), Mapping):
         return _fix_sections(source)
     if not isinstance(source, Mapping) or "verdict" not in source:
@@ -220,7 +220,13 @@ def _damage(run: Run) -> Damage | None:
     return None if damage is not None and damage.kind == "incomplete" and is_held(run.path) else damage
 
 
-def _run_sections(run: Run) -> list[dict[str, Any]]:
+def sections_of(run: Run, *, drawn: bool = True) -> list[dict[str, Any]]:
+    """Give what a page says of a run: a section for each report, and one for what else it is.
+
+    Args:
+        run: the run.
+        drawn: whether a watched run's figures are drawn, which take most of the time.
+    """
     events = list(run.events())
     told = run.manifest
     versions = [(name, value) for name, value in told.versions.items()]
@@ -241,7 +247,7 @@ def _run_sections(run: Run) -> list[dict[str, Any]]:
     if told.kind == "watch":
         folder = run.path.resolve()
         name = name_of(folder) if told.name == folder.name else told.name
-        view = watch_view(run, name, events, damage)
+        view = watch_view(run, name, events, damage, drawn=drawn)
         shared["damage"] = [*view.pop("damage"), *lost]
         sections.append({"kind": "watch", "view": _safe(view), **shared})
     elif told.kind == "train":

@@ -38,7 +38,7 @@ _HEATS: Final = (
 
 
 def watch_view(
-    run: Recorded, name: str, events: Sequence[Mapping[str, Any]], damage: Damage | None = None
+    run: Recorded, name: str, events: Sequence[Mapping[str, Any]], damage: Damage | None = None, *, drawn: bool = True
 ) -> dict[str, Any]:
     """Make what the template shows of a watched run; it is the template of a check.
 
@@ -50,6 +50,7 @@ def watch_view(
         name: its name.
         events: its events, those that can be read.
         damage: what keeps its log from being read to its end.
+        drawn: whether its figures are drawn and its kept steps are looked at, which take most of the time.
     """
     together = Together(run, events)
     ranks, findings = together.signals, together.findings
@@ -63,8 +64,9 @@ def watch_view(
     whole, state = state_of(events, steps, held=is_held(run.path), damage=damage)
     standing = together.standing(steps)
     verdict = standing.verdict
-    logged, kept = logged_in(depth.first), bundles_in(run.path)
-    figures = [*_loss(losses, findings, left), *logged_figures(logged), *_heats(depth), *_profiles(depth, left)]
+    logged, kept = logged_in(depth.first), bundles_in(run.path) if drawn else []
+    steps_kept = bundle_notes(kept, events) if drawn else []
+    figures = _drawn(depth, losses, findings, left, logged) if drawn else []
     lost = of_signals(ranks)  # when all was read
     facts = [("steps", f"{steps:,}" if whole else f"at least {steps:,}", _samples(depth, left))]
     facts += [*_facts(depth, losses, events, steps, len(run.ranks)), *logged_facts(logged)]
@@ -78,9 +80,9 @@ def watch_view(
         "damage": [*lost, *of_bundles(kept)],
         "facts": [{"label": label, "value": value, "note": note} for label, value, note in facts],
         "figures": figures,
-        "findings": [_told(one, depth, kept) for one in known[:MAX_FINDINGS]],
+        "findings": [_told(one, depth, kept, drawn) for one in known[:MAX_FINDINGS]],
         "open": [one for one in findings if one.get("status") == "unknown"],
-        "notes": [standing.told, *_notes(run.ranks, ranks, depth, events, len(known)), *bundle_notes(kept, events)],
+        "notes": [standing.told, *_notes(run.ranks, ranks, depth, events, len(known)), *steps_kept],
         "table": table_view(blocks),
         "provenance": [],
     }
@@ -193,12 +195,12 @@ def _beside(parts: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[floa
     return [v for part, size in zip(parts, sizes, strict=True) for v in (part or [math.nan] * size)]
 
 
-def _told(one: Mapping[str, Any], depth: _Depth, kept: Sequence[Kept]) -> dict[str, Any]:
+def _told(one: Mapping[str, Any], depth: _Depth, kept: Sequence[Kept], drawn: bool) -> dict[str, Any]:
     """Give a finding as a check shows it; one that stands, with the blocks as they were when it came."""
     told, clear = number(one.get("came")), one.get("status") == "clear"
     came = told if told is not None and math.isfinite(told) else None
     near = min(depth.steps, key=lambda step: abs(step - came)) if came is not None and depth.steps else None
-    blocks = depth.blocks(near) if near is not None and not clear else []
+    blocks = depth.blocks(near) if drawn and near is not None and not clear else []
     alone = len(depth.replicas) < 2 and len(depth.stages) < 2
     left_out = ("told_at", "rank") if alone else ("told_at",)
     evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key not in left_out}
@@ -279,6 +281,16 @@ def _ending(error: str) -> str:
     if error.startswith("MeasurementError: train: "):
         return sentence(error)
     return f"The training ended by an error: {error.rstrip('.')}."
+
+
+def _drawn(
+    depth: _Depth,
+    losses: Sequence[tuple[int, float]],
+    findings: Sequence[Mapping[str, Any]],
+    left: float | None,
+    logged: Mapping[str, Sequence[tuple[int, float]]],
+) -> list[dict[str, str]]:
+    return [*_loss(losses, findings, left), *logged_figures(logged), *_heats(depth), *_profiles(depth, left)]
 
 
 def _loss(

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from levada.runs.aside import set_aside
 from levada.runs.codes import decoded
 from levada.runs.frames import Damage
 from levada.runs.pyramid import SPANS, blocks, coarsen
+from levada.runs.reading import Planes, Reading, spread
 from levada.runs.segments import (
     Cut,
     Place,
@@ -42,30 +43,6 @@ def rank_folders(run: Path) -> dict[int, Path]:
     """Find the ranks whose signals a run keeps."""
     folders = (run / "signals").glob("rank-*")
     return {int(match[1]): path for path in folders if (match := _RANK.fullmatch(path.name)) and path.is_dir()}
-
-
-@final
-class Reading(list[list[float]]):
-    """Rows of numbers in the order of steps: one row a sample, or a block of samples, and in it one number a site.
-
-    Attributes:
-        steps: first step of each row.
-        last_steps: last step of each row; for a single sample the same.
-        times: when the first sample of each row was taken.
-        counts: number of samples of each row: 1, or up to 16 or 256 where only their minimum, mean (the row's
-            numbers) and maximum are kept.
-        low: the rows' minima.
-        high: the rows' maxima.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[int] = []
-        self.last_steps: list[int] = []
-        self.times: list[float] = []
-        self.counts: list[int] = []
-        self.low: list[list[float]] = []
-        self.high: list[list[float]] = []
 
 
 @dataclass(slots=True)
@@ -224,8 +201,7 @@ class Signals:
             UsageError: if there is no such signal, site or resolution.
             MissingExtraError: if segments are Parquet and pyarrow is not installed.
         """
-        if signal not in self.names:
-            raise UsageError(f"Signals.read: no signal {signal!r}; the signals are: {', '.join(self.names) or 'none'}.")
+        self._require(signal)
         if site is not None and site not in self._columns:
             raise UsageError(f"Signals.read: no site {site!r}; the sites are: {', '.join(list(self._columns)[:50])}.")
         if resolution not in (None, *SPANS.values()):
@@ -237,6 +213,36 @@ class Signals:
             for level, planes in self._planes(part, signal, site, resolution or 1, (low, high)):
                 self._add(found, part, level, planes, site, (low, high))
         return found
+
+    def _require(self, signal: str) -> None:
+        if signal not in self.names:
+            raise UsageError(f"Signals.read: no signal {signal!r}; the signals are: {', '.join(self.names) or 'none'}.")
+
+    def planes(self, signal: str, first: int, last: int, resolution: int = 1) -> Iterator[Planes]:
+        """Give what `read` gives of all sites as codes, one tail or segment at a time: for who merges many numbers.
+
+        Args:
+            signal: its name.
+            first: first step.
+            last: last step.
+            resolution: as for `read`.
+
+        Raises:
+            UsageError: as `read`.
+            MissingExtraError: as `read`.
+        """
+        self._require(signal)
+        for part in self._parts:
+            steps = part.samples.steps
+            for level, planes in self._planes(part, signal, None, resolution, (first, last)):
+                rows = [row for row in part.rows(level) if steps[row[2]] >= first and steps[row[1]] <= last]
+                columns = [self._columns[each["name"]] for each in part.table.sites]
+                yield Planes(columns, [(row, steps[a], steps[b], b - a + 1) for row, a, b in rows], planes)
+
+    @property
+    def sampled(self) -> list[int]:
+        """The steps of all samples, whatever detail of them is kept."""
+        return [part.samples.steps[i] for part in self._parts for i in part.alive]
 
     def _planes(
         self, part: _Part, signal: str, site: str | None, resolution: int, bounds: tuple[float, float]
@@ -285,7 +291,7 @@ class Signals:
                 continue
             values = [decoded(plane[row::rows]) for plane in planes]
             if whole and columns is not None:
-                values = [_spread(each, columns, len(self.sites)) for each in values]
+                values = [spread(each, columns, len(self.sites)) for each in values]
             found.append(values[len(values) // 2])
             found.low.append(values[0])
             found.high.append(values[-1])
@@ -384,14 +390,6 @@ def _union(tables: Any) -> list[Mapping[str, Any]]:
         for site in sites:
             found.setdefault(site["name"], site)
     return list(found.values())
-
-
-def _spread(values: list[float], columns: list[int], count: int) -> list[float]:
-    """Put the numbers of an older site table where the sites stand now."""
-    out = [math.nan] * count
-    for column, value in zip(columns, values, strict=True):
-        out[column] = value
-    return out
 
 
 def _tail_planes(part: _Part, start: int, count: int, level: str) -> list[array[int]]:

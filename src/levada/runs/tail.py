@@ -14,6 +14,7 @@ SYNC lets a reader find the next frame behind a damage. The first byte of a payl
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from array import array
@@ -196,7 +197,7 @@ def read_tail(path: Path, widths: Mapping[int, int]) -> tuple[Samples, list[Dama
         FileNotFoundError: if it was sealed in the meantime.
     """
     with path.open("rb") as file:
-        content = file.read(MAX_TAIL + 1)
+        content = file.read(min(os.fstat(file.fileno()).st_size, MAX_TAIL) + 1)
     longer, content = len(content) > MAX_TAIL, content[:MAX_TAIL]
     found, damages, at = Samples(), [], 0
     for part in scan_frames(content):

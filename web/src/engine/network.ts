@@ -59,6 +59,8 @@ export class Stack implements Module {
   /** About how many numbers a forward pass keeps for each row. */
   readonly kept: number;
   readonly signals: Signals;
+  /** The weight matrix of each layer's branch. */
+  readonly weights: readonly Parameter[];
   private readonly layers: readonly Layer[];
   private readonly ends: Ends;
 
@@ -84,6 +86,7 @@ export class Stack implements Module {
     }));
     const own = this.layers.flatMap(({ connection, branch }) => [...connection.parameters, ...branch.parameters]);
     this.parameters = [...own, ...this.ends.parameters];
+    this.weights = this.layers.map(({ linear }) => linear.weight);
     this.signals = {
       signal: new Float64Array(depth + 1),
       gradient: new Float64Array(depth + 1),

@@ -55,6 +55,11 @@ export type Response =
       readonly predicted: Prediction | null;
       /** What the streams were mixed by; null where nothing is. */
       readonly mixing: Mixing | null;
+      /**
+       * By layer, the root mean square of what the optimizer's first step with this gradient would change the weight
+       * matrix by, over that of the matrix; null without an optimizer, and in training.
+       */
+      readonly update: Float64Array | null;
       readonly milliseconds: number;
     }
   | { readonly type: "progress"; readonly id: number; readonly step: number; readonly measured: Measured }

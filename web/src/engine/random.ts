@@ -48,6 +48,36 @@ function hash(name: string, start: number): number {
   return value;
 }
 
+type Kind = "normal" | "uniform";
+
+const MOST_KEPT = 2 ** 22; // numbers: 32 MB
+
+/**
+ * The first numbers of streams that were drawn before: a network that differs in its depth, connection or gain from the
+ * one before draws most of the same again.
+ */
+class Kept {
+  private readonly streams = new Map<string, Float64Array>();
+  private size = 0;
+
+  get(key: string, count: number): Float64Array | null {
+    const known = this.streams.get(key);
+    return known && known.length >= count ? known : null;
+  }
+
+  set(key: string, numbers: Float64Array): void {
+    if (numbers.length > MOST_KEPT) return;
+    this.size += numbers.length - (this.streams.get(key)?.length ?? 0);
+    if (this.size > MOST_KEPT) {
+      this.streams.clear();
+      this.size = numbers.length;
+    }
+    this.streams.set(key, numbers);
+  }
+}
+
+const kept = new Kept();
+
 /** The stream of random numbers that belongs to a seed and a name. */
 export class Random {
   private readonly key: readonly [number, number];
@@ -57,7 +87,10 @@ export class Random {
   private used = 4;
   private spare: number | null = null;
 
-  constructor(seed: number, name: string) {
+  constructor(
+    private readonly seed: number,
+    private readonly name: string,
+  ) {
     if (!Number.isSafeInteger(seed) || seed < 0) {
       throw new RangeError(`a seed must be an integer from 0 to 2^53 - 1, got ${seed}.`);
     }
@@ -101,10 +134,40 @@ export class Random {
   }
 
   fillNormal(data: Floats, deviation: number): void {
-    for (let i = 0; i < data.length; i++) data[i] = deviation * this.normal();
+    const numbers = this.next("normal", data.length);
+    for (let i = 0; i < data.length; i++) data[i] = deviation * numbers[i];
   }
 
   fillUniform(data: Floats, bound: number): void {
-    for (let i = 0; i < data.length; i++) data[i] = bound * (2 * this.uniform() - 1);
+    const numbers = this.next("uniform", data.length);
+    for (let i = 0; i < data.length; i++) data[i] = bound * (2 * numbers[i] - 1);
+  }
+
+  /** At least `count` numbers, of which the stream goes on behind the first `count`; kept where they are its first. */
+  private next(kind: Kind, count: number): Float64Array {
+    const key = this.block === 0 ? `${kind} ${this.seed} ${this.name}` : null;
+    const known = key === null ? null : kept.get(key, count);
+    if (known) {
+      this.skip(kind, count, known);
+      return known;
+    }
+    const odd = kind === "normal" && key !== null ? count % 2 : 0; // normal numbers come in pairs
+    const numbers = Float64Array.from({ length: count + odd }, () =>
+      kind === "normal" ? this.normal() : this.uniform(),
+    );
+    if (odd) this.spare = numbers[count];
+    if (key !== null) kept.set(key, numbers);
+    return numbers;
+  }
+
+  /** Stand where `count` numbers have been drawn from the start: a block makes two of either kind. */
+  private skip(kind: Kind, count: number, numbers: Float64Array): void {
+    if (kind === "normal") {
+      this.block = Math.ceil(count / 2);
+      this.spare = count % 2 === 1 ? numbers[count] : null;
+      return;
+    }
+    this.block = Math.floor(count / 2);
+    if (count % 2 === 1) for (let half = 0; half < 2; half++) this.word();
   }
 }

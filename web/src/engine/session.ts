@@ -1,10 +1,10 @@
 /** What a worker does with the requests it gets; it knows neither the page nor the worker. */
 
 import { accuracy, crossEntropy } from "./loss";
-import { type Floats, floats, type Matrix, matrixFrom, type Precision } from "./matrix";
-import { zeroGradients } from "./module";
+import { type Floats, floats, type Matrix, matrixFrom, type Precision, rms } from "./matrix";
+import { type Parameter, zeroGradients } from "./module";
 import { Network } from "./network";
-import { type Optimizer, optimizer } from "./optimise";
+import { type Optimizer, type OptimizerOptions, optimizer } from "./optimise";
 import type { Data, Measured, Request, Response } from "./protocol";
 import { Random } from "./random";
 import { requireInteger } from "./require";
@@ -17,6 +17,7 @@ const SLICE = 16; // milliseconds of training after which other requests may com
 interface Configured {
   readonly network: Network;
   readonly optimizer: Optimizer | null;
+  readonly chosen: OptimizerOptions | null;
   readonly data: Data | null;
   readonly batch: number;
   readonly precision: Precision;
@@ -78,6 +79,7 @@ export class Session {
     this.configured = {
       network,
       optimizer: chosen ? optimizer(network.parameters, chosen) : null,
+      chosen: chosen ?? null,
       data: data ?? null,
       batch,
       precision: options.precision ?? "float64",
@@ -89,12 +91,14 @@ export class Session {
 
   private run(id: number): void {
     const configured = this.require();
+    const { network, chosen, data } = configured;
     const start = performance.now();
     const measured = pass(configured);
     const milliseconds = performance.now() - start;
-    const predicted = predict(configured.network.options, measured.signal[0]);
-    const mixing = configured.network.stack.mixing();
-    this.post({ type: "signals", id, measured, predicted, mixing, milliseconds });
+    const predicted = predict(network.options, measured.signal[0]);
+    const mixing = network.stack.mixing();
+    const update = chosen && !data ? firstUpdate(network.stack.weights, chosen) : null;
+    this.post({ type: "signals", id, measured, predicted, mixing, update, milliseconds });
   }
 
   private evaluate(id: number, order?: readonly number[]): void {
@@ -168,6 +172,17 @@ function pass({ network, data, batch, precision, rows }: Configured): Measured {
     loss,
     accuracy: right,
   };
+}
+
+/** See `signals.update`: the weights are put back, and the optimizer's own moments are not touched. */
+function firstUpdate(weights: readonly Parameter[], options: OptimizerOptions): Float64Array {
+  const before = weights.map(({ value }) => value.slice());
+  optimizer(weights, options).step();
+  return Float64Array.from(weights, ({ value }, layer) => {
+    const change = Float64Array.from(value, (now, i) => now - before[layer][i]);
+    value.set(before[layer]);
+    return rms(change) / rms(value);
+  });
 }
 
 function gaussian(rows: number, cols: number, precision: Precision, random: Random): Matrix {

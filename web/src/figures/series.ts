@@ -1,14 +1,19 @@
 /** What a figure of lines is given. */
 
+export type Colour = 0 | 1 | 2 | 3 | 4 | 5 | 6 | "ref";
+
 export interface Series {
   readonly label: string;
   /** One of the palette's seven colours, or that of references. */
-  readonly colour: 0 | 1 | 2 | 3 | 4 | 5 | 6 | "ref";
+  readonly colour: Colour;
   /** A measured line is drawn through, a predicted one dashed, a reference (a bound, a rule of thumb) dotted. */
   readonly style: "measured" | "predicted" | "reference";
+  /** In rising order. */
   readonly x: ArrayLike<number>;
   /** As they are, also on a logarithmic axis: what has no place there (0, NaN, infinity) is drawn at its edge. */
   readonly y: ArrayLike<number>;
+  /** Whether `y` holds natural logarithms of the values, which do not underflow; for a logarithmic axis only. */
+  readonly logs?: boolean;
 }
 
 export interface AxisSpec {
@@ -20,3 +25,22 @@ export interface AxisSpec {
 
 /** Why a value has no place on an axis, or where it stands between the axis' ends. */
 export type Edge = "zero" | "below" | "above" | "nan";
+
+/** Where a series has an x; -1 where it has none. */
+export function indexAt({ x }: Series, value: number): number {
+  let [low, high] = [0, x.length - 1];
+  while (low <= high) {
+    const middle = (low + high) >> 1;
+    if (x[middle] === value) return middle;
+    if (x[middle] < value) low = middle + 1;
+    else high = middle - 1;
+  }
+  return -1;
+}
+
+/** Every x of any of the series, in rising order. */
+export function allX(series: readonly Series[]): number[] {
+  const found = new Set<number>();
+  for (const { x } of series) for (let at = 0; at < x.length; at++) found.add(x[at]);
+  return [...found].sort((a, b) => a - b);
+}

@@ -1,0 +1,189 @@
+"""What looks for runs, once for all clients: the list, and what is told to those that listen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, final
+
+from levada import __version__
+from levada.web.folder import RefusedError, found_in, identity, stamp
+from levada.web.reader import Reader
+from levada.web.shapes import News, Row, Runs
+
+__all__ = ["MAX_LISTENERS", "Scanner"]
+
+MAX_LISTENERS: Final = 64
+_log: Final = logging.getLogger("levada.web")
+_UNTOLD: Final = 256  # news that a listener may be behind; then it is let go, and comes again
+_FIRST: Final = 5.0  # seconds that the first list waits
+_SHARE: Final = 10  # looking takes about one part in so many of the time
+_LATEST: Final = 30.0  # seconds after which a run that grows is read again, however long that takes
+Kind = Literal["appeared", "grew", "ended", "gone"]
+
+
+@dataclass(slots=True)
+class _Known:
+    """A run, as it was when it was last read."""
+
+    name: str
+    seen: Any = None
+    row: Row | None = None
+    next: float = 0.0
+
+
+@final
+class Scanner:
+    """Knows the runs below a folder.
+
+    Args:
+        root: the served folder.
+        reader: what reads them.
+        every: seconds between two looks.
+        heartbeat: seconds after which a listener hears that nothing happened.
+    """
+
+    def __init__(self, root: Path, reader: Reader, every: float = 2.0, heartbeat: float = 15.0) -> None:
+        self._root, self._reader, self._every, self._heartbeat = root, reader, every, heartbeat
+        self._known: dict[str, _Known] = {}
+        self._left_out = 0
+        self._looked = asyncio.Event()
+        self._ended = False
+        self._listeners: set[asyncio.Queue[News | None]] = set()
+
+    async def run(self) -> None:
+        """Look again and again."""
+        await self._reader.start()
+        while True:
+            began = time.monotonic()
+            try:
+                await self.look()
+            except Exception:  # the next look may find the folder as it should be
+                _log.exception("looking for runs failed, which is a defect of levada")
+            self._looked.set()
+            await asyncio.sleep(max(self._every, _SHARE * (time.monotonic() - began)))
+
+    async def look(self) -> None:
+        """Look once: find runs, and read those that have changed, the newest first."""
+        names, self._left_out = await asyncio.to_thread(found_in, self._root)
+        ids = {identity(name): name for name in names}
+        for id in [id for id in self._known if id not in ids]:
+            gone = self._known.pop(id)
+            if gone.row is not None:
+                self._tell("gone", gone.row)
+        for id, name in ids.items():
+            self._known.setdefault(id, _Known(name))
+        stamps = await asyncio.to_thread(self._stamps, ids)
+        for id, seen in sorted(stamps.items(), key=lambda one: -one[1][1]):
+            one = self._known[id]
+            if seen != one.seen and time.monotonic() >= one.next:
+                await self._read(id, one, seen)
+
+    def _stamps(self, ids: dict[str, str]) -> dict[str, tuple[int, int, int, bool | None]]:
+        found = {}
+        for id, name in ids.items():
+            with suppress(OSError):
+                found[id] = stamp(self._root / name)
+        return found
+
+    async def _read(self, id: str, one: _Known, seen: Any) -> None:
+        began = time.monotonic()
+        before, one.seen = one.row, seen
+        try:
+            one.row = Row.model_validate_json(await self._reader.ask("row", run=one.name, id=id))
+        except RefusedError as error:
+            if error.status == 503:
+                one.seen = None
+                return
+            one.row = _unreadable(id, one.name, seen[1] / 1e9, str(error))
+        one.next = time.monotonic() + min(_LATEST, _SHARE * (time.monotonic() - began))
+        if before is None:
+            self._tell("appeared", one.row)
+        elif one.row != before:
+            self._tell("ended" if before.state == "running" != one.row.state else "grew", one.row)
+
+    def _tell(self, what: Kind, row: Row) -> None:
+        for listener in list(self._listeners):
+            try:
+                listener.put_nowait(News(event=what, run=row))
+            except asyncio.QueueFull:
+                self._listeners.discard(listener)
+                listener.get_nowait()
+                listener.put_nowait(None)
+
+    async def listed(self) -> Runs:
+        """Give the list; at the beginning, wait a little for the first look."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._looked.wait(), _FIRST)
+        rows = sorted((one.row for one in self._known.values() if one.row), key=lambda row: -row.modified)
+        waiting = sum(one.row is None for one in self._known.values())
+        return Runs(runs=rows, waiting=waiting, left_out=self._left_out, version=__version__)
+
+    def name_of(self, id: str) -> str:
+        """Give the path of a run from the served folder on.
+
+        Args:
+            id: its opaque name.
+
+        Raises:
+            RefusedError: if there is none.
+        """
+        if id not in self._known:
+            raise RefusedError(404, "There is no such run: it may have been moved. Ask for the list again.")
+        return self._known[id].name
+
+    def listen(self) -> AsyncIterator[bytes]:
+        """Give what happens from now on, as server-sent events.
+
+        Raises:
+            RefusedError: if too many listen.
+        """
+        if len(self._listeners) >= MAX_LISTENERS:
+            raise RefusedError(503, f"{MAX_LISTENERS} pages listen already, which is the limit. Close one.")
+        return self._stream(asyncio.Queue(_UNTOLD))
+
+    def end(self) -> None:
+        """Let all that listen go."""
+        self._ended = True
+        for listener in self._listeners:
+            while not listener.empty():
+                listener.get_nowait()
+            listener.put_nowait(None)
+
+    async def _stream(self, queue: asyncio.Queue[News | None]) -> AsyncIterator[bytes]:
+        # Only here: a stream that is never begun has no end either.
+        self._listeners.add(queue)
+        try:
+            yield b"retry: 2000\n\n"
+            while not self._ended:
+                try:
+                    news = await asyncio.wait_for(queue.get(), self._heartbeat)
+                except TimeoutError:
+                    yield b"event: heartbeat\ndata: {}\n\n"
+                    continue
+                if news is None:
+                    return
+                yield f"event: {news.event}\ndata: {news.run.model_dump_json()}\n\n".encode()
+        finally:
+            self._listeners.discard(queue)
+
+
+def _unreadable(id: str, name: str, modified: float, problem: str) -> Row:
+    return Row(
+        id=id,
+        name=name.encode("utf-8", errors="backslashreplace").decode(),
+        title="",
+        kind="",
+        state="not ended",
+        verdict=None,
+        steps=0,
+        depth=0,
+        loss=None,
+        modified=modified,
+        problem=problem,
+    )

@@ -1,0 +1,187 @@
+"""Fuzz what reads runs: `python tests/web/fuzz.py FOLDER -runs=10000`. FOLDER keeps the inputs.
+
+The first byte of an input says which file of a small run it replaces, and how: as it is, or with right checksums, so
+that what stands behind them is reached. No reader may raise more than a `UsageError`, and every question has an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import atheris
+
+with atheris.instrument_imports(include=["levada.runs", "levada.web", "levada._numbers"]):
+    from levada._errors import UsageError
+    from levada.runs import Run, RunWriter, SignalWriter
+    from levada.runs.codes import encode
+    from levada.runs.frames import MAGIC, frame
+    from levada.runs.segments import sealed_name
+    from levada.runs.tail import TAIL_MAGIC, pack
+    from levada.web.child import answer
+    from levada.web.opened import forget
+
+RANK = Path("signals") / "rank-00000"
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "row": {"id": "a" * 20},
+    "summary": {"id": "a" * 20},
+    "loss": {"asked": {}},
+    "heat": {"asked": {"signal": "gradient_rms"}},
+}
+
+
+def parts(data: bytes) -> list[bytes]:
+    """Cut bytes at each newline, as the payloads of frames."""
+    return [part for part in data.split(b"\n") if part]
+
+
+def manifest(data: bytes) -> bytes:
+    """Give a manifest whatever its checksum should be."""
+    try:
+        values = json.loads(data)
+        others = {key: value for key, value in values.items() if key != "crc32"}
+        digest = zlib.crc32(json.dumps(others, sort_keys=True, separators=(",", ":")).encode())
+        return json.dumps({**others, "crc32": digest}).encode()
+    except (ValueError, AttributeError, RecursionError, TypeError):
+        return data
+
+
+def table(data: bytes) -> bytes:
+    """Give a site table with its checksum."""
+    try:
+        canonical = json.dumps(json.loads(data), sort_keys=True, separators=(",", ":")).encode()
+    except (ValueError, RecursionError):
+        canonical = data
+    return b'{"crc32":%d,"table":%s}\n' % (zlib.crc32(canonical), canonical)
+
+
+def inflated(data: bytes) -> bytes:
+    """Give a sealed file of frames that hold these payloads, compressed."""
+    held = [pack(b"Z" + struct.pack("<I", i) + zlib.compress(part)) for i, part in enumerate(parts(data))]
+    return TAIL_MAGIC + b"".join(held)
+
+
+def sealed(level: str, suffix: str, make: Callable[[bytes], bytes] = bytes) -> Callable[[Path, bytes], None]:
+    """Make what puts a sealed file of a level in the place of all of that level."""
+
+    def put(run: Path, data: bytes) -> None:
+        for path in (run / RANK).glob(f"{level}-*"):
+            path.unlink()
+        content = make(data)
+        (run / RANK / sealed_name(level, 1, content, suffix)).write_bytes(content)
+
+    return put
+
+
+def plain(name: str, make: Callable[[bytes], bytes] = bytes) -> Callable[[Path, bytes], None]:
+    """Make what replaces a file."""
+
+    def put(run: Path, data: bytes) -> None:
+        (run / name).write_bytes(make(data))
+
+    return put
+
+
+PLACES: list[Callable[[Path, bytes], None]] = [
+    plain("events.log"),
+    plain("events.log", lambda data: MAGIC + b"".join(map(frame, parts(data)))),
+    plain("run.json", manifest),
+    plain(f"{RANK}/sites-000.json", table),
+    plain(f"{RANK}/tail-000002.log"),
+    plain(f"{RANK}/tail-000002.log", lambda data: TAIL_MAGIC + b"".join(map(pack, parts(data)))),
+    *(sealed(level, "parquet") for level in ("samples", "full", "by16")),
+    sealed("samples", "frames", inflated),
+    sealed("full", "frames"),
+    sealed("full", "frames", inflated),
+]
+
+
+def write(folder: Path) -> None:
+    """Write a run whose every kind of file is small."""
+    finding = {"rule": "loss_spike", "severity": "warn", "claim": "", "where": {"first": "a"}, "evidence": {"x": 1.0}}
+    with RunWriter.create(folder, kind="watch", name="small", config={"lr": 0.1}) as writer:
+        writer.append("loss", steps=[0, 1], values=[2.0, 1.0])
+        writer.append("finding", step=1, case="a", finding=finding)
+        writer.append("judged", rules=["loss_spike"], unjudged={"dead_units": "none"}, waiting=[], few=[], first=0)
+        writer.append("end", steps=2)
+    sites = [{"name": "a", "order": 0, "kind": "Linear", "shape": [2], "parameters": []}]
+    with SignalWriter(folder, sites=sites, signals=["gradient_rms", "gradient_nonfinite"]) as samples:
+        for step in range(20):
+            samples.append(step, 0.0, encode([0.5, 0.0]), {"loss": 1.0, "overhead": 0.01})
+
+
+def seeds(run: Path, folder: Path) -> None:
+    """Give the inputs that the search begins with: of each place what stands there."""
+    rank = run / RANK
+    events = (run / "events.log").read_bytes()
+    payloads = b"\n".join(json.dumps(event).encode() for event in Run(run).events())
+    held = [events, payloads, (run / "run.json").read_bytes()]
+    held.append(json.dumps(json.loads((rank / "sites-000.json").read_bytes())["table"]).encode())
+    sample = b"S" + struct.pack("<qdII", 30, 0.0, 0, 2) + b"{}" + encode([0.5, 0.0])
+    held += [TAIL_MAGIC + pack(b'H{"schema": 1, "sites": 0}') + pack(sample), b'H{"schema": 1, "sites": 0}\n' + sample]
+    held += [next(rank.glob(f"{level}-*")).read_bytes() for level in ("samples", "full", "by16")]
+    times = [0.0] * 20
+    about = {"schema": 1, "sites": 0, "steps": list(range(20)), "times": times, "scalars": [{}] * 20, "marks": [3]}
+    held += [
+        json.dumps(about).encode(),
+        TAIL_MAGIC + pack(b"Z" + struct.pack("<I", 0) + zlib.compress(bytes(40))),
+        bytes(40),
+    ]
+    for number, content in enumerate(held):
+        (folder / f"seed-{number:02d}").write_bytes(bytes([number]) + content)
+
+
+def main() -> None:
+    """Search until libFuzzer is told to stop."""
+    home = Path(tempfile.mkdtemp())
+    write(home / "whole")
+    seeds(home / "whole", Path(sys.argv[1]))
+
+    def one(data: bytes) -> None:
+        run = home / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(home / "whole", run)
+        PLACES[data[0] % len(PLACES) if data else 0](run, data[1:])
+        forget()
+        with mock.patch("time.sleep"):  # between looks for what a writer may be sealing
+            read(run)
+            for name, values in QUESTIONS.items():
+                status, body = answer(home, json.dumps({"ask": name, "run": "run", **values}).encode())
+                assert status in (200, 404, 409)
+                json.loads(body)
+
+    atheris.Setup(sys.argv, one)
+    try:
+        atheris.Fuzz()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def read(run: Path) -> None:
+    """Read all of a run."""
+    try:
+        found = Run(run)
+    except UsageError:
+        return
+    list(found.events())
+    found.losses()
+    for rank in found.ranks:
+        signals = found.signals(rank)
+        signals.lost()
+        for name in signals.names:
+            signals.read(name)
+            list(signals.planes(name, 0, 2**62, 16))
+        for name in signals.scalar_names:
+            signals.scalars(name)
+
+
+if __name__ == "__main__":
+    main()

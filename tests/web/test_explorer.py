@@ -1,0 +1,276 @@
+"""The explorer in a browser, from the one file that opens from a disk: controls, keys, links, what is named."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import levada
+
+CHROMIUM = shutil.which("chromium")
+PAGE = Path(levada.__file__).parent / "web/static/single/explore.html"
+AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+    pytest.mark.skipif(not PAGE.exists(), reason="the pages are not built: make web"),
+]
+Open = Callable[..., Any]
+
+DEAD = "depth=120"  # a sigmoid stack whose gradient leaves the range of float32
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Open]:
+    """Open the page with a link; nothing may be asked of a network, and nothing may go wrong."""
+    contexts: list[Any] = []
+    said: list[str] = []
+    asked: list[str] = []
+
+    def opened(link: str = "", width: int = 1280, height: int = 800, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{PAGE.as_uri()}#{link}")
+        page.wait_for_selector(".reading, [role=alert]")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert {url.split("#")[0] for url in asked if not url.startswith(("data:", "blob:"))} <= {PAGE.as_uri()}
+
+
+def link(page: Any) -> str:
+    return str(page.evaluate("location.hash"))
+
+
+def settled(page: Any, key: str) -> None:
+    page.wait_for_function("key => location.hash.includes(key)", arg=key)
+
+
+def picture(page: Any) -> str:
+    """Everything that is drawn."""
+    return str(page.eval_on_selector_all(".plot .line", "all => all.map(one => one.getAttribute('d')).join('|')"))
+
+
+def readings(page: Any) -> list[str]:
+    return list(page.locator(".reading").all_inner_texts())
+
+
+def changes(page: Any, act: Callable[[], Any]) -> None:
+    """Wait until what is drawn is another picture than before."""
+    before = picture(page)
+    act()
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('.plot .line')].map(one => one.getAttribute('d')).join('|') != before",
+        arg=before,
+    )
+
+
+CONTROLS = [
+    ("Activation", "tanh", "activation=tanh"),
+    ("Initialisation", "he", "init=he"),
+    ("Normalisation", "layer", "norm=layer"),
+    ("Depth, exactly", 80, "depth=80"),
+    ("Width, exactly", 16, "width=16"),
+    ("Gain of the weights, exactly", 2.5, "gain=2.5"),
+    ("post-norm", True, "connections=plain,residual,post_norm"),
+    ("highway", True, "connections=plain,residual,highway"),
+    ("dense", True, "connections=plain,residual,dense"),
+    ("HC", True, "connections=plain,residual,hyper"),
+    ("mHC", True, "connections=plain,residual,manifold"),
+    ("identity HC", True, "connections=plain,residual,identity"),
+    ("AttnRes", True, "connections=plain,residual,attention"),
+    ("plain", False, "connections=residual"),
+    ("Rows of the batch, exactly", 16, "rows=16"),
+    ("Seed, exactly", 3, "seed=3"),
+    ("activation before the weights", True, "preActivation=1"),
+    ("Precision", "float64", "precision=float64"),
+]
+
+
+def use(page: Any, label: str, value: Any) -> None:
+    control = page.get_by_label(label, exact=True)
+    if isinstance(value, bool):
+        control.set_checked(value)
+    elif isinstance(value, str):
+        control.select_option(value)
+    else:
+        control.fill(str(value))
+
+
+@pytest.mark.parametrize(("label", "value", "key"), CONTROLS, ids=[label for label, *_ in CONTROLS])
+def test_a_control_changes_the_picture_and_the_link(visit: Open, label: str, value: Any, key: str) -> None:
+    page = visit("expert=1&depth=100")
+    changes(page, lambda: use(page, label, value))
+    settled(page, key)
+
+
+OPTIONS = [
+    ("hyper", "Streams, exactly", 2, "streams=2"),
+    ("dense", "Growth of dense, exactly", 3, "growth=3"),
+    ("attention", "Blocks of AttnRes, exactly", 2, "blocks=2"),
+    ("highway", "Gate bias of highway, exactly", 1.5, "gateBias=1.5"),
+    ("post_norm", "Skip factor of post-norm, exactly", 2, "alpha=2"),
+]
+
+
+@pytest.mark.parametrize(("name", "label", "value", "key"), OPTIONS, ids=[name for name, *_ in OPTIONS])
+def test_options_of_a_connection_are_there_with_it(visit: Open, name: str, label: str, value: Any, key: str) -> None:
+    page = visit("expert=1")
+    assert page.get_by_label(label, exact=True).count() == 0
+    page = visit(f"expert=1&connections={name}&depth=20")
+    changes(page, lambda: use(page, label, value))
+    settled(page, key)
+
+
+def test_variances_and_the_optimizer_have_an_effect(visit: Open) -> None:
+    page = visit("expert=1&init=gaussian&depth=20")
+    changes(page, lambda: use(page, "Weight variance σw², exactly", 3))
+    changes(page, lambda: use(page, "Bias variance σb², exactly", 0.5))
+    page.get_by_label("first update").check()
+    changes(page, lambda: use(page, "Optimizer", "adamw"))
+    changes(page, lambda: use(page, "Learning rate, exactly", 0.003))
+    settled(page, "optimizer=adamw&lr=0.003")
+
+
+def test_a_link_gives_the_page_back(visit: Open) -> None:
+    page = visit("connections=residual,attention&depth=37&activation=gelu&expert=1&gain=1.5&view=signal")
+    assert page.get_by_label("Depth, exactly").input_value() == "37"
+    assert page.get_by_label("Activation", exact=True).input_value() == "gelu"
+    assert page.get_by_label("AttnRes", exact=True).is_checked()
+    assert not page.get_by_label("plain", exact=True).is_checked()
+    assert page.get_by_label("signal", exact=True).is_checked()
+    drawn = picture(page)
+    use(page, "Depth, exactly", 40)
+    settled(page, "depth=40")
+    other = visit(link(page).removeprefix("#"))
+    assert picture(other) != drawn
+    use(other, "Depth, exactly", 37)
+    settled(other, "depth=37")
+    other.wait_for_function("() => document.querySelector('.reading').textContent.includes('output')")
+    assert picture(visit(link(other).removeprefix("#"))) == drawn
+
+
+def test_a_wrong_link_is_said_and_the_rest_is_taken(visit: Open) -> None:
+    page = visit("depth=20&width=many&colour=red")
+    told = page.get_by_role("alert").all_inner_texts()
+    assert told == [
+        'In the address: width must be a whole number from 1 to 256, got "many": it is 32.',
+        'In the address: There is no setting "colour".',
+    ]
+    assert page.get_by_label("Depth, exactly").input_value() == "20"
+
+
+def test_underflow_is_named_and_float64_shows_what_was_lost(visit: Open) -> None:
+    page = visit(DEAD)
+    plain = readings(page)[0]
+    assert "the gradient is exactly zero" in plain
+    assert "the smallest number that float32 holds (underflow)" in plain
+    assert re.search(r"plain: \d+ values \(the input to layer \d+\) are exactly zero", page.inner_text(".stage"))
+    assert page.locator(".measured .edge").last.count() == 1
+    changes(page, lambda: use(page, "Precision", "float64"))
+    assert "zero" not in readings(page)[0]
+    assert re.search(r"at layer 1 the gradient is \d\.\d×10⁻⁷. of", readings(page)[0])
+
+
+def test_prediction_and_measurement_are_compared_in_words(visit: Open) -> None:
+    page = visit("activation=relu&init=pytorch_default&precision=float64&connections=plain,manifold")
+    assert re.fullmatch(r"plain: at layer 1 .* × 0\.4\d+ per layer, as predicted \(0\.408\)\.", readings(page)[0])
+    page.wait_for_function("() => document.querySelectorAll('.reading').length == 2")
+    assert "No prediction for mHC." in page.inner_text(".told")
+    page = visit("gain=5&precision=float64")
+    assert "0.25" in page.inner_text(".key")
+
+
+def test_the_line_of_a_quarter_is_there_for_the_sigmoid_alone_and_can_be_exceeded(visit: Open) -> None:
+    page = visit("gain=4&precision=float64&connections=plain")
+    rate = re.search(r"× (0\.\d+) per layer", readings(page)[0])
+    assert rate is not None
+    assert float(rate[1]) > 0.3
+    assert page.locator(".plot .reference").count() == 1
+    changes(page, lambda: use(page, "Activation", "tanh"))
+    assert page.locator(".plot .reference").count() == 0
+
+
+def test_what_cannot_be_computed_is_said(visit: Open) -> None:
+    page = visit("depth=1000&width=256&connections=residual")
+    assert "take fewer layers or features" in page.get_by_role("alert").inner_text()
+    use(page, "Depth, exactly", 10)
+    page.wait_for_selector(".reading")
+    assert page.get_by_role("alert").count() == 0
+
+
+def test_keys_alone_reach_and_change_everything(visit: Open) -> None:
+    page = visit()
+    keys = page.keyboard
+    reached: list[str] = []
+    for _ in range(60):
+        keys.press("Tab")
+        reached.append(
+            page.evaluate(
+                "() => { const one = document.activeElement; const of = one.labels?.[0]?.textContent;"
+                " return one.getAttribute('aria-label') ?? of?.trim() ?? one.textContent.trim() }"
+            )
+        )
+    for name in (
+        "Depth",
+        "plain",
+        "Activation",
+        "Optimizer",
+        "Precision",
+        "Play backward",
+        "Copy as PyTorch",
+        "expert",
+    ):
+        assert any(one.startswith(name) for one in reached), (name, reached)
+    outlined = "() => getComputedStyle(document.activeElement).outlineStyle"
+    page.get_by_role("slider", name="Depth", exact=True).focus()
+    changes(page, lambda: keys.press("ArrowRight"))
+    settled(page, "depth=51")
+    assert page.evaluate(outlined) == "solid"
+    figure = page.get_by_role("slider", name="Gradient backward")
+    figure.focus()
+    keys.press("Home")
+    for _ in range(3):
+        keys.press("ArrowRight")
+    assert figure.get_attribute("aria-valuenow") == "3"
+    assert re.match(r"layer 3: plain \d", figure.get_attribute("aria-valuetext") or "")
+    assert page.inner_text(".told thead th").lower() == "at layer 3"
+    keys.press("End")
+    assert figure.get_attribute("aria-valuenow") == "51"
+    page.get_by_label("both").focus()
+    keys.press("ArrowRight")
+    settled(page, "view=signal")
+
+
+def test_the_cursor_follows_mouse_and_touch(visit: Open) -> None:
+    page = visit()
+    box = page.locator(".plot").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
+    middle = int(page.get_by_role("slider", name="Signal forward").get_attribute("aria-valuenow"))
+    assert 20 <= middle <= 30
+    assert page.inner_text(".told thead th").lower() == f"at layer {middle}"
+    page = visit(has_touch=True, width=360, height=640)
+    box = page.locator(".plot").first.bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] - 14, box["y"] + 50)
+    assert page.locator(".plot").first.get_attribute("aria-valuenow") == "50"

@@ -1,0 +1,65 @@
+"""The files of the pages: a list that is made once, their types and tags, and what is said where there are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from levada.web.pages import MISSING, Pages
+
+from .conftest import Client, served
+
+INDEX = "<!doctype html><script type=module src=/assets/a-1234.js></script>"
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """What Vite writes, and some things that it does not."""
+    folder, secret = tmp_path / "static", tmp_path / "secret.js"
+    (folder / "assets").mkdir(parents=True)
+    (folder / "index.html").write_text(INDEX)
+    (folder / "assets" / "a-1234.js").write_text("export {};")
+    (folder / "assets" / "a.css").write_text("body{}")
+    (folder / "notes.py").write_text("secret")
+    secret.write_text("secret")
+    (folder / "linked.js").symlink_to(secret)
+    (folder / "outside").symlink_to(tmp_path)
+    return folder
+
+
+def test_files_come_with_their_type_and_a_tag(root: Path, built: Path) -> None:
+    with served(root, pages=built) as client:
+        status, headers, body = client.get("/")
+        assert (status, body.decode()) == (200, INDEX)
+        assert headers["content-type"] == "text/html; charset=utf-8"
+        assert headers["cache-control"] == "no-cache"
+        tag = headers["etag"]
+        assert client.get("/index.html")[1]["etag"] == tag
+        assert client.get("/", if_none_match=tag)[0] == 304
+        assert client.get("/", if_none_match=f'"x", W/{tag}')[0] == 304
+        assert client.get("/", if_none_match='"x"')[0] == 200
+        status, headers, body = client.get("/assets/a-1234.js")
+        assert (status, headers["content-type"], body) == (200, "text/javascript; charset=utf-8", b"export {};")
+        assert "immutable" in headers["cache-control"]
+        assert client.get("/assets/a.css")[1]["content-type"] == "text/css; charset=utf-8"
+        assert client.ask("HEAD", "/")[2] == b""
+
+
+@pytest.mark.parametrize(
+    "path", ["/notes.py", "/linked.js", "/outside/secret.js", "/assets", "/assets/", "/static/index.html"]
+)
+def test_no_other_file_has_an_address(root: Path, built: Path, path: str) -> None:
+    with served(root, pages=built) as client:
+        (built / "later.js").write_text("not in the list")
+        for one in (path, "/later.js"):
+            status, _, body = client.get(one)
+            assert (status, body) == (404, b"There is no such file.\n")
+
+
+def test_without_pages_a_sentence_says_how_to_build_them(client: Client, tmp_path: Path) -> None:
+    status, headers, body = client.get("/")
+    assert (status, body.decode().strip()) == (503, MISSING)
+    assert headers["content-type"] == "text/plain; charset=utf-8"
+    assert "`make web`" in MISSING
+    assert not Pages(tmp_path / "none").there

@@ -1,0 +1,245 @@
+"""What is answered of runs: lists, summaries, losses, heat pictures, streams and memory, by numbers that are known."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from levada.runs import Run, RunWriter
+from levada.runs.codes import OFFSET
+
+from .conftest import HOSTILE, SIGNALS, SITES, STEPS, Client, gradient, np, served, write_watched
+
+
+def plane(held: dict[str, Any], name: str) -> Any:
+    kind = "u1" if name == "flags" else "<f4"
+    found = np.frombuffer(base64.b64decode(held[name]), kind)
+    return found.reshape(len(held["sites"]), len(held["steps"]))
+
+
+def test_the_list_holds_every_run(client: Client) -> None:
+    listed = client.json("/api/1/runs")
+    rows = {row["name"]: row for row in listed["runs"]}
+    assert set(rows) == {"watched", "checks/one", "training", "training/watch/1", "study"}
+    assert (listed["waiting"], listed["left_out"]) == (0, 0)
+    keys = ("kind", "title", "state", "verdict", "steps", "depth", "loss")
+    told = {name: tuple(row[key] for key in keys) for name, row in rows.items()}
+    assert told["watched"] == ("watch", "mine", "ended", "warn", 400, 5, pytest.approx(0.01))
+    assert told["checks/one"] == ("check", HOSTILE, "ended", "warn", 0, 3, None)
+    assert told["training"] == ("train", "training", "ended", "warn", 3, 5, "inf")
+    assert told["study"] == ("study", "R1", "ended", None, 0, 0, None)
+    assert [row["modified"] for row in listed["runs"]] == sorted((r["modified"] for r in rows.values()), reverse=True)
+    assert all(not row["problem"] for row in rows.values())
+
+
+def test_a_summary_says_what_a_watched_run_is(client: Client, root: Path) -> None:
+    told = client.json(client.run("watched"))
+    assert [site["name"] for site in told["sites"]] == [site["name"] for site in SITES]
+    assert told["sites"][0]["shape"] == [4, 8]
+    assert [signal["name"] for signal in told["signals"]] == list(SIGNALS)
+    assert (told["first_step"], told["last_step"], told["samples"]) == (0, 395, 80)
+    assert (told["config"], told["overhead"]) == ({"depth": 5, "lr": "inf"}, 0.0125)
+    assert told["versions"] == dict(Run(root / "watched").manifest.versions)
+    assert (told["logged"], told["ranks"], told["has"]) == (["accuracy"], [0], ["loss", "heat"])
+    (finding,) = told["findings"]
+    assert (finding["rule"], finding["severity"], finding["status"]) == ("vanishing_gradient", "warn", "fired")
+    assert (finding["first"], finding["last"], finding["came"], finding["over"]) == ("layers.0", "layers.3", 20, None)
+    assert {"label": "decay", "value": "0.5", "note": ""} in finding["evidence"]
+    assert told["told"] == "The run ended after 400 steps."
+    assert told["table"]["total"] == 5
+    assert told["damage"] == []
+
+
+def test_summaries_of_the_other_kinds(client: Client) -> None:
+    check = client.json(client.run("checks/one"))
+    assert check["has"] == ["mixing", "memory"]
+    assert check["findings"][0]["rule"] == "short_memory"
+    training = client.json(client.run("training"))
+    assert training["has"] == ["loss", "held_out"]
+    assert training["findings"][0]["claim"].startswith(HOSTILE)
+    study = client.json(client.run("study"))
+    assert study["claims"] == [{"label": "decays", "value": "held", "note": "It decays."}]
+
+
+def test_losses_in_bins(client: Client) -> None:
+    held = client.json(client.run("watched", "/loss?bins=40&from=0&to=399"))["training"]
+    assert held["first"] == list(range(0, 400, 10))
+    assert held["last"] == list(range(9, 400, 10))
+    assert held["count"] == [10] * 40
+    assert held["nonfinite"] == [1] + [0] * 39
+    assert held["low"][1] == pytest.approx(4 - 0.19)
+    assert held["high"][1] == pytest.approx(4 - 0.10)
+    assert held["mean"][1] == pytest.approx(4 - 0.145)
+    assert client.json(client.run("watched", "/loss?from=390&to=391"))["training"]["first"] == [390, 391]
+    assert client.json(client.run("watched", "/loss?from=9&to=3"))["training"]["first"] == []
+    train = client.json(client.run("training", "/loss"))
+    assert train["training"]["mean"] == [3.0, 2.5, None]
+    assert (train["held_out"]["first"], train["held_out"]["mean"]) == ([3], [2.75])
+    assert client.json(client.run("study", "/loss"))["training"]["count"] == []
+
+
+def test_heat_in_full_is_every_number(client: Client) -> None:
+    held = client.json(client.run("watched", "/heat?signal=gradient_rms"))
+    assert held["steps"] == held["last_steps"] == list(STEPS)
+    assert held["sites"] == held["last_sites"] == list(range(5))
+    mean, low, high, flags = (plane(held, name) for name in ("mean", "low", "high", "flags"))
+    for j, step in enumerate(STEPS):
+        for i in range(5):
+            value = gradient(step, i)
+            expected = {0.0: 1, math.inf: 2}.get(value, 4 if math.isnan(value) else 0)
+            assert flags[i, j] == expected
+            if expected:
+                assert np.isnan([mean[i, j], low[i, j], high[i, j]]).all()
+            else:
+                assert mean[i, j] == low[i, j] == high[i, j] == pytest.approx(math.log10(value))
+    assert held["least"] == pytest.approx(math.log10(2.0**-7))
+    assert held["greatest"] == 0.0
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (7, 2), (80, 1), (13, 5), (1000, 500)])
+def test_merged_cells_are_of_what_is_in_them(client: Client, columns: int, rows: int) -> None:
+    asked = f"/heat?signal=gradient_rms&from=50&to=350&first=1&last=3&columns={columns}&rows={rows}"
+    held = client.json(client.run("watched", asked))
+    steps = [step for step in STEPS if 50 <= step <= 350]
+    assert (len(held["steps"]), len(held["sites"])) == (min(columns, len(steps)), min(rows, 3))
+    mean, low, high, flags = (plane(held, name) for name in ("mean", "low", "high", "flags"))
+    seen = 0
+    for j, (first, last) in enumerate(zip(held["steps"], held["last_steps"], strict=True)):
+        for i, (top, bottom) in enumerate(zip(held["sites"], held["last_sites"], strict=True)):
+            values = [gradient(s, site) for s in steps if first <= s <= last for site in range(top, bottom + 1)]
+            seen += len(values)
+            logs = [math.log10(v) for v in values if v and math.isfinite(v)]
+            told = (0.0 in values) + 2 * (math.inf in values) + 4 * any(math.isnan(v) for v in values)
+            assert flags[i, j] == told
+            assert [low[i, j], high[i, j]] == pytest.approx(
+                [min(logs), max(logs)] if logs else [math.nan] * 2, nan_ok=True
+            )
+            assert mean[i, j] == pytest.approx(sum(logs) / len(logs) if logs else math.nan, nan_ok=True, abs=1e-6)
+    assert seen == 3 * len(steps)
+
+
+def test_old_detail_fills_the_columns_that_its_blocks_reach_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from levada.web.heat import heat_of
+    from levada.web.pictures import HeatOf
+
+    run = write_watched(tmp_path / "run")
+    next((run / "signals" / "rank-00000").glob("full-*")).unlink()
+    held = heat_of(run, HeatOf(signal="gradient_rms", first=4, last=4)).model_dump()
+    assert (len(held["steps"]), held["resolution"]) == (80, 1)
+    low, high = plane(held, "low")[0], plane(held, "high")[0]
+    for j, step in enumerate(STEPS):  # blocks of 16 samples
+        block = [math.log10(gradient(s, 4)) for s in STEPS[j // 16 * 16 : j // 16 * 16 + 16]]
+        assert (low[j], high[j]) == pytest.approx((min(block), max(block))), step
+    monkeypatch.setattr("levada.web.heat._NUMBERS", 25)  # 400 numbers are asked for
+    coarse = heat_of(run, HeatOf(signal="gradient_rms")).model_dump()
+    assert (coarse["resolution"], len(coarse["steps"])) == (16, 5)
+
+
+def test_signals_without_a_count_of_what_is_not_finite_say_what_was_not_measured(client: Client) -> None:
+    held = client.json(client.run("watched", "/heat?signal=gradient_nonfinite"))
+    flags = plane(held, "flags")
+    assert set(np.unique(flags)) == {0, 1}
+    assert OFFSET == 16381
+    held = client.json(client.run("watched", "/heat?signal=nothing"), 404)
+    assert held["detail"].endswith("those that it keeps: signal_rms, gradient_rms, gradient_nonfinite.")
+    assert client.json(client.run("study", "/heat?signal=gradient_rms"), 404)["detail"].endswith("keeps: none.")
+    empty = client.json(client.run("watched", "/heat?signal=gradient_rms&from=9&to=3&first=4&last=2"))
+    assert (empty["steps"], empty["sites"], empty["mean"], empty["least"]) == ([], [], "", None)
+
+
+def test_blocks_that_two_processes_hold_are_one_picture(tmp_path: Path) -> None:
+    from levada.runs import SignalWriter
+    from levada.runs.codes import encode
+    from levada.web.heat import heat_of
+    from levada.web.pictures import HeatOf
+
+    run = write_watched(tmp_path / "run")
+    behind = [{"name": f"layers.{i}", "order": i, "kind": "Linear"} for i in range(5, 8)]
+    with SignalWriter(run, sites=behind, signals=["gradient_rms"], rank=1) as writer:
+        for step in STEPS:
+            writer.append(step, 0.0, encode([2.0**-i for i in range(5, 8)]), {})
+            writer.flush()
+    held = heat_of(run, HeatOf(signal="gradient_rms", first=4, last=6, columns=1)).model_dump()
+    assert held["sites"] == [4, 5, 6]
+    assert plane(held, "mean")[1:, 0] == pytest.approx([math.log10(2.0**-5), math.log10(2.0**-6)])
+
+
+def test_mixing_and_memory(client: Client) -> None:
+    held = client.json(client.run("checks/one", "/mixing"))
+    assert (held["steps"], held["step"], held["total"]) == ([0], 0, 2)
+    assert held["layers"][0] == {
+        "name": "layers.0",
+        "matrix": [[1.0, 0.0], [0.5, 0.5]],
+        "forward_gain": 1.0,
+        "backward_gain": None,
+    }
+    assert held["chains"] == [{"layers": ["layers.0", "layers.1"], "forward_gain": 2.0, "backward_gain": "inf"}]
+    memory = client.json(client.run("checks/one", "/memory"))
+    assert (memory["value"], memory["steps"], memory["predicted"]) == (8.0, 20.0, None)
+    assert memory["recurrences"][0]["memory"] == [1.0, 0.1, 0.01]
+    for what in ("/mixing", "/memory"):
+        assert "has no record" in client.json(client.run("watched", what), 404)["detail"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "loss?bins=0",
+        "loss?bins=x",
+        "loss?from=-1",
+        "loss?steps=3",
+        "heat",
+        "heat?signal=a&rows=9999",
+        "heat?signal=a&b=c",
+    ],
+)
+def test_questions_that_cannot_be_meant_are_told(client: Client, query: str) -> None:
+    assert client.json(client.run("watched", f"/{query}"), 422)["detail"].startswith("The question cannot be used. ")
+
+
+def test_what_is_not_there_is_told(client: Client) -> None:
+    for what in ("", "/loss", "/memory"):
+        assert "There is no such run" in client.json(f"/api/1/runs/{'a' * 20}{what}", 404)["detail"]
+    assert client.json("/api/1/nothing", 404)["detail"] == "There is no such question."
+
+
+def test_events_tell_of_runs_that_appear_grow_and_end(tmp_path: Path) -> None:
+    with served(tmp_path, every=0.05) as client, client.listening() as stream:
+        client.json("/api/1/runs")
+        assert stream.getheader("content-type", "").startswith("text/event-stream")
+
+        def next_event() -> tuple[str, Any]:
+            while not (line := stream.readline()).startswith(b"event:"):
+                assert line
+            if line == b"event: heartbeat\n":
+                return next_event()
+            return line.split(b":")[1].strip().decode(), json.loads(stream.readline().removeprefix(b"data:"))
+
+        writer = RunWriter.create(tmp_path / "new", kind="watch", name="new")
+        event, row = next_event()
+        assert (event, row["name"], row["state"]) == ("appeared", "new", "running")
+        writer.append("loss", steps=[0, 1], values=[2.0, 1.0])
+        event, row = next_event()
+        assert (event, row["steps"], row["loss"]) == ("grew", 2, 1.0)
+        writer.append("end", steps=2)
+        writer.close()
+        while event == "grew":
+            event, row = next_event()
+        assert (event, row["state"]) == ("ended", "ended")
+
+
+def test_only_so_many_listen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("levada.web.scanner.MAX_LISTENERS", 2)
+    with served(root) as client, client.listening() as first:
+        assert first.readline() == b"retry: 2000\n"
+        with client.listening() as second:
+            assert second.readline() == b"retry: 2000\n"
+            status, headers, _ = client.get("/api/1/events")
+            assert (status, headers["retry-after"]) == (503, "5")

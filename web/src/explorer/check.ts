@@ -1,0 +1,43 @@
+/** Ask the server, where there is one, what `levada check` says of a network. */
+
+import type { ConnectionName } from "../engine/connections/index";
+import { networkOptions, optimizerOptions, type Settings } from "./settings";
+
+export interface Finding {
+  readonly severity: "error" | "warn" | "info";
+  readonly status: "fired" | "clear" | "unknown";
+  readonly title: string;
+  readonly claim: string;
+  readonly consequence: string;
+}
+
+export interface Checked {
+  readonly verdict: "healthy" | "warn" | "error" | "unknown";
+  readonly headline: string;
+  readonly claim: string;
+  readonly findings: readonly Finding[];
+  readonly seconds: number;
+}
+
+/** Whether a server of levada's can be asked: a page from a disk, or of another site, has none. */
+export function canAsk(token: string | null): token is string {
+  return token !== null && window.location.protocol.startsWith("http");
+}
+
+/** What the request says: names as in the engine's options. */
+export function question(settings: Settings, name: ConnectionName): object {
+  const { lr, ...optimizer } = optimizerOptions(settings);
+  return { ...networkOptions(settings, name), optimizer: { ...optimizer, lr }, batch: settings.rows };
+}
+
+export async function ask(settings: Settings, name: ConnectionName, token: string): Promise<Checked> {
+  const response = await fetch("api/1/compute/check", {
+    method: "POST",
+    headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
+    body: JSON.stringify(question(settings, name)),
+  });
+  const answer = await response.json().catch(() => null);
+  if (response.ok && answer) return answer as Checked;
+  if (response.status === 429) throw new Error("The server computes others just now. Ask again in a moment.");
+  throw new Error(answer?.detail ?? `The server answered ${response.status}.`);
+}

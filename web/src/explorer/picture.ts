@@ -1,0 +1,140 @@
+/** From what the engine measured to lines, numbers for each connection, and a sentence that reads the picture. */
+
+import type { ConnectionName } from "../engine/connections/index";
+import { logPowers } from "../engine/theory";
+import type { Series } from "../figures/series";
+import { shortExp } from "../page/number";
+import type { Signals } from "./pool";
+import { colours, type Settings } from "./settings";
+import { SHORT_NAMES } from "./words";
+
+export interface Computed {
+  readonly name: ConnectionName;
+  readonly signals: Signals;
+}
+
+export type Quantity = "signal" | "gradient" | "update";
+
+const SIGMOID_SLOPE = 0.25;
+const LARGEST = { float32: "3.4×10³⁸", float64: "1.8×10³⁰⁸" };
+const SMALLEST = { float32: "1.4×10⁻⁴⁵", float64: "4.9×10⁻³²⁴" };
+/** An exact zero next to a value below this is one that left the range; the range ends below it. */
+const NEARLY_ZERO = { float32: 1e-36, float64: 1e-300 };
+const AGREES = 0.05; // relative: finite width and one draw
+
+const places = (count: number, first = 0): number[] => Array.from({ length: count }, (_, at) => at + first);
+
+/** The lines of a quantity: measured, predicted where theory covers it, and the textbook's reference. */
+export function lines(quantity: Quantity, all: readonly Computed[], settings: Settings): Series[] {
+  const palette = colours(settings.connections);
+  const found: Series[] = [];
+  for (const { name, signals } of all) {
+    const own = { label: SHORT_NAMES[name], colour: palette.get(name) ?? "ref", style: "measured" as const };
+    const predicted = { ...own, label: `${own.label}, predicted`, style: "predicted" as const };
+    const { measured, predicted: theory, update } = signals;
+    const x = places(measured.signal.length);
+    if (quantity === "update") {
+      if (update) found.push({ ...own, x: places(update.length, 1), y: update });
+    } else if (quantity === "signal") {
+      found.push({ ...own, x, y: measured.signal });
+      if (theory) found.push({ ...predicted, x, y: theory.signal });
+    } else {
+      found.push({ ...own, x, y: measured.gradient });
+      const end = Math.log(measured.gradient.at(-1)!);
+      if (theory) found.push({ ...predicted, x, y: theory.logGradient.map((log) => log + end), logs: true });
+    }
+  }
+  if (quantity === "gradient" && settings.activation === "sigmoid" && all.length > 0) {
+    const depth = Math.max(...all.map(({ signals }) => signals.measured.gradient.length)) - 1;
+    const y = logPowers(SIGMOID_SLOPE, depth);
+    found.push({ label: "0.25 per layer", colour: "ref", style: "reference", x: places(depth + 1), y, logs: true });
+  }
+  return found;
+}
+
+/** What the gradient does over depth, in numbers. */
+export interface Decay {
+  /** Natural logarithm of the factor that each layer multiplies the gradient by, on its way back; null for none. */
+  readonly logRate: number | null;
+  /** The same from theory. */
+  readonly logPredicted: number | null;
+  /** The layer nearest to the input at which the gradient is neither zero nor infinite. */
+  readonly first: number;
+}
+
+/** Layers count from 1: what their weights learn from is the gradient by what they return. */
+export function decay({ measured, predicted }: Signals): Decay {
+  const g = measured.gradient;
+  const depth = g.length - 1;
+  const start = Math.min(1, depth - 1); // a single layer is measured from the input
+  let first = start;
+  while (first < depth && !(g[first] > 0 && Number.isFinite(g[first]))) first++;
+  const rate = first < depth ? (Math.log(g[first]) - Math.log(g[depth])) / (depth - first) : null;
+  const logs = predicted?.logGradient;
+  return {
+    logRate: rate !== null && Number.isFinite(rate) ? rate : null,
+    logPredicted: logs ? (logs[start] - logs[depth]) / (depth - start) : null,
+    first,
+  };
+}
+
+export type Lost = "underflow" | "dead" | "overflow" | "nan";
+
+/** What went out of range on the way, if anything. */
+export function lost({ measured }: Signals, { precision }: Settings): Lost | null {
+  const { signal, gradient } = measured;
+  if (signal.some(Number.isNaN) || gradient.some(Number.isNaN)) return "nan";
+  if (!signal.every(Number.isFinite) || !gradient.every(Number.isFinite)) return "overflow";
+  const zero = gradient.lastIndexOf(0);
+  if (zero < 0) return null;
+  const [next, after] = [gradient[zero + 1] ?? 0, gradient[zero + 2] ?? 0];
+  const expected = after > 0 ? next * (next / after) : next; // as if it went on as it did in the layer behind
+  return Math.min(next, expected) < NEARLY_ZERO[precision] && next > 0 ? "underflow" : "dead";
+}
+
+/** One sentence, or two, that say what the picture shows of a connection. */
+export function reading({ name, signals }: Computed, settings: Settings): string {
+  const label = SHORT_NAMES[name];
+  const depth = signals.measured.gradient.length - 1;
+  const { first, ...rates } = decay(signals);
+  const what = lost(signals, settings);
+  const { precision } = settings;
+  if (what === "nan") return `${label}: numbers overflow, and what comes of them is not a number (NaN).`;
+  if (what === "overflow") {
+    return `${label}: numbers overflow: ${precision} holds nothing above ${LARGEST[precision]}.`;
+  }
+  const zeros = signals.measured.gradient.lastIndexOf(0);
+  if (what === "dead") {
+    return `${label}: below layer ${zeros + 1} the gradient is exactly zero: no unit lets anything through.`;
+  }
+  const perLayer = rateWords(rates);
+  if (what === "underflow") {
+    const other = precision === "float32" ? " In float64 it can still be seen." : "";
+    const where = zeros > 0 ? `From layer ${zeros} to the input` : "At the input";
+    return (
+      `${label}: ${perLayer}. ${where} the gradient is exactly zero: it is below ${SMALLEST[precision]}, ` +
+      `the smallest number that ${precision} holds (underflow).${other}`
+    );
+  }
+  const log = (rates.logRate ?? 0) * (depth - first);
+  const amount = Math.abs(log) < 1e-3 ? "what it is" : `${sizeWords(log)} what it is`;
+  return `${label}: at ${depth > 1 ? "layer 1" : "the input"} the gradient is ${amount} at the output: ${perLayer}.`;
+}
+
+function sizeWords(log: number): string {
+  return log < 0 ? `${shortExp(log, 2)} of` : `${shortExp(log, 3)} times`;
+}
+
+/** A factor per layer; near 1 with a digit more, which is what counts over many layers. */
+export function rateText(log: number): string {
+  return `× ${shortExp(log, Math.abs(log) < 0.05 ? 4 : 3)}`;
+}
+
+function rateWords({ logRate, logPredicted }: Omit<Decay, "first">): string {
+  const measured = logRate === null ? "no rate per layer can be measured" : `${rateText(logRate)} per layer`;
+  if (logPredicted === null) return measured;
+  const theory = rateText(logPredicted).slice(2);
+  if (logRate === null) return `${measured} (theory says × ${theory})`;
+  const agrees = Math.abs(Math.expm1(logRate - logPredicted)) < AGREES;
+  return agrees ? `${measured}, as predicted (${theory})` : `${measured}, where theory says ${theory}`;
+}

@@ -1,0 +1,37 @@
+/** The launch's token: it stands behind `#` in the address that `levada serve` prints, and is kept for this tab. */
+
+const KEY = "levada-token";
+const FRAGMENT = /^#token=([\w.~-]{8,256})$/;
+
+/** What a fragment says of a token, and what is left of it. */
+export function read(hash: string): { token: string | null; rest: string } {
+  const found = FRAGMENT.exec(hash);
+  return found ? { token: found[1], rest: "#/" } : { token: null, rest: hash };
+}
+
+function storage(): Storage | null {
+  try {
+    return window.sessionStorage;
+  } catch {
+    return null; // refused in a private window
+  }
+}
+
+/** Take the token out of the address, where others could read it, or give the one that is kept; null without any. */
+export function takeToken(): string | null {
+  const { token, rest } = read(location.hash);
+  if (token === null) return storage()?.getItem(KEY) ?? null;
+  history.replaceState(null, "", rest);
+  try {
+    storage()?.setItem(KEY, token);
+  } catch {
+    // It is known until the page is loaded again.
+  }
+  return token;
+}
+
+/** Let this browser read where reading asks for the token: an event source can send no header, but a cookie. */
+export async function openSession(token: string | null): Promise<void> {
+  if (token === null) return;
+  await fetch("api/1/session", { method: "POST", headers: { authorization: `Bearer ${token}` } }).catch(() => null);
+}

@@ -1,0 +1,109 @@
+/** What the page says of what was measured. */
+
+import { expect, test } from "vitest";
+import type { ConnectionName } from "../src/engine/connections/index";
+import { Session } from "../src/engine/session";
+import { decay, lines, lost, reading } from "../src/explorer/picture";
+import type { Signals } from "../src/explorer/pool";
+import { DEFAULTS, networkOptions, optimizerOptions, type Settings } from "../src/explorer/settings";
+
+async function measure(name: ConnectionName, part: Partial<Settings>): Promise<[Signals, Settings]> {
+  const settings = { ...DEFAULTS, ...part };
+  let signals: Signals | null = null;
+  const session = new Session(
+    (response) => {
+      if (response.type === "signals") signals = response;
+    },
+    async () => {},
+  );
+  const network = networkOptions(settings, name);
+  await session.receive({ type: "configure", id: 0, network, optimizer: optimizerOptions(settings), batch: 32 });
+  await session.receive({ type: "run", id: 1 });
+  return [signals!, settings];
+}
+
+/** As if it had been measured: a gradient of one's own. */
+function made(gradient: number[], predicted: number[] | null = null): Signals {
+  const signal = Float64Array.from(gradient, () => 1);
+  const measured = {
+    signal,
+    gradient: Float64Array.from(gradient),
+    weightGradient: signal,
+    loss: null,
+    accuracy: null,
+  };
+  const theory = predicted && { signal, logGradient: Float64Array.from(predicted), chi: signal };
+  return { type: "signals", id: 0, measured, predicted: theory, mixing: null, update: null, milliseconds: 1 };
+}
+
+const geometric = (rate: number, depth: number) => Array.from({ length: depth + 1 }, (_, l) => rate ** (depth - l));
+
+test("the rate per layer is that of a geometric line", () => {
+  const { logRate, logPredicted, first } = decay(made(geometric(0.4, 20)));
+  expect(Math.exp(logRate!)).toBeCloseTo(0.4, 12);
+  expect([logPredicted, first]).toEqual([null, 1]);
+  expect(Math.exp(decay(made([0, 0, 0, 1e-30, 1e-20, 1e-10, 1])).logRate!)).toBeCloseTo(1e-10, 20);
+  expect(decay(made([0.5, 1])).first).toBe(0);
+  expect(decay(made([0, 0])).logRate).toBeNull();
+});
+
+test("a gradient as predicted is read as such", () => {
+  const logs = geometric(0.408, 20).map(Math.log);
+  const signals = made(geometric(0.41, 20), logs);
+  expect(reading({ name: "plain", signals }, DEFAULTS)).toBe(
+    "plain: at layer 1 the gradient is 4.4×10⁻⁸ of what it is at the output: × 0.41 per layer, as predicted (0.408).",
+  );
+  expect(reading({ name: "plain", signals: made(geometric(0.5, 20), logs) }, DEFAULTS)).toContain(
+    "× 0.5 per layer, where theory says 0.408",
+  );
+});
+
+test("zero is named by what made it", () => {
+  const under = made([0, 0, 1e-44, 1e-36, 1e-28]);
+  expect(lost(under, DEFAULTS)).toBe("underflow");
+  expect(reading({ name: "plain", signals: under }, DEFAULTS)).toContain(
+    "From layer 1 to the input the gradient is exactly zero: it is below 1.4×10⁻⁴⁵, the smallest number that float32 holds (underflow).",
+  );
+  const dead = made([0, 0, 0.3, 0.5, 1]);
+  expect(lost(dead, DEFAULTS)).toBe("dead");
+  expect(reading({ name: "plain", signals: dead }, DEFAULTS)).toContain("below layer 2 the gradient is exactly zero");
+  expect(lost(made([0, 1e-30, 1e-10, 1]), DEFAULTS)).toBe("underflow"); // 1e-50 would have come
+  expect(lost(made([0, 1e-30, 1e-10, 1]), { ...DEFAULTS, precision: "float64" })).toBe("dead");
+});
+
+test("overflow and NaN are said", () => {
+  const [inf, nan] = [made([Number.POSITIVE_INFINITY, 1]), made([Number.NaN, Number.POSITIVE_INFINITY])];
+  expect(reading({ name: "plain", signals: inf }, DEFAULTS)).toContain("float32 holds nothing above 3.4×10³⁸");
+  expect(reading({ name: "plain", signals: nan }, DEFAULTS)).toContain("NaN");
+});
+
+test("a deep sigmoid stack underflows in float32, and not in float64", async () => {
+  const deep = { depth: 120 } as const;
+  const [single, settings] = await measure("plain", deep);
+  expect(lost(single, settings)).toBe("underflow");
+  const [double, exact] = await measure("plain", { ...deep, precision: "float64" });
+  expect(lost(double, exact)).toBeNull();
+  expect(Math.abs(decay(double).logRate! - decay(double).logPredicted!)).toBeLessThan(0.05);
+});
+
+test("lines of every quantity, predictions where theory covers them, and 0.25 for the sigmoid alone", async () => {
+  const [plain, settings] = await measure("plain", { depth: 10 });
+  const [highway] = await measure("highway", { depth: 10 });
+  const all = [
+    { name: "plain", signals: plain },
+    { name: "highway", signals: highway },
+  ] as const;
+  const labels = (quantity: "signal" | "gradient" | "update", chosen: Settings) =>
+    lines(quantity, all, chosen).map(({ label }) => label);
+  expect(labels("signal", settings)).toEqual(["plain", "plain, predicted", "highway"]);
+  expect(labels("gradient", settings)).toEqual(["plain", "plain, predicted", "highway", "0.25 per layer"]);
+  expect(labels("gradient", { ...settings, activation: "tanh" })).not.toContain("0.25 per layer");
+  expect(labels("update", settings)).toEqual(["plain", "highway"]);
+  const [update] = lines("update", all, settings);
+  expect([update.x[0], update.x[9]]).toEqual([1, 10]);
+});
+
+test("the line of 0.25 is exceeded where weights are large", async () => {
+  const [signals] = await measure("plain", { depth: 30, gain: 4, precision: "float64" });
+  expect(decay(signals).logRate!).toBeGreaterThan(Math.log(0.25) + 0.2);
+});
