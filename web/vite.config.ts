@@ -27,7 +27,8 @@ function inline(): Plugin {
         file.source = String(file.source)
           .replace(/<link rel="stylesheet"[^>]*href="([^"]+)">/g, (_, path) => `<style>${take(path)}</style>`)
           .replace(/<script type="module"[^>]*src="([^"]+)"><\/script>/g, (_, path) => {
-            const code = take(path).replaceAll("</script", "<\\/script");
+            // What Vite would put there later: the files to fetch with a chunk, of which there are none.
+            const code = take(path).replaceAll("__VITE_PRELOAD__", "void 0").replaceAll("</script", "<\\/script");
             return `<script type="module">${code}</script>`;
           });
       }

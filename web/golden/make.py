@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,11 @@ from levada.probe.streams import Sample
 from levada.theory.activation import as_activation
 
 HERE = Path(__file__).parent
-Case = dict[str, Any]
+sys.path.insert(0, str(HERE))  # for the modules beside this one
+
+from golden_cases import Case, drawn, listed, passed, rms  # noqa: E402
+from golden_depth import path_cases  # noqa: E402
+from golden_recurrent import layer_cases, memory_cases, memory_theory  # noqa: E402
 
 ACTIVATIONS = [
     "linear", "relu", "leaky_relu", "sigmoid", "tanh", "erf", "gelu", "silu", "mish", "softplus", "elu", "selu",
@@ -72,24 +76,6 @@ CONNECTIONS: dict[str, tuple[Case, type[levada.Connection], Case]] = {
 }  # fmt: skip
 
 
-def drawn(name: str, *shape: int, scale: float = 1.0) -> Tensor:
-    """Return numbers that depend on a name alone, exact in float32 and short in decimal.
-
-    Args:
-        name: what they are for.
-        shape: of the tensor.
-        scale: the largest.
-    """
-    source = random.Random(name)  # of which Python promises that random() stays as it is
-    numbers = [round(256 * scale * (2 * source.random() - 1)) / 256 for _ in range(math.prod(shape))]
-    return torch.tensor(numbers, dtype=torch.float64).reshape(shape)
-
-
-def listed(x: Tensor) -> list[float]:
-    """Return all numbers in one list."""
-    return [float(value) for value in x.detach().flatten()]
-
-
 def activations() -> list[Case]:
     """Values and slopes, at kinks too."""
     between = [round(256 * place / 9) / 256 for place in range(-61, 62, 5)]  # exact in float32, off any grid of eighths
@@ -98,37 +84,6 @@ def activations() -> list[Case]:
         {"name": name, "at": listed(places), "value": listed(known.value(places)), "slope": listed(known.slope(places))}
         for name, known in ((name, as_activation(name)) for name in ACTIVATIONS)
     ]
-
-
-def set_parameters(name: str, module: nn.Module) -> dict[str, list[float]]:
-    """Give every parameter numbers of its own, so that no term is zero; return them by name.
-
-    What hyper-connections start from stays near: mixed at random, equal streams can nearly cancel, and a normalisation
-    would blow up the rounding errors of what is left.
-    """
-    with torch.no_grad():
-        for key, parameter in module.named_parameters():
-            if key.endswith(("static_read", "static_mix", "static_write")):
-                centre = parameter.clone()
-            else:
-                centre = torch.full_like(parameter, 1.0 if key.endswith(("norm.weight", "scale")) else 0.0)
-            parameter.copy_(centre + drawn(f"{name}.{key}", *parameter.shape, scale=0.5))
-    return {key: listed(parameter) for key, parameter in module.named_parameters()}
-
-
-def passed(name: str, module: nn.Module, x: Tensor) -> Case:
-    """Run forward and backward; return everything that goes in and comes out."""
-    values = set_parameters(name, module)
-    x = x.requires_grad_()
-    y = module(x)
-    cotangent = drawn(f"{name}.cotangent", *y.shape)
-    y.backward(cotangent)
-    gradients = {key: listed(parameter.grad) for key, parameter in module.named_parameters()}  # type: ignore[arg-type]
-    assert x.grad is not None
-    return {
-        "name": name, "rows": x.shape[0], "input": listed(x), "parameters": values, "cotangent": listed(cotangent),
-        "output": listed(y), "byInput": listed(x.grad), "byParameter": gradients,
-    }  # fmt: skip
 
 
 def layers() -> list[Case]:
@@ -182,7 +137,7 @@ def stacks() -> list[Case]:
         for place, layer in enumerate(stack.layers):
             layer.branch.register_forward_hook(_recorder(place, signal, gradient))
         case = passed(name, stack, drawn(f"{name}.input", ROWS, DIM, scale=2.0))
-        signal[DEPTH], gradient[0] = (_rms(torch.tensor(case[key])) for key in ("output", "byInput"))
+        signal[DEPTH], gradient[0] = (rms(torch.tensor(case[key])) for key in ("output", "byInput"))
         network = {"depth": DEPTH, "width": DIM, "connection": options, **branch_options(name)}
         measured = {"signal": signal, "gradient": gradient, "mixing": mixing(stack, torch.tensor(case["input"]))}
         cases.append({**case, "network": network, "start": start, **measured})
@@ -206,14 +161,10 @@ def mixing(stack: levada.Stack, x: Tensor) -> Case | None:
     return {"matrices": listed(matrices), **found}
 
 
-def _rms(x: Tensor) -> float:
-    return float(x.detach().square().mean().sqrt())
-
-
 def _recorder(place: int, signal: list[float], gradient: list[float]) -> Callable[..., None]:
     def record(_: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
-        signal[place] = _rms(given[0])
-        out.register_hook(lambda by: gradient.__setitem__(place + 1, _rms(by)))
+        signal[place] = rms(given[0])
+        out.register_hook(lambda by: gradient.__setitem__(place + 1, rms(by)))
 
     return record
 
@@ -324,6 +275,9 @@ FILES: dict[str, Callable[[], Any]] = {
     "losses": losses,
     "optimizers": optimizers,
     "theory": predictions,
+    "recurrent": layer_cases,
+    "memory": lambda: {"curves": memory_cases(), "theory": memory_theory()},
+    "paths": path_cases,
 }
 
 

@@ -98,6 +98,10 @@ describe("a session", () => {
     expect(progress.at(-1)!.measured.loss!).toBeLessThan(0.5 * Math.log(2));
     expect(progress.at(-1)!.measured.accuracy!).toBeGreaterThan(0.8);
     expect(responses.at(-1)).toEqual({ type: "done", id: 2, steps: 61, cancelled: false });
+    // The last report is of one batch, which is all that came since the one before.
+    const { measured, trained } = progress.at(-1)!;
+    expect(trained).toEqual({ loss: measured.loss, accuracy: measured.accuracy });
+    expect(progress[0].trained.loss).toBeGreaterThan(progress[1].trained.loss);
   });
 
   it("evaluates lesions: of a residual network one block is spared more easily than all", async () => {
@@ -117,6 +121,69 @@ describe("a session", () => {
     expect(without.loss).toBeGreaterThan(whole.loss);
     expect(without.loss).toBeLessThan(none.loss);
     expect(only(responses, "error")).toMatchObject([{ id: 7, message: "a layer must be in [0, 20), got 20." }]);
+  });
+
+  it("reports on held-out data, and examines what it trained", async () => {
+    const { responses, send } = connect();
+    const optimizer = { name: "adamw", lr: 0.01 } as const;
+    const [inputs, labels] = [new Float32Array(60), new Int32Array(20)];
+    new Random(9, "held out").fillNormal(inputs, 1);
+    labels.forEach((_, i) => {
+      labels[i] = inputs[3 * i] > 0 ? 1 : 0;
+    });
+    await send({ type: "configure", id: 1, network: classifier, optimizer, data: data(), heldOut: { inputs, labels } });
+    await send({ type: "train", id: 2, steps: 80, every: 40 });
+    await send({ type: "evaluate", id: 3 });
+    await send({ type: "lesions", id: 4 });
+    const all = Array.from({ length: 20 }, (_, layer) => layer);
+    await send({ type: "evaluate", id: 5, order: all.filter((layer) => layer !== 7) });
+    await send({ type: "paths", id: 6 });
+    await send({ type: "weights", id: 7 });
+    expect(only(responses, "error")).toEqual([]);
+    const [evaluated, without] = only(responses, "evaluated");
+    const { type: _, id: __, ...whole } = evaluated;
+    expect(only(responses, "progress").map(({ heldOut }) => heldOut !== null)).toEqual([true, true]);
+    expect(only(responses, "progress")[1].heldOut).toEqual(whole);
+    const [lesions] = only(responses, "lesions");
+    expect(lesions.whole).toEqual(whole);
+    expect(lesions.loss).toHaveLength(20);
+    expect(lesions.loss[7]).toBe(without.loss);
+    expect(lesions.accuracy[7]).toBe(without.accuracy);
+    const { paths } = only(responses, "paths")[0];
+    expect(paths!.shares).toHaveLength(21);
+    expect(paths!.mean).toBeGreaterThan(0);
+    expect(paths!.mean).toBeLessThan(10);
+    const { matrices } = only(responses, "weights")[0];
+    expect(matrices.map(({ name, rows, cols }) => [name, rows, cols]).slice(0, 2)).toEqual([
+      ["stem.weight", 8, 3],
+      ["layers.0.branch.linear.weight", 8, 8],
+    ]);
+    expect(matrices).toHaveLength(21);
+  });
+
+  it("ends a lesion of every layer when another network takes the place", async () => {
+    const { responses, send } = connect();
+    const deep = { ...classifier, depth: 400 };
+    await send({ type: "configure", id: 1, network: deep, data: data() });
+    const lesioned = send({ type: "lesions", id: 2 });
+    await send({ type: "configure", id: 3, network: classifier, data: data() });
+    await lesioned;
+    expect(only(responses, "lesions")).toEqual([]);
+    expect(only(responses, "error")).toMatchObject([{ id: 2, message: "another network has taken this one's place." }]);
+  });
+
+  it("follows no paths where layers are not residual", async () => {
+    const { responses, send } = connect();
+    const network = { ...classifier, connection: { name: "plain" } } as const;
+    await send({ type: "configure", id: 1, network, data: data() });
+    await send({ type: "paths", id: 2 });
+    expect(only(responses, "paths")).toEqual([{ type: "paths", id: 2, paths: null }]);
+  });
+
+  it("measures a recurrent layer's memory without a network", async () => {
+    const { responses, send } = connect();
+    await send({ type: "remember", id: 1, layer: { cell: "gru", inputs: 2, units: 8, steps: 30, rows: 2 } });
+    expect(only(responses, "remembered")[0].memory.curve).toHaveLength(31);
   });
 
   it("is cancelled between steps", async () => {
@@ -180,7 +247,14 @@ describe("a session", () => {
   it("hands over its arrays and copies none", () => {
     const array = new Float64Array(3);
     const measured = { signal: array, gradient: array.slice(), weightGradient: array.slice(), loss: 1, accuracy: null };
-    const response: Response = { type: "progress", id: 1, step: 1, measured };
+    const response: Response = {
+      type: "progress",
+      id: 1,
+      step: 1,
+      measured,
+      trained: { loss: 1, accuracy: 0 },
+      heldOut: null,
+    };
     structuredClone(response, { transfer: buffers(response) });
     expect(array.byteLength).toBe(0);
   });

@@ -5,6 +5,7 @@ import { activationNames } from "../src/engine/activation";
 import { Network } from "../src/engine/network";
 import { Random } from "../src/engine/random";
 import {
+  CELLS,
   CONNECTIONS,
   colours,
   DEFAULTS,
@@ -22,12 +23,14 @@ import {
   VIEWS,
 } from "../src/explorer/settings";
 
+const OWN = ["trainLr", "recurrentGain", "forgetBias"];
+
 function draw(random: Random): Settings {
   const pick = <T>(known: readonly T[]): T => known[random.below(known.length)];
   const flip = () => random.below(2) === 1;
   const order = [...CONNECTIONS].sort(() => random.uniform() - 0.5);
   const numbers = Object.entries(RANGES).map(([name, { low, high }]) => {
-    const real = ["gain", "weightVariance", "biasVariance", "gateBias", "alpha", "lr", "spread"].includes(name);
+    const real = ["gain", "weightVariance", "biasVariance", "gateBias", "alpha", "lr", "spread", ...OWN].includes(name);
     return [name, real ? low + random.uniform() * (high - low) : low + random.below(high - low + 1)];
   });
   return {
@@ -43,6 +46,10 @@ function draw(random: Random): Settings {
     optimizer: pick(OPTIMIZERS),
     precision: pick(PRECISIONS),
     view: pick(VIEWS),
+    trainActivation: pick(activationNames),
+    trainNorm: pick(NORMS),
+    cells: CELLS.slice(random.below(CELLS.length)),
+    orthogonal: flip(),
   };
 }
 

@@ -118,6 +118,11 @@ export class Stack implements Module {
     return this.ends.end(state);
   }
 
+  /** The layers' branches, in order; each keeps what its own backward pass needs. */
+  get branches(): readonly Module[] {
+    return this.layers.map(({ branch }) => branch);
+  }
+
   /** What the last forward pass mixed, layer by layer; null where nothing mixes streams. */
   mixing(): Mixing | null {
     const mixes = this.layers.flatMap(({ connection }) => connection.mixing?.() ?? []);
@@ -187,6 +192,11 @@ export class Network implements Module {
 
   backward(gradient: Matrix): Matrix {
     return this.whole.backward(gradient);
+  }
+
+  /** Return the gradient by the stack's output alone. */
+  backwardToStack(gradient: Matrix): Matrix {
+    return this.head.backward(gradient);
   }
 
   /** See `Stack.lesioned`. */

@@ -1,14 +1,17 @@
 /**
  * What the page and the worker say to each other: plain objects that structured cloning takes, arrays transferred.
  *
- * Every request has an id, and gets one last response with it: `configured`, `signals`, `evaluated`, `done` or `error`. Before `done`
- * there may be `progress`. `cancel` gets none of its own: the training that it names ends in `done`, cancelled.
+ * Every request has an id, and gets one last response with it: `configured`, `signals`, `evaluated`, `lesions`, `paths`,
+ * `weights`, `remembered`, `done` or `error`. Before `done` there may be `progress`. `cancel` gets none of its own: the
+ * training that it names ends in `done`, cancelled.
  */
 
 import type { Floats } from "./matrix";
 import type { Mixing } from "./mixing";
 import type { NetworkOptions } from "./network";
 import type { OptimizerOptions } from "./optimise";
+import type { PathLengths } from "./paths";
+import type { Memory, MemoryOptions } from "./recurrent/memory";
 import type { Prediction } from "./theory";
 
 export interface Data {
@@ -25,6 +28,8 @@ export type Request =
       readonly network: NetworkOptions;
       readonly optimizer?: OptimizerOptions;
       readonly data?: Data;
+      /** Data that no step sees: what `evaluate`, `lesions` and reports of training are measured on. */
+      readonly heldOut?: Data;
       /** Rows of a batch; 32 if left out. */
       readonly batch?: number;
     }
@@ -32,8 +37,19 @@ export type Request =
   | { readonly type: "run"; readonly id: number }
   /** `steps` steps of training, with a report after every `every` of them. */
   | { readonly type: "train"; readonly id: number; readonly steps: number; readonly every?: number }
-  /** Loss and accuracy on all data, of the network or of a lesion: the layers that are run, in order. */
+  /**
+   * Loss and accuracy on the held-out data, else on all data, of the network or of a lesion: the layers that are run, in
+   * order.
+   */
   | { readonly type: "evaluate"; readonly id: number; readonly order?: readonly number[] }
+  /** The same of all single lesions: without each layer in turn. */
+  | { readonly type: "lesions"; readonly id: number }
+  /** Over how many branches the gradient of the loss travels, on a batch of the same data; of a residual network. */
+  | { readonly type: "paths"; readonly id: number; readonly rows?: number }
+  /** The weight matrices: of what stands before the stack, and of each layer. */
+  | { readonly type: "weights"; readonly id: number }
+  /** How far back a recurrent layer remembers; no network need be configured. */
+  | { readonly type: "remember"; readonly id: number; readonly layer: MemoryOptions }
   | { readonly type: "cancel"; readonly id: number };
 
 /** By layer, see `Signals`; `loss` and `accuracy` of the batch where there are data. */
@@ -43,6 +59,19 @@ export interface Measured {
   readonly weightGradient: Float64Array;
   readonly loss: number | null;
   readonly accuracy: number | null;
+}
+
+export interface Evaluation {
+  readonly loss: number;
+  readonly accuracy: number;
+}
+
+export interface WeightMatrix {
+  readonly name: string;
+  /** Outputs by inputs. */
+  readonly rows: number;
+  readonly cols: number;
+  readonly values: Float64Array;
 }
 
 export type Response =
@@ -62,8 +91,28 @@ export type Response =
       readonly update: Float64Array | null;
       readonly milliseconds: number;
     }
-  | { readonly type: "progress"; readonly id: number; readonly step: number; readonly measured: Measured }
-  | { readonly type: "evaluated"; readonly id: number; readonly loss: number; readonly accuracy: number }
+  | {
+      readonly type: "progress";
+      readonly id: number;
+      readonly step: number;
+      readonly measured: Measured;
+      /** Means over the batches since the last report, each before its step. */
+      readonly trained: Evaluation;
+      /** After this step; null without held-out data. */
+      readonly heldOut: Evaluation | null;
+    }
+  | ({ readonly type: "evaluated"; readonly id: number } & Evaluation)
+  | {
+      readonly type: "lesions";
+      readonly id: number;
+      readonly whole: Evaluation;
+      readonly loss: Float64Array;
+      readonly accuracy: Float64Array;
+    }
+  /** Null where the stack is not residual. */
+  | { readonly type: "paths"; readonly id: number; readonly paths: PathLengths | null }
+  | { readonly type: "weights"; readonly id: number; readonly matrices: readonly WeightMatrix[] }
+  | { readonly type: "remembered"; readonly id: number; readonly memory: Memory; readonly milliseconds: number }
   | { readonly type: "done"; readonly id: number; readonly steps: number; readonly cancelled: boolean }
   | { readonly type: "error"; readonly id: number; readonly message: string };
 

@@ -1,12 +1,14 @@
 /** What a worker does with the requests it gets; it knows neither the page nor the worker. */
 
+import { evaluate, lesions, paths, weights } from "./examine";
 import { accuracy, crossEntropy } from "./loss";
-import { type Floats, floats, type Matrix, matrixFrom, type Precision, rms } from "./matrix";
+import { type Floats, floats, type Matrix, type Precision, rms } from "./matrix";
 import { type Parameter, zeroGradients } from "./module";
 import { Network } from "./network";
 import { type Optimizer, type OptimizerOptions, optimizer } from "./optimise";
 import type { Data, Measured, Request, Response } from "./protocol";
 import { Random } from "./random";
+import { type MemoryOptions, remember } from "./recurrent/memory";
 import { requireInteger } from "./require";
 import { predict } from "./theory";
 
@@ -19,6 +21,7 @@ interface Configured {
   readonly optimizer: Optimizer | null;
   readonly chosen: OptimizerOptions | null;
   readonly data: Data | null;
+  readonly heldOut: Data | null;
   readonly batch: number;
   readonly precision: Precision;
   /** Which rows make the next batch. */
@@ -55,7 +58,19 @@ export class Session {
           await this.train(id, request.steps, request.every ?? 1);
           break;
         case "evaluate":
-          this.evaluate(id, request.order);
+          this.post({ type: "evaluated", id, ...evaluate(this.require().network, this.tested(), request.order) });
+          break;
+        case "lesions":
+          await this.lesions(id);
+          break;
+        case "paths":
+          this.post({ type: "paths", id, paths: paths(this.require().network, this.tested(), request.rows) });
+          break;
+        case "weights":
+          this.post({ type: "weights", id, matrices: weights(this.require().network) });
+          break;
+        case "remember":
+          this.remember(id, request.layer);
           break;
         case "cancel":
           if (this.training?.id === id) this.training.cancelled = true;
@@ -67,9 +82,9 @@ export class Session {
   }
 
   /** Make a network in the place of the one before; a training of that one ends. */
-  private configure({ id, network: options, optimizer: chosen, data, batch = BATCH }: Configure): void {
+  private configure({ id, network: options, optimizer: chosen, data, heldOut, batch = BATCH }: Configure): void {
     requireInteger("batch", batch, 1, 4096);
-    if (data) requireData(data, options.inputs, options.classes);
+    for (const given of [data, heldOut]) if (given) requireData(given, options.inputs, options.classes);
     const network = new Network(options);
     if (network.stack.kept * batch > MOST_KEPT) {
       throw new RangeError("this network keeps too much for its backward pass: take fewer layers, features or rows.");
@@ -81,6 +96,7 @@ export class Session {
       optimizer: chosen ? optimizer(network.parameters, chosen) : null,
       chosen: chosen ?? null,
       data: data ?? null,
+      heldOut: heldOut ?? null,
       batch,
       precision: options.precision ?? "float64",
       rows: new Random(options.seed ?? 0, "batches"),
@@ -101,35 +117,60 @@ export class Session {
     this.post({ type: "signals", id, measured, predicted, mixing, update, milliseconds });
   }
 
-  private evaluate(id: number, order?: readonly number[]): void {
-    const { network, data, precision } = this.require();
-    if (!data) throw new Error("to evaluate, configure data.");
-    const { inputs, labels } = data;
-    const x = matrixFrom(inputs, labels.length, inputs.length / labels.length, precision);
-    const outputs = order ? network.lesioned(x, order) : network.forward(x);
-    this.post({
-      type: "evaluated",
-      id,
-      loss: crossEntropy(outputs, labels).value,
-      accuracy: accuracy(outputs, labels),
+  private async lesions(id: number): Promise<void> {
+    const configured = this.require();
+    let resumed = performance.now();
+    const found = await lesions(configured.network, this.tested(), async () => {
+      if (performance.now() - resumed > SLICE) {
+        await this.pause();
+        resumed = performance.now();
+      }
+      return this.configured === configured;
     });
+    if (!found) throw new Error("another network has taken this one's place.");
+    this.post({ type: "lesions", id, ...found });
+  }
+
+  private remember(id: number, layer: MemoryOptions): void {
+    const start = performance.now();
+    const memory = remember(layer);
+    this.post({ type: "remembered", id, memory, milliseconds: performance.now() - start });
+  }
+
+  /** What the network is tested on. */
+  private tested(): Data {
+    const { data, heldOut } = this.require();
+    const found = heldOut ?? data;
+    if (!found) throw new Error("to evaluate, configure data.");
+    return found;
   }
 
   private async train(id: number, steps: number, every: number): Promise<void> {
     const configured = this.require();
-    const { optimizer: steppedBy, data } = configured;
+    const { optimizer: steppedBy, data, heldOut, network } = configured;
     if (!steppedBy || !data) throw new Error("to train, configure an optimizer and data.");
     if (this.training) throw new Error(`training ${this.training.id} is still running; cancel it first.`);
     const training = { id, cancelled: false };
     this.training = training;
     let step = 0;
+    let since = { loss: 0, accuracy: 0, count: 0 };
     let resumed = performance.now();
     try {
       while (step < steps && !training.cancelled) {
         const measured = pass(configured);
         steppedBy.step();
         step++;
-        if (step % every === 0 || step === steps) this.post({ type: "progress", id, step, measured });
+        since = {
+          loss: since.loss + measured.loss!,
+          accuracy: since.accuracy + measured.accuracy!,
+          count: since.count + 1,
+        };
+        if (step % every === 0 || step === steps) {
+          const trained = { loss: since.loss / since.count, accuracy: since.accuracy / since.count };
+          const tested = heldOut && evaluate(network, heldOut);
+          this.post({ type: "progress", id, step, measured, trained, heldOut: tested });
+          since = { loss: 0, accuracy: 0, count: 0 };
+        }
         if (performance.now() - resumed > SLICE) {
           await this.pause();
           resumed = performance.now();

@@ -5,6 +5,7 @@ import type { ConnectionName, ConnectionOptions } from "../engine/connections/in
 import type { Initialisation } from "../engine/linear";
 import type { NetworkOptions } from "../engine/network";
 import type { OptimizerOptions } from "../engine/optimise";
+import type { CellName } from "../engine/recurrent/cells";
 import type { Colour } from "../figures/series";
 import { grouped, listed } from "../page/number";
 
@@ -29,6 +30,7 @@ export const INITS = ["pytorch_default", "he", "glorot", "orthogonal", "gaussian
 export const NORMS = ["none", "layer", "rms", "batch"] as const;
 export const PRECISIONS = ["float32", "float64"] as const;
 export const OPTIMIZERS = ["sgd", "momentum", "adamw"] as const;
+export const CELLS = ["rnn", "lstm", "gru"] as const satisfies readonly CellName[];
 export const VIEWS = ["both", "signal", "gradient", "update"] as const;
 
 export interface Settings {
@@ -61,6 +63,20 @@ export interface Settings {
   readonly view: (typeof VIEWS)[number];
   /** How far the mixing tab's matrices are from where they start. */
   readonly spread: number;
+  /** Of the tab that trains: what trains well is not what shows how signals vanish. */
+  readonly trainDepth: number;
+  readonly trainWidth: number;
+  readonly trainActivation: string;
+  readonly trainNorm: (typeof NORMS)[number];
+  readonly trainLr: number;
+  readonly trainSteps: number;
+  /** Of the tab through time. */
+  readonly cells: readonly CellName[];
+  readonly timeSteps: number;
+  readonly units: number;
+  readonly recurrentGain: number;
+  readonly forgetBias: number;
+  readonly orthogonal: boolean;
 }
 
 interface Field<T> {
@@ -94,6 +110,14 @@ export const RANGES = {
   rows: { low: 2, high: 256 },
   seed: { low: 0, high: 999_999 },
   spread: { low: 0.01, high: 10 },
+  trainDepth: { low: 1, high: 128 },
+  trainWidth: { low: 4, high: 64 },
+  trainLr: { low: 1e-5, high: 1 },
+  trainSteps: { low: 20, high: 5000 },
+  timeSteps: { low: 2, high: 500 },
+  units: { low: 2, high: 128 },
+  recurrentGain: { low: 0.01, high: 10 },
+  forgetBias: { low: -10, high: 20 },
 } as const satisfies Partial<Record<keyof Settings, Range>>;
 
 function number(initial: number, { low, high }: Range, whole: boolean): Field<number> {
@@ -166,6 +190,18 @@ const FIELDS: { readonly [K in keyof Settings]: Field<Settings[K]> } = {
   seed: whole(0, RANGES.seed),
   view: oneOf("both", VIEWS),
   spread: real(0.3, RANGES.spread),
+  trainDepth: whole(48, RANGES.trainDepth),
+  trainWidth: whole(32, RANGES.trainWidth),
+  trainActivation: oneOf("relu", activationNames),
+  trainNorm: oneOf("layer", NORMS),
+  trainLr: real(0.002, RANGES.trainLr),
+  trainSteps: whole(300, RANGES.trainSteps),
+  cells: several(["rnn", "lstm", "gru"], CELLS, 3),
+  timeSteps: whole(200, RANGES.timeSteps),
+  units: whole(32, RANGES.units),
+  recurrentGain: real(0.577, RANGES.recurrentGain),
+  forgetBias: real(1, RANGES.forgetBias),
+  orthogonal: flag(false),
 };
 
 const NAMES = Object.keys(FIELDS) as (keyof Settings)[];

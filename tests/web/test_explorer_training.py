@@ -1,0 +1,213 @@
+"""The tab that trains, in a browser: degradation as it happens, a sweep that is stopped, lesions, paths, weights."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from typing import Any
+
+import pytest
+from tests.web.explorer_page import AXE, Visit, browser, needs_page, numbers, sentences, settled, violations, visit
+
+pytestmark = needs_page
+__all__ = ["browser", "visit"]
+
+SMALL = "tab=train&trainDepth=6&trainSteps=60&trainWidth=12"
+
+
+def press(page: Any, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def trained(page: Any) -> None:
+    press(page, "Train")
+    page.get_by_role("button", name="Train again").wait_for(timeout=120_000)
+
+
+def table(page: Any, section: str) -> list[list[str]]:
+    """The numbers beside a figure, opened."""
+    region = page.get_by_role("region", name=section, exact=True)
+    region.get_by_text("Numbers", exact=True).click()
+    region.locator("details tr").nth(1).wait_for()
+    return [row.locator("th, td").all_inner_texts() for row in region.locator("details tr").all()]
+
+
+def test_the_defaults_show_degradation_while_it_happens(visit: Visit) -> None:
+    page = visit("tab=train")
+    started = time.monotonic()
+    press(page, "Train")
+    stop = page.get_by_role("button", name="Stop", exact=True)
+    stop.wait_for()
+    # Live: there is a sentence before the last step.
+    page.wait_for_selector(".reading")
+    page.get_by_role("button", name="Train again").wait_for(timeout=120_000)
+    assert time.monotonic() - started < 60  # a tenth of it on a machine of one's own
+    (sentence,) = sentences(page)
+    assert "plain has learned nothing yet" in sentence
+    found = re.search(
+        r"plain has a loss of ([\d.]+) and knows ([\d.]+) %.*residual has a loss of ([\d.]+) and knows ([\d.]+) %",
+        sentence,
+    )
+    assert found is not None
+    plain_loss, plain_accuracy, residual_loss, residual_accuracy = map(float, found.groups())
+    assert plain_loss > 0.9 * math.log(10)
+    assert residual_loss < 0.3
+    assert residual_accuracy > 80 > 20 > plain_accuracy
+    rows = table(page, "Training")
+    names = ("plain", "residual")
+    series = [(part, what) for part in ("training", "held out") for what in ("loss", "accuracy in %")]
+    assert rows[0] == ["step", *[f"{name}, {what}, {part}" for part, what in series for name in names]]
+    assert [row[0] for row in rows[1:]] == [str(step) for step in range(6, 301, 6)]
+    assert numbers(rows[-1][2])[0] == pytest.approx(residual_loss, rel=0.01)
+
+
+def test_a_training_is_stopped_and_resumed(visit: Visit) -> None:
+    page = visit("tab=train&trainDepth=24&trainSteps=400&connections=residual")
+    press(page, "Train")
+    page.wait_for_selector(".reading")
+    press(page, "Stop")
+    page.get_by_role("button", name="Resume", exact=True).wait_for()
+    step = numbers(sentences(page)[0])[1]
+    assert 0 < step < 400
+    press(page, "Resume")
+    page.get_by_role("button", name="Train again").wait_for(timeout=120_000)
+    assert "after 400 steps" in sentences(page)[0]
+
+
+def test_a_sweep_fills_in_is_stopped_and_resumed(visit: Visit) -> None:
+    page = visit("tab=train&trainSteps=200")
+    press(page, "Sweep")
+    region = page.get_by_role("region", name="Sweep over depth")
+    region.locator(".plot").wait_for()
+    press(page, "Stop the sweep")
+    status = region.get_by_role("status")
+    page.get_by_role("button", name="Resume the sweep").wait_for()
+    done, total = numbers(status.inner_text())
+    assert 0 < done < total == 12
+    press(page, "Resume the sweep")
+    page.get_by_role("button", name="Sweep again").wait_for(timeout=240_000)
+    rows = table(page, "Sweep over depth")
+    assert rows[0] == [
+        "depth, layers",
+        "plain, training",
+        "residual, training",
+        "plain, held out",
+        "residual, held out",
+    ]
+    assert [row[0] for row in rows[1:]] == ["2", "4", "8", "16", "32", "64"]
+    plain, residual = ([numbers(row[place])[0] for row in rows[1:]] for place in (1, 2))
+    # Without the skip the deepest learns nothing, on the very digits that it is trained on; with it, it does.
+    assert plain[-1] > 0.9 * math.log(10) > plain[0]
+    assert residual[-1] < plain[-1] / 2
+    assert any(sentence.startswith("plain") and sentence.endswith("degradation.") for sentence in sentences(page))
+
+
+def test_blocks_are_taken_away_by_mouse_and_keys_and_put_back(visit: Visit) -> None:
+    page = visit(SMALL + "&connections=residual")
+    trained(page)
+    region = page.get_by_role("region", name="Take blocks away")
+    found = region.locator(".found")
+
+    def after(words: str) -> float:
+        page.wait_for_function("words => document.querySelector('.found').innerText.startsWith(words)", arg=words)
+        return numbers(found.inner_text().split(":")[1])[1]
+
+    whole = after("All layers run")
+    first = region.get_by_role("button", name="Layer 1", exact=True)
+    first.click()
+    assert first.get_attribute("aria-pressed") == "false"
+    without = after("The network without layer 1:")
+    assert without != whole
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Delete")
+    both = after("The network without layer 1 and 2:")
+    assert both != without
+    press(page, "All back")
+    assert after("All layers run") == whole
+    region.get_by_label("Swap place").fill("2")
+    region.get_by_label("with", exact=True).fill("5")
+    press(page, "Swap")
+    assert after("The network in another order") != whole
+    order = [button.inner_text() for button in region.get_by_role("toolbar").get_by_role("button").all()]
+    assert order == ["1", "5", "3", "4", "2", "6"]
+
+
+def test_what_is_seen_inside_agrees_with_itself(visit: Visit) -> None:
+    page = visit(SMALL)
+    trained(page)
+    lesions = page.get_by_role("region", name="Each block taken away")
+    lesions.locator(".plot").wait_for()
+    page.wait_for_function("() => document.querySelectorAll('section[aria-label^=Each] > p').length === 2")
+    rows = table(page, "Each block taken away")
+    assert rows[0][1:] == ["plain", "plain, whole", "residual", "residual, whole"]
+    region = page.get_by_role("region", name="Take blocks away")
+    region.get_by_role("button", name="Layer 3", exact=True).click()
+    page.wait_for_function("() => document.querySelector('.found').innerText.includes('without layer 3')")
+    # The one that is taken away by hand, and the same of all.
+    assert numbers(region.locator(".found").inner_text())[1] == pytest.approx(numbers(rows[3][3])[0], abs=0.06)
+    paths = table(page, "Paths")
+    shares = [numbers(row[1])[0] for row in paths[1:]]
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+    counts = [numbers(row[2])[0] for row in paths[1:]]
+    assert counts == pytest.approx([100 * math.comb(6, k) / 64 for k in range(7)], rel=1e-3)
+    text = page.get_by_role("region", name="Paths", exact=True).inner_text()
+    mean = sum(length * share / 100 for length, share in enumerate(shares))
+    assert numbers(text[text.index("Effective depth") :])[0] == pytest.approx(mean, abs=0.02)
+    assert "All 64 paths were followed" in text
+    # Plain networks have no such paths, and say so.
+    page.get_by_role("radio", name="plain", exact=True).check()
+    assert (
+        "Paths are counted in a residual network" in page.get_by_role("region", name="Paths", exact=True).inner_text()
+    )
+
+
+def test_weights_are_images_with_numbers(visit: Visit) -> None:
+    page = visit(SMALL + "&connections=residual")
+    trained(page)
+    region = page.get_by_role("region", name="Weights", exact=True)
+    region.locator("canvas").first.wait_for()
+    assert region.get_by_role("img", name=re.compile(r"Weights of unit \d+")).count() == 12
+    assert region.locator("canvas").first.evaluate("one => [one.width, one.height]") == [8, 8]
+    painted = "one => new Set(one.getContext('2d').getImageData(0, 0, one.width, one.height).data).size"
+    assert region.locator("canvas").first.evaluate(painted) > 20
+    region.get_by_role("slider").fill("4")
+    assert region.get_by_role("img", name=re.compile("Weight matrix of layer 4")).is_visible()
+    rows = table(page, "Weights")
+    assert rows[1][:2] == ["stem.weight", "12 × 64"]
+    assert len(rows) == 1 + 7 + 12
+
+
+def test_settings_are_kept_in_the_link_and_make_old_networks_go(visit: Visit) -> None:
+    page = visit(SMALL)
+    trained(page)
+    page.get_by_label("Depth, exactly").fill("8")
+    settled(page, "trainDepth=8")
+    page.get_by_role("button", name="Train", exact=True).wait_for()
+    assert sentences(page) == []
+    page.get_by_label("highway").check()
+    settled(page, "highway")
+    again = visit(page.evaluate("location.hash.slice(1)"))
+    assert again.get_by_label("Depth, exactly").input_value() == "8"
+    trained(again)
+    assert "highway" in sentences(again)[0]
+
+
+def test_held_out_digits_are_another_measure(visit: Visit) -> None:
+    page = visit(SMALL)
+    trained(page)
+    drawn = "() => document.querySelector('[aria-label=Training] .plot .line').getAttribute('d')"
+    before = page.evaluate(drawn)
+    page.get_by_role("radio", name="held-out digits").check()
+    page.wait_for_function(f"before => ({drawn})() !== before", arg=before)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light"), (1280, "dark")])
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: npm ci in web")
+def test_axe_finds_nothing_wrong_and_nothing_is_wider_than_a_phone(visit: Visit, width: int, scheme: str) -> None:
+    page = visit(SMALL + "&expert=1", width=width, color_scheme=scheme)
+    trained(page)
+    page.locator("canvas").first.wait_for()
+    page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(page) == ""

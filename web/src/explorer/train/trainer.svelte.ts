@@ -1,0 +1,229 @@
+/** Networks that are trained side by side, each in a worker of its own, and a sweep over depth by a few workers. */
+
+import type { ConnectionName } from "../../engine/connections/index";
+import type { Request, Response } from "../../engine/protocol";
+import type { Settings } from "../settings";
+import type { Digits } from "./digits";
+import { BATCH, every, keyOf, type Report, type Swept, trainedBy, trainedNetwork } from "./plan";
+
+type Without<R, K extends PropertyKey> = R extends unknown ? Omit<R, K> : never;
+type Progress = Extract<Response, { type: "progress" }>;
+
+/** What of an engine is needed here. */
+export interface Worker {
+  ask<Answer extends Response["type"]>(
+    request: Without<Request, "id">,
+    answer: Answer,
+    progress?: (progress: Progress) => void,
+  ): { id: number; answer: Promise<Extract<Response, { type: Answer }>> };
+  cancel(id: number): void;
+  close(): void;
+}
+
+export type State = "new" | "training" | "stopped" | "done";
+
+const words = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+function configure(worker: Worker, settings: Settings, name: ConnectionName, depth: number, digits: Digits) {
+  const network = trainedNetwork(settings, name, depth);
+  const { train: data, heldOut } = digits;
+  const optimizer = trainedBy(settings);
+  return worker.ask({ type: "configure", network, optimizer, data, heldOut, batch: BATCH }, "configured").answer;
+}
+
+/** One network and what was seen of its training. */
+export class Run {
+  reports = $state.raw<readonly Report[]>([]);
+  state = $state<State>("new");
+  error = $state<string | null>(null);
+  private training: number | null = null;
+
+  constructor(
+    readonly name: ConnectionName,
+    readonly depth: number,
+    readonly worker: Worker,
+    private readonly settings: Settings,
+    private readonly digits: Digits,
+  ) {}
+
+  get step(): number {
+    return this.reports.at(-1)?.step ?? 0;
+  }
+
+  /** To the last step that is wanted, from where it stands. */
+  async train(): Promise<void> {
+    const { trainSteps } = this.settings;
+    const fresh = this.state === "new";
+    this.state = "training";
+    try {
+      if (fresh) await configure(this.worker, this.settings, this.name, this.depth, this.digits);
+      const before = this.step;
+      const asked = this.worker.ask(
+        { type: "train", steps: trainSteps - before, every: every(trainSteps) },
+        "done",
+        ({ step, trained, heldOut }) => {
+          this.reports = [...this.reports, { step: before + step, trained, heldOut: heldOut! }];
+        },
+      );
+      this.training = asked.id;
+      const { cancelled } = await asked.answer;
+      this.state = cancelled ? "stopped" : "done";
+    } catch (error) {
+      this.error = words(error);
+      this.state = "done";
+    }
+    this.training = null;
+  }
+
+  stop(): void {
+    if (this.training !== null) this.worker.cancel(this.training);
+  }
+}
+
+/** The chosen connections at one depth: the same digits in the same order, and the same first weights of each layer. */
+export class Trainer {
+  runs = $state.raw<readonly Run[]>([]);
+  private readonly workers: Worker[] = [];
+  private key = "";
+
+  constructor(private readonly make: () => Worker) {}
+
+  get state(): State {
+    const states = this.runs.map(({ state }) => state);
+    if (states.includes("training")) return "training";
+    if (states.includes("stopped")) return "stopped";
+    return states.includes("done") ? "done" : "new";
+  }
+
+  /** Forget networks that are not those of the settings any more. */
+  match(settings: Settings): void {
+    const key = JSON.stringify([keyOf(settings), settings.connections, settings.trainDepth]);
+    if (key === this.key) return;
+    this.key = key;
+    for (const run of this.runs) run.stop();
+    this.runs = [];
+  }
+
+  async start(settings: Settings, digits: Digits): Promise<void> {
+    this.match(settings);
+    if (this.state !== "stopped") {
+      while (this.workers.length < settings.connections.length) this.workers.push(this.make());
+      this.runs = settings.connections.map(
+        (name, place) => new Run(name, settings.trainDepth, this.workers[place], settings, digits),
+      );
+    }
+    await Promise.all(this.runs.filter(({ state }) => state !== "done").map((run) => run.train()));
+  }
+
+  stop(): void {
+    for (const run of this.runs) run.stop();
+  }
+
+  close(): void {
+    for (const worker of this.workers) worker.close();
+  }
+}
+
+interface Job {
+  readonly name: ConnectionName;
+  readonly depth: number;
+}
+
+/** The loss at the end by depth, which fills in while it runs: the shallow networks first, since they take least. */
+export class Sweep {
+  swept = $state.raw<readonly Swept[]>([]);
+  now = $state.raw<readonly Job[]>([]);
+  state = $state<State>("new");
+  error = $state<string | null>(null);
+  private readonly workers: Worker[] = [];
+  private readonly stops = new Map<Job, () => void>();
+  private key = "";
+  private left: Job[] = [];
+
+  constructor(
+    private readonly size: number,
+    private readonly make: () => Worker,
+  ) {}
+
+  private get running(): boolean {
+    return this.state === "training";
+  }
+
+  get total(): number {
+    return this.swept.length + this.left.length + this.now.length;
+  }
+
+  /** Forget what was swept with other settings. */
+  match(settings: Settings): void {
+    const key = JSON.stringify([keyOf(settings), settings.connections]);
+    if (key === this.key) return;
+    this.stop();
+    this.key = key;
+    this.swept = [];
+    this.left = [];
+    this.error = null;
+    this.state = "new";
+  }
+
+  async start(settings: Settings, digits: Digits, depths: readonly number[]): Promise<void> {
+    this.match(settings);
+    if (this.state === "training") return;
+    if (this.state !== "stopped") {
+      this.swept = [];
+      this.left = depths.flatMap((depth) => settings.connections.map((name) => ({ name, depth })));
+    }
+    this.state = "training";
+    const { key } = this;
+    while (this.workers.length < Math.min(this.size, this.left.length)) this.workers.push(this.make());
+    await Promise.all(this.workers.map((worker) => this.work(worker, settings, digits)));
+    if (key === this.key && this.state === "training") this.state = "done";
+  }
+
+  /** What runs is broken off and begun again later; what has ended stays. */
+  stop(): void {
+    if (this.state === "training") this.state = "stopped";
+    for (const stop of this.stops.values()) stop();
+  }
+
+  close(): void {
+    for (const worker of this.workers) worker.close();
+  }
+
+  private async work(worker: Worker, settings: Settings, digits: Digits): Promise<void> {
+    const { key } = this;
+    while (key === this.key && this.running) {
+      const job = this.left.shift();
+      if (!job) return;
+      this.now = [...this.now, job];
+      const last = await this.train(worker, job, settings, digits);
+      this.stops.delete(job);
+      this.now = this.now.filter((one) => one !== job);
+      if (key !== this.key) return;
+      if (last) this.swept = [...this.swept, { ...job, last }];
+      else if (!this.running) this.left.unshift(job);
+    }
+  }
+
+  /** Return the last report; null of what was stopped or cannot be done. */
+  private async train(worker: Worker, job: Job, settings: Settings, digits: Digits): Promise<Report | null> {
+    const steps = settings.trainSteps;
+    let last: Report | null = null;
+    try {
+      await configure(worker, settings, job.name, job.depth, digits);
+      if (!this.running) return null;
+      // One report of the last fifth: a single batch would be too few.
+      const reports = Math.max(1, Math.ceil(steps / 5));
+      const { id, answer } = worker.ask({ type: "train", steps, every: reports }, "done", (progress) => {
+        if (progress.step % reports === 0) {
+          const { step, trained, heldOut } = progress;
+          last = { step, trained, heldOut: heldOut! };
+        }
+      });
+      this.stops.set(job, () => worker.cancel(id));
+      return (await answer).cancelled ? null : last;
+    } catch (error) {
+      this.error = words(error);
+      return null;
+    }
+  }
+}
