@@ -6,6 +6,7 @@
 
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig, type Plugin } from "vite";
+import { formulas } from "./formulas";
 
 const STATIC = "../src/levada/web/static";
 
@@ -40,7 +41,7 @@ export default defineConfig(({ mode }) => {
   const single = mode === "single";
   return {
     base: "./",
-    plugins: [svelte(), ...(single ? [inline()] : [])],
+    plugins: [formulas(), svelte(), ...(single ? [inline()] : [])],
     build: {
       outDir: single ? `${STATIC}/single` : STATIC,
       emptyOutDir: true,
