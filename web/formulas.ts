@@ -24,8 +24,13 @@ export function typeset(source: string): Record<string, { mathml: string; alt: s
     if (!match) continue;
     const [, name, alt, tex] = match;
     const mathml = temml.renderToString(tex.trim(), { displayMode: true, throwOnError: true });
+    // A prime as a letter: as an exponent it would need Temml's own font to have its size.
+    const primed = mathml.replace(
+      /<msup>(<mi>[^<]*<\/mi>)<mo [^>]*>′<\/mo><\/msup>/g,
+      '<mrow>$1<mo lspace="0" rspace="0">′</mo></mrow>',
+    );
     // Temml's classes and styles stand for its own style sheet; the pages' policy allows no style attribute.
-    found[name] = { mathml: mathml.replace(/ (?:class|style)="[^"]*"/g, ""), alt };
+    found[name] = { mathml: primed.replace(/ (?:class|style)="[^"]*"/g, ""), alt };
   }
   return found;
 }

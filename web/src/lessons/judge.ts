@@ -15,6 +15,9 @@ export interface Verdict {
 /** Two numbers this close are the same to a reader; one draw of random weights differs from the next by more. */
 const SAME = Math.log(1.25);
 
+/** Units that lose their s. */
+const COUNTED: readonly string[] = ["steps", "layers", "points"];
+
 export function asksOf(question: Question): readonly Ask[] {
   return question.kind === "choice" ? question.options.map(({ ask }) => ask) : [question.ask];
 }
@@ -65,7 +68,8 @@ function winner(found: readonly number[], wins: "largest" | "smallest" | "neares
 
 export function said(value: number, unit: string): string {
   if (value === Number.POSITIVE_INFINITY) return "without end";
-  return unit ? `${short(value)} ${unit}` : short(value);
+  const one = Math.abs(value) === 1 && COUNTED.includes(unit);
+  return unit ? `${short(value)} ${one ? unit.slice(0, -1) : unit}` : short(value);
 }
 
 function ofNumber(prediction: number, found: number, unit: string): Omit<Verdict, "found"> {
@@ -81,6 +85,7 @@ function ofNumber(prediction: number, found: number, unit: string): Omit<Verdict
 
 function factor(log: number): string {
   const decades = log / Math.LN10;
-  if (decades < 3) return short(Math.exp(log), 2);
+  if (decades < 2) return short(Math.exp(log), 2);
+  if (decades < 3) return short(Math.round(Math.exp(log)));
   return `about ${superscript(Math.round(decades))}, a one with ${Math.round(decades)} zeros`;
 }

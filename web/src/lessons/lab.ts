@@ -8,7 +8,7 @@ import type { Signals } from "../explorer/pool";
 import { networkOptions, optimizerOptions, type Settings } from "../explorer/settings";
 import { memoryOptions } from "../explorer/time/remembering.svelte";
 import type { Digits } from "../explorer/train/digits";
-import { BATCH, every, trainedBy, trainedNetwork } from "../explorer/train/plan";
+import { BATCH, trainedBy, trainedNetwork } from "../explorer/train/plan";
 import type { Lab, Trained } from "./measure";
 
 type Without<R, K extends PropertyKey> = R extends unknown ? Omit<R, K> : never;
@@ -25,6 +25,7 @@ export interface Worker {
 }
 
 const MOST_KEPT = 64;
+const REPORTS = 15; // of a training: each tests the held-out digits
 
 export class Workers implements Lab {
   private readonly known = new Map<string, Promise<unknown>>();
@@ -95,9 +96,13 @@ export class Workers implements Lab {
       await worker.ask({ type: "configure", network, optimizer, data, heldOut, batch: BATCH }, "configured").answer;
       const { trainSteps: steps } = settings;
       const reports: Trained["reports"][number][] = [];
-      await worker.ask({ type: "train", steps, every: every(steps) }, "done", ({ step, trained, heldOut }) => {
-        reports.push({ step, trained, heldOut: heldOut! });
-      }).answer;
+      await worker.ask(
+        { type: "train", steps, every: Math.ceil(steps / REPORTS) },
+        "done",
+        ({ step, trained, heldOut }) => {
+          reports.push({ step, trained, heldOut: heldOut! });
+        },
+      ).answer;
       const { whole, accuracy } = await worker.ask({ type: "lesions" }, "lesions").answer;
       const { paths } = await worker.ask({ type: "paths" }, "paths").answer;
       return { name, reports, whole: whole.accuracy, without: accuracy, paths };

@@ -5,7 +5,7 @@ import type { ConnectionName } from "../engine/connections/index";
 import type { PathLengths } from "../engine/paths";
 import type { CellName } from "../engine/recurrent/cells";
 import type { Memory } from "../engine/recurrent/memory";
-import { away, logitsOf, steps } from "../explorer/mixing";
+import { away } from "../explorer/mixing";
 import { decay } from "../explorer/picture";
 import type { Signals } from "../explorer/pool";
 import { DEFAULTS, type Settings, type Tab } from "../explorer/settings";
@@ -55,9 +55,8 @@ export async function measure(ask: Ask, chapter: Partial<Settings>, lab: Lab): P
       return away(settings)[ask.kind].compositeForwardGain.at(-1)!;
     case "rows":
     case "columns": {
-      const { streams, seed, spread, iterations } = settings;
-      const last = steps(logitsOf(0, streams, seed, spread), streams, iterations).at(-1)!;
-      return ask.quantity === "rows" ? last.rowError : last.columnError;
+      const { compositeForwardGain: forward, compositeBackwardGain: backward } = away(settings).manifold;
+      return Math.abs((ask.quantity === "rows" ? forward.at(-1)! : backward[0]) - 1);
     }
     case "loss":
     case "lesion":

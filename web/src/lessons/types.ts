@@ -30,7 +30,7 @@ export type Ask = { readonly settings?: Partial<Settings> } & (
   | { readonly quantity: "horizon"; readonly cell: CellName }
   /** The largest row sum of the product of mixing matrices that have moved away from their start. */
   | { readonly quantity: "gain"; readonly kind: "hyper" | "manifold" }
-  /** How far sums are from 1 after Sinkhorn's iterations. */
+  /** How far the sums of a product of Sinkhorn's matrices are from 1 at most. */
   | { readonly quantity: "rows" | "columns" }
   /** Of a trained network: its loss at the end; points of accuracy lost without a layer, the median; effective depth. */
   | { readonly quantity: "loss" | "lesion" | "length"; readonly connection: "plain" | "residual" }

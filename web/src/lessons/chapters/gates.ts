@@ -47,7 +47,7 @@ export const chapter: Chapter = {
             unit: "of the last layer's",
             why: {
               simple:
-                "Half of each is the worst of both. Closed gates hand on, open ones make a plain network, which with He's weights keeps its gradient.",
+                "Half of each is the worst of both. Closed gates hand on; open ones make nearly a plain network, whose gradient He's weights keep.",
               expert:
                 "T² + (1 − T)² is least at T = ½. It is also why a scaled skip, ½ on both ways, fails in He et al. (2016).",
             },

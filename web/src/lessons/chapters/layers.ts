@@ -80,7 +80,7 @@ export const chapter: Chapter = {
               simple:
                 "Vastly more than 0.25 per layer allows, with the same curve. The weights have made up for most of it.",
               expert:
-                "√χ is 0.891 now: eight times the weights, with slopes that are flatter in the mean since units saturate.",
+                "√χ is 0.892 now: eight times the weights, with slopes that are flatter in the mean since units saturate.",
             },
           },
         },

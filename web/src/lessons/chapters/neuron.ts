@@ -72,7 +72,7 @@ export const chapter: Chapter = {
             bands: [
               { label: "a quarter too, or less", below: 0.26 },
               { label: "more than a quarter, less than 1", below: 0.99 },
-              { label: "1", below: 1.01 },
+              { label: "four times as steep as the sigmoid", below: 1.01 },
             ],
             unit: "",
             why: {

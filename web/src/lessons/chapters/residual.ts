@@ -103,57 +103,6 @@ export const chapter: Chapter = {
       },
     },
     {
-      title: "Not for nothing",
-      blocks: [
-        {
-          kind: "text",
-          text: {
-            simple: `Going back, the gradient goes past each layer by the addition, and through it as well. So it cannot vanish as in
-              a plain network. But two parts that add up make it *larger* with each layer, unless something holds the
-              layers small.`,
-            expert: `The product of I + J is not about 1. With independent branches squared norms add: χ = 1 + σw² E[φ'²], which for He
-              and ReLU is 2 per block. Normalisation in the branch, a factor of 1/√L, or branches that start at zero tame it.
-              Not all of a block may start at zero: then its weights get a gradient of exactly zero, for ever.`,
-          },
-        },
-        { kind: "formula", name: "residual", expert: true },
-        {
-          kind: "question",
-          question: {
-            id: "c",
-            kind: "number",
-            text: {
-              simple:
-                "32 residual layers of ReLUs *without* normalisation. How large is the gradient at the first layer, compared with that at the last?",
-              expert: "h + W φ(h), He, 32 blocks, no normalisation: gradient at layer 1 over that at layer 32?",
-            },
-            ask: {
-              quantity: "kept",
-              connection: "residual",
-              settings: { norm: "none", preActivation: true },
-            },
-            low: 1e-6,
-            high: 1e12,
-            unit: "times",
-            why: {
-              simple: "It explodes: about √2 per layer. Residual connections alone do not fix everything.",
-              expert: "2^(31/2) = 4.6×10⁴ by theory, as 31 blocks lie between.",
-            },
-          },
-        },
-      ],
-      drawing: {
-        kind: "depth",
-        title: "Gradient by layer",
-        shows: "gradient",
-        controls: ["connections", "depth", "norm", "preActivation"],
-        caption: {
-          simple: "Before training.",
-          expert: "At initialisation, He, width 32. Theory is drawn where no normalisation is.",
-        },
-      },
-    },
-    {
       title: "Many short paths",
       blocks: [
         {
@@ -188,7 +137,7 @@ export const chapter: Chapter = {
             unit: "points",
             why: {
               simple:
-                "It hardly notices. Look at the figure for the exceptions, and train plain networks of 8 layers to see what they lose.",
+                "It hardly notices. (Below 0 it even gains.) Look at the figure for the exceptions, and train plain networks of 8 layers to see what they lose.",
               expert: "It takes depth for that: in a short residual network each block is a large part of the whole.",
             },
           },
@@ -215,6 +164,58 @@ export const chapter: Chapter = {
           },
         },
       ],
+    },
+    {
+      title: "Not for nothing",
+      blocks: [
+        {
+          kind: "text",
+          text: {
+            simple: `Going back, the gradient goes past each layer by the addition, and through it as well. So it cannot vanish as in
+              a plain network. But two parts that add up make it *larger* with each layer, unless something holds the
+              layers small.`,
+            expert: `The product of I + J is not about 1. With independent branches squared norms add: χ = 1 + σw² E[φ'²], which for He
+              and ReLU is 2 per block. Normalisation in the branch, a factor of 1/√L, or branches that start at zero tame it.
+              Not all of a block may start at zero: then its weights get a gradient of exactly zero, for ever.`,
+          },
+        },
+        { kind: "formula", name: "residual", expert: true },
+        {
+          kind: "question",
+          question: {
+            id: "c",
+            kind: "number",
+            text: {
+              simple:
+                "32 residual layers of ReLUs *without* normalisation. How large is the gradient at the first layer, compared with that at the last?",
+              expert: "h + W φ(h), He, 32 blocks, no normalisation: gradient at layer 1 over that at layer 32?",
+            },
+            ask: {
+              quantity: "kept",
+              connection: "residual",
+              settings: { norm: "none", preActivation: true, width: 64 },
+            },
+            low: 1e-6,
+            high: 1e12,
+            unit: "times",
+            why: {
+              simple: "It explodes: about √2 per layer. Residual connections alone do not fix everything.",
+              expert:
+                "2^(31/2) = 4.6×10⁴ by theory, as 31 blocks lie between, for wide layers; a draw of width 64 is off by a factor of two or three.",
+            },
+          },
+        },
+      ],
+      drawing: {
+        kind: "depth",
+        title: "Gradient by layer",
+        shows: "gradient",
+        controls: ["connections", "depth", "norm", "preActivation"],
+        caption: {
+          simple: "Before training.",
+          expert: "At initialisation, He, width 32. Theory is drawn where no normalisation is.",
+        },
+      },
     },
   ],
   sources: ["resnet", "identity", "veit", "balduzzi"],

@@ -111,15 +111,16 @@ export const chapter: Chapter = {
             id: "c",
             kind: "choice",
             text: {
-              simple: "After twenty rounds of Sinkhorn, which sums are still further from 1?",
-              expert: "Which sums are further from 1 after 20 iterations?",
+              simple:
+                "Each table has had twenty rounds of Sinkhorn. In the product of all sixty, which sums are further from 1?",
+              expert: "Which sums of the composite are further from 1, after 20 iterations per layer?",
             },
             options: [
-              { label: "the rows'", ask: { quantity: "rows", settings: { spread: 1 } } },
-              { label: "the columns'", ask: { quantity: "columns", settings: { spread: 1 } } },
+              { label: "the rows'", ask: { quantity: "rows" } },
+              { label: "the columns'", ask: { quantity: "columns" } },
             ],
             wins: "largest",
-            unit: "away from 1",
+            unit: "away from 1 at most",
             why: {
               simple:
                 "The columns': the rows had the last word. Rows are what comes forward, columns what goes back. So it is the gradient that is not kept exactly.",
