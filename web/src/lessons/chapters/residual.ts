@@ -195,8 +195,8 @@ export const chapter: Chapter = {
               connection: "residual",
               settings: { norm: "none", preActivation: true, width: 64 },
             },
-            low: 1e-6,
-            high: 1e12,
+            low: 0.001,
+            high: 1e9,
             unit: "times",
             why: {
               simple: "It explodes: about √2 per layer. Residual connections alone do not fix everything.",
