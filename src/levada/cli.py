@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(commands)
     _add_report(commands)
     _add_serve(commands)
+    _add_explore(commands)
     _add_export(commands)
     _add_doctor(commands)
     _add_bench(commands)
@@ -252,6 +253,14 @@ def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--port", type=_whole, metavar="N", help="port to listen on, 0 for any that is free (8765)")
     add("--token", action="store_true", help="reading, too, needs the token of the printed address")
     add("--open", action="store_true", help="open the page in a browser")
+
+
+def _add_explore(commands: argparse._SubParsersAction[_Parser]) -> None:
+    explore = _command(commands, "explore", "try networks of any depth in a browser: signal and gradient by layer")
+    add = explore.add_argument
+    add("--out", metavar="FILE", help="write the page as one file that opens from a disk, and serve nothing")
+    add("--port", type=_whole, metavar="N", help="port to listen on, 0 for any that is free (8765)")
+    add("--no-open", dest="open", action="store_false", help="open no browser")
 
 
 def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from levada.commands.bench import bench
 from levada.commands.check import check
+from levada.commands.explore import explore
 from levada.commands.export import export
 from levada.commands.fix import fix
 from levada.commands.listing import list_names
@@ -27,6 +28,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "report": report,
     "serve": serve,
+    "explore": explore,
     "export": export,
     "doctor": doctor,
     "replay": replay,

@@ -26,7 +26,7 @@ PORT: Final = 8765
 _CONNECTIONS: Final = 128
 
 
-def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool) -> None:
+def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool, page: str = "") -> None:
     """Serve a folder's runs until Ctrl-C.
 
     Args:
@@ -35,6 +35,7 @@ def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool)
         port: 0 is any that is free; None is 8765.
         closed: whether reading asks for the token.
         opens: whether to open the page in a browser.
+        page: the one that is meant, where it is not that of the runs.
 
     Raises:
         UsageError: if the folder does not exist, the address or port cannot be used, or would be open to others.
@@ -51,8 +52,8 @@ def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool)
     with listening(host, PORT if port is None else port) as bound:
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         # What stands behind # is not sent: the page reads it, and no log has it.
-        address = f"http://{shown}:{bound.getsockname()[1]}/#token={access.token}"
-        _say(f"Serving {root} at {address}")
+        address = f"http://{shown}:{bound.getsockname()[1]}/{page}#token={access.token}"
+        _say(f"Serving {page or root} at {address}")
         if not pages.there:
             _say(MISSING)
         _say("Ctrl-C ends it.")
@@ -61,7 +62,7 @@ def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool)
         app = create_app(root.resolve(), access, pages=pages)
         with suppress(KeyboardInterrupt):  # uvicorn has closed all, and raises it again
             asyncio.run(Server(configured(app), app.end).serve(sockets=[bound]))
-        _say("levada serve: ended.")
+        _say(f"levada {'explore' if page else 'serve'}: ended.")
 
 
 def configured(app: Guard) -> uvicorn.Config:

@@ -19,9 +19,10 @@ export class Travel {
   /** @param arrive is called with each layer that is reached. */
   constructor(private readonly arrive: (layer: number) => void) {}
 
-  get label(): string {
+  /** What the button does. */
+  get action(): "Play" | "Step" | "Stop" {
     if (this.moving) return "Stop";
-    return this.front === null ? "Play backward" : "Step backward";
+    return this.front === null ? "Play" : "Step";
   }
 
   /** Begin at the output; stop where it moves; go a step on where nothing may move. */

@@ -122,7 +122,7 @@ function logAxis(spec: AxisSpec, least: number, most: number, count: number): Ax
   if (high - low < 0.05) [low, high] = [low - 0.15, high + 0.15];
   const room = 0.06 * (high - low);
   [low, high] = [low - room, high + room];
-  const factors = high - low > 2.2 ? [1] : [1, 2, 5];
+  const factors = high - low > 2.2 ? [1, 3] : [1, 2, 5];
   let ticks: [number, string][] = [];
   for (let exponent = Math.floor(low); exponent <= Math.ceil(high); exponent++) {
     for (const factor of factors) {
