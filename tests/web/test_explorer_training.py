@@ -176,6 +176,13 @@ def test_weights_are_images_with_numbers(visit: Visit) -> None:
     rows = table(page, "Weights")
     assert rows[1][:2] == ["stem.weight", "12 × 64"]
     assert len(rows) == 1 + 7 + 12
+    region.get_by_label("only what training changed").check()
+    page.wait_for_function(
+        "() => document.querySelector('section[aria-label=Weights] p').innerText.startsWith('How training')"
+    )
+    changed = [row.locator("td").all_inner_texts() for row in region.locator("details tr").all()[1:8]]
+    # Training moved every matrix, by less than what it started from.
+    assert all(0 < numbers(row[1])[0] < numbers(before[2])[0] for row, before in zip(changed, rows[1:8], strict=True))
 
 
 def test_settings_are_kept_in_the_link_and_make_old_networks_go(visit: Visit) -> None:

@@ -1,4 +1,4 @@
-"""The explorer's lessons in a browser: all seven by keys, their answers, both readings, links, a phone, and axe-core."""
+"""The explorer's lessons in a browser: all seven by keys, their answers, two readings, links, a phone, and axe-core."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ export class Engine {
   private readonly worker: Worker = new EngineWorker();
   private readonly waiting = new Map<number, Waiting>();
   private next = 0;
+  private broken: Error | null = null;
 
   constructor() {
     this.worker.addEventListener("message", ({ data }: MessageEvent<Response>) => {
@@ -25,6 +26,12 @@ export class Engine {
       this.waiting.delete(data.id);
       if (data.type === "error") waiting.reject(new Error(data.message));
       else waiting.resolve(data);
+    });
+    // A page whose policy forbids workers, for one: nobody shall wait for what does not come.
+    this.worker.addEventListener("error", ({ message }) => {
+      this.broken = new Error(message || "the browser refused to start a worker.");
+      for (const { reject } of this.waiting.values()) reject(this.broken);
+      this.waiting.clear();
     });
   }
 
@@ -36,7 +43,8 @@ export class Engine {
   ): { id: number; answer: Promise<Extract<Response, { type: Answer }>> } {
     const id = this.next++;
     const promised = new Promise<Response>((resolve, reject) => {
-      this.waiting.set(id, { resolve, reject, progress });
+      if (this.broken) reject(this.broken);
+      else this.waiting.set(id, { resolve, reject, progress });
     }).then((response) => {
       if (response.type !== answer) throw new Error(`expected ${answer}, got ${response.type}.`);
       return response as Extract<Response, { type: Answer }>;

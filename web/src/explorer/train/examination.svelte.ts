@@ -16,6 +16,14 @@ export class Examination {
     void this.ask();
   }
 
+  /** The weights less those before the first step. */
+  get changes(): WeightMatrix[] {
+    return this.weights.map((matrix, place) => {
+      const { values } = this.run.start[place];
+      return { ...matrix, values: matrix.values.map((value, at) => value - values[at]) };
+    });
+  }
+
   private async ask(): Promise<void> {
     const { worker } = this.run;
     try {

@@ -1,7 +1,7 @@
 /** Networks that are trained side by side, each in a worker of its own, and a sweep over depth by a few workers. */
 
 import type { ConnectionName } from "../../engine/connections/index";
-import type { Request, Response } from "../../engine/protocol";
+import type { Request, Response, WeightMatrix } from "../../engine/protocol";
 import type { Settings } from "../settings";
 import type { Digits } from "./digits";
 import { BATCH, every, keyOf, type Report, type Swept, trainedBy, trainedNetwork } from "./plan";
@@ -36,6 +36,8 @@ export class Run {
   reports = $state.raw<readonly Report[]>([]);
   state = $state<State>("new");
   error = $state<string | null>(null);
+  /** The weights before the first step. */
+  start: readonly WeightMatrix[] = [];
   private training: number | null = null;
 
   constructor(
@@ -56,7 +58,10 @@ export class Run {
     const fresh = this.state === "new";
     this.state = "training";
     try {
-      if (fresh) await configure(this.worker, this.settings, this.name, this.depth, this.digits);
+      if (fresh) {
+        await configure(this.worker, this.settings, this.name, this.depth, this.digits);
+        this.start = (await this.worker.ask({ type: "weights" }, "weights").answer).matrices;
+      }
       const before = this.step;
       const asked = this.worker.ask(
         { type: "train", steps: trainSteps - before, every: every(trainSteps) },
