@@ -49,7 +49,7 @@ export const chapter: Chapter = {
               simple:
                 "Half of each is the worst of both. Closed gates hand on; open ones make nearly a plain network, whose gradient He's weights keep.",
               expert:
-                "T² + (1 − T)² is least at T = ½. It is also why a scaled skip, ½ on both ways, fails in He et al. (2016).",
+                "T² + (1 − T)² is least at T = ½. Halving skip and branch alike does worse than the identity in He et al. (2016), too.",
             },
           },
         },
@@ -97,7 +97,7 @@ export const chapter: Chapter = {
             why: {
               simple: "A little more than at the last: the first layer is read by the output and by 49 layers besides.",
               expert:
-                "What layer 1 returns is read by the stack's end and by 49 branches, each of which divides by the width that it reads.",
+                "What layer 1 returns is read by the stack's end and by 49 branches, each with weights that are smaller the more it reads.",
             },
           },
         },

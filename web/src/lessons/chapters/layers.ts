@@ -124,9 +124,9 @@ export const chapter: Chapter = {
             unit: "",
             why: {
               simple:
-                "One direction is kept, all the others shrink, and a typical gradient has to do with them all. “Weights of size one” is not enough: one must say which size.",
+                "In each layer one direction keeps its length and the others shrink, and a gradient is a mixture of all. “Weights of size one” is not enough: one must say which size.",
               expert:
-                "A square matrix of variance σw²/n has spectral norm 2σw and multiplies a random vector by σw: with norm 1 that is one half per layer. What keeps it is variance 1/n, or orthogonal weights, which are “norm one” in every sense.",
+                "A square matrix of variance σw²/n has spectral norm 2σw and multiplies a random vector by σw: with norm 1 that is one half per layer. What keeps it is variance 1/n, or orthogonal weights, whose singular values are all one.",
             },
           },
         },

@@ -19,8 +19,8 @@ export const chapter: Chapter = {
           text: {
             simple: `A normalisation measures how large the numbers of a layer are, and divides by that. *Layer
               normalisation* does it for each example on its own; *batch normalisation* for each neuron, over all examples of
-              a batch, and takes their mean away as well. However large or small the weights begin, what comes out has size
-              1. A bad initialisation no longer matters.`,
+              a batch. Both take a mean away as well: of the example's numbers, or of the neuron's. However large or small the
+              weights begin, what comes out has size 1. The scale of the weights no longer matters.`,
             expert: `norm(cWx) = norm(Wx): the scale of the weights drops out of the forward pass, and the backward pass divides
               by the standard deviation that the forward pass met. Layer and RMS normalisation nearly agree here, since the
               mean over features of Wx is small for random W. So a plain ReLU stack behind either one has χ near 1, whatever
@@ -75,7 +75,7 @@ export const chapter: Chapter = {
               simple:
                 "It explodes. Batch normalisation in a plain network makes gradients grow towards the input, layer by layer.",
               expert:
-                "Rectified signals have a mean, which BN subtracts: it divides by a standard deviation that is smaller than the root mean square, and the gradient with it.",
+                "Rectified signals have a mean, which BN subtracts: it divides by a standard deviation that is smaller than the root mean square, and so is the gradient divided.",
             },
           },
         },
@@ -108,7 +108,7 @@ export const chapter: Chapter = {
             simple:
               "It keeps the signal's size. In a plain network its gradients explode at the start of training; together with residual connections they do not.",
             expert: `At initialisation a plain BN stack explodes. He et al. (2015) argue that their plain networks' signals do not
-              vanish, which is right, and that norms are “healthy”, which is not so at initialisation. In a pre-activation
+              vanish, which is right, and that gradients have “healthy norms”, which is not so at initialisation. In a pre-activation
               residual stack block l is divided by a stream whose variance has grown with l, and the product is a power of
               depth (De and Smith 2020).`,
           },

@@ -37,7 +37,7 @@ export const chapter: Chapter = {
             kind: "choice",
             text: {
               simple:
-                "Two networks of 32 layers learn to read digits, here and now. Whose error on the digits that it trains on is smaller after 300 steps?",
+                "Two networks of 32 layers learn to read digits, here and now. Whose loss, on the digits that it trains on, is smaller after 300 steps?",
               expert: "32 layers, 300 steps of 32 digits: whose training loss is smaller?",
             },
             options: [
@@ -73,7 +73,7 @@ export const chapter: Chapter = {
             unit: "of the last layer's",
             why: {
               simple:
-                "It has arrived nearly whole. Something else is wrong: after many layers all digits look alike, and the gradients of different digits have nothing in common.",
+                "More than half of it has arrived. Other things are wrong: after many layers all digits look nearly alike, and the gradients of different digits have next to nothing in common.",
               expert:
                 "Sizes are kept by the normalisation. Signals have become collinear, and gradients of different inputs decorrelated (Balduzzi et al. 2017 call them shattered); neither shows in a norm.",
             },
@@ -176,7 +176,7 @@ export const chapter: Chapter = {
               layers small.`,
             expert: `The product of I + J is not about 1. With independent branches squared norms add: χ = 1 + σw² E[φ'²], which for He
               and ReLU is 2 per block. Normalisation in the branch, a factor of 1/√L, or branches that start at zero tame it.
-              Not all of a block may start at zero: then its weights get a gradient of exactly zero, for ever.`,
+              Of a block with two weight matrices not both may start at zero: they would get a gradient of exactly zero, for ever.`,
           },
         },
         { kind: "formula", name: "residual", expert: true },

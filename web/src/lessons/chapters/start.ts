@@ -42,7 +42,7 @@ export const chapter: Chapter = {
             high: 5,
             unit: "per layer",
             why: {
-              simple: "About 0.41. After fifty layers that is nothing; in two or three nobody notices.",
+              simple: "About 0.41. After fifty layers that is nothing; with two or three nobody notices.",
               expert: "√(1/3 · 1/2) = √(1/6) = 0.408, whatever the width. What you see is one draw of width 64.",
             },
           },
@@ -104,7 +104,7 @@ export const chapter: Chapter = {
             unit: "of the input's",
             why: {
               simple:
-                "It looks healthy, but it is not your signal any more: it is what the random biases of the last few layers add. Who only looks at activations does not see that the network is dead.",
+                "It looks healthy, but it is not your signal any more: it is what the random biases of the last few layers add. Who looks at activations alone does not see that nothing of the input is left.",
               expert:
                 "The default draws biases of variance 1/(3n), so that q goes to a fixed point above zero while its dependence on the input falls as the gradient does. The size of the signal is no diagnosis; without bias it would fall by 0.408 too.",
             },
@@ -160,7 +160,7 @@ export const chapter: Chapter = {
           said: "Before 2015, networks could not be trained beyond about twenty layers.",
           text: {
             simple:
-              "Twenty layers is roughly how deep plain networks of tanh go with one common initialisation. With a better one, or with gates, people trained a hundred layers before residual networks came.",
+              "Twenty layers is roughly how deep plain networks of tanh go with one common initialisation. With gates, a hundred layers were trained before residual networks came; and with the right start plain networks can be deep, too.",
             expert:
               "21.8 is 6ξ of tanh at σw² = 1, σb² = 0.05, and no law. Highway networks of 100 layers were trained months before the residual network (Srivastava, Greff and Schmidhuber 2015).",
           },

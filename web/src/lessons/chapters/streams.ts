@@ -100,7 +100,7 @@ export const chapter: Chapter = {
             ],
             unit: "times",
             why: {
-              simple: "By 1. However the numbers move, the average stays an average.",
+              simple: "By 1. However the numbers move, each new stream is an average of the old ones.",
               expert: "Row sums are exact, since the rows are normalised last, and products keep them.",
             },
           },
@@ -133,7 +133,8 @@ export const chapter: Chapter = {
           kind: "correction",
           said: "mHC keeps signal and gradient exactly.",
           text: {
-            simple: "The signal's average, yes. The gradient's as well as the number of rounds allows.",
+            simple:
+              "A signal that is alike in all streams, yes. A gradient that is alike in all streams comes back as well as the number of rounds allows.",
             expert:
               "Exactly in the row sums; in the column sums up to what 20 iterations leave. And averaging over many layers makes the streams alike, which no sum shows.",
           },
@@ -177,7 +178,7 @@ export const chapter: Chapter = {
               simple:
                 "The same: all of these begin as the residual network, and become something else by training. What they do better or worse shows later.",
               expert:
-                "HC starts as the pre-norm network exactly, up to the factor n of its sum. No measurement at initialisation tells them apart; composite gains during training do.",
+                "HC starts as the pre-norm network exactly, up to the factor n of its sum. Gradients at initialisation do not tell them apart; composite gains during training do.",
             },
           },
         },
