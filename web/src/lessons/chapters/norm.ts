@@ -43,7 +43,7 @@ export const chapter: Chapter = {
             high: 1000,
             unit: "",
             why: {
-              simple: "Most of it. Normalisation mends the size, forward and backward.",
+              simple: "A good part of it. Normalisation mends the size, forward and backward.",
               expert:
                 "√χ is near 1. What is missing from 1 comes from biases, which differ from Wx in that they do not depend on x, and from the finite width.",
             },

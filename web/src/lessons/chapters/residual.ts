@@ -73,7 +73,7 @@ export const chapter: Chapter = {
             unit: "of the last layer's",
             why: {
               simple:
-                "More than half of it has arrived. Other things are wrong: after many layers all digits look nearly alike, and the gradients of different digits have next to nothing in common.",
+                "It has arrived about as large as it began. Other things are wrong: after many layers all digits look nearly alike, and the gradients of different digits have next to nothing in common.",
               expert:
                 "Sizes are kept by the normalisation. Signals have become collinear, and gradients of different inputs decorrelated (Balduzzi et al. 2017 call them shattered); neither shows in a norm.",
             },

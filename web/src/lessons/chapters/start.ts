@@ -66,7 +66,7 @@ export const chapter: Chapter = {
             unit: "of the last layer's",
             why: {
               simple:
-                "He's is made for ReLU, and keeps nearly all of it. Glorot's is made for curves that are straight near 0.",
+                "He's is made for ReLU, and keeps it but for what chance does. Glorot's is made for curves that are straight near 0.",
               expert: "χ is 1 for He, 1/2 for Glorot, 1/6 for the default: over 49 layers χ^(49/2).",
             },
           },
@@ -124,7 +124,7 @@ export const chapter: Chapter = {
             expert: `χ(q*) is also the slope of the map of correlations at 1: below 1 inputs become alike over a depth ξ =
               −1/ln χ, above 1 they decorrelate. Plain tanh networks were found to train to about 6ξ (Schoenholz et al.
               2017); at σw² = 1, σb² = 0.05 this is 21.8 layers, and at the edge there is no such limit. For σb = 0 the edge
-              is σw = 1, where q falls like 1/(2l) and the gradient only like a power, L^(−1/2).`,
+              is σw = 1, where q falls like 1/(2l) and the gradient only like 1/√L.`,
           },
         },
         {

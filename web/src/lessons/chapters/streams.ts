@@ -26,10 +26,10 @@ export const chapter: Chapter = {
 
               Mixing follows upon mixing. So the tables multiply, layer by layer, just as the weights did in chapter two, and
               the same question is back: what does a product of many do?`,
-            expert: `The stream is a matrix X of n rows. Read and write coefficients are vectors, H^res an n × n matrix, static or
-              computed from the input. At the start H^res is the identity, and the network is the pre-norm residual one.
+            expert: `The stream is a matrix X of n rows. Read and write coefficients are vectors, Hʳᵉˢ an n × n matrix, static or
+              computed from the input. At the start Hʳᵉˢ is the identity, and the network is the pre-norm residual one.
               Training moves each entry; a gain over 60 sublayers is a product of 60 matrices. Of I + εZ with normal Z a row
-              sum of the product has a mean square of (1 + nε²)^L: 7.4×10³ for n = 4, ε = 0.2 and L = 60.`,
+              sum of the product has a mean square of (1 + nε²)ᴸ: 7.4×10³ for n = 4, ε = 0.2 and L = 60.`,
           },
         },
         { kind: "formula", name: "streams", expert: true },
@@ -150,7 +150,7 @@ export const chapter: Chapter = {
             simple: `One can also keep several streams and not mix them at all (*identity* HC): then nothing multiplies. Or drop the sum:
               with *attention over depth* each layer looks at what all layers before it returned, and chooses by itself how
               much of each it reads. The weights of its choice sum to 1.`,
-            expert: `Identity HC sets H^res = I and keeps read and write. Attention residuals (Kimi team 2026) replace the sum by a
+            expert: `Identity HC sets Hʳᵉˢ = I and keeps read and write. Attention residuals (Kimi team 2026) replace the sum by a
               softmax over depth, with normalised keys and one learned query per layer. Queries of zero average uniformly, which,
               before a branch that normalises its input, is the pre-norm residual network up to epsilon.`,
           },
@@ -189,8 +189,10 @@ export const chapter: Chapter = {
         shows: "gradient",
         controls: ["connections", "norm", "preActivation", "init"],
         caption: {
-          simple: "Before training. Lines that are the same lie on each other: look at the numbers.",
-          expert: "By what each branch returns, at initialisation. Attention over depth reads from 8 blocks.",
+          simple:
+            "Before training. The lines are parallel: HC adds up its four streams at the end, which makes its whole line four times as high, and attention over depth averages. Look at the factor per layer, below.",
+          expert:
+            "By what each branch returns, at initialisation. HC's sum multiplies all of it by n, attention's average divides. Attention over depth reads from 8 blocks.",
         },
       },
     },
