@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.web.explorer_page import AXE, Visit, browser, needs_page, settled, violations, visit
+from tests.web.explorer_page import AXE, PAGE, Visit, browser, needs_page, settled, violations, visit
 
 pytestmark = needs_page
 __all__ = ["browser", "visit"]
@@ -97,6 +97,17 @@ def test_all_seven_by_keys_with_the_answers_of_the_engine(visit: Visit, engine: 
         if chapter < len(TITLES):
             tab_to(page, page.get_by_role("button", name=f"Next: {TITLES[chapter]}"))
             page.keyboard.press("Enter")
+
+
+def test_each_chapter_is_fetched_by_itself_and_no_typesetter_with_it() -> None:
+    scripts = {file.name: file.read_text() for file in (PAGE.parents[1] / "assets").glob("*.js")}
+    phrases = ["The sigmoid's quarter", "Break the quarter", "The edge of chaos", "What it mends", "Deeper is worse"]
+    homes = []
+    for phrase in [*phrases, "Depth in time", "On a manifold"]:
+        homes += [name for name, script in scripts.items() if phrase in script]
+    assert len(homes) == len(set(homes)) == len(TITLES)
+    assert not any("explore" in name or "essons" in name for name in homes)
+    assert not any("temml" in script.lower() for script in scripts.values())
 
 
 def test_a_link_brings_back_predictions_and_figures(visit: Visit) -> None:
