@@ -133,6 +133,22 @@ def test_a_link_brings_back_predictions_and_figures(visit: Visit) -> None:
     assert again.locator("[data-question=b]").get_by_role("button", name="Compute it").count() == 1
 
 
+def test_the_figure_shows_the_option_that_was_right(visit: Visit) -> None:
+    page = visit("tab=lessons&chapter=6")
+    opened(page, TITLES[5])
+    question = page.locator("[data-question=a]")
+    question.get_by_role("radio").last.check()
+    question.get_by_role("button", name="Compute it").click()
+    values = found(page, "a")
+    assert min(values) == values[1]
+    assert verdict(page, "a").inner_text().startswith("Not so: it is “0, gates half open”")
+    settled(page, "lesson=gateBias:0")
+    assert page.get_by_label("Bias of the gates, exactly").input_value() == "0"
+    page.get_by_role("button", name="Back to the start").first.click()
+    page.wait_for_function("() => !location.hash.includes('lesson=')")
+    assert page.get_by_label("Bias of the gates, exactly").input_value() == "-2"
+
+
 def test_the_explorer_opens_with_the_same_settings(visit: Visit) -> None:
     page = visit("tab=lessons&chapter=3&answers=3.a:0.5")
     (rate,) = found(page, "a")

@@ -8,6 +8,8 @@ import type { Ask, Question } from "./types";
 export interface Verdict {
   /** What the engine found: one number, or one for each option. */
   readonly found: readonly number[];
+  /** The option or range that is right; 0 where a number was asked. */
+  readonly place: number;
   readonly right: boolean;
   readonly words: string;
 }
@@ -36,13 +38,14 @@ export async function answer(
 export function judge(question: Question, prediction: number, found: readonly number[]): Verdict {
   switch (question.kind) {
     case "number":
-      return { found, ...ofNumber(prediction, found[0], question.unit) };
+      return { found, place: 0, ...ofNumber(prediction, found[0], question.unit) };
     case "choice": {
       const place = winner(found, question.wins);
       const right = place === prediction;
       const { label } = question.options[place];
       return {
         found,
+        place,
         right,
         words: `${right ? "Right" : "Not so"}: it is “${label}”, with ${said(found[place], question.unit)}.`,
       };
@@ -53,6 +56,7 @@ export function judge(question: Question, prediction: number, found: readonly nu
       const label = question.bands[place]?.label ?? "none of these";
       return {
         found,
+        place,
         right,
         words: `${right ? "Right" : "Not so"}: it is ${said(found[0], question.unit)}, “${label}”.`,
       };
@@ -72,7 +76,7 @@ export function said(value: number, unit: string): string {
   return unit ? `${short(value)} ${one ? unit.slice(0, -1) : unit}` : short(value);
 }
 
-function ofNumber(prediction: number, found: number, unit: string): Omit<Verdict, "found"> {
+function ofNumber(prediction: number, found: number, unit: string): Pick<Verdict, "right" | "words"> {
   const it = `It is ${said(found, unit)}; you said ${said(prediction, unit)}.`;
   if (!(found > 0) || found === Number.POSITIVE_INFINITY) {
     return { right: false, words: `${it} No number on the slider is near.` };

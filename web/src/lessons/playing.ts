@@ -15,7 +15,7 @@ function connectionsOf(asks: readonly Ask[]): Settings["connections"] {
 /** What the figure is set to when this has been computed: of several options, that of `place`. */
 export function shownAfter(question: Question, place: number, chapter: Partial<Settings>): Partial<Settings> {
   const asks = question.kind === "choice" ? question.options.map(({ ask }) => ask) : [question.ask];
-  const chosen = asks[place] ?? asks[0];
+  const chosen = question.kind === "choice" ? asks[place] : asks[0];
   const part = { ...chosen.settings };
   const named = connectionsOf(asks);
   const before = chapter.connections ?? [];
