@@ -7,6 +7,7 @@
 
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig, type Plugin } from "vite";
+import { formulas } from "./formulas";
 
 const STATIC = "../src/levada/web/static";
 
@@ -54,7 +55,7 @@ export default defineConfig(({ mode }) => {
   const single = mode === "single";
   return {
     base: "./",
-    plugins: [svelte(), ...(single ? [inline()] : [])],
+    plugins: [formulas(), svelte(), ...(single ? [inline()] : [])],
     build: {
       outDir: single ? `${STATIC}/single` : STATIC,
       emptyOutDir: true,

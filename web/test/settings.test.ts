@@ -50,6 +50,8 @@ function draw(random: Random): Settings {
     trainNorm: pick(NORMS),
     cells: CELLS.slice(random.below(CELLS.length)),
     orthogonal: flip(),
+    answers: pick(["", "1.a:0.25,5.b:2"]),
+    lesson: pick(["", "gain:8;connections:plain,residual;norm:"]),
   };
 }
 

@@ -77,6 +77,10 @@ export interface Settings {
   readonly recurrentGain: number;
   readonly forgetBias: number;
   readonly orthogonal: boolean;
+  /** Of the lessons: which is open, what was predicted, and how its figures differ from where they start. */
+  readonly chapter: number;
+  readonly answers: string;
+  readonly lesson: string;
 }
 
 interface Field<T> {
@@ -118,6 +122,7 @@ export const RANGES = {
   units: { low: 2, high: 128 },
   recurrentGain: { low: 0.01, high: 10 },
   forgetBias: { low: -10, high: 20 },
+  chapter: { low: 1, high: 7 },
 } as const satisfies Partial<Record<keyof Settings, Range>>;
 
 function number(initial: number, { low, high }: Range, whole: boolean): Field<number> {
@@ -163,6 +168,12 @@ function several<T extends string>(initial: readonly T[], known: readonly T[], m
   };
 }
 
+/** What the lessons read themselves; here only that it is such a text. */
+function packed(what: string): Field<string> {
+  const read = (text: string) => (/^[\w.:;,-]{0,1000}$/.test(text) ? text : undefined);
+  return { initial: "", rule: `${what} as the lessons write them`, write: (value) => value, read };
+}
+
 const FIELDS: { readonly [K in keyof Settings]: Field<Settings[K]> } = {
   tab: oneOf("depth", TABS),
   expert: flag(false),
@@ -202,6 +213,9 @@ const FIELDS: { readonly [K in keyof Settings]: Field<Settings[K]> } = {
   recurrentGain: real(0.577, RANGES.recurrentGain),
   forgetBias: real(1, RANGES.forgetBias),
   orthogonal: flag(false),
+  chapter: whole(1, RANGES.chapter),
+  answers: packed("predictions"),
+  lesson: packed("settings"),
 };
 
 const NAMES = Object.keys(FIELDS) as (keyof Settings)[];

@@ -1,0 +1,221 @@
+/** Lessons: their shape, their links, what they judge, and that every question has an answer. */
+
+import { expect, test } from "vitest";
+import { activationNames } from "../src/engine/activation";
+import { DEFAULTS, decode, encode, type Settings } from "../src/explorer/settings";
+import { keyOf, readAnswers, readPlayed, writeAnswers, writePlayed } from "../src/lessons/answers";
+import { CHAPTERS } from "../src/lessons/chapters/index";
+import { FORMULAS } from "../src/lessons/formulas";
+import { answer, asksOf, judge } from "../src/lessons/judge";
+import { measure, median, neurons, settingsOf } from "../src/lessons/measure";
+import { inExplorer, shownAfter } from "../src/lessons/playing";
+import { SOURCES } from "../src/lessons/sources";
+import {
+  type BandQuestion,
+  type Block,
+  type ChoiceQuestion,
+  type NumberQuestion,
+  questionsOf,
+} from "../src/lessons/types";
+import { counts, laboratory } from "./lesson_lab";
+
+const chapters = await Promise.all(CHAPTERS.map(({ load }) => load()));
+const told = { simple: "", expert: "" };
+const NUMBER: NumberQuestion = {
+  id: "a",
+  kind: "number",
+  text: told,
+  why: told,
+  ask: { quantity: "slope" },
+  low: 0.01,
+  high: 10,
+  unit: "",
+};
+
+/** Options that the texts' words are about; the page does not know them. */
+const WINNERS: Readonly<Record<string, number>> = {
+  "1b": 2,
+  "2c": 2,
+  "3b": 2,
+  "3c": 1,
+  "3d": 1,
+  "4b": 2,
+  "4d": 0,
+  "5b": 1,
+  "6a": 1,
+  "6b": 1,
+  "6e": 1,
+  "7b": 0,
+  "7c": 1,
+  "7d": 1,
+};
+
+test("there are seven chapters, and their list says how much they ask", () => {
+  expect(CHAPTERS.length).toBe(7);
+  for (const [at, chapter] of chapters.entries()) {
+    const ids = questionsOf(chapter).map(({ id }) => id);
+    expect(ids.length, CHAPTERS[at].title).toBe(CHAPTERS[at].questions);
+    expect(new Set(ids).size).toBe(ids.length);
+    expect(ids.every((id) => /^\w+$/.test(id))).toBe(true);
+    expect(chapter.sections.some(({ drawing }) => drawing !== undefined)).toBe(true);
+    expect(chapter.sources.length).toBeGreaterThan(0);
+  }
+});
+
+test("every formula is used, typeset, and read out", () => {
+  const blocks: Block[] = chapters.flatMap(({ sections }) => sections.flatMap((section) => section.blocks));
+  const used = blocks.flatMap((block) => (block.kind === "formula" ? [block.name as string] : []));
+  expect(new Set(used)).toEqual(new Set(Object.keys(FORMULAS)));
+  for (const { mathml, alt } of Object.values(FORMULAS)) {
+    expect(mathml).toMatch(/^<math .*<\/math>$/s);
+    expect(mathml).not.toMatch(/merror| style=| class=/);
+    expect(alt.length).toBeGreaterThan(20);
+  }
+});
+
+test("every source is named by a chapter, and its number is one of arXiv", () => {
+  const named = new Set(chapters.flatMap(({ sources }) => sources));
+  expect([...named].sort()).toEqual(Object.keys(SOURCES).sort());
+  for (const source of Object.values(SOURCES)) {
+    if ("arxiv" in source) expect(source.arxiv).toMatch(/^\d{4}\.\d{4,5}$/);
+  }
+});
+
+test("what is set in a lesson is a setting, and its figure and the explorer show it", () => {
+  for (const chapter of chapters) {
+    for (const question of questionsOf(chapter)) {
+      for (const ask of asksOf(question)) {
+        const settings = settingsOf(chapter.settings, ask.settings);
+        const { settings: back, refused } = decode(encode(settings));
+        expect(refused).toEqual([]);
+        expect(back).toEqual(settings);
+        const opened = { ...DEFAULTS, ...inExplorer([ask], chapter.settings) };
+        for (const name of Object.keys(ask.settings ?? {})) {
+          expect(opened[name as keyof Settings]).toEqual(ask.settings?.[name as keyof Settings]);
+        }
+        if ("connection" in ask) expect(opened.connections).toContain(ask.connection);
+        expect(opened.tab).not.toBe("lessons");
+      }
+      const shown = settingsOf(chapter.settings, shownAfter(question, 0, chapter.settings));
+      for (const ask of asksOf(question)) {
+        if ("connection" in ask) expect(shown.connections).toContain(ask.connection);
+      }
+    }
+  }
+});
+
+test("predictions come back from a link, and what is none is left out", () => {
+  const answers = new Map([
+    [keyOf(1, "a"), 0.25],
+    [keyOf(2, "b"), 3e-13],
+    [keyOf(7, "d"), 1],
+  ]);
+  expect(readAnswers(writeAnswers(answers))).toEqual(answers);
+  expect(decode(encode({ ...DEFAULTS, answers: writeAnswers(answers) })).settings.answers).toBe(writeAnswers(answers));
+  expect(readAnswers("1.a:,x.b:1,1.c:1e999,2.b:0.5")).toEqual(new Map([["2.b", 0.5]]));
+  expect(decode("answers=<script>").refused.length).toBe(1);
+});
+
+test("settings of a figure come back from a link, also where they are the explorer's own", () => {
+  const part: Partial<Settings> = { gain: 8, connections: ["plain", "highway"], norm: "none", preActivation: false };
+  const text = writePlayed(part);
+  expect(readPlayed(text)).toEqual({ part, refused: [] });
+  expect(decode(encode({ ...DEFAULTS, lesson: text })).settings.lesson).toBe(text);
+  expect(readPlayed("gain:900;depth:7").part).toEqual({ gain: DEFAULTS.gain, depth: 7 });
+  expect(readPlayed("gain:900").refused.length).toBe(1);
+  expect(readPlayed("tab:train;answers:1;lesson:2").part).toEqual({});
+});
+
+test("a number is judged by its factor", () => {
+  expect(judge(NUMBER, 0.25, [0.25]).right).toBe(true);
+  expect(judge(NUMBER, 0.3, [0.25]).right).toBe(true);
+  expect(judge(NUMBER, 0.5, [0.25])).toMatchObject({
+    right: false,
+    words: expect.stringContaining("too high by a factor of 2."),
+  });
+  expect(judge(NUMBER, 0.01, [5]).words).toContain("too low by a factor of 500.");
+  expect(judge(NUMBER, 1, [1e-12]).words).toContain("about 10¹², a one with 12 zeros");
+  expect(judge(NUMBER, 1, [Number.POSITIVE_INFINITY]).words).toContain("without end");
+  expect(judge({ ...NUMBER, unit: "steps" }, 1, [2]).words).toContain("you said 1 step.");
+});
+
+test("the right option is the one whose number wins", () => {
+  const ask = { quantity: "slope" } as const;
+  const options = ["one", "two", "three"].map((label) => ({ label, ask }));
+  const choice: ChoiceQuestion = { ...NUMBER, kind: "choice", options, wins: "largest" };
+  expect(judge(choice, 1, [1, 30, 2]).right).toBe(true);
+  expect(judge(choice, 0, [1, 30, 2]).words).toContain("“two”, with 30");
+  expect(judge({ ...choice, wins: "smallest" }, 0, [1, 30, 2]).right).toBe(true);
+  expect(judge({ ...choice, wins: "nearest" }, 2, [1e-3, 30, 2]).right).toBe(true);
+  const bands = [
+    { label: "small", below: 1 },
+    { label: "large", below: Number.POSITIVE_INFINITY },
+  ];
+  const band: BandQuestion = { ...NUMBER, kind: "band", bands };
+  expect(judge(band, 1, [1]).right).toBe(true);
+  expect(judge(band, 1, [0.5]).words).toContain("“small”");
+});
+
+test("neurons in a row have the slope that a difference has", () => {
+  for (const activation of activationNames) {
+    const settings = settingsOf({ activation, gain: 1.7, depth: 3 });
+    for (const x of [-1.31, 0.2, 0.77]) {
+      const h = 1e-6;
+      const difference = (neurons(settings, x + h).value - neurons(settings, x - h).value) / (2 * h);
+      expect(neurons(settings, x).slope).toBeCloseTo(difference, 6);
+    }
+  }
+  expect(median(Float64Array.of(3, 1, 2))).toBe(2);
+  expect(median(Float64Array.of(4, 1, 2, 3))).toBe(2.5);
+});
+
+test("what is asked twice is computed once", async () => {
+  const lab = laboratory();
+  const [chapter] = [chapters[1]];
+  const [{ ask }] = questionsOf(chapter) as NumberQuestion[];
+  const before = { ...counts };
+  const [one, two] = await Promise.all([measure(ask, chapter.settings, lab), measure(ask, chapter.settings, lab)]);
+  expect(one).toBe(two);
+  expect(counts.made - before.made).toBe(1);
+  expect(counts.asked - before.asked).toBe(2); // configure and run
+});
+
+test("every question has an answer, and no question can be answered by leaving the slider", {
+  timeout: 240_000,
+}, async () => {
+  const lab = laboratory();
+  for (const [at, chapter] of chapters.entries()) {
+    for (const question of questionsOf(chapter)) {
+      const start = question.kind === "number" ? question.low : 0;
+      const { found, right } = await answer(question, start, chapter.settings, lab);
+      const name = `${at + 1}${question.id}`;
+      expect(found.length, name).toBe(asksOf(question).length);
+      for (const value of found) expect(Number.isNaN(value), name).toBe(false);
+      if (question.kind === "number") {
+        expect(right, name).toBe(false);
+        expect(found[0], name).toBeGreaterThan(question.low);
+        expect(found[0], name).toBeLessThan(question.high);
+      }
+      if (question.kind === "band") expect(question.bands.at(-1)!.below, name).toBeGreaterThan(found[0]);
+    }
+  }
+});
+
+test("other random weights give the same option, so that the words about it hold", { timeout: 120_000 }, async () => {
+  const lab = laboratory();
+  for (const [at, chapter] of chapters.entries()) {
+    for (const question of questionsOf(chapter)) {
+      const trains = asksOf(question).some(({ quantity }) => ["loss", "lesion", "length"].includes(quantity));
+      if (question.kind === "number" || trains) continue;
+      const count = question.kind === "choice" ? question.options.length : question.bands.length;
+      for (const seed of [0, 1, 2, 3]) {
+        const settings = { ...chapter.settings, seed };
+        const right: number[] = [];
+        for (let option = 0; option < count; option++) {
+          if ((await answer(question, option, settings, lab)).right) right.push(option);
+        }
+        expect(right, `${at + 1}${question.id}, seed ${seed}`).toEqual([WINNERS[`${at + 1}${question.id}`]]);
+      }
+    }
+  }
+});
