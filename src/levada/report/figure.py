@@ -89,7 +89,8 @@ def figure(spec: Mapping[str, Any]) -> str:
     else:
         marked = _marked(panels, CELL.num_markers)
         cells = (
-            f'<div class="panel"><p class="of-panel">{escape(p.title)}</p>{_draw(p, CELL, f"{title}: {p.title}", marked)}</div>'
+            f'<div class="panel"><p class="of-panel">{escape(p.title)}</p>'
+            f"{_draw(p, CELL, f'{title}: {p.title}', marked)}</div>"
             for p in panels
         )
         parts.append(f'<div class="panels">{"".join(cells)}</div>')
