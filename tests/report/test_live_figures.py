@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import sys
@@ -14,6 +15,8 @@ import pytest
 
 from levada.cli import main
 from levada.report import script, write_html
+from levada.report.embedded import heat_data
+from levada.report.grid import MAX_CELLS, MAX_FINE_ROWS, Fine, Row
 from levada.report.page import _template
 
 from .conftest import make_sick, write_study
@@ -238,6 +241,21 @@ def test_the_script_is_read_whole_and_can_end_no_element(tmp_path: Path, monkeyp
     monkeypatch.undo()
     _, shared = _template(found)
     assert shared["script"] == found.code
+
+
+@pytest.mark.parametrize(("sites", "samples"), [(100, 500), (512, 512), (3000, 90), (200, 1400)])
+def test_a_map_is_no_larger_than_its_cells_may_be_and_one_that_fits_is_kept_whole(sites: int, samples: int) -> None:
+    """Of numbers that are all noise, which nothing makes smaller; so a page of one run stays far below 10 MB."""
+    draw = random.Random(0)
+    noise = [10.0 ** draw.uniform(-30, 30) for _ in range(1009)]
+    rows = (Row(j, j, [noise[(7 * i + 31 * j + i * j) % 1009] for i in range(sites)]) for j in range(samples))
+    fine = Fine([f"layers.{i}" for i in range(sites)], rows, samples)
+    cells = (len(fine.edges) - 1) * len(fine.columns)
+    assert cells <= MAX_CELLS
+    whole = sites <= MAX_FINE_ROWS and sites * samples <= MAX_CELLS
+    assert fine.single == whole
+    assert (cells == sites * samples) == whole
+    assert len(heat_data(fine, "The gradient")) < 2.5e6
 
 
 def test_the_golden_blocks_are_what_python_writes() -> None:
