@@ -47,8 +47,9 @@ class Served:
         urlopen(f"http://127.0.0.1:{self.port}/api/1/runs", timeout=60).close()
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
 
     def run(self, name: str, asked: str = "") -> str:
         return f"#/run/{identity(name)}{asked}"

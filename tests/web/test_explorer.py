@@ -149,7 +149,9 @@ def test_variances_and_the_optimizer_have_an_effect(visit: Open) -> None:
     changes(page, lambda: use(page, "Bias variance σb², exactly", 0.5))
     page.get_by_label("first update").check()
     changes(page, lambda: use(page, "Optimizer", "adamw"))
-    changes(page, lambda: use(page, "Learning rate, exactly", 0.003))
+    before = page.inner_text(".told tbody td")  # all steps change alike, and the axis with them
+    use(page, "Learning rate, exactly", 0.003)
+    page.wait_for_function("before => document.querySelector('.told tbody td').textContent != before", arg=before)
     settled(page, "optimizer=adamw&lr=0.003")
 
 
@@ -274,3 +276,68 @@ def test_the_cursor_follows_mouse_and_touch(visit: Open) -> None:
     box = page.locator(".plot").first.bounding_box()
     page.touchscreen.tap(box["x"] + box["width"] - 14, box["y"] + 50)
     assert page.locator(".plot").first.get_attribute("aria-valuenow") == "50"
+
+
+def test_tabs_are_changed_by_keys_and_kept_in_the_link(visit: Open) -> None:
+    page = visit()
+    page.get_by_role("tab", name="Depth").focus()
+    page.keyboard.press("End")
+    last = page.get_by_role("tab", selected=True)
+    assert last.inner_text() != "Depth"
+    assert page.get_by_role("tabpanel").get_attribute("aria-labelledby") == last.get_attribute("id")
+    settled(page, "tab=")
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("tab", selected=True).inner_text() == "Depth"
+    page.get_by_role("tab", name="Mixing").click()
+    settled(page, "tab=mixing")
+    assert "Through all 50 layers free mixing" in visit("tab=mixing").inner_text(".reading")
+
+
+def test_mixing_is_followed_away_from_its_start(visit: Open) -> None:
+    page = visit("tab=mixing&connections=plain")
+    assert "mixes no streams" in page.inner_text("main")
+    for label, value, key in (
+        ("Distance from the start, exactly", 1, "spread=1"),
+        ("Number of streams, exactly", 3, "streams=3"),
+        ("Iterations of Sinkhorn, exactly", 2, "iterations=2"),
+        ("Depth, exactly", 20, "depth=20"),
+    ):
+        changes(page, lambda label=label, value=value: use(page, label, value))
+        settled(page, key)
+    assert re.match(r"Through all 20 layers free mixing multiplies by up to \d", readings(page)[0])
+    off = re.compile(r"off by (\S+) at most")
+    before = off.search(page.inner_text("main"))
+    use(page, "Iteration, exactly", 30)
+    page.wait_for_function("before => !document.querySelector('main').textContent.includes(before)", arg=before[0])
+    after = off.search(page.inner_text("main"))
+    assert before is not None
+    assert after is not None
+    assert before[1] != after[1]
+    use(page, "mHC", True)
+    page.get_by_text("mHC has a gain of 1").wait_for()
+
+
+def test_reset_gives_the_first_page_back(visit: Open) -> None:
+    page = visit("depth=20&expert=1&gain=3&view=signal")
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_function("() => location.hash == ''")
+    assert page.get_by_label("Depth, exactly").input_value() == "50"
+    assert page.get_by_label("Seed, exactly").count() == 0
+
+
+def test_waiting_is_said_when_it_is_long_and_not_before(visit: Open) -> None:
+    page = visit("depth=3&width=8&rows=4&connections=plain")
+    page.evaluate(
+        """() => { window.seen = []; const one = document.querySelector('.state');
+          new MutationObserver(() => window.seen.push(one.textContent))
+            .observe(one, {subtree: true, characterData: true, childList: true}) }"""
+    )
+    use(page, "Depth, exactly", 4)
+    settled(page, "depth=4")
+    quick = page.evaluate("window.seen.length")
+    use(page, "Depth, exactly", 700)
+    use(page, "mHC", True)
+    page.wait_for_function("() => document.querySelectorAll('.reading').length == 2", timeout=60_000)
+    assert "computing …" in page.evaluate("window.seen")
+    assert quick == 0
+    page.wait_for_function("() => document.querySelector('.state').textContent == ''")

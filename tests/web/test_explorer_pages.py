@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
@@ -204,6 +206,7 @@ def test_axe_finds_nothing(visit: Visit, place: str) -> None:
 def test_a_table_has_the_numbers_of_the_figure(visit: Visit) -> None:
     page = visit("depth=5&precision=float64&view=gradient")
     page.get_by_text("Numbers", exact=True).click()
+    page.wait_for_selector("figure tbody tr")
     rows = page.locator("figure table tr").all_inner_texts()
     assert rows[0].split("\t") == [
         "layer", "plain", "plain, predicted", "residual", "residual, predicted", "0.25 per layer",
@@ -255,6 +258,13 @@ def test_a_server_is_asked_for_its_verdict_with_its_token(visit: Visit) -> None:
     page.get_by_text("Ask again in a moment.").wait_for()
     page.get_by_role("button", name="Open in check").click()
     page.get_by_text("It is too large.").wait_for()
+
+
+def test_the_first_view_is_small() -> None:
+    page = (STATIC / "explore.html").read_text()
+    files = re.findall(r"(?:src|href)=\"\./(assets/[^\"]+)\"", page)
+    assert len(files) >= 2
+    assert sum(len(gzip.compress((STATIC / file).read_bytes())) for file in files) + len(page) < 300_000
 
 
 def test_the_first_lines_are_drawn_within_a_tenth_of_a_second(visit: Visit, record_property: Any) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from levada.runs import Run, RunWriter
 from levada.runs.codes import OFFSET
+from levada.web.heat import heat_of
+from levada.web.pictures import HeatOf
 
 from .conftest import HOSTILE, SIGNALS, SITES, STEPS, Client, gradient, np, served, write_watched
 
@@ -102,9 +104,12 @@ def test_heat_in_full_is_every_number(client: Client) -> None:
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 1), (7, 2), (80, 1), (13, 5), (1000, 500)])
-def test_merged_cells_are_of_what_is_in_them(client: Client, columns: int, rows: int) -> None:
-    asked = f"/heat?signal=gradient_rms&from=50&to=350&first=1&last=3&columns={columns}&rows={rows}"
-    held = client.json(client.run("watched", asked))
+def test_merged_cells_are_of_what_is_in_them(
+    root: Path, columns: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("levada.web.heat._SITES", 2)  # several blocks of sites go to a cell
+    asked = HeatOf(signal="gradient_rms", start=50, stop=350, first=1, last=3, columns=columns, rows=rows)
+    held = heat_of(root / "watched", asked).model_dump()
     steps = [step for step in STEPS if 50 <= step <= 350]
     assert (len(held["steps"]), len(held["sites"])) == (min(columns, len(steps)), min(rows, 3))
     mean, low, high, flags = (plane(held, name) for name in ("mean", "low", "high", "flags"))
@@ -126,9 +131,6 @@ def test_merged_cells_are_of_what_is_in_them(client: Client, columns: int, rows:
 def test_old_detail_fills_the_columns_that_its_blocks_reach_into(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from levada.web.heat import heat_of
-    from levada.web.pictures import HeatOf
-
     run = write_watched(tmp_path / "run")
     next((run / "signals" / "rank-00000").glob("full-*")).unlink()
     held = heat_of(run, HeatOf(signal="gradient_rms", first=4, last=4)).model_dump()
@@ -137,6 +139,11 @@ def test_old_detail_fills_the_columns_that_its_blocks_reach_into(
     for j, step in enumerate(STEPS):  # blocks of 16 samples
         block = [math.log10(gradient(s, 4)) for s in STEPS[j // 16 * 16 : j // 16 * 16 + 16]]
         assert (low[j], high[j]) == pytest.approx((min(block), max(block))), step
+    whole = heat_of(run, HeatOf(signal="gradient_rms")).model_dump()
+    for step, site, told in ((100, 1, 1), (200, 2, 2), (300, 3, 4)):  # the mean of a block hides what is in it
+        block = STEPS.index(step) // 16 * 16
+        assert set(plane(whole, "flags")[site, block : block + 16]) == {told}
+    assert plane(whole, "flags")[0].max() == 0
     monkeypatch.setattr("levada.web.heat._NUMBERS", 25)  # 400 numbers are asked for
     coarse = heat_of(run, HeatOf(signal="gradient_rms")).model_dump()
     assert (coarse["resolution"], len(coarse["steps"])) == (16, 5)
@@ -157,8 +164,6 @@ def test_signals_without_a_count_of_what_is_not_finite_say_what_was_not_measured
 def test_blocks_that_two_processes_hold_are_one_picture(tmp_path: Path) -> None:
     from levada.runs import SignalWriter
     from levada.runs.codes import encode
-    from levada.web.heat import heat_of
-    from levada.web.pictures import HeatOf
 
     run = write_watched(tmp_path / "run")
     behind = [{"name": f"layers.{i}", "order": i, "kind": "Linear"} for i in range(5, 8)]

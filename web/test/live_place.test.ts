@@ -1,6 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { decode, encode, LISTING, type Listing, type Place, SORTS, VERDICTS, whole } from "../src/live/place";
-import { read } from "../src/live/token";
+import { decode, encode, LISTING, type Listing, type Place, SORTS, tokenOf, VERDICTS, whole } from "../src/live/place";
 
 /** A small generator of numbers, the same in each run. */
 function numbers(seed: number): (most: number) => number {
@@ -63,8 +62,8 @@ describe("an address", () => {
 
 describe("the launch's token", () => {
   it("is taken out of the address, and nothing else is", () => {
-    expect(read("#token=abcDEF_-123")).toEqual({ token: "abcDEF_-123", rest: "#/" });
-    expect(read("#/run/a?step=3")).toEqual({ token: null, rest: "#/run/a?step=3" });
-    expect(read("#token=<b>")).toEqual({ token: null, rest: "#token=<b>" });
+    expect(tokenOf("#token=abcDEF_-123")).toEqual({ token: "abcDEF_-123", rest: "#/" });
+    expect(tokenOf("#/run/a?step=3")).toEqual({ token: null, rest: "#/run/a?step=3" });
+    expect(tokenOf("#token=<b>")).toEqual({ token: null, rest: "#token=<b>" });
   });
 });

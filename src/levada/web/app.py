@@ -151,7 +151,7 @@ def no_query(request: Request) -> None:
 def _add_runs(app: FastAPI) -> None:
     scanner: Scanner = app.state.scanner
     reader: Reader = app.state.reader
-    found = {"responses": _problems(404, 409, 501, 503)}
+    known = _problems(404, 409, 501, 503)
 
     async def ask(name: str, of: str, **values: Any) -> Json:
         return Json(await reader.ask(name, run=await scanner.name_of(of), **values))
@@ -161,27 +161,27 @@ def _add_runs(app: FastAPI) -> None:
         """List the runs."""
         return Json((await scanner.listed()).model_dump_json().encode())
 
-    @app.get(f"{API}/runs/{{id}}", response_model=Summary, dependencies=[Depends(no_query)], **found)
+    @app.get(f"{API}/runs/{{id}}", response_model=Summary, dependencies=[Depends(no_query)], responses=known)
     async def summary(id: Id) -> Json:
         """Say what is known of a run, without its curves."""
         return await ask("summary", id, id=id)
 
-    @app.get(f"{API}/runs/{{id}}/loss", response_model=Loss, **found)
+    @app.get(f"{API}/runs/{{id}}/loss", response_model=Loss, responses=known)
     async def loss(id: Id, asked: Annotated[LossOf, Query()]) -> Json:
         """Give a run's losses in bins."""
         return await ask("loss", id, asked=asked.model_dump())
 
-    @app.get(f"{API}/runs/{{id}}/heat", response_model=Heat, **found)
+    @app.get(f"{API}/runs/{{id}}/heat", response_model=Heat, responses=known)
     async def heat(id: Id, asked: Annotated[HeatOf, Query()]) -> Json:
         """Give a part of a signal by site and step, merged to as many cells as can be seen."""
         return await ask("heat", id, asked=asked.model_dump())
 
-    @app.get(f"{API}/runs/{{id}}/mixing", response_model=Mixing, **found)
+    @app.get(f"{API}/runs/{{id}}/mixing", response_model=Mixing, responses=known)
     async def mixing(id: Id, asked: Annotated[MixingOf, Query()]) -> Json:
         """Give the mixing matrices by layer and the gains of their products, where they were recorded."""
         return await ask("mixing", id, asked=asked.model_dump())
 
-    @app.get(f"{API}/runs/{{id}}/memory", response_model=Memory, dependencies=[Depends(no_query)], **found)
+    @app.get(f"{API}/runs/{{id}}/memory", response_model=Memory, dependencies=[Depends(no_query)], responses=known)
     async def memory(id: Id) -> Json:
         """Give how far back the gradient of recurrences reaches, where it was recorded."""
         return await ask("memory", id)
@@ -189,13 +189,13 @@ def _add_runs(app: FastAPI) -> None:
 
 def _add_events(app: FastAPI) -> None:
     scanner: Scanner = app.state.scanner
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    stream: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    told = stream | {"description": "appeared, grew, ended, gone: a Row; heartbeat."}
 
     @app.get(
         f"{API}/events",
         response_class=StreamingResponse,
-        responses={200: {"content": stream, "description": "appeared, grew, ended, gone: a Row; heartbeat."}}
-        | _problems(503),
+        responses=_problems(503) | {200: told},
         dependencies=[Depends(no_query)],
     )
     async def events(request: Request) -> Response:

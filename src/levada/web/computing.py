@@ -94,7 +94,7 @@ def build(asked: CheckOf) -> nn.Module:
     return nn.Sequential(named).to(getattr(torch, asked.precision))
 
 
-def _initialise(branch: nn.Module, init: Initialisation) -> None:
+def _initialise(branch: Any, init: Initialisation) -> None:
     import torch
     from torch import nn
 
@@ -114,7 +114,7 @@ def _batches(asked: CheckOf) -> list[Any]:
 
     generator = torch.Generator().manual_seed(asked.seed)
     shape = (_BATCHES * asked.batch, asked.inputs or asked.width)
-    inputs = torch.randn(shape, generator=generator, dtype=getattr(torch, asked.precision))
+    inputs: Any = torch.randn(shape, generator=generator, dtype=getattr(torch, asked.precision))
     maps = torch.randn((shape[1], asked.classes), generator=generator, dtype=inputs.dtype)
     return list(zip(inputs.split(asked.batch), (inputs @ maps).argmax(1).split(asked.batch), strict=True))
 

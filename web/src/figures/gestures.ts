@@ -63,8 +63,14 @@ export class Gestures {
   }
 }
 
+interface Turn {
+  readonly deltaY: number;
+  readonly deltaMode: number;
+  readonly ctrlKey: boolean;
+}
+
 /** By which factor a turn of the wheel changes what is seen; a line is 16 pixels, a page 400. */
-export function wheelFactor(event: Pick<WheelEvent, "deltaY" | "deltaMode" | "ctrlKey">): number {
+export function wheelFactor(event: Turn): number {
   const pixels = event.deltaY * [1, 16, 400][event.deltaMode];
   // Two fingers on a touch pad come as a wheel with the control key, in small numbers.
   return Math.exp(Math.max(-0.7, Math.min(0.7, pixels * (event.ctrlKey ? 0.01 : 0.0015))));

@@ -104,6 +104,12 @@ export class ApiError extends Error {
   }
 }
 
+/** What a figure says of a failure: nothing of a server that is gone, as the page says that once. */
+export function sentence(error: unknown, what: string): string {
+  if (!(error instanceof ApiError)) return `${what} could not be read.`;
+  return error.status === 0 ? "" : error.message;
+}
+
 type Asked = Readonly<Record<string, string | number | null | undefined>>;
 
 export function address(path: string, asked: Asked = {}): string {

@@ -112,3 +112,11 @@ export function encode(page: Page): string {
 }
 
 const query = (asked: URLSearchParams): string => (asked.size ? `?${asked}` : "");
+
+const TOKEN = /^#token=([\w.~-]{8,256})$/;
+
+/** What the address that `levada serve` prints says of the launch's token, and what is left of it. */
+export function tokenOf(hash: string): { token: string | null; rest: string } {
+  const found = TOKEN.exec(hash);
+  return found ? { token: found[1], rest: "#/" } : { token: null, rest: hash };
+}

@@ -38,10 +38,23 @@ function room(log: boolean) {
   };
 }
 
+/** A curve's line, and the two ends of its range, between which the band is filled. */
+function seriesOf(one: Curve): uPlot.Series[] {
+  const hidden = { stroke: "transparent", width: 0, points: { show: false }, spanGaps: true };
+  const line = {
+    label: one.label,
+    stroke: () => colour(`c${one.colour}`),
+    width: 2,
+    dash: one.dashed ? [7, 5] : [],
+    spanGaps: true,
+    points: { show: one.x.length <= 60, size: 6, fill: () => colour(`c${one.colour}`) },
+  };
+  return [line, hidden, { ...hidden }];
+}
+
 export function plotOptions(given: PlotOptions): uPlot.Options {
   const { curves, log } = given;
   const axis = { stroke: () => colour("soft"), font: FONT, ticks: { show: false } };
-  const hidden = { show: true, stroke: "transparent", width: 0, points: { show: false } };
   return {
     width: given.width,
     height: given.height,
@@ -68,21 +81,7 @@ export function plotOptions(given: PlotOptions): uPlot.Options {
         values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : tickWords(tick, log))),
       },
     ],
-    series: [
-      {},
-      ...curves.flatMap((one) => [
-        {
-          label: one.label,
-          stroke: () => colour(`c${one.colour}`),
-          width: 2,
-          dash: one.dashed ? [7, 5] : [],
-          spanGaps: true,
-          points: { show: one.x.length <= 60, size: 6, fill: () => colour(`c${one.colour}`) },
-        },
-        { ...hidden, spanGaps: true },
-        { ...hidden, spanGaps: true },
-      ]),
-    ],
+    series: [{}, ...curves.flatMap(seriesOf)],
     bands: curves.map((one, i) => ({ series: [3 * i + 3, 3 * i + 2], fill: () => `${colour(`c${one.colour}`)}33` })),
     hooks: {
       drawClear: [(plot) => shade(plot, given.stretches())],

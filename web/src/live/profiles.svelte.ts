@@ -2,7 +2,7 @@
 
 import { untrack } from "svelte";
 import type { Series } from "../figures/series";
-import { ApiError } from "./api";
+import { sentence } from "./api";
 import { type Heat, key, type Question } from "./heat";
 import { Kept, Latest } from "./latest";
 import { fetchHeat } from "./source.svelte";
@@ -37,7 +37,7 @@ export class LineSource {
           this.problem = "";
         },
         (error) => {
-          this.problem = error instanceof ApiError ? error.message : "The lines could not be read.";
+          this.problem = sentence(error, "The lines");
         },
       );
     });

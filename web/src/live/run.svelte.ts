@@ -1,7 +1,7 @@
 /** One run's summary and curves, asked for again when it has grown, not more often than the page can show. */
 
 import type { Span } from "../figures/span";
-import { ApiError, ask, type Summary } from "./api";
+import { ApiError, ask, type Summary, sentence } from "./api";
 import type { Losses } from "./curves";
 import { Kept, Latest } from "./latest";
 
@@ -77,7 +77,7 @@ export class LossSource {
         this.problem = "";
       },
       (error) => {
-        this.problem = error instanceof ApiError ? error.message : "The losses could not be read.";
+        this.problem = sentence(error, "The losses");
       },
     );
   }

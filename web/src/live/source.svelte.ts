@@ -2,7 +2,7 @@
 
 import { untrack } from "svelte";
 import { same } from "../figures/span";
-import { ApiError, ask } from "./api";
+import { ask, sentence } from "./api";
 import { type Heat, type HeatAnswer, heatOf, key, type Question } from "./heat";
 import { Kept, Latest } from "./latest";
 
@@ -83,6 +83,6 @@ export class HeatSource {
 
   private fail(error: unknown): void {
     this.pending = false;
-    this.problem = error instanceof ApiError ? error.message : "The heat map could not be read.";
+    this.problem = sentence(error, "The heat map");
   }
 }

@@ -10,6 +10,8 @@ const TYPES = ["appeared", "grew", "ended", "gone", "heartbeat"];
 export class Live {
   runs = $state.raw<ReadonlyMap<string, Row>>(new Map());
   connection = $state<Connection>("connecting");
+  /** How often the connection was made: what failed before is asked again. */
+  connections = $state(0);
   /** Whether the list has come once. */
   known = $state(false);
   leftOut = $state(0);
@@ -20,7 +22,10 @@ export class Live {
 
   constructor(open: () => Source = () => new EventSource("api/1/events") as Source) {
     this.events = new Events(open, TYPES, {
-      connected: () => this.refresh(),
+      connected: () => {
+        this.connections++;
+        this.refresh();
+      },
       state: (state) => {
         this.connection = state;
       },

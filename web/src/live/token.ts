@@ -1,13 +1,8 @@
 /** The launch's token: it stands behind `#` in the address that `levada serve` prints, and is kept for this tab. */
 
-const KEY = "levada-token";
-const FRAGMENT = /^#token=([\w.~-]{8,256})$/;
+import { tokenOf } from "./place";
 
-/** What a fragment says of a token, and what is left of it. */
-export function read(hash: string): { token: string | null; rest: string } {
-  const found = FRAGMENT.exec(hash);
-  return found ? { token: found[1], rest: "#/" } : { token: null, rest: hash };
-}
+const KEY = "levada-token";
 
 function storage(): Storage | null {
   try {
@@ -19,7 +14,7 @@ function storage(): Storage | null {
 
 /** Take the token out of the address, where others could read it, or give the one that is kept; null without any. */
 export function takeToken(): string | null {
-  const { token, rest } = read(location.hash);
+  const { token, rest } = tokenOf(location.hash);
   if (token === null) return storage()?.getItem(KEY) ?? null;
   history.replaceState(null, "", rest);
   try {
