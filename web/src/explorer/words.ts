@@ -94,6 +94,13 @@ export const CAPTIONS = {
   },
 } as const;
 
+/** Of AdamW's first step. */
+export const DECAY = {
+  simple: "AdamW also shrinks all weights a little at each step: where no gradient arrives, this alone is left.",
+  expert:
+    "AdamW's decoupled weight decay (0.01 times the learning rate) is part of the step: it is what is left where the gradient is below epsilon.",
+} as const;
+
 export const NO_THEORY =
   "Theory as it is computed here covers plain and residual stacks without normalisation; for the others nothing is predicted.";
 
