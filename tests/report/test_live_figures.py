@@ -33,6 +33,11 @@ browsing = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this mach
 Open = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def pictures_alone() -> None:
+    """Here pages have their script."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
