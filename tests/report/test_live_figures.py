@@ -27,6 +27,7 @@ WEB = Path(__file__).parents[2] / "web"
 AXE = WEB / "node_modules/axe-core/axe.min.js"
 HOSTILE = "</script><script>alert(1)</script>"
 HEAT = "[aria-roledescription='heat map']"
+FIGURES = 9  # of which two are heat maps
 WAIT = 30_000  # milliseconds: the machine may be busy
 built = pytest.mark.skipif(script.page_script() is None, reason="the pages are not built: make web")
 browsing = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -83,7 +84,7 @@ def visit(browser: Any, page_file: Path) -> Iterator[Open]:
         page.goto(page_file.as_uri())
         if live:
             # Not by a condition in words, which the page's policy forbids to evaluate.
-            page.locator("figure.moving canvas, figure.moving [role=slider]").nth(6).wait_for()
+            page.locator("figure.moving canvas, figure.moving [role=slider]").nth(FIGURES - 1).wait_for()
         return page
 
     yield opened
@@ -178,11 +179,11 @@ def test_print_and_who_runs_no_script_have_the_pictures(visit: Open, how: str) -
         assert (seen(page, "figure.live svg.chart"), seen(page, "figure.live svg.cells")) == (0, 0)
         assert seen(page, "figure.live canvas") == 2
         page.emulate_media(media="print")
-    assert seen(page, "figure.live .still") == 7
+    assert seen(page, "figure.live .still") == FIGURES
     assert seen(page, "figure.live svg.cells") == 2
-    assert seen(page, "figure.live svg.chart.wide") == 5
+    assert seen(page, "figure.live svg.chart.wide") == FIGURES - 2
     assert seen(page, "figure.live canvas, figure.live [role=slider], .of-moving") == 0
-    assert seen(page, "figure.live details.data summary") == 7
+    assert seen(page, "figure.live details.data summary") == FIGURES
 
 
 @built
@@ -212,7 +213,7 @@ def test_the_policy_lets_in_the_script_of_the_page_and_no_other(page_file: Path)
     )
     assert "unsafe" not in policy[1]
     assert page.count("<script>") == 1
-    assert page.count("</script>") == 1 + page.count('<script type="application/octet-stream+base64">') == 8
+    assert page.count("</script>") == 1 + page.count('<script type="application/octet-stream+base64">') == 1 + FIGURES
     # A name is in blocks of base64 and in escaped text, and nowhere else.
     assert HOSTILE not in page
 
@@ -228,7 +229,7 @@ def test_without_the_script_the_page_is_pictures_and_the_command_says_so(
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "script-src" not in page
-    assert page.count('<details class="data">') == 5
+    assert page.count('<details class="data">') == page.count("<figure>") == 6
 
 
 def test_the_script_is_read_whole_and_can_end_no_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
