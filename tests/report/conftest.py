@@ -319,3 +319,9 @@ def check_run(tmp_path: Path) -> Path:
 @pytest.fixture
 def make_png() -> Callable[..., bytes]:
     return png
+
+
+@pytest.fixture(autouse=True)
+def pictures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages as they are without the script that is built elsewhere; tests of the script put another in this place."""
+    monkeypatch.setattr("levada.report.page.page_script", lambda: None)

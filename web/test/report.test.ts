@@ -34,7 +34,7 @@ describe("a heat map of a report", () => {
 
   test("has a column for each sample, which stands until the next", async () => {
     const { heat: cells } = await heat("heat");
-    expect([...cells.columns]).toEqual([0, 20, 40, 60, 80, 100, 120, 140]);
+    expect(Array.from(cells.columns)).toEqual([0, 20, 40, 60, 80, 100, 120, 140]);
     expect(cells.spans[3]).toEqual([60, 60]);
     expect(indexOf(cells.columns, 139)).toBe(6);
   });
@@ -49,7 +49,7 @@ describe("a heat map of a report", () => {
       });
     }
     expect(cells.spans[0]).toEqual([0, 300]);
-    expect([...cells.columns]).toEqual([0, 320, 640]);
+    expect(Array.from(cells.columns)).toEqual([0, 320, 640]);
     expect(cells.marks[2]).toBe(1); // one of the merged samples is zero
   });
 });

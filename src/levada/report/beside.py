@@ -24,7 +24,7 @@ def line_figure(spec: Mapping[str, Any], title: str, caption: str) -> dict[str, 
     """Make what the template shows of a figure of lines.
 
     Args:
-        spec: the figure, of one panel.
+        spec: the figure; one of several panels has no table here.
         title: stands above it.
         caption: stands below it.
 
@@ -75,7 +75,10 @@ def written(value: float | None) -> str:
 
 
 def _line_table(spec: Mapping[str, Any]) -> dict[str, Any]:
-    (panel,) = read_panels(spec)
+    panels = read_panels(spec)
+    if len(panels) != 1:
+        return {}
+    panel = panels[0]
     series = [one for one in panel.series if one.points]
     held = [{p.x: p for p in one.points} for one in series]
     places = sorted({x for points in held for x in points})

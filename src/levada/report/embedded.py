@@ -136,8 +136,8 @@ def line_data(spec: Mapping[str, Any], title: str) -> str:
 
     Example:
         >>> spec = {"x": {"label": "step"}, "y": {"label": "loss"}, "series": [{"label": "", "x": [0, 1], "y": [2, 1]}]}
-        >>> line_data(spec, "The loss")[:3]
-        'eNo'
+        >>> line_data(spec, "The loss")[:2]
+        'eN'
     """
     panels = read_panels(spec)
     if len(panels) != 1 or not _can_be_followed(panels[0]):

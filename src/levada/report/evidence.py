@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from levada.report.figure import figure
+from levada.report.beside import line_figure
 from levada.report.matrix import matrices
 from levada.report.memory import memory_spec
 from levada.report.profile import column, gradient_key
@@ -17,7 +17,7 @@ __all__ = ["DRAWN", "PICTURES", "WORDS_ALONE", "evidence_picture"]
 
 _Blocks: TypeAlias = Sequence[Mapping[str, Any]]
 _Spec: TypeAlias = dict[str, Any]
-_Drawn: TypeAlias = dict[str, str] | None
+_Drawn: TypeAlias = dict[str, Any] | None
 # The smallest number that float16 holds.
 FLOAT16_TINY: Final = 2.0**-24
 # Evidence that is drawn and not told.
@@ -44,7 +44,7 @@ def _drawn(spec: _Spec) -> _Drawn:
     series = [one for part in spec.get("panels", [spec]) for one in part["series"]]
     if not any(value is not None for one in series for value in one["y"] if one["style"] != "reference"):
         return None
-    return {"title": str(spec["title"]), "caption": str(spec["caption"]), "svg": figure(spec)}
+    return line_figure(spec, str(spec["title"]), str(spec["caption"]))
 
 
 def _named(finding: Mapping[str, Any], blocks: _Blocks, label: str) -> list[Span]:

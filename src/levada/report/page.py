@@ -68,7 +68,9 @@ def _rendered(sections: list[dict[str, Any]]) -> str:
         raise UsageError("render_report: a page needs at least one report or run, got none.")
     for number, section in enumerate(sections, 1):
         section["anchor"] = f"part-{number}"
-    live = any(figure.get("data") for section in sections for figure in section["view"]["figures"])
+    views = [section["view"] for section in sections]
+    pictures = [one["picture"] for view in views for one in view.get("findings") or () if one["picture"]]
+    live = any(figure.get("data") for figure in [*pictures, *(one for view in views for one in view["figures"])])
     template, shared = _template(page_script() if live else None)
     shared = {**shared, "version": __version__, "title": _title(sections)}
     several = sum(section["kind"] == "study" for section in sections) > 1
