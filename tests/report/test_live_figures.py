@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.conftest import make_sick, write_study
+from tests.report.test_watch_page import write_watch
 
 from levada.cli import main
 from levada.report import script, write_html
 from levada.report.embedded import heat_data
 from levada.report.grid import MAX_CELLS, MAX_FINE_ROWS, Fine, Row
 from levada.report.page import _template
-
-from .conftest import make_sick, write_study
-from .test_watch_page import write_watch
 
 CHROMIUM = shutil.which("chromium")
 WEB = Path(__file__).parents[2] / "web"
@@ -235,7 +234,7 @@ def test_without_the_script_the_page_is_pictures_and_the_command_says_so(
 def test_the_script_is_read_whole_and_can_end_no_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "web" / "static" / "report"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(script.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
     assert script.page_script() is None
     (folder / "report.js").write_text('"</script><b>"', encoding="utf-8")
     assert script.page_script() is None  # a style must be there too
