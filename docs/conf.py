@@ -1,6 +1,7 @@
 """Configuration of the documentation."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,24 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+EXPLORER = Path(__file__).resolve().parents[1] / "src/levada/web/static/single/explore.html"
+
+
+def _link_explorer(app: Any, docname: str, source: list[str]) -> None:
+    """Link to the explorer itself from its page, where `make web` has built it."""
+    if docname == "explore" and EXPLORER.exists():
+        title, rest = source[0].split("\n", 1)
+        source[0] = f'{title}\n\n<a href="explorer.html">Open the explorer here</a>: it needs no server.\n{rest}'
+
+
+def _put_explorer(app: Any, error: Exception | None) -> None:
+    if error is None and app.builder.name == "html" and EXPLORER.exists():
+        shutil.copy(EXPLORER, Path(app.outdir) / "explorer.html")
+
+
 def setup(app: Any) -> None:
-    """Convert docstrings before napoleon reads their sections."""
+    """Convert docstrings before napoleon reads their sections; put the explorer beside the pages."""
+    app.connect("source-read", _link_explorer)
+    app.connect("build-finished", _put_explorer)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _as_rst, priority=100)
