@@ -13,6 +13,7 @@ from levada._errors import MissingExtraError, UsageError
 from levada.runs.address import local
 from levada.runs.aside import set_aside
 from levada.runs.bundles import examine_bundles
+from levada.runs.checkpoints import CHECKPOINTS, examine_checkpoints
 from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.lock import is_held
@@ -95,6 +96,9 @@ class Health:
         signals: what was found of each rank's signals.
         bundles: number of kept steps.
         bundle_damage: which of them cannot be replayed, and why.
+        checkpoints: number of a training's checkpoints.
+        checkpoint_damage: which of them cannot be used, and why.
+        checkpoints_aside: damaged ones that were set aside; one of their step, or a later one, is there.
         harmless: those of `torn` by which nothing is missing.
         lost: what is missing of the log.
         open_end: of a watched run that did not say its end, what was recorded last; "" of others.
@@ -112,6 +116,9 @@ class Health:
     signals: tuple[RankHealth, ...] = ()
     bundles: int = 0
     bundle_damage: tuple[Damage, ...] = ()
+    checkpoints: int = 0
+    checkpoint_damage: tuple[Damage, ...] = ()
+    checkpoints_aside: tuple[str, ...] = ()
     harmless: frozenset[str] = frozenset()
     lost: tuple[Lost, ...] = ()
     open_end: str = ""
@@ -119,7 +126,8 @@ class Health:
     @property
     def healthy(self) -> bool:
         """Whether everything that was written can be read, and is certain."""
-        whole = self.manifest is not None and not (self.manifest.uncertain or self.damage or self.bundle_damage)
+        kept = not (self.bundle_damage or self.checkpoint_damage)
+        whole = kept and self.manifest is not None and not (self.manifest.uncertain or self.damage)
         return whole and self.torn.keys() <= self.harmless and all(rank.healthy for rank in self.signals)
 
     def __str__(self) -> str:
@@ -137,10 +145,14 @@ class Health:
             lost = f"{self.damage.num_bytes:,} bytes are not read, {behind}"
             lines.append(f"  damage: {self.damage.message}; {lost}")
         lines += [*_aside(self.torn, self.harmless), *_missing(self.lost), *map(str, self.signals)]
-        if self.bundles:
-            right = "right but for the damage below" if self.bundle_damage else "every checksum right"
-            lines.append(f"  bundles: {self.bundles:,}, {right}")
-        lines += [f"  damage: {damage.message}" for damage in self.bundle_damage]
+        kept = (("bundles", self.bundles, self.bundle_damage), (CHECKPOINTS, self.checkpoints, self.checkpoint_damage))
+        for name, number, damages in kept:
+            if number:
+                right = "right but for the damage below" if damages else "every checksum right"
+                lines.append(f"  {name}: {number:,}, {right}")
+            lines += [f"  damage: {damage.message}" for damage in damages]
+        aside = "  moved aside, because it was damaged: {}; one of its step or a later one is there"
+        lines += [aside.format(f"{CHECKPOINTS}/{name}") for name in self.checkpoints_aside]
         return "\n".join(lines)
 
 
@@ -172,6 +184,7 @@ def doctor(path: str | Path) -> Health:
     torn = {file.name: file.stat().st_size for file in aside}
     ranks = tuple(_examine_rank(rank, signals) for rank, signals in sorted(rank_folders(folder).items()))
     bundles, lost = examine_bundles(folder)
+    checkpoints, spoilt, copies = examine_checkpoints(folder)
     events = _events(folder)
     watched = manifest is not None and manifest.kind == "watch"
     return Health(
@@ -187,6 +200,9 @@ def doctor(path: str | Path) -> Health:
         signals=ranks,
         bundles=bundles,
         bundle_damage=tuple(lost),
+        checkpoints=checkpoints,
+        checkpoint_damage=tuple(spoilt),
+        checkpoints_aside=tuple(copies),
         harmless=frozenset(_harmless(events, manifest, torn)),
         lost=tuple(lost_of_log(events, damage)),
         open_end=_open_end(folder, events) if watched and not ended(events) else "",
