@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from levada._errors import MissingExtraError, UsageError
+from levada.runs.absent import absent
 from levada.runs.address import local
 from levada.runs.aside import set_aside
 from levada.runs.bundles import examine_bundles
@@ -101,6 +102,7 @@ class Health:
         checkpoints_aside: damaged ones that were set aside; one of their step, or a later one, is there.
         harmless: those of `torn` by which nothing is missing.
         lost: what is missing of the log.
+        gone: what the run says that it kept, and no longer has.
         open_end: of a watched run that did not say its end, what was recorded last; "" of others.
     """
 
@@ -121,12 +123,13 @@ class Health:
     checkpoints_aside: tuple[str, ...] = ()
     harmless: frozenset[str] = frozenset()
     lost: tuple[Lost, ...] = ()
+    gone: tuple[Lost, ...] = ()
     open_end: str = ""
 
     @property
     def healthy(self) -> bool:
         """Whether everything that was written can be read, and is certain."""
-        kept = not (self.bundle_damage or self.checkpoint_damage)
+        kept = not (self.bundle_damage or self.checkpoint_damage or self.gone)
         whole = kept and self.manifest is not None and not (self.manifest.uncertain or self.damage)
         return whole and self.torn.keys() <= self.harmless and all(rank.healthy for rank in self.signals)
 
@@ -152,6 +155,7 @@ class Health:
                 lines.append(f"  {name}: {number:,}, {right}")
             lines += [f"  damage: {damage.message}" for damage in damages]
         aside = "  moved aside, because it was damaged: {}; one of its step or a later one is there"
+        lines += [f"  damage: {lost.message}{f', {lost.steps}' if lost.steps else ''}" for lost in self.gone]
         lines += [aside.format(f"{CHECKPOINTS}/{name}") for name in self.checkpoints_aside]
         return "\n".join(lines)
 
@@ -205,6 +209,7 @@ def doctor(path: str | Path) -> Health:
         checkpoints_aside=tuple(copies),
         harmless=frozenset(_harmless(events, manifest, torn)),
         lost=tuple(lost_of_log(events, damage)),
+        gone=tuple(absent(folder, events)),
         open_end=_open_end(folder, events) if watched and not ended(events) else "",
     )
 
