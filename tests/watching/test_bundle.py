@@ -97,6 +97,20 @@ def test_at_most_so_many_in_a_run_that_goes_on_too(tmp_path):
     assert len(list((tmp_path / "bundles").iterdir())) == 1
 
 
+def test_a_run_that_goes_on_and_breaks_at_the_same_step_keeps_it_beside_the_other(tmp_path):
+    for number, name in enumerate(("", "-2", "-3"), 1):
+        judge, _, _ = train(tmp_path, spoil=at(33, math.nan), most=4)
+        assert [path.name for path in judge.keeper.folders] == [f"step-000033-numerical_overflow{name}"]
+        assert read_bundle(judge.keeper.folders[0]).step == 33
+        assert len(list((tmp_path / "bundles").iterdir())) == number
+
+
+def test_a_bundle_of_the_first_steps_leaves_room_in_a_run_that_goes_on_too(tmp_path):
+    write_bundle(tmp_path, Bundle(3, "learning_rate_too_high", "why"))
+    judge, _, _ = train(tmp_path, spoil=at(33, math.nan), most=1)
+    assert [path.name for path in judge.keeper.folders] == ["step-000033-numerical_overflow"]
+
+
 def test_weights_above_the_cap_leave_the_checkpoints_name(tmp_path):
     judge, _, _ = train(tmp_path, spoil=at(33, math.nan), cap=100)
     kept = read_bundle(judge.keeper.folders[0])

@@ -139,7 +139,7 @@ def write_bundle(run: Path, bundle: Bundle, ending: str = "") -> Path:
             tensors |= aside
         except UnkeptError as reason:
             missing[name] = str(reason)
-    folder = run / BUNDLES / f"step-{bundle.step:06d}-{bundle.rule}{ending}"
+    folder = _free(run / BUNDLES, f"step-{bundle.step:06d}-{bundle.rule}", ending)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -172,6 +172,15 @@ def write_bundle(run: Path, bundle: Bundle, ending: str = "") -> Path:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return folder
+
+
+def _free(folder: Path, name: str, ending: str) -> Path:
+    """Give a folder that is not there yet: a run that goes on may come to a step that it kept before."""
+    path, number = folder / f"{name}{ending}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}{ending}"
+    return path
 
 
 def read_bundle(path: str | Path) -> Bundle:

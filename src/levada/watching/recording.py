@@ -237,7 +237,7 @@ class Recording:
     def found_between_samples(self, step: int) -> None:
         """Keep the verdicts and bundles that are new, and the losses that led to them."""
         if not self._closed and os.getpid() == self._process:
-            self._losses.keep(step)
+            self._losses.found(step)
             self._hear(step, bundles=True)
             self._keep_standing(step)
 
