@@ -35,13 +35,23 @@ def last_recorded(events: Sequence[Mapping[str, Any]], sampled: tuple[int, float
     Example:
         >>> last_recorded([{"type": "loss", "steps": [0, 20], "values": [2.0, 1.0], "time": 86400.0}], (0, 0.0))
         'last recorded step 20 at 1970-01-02 00:00:00 UTC'
+        >>> went_on = [{"type": "continued", "step": 20}, {"type": "loss", "steps": [20, 21], "time": 86400.0}]
+        >>> last_recorded(went_on, (100, 50.0))  # a sample of before
+        'last recorded step 21 at 1970-01-02 00:00:00 UTC'
         >>> last_recorded([], None)
         'no step was recorded'
     """
-    known = [sampled] if sampled is not None else []
-    for event in [event for event in reversed(events) if event.get("type") in _GOES_ON][:_LOOKED_AT]:
+    place = max((i for i, event in enumerate(events) if event.get("type") == CONTINUED), default=-1)
+    since = step_of(events[place : place + 1], -1) if place >= 0 else None
+    known: list[tuple[int, float]] = []
+    for event in [event for event in reversed(events[place + 1 :]) if event.get("type") in _GOES_ON][:_LOOKED_AT]:
         step, at = step_of([event], -1), event.get("time")
         known += [(step, float(at) if isinstance(at, int | float) else 0.0)] if step is not None else []
+    # What was sampled before a run went on, and is of a later step, is superseded.
+    timed = [at for _, at in known if at > 0]
+    if sampled is not None and (since is None or sampled[0] < since or (timed and sampled[1] >= min(timed))):
+        known.append(sampled)
+    known = known or ([(since - 1, 0.0)] if since else [])
     if not known:
         return "no step was recorded"
     step, at = max(known)
