@@ -9,9 +9,11 @@ from typing import Any, Final
 from levada.runs.lost import step_of
 from levada.runs.standing import CONTINUED, EVENT
 
-__all__ = ["ended", "last_recorded"]
+__all__ = ["TRAINED", "ended", "last_recorded", "last_trained", "training_ended"]
 
 _GOES_ON: Final = (CONTINUED, EVENT, "finding", "loss")
+TRAINED: Final = ("losses", "resumed", "launched")
+"""Events of a training that goes on."""
 _LOOKED_AT: Final = 8  # of the last events: what they tell is of steps that came one soon after the other
 
 
@@ -61,3 +63,41 @@ def last_recorded(events: Sequence[Mapping[str, Any]], sampled: tuple[int, float
         return f"last recorded step {step:,} at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
     except (ValueError, OverflowError, OSError):
         return f"last recorded step {step:,}"
+
+
+def training_ended(events: Sequence[Mapping[str, Any]], wanted: int | None) -> bool:
+    """Say whether a training has said how it ended, and was not continued.
+
+    Args:
+        events: of a training.
+        wanted: how many steps it was to do: those of an earlier levada did not say their end, but evaluated behind it.
+
+    Example:
+        >>> done = [{"type": "losses", "first": 0, "loss": [2.0, 1.5]}, {"type": "evaluation", "step": 2}]
+        >>> training_ended(done, 2), training_ended(done, 60), training_ended([*done, {"type": "end"}], 60)
+        (True, False, True)
+    """
+    types = (event.get("type") for event in reversed(events))
+    if next((type for type in types if type in ("end", "stopped", *TRAINED)), "") in ("end", "stopped"):
+        return True
+    steps = [event.get("step") for event in events if event.get("type") == "evaluation"]
+    return wanted is not None and max((step for step in steps if isinstance(step, int)), default=0) >= wanted
+
+
+def last_trained(events: Sequence[Mapping[str, Any]]) -> str:
+    """Say which step of a training was recorded last.
+
+    Args:
+        events: of a training.
+
+    Example:
+        >>> last_trained([{"type": "losses", "first": 20, "loss": [2.0, 1.5]}]), last_trained([])
+        ('last recorded step 21', 'no step was recorded')
+    """
+    for event in reversed(events):
+        first, loss = event.get("first"), event.get("loss")
+        if event.get("type") == "losses" and isinstance(first, int) and isinstance(loss, list) and loss:
+            return f"last recorded step {first + len(loss) - 1:,}"
+        if event.get("type") == "resumed" and isinstance(step := event.get("step"), int) and step > 0:
+            return f"last recorded step {step - 1:,}"
+    return "no step was recorded"

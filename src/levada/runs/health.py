@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from levada.runs.address import local
 from levada.runs.aside import set_aside
 from levada.runs.bundles import examine_bundles
 from levada.runs.checkpoints import CHECKPOINTS, examine_checkpoints
-from levada.runs.ending import ended, last_recorded
+from levada.runs.ending import ended, last_recorded, last_trained, training_ended
 from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.lock import is_held
 from levada.runs.lost import Lost, lost_of, lost_of_log
@@ -103,7 +104,7 @@ class Health:
         harmless: those of `torn` by which nothing is missing.
         lost: what is missing of the log.
         gone: what the run says that it kept, and no longer has.
-        open_end: of a watched run that did not say its end, what was recorded last; "" of others.
+        open_end: of a watched run or a training that did not say its end, what was recorded last; "" of others.
     """
 
     path: Path
@@ -190,7 +191,7 @@ def doctor(path: str | Path) -> Health:
     bundles, lost = examine_bundles(folder)
     checkpoints, spoilt, copies = examine_checkpoints(folder)
     events = _events(folder)
-    watched = manifest is not None and manifest.kind == "watch"
+    kind = manifest.kind if manifest is not None else ""
     return Health(
         path=folder,
         manifest=manifest,
@@ -210,7 +211,7 @@ def doctor(path: str | Path) -> Health:
         harmless=frozenset(_harmless(events, manifest, torn)),
         lost=tuple(lost_of_log(events, damage)),
         gone=tuple(absent(folder, events)),
-        open_end=_open_end(folder, events) if watched and not ended(events) else "",
+        open_end=_open_end(folder, kind, events),
     )
 
 
@@ -221,15 +222,28 @@ def _events(folder: Path) -> list[dict[str, Any]]:
         return [found.event for found in scan(file) if not isinstance(found, Damage)]
 
 
-def _open_end(folder: Path, events: Sequence[Mapping[str, Any]]) -> str:
-    """Say of a watched run that did not say its end what was recorded last, and whether it is being written."""
-    sampled: list[tuple[int, float]] = []
-    for _, signals in sorted(rank_folders(folder).items())[:1]:
-        with suppress(MissingExtraError):
-            found = Signals(signals)
-            sampled += zip(found.steps[-1:], found.times[-1:], strict=True)
-    recorded = last_recorded(events, sampled[0] if sampled else None)
+def _open_end(folder: Path, kind: str, events: Sequence[Mapping[str, Any]]) -> str:
+    """Say of a watched run or a training that did not say its end what was recorded last, and whether it goes on."""
+    if kind == "train" and not training_ended(events, _wanted(folder)):
+        recorded = last_trained(events)
+    elif kind == "watch" and not ended(events):
+        sampled: list[tuple[int, float]] = []
+        for _, signals in sorted(rank_folders(folder).items())[:1]:
+            with suppress(MissingExtraError):
+                found = Signals(signals)
+                sampled += zip(found.steps[-1:], found.times[-1:], strict=True)
+        recorded = last_recorded(events, sampled[0] if sampled else None)
+    else:
+        return ""
     return f"{'being written now' if is_held(folder) else 'not ended'}: {recorded}"
+
+
+def _wanted(folder: Path) -> int | None:
+    """Give how many steps a training is to do; None if its configuration does not say so."""
+    with suppress(OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError):
+        steps = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")).get("run", {}).get("steps")
+        return steps if isinstance(steps, int) else None
+    return None
 
 
 def _harmless(events: Sequence[Mapping[str, Any]], manifest: Manifest | None, torn: Mapping[str, int]) -> set[str]:
