@@ -183,11 +183,12 @@ def _free(folder: Path, name: str, ending: str) -> Path:
     return path
 
 
-def read_bundle(path: str | Path) -> Bundle:
+def read_bundle(path: str | Path, *, examined: bool = False) -> Bundle:
     """Read a bundle.
 
     Args:
         path: its folder.
+        examined: whether every byte of it has been compared with its checksums just now.
 
     Raises:
         UsageError: if it is none, was written by a later version, or is damaged.
@@ -198,8 +199,7 @@ def read_bundle(path: str | Path) -> Bundle:
         schema = table["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"replay: {no_bundle(folder)}") from error
-    kept = look_at(folder)
-    if kept.damage:
+    if not examined and (kept := look_at(folder)).damage:
         raise UsageError(f"replay: {str(folder)!r} is damaged: {kept.damage}. {kept.left}")
     if schema != SCHEMA:
         raise UsageError(f"replay: this version reads bundles of schema {SCHEMA}, got {schema!r}. Update levada.")
