@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from levada._errors import MissingExtraError
+from levada.runs.bundles import BUNDLES, bundles_of
 from levada.runs.lost import ALL, Lost, between
 from levada.runs.pyramid import FADE
 from levada.runs.segments import UnreadableError, places, read_samples
@@ -40,11 +41,9 @@ def absent(run: Path, events: Sequence[Mapping[str, Any]]) -> list[Lost]:
     for rank, folder in sorted(folders.items()):
         lost += _of_rank(folder, stored if rank == 0 else 0, min(keeps, default=1))
     told = dict.fromkeys(str(event.get("path")) for event in events if event.get("type") == "bundle")
-    return lost + [
-        Lost(f"{path} was kept, and is no longer there", path, "the kept step", "")
-        for path in told
-        if not (run / path).is_dir()
-    ]
+    there = {f"{BUNDLES}/{folder.name}" for folder in bundles_of(run)}
+    gone = [path for path in told if path not in there]
+    return lost + [Lost(f"{path} was kept, and is no longer there", path, "the kept step", "") for path in gone]
 
 
 def _number(value: Any) -> int:
