@@ -82,6 +82,9 @@ class _Parser(argparse.ArgumentParser):
 
     _came: Sequence[str] = ()
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})  # half of `--reseal` must not write
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._came = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
@@ -118,7 +121,7 @@ class _Parser(argparse.ArgumentParser):
             name = word.partition("=")[0]
             if word == "--":
                 break
-            if name.startswith("--") and not any(one.startswith(name) for one in own):
+            if name.startswith("--") and name not in own:
                 return f"there is no option {name}.{meant(name, own)}".removesuffix(".")
             if name.startswith("-") and not name.startswith("--") and name not in self._option_string_actions:
                 return f"there is no option {name}"

@@ -65,7 +65,7 @@ def test_while_a_writer_is_at_work_the_page_says_so_and_its_half_frame_is_no_dam
         assert main(["report", str(run), "-o", str(run.parent / "page.html")]) == 0
         with (run / "events.log").open("r+b") as file:
             file.truncate(file.seek(0, 2) - 8)
-        writer.append("end", steps=525, samples=7, dropped=0)
+        writer.append("end", steps=525, samples=0, dropped=0)
     words = words_of(run)
     assert "The run ended after 525 steps." in words
     assert "at least" not in words
@@ -127,7 +127,7 @@ def test_of_a_damaged_log_the_page_says_that_it_is_damaged_and_not_that_samples_
         )
         cut = events._size
         events.append("judged", step=99, rules=["loss_spike", "vanishing_gradient"], unjudged={}, waiting=[])
-        events.append("end", steps=100, samples=5, dropped=0)
+        events.append("end", steps=100, samples=0, dropped=0)
     log = tmp_path / "run" / "events.log"
     assert "The learning signal reached every block." in words_of(tmp_path / "run")
     content = bytearray(log.read_bytes())

@@ -277,19 +277,24 @@ def test_what_cannot_be_read_of_watched_runs_is_told_in_their_place(tmp_path: Pa
         writer.append("watched", path="watch/1", first=0)
         for path in ("watch/../..", f"watch/{'9' * 5000}", "/1"):
             writer.append("watched", path=path, first=0)
-    for number in (2, 3):
-        watched(mine, number, JUDGED)
+    for number in (2, 3, 4, 5):
+        watched(mine, number, JUDGED, *([("end", {"steps": 0})] if number > 3 else ()))
     (mine / "watch" / "2" / "run.json").write_text("{")
-    with (mine / "watch" / "3" / "events.log").open("ab") as log:
-        log.write(b"torn")
-    gone, corrupt, torn = view(mine)["watched"]
+    for number in (3, 4):
+        with (mine / "watch" / f"{number}" / "events.log").open("ab") as log:
+            log.write(b"torn")
+    flipped = mine / "watch" / "5" / "events.log"
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
+    gone, corrupt, killed, torn, changed = view(mine)["watched"]
     assert (gone["where"], gone["verdict"], gone["told"]) == (
         "watch/1",
         "unknown",
         "Its record is not there.",
     )
     assert (corrupt["verdict"], corrupt["told"][:19]) == ("unknown", "It cannot be read: ")
-    assert torn["told"] == "Nothing was found. 1 of 1 rules judged it. The end of its record cannot be read."
+    seen = "Nothing was found. 1 of 1 rules judged it."
+    assert killed["told"] == f"{seen} Not ended: no step was recorded.", "a process that is killed leaves half a frame"
+    assert torn["told"] == changed["told"] == f"{seen} The end of its record cannot be read."
     assert "and nothing was found" not in render_report([mine])
 
 

@@ -21,6 +21,7 @@ from levada.report.watch import watch_view
 from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
 from levada.runs.codes import encode
 from levada.runs.segments import Cut, Place, salvaged
+from levada.watching.bundle import Bundle, write_bundle
 
 NAMES = ("signal_rms", "gradient_rms", "update_ratio", "nonfinite", "gradient_nonfinite")
 
@@ -43,6 +44,7 @@ def write_watch(
         writer.append("finding", step=200, **spike, status="fired")
         writer.append("finding", step=300, **spike, status="clear")
         writer.append("finding", step=400, **fired)
+        write_bundle(folder, Bundle(400, "vanishing_gradient", "why"))
         writer.append("bundle", step=400, path="bundles/step-000400-vanishing_gradient")
         writer.append("overhead", step=20 * samples, share=0.0042)
         writer.append("end", steps=20 * samples, samples=samples, dropped=3, problem=None)

@@ -13,8 +13,9 @@ from torch import nn
 from levada import connections
 from levada._errors import MeasurementError, UsageError
 from levada.connection import Connection
+from levada.runs import doctor
 from levada.training import losses, resolve, train
-from levada.training.checkpoint import Checkpoints, complete
+from levada.training.checkpoint import Checkpoints, complete, load_weights
 from levada.training.config import Checkpoint
 from levada.training.processes import Processes
 
@@ -129,6 +130,77 @@ def test_half_a_checkpoint_is_not_loaded(tmp_path):
         assert [step for step, _ in complete(folder / "checkpoints")] == [6], how
         found = run("random", tmp_path, how, "run.steps=9", resume=True)
         assert [event["step"] for event in found.run.events("resumed")] == [6], how
+        kept = (folder / "checkpoints" / "step-00000009.damaged").is_dir()
+        assert kept == (how != "no marker"), "what was never completed is removed, what is damaged is not"
+
+
+def spoil(folder, step, *, cut=False):
+    path = folder / "checkpoints" / f"step-{step:08d}" / "__0_0.distcp"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content[:-1] if cut else content)
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_damaged_checkpoint_is_said_and_kept_and_the_older_one_taken(cut, asynchronous, tmp_path):
+    whole = run("random", tmp_path, "run", "run.steps=9", f"checkpoint.asynchronous={asynchronous}")
+    folder = tmp_path / "run"
+    assert doctor(folder).healthy
+    assert "checkpoints: 2, every checksum right" in str(doctor(folder))
+    spoil(folder, 9, cut=cut)
+    health = doctor(folder)
+    assert not health.healthy
+    why = "__0_0.distcp has " if cut else "the checksum of __0_0.distcp differs"
+    assert f"damage: checkpoints/step-00000009 cannot be used: {why}" in str(health)
+    stream = io.StringIO()
+    again = run("random", tmp_path, "run", "run.steps=9", resume=True, stream=stream)
+    said = f"the checkpoint of step 9 is damaged, and is kept as step-00000009.damaged: {why}"
+    assert said in stream.getvalue()
+    assert "continuing after step 6" in stream.getvalue()
+    assert losses(again.run) == losses(whole.run)
+    health = doctor(folder)
+    assert health.healthy
+    assert "moved aside, because it was damaged: checkpoints/step-00000009.damaged; one of its step" in str(health)
+    shutil.rmtree(folder / "checkpoints" / "step-00000009")
+    assert not doctor(folder).healthy, "what was set aside is the newest again"
+
+
+def test_where_all_checkpoints_are_damaged_it_does_not_begin_again_unasked(tmp_path):
+    run("random", tmp_path, "run", "run.steps=9")
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (6, 9):
+        spoil(tmp_path / "run", step, cut=step == 6)
+    for _ in range(2):  # the second time too
+        with pytest.raises(MeasurementError, match=r"none in .* is: step-00000009 \(the checksum .*, step-00000006 \("):
+            run("random", tmp_path, "run", "run.steps=9", resume=True)
+        assert sorted(path.name for path in folder.iterdir()) == ["step-00000006", "step-00000009"]
+    shutil.rmtree(folder / "step-00000006")
+    (folder / "step-00000009").rename(folder / "step-00000009.damaged")
+    with pytest.raises(MeasurementError, match="begins again at step 0"):
+        run("random", tmp_path, "run", "run.steps=9", resume=True)
+    folder.rename(folder.with_name("away"))
+    again = run("random", tmp_path, "run", "run.steps=9", resume=True)
+    assert [event["step"] for event in again.run.events("resumed")] == [0]
+
+
+def test_weights_of_a_damaged_checkpoint_are_not_loaded(tmp_path):
+    trained = run("random", tmp_path, "run", "run.steps=3")
+    spoil(tmp_path / "run", 3)
+    path = tmp_path / "run" / "checkpoints" / "step-00000003"
+    with pytest.raises(MeasurementError, match=r"step-00000003 is damaged: the checksum of __0_0\.distcp differs"):
+        load_weights(path, trained.engine.module)
+
+
+def test_a_checkpoint_of_before_the_checksums_is_loaded(tmp_path):
+    run("random", tmp_path, "run", "run.steps=3")
+    marker = tmp_path / "run" / "checkpoints" / "step-00000003" / "complete.json"
+    told = json.loads(marker.read_text())
+    assert set(told.pop("crc32")) == set(told["files"])
+    marker.write_text(json.dumps(told))
+    assert doctor(tmp_path / "run").healthy
+    again = run("random", tmp_path, "run", "run.steps=3", resume=True)
+    assert [event["step"] for event in again.run.events("resumed")] == [3]
 
 
 def test_without_a_checkpoint_it_begins_anew(tmp_path):

@@ -15,7 +15,7 @@ from torch import nn
 from levada._errors import MeasurementError, UsageError
 from levada.cli import main
 from levada.diagnose import Finding
-from levada.runs import Run
+from levada.runs import Run, RunWriter, doctor
 from levada.training import evaluations, losses, read, resolve, train
 from levada.training.building import build_network, build_optimizer, learning_rate
 from levada.training.checkpoint import Checkpoints, complete
@@ -375,6 +375,24 @@ def test_fewer_steps_than_the_newest_checkpoint_has_are_refused(tmp_path):
         train(small(tmp_path, "run.steps=1"), resume=True)
     again = train(small(tmp_path, "run.steps=3"), resume=True)
     assert list(losses(again.run)) == [0, 1, 2], "fewer than were done"
+
+
+def test_of_a_training_that_was_killed_the_doctor_says_that_it_did_not_end(tmp_path):
+    folder = tmp_path / "run"
+    assert not doctor(train(small(tmp_path, "run.steps=4")).run.path).open_end
+    again = Record()
+    assert again.open(small(tmp_path, "run.steps=9"), resume=True)
+    again.event("resumed", step=4, processes=1)
+    again.step(4, 2.0, 1.0, 1e-3)
+    again.flush()
+    assert "  being written now: last recorded step 4\n" in str(doctor(folder))
+    again.close()  # without an end, as a process that is killed leaves it
+    health = doctor(folder)
+    assert "  not ended: last recorded step 4\n" in str(health)
+    assert health.healthy
+    with RunWriter.open(folder) as writer:
+        writer.append("evaluation", step=9, loss=1.0)  # behind the last step, as of an earlier levada
+    assert not doctor(folder).open_end
 
 
 def test_the_command_line_trains_and_continues(tmp_path, capsys):

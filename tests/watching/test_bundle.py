@@ -1,5 +1,6 @@
 """Bundles: when one is kept, what is in it, that it is whole or not there, and that a damaged one is refused."""
 
+import hashlib
 import json
 import math
 from types import SimpleNamespace
@@ -95,6 +96,20 @@ def test_at_most_so_many_in_a_run_that_goes_on_too(tmp_path):
     again, _, _ = train(tmp_path, spoil=at(33, math.nan), most=1)
     assert again.keeper.folders == []
     assert len(list((tmp_path / "bundles").iterdir())) == 1
+
+
+def test_a_run_that_goes_on_and_breaks_at_the_same_step_keeps_it_beside_the_other(tmp_path):
+    for number, name in enumerate(("", "-2", "-3"), 1):
+        judge, _, _ = train(tmp_path, spoil=at(33, math.nan), most=4)
+        assert [path.name for path in judge.keeper.folders] == [f"step-000033-numerical_overflow{name}"]
+        assert read_bundle(judge.keeper.folders[0]).step == 33
+        assert len(list((tmp_path / "bundles").iterdir())) == number
+
+
+def test_a_bundle_of_the_first_steps_leaves_room_in_a_run_that_goes_on_too(tmp_path):
+    write_bundle(tmp_path, Bundle(3, "learning_rate_too_high", "why"))
+    judge, _, _ = train(tmp_path, spoil=at(33, math.nan), most=1)
+    assert [path.name for path in judge.keeper.folders] == ["step-000033-numerical_overflow"]
 
 
 def test_weights_above_the_cap_leave_the_checkpoints_name(tmp_path):
@@ -214,6 +229,16 @@ def test_a_bundle_without_a_checksum_of_its_table_is_read_and_one_flipped_number
     del table["crc32"]
     path.write_text(json.dumps(table))
     assert torch.equal(read_bundle(folder).values["args"][0], torch.arange(1000))
+
+
+def test_the_command_compares_the_bytes_of_a_bundle_once(tmp_path, monkeypatch, capsys):
+    (tmp_path / "net.py").write_text("from torch import nn\n\ndef build():\n    return nn.Linear(6, 3)\n")
+    values = {"args": (torch.ones(4, 6),), "kwargs": {}, "weights": dict(nn.Linear(6, 3).state_dict())}
+    folder = write_bundle(tmp_path, Bundle(1, "loss_spike", "why", values=values))
+    read, plain = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *of: read.append(of) or plain(*of))
+    assert main(["replay", str(folder), "--model", f"{tmp_path}/net.py:build"]) == 0, capsys.readouterr().err
+    assert len(read) == 1
 
 
 def test_a_later_schema_is_refused(folder):

@@ -121,6 +121,65 @@ def test_the_means_of_a_sample_replace_what_one_process_wrote_before_it(tmp_path
     assert Run(tmp_path).losses()[-2:] == [(3, 3.0), (4, 4.0)]
 
 
+def test_the_means_of_a_sample_replace_what_was_written_because_of_a_finding(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path, kind="watch", name="several") as writer:
+        losses = KeptLosses(adding(writer), tuple, shared=True)
+        for step in range(4):
+            losses.hear(step, number(float(step)))
+        losses.found(3)
+        assert Run(tmp_path).losses() == [(step, float(step)) for step in range(4)]
+        losses.hear(4, number(4.0))
+        losses.sampled(sample(*((step, 10.0 + step) for step in range(1, 5))))
+    assert Run(tmp_path).losses() == [(0, 0.0), (1, 11.0), (2, 12.0), (3, 13.0), (4, 14.0)]
+
+
+def test_where_samples_are_rare_their_means_come_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_losses, "MOST", 8)
+    with RunWriter.create(tmp_path, kind="watch", name="several") as writer:
+        losses = KeptLosses(adding(writer), tuple, shared=True)
+        for step in range(20):
+            losses.hear(step, number(float(step)))
+        assert len(losses) < 8
+        losses.sampled(sample(*((step, 100.0 + step) for step in range(15, 19))))
+        losses.keep(20)
+    assert Run(tmp_path).losses() == [(step, step + 100.0 * (15 <= step <= 18)) for step in range(20)]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_step_that_was_left_and_is_made_again_has_the_loss_with_which_it_was_made(
+    tmp_path: Path, shared: bool
+) -> None:
+    with RunWriter.create(tmp_path, kind="watch", name="again") as writer:
+        losses = KeptLosses(adding(writer), tuple, shared=shared)
+        losses.hear(6, number(2.0))
+        losses.hear(7, number(math.nan))
+        losses.found(7)
+        assert math.isnan(Run(tmp_path).losses()[-1][1])
+        losses.hear(7, number(0.5))
+        losses.hear(8, number(0.25))
+        losses.sampled(sample((6, 2.0), (7, 0.5), (8, 0.25)))
+    assert Run(tmp_path).losses() == [(6, 2.0), (7, 0.5), (8, 0.25)]
+
+
+def test_a_watched_loop_that_makes_a_step_again_keeps_its_loss(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    seen = []
+    with levada.watch(model, optimizer, run=tmp_path / "run", every=5) as watching:
+        for step in range(12):
+            for factor in (math.nan, 1.0) if step == 7 else (1.0,):
+                optimizer.zero_grad()
+                loss = model(factor * torch.ones(2, 4)).square().mean()
+                loss.backward()
+                if math.isfinite(loss.item()):
+                    seen.append((step, loss.item()))
+                    optimizer.step()
+                else:
+                    watching.leave()
+    assert Run(tmp_path / "run").losses() == seen
+
+
 def test_a_run_reads_on_where_it_stopped_and_anew_where_the_log_is_another(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path, kind="watch", name="read on") as writer:
         run = Run(tmp_path)

@@ -161,7 +161,7 @@ def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
     first.close()
     with pytest.raises(UsageError, match=r"this holds a run\. .* by run=levada\.watching\.Continue\(folder, step\)"):
         Recording(tmp_path, watching())
-    second = Recording(tmp_path, watching(), resume=True)
+    second = Recording(tmp_path, watching(steps=60), resume=True)
     for step in range(79, 200, 20):
         losses = tuple((s, -1.0) for s in range(step - 19, step + 1))
         second.sampled(Sample(step, 0.0, sample(step).values, losses=losses))

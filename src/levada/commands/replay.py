@@ -28,7 +28,7 @@ def replay(options: argparse.Namespace) -> int:
     from levada.watching.bundle import read_bundle
     from levada.watching.replay import replay as again
 
-    bundle = read_bundle(options.bundle)
+    bundle = read_bundle(options.bundle, examined=True)  # by what is required
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"replaying step {bundle.step}"):
         if options.model.endswith(".toml"):
             model, usual, loaded = _trained(Path(options.model), bundle)

@@ -8,9 +8,9 @@ from typing import Any, Final
 from levada.report.words import count
 from levada.runs.bundles import BUNDLES, Kept
 from levada.runs.frames import MAGIC
-from levada.runs.lost import TOLD, between, step_of
+from levada.runs.lost import TOLD, Lost, between, step_of
 
-__all__ = ["of_bundles", "of_events", "of_manifest", "of_rank", "of_signals"]
+__all__ = ["of_absent", "of_bundles", "of_events", "of_manifest", "of_rank", "of_signals"]
 
 MAX_TOLD: Final = 12
 
@@ -52,6 +52,15 @@ def of_bundles(kept: Iterable[Kept]) -> list[str]:
         for one in kept
         if one.damage
     ]
+
+
+def of_absent(lost: Iterable[Lost]) -> list[str]:
+    """Say what a run kept, by what it says, and no longer has.
+
+    Args:
+        lost: as `levada.runs.absent.absent` gives it.
+    """
+    return [f"{one.message}.{f' Missing: {one.steps}.' if one.steps else ''}" for one in lost]
 
 
 def of_manifest(uncertain: Sequence[str]) -> list[str]:

@@ -72,14 +72,11 @@ def again(kept: Kept) -> tuple[str, str]:
     return words, "" if whole else f", where NAME is the function that builds the {kept.model or 'model'}"
 
 
-def bundle_notes(
-    kept: Sequence[Kept], events: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Any]] = ()
-) -> list[str]:
+def bundle_notes(kept: Sequence[Kept], findings: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """Say which kept steps can be run again, and how; of those that cannot, the damage is told elsewhere.
 
     Args:
         kept: what is there.
-        events: of the run, which name what was kept.
         findings: as the page shows them; a command that stands there is not told again.
     """
     notes = []
@@ -88,9 +85,6 @@ def bundle_notes(
         words, builds = again(one)
         if not one.damage and f"{words}{builds}" not in shown:
             notes.append(f"The step of {BUNDLES}/{one.folder.name} can be run again: `{words}`{builds}.")
-    there = {f"{BUNDLES}/{one.folder.name}" for one in kept}
-    told = (str(event.get("path")) for event in events if event.get("type") == "bundle")
-    notes += [f"{path} was kept, and is no longer there." for path in told if path not in there]
     return notes
 
 

@@ -19,7 +19,7 @@ from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
 from levada.runs import Run
 from levada.runs.curves import curve
-from levada.runs.ending import ended, last_recorded
+from levada.runs.ending import TRAINED, ended, last_recorded, training_ended
 from levada.runs.findings import superseded
 from levada.runs.lock import is_held
 from levada.runs.processes import Together
@@ -31,7 +31,6 @@ MAX_WATCHED: Final = 12  # watched runs that are listed, the newest
 _VERDICTS: Final = ("error", "warn", "unknown", "healthy")
 State: TypeAlias = Literal["running", "ended", "stopped", "failed", "not ended"]
 _SIGNS: Final[Mapping[State, str]] = {"running": "▸", "ended": "✓", "stopped": "!", "failed": "✕", "not ended": "?"}
-_STEPS: Final = ("losses", "resumed", "launched")  # events of a training that goes on
 _KILLED: Final = "Its process ended without a word: it was killed, or the machine went down."
 _ELSEWHERE: Final = "Its last process was on another machine, or cannot be asked: it goes on, or was killed."
 
@@ -107,7 +106,7 @@ def _state(run: Run, events: Sequence[Mapping[str, Any]], wanted: int | None) ->
     held = is_held(run.path)
     if held:  # also while it is continued and has no step yet, whatever it said at its end before
         return "running", ""
-    last = next((event for event in reversed(events) if event["type"] in ("end", "stopped", *_STEPS)), {"type": ""})
+    last = next((event for event in reversed(events) if event["type"] in ("end", "stopped", *TRAINED)), {"type": ""})
     if last["type"] == "stopped":
         return "stopped", sentence(last.get("told"))
     if last["type"] == "end":
@@ -115,9 +114,7 @@ def _state(run: Run, events: Sequence[Mapping[str, Any]], wanted: int | None) ->
         if state == "stopped":
             return "stopped", "It was interrupted (Ctrl-C)."
         return ("failed", str(last.get("error") or "")) if state == "failed" else ("ended", "")
-    # Trainings of an older levada did not say their end, but all of them evaluated behind their last step.
-    evaluated = [number(event.get("step")) or 0 for event in events if event["type"] == "evaluation"]
-    if wanted is not None and max(evaluated, default=0) >= wanted:
+    if training_ended(events, wanted):
         return "ended", ""
     return ("not ended", _ELSEWHERE) if held is None else ("stopped", _KILLED)
 
@@ -210,7 +207,7 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     try:
         run = Run(path)
         together = Together(run, events := list(run.events()))
-        losses, damaged = run.losses(), run.damage is not None
+        losses, damage = run.losses(), run.damage
     except (UsageError, OSError) as error:
         return _row("unknown", f"It cannot be read: {error}"), []
     found = together.findings
@@ -220,7 +217,9 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
         statuses = {one.get("status", "fired") for one in found}
         what = "What was found is over" if "clear" in statuses else "Nothing was found"
         told = f"{'No alarm' if 'fired' in statuses else what}. {told}"
-    if damaged:
+    # A process that is killed leaves half a frame: what is lost by that is the end itself.
+    whole = damage is None or (damage.kind == "incomplete" and not ended(events))
+    if not whole:
         told += " The end of its record cannot be read."
     elif not ended(events) and not is_held(path):
         told += f" Not ended: {last_recorded(events, together.last)}."

@@ -10,13 +10,14 @@ from levada.report.beside import heat_figure, line_figure
 from levada.report.check import finding_view, table_view
 from levada.report.curve import counted, is_wide, loss_series
 from levada.report.curve import told as told_of
-from levada.report.damage import of_bundles, of_rank, of_signals
+from levada.report.damage import of_absent, of_bundles, of_rank, of_signals
 from levada.report.grid import Fine
 from levada.report.ranks import Depth, at
 from levada.report.record import again, bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
 from levada.report.standing import headline_read
 from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
+from levada.runs.absent import absent
 from levada.runs.bundles import Kept
 from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import Damage
@@ -79,7 +80,7 @@ def watch_view(
         "claim": str(fired[0].get("claim", "")) if fired else "",
         "state": state if whole else f"{'Not ended yet' if held else 'Not ended'}: {recorded}. {state}",
         "open_end": "" if whole or held else f"not ended: {recorded}",
-        "damage": [*lost, *of_bundles(kept)],
+        "damage": [*lost, *of_bundles(kept), *of_absent(absent(run.path, events) if drawn else ())],
         "facts": [{"label": label, "value": value, "note": note} for label, value, note in facts],
         "figures": figures,
         "findings": told,
@@ -88,7 +89,7 @@ def watch_view(
             # Beside an error it is of no weight which rules have not judged.
             f"{sentence(standing.counted)}." if verdict == "error" else standing.told,
             *_notes(run.ranks, ranks, depth, events, len(known)),
-            *(bundle_notes(kept, events, told) if drawn else ()),
+            *(bundle_notes(kept, told) if drawn else ()),
         ],
         "table": table_view(blocks),
         "provenance": [],

@@ -9,9 +9,11 @@ from typing import Any, Final
 from levada.runs.lost import step_of
 from levada.runs.standing import CONTINUED, EVENT
 
-__all__ = ["ended", "last_recorded"]
+__all__ = ["TRAINED", "ended", "last_recorded", "last_trained", "training_ended"]
 
 _GOES_ON: Final = (CONTINUED, EVENT, "finding", "loss")
+TRAINED: Final = ("losses", "resumed", "launched")
+"""Events of a training that goes on."""
 _LOOKED_AT: Final = 8  # of the last events: what they tell is of steps that came one soon after the other
 
 
@@ -35,13 +37,23 @@ def last_recorded(events: Sequence[Mapping[str, Any]], sampled: tuple[int, float
     Example:
         >>> last_recorded([{"type": "loss", "steps": [0, 20], "values": [2.0, 1.0], "time": 86400.0}], (0, 0.0))
         'last recorded step 20 at 1970-01-02 00:00:00 UTC'
+        >>> went_on = [{"type": "continued", "step": 20}, {"type": "loss", "steps": [20, 21], "time": 86400.0}]
+        >>> last_recorded(went_on, (100, 50.0))  # a sample of before
+        'last recorded step 21 at 1970-01-02 00:00:00 UTC'
         >>> last_recorded([], None)
         'no step was recorded'
     """
-    known = [sampled] if sampled is not None else []
-    for event in [event for event in reversed(events) if event.get("type") in _GOES_ON][:_LOOKED_AT]:
+    place = max((i for i, event in enumerate(events) if event.get("type") == CONTINUED), default=-1)
+    since = step_of(events[place : place + 1], -1) if place >= 0 else None
+    known: list[tuple[int, float]] = []
+    for event in [event for event in reversed(events[place + 1 :]) if event.get("type") in _GOES_ON][:_LOOKED_AT]:
         step, at = step_of([event], -1), event.get("time")
         known += [(step, float(at) if isinstance(at, int | float) else 0.0)] if step is not None else []
+    # What was sampled before a run went on, and is of a later step, is superseded.
+    timed = [at for _, at in known if at > 0]
+    if sampled is not None and (since is None or sampled[0] < since or (timed and sampled[1] >= min(timed))):
+        known.append(sampled)
+    known = known or ([(since - 1, 0.0)] if since else [])
     if not known:
         return "no step was recorded"
     step, at = max(known)
@@ -51,3 +63,41 @@ def last_recorded(events: Sequence[Mapping[str, Any]], sampled: tuple[int, float
         return f"last recorded step {step:,} at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
     except (ValueError, OverflowError, OSError):
         return f"last recorded step {step:,}"
+
+
+def training_ended(events: Sequence[Mapping[str, Any]], wanted: int | None) -> bool:
+    """Say whether a training has said how it ended, and was not continued.
+
+    Args:
+        events: of a training.
+        wanted: how many steps it was to do: those of an earlier levada did not say their end, but evaluated behind it.
+
+    Example:
+        >>> done = [{"type": "losses", "first": 0, "loss": [2.0, 1.5]}, {"type": "evaluation", "step": 2}]
+        >>> training_ended(done, 2), training_ended(done, 60), training_ended([*done, {"type": "end"}], 60)
+        (True, False, True)
+    """
+    types = (event.get("type") for event in reversed(events))
+    if next((type for type in types if type in ("end", "stopped", *TRAINED)), "") in ("end", "stopped"):
+        return True
+    steps = [event.get("step") for event in events if event.get("type") == "evaluation"]
+    return wanted is not None and max((step for step in steps if isinstance(step, int)), default=0) >= wanted
+
+
+def last_trained(events: Sequence[Mapping[str, Any]]) -> str:
+    """Say which step of a training was recorded last.
+
+    Args:
+        events: of a training.
+
+    Example:
+        >>> last_trained([{"type": "losses", "first": 20, "loss": [2.0, 1.5]}]), last_trained([])
+        ('last recorded step 21', 'no step was recorded')
+    """
+    for event in reversed(events):
+        first, loss = event.get("first"), event.get("loss")
+        if event.get("type") == "losses" and isinstance(first, int) and isinstance(loss, list) and loss:
+            return f"last recorded step {first + len(loss) - 1:,}"
+        if event.get("type") == "resumed" and isinstance(step := event.get("step"), int) and step > 0:
+            return f"last recorded step {step - 1:,}"
+    return "no step was recorded"

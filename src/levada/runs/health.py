@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any, final
 
 from levada._errors import MissingExtraError, UsageError
+from levada.runs.absent import absent
 from levada.runs.address import local
 from levada.runs.aside import set_aside
 from levada.runs.bundles import examine_bundles
-from levada.runs.ending import ended, last_recorded
+from levada.runs.checkpoints import CHECKPOINTS, examine_checkpoints
+from levada.runs.ending import ended, last_recorded, last_trained, training_ended
 from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.lock import is_held
 from levada.runs.lost import Lost, lost_of, lost_of_log
@@ -95,9 +98,13 @@ class Health:
         signals: what was found of each rank's signals.
         bundles: number of kept steps.
         bundle_damage: which of them cannot be replayed, and why.
+        checkpoints: number of a training's checkpoints.
+        checkpoint_damage: which of them cannot be used, and why.
+        checkpoints_aside: damaged ones that were set aside; one of their step, or a later one, is there.
         harmless: those of `torn` by which nothing is missing.
         lost: what is missing of the log.
-        open_end: of a watched run that did not say its end, what was recorded last; "" of others.
+        gone: what the run says that it kept, and no longer has.
+        open_end: of a watched run or a training that did not say its end, what was recorded last; "" of others.
     """
 
     path: Path
@@ -112,14 +119,19 @@ class Health:
     signals: tuple[RankHealth, ...] = ()
     bundles: int = 0
     bundle_damage: tuple[Damage, ...] = ()
+    checkpoints: int = 0
+    checkpoint_damage: tuple[Damage, ...] = ()
+    checkpoints_aside: tuple[str, ...] = ()
     harmless: frozenset[str] = frozenset()
     lost: tuple[Lost, ...] = ()
+    gone: tuple[Lost, ...] = ()
     open_end: str = ""
 
     @property
     def healthy(self) -> bool:
         """Whether everything that was written can be read, and is certain."""
-        whole = self.manifest is not None and not (self.manifest.uncertain or self.damage or self.bundle_damage)
+        kept = not (self.bundle_damage or self.checkpoint_damage or self.gone)
+        whole = kept and self.manifest is not None and not (self.manifest.uncertain or self.damage)
         return whole and self.torn.keys() <= self.harmless and all(rank.healthy for rank in self.signals)
 
     def __str__(self) -> str:
@@ -137,10 +149,15 @@ class Health:
             lost = f"{self.damage.num_bytes:,} bytes are not read, {behind}"
             lines.append(f"  damage: {self.damage.message}; {lost}")
         lines += [*_aside(self.torn, self.harmless), *_missing(self.lost), *map(str, self.signals)]
-        if self.bundles:
-            right = "right but for the damage below" if self.bundle_damage else "every checksum right"
-            lines.append(f"  bundles: {self.bundles:,}, {right}")
-        lines += [f"  damage: {damage.message}" for damage in self.bundle_damage]
+        kept = (("bundles", self.bundles, self.bundle_damage), (CHECKPOINTS, self.checkpoints, self.checkpoint_damage))
+        for name, number, damages in kept:
+            if number:
+                right = "right but for the damage below" if damages else "every checksum right"
+                lines.append(f"  {name}: {number:,}, {right}")
+            lines += [f"  damage: {damage.message}" for damage in damages]
+        aside = "  moved aside, because it was damaged: {}; one of its step or a later one is there"
+        lines += [f"  damage: {lost.message}{f', {lost.steps}' if lost.steps else ''}" for lost in self.gone]
+        lines += [aside.format(f"{CHECKPOINTS}/{name}") for name in self.checkpoints_aside]
         return "\n".join(lines)
 
 
@@ -172,8 +189,9 @@ def doctor(path: str | Path) -> Health:
     torn = {file.name: file.stat().st_size for file in aside}
     ranks = tuple(_examine_rank(rank, signals) for rank, signals in sorted(rank_folders(folder).items()))
     bundles, lost = examine_bundles(folder)
+    checkpoints, spoilt, copies = examine_checkpoints(folder)
     events = _events(folder)
-    watched = manifest is not None and manifest.kind == "watch"
+    kind = manifest.kind if manifest is not None else ""
     return Health(
         path=folder,
         manifest=manifest,
@@ -187,9 +205,13 @@ def doctor(path: str | Path) -> Health:
         signals=ranks,
         bundles=bundles,
         bundle_damage=tuple(lost),
+        checkpoints=checkpoints,
+        checkpoint_damage=tuple(spoilt),
+        checkpoints_aside=tuple(copies),
         harmless=frozenset(_harmless(events, manifest, torn)),
         lost=tuple(lost_of_log(events, damage)),
-        open_end=_open_end(folder, events) if watched and not ended(events) else "",
+        gone=tuple(absent(folder, events)),
+        open_end=_open_end(folder, kind, events),
     )
 
 
@@ -200,15 +222,28 @@ def _events(folder: Path) -> list[dict[str, Any]]:
         return [found.event for found in scan(file) if not isinstance(found, Damage)]
 
 
-def _open_end(folder: Path, events: Sequence[Mapping[str, Any]]) -> str:
-    """Say of a watched run that did not say its end what was recorded last, and whether it is being written."""
-    sampled: list[tuple[int, float]] = []
-    for _, signals in sorted(rank_folders(folder).items())[:1]:
-        with suppress(MissingExtraError):
-            found = Signals(signals)
-            sampled += zip(found.steps[-1:], found.times[-1:], strict=True)
-    recorded = last_recorded(events, sampled[0] if sampled else None)
+def _open_end(folder: Path, kind: str, events: Sequence[Mapping[str, Any]]) -> str:
+    """Say of a watched run or a training that did not say its end what was recorded last, and whether it goes on."""
+    if kind == "train" and not training_ended(events, _wanted(folder)):
+        recorded = last_trained(events)
+    elif kind == "watch" and not ended(events):
+        sampled: list[tuple[int, float]] = []
+        for _, signals in sorted(rank_folders(folder).items())[:1]:
+            with suppress(MissingExtraError):
+                found = Signals(signals)
+                sampled += zip(found.steps[-1:], found.times[-1:], strict=True)
+        recorded = last_recorded(events, sampled[0] if sampled else None)
+    else:
+        return ""
     return f"{'being written now' if is_held(folder) else 'not ended'}: {recorded}"
+
+
+def _wanted(folder: Path) -> int | None:
+    """Give how many steps a training is to do; None if its configuration does not say so."""
+    with suppress(OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError):
+        steps = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")).get("run", {}).get("steps")
+        return steps if isinstance(steps, int) else None
+    return None
 
 
 def _harmless(events: Sequence[Mapping[str, Any]], manifest: Manifest | None, torn: Mapping[str, int]) -> set[str]:

@@ -83,6 +83,7 @@ class Told:
         if type == "loss":
             self._take_losses(event.get("steps"), restore_numbers(event.get("values")))
         elif type == CONTINUED and isinstance(step, int):
+            self._cut(step)  # what was recorded of the steps from there on, other weights made
             for numbers in self._logged.values():
                 for later in [one for one in numbers if one >= step]:
                     del numbers[later]
@@ -96,6 +97,10 @@ class Told:
             return
         if not all(isinstance(step, int) for step in new) or not all(isinstance(x, int | float) for x in found):
             return
-        del self._values[(place := bisect_left(self._steps, new[0])) :], self._steps[place:]
+        self._cut(new[0])
         self._steps += new
         self._values += found
+
+    def _cut(self, step: int) -> None:
+        place = bisect_left(self._steps, step)
+        del self._values[place:], self._steps[place:]

@@ -79,6 +79,8 @@ def _steps(damage: Damage, steps: Mapping[int, Sequence[int]]) -> str:
 def between(before: int | None, after: int | None) -> str:
     """Say between which steps something is lost; "" if neither is known.
 
+    Where the run went on from an earlier step meanwhile, the first behind it is none that is larger.
+
     Args:
         before: the last step before it.
         after: the first behind it.
@@ -86,7 +88,11 @@ def between(before: int | None, after: int | None) -> str:
     Example:
         >>> between(20, 60), between(None, 60), between(None, None)
         ('after step 20 and before step 60', 'before step 60', '')
+        >>> between(380, 200)
+        'after step 380, or, as the run went on from an earlier step, before step 200'
     """
+    if before is not None and after is not None and after <= before:
+        return f"after step {before:,}, or, as the run went on from an earlier step, before step {after:,}"
     ends = [f"{word} step {step:,}" for word, step in (("after", before), ("before", after)) if step is not None]
     return " and ".join(ends)
 

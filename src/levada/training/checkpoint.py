@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -21,14 +20,13 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
 from levada._errors import MeasurementError
+from levada.runs.checkpoints import MARKER, NAME, Stored, aside, checksums, put_aside, stored, verify
 from levada.runs.manifest import write_atomically
 from levada.training.config import Checkpoint
 from levada.training.processes import Processes
 
 __all__ = ["Checkpoints", "complete", "load_weights"]
 
-MARKER: Final = "complete.json"
-_NAME: Final = re.compile(r"step-(\d{8,})")
 # It is meant, and need not be said.
 _ALONE: Final = "torch.distributed is disabled, unavailable or uninitialized"
 # Names of parameters instead of their numbers, so that other processes may hold other ones.
@@ -43,17 +41,7 @@ def complete(folder: Path) -> list[tuple[int, Path]]:
     Args:
         folder: where they are.
     """
-    named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
-    found = [(int(match[1]), path) for match, path in named if match and _is_complete(path)]
-    return sorted(found, reverse=True)
-
-
-def _is_complete(path: Path) -> bool:
-    try:
-        sizes = json.loads((path / MARKER).read_bytes())["files"]
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+    return [(one.step, one.path) for one in stored(folder) if not one.damage]
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -66,6 +54,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Raises:
         MeasurementError: if the checkpoint cannot be read, or is not of this network.
     """
+    if damage := verify(path):
+        raise MeasurementError(f"{path} is damaged: {damage}. Take another checkpoint.")
     weights = model.state_dict()
     warnings.filterwarnings("ignore", _ALONE, UserWarning)
     try:
@@ -102,15 +92,41 @@ class Checkpoints:
             self._asynchronous = False
             say("checkpoints are written while training waits: writing beside it needs PyTorch with gloo.")
 
-    def newest(self) -> tuple[int, Path] | None:
-        """Return step and path of the newest complete checkpoint."""
-        return next(iter(complete(self._folder)), None)
+    def resumable(self) -> tuple[int, Path] | None:
+        """Return step and path of the newest checkpoint that is as it was written; None where none was ever completed.
 
-    def clean(self) -> None:
-        """Remove the checkpoints that are not complete."""
-        found = [whole for _, whole in complete(self._folder)]
+        What was never completed is removed. What is damaged is said, and set aside where an older one can be used.
+
+        Raises:
+            MeasurementError: if all that were completed are damaged; they stay as they are.
+        """
+        damaged: list[Stored] = []
+        found = None
+        whole = stored(self._folder)
+        for one in whole:
+            # Every byte of those that might be loaded; of older ones the sizes.
+            damage = one.damage or ("" if found is not None else verify(one.path))
+            if damage:
+                damaged.append(Stored(one.step, one.path, damage))
+            elif found is None:
+                found = one
+        before = aside(self._folder) if found is None else []
+        if found is None and (damaged or before):
+            told = ", ".join([one.told for one in damaged] or [path.name for path in before])
+            raise MeasurementError(
+                f"train: a checkpoint must be as it was written to continue from it, and none in {self._folder} is: "
+                f"{told}. Put one back from a copy; or move that folder away, and the training begins again at step 0."
+            )
+        for one in damaged:
+            kept = put_aside(one.path).name
+            self._say(f"the checkpoint of step {one.step} is damaged, and is kept as {kept}: {one.damage}")
+        self._clean({one.path for one in whole})
+        return None if found is None else (found.step, found.path)
+
+    def _clean(self, declared: set[Path]) -> None:
+        """Remove what was never completed."""
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if _NAME.fullmatch(path.name) and path not in found:
+            if NAME.fullmatch(path.name) and path not in declared:
                 shutil.rmtree(path)
 
     def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> None:
@@ -161,7 +177,7 @@ class Checkpoints:
                 future.set_result(save(state, checkpoint_id=path, **self._surroundings()))
             except (Exception, CheckpointException) as error:
                 future.set_exception(error)
-        self._writing = step, future
+        self._writing = step, self._summed(future, path)
         self.poll()
 
     def poll(self) -> None:
@@ -174,7 +190,7 @@ class Checkpoints:
             told = _told(self._failure)
             self._say(f"the checkpoint of step {step} was not written, those before it are as they were: {told}")
         elif self.processes.rank == 0:
-            self._declare(step, self._folder / f"step-{step:08d}")
+            self._declare(step, self._folder / f"step-{step:08d}", future.result())
 
     def finish(self) -> None:
         """Wait for what is being written."""
@@ -199,9 +215,23 @@ class Checkpoints:
         if self._failure is not None:
             raise MeasurementError(f"train: the last checkpoint could not be written: {_told(self._failure)}")
 
-    def _declare(self, step: int, path: Path) -> None:
-        sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
-        marker = {"step": step, "processes": self.processes.size, "files": sizes}
+    def _summed(self, written: Future[Any], path: Path) -> Future[dict[str, int]]:
+        """Give what is done once all is written and, by the first process, read again: in the thread that wrote it."""
+        summed: Future[dict[str, int]] = Future()
+
+        def read(done: Future[Any]) -> None:
+            try:
+                done.result()
+                summed.set_result(checksums(path) if self.processes.rank == 0 else {})
+            except BaseException as error:  # whoever asks is told
+                summed.set_exception(error)
+
+        written.add_done_callback(read)
+        return summed
+
+    def _declare(self, step: int, path: Path, sums: dict[str, int]) -> None:
+        sizes = {name: (path / name).stat().st_size for name in sums}
+        marker = {"step": step, "processes": self.processes.size, "files": sizes, "crc32": sums}
         write_atomically(path / MARKER, json.dumps(marker, indent=1).encode())
         for _, old in complete(self._folder)[self._settings.keep :]:
             (old / MARKER).unlink()  # first: half a checkpoint must not look like one

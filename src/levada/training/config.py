@@ -10,7 +10,19 @@ from typing import Any, Final, Literal, final
 from levada._errors import UsageError, require_at_least
 from levada.training.spread import Parallel
 
-__all__ = ["FREE", "Checkpoint", "Config", "Data", "Model", "Optimizer", "Precision", "Run", "Schedule", "Watch"]
+__all__ = [
+    "FREE",
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Model",
+    "Optimizer",
+    "Precision",
+    "Run",
+    "Schedule",
+    "Watch",
+    "left_out",
+]
 
 FREE: Final = (
     "run.steps",
@@ -266,7 +278,7 @@ class Config:
     Example:
         >>> Config(model=Model(depth=0))
         Traceback (most recent call last):
-        levada._errors.UsageError: train: model.depth must be at least 1, got 0.
+        levada._errors.UsageError: train: model.depth must be at least 1, got 0. Leave it out for the default, 8.
     """
 
     model: Model = field(default_factory=Model)
@@ -321,12 +333,29 @@ def _require_used(config: Config) -> None:
         )
 
 
+def left_out(path: str) -> str:
+    """Say what a key is if it is left out; "" of one without a plain default.
+
+    Args:
+        path: of the key, as `optimizer.lr`.
+
+    Example:
+        >>> left_out("run.steps"), left_out("model.options.heads")
+        (' Leave it out for the default, 1000.', '')
+    """
+    table, _, key = path.partition(".")
+    kind: Any = getattr(Config.__dataclass_fields__.get(table), "default_factory", None)
+    known = getattr(kind, "__dataclass_fields__", {}).get(key)
+    value = getattr(known, "default", None)
+    return f" Leave it out for the default, {value}." if type(value) in (int, float) else ""
+
+
 def _least(key: str, value: float, least: float) -> None:
-    require_at_least("train", key, value, least)
+    require_at_least("train", key, value, least, left_out(key).strip())
     if value == float("inf"):
-        raise UsageError(f"train: {key} must be finite, got inf.")
+        raise UsageError(f"train: {key} must be finite, got inf.{left_out(key)}")
 
 
 def _between(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise UsageError(f"train: {key} must be in [{low}, {high}], got {value}.")
+        raise UsageError(f"train: {key} must be in [{low}, {high}], got {value}.{left_out(key)}")

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from levada._errors import UsageError
 from levada._names import meant, nearest
-from levada.training.config import FIXED, FREE, Config
+from levada.training.config import FIXED, FREE, Config, left_out
 
 __all__ = ["content_hash", "devices", "differences", "fitting", "read", "resolve", "settings", "to_dict", "to_toml"]
 
@@ -157,7 +157,21 @@ def fitting(value: Any, kind: Any, path: str) -> Any:
         return dict(value)
     elif isinstance(kind, type) and type(value) is kind:
         return value
-    raise UsageError(f"train: {path} must be {_words(kind)}, got {value!r}.")
+    raise UsageError(f"train: {path} must be {_words(kind)}, got {value!r}.{_advice(value, kind, path)}")
+
+
+def _advice(value: Any, kind: Any, path: str) -> str:
+    """Say what to do about a value of another type than its key's."""
+    if isinstance(value, str) and kind in (int, float):
+        try:
+            return f" Leave out the quotes: {path.rpartition('.')[2]} = {kind(value)!r}"
+        except ValueError:
+            return left_out(path)
+    if kind is str and not isinstance(value, list | Mapping):
+        return f' Put it in quotes: {path.rpartition(".")[2]} = "{value}"'
+    if kind is bool:
+        return f" Write {path.rpartition('.')[2]} = true, or = false"
+    return left_out(path)
 
 
 def devices() -> str:

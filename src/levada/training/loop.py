@@ -129,8 +129,7 @@ def _train(
     checkpoints = Checkpoints(Path(config.run.folder) / "checkpoints", config.checkpoint, processes, progress.say)
     first = 0
     if continued:
-        processes.agree(checkpoints.clean)
-        found = processes.agree(checkpoints.newest)
+        found = processes.agree(checkpoints.resumable)
         if found is not None:
             first, path = found
             checkpoints.load(path, engine.module, optimizer)

@@ -139,7 +139,7 @@ def write_bundle(run: Path, bundle: Bundle, ending: str = "") -> Path:
             tensors |= aside
         except UnkeptError as reason:
             missing[name] = str(reason)
-    folder = run / BUNDLES / f"step-{bundle.step:06d}-{bundle.rule}{ending}"
+    folder = _free(run / BUNDLES, f"step-{bundle.step:06d}-{bundle.rule}", ending)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -174,11 +174,21 @@ def write_bundle(run: Path, bundle: Bundle, ending: str = "") -> Path:
     return folder
 
 
-def read_bundle(path: str | Path) -> Bundle:
+def _free(folder: Path, name: str, ending: str) -> Path:
+    """Give a folder that is not there yet: a run that goes on may come to a step that it kept before."""
+    path, number = folder / f"{name}{ending}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}{ending}"
+    return path
+
+
+def read_bundle(path: str | Path, *, examined: bool = False) -> Bundle:
     """Read a bundle.
 
     Args:
         path: its folder.
+        examined: whether every byte of it has been compared with its checksums just now.
 
     Raises:
         UsageError: if it is none, was written by a later version, or is damaged.
@@ -189,8 +199,7 @@ def read_bundle(path: str | Path) -> Bundle:
         schema = table["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"replay: {no_bundle(folder)}") from error
-    kept = look_at(folder)
-    if kept.damage:
+    if not examined and (kept := look_at(folder)).damage:
         raise UsageError(f"replay: {str(folder)!r} is damaged: {kept.damage}. {kept.left}")
     if schema != SCHEMA:
         raise UsageError(f"replay: this version reads bundles of schema {SCHEMA}, got {schema!r}. Update levada.")

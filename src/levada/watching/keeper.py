@@ -79,7 +79,8 @@ class Keeper:
         self._bad = 0
         self._coming: deque[tuple[int, Tensor, Callable[[], bool]]] = deque(maxlen=256)
         self._rank = process_rank()
-        kept = [path.name for path in (run / BUNDLES).glob("step-*")]  # a run that goes on has those it had
+        # A run that goes on has those it had; that of the first steps leaves room here too.
+        kept = [path.name for path in (run / BUNDLES).glob("step-*") if STEEPLY not in path.name]
         self._left = most - sum(
             name.partition("-rank-")[1:] == _of_rank(self._rank).partition("-rank-")[1:] for name in kept
         )

@@ -50,11 +50,17 @@ class KeptLosses:
             step: which is under way.
             loss: as far as it is known.
         """
+        if step <= self._written:  # it was left, and is made again
+            self._written = step - 1
+        self._early = min(self._early, step - 1)
         self._later[step] = loss.detach()
-        if len(self._later) >= MOST:
+        if len(self._later) >= MOST and self._shared:
+            self._keep_early(step)
+            self._later = dict(list(self._later.items())[-MOST // 2 :])
+        elif len(self._later) >= MOST:
             self.keep(step)
         elif time.monotonic() - self._at >= SECONDS:
-            self._keep_early()
+            self._keep_early(step)
 
     def sampled(self, sample: Sample) -> None:
         """Write the losses of a sample, and those before them that it does not bring.
@@ -87,11 +93,25 @@ class KeptLosses:
         self._later = {step: loss for step, loss in self._later.items() if step > last}
         self._written = max([self._written, *(step for step in known if step <= last)])
 
-    def _keep_early(self) -> None:
+    def found(self, step: int) -> None:
+        """Write the losses that led to what was found between samples; those of several processes come with the next.
+
+        Args:
+            step: the last of them.
+
+        Raises:
+            RuntimeError: if the device has failed.
+        """
+        if self._shared:
+            self._keep_early(step)
+        else:
+            self.keep(step)
+
+    def _keep_early(self, last: int) -> None:
         """Write what no sample is about to bring."""
         if self._shared:
-            self._write({step: loss for step, loss in self._later.items() if step > self._early})
-            self._early = max(self._later)
+            self._write({step: loss for step, loss in self._later.items() if self._early < step <= last})
+            self._early = max(self._early, last)
             return
         ended = self._newly_ended()
         if ended and min(ended) <= min(self._later):  # else a sample is on its way, and what it brings comes first

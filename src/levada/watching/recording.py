@@ -237,7 +237,7 @@ class Recording:
     def found_between_samples(self, step: int) -> None:
         """Keep the verdicts and bundles that are new, and the losses that led to them."""
         if not self._closed and os.getpid() == self._process:
-            self._losses.keep(step)
+            self._losses.found(step)
             self._hear(step, bundles=True)
             self._keep_standing(step)
 
@@ -264,6 +264,7 @@ class Recording:
         if self.rank == 0:
             events.add("overhead", step=self._steps - 1, share=float(self._watch.overhead))
             end = {"steps": self._steps, "samples": self._samples, "dropped": self.dropped, "problem": self.problem}
+            end["keep"] = self._keep
             error = sys.exc_info()[1]
             if self._left is not None and self._left >= self._watch.steps:
                 end |= {"steps": self._left, "left": self._left}
