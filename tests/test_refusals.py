@@ -48,7 +48,7 @@ def answer(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
     ("words", "said"),
     [
         # Words that are spelt wrongly, or in another case.
-        ("chek", "COMMAND must be one of check, fix, run, train, replay, study, report, serve, explore, export, doctor"),
+        ("chek", "COMMAND must be one of check, fix, run, train, replay, study, report, serve, explore, export"),
         ("chek", "Did you mean 'check'? Try: levada --help"),
         ("Report", "Did you mean 'report'?"),
         ("list Studies", "Did you mean 'studies'?"),
