@@ -296,6 +296,15 @@ class LossBaseline:
         return max(0.0, max(self.start, self.first) - self.best) if math.isfinite(self.best) else 0.0
 
     @property
+    def fell(self) -> bool:
+        """Whether it came below its start by a twentieth of that, or so far below the very first, scatter left out.
+
+        One loss may be high by its batch alone, and the best is the least of many medians.
+        """
+        enough = 0.05 * abs(self.start)
+        return self.start - self.best >= enough or self.first - self.best >= enough + CLEAR * self.jitter
+
+    @property
     def scale(self) -> float:
         """A change of the loss that matters in this run: what was learned, or a quarter of the start's size."""
         return max(self.learned, 0.25 * abs(self.start))

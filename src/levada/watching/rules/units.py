@@ -11,8 +11,7 @@ from torch import Tensor
 from levada.diagnose.finding import Finding, Severity
 from levada.watching.places import original, plain_name
 from levada.watching.rules.depth import LARGE
-from levada.watching.rules.steps import at_rest, loss_falls
-from levada.watching.view import View, values_of
+from levada.watching.view import View, at_rest, loss_falls, values_of
 
 __all__ = ["dead_units", "frozen_layers"]
 
