@@ -57,8 +57,8 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
     the span is longer than eleven scales of the mean square. Where blocks lose too unevenly for a common factor, it
     speaks if three or more lose three decades on each of the last samples, and the loss neither falls nor is at rest;
     that is a warning. In time it speaks if a block's gradient, beside the median block's, falls by three decades below
-    the run's own baseline; that is information while the loss does not suffer, as at a head whose task is solved, and an error needs updates
-    of that block that move nothing while the others' do.
+    the run's own baseline; that is information while the loss does not suffer, as at a head whose task is solved, and
+    an error needs updates of that block that move nothing while the others' do.
     """
     stands = not view.blocks.adaptive and view.stands
     decay = _over_depth(view, "gradient_rms", gradient_decay, BEYOND / (2 * math.log(10)) if stands else None)
