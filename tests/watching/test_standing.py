@@ -146,6 +146,33 @@ def test_a_block_that_never_had_a_gradient_keeps_the_verdict_open_until_it_is_no
     assert told[15][1] == ["frozen_layers"]  # at the 16th sample, as it is said
 
 
+def off(at):
+    """Leave a block and all before it without an activation or a gradient, on some samples."""
+
+    def edit(step, values, scalars, losses):
+        if at(step):
+            values["zero_fraction"][2] = 1.0
+            values["weight_gradient_rms"][:3] = 0.0
+
+    return edit
+
+
+def test_a_block_that_is_wholly_off_on_all_of_the_last_samples_is_not_called_healthy_whatever_its_habit():
+    run = Synthetic()
+    run.run(11, off(lambda step: step == 20 or step >= 100))
+    standing = standing_of(run.judge)
+    assert (standing.verdict, run.judge.findings) == ("unknown", [])  # by its habit it may rest still
+    assert standing.waiting == {"dead_units"}
+    assert standing.unjudged["dead_units"].startswith(
+        "layers.2 gave nothing but zeros and got no gradient on the last 4"
+    )
+    run.run(1, off(lambda step: True))
+    assert [(f.rule, f.severity) for f in run.judge.findings] == [("dead_units", "error")]
+    rests = Synthetic()
+    rests.run(24, off(lambda step: step % 80 > 0))  # three samples of four
+    assert (standing_of(rests.judge).verdict, rests.judge.findings) == ("healthy", [])
+
+
 def test_what_cannot_be_judged_here_is_said_and_keeps_no_verdict_open():
     run = Synthetic(sites=2)
 
