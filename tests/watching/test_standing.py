@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ import levada
 from levada.report.watch import watch_view
 from levada.runs import Run
 from levada.watching import Sample
+from levada.watching.account import report
 from levada.watching.judged import standing_of
-from levada.watching.lines import summary
+from levada.watching.lines import finding_lines, summary
 from levada.watching.live import Live
 from levada.watching.sample import WATCHED
 
@@ -55,6 +57,20 @@ def test_all_places_tell_the_same_verdict_the_same_rules_and_the_same_sampling(s
     assert any(sampling in note for note in told.notes)
     assert sampling in next(fact["note"] for fact in shown["facts"] if fact["label"] == "overhead")
     assert sampling in said
+
+
+def test_a_run_that_was_sampled_to_its_middle_is_called_healthy_up_to_there_wherever_that_stands_first(tmp_path: Path):
+    watch, _ = trained(120, tmp_path / "run")
+    seen = replace(watch.standing, sampled=60)
+    told = report(watch.judge, model=watch.model, standing=seen)
+    called = "healthy up to step 60 of 120"
+    assert (told.verdict, told.called, told.to_dict()["called"]) == ("healthy", called, called)
+    assert str(told).startswith(f"{called}: Sequential, ")
+    assert called in " ".join(told.to_html(tmp_path / "page.html").read_text().split())
+    line = "".join(piece for piece, _ in finding_lines([], [], seen, 200, 4, True)[0])
+    assert line.startswith(f"✓ {called}: nothing found, ")
+    assert "up to" not in line.removeprefix(f"✓ {called}")
+    assert watch.report().called == "healthy"
 
 
 def test_what_is_told_to_be_lacking_is_what_a_verdict_takes():
