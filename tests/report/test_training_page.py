@@ -414,6 +414,7 @@ def test_of_a_continued_training_it_is_told_where_its_own_samples_end(tmp_path: 
         with SignalWriter(tmp_path / "mine" / "watch" / "2", sites=sites, signals=("gradient_rms",)) as signals:
             signals.append(step, 1.0, encode([1.0]), {})
         (row,) = view(tmp_path / "mine")["watched"]
-        told = ", up to step 10,000" if end else ""
+        told = ", up to step 10,000 of 10,101" if end else ""
         recorded = "last recorded step 10,100"
         assert row["told"] == f"Nothing was found. 1 of 1 rules judged it{told}. Not ended: {recorded}."
+        assert row["called"] == f"healthy{told[1:]}"

@@ -588,7 +588,8 @@ def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:
         events.append("loss", steps=list(range(100)), values=[1.0] * 100)
         events.append("judged", step=4, rules=["loss_spike", "vanishing_gradient"], unjudged={}, waiting=[])
     words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
-    assert "reached every block up to step 4; what came after was not sampled" in words
+    assert "healthy up to step 4 of 100, not ended" in words
+    assert "reached every block up to step 4 of 100; what came after was not sampled" in words
     assert "5 samples kept, the last of step 4" in words
 
 

@@ -1,6 +1,7 @@
 """The rules of a watched run on made-up samples: each speaks of its fault at its place, and of nothing else."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -215,6 +216,29 @@ def test_dead_units_are_named_and_explain_the_blocks_before_them():
     run = Synthetic()
     run.run(12)
     assert fired(run.run(8, dead)) == [("dead_units", "error", "layers.4")]
+
+
+@pytest.mark.parametrize(
+    ("alive", "words", "usual"),
+    [
+        (0, "it was so from the start", None),
+        (3, r"it was (.*)% on the last sample before", 50),  # all but three samples of its baseline are dead ones
+        (12, r"it was (.*)% in this run's own baseline", 50),
+    ],
+)
+def test_dead_units_are_compared_with_what_was_before_them(alive, words, usual):
+    def dead(step, values, scalars, losses):
+        values["zero_fraction"][4] = 1.0
+        values["weight_gradient_rms"][:5] = 0.0
+
+    run = Synthetic()
+    run.run(alive)
+    (finding,) = run.run(12, dead)
+    told = re.fullmatch(words, finding.evidence["reference"])
+    assert told
+    assert finding.evidence["reference"] in finding.claim
+    assert finding.evidence["explained_by"] == (None if usual is None else "baseline")
+    assert usual is None or float(told[1]) == pytest.approx(usual, rel=0.4)
 
 
 def test_sparse_units_from_the_start_are_not_dead():

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ import levada
 from levada.report.watch import watch_view
 from levada.runs import Run
 from levada.watching import Sample
+from levada.watching.account import report
 from levada.watching.judged import standing_of
-from levada.watching.lines import summary
+from levada.watching.lines import finding_lines, summary
 from levada.watching.live import Live
 from levada.watching.sample import WATCHED
 
@@ -55,6 +57,20 @@ def test_all_places_tell_the_same_verdict_the_same_rules_and_the_same_sampling(s
     assert any(sampling in note for note in told.notes)
     assert sampling in next(fact["note"] for fact in shown["facts"] if fact["label"] == "overhead")
     assert sampling in said
+
+
+def test_a_run_that_was_sampled_to_its_middle_is_called_healthy_up_to_there_wherever_that_stands_first(tmp_path: Path):
+    watch, _ = trained(120, tmp_path / "run")
+    seen = replace(watch.standing, sampled=60)
+    told = report(watch.judge, model=watch.model, standing=seen)
+    called = "healthy up to step 60 of 120"
+    assert (told.verdict, told.called, told.to_dict()["called"]) == ("healthy", called, called)
+    assert str(told).startswith(f"{called}: Sequential, ")
+    assert called in " ".join(told.to_html(tmp_path / "page.html").read_text().split())
+    line = "".join(piece for piece, _ in finding_lines([], [], seen, 200, 4, True)[0])
+    assert line.startswith(f"✓ {called}: nothing found, ")
+    assert "up to" not in line.removeprefix(f"✓ {called}")
+    assert watch.report().called == "healthy"
 
 
 def test_what_is_told_to_be_lacking_is_what_a_verdict_takes():
@@ -144,6 +160,33 @@ def test_a_block_that_never_had_a_gradient_keeps_the_verdict_open_until_it_is_no
         told.append((standing_of(run.judge).verdict, [f.rule for f in run.judge.findings if f.status == "fired"]))
     assert told[14] == ("unknown", [])
     assert told[15][1] == ["frozen_layers"]  # at the 16th sample, as it is said
+
+
+def off(at):
+    """Leave a block and all before it without an activation or a gradient, on some samples."""
+
+    def edit(step, values, scalars, losses):
+        if at(step):
+            values["zero_fraction"][2] = 1.0
+            values["weight_gradient_rms"][:3] = 0.0
+
+    return edit
+
+
+def test_a_block_that_is_wholly_off_on_all_of_the_last_samples_is_not_called_healthy_whatever_its_habit():
+    run = Synthetic()
+    run.run(11, off(lambda step: step == 20 or step >= 100))
+    standing = standing_of(run.judge)
+    assert (standing.verdict, run.judge.findings) == ("unknown", [])  # by its habit it may rest still
+    assert standing.waiting == {"dead_units"}
+    assert standing.unjudged["dead_units"].startswith(
+        "layers.2 gave nothing but zeros and got no gradient on the last 4"
+    )
+    run.run(1, off(lambda step: True))
+    assert [(f.rule, f.severity) for f in run.judge.findings] == [("dead_units", "error")]
+    rests = Synthetic()
+    rests.run(24, off(lambda step: step % 80 > 0))  # three samples of four
+    assert (standing_of(rests.judge).verdict, rests.judge.findings) == ("healthy", [])
 
 
 def test_what_cannot_be_judged_here_is_said_and_keeps_no_verdict_open():

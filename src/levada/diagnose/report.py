@@ -38,6 +38,7 @@ class Report:
         seconds: time that the check took.
         settings: optimizer, lr, loss and its value.
         unknown: rule -> why it gives no verdict, of those that a user may expect one of.
+        called: the verdict in words, as "healthy up to step 202 of 600" of a training; "" if it is that word.
     """
 
     verdict: Verdict
@@ -51,6 +52,7 @@ class Report:
     seconds: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
+    called: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values: numbers are finite or one of "nan", "inf", "-inf".
@@ -70,6 +72,7 @@ class Report:
             "seed": self.seed,
             "seconds": round(self.seconds, 3),
             "verdict": self.verdict,
+            **({"called": self.called} if self.called else {}),
             **self.settings,
             "blocks": self.blocks,
             "summary": self.summary,
@@ -104,7 +107,8 @@ class Report:
 
     def __str__(self) -> str:
         depth = self.summary.get("depth", len(self.blocks))
-        lines = [f"{self.verdict}: {self.model}, {depth} blocks, {self.parameters:,} parameters, {self.seconds:.1f} s"]
+        called = self.called or self.verdict
+        lines = [f"{called}: {self.model}, {depth} blocks, {self.parameters:,} parameters, {self.seconds:.1f} s"]
         for key, words in _DECAYS.items():
             decay = self.summary.get(key)
             if decay:

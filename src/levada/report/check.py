@@ -80,6 +80,7 @@ def check_view(report: Mapping[str, Any], title: str = "") -> dict[str, Any]:
     return {
         "title": title or str(report.get("model") or "check"),
         "verdict": report.get("verdict", "unknown"),
+        "called": str(report.get("called") or ""),
         "sign": SIGNS.get(str(report.get("verdict")), "?"),
         "headline": headline(report),
         "claim": found[0].get("claim", "") if found else _unknown_reason(report),
@@ -229,7 +230,7 @@ def _provenance(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [(label, str(report[key])) for key, label in keys.items() if report.get(key) is not None]
     if report.get("seconds") is not None:
         rows.append(("time", f"{short(report['seconds'])} s"))
-    told = (*keys, "seconds", "verdict", "parameters")
+    told = (*keys, "seconds", "verdict", "called", "parameters")
     rows += [
         (human(key), short(value))
         for key, value in report.items()

@@ -223,7 +223,7 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
         told += " The end of its record cannot be read."
     elif not ended(events) and not is_held(path):
         told += f" Not ended: {last_recorded(events, together.last)}."
-    return _row(standing.verdict, told), found
+    return {**_row(standing.verdict, told), "called": standing.called}, found
 
 
 def _row(verdict: str, told: str) -> dict[str, str]:

@@ -74,7 +74,7 @@ def watch_view(
     return {
         "title": name,
         "verdict": verdict,
-        "called": verdict if whole else f"{verdict} so far" if held else f"{verdict}, not ended",
+        "called": f"{standing.called}{'' if whole else ' so far' if held else ', not ended'}",
         "sign": SIGNS[verdict],
         "headline": headline_read(standing, fired, lost, damage),
         "claim": str(fired[0].get("claim", "")) if fired else "",

@@ -78,12 +78,34 @@ class Standing:
         return "unknown" if self.waiting or not self.judged else "healthy"
 
     @property
+    def called(self) -> str:
+        """The verdict in words: "healthy" only as far as the run was seen.
+
+        Example:
+            >>> Standing((), ("loss_spike",), sampled=202, steps=600).called
+            'healthy up to step 202 of 600'
+            >>> Standing(("warn",), ("loss_spike",), sampled=202, steps=600).called
+            'warn'
+        """
+        return f"{self.verdict}{self.until[1:]}" if self.verdict == "healthy" else self.verdict
+
+    @property
+    def basis(self) -> str:
+        """What `called` rests on: as `counted`, without the step that it has said.
+
+        Example:
+            >>> Standing((), ("loss_spike",), sampled=202, steps=600).basis
+            '1 of 1 rules judged it'
+        """
+        return self.counted.removesuffix(self.until) if self.verdict == "healthy" else self.counted
+
+    @property
     def counted(self) -> str:
         """How many rules have judged the run, up to which step it was seen, and how much more the others wait for.
 
         Example:
             >>> Standing((), ("loss_spike",), {"dead_units": "no zeros were seen"}, sampled=20, steps=400).counted
-            '1 of 2 rules judged it, up to step 20'
+            '1 of 2 rules judged it, up to step 20 of 400'
             >>> why = {"lost_update": "3 samples in a row are needed, and 1 is there"}
             >>> Standing((), ("loss_spike",), why, frozenset(why), 0, 1, why, {"samples": 2}).counted
             '1 of 2 rules judged it; 2 more sampled steps are needed'
@@ -112,12 +134,12 @@ class Standing:
 
         Example:
             >>> Standing(sampled=310, steps=400).until, Standing(sampled=310, steps=400, first=300).until
-            (', up to step 310', ', up to step 310')
+            (', up to step 310 of 400', ', up to step 310 of 400')
             >>> Standing(sampled=390, steps=400, first=300).until
             ''
         """
         early = self.sampled is not None and 0 <= self.sampled - self.first < SEEN * (self.steps - 1 - self.first)
-        return f", up to step {self.sampled:,}" if early else ""
+        return f", up to step {self.sampled:,} of {self.steps:,}" if early else ""
 
     @property
     def reasons(self) -> str:

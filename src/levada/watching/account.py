@@ -66,6 +66,7 @@ def report(
         seconds=judge.seconds,
         settings=_settings(judge, rows),
         unknown=standing.unjudged,
+        called=standing.called,
     )
 
 

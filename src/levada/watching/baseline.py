@@ -129,6 +129,10 @@ class Silence:
     Args:
         columns: number of signals.
 
+    Attributes:
+        run: how many samples in a row have been zero so far.
+        last: what each was when it was other than zero last; NaN where it never was.
+
     Example:
         >>> silence = Silence(1)
         >>> for value in [1.0] * 18 + [0.0] * 2:
@@ -139,6 +143,7 @@ class Silence:
 
     def __init__(self, columns: int) -> None:
         self.run = torch.zeros(columns, dtype=torch.long)
+        self.last = torch.full((columns,), math.nan, dtype=torch.float64)
         self._zeros = torch.zeros(columns, dtype=torch.long)
         self._counted = torch.zeros(columns, dtype=torch.long)
 
@@ -164,6 +169,7 @@ class Silence:
         zero, other = values == 0, values.abs() > 0
         self._zeros += torch.where(other, self.run, 0)
         self._counted += torch.where(other, self.run + 1, 0)
+        self.last = torch.where(other, values.double(), self.last)
         self.run = torch.where(zero, self.run + 1, torch.where(other, 0, self.run))
 
 
@@ -294,6 +300,15 @@ class LossBaseline:
     def learned(self) -> float:
         """How far the loss has come below its start, or below the very first if that is higher; at least 0."""
         return max(0.0, max(self.start, self.first) - self.best) if math.isfinite(self.best) else 0.0
+
+    @property
+    def fell(self) -> bool:
+        """Whether it came below its start by a twentieth of that, or so far below the very first, scatter left out.
+
+        One loss may be high by its batch alone, and the best is the least of many medians.
+        """
+        enough = 0.05 * abs(self.start)
+        return self.start - self.best >= enough or self.first - self.best >= enough + CLEAR * self.jitter
 
     @property
     def scale(self) -> float:

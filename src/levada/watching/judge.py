@@ -223,7 +223,9 @@ class Judge:
         self._ledger.end("numerical_overflow", sample.step)
         self.far = not self.loss.steps and is_far(view)
         self._apply(view)
-        self._baseline.add(_columns(sample, view.sites))
+        usual = _columns(sample, view.sites)
+        off = usual[-view.sites :]  # the zero fraction; a block that is wholly off is none of what it usually is
+        self._baseline.add(torch.cat([usual[: -view.sites], torch.where(off == 1, math.nan, off)]))
 
     def skipped(self, finding: Finding | None, step: int) -> None:
         """Tell that training stands still, or take that back.

@@ -13,6 +13,7 @@ from levada.watching.rules.units import BY_CHANCE
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import UPDATES
+from levada.watching.view import values_of
 
 __all__ = ["PART", "standing_of"]
 
@@ -154,6 +155,11 @@ def _early(judge: Judge) -> Iterator[Reason]:
     if 0 < silent < rest:
         why = f"a block never had a gradient, which {rest} samples tell from a rest"
         yield "frozen_layers", why, True, ("samples", rest, silent)
+    if samples >= based and (block := _dark(judge)):
+        why = (
+            f"{block} gave nothing but zeros and got no gradient on the last {len(judge.rows)} samples, as if it rested"
+        )
+        yield "dead_units", why, True, None
     for rule, least in (
         ("loss_spike", loss.warm_up),
         ("learning_rate_too_high", loss.warm_up),
@@ -165,6 +171,21 @@ def _early(judge: Judge) -> Iterator[Reason]:
     if samples < confirm:
         why = f"{confirm} samples in a row are needed"
         yield from ((rule, why, True, ("samples", confirm, samples)) for rule in judge.rules)
+
+
+def _dark(judge: Judge) -> str:
+    """Name the first block that was wholly off on all of the last samples; "" if there is none.
+
+    Its habit may explain that, so that no rule speaks yet; but nothing of it was seen to be sound.
+    """
+    if judge.blocks is None or len(judge.rows) < (judge.rows.maxlen or 0):
+        return ""
+    names = judge.blocks.names
+    dark = judge.blocks.trainable.clone()
+    for row in judge.rows:
+        dark &= values_of(row, "zero_fraction", len(names)) == 1
+        dark &= values_of(row, "weight_gradient_rms", len(names)) == 0
+    return names[int(dark.nonzero()[0])] if bool(dark.any()) else ""
 
 
 def _are(count: Count) -> str:

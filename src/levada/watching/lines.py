@@ -64,7 +64,7 @@ def _verdict(standing: Standing, width: int, most: int, fine: bool) -> list[Line
     """Say that nothing alarms, and what that is worth: by which rules, and where it is not known, why not."""
     healthy = standing.verdict == "healthy"
     sign, style = (("✓" if fine else "ok"), "green") if healthy else ("?", "yellow")
-    text = f"{standing.verdict}: {'no alarm' if standing.severities else 'nothing found'}, {standing.counted}"
+    text = f"{standing.called}: {'no alarm' if standing.severities else 'nothing found'}, {standing.basis}"
     text += "" if healthy or not standing.reasons else f"; not {standing.reasons}"
     texts = textwrap.wrap(text, max(width - len(sign) - 1, 20), max_lines=most, placeholder=" …" if fine else " ...")
     return [[(f"{sign} " if i == 0 else " " * (len(sign) + 1), style), (one, "dim")] for i, one in enumerate(texts)]

@@ -15,13 +15,16 @@ from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octa
 from levada.watching.places import original, plain_name
 from levada.watching.sample import Sample
 
-__all__ = ["ADAPTIVE", "COMPARED", "MANY", "Blocks", "View", "membership", "rate_of"]
+__all__ = ["ADAPTIVE", "COMPARED", "MANY", "Blocks", "View", "at_rest", "loss_falls", "membership", "rate_of"]
 
 COMPARED: Final = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 """The signals that have a baseline."""
 
 MANY: Final = 128
 """Losses after which one that stands where it began, or above, is no slow start."""
+
+# Losses on either side of the comparison that says whether the loss still falls.
+SIDE: Final = 48
 
 ADAPTIVE: Final = ("adam", "nadam", "radam", "rmsprop", "lion", "adafactor", "muon")
 """Beginnings of the names of optimizers that rescale gradients, in lower case."""
@@ -192,7 +195,7 @@ class View:
         By much is a twentieth of its size; clearly is half of its spread, as a loss with a large constant in it does.
         """
         loss = self.loss
-        if loss.steps < 2 * loss.warm_up or loss.learned >= 0.05 * abs(loss.start):
+        if loss.steps < 2 * loss.warm_up or loss.fell:
             return False
         return loss.start - loss.median <= 0.5 * loss.spread
 
@@ -203,9 +206,21 @@ class View:
         It has come below its start by less than a hundredth of that, or by no more than half of its spread.
         """
         loss = self.loss
-        if loss.steps < MANY or loss.learned >= 0.05 * abs(loss.start):
+        if loss.steps < MANY or loss.fell:
             return False
         return loss.start - loss.median <= max(0.5 * loss.spread, 0.01 * abs(loss.start))
+
+
+def loss_falls(view: View) -> bool | None:
+    """Whether the loss fell over the last steps by more than it scatters between medians of as many; None of few."""
+    fall = view.loss.fall(SIDE)
+    return None if math.isnan(fall) else fall > max(2 * view.loss.spread / math.sqrt(SIDE), 1e-3 * abs(view.loss.start))
+
+
+def at_rest(view: View) -> bool:
+    """Whether the loss is small beside its start: small gradients are then what it should have."""
+    loss = view.loss
+    return loss.ready and abs(loss.now) < 0.05 * abs(loss.start)
 
 
 def rate_of(optimizers: Sequence[Any]) -> float:

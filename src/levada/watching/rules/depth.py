@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -14,7 +15,7 @@ from levada.diagnose.finding import Finding, Severity
 from levada.diagnose.trainable import GRADIENT_SCALES
 from levada.probe.trace import Trace
 from levada.watching.baseline import octaves, times
-from levada.watching.view import View
+from levada.watching.view import View, at_rest, loss_falls
 
 __all__ = [
     "NEGLIGIBLE",
@@ -38,6 +39,10 @@ LARGE: Final = 0.1
 RISEN: Final = 0.25
 # Scales of the gradient's mean square, a tenth above those to which nets train: one at ten was seen to start late.
 BEYOND: Final = 1.1 * GRADIENT_SCALES
+# Blocks that lose the three decades without a common factor: fewer are a place, and no depth.
+UNEVEN: Final = 3
+# Samples in a row on each of which they do.
+LASTING: Final = 3
 _DEPTH = "Schoenholz et al. 2017, arXiv 1611.01232"
 
 
@@ -49,10 +54,11 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
     updates of the first block that move nothing while those of later ones do, and a loss that has not fallen. It speaks
     of less where an optimizer that does not rescale gradients trains, the loss stands where it began after 128 steps or
     more, and a constant factor per block, with its whole interval, is one by which such blocks train to no such depth:
-    the span is longer than eleven scales of the mean square. In time
-    it speaks if a block's gradient, beside the median block's, falls by three decades below the run's own baseline;
-    that is information while the loss does not suffer, as at a head whose task is solved, and an error needs updates
-    of that block that move nothing while the others' do.
+    the span is longer than eleven scales of the mean square. Where blocks lose too unevenly for a common factor, it
+    speaks if three or more lose three decades on each of the last samples, and the loss neither falls nor is at rest;
+    that is a warning. In time it speaks if a block's gradient, beside the median block's, falls by three decades below
+    the run's own baseline; that is information while the loss does not suffer, as at a head whose task is solved, and
+    an error needs updates of that block that move nothing while the others' do.
     """
     stands = not view.blocks.adaptive and view.stands
     decay = _over_depth(view, "gradient_rms", gradient_decay, BEYOND / (2 * math.log(10)) if stands else None)
@@ -60,6 +66,9 @@ def vanishing_gradient(view: View) -> Iterable[Finding]:
     far = span is not None and (span.spread_out() >= LEAST_DECADES or (stands and _too_deep(span)))
     if span is not None and far and span.excludes_criticality():
         yield _starved(view, span, stands=stands)
+        return
+    if span is not None and _lasts(span) and loss_falls(view) is False and not at_rest(view):
+        yield _uneven(view, span)
         return
     fallen = -_beside_others(view, "gradient_rms")
     hit = ((fallen >= FAR) & (view["gradient_rms"] > 0)).nonzero().flatten().tolist()
@@ -72,12 +81,46 @@ def _too_deep(span: Decay) -> bool:
     return -2 * math.log(span.high) * len(span.steps) > BEYOND and _lawful(span) >= LAWFUL
 
 
+def _lasts(span: Decay) -> bool:
+    """Whether the fall is there on each of the last samples: it needs no factor per block that it could be due to."""
+    if len(span.steps) < UNEVEN or len(span.rows) < LASTING:
+        return False
+    return all(replace(span, steps=row).spread_out() >= LEAST_DECADES for row in span.rows)
+
+
+def _uneven(view: View, span: Decay) -> Finding:
+    names, ratio = view.blocks.names, view["update_ratio"]
+    first, last = names[span.first], names[span.last]
+    fallen = [-sum(row) for row in span.rows]
+    return Finding(
+        rule="vanishing_gradient",
+        severity="warn",
+        status="fired",
+        claim=(
+            f"From {last} back to {first} the gradient shrinks by 10^{span.total:.1f}, by 10^{min(fallen):.1f} or more "
+            f"on each of the last {len(fallen)} samples, and the loss, {view.loss.now:.4g}, does not fall."
+        ),
+        where={"first": first, "last": last},
+        evidence={
+            "decades": span.total,
+            "decades_by_sample": fallen,
+            "decades_by_block": [-step for step in span.steps],
+            "explained_by": None,
+            "tests": {"first_update_ratio": float(ratio[span.first]), "loss": _losses(view)},
+        },
+        consequence=f"{first} hardly hears of the loss; an optimizer that rescales its gradient rescales noise too.",
+        falsify=f"Freeze {first} and train on: if the loss falls less far than without, this is wrong.",
+        source=f"Hochreiter 1991; {_DEPTH}",
+    )
+
+
 def _starved(view: View, span: Decay, *, stands: bool) -> Finding:
     names, ratio = view.blocks.names, view["update_ratio"]
     first, last = span.first, span.last
     still = bool(ratio[first] < NEGLIGIBLE) and bool((ratio[last:] >= NEGLIGIBLE).any())
     law = _lawful(span)
-    agree = span.excludes_criticality() and law >= LAWFUL and still and view.nothing_learned
+    nothing = view.nothing_learned or view.stands
+    agree = span.excludes_criticality() and law >= LAWFUL and still and nothing
     return Finding(
         rule="vanishing_gradient",
         severity="error" if agree else "warn",

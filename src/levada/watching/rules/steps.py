@@ -9,9 +9,9 @@ from typing import Final
 from levada.diagnose.finding import Finding, Proposal
 from levada.watching.overshot import lower_rate, rate_proposal
 from levada.watching.rules.depth import LARGE, NEGLIGIBLE, RISEN
-from levada.watching.view import MANY, View
+from levada.watching.view import MANY, View, at_rest, loss_falls
 
-__all__ = ["at_rest", "learning_rate_too_high", "learning_rate_too_low", "loss_falls", "lost_update"]
+__all__ = ["learning_rate_too_high", "learning_rate_too_low", "lost_update"]
 
 # If a tenth of the weights move by one spacing each, the update's root mean square is this share of the spacing.
 KEPT: Final = math.sqrt(0.1)
@@ -21,8 +21,6 @@ FADED: Final = 1e3
 LONG: Final = 0.05
 # Steps of a millionth: a hundred thousand of them, all in one direction, move the weights by a tenth.
 SHORT: Final = 1e-6
-# Losses on either side of the comparison that says whether the loss still falls.
-SIDE: Final = 48
 # Shares of the loss by which it rose with the first updates, and by which it is above its start many steps later.
 AT_ONCE, ABOVE = 0.1, 0.5
 DESCENT: Final = (
@@ -209,15 +207,3 @@ def learning_rate_too_low(view: View) -> Iterable[Finding]:
 def _shrunk(view: View) -> bool:
     """Whether the weights have become a tenth of what they were: then any step is long beside them."""
     return bool(view.rise_from_start("weight_rms").nanmedian() < -math.log2(10))
-
-
-def loss_falls(view: View) -> bool | None:
-    """Whether the loss fell over the last steps by more than it scatters between medians of as many; None of few."""
-    fall = view.loss.fall(SIDE)
-    return None if math.isnan(fall) else fall > max(2 * view.loss.spread / math.sqrt(SIDE), 1e-3 * abs(view.loss.start))
-
-
-def at_rest(view: View) -> bool:
-    """Whether the loss is small beside its start: small gradients are then what it should have."""
-    loss = view.loss
-    return loss.ready and abs(loss.now) < 0.05 * abs(loss.start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -11,8 +12,7 @@ from torch import Tensor
 from levada.diagnose.finding import Finding, Severity
 from levada.watching.places import original, plain_name
 from levada.watching.rules.depth import LARGE
-from levada.watching.rules.steps import at_rest, loss_falls
-from levada.watching.view import View, values_of
+from levada.watching.view import View, at_rest, loss_falls, values_of
 
 __all__ = ["dead_units", "frozen_layers"]
 
@@ -26,6 +26,7 @@ BY_CHANCE: Final = 1e-4
 SELDOM: Final = 0.02
 # A gradient that underflowed came down by steps of depth; beside one as large as this, zero is a cut.
 ALIVE: Final = 1e-20
+FROM_THE_START: Final = "it was so from the start"
 
 
 def frozen_layers(view: View) -> Iterable[Finding]:
@@ -158,7 +159,7 @@ def dead_units(view: View) -> Iterable[Finding]:
     now and then, as those of a branch for one kind of input, are not dead before their habit explains it no more.
     """
     share = view["zero_fraction"]
-    on_before = 1 - view.anchor("zero_fraction")
+    on_before = 1 - view.anchor("zero_fraction")  # of samples on which not all was zero
     fewer = (1 - share) * FEWER <= on_before
     dead = (share == 1) | ((share >= DEAD) & fewer)
     if view.off is not None:
@@ -169,8 +170,7 @@ def dead_units(view: View) -> Iterable[Finding]:
     first, names = hit[0], view.blocks.names
     gradient = view["weight_gradient_rms"]
     stopped = bool(share[first] == 1) and bool(gradient[first] == 0)
-    before, stepped = float(1 - on_before[first]), float(view.longest[first])
-    since = f"it was {before:.1%} in this run's own baseline" if before == before else "it was so from the start"
+    stepped, since = float(view.longest[first]), _before(view, first)
     rate = f", and its longest step was {stepped:.2g} of its weights: the learning rate may be why"
     yield Finding(
         rule="dead_units",
@@ -186,7 +186,7 @@ def dead_units(view: View) -> Iterable[Finding]:
             "zero_fraction": {names[i]: float(share[i]) for i in hit},
             "reference": since,
             "longest_step": stepped,
-            "explained_by": "baseline" if bool(fewer[first]) else None,
+            "explained_by": "baseline" if since != FROM_THE_START else None,
             "tests": {"weight_gradient_rms": float(gradient[first])},
         },
         consequence=(
@@ -197,6 +197,15 @@ def dead_units(view: View) -> Iterable[Finding]:
         falsify="Look at more batches: a unit that is on for one input in a thousand is not dead.",
         source="Lu et al. 2019, arXiv 1903.06733",
     )
+
+
+def _before(view: View, block: int) -> str:
+    """Say how many of a block's units were off before: in its baseline, or on the last sample with some on."""
+    usual = float(view.anchor("zero_fraction")[block])
+    if usual == usual:
+        return f"it was {usual:.1%} in this run's own baseline"
+    last = math.nan if view.off is None else 1 - float(view.off.last[block])
+    return f"it was {last:.1%} on the last sample before" if last == last else FROM_THE_START
 
 
 def _dead_behind(view: View) -> Tensor:
