@@ -1,5 +1,6 @@
 """Steps that are too long, as the reason why a run broke: each leg of the verdict, what has another cause, a replay."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import levada
 from levada.diagnose import Finding
 from levada.probe.trace import Site
 from levada.watching import Sample
+from levada.watching.bundle import Bundle, read_bundle, write_bundle
 from levada.watching.overshot import Before, blamed
 from levada.watching.replay import replay
 from levada.watching.view import Blocks
@@ -229,14 +231,103 @@ def test_a_replay_says_what_a_lower_rate_gives_from_the_state_that_is_kept(tmp_p
     assert not any("learning rate" in note for note in without.notes)
 
 
-def test_what_a_lower_rate_needs_is_said_where_it_is_not_there(tmp_path):
-    def two(parameters):
-        weights, biases = [[p for p in list(parameters) if (p.dim() > 1) is wanted] for wanted in (True, False)]
-        return torch.optim.SGD([{"params": weights}, {"params": biases}], lr=2.0)
+@pytest.mark.parametrize(
+    "kind", [sgd(2.0, momentum=0.9), lambda p: torch.optim.Adam(p, lr=1.0)], ids=["momentum", "adam"]
+)
+def test_steps_at_one_rate_leave_the_state_of_the_optimizer_for_the_next_and_for_a_second_replay(tmp_path, kind):
+    watch, _ = trained(kind, 12, run=tmp_path / "run")
+    kept = read_bundle(watch.judge.keeper.folders[0])
+    state = copy.deepcopy(kept.values["optimizer"][0]["state"])
+    assert any(float(t.abs().amax()) > 0 for moments in state.values() for t in moments.values())
+    notes = [replay(kept, mlp(), square).report.notes for _ in range(2)]
+    assert "10 steps of" in notes[0][-1]
+    assert notes[0] == notes[1]
+    for number, moments in kept.values["optimizer"][0]["state"].items():
+        assert all(torch.equal(t, state[number][name]) for name, t in moments.items())
 
-    watch, _ = trained(lambda parameters: two(list(parameters)), 12, run=tmp_path / "run")
-    told = replay(watch.judge.keeper.folders[0], mlp(), square).report
-    assert "No other learning rate was tried: SGD is none of torch.optim, or has several groups." in told.notes
+
+def test_steps_from_a_models_own_weights_leave_it_as_it_was(tmp_path):
+    watch, _ = trained(sgd(2.0), 12, run=tmp_path / "run")
+    kept, model = watch.judge.keeper.folders[0], mlp(0)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    notes = [replay(kept, model, square, as_built=True).report.notes for _ in range(2)]
+    assert "10 steps of SGD" in notes[0][-1]
+    assert notes[0] == notes[1]
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_buffers_of_a_model_with_its_own_weights_are_put_back_without_steps_too(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    values = {"args": (torch.randn(4, 8),), "kwargs": {}, "weights": model.state_dict()}
+    replay(write_bundle(tmp_path, Bundle(3, "dead_units", "why", values=values)), model, as_built=True)
+    assert int(model[1].num_batches_tracked) == 0
+    assert not model[1].running_mean.any()
+
+
+def grouped(parameters):
+    """Two groups, whose order is not the model's, and half the rate in one."""
+    weights, biases = [[p for p in parameters if (p.dim() > 1) is wanted] for wanted in (True, False)]
+    return torch.optim.SGD([{"params": biases, "lr": 2.0}, {"params": weights}], lr=4.0, momentum=0.5)
+
+
+def test_groups_are_those_of_the_run_by_the_names_of_their_parameters(tmp_path):
+    watch, _ = trained(lambda parameters: grouped(list(parameters)), 12, run=tmp_path / "run")
+    kept = read_bundle(watch.judge.keeper.folders[0])
+    note = replay(kept, mlp(), square).report.notes[-1]
+    assert "at a learning rate of 4 (the highest of its groups, the others in proportion), and to" in note
+    # By hand: the same steps, with the optimizer's own groups.
+    model = mlp()
+    model.load_state_dict(kept.values["weights"])
+    optimizer = grouped(list(model.parameters()))
+    optimizer.load_state_dict(copy.deepcopy(kept.values["optimizer"][0]))
+    lower = float(note.rpartition(" at ")[2].rstrip("."))
+    for group in optimizer.param_groups:
+        group["lr"] *= lower / 4.0
+    for _ in range(10):
+        optimizer.zero_grad()
+        square(model(*kept.values["args"]), kept.values["targets"]).backward()
+        optimizer.step()
+    end = float(square(model(*kept.values["args"]), kept.values["targets"]).detach())
+    assert float(note.rpartition(", and to ")[2].split()[0]) == pytest.approx(end, rel=1e-3)
+
+
+def reversed_order(parameters):
+    return torch.optim.SGD(list(parameters)[::-1], lr=2.0, momentum=0.5)
+
+
+def test_parameters_in_another_order_than_the_models_are_found_by_name(tmp_path):
+    watch, _ = trained(reversed_order, 12, run=tmp_path / "run")
+    kept = read_bundle(watch.judge.keeper.folders[0])
+    assert "10 steps of SGD" in replay(kept, mlp(), square).report.notes[-1]
+    old = replace(kept, facts={name: fact for name, fact in kept.facts.items() if name != "optimizer_parameters"})
+    assert replay(old, mlp(), square).report.notes[-1] == (
+        "No other learning rate was tried: the optimizer had the parameters in another order than the model, which the "
+        "bundle does not name."
+    )
+
+
+class Doubling(torch.optim.SGD):
+    """A class of the user's."""
+
+
+def test_what_a_lower_rate_needs_is_said_where_it_is_not_there(tmp_path):
+    watch, _ = trained(lambda parameters: Doubling(parameters, lr=2.0), 12, run=tmp_path / "run")
+    kept = read_bundle(watch.judge.keeper.folders[0])
+
+    def note(bundle):
+        return replay(bundle, mlp(), square).report.notes[-1]
+
+    assert note(kept) == "No other learning rate was tried: Doubling is none of torch.optim."
+    old = {name: fact for name, fact in kept.facts.items() if name != "optimizer_parameters"} | {"optimizers": ["SGD"]}
+    state = kept.values["optimizer"][0]
+    two = [{**state["param_groups"][0], "params": [n]} for n in range(2)]
+    groups = replace(kept, facts=old, values={**kept.values, "optimizer": [{**state, "param_groups": two}]})
+    assert "the optimizer has several groups, and the bundle does not name their parameters." in note(groups)
+    strange = replace(kept, facts=old | {"optimizer_parameters": [[["what"] * 16]]})
+    assert "the optimizer held what, which the model has not." in note(strange)
+    closure = torch.optim.LBFGS(mlp().parameters(), lr=2.0).state_dict()
+    asks = replace(kept, facts=kept.facts | {"optimizers": ["LBFGS"]}, values={**kept.values, "optimizer": [closure]})
+    assert "No other learning rate was tried: a step of the optimizer raised TypeError: " in note(asks)
 
 
 def test_the_first_steep_rise_leaves_the_run_its_three_bundles(tmp_path):
