@@ -126,8 +126,101 @@ def test_a_loss_that_rises_at_once_and_stays_above_its_start_is_a_warning_with_a
     finding = next(f for f in watch.findings if f.rule == HIGH)
     assert (finding.severity, finding.status) == ("warn", "fired")
     assert "The loss rose with the first updates, from 1.1" in finding.claim
+    # At curvature 2 and rate 1 a step goes twice as far as the minimum: to first order it lowers the loss fourfold.
+    assert finding.evidence["promised"] == pytest.approx(4.0, rel=0.05)
     assert finding.remedies[0].after["lr"] <= 0.1
     assert watch.report().verdict == "warn"
+
+
+def harder(lr, task, steps=260):
+    """Train on a task that grows harder with the steps; return the watch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    with levada.watch(model, optimizer, every=5, max_overhead=100.0) as watch:
+        for step in range(steps):
+            x = torch.randn(64, 8)
+            optimizer.zero_grad()
+            (model(x) - task(step, x[:, :1])).square().mean().backward()
+            optimizer.step()
+    return watch
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.05])
+def test_a_task_that_grows_harder_is_information_as_its_steps_do_not_overshoot(lr):
+    watch = harder(lr, lambda step, x: torch.sin(3 * x * (1 + step / 30)) * min(1.0, 0.1 + step / 10))
+    assert watch.judge.loss.median > 1.5 * watch.judge.loss.first
+    (finding,) = (f for f in watch.findings if f.rule == HIGH)
+    assert finding.severity == "info"
+    assert "nothing says that steps overshoot" in finding.claim
+    assert finding.evidence["promised"] < 0.1
+    assert finding.remedies == ()
+    assert watch.report().verdict == "healthy"
+
+
+def contrast(lr, steps=300):
+    """Tell each row from a queue of others, which begins as zeros; return the watch."""
+    torch.manual_seed(0)
+    normal = nn.functional.normalize
+    query, key = [
+        nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16)) for _ in range(2)
+    ]
+    key.load_state_dict(query.state_dict())
+    optimizer = torch.optim.SGD(query.parameters(), lr=lr, momentum=0.9)
+    queue = torch.zeros(2048, 16)
+    with levada.watch(query, optimizer, every=5, max_overhead=100.0) as watch:
+        for _ in range(steps):
+            x = torch.randn(16, 16)
+            with torch.no_grad():
+                for p, q in zip(key.parameters(), query.parameters(), strict=True):
+                    p.lerp_(q, 0.01)
+                right = normal(key(x + 0.3 * torch.randn(16, 16)), dim=1)
+            asked = normal(query(x + 0.3 * torch.randn(16, 16)), dim=1)
+            logits = torch.cat([(asked * right).sum(1, keepdim=True), asked @ queue.T], 1) / 0.07
+            loss = nn.functional.cross_entropy(logits, torch.zeros(16, dtype=torch.long))
+            queue = torch.cat([queue, right])[-2048:]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return watch
+
+
+@pytest.mark.parametrize("lr", [0.003, 0.01, 0.03])
+def test_a_queue_that_fills_raises_the_loss_without_steps_that_are_too_long(lr):
+    watch = contrast(lr)
+    assert watch.judge.loss.median > 1.5 * watch.judge.loss.first
+    assert [f.claim for f in watch.findings if f.severity != "info"] == []
+    assert watch.report().verdict == "healthy"
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.gru, self.head = nn.Linear(4, 32), nn.GRU(32, 32, 2, batch_first=True), nn.Linear(32, 1)
+
+    def forward(self, x):
+        return self.head(self.gru(self.embed(x))[0][:, -1])
+
+
+@pytest.mark.parametrize(("lr", "named"), [(0.5, True), (3e-3, False)])
+def test_first_steps_as_large_as_the_weights_are_named_where_the_loss_does_not_come_back(lr, named):
+    torch.manual_seed(2)
+    model = Recurrent()
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=lr), []
+    with levada.watch(model, optimizer, every=5, max_overhead=100.0) as watch:
+        for _ in range(220):
+            x = torch.randn(32, 20, 4)
+            optimizer.zero_grad()
+            loss = (model(x) - 3 * x[:, :, 0].mean(1, keepdim=True)).square().mean()
+            losses.append(float(loss.detach()))
+            loss.backward()
+            optimizer.step()
+    found = [f for f in watch.findings if f.rule == HIGH and f.status == "fired"]
+    assert [f.severity for f in found] == ["warn"] * named
+    if named:
+        assert max(losses) > 20 * losses[0]
+        assert "A step moved the weights of the median block by 4.9 of themselves." in found[0].claim
+        assert found[0].remedies[0].after["lr"] == pytest.approx(0.5 * 1e-3 / found[0].evidence["longest"])
 
 
 @pytest.mark.parametrize(("kind", "lr"), [(torch.optim.SGD, 0.1), (torch.optim.Adam, 1e-3)])
