@@ -287,10 +287,58 @@ def test_the_rate_before_a_rise_is_named_unless_its_steps_were_long_too():
         assert blamed(OVERFLOW, known, None).evidence[HIGH]["lower"] == pytest.approx(lower)
 
 
-def test_a_run_that_had_learned_may_owe_it_to_a_batch():
-    odd = "A batch that stands out can have made it so"
-    assert odd in blamed(OVERFLOW, before(0.3, jump=JUMP, learned=True), None).claim
-    assert odd not in blamed(OVERFLOW, before(0.3, jump=JUMP), None).claim
+def test_a_rise_that_is_long_past_or_went_on_says_nothing_of_the_rate():
+    losses = [1.0, 2.0, 9.0, 80.0, 700.0]  # from step 36 on
+    for rise, lower in (
+        ({"from": 0.25, "to": 0.5, "after": 10, "by": 16}, 0.25),
+        ({"from": 0.25, "to": 0.5, "after": 10, "by": 15}, 0.05),
+        ({"from": 0.01, "to": 0.4, "after": 20, "by": 30}, 0.05),  # at 0.5 now: it warms up
+    ):
+        known = replace(before(losses=losses), rise=rise)
+        assert blamed(OVERFLOW, known, None).evidence[HIGH]["lower"] == pytest.approx(lower), rise
+
+
+ODD = "A batch that stands out can have made it so"
+
+
+def test_a_loss_that_came_up_in_one_step_may_owe_it_to_a_batch():
+    rise = {"from": 0.25, "to": 0.5, "after": 20, "by": 30}
+    cases = (
+        (before(jump=JUMP), 30.0, True),
+        (before(jump=JUMP, learned=True), 30.0, True),
+        (before(0.3, jump=JUMP, learned=True), 1.0, True),
+        (before(0.3, jump=JUMP), 1.0, False),  # every step was long
+        (before(jump=JUMP, losses=[1.0, 2.0, 9.0, 80.0, 700.0], learned=True), 30.0, False),  # it climbed
+        (replace(before(jump=JUMP), rise=rise), 30.0, False),
+        (replace(before(jump=JUMP), rise=rise | {"to": 0.4}), 30.0, True),
+    )
+    for known, size, odd in cases:
+        finding = blamed(OVERFLOW, known, weights_of(size))
+        assert HIGH in finding.evidence
+        assert (ODD in finding.claim) is odd, known
+
+
+@pytest.mark.parametrize(("warm", "at"), [(80, 61), (80, 25), (0, 25)])
+def test_one_batch_in_a_warm_up_or_at_a_short_rate_is_named_as_what_may_be_why(warm, at):
+    """One batch a million times as large, at rates that nothing else is wrong with."""
+    lr = 0.01 if warm else 1e-3
+    holder = []
+
+    def spoil(step, x):
+        if warm:
+            holder[0].param_groups[0]["lr"] = lr * min(1.0, (step + 1) / warm)
+        if step == at:
+            x *= 1e6
+
+    def optimizer(parameters):
+        holder.append(torch.optim.SGD(parameters, lr=lr))
+        return holder[0]
+
+    finding = broken(trained(optimizer, at + 6, spoil=spoil)[0])
+    told = finding.evidence[HIGH]
+    assert ODD in finding.claim
+    assert told["lower"] == pytest.approx(0.1 * told["lr"])
+    assert told["lr"] == pytest.approx(holder[0].param_groups[0]["lr"], rel=0.2)
 
 
 # Bundles, and a replay at a lower rate.
