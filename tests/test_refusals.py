@@ -66,6 +66,7 @@ def answer(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
         ("doctor run --reseal=3", "--reseal takes no value, got '3'"),
         ("report run -o", "-o takes a value, got none"),
         ("doctor run run", "there is no place for 'run'"),
+        ("check --lr -1", "MODEL must be given"),
         ("replay --modl x", "there is no option --modl. Did you mean '--model'?"),
         # A folder where a script is wanted, a run where it is not.
         ("run empty", "a folder with a __main__.py, got 'empty', a folder without one. Give a file in it."),
