@@ -123,7 +123,8 @@ class _Parser(argparse.ArgumentParser):
                 break
             if name.startswith("--") and name not in own:
                 return f"there is no option {name}.{meant(name, own)}".removesuffix(".")
-            if name.startswith("-") and not name.startswith("--") and name not in self._option_string_actions:
+            known = name in self._option_string_actions or self._negative_number_matcher.match(name)
+            if name.startswith("-") and not name.startswith("--") and not known:
                 return f"there is no option {name}"
         return ""
 

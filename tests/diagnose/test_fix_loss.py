@@ -16,6 +16,7 @@ from levada.diagnose.check import examine
 from levada.diagnose.course import Course
 from levada.diagnose.facts import facts_of
 from levada.diagnose.loss import Loss
+from levada.diagnose.objective import examine as examined
 from levada.diagnose.remedies import Patch, Subject, calls
 from levada.inputs import Batch, read_batches
 from levada.report.repair import causes, headline
@@ -259,3 +260,15 @@ def test_a_rate_says_its_factor_and_the_rates():
         REMEDIES["learning_rate.times_0.1"].write(looked).says == "The learning rate times 0.1: 0.0001 becomes 1e-05."
     )
     assert "factor" in REMEDIES["learning_rate.update_0.05"].sentence
+
+
+@pytest.mark.parametrize(("loss", "best"), [("binary_cross_entropy_with_logits", 0.21456), ("mse_loss", 0.05247)])
+def test_the_best_output_that_is_the_same_for_every_row_takes_the_log_odds_where_the_loss_takes_logits(loss, best):
+    targets = (torch.arange(180) % 18 == 0).float()[:, None]  # one in eighteen
+
+    def function(outputs, batch):
+        return getattr(torch.nn.functional, loss)(outputs, batch.targets)
+
+    outputs = torch.zeros(180, 1, requires_grad=True) + 0.1
+    seen = examined(Loss(loss, function, takes_tensor=True), outputs, Batch((torch.zeros(180, 1),), {}, targets), "")
+    assert seen.of_prior == pytest.approx(best, abs=1e-5)

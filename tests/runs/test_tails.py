@@ -128,10 +128,14 @@ class _Growing(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         return super().read(size) or mark(9)
 
+    def fileno(self) -> int:
+        return -1
+
 
 @pytest.mark.parametrize("limit", [1000, len(TAIL_MAGIC + mark(7))])
 def test_a_tail_that_grows_while_it_is_read_is_not_too_long(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(tail, "MAX_TAIL", limit)
+    monkeypatch.setattr(tail.os, "fstat", lambda _: mock.Mock(st_size=len(TAIL_MAGIC + mark(7))))
     path = mock.Mock(spec=Path)
     path.open.return_value = _Growing(TAIL_MAGIC + mark(7))
     assert tail.read_tail(path, {}) == (tail.Samples(marks=[7]), [])

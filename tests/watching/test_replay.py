@@ -223,6 +223,23 @@ def test_what_cannot_be_run_again_is_said_in_a_sentence(tmp_path, target, capsys
         replay(whole, model, "hinge")
 
 
+def test_a_class_in_the_place_of_a_loss_is_refused(tmp_path, target, capsys):
+    model = load(target, "build")()
+    values = {
+        "args": (torch.randn(4, 6),),
+        "kwargs": {},
+        "weights": model.state_dict(),
+        "targets": torch.tensor([0, 1, 2, 0]),
+    }
+    folder = write_bundle(tmp_path, Bundle(3, "loss_spike", "why", values=values))
+    loss = ["--loss", "torch.nn:CrossEntropyLoss"]
+    for words in (["replay", str(folder), "--model", f"{target}:build"], ["check", f"{target}:build"]):
+        assert main([*words, *loss]) == 2
+        said = capsys.readouterr().err
+        assert "or an instance, and torch.nn:CrossEntropyLoss is a class. Make one in a file" in said
+        assert "`loss = CrossEntropyLoss()`" in said
+
+
 def test_a_forward_pass_that_raises_is_unmeasured(tmp_path, target):
     model = load(target, "build")()
     values = {"args": (torch.randn(4, 5),), "kwargs": {}, "weights": model.state_dict()}

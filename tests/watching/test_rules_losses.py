@@ -37,6 +37,23 @@ def test_one_odd_batch_is_named_with_its_step_and_nothing_moved_before_it():
     assert "The batch of step 333 stands out" in finding.claim
 
 
+@pytest.mark.parametrize(
+    ("at", "size", "named"), [(0, 2.0, True), (0, 0.5, False), (320, 0.06, True), (320, 0.02, False), (340, 2.0, False)]
+)
+def test_steps_far_above_usual_before_the_jump_are_named_and_not_the_batch(at, size, named):
+    def edit(step, values, scalars, losses):
+        spiking(333, 40.0)(step, values, scalars, losses)
+        if step == at:
+            values["update_ratio"][:] = size
+
+    run = Synthetic()
+    run.run(20, edit)
+    (finding,) = spikes(run)
+    assert (f"A step before it moved the weights of the median block by {size:.2g} of" in finding.claim) is named
+    assert ("The batch of step 333 stands out" in finding.claim) is not named
+    assert finding.evidence["update_ratio"] == (pytest.approx(size) if named else None)
+
+
 def test_what_moved_first_is_named_with_its_step():
     def edit(step, values, scalars, losses):
         spiking(347, 3.0, 380)(step, values, scalars, losses)

@@ -217,6 +217,56 @@ def test_a_script_that_is_not_there_is_told_in_a_sentence(script: Script) -> Non
     assert main(["run", *words]) == 2
 
 
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("raise ValueError('broken')", "package.train"),
+        ("import absent_module_of_levada", "package.train"),
+        ("raise ValueError('broken')", "package.absent"),
+        ("", "package"),
+    ],
+)
+def test_a_package_that_raises_is_told_as_python_tells_it(tmp_path: Path, package: str, name: str) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text(f"print('begun')\n{package}\n")
+    (tmp_path / "package" / "train.py").write_text("print('trained')\n")
+    python, ours = (
+        subprocess.run([sys.executable, *words, "-m", name], capture_output=True, text=True, cwd=tmp_path, check=False)
+        for words in ((), ("-m", "levada", "run", "--quiet"))
+    )
+    assert ours.returncode == python.returncode == 1
+    assert ours.stdout.replace("begun\n", "") == python.stdout.replace("begun\n", "") == ""
+    kept = [line for line in python.stderr.splitlines() if "<frozen" not in line]
+    if package:
+        assert ours.stderr.splitlines() == kept
+    else:
+        assert "'package' is a package and cannot be directly executed" in ours.stderr
+
+
+@pytest.mark.parametrize("name", ["train.py", ".train", "train.", "package..train", "package.train.more", "__main__."])
+def test_what_is_no_modules_name_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "package").mkdir()
+    for file in ("train.py", "package/__init__.py", "package/train.py"):
+        (tmp_path / file).write_text("print('trained')\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "-m", name]) == 2
+    told = capfd.readouterr()
+    assert f"-m takes the name of a module that can be imported, got {name!r}." in told.err
+    assert told.out == ""
+
+
+def test_a_module_of_a_package_that_says_itself_where_its_modules_are_is_run(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text(f"__path__ = [{str(tmp_path / 'elsewhere')!r}]\n")
+    (tmp_path / "elsewhere" / "train.py").write_text("print('trained')\n")
+    words = [sys.executable, "-m", "levada", "run", "--quiet", "-m", "package.train"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+
+
 def test_a_hook_for_exceptions_that_the_script_sets_is_called(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

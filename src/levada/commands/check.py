@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 
-from levada.commands.inputs import batch_of, model_of, named, require_model
+from levada.commands.inputs import batch_of, loss_of, model_of, named, require_model
 from levada.commands.output import FIRED, QUIET, UNMEASURED, console, fails, require_writable, store
 
 __all__ = ["check"]
@@ -28,7 +28,7 @@ def check(options: argparse.Namespace) -> int:
         report = levada.check(
             model,
             batch,
-            loss=named(options.loss),
+            loss=loss_of(options.loss),
             optimizer=named(options.optimizer),
             lr=options.lr,
             seed=options.seed,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from levada._errors import UsageError
-from levada.commands.inputs import batch_of, model_of, named, require_model
+from levada.commands.inputs import batch_of, loss_of, model_of, named, require_model
 from levada.commands.output import (
     FIRED,
     QUIET,
@@ -48,7 +48,7 @@ def fix(options: argparse.Namespace) -> int:
             trials=options.trials,
             steps=options.steps,
             progress=progress,
-            loss=named(options.loss),
+            loss=loss_of(options.loss),
             optimizer=named(options.optimizer),
             lr=options.lr,
             seed=options.seed,

@@ -10,7 +10,7 @@ from levada._errors import UsageError
 from levada._names import meant
 from levada.targets import call, load, require
 
-__all__ = ["LOSSES", "batch_of", "model_of", "named", "require_loss", "require_model", "setting"]
+__all__ = ["LOSSES", "batch_of", "loss_of", "model_of", "named", "require_loss", "require_model", "setting"]
 
 LOSSES: Final = ("cross_entropy", "mse", "output")
 
@@ -40,6 +40,22 @@ def batch_of(target: str | None) -> Any:
 def named(name: str | None) -> Any:
     """Return what a target names; a name of torch stays a name."""
     return load(name) if name is not None and ":" in name else name
+
+
+def loss_of(name: str | None) -> Any:
+    """Return the loss that a target names; a name of ours stays a name.
+
+    Raises:
+        UsageError: if it is a class, which takes no outputs and targets.
+    """
+    found = named(name)
+    if isinstance(found, type):
+        made = f"loss = {found.__name__}()"
+        raise UsageError(
+            f"--loss must name a function of outputs and targets, or an instance, and {name} is a class. Make one in a "
+            f"file, `{made}`, and give FILE.py:loss."
+        )
+    return found
 
 
 def setting(text: str, option: str = "--set") -> tuple[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from levada._errors import UsageError
-from levada.commands.inputs import model_of, named, require_loss
+from levada.commands.inputs import loss_of, model_of, require_loss
 from levada.commands.output import FIRED, QUIET, console, fails, require_writable, tell, to_json, write
 from levada.runs.bundles import read_table, require_runnable, without_targets
 from levada.targets import require
@@ -30,12 +30,13 @@ def replay(options: argparse.Namespace) -> int:
 
     bundle = read_bundle(options.bundle, examined=True)  # by what is required
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"replaying step {bundle.step}"):
+        given = loss_of(loss)
         if options.model.endswith(".toml"):
             model, usual, loaded = _trained(Path(options.model), bundle)
         else:
             model, usual, loaded = model_of(options.model), None, False
         if options.loss is not None or "targets" not in bundle.values:
-            usual = named(loss)
+            usual = given
         found = again(bundle, model, usual, as_built=options.as_built or loaded)
     told = {**found.report.to_dict(), "model": options.model}
     if options.json != "-":

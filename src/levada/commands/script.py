@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import PathFinder, SourceFileLoader
 from io import open_code
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -72,11 +72,7 @@ class Script:
                 advice = f"To train as that says: levada train {path}"
                 raise UsageError(f"run: SCRIPT must be a Python file, got {self.target!r}. {advice}")
             return
-        try:
-            found = importlib.util.find_spec(self.target)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
+        if not _is_module(self.target):
             hint = "Leave out .py." if self.target.endswith(".py") else "Check the name, and the folder you are in."
             raise UsageError(f"run: -m takes the name of a module that can be imported, got {self.target!r}. {hint}")
 
@@ -178,6 +174,29 @@ def _call(script: Script) -> Callable[[], object]:
     return lambda: _run_folder(path) if _holds_main(script.target) else _run_file(path)
 
 
+def _is_module(name: str) -> bool:
+    """Whether there is a module, found without running the packages that it is in, unless they say where it is.
+
+    A package that raises is there: the run raises the same, which is then told as python tells it.
+    """
+    whole, places = "", None
+    for part in name.split("."):
+        if not part or (whole and places is None):
+            return False  # a relative name, or one in a module that is no package
+        whole = f"{whole}.{part}" if whole else part
+        try:
+            found = PathFinder.find_spec(whole, places) if places is not None else importlib.util.find_spec(whole)
+            found = found or (importlib.util.find_spec(whole) if places is not None else None)
+        except ModuleNotFoundError as error:
+            return error.name is not None and not name.startswith(error.name)
+        except (Exception, SystemExit):
+            return places is not None
+        if found is None:
+            return False
+        places = found.submodule_search_locations
+    return True
+
+
 def _holds_main(target: str) -> bool:
     return Path(target).is_dir() or zipfile.is_zipfile(target)
 
@@ -219,7 +238,12 @@ def _without_ours(trace: TracebackType | None, interrupted: bool) -> TracebackTy
     while trace is not None:
         frames.append(trace)
         trace = trace.tb_next
-    begin = next((i for i, one in enumerate(frames) if one.tb_frame.f_globals.get("__name__") == "__main__"), None)
+    names = [one.tb_frame.f_globals.get("__name__") for one in frames]
+    files = [one.tb_frame.f_code.co_filename for one in frames]
+    begin = names.index("__main__") if "__main__" in names else None
+    if begin is None:  # what was run is a module, and a package that it is in raised
+        theirs = (i for i, file in enumerate(files) if not file.startswith((_LIBRARY, "<frozen ")))
+        begin = next(theirs, None)
     if begin is None:
         return None
     kept, within = [], False

@@ -63,8 +63,8 @@ class Objective:
         loss_extreme: loss of outputs that are large towards each target's side.
         answers: which outputs the loss rewards, and what it cannot tell apart.
         of_zeros: loss of outputs of zero.
-        of_prior: loss of outputs that are the same for every row and as good as such can be: the logarithms of the
-            classes' shares of the targets, or the targets' mean.
+        of_prior: least loss of outputs that are the same for every row and say how the targets are spread: zeros, the
+            logarithms of the classes' shares or the targets' mean, and of shares between 0 and 1 their log-odds.
     """
 
     attached: bool | None = None
@@ -183,19 +183,23 @@ def _right(out: Tensor, targets: Any) -> tuple[int, Tensor] | None:
 def _prior(value: Callable[..., float], out: Tensor, targets: Any) -> float | None:
     """Return the loss of outputs that know how often each class comes, or the targets' mean, and nothing of the inputs.
 
-    An output of zeros counts beside it, for a loss that takes neither logarithms of shares nor means.
+    Means between 0 and 1 may be frequencies, of which a loss of logits takes the log-odds. An output of zeros counts
+    beside them, for a loss that takes none of these.
     """
     found = _right(out, targets)
     if found is not None:
         dim, right = found
         shares = right.double().mean([d for d in range(out.dim()) if d != dim], keepdim=True)
-        best = (shares / shares.sum()).clamp(min=1e-6).log()
+        shares = shares / shares.sum()
+        known = [shares.clamp(min=1e-6).log(), shares.logit(1e-6)]
     elif isinstance(targets, Tensor) and targets.is_floating_point() and targets.shape == out.shape and len(out) > 1:
-        best = targets.double().mean(0, keepdim=True)
+        shares = targets.double().mean(0, keepdim=True)
+        within = bool(((targets >= 0) & (targets <= 1)).all())
+        known = [shares, shares.logit(1e-6)] if within else [shares]
     else:
         return None
-    known = (value(best.to(out.dtype).expand_as(out)), value(torch.zeros_like(out)))
-    return min((loss for loss in known if math.isfinite(loss)), default=None)
+    losses = [value(best.to(out.dtype).expand_as(out)) for best in known] + [value(torch.zeros_like(out))]
+    return min((loss for loss in losses if math.isfinite(loss)), default=None)
 
 
 def _range(told: Objective, value: Callable[..., float], out: Tensor, targets: Any, last: str) -> Objective:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, final
@@ -206,7 +206,8 @@ class Keeper:
             finding=json_ready(asdict(finding)) if finding is not None else {},
             facts=_facts(model, last, self._rank)
             | {"pass": getattr(last, "number", 1), "loss_of": of}
-            | {"optimizers": [type(each).__name__ for each in getattr(self._source, "optimizers", ())]},
+            | {"optimizers": [type(each).__name__ for each in getattr(self._source, "optimizers", ())]}
+            | {"optimizer_parameters": _held(model, getattr(self._source, "optimizers", ()))},
         )
         try:
             self.folders.append(write_bundle(self._run, bundle, _of_rank(self._rank)))
@@ -281,6 +282,16 @@ def _facts(model: Any, last: Any, rank: int) -> dict[str, Any]:
         "autocast": dict(getattr(last, "autocast", {})),
         "versions": {"levada": __version__, "torch": str(torch.__version__)},
     }
+
+
+def _held(model: nn.Module | None, optimizers: Sequence[Any]) -> list[list[list[str]]]:
+    """Return the names of the parameters in each group of each optimizer; none if one is no parameter of the model."""
+    named = model.named_parameters() if model is not None else ()
+    names = {id(parameter): plain_name(name) for name, parameter in named}
+    try:
+        return [[[names[id(p)] for p in group["params"]] for group in each.param_groups] for each in optimizers]
+    except KeyError:
+        return []
 
 
 def _modes(model: nn.Module) -> Mapping[str, bool]:

@@ -28,6 +28,8 @@ USUAL: Final = 1e-3
 CLIMB, STEEP = 4, 8.0
 # Updates after a step as large as the weights at which a NaN comes of it, if the loss was not seen to rise.
 NEXT: Final = 2
+# Steps before the loss rose in which a rate that was raised can have made it.
+NEAR: Final = 20
 
 
 @final
@@ -71,6 +73,9 @@ def lower_rate(rate: float, moved: float) -> float:
 def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding:
     """Return a finding of numbers that are not finite with what shows that the steps were too long, or as it was.
 
+    A lower rate is that from before a rise, where the loss rose within 20 steps of it, else one of which steps are of
+    a usual size. Where the loss came up in one step, and steps were short before, a batch may be why, which is said.
+
     The steps are blamed if one moved the weights of the median block by a tenth of themselves or more and the loss had
     risen, or by all of themselves just before; if the weights grew so fast while the loss rose; or if the loss rose at
     four steps in a row or more, eightfold. Data, or one block's weights, that are not finite have another cause.
@@ -108,9 +113,12 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding
         return finding
     usual = min((size for _, size in moved), default=math.nan)
     lower = lower_rate(before.rate, usual)
-    if before.rise is not None and not usual >= LARGE:  # else the rate before the rise, as in a warm-up, is no better
-        lower = before.rise["from"]
-    odd = before.learned and before.rise is None and climb is None
+    onset = (before.jump or climb or {}).get("step", step)
+    raised = _was_raised(before, onset)
+    if raised is not None and not usual >= LARGE:  # else the rate before the rise, as in a warm-up, is no better
+        lower = raised["from"]
+    # A loss that came up in one step, at steps that were short before it, may be that of one batch.
+    odd = climb is None and raised is None and (before.learned or (before.jump is not None and not usual >= LARGE))
     also = " A batch that stands out can have made it so: a replay of the step's bundle shows it." if odd else ""
     found = {**finding.evidence, "learning_rate_too_high": {**told, "lower": lower}}
     return replace(
@@ -120,6 +128,17 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding
         evidence={**found, "explained_by": finding.evidence["explained_by"] or "steps"},
         remedies=(*finding.remedies, rate_proposal(before.rate, lower)),
     )
+
+
+def _was_raised(before: Before, onset: int) -> Mapping[str, Any] | None:
+    """Return the rise of the rate if it came shortly before the loss rose, and the rate is still the one it led to.
+
+    That of a warm-up has risen further, and says of no step that it was the one.
+    """
+    rise = before.rise
+    if rise is None or onset - rise["by"] > NEAR or before.rate > rise["to"] * (1 + 1e-6):
+        return None
+    return rise
 
 
 def rate_proposal(rate: float, lower: float) -> Proposal:
@@ -150,7 +169,7 @@ def _climb(losses: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
         rises += 1
     if rises < CLIMB or not values[-1] >= STEEP * abs(values[-1 - rises]):
         return None
-    return {"rises": rises, "from": values[-1 - rises], "to": values[-1]}
+    return {"rises": rises, "from": values[-1 - rises], "to": values[-1], "step": losses[-rises][0]}
 
 
 def _grown(row: Sample, blocks: Blocks | None, model: nn.Module | None) -> float:

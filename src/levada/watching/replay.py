@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -75,8 +76,8 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
         model: a model of the same class and shapes.
         loss: callable of outputs and the noted targets, or of outputs alone where none were noted; "cross_entropy",
             "mse" or "output", as for `check`.
-        as_built: leave the model's weights as they are: for a bundle that names a checkpoint, which the model has
-            loaded already.
+        as_built: run with the model's weights, which are left as they are: for a bundle that names a checkpoint, which
+            the model has loaded already.
 
     Raises:
         UsageError: if it is no bundle, or damaged, or the model does not fit, or weights or inputs were not kept.
@@ -123,19 +124,20 @@ class _Run:
 
     def __init__(self, bundle: Bundle, model: nn.Module, loss: LossLike, *, as_built: bool) -> None:
         self.bundle, self.model, self.loss = bundle, model, loss
-        self._weights = None if as_built else bundle.values["weights"]
+        # Those of a model that has its own are put back as they were: passes write buffers, and steps weights.
+        own = {name: copy.deepcopy(value) for name, value in model.state_dict().items()} if as_built else None
+        self._weights = bundle.values["weights"] if own is None else own
         device = next(model.parameters()).device
         names = ("args", "kwargs", "targets", "output_gradient")
         self._given = {name: each_tensor(bundle.values.get(name), lambda t: t.to(device)) for name in names}
         self._device = device
-        if self._weights is not None:
+        if not as_built:
             _require_fit(model, self._weights)
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
-        """Give the model weights and modes, and the generators their state; put that of the generators back."""
-        if self._weights is not None:
-            self.model.load_state_dict(self._weights)
+        """Give the model weights and modes, and the generators their state; put the weights and the generators back."""
+        self.model.load_state_dict(self._weights)
         for name, mode in self.bundle.training.items():
             with contextlib.suppress(AttributeError):  # a module that a wrapper had, and the model does not
                 self.model.get_submodule(name).train(mode)
@@ -148,7 +150,10 @@ class _Run:
                     torch.set_rng_state(state)
                 else:
                     torch.cuda.set_rng_state(state, device)
-            yield
+            try:
+                yield
+            finally:
+                self.model.load_state_dict(self._weights)
 
     def once(self) -> float:
         """Run forward and backward; return the loss, NaN where there is no loss function."""

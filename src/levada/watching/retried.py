@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import nn
 
 from levada._numbers import written
 from levada.diagnose.finding import Finding
+from levada.inputs import raised
 from levada.watching.bundle import Bundle
 from levada.watching.overshot import rate_proposal
 
@@ -89,16 +91,24 @@ def retried(kept: Bundle, model: nn.Module, once: Callable[[], float], prepared:
     """
     if kept.rule not in RULES:
         return None
+    try:
+        return _tried(kept, model, once, prepared)
+    except Exception as error:  # an optimizer that wants more than a gradient, a state of another model
+        return Retried(f"No other learning rate was tried: a step of the optimizer raised {raised(error)}")
+
+
+def _tried(kept: Bundle, model: nn.Module, once: Callable[[], float], prepared: Callable[[], Any]) -> Retried:
     found = _lacking(kept, model)
     if isinstance(found, str):
         return Retried(f"No other learning rate was tried: {found}.")
-    name, state = found
-    rate = float(state["param_groups"][0]["lr"])
+    name, state, groups = found
+    rates = [float(group["lr"]) for group in state["param_groups"]]
+    rate = max(rates)
 
     def course(factor: float) -> tuple[float, ...]:
         with prepared():
-            optimizer = getattr(torch.optim, name)(list(model.parameters()), lr=rate)
-            optimizer.load_state_dict(state)
+            optimizer = getattr(torch.optim, name)([{"params": group} for group in groups], lr=rate)
+            optimizer.load_state_dict(copy.deepcopy(state))  # which takes the moments themselves, and steps move them
             for group in optimizer.param_groups:
                 group["lr"] = float(group["lr"]) * factor
             return _course(once, optimizer)
@@ -108,22 +118,23 @@ def retried(kept: Bundle, model: nn.Module, once: Callable[[], float], prepared:
     while math.isfinite(full[0]) and factor > LEAST and (less is full or not _end(less) < full[0]):
         factor *= 0.1
         less = course(factor)
-    with prepared():
-        model.zero_grad()
+    model.zero_grad()
     if not math.isfinite(full[0]):
         return Retried(
             f"No other learning rate was tried: with the weights that are kept the loss is {written(full[0])} already, "
             f"and no rate goes on from there. Go back to weights of before, and train at {_named(kept)}."
         )
+    others = " (the highest of its groups, the others in proportion)" if min(rates) < rate else ""
     told = (
         f"From the state that is kept, {STEPS} steps of {name} on this batch take the loss from {full[0]:.4g} to "
-        f"{written(full[-1])} at a learning rate of {rate:.3g}, and to {written(less[-1])} at {rate * factor:.2g}."
+        f"{written(full[-1])} at a learning rate of {rate:.3g}{others}, and to {written(less[-1])} at "
+        f"{rate * factor:.2g}."
     )
     return Retried(told, (rate, rate * factor), (full, less))
 
 
-def _lacking(kept: Bundle, model: nn.Module) -> tuple[str, Mapping[str, Any]] | str:
-    """Return the optimizer's name and state, or what the bundle lacks for a step of it."""
+def _lacking(kept: Bundle, model: nn.Module) -> tuple[str, Mapping[str, Any], list[list[nn.Parameter]]] | str:
+    """Return the optimizer's name, state, and parameters by group, or what the bundle lacks for a step of it."""
     names: Sequence[str] = kept.facts.get("optimizers", ())
     states = kept.values.get("optimizer")
     if int(kept.facts.get("pass", 1)) > 1 or len(names) > 1:
@@ -131,12 +142,34 @@ def _lacking(kept: Bundle, model: nn.Module) -> tuple[str, Mapping[str, Any]] | 
     if not states or not names or "weights" not in kept.values:
         return "the bundle holds no weights, or nothing of the optimizer"
     kind, state = getattr(torch.optim, names[0], None), states[0]
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)) or len(state["param_groups"]) != 1:
-        return f"{names[0]} is none of torch.optim, or has several groups"
-    if len(numbers) != sum(1 for _ in model.parameters()) or not float(state["param_groups"][0].get("lr", 0)) > 0:
-        return "the optimizer does not hold all parameters, or has no rate"
-    return names[0], state
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        return f"{names[0]} is none of torch.optim"
+    if not max((float(group.get("lr", 0)) for group in state["param_groups"]), default=0.0) > 0:
+        return f"{names[0]} has no learning rate above 0"
+    groups = _groups(kept, model, state)
+    return groups if isinstance(groups, str) else (names[0], state, groups)
+
+
+def _groups(kept: Bundle, model: nn.Module, state: Mapping[str, Any]) -> list[list[nn.Parameter]] | str:
+    """Return the model's parameters as the optimizer had them in groups, by their names, or why they are not known."""
+    counts = [len(group["params"]) for group in state["param_groups"]]
+    own = dict(model.named_parameters(remove_duplicate=False))
+    told = kept.facts.get("optimizer_parameters") or ()
+    if told and [len(group) for group in told[0]] == counts:
+        strange = [name for group in told[0] for name in group if name not in own]
+        if strange:
+            return f"the optimizer held {strange[0]}, which the model has not"
+        return [[own[name] for name in group] for group in told[0]]
+    if len(counts) > 1:
+        return "the optimizer has several groups, and the bundle does not name their parameters"
+    parameters = list(model.parameters())
+    if counts != [len(parameters)]:
+        return "the optimizer does not hold all parameters, and the bundle does not name those that it held"
+    for number, parameter in zip(state["param_groups"][0]["params"], parameters, strict=True):
+        shapes = [v.shape for v in state["state"].get(number, {}).values() if isinstance(v, torch.Tensor) and v.dim()]
+        if parameter.shape not in [*shapes, *[parameter.shape] * (not shapes)]:
+            return "the optimizer had the parameters in another order than the model, which the bundle does not name"
+    return [parameters]
 
 
 def _named(kept: Bundle) -> str:

@@ -38,6 +38,9 @@ ODD: Final = 4.0
 LARGEST, KNOWN = 4.0, 128
 # Jumps that are information, of which so many are told.
 TOLD: Final = 3
+# Steps of a twentieth of the weights are far above those in use, about a thousandth of them; one as large as the
+# weights leaves nothing of them, however long ago it was.
+LONG, WHOLE = 0.05, 1.0
 # A signal has left its baseline at so many standard deviations and octaves.
 FAR, OCTAVES = 8.0, 1.0
 # Steps: what moved longer before than this many samples did not bring the spike about.
@@ -125,6 +128,7 @@ class _Spike:
     moved: list[dict[str, Any]] | None = None
     raised: dict[str, Any] | None = None
     watched: str = ""
+    step: float = 0.0  # beside the median block's weights, sampled before the onset, if it was far too long
     unheard: bool = False  # larger than any before in this run, by far
     begun: bool = False  # to be told
 
@@ -137,6 +141,7 @@ class Spikes:
         self.spike: _Spike | None = None
         self._largest = 0.0  # jump of a loss above the median so far
         self._informed = 0
+        self._moved, self._most = 0.0, 0.0  # the median block's step beside its weights: last, and at most
 
     def see_loss(self, step: int, loss: float, baseline: LossBaseline) -> None:
         """Take the loss of a step, before the baseline does.
@@ -154,6 +159,7 @@ class Spikes:
             if not jumps(baseline, loss):
                 return
             self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
+            spike.step = max(self._moved * (self._moved >= LONG), self._most * (self._most >= WHOLE))
             spike.unheard = baseline.steps >= KNOWN and loss - baseline.median > LARGEST * largest
         if not math.isfinite(loss):
             return
@@ -204,6 +210,10 @@ class Spikes:
             departures: which signals are outside their baselines, this step's seen.
         """
         spike = self.spike
+        ratio = view["update_ratio"]
+        ratio = ratio[ratio.isfinite()]
+        self._moved = float(ratio.median()) if len(ratio) else 0.0
+        self._most = max(self._most, self._moved)
         if spike is None or not spike.confirmed or spike.told:
             return None
         # One that did not come back holds until the loss is down again.
@@ -313,6 +323,7 @@ def _finding(spike: _Spike, view: View) -> Finding:
             "start": start,
             "moved_first": moved[:20],
             "learning_rate": spike.raised,
+            "update_ratio": spike.step or None,
             "ended_at": spike.ended,
             "stays_at": None if math.isnan(spike.level) else spike.level,
             "explained_by": "baseline" if caused else None,
@@ -324,7 +335,9 @@ def _finding(spike: _Spike, view: View) -> Finding:
             else "What was learned may come back by itself, or not."
         ),
         falsify=(
-            "Re-run the step from its bundle, by levada replay; go on from before it without these "
+            "Train at a tenth of the rate: if the loss jumps as far, the steps were not why."
+            if spike.step
+            else "Re-run the step from its bundle, by levada replay; go on from before it without these "
             "batches: if the loss rises again, the batch was not why."
         ),
         source="Chowdhery et al. 2022, arXiv 2204.02311 (spikes, and skipping their batches)",
@@ -351,6 +364,11 @@ def _why(spike: _Spike) -> str:
             f"{times(first['octaves'])} it{more}."
         )
     sentences = sentences or [f"Nothing that is watched moved before it, {spike.watched}."]
-    if _odd(spike):
+    if spike.step:
+        sentences.append(
+            f"A step before it moved the weights of the median block by {spike.step:.2g} of themselves, where about "
+            "0.001 is usual: such steps may be why, and not the batch."
+        )
+    elif _odd(spike):
         sentences.append(f"The batch of step {spike.onset} stands out: the steps after it are left with a fraction.")
     return " ".join(sentences)

@@ -23,6 +23,11 @@ LONG: Final = 0.05
 SHORT: Final = 1e-6
 # Shares of the loss by which it rose with the first updates, and by which it is above its start many steps later.
 AT_ONCE, ABOVE = 0.1, 0.5
+# Steps as large as the weights leave nothing of them.
+WHOLE: Final = 1.0
+# Of a quadratic whose least is 0, a step to the minimum along the gradient lowers the loss to first order by twice
+# all of it; longer ones go beyond, and from four times on they climb.
+BEYOND: Final = 2.0
 DESCENT: Final = (
     "the descent lemma: a step short beside the curvature lowers the loss; Cohen et al. 2021, arXiv 2103.00065"
 )
@@ -84,24 +89,30 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     Where the loss stays near its start it is information: a task may be hard, and first steps are long beside weights
     that are zero.
 
-    Without steps that are long beside the weights it is a warning, under an optimizer that does not rescale gradients,
-    where the loss rose with the first updates, by a tenth of its size, and 128 steps or more later is half of its size
-    above its start: a step short beside the curvature lowers the loss, so that these overshoot, if only at few weights.
+    Two more are warnings, of a loss that rose with the first updates and 128 steps or more later is not back. One is of
+    a step as large as the weights, which leaves nothing of what they were drawn for. The other needs no step that is
+    long beside the weights, as those that overshoot may move few of them: under an optimizer that does not rescale
+    gradients the loss is half of its size above its start, and the rate times the squared gradient, by which a step
+    that is short beside the curvature lowers the loss, is twice the loss or more: the step goes beyond the minimum.
+    Where it is less, the same loss is information, as it is where only earlier steps were long, of less than a tenth
+    of the weights: the task may have grown harder, as where a queue of negatives fills.
     """
     ratio = view.longest if view.nothing_learned else view["update_ratio"]
     ratio = ratio[ratio.isfinite()]
     if not len(ratio) or not view.loss.ready:
         return
-    moved = float(ratio.median())
+    moved, most = float(ratio.median()), float(view.longest.nanmedian())
     risen = view.given_back >= RISEN
-    if moved < LONG and _thrown(view):
-        yield _thrown_up(view, moved)
+    if moved < LONG and _thrown(view, most):
+        yield _thrown_up(view, moved, most)
         return
     if moved < LONG or not (risen or view.nothing_learned) or _shrunk(view):
         return
     usual = view.anchor("update_ratio").nanmedian()
     names, loss = view.blocks.names, view.loss
     above = loss.now > loss.start if risen else loss.median > loss.start + 0.5 * loss.spread
+    short = moved < LARGE and float(view["update_ratio"].nanmedian()) < LONG and not view.blocks.adaptive
+    over = short and _promised(view) < BEYOND  # long no more, and none that overshoots: the task may have grown harder
     what = (
         f"the loss is {loss.now:.4g}, and was {loss.best:.4g} at its best"
         if risen
@@ -109,11 +120,11 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     )
     yield Finding(
         rule="learning_rate_too_high",
-        severity="error" if moved >= LARGE and above else "warn" if risen or above else "info",
+        severity="error" if moved >= LARGE and above else "warn" if (risen or above) and not over else "info",
         status="fired",
         claim=(
-            f"A step {'moves' if risen else 'moved'} the weights of the median block by {moved:.2g} of themselves, "
-            f"and {what}."
+            f"A step {'moved' if view.nothing_learned else 'moves'} the weights of the median block by {moved:.2g} of "
+            f"themselves, and {what}."
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={
@@ -131,35 +142,63 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     )
 
 
-def _thrown(view: View) -> bool:
-    """Whether the loss rose with the first updates, and is far above its start many steps later."""
+def _thrown(view: View, most: float) -> bool:
+    """Whether the loss rose with the first updates, and many steps later is far above its start, or shattered."""
     loss, size = view.loss, abs(view.loss.start)
-    if loss.steps < MANY or view.blocks.adaptive or not view.lr > 0 or loss.learned >= 0.5 * size:
+    if loss.steps < MANY or not view.lr > 0:
+        return False
+    if most >= WHOLE:
+        return loss.early - loss.first >= ABOVE * abs(loss.first) and loss.start - loss.median <= 0.5 * loss.spread
+    if view.blocks.adaptive or loss.learned >= 0.5 * size:
         return False
     return loss.early - loss.first >= AT_ONCE * abs(loss.first) and loss.median - loss.start >= ABOVE * size
 
 
-def _thrown_up(view: View, moved: float) -> Finding:
-    names, loss = view.blocks.names, view.loss
+def _promised(view: View) -> float:
+    """Return by how much of the loss the gradient says that a step lowers it, at the median of the last samples."""
+    shares = []
+    for row in view.rows:
+        rate, norm, loss = (float(row.scalars.get(name, math.nan)) for name in ("lr", "gradient_norm", "loss"))
+        size = max(abs(loss), view.loss.median - view.loss.start)
+        shares.append(rate * norm * norm / size if size > 0 else math.nan)
+    known = sorted(share for share in shares if math.isfinite(share))
+    return known[len(known) // 2] if known else math.nan
+
+
+def _thrown_up(view: View, moved: float, most: float) -> Finding:
+    names, loss, promised = view.blocks.names, view.loss, _promised(view)
+    if most >= WHOLE:
+        because = f" A step moved the weights of the median block by {most:.2g} of themselves."
+    elif promised >= BEYOND:
+        because = f" By its gradient a step would lower it by {promised:.2g} times all of it: it overshoots."
+    else:
+        because = f" By its gradient a step lowers it by {promised:.2g} of itself: nothing says that steps overshoot."
+    blamed = most >= WHOLE or promised >= BEYOND
     return Finding(
         rule="learning_rate_too_high",
-        severity="warn",
+        severity="warn" if blamed else "info",
         status="fired",
         claim=(
             f"The loss rose with the first updates, from {loss.first:.4g} to a median of {loss.early:.4g}, and after "
-            f"{loss.steps} steps at a learning rate of {view.lr:.3g} its median is {loss.median:.4g}."
+            f"{loss.steps} steps at a learning rate of {view.lr:.3g} its median is {loss.median:.4g}.{because}"
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={
             "update_ratio": moved,
+            "longest": most,
+            "promised": promised,
             "lr": view.lr,
             "reference": "the loss of the untrained model",
-            "explained_by": None,
+            "explained_by": "theory" if blamed else None,
             "tests": {"loss": {"first": loss.first, "early": loss.early, "best": loss.best, "median": loss.median}},
         },
-        consequence="The steps overshoot: the run is worse than the untrained model, and does not come back.",
+        consequence=(
+            "The steps overshoot: the run is worse than the untrained model, and does not come back."
+            if blamed
+            else "None, if the task grew harder with the steps, as where a queue of negatives fills."
+        ),
         falsify="Train from the start at a tenth of the rate: if the loss rises as far, this is wrong.",
-        remedies=_lower(view, moved),
+        remedies=_lower(view, max(moved, most if most >= WHOLE else 0.0)) if blamed else (),
         source=DESCENT,
     )
 
