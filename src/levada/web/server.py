@@ -46,7 +46,7 @@ def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool,
     if not is_loopback(host) and not closed:
         raise UsageError(
             f"--host {host} lets other machines in, and who may read is then said by a token. Add --token, or leave "
-            "--host out and reach this machine by: ssh -L 8765:127.0.0.1:8765 THIS_MACHINE"
+            f"--host out and reach this machine by: ssh -L {port or PORT}:127.0.0.1:{port or PORT} THIS_MACHINE"
         )
     access, pages = Access(host, closed), Pages()
     with listening(host, PORT if port is None else port) as bound:

@@ -1,5 +1,7 @@
 import { mount } from "svelte";
 import "../page/theme.css";
+import { followToken } from "../live/token";
 import Explorer from "./Explorer.svelte";
 
+followToken();
 mount(Explorer, { target: document.getElementById("page")! });

@@ -74,7 +74,7 @@ export function code(settings: Settings): string {
   ];
   return `"""Signal and gradient by layer, as levada's explorer draws them.
 
-Needs: pip install levada
+Needs: levada, installed from its repository (pip install .)
 Run:   python ${FILE}
 Check: ${checkCommand(settings, names[0])}
 

@@ -2,5 +2,7 @@ import { mount } from "svelte";
 import "../page/theme.css";
 import "./live.css";
 import Live from "./Live.svelte";
+import { followToken } from "./token";
 
+followToken();
 mount(Live, { target: document.getElementById("page")! });

@@ -25,6 +25,13 @@ export function takeToken(): string | null {
   return token;
 }
 
+/** An address with a token that is put over that of an open page changes what stands behind `#` alone: begin anew with it. */
+export function followToken(): void {
+  window.addEventListener("hashchange", () => {
+    if (tokenOf(location.hash).token !== null) location.reload();
+  });
+}
+
 /** Let this browser read where reading asks for the token: an event source can send no header, but a cookie. */
 export async function openSession(token: string | null): Promise<void> {
   if (token === null) return;
