@@ -181,11 +181,11 @@ test("what is asked twice is computed once", async () => {
 });
 
 test("the first of fifty dense layers gets three to four times the gradient of the last, whatever the seed", async () => {
-  const { settings, sections } = chapters.find((chapter) => chapter.settings.gateBias !== undefined)!;
-  const { ask } = questionsOf({ settings, sections }).find(({ id }) => id === "b") as NumberQuestion;
+  const gates = chapters.find(({ settings }) => settings.gateBias !== undefined)!;
+  const { ask } = questionsOf(gates).find(({ id }) => id === "b") as BandQuestion;
   const lab = laboratory();
   for (let seed = 0; seed < 8; seed++) {
-    const kept = Math.round(await measure(ask, { ...settings, seed }, lab));
+    const kept = Math.round(await measure(ask, { ...gates.settings, seed }, lab));
     expect([3, 4], `seed ${seed}`).toContain(kept);
   }
 });
