@@ -128,7 +128,10 @@ describe("a sweep over depth", () => {
     expect(loss("plain", 48)).toBeGreaterThan(0.9 * Math.log(10));
     expect(loss("plain", 2)).toBeLessThan(0.3 * Math.log(10));
     expect(loss("residual", 48)).toBeLessThan(0.3 * Math.log(10));
-    expect(sweepReading(sweep.swept)[0]).toMatch(/^plain: least loss .* at depth 2; at depth 48 .*: degradation\.$/);
+    // Which of two networks that are trained side by side ends first is no matter of the sweep.
+    expect(sweepReading(sweep.swept).join("\n")).toMatch(
+      /^plain: least loss .* at depth 2; at depth 48 .*: degradation\.$/m,
+    );
   });
 
   it("trains each network once when it is stopped and gone on with at once", { timeout: 60_000 }, async () => {
