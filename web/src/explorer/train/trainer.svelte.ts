@@ -39,6 +39,8 @@ export class Run {
   /** The weights before the first step. */
   start: readonly WeightMatrix[] = [];
   private training: number | null = null;
+  /** Steps that were made: a training that is stopped between two reports has made more than it reported. */
+  private made = 0;
 
   constructor(
     readonly name: ConnectionName,
@@ -62,7 +64,7 @@ export class Run {
         await configure(this.worker, this.settings, this.name, this.depth, this.digits);
         this.start = (await this.worker.ask({ type: "weights" }, "weights").answer).matrices;
       }
-      const before = this.step;
+      const before = this.made;
       const asked = this.worker.ask(
         { type: "train", steps: trainSteps - before, every: every(trainSteps) },
         "done",
@@ -71,7 +73,8 @@ export class Run {
         },
       );
       this.training = asked.id;
-      const { cancelled } = await asked.answer;
+      const { cancelled, steps } = await asked.answer;
+      this.made += steps;
       this.state = cancelled ? "stopped" : "done";
     } catch (error) {
       this.error = words(error);
