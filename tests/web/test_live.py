@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import levada
+from levada.runs import RunWriter
 from levada.web.folder import identity
 from levada.web.pages import STATIC
 
@@ -368,6 +369,22 @@ def test_a_run_that_is_written_is_followed_and_a_server_that_is_killed_is_told(v
         go.set()
         if training.ident is not None:
             training.join()
+        served.kill()
+
+
+def test_a_run_that_is_deleted_while_it_is_looked_at_is_told(visit: Open, tmp_path: Path) -> None:
+    served = Served(tmp_path)
+    writer = RunWriter.create(tmp_path / "mine", kind="watch", name="mine")
+    try:
+        writer.append("loss", steps=[0, 1], values=[2.0, 1.0])
+        page = visit(served.run("mine"), at=served.port)
+        until(page, page.locator(".badge"), "running")
+        shutil.rmtree(tmp_path / "mine")
+        page.locator("[role=alert]", has_text="What is shown is as it was. There is no such run").wait_for()
+        assert page.locator(".badge", has_text="running").count() == 0
+        assert page.locator("h1").count() == 1
+    finally:
+        writer.close()
         served.kill()
 
 

@@ -38,6 +38,12 @@ test("numbers are written as in the report", () => {
   ]);
 });
 
+test("a number with more whole digits than are asked for is written in whole", () => {
+  expect([223.4, -99.96, 12.5, 999.4, 1000.4].map((v) => short(v, 2))).toEqual(["223", "−100", "13", "999", "1,000"]);
+  expect([999.7, 99.97].map((v) => short(v))).toEqual(["1,000", "100"]);
+  expect(short(7.6, 1)).toBe("8");
+});
+
 test("a number that no float holds is written from its logarithm", () => {
   expect(shortExp(1000 * Math.log(0.25))).toBe("8.71×10⁻⁶⁰³");
   expect(shortExp(Math.log(0.5))).toBe("0.5");

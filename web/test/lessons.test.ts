@@ -180,6 +180,16 @@ test("what is asked twice is computed once", async () => {
   expect(counts.asked - before.asked).toBe(2); // configure and run
 });
 
+test("the first of fifty dense layers gets three to four times the gradient of the last, whatever the seed", async () => {
+  const gates = chapters.find(({ settings }) => settings.gateBias !== undefined)!;
+  const { ask } = questionsOf(gates).find(({ id }) => id === "b") as BandQuestion;
+  const lab = laboratory();
+  for (let seed = 0; seed < 8; seed++) {
+    const kept = Math.round(await measure(ask, { ...gates.settings, seed }, lab));
+    expect([3, 4], `seed ${seed}`).toContain(kept);
+  }
+});
+
 test("every question has an answer, and no question can be answered by leaving the slider", {
   timeout: 240_000,
 }, async () => {

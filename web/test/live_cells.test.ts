@@ -136,10 +136,12 @@ describe("cells and pixels", () => {
 });
 
 describe("two runs", () => {
-  it("are divided where both have numbers, at the same steps", () => {
+  it("are divided where both have numbers, each sample of the first by what stands at its step", () => {
     const a = plain([0, 1], [0, 10, 20, 30], [-1, -2, -3]);
-    const b = plain([0, 1], [0, 20, 25], [-4, -6]);
-    expect([...ratio(a, b).mean]).toEqual([3, 2, Number.NaN]);
+    const b = plain([0, 1], [0, 5, 15, 20], [-4, -6, -9]);
+    expect([...ratio(a, b).mean]).toEqual([3, 4, Number.NaN]);
+    const late = plain([0, 1], [5, 10, 25], [-4, -6]);
+    expect([...ratio(a, late).mean]).toEqual([Number.NaN, 4, 3]);
     const marks = ratio(a, plain([0, 1], [0, 20, 40], [-4, -6], [0, ZERO])).marks;
     expect([...marks]).toEqual([0, 0, ZERO]);
   });

@@ -136,15 +136,15 @@ export function rowOf(cells: Cells, row: number): { mean: Float32Array; marks: U
 /**
  * The logarithm of a ratio, cell by cell: of `a` over `b`, in the rows and columns of `a`.
  *
- * Both have the same rows. A column of `a` meets that of `b` in which its middle lies; where one has no number, the
- * ratio has none, and where one has a mark, so has the ratio.
+ * Both have the same rows. A column of `a` meets that of `b` which stands at its first step, as a column stands from
+ * its sample on; where one has no number, the ratio has none, and where one has a mark, so has the ratio.
  */
 export function ratio(a: Cells, b: Cells): Cells {
   const [count, others] = [a.columns.length - 1, b.columns.length - 1];
   const size = a.mean.length;
   const made = { mean: new Float32Array(size).fill(Number.NaN), marks: new Uint8Array(size) };
   for (let column = 0; column < count; column++) {
-    const other = indexOf(b.columns, (a.columns[column] + a.columns[column + 1]) / 2);
+    const other = indexOf(b.columns, a.columns[column]);
     if (other < 0) continue;
     for (let row = 0; row < a.rows.length - 1; row++) {
       const [at, with_] = [row * count + column, row * others + other];

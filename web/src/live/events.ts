@@ -8,6 +8,13 @@ export interface Source {
   close(): void;
 }
 
+/** What is used of the document. */
+export interface Shown {
+  readonly hidden: boolean;
+  addEventListener(type: "visibilitychange", listener: () => void): void;
+  removeEventListener(type: "visibilitychange", listener: () => void): void;
+}
+
 export interface Heard {
   /** Of a connection that is new, or new again: what came in between was missed, and is to be asked for. */
   connected(): void;
@@ -19,22 +26,29 @@ const SILENCE = 40_000; // two beats of the server were missed
 const FIRST_PAUSE = 1_000;
 const LONGEST_PAUSE = 10_000;
 
+/**
+ * Events while the page is shown. A browser has six connections to a server for all of its tabs, and a stream keeps one:
+ * hidden pages that kept theirs would leave none for the page that is looked at.
+ */
 export class Events {
   private source: Source | undefined;
   private again: ReturnType<typeof setTimeout> | undefined;
   private watchdog: ReturnType<typeof setTimeout> | undefined;
   private pause = FIRST_PAUSE;
-  private closed = false;
+  private closed = true;
 
   constructor(
     private readonly open: () => Source,
     private readonly types: readonly string[],
     private readonly heard: Heard,
+    private readonly page: Shown,
   ) {}
 
   connect(): void {
     this.stop();
+    if (this.closed) this.page.addEventListener("visibilitychange", this.look);
     this.closed = false;
+    if (this.page.hidden) return;
     const source = this.open();
     this.source = source;
     this.listen();
@@ -60,6 +74,7 @@ export class Events {
 
   close(): void {
     this.closed = true;
+    this.page.removeEventListener("visibilitychange", this.look);
     this.stop();
   }
 
@@ -68,6 +83,15 @@ export class Events {
     this.pause = FIRST_PAUSE;
     this.connect();
   }
+
+  private readonly look = (): void => {
+    if (this.page.hidden) {
+      this.stop();
+    } else {
+      this.heard.state("connecting");
+      this.retry();
+    }
+  };
 
   private stop(): void {
     clearTimeout(this.again);

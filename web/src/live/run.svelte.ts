@@ -41,7 +41,9 @@ export class RunData {
       this.summary = summary;
       this.problem = "";
     } catch (error) {
-      if (mine === this.asked) this.problem = error instanceof ApiError ? error.message : "The run could not be read.";
+      if (mine !== this.asked) return;
+      const told = error instanceof ApiError ? error.message : "The run could not be read.";
+      this.problem = this.summary ? sentence(error, "The run") : told;
     }
   }
 }

@@ -1,7 +1,7 @@
 /** What all parts of the page share: the runs, the connection, and the address. */
 
 import { ApiError, ask, type Row, type Runs } from "./api";
-import { type Connection, Events, type Source } from "./events";
+import { type Connection, Events, type Heard, type Source } from "./events";
 import { decode, encode, type Page } from "./place";
 import { openSession, takeToken } from "./token";
 
@@ -21,7 +21,7 @@ export class Live {
   private readonly events: Events;
 
   constructor(open: () => Source = () => new EventSource("api/1/events") as Source) {
-    this.events = new Events(open, TYPES, {
+    const heard: Heard = {
       connected: () => {
         this.connections++;
         this.refresh();
@@ -30,7 +30,8 @@ export class Live {
         this.connection = state;
       },
       event: (type, data) => this.hear(type, data as Row),
-    });
+    };
+    this.events = new Events(open, TYPES, heard, document);
   }
 
   async start(): Promise<void> {

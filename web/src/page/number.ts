@@ -43,10 +43,10 @@ export function grouped(value: number): string {
 }
 
 function plain(size: number, digits: number): string {
-  return size
-    .toPrecision(digits)
-    .replace(/(\.\d*?)0+$/, "$1")
-    .replace(/\.$/, "");
+  const text = size.toPrecision(digits);
+  // Of more whole digits than are asked for, which it would write as 2.2e+2: all of them, as above 1,000.
+  if (text.includes("e")) return grouped(Math.round(size));
+  return text.replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }
 
 /** "1 layer", "3 layers". */

@@ -39,6 +39,8 @@ export class Run {
   /** The weights before the first step. */
   start: readonly WeightMatrix[] = [];
   private training: number | null = null;
+  /** Steps that were made: a training that is stopped between two reports has made more than it reported. */
+  private made = 0;
 
   constructor(
     readonly name: ConnectionName,
@@ -62,7 +64,7 @@ export class Run {
         await configure(this.worker, this.settings, this.name, this.depth, this.digits);
         this.start = (await this.worker.ask({ type: "weights" }, "weights").answer).matrices;
       }
-      const before = this.step;
+      const before = this.made;
       const asked = this.worker.ask(
         { type: "train", steps: trainSteps - before, every: every(trainSteps) },
         "done",
@@ -71,7 +73,8 @@ export class Run {
         },
       );
       this.training = asked.id;
-      const { cancelled } = await asked.answer;
+      const { cancelled, steps } = await asked.answer;
+      this.made += steps;
       this.state = cancelled ? "stopped" : "done";
     } catch (error) {
       this.error = words(error);
@@ -144,15 +147,13 @@ export class Sweep {
   private readonly stops = new Map<Job, () => void>();
   private key = "";
   private left: Job[] = [];
+  /** Counts starts and stops: a loop of an earlier one may still wait for its worker when the next begins. */
+  private generation = 0;
 
   constructor(
     private readonly size: number,
     private readonly make: () => Worker,
   ) {}
-
-  private get running(): boolean {
-    return this.state === "training";
-  }
 
   get total(): number {
     return this.swept.length + this.left.length + this.now.length;
@@ -178,44 +179,53 @@ export class Sweep {
       this.left = depths.flatMap((depth) => settings.connections.map((name) => ({ name, depth })));
     }
     this.state = "training";
-    const { key } = this;
+    const generation = ++this.generation;
     while (this.workers.length < Math.min(this.size, this.left.length)) this.workers.push(this.make());
-    await Promise.all(this.workers.map((worker) => this.work(worker, settings, digits)));
-    if (key === this.key && this.state === "training") this.state = "done";
+    await Promise.all(this.workers.map((worker) => this.work(worker, settings, digits, generation)));
+    if (generation === this.generation) this.state = "done";
   }
 
   /** What runs is broken off and begun again later; what has ended stays. */
   stop(): void {
-    if (this.state === "training") this.state = "stopped";
+    if (this.state !== "training") return;
+    this.state = "stopped";
+    this.generation++;
+    this.left = [...this.now, ...this.left];
+    this.now = [];
     for (const stop of this.stops.values()) stop();
+    this.stops.clear();
   }
 
   close(): void {
     for (const worker of this.workers) worker.close();
   }
 
-  private async work(worker: Worker, settings: Settings, digits: Digits): Promise<void> {
-    const { key } = this;
-    while (key === this.key && this.running) {
+  private async work(worker: Worker, settings: Settings, digits: Digits, generation: number): Promise<void> {
+    while (generation === this.generation) {
       const job = this.left.shift();
       if (!job) return;
       this.now = [...this.now, job];
-      const last = await this.train(worker, job, settings, digits);
+      const last = await this.train(worker, job, settings, digits, generation);
+      if (generation !== this.generation) return;
       this.stops.delete(job);
       this.now = this.now.filter((one) => one !== job);
-      if (key !== this.key) return;
       if (last) this.swept = [...this.swept, { ...job, last }];
-      else if (!this.running) this.left.unshift(job);
     }
   }
 
   /** Return the last report; null of what was stopped or cannot be done. */
-  private async train(worker: Worker, job: Job, settings: Settings, digits: Digits): Promise<Report | null> {
+  private async train(
+    worker: Worker,
+    job: Job,
+    settings: Settings,
+    digits: Digits,
+    generation: number,
+  ): Promise<Report | null> {
     const steps = settings.trainSteps;
     let last: Report | null = null;
     try {
       await configure(worker, settings, job.name, job.depth, digits);
-      if (!this.running) return null;
+      if (generation !== this.generation) return null;
       // One report of the last fifth: a single batch would be too few.
       const reports = Math.max(1, Math.ceil(steps / 5));
       const { id, answer } = worker.ask({ type: "train", steps, every: reports }, "done", (progress) => {
@@ -227,7 +237,7 @@ export class Sweep {
       this.stops.set(job, () => worker.cancel(id));
       return (await answer).cancelled ? null : last;
     } catch (error) {
-      this.error = words(error);
+      if (generation === this.generation) this.error = words(error);
       return null;
     }
   }

@@ -95,7 +95,8 @@ export const chapter: Chapter = {
             ],
             unit: "of the last layer's",
             why: {
-              simple: "A little more than at the last: the first layer is read by the output and by 49 layers besides.",
+              simple:
+                "Three to four times that at the last: the first layer is read by the output and by 49 layers besides.",
               expert:
                 "What layer 1 returns is read by the stack's end and by 49 branches, each with weights that are smaller the more it reads.",
             },

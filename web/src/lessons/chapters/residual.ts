@@ -176,7 +176,8 @@ export const chapter: Chapter = {
               layers small.`,
             expert: `The product of I + J is not about 1. With independent branches squared norms add: χ = 1 + σw² E[φ'²], which for He
               and ReLU is 2 per block. Normalisation in the branch, a factor of 1/√L, or branches that start at zero tame it.
-              Of a block with two weight matrices not both may start at zero: they would get a gradient of exactly zero, for ever.`,
+              Of a block with two weight matrices, without biases, not both may start at zero: they would get a gradient of exactly zero,
+              for ever.`,
           },
         },
         { kind: "formula", name: "residual", expert: true },
