@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from levada import __version__
 from levada.web.access import COOKIE, Access
@@ -50,6 +51,22 @@ class Json(Response):
         for one, other in _SAFE:
             content = content.replace(one, other)
         return bytes(content)
+
+
+@final
+class _Events(Response):
+    """What a scanner tells; the place among those that listen is taken and given back with the answer itself."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, scanner: Scanner) -> None:
+        super().__init__()
+        self._scanner = scanner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        with self._scanner.listening() as told:
+            await StreamingResponse(told, media_type=self.media_type)(scope, receive, send)
 
 
 def create_app(
@@ -202,7 +219,7 @@ def _add_events(app: FastAPI) -> None:
         """Tell what happens to the runs, as server-sent events."""
         if request.scope.get("levada.head"):
             return Response(media_type="text/event-stream")
-        return StreamingResponse(scanner.listen(), media_type="text/event-stream")
+        return _Events(scanner)
 
 
 def _add_check(app: FastAPI, computation: Computation) -> None:
