@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from levada import __version__
-from levada.web.access import COOKIE, Access
+from levada.web.access import Access, cookie_of
 from levada.web.computation import Computation
 from levada.web.folder import RefusedError
 from levada.web.guard import Guard
@@ -238,10 +238,11 @@ def _add_session(app: FastAPI) -> None:
     access: Access = app.state.access
 
     @app.post(f"{API}/session", response_model=Nothing, responses=_problems(413), dependencies=[Depends(no_query)])
-    async def session() -> JSONResponse:
+    async def session(request: Request) -> JSONResponse:
         """Let this browser read, by a cookie, what asks for the token: an event source sends no headers."""
         answer = JSONResponse({})
-        answer.set_cookie(COOKIE, access.session, path="/api", httponly=True, samesite="strict")
+        name = cookie_of(request.headers["host"])
+        answer.set_cookie(name, access.session, path="/api", httponly=True, samesite="strict")
         return answer
 
 
