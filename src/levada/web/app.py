@@ -229,9 +229,14 @@ def _add_check(app: FastAPI, computation: Computation) -> None:
         responses=_problems(413, 429),
         dependencies=[Depends(no_query)],
     )
-    async def check(asked: CheckOf) -> Json:
+    async def check(asked: CheckOf, request: Request) -> Json:
         """Say what `levada check` says of a network as the explorer describes one."""
-        return Json(await computation.check(asked))
+
+        async def gone() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        return Json(await computation.check(asked, gone))
 
 
 def _add_session(app: FastAPI) -> None:
