@@ -14,6 +14,7 @@ from torch import nn
 import levada
 from levada.diagnose import DIAGNOSTICS
 from levada.report import render_report
+from levada.report.beside import MAX_ROWS, line_figure
 from levada.report.check import check_view
 from levada.report.evidence import PICTURES, WORDS_ALONE, evidence_picture
 from levada.report.figure import figure
@@ -194,6 +195,22 @@ def test_a_memory_is_drawn_as_it_was_measured_and_not_told(forgetful):
     assert not any("curves" in label for label, _ in told["evidence"])
     (span,) = [s for panel in memory_spec(finding)["panels"] for s in panel.get("spans", ())]
     assert (span.low, span.high) == (horizon["low"], horizon["high"])
+
+
+def test_a_table_of_all_numbers_stands_beside_two_panels(forgetful):
+    (finding,) = [f for f in forgetful["findings"] if f["rule"] == "short_memory"]
+    table = evidence_picture(finding, forgetful, [])["table"]
+    assert table["head"][:2] == ["panel", "series"]
+    assert {row[0] for row in table["rows"]} == {panel["title"] for panel in memory_spec(finding)["panels"]}
+    assert table["total"] > len(table["rows"]) == MAX_ROWS
+    page = render_report([forgetful])
+    assert page.count("The numbers of this figure") == page.count("<figure")
+
+
+def test_bars_have_their_names_in_the_table():
+    bars = {"x": ["now", "then"], "y": [1.0, 2.0], "style": "bar", "label": ""}
+    drawn = line_figure({"x": {"label": ""}, "y": {"label": "loss"}, "series": [bars]}, "", "")
+    assert drawn["table"] == {"head": ["what", "loss"], "rows": [["now", "1"], ["then", "2"]], "total": 2}
 
 
 def test_a_horizon_beyond_what_was_measured_is_not_marked(forgetful):

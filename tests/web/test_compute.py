@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from levada.web.computation import Computation
+from levada.web.computation import MAX_PROCESSES, Computation
 from levada.web.computing import build, checked
 from levada.web.network import MAX_VALUES, CheckOf
 
@@ -180,3 +181,20 @@ def test_what_takes_too_much_memory_is_ended(root: Path, program: Any) -> None:
     with served(root, computation=Computation(60.0, program("greedy", GREEDY))) as client:
         status, _, body = client.post(CHECK, {"depth": 3, "width": 8})
         assert (status, json.loads(body)["detail"][:45]) == (422, "The network takes more than it may here: make")
+
+
+def test_what_no_one_waits_for_keeps_no_place(root: Path, program: Any) -> None:
+    quick = "import sys, time; time.sleep(60 if '\"depth\":3' in sys.stdin.read() else 0); print('{}')"
+    with served(root, computation=Computation(60.0, program("sometimes", quick))) as client:
+        own = f"Host: 127.0.0.1:{client.port}\r\nOrigin: http://127.0.0.1:{client.port}\r\n"
+        own += f"Authorization: Bearer {client.token}\r\nContent-Type: application/json\r\n"
+        body = '{"depth":3,"width":8}'
+        asked = f"POST {CHECK} HTTP/1.1\r\n{own}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        for _ in range(MAX_PROCESSES):
+            with socket.create_connection(("127.0.0.1", client.port)) as left:
+                left.sendall(asked)
+                time.sleep(1.0)
+        began = time.monotonic()
+        while (found := client.post(CHECK, {"depth": 4, "width": 8})[0]) == 429 and time.monotonic() < began + 20:
+            time.sleep(0.1)
+        assert found == 200

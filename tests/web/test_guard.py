@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
-from levada.web.access import COOKIE, Access
+from levada.web.access import Access, cookie_of
 
 from .conftest import HOSTILE, Client, served
 
@@ -64,7 +64,7 @@ def test_the_token_is_compared_in_constant_time(monkeypatch: MonkeyPatch) -> Non
     assert not access.is_token({"authorization": "Bearer nearly"})
     assert access.is_token({"authorization": f"Bearer {access.token}"})
     assert not access.is_token({})
-    assert not Access(closed=True).may_read({"cookie": f"{COOKIE}=x"})
+    assert not Access(closed=True).may_read({"host": "a:1", "cookie": f"{cookie_of('a:1')}=x"})
     assert len(compared) == 5
     source = ast.parse(Path(__import__("levada.web.access", fromlist=["x"]).__file__).read_text())
     plain = [node for node in ast.walk(source) if isinstance(node, ast.Compare) and "token" in ast.dump(node)]
@@ -164,7 +164,7 @@ def test_with_token_reading_needs_it_too(root: Path) -> None:
             status, headers, _ = client.get(path)
             assert (status, headers["www-authenticate"]) == (401, "Bearer")
             assert client.get(path, authorization="Bearer x")[0] == 401
-            assert client.get(path, cookie=f"{COOKIE}={client.token}")[0] == 401
+            assert client.get(path, cookie=f"levada-session-{client.port}={client.token}")[0] == 401
         assert client.get("/")[0] == 503  # the page's own files are no secret
         assert client.get(RUNS, authorization=bearer)[0] == 200
         status, headers, _ = client.post("/api/1/session", {})
@@ -176,3 +176,13 @@ def test_with_token_reading_needs_it_too(root: Path) -> None:
         # The cookie reads, and does no more.
         own = f"http://127.0.0.1:{client.port}"
         assert client.ask("POST", "/api/1/session", cookie=cookie.partition(";")[0], origin=own)[0] == 401
+
+
+def test_two_servers_of_a_machine_do_not_take_each_others_cookies(root: Path) -> None:
+    with served(root, closed=True) as one, served(root, closed=True) as other:
+        kept: dict[str, str] = {}  # as a browser keeps them, to which all ports of a machine are one site
+        for client in (one, other):
+            name, _, value = client.post("/api/1/session", {})[1]["set-cookie"].partition(";")[0].partition("=")
+            kept[name] = value
+        cookies = "; ".join(f"{name}={value}" for name, value in kept.items())
+        assert [client.get(RUNS, cookie=cookies)[0] for client in (one, other)] == [200, 200]

@@ -393,7 +393,7 @@ def test_the_token_is_taken_out_of_the_address(visit: Open, server: Served) -> N
     page.wait_for_url("**/#/")
     assert page.evaluate("sessionStorage.getItem('levada-token')") == server.token.partition("=")[2]
     cookies = page.context.cookies(f"http://127.0.0.1:{server.port}/api")
-    assert [cookie["name"] for cookie in cookies] == ["levada-session"]
+    assert [cookie["name"] for cookie in cookies] == [f"levada-session-{server.port}"]
 
 
 def test_an_address_with_a_token_begins_anew_in_a_page_that_is_open(visit: Open, server: Served) -> None:

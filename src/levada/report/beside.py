@@ -10,10 +10,10 @@ from levada.report.embedded import heat_data, line_data
 from levada.report.figure import figure
 from levada.report.grid import INFINITE, NAN, ZERO, Fine
 from levada.report.heat import heat
-from levada.report.series import Point, Series, read_panels
+from levada.report.series import Panel, Point, Series, read_panels
 from levada.report.words import number, precise, sampled, short
 
-__all__ = ["heat_figure", "line_figure", "written"]
+__all__ = ["heat_figure", "line_figure", "panel_table", "written"]
 
 MAX_ROWS: Final = 200
 MAX_HEAT_ROWS: Final = 60
@@ -24,7 +24,7 @@ def line_figure(spec: Mapping[str, Any], title: str, caption: str) -> dict[str, 
     """Make what the template shows of a figure of lines.
 
     Args:
-        spec: the figure; one of several panels has no table here.
+        spec: the figure; one of several panels has no numbers for the page's script.
         title: stands above it.
         caption: stands below it.
 
@@ -74,19 +74,56 @@ def written(value: float | None) -> str:
     return precise(value)
 
 
+def panel_table(spec: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """Make the table of a figure's numbers, a row for each point of each panel; medians of seeds are left out.
+
+    Args:
+        spec: the figure.
+        most: rows, evenly spaced.
+
+    Example:
+        >>> part = {"x": {"label": "step"}, "y": {"label": "loss"}, "series": [{"label": "", "x": [0], "y": [2]}]}
+        >>> panel_table({"panels": [{**part, "title": "one"}, {**part, "title": "two"}]}, 10)
+        {'head': ['panel', 'x', 'y'], 'rows': [['one', '0', '2'], ['two', '0', '2']], 'total': 2}
+    """
+    rows = [
+        (panel.title, one.label, "" if one.seed is None else str(one.seed), *_cells(panel, point))
+        for panel in read_panels(spec)
+        for one in panel.series
+        if not one.num_seeds
+        for point in one.points
+    ]
+    kept = [rows[i] for i in sampled(len(rows), most)]
+    head = ["panel", "series", "seed", "x", "y", "low", "high"]
+    used = [i for i in range(len(head)) if any(row[i] not in ("", "—") for row in kept)]
+    return {"head": [head[i] for i in used], "rows": [[row[i] for i in used] for row in kept], "total": len(rows)}
+
+
+def _cells(panel: Panel, point: Point) -> tuple[str, str, str, str]:
+    return point.name or _place(panel, point.x), short(point.y), short(point.low), short(point.high)
+
+
+def _place(panel: Panel, x: float) -> str:
+    return panel.x.ticks[int(x)].label if panel.x.scale == "category" else short(x)
+
+
 def _line_table(spec: Mapping[str, Any]) -> dict[str, Any]:
     panels = read_panels(spec)
     if len(panels) != 1:
-        return {}
+        return panel_table(spec, MAX_ROWS)
     panel = panels[0]
     series = [one for one in panel.series if one.points]
     held = [{p.x: p for p in one.points} for one in series]
     places = sorted({x for points in held for x in points})
     names = {p.x: p.name for one in series for p in one.points if p.name}
     kept = [places[i] for i in sampled(len(places), MAX_ROWS)]
-    rows = [[names.get(x) or short(x), *(_cell(points.get(x)) for points in held)] for x in kept]
-    label = str((spec.get("x") or {}).get("label") or "").partition(",")[0]
-    return {"head": [label, *(_head(one, panel.y.label) for one in series)], "rows": rows, "total": len(places)}
+    rows = [[names.get(x) or _place(panel, x), *(_cell(points.get(x)) for points in held)] for x in kept]
+    label = str((spec.get("x") or {}).get("label") or "").partition(",")[0] or "what"
+    return {
+        "head": [label, *(_head(one, panel.y.label) for one in series)],
+        "rows": rows,
+        "total": len(places),
+    }
 
 
 def _head(one: Series, label: str) -> str:

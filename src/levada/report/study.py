@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from levada.report.check import sampled
+from levada.report.beside import panel_table
 from levada.report.claim import STATUSES, claim_view, failed, read_claims, wanted
 from levada.report.figure import figure
 from levada.report.picture import is_picture, picture_view
-from levada.report.series import read_panels
-from levada.report.words import count, short
+from levada.report.words import count
 
 __all__ = ["study_view"]
 
@@ -79,32 +78,10 @@ def _counts(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _figure(spec: Mapping[str, Any]) -> dict[str, Any]:
-    rows = [
-        (
-            panel.title,
-            one.label,
-            "" if one.seed is None else str(one.seed),
-            *_cells(panel.x.ticks, panel.x.scale, point),
-        )
-        for panel in read_panels(spec)
-        for one in panel.series
-        if not one.num_seeds
-        for point in one.points
-    ]
-    kept = [rows[i] for i in sampled(len(rows), MAX_ROWS)]
-    head = ["panel", "series", "seed", "x", "y", "low", "high"]
-    used = [i for i in range(len(head)) if any(row[i] not in ("", "—") for row in kept)]
     return {
         "kind": "lines",
         "title": str(spec.get("title") or ""),
         "caption": str(spec.get("caption") or ""),
         "svg": figure(spec),
-        "head": [head[i] for i in used],
-        "rows": [[row[i] for i in used] for row in kept],
-        "total": len(rows),
+        **panel_table(spec, MAX_ROWS),
     }
-
-
-def _cells(ticks: Any, scale: str, point: Any) -> tuple[str, str, str, str]:
-    x = ticks[int(point.x)].label if scale == "category" else short(point.x)
-    return x, short(point.y), short(point.low), short(point.high)

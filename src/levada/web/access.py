@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final, final
 from urllib.parse import urlsplit
 
-__all__ = ["COOKIE", "Access", "is_loopback"]
+__all__ = ["Access", "cookie_of", "is_loopback"]
 
-COOKIE: Final = "levada-session"
+_COOKIE: Final = "levada-session"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -42,6 +42,19 @@ def _name(host: str) -> str:
         return ""
     whole = parts.netloc == host and "@" not in host
     return (parts.hostname or "") if whole else ""
+
+
+def cookie_of(host: str) -> str:
+    """Give the name of the cookie of a session: browsers send one server's to all ports of its machine.
+
+    Args:
+        host: the header, which has the port as the browser knows it, also through ssh.
+
+    Example:
+        >>> cookie_of("127.0.0.1:8765"), cookie_of("[::1]:8766"), cookie_of("localhost")
+        ('levada-session-8765', 'levada-session-8766', 'levada-session-80')
+    """
+    return f"{_COOKIE}-{(urlsplit(f'//{host}').port or 80) if _name(host) else 80}"
 
 
 @final
@@ -103,8 +116,9 @@ class Access:
         """
         if not self.closed or self.is_token(headers):
             return True
+        own = cookie_of(headers.get("host", ""))
         cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
-        given = [value for name, _, value in cookies if name == COOKIE]
+        given = [value for name, _, value in cookies if name == own]
         return any(hmac.compare_digest(one.encode(), self.session.encode()) for one in given)
 
     def is_own_page(self, headers: Mapping[str, str]) -> bool:

@@ -14,9 +14,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from levada import __version__
-from levada.web.access import COOKIE, Access
+from levada.web.access import Access, cookie_of
 from levada.web.computation import Computation
 from levada.web.folder import RefusedError
 from levada.web.guard import Guard
@@ -50,6 +51,22 @@ class Json(Response):
         for one, other in _SAFE:
             content = content.replace(one, other)
         return bytes(content)
+
+
+@final
+class _Events(Response):
+    """What a scanner tells; the place among those that listen is taken and given back with the answer itself."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, scanner: Scanner) -> None:
+        super().__init__()
+        self._scanner = scanner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        with self._scanner.listening() as told:
+            await StreamingResponse(told, media_type=self.media_type)(scope, receive, send)
 
 
 def create_app(
@@ -202,7 +219,7 @@ def _add_events(app: FastAPI) -> None:
         """Tell what happens to the runs, as server-sent events."""
         if request.scope.get("levada.head"):
             return Response(media_type="text/event-stream")
-        return StreamingResponse(scanner.listen(), media_type="text/event-stream")
+        return _Events(scanner)
 
 
 def _add_check(app: FastAPI, computation: Computation) -> None:
@@ -212,19 +229,25 @@ def _add_check(app: FastAPI, computation: Computation) -> None:
         responses=_problems(413, 429),
         dependencies=[Depends(no_query)],
     )
-    async def check(asked: CheckOf) -> Json:
+    async def check(asked: CheckOf, request: Request) -> Json:
         """Say what `levada check` says of a network as the explorer describes one."""
-        return Json(await computation.check(asked))
+
+        async def gone() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        return Json(await computation.check(asked, gone))
 
 
 def _add_session(app: FastAPI) -> None:
     access: Access = app.state.access
 
     @app.post(f"{API}/session", response_model=Nothing, responses=_problems(413), dependencies=[Depends(no_query)])
-    async def session() -> JSONResponse:
+    async def session(request: Request) -> JSONResponse:
         """Let this browser read, by a cookie, what asks for the token: an event source sends no headers."""
         answer = JSONResponse({})
-        answer.set_cookie(COOKIE, access.session, path="/api", httponly=True, samesite="strict")
+        name = cookie_of(request.headers["host"])
+        answer.set_cookie(name, access.session, path="/api", httponly=True, samesite="strict")
         return answer
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from levada.web.access import Access
 
-__all__ = ["HEADERS", "MAX_BODY", "Guard"]
+__all__ = ["HEADERS", "MAX_BODY", "Guard", "crowded"]
 
 MAX_BODY: Final = 2**14
 _POLICY: Final = (
@@ -51,13 +51,7 @@ class Guard:
             return await send({"type": "websocket.close", "code": 1008})
         inside = scope["path"].startswith("/api/")
 
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                added = HEADERS | ({"cache-control": "no-store"} if inside else {})
-                own = [(name, value) for name, value in message["headers"] if name.decode().lower() not in added]
-                message["headers"] = [*own, *((name.encode(), value.encode()) for name, value in added.items())]
-            await send(message)
-
+        guarded = _with_headers(send, HEADERS | ({"cache-control": "no-store"} if inside else {}))
         refused = self._refused(scope, inside)
         if refused is not None:
             return await _answer(guarded, *refused)
@@ -87,6 +81,24 @@ class Guard:
         elif inside and not self._access.may_read(headers):
             return 401, "This server was started with --token: reading needs it. Open the address that levada printed."
         return None
+
+
+async def crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    """Say that there are too many connections, and end this one."""
+    added = HEADERS | {"cache-control": "no-store", "retry-after": "5", "connection": "close"}
+    told = "There are more connections to this server than it keeps. Close pages that show it, and ask again."
+    guarded = _with_headers(send, added)
+    await _answer(_headless(guarded) if scope["method"] == "HEAD" else guarded, 503, told)
+
+
+def _with_headers(send: Send, added: Mapping[str, str]) -> Send:
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            own = [(name, value) for name, value in message["headers"] if name.decode().lower() not in added]
+            message["headers"] = [*own, *((name.encode(), value.encode()) for name, value in added.items())]
+        await send(message)
+
+    return sent
 
 
 def _headless(send: Send) -> Send:

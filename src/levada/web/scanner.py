@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, final
@@ -140,15 +140,21 @@ class Scanner:
             raise RefusedError(404, "There is no such run: it may have been moved. Ask for the list again.")
         return self._known[id].name
 
-    def listen(self) -> AsyncIterator[bytes]:
-        """Give what happens from now on, as server-sent events.
+    @contextmanager
+    def listening(self) -> Iterator[AsyncIterator[bytes]]:
+        """Give what happens from now on, as server-sent events; the place is kept until the context ends.
 
         Raises:
             RefusedError: if too many listen.
         """
         if len(self._listeners) >= MAX_LISTENERS:
             raise RefusedError(503, f"{MAX_LISTENERS} pages listen already, which is the limit. Close one.")
-        return self._stream(asyncio.Queue(_UNTOLD))
+        queue: asyncio.Queue[News | None] = asyncio.Queue(_UNTOLD)
+        self._listeners.add(queue)  # before anything waits: those that ask at the same moment count each other
+        try:
+            yield self._stream(queue)
+        finally:
+            self._listeners.discard(queue)
 
     def end(self) -> None:
         """Let all that listen go."""
@@ -159,21 +165,16 @@ class Scanner:
             listener.put_nowait(None)
 
     async def _stream(self, queue: asyncio.Queue[News | None]) -> AsyncIterator[bytes]:
-        # Only here: a stream that is never begun has no end either.
-        self._listeners.add(queue)
-        try:
-            yield b"retry: 2000\n\n"
-            while not self._ended:
-                try:
-                    news = await asyncio.wait_for(queue.get(), self._heartbeat)
-                except TimeoutError:
-                    yield b"event: heartbeat\ndata: {}\n\n"
-                    continue
-                if news is None:
-                    return
-                yield f"event: {news.event}\ndata: {news.run.model_dump_json()}\n\n".encode()
-        finally:
-            self._listeners.discard(queue)
+        yield b"retry: 2000\n\n"
+        while not self._ended:
+            try:
+                news = await asyncio.wait_for(queue.get(), self._heartbeat)
+            except TimeoutError:
+                yield b"event: heartbeat\ndata: {}\n\n"
+                continue
+            if news is None:
+                return
+            yield f"event: {news.event}\ndata: {news.run.model_dump_json()}\n\n".encode()
 
 
 def _unreadable(id: str, name: str, modified: float, problem: str) -> Row:

@@ -17,13 +17,13 @@ import uvicorn
 from levada._errors import UsageError
 from levada.web.access import Access, is_loopback
 from levada.web.app import create_app
+from levada.web.connections import MAX_CONNECTIONS, Connection
 from levada.web.guard import Guard
 from levada.web.pages import MISSING, Pages
 
 __all__ = ["PORT", "Server", "configured", "listening", "serve"]
 
 PORT: Final = 8765
-_CONNECTIONS: Final = 128
 
 
 def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool, page: str = "") -> None:
@@ -76,7 +76,7 @@ def configured(app: Guard) -> uvicorn.Config:
         access_log=False,
         log_level="warning",
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
+        http=Connection,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=2,
         ws="none",
@@ -123,7 +123,7 @@ def listening(host: str, port: int) -> socket.socket:
         if sys.platform != "win32":
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-        found.listen(_CONNECTIONS)
+        found.listen(MAX_CONNECTIONS)
     except OSError as error:
         found.close()
         if error.errno == errno.EADDRINUSE:
