@@ -53,5 +53,5 @@ def test_what_is_stored_is_what_is_computed(name: str) -> None:
 
 def test_the_files_are_small() -> None:
     files = list(GOLDEN.glob("*.json"))
-    assert {file.stem for file in files} == set(make.FILES)
+    assert {file.stem for file in files} == {*make.FILES, "report"}  # that of report.py is tested with the report
     assert sum(file.stat().st_size for file in files) < 1e6

@@ -108,6 +108,5 @@ def test_a_rate_is_chosen_on_images_that_do_not_train(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("data", "told"), [("cifar10", "--set folder=..."), ("imagenet", "got 'imagenet'")])
 def test_data_that_is_not_there_is_asked_for(data: str, told: str) -> None:
-    cell = configurations(STUDY.resolve("smoke", {"data": data}), [0])[0]
     with pytest.raises(UsageError, match=told):
-        run(cell.config, [0])
+        run(configurations(STUDY.resolve("smoke", {"data": data}), [0])[0].config, [0])
