@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import levada.ops.flops  # noqa: F401  # levada.ops registers its formulas only if the counter was imported before it
 from levada.ops import attend_depth, sum_depth, write_streams
 from levada.ops.manifold import Form
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import levada
+import levada.ops.flops  # levada.ops registers its formulas only if the counter was imported before it
 from levada._errors import UsageError
 from levada.networks import Network, transformer
 from levada.ops._define import plain_operations
