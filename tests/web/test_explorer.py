@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.web.explorer_page import PAGE, browser, needs_page, settled
 
-import levada
-
-CHROMIUM = shutil.which("chromium")
-PAGE = Path(levada.__file__).parent / "web/static/single/explore.html"
-AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-    pytest.mark.skipif(not PAGE.exists(), reason="the pages are not built: make web"),
-]
+__all__ = ["browser"]
+pytestmark = needs_page
 Open = Callable[..., Any]
 
 DEAD = "depth=120"  # a sigmoid stack whose gradient leaves the range of float32
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -61,10 +44,6 @@ def visit(browser: Any) -> Iterator[Open]:
 
 def link(page: Any) -> str:
     return str(page.evaluate("location.hash"))
-
-
-def settled(page: Any, key: str) -> None:
-    page.wait_for_function("key => location.hash.includes(key)", arg=key)
 
 
 def picture(page: Any) -> str:

@@ -6,35 +6,21 @@ import gzip
 import json
 import os
 import re
-import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.web.explorer_page import AXE, PAGE, browser, needs_page
 
 import levada
 
-CHROMIUM = shutil.which("chromium")
 STATIC = Path(levada.__file__).parent / "web/static"
-PAGE = STATIC / "single/explore.html"
-AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-    pytest.mark.skipif(not PAGE.exists(), reason="the pages are not built: make web"),
-]
+__all__ = ["browser"]
+pytestmark = needs_page
 Visit = Callable[..., Any]
 TABS = ["depth", "mixing"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

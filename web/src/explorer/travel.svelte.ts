@@ -35,7 +35,7 @@ export class Travel {
   private go(depth: number): void {
     const lasts = Math.min(Math.max(depth * PER_LAYER, LEAST), MOST);
     this.moving = true;
-    this.front = depth;
+    this.reach(depth);
     let began: number | null = null;
     const advance = (now: number) => {
       began ??= now;
