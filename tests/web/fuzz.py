@@ -7,6 +7,7 @@ that what stands behind them is reached. No reader may raise more than a `UsageE
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import struct
 import sys
@@ -30,6 +31,7 @@ with atheris.instrument_imports(include=["levada.runs", "levada.web", "levada._n
     from levada.web.opened import forget
 
 RANK = Path("signals") / "rank-00000"
+MEMORY = 2**31
 QUESTIONS: dict[str, dict[str, Any]] = {
     "row": {"id": "a" * 20},
     "summary": {"id": "a" * 20},
@@ -140,7 +142,9 @@ def seeds(run: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Search until libFuzzer is told to stop."""
+    """Search until libFuzzer is told to stop, with no more memory than a reader may need."""
+    # libFuzzer's own limit is of the peak that getrusage tells, which a process inherits from the one that started it.
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     home = Path(tempfile.mkdtemp())
     write(home / "whole")
     seeds(home / "whole", Path(sys.argv[1]))
@@ -158,7 +162,7 @@ def main() -> None:
                 assert status in (200, 404, 409)
                 json.loads(body)
 
-    atheris.Setup(sys.argv, one)
+    atheris.Setup([*sys.argv, "-rss_limit_mb=0"], one)
     try:
         atheris.Fuzz()
     finally:

@@ -98,6 +98,7 @@ def test_the_numbers_are_those_of_the_curve(visit: Visit) -> None:
     computed(page, 1)
     page.get_by_text("Numbers", exact=True).click()
     rows = page.locator(".figure details tbody tr")
+    rows.nth(40).wait_for()
     assert rows.count() == 41
     curve = [numbers(row.locator("td").first.inner_text())[0] for row in rows.all()]
     assert curve[0] == 1
