@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from levada.report.axis import Axis, log_axis
+from levada.report.palette import style_sheet
 
 __all__ = ["IMAGE", "Point", "draw", "points"]
 
@@ -184,7 +184,7 @@ def _labels(x: Axis, y: Axis, found: Sequence[Point]) -> list[str]:
 
 def _style() -> str:
     """Return what of the reports' style sheet the figure needs."""
-    sheet = resources.files("levada.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    sheet = style_sheet()
     end = sheet.index("}", sheet.index("}", sheet.index("@media screen")) + 1) + 1
     classes = ("chart", "c0", "c2", "c6", "line", "line.reference", "dot", "whisker", "grid", "base", "tick", "name")
     kept = [

@@ -5,12 +5,12 @@ In `verdicts.md` a comment `<!-- name -->` stands for what `benchmarks.diagnosis
 
 from __future__ import annotations
 
-import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from benchmarks.diagnosis.report import SECTIONS
+
+from levada.report.palette import palette, style_sheet
 
 __all__ = ["page", "setup"]
 
@@ -31,12 +31,11 @@ def page(source: str) -> str:
 
 def style() -> str:
     """Return the reports' style sheet, nested so that it is that of figures alone, with colours of the page's theme."""
-    sheet = resources.files("levada.report").joinpath("templates/report.css").read_text(encoding="utf-8")
-    nested = f".levada-figure {{\n{sheet.replace(':root', '&')}\n}}\n"
+    nested = f".levada-figure {{\n{style_sheet().replace(':root', '&')}\n}}\n"
     # The page has a button for light and dark, which counts more than what the system prefers.
-    colours = [block.replace("\n", " ") for block in re.findall(r":root \{([^}]*--paper[^}]*--ink[^}]*)\}", sheet)]
-    for theme, block in zip(("light", "dark"), colours, strict=True):
-        nested += f'body[data-theme="{theme}"] .levada-figure {{{block}}}\n'
+    for theme, colours in palette().items():
+        block = " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+        nested += f'body[data-theme="{theme}"] .levada-figure {{ color-scheme: {theme}; {block} }}\n'
     return nested
 
 

@@ -8,6 +8,7 @@
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig, type Plugin } from "vite";
 import { formulas } from "./formulas";
+import { palette } from "./palette";
 
 const STATIC = "../src/levada/web/static";
 
@@ -55,7 +56,7 @@ export default defineConfig(({ mode }) => {
   const single = mode === "single";
   return {
     base: "./",
-    plugins: [formulas(), svelte(), ...(single ? [inline()] : [])],
+    plugins: [formulas(), palette(), svelte(), ...(single ? [inline()] : [])],
     build: {
       outDir: single ? `${STATIC}/single` : STATIC,
       emptyOutDir: true,

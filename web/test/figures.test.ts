@@ -3,7 +3,7 @@
 import { expect, test } from "vitest";
 import { axisOf, xAxisOf } from "../src/figures/axis";
 import { draw, missing, missingWords, shape, valueAt } from "../src/figures/draw";
-import { allX, indexAt, type Series } from "../src/figures/series";
+import { allX, type Colour, indexAt, type Series } from "../src/figures/series";
 import { counted, grouped, listed, short, shortExp } from "../src/page/number";
 
 function series(y: number[], style: Series["style"] = "measured", more: Partial<Series> = {}): Series {
@@ -140,4 +140,11 @@ test("values are found by their x", () => {
   expect(allX([one, series([0, 0])])).toEqual([0, 1, 4, 9]);
   expect(valueAt(one, 1)).toBe("6");
   expect(valueAt(one, -1)).toBe("–");
+});
+
+test("a colour that comes again has another mark", () => {
+  const all = Array.from({ length: 14 }, (_, colour) => colour as Colour);
+  const marks = all.map((colour) => shape(colour, 0, 0, 3));
+  expect(new Set(marks.slice(0, 7)).size).toBe(7);
+  expect(new Set(all.map((colour, i) => `${Number(colour) % 7} ${marks[i]}`)).size).toBe(14);
 });

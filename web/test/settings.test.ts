@@ -12,7 +12,6 @@ import {
   decode,
   encode,
   INITS,
-  MOST_CONNECTIONS,
   NORMS,
   networkOptions,
   OPTIMIZERS,
@@ -22,6 +21,7 @@ import {
   TABS,
   VIEWS,
 } from "../src/explorer/settings";
+import { shape } from "../src/figures/draw";
 
 const OWN = ["trainLr", "recurrentGain", "forgetBias"];
 
@@ -37,7 +37,7 @@ function draw(random: Random): Settings {
     ...(Object.fromEntries(numbers) as Pick<Settings, keyof typeof RANGES>),
     tab: pick(TABS),
     expert: flip(),
-    connections: order.slice(0, 1 + random.below(MOST_CONNECTIONS)),
+    connections: order.slice(0, 1 + random.below(CONNECTIONS.length)),
     activation: pick(activationNames),
     init: pick(INITS),
     norm: pick(NORMS),
@@ -93,7 +93,7 @@ test.each([
   expect(refused).toEqual([sentence]);
 });
 
-test.each(["", "plain,plain", "plain,nothing", CONNECTIONS.slice(0, 8).join(",")])(
+test.each(["", "plain,plain", "plain,nothing", [...CONNECTIONS, "plain"].join(",")])(
   "connections=%s are refused",
   (text) => {
     const { settings, refused } = decode(`connections=${text}`);
@@ -101,6 +101,14 @@ test.each(["", "plain,plain", "plain,nothing", CONNECTIONS.slice(0, 8).join(",")
     expect(refused).toHaveLength(1);
   },
 );
+
+test("all nine connections are shown at once, each by a colour and mark of its own", () => {
+  const { settings, refused } = decode(`connections=${CONNECTIONS.join(",")}`);
+  expect(refused).toEqual([]);
+  const looks = [...colours(settings.connections).values()].map((colour) => `${Number(colour) % 7} ${shape(colour, 0, 0, 3)}`);
+  expect(looks).toHaveLength(9);
+  expect(new Set(looks).size).toBe(9);
+});
 
 test("one wrong part leaves the others as they are", () => {
   const { settings, refused } = decode("depth=20&width=zzz&seed=3");

@@ -146,7 +146,7 @@ def line_data(spec: Mapping[str, Any], title: str) -> str:
     series = []
     for i, one in enumerate(panel.series):
         told: dict[str, Any] = {"label": one.label or panel.y.label, "style": _STYLES.get(one.style, "")}
-        told["colour"] = "ref" if one.style == "reference" else one.colour % 7
+        told["colour"] = "ref" if one.style == "reference" else one.colour % 14
         _columns(planes, i, one)
         series.append(told)
     names = {int(p.x): p.name for one in panel.series for p in one.points if p.name}

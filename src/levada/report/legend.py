@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Final
 
+from levada.report.palette import NUM_COLOURS
 from levada.report.series import Panel, Series
 from levada.report.typeset import typeset
 
 __all__ = ["NUM_COLOURS", "classes", "hue", "legend", "marker"]
-
-NUM_COLOURS: Final = 7
 
 
 def legend(panels: Sequence[Panel], marked: bool, named: Iterable[int] = ()) -> str:

@@ -9,7 +9,6 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -18,6 +17,7 @@ from levada._errors import UsageError
 from levada.report.check import check_view
 from levada.report.damage import of_events, of_manifest
 from levada.report.mending import fix_view
+from levada.report.palette import style_sheet
 from levada.report.script import Script, page_script
 from levada.report.study import study_view
 from levada.report.summary import summary_view
@@ -154,8 +154,7 @@ def _template(script: Script | None) -> tuple[Template, dict[str, Any]]:
     environment.filters["absolute"] = lambda path: shlex.quote(str(Path(path).absolute()))
     environment.filters["typeset"] = lambda text: Markup(typeset(text))
     environment.globals["interactive"] = script is not None
-    style = resources.files("levada.report").joinpath("templates/report.css").read_text(encoding="utf-8")
-    style += script.style if script else ""
+    style = style_sheet() + (script.style if script else "")
     # The hashes let in this style, this script and no other; attributes of styles are refused with everything else.
     sources = f"style-src {_digest(style)};" + (f" script-src {_digest(script.code)};" if script else "")
     policy = f"default-src 'none'; {sources} img-src data:; base-uri 'none'; form-action 'none'"

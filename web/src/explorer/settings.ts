@@ -23,8 +23,6 @@ export const CONNECTIONS: readonly ConnectionName[] = [
   "identity",
   "attention",
 ];
-/** As many as there are colours. */
-export const MOST_CONNECTIONS = 7;
 
 export const INITS = ["pytorch_default", "he", "glorot", "orthogonal", "gaussian"] as const;
 export const NORMS = ["none", "layer", "rms", "batch"] as const;
@@ -177,7 +175,7 @@ function packed(what: string): Field<string> {
 const FIELDS: { readonly [K in keyof Settings]: Field<Settings[K]> } = {
   tab: oneOf("depth", TABS),
   expert: flag(false),
-  connections: several(["plain", "residual"], CONNECTIONS, MOST_CONNECTIONS),
+  connections: several(["plain", "residual"], CONNECTIONS, CONNECTIONS.length),
   depth: whole(50, RANGES.depth),
   width: whole(32, RANGES.width),
   activation: oneOf("sigmoid", activationNames),
@@ -281,7 +279,7 @@ export function colours(connections: readonly ConnectionName[]): Map<ConnectionN
     used.add(PREFERRED[name]);
   }
   for (const name of later) {
-    const free = ([0, 1, 2, 3, 4, 5, 6] as const).find((colour) => !used.has(colour)) ?? "ref";
+    const free = ([0, 1, 2, 3, 4, 5, 6, 7, 8] as const).find((colour) => !used.has(colour)) ?? "ref";
     taken.set(name, free);
     used.add(free);
   }

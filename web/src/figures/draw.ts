@@ -64,7 +64,7 @@ export function draw(series: Series, x: Axis, y: Axis, frame: Frame): Drawn {
 function marks(points: readonly Point[], colour: Colour): string {
   const every = points.length <= FEW ? 1 : Math.ceil(points.length / MARKS);
   // Lines that lie on each other show their marks side by side.
-  const start = every === 1 || colour === "ref" ? 0 : Math.floor((colour * every) / 7);
+  const start = every === 1 || colour === "ref" ? 0 : Math.floor(((colour % 7) * every) / 7);
   let path = "";
   for (let at = start; at < points.length; at += every) {
     const [x, y] = points[at];
@@ -88,11 +88,14 @@ export function outline({ x, low, high }: Area, horizontal: Axis, vertical: Axis
   return upper.length > 0 ? `M${[...upper, ...lower.reverse()].join("L")}Z` : "";
 }
 
+/** The shape of a colour's marks; that of a colour which comes again is another. */
+const form = (colour: Colour): number => (colour === "ref" ? 0 : (colour + 3 * Math.floor(colour / 7)) % 7);
+
 /** A circle, a triangle, a square, a diamond, ...: colours differ by shape too. */
 export function shape(colour: Colour, x: number, y: number, size: number): string {
   const polygon = (...corners: Point[]) =>
     `M${corners.map(([right, down]) => `${(x + right * size).toFixed(1)},${(y + down * size).toFixed(1)}`).join("L")}Z`;
-  switch (colour) {
+  switch (form(colour)) {
     case 1:
       return polygon([0, -1.3], [1.2, 0.9], [-1.2, 0.9]);
     case 2:

@@ -1,10 +1,10 @@
 /** What a figure of lines is given. */
 
-export type Colour = 0 | 1 | 2 | 3 | 4 | 5 | 6 | "ref";
+/** The palette's seven colours, and from 7 to 13 the same again with other, hollow marks; or that of references. */
+export type Colour = 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10 | 11 | 12 | 13 | "ref";
 
 export interface Series {
   readonly label: string;
-  /** One of the palette's seven colours, or that of references. */
   readonly colour: Colour;
   /** A measured line is drawn through, a predicted one dashed, a reference (a bound, a rule of thumb) dotted. */
   readonly style: "measured" | "predicted" | "reference";

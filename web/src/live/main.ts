@@ -1,4 +1,5 @@
 import { mount } from "svelte";
+import "virtual:palette.css";
 import "../page/theme.css";
 import "./live.css";
 import Live from "./Live.svelte";
