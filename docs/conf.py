@@ -22,12 +22,14 @@ extensions = [
     "sphinx.ext.viewcode",
     "docs.catalogue",
     "docs.result_pages",
+    "docs.tex",
     "docs.verdicts",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "discussions"]  # parts of the pages in results
 html_theme = "furo"
+html_math_renderer = "mathml"  # docs.tex: MathJax would come from another host
 html_title = "levada"
 html_static_path = ["static"]
 napoleon_custom_sections = ["Shape", "Unit", "Source"]

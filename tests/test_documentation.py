@@ -1,0 +1,97 @@
+"""The documentation's own parts: formulas that need no script, and pages that ask no other host for one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from docs.tex import tex_to_mathml
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+class Asked(HTMLParser):
+    """Collects what a page asks for by itself: scripts, styles, pictures, frames; links are for readers."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "link" and (given.get("rel") or "") in ("canonical", "index", "search", "next", "prev"):
+            return
+        if tag in ("script", "link", "img", "iframe", "source", "video", "audio"):
+            self.found += [url for name in ("src", "href") if (url := given.get(name))]
+
+
+def others(text: str) -> list[str]:
+    """What a page asks of other hosts."""
+    return [url for url in Asked(text).found if urlsplit(url).netloc]
+
+
+@pytest.mark.parametrize(
+    ("tex", "mathml"),
+    [
+        (r"\frac12", "<mfrac><mn>1</mn><mn>2</mn></mfrac>"),
+        ("x_i^2", "<mrow><msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup></mrow>"),
+        ("a - 10.5", "<mrow><mi>a</mi><mo>−</mo><mn>10.5</mn></mrow>"),
+        (r"\phi'(x)", '<mrow><msup><mi>ϕ</mi><mo>′</mo></msup><mo stretchy="false">(</mo><mi>x</mi>'),
+        (
+            r"\|\bar g\|",
+            '<mo stretchy="false">‖</mo><mover accent="true"><mi>g</mi><mo stretchy="false">¯</mo></mover>',
+        ),
+        (r"2 \ln x", '<mn>2</mn><mspace width="0.167em"/><mi>ln</mi><mspace width="0.167em"/><mi>x</mi>'),
+        (r"\ln(x)", '<mi>ln</mi><mo stretchy="false">(</mo>'),
+        (r"\text{if } a < b", "<mtext>if </mtext><mi>a</mi><mo>&lt;</mo><mi>b</mi>"),
+        (r"\mathrm{dim_{out}}", '<msub><mi mathvariant="normal">dim</mi><mi mathvariant="normal">out</mi></msub>'),
+        (r"\left(\frac ab\right)^2", "<msup><mrow><mo>(</mo><mfrac><mi>a</mi><mi>b</mi></mfrac><mo>)</mo></mrow>"),
+        (r"\sum_{i}^n", '<munderover><mo movablelimits="true" form="prefix">∑</mo><mi>i</mi><mi>n</mi></munderover>'),
+    ],
+)
+def test_formulas_are_set(tex: str, mathml: str) -> None:
+    assert mathml in tex_to_mathml(tex)
+
+
+@pytest.mark.parametrize("tex", [r"\unknown x", r"\frac{a}", "x_1_2", "{a", "a}", r"\left( x", r"\mathbb q", "a & b"])
+def test_what_is_not_known_is_refused_by_name(tex: str) -> None:
+    with pytest.raises(ValueError, match=r"docs\.tex reads no such formula"):
+        tex_to_mathml(tex)
+
+
+def test_what_a_page_asks_of_others_is_found() -> None:
+    page = '<a href="https://a.test">a</a><script src="//cdn.test/x.js"></script><img src="images/a.webp">'
+    assert others(page) == ["//cdn.test/x.js"]
+
+
+def test_a_page_with_formulas_asks_for_no_script_of_another_host(tmp_path: Path) -> None:
+    pytest.importorskip("myst_parser", reason="sphinx and myst_parser are not installed")
+    (tmp_path / "index.md").write_text((DOCS / "theory.md").read_text(encoding="utf-8"), encoding="utf-8")
+    conf = (DOCS / "conf.py").read_text(encoding="utf-8")
+    # The renderer and the extension that the documentation names, and of the rest only what its formulas need.
+    renderer = re.search(r'^html_math_renderer = "\w+"', conf, re.MULTILINE)
+    assert renderer is not None
+    assert '"docs.tex"' in conf
+    own = 'extensions = ["myst_parser", "docs.tex"]\nmyst_enable_extensions = ["dollarmath", "colon_fence"]\n'
+    (tmp_path / "conf.py").write_text(f"{own}{renderer[0]}\n", encoding="utf-8")
+    words = [sys.executable, "-m", "sphinx", "--quiet", str(tmp_path), str(tmp_path / "built")]
+    paths = os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": paths}, capture_output=True)
+    page = (tmp_path / "built" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<math") > 90
+    assert others(page) == []
+
+
+def test_no_built_page_asks_for_a_script_of_another_host() -> None:
+    pages = sorted((DOCS / "_build").rglob("*.html"))
+    if not pages:
+        pytest.skip("the documentation is not built: make docs")
+    asking = {page.name: found for page in pages if (found := others(page.read_text(encoding="utf-8")))}
+    assert asking == {}
