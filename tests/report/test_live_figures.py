@@ -26,7 +26,8 @@ WEB = Path(__file__).parents[2] / "web"
 AXE = WEB / "node_modules/axe-core/axe.min.js"
 HOSTILE = "</script><script>alert(1)</script>"
 HEAT = "[aria-roledescription='heat map']"
-FIGURES = 9  # of which two are heat maps
+FIGURES = 11  # of which two are heat maps, and one has four panels
+PANELS = 4
 WAIT = 30_000  # milliseconds: the machine may be busy
 built = pytest.mark.skipif(script.page_script() is None, reason="the pages are not built: make web")
 browsing = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -83,7 +84,7 @@ def visit(browser: Any, page_file: Path) -> Iterator[Open]:
         page.goto(page_file.as_uri())
         if live:
             # Not by a condition in words, which the page's policy forbids to evaluate.
-            page.locator("figure.moving canvas, figure.moving [role=slider]").nth(FIGURES - 1).wait_for()
+            page.locator("figure.moving canvas, figure.moving [role=slider]").nth(FIGURES + PANELS - 2).wait_for()
         return page
 
     yield opened
@@ -180,9 +181,50 @@ def test_print_and_who_runs_no_script_have_the_pictures(visit: Open, how: str) -
         page.emulate_media(media="print")
     assert seen(page, "figure.live .still") == FIGURES
     assert seen(page, "figure.live svg.cells") == 2
-    assert seen(page, "figure.live svg.chart.wide") == FIGURES - 2
+    assert seen(page, "figure.live svg.chart.wide") == FIGURES - 3
+    assert seen(page, "figure.live svg.chart.cell") == PANELS
     assert seen(page, "figure.live canvas, figure.live [role=slider], .of-moving") == 0
     assert seen(page, "figure.live details.data summary") == FIGURES
+
+
+@built
+@browsing
+def test_panels_and_seeds_of_a_study_are_followed_like_other_lines(visit: Open) -> None:
+    page = visit()
+    panels = page.locator("figure.live", has=page.locator(".interactive .panels"))
+    assert panels.count() == 1
+    assert panels.locator(".interactive .of-panel").all_inner_texts() == [f"{n} blocks" for n in (10, 20, 50, 100)]
+    slider = panels.get_by_role("slider").nth(2)
+    assert slider.get_attribute("aria-label").startswith("Training loss: 50 blocks.")
+    slider.focus()
+    page.keyboard.press("End")
+    spoken = slider.get_attribute("aria-valuetext")
+    named, plain, residual = re.fullmatch(r"(\w+ [\d,]+): plain ([\d.]+); residual ([\d.]+)", spoken).groups()
+    at = named.split()[-1].replace(",", "")
+    last = [row for row in table(panels) if row[0] == "50 blocks" and row[-2].replace(",", "") == at]
+    assert {row[1]: row[-1] for row in last} == {"plain": plain, "residual": residual}
+    seeds = page.locator("figure.live", has=page.get_by_role("heading", name="Gradient by depth"))
+    assert seeds.locator(".interactive path.thin").count() == 10
+    assert len(seeds.locator(".interactive .legend li").all()) == 6  # the place, two medians, two laws, a reference
+
+
+@built
+@browsing
+def test_no_figure_is_cut_on_paper(visit: Open) -> None:
+    page = visit(680)  # what the margins leave of A4, at 96 pixels an inch, and of 267 mm in height
+    page.emulate_media(media="print")
+    boxes = page.locator("figure").evaluate_all(
+        "all => all.map(one => [one.getBoundingClientRect().height, getComputedStyle(one).breakInside])"
+    )
+    assert len(boxes) > FIGURES
+    assert all(height < 267 / 25.4 * 96 and inside == "avoid" for height, inside in boxes)
+    rights = page.locator("figure svg, figure img").evaluate_all(
+        "all => all.filter(one => one.checkVisibility()).map(one => one.getBoundingClientRect().right)"
+    )
+    assert max(rights) <= 680
+    pages = re.findall(rb"/MediaBox\s*\[([^\]]+)\]", page.pdf(format="A4"))
+    assert len(pages) >= 5
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
 
 
 @built
@@ -273,7 +315,7 @@ def test_the_golden_blocks_are_what_python_writes() -> None:
     kept, made = json.loads(golden.FILE.read_text(encoding="utf-8")), json.loads(golden.dumped(golden.vectors()))
     assert kept.keys() == made.keys()
     for name in kept:
-        if name in ("heat", "merged", "lines"):
+        if name in ("heat", "merged", "lines", "panels"):
             assert golden.inflated(kept[name]) == golden.inflated(made[name])
         else:
             assert kept[name] == made[name]

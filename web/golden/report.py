@@ -41,6 +41,17 @@ def spec() -> dict[str, Any]:
     return {"x": {"label": "block"}, "y": {"label": "gradient", "scale": "log"}, "series": [line, coded, limit]}
 
 
+def panels() -> dict[str, Any]:
+    """Give a figure of two panels, of which the first has seeds and their median, over a logarithmic axis."""
+    seeds = [{"label": "loss", "seed": seed, "x": [1, 10, 100], "y": [4.0, 2.0 + seed, 1.0]} for seed in range(3)]
+    other = [{"label": "loss", "x": [1, 2], "y": [1.0, None]}]
+    parts = [
+        {"title": "narrow", "x": {"label": "step", "scale": "log"}, "series": seeds},
+        {"title": "wide", "x": {"label": "step"}, "series": other},
+    ]
+    return {"y": {"label": "loss", "scale": "linear"}, "panels": parts}
+
+
 def merged() -> Fine:
     """Give cells of several samples, whose least and greatest are told."""
     return Fine(["a", "b"], [Row(0, 300, [1.0, 4.0], (), [0.5, 0.0], [2.0, 8.0]), Row(320, 320, [1.0, 1.0])], 2)
@@ -59,6 +70,7 @@ def vectors() -> dict[str, Any]:
         "ends": [[[number(value) for value in column] for column in end] for end in merged().ends()],
         "lines": line_data(lines, "The gradient"),
         "series": [{**one, "y": [number(value) for value in one["y"]]} for one in lines["series"]],
+        "panels": line_data(panels(), "By width"),
     }
 
 

@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { axisOf, xAxisOf } from "../src/figures/axis";
 import { indexOf } from "../src/figures/cells";
 import { draw, missing, outline, valueAt } from "../src/figures/draw";
-import { figureOf, type HeatFigure, type LineFigure } from "../src/report/figures";
+import { figureOf, type HeatFigure, type LineFigure, type PanelsFigure } from "../src/report/figures";
 import { numbers, parse, unpack } from "../src/report/packed";
 
 const told = JSON.parse(readFileSync(new URL("../golden/report.json", import.meta.url), "utf8"));
@@ -92,9 +92,29 @@ describe("lines of a report", () => {
   });
 });
 
+describe("panels of a report", () => {
+  test("are figures of lines, in which seeds lie behind their median", async () => {
+    const { kind, shared, panels } = figureOf(await unpack(told.panels)) as PanelsFigure;
+    expect([kind, shared, panels.map(({ title }) => title)]).toEqual(["panels", false, ["narrow", "wide"]]);
+    const [narrow, wide] = panels;
+    expect(narrow.fine.map(({ y }) => [...(y as Float64Array)])).toEqual([
+      [4, 2, 1],
+      [4, 3, 1],
+      [4, 4, 1],
+    ]);
+    expect(narrow.series.map(({ y }) => [...(y as Float64Array)])).toEqual([[4, 3, 1]]);
+    expect([...(wide.series[0].lacking as Uint8Array)]).toEqual([0, 1]);
+    expect(wide.fine).toEqual([]);
+    // One, ten and a hundred are evenly spaced.
+    const places = [1, 10, 100].map((x) => xAxisOf(narrow.x, 1, 100).place(x) as number);
+    expect(places[1] - places[0]).toBeCloseTo(places[2] - places[1], 9);
+    expect(xAxisOf({ label: "step" }, 1, 100).place(10)).toBeCloseTo(9 / 99, 9);
+  });
+});
+
 describe("a block", () => {
   test("has no letter that HTML could read", () => {
-    for (const name of ["heat", "merged", "lines"]) expect(told[name]).toMatch(/^[A-Za-z0-9+/]+=*$/);
+    for (const name of ["heat", "merged", "lines", "panels"]) expect(told[name]).toMatch(/^[A-Za-z0-9+/]+=*$/);
   });
 
   test("that is cut off is refused", async () => {

@@ -105,7 +105,9 @@ test.each(["", "plain,plain", "plain,nothing", [...CONNECTIONS, "plain"].join(",
 test("all nine connections are shown at once, each by a colour and mark of its own", () => {
   const { settings, refused } = decode(`connections=${CONNECTIONS.join(",")}`);
   expect(refused).toEqual([]);
-  const looks = [...colours(settings.connections).values()].map((colour) => `${Number(colour) % 7} ${shape(colour, 0, 0, 3)}`);
+  const looks = [...colours(settings.connections).values()].map(
+    (colour) => `${Number(colour) % 7} ${shape(colour, 0, 0, 3)}`,
+  );
   expect(looks).toHaveLength(9);
   expect(new Set(looks).size).toBe(9);
 });

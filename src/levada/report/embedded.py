@@ -128,7 +128,7 @@ def _by_row(columns: Sequence[Sequence[Any]]) -> Iterable[Any]:
 
 
 def line_data(spec: Mapping[str, Any], title: str) -> str:
-    """Give the block of a figure of lines; "" for one of several panels, of bars, of names or of seeds.
+    """Give the block of a figure of lines, in panels or not; "" where one of them has bars, names or single points.
 
     Args:
         spec: the figure.
@@ -140,44 +140,56 @@ def line_data(spec: Mapping[str, Any], title: str) -> str:
         'eN'
     """
     panels = read_panels(spec)
-    if len(panels) != 1 or not _can_be_followed(panels[0]):
+    if not all(map(_can_be_followed, panels)):
         return ""
-    panel, planes = panels[0], Planes()
+    planes = Planes()
+    if len(panels) == 1:
+        return planes.block({"kind": "lines", "title": title, **_panel(planes, panels[0], "")})
+    parts = [{"title": panel.title, **_panel(planes, panel, f"{k}.")} for k, panel in enumerate(panels)]
+    # A figure that was divided has the same axes in each part.
+    return planes.block({"kind": "panels", "title": title, "shared": not spec.get("panels"), "panels": parts})
+
+
+def _panel(planes: Planes, panel: Panel, prefix: str) -> dict[str, Any]:
+    """Add a panel's numbers, and say what they are."""
     series = []
     for i, one in enumerate(panel.series):
         told: dict[str, Any] = {"label": one.label or panel.y.label, "style": _STYLES.get(one.style, "")}
         told["colour"] = "ref" if one.style == "reference" else one.colour % 14
-        _columns(planes, i, one)
+        if one.weight == "thin":
+            told["thin"] = True
+        _columns(planes, f"{prefix}{{}}{i}", one)
         series.append(told)
     names = {int(p.x): p.name for one in panel.series for p in one.points if p.name}
-    header = {
-        "kind": "lines",
-        "title": title,
-        "x": {"label": panel.x.label, "whole": all(p.x == int(p.x) for one in panel.series for p in one.points)},
+    whole = all(p.x == int(p.x) for one in panel.series for p in one.points)
+    return {
+        "x": {"label": panel.x.label, "whole": whole, "scale": panel.x.scale},
         "y": {"label": panel.y.label, "scale": panel.y.scale},
         "names": [names.get(i, "") for i in range(max(names) + 1)] if names else [],
         "series": series,
         "spans": [{"from": span.low, "to": span.high, "label": span.label, "told": span.told} for span in panel.spans],
     }
-    return planes.block(header)
 
 
 def _can_be_followed(panel: Panel) -> bool:
     """Say whether the pages' own figure shows all that this one shows."""
-    plain = panel.x.scale == "linear" and all(one.style != "bar" and one.weight == "thick" for one in panel.series)
-    return plain and all(_rises(one.points) for one in panel.series)
+    places = [p.x for one in panel.series for p in one.points]
+    plain = panel.x.scale == "linear" or (panel.x.scale == "log" and min(places, default=0.0) > 0)
+    lines = any(len(one.points) > 1 and one.style != "reference" for one in panel.series)
+    return plain and lines and all(one.style != "bar" and _rises(one.points) for one in panel.series)
 
 
 def _rises(points: Sequence[Point]) -> bool:
     return len(points) > 0 and all(a.x < b.x for a, b in pairwise(points))
 
 
-def _columns(planes: Planes, i: int, one: Series) -> None:
-    planes.numbers(f"x{i}", [p.x for p in one.points])
-    planes.numbers(f"y{i}", [math.nan if p.y is None else p.y for p in one.points])
+def _columns(planes: Planes, name: str, one: Series) -> None:
+    """Add a series' numbers, each plane under a name of the form "x0"."""
+    planes.numbers(name.format("x"), [p.x for p in one.points])
+    planes.numbers(name.format("y"), [math.nan if p.y is None else p.y for p in one.points])
     if any(p.y is None for p in one.points):
-        planes.marks(f"lacking{i}", bytes(p.y is None for p in one.points))
+        planes.marks(name.format("lacking"), bytes(p.y is None for p in one.points))
     if any(p.low is not None and p.high is not None for p in one.points):
-        for name in ("low", "high"):
-            ends = [getattr(p, name) for p in one.points]
-            planes.numbers(f"{name}{i}", [math.nan if end is None else end for end in ends])
+        for end_name in ("low", "high"):
+            ends = [getattr(p, end_name) for p in one.points]
+            planes.numbers(name.format(end_name), [math.nan if end is None else end for end in ends])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from levada._numbers import restore_numbers
-from levada.report.figure import figure
+from levada.report.beside import line_figure
 from levada.report.repair import causes, effect, headline, judged
 from levada.report.words import number, short
 
@@ -57,7 +57,7 @@ def _row(trial: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _curves(trial: Mapping[str, Any]) -> dict[str, str] | None:
+def _curves(trial: Mapping[str, Any]) -> dict[str, Any] | None:
     """Draw the losses of each step, as it is and with the remedy, a thin line for each seed, the median thick."""
     series: list[dict[str, Any]] = []
     finite: list[float] = []
@@ -78,7 +78,7 @@ def _curves(trial: Mapping[str, Any]) -> dict[str, str] | None:
         "y": {"label": "loss of the step's rows", "scale": "log" if wide else "linear"},
         "series": series,
     }
-    return {"title": str(spec["title"]), "caption": _caption(trial), "svg": figure(spec)}
+    return line_figure(spec, str(spec["title"]), _caption(trial))
 
 
 def _caption(trial: Mapping[str, Any]) -> str:

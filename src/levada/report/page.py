@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from levada import __version__
 from levada._errors import UsageError
+from levada.report.apart import tell_apart
 from levada.report.check import check_view
 from levada.report.damage import of_events, of_manifest
 from levada.report.mending import fix_view
@@ -66,8 +67,8 @@ def render_report(sources: Iterable[Source]) -> str:
 def _rendered(sections: list[dict[str, Any]]) -> str:
     if not sections:
         raise UsageError("render_report: a page needs at least one report or run, got none.")
-    for number, section in enumerate(sections, 1):
-        section["anchor"] = f"part-{number}"
+    for number, (section, where) in enumerate(zip(sections, tell_apart(sections), strict=True), 1):
+        section |= {"anchor": f"part-{number}", "where": where}
     views = [section["view"] for section in sections]
     pictures = [one["picture"] for view in views for one in view.get("findings") or () if one["picture"]]
     live = any(figure.get("data") for figure in [*pictures, *(one for view in views for one in view["figures"])])

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from levada.report.beside import panel_table
 from levada.report.claim import STATUSES, claim_view, failed, read_claims, wanted
+from levada.report.embedded import line_data
 from levada.report.figure import figure
 from levada.report.picture import is_picture, picture_view
 from levada.report.words import count
@@ -78,10 +79,6 @@ def _counts(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _figure(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "kind": "lines",
-        "title": str(spec.get("title") or ""),
-        "caption": str(spec.get("caption") or ""),
-        "svg": figure(spec),
-        **panel_table(spec, MAX_ROWS),
-    }
+    title = str(spec.get("title") or "")
+    shown = {"kind": "lines", "title": title, "caption": str(spec.get("caption") or ""), "svg": figure(spec)}
+    return {**shown, "data": line_data(spec, title), "table": panel_table(spec, MAX_ROWS)}

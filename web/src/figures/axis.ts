@@ -85,6 +85,7 @@ export function axisOf(spec: AxisSpec, series: readonly Series[], count = 6): Ax
 
 /** From the first x to the last. */
 export function xAxisOf(spec: AxisSpec, low: number, high: number, count = 8): Axis {
+  if (spec.scale === "log" && low > 0) return logAxis(spec, Math.log10(low), Math.log10(high), count);
   const room = high > low ? 0 : 0.5;
   const scale = scaleLinear([low - room, high + room], [0, 1]);
   const ticks = scale.ticks(count).filter((tick) => !spec.whole || Number.isInteger(tick));

@@ -10,21 +10,40 @@ interface HeatHeader {
   readonly sites: readonly string[];
 }
 
-interface LineHeader {
-  readonly kind: "lines";
+interface PanelHeader {
   readonly title: string;
   readonly x: AxisSpec;
   readonly y: AxisSpec;
   /** Of the blocks, by x; none where x is a step. */
   readonly names: readonly string[];
-  readonly series: readonly { readonly label: string; readonly style: Series["style"] | ""; readonly colour: Colour }[];
+  readonly series: readonly SeriesHeader[];
   readonly spans: readonly Shade[];
+}
+
+interface SeriesHeader {
+  readonly label: string;
+  readonly style: Series["style"] | "";
+  readonly colour: Colour;
+  /** Whether it is one of several of which another line is the median. */
+  readonly thin?: boolean;
+}
+
+interface LineHeader extends PanelHeader {
+  readonly kind: "lines";
+}
+
+interface PanelsHeader {
+  readonly kind: "panels";
+  readonly title: string;
+  readonly shared: boolean;
+  readonly panels: readonly PanelHeader[];
 }
 
 export interface HeatFigure extends Omit<HeatHeader, "planes"> {
   readonly heat: Heat;
 }
 
+/** A figure of lines, or a panel of one. */
 export interface LineFigure {
   readonly kind: "lines";
   readonly title: string;
@@ -34,11 +53,25 @@ export interface LineFigure {
   readonly series: readonly Series[];
   readonly areas: readonly Area[];
   readonly shades: readonly Shade[];
+  /** Those of single seeds, drawn behind their median. */
+  readonly fine: readonly Series[];
 }
 
-export function figureOf(held: Uint8Array): HeatFigure | LineFigure {
-  const block = parse<HeatHeader | LineHeader>(held);
-  return block.header.kind === "heat" ? heat(block as Block<HeatHeader>) : lines(block as Block<LineHeader>);
+export interface PanelsFigure {
+  readonly kind: "panels";
+  readonly title: string;
+  /** Whether all have the same axes. */
+  readonly shared: boolean;
+  readonly panels: readonly LineFigure[];
+}
+
+export function figureOf(held: Uint8Array): HeatFigure | LineFigure | PanelsFigure {
+  const block = parse<HeatHeader | LineHeader | PanelsHeader>(held);
+  const { header } = block;
+  if (header.kind === "heat") return heat(block as Block<HeatHeader>);
+  if (header.kind === "lines") return lines(block, header, "");
+  const panels = header.panels.map((panel, i) => lines(block, panel, `${i}.`));
+  return { kind: "panels", title: header.title, shared: header.shared, panels };
 }
 
 function plane(block: Block<unknown>, name: string): Float64Array {
@@ -62,22 +95,26 @@ function heat(block: Block<HeatHeader>): HeatFigure {
   return { kind, title, sites, heat: { rows, columns, spans, mean, low, high, marks } };
 }
 
-function lines(block: Block<LineHeader>): LineFigure {
-  const { header } = block;
+function lines(block: Block<unknown>, header: PanelHeader, prefix: string): LineFigure {
   const series: Series[] = [];
+  const fine: Series[] = [];
   const areas: Area[] = [];
   const labels = new Set<string>();
-  header.series.forEach(({ label, style, colour }, i) => {
-    const [x, y, low, high] = ["x", "y", "low", "high"].map((name) => numbers(block, `${name}${i}`));
-    const lacking = block.planes.get(`lacking${i}`) as Uint8Array | undefined;
+  header.series.forEach(({ label, style, colour, thin = false }, i) => {
+    const [x, y, low, high] = ["x", "y", "low", "high"].map((name) => numbers(block, `${prefix}${name}${i}`));
+    const lacking = block.planes.get(`${prefix}lacking${i}`) as Uint8Array | undefined;
     if (x && low && high) areas.push({ label, colour, x, low, high });
     if (!x || !y || style === "") return;
+    if (thin) {
+      fine.push({ label, colour, style, x, y, ...(lacking && { lacking }) });
+      return;
+    }
     // Two lines of one name are told apart by a number, as a list of them needs it.
     let name = label;
     for (let n = 2; labels.has(`${name} ${style}`); n++) name = `${label} (${n})`;
     labels.add(`${name} ${style}`);
     series.push({ label: name, colour, style, x, y, ...(lacking && { lacking }) });
   });
-  const { kind, title, x, y, names, spans } = header;
-  return { kind, title, x, y, names, series, areas, shades: spans };
+  const { title, x, y, names, spans } = header;
+  return { kind: "lines", title, x, y, names, series, areas, shades: spans, fine };
 }

@@ -7,6 +7,7 @@ import "./report.css";
 import { figureOf } from "./figures";
 import HeatFigure from "./HeatFigure.svelte";
 import LineFigure from "./LineFigure.svelte";
+import PanelsFigure from "./PanelsFigure.svelte";
 import { unpack } from "./packed";
 
 async function show(place: Element): Promise<void> {
@@ -17,6 +18,7 @@ async function show(place: Element): Promise<void> {
   // Its width must be known when it is drawn.
   place.classList.add("moving");
   if (figure.kind === "heat") mount(HeatFigure, { target, props: { figure } });
+  else if (figure.kind === "panels") mount(PanelsFigure, { target, props: { figure } });
   else mount(LineFigure, { target, props: { figure } });
 }
 
