@@ -173,9 +173,17 @@ def test_weights_are_images_with_numbers(visit: Visit) -> None:
     assert region.locator("canvas").first.evaluate(painted) > 20
     region.get_by_role("slider").fill("4")
     assert region.get_by_role("img", name=re.compile("Weight matrix of layer 4")).is_visible()
+    looked = region.get_by_role("img", name=re.compile(r"What unit \d+ of layer 4 looks for"))
+    looked.first.wait_for()
+    assert looked.count() == 12
+    assert looked.first.locator("canvas").evaluate(painted) > 20
     rows = table(page, "Weights")
     assert rows[1][:2] == ["stem.weight", "12 × 64"]
-    assert len(rows) == 1 + 7 + 12
+    assert len(rows) == 1 + 7 + 12 + 12
+    # A residual network passes the first layer's view on: deeper units still look at pixels, and all of them differ.
+    patterns = rows[-12:]
+    assert {len(row) for row in patterns} == {1 + 64}
+    assert len({tuple(row[1:]) for row in patterns}) == 12
     region.get_by_label("only what training changed").check()
     page.wait_for_function(
         "() => document.querySelector('section[aria-label=Weights] p').innerText.startsWith('How training')"

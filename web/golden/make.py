@@ -29,6 +29,7 @@ sys.path.insert(0, str(HERE))  # for the modules beside this one
 
 from golden_cases import Case, drawn, listed, passed, rms  # noqa: E402
 from golden_depth import path_cases  # noqa: E402
+from golden_preferred import preferred_cases  # noqa: E402
 from golden_recurrent import layer_cases, memory_cases, memory_theory  # noqa: E402
 
 ACTIVATIONS = [
@@ -278,6 +279,7 @@ FILES: dict[str, Callable[[], Any]] = {
     "recurrent": layer_cases,
     "memory": lambda: {"curves": memory_cases(), "theory": memory_theory()},
     "paths": path_cases,
+    "preferred": preferred_cases,
 }
 
 

@@ -4,7 +4,7 @@ import { activation } from "./activation";
 import type { Connection, Ends, State } from "./connections/connection";
 import { type ConnectionOptions, connections } from "./connections/index";
 import { type Initialisation, Linear } from "./linear";
-import { type Matrix, type Precision, rms } from "./matrix";
+import { type Matrix, type Precision, rms, zeros } from "./matrix";
 import { type Mixing, mixingOverDepth } from "./mixing";
 import { Activate, type Module, type Parameter, Sequential } from "./module";
 import { type NormName, normalisation } from "./normalise";
@@ -64,7 +64,7 @@ export class Stack implements Module {
   private readonly layers: readonly Layer[];
   private readonly ends: Ends;
 
-  constructor(options: NetworkOptions) {
+  constructor(private readonly options: NetworkOptions) {
     const { depth, width, precision = "float64", norm = "none" } = options;
     requireInteger("depth", depth, 1, MAX_DEPTH);
     requireInteger("width", width, 1, MAX_WIDTH);
@@ -143,6 +143,20 @@ export class Stack implements Module {
     measured.gradient[0] = rms(byInput.data);
     return byInput;
   }
+
+  /** After a forward pass: the gradient by the input, of what the linear part of one layer returned. */
+  backwardFromLinear(layer: number, gradient: Matrix): Matrix {
+    const first = !(this.options.preActivation ?? false);
+    // What lies behind the layer has no part in it: a gradient of zero goes back to there.
+    let state = this.ends.endBackward(zeros(gradient.rows, this.dimOut, gradient.data));
+    for (let place = this.layers.length - 1; place >= 0; place--) {
+      const { connection, branch, linear } = this.layers[place];
+      const byOutput = connection.writeBackward(state);
+      const begins = place === layer ? (first ? linear : branch).backward(gradient) : branch.backward(byOutput);
+      state = connection.readBackward(begins);
+    }
+    return this.ends.beginBackward(state);
+  }
 }
 
 function summed(depth: number, part: (layer: number) => number): number {
@@ -197,6 +211,11 @@ export class Network implements Module {
   /** Return the gradient by the stack's output alone. */
   backwardToStack(gradient: Matrix): Matrix {
     return this.head.backward(gradient);
+  }
+
+  /** See `Stack.backwardFromLinear`: by the network's input. */
+  backwardFromLinear(layer: number, gradient: Matrix): Matrix {
+    return this.stem.backward(this.stack.backwardFromLinear(layer, gradient));
   }
 
   /** See `Stack.lesioned`. */

@@ -2,7 +2,7 @@
  * What the page and the worker say to each other: plain objects that structured cloning takes, arrays transferred.
  *
  * Every request has an id, and gets one last response with it: `configured`, `signals`, `evaluated`, `lesions`, `paths`,
- * `weights`, `remembered`, `done` or `error`. Before `done` there may be `progress`. `cancel` gets none of its own: the
+ * `weights`, `preferred`, `remembered`, `done` or `error`. Before `done` there may be `progress`. `cancel` gets none of its own: the
  * training that it names ends in `done`, cancelled.
  */
 
@@ -48,6 +48,8 @@ export type Request =
   | { readonly type: "paths"; readonly id: number; readonly rows?: number }
   /** The weight matrices: of what stands before the stack, and of each layer. */
   | { readonly type: "weights"; readonly id: number }
+  /** The input that each unit of a layer looks for, at the mean of the data. */
+  | { readonly type: "preferred"; readonly id: number; readonly layer: number }
   /** How far back a recurrent layer remembers; no network need be configured. */
   | { readonly type: "remember"; readonly id: number; readonly layer: MemoryOptions }
   | { readonly type: "cancel"; readonly id: number };
@@ -112,6 +114,8 @@ export type Response =
   /** Null where the stack is not residual. */
   | { readonly type: "paths"; readonly id: number; readonly paths: PathLengths | null }
   | { readonly type: "weights"; readonly id: number; readonly matrices: readonly WeightMatrix[] }
+  /** A row for each unit; null with batch normalisation. */
+  | { readonly type: "preferred"; readonly id: number; readonly patterns: WeightMatrix | null }
   | { readonly type: "remembered"; readonly id: number; readonly memory: Memory; readonly milliseconds: number }
   | { readonly type: "done"; readonly id: number; readonly steps: number; readonly cancelled: boolean }
   | { readonly type: "error"; readonly id: number; readonly message: string };

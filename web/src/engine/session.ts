@@ -6,6 +6,7 @@ import { type Floats, floats, type Matrix, type Precision, rms } from "./matrix"
 import { type Parameter, zeroGradients } from "./module";
 import { Network } from "./network";
 import { type Optimizer, type OptimizerOptions, optimizer } from "./optimise";
+import { meanInput, preferred } from "./preferred";
 import type { Data, Measured, Request, Response } from "./protocol";
 import { Random } from "./random";
 import { type MemoryOptions, remember } from "./recurrent/memory";
@@ -68,6 +69,9 @@ export class Session {
           break;
         case "weights":
           this.post({ type: "weights", id, matrices: weights(this.require().network) });
+          break;
+        case "preferred":
+          this.prefer(id, request.layer);
           break;
         case "remember":
           this.remember(id, request.layer);
@@ -135,6 +139,11 @@ export class Session {
     const start = performance.now();
     const memory = remember(layer);
     this.post({ type: "remembered", id, memory, milliseconds: performance.now() - start });
+  }
+
+  private prefer(id: number, layer: number): void {
+    const { network, data } = this.require();
+    this.post({ type: "preferred", id, patterns: preferred(network, meanInput(data ?? this.tested()), layer) });
   }
 
   /** What the network is tested on. */

@@ -1,4 +1,4 @@
-/** What a trained network answers: lesions, path lengths and weights, asked once; and lesions of one's own. */
+/** What a trained network answers: lesions, path lengths and weights, asked once; what units look for; and lesions of one's own. */
 
 import type { PathLengths } from "../../engine/paths";
 import type { Evaluation, Response, WeightMatrix } from "../../engine/protocol";
@@ -22,6 +22,11 @@ export class Examination {
       const { values } = this.run.start[place];
       return { ...matrix, values: matrix.values.map((value, at) => value - values[at]) };
     });
+  }
+
+  /** The input that each unit of a layer, counted from 0, looks for; null with batch normalisation. */
+  async preferred(layer: number): Promise<WeightMatrix | null> {
+    return (await this.run.worker.ask({ type: "preferred", layer }, "preferred").answer).patterns;
   }
 
   private async ask(): Promise<void> {
