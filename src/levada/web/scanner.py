@@ -147,9 +147,13 @@ class Scanner:
         if id not in self._known:
             where = f"in {self._folder}" if self._folder else "here"
             if _ID.fullmatch(id):
-                raise RefusedError(404, f"There is no such run {where}: it may have been moved. Ask for the list again.")
+                raise RefusedError(
+                    404, f"There is no such run {where}: it may have been moved. Ask for the list again."
+                )
             told = plain(id if len(id) <= _SHOWN else f"{id[:_SHOWN]}…")
-            raise RefusedError(404, f"There is no run named {told!r} {where}. Ask for the list: it has the link of each.")
+            raise RefusedError(
+                404, f"There is no run named {told!r} {where}. Ask for the list: it has the link of each."
+            )
         return self._known[id].name
 
     @contextmanager
