@@ -242,7 +242,9 @@ class Signals:
             steps = part.samples.steps
             for level, planes in self._planes(part, signal, None, resolution, (first, last)):
                 rows = [row for row in part.rows(level) if steps[row[2]] >= first and steps[row[1]] <= last]
-                yield Planes(self._places[id(part.table)], [(row, steps[a], steps[b], b - a + 1) for row, a, b in rows], planes)
+                yield Planes(
+                    self._places[id(part.table)], [(row, steps[a], steps[b], b - a + 1) for row, a, b in rows], planes
+                )
 
     @property
     def sampled(self) -> list[int]:

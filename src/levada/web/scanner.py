@@ -130,8 +130,7 @@ class Scanner:
             await asyncio.wait_for(self._looked.wait(), _FIRST)
         rows = sorted((one.row for one in self._known.values() if one.row), key=lambda row: -row.modified)
         waiting = sum(one.row is None for one in self._known.values())
-        about = {"left_out": self._left_out, "version": __version__, "folder": self._folder}
-        return Runs(runs=rows, waiting=waiting, **about)
+        return Runs(runs=rows, waiting=waiting, left_out=self._left_out, version=__version__, folder=self._folder)
 
     async def name_of(self, id: str) -> str:
         """Give the path of a run from the served folder on; at the beginning, wait a little for what is found.
