@@ -113,7 +113,7 @@ async def measure(root: Path, sites: int, samples: int) -> dict[str, Any]:
         await reader.start()
         process = reader._process
         assert process is not None
-        began, first = used(process.pid)
+        first = used(process.pid)[1]
         for name, (what, values) in asked.items():
             before, wall = used(process.pid)[0], time.perf_counter()
             answer = await reader.ask(what, run="run", **values)
