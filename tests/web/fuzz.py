@@ -37,6 +37,17 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "summary": {"id": "a" * 20},
     "loss": {"asked": {}},
     "heat": {"asked": {"signal": "gradient_rms"}},
+    "mixing": {"asked": {}},
+    "memory": {},
+}
+CURVES = {"steps_back": [0, 1], "memory": [1.0, 0.1], "steps": [0], "gradient": [1.0], "memory_predicted": [1.0, 0.2]}
+REPORT = {
+    "blocks": [{"site": "a", "composite_forward_gain": 1.0, "composite_backward_gain": "inf"}],
+    "findings": [{"rule": "short_memory", "where": {"first": "a"}, "evidence": {"curves": CURVES}}],
+    "summary": {
+        "mixing": {"matrices": {"a": [[1.0, 0.5], [0.0, 1.0]]}, "chains": [{"layers": ["a"]}]},
+        "memory_horizon": {"value": 8.0, "low": 7.0, "high": 9.0, "steps": 20},
+    },
 }
 
 
@@ -113,6 +124,7 @@ def write(folder: Path) -> None:
         writer.append("loss", steps=[0, 1], values=[2.0, 1.0])
         writer.append("finding", step=1, case="a", finding=finding)
         writer.append("judged", rules=["loss_spike"], unjudged={"dead_units": "none"}, waiting=[], few=[], first=0)
+        writer.append("report", title="", report=REPORT)
         writer.append("end", steps=2)
     sites = [{"name": "a", "order": 0, "kind": "Linear", "shape": [2], "parameters": []}]
     with SignalWriter(folder, sites=sites, signals=["gradient_rms", "gradient_nonfinite"]) as samples:
@@ -148,6 +160,9 @@ def main() -> None:
     home = Path(tempfile.mkdtemp())
     write(home / "whole")
     seeds(home / "whole", Path(sys.argv[1]))
+    for name, values in QUESTIONS.items():  # of what is whole, each has an answer: the search begins behind it
+        status, body = answer(home, json.dumps({"ask": name, "run": "whole", **values}).encode())
+        assert status == 200, body
 
     def one(data: bytes) -> None:
         run = home / "run"

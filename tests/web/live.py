@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
@@ -31,20 +31,22 @@ def write_deep(folder: Path, rate: float, names: Sequence[str] = (), steps: rang
 
 
 class Served:
-    """A server of a folder, which can be killed and started again at the same port."""
+    """A server of a folder, or of the explorer, which can be killed and started again at the same port."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.port = root, 0
+    def __init__(self, root: Path | None, *words: str) -> None:
+        self.root, self.words, self.port = root, words, 0
         self.start()
 
     def start(self) -> None:
-        words = [sys.executable, "-P", "-m", "levada", "serve", str(self.root), "--port", str(self.port)]
+        what = ["explore", "--no-open"] if self.root is None else ["serve", str(self.root)]
+        words = [sys.executable, "-P", "-m", "levada", *what, "--port", str(self.port), *self.words]
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/(#token=\S+)", self.process.stdout.readline())
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/[\w.]*#(token=(\S+))", self.process.stdout.readline())
         assert found is not None
-        self.port, self.token = int(found[1]), found[2]
-        urlopen(f"http://127.0.0.1:{self.port}/api/1/runs", timeout=60).close()
+        self.port, self.token = int(found[1]), f"#{found[2]}"
+        asked = Request(f"http://127.0.0.1:{self.port}/api/1/runs", headers={"authorization": f"Bearer {found[3]}"})
+        urlopen(asked, timeout=60).close()
 
     def kill(self) -> None:
         if self.process.poll() is None:

@@ -133,6 +133,24 @@ GREEDY = (
     "held = bytearray(2**30); print('{}')"
 )
 
+# The real one, of which only what it computes is another: it asks for memory, within its limit and beyond it.
+PROBING = """
+import json, os, resource
+from levada.web import computing
+def given(size):
+    try:
+        return len(bytearray(size)) == size
+    except MemoryError:
+        return False
+class Told:
+    def model_dump_json(self):
+        cpu = resource.getrlimit(resource.RLIMIT_CPU)
+        limits = {"cpu": cpu, "nice": os.getpriority(os.PRIO_PROCESS, 0) >= 10}
+        return json.dumps({"given": given(2**30), "more": given(computing.MEMORY + 2**27), **limits})
+computing.checked = lambda asked: Told()
+computing.main()
+"""
+
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -181,6 +199,12 @@ def test_what_takes_too_much_memory_is_ended(root: Path, program: Any) -> None:
     with served(root, computation=Computation(60.0, program("greedy", GREEDY))) as client:
         status, _, body = client.post(CHECK, {"depth": 3, "width": 8})
         assert (status, json.loads(body)["detail"][:45]) == (422, "The network takes more than it may here: make")
+
+
+def test_the_process_that_computes_has_its_limits(root: Path, program: Any) -> None:
+    with served(root, computation=Computation(60.0, program("probing", PROBING))) as client:
+        status, _, body = client.post(CHECK, {"depth": 3, "width": 8})
+        assert (status, json.loads(body)) == (200, {"given": True, "more": False, "cpu": [120, 120], "nice": True})
 
 
 def test_what_no_one_waits_for_keeps_no_place(root: Path, program: Any) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +16,10 @@ import pytest
 
 from levada.cli import main
 
+from .visiting import Visit, browser, needs_browser, visits
+
 MODULE = importlib.import_module("levada.commands.explore")  # `levada.commands` has the function of that name
-CHROMIUM = shutil.which("chromium")
+__all__ = ["browser"]
 PAGE = MODULE._PAGE
 built = pytest.mark.skipif(not PAGE.exists(), reason="the pages are not built: make web")
 
@@ -81,18 +83,16 @@ def served() -> Iterator[tuple[str, subprocess.Popen[str]]]:
         assert process.communicate(timeout=60)[0].endswith("levada explore: ended.\n")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
+@pytest.fixture
+def visit(served: tuple[str, Any], browser: Any) -> Iterator[Visit]:
+    """Open the page that the server printed; the worker runs under the server's policy."""
+    home, _, token = served[0].partition("#")
+    with visits(browser, home, ".reading") as opened:
+        yield functools.partial(opened, token)
 
 
 @built
+@needs_browser
 @pytest.mark.parametrize(
     ("link", "name", "told"),
     [
@@ -102,15 +102,8 @@ def browser() -> Iterator[Any]:
     ],
     ids=["plain", "dense", "manifold"],
 )
-def test_the_server_judges_what_the_page_describes(
-    served: tuple[str, Any], browser: Any, link: str, name: str, told: str
-) -> None:
-    page = browser.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(served[0])
-    page.wait_for_selector(".reading")  # the worker runs under the server's policy
+def test_the_server_judges_what_the_page_describes(visit: Visit, link: str, name: str, told: str) -> None:
+    page = visit()
     assert page.evaluate("location.hash") in ("", "#/")
     page.evaluate("link => { location.hash = link }", link)
     depth = link.split("&")[0].removeprefix("depth=")
@@ -118,5 +111,3 @@ def test_the_server_judges_what_the_page_describes(
     page.get_by_role("button", name="Open in check").click()
     page.locator(".verdict").wait_for(timeout=100_000)
     assert told in page.locator(".verdict").inner_text()
-    assert said == []
-    page.close()

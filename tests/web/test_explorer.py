@@ -8,38 +8,20 @@ from typing import Any
 
 import pytest
 from tests.web.explorer_page import PAGE, browser, needs_page, settled
+from tests.web.visiting import Visit as Open
+from tests.web.visiting import visits
 
 __all__ = ["browser"]
 pytestmark = needs_page
-Open = Callable[..., Any]
 
 DEAD = "depth=120"  # a sigmoid stack whose gradient leaves the range of float32
 
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Open]:
-    """Open the page with a link; nothing may be asked of a network, and nothing may go wrong."""
-    contexts: list[Any] = []
-    said: list[str] = []
-    asked: list[str] = []
-
-    def opened(link: str = "", width: int = 1280, height: int = 800, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"{PAGE.as_uri()}#{link}")
-        page.wait_for_selector(".reading, [role=alert]")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert {url.split("#")[0] for url in asked if not url.startswith(("data:", "blob:"))} <= {PAGE.as_uri()}
+    """Open the page, and wait for what it reads out."""
+    with visits(browser, PAGE.as_uri(), ".reading, [role=alert]") as opened:
+        yield opened
 
 
 def link(page: Any) -> str:

@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import os
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.web.explorer_page import AXE, PAGE, browser, needs_page
+from tests.web.visiting import Visit, visits
 
 import levada
 
 STATIC = Path(levada.__file__).parent / "web/static"
 __all__ = ["browser"]
 pytestmark = needs_page
-Visit = Callable[..., Any]
 TABS = ["depth", "mixing"]
 
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Visit]:
-    contexts: list[Any] = []
-    said: list[str] = []
+    """Open the page from a disk, or with `url` as of a server."""
 
-    def opened(link: str = "", width: int = 1280, height: int = 800, url: str = PAGE.as_uri(), **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        if not url.startswith("file:"):
-            page.route("**/*", served)
-        page.goto(f"{url}#{link}")
-        page.wait_for_selector(".reading, [role=alert]")
-        return page
+    def route(page: Any) -> None:
+        page.route(f"{ORIGIN}/**/*", served)
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert said == []
+    with visits(browser, PAGE.as_uri(), ".reading, [role=alert]", quiet=False) as opened:
+        yield functools.partial(opened, prepare=route)
 
 
 ORIGIN = "http://levada.test"

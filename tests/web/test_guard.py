@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
 from levada.web.access import Access, cookie_of
+from levada.web.app import create_app
+from levada.web.pages import Pages
 
 from .conftest import HOSTILE, Client, served
 
@@ -34,6 +38,33 @@ def test_a_host_that_is_no_name_of_the_server_is_refused(client: Client, host: s
     status, _, body = client.get(RUNS, host=host)
     assert status == 403
     assert b"runs" not in body
+
+
+@pytest.mark.parametrize(("hosts", "wanted"), [(0, 403), (1, 503), (2, 403)])
+def test_a_request_has_exactly_one_host(root: Path, hosts: int, wanted: int) -> None:
+    # What parses requests refuses such ones as well, of HTTP/1.1; the guard does not count on it.
+    statuses = []
+
+    async def ask() -> None:
+        async def send(message: Any) -> None:
+            statuses.append(message.get("status"))
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        headers = [(b"host", b"127.0.0.1:8765"), (b"host", b"localhost")][:hosts]
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "raw_path": b"/",
+            "query_string": b"",
+            "headers": headers,
+        }
+        await create_app(root, pages=Pages(root / "none"))(scope, receive, send)
+
+    asyncio.run(ask())
+    assert statuses[0] == wanted
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1:1", "[::1]:8765"])

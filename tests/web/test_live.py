@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,14 @@ from levada.web.pages import STATIC
 
 from .conftest import HOSTILE, write_check, write_watched
 from .live import Served, write_deep
+from .visiting import Visit, browser, expect, needs_browser, visits, wait
 
-CHROMIUM = shutil.which("chromium")
+__all__ = ["browser"]
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+    needs_browser,
     pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web"),
 ]
-Open = Callable[..., Any]
-WAIT = 30_000  # milliseconds: the machine may be busy
 HEATS = "[aria-roledescription='heat map']"
 
 
@@ -52,45 +51,27 @@ def server(folder: Path) -> Iterator[Served]:
     served.kill()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def visit(browser: Any, server: Served) -> Iterator[Open]:
-    """Open the page; a server that answers leaves nothing to say in the console, nor asks the page another one."""
-    contexts: list[Any] = []
-    said: list[str] = []
-    asked: list[str] = []
+def visit(browser: Any, server: Served) -> Iterator[Visit]:
+    """Open the page; a server that answers leaves nothing to say in the console."""
+    with visits(browser, f"http://127.0.0.1:{server.port}/", "h1", height=900) as opened:
+        yield opened
 
-    def opened(fragment: str = "#/", width: int = 1280, height: int = 900, *, at: int = 0, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(WAIT)
-        if not at:
-            page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"http://127.0.0.1:{at or server.port}/{fragment}")
-        page.wait_for_selector("h1")
-        return page
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert all(url.startswith(("http://127.0.0.1:", "data:")) for url in asked)
+def at(served: Served) -> dict[str, Any]:
+    """How to open the page of a server that will be killed: a browser says so on the console."""
+    return {"url": f"http://127.0.0.1:{served.port}/", "quiet": False}
 
 
 def read(page: Any, number: int = 0) -> Any:
     """Give the sentence that reads a heat map, once it has come."""
     return page.locator(".read").nth(number)
+
+
+def came(page: Any) -> None:
+    """Wait until each map has cells."""
+    page.locator(".read").first.wait_for()
+    expect(page.locator(".read[aria-busy=true]")).to_have_count(0)
 
 
 def numbers(url: str) -> dict[str, int]:
@@ -101,38 +82,34 @@ def width_of(url: str) -> int:
     return numbers(url)["to"] - numbers(url)["from"]
 
 
-def names(page: Any) -> list[str]:
-    return [text.strip() for text in page.locator("tbody th a").all_inner_texts()]
+def listed(page: Any, names: Sequence[str]) -> None:
+    """Wait until the list has these runs, in this order."""
+    expect(page.locator("tbody th a")).to_have_text(names)
+
+
+def listed_somehow(page: Any, names: set[str]) -> None:
+    """Wait until the list has these runs, in any order."""
+    wait(page, lambda: {text.strip() for text in page.locator("tbody th a").all_inner_texts()} == names)
 
 
 def until(page: Any, locator: Any, text: str) -> None:
     """Wait for a text."""
     locator.filter(has_text=text).first.wait_for()
-    assert page.locator("[role=alert]").count() == 0
+    expect(page.locator("[role=alert]")).to_have_count(0)
 
 
-def wait(page: Any, holds: Callable[[], bool]) -> None:
-    """Wait until something holds; the page's policy lets no text be evaluated in it again and again."""
-    late = time.monotonic() + WAIT / 1000
-    while not holds():
-        assert time.monotonic() < late
-        page.wait_for_timeout(200)
-
-
-def test_the_list_is_filtered_sorted_and_walked_through_by_keys(visit: Open) -> None:
+def test_the_list_is_filtered_sorted_and_walked_through_by_keys(visit: Visit) -> None:
     page = visit()
-    page.wait_for_selector("tbody a")
-    assert set(names(page)) == {"watched", "cut", "checked", "deep/half", "deep/quarter", "named"}
+    listed_somehow(page, {"watched", "cut", "checked", "deep/half", "deep/quarter", "named"})
     page.get_by_role("button", name="run", exact=True).click()
-    assert names(page) == ["checked", "cut", "deep/half", "deep/quarter", "named", "watched"]
-    assert page.locator("th[aria-sort=ascending]").inner_text().startswith("run")
+    listed(page, ["checked", "cut", "deep/half", "deep/quarter", "named", "watched"])
+    expect(page.locator("th[aria-sort=ascending]")).to_contain_text("run")
     row = page.locator("tr", has_text="cut")
-    assert "not ended" in row.inner_text()
-    assert "warning" in row.inner_text()
-    assert "0.01" in row.inner_text()
+    for text in ("not ended", "warning", "0.01"):
+        expect(row).to_contain_text(text)
     page.keyboard.press("/")
     page.keyboard.type("deep watch")
-    assert names(page) == ["deep/half", "deep/quarter"]
+    listed(page, ["deep/half", "deep/quarter"])
     until(page, page.locator("[aria-live]"), "2 of 6 runs.")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
@@ -140,8 +117,7 @@ def test_the_list_is_filtered_sorted_and_walked_through_by_keys(visit: Open) -> 
     page.keyboard.press("Enter")
     page.wait_for_url(f"**#/run/{identity('deep/quarter')}")
     page.go_back()
-    page.wait_for_selector("tbody a")
-    assert names(page) == ["deep/half", "deep/quarter"]
+    listed(page, ["deep/half", "deep/quarter"])
     page.get_by_label("Verdict").select_option("warn")
     until(page, page.locator(".empty"), "No run is like that.")
 
@@ -156,28 +132,27 @@ def test_the_list_is_filtered_sorted_and_walked_through_by_keys(visit: Open) -> 
         ("step=300&layer=3", "layers.3, step 300: NaN"),
     ],
 )
-def test_a_link_shows_a_run_with_the_number_of_its_cell(visit: Open, server: Served, place: str, told: str) -> None:
+def test_a_link_shows_a_run_with_the_number_of_its_cell(visit: Visit, server: Served, place: str, told: str) -> None:
     page = visit(server.run("watched", f"?{place}"))
     until(page, read(page), told)
-    assert page.locator(".badge.warn").first.inner_text().endswith("warning")
-    assert "The run ended after 400 steps." in page.inner_text("main")
+    expect(page.locator(".badge.warn").first).to_contain_text("warning")
+    expect(page.locator("main")).to_contain_text("The run ended after 400 steps.")
     for mark in ("exactly zero", "infinite", "NaN"):
-        assert page.locator(".legend li", has_text=mark).first.is_visible()
+        expect(page.locator(".legend li", has_text=mark).first).to_be_visible()
 
 
-def test_findings_have_their_evidence_and_lead_to_their_step(visit: Open, server: Served) -> None:
+def test_findings_have_their_evidence_and_lead_to_their_step(visit: Visit, server: Served) -> None:
     page = visit(server.run("watched"))
     card = page.locator("article")
-    assert HOSTILE in card.inner_text()
-    assert "0.5" in card.locator(".pairs").inner_text()
+    expect(card).to_contain_text(HOSTILE)
+    expect(card.locator(".pairs")).to_contain_text("0.5")
     card.get_by_role("button", name="at step 20").click()
     page.wait_for_url("**?step=20")
     until(page, read(page), "step 20")
-    command = page.locator("pre", has_text="levada report").inner_text()
-    assert command == "levada report watched -o report.html"
+    expect(page.locator("pre", has_text="levada report")).to_have_text("levada report watched -o report.html")
 
 
-def test_a_map_is_moved_and_zoomed_by_keys_and_the_wheel_and_all_figures_follow(visit: Open, server: Served) -> None:
+def test_a_map_is_moved_and_zoomed_by_keys_and_the_wheel_and_all_figures_follow(visit: Visit, server: Served) -> None:
     page = visit(server.run("deep/half", "?step=300&layer=10"))
     until(page, read(page), "layers.10, step 300: 9.77×10⁻⁴")
     asked: list[str] = []
@@ -191,9 +166,9 @@ def test_a_map_is_moved_and_zoomed_by_keys_and_the_wheel_and_all_figures_follow(
     assert told["from"] < 300 < told["to"]
     assert told["first"] < 10 < told["last"]
     assert told["last"] - told["first"] < 15
-    page.wait_for_timeout(500)
     for what in ("/loss?", "/heat?signal=gradient_rms", "/heat?signal=signal_rms"):
-        assert any(what in url and f"from={told['from']}&to={told['to']}" in url for url in asked)
+        seen = f"from={told['from']}&to={told['to']}"
+        wait(page, lambda what=what, seen=seen: any(what in url and seen in url for url in asked))
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     until(page, read(page), "layers.11, step 310: 4.88×10⁻⁴")
@@ -210,7 +185,7 @@ def test_a_map_is_moved_and_zoomed_by_keys_and_the_wheel_and_all_figures_follow(
     assert again.url == link
 
 
-def test_without_the_focus_the_wheel_moves_the_page(visit: Open, server: Served) -> None:
+def test_without_the_focus_the_wheel_moves_the_page(visit: Visit, server: Served) -> None:
     page = visit(server.run("deep/half"))
     page.locator(HEATS).first.hover()
     before = page.evaluate("scrollY")
@@ -219,11 +194,10 @@ def test_without_the_focus_the_wheel_moves_the_page(visit: Open, server: Served)
     assert "from=" not in page.url
 
 
-def test_two_runs_are_compared_where_their_layers_agree(visit: Open, server: Served) -> None:
+def test_two_runs_are_compared_where_their_layers_agree(visit: Visit, server: Served) -> None:
     page = visit()
-    page.wait_for_selector("tbody a")
     button = page.get_by_role("button", name="Compare two")
-    assert button.is_disabled()
+    expect(button).to_be_disabled()
     page.get_by_label("Compare deep/half").check()
     page.get_by_label("Compare deep/quarter").check()
     button.click()
@@ -233,54 +207,57 @@ def test_two_runs_are_compared_where_their_layers_agree(visit: Open, server: Ser
     for number, told in enumerate(["0.125", "0.0156", "× 8"]):
         until(page, read(page, number), f"layers.3, step 300: {told}")
     until(page, page.locator("figure", has_text="By layer, at step 300"), "deep/quarter")
-    assert page.get_by_role("heading", name="deep/half beside deep/quarter").is_visible()
+    expect(page.get_by_role("heading", name="deep/half beside deep/quarter")).to_be_visible()
     again = visit(f"#{page.url.partition('#')[2]}")
     until(again, read(again, 2), "layers.3, step 300: × 8")
-    legend = again.get_by_role("figure", name="The loss", exact=True).locator(".legend").inner_text()
-    assert "loss, deep/half" in legend
-    assert "loss, deep/quarter" in legend
+    legend = again.get_by_role("figure", name="The loss", exact=True).locator(".legend")
+    expect(legend).to_contain_text("loss, deep/half")
+    expect(legend).to_contain_text("loss, deep/quarter")
     again.get_by_role("button", name="Exchange the two").click()
     until(again, again.locator("h1"), "deep/quarter beside deep/half")
 
 
-def test_streams_and_memory_are_shown_where_they_were_recorded(visit: Open, server: Served) -> None:
+def test_streams_and_memory_are_shown_where_they_were_recorded(visit: Visit, server: Served) -> None:
     page = visit(server.run("checked"))
     until(page, page.locator("main p"), "After 8 steps 1/1000 of the memory is left (interval 7 to 9)")
-    assert page.locator(".mixes li").count() == 2
-    assert page.locator(".mixes svg").first.get_attribute("aria-label") == "layers.0, rows: 1 0; 0.5 0.5"
-    assert "equal streams by up to 2, and a gradient that is equal in all streams by up to ∞" in page.inner_text("main")
+    expect(page.locator(".mixes li")).to_have_count(2)
+    expect(page.locator(".mixes svg").first).to_have_attribute("aria-label", "layers.0, rows: 1 0; 0.5 0.5")
+    told = "equal streams by up to 2, and a gradient that is equal in all streams by up to ∞"
+    expect(page.locator("main")).to_contain_text(told)
 
 
-def test_what_a_run_is_called_is_text(visit: Open, server: Served) -> None:
+def test_what_a_run_is_called_is_text(visit: Visit, server: Served) -> None:
     page = visit(server.run("named", "?step=100&layer=2"))
     until(page, read(page), f"{HOSTILE}2, step 100: 0.25")
     figure = page.get_by_role("figure", name="gradient of the loss", exact=True)
     figure.locator("summary").click()
-    assert HOSTILE in figure.locator("table").inner_text()
+    expect(figure.locator("table")).to_contain_text(HOSTILE)
     page.goto(f"http://127.0.0.1:{server.port}/{server.run('checked')}")
     until(page, page.locator(".eyebrow"), HOSTILE)
-    assert page.locator("main script, main img").count() == 0
+    expect(page.locator("main script, main img")).to_have_count(0)
 
 
-def test_dark_or_light_is_chosen_and_kept(visit: Open) -> None:
+def test_dark_or_light_is_chosen_and_kept(visit: Visit) -> None:
     page = visit(color_scheme="dark")
-    background = "getComputedStyle(document.body).backgroundColor"
-    assert page.evaluate(background) == "rgb(18, 23, 26)"
+    dark, light = "rgb(18, 23, 26)", "rgb(252, 251, 248)"
+    body = page.locator("body")
+    expect(body).to_have_css("background-color", dark)
     page.get_by_label("Colours").select_option("light")
-    assert page.evaluate(background) == "rgb(252, 251, 248)"
+    expect(body).to_have_css("background-color", light)
     page.reload()
     page.wait_for_selector("h1")
-    assert page.evaluate(background) == "rgb(252, 251, 248)"
+    expect(body).to_have_css("background-color", light)
     page.get_by_label("Colours").select_option("system")
-    assert page.evaluate(background) == "rgb(18, 23, 26)"
+    expect(body).to_have_css("background-color", dark)
 
 
-def test_a_phone_needs_no_sideways_scrolling_and_has_room_for_a_finger(visit: Open, server: Served) -> None:
+def test_a_phone_needs_no_sideways_scrolling_and_has_room_for_a_finger(visit: Visit, server: Served) -> None:
     other = identity("deep/quarter")
     for link in ("#/", server.run("watched"), server.run("named"), server.run("deep/half", f"?with={other}")):
         page = visit(link, width=360, height=740, has_touch=True)
         page.wait_for_selector("tbody a" if link == "#/" else HEATS)
-        page.wait_for_timeout(500)
+        if link != "#/":
+            came(page)
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         small = page.eval_on_selector_all(
             "button, select, input[type=text], .pick label, .under label",
@@ -290,10 +267,9 @@ def test_a_phone_needs_no_sideways_scrolling_and_has_room_for_a_finger(visit: Op
         assert small == []
 
 
-def test_a_finger_taps_a_cell(visit: Open, server: Served) -> None:
+def test_a_finger_taps_a_cell(visit: Visit, server: Served) -> None:
     page = visit(server.run("deep/half"), width=360, height=740, has_touch=True)
-    page.wait_for_selector(HEATS)
-    page.wait_for_timeout(500)
+    came(page)
     page.locator(HEATS).first.tap()
     page.wait_for_url(re.compile(r"step=\d+&layer=\d+"))
     assert int(re.search(r"layer=(\d+)", page.url)[1]) in (14, 15)
@@ -301,13 +277,14 @@ def test_a_finger_taps_a_cell(visit: Open, server: Served) -> None:
 
 @pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: cd web && npm ci")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation(visit: Open, server: Served, scheme: str) -> None:
+def test_axe_finds_no_violation(visit: Visit, server: Served, scheme: str) -> None:
     other = identity("deep/quarter")
     half = server.run("deep/half", f"?with={other}&step=300&layer=3")
     for link in ("#/", server.run("watched", "?step=100&layer=1"), half, server.run("checked")):
         page = visit(link, color_scheme=scheme, bypass_csp=True)
         page.wait_for_selector("tbody a" if link == "#/" else ".eyebrow")
-        page.wait_for_timeout(1000)
+        if link not in ("#/", server.run("checked")):
+            came(page)
         page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
         page.add_script_tag(path=str(AXE))
         found = page.evaluate("axe.run().then(({ violations }) => violations)")
@@ -329,18 +306,18 @@ def train(folder: Path, go: threading.Event) -> None:
 
 
 def steps_of(page: Any) -> int:
-    return int(
-        page.locator("dl div", has_text="steps").first.locator("strong").inner_text().split()[-1].replace(",", "")
-    )
+    told = page.locator("dl div", has_text="steps").first.locator("strong")
+    expect(told).to_have_text(re.compile(r"\d"))
+    return int(told.inner_text().split()[-1].replace(",", ""))
 
 
-def test_a_run_that_is_written_is_followed_and_a_server_that_is_killed_is_told(visit: Open, tmp_path: Path) -> None:
+def test_a_run_that_is_written_is_followed_and_a_server_that_is_killed_is_told(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     served, go = Served(tmp_path / "runs"), threading.Event()
     training = threading.Thread(target=train, args=(tmp_path / "runs" / "mine", go))
     try:
-        page = visit(at=served.port)
-        until(page, page.locator(".empty"), "There is no run in this folder yet.")
+        page = visit(**at(served))
+        until(page, page.locator(".empty"), f"There is no run below {tmp_path / 'runs'} yet.")
         write_deep(tmp_path / "runs" / "removed", 0.5)
         training.start()
         page.locator("tbody a", has_text="removed").wait_for()
@@ -349,11 +326,11 @@ def test_a_run_that_is_written_is_followed_and_a_server_that_is_killed_is_told(v
         page.wait_for_selector(HEATS)
         before = steps_of(page)
         wait(page, lambda: steps_of(page) > before + 20)
-        assert "live" in page.locator(".connection").inner_text()
+        expect(page.locator(".connection")).to_contain_text("live")
 
         served.kill()
         until(page, page.locator(".connection"), "not connected")
-        assert "what is shown is as it was" in page.locator(".notice").first.inner_text()
+        expect(page.locator(".notice").first).to_contain_text("what is shown is as it was")
         write_deep(tmp_path / "runs" / "meanwhile", 0.5)
         shutil.rmtree(tmp_path / "runs" / "removed")
         go.set()
@@ -361,10 +338,9 @@ def test_a_run_that_is_written_is_followed_and_a_server_that_is_killed_is_told(v
         served.start()
         until(page, page.locator(".connection"), "live")
         until(page, page.locator("main p"), "The run ended after")
-        assert steps_of(page) > before + 20
+        wait(page, lambda: steps_of(page) > before + 20)
         page.get_by_role("link", name="Runs").click()
-        page.wait_for_selector("tbody a")
-        assert set(names(page)) == {"mine", "meanwhile"}  # what came while nobody listened
+        listed_somehow(page, {"mine", "meanwhile"})  # what came while nobody listened
     finally:
         go.set()
         if training.ident is not None:
@@ -372,31 +348,32 @@ def test_a_run_that_is_written_is_followed_and_a_server_that_is_killed_is_told(v
         served.kill()
 
 
-def test_a_run_that_is_deleted_while_it_is_looked_at_is_told(visit: Open, tmp_path: Path) -> None:
+def test_a_run_that_is_deleted_while_it_is_looked_at_is_told(visit: Visit, tmp_path: Path) -> None:
     served = Served(tmp_path)
     writer = RunWriter.create(tmp_path / "mine", kind="watch", name="mine")
     try:
         writer.append("loss", steps=[0, 1], values=[2.0, 1.0])
-        page = visit(served.run("mine"), at=served.port)
+        page = visit(served.run("mine"), **at(served))
         until(page, page.locator(".badge"), "running")
         shutil.rmtree(tmp_path / "mine")
         page.locator("[role=alert]", has_text="What is shown is as it was. There is no such run").wait_for()
-        assert page.locator(".badge", has_text="running").count() == 0
-        assert page.locator("h1").count() == 1
+        expect(page.locator(".badge", has_text="running")).to_have_count(0)
+        expect(page.locator("h1")).to_have_count(1)
     finally:
         writer.close()
         served.kill()
 
 
-def test_the_token_is_taken_out_of_the_address(visit: Open, server: Served) -> None:
+def test_the_token_is_taken_out_of_the_address(visit: Visit, server: Served) -> None:
     page = visit(server.token)
     page.wait_for_url("**/#/")
     assert page.evaluate("sessionStorage.getItem('levada-token')") == server.token.partition("=")[2]
-    cookies = page.context.cookies(f"http://127.0.0.1:{server.port}/api")
-    assert [cookie["name"] for cookie in cookies] == [f"levada-session-{server.port}"]
+    address = f"http://127.0.0.1:{server.port}/api"
+    wait(page, lambda: bool(page.context.cookies(address)))
+    assert [cookie["name"] for cookie in page.context.cookies(address)] == [f"levada-session-{server.port}"]
 
 
-def test_an_address_with_a_token_begins_anew_in_a_page_that_is_open(visit: Open, server: Served) -> None:
+def test_an_address_with_a_token_begins_anew_in_a_page_that_is_open(visit: Visit, server: Served) -> None:
     page = visit()
     assert page.evaluate("sessionStorage.getItem('levada-token')") is None
     page.evaluate("hash => { location.hash = hash }", server.token)

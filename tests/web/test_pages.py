@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from levada.web.pages import MISSING, Pages
+from levada.web.pages import MISSING, STATIC, Pages
 
 from .conftest import Client, served
 
@@ -22,6 +23,9 @@ def built(tmp_path: Path) -> Path:
     (folder / "assets" / "a-1234.js").write_text("export {};")
     (folder / "assets" / "a.css").write_text("body{}")
     (folder / "notes.py").write_text("secret")
+    for name in ("single/explore.html", "report/report.js"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("secret")
     secret.write_text("secret")
     (folder / "linked.js").symlink_to(secret)
     (folder / "outside").symlink_to(tmp_path)
@@ -47,7 +51,17 @@ def test_files_come_with_their_type_and_a_tag(root: Path, built: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/notes.py", "/linked.js", "/outside/secret.js", "/assets", "/assets/", "/static/index.html"]
+    "path",
+    [
+        "/notes.py",
+        "/linked.js",
+        "/outside/secret.js",
+        "/assets",
+        "/assets/",
+        "/static/index.html",
+        "/single/explore.html",  # its script stands in the page, and would not be run
+        "/report/report.js",
+    ],
 )
 def test_no_other_file_has_an_address(root: Path, built: Path, path: str) -> None:
     with served(root, pages=built) as client:
@@ -55,6 +69,28 @@ def test_no_other_file_has_an_address(root: Path, built: Path, path: str) -> Non
         for one in (path, "/later.js"):
             status, _, body = client.get(one)
             assert (status, body) == (404, b"There is no such file.\n")
+
+
+def test_the_list_comes_with_the_first_page_to_who_may_read_it(root: Path, built: Path) -> None:
+    soon = "<api/1/runs>; rel=preload; as=fetch; crossorigin"
+    with served(root, pages=built) as client:
+        tag = client.get("/")[1]["etag"]
+        assert client.get("/")[1]["link"] == soon
+        assert client.get("/index.html", if_none_match=tag)[1]["link"] == soon
+        assert "link" not in client.get("/assets/a.css")[1]
+    with served(root, pages=built, closed=True) as client:
+        assert "link" not in client.get("/")[1]  # it would be refused
+        assert client.get("/", authorization=f"Bearer {client.token}")[1]["link"] == soon
+
+
+@pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web")
+def test_no_page_that_is_served_has_a_script_that_the_policy_forbids() -> None:
+    held = Pages()
+    pages = {name: file.content.decode() for name, file in held.files.items() if name.endswith(".html")}
+    assert set(pages) == {"index.html", "explore.html"}
+    for text in pages.values():
+        assert [one for one in re.findall(r"<script\b([^>]*)>", text) if "src=" not in one] == []
+        assert not re.search(r"<style\b|\son\w+=|javascript:", text)
 
 
 def test_without_pages_a_sentence_says_how_to_build_them(client: Client, tmp_path: Path) -> None:

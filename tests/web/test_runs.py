@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from levada.runs import Run, RunWriter
-from levada.runs.codes import OFFSET
+from levada.runs import Run, RunWriter, SignalWriter
+from levada.runs.codes import OFFSET, encode
 from levada.web.heat import heat_of
 from levada.web.pictures import HeatOf
 
@@ -103,11 +103,29 @@ def test_heat_in_full_is_every_number(client: Client) -> None:
     assert held["greatest"] == 0.0
 
 
+def test_sites_that_stand_elsewhere_in_a_later_part_keep_their_rows(tmp_path: Path) -> None:
+    RunWriter.create(tmp_path / "moved", kind="watch", name="moved").close()
+    for first, names in ((0, "abcd"), (10, "dbx")):
+        sites = [{"name": name, "order": i} for i, name in enumerate(names)]
+        with SignalWriter(tmp_path / "moved", sites=sites, signals=["signal_rms"]) as writer:
+            for step in range(first, first + 10):
+                writer.append(step, 0.0, encode([2.0 ** (ord(name) - 100) for name in names]), {})
+    held = heat_of(tmp_path / "moved", HeatOf(signal="signal_rms")).model_dump()
+    mean = plane(held, "mean")
+    order = [site["name"] for site in Run(tmp_path / "moved").signals().sites]
+    assert sorted(order) == ["a", "b", "c", "d", "x"]
+    for i, name in enumerate(order):
+        for j, step in enumerate(held["steps"]):
+            there = name in ("abcd" if step < 10 else "dbx")
+            wanted = (ord(name) - 100) * math.log10(2) if there else math.nan
+            assert mean[i][j] == pytest.approx(wanted, abs=1e-6, nan_ok=True), (name, step)
+
+
 @pytest.mark.parametrize(("columns", "rows"), [(1, 1), (7, 2), (80, 1), (13, 5), (1000, 500)])
 def test_merged_cells_are_of_what_is_in_them(
     root: Path, columns: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("levada.web.heat._SITES", 2)  # several blocks of sites go to a cell
+    monkeypatch.setattr("levada.web.heat._AT_ONCE", 122)  # of two sites: several blocks go to a cell
     asked = HeatOf(signal="gradient_rms", start=50, stop=350, first=1, last=3, columns=columns, rows=rows)
     held = heat_of(root / "watched", asked).model_dump()
     steps = [step for step in STEPS if 50 <= step <= 350]

@@ -1,5 +1,16 @@
 import { describe, expect, it } from "vitest";
-import { decode, encode, LISTING, type Listing, type Place, SORTS, tokenOf, VERDICTS, whole } from "../src/live/place";
+import {
+  decode,
+  encode,
+  LISTING,
+  type Listing,
+  type Place,
+  SORTS,
+  tokenOf,
+  unmeant,
+  VERDICTS,
+  whole,
+} from "../src/live/place";
 
 /** A small generator of numbers, the same in each run. */
 function numbers(seed: number): (most: number) => number {
@@ -65,5 +76,20 @@ describe("the launch's token", () => {
     expect(tokenOf("#token=abcDEF_-123")).toEqual({ token: "abcDEF_-123", rest: "#/" });
     expect(tokenOf("#/run/a?step=3")).toEqual({ token: null, rest: "#/run/a?step=3" });
     expect(tokenOf("#token=<b>")).toEqual({ token: null, rest: "#token=<b>" });
+  });
+});
+
+describe("what an address says and the page does not know", () => {
+  it("is named, and what is known or usual is not", () => {
+    expect(unmeant("")).toEqual([]);
+    expect(unmeant("#/?text=a+b&verdict=warn&sort=modified&reversed=1")).toEqual([]);
+    expect(unmeant("#/run/abc?with=def&from=2&to=9&step=4&layer=0&signal=gradient_rms")).toEqual([]);
+    expect(unmeant("#/nosuch?sort=size&color=red")).toEqual(["nosuch", "sort=size", "color=red"]);
+    expect(unmeant("#/run/a b")).toEqual(["run/a b"]);
+    expect(unmeant("#/run/abc/more")).toEqual(["run/abc/more"]);
+    expect(unmeant("#/run/abc?from=9&to=3&zoom=2")).toEqual(["from=9", "to=3", "zoom=2"]);
+    expect(unmeant(`#/${"x".repeat(500)}`)[0]).toHaveLength(61);
+    const draw = numbers(7);
+    for (let i = 0; i < 200; i++) expect(unmeant(encode(anyPlace(draw)))).toEqual([]);
   });
 });

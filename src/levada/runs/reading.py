@@ -51,7 +51,7 @@ class Planes:
     planes: Sequence[array[int]]
 
 
-def spread(values: list[float], columns: list[int], count: int) -> list[float]:
+def spread(values: list[float], columns: Sequence[int], count: int) -> list[float]:
     """Put the numbers of an older site table where the sites stand now.
 
     Args:

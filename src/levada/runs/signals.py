@@ -120,6 +120,7 @@ class Signals:
         self.sites: tuple[Mapping[str, Any], ...] = tuple(_union(table.sites for table in tables))
         self.names: tuple[str, ...] = tuple(dict.fromkeys(name for table in tables for name in table.signals))
         self._columns = {site["name"]: i for i, site in enumerate(self.sites)}
+        self._places = {id(t): array("q", [self._columns[each["name"]] for each in t.sites]) for t in tables}
         index = [
             (part.samples.steps[first], part.samples.times[first])
             for part in self._parts
@@ -241,8 +242,9 @@ class Signals:
             steps = part.samples.steps
             for level, planes in self._planes(part, signal, None, resolution, (first, last)):
                 rows = [row for row in part.rows(level) if steps[row[2]] >= first and steps[row[1]] <= last]
-                columns = [self._columns[each["name"]] for each in part.table.sites]
-                yield Planes(columns, [(row, steps[a], steps[b], b - a + 1) for row, a, b in rows], planes)
+                yield Planes(
+                    self._places[id(part.table)], [(row, steps[a], steps[b], b - a + 1) for row, a, b in rows], planes
+                )
 
     @property
     def sampled(self) -> list[int]:
@@ -257,11 +259,15 @@ class Signals:
         steps = part.samples.steps
         if not level or not part.alive or max(steps) < bounds[0] or min(steps) > bounds[1]:
             return []
-        names = [each["name"] for each in part.table.sites]
-        if signal not in part.table.signals or (site is not None and site not in names):
+        if signal not in part.table.signals:
             return []
-        column, count = part.table.signals.index(signal), len(names)
-        span = range(count) if site is None else range(names.index(site), names.index(site) + 1)
+        column, count = part.table.signals.index(signal), len(part.table.sites)
+        span = range(count)
+        if site is not None:
+            names = [each["name"] for each in part.table.sites]
+            if site not in names:
+                return []
+            span = range(names.index(site), names.index(site) + 1)
         if part.samples.codes:
             return [(level, _tail_planes(part, column * count + span.start, len(span), level))]
         for other in _LEVELS[_LEVELS.index(level) :]:
@@ -289,8 +295,8 @@ class Signals:
     ) -> None:
         rows = len(blocks(len(part.samples.steps), SPANS[level]))
         steps, times = part.samples.steps, part.samples.times
-        columns = None if site is not None else [self._columns[each["name"]] for each in part.table.sites]
-        whole = columns is not None and columns != list(range(len(self.sites)))
+        columns = None if site is not None else self._places[id(part.table)]
+        whole = columns is not None and columns != array("q", range(len(self.sites)))
         for row, a, b in part.rows(level):
             if steps[b] < bounds[0] or steps[a] > bounds[1]:
                 continue

@@ -327,8 +327,10 @@ def sampling(sampled: Sequence[int], steps: int) -> str:
         steps: steps that were made.
 
     Example:
-        >>> sampling([0, 20, 40], 50), sampling(range(9), 9), sampling([0, 20, 63], 5000)
-        ('sampled every 20 steps', 'sampled every step', 'sampled every 20 to 43 steps, the last 4,936 steps ago')
+        >>> sampling([0, 20, 40], 50), sampling(range(9), 9)
+        ('sampled every 20 steps', 'sampled every step')
+        >>> sampling([0, 20, 63], 5000)
+        'sampled every 20 to 43 steps; the last sample is 4,936 steps old'
         >>> sampling([], 7), sampling([0], 7)
         ('no step was sampled', 'sampled once, at step 0')
     """
@@ -338,4 +340,4 @@ def sampling(sampled: Sequence[int], steps: int) -> str:
     low, high = min(distances), max(distances)
     text = "every step" if high == 1 else f"every {high:,} steps" if low == high else f"every {low:,} to {high:,} steps"
     behind = steps - 1 - sampled[-1]
-    return f"sampled {text}" + (f", the last {behind:,} steps ago" if behind > _LATE * high else "")
+    return f"sampled {text}" + (f"; the last sample is {behind:,} steps old" if behind > _LATE * high else "")

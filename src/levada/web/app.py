@@ -77,6 +77,7 @@ def create_app(
     reader: Reader | None = None,
     computation: Computation | None = None,
     every: float = 2.0,
+    folder: str | None = None,
 ) -> Guard:
     """Make the server's application.
 
@@ -87,10 +88,11 @@ def create_app(
         reader: what reads the runs.
         computation: what computes for pages.
         every: seconds between two looks for runs.
+        folder: what the pages call the folder; its path if left out, and empty for one that nobody has chosen.
     """
     reader = reader or Reader(root)
     access = access or Access()
-    scanner = Scanner(root, reader, every)
+    scanner = Scanner(root, reader, every, folder=str(root) if folder is None else folder)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -155,7 +157,10 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse({"detail": f"{error.detail.removesuffix('.')}."}, error.status_code, headers=error.headers)
 
 
-Id = Annotated[str, Part(pattern=r"^[a-z2-7]{20}$", description="Of a run, as the list gives it.")]
+# A pattern that were asked for would be answered by itself, which says nothing to who opens an old link.
+Id = Annotated[
+    str, Part(description="Of a run, as the list gives it.", json_schema_extra={"pattern": "^[a-z2-7]{20}$"})
+]
 
 
 def no_query(request: Request) -> None:
@@ -252,8 +257,10 @@ def _add_session(app: FastAPI) -> None:
 
 
 def _add_pages(app: FastAPI, pages: Pages) -> None:
+    access: Access = app.state.access
+
     @app.get("/{name:path}", include_in_schema=False)
     async def page(request: Request, name: str) -> Response:
         if name.startswith("api/"):
             raise HTTPException(404, "There is no such question")
-        return pages.answer(request, name)
+        return pages.answer(request, name, access.may_read(request.headers))

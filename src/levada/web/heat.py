@@ -23,7 +23,7 @@ from levada.web.pictures import Heat, HeatOf
 __all__ = ["heat_of"]
 
 _ZERO, _INFINITE, _NONFINITE, _MISSING, _NEGATIVE = 1, 2, 4, 8, 16
-_SITES: Final = 1024  # that are merged at once
+_AT_ONCE: Final = 2**18  # codes that are merged at once
 _RESOLUTIONS: Final = (1, 16, 256)
 _NUMBERS: Final = 2**24  # that are read for a picture, where blocks of samples are coarse enough
 _DECADE: Final = math.log10(2) / PER_OCTAVE
@@ -64,7 +64,7 @@ class _Picture:
         # The finest of which not too many numbers are read.
         wanted = (r for r in _RESOLUTIONS if len(steps) * len(sites) <= r * _NUMBERS)
         self._resolution = next(wanted, _RESOLUTIONS[-1])
-        self._steps, self._sites = steps, sites
+        self._steps, self._sites = np.asarray(steps, np.int64), sites
         self._columns = min(asked.columns, math.ceil(len(steps) / self._resolution))
         self._rows = min(asked.rows, len(sites))
         size = (self._rows, self._columns)
@@ -77,7 +77,7 @@ class _Picture:
 
     def add(self, signals: Signals, start: int, name: str) -> None:
         """Add the sites of a process, of which the first is number `start`."""
-        bounds = (self._steps[0], self._steps[-1], self._resolution)
+        bounds = (int(self._steps[0]), int(self._steps[-1]), self._resolution)
         if name in signals.names:
             for piece in signals.planes(name, *bounds):
                 self._merge(piece, start, self._numbers)
@@ -96,10 +96,15 @@ class _Picture:
         rows = (places[order] - self._sites.start) * self._rows // len(self._sites)
         kept, columns = self._spread(piece)
         planes = [np.frombuffer(plane, np.int16).reshape(len(places), -1) for plane in piece.planes]
-        for begin in range(0, len(order), _SITES):
-            part = order[begin : begin + _SITES]
-            parts = [plane[part[:, None], kept] for plane in planes]
-            take(parts, _Bins(rows[begin : begin + _SITES], columns))
+        size = max(1, _AT_ONCE // max(len(kept), 1))
+        for begin in range(0, len(order), size):
+            part = order[begin : begin + size]
+            # What stands together is looked at where it lies: to gather it takes a third of the time of a picture.
+            where = (_slice(part), _slice(kept))
+            if not all(isinstance(one, slice) for one in where):
+                where = (part[:, None], kept)
+            parts = [plane[where] for plane in planes]
+            take(parts, _Bins(rows[begin : begin + size], columns))
 
     def _spread(self, piece: Planes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Give rows of a plane and the columns that they go to: of many samples, a row may go to several."""
@@ -142,8 +147,8 @@ class _Picture:
         sites = [self._sites.start + edge for edge in _edges(len(self._sites), self._rows)]
         return Heat(
             signal=signal,
-            steps=[self._steps[edge] for edge in edges[:-1]],
-            last_steps=[self._steps[edge - 1] for edge in edges[1:]],
+            steps=self._steps[edges[:-1]].tolist(),
+            last_steps=self._steps[np.asarray(edges[1:], np.int64) - 1].tolist(),
             sites=sites[:-1],
             last_sites=[edge - 1 for edge in sites[1:]],
             resolution=self._resolution,
@@ -168,6 +173,17 @@ class _Bins:
     def reduced(self, values: NDArray[Any], by: np.ufunc) -> NDArray[Any]:
         """Merge what goes to the same cell."""
         return np.asarray(by.reduceat(by.reduceat(values, self._columns, axis=1), self._rows, axis=0))
+
+
+def _slice(places: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Give places that follow each other as a slice.
+
+    Example:
+        >>> _slice(np.array([3, 4, 5])), _slice(np.array([3, 5]))
+        (slice(3, 6, None), array([3, 5]))
+    """
+    ordered = len(places) > 0 and bool((np.diff(places) == 1).all())
+    return slice(int(places[0]), int(places[-1]) + 1) if ordered else places
 
 
 def _sizes(codes: NDArray[np.int16]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

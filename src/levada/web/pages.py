@@ -18,6 +18,10 @@ MISSING: Final = (
     "This installation of levada has no pages, and answers questions only. In a checkout, `make web` builds them."
 )
 _INDEX: Final = "index.html"
+# For pages that are opened from a disk: their script stands in the page, which the policy of the server's forbids.
+_APART: Final = ("single/", "report/")
+# What the first page asks for at once, so that it comes beside the page's script and not after it.
+_SOON: Final = "<api/1/runs>; rel=preload; as=fetch; crossorigin"
 _TYPES: Final = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -56,7 +60,10 @@ class Pages:
             inside = path.resolve().is_relative_to(folder.resolve())
             if kind is None or not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST or not inside:
                 continue
-            content, name = path.read_bytes(), path.relative_to(folder).as_posix()
+            name = path.relative_to(folder).as_posix()
+            if name.startswith(_APART):
+                continue
+            content = path.read_bytes()
             tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
             # Vite puts a hash of the content into the names of what is in assets.
             self.files[name] = _File(content, kind, tag, name.startswith("assets/"))
@@ -66,12 +73,13 @@ class Pages:
         """Whether there is a page to show."""
         return _INDEX in self.files
 
-    def answer(self, request: Request, name: str) -> Response:
+    def answer(self, request: Request, name: str, reads: bool = False) -> Response:
         """Give a file.
 
         Args:
             request: for it.
             name: its path from the folder on; "" for the first page.
+            reads: whether who asks may read the runs: then the list is on its way with the first page.
         """
         if not name and not self.there:
             return PlainTextResponse(f"{MISSING}\n", 503)
@@ -80,6 +88,8 @@ class Pages:
             return PlainTextResponse("There is no such file.\n", 404)
         kept = "public, max-age=31536000, immutable" if file.hashed else "no-cache"
         headers = {"etag": file.tag, "cache-control": kept}
+        if reads and (name or _INDEX) == _INDEX:
+            headers["link"] = _SOON
         known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
         if file.tag in known or "*" in known:
             return Response(status_code=304, headers=headers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import Any, Final, Literal, final
 from levada import __version__
 from levada.web.folder import RefusedError, found_in, identity, stamp
 from levada.web.reader import Reader
-from levada.web.shapes import News, Row, Runs
+from levada.web.shapes import News, Row, Runs, plain
 
 __all__ = ["MAX_LISTENERS", "Scanner"]
 
@@ -23,6 +24,8 @@ _log: Final = logging.getLogger("levada.web")
 _UNTOLD: Final = 256  # news that a listener may be behind; then it is let go, and comes again
 _FIRST: Final = 5.0  # seconds that the first list waits
 _SHARE: Final = 10  # looking takes about one part in so many of the time
+_ID: Final = re.compile(r"[a-z2-7]{20}")
+_SHOWN: Final = 60  # characters of what is no name of a run
 _LATEST: Final = 30.0  # seconds after which a run that grows is read again, however long that takes
 Kind = Literal["appeared", "grew", "ended", "gone"]
 
@@ -46,10 +49,14 @@ class Scanner:
         reader: what reads them.
         every: seconds between two looks.
         heartbeat: seconds after which a listener hears that nothing happened.
+        folder: what the served folder is called; empty for one that nobody has chosen.
     """
 
-    def __init__(self, root: Path, reader: Reader, every: float = 2.0, heartbeat: float = 15.0) -> None:
+    def __init__(
+        self, root: Path, reader: Reader, every: float = 2.0, heartbeat: float = 15.0, folder: str = ""
+    ) -> None:
         self._root, self._reader, self._every, self._heartbeat = root, reader, every, heartbeat
+        self._folder: str = plain(folder)
         self._known: dict[str, _Known] = {}
         self._left_out = 0
         self._found, self._looked = asyncio.Event(), asyncio.Event()
@@ -123,7 +130,7 @@ class Scanner:
             await asyncio.wait_for(self._looked.wait(), _FIRST)
         rows = sorted((one.row for one in self._known.values() if one.row), key=lambda row: -row.modified)
         waiting = sum(one.row is None for one in self._known.values())
-        return Runs(runs=rows, waiting=waiting, left_out=self._left_out, version=__version__)
+        return Runs(runs=rows, waiting=waiting, left_out=self._left_out, version=__version__, folder=self._folder)
 
     async def name_of(self, id: str) -> str:
         """Give the path of a run from the served folder on; at the beginning, wait a little for what is found.
@@ -137,7 +144,15 @@ class Scanner:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._found.wait(), _FIRST)
         if id not in self._known:
-            raise RefusedError(404, "There is no such run: it may have been moved. Ask for the list again.")
+            where = f"in {self._folder}" if self._folder else "here"
+            if _ID.fullmatch(id):
+                raise RefusedError(
+                    404, f"There is no such run {where}: it may have been moved. Ask for the list again."
+                )
+            told = plain(id if len(id) <= _SHOWN else f"{id[:_SHOWN]}…")
+            raise RefusedError(
+                404, f"There is no run named {told!r} {where}. Ask for the list: it has the link of each."
+            )
         return self._known[id].name
 
     @contextmanager

@@ -59,7 +59,7 @@ def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool,
         _say("Ctrl-C ends it.")
         if opens and pages.there:
             webbrowser.open(address)
-        app = create_app(root.resolve(), access, pages=pages)
+        app = create_app(root.resolve(), access, pages=pages, folder="" if page else str(root))
         with suppress(KeyboardInterrupt):  # uvicorn has closed all, and raises it again
             asyncio.run(Server(configured(app), app.end).serve(sockets=[bound]))
         _say(f"levada {'explore' if page else 'serve'}: ended.")

@@ -122,6 +122,7 @@ class Runs(Shape):
     waiting: int = Field(description="Runs that were found and are not yet read: ask again.")
     left_out: int = Field(description="Runs that were found beyond the limit.")
     version: str = Field(description="Of levada.")
+    folder: str = Field(description="As it was given to the server; empty where the server has none to show.")
 
 
 class News(Shape):

@@ -31,13 +31,21 @@ export function question(settings: Settings, name: ConnectionName): object {
 }
 
 export async function ask(settings: Settings, name: ConnectionName, token: string): Promise<Checked> {
-  const response = await fetch("api/1/compute/check", {
+  const asked = fetch("api/1/compute/check", {
     method: "POST",
     headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
     body: JSON.stringify(question(settings, name)),
   });
+  const response = await asked.catch(() => {
+    throw new Error("The server does not answer. Start it again, and open the address that it prints.");
+  });
   const answer = await response.json().catch(() => null);
   if (response.ok && answer) return answer as Checked;
   if (response.status === 429) throw new Error("The server computes others just now. Ask again in a moment.");
+  if (response.status === 401) {
+    throw new Error(
+      "The server was started anew, and has another token. Open the address that it printed; this page's address, opened in that window, brings the network back.",
+    );
+  }
   throw new Error(answer?.detail ?? `The server answered ${response.status}.`);
 }

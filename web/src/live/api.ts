@@ -28,6 +28,8 @@ export interface Runs {
   readonly waiting: number;
   readonly left_out: number;
   readonly version: string;
+  /** What the served folder is called; empty where the server has none to show. */
+  readonly folder: string;
 }
 
 export interface Fact {
@@ -104,10 +106,14 @@ export class ApiError extends Error {
   }
 }
 
-/** What a figure says of a failure: nothing of a server that is gone, as the page says that once. */
+/** What one does where a server was started anew with `--token`. */
+export const REFUSED =
+  "The server was started anew, and answers no page that was opened before. Open the address that it printed.";
+
+/** What a figure says of a failure: nothing of a server that is gone or refuses, as the page says that once. */
 export function sentence(error: unknown, what: string): string {
   if (!(error instanceof ApiError)) return `${what} could not be read.`;
-  return error.status === 0 ? "" : error.message;
+  return error.status === 0 || error.status === 401 ? "" : error.message;
 }
 
 type Asked = Readonly<Record<string, string | number | null | undefined>>;
@@ -122,16 +128,14 @@ export function address(path: string, asked: Asked = {}): string {
 export async function ask<Answer>(path: string, asked: Asked = {}, signal?: AbortSignal): Promise<Answer> {
   let response: Response;
   try {
-    response = await fetch(address(path, asked), {
-      headers: { accept: "application/json" },
-      ...(signal && { signal }),
-    });
+    response = await fetch(address(path, asked), signal ? { signal } : {});
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new ApiError(0, "The server does not answer. Is `levada serve` still running?");
   }
   const told = await response.json().catch(() => null);
   if (response.ok && told !== null) return told as Answer;
+  if (response.status === 401) throw new ApiError(401, REFUSED);
   const detail = (told as { detail?: unknown } | null)?.detail;
   throw new ApiError(response.status, typeof detail === "string" ? detail : `The server answers ${response.status}.`);
 }

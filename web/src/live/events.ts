@@ -2,6 +2,9 @@
 
 export type Connection = "connecting" | "connected" | "lost";
 
+/** The types of the server's events. */
+export const EVENTS = ["appeared", "grew", "ended", "gone", "heartbeat"];
+
 /** What is used of an EventSource. */
 export interface Source {
   addEventListener(type: string, listener: (event: { data?: unknown }) => void): void;
@@ -26,10 +29,7 @@ const SILENCE = 40_000; // two beats of the server were missed
 const FIRST_PAUSE = 1_000;
 const LONGEST_PAUSE = 10_000;
 
-/**
- * Events while the page is shown. A browser has six connections to a server for all of its tabs, and a stream keeps one:
- * hidden pages that kept theirs would leave none for the page that is looked at.
- */
+/** Events while the page is shown: hidden pages need none, and where each has a stream of its own, it is a connection. */
 export class Events {
   private source: Source | undefined;
   private again: ReturnType<typeof setTimeout> | undefined;

@@ -46,12 +46,17 @@ export function whole(run: string, other: string | null = null): Place {
   return { page: "run", run, other, signals: [null, null], ...none };
 }
 
+function parts(hash: string): { path: string; run: string | null; asked: URLSearchParams } {
+  const [path, query = ""] = hash.replace(/^#?\/?/, "").split("?", 2);
+  const [first, run, ...more] = path.split("/");
+  const isRun = first === "run" && ID.test(run ?? "") && more.length === 0;
+  return { path, run: isRun ? run : null, asked: new URLSearchParams(query) };
+}
+
 /** Read an address' part behind `#`; what cannot be meant is left out. */
 export function decode(hash: string): Page {
-  const [path, query = ""] = hash.replace(/^#?\/?/, "").split("?", 2);
-  const asked = new URLSearchParams(query);
-  const [, run] = path.split("/");
-  if (path.startsWith("run/") && ID.test(run)) return place(run, asked);
+  const { run, asked } = parts(hash);
+  if (run !== null) return place(run, asked);
   const verdict = asked.get("verdict");
   const sort = asked.get("sort");
   return {
@@ -110,6 +115,20 @@ export function encode(page: Page): string {
   for (const name of NUMBERS) set(name, page[name]);
   return `#/run/${page.run}${query(asked)}`;
 }
+
+/** What an address says that cannot be meant, and is left out by `decode`. */
+export function unmeant(hash: string): string[] {
+  const { path, run, asked } = parts(hash);
+  const kept = new URLSearchParams(encode(decode(hash)).split("?", 2)[1] ?? "");
+  // What is usual is not written again, and is meant all the same.
+  const usual = (name: string, value: string) =>
+    value === "" ||
+    (run === null && ((name === "sort" && value === "modified") || (name === "reversed" && value === "0")));
+  const left = [...asked].filter(([name, value]) => kept.get(name) !== value && !usual(name, value));
+  return [...(path !== "" && run === null ? [path] : []), ...left.map(([name, value]) => `${name}=${value}`)].map(cut);
+}
+
+const cut = (text: string): string => (text.length > 60 ? `${text.slice(0, 60)}…` : text);
 
 const query = (asked: URLSearchParams): string => (asked.size ? `?${asked}` : "");
 

@@ -1,11 +1,22 @@
 /** What all parts of the page share: the runs, the connection, and the address. */
 
-import { ApiError, ask, type Row, type Runs } from "./api";
-import { type Connection, Events, type Heard, type Source } from "./events";
-import { decode, encode, type Page } from "./place";
-import { openSession, takeToken } from "./token";
+import { ApiError, address, ask, type Row, type Runs } from "./api";
+import { type Connection, EVENTS, Events, type Heard, type Source } from "./events";
+import { decode, encode, type Page, unmeant } from "./place";
+import { type Shared, SharedSource } from "./shared";
+import { onSession, openSession } from "./token";
 
-const TYPES = ["appeared", "grew", "ended", "gone", "heartbeat"];
+/** Whether an answer has come with the page, as the server sends the list along to who may read it. */
+const isHere = (path: string): boolean =>
+  performance.getEntriesByName(new URL(address(path), document.baseURI).href).length > 0;
+
+/** Open the stream; where a browser has no shared workers, as on some phones, each window has its own. */
+function openStream(): Source {
+  const address = new URL("api/1/events", document.baseURI).href;
+  if (typeof SharedWorker === "undefined") return new EventSource(address) as Source;
+  const worker = new SharedWorker(new URL("./stream.ts", import.meta.url), { name: "levada events" });
+  return new SharedSource(worker as unknown as Shared, address);
+}
 
 export class Live {
   runs = $state.raw<ReadonlyMap<string, Row>>(new Map());
@@ -17,10 +28,15 @@ export class Live {
   leftOut = $state(0);
   waiting = $state(0);
   version = $state("");
+  /** What the served folder is called; empty where the server has none to show. */
+  folder = $state("");
+  /** Whether the server answers, but not to this page: it was started anew, and its token is another. */
+  refused = $state(false);
   problem = $state("");
   private readonly events: Events;
+  private forget: () => void = () => undefined;
 
-  constructor(open: () => Source = () => new EventSource("api/1/events") as Source) {
+  constructor(open: () => Source = openStream) {
     const heard: Heard = {
       connected: () => {
         this.connections++;
@@ -28,19 +44,23 @@ export class Live {
       },
       state: (state) => {
         this.connection = state;
+        if (state === "lost") this.refresh(); // which says why
       },
       event: (type, data) => this.hear(type, data as Row),
     };
-    this.events = new Events(open, TYPES, heard, document);
+    this.events = new Events(open, EVENTS, heard, document);
   }
 
-  async start(): Promise<void> {
-    await openSession(takeToken());
-    this.refresh();
+  async start(token: string | null): Promise<void> {
+    if (isHere("runs")) await this.refresh();
+    await openSession(token);
+    if (!this.known) await this.refresh();
     this.events.connect();
+    this.forget = onSession(() => this.retry());
   }
 
   stop(): void {
+    this.forget();
     this.events.close();
   }
 
@@ -56,9 +76,12 @@ export class Live {
       this.leftOut = told.left_out;
       this.waiting = told.waiting;
       this.version = told.version;
+      this.folder = told.folder;
       this.known = true;
+      this.refused = false;
       this.problem = "";
     } catch (error) {
+      this.refused = error instanceof ApiError && error.status === 401;
       this.problem = error instanceof ApiError ? error.message : String(error);
     }
   }
@@ -76,12 +99,15 @@ export class Live {
 /** The address as state: what is set is written into it, and what is typed or gone back to is read. */
 export class Route {
   page = $state.raw<Page>(decode(location.hash));
+  /** What the address says and the page does not know. */
+  unmeant = $state.raw<readonly string[]>(unmeant(location.hash));
   private timer: ReturnType<typeof setTimeout> | undefined;
 
   constructor() {
     window.addEventListener("hashchange", () => {
       clearTimeout(this.timer);
       this.page = decode(location.hash);
+      this.unmeant = unmeant(location.hash);
     });
   }
 
@@ -89,6 +115,7 @@ export class Route {
   open(page: Page): void {
     clearTimeout(this.timer);
     this.page = page;
+    this.unmeant = [];
     history.pushState(null, "", encode(page));
   }
 

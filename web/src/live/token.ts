@@ -32,8 +32,23 @@ export function followToken(): void {
   });
 }
 
+const CHANNEL = "levada session";
+
 /** Let this browser read where reading asks for the token: an event source can send no header, but a cookie. */
 export async function openSession(token: string | null): Promise<void> {
   if (token === null) return;
-  await fetch("api/1/session", { method: "POST", headers: { authorization: `Bearer ${token}` } }).catch(() => null);
+  const headers = { authorization: `Bearer ${token}` };
+  const answer = await fetch("api/1/session", { method: "POST", headers }).catch(() => null);
+  if (!answer?.ok || typeof BroadcastChannel === "undefined") return;
+  const channel = new BroadcastChannel(CHANNEL);
+  channel.postMessage("opened");
+  channel.close();
+}
+
+/** Hear that another window was let in: the cookie is that of all windows. Gives what ends it. */
+export function onSession(heard: () => void): () => void {
+  if (typeof BroadcastChannel === "undefined") return () => undefined;
+  const channel = new BroadcastChannel(CHANNEL);
+  channel.onmessage = heard;
+  return () => channel.close();
 }

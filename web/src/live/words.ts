@@ -40,8 +40,10 @@ export function ago(time: number, now: number): string {
   return passed < 10 ? "now" : `${Math.floor(passed)} seconds ago`;
 }
 
+const TIME = { dateStyle: "medium", timeStyle: "medium" } as const;
+
 /** A time in the reader's own zone, for who wants it exactly. */
-export const exactly = (time: number): string => new Date(1000 * time).toLocaleString();
+export const exactly = (time: number): string => new Date(1000 * time).toLocaleString(undefined, TIME);
 
 /** Names without the parts, between points, that all of them begin and end with. */
 export function bareNames(names: readonly string[]): string[] {

@@ -1,0 +1,94 @@
+"""Pages in a browser: opened by a link, with nothing said on the console and nothing asked of another site."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+__all__ = ["CHROMIUM", "WAIT", "Visit", "browser", "expect", "needs_browser", "visits", "wait"]
+
+CHROMIUM = shutil.which("chromium")
+WAIT = 60_000
+"""Milliseconds that a page has for what is waited for: the machine may be busy."""
+Visit = Callable[..., Any]
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    api.expect.set_options(timeout=WAIT)
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+def expect(locator: Any) -> Any:
+    """Say what comes to hold of a locator: it is waited for."""
+    from playwright.sync_api import expect as expected
+
+    return expected(locator)
+
+
+def wait(page: Any, holds: Callable[[], bool]) -> None:
+    """Wait until something holds; a policy may let no text be evaluated in the page again and again."""
+    late = time.monotonic() + WAIT / 1000
+    while not holds():
+        assert time.monotonic() < late
+        page.wait_for_timeout(100)
+
+
+@contextlib.contextmanager
+def visits(browser: Any, home: str, ready: str, *, quiet: bool = True, height: int = 800) -> Iterator[Visit]:
+    """Give what opens pages, each in a context of its own.
+
+    Args:
+        browser: the fixture.
+        home: address of the page; one that opens asks for nothing of another site.
+        ready: selector of what is waited for.
+        quiet: whether nothing may be said on the console; errors that nobody caught never are.
+        height: of the window.
+    """
+    contexts: list[Any] = []
+    said: list[str] = []
+    asked: list[str] = []
+    sites = [home]
+
+    def opened(
+        link: str = "",
+        width: int = 1280,
+        height: int = height,
+        *,
+        url: str = "",
+        quiet: bool = quiet,
+        prepare: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        if quiet:
+            page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        if url:
+            sites.append(url.rpartition("/")[0])
+        if prepare:
+            prepare(page)
+        page.goto(f"{url or home}#{link.removeprefix('#')}")
+        page.wait_for_selector(ready)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:", *sites))] == []
