@@ -8,11 +8,10 @@
 import { readFileSync } from "node:fs";
 import type { Response } from "../src/engine/protocol";
 import { Session } from "../src/engine/session";
-import { question } from "../src/explorer/check";
 import { lines, type Quantity } from "../src/explorer/picture";
 import type { Signals } from "../src/explorer/pool";
 import { code } from "../src/explorer/pytorch";
-import { decode, networkOptions, optimizerOptions, type Settings } from "../src/explorer/settings";
+import { checkRequest, decode, networkOptions, optimizerOptions, type Settings } from "../src/explorer/settings";
 
 const QUANTITIES: readonly Quantity[] = ["signal", "gradient", "update"];
 
@@ -32,8 +31,11 @@ async function measured(settings: Settings, name: Settings["connections"][number
 
 async function shown(settings: Settings, name: Settings["connections"][number]): Promise<object> {
   const signals = await measured(settings, name);
-  const drawn = QUANTITIES.map((quantity) => [quantity, Array.from(lines(quantity, [{ name, signals }], settings)[0].y)]);
-  return { ...Object.fromEntries(drawn), asked: question(settings, name) };
+  const drawn = QUANTITIES.map((quantity) => [
+    quantity,
+    Array.from(lines(quantity, [{ name, signals }], settings)[0].y),
+  ]);
+  return { ...Object.fromEntries(drawn), asked: checkRequest(settings, name) };
 }
 
 const links = JSON.parse(readFileSync(0, "utf8")) as string[];

@@ -327,3 +327,8 @@ export function optimizerOptions({ optimizer, lr }: Settings): OptimizerOptions 
   if (optimizer === "adamw") return { name: "adamw", lr, weightDecay: 0.01 };
   return optimizer === "momentum" ? { name: "sgd", lr, momentum: 0.9 } : { name: "sgd", lr };
 }
+
+/** What a server is asked to check: names as in the engine's options. */
+export function checkRequest(settings: Settings, name: ConnectionName): object {
+  return { ...networkOptions(settings, name), optimizer: optimizerOptions(settings), batch: settings.rows };
+}
