@@ -260,6 +260,9 @@ def predictions() -> Case:
         )
         paths.append({
             "name": name, "weightVariance": weight, "biasVariance": bias, "depth": depth, "q0": 0.75,
+            "coherent": listed(
+                theory.coherent_residual_gradient(name, weight, bias, depth, q0=0.75, alignment=1 / 32)
+            ),
             **{
                 kind: {"q": listed(path.q), "chi": listed(path.chi), "cumulative": listed(path.cumulative)}
                 for kind, path in (("plain", plain), ("activationFirst", first), ("activationLast", last))

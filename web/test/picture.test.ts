@@ -5,7 +5,8 @@ import type { ConnectionName } from "../src/engine/connections/index";
 import { Session } from "../src/engine/session";
 import { decay, lines, lost, reading } from "../src/explorer/picture";
 import type { Signals } from "../src/explorer/pool";
-import { DEFAULTS, networkOptions, optimizerOptions, type Settings } from "../src/explorer/settings";
+import { CONNECTIONS, DEFAULTS, networkOptions, optimizerOptions, type Settings } from "../src/explorer/settings";
+import { short } from "../src/page/number";
 
 async function measure(name: ConnectionName, part: Partial<Settings>): Promise<[Signals, Settings]> {
   const settings = { ...DEFAULTS, ...part };
@@ -106,4 +107,45 @@ test("lines of every quantity, predictions where theory covers them, and 0.25 fo
 test("the line of 0.25 is exceeded where weights are large", async () => {
   const [signals] = await measure("plain", { depth: 30, gain: 4, precision: "float64" });
   expect(decay(signals).logRate!).toBeGreaterThan(Math.log(0.25) + 0.2);
+});
+
+test("every connection's sentence is true of its curve", async () => {
+  const part = { depth: 24, activation: "relu", init: "he", gain: 0.8, precision: "float64", gateBias: -1 } as const;
+  const [residual] = await measure("residual", part);
+  const end = residual.measured.gradient[24]; // the gradient that all of them are given
+  const told: Partial<Record<ConnectionName, string>> = {};
+  for (const name of CONNECTIONS) {
+    const [signals, settings] = await measure(name, part);
+    const sentence = reading({ name, signals }, settings);
+    told[name] = sentence;
+    const { signal, gradient } = signals.measured;
+    const last = gradient[24] / end;
+    expect(sentence).toContain(name === "plain" || name === "residual" ? "at the output:" : "at the last layer:");
+    if (name === "hyper") {
+      expect(last).toBeCloseTo(4, 12);
+      expect(sentence).toContain(`goes from ${short(signal[23], 2)} at the last layer to ${short(signal[24], 2)}`);
+    }
+    if (name === "manifold") expect(last).toBeCloseTo(1, 12);
+    if (name === "identity") expect(last).toBeCloseTo(1, 1);
+    if (name === "attention") {
+      expect(last).toBeCloseTo(1 / 9, 12);
+      expect(sentence).toContain("plain mean of 9 sources");
+    }
+    if (name === "highway") {
+      expect(last).toBeGreaterThan(0.9 * 0.269);
+      expect(last).toBeLessThan(1.2 * 0.269);
+      expect(sentence).toContain("about 0.27 of what a layer computes");
+    }
+    if (name === "dense") {
+      expect(Math.abs(last - 1)).toBeLessThan(0.15); // 8 numbers of each row
+      expect(sentence).toContain("224 wide");
+    }
+    if (name === "post_norm") for (const one of signal.subarray(1)) expect(one).toBeCloseTo(1, 2);
+  }
+  expect(new Set(Object.values(told)).size).toBe(CONNECTIONS.length);
+  const chi = 1 + 2 * 0.8 ** 2 * 0.5;
+  expect(told.residual).toContain(`it would be ${short(Math.sqrt(chi), 3)}.`);
+  expect(told.residual).toContain("1/32 of its square");
+  const [first, before] = await measure("residual", { ...part, preActivation: true });
+  expect(reading({ name: "residual", signals: first }, before)).not.toContain("Were the gradient");
 });

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import golden from "../golden/theory.json";
 import { activation } from "../src/engine/activation";
+import { coherentResidual } from "../src/engine/coherence";
 import { matrixFrom, rms } from "../src/engine/matrix";
 import { type NetworkOptions, Stack } from "../src/engine/network";
 import { Random } from "../src/engine/random";
@@ -50,6 +51,22 @@ describe("trajectories", () => {
       });
     }
   });
+
+  it.each(golden.paths)("of $name with weight variance $weightVariance have levada's coherent gradient", (path) => {
+    const logs = coherentResidual({ ...path, activation: activation(path.name) }, 1 / 32)!;
+    logs.forEach((log, layer) => {
+      expect(Math.abs(Math.exp(log) / path.coherent[layer] - 1)).toBeLessThan(1e-11);
+    });
+  });
+
+  it("have the coherent gradient also where it is no number any more, and none where the state is none", () => {
+    const network = { activation: activation("relu"), weightVariance: 2, biasVariance: 0, q0: 1 };
+    const logs = coherentResidual({ ...network, depth: 1000 }, 1 / 32)!;
+    expect(logs[0] / 1000).toBeCloseTo(Math.log(1.7), 1);
+    expect(coherentResidual({ ...network, depth: 5000 }, 1 / 32)).toBeNull();
+    // A gradient that is independent of the state: two to the power of half the depth.
+    expect(coherentResidual({ ...network, depth: 30 }, 0)![0]).toBeCloseTo(15 * Math.LN2, 10);
+  });
 });
 
 /** Root mean squares of a wide network's signal and gradient, over those at its input and its output. */
@@ -85,6 +102,20 @@ describe("what is measured", () => {
     });
     const decay = Math.log(gradient[0] / gradient[shared.depth]) / shared.depth;
     expect(Math.abs(decay - predicted.logGradient[0] / shared.depth)).toBeLessThan(0.03);
+  });
+
+  it.each([16, 32, 64])("is that of residual ReLUs of width %i, whose mean carries a part of the gradient", (width) => {
+    const options = { activation: "relu", connection: { name: "residual" }, depth: 50, width } as const;
+    const rates = Array.from({ length: 9 }, (_, seed) => {
+      const he = { ...options, init: { name: "he" }, seed } as const;
+      const { stack } = measure(he, 16);
+      const { gradient } = stack.signals;
+      return Math.log(gradient[1] / gradient[50]) / 49;
+    }).sort((a, b) => a - b);
+    const { logGradient, chi } = predict({ ...options, init: { name: "he" } })!;
+    const predicted = (logGradient[1] - logGradient[50]) / 49;
+    expect(Math.abs(rates[4] - predicted)).toBeLessThan(0.02);
+    expect(rates[0]).toBeGreaterThan(Math.log(chi[0]) / 2 + 0.1); // and not the square root of chi
   });
 
   it("breaks the line of 0.25^n, which counts slopes and no weights", () => {

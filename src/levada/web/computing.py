@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from levada.report.check import COLUMNS, check_view
 from levada.web.child import limit_memory
-from levada.web.network import Checked, CheckOf, Initialisation
+from levada.web.network import Checked, CheckOf
 from levada.web.shapes import plain, told
 from levada.web.summary import facts_of, findings_of, table_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
-__all__ = ["MEMORY", "SECONDS", "build", "checked"]
+__all__ = ["MEMORY", "SECONDS", "batches", "build", "checked", "optimizer_of"]
 
 SECONDS: Final = 20.0
 """Time for repeated measurements, as of `levada check --budget`."""
@@ -40,7 +42,9 @@ _NAMES: Final = {
 
 
 def build(asked: CheckOf) -> nn.Module:
-    """Build a network as it is described.
+    """Build a network as it is described, with the weights that the explorer's page draws for it.
+
+    What "Copy as PyTorch" writes (`web/src/explorer/pytorch.ts`) makes the same network.
 
     Args:
         asked: the description.
@@ -55,6 +59,7 @@ def build(asked: CheckOf) -> nn.Module:
     import levada
     from levada.blocks import FullyConnected
     from levada.theory.activation import as_activation
+    from levada.web.draws import precision, start
 
     class Elementwise(nn.Module):
         def __init__(self, name: str) -> None:
@@ -86,30 +91,25 @@ def build(asked: CheckOf) -> nn.Module:
     torch.manual_seed(asked.seed)
     kind = getattr(levada, _NAMES[asked.connection.name])
     given = {name: value for name, value in options.items() if value is not None}
-    stack = levada.Stack(branch, kind, dim=asked.width, depth=asked.depth, **given)
-    for layer in stack.layers:
-        _initialise(layer.branch, asked.init)
-    first, last = nn.Linear(asked.inputs or asked.width, asked.width), nn.Linear(stack.dim_out, asked.classes)
-    named = OrderedDict([("first", first), ("stack", stack), ("last", last)])
-    return nn.Sequential(named).to(getattr(torch, asked.precision))
+    with precision(getattr(torch, asked.precision)):
+        stack = levada.Stack(branch, kind, dim=asked.width, depth=asked.depth, **given)
+        first, last = nn.Linear(asked.inputs or asked.width, asked.width), nn.Linear(stack.dim_out, asked.classes)
+    network = nn.Sequential(OrderedDict([("first", first), ("stack", stack), ("last", last)]))
+    init = asked.init
+    scales = {"weight_variance": init.weight_variance, "bias_variance": init.bias_variance}
+    return start(network, asked.seed, init.name, gain=init.gain, **scales)
 
 
-def _initialise(branch: Any, init: Initialisation) -> None:
-    import torch
-    from torch import nn
+def batches(asked: CheckOf) -> list[Any]:
+    """Draw batches that can be learned: Gaussian inputs, and as class the largest of so many random maps of them.
 
-    from levada import initialise
+    Args:
+        asked: the description of what they are for.
 
-    given = {"weight_variance": init.weight_variance, "bias_variance": init.bias_variance}
-    getattr(initialise, init.name)(branch, **(given if init.name == "gaussian" else {}))
-    with torch.no_grad():
-        for module in branch.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.mul_(init.gain)
-
-
-def _batches(asked: CheckOf) -> list[Any]:
-    """Draw batches that can be learned: Gaussian inputs, and as class the largest of so many random maps of them."""
+    Example:
+        >>> [labels.shape[0] for _, labels in batches(CheckOf(depth=3, width=8, batch=6))]
+        [6, 6, 6, 6]
+    """
     import torch
 
     generator = torch.Generator().manual_seed(asked.seed)
@@ -119,6 +119,30 @@ def _batches(asked: CheckOf) -> list[Any]:
     return list(zip(inputs.split(asked.batch), (inputs @ maps).argmax(1).split(asked.batch), strict=True))
 
 
+def optimizer_of(asked: CheckOf) -> Callable[[Any], Any]:
+    """Say what makes the optimizer of a network's parameters.
+
+    Args:
+        asked: the description.
+
+    Example:
+        >>> import torch
+        >>> optimizer_of(CheckOf(depth=3, width=8))([torch.nn.Parameter(torch.ones(2))]).defaults["lr"]
+        0.01
+    """
+    import torch
+
+    chosen = asked.optimizer
+
+    def made(parameters: Any) -> Any:
+        if chosen.name == "adamw":
+            return torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
+        momentum, decay = chosen.momentum, chosen.weight_decay
+        return torch.optim.SGD(parameters, lr=chosen.lr, momentum=momentum, weight_decay=decay)
+
+    return made
+
+
 def checked(asked: CheckOf, seconds: float = SECONDS) -> Checked:
     """Say what the rules of `levada check` say of a network.
 
@@ -126,17 +150,10 @@ def checked(asked: CheckOf, seconds: float = SECONDS) -> Checked:
         asked: its description.
         seconds: for repeated measurements.
     """
-    import torch
-
     import levada
 
-    def optimizer(parameters: Any) -> Any:
-        name, lr, decay = asked.optimizer.name, asked.optimizer.lr, asked.optimizer.weight_decay
-        if name == "adamw":
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
-        return torch.optim.SGD(parameters, lr=lr, momentum=asked.optimizer.momentum, weight_decay=decay)
-
-    report = levada.check(build(asked), _batches(asked), optimizer=optimizer, seed=asked.seed, budget=seconds).to_dict()
+    network, optimizer = build(asked), optimizer_of(asked)
+    report = levada.check(network, batches(asked), optimizer=optimizer, seed=asked.seed, budget=seconds).to_dict()
     view = check_view(report)
     blocks = report["blocks"]
     names = [name for name in COLUMNS if any(block.get(name) is not None for block in blocks)]

@@ -6,6 +6,7 @@
  */
 
 import { type Activation, activation } from "./activation";
+import { coherentResidual } from "./coherence";
 import { variances } from "./linear";
 import type { NetworkOptions } from "./network";
 
@@ -43,7 +44,7 @@ const legendre = gaussLegendre(NODES);
 const rules = new Map<string, Rule>();
 
 /** Panels of one deviation each, split at the centres and halved towards them until as narrow as `finest`. */
-function normalRule(centres: readonly number[], finest: number): Rule {
+export function normalRule(centres: readonly number[], finest: number): Rule {
   const levels = Math.max(0, Math.ceil(-Math.log2(finest)));
   const key = `${levels} ${centres.join(" ")}`;
   const known = rules.get(key);
@@ -169,7 +170,8 @@ export interface Prediction {
 
 /**
  * The prediction for a stack whose inputs have a root mean square of `input`; null where theory covers none: other
- * connections than plain and residual, and branches with a normalisation.
+ * connections than plain and residual, and branches with a normalisation. The gradient at the output is random, so that a
+ * share 1/width of it lies along the state.
  */
 export function predict(options: NetworkOptions, input = 1): Prediction | null {
   const { connection, norm = "none", preActivation = false, bias = true, depth, width } = options;
@@ -181,7 +183,8 @@ export function predict(options: NetworkOptions, input = 1): Prediction | null {
   const network = { activation: phi, weightVariance, biasVariance, depth, q0: input * input };
   if (connection.name === "residual") {
     const { q, chi } = propagateResidual(network, preActivation);
-    return { signal: q.map(Math.sqrt), logGradient: logCumulative(chi), chi };
+    const coherent = preActivation ? null : coherentResidual(network, 1 / width);
+    return { signal: q.map(Math.sqrt), logGradient: coherent ?? logCumulative(chi), chi };
   }
   if (preActivation) {
     const { q, chi } = propagate(network);

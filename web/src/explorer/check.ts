@@ -1,7 +1,7 @@
 /** Ask the server, where there is one, what `levada check` says of a network. */
 
 import type { ConnectionName } from "../engine/connections/index";
-import { networkOptions, optimizerOptions, type Settings } from "./settings";
+import { checkRequest, type Settings } from "./settings";
 
 export interface Finding {
   readonly severity: "error" | "warn" | "info";
@@ -24,17 +24,11 @@ export function canAsk(token: string | null): token is string {
   return token !== null && window.location.protocol.startsWith("http");
 }
 
-/** What the request says: names as in the engine's options. */
-export function question(settings: Settings, name: ConnectionName): object {
-  const { lr, ...optimizer } = optimizerOptions(settings);
-  return { ...networkOptions(settings, name), optimizer: { ...optimizer, lr }, batch: settings.rows };
-}
-
 export async function ask(settings: Settings, name: ConnectionName, token: string): Promise<Checked> {
   const asked = fetch("api/1/compute/check", {
     method: "POST",
     headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
-    body: JSON.stringify(question(settings, name)),
+    body: JSON.stringify(checkRequest(settings, name)),
   });
   const response = await asked.catch(() => {
     throw new Error("The server does not answer. Start it again, and open the address that it prints.");

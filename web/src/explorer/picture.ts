@@ -5,6 +5,7 @@ import { logPowers } from "../engine/theory";
 import type { Series } from "../figures/series";
 import { shortExp } from "../page/number";
 import type { Signals } from "./pool";
+import { reason } from "./reasons";
 import { colours, type Settings } from "./settings";
 import { SHORT_NAMES } from "./words";
 
@@ -92,7 +93,10 @@ export function lost({ measured }: Signals, { precision }: Settings): Lost | nul
   return Math.min(next, expected) < NEARLY_ZERO[precision] && next > 0 ? "underflow" : "dead";
 }
 
-/** One sentence, or two, that say what the picture shows of a connection. */
+/** Of these the last gradient that is drawn is the output's own: the others change it on the way to their last layer. */
+const AT_OUTPUT: readonly ConnectionName[] = ["plain", "residual"];
+
+/** A sentence, two or three, that say what the picture shows of a connection, and why. */
 export function reading({ name, signals }: Computed, settings: Settings): string {
   const label = SHORT_NAMES[name];
   const depth = signals.measured.gradient.length - 1;
@@ -118,7 +122,9 @@ export function reading({ name, signals }: Computed, settings: Settings): string
   }
   const log = (rates.logRate ?? 0) * (depth - first);
   const amount = Math.abs(log) < 1e-3 ? "what it is" : `${sizeWords(log)} what it is`;
-  return `${label}: at ${depth > 1 ? "layer 1" : "the input"} the gradient is ${amount} at the output: ${perLayer}.`;
+  const end = AT_OUTPUT.includes(name) ? "the output" : "the last layer";
+  const told = `${label}: at ${depth > 1 ? "layer 1" : "the input"} the gradient is ${amount} at ${end}: ${perLayer}.`;
+  return `${told} ${reason(name, signals, settings)}`.trimEnd();
 }
 
 function sizeWords(log: number): string {

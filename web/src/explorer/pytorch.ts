@@ -1,4 +1,8 @@
-/** The chosen networks as a Python file: run, it prints what the figure shows; `levada check` judges what is in it. */
+/**
+ * The chosen networks as a Python file: run, it prints the numbers that the figures show, from the same weights
+ * (`levada.web.draws`); `levada check` judges what is in it. `levada.web.computing` builds the same networks for a server:
+ * `tests/web/test_explorer_code.py` holds both files to each other, weight by weight.
+ */
 
 import type { ConnectionName } from "../engine/connections/index";
 import { connectionOptions, type Settings } from "./settings";
@@ -53,11 +57,14 @@ function connection(settings: Settings, name: ConnectionName): string {
   return `"${name}": (levada.${CLASS_NAMES[name]}, {${given.join(", ")}}),`;
 }
 
-function initialiseLines({ init, gain, weightVariance, biasVariance }: Settings): string[] {
-  const given = init === "gaussian" ? `, weight_variance=${weightVariance}, bias_variance=${biasVariance}` : "";
-  const lines = [`initialise.${init}(layer.branch${given})`];
-  if (gain !== 1) lines.push(`layer.branch.linear.weight.mul_(${gain})`);
-  return lines;
+/** `, "he", gain=2`: what is not the default of `levada.web.draws.start`. */
+function started({ init, gain, weightVariance, biasVariance }: Settings): string {
+  const given = [
+    ...(init === "pytorch_default" ? [] : [`"${init}"`]),
+    ...(gain === 1 ? [] : [`gain=${gain}`]),
+    ...(init === "gaussian" ? [`weight_variance=${weightVariance}`, `bias_variance=${biasVariance}`] : []),
+  ];
+  return given.map((one) => `, ${one}`).join("");
 }
 
 /** The whole file. */
@@ -72,22 +79,24 @@ export function code(settings: Settings): string {
     ...(preActivation ? ["pre_activation=True"] : []),
     ...(bias ? [] : ["bias=False"]),
   ];
-  return `"""Signal and gradient by layer, as levada's explorer draws them.
+  return `"""Signal, gradient and first update by layer, as levada's explorer draws them.
 
 Needs: levada, installed from its repository (pip install .)
 Run:   python ${FILE}
 Check: ${checkCommand(settings, names[0])}
 
-The weights are another draw than the page's, from the same distribution: numbers agree within the spread over seeds.
+Weights, inputs and gradients are the page's own, drawn from the same seed: what it prints is what the page shows, up to
+rounding.
 """
+
+from collections import OrderedDict
 
 import torch
 from torch import nn
 
 import levada
-from levada import initialise
 from levada.blocks import FullyConnected
-from levada.networks import Network
+from levada.web import draws
 
 DEPTH, WIDTH, ROWS, CLASSES, SEED, LR = ${depth}, ${width}, ${rows}, ${CLASSES}, ${seed}, ${lr}
 DTYPE = torch.${precision}
@@ -98,28 +107,31 @@ ${names.map((name) => `    ${connection(settings, name)}`).join("\n")}
 ${activation === "erf" ? ERF : ""}
 def network(name):
     """A linear layer, the stack, a linear layer."""
-    torch.manual_seed(SEED)
     connection, options = CONNECTIONS[name]
     width = options.get("growth", WIDTH)
 
     def branch(dim):
         return FullyConnected(${branch.join(", ")})
 
-    stack = levada.Stack(branch, connection, dim=WIDTH, depth=DEPTH, **options)
-    with torch.no_grad():
-        for layer in stack.layers:
-${initialiseLines(settings)
-  .map((line) => `            ${line}`)
-  .join("\n")}
-    return Network(nn.Linear(WIDTH, WIDTH), stack, nn.Linear(stack.dim_out, CLASSES)).to(DTYPE)
+    with draws.precision(DTYPE):
+        stack = levada.Stack(branch, connection, dim=WIDTH, depth=DEPTH, **options)
+        first, last = nn.Linear(WIDTH, WIDTH), nn.Linear(stack.dim_out, CLASSES)
+    whole = nn.Sequential(OrderedDict(first=first, stack=stack, last=last))
+    return draws.start(whole, SEED${started(settings)})
 
 
 def rms(x):
-    return float(x.detach().double().square().mean().sqrt())  # in float32 the squares would underflow
+    """The root mean square, by the largest number: squares of small ones would underflow."""
+    x = x.detach().double()
+    largest = x.abs().max()
+    return largest * (x / largest).square().mean().sqrt() if 0 < largest < torch.inf else largest
 
 
 def by_layer(name):
-    """What each layer reads and the gradient by what it returns; last the stack's output, first its input."""
+    """What each layer reads and the gradient by what it returns; last the stack's output, first its input.
+
+    And the first step of each layer's weights, over the weights.
+    """
     stack = network(name).stack
     signal, gradient = [0.0] * (DEPTH + 1), [0.0] * (DEPTH + 1)
 
@@ -132,11 +144,16 @@ def by_layer(name):
 
     for place, layer in enumerate(stack.layers):
         layer.branch.register_forward_hook(record(place))
-    x = torch.randn(ROWS, WIDTH, dtype=DTYPE, requires_grad=True)
+    drawn = draws.normal(SEED, "batches", ROWS * (WIDTH + stack.dim_out)).to(DTYPE)
+    x = drawn[: ROWS * WIDTH].view(ROWS, WIDTH).requires_grad_()
     y = stack(x)
-    y.backward(torch.randn_like(y))
+    y.backward(drawn[ROWS * WIDTH :].view_as(y))
     signal[DEPTH], gradient[0] = rms(y), rms(x.grad)
-    return signal, gradient
+    weights = [layer.branch.linear.weight for layer in stack.layers]
+    before = [weight.detach().clone().double() for weight in weights]
+    optimizer(weights).step()
+    update = [rms(weight.double() - old) / rms(old) for weight, old in zip(weights, before)]
+    return signal, gradient, update
 
 
 def batches():
@@ -155,9 +172,11 @@ ${names.map((name) => `def ${name}():\n    return network("${name}")\n`).join("\
 
 if __name__ == "__main__":
     for name in CONNECTIONS:
-        print(f"{name}\\nlayer     signal   gradient")
-        for layer, (signal, gradient) in enumerate(zip(*by_layer(name))):
-            print(f"{layer:5d}  {signal:9.3e}  {gradient:9.3e}")
+        print(f"{name}\\nlayer     signal   gradient  first update")
+        signal, gradient, update = by_layer(name)
+        for layer in range(DEPTH + 1):
+            step = f"{update[layer - 1]:12.3e}" if layer else ""
+            print(f"{layer:5d}  {signal[layer]:9.3e}  {gradient[layer]:9.3e}  {step}".rstrip())
 `;
 }
 

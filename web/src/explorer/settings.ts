@@ -320,7 +320,13 @@ export function networkOptions(settings: Settings, name: ConnectionName): Networ
   return { depth, width, activation, norm, preActivation, bias, precision, seed, connection, init };
 }
 
+/** With PyTorch's defaults, said in full where they are not zero. */
 export function optimizerOptions({ optimizer, lr }: Settings): OptimizerOptions {
-  if (optimizer === "adamw") return { name: "adamw", lr };
+  if (optimizer === "adamw") return { name: "adamw", lr, weightDecay: 0.01 };
   return optimizer === "momentum" ? { name: "sgd", lr, momentum: 0.9 } : { name: "sgd", lr };
+}
+
+/** What a server is asked to check: names as in the engine's options. */
+export function checkRequest(settings: Settings, name: ConnectionName): object {
+  return { ...networkOptions(settings, name), optimizer: optimizerOptions(settings), batch: settings.rows };
 }

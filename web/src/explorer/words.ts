@@ -84,7 +84,8 @@ export const CAPTIONS = {
       "How much of what the output asks for reaches each layer: without it, a layer cannot learn. Read it from right to left.",
     expert:
       "Root mean square of the gradient by what each branch returns, and first by the stack's input, for a standard normal " +
-      "gradient at the output. Prediction: each layer multiplies its square by χ = σw² E[φ'(√q z)²].",
+      "gradient at the output. Prediction: a plain layer multiplies its square by χ = σw² E[φ'(√q z)²], a residual one by " +
+      "1 + χ, and by more where it ends in an activation with a mean: a part of the gradient then lies along the stream.",
   },
   update: {
     simple: "How far the first training step would move each layer's weights, compared with the weights themselves.",
