@@ -12,6 +12,8 @@ export interface Parameter {
   readonly shape: readonly number[];
   /** Whether weight decay applies to it: to matrices, as in `levada.parameter_groups`. */
   readonly decays: boolean;
+  /** As in PyTorch: where false, backward passes leave `gradient` as it is, and spare what it would cost. */
+  requiresGradient: boolean;
 }
 
 export function parameter(
@@ -24,14 +26,15 @@ export function parameter(
   const value = floats(length, precision);
   if (typeof fill === "number") value.fill(fill);
   else value.set(fill);
-  return { name, value, gradient: floats(length, precision), shape, decays: shape.length > 1 };
+  const gradient = floats(length, precision);
+  return { name, value, gradient, shape, decays: shape.length > 1, requiresGradient: true };
 }
 
 /** `backward` is called once after each `forward`, with the gradient by what that returned. */
 export interface Module {
   readonly parameters: readonly Parameter[];
   forward(x: Matrix): Matrix;
-  /** Return the gradient by the input, and add to the gradients of the parameters. */
+  /** Return the gradient by the input, and add to the gradients of the parameters that require one. */
   backward(gradient: Matrix): Matrix;
 }
 
@@ -54,23 +57,28 @@ export class Sequential implements Module {
 /** `y = phi(x)`, elementwise. */
 export class Activate implements Module {
   readonly parameters: readonly Parameter[] = [];
-  private input: Matrix | null = null;
+  /** Its input, or its output where that says the slope. */
+  private kept: Matrix | null = null;
 
   constructor(private readonly activation: Activation) {}
 
   forward(x: Matrix): Matrix {
-    this.input = x;
     const y = zeros(x.rows, x.cols, x.data);
-    for (let i = 0; i < y.data.length; i++) y.data[i] = this.activation.value(x.data[i]);
+    const { activation } = this;
+    const [from, to] = [x.data, y.data];
+    for (let i = 0; i < to.length; i++) to[i] = activation.value(from[i]);
+    this.kept = activation.slopeOfValue ? y : x;
     return y;
   }
 
   backward(gradient: Matrix): Matrix {
-    const x = saved(this.input);
-    const byInput = zeros(x.rows, x.cols, x.data);
-    for (let i = 0; i < byInput.data.length; i++) {
-      byInput.data[i] = gradient.data[i] * this.activation.slope(x.data[i]);
-    }
+    const kept = saved(this.kept);
+    const byInput = zeros(kept.rows, kept.cols, kept.data);
+    const { activation } = this;
+    const [g, from, to] = [gradient.data, kept.data, byInput.data];
+    const { slopeOfValue } = activation;
+    if (slopeOfValue) for (let i = 0; i < to.length; i++) to[i] = g[i] * slopeOfValue(from[i]);
+    else for (let i = 0; i < to.length; i++) to[i] = g[i] * activation.slope(from[i]);
     return byInput;
   }
 }
@@ -79,6 +87,11 @@ export class Activate implements Module {
 export function saved<T>(value: T | null): T {
   if (value === null) throw new Error("backward was called before forward.");
   return value;
+}
+
+/** Whether backward passes from now on add to the gradients of these. */
+export function requireGradients(parameters: readonly Parameter[], required: boolean): void {
+  for (const one of parameters) one.requiresGradient = required;
 }
 
 export function zeroGradients(parameters: readonly Parameter[]): void {

@@ -56,6 +56,7 @@ export type Request =
 export interface Measured {
   readonly signal: Float64Array;
   readonly gradient: Float64Array;
+  /** Zero without an optimizer: nothing then needs the gradients of parameters, and they are not computed. */
   readonly weightGradient: Float64Array;
   readonly loss: number | null;
   readonly accuracy: number | null;

@@ -3,7 +3,7 @@
 import { evaluate, lesions, paths, weights } from "./examine";
 import { accuracy, crossEntropy } from "./loss";
 import { type Floats, floats, type Matrix, type Precision, rms } from "./matrix";
-import { type Parameter, zeroGradients } from "./module";
+import { type Parameter, requireGradients, zeroGradients } from "./module";
 import { Network } from "./network";
 import { type Optimizer, type OptimizerOptions, optimizer } from "./optimise";
 import type { Data, Measured, Request, Response } from "./protocol";
@@ -89,6 +89,8 @@ export class Session {
     if (network.stack.kept * batch > MOST_KEPT) {
       throw new RangeError("this network keeps too much for its backward pass: take fewer layers, features or rows.");
     }
+    // Whoever does not step needs no gradient by what is learned, a third of a pass.
+    requireGradients(network.parameters, chosen !== undefined);
     if (this.training) this.training.cancelled = true;
     this.training = null;
     this.configured = {

@@ -88,6 +88,7 @@ class DepthAttention {
       }
     });
     const byQuery = new Float64Array(dim);
+    const learned = this.query.requiresGradient;
     sources.forEach((source, place) => {
       const v = source.data;
       const inverse = inverseRms(source);
@@ -97,13 +98,14 @@ class DepthAttention {
         const byProduct = weights[at] * (byWeight[at] - mean[r]) * inverse[r];
         const back = (byProduct * products[at] * inverse[r] ** 2) / dim;
         const share = factor * weights[at];
-        for (let d = 0, i = r * dim; d < dim; d++, i++) {
-          byQuery[d] += byProduct * v[i];
+        const start = r * dim;
+        if (learned) for (let d = 0; d < dim; d++) byQuery[d] += byProduct * v[start + d];
+        for (let d = 0, i = start; d < dim; d++, i++) {
           total[i] += share * g[i] + byProduct * q[d] - back * v[i];
         }
       }
     });
-    for (let d = 0; d < dim; d++) this.query.gradient[d] += byQuery[d];
+    if (learned) addTo(this.query.gradient, byQuery);
   }
 
   private factor(count: number): number {
