@@ -7,7 +7,7 @@ export interface Parameter {
   /** As in PyTorch's state dict, such as `layers.3.branch.linear.weight`. */
   readonly name: string;
   readonly value: Floats;
-  /** Backward passes add to it. */
+  /** Backward passes add to it; made when it is first asked for. */
   readonly gradient: Floats;
   readonly shape: readonly number[];
   /** Whether weight decay applies to it: to matrices, as in `levada.parameter_groups`. */
@@ -21,13 +21,32 @@ export function parameter(
   shape: readonly number[],
   precision: Precision,
   fill: number | ArrayLike<number> = 0,
+  decays = shape.length > 1,
 ): Parameter {
-  const length = shape.reduce((product, size) => product * size, 1);
-  const value = floats(length, precision);
-  if (typeof fill === "number") value.fill(fill);
-  else value.set(fill);
-  const gradient = floats(length, precision);
-  return { name, value, gradient, shape, decays: shape.length > 1, requiresGradient: true };
+  const value = floats(
+    shape.reduce((product, size) => product * size, 1),
+    precision,
+  );
+  if (typeof fill !== "number") value.set(fill);
+  else if (fill !== 0) value.fill(fill);
+  return new Learned(name, shape, value, decays);
+}
+
+class Learned implements Parameter {
+  requiresGradient = true;
+  private made: Floats | null = null;
+
+  constructor(
+    readonly name: string,
+    readonly shape: readonly number[],
+    readonly value: Floats,
+    readonly decays: boolean,
+  ) {}
+
+  get gradient(): Floats {
+    this.made ??= zeros(1, this.value.length, this.value).data;
+    return this.made;
+  }
 }
 
 /** `backward` is called once after each `forward`, with the gradient by what that returned. */
@@ -95,7 +114,7 @@ export function requireGradients(parameters: readonly Parameter[], required: boo
 }
 
 export function zeroGradients(parameters: readonly Parameter[]): void {
-  for (const { gradient } of parameters) gradient.fill(0);
+  for (const one of parameters) if (one.requiresGradient) one.gradient.fill(0);
 }
 
 /** Add the sums of columns: the gradient of what was added to every row. */

@@ -29,7 +29,7 @@ export class LearnedCoefficients implements CoefficientMaker {
     const eye = Float64Array.from({ length: n * n }, (_, at) => (at % (n + 1) === 0 ? 1 : 0));
     this.staticRead = parameter(`${name}.static_read`, [n], precision, own);
     // Of two dimensions, and yet not decayed: it is what the layer starts from.
-    this.staticMix = { ...parameter(`${name}.static_mix`, [n, n], precision, eye), decays: false };
+    this.staticMix = parameter(`${name}.static_mix`, [n, n], precision, eye, false);
     this.staticWrite = parameter(`${name}.static_write`, [n], precision, 1);
     this.dynamic = dynamic ? new Dynamic(name, dim, n, precision, norm) : null;
     const learned = [this.staticRead, this.staticMix, this.staticWrite];
@@ -55,12 +55,13 @@ export class LearnedCoefficients implements CoefficientMaker {
   }
 
   coefficientsBackward(gradients: Coefficients, byState: Matrix): void {
-    for (const [{ requiresGradient, gradient }, by] of [
+    for (const [own, by] of [
       [this.staticRead, gradients.read],
       [this.staticMix, gradients.mix!],
       [this.staticWrite, gradients.write],
     ] as const) {
-      if (!requiresGradient) continue;
+      if (!own.requiresGradient) continue;
+      const { gradient } = own;
       for (let at = 0; at < by.length; at += gradient.length) {
         for (let k = 0; k < gradient.length; k++) gradient[k] += by[at + k];
       }
