@@ -65,6 +65,12 @@ export function squares(data: Floats): number {
   return dot(data, 0, data, 0, data.length);
 }
 
+/**
+ * Two sums of squares whose product is below this belong to numbers whose products are finite. An infinite one is what
+ * weights of zero would make NaN of, so that they may not be left out.
+ */
+export const SAFE_SQUARES = 1e280;
+
 /** Whether all are zero. */
 export function allZero(data: Floats): boolean {
   for (let i = 0; i < data.length; i++) if (data[i] !== 0) return false;

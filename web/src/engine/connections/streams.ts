@@ -1,6 +1,6 @@
 /** Connections whose state is n streams: what they share, whichever way their coefficients are made. */
 
-import { dot, type Floats, type Matrix, squares, zeros } from "../matrix";
+import { dot, type Floats, type Matrix, SAFE_SQUARES, squares, zeros } from "../matrix";
 import type { LayerMix } from "../mixing";
 import type { Parameter } from "../module";
 import { saved } from "../module";
@@ -38,9 +38,6 @@ export function favoured(streams: number, layer: number): Float64Array {
 }
 
 export const logit = (p: number): number => Math.log(p / (1 - p));
-
-/** Below this no product of a gradient and a stream is infinite, which zero weights would make NaN of. */
-const SAFE_SQUARES = 1e280;
 
 /** `x'_i = sum_j mix_ij x_j + write_i f(sum_j read_j x_j)`. */
 export class Streams implements Connection {
