@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import type { ConnectionOptions } from "../src/engine/connections/index";
 import { accuracy, crossEntropy } from "../src/engine/loss";
 import { type Floats, floats, type Matrix, matrixFrom, type Precision, rms } from "../src/engine/matrix";
-import { zeroGradients } from "../src/engine/module";
+import { requireGradients, zeroGradients } from "../src/engine/module";
 import { Network, type NetworkOptions, Stack } from "../src/engine/network";
 import { optimizer } from "../src/engine/optimise";
 import { Random } from "../src/engine/random";
@@ -35,6 +35,56 @@ describe("rms", () => {
     expect(rms(Float64Array.of(0, 0))).toBe(0);
     expect(rms(Float64Array.of(1, Number.NaN))).toBeNaN();
     expect(rms(Float64Array.of(1, Number.NEGATIVE_INFINITY))).toBe(Number.POSITIVE_INFINITY);
+  });
+});
+
+describe.each(ALL)("without gradients of its parameters, a stack of %o", (connection) => {
+  const options: NetworkOptions = { depth: 9, width: 6, connection, activation: "tanh", seed: 5 };
+  const run = (precision: Precision, required: boolean, scale: number, prepare = (_: Stack) => {}) => {
+    const stack = new Stack({ ...options, precision });
+    prepare(stack);
+    requireGradients(stack.parameters, required);
+    const x = gaussian(5, 6, "input", precision);
+    const cotangent = gaussian(5, stack.dimOut, "cotangent", precision);
+    for (let i = 0; i < x.data.length; i++) x.data[i] *= Math.sqrt(scale); // of which squares do not overflow
+    for (let i = 0; i < cotangent.data.length; i++) cotangent.data[i] *= scale;
+    stack.forward(x);
+    const byInput = stack.backward(cotangent);
+    const { signal, gradient } = stack.signals;
+    return { measured: { signal, gradient, byInput: byInput.data, mixing: stack.mixing() }, stack };
+  };
+  const move = (stack: Stack) => {
+    for (const { name, value } of stack.parameters) {
+      const along = gaussian(1, value.length, name).data;
+      for (let i = 0; i < value.length; i++) value[i] += 0.1 * along[i];
+    }
+  };
+
+  it.each([
+    ["at the start", 1, () => {}],
+    ["after training", 1, move],
+    ["where products overflow", 1e240, () => {}],
+    ["where numbers overflow", Number.POSITIVE_INFINITY, () => {}],
+  ] as const)("measures the same %s, and adds to none", (_, scale, prepare) => {
+    const [with_, without] = [true, false].map((required) => run("float64", required, scale, prepare));
+    for (const key of ["signal", "gradient", "byInput"] as const) {
+      const expected = with_.measured[key];
+      const same = (value: number, at: number) =>
+        value === expected[at] || Math.abs(value - expected[at]) < 1e-13 * Math.abs(expected[at]);
+      // What is not finite is the same, too: an infinite number times a weight of zero is NaN, and may not be left out.
+      without.measured[key].forEach((value, at) => {
+        expect(same(value, at) || (Number.isNaN(value) && Number.isNaN(expected[at])), `${key} ${at}: ${value}`).toBe(
+          true,
+        );
+      });
+    }
+    const [mixing, all] = [without.measured.mixing, with_.measured.mixing];
+    mixing?.compositeForwardGain.forEach((gain, at) => {
+      expect(Math.abs(gain - all!.compositeForwardGain[at])).not.toBeGreaterThan(1e-14 * gain);
+    });
+    expect(without.stack.parameters.every(({ gradient }) => gradient.every((one) => one === 0))).toBe(true);
+    if (scale === 1)
+      expect(with_.stack.parameters.some(({ gradient }) => gradient.some((one) => one !== 0))).toBe(true);
   });
 });
 

@@ -74,7 +74,9 @@ describe("a session", () => {
     expect(adamw.every((ratio) => Math.abs(ratio / (1e-3 * Math.sqrt(8)) - 1) < 1e-3)).toBe(true);
     const alone = await run();
     expect(alone[0].update).toBeNull();
-    expect(second.measured).toEqual(alone[1].measured);
+    const { signal, gradient } = second.measured;
+    expect({ signal, gradient }).toEqual({ signal: alone[1].measured.signal, gradient: alone[1].measured.gradient });
+    expect(alone[1].measured.weightGradient.every((one) => one === 0)).toBe(true);
   });
 
   it("gives the same numbers for the same seed, and others for another", async () => {
@@ -170,6 +172,26 @@ describe("a session", () => {
     await lesioned;
     expect(only(responses, "lesions")).toEqual([]);
     expect(only(responses, "error")).toMatchObject([{ id: 2, message: "another network has taken this one's place." }]);
+  });
+
+  it("counts lesions where it is asked to, and ends them when they are cancelled", async () => {
+    const { responses, send } = connect();
+    const deep = { ...classifier, depth: 300 };
+    await send({ type: "configure", id: 1, network: deep, data: data() });
+    const lesioned = send({ type: "lesions", id: 2, counted: true });
+    await expect.poll(() => only(responses, "counted").length).toBeGreaterThan(1);
+    await send({ type: "cancel", id: 3 }); // of another
+    await send({ type: "cancel", id: 2 });
+    await lesioned;
+    const counts = only(responses, "counted").map(({ done }) => done);
+    expect(counts).toEqual([...new Set(counts)].sort((a, b) => a - b));
+    expect(counts.at(-1)).toBeLessThan(300);
+    expect(only(responses, "counted").every(({ id, of }) => id === 2 && of === 300)).toBe(true);
+    expect(responses.at(-1)).toEqual({ type: "error", id: 2, message: "it was cancelled." });
+    await send({ type: "configure", id: 4, network: classifier, data: data() });
+    await send({ type: "lesions", id: 5 });
+    expect(responses.at(-1)).toMatchObject({ type: "lesions", id: 5 });
+    expect(only(responses, "counted").some(({ id }) => id === 5)).toBe(false);
   });
 
   it("follows no paths where layers are not residual", async () => {

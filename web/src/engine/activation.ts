@@ -7,6 +7,8 @@ export interface Activation {
   value(u: number): number;
   /** The slope; at a kink, the one that PyTorch takes. */
   slope(u: number): number;
+  /** The same from the value, where that says it: it spares an exponential, and is what PyTorch computes. */
+  readonly slopeOfValue?: (y: number) => number;
   /** Where the slope jumps, other than at zero. */
   readonly kinks: readonly number[];
 }
@@ -37,6 +39,11 @@ function define(
   return { name, value, slope, kinks };
 }
 
+/** Of which the slope is a function of the value. */
+function defineByValue(name: string, value: (u: number) => number, slopeOfValue: (y: number) => number): Activation {
+  return { name, value, slope: (u) => slopeOfValue(value(u)), slopeOfValue, kinks: [] };
+}
+
 /** `max(u, 0) + slope min(u, 0)`. */
 export function leakyRelu(slope = 0.01): Activation {
   return define(
@@ -44,22 +51,6 @@ export function leakyRelu(slope = 0.01): Activation {
     (u) => (u > 0 ? u : slope * u),
     (u) => (u > 0 ? 1 : slope),
   );
-}
-
-function logistic(): Activation {
-  const slope = (u: number) => {
-    const s = sigmoid(u);
-    return s * (1 - s);
-  };
-  return define("sigmoid", sigmoid, slope);
-}
-
-function tanh(): Activation {
-  const slope = (u: number) => {
-    const t = Math.tanh(u);
-    return 1 - t * t;
-  };
-  return define("tanh", Math.tanh, slope);
 }
 
 /** `u Phi(u)`, exact. */
@@ -100,8 +91,8 @@ const known: readonly Activation[] = [
     (u) => (u > 0 ? 1 : 0),
   ),
   leakyRelu(),
-  logistic(),
-  tanh(),
+  defineByValue("sigmoid", sigmoid, (s) => s * (1 - s)),
+  defineByValue("tanh", Math.tanh, (t) => 1 - t * t),
   define("erf", erf, (u) => (2 / Math.sqrt(Math.PI)) * Math.exp(-u * u)),
   gelu(),
   silu(),

@@ -24,13 +24,13 @@ export function evaluate(network: Network, data: Data, order?: readonly number[]
 /**
  * The network without each layer in turn.
  *
- * @param pause is called after each of them, and tells whether to go on.
+ * @param pause is called after each of them with how many are done, and tells whether to go on.
  * @returns null if it was told to end.
  */
 export async function lesions(
   network: Network,
   data: Data,
-  pause: () => Promise<boolean>,
+  pause: (done: number) => Promise<boolean>,
 ): Promise<{ whole: Evaluation; loss: Float64Array; accuracy: Float64Array } | null> {
   const whole = evaluate(network, data);
   const all = Array.from({ length: network.options.depth }, (_, layer) => layer);
@@ -40,7 +40,7 @@ export async function lesions(
     const found = evaluate(network, data, order);
     loss[layer] = found.loss;
     right[layer] = found.accuracy;
-    if (!(await pause())) return null;
+    if (!(await pause(layer + 1))) return null;
   }
   return { whole, loss, accuracy: right };
 }

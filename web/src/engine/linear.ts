@@ -126,8 +126,8 @@ export class Linear implements Module {
     const { dimIn, dimOut } = this;
     product(y.data, plain(x.data, dimIn), transposed(this.weight.value, dimIn), [x.rows, dimOut, dimIn]);
     if (this.bias) {
-      const b = this.bias.value;
-      for (let i = 0; i < y.data.length; i++) y.data[i] += b[i % dimOut];
+      const [b, to] = [this.bias.value, y.data];
+      for (let at = 0; at < to.length; at += dimOut) for (let j = 0; j < dimOut; j++) to[at + j] += b[j];
     }
     return y;
   }
@@ -136,8 +136,10 @@ export class Linear implements Module {
     const x = saved(this.input);
     const { dimIn, dimOut } = this;
     const g = gradient.data;
-    product(this.weight.gradient, transposed(g, dimOut), plain(x.data, dimIn), [dimOut, dimIn, x.rows], true);
-    if (this.bias) addColumnSums(this.bias.gradient, gradient);
+    if (this.weight.requiresGradient) {
+      product(this.weight.gradient, transposed(g, dimOut), plain(x.data, dimIn), [dimOut, dimIn, x.rows], true);
+    }
+    if (this.bias?.requiresGradient) addColumnSums(this.bias.gradient, gradient);
     const byInput = zeros(x.rows, dimIn, x.data);
     product(byInput.data, plain(g, dimOut), plain(this.weight.value, dimIn), [x.rows, dimIn, dimOut]);
     return byInput;

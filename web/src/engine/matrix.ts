@@ -60,10 +60,26 @@ export function addTo(total: Floats, x: Floats): void {
 
 const SMALLEST_SQUARE = 1e-280;
 
+/** The sum of squares, in float64; Infinity or NaN where one of the numbers is not finite, or has too large a square. */
+export function squares(data: Floats): number {
+  return dot(data, 0, data, 0, data.length);
+}
+
+/**
+ * Two sums of squares whose product is below this belong to numbers whose products are finite. An infinite one is what
+ * weights of zero would make NaN of, so that they may not be left out.
+ */
+export const SAFE_SQUARES = 1e280;
+
+/** Whether all are zero. */
+export function allZero(data: Floats): boolean {
+  for (let i = 0; i < data.length; i++) if (data[i] !== 0) return false;
+  return true;
+}
+
 /** Root mean square; exact too where squares would overflow or underflow. */
 export function rms(data: Floats): number {
-  let total = 0;
-  for (let i = 0; i < data.length; i++) total += data[i] * data[i];
+  let total = squares(data);
   if (total > SMALLEST_SQUARE && total < Number.POSITIVE_INFINITY) return Math.sqrt(total / data.length);
   let largest = 0;
   for (let i = 0; i < data.length; i++) largest = Math.max(largest, Math.abs(data[i]));
@@ -113,53 +129,81 @@ export function product(
   [m, n, k]: readonly [number, number, number],
   accumulate = false,
 ): void {
-  if (!accumulate) out.fill(0);
-  const { data: x, row: xRow, col: xCol } = a;
-  const { data: y, row: yRow, col: yCol } = b;
   const rows = m - (m % 2);
   const cols = n - (n % 4);
-  for (let i = 0; i < rows; i += 2) {
-    for (let j = 0; j < cols; j += 4) {
-      let s0 = 0;
-      let s1 = 0;
-      let s2 = 0;
-      let s3 = 0;
-      let t0 = 0;
-      let t1 = 0;
-      let t2 = 0;
-      let t3 = 0;
-      for (let l = 0, at = i * xRow, from = j * yCol; l < k; l++, at += xCol, from += yRow) {
-        const upper = x[at];
-        const lower = x[at + xRow];
-        const y0 = y[from];
-        const y1 = y[from + yCol];
-        const y2 = y[from + 2 * yCol];
-        const y3 = y[from + 3 * yCol];
-        s0 += upper * y0;
-        s1 += upper * y1;
-        s2 += upper * y2;
-        s3 += upper * y3;
-        t0 += lower * y0;
-        t1 += lower * y1;
-        t2 += lower * y2;
-        t3 += lower * y3;
-      }
-      const to = i * n + j;
-      out[to] += s0;
-      out[to + 1] += s1;
-      out[to + 2] += s2;
-      out[to + 3] += s3;
-      out[to + n] += t0;
-      out[to + n + 1] += t1;
-      out[to + n + 2] += t2;
-      out[to + n + 3] += t3;
-    }
+  if (panel.length < 4 * k) panel = new Float64Array(4 * k);
+  for (let j = 0; j < cols; j += 4) {
+    copyColumns(b, j, k);
+    fourColumns(out, a, [rows, n, k], j, accumulate);
   }
+  const { data: x, row: xRow, col: xCol } = a;
+  const { data: y, row: yRow, col: yCol } = b;
   for (let i = 0; i < m; i++) {
     for (let j = i < rows ? cols : 0; j < n; j++) {
       let s = 0;
       for (let l = 0, at = i * xRow, from = j * yCol; l < k; l++, at += xCol, from += yRow) s += x[at] * y[from];
-      out[i * n + j] += s;
+      out[i * n + j] = accumulate ? s + out[i * n + j] : s;
     }
+  }
+}
+
+/** Four columns of a product's second factor side by side, for all rows of the first; as long as was ever needed. */
+let panel = new Float64Array(0);
+
+function copyColumns({ data: y, row: yRow, col: yCol }: Strides, j: number, k: number): void {
+  const four = panel;
+  for (let q = 0, from = j * yCol; q < 4 * k; q += 4, from += yRow) {
+    four[q] = y[from];
+    four[q + 1] = y[from + yCol];
+    four[q + 2] = y[from + 2 * yCol];
+    four[q + 3] = y[from + 3 * yCol];
+  }
+}
+
+/** Columns j to j + 3 of a product, of which `panel` holds the second factor; an even number of rows. */
+function fourColumns(
+  out: Floats,
+  { data: x, row: xRow, col: xCol }: Strides,
+  [rows, n, k]: readonly [number, number, number],
+  j: number,
+  accumulate: boolean,
+): void {
+  const four = panel;
+  const end = 4 * k;
+  for (let i = 0; i < rows; i += 2) {
+    const to = i * n + j;
+    const below = to + n;
+    let s0 = 0;
+    let s1 = 0;
+    let s2 = 0;
+    let s3 = 0;
+    let t0 = 0;
+    let t1 = 0;
+    let t2 = 0;
+    let t3 = 0;
+    for (let q = 0, at = i * xRow; q < end; q += 4, at += xCol) {
+      const upper = x[at];
+      const lower = x[at + xRow];
+      const y0 = four[q];
+      const y1 = four[q + 1];
+      const y2 = four[q + 2];
+      const y3 = four[q + 3];
+      s0 += upper * y0;
+      s1 += upper * y1;
+      s2 += upper * y2;
+      s3 += upper * y3;
+      t0 += lower * y0;
+      t1 += lower * y1;
+      t2 += lower * y2;
+      t3 += lower * y3;
+    }
+    out[to] = accumulate ? s0 + out[to] : s0;
+    out[to + 1] = accumulate ? s1 + out[to + 1] : s1;
+    out[to + 2] = accumulate ? s2 + out[to + 2] : s2;
+    out[to + 3] = accumulate ? s3 + out[to + 3] : s3;
+    out[below] = accumulate ? t0 + out[below] : t0;
+    out[below + 1] = accumulate ? t1 + out[below + 1] : t1;
+    out[below + 2] = accumulate ? t2 + out[below + 2] : t2;
+    out[below + 3] = accumulate ? t3 + out[below + 3] : t3;
   }
 }

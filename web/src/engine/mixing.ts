@@ -6,6 +6,8 @@ import type { Floats } from "./matrix";
 export interface LayerMix {
   readonly mix: Floats;
   readonly streams: number;
+  /** Whether they are the same for all rows. */
+  readonly same?: boolean;
 }
 
 /** As the signals of the same names in `levada.probe`. */
@@ -24,7 +26,7 @@ export interface Mixing {
 export function mixingOverDepth(layers: readonly LayerMix[]): Mixing {
   const [{ streams: n, mix: first }] = layers;
   const size = n * n;
-  const rows = first.length / size;
+  const rows = layers.every(({ same }) => same) ? 1 : first.length / size; // one stands for all
   const depth = layers.length;
   const matrices = new Float64Array(depth * size);
   const forward = new Float64Array(depth);
@@ -33,12 +35,13 @@ export function mixingOverDepth(layers: readonly LayerMix[]): Mixing {
   let before: Floats | null = null;
   let after: Floats | null = null;
   for (let layer = 0; layer < depth; layer++) {
-    const { mix } = layers[layer];
+    const mix = layers[layer].mix.subarray(0, rows * size);
     matrices.set(mean(mix, size, rows), layer * size);
     before = before ? products(mix, before, n, rows) : mix;
     forward[layer] = largestSum(mean(before, size, rows), n, "row");
     const place = depth - 1 - layer;
-    after = after ? products(after, layers[place].mix, n, rows) : layers[place].mix;
+    const other = layers[place].mix.subarray(0, rows * size);
+    after = after ? products(after, other, n, rows) : other;
     const whole = mean(after, size, rows);
     backward[place] = largestSum(whole, n, "column");
     logs[place] = largestLog(whole, n);

@@ -7,11 +7,13 @@ export interface Parameter {
   /** As in PyTorch's state dict, such as `layers.3.branch.linear.weight`. */
   readonly name: string;
   readonly value: Floats;
-  /** Backward passes add to it. */
+  /** Backward passes add to it; made when it is first asked for. */
   readonly gradient: Floats;
   readonly shape: readonly number[];
   /** Whether weight decay applies to it: to matrices, as in `levada.parameter_groups`. */
   readonly decays: boolean;
+  /** As in PyTorch: where false, backward passes leave `gradient` as it is, and spare what it would cost. */
+  requiresGradient: boolean;
 }
 
 export function parameter(
@@ -19,19 +21,39 @@ export function parameter(
   shape: readonly number[],
   precision: Precision,
   fill: number | ArrayLike<number> = 0,
+  decays = shape.length > 1,
 ): Parameter {
-  const length = shape.reduce((product, size) => product * size, 1);
-  const value = floats(length, precision);
-  if (typeof fill === "number") value.fill(fill);
-  else value.set(fill);
-  return { name, value, gradient: floats(length, precision), shape, decays: shape.length > 1 };
+  const value = floats(
+    shape.reduce((product, size) => product * size, 1),
+    precision,
+  );
+  if (typeof fill !== "number") value.set(fill);
+  else if (fill !== 0) value.fill(fill);
+  return new Learned(name, shape, value, decays);
+}
+
+class Learned implements Parameter {
+  requiresGradient = true;
+  private made: Floats | null = null;
+
+  constructor(
+    readonly name: string,
+    readonly shape: readonly number[],
+    readonly value: Floats,
+    readonly decays: boolean,
+  ) {}
+
+  get gradient(): Floats {
+    this.made ??= zeros(1, this.value.length, this.value).data;
+    return this.made;
+  }
 }
 
 /** `backward` is called once after each `forward`, with the gradient by what that returned. */
 export interface Module {
   readonly parameters: readonly Parameter[];
   forward(x: Matrix): Matrix;
-  /** Return the gradient by the input, and add to the gradients of the parameters. */
+  /** Return the gradient by the input, and add to the gradients of the parameters that require one. */
   backward(gradient: Matrix): Matrix;
 }
 
@@ -54,23 +76,28 @@ export class Sequential implements Module {
 /** `y = phi(x)`, elementwise. */
 export class Activate implements Module {
   readonly parameters: readonly Parameter[] = [];
-  private input: Matrix | null = null;
+  /** Its input, or its output where that says the slope. */
+  private kept: Matrix | null = null;
 
   constructor(private readonly activation: Activation) {}
 
   forward(x: Matrix): Matrix {
-    this.input = x;
     const y = zeros(x.rows, x.cols, x.data);
-    for (let i = 0; i < y.data.length; i++) y.data[i] = this.activation.value(x.data[i]);
+    const { activation } = this;
+    const [from, to] = [x.data, y.data];
+    for (let i = 0; i < to.length; i++) to[i] = activation.value(from[i]);
+    this.kept = activation.slopeOfValue ? y : x;
     return y;
   }
 
   backward(gradient: Matrix): Matrix {
-    const x = saved(this.input);
-    const byInput = zeros(x.rows, x.cols, x.data);
-    for (let i = 0; i < byInput.data.length; i++) {
-      byInput.data[i] = gradient.data[i] * this.activation.slope(x.data[i]);
-    }
+    const kept = saved(this.kept);
+    const byInput = zeros(kept.rows, kept.cols, kept.data);
+    const { activation } = this;
+    const [g, from, to] = [gradient.data, kept.data, byInput.data];
+    const { slopeOfValue } = activation;
+    if (slopeOfValue) for (let i = 0; i < to.length; i++) to[i] = g[i] * slopeOfValue(from[i]);
+    else for (let i = 0; i < to.length; i++) to[i] = g[i] * activation.slope(from[i]);
     return byInput;
   }
 }
@@ -81,8 +108,13 @@ export function saved<T>(value: T | null): T {
   return value;
 }
 
+/** Whether backward passes from now on add to the gradients of these. */
+export function requireGradients(parameters: readonly Parameter[], required: boolean): void {
+  for (const one of parameters) one.requiresGradient = required;
+}
+
 export function zeroGradients(parameters: readonly Parameter[]): void {
-  for (const { gradient } of parameters) gradient.fill(0);
+  for (const one of parameters) if (one.requiresGradient) one.gradient.fill(0);
 }
 
 /** Add the sums of columns: the gradient of what was added to every row. */

@@ -42,7 +42,7 @@ const MAX_WEIGHTS = 2 ** 25; // with their gradients half a gigabyte in float64
 export interface Signals {
   readonly signal: Float64Array;
   readonly gradient: Float64Array;
-  /** Of the gradient by each layer's weight matrix. */
+  /** Of the gradient by each layer's weight matrix; zero where it requires none. */
   readonly weightGradient: Float64Array;
 }
 
@@ -137,7 +137,7 @@ export class Stack implements Module {
       const byOutput = connection.writeBackward(state);
       measured.gradient[place + 1] = rms(byOutput.data);
       state = connection.readBackward(branch.backward(byOutput));
-      measured.weightGradient[place] = rms(linear.weight.gradient);
+      if (linear.weight.requiresGradient) measured.weightGradient[place] = rms(linear.weight.gradient);
     }
     const byInput = this.ends.beginBackward(state);
     measured.gradient[0] = rms(byInput.data);

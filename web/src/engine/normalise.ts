@@ -1,7 +1,7 @@
 /** Layer, root-mean-square and batch normalisation. */
 
-import { type Matrix, type Precision, zeros } from "./matrix";
-import { type Module, type Parameter, parameter, saved } from "./module";
+import { addTo, type Floats, type Matrix, type Precision, zeros } from "./matrix";
+import { addColumnSums, type Module, type Parameter, parameter, saved } from "./module";
 
 export type NormName = "layer" | "rms" | "batch";
 
@@ -47,6 +47,7 @@ class RowNorm implements Module {
     const inverse = new Float64Array(rows);
     const weight = this.weight.value;
     const bias = this.bias?.value;
+    const [u, to] = [unit.data, y.data];
     for (let i = 0, start = 0; i < rows; i++, start += cols) {
       let mean = 0;
       if (this.centred) {
@@ -57,9 +58,9 @@ class RowNorm implements Module {
       for (let j = 0; j < cols; j++) square += (data[start + j] - mean) ** 2;
       inverse[i] = 1 / Math.sqrt(square / cols + this.epsilon);
       for (let j = 0; j < cols; j++) {
-        const u = (data[start + j] - mean) * inverse[i];
-        unit.data[start + j] = u;
-        y.data[start + j] = weight[j] * u + (bias ? bias[j] : 0);
+        const one = (data[start + j] - mean) * inverse[i];
+        u[start + j] = one;
+        to[start + j] = weight[j] * one + (bias ? bias[j] : 0);
       }
     }
     this.kept = { unit, inverse };
@@ -71,8 +72,7 @@ class RowNorm implements Module {
     const { rows, cols } = unit;
     const [g, u, weight] = [gradient.data, unit.data, this.weight.value];
     const byInput = zeros(rows, cols, u);
-    const byWeight = new Float64Array(cols);
-    const byBias = new Float64Array(cols);
+    const to = byInput.data;
     for (let i = 0, start = 0; i < rows; i++, start += cols) {
       let [mean, along] = [0, 0];
       for (let j = 0; j < cols; j++) {
@@ -80,21 +80,26 @@ class RowNorm implements Module {
         const h = weight[j] * g[at];
         mean += h;
         along += h * u[at];
-        byWeight[j] += g[at] * u[at];
-        byBias[j] += g[at];
       }
       mean = this.centred ? mean / cols : 0;
       along /= cols;
       for (let j = 0; j < cols; j++) {
         const at = start + j;
-        byInput.data[at] = inverse[i] * (weight[j] * g[at] - mean - along * u[at]);
+        to[at] = inverse[i] * (weight[j] * g[at] - mean - along * u[at]);
       }
     }
-    for (let j = 0; j < cols; j++) {
-      this.weight.gradient[j] += byWeight[j];
-      if (this.bias) this.bias.gradient[j] += byBias[j];
-    }
+    if (this.weight.requiresGradient) this.addGradients(g, u);
+    if (this.bias?.requiresGradient) addColumnSums(this.bias.gradient, gradient);
     return byInput;
+  }
+
+  private addGradients(g: Floats, u: Floats): void {
+    const { gradient } = this.weight;
+    const sums = new Float64Array(gradient.length);
+    for (let at = 0; at < g.length; at += sums.length) {
+      for (let j = 0; j < sums.length; j++) sums[j] += g[at + j] * u[at + j];
+    }
+    addTo(gradient, sums);
   }
 }
 
@@ -151,10 +156,8 @@ class BatchNorm implements Module {
       const rest = gradient.data[at] - (total[j] + along[j] * unit.data[at]) / rows;
       byInput.data[at] = this.weight.value[j] * inverse[j] * rest;
     }
-    for (let j = 0; j < cols; j++) {
-      this.weight.gradient[j] += along[j];
-      this.bias.gradient[j] += total[j];
-    }
+    if (this.weight.requiresGradient) addTo(this.weight.gradient, along);
+    if (this.bias.requiresGradient) addTo(this.bias.gradient, total);
     return byInput;
   }
 }

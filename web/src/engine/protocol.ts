@@ -2,8 +2,8 @@
  * What the page and the worker say to each other: plain objects that structured cloning takes, arrays transferred.
  *
  * Every request has an id, and gets one last response with it: `configured`, `signals`, `evaluated`, `lesions`, `paths`,
- * `weights`, `preferred`, `remembered`, `done` or `error`. Before `done` there may be `progress`. `cancel` gets none of its own: the
- * training that it names ends in `done`, cancelled.
+ * `weights`, `preferred`, `remembered`, `done` or `error`. Before `done` there may be `progress`, before `lesions`
+ * `counted`. `cancel` gets none of its own: the training that it names ends in `done`, cancelled, and lesions end in `error`.
  */
 
 import type { Floats } from "./matrix";
@@ -42,8 +42,8 @@ export type Request =
    * order.
    */
   | { readonly type: "evaluate"; readonly id: number; readonly order?: readonly number[] }
-  /** The same of all single lesions: without each layer in turn. */
-  | { readonly type: "lesions"; readonly id: number }
+  /** The same of all single lesions: without each layer in turn; where `counted`, with word of how many are done. */
+  | { readonly type: "lesions"; readonly id: number; readonly counted?: boolean }
   /** Over how many branches the gradient of the loss travels, on a batch of the same data; of a residual network. */
   | { readonly type: "paths"; readonly id: number; readonly rows?: number }
   /** The weight matrices: of what stands before the stack, and of each layer. */
@@ -58,6 +58,7 @@ export type Request =
 export interface Measured {
   readonly signal: Float64Array;
   readonly gradient: Float64Array;
+  /** Zero without an optimizer: nothing then needs the gradients of parameters, and they are not computed. */
   readonly weightGradient: Float64Array;
   readonly loss: number | null;
   readonly accuracy: number | null;
@@ -103,6 +104,8 @@ export type Response =
       /** After this step; null without held-out data. */
       readonly heldOut: Evaluation | null;
     }
+  /** How far a question has come that takes long. */
+  | { readonly type: "counted"; readonly id: number; readonly done: number; readonly of: number }
   | ({ readonly type: "evaluated"; readonly id: number } & Evaluation)
   | {
       readonly type: "lesions";

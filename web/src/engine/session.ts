@@ -3,7 +3,7 @@
 import { evaluate, lesions, paths, weights } from "./examine";
 import { accuracy, crossEntropy } from "./loss";
 import { type Floats, floats, type Matrix, type Precision, rms } from "./matrix";
-import { type Parameter, zeroGradients } from "./module";
+import { type Parameter, requireGradients, zeroGradients } from "./module";
 import { Network } from "./network";
 import { type Optimizer, type OptimizerOptions, optimizer } from "./optimise";
 import { meanInput, preferred } from "./preferred";
@@ -34,6 +34,7 @@ type Configure = Extract<Request, { type: "configure" }>;
 export class Session {
   private configured: Configured | null = null;
   private training: { id: number; cancelled: boolean } | null = null;
+  private readonly lesioning = new Map<number, { cancelled: boolean }>();
 
   /**
    * @param post sends a response.
@@ -62,7 +63,7 @@ export class Session {
           this.post({ type: "evaluated", id, ...evaluate(this.require().network, this.tested(), request.order) });
           break;
         case "lesions":
-          await this.lesions(id);
+          await this.lesions(id, request.counted ?? false);
           break;
         case "paths":
           this.post({ type: "paths", id, paths: paths(this.require().network, this.tested(), request.rows) });
@@ -77,7 +78,9 @@ export class Session {
           this.remember(id, request.layer);
           break;
         case "cancel":
-          if (this.training?.id === id) this.training.cancelled = true;
+          for (const one of [this.training?.id === id ? this.training : null, this.lesioning.get(id)]) {
+            if (one) one.cancelled = true;
+          }
           break;
       }
     } catch (error) {
@@ -93,6 +96,8 @@ export class Session {
     if (network.stack.kept * batch > MOST_KEPT) {
       throw new RangeError("this network keeps too much for its backward pass: take fewer layers, features or rows.");
     }
+    // Whoever does not step needs no gradient by what is learned, a third of a pass.
+    requireGradients(network.parameters, chosen !== undefined);
     if (this.training) this.training.cancelled = true;
     this.training = null;
     this.configured = {
@@ -121,18 +126,26 @@ export class Session {
     this.post({ type: "signals", id, measured, predicted, mixing, update, milliseconds });
   }
 
-  private async lesions(id: number): Promise<void> {
+  private async lesions(id: number, counted: boolean): Promise<void> {
     const configured = this.require();
+    const of = configured.network.options.depth;
+    const own = { cancelled: false };
+    this.lesioning.set(id, own);
     let resumed = performance.now();
-    const found = await lesions(configured.network, this.tested(), async () => {
-      if (performance.now() - resumed > SLICE) {
-        await this.pause();
-        resumed = performance.now();
-      }
-      return this.configured === configured;
-    });
-    if (!found) throw new Error("another network has taken this one's place.");
-    this.post({ type: "lesions", id, ...found });
+    try {
+      const found = await lesions(configured.network, this.tested(), async (done) => {
+        if (performance.now() - resumed > SLICE) {
+          if (counted) this.post({ type: "counted", id, done, of });
+          await this.pause();
+          resumed = performance.now();
+        }
+        return this.configured === configured && !own.cancelled;
+      });
+      if (!found) throw new Error(own.cancelled ? "it was cancelled." : "another network has taken this one's place.");
+      this.post({ type: "lesions", id, ...found });
+    } finally {
+      this.lesioning.delete(id);
+    }
   }
 
   private remember(id: number, layer: MemoryOptions): void {

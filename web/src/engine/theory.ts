@@ -91,7 +91,7 @@ export function moments(phi: Activation, q: number): Moments {
   for (let at = 0; at < z.length; at++) {
     const u = deviation * z[at];
     const value = phi.value(u);
-    const steepness = phi.slope(u);
+    const steepness = phi.slopeOfValue ? phi.slopeOfValue(value) : phi.slope(u);
     first += weights[at] * value;
     second += weights[at] * value * value;
     slope += weights[at] * steepness * steepness;
@@ -129,6 +129,12 @@ export function propagate({ activation, weightVariance, biasVariance, depth, q0 
   const chi = new Float64Array(depth);
   q[0] = q0;
   for (let layer = 0; layer < depth; layer++) {
+    if (layer > 0 && q[layer] === q[layer - 1]) {
+      // A fixed point, of which no later layer leads away.
+      q.fill(q[layer], layer);
+      chi.fill(chi[layer - 1], layer);
+      break;
+    }
     const { second, slope } = moments(activation, q[layer]);
     chi[layer] = weightVariance * slope;
     q[layer + 1] = weightVariance * second + biasVariance;
@@ -192,9 +198,12 @@ export function predict(options: NetworkOptions, input = 1): Prediction | null {
   }
   // Boundaries lie behind the activation: q is inside of the blocks.
   const { q, chi } = propagate({ ...network, q0: weightVariance * input * input + biasVariance });
-  const signal = Float64Array.from({ length: depth + 1 }, (_, l) => {
-    return l === 0 ? input : Math.sqrt(moments(phi, q[l - 1]).second);
-  });
+  const signal = new Float64Array(depth + 1);
+  signal[0] = input;
+  for (let l = 1; l <= depth; l++) {
+    const known = l > 1 && q[l - 1] === q[l - 2];
+    signal[l] = known ? signal[l - 1] : Math.sqrt(moments(phi, q[l - 1]).second);
+  }
   return { signal, logGradient: logCumulative(chi), chi };
 }
 

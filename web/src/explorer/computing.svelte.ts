@@ -1,22 +1,21 @@
 /** What the page has computed so far for what is chosen now. */
 
-import { tick } from "svelte";
-import type { ConnectionName } from "../engine/connections/index";
+import { tick, untrack } from "svelte";
 import { Engine } from "./engine";
 import type { Computed } from "./picture";
 import { type Job, Pool } from "./pool";
-import { networkOptions, optimizerOptions, type Settings } from "./settings";
+import { cost, networkOptions, optimizerOptions, type Settings } from "./settings";
 
 const MOST_WORKERS = 3;
 const PATIENCE = 150; // milliseconds before the page says that it computes
-/** Measures of the Performance API, from a change to its first line and to its last one on the screen. */
-export const MEASURES = { first: "levada first line", last: "levada all lines" } as const;
+/** Of the Performance API: from a change to the frame that has every line of the new one. */
+export const MEASURE = "levada all lines";
 
 function jobs(settings: Settings): Job[] {
-  const optimizer = optimizerOptions(settings);
+  const optimizer = settings.view === "update" ? { optimizer: optimizerOptions(settings) } : {};
   return settings.connections.map((name) => ({
     network: networkOptions(settings, name),
-    optimizer,
+    ...optimizer,
     batch: settings.rows,
   }));
 }
@@ -32,53 +31,67 @@ export class Computing {
   private frame = 0;
   private timer = 0;
 
-  /** Compute anew if these settings give another picture; at most once a frame. */
+  /** Compute anew if these settings give another picture. */
   update(settings: Settings): void {
     const wanted = jobs(settings);
     const key = JSON.stringify(wanted);
     if (key === this.asked) return;
     this.asked = key;
     const start = performance.now();
-    cancelAnimationFrame(this.frame);
-    this.frame = requestAnimationFrame(() => this.compute(settings.connections, wanted, start));
-  }
-
-  private compute(names: readonly ConnectionName[], wanted: readonly Job[], start: number): void {
     clearTimeout(this.timer);
     this.timer = window.setTimeout(() => {
       this.slow = true;
     }, PATIENCE);
-    this.errors = [];
+    untrack(() => this.compute(settings, wanted, start));
+  }
+
+  private compute(settings: Settings, wanted: readonly Job[], start: number): void {
+    const names = settings.connections;
     const results = new Map(this.all.map((computed) => [computed.name, computed]));
     for (const name of results.keys()) if (!names.includes(name)) results.delete(name);
+    const errors = new Set<string>();
     let left = wanted.length;
-    this.pool.compute(wanted, (place, outcome) => {
-      const name = names[place];
-      if ("error" in outcome) {
-        results.delete(name);
-        if (!this.errors.includes(outcome.error)) this.errors = [...this.errors, outcome.error];
-      } else {
-        results.set(name, { name, signals: outcome.signals });
-      }
+    const show = () => {
+      this.frame = 0;
+      this.errors = [...errors];
       this.all = names.flatMap((one) => results.get(one) ?? []);
-      left--;
-      if (left === wanted.length - 1) void drawn(MEASURES.first, start);
       if (left > 0) return;
       clearTimeout(this.timer);
       this.slow = false;
-      void drawn(MEASURES.last, start);
-    });
+      void drawn(start);
+    };
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    // The longest first: the last to end is then not one that all others have waited for.
+    const order = wanted.map((_, place) => place).sort((a, b) => cost(wanted[b].network) - cost(wanted[a].network));
+    this.pool.compute(
+      order.map((place) => wanted[place]),
+      (at, outcome) => {
+        const name = names[order[at]];
+        if ("error" in outcome) {
+          results.delete(name);
+          errors.add(outcome.error);
+        } else {
+          results.set(name, { name, signals: outcome.signals });
+        }
+        left--;
+        // What comes within a frame is drawn once, the last at once.
+        cancelAnimationFrame(this.frame);
+        if (left === 0) show();
+        else this.frame = requestAnimationFrame(show);
+      },
+    );
   }
 }
 
-/** Note how long it took from a change until what came of it is on the screen. */
-async function drawn(name: string, start: number): Promise<void> {
+/** Note how long it took from a change until all that came of it is on the screen. */
+async function drawn(start: number): Promise<void> {
   await tick();
   requestAnimationFrame(() => {
     // A message's turn comes when the frame has been painted.
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {
-      performance.measure(name, { start, end: performance.now() });
+      performance.measure(MEASURE, { start, end: performance.now() });
       port1.close();
     };
     port2.postMessage(null);

@@ -5,11 +5,13 @@ import EngineWorker from "../engine/worker?worker&inline";
 
 type Asked = Request extends infer R ? (R extends Request ? Omit<R, "id"> : never) : never;
 type Progress = Extract<Response, { type: "progress" }>;
+type Counted = (done: number, of: number) => void;
 
 interface Waiting {
   resolve(response: Response): void;
   reject(error: Error): void;
   progress: ((progress: Progress) => void) | undefined;
+  counted: Counted | undefined;
 }
 
 export class Engine {
@@ -23,6 +25,7 @@ export class Engine {
       const waiting = this.waiting.get(data.id);
       if (!waiting) return;
       if (data.type === "progress") return waiting.progress?.(data);
+      if (data.type === "counted") return waiting.counted?.(data.done, data.of);
       this.waiting.delete(data.id);
       if (data.type === "error") waiting.reject(new Error(data.message));
       else waiting.resolve(data);
@@ -35,16 +38,17 @@ export class Engine {
     });
   }
 
-  /** Ask, and wait for the answer; `id` of a training is what cancels it. */
+  /** Ask, and wait for the answer; `id` of a training, or of lesions, is what cancels it. */
   ask<Answer extends Response["type"]>(
     request: Asked,
     answer: Answer,
     progress?: (progress: Progress) => void,
+    counted?: Counted,
   ): { id: number; answer: Promise<Extract<Response, { type: Answer }>> } {
     const id = this.next++;
     const promised = new Promise<Response>((resolve, reject) => {
       if (this.broken) reject(this.broken);
-      else this.waiting.set(id, { resolve, reject, progress });
+      else this.waiting.set(id, { resolve, reject, progress, counted });
     }).then((response) => {
       if (response.type !== answer) throw new Error(`expected ${answer}, got ${response.type}.`);
       return response as Extract<Response, { type: Answer }>;
@@ -53,7 +57,7 @@ export class Engine {
     return { id, answer: promised };
   }
 
-  /** End a training: its answer comes, cancelled. */
+  /** End a training, whose answer comes, cancelled; or lesions, which are then refused. */
   cancel(id: number): void {
     this.worker.postMessage({ type: "cancel", id } satisfies Request);
   }

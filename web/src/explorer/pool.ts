@@ -8,7 +8,8 @@ export type Signals = Extract<Response, { type: "signals" }>;
 
 export interface Job {
   readonly network: NetworkOptions;
-  readonly optimizer: OptimizerOptions;
+  /** Left out where nobody looks at its first step, which costs more than the network's own passes. */
+  readonly optimizer?: OptimizerOptions;
   readonly batch: number;
 }
 

@@ -320,6 +320,25 @@ export function networkOptions(settings: Settings, name: ConnectionName): Networ
   return { depth, width, activation, norm, preActivation, bias, precision, seed, connection, init };
 }
 
+/** About how many products a pass takes, and what stands for its other work: of networks, which takes longer. */
+export function cost({ depth, width, connection }: NetworkOptions): number {
+  const own = 2 * width * width;
+  switch (connection.name) {
+    case "dense":
+      return depth * 2 * (width + (depth * connection.growth) / 2) * connection.growth;
+    case "hyper":
+    case "manifold":
+    case "identity":
+      return depth * (own + 2 * (connection.streams ?? 4) ** 2 * width);
+    case "highway":
+      return 2 * depth * own;
+    case "attention":
+      return depth * (own + (5 * width * depth) / (2 * (connection.blockSize ?? 1)));
+    default:
+      return depth * own;
+  }
+}
+
 /** With PyTorch's defaults, said in full where they are not zero. */
 export function optimizerOptions({ optimizer, lr }: Settings): OptimizerOptions {
   if (optimizer === "adamw") return { name: "adamw", lr, weightDecay: 0.01 };

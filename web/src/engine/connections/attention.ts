@@ -1,6 +1,17 @@
 /** Attention over depth: a layer reads a weighted mean of what all layers before it returned. */
 
-import { addTo, dot, type Matrix, type Precision, sum, zeros } from "../matrix";
+import {
+  addTo,
+  allZero,
+  dot,
+  type Floats,
+  type Matrix,
+  type Precision,
+  SAFE_SQUARES,
+  squares,
+  sum,
+  zeros,
+} from "../matrix";
 import { type Parameter, parameter, saved } from "../module";
 import type { Connection, Ends, State } from "./connection";
 
@@ -24,11 +35,38 @@ function inverseRms(x: Matrix): Float64Array {
   return inverse;
 }
 
+/** What sources come to up to one of them: their sum, and that of their squares. */
+interface Sum {
+  readonly total: Float64Array;
+  readonly squares: number;
+}
+
+const sums = new WeakMap<Matrix, Sum>();
+
+/** Made of the sum up to the source before, which the layer before has asked for, or of all. */
+function sumOf(sources: State): Sum {
+  const last = sources[sources.length - 1];
+  const known = sums.get(last);
+  if (known) return known;
+  const before = sources.length > 1 ? sums.get(sources[sources.length - 2]) : undefined;
+  const total = before ? before.total.slice() : new Float64Array(last.data.length);
+  let found = before?.squares ?? 0;
+  for (const { data } of before ? [last] : sources) {
+    found += squares(data);
+    addTo(total, data);
+  }
+  const sum = { total, squares: found };
+  sums.set(last, sum);
+  return sum;
+}
+
 /** `y = s sum_i a_i v_i`, `a = softmax_i(query . v_i / rms(v_i))`, with s = 1, or the number of sources. */
 class DepthAttention {
   readonly parameters: readonly Parameter[];
   private readonly query: Parameter;
   private kept: { sources: State; weights: Float64Array; products: Float64Array } | null = null;
+  /** Sources of which all have the same weight, whatever they are: a query of zero, as at the start, asks for none. */
+  private even: State | null = null;
 
   constructor(
     name: string,
@@ -41,6 +79,18 @@ class DepthAttention {
   }
 
   forward(sources: State): Matrix {
+    const { query, dim } = this;
+    const even = !query.requiresGradient && allZero(query.value) && sumOf(sources).squares < Number.POSITIVE_INFINITY;
+    this.even = even ? sources : null;
+    if (!even) return this.attend(sources);
+    const y = zeros(sources[0].rows, dim, sources[0].data);
+    const { total } = sumOf(sources);
+    const share = this.factor(sources.length) / sources.length;
+    for (let i = 0; i < total.length; i++) y.data[i] = share * total[i];
+    return y;
+  }
+
+  private attend(sources: State): Matrix {
     const { dim } = this;
     const [first] = sources;
     const count = sources.length;
@@ -73,6 +123,13 @@ class DepthAttention {
 
   /** Add the gradient by each source to `bySources`. */
   backward(gradient: Matrix, bySources: State): void {
+    const { even } = this;
+    if (even && squares(gradient.data) * sumOf(even).squares < SAFE_SQUARES) {
+      const share = this.factor(even.length) / even.length;
+      for (let place = 0; place < even.length; place++) addScaled(bySources[place].data, share, gradient.data);
+      return;
+    }
+    if (even) this.attend(even);
     const { dim } = this;
     const { sources, weights, products } = saved(this.kept);
     const { rows } = gradient;
@@ -88,6 +145,7 @@ class DepthAttention {
       }
     });
     const byQuery = new Float64Array(dim);
+    const learned = this.query.requiresGradient;
     sources.forEach((source, place) => {
       const v = source.data;
       const inverse = inverseRms(source);
@@ -97,18 +155,23 @@ class DepthAttention {
         const byProduct = weights[at] * (byWeight[at] - mean[r]) * inverse[r];
         const back = (byProduct * products[at] * inverse[r] ** 2) / dim;
         const share = factor * weights[at];
-        for (let d = 0, i = r * dim; d < dim; d++, i++) {
-          byQuery[d] += byProduct * v[i];
+        const start = r * dim;
+        if (learned) for (let d = 0; d < dim; d++) byQuery[d] += byProduct * v[start + d];
+        for (let d = 0, i = start; d < dim; d++, i++) {
           total[i] += share * g[i] + byProduct * q[d] - back * v[i];
         }
       }
     });
-    for (let d = 0; d < dim; d++) this.query.gradient[d] += byQuery[d];
+    if (learned) addTo(this.query.gradient, byQuery);
   }
 
   private factor(count: number): number {
     return this.scale === "sum" ? count : 1;
   }
+}
+
+function addScaled(total: Floats, factor: number, x: Floats): void {
+  for (let i = 0; i < x.length; i++) total[i] += factor * x[i];
 }
 
 function softmaxOverDepth(scores: Float64Array, count: number, rows: number): void {

@@ -63,8 +63,11 @@ export class Dense implements Connection {
 
   readBackward(gradient: Matrix): State {
     const total = saved(this.gradient);
+    const { used } = this;
+    const [from, to] = [gradient.data, total.data];
     for (let i = 0; i < total.rows; i++) {
-      for (let j = 0; j < this.used; j++) total.data[i * total.cols + j] += gradient.data[i * this.used + j];
+      const [start, own] = [i * total.cols, i * used];
+      for (let j = 0; j < used; j++) to[start + j] += from[own + j];
     }
     return [total];
   }

@@ -1,6 +1,6 @@
 /** Hyper-connections: coefficients are learned numbers, plus what each stream says about its own part in them. */
 
-import { type Matrix, type Precision, plain, product, reshaped, transposed, zeros } from "../matrix";
+import { allZero, type Matrix, type Precision, plain, product, reshaped, squares, transposed, zeros } from "../matrix";
 import { type Module, type Parameter, parameter, saved } from "../module";
 import { normalisation } from "../normalise";
 import type { CoefficientMaker, Coefficients } from "./streams";
@@ -29,16 +29,18 @@ export class LearnedCoefficients implements CoefficientMaker {
     const eye = Float64Array.from({ length: n * n }, (_, at) => (at % (n + 1) === 0 ? 1 : 0));
     this.staticRead = parameter(`${name}.static_read`, [n], precision, own);
     // Of two dimensions, and yet not decayed: it is what the layer starts from.
-    this.staticMix = { ...parameter(`${name}.static_mix`, [n, n], precision, eye), decays: false };
+    this.staticMix = parameter(`${name}.static_mix`, [n, n], precision, eye, false);
     this.staticWrite = parameter(`${name}.static_write`, [n], precision, 1);
     this.dynamic = dynamic ? new Dynamic(name, dim, n, precision, norm) : null;
     const learned = [this.staticRead, this.staticMix, this.staticWrite];
     this.parameters = [...learned, ...(this.dynamic?.parameters ?? [])];
   }
 
-  coefficients(state: Matrix): Coefficients {
+  coefficients(state: Matrix, whole = false): Coefficients {
     const n = this.streams;
     const { rows } = state;
+    const silent = this.dynamic === null || (!whole && this.dynamic.silent(state));
+    const fixed = silent && !this.parameters.some(({ requiresGradient }) => requiresGradient);
     const read = zeros(rows, n, state.data).data;
     const mix = zeros(rows, n * n, state.data).data;
     const write = zeros(rows, n, state.data).data;
@@ -47,19 +49,23 @@ export class LearnedCoefficients implements CoefficientMaker {
       write[at] = this.staticWrite.value[at % n];
     }
     for (let at = 0; at < mix.length; at++) mix[at] = this.staticMix.value[at % (n * n)];
-    const coefficients = { read, mix, write };
-    this.dynamic?.addTo(coefficients, state);
+    const coefficients = { read, mix, write, fixed };
+    if (!fixed) this.dynamic?.addTo(coefficients, state);
     return coefficients;
   }
 
   coefficientsBackward(gradients: Coefficients, byState: Matrix): void {
-    const n = this.streams;
-    const mix = gradients.mix!;
-    for (let at = 0; at < gradients.read.length; at++) {
-      this.staticRead.gradient[at % n] += gradients.read[at];
-      this.staticWrite.gradient[at % n] += gradients.write[at];
+    for (const [own, by] of [
+      [this.staticRead, gradients.read],
+      [this.staticMix, gradients.mix!],
+      [this.staticWrite, gradients.write],
+    ] as const) {
+      if (!own.requiresGradient) continue;
+      const { gradient } = own;
+      for (let at = 0; at < by.length; at += gradient.length) {
+        for (let k = 0; k < gradient.length; k++) gradient[k] += by[at + k];
+      }
     }
-    for (let at = 0; at < mix.length; at++) this.staticMix.gradient[at % (n * n)] += mix[at];
     this.dynamic?.backward(gradients, byState);
   }
 }
@@ -85,6 +91,11 @@ class Dynamic {
     this.mixScale = parameter(`${name}.mix_scale`, [1], precision, 0.01);
     this.writeScale = parameter(`${name}.write_scale`, [1], precision, 0.01);
     this.parameters = [...this.norm.parameters, this.projection, this.mixScale, this.writeScale];
+  }
+
+  /** Whether it adds nothing: where its weights are zero, as at the start, and what they project is finite. */
+  silent(state: Matrix): boolean {
+    return allZero(this.projection.value) && squares(state.data) < Number.POSITIVE_INFINITY;
   }
 
   addTo({ read, mix, write }: Coefficients, state: Matrix): void {
@@ -127,10 +138,12 @@ class Dynamic {
         }
       }
     }
-    this.mixScale.gradient[0] += byMixScale;
-    this.writeScale.gradient[0] += byWriteScale;
-    const inner = [n + 2, dim, said.rows] as const;
-    product(this.projection.gradient, transposed(bySaid.data, n + 2), plain(features.data, dim), inner, true);
+    if (this.mixScale.requiresGradient) this.mixScale.gradient[0] += byMixScale;
+    if (this.writeScale.requiresGradient) this.writeScale.gradient[0] += byWriteScale;
+    if (this.projection.requiresGradient) {
+      const inner = [n + 2, dim, said.rows] as const;
+      product(this.projection.gradient, transposed(bySaid.data, n + 2), plain(features.data, dim), inner, true);
+    }
     const byFeatures = zeros(said.rows, dim, said.data);
     const outer = [said.rows, dim, n + 2] as const;
     product(byFeatures.data, plain(bySaid.data, n + 2), plain(this.projection.value, dim), outer);

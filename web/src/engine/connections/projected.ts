@@ -1,7 +1,18 @@
 /** Coefficients that are projected from all streams of a token together: mHC, identity hyper-connections, heads. */
 
 import { sigmoid } from "../activation";
-import { type Floats, type Matrix, type Precision, plain, product, transposed, zeros } from "../matrix";
+import {
+  addTo,
+  allZero,
+  type Floats,
+  type Matrix,
+  type Precision,
+  plain,
+  product,
+  squares,
+  transposed,
+  zeros,
+} from "../matrix";
 import { addColumnSums, type Parameter, parameter, saved } from "../module";
 import { Random } from "../random";
 import { type SinkhornSteps, sinkhorn, sinkhornBackward } from "./sinkhorn";
@@ -33,6 +44,15 @@ class Projection {
     this.parameters = [this.projection, this.bias, this.scale];
   }
 
+  /**
+   * Whether it gives its bias whatever the streams are, and nothing is learned by it: its weights are zero, as at the
+   * start of mHC, and what they project is finite.
+   */
+  fixed(state: Matrix): boolean {
+    const learned = this.parameters.some(({ requiresGradient }) => requiresGradient);
+    return !learned && allZero(this.projection.value) && squares(state.data) < Number.POSITIVE_INFINITY;
+  }
+
   forward(state: Matrix): Matrix {
     const { features, group } = this;
     const count = group.length;
@@ -60,7 +80,7 @@ class Projection {
     const { features, group } = this;
     const { state, inverse, logits } = saved(this.kept);
     const count = group.length;
-    addColumnSums(this.bias.gradient, gradient);
+    if (this.bias.requiresGradient) addColumnSums(this.bias.gradient, gradient);
     const byScale = new Float64Array(this.scale.value.length);
     const byProduct = zeros(state.rows, count, state.data);
     for (let r = 0; r < state.rows; r++) {
@@ -75,9 +95,11 @@ class Projection {
       const back = (along * inverse[r] ** 2) / features;
       for (let i = r * features; i < (r + 1) * features; i++) byState.data[i] -= back * state.data[i];
     }
-    for (let i = 0; i < byScale.length; i++) this.scale.gradient[i] += byScale[i];
-    const inner = [count, features, state.rows] as const;
-    product(this.projection.gradient, transposed(byProduct.data, count), plain(state.data, features), inner, true);
+    if (this.scale.requiresGradient) addTo(this.scale.gradient, byScale);
+    if (this.projection.requiresGradient) {
+      const inner = [count, features, state.rows] as const;
+      product(this.projection.gradient, transposed(byProduct.data, count), plain(state.data, features), inner, true);
+    }
     const outer = [state.rows, features, count] as const;
     product(byState.data, plain(byProduct.data, count), plain(this.projection.value, features), outer, true);
   }
@@ -108,13 +130,21 @@ export class ManifoldCoefficients implements CoefficientMaker {
     this.parameters = this.projection.parameters;
   }
 
-  coefficients(state: Matrix): Coefficients {
-    const n = this.streams;
+  coefficients(state: Matrix, whole = false): Coefficients {
+    if (whole || !this.projection.fixed(state)) return this.made(this.projection.forward(state));
+    // The same in every row: made once.
+    const { bias } = this.projection;
+    const { read, mix, write } = this.made({ data: bias.value, rows: 1, cols: bias.value.length });
     const { rows } = state;
-    const given = this.projection.forward(state);
-    const read = zeros(rows, n, state.data).data;
-    const write = zeros(rows, n, state.data).data;
-    const mix = zeros(rows, n * n, state.data).data;
+    return { read: repeated(read, rows), mix: repeated(mix, rows), write: repeated(write, rows), fixed: true };
+  }
+
+  private made(given: Matrix): Coefficients & { mix: Floats } {
+    const n = this.streams;
+    const { rows } = given;
+    const read = zeros(rows, n, given.data).data;
+    const write = zeros(rows, n, given.data).data;
+    const mix = zeros(rows, n * n, given.data).data;
     const logits = new Float64Array(rows * n * n);
     for (let r = 0; r < rows; r++) {
       const from = r * given.cols;
@@ -146,6 +176,13 @@ export class ManifoldCoefficients implements CoefficientMaker {
     }
     this.projection.backward(gradient, byState);
   }
+}
+
+/** The same numbers for each of some rows. */
+function repeated(row: Floats, rows: number): Floats {
+  const { data } = zeros(rows, row.length, row);
+  for (let r = 0; r < rows; r++) data.set(row, r * row.length);
+  return data;
 }
 
 /** The released form of hyper-connections without mixing, where levada says it starts. */

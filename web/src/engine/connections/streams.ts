@@ -1,6 +1,6 @@
 /** Connections whose state is n streams: what they share, whichever way their coefficients are made. */
 
-import { dot, type Floats, type Matrix, zeros } from "../matrix";
+import { dot, type Floats, type Matrix, SAFE_SQUARES, squares, zeros } from "../matrix";
 import type { LayerMix } from "../mixing";
 import type { Parameter } from "../module";
 import { saved } from "../module";
@@ -14,12 +14,18 @@ export interface Coefficients {
   readonly read: Floats;
   readonly mix: Floats | null;
   readonly write: Floats;
+  /**
+   * Whether they are the same for all rows whatever the streams are, and nothing is learned by them: then no gradient
+   * goes by way of them. So it is where weights that project are zero, as hyper-connections begin.
+   */
+  readonly fixed?: boolean;
 }
 
 /** Makes the coefficients of each row from its streams, `rows x n dim`. */
 export interface CoefficientMaker {
   readonly parameters: readonly Parameter[];
-  coefficients(state: Matrix): Coefficients;
+  /** @param whole make them as if they were not fixed, for a gradient that zero weights do not stop. */
+  coefficients(state: Matrix, whole?: boolean): Coefficients;
   /** Take the gradients by the coefficients; add what goes by way of them to the gradient by the streams. */
   coefficientsBackward(gradients: Coefficients, byState: Matrix): void;
 }
@@ -37,7 +43,9 @@ export const logit = (p: number): number => Math.log(p / (1 - p));
 export class Streams implements Connection {
   readonly parameters: readonly Parameter[];
   private kept: { state: Matrix; out: Matrix | null; coefficients: Coefficients } | null = null;
-  private back: { byState: Matrix; byWrite: Floats; byMix: Floats | null } | null = null;
+  /** Of the way back: by the streams so far, and by the coefficients; null where nothing goes by way of these. */
+  private back: { byState: Matrix; byWrite: Floats; byMix: Floats | null } | { byState: Matrix; byWrite: null } | null =
+    null;
 
   constructor(
     private readonly dim: number,
@@ -53,11 +61,7 @@ export class Streams implements Connection {
     this.kept = { state, out: null, coefficients };
     const x = zeros(state.rows, dim, state.data);
     for (let r = 0; r < state.rows; r++) {
-      for (let d = 0; d < dim; d++) {
-        let total = 0;
-        for (let j = 0; j < n; j++) total += coefficients.read[r * n + j] * state.data[(r * n + j) * dim + d];
-        x.data[r * dim + d] = total;
-      }
+      combine(x.data, r * dim, coefficients.read, r * n, 1, state.data, r * n * dim, { n, dim });
     }
     return x;
   }
@@ -68,20 +72,13 @@ export class Streams implements Connection {
     kept.out = out;
     const { mix, write } = kept.coefficients;
     const next = zeros(state.rows, n * dim, state.data);
+    const [x, f, to] = [state.data, out.data, next.data];
     for (let r = 0; r < state.rows; r++) {
       for (let i = 0; i < n; i++) {
         const weight = write[r * n + i];
-        const to = (r * n + i) * dim;
-        for (let d = 0; d < dim; d++) {
-          let total = weight * out.data[r * dim + d];
-          if (mix) {
-            const [row, first] = [(r * n + i) * n, r * n * dim + d];
-            for (let j = 0; j < n; j++) total += mix[row + j] * state.data[first + j * dim];
-          } else {
-            total += state.data[to + d];
-          }
-          next.data[to + d] = total;
-        }
+        const start = (r * n + i) * dim;
+        if (mix) mixed(to, start, mix, (r * n + i) * n, x, r * n * dim, weight, f, r * dim, { n, dim });
+        else for (let d = 0; d < dim; d++) to[start + d] = x[start + d] + weight * f[r * dim + d];
       }
     }
     return [next];
@@ -89,78 +86,130 @@ export class Streams implements Connection {
 
   writeBackward([gradient]: State): Matrix {
     const { dim, streams: n } = this;
-    const { state, out, coefficients } = saved(this.kept);
-    const { mix, write } = coefficients;
-    const [g, x, f] = [gradient.data, state.data, saved(out).data];
+    const kept = saved(this.kept);
+    const { state, out } = kept;
+    const [g, x] = [gradient.data, state.data];
+    let { fixed } = kept.coefficients;
+    if (fixed && !(squares(g) * squares(x) < SAFE_SQUARES)) {
+      kept.coefficients = this.maker.coefficients(state, true);
+      fixed = false;
+    }
+    const { mix, write } = kept.coefficients;
     const byOut = zeros(state.rows, dim, x);
     const byState = zeros(state.rows, n * dim, x);
-    const byWrite = new Float64Array(state.rows * n);
-    const byMix = mix ? new Float64Array(state.rows * n * n) : null;
     for (let r = 0; r < state.rows; r++) {
       const start = r * n * dim;
-      for (let d = 0; d < dim; d++) {
-        let total = 0;
-        for (let i = 0; i < n; i++) {
-          const by = g[start + i * dim + d];
-          total += write[r * n + i] * by;
-          byWrite[r * n + i] += by * f[r * dim + d];
-        }
-        byOut.data[r * dim + d] = total;
+      combine(byOut.data, r * dim, write, r * n, 1, g, start, { n, dim });
+      if (!mix) continue;
+      for (let j = 0; j < n; j++) {
+        combine(byState.data, start + j * dim, mix, r * n * n + j, n, g, start, { n, dim });
       }
-      if (mix && byMix) mixBackward(mix, byMix, g, x, byState.data, [r, n, dim]);
     }
     if (!mix) byState.data.set(g);
-    this.back = { byState, byWrite, byMix };
+    this.back = fixed
+      ? { byState, byWrite: null }
+      : {
+          byState,
+          byWrite: this.along(g, n, saved(out).data, 1),
+          byMix: mix && this.along(g, n, x, n),
+        };
     return byOut;
   }
 
   readBackward(gradient: Matrix): State {
     const { dim, streams: n } = this;
     const { state, coefficients } = saved(this.kept);
-    const { byState, byWrite, byMix } = saved(this.back);
-    const byRead = new Float64Array(state.rows * n);
+    const back = saved(this.back);
+    const { read } = coefficients;
+    const [g, to] = [gradient.data, back.byState.data];
     for (let r = 0; r < state.rows; r++) {
       for (let j = 0; j < n; j++) {
         const from = (r * n + j) * dim;
-        const weight = coefficients.read[r * n + j];
-        let along = 0;
-        for (let d = 0; d < dim; d++) {
-          const by = gradient.data[r * dim + d];
-          along += by * state.data[from + d];
-          byState.data[from + d] += weight * by;
-        }
-        byRead[r * n + j] = along;
+        const weight = read[r * n + j];
+        for (let d = 0; d < dim; d++) to[from + d] += weight * g[r * dim + d];
       }
     }
-    this.maker.coefficientsBackward({ read: byRead, mix: byMix, write: byWrite }, byState);
-    return [byState];
+    if (back.byWrite) {
+      const byRead = this.along(g, 1, state.data, n);
+      this.maker.coefficientsBackward({ read: byRead, mix: back.byMix, write: back.byWrite }, back.byState);
+    }
+    return [back.byState];
   }
 
   mixing(): LayerMix | null {
-    const { mix } = saved(this.kept).coefficients;
-    return mix && { mix, streams: this.streams };
+    const { mix, fixed = false } = saved(this.kept).coefficients;
+    return mix && { mix, streams: this.streams, same: fixed };
+  }
+
+  /** Of each row, the products of each of its `nx` streams of x with each of its `ny` of y. */
+  private along(x: Floats, nx: number, y: Floats, ny: number): Float64Array {
+    const { dim } = this;
+    const rows = x.length / (nx * dim);
+    const found = new Float64Array(rows * nx * ny);
+    for (let r = 0, at = 0; r < rows; r++) {
+      for (let i = 0; i < nx; i++) {
+        for (let j = 0; j < ny; j++, at++) found[at] = dot(x, (r * nx + i) * dim, y, (r * ny + j) * dim, dim);
+      }
+    }
+    return found;
   }
 }
 
-/** For one row: `byMix_ij = g_i . x_j` and `byState_j = sum_i mix_ij g_i`. */
-function mixBackward(
-  mix: Floats,
-  byMix: Floats,
-  g: Floats,
+/** `to = sum_j weights_j x_j` over n streams; four at a time, since they are four if nobody chose otherwise. */
+function combine(
+  to: Floats,
+  toAt: number,
+  weights: Floats,
+  first: number,
+  step: number,
   x: Floats,
-  byState: Floats,
-  [r, n, dim]: readonly [number, number, number],
+  from: number,
+  { n, dim }: { readonly n: number; readonly dim: number },
 ): void {
-  const start = r * n * dim;
-  for (let j = 0; j < n; j++) {
-    for (let i = 0; i < n; i++) {
-      byMix[(r * n + i) * n + j] = dot(g, start + i * dim, x, start + j * dim, dim);
+  if (n === 4) {
+    const [w0, w1, w2, w3] = [
+      weights[first],
+      weights[first + step],
+      weights[first + 2 * step],
+      weights[first + 3 * step],
+    ];
+    for (let d = 0, at = from; d < dim; d++, at++) {
+      to[toAt + d] = w0 * x[at] + w1 * x[at + dim] + w2 * x[at + 2 * dim] + w3 * x[at + 3 * dim];
     }
-    for (let d = 0; d < dim; d++) {
-      let total = 0;
-      for (let i = 0; i < n; i++) total += mix[(r * n + i) * n + j] * g[start + i * dim + d];
-      byState[start + j * dim + d] = total;
+    return;
+  }
+  for (let d = 0; d < dim; d++) {
+    let total = 0;
+    for (let j = 0; j < n; j++) total += weights[first + j * step] * x[from + j * dim + d];
+    to[toAt + d] = total;
+  }
+}
+
+/** `to = sum_j mix_j x_j + weight f`: the same with one more term, rounded once. */
+function mixed(
+  to: Floats,
+  toAt: number,
+  mix: Floats,
+  first: number,
+  x: Floats,
+  from: number,
+  weight: number,
+  f: Floats,
+  fAt: number,
+  { n, dim }: { readonly n: number; readonly dim: number },
+): void {
+  if (n === 4) {
+    const [w0, w1, w2, w3] = [mix[first], mix[first + 1], mix[first + 2], mix[first + 3]];
+    for (let d = 0, at = from; d < dim; d++, at++) {
+      to[toAt + d] =
+        weight * f[fAt + d] + (w0 * x[at] + w1 * x[at + dim] + (w2 * x[at + 2 * dim] + w3 * x[at + 3 * dim]));
     }
+    return;
+  }
+  for (let d = 0; d < dim; d++) {
+    let total = weight * f[fAt + d];
+    for (let j = 0; j < n; j++) total += mix[first + j] * x[from + j * dim + d];
+    to[toAt + d] = total;
   }
 }
 

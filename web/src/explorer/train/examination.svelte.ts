@@ -8,12 +8,30 @@ type Lesions = Extract<Response, { type: "lesions" }>;
 
 export class Examination {
   lesions = $state.raw<Lesions | null>(null);
+  /** How many layers have been taken away by now. */
+  lesioned = $state(0);
+  /** Whether somebody ended it before it had come to the last layer. */
+  stopped = $state(false);
   paths = $state.raw<PathLengths | null>(null);
   weights = $state.raw<readonly WeightMatrix[]>([]);
   error = $state<string | null>(null);
 
+  private cancel: (() => void) | null = null;
+
   constructor(readonly run: Run) {
     void this.ask();
+  }
+
+  /** Take no more layers away: what was found so far is dropped. */
+  stop(): void {
+    this.stopped = true;
+    this.cancel?.();
+  }
+
+  /** Begin again, from the first layer. */
+  resume(): void {
+    this.stopped = false;
+    void this.takeAway();
   }
 
   /** The weights less those before the first step. */
@@ -34,9 +52,27 @@ export class Examination {
     try {
       this.weights = (await worker.ask({ type: "weights" }, "weights").answer).matrices;
       this.paths = (await worker.ask({ type: "paths" }, "paths").answer).paths;
-      this.lesions = await worker.ask({ type: "lesions" }, "lesions").answer;
     } catch (error) {
       this.error = error instanceof Error ? error.message : String(error);
+      return;
+    }
+    await this.takeAway();
+  }
+
+  private async takeAway(): Promise<void> {
+    if (this.stopped) return;
+    this.lesioned = 0;
+    const { worker } = this.run;
+    const asked = worker.ask({ type: "lesions", counted: true }, "lesions", undefined, (done) => {
+      this.lesioned = done;
+    });
+    this.cancel = () => worker.cancel(asked.id);
+    try {
+      this.lesions = await asked.answer;
+    } catch (error) {
+      if (!this.stopped) this.error = error instanceof Error ? error.message : String(error);
+    } finally {
+      this.cancel = null;
     }
   }
 }

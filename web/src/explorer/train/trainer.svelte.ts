@@ -15,6 +15,7 @@ export interface Worker {
     request: Without<Request, "id">,
     answer: Answer,
     progress?: (progress: Progress) => void,
+    counted?: (done: number, of: number) => void,
   ): { id: number; answer: Promise<Extract<Response, { type: Answer }>> };
   cancel(id: number): void;
   close(): void;
