@@ -169,17 +169,21 @@ def _require_complete(model: nn.Module) -> None:
 
 
 def _arrange(model: nn.Module, parallel: Parallel) -> None:
-    """Tell each stack what it keeps and whether it is compiled, where `parallel` says so."""
-    if not (parallel.checkpoint or parallel.compile):
+    """Tell each stack what it keeps and whether it is compiled or stacked, where `parallel` says so."""
+    if not (parallel.checkpoint or parallel.compile or parallel.stacked):
         return
     stacks = [module for module in model.modules() if isinstance(module, Stack)]
     if not stacks:
         raise UsageError(
-            f"parallelise: checkpoint and compile need a model with a Stack, and {type(model).__name__} has none. "
-            "Leave them out."
+            f"parallelise: checkpoint, compile and stacked need a model with a Stack, and {type(model).__name__} has "
+            "none. Leave them out."
         )
     for stack in stacks:
-        stack.arrange(checkpoint=parallel.checkpoint or None, compile=parallel.compile or None)
+        stack.arrange(
+            checkpoint=parallel.checkpoint or None,
+            compile=parallel.compile or None,
+            stacked=parallel.stacked or None,
+        )
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh, parallel: Parallel) -> None:
