@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from levada import cli, commands
+from levada import cli, commands, parsing
 from levada._errors import UsageError
 from levada.cli import main
-from levada.commands.listing import KINDS
+from levada.commands.listing import KINDS, _cost
 from levada.runs import RunWriter
 from levada.targets import line_of
 
@@ -254,6 +254,8 @@ BEFORE_TORCH = [
     ["check", "--help"],
     ["list"],
     ["list", "things"],
+    *(["list", kind] for kind in KINDS),
+    ["--version"],
     ["doctor", "kept"],
     ["report", "kept"],
     ["check", "nosuch.py:build"],
@@ -292,10 +294,7 @@ def test_what_needs_no_torch_is_answered_without_it(targets):
         "from levada.cli import main\n"
         "for words in json.loads(sys.argv[1]):\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:\n"
-        "        try:\n"
-        "            code = main(words)\n"
-        "        except SystemExit as stop:\n"
-        "            code = stop.code\n"
+        "        code = main(words)\n"
         "    if code not in (0, 2) or 'torch' in sys.modules:\n"
         "        print(words, code, 'torch' in sys.modules, said.getvalue())\n"
     )
@@ -333,10 +332,7 @@ def test_debug_shows_where_it_came_from(targets):
     ],
 )
 def test_every_command_answers_a_wrong_word_in_one_line(words, said, targets, capsys):
-    try:
-        code = main(words)
-    except SystemExit as stop:
-        code = stop.code
+    code = main(words)
     out = capsys.readouterr()
     assert code == 2
     assert said in out.err
@@ -416,11 +412,35 @@ def test_the_scale_full_says_first_what_it_takes(two_studies, capsys):
     assert told.index("about 9 hours") < told.index("results of R2 failed")
 
 
-def test_the_list_of_studies_says_what_each_scale_takes(two_studies, capsys):
+def test_the_list_of_studies_says_what_each_scale_takes(capsys):
+    from levada.studies import STUDIES
+    from levada.study import Cost
+
     assert main(["list", "studies"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.split("  ") == ["R1", "smoke -", "small 3 min", "full ~9 h on one H100", "Study R1"]
-    assert second.split() == ["R2", "smoke", "-", "small", "-", "full", "-", "Study", "R2"]
+    rows = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row[0], row[-1]) for row in rows] == [(name, study.title) for name, study in STUDIES.items()]
+    for name, *costs, _ in rows:
+        known = STUDIES[name].costs
+        assert costs == [_cost(known.get(scale), scale) for scale in ("smoke", "small", "full")]
+    assert ["R17", "smoke ~5 s", "small 4 min", "full ~42 min on one H100", "A hierarchy of features"] in rows
+    assert _cost(None, "full") == "full -"
+    assert _cost(Cost(0.05, measured=True), "small") == "small 3 min"
+
+
+def test_rules_remedies_and_initialisations_are_listed_as_they_are(capsys):
+    from levada.diagnose import DIAGNOSTICS, REMEDIES
+    from levada.initialise import INITIALISATIONS
+
+    for kind, known in (
+        ("diagnostics", {name: rule.__doc__ for name, rule in DIAGNOSTICS.items()}),
+        ("remedies", {name: remedy.sentence for name, remedy in REMEDIES.items()}),
+        ("initialisations", {name: function.__doc__ for name, function in INITIALISATIONS.items()}),
+    ):
+        assert main(["list", kind]) == 0
+        rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+        assert [name for name, _ in rows] == [*known]
+        for name, sentence in rows:
+            assert known[name].strip().replace("`", "").replace("$", "").startswith(sentence[:-1]), name
 
 
 def test_claims_that_cannot_be_decided_are_told(two_studies, capsys, monkeypatch):
@@ -466,6 +486,15 @@ def test_without_a_kind_the_kinds_are_listed(capsys):
     assert all(main(["list", kind]) == 0 for kind in kinds)
 
 
+def test_a_constant_is_that_of_the_nearest_class_that_has_it():
+    from levada.commands.sources import derived
+
+    found = {one.name: one for one in derived("levada.connections", "Connection")}
+    assert found["ReZero"].constant("residual_start") == "exact"
+    assert found["Momentum"].constant("residual_start") == "none"  # the protocol's
+    assert found["ReZero"].constant("no_such") is None
+
+
 def test_cells_are_listed_by_name(capsys):
     from levada import cells
 
@@ -491,14 +520,13 @@ def test_cells_are_listed_by_name(capsys):
     ],
 )
 def test_a_word_that_is_no_command_is_answered_with_the_one_that_is(word, told, capsys):
-    with pytest.raises(SystemExit):
-        main([word, "x"])
+    assert main([word, "x"]) == 2
     assert told in capsys.readouterr().err
 
 
 def test_words_that_are_tried_are_no_commands_and_lead_to_some(capsys):
-    assert not set(cli.TRIED) & set(commands.COMMANDS)
-    named = {name for told in cli.TRIED.values() for name in re.findall(r"levada ([a-z]+)", told)}
+    assert not set(parsing.TRIED) & set(commands.COMMANDS)
+    named = {name for told in parsing.TRIED.values() for name in re.findall(r"levada ([a-z]+)", told)}
     assert named <= set(commands.COMMANDS)
 
 
@@ -514,12 +542,50 @@ def test_the_installed_command_runs(targets):
 
 def test_no_site_at_all_is_refused_before_anything_is_exported(capsys):
     assert main(["export", "no/such/run", "--to", "tensorboard", "--sites", "0"]) == 2
-    assert capsys.readouterr().err == "levada export: --sites must be at least 1, got 0.\n"
+    said = "levada export: --sites must be at least 1, got 0. Try: levada export --help\n"
+    assert capsys.readouterr().err == said
+
+
+def numeric_options():
+    """Every option of every command that takes a number."""
+    parsers = cli._parser()._subparsers._group_actions[0].choices
+    for command, parser in parsers.items():
+        for action in parser._actions:
+            if action.type is not None:
+                yield command, action.option_strings[-1]
+
+
+def test_every_numeric_option_is_looked_at():
+    found = [f"{command} {option}" for command, option in numeric_options()]
+    assert {"check --lr", "fix --budget", "run --every", "study --seeds", "serve --port", "export --sites"} <= {*found}
+    assert len(found) == 14
+
+
+@pytest.mark.parametrize("came", ["-1e-3", "-.5", "-1", "-2.5E+7", "-inf", "-nan", "nan", "1e-3x", "--", "-x", ""])
+def test_of_a_number_that_cannot_be_the_rule_is_told_with_what_came(came, capsys):
+    for command, option in numeric_options():
+        assert main([command, option, came]) == 2
+        told = capsys.readouterr().err
+        assert len(told.splitlines()) == 1
+        if came in ("--", "-x"):
+            what = f"{option} takes a value, got none" if came == "--" else "there is no option -x"
+            assert told == f"levada {command}: {what}. Try: levada {command} --help\n"
+            continue
+        assert told.startswith(f"levada {command}: {option} must be ")
+        assert re.search(rf", got '?{re.escape(came)}'?\. ", told), told
+
+
+def test_the_least_numbers_of_a_fix_are_the_librarys(capsys):
+    from levada.diagnose.fix import LEAST_STEPS
+    from levada.diagnose.rounds import LEAST_TRIALS
+
+    for option, least in (("--steps", LEAST_STEPS), ("--trials", LEAST_TRIALS)):
+        assert main(["fix", "net.py:build", option, str(least - 1)]) == 2
+        assert f"{option} must be at least {least}, got {least - 1}." in capsys.readouterr().err
 
 
 def test_an_unknown_option_points_to_the_help_of_its_command(capsys):
-    with pytest.raises(SystemExit):
-        main(["run", "--runn", "x", "script.py"])
+    assert main(["run", "--runn", "x", "script.py"]) == 2
     assert capsys.readouterr().err.endswith("Try: levada run --help\n")
 
 

@@ -3,134 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import re
+import math
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
 
 from levada import __version__
 from levada._errors import MeasurementError, TakenError, UsageError
-from levada._names import meant
+from levada._ranks import is_first
+from levada.parsing import UNUSABLE, Parser, at_least, number
 
 __all__ = ["main"]
 
-UNUSABLE, UNMEASURED, INTERRUPTED = 2, 3, 130
+UNMEASURED, INTERRUPTED = 3, 130
 # What the user of a command can do where a run is in the way of a new one.
 TAKEN = {
     "train": "Name another run.folder, or continue the run with --resume.",
     "study": "Name another folder with --out, or give the same command again: it continues the run.",
 }
 
-# Words that are tried where a command has another name -> what to give.
-TRIED = {
-    word: told
-    for words, told in (
-        ("watch monitor trace record", "A training script is watched by: levada run SCRIPT"),
-        ("explain inspect diagnose analyse analyze lint test verify", "A model is looked at by: levada check MODEL"),
-        ("repair patch heal remedy", "What repairs a model is found by: levada fix MODEL"),
-        ("view show open page html plot summary compare", "Runs are shown by: levada report RUN"),
-        ("fit resume continue", "A configuration is trained, and goes on, by: levada train CONFIG.toml --resume"),
-        ("reproduce prove claim claims studies", "A paper's claim is tested by: levada study NAME"),
-        ("benchmark benchmarks", "Benchmarks are run by: levada bench NAME"),
-        ("tensorboard wandb mlflow trackio log", "A run goes to a tracker by: levada export RUN --to NAME"),
-        ("fsck damage reseal recover", "A run's files are checked, and mended, by: levada doctor RUN --reseal"),
-        ("debug rerun reply", "A kept step is run again by: levada replay BUNDLE --model MODEL"),
-        ("convert", "A model's connections are replaced in Python: levada.convert(model, levada.HyperConnection)"),
-        ("ls names connections cells remedies rules", "What the library holds is named by: levada list KIND"),
-        ("version", "The version is said by: levada --version"),
-    )
-    for word in words.split()
-}
+
+_PORT = number("must be in [0, 65535]", lambda value: 0 <= value < 2**16, kind=int)
 
 
-def _tried(word: str) -> str:
-    """Say what is given in the place of a word that is no command; "" where that is not known."""
-    for ending, command in ((".py", "run"), (".toml", "train")):
-        if word.endswith(ending):
-            return f"It is a file; perhaps: levada {command} {word}"
-    if ".py:" in word:
-        return f"It is a target; perhaps: levada check {word}"
-    return TRIED.get(word.lower(), "")
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
-
-
-# What argparse says of one option, in words of this command line.
-_WORDS = (
-    (r"^argument (\S+?)(/\S+)?: expected (?:one|at least one) argument$", r"\1 takes a value, got none"),
-    (r"^argument (\S+?)(/\S+)?: ignored explicit argument (.*)$", r"\1 takes no value, got \3"),
-    (r"^argument (\S+?)(/\S+)?: not allowed with argument (\S+)$", r"\1 cannot be given together with \3"),
-    (r"^argument (\S+?)(/\S+)?: ", r"\1 "),
-    (r"^the following arguments are required: (.*)$", r"\1 must be given"),
-)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the words of a command in one sentence: the rule, what came, what to do."""
-
-    _came: Sequence[str] = ()
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})  # half of `--reseal` must not write
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self._came = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(args, namespace)
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            known = [str(one) for one in action.choices]
-            hint = _tried(value) if isinstance(action, argparse._SubParsersAction) else ""
-            near = f" {hint}" if hint else meant(str(value), known)
-            told = f"must be one of {', '.join(known)}, got {value!r}.{near}"
-            raise argparse.ArgumentError(action, told.removesuffix("."))
-
-    def error(self, message: str) -> NoReturn:
-        for pattern, words in _WORDS:
-            message = re.sub(pattern, words, message)
-        if message.endswith("must be given") and (wrong := self._unknown(self._came)):
-            message = wrong  # which may be why it is missing
-        end = "" if message.endswith("?") else "."
-        sys.stderr.write(f"{self.prog}: {message}{end} Try: {self.prog} --help\n")
-        sys.exit(UNUSABLE)
-
-    def unrecognized(self, words: Sequence[str]) -> NoReturn:
-        """End with what is said of words that no argument takes.
-
-        Args:
-            words: those words.
-        """
-        self.error(self._unknown(words) or f"there is no place for {' '.join(map(repr, words))}")
-
-    def _unknown(self, words: Sequence[str]) -> str:
-        """Say which option there is not; "" if all are known."""
-        own = [name for name in self._option_string_actions if name.startswith("--")]
-        for word in words:
-            name = word.partition("=")[0]
-            if word == "--":
-                break
-            if name.startswith("--") and name not in own:
-                return f"there is no option {name}.{meant(name, own)}".removesuffix(".")
-            known = name in self._option_string_actions or self._negative_number_matcher.match(name)
-            if name.startswith("-") and not name.startswith("--") and not known:
-                return f"there is no option {name}"
-        return ""
+def _is_positive(value: float) -> bool:
+    return 0 < value < math.inf
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="levada",
         description="Keep the learning signal alive at any depth: carry it, measure it, prove it.",
         epilog="A target is path/to/file.py:name or package.module:name.",
@@ -155,39 +55,44 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> _Parser:
+def _command(commands: argparse._SubParsersAction[Parser], name: str, text: str) -> Parser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(command=name, parser=parser)
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
-def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_check(commands: argparse._SubParsersAction[Parser]) -> None:
     check = _command(
         commands, "check", "say where a model's learning signal dies or explodes, why, and what repairs it"
     )
-    _add_model(check, "time for repeated measurements (60)", 60.0)
+    span = number("must be a number of seconds of at least 0", lambda value: value >= 0)
+    _add_model(check, "time for repeated measurements (60)", 60.0, span)
 
 
-def _add_fix(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_fix(commands: argparse._SubParsersAction[Parser]) -> None:
     fix = _command(commands, "fix", "try on copies of a model what repairs it, and write what helps as a patch")
-    _add_model(fix, "time for all of it (120)", 120.0)
+    span = number("must be a positive finite number of seconds", _is_positive)
+    _add_model(fix, "time for all of it (120)", 120.0, span)
     add = fix.add_argument
     add("--out", metavar="FILE.patch", help="write the change: a unified diff where it is one, otherwise code")
-    add("--trials", type=_whole, default=3, metavar="N", help="seeds of the verification (3)")
-    add("--steps", type=_whole, default=100, metavar="N", help="optimizer steps of each training (100)")
+    # As `levada.fix`, said before torch is imported.
+    add("--trials", type=at_least(3), default=3, metavar="N", help="seeds of the verification (3)")
+    add("--steps", type=at_least(50), default=100, metavar="N", help="optimizer steps of each training (100)")
 
 
-def _add_model(parser: argparse.ArgumentParser, budget: str, seconds: float) -> None:
+def _add_model(parser: argparse.ArgumentParser, budget: str, seconds: float, span: Callable[[str], float]) -> None:
     """Add what says which model is looked at, how it is trained, and where the report goes."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="target: an nn.Module, or a function without arguments that returns one")
     add("--batch", metavar="BATCH", help="target: a function that returns (inputs, targets), a mapping, or batches")
     add("--loss", metavar="LOSS", help="target: loss(outputs, targets); or cross_entropy, mse, output")
     add("--optimizer", metavar="OPT", help="a name in torch.optim, or a target: (parameters) -> optimizer")
-    add("--lr", type=_number, metavar="F", help="learning rate")
-    add("--seed", type=_whole, default=0, metavar="N", help="seed of the model's construction and of every draw (0)")
-    add("--budget", type=_number, default=seconds, metavar="SECONDS", help=budget)
+    rate = number("must be a positive finite number", _is_positive, "Leave it out for the optimizer's")
+    add("--lr", type=rate, metavar="F", help="learning rate")
+    seed = number("must be in [0, 2^63)", lambda value: 0 <= value < 2**63, kind=int)
+    add("--seed", type=seed, default=0, metavar="N", help="seed of the model's construction and of every draw (0)")
+    add("--budget", type=span, default=seconds, metavar="SECONDS", help=budget)
     add(
         "--json", metavar="FILE", help="write the report as JSON; '-' is standard output, which then holds nothing else"
     )
@@ -197,36 +102,48 @@ def _add_model(parser: argparse.ArgumentParser, budget: str, seconds: float) -> 
     add("--fail-on", choices=("error", "warn", "never"), default="error", help="exit with 1 at this severity (error)")
 
 
-def _add_study(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_study(commands: argparse._SubParsersAction[Parser]) -> None:
     study = _command(commands, "study", "reproduce a claim of the literature on real data; see 'levada list studies'")
     add = study.add_argument
     add("names", metavar="NAME", nargs="+", help="studies to run; 'all' are all of them")
     add("--scale", choices=("smoke", "small", "full"), default="small", help="how much to compute (small)")
     add("--out", metavar="DIR", default="runs", help="where the run folders go; existing results are kept (runs)")
-    add("--seeds", type=_whole, metavar="N", help="number of seeds; a claim is decided with 5 or more")
+    add(
+        "--seeds",
+        type=at_least(1, "Leave it out for the seeds of the scale"),
+        metavar="N",
+        help="number of seeds; a claim is decided with 5 or more",
+    )
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="change one setting of the study")
     add("--executor", choices=("local", "slurm", "ray"), default="local", help="where configurations run (local)")
     text = "an option of the executor, e.g. slurm_partition=gpu, cluster=local, address=auto"
     add("--executor-set", metavar="KEY=VALUE", action="append", default=[], help=text)
 
 
-def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
-    train = _command(commands, "train", "train a stack as a TOML file says, on one process or under torchrun")
+def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
+    train = _command(commands, "train", "train a stack as a TOML file says, on one process or several")
     add = train.add_argument
     add("config", metavar="CONFIG.toml", help="the configuration; docs/train.md lists its keys")
     add("--set", metavar="TABLE.KEY=VALUE", action="append", default=[], help="change one setting of the file")
+    add("--processes", type=at_least(1), metavar="N", help="start N on this machine; torchrun starts them on several")
     add("--resume", action="store_true", help="continue the run, if there is one, from its newest complete checkpoint")
 
 
-def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     run = _command(commands, "run", "run a training script as it is, and watch every model that it trains")
     run.usage = "levada run [options] SCRIPT [ARG ...]\n       levada run [options] -m MODULE [ARG ...]"
     add = run.add_argument
     add("--run", metavar="DIR", help="where the record goes, a folder without one (runs/SCRIPT-1, -2, ...)")
-    add("--every", type=_whole, default=20, metavar="N", help="sample every Nth optimizer step (20)")
+    add(
+        "--every",
+        type=at_least(1, "20 is every twentieth step"),
+        default=20,
+        metavar="N",
+        help="sample every Nth optimizer step (20)",
+    )
     add(
         "--max-overhead",
-        type=_number,
+        type=number("must be a share of the time, in (0, 1]", lambda value: 0 < value <= 1, "0.01 is one percent"),
         default=0.01,
         metavar="F",
         help="share of the time that watching may take (0.01)",
@@ -243,31 +160,31 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="the script, and behind it its own arguments")
 
 
-def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
     report = _command(commands, "report", "make one self-contained page from run folders")
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, or a folder that holds some")
     report.add_argument("-o", "--output", metavar="FILE", default="report.html", help="the page (report.html)")
 
 
-def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_serve(commands: argparse._SubParsersAction[Parser]) -> None:
     serve = _command(commands, "serve", "show the runs below a folder in a browser, also while they are written")
     add = serve.add_argument
     add("folder", metavar="DIR", help="a folder that holds runs")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1: this machine alone)")
-    add("--port", type=_whole, metavar="N", help="port to listen on, 0 for any that is free (8765)")
+    add("--port", type=_PORT, metavar="N", help="port to listen on, 0 for any that is free (8765)")
     add("--token", action="store_true", help="reading, too, needs the token of the printed address")
     add("--open", action="store_true", help="open the page in a browser")
 
 
-def _add_explore(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_explore(commands: argparse._SubParsersAction[Parser]) -> None:
     explore = _command(commands, "explore", "try networks of any depth in a browser: signal and gradient by layer")
     add = explore.add_argument
     add("--out", metavar="FILE", help="write the page as one file that opens from a disk, and serve nothing")
-    add("--port", type=_whole, metavar="N", help="port to listen on, 0 for any that is free (8765)")
+    add("--port", type=_PORT, metavar="N", help="port to listen on, 0 for any that is free (8765)")
     add("--no-open", dest="open", action="store_false", help="open no browser")
 
 
-def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     export = _command(commands, "export", "put a watched run into TensorBoard, Weights & Biases, MLflow or trackio")
     add = export.add_argument
     add("run", metavar="RUN", help="a run folder, or its address")
@@ -275,14 +192,14 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--out", metavar="DIR", default="exports", help="the folder that is written to (exports)")
     add(
         "--sites",
-        type=_whole,
+        type=at_least(1),
         default=8,
         metavar="N",
         help="how many sites' signals: first, last, and between them (8)",
     )
 
 
-def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
     doctor = _command(commands, "doctor", "check every checksum of a run folder and say what was lost")
     doctor.add_argument("run", metavar="RUN", help="a run folder, or a folder that holds some")
     text = "write the manifest, events and signals again, with what can be read; what was damaged is kept beside"
@@ -290,7 +207,7 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor.epilog = "Exit codes: 0 sound, or mended with nothing missing; 1 something is lost or not certain; 2 no run."
 
 
-def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_replay(commands: argparse._SubParsersAction[Parser]) -> None:
     replay = _command(commands, "replay", "run a step that a watched run kept again, with everything measured")
     add = replay.add_argument
     add("bundle", metavar="BUNDLE", help="its folder, in RUN/bundles")
@@ -307,7 +224,7 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--fail-on", choices=("error", "warn", "never"), default="error", help="exit with 1 at this severity (error)")
 
 
-def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
     bench = _command(
         commands, "bench", "run benchmarks of a checkout of levada: speed, memory, and how good verdicts are"
     )
@@ -316,7 +233,7 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--quick", action="store_true", help="small cases; nothing is kept")
 
 
-def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_list(commands: argparse._SubParsersAction[Parser]) -> None:
     listing = _command(commands, "list", "list what the library holds")
     kinds = ("connections", "cells", "diagnostics", "remedies", "studies", "initialisations")
     text = f"what to list: {', '.join(kinds)}; these are told if left out"
@@ -340,17 +257,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         2
     """
     parser = _parser()
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        options.parser.unrecognized(unknown)
-    if options.command is None:
-        parser.error("a command is needed")
+    try:
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            options.parser.unrecognized(unknown)
+        if options.command is None:
+            parser.error("a command is needed")
+    except SystemExit as stop:  # the parser has said why
+        return int(stop.code or 0)
     if empty := _empty(options):
         told = f"{empty} must not be empty. Is a variable of the shell not set?"
         return _say(options.command, told, UNUSABLE)
-    from levada import commands
-
     try:
+        from levada import commands
+
         return commands.COMMANDS[options.command](options)
     except BrokenPipeError:
         sys.stderr.close()
@@ -358,8 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # not ours: parsing is over
         return _say(options.command, f"the code that was run called sys.exit({stop.code!r}).", UNUSABLE)
     except KeyboardInterrupt:
-        kept = "nothing was written" if options.command in ("check", "fix") else "what was finished is kept"
-        return _say(options.command, f"interrupted; {kept}.", INTERRUPTED)
+        return _say(options.command, f"interrupted; {_kept(options)}.", INTERRUPTED) if is_first() else INTERRUPTED
     except Exception as error:
         if options.debug:
             raise
@@ -375,6 +294,13 @@ def _empty(options: argparse.Namespace) -> str:
         if "" in (words[:1] if action.nargs == argparse.REMAINDER else words):
             return str((action.option_strings or [action.metavar or action.dest])[-1])
     return ""
+
+
+def _kept(options: argparse.Namespace) -> str:
+    """Say what an interruption leaves: files are written whole or not at all."""
+    asked = (getattr(options, name, None) for name in ("json", "sarif", "html", "run", "out"))
+    writes = options.command not in ("check", "fix", "list") or any(name not in (None, "-") for name in asked)
+    return "what was finished is kept" if writes else "nothing was written"
 
 
 def _say(command: str, sentence: str, code: int) -> int:

@@ -149,6 +149,23 @@ def test_recomputation_changes_nothing(tmp_path):
     assert curve(train(small(tmp_path, "parallel.checkpoint=2", name="again"))) == plain
 
 
+def test_stacking_changes_nothing_but_what_the_optimizer_holds(tmp_path):
+    asked = ("model.connection=ReZero", "model.depth=5", "model.initialisation=orthogonal", "checkpoint.every=2")
+    plain = train(small(tmp_path, *asked, name="plain"))
+    whole = train(small(tmp_path, *asked, "parallel.stacked=true", name="whole"))
+    assert curve(whole) == curve(plain)
+    assert {len(p) for p in whole.engine.module.stack.stacked.parameters()} == {5}
+    for name, weight in plain.engine.module.state_dict().items():
+        assert torch.equal(whole.engine.module.state_dict()[name], weight), name
+    train(small(tmp_path, *asked, "parallel.stacked=true", "run.steps=3", "schedule.name=constant", name="parts"))
+    config = small(tmp_path, *asked, "parallel.stacked=true", "schedule.name=constant", name="parts")
+    again = train(config, resume=True)
+    one = train(small(tmp_path, *asked, "parallel.stacked=true", "schedule.name=constant", name="one"))
+    assert curve(again) == curve(one)
+    with pytest.raises(UsageError, match=r"parallel\.stacked must stay what it is"):
+        train(small(tmp_path, *asked, "schedule.name=constant", "run.steps=9", name="parts"), resume=True)
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

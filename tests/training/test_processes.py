@@ -243,9 +243,13 @@ def test_what_goes_wrong_in_another_process_is_said(error, told, code, monkeypat
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(importlib.import_module("levada.commands.train"), "_train", fail)
+    command = importlib.import_module("levada.commands.train")
+    waited = []
+    monkeypatch.setattr(command, "_train", fail)
+    monkeypatch.setattr(command.time, "sleep", waited.append)
     assert main(["train", "a.toml"]) == code
     assert capsys.readouterr().err == told
+    assert waited == [5.0], "the first process says it first, and its launcher then ends this one"
 
 
 def test_an_answer_is_asked_of_one_process_without_a_group():

@@ -386,7 +386,7 @@ def test_a_scripts_arguments_stay_as_they_are(
     [
         ([], "SCRIPT must be given"),
         (["--every", "0", "x.py"], "--every must be at least 1, got 0"),
-        (["--max-overhead", "2", "x.py"], "in (0, 1], got 2.0"),
+        (["--max-overhead", "2", "x.py"], "in (0, 1], got 2."),
     ],
 )
 def test_options_out_of_range_are_told(capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:

@@ -17,8 +17,6 @@ def export(options: argparse.Namespace) -> int:
     """Run `levada export`: write the run to a tracker; where it is, and what shows it, are the last lines."""
     from levada.runs import exporters
 
-    if options.sites < 1:
-        raise UsageError(f"--sites must be at least 1, got {options.sites}.")
     if Path(options.out).is_file():
         raise UsageError(f"--out must name a folder, got {options.out!r}, which is a file. Name another.")
     # What a tracker prints must not get between the lines that say where the numbers are.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from levada._errors import UsageError
 from levada.commands.inputs import batch_of, loss_of, model_of, named, require_model
 from levada.commands.output import (
     FIRED,
@@ -25,14 +23,11 @@ from levada.commands.output import (
 
 __all__ = ["fix"]
 
-LEAST: Final = {"trials": 3, "steps": 50}  # as `levada.fix`, said here before torch is imported
-
 
 def fix(options: argparse.Namespace) -> int:
     """Run `levada fix`: build the model, try what repairs it, show and store what helps."""
     require_writable(options)
     require_model(options)
-    _require_enough(options)
 
     import torch
 
@@ -71,14 +66,6 @@ def fix(options: argparse.Namespace) -> int:
     failing = fails(fixed.before.verdict, options.fail_on)
     failing = failing or (options.fail_on != "never" and bool(set(fixed.causes) - fired))
     return FIRED if failing and told["outcome"] in ("helps", "not repaired") else QUIET
-
-
-def _require_enough(options: argparse.Namespace) -> None:
-    for name, least in LEAST.items():
-        if (came := getattr(options, name)) < least:
-            raise UsageError(f"--{name} must be at least {least}, got {came}.")
-    if not 0 < options.budget < math.inf:
-        raise UsageError(f"--budget must be a positive number of seconds, got {options.budget}.")
 
 
 def _diff(model: str, loss: str | None, change: Any) -> str | None:

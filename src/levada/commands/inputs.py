@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import Any, Final
 
 from levada._errors import UsageError
@@ -73,12 +72,6 @@ def require_model(options: argparse.Namespace) -> None:
         if target is not None and (target is options.batch or ":" in target):
             require(target)
     require_loss(options.loss)
-    if not 0 <= options.seed < 2**63:
-        raise UsageError(f"--seed must be in [0, 2^63), got {options.seed}.")
-    if options.lr is not None and not (options.lr > 0 and math.isfinite(options.lr)):
-        raise UsageError(f"--lr must be a positive finite number, got {options.lr}. Leave it out for the optimizer's.")
-    if not options.budget >= 0:
-        raise UsageError(f"--budget must be a number of seconds of at least 0, got {options.budget}.")
 
 
 def require_loss(name: str | None) -> None:

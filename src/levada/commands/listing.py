@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from levada.commands.output import QUIET, console, duration
+from levada.studies import SLUGS
 
 if TYPE_CHECKING:
-    from levada.study import Study
+    from levada.study.study import Cost
 
 __all__ = ["KINDS", "list_names"]
 
@@ -52,50 +53,47 @@ def _inventory(kind: str | None) -> list[tuple[str, ...]]:
     """Return a row for each name: the name first, its sentence last."""
     if kind is None:
         return list(KINDS.items())
+    from levada.commands import sources
+
     if kind == "connections":
-        from levada import connections
-        from levada.connection import Connection
-
-        return [(c.__name__, _STARTS[c.residual_start], _first_line(c)) for c in _kinds_of(Connection, connections)]
+        found = sources.derived("levada.connections", "Connection")
+        return [(one.name, _STARTS[one.constant("residual_start")], _plain(one.sentence)) for one in found]
     if kind == "cells":
-        from levada import cells
-
-        return [(c.__name__, _first_line(c)) for c in _kinds_of(cells.Cell, cells)]
+        return [(one.name, _plain(one.sentence)) for one in sources.derived("levada.cells", "Cell")]
     if kind == "diagnostics":
-        from levada.diagnose import DIAGNOSTICS
-
-        return [(name, _first_line(rule)) for name, rule in DIAGNOSTICS.items()]
+        rules = sources.entries("levada.diagnose.diagnostics", "DIAGNOSTICS", lambda rule: rule)
+        return [(name, _plain(rule.sentence)) for name, rule in rules.items()]
     if kind == "remedies":
-        from levada.diagnose import REMEDIES
-
-        return [(name, remedy.sentence) for name, remedy in REMEDIES.items()]
+        remedies = sources.entries("levada.diagnose.remedies", "REMEDIES", _writes)
+        return [(name, _plain(remedy.sentence)) for name, remedy in remedies.items()]
     if kind == "studies":
-        from levada.studies import STUDIES
-        from levada.study.study import SCALES
-
-        return [(name, *(_cost(known, scale) for scale in SCALES), known.title) for name, known in STUDIES.items()]
-    from levada.initialise import INITIALISATIONS
-
-    return [(name, _first_line(function)) for name, function in INITIALISATIONS.items()]
+        return [*map(_study, SLUGS.values())]
+    found = sources.elements("levada.initialise", "INITIALISATIONS")
+    return [(one.name, _plain(one.sentence)) for one in found]
 
 
-def _kinds_of(base: type, module: ModuleType) -> list[Any]:
-    """Return what a module has of a class, by name, without the class itself."""
-    held = vars(module).values()
-    found = [one for one in held if isinstance(one, type) and issubclass(one, base) and one is not base]
-    return sorted(found, key=lambda one: one.__name__)
+def _writes(remedy: ast.expr) -> ast.expr:
+    """Give of `Remedy(causes, cost, write)` the function that writes the change."""
+    assert isinstance(remedy, ast.Call)
+    return remedy.args[2]
 
 
-def _cost(known: Study, scale: str) -> str:
+def _study(slug: str) -> tuple[str, ...]:
+    from levada.commands import sources
+    from levada.study.study import SCALES, Cost
+
+    told = sources.keywords(f"levada.studies.{slug}", "STUDY", {"Cost": Cost}, ("name", "title", "costs"))
+    return (told["name"], *(_cost(told.get("costs", {}).get(scale), scale) for scale in SCALES), told["title"])
+
+
+def _cost(cost: Cost | None, scale: str) -> str:
     """Say what a scale takes: "~" where it is an estimate; of one processor core where it says nothing else."""
-    cost = known.costs.get(scale)
     if cost is None:
         return f"{scale} -"
     where = "" if cost.hardware == CORE else f" on {cost.hardware}"
     return f"{scale} {'' if cost.measured else '~'}{duration(3600 * cost.hours)}{where}"
 
 
-def _first_line(documented: object) -> str:
-    """Return the first sentence of a docstring, without the equation that ends it."""
-    line = (documented.__doc__ or "").strip().split("\n")[0].replace("`", "")
-    return re.sub(r": \$[^$]*\$\.$", ".", line).replace("$", "")
+def _plain(line: str) -> str:
+    """Leave out of a docstring's first line the marks, and the equation that ends it."""
+    return re.sub(r": \$[^$]*\$\.$", ".", line.replace("`", "")).replace("$", "")

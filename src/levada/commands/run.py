@@ -23,11 +23,6 @@ def run(options: argparse.Namespace) -> int:
     words = options.module if options.module is not None else options.script
     if not words:
         raise UsageError("SCRIPT must be given, or -m and the name of a module: levada run train.py --lr 0.1")
-    if options.every < 1:
-        raise UsageError(f"--every must be at least 1, got {options.every}. 20 is every twentieth step.")
-    if not 0 < options.max_overhead <= 1:
-        rule = "--max-overhead must be a share of the time, in (0, 1]"
-        raise UsageError(f"{rule}, got {options.max_overhead}. 0.01 is one percent.")
     script = Script(words[0], tuple(words[1:]), module=options.module is not None)
     require_script(script)
     places = Places(options.run, script.name)

@@ -25,8 +25,6 @@ def study(options: argparse.Namespace) -> int:
     """Run `levada study`: compute what is missing, decide the claims, show them."""
     every = "all" in (name.lower() for name in options.names)
     numbers = [] if every else list(dict.fromkeys(map(require_study, options.names)))
-    if options.seeds is not None and options.seeds < 1:
-        raise UsageError(f"--seeds must be at least 1, got {options.seeds}. Leave it out for the seeds of the scale.")
     settings = dict(setting(text) for text in options.set)
     _require_folder(Path(options.out))
     jobs = Path(options.out) / ".jobs"

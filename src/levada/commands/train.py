@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
+from typing import Final
 
 from levada._errors import MeasurementError, UsageError
 from levada.commands.output import QUIET, console, tell
@@ -13,10 +15,13 @@ from levada.commands.output import QUIET, console, tell
 __all__ = ["train"]
 
 UNUSABLE, UNMEASURED = 2, 3
+_PATIENCE: Final = 5.0  # seconds in which the first process says what all refuse; its launcher ends the others then
 
 
 def train(options: argparse.Namespace) -> int:
     """Run `levada train`: read the configuration, train, say what came of it."""
+    if options.processes is not None:
+        return _launch(options)
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         code = _train(options)
@@ -24,6 +29,7 @@ def train(options: argparse.Namespace) -> int:
         rank = os.environ.get("RANK", "0")
         if not together or rank == "0":
             raise
+        time.sleep(_PATIENCE)
         kind = UsageError if isinstance(error, UsageError) else MeasurementError
         if _said(error):
             return UNUSABLE if kind is UsageError else UNMEASURED
@@ -33,6 +39,22 @@ def train(options: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(code)  # gloo's threads sometimes outlive the interpreter and abort it
     return code
+
+
+def _launch(options: argparse.Namespace) -> int:
+    """Start several processes, once the configuration is known to be one."""
+    from levada.training import read
+
+    kind = read(options.config, options.set).parallel.kind
+    if kind == "none" and options.processes > 1:
+        raise UsageError(
+            f'parallel.kind "none" is for one process, got --processes {options.processes}. '
+            "Use ddp, fsdp or pipeline: --set parallel.kind=ddp"
+        )
+    from levada.commands.launching import launch
+
+    sets = [word for change in options.set for word in ("--set", change)]
+    return launch(["train", options.config, *sets, *(["--resume"] if options.resume else [])], options.processes)
 
 
 def _said(error: Exception) -> bool:
@@ -59,6 +81,9 @@ def _train(options: argparse.Namespace) -> int:
     if not int(os.environ.get("RANK", "0")):
         _tell_repeated(options.set)
     config = read(options.config, options.set)
+    if config.parallel.kind != "none" and "RANK" not in os.environ:
+        kind = config.parallel.kind
+        tell(f"levada train: parallel.kind {kind!r} on one process; --processes N starts more", stderr=True)
 
     from levada.training import train as run
 

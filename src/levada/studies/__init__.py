@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from levada._errors import UsageError
 from levada._names import meant
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     STUDIES: dict[str, Study]
 
-__all__ = ["STUDIES", "find", "require_study", "run_study"]
+__all__ = ["SLUGS", "STUDIES", "find", "require_study", "run_study"]
 
-_SLUGS = {
+SLUGS: Final = {
     "R1": "gradient_decay",
     "R2": "norm_one",
     "R3": "trainable_depth",
@@ -49,7 +49,7 @@ _SLUGS = {
 def __getattr__(name: str) -> Any:
     if name != "STUDIES":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    modules = (importlib.import_module(f"{__name__}.{slug}") for slug in _SLUGS.values())
+    modules = (importlib.import_module(f"{__name__}.{slug}") for slug in SLUGS.values())
     found = globals()[name] = {module.STUDY.name: module.STUDY for module in modules}
     return found
 
@@ -67,11 +67,11 @@ def require_study(name: str) -> str:
         >>> require_study("Gradient_decay")
         'R1'
     """
-    for number, slug in _SLUGS.items():
+    for number, slug in SLUGS.items():
         if name.lower() in (number.lower(), slug):
             return number
-    near = meant(name, [*_SLUGS.values(), *_SLUGS])
-    there = f"There are {len(_SLUGS)}: `levada list studies` names them."
+    near = meant(name, [*SLUGS.values(), *SLUGS])
+    there = f"There are {len(SLUGS)}: `levada list studies` names them."
     raise UsageError(f"study {name!r} is not known.{near} {there}")
 
 

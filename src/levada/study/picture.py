@@ -6,12 +6,12 @@ import base64
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Any, final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, final
 
 from levada._errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["MAX_BYTES", "Image", "Picture", "encode_png"]
 
@@ -105,11 +105,14 @@ def encode_png(pixels: Tensor) -> bytes:
         UsageError: if the pixels are of another type or shape, or there are none.
 
     Example:
+        >>> import torch
         >>> encode_png(torch.zeros(2, 3, dtype=torch.uint8))[1:4]
         b'PNG'
 
     Source: W3C, Portable Network Graphics Specification.
     """
+    import torch  # studies are told of without it
+
     channels = pixels.shape[2] if pixels.dim() == 3 else 1
     if pixels.dtype != torch.uint8 or pixels.dim() not in (2, 3) or channels not in _COLOURS or not pixels.numel():
         raise UsageError(

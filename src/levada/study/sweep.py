@@ -14,8 +14,6 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import torch
-
 from levada._errors import UsageError
 from levada.study.results import Cell
 
@@ -229,6 +227,8 @@ def _interruptions_held() -> Iterator[None]:
 
 
 def _begin_worker() -> None:
+    import torch
+
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -145,9 +145,14 @@ def _called(build: Any, path: str, inner: Mapping[str, Any], **options: Any) -> 
         outer = {*options} - {
             *inner
         }  # an option that is refused is quoted; those that are allowed are listed behind it
-        if not outer & {*re.findall(r"'(\w+)'", told)} and {*inner} & {*re.findall(r"\w+", told)}:
+        theirs = {*inner} & {*re.findall(r"\w+", told)} or told.startswith(f"{_name(options.get('connection'))} ")
+        if theirs and not outer & {*re.findall(r"'(\w+)'", told)}:
             path = "model.connection_options"
         raise UsageError(f"train: {path} cannot be used: {told}.") from error
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", "")
 
 
 def _named(name: str, known: Mapping[str, Any], path: str) -> Any:

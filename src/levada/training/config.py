@@ -38,8 +38,9 @@ FREE: Final = (
 `run.steps` is where a schedule ends, so that a longer run has other learning rates from the continuation on.
 """
 
-FIXED: Final = ("parallel.gather",)
-"""Keys of free tables that must stay: the precision of a gathered parameter is that of the step."""
+FIXED: Final = ("parallel.gather", "parallel.stacked")
+"""Keys of free tables that must stay: the precision of a gathered parameter is that of the step, and an optimizer's
+state is that of the stacked tensors."""
 
 # What a key says something about: another key, and the values of it. One that would be ignored is refused.
 _BELONGS: Final = {
@@ -306,6 +307,11 @@ class Config:
             raise UsageError(
                 f"train: optimizer.accumulate must be 1 in a pipeline, got {self.optimizer.accumulate}: "
                 "parallel.micro_batches says into how many parts it cuts a batch."
+            )
+        if self.data.batch_size % self.parallel.micro_batches:
+            raise UsageError(
+                f"train: data.batch_size must be a multiple of parallel.micro_batches, got {self.data.batch_size} and "
+                f"{self.parallel.micro_batches}."
             )
         decay = self.schedule.decay if self.schedule.name == "stable_decay" else 0
         if self.schedule.warmup + decay > self.run.steps:

@@ -137,7 +137,11 @@ def _text(data: Data) -> Source:
         vocabulary, parts, kept = len(text.characters), [text.train], [text.validation]
     else:
         vocabulary, parts, kept = 256, [], []
-        for path in _files(Path(data.path)):
+        files = _files(Path(data.path))
+        if not any(path.stat().st_size for path in files):
+            what = "is empty" if len(files) == 1 else f"holds {len(files)} .txt files, all empty"
+            raise UsageError(f"train: data.path must name a text; {data.path!r} {what}. Name another.")
+        for path in files:
             content = _mapped(path)
             cut = len(content) - round(len(content) * data.held_out)
             parts.append(content[:cut])
@@ -203,7 +207,10 @@ def _images(data: Data) -> Source:
     empty = [home.name for label, home in enumerate(classes) if label not in {label for _, label in files}]
     if len(classes) < 2 or empty:
         came = f"no image in {', '.join(empty)}" if empty else f"{len(classes)} folders in {str(folder)!r}"
-        raise UsageError(f"train: data.path must hold two folders of images or more, a class each, got {came}.")
+        raise UsageError(
+            f"train: data.path must hold two folders of images or more, a class each, got {came}. Put the images of "
+            "each class into a folder of its own."
+        )
     shape = _common_shape(image, [path for path, _ in files])
     targets = torch.tensor([label for _, label in files])
 

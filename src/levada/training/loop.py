@@ -83,6 +83,7 @@ def train(config: Config, *, resume: bool = False, stream: TextIO | None = None)
         source = load_data(config.data)
         require_batch(config.data, source)
         engine = _engine(config, source, processes)
+        share(config.data.batch_size, config.optimizer.accumulate, engine.replica, engine.replicas)  # or it is refused
         record = Record()
         resume = processes.any(resume)
         restarted = processes.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
@@ -248,6 +249,10 @@ def _engine(config: Config, source: Source, processes: Processes) -> Engine:
             'Set model.connection_options.mode="sample", or parallel.kind="fsdp".'
         )
     model = parallelise(network, mesh, config.parallel)
+    if config.parallel.stacked:  # which some connections refuse in their first pass
+        inputs, _ = _taken(config, source, source.train, torch.arange(min(2, source.train.num)))
+        network.eval()(inputs.to(processes.device))
+        network.train()
     accumulate = config.optimizer.accumulate
     return WholeNetwork(
         model, accumulate=accumulate, bfloat16=bfloat16, replica=processes.rank, replicas=processes.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -107,11 +108,11 @@ def parallelise(
     assert mesh is not None
     place = next(model.parameters()).device
     devices = None if place.type in ("cpu", "meta") else [place]
-    process_group = mesh.get_group()
+    options: dict[str, Any] = {"process_group": mesh.get_group(), "gradient_as_bucket_view": True}
     # Running statistics are averaged when they are needed: those of the first process alone are not the batch's.
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, process_group=process_group, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, **options)
 
 
 def materialise(model: nn.Module, weights: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> nn.Module:
@@ -168,17 +169,21 @@ def _require_complete(model: nn.Module) -> None:
 
 
 def _arrange(model: nn.Module, parallel: Parallel) -> None:
-    """Tell each stack what it keeps and whether it is compiled, where `parallel` says so."""
-    if not (parallel.checkpoint or parallel.compile):
+    """Tell each stack what it keeps and whether it is compiled or stacked, where `parallel` says so."""
+    if not (parallel.checkpoint or parallel.compile or parallel.stacked):
         return
     stacks = [module for module in model.modules() if isinstance(module, Stack)]
     if not stacks:
         raise UsageError(
-            f"parallelise: checkpoint and compile need a model with a Stack, and {type(model).__name__} has none. "
-            "Leave them out."
+            f"parallelise: checkpoint, compile and stacked need a model with a Stack, and {type(model).__name__} has "
+            "none. Leave them out."
         )
     for stack in stacks:
-        stack.arrange(checkpoint=parallel.checkpoint or None, compile=parallel.compile or None)
+        stack.arrange(
+            checkpoint=parallel.checkpoint or None,
+            compile=parallel.compile or None,
+            stacked=parallel.stacked or None,
+        )
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh, parallel: Parallel) -> None:

@@ -39,6 +39,8 @@ class Parallel:
             `"interleaved-1f1b"`, several shorter stages a process, so that it waits less and sends more.
         checkpoint: as in `Stack`, for a stack that was built without; in a pipeline, segments of each stage.
         compile: compile one layer and use it for all, as in `Stack`.
+        stacked: hold the parameters of alike layers as one tensor of each kind, as in `Stack`, once they are
+            initialised; with `"none"` and `"ddp"`.
         gather: the type in which parameters are gathered and branches compute under `"fsdp"`. The connections' own
             stay float32 (`levada.shard_connections`), and gradients are reduced in float32.
         reshard: let go of a layer's gathered parameters after its forward pass, and gather them again in the backward
@@ -62,6 +64,7 @@ class Parallel:
     schedule: Literal["gpipe", "1f1b", "interleaved-1f1b"] = "1f1b"
     checkpoint: int | bool = False
     compile: bool = False
+    stacked: bool = False
     gather: Literal["float32", "bfloat16"] = "float32"
     reshard: bool = True
 
@@ -78,6 +81,9 @@ class Parallel:
         object.__setattr__(self, "split", tuple(self.split))  # a configuration file has lists
         for layers in self.split:
             require_at_least("Parallel", "a stage in split", layers, 1)
+        if self.stacked and (self.compile or self.kind not in ("none", "ddp")):
+            came = "compile" if self.compile else f"kind={self.kind!r}, where each layer must hold its own parameters"
+            raise UsageError(f"Parallel: stacked cannot be together with {came}. Leave one out.")
         for field in fields(self):
             kind = _BELONGS.get(field.name, self.kind)
             if kind != self.kind and getattr(self, field.name) != field.default:
