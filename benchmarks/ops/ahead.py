@@ -1,10 +1,9 @@
-"""Cases of writing to streams and reading them again, one layer's end and the next one's beginning, on a GPU."""
+"""Cases of writing to streams and reading them again, one layer's end and the next one's beginning."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from benchmarks.ops import Case, read_inputs
 from levada.ops import write_streams
 from levada.ops.manifold import Form, read_streams, reference
+from levada.ops.manifold.ahead import write_and_read
 from levada.ops.streams import reference as streams
 
 __all__ = ["cases"]
@@ -41,33 +41,9 @@ def _two(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor, *parameters: 
     return [x, writes, mixes, new]
 
 
-class _Ahead(torch.autograd.Function):
-    """The kernels in a row: what is written is projected on the way."""
-
-    @staticmethod
-    def forward(ctx: Any, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor, *parameters: Tensor) -> Any:
-        from levada.ops.manifold import triton as kernels
-        from levada.ops.manifold.ahead.triton import write_and_project
-
-        new, sums = write_and_project(state, out, weights, mix, parameters[0])
-        x, _, writes, mixes, *kept = kernels.read_projected(new, sums, *parameters[1:], _FORM)
-        ctx.save_for_backward(state, out, weights, mix, new, *parameters, *kept)
-        return x, writes, mixes, new
-
-    @staticmethod
-    def backward(ctx: Any, by_x: Tensor, by_writes: Tensor, by_mix: Tensor, by_new: Tensor) -> Any:
-        from levada.ops.manifold import triton as kernels
-        from levada.ops.streams.triton import write_backward
-
-        *written, new, projection, scale, bias, features, inverse = ctx.saved_tensors
-        given = new, projection, scale, bias, features, inverse
-        by_new, *others = kernels.read_backward(by_x, None, by_writes, by_mix, by_new, *given, *_FORM)
-        return *write_backward(by_new, *written), *others
-
-
-def _ahead(*tensors: Tensor) -> Sequence[Tensor]:
-    found: tuple[Tensor, ...] = _Ahead.apply(*tensors)
-    return found
+def _one(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
+    x, _, writes, mixes, new = write_and_read(state, out, weights, mix, *parameters, _FORM)
+    return [x, writes, mixes, new]  # type: ignore[list-item]
 
 
 def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
@@ -77,7 +53,7 @@ def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
             operator="write and read",
             size={"tokens": tokens, "streams": n, "width": width},
             make=functools.partial(_inputs, tokens, n, width),
-            programs={"reference": _plain, "levada, two operations": _two, "levada": _ahead},
+            programs={"reference": _plain, "levada, two operations": _two, "levada": _one},
             forward=(3 * n + 2) * tokens * width,
             backward=(6 * n + 3) * tokens * width,
             tolerance=32.0,

@@ -60,7 +60,8 @@ class Connection(nn.Module, ABC):
     """How one layer reads from and writes to the state.
 
     A subclass is final: it implements the abstract methods and overrides nothing else but `advance`, where the branch
-    must not simply be called (recomputation, dropping a layer), and `require_fit`, where it may change the shape.
+    must not simply be called (recomputation, dropping a layer), `defers_to` and `defer`, where the next layer's reading
+    can write, and `require_fit`, where it may change the shape.
     `begin` and `end` have no parameters; a learned scalar has shape `(1,)`, never `()`: sharded training needs both.
     What is compiled once for all layers needs that `read` and `write` use no number that differs by layer.
 
@@ -149,6 +150,21 @@ class Connection(nn.Module, ABC):
         if out.shape != x.shape:
             self.require_fit(x, out)
         return self.write(state, out)
+
+    def defers_to(self, after: Connection) -> bool:
+        """Return whether the layer after this one can write what this one's branch returns, as it reads.
+
+        Args:
+            after: the next layer's connection, which is given what `defer` returns, by `defer` or `advance`.
+        """
+        return False
+
+    def defer(self, state: State, branch: nn.Module, *args: Any, **kwargs: Any) -> State | Outputs:
+        """Take one layer's step but for the writing, where `defers_to(after)`: the state is for that connection alone.
+
+        A stack asks for it where nobody looks at the state between two layers.
+        """
+        raise NotImplementedError(f"{type(self).__name__} writes at once.")
 
     def first_of(self, out: tuple[Any, ...]) -> Tensor:
         """Return the tensor that is written of a branch's tuple."""

@@ -316,14 +316,21 @@ def _hooked(own: dict[str, Any]) -> bool:
     return bool(forward or own["_backward_hooks"] or own["_backward_pre_hooks"])
 
 
+def _is_bare(layer: nn.Module) -> bool:
+    """Return whether calling it would only call `Layer.forward`."""
+    own = layer.__dict__  # one that grew may hold a `forward` of its own
+    return type(layer) is Layer and len(own) == _BIRTH_SIZE and not _hooked(own)
+
+
 def _run(
     layers: Iterable[nn.Module], state: State, extras: Extras, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> State:
     """Return the state after `state = layer(state, *args, **kwargs)` for each layer; list the rest in `extras`.
 
     On narrow layers nn.Module.__call__ is most of what a stack costs over a loop by hand: layer and branch are entered
-    without it where it would only call `forward`. (A `__dict__` that grew may hold a `forward` of the layer's own.)
+    without it where it would only call `forward`. Of two such layers the second may write for the first.
     """
+    layers = [*layers]
     hooked_everywhere = _has_any_global_hook()  # type: ignore[no-untyped-call]
     quiet = nn.Module.__call__ is _CALL and not (torch.compiler.is_compiling() or hooked_everywhere)
     bare = not args and not kwargs
@@ -331,14 +338,16 @@ def _run(
     place = 0
     try:
         for place, layer in enumerate(layers):
-            own = layer.__dict__
-            if not quiet or type(layer) is not Layer or len(own) != _BIRTH_SIZE or _hooked(own):
+            if not quiet or not _is_bare(layer):
                 state = layer(state, *args, **kwargs)
             else:
-                modules = own["_modules"]
+                modules = layer._modules
                 connection, branch = modules["connection"], modules["branch"]
                 if type(connection).advance is not Connection.advance:
-                    state = connection.advance(state, branch, *args, **kwargs)
+                    after = layers[place + 1] if place + 1 < len(layers) else None
+                    defers = after is not None and _is_bare(after) and connection.defers_to(after.connection)
+                    step = connection.defer if defers else connection.advance
+                    state = step(state, branch, *args, **kwargs)
                 else:
                     x, own = connection.read(state), branch.__dict__
                     if type(branch).__call__ is not _CALL or "_compiled_call_impl" in own or _hooked(own):

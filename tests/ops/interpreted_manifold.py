@@ -9,8 +9,11 @@ import triton.language as tl
 from tests.ops.test_manifold import FORMS, arguments
 from triton.runtime import interpreter
 
+from levada import ManifoldHyperConnection, Stack
 from levada.ops.manifold import reference
 from levada.ops.manifold import triton as kernels
+from levada.ops.manifold.ahead import autograd as registered
+from levada.ops.manifold.ahead import reference as one_pass
 from levada.ops.manifold.ahead import triton as ahead
 from levada.ops.sinkhorn.reference import steps_at_once
 from levada.ops.streams import reference as streams
@@ -226,3 +229,52 @@ def test_what_is_written_may_be_projected_on_the_way(sizes, dtype, form):
     assert found[0] < torch.finfo(dtype).eps
     assert max(found[1:]) < (1e-6 if dtype == torch.float32 else 2e-5)
     assert sizes != (18, 4, 140) or len(sums) > 1
+
+
+@pytest.mark.parametrize("form", [FORMS["few"], FORMS["identity"]], ids=["few", "identity"])
+@pytest.mark.parametrize(
+    ("dtype", "of_out"), [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16)]
+)
+def test_values_and_gradients_of_one_pass_are_the_references(dtype, of_out, form):
+    tensors, by = given(5, 4, 20, form, dtype)
+    state, *parameters = tensors
+    out, weights, mix = torch.randn(5, 20).to(of_out), torch.rand(5, 4), torch.rand(5, 4, 4) if form.mixes else None
+
+    def both(module, x):
+        state, out, weights, mix, *others = x[:7]
+        new, *found = module.write_and_read(state, out, weights, mix, *others, *form)
+        kept = (state, out, weights, mix, new, *others, *found[-2:])
+        return [new, *found, *module.write_and_read_backward(*x[7:], *kept, *form)]
+
+    arguments = [state, out, weights, mix, *parameters, by[4], *by[:4]]
+    got, expected = both(ahead, arguments), both(one_pass, doubled(arguments))
+    assert [x.dtype for x in got[7:9]] == [dtype, of_out]
+    found = errors([x for x in got if x.numel()], [x for x in expected if x.numel()])
+    assert max(found) < (2e-6 if dtype == of_out == torch.float32 else 2 * torch.finfo(torch.bfloat16).eps)
+
+
+def test_layers_of_a_stack_are_joined_by_it(monkeypatch):
+    """What a GPU runs for a stack: every state between two layers is written and read by these kernels."""
+    calls = []
+
+    def write_and_read(*given):
+        calls.append(len(given))
+        return ahead.write_and_read(*given)
+
+    torch.manual_seed(0)
+    stack = Stack([torch.nn.Tanh() for _ in range(3)], ManifoldHyperConnection, dim=6, iterations=2)
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(4, 6)
+
+    def run():
+        return stack(x).detach(), *torch.autograd.grad(stack(x).square().sum(), list(stack.parameters()))
+
+    expected = run()
+    monkeypatch.setattr(registered, "_PASS", write_and_read)
+    monkeypatch.setattr(registered.cpu, "write_and_read", write_and_read)
+    monkeypatch.setattr(registered, "_PASS_BACKWARD", ahead.write_and_read_backward)
+    got = run()
+    assert len(calls) == 4
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

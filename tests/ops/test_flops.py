@@ -35,6 +35,10 @@ def read(state, projection, scale, bias):
     return [torch.einsum("tj,tjc->tc", reads, state)]
 
 
+def write_and_read(state, out, weights, mix, *parameters):
+    return read(*write(state, out, weights, mix), *parameters)
+
+
 def attend(query, *sources):
     values = torch.stack(sources)
     return [torch.einsum("kts,stc->ktc", torch.einsum("kc,stc->kts", query, values).softmax(-1), values)]
@@ -53,6 +57,11 @@ ROWS = 2 * N + N * N
 STREAMS, EACH = (TOKENS, N, DIM), [(TOKENS, DIM)] * SOURCES
 CASES = {
     "write": (write, lambda *x: [write_streams(*x)], [STREAMS, (TOKENS, DIM), (TOKENS, N), (TOKENS, N, N)]),
+    "write and read": (
+        write_and_read,
+        lambda *x: torch.ops.levada.streams_write_read(*x, *FORM)[:5],
+        [STREAMS, (TOKENS, DIM), (TOKENS, N), (TOKENS, N, N), (ROWS, N * DIM), (3,), (ROWS,)],
+    ),
     "read": (
         read,
         lambda *x: torch.ops.levada.streams_read(*x, *FORM)[:4],

@@ -13,8 +13,9 @@ from levada.connection import Connection, Outputs, require_input
 from levada.ops import write_streams
 from levada.ops._define import is_observed
 from levada.ops.manifold import Form, read_streams
+from levada.ops.manifold.ahead import write_and_read
 
-__all__ = ["Coefficients", "MultiStream", "Streams", "coefficient_dtype"]
+__all__ = ["Coefficients", "MultiStream", "Streams", "Unwritten", "coefficient_dtype"]
 
 
 _FAVOURED = 0.7
@@ -139,8 +140,10 @@ class Streams(Connection):
 
     def update(self, coefficients: Coefficients, state: Tensor, out: Tensor) -> Tensor:
         """Return `mix @ state + write out`, in the type that their sum has."""
-        state = state.to(torch.promote_types(state.dtype, out.dtype))
-        return write_streams(state, self.from_axis(out), coefficients.write, coefficients.mix)
+        return write_streams(*self._of_one_type(state, out), coefficients.write, coefficients.mix)
+
+    def _of_one_type(self, state: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        return state.to(torch.promote_types(state.dtype, out.dtype)), self.from_axis(out)
 
     def to_axis(self, x: Tensor) -> Tensor:
         """Move the channels from the last axis to `axis`."""
@@ -174,6 +177,20 @@ class Streams(Connection):
     def extra_repr(self) -> str:
         """Say the width and the number of streams."""
         return f"dim={self.dim}, streams={self.streams}"
+
+
+class Unwritten(NamedTuple):
+    """Streams between two layers of which the second writes, as it reads, what the branch of the first returned.
+
+    Attributes:
+        streams: before the writing.
+        out: what the branch returned.
+        coefficients: of the first layer.
+    """
+
+    streams: Tensor
+    out: Tensor
+    coefficients: Coefficients
 
 
 class MultiStream(Streams):
@@ -210,23 +227,53 @@ class MultiStream(Streams):
         """
         return None
 
-    def open(self, state: Tensor) -> tuple[Tensor, Coefficients, Tensor]:
+    def open(self, state: Tensor | Unwritten) -> tuple[Tensor, Coefficients, Tensor]:
         """Return what the branch reads, the coefficients, and the streams to write to."""
-        form = self.one_pass()
-        if form is None or is_observed() or "coefficients" in vars(self):  # somebody looks at them
+        form = self._read_at_once()
+        if form is None:
+            state = self._written(state)
             coefficients = self.coefficients(state)
             return self.combine(coefficients.read, state), coefficients, state
-        x, read, write, mix, state = read_streams(state, self.projection, self.scale, self.bias, form)  # type: ignore[arg-type]
-        return self.to_axis(x), Coefficients(read, mix, write), state
+        own: Any = self.projection, self.scale, self.bias, form
+        if isinstance(state, Unwritten):
+            _, mix, write = state.coefficients
+            arguments = *self._of_one_type(state.streams, state.out), write, mix
+            x, read, write, mix, streams = write_and_read(*arguments, *own)
+        else:
+            x, read, write, mix, streams = read_streams(state, *own)
+        return self.to_axis(x), Coefficients(read, mix, write), streams
 
-    def advance(self, state: Tensor, branch: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Outputs:
+    def advance(self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Outputs:
         """Take one layer's step, with the coefficients made once."""
-        x, coefficients, state = self.open(self.require_streams(state))
+        found = self.defer(state, branch, *args, **kwargs)
+        if isinstance(found, Outputs):
+            return Outputs(self._written(found.state), found.extra)
+        return self._written(found)
+
+    def defers_to(self, after: Connection) -> bool:
+        """Return whether both read in one operation, which then writes too; it knows what each device gains by it."""
+        if not isinstance(after, MultiStream) or type(after) is not type(self):
+            return False
+        # What a subclass, or sharding, puts around a step of its own must be gone through.
+        own = type(self).advance is MultiStream.advance and not any("advance" in vars(c) for c in (self, after))
+        alike = (self.streams, self.width) == (after.streams, after.width)
+        return own and alike and self._read_at_once() is not None and after._read_at_once() is not None
+
+    def defer(self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any) -> Unwritten | Outputs:
+        """Take one layer's step but for the writing."""
+        x, coefficients, streams = self.open(state if isinstance(state, Unwritten) else self.require_streams(state))
         out = branch(x, *args, **kwargs)
         if isinstance(out, tuple):
             first = self.first_of(out)
             self.require_fit(x, first)
-            return Outputs(self.update(coefficients, state, first), out[1:])
+            return Outputs(Unwritten(streams, first, coefficients), out[1:])
         if out.shape != x.shape:
             self.require_fit(x, out)
-        return self.update(coefficients, state, out)
+        return Unwritten(streams, out, coefficients)
+
+    def _read_at_once(self) -> Form | None:
+        """Return the form of the operation that reads; None where somebody looks at what it makes."""
+        return None if is_observed() or "coefficients" in vars(self) else self.one_pass()
+
+    def _written(self, state: Tensor | Unwritten) -> Tensor:
+        return self.update(state.coefficients, state.streams, state.out) if isinstance(state, Unwritten) else state

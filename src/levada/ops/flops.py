@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-import levada.ops.manifold  # noqa: F401  (which registers an operation)
+import levada.ops.manifold.ahead  # noqa: F401  (which registers operations)
 
-__all__ = ["of_attention", "of_reading", "of_sums", "of_writing"]
+__all__ = ["of_attention", "of_reading", "of_sums", "of_writing", "of_writing_and_reading"]
 
 _Shape = Sequence[int]
 
@@ -30,6 +30,13 @@ def of_reading(state: _Shape, projection: _Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(state) * (projection[0] + 1)
 
 
+def of_writing_and_reading(
+    state: _Shape, out: _Shape, weights: _Shape, mix: _Shape | None, projection: _Shape, *_: Any, **__: Any
+) -> int:
+    """Count both."""
+    return of_writing(state, out, weights, mix) + of_reading(state, projection)
+
+
 def of_attention(query: _Shape, sources: Sequence[_Shape], *_: Any, **__: Any) -> int:
     """Count the products of queries and sources, and the means."""
     queries = math.prod(query[:-1])
@@ -42,23 +49,25 @@ def of_sums(weights: _Shape, sources: Sequence[_Shape], *_: Any, **__: Any) -> i
     return 2 * ways * sum(map(math.prod, sources))
 
 
-def _register(name: str, formula: Callable[..., int], before: int) -> None:
+def _register(name: str, formula: Callable[..., int], before: int, left_out: int | None = None) -> None:
     """Register an operation and its backward pass, which has two products for each.
 
     Args:
         name: the operation's.
         formula: of its arguments' shapes.
         before: how many arguments the backward pass has before these.
+        left_out: which of the following is none of these.
     """
     register_flop_formula(getattr(torch.ops.levada, name))(formula)
 
     def backward(*shapes: Any, **_: Any) -> int:
-        return 2 * formula(*shapes[before:])
+        return 2 * formula(*(shape for k, shape in enumerate(shapes[before:]) if k != left_out))
 
     register_flop_formula(getattr(torch.ops.levada, f"{name}_backward"))(backward)
 
 
 _register("streams_write", of_writing, 1)
 _register("streams_read", of_reading, 5)
+_register("streams_write_read", of_writing_and_reading, 5, left_out=4)  # the new streams
 _register("depth_attend", of_attention, 1)
 _register("depth_mix", of_sums, 1)

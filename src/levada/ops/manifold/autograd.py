@@ -11,7 +11,7 @@ from levada.ops._define import Kernel, define, empty_like, triton_or_reference
 from levada.ops.manifold import cpu, reference
 from levada.ops.manifold.reference import Form
 
-__all__ = ["differentiable_read"]
+__all__ = ["FORM", "differentiable_read", "one_by_one"]
 
 _KERNELS = "levada.ops.manifold.triton"
 
@@ -112,12 +112,12 @@ def _vmap(function: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, An
     """Call with one more axis of tokens, which the axis of `vmap` is, unless parameters have it too."""
     state, *others = arguments
     if any(dim is not None for dim in dims[1:]):
-        return _one_by_one(function, info, dims, *arguments)
+        return one_by_one(function, info, dims, *arguments)
     found = function(state.movedim(dims[0], 0).flatten(0, 1), *others)
     return tuple(y.unflatten(0, (info.batch_size, -1)) for y in found), (0,) * len(found)
 
 
-def _one_by_one(function: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+def one_by_one(function: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
     """Call for each entry along the axis of `vmap`: sums for the parameters are each entry's own."""
     calls = [
         function(*(x if dim is None else x.select(dim, i) for x, dim in zip(arguments, dims, strict=True)))
@@ -138,13 +138,13 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(empty_like(x) for x in arguments[5:9])
 
 
-_FORM = (
+FORM = (
     "bool mixes, int iterations, float epsilon, float read_epsilon, float write_epsilon, float norm_epsilon, "
     "bool transposed"
 )
 _READ: Kernel = define(
     "streams_read",
-    f"(Tensor state, Tensor projection, Tensor scale, Tensor bias, {_FORM}) "
+    f"(Tensor state, Tensor projection, Tensor scale, Tensor bias, {FORM}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.read_and_keep,
     kernels={"CPU": cpu.read, "CUDA": triton_or_reference(_KERNELS, "read", reference.read_and_keep)},
@@ -156,14 +156,14 @@ _READ: Kernel = define(
 _READ_BACKWARD: Kernel = define(
     "streams_read_backward",
     "(Tensor by_x, Tensor? by_reads, Tensor by_writes, Tensor by_mix, Tensor? by_new, Tensor state, Tensor projection, "
-    f"Tensor scale, Tensor bias, Tensor features, Tensor inverse, {_FORM}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor scale, Tensor bias, Tensor features, Tensor inverse, {FORM}) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.read_backward,
     kernels={
         "CPU": cpu.read_backward,
         "CUDA": triton_or_reference(_KERNELS, "read_backward", reference.read_backward),
     },
     fake=_backward_fake,
-    vmap=lambda info, dims, *arguments: _one_by_one(_READ_BACKWARD, info, dims, *arguments),
+    vmap=lambda info, dims, *arguments: one_by_one(_READ_BACKWARD, info, dims, *arguments),
     setup_context=None,
     backward=None,
 )

@@ -15,7 +15,7 @@ from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
 from levada.ops.sinkhorn.reference import steps_at_once
 
-__all__ = ["loops_for", "read", "read_backward", "takes"]
+__all__ = ["loops_for", "options_of", "read", "read_backward", "takes"]
 
 _TYPES = {torch.float32, torch.float64}
 _FOUND = importlib.util.find_spec("numba") is not None  # asked once, as the compiler cannot ask
@@ -64,7 +64,7 @@ def read(
     inverse = state.new_empty(tokens)
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)
-    loops.over_tokens(loops.read, [state, found, inverse, x, reads, writes, mix], *_options(scale, bias, form))
+    loops.over_tokens(loops.read, [state, found, inverse, x, reads, writes, mix], *options_of(scale, bias, form))
     return x, reads, writes, mix, found, inverse
 
 
@@ -84,7 +84,7 @@ def read_backward(
         by_reads = torch.zeros_like(by_writes)
     given = by_x, by_reads, by_writes, by_mix, state if by_new is None else by_new, state, features, inverse
     tensors = [*(x.contiguous() for x in given), by_state, by_found]
-    sums = loops.over_tokens(loops.read_backward, tensors, *_options(scale, bias, form), by_new is not None)
+    sums = loops.over_tokens(loops.read_backward, tensors, *options_of(scale, bias, form), by_new is not None)
     streams = state.view(len(state), -1)
     with full_precision(state):
         by_state.view(streams.shape).addmm_(by_found, projection)
@@ -93,7 +93,14 @@ def read_backward(
     return by_state, by_projection, by_scale, by_bias
 
 
-def _options(scale: Tensor, bias: Tensor, form: Form) -> tuple[object, ...]:
+def options_of(scale: Tensor, bias: Tensor, form: Form) -> tuple[object, ...]:
+    """Return what the loops are given behind the arrays of tokens.
+
+    Args:
+        scale: the parameter.
+        bias: likewise.
+        form: what is asked for.
+    """
     epsilons = (form.epsilon, form.read_epsilon, form.write_epsilon, form.norm_epsilon)
     # Copies: memory that NumPy shares is no more resizable, as sharding wants that of parameters to be.
     parameters = [x.detach().clone(memory_format=torch.contiguous_format).numpy() for x in (scale, bias)]

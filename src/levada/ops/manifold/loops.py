@@ -71,6 +71,26 @@ def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, itera
 
 
 @compiled
+def _dot(x, y, start):
+    for c in range(len(x)):
+        start += x[c] * y[c]
+    return start
+
+
+@compiled
+def _add(by_x, state, reads, shrink, by_state):
+    """Add what comes to a stream by the way of what was read, and of the norm."""
+    for c in range(len(by_x)):
+        by_state[c] += reads * by_x[c] - shrink * state[c]
+
+
+@compiled
+def _add_to(by_new, by_x, state, reads, shrink, by_state):
+    for c in range(len(by_x)):
+        by_state[c] = by_new[c] + reads * by_x[c] - shrink * state[c]
+
+
+@compiled
 def read_backward(
     by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found,
     scale, bias, mixes, iterations, epsilons, transposed, adds,
@@ -81,14 +101,16 @@ def read_backward(
         The gradients by scale and bias.
     """
     tokens, n, width = state.shape
+    one = state.dtype.type(1)  # a literal would make loops of doubles
+    share = one / state.dtype.type(n * width)
     by_scale, by_bias = np.zeros_like(scale), np.zeros_like(bias)
     softmax, kernel = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits, gradient = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)
-    part, by_row, by_column = np.empty((3, n, TOKENS), state.dtype)
-    factors = np.empty(n + 1, state.dtype)  # of the tensors' type: a literal would make loops of doubles
+    part, by_row = np.empty((n, TOKENS), state.dtype), np.empty((n, TOKENS), state.dtype)
+    by_column = np.empty((n, TOKENS), state.dtype)  # one array of three would have no layout that is known
+    by_logits, reads = np.empty(len(bias), state.dtype), np.empty(n, state.dtype)
     for start in range(0, tokens, TOKENS):
-        end = min(start + TOKENS, tokens)
         if mixes:
             _fill(found, start, scale, bias, transposed, logits)
             normalise(logits, softmax, kernel, rows, columns, iterations, epsilons[0])
@@ -100,36 +122,30 @@ def read_backward(
             normalise_backward(
                 gradient, softmax, kernel, rows, columns, iterations, epsilons[0], part, by_row, by_column
             )
-        for t in range(start, end):
-            along = state[t, 0, 0] * 0  # of the projected features, by which the norm goes back
-            for k in range(found.shape[1]):
-                kind, i = min(k // n, 2), k % n
-                if kind == 0:
-                    sigma = 1 / (1 + math.exp(-(found[t, k] * scale[0] + bias[k])))
-                    total = by_reads[t, i]
-                    for c in range(width):
-                        total += by_x[t, c] * state[t, i, c]
-                    g = total * sigma * (1 - sigma)
-                elif kind == 1:
-                    sigma = 1 / (1 + math.exp(-(found[t, k] * scale[1] + bias[k])))
-                    g = 2 * by_writes[t, i] * sigma * (1 - sigma)
-                else:
-                    row = k // n - 2
-                    g = gradient[i, row, t - start] if transposed else gradient[row, i, t - start]
-                by_bias[k] += g
-                by_scale[kind] += g * found[t, k]
-                along += g * scale[kind] * found[t, k]
-                by_found[t, k] = g * scale[kind] * inverse[t]
-                if kind == 0:
-                    factors[i] = sigma + epsilons[1]
-            factors[n] = along * inverse[t] * inverse[t] / (n * width)
-            shrink = factors[n]
+        for t in range(start, min(start + TOKENS, tokens)):
+            for i in range(n):
+                sigma = one / (one + math.exp(-(found[t, i] * scale[0] + bias[i])))
+                reads[i] = sigma + epsilons[1]
+                by_logits[i] = _dot(by_x[t], state[t, i], by_reads[t, i]) * sigma * (one - sigma)
+                sigma = one / (one + math.exp(-(found[t, n + i] * scale[1] + bias[n + i])))
+                by_logits[n + i] = (one + one) * by_writes[t, i] * sigma * (one - sigma)
+                if mixes:
+                    for j in range(n):
+                        k = n * (2 + j) + i if transposed else n * (2 + i) + j
+                        by_logits[k] = gradient[i, j, t - start]
+            along = one * 0  # of the projected features, by which the norm goes back
+            for k in range(len(bias)):
+                kind = min(k // n, 2)
+                product = by_logits[k] * found[t, k]
+                by_bias[k] += by_logits[k]
+                by_scale[kind] += product
+                along += product * scale[kind]
+                by_found[t, k] = by_logits[k] * scale[kind] * inverse[t]
+            shrink = along * inverse[t] * inverse[t] * share
             for j in range(n):
-                r = factors[j]
                 if adds:
-                    for c in range(width):
-                        by_state[t, j, c] = by_new[t, j, c] + r * by_x[t, c] - shrink * state[t, j, c]
+                    _add_to(by_new[t, j], by_x[t], state[t, j], reads[j], shrink, by_state[t, j])
                 else:
-                    for c in range(width):
-                        by_state[t, j, c] = r * by_x[t, c] - shrink * state[t, j, c]
+                    by_state[t, j] = 0
+                    _add(by_x[t], state[t, j], reads[j], shrink, by_state[t, j])
     return by_scale, by_bias

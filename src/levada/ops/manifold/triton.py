@@ -31,7 +31,7 @@ from levada.ops.manifold import reference
 from levada.ops.manifold.gates.triton import gates, gates_backward, options_of, small, split_in_two, split_weight
 from levada.ops.manifold.reference import Form
 
-__all__ = ["project", "read", "read_backward", "read_projected", "weights_of"]
+__all__ = ["project", "read", "read_backward", "read_projected", "takes", "weights_of"]
 
 # What a sweep may set: sizes of blocks, warps and stages of loads; `programs` is how many there should be at least.
 PROJECT: Final = {"tile": 128, "bytes": 128, "rows": 256, "num_warps": 8, "num_stages": 4, "programs": 256, "parts": 16}
@@ -242,7 +242,7 @@ def read(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return what the branch reads, the weights that read, write and mix, and features and norms for the way back."""
     form = Form(*options)
-    if not _takes(state, form):
+    if not takes(state, form):
         return reference.read_and_keep(state, projection, scale, bias, *options)
     state = state.contiguous()
     return read_projected(state, project(state, projection), scale, bias, form)
@@ -287,7 +287,7 @@ def read_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients by state, projection, scale and bias."""
     form = Form(*options)
-    if not _takes(state, form) or not state.numel():
+    if not takes(state, form) or not state.numel():
         given = by_x, by_reads, by_writes, by_mix, by_new, state, projection, scale, bias, features, inverse
         return reference.read_backward(*given, *options)
     tokens, n, width = state.shape
@@ -414,7 +414,7 @@ def weights_of(projection: Tensor, dtype: torch.dtype) -> Tensor:
     return parts
 
 
-def _takes(state: Tensor, form: Form) -> bool:
+def takes(state: Tensor, form: Form) -> bool:
     """Return whether the kernels take these: float64 they leave to the reference, and what is past their limits."""
     n = state.shape[1]
     if state.dtype not in _TYPES:

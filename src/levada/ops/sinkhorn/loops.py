@@ -31,8 +31,9 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
             for i in range(n):
                 softmax[i, j, b] = math.exp(logits[i, j, b] - most)
                 total += softmax[i, j, b]
+            log = math.log(total)
             for i in range(n):
-                kernel[i, j, b] = logits[i, j, b] - most - math.log(total)
+                kernel[i, j, b] = logits[i, j, b] - most - log
                 softmax[i, j, b] /= total
     for i in range(n):
         for b in range(tokens):

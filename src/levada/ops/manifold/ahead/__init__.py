@@ -1,1 +1,75 @@
-"""Writing to streams and projecting them for the layer that comes: a kernel for a GPU."""
+"""Writing to several streams and reading them for the next layer, in one pass over them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from levada.ops._define import is_observed, is_special
+from levada.ops.manifold import Form, read_streams
+from levada.ops.manifold.ahead.autograd import differentiable_pass
+from levada.ops.manifold.cpu import takes
+from levada.ops.streams import write_streams
+
+__all__ = ["write_and_read"]
+
+
+def write_and_read(
+    state: Tensor,
+    out: Tensor,
+    weights: Tensor,
+    mix: Tensor | None,
+    projection: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    form: Form,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """Return what `read_streams(write_streams(state, out, weights, mix), projection, scale, bias, form)` does.
+
+    `x'_i = sum_j mix_ij x_j + weights_i out`, of which `x, reads, writes, mix` are made as by `read_streams`
+
+    New streams are read for the next branch while they are there. Where the device has no kernel that pays, or somebody
+    looks at operations, these are the two operations: loops by blocks of tokens on a CPU, for what both have loops for;
+    on a GPU Triton's, from compute capability 9.0 on, up to 4 streams.
+
+    Args:
+        state: the streams, `(..., n, dim)`.
+        out: what the branch returned, `(..., dim)`.
+        weights: of the output in each stream, `(..., n)`.
+        mix: of the streams in each other, `(..., n, n)`; None for the identity.
+        projection: the next layer's, as `scale`, `bias` and `form`; see `read_streams`.
+        scale: likewise.
+        bias: likewise.
+        form: likewise.
+    """
+    tensors = (state, out, weights, projection, scale, bias, *(() if mix is None else (mix,)))
+    if not (_fits(state, out, weights, mix) and _has_kernels(*tensors)):
+        return read_streams(write_streams(state, out, weights, mix), projection, scale, bias, form)
+    leading, tokens = state.shape[:-2], state.shape[:-2].numel()
+    flat = (None if x is None else x.reshape(tokens, *x.shape[len(leading) :]) for x in (state, out, weights, mix))
+    found = differentiable_pass(*flat, projection, scale, bias, *form)
+    new, x, reads, writes, made = (y.view(*leading, *y.shape[1:]) for y in found)
+    return x, reads, writes, made if form.mixes else None, new
+
+
+def _fits(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> bool:
+    """Return whether nothing has to be broadcast or refused."""
+    *leading, n, dim = state.shape
+    return (
+        out.shape == (*leading, dim)
+        and weights.shape == (*leading, n)
+        and (mix is None or mix.shape == (*leading, n, n))
+    )
+
+
+def _has_kernels(state: Tensor, *others: Tensor) -> bool:
+    if is_observed() or is_special(state, *others):
+        return False
+    if state.device.type == "cpu":
+        return takes(state, *others)
+    if not state.is_cuda or state.dtype == torch.float64 or state.shape[-2] > _MOST_STREAMS:
+        return False
+    return torch.cuda.get_device_capability(state.device)[0] >= 9
+
+
+_MOST_STREAMS = 4  # of more, a GPU's registers do not hold a block's channels and coefficients

@@ -15,11 +15,13 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from levada.ops.manifold.ahead import reference
 from levada.ops.manifold.gates.triton import small
-from levada.ops.manifold.triton import project, weights_of
-from levada.ops.streams.triton import write
+from levada.ops.manifold.reference import Form
+from levada.ops.manifold.triton import project, read_backward, read_projected, takes, weights_of
+from levada.ops.streams.triton import write, write_backward
 
-__all__ = ["write_and_project"]
+__all__ = ["write_and_project", "write_and_read", "write_and_read_backward"]
 
 # What a sweep may set: sizes of blocks, warps, stages of loads, and how many programs there should be at least.
 AHEAD: Final = {"tile": 64, "bytes": 128, "num_warps": 8, "stages": 3, "programs": 132, "parts": 16}
@@ -93,7 +95,7 @@ def write_and_project(
 
     Args:
         state: the streams, of 16 or 32 bits; more than 4 are projected by a kernel of its own, which reads them again.
-        out: what the branch returned, in their type.
+        out: what the branch returned, of 16 or 32 bits.
         weights: of the output in each stream, in float32.
         mix: the matrices that mix the streams, in float32, or None.
         projection: the next layer's.
@@ -115,6 +117,29 @@ def write_and_project(
                 mixes=mix is not None, split=len(factors) > count, **plan,
             )  # fmt: skip
     return new, sums
+
+
+def write_and_read(
+    state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None,
+    projection: Tensor, scale: Tensor, bias: Tensor, *options: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return the new streams, and of them what the next branch reads, the next weights, features and norms."""
+    form = Form(*options)
+    if not takes(state, form):
+        return reference.write_and_read(state, out, weights, mix, projection, scale, bias, *options)
+    new, sums = write_and_project(state, out, weights, mix, projection)
+    return new, *read_projected(new, sums, scale, bias, form)
+
+
+def write_and_read_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """Return the gradients; see the reference.
+
+    By two kernels in a row: the gradient by the new streams is whole only when all of a token's channels are read.
+    """
+    by_new, by_x, by_reads, by_writes, by_mix, *written = arguments[:9]
+    by_written, *by_parameters = read_backward(by_x, by_reads, by_writes, by_mix, by_new, *arguments[9:])
+    by_state, *others = write_backward(by_written, *written)
+    return by_written if written[3] is None else by_state, *others, *by_parameters
 
 
 def plan_of(tokens: int, width: int, rows: int, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""Derivatives of writing to streams and reading them again, of any order backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from levada.ops._define import Kernel, define, empty_like, triton_or_reference
+from levada.ops.manifold.ahead import cpu, reference
+from levada.ops.manifold.autograd import FORM, one_by_one
+from levada.ops.manifold.reference import Form
+
+__all__ = ["differentiable_pass"]
+
+_KERNELS = "levada.ops.manifold.ahead.triton"
+
+
+def differentiable_pass(*arguments: Any) -> tuple[Tensor, ...]:
+    """Return the new streams, what the next branch reads, and the weights that read, write and mix.
+
+    Args:
+        *arguments: of the reference's `write_and_read`, checked.
+    """
+    found: tuple[Tensor, ...]
+    found = _PASS(*arguments) if torch.compiler.is_compiling() else _Pass.apply(*arguments)  # type: ignore[no-untyped-call]
+    return found[:5]
+
+
+class _Pass(torch.autograd.Function):
+    """The operation, whose kernel is called without the dispatcher on a CPU, where nobody looks at operations."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        plain = arguments[0].device.type == "cpu" and not torch._C._len_torch_dispatch_stack()
+        found: tuple[Tensor, ...] = (cpu.write_and_read if plain else _PASS)(*arguments)
+        _context(ctx, arguments, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _derivative(ctx, *cotangents)
+
+
+def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    state, out, weights, mix, projection, scale, bias, *ctx.form = inputs
+    new, *_, features, inverse = output
+    ctx.mark_non_differentiable(features, inverse)
+    ctx.set_materialize_grads(False)
+    ctx.mixes = mix is not None
+    # Without mixing no gradient needs the old streams: they are not kept.
+    ctx.save_for_backward(
+        *((state, mix) if ctx.mixes else ()), out, weights, new, projection, scale, bias, features, inverse
+    )
+
+
+def _derivative(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    by_new, by_x, by_reads, by_writes, by_mix = cotangents[:5]
+    *first, out, weights, new, projection, scale, bias, features, inverse = ctx.saved_tensors
+    state, mix = first if ctx.mixes else (new, None)
+    form = Form(*ctx.form)
+    tokens, n, width = new.shape
+    given = (
+        by_new,
+        new.new_zeros(tokens, width) if by_x is None else by_x,
+        by_reads,
+        features.new_zeros(tokens, n) if by_writes is None else by_writes,
+        features.new_zeros(tokens, n if form.mixes else 0, n) if by_mix is None else by_mix,
+        *(state, out, weights, mix, new, projection, scale, bias),
+    )
+    found: tuple[Tensor, ...]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
+        found = reference.write_and_read_backward(*given, None, None, *form)
+    else:
+        found = _PASS_BACKWARD(*given, features, inverse, *form)
+    by_state, by_out, by_weights, by_old_mix, *by_parameters = found
+    return by_state, by_out, by_weights, by_old_mix if ctx.mixes else None, *by_parameters, *(None for _ in form)
+
+
+def _fake(
+    state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None, projection: Tensor, *others: Any
+) -> tuple[Tensor, ...]:
+    tokens, n, width = state.shape
+    shapes = [(n,), (n,), (n if Form(*others[2:]).mixes else 0, n), (projection.shape[0],), ()]
+    full = torch.promote_types(state.dtype, torch.float32)
+    made = (state.new_empty(tokens, *shape, dtype=full) for shape in shapes)
+    return empty_like(state), state.new_empty(tokens, width), *made
+
+
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    state, out, weights, mix, _, *parameters = arguments[5:13]
+    by_mix = weights.new_empty(0) if mix is None else empty_like(mix)
+    return *(empty_like(x) for x in (state, out, weights)), by_mix, *(empty_like(x) for x in parameters)
+
+
+_PASS: Kernel = define(
+    "streams_write_read",
+    f"(Tensor state, Tensor out, Tensor weights, Tensor? mix, Tensor projection, Tensor scale, Tensor bias, {FORM}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.write_and_read,
+    kernels={
+        "CPU": cpu.write_and_read,
+        "CUDA": triton_or_reference(_KERNELS, "write_and_read", reference.write_and_read),
+    },
+    fake=_fake,
+    vmap=lambda info, dims, *arguments: one_by_one(_PASS, info, dims, *arguments),
+    setup_context=_context,
+    backward=_derivative,
+)
+_PASS_BACKWARD: Kernel = define(
+    "streams_write_read_backward",
+    "(Tensor? by_new, Tensor by_x, Tensor? by_reads, Tensor by_writes, Tensor by_mix, Tensor state, Tensor out, "
+    "Tensor weights, Tensor? mix, Tensor new, Tensor projection, Tensor scale, Tensor bias, Tensor features, "
+    f"Tensor inverse, {FORM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.write_and_read_backward,
+    kernels={
+        "CPU": cpu.write_and_read_backward,
+        "CUDA": triton_or_reference(_KERNELS, "write_and_read_backward", reference.write_and_read_backward),
+    },
+    fake=_backward_fake,
+    vmap=lambda info, dims, *arguments: one_by_one(_PASS_BACKWARD, info, dims, *arguments),
+    setup_context=None,
+    backward=None,
+)

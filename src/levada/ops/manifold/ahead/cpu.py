@@ -1,0 +1,104 @@
+"""Writing to streams and reading them again on a CPU: some tokens at a time, whose streams stay in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from levada.ops._define import empty_like, import_kernels
+from levada.ops._precision import full_precision
+from levada.ops.manifold.ahead import reference
+from levada.ops.manifold.cpu import loops_for, options_of
+from levada.ops.manifold.reference import Form
+
+__all__ = ["write_and_read", "write_and_read_backward"]
+
+TOGETHER: Final = 2**20  # elements of the streams that one thread takes at a time; of fewer, products are slow
+
+
+def write_and_read(
+    state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None,
+    projection: Tensor, scale: Tensor, bias: Tensor, *options: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return what the reference does."""
+    form, written = Form(*options), (state, out, weights, mix)
+    found = _loops(form, *written, projection, scale, bias)
+    if found is None:
+        return reference.write_and_read(*written, projection, scale, bias, *options)
+    writing, reading = found
+    tokens, n, width = state.shape
+    given = _contiguous(*written)
+    new, x = empty_like(state), state.new_empty(tokens, width)
+    features, inverse = state.new_empty(tokens, len(projection)), state.new_empty(tokens)
+    reads, writes = state.new_empty(tokens, n), state.new_empty(tokens, n)
+    mixes, streams = state.new_empty(tokens, n if form.mixes else 0, n), new.view(tokens, n * width)
+    chosen = options_of(scale, bias, form)
+    with full_precision(state):
+        for part in _parts(state):
+            writing.over_tokens(writing.write, [y[part] for y in (*given, new)], mix is not None)
+            torch.mm(streams[part], projection.t(), out=features[part])
+            made = [y[part] for y in (new, features, inverse, x, reads, writes, mixes)]
+            reading.over_tokens(reading.read, made, *chosen)
+    return new, x, reads, writes, mixes, features, inverse
+
+
+def write_and_read_backward(
+    by_new: Tensor | None, by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor,
+    state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None,
+    new: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, features: Tensor, inverse: Tensor, *options: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return the gradients; see the reference."""
+    form, written = Form(*options), (state, out, weights, mix)
+    found = _loops(form, *written, projection, scale, bias)
+    if found is None:
+        read = new, projection, scale, bias, features, inverse
+        return reference.write_and_read_backward(by_new, by_x, by_reads, by_writes, by_mix, *written, *read, *options)
+    writing, reading = found
+    tokens, n, width = state.shape
+    given = _contiguous(*written)
+    by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
+    came = [y.contiguous() for y in (by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new)]
+    by_state, by_out, by_weights, by_old_mix = (empty_like(y) for y in given)
+    # What arrives at the new streams is used up at once, but where it is the gradient by the old ones itself.
+    arrives, by_features = empty_like(state[: _rows(state)]), torch.empty_like(features[: _rows(state)])
+    by_projection, sums = torch.zeros_like(projection), []
+    chosen = (*options_of(scale, bias, form), by_new is not None)
+    streams = new.view(tokens, n * width)
+    with full_precision(state):
+        for part in _parts(state):
+            several = part.stop - part.start
+            by_written = by_state[part] if mix is None else arrives[:several]
+            kept = [new[part], features[part], inverse[part], by_written, by_features[:several]]
+            sums += reading.over_tokens(reading.read_backward, [*(y[part] for y in came), *kept], *chosen)
+            by_written.view(several, n * width).addmm_(by_features[:several], projection)
+            by_projection.addmm_(by_features[:several].t(), streams[part])
+            made = [y[part] for y in (*given, by_state, by_out, by_weights, by_old_mix)]
+            writing.over_tokens(writing.write_backward, [by_written, *made], mix is not None)
+    by_scale, by_bias = (torch.from_numpy(sum(one)) for one in zip(*sums, strict=True))
+    by_old_mix = weights.new_empty(0) if mix is None else by_old_mix
+    return by_state, by_out, by_weights, by_old_mix, by_projection, by_scale, by_bias
+
+
+def _loops(form: Form, state: Tensor, *others: Tensor | None) -> tuple[ModuleType, ModuleType] | None:
+    """Return the loops that write and those that read, if they take these tensors and this form."""
+    reading = loops_for(state, form, *(x for x in others if x is not None))
+    writing = import_kernels("levada.ops.streams.loops", "numba")
+    return None if reading is None or writing is None else (writing, reading)
+
+
+def _rows(state: Tensor) -> int:
+    """Return how many tokens are taken at a time."""
+    return min(max(1, TOGETHER * torch.get_num_threads() // state[0].numel()), len(state))
+
+
+def _parts(state: Tensor) -> Iterator[slice]:
+    rows = _rows(state)
+    yield from (slice(start, min(start + rows, len(state))) for start in range(0, len(state), rows))
+
+
+def _contiguous(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> list[Tensor]:
+    return [x.contiguous() for x in (state, out, weights, weights.unsqueeze(-1) if mix is None else mix)]
