@@ -102,6 +102,19 @@ def test_heavy_tails_are_no_alarm_and_told_three_times_at_most():
     assert [f.severity for f in spikes(run)] == ["info"] * 3
 
 
+@pytest.mark.parametrize(("since", "severity"), [(322, "warn"), (290, "info")])
+def test_a_climb_of_some_steps_is_part_of_the_jump_and_one_of_many_is_what_the_run_has_known(since, severity):
+    def edit(step, values, scalars, losses):
+        scalars["lr"] = 0.03 if step >= 320 else 1e-3
+        added = {s: 0.7 if since <= s < 325 else 2.4 if 325 <= s < 333 else 0.0 for s, _ in losses}
+        losses[:] = [(s, loss + added[s]) for s, loss in losses]
+
+    run = Synthetic()
+    run.run(25, edit)
+    (finding,) = spikes(run)
+    assert (finding.evidence["step"], finding.severity) == (325, severity)
+
+
 def test_a_rate_that_rises_at_the_step_of_the_jump_did_not_bring_it_about():
     def edit(step, values, scalars, losses):
         spiking(320, 3.0, 360)(step, values, scalars, losses)  # another loss begins here, at another rate

@@ -36,6 +36,8 @@ ODD: Final = 4.0
 # A lone jump is an alarm if it is so many times the largest so far of a run of which so many losses are known: a median
 # absolute deviation knows nothing of tails.
 LARGEST, KNOWN = 4.0, 128
+# Steps of a climb that are no jump before it: a rate that was raised may take the loss up over some.
+CLIMB: Final = 20
 # Jumps that are information, of which so many are told.
 TOLD: Final = 3
 # Steps of a twentieth of the weights are far above those in use, about a thousandth of them; one as large as the
@@ -139,7 +141,8 @@ class Spikes:
 
     def __init__(self) -> None:
         self.spike: _Spike | None = None
-        self._largest = 0.0  # jump of a loss above the median so far
+        self._largest = 0.0  # jump of a loss above the median so far, before the climb that is under way
+        self._climb: deque[float] = deque(maxlen=CLIMB)  # jumps since a loss was last at the median or below
         self._informed = 0
         self._moved, self._most = 0.0, 0.0  # the median block's step beside its weights: last, and at most
 
@@ -152,15 +155,14 @@ class Spikes:
             baseline: of the losses before it.
         """
         spike = self.spike
-        largest = self._largest
         if math.isfinite(loss) and baseline.steps >= LATEST:
-            self._largest = max(largest, loss - baseline.median)
+            self._see_jump(loss - baseline.median)
         if spike is None or spike.ended is not None:
             if not jumps(baseline, loss):
                 return
             self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
             spike.step = max(self._moved * (self._moved >= LONG), self._most * (self._most >= WHOLE))
-            spike.unheard = baseline.steps >= KNOWN and loss - baseline.median > LARGEST * largest
+            spike.unheard = baseline.steps >= KNOWN and loss - baseline.median > LARGEST * self._largest
         if not math.isfinite(loss):
             return
         spike.peak = max(spike.peak, loss)
@@ -173,6 +175,16 @@ class Spikes:
             spike.ended = step
         elif baseline.median - spike.usual > BACK * baseline.scale:
             spike.ended, spike.level = step, baseline.now  # half of the window is up there
+
+    def _see_jump(self, jump: float) -> None:
+        """Take how far a loss is above the median. What led up to a spike is no earlier jump that explains it."""
+        if jump <= 0:
+            self._largest = max(self._largest, *self._climb, 0.0)
+            self._climb.clear()
+            return
+        if len(self._climb) == CLIMB:
+            self._largest = max(self._largest, self._climb[0])
+        self._climb.append(jump)
 
     def before(self, step: int, recent: Iterable[tuple[int, float]], baseline: LossBaseline) -> dict[str, Any] | None:
         """Return how the loss rose before a step whose loss is not finite: a spike that is open, or a steep rise.
