@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -251,18 +249,3 @@ def test_the_first_view_is_small() -> None:
     files = re.findall(r"(?:src|href)=\"\./(assets/[^\"]+)\"", page)
     assert len(files) >= 2
     assert sum(len(gzip.compress((STATIC / file).read_bytes())) for file in files) + len(page) < 300_000
-
-
-def test_the_first_lines_are_drawn_within_a_tenth_of_a_second(visit: Visit, record_property: Any) -> None:
-    page = visit("depth=200")
-    page.wait_for_timeout(500)
-    page.evaluate("performance.clearMeasures()")
-    for depth in range(180, 200):
-        page.get_by_label("Depth, exactly").fill(str(depth))
-        page.wait_for_timeout(300)
-    took = page.evaluate("performance.getEntriesByName('levada first line').map(one => one.duration)")
-    assert len(took) >= 15
-    record_property("milliseconds", statistics.median(took))
-    if os.getloadavg()[0] > 0.6 * (os.cpu_count() or 1):
-        pytest.skip(f"others keep this machine busy; the median was {statistics.median(took):.0f} ms")
-    assert statistics.median(took) < 100
