@@ -1,15 +1,15 @@
 """What a change costs until every line of it is drawn, against a computation of known size in the same page.
 
 A clock on a machine that others use measures the others. Processor time does not, and what is left of their influence
-(caches, the processor's clock) meets a reference between two changes alike: a triple loop in plain JavaScript, in workers
-of the same page. Its 2^25 products take 38 ms of the machine on which the bounds were set, and each bound is about one
-and a half times what was measured there. Waiting costs no processor time: that is held by the clock, of the quickest of
-many changes against the quickest of as many references, which start workers, answer and are drawn in a frame as a
-change is.
+(caches, the processor's clock) meets a reference between two changes alike: a triple loop in plain JavaScript, in
+workers of the same page, of 2^25 products in all. Each bound is about one and a half times what was measured with
+thirty processes on two cores. Waiting costs no processor time: it is held by the clock, of the quickest of many changes
+against the quickest of as many references, which are asked of workers, answered and drawn in a frame as a change is.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -78,7 +78,6 @@ class Page:
         page.wait_for_function("() => document.querySelector('.state').textContent === ''")
         page.evaluate(WATCH)
         self.depth = 200
-        self.log = []
 
     def processor(self) -> float:
         processes = self.session.send("SystemInfo.getProcessInfo")["processInfo"]
@@ -103,25 +102,23 @@ class Page:
             for act, clock in zip((self.change, self.refer), clocks, strict=True):
                 clock.extend(act() for _ in range(CHANGES))
                 marks.append(self.processor())
-            self.log.append([round(1000 * (b - a)) for a, b in zip(marks, marks[1:])])
             ratios.append((marks[1] - marks[0]) / (marks[2] - marks[1]))
         return statistics.median(ratios), min(clocks[0]) / min(clocks[1])
 
 
+# As many as the page draws at once, of which the two that cost least are left out.
 SEVEN = "post_norm,highway,dense,hyper,manifold,identity,attention"
-BOUNDS = {
-    "plain,residual": 1.0,
-    SEVEN: 5.0,
-}
+# Of processor time and of the clock; seven take as long on a clock as there are processors free.
+BOUNDS = {"plain,residual": (2.0, 2.5), SEVEN: (13.0, math.inf)}
 
 
 @pytest.mark.parametrize("connections", BOUNDS)
 def test_a_change_costs_no_more_than_it_may_until_all_lines_are_drawn(
     visit: Visit, connections: str, record_property: Any
 ) -> None:
-    page = Page(visit(f"depth=200&connections={connections}"))
-    processor, clock = page.compared()
+    processor, clock = Page(visit(f"depth=200&connections={connections}")).compared()
     record_property("processor", processor)
     record_property("clock", clock)
-    print(connections, processor, clock, page.log)
-    assert processor < BOUNDS[connections]
+    most_processor, most_clock = BOUNDS[connections]
+    assert processor < most_processor
+    assert clock < most_clock
