@@ -249,3 +249,38 @@ def test_the_first_view_is_small() -> None:
     files = re.findall(r"(?:src|href)=\"\./(assets/[^\"]+)\"", page)
     assert len(files) >= 2
     assert sum(len(gzip.compress((STATIC / file).read_bytes())) for file in files) + len(page) < 300_000
+
+
+@pytest.mark.parametrize("width", [360, 1280, 3840])
+@pytest.mark.parametrize("depth", [1, 50, 1000])
+def test_labels_are_whole_and_apart(visit: Visit, depth: int, width: int) -> None:
+    page = visit(f"depth={depth}&connections=residual,identity,attention", width=width)
+    cut = """() => [...document.querySelectorAll('.tick')].filter(text => {
+      const [own, room] = [text, text.closest('.plot')].map(one => one.getBoundingClientRect());
+      return own.left < room.left || own.right > room.right;
+    }).map(text => text.textContent)"""
+    assert page.evaluate(cut) == []
+    touching = """() => {
+      const boxes = [...document.querySelectorAll('.controls fieldset .check')].map(label => {
+        const text = document.createRange();
+        text.selectNodeContents(label);
+        return [label.innerText, text.getBoundingClientRect()];
+      });
+      return boxes.flatMap(([name, one]) => boxes.filter(([other, two]) => name !== other
+        && one.left <= two.left && two.left < one.right + 4 && one.top < two.bottom && two.top < one.bottom)
+        .map(([other]) => `${name} and ${other}`));
+    }"""
+    assert page.evaluate(touching) == []
+
+
+@pytest.mark.parametrize("streams", [2, 8])
+def test_numbers_of_a_matrix_stay_in_their_cells(visit: Visit, streams: int) -> None:
+    page = visit(f"tab=mixing&streams={streams}&spread=3", width=360)
+    page.get_by_label("Iteration, exactly").fill("3")
+    wide = """() => [...document.querySelectorAll('svg')].flatMap(svg => {
+      const cell = svg.querySelector('rect')?.getBoundingClientRect().width;
+      return [...svg.querySelectorAll('.cell, .total')].filter(text => text.getBoundingClientRect().width > cell)
+        .map(text => text.textContent);
+    })"""
+    assert page.locator("svg .cell").count() == streams**2
+    assert page.evaluate(wide) == []
