@@ -226,3 +226,27 @@ def test_axe_finds_nothing_wrong_and_nothing_is_wider_than_a_phone(visit: Visit,
     page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert violations(page) == ""
+
+
+def test_taking_each_layer_away_says_how_far_it_is_and_can_be_stopped(visit: Visit) -> None:
+    page = visit("tab=train&trainDepth=128&trainSteps=20&trainWidth=64&connections=residual,manifold")
+    trained(page)
+    region = page.get_by_role("region", name="Each block taken away")
+    status = region.get_by_role("status")
+    done = "+/mHC ([0-9]+) of 128 layers/.exec(document.querySelector('.progress').innerText)[1]"
+    page.wait_for_function(f"() => {done} > 0")
+    first = page.evaluate(done)
+    page.wait_for_function(f"first => {done} > first", arg=first)
+    press(page, "Stop taking away")
+    assert "mHC" in status.inner_text()
+    assert "stopped" in status.inner_text()
+    assert region.get_by_role("alert").count() == 0
+    # The worker is free: another question is answered.
+    blocks = page.get_by_role("region", name="Take blocks away")
+    blocks.get_by_role("button", name="Layer 3", exact=True).click()
+    page.wait_for_function("() => document.querySelector('.found').innerText.includes('without layer 3')")
+    stopped = status.inner_text()
+    page.wait_for_timeout(300)
+    assert status.inner_text() == stopped
+    press(page, "Begin again")
+    page.wait_for_function(f"() => {done} > 0")

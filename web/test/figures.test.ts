@@ -1,7 +1,7 @@
 /** Axes and paths of figures, and numbers in words. */
 
 import { expect, test } from "vitest";
-import { axisOf, xAxisOf } from "../src/figures/axis";
+import { axisOf, scaleOver, xAxisOf } from "../src/figures/axis";
 import { draw, missing, missingWords, shape, valueAt } from "../src/figures/draw";
 import { allX, type Colour, indexAt, type Series } from "../src/figures/series";
 import { counted, grouped, listed, short, shortExp } from "../src/page/number";
@@ -102,6 +102,20 @@ test("nothing to draw leaves an axis", () => {
 test("whole ticks only where asked", () => {
   const labels = xAxisOf({ label: "layer", whole: true }, 0, 3).ticks.map((tick) => tick.label);
   expect(labels).toEqual(["0", "1", "2", "3"]);
+});
+
+test("an axis over decades has a logarithm's places and labels, and gives back where somebody points", () => {
+  expect([scaleOver(2, 60), scaleOver(2, 64), scaleOver(0, 1000)]).toEqual(["linear", "log", "linear"]);
+  const axis = xAxisOf({ label: "depth", whole: true, scale: "log" }, 2, 64);
+  expect(axis.ticks.map((tick) => tick.label)).toEqual(["2", "5", "10", "20", "50"]);
+  expect([2, 4, 8, 16, 32, 64].map((x) => axis.place(x))).toEqual(
+    [0, 1, 2, 3, 4, 5].map((k) => expect.closeTo(k / 5, 9)),
+  );
+  for (const x of [2, 5, 17, 64]) expect(axis.valueAt(axis.place(x) as number)).toBeCloseTo(x, 9);
+  const linear = xAxisOf({ label: "depth" }, 2, 64);
+  expect(linear.valueAt(linear.place(17) as number)).toBeCloseTo(17, 9);
+  expect(xAxisOf({ label: "depth", scale: "log" }, 1, 1e6, 4).ticks.map((tick) => tick.label)).toContain("1");
+  expect(xAxisOf({ label: "depth", scale: "log" }, 5, 5).place(5)).toBeCloseTo(0.5, 9);
 });
 
 test("a line has a gap where a value has no place, and a mark at the edge", () => {

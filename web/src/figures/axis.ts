@@ -15,6 +15,8 @@ export interface Axis {
   readonly ticks: readonly Tick[];
   /** The place between 0 and 1 (outside of it beyond the axis' ends), or the edge at which the value is drawn. */
   place(value: number, isLog?: boolean): number | Edge;
+  /** The value that stands at a place between 0 and 1. */
+  valueAt(place: number): number;
 }
 
 const STEPS = [1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500];
@@ -66,13 +68,17 @@ function domain(series: readonly Series[], log: boolean): [number, number] {
 
 function made(spec: AxisSpec, low: number, high: number, ticks: readonly [number, string][]): Axis {
   const log = spec.scale === "log";
-  const scale = scaleLinear([low, high], [0, 1]);
+  const scale = scaleLinear([low, high], [0, 1]); // log: of logarithms
   return {
     spec,
     ticks: ticks.map(([at, label]) => ({ at: scale(at), label })),
     place(value, isLog = false) {
       const found = position(value, log, isLog);
       return typeof found === "number" ? scale(found) : found;
+    },
+    valueAt(place) {
+      const found = scale.invert(place);
+      return log ? 10 ** found : found;
     },
   };
 }
@@ -83,9 +89,15 @@ export function axisOf(spec: AxisSpec, series: readonly Series[], count = 6): Ax
   return spec.scale === "log" ? logAxis(spec, low, high, count) : linearAxis(spec, low, high, count);
 }
 
+const WIDE = 30; // so many times the first x is the last where most of a linear axis would be empty
+
+/** How an axis from one x to another is best divided. */
+export const scaleOver = (low: number, high: number): "linear" | "log" =>
+  low > 0 && high > WIDE * low ? "log" : "linear";
+
 /** From the first x to the last. */
 export function xAxisOf(spec: AxisSpec, low: number, high: number, count = 8): Axis {
-  if (spec.scale === "log" && low > 0) return logAxis(spec, Math.log10(low), Math.log10(high), count);
+  if (spec.scale === "log" && low > 0) return logXAxis(spec, low, high, count);
   const room = high > low ? 0 : 0.5;
   const scale = scaleLinear([low - room, high + room], [0, 1]);
   const ticks = scale.ticks(count).filter((tick) => !spec.whole || Number.isInteger(tick));
@@ -94,6 +106,27 @@ export function xAxisOf(spec: AxisSpec, low: number, high: number, count = 8): A
     low - room,
     high + room,
     ticks.map((tick) => [tick, short(tick)]),
+  );
+}
+
+/** Without room at its ends, and with labels in 1, 2, 5 where they have room, else fewer of them. */
+function logXAxis(spec: AxisSpec, least: number, most: number, count: number): Axis {
+  const [low, high] = [Math.log10(least), Math.log10(most)];
+  const room = high > low ? 0 : 0.1;
+  const within = (factors: readonly number[]): number[] => {
+    const found: number[] = [];
+    for (let exponent = Math.floor(low); exponent <= Math.ceil(high); exponent++) {
+      for (const factor of factors) found.push(Number(`${factor}e${exponent}`));
+    }
+    return found.filter((tick) => tick >= least && tick <= most && (!spec.whole || Number.isInteger(tick)));
+  };
+  const kinds = [[1, 2, 5], [1, 3], [1]].map(within);
+  const ticks = kinds.find((kind) => kind.length <= count) ?? kinds[kinds.length - 1];
+  return made(
+    spec,
+    low - room,
+    high + room,
+    ticks.map((tick) => [Math.log10(tick), short(tick)]),
   );
 }
 

@@ -1,0 +1,124 @@
+"""What a change costs until every line of it is drawn, against a computation of known size in the same page.
+
+A clock on a machine that others use measures the others. Processor time does not, and what is left of their influence
+(caches, the processor's clock) meets a reference between two changes alike: a triple loop in plain JavaScript, in
+workers of the same page, of 2^25 products in all. Each bound is about one and a half times what was measured with
+thirty processes on two cores. Waiting costs no processor time: it is held by the clock, of the quickest of many changes
+against the quickest of as many references, which are asked of workers, answered and drawn in a frame as a change is.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+from tests.web.explorer_page import Visit, browser, needs_page, visit
+
+pytestmark = needs_page
+__all__ = ["browser", "visit"]
+
+ROUNDS = 7
+CHANGES = 2  # between two readings of the processor time
+
+WATCH = """() => {
+  const paths = () => [...document.querySelectorAll('.stage .plot')].map(
+    plot => [...plot.querySelectorAll('g > .line')].map(line => line.getAttribute('d')));
+  const painted = act => new Promise(done => requestAnimationFrame(() => {
+    act();
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => done(performance.now());
+    port2.postMessage(null);
+  }));
+  const input = document.querySelector('[aria-label="Depth, exactly"]');
+  // From the event to the frame in which every line of every figure is another than before.
+  window.changed = async depth => {
+    const before = paths();
+    const start = performance.now();
+    input.value = depth;
+    input.dispatchEvent(new Event('input', { bubbles: true }));
+    input.dispatchEvent(new Event('change', { bubbles: true }));
+    for (;;) {
+      let all = false;
+      const end = await painted(() => {
+        const now = paths();
+        all = now.every((lines, figure) => lines.length === before[figure].length
+          && lines.every((line, place) => line && line !== before[figure][place]));
+      });
+      if (all) return end - start;
+    }
+  };
+  const code = `onmessage = () => {
+    const n = 128;
+    const [a, b, c] = [1, 2, 3].map(seed => Float64Array.from({ length: n * n }, (_, i) => Math.sin(seed * i)));
+    for (let round = 0; round < 8; round++)
+      for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) {
+        let sum = 0;
+        for (let k = 0; k < n; k++) sum += a[i * n + k] * b[k * n + j];
+        c[i * n + j] = sum;
+      }
+    postMessage(c[5]);
+  }`;
+  const workers = [0, 1].map(() => new Worker(URL.createObjectURL(new Blob([code]))));
+  window.referred = async () => {
+    const start = performance.now();
+    await Promise.all(workers.map(worker => new Promise(done => { worker.onmessage = done; worker.postMessage(0); })));
+    return await painted(() => {}) - start;
+  };
+}"""
+
+
+class Page:
+    """A page at depth 200 with its workers warm, and the processor time of everything that it runs."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.session = page.context.browser.new_browser_cdp_session()
+        page.wait_for_function("() => document.querySelector('.state').textContent === ''")
+        page.evaluate(WATCH)
+        self.depth = 200
+
+    def processor(self) -> float:
+        processes = self.session.send("SystemInfo.getProcessInfo")["processInfo"]
+        return sum(one["cpuTime"] for one in processes if one["type"] == "renderer")
+
+    def change(self) -> float:
+        self.depth -= 1
+        return float(self.page.evaluate("depth => window.changed(depth)", self.depth))
+
+    def refer(self) -> float:
+        return float(self.page.evaluate("window.referred()"))
+
+    def compared(self) -> tuple[float, float]:
+        """Processor time, median, and the clock, least: of a change over that of a reference."""
+        for _ in range(4):
+            self.change()
+            self.refer()
+        ratios: list[float] = []
+        clocks: tuple[list[float], list[float]] = ([], [])
+        for _ in range(ROUNDS):
+            marks = [self.processor()]
+            for act, clock in zip((self.change, self.refer), clocks, strict=True):
+                clock.extend(act() for _ in range(CHANGES))
+                marks.append(self.processor())
+            ratios.append((marks[1] - marks[0]) / (marks[2] - marks[1]))
+        return statistics.median(ratios), min(clocks[0]) / min(clocks[1])
+
+
+# As many as the page draws at once, of which the two that cost least are left out.
+SEVEN = "post_norm,highway,dense,hyper,manifold,identity,attention"
+# Of processor time and of the clock; seven take as long on a clock as there are processors free.
+BOUNDS = {"plain,residual": (2.0, 2.5), SEVEN: (13.0, math.inf)}
+
+
+@pytest.mark.parametrize("connections", BOUNDS)
+def test_a_change_costs_no_more_than_it_may_until_all_lines_are_drawn(
+    visit: Visit, connections: str, record_property: Any
+) -> None:
+    processor, clock = Page(visit(f"depth=200&connections={connections}")).compared()
+    record_property("processor", processor)
+    record_property("clock", clock)
+    most_processor, most_clock = BOUNDS[connections]
+    assert processor < most_processor
+    assert clock < most_clock
