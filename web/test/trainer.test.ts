@@ -69,7 +69,9 @@ describe("training side by side", () => {
       expect(reports.at(-1)!.trained.loss).toBeLessThan(0.6 * reports[0].trained.loss);
       expect(reports.at(-1)!.heldOut.accuracy).toBeGreaterThan(0.4);
     }
-    expect(reading(trainer.runs, 6)).toMatch(/^At depth 6, after 100 steps, plain has a loss of .* and residual has/);
+    expect(reading(trainer.runs, 6)).toMatch(
+      /^At depth 6, after 100 steps, plain has a training loss of .* and residual has/,
+    );
   });
 
   it("resumes where it was stopped, and comes to the same", async () => {

@@ -49,7 +49,8 @@ export const chapter: Chapter = {
             unit: "times",
             why: {
               simple: "Small steps, a large product. And it grows with each further layer.",
-              expert: "One draw; the expectation above is of squares, and much of it sits in rare large products.",
+              expert:
+                "The root of the expectation above is 86, and most draws are below it: much of an expected square sits in rare large products.",
             },
           },
         },
@@ -190,7 +191,7 @@ export const chapter: Chapter = {
         controls: ["connections", "norm", "preActivation", "init"],
         caption: {
           simple:
-            "Before training. The lines are parallel: HC adds up its four streams at the end, which makes its whole line four times as high, and attention over depth averages. Look at the factor per layer, below.",
+            "Before training. HC's line is parallel to that of the residual network: it adds up its four streams at the end, which makes the whole line four times as high. Attention over depth averages, which makes its line lower. Look at the factor per layer, below.",
           expert:
             "By what each branch returns, at initialisation. HC's sum multiplies all of it by n, attention's average divides. Attention over depth reads from 8 blocks.",
         },
