@@ -260,14 +260,12 @@ test("other random weights give the same option, so that the words about it hold
     for (const question of questionsOf(chapter)) {
       const trains = asksOf(question).some(({ quantity }) => ["loss", "lesion", "length"].includes(quantity));
       if (question.kind === "number" || trains) continue;
-      const count = question.kind === "choice" ? question.options.length : question.bands.length;
-      for (const seed of [0, 1000]) {
-        const settings = { ...chapter.settings, seed };
-        const right: number[] = [];
-        for (let option = 0; option < count; option++) {
-          if ((await answer(question, option, settings, lab)).right) right.push(option);
-        }
-        expect(right, `${at + 1}${question.id}, seed ${seed}`).toEqual([WINNERS[`${at + 1}${question.id}`]]);
+      // Each of these alone, which is more than that the middle ones of nine do.
+      for (const seed of [100, 101, 102, 103]) {
+        const found: number[] = [];
+        for (const ask of asksOf(question)) found.push(await measure(ask, { ...chapter.settings, seed }, lab));
+        const { place } = judge(question, 0, found);
+        expect(place, `${at + 1}${question.id}, seed ${seed}`).toBe(WINNERS[`${at + 1}${question.id}`]);
       }
     }
   }

@@ -52,7 +52,7 @@ const ALIKE = 1.005;
 function spread(question: Question, samples: readonly Sample[]): string {
   const all = samples.every(({ low, high }) => low === high || high < ALIKE * low);
   if (asksOf(question).every(({ quantity }) => DRAWN_ONCE.includes(quantity))) {
-    return asksOf(question)[0].quantity === "slope" ? "" : "One training: others differ a little.";
+    return asksOf(question)[0].quantity === "slope" ? "" : "One training, from one draw of the weights.";
   }
   if (all) return `${DRAWS} draws of the random numbers agree.`;
   if (samples.length > 1) return `Each is the middle one of ${DRAWS} draws of the random numbers.`;

@@ -177,9 +177,9 @@ export const chapter: Chapter = {
             high: 1000,
             unit: "steps",
             why: {
-              simple: "Three times as far, by one number. Biases of forget gates are worth setting by hand.",
+              simple: "Nearly three times as far, by one number. Biases of forget gates are worth setting by hand.",
               expert:
-                "22.1 by the gates alone. PyTorch draws biases near 0, so that who sets nothing has the memory of the question before.",
+                "22.1 by the gates alone. PyTorch draws biases near 0, so that what is set to nothing has the memory of the question before.",
             },
           },
         },

@@ -166,8 +166,8 @@ export const chapter: Chapter = {
             kind: "number",
             text: {
               simple:
-                "No curves at all now, and weights that stretch no direction to more than about its length. How much of the gradient is left after twenty layers?",
-              expert: "Linear layers, Gaussian-like weights scaled to a spectral norm of about 1, twenty layers?",
+                "No curves at all now, and weights that make hardly any input longer than it was. How much of the gradient is left after twenty layers?",
+              expert: "Twenty linear layers of independent weights, scaled to a spectral norm of about 1?",
             },
             ask: { quantity: "kept", connection: "plain", settings: { activation: "linear", gain: 0.5 } },
             low: 1e-12,

@@ -171,9 +171,10 @@ export const chapter: Chapter = {
         {
           kind: "text",
           text: {
-            simple: `Going back, the gradient goes past each layer by the addition, and through it as well. So it cannot vanish as in
+            simple: `Going back, the gradient goes past each layer by the addition, and through it as well. So it does not vanish as in
               a plain network. But two parts that add up make it *larger* with each layer, unless something holds the
-              layers small.`,
+              layers small. A way to do that is to let them start at zero; but not with all of their weights, of which each
+              would then wait for the other, and none would ever learn.`,
             expert: `The product of I + J is not about 1. With independent branches squared norms add: χ = 1 + σw² E[φ'²], which for He
               and ReLU is 2 per block. Normalisation in the branch, a factor of 1/√L, or branches that start at zero tame it.
               Of a block with two weight matrices, without biases, not both may start at zero: they would get a gradient of exactly

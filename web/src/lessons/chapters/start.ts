@@ -104,7 +104,7 @@ export const chapter: Chapter = {
             unit: "of the input's",
             why: {
               simple:
-                "It looks healthy, but it is not your signal any more: it is what the random biases of the last few layers add. Who looks at activations alone does not see that nothing of the input is left.",
+                "It looks healthy, but it is not your signal any more: it is what the random biases of the last few layers add. If you look at activations alone, you do not see that nothing of the input is left.",
               expert:
                 "The default draws biases of variance 1/(3n), so that q goes to a fixed point above zero while its dependence on the input falls as the gradient does. The size of the signal is no diagnosis; without bias it would fall by 0.408 too.",
             },

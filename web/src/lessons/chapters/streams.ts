@@ -132,6 +132,16 @@ export const chapter: Chapter = {
         },
         {
           kind: "correction",
+          said: "Free mixing explodes, so that training with it fails.",
+          text: {
+            simple:
+              "Its gain can grow to thousands. But a large gain is no failure: networks with it have been trained to the end, and did better than residual ones.",
+            expert:
+              "With a gain of about 3,000 the authors of mHC report their HC model as better than the residual baseline, and than mHC on one of eight tasks; an independent run with clipped gradients is said to have met a gain above 10,000 and no crash. Look at losses besides gains.",
+          },
+        },
+        {
+          kind: "correction",
           said: "mHC keeps signal and gradient exactly.",
           text: {
             simple:
