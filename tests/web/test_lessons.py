@@ -69,6 +69,7 @@ def close(values: list[float], key: str) -> Any:
     return pytest.approx(values, **TRAINED.get(key, {"rel": 1e-9, "abs": 1e-12}))
 
 
+@pytest.mark.timeout(900)  # nine draws of each answer, by the engine and by the page
 def test_all_seven_by_keys_with_the_answers_of_the_engine(visit: Visit, engine: dict[str, Any]) -> None:
     page = visit("tab=lessons")
     for chapter, title in enumerate(TITLES, 1):

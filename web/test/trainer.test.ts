@@ -132,7 +132,7 @@ describe("a sweep over depth", () => {
     expect(loss("residual", 48)).toBeLessThan(0.3 * Math.log(10));
     // Which of two networks that are trained side by side ends first is no matter of the sweep.
     expect(sweepReading(sweep.swept).join("\n")).toMatch(
-      /^plain: least loss .* at depth 2; at depth 48 .*: degradation\.$/m,
+      /^plain: least training loss .* at depth 2; at depth 48 .*: degradation\.$/m,
     );
   });
 
