@@ -278,6 +278,41 @@ def test_mixing_is_followed_away_from_its_start(visit: Open) -> None:
     page.get_by_text("mHC has a gain of 1").wait_for()
 
 
+def test_what_is_out_of_range_is_said_with_the_range(visit: Open) -> None:
+    page = visit()
+    field = page.get_by_label("Depth, exactly")
+    for typed in ("5000", "0", "2.5"):
+        field.fill(typed)
+        field.blur()
+        told = page.get_by_role("alert")
+        assert told.inner_text() == f"A whole number from 1 to 1,000, not {typed}."
+        assert field.get_attribute("aria-describedby") == told.get_attribute("id")
+        assert field.input_value() == "50"
+        assert "depth=" not in link(page)
+    field.fill("40")
+    settled(page, "depth=40")
+    assert page.get_by_role("alert").count() == 0
+    page.get_by_label("Gain of the weights, exactly").fill("1000")
+    page.get_by_label("Depth, exactly").focus()
+    assert page.get_by_role("alert").inner_text() == "A number from 0.01 to 100, not 1000."
+
+
+def test_there_is_one_control_of_streams(visit: Open) -> None:
+    page = visit("tab=mixing&expert=1&connections=manifold,hyper&depth=10")
+    assert page.get_by_role("slider", name=re.compile("streams", re.I)).count() == 1
+    assert page.get_by_role("slider", name=re.compile("Sinkhorn", re.I)).count() == 1
+    page.get_by_role("tab", name="Depth").click()
+    assert page.get_by_role("slider", name=re.compile("streams", re.I)).count() == 1
+
+
+def test_every_connection_has_a_sentence(visit: Open) -> None:
+    page = visit(
+        "connections=residual,highway,dense,hyper,manifold,identity,attention&activation=relu&init=he&depth=12"
+    )
+    page.wait_for_function("() => document.querySelectorAll('.reading').length == 7")
+    assert "The jump at the end is the sum over 4 streams" in readings(page)[3]
+
+
 def test_reset_gives_the_first_page_back(visit: Open) -> None:
     page = visit("depth=20&expert=1&gain=3&view=signal")
     page.get_by_role("button", name="Reset").click()

@@ -69,6 +69,7 @@ def close(values: list[float], key: str) -> Any:
     return pytest.approx(values, **TRAINED.get(key, {"rel": 1e-9, "abs": 1e-12}))
 
 
+@pytest.mark.timeout(900)  # nine draws of each answer, by the engine and by the page
 def test_all_seven_by_keys_with_the_answers_of_the_engine(visit: Visit, engine: dict[str, Any]) -> None:
     page = visit("tab=lessons")
     for chapter, title in enumerate(TITLES, 1):
@@ -133,6 +134,64 @@ def test_a_link_brings_back_predictions_and_figures(visit: Visit) -> None:
     assert again.locator("[data-question=b]").get_by_role("button", name="Compute it").count() == 1
 
 
+FIGURES = [  # a chapter, what its figure says is not drawn, questions that ask for it, and what is drawn then
+    (1, "The slope is drawn when you have predicted it.", "a:0.1", "Steepest: 0.25"),
+    (2, "plain is drawn when you have predicted it.", "a:1e-9", "plain: at layer 1"),
+    (4, "plain is drawn when you have predicted it.", "b:0,c:1", "plain: at layer 1"),
+    (6, "RNN, LSTM and GRU are drawn when you have predicted them.", "d:5,e:0", "LSTM: "),
+    (7, "HC and mHC are drawn when you have predicted them.", "a:3,b:0,c:0", "HC has a gain of"),
+    (7, "HC is drawn when you have predicted it.", "d:0", "HC: at layer 1"),
+]
+
+
+@pytest.mark.parametrize(("chapter", "says", "answers", "drawn"), FIGURES, ids=[one[2] for one in FIGURES])
+def test_a_figure_tells_nothing_that_is_not_predicted(
+    visit: Visit, chapter: int, says: str, answers: str, drawn: str
+) -> None:
+    page = visit(f"tab=lessons&chapter={chapter}")
+    opened(page, TITLES[chapter - 1])
+    page.get_by_text(says, exact=True).wait_for()
+    page.wait_for_timeout(1000)
+    assert drawn not in page.inner_text("article")
+    for key in [one.split(":")[0] for one in answers.split(",")]:
+        assert page.locator(f"[data-question={key}] .verdict").count() == 0
+    page = visit(f"tab=lessons&chapter={chapter}&answers={','.join(f'{chapter}.{one}' for one in answers.split(','))}")
+    page.locator(".beside .reading", has_text=drawn).first.wait_for()
+    assert page.get_by_text(says, exact=True).count() == 0
+
+
+def test_the_figure_that_comes_with_the_answer_has_its_number_and_is_reached_by_keys(visit: Visit) -> None:
+    page = visit("tab=lessons&chapter=2")
+    opened(page, "Many layers")
+    assert page.locator(".beside .plot").count() == 0
+    question = page.locator("[data-question=c]")
+    question.get_by_role("radio").last.check()
+    tab_to(page, question.get_by_role("button", name="Compute it"))
+    page.keyboard.press("Enter")
+    (value,) = found(page, "c")
+    assert "five of them lie between" in question.inner_text()
+    grown = page.locator(".beside .reading", has_text=f"the gradient is {value:.0f} times")
+    grown.wait_for()  # of the draw in the middle, and not of the first
+    tab_to(page, page.get_by_role("slider", name="gradient"))
+    page.keyboard.press("Home")
+    assert page.get_by_role("slider", name="gradient").get_attribute("aria-valuenow") == "0"
+
+
+def test_nothing_is_trained_before_the_prediction(visit: Visit) -> None:
+    page = visit("tab=lessons&chapter=5")
+    opened(page, "Residual connections")
+    button = page.get_by_role("button", name="Train both at 32 layers")
+    assert button.is_disabled()
+    page.get_by_text("The training is drawn when you have predicted it.").wait_for()
+    question = page.locator("[data-question=a]")
+    question.get_by_role("radio").first.check()
+    question.get_by_role("button", name="Compute it").click()
+    found(page, "a")
+    page.get_by_role("slider", name="Training loss by step").wait_for(timeout=120_000)
+    page.get_by_text("The accuracy without each layer is drawn when you have predicted it.").wait_for()
+    assert "without one layer (the median)" not in page.inner_text("article")
+
+
 def test_the_figure_shows_the_option_that_was_right(visit: Visit) -> None:
     page = visit("tab=lessons&chapter=6")
     opened(page, TITLES[5])
@@ -190,7 +249,7 @@ def test_training_takes_layers_away(visit: Visit) -> None:
     page.get_by_role("slider", name="Accuracy without each layer").wait_for(timeout=120_000)
     told = page.locator(".beside .reading").all_inner_texts()
     assert [one.split(",")[0] for one in told[:2]] == ["plain", "residual"]
-    assert all("6 layers: a loss of" in one for one in told[:2])
+    assert all("6 layers: a training loss of" in one for one in told[:2])
     assert page.get_by_role("button", name="Train both at 6 layers").is_disabled()
 
 

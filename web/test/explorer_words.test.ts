@@ -24,9 +24,9 @@ describe("training in words", () => {
     ] as const;
     const text = reading(runs, 48);
     expect(text).toContain(
-      "At depth 48, after 10 steps, plain has a loss of 2.31 and knows 10 % of the held-out digits",
+      "At depth 48, after 10 steps, plain has a training loss of 2.31 and knows 10 % of the held-out digits",
     );
-    expect(text).toContain("highway has a loss of no finite number");
+    expect(text).toContain("highway has a training loss of no finite number");
     expect(text).toContain("plain and highway have learned nothing yet");
     expect(reading([], 3)).toBe("");
   });
@@ -35,9 +35,11 @@ describe("training in words", () => {
     const swept = (losses: number[]) =>
       losses.map((loss, i) => ({ name: "plain", depth: 2 ** (i + 1), last: report(1, loss, 0.5) }) as const);
     expect(sweepReading(swept([0.1, 0.05, 2.3]))).toEqual([
-      "plain: least loss 0.05 at depth 4; at depth 8 it is 2.3, 46 times as much, on the digits that it trains on: degradation.",
+      "plain: least training loss 0.05 at depth 4; at depth 8 it is 2.3, 46 times as much, on the digits that it trains on: degradation.",
     ]);
-    expect(sweepReading(swept([0.1, 0.05]))).toEqual(["plain: least loss 0.05 at depth 4; at depth 4 it is 0.05."]);
+    expect(sweepReading(swept([0.1, 0.05]))).toEqual([
+      "plain: least training loss 0.05 at depth 4; at depth 4 it is 0.05.",
+    ]);
     expect(sweepReading(swept([0.1]))).toEqual([]);
   });
 

@@ -30,7 +30,8 @@ export function session(): Worker {
   const ask = (request: object, _: string, progress?: (progress: Progress) => void) => {
     const id = counts.asked++;
     const answer = new Promise((resolve, reject) => waiting.set(id, { resolve, reject, progress }));
-    void own.receive({ ...request, id } as Request);
+    // Not at once: the runner of the tests has to be heard between them.
+    setImmediate(() => void own.receive({ ...request, id } as Request));
     return { answer };
   };
   return { ask: ask as unknown as Worker["ask"], close: () => {} };

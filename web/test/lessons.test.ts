@@ -7,8 +7,8 @@ import { keyOf, readAnswers, readPlayed, writeAnswers, writePlayed } from "../sr
 import { CHAPTERS } from "../src/lessons/chapters/index";
 import { FORMULAS } from "../src/lessons/formulas";
 import { answer, asksOf, judge } from "../src/lessons/judge";
-import { measure, median, neurons, settingsOf } from "../src/lessons/measure";
-import { inExplorer, shownAfter } from "../src/lessons/playing";
+import { DRAWS, measure, median, neurons, sample, settingsOf } from "../src/lessons/measure";
+import { inExplorer, shownAfter, untold } from "../src/lessons/playing";
 import { SOURCES } from "../src/lessons/sources";
 import {
   type BandQuestion,
@@ -17,6 +17,7 @@ import {
   type NumberQuestion,
   questionsOf,
 } from "../src/lessons/types";
+import { short } from "../src/page/number";
 import { counts, laboratory } from "./lesson_lab";
 
 const chapters = await Promise.all(CHAPTERS.map(({ load }) => load()));
@@ -169,6 +170,48 @@ test("neurons in a row have the slope that a difference has", () => {
   expect(median(Float64Array.of(4, 1, 2, 3))).toBe(2.5);
 });
 
+test("a number is the middle one of nine draws, of which five are no farther than said", async () => {
+  const lab = laboratory();
+  const [, chapter] = chapters;
+  const question = questionsOf(chapter).find(({ id }) => id === "c") as BandQuestion;
+  const { value, low, high, seed } = await sample(question.ask, chapter.settings, lab);
+  const all: number[] = [];
+  for (let draw = 0; draw < DRAWS; draw++)
+    all.push(await measure(question.ask, { ...chapter.settings, seed: draw }, lab));
+  expect(all[seed]).toBe(value); // the figure with that seed shows this number
+  expect(all.filter((one) => one < value).length).toBe(4);
+  expect(all.filter((one) => one >= low && one <= high).length).toBe(5);
+  expect(all[0]).toBeGreaterThan(high); // the first one alone would have been far off
+  const { words, spread, seeds } = await answer(question, 2, chapter.settings, lab);
+  expect(words).toContain(short(value));
+  expect(spread).toContain(`five of them lie between ${short(low, 2)} and ${short(high, 2)}`);
+  expect(shownAfter(question, 2, chapter.settings, seeds[0])).toEqual({ gain: 20, seed });
+  expect(inExplorer(asksOf(question), chapter.settings, seeds[0])).toMatchObject({ gain: 20, seed });
+  const slope = await answer(questionsOf(chapters[0])[0], 1, chapters[0].settings, lab);
+  expect([slope.spread, slope.found]).toEqual(["", [0.25]]);
+});
+
+test("no figure tells at first what is asked of it, and each tells it when all is predicted", () => {
+  const first = chapters.map((chapter) => untold(questionsOf(chapter), chapter.settings, settingsOf(chapter.settings)));
+  // Questions about other settings than those that a chapter starts with are told by nothing that is drawn.
+  const own = chapters.map(({ settings }, at) =>
+    questionsOf(chapters[at])
+      .flatMap(asksOf)
+      .filter((ask) => encode(settingsOf(settings, ask.settings)) === encode(settingsOf(settings))),
+  );
+  expect(first).toEqual(own);
+  expect(first.map((asks) => asks.length)).toEqual([1, 1, 3, 2, 5, 4, 5]);
+  for (const chapter of chapters) {
+    expect(untold([], chapter.settings, settingsOf(chapter.settings))).toEqual([]);
+    for (const question of questionsOf(chapter)) {
+      for (const ask of asksOf(question)) {
+        const shown = { ...settingsOf(chapter.settings, ask.settings), seed: 4, view: "signal", expert: true } as const;
+        expect(untold([question], chapter.settings, shown)).toContain(ask);
+      }
+    }
+  }
+});
+
 test("what is asked twice is computed once", async () => {
   const lab = laboratory();
   const [chapter] = [chapters[1]];
@@ -217,14 +260,12 @@ test("other random weights give the same option, so that the words about it hold
     for (const question of questionsOf(chapter)) {
       const trains = asksOf(question).some(({ quantity }) => ["loss", "lesion", "length"].includes(quantity));
       if (question.kind === "number" || trains) continue;
-      const count = question.kind === "choice" ? question.options.length : question.bands.length;
-      for (const seed of [0, 1, 2, 3]) {
-        const settings = { ...chapter.settings, seed };
-        const right: number[] = [];
-        for (let option = 0; option < count; option++) {
-          if ((await answer(question, option, settings, lab)).right) right.push(option);
-        }
-        expect(right, `${at + 1}${question.id}, seed ${seed}`).toEqual([WINNERS[`${at + 1}${question.id}`]]);
+      // Each of these alone, which is more than that the middle ones of nine do.
+      for (const seed of [100, 101, 102, 103]) {
+        const found: number[] = [];
+        for (const ask of asksOf(question)) found.push(await measure(ask, { ...chapter.settings, seed }, lab));
+        const { place } = judge(question, 0, found);
+        expect(place, `${at + 1}${question.id}, seed ${seed}`).toBe(WINNERS[`${at + 1}${question.id}`]);
       }
     }
   }

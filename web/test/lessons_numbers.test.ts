@@ -18,6 +18,7 @@ import { asksOf } from "../src/lessons/judge";
 import { settingsOf } from "../src/lessons/measure";
 import { questionsOf, type Told } from "../src/lessons/types";
 import { short } from "../src/page/number";
+import { laboratory } from "./lesson_lab";
 
 const chapters = await Promise.all(CHAPTERS.map(({ load }) => load()));
 const { heldOut } = await unpack(file);
@@ -35,6 +36,16 @@ const reported = Symbol("a paper's");
 
 type Held = number | typeof reported;
 
+/** Training losses of plain networks of so many sigmoid layers, in order: they say what the lesson says of 2 and of 20. */
+async function sigmoids(trainDepth: number, seeds = [0, 1, 2]): Promise<number[]> {
+  const losses: number[] = [];
+  for (const seed of seeds) {
+    const settings = settingsOf({ trainDepth, trainActivation: "sigmoid", trainNorm: "none", seed });
+    losses.push((await laboratory().trained(settings, "plain")).reports.at(-1)!.trained.loss);
+  }
+  return losses.sort((a, b) => a - b);
+}
+
 const HELD: readonly Readonly<Record<string, Held>>[] = [
   { "0.25": sigma.slope(0), "0.0625": sigma.slope(0) ** 2, "0.235": sigma.slope(sigma.value(0)), "2.1": reported },
   {
@@ -43,6 +54,9 @@ const HELD: readonly Readonly<Record<string, Held>>[] = [
     "9.1×10⁻¹³": sigma.slope(0) ** 20,
     "1.0×10⁻⁴": rate("sigmoid", 16) ** 20,
     "0.892": rate("sigmoid", 64),
+    "2.3": Math.log(10),
+    "0.6": (await sigmoids(2)).at(1)!,
+    "300": DEFAULTS.trainSteps,
   },
   {
     "0.41": rate("relu", 1 / 3),
@@ -51,6 +65,7 @@ const HELD: readonly Readonly<Record<string, Held>>[] = [
     "21.8": -6 / Math.log(rate("tanh", 1, 0.05) ** 2),
     "0.7": 0.7,
     "100": reported,
+    "10,000": reported,
   },
   {
     "1.2112": batch,
@@ -66,6 +81,13 @@ const HELD: readonly Readonly<Record<string, Held>>[] = [
     "1,000": 1000,
     "4.1": reported,
     "4.6×10⁴": 2 ** (31 / 2),
+    "6.9": 152 / 22,
+    "152": reported,
+    "110": reported,
+    "1,202": reported,
+    "7.93": reported,
+    "6.43": reported,
+    "10,000": reported,
     "0.45":
       100 *
       binomialShares(54)
@@ -85,11 +107,15 @@ const HELD: readonly Readonly<Record<string, Held>>[] = [
     "142": gateTimeScale(3) * -Math.log(LEFT),
     "4.6": chronoBias(100),
     "100": 100, // the horizon of 4.6
+    "6.61": reported,
+    "8.70": reported,
+    "110": reported,
   },
   {
     "7.4×10³": spread(4, 0.2, 60),
     "0.2": chapters[6].settings.spread!,
     "3,000": reported,
+    "10,000": reported,
     "1.6": reported,
   },
 ];
@@ -155,6 +181,11 @@ test("a question has as many layers as its words say", () => {
   expect(checked).toBeGreaterThan(20);
 });
 
+test("twenty layers of sigmoids guess where two learn, with AdamW", { timeout: 120_000 }, async () => {
+  for (const loss of await sigmoids(20, [0])) expect(Math.abs(loss - Math.log(10))).toBeLessThan(0.02);
+  for (const loss of await sigmoids(2)) expect(loss).toBeLessThan(0.7);
+});
+
 test("what the experts' words derive", () => {
   // ReLU: half of the square is kept, and half of the slopes.
   const { second, slope } = moments(activation("relu"), 1);
@@ -180,4 +211,13 @@ test("what the experts' words derive", () => {
   expect(kept(1000, 4000) / Math.log(4)).toBeCloseTo(-0.5, 1);
   // A square Gaussian matrix has a spectral norm of twice its deviation, and a random vector gets the deviation.
   expect(spread(4, 0.2, 60)).toBeGreaterThan(7000);
+  expect(Math.round(Math.sqrt(spread(4, 0.2, 60)))).toBe(86);
+  // A tent of three ReLUs ten times, and its linear pieces.
+  const relu = (x: number) => Math.max(0, x);
+  const tent = (x: number) => 2 * relu(x) - 4 * relu(x - 0.5) + 2 * relu(x - 1);
+  const grid = Array.from({ length: 2 ** 12 + 1 }, (_, at) => at / 2 ** 12);
+  const values = grid.map((x) => Array.from({ length: 10 }).reduce<number>((y) => tent(y), x));
+  const slopes = values.slice(1).map((y, at) => y - values[at]);
+  expect(1 + slopes.slice(1).filter((slope, at) => slope !== slopes[at]).length).toBe(2 ** 10);
+  expect(152 / 19).toBe(8);
 });

@@ -53,19 +53,23 @@ describe("trajectories", () => {
   });
 
   it.each(golden.paths)("of $name with weight variance $weightVariance have levada's coherent gradient", (path) => {
-    const logs = coherentResidual({ ...path, activation: activation(path.name) }, 1 / 32)!;
-    logs.forEach((log, layer) => {
+    const network = { ...path, activation: activation(path.name) };
+    const { logGradient, signal, chi } = coherentResidual(network, 1 / 32)!;
+    logGradient.forEach((log, layer) => {
       expect(Math.abs(Math.exp(log) / path.coherent[layer] - 1)).toBeLessThan(1e-11);
     });
+    const independent = propagateResidual(network, false);
+    expectClose("signal", signal, Array.from(independent.q, Math.sqrt), "float64");
+    expectClose("chi", chi, Array.from(independent.chi), "float64");
   });
 
   it("have the coherent gradient also where it is no number any more, and none where the state is none", () => {
     const network = { activation: activation("relu"), weightVariance: 2, biasVariance: 0, q0: 1 };
-    const logs = coherentResidual({ ...network, depth: 1000 }, 1 / 32)!;
-    expect(logs[0] / 1000).toBeCloseTo(Math.log(1.7), 1);
+    const { logGradient } = coherentResidual({ ...network, depth: 1000 }, 1 / 32)!;
+    expect(logGradient[0] / 1000).toBeCloseTo(Math.log(1.7), 1);
     expect(coherentResidual({ ...network, depth: 5000 }, 1 / 32)).toBeNull();
     // A gradient that is independent of the state: two to the power of half the depth.
-    expect(coherentResidual({ ...network, depth: 30 }, 0)![0]).toBeCloseTo(15 * Math.LN2, 10);
+    expect(coherentResidual({ ...network, depth: 30 }, 0)!.logGradient[0]).toBeCloseTo(15 * Math.LN2, 10);
   });
 });
 

@@ -69,7 +69,9 @@ describe("training side by side", () => {
       expect(reports.at(-1)!.trained.loss).toBeLessThan(0.6 * reports[0].trained.loss);
       expect(reports.at(-1)!.heldOut.accuracy).toBeGreaterThan(0.4);
     }
-    expect(reading(trainer.runs, 6)).toMatch(/^At depth 6, after 100 steps, plain has a loss of .* and residual has/);
+    expect(reading(trainer.runs, 6)).toMatch(
+      /^At depth 6, after 100 steps, plain has a training loss of .* and residual has/,
+    );
   });
 
   it("resumes where it was stopped, and comes to the same", async () => {
@@ -130,7 +132,7 @@ describe("a sweep over depth", () => {
     expect(loss("residual", 48)).toBeLessThan(0.3 * Math.log(10));
     // Which of two networks that are trained side by side ends first is no matter of the sweep.
     expect(sweepReading(sweep.swept).join("\n")).toMatch(
-      /^plain: least loss .* at depth 2; at depth 48 .*: degradation\.$/m,
+      /^plain: least training loss .* at depth 2; at depth 48 .*: degradation\.$/m,
     );
   });
 

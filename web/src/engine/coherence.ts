@@ -26,19 +26,22 @@ const FINEST = 1e-15;
 function products(phi: Activation, deviation: number): Products {
   const kinks = phi.kinks.filter((kink) => Math.abs(kink) < 12 * deviation).map((kink) => kink / deviation);
   const { z, weights } = normalRule([0, ...kinks], Math.min(1, Math.max(FINEST, 1 / deviation)));
-  const mean = { f: 0, ff: 0, dd: 0, zd: 0, zdf: 0, ddf: 0, ddff: 0 };
+  let [f, ff, dd, zd, zdf, ddf, ddff] = [0, 0, 0, 0, 0, 0, 0];
   for (let at = 0; at < z.length; at++) {
-    const u = deviation * z[at];
-    const [f, d, weight] = [phi.value(u) / deviation, phi.slope(u), weights[at]];
-    mean.f += weight * f;
-    mean.ff += weight * f * f;
-    mean.dd += weight * d * d;
-    mean.zd += weight * z[at] * d;
-    mean.zdf += weight * z[at] * d * f;
-    mean.ddf += weight * d * d * f;
-    mean.ddff += weight * d * d * f * f;
+    const x = z[at];
+    const u = deviation * x;
+    const value = phi.value(u) / deviation;
+    const slope = phi.slope(u);
+    const weighed = weights[at] * slope;
+    f += weights[at] * value;
+    ff += weights[at] * value * value;
+    dd += weighed * slope;
+    zd += weighed * x;
+    zdf += weighed * x * value;
+    ddf += weighed * slope * value;
+    ddff += weighed * slope * value * value;
   }
-  return mean;
+  return { f, ff, dd, zd, zdf, ddf, ddff };
 }
 
 /** A block, in units of the root mean square of the state that it reads. */
@@ -51,26 +54,36 @@ interface Block {
   readonly e: Products;
 }
 
+/** At each boundary, as a `Prediction`; `chi` is the factor where gradient and state are independent. */
+export interface Coherent {
+  readonly signal: Float64Array;
+  readonly logGradient: Float64Array;
+  readonly chi: Float64Array;
+}
+
 /**
- * Natural logarithm of the gradient's root mean square at each boundary over that at the output; null where the state
- * leaves the range of numbers.
+ * Signal and gradient of blocks `h + phi(W h + b)`; null where the state leaves the range of numbers.
  *
  * @param alignment the share of the gradient's energy at the output that lies along the state there.
  */
-export function coherentResidual(network: RandomNetwork, alignment: number): Float64Array | null {
+export function coherentResidual(network: RandomNetwork, alignment: number): Coherent | null {
   const { activation, weightVariance, biasVariance, depth, q0 } = network;
   const blocks: Block[] = [];
+  const signal = new Float64Array(depth + 1);
   let [size, mean] = [Math.max(Math.sqrt(q0), SMALLEST), 0];
   for (let layer = 0; layer < depth; layer++) {
     const deviation = Math.max(Math.hypot(Math.sqrt(weightVariance) * size, Math.sqrt(biasVariance)), SMALLEST);
     const inside = deviation / size;
     const e = products(activation, deviation);
     blocks.push({ size, mean, inside, e });
+    signal[layer] = size;
     const grown = Math.sqrt(1 + 2 * mean * inside * e.f + inside ** 2 * e.ff);
     mean = (mean + inside * e.f) / grown;
     size *= grown;
   }
   if (!Number.isFinite(size)) return null;
+  signal[depth] = size;
+  const chi = Float64Array.from(blocks, ({ e }) => 1 + weightVariance * e.dd);
   const logs = new Float64Array(depth + 1);
   // Of the gradient above a block, over its root mean square: what lies along the state, and its mean over neurons.
   let along = Math.sqrt(alignment);
@@ -89,5 +102,5 @@ export function coherentResidual(network: RandomNetwork, alignment: number): Flo
     along = (along + back) / Math.sqrt(grown);
     logs[layer] = logs[layer + 1] + Math.log(grown) / 2;
   }
-  return logs;
+  return { signal, logGradient: logs, chi };
 }

@@ -188,9 +188,10 @@ export function predict(options: NetworkOptions, input = 1): Prediction | null {
   const [weightVariance, biasVariance] = [known.weight, bias ? known.bias : 0];
   const network = { activation: phi, weightVariance, biasVariance, depth, q0: input * input };
   if (connection.name === "residual") {
-    const { q, chi } = propagateResidual(network, preActivation);
     const coherent = preActivation ? null : coherentResidual(network, 1 / width);
-    return { signal: q.map(Math.sqrt), logGradient: coherent ?? logCumulative(chi), chi };
+    if (coherent) return coherent;
+    const { q, chi } = propagateResidual(network, preActivation);
+    return { signal: q.map(Math.sqrt), logGradient: logCumulative(chi), chi };
   }
   if (preActivation) {
     const { q, chi } = propagate(network);

@@ -2,7 +2,7 @@
 
 import type { Settings } from "../explorer/settings";
 import { short, superscript } from "../page/number";
-import { type Lab, measure } from "./measure";
+import { DRAWN_ONCE, DRAWS, type Lab, type Sample, sample } from "./measure";
 import type { Ask, Question } from "./types";
 
 export interface Verdict {
@@ -12,7 +12,13 @@ export interface Verdict {
   readonly place: number;
   readonly right: boolean;
   readonly words: string;
+  /** How the draws of random weights differ; empty where nothing is drawn. */
+  readonly spread: string;
+  /** The draw that each number is of. */
+  readonly seeds: readonly number[];
 }
+
+type Judged = Omit<Verdict, "spread" | "seeds">;
 
 /** Two numbers this close are the same to a reader; one draw of random weights differs from the next by more. */
 const SAME = Math.log(1.25);
@@ -30,12 +36,31 @@ export async function answer(
   chapter: Partial<Settings>,
   lab: Lab,
 ): Promise<Verdict> {
-  const found: number[] = [];
-  for (const ask of asksOf(question)) found.push(await measure(ask, chapter, lab));
-  return judge(question, prediction, found);
+  const samples: Sample[] = [];
+  for (const ask of asksOf(question)) samples.push(await sample(ask, chapter, lab));
+  const judged = judge(
+    question,
+    prediction,
+    samples.map(({ value }) => value),
+  );
+  return { ...judged, spread: spread(question, samples), seeds: samples.map(({ seed }) => seed) };
 }
 
-export function judge(question: Question, prediction: number, found: readonly number[]): Verdict {
+const ALIKE = 1.005;
+
+/** What other random weights would have given. */
+function spread(question: Question, samples: readonly Sample[]): string {
+  const all = samples.every(({ low, high }) => low === high || high < ALIKE * low);
+  if (asksOf(question).every(({ quantity }) => DRAWN_ONCE.includes(quantity))) {
+    return asksOf(question)[0].quantity === "slope" ? "" : "One training, from one draw of the weights.";
+  }
+  if (all) return `${DRAWS} draws of the random numbers agree.`;
+  if (samples.length > 1) return `Each is the middle one of ${DRAWS} draws of the random numbers.`;
+  const [{ low, high }] = samples;
+  return `This is the middle one of ${DRAWS} draws of the random numbers; five of them lie between ${short(low, 2)} and ${short(high, 2)}. The figure shows this one.`;
+}
+
+export function judge(question: Question, prediction: number, found: readonly number[]): Judged {
   switch (question.kind) {
     case "number":
       return { found, place: 0, ...ofNumber(prediction, found[0], question.unit) };

@@ -24,7 +24,7 @@ export interface Worker {
   close(): void;
 }
 
-const MOST_KEPT = 64;
+const MOST_KEPT = 1024; // a draw is some kilobytes
 const REPORTS = 15; // of a training: each tests the held-out digits
 
 export class Workers implements Lab {

@@ -37,6 +37,35 @@ export function settingsOf(chapter: Partial<Settings>, part: Partial<Settings> =
   return { ...DEFAULTS, ...START, ...chapter, ...part };
 }
 
+/** How often random weights are drawn for an answer: odd, so that one of them is in the middle. */
+export const DRAWS = 9;
+const WIDER = 2; // places from the middle: five of nine are not farther
+
+/** A number that depends on random weights: the middle one of several draws, and how far those next to it are. */
+export interface Sample {
+  readonly value: number;
+  /** Between them lie 2 `WIDER` + 1 of the draws. */
+  readonly low: number;
+  readonly high: number;
+  /** Of the draw that has the value, so that a figure can show it. */
+  readonly seed: number;
+}
+
+export const DRAWN_ONCE: readonly Ask["quantity"][] = ["slope", "loss", "lesion", "length"];
+
+export async function sample(ask: Ask, chapter: Partial<Settings>, lab: Lab): Promise<Sample> {
+  const { seed: first } = settingsOf(chapter, ask.settings);
+  const found: { value: number; seed: number }[] = [];
+  for (let draw = 0; draw < (DRAWN_ONCE.includes(ask.quantity) ? 1 : DRAWS); draw++) {
+    const seed = first + draw;
+    found.push({ seed, value: await measure(ask, { ...chapter, seed }, lab) });
+  }
+  found.sort((a, b) => a.value - b.value);
+  const middle = found.length >> 1;
+  const [low, high] = [Math.max(0, middle - WIDER), Math.min(found.length - 1, middle + WIDER)];
+  return { ...found[middle], low: found[low].value, high: found[high].value };
+}
+
 export async function measure(ask: Ask, chapter: Partial<Settings>, lab: Lab): Promise<number> {
   const settings = settingsOf(chapter, ask.settings);
   switch (ask.quantity) {

@@ -14,6 +14,43 @@ export const SOURCES = {
     title: "Untersuchungen zu dynamischen neuronalen Netzen (diploma thesis)",
   },
   lstm: { authors: "S. Hochreiter, J. Schmidhuber", year: 1997, title: "Long short-term memory" },
+  zeiler: {
+    authors: "M. D. Zeiler, R. Fergus",
+    year: 2014,
+    title: "Visualizing and understanding convolutional networks",
+    arxiv: "1311.2901",
+  },
+  szegedy: {
+    authors: "C. Szegedy and others",
+    year: 2015,
+    title: "Going deeper with convolutions",
+    arxiv: "1409.4842",
+  },
+  eldan: {
+    authors: "R. Eldan, O. Shamir",
+    year: 2016,
+    title: "The power of depth for feedforward neural networks",
+    arxiv: "1512.03965",
+  },
+  telgarsky: {
+    authors: "M. Telgarsky",
+    year: 2016,
+    title: "Benefits of depth in neural networks",
+    arxiv: "1602.04485",
+  },
+  olah: { authors: "C. Olah, A. Mordvintsev, L. Schubert", year: 2017, title: "Feature visualization (Distill)" },
+  xiao: {
+    authors: "L. Xiao, Y. Bahri, J. Sohl-Dickstein, S. S. Schoenholz, J. Pennington",
+    year: 2018,
+    title: "Dynamical isometry and a mean field theory of CNNs",
+    arxiv: "1806.05393",
+  },
+  rezero: {
+    authors: "T. Bachlechner and others",
+    year: 2021,
+    title: "ReZero is all you need: fast convergence at large depth",
+    arxiv: "2003.04887",
+  },
   glorot: {
     authors: "X. Glorot, Y. Bengio",
     year: 2010,

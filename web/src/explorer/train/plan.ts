@@ -70,7 +70,7 @@ export function reading(runs: readonly { name: ConnectionName; reports: readonly
   if (ended.length === 0) return "";
   const told = ended.map(({ name, last: { trained, heldOut } }) => {
     const loss = Number.isFinite(trained.loss) ? short(trained.loss) : "no finite number";
-    return `${name} has a loss of ${loss} and knows ${percent(heldOut.accuracy)} of the held-out digits`;
+    return `${name} has a training loss of ${loss} and knows ${percent(heldOut.accuracy)} of the held-out digits`;
   });
   const lost = ended.filter(({ last }) => !(last.trained.loss < 0.97 * CHANCE)).map(({ name }) => name);
   const nothing = lost.length
@@ -90,7 +90,7 @@ export function sweepReading(swept: readonly Swept[]): string[] {
       Number.isFinite(last.trained.loss) ? last.trained.loss : Number.POSITIVE_INFINITY;
     const best = own.reduce((least, one) => (loss(one) < loss(least) ? one : least));
     const factor = loss(deepest) / loss(best);
-    const end = `${SHORT_NAMES[name]}: least loss ${short(loss(best))} at depth ${best.depth}`;
+    const end = `${SHORT_NAMES[name]}: least training loss ${short(loss(best))} at depth ${best.depth}`;
     if (best === deepest || factor < 2) return [`${end}; at depth ${deepest.depth} it is ${short(loss(deepest))}.`];
     return [
       `${end}; at depth ${deepest.depth} it is ${short(loss(deepest))}, ${short(factor)} times as much, on the digits that it trains on: degradation.`,

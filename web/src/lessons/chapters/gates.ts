@@ -64,6 +64,16 @@ export const chapter: Chapter = {
           },
         },
         {
+          kind: "correction",
+          said: "A network that learns how much to let past is better than one that always lets all past.",
+          text: {
+            simple:
+              "Not of itself. In a residual network of 110 layers the makers tried gates in place of the plain addition: all did worse, and some did not learn at all.",
+            expert:
+              "He et al. (2016, Table 1), ResNet-110 on CIFAR-10: 6.61 % error with the identity, 8.70 % with the best exclusive gate, of bias −6, and failure with biases from 0 to −5.",
+          },
+        },
+        {
           kind: "text",
           text: {
             simple: `*Dense* connections go further: each layer reads the outputs of *all* layers before it, side by side, and adds
@@ -167,9 +177,9 @@ export const chapter: Chapter = {
             high: 1000,
             unit: "steps",
             why: {
-              simple: "Three times as far, by one number. Biases of forget gates are worth setting by hand.",
+              simple: "Nearly three times as far, by one number. Biases of forget gates are worth setting by hand.",
               expert:
-                "22.1 by the gates alone. PyTorch draws biases near 0, so that who sets nothing has the memory of the question before.",
+                "22.1 by the gates alone. PyTorch draws biases near 0, so that what is set to nothing has the memory of the question before.",
             },
           },
         },

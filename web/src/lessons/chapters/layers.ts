@@ -4,17 +4,56 @@ export const chapter: Chapter = {
   settings: { activation: "sigmoid", init: "glorot", depth: 20, width: 32, connections: ["plain"], view: "gradient" },
   sections: [
     {
+      title: "What depth is for",
+      blocks: [
+        {
+          kind: "text",
+          text: {
+            simple: `A layer is many neurons side by side, and a deep network is many layers in a row. Each layer makes new numbers
+              of those that the one before it made. In networks that look at pictures, early layers answer to edges, later
+              ones to larger and rarer things.`,
+            expert: `Composition is what depth adds. A tent map with itself ten times, three ReLUs a layer, has 2¹⁰ linear
+              pieces; one hidden layer of m units has at most m + 1 on a line, so that it needs a thousand (after Telgarsky
+              2016). That such functions exist says neither that one's own is one of them nor that training finds it.`,
+          },
+        },
+        {
+          kind: "correction",
+          said: "Layers 1–2 see edges, 3–4 textures, 5–6 parts of objects, and 7 and above whole objects.",
+          text: {
+            simple: `Edges at the first layer, yes. After that no layer has a fixed task. In a well-known network of five such
+              layers the second sees corners and circles and the fifth entire objects; it has no seventh. In a network of a hundred
+              layers the seventh still is near the beginning.`,
+            expert: `Zeiler and Fergus (2014) found corners and conjunctions of edges at layer 2 of five, textures at 3, parts that
+              are specific to classes at 4 and entire objects at 5. In GoogLeNet textures and parts lie elsewhere (Olah,
+              Mordvintsev and Schubert 2017). What is seen goes with the share of the depth and with the architecture, not
+              with an index.`,
+          },
+        },
+        {
+          kind: "correction",
+          said: "Deep networks represent any function that a shallow one can with exponentially fewer neurons.",
+          text: {
+            simple:
+              "Some functions, not any. It has been proven that there are functions which a few layers make easily and one layer only with enormously many neurons. How many of them one meets is another question.",
+            expert:
+              "The quantifier is wrong. Eldan and Shamir (2016) show that there is one function, nearly radial, which two hidden layers approximate and one does only with a width exponential in the dimension; Telgarsky (2016) has a family. He adds that such functions are few.",
+          },
+        },
+      ],
+    },
+    {
       title: "Products",
       blocks: [
         {
           kind: "text",
           text: {
-            simple: `A layer is many neurons side by side, and a deep network is many layers in a row. The gradient starts at
-              the output and goes back layer by layer; each layer multiplies it by its weights and by the slopes of its
-              curves. A number that is multiplied by the same factor again and again soon is as good as nothing, if the
-              factor is below 1, or enormous, if it is above. Only near 1 does it last.
+            simple: `The gradient starts at the output and goes back layer by layer; each layer multiplies it by its weights and by
+              the slopes of its curves. A number that is multiplied by the same factor again and again soon is as good as
+              nothing if the factor is below 1, and enormous if it is above. Only near 1 does it last.
 
-              A layer learns from the gradient that reaches it. The first layers get what all the others have left.`,
+              A layer learns from the gradient that reaches it. The first layers get what all the others have left. Where
+              that is nothing, training stands still; where it is enormous, training flies apart.`,
             expert: `The gradient at layer l is a product of Jacobians. For random weights of variance σw²/n, independent of
               the slopes, its squared norm is multiplied by χ = σw² E[φ'²] per layer in the limit of wide layers; norms of
               single matrices hardly matter, the mean square does. χ below 1 means that gradients vanish with depth, above 1
@@ -39,13 +78,25 @@ export const chapter: Chapter = {
             unit: "",
             why: {
               simple:
-                "Next to nothing. A step of gradient descent that moves the last layer by a hair moves the first one by less than an atom.",
+                "Next to nothing: about a millionth of a millionth. A step that moves the last layer by one metre moves the first by the hundredth part of an atom.",
               expert:
                 "√χ is 0.236 per layer, over 19 layers. Not a quarter: slopes are squared and averaged where the pre-activations are, and the weights multiply them by 1 in the mean square.",
             },
           },
         },
         { kind: "formula", name: "chi", expert: true },
+        {
+          kind: "correction",
+          said: "Where the early layers learn nothing, a deep network is a shallow one; and Adam, which divides by the size of the gradient, repairs it.",
+          text: {
+            simple: `It is worse than a shallow one. The signal has to pass the layers that have learned nothing, and they make all
+              inputs alike. Trained on digits with Adam's method, twenty layers of sigmoids still guess after 300 steps, with a
+              loss of 2.3; two layers come down to about 0.6.`,
+            expert: `The forward signal passes the same layers. On the 8 × 8 digits, with AdamW, 300 steps, He's weights and no
+              normalisation, twenty layers of sigmoids stay at ln 10 = 2.3 on what they train on; two have 0.6. Adam mends sizes
+              above its ε of 10⁻⁸, and no size restores what the signal has lost.`,
+          },
+        },
       ],
     },
     {
@@ -56,7 +107,8 @@ export const chapter: Chapter = {
           said: "The sigmoid's slope is at most 0.25, so after n layers the gradient is below 0.25ⁿ.",
           text: {
             simple: `0.25ⁿ is a bound on the *slopes*. The gradient is multiplied by the weights as well. Make them larger in
-              the figure, and its line rises above the dotted one. (For twenty layers 0.25ⁿ is 9.1×10⁻¹³.)`,
+              the figure, and its line rises above the dotted one. (For twenty layers 0.25ⁿ is 9.1×10⁻¹³.) And so small a number
+              is not zero: a computer holds far smaller ones. What fails is the step, next to weights that are that much larger.`,
             expert: `The product of the slopes obeys it; the gradient obeys the bound below, with the weights' norms, which for
               square Gaussian matrices is 2σw per layer. 0.25²⁰ is 9.1×10⁻¹³; with σw² = 16 theory has 1.0×10⁻⁴ over twenty
               layers.`,
@@ -77,10 +129,9 @@ export const chapter: Chapter = {
             high: 1e6,
             unit: "",
             why: {
-              simple:
-                "Vastly more than 0.25 per layer allows, with the same curve. The weights have made up for most of it.",
+              simple: "Vastly more than 0.25 per layer, with the same curve. The weights have made up for most of it.",
               expert:
-                "√χ is 0.892 now: eight times the weights, with slopes that are flatter in the mean since units saturate.",
+                "√χ is 0.892 now: eight times the weights, with slopes that are flatter in the mean since units saturate. Draws differ by factors: a product of twenty random matrices of width 32.",
             },
           },
         },
@@ -102,7 +153,7 @@ export const chapter: Chapter = {
             unit: "",
             why: {
               simple:
-                "It grows. Few neurons are steep then, but through those few it comes back multiplied by large weights. A network of sigmoids can explode.",
+                "It grows, by how much is a matter of luck: the draws differ widely. Few neurons are steep then, but through those few it comes back multiplied by large weights. A network of sigmoids can explode.",
               expert:
                 "For large σw the variance of u grows like σw², and E[σ'²] falls only like 1/σw: χ grows like σw. Sigmoid networks have a chaotic phase too.",
             },
@@ -115,8 +166,8 @@ export const chapter: Chapter = {
             kind: "number",
             text: {
               simple:
-                "No curves at all now, and weights that stretch no direction to more than about its length. How much of the gradient is left after twenty layers?",
-              expert: "Linear layers, Gaussian-like weights scaled to a spectral norm of about 1, twenty layers?",
+                "No curves at all now, and weights that make hardly any input longer than it was. How much of the gradient is left after twenty layers?",
+              expert: "Twenty linear layers of independent weights, scaled to a spectral norm of about 1?",
             },
             ask: { quantity: "kept", connection: "plain", settings: { activation: "linear", gain: 0.5 } },
             low: 1e-12,
@@ -143,5 +194,5 @@ export const chapter: Chapter = {
       },
     },
   ],
-  sources: ["hochreiter1991", "glorot", "pascanu", "schoenholz"],
+  sources: ["zeiler", "olah", "telgarsky", "eldan", "hochreiter1991", "glorot", "pascanu", "schoenholz"],
 };

@@ -9,9 +9,9 @@ export const chapter: Chapter = {
         {
           kind: "text",
           text: {
-            simple: `A neuron multiplies what it gets by a *weight* and bends the result by a curve, its *activation*. To
-              learn, a network must know how much its error would change if it changed something by a little. That is a
-              slope, and its name here is the *gradient*.
+            simple: `A neuron multiplies what it gets by a *weight* w, adds a constant b, its *bias*, and bends the result by a
+              curve φ, its *activation*. To learn, a network must know how much its error would change if it changed
+              something by a little. That is a slope, and its name here is the *gradient*.
 
               If the input moves by a little, the product moves by the weight times as much, and the output by the curve's
               slope times that. Slopes of things in a row multiply: this is the *chain rule*. What is asked of the output
@@ -34,8 +34,8 @@ export const chapter: Chapter = {
             simple: `The *sigmoid* squeezes every number to between 0 and 1. It is steepest in the middle. Far from 0 it is
               nearly flat: the neuron is *saturated*, and next to nothing comes back through it, whatever is asked.`,
             expert: `The logistic sigmoid was the usual choice for decades. Its slope falls off like exp(−|u|): a saturated
-              unit passes neither gradient nor, to its own weights, a reason to leave. Its mean of one half matters too: it
-              is a part of the signal that carries nothing, and that random weights turn into pre-activations all the same.`,
+              unit passes no gradient back, and its own weights get none by which to leave. Its mean of one half matters, too:
+              it is the same for all inputs, and the next layer's weights make pre-activations of it that say nothing of them.`,
           },
         },
         {

@@ -45,10 +45,10 @@ export const chapter: Chapter = {
               { label: "residual", ask: { quantity: "loss", connection: "residual" } },
             ],
             wins: "smallest",
-            unit: "as loss (cross-entropy)",
+            unit: "as training loss (cross-entropy)",
             why: {
               simple:
-                "The plain one guesses still. (Guessing among ten digits has a loss of 2.30.) Try it with fewer layers in the figure.",
+                "The plain one guesses still. (Guessing among ten digits has a loss of 2.30.) The numbers are of the digits that it trains on, not of new ones. Try it with fewer layers in the figure.",
               expert:
                 "ln 10 = 2.30 is the loss of guessing. Same digits, same order, same first weights: only the addition differs.",
             },
@@ -171,13 +171,14 @@ export const chapter: Chapter = {
         {
           kind: "text",
           text: {
-            simple: `Going back, the gradient goes past each layer by the addition, and through it as well. So it cannot vanish as in
+            simple: `Going back, the gradient goes past each layer by the addition, and through it as well. So it does not vanish as in
               a plain network. But two parts that add up make it *larger* with each layer, unless something holds the
-              layers small.`,
+              layers small. A way to do that is to let them start at zero; but not with all of their weights, of which each
+              would then wait for the other, and none would ever learn.`,
             expert: `The product of I + J is not about 1. With independent branches squared norms add: χ = 1 + σw² E[φ'²], which for He
               and ReLU is 2 per block. Normalisation in the branch, a factor of 1/√L, or branches that start at zero tame it.
-              Of a block with two weight matrices, without biases, not both may start at zero: they would get a gradient of exactly zero,
-              for ever.`,
+              Of a block with two weight matrices, without biases, not both may start at zero: they would get a gradient of exactly
+              zero, for ever.`,
           },
         },
         { kind: "formula", name: "residual", expert: true },
@@ -200,10 +201,33 @@ export const chapter: Chapter = {
             high: 1e9,
             unit: "times",
             why: {
-              simple: "It explodes: about √2 per layer. Residual connections alone do not fix everything.",
+              simple: "It explodes: by about √2 per layer. Residual connections alone do not fix everything.",
               expert:
-                "2^(31/2) = 4.6×10⁴ by theory, as 31 blocks lie between, for wide layers; a draw of width 64 is off by a factor of two or three.",
+                "2^(31/2) = 4.6×10⁴ by theory, as 31 blocks lie between, for wide layers; draws of width 64 are off by up to a factor of two. With the activation last, h + φ(W h), it is more: ReLU's outputs have a mean that adds up along the stream, and the part of the gradient that lies along it grows by more than √2. Untick the last control to see it.",
             },
+          },
+        },
+        {
+          kind: "correction",
+          said: "The residual network won ImageNet 2015 with 152 layers, eight times deeper than the winners before it.",
+          text: {
+            simple:
+              "Eight times as deep as a well-known network of 19 layers. The winner of the year before had 22, so that it is about seven times. And what won was six networks together, only two of which had 152 layers.",
+            expert:
+              "152/19 is VGG, which did not win the classification task; GoogLeNet did, with 22 layers: 6.9 times. The entry was an ensemble of six models, “only with two 152-layer ones” (He et al. 2015, section 4).",
+          },
+        },
+        {
+          kind: "correction",
+          said: "So networks of 152, of 1,000, even of 10,000 layers are trained, and models today have hundreds or thousands.",
+          text: {
+            simple: `152 and 1,202 layers are the authors' own; but the one of 1,202 was *worse* on new pictures than that of 110. Networks of
+              10,000 layers were reported with other means than these, and mostly as proof that it can be done. Large language models have some tens of
+              blocks.`,
+            expert: `He et al. (2015) trained 1,202 layers to a test error of 7.93 % on CIFAR-10, against 6.43 % with 110; others report
+              otherwise. Of 10,000 layers, Xiao et al. (2018) have plain convolutions with delta-orthogonal weights, Bachlechner et
+              al. (2021) fully connected ReZero; we found no public log of either. The model of 27 billion parameters in the next
+              chapter but one has 30 blocks.`,
           },
         },
       ],
@@ -219,5 +243,5 @@ export const chapter: Chapter = {
       },
     },
   ],
-  sources: ["resnet", "identity", "veit", "balduzzi"],
+  sources: ["resnet", "szegedy", "identity", "veit", "balduzzi", "xiao", "rezero"],
 };

@@ -43,7 +43,7 @@ export const chapter: Chapter = {
             unit: "per layer",
             why: {
               simple: "About 0.41. After fifty layers that is nothing; with two or three nobody notices.",
-              expert: "√(1/3 · 1/2) = √(1/6) = 0.408, whatever the width. What you see is one draw of width 64.",
+              expert: "√(1/3 · 1/2) = √(1/6) = 0.408, whatever the width. What you see is measured at width 64.",
             },
           },
         },
@@ -66,7 +66,7 @@ export const chapter: Chapter = {
             unit: "of the last layer's",
             why: {
               simple:
-                "He's is made for ReLU, and keeps it but for what chance does. Glorot's is made for curves that are straight near 0.",
+                "He's is made for ReLU, and keeps it but for what chance does. Glorot's is made for curves of slope 1 near 0.",
               expert: "χ is 1 for He, 1/2 for Glorot, 1/6 for the default: over 49 layers χ^(49/2).",
             },
           },
@@ -104,7 +104,7 @@ export const chapter: Chapter = {
             unit: "of the input's",
             why: {
               simple:
-                "It looks healthy, but it is not your signal any more: it is what the random biases of the last few layers add. Who looks at activations alone does not see that nothing of the input is left.",
+                "It looks healthy, but it is not your signal any more: it is what the random biases of the last few layers add. If you look at activations alone, you do not see that nothing of the input is left.",
               expert:
                 "The default draws biases of variance 1/(3n), so that q goes to a fixed point above zero while its dependence on the input falls as the gradient does. The size of the signal is no diagnosis; without bias it would fall by 0.408 too.",
             },
@@ -157,6 +157,15 @@ export const chapter: Chapter = {
         },
         {
           kind: "correction",
+          said: "Vanishing gradients were never solved, only gone around by skips and gates.",
+          text: {
+            simple: "The figure has neither: the right start alone brings most of the gradient through fifty layers.",
+            expert:
+              "Orthogonal weights at criticality attack it directly: with them plain convolutional networks of 10,000 layers were reported to train (Xiao et al. 2018).",
+          },
+        },
+        {
+          kind: "correction",
           said: "Before 2015, networks could not be trained beyond about twenty layers.",
           text: {
             simple:
@@ -168,5 +177,5 @@ export const chapter: Chapter = {
       ],
     },
   ],
-  sources: ["glorot", "delving", "poole", "schoenholz", "highway"],
+  sources: ["glorot", "delving", "poole", "schoenholz", "highway", "xiao"],
 };

@@ -49,7 +49,8 @@ export const chapter: Chapter = {
             unit: "times",
             why: {
               simple: "Small steps, a large product. And it grows with each further layer.",
-              expert: "One draw; the expectation above is of squares, and much of it sits in rare large products.",
+              expert:
+                "The root of the expectation above is 86, and most draws are below it: much of an expected square sits in rare large products.",
             },
           },
         },
@@ -131,6 +132,16 @@ export const chapter: Chapter = {
         },
         {
           kind: "correction",
+          said: "Free mixing explodes, so that training with it fails.",
+          text: {
+            simple:
+              "Its gain can grow to thousands. But a large gain is no failure: networks with it have been trained to the end, and did better than residual ones.",
+            expert:
+              "With a gain of about 3,000 the authors of mHC report their HC model as better than the residual baseline, and than mHC on one of eight tasks; an independent run with clipped gradients is said to have met a gain above 10,000 and no crash. Look at losses besides gains.",
+          },
+        },
+        {
+          kind: "correction",
           said: "mHC keeps signal and gradient exactly.",
           text: {
             simple:
@@ -190,7 +201,7 @@ export const chapter: Chapter = {
         controls: ["connections", "norm", "preActivation", "init"],
         caption: {
           simple:
-            "Before training. The lines are parallel: HC adds up its four streams at the end, which makes its whole line four times as high, and attention over depth averages. Look at the factor per layer, below.",
+            "Before training. HC's line is parallel to that of the residual network: it adds up its four streams at the end, which makes the whole line four times as high. Attention over depth averages, which makes its line lower. Look at the factor per layer, below.",
           expert:
             "By what each branch returns, at initialisation. HC's sum multiplies all of it by n, attention's average divides. Attention over depth reads from 8 blocks.",
         },
