@@ -16,7 +16,7 @@ import pytest
 
 from levada.cli import main
 
-from .visiting import Visit, browser, needs_browser, visits
+from .visiting import Visit, browser, expect, needs_browser, visits, wait
 
 MODULE = importlib.import_module("levada.commands.explore")  # `levada.commands` has the function of that name
 __all__ = ["browser"]
@@ -104,10 +104,10 @@ def visit(served: tuple[str, Any], browser: Any) -> Iterator[Visit]:
 )
 def test_the_server_judges_what_the_page_describes(visit: Visit, link: str, name: str, told: str) -> None:
     page = visit()
-    assert page.evaluate("location.hash") in ("", "#/")
+    wait(page, lambda: page.evaluate("location.hash") in ("", "#/"))
     page.evaluate("link => { location.hash = link }", link)
     depth = link.split("&")[0].removeprefix("depth=")
     page.wait_for_function("depth => document.querySelector('input[type=number]').value == depth", arg=depth)
     page.get_by_role("button", name="Open in check").click()
     page.locator(".verdict").wait_for(timeout=100_000)
-    assert told in page.locator(".verdict").inner_text()
+    expect(page.locator(".verdict")).to_contain_text(told)

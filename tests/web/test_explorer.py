@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.web.explorer_page import PAGE, browser, needs_page, settled
 from tests.web.visiting import Visit as Open
-from tests.web.visiting import visits
+from tests.web.visiting import expect, visits, wait
 
 __all__ = ["browser"]
 pytestmark = needs_page
@@ -98,7 +98,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("name", "label", "value", "key"), OPTIONS, ids=[name for name, *_ in OPTIONS])
 def test_options_of_a_connection_are_there_with_it(visit: Open, name: str, label: str, value: Any, key: str) -> None:
     page = visit("expert=1")
-    assert page.get_by_label(label, exact=True).count() == 0
+    expect(page.get_by_label(label, exact=True)).to_have_count(0)
     page = visit(f"expert=1&connections={name}&depth=20")
     changes(page, lambda: use(page, label, value))
     settled(page, key)
@@ -108,7 +108,7 @@ def test_variances_and_the_optimizer_have_an_effect(visit: Open) -> None:
     page = visit("expert=1&init=gaussian&depth=20")
     changes(page, lambda: use(page, "Weight variance σw², exactly", 3))
     changes(page, lambda: use(page, "Bias variance σb², exactly", 0.5))
-    page.get_by_label("first update").check()
+    changes(page, lambda: page.get_by_label("first update").check())
     changes(page, lambda: use(page, "Optimizer", "adamw"))
     before = page.inner_text(".told tbody td")  # all steps change alike, and the axis with them
     use(page, "Learning rate, exactly", 0.003)
@@ -116,53 +116,63 @@ def test_variances_and_the_optimizer_have_an_effect(visit: Open) -> None:
     settled(page, "optimizer=adamw&lr=0.003")
 
 
+def both_drawn(page: Any) -> None:
+    """Wait until both connections are drawn: each comes when it is computed."""
+    expect(page.locator(".reading")).to_have_count(2)
+
+
 def test_a_link_gives_the_page_back(visit: Open) -> None:
     page = visit("connections=residual,attention&depth=37&activation=gelu&expert=1&gain=1.5&view=signal")
-    assert page.get_by_label("Depth, exactly").input_value() == "37"
-    assert page.get_by_label("Activation", exact=True).input_value() == "gelu"
-    assert page.get_by_label("AttnRes", exact=True).is_checked()
-    assert not page.get_by_label("plain", exact=True).is_checked()
-    assert page.get_by_label("signal", exact=True).is_checked()
+    expect(page.get_by_label("Depth, exactly")).to_have_value("37")
+    expect(page.get_by_label("Activation", exact=True)).to_have_value("gelu")
+    expect(page.get_by_label("AttnRes", exact=True)).to_be_checked()
+    expect(page.get_by_label("plain", exact=True)).not_to_be_checked()
+    expect(page.get_by_label("signal", exact=True)).to_be_checked()
+    both_drawn(page)
     drawn = picture(page)
     use(page, "Depth, exactly", 40)
     settled(page, "depth=40")
     other = visit(link(page).removeprefix("#"))
+    both_drawn(other)
     assert picture(other) != drawn
     use(other, "Depth, exactly", 37)
     settled(other, "depth=37")
-    other.wait_for_function("() => document.querySelector('.reading').textContent.includes('output')")
-    assert picture(visit(link(other).removeprefix("#"))) == drawn
+    again = visit(link(other).removeprefix("#"))
+    wait(again, lambda: picture(again) == drawn)
 
 
 def test_a_wrong_link_is_said_and_the_rest_is_taken(visit: Open) -> None:
     page = visit("depth=20&width=many&colour=red")
-    told = page.get_by_role("alert").all_inner_texts()
-    assert told == [
-        'In the address: width must be a whole number from 1 to 256, got "many": it is 32.',
-        'In the address: There is no setting "colour".',
-    ]
-    assert page.get_by_label("Depth, exactly").input_value() == "20"
+    expect(page.get_by_role("alert")).to_have_text(
+        [
+            'In the address: width must be a whole number from 1 to 256, got "many": it is 32.',
+            'In the address: There is no setting "colour".',
+        ]
+    )
+    expect(page.get_by_label("Depth, exactly")).to_have_value("20")
 
 
 def test_underflow_is_named_and_float64_shows_what_was_lost(visit: Open) -> None:
     page = visit(DEAD)
-    plain = readings(page)[0]
-    assert "the gradient is exactly zero" in plain
-    assert "the smallest number that float32 holds (underflow)" in plain
-    assert re.search(r"plain: \d+ values \(the input to layer \d+\) are exactly zero", page.inner_text(".stage"))
-    assert page.locator(".measured .edge").last.count() == 1
+    plain = page.locator(".reading").first
+    expect(plain).to_contain_text("the gradient is exactly zero")
+    expect(plain).to_contain_text("the smallest number that float32 holds (underflow)")
+    told = re.compile(r"plain: \d+ values \(the input to layer \d+\) are exactly zero")
+    expect(page.locator(".stage").first).to_contain_text(told)
+    expect(page.locator(".measured .edge").last).to_have_count(1)
     changes(page, lambda: use(page, "Precision", "float64"))
-    assert "zero" not in readings(page)[0]
-    assert re.search(r"at layer 1 the gradient is \d\.\d×10⁻⁷. of", readings(page)[0])
+    expect(plain).not_to_contain_text("zero")
+    expect(plain).to_contain_text(re.compile(r"at layer 1 the gradient is \d\.\d×10⁻⁷. of"))
 
 
 def test_prediction_and_measurement_are_compared_in_words(visit: Open) -> None:
     page = visit("activation=relu&init=pytorch_default&precision=float64&connections=plain,manifold")
-    assert re.fullmatch(r"plain: at layer 1 .* × 0\.4\d+ per layer, as predicted \(0\.408\)\.", readings(page)[0])
-    page.wait_for_function("() => document.querySelectorAll('.reading').length == 2")
-    assert "No prediction for mHC." in page.inner_text(".told")
+    told = re.compile(r"^\s*plain: at layer 1 .* × 0\.4\d+ per layer, as predicted \(0\.408\)\.\s*$")
+    expect(page.locator(".reading").first).to_have_text(told)
+    both_drawn(page)
+    expect(page.locator(".told").first).to_contain_text("No prediction for mHC.")
     page = visit("gain=5&precision=float64")
-    assert "0.25" in page.inner_text(".key")
+    expect(page.locator(".key").first).to_contain_text("0.25")
 
 
 def test_the_line_of_a_quarter_is_there_for_the_sigmoid_alone_and_can_be_exceeded(visit: Open) -> None:
@@ -170,17 +180,17 @@ def test_the_line_of_a_quarter_is_there_for_the_sigmoid_alone_and_can_be_exceede
     rate = re.search(r"× (0\.\d+) per layer", readings(page)[0])
     assert rate is not None
     assert float(rate[1]) > 0.3
-    assert page.locator(".plot .reference").count() == 1
+    expect(page.locator(".plot .reference")).to_have_count(1)
     changes(page, lambda: use(page, "Activation", "tanh"))
-    assert page.locator(".plot .reference").count() == 0
+    expect(page.locator(".plot .reference")).to_have_count(0)
 
 
 def test_what_cannot_be_computed_is_said(visit: Open) -> None:
     page = visit("depth=1000&width=256&connections=residual")
-    assert "take fewer layers or features" in page.get_by_role("alert").inner_text()
+    expect(page.get_by_role("alert")).to_contain_text("take fewer layers or features")
     use(page, "Depth, exactly", 10)
     page.wait_for_selector(".reading")
-    assert page.get_by_role("alert").count() == 0
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_keys_alone_reach_and_change_everything(visit: Open) -> None:
@@ -216,11 +226,11 @@ def test_keys_alone_reach_and_change_everything(visit: Open) -> None:
     keys.press("Home")
     for _ in range(3):
         keys.press("ArrowRight")
-    assert figure.get_attribute("aria-valuenow") == "3"
-    assert re.match(r"layer 3: plain \d", figure.get_attribute("aria-valuetext") or "")
-    assert page.inner_text(".told thead th").lower() == "at layer 3"
+    expect(figure).to_have_attribute("aria-valuenow", "3")
+    expect(figure).to_have_attribute("aria-valuetext", re.compile(r"^layer 3: plain \d"))
+    expect(page.locator(".told thead th").first).to_have_text("at layer 3", ignore_case=True)
     keys.press("End")
-    assert figure.get_attribute("aria-valuenow") == "51"
+    expect(figure).to_have_attribute("aria-valuenow", "51")
     page.get_by_label("both").focus()
     keys.press("ArrowRight")
     settled(page, "view=signal")
@@ -230,13 +240,14 @@ def test_the_cursor_follows_mouse_and_touch(visit: Open) -> None:
     page = visit()
     box = page.locator(".plot").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
-    middle = int(page.get_by_role("slider", name="Signal forward").get_attribute("aria-valuenow"))
-    assert 20 <= middle <= 30
-    assert page.inner_text(".told thead th").lower() == f"at layer {middle}"
+    figure = page.get_by_role("slider", name="Signal forward")
+    expect(figure).to_have_attribute("aria-valuenow", re.compile(r"^(2\d|30)$"))
+    middle = figure.get_attribute("aria-valuenow")
+    expect(page.locator(".told thead th").first).to_have_text(f"at layer {middle}", ignore_case=True)
     page = visit(has_touch=True, width=360, height=640)
     box = page.locator(".plot").first.bounding_box()
     page.touchscreen.tap(box["x"] + box["width"] - 14, box["y"] + 50)
-    assert page.locator(".plot").first.get_attribute("aria-valuenow") == "50"
+    expect(page.locator(".plot").first).to_have_attribute("aria-valuenow", "50")
 
 
 def test_tabs_are_changed_by_keys_and_kept_in_the_link(visit: Open) -> None:
@@ -244,19 +255,19 @@ def test_tabs_are_changed_by_keys_and_kept_in_the_link(visit: Open) -> None:
     page.get_by_role("tab", name="Depth").focus()
     page.keyboard.press("End")
     last = page.get_by_role("tab", selected=True)
-    assert last.inner_text() != "Depth"
-    assert page.get_by_role("tabpanel").get_attribute("aria-labelledby") == last.get_attribute("id")
     settled(page, "tab=")
+    expect(last).not_to_have_text("Depth")
+    expect(page.get_by_role("tabpanel")).to_have_attribute("aria-labelledby", last.get_attribute("id"))
     page.keyboard.press("ArrowRight")
-    assert page.get_by_role("tab", selected=True).inner_text() == "Depth"
+    expect(last).to_have_text("Depth")
     page.get_by_role("tab", name="Mixing").click()
     settled(page, "tab=mixing")
-    assert "Through all 50 layers free mixing" in visit("tab=mixing").inner_text(".reading")
+    expect(visit("tab=mixing").locator(".reading").first).to_contain_text("Through all 50 layers free mixing")
 
 
 def test_mixing_is_followed_away_from_its_start(visit: Open) -> None:
     page = visit("tab=mixing&connections=plain")
-    assert "mixes no streams" in page.inner_text("main")
+    expect(page.locator("main")).to_contain_text("mixes no streams")
     for label, value, key in (
         ("Distance from the start, exactly", 1, "spread=1"),
         ("Number of streams, exactly", 3, "streams=3"),
@@ -265,7 +276,8 @@ def test_mixing_is_followed_away_from_its_start(visit: Open) -> None:
     ):
         changes(page, lambda label=label, value=value: use(page, label, value))
         settled(page, key)
-    assert re.match(r"Through all 20 layers free mixing multiplies by up to \d", readings(page)[0])
+    told = re.compile(r"^\s*Through all 20 layers free mixing multiplies by up to \d")
+    expect(page.locator(".reading").first).to_have_text(told)
     off = re.compile(r"off by (\S+) at most")
     before = off.search(page.inner_text("main"))
     use(page, "Iteration, exactly", 30)
@@ -317,8 +329,8 @@ def test_reset_gives_the_first_page_back(visit: Open) -> None:
     page = visit("depth=20&expert=1&gain=3&view=signal")
     page.get_by_role("button", name="Reset").click()
     page.wait_for_function("() => location.hash == ''")
-    assert page.get_by_label("Depth, exactly").input_value() == "50"
-    assert page.get_by_label("Seed, exactly").count() == 0
+    expect(page.get_by_label("Depth, exactly")).to_have_value("50")
+    expect(page.get_by_label("Seed, exactly")).to_have_count(0)
 
 
 def test_waiting_is_said_when_it_is_long_and_not_before(visit: Open) -> None:
@@ -337,3 +349,14 @@ def test_waiting_is_said_when_it_is_long_and_not_before(visit: Open) -> None:
     assert "computing …" in page.evaluate("window.seen")
     assert quick == 0
     page.wait_for_function("() => document.querySelector('.state').textContent == ''")
+
+
+def test_a_tab_that_is_left_ends_its_worker(visit: Open) -> None:
+    page = visit("depth=10")
+    wait(page, lambda: len(page.workers) > 0)
+    before = len(page.workers)
+    page.get_by_role("tab", name="Time").click()
+    page.locator(".figure[aria-busy=false]").wait_for()
+    wait(page, lambda: len(page.workers) == before + 1)
+    page.get_by_role("tab", name="Depth").click()
+    wait(page, lambda: len(page.workers) == before)

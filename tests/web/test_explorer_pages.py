@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.web.explorer_page import AXE, PAGE, browser, needs_page
-from tests.web.visiting import Visit, visits
+from tests.web.visiting import Visit, expect, visits
 
 import levada
 
@@ -20,6 +20,7 @@ STATIC = Path(levada.__file__).parent / "web/static"
 __all__ = ["browser"]
 pytestmark = needs_page
 TABS = ["depth", "mixing"]
+LIGHT, DARK = "rgb(252, 251, 248)", "rgb(18, 23, 26)"
 
 
 @pytest.fixture
@@ -68,19 +69,17 @@ def test_no_sideways_scrolling_and_the_scheme_is_that_of_the_system(
     page = visit(f"tab={tab}&expert=1&connections=plain,residual,hyper,manifold", width=width, color_scheme=scheme)
     page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert background == ("rgb(252, 251, 248)" if scheme == "light" else "rgb(18, 23, 26)")
+    expect(page.locator("body")).to_have_css("background-color", LIGHT if scheme == "light" else DARK)
 
 
 def test_a_chosen_scheme_stays(visit: Visit) -> None:
     page = visit()
     page.get_by_label("Colours").select_option("dark")
-    background = "getComputedStyle(document.body).backgroundColor"
-    assert page.evaluate(background) == "rgb(18, 23, 26)"
+    expect(page.locator("body")).to_have_css("background-color", DARK)
     page.reload()
     page.wait_for_selector(".reading")
-    assert page.evaluate(background) == "rgb(18, 23, 26)"
-    assert page.get_by_label("Colours").input_value() == "dark"
+    expect(page.locator("body")).to_have_css("background-color", DARK)
+    expect(page.get_by_label("Colours")).to_have_value("dark")
 
 
 def shown(page: Any, selector: str) -> bool:
@@ -126,29 +125,29 @@ def test_the_gradient_travels_from_the_output_to_the_input(visit: Visit) -> None
     page.get_by_role("button", name="Play backward").click()
     figure = page.get_by_role("slider", name="Gradient backward")
     seen = []
+    page.locator(".front").first.wait_for()
     while page.locator(".front").count():
         seen.append(int(figure.get_attribute("aria-valuenow")))
         page.wait_for_timeout(100)
     assert seen == sorted(seen, reverse=True)
     assert len(set(seen)) > 5
-    assert figure.get_attribute("aria-valuenow") == "0"
+    expect(figure).to_have_attribute("aria-valuenow", "0")
     page.get_by_role("button", name="Play backward").click()
     page.get_by_role("button", name="Stop").click()
-    assert page.locator(".front").count() == 0
+    expect(page.locator(".front")).to_have_count(0)
 
 
 def test_nothing_moves_for_those_who_want_no_motion(visit: Visit) -> None:
     page = visit("depth=100", reduced_motion="reduce")
     page.get_by_role("button", name="Play backward").click()
     figure = page.get_by_role("slider", name="Gradient backward")
-    page.wait_for_timeout(300)
-    assert figure.get_attribute("aria-valuenow") == "100"
+    expect(figure).to_have_attribute("aria-valuenow", "100")
     button = page.get_by_role("button", name="Step backward")
     for expected in range(90, -1, -10):
         button.click()
-        assert figure.get_attribute("aria-valuenow") == str(expected)
+        expect(figure).to_have_attribute("aria-valuenow", str(expected))
     button.click()
-    assert page.locator(".front").count() == 0
+    expect(page.locator(".front")).to_have_count(0)
 
 
 PLACES = {
@@ -180,6 +179,7 @@ def test_a_table_has_the_numbers_of_the_figure(visit: Visit) -> None:
     page = visit("depth=5&precision=float64&view=gradient")
     page.get_by_text("Numbers", exact=True).click()
     page.wait_for_selector("figure tbody tr")
+    expect(page.locator("figure table tr")).to_have_count(7)
     rows = page.locator("figure table tr").all_inner_texts()
     assert rows[0].split("\t") == [
         "layer", "plain", "plain, predicted", "residual", "residual, predicted", "0.25 per layer",
@@ -203,7 +203,7 @@ def test_without_a_server_the_command_is_given(visit: Visit) -> None:
     page = visit("connections=plain,residual&seed=4")
     page.get_by_label("Network to check").select_option("residual")
     page.get_by_role("button", name="Open in check").click()
-    assert page.inner_text(".command pre >> nth=0") == (
+    expect(page.locator(".command pre").first).to_have_text(
         "levada check explorer.py:residual --batch explorer.py:batches --optimizer explorer.py:optimizer --seed 4"
     )
 
@@ -218,9 +218,9 @@ def test_a_server_is_asked_for_its_verdict_with_its_token(visit: Visit) -> None:
     page.get_by_role("button", name="Open in check").click()
     told = page.locator(".verdict")
     told.wait_for()
-    assert "residual: The <b>signal</b> dies out." in told.inner_text()
-    assert "Vanishing gradient. By 0.2." in told.inner_text()
-    assert "Dead units" not in told.inner_text()
+    expect(told).to_contain_text("residual: The <b>signal</b> dies out.")
+    expect(told).to_contain_text("Vanishing gradient. By 0.2.")
+    expect(told).not_to_contain_text("Dead units")
     headers, body = asked[0]
     assert headers["authorization"] == "Bearer abcdefgh12345678"
     assert body["connection"] == {"name": "residual"}

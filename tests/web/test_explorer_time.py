@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.web.explorer_page import AXE, Visit, browser, needs_page, numbers, sentences, settled, violations, visit
+from tests.web.visiting import expect
 
 from levada import theory
 
@@ -41,7 +42,7 @@ def test_three_cells_with_the_horizons_that_theory_has(visit: Visit) -> None:
     # Measured: states are not zero, so that slopes are smaller.
     assert float(found["RNN"][0]) < float(found["RNN"][1])
     assert float(found["LSTM"][0]) > 2 * float(found["RNN"][0])
-    assert len(sentences(page)) == 3
+    expect(page.locator(".reading")).to_have_count(3)
 
 
 def test_the_forget_bias_sets_the_memory_and_a_link_keeps_it(visit: Visit) -> None:
@@ -69,13 +70,13 @@ def test_underflow_is_named_and_float64_has_none(visit: Visit) -> None:
     page.get_by_label("float64").check()
     settled(page, "precision=float64")
     page.wait_for_function("() => !document.querySelector('.reading').innerText.includes('range of')")
-    assert "exactly zero" not in page.locator(".figure").inner_text()
+    expect(page.locator(".figure")).not_to_contain_text("exactly zero")
 
 
 def test_five_hundred_steps_and_every_control(visit: Visit) -> None:
     page = visit("tab=time&expert=1&timeSteps=500")
     computed(page)
-    assert "500 steps back" in page.locator(".figure .legend").inner_text()
+    expect(page.locator(".figure .legend")).to_contain_text("500 steps back")
     page.get_by_label("GRU").uncheck()
     page.get_by_label("orthogonal recurrent weights").check()
     page.get_by_label("Recurrent gain, exactly").fill("1.2")
@@ -85,12 +86,11 @@ def test_five_hundred_steps_and_every_control(visit: Visit) -> None:
         settled(page, key)
     computed(page, 2)
     page.wait_for_function("() => document.querySelector('.figure .legend').innerText.includes('120 steps back')")
-    legend = page.locator(".figure .legend").inner_text()
     for name in ("LSTM, gates alone", "LSTM, cell", "LSTM, hidden state", "RNN, independent weights", "1/1000"):
-        assert name in legend
+        expect(page.locator(".figure .legend")).to_contain_text(name)
     # One cell must stay.
     page.get_by_label("LSTM").uncheck()
-    assert page.get_by_label("RNN", exact=True).is_disabled()
+    expect(page.get_by_label("RNN", exact=True)).to_be_disabled()
 
 
 def test_the_numbers_are_those_of_the_curve(visit: Visit) -> None:
@@ -98,8 +98,7 @@ def test_the_numbers_are_those_of_the_curve(visit: Visit) -> None:
     computed(page, 1)
     page.get_by_text("Numbers", exact=True).click()
     rows = page.locator(".figure details tbody tr")
-    rows.nth(40).wait_for()
-    assert rows.count() == 41
+    expect(rows).to_have_count(41)
     curve = [numbers(row.locator("td").first.inner_text())[0] for row in rows.all()]
     assert curve[0] == 1
     measured = numbers(horizons(page)["GRU"][0])[0]
@@ -111,11 +110,11 @@ def test_keys_move_along_the_steps(visit: Visit) -> None:
     computed(page, 1)
     plot = page.get_by_role("slider", name=re.compile("Gradient by steps back"))
     plot.focus()
-    assert plot.get_attribute("aria-valuenow") == "40"
+    expect(plot).to_have_attribute("aria-valuenow", "40")
     page.keyboard.press("Home")
-    assert plot.get_attribute("aria-valuetext").startswith("0 steps back: GRU 1;")
+    expect(plot).to_have_attribute("aria-valuetext", re.compile("^0 steps back: GRU 1;"))
     page.keyboard.press("ArrowRight")
-    assert plot.get_attribute("aria-valuenow") == "1"
+    expect(plot).to_have_attribute("aria-valuenow", "1")
 
 
 def test_on_a_phone_the_figure_stays_in_view_beside_a_control(visit: Visit) -> None:
