@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 CHECK := $(BIN)/levada check --fail-on never
 
-.PHONY: demo test web lint types docs bench browser clean
+.PHONY: demo test web lint types docs screenshots bench browser clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "levada needs Python 3.11 or later; run: make PYTHON=python3.11")'
@@ -43,6 +43,9 @@ types: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+
+screenshots: $(VENV)/.dev web  ## pictures of every page into build/screenshots, to be looked at; DOCS=1 renews those of the documentation
+	$(BIN)/python -m docs.screenshots $(if $(DOCS),--docs)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.stack

@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "docs.accessibility",
     "docs.catalogue",
     "docs.result_pages",
     "docs.tex",

@@ -65,6 +65,11 @@ def _read(page: Any) -> None:
     page.locator(".reading, [role=alert]").first.wait_for()
 
 
+def _computed(page: Any) -> None:
+    """Wait for the five connections of the first tab's picture."""
+    page.locator(".told tbody tr").nth(4).wait_for()
+
+
 def _trained(page: Any) -> None:
     page.get_by_role("button", name="Train", exact=True).click()
     page.get_by_role("button", name="Train again").wait_for()
@@ -107,11 +112,14 @@ def _pages() -> dict[str, Shot]:
     run, other = identity("plain"), identity("residual")
     many = "connections=plain,residual,highway,hyper,manifold"
     shots = [
-        Shot("depth", f"depth=100&{many}", _read, image="explore.webp"),
+        Shot("depth", f"depth=100&{many}", _computed, image="explore.webp"),
         Shot("train", "tab=train", _trained, image="explore-train.webp"),
         Shot("time", "tab=time", _remembered, image="explore-time.webp"),
         Shot("mixing", "tab=mixing&connections=hyper,manifold", _read),
-        *(Shot(f"lesson-{n}", f"tab=lessons&chapter={n}", _answered) for n in range(1, 8)),
+        *(
+            Shot(f"lesson-{n}", f"tab=lessons&chapter={n}", _answered, image="explore-lesson.webp" if n == 5 else "")
+            for n in range(1, 8)
+        ),
         Shot("live-list", "#/", _listed, "live", "live-runs.webp", height=420),
         Shot("live-run", f"#/run/{run}?step=150&layer=20", _mapped, "live", "live-run.webp", height=1500),
         Shot("live-compare", f"#/run/{run}?with={other}&step=150&layer=20", _mapped, "live", "live-compare.webp"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from docs.accessibility import page
 from docs.tex import tex_to_mathml
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -78,3 +79,18 @@ def test_no_built_page_asks_for_a_script_of_another_host() -> None:
         pytest.skip("the documentation is not built: make docs")
     asking = {page.name: found for page in pages if (found := others(page.read_text(encoding="utf-8")))}
     assert asking == {}
+
+
+def test_the_accessibility_page_names_tests_that_are_there_and_its_tables_are_the_palette_s() -> None:
+    text = (DOCS / "accessibility.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}(" in (DOCS.parent / "tests" / file).read_text(encoding="utf-8"), (file, test)
+    assert all((DOCS.parent / path).exists() for path in re.findall(r"`(web/test/\w+\.test\.ts)`", text))
+    made = page(text)
+    assert "<!--" not in made
+    assert made.count("| light | words on") == made.count("| dark | words on") == 3
+    least = [float(found) for found in re.findall(r"\| ([\d.]+) \(c\d, c\d\)", made)]
+    assert len(least) == 8
+    assert min(least) >= 10.9

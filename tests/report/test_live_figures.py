@@ -230,7 +230,7 @@ def test_no_figure_is_cut_on_paper(visit: Open) -> None:
 @built
 @browsing
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280, 2560])
+@pytest.mark.parametrize("width", [360, 1280, 3840])
 def test_no_sideways_scrolling_nothing_that_axe_objects_to(visit: Open, width: int, scheme: str) -> None:
     page = visit(width, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
