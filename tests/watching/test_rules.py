@@ -9,6 +9,7 @@ from benchmarks.watch_verdicts.synthetic import Synthetic
 from torch import nn
 
 import levada
+from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching import Sample
 from levada.watching.account import report
@@ -68,6 +69,26 @@ def test_a_finding_ends_and_says_when():
     assert f"Cleared at step {run.step - run.every}." in finding.claim
     assert report(run.judge).verdict == "healthy"
     assert f"Ended: vanishing_gradient at step {run.step - run.every}." in report(run.judge).notes
+
+
+@pytest.mark.parametrize(
+    ("severities", "told"),
+    [
+        (("info", "warn", "info"), ("learning_rate_too_high", "dead_units")),
+        (("info", "error", "info"), ("learning_rate_too_high", "dead_units")),
+        (("info", "info", "warn"), ("learning_rate_too_high", "frozen_layers")),
+        (("warn", "error", "info"), ("learning_rate_too_high",)),
+        (("info", "info", "info"), ("learning_rate_too_high",)),
+    ],
+)
+def test_an_information_silences_no_alarm_and_an_alarm_what_it_explains(severities, told):
+    def saying(name, severity):
+        return lambda view: [Finding(name, severity, "fired", name, where={"first": "layers.0"})]
+
+    names = ("learning_rate_too_high", "dead_units", "frozen_layers")
+    run = Synthetic(rules={name: saying(name, one) for name, one in zip(names, severities, strict=True)})
+    run.run(3)
+    assert tuple(f.rule for f in run.judge.findings) == told
 
 
 def test_a_gradient_that_falls_everywhere_is_no_dying_block():
