@@ -9,6 +9,7 @@ from benchmarks.watch_verdicts.synthetic import Synthetic
 from torch import nn
 
 import levada
+from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching import Sample
 from levada.watching.account import report
@@ -68,6 +69,59 @@ def test_a_finding_ends_and_says_when():
     assert f"Cleared at step {run.step - run.every}." in finding.claim
     assert report(run.judge).verdict == "healthy"
     assert f"Ended: vanishing_gradient at step {run.step - run.every}." in report(run.judge).notes
+
+
+@pytest.mark.parametrize(
+    ("severities", "told"),
+    [
+        (("info", "warn", "info"), ("learning_rate_too_high", "dead_units")),
+        (("info", "error", "info"), ("learning_rate_too_high", "dead_units")),
+        (("info", "info", "warn"), ("learning_rate_too_high", "frozen_layers")),
+        (("warn", "error", "info"), ("learning_rate_too_high",)),
+        (("info", "info", "info"), ("learning_rate_too_high",)),
+    ],
+)
+def test_an_information_silences_no_alarm_and_an_alarm_what_it_explains(severities, told):
+    def saying(name, severity):
+        return lambda view: [Finding(name, severity, "fired", name, where={"first": "layers.0"})]
+
+    names = ("learning_rate_too_high", "dead_units", "frozen_layers")
+    run = Synthetic(rules={name: saying(name, one) for name, one in zip(names, severities, strict=True)})
+    run.run(3)
+    assert tuple(f.rule for f in run.judge.findings) == told
+
+
+def thrown(start, level, scatter):
+    """A first loss, losses that the first step threw up, and then a level with scatter."""
+    draw = torch.Generator().manual_seed(1)
+
+    def edit(step, values, scalars, losses):
+        noise = scatter * torch.randn(len(losses), generator=draw)
+        after = [50.0 if s < 40 else level + float(one) for (s, _), one in zip(losses, noise, strict=True)]
+        losses[:] = [(s, loss if s else start) for (s, _), loss in zip(losses, after, strict=True)]
+        if step == 0:
+            values["update_ratio"][:] = 5.0
+
+    return edit
+
+
+@pytest.mark.parametrize(("level", "scatter", "severities"), [(1.0, 0.2, ["warn"]), (0.4, 0.2, []), (1.0, 0.02, [])])
+def test_a_loss_that_is_below_its_first_by_less_than_it_scatters_did_not_come_back(level, scatter, severities):
+    run = Synthetic()
+    run.run(30, thrown(1.24, level, scatter))
+    found = [f for f in run.judge.findings if f.rule == "learning_rate_too_high" and f.status == "fired"]
+    assert [f.severity for f in found] == severities
+
+
+def test_a_run_whose_first_updates_raised_the_loss_is_not_healthy_before_it_is_judged():
+    run, why = Synthetic(every=5), "the loss rose with the first updates, and the losses of 128 steps tell whether"
+    run.run(25, thrown(1.24, 0.4, 0.02))
+    early = report(run.judge)
+    assert (run.judge.loss.steps, early.verdict) == (121, "unknown")
+    assert why in str(early)
+    run.run(2, thrown(1.24, 0.4, 0.02))
+    assert run.judge.loss.steps == 131
+    assert report(run.judge).verdict == "healthy"
 
 
 def test_a_gradient_that_falls_everywhere_is_no_dying_block():

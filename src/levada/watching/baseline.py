@@ -315,6 +315,14 @@ class LossBaseline:
         """A change of the loss that matters in this run: what was learned, or a quarter of the start's size."""
         return max(self.learned, 0.25 * abs(self.start))
 
+    def thrown(self, share: float) -> bool:
+        """Return whether the first updates raised the loss: the median of the first losses is above the very first.
+
+        Args:
+            share: of the first, by how much.
+        """
+        return self.early - self.first >= share * abs(self.first)
+
     def excess(self, loss: float) -> float:
         """Return how many standard deviations a loss is above the median; rounding alone is no spread.
 

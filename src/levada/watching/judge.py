@@ -333,13 +333,14 @@ class Judge:
         assert self._departures is not None
         self._departures.see(view.step, _columns(view.sample, view.sites), self._baseline)
         said: dict[tuple[str, str], Finding] = {}
-        explained: set[str] = set()
+        explained: dict[bool, set[str]] = {True: set(), False: set()}  # by whether an alarm does
         for name, rule in self.rules.items():
-            found = [finding for finding in rule(view) if name not in explained]
-            for finding in found:
+            for finding in () if name in explained[True] else rule(view):
+                alarm = finding.severity != "info"
+                if not alarm and name in explained[False]:
+                    continue  # an information accounts for another, and silences no alarm
                 said[name, finding.where.get("first", "") if name in PLACED else ""] = finding
-            if found:
-                explained |= EXPLAINS.get(name, frozenset())
+                explained[alarm] |= EXPLAINS.get(name, frozenset())
         for key, finding in said.items():
             self._ledger.hold(key, finding, view.step)
         spike = self._spikes.told(view, self._departures)

@@ -9,11 +9,12 @@ from typing import Final, Literal, TypeAlias
 from levada.diagnose.finding import Finding
 from levada.runs.standing import Standing
 from levada.watching.judge import Judge
+from levada.watching.rules.steps import AT_ONCE
 from levada.watching.rules.units import BY_CHANCE
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import UPDATES
-from levada.watching.view import values_of
+from levada.watching.view import MANY, values_of
 
 __all__ = ["PART", "standing_of"]
 
@@ -168,6 +169,9 @@ def _early(judge: Judge) -> Iterator[Reason]:
     ):
         if loss.steps < least:
             yield rule, f"the losses of {least} steps are needed", True, ("losses", least, loss.steps)
+    if loss.steps < MANY and loss.thrown(AT_ONCE):  # it is judged where it did not come back
+        why = f"the loss rose with the first updates, and the losses of {MANY} steps tell whether it comes back"
+        yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps)
     if samples < confirm:
         why = f"{confirm} samples in a row are needed"
         yield from ((rule, why, True, ("samples", confirm, samples)) for rule in judge.rules)

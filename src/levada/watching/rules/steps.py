@@ -23,6 +23,8 @@ LONG: Final = 0.05
 SHORT: Final = 1e-6
 # Shares of the loss by which it rose with the first updates, and by which it is above its start many steps later.
 AT_ONCE, ABOVE = 0.1, 0.5
+# Deviations of single losses by which a loss is below its first one for certain.
+SCATTER: Final = 3.0
 # Steps as large as the weights leave nothing of them.
 WHOLE: Final = 1.0
 # Of a quadratic whose least is 0, a step to the minimum along the gradient lowers the loss to first order by twice
@@ -147,11 +149,12 @@ def _thrown(view: View, most: float) -> bool:
     loss, size = view.loss, abs(view.loss.start)
     if loss.steps < MANY or not view.lr > 0:
         return False
-    if most >= WHOLE:
-        return loss.early - loss.first >= ABOVE * abs(loss.first) and loss.start - loss.median <= 0.5 * loss.spread
+    if most >= WHOLE:  # the start is one loss, which its batch may have made high
+        back = max(0.5 * loss.spread, SCATTER * loss.jitter)
+        return loss.thrown(ABOVE) and loss.start - loss.median <= back
     if view.blocks.adaptive or loss.learned >= 0.5 * size:
         return False
-    return loss.early - loss.first >= AT_ONCE * abs(loss.first) and loss.median - loss.start >= ABOVE * size
+    return loss.thrown(AT_ONCE) and loss.median - loss.start >= ABOVE * size
 
 
 def _promised(view: View) -> float:
