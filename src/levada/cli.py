@@ -271,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from levada import commands
 
+        commands.output.FINISHED.clear()
         return commands.COMMANDS[options.command](options)
     except BrokenPipeError:
         sys.stderr.close()
@@ -278,7 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # not ours: parsing is over
         return _say(options.command, f"the code that was run called sys.exit({stop.code!r}).", UNUSABLE)
     except KeyboardInterrupt:
-        return _say(options.command, f"interrupted; {_kept(options)}.", INTERRUPTED) if is_first() else INTERRUPTED
+        return (
+            _say(options.command, f"interrupted; {_kept(options.command)}.", INTERRUPTED) if is_first() else INTERRUPTED
+        )
     except Exception as error:
         if options.debug:
             raise
@@ -296,11 +299,14 @@ def _empty(options: argparse.Namespace) -> str:
     return ""
 
 
-def _kept(options: argparse.Namespace) -> str:
+def _kept(command: str) -> str:
     """Say what an interruption leaves: files are written whole or not at all."""
-    asked = (getattr(options, name, None) for name in ("json", "sarif", "html", "run", "out"))
-    writes = options.command not in ("check", "fix", "list") or any(name not in (None, "-") for name in asked)
-    return "what was finished is kept" if writes else "nothing was written"
+    from levada.commands.output import FINISHED
+
+    if FINISHED:
+        return f"{', '.join(FINISHED)} was written, and nothing after it"
+    alone = command in ("check", "fix", "replay", "report", "explore", "list")
+    return "nothing was written" if alone else "what was finished is kept"
 
 
 def _say(command: str, sentence: str, code: int) -> int:

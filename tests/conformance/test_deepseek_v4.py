@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import levada
 from levada.connections.manifold import ManifoldHyperConnection
 from levada.stack import Stack
 
@@ -138,3 +139,33 @@ def test_it_starts_from_the_distributions_of_the_released_code(model):
             assert torch.equal(mine, released.double())
         else:
             assert mine.std().item() == pytest.approx(released.std().item(), rel=0.2)
+
+
+def test_a_watch_measures_a_state_of_several_streams(model, ids):
+    """Between decoder layers it is (batch, sequence, streams, dim)."""
+    states: dict[str, Tensor] = {}
+
+    def kept(name: str):
+        def hook(layer: nn.Module, given: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            state = output[0] if isinstance(output, tuple) else output
+            state.retain_grad()
+            states[name] = state
+
+        return hook
+
+    names = [f"model.layers.{i}" for i in range(3)]
+    handles = [model.get_submodule(name).register_forward_hook(kept(name)) for name in names]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with levada.watch(model, optimizer) as watched:
+        (model(ids).logits.float() - 1).square().mean().backward()
+        optimizer.step()
+    for handle in handles:
+        handle.remove()
+    (sample,) = watched.samples
+    row = {site.name: i for i, site in enumerate(watched.sites)}
+    assert {*names} <= {*row}
+    for name in names:
+        assert states[name].shape == (*ids.shape, STREAMS, DIM)
+        for signal, value in (("signal_rms", states[name]), ("gradient_rms", states[name].grad)):
+            found, expected = float(sample.values[signal][row[name]]), float(value.detach().square().mean().sqrt())
+            assert found == pytest.approx(expected, rel=1e-5), (name, signal)

@@ -104,6 +104,22 @@ def test_the_loss_scale_is_divided_out(given):
     assert [sample.scalars["loss_scale"] for sample in watched.samples] == [1024.0, 1024.0, 2048.0]
 
 
+def test_of_a_fused_optimizer_that_unscales_by_itself_gradients_are_divided_too():
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    scaler, shown = torch.amp.GradScaler("cpu", init_scale=1024.0), []
+    optimizer.register_step_pre_hook(lambda *_: shown.append(model.head.weight.grad.norm().item()))
+    with watch(model, optimizer) as watched:
+        for x in data():
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, x)).backward()
+            scaled = model.head.weight.grad.norm().item()
+            scaler.step(optimizer)
+            assert shown.pop() == scaled, "nobody sees them without their scale before the update"
+            scaler.update()
+    agree(watched, by_hand(make(), data()), rtol=1e-5)
+
+
 def test_bfloat16_autocast():
     def loss(model, x):
         with torch.autocast("cpu", torch.bfloat16):

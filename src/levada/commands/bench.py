@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from levada._errors import MeasurementError, UsageError
@@ -28,10 +31,24 @@ def bench(options: argparse.Namespace) -> int:
         print("\n".join(known))  # noqa: T201
     for name in options.names:
         words = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if options.quick else [])]
-        code = subprocess.run(words, check=False).returncode
+        code = _run(words)
         if code:
             raise MeasurementError(f"{name} ended with exit code {code}.")
     return QUIET
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run a program and return its exit code; Ctrl-C ends it, and what it has started, before it prints a traceback."""
+    with subprocess.Popen(words, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            if sys.platform == "win32":
+                process.terminate()
+            else:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+            raise
 
 
 def _benchmarks(folder: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from levada import __version__
 from levada._errors import UsageError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "FINISHED",
     "FIRED",
     "QUIET",
     "UNMEASURED",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 QUIET, FIRED, UNMEASURED = 0, 1, 3  # exit codes
+FINISHED: Final[list[str]] = []
+"""The files that this command has written whole, for what an interruption says."""
 
 
 def fails(verdict: str, fail_on: str) -> bool:
@@ -64,11 +67,13 @@ def store(told: dict[str, Any], options: argparse.Namespace, report: dict[str, A
         from levada.report import write_html
 
         write_html([told], Path(options.html))
+        FINISHED.append(options.html)
     if options.run:
         from levada.runs import RunWriter
 
         with RunWriter.create(Path(options.run), kind="check", name=options.model, config=_config(options)) as writer:
             writer.append("report", report=report)
+        FINISHED.append(options.run)
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:
@@ -117,15 +122,21 @@ def _require_free(path: Path, run: str) -> None:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     # A reader never sees half a file, and a full disk leaves the old one.
+    temporary: Path | None = None
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
             file.write(text)
         mask = os.umask(0)
         os.umask(mask)
-        Path(file.name).chmod(0o666 & ~mask)  # a temporary file is its owner's alone
-        Path(file.name).replace(path)
+        temporary.chmod(0o666 & ~mask)  # a temporary file is its owner's alone
+        temporary.replace(path)
+        FINISHED.append(str(path))
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def tell(text: str, *, stderr: bool = False) -> None:

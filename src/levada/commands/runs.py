@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from levada._errors import UsageError
-from levada.commands.output import FIRED, QUIET, tell
+from levada.commands.output import FINISHED, FIRED, QUIET, tell
 
 __all__ = ["doctor", "report"]
 
@@ -29,6 +29,7 @@ def report(options: argparse.Namespace) -> int:
     if not runs:
         raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada run train.py")
     damaged, open_ends = write_page(runs, options.output)
+    FINISHED.append(options.output)
     for where, told in damaged.items():
         more = f" And {len(told) - 1} more, on the page." if len(told) > 1 else ""
         tell(f"{where} is damaged: {told[0]}{more} Look at all of it: levada doctor {where}", stderr=True)

@@ -41,7 +41,8 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> Config:
         raise UsageError(f"train: {str(file)!r} cannot be read: {error.strerror}. {advice}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         advice = f" A script is run by: levada run {file}" if file.suffix == ".py" else ""
-        raise UsageError(f"train: {str(file)!r} is not TOML: {error}.{advice}") from error
+        why = "it holds bytes that are no text" if isinstance(error, UnicodeDecodeError) else error
+        raise UsageError(f"train: {str(file)!r} is not TOML: {why}.{advice}") from error
     return resolve(tables, changes)
 
 
