@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.ops import Case, compiled
-from levada.ops import residual_norm
+from levada.ops.residual_norm import residual_norm
 
 __all__ = ["cases"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.ops.test_residual_norm import arguments, by_hand, derivatives
 
-from levada.ops import residual_norm
+from levada.ops.residual_norm import residual_norm
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),

@@ -182,3 +182,13 @@ def test_logits_of_any_size():
     )
     for found, truth in zip((*got[0], *got[1]), (*expected[0], *expected[1]), strict=True):
         assert (found - truth).abs().max() <= 2e-4 * truth.abs().max()
+
+
+def test_gradients_of_parameters_that_cancel_over_many_tokens():
+    form = FORMS["paper"]
+    tensors = arguments(4096, 4, 16, form, torch.float32)
+    state, projection, scale, bias = (x.detach().double().requires_grad_() for x in tensors)
+    _, got = run(read_streams, tensors, form)
+    _, expected = run(reference.read, [state, projection, scale, bias], form)
+    for found, truth in zip(got[2:], expected[2:], strict=True):
+        assert (found.double() - truth).norm() < 6e-7 * truth.norm()

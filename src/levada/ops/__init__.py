@@ -5,7 +5,6 @@ import sys
 
 from levada.ops.depth import attend_depth as attend_depth
 from levada.ops.depth import sum_depth as sum_depth
-from levada.ops.residual_norm import residual_norm as residual_norm
 from levada.ops.scan import linear_scan as linear_scan
 from levada.ops.sinkhorn import sinkhorn as sinkhorn
 from levada.ops.statistics import tensor_statistics as tensor_statistics
@@ -14,7 +13,6 @@ from levada.ops.streams import write_streams as write_streams
 __all__ = [
     "attend_depth",
     "linear_scan",
-    "residual_norm",
     "sinkhorn",
     "sum_depth",
     "tensor_statistics",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, final
 
 import torch
@@ -188,7 +188,11 @@ class StackedParameters(_Held):
 
         Returns:
             The layers' parameters, by module and name.
+
+        Raises:
+            UsageError: if the stacked memory is divided among processes.
         """
+        _require_whole(self.each())
         spread = {}
         for key, stacked in self.each():
             gradients = itertools.repeat(None) if stacked.grad is None else stacked.grad.unbind(0)
@@ -226,6 +230,17 @@ class StackedParameters(_Held):
             for i, module in enumerate(self.owners[path, next(iter(container._parameters))]):
                 module._parameters = LayerParameters([*container._parameters], container, i)
         self._guard(held=True)
+
+
+def _require_whole(each: Iterable[tuple[tuple[str, str], nn.Parameter]]) -> None:
+    """Raise if processes hold some layers each, as `fully_shard` divides a tensor along its first axis."""
+    for (path, name), stacked in each:
+        if any(placement.is_shard() for placement in getattr(stacked, "placements", ())):
+            raise UsageError(
+                "Stack: a layer's parameters can be had where they are whole, and sharding has divided the stacked "
+                f"{path}.{name} {tuple(stacked.shape)} among processes: it trains, but is not stored or looked at by "
+                "layer. Call arrange(stacked=False) before fully_shard."
+            )
 
 
 def _refuse_to_freeze(requires_grad: bool = True) -> NoReturn:

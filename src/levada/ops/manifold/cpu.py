@@ -89,7 +89,7 @@ def read_backward(
     with full_precision(state):
         by_state.view(streams.shape).addmm_(by_found, projection)
         by_projection = by_found.t() @ streams
-    by_scale, by_bias = (torch.from_numpy(sum(one)) for one in zip(*sums, strict=True))
+    by_scale, by_bias = (torch.from_numpy(sum(one)).to(state.dtype) for one in zip(*sums, strict=True))
     return by_state, by_projection, by_scale, by_bias
 
 

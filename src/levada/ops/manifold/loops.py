@@ -98,12 +98,12 @@ def read_backward(
     """Write gradients by what was projected, and by the state but for the way through the projection.
 
     Returns:
-        The gradients by scale and bias.
+        The gradients by scale and bias, in float64.
     """
     tokens, n, width = state.shape
     one = state.dtype.type(1)  # a literal would make loops of doubles
     share = one / state.dtype.type(n * width)
-    by_scale, by_bias = np.zeros_like(scale), np.zeros_like(bias)
+    by_scale, by_bias = np.zeros(len(scale)), np.zeros(len(bias))  # float64: thousands of tokens cancel
     softmax, kernel = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits, gradient = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)

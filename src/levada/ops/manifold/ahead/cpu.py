@@ -78,7 +78,7 @@ def write_and_read_backward(
             by_projection.addmm_(by_features[:several].t(), streams[part])
             made = [y[part] for y in (*given, by_state, by_out, by_weights, by_old_mix)]
             writing.over_tokens(writing.write_backward, [by_written, *made], mix is not None)
-    by_scale, by_bias = (torch.from_numpy(sum(one)) for one in zip(*sums, strict=True))
+    by_scale, by_bias = (torch.from_numpy(sum(one)).to(state.dtype) for one in zip(*sums, strict=True))
     by_old_mix = weights.new_empty(0) if mix is None else by_old_mix
     return by_state, by_out, by_weights, by_old_mix, by_projection, by_scale, by_bias
 
