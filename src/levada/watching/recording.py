@@ -30,6 +30,7 @@ from levada.runs.signal_writer import rank_folder
 from levada.runs.standing import CONTINUED, EVENT, Standing
 from levada.watching.events import Events
 from levada.watching.kept_losses import KeptLosses
+from levada.watching.kept_scalars import KeptScalars
 from levada.watching.ledger import case_of
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.since import Since
@@ -115,8 +116,8 @@ class Recording:
     """Hears a watched run and keeps it in a Run folder of kind "watch"; a `Listener`.
 
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a quarter of a
-    second where samples are rarer), "logged" (behind the last sample), "finding", "judged" (by which rules, and why not
-    by others), "bundle", "overhead", "end", and "continued" where another process goes on; every rank keeps its samples
+    second where samples are rarer), "logged" (behind the last sample, as often), "finding", "judged" (by which rules,
+    and why not by others), "bundle", "overhead", "end", and "continued" where another process goes on; every rank keeps its samples
     (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged; that of a
     pipeline's last stage the losses too.
 
@@ -189,6 +190,7 @@ class Recording:
         self._steps = self._samples = self._dropped = 0
         ended = getattr(watch, "ended_losses", tuple)
         self._losses = KeptLosses(self._add_losses, ended, shared=is_one_of_several())
+        self._scalars = KeptScalars(self._events.add)
         self._left: int | None = None
         self._judged: dict[str, Any] = {}
         self._bundles = self._bundle_names()
@@ -216,6 +218,7 @@ class Recording:
         if loss is not None:
             self._steps = max(self._steps, step + 1)
             self._losses.hear(step, loss)
+        self._scalars.look()
 
     def step_left(self, step: int, loss: Tensor | None) -> None:
         """Remember the loss of a step that is left before its update, and is none of those that were made."""
@@ -229,6 +232,7 @@ class Recording:
         self._samples += 1
         self._steps = max(self._steps, sample.step + 1)
         self._losses.sampled(sample)
+        self._scalars.sampled(sample)
         self._keep_sample(sample)
         self._hear(sample.step)
         self._keep_standing(sample.step)
@@ -292,7 +296,18 @@ class Recording:
             scalars: name -> number.
         """
         if not self._closed and os.getpid() == self._process:
+            self._scalars.forget()
             self._events.add(LOGGED, step=step, values=dict(scalars))
+
+    def noted(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Keep what the loop logs, if no sample brings it in time.
+
+        Args:
+            step: which is under way.
+            scalars: name -> number.
+        """
+        if not self._closed and os.getpid() == self._process:
+            self._scalars.hear(step, scalars)
 
     def _keep_standing(self, step: int, *, last: bool = False) -> None:
         """Keep which rules have judged the run, where that or a reason has changed; at the end, with the counts too."""
