@@ -103,6 +103,24 @@ def naively_hooked(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
+@contextlib.contextmanager
+def emptily_hooked(model: nn.Module, optimizer: torch.optim.Optimizer, *, every_hook: bool) -> Iterator[None]:
+    """Hooks that do nothing: one behind the step of the optimizer, or as many as a watch has where it does not sample."""
+
+    def nothing(*_: Any) -> None:
+        return None
+
+    handles = [optimizer.register_step_post_hook(nothing)]
+    if every_hook:
+        handles.append(optimizer.register_step_pre_hook(nothing))
+        handles.append(model.register_forward_pre_hook(nothing, with_kwargs=True))
+        handles.append(model.register_forward_hook(nothing))
+        handles.append(model.register_forward_hook(nothing, always_call=True))
+    yield
+    for handle in handles:
+        handle.remove()
+
+
 def ratio(bare: Sequence[float], seen: Sequence[float], steps: int) -> dict[str, float]:
     """Return the ratio of the rounds' times, of one step each or of several."""
     return pooled(bare, seen) if steps > 1 else ratio_of([b / a for a, b in zip(bare, seen, strict=True)])
@@ -177,6 +195,8 @@ def rounds(
             stack.enter_context(wandb_watched(pair[1], 20))
         elif what.startswith("naive"):
             stack.enter_context(naively_hooked(pair[1]))
+        elif what.startswith("empty"):
+            stack.enter_context(emptily_hooked(pair[1], optimizers[1], every_hook="all" in what))
         else:
             options: dict[str, Any] = {
                 "a sampled step": {"every": 1, "max_overhead": 100.0},
@@ -215,6 +235,9 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
     for what in ("", ", mixed precision", ", recorded"):  # of a step that is so short that the hooks are dear
         small = functools.partial(mlp, 8)
         yield functools.partial(compare, "MLP, 8 layers of 64", small, f"a step not sampled{what}", 1.002, 1, 301)
+    for what in ("empty hook behind the optimizer's step", "empty hooks, all that a watch has"):
+        small = functools.partial(mlp, 8)
+        yield functools.partial(compare, "MLP, 8 layers of 64", small, what, None, 1, 301)
 
 
 if __name__ == "__main__":

@@ -270,10 +270,11 @@ class Engine:
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
-        self.passes.skips.updated(self.steps)
         self._stepped.add(id(optimizer))
         if self._waited <= self._stepped:
             self.finish()
+        else:
+            self.passes.skips.updated(self.steps)
 
     @quietly
     def skip(self, optimizer: Any) -> None:

@@ -42,8 +42,13 @@ _SITE: Final = tuple(field.name for field in fields(Site))
 
 
 @cache
-def _thresholds(device: torch.device) -> Tensor:
-    return torch.tensor(thresholds(), dtype=torch.float64, device=device)
+def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return, for each 256th of an octave, how many thresholds lie below it, and the one inside of it, or 1."""
+    places = torch.tensor(thresholds(), dtype=torch.float64)
+    edges = 0.5 + torch.arange(257, dtype=torch.float64) / 512
+    below = torch.bucketize(edges, places)
+    inside = torch.where(below[1:] > below[:-1], torch.cat([places, places.new_ones(1)])[below[:-1]], 1.0)
+    return below[:-1].to(device), inside.to(device)
 
 
 def codes_of(values: Tensor) -> Tensor:
@@ -55,7 +60,7 @@ def codes_of(values: Tensor) -> Tensor:
     Shape:
         Output: int16, as `values`.
 
-    Cost: a comparison of each mantissa with 128 numbers, by bisection.
+    Cost: a comparison of each mantissa with the one threshold of its 256th of an octave.
 
     Example:
         >>> codes_of(torch.tensor([1.0, -2.0, 0.0, float("nan")]))
@@ -63,7 +68,9 @@ def codes_of(values: Tensor) -> Tensor:
     """
     size = values.detach().double().abs()
     mantissa, exponent = torch.frexp(size)
-    place = torch.bucketize(mantissa, _thresholds(size.device), right=True)
+    below, inside = _cells(size.device)
+    cell = ((mantissa - 0.5) * 512).long().clamp_(0, 255)  # of what is 0 or not finite, any
+    place = below[cell] + (mantissa >= inside[cell])
     codes = (place + PER_OCTAVE * (exponent.long() - 1) + OFFSET).clamp_(UNDERFLOW, INFINITE)
     codes = torch.where(size > LARGEST, torch.where(size.isinf(), INFINITE, OVERFLOW), codes)
     codes = torch.where(size == 0, 0, codes)
@@ -117,9 +124,9 @@ class Recording:
 
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a quarter of a
     second where samples are rarer), "logged" (behind the last sample, as often), "finding", "judged" (by which rules,
-    and why not by others), "bundle", "overhead", "end", and "continued" where another process goes on; every rank keeps its samples
-    (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged; that of a
-    pipeline's last stage the losses too.
+    and why not by others), "bundle", "overhead", "end", and "continued" where another process goes on; every rank keeps
+    its samples (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged;
+    that of a pipeline's last stage the losses too.
 
     Nothing here stops the training: what cannot be stored is told by one warning, verdicts wait in memory until the
     disk takes them again.
