@@ -62,6 +62,22 @@ def _volume(quick: bool) -> Iterator[Row]:
         )
 
 
+def _beside(quick: bool, what: str) -> Iterator[Row]:
+    """The default distance: what of it is sealed (after 256 samples) is in the row where every step is sampled."""
+    sites, samples, every = (100, 16, 2) if quick else (10_000, 32, 20)
+    found = volume.beside(sites, samples, every, depth=6 if quick else 200)
+    yield Row(
+        benchmark="faults",
+        case=f"{what}: {sites} sites, {samples} samples x 8 signals, every {every}th step",
+        baseline="the same steps, nothing recorded",
+        candidate="recorded",
+        ratio=ratio_of(found["ratios"]),
+        repetitions=len(found["ratios"]),
+        target=1.01,
+        extra={"processor": ratio_of(found["processor"]), "step_ms": found["step_ms"]},
+    )
+
+
 def cases(quick: bool) -> Iterable[Callable[[], Iterator[Row]]]:
     """Give all trials, small ones if `quick`."""
     for form in ("parquet", "frames"):
@@ -77,6 +93,7 @@ def cases(quick: bool) -> Iterable[Callable[[], Iterator[Row]]]:
     yield partial(_tried, "a full disk", trials.full_disk)
     yield partial(_tried, "a clock that goes backwards", trials.clock)
     yield partial(_volume, quick)
+    yield partial(_beside, quick, "training beside, the default distance")
 
 
 if __name__ == "__main__":

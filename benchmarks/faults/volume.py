@@ -127,6 +127,46 @@ def _bytes(folder: Path, values: int) -> dict[str, float]:
     return {key: round(size / values, 3) for key, size in {"all": total, **sizes}.items()}
 
 
+def beside(num_sites: int, samples: int, every: int, *, phases: int = 8, depth: int = 200) -> dict[str, Any]:
+    """Record a sample of `num_sites` sites at every so-manieth step beside a training, in turns with no record.
+
+    Returns:
+        Ratios by the clock, and of the processor time of all threads, of steps recorded over the same steps unrecorded.
+    """
+    torch.manual_seed(1)
+    training = Training(depth, 64, 64)
+    sites = tuple(Site(s["name"], s["order"], s["kind"], (64, 64), tuple(s["parameters"])) for s in _sites(num_sites))
+    watch = SimpleNamespace(sites=sites, findings=[], overhead=0.0, standing=Standing(), steps=0)
+    made = [torch.exp2(torch.randn(len(WATCHED), num_sites, dtype=torch.float64)) for _ in range(4)]
+    each, clock, processor = samples // phases, list[float](), list[float]()
+    with tempfile.TemporaryDirectory() as root:
+        recording = Recording(Path(root) / "run", watch)
+        for _ in range(10):
+            training.step()
+        recording.sampled(Sample(0, 0.0, dict(zip(WATCHED, made[0], strict=True)), {"loss": 1.0}))
+        number = 1
+        for phase in range(2 * phases):
+            recorded = phase % 2 == 1
+            assert recording.flush(120)
+            start = time.perf_counter(), time.process_time()
+            for step in range(each * every):
+                training.step()
+                if recorded and step % every == 0:
+                    values = dict(zip(WATCHED, made[number % len(made)], strict=True))
+                    recording.sampled(Sample(number, 0.0, values, {"loss": 1.0}, losses=((number, 1.0),)))
+                    number += 1
+            assert recording.flush(120)
+            clock.append(time.perf_counter() - start[0])
+            processor.append(time.process_time() - start[1])
+        recording.close()
+        assert (recording.dropped, recording.problem) == (0, None)
+    ratios = {
+        name: [seen / bare for bare, seen in zip(times[::2], times[1::2], strict=True)]
+        for name, times in (("ratios", clock), ("processor", processor))
+    }
+    return {**ratios, "step_ms": round(1e3 * clock[-2] / (each * every), 1)}
+
+
 def volume(num_sites: int, samples: int, changes: Tensor, *, phases: int = 4, depth: int = 200) -> dict[str, Any]:
     """Record `num_sites` sites beside a training that is sampled at every step, in turns with one that is not recorded.
 

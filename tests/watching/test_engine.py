@@ -626,7 +626,7 @@ def test_an_error_of_ours_ends_the_watching_and_not_the_training(monkeypatch):
     train(plain, sgd(plain), data())
     with watch(model, optimizer := sgd(model)) as watched:
         train(model, optimizer, data(1))
-        monkeypatch.setattr("levada.watching.reading.Reading._add", lambda *_: 1 / 0)
+        monkeypatch.setattr("levada.watching.reading.Reading.see", lambda *_, **__: 1 / 0)
         with pytest.warns(UserWarning, match="measuring raised ZeroDivisionError"):
             train(model, optimizer, data()[1:])
         assert len(watched.samples) == 1

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import levada
 from levada.cli import main
 from levada.runs import Run, RunWriter, doctor
-from levada.watching import kept_losses
+from levada.watching import kept_losses, kept_scalars
 from levada.watching.kept_losses import KeptLosses
+from levada.watching.kept_scalars import KeptScalars
 from levada.watching.sample import Sample
 
 
@@ -76,6 +77,91 @@ def test_a_killed_training_has_its_losses_but_for_the_last_moment_and_is_not_cal
     assert f"run is {told}" in capsys.readouterr().err
     assert told[1:] in page.read_text()
     assert "unknown, not ended" in page.read_text()
+
+
+def test_a_killed_training_has_what_it_logged_but_for_the_last_moment(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, sys, time, torch, levada
+            from torch import nn
+
+            model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            watch = levada.watch(model, optimizer, run=sys.argv[1], every=1000)
+            for step in range(100):
+                watch.log(progress=step, **({"once": 7.0} if step == 10 else {}))
+                optimizer.zero_grad()
+                model(torch.ones(4, 8)).square().mean().backward()
+                optimizer.step()
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, script, tmp_path / "run"], capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    signals = Run(tmp_path / "run").signals()
+    (first, zero), (step, last) = signals.scalars("progress")
+    assert (first, zero) == (0, 0.0), "the sample of the first step"
+    assert last in (step, step + 1)
+    assert last >= 40, "0.25 s are 25 steps at most; the rest is room for a busy machine"
+    assert [value for _, value in signals.scalars("once")] == [7.0]
+    assert set(signals.scalar_names) >= {"progress", "once"}
+
+
+def test_what_was_logged_early_and_then_brought_by_a_sample_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_scalars, "SECONDS", 0.0)
+    monkeypatch.setattr(kept_scalars, "EACH", 0.0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with levada.watch(model, optimizer, run=tmp_path / "run", every=4, max_overhead=100.0) as probe:
+        for step in range(7):
+            probe.log(**{"each": float(step), "second": 2.0} if step == 2 else {"each": float(step)})
+            model(torch.ones(3, 2)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert all(listener.flush() for listener in probe._listeners if hasattr(listener, "flush"))
+        assert Run(tmp_path / "run").signals().scalars("each") == [(0, 0.0), (4, 4.0), (5, 6.0)], "as if killed now"
+    events = [event["values"] for event in Run(tmp_path / "run").events("logged") if "next" in event]
+    assert events == [{"each": float(step), **({"second": 2.0} if step == 2 else {})} for step in range(7)]
+    signals = Run(tmp_path / "run").signals()
+    assert signals.scalars("each") == [(0, 0.0), (4, 4.0), (6, 6.0)]
+    assert signals.scalars("second") == [(4, 2.0)]
+
+
+def test_numbers_that_were_logged_wait_for_their_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, events = [0.0], list[dict[str, Any]]()
+    monkeypatch.setattr(kept_scalars.time, "monotonic", lambda: now[0])
+    kept = KeptScalars(lambda type, **fields: events.append({"type": type, **fields}))
+    kept.hear(5, {"a": 1.0})
+    assert events == [{"type": "logged", "step": 4, "next": 5, "values": {"a": 1.0}}]
+    kept.hear(6, {"a": 2.0, "b": 2.0})
+    kept.hear(7, {"a": 3.0})
+    kept.look()
+    assert len(events) == 1
+    now[0] = 0.25
+    kept.look()
+    assert [(event["next"], event["values"]) for event in events[1:]] == [(6, {"b": 2.0}), (7, {"a": 3.0})]
+    many = {str(place): 0.0 for place in range(64)}
+    now[0] = 1.0
+    kept.hear(8, many)
+    kept.hear(9, many)
+    now[0] = 1.9
+    kept.look()
+    assert len(events) == 4, "64 numbers have a second between them"
+    now[0] = 2.0
+    kept.sampled(Sample(8, 0.0, {}))
+    kept.look()
+    assert events[-1]["next"] == 9
+    kept.hear(10, {"a": 4.0})
+    kept.sampled(Sample(10, 0.0, {"a": 4.0}))
+    now[0] = 9.0
+    kept.look()
+    assert len(events) == 5, "a sample has brought it"
 
 
 def test_what_has_ended_is_written_as_it_ended_and_with_the_steps_that_were_not_heard_of(

@@ -27,22 +27,22 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="levada-ops")
 
 
-def over_tokens(function: Callable[..., Any], tensors: Sequence[Tensor], *options: Any, work: int = 0) -> list[Any]:
+def over_tokens(function: Callable[..., Any], tensors: Sequence[Any], *options: Any, work: int = 0) -> list[Any]:
     """Call a compiled function with the arrays of tensors, tokens divided among PyTorch's number of threads.
 
     What a token gives does not depend on which thread computes it.
 
     Args:
         function: takes the arrays, then the options.
-        tensors: contiguous, on the CPU, all with tokens as the first axis; some are written to.
+        tensors: contiguous, on the CPU, all with tokens as the first axis; some are written to. Arrays are taken too.
         *options: handed on.
         work: number of elements that are read, where it is not the size of the largest tensor.
 
     Returns:
         What each call returned, in the order of the tokens.
     """
-    arrays = [tensor.detach().numpy() for tensor in tensors]
-    tokens, size = len(tensors[0]), work or max(tensor.numel() for tensor in tensors)
+    arrays = [given.detach().numpy() if isinstance(given, Tensor) else given for given in tensors]
+    tokens, size = len(arrays[0]), work or max(array.size for array in arrays)
     threads = max(1, min(torch.get_num_threads(), size // _WORTH_A_THREAD, tokens))
     if threads == 1:
         return [function(*arrays, *options)]

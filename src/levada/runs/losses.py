@@ -45,6 +45,7 @@ class Told:
         self._steps: list[int] = []
         self._values: list[float] = []
         self._logged: dict[str, dict[int, float]] = {}
+        self._waiting: dict[str, tuple[int, int, float]] = {}
 
     def losses(self, *, after: int = -1) -> list[tuple[int, float]]:
         """Give step and loss of every step whose loss was seen; where a step came again, the later one.
@@ -60,6 +61,11 @@ class Told:
         """Give name -> step -> number of what was logged behind the last sample."""
         self._read_on()
         return {name: dict(numbers) for name, numbers in self._logged.items()}
+
+    def waiting(self) -> dict[str, tuple[int, int, float]]:
+        """Give name -> step, step from which on a sample brings it, and number, of what was logged last before one."""
+        self._read_on()
+        return dict(self._waiting)
 
     def _read_on(self) -> None:
         try:
@@ -87,9 +93,16 @@ class Told:
             for numbers in self._logged.values():
                 for later in [one for one in numbers if one >= step]:
                     del numbers[later]
+            self._waiting = {name: held for name, held in self._waiting.items() if held[0] < step}
         elif type == LOGGED and isinstance(step, int) and isinstance(values := event.get("values"), Mapping):
+            following = event.get("next")
             for name, value in restore_numbers(dict(values)).items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
+                if not isinstance(value, int | float) or isinstance(value, bool):
+                    continue
+                self._waiting.pop(name, None)
+                if isinstance(following, int):
+                    self._waiting[name] = step, following, float(value)
+                else:
                     self._logged.setdefault(name, {})[step] = float(value)
 
     def _take_losses(self, new: Any, found: Any) -> None:

@@ -90,7 +90,8 @@ class Run:
         if rank not in folders:
             kept = ", ".join(map(str, sorted(folders))) or "none"
             raise UsageError(f"{self.path}: signals are kept by rank, and not of rank {rank}; of these: {kept}.")
-        return Signals(folders[rank], self.losses(), self._told(rank).logged())
+        told = self._told(rank)
+        return Signals(folders[rank], self.losses(), told.logged(), told.waiting())
 
     def losses(self, *, after: int = -1) -> list[tuple[int, float]]:
         """Give step and loss of every step whose loss was seen; where a step came again, the later one.

@@ -83,6 +83,7 @@ class Signals:
         folder: of the rank, `RUN/signals/rank-00000`.
         losses: step and loss of every step, from the run's events.
         logged: name -> step -> number of what was logged behind the last sample, likewise.
+        waiting: name -> step, step from which on a sample brings it, number: what was logged last before one.
 
     Attributes:
         sites: the site table, {"name", "order", "kind", "shape", "parameters"} each, in the order of a row.
@@ -101,11 +102,12 @@ class Signals:
         folder: Path,
         losses: Sequence[tuple[int, float]] = (),
         logged: Mapping[str, Mapping[int, float]] | None = None,
+        waiting: Mapping[str, tuple[int, int, float]] | None = None,
     ) -> None:
         if not folder.is_dir():
             raise UsageError(f"{folder}: signals are read from a folder that a watched run wrote; there is none here.")
         self.folder = folder
-        self._losses, self._logged = list(losses), logged or {}
+        self._losses, self._logged, self._waiting = list(losses), logged or {}, waiting or {}
         self.damage: list[Damage] = []
         self._parts: list[_Part] = []
         self._tables: dict[int, Table] = {}
@@ -343,13 +345,16 @@ class Signals:
             for i in part.alive
             if name in part.samples.scalars[i]
         }
+        step, following, value = self._waiting.get(name, (-1, -1, math.nan))
+        if following > max(found, default=-1):  # no sample brought it: the process was killed before
+            found[following if step in found else step] = value
         return sorted((found | dict(self._logged.get(name, {}))).items())
 
     @property
     def scalar_names(self) -> tuple[str, ...]:
         """Names of the scalars, in the order in which they first came."""
         seen = (name for part in self._parts for each in part.samples.scalars for name in each)
-        return tuple(dict.fromkeys((*seen, *self._logged)))
+        return tuple(dict.fromkeys((*seen, *self._logged, *self._waiting)))
 
     def losses(self) -> list[tuple[int, float]]:
         """Give step and loss of every step; where only samples are known, of those."""

@@ -177,10 +177,8 @@ class Engine:
         begun = time.perf_counter()
         if self._reading is not None and self._reading.outside and not self.passes.inside():
             self._begin()
-        if self._reading is not None and activation:
-            self._reading.see_activation(place, tensor)
-        if self._reading is not None and block:
-            self._reading.see(place, tensor)
+        if self._reading is not None:
+            self._reading.see(place, tensor, activation=activation, block=block)
         self._own += time.perf_counter() - begun
 
     @quietly
@@ -272,10 +270,11 @@ class Engine:
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
-        self.passes.skips.updated(self.steps)
         self._stepped.add(id(optimizer))
         if self._waited <= self._stepped:
             self.finish()
+        else:
+            self.passes.skips.updated(self.steps)
 
     @quietly
     def skip(self, optimizer: Any) -> None:

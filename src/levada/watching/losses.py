@@ -204,16 +204,14 @@ class Losses:
         self._known = [(p, _state(p.grad)) for p in self._markers]
         if not self._told:
             self._scaler = _scaler_of(roots[0])
-        with torch.no_grad():
-            parts = [_part(root, gradient) for root, gradient in zip(roots, given, strict=True)]
-            loss = sum(parts[1:], parts[0])
-            scale = self.scale()
-            kept = loss.clone() if scale is None or scale.device != loss.device else loss / scale
-            if scale is not None and scale.device != loss.device:
-                kept = kept / scale.to(kept.device, non_blocking=True)
-            if len(self._current) >= _APART:
-                self._current = [torch.stack(self._current).sum()]
-            self._current.append(kept)
+        # All of it is detached, so that no gradient is switched off, which takes as long as the copy.
+        parts = [_part(root, gradient) for root, gradient in zip(roots, given, strict=True)]
+        loss = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
+        scale = self.scale()
+        kept = loss.clone() if scale is None else loss / scale.detach().to(loss.device, non_blocking=True)
+        if len(self._current) >= _APART:
+            self._current = [torch.stack(self._current).sum()]
+        self._current.append(kept)
 
     def _sharded(self) -> bool:
         """Whether gradients may wait for the last micro-batch, and no other model could be meant."""
@@ -221,7 +219,7 @@ class Losses:
 
 
 def _part(root: Tensor, gradient: Tensor | None) -> Tensor:
-    part = root.detach().reshape(())
+    part = root.detach() if root.dim() == 0 else root.detach().reshape(())
     return part if gradient is None else part * gradient.detach().reshape(())
 
 

@@ -77,15 +77,21 @@ def listed(model: nn.Module) -> tuple[nn.Parameter, ...]:
     if any(getattr(type(model), name) is not getattr(nn.Module, name) for name in _LISTING):
         return tuple(model.parameters())  # who lists them otherwise has a reason
     found: dict[int, nn.Parameter] = {}
-    seen, stack = set[int](), [model]
+    seen, stack = set[int](), list[nn.Module | None]((model,))
     while stack:
         module = stack.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            if isinstance(module._parameters, LayerParameters):
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        parameters, children = module._parameters, module._modules
+        if parameters:
+            if type(parameters) is not dict and isinstance(parameters, LayerParameters):
                 return tuple(parameter for _, parameter in parameters_of(model))
-            found.update((id(p), p) for p in module._parameters.values() if p is not None)
-            stack += [child for child in reversed(module._modules.values()) if child is not None]
+            for parameter in parameters.values():
+                if parameter is not None:
+                    found[id(parameter)] = parameter
+        if children:
+            stack.extend(reversed(children.values()))
     return tuple(found.values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from array import array
@@ -11,9 +10,9 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import unserializable_hook
 
 from levada.probe.collector import Slot
+from levada.watching.arrivals import Arrival, hear_gradient
 from levada.watching.losses import counted, graph_task, in_backward, retained
 from levada.watching.statistics import Kind, Statistics
 
@@ -88,30 +87,39 @@ class Reading:
             self.end(True)
         self._between, self._task = True, None
 
-    def see(self, place: int, tensor: Tensor) -> None:
-        """Take a block's output."""
-        if not in_backward():
+    def see(self, place: int, tensor: Tensor, *, activation: bool, block: bool) -> None:
+        """Take the output of an activation in a block, of the block, or of what is both."""
+        if in_backward():
+            if not self._is_new(place):
+                if block:
+                    self._see_again((self.passes, place), tensor)
+                return
+        elif block:
             self._forward.add(place)
-        elif not self._is_new(place):
-            slot = self.passes, place
-            # A checkpoint computes again: what it made under no_grad first has its graph only now.
-            if slot in self._without_graph and tensor.requires_grad:
-                self._without_graph.discard(slot)
-                self._expect(slot, tensor)
-            return
         slot = self.passes, place
-        if place not in self.calls:
+        if block and place not in self.calls:
             self.calls[place] = tuple(tensor.shape)
-        self._add(self._statistics.signal, slot, tensor)
+        if tensor.is_floating_point():
+            value = tensor if type(tensor) is Tensor else plain(tensor)
+            if self._careful and not value.is_inference():
+                self._versions.append((place, value, value._version))
+            if activation and block:
+                self._statistics.see(slot, value, at_once=self._careful)
+            else:
+                kind = self._statistics.zeros if activation else self._statistics.signal
+                kind.add(slot, value, at_once=self._careful)
+        if not block:
+            return
         if tensor.requires_grad and torch.is_grad_enabled():
             self._expect(slot, tensor)
         else:
             self._without_graph.add(slot)
 
-    def see_activation(self, place: int, tensor: Tensor) -> None:
-        """Take the output of an activation."""
-        if not in_backward() or self._is_new(place):
-            self._add(self._statistics.zeros, (self.passes, place), tensor)
+    def _see_again(self, slot: Slot, tensor: Tensor) -> None:
+        """Take what a checkpoint computes again: what it made under no_grad first has its graph only now."""
+        if slot in self._without_graph and tensor.requires_grad:
+            self._without_graph.discard(slot)
+            self._expect(slot, tensor)
 
     def _is_new(self, place: int) -> bool:
         """Whether a block that runs in a backward pass was not seen before it, as if all of the model is recomputed."""
@@ -122,20 +130,11 @@ class Reading:
             self.passes += 1
         return self._task == graph_task()  # else a checkpoint inside computes it once more
 
-    def _add(self, kind: Kind, slot: Slot, tensor: Tensor) -> None:
-        if not tensor.is_floating_point():
-            return
-        value = plain(tensor)
-        if self._careful and not value.is_inference():
-            self._versions.append((slot[1], value, value._version))
-        kind.add(slot, value, at_once=self._careful)
-
     def _expect(self, slot: Slot, tensor: Tensor) -> None:
         self._number += 1
         self._expected[self._number] = slot, tensor.numel()
-        arrive = unserializable_hook(functools.partial(self._arrive, self._number, slot))  # type: ignore[no-untyped-call]
-        handle = tensor.register_hook(arrive)  # type: ignore[no-untyped-call]
-        if tensor.is_leaf:  # no graph to die with
+        handle = hear_gradient(tensor, Arrival(self._arrive, self._number, slot))
+        if handle is not None:
             self._handles.append(handle)
 
     def _arrive(self, number: int, slot: Slot, gradient: Tensor | None) -> None:
@@ -145,17 +144,19 @@ class Reading:
         try:
             with self._statistics.lock:
                 self._reached.add(slot[0])
-                self._take(number, slot, plain(gradient.detach() if gradient.requires_grad else gradient))
+                gradient = gradient.detach() if gradient.requires_grad else gradient
+                self._take(number, slot, gradient if type(gradient) is Tensor else plain(gradient))
         except Exception as error:  # in a backward pass that must go on
             self._fail(error)
         self.seconds += time.perf_counter() - begun
 
     def _take(self, number: int, slot: Slot, gradient: Tensor) -> None:
         """Measure a gradient, or keep it, where the graph is kept too, until all that is added to it has come."""
-        if number in self._kept:
-            self._kept[number] += gradient
-        elif number in self._arrived:
-            self._unknown.add(slot[1])
+        if number in self._arrived:
+            if number in self._kept:
+                self._kept[number] += gradient
+            else:
+                self._unknown.add(slot[1])
         elif retained() and sum(map(_bytes, self._kept.values())) + _bytes(gradient) <= _KEPT:
             self._kept[number] = gradient.clone()
         else:

@@ -30,6 +30,7 @@ from levada.runs.signal_writer import rank_folder
 from levada.runs.standing import CONTINUED, EVENT, Standing
 from levada.watching.events import Events
 from levada.watching.kept_losses import KeptLosses
+from levada.watching.kept_scalars import KeptScalars
 from levada.watching.ledger import case_of
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.since import Since
@@ -41,8 +42,13 @@ _SITE: Final = tuple(field.name for field in fields(Site))
 
 
 @cache
-def _thresholds(device: torch.device) -> Tensor:
-    return torch.tensor(thresholds(), dtype=torch.float64, device=device)
+def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return, for each 256th of an octave, how many thresholds lie below it, and the one inside of it, or 1."""
+    places = torch.tensor(thresholds(), dtype=torch.float64)
+    edges = 0.5 + torch.arange(257, dtype=torch.float64) / 512
+    below = torch.bucketize(edges, places)
+    inside = torch.where(below[1:] > below[:-1], torch.cat([places, places.new_ones(1)])[below[:-1]], 1.0)
+    return below[:-1].to(device), inside.to(device)
 
 
 def codes_of(values: Tensor) -> Tensor:
@@ -54,7 +60,7 @@ def codes_of(values: Tensor) -> Tensor:
     Shape:
         Output: int16, as `values`.
 
-    Cost: a comparison of each mantissa with 128 numbers, by bisection.
+    Cost: a comparison of each mantissa with the one threshold of its 256th of an octave.
 
     Example:
         >>> codes_of(torch.tensor([1.0, -2.0, 0.0, float("nan")]))
@@ -62,7 +68,9 @@ def codes_of(values: Tensor) -> Tensor:
     """
     size = values.detach().double().abs()
     mantissa, exponent = torch.frexp(size)
-    place = torch.bucketize(mantissa, _thresholds(size.device), right=True)
+    below, inside = _cells(size.device)
+    cell = ((mantissa - 0.5) * 512).long().clamp_(0, 255)  # of what is 0 or not finite, any
+    place = below[cell] + (mantissa >= inside[cell])
     codes = (place + PER_OCTAVE * (exponent.long() - 1) + OFFSET).clamp_(UNDERFLOW, INFINITE)
     codes = torch.where(size > LARGEST, torch.where(size.isinf(), INFINITE, OVERFLOW), codes)
     codes = torch.where(size == 0, 0, codes)
@@ -115,10 +123,10 @@ class Recording:
     """Hears a watched run and keeps it in a Run folder of kind "watch"; a `Listener`.
 
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a quarter of a
-    second where samples are rarer), "logged" (behind the last sample), "finding", "judged" (by which rules, and why not
-    by others), "bundle", "overhead", "end", and "continued" where another process goes on; every rank keeps its samples
-    (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged; that of a
-    pipeline's last stage the losses too.
+    second where samples are rarer), "logged" (behind the last sample, as often), "finding", "judged" (by which rules,
+    and why not by others), "bundle", "overhead", "end", and "continued" where another process goes on; every rank keeps
+    its samples (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged;
+    that of a pipeline's last stage the losses too.
 
     Nothing here stops the training: what cannot be stored is told by one warning, verdicts wait in memory until the
     disk takes them again.
@@ -189,6 +197,7 @@ class Recording:
         self._steps = self._samples = self._dropped = 0
         ended = getattr(watch, "ended_losses", tuple)
         self._losses = KeptLosses(self._add_losses, ended, shared=is_one_of_several())
+        self._scalars = KeptScalars(self._events.add)
         self._left: int | None = None
         self._judged: dict[str, Any] = {}
         self._bundles = self._bundle_names()
@@ -216,6 +225,7 @@ class Recording:
         if loss is not None:
             self._steps = max(self._steps, step + 1)
             self._losses.hear(step, loss)
+        self._scalars.look()
 
     def step_left(self, step: int, loss: Tensor | None) -> None:
         """Remember the loss of a step that is left before its update, and is none of those that were made."""
@@ -229,6 +239,7 @@ class Recording:
         self._samples += 1
         self._steps = max(self._steps, sample.step + 1)
         self._losses.sampled(sample)
+        self._scalars.sampled(sample)
         self._keep_sample(sample)
         self._hear(sample.step)
         self._keep_standing(sample.step)
@@ -292,7 +303,18 @@ class Recording:
             scalars: name -> number.
         """
         if not self._closed and os.getpid() == self._process:
+            self._scalars.forget()
             self._events.add(LOGGED, step=step, values=dict(scalars))
+
+    def noted(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Keep what the loop logs, if no sample brings it in time.
+
+        Args:
+            step: which is under way.
+            scalars: name -> number.
+        """
+        if not self._closed and os.getpid() == self._process:
+            self._scalars.hear(step, scalars)
 
     def _keep_standing(self, step: int, *, last: bool = False) -> None:
         """Keep which rules have judged the run, where that or a reason has changed; at the end, with the counts too."""

@@ -77,7 +77,8 @@ class Listener(Protocol):
     One that has a method `found_between_samples(step)` too is called at once where something is found, or is over, and
     no sample tells of it, as in a training that stands still. Of a step that is not finite and is left before its
     update, one that has a method `step_left(step, loss)` hears by that, and not by `before_update`. Of numbers that
-    were logged and that no sample brought, one that has a method `logged(step, scalars)` hears before `close`.
+    were logged and that no sample brought, one that has a method `logged(step, scalars)` hears before `close`; of each
+    as it is logged, with the step under way, one that has a method `noted(step, scalars)`.
     """
 
     def before_update(self, step: int, loss: Tensor | None) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
-from typing import Final, final
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import attrgetter
+from typing import Final, Literal, final
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ _ROOM: Final = 1 << 18  # elements that wait to be measured together: they fit i
 _LOADING = 1.0  # seconds that it takes to load the loops; a few more once, when they are compiled
 _HALVES: Final = torch.float16, torch.bfloat16
 _LISTED: Final = {torch.float32, torch.float64, *_HALVES}
+_VERSION: Final = attrgetter("_version")
 _COLUMN: Final = {SQUARES: COLUMNS.index("squares"), ZEROS: COLUMNS.index("zeros")}
 
 
@@ -78,16 +81,20 @@ class Pool:
             and not tensor.is_nested
         )
 
-    def add(self, kind: Kind, slot: Slot, tensor: Tensor) -> None:
+    def add(self, kinds: tuple[Kind, ...], wanted: int, slot: Slot, tensor: Tensor) -> None:
         """Take a tensor, and measure what waits if it is enough."""
         held = self._held
-        if held and held[-1] is tensor:
-            self._wanted[-1] |= kind.wanted
-        else:
-            held.append(tensor)
-            self._wanted.append(kind.wanted)
-            self._elements += tensor.numel()
-        self._told.append((kind, slot, len(held) - 1, tensor._version))
+        if held and held[-1] is tensor and self._slots[-1] == slot and self._versions[-1] == tensor._version:
+            self._wanted[-1] |= wanted
+            self._kinds.update(kinds)
+            return
+        held.append(tensor)
+        self._wanted.append(wanted)
+        self._slots.append(slot)
+        self._versions.append(tensor._version)
+        self._kinds.update(kinds)
+        self._counts.append(count := tensor.numel())
+        self._elements += count
         if self._elements >= _ROOM:
             self.flush()
 
@@ -95,22 +102,23 @@ class Pool:
         """Measure what is held; what was overwritten meanwhile is left out, and from then on measured at once."""
         if not self._held:
             return
-        rows: list[list[float]] = cpu.statistics(self._held, self._wanted).tolist()
-        for kind, slot, index, version in self._told:
-            tensor = self._held[index]
-            if tensor._version == version:
-                kind.slots.append(slot)
-                kind.counts.append(tensor.numel())
-                kind.sums.append(rows[index][kind.column])
-            else:
-                kind.hasty.add(slot[1])
+        rows = cpu.statistics(self._held, self._wanted)
+        good = [*map(_VERSION, self._held)] == self._versions
+        for kind in self._kinds:
+            kind.take(rows, self._slots, self._counts, [w & kind.wanted for w in self._wanted], good or self._intact())
         self.clear()
+
+    def _intact(self) -> list[bool]:
+        return [tensor._version == version for tensor, version in zip(self._held, self._versions, strict=True)]
 
     def clear(self) -> None:
         """Let go of what waits."""
         self._held: list[Tensor] = []
         self._wanted: list[int] = []
-        self._told: list[tuple[Kind, Slot, int, int]] = []
+        self._slots: list[Slot] = []
+        self._versions: list[int] = []
+        self._counts: list[int] = []
+        self._kinds: set[Kind] = set()
         self._elements = 0
 
 
@@ -141,7 +149,39 @@ class Kind:
         if at_once or slot[1] in self.hasty or not self._pool.takes(tensor):
             self._stacks.add(slot, tensor, at_once=at_once)
         else:
-            self._pool.add(self, slot, tensor)
+            self._pool.add((self,), self.wanted, slot, tensor)
+
+    def take(
+        self,
+        rows: Tensor,
+        slots: list[Slot],
+        counts: list[int],
+        wanted: Sequence[int],
+        intact: Literal[True] | Sequence[bool],
+    ) -> None:
+        """Take rows of `cpu.statistics`.
+
+        Args:
+            rows: of all tensors.
+            slots: of each.
+            counts: elements of each.
+            wanted: of each whether this statistic is.
+            intact: of each whether it was not overwritten; True if none was.
+        """
+        sums: list[float] = rows[:, self.column].tolist()
+        if intact is True and all(wanted):
+            self.slots += slots
+            self.counts += counts
+            self.sums += sums
+            return
+        whole = repeat(True, len(slots)) if intact is True else intact
+        for slot, count, total, one, good in zip(slots, counts, sums, wanted, whole, strict=True):
+            if one and good:
+                self.slots.append(slot)
+                self.counts.append(count)
+                self.sums.append(total)
+            elif one:
+                self.hasty.add(slot[1])
 
     def flush(self) -> None:
         """Measure what is held."""
@@ -174,11 +214,27 @@ class Statistics:
         self._forward, self._backward = Pool(), Pool()
         self.signal, self.zeros = Kind(SQUARES, self._forward), Kind(ZEROS, self._forward)
         self.gradient = Kind(SQUARES, self._backward)
+        self._both = self.signal, self.zeros
         self.lock = threading.Lock()  # gradients arrive in a thread for each device
 
     def all(self) -> tuple[Kind, Kind, Kind]:
         """Return them in the order of the table."""
         return self.signal, self.gradient, self.zeros
+
+    def see(self, slot: Slot, tensor: Tensor, *, at_once: bool) -> None:
+        """Take the output of a block that ends with an activation: both of its statistics are measured in one go.
+
+        Args:
+            slot: the pass, and the block.
+            tensor: of floating point.
+            at_once: as of `Kind.add`.
+        """
+        hasty = at_once or slot[1] in self.signal.hasty or slot[1] in self.zeros.hasty
+        if hasty or not self._forward.takes(tensor):
+            self.zeros.add(slot, tensor, at_once=at_once)
+            self.signal.add(slot, tensor, at_once=at_once)
+        else:
+            self._forward.add(self._both, SQUARES | ZEROS, slot, tensor)
 
     def load(self, affords: Callable[[float], bool]) -> None:
         """Load the loops, where the time that it takes is paid for.

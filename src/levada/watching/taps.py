@@ -68,9 +68,7 @@ class Taps:
             self._search()
         if not self._attached:
             for handle, hook in self._hooks:
-                hooks = handle.hooks_dict_ref()
-                if hooks is not None:
-                    hooks[handle.id] = hook
+                hook.own._forward_hooks[handle.id] = hook
         self._attached = True
         for region in self._regions:
             region.enter()
@@ -88,8 +86,8 @@ class Taps:
             outside.leave()
         if for_good or not self.switch.met:
             self._attached = False
-            for handle, _ in self._hooks:
-                handle.remove()
+            for handle, hook in self._hooks:
+                hook.own._forward_hooks.pop(handle.id, None)
 
     def compiled(self, device: torch.device) -> Tensor | None:
         """Return what taps inside of compiled regions added up, as rows of a reading's table; None if there are none.
@@ -214,7 +212,7 @@ class _TapHook:
                 taps.listener.see(place, output, True, False)
             return None
         taps.last = self.index
-        tensor = _main(output)
+        tensor = output if type(output) is Tensor and output.is_floating_point() else _main(output)
         if tensor is not None:
             if taps.searching and taps.switch.on:
                 taps.switch.order.append(self.index)

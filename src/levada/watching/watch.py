@@ -195,10 +195,9 @@ class Watch:
             return
         self._attached = self._entered = False
         self._engine.detach(failed=failed)
-        logged = self._engine.take_logged()
+        if logged := self._engine.take_logged():
+            self._tell_all(max(self.steps - 1, 0), logged, method="logged")
         for listener in list(self._listeners):
-            if logged and hears(listener, "logged"):
-                self._tell(listener, "logged", max(self.steps - 1, 0), logged)
             self._tell(listener, "close")
 
     def step(self) -> None:
@@ -232,7 +231,8 @@ class Watch:
         Raises:
             UsageError: if a value is no number, or a name is one of the watch's own.
         """
-        self._engine.log(require_scalars(scalars))
+        self._engine.log(found := require_scalars(scalars))
+        self._tell_all(self.steps, found, method="noted")
 
     def trace(self) -> Trace:
         """Return the recent samples as a trace, which every diagnostic reads.
@@ -289,9 +289,9 @@ class Watch:
         if self.judge is not None:
             self.judge.ended[SKIPPED] = why
 
-    def _tell_all(self, step: int) -> None:
-        for listener in [one for one in self._listeners if hears(one, "found_between_samples")]:
-            self._tell(listener, "found_between_samples", step)
+    def _tell_all(self, *args: Any, method: str = "found_between_samples") -> None:
+        for listener in [one for one in self._listeners if hears(one, method)]:
+            self._tell(listener, method, *args)
 
     def _tell(self, listener: Listener, method: str, *args: Any) -> None:
         try:

@@ -17,7 +17,7 @@ from numba.extending import intrinsic  # type: ignore[import-untyped, import-not
 from levada.ops._numba import compiled, over_tokens
 from levada.ops.statistics.reference import SQUARES, ZEROS
 
-__all__ = ["LOOPS", "combine", "copy", "differences", "over_tokens"]
+__all__ = ["LOOPS", "combine", "copy", "differences", "over_tokens", "rows"]
 
 _CHUNK: Final = 1024
 # Of floats that are not negative the bits are in the order of the floats: all without the sign, those of infinity, and
@@ -235,6 +235,20 @@ def combine(pieces, firsts, found):
                     found[t, 2] = max(found[t, 2], pieces[piece, 2])
                 else:
                     found[t, column] += pieces[piece, column]
+
+
+def rows(dtype: str, numbers, count: int, work: int):
+    """Return the row of each tensor.
+
+    Args:
+        dtype: the name of their type.
+        numbers: addresses, lengths and what is wanted, `count` of each: in memory, as integers of 64 bits.
+        count: how many tensors there are.
+        work: of how many elements all are together.
+    """
+    found = np.empty((count, 6))
+    over_tokens(LOOPS[dtype], [*np.frombuffer(numbers, np.int64).reshape(3, count), found], work=work)
+    return found
 
 
 LOOPS: Final = {
