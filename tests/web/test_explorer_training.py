@@ -45,10 +45,8 @@ def test_the_defaults_show_degradation_while_it_happens(visit: Visit) -> None:
     assert time.monotonic() - started < 60  # a tenth of it on a machine of one's own
     (sentence,) = sentences(page)
     assert "plain has learned nothing yet" in sentence
-    found = re.search(
-        r"plain has a training loss of ([\d.]+) and knows ([\d.]+) %.*residual has a training loss of ([\d.]+) and knows ([\d.]+) %",
-        sentence,
-    )
+    of_each = r" has a training loss of ([\d.]+) and knows ([\d.]+) %"
+    found = re.search(f"plain{of_each}.*residual{of_each}", sentence)
     assert found is not None
     plain_loss, plain_accuracy, residual_loss, residual_accuracy = map(float, found.groups())
     assert plain_loss > 0.9 * math.log(10)
