@@ -134,6 +134,12 @@ def test_variances_and_the_optimizer_have_an_effect(visit: Open) -> None:
     settled(page, "optimizer=adamw&lr=0.003")
 
 
+def both(page: Any) -> Any:
+    """The page, when its two connections are drawn."""
+    page.wait_for_function("() => document.querySelectorAll('.reading').length == 2")
+    return page
+
+
 def test_a_link_gives_the_page_back(visit: Open) -> None:
     page = visit("connections=residual,attention&depth=37&activation=gelu&expert=1&gain=1.5&view=signal")
     assert page.get_by_label("Depth, exactly").input_value() == "37"
@@ -141,15 +147,14 @@ def test_a_link_gives_the_page_back(visit: Open) -> None:
     assert page.get_by_label("AttnRes", exact=True).is_checked()
     assert not page.get_by_label("plain", exact=True).is_checked()
     assert page.get_by_label("signal", exact=True).is_checked()
-    drawn = picture(page)
+    drawn = picture(both(page))
     use(page, "Depth, exactly", 40)
     settled(page, "depth=40")
     other = visit(link(page).removeprefix("#"))
-    assert picture(other) != drawn
+    assert picture(both(other)) != drawn
     use(other, "Depth, exactly", 37)
     settled(other, "depth=37")
-    other.wait_for_function("() => document.querySelector('.reading').textContent.includes('output')")
-    assert picture(visit(link(other).removeprefix("#"))) == drawn
+    assert picture(both(visit(link(other).removeprefix("#")))) == drawn
 
 
 def test_a_wrong_link_is_said_and_the_rest_is_taken(visit: Open) -> None:

@@ -46,7 +46,8 @@ def test_the_defaults_show_degradation_while_it_happens(visit: Visit) -> None:
     (sentence,) = sentences(page)
     assert "plain has learned nothing yet" in sentence
     found = re.search(
-        r"plain has a training loss of ([\d.]+) and knows ([\d.]+) %.*residual has a training loss of ([\d.]+) and knows ([\d.]+) %",
+        r"plain has a training loss of ([\d.]+) and knows ([\d.]+) %"
+        r".*residual has a training loss of ([\d.]+) and knows ([\d.]+) %",
         sentence,
     )
     assert found is not None
