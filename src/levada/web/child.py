@@ -101,8 +101,11 @@ def main() -> None:
     while True:
         (size,) = struct.unpack("<I", _read(questions, 4))
         status, body = answer(root, _read(questions, size))
-        answers.write(LENGTH.pack(len(body), status) + body)
-        answers.flush()
+        try:
+            answers.write(LENGTH.pack(len(body), status) + body)
+            answers.flush()
+        except BrokenPipeError:  # the server has ended
+            os._exit(0)
 
 
 if __name__ == "__main__":

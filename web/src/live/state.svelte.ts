@@ -6,6 +6,8 @@ import { decode, encode, type Page, unmeant } from "./place";
 import { type Shared, SharedSource } from "./shared";
 import { onSession, openSession } from "./token";
 
+const SHOWN = 100; // milliseconds that a first picture has
+
 /** Whether an answer has come with the page, as the server sends the list along to who may read it. */
 const isHere = (path: string): boolean =>
   performance.getEntriesByName(new URL(address(path), document.baseURI).href).length > 0;
@@ -51,8 +53,13 @@ export class Live {
     this.events = new Events(open, EVENTS, heard, document);
   }
 
-  async start(token: string | null): Promise<void> {
+  /** Take the list where it has come with the page: the first picture has it then. */
+  async first(): Promise<void> {
     if (isHere("runs")) await this.refresh();
+  }
+
+  async start(token: string | null): Promise<void> {
+    if (this.known) await new Promise((shown) => setTimeout(shown, SHOWN)); // what is to be seen comes first
     await openSession(token);
     if (!this.known) await this.refresh();
     this.events.connect();
