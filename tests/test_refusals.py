@@ -54,6 +54,7 @@ def answer(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
         ("study R1 --set Depth=3 --scale smoke", "it has: batch_size, depth, dim, seeds. Did you mean 'depth'?"),
         ("study R15 --set recurrent=gru --scale smoke", "must be one of GRU, LSTM, got 'gru'. Did you mean 'GRU'?"),
         ("check net.py:Build", "net.py has no name 'Build'. Did you mean 'build'?"),
+        ("check net.py:zz", "net.py has no name 'zz'. It defines build."),
         ("check net.py:build --loss MSE", "got 'MSE'. Did you mean 'mse'?"),
         ("train train.toml --set run.FOLDER=x", "run.FOLDER is not a key; did you mean run.folder?"),
         ("train train.toml --set model.options.activation=relu", "'relu' is not known; did you mean 'ReLU'?"),

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Final
 
 from levada._errors import UsageError
 from levada._names import meant
 
 __all__ = ["call", "line_of", "load", "require", "source"]
+
+_TOLD: Final = 8  # names that a message tells where none is near
 
 
 def load(target: str) -> Any:
@@ -39,10 +42,25 @@ def load(target: str) -> Any:
     found: Any = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     for part in name.split("."):
         if not hasattr(found, part):
-            hint = meant(part, [name for name in vars(found) if not name.startswith("_")]) or " Check the spelling."
-            raise UsageError(f"{place} has no name {part!r}.{hint}")
+            hint = meant(part, [name for name in _names(found) if not name.startswith("_")])
+            raise UsageError(f"{place} has no name {part!r}.{hint or _own(found)}")
         found = getattr(found, part)
     return found
+
+
+def _names(found: Any) -> dict[str, Any]:
+    return getattr(found, "__dict__", {})  # an int has none
+
+
+def _own(found: Any) -> str:
+    """Say which functions and classes a module or class defines itself; what it imports is not meant."""
+    here = getattr(found, "__name__", "") if isinstance(found, ModuleType) else getattr(found, "__module__", "")
+    public = {name: one for name, one in _names(found).items() if callable(one) and not name.startswith("_")}
+    own = [name for name, one in public.items() if getattr(one, "__module__", None) == here]
+    if not own:
+        return " Check the spelling."
+    more = f" and {len(own) - _TOLD} more" if len(own) > _TOLD else ""
+    return f" It defines {', '.join(own[:_TOLD])}{more}."
 
 
 def require(target: str) -> None:

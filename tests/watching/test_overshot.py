@@ -13,7 +13,7 @@ from levada.diagnose import Finding
 from levada.probe.trace import Site
 from levada.watching import Sample
 from levada.watching.bundle import Bundle, read_bundle, write_bundle
-from levada.watching.overshot import Before, blamed
+from levada.watching.overshot import Before, blamed, rate_proposal
 from levada.watching.replay import replay
 from levada.watching.view import Blocks
 
@@ -430,6 +430,12 @@ def test_groups_are_those_of_the_run_by_the_names_of_their_parameters(tmp_path):
         optimizer.step()
     end = float(square(model(*kept.values["args"]), kept.values["targets"]).detach())
     assert float(note.rpartition(", and to ")[2].split()[0]) == pytest.approx(end, rel=1e-3)
+
+
+def test_a_rate_that_is_proposed_lowers_all_groups_by_one_factor():
+    optimizer = grouped(list(mlp().parameters()))
+    exec(rate_proposal(4.0, 0.04).patch, {"optimizer": optimizer})
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.04])
 
 
 def reversed_order(parameters):

@@ -142,13 +142,19 @@ def _was_raised(before: Before, onset: int) -> Mapping[str, Any] | None:
 
 
 def rate_proposal(rate: float, lower: float) -> Proposal:
-    """Return a lower rate as a change that a person can make.
+    """Return a lower rate as a change that a person can make: one factor for all groups, which keep their ratios.
 
     Args:
-        rate: the present one.
-        lower: the one to try.
+        rate: the present one, of one group.
+        lower: the one to try there.
+
+    Example:
+        >>> print(rate_proposal(2.0, 0.02).patch)
+        for group in optimizer.param_groups:  # from weights of before, 2 to 0.02 in the group whose rate is told
+            group['lr'] *= 0.01
     """
-    code = f"for group in optimizer.param_groups:  # from weights of before\n    group['lr'] = {lower:.2g}"
+    where = f"from weights of before, {rate:.3g} to {lower:.2g} in the group whose rate is told"
+    code = f"for group in optimizer.param_groups:  # {where}\n    group['lr'] *= {lower / rate:.2g}"
     return Proposal("learning rate", code, {"lr": rate}, {"lr": lower})
 
 
