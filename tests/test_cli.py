@@ -557,8 +557,16 @@ def numeric_options():
 
 def test_every_numeric_option_is_looked_at():
     found = [f"{command} {option}" for command, option in numeric_options()]
-    assert {"check --lr", "fix --budget", "run --every", "study --seeds", "serve --port", "export --sites"} <= {*found}
-    assert len(found) == 14
+    assert {
+        "check --lr",
+        "fix --budget",
+        "run --every",
+        "train --processes",
+        "study --seeds",
+        "serve --port",
+        "export --sites",
+    } <= {*found}
+    assert len(found) == 15
 
 
 @pytest.mark.parametrize("came", ["-1e-3", "-.5", "-1", "-2.5E+7", "-inf", "-nan", "nan", "1e-3x", "--", "-x", ""])

@@ -24,6 +24,7 @@ TRIED: Final = {
         ("view show open page html plot summary compare", "Runs are shown by: levada report RUN"),
         ("fit resume continue", "A configuration is trained, and goes on, by: levada train CONFIG.toml --resume"),
         ("reproduce prove claim claims studies", "A paper's claim is tested by: levada study NAME"),
+        ("sweep grid search", "A grid is computed by: levada study NAME; docs/studies.md has one of your own"),
         ("benchmark benchmarks", "Benchmarks are run by: levada bench NAME"),
         ("tensorboard wandb mlflow trackio log", "A run goes to a tracker by: levada export RUN --to NAME"),
         ("fsck damage reseal recover", "A run's files are checked, and mended, by: levada doctor RUN --reseal"),

@@ -51,12 +51,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_refused_starts_nothing(words, environment, told, capsys, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    before = time.monotonic()
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", None)
     assert main(["train", "train.toml", "--processes", "2", *words.split()]) == 2
     said = capsys.readouterr()
     assert told in said.err
     assert (said.out, len(said.err.splitlines())) == ("", 1)
-    assert time.monotonic() - before < 5
     assert not Path("new").exists()
 
 
