@@ -8,8 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
 from levada._errors import UsageError
-from levada.ops.residual_norm import residual_norm
-from levada.ops.residual_norm import cpu, reference
+from levada.ops.residual_norm import cpu, reference, residual_norm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
