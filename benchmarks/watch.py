@@ -233,7 +233,7 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
         yield functools.partial(compare, name, make, "a step not sampled", 1.002, 1, 31)
         yield functools.partial(compare, name, make, "wandb.watch(log='all', log_freq=20)", None, 20, repetitions)
         yield functools.partial(compare, name, make, "naive hooks, every step", None, 1, 7)
-    # Of a step that is so short that the hooks are dear: fifty in a round, as one is shorter than others' turns.
+    # Of a step so short that the hooks are dear: fifty in a round, as one is shorter than a turn of others here.
     for what in ("", ", mixed precision", ", recorded"):
         small = functools.partial(mlp, 8)
         yield functools.partial(compare, "MLP, 8 layers of 64", small, f"a step not sampled{what}", 1.002, 50, 31)

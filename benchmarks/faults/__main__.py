@@ -64,7 +64,7 @@ def _volume(quick: bool) -> Iterator[Row]:
 
 def _beside(quick: bool, what: str) -> Iterator[Row]:
     """The default distance: what of it is sealed (after 256 samples) is in the row where every step is sampled."""
-    sites, samples, every = (100, 16, 2) if quick else (10_000, 32, 20)
+    sites, samples, every = (100, 16, 2) if quick else (10_000, 16, 20)
     found = volume.beside(sites, samples, every, depth=6 if quick else 200)
     yield Row(
         benchmark="faults",
