@@ -227,11 +227,11 @@ def test_axe_finds_nothing_wrong_and_nothing_is_wider_than_a_phone(visit: Visit,
 
 
 def test_taking_each_layer_away_says_how_far_it_is_and_can_be_stopped(visit: Visit) -> None:
-    page = visit("tab=train&trainDepth=128&trainSteps=20&trainWidth=64&connections=residual,manifold")
+    page = visit("tab=train&trainDepth=48&trainSteps=20&trainWidth=32&connections=manifold")
     trained(page)
     region = page.get_by_role("region", name="Each block taken away")
     status = region.get_by_role("status")
-    done = "+/mHC ([0-9]+) of 128 layers/.exec(document.querySelector('.progress').innerText)[1]"
+    done = "+/mHC ([0-9]+) of 48 layers/.exec(document.querySelector('.progress').innerText)[1]"
     page.wait_for_function(f"() => {done} > 0")
     first = page.evaluate(done)
     page.wait_for_function(f"first => {done} > first", arg=first)
