@@ -59,7 +59,8 @@ def visits(browser: Any, home: str, ready: str, *, quiet: bool = True, height: i
     contexts: list[Any] = []
     said: list[str] = []
     asked: list[str] = []
-    sites = [home]
+    # A page from a disk asks for nothing but itself, one of a server for what that has.
+    sites = [home if home.startswith("file:") else home.rpartition("/")[0]]
 
     def opened(
         link: str = "",
