@@ -7,6 +7,7 @@ import torch
 
 from levada.ops.manifold import Form, read_streams, reference
 from levada.ops.manifold import autograd as registered
+from levada.ops.manifold.ahead import write_and_read
 from levada.ops.streams import reference as streams
 
 # What is compiled in full precision is meant to be, and more rows of weights than 128 go to the reference.
@@ -195,3 +196,36 @@ def test_what_is_written_may_be_projected_on_the_way(sizes, form, dtype):
     got = kernels.read_projected(new, sums, *parameters[1:], form)
     expected = reference.read_and_keep(new.double(), *(x.double() for x in parameters), *form)
     close([x for x in got if x.numel()], [x for x in expected if x.numel()], dtype)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "form", "dtype"),
+    [((300, 4, 1000), "paper", torch.bfloat16), ((5, 3, 37), "identity", torch.float32)],
+    ids=str,
+)
+def test_gradients_of_writing_and_reading_in_one_pass(sizes, form, dtype):
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("two operations do it on this device")
+    form = FORMS[form]
+    state, *parameters = arguments(*sizes, form, dtype)
+    generator = torch.Generator("cuda").manual_seed(1)
+    out = torch.randn(sizes[0], sizes[2], generator=generator, device="cuda").to(dtype).requires_grad_()
+    _, _, weights, mix = (None if x is None else x.detach() for x in reference.read(state, *parameters, form))
+    tensors = [x.requires_grad_() for x in (state, out, weights, *([] if mix is None else [mix]))] + parameters
+
+    def one_pass(*given, form):
+        state, out, weights, *others = given
+        mix = others.pop(0) if form.mixes else None
+        return write_and_read(state, out, weights, mix, *others, form)
+
+    def two(*given, form):
+        state, out, weights, *others = given
+        mix = others.pop(0) if form.mixes else None
+        new = streams.write(state, out, weights, mix)
+        return *reference.read(new, *others, form), new
+
+    got, by = run(lambda *x: one_pass(*x[:-1], form=x[-1]), tensors, form)
+    expected, _ = run(lambda *x: two(*x[:-1], form=x[-1]), doubled(tensors), form, by)
+    # The new streams are rounded before they are read: all that is made of them has their precision.
+    for found, truth in zip(got, expected, strict=True):
+        assert float((found.double() - truth).norm() / truth.norm()) < max(4 * torch.finfo(dtype).eps, 2e-5)
