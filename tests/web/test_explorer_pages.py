@@ -125,7 +125,6 @@ def test_the_gradient_travels_from_the_output_to_the_input(visit: Visit) -> None
     page.get_by_role("button", name="Play backward").click()
     figure = page.get_by_role("slider", name="Gradient backward")
     seen = []
-    page.locator(".front").first.wait_for()
     while page.locator(".front").count():
         seen.append(int(figure.get_attribute("aria-valuenow")))
         page.wait_for_timeout(100)
