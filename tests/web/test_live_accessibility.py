@@ -11,13 +11,14 @@ from levada.report.palette import palette
 from levada.web.folder import identity
 
 from .live import Served
-from .test_live import HEATS, Open, browser, folder, pytestmark, server, visit
+from .test_live import HEATS, browser, folder, pytestmark, server, visit
+from .visiting import Visit
 
 __all__ = ["browser", "folder", "pytestmark", "server", "visit"]
 PAGES = ["list", "run", "compare", "check"]
 
 
-def opened(visit: Open, server: Served, what: str, **options: Any) -> Any:
+def opened(visit: Visit, server: Served, what: str, **options: Any) -> Any:
     links = {
         "list": "#/",
         "run": server.run("watched", "?step=200&layer=2"),
@@ -33,7 +34,7 @@ def opened(visit: Open, server: Served, what: str, **options: Any) -> Any:
 @pytest.mark.parametrize("width", [360, 3840])
 @pytest.mark.parametrize("what", PAGES)
 def test_no_page_is_wider_than_its_screen_and_a_wide_one_is_used(
-    visit: Open, server: Served, what: str, width: int
+    visit: Visit, server: Served, what: str, width: int
 ) -> None:
     page = opened(visit, server, what, width=width)
     assert wide(page) == 0
@@ -43,7 +44,7 @@ def test_no_page_is_wider_than_its_screen_and_a_wide_one_is_used(
 
 
 @pytest.mark.parametrize("what", PAGES)
-def test_keys_reach_all_figures_have_tables_and_nothing_moves(visit: Open, server: Served, what: str) -> None:
+def test_keys_reach_all_figures_have_tables_and_nothing_moves(visit: Visit, server: Served, what: str) -> None:
     page = opened(visit, server, what, reduced_motion="reduce")
     assert unreached(page) == []
     assert untold(page) == []
@@ -51,7 +52,7 @@ def test_keys_reach_all_figures_have_tables_and_nothing_moves(visit: Open, serve
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_are_the_palette_s_by_system_and_by_choice(visit: Open, server: Served, scheme: str) -> None:
+def test_colours_are_the_palette_s_by_system_and_by_choice(visit: Visit, server: Served, scheme: str) -> None:
     page = opened(visit, server, "list", color_scheme=scheme)
     assert colours(page) == palette()[scheme]
     other = "dark" if scheme == "light" else "light"
