@@ -162,7 +162,8 @@ class Connection(nn.Module, ABC):
     def defer(self, state: State, branch: nn.Module, *args: Any, **kwargs: Any) -> State | Outputs:
         """Take one layer's step but for the writing, where `defers_to(after)`: the state is for that connection alone.
 
-        A stack asks for it where nobody looks at the state between two layers.
+        A stack asks for it where nobody looks at the state between two layers when the first begins: a hook that the
+        branch itself puts on the next layer comes too late, and is given what this returns.
         """
         raise NotImplementedError(f"{type(self).__name__} writes at once.")
 

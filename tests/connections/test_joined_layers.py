@@ -148,6 +148,23 @@ def test_others_write_at_once():
         levada.Residual(6).defer(torch.zeros(1, 6), nn.Identity())
 
 
+@pytest.mark.parametrize("axes", [(1, -1), (-1, 1), (1, -1, 1)])
+def test_each_layer_writes_along_its_own_axis(axes, joined, apart):
+    torch.manual_seed(0)
+    branches = [nn.Linear(6, 6) for _ in axes]
+
+    def connect(dim, layer, depth):
+        return levada.ManifoldHyperConnection(dim, axis=axes[layer], layer=layer, depth=depth)
+
+    stack = levada.Stack(branches, connection=connect, dim=6)
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(2, 6, 6, requires_grad=True)
+    torch.testing.assert_close(results(stack, x), apart(stack, x))
+    assert len(joined) == len(axes) - 1
+
+
 def test_narrow_branches_of_wide_streams(apart):
     """Under autocast a branch returns 16 bits, and the streams have 32."""
     stack, x = build(branch=lambda: nn.Linear(6, 6)), batch()
@@ -189,10 +206,34 @@ def test_the_backward_pass_keeps_no_more(joined, monkeypatch):
     assert together <= kept()
 
 
-def test_a_copy_and_an_error_are_as_before(joined):
+def test_a_copy_computes_the_same(joined):
     stack, x = build(), batch()
     assert torch.equal(copy.deepcopy(stack)(x), stack(x))
-    stack.layers[2].branch = nn.Linear(6, 5)
-    with pytest.raises(levada.connection.UsageError, match="must return the shape") as caught:
+    assert joined
+
+
+class Returns(nn.Module):
+    """A branch of which each test says what it returns."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.returned = returned
+
+    def forward(self, x):
+        return self.returned(x)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda x: x[..., :5], "must return the shape"),
+        (lambda x: x.long(), "floating point"),
+        (lambda x: x.to("meta"), "on cpu as the streams are"),
+    ],
+)
+def test_an_error_names_the_layer_whose_branch_returned_it(returned, said, joined):
+    stack, x = build(), batch()
+    stack.layers[2].branch = Returns(returned)
+    with pytest.raises(levada.connection.UsageError, match=said) as caught:
         stack(x)
-    assert "In layer 2" in caught.value.__notes__[0]
+    assert "In layer 2 of a stack: ManifoldHyperConnection around Returns" in caught.value.__notes__[0]

@@ -183,8 +183,8 @@ class Unwritten(NamedTuple):
     """Streams between two layers of which the second writes, as it reads, what the branch of the first returned.
 
     Attributes:
-        streams: before the writing.
-        out: what the branch returned.
+        streams: before the writing, in the type that the sum has.
+        out: what the branch returned, channels last, as they are.
         coefficients: of the first layer.
     """
 
@@ -231,27 +231,26 @@ class MultiStream(Streams):
         """Return what the branch reads, the coefficients, and the streams to write to."""
         form = self._read_at_once()
         if form is None:
-            state = self._written(state)
+            if isinstance(state, Unwritten):
+                state = write_streams(state.streams, state.out, state.coefficients.write, state.coefficients.mix)
             coefficients = self.coefficients(state)
             return self.combine(coefficients.read, state), coefficients, state
         own: Any = self.projection, self.scale, self.bias, form
         if isinstance(state, Unwritten):
             _, mix, write = state.coefficients
-            arguments = *self._of_one_type(state.streams, state.out), write, mix
-            x, read, write, mix, streams = write_and_read(*arguments, *own)
+            x, read, write, mix, streams = write_and_read(state.streams, state.out, write, mix, *own)
         else:
             x, read, write, mix, streams = read_streams(state, *own)
         return self.to_axis(x), Coefficients(read, mix, write), streams
 
     def advance(self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Outputs:
         """Take one layer's step, with the coefficients made once."""
-        found = self.defer(state, branch, *args, **kwargs)
-        if isinstance(found, Outputs):
-            return Outputs(self._written(found.state), found.extra)
-        return self._written(found)
+        coefficients, streams, out, extra = self._stepped(state, branch, *args, **kwargs)
+        written = self.update(coefficients, streams, out)
+        return written if extra is None else Outputs(written, extra)
 
     def defers_to(self, after: Connection) -> bool:
-        """Return whether both read in one operation, which then writes too; it knows what each device gains by it."""
+        """Return whether both read in one operation, which then writes too: `write_and_read`."""
         if not isinstance(after, MultiStream) or type(after) is not type(self):
             return False
         # What a subclass, or sharding, puts around a step of its own must be gone through.
@@ -259,21 +258,30 @@ class MultiStream(Streams):
         alike = (self.streams, self.width) == (after.streams, after.width)
         return own and alike and self._read_at_once() is not None and after._read_at_once() is not None
 
-    def defer(self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any) -> Unwritten | Outputs:
-        """Take one layer's step but for the writing."""
+    def defer(
+        self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any
+    ) -> Tensor | Unwritten | Outputs:
+        """Take one layer's step but for the writing, unless that would be refused: an error names this layer."""
+        coefficients, streams, out, extra = self._stepped(state, branch, *args, **kwargs)
+        found: Tensor | Unwritten
+        if out.is_floating_point() and out.device == streams.device:
+            found = Unwritten(*self._of_one_type(streams, out), coefficients)
+        else:
+            found = self.update(coefficients, streams, out)
+        return found if extra is None else Outputs(found, extra)
+
+    def _stepped(
+        self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[Coefficients, Tensor, Tensor, tuple[Any, ...] | None]:
+        """Return the coefficients, the streams, what the branch returned to be written, and what it returned beside."""
         x, coefficients, streams = self.open(state if isinstance(state, Unwritten) else self.require_streams(state))
-        out = branch(x, *args, **kwargs)
+        out, extra = branch(x, *args, **kwargs), None
         if isinstance(out, tuple):
-            first = self.first_of(out)
-            self.require_fit(x, first)
-            return Outputs(Unwritten(streams, first, coefficients), out[1:])
+            out, extra = self.first_of(out), out[1:]
         if out.shape != x.shape:
             self.require_fit(x, out)
-        return Unwritten(streams, out, coefficients)
+        return coefficients, streams, out, extra
 
     def _read_at_once(self) -> Form | None:
         """Return the form of the operation that reads; None where somebody looks at what it makes."""
         return None if is_observed() or "coefficients" in vars(self) else self.one_pass()
-
-    def _written(self, state: Tensor | Unwritten) -> Tensor:
-        return self.update(state.coefficients, state.streams, state.out) if isinstance(state, Unwritten) else state
