@@ -84,9 +84,9 @@ def listed(model: nn.Module) -> tuple[nn.Parameter, ...]:
             continue
         seen.add(id(module))
         parameters, children = module._parameters, module._modules
+        if type(parameters) is not dict and isinstance(parameters, LayerParameters):  # which holds none of its own
+            return tuple(parameter for _, parameter in parameters_of(model))
         if parameters:
-            if type(parameters) is not dict and isinstance(parameters, LayerParameters):
-                return tuple(parameter for _, parameter in parameters_of(model))
             for parameter in parameters.values():
                 if parameter is not None:
                     found[id(parameter)] = parameter
