@@ -261,6 +261,16 @@ def test_labels_are_whole_and_apart(visit: Visit, depth: int, width: int) -> Non
     assert page.evaluate(touching) == []
 
 
+@pytest.mark.parametrize("view", ["gradient", "both"])
+def test_no_number_of_the_summary_is_cut_on_a_phone(visit: Visit, view: str) -> None:
+    page = visit(f"view={view}", width=360)
+    expect(page.locator(".scroll tbody tr").first).to_contain_text("10⁻³²")
+    cut = """() => [...document.querySelectorAll('.scroll th, .scroll td')]
+      .filter(one => one.scrollWidth > one.clientWidth).map(one => one.textContent)"""
+    assert page.evaluate(cut) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 @pytest.mark.parametrize("streams", [2, 8])
 def test_numbers_of_a_matrix_stay_in_their_cells(visit: Visit, streams: int) -> None:
     page = visit(f"tab=mixing&streams={streams}&spread=3", width=360)
