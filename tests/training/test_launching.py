@@ -153,7 +153,7 @@ def test_a_signal_is_said_once_and_ends_all(number, code, told, ends):
 def _wait(happened: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not happened():
-        assert time.monotonic() < deadline, f"no {what} in {PATIENCE} s:\n{Path('err').read_text()}"
+        assert time.monotonic() < deadline, f"{what} did not come in {PATIENCE} s:\n{Path('err').read_text()}"
         time.sleep(0.05)
 
 
