@@ -218,11 +218,18 @@ def test_ctrl_c_ends_a_benchmark_without_its_traceback(here):
     words = [sys.executable, "-m", "levada", "bench", "slow"]
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(words, env={**os.environ}, start_new_session=True, **options)
-    while not Path("began").exists():
+    deadline = time.monotonic() + 120
+    while not (began := Path("began").exists()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, "")
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    try:
+        out, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it goes on after Ctrl-C: {process.communicate()[1]}")
+    assert began, err
+    assert (process.returncode, out) == (130, ""), err
     assert err == "levada bench: interrupted; what was finished is kept.\n"
 
 

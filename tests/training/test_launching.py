@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import _terminate_process_handler as torch_handler
 
-from levada.cli import main
+from levada._errors import UsageError
+from levada.cli import _parser, main
 from levada.runs import Run, RunWriter
 from levada.training import losses, read, train
 
@@ -31,6 +34,10 @@ enabled = false
 steps = 3
 folder = "new"
 """
+
+# Where the machine is busy, processes take long to start and to end; a test that fails must say so and not hang.
+PATIENCE = 180
+ENDING = [signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if name in dir(signal)]
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +67,9 @@ def test_what_is_refused_starts_nothing(words, environment, told, capsys, monkey
 
 
 def test_processes_train_together_and_end_with_one_sentence_and_their_code(capfd):
+    handlers = [signal.getsignal(number) for number in ENDING]
     assert main(["train", "train.toml", "--processes", "2"]) == 0
+    assert [signal.getsignal(number) for number in ENDING] == handlers
     said = capfd.readouterr()
     assert said.out.startswith("3 steps, loss ")
     assert "Warning" not in said.err
@@ -73,20 +82,84 @@ def test_processes_train_together_and_end_with_one_sentence_and_their_code(capfd
     assert said.out == ""
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_an_interruption_is_said_once_and_ends_all(here):
+def test_processes_get_every_option_of_the_command_line(monkeypatch):
+    started = []
+    monkeypatch.setattr("levada.commands.launching.launch", lambda words, processes: started.append(words) or 0)
+    words = ["train", "train.toml", "--set", "run.steps=2", "--set", "model.depth=3", "--resume", "--debug"]
+    parser = _parser()
+    options = parser.parse_args(words)
+    known = {word for action in options.parser._actions for word in action.option_strings if word.startswith("--")}
+    assert known - {"--help", "--processes"} == {word for word in words if word.startswith("--")}, "hand on, and test"
+    assert main([*words, "--processes", "2"]) == 0
+    for name, value in vars(parser.parse_args(started[0])).items():
+        assert name == "parser" or value == getattr(options, name), name
+    assert main(["train", "train.toml", "--processes", "2"]) == 0
+    assert started[1] == ["train", "train.toml"]
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_is_told_and_its_handlers_are_put_back(number, capsys, monkeypatch):
+    def elastic_launch(config, program):
+        def run(*words):
+            for taken in ENDING:
+                signal.signal(taken, torch_handler)
+            signal.raise_signal(number)
+
+        return run
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", elastic_launch)
+    before = [signal.getsignal(taken) for taken in ENDING]
+    try:
+        assert main(["train", "train.toml", "--processes", "2"]) == 128 + number
+        assert [signal.getsignal(taken) for taken in ENDING] == before
+    finally:
+        for taken, handler in zip(ENDING, before, strict=True):
+            signal.signal(taken, handler)
+    told = f"levada train: ended by {number.name}; what was finished is kept.\n"
+    assert capsys.readouterr().err == ("" if number == signal.SIGINT else told)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize(
+    ("number", "code", "told", "ends"),
+    [
+        (signal.SIGINT, 130, "interrupted", ["stopped"]),
+        (signal.SIGTERM, 143, "ended by SIGTERM", []),  # a scheduler's; what it kills says nothing
+    ],
+)
+def test_a_signal_is_said_once_and_ends_all(number, code, told, ends):
     words = [sys.executable, "-m", "levada", "train", "train.toml", "--processes", "2", "--set", "run.steps=1000000"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
-    deadline = time.monotonic() + 120
-    while not any(Path("new").glob("events.log")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert "torch/distributed" not in err, "its lines on processes that end"
-    assert err.count("interrupted") == 1
-    assert err.splitlines()[-1] == "levada train: interrupted; what was finished is kept."
-    assert out == ""
-    assert [event["state"] for event in Run("new").events("end")] == ["stopped"]
+    with Path("out").open("w") as out, Path("err").open("w") as err:
+        process = subprocess.Popen(words, stdout=out, stderr=err, env={**os.environ})
+    try:
+        _wait(lambda: process.poll() is not None or _has_trained(), "the first steps")
+        process.send_signal(number)
+        _wait(lambda: process.poll() is not None, "the end of the launcher")
+    finally:
+        if process.poll() is None:
+            process.terminate()  # torch ends the others, and kills after 30 s those that go on
+            process.wait(60)
+    said = Path("err").read_text()
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert "torch/distributed" not in said, "its lines on processes that end"
+    assert said.count(told) == 1
+    assert said.splitlines()[-1] == f"levada train: {told}; what was finished is kept."
+    assert Path("out").read_text() == ""
+    assert [event["state"] for event in Run("new").events("end")] == ends
+    assert len(losses(Run("new"))) > 0
+
+
+def _wait(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline, f"{what} did not come in {PATIENCE} s:\n{Path('err').read_text()}"
+        time.sleep(0.05)
+
+
+def _has_trained() -> bool:
+    """Whether losses were stored; then all processes train, since none takes a step without the others."""
+    try:
+        return len(losses(Run("new"))) > 0
+    except UsageError:  # not begun yet
+        return False

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final
 
 from levada._errors import UsageError
+from levada.commands.output import tell
 
 __all__ = ["launch"]
 
-_INTERRUPTED = 130
+_TAKEN: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # torch handles these, and gives none back
 
 
 def launch(words: Sequence[str], processes: int) -> int:
     """Run `levada` several times together, and return the exit code of the first process that failed; else 0.
 
     torchrun itself ends with 1 and a traceback of its own, whatever the code and the sentence of those that it started.
+    A signal to this process goes on to all of them, and the code is 128 + its number, as in a shell.
 
     Args:
         words: the command line of each process.
@@ -46,12 +51,31 @@ def launch(words: Sequence[str], processes: int) -> int:
     safe = ["-P"] if sys.flags.safe_path else []
     logging.disable(logging.CRITICAL)  # this process trains nothing; torch's part tells of each process that ends
     try:
-        elastic_launch(config, sys.executable)(*safe, "-m", "levada", *words)
+        with _handlers_kept():
+            elastic_launch(config, sys.executable)(*safe, "-m", "levada", *words)
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode  # as a shell says what a signal ended
-    except (KeyboardInterrupt, SignalException):
-        return _INTERRUPTED
+    except SignalException as ended:
+        # Of Ctrl-C the first process tells. Any other ends them without a word, and SIGHUP the terminal as well.
+        if ended.sigval != signal.SIGINT:
+            with suppress(OSError):
+                tell(f"levada {words[0]}: ended by {ended.sigval.name}; what was finished is kept.", stderr=True)
+        return 128 + ended.sigval
     finally:
         logging.disable(logging.NOTSET)
     return 0
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Put back at the end what handled the signals that torch's launcher takes."""
+    numbers = [getattr(signal, name) for name in _TAKEN if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None was not set from Python, which cannot set it again; outside of the main thread torch took nothing.
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)

@@ -54,7 +54,8 @@ def _launch(options: argparse.Namespace) -> int:
     from levada.commands.launching import launch
 
     sets = [word for change in options.set for word in ("--set", change)]
-    return launch(["train", options.config, *sets, *(["--resume"] if options.resume else [])], options.processes)
+    switches = [word for word, given in (("--resume", options.resume), ("--debug", options.debug)) if given]
+    return launch(["train", options.config, *sets, *switches], options.processes)
 
 
 def _said(error: Exception) -> bool:
