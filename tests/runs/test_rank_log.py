@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from levada.runs import Run, RunWriter, doctor, reseal
+from levada.runs.folders import rank_folder
 from levada.runs.rank_log import RANK_LOG, RankLog
-from levada.runs.signal_writer import rank_folder
 
 
 def begun(folder: Path) -> RankLog:

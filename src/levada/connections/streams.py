@@ -275,7 +275,8 @@ class MultiStream(Streams):
     ) -> tuple[Coefficients, Tensor, Tensor, tuple[Any, ...] | None]:
         """Return the coefficients, the streams, what the branch returned to be written, and what it returned beside."""
         x, coefficients, streams = self.open(state if isinstance(state, Unwritten) else self.require_streams(state))
-        out, extra = branch(x, *args, **kwargs), None
+        out: Any = branch(x, *args, **kwargs)
+        extra: tuple[Any, ...] | None = None
         if isinstance(out, tuple):
             out, extra = self.first_of(out), out[1:]
         if out.shape != x.shape:

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from levada._errors import MissingExtraError
 from levada.runs.bundles import BUNDLES, bundles_of
+from levada.runs.folders import rank_folders
 from levada.runs.lost import ALL, Lost, between
 from levada.runs.pyramid import FADE
 from levada.runs.segments import UnreadableError, places, read_samples
-from levada.runs.signals import rank_folders
 from levada.runs.tables import read_tables
 from levada.runs.tail import Samples, read_tail
 

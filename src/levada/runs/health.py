@@ -17,6 +17,7 @@ from levada.runs.aside import set_aside
 from levada.runs.bundles import examine_bundles
 from levada.runs.checkpoints import CHECKPOINTS, examine_checkpoints
 from levada.runs.ending import ended, last_recorded, last_trained, training_ended
+from levada.runs.folders import rank_folders
 from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.lock import is_held
 from levada.runs.lost import Lost, lost_of, lost_of_log
@@ -25,7 +26,7 @@ from levada.runs.rank_log import damage_of
 from levada.runs.reader import examine, require_one
 from levada.runs.rebuilding import rebuilt
 from levada.runs.segments import UnreadableError, damaged, of_tail, orphaned, places, read_samples, verified
-from levada.runs.signals import PAUSES, Signals, rank_folders
+from levada.runs.signals import PAUSES, Signals
 from levada.runs.tables import read_tables
 from levada.runs.tail import read_tail
 

@@ -11,12 +11,12 @@ from typing import Any, Final, final
 from levada._errors import UsageError
 from levada._numbers import restore_numbers
 from levada.runs.address import local
+from levada.runs.folders import rank_folder, rank_folders
 from levada.runs.frames import MAGIC, Damage, scan
 from levada.runs.losses import Told
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
 from levada.runs.rank_log import RANK_LOG
-from levada.runs.signal_writer import rank_folder
-from levada.runs.signals import Signals, rank_folders
+from levada.runs.signals import Signals
 
 __all__ = ["Run", "examine", "find_runs", "require_one", "runs_in"]
 

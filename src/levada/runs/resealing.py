@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from levada._errors import UsageError
+from levada.runs.folders import rank_folders
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, parsed, read_manifest, write_atomically
 from levada.runs.rank_log import mend_rank_log
@@ -31,7 +32,6 @@ from levada.runs.segments import (
     sealed_name,
     verified,
 )
-from levada.runs.signals import rank_folders
 from levada.runs.tables import Table, mend_tables, read_tables
 from levada.runs.tail import Samples
 from levada.runs.writer import mend_log

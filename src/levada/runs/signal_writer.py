@@ -13,6 +13,7 @@ from typing import Any, Final, Self, final
 
 from levada._errors import MissingExtraError, UsageError, require_at_least
 from levada.runs.background import Background
+from levada.runs.folders import rank_folder
 from levada.runs.frames import MAX_FRAME
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import sync_folder
@@ -32,17 +33,11 @@ from levada.runs.segments import (
 from levada.runs.tables import keep_table, read_tables
 from levada.runs.tail import MAX_SCALARS, TAIL_MAGIC, header, mark, sample
 
-__all__ = ["SIGNALS_FOLDER", "SignalWriter", "rank_folder"]
+__all__ = ["SignalWriter"]
 
-SIGNALS_FOLDER: Final = "signals"
 _SYNC_SECONDS: Final = 5.0
 _WAITING_BYTES: Final = 2**26
 _CLOSE_SECONDS: Final = 120.0
-
-
-def rank_folder(run: Path, rank: int) -> Path:
-    """Give the folder of a rank's signals."""
-    return run / SIGNALS_FOLDER / f"rank-{rank:05d}"
 
 
 @final

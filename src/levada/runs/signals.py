@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,18 +33,11 @@ from levada.runs.segments import (
 from levada.runs.tables import Table, read_tables
 from levada.runs.tail import Samples, read_tail
 
-__all__ = ["PAUSES", "Reading", "Signals", "rank_folders"]
+__all__ = ["PAUSES", "Reading", "Signals"]
 
 _LEVELS: Final = tuple(SPANS)
 # Seconds between looks into a folder in which something is missing: a writer may be sealing there.
 PAUSES: Final = (0.0, 0.01, 0.05, 0.2, 0.0)
-_RANK: Final = re.compile(r"rank-(\d{5,9})")
-
-
-def rank_folders(run: Path) -> dict[int, Path]:
-    """Find the ranks whose signals a run keeps."""
-    folders = (run / "signals").glob("rank-*")
-    return {int(match[1]): path for path in folders if (match := _RANK.fullmatch(path.name)) and path.is_dir()}
 
 
 @dataclass(slots=True)

@@ -22,11 +22,11 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTAVE, UNDERFLOW, thresholds
+from levada.runs.folders import rank_folder
 from levada.runs.losses import LOGGED
 from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.rank_log import RankLog
 from levada.runs.remote import Mirror, is_remote, stage
-from levada.runs.signal_writer import rank_folder
 from levada.runs.standing import CONTINUED, EVENT, Standing
 from levada.watching.events import Events
 from levada.watching.kept_losses import KeptLosses
