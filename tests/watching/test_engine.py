@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import levada
 from levada.diagnose.finding import Finding
 from levada.runs import Run
-from levada.watching import WATCHED, compiled
+from levada.watching import WATCHED, arrivals, compiled
 from levada.watching.overhead import Cadence
 from levada.watching.places import find_places
 
@@ -27,7 +27,9 @@ def hooks_of(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def test_a_plain_loop_by_hand():
+@pytest.mark.parametrize("directly", [arrivals._DIRECTLY, False])
+def test_a_plain_loop_by_hand(directly, monkeypatch):
+    monkeypatch.setattr(arrivals, "_DIRECTLY", directly)
     model = make()
     with watch(model, optimizer := sgd(model)) as watched:
         train(model, optimizer, data())
@@ -201,6 +203,42 @@ def test_a_gradient_that_does_not_arrive_is_zero():
     assert gradient[names.index("blocks.0")] == 0
     assert gradient[names.index("head")] > 0
     assert gradient[names.index("blocks.1")].isnan()  # kept among its neighbours, though it did not run
+
+
+def test_a_hook_of_the_users_own_on_a_blocks_output_is_called_and_the_gradient_measured():
+    heard = []
+
+    class Hooked(type(make())):
+        def forward(self, x):
+            x = self.embed(x)
+            x.register_hook(heard.append)
+            for block in self.blocks:
+                x = block(x)
+                x.register_hook(heard.append)
+            return self.head(x)
+
+    class Within(type(make().blocks[0])):
+        def forward(self, x):
+            y = super().forward(x)
+            y.register_hook(lambda gradient: heard.append(2 * gradient) or 2 * gradient)  # before ours
+            return y
+
+    torch.manual_seed(0)
+    plain, model = make(), Hooked()
+    model.load_state_dict(plain.state_dict())
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data())
+    agree(watched, by_hand(plain, data()))
+    assert len(heard) == 3 * (1 + len(model.blocks))
+    heard.clear()
+    model = make()
+    model.blocks[1] = Within()
+    with watch(model, optimizer := sgd(model)) as watched:
+        train(model, optimizer, data(1))
+    (doubled,) = heard
+    gradient = watched.samples[0].values["gradient_rms"]
+    measured = gradient[[site.name for site in watched.sites].index("blocks.1")]
+    assert float(measured) == pytest.approx(float(doubled.square().mean().sqrt()), rel=1e-5)
 
 
 def test_several_optimizers_end_a_step_together():

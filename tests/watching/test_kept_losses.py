@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import levada
 from levada.cli import main
-from levada.runs import Run, RunWriter, doctor
+from levada.runs import Run, RunWriter, SignalWriter, doctor
+from levada.runs.losses import Waiting, unsampled
 from levada.watching import kept_losses, kept_scalars
 from levada.watching.kept_losses import KeptLosses
 from levada.watching.kept_scalars import KeptScalars
@@ -300,3 +301,44 @@ def test_what_is_logged_behind_the_last_sample_is_kept(tmp_path: Path) -> None:
     with RunWriter.open(tmp_path / "run") as writer:  # from a checkpoint before what was logged last
         writer.append("continued", step=3)
     assert Run(tmp_path / "run").signals().scalars("accuracy") == [(0, 0.0)]
+
+
+def test_what_a_killed_process_logged_last_stays_when_another_logs_the_same(tmp_path: Path) -> None:
+    sites = [{"name": "0", "order": 0, "kind": "Linear", "shape": [2, 2], "parameters": ["0.weight"]}]
+    row = b"\0\0"
+
+    def logged(step: int, value: float) -> None:
+        writer.append("logged", step=step, values={"val": value}, next=step + 1)
+
+    def scalars() -> list[tuple[int, float]]:
+        return Run(writer.path).signals().scalars("val")
+
+    with (
+        RunWriter.create(tmp_path, kind="watch", name="mine") as writer,
+        SignalWriter(writer.path, sites=sites, signals=["signal_rms"]) as signals,
+    ):
+        signals.append(0, 0.0, row, scalars={"val": 0.5})
+        assert signals.flush()
+        logged(9, 9.0)
+        logged(29, 29.0)
+        assert scalars() == [(0, 0.5), (29, 29.0)]
+        writer.append("continued", step=30)
+        logged(34, 34.0)
+        assert scalars() == [(0, 0.5), (29, 29.0), (34, 34.0)]
+        signals.append(35, 0.0, row, scalars={"val": 34.0})
+        assert signals.flush()
+        assert scalars() == [(0, 0.5), (29, 29.0), (35, 34.0)], "the sample brings its own process's number alone"
+        logged(39, 39.0)
+        writer.append("continued", step=30)
+        assert (29, 29.0) in scalars()
+        assert 39.0 not in dict(scalars()).values()
+        writer.append("continued", step=29)
+        assert 29.0 not in dict(scalars()).values(), "the step came again"
+
+
+def test_what_a_sample_brought_before_the_process_was_killed_counts_once_after_it() -> None:
+    brought = Waiting(9, 10, 9.0, until=30)
+    assert unsampled({20: 9.0, 34: 1.0}, [brought]) == {}
+    assert unsampled({34: 1.0}, [brought]) == {9: 9.0}
+    assert unsampled({29: 1.0, 30: 3.0}, [Waiting(29, 30, 2.0, until=30)]) == {29: 2.0}
+    assert unsampled({5: 1.0}, [Waiting(5, 6, 2.0)]) == {6: 2.0}

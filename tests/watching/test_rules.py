@@ -124,6 +124,38 @@ def test_a_run_whose_first_updates_raised_the_loss_is_not_healthy_before_it_is_j
     assert report(run.judge).verdict == "healthy"
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize(("level", "verdict"), [(4.0, "unknown"), (2.0, "unknown"), (1.5, "healthy"), (0.4, "healthy")])
+def test_a_run_whose_loss_never_comes_back_is_not_healthy_where_nothing_tells_why(kind, level, verdict):
+    run, edit = Synthetic(every=5), thrown(1.24, level, 0.02)
+
+    def short(step, values, scalars, losses):
+        usual = values["update_ratio"].clone()
+        edit(step, values, scalars, losses)
+        values["update_ratio"][:] = usual
+
+    run.source.optimizers = (kind([torch.zeros(1)], lr=1e-3),)
+    run.run(60, short)
+    known = report(run.judge)
+    assert (run.judge.findings, known.verdict) == ([], verdict)
+    assert ("learning_rate_too_high: the loss rose with the first updates and has not come back" in str(known)) is (
+        verdict == "unknown"
+    )
+
+
+def test_a_loss_that_comes_back_late_is_healthy_then():
+    run, level = Synthetic(every=5), [4.0]
+
+    def edit(step, values, scalars, losses):
+        losses[:] = [(s, level[0] if s else 1.0) for s, _ in losses]
+
+    run.run(40, edit)
+    assert report(run.judge).verdict == "unknown"
+    level[0] = 0.5
+    run.run(30, edit)
+    assert report(run.judge).verdict == "healthy"
+
+
 def test_a_gradient_that_falls_everywhere_is_no_dying_block():
     run = Synthetic()
     run.run(12)

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 from levada._numbers import restore_numbers
 from levada.runs.frames import MAGIC, Damage, scan
 from levada.runs.standing import CONTINUED
 
-__all__ = ["LOGGED", "Told"]
+__all__ = ["LOGGED", "Told", "Waiting", "unsampled"]
 
 LOGGED: Final = "logged"
+
+
+class Waiting(NamedTuple):
+    """A number that was logged before the sample that is to bring it.
+
+    Attributes:
+        step: at which it was logged.
+        following: first step of which a sample brings it.
+        value: the number.
+        until: the step from which a later process went on, whose samples do not bring it; infinity if none did.
+    """
+
+    step: int
+    following: int
+    value: float
+    until: float = math.inf
+
+
+def unsampled(sampled: Mapping[int, float], waiting: Iterable[Waiting]) -> dict[int, float]:
+    """Give step and number of what was logged and brought by no sample, as its process was killed before.
+
+    Args:
+        sampled: step and number of the samples that have one of this name.
+        waiting: of the same name.
+
+    Example:
+        >>> unsampled({0: 1.0, 40: 4.0}, [Waiting(9, 10, 2.0, until=30), Waiting(35, 36, 4.0)])
+        {9: 2.0}
+    """
+    steps, found = sorted(sampled), dict[int, float]()
+    for step, following, value, until in waiting:
+        place = bisect_left(steps, following)
+        if place == len(steps) or steps[place] >= until:
+            # The sample of the step has what was logged before its end.
+            found[following if step in sampled and following < until else step] = value
+    return found
 
 
 @final
@@ -45,7 +82,8 @@ class Told:
         self._steps: list[int] = []
         self._values: list[float] = []
         self._logged: dict[str, dict[int, float]] = {}
-        self._waiting: dict[str, tuple[int, int, float]] = {}
+        self._waiting: dict[str, Waiting] = {}
+        self._left: list[tuple[str, Waiting]] = []  # what waited when a process ended
 
     def losses(self, *, after: int = -1) -> list[tuple[int, float]]:
         """Give step and loss of every step whose loss was seen; where a step came again, the later one.
@@ -62,10 +100,10 @@ class Told:
         self._read_on()
         return {name: dict(numbers) for name, numbers in self._logged.items()}
 
-    def waiting(self) -> dict[str, tuple[int, int, float]]:
-        """Give name -> step, step from which on a sample brings it, and number, of what was logged last before one."""
+    def waiting(self) -> list[tuple[str, Waiting]]:
+        """Give name and number of what each process logged last before a sample, the earliest process first."""
         self._read_on()
-        return dict(self._waiting)
+        return [*self._left, *self._waiting.items()]
 
     def _read_on(self) -> None:
         try:
@@ -93,7 +131,10 @@ class Told:
             for numbers in self._logged.values():
                 for later in [one for one in numbers if one >= step]:
                     del numbers[later]
-            self._waiting = {name: held for name, held in self._waiting.items() if held[0] < step}
+            # No sample of the process that goes on brings what the one before it had not sampled yet.
+            held = [*self._left, *self._waiting.items()]
+            self._left = [(name, one._replace(until=min(one.until, step))) for name, one in held if one.step < step]
+            self._waiting = {}
         elif type == LOGGED and isinstance(step, int) and isinstance(values := event.get("values"), Mapping):
             following = event.get("next")
             for name, value in restore_numbers(dict(values)).items():
@@ -101,7 +142,7 @@ class Told:
                     continue
                 self._waiting.pop(name, None)
                 if isinstance(following, int):
-                    self._waiting[name] = step, following, float(value)
+                    self._waiting[name] = Waiting(step, following, float(value))
                 else:
                     self._logged.setdefault(name, {})[step] = float(value)
 

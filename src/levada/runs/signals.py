@@ -15,6 +15,7 @@ from levada._errors import UsageError, import_extra
 from levada.runs.aside import set_aside
 from levada.runs.codes import decoded
 from levada.runs.frames import Damage
+from levada.runs.losses import Waiting, unsampled
 from levada.runs.lost import Lost, lost_of
 from levada.runs.pyramid import SPANS, blocks, coarsen
 from levada.runs.reading import Planes, Reading, spread
@@ -75,7 +76,7 @@ class Signals:
         folder: of the rank, `RUN/signals/rank-00000`.
         losses: step and loss of every step, from the run's events.
         logged: name -> step -> number of what was logged behind the last sample, likewise.
-        waiting: name -> step, step from which on a sample brings it, number: what was logged last before one.
+        waiting: name and number of what was logged last before a sample, the earliest first.
 
     Attributes:
         sites: the site table, {"name", "order", "kind", "shape", "parameters"} each, in the order of a row.
@@ -94,12 +95,12 @@ class Signals:
         folder: Path,
         losses: Sequence[tuple[int, float]] = (),
         logged: Mapping[str, Mapping[int, float]] | None = None,
-        waiting: Mapping[str, tuple[int, int, float]] | None = None,
+        waiting: Sequence[tuple[str, Waiting]] = (),
     ) -> None:
         if not folder.is_dir():
             raise UsageError(f"{folder}: signals are read from a folder that a watched run wrote; there is none here.")
         self.folder = folder
-        self._losses, self._logged, self._waiting = list(losses), logged or {}, waiting or {}
+        self._losses, self._logged, self._waiting = list(losses), logged or {}, list(waiting)
         self.damage: list[Damage] = []
         self._parts: list[_Part] = []
         self._tables: dict[int, Table] = {}
@@ -337,16 +338,14 @@ class Signals:
             for i in part.alive
             if name in part.samples.scalars[i]
         }
-        step, following, value = self._waiting.get(name, (-1, -1, math.nan))
-        if following > max(found, default=-1):  # no sample brought it: the process was killed before
-            found[following if step in found else step] = value
+        found |= unsampled(found, [held for each, held in self._waiting if each == name])
         return sorted((found | dict(self._logged.get(name, {}))).items())
 
     @property
     def scalar_names(self) -> tuple[str, ...]:
         """Names of the scalars, in the order in which they first came."""
         seen = (name for part in self._parts for each in part.samples.scalars for name in each)
-        return tuple(dict.fromkeys((*seen, *self._logged, *self._waiting)))
+        return tuple(dict.fromkeys((*seen, *self._logged, *(name for name, _ in self._waiting))))
 
     def losses(self) -> list[tuple[int, float]]:
         """Give step and loss of every step; where only samples are known, of those."""

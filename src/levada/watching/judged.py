@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 from levada.diagnose.finding import Finding
 from levada.runs.standing import Standing
 from levada.watching.judge import Judge
-from levada.watching.rules.steps import AT_ONCE
+from levada.watching.rules.steps import AT_ONCE, stays_up
 from levada.watching.rules.units import BY_CHANCE
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.unoptimised import RULE as UNOPTIMISED
@@ -104,8 +104,23 @@ def _reasons(judge: Judge) -> Iterator[Reason]:
             (rule, "no step was sampled", True, None) for rule in ("numerical_overflow", "loss_spike", *judge.rules)
         )
         return
+    yield from _risen(judge)
     yield from _absent(judge)
     yield from _early(judge)
+
+
+def _risen(judge: Judge) -> Iterator[Reason]:
+    """Yield the rule of a loss that the first updates raised: whatever else is known of the steps, it is not sound."""
+    loss = judge.loss
+    if loss.steps < MANY and loss.thrown(AT_ONCE):  # it is judged where it did not come back
+        why = f"the loss rose with the first updates, and the losses of {MANY} steps tell whether it comes back"
+        yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps)
+    elif loss.steps >= MANY and stays_up(loss):
+        why = (
+            "the loss rose with the first updates and has not come back to where it began, as of steps that are too "
+            "long or of a task that grew harder, and what is measured does not tell which"
+        )
+        yield "learning_rate_too_high", why, True, None
 
 
 def _absent(judge: Judge) -> Iterator[Reason]:
@@ -169,9 +184,6 @@ def _early(judge: Judge) -> Iterator[Reason]:
     ):
         if loss.steps < least:
             yield rule, f"the losses of {least} steps are needed", True, ("losses", least, loss.steps)
-    if loss.steps < MANY and loss.thrown(AT_ONCE):  # it is judged where it did not come back
-        why = f"the loss rose with the first updates, and the losses of {MANY} steps tell whether it comes back"
-        yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps)
     if samples < confirm:
         why = f"{confirm} samples in a row are needed"
         yield from ((rule, why, True, ("samples", confirm, samples)) for rule in judge.rules)

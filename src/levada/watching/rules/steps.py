@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from levada.diagnose.finding import Finding, Proposal
+from levada.watching.baseline import LossBaseline
 from levada.watching.overshot import lower_rate, rate_proposal
 from levada.watching.rules.depth import LARGE, NEGLIGIBLE, RISEN
 from levada.watching.view import MANY, View, at_rest, loss_falls
 
-__all__ = ["learning_rate_too_high", "learning_rate_too_low", "lost_update"]
+__all__ = ["AT_ONCE", "learning_rate_too_high", "learning_rate_too_low", "lost_update", "stays_up"]
 
 # If a tenth of the weights move by one spacing each, the update's root mean square is this share of the spacing.
 KEPT: Final = math.sqrt(0.1)
@@ -97,7 +98,8 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     gradients the loss is half of its size above its start, and the rate times the squared gradient, by which a step
     that is short beside the curvature lowers the loss, is twice the loss or more: the step goes beyond the minimum.
     Where it is less, the same loss is information, as it is where only earlier steps were long, of less than a tenth
-    of the weights: the task may have grown harder, as where a queue of negatives fills.
+    of the weights: the task may have grown harder, as where a queue of negatives fills. Under an optimizer that
+    rescales gradients, or without their size, neither is said, and the verdict stays unknown as long as it is so.
     """
     ratio = view.longest if view.nothing_learned else view["update_ratio"]
     ratio = ratio[ratio.isfinite()]
@@ -146,15 +148,34 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
 
 def _thrown(view: View, most: float) -> bool:
     """Whether the loss rose with the first updates, and many steps later is far above its start, or shattered."""
-    loss, size = view.loss, abs(view.loss.start)
+    loss = view.loss
     if loss.steps < MANY or not view.lr > 0:
         return False
     if most >= WHOLE:  # the start is one loss, which its batch may have made high
         back = max(0.5 * loss.spread, SCATTER * loss.jitter)
         return loss.thrown(ABOVE) and loss.start - loss.median <= back
-    if view.blocks.adaptive or loss.learned >= 0.5 * size:
-        return False
-    return loss.thrown(AT_ONCE) and loss.median - loss.start >= ABOVE * size
+    return not view.blocks.adaptive and stays_up(loss) and not math.isnan(_promised(view))
+
+
+def stays_up(loss: LossBaseline) -> bool:
+    """Whether the loss rose with the first updates, and is half of its size or more above its start.
+
+    Steps that overshoot do that, and tasks that grow harder; under an optimizer that rescales gradients, and where the
+    gradient's size is not known, nothing here tells which.
+
+    Args:
+        loss: of the steps so far.
+
+    Example:
+        >>> losses = LossBaseline()
+        >>> for step in range(128):
+        ...     losses.add(step, 4.0 if step else 1.0)
+        >>> stays_up(losses)
+        True
+    """
+    size = abs(loss.start)
+    risen = loss.thrown(AT_ONCE) and loss.median - loss.start >= ABOVE * size
+    return risen and loss.learned < 0.5 * size
 
 
 def _promised(view: View) -> float:
