@@ -32,7 +32,7 @@ web/node_modules/.package-lock.json: web/package-lock.json
 	cd web && npm ci
 
 web: web/node_modules/.package-lock.json  ## the pages, built into the package; their engine against the golden vectors
-	cd web && npm run lint && npm run types && npm test && npm run build
+	cd web && npm run lint && npm run types && npm run build && npm test
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks examples docs web/golden web/data hatch_build.py

@@ -68,6 +68,6 @@ export default defineConfig(({ mode }) => {
         : { input: ["index.html", "explore.html"] },
     },
     worker: { format: "iife" }, // a page opened from a disk may not start a module worker
-    test: { include: ["test/**/*.test.ts"] },
+    test: { include: ["test/**/*.test.ts"], testTimeout: 120_000 }, // a busy machine takes ten times as long
   };
 });
