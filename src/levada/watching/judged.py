@@ -112,6 +112,8 @@ def _reasons(judge: Judge) -> Iterator[Reason]:
 def _risen(judge: Judge) -> Iterator[Reason]:
     """Yield the rule of a loss that the first updates raised: whatever else is known of the steps, it is not sound."""
     loss = judge.loss
+    if not loss.ready:  # a few losses scatter
+        return
     if loss.steps < MANY and loss.thrown(AT_ONCE):  # it is judged where it did not come back
         why = f"the loss rose with the first updates, and the losses of {MANY} steps tell whether it comes back"
         yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps)
