@@ -133,5 +133,8 @@ def test_a_change_costs_no_more_than_it_may_until_all_lines_are_drawn(
 
 def test_nothing_is_waited_for_before_workers_are_asked(visit: Visit) -> None:
     page = Page(visit("depth=200"))
+    for _ in range(2):  # workers that are at work, as with the page's first networks, are asked when they are free
+        page.change()
+    page.page.wait_for_timeout(500)
     # Two networks, or one where there is one worker: to be made, and to be run.
     assert page.page.evaluate("depth => window.asked(depth)", 190) >= 2
