@@ -28,7 +28,7 @@ def write_and_read(
 
     `x'_i = sum_j mix_ij x_j + weights_i out`, of which `x, reads, writes, mix` are made as by `read_streams`
 
-    New streams are read for the next branch while they are there. Where the device has no kernel that pays, or somebody
+    New streams are read for the next branch while they are there. Where the device has no kernel for it, or somebody
     looks at operations, these are the two operations: loops by blocks of tokens on a CPU, for what both have loops for;
     on a GPU Triton's, from compute capability 9.0 on, up to 4 streams.
 
