@@ -84,9 +84,9 @@ def _tell_repeated(changes: Sequence[str]) -> None:
 def _train(options: argparse.Namespace) -> int:
     from levada.training import read
 
+    config = read(options.config, options.set)
     if not int(os.environ.get("RANK", "0")):
         _tell_repeated(options.set)
-    config = read(options.config, options.set)
     if config.parallel.kind != "none" and "RANK" not in os.environ:
         kind = config.parallel.kind
         tell(f"levada train: parallel.kind {kind!r} on one process; --processes N starts more", stderr=True)
