@@ -34,7 +34,7 @@ def two_processes(tmp_path_factory):
             for rank in range(2)
         ]
         try:
-            outputs = [process.communicate(timeout=240)[0] for process in processes]
+            outputs = [process.communicate(timeout=600)[0] for process in processes]  # on a machine that is busy
         finally:
             for process in processes:
                 process.kill()

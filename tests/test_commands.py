@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 import levada
+from levada.__main__ import start
 from levada.cli import main
 from levada.commands import COMMANDS
 from levada.commands.output import write
@@ -206,6 +207,40 @@ def test_ctrl_c_is_one_sentence_and_130_and_leaves_no_half_file(command, capsys)
         assert not [*Path().glob(".out.*")]
         for name in written:
             Path(name).unlink()
+
+
+class Interrupted(ModuleType):
+    """A module that Ctrl-C meets while it is imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("rank", "told"), [("", "levada: interrupted; nothing was written.\n"), ("1", "")])
+def test_ctrl_c_before_a_command_begins_is_one_sentence(rank, told, capsys, monkeypatch):
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "levada.cli", Interrupted("levada.cli"))
+        assert start() == 130
+    assert capsys.readouterr().err == told
+    with monkeypatch.context() as patch:
+        patch.setattr("levada.cli._parser", lambda: Interrupted("argparse").Parser)
+        assert start() == 130
+    assert capsys.readouterr().err == told
+    # While torch is imported: what an interruption leaves is said without importing it again.
+    monkeypatch.setattr(levada, "commands", Interrupted("levada.commands"))
+    monkeypatch.setitem(sys.modules, "levada.commands.output", None)
+    assert main(["doctor", "kept"]) == 130
+    assert capsys.readouterr().err == told.replace("levada:", "levada doctor:")
+
+
+def test_ctrl_c_while_the_first_one_is_told_leaves_no_traceback(capsys, monkeypatch):
+    monkeypatch.setattr("levada.cli.main", lambda: Interrupted("levada.cli").main)
+    assert start() == 130
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")

@@ -6,9 +6,11 @@ Names load on first use, so that `levada --help` and the report do not wait for 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as type checkers know it; the module `typing` takes as long as all the rest
 if TYPE_CHECKING:
+    from typing import Any
+
     from levada import blocks as blocks
     from levada import cells as cells
     from levada import initialise as initialise

@@ -256,8 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["doctor", "no/such/folder"])
         2
     """
-    parser = _parser()
     try:
+        parser = _parser()
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
             options.parser.unrecognized(unknown)
@@ -265,6 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("a command is needed")
     except SystemExit as stop:  # the parser has said why
         return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _say("", "interrupted; nothing was written.", INTERRUPTED) if is_first() else INTERRUPTED
     if empty := _empty(options):
         told = f"{empty} must not be empty. Is a variable of the shell not set?"
         return _say(options.command, told, UNUSABLE)
@@ -279,9 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # not ours: parsing is over
         return _say(options.command, f"the code that was run called sys.exit({stop.code!r}).", UNUSABLE)
     except KeyboardInterrupt:
-        return (
-            _say(options.command, f"interrupted; {_kept(options.command)}.", INTERRUPTED) if is_first() else INTERRUPTED
-        )
+        return _interrupted(options.command)
     except Exception as error:
         if options.debug:
             raise
@@ -299,18 +299,23 @@ def _empty(options: argparse.Namespace) -> str:
     return ""
 
 
-def _kept(command: str) -> str:
+def _interrupted(command: str) -> int:
     """Say what an interruption leaves: files are written whole or not at all."""
-    from levada.commands.output import FINISHED
+    if not is_first():
+        return INTERRUPTED
+    return _say(command, f"interrupted; {_kept(command)}.", INTERRUPTED)
 
-    if FINISHED:
-        return f"{', '.join(FINISHED)} was written, and nothing after it"
-    alone = command in ("check", "fix", "replay", "report", "explore", "list")
+
+def _kept(command: str) -> str:
+    output = sys.modules.get("levada.commands.output")  # imported after torch, which may take seconds
+    if output is not None and output.FINISHED:
+        return f"{', '.join(output.FINISHED)} was written, and nothing after it"
+    alone = output is None or command in ("check", "fix", "replay", "report", "explore", "list")
     return "nothing was written" if alone else "what was finished is kept"
 
 
 def _say(command: str, sentence: str, code: int) -> int:
-    sys.stderr.write(f"levada {command}: {sentence.removeprefix(f'{command}: ')}\n")
+    sys.stderr.write(f"{f'levada {command}'.rstrip()}: {sentence.removeprefix(f'{command}: ')}\n")
     return code
 
 

@@ -66,7 +66,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.toml"))
             r"run\.device must be one of 'auto', 'cpu', 'cuda', got 'tpu'\. PyTorch has here: 'cpu'",
         ),
         ("parallel", "kind", "fdsp", r"parallel\.kind must be one of .*Did you mean 'fsdp'\?"),
-        ("parallel", "micro_batches", 4, r"in \[parallel\], Parallel: micro_batches belongs to kind='pipeline'"),
+        ("parallel", "micro_batches", 4, r"parallel\.micro_batches belongs to kind='pipeline'"),
         ("checkpoint", "keep", 0, r"checkpoint\.keep must be at least 1, got 0"),
         ("watch", "max_overhead", 2.0, r"watch\.max_overhead must be in \[0\.0, 1\.0\]"),
     ],

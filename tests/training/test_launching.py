@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.api import _terminate_process_handler as torch_handler
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from levada._errors import UsageError
 from levada.cli import _parser, main
@@ -84,7 +85,7 @@ def test_processes_train_together_and_end_with_one_sentence_and_their_code(capfd
 
 def test_processes_get_every_option_of_the_command_line(monkeypatch):
     started = []
-    monkeypatch.setattr("levada.commands.launching.launch", lambda words, processes: started.append(words) or 0)
+    monkeypatch.setattr("levada.commands.launching.launch", lambda words, *_: started.append(words) or 0)
     words = ["train", "train.toml", "--set", "run.steps=2", "--set", "model.depth=3", "--resume", "--debug"]
     parser = _parser()
     options = parser.parse_args(words)
@@ -117,6 +118,57 @@ def test_a_signal_is_told_and_its_handlers_are_put_back(number, capsys, monkeypa
             signal.signal(taken, handler)
     told = f"levada train: ended by {number.name}; what was finished is kept.\n"
     assert capsys.readouterr().err == ("" if number == signal.SIGINT else told)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="is of terminals")
+def test_a_signal_that_is_ignored_stays_so(monkeypatch):
+    """As SIGHUP is under nohup: torch's launcher would take it, and give processes its default, which ends them."""
+    asked = []
+
+    def elastic_launch(config, program):
+        asked.append(config)
+        return lambda *words: None
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", elastic_launch)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["train", "train.toml", "--processes", "2"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert main(["train", "train.toml", "--processes", "2"]) == 0
+    ignored, taken = (set(config.signals_to_handle.split(",")) for config in asked)
+    assert taken == {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}
+    assert taken - ignored == {"SIGHUP"}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="sends signals")
+def test_of_a_process_that_a_signal_ended_it_is_said_what_is_kept(capsys, monkeypatch):
+    def elastic_launch(config, program):
+        def run(*words):
+            raise ChildFailedError("levada", {1: ProcessFailure(1, 12, -ended, "")})
+
+        return run
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", elastic_launch)
+    words, ended = ["train", "train.toml", "--set", "run.steps=9", "--processes", "2"], signal.SIGKILL
+    assert main(words) == 137
+    told = "levada train: process 1 of 2 was ended by SIGKILL, as the system does where memory runs out, and a"
+    none = "The others were ended too. No run was begun in 'new': give the command again.\n"
+    said = capsys.readouterr()
+    assert (said.out, said.err.startswith(told), said.err.endswith(none)) == ("", True, True), said.err
+    RunWriter.create("new", kind="train", name="new").close()
+    again = "levada train train.toml --set run.steps=9 --resume --processes 2\n"
+    assert main(words) == 137
+    begins = "goes on from its beginning, as it has no complete checkpoint: "
+    assert capsys.readouterr().err.endswith(f"The run is kept in 'new', and {begins}{again}")
+    checkpoint = Path("new/checkpoints/step-00000004")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "complete.json").write_text('{"step": 4, "files": {}}')
+    assert main([*words, "--resume"]) == 137
+    assert capsys.readouterr().err.endswith(f"goes on after step 4, its newest checkpoint: {again}")
+    ended = 35  # a real-time signal, which has no name
+    assert main(words) == 128 + 35
+    assert "process 1 of 2 was ended by signal 35. The others" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")

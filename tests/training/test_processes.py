@@ -252,6 +252,29 @@ def test_what_goes_wrong_in_another_process_is_said(error, told, code, monkeypat
     assert waited == [5.0], "the first process says it first, and its launcher then ends this one"
 
 
+def test_what_all_refuse_one_says_whoever_lives_longer(monkeypatch, capsys):
+    """A process that has said it may take longer to end than another waits, on a machine that is busy."""
+
+    def fail(_):
+        raise UsageError("train: no")
+
+    def told(rank, restart=0):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+        assert main(["train", "a.toml"]) == 2
+        return capsys.readouterr().err
+
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "WORLD_SIZE": 3}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # as torchrun, which holds the store, says of it
+    command = importlib.import_module("levada.commands.train")
+    monkeypatch.setattr(command, "_train", fail)
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
+    assert [told(0), told(1), told(2)] == ["levada train: no\n", "", ""]
+    assert [told(2, 1), told(0, 1), told(1, 1)] == ["levada train: process 2: no\n", "", ""]
+
+
 def test_an_answer_is_asked_of_one_process_without_a_group():
     assert Processes(0, 1, torch.device("cpu")).agree(lambda: 3) == 3
 

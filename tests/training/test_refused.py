@@ -71,6 +71,8 @@ def refused(capsys, words):
         ("run.device=tpu", "run.device must be one of 'auto', 'cpu', 'cuda', got 'tpu'. PyTorch has here: 'cpu'"),
         ("model.connection=HyperConnection model.connection_options.streams=0", "streams must be at least 2, got 0."),
         # What does not go together.
+        ("parallel.stages=2", "train: parallel.stages belongs to kind='pipeline', and kind is 'none'. Leave it out."),
+        ("parallel.kind=pipeline parallel.split=[2,0]", "parallel.split, in each stage, must be at least 1, got 0."),
         ("data.batch_size=17 optimizer.accumulate=2", "must be a multiple of optimizer.accumulate, got 17 and 2."),
         ("parallel.kind=pipeline parallel.micro_batches=5", "a multiple of parallel.micro_batches, got 16 and 5."),
         ("parallel.kind=pipeline parallel.stages=3", "stages must be the number of processes, 1, got 3. Change stages"),

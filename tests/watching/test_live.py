@@ -25,7 +25,8 @@ from levada.watching.screen import Screen
 
 def make_watch(depth: int = 12) -> Any:
     sites = [SimpleNamespace(name=f"model.layers.{i}.block") for i in range(depth)]
-    return SimpleNamespace(sites=sites, steps=40, overhead=0.0042, sampling=20, findings=[], run="runs/a", dropped=0)
+    cost = {"overhead": 0.0042, "cost": "overhead 0.42 %"}
+    return SimpleNamespace(sites=sites, steps=40, **cost, findings=[], run="runs/a", dropped=0)
 
 
 def make_sample(step: int, depth: int = 12, rank: int = 0, **scalars: float) -> Sample:

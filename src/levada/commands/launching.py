@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from levada._errors import UsageError
 from levada.commands.output import tell
+from levada.runs.checkpoints import CHECKPOINTS, stored
+from levada.runs.manifest import MANIFEST
 
 __all__ = ["launch"]
 
 _TAKEN: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # torch handles these, and gives none back
+_MEANT: Final = {
+    "SIGKILL": ", as the system does where memory runs out, and a scheduler where a limit is passed",
+    "SIGTERM": ", as schedulers do",
+    "SIGSEGV": ", a defect in compiled code (python -X faulthandler shows where)",
+    "SIGBUS": ", as where shared memory or a disk is full",
+    "SIGABRT": ", as compiled code does that finds itself in a wrong state",
+    "SIGXCPU": ", as where a limit of processor time is passed",
+}
 
 
-def launch(words: Sequence[str], processes: int) -> int:
+def launch(words: Sequence[str], processes: int, folder: Path) -> int:
     """Run `levada` several times together, and return the exit code of the first process that failed; else 0.
 
     torchrun itself ends with 1 and a traceback of its own, whatever the code and the sentence of those that it started.
-    A signal to this process goes on to all of them, and the code is 128 + its number, as in a shell.
+    A signal to this process goes on to all of them, and the code is 128 + its number, as in a shell. One that is
+    ignored, as SIGHUP is under nohup, stays ignored in all of them.
 
     Args:
         words: the command line of each process.
         processes: how many.
+        folder: of the run that they make.
 
     Raises:
         UsageError: if this process is one of several already.
@@ -47,6 +61,7 @@ def launch(words: Sequence[str], processes: int) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        signals_to_handle=",".join(name for name, handler in _handlers().items() if handler != signal.SIG_IGN),
     )
     safe = ["-P"] if sys.flags.safe_path else []
     logging.disable(logging.CRITICAL)  # this process trains nothing; torch's part tells of each process that ends
@@ -54,8 +69,12 @@ def launch(words: Sequence[str], processes: int) -> int:
         with _handlers_kept():
             elastic_launch(config, sys.executable)(*safe, "-m", "levada", *words)
     except ChildFailedError as failed:
-        _, first = failed.get_first_failure()
-        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode  # as a shell says what a signal ended
+        rank, first = failed.get_first_failure()
+        if first.exitcode > 0:
+            return first.exitcode
+        # It had no time to say so.
+        tell(f"levada {words[0]}: {_killed(rank, -first.exitcode, words, processes, folder)}", stderr=True)
+        return 128 - first.exitcode  # as a shell says what a signal ended
     except SignalException as ended:
         # Of Ctrl-C the first process tells. Any other ends them without a word, and SIGHUP the terminal as well.
         if ended.sigval != signal.SIGINT:
@@ -70,12 +89,32 @@ def launch(words: Sequence[str], processes: int) -> int:
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
     """Put back at the end what handled the signals that torch's launcher takes."""
-    numbers = [getattr(signal, name) for name in _TAKEN if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = _handlers()
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for name, handler in before.items():
+            number = getattr(signal, name)
             # None was not set from Python, which cannot set it again; outside of the main thread torch took nothing.
             if handler is not None and signal.getsignal(number) != handler:
                 signal.signal(number, handler)
+
+
+def _handlers() -> dict[str, Any]:
+    """Return what handles each of the signals that torch's launcher takes."""
+    return {name: signal.getsignal(getattr(signal, name)) for name in _TAKEN if hasattr(signal, name)}
+
+
+def _killed(rank: int, number: int, words: Sequence[str], processes: int, folder: Path) -> str:
+    """Say of a process that a signal ended what that may mean, where its run is, and how to go on."""
+    known = {taken.value: taken.name for taken in signal.Signals}
+    name = known.get(number, f"signal {number}")
+    told = f"process {rank} of {processes} was ended by {name}{_MEANT.get(name, '')}. The others were ended too. "
+    if not (folder / MANIFEST).exists():
+        return f"{told}No run was begun in {str(folder)!r}: give the command again."
+    newest = next((one.step for one in stored(folder / CHECKPOINTS) if not one.damage), None)
+    again = [*words, *(() if "--resume" in words else ("--resume",)), "--processes", str(processes)]
+    where = "from its beginning, as it has no complete checkpoint"
+    if newest is not None:
+        where = f"after step {newest}, its newest checkpoint"
+    return f"{told}The run is kept in {str(folder)!r}, and goes on {where}: {shlex.join(['levada', *again])}"

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from levada._errors import MeasurementError, UsageError
@@ -27,12 +28,15 @@ def train(options: argparse.Namespace) -> int:
         code = _train(options)
     except (UsageError, MeasurementError) as error:
         rank = os.environ.get("RANK", "0")
-        if not together or rank == "0":
+        if not together:
             raise
-        time.sleep(_PATIENCE)
+        if rank != "0":
+            time.sleep(_PATIENCE)
         kind = UsageError if isinstance(error, UsageError) else MeasurementError
         if _said(error):
             return UNUSABLE if kind is UsageError else UNMEASURED
+        if rank == "0":
+            raise
         raise kind(f"process {rank}: {str(error).removeprefix('train: ')}") from error
     if together:
         sys.stdout.flush()
@@ -45,7 +49,8 @@ def _launch(options: argparse.Namespace) -> int:
     """Start several processes, once the configuration is known to be one."""
     from levada.training import read
 
-    kind = read(options.config, options.set).parallel.kind
+    config = read(options.config, options.set)
+    kind = config.parallel.kind
     if kind == "none" and options.processes > 1:
         raise UsageError(
             f'parallel.kind "none" is for one process, got --processes {options.processes}. '
@@ -55,14 +60,14 @@ def _launch(options: argparse.Namespace) -> int:
 
     sets = [word for change in options.set for word in ("--set", change)]
     switches = [word for word, given in (("--resume", options.resume), ("--debug", options.debug)) if given]
-    return launch(["train", options.config, *sets, *switches], options.processes)
+    return launch(["train", options.config, *sets, *switches], options.processes, Path(config.run.folder))
 
 
 def _said(error: Exception) -> bool:
-    """Whether the first process says the same."""
-    from levada.training.processes import SaidError
+    """Whether another process says the same."""
+    from levada.training.processes import SaidError, claim
 
-    return isinstance(error, SaidError)
+    return isinstance(error, SaidError) or not claim(str(error))
 
 
 def _tell_repeated(changes: Sequence[str]) -> None:
@@ -79,9 +84,9 @@ def _tell_repeated(changes: Sequence[str]) -> None:
 def _train(options: argparse.Namespace) -> int:
     from levada.training import read
 
+    config = read(options.config, options.set)
     if not int(os.environ.get("RANK", "0")):
         _tell_repeated(options.set)
-    config = read(options.config, options.set)
     if config.parallel.kind != "none" and "RANK" not in os.environ:
         kind = config.parallel.kind
         tell(f"levada train: parallel.kind {kind!r} on one process; --processes N starts more", stderr=True)

@@ -25,6 +25,7 @@ from levada.training.files import fitting
 __all__ = ["arranged", "build_network", "build_optimizer", "learning_rate", "network_of"]
 
 _CALLABLES = ("activation", "norm")
+_LISTED: Final = 40  # names that a sentence may have, more than there are connections
 # What a network takes that is said elsewhere.
 _ELSEWHERE: Final = {
     "connection": "model.connection",
@@ -56,7 +57,7 @@ def build_network(model: Model, source: Source) -> Network:
     known = {n: c for n, c in vars(connections).items() if isinstance(c, type) and issubclass(c, Connection)}
     connection = _named(model.connection, known, "model.connection")
     build = getattr(networks, model.network)
-    _require_types(build, model.options)
+    _require_types(build, connection, model.options)
     options = {name: _callable(name, value) for name, value in model.options.items()}
     twice = sorted({*options} & {*model.connection_options})
     if twice:
@@ -86,12 +87,15 @@ def network_of(config: Config) -> Network:
     return build_network(config.model, load_data(config.data))
 
 
-def _require_types(build: Any, options: Mapping[str, Any]) -> None:
+def _require_types(build: Any, connection: Any, options: Mapping[str, Any]) -> None:
     """Raise unless a network's options have the types that its function says, and leave the rest of it to others."""
     kinds = get_type_hints(build) | {"checkpoint": int | bool, "compile": bool | Mapping[str, Any]}
     for name, value in options.items():
         if name in _ELSEWHERE:
             raise UsageError(f"train: model.options.{name} must be left out: {_ELSEWHERE[name]} says it.")
+        near = nearest(name, {*kinds} - {*_ELSEWHERE, "options", "return"})
+        if near and name not in kinds and name not in inspect.signature(connection).parameters:
+            raise UsageError(f"train: model.options.{name} is not a key; did you mean model.options.{near}?")
         kind = tuple[int, ...] if name == "channels" else kinds.get(name)
         if name not in _CALLABLES and name in kinds:
             fitting(value, kind, f"model.options.{name}")
@@ -148,7 +152,9 @@ def _called(build: Any, path: str, inner: Mapping[str, Any], **options: Any) -> 
         theirs = {*inner} & {*re.findall(r"\w+", told)} or told.startswith(f"{_name(options.get('connection'))} ")
         if theirs and not outer & {*re.findall(r"'(\w+)'", told)}:
             path = "model.connection_options"
-        raise UsageError(f"train: {path} cannot be used: {told}.") from error
+        elif " depth must " in told:
+            path = "model.depth"
+        raise UsageError(f"train: {path} cannot be used: {told}{'' if told.endswith('?') else '.'}") from error
 
 
 def _name(kind: Any) -> str:
@@ -160,6 +166,8 @@ def _named(name: str, known: Mapping[str, Any], path: str) -> Any:
         return known[name]
     near = nearest(name, known)
     hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(sorted(known))}."
+    if not near and len(known) > _LISTED:
+        hint = "it must be the name of a class in torch.nn, such as ReLU or LayerNorm."
     raise UsageError(f"train: {path} {name!r} is not known; {hint}")
 
 

@@ -113,7 +113,8 @@ def _build(kind: Any, given: Any, path: str) -> Any:
     except UsageError as error:
         if str(error).startswith("train: "):
             raise
-        raise UsageError(f"train: in [{path}], {error}") from error
+        told = str(error).partition(": ")[2]  # behind the name of the class, which nobody wrote
+        raise UsageError(f"train: {path}.{told}") from error
 
 
 def _nearest(key: str, known: Mapping[str, Any], path: str) -> str:

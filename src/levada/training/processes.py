@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, final
 
 import torch
@@ -17,7 +18,7 @@ from levada._errors import MeasurementError, UsageError
 from levada.training.config import Config
 from levada.training.files import devices
 
-__all__ = ["Processes", "SaidError", "join", "launch", "meet"]
+__all__ = ["Processes", "SaidError", "claim", "join", "launch", "meet"]
 
 T = TypeVar("T")
 
@@ -182,14 +183,41 @@ def launch() -> str:
     `TORCHELASTIC_RUN_ID` alone is "none" where the user gives none, and may be that of an earlier launch. torchrun's
     store lives as long as torchrun, so that what is written there first stays the launch's.
     """
-    if (
-        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    ):  # without torchrun, or its store dies with this process
+    store = _launchers_store()
+    if store is None:
         return ""
-    found: Any = dist
-    store, _, _ = next(found.rendezvous("env://"))
     name: bytes = store.compare_set("levada/launch", "", uuid.uuid4().hex)
     return name.decode()
+
+
+def claim(told: str) -> bool:
+    """Say whether this process is the first of those that torchrun started together to have something to say.
+
+    What all of them refuse one of them says. Which of them comes to it first, and how long the others live afterwards,
+    hangs on how busy the machine is. Without torchrun nothing is known of the others, and each is the first.
+
+    Args:
+        told: the sentence.
+    """
+    try:
+        store = _launchers_store(timeout=timedelta(seconds=5))
+        if store is None:
+            return True
+        key = f"levada/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{told}"
+        own = uuid.uuid4().hex
+        first: bytes = store.compare_set(key, "", own)
+        return first.decode() == own
+    except (RuntimeError, OSError):  # torchrun is gone; better twice than not at all
+        return True
+
+
+def _launchers_store(**options: Any) -> Any:
+    """Return the store of the torchrun that started this process; None without one that outlives this process."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    found: Any = dist
+    store, _, _ = next(found.rendezvous("env://", **options))
+    return store
 
 
 def _device(name: str) -> torch.device:

@@ -80,7 +80,7 @@ class Parallel:
             require_at_least("Parallel", "checkpoint", self.checkpoint, 0)
         object.__setattr__(self, "split", tuple(self.split))  # a configuration file has lists
         for layers in self.split:
-            require_at_least("Parallel", "a stage in split", layers, 1)
+            require_at_least("Parallel", "split, in each stage,", layers, 1)
         if self.stacked and (self.compile or self.kind not in ("none", "ddp")):
             came = "compile" if self.compile else f"kind={self.kind!r}, where each layer must hold its own parameters"
             raise UsageError(f"Parallel: stacked cannot be together with {came}. Leave one out.")

@@ -68,7 +68,7 @@ def say_found(watching: Watch, progress: Progress, processes: Processes | None =
             progress.say(f"{one['severity']}: {one['claim']}")
     over = sum(one["status"] == "clear" for one in found)
     rest = f"; findings that are over: {over:,}" if over else ""
-    progress.say(f"watched: {standing.called}, {standing.basis}{rest}")
+    progress.say(f"watched: {standing.called}, {standing.basis}{rest}; {watching.cost}")
 
 
 def stop(

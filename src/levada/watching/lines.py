@@ -44,10 +44,8 @@ def cost_pieces(watch: Any, sampled: Sequence[int], steps: int) -> list[str]:
         sampled: the last steps that were sampled.
         steps: steps that were made.
     """
-    told = []
-    if watch.overhead is not None and math.isfinite(watch.overhead):
-        told.append(f"overhead {100 * watch.overhead:.2g} %")
-    return [*told, sampling(list(sampled), steps)]
+    measured = watch.overhead is not None and math.isfinite(watch.overhead)
+    return [*([watch.cost] if measured else []), sampling(list(sampled), steps)]
 
 
 def standing_in(watch: Any) -> Standing:

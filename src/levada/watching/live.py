@@ -69,7 +69,7 @@ class Live:
         >>> import io, torch
         >>> from types import SimpleNamespace
         >>> sites = [SimpleNamespace(name=f"block.{i}") for i in range(3)]
-        >>> watch = SimpleNamespace(sites=sites, steps=1, overhead=0.004, sampling=20, findings=[])
+        >>> watch = SimpleNamespace(sites=sites, steps=1, overhead=0.004, cost="overhead 0.4 %", findings=[])
         >>> out = io.StringIO()
         >>> live = Live(watch, stream=out)
         >>> gradient = torch.tensor([1e-6, 1e-4, 1e-2], dtype=torch.float64)

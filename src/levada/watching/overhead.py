@@ -202,6 +202,34 @@ class Cadence:
             return math.nan
         return (self.samples * cost + self._idled) / self._trained
 
+    @property
+    def paid_in(self) -> float:
+        """Number of further steps after which the overhead is within the limit; infinity where hooks alone take more.
+
+        The first samples are taken whatever they cost, so that a short training ends before they are paid for.
+        """
+        cost, idle, step = self._cost()
+        if math.isnan(step) or math.isinf(self.max_overhead):
+            return 0
+        over = self.samples * cost + self._idled - self.max_overhead * self._trained
+        each = self.max_overhead * step - idle
+        if over <= 0:
+            return 0
+        return math.ceil(over / each) if each > 0 else math.inf
+
+    @property
+    def told(self) -> str:
+        """The overhead in words, as it is, and where it is more than was allowed, what brings it there."""
+        if math.isnan(self.overhead):
+            return "overhead not measured yet"
+        told = f"overhead {100 * self.overhead:.2g} %"
+        limit = f"{100 * self.max_overhead:.2g} %"
+        if told.endswith(f" {limit}") or not (more := self.paid_in):
+            return told
+        if math.isinf(more):
+            return f"{told} (steps are too short for {limit})"
+        return f"{told} ({limit} after {float(f'{more:.2g}'):,.0f} more step{'s' if more > 1 else ''})"
+
     def wanted(self) -> int:
         """Return the distance that keeps the overhead below the limit, as far as measured."""
         cost, idle, step = self._cost()

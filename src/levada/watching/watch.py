@@ -61,8 +61,7 @@ class Watch:
         self.run: Path | None = None
         self._record: str | Path | None = None
         self.judge: Judge | None = None
-        self._optimizers = optimizers
-        self._scaler = scaler
+        self._optimizers, self._scaler = optimizers, scaler
         self._listeners, self._fallen = list(listeners), list[Listener]()
         wanting: list[Any] = [one for one in self._listeners if getattr(one, "watch", self) is None]
         for listener in wanting:  # they ask for the names of sites, and for findings
@@ -109,6 +108,11 @@ class Watch:
     def overhead(self) -> float:
         """Measured share of the training time that watching takes: 0.004 is 0.4 %; NaN until it was measured."""
         return self._engine.cadence.overhead
+
+    @property
+    def cost(self) -> str:
+        """`overhead` in words; where it is more than was allowed, also after how many more steps it is not."""
+        return self._engine.cadence.told
 
     @property
     def sampling(self) -> int:
@@ -260,9 +264,8 @@ class Watch:
 
     def report(self) -> Report:
         """Return what is known now: verdict, findings, signals by block, what was not judged, and why."""
-        cost = f"{100 * self.overhead:.2f} % of the training time" if self.overhead >= 0 else "not measured yet"
         told = report(self.judge or Judge(self), model=self.model, standing=self.standing, findings=self.findings)
-        note = f"Step {self.steps}; {sampling([sample.step for sample in self.samples], self.steps)}; overhead {cost}."
+        note = f"Step {self.steps}; {sampling([sample.step for sample in self.samples], self.steps)}; {self.cost}."
         return replace(told, notes=(*told.notes, note))
 
     # Listeners.
@@ -301,10 +304,8 @@ class Watch:
             self._fallen.append(listener)  # what it found stays found
             if listener is self.judge:
                 self._deaf = f"an error ended it, {type(error).__name__}: {error}"
-            warn(
-                f"watch: {type(listener).__name__}.{method} raised {type(error).__name__}: {error}. It hears no more; "
-                "training goes on."
-            )
+            told = f"{type(listener).__name__}.{method} raised {type(error).__name__}: {error}"
+            warn(f"watch: {told}. It hears no more; training goes on.")
             if listener is self.judge:  # a process that is killed must have said it
                 self._tell_all(self.steps)
 
@@ -385,10 +386,8 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
         try:
             recording = Recording(made._record, made, resume=isinstance(run, Continue) and not run.anew)
         except OSError as error:
-            raise UsageError(
-                f"watch: run must name a folder that can be written to, got {str(made._record)!r}: "
-                f"{error.strerror or error}."
-            ) from error
+            rule = f"watch: run must name a folder that can be written to, got {str(made._record)!r}"
+            raise UsageError(f"{rule}: {error.strerror or error}.") from error
         made.run = recording.folder
     made.judge = Judge(made, keep=made.run)
     made._listeners.insert(0, made.judge)  # whoever hears of a sample finds what was found in it
