@@ -39,6 +39,7 @@ class Sample:
             known, and what the user logged.
         losses: step and loss of every step since the sample before this one, as far as the loss was seen.
         rank: the process that measured it.
+        tanh: numbers of the blocks whose output is that of a tanh, as autograd shows.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Sample:
     scalars: Mapping[str, float] = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()
     rank: int = 0
+    tanh: frozenset[int] = frozenset()
 
 
 @final
