@@ -22,7 +22,7 @@ from levada.runs.curves import curve
 from levada.runs.ending import TRAINED, ended, last_recorded, training_ended
 from levada.runs.findings import superseded
 from levada.runs.lock import is_held
-from levada.runs.processes import Together
+from levada.watching.stages import read_together
 
 __all__ = ["training_view"]
 
@@ -206,7 +206,7 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
         return _row("unknown", "Its record is not there."), []
     try:
         run = Run(path)
-        together = Together(run, events := list(run.events()))
+        together = read_together(run, events := list(run.events()))
         losses, damage = run.losses(), run.damage
     except (UsageError, OSError) as error:
         return _row("unknown", f"It cannot be read: {error}"), []

@@ -22,8 +22,9 @@ from levada.runs.bundles import Kept
 from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import Damage
 from levada.runs.lock import is_held
-from levada.runs.processes import Recorded, Together
+from levada.runs.processes import Recorded
 from levada.runs.standing import sampling
+from levada.watching.stages import read_together
 
 __all__ = ["watch_view"]
 
@@ -51,7 +52,7 @@ def watch_view(
         damage: what keeps its log from being read to its end.
         drawn: whether its figures are drawn and its kept steps are looked at, which take most of the time.
     """
-    together = Together(run, events)
+    together = read_together(run, events)
     ranks, findings = together.signals, together.findings
     depth = Depth(together)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]

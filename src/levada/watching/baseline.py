@@ -332,7 +332,7 @@ class LossBaseline:
         """
         if self.steps < (self._recent.maxlen or 0) or self.learned >= 0.5 * abs(self.start):
             return False
-        fallen = self.settled - _median([loss for _, loss in self.latest])
+        fallen = min(self.start, self.settled) - _median([loss for _, loss in self.latest])
         return fallen < max(0.02 * abs(self.start), self._scatter)
 
     @property

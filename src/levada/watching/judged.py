@@ -87,6 +87,7 @@ def standing_of(
         few=few,
         lacking=lacking,
         first=first,
+        adaptive=judge.blocks is None or judge.blocks.adaptive,
     )
 
 

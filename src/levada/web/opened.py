@@ -14,6 +14,7 @@ from levada.runs.curves import curve
 from levada.runs.ending import ended
 from levada.runs.lock import is_held
 from levada.runs.processes import Together
+from levada.watching.stages import read_together
 from levada.web.folder import Fingerprint, RefusedError, inspect
 
 __all__ = ["Opened", "forget", "opened"]
@@ -84,7 +85,7 @@ class Opened:
     @cached_property
     def together(self) -> Together:
         """What the processes of a watched run say."""
-        return Together(self, list(self.events()))
+        return read_together(self, list(self.events()))
 
     @cached_property
     def reports(self) -> list[Mapping[str, Any]]:

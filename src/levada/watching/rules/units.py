@@ -25,6 +25,8 @@ FEWER: Final = 10.0
 BY_CHANCE: Final = 1e-4
 # Units that are off for one kind of batch are so for some samples in a row; they are no cut, and told earlier.
 SELDOM: Final = 0.02
+# By then what was seen of them confirms itself: three samples in a row behind twelve or more with some on.
+SURE: Final = 2e-3
 # A gradient that underflowed came down by steps of depth; beside one as large as this, zero is a cut.
 ALIVE: Final = 1e-20
 # Of a gradient a tanh lets so little through, in the mean of its elements; a signal of variance 1 before it gives 0.6.
@@ -162,7 +164,8 @@ def dead_units(view: View) -> Iterable[Finding]:
 
     An error needs every one zero, a baseline with more, and no gradient for the weights of the block. Units that rest
     now and then, as those of a branch for one kind of input, are not dead before their habit explains it no more. Where
-    all is zero and the gradient exactly so, the samples that this takes confirm it too.
+    all is zero, the gradient exactly so, and that is less likely by their habit than 0.002, the samples that this takes
+    confirm it too.
     """
     share = view["zero_fraction"]
     on_before = 1 - view.anchor("zero_fraction")  # of samples on which not all was zero
@@ -193,9 +196,7 @@ def dead_units(view: View) -> Iterable[Finding]:
             "reference": since,
             "longest_step": stepped,
             "explained_by": "baseline" if since != FROM_THE_START else None,
-            "held": min(int(view.off.run[first]), int(view.silence.run[first]))
-            if stopped and view.off is not None
-            else 0,
+            "held": _held(view, first) if stopped else 0,
             "tests": {"weight_gradient_rms": float(gradient[first])},
         },
         consequence=(
@@ -260,6 +261,13 @@ def squashed(sample: Sample, sites: int) -> frozenset[int]:
         sites: how many blocks there are.
     """
     return sample.tanh - {sites - 1}
+
+
+def _held(view: View, block: int) -> int:
+    """Return on how many samples in a row a block gave nothing and got no gradient, where that is no habit for sure."""
+    if view.off is None or float(view.off.chance[block]) >= SURE:
+        return 0
+    return min(int(view.off.run[block]), int(view.silence.run[block]))
 
 
 def _percent(share: float) -> str:
