@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from levada.report.staged import read_together
 from levada.runs.processes import Together
 from levada.runs.reading import Reading
-from levada.watching.stages import read_together
 
 SAMPLES, EVERY, BLOCKS = 16, 10, 5
 RULES = ("exploding_gradient", "exploding_signal", "vanishing_gradient", "vanishing_signal")

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 from levada._errors import UsageError
 from levada.report.beside import line_figure
 from levada.report.curve import counted, is_wide, loss_series, told
+from levada.report.staged import read_together
 from levada.report.vocabulary import SEVERITIES
 from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
@@ -22,7 +23,6 @@ from levada.runs.curves import curve
 from levada.runs.ending import TRAINED, ended, last_recorded, training_ended
 from levada.runs.findings import superseded
 from levada.runs.lock import is_held
-from levada.watching.stages import read_together
 
 __all__ = ["training_view"]
 

@@ -15,6 +15,7 @@ from levada.report.grid import Fine
 from levada.report.ranks import Depth, at
 from levada.report.record import again, bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
+from levada.report.staged import read_together
 from levada.report.standing import headline_read
 from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
 from levada.runs.absent import absent
@@ -24,7 +25,6 @@ from levada.runs.frames import Damage
 from levada.runs.lock import is_held
 from levada.runs.processes import Recorded
 from levada.runs.standing import sampling
-from levada.watching.stages import read_together
 
 __all__ = ["watch_view"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, Final
@@ -13,34 +13,33 @@ import torch
 from torch import Tensor
 
 from levada.probe.trace import Site
-from levada.runs.processes import Recorded, Stage, Together
+from levada.runs.processes import Stage
 from levada.runs.standing import OVER_DEPTH, Standing
 from levada.watching.judge import Judge
 from levada.watching.judged import standing_of
 from levada.watching.rules import RULES
 from levada.watching.sample import Sample
 
-__all__ = ["read_together"]
+__all__ = ["over_depth"]
 
 _SIGNALS: Final = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 # The last samples that are judged: enough for baselines and confirmation, and little to read.
 _SAMPLES: Final = 64
 
 
-def read_together(run: Recorded, events: Sequence[Mapping[str, Any]]) -> Together:
-    """Read what the processes of a run say of its blocks, and judge what none of them sees alone.
-
-    Args:
-        run: the run.
-        events: of its first process.
-    """
-    return Together(run, events, over_depth=_over_depth)
-
-
-def _over_depth(
+def over_depth(
     stages: Sequence[Stage], losses: Sequence[tuple[int, float]], steps: int
 ) -> tuple[list[dict[str, Any]], Standing]:
-    """Apply the rules that compare blocks over depth to the last samples that all stages took."""
+    """Apply the rules that compare blocks over depth to the last samples that all stages of a pipeline took.
+
+    Args:
+        stages: in the order of the pipeline.
+        losses: of the run's steps.
+        steps: steps that were made.
+
+    Returns:
+        What holds, as dictionaries, and which of these rules have judged the run.
+    """
     common = sorted(set.intersection(*(set(stage.signals.steps) for stage in stages)))[-_SAMPLES:]
     sites = tuple(
         Site(stage.name(f"{site['name']}"), 0, f"{site.get('kind')}", tuple(site.get("shape") or ()))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from levada._errors import MissingExtraError, UsageError
+from levada.report.staged import read_together
 from levada.runs import Damage, Run, Signals
 from levada.runs.curves import curve
 from levada.runs.ending import ended
 from levada.runs.lock import is_held
 from levada.runs.processes import Together
-from levada.watching.stages import read_together
 from levada.web.folder import Fingerprint, RefusedError, inspect
 
 __all__ = ["Opened", "forget", "opened"]
