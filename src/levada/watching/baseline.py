@@ -316,12 +316,17 @@ class LossBaseline:
         return self.start - self.best >= enough or self.first - self.best >= enough + CLEAR * self.jitter
 
     @property
+    def recent(self) -> float:
+        """The median of the last quarter of the losses that are remembered; NaN of none."""
+        return _median([loss for _, loss in self.latest])
+
+    @property
     def no_better(self) -> bool:
         """Whether the last losses are known to be no lower than what the best constant prediction would have.
 
         Lower is by a hundredth, and by more than single losses scatter.
         """
-        below = self.constant - _median([loss for _, loss in self.latest])
+        below = self.constant - self.recent
         return self.ready and below < max(0.01 * self.constant, self._scatter)
 
     @property
@@ -332,7 +337,7 @@ class LossBaseline:
         """
         if self.steps < (self._recent.maxlen or 0) or self.learned >= 0.5 * abs(self.start):
             return False
-        fallen = min(self.start, self.settled) - _median([loss for _, loss in self.latest])
+        fallen = min(self.start, self.settled) - self.recent
         return fallen < max(0.02 * abs(self.start), self._scatter)
 
     @property

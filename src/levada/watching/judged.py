@@ -126,7 +126,7 @@ def _risen(judge: Judge) -> Iterator[Reason]:
         yield "learning_rate_too_high", why, True, None
     if loss.no_better:
         why = (
-            f"the loss is no lower than that of a prediction that is the same for every input, {loss.constant:.4g}, "
+            f"the loss is not clearly below that of a prediction that is the same for every input, {loss.constant:.4g}, "
             "as of a model that has learned nothing of its inputs so far"
         )
         few = loss.steps < MANY

@@ -246,7 +246,7 @@ def _constant(view: View, moved: float, most: float) -> Finding:
         severity="warn",
         status="fired",
         claim=(
-            f"After {loss.steps} steps the loss, at a median of {loss.median:.4g}, is no lower than that of a "
+            f"After {loss.steps} steps the loss, at a median of {loss.recent:.4g}, is not clearly below that of a "
             f"prediction that is the same for every input, {loss.constant:.4g}. A step moved the weights of the median "
             f"block by {most:.2g} of themselves."
         ),
