@@ -126,8 +126,8 @@ def _risen(judge: Judge) -> Iterator[Reason]:
         yield "learning_rate_too_high", why, True, None
     if loss.no_better:
         why = (
-            f"the loss is not clearly below that of a prediction that is the same for every input, {loss.constant:.4g}, "
-            "as of a model that has learned nothing of its inputs so far"
+            "the loss is not clearly below that of a prediction that is the same for every input, "
+            f"{loss.constant:.4g}, as of a model that has learned nothing of its inputs so far"
         )
         few = loss.steps < MANY
         yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps) if few else None
