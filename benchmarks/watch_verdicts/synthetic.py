@@ -36,12 +36,14 @@ class Synthetic:
     Attributes:
         judge: what hears them.
         step: the next sampled step.
+        tanh: numbers of the blocks that end with a tanh.
     """
 
     def __init__(self, sites: int = 8, *, every: int = 20, dtype: torch.dtype | None = None, **options: Any) -> None:
         self.draw = torch.Generator().manual_seed(0)
         self.every, self.step, self.told = every, 0, 0
         self.weights: Tensor | None = None
+        self.tanh = frozenset[int]()
         self.sites = tuple(Site(f"layers.{i}", i, "Block", (16, 32), (f"{i}.weight",)) for i in range(sites))
         source = SimpleNamespace(sites=self.sites, optimizers=(torch.optim.AdamW([torch.zeros(1)]),))
         if dtype is not None:
@@ -74,6 +76,6 @@ class Synthetic:
                 still = values["update_ratio"] == 0  # what no update moves stays as it was
                 values["weight_rms"] = torch.where(still, self.weights, values["weight_rms"])
             self.weights = values["weight_rms"]
-            self.judge.sampled(Sample(self.step, float(self.step), values, scalars, tuple(losses)))
+            self.judge.sampled(Sample(self.step, float(self.step), values, scalars, tuple(losses), 0, self.tanh))
             self.told, self.step = self.step + 1, self.step + self.every
         return self.judge.findings[before:]

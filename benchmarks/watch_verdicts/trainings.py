@@ -397,6 +397,12 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "rate x30: conv": Fault(lambda s: raised(make(conv(), images(s), adam(3e-3))), _HIGH, 300),
     "rate too high from the start": Fault(lambda s: make(mlp(), signals(s), adam(0.3)), _HIGH),
+    "rate too high from the start: transformer": Fault(
+        lambda s: make(transformer(), characters(s), adam(0.3), loss=token_loss), _HIGH
+    ),
+    "saturated tanh": Fault(
+        lambda s: make(scaled(mlp(activation=nn.Tanh), 30.0), signals(s), sgd()), frozenset({"saturated_activation"})
+    ),
     "rate too low": Fault(
         lambda s: make(mlp(), signals(s), sgd(1e-8, momentum=0.0)),
         frozenset({"learning_rate_too_low", "lost_update"}),

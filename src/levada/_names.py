@@ -33,6 +33,7 @@ OWN_SCALARS: Final = (
     "lr",
     "gradient_norm",
     "loss_scale",
+    "constant_loss",
     "overhead",
     "nonfinite_rank",
     "gradient_nonfinite_rank",

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 from levada._errors import UsageError
 from levada.report.beside import line_figure
 from levada.report.curve import counted, is_wide, loss_series, told
+from levada.report.staged import read_together
 from levada.report.vocabulary import SEVERITIES
 from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
@@ -22,7 +23,6 @@ from levada.runs.curves import curve
 from levada.runs.ending import TRAINED, ended, last_recorded, training_ended
 from levada.runs.findings import superseded
 from levada.runs.lock import is_held
-from levada.runs.processes import Together
 
 __all__ = ["training_view"]
 
@@ -206,7 +206,7 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
         return _row("unknown", "Its record is not there."), []
     try:
         run = Run(path)
-        together = Together(run, events := list(run.events()))
+        together = read_together(run, events := list(run.events()))
         losses, damage = run.losses(), run.damage
     except (UsageError, OSError) as error:
         return _row("unknown", f"It cannot be read: {error}"), []

@@ -15,6 +15,7 @@ from levada.report.grid import Fine
 from levada.report.ranks import Depth, at
 from levada.report.record import again, bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
+from levada.report.staged import read_together
 from levada.report.standing import headline_read
 from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
 from levada.runs.absent import absent
@@ -22,7 +23,7 @@ from levada.runs.bundles import Kept
 from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import Damage
 from levada.runs.lock import is_held
-from levada.runs.processes import Recorded, Together
+from levada.runs.processes import Recorded
 from levada.runs.standing import sampling
 
 __all__ = ["watch_view"]
@@ -51,7 +52,7 @@ def watch_view(
         damage: what keeps its log from being read to its end.
         drawn: whether its figures are drawn and its kept steps are looked at, which take most of the time.
     """
-    together = Together(run, events)
+    together = read_together(run, events)
     ranks, findings = together.signals, together.findings
     depth = Depth(together)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]

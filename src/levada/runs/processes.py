@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, Protocol, TypeAlias, final
 
 from levada.runs.findings import findings_of, first_of, gravity, process_name, said_of, superseded
 from levada.runs.standing import CONTINUED, Standing
 
-__all__ = ["MAX_RANKS", "Recorded", "Together"]
+__all__ = ["MAX_RANKS", "Recorded", "Stage", "Together"]
 
 MAX_RANKS: Final = 64  # whose signals are opened; stages of a pipeline may be more than are drawn of one of them
 
@@ -36,6 +37,28 @@ class Recorded(Protocol):
 
 @final
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """What one stage of a pipeline measured.
+
+    Attributes:
+        signals: of its process, as `levada.runs.Signals` gives them.
+        name: gives a block's name among those of all stages.
+        adaptive: whether its optimizer rescales gradients.
+    """
+
+    signals: Any
+    name: Callable[[str], str]
+    adaptive: bool
+
+
+# Of all stages in their order, the run's losses and its number of steps: findings, and what has judged them.
+OverDepth: TypeAlias = Callable[
+    [Sequence[Stage], Sequence[tuple[int, float]], int], tuple[list[dict[str, Any]], Standing]
+]
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class _Process:
     """What one process says: `said` is the last event with the rules that judged its blocks."""
 
@@ -44,6 +67,7 @@ class _Process:
     said: Mapping[str, Any] | None = None
     stages: tuple[int, ...] = ()
     num_stages: int = 0
+    adaptive: bool = True
 
     @property
     def name(self) -> str:
@@ -60,6 +84,7 @@ class Together:
     Args:
         run: the run.
         events: of its first process.
+        over_depth: judges what no stage of a pipeline sees alone; without it that is not judged.
 
     Attributes:
         signals: rank -> what it measured: of many processes evenly chosen ones, and one for each stage.
@@ -68,7 +93,9 @@ class Together:
         findings: what stands, the worst first, then what is over; each names its process where several hold blocks.
     """
 
-    def __init__(self, run: Recorded, events: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, run: Recorded, events: Sequence[Mapping[str, Any]], *, over_depth: OverDepth | None = None
+    ) -> None:
         first = first_of(events)
         ends = (event for event in reversed(events) if event.get("type") in ("end", CONTINUED))
         last: Mapping[str, Any] = next(ends, {})
@@ -85,6 +112,9 @@ class Together:
         names = [str(site["name"]) for rank in self.holders for site in self._sites(rank)]
         self._alike = len(set(names)) < len(names)
         self.findings = self._together()
+        self._over: Standing | None = None
+        if over_depth is not None and len(self.holders) > 1 and self._of[0].stages and not self._missing():
+            self._judge(over_depth, run.losses())
 
     def _sites(self, rank: int) -> Sequence[Mapping[str, Any]]:
         return self.signals[rank].sites if rank in self.signals else ()
@@ -130,6 +160,20 @@ class Together:
                 (over if clear else stand).append(self._told(one, where, process))
         return [*sorted(stand, key=gravity), *over]
 
+    def _judge(self, over_depth: OverDepth, losses: Sequence[tuple[int, float]]) -> None:
+        """Judge all stages together; of what a stage has found by itself nothing is told again."""
+        parts = [Stage(self.signals[rank], partial(self.site, rank), self._of[rank].adaptive) for rank in self.holders]
+        found, self._over = over_depth(parts, losses, self.steps(losses))
+        known = {one.get("rule") for one in self.findings if one.get("status") == "fired"}
+        told = [
+            {**one, "claim": f"{one['claim']} Told of all stages together.", "process": "all stages"}
+            for one in found
+            if one["rule"] not in known
+        ]
+        stand = [one for one in self.findings if one.get("status") != "clear"]
+        over = [one for one in self.findings if one.get("status") == "clear"]
+        self.findings = [*sorted([*stand, *told], key=gravity), *over]
+
     def _told(self, one: Mapping[str, Any], where: Mapping[str, Any], process: _Process) -> dict[str, Any]:
         """Name the process in a finding, where there are several to choose from."""
         if not process.rank and len(self.holders) < 2:
@@ -174,7 +218,7 @@ class Together:
         said = {one.name: Standing.of(one.said, (), sampled=sampled, steps=steps) for one in every if one.said}
         if not said:
             return Standing.of(None, severities, sampled=sampled, steps=steps)
-        told = replace(Standing.together(said), severities=tuple(severities))
+        told = replace(Standing.together(said, self._over), severities=tuple(severities))
         missing = self._missing()
         return told.withheld(missing) if missing else told
 
@@ -195,4 +239,4 @@ def _process(rank: int, events: Sequence[Mapping[str, Any]], first: int) -> _Pro
     if rank and first_of(events) != first:
         return _Process(rank, [superseded(one, first) for one in findings])
     told = Standing.of(said, (), sampled=None, steps=0)
-    return _Process(rank, findings, said, told.stages, told.num_stages)
+    return _Process(rank, findings, said, told.stages, told.num_stages, told.adaptive)

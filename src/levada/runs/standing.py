@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
-__all__ = ["CONTINUED", "EVENT", "PLACED", "Standing", "Verdict", "sampling"]
+__all__ = ["CONTINUED", "EVENT", "OVER_DEPTH", "PLACED", "Standing", "Verdict", "sampling"]
 
 Verdict: TypeAlias = Literal["healthy", "warn", "error", "unknown"]
 EVENT: Final = "judged"
@@ -24,7 +24,9 @@ _LATEST: Final = 8  # distances between samples that are told
 _LATE: Final = 2  # times the largest of them: what the last sample may be behind before that is told
 _COUNTED: Final = (("samples", "sampled step", "s"), ("losses", "loss", "es"))
 _LISTS: Final = ("rules", "waiting", "few", "stages")
-_OVER_DEPTH: Final = frozenset({"exploding_gradient", "exploding_signal", "vanishing_gradient", "vanishing_signal"})
+OVER_DEPTH: Final = frozenset({"exploding_gradient", "exploding_signal", "vanishing_gradient", "vanishing_signal"})
+"""Rules that compare blocks over depth, of which a stage of a pipeline sees a part."""
+
 SEEN: Final = 0.9  # of the steps: if the last sample was before, it is said up to where a run was seen
 
 
@@ -48,6 +50,7 @@ class Standing:
         stages: which stages of a pipeline this process holds, where it sees no others.
         num_stages: how many there are.
         own: what may be said of those stages alone, where this is withheld.
+        adaptive: whether the optimizer rescales gradients; true where that is not known.
 
     Example:
         >>> Standing((), ("loss_spike",), {"dead_units": "no zeros were seen"}).verdict
@@ -68,6 +71,7 @@ class Standing:
     stages: tuple[int, ...] = ()
     num_stages: int = 0
     own: Standing | None = None
+    adaptive: bool = True
 
     @property
     def verdict(self) -> Verdict:
@@ -218,14 +222,15 @@ class Standing:
         )
 
     @classmethod
-    def together(cls, parts: Mapping[str, Self]) -> Self:
+    def together(cls, parts: Mapping[str, Self], over: Self | None = None) -> Self:
         """Give the standing of a run whose blocks several processes hold, each of which was judged by itself.
 
-        A rule has judged the run if it judged a part and waits in none. What compares blocks over depth has not: no
-        process sees all of them.
+        A rule has judged the run if it judged a part and waits in none. What compares blocks over depth has not, as no
+        process sees all of them, unless it was applied to the records of all.
 
         Args:
             parts: by a name of the process.
+            over: what the rules that compare blocks over depth say of all parts; None if they were not asked.
 
         Example:
             >>> seen = Standing((), ("dead_units", "vanishing_gradient"))
@@ -240,13 +245,16 @@ class Standing:
         rules = dict.fromkeys(rule for part in every for rule in (*part.judged, *part.unjudged))
         judged, why, waiting, few = list[str](), dict[str, str](), set[str](), dict[str, str]()
         for rule in rules:
+            if over is not None and rule in OVER_DEPTH:
+                over._say(rule, judged, why, waiting, few)
+                continue
             waits = {name: part for name, part in parts.items() if rule in part.waiting}
             if waits:
                 waiting.add(rule)
                 why[rule] = "; ".join(f"{name}: {part.unjudged.get(rule, '')}" for name, part in waits.items())
                 if all(rule in part.few for part in waits.values()):
                     few[rule] = why[rule]
-            elif rule in _OVER_DEPTH and len(every) > 1:
+            elif rule in OVER_DEPTH and len(every) > 1:
                 why[rule] = "each stage was judged by itself"
             elif any(rule in part.judged for part in every):
                 judged.append(rule)
@@ -266,6 +274,17 @@ class Standing:
             first=max(part.first for part in every),
         )
 
+    def _say(self, rule: str, judged: list[str], why: dict[str, str], waiting: set[str], few: dict[str, str]) -> None:
+        """Add what this says of one rule."""
+        if rule in self.judged:
+            judged.append(rule)
+            return
+        why[rule] = self.unjudged.get(rule, "it was not asked")
+        if rule in self.waiting:
+            waiting.add(rule)
+        if rule in self.few:
+            few[rule] = self.few[rule]
+
     def event(self, *, counts: bool = True) -> dict[str, Any]:
         """Give the fields of the event that keeps this, without what other events tell.
 
@@ -273,7 +292,8 @@ class Standing:
             counts: whether it says how many samples, steps or losses there are; what says so is true of one step only.
         """
         told = self.own or self
-        stages = {"stages": list(self.stages), "num_stages": self.num_stages} if self.stages else {}
+        stages = {"stages": list(self.stages), "num_stages": self.num_stages, "adaptive": told.adaptive}
+        stages = stages if self.stages else {}
         return {
             "rules": list(told.judged),
             "unjudged": dict(told.unjudged) if counts else {**told.unjudged, **told.few},
@@ -316,6 +336,7 @@ class Standing:
             first=first,
             stages=tuple(stage for stage in stages if isinstance(stage, int)),
             num_stages=num_stages,
+            adaptive=said.get("adaptive") is not False,
         )
 
 

@@ -22,6 +22,7 @@ from levada.training.engine import Engine, WholeNetwork
 from levada.training.processes import Processes, SaidMeasurementError
 from levada.training.record import CONFIG, Progress, Record
 from levada.watching.nonfinite import broken_parameters
+from levada.watching.stages import over_depth
 from levada.watching.watch import Watch
 
 __all__ = ["NotFiniteError", "say_found", "stop"]
@@ -61,7 +62,7 @@ def say_found(watching: Watch, progress: Progress, processes: Processes | None =
     staged = processes is not None and processes.any(bool(standing.stages))
     if staged and processes.rank == 0 and watching.run is not None:  # type: ignore[union-attr]
         run = Run(watching.run)
-        together = Together(run, list(run.events()))
+        together = Together(run, list(run.events()), over_depth=over_depth)
         standing, found = together.standing(watching.steps), together.findings
     for one in found:
         if one["status"] == "fired":

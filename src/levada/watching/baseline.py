@@ -19,6 +19,7 @@ from levada._errors import require_at_least
 
 __all__ = ["ZERO", "Baseline", "LossBaseline", "Silence", "octaves", "times"]
 
+_MEDIAN: Final = 1.2533  # standard deviation of a median of normal variables over that of their mean
 _NORMAL: Final = 1.4826  # standard deviation of a normal variable over its median absolute deviation
 # Octaves, below the smallest float64: a signal that becomes zero has fallen as far as one can.
 ZERO: Final = -1100.0
@@ -232,6 +233,8 @@ class LossBaseline:
         self.first = math.nan
         self.best = math.inf
         self.early = math.nan  # the median of the first losses, of which the very first alone saw no update
+        self.settled = math.nan  # the median of as many behind them
+        self.constant = math.nan  # what the best prediction that is the same for every input would have, if known
         self._recent: deque[tuple[int, float]] = deque(maxlen=window)
         self._smooth = smooth
 
@@ -250,6 +253,8 @@ class LossBaseline:
         if self.steps <= self.warm_up // 2:  # the first of them is that of weights that no step has moved
             self.early = self.median
             self.start = min(self._recent[0][1], self.early)
+        elif self.steps == self.warm_up:
+            self.settled = _median([loss for _, loss in self._recent][self.warm_up // 2 :])
         if self.steps >= self._smooth:
             self.best = min(self.best, self.now)
 
@@ -309,6 +314,36 @@ class LossBaseline:
         """
         enough = 0.05 * abs(self.start)
         return self.start - self.best >= enough or self.first - self.best >= enough + CLEAR * self.jitter
+
+    @property
+    def recent(self) -> float:
+        """The median of the last quarter of the losses that are remembered; NaN of none."""
+        return _median([loss for _, loss in self.latest])
+
+    @property
+    def no_better(self) -> bool:
+        """Whether the last losses are known to be no lower than what the best constant prediction would have.
+
+        Lower is by a hundredth, and by more than single losses scatter.
+        """
+        below = self.constant - self.recent
+        return self.ready and below < max(0.01 * self.constant, self._scatter)
+
+    @property
+    def flat(self) -> bool:
+        """Whether it has not fallen since its first steps, nor in these by half of its size.
+
+        As much is what learning a constant looks like, where it is not known what that gives.
+        """
+        if self.steps < (self._recent.maxlen or 0) or self.learned >= 0.5 * abs(self.start):
+            return False
+        fallen = min(self.start, self.settled) - self.recent
+        return fallen < max(0.02 * abs(self.start), self._scatter)
+
+    @property
+    def _scatter(self) -> float:
+        """By how much the median of the last losses is below another for certain."""
+        return CLEAR * _MEDIAN * self.jitter / math.sqrt(len(self.latest))
 
     @property
     def scale(self) -> float:

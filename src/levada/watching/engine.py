@@ -140,6 +140,7 @@ class Engine:
             self._reading = Reading(self.steps, self._statistics, careful=not self.sites, fail=self.fail)
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
             self.losses.mark(self._structure.parameters)
+            self.losses.constant.open()
             self._taps.attach()
             self.micro_batches.take()
             self.micro_batches.open()
@@ -148,6 +149,7 @@ class Engine:
         self._taps.detach(for_good=for_good)
         if self._reading is not None:
             self._reading.close()
+            self.losses.constant.close()
         self._reading = None
         self._read_before = False
 
@@ -354,7 +356,7 @@ class Engine:
             self.cadence.timed(sampled, seconds)
 
     def _send(self, reading: Reading) -> None:
-        self._structure.run(self._taps.order, reading.calls)
+        self._structure.run(self._taps.order, reading.calls, reading.tanh)
         packed = self._structure.norms.after() if self._read_before else None
         steps, losses = self.losses.take()
         scale = self.losses.scale()
@@ -363,9 +365,11 @@ class Engine:
         numbers += [] if packed is None else [packed.values]
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else None
-        named = {name: value for name, value in (("loss_scale", scale), ("lr", lr)) if value is not None}
+        constant = self.losses.constant.of(losses[-1]) if losses and steps[-1] == reading.step else None
+        known = (("loss_scale", scale), ("lr", lr), ("constant_loss", constant))
+        named = {name: value for name, value in known if value is not None}
         sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged})
-        sent.micro_batches = self.micro_batches.take()
+        sent.micro_batches, sent.tanh = self.micro_batches.take(), self._structure.tanh
         self._logged = {}
         self._pending.append(sent)
         if self._device.type == "cpu":

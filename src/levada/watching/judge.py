@@ -25,7 +25,7 @@ from levada.watching.nonfinite import Nonfinite
 from levada.watching.overshot import Before, blamed
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.depth import is_far
-from levada.watching.rules.units import DEAD
+from levada.watching.rules.units import DEAD, squashed
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.spike import RAISED, Departures, Spikes, jump_in_words, raised, rise_in_words
@@ -197,6 +197,8 @@ class Judge:
             self._nonfinite.see_loss(step, loss)
             self._spikes.see_loss(step, loss, self.loss)
             self.loss.add(step, loss)
+        constant = float(sample.scalars.get("constant_loss", math.nan))
+        self.loss.constant = self.loss.constant if math.isnan(constant) else constant
         while self._recent and sample.losses and self._recent[0][0] <= sample.losses[-1][0]:
             self._recent.popleft()
         rate = float(sample.scalars.get("lr", math.nan))
@@ -206,6 +208,7 @@ class Judge:
         self.samples += 1
         sites = len(blocks.sites)
         self.seen |= {s for s in WATCHED if s not in self.seen and bool(values_of(sample, s, sites).isfinite().any())}
+        self.seen |= {"tanh"} if squashed(sample, sites) else set()
         assert self._baseline is not None  # made with the blocks
         self._silence.add(values_of(sample, "weight_gradient_rms", sites))
         on = 1 - values_of(sample, "zero_fraction", sites)
@@ -342,7 +345,8 @@ class Judge:
                 said[name, finding.where.get("first", "") if name in PLACED else ""] = finding
                 explained[alarm] |= EXPLAINS.get(name, frozenset())
         for key, finding in said.items():
-            self._ledger.hold(key, finding, view.step)
+            known = finding.evidence.get("held", 0) >= self.confirm  # it held before it was beyond doubt
+            self._ledger.hold(key, finding, view.step, confirm=1 if known else None)
         spike = self._spikes.told(view, self._departures)
         if spike is not None:
             key = "loss_spike", str(spike.evidence["step"])

@@ -22,7 +22,7 @@ PART: Final = "only some blocks of a pipeline are seen here"
 
 _GRADIENT: Final = ("vanishing_gradient", "exploding_gradient")
 _SIGNAL: Final = ("vanishing_signal", "exploding_signal")
-_SUFFERS: Final = ("exploding_gradient", *_SIGNAL)  # rules that speak where the loss shows harm
+_SUFFERS: Final = ("exploding_gradient", *_SIGNAL, "saturated_activation")  # rules that speak where the loss shows harm
 _LEAST_BLOCKS: Final = 3  # of two, the median is one of them
 _RATES: Final = ("learning_rate_too_high", "learning_rate_too_low")
 _BASED: Final = (*_GRADIENT, *_SIGNAL, "dead_units", "frozen_layers")  # rules that compare with what came before
@@ -87,6 +87,7 @@ def standing_of(
         few=few,
         lacking=lacking,
         first=first,
+        adaptive=judge.blocks is None or judge.blocks.adaptive,
     )
 
 
@@ -123,6 +124,19 @@ def _risen(judge: Judge) -> Iterator[Reason]:
             "long or of a task that grew harder, and what is measured does not tell which"
         )
         yield "learning_rate_too_high", why, True, None
+    if loss.no_better:
+        why = (
+            "the loss is not clearly below that of a prediction that is the same for every input, "
+            f"{loss.constant:.4g}, as of a model that has learned nothing of its inputs so far"
+        )
+        few = loss.steps < MANY
+        yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps) if few else None
+    elif math.isnan(loss.constant) and loss.flat:
+        why = (
+            f"the loss has not fallen since its first steps, and whether {loss.median:.4g} is more than a constant "
+            "prediction gives is not known"
+        )
+        yield "learning_rate_too_high", why, True, None
 
 
 def _absent(judge: Judge) -> Iterator[Reason]:
@@ -150,6 +164,8 @@ def _absent(judge: Judge) -> Iterator[Reason]:
         yield "vanishing_gradient", f"{there}, and it takes {_LEAST_BLOCKS} to compare one with the others", waits, None
     if "zero_fraction" not in seen:
         yield "dead_units", "no block was seen to have activations with exact zeros", waits, None
+    if "tanh" not in seen:
+        yield "saturated_activation", "no block before the last was seen to end with a tanh", waits, None
     if "weight_gradient_rms" not in seen:
         yield "frozen_layers", "no gradient of a weight was measured", waits, None
     rate = "" if math.isfinite(float(rows[-1].scalars.get("lr", math.nan))) else "the learning rate is not known"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from levada.probe.recorder import tensors as tensors_in
+from levada.watching.constant import ConstantLoss
 from levada.watching.telling import warn
 
 __all__ = ["Losses", "counted", "graph_task", "in_backward", "retained"]
@@ -101,6 +102,7 @@ class Losses:
         self._odd: Tensor | None = None  # whether a loss that was left out was not finite
         self.ended: list[tuple[int, Tensor]] = []
         self._choosing = False
+        self.constant = ConstantLoss()
         self._known: State = []  # of the markers' gradients, after this step's last backward pass
         self.mark()
 
@@ -161,15 +163,18 @@ class Losses:
         ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
         return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
 
-    def before(self) -> State:
-        """Look at the gradients before a backward pass."""
+    def before(self, roots: Sequence[Tensor] = ()) -> State:
+        """Look at the gradients before a backward pass, and at the scalars at which it begins."""
         begun = time.perf_counter()
+        self.constant.see(roots)
         self.heard.before_backward()
         state = [(p, (0, 0) if (g := p.grad) is None else (id(g), g._version)) for p in self._markers]
         if self._current and self._cleared() and not self._sharded():
             odd = ~torch.isfinite(torch.stack(self._current)).all()
             self._odd = odd if self._odd is None else self._odd | odd.to(self._odd.device)
             self.heard.restart()
+            self.constant.restart()
+            self.constant.see(roots)
             self._current = []
         self._seconds += time.perf_counter() - begun
         return state
@@ -197,6 +202,7 @@ class Losses:
         if not changed and not self._sharded():
             return
         self.heard.learned(roots)
+        self.constant.learned()
         if self._choosing and changed:
             last = reversed(_first_changed(reversed(state)))
             self._markers = list({id(p): p for p in (*changed, *last)}.values())
@@ -291,7 +297,11 @@ def _wrap() -> None:
         if torch.compiler.is_compiling() or in_backward() or not _watchers:
             return original(tensors, *args, **kwargs)
         roots = _scalars(tensors)
-        watching = [(watcher, state) for watcher in list(_watchers) for state in _try(watcher, watcher.before)]
+        watching = [
+            (watcher, state)
+            for watcher in list(_watchers)
+            for state in _try(watcher, functools.partial(watcher.before, roots))
+        ]
         _running.run(original, tensors, *args, **kwargs)
         for watcher, state in watching if roots else ():
             given = _gradients(roots, *args, **kwargs)

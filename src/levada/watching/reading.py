@@ -51,6 +51,7 @@ class Reading:
         self.passes = 0
         self.late = False  # it was opened when its step had begun
         self.calls: dict[int, tuple[int, ...]] = {}  # block -> shape of its output, in order of first call
+        self.tanh: set[int] = set()  # blocks whose output a tanh has made
         self._statistics = statistics
         self._careful = careful
         self._fail = fail
@@ -99,6 +100,8 @@ class Reading:
         slot = self.passes, place
         if block and place not in self.calls:
             self.calls[place] = tuple(tensor.shape)
+            if tensor.grad_fn is not None and tensor.grad_fn.name() == "TanhBackward0":
+                self.tanh.add(place)
         if tensor.is_floating_point():
             value = tensor if type(tensor) is Tensor else plain(tensor)
             if self._careful and not value.is_inference():

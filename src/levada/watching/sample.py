@@ -35,10 +35,11 @@ class Sample:
         step: number of the optimizer step, from 0.
         time: when the step ended, in seconds since the epoch.
         values: signal -> float64 tensor of shape `(sites,)`; what was not measured is NaN.
-        scalars: "loss", "lr", "gradient_norm", "loss_scale", "overhead" (share of the training time), where they are
-            known, and what the user logged.
+        scalars: "loss", "lr", "gradient_norm", "loss_scale", "overhead" (share of the training time), "constant_loss"
+            (of the best prediction that is the same for every input), where they are known, and what the user logged.
         losses: step and loss of every step since the sample before this one, as far as the loss was seen.
         rank: the process that measured it.
+        tanh: numbers of the blocks whose output is that of a tanh, as autograd shows.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Sample:
     scalars: Mapping[str, float] = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()
     rank: int = 0
+    tanh: frozenset[int] = frozenset()
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import final
 
 from torch import nn
@@ -29,6 +29,7 @@ class Structure:
         self.sites: tuple[Site, ...] = ()
         self.places: list[Place] = []
         self.order: list[int] = []
+        self.tanh: frozenset[int] = frozenset()
         self.parameters: tuple[nn.Parameter, ...] = ()
         self._missed: set[int] = set()
         self.where = pairs((), {})
@@ -63,16 +64,23 @@ class Structure:
         self._locate()
         return True
 
-    def run(self, called: Sequence[int], calls: Mapping[int, tuple[int, ...]]) -> None:
+    def run(
+        self, called: Sequence[int], calls: Mapping[int, tuple[int, ...]], tanh: Collection[int] = frozenset()
+    ) -> None:
         """Take what ran in a sampled step: the first one tells the blocks and their order.
 
         Args:
             called: the blocks in the order of their first call, as taps saw it.
             calls: the shapes of their outputs.
+            tanh: those whose output a tanh has made.
         """
-        if self.sites:
+        if not self.sites:
+            self._first(called, calls)
+        else:
             self._miss(calls)
-            return
+        self.tanh = frozenset(order for order, i in enumerate(self.order) if i in tanh)
+
+    def _first(self, called: Sequence[int], calls: Mapping[int, tuple[int, ...]]) -> None:
         seen = [i for i in called if i >= 0]
         self.order = in_order(self.places, seen) if seen else list(range(len(self.places)))
         places = [self.places[i] for i in self.order]

@@ -41,6 +41,7 @@ class Measured:
         losses: steps and losses.
         scalars: what else is known.
         distance: to the next sample, as this process wants it.
+        tanh: numbers of the blocks whose output a tanh has made.
     """
 
     step: int
@@ -52,6 +53,7 @@ class Measured:
     losses: tuple[tuple[int, float], ...] = ()
     scalars: Mapping[str, float] = field(default_factory=dict)
     distance: int = 1
+    tanh: frozenset[int] = frozenset()
 
 
 def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
@@ -76,6 +78,7 @@ def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
         tuple(losses),
         scalars,
         cadence.wanted(),
+        sent.tanh,
     )
 
 
@@ -176,4 +179,4 @@ class Together:
             found = [(mark, rank) for mark, rank in zip(marks, ranks, strict=False) if mark > 0]
             if found:
                 scalars[name] = float(min(found)[1])
-        return Sample(own.step, own.time, values, scalars, reduced.losses, self.rank)
+        return Sample(own.step, own.time, values, scalars, reduced.losses, self.rank, own.tanh)

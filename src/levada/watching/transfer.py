@@ -65,6 +65,7 @@ class Sent:
         self.scalars = {name: float(value) for name, value in named.items() if not isinstance(value, Tensor)}
         self._packed, self._loss_steps, self._names = packed, loss_steps, list(sent)
         self.micro_batches = 1
+        self.tanh: frozenset[int] = frozenset()
         device, wide = numbers[0].device, numbers[0].dtype
         every = [*numbers, *sent.values()]
         flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in every])

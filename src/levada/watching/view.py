@@ -210,6 +210,11 @@ class View:
             return False
         return loss.start - loss.median <= max(0.5 * loss.spread, 0.01 * abs(loss.start))
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the loss is that of a constant prediction, or above, after as many steps as are remembered."""
+        return self.loss.steps >= MANY and self.loss.no_better
+
 
 def loss_falls(view: View) -> bool | None:
     """Whether the loss fell over the last steps by more than it scatters between medians of as many; None of few."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from levada._errors import MissingExtraError, UsageError
+from levada.report.staged import read_together
 from levada.runs import Damage, Run, Signals
 from levada.runs.curves import curve
 from levada.runs.ending import ended
@@ -84,7 +85,7 @@ class Opened:
     @cached_property
     def together(self) -> Together:
         """What the processes of a watched run say."""
-        return Together(self, list(self.events()))
+        return read_together(self, list(self.events()))
 
     @cached_property
     def reports(self) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from levada.diagnose.finding import Finding
 from levada.runs.standing import PLACED
 from levada.watching.rules.depth import exploding_gradient, exploding_signal, vanishing_gradient, vanishing_signal
 from levada.watching.rules.steps import learning_rate_too_high, learning_rate_too_low, lost_update
-from levada.watching.rules.units import dead_units, frozen_layers
+from levada.watching.rules.units import dead_units, frozen_layers, saturated_activation
 from levada.watching.view import View
 
 __all__ = ["EXPLAINS", "PLACED", "RULES", "Rule"]
@@ -20,6 +20,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "learning_rate_too_high": learning_rate_too_high,
     "dead_units": dead_units,
     "frozen_layers": frozen_layers,
+    "saturated_activation": saturated_activation,
     "exploding_signal": exploding_signal,
     "vanishing_signal": vanishing_signal,
     "vanishing_gradient": vanishing_gradient,
@@ -30,7 +31,10 @@ RULES: Final[Mapping[str, Rule]] = {
 """Name -> rule, without the two that follow every step's loss: `numerical_overflow` and `loss_spike`."""
 
 EXPLAINS: Final[Mapping[str, frozenset[str]]] = {
-    "learning_rate_too_high": frozenset({"dead_units", "frozen_layers", "exploding_signal", "exploding_gradient"}),
+    "learning_rate_too_high": frozenset(
+        {"dead_units", "frozen_layers", "saturated_activation", "exploding_signal", "exploding_gradient"}
+    ),
+    "saturated_activation": frozenset({"vanishing_gradient", "exploding_gradient", "learning_rate_too_low"}),
     "dead_units": frozenset({"vanishing_signal", "vanishing_gradient", "learning_rate_too_low"}),
     "frozen_layers": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "exploding_signal": frozenset({"exploding_gradient"}),

@@ -16,6 +16,8 @@ __all__ = ["AT_ONCE", "learning_rate_too_high", "learning_rate_too_low", "lost_u
 
 # If a tenth of the weights move by one spacing each, the update's root mean square is this share of the spacing.
 KEPT: Final = math.sqrt(0.1)
+# How many gradients the buffer of a usual momentum, 0.9, adds up.
+MOMENTUM: Final = 10.0
 # At a rate that stays, a gradient that is left with a thousandth has found a place where it is small.
 FADED: Final = 1e3
 # Steps of a twentieth of the weights are above those in use, about a thousandth of them.
@@ -44,8 +46,10 @@ def lost_update(view: View) -> Iterable[Finding]:
     than a tenth of them. It speaks where that holds of most blocks that get a gradient, at a learning rate that is
     known, does not warm up, and has not decayed. What is no less than the optimizer's own step is not lost: weights may
     be rounded at random, or what is lost may be kept for the next step. Nor is what was a thousand times as much before
-    at a rate that is still the same, with an optimizer that does not rescale. An error needs an optimizer that rescales
-    gradients, whose rate says that the exact step is smaller than the spacing, and a loss that does not fall.
+    at a rate that is still the same, with an optimizer that does not rescale. An error needs an exact step that is
+    smaller than the spacing, and a loss that does not fall. That step is the rate for an optimizer that rescales
+    gradients; for others it is the rate times the gradient, with momentum up to ten times that, and nothing must have
+    been learned, as a gradient may have become small.
     """
     ratio, gradient = view["update_ratio"], view["weight_gradient_rms"]
     resolution = view.blocks.resolution
@@ -57,7 +61,9 @@ def lost_update(view: View) -> Iterable[Finding]:
     exact, left = view.lr / float(weights[hit].nanmedian()), float(ratio[hit].median())
     if left >= exact if view.blocks.adaptive else bool((view.longest[hit] >= FADED * ratio[hit]).all()):
         return  # rounded at random, or with what is lost kept; or small because the gradient has become so
-    small = view.blocks.adaptive and exact < float(resolution[hit].median()) / 2
+    if not view.blocks.adaptive:
+        exact = MOMENTUM * view.lr * float((gradient[hit] / weights[hit]).nanmedian())
+    small = exact < float(resolution[hit].median()) / 2 and (view.blocks.adaptive or view.nothing_learned)
     yield Finding(
         rule="lost_update",
         severity="error" if small and loss_falls(view) is False else "warn",
@@ -73,7 +79,7 @@ def lost_update(view: View) -> Iterable[Finding]:
             "reference": f"spacing of the weights' numbers, {float(resolution[hit].median()):.2g} at 1",
             "lr": view.lr,
             "explained_by": "theory" if small else None,
-            "tests": {"lr_over_weights": exact, "loss_falls": loss_falls(view)},
+            "tests": {"exact_step_over_weights": exact, "loss_falls": loss_falls(view)},
         },
         consequence="Most weights never move, however many steps of this size are made: each is rounded away.",
         falsify="Hold the weights in float32, cast for the forward pass: if the loss falls no faster, this is wrong.",
@@ -100,6 +106,9 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     Where it is less, the same loss is information, as it is where only earlier steps were long, of less than a tenth
     of the weights: the task may have grown harder, as where a queue of negatives fills. Under an optimizer that
     rescales gradients, or without their size, neither is said, and the verdict stays unknown as long as it is so.
+
+    And it is a warning if after 128 steps the loss is no lower than that of a prediction that is the same for every
+    input, and a step was as large as the weights, or as a tenth of them while the first updates raised the loss.
     """
     ratio = view.longest if view.nothing_learned else view["update_ratio"]
     ratio = ratio[ratio.isfinite()]
@@ -109,6 +118,9 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     risen = view.given_back >= RISEN
     if moved < LONG and _thrown(view, most):
         yield _thrown_up(view, moved, most)
+        return
+    if view.stuck and (most >= WHOLE or (most >= LARGE and view.loss.thrown(AT_ONCE))):
+        yield _constant(view, moved, most)
         return
     if moved < LONG or not (risen or view.nothing_learned) or _shrunk(view):
         return
@@ -223,6 +235,34 @@ def _thrown_up(view: View, moved: float, most: float) -> Finding:
         ),
         falsify="Train from the start at a tenth of the rate: if the loss rises as far, this is wrong.",
         remedies=_lower(view, max(moved, most if most >= WHOLE else 0.0)) if blamed else (),
+        source=DESCENT,
+    )
+
+
+def _constant(view: View, moved: float, most: float) -> Finding:
+    names, loss = view.blocks.names, view.loss
+    return Finding(
+        rule="learning_rate_too_high",
+        severity="warn",
+        status="fired",
+        claim=(
+            f"After {loss.steps} steps the loss, at a median of {loss.recent:.4g}, is not clearly below that of a "
+            f"prediction that is the same for every input, {loss.constant:.4g}. A step moved the weights of the median "
+            f"block by {most:.2g} of themselves."
+        ),
+        where={"first": names[0], "last": names[-1]},
+        evidence={
+            "update_ratio": moved,
+            "longest": most,
+            "lr": view.lr,
+            "constant_loss": loss.constant,
+            "reference": "the targets of the sampled steps: their entropy, or their variance",
+            "explained_by": "theory",
+            "tests": {"loss": {"first": loss.first, "early": loss.early, "best": loss.best, "median": loss.median}},
+        },
+        consequence="The steps have left nothing of what the weights were drawn for: the model ignores its inputs.",
+        falsify="Train from the start at a tenth of the rate: if the loss stays there too, this is wrong.",
+        remedies=_lower(view, most),
         source=DESCENT,
     )
 
