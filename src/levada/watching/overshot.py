@@ -99,11 +99,13 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding
     if (size >= LARGE and rose) or (size >= WHOLE and step - at <= NEXT):
         told |= {"update_ratio": size, "sampled_at": at}
         words.append(f"step {at} moved the weights of the median block by {size:.3g} of themselves")
-    grown = _grown(rows[-1], before.blocks, model) if rows and rose and before.blocks is not None else math.nan
-    since = max(rows[-1].step if rows else 0, (before.jump or {}).get("step", 0) - 1, 0)
-    if grown >= 2 and grown ** (1 / max(step - since, 1)) - 1 >= LARGE:
-        told |= {"weights_grew": grown, "since": rows[-1].step}
-        words.append(f"the median block's weights are {grown:.3g} times those of step {rows[-1].step}")
+    jumped = (before.jump or {}).get("step", step)
+    sound = next((row for row in reversed(rows) if row.step < jumped), rows[-1] if rows else None)
+    grown = _grown(sound, before.blocks, model) if sound is not None and rose else math.nan
+    since = max(sound.step if sound is not None else 0, (before.jump or {}).get("step", 0) - 1, 0)
+    if sound is not None and grown >= 2 and grown ** (1 / max(step - since, 1)) - 1 >= LARGE:
+        told |= {"weights_grew": grown, "since": sound.step}
+        words.append(f"the median block's weights are {grown:.3g} times those of step {sound.step}")
     if climb is not None:
         told |= climb
         words.append(

@@ -79,7 +79,7 @@ class Watch:
             first=first,
         )
         self._engine.passes.skips.tell = self._skipped
-        self._engine.passes.skips.ended = self._skips_ended
+        self._engine.passes.skips.ended = lambda why: self.judge.ended.update({SKIPPED: why}) if self.judge else None
         self._engine.broke = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
         self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
@@ -271,6 +271,8 @@ class Watch:
         before = self.judge.told if self.judge is not None else None
         for listener in list(self._listeners):
             self._tell(listener, "step_left" if left and hears(listener, "step_left") else "before_update", step, loss)
+        if self.judge is not None and self.judge.asks:
+            self._engine.cadence.ask(step)
         if self.judge is not None and self.judge.told != before:  # a process that is killed must have said it
             self._tell_all(step)
 
@@ -278,16 +280,14 @@ class Watch:
         self.samples.append(sample)
         for listener in list(self._listeners):
             self._tell(listener, "sampled", sample)
+        if self.judge is not None and self.judge.content:
+            self._engine.cadence.content()
 
     def _skipped(self, finding: Finding | None) -> None:
         """Tell at once of what no sample will tell of."""
         if self.judge is not None:
             self.judge.skipped(finding, self.steps)
             self._tell_all(self.steps)
-
-    def _skips_ended(self, why: str) -> None:
-        if self.judge is not None:
-            self.judge.ended[SKIPPED] = why
 
     def _tell_all(self, *args: Any, method: str = "found_between_samples") -> None:
         for listener in [one for one in self._listeners if hears(one, method)]:
@@ -299,14 +299,13 @@ class Watch:
         except Exception as error:  # whatever it is, training goes on
             self._listeners.remove(listener)
             self._fallen.append(listener)  # what it found stays found
-            if listener is self.judge:
-                self._deaf = f"an error ended it, {type(error).__name__}: {error}"
             warn(
                 f"watch: {type(listener).__name__}.{method} raised {type(error).__name__}: {error}. It hears no more; "
                 "training goes on."
             )
-            if listener is self.judge:  # a process that is killed must have said it
-                self._tell_all(self.steps)
+            if listener is self.judge:
+                self._deaf = f"an error ended it, {type(error).__name__}: {error}"
+                self._tell_all(self.steps)  # a process that is killed must have said it
 
 
 @spelt
