@@ -387,7 +387,7 @@ class Judge:
             if finding.severity == "error" and not self._scaled:
                 losses = (*self.loss.latest, *self._recent)
                 known = Before(self.rows, self.blocks, losses, self._rates.now, self.loss.has_learned, jump, rise)
-                finding = blamed(finding, known, self._model)
+                finding = blamed(finding, known, self._model, self._ledger.last((finding.rule, "")))
         self._ledger.tell_at_once(finding)
 
     def _keep(self, finding: Finding) -> None:

@@ -91,7 +91,7 @@ def raised(rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: in
         earlier = [sample.step for sample in rows if sample.step < onset]
         if after[0] < (earlier[0] if earlier else onset):
             return None
-        first = max((sample.step for sample in rows if sample.step < after[0]), default=after[0])
+        first = max((sample.step for sample in rows if sample.step < after[0]), default=before[0])
         if before[1] > 0 and after[1] >= RAISED * before[1] and first < onset:
             return {"from": before[1], "to": after[1], "after": first, "by": after[0]}
     return None
