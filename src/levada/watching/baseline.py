@@ -229,7 +229,7 @@ class LossBaseline:
         self.warm_up = warm_up
         self.steps = 0
         self.start = math.nan
-        self.first = math.nan
+        self.first, self.first_step = math.nan, -1
         self.best = math.inf
         self.early = math.nan  # the median of the first losses, of which the very first alone saw no update
         self._recent: deque[tuple[int, float]] = deque(maxlen=window)
@@ -246,7 +246,8 @@ class LossBaseline:
             return
         self.steps += 1
         self._recent.append((step, loss))
-        self.first = loss if self.steps == 1 else self.first
+        if self.steps == 1:
+            self.first, self.first_step = loss, step
         if self.steps <= self.warm_up // 2:  # the first of them is that of weights that no step has moved
             self.early = self.median
             self.start = min(self._recent[0][1], self.early)

@@ -150,7 +150,8 @@ class Keeper:
                 continue
             self._bad = 0
             if self._steep(value):
-                reason = f"The loss of step {at} is {value:.4g}, and began at {self._losses.first:.4g}.{late}"
+                began = f"{self._losses.first:.4g} at step {self._losses.first_step}"
+                reason = f"The loss of step {at} is {value:.4g}, and the first that was seen is {began}.{late}"
                 self._keep(step, STEEPLY, reason, value, of=at)
             if value > self._limit and jumps(self._losses, value):
                 usual = f"{self._losses.median:.4g}"

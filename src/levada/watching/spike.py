@@ -173,6 +173,8 @@ class Spikes:
             self._see_jump(loss - baseline.median)
         if spike is None or spike.ended is not None:
             if not jumps(baseline, loss):
+                if spike is not None and math.isfinite(spike.level):  # it stays, for how long tells what it is
+                    spike.lasting += loss > baseline.start
                 return
             self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
             spike.step = max(self._moved * (self._moved >= LONG), self._most * (self._most >= WHOLE))

@@ -223,7 +223,7 @@ class Watch:
         self._engine.leave(again, loss)
 
     def log(self, **scalars: float) -> None:
-        """Keep numbers with the next sample, such as an accuracy; of a name that comes again before it, the last.
+        """Keep numbers with the next sample, which `optimizer.step()` takes; of a name that comes again, the last.
 
         Args:
             scalars: name -> number; not "loss" or another name of what the watch measures itself.
@@ -324,7 +324,8 @@ def watch(
 
     A step ends with `optimizer.step()`. Sampled are steps at least `every` apart; after the 11 that a verdict needs,
     further apart if more than `max_overhead` of the time would go into it. On others nothing is attached to the blocks:
-    elements of the outermost lists of modules, in the order in which they run in the first sampled step.
+    elements of the outermost lists of modules, in the order in which they run in the first sampled step. Where a single
+    process sees the loss jump, seven more steps are sampled, 1 to 127 later: twice, then where they are paid for.
 
     It watches from this call on until `close()`, which the end of a with-block calls; entering the watch again goes on.
 
