@@ -318,10 +318,37 @@ def test_the_loss_of_a_part_is_not_compared_with_that_of_the_whole_step(tmp_path
     assert any("that of pass 3 of the step alone, and was that of the whole step" in n for n in found.report.notes)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_a_loss_that_compares_is_refused_where_the_bundle_has_no_targets(tmp_path, target, capsys, loss):
+    values = {"args": (torch.randn(4, 6),), "kwargs": {}, "weights": load(target, "build")().state_dict()}
+    folder = write_bundle(tmp_path / "run", Bundle(3, "loss_spike", "why", values=values))
+    assert main(["replay", str(folder), "--model", f"{target}:build", "--loss", loss]) == 2
+    said = capsys.readouterr()
+    assert f"--loss {loss} compares outputs with targets, and the bundle of step 3 holds none." in said.err
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "finding", "verdict"),
+    [
+        ("learning_rate_too_high", {}, "unknown"),
+        ("loss_spike", {}, "unknown"),
+        ("dead_units", {"rule": "dead_units"}, "unknown"),
+        ("asked", {}, "healthy"),
+    ],
+)
+def test_a_pass_that_does_not_show_what_it_was_kept_for_is_not_called_healthy(tmp_path, target, rule, finding, verdict):
+    values = {"args": (torch.randn(4, 6),), "kwargs": {}, "weights": load(target, "build")().state_dict()}
+    values["output_gradient"] = torch.ones(4, 3)
+    folder = write_bundle(tmp_path / "run", Bundle(3, rule, "why", values=values, finding=finding))
+    report = replay(folder, load(target, "build")()).report
+    assert report.verdict == verdict
+    assert any(note.startswith(f"Not judged: {rule}: ") for note in report.notes) is (verdict == "unknown")
+
+
 @pytest.mark.parametrize(
     ("loss", "told"),
     [
-        ("cross_entropy", "cross_entropy cannot be computed: step 3 was kept with inputs, weights and the gradient of"),
         (
             None,
             "levada replay: step 3 was kept with inputs, weights and the gradient of the output, but without targets",

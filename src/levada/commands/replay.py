@@ -66,9 +66,13 @@ def _require(options: argparse.Namespace) -> str | None:
     if loss == "output":  # what the model returns is the loss
         return loss
     if told := without_targets(table, loss if loss is not None and ":" in loss else ""):
-        needs = loss in ("cross_entropy", "mse")
-        tell(f"levada replay: {f'{loss} cannot be computed: ' if needs else ''}{told}", stderr=True)
-        return None if needs else loss
+        if loss in ("cross_entropy", "mse"):
+            raise UsageError(
+                f"--loss {loss} compares outputs with targets, and the bundle of step {table.get('step')} holds none. "
+                "Leave it out, or give FILE.py:FUNCTION, which is then called with the outputs alone; "
+                "watch.note(targets=targets) in the loop keeps them next time."
+            )
+        tell(f"levada replay: {told}", stderr=True)
     return loss
 
 

@@ -230,7 +230,7 @@ class LossBaseline:
         self.warm_up = warm_up
         self.steps = 0
         self.start = math.nan
-        self.first = math.nan
+        self.first, self.first_step = math.nan, -1
         self.best = math.inf
         self.early = math.nan  # the median of the first losses, of which the very first alone saw no update
         self.settled = math.nan  # the median of as many behind them
@@ -249,7 +249,8 @@ class LossBaseline:
             return
         self.steps += 1
         self._recent.append((step, loss))
-        self.first = loss if self.steps == 1 else self.first
+        if self.steps == 1:
+            self.first, self.first_step = loss, step
         if self.steps <= self.warm_up // 2:  # the first of them is that of weights that no step has moved
             self.early = self.median
             self.start = min(self._recent[0][1], self.early)
@@ -350,6 +351,11 @@ class LossBaseline:
         """A change of the loss that matters in this run: what was learned, or a quarter of the start's size."""
         return max(self.learned, 0.25 * abs(self.start))
 
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of one loss; rounding alone is no spread."""
+        return max(self.spread, 1e-3 * max(abs(self.median), 1e-3 * self.scale), 1e-30)
+
     def thrown(self, share: float) -> bool:
         """Return whether the first updates raised the loss: the median of the first losses is above the very first.
 
@@ -359,13 +365,12 @@ class LossBaseline:
         return self.early - self.first >= share * abs(self.first)
 
     def excess(self, loss: float) -> float:
-        """Return how many standard deviations a loss is above the median; rounding alone is no spread.
+        """Return how many standard deviations a loss is above the median.
 
         Args:
             loss: of one step.
         """
-        least = 1e-3 * max(abs(self.median), 1e-3 * self.scale)
-        return (loss - self.median) / max(self.spread, least, 1e-30)
+        return (loss - self.median) / self.deviation
 
     def fall(self, steps: int) -> float:
         """Return how far the median of the last `steps` losses is below that of as many before them; NaN of fewer.

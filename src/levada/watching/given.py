@@ -15,7 +15,7 @@ from levada.diagnose.finding import Proposal
 from levada.watching.places import original
 from levada.watching.reading import plain
 
-__all__ = ["LOOK", "Given", "Unfit", "listed", "unfit_inputs", "unfit_targets"]
+__all__ = ["LOOK", "Given", "Unfit", "given_last", "listed", "unfit_inputs", "unfit_targets"]
 
 Given: TypeAlias = Mapping[int | str, Any]
 """What a model was called with, by position or keyword."""
@@ -71,6 +71,21 @@ class Unfit:
         told = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
         hold, whose = ("hold", "their") if self.name.endswith("targets") else ("holds", "its")
         return f"{self.name} {hold} {told} of {whose} {self.of:,} values"
+
+
+def given_last(source: Any, *, kept: bool) -> Given | None:
+    """Return what a model was last called with, as far as it is still there.
+
+    Args:
+        source: what is watched.
+        kept: whether its passes are kept, as for a bundle.
+    """
+    if not kept and hasattr(source, "inputs"):
+        return source.inputs or None
+    last = getattr(source, "last_pass", None)
+    if last is None or last.args is None:  # above the cap, or overwritten since
+        return None
+    return {**dict(enumerate(last.args)), **(last.kwargs or {})}
 
 
 def listed(found: list[Unfit]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +18,19 @@ from levada._errors import require_at_least
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline, Silence
-from levada.watching.given import Given
+from levada.watching.given import Given, given_last
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
 from levada.watching.nonfinite import Nonfinite
 from levada.watching.overshot import Before, blamed
+from levada.watching.rise import Rates, raised, with_before
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.depth import is_far
 from levada.watching.rules.units import DEAD, squashed
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.skipped import RULE as SKIPPED
-from levada.watching.spike import RAISED, Departures, Spikes, jump_in_words, raised, rise_in_words
+from levada.watching.spike import RULE as SPIKE
+from levada.watching.spike import Departures, Spikes, least_jump
 from levada.watching.telling import warn
 from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import Unoptimised
@@ -40,8 +42,6 @@ CONFIRMATIONS: Final = 3  # samples on which most rules must hold before they sp
 
 # Samples over which signals over depth are averaged: the draws of a decay's interval.
 ROWS: Final = 4
-# Learning rates that are remembered where each differs from the one before.
-RATES: Final = 64
 # Losses that no sample has brought yet, of which a jump before a NaN is named.
 RECENT: Final = 512
 # Samples of a signal before it has a baseline.
@@ -96,9 +96,12 @@ class Judge:
         self._source = source
         self.confirm = confirm
         self.rules = rules
-        self._rates: deque[tuple[int, float]] = deque(maxlen=RATES)
-        self._rate, self._rises = math.nan, deque[int](maxlen=RATES)
+        self._rates = Rates()
         self._spikes = Spikes()
+        self.asks = False  # whether the loss of this step is far above what the last sample knew
+        self._limit = math.inf
+        self._view: View | None = None
+        self._closed_at = -1  # the last step whose loss was judged without a sample
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._nonfinite = Nonfinite()
         self._unoptimised: Unoptimised | None = Unoptimised()
@@ -128,19 +131,18 @@ class Judge:
             step: number of the step.
             loss: its loss, on its device; None if it was not seen.
         """
-        rate = rate_of(getattr(self._source, "optimizers", ()))
-        if rate >= RAISED * self._rate > 0:
-            self._rises.append(step)
-        self._rate = rate
+        self._rates.before_update(step, rate_of(getattr(self._source, "optimizers", ())))
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
         self._see_unoptimised(step)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
+            self.asks = self.keeper.highest > self._limit
         if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._ledger:
             return
         value = float(loss.detach())
         if math.isfinite(value):
             self._recent.append((step, value))
+            self.asks = value > self._limit
         if math.isfinite(value) and self._nonfinite.bad_step is None:
             return  # the samples bring it too; here only what must be seen at once
         if self._recent and self._nonfinite.bad_step is None:
@@ -149,7 +151,7 @@ class Judge:
         targets = None if self.keeper is None else self.keeper.targets
         found = self._nonfinite.before_update(step, self._rank, self._model, self._given, targets, scaled=self._scaled)
         if found is not None:
-            self._told_at_once(self._in_block(found))
+            self._told_at_once(self._placed(found))
 
     def step_left(self, step: int, loss: Tensor | None) -> None:
         """Judge a step that is left before its update, as its loss, its gradient or its output is not finite.
@@ -163,7 +165,7 @@ class Judge:
             return
         finding = self._nonfinite.left(step, self._rank, self._model, self._given, learned=loss is not None)
         if finding is not None:
-            self._told_at_once(self._in_block(finding))
+            self._told_at_once(self._placed(finding))
             if self.keeper is not None:
                 self.keeper.keep_now(step, finding)
 
@@ -193,17 +195,10 @@ class Judge:
         """
         blocks = self._known(sample)
         self._rank, self._scaled = sample.rank, sample.scalars.get("loss_scale", 1.0) != 1.0
-        for step, loss in sample.losses:
-            self._nonfinite.see_loss(step, loss)
-            self._spikes.see_loss(step, loss, self.loss)
-            self.loss.add(step, loss)
+        self._see_losses(sample.losses)
         constant = float(sample.scalars.get("constant_loss", math.nan))
         self.loss.constant = self.loss.constant if math.isnan(constant) else constant
-        while self._recent and sample.losses and self._recent[0][0] <= sample.losses[-1][0]:
-            self._recent.popleft()
-        rate = float(sample.scalars.get("lr", math.nan))
-        if not math.isnan(rate) and (not self._rates or self._rates[-1][1] != rate):
-            self._rates.append((sample.step, rate))
+        self._rates.sampled(sample.step, float(sample.scalars.get("lr", math.nan)))
         self.rows.append(sample)
         self.samples += 1
         sites = len(blocks.sites)
@@ -215,10 +210,10 @@ class Judge:
         self._off.add(torch.where(on <= 1 - DEAD, 0.0, on))
         ratio = values_of(sample, "update_ratio", sites)
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
-        rates, rows, rises = tuple(self._rates), tuple(self.rows), tuple(self._rises)
-        view = View(
-            blocks, rows, self._baseline, self.loss, self._silence, self._longest, rates, self._model, self._off, rises
-        )
+        rates, rises, rows = self._rates.changes, self._rates.rises, tuple(self.rows)
+        seen = self._baseline, self.loss, self._silence, self._longest, rates, self._model, self._off, rises
+        view = View(blocks, rows, *seen)
+        self._view, self._limit = view, least_jump(self.loss)
         overflow = self._nonfinite.see_sample(view, self._model)
         if overflow is not None:
             self._told_at_once(overflow)
@@ -226,7 +221,7 @@ class Judge:
         self._ledger.end("numerical_overflow", sample.step)
         self.far = not self.loss.steps and is_far(view)
         self._apply(view)
-        usual = _columns(sample, view.sites)
+        usual = view.columns
         off = usual[-view.sites :]  # the zero fraction; a block that is wholly off is none of what it usually is
         self._baseline.add(torch.cat([usual[: -view.sites], torch.where(off == 1, math.nan, off)]))
 
@@ -243,7 +238,7 @@ class Judge:
         with suppress(Exception):  # what weights and inputs are made of is the user's; the verdict stands without
             name, words = self._nonfinite.words(self._model, self._given)
             where = {"first": name, "last": name} if name else {}
-            finding = self._in_block(replace(finding, claim=f"{finding.claim} {words}", where=where))
+            finding = self._placed(replace(finding, claim=f"{finding.claim} {words}", where=where))
         finding = replace(finding, evidence={**finding.evidence, "step": step, "told_at": step})
         if self.keeper is not None:
             self.keeper.keep_now(step, finding)
@@ -262,8 +257,36 @@ class Judge:
         if self.keeper is not None:
             self.keeper.note(**facts)
 
+    def _see_losses(self, losses: Iterable[tuple[int, float]]) -> None:
+        for step, loss in losses:
+            if step <= self._closed_at:
+                continue
+            self._nonfinite.see_loss(step, loss)
+            self._spikes.see_loss(step, loss, self.loss)
+            self.loss.add(step, loss)
+            while self._recent and self._recent[0][0] <= step:
+                self._recent.popleft()
+        self._closed_at = -1
+
+    @property
+    def content(self) -> bool:
+        """Whether nothing of the loss waits for more samples: no spike is open, and none is above the limit."""
+        return not self.asks and self._spikes.is_over
+
     def close(self) -> None:
-        """Hear that the run is over; what is kept already is complete."""
+        """Judge the losses behind the last sample, which no other will bring; what is kept already is complete."""
+        try:
+            rest = [(step, float(loss)) for step, loss in getattr(self._source, "ended_losses", tuple)()]
+        except RuntimeError:  # a device that failed has no losses to give
+            return
+        rest = [(step, loss) for step, loss in rest if step > self._closed_at]
+        if not rest or self._view is None or ("numerical_overflow", "") in self._ledger:
+            return
+        self._see_losses(rest)
+        self._closed_at = rest[-1][0]  # a watch that is entered again brings them once more
+        view = replace(self._view, rates=self._rates.changes, rises=self._rates.rises)
+        for _ in range(2):  # what is back is told once, and then over
+            self._ledger.miss_others(self._hold_spike(view, self._closed_at), self._closed_at, rule=SPIKE)
 
     @property
     def findings(self) -> list[Finding]:
@@ -304,13 +327,7 @@ class Judge:
 
     @property
     def _given(self) -> Given | None:
-        """What the model was last called with, as far as it is still there."""
-        if self.keeper is None and hasattr(self._source, "inputs"):
-            return self._source.inputs or None
-        last = getattr(self._source, "last_pass", None)
-        if last is None or last.args is None:  # above the cap, or overwritten since
-            return None
-        return {**dict(enumerate(last.args)), **(last.kwargs or {})}
+        return given_last(self._source, kept=self.keeper is not None)
 
     def _known(self, sample: Sample) -> Blocks:
         """Return the blocks; found anew where their number changed, as the baselines then are."""
@@ -334,7 +351,7 @@ class Judge:
     def _apply(self, view: View) -> None:
         assert self._baseline is not None  # made with the blocks
         assert self._departures is not None
-        self._departures.see(view.step, _columns(view.sample, view.sites), self._baseline)
+        self._departures.see(view.step, view.columns, self._baseline)
         said: dict[tuple[str, str], Finding] = {}
         explained: dict[bool, set[str]] = {True: set(), False: set()}  # by whether an alarm does
         for name, rule in self.rules.items():
@@ -347,48 +364,37 @@ class Judge:
         for key, finding in said.items():
             known = finding.evidence.get("held", 0) >= self.confirm  # it held before it was beyond doubt
             self._ledger.hold(key, finding, view.step, confirm=1 if known else None)
+        self._ledger.miss_others({*said, *self._hold_spike(view, view.step)}, view.step)
+
+    def _hold_spike(self, view: View, step: int) -> set[tuple[str, str]]:
+        """Tell of a spike that is open or was until now; return it as a case of the ledger."""
+        assert self._departures is not None  # made with the blocks
         spike = self._spikes.told(view, self._departures)
-        if spike is not None:
-            key = "loss_spike", str(spike.evidence["step"])
-            said[key], told = spike, self._ledger.last(key)
-            ended = told is not None and told.evidence["ended_at"] is not None
-            renew = not ended and spike.evidence["ended_at"] is not None
-            self._ledger.hold(key, spike, view.step, confirm=1, renew=renew)
-        self._ledger.miss_others(said.keys(), view.step)
+        if spike is None:
+            return set()
+        key = SPIKE, str(spike.evidence["step"])
+        told = self._ledger.last(key)
+        ended = told is not None and told.evidence["ended_at"] is not None
+        renew = not ended and spike.evidence["ended_at"] is not None
+        self._ledger.hold(key, spike, step, confirm=1, renew=renew)
+        return {key}
 
     def _told_at_once(self, finding: Finding) -> None:
         """Tell of what is not finite, with what was before it."""
         if finding.where or (finding.rule, "") not in self._ledger:  # the place may be known only now
             step = finding.evidence["step"]
             jump = self._spikes.before(step, self._recent, self.loss) if finding.severity == "error" else None
-            rise = raised(tuple(self.rows), tuple(self._rates), step)
-            words = [jump_in_words(jump)] if jump is not None else []
-            words += [rise_in_words(rise)] if rise is not None else []
-            also = {key: found for key, found in (("loss_spike", jump), ("learning_rate", rise)) if found is not None}
-            claim = " ".join([finding.claim, *words])
-            finding = replace(finding, claim=claim, evidence={**finding.evidence, **also})
+            rise = raised(tuple(self.rows), self._rates.changes, step)
+            finding = with_before(finding, jump, rise)
             if finding.severity == "error" and not self._scaled:
                 losses = (*self.loss.latest, *self._recent)
-                known = Before(self.rows, self.blocks, losses, self._known_rate, self.loss.has_learned, jump, rise)
-                finding = blamed(finding, known, self._model)
+                known = Before(self.rows, self.blocks, losses, self._rates.now, self.loss.has_learned, jump, rise)
+                finding = blamed(finding, known, self._model, self._ledger.last((finding.rule, "")))
         self._ledger.tell_at_once(finding)
-
-    @property
-    def _known_rate(self) -> float:
-        return self._rates[-1][1] if math.isnan(self._rate) and self._rates else self._rate
 
     def _keep(self, finding: Finding) -> None:
         if self.keeper is not None:
             self.keeper.ask(finding)
 
-    def _in_block(self, finding: Finding) -> Finding:
-        """Name the block of a parameter, where the blocks are known."""
-        name = finding.where.get("first", "")
-        for site in self.blocks.sites if self.blocks is not None else ():
-            if name in site.parameters:
-                return replace(finding, where={"first": site.name, "last": site.name})
-        return finding
-
-
-def _columns(sample: Sample, sites: int) -> Tensor:
-    return torch.cat([values_of(sample, signal, sites) for signal in COMPARED])
+    def _placed(self, finding: Finding) -> Finding:
+        return finding if self.blocks is None else self.blocks.placed(finding)

@@ -26,6 +26,8 @@ _SUFFERS: Final = ("exploding_gradient", *_SIGNAL, "saturated_activation")  # ru
 _LEAST_BLOCKS: Final = 3  # of two, the median is one of them
 _RATES: Final = ("learning_rate_too_high", "learning_rate_too_low")
 _BASED: Final = (*_GRADIENT, *_SIGNAL, "dead_units", "frozen_layers")  # rules that compare with what came before
+GIVEN_BACK: Final = 0.5  # share of what was learned by which a loss is above its best
+TENFOLD: Final = 10.0
 _CLEAR: Final = math.ceil(-math.log2(BY_CHANCE))  # zeros in a row of what never was other, that are no chance
 
 Count: TypeAlias = tuple[Literal["samples", "losses", "updates"], int, int]  # how many are needed, and are there
@@ -58,9 +60,15 @@ def standing_of(
         ('unknown', ('skipped_steps',))
     """
     every = ("numerical_overflow", "loss_spike", SKIPPED, UNOPTIMISED, *judge.rules)
-    fired = {finding.rule for finding in judge.fired}  # has judged, whatever it lacks
+    # Has judged, whatever it lacks; but a spike that is no alarm does not say that the loss is sound.
+    fired = {one.rule for one in judge.fired if one.rule != "loss_spike" or one.severity != "info"}
     reasons = [(rule, over, True, None) for rule in every] if over else [*_ended(judge), *_reasons(judge)]
     early = not over and judge.compared < judge.confirm
+    if (broken := _broken(judge)) and not over:  # what is sampled or seen of the loss then counts for none of them
+        reasons = [
+            (rule, broken if waits and n else why, waits, None if waits else n) for rule, why, waits, n in reasons
+        ]
+        early = False
     why: dict[str, str] = {}
     few: dict[str, str] = {}
     waiting: set[str] = set()
@@ -96,6 +104,12 @@ def _ended(judge: Judge) -> Iterator[Reason]:
     yield from ((rule, why, True, None) for rule, why in judge.ended.items())
 
 
+def _broken(judge: Judge) -> str:
+    """Say that the numbers are not finite any more; "" if they are."""
+    found = next((one for one in judge.fired if one.rule == "numerical_overflow" and one.severity == "error"), None)
+    return "" if found is None else f"the numbers are not finite from step {found.evidence['step']} on"
+
+
 def _reasons(judge: Judge) -> Iterator[Reason]:
     updates = judge.unheld
     if updates is not None and updates < UPDATES:  # it only informs: no verdict waits for it
@@ -106,6 +120,7 @@ def _reasons(judge: Judge) -> Iterator[Reason]:
         )
         return
     yield from _risen(judge)
+    yield from _given_back(judge)
     yield from _absent(judge)
     yield from _early(judge)
 
@@ -137,6 +152,17 @@ def _risen(judge: Judge) -> Iterator[Reason]:
             "prediction gives is not known"
         )
         yield "learning_rate_too_high", why, True, None
+
+
+def _given_back(judge: Judge) -> Iterator[Reason]:
+    """Yield the rule of a loss that is up again, and for which no rule may have a reason: the run is not sound."""
+    loss = judge.loss
+    if not loss.ready or not loss.scale:
+        return
+    share = loss.lasting_rise / loss.scale
+    if share >= GIVEN_BACK or (share >= 0.1 and loss.now >= TENFOLD * loss.best > 0):
+        why = f"the loss is {loss.now:.4g} and was {loss.best:.4g} at its best, and what is measured does not tell why"
+        yield "loss_spike", why, True, None
 
 
 def _absent(judge: Judge) -> Iterator[Reason]:

@@ -62,11 +62,16 @@ class Keeper:
         run: the run's folder.
         most: bundles of one run.
         cap: bytes of weights, and as many of the optimizer's state, that one bundle may hold.
+
+    Attributes:
+        folders: of the bundles.
+        highest: finite loss of those that were read with the last update.
     """
 
     def __init__(self, source: Any, run: Path, *, most: int = 3, cap: int = 1 << 30) -> None:
         require_at_least("Keeper", "most", most, 0)
         self.folders: list[Path] = []
+        self.highest = -math.inf
         self._source = source
         self._run = run
         self._cap = cap
@@ -131,10 +136,12 @@ class Keeper:
             loss: its loss, on its device; None if it was not seen.
             scaled: whether a scaler skips steps that overflow.
         """
+        arrived = list(self._arrived(step, loss))
+        self.highest = max((value for _, value in arrived if math.isfinite(value)), default=-math.inf)
         if self._left <= 0:
             return
         at, value = -1, math.nan
-        for at, value in self._arrived(step, loss):
+        for at, value in arrived:
             late = "" if at == step else f" It was known at step {step} only, whose pass this is."
             if not math.isfinite(value):
                 self._bad += 1
@@ -143,7 +150,8 @@ class Keeper:
                 continue
             self._bad = 0
             if self._steep(value):
-                reason = f"The loss of step {at} is {value:.4g}, and began at {self._losses.first:.4g}.{late}"
+                began = f"{self._losses.first:.4g} at step {self._losses.first_step}"
+                reason = f"The loss of step {at} is {value:.4g}, and the first that was seen is {began}.{late}"
                 self._keep(step, STEEPLY, reason, value, of=at)
             if value > self._limit and jumps(self._losses, value):
                 usual = f"{self._losses.median:.4g}"

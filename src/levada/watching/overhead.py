@@ -19,6 +19,9 @@ _AT_LEAST = 0.5  # of what is allowed goes to samples, also where steps are so s
 _GOLDEN = (math.sqrt(5.0) - 1) / 2  # the share of distances that are one step longer
 _SETTLED = 6  # samples before distances differ
 _SAMPLES = 5  # sampled steps, whose median is what one costs
+# Steps after one that asks for samples: soon, and over as long as it takes to tell what stays from what comes back.
+_AFTER = (1, 3, 7, 15, 31, 63, 127)
+_ANYWAY = 2  # times that they are taken whatever they cost
 
 
 @final
@@ -73,6 +76,10 @@ class Cadence:
     every $d$ steps would be seen always or never. The first sample finds the blocks, which costs more and is not
     counted; the second one is taken to cost a step at most.
 
+    A step that asks for samples gets seven, 1, 3, 7, ... 127 steps later: twice in a run whatever they cost, then where
+    they are paid for already; the next one after them waits until all are. Of several processes none is heard, as all
+    must sample the same steps.
+
     Args:
         every: smallest distance.
         max_overhead: largest share.
@@ -112,16 +119,35 @@ class Cadence:
         self._whole: deque[float] = deque(maxlen=_SAMPLES)
         self._trained = self._idled = 0.0  # seconds of all steps, and of own code in those that were not sampled
         self._agreed = False
+        self._asked: deque[int] = deque()  # steps that are sampled beside those that are due
+        self._answered = 0
         self.samples = 0
 
     def due(self, step: int) -> bool:
         """Return whether a step is to be sampled."""
+        if self._asked and step >= self._asked[0]:
+            return True
         if step < self._next:
             return False
         wait = 0 if self._agreed or self._planned < self._regardless else self._unpaid()
         self._next += wait
         self.distance += wait
         return not wait
+
+    def ask(self, step: int) -> None:
+        """Ask for samples of the steps after this one; nothing is asked again before all of them are there.
+
+        Args:
+            step: the present one.
+        """
+        if self._agreed or self._asked or not (self._answered < _ANYWAY or self.affords(len(_AFTER) * self._cost()[0])):
+            return
+        self._answered += 1
+        self._asked.extend(step + after for after in _AFTER)
+
+    def content(self) -> None:
+        """Hear that what was asked for is not needed any more."""
+        self._asked.clear()
 
     def _unpaid(self) -> int:
         """Return after how many more steps another sample keeps the share of all time within the limit."""
@@ -151,6 +177,8 @@ class Cadence:
             self._agreed = True
         self.distance = max(distance, self.every)
         self._next = step + self.distance + (self._turn() if self.distance > 1 and self.samples > _SETTLED else 0)
+        while self._asked and self._asked[0] <= step:
+            self._asked.popleft()
 
     def _turn(self) -> int:
         """Return 1 or 0 in an order that no period has: samples fall on every phase of what recurs in a training."""

@@ -30,6 +30,7 @@ CLIMB, STEEP = 4, 8.0
 NEXT: Final = 2
 # Steps before the loss rose in which a rate that was raised can have made it.
 NEAR: Final = 20
+HIGH: Final = "learning_rate_too_high"
 
 
 @final
@@ -70,7 +71,7 @@ def lower_rate(rate: float, moved: float) -> float:
     return rate * min(0.1, USUAL / moved if moved > 0 else 0.1)
 
 
-def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding:
+def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Finding | None = None) -> Finding:
     """Return a finding of numbers that are not finite with what shows that the steps were too long, or as it was.
 
     A lower rate is that from before a rise, where the loss rose within 20 steps of it, else one of which steps are of
@@ -84,8 +85,11 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding
         finding: of `Nonfinite`.
         before: what is known of the run.
         model: with the weights of now; None if it is not at hand.
+        told: what was said of the same before the update, which has moved the weights since; None if nothing was.
     """
     step, tensor = finding.evidence["step"], finding.evidence["tensor"]
+    if told is not None and told.evidence["step"] == step and HIGH in told.evidence:
+        return _with_blame(finding, told.evidence[HIGH])
     if not before.rate > 0 or tensor in ("inputs", "targets") or (tensor == "weight" and finding.where):
         return finding
     rows = [row for row in before.rows if row.step < step]
@@ -93,19 +97,21 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding
     moved = [(at, size) for at, size in moved if size > 0]
     climb = _climb([(at, loss) for at, loss in before.losses if at < step])
     rose = before.jump is not None or climb is not None
-    told: dict[str, Any] = {"lr": before.rate}
+    shown: dict[str, Any] = {"lr": before.rate}
     words = []
     at, size = max(moved, key=lambda one: one[1], default=(-1, 0.0))
     if (size >= LARGE and rose) or (size >= WHOLE and step - at <= NEXT):
-        told |= {"update_ratio": size, "sampled_at": at}
+        shown |= {"update_ratio": size, "sampled_at": at}
         words.append(f"step {at} moved the weights of the median block by {size:.3g} of themselves")
-    grown = _grown(rows[-1], before.blocks, model) if rows and rose and before.blocks is not None else math.nan
-    since = max(rows[-1].step if rows else 0, (before.jump or {}).get("step", 0) - 1, 0)
-    if grown >= 2 and grown ** (1 / max(step - since, 1)) - 1 >= LARGE:
-        told |= {"weights_grew": grown, "since": rows[-1].step}
-        words.append(f"the median block's weights are {grown:.3g} times those of step {rows[-1].step}")
+    jumped = (before.jump or {}).get("step", step)
+    sound = next((row for row in reversed(rows) if row.step < jumped), rows[-1] if rows else None)
+    grown = _grown(sound, before.blocks, model) if sound is not None and rose else math.nan
+    since = max(sound.step if sound is not None else 0, (before.jump or {}).get("step", 0) - 1, 0)
+    if sound is not None and grown >= 2 and grown ** (1 / max(step - since, 1)) - 1 >= LARGE:
+        shown |= {"weights_grew": grown, "since": sound.step}
+        words.append(f"the median block's weights are {grown:.3g} times those of step {sound.step}")
     if climb is not None:
-        told |= climb
+        shown |= climb
         words.append(
             f"the loss rose at each of the last {climb['rises']} steps, from {climb['from']:.4g} to {climb['to']:.4g}"
         )
@@ -120,13 +126,17 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None) -> Finding
     # A loss that came up in one step, at steps that were short before it, may be that of one batch.
     odd = climb is None and raised is None and (before.learned or (before.jump is not None and not usual >= LARGE))
     also = " A batch that stands out can have made it so: a replay of the step's bundle shows it." if odd else ""
-    found = {**finding.evidence, "learning_rate_too_high": {**told, "lower": lower}}
+    claim = f"Steps that were too long came before it, at a learning rate of {before.rate:.3g}: {'; '.join(words)}."
+    return _with_blame(finding, {**shown, "lower": lower, "claim": f"{claim}{also}"})
+
+
+def _with_blame(finding: Finding, shown: Mapping[str, Any]) -> Finding:
+    explained = finding.evidence["explained_by"] or "steps"
     return replace(
         finding,
-        claim=f"{finding.claim} Steps that were too long came before it, at a learning rate of {before.rate:.3g}: "
-        f"{'; '.join(words)}.{also}",
-        evidence={**found, "explained_by": finding.evidence["explained_by"] or "steps"},
-        remedies=(*finding.remedies, rate_proposal(before.rate, lower)),
+        claim=f"{finding.claim} {shown['claim']}",
+        evidence={**finding.evidence, HIGH: shown, "explained_by": explained},
+        remedies=(*finding.remedies, rate_proposal(shown["lr"], shown["lower"])),
     )
 
 

@@ -28,7 +28,7 @@ from levada.watching.given import Unfit, listed
 from levada.watching.nonfinite import broken_parameters
 from levada.watching.origin import Origin, Origins
 from levada.watching.replayed import found_again, unfit_data
-from levada.watching.retried import retried
+from levada.watching.retried import retried, unjudged
 
 __all__ = ["Replay", "replay"]
 
@@ -104,16 +104,22 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
     if again is not None and (shown := again.finding(kept)) is not None:
         findings = (*findings, shown)
     fired = {finding.severity for finding in findings}
+    untried = {} if any(finding.rule == kept.rule for finding in findings) else unjudged(kept, again)
     report = Report(
-        verdict="error" if "error" in fired else "warn" if "warn" in fired else "healthy",
+        verdict="error" if "error" in fired else "warn" if "warn" in fired else "unknown" if untried else "healthy",
         findings=findings,
         blocks=tuple(_blocks(trace)),
         summary={"depth": len(trace.sites)},
-        notes=(*_notes(kept, value, run, broken, data), *([again.told] if again is not None else [])),
+        notes=(
+            *_notes(kept, value, run, broken, data),
+            *([again.told] if again is not None else []),
+            *(f"Not judged: {rule}: {why.rstrip('.')}." for rule, why in untried.items()),
+        ),
         model=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.perf_counter() - begun,
         settings={"step": kept.step, "loss_value": now},
+        unknown=untried,
     )
     return Replay(kept, value, trace, origin, report)
 

@@ -17,7 +17,7 @@ from levada.inputs import raised
 from levada.watching.bundle import Bundle
 from levada.watching.overshot import rate_proposal
 
-__all__ = ["RULES", "Retried", "retried"]
+__all__ = ["RULES", "Retried", "retried", "unjudged"]
 
 RULES: Final = ("learning_rate_too_high", "loss_spike", "numerical_overflow")
 """Rules of whose bundles a lower rate is tried."""
@@ -95,6 +95,21 @@ def retried(kept: Bundle, model: nn.Module, once: Callable[[], float], prepared:
         return _tried(kept, model, once, prepared)
     except Exception as error:  # an optimizer that wants more than a gradient, a state of another model
         return Retried(f"No other learning rate was tried: a step of the optimizer raised {raised(error)}")
+
+
+def unjudged(kept: Bundle, again: Retried | None) -> dict[str, str]:
+    """Return rule -> why a step that was kept for it does not show it when it is run again.
+
+    Args:
+        kept: the step.
+        again: the steps that were made from it; None if none were.
+    """
+    if kept.rule not in (NAME, "loss_spike"):
+        return {kept.rule: "the run's finding compares samples, and one pass does not show it"} if kept.finding else {}
+    if again is not None and again.losses[0]:
+        return {}
+    why = "one pass does not show why a loss rises: with --loss, and the targets noted, steps are made from here"
+    return {kept.rule: why if again is None else again.told}
 
 
 def _tried(kept: Bundle, model: nn.Module, once: Callable[[], float], prepared: Callable[[], Any]) -> Retried:

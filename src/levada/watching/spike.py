@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from levada.diagnose.finding import Finding, Severity
 from levada.watching.baseline import Baseline, LossBaseline, times
-from levada.watching.sample import Sample
+from levada.watching.rise import raised, rise_in_words
 from levada.watching.view import COMPARED, View
 
-__all__ = ["RAISED", "Departures", "Spikes", "jump_in_words", "jumps", "raised", "rise_in_words"]
+__all__ = ["Departures", "Spikes", "jumps", "least_jump"]
 
 RULE: Final = "loss_spike"
 # Standard deviations above the median, and share of what was learned: both, so that neither batch noise nor an easy
@@ -49,8 +49,17 @@ FAR, OCTAVES = 8.0, 1.0
 HORIZON: Final = 5
 # Before there is a baseline a loss has risen steeply that is so many times the first.
 STEEP: Final = 8.0
-RAISED: Final = 2.0
-"""A rate that at least doubles was set, and did not drift."""
+
+
+def least_jump(baseline: LossBaseline) -> float:
+    """Return the loss above which `jumps` holds; infinite as long as it is not known what is usual.
+
+    Args:
+        baseline: of the losses so far.
+    """
+    if not baseline.ready:
+        return math.inf
+    return baseline.median + max(SHARE * baseline.scale, DEVIATIONS * baseline.deviation)
 
 
 def jumps(baseline: LossBaseline, loss: float) -> bool:
@@ -146,6 +155,11 @@ class Spikes:
         self._informed = 0
         self._moved, self._most = 0.0, 0.0  # the median block's step beside its weights: last, and at most
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no spike is open: there was none, or the last one came back, or stays."""
+        return self.spike is None or self.spike.ended is not None
+
     def see_loss(self, step: int, loss: float, baseline: LossBaseline) -> None:
         """Take the loss of a step, before the baseline does.
 
@@ -159,6 +173,8 @@ class Spikes:
             self._see_jump(loss - baseline.median)
         if spike is None or spike.ended is not None:
             if not jumps(baseline, loss):
+                if spike is not None and math.isfinite(spike.level):  # it stays, for how long tells what it is
+                    spike.lasting += loss > baseline.start
                 return
             self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
             spike.step = max(self._moved * (self._moved >= LONG), self._most * (self._most >= WHOLE))
@@ -259,48 +275,6 @@ class Spikes:
             exact = [step for step in view.rises if found["after"] < step <= found["by"]]
             found = {**found, "after": exact[-1] - 1, "by": exact[-1]} if exact else found
         spike.raised = found
-
-
-def raised(rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: int) -> dict[str, float | int] | None:
-    """Return the last rise of the learning rate that was set rather than drifted, shortly before a step.
-
-    Args:
-        rows: the last samples.
-        rates: step and rate of each change that a sample showed.
-        onset: the step.
-
-    Returns:
-        {"from", "to", "after", "by"}: the rates, and the sampled steps between which it rose; None without.
-    """
-    for before, after in zip(reversed(rates[:-1]), reversed(rates[1:]), strict=True):
-        earlier = [sample.step for sample in rows if sample.step < onset]
-        if after[0] < (earlier[0] if earlier else onset):
-            return None
-        first = max((sample.step for sample in rows if sample.step < after[0]), default=after[0])
-        if before[1] > 0 and after[1] >= RAISED * before[1] and first < onset:
-            return {"from": before[1], "to": after[1], "after": first, "by": after[0]}
-    return None
-
-
-def rise_in_words(found: Mapping[str, float | int]) -> str:
-    """Return a rise of the learning rate as a sentence.
-
-    Args:
-        found: from `raised`.
-    """
-    return (
-        f"The learning rate rose from {found['from']:.3g} to {found['to']:.3g} between steps {found['after']} and "
-        f"{found['by']}."
-    )
-
-
-def jump_in_words(found: Mapping[str, Any]) -> str:
-    """Return how the loss rose before it was not finite, as a sentence.
-
-    Args:
-        found: from `Spikes.before`.
-    """
-    return f"Before it the loss jumped, at step {found['step']}, from {found['from']:.4g} to {found['to']:.4g}."
 
 
 def _finding(spike: _Spike, view: View) -> Finding:

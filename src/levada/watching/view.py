@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
+from levada.diagnose.finding import Finding
 from levada.probe.trace import Site, Trace
 from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octaves
 from levada.watching.places import original, plain_name
@@ -86,6 +87,16 @@ class Blocks:
         """The blocks' names, in order."""
         return [site.name for site in self.sites]
 
+    def placed(self, finding: Finding) -> Finding:
+        """Return a finding of a parameter with its block named, if one holds it.
+
+        Args:
+            finding: whose place may be a parameter.
+        """
+        name = finding.where.get("first", "")
+        site = next((site for site in self.sites if name in site.parameters), None)
+        return finding if site is None else replace(finding, where={"first": site.name, "last": site.name})
+
     @property
     def adaptive(self) -> bool:
         """Whether the optimizer rescales gradients."""
@@ -139,6 +150,11 @@ class View:
     def __getitem__(self, signal: str) -> Tensor:
         """Return a signal of the present step, of shape `(sites,)`; NaN where it was not measured."""
         return values_of(self.sample, signal, self.sites)
+
+    @property
+    def columns(self) -> Tensor:
+        """What has a baseline: each signal of `COMPARED` of each block."""
+        return torch.cat([self[signal] for signal in COMPARED])
 
     def rise(self, signal: str) -> Tensor:
         """Return, in octaves, how far a signal is above what it usually is; NaN without a baseline."""

@@ -78,7 +78,7 @@ class Watch:
             first=first,
         )
         self._engine.passes.skips.tell = self._skipped
-        self._engine.passes.skips.ended = self._skips_ended
+        self._engine.passes.skips.ended = lambda why: self.judge.ended.update({SKIPPED: why}) if self.judge else None
         self._engine.broke = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
         self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
@@ -227,7 +227,7 @@ class Watch:
         self._engine.leave(again, loss)
 
     def log(self, **scalars: float) -> None:
-        """Keep numbers with the next sample, such as an accuracy; of a name that comes again before it, the last.
+        """Keep numbers with the next sample, which `optimizer.step()` takes; of a name that comes again, the last.
 
         Args:
             scalars: name -> number; not "loss" or another name of what the watch measures itself.
@@ -274,6 +274,8 @@ class Watch:
         before = self.judge.told if self.judge is not None else None
         for listener in list(self._listeners):
             self._tell(listener, "step_left" if left and hears(listener, "step_left") else "before_update", step, loss)
+        if self.judge is not None and self.judge.asks:
+            self._engine.cadence.ask(step)
         if self.judge is not None and self.judge.told != before:  # a process that is killed must have said it
             self._tell_all(step)
 
@@ -281,16 +283,14 @@ class Watch:
         self.samples.append(sample)
         for listener in list(self._listeners):
             self._tell(listener, "sampled", sample)
+        if self.judge is not None and self.judge.content:
+            self._engine.cadence.content()
 
     def _skipped(self, finding: Finding | None) -> None:
         """Tell at once of what no sample will tell of."""
         if self.judge is not None:
             self.judge.skipped(finding, self.steps)
             self._tell_all(self.steps)
-
-    def _skips_ended(self, why: str) -> None:
-        if self.judge is not None:
-            self.judge.ended[SKIPPED] = why
 
     def _tell_all(self, *args: Any, method: str = "found_between_samples") -> None:
         for listener in [one for one in self._listeners if hears(one, method)]:
@@ -326,7 +326,8 @@ def watch(
 
     A step ends with `optimizer.step()`. Sampled are steps at least `every` apart; after the 11 that a verdict needs,
     further apart if more than `max_overhead` of the time would go into it. On others nothing is attached to the blocks:
-    elements of the outermost lists of modules, in the order in which they run in the first sampled step.
+    elements of the outermost lists of modules, in the order in which they run in the first sampled step. Where a single
+    process sees the loss jump, seven more steps are sampled, 1 to 127 later: twice, then where they are paid for.
 
     It watches from this call on until `close()`, which the end of a with-block calls; entering the watch again goes on.
 

@@ -1,0 +1,127 @@
+"""The learning rate of a run: where it was raised, which a loss that jumps or is not finite may come of."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, final
+
+from levada.diagnose.finding import Finding
+from levada.watching.sample import Sample
+
+__all__ = ["Rates", "raised", "rise_in_words", "with_before"]
+
+# A rate that at least doubles was set, and did not drift.
+RAISED: Final = 2.0
+# Learning rates that are remembered where each differs from the one before.
+REMEMBERED: Final = 64
+
+
+@final
+class Rates:
+    """Follows the learning rate: as samples tell it, and at each step where it is known without waiting.
+
+    Example:
+        >>> rates = Rates()
+        >>> rates.sampled(0, 0.1)
+        >>> for step, rate in enumerate((0.1, 0.1, 0.05, 0.4, 0.4)):
+        ...     rates.before_update(step, rate)
+        >>> rates.changes, rates.rises, rates.now
+        (((0, 0.1), (2, 0.05), (3, 0.4)), (3,), 0.4)
+    """
+
+    def __init__(self) -> None:
+        self._changes: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)
+        self._rises: deque[int] = deque(maxlen=REMEMBERED)
+        self._last = math.nan
+
+    @property
+    def changes(self) -> tuple[tuple[int, float], ...]:
+        """Step and rate of each change that a sample showed, and of each rise with what was before it."""
+        return tuple(self._changes)
+
+    @property
+    def rises(self) -> tuple[int, ...]:
+        """Steps at which the rate at least doubled."""
+        return tuple(self._rises)
+
+    @property
+    def now(self) -> float:
+        """The rate of the last step; as a sample told it last, where no step did; NaN if none did."""
+        return self._changes[-1][1] if math.isnan(self._last) and self._changes else self._last
+
+    def before_update(self, step: int, rate: float) -> None:
+        """Take the rate of a step.
+
+        Args:
+            step: its number.
+            rate: NaN if it is not known without waiting.
+        """
+        if rate >= RAISED * self._last > 0:
+            self._rises.append(step)
+            self.sampled(step - 1, self._last)  # no sample may come between, or soon
+            self.sampled(step, rate)
+        self._last = rate
+
+    def sampled(self, step: int, rate: float) -> None:
+        """Take the rate that a sample tells.
+
+        Args:
+            step: its number.
+            rate: NaN if it is not known.
+        """
+        if not math.isnan(rate) and (not self._changes or self._changes[-1][1] != rate):
+            self._changes.append((step, rate))
+
+
+def raised(rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: int) -> dict[str, float | int] | None:
+    """Return the last rise of the learning rate that was set rather than drifted, shortly before a step.
+
+    Args:
+        rows: the last samples.
+        rates: step and rate of each change that a sample showed.
+        onset: the step.
+
+    Returns:
+        {"from", "to", "after", "by"}: the rates, and the sampled steps between which it rose; None without.
+    """
+    for before, after in zip(reversed(rates[:-1]), reversed(rates[1:]), strict=True):
+        earlier = [sample.step for sample in rows if sample.step < onset]
+        if after[0] < (earlier[0] if earlier else onset):
+            return None
+        first = max((sample.step for sample in rows if sample.step < after[0]), default=before[0])
+        if before[1] > 0 and after[1] >= RAISED * before[1] and first < onset:
+            return {"from": before[1], "to": after[1], "after": first, "by": after[0]}
+    return None
+
+
+def with_before(finding: Finding, jump: Mapping[str, Any] | None, rise: Mapping[str, Any] | None) -> Finding:
+    """Return a finding of what is not finite with what came before it.
+
+    Args:
+        finding: of a step.
+        jump: of the loss, from `Spikes.before`.
+        rise: of the learning rate, from `raised`.
+    """
+    claim, evidence = finding.claim, dict(finding.evidence)
+    if jump is not None:
+        claim += f" Before it the loss jumped, at step {jump['step']}, from {jump['from']:.4g} to {jump['to']:.4g}."
+        evidence["loss_spike"] = jump
+    if rise is not None:
+        claim += f" {rise_in_words(rise)}"
+        evidence["learning_rate"] = rise
+    return replace(finding, claim=claim, evidence=evidence)
+
+
+def rise_in_words(found: Mapping[str, Any]) -> str:
+    """Return a rise of the learning rate as a sentence.
+
+    Args:
+        found: from `raised`.
+    """
+    return (
+        f"The learning rate rose from {found['from']:.3g} to {found['to']:.3g} between steps {found['after']} and "
+        f"{found['by']}."
+    )
