@@ -10,6 +10,7 @@ from typing import Final, Protocol, final
 from torch import Tensor
 
 from levada._errors import require_at_least
+from levada.watching.coefficients import Taken
 
 __all__ = ["WATCHED", "Continue", "Listener", "Sample"]
 
@@ -39,6 +40,7 @@ class Sample:
             known, and what the user logged.
         losses: step and loss of every step since the sample before this one, as far as the loss was seen.
         rank: the process that measured it.
+        taken: what lies inside of layers: how streams are mixed.
     """
 
     step: int
@@ -47,6 +49,7 @@ class Sample:
     scalars: Mapping[str, float] = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()
     rank: int = 0
+    taken: Taken | None = None
 
 
 @final

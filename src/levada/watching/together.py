@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from levada._ranks import process_rank
 from levada.probe.trace import Site
+from levada.watching.coefficients import Taken
 from levada.watching.overhead import Cadence
 from levada.watching.parameters import SITE_COLUMNS, Packed
 from levada.watching.reading import TABLE, by_block
@@ -41,6 +42,7 @@ class Measured:
         losses: steps and losses.
         scalars: what else is known.
         distance: to the next sample, as this process wants it.
+        taken: the coefficients of layers.
     """
 
     step: int
@@ -52,6 +54,7 @@ class Measured:
     losses: tuple[tuple[int, float], ...] = ()
     scalars: Mapping[str, float] = field(default_factory=dict)
     distance: int = 1
+    taken: Taken | None = None
 
 
 def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
@@ -62,7 +65,7 @@ def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
         structure: the blocks.
         cadence: of the samples.
     """
-    table, packed, losses, named = sent.host(len(structure.places))
+    table, packed, losses, named, taken = sent.host(len(structure.places))
     scalars = {**sent.scalars, **named}
     if not math.isnan(overhead := cadence.overhead):
         scalars["overhead"] = overhead
@@ -76,6 +79,7 @@ def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
         tuple(losses),
         scalars,
         cadence.wanted(),
+        taken,
     )
 
 
@@ -176,4 +180,4 @@ class Together:
             found = [(mark, rank) for mark, rank in zip(marks, ranks, strict=False) if mark > 0]
             if found:
                 scalars[name] = float(min(found)[1])
-        return Sample(own.step, own.time, values, scalars, reduced.losses, self.rank)
+        return Sample(own.step, own.time, values, scalars, reduced.losses, self.rank, own.taken)

@@ -44,6 +44,7 @@ class Watch:
         samples: the last 1000 samples.
         run: the folder of the record, or None.
         judge: what applies the rules; None if a `Watch` was made without `watch`.
+        coefficients: takes, with each sample, how layers mix their streams; `watch.coefficients.on = False` ends it.
     """
 
     def __init__(
@@ -61,8 +62,7 @@ class Watch:
         self.run: Path | None = None
         self._record: str | Path | None = None
         self.judge: Judge | None = None
-        self._optimizers = optimizers
-        self._scaler = scaler
+        self._optimizers, self._scaler = optimizers, scaler
         self._listeners, self._fallen = list(listeners), list[Listener]()
         wanting: list[Any] = [one for one in self._listeners if getattr(one, "watch", self) is None]
         for listener in wanting:  # they ask for the names of sites, and for findings
@@ -78,8 +78,8 @@ class Watch:
             sampled=self._sampled,
             first=first,
         )
-        self._engine.passes.skips.tell = self._skipped
-        self._engine.passes.skips.ended = self._skips_ended
+        self.coefficients, skips = self._engine.coefficients, self._engine.passes.skips
+        skips.tell, skips.ended = self._skipped, self._skips_ended
         self._engine.broke = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
         self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
