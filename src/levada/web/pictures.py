@@ -93,6 +93,8 @@ class Layer(Shape):
     matrix: list[list[Number]] = Field(description="Row i: what stream i gets of each.")
     forward_gain: Number = Field(description="Largest row sum of the product up to here; null where it is not known.")
     backward_gain: Number = Field(description="Largest column sum of the product from here.")
+    row_deviation: Number = Field(description="How far a row's sum is from 1, at most over rows and tokens.")
+    column_deviation: Number = Field(description="The same of columns.")
 
 
 class Chain(Shape):
@@ -106,8 +108,13 @@ class Chain(Shape):
 class Mixing(Shape):
     """The mixing matrices of a run."""
 
-    steps: list[int] = Field(description="What is recorded: of checks their number in the run, from 0.")
+    watched: bool = Field(description="Whether it was taken while the model trained; else by checks.")
+    steps: list[int] = Field(
+        description="What is recorded: of a watched run the sampled steps, of very many an even choice; of checks "
+        "their number in the run, from 0."
+    )
     step: int
+    last_step: int = Field(description="Beyond `step` where of several samples only the mean is kept.")
     layers: list[Layer]
     chains: list[Chain]
     total: int = Field(description="Number of layers; of many, an even choice is given.")

@@ -229,3 +229,6 @@ class Summary(Row):
     has: list[Literal["loss", "held_out", "heat", "mixing", "memory"]] = Field(
         description="What there is to ask for beside this."
     )
+    lacks: dict[Literal["mixing"], str] = Field(
+        description="Of a watched run, what of the inside of its layers is not recorded, and why not."
+    )

@@ -93,6 +93,8 @@ export interface Summary extends Row {
   readonly notes: readonly string[];
   readonly damage: readonly string[];
   readonly table: Table | null;
+  /** What of the inside of a watched run's layers is not recorded, and why not. */
+  readonly lacks: Readonly<Partial<Record<"mixing", string>>>;
   readonly has: readonly ("loss" | "held_out" | "heat" | "mixing" | "memory")[];
 }
 
