@@ -14,6 +14,7 @@ import levada
 from levada.probe.trace import Site
 from levada.runs.standing import Standing
 from levada.watching.coefficients import Taken
+from levada.watching.gates import GATED, Gated
 from levada.watching.mixing import MIXED, Mixed
 from levada.watching.recording import Recording
 from levada.watching.sample import Sample
@@ -23,7 +24,7 @@ from levada.web.pages import STATIC
 from .conftest import served
 from .live import Served
 from .test_live import AXE
-from .visiting import browser, expect, needs_browser, visits
+from .visiting import browser, expect, needs_browser, visits, wait
 
 __all__ = ["browser"]
 on_the_page = [
@@ -59,10 +60,23 @@ def write_mixed(folder: Path, *names: str, steps: range = range(0, 100, 10), ran
     recording.close()
 
 
+def write_gated(folder: Path) -> None:
+    """Write a run with a mean of 0.9 + s / 10,000 at step s, and horizons of 10 and 100 times 2^(s / 10)."""
+    recording = Recording(folder, Told("rnn"))
+    for i in range(4):
+        reach = torch.tensor([10.0 * 2**i, 100.0 * 2**i])
+        signals = dict(zip(GATED, torch.stack([*torch.full((3, 2), 0.9 + i / 1000), reach]), strict=True))
+        gates = Gated(("rnn[layer 0]", "rnn[layer 1]"), ("LSTM",) * 2, ("forget gate",) * 2, signals, {})
+        values = {"gradient_rms": torch.ones(1, dtype=torch.float64)}
+        recording.sampled(Sample(10 * i, 1.7e9, values, taken=Taken(None, 0, gates)))
+    recording.close()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mixed")
     write_mixed(root / "mixed", "layers.0", "layers.1", "layers.2")
+    write_gated(root / "gated")
     write_mixed(root / "stages", "a.0", "a.1")
     write_mixed(root / "stages", "b.0", rank=1)
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -113,6 +127,21 @@ def test_where_there_are_none_it_is_said_why(folder: Path) -> None:
         assert told == "The run has no record of mixing matrices. The model has no layers that mix streams."
 
 
+def test_gates_are_answered_by_step_to_three_digits_behind_the_point(folder: Path) -> None:
+    with served(folder) as client:
+        client.runs()
+        found = client.json(client.run("gated", "/gates?from=10"))
+        assert found["total"] == 2
+        for layer, one in enumerate(found["recurrences"]):
+            assert (one["site"], one["gate"], one["steps"]) == (f"rnn[layer {layer}]", "forget gate", [10, 20, 30])
+            assert one["mean"] == pytest.approx([0.901, 0.902, 0.903], rel=1e-5)
+            assert one["horizon"] == pytest.approx([10.0 ** (layer + 1) * 2**i for i in (1, 2, 3)], rel=1e-5)
+        assert client.json(client.run("gated", "/gates?points=2"))["recurrences"][0]["steps"] == [0, 30]
+        assert client.json(client.run("gated"))["has"] == ["heat", "gates"]
+        told = client.json(client.run("mixed", "/gates"), 404)["detail"]
+        assert told == "The run has no record of gates. The model has no recurrence with gates."
+
+
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Served]:
     served = Served(folder)
@@ -144,12 +173,12 @@ class TestPage:
         shows(page, "0.96 0.04; 0 1")
         slider.press("ArrowRight")
         shows(page, "0.95 0.05; 0 1")
-        assert "step=50" in page.url
+        wait(page, lambda: "step=50" in page.url)
         slider.press("Home")
         shows(page, "1 0; 0 1")
         slider.press("End")
         shows(page, "0.91 0.09; 0 1")
-        assert "step=" not in page.url
+        wait(page, lambda: "step=" not in page.url)
         figure = page.locator("figure", has=page.get_by_role("heading", name="Matrices by layer, step 90"))
         figure.locator("summary").click()
         expect(figure.locator("tbody tr")).to_have_count(3)
@@ -159,13 +188,23 @@ class TestPage:
     def test_a_run_without_says_why(self, visit: Any, server: Served) -> None:
         page = visit(server.run("plain"))
         expect(page.locator("main")).to_contain_text("No mixing matrices. The model has no layers that mix streams.")
+        expect(page.locator("main")).to_contain_text("No gates. The model has no recurrence with gates.")
 
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_axe_finds_nothing_and_no_screen_is_too_small(self, visit: Any, server: Served, scheme: str) -> None:
+    def test_horizons_and_gates_are_shown_by_step(self, visit: Any, server: Served) -> None:
+        page = visit(server.run("gated"))
+        for name, row in (("Memory horizon", ["30", "80", "800"]), ("Gates", ["30", "0.903", "0.903"])):
+            figure = page.get_by_role("figure", name=name, exact=True)
+            figure.locator("summary").click()
+            expect(figure.locator("tbody tr").last.locator("th, td")).to_have_text(row)
+
+    @pytest.mark.parametrize(("run", "scheme"), [("mixed", "light"), ("mixed", "dark"), ("gated", "light")])
+    def test_axe_finds_nothing_and_no_screen_is_too_small(
+        self, visit: Any, server: Served, run: str, scheme: str
+    ) -> None:
         if not AXE.exists():
             pytest.skip("axe-core is not installed: cd web && npm ci")
-        page = visit(server.run("mixed", "?step=40"), color_scheme=scheme, bypass_csp=True, width=360)
-        shows(page, "0.96 0.04; 0 1")
+        page = visit(server.run(run, "?step=20"), color_scheme=scheme, bypass_csp=True, width=360)
+        page.locator("h2", has_text="streams" if run == "mixed" else "gates").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
         page.add_script_tag(path=str(AXE))

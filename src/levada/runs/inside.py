@@ -1,4 +1,4 @@
-"""What a watched run keeps of the inside of its layers: the mixing matrices of streams, by sampled step."""
+"""What a watched run keeps of the inside of its layers: mixing matrices of streams, and gates of recurrences."""
 
 from __future__ import annotations
 
@@ -8,15 +8,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+from levada.runs.reading import Reading
 from levada.runs.signals import Signals
 
-__all__ = ["EVENT", "GAINS", "MixedLayer", "chains_in", "entry", "mixed_at", "rest", "why_not"]
+__all__ = [
+    "EVENT",
+    "GAINS",
+    "GateSeries",
+    "MixedLayer",
+    "chains_in",
+    "entry",
+    "gates_of",
+    "mixed_at",
+    "rest",
+    "why_not",
+]
 
 EVENT: Final = "coefficients"
 """Says what of the inside of layers is recorded, and what cannot be seen."""
 
 DEVIATIONS: Final = "mixing_row_deviation", "mixing_column_deviation"
 GAINS: Final = "composite_forward_gain", "composite_backward_gain"
+
+
+GATES: Final = "gate_mean", "gate_low", "gate_high", "gate_horizon"
 
 
 def entry(i: int, j: int) -> str:
@@ -96,6 +111,55 @@ def _streams(site: Mapping[str, Any]) -> int:
     return shape[0] if isinstance(shape, list) and good and 0 < shape[0] <= 64 else 0
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class GateSeries:
+    """What the gates of one recurrence were, by sampled step.
+
+    Attributes:
+        site: the module, with layer and direction.
+        gate: "forget gate", "update gate" or "carry gate".
+        steps: first step of each row.
+        mean: mean over units.
+        low: 5 % quantile over units.
+        high: 95 % quantile over units.
+        horizon: steps back at which the gates alone leave 1/1000.
+    """
+
+    site: str
+    gate: str
+    steps: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    horizon: list[float]
+
+
+def gates_of(signals: Signals, first: int | None = None, last: int | None = None) -> list[GateSeries]:
+    """Give the gates of a process over steps.
+
+    Args:
+        signals: the part "gates".
+        first: first step.
+        last: last step.
+    """
+    steps: list[int] = []
+    told: dict[str, list[list[float]]] = {}
+    for name in GATES:
+        rows = signals.read(name, first=first, last=last) if name in signals.names else []
+        fine = signals.read(rest(name), first=first, last=last) if rest(name) in signals.names else []
+        if isinstance(rows, Reading):
+            steps = rows.steps
+        pairs = zip(rows, fine, strict=True) if len(fine) == len(rows) else ((row, [0.0] * len(row)) for row in rows)
+        told[name] = [[a + b if math.isfinite(b) else a for a, b in zip(row, more, strict=True)] for row, more in pairs]
+    if any(len(rows) != len(steps) for rows in told.values()):
+        return []
+    return [
+        GateSeries(str(site["name"]), str(site.get("gate") or "gate"), steps, *([r[i] for r in told[n]] for n in GATES))
+        for i, site in enumerate(signals.sites)
+    ]
+
+
 def chains_in(layers: Sequence[MixedLayer]) -> Iterator[list[MixedLayer]]:
     """Give the layers chain by chain."""
     chains: dict[int, list[MixedLayer]] = {}
@@ -109,7 +173,7 @@ def why_not(events: Iterable[Mapping[str, Any]], what: str) -> str:
 
     Args:
         events: of its processes.
-        what: "mixing".
+        what: "mixing" or "gates".
     """
     said = [event[what] for event in events if event.get("type") == EVENT and isinstance(event.get(what), Mapping)]
     if not said:
@@ -117,4 +181,15 @@ def why_not(events: Iterable[Mapping[str, Any]], what: str) -> str:
     compiled = max((one["compiled"] for one in said if isinstance(one.get("compiled"), int)), default=0)
     if compiled:
         return f"{compiled:,} layers with streams run compiled, where their matrices cannot be seen."
-    return "The model has no layers that mix streams."
+    unseen = [pair for one in said for pair in _unseen(one)]
+    if unseen:
+        told = "; ".join(f"{name} cannot be seen: {why}" for name, why in dict(unseen).items())
+        return f"The gates of {told}."
+    return {"mixing": "The model has no layers that mix streams.", "gates": "The model has no recurrence with gates."}[
+        what
+    ]
+
+
+def _unseen(said: Mapping[str, Any]) -> list[tuple[str, str]]:
+    held = said.get("unseen")
+    return [(str(name), str(why)) for name, why in held.items()][:4] if isinstance(held, Mapping) else []

@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from levada.watching.gates import Gated, GateTaps, SentGates
 from levada.watching.mixing import Mixed, MixingTaps, SentMixing
 from levada.watching.telling import warn
 
@@ -24,10 +25,12 @@ class Taken:
     Attributes:
         mixing: how the streams were mixed; None if no layer that could be seen mixes some.
         compiled: number of layers with streams that run compiled, and cannot be seen.
+        gates: what the gates of recurrences were; None if there is no recurrence with gates.
     """
 
     mixing: Mixed | None
     compiled: int = 0
+    gates: Gated | None = None
 
 
 @final
@@ -37,15 +40,16 @@ class SentCoefficients:
     Args:
         mixing: numbers of the layers that mix streams.
         compiled: as of `Taken`.
+        gates: numbers of recurrences.
     """
 
-    def __init__(self, mixing: SentMixing | None, compiled: int) -> None:
-        self._mixing, self._compiled = mixing, compiled
+    def __init__(self, mixing: SentMixing | None, compiled: int, gates: SentGates | None = None) -> None:
+        self._mixing, self._compiled, self._gates = mixing, compiled, gates
 
     @property
     def tensors(self) -> list[Tensor]:
         """The numbers, on their device."""
-        return [] if self._mixing is None else [self._mixing.values]
+        return [one.values for one in (self._mixing, self._gates) if one is not None]
 
     def host(self, values: Tensor) -> Taken:
         """Return what was sent.
@@ -53,12 +57,18 @@ class SentCoefficients:
         Args:
             values: `tensors`, one after the other, on the host.
         """
-        return Taken(None if self._mixing is None else self._mixing.host(values), self._compiled)
+        sizes = [0 if one is None else one.values.numel() for one in (self._mixing, self._gates)]
+        mixing, gates = torch.split(values, sizes)
+        return Taken(
+            None if self._mixing is None else self._mixing.host(mixing),
+            self._compiled,
+            None if self._gates is None else self._gates.host(gates),
+        )
 
 
 @final
 class Coefficients:
-    """Takes, with every sample, the mixing matrices of layers with several streams.
+    """Takes, with every sample, the mixing matrices of layers with several streams, and the gates of recurrences.
 
     Args:
         model: as the loop calls it.
@@ -73,6 +83,7 @@ class Coefficients:
         self.on = True
         self._model, self._running, self._spent = model, running, spent
         self._mixing: MixingTaps | None = None
+        self._gates: GateTaps | None = None
         self._attached = False
 
     def attach(self, *, searching: bool) -> None:
@@ -83,17 +94,20 @@ class Coefficients:
         """
         if not self.on:
             return
-        if self._mixing is None or searching:
+        if self._mixing is None or self._gates is None or searching:
             found = MixingTaps(self._model, self._running, self._heard)
-            if self._mixing is None or self._mixing.other(found):
-                self._mixing = found
+            gates = GateTaps(self._model, self._running, self._heard)
+            self._mixing = found if self._mixing is None or self._mixing.other(found) else self._mixing
+            self._gates = gates if self._gates is None or self._gates.other(gates) else self._gates
         self._attached = True
         self._mixing.attach()
+        self._gates.attach()
 
     def detach(self) -> None:
         """Take them off, and forget what was taken."""
-        if self._attached and self._mixing is not None:
+        if self._attached and self._mixing is not None and self._gates is not None:
             self._mixing.detach()
+            self._gates.detach()
         self._attached = False
 
     def pack(self, counted: set[int], device: torch.device) -> SentCoefficients | None:
@@ -103,10 +117,11 @@ class Coefficients:
             counted: numbers of the passes that count.
             device: where to.
         """
-        if not self._attached or not self.on or self._mixing is None:
+        if not self._attached or not self.on or self._mixing is None or self._gates is None:
             return None
         try:
-            return SentCoefficients(self._mixing.pack(counted, device), self._mixing.compiled)
+            mixing, gates = self._mixing.pack(counted, device), self._gates.pack(counted, device)
+            return SentCoefficients(mixing, self._mixing.compiled, gates)
         except Exception as error:  # whatever it is, the rest is measured
             self._fail(error)
             return None

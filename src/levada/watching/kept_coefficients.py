@@ -13,6 +13,7 @@ from levada._errors import UsageError
 from levada.runs import SignalWriter
 from levada.runs.inside import EVENT, entry, rest
 from levada.watching.coded import codes_of, rest_of, to_bytes
+from levada.watching.gates import GATED
 from levada.watching.mixing import MIXED, Mixed
 from levada.watching.sample import Sample
 
@@ -21,7 +22,7 @@ __all__ = ["KeptCoefficients"]
 
 @final
 class KeptCoefficients:
-    """Writes the coefficients of samples: the part "mixing" of the rank, made with the first sample that has some.
+    """Writes the coefficients of samples: the parts "mixing" and "gates" of the rank, each made when there are some.
 
     Args:
         folder: the run.
@@ -52,8 +53,15 @@ class KeptCoefficients:
             return
         mixing = taken.mixing
         layers = 0 if mixing is None else mixing.total
-        told = {"mixing": {"layers": layers, "compiled": taken.compiled}}
-        if told != self._told and (not self._rank or layers or taken.compiled):
+        gates = taken.gates
+        told = {
+            "mixing": {"layers": layers, "compiled": taken.compiled},
+            "gates": {
+                "sites": 0 if gates is None else len(gates.sites),
+                "unseen": {} if gates is None else gates.unseen,
+            },
+        }
+        if told != self._told and (not self._rank or layers or taken.compiled or gates is not None):
             self._told = told
             self._add(EVENT, step=sample.step, **told)
         if mixing is not None:
@@ -64,6 +72,13 @@ class KeptCoefficients:
                 )
             ]
             self._write("mixing", sample, sites, *_rows(mixing))
+        if gates is not None and gates.sites:
+            sites = [
+                {"name": name, "order": i, "kind": kind, "shape": [], "parameters": [], "gate": gate}
+                for i, (name, kind, gate) in enumerate(zip(gates.sites, gates.kinds, gates.gates, strict=True))
+            ]
+            rows = torch.stack([gates.signals[name] for name in GATED]).double()
+            self._write("gates", sample, sites, [*GATED, *map(rest, GATED)], torch.cat([rows, rest_of(rows)]))
 
     def _write(
         self, part: str, sample: Sample, sites: Sequence[Mapping[str, Any]], names: Sequence[str], rows: Tensor

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from levada.report.words import sampled
-from levada.runs.inside import EVENT, MixedLayer, chains_in, mixed_at, why_not
+from levada.runs.inside import EVENT, MixedLayer, chains_in, gates_of, mixed_at, why_not
 from levada.web.folder import RefusedError
-from levada.web.opened import Opened
-from levada.web.pictures import Chain, Layer, Mixing, MixingOf
+from levada.web.opened import Opened, opened
+from levada.web.pictures import Chain, Gate, Gates, GatesOf, Layer, Mixing, MixingOf
 from levada.web.shapes import plain, told
 
-__all__ = ["absent", "watched_mixing"]
+__all__ = ["INSIDE", "absent", "watched_gates", "watched_mixing"]
+
+INSIDE: Final[tuple[Literal["mixing", "gates"], ...]] = ("mixing", "gates")
+"""What is recorded of the inside of layers."""
 
 _MAX_NUMBERS: Final = 2**18  # of all matrices of an answer
 _MAX_STEPS: Final = 2048  # that are listed
+_MAX_SITES: Final = 64  # recurrences of an answer
 
 
 def absent(run: Opened, what: str) -> str:
@@ -23,7 +28,7 @@ def absent(run: Opened, what: str) -> str:
 
     Args:
         run: a watched one.
-        what: "mixing".
+        what: one of `INSIDE`.
     """
     return why_not((event for rank in {0, *run.together.holders} for event in run.events(rank=rank)), what)
 
@@ -89,3 +94,30 @@ def _total(run: Opened, least: int) -> int:
         layers = said[-1].get("layers") if said and isinstance(said[-1], dict) else None
         counts += layers if isinstance(layers, int) else 0
     return max(least, counts)
+
+
+def watched_gates(path: Path, asked: GatesOf) -> Gates:
+    """Give what the gates of recurrences were, by sampled step.
+
+    Args:
+        path: the run's folder.
+        asked: which steps.
+
+    Raises:
+        RefusedError: if nothing is recorded.
+    """
+    run = opened(path)
+    if run.manifest.kind != "watch" or not (holders := run.holders("gates")):
+        why = absent(run, "gates") if run.manifest.kind == "watch" else "Watched runs have."
+        raise RefusedError(404, f"The run has no record of gates. {why}")
+    found = [
+        (run.together.site(rank, one.site), one)
+        for rank in holders
+        for one in gates_of(run.signals(rank, "gates"), asked.start, asked.stop)
+    ]
+    made = []
+    for name, one in (found[i] for i in sampled(len(found), _MAX_SITES)):
+        kept = sampled(len(one.steps), asked.points)
+        numbers = {key: [told(getattr(one, key)[i]) for i in kept] for key in ("mean", "low", "high", "horizon")}
+        made.append(Gate(site=plain(name), gate=plain(one.gate), steps=[one.steps[i] for i in kept], **numbers))
+    return Gates(recurrences=made, total=len(found))

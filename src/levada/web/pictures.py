@@ -8,7 +8,22 @@ from pydantic import ConfigDict, Field
 
 from levada.web.shapes import Number, Shape
 
-__all__ = ["Bins", "Chain", "Heat", "HeatOf", "Layer", "Loss", "LossOf", "Memory", "Mixing", "MixingOf", "Recurrence"]
+__all__ = [
+    "Bins",
+    "Chain",
+    "Gate",
+    "Gates",
+    "GatesOf",
+    "Heat",
+    "HeatOf",
+    "Layer",
+    "Loss",
+    "LossOf",
+    "Memory",
+    "Mixing",
+    "MixingOf",
+    "Recurrence",
+]
 
 LARGEST_STEP: Final = 2**53
 """The largest number that a page can count to."""
@@ -118,6 +133,31 @@ class Mixing(Shape):
     layers: list[Layer]
     chains: list[Chain]
     total: int = Field(description="Number of layers; of many, an even choice is given.")
+
+
+class GatesOf(_Span):
+    """Which part of the gates is asked for."""
+
+    points: int = Field(512, ge=1, le=2048, description="At most so many samples, evenly chosen.")
+
+
+class Gate(Shape):
+    """What the gates of one recurrence were, by sampled step."""
+
+    site: str
+    gate: str = Field(description="forget gate, update gate or carry gate: 1 keeps all of the memory.")
+    steps: list[int]
+    mean: list[Number] = Field(description="Over units, of the means over steps of the sequence and rows.")
+    low: list[Number] = Field(description="5 % quantile over units.")
+    high: list[Number] = Field(description="95 % quantile over units.")
+    horizon: list[Number] = Field(description="Steps of the sequence after which the gates alone leave 1/1000.")
+
+
+class Gates(Shape):
+    """The gates of a watched run's recurrences."""
+
+    recurrences: list[Gate]
+    total: int = Field(description="Number of recurrences; of many, an even choice is given.")
 
 
 class Recurrence(Shape):

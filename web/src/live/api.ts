@@ -94,8 +94,8 @@ export interface Summary extends Row {
   readonly damage: readonly string[];
   readonly table: Table | null;
   /** What of the inside of a watched run's layers is not recorded, and why not. */
-  readonly lacks: Readonly<Partial<Record<"mixing", string>>>;
-  readonly has: readonly ("loss" | "held_out" | "heat" | "mixing" | "memory")[];
+  readonly lacks: Readonly<Partial<Record<"mixing" | "gates", string>>>;
+  readonly has: readonly ("loss" | "held_out" | "heat" | "mixing" | "gates" | "memory")[];
 }
 
 /** Why there is no answer, in a sentence. */
