@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import levada
+from levada.report.watch import watch_view
 from levada.runs import Run, doctor
 from levada.runs.inside import mixed_at, why_not
 from levada.runs.resealing import reseal
@@ -281,6 +282,10 @@ def test_a_run_keeps_them_to_one_part_in_a_hundred_thousand_also_while_it_is_wri
         assert mixed_at(signals)[0] == 4
         assert mixed_at(signals, 2)[0] == 2
         watched.close()
+    figures = watch_view(Run(folder), "run", list(Run(folder).events()))["figures"]
+    (drawn,) = (one for one in figures if one["title"] == "How the streams are mixed, layer by layer, at step 4")
+    first = watched.samples[-1].taken.mixing.matrices[0]
+    assert f"to stream 0 from stream 0: {float(first[0, 0]):.3g}" in drawn["svg"]
     assert doctor(folder).healthy
     assert [rank.part for rank in doctor(folder).signals] == ["", "mixing"]
 

@@ -11,6 +11,7 @@ import levada
 from levada.cells import GRU, LSTM, MinGRU, MinLSTM, Recurrent
 from levada.probe.memory import memory_curve
 from levada.probe.recurrences import recurrences
+from levada.report.watch import watch_view
 from levada.runs import Run
 from levada.runs.inside import gates_of, why_not
 from levada.watching.gates import GATED
@@ -177,3 +178,6 @@ def test_a_run_keeps_them(tmp_path):
     for i, one in enumerate((first, second)):
         assert one.mean == pytest.approx([float(gates.signals["gate_mean"][i])], rel=1e-5)
         assert one.horizon == pytest.approx([float(gates.signals["gate_horizon"][i])], rel=1e-5)
+    figures = watch_view(Run(tmp_path / "run"), "run", list(Run(tmp_path / "run").events()))["figures"]
+    (drawn,) = (figure for figure in figures if figure["title"] == "How far back the gates reach")
+    assert "rnn[layer 1]" in str(drawn)
