@@ -61,8 +61,8 @@ def rest_of(values: Tensor) -> Tensor:
 
     Example:
         >>> values = torch.tensor([0.9926, 0.0, float("inf")], dtype=torch.float64)
-        >>> rest_of(values).tolist()                         # of 0.9946, the number of the nearest code
-        [-0.0019994234836331952, 0.0, nan]
+        >>> rest_of(values)                                  # of 0.9946, the number of the nearest code
+        tensor([-0.0020,  0.0000,     nan], dtype=torch.float64)
     """
     wide = values.detach().double()
     codes = codes_of(wide).double()
