@@ -75,6 +75,20 @@ def write_watched(folder: Path, name: str = "mine", ends: bool = True) -> Path:
     return folder
 
 
+def write_inside(folder: Path) -> Path:
+    """Write to a watched run what lies inside of its layers: gates of a recurrence, matrices of two streams."""
+    gates = ("gate_mean", "gate_low", "gate_high", "gate_horizon")
+    with SignalWriter(folder, sites=[{"name": "rnn", "gate": "forget gate"}], signals=gates, part="gates") as writer:
+        for step in STEPS:
+            writer.append(step, 1.7e9, encode([0.5, 0.25, 0.75, 10.0]))
+    sites = [{"name": f"{site['name']}.connection", "shape": [2, 2], "chain": 0} for site in SITES]
+    entries = [f"mix_{i}_{j}" for i in range(2) for j in range(2)]
+    with SignalWriter(folder, sites=sites, signals=entries, part="mixing") as writer:
+        for step in STEPS:
+            writer.append(step, 1.7e9, encode([0.75] * 5 + [0.25] * 10 + [math.nan] * 5))
+    return folder
+
+
 def write_check(folder: Path) -> Path:
     """Write a check of a model with streams and a recurrence."""
     blocks = [
@@ -223,7 +237,7 @@ def served(
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds a run of each kind."""
     folder = tmp_path_factory.mktemp("runs")
-    write_watched(folder / "watched")
+    write_inside(write_watched(folder / "watched"))
     write_check(folder / "checks" / "one")
     write_training(folder / "training")
     write_study(folder / "study")

@@ -30,6 +30,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "loss": {"asked": {}},
     "heat": {"asked": {"signal": "gradient_rms"}},
     "mixing": {"asked": {}},
+    "gates": {"asked": {}},
     "memory": {},
 }
 

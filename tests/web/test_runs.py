@@ -47,7 +47,7 @@ def test_a_summary_says_what_a_watched_run_is(client: Client, root: Path) -> Non
     assert (told["first_step"], told["last_step"], told["samples"]) == (0, 395, 80)
     assert (told["config"], told["overhead"]) == ({"depth": 5, "lr": "inf"}, 0.0125)
     assert told["versions"] == dict(Run(root / "watched").manifest.versions)
-    assert (told["logged"], told["ranks"], told["has"]) == (["accuracy"], [0], ["loss", "heat"])
+    assert (told["logged"], told["ranks"], told["has"]) == (["accuracy"], [0], ["loss", "heat", "mixing", "gates"])
     (finding,) = told["findings"]
     assert (finding["rule"], finding["severity"], finding["status"]) == ("vanishing_gradient", "warn", "fired")
     assert (finding["first"], finding["last"], finding["came"], finding["over"]) == ("layers.0", "layers.3", 20, None)
@@ -202,13 +202,15 @@ def test_mixing_and_memory(client: Client) -> None:
         "matrix": [[1.0, 0.0], [0.5, 0.5]],
         "forward_gain": 1.0,
         "backward_gain": None,
+        "row_deviation": None,
+        "column_deviation": None,
     }
     assert held["chains"] == [{"layers": ["layers.0", "layers.1"], "forward_gain": 2.0, "backward_gain": "inf"}]
     memory = client.json(client.run("checks/one", "/memory"))
     assert (memory["value"], memory["steps"], memory["predicted"]) == (8.0, 20.0, None)
     assert memory["recurrences"][0]["memory"] == [1.0, 0.1, 0.01]
-    for what in ("/mixing", "/memory"):
-        assert "has no record" in client.json(client.run("watched", what), 404)["detail"]
+    for what in ("/mixing", "/gates", "/memory"):
+        assert "has no record" in client.json(client.run("training/watch/1", what), 404)["detail"]
 
 
 @pytest.mark.parametrize(

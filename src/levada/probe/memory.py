@@ -15,7 +15,16 @@ from levada._numbers import student_quantile
 from levada.probe.recurrence import Recurrence
 from levada.probe.recurrences import recurrences
 
-__all__ = ["GateStatistics", "Interval", "MemoryCurve", "gate_statistics", "memory_curve", "memory_curves"]
+__all__ = [
+    "BACK",
+    "GateStatistics",
+    "Interval",
+    "MemoryCurve",
+    "gate_statistics",
+    "horizon",
+    "memory_curve",
+    "memory_curves",
+]
 
 # What is left of a gradient at the horizon.
 LEFT = 1e-3
@@ -101,7 +110,7 @@ class MemoryCurve:
     @property
     def horizon_predicted(self) -> float | None:
         """The horizon of the predicted curve."""
-        return None if self.predicted is None else _horizon(self.predicted.log())[0]
+        return None if self.predicted is None else horizon(self.predicted.log())[0]
 
 
 def memory_curves(
@@ -169,15 +178,15 @@ def memory_curve(recurrence: Recurrence, *, cotangents: int = COTANGENTS, seed: 
     squares, names = _squares(recurrence, cotangents, torch.Generator().manual_seed(seed))
     whole = squares.sum(-1)
     logs = _log_curve(whole)
-    slope, (horizon, reached) = _slope(logs), _horizon(logs)
+    slope, (reach, reached) = _slope(logs), horizon(logs)
     slopes, horizons = [], []
     for left_out in torch.arange(len(whole)).chunk(min(len(whole), COTANGENTS)):
         kept = torch.ones(len(whole), dtype=torch.bool)
         kept[left_out] = False
         one = _log_curve(whole[kept])
         slopes.append(_slope(one))
-        horizons.append(_horizon(one)[0])
-    low, high = jackknifed(math.log(max(horizon, 1e-9)), [math.log(max(h, 1e-9)) for h in horizons])
+        horizons.append(horizon(one)[0])
+    low, high = jackknifed(math.log(max(reach, 1e-9)), [math.log(max(h, 1e-9)) for h in horizons])
     total = whole[:, :1].mean()
     predicted, gates = _predicted(recurrence)
     return MemoryCurve(
@@ -188,7 +197,7 @@ def memory_curve(recurrence: Recurrence, *, cotangents: int = COTANGENTS, seed: 
         logs.exp(),
         {name: (squares[..., i].nanmean(0) / total).sqrt() for i, name in enumerate(names) if len(names) > 1},
         Interval(slope, *jackknifed(slope, slopes)),
-        Interval(horizon, min(horizon, math.exp(low)), max(horizon, math.exp(high))),
+        Interval(reach, min(reach, math.exp(low)), max(reach, math.exp(high))),
         reached,
         predicted,
         gates,
@@ -265,8 +274,12 @@ def _slope(logs: Tensor) -> float:
     return float(((k - k.mean()) * (y - y.mean())).sum() / (k - k.mean()).square().sum())
 
 
-def _horizon(logs: Tensor) -> tuple[float, bool]:
-    """Return where the curve falls to 1/1000 for good, and whether it does within what was measured."""
+def horizon(logs: Tensor) -> tuple[float, bool]:
+    """Return where a curve falls to 1/1000 for good, and whether it does within what was measured.
+
+    Args:
+        logs: logarithms of the curve, from 0 steps back on; float64, on the host.
+    """
     bar = math.log(LEFT)
     above = (logs >= bar).nonzero()
     last = int(above[-1]) if len(above) else 0

@@ -13,7 +13,7 @@ from levada.probe.fused import FusedCall, unrolled
 from levada.probe.recorder import first_floating
 from levada.probe.recurrence import Recurrence, called_again, cells, replaced_in, runs_sequences, watching
 
-__all__ = ["input_gradients", "recurrences"]
+__all__ = ["ROWS", "input_gradients", "recurrences"]
 
 # Rows of a batch that recurrent modules are run on again: each brings a cotangent of its own.
 ROWS = 16

@@ -12,6 +12,7 @@ from levada.report.curve import counted, is_wide, loss_series
 from levada.report.curve import told as told_of
 from levada.report.damage import of_absent, of_bundles, of_rank, of_signals
 from levada.report.grid import Fine
+from levada.report.inside import inside_figures
 from levada.report.ranks import Depth, at
 from levada.report.record import again, bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
@@ -67,7 +68,7 @@ def watch_view(
     standing = together.standing(steps)
     verdict = standing.verdict
     logged, kept = logged_in(depth.first), bundles_in(run.path) if drawn else []
-    figures = _drawn(depth, losses, findings, left, logged) if drawn else []
+    figures = [*_drawn(depth, losses, findings, left, logged), *inside_figures(run, together)] if drawn else []
     told = _findings(known[:MAX_FINDINGS], depth, kept, drawn)
     lost = of_signals(ranks)  # when all was read
     facts = [("steps", f"{steps:,}" if whole else f"at least {steps:,}", _samples(depth, left))]

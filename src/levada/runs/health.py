@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +17,7 @@ from levada.runs.aside import set_aside
 from levada.runs.bundles import examine_bundles
 from levada.runs.checkpoints import CHECKPOINTS, examine_checkpoints
 from levada.runs.ending import ended, last_recorded, last_trained, training_ended
-from levada.runs.folders import rank_folders
+from levada.runs.folders import part_folders, rank_folders
 from levada.runs.frames import MAGIC, Damage, scan, survivors
 from levada.runs.lock import is_held
 from levada.runs.lost import Lost, lost_of, lost_of_log
@@ -58,6 +58,7 @@ class RankHealth:
         torn: files that were moved aside, and their sizes in bytes.
         harmless: those of them by which nothing is missing, as what they held can be read elsewhere.
         lost: what is missing by all that, or known in less detail: file, series and steps.
+        part: "" for the signals of its blocks, or the name of what is kept beside them.
     """
 
     rank: int
@@ -68,6 +69,7 @@ class RankHealth:
     torn: Mapping[str, int]
     harmless: frozenset[str] = frozenset()
     lost: tuple[Lost, ...] = ()
+    part: str = ""
 
     @property
     def healthy(self) -> bool:
@@ -76,7 +78,7 @@ class RankHealth:
 
     def __str__(self) -> str:
         right = "every checksum right" if not self.damage else "right but for the damage below"
-        title = f"  signals of rank {self.rank}: {self.samples:,} samples in {self.files:,} files"
+        title = f"  {self.part or 'signals'} of rank {self.rank}: {self.samples:,} samples in {self.files:,} files"
         lines = [f"{title}, {self.num_bytes:,} bytes, {right}"]
         lines += [f"  damage: {damage.message}; {damage.num_bytes:,} bytes are not read" for damage in self.damage]
         return "\n".join([*lines, *_aside(self.torn, self.harmless), *_missing(self.lost)])
@@ -188,7 +190,7 @@ def doctor(path: str | Path) -> Health:
             behind = len(survivors(file.read()))
     aside = (*sorted(folder.glob("events.torn-*")), *sorted(folder.glob(f"{MANIFEST}.torn-*")))
     torn = {file.name: file.stat().st_size for file in aside}
-    ranks = tuple(_examine_rank(rank, signals) for rank, signals in sorted(rank_folders(folder).items()))
+    ranks = tuple(_examine(rank_folders(folder)))
     bundles, lost = examine_bundles(folder)
     checkpoints, spoilt, copies = examine_checkpoints(folder)
     events = _events(folder)
@@ -280,13 +282,15 @@ def _damage_of_manifest(folder: Path, error: str) -> str:
     return f"{MANIFEST} is damaged ({reason}). --reseal writes it again, as: {what}. The rest can be read:"
 
 
-def _examine_rank(rank: int, folder: Path) -> RankHealth:
-    for pause in PAUSES:  # a writer may seal a tail, or let go of a file, between the look into the folder and the file
-        health, moved = _look(rank, folder)
-        if not moved:
-            break
-        time.sleep(pause)
-    return health
+def _examine(ranks: Mapping[int, Path]) -> Iterator[RankHealth]:
+    for rank, folder in sorted(ranks.items()):
+        for part, place in {"": folder, **part_folders(folder)}.items():
+            for pause in PAUSES:  # a writer may seal a tail, or let go of a file, between the look at folder and file
+                health, moved = _look(rank, place)
+                if not moved:
+                    break
+                time.sleep(pause)
+            yield replace(health, part=part)
 
 
 def _look(rank: int, folder: Path) -> tuple[RankHealth, bool]:

@@ -25,8 +25,11 @@ class Recorded(Protocol):
     def ranks(self) -> Sequence[int]:
         """The processes that wrote signals."""
 
-    def signals(self, rank: int = 0) -> Any:
-        """Give the signals of one."""
+    def parts(self, rank: int = 0) -> Sequence[str]:
+        """Name what one kept beside the signals of its blocks."""
+
+    def signals(self, rank: int = 0, part: str = "") -> Any:
+        """Give the signals of one, or a part that it kept beside them."""
 
     def losses(self) -> list[tuple[int, float]]:
         """Give the loss of each step, as far as it is known."""

@@ -11,7 +11,7 @@ from typing import Any, Final, final
 from levada._errors import UsageError
 from levada._numbers import restore_numbers
 from levada.runs.address import local
-from levada.runs.folders import rank_folder, rank_folders
+from levada.runs.folders import part_folders, rank_folder, rank_folders
 from levada.runs.frames import MAGIC, Damage, scan
 from levada.runs.losses import Told
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
@@ -80,16 +80,33 @@ class Run:
         """The ranks whose signals are kept."""
         return tuple(sorted(rank_folders(self.path)))
 
-    def signals(self, rank: int = 0) -> Signals:
+    def parts(self, rank: int = 0) -> tuple[str, ...]:
+        """Name what is kept of a rank beside the signals of its blocks: "mixing", "gates"."""
+        folder = rank_folders(self.path).get(rank)
+        return () if folder is None else tuple(part_folders(folder))
+
+    def signals(self, rank: int = 0, part: str = "") -> Signals:
         """Give the signals of a rank as they are now, also while they are written.
 
+        Args:
+            rank: of the process.
+            part: one of `parts(rank)`; left out, the signals of its blocks.
+
         Raises:
-            UsageError: if the run keeps no signals of this rank.
+            UsageError: if the run keeps no signals of this rank, or no such part.
         """
         folders = rank_folders(self.path)
         if rank not in folders:
             kept = ", ".join(map(str, sorted(folders))) or "none"
             raise UsageError(f"{self.path}: signals are kept by rank, and not of rank {rank}; of these: {kept}.")
+        if part:
+            parts = part_folders(folders[rank])
+            if part not in parts:
+                kept = ", ".join(parts) or "none"
+                raise UsageError(
+                    f"{self.path}: of rank {rank} no {part!r} is kept beside its signals; of these: {kept}."
+                )
+            return Signals(parts[part])
         told = self._told(rank)
         return Signals(folders[rank], self.losses(), told.logged(), told.waiting())
 

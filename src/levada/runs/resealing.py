@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from levada._errors import UsageError
-from levada.runs.folders import rank_folders
+from levada.runs.folders import part_folders, rank_folders
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, parsed, read_manifest, write_atomically
 from levada.runs.rank_log import mend_rank_log
@@ -74,12 +74,13 @@ def reseal(path: str | Path) -> list[str]:
 
 def _mend_signals(run: Path) -> Iterator[str]:
     for rank, folder in sorted(rank_folders(run).items()):
-        lock = WriterLock(folder)
-        try:
-            for sentence in _reseal_rank(folder):
-                yield f"rank {rank}: {sentence}"
-        finally:
-            lock.release()
+        for part, place in {"": folder, **part_folders(folder)}.items():
+            lock = WriterLock(place)
+            try:
+                for sentence in _reseal_rank(place):
+                    yield f"rank {rank}: {f'{part}: ' if part else ''}{sentence}"
+            finally:
+                lock.release()
 
 
 def _mend_log(folder: Path) -> Iterator[str]:

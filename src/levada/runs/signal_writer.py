@@ -57,6 +57,7 @@ class SignalWriter:
         keep: how many of the newest samples are kept in full; see `mark`.
         capacity: how many samples may wait; by default as many as fit 64 MiB.
         warn: whether to warn, once, when storing stops; otherwise only `problem` says so.
+        part: "" for the signals of blocks, or one of `levada.runs.folders.PARTS`, which has a folder of its own.
 
     Attributes:
         problem: why storing stopped, or None.
@@ -91,10 +92,11 @@ class SignalWriter:
         keep: int = 4096,
         capacity: int | None = None,
         warn: bool = True,
+        part: str = "",
     ) -> None:
         require_at_least("SignalWriter", "rank", rank, 0)
         require_at_least("SignalWriter", "keep", keep, 1)
-        self.folder = rank_folder(Path(folder), rank)
+        self.folder = rank_folder(Path(folder), rank, part)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.problem: str | None = None
         self.left: str | None = None
@@ -119,7 +121,9 @@ class SignalWriter:
         self._number = 0
         self._synced = clock.monotonic()
         waiting = capacity or max(8, min(1024, _WAITING_BYTES // (2 * self._width + 64)))
-        self._thread = Background(self._do, capacity=waiting, name=f"levada-signals-{rank}", at_exit=self.close)
+        self._thread = Background(
+            self._do, capacity=waiting, name=f"levada-{part or 'signals'}-{rank}", at_exit=self.close
+        )
         self._thread.put("recover")
 
     @property

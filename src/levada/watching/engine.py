@@ -12,6 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from levada.probe.recorder import transformed
 from levada.probe.trace import Site
+from levada.watching.closure import before_its_update
+from levada.watching.coefficients import Coefficients
 from levada.watching.left import step_left
 from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
@@ -66,15 +68,14 @@ class Engine:
         self.updates = 0  # steps of optimizers
         self.broken = False
         self.broke: Callable[[], None] = lambda: None  # called once it is
-        self.left: Callable[[int, Tensor | None], None] = (
-            before_update  # called for a step that is left before its update
-        )
+        self.left = before_update  # called for a step that is left before its update
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self._structure = Structure(model)
         self._device = next(p.device for p in model.parameters())
         self._taps = Taps(model, self._structure.places, self)
+        self.coefficients = Coefficients(model, self._running, self._spend)
         self._statistics = Statistics()
         self.losses = Losses(model, heard=self, parts=lambda: self.micro_batches.divided, scaler=scaler)
         self._clock = StepClock(self._device)
@@ -142,11 +143,13 @@ class Engine:
             self.losses.mark(self._structure.parameters)
             self.losses.constant.open()
             self._taps.attach()
+            self.coefficients.attach(searching=self._taps.searching)
             self.micro_batches.take()
             self.micro_batches.open()
 
     def _disarm(self, *, for_good: bool = False) -> None:
         self._taps.detach(for_good=for_good)
+        self.coefficients.detach()
         if self._reading is not None:
             self._reading.close()
             self.losses.constant.close()
@@ -182,6 +185,16 @@ class Engine:
         if self._reading is not None:
             self._reading.see(place, tensor, activation=activation, block=block)
         self._own += time.perf_counter() - begun
+
+    def _running(self) -> int | None:
+        """Return the number of the pass that is under way; None if what runs now does not count."""
+        if self._reading is None or transformed() or in_backward():
+            return None
+        if not (torch.is_grad_enabled() or self.passes.inside()):
+            return None
+        if self._reading.outside and not self.passes.inside():
+            self._begin()
+        return None if self._reading is None else self._reading.passes
 
     @quietly
     def _begin(self) -> None:
@@ -240,18 +253,7 @@ class Engine:
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         if id(optimizer) in self._stepped:  # the others did not step this time
             self._end_rested(late=True)
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            return self._ready(optimizer)
-        first = iter((True,))
-
-        def evaluated() -> Any:  # the passes are inside of the step: what comes before the update comes after them
-            result = closure()
-            if next(first, False):
-                self._ready(optimizer)
-            return result
-
-        return ((args[0], evaluated, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": evaluated})
+        return before_its_update(args, kwargs, lambda: self._ready(optimizer))
 
     @quietly
     def _ready(self, optimizer: Any) -> None:
@@ -368,7 +370,8 @@ class Engine:
         constant = self.losses.constant.of(losses[-1]) if losses and steps[-1] == reading.step else None
         known = (("loss_scale", scale), ("lr", lr), ("constant_loss", constant))
         named = {name: value for name, value in known if value is not None}
-        sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged})
+        inside = self.coefficients.pack(reading.counted, self._device)
+        sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged}, inside)
         sent.micro_batches, sent.tanh = self.micro_batches.take(), self._structure.tanh
         self._logged = {}
         self._pending.append(sent)

@@ -49,6 +49,7 @@ class Reading:
     def __init__(self, step: int, statistics: Statistics, *, careful: bool, fail: Callable[[Exception], None]) -> None:
         self.step = step
         self.passes = 0
+        self.counted = set[int]()  # the passes that led to the update, when the table was made
         self.late = False  # it was opened when its step had begun
         self.calls: dict[int, tuple[int, ...]] = {}  # block -> shape of its output, in order of first call
         self.tanh: set[int] = set()  # blocks whose output a tanh has made
@@ -217,7 +218,7 @@ class Reading:
         wide = torch.float32 if device.type == "mps" else torch.float64
         table = torch.zeros(places, len(TABLE), dtype=wide)
         reached = self._reached or set(range(self.passes + 1))
-        those = reached - self._failed - (self._cleared - self._reached)
+        those = self.counted = reached - self._failed - (self._cleared - self._reached)
         for number, (slot, count) in self._expected.items():
             if number not in self._arrived and slot[0] in those & self._reached:  # no gradient reached it: it is zero
                 table[slot[1], 3] += count

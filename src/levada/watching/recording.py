@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol, final
 
@@ -21,69 +20,25 @@ from levada._ranks import is_one_of_several
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
-from levada.runs.codes import INFINITE, LARGEST, NAN, OFFSET, OVERFLOW, PER_OCTAVE, UNDERFLOW, thresholds
 from levada.runs.folders import rank_folder
 from levada.runs.losses import LOGGED
 from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.rank_log import RankLog
 from levada.runs.remote import Mirror, is_remote, stage
 from levada.runs.standing import CONTINUED, EVENT, Standing
+from levada.watching.coded import codes_of, to_bytes
 from levada.watching.events import Events
+from levada.watching.kept_coefficients import KeptCoefficients
 from levada.watching.kept_losses import KeptLosses
 from levada.watching.kept_scalars import KeptScalars
 from levada.watching.ledger import case_of
 from levada.watching.sample import WATCHED, Sample
 from levada.watching.since import Since
 
-__all__ = ["Recording", "Watched", "codes_of"]
+__all__ = ["Recording", "Watched"]
 
 _LONGEST: Final = 2_000  # characters of an error that ended a training
 _SITE: Final = tuple(field.name for field in fields(Site))
-
-
-@cache
-def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return, for each 256th of an octave, how many thresholds lie below it, and the one inside of it, or 1."""
-    places = torch.tensor(thresholds(), dtype=torch.float64)
-    edges = 0.5 + torch.arange(257, dtype=torch.float64) / 512
-    below = torch.bucketize(edges, places)
-    inside = torch.where(below[1:] > below[:-1], torch.cat([places, places.new_ones(1)])[below[:-1]], 1.0)
-    return below[:-1].to(device), inside.to(device)
-
-
-def codes_of(values: Tensor) -> Tensor:
-    """Give the 16-bit codes of numbers, on their device: the bytes of `levada.runs.codes.encode`.
-
-    Args:
-        values: real numbers.
-
-    Shape:
-        Output: int16, as `values`.
-
-    Cost: a comparison of each mantissa with the one threshold of its 256th of an octave.
-
-    Example:
-        >>> codes_of(torch.tensor([1.0, -2.0, 0.0, float("nan")]))
-        tensor([ 16381, -16509,      0, -32768], dtype=torch.int16)
-    """
-    size = values.detach().double().abs()
-    mantissa, exponent = torch.frexp(size)
-    below, inside = _cells(size.device)
-    cell = ((mantissa - 0.5) * 512).long().clamp_(0, 255)  # of what is 0 or not finite, any
-    place = below[cell] + (mantissa >= inside[cell])
-    codes = (place + PER_OCTAVE * (exponent.long() - 1) + OFFSET).clamp_(UNDERFLOW, INFINITE)
-    codes = torch.where(size > LARGEST, torch.where(size.isinf(), INFINITE, OVERFLOW), codes)
-    codes = torch.where(size == 0, 0, codes)
-    codes = torch.where(values < 0, -codes, codes)
-    return torch.where(values.isnan(), NAN, codes).short()
-
-
-def to_bytes(codes: Tensor) -> bytes:
-    """Give the bytes of a tensor of codes on the host; needs no numpy."""
-    buffer = bytearray(2 * codes.numel())
-    if buffer:
-        torch.frombuffer(buffer, dtype=torch.int16).copy_(codes.reshape(-1))
-    return bytes(buffer)
 
 
 class Watched(Protocol):
@@ -198,6 +153,7 @@ class Recording:
         ended = getattr(watch, "ended_losses", tuple)
         self._losses = KeptLosses(self._add_losses, ended, shared=is_one_of_several())
         self._scalars = KeptScalars(self._events.add)
+        self._coefficients = KeptCoefficients(self.folder, rank, keep, self._events.add)
         self._left: int | None = None
         self._judged: dict[str, Any] = {}
         self._bundles = self._bundle_names()
@@ -206,7 +162,7 @@ class Recording:
     def problem(self) -> str | None:
         """Why something is not stored, or None."""
         signals = (self._signals.problem or self._signals.left) if self._signals is not None else None
-        return self._problem or signals or self._events.problem
+        return self._problem or signals or self._coefficients.problem or self._events.problem
 
     @property
     def dropped(self) -> int:
@@ -241,6 +197,7 @@ class Recording:
         self._losses.sampled(sample)
         self._scalars.sampled(sample)
         self._keep_sample(sample)
+        self._coefficients.sampled(sample)
         self._hear(sample.step)
         self._keep_standing(sample.step)
         self._tell()
@@ -254,7 +211,8 @@ class Recording:
 
     def flush(self, seconds: float = 60.0) -> bool:
         """Wait until what was heard is handed to the operating system; False if it is not in so many seconds."""
-        done = [writer.flush(seconds) for writer in (self._signals, self._events) if writer is not None]
+        writers = (self._signals, self._coefficients, self._events)
+        done = [writer.flush(seconds) for writer in writers if writer is not None]
         return all(done)
 
     def close(self) -> None:
@@ -266,6 +224,7 @@ class Recording:
         self._hear(self._steps - 1)
         if self._signals is not None:
             self._signals.close()
+        self._coefficients.close()
         events = self._events
         try:
             self._losses.keep(self._steps)
@@ -368,6 +327,7 @@ class Recording:
             self._events.add("finding", step=step, case=case_of(finding), **_fields(finding))
             if self._signals is not None and finding.status == "fired":
                 self._signals.mark(step)
+                self._coefficients.mark(step)
         if self.rank == 0 and (new or bundles or self._closed):
             for name in sorted(self._bundle_names() - self._bundles):
                 self._bundles.add(name)

@@ -10,6 +10,7 @@ from typing import Final, Protocol, final
 from torch import Tensor
 
 from levada._errors import require_at_least
+from levada.watching.coefficients import Taken
 
 __all__ = ["WATCHED", "Continue", "Listener", "Sample"]
 
@@ -40,6 +41,7 @@ class Sample:
         losses: step and loss of every step since the sample before this one, as far as the loss was seen.
         rank: the process that measured it.
         tanh: numbers of the blocks whose output is that of a tanh, as autograd shows.
+        taken: what lies inside of layers: how streams are mixed.
     """
 
     step: int
@@ -49,6 +51,7 @@ class Sample:
     losses: tuple[tuple[int, float], ...] = ()
     rank: int = 0
     tanh: frozenset[int] = frozenset()
+    taken: Taken | None = None
 
 
 @final

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from levada._ranks import process_rank
 from levada.probe.trace import Site
+from levada.watching.coefficients import Taken
 from levada.watching.overhead import Cadence
 from levada.watching.parameters import SITE_COLUMNS, Packed
 from levada.watching.reading import TABLE, by_block
@@ -42,6 +43,7 @@ class Measured:
         scalars: what else is known.
         distance: to the next sample, as this process wants it.
         tanh: numbers of the blocks whose output a tanh has made.
+        taken: the coefficients of layers.
     """
 
     step: int
@@ -54,6 +56,7 @@ class Measured:
     scalars: Mapping[str, float] = field(default_factory=dict)
     distance: int = 1
     tanh: frozenset[int] = frozenset()
+    taken: Taken | None = None
 
 
 def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
@@ -64,7 +67,7 @@ def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
         structure: the blocks.
         cadence: of the samples.
     """
-    table, packed, losses, named = sent.host(len(structure.places))
+    table, packed, losses, named, taken = sent.host(len(structure.places))
     scalars = {**sent.scalars, **named}
     if not math.isnan(overhead := cadence.overhead):
         scalars["overhead"] = overhead
@@ -79,6 +82,7 @@ def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
         scalars,
         cadence.wanted(),
         sent.tanh,
+        taken,
     )
 
 
@@ -179,4 +183,4 @@ class Together:
             found = [(mark, rank) for mark, rank in zip(marks, ranks, strict=False) if mark > 0]
             if found:
                 scalars[name] = float(min(found)[1])
-        return Sample(own.step, own.time, values, scalars, reduced.losses, self.rank, own.tanh)
+        return Sample(own.step, own.time, values, scalars, reduced.losses, self.rank, own.tanh, own.taken)

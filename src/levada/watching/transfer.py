@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from levada.watching.coefficients import SentCoefficients, Taken
 from levada.watching.parameters import Packed
 from levada.watching.reading import TABLE
 
@@ -59,15 +60,19 @@ class Sent:
         packed: Packed | None,
         loss_steps: list[int],
         named: Mapping[str, Tensor | float],
+        inside: SentCoefficients | None = None,
     ) -> None:
         sent = {name: value for name, value in named.items() if isinstance(value, Tensor)}
         self.step, self.time = step, time.time()
         self.scalars = {name: float(value) for name, value in named.items() if not isinstance(value, Tensor)}
         self._packed, self._loss_steps, self._names = packed, loss_steps, list(sent)
+        self._inside = inside
         self.micro_batches = 1
         self.tanh: frozenset[int] = frozenset()
         device, wide = numbers[0].device, numbers[0].dtype
-        every = [*numbers, *sent.values()]
+        own = [] if inside is None else inside.tensors
+        self._taken = sum(tensor.numel() for tensor in own)
+        every = [*numbers, *sent.values(), *own]
         flat = torch.cat([n.detach().flatten().to(device, wide, non_blocking=True) for n in every])
         self._way = OnItsWay(flat)
 
@@ -75,12 +80,14 @@ class Sent:
         """Return whether the numbers have arrived."""
         return self._way.ready()
 
-    def host(self, places: int) -> tuple[Tensor, Packed | None, list[tuple[int, float]], dict[str, float]]:
-        """Return table, parameters, losses and named numbers; this waits if they have not arrived."""
+    def host(
+        self, places: int
+    ) -> tuple[Tensor, Packed | None, list[tuple[int, float]], dict[str, float], Taken | None]:
+        """Return table, parameters, losses, named numbers and coefficients; this waits if they have not arrived."""
         values = self._way.host()
         rows = 0 if self._packed is None else self._packed.values.numel()
-        sizes = [places * len(TABLE), rows, len(self._loss_steps), len(self._names)]
-        table, parameters, losses, named = torch.split(values, sizes)
+        sizes = [places * len(TABLE), rows, len(self._loss_steps), len(self._names), self._taken]
+        table, parameters, losses, named, inside = torch.split(values, sizes)
         packed = None
         if self._packed is not None:
             packed = self._packed.host(parameters.view(self._packed.values.shape))
@@ -89,4 +96,5 @@ class Sent:
             packed,
             list(zip(self._loss_steps, losses.tolist(), strict=True)),
             dict(zip(self._names, named.tolist(), strict=True)),
+            None if self._inside is None else self._inside.host(inside.float()),
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, final
+from typing import Any, Final, Literal, Self, cast, final
 
 from torch import Tensor, nn
 
@@ -44,6 +44,7 @@ class Watch:
         samples: the last 1000 samples.
         run: the folder of the record, or None.
         judge: what applies the rules; None if a `Watch` was made without `watch`.
+        coefficients: takes, with each sample, how layers mix their streams; `watch.coefficients.on = False` ends it.
     """
 
     def __init__(
@@ -63,9 +64,8 @@ class Watch:
         self.judge: Judge | None = None
         self._optimizers, self._scaler = optimizers, scaler
         self._listeners, self._fallen = list(listeners), list[Listener]()
-        wanting: list[Any] = [one for one in self._listeners if getattr(one, "watch", self) is None]
-        for listener in wanting:  # they ask for the names of sites, and for findings
-            listener.watch = self
+        for listener in [one for one in self._listeners if getattr(one, "watch", self) is None]:
+            cast(Any, listener).watch = self  # they ask for the names of sites, and for findings
         self._attached = self._entered = False
         self._first, self._deaf = first, ""  # step; why the rules hear no more
         self._engine = Engine(
@@ -77,8 +77,9 @@ class Watch:
             sampled=self._sampled,
             first=first,
         )
-        self._engine.passes.skips.tell = self._skipped
-        self._engine.passes.skips.ended = lambda why: self.judge.ended.update({SKIPPED: why}) if self.judge else None
+        self.coefficients, skips = self._engine.coefficients, self._engine.passes.skips
+        skips.tell = self._skipped
+        skips.ended = lambda why: self.judge.ended.update({SKIPPED: why}) if self.judge else None
         self._engine.broke = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
         self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
@@ -302,12 +303,11 @@ class Watch:
         except Exception as error:  # whatever it is, training goes on
             self._listeners.remove(listener)
             self._fallen.append(listener)  # what it found stays found
+            what = f"{type(error).__name__}: {error}"
+            warn(f"watch: {type(listener).__name__}.{method} raised {what}. It hears no more; training goes on.")
             if listener is self.judge:
-                self._deaf = f"an error ended it, {type(error).__name__}: {error}"
-            told = f"{type(listener).__name__}.{method} raised {type(error).__name__}: {error}"
-            warn(f"watch: {told}. It hears no more; training goes on.")
-            if listener is self.judge:  # a process that is killed must have said it
-                self._tell_all(self.steps)
+                self._deaf = f"an error ended it, {what}"
+                self._tell_all(self.steps)  # a process that is killed must have said it
 
 
 @spelt

@@ -23,7 +23,7 @@ from levada.web.folder import RefusedError
 from levada.web.guard import Guard
 from levada.web.network import Checked, CheckOf
 from levada.web.pages import Pages
-from levada.web.pictures import Heat, HeatOf, Loss, LossOf, Memory, Mixing, MixingOf
+from levada.web.pictures import Gates, GatesOf, Heat, HeatOf, Loss, LossOf, Memory, Mixing, MixingOf
 from levada.web.reader import Reader
 from levada.web.scanner import Scanner
 from levada.web.shapes import Nothing, Problem, Runs, Summary
@@ -202,6 +202,11 @@ def _add_runs(app: FastAPI) -> None:
     async def mixing(id: Id, asked: Annotated[MixingOf, Query()]) -> Json:
         """Give the mixing matrices by layer and the gains of their products, where they were recorded."""
         return await ask("mixing", id, asked=asked.model_dump())
+
+    @app.get(f"{API}/runs/{{id}}/gates", response_model=Gates, responses=known)
+    async def gates(id: Id, asked: Annotated[GatesOf, Query()]) -> Json:
+        """Give what the gates of recurrences were while a model trained, where they were recorded."""
+        return await ask("gates", id, asked=asked.model_dump())
 
     @app.get(f"{API}/runs/{{id}}/memory", response_model=Memory, dependencies=[Depends(no_query)], responses=known)
     async def memory(id: Id) -> Json:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from levada.report.mixing import read_matrix
 from levada.report.words import phrase, sampled
 from levada.web.folder import RefusedError
+from levada.web.inside import watched_mixing
 from levada.web.opened import Opened, opened
 from levada.web.pictures import Chain, Layer, Memory, Mixing, MixingOf, Recurrence
 from levada.web.shapes import plain, told
@@ -41,6 +42,8 @@ def mixing_of(path: Path, asked: MixingOf) -> Mixing:
         RefusedError: if there is none.
     """
     run = opened(path)
+    if run.manifest.kind == "watch":
+        return watched_mixing(run, asked)
     found = _recorded(run, "mixing")
     steps = [step for step in found if asked.step is None or step <= asked.step]
     if not steps:
@@ -55,11 +58,13 @@ def mixing_of(path: Path, asked: MixingOf) -> Mixing:
     kept = [names[i] for i in sampled(len(names), max(2, _MAX_NUMBERS // size))]
     blocks = run.reports[steps[-1]].get("blocks")
     by_site = {str(b.get("site")): b for b in blocks if isinstance(b, Mapping)} if isinstance(blocks, list) else {}
-    gains = {name: _gains(by_site.get(name, {})) for name in kept}
+    gains = {name: _gains(held) | _deviations(held) for name in kept for held in (by_site.get(name, {}),)}
     chains = held.get("chains")
     return Mixing(
+        watched=False,
         steps=list(found),
         step=steps[-1],
+        last_step=steps[-1],
         layers=[
             Layer(name=plain(name), matrix=[list(map(told, row)) for row in matrices[name]], **gains[name])
             for name in kept
@@ -75,6 +80,10 @@ def mixing_of(path: Path, asked: MixingOf) -> Mixing:
 
 def _gains(held: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{way}_gain": told(held.get(f"composite_{way}_gain")) for way in ("forward", "backward")}
+
+
+def _deviations(held: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{way}_deviation": told(held.get(f"mixing_{way}_deviation")) for way in ("row", "column")}
 
 
 def memory_of(path: Path) -> Memory:

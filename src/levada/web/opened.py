@@ -37,7 +37,7 @@ class Opened:
         self.run = Run(path)
         self.manifest = self.run.manifest
         self._events: dict[int, list[dict[str, Any]]] = {}
-        self._signals: dict[int, Signals] = {}
+        self._signals: dict[tuple[int, str], Signals] = {}
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -50,11 +50,19 @@ class Opened:
             self._events[rank] = list(self.run.events(rank=rank))
         return iter(self._events[rank])
 
-    def signals(self, rank: int = 0) -> Signals:
-        """Give the signals of a process."""
-        if rank not in self._signals:
-            self._signals[rank] = self.run.signals(rank)
-        return self._signals[rank]
+    def parts(self, rank: int = 0) -> tuple[str, ...]:
+        """Name what a process kept beside the signals of its blocks."""
+        return self.run.parts(rank)
+
+    def signals(self, rank: int = 0, part: str = "") -> Signals:
+        """Give the signals of a process, or a part that it kept beside them."""
+        if (rank, part) not in self._signals:
+            self._signals[rank, part] = self.run.signals(rank, part)
+        return self._signals[rank, part]
+
+    def holders(self, part: str) -> list[int]:
+        """Give the processes that together hold all of a part, in the order of a pipeline's stages."""
+        return [rank for rank in self.together.holders if rank in self.ranks and part in self.parts(rank)]
 
     @cached_property
     def _losses(self) -> list[tuple[int, float]]:

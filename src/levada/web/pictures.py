@@ -8,7 +8,22 @@ from pydantic import ConfigDict, Field
 
 from levada.web.shapes import Number, Shape
 
-__all__ = ["Bins", "Chain", "Heat", "HeatOf", "Layer", "Loss", "LossOf", "Memory", "Mixing", "MixingOf", "Recurrence"]
+__all__ = [
+    "Bins",
+    "Chain",
+    "Gate",
+    "Gates",
+    "GatesOf",
+    "Heat",
+    "HeatOf",
+    "Layer",
+    "Loss",
+    "LossOf",
+    "Memory",
+    "Mixing",
+    "MixingOf",
+    "Recurrence",
+]
 
 LARGEST_STEP: Final = 2**53
 """The largest number that a page can count to."""
@@ -93,6 +108,8 @@ class Layer(Shape):
     matrix: list[list[Number]] = Field(description="Row i: what stream i gets of each.")
     forward_gain: Number = Field(description="Largest row sum of the product up to here; null where it is not known.")
     backward_gain: Number = Field(description="Largest column sum of the product from here.")
+    row_deviation: Number = Field(description="How far a row's sum is from 1, at most over rows and tokens.")
+    column_deviation: Number = Field(description="The same of columns.")
 
 
 class Chain(Shape):
@@ -106,11 +123,41 @@ class Chain(Shape):
 class Mixing(Shape):
     """The mixing matrices of a run."""
 
-    steps: list[int] = Field(description="What is recorded: of checks their number in the run, from 0.")
+    watched: bool = Field(description="Whether it was taken while the model trained; else by checks.")
+    steps: list[int] = Field(
+        description="What is recorded: of a watched run the sampled steps, of very many an even choice; of checks "
+        "their number in the run, from 0."
+    )
     step: int
+    last_step: int = Field(description="Beyond `step` where of several samples only the mean is kept.")
     layers: list[Layer]
     chains: list[Chain]
     total: int = Field(description="Number of layers; of many, an even choice is given.")
+
+
+class GatesOf(_Span):
+    """Which part of the gates is asked for."""
+
+    points: int = Field(512, ge=1, le=2048, description="At most so many samples, evenly chosen.")
+
+
+class Gate(Shape):
+    """What the gates of one recurrence were, by sampled step."""
+
+    site: str
+    gate: str = Field(description="forget gate, update gate or carry gate: 1 keeps all of the memory.")
+    steps: list[int]
+    mean: list[Number] = Field(description="Over units, of the means over steps of the sequence and rows.")
+    low: list[Number] = Field(description="5 % quantile over units.")
+    high: list[Number] = Field(description="95 % quantile over units.")
+    horizon: list[Number] = Field(description="Steps of the sequence after which the gates alone leave 1/1000.")
+
+
+class Gates(Shape):
+    """The gates of a watched run's recurrences."""
+
+    recurrences: list[Gate]
+    total: int = Field(description="Number of recurrences; of many, an even choice is given.")
 
 
 class Recurrence(Shape):

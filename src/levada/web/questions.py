@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from levada.web.depth import memory_of, mixing_of
 from levada.web.heat import heat_of
-from levada.web.pictures import HeatOf, LossOf, MixingOf
+from levada.web.inside import watched_gates
+from levada.web.pictures import GatesOf, HeatOf, LossOf, MixingOf
 from levada.web.series import loss_of
 from levada.web.summary import row_of, summary_of
 
@@ -37,6 +38,10 @@ def _mixing(root: Path, run: str, asked: dict[str, Any]) -> BaseModel:
     return mixing_of(root / run, MixingOf(**asked))
 
 
+def _gates(root: Path, run: str, asked: dict[str, Any]) -> BaseModel:
+    return watched_gates(root / run, GatesOf(**asked))
+
+
 def _memory(root: Path, run: str) -> BaseModel:
     return memory_of(root / run)
 
@@ -47,6 +52,7 @@ QUESTIONS: Final[Mapping[str, Callable[..., BaseModel]]] = {
     "loss": _loss,
     "heat": _heat,
     "mixing": _mixing,
+    "gates": _gates,
     "memory": _memory,
 }
 """By name; the first argument is the served folder, the others come as JSON."""

@@ -226,6 +226,9 @@ class Summary(Row):
     notes: list[str]
     damage: list[str] = Field(description="What of the run cannot be read.")
     table: Table | None
-    has: list[Literal["loss", "held_out", "heat", "mixing", "memory"]] = Field(
+    has: list[Literal["loss", "held_out", "heat", "mixing", "gates", "memory"]] = Field(
         description="What there is to ask for beside this."
+    )
+    lacks: dict[Literal["mixing", "gates"], str] = Field(
+        description="Of a watched run, what of the inside of its layers is not recorded, and why not."
     )

@@ -12,6 +12,7 @@ from levada.report.page import sections_of
 from levada.report.record import logged_in
 from levada.report.words import fired, number, phrase
 from levada.runs.tables import read_tables
+from levada.web.inside import INSIDE, absent
 from levada.web.opened import Opened, opened
 from levada.web.shapes import Change, Fact, Found, Row, Signal, Site, Summary, Table, TableRow, plain, told
 
@@ -139,6 +140,7 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         damage=[plain(str(one)) for one in section["damage"]],
         table=table_of(view.get("table")),
         has=_has(run, signals),
+        lacks={part: absent(run, part) for part in INSIDE if watched and not run.holders(part)},
     )
 
 
@@ -262,14 +264,16 @@ def table_of(held: Any) -> Table | None:
     return Table(head=list(map(plain, held["head"])), rows=rows, total=held["total"])
 
 
-def _has(run: Opened, signals: Sequence[Any]) -> list[Literal["loss", "held_out", "heat", "mixing", "memory"]]:
-    found: list[Literal["loss", "held_out", "heat", "mixing", "memory"]] = []
+def _has(run: Opened, signals: Sequence[Any]) -> list[Literal["loss", "held_out", "heat", "mixing", "gates", "memory"]]:
+    found: list[Literal["loss", "held_out", "heat", "mixing", "gates", "memory"]] = []
     if run.losses():
         found.append("loss")
     if run.held_out():
         found.append("held_out")
     if any(one.names and one.steps for one in signals):
         found.append("heat")
+    if run.manifest.kind == "watch":
+        found += [part for part in INSIDE if run.holders(part)]
     for report in run.reports:
         held = report.get("summary")
         for name, key in (("mixing", "mixing"), ("memory", "memory_horizon")):

@@ -93,7 +93,9 @@ export interface Summary extends Row {
   readonly notes: readonly string[];
   readonly damage: readonly string[];
   readonly table: Table | null;
-  readonly has: readonly ("loss" | "held_out" | "heat" | "mixing" | "memory")[];
+  /** What of the inside of a watched run's layers is not recorded, and why not. */
+  readonly lacks: Readonly<Partial<Record<"mixing" | "gates", string>>>;
+  readonly has: readonly ("loss" | "held_out" | "heat" | "mixing" | "gates" | "memory")[];
 }
 
 /** Why there is no answer, in a sentence. */
