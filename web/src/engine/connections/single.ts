@@ -2,8 +2,9 @@
 
 import type { Activation } from "../activation";
 import { sigmoid } from "../activation";
+import * as kernels from "../kernels";
 import { Linear } from "../linear";
-import { type Matrix, type Precision, sum, zeros } from "../matrix";
+import { type Matrix, type Precision, sum, unwritten } from "../matrix";
 import { Activate, type Module, type Parameter, saved } from "../module";
 import { type NormName, normalisation } from "../normalise";
 import type { Connection, Ends, State } from "./connection";
@@ -110,7 +111,8 @@ export class PostNorm implements Connection {
 }
 
 function scaledSum(alpha: number, x: Matrix, y: Matrix): Matrix {
-  const total = zeros(x.rows, x.cols, x.data);
+  const total = unwritten(x.rows, x.cols, x.data);
+  if (kernels.scaledSum(total.data, alpha, x.data, y.data)) return total;
   for (let i = 0; i < total.data.length; i++) total.data[i] = alpha * x.data[i] + y.data[i];
   return total;
 }
@@ -164,7 +166,7 @@ export class Highway implements Connection {
     const open = this.gate.forward(x);
     const carried = this.carry?.forward(x) ?? null;
     this.kept = { x, out, open, carried };
-    const y = zeros(x.rows, x.cols, x.data);
+    const y = unwritten(x.rows, x.cols, x.data);
     for (let i = 0; i < y.data.length; i++) {
       const [skip, branch, t] = [x.data[i], out.data[i], open.data[i]];
       y.data[i] = carried ? t * branch + carried.data[i] * skip : skip + t * (branch - skip);
@@ -180,8 +182,8 @@ export class Highway implements Connection {
   readBackward(byBranch: Matrix): State {
     const { x, out, open, carried } = saved(this.kept);
     const g = saved(this.gradient);
-    const byGate = zeros(x.rows, x.cols, x.data);
-    const total = zeros(x.rows, x.cols, x.data);
+    const byGate = unwritten(x.rows, x.cols, x.data);
+    const total = unwritten(x.rows, x.cols, x.data);
     for (let i = 0; i < total.data.length; i++) {
       byGate.data[i] = g.data[i] * (carried ? out.data[i] : out.data[i] - x.data[i]);
       total.data[i] = byBranch.data[i] + g.data[i] * (carried ? carried.data[i] : 1 - open.data[i]);
@@ -192,7 +194,8 @@ export class Highway implements Connection {
 }
 
 function times(x: Matrix, y: Matrix): Matrix {
-  const result = zeros(x.rows, x.cols, x.data);
+  const result = unwritten(x.rows, x.cols, x.data);
+  if (kernels.each("times", result.data, x.data, y.data)) return result;
   for (let i = 0; i < result.data.length; i++) result.data[i] = x.data[i] * y.data[i];
   return result;
 }
