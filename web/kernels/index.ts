@@ -5,7 +5,21 @@
  * bytes; `single` says that numbers are float32.
  */
 
-import { addRowOf, dotOf, scaledSumOf, sigmoidBackOf, sumOf, timesOf } from "./elementwise";
+import {
+  addRowOf,
+  addScaledRowsOf,
+  columnsOf,
+  dotOf,
+  gateBackOf,
+  gateOf,
+  reluBackOf,
+  rowSquaresOf,
+  scaledSumOf,
+  sigmoidBackOf,
+  sumOf,
+  tanhBackOf,
+  timesOf,
+} from "./elementwise";
 import { productOf } from "./product";
 import { alongOf, gatherOf, mixBackOf, mixOf, spreadOf } from "./streams";
 
@@ -52,6 +66,60 @@ export function addRow(single: bool, to: usize, row: usize, rows: usize, cols: u
 export function sigmoidBack(single: bool, to: usize, g: usize, y: usize, count: usize): void {
   if (single) sigmoidBackOf<f32>(to, g, y, count);
   else sigmoidBackOf<f64>(to, g, y, count);
+}
+
+export function tanhBack(single: bool, to: usize, g: usize, t: usize, count: usize): void {
+  if (single) tanhBackOf<f32>(to, g, t, count);
+  else tanhBackOf<f64>(to, g, t, count);
+}
+
+export function reluBack(single: bool, to: usize, g: usize, u: usize, count: usize): void {
+  if (single) reluBackOf<f32>(to, g, u, count);
+  else reluBackOf<f64>(to, g, u, count);
+}
+
+export function gate(single: bool, to: usize, x: usize, f: usize, t: usize, count: usize): void {
+  if (single) gateOf<f32>(to, x, f, t, count);
+  else gateOf<f64>(to, x, f, t, count);
+}
+
+export function gateBack(
+  single: bool,
+  to: usize,
+  byGate: usize,
+  byBranch: usize,
+  g: usize,
+  x: usize,
+  f: usize,
+  t: usize,
+  count: usize,
+): void {
+  if (single) gateBackOf<f32>(to, byGate, byBranch, g, x, f, t, count);
+  else gateBackOf<f64>(to, byGate, byBranch, g, x, f, t, count);
+}
+
+export function columns(
+  single: bool,
+  to: usize,
+  toRow: usize,
+  from: usize,
+  fromRow: usize,
+  rows: usize,
+  count: usize,
+  add: bool,
+): void {
+  if (single) columnsOf<f32>(to, toRow, from, fromRow, rows, count, add);
+  else columnsOf<f64>(to, toRow, from, fromRow, rows, count, add);
+}
+
+export function addScaledRows(single: bool, to: usize, factors: usize, x: usize, rows: usize, cols: usize): void {
+  if (single) addScaledRowsOf<f32>(to, factors, x, rows, cols);
+  else addScaledRowsOf<f64>(to, factors, x, rows, cols);
+}
+
+export function rowSquares(single: bool, to: usize, x: usize, rows: usize, cols: usize): void {
+  if (single) rowSquaresOf<f32>(to, x, rows, cols);
+  else rowSquaresOf<f64>(to, x, rows, cols);
 }
 
 export function dot(single: bool, x: usize, y: usize, count: usize): f64 {

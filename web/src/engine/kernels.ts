@@ -32,6 +32,32 @@ interface Exports {
   sum: Each;
   times: Each;
   sigmoidBack: Each;
+  tanhBack: Each;
+  reluBack: Each;
+  gate(single: boolean, to: number, x: number, f: number, t: number, count: number): void;
+  gateBack(
+    single: boolean,
+    to: number,
+    byGate: number,
+    byBranch: number,
+    g: number,
+    x: number,
+    f: number,
+    t: number,
+    count: number,
+  ): void;
+  columns(
+    single: boolean,
+    to: number,
+    toRow: number,
+    from: number,
+    fromRow: number,
+    rows: number,
+    count: number,
+    add: boolean,
+  ): void;
+  addScaledRows(single: boolean, to: number, factors: number, x: number, rows: number, cols: number): void;
+  rowSquares(single: boolean, to: number, x: number, rows: number, cols: number): void;
   scaledSum(single: boolean, to: number, factor: number, x: number, y: number, count: number): void;
   addRow(single: boolean, to: number, row: number, rows: number, cols: number): void;
   dot(single: boolean, x: number, y: number, count: number): number;
@@ -178,8 +204,11 @@ export function product(
   return done;
 }
 
-/** `to = x + y`, `to = x y`, or `to = x y (1 - y)`: back through a sigmoid that gave y. */
-export function each(loop: "sum" | "times" | "sigmoidBack", to: Floats, x: Floats, y: Floats): boolean {
+/** Back through an activation: the gradient, and what it returned, or for `reluBack` what it was given. */
+export type Back = "sigmoidBack" | "tanhBack" | "reluBack";
+
+/** `to = x + y`, `to = x y`, or `to = x phi'`, where y says the slope. */
+export function each(loop: "sum" | "times" | Back, to: Floats, x: Floats, y: Floats): boolean {
   if (top === 0) return false;
   const single = isSingle(to);
   const [a, b, c] = [at(to, single), at(x, single), at(y, single)];
@@ -258,5 +287,83 @@ export function along(x: Floats, nx: number, y: Floats, ny: number, { rows, dim 
   const [a, b] = [at(x, single), at(y, single)];
   const found = a > 0 && b > 0 ? room(rows * nx * ny, false) : null;
   if (found) loops!.along(single, found.byteOffset, a, nx, b, ny, rows, dim);
+  return found;
+}
+
+/** A part of each row: `count` columns, the first of them `start`, of rows of `cols` numbers. */
+export interface Columns {
+  readonly data: Floats;
+  readonly cols: number;
+  readonly start: number;
+}
+
+/** Copy columns from one to the other, or add them. */
+export function columns(to: Columns, from: Columns, rows: number, count: number, add: boolean): boolean {
+  if (top === 0) return false;
+  const single = isSingle(to.data);
+  const size = single ? 4 : 8;
+  const [a, b] = [at(to.data, single), at(from.data, single)];
+  if (a === 0 || b === 0) return false;
+  loops!.columns(
+    single,
+    a + to.start * size,
+    to.cols * size,
+    b + from.start * size,
+    from.cols * size,
+    rows,
+    count,
+    add,
+  );
+  return true;
+}
+
+/** `to = x + t (f - x)`. */
+export function gate(to: Floats, x: Floats, f: Floats, t: Floats): boolean {
+  if (top === 0) return false;
+  const single = isSingle(to);
+  const [a, b, c, d] = [at(to, single), at(x, single), at(f, single), at(t, single)];
+  if (a === 0 || b === 0 || c === 0 || d === 0) return false;
+  loops!.gate(single, a, b, c, d, to.length);
+  return true;
+}
+
+/** `to = byBranch + g (1 - t)` and `byGate = g (f - x)`. */
+export function gateBack(
+  to: Floats,
+  byGate: Floats,
+  byBranch: Floats,
+  g: Floats,
+  [x, f, t]: readonly [Floats, Floats, Floats],
+): boolean {
+  if (top === 0) return false;
+  const single = isSingle(to);
+  const places = [at(to, single), at(byGate, single), at(byBranch, single), at(g, single)];
+  const kept = [at(x, single), at(f, single), at(t, single)];
+  if (places.includes(0) || kept.includes(0)) return false;
+  const [a, b, c, d] = places;
+  loops!.gateBack(single, a, b, c, d, kept[0], kept[1], kept[2], to.length);
+  return true;
+}
+
+/** `to_r += factors_r x_r`. */
+export function addScaledRows(to: Floats, factors: Float64Array, x: Floats): boolean {
+  if (top === 0) return false;
+  const single = isSingle(to);
+  const [a, b] = [at(to, single), at(x, single)];
+  if (a === 0 || b === 0) return false;
+  const before = top;
+  const c = brought(factors, false);
+  if (c > 0) loops!.addScaledRows(single, a, c, b, factors.length, x.length / factors.length);
+  top = before;
+  return c > 0;
+}
+
+/** The sum of squares of each row; null where it must be computed elsewhere. */
+export function rowSquares(x: Floats, rows: number): Float64Array | null {
+  if (top === 0) return null;
+  const single = isSingle(x);
+  const a = at(x, single);
+  const found = a > 0 ? (room(rows, false) as Float64Array | null) : null;
+  if (found) loops!.rowSquares(single, found.byteOffset, a, rows, x.length / rows);
   return found;
 }

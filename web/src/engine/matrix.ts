@@ -92,6 +92,24 @@ export function squares(data: Floats): number {
  */
 export const SAFE_SQUARES = 1e280;
 
+/** The sum of squares of each row, in float64. */
+export function rowSquares({ data, rows, cols }: Matrix): Float64Array {
+  return (
+    kernels.rowSquares(data, rows) ??
+    Float64Array.from({ length: rows }, (_, r) => dot(data, r * cols, data, r * cols, cols))
+  );
+}
+
+/** `total_r += factors_r x_r` for each row r; the caller owns the total. */
+export function addScaledRows(total: Floats, factors: Float64Array, x: Floats): void {
+  if (kernels.addScaledRows(total, factors, x)) return;
+  const cols = x.length / factors.length;
+  for (let r = 0, at = 0; r < factors.length; r++) {
+    const factor = factors[r];
+    for (let d = 0; d < cols; d++, at++) total[at] += factor * x[at];
+  }
+}
+
 /** Whether all are zero. */
 export function allZero(data: Floats): boolean {
   for (let i = 0; i < data.length; i++) if (data[i] !== 0) return false;

@@ -1,6 +1,7 @@
 /** What every part of a network is: a forward pass that keeps what its backward pass needs. */
 
 import type { Activation } from "./activation";
+import * as kernels from "./kernels";
 import { addTo, type Floats, floats, type Matrix, type Precision, precisionOf, unwritten } from "./matrix";
 
 export interface Parameter {
@@ -95,7 +96,8 @@ export class Activate implements Module {
     const byInput = unwritten(kept.rows, kept.cols, kept.data);
     const { activation } = this;
     const [g, from, to] = [gradient.data, kept.data, byInput.data];
-    const { slopeOfValue } = activation;
+    const { slopeOfValue, back } = activation;
+    if (back && kernels.each(back, to, g, from)) return byInput;
     if (slopeOfValue) for (let i = 0; i < to.length; i++) to[i] = g[i] * slopeOfValue(from[i]);
     else for (let i = 0; i < to.length; i++) to[i] = g[i] * activation.slope(from[i]);
     return byInput;

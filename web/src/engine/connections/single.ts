@@ -139,7 +139,10 @@ class Gate {
   /** Takes over the gradient it is given. */
   backward(gradient: Matrix): Matrix {
     const open = saved(this.open).data;
-    for (let i = 0; i < open.length; i++) gradient.data[i] *= open[i] * (1 - open[i]);
+    const { data } = gradient;
+    if (!kernels.each("sigmoidBack", data, data, open)) {
+      for (let i = 0; i < open.length; i++) data[i] *= open[i] * (1 - open[i]);
+    }
     return this.linear.backward(gradient);
   }
 }
@@ -167,6 +170,7 @@ export class Highway implements Connection {
     const carried = this.carry?.forward(x) ?? null;
     this.kept = { x, out, open, carried };
     const y = unwritten(x.rows, x.cols, x.data);
+    if (!carried && kernels.gate(y.data, x.data, out.data, open.data)) return [y];
     for (let i = 0; i < y.data.length; i++) {
       const [skip, branch, t] = [x.data[i], out.data[i], open.data[i]];
       y.data[i] = carried ? t * branch + carried.data[i] * skip : skip + t * (branch - skip);
@@ -184,7 +188,9 @@ export class Highway implements Connection {
     const g = saved(this.gradient);
     const byGate = unwritten(x.rows, x.cols, x.data);
     const total = unwritten(x.rows, x.cols, x.data);
-    for (let i = 0; i < total.data.length; i++) {
+    const parts = [x.data, out.data, open.data] as const;
+    const done = !carried && kernels.gateBack(total.data, byGate.data, byBranch.data, g.data, parts);
+    for (let i = done ? total.data.length : 0; i < total.data.length; i++) {
       byGate.data[i] = g.data[i] * (carried ? out.data[i] : out.data[i] - x.data[i]);
       total.data[i] = byBranch.data[i] + g.data[i] * (carried ? carried.data[i] : 1 - open.data[i]);
     }
