@@ -45,7 +45,7 @@ ANSWER = {
     ],
     "seconds": 1.0,
 }
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; worker-src blob:"
+POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src data:; connect-src 'self'; worker-src blob:"
 asked: list[Any] = []
 answers: list[tuple[int, Any]] = []
 

@@ -1,7 +1,9 @@
 /** What the page has computed so far for what is chosen now. */
 
 import { tick, untrack } from "svelte";
+import type { ConnectionName } from "../engine/connections/index";
 import { Engine } from "./engine";
+import { Pace } from "./pace";
 import type { Computed } from "./picture";
 import { type Job, Pool } from "./pool";
 import { cost, networkOptions, optimizerOptions, type Settings } from "./settings";
@@ -27,8 +29,16 @@ export class Computing {
   /** Whether somebody has waited so long that it should be said. */
   slow = $state(false);
   private readonly pool = new Pool(Math.min(MOST_WORKERS, navigator.hardwareConcurrency || 1), () => new Engine());
+  private readonly results = new Map<ConnectionName, Computed>();
+  /** In the order in which they were chosen last. */
+  private names: readonly ConnectionName[] = [];
+  private readonly refused = new Set<string>();
+  private readonly pace = new Pace(() => {
+    this.errors = [...this.refused];
+    this.all = this.names.flatMap((one) => this.results.get(one) ?? []);
+  });
   private asked = "";
-  private frame = 0;
+  private question = 0;
   private timer = 0;
 
   /** Compute anew if these settings give another picture. */
@@ -47,38 +57,31 @@ export class Computing {
 
   private compute(settings: Settings, wanted: readonly Job[], start: number): void {
     const names = settings.connections;
-    const results = new Map(this.all.map((computed) => [computed.name, computed]));
-    for (const name of results.keys()) if (!names.includes(name)) results.delete(name);
-    const errors = new Set<string>();
+    this.names = names;
+    for (const name of this.results.keys()) if (!names.includes(name)) this.results.delete(name);
+    this.refused.clear();
+    const question = ++this.question;
     let left = wanted.length;
-    const show = () => {
-      this.frame = 0;
-      this.errors = [...errors];
-      this.all = names.flatMap((one) => results.get(one) ?? []);
-      if (left > 0) return;
-      clearTimeout(this.timer);
-      this.slow = false;
-      void drawn(start);
-    };
-    cancelAnimationFrame(this.frame);
-    this.frame = 0;
     // The longest first: the last to end is then not one that all others have waited for.
     const order = wanted.map((_, place) => place).sort((a, b) => cost(wanted[b].network) - cost(wanted[a].network));
     this.pool.compute(
       order.map((place) => wanted[place]),
       (at, outcome) => {
         const name = names[order[at]];
-        if ("error" in outcome) {
-          results.delete(name);
-          errors.add(outcome.error);
-        } else {
-          results.set(name, { name, signals: outcome.signals });
+        const current = question === this.question; // else it is shown until the newer one comes
+        if (!this.names.includes(name)) return;
+        if (!("error" in outcome)) {
+          this.results.set(name, { name, signals: outcome.signals });
+        } else if (current) {
+          this.results.delete(name);
+          this.refused.add(outcome.error);
         }
-        left--;
-        // What comes within a frame is drawn once, the last at once.
-        cancelAnimationFrame(this.frame);
-        if (left === 0) show();
-        else this.frame = requestAnimationFrame(show);
+        if (current) left--;
+        if (left > 0 || !current) return this.pace.soon();
+        this.pace.now();
+        clearTimeout(this.timer);
+        this.slow = false;
+        void drawn(start);
       },
     );
   }
