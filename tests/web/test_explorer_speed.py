@@ -61,6 +61,25 @@ WATCH = """() => {
       if (all) return;
     }
   };
+  // The slider moves all the time, until every line has changed twice meanwhile; how often it has moved until then.
+  window.dragged = () => new Promise(done => {
+    let was = paths();
+    const left = was.map(lines => lines.map(() => 2));
+    let moves = 0;
+    const move = () => {
+      input.value = 199 - moves++ % 190;
+      input.dispatchEvent(new Event('input', { bubbles: true }));
+      const now = paths();
+      now.forEach((lines, figure) => lines.forEach((line, place) => {
+        if (line !== was[figure][place]) left[figure][place]--;
+      }));
+      was = now;
+      if (left.flat().every(times => times <= 0)) done(moves);
+      else if (moves < 2000) setTimeout(move, 8);
+      else done(0);
+    };
+    move();
+  });
   const code = `onmessage = () => {
     const n = 128;
     const [a, b, c] = [1, 2, 3].map(seed => Float64Array.from({ length: n * n }, (_, i) => Math.sin(seed * i)));
@@ -138,3 +157,8 @@ def test_nothing_is_waited_for_before_workers_are_asked(visit: Visit) -> None:
     page.page.wait_for_timeout(500)
     # Two networks, or one where there is one worker: to be made, and to be run.
     assert page.page.evaluate("depth => window.asked(depth)", 190) >= 2
+
+
+def test_every_line_goes_on_while_the_slider_moves(visit: Visit) -> None:
+    page = Page(visit(f"depth=200&connections={SEVEN}"))
+    assert page.page.evaluate("window.dragged()")
