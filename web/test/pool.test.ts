@@ -134,6 +134,26 @@ test("what cannot be computed is said, and the worker goes on", async () => {
   ]);
 });
 
+test("workers are warmed while nothing is asked, and what is asked comes first and by itself", async () => {
+  const { running, make } = fake();
+  const { done, record } = recorder();
+  const pool = new Pool(2, make);
+  pool.warm(jobs(7, 8, 9));
+  expect(running.map(({ depth }) => depth)).toEqual([7, 7]);
+  await running[0].answer("too much.");
+  expect(running.map(({ depth }) => depth)).toEqual([7, 7, 8]);
+  pool.compute(jobs(1, 2), record);
+  await running[1].answer();
+  await running[2].answer();
+  expect(running.map(({ depth }) => depth)).toEqual([7, 7, 8, 1, 2]);
+  await running[3].answer();
+  await running[4].answer();
+  expect(done).toEqual([
+    [0, "depth 1"],
+    [1, "depth 2"],
+  ]);
+});
+
 test("not everything is kept", async () => {
   const { running, make } = fake();
   const pool = new Pool(1, make);

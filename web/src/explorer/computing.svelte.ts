@@ -10,6 +10,9 @@ import { cost, networkOptions, optimizerOptions, type Settings } from "./setting
 
 const MOST_WORKERS = 3;
 const PATIENCE = 150; // milliseconds before the page says that it computes
+const PREPARED = 200; // layers
+const MOST_PREPARED = 2 ** 24; // of `cost`: what would take seconds is not computed before somebody asks
+const REST = 100; // milliseconds in which the page does what else there is to do at first
 /** Of the Performance API: from a change to the frame that has every line of the new one. */
 export const MEASURE = "levada all lines";
 
@@ -55,6 +58,17 @@ export class Computing {
     untrack(() => this.compute(settings, wanted, start));
   }
 
+  /** Once, after the first picture: what the first change will ask for is likely to be as deep as this at most. */
+  private prepare(settings: Settings): void {
+    if (this.question > 1) return;
+    const question = this.question;
+    const wanted = jobs({ ...settings, depth: Math.max(settings.depth, PREPARED) });
+    if (wanted.reduce((sum, { network }) => sum + cost(network), 0) > MOST_PREPARED) return;
+    setTimeout(() => {
+      if (question === this.question) this.pool.warm(wanted);
+    }, REST);
+  }
+
   private compute(settings: Settings, wanted: readonly Job[], start: number): void {
     const names = settings.connections;
     this.names = names;
@@ -81,7 +95,7 @@ export class Computing {
         this.pace.now();
         clearTimeout(this.timer);
         this.slow = false;
-        void drawn(start);
+        void drawn(start).then(() => this.prepare(settings));
       },
     );
   }
@@ -90,12 +104,14 @@ export class Computing {
 /** Note how long it took from a change until all that came of it is on the screen. */
 async function drawn(start: number): Promise<void> {
   await tick();
-  requestAnimationFrame(() => {
+  await new Promise(requestAnimationFrame);
+  await new Promise<void>((resolve) => {
     // A message's turn comes when the frame has been painted.
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {
       performance.measure(MEASURE, { start, end: performance.now() });
       port1.close();
+      resolve();
     };
     port2.postMessage(null);
   });

@@ -77,6 +77,24 @@ export class Pool {
     this.start();
   }
 
+  /**
+   * Let each worker that is free compute these, until something is asked: its code is compiled by then, and its random
+   * numbers are drawn. Nobody is told what comes of it.
+   */
+  warm(jobs: readonly Job[]): void {
+    const { generation } = this;
+    for (const engine of this.idle.splice(0)) void this.prepare(engine, jobs, generation);
+  }
+
+  private async prepare(engine: Asks, jobs: readonly Job[], generation: number): Promise<void> {
+    for (const job of jobs) {
+      if (generation !== this.generation) break;
+      await ask(engine, job).catch(() => {}); // what cannot be computed is said when it is asked for
+    }
+    this.idle.push(engine);
+    this.start();
+  }
+
   private start(): void {
     while (this.idle.length > 0 && this.queue.length > 0) void this.run(this.idle.shift()!, this.next());
   }
@@ -100,10 +118,7 @@ export class Pool {
     const { key, job } = asked;
     let outcome: Outcome;
     try {
-      // Both are asked at once: their answers come in this order, so that what is refused first is what is said.
-      const configured = engine.ask({ type: "configure", ...job }, "configured").answer;
-      const [signals] = await Promise.all([engine.ask({ type: "run" }, "signals").answer, configured]);
-      outcome = { signals };
+      outcome = { signals: await ask(engine, job) };
     } catch (error) {
       outcome = { error: error instanceof Error ? error.message : String(error) };
     }
@@ -119,4 +134,11 @@ export class Pool {
     this.known.set(key, outcome);
     if (this.known.size > MOST_KEPT) this.known.delete(this.known.keys().next().value!);
   }
+}
+
+async function ask(engine: Asks, job: Job): Promise<Signals> {
+  // Both are asked at once: their answers come in this order, so that what is refused first is what is said.
+  const configured = engine.ask({ type: "configure", ...job }, "configured").answer;
+  const [signals] = await Promise.all([engine.ask({ type: "run" }, "signals").answer, configured]);
+  return signals;
 }
