@@ -3,7 +3,7 @@
 import { afterEach, describe, expect, it } from "vitest";
 import type { ConnectionOptions } from "../src/engine/connections/index";
 import { accelerate, within } from "../src/engine/kernels";
-import { floats, matrixFrom, plain, precisionOf, product, transposed, unwritten } from "../src/engine/matrix";
+import { floats, matrixFrom, plain, precisionOf, product, transposed, unwritten, zeros } from "../src/engine/matrix";
 import { requireGradients } from "../src/engine/module";
 import { type NetworkOptions, Stack } from "../src/engine/network";
 import { Random } from "../src/engine/random";
@@ -129,6 +129,8 @@ it("matrices lie in there while work lasts, and elsewhere where there is no room
     return first.data.byteOffset;
   });
   const again = within(() => unwritten(2, 2, like));
+  again.data.fill(7);
+  expect([...within(() => zeros(2, 2, like)).data]).toEqual([0, 0, 0, 0]);
   expect(again.data.byteOffset).toBe(place);
   expect(precisionOf(again.data)).toBe("float32");
 });

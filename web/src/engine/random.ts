@@ -154,10 +154,10 @@ export class Random {
     }
     const odd = kind === "normal" && key !== null ? count % 2 : 0; // normal numbers come in pairs
     const numbers = new Float64Array(count + odd);
-    // What is known is not drawn again: it ends with a block.
-    const start = known ? known.length - (known.length % 2) : 0;
+    // What is known is not drawn again.
+    const start = known?.length ?? 0;
     if (known) {
-      numbers.set(known.subarray(0, start));
+      numbers.set(known);
       this.skip(kind, first, start, known);
     }
     for (let i = start; i < numbers.length; i++) numbers[i] = kind === "normal" ? this.normal() : this.uniform();
