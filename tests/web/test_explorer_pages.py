@@ -45,7 +45,10 @@ ANSWER = {
     ],
     "seconds": 1.0,
 }
-POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src data:; connect-src 'self'; worker-src blob:"
+POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src data:; "
+    "connect-src 'self'; worker-src blob:"
+)
 asked: list[Any] = []
 answers: list[tuple[int, Any]] = []
 
