@@ -9,6 +9,7 @@ import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig, type Plugin } from "vite";
 import { formulas } from "./formulas";
 import { palette } from "./palette";
+import { kernels } from "./wasm";
 
 const STATIC = "../src/levada/web/static";
 
@@ -52,11 +53,11 @@ const REPORT = {
 };
 
 export default defineConfig(({ mode }) => {
-  if (mode === "report") return { plugins: [svelte()], build: REPORT };
+  if (mode === "report") return { plugins: [kernels(), svelte()], build: REPORT };
   const single = mode === "single";
   return {
     base: "./",
-    plugins: [formulas(), palette(), svelte(), ...(single ? [inline()] : [])],
+    plugins: [formulas(), kernels(), palette(), svelte(), ...(single ? [inline()] : [])],
     build: {
       outDir: single ? `${STATIC}/single` : STATIC,
       emptyOutDir: true,
@@ -67,7 +68,7 @@ export default defineConfig(({ mode }) => {
         ? { input: ["explore.html"], output: { inlineDynamicImports: true } }
         : { input: ["index.html", "explore.html"] },
     },
-    worker: { format: "iife" }, // a page opened from a disk may not start a module worker
+    worker: { format: "iife", plugins: () => [kernels()] }, // a page opened from a disk may not start a module worker
     test: { include: ["test/**/*.test.ts"], testTimeout: 120_000 }, // a busy machine takes ten times as long
   };
 });

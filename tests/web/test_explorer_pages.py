@@ -45,7 +45,10 @@ ANSWER = {
     ],
     "seconds": 1.0,
 }
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; worker-src blob:"
+POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src data:; "
+    "connect-src 'self'; worker-src blob:"
+)
 asked: list[Any] = []
 answers: list[tuple[int, Any]] = []
 
@@ -282,3 +285,25 @@ def test_numbers_of_a_matrix_stay_in_their_cells(visit: Visit, streams: int) -> 
     })"""
     assert page.locator("svg .cell").count() == streams**2
     assert page.evaluate(wide) == []
+
+
+COMPILES = """() => {
+  try { return new WebAssembly.Module(new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0])) instanceof WebAssembly.Module; }
+  catch { return false; }
+}"""
+
+
+@pytest.mark.parametrize("policy", [POLICY, POLICY.replace(" 'wasm-unsafe-eval'", "")], ids=["allowed", "forbidden"])
+def test_workers_compile_where_the_page_may_and_compute_where_it_may_not(browser: Any, policy: str) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.route(
+            f"{ORIGIN}/**/*",
+            lambda route: route.fulfill(
+                path=STATIC / route.request.url.removeprefix(ORIGIN).lstrip("/"),
+                headers={"content-security-policy": policy},
+            ),
+        )
+        page.goto(f"{ORIGIN}/explore.html")
+        expect(page.locator(".reading")).to_have_count(2)
+        assert {worker.evaluate(COMPILES) for worker in page.workers} == {policy == POLICY}

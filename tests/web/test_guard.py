@@ -134,6 +134,9 @@ def test_every_answer_tells_browsers_what_pages_may_do(client: Client) -> None:
         assert headers["cross-origin-resource-policy"] == headers["cross-origin-opener-policy"] == "same-origin"
         assert "server" not in headers or "levada" not in headers["server"]
     assert client.get(RUNS)[1]["cache-control"] == "no-store"
+    page = client.get("/explore.html")[1]["content-security-policy"]
+    usual = client.get("/")[1]["content-security-policy"]
+    assert page.replace(" 'wasm-unsafe-eval'", "") == usual != page
     assert client.get(RUNS, host="evil.example")[1]["x-content-type-options"] == "nosniff"
 
 

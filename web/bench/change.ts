@@ -6,9 +6,11 @@
  * Processor time of the whole process, which a busy machine changes less than the clock's.
  */
 
+import { accelerate } from "../src/engine/kernels";
 import type { Response } from "../src/engine/protocol";
 import { Session } from "../src/engine/session";
 import { CONNECTIONS, DEFAULTS, networkOptions, optimizerOptions } from "../src/explorer/settings";
+import { compiled } from "../wasm";
 
 const REPEATS = 15;
 
@@ -20,6 +22,7 @@ function now(): number {
 const quartile = (times: number[], share: number) =>
   times.toSorted((a, b) => a - b)[Math.round(share * (times.length - 1))].toFixed(1);
 
+if (!process.argv.includes("typescript")) accelerate(await compiled("kernels/"));
 let answer: Response | null = null;
 const session = new Session(
   (response) => {
@@ -28,7 +31,7 @@ const session = new Session(
   () => Promise.resolve(),
 );
 
-const chosen = process.argv.slice(2).filter((name) => name !== "update");
+const chosen = process.argv.slice(2).filter((name) => !["update", "typescript"].includes(name));
 let sum = 0;
 for (const name of CONNECTIONS) {
   if (chosen.length > 0 && !chosen.includes(name)) continue;

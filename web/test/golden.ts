@@ -1,9 +1,30 @@
 /** Comparison with what PyTorch and levada gave, by norm: 1e-12 in float64, 1e-6 in float32. */
 
+import code from "virtual:kernels";
 import { expect } from "vitest";
+import { accelerate, within } from "../src/engine/kernels";
 import type { Precision } from "../src/engine/matrix";
 
 export const PRECISIONS: readonly Precision[] = ["float64", "float32"];
+
+/** Whether inner loops are the engine's own, or compiled. */
+export const ROUTES = ["TypeScript", "WebAssembly"] as const;
+export type Route = (typeof ROUTES)[number];
+
+export const CODE = Uint8Array.from(atob(code), (letter) => letter.charCodeAt(0));
+
+export function by<T>(route: Route, work: () => T): T {
+  const compiled = accelerate(route === "WebAssembly" ? CODE : null);
+  expect(compiled).toBe(route === "WebAssembly");
+  try {
+    return within(work);
+  } finally {
+    accelerate(null);
+  }
+}
+
+/** Each precision by each route. */
+export const WAYS = PRECISIONS.flatMap((precision) => ROUTES.map((route) => ({ precision, route })));
 
 const BOUNDS: Record<Precision, number> = { float64: 1e-12, float32: 1e-6 };
 

@@ -10,30 +10,21 @@ import { matrixFrom, type Precision } from "../src/engine/matrix";
 import { Activate, type Module, parameter } from "../src/engine/module";
 import { type NormName, normalisation } from "../src/engine/normalise";
 import { type OptimizerOptions, optimizer } from "../src/engine/optimise";
-import { expectClose, PRECISIONS } from "./golden";
+import { by, expectClose, WAYS } from "./golden";
 
-describe.each(PRECISIONS)("in %s", (precision) => {
+describe.each(WAYS)("in $precision by $route", ({ precision, route }) => {
   it.each(activations)("$name has PyTorch's values and slopes", ({ name, at, value, slope }) => {
     const module = new Activate(activation(name));
-    const x = matrixFrom(at, 1, at.length, precision);
-    const ones = matrixFrom(Array(at.length).fill(1), 1, at.length, precision);
-    expectClose("value", module.forward(x).data, value, precision);
-    expectClose("slope", module.backward(ones).data, slope, precision);
+    by(route, () => {
+      const x = matrixFrom(at, 1, at.length, precision);
+      const ones = matrixFrom(Array(at.length).fill(1), 1, at.length, precision);
+      expectClose("value", module.forward(x).data, value, precision);
+      expectClose("slope", module.backward(ones).data, slope, precision);
+    });
   });
 
   it.each(layers)("$name has PyTorch's output and gradients", (golden) => {
-    const module = makeLayer(golden.name, golden.output.length / golden.rows, precision);
-    const values: Record<string, number[] | undefined> = golden.parameters;
-    const gradients: Record<string, number[] | undefined> = golden.byParameter;
-    const key = (name: string) => name.replace("linear.", "");
-    for (const own of module.parameters) own.value.set(values[key(own.name)]!);
-    const { rows, input, cotangent } = golden;
-    const y = module.forward(matrixFrom(input, rows, input.length / rows, precision));
-    expectClose("output", y.data, golden.output, precision);
-    const byInput = module.backward(matrixFrom(cotangent, rows, cotangent.length / rows, precision));
-    expectClose("by input", byInput.data, golden.byInput, precision);
-    expect(module.parameters.map(({ name }) => key(name))).toEqual(Object.keys(values));
-    for (const own of module.parameters) expectClose(own.name, own.gradient, gradients[key(own.name)]!, precision);
+    by(route, () => backAndForth(golden, precision));
   });
 
   it.each(losses)("$name has PyTorch's value and gradient", (golden) => {
@@ -57,6 +48,21 @@ describe.each(PRECISIONS)("in %s", (precision) => {
     });
   });
 });
+
+function backAndForth(golden: (typeof layers)[number], precision: Precision): void {
+  const module = makeLayer(golden.name, golden.output.length / golden.rows, precision);
+  const values: Record<string, number[] | undefined> = golden.parameters;
+  const gradients: Record<string, number[] | undefined> = golden.byParameter;
+  const key = (name: string) => name.replace("linear.", "");
+  for (const own of module.parameters) own.value.set(values[key(own.name)]!);
+  const { rows, input, cotangent } = golden;
+  const y = module.forward(matrixFrom(input, rows, input.length / rows, precision));
+  expectClose("output", y.data, golden.output, precision);
+  const byInput = module.backward(matrixFrom(cotangent, rows, cotangent.length / rows, precision));
+  expectClose("by input", byInput.data, golden.byInput, precision);
+  expect(module.parameters.map(({ name }) => key(name))).toEqual(Object.keys(values));
+  for (const own of module.parameters) expectClose(own.name, own.gradient, gradients[key(own.name)]!, precision);
+}
 
 function makeLayer(name: string, dimOut: number, precision: Precision): Module {
   if (name.startsWith("linear")) return new Linear("linear", 4, dimOut, precision, { bias: name === "linear" });

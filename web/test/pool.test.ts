@@ -35,8 +35,9 @@ function fake() {
   return { running, make };
 }
 
-const job = (depth: number) => ({ network: { depth }, optimizer: { name: "sgd", lr: 1 }, batch: 32 }) as Job;
-const jobs = (...depths: number[]) => depths.map(job);
+const job = (depth: number, name = "plain") =>
+  ({ network: { depth, connection: { name } }, optimizer: { name: "sgd", lr: 1 }, batch: 32 }) as Job;
+const jobs = (...depths: number[]) => depths.map((depth) => job(depth));
 
 function recorder() {
   const done: [number, string][] = [];
@@ -62,7 +63,7 @@ test("jobs are begun in their order, as many as there are workers", async () => 
   ]);
 });
 
-test("what is no longer wanted is not begun, and its answer is dropped", async () => {
+test("what is no longer wanted is not begun", async () => {
   const { running, make } = fake();
   const old = recorder();
   const { done, record } = recorder();
@@ -73,11 +74,37 @@ test("what is no longer wanted is not begun, and its answer is dropped", async (
   await running[0].answer();
   expect(running.map(({ depth }) => depth)).toEqual([1, 4]);
   await running[1].answer();
-  expect(old.done).toEqual([]);
+  expect(old.done).toEqual([[0, "depth 1"]]); // it was begun, and is what there is until the newer one comes
   expect(done).toEqual([[0, "depth 4"]]);
 });
 
-test("what was computed once comes at once, also if its answer had been dropped", async () => {
+test("an answer that a newer one has overtaken is dropped", async () => {
+  const { running, make } = fake();
+  const old = recorder();
+  const { done, record } = recorder();
+  const pool = new Pool(2, make);
+  pool.compute(jobs(1), old.record);
+  pool.compute(jobs(2), record);
+  await running[1].answer();
+  await running[0].answer();
+  expect(old.done).toEqual([]);
+  expect(done).toEqual([[0, "depth 2"]]);
+});
+
+test("while questions come faster than answers, every connection is answered in turn, by its newest question", async () => {
+  const { running, make } = fake();
+  const done: string[] = [];
+  const pool = new Pool(1, make);
+  const names = ["dense", "hyper", "plain"]; // the longest first
+  for (let depth = 1; depth <= 13; depth++) {
+    const asked = names.map((name) => job(depth, name));
+    pool.compute(asked, (place, outcome) => done.push(`${names[place]} ${"signals" in outcome && outcome.signals.id}`));
+    if (depth % 2 === 0) await running.at(-1)!.answer();
+  }
+  expect(done).toEqual(["dense 1", "hyper 2", "plain 4", "dense 6", "hyper 8", "plain 10"]);
+});
+
+test("what was computed once comes at once, also what a newer question has taken the place of", async () => {
   const { running, make } = fake();
   const { done, record } = recorder();
   const pool = new Pool(1, make);
@@ -87,6 +114,7 @@ test("what was computed once comes at once, also if its answer had been dropped"
   await running[1].answer();
   pool.compute(jobs(1, 2), record);
   expect(done).toEqual([
+    [0, "depth 1"],
     [0, "depth 2"],
     [0, "depth 1"],
     [1, "depth 2"],
@@ -102,6 +130,26 @@ test("what cannot be computed is said, and the worker goes on", async () => {
   await running[1].answer();
   expect(done).toEqual([
     [0, "too much."],
+    [1, "depth 2"],
+  ]);
+});
+
+test("workers are warmed while nothing is asked, and what is asked comes first and by itself", async () => {
+  const { running, make } = fake();
+  const { done, record } = recorder();
+  const pool = new Pool(2, make);
+  pool.warm(jobs(7, 8, 9));
+  expect(running.map(({ depth }) => depth)).toEqual([7, 7]);
+  await running[0].answer("too much.");
+  expect(running.map(({ depth }) => depth)).toEqual([7, 7, 8]);
+  pool.compute(jobs(1, 2), record);
+  await running[1].answer();
+  await running[2].answer();
+  expect(running.map(({ depth }) => depth)).toEqual([7, 7, 8, 1, 2]);
+  await running[3].answer();
+  await running[4].answer();
+  expect(done).toEqual([
+    [0, "depth 1"],
     [1, "depth 2"],
   ]);
 });

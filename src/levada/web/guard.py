@@ -14,12 +14,12 @@ __all__ = ["HEADERS", "MAX_BODY", "Guard", "crowded"]
 
 MAX_BODY: Final = 2**14
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "default-src 'none'; script-src 'self'{compiled}; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; worker-src 'self' blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
 HEADERS: Final = {
-    "content-security-policy": _POLICY,
+    "content-security-policy": _POLICY.format(compiled=""),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -27,7 +27,9 @@ HEADERS: Final = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-"""Of every answer."""
+"""Of every answer but the explorer's page."""
+_EXPLORER: Final = {"content-security-policy": _POLICY.format(compiled=" 'wasm-unsafe-eval'")}
+"""That page may compile WebAssembly, its engine's inner loops, and reads no run; strings are code for no page."""
 
 
 @final
@@ -51,7 +53,8 @@ class Guard:
             return await send({"type": "websocket.close", "code": 1008})
         inside = scope["path"].startswith("/api/")
 
-        guarded = _with_headers(send, HEADERS | ({"cache-control": "no-store"} if inside else {}))
+        own = {"cache-control": "no-store"} if inside else _EXPLORER if scope["path"] == "/explore.html" else {}
+        guarded = _with_headers(send, HEADERS | own)
         refused = self._refused(scope, inside)
         if refused is not None:
             return await _answer(guarded, *refused)

@@ -1,6 +1,7 @@
 /** Activations: those that `levada.theory` knows by name, with the slopes that PyTorch's backward passes have. */
 
 import { erf } from "./erf";
+import type { Back } from "./kernels";
 
 export interface Activation {
   readonly name: string;
@@ -9,6 +10,8 @@ export interface Activation {
   slope(u: number): number;
   /** The same from the value, where that says it: it spares an exponential, and is what PyTorch computes. */
   readonly slopeOfValue?: (y: number) => number;
+  /** The compiled loop that goes back through it, if there is one. */
+  readonly back?: Back;
   /** Where the slope jumps, other than at zero. */
   readonly kinks: readonly number[];
 }
@@ -40,8 +43,13 @@ function define(
 }
 
 /** Of which the slope is a function of the value. */
-function defineByValue(name: string, value: (u: number) => number, slopeOfValue: (y: number) => number): Activation {
-  return { name, value, slope: (u) => slopeOfValue(value(u)), slopeOfValue, kinks: [] };
+function defineByValue(
+  name: string,
+  value: (u: number) => number,
+  slopeOfValue: (y: number) => number,
+  back: Back,
+): Activation {
+  return { name, value, slope: (u) => slopeOfValue(value(u)), slopeOfValue, back, kinks: [] };
 }
 
 /** `max(u, 0) + slope min(u, 0)`. */
@@ -85,14 +93,16 @@ const known: readonly Activation[] = [
     (u) => u,
     () => 1,
   ),
-  define(
-    "relu",
-    (u) => Math.max(u, 0),
-    (u) => (u > 0 ? 1 : 0),
-  ),
+  {
+    name: "relu",
+    value: (u) => Math.max(u, 0),
+    slope: (u) => (u > 0 ? 1 : 0),
+    back: "reluBack",
+    kinks: [],
+  },
   leakyRelu(),
-  defineByValue("sigmoid", sigmoid, (s) => s * (1 - s)),
-  defineByValue("tanh", Math.tanh, (t) => 1 - t * t),
+  defineByValue("sigmoid", sigmoid, (s) => s * (1 - s), "sigmoidBack"),
+  defineByValue("tanh", Math.tanh, (t) => 1 - t * t, "tanhBack"),
   define("erf", erf, (u) => (2 / Math.sqrt(Math.PI)) * Math.exp(-u * u)),
   gelu(),
   silu(),

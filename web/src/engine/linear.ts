@@ -1,6 +1,6 @@
 /** The linear layer, and the initialisations that set the scale of what deep networks carry. */
 
-import { type Floats, type Matrix, type Precision, plain, product, transposed, zeros } from "./matrix";
+import { addRow, type Floats, type Matrix, type Precision, plain, product, transposed, unwritten } from "./matrix";
 import { addColumnSums, type Module, type Parameter, parameter, saved } from "./module";
 import { Random } from "./random";
 
@@ -122,13 +122,10 @@ export class Linear implements Module {
   forward(x: Matrix): Matrix {
     if (x.cols !== this.dimIn) throw new RangeError(`${this.weight.name} takes ${this.dimIn} columns, got ${x.cols}.`);
     this.input = x;
-    const y = zeros(x.rows, this.dimOut, x.data);
+    const y = unwritten(x.rows, this.dimOut, x.data);
     const { dimIn, dimOut } = this;
     product(y.data, plain(x.data, dimIn), transposed(this.weight.value, dimIn), [x.rows, dimOut, dimIn]);
-    if (this.bias) {
-      const [b, to] = [this.bias.value, y.data];
-      for (let at = 0; at < to.length; at += dimOut) for (let j = 0; j < dimOut; j++) to[at + j] += b[j];
-    }
+    if (this.bias) addRow(y.data, this.bias.value);
     return y;
   }
 
@@ -140,7 +137,7 @@ export class Linear implements Module {
       product(this.weight.gradient, transposed(g, dimOut), plain(x.data, dimIn), [dimOut, dimIn, x.rows], true);
     }
     if (this.bias?.requiresGradient) addColumnSums(this.bias.gradient, gradient);
-    const byInput = zeros(x.rows, dimIn, x.data);
+    const byInput = unwritten(x.rows, dimIn, x.data);
     product(byInput.data, plain(g, dimOut), plain(this.weight.value, dimIn), [x.rows, dimIn, dimOut]);
     return byInput;
   }

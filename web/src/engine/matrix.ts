@@ -5,6 +5,8 @@
  * everything is float64, so that a sum of products is rounded once, at its end, and not at each term.
  */
 
+import * as kernels from "./kernels";
+
 export type Floats = Float32Array | Float64Array;
 export type Precision = "float32" | "float64";
 
@@ -23,19 +25,29 @@ export function precisionOf(data: Floats): Precision {
   return data instanceof Float32Array ? "float32" : "float64";
 }
 
+/** Of each precision, to make others like it. */
+const [SINGLE, DOUBLE] = [new Float32Array(0), new Float64Array(0)];
+
 /** A matrix of zeros in the precision of `like`. */
 export function zeros(rows: number, cols: number, like: Floats): Matrix {
-  const length = rows * cols;
-  return { data: like instanceof Float32Array ? new Float32Array(length) : new Float64Array(length), rows, cols };
+  const made = kernels.room(rows * cols, like instanceof Float32Array);
+  made?.fill(0);
+  return { data: made ?? floats(rows * cols, precisionOf(like)), rows, cols };
+}
+
+/** A matrix whose numbers can be anything: for those who write all of them. */
+export function unwritten(rows: number, cols: number, like: Floats): Matrix {
+  const made = kernels.room(rows * cols, like instanceof Float32Array);
+  return { data: made ?? floats(rows * cols, precisionOf(like)), rows, cols };
 }
 
 export function matrixFrom(values: ArrayLike<number>, rows: number, cols: number, precision: Precision): Matrix {
   if (values.length !== rows * cols) {
     throw new RangeError(`a matrix of ${rows} x ${cols} needs ${rows * cols} numbers, got ${values.length}.`);
   }
-  const data = floats(rows * cols, precision);
-  data.set(values);
-  return { data, rows, cols };
+  const x = unwritten(rows, cols, precision === "float32" ? SINGLE : DOUBLE);
+  x.data.set(values);
+  return x;
 }
 
 /** The same numbers as rows of another length. */
@@ -47,22 +59,31 @@ export function reshaped(x: Matrix, rows: number, cols: number): Matrix {
 }
 
 export function sum(x: Matrix, y: Matrix): Matrix {
-  const total = zeros(x.rows, x.cols, x.data);
+  const total = unwritten(x.rows, x.cols, x.data);
   const { data } = total;
+  if (kernels.each("sum", data, x.data, y.data)) return total;
   for (let i = 0; i < data.length; i++) data[i] = x.data[i] + y.data[i];
   return total;
 }
 
 /** Add to `total`, which the caller owns. */
 export function addTo(total: Floats, x: Floats): void {
+  if (kernels.each("sum", total, total, x)) return;
   for (let i = 0; i < total.length; i++) total[i] += x[i];
+}
+
+/** Add a row to each row of `total`, which the caller owns. */
+export function addRow(total: Floats, row: Floats): void {
+  if (kernels.addRow(total, row)) return;
+  const cols = row.length;
+  for (let at = 0; at < total.length; at += cols) for (let j = 0; j < cols; j++) total[at + j] += row[j];
 }
 
 const SMALLEST_SQUARE = 1e-280;
 
 /** The sum of squares, in float64; Infinity or NaN where one of the numbers is not finite, or has too large a square. */
 export function squares(data: Floats): number {
-  return dot(data, 0, data, 0, data.length);
+  return kernels.squares(data) ?? dot(data, 0, data, 0, data.length);
 }
 
 /**
@@ -70,6 +91,24 @@ export function squares(data: Floats): number {
  * weights of zero would make NaN of, so that they may not be left out.
  */
 export const SAFE_SQUARES = 1e280;
+
+/** The sum of squares of each row, in float64. */
+export function rowSquares({ data, rows, cols }: Matrix): Float64Array {
+  return (
+    kernels.rowSquares(data, rows) ??
+    Float64Array.from({ length: rows }, (_, r) => dot(data, r * cols, data, r * cols, cols))
+  );
+}
+
+/** `total_r += factors_r x_r` for each row r; the caller owns the total. */
+export function addScaledRows(total: Floats, factors: Float64Array, x: Floats): void {
+  if (kernels.addScaledRows(total, factors, x)) return;
+  const cols = x.length / factors.length;
+  for (let r = 0, at = 0; r < factors.length; r++) {
+    const factor = factors[r];
+    for (let d = 0; d < cols; d++, at++) total[at] += factor * x[at];
+  }
+}
 
 /** Whether all are zero. */
 export function allZero(data: Floats): boolean {
@@ -129,6 +168,7 @@ export function product(
   [m, n, k]: readonly [number, number, number],
   accumulate = false,
 ): void {
+  if (kernels.product(out, n, a, b, [m, n, k], accumulate)) return;
   const rows = m - (m % 2);
   const cols = n - (n % 4);
   if (panel.length < 4 * k) panel = new Float64Array(4 * k);

@@ -1,7 +1,8 @@
 /** What every part of a network is: a forward pass that keeps what its backward pass needs. */
 
 import type { Activation } from "./activation";
-import { addTo, type Floats, floats, type Matrix, type Precision, zeros } from "./matrix";
+import * as kernels from "./kernels";
+import { addTo, type Floats, floats, type Matrix, type Precision, precisionOf, unwritten } from "./matrix";
 
 export interface Parameter {
   /** As in PyTorch's state dict, such as `layers.3.branch.linear.weight`. */
@@ -44,7 +45,7 @@ class Learned implements Parameter {
   ) {}
 
   get gradient(): Floats {
-    this.made ??= zeros(1, this.value.length, this.value).data;
+    this.made ??= floats(this.value.length, precisionOf(this.value)); // to stay, unlike what a pass makes
     return this.made;
   }
 }
@@ -82,7 +83,7 @@ export class Activate implements Module {
   constructor(private readonly activation: Activation) {}
 
   forward(x: Matrix): Matrix {
-    const y = zeros(x.rows, x.cols, x.data);
+    const y = unwritten(x.rows, x.cols, x.data);
     const { activation } = this;
     const [from, to] = [x.data, y.data];
     for (let i = 0; i < to.length; i++) to[i] = activation.value(from[i]);
@@ -92,10 +93,11 @@ export class Activate implements Module {
 
   backward(gradient: Matrix): Matrix {
     const kept = saved(this.kept);
-    const byInput = zeros(kept.rows, kept.cols, kept.data);
+    const byInput = unwritten(kept.rows, kept.cols, kept.data);
     const { activation } = this;
     const [g, from, to] = [gradient.data, kept.data, byInput.data];
-    const { slopeOfValue } = activation;
+    const { slopeOfValue, back } = activation;
+    if (back && kernels.each(back, to, g, from)) return byInput;
     if (slopeOfValue) for (let i = 0; i < to.length; i++) to[i] = g[i] * slopeOfValue(from[i]);
     else for (let i = 0; i < to.length; i++) to[i] = g[i] * activation.slope(from[i]);
     return byInput;

@@ -60,9 +60,8 @@ class Kept {
   private readonly streams = new Map<string, Float64Array>();
   private size = 0;
 
-  get(key: string, count: number): Float64Array | null {
-    const known = this.streams.get(key);
-    return known && known.length >= count ? known : null;
+  get(key: string): Float64Array | null {
+    return this.streams.get(key) ?? null;
   }
 
   set(key: string, numbers: Float64Array): void {
@@ -143,31 +142,38 @@ export class Random {
     for (let i = 0; i < data.length; i++) data[i] = bound * (2 * numbers[i] - 1);
   }
 
-  /** At least `count` numbers, of which the stream goes on behind the first `count`; kept where they are its first. */
+  /** At least `count` numbers, of which the stream goes on behind the first `count`; kept where a block begins. */
   private next(kind: Kind, count: number): Float64Array {
-    const key = this.block === 0 ? `${kind} ${this.seed} ${this.name}` : null;
-    const known = key === null ? null : kept.get(key, count);
-    if (known) {
-      this.skip(kind, count, known);
+    const first = this.block;
+    const whole = this.used === 4 && this.spare === null;
+    const key = whole ? `${kind} ${this.seed} ${first} ${this.name}` : null;
+    const known = key === null ? null : kept.get(key);
+    if (known && known.length >= count) {
+      this.skip(kind, first, count, known);
       return known;
     }
     const odd = kind === "normal" && key !== null ? count % 2 : 0; // normal numbers come in pairs
-    const numbers = Float64Array.from({ length: count + odd }, () =>
-      kind === "normal" ? this.normal() : this.uniform(),
-    );
+    const numbers = new Float64Array(count + odd);
+    // What is known is not drawn again.
+    const start = known?.length ?? 0;
+    if (known) {
+      numbers.set(known);
+      this.skip(kind, first, start, known);
+    }
+    for (let i = start; i < numbers.length; i++) numbers[i] = kind === "normal" ? this.normal() : this.uniform();
     if (odd) this.spare = numbers[count];
     if (key !== null) kept.set(key, numbers);
     return numbers;
   }
 
-  /** Stand where `count` numbers have been drawn from the start: a block makes two of either kind. */
-  private skip(kind: Kind, count: number, numbers: Float64Array): void {
+  /** Stand where `count` numbers have been drawn from the first block on: a block makes two of either kind. */
+  private skip(kind: Kind, first: number, count: number, numbers: Float64Array): void {
     if (kind === "normal") {
-      this.block = Math.ceil(count / 2);
+      this.block = first + Math.ceil(count / 2);
       this.spare = count % 2 === 1 ? numbers[count] : null;
       return;
     }
-    this.block = Math.floor(count / 2);
+    this.block = first + Math.floor(count / 2);
     if (count % 2 === 1) for (let half = 0; half < 2; half++) this.word();
   }
 }

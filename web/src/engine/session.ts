@@ -1,8 +1,9 @@
 /** What a worker does with the requests it gets; it knows neither the page nor the worker. */
 
 import { evaluate, lesions, paths, weights } from "./examine";
+import { within } from "./kernels";
 import { accuracy, crossEntropy } from "./loss";
-import { type Floats, floats, type Matrix, type Precision, rms } from "./matrix";
+import { type Floats, floats, type Matrix, type Precision, rms, unwritten } from "./matrix";
 import { type Parameter, requireGradients, zeroGradients } from "./module";
 import { Network } from "./network";
 import { type Optimizer, type OptimizerOptions, optimizer } from "./optimise";
@@ -118,10 +119,9 @@ export class Session {
     const configured = this.require();
     const { network, chosen, data } = configured;
     const start = performance.now();
-    const measured = pass(configured);
+    const { measured, mixing } = within(() => ({ measured: pass(configured), mixing: network.stack.mixing() }));
     const milliseconds = performance.now() - start;
     const predicted = predict(network.options, measured.signal[0]);
-    const mixing = network.stack.mixing();
     const update = chosen && !data ? firstUpdate(network.stack.weights, chosen) : null;
     this.post({ type: "signals", id, measured, predicted, mixing, update, milliseconds });
   }
@@ -179,7 +179,7 @@ export class Session {
     let resumed = performance.now();
     try {
       while (step < steps && !training.cancelled) {
-        const measured = pass(configured);
+        const measured = within(() => pass(configured));
         steppedBy.step();
         step++;
         since = {
@@ -249,9 +249,9 @@ function firstUpdate(weights: readonly Parameter[], options: OptimizerOptions): 
 }
 
 function gaussian(rows: number, cols: number, precision: Precision, random: Random): Matrix {
-  const data = floats(rows * cols, precision);
-  random.fillNormal(data, 1);
-  return { data, rows, cols };
+  const x = unwritten(rows, cols, floats(0, precision));
+  random.fillNormal(x.data, 1);
+  return x;
 }
 
 /** Rows drawn with replacement. */

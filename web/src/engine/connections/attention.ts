@@ -7,6 +7,7 @@ import {
   type Floats,
   type Matrix,
   type Precision,
+  rowSquares,
   SAFE_SQUARES,
   squares,
   sum,
@@ -25,12 +26,7 @@ const inverses = new WeakMap<Matrix, Float64Array>();
 function inverseRms(x: Matrix): Float64Array {
   const known = inverses.get(x);
   if (known) return known;
-  const inverse = new Float64Array(x.rows);
-  for (let r = 0; r < x.rows; r++) {
-    let square = 0;
-    for (let i = r * x.cols; i < (r + 1) * x.cols; i++) square += x.data[i] ** 2;
-    inverse[r] = 1 / Math.sqrt(square / x.cols + EPSILON);
-  }
+  const inverse = rowSquares(x).map((square) => 1 / Math.sqrt(square / x.cols + EPSILON));
   inverses.set(x, inverse);
   return inverse;
 }

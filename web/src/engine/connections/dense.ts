@@ -1,13 +1,16 @@
 /** Dense connections: every layer reads what all the layers before it returned, from one shared buffer. */
 
-import { type Matrix, zeros } from "../matrix";
+import * as kernels from "../kernels";
+import { type Matrix, unwritten, zeros } from "../matrix";
 import type { Parameter } from "../module";
 import { saved } from "../module";
 import type { Connection, Ends, State } from "./connection";
 
 /** Columns from `start` to `end`, copied. */
 function columns(x: Matrix, start: number, end: number): Matrix {
-  const part = zeros(x.rows, end - start, x.data);
+  const part = unwritten(x.rows, end - start, x.data);
+  const from = { data: x.data, cols: x.cols, start };
+  if (kernels.columns({ data: part.data, cols: part.cols, start: 0 }, from, x.rows, part.cols, false)) return part;
   for (let i = 0; i < x.rows; i++) {
     part.data.set(x.data.subarray(i * x.cols + start, i * x.cols + end), i * part.cols);
   }
@@ -49,6 +52,9 @@ export class Dense implements Connection {
   }
 
   write([buffer]: State, out: Matrix): State {
+    const to = { data: buffer.data, cols: buffer.cols, start: this.used };
+    const from = { data: out.data, cols: this.growth, start: 0 };
+    if (kernels.columns(to, from, out.rows, this.growth, false)) return [buffer];
     for (let i = 0; i < out.rows; i++) {
       const row = out.data.subarray(i * this.growth, (i + 1) * this.growth);
       buffer.data.set(row, i * buffer.cols + this.used);
@@ -65,6 +71,8 @@ export class Dense implements Connection {
     const total = saved(this.gradient);
     const { used } = this;
     const [from, to] = [gradient.data, total.data];
+    const source = { data: from, cols: used, start: 0 };
+    if (kernels.columns({ data: to, cols: total.cols, start: 0 }, source, total.rows, used, true)) return [total];
     for (let i = 0; i < total.rows; i++) {
       const [start, own] = [i * total.cols, i * used];
       for (let j = 0; j < used; j++) to[start + j] += from[own + j];

@@ -2,6 +2,7 @@
 
 import { sigmoid } from "../activation";
 import {
+  addScaledRows,
   addTo,
   allZero,
   type Floats,
@@ -9,8 +10,10 @@ import {
   type Precision,
   plain,
   product,
+  rowSquares,
   squares,
   transposed,
+  unwritten,
   zeros,
 } from "../matrix";
 import { addColumnSums, type Parameter, parameter, saved } from "../module";
@@ -56,15 +59,13 @@ class Projection {
   forward(state: Matrix): Matrix {
     const { features, group } = this;
     const count = group.length;
-    const logits = zeros(state.rows, count, state.data);
-    const inverse = new Float64Array(state.rows);
+    const logits = unwritten(state.rows, count, state.data);
+    const inverse = rowSquares(state);
     const sizes = [state.rows, count, features] as const;
     product(logits.data, plain(state.data, features), transposed(this.projection.value, features), sizes);
-    const given = zeros(state.rows, count, state.data);
+    const given = unwritten(state.rows, count, state.data);
     for (let r = 0; r < state.rows; r++) {
-      let square = 0;
-      for (let i = r * features; i < (r + 1) * features; i++) square += state.data[i] ** 2;
-      inverse[r] = 1 / Math.sqrt(square / features + this.epsilon);
+      inverse[r] = 1 / Math.sqrt(inverse[r] / features + this.epsilon);
       for (let k = 0; k < count; k++) {
         const at = r * count + k;
         logits.data[at] *= inverse[r];
@@ -82,7 +83,8 @@ class Projection {
     const count = group.length;
     if (this.bias.requiresGradient) addColumnSums(this.bias.gradient, gradient);
     const byScale = new Float64Array(this.scale.value.length);
-    const byProduct = zeros(state.rows, count, state.data);
+    const byProduct = unwritten(state.rows, count, state.data);
+    const back = new Float64Array(state.rows);
     for (let r = 0; r < state.rows; r++) {
       let along = 0;
       for (let k = 0; k < count; k++) {
@@ -92,9 +94,9 @@ class Projection {
         along += byLogit * logits.data[at];
         byProduct.data[at] = byLogit * inverse[r];
       }
-      const back = (along * inverse[r] ** 2) / features;
-      for (let i = r * features; i < (r + 1) * features; i++) byState.data[i] -= back * state.data[i];
+      back[r] = -(along * inverse[r] ** 2) / features;
     }
+    addScaledRows(byState.data, back, state.data);
     if (this.scale.requiresGradient) addTo(this.scale.gradient, byScale);
     if (this.projection.requiresGradient) {
       const inner = [count, features, state.rows] as const;

@@ -2,8 +2,9 @@
 
 import type { Activation } from "../activation";
 import { sigmoid } from "../activation";
+import * as kernels from "../kernels";
 import { Linear } from "../linear";
-import { type Matrix, type Precision, sum, zeros } from "../matrix";
+import { type Matrix, type Precision, sum, unwritten } from "../matrix";
 import { Activate, type Module, type Parameter, saved } from "../module";
 import { type NormName, normalisation } from "../normalise";
 import type { Connection, Ends, State } from "./connection";
@@ -110,7 +111,8 @@ export class PostNorm implements Connection {
 }
 
 function scaledSum(alpha: number, x: Matrix, y: Matrix): Matrix {
-  const total = zeros(x.rows, x.cols, x.data);
+  const total = unwritten(x.rows, x.cols, x.data);
+  if (kernels.scaledSum(total.data, alpha, x.data, y.data)) return total;
   for (let i = 0; i < total.data.length; i++) total.data[i] = alpha * x.data[i] + y.data[i];
   return total;
 }
@@ -137,7 +139,10 @@ class Gate {
   /** Takes over the gradient it is given. */
   backward(gradient: Matrix): Matrix {
     const open = saved(this.open).data;
-    for (let i = 0; i < open.length; i++) gradient.data[i] *= open[i] * (1 - open[i]);
+    const { data } = gradient;
+    if (!kernels.each("sigmoidBack", data, data, open)) {
+      for (let i = 0; i < open.length; i++) data[i] *= open[i] * (1 - open[i]);
+    }
     return this.linear.backward(gradient);
   }
 }
@@ -164,7 +169,8 @@ export class Highway implements Connection {
     const open = this.gate.forward(x);
     const carried = this.carry?.forward(x) ?? null;
     this.kept = { x, out, open, carried };
-    const y = zeros(x.rows, x.cols, x.data);
+    const y = unwritten(x.rows, x.cols, x.data);
+    if (!carried && kernels.gate(y.data, x.data, out.data, open.data)) return [y];
     for (let i = 0; i < y.data.length; i++) {
       const [skip, branch, t] = [x.data[i], out.data[i], open.data[i]];
       y.data[i] = carried ? t * branch + carried.data[i] * skip : skip + t * (branch - skip);
@@ -180,9 +186,11 @@ export class Highway implements Connection {
   readBackward(byBranch: Matrix): State {
     const { x, out, open, carried } = saved(this.kept);
     const g = saved(this.gradient);
-    const byGate = zeros(x.rows, x.cols, x.data);
-    const total = zeros(x.rows, x.cols, x.data);
-    for (let i = 0; i < total.data.length; i++) {
+    const byGate = unwritten(x.rows, x.cols, x.data);
+    const total = unwritten(x.rows, x.cols, x.data);
+    const parts = [x.data, out.data, open.data] as const;
+    const done = !carried && kernels.gateBack(total.data, byGate.data, byBranch.data, g.data, parts);
+    for (let i = done ? total.data.length : 0; i < total.data.length; i++) {
       byGate.data[i] = g.data[i] * (carried ? out.data[i] : out.data[i] - x.data[i]);
       total.data[i] = byBranch.data[i] + g.data[i] * (carried ? carried.data[i] : 1 - open.data[i]);
     }
@@ -192,7 +200,8 @@ export class Highway implements Connection {
 }
 
 function times(x: Matrix, y: Matrix): Matrix {
-  const result = zeros(x.rows, x.cols, x.data);
+  const result = unwritten(x.rows, x.cols, x.data);
+  if (kernels.each("times", result.data, x.data, y.data)) return result;
   for (let i = 0; i < result.data.length; i++) result.data[i] = x.data[i] * y.data[i];
   return result;
 }

@@ -1,6 +1,7 @@
 /** Connections whose state is n streams: what they share, whichever way their coefficients are made. */
 
-import { dot, type Floats, type Matrix, SAFE_SQUARES, squares, zeros } from "../matrix";
+import * as kernels from "../kernels";
+import { dot, type Floats, type Matrix, SAFE_SQUARES, squares, unwritten } from "../matrix";
 import type { LayerMix } from "../mixing";
 import type { Parameter } from "../module";
 import { saved } from "../module";
@@ -59,7 +60,9 @@ export class Streams implements Connection {
     const { dim, streams: n } = this;
     const coefficients = this.maker.coefficients(state);
     this.kept = { state, out: null, coefficients };
-    const x = zeros(state.rows, dim, state.data);
+    const x = unwritten(state.rows, dim, state.data);
+    const sizes = { rows: state.rows, n, dim };
+    if (kernels.weighed("gather", x.data, coefficients.read, state.data, sizes)) return x;
     for (let r = 0; r < state.rows; r++) {
       combine(x.data, r * dim, coefficients.read, r * n, 1, state.data, r * n * dim, { n, dim });
     }
@@ -71,14 +74,18 @@ export class Streams implements Connection {
     const kept = saved(this.kept);
     kept.out = out;
     const { mix, write } = kept.coefficients;
-    const next = zeros(state.rows, n * dim, state.data);
+    const next = unwritten(state.rows, n * dim, state.data);
     const [x, f, to] = [state.data, out.data, next.data];
-    for (let r = 0; r < state.rows; r++) {
-      for (let i = 0; i < n; i++) {
-        const weight = write[r * n + i];
-        const start = (r * n + i) * dim;
-        if (mix) mixed(to, start, mix, (r * n + i) * n, x, r * n * dim, weight, f, r * dim, { n, dim });
-        else for (let d = 0; d < dim; d++) to[start + d] = x[start + d] + weight * f[r * dim + d];
+    const sizes = { rows: state.rows, n, dim };
+    if (!mix) {
+      to.set(x);
+      addSpread(to, write, f, sizes);
+    } else if (!kernels.mix(to, mix, x, write, f, sizes)) {
+      for (let r = 0; r < state.rows; r++) {
+        for (let i = 0; i < n; i++) {
+          const at = r * n + i;
+          mixed(to, at * dim, mix, at * n, x, r * n * dim, write[at], f, r * dim, sizes);
+        }
       }
     }
     return [next];
@@ -95,17 +102,9 @@ export class Streams implements Connection {
       fixed = false;
     }
     const { mix, write } = kept.coefficients;
-    const byOut = zeros(state.rows, dim, x);
-    const byState = zeros(state.rows, n * dim, x);
-    for (let r = 0; r < state.rows; r++) {
-      const start = r * n * dim;
-      combine(byOut.data, r * dim, write, r * n, 1, g, start, { n, dim });
-      if (!mix) continue;
-      for (let j = 0; j < n; j++) {
-        combine(byState.data, start + j * dim, mix, r * n * n + j, n, g, start, { n, dim });
-      }
-    }
-    if (!mix) byState.data.set(g);
+    const byOut = unwritten(state.rows, dim, x);
+    const byState = unwritten(state.rows, n * dim, x);
+    this.mixBack(byOut.data, byState.data, write, mix, g);
     this.back = fixed
       ? { byState, byWrite: null }
       : {
@@ -121,19 +120,29 @@ export class Streams implements Connection {
     const { state, coefficients } = saved(this.kept);
     const back = saved(this.back);
     const { read } = coefficients;
-    const [g, to] = [gradient.data, back.byState.data];
-    for (let r = 0; r < state.rows; r++) {
-      for (let j = 0; j < n; j++) {
-        const from = (r * n + j) * dim;
-        const weight = read[r * n + j];
-        for (let d = 0; d < dim; d++) to[from + d] += weight * g[r * dim + d];
-      }
-    }
+    addSpread(back.byState.data, read, gradient.data, { rows: state.rows, n, dim });
     if (back.byWrite) {
-      const byRead = this.along(g, 1, state.data, n);
+      const byRead = this.along(gradient.data, 1, state.data, n);
       this.maker.coefficientsBackward({ read: byRead, mix: back.byMix, write: back.byWrite }, back.byState);
     }
     return [back.byState];
+  }
+
+  /** By what the branch returned, and by the streams as far as these went on. */
+  private mixBack(byOut: Floats, byState: Floats, write: Floats, mix: Floats | null, g: Floats): void {
+    const { dim, streams: n } = this;
+    const sizes = { rows: byOut.length / dim, n, dim };
+    if (!kernels.weighed("gather", byOut, write, g, sizes)) {
+      for (let r = 0; r < sizes.rows; r++) combine(byOut, r * dim, write, r * n, 1, g, r * n * dim, sizes);
+    }
+    if (!mix) {
+      byState.set(g);
+    } else if (!kernels.weighed("mixBack", byState, mix, g, sizes)) {
+      for (let r = 0; r < sizes.rows; r++) {
+        const start = r * n * dim;
+        for (let j = 0; j < n; j++) combine(byState, start + j * dim, mix, r * n * n + j, n, g, start, sizes);
+      }
+    }
   }
 
   mixing(): LayerMix | null {
@@ -142,9 +151,11 @@ export class Streams implements Connection {
   }
 
   /** Of each row, the products of each of its `nx` streams of x with each of its `ny` of y. */
-  private along(x: Floats, nx: number, y: Floats, ny: number): Float64Array {
+  private along(x: Floats, nx: number, y: Floats, ny: number): Floats {
     const { dim } = this;
     const rows = x.length / (nx * dim);
+    const made = kernels.along(x, nx, y, ny, { rows, dim });
+    if (made) return made;
     const found = new Float64Array(rows * nx * ny);
     for (let r = 0, at = 0; r < rows; r++) {
       for (let i = 0; i < nx; i++) {
@@ -179,8 +190,8 @@ function combine(
     return;
   }
   for (let d = 0; d < dim; d++) {
-    let total = 0;
-    for (let j = 0; j < n; j++) total += weights[first + j * step] * x[from + j * dim + d];
+    let total = weights[first] * x[from + d];
+    for (let j = 1; j < n; j++) total += weights[first + j * step] * x[from + j * dim + d];
     to[toAt + d] = total;
   }
 }
@@ -202,14 +213,27 @@ function mixed(
     const [w0, w1, w2, w3] = [mix[first], mix[first + 1], mix[first + 2], mix[first + 3]];
     for (let d = 0, at = from; d < dim; d++, at++) {
       to[toAt + d] =
-        weight * f[fAt + d] + (w0 * x[at] + w1 * x[at + dim] + (w2 * x[at + 2 * dim] + w3 * x[at + 3 * dim]));
+        weight * f[fAt + d] + (w0 * x[at] + w1 * x[at + dim] + w2 * x[at + 2 * dim] + w3 * x[at + 3 * dim]);
     }
     return;
   }
   for (let d = 0; d < dim; d++) {
-    let total = weight * f[fAt + d];
-    for (let j = 0; j < n; j++) total += mix[first + j] * x[from + j * dim + d];
-    to[toAt + d] = total;
+    let total = mix[first] * x[from + d];
+    for (let j = 1; j < n; j++) total += mix[first + j] * x[from + j * dim + d];
+    to[toAt + d] = weight * f[fAt + d] + total;
+  }
+}
+
+/** `to_rj += weights_rj x_r`. */
+function addSpread(to: Floats, weights: Floats, x: Floats, sizes: kernels.Sizes): void {
+  if (kernels.weighed("spread", to, weights, x, sizes)) return;
+  const { rows, n, dim } = sizes;
+  for (let r = 0; r < rows; r++) {
+    for (let j = 0; j < n; j++) {
+      const from = (r * n + j) * dim;
+      const weight = weights[r * n + j];
+      for (let d = 0; d < dim; d++) to[from + d] += weight * x[r * dim + d];
+    }
   }
 }
 
@@ -225,7 +249,7 @@ export function summingHead(streams: number, dim: number, factor: number): Head 
   return {
     parameters: [],
     forward(state) {
-      const y = zeros(state.rows, dim, state.data);
+      const y = unwritten(state.rows, dim, state.data);
       for (let r = 0; r < state.rows; r++) {
         for (let d = 0; d < dim; d++) {
           let total = 0;
@@ -241,7 +265,7 @@ export function summingHead(streams: number, dim: number, factor: number): Head 
 
 /** Each row n times side by side, times a factor. */
 function copies(x: Matrix, streams: number, factor: number): Matrix {
-  const state = zeros(x.rows, streams * x.cols, x.data);
+  const state = unwritten(x.rows, streams * x.cols, x.data);
   for (let r = 0; r < x.rows; r++) {
     for (let d = 0; d < x.cols; d++) {
       const value = factor * x.data[r * x.cols + d];
