@@ -75,6 +75,7 @@ def _trained(page: Any) -> None:
     page.get_by_role("button", name="Train again").wait_for()
     page.locator("canvas").last.wait_for()
     page.wait_for_function("!document.body.innerText.includes('computing …')")
+    page.get_by_role("button", name="Stop taking away").wait_for(state="detached")
 
 
 def _remembered(page: Any) -> None:
@@ -99,9 +100,11 @@ def _listed(page: Any) -> None:
 
 
 def _mapped(page: Any) -> None:
-    """Wait until a run's maps and losses are drawn."""
-    page.locator("[aria-roledescription='heat map']").nth(1).wait_for()
-    page.wait_for_load_state("networkidle")
+    """Wait until a run's maps, lines and losses are drawn. The network is never idle: the stream of events is open."""
+    page.locator(".read[aria-busy=false]").nth(1).wait_for()
+    page.locator(".read[aria-busy=true]").first.wait_for(state="detached")
+    page.locator(".profiles figure").nth(1).wait_for()
+    page.locator(".plot canvas").first.wait_for()
 
 
 def _reported(page: Any) -> None:
