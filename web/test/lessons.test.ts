@@ -256,7 +256,7 @@ test("a correction that gives an answer away waits for the question's prediction
   const waiting = chapters.flatMap(({ sections }) =>
     sections.flatMap(({ blocks }) => blocks.filter((block) => block.kind === "correction" && block.after)),
   );
-  expect(waiting.length).toBe(4);
+  expect(waiting.length).toBe(6);
 });
 
 test("what is asked twice is computed once", async () => {

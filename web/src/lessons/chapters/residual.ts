@@ -95,6 +95,7 @@ export const chapter: Chapter = {
         {
           kind: "correction",
           said: "Deep networks were worse because of vanishing gradients, and residual connections fixed that.",
+          after: "b",
           text: {
             simple:
               "The authors of residual networks say themselves that theirs did not vanish. Networks can fail to train with gradients of the right size.",
