@@ -121,7 +121,7 @@ export const chapter: Chapter = {
               simple:
                 "About a hundredth: for this loss the network has four layers, and the others are not in its way. A hundredth is enough to learn from.",
               expert:
-                "√χ = 0.236 over three layers: 0.0131. Later layers are not on this loss' path, so that it is the gradient of a network of depth 4, which is what is computed here.",
+                "√χ = 0.236 over three layers: 0.0132. Later layers are not on this loss' path, so that it is the gradient of a network of depth 4, which is what is computed here.",
             },
           },
         },
