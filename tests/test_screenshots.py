@@ -18,7 +18,17 @@ DOCS = IMAGES.parent
 
 
 def test_every_page_is_taken_and_each_name_once() -> None:
-    assert {"depth", "train", "time", "mixing", "live-list", "live-run", "live-compare", "report", "report-check"} < set(PAGES)
+    assert {
+        "depth",
+        "train",
+        "time",
+        "mixing",
+        "live-list",
+        "live-run",
+        "live-compare",
+        "report",
+        "report-check",
+    } < set(PAGES)
     assert [f"lesson-{n}" in PAGES for n in range(1, 8)] == [True] * 7
     chosen = [shot.image for shot in PAGES.values() if shot.image]
     assert len(chosen) == len(set(chosen)) == 9
