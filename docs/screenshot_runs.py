@@ -42,7 +42,10 @@ def make_runs(folder: Path) -> list[Path | dict[str, Any]]:
     }
     with contextlib.chdir(_ROOT):  # so that a run names its model by a path that is the same everywhere
         if not repair.exists():
-            levada_command(["fix", *given, "--fail-on", "never", "--json", str(repair)])
+            # As many steps as the usual budget allows on two cores, and time for them where others are at work.
+            levada_command(
+                ["fix", *given, "--fail-on", "never", "--steps", "50", "--budget", "1200", "--json", str(repair)]
+            )
         for name in NAMES:
             if (folder / name).exists():
                 continue

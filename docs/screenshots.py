@@ -46,7 +46,7 @@ class Shot:
         name: of its files.
         link: what stands behind the page's address.
         ready: what to wait for; it may press a button first.
-        of: which page: "explorer", "live" or "report".
+        of: which page: "explorer", "live", "report", or "check", a report of one check.
         image: its file in `docs/images`, if it has one there.
         height: of that picture.
         at: what that picture begins with: a selector; "" for the top of the page.
@@ -75,6 +75,7 @@ def _trained(page: Any) -> None:
     page.get_by_role("button", name="Train again").wait_for()
     page.locator("canvas").last.wait_for()
     page.wait_for_function("!document.body.innerText.includes('computing …')")
+    page.get_by_role("button", name="Stop taking away").wait_for(state="detached")
 
 
 def _remembered(page: Any) -> None:
@@ -99,9 +100,11 @@ def _listed(page: Any) -> None:
 
 
 def _mapped(page: Any) -> None:
-    """Wait until a run's maps and losses are drawn."""
-    page.locator("[aria-roledescription='heat map']").nth(1).wait_for()
-    page.wait_for_load_state("networkidle")
+    """Wait until a run's maps, lines and losses are drawn. The network is never idle: the stream of events is open."""
+    page.locator(".read[aria-busy=false]").nth(1).wait_for()
+    page.locator(".read[aria-busy=true]").first.wait_for(state="detached")
+    page.locator(".profiles figure").nth(1).wait_for()
+    page.locator(".plot canvas").first.wait_for()
 
 
 def _reported(page: Any) -> None:
@@ -124,6 +127,7 @@ def _pages() -> dict[str, Shot]:
         Shot("live-run", f"#/run/{run}?step=150&layer=20", _mapped, "live", "live-run.webp", height=1500),
         Shot("live-compare", f"#/run/{run}?with={other}&step=150&layer=20", _mapped, "live", "live-compare.webp"),
         Shot("report", "", _reported, "report", "report.webp", height=1100),
+        Shot("report-check", "", _reported, "check", "report-check.webp", height=1260),
     ]
     return {shot.name: shot for shot in shots}
 
@@ -226,6 +230,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with contextlib.ExitStack() as stack:
         if any(shot.of != "explorer" for shot in shots):
             homes["report"] = write_html(make_runs(runs), options.out / "report.html").as_uri()
+            homes["check"] = write_html([runs / "check"], options.out / "check.html").as_uri()
         if any(shot.of == "live" for shot in shots):
             homes["live"] = stack.enter_context(_serving(runs))
         browser = stack.enter_context(browsing())

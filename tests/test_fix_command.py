@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from levada.cli import main
+from levada.runs import Run
 from levada.targets import load
 
 TARGETS = """
@@ -67,7 +68,8 @@ def targets(tmp_path, monkeypatch):
 
 
 def test_the_patch_applied_by_git_gives_the_verified_model(targets, capsys, tmp_path):
-    code = main(["fix", "nets.py:sick", *HOW, "--out", "out.patch", "--json", "out.json", "--html", "out.html"])
+    files = ("--out", "out.patch", "--json", "out.json", "--html", "out.html", "--run", "kept")
+    code = main(["fix", "nets.py:sick", *HOW, *files])
     out = capsys.readouterr()
     assert code == 0, out
     told = json.loads((tmp_path / "out.json").read_text())
@@ -78,6 +80,14 @@ def test_the_patch_applied_by_git_gives_the_verified_model(targets, capsys, tmp_
     assert told["remedy"] in out.out
     assert "--- a/nets.py" in out.out
     assert "<html" in (tmp_path / "out.html").read_text()
+    # Both checks are runs, each with its own verdict, so that a page can show them beside each other.
+    kept = {run.path.name: run for run in map(Run, sorted((tmp_path / "kept").iterdir()))}
+    assert list(kept) == ["after", "before"]
+    for side, run in kept.items():
+        assert run.manifest.name == f"nets.py:sick, {side}"
+        (event,) = (one for one in run.events() if one["type"] == "report")
+        assert event["report"] == told[side]
+    assert told["after"]["verdict"] != told["before"]["verdict"]
     names = {"model": load("nets.py:sick")()}
     exec(told["patch"], names)
     subprocess.run(["git", "apply", "out.patch"], check=True)
@@ -112,6 +122,13 @@ def test_a_healthy_model_exits_with_0_and_json_is_alone(targets, capsys, tmp_pat
     assert (told["outcome"], told["patch"], told["diff"], told["after"]) == ("healthy", "", None, None)
     assert "building" in out.err
     assert not (tmp_path / "out.patch").exists()
+
+
+def test_where_nothing_was_repaired_one_check_is_kept(targets, capsys, tmp_path):
+    assert main(["fix", "nets.py:healthy", *HOW, "--run", "kept"]) == 0
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["before"]
+    assert main(["fix", "nets.py:healthy", *HOW, "--run", "kept"]) == 2
+    assert "--run must name a folder that does not exist yet" in capsys.readouterr().err
 
 
 def test_what_nothing_repairs_exits_with_1(targets, capsys):

@@ -67,13 +67,15 @@ def _add_check(commands: argparse._SubParsersAction[Parser]) -> None:
         commands, "check", "say where a model's learning signal dies or explodes, why, and what repairs it"
     )
     span = number("must be a number of seconds of at least 0", lambda value: value >= 0)
-    _add_model(check, "time for repeated measurements (60)", 60.0, span)
+    run = "keep the report as a run folder, for 'levada report'"
+    _add_model(check, "time for repeated measurements (60)", 60.0, span, run)
 
 
 def _add_fix(commands: argparse._SubParsersAction[Parser]) -> None:
     fix = _command(commands, "fix", "try on copies of a model what repairs it, and write what helps as a patch")
     span = number("must be a positive finite number of seconds", _is_positive)
-    _add_model(fix, "time for all of it (120)", 120.0, span)
+    run = "keep the checks as runs, DIR/before of the model as it is and DIR/after as repaired, for 'levada report'"
+    _add_model(fix, "time for all of it (120)", 120.0, span, run)
     add = fix.add_argument
     add("--out", metavar="FILE.patch", help="write the change: a unified diff where it is one, otherwise code")
     # As `levada.fix`, said before torch is imported.
@@ -81,7 +83,9 @@ def _add_fix(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--steps", type=at_least(50), default=100, metavar="N", help="optimizer steps of each training (100)")
 
 
-def _add_model(parser: argparse.ArgumentParser, budget: str, seconds: float, span: Callable[[str], float]) -> None:
+def _add_model(
+    parser: argparse.ArgumentParser, budget: str, seconds: float, span: Callable[[str], float], run: str
+) -> None:
     """Add what says which model is looked at, how it is trained, and where the report goes."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="target: an nn.Module, or a function without arguments that returns one")
@@ -98,7 +102,7 @@ def _add_model(parser: argparse.ArgumentParser, budget: str, seconds: float, spa
     )
     add("--sarif", metavar="FILE", help="write the findings as SARIF 2.1.0")
     add("--html", metavar="FILE", help="write the report as one self-contained page")
-    add("--run", metavar="DIR", help="keep the report as a run folder, for 'levada report'")
+    add("--run", metavar="DIR", help=run)
     add("--fail-on", choices=("error", "warn", "never"), default="error", help="exit with 1 at this severity (error)")
 
 

@@ -178,6 +178,27 @@ def test_the_figure_that_comes_with_the_answer_has_its_number_and_is_reached_by_
     assert page.get_by_role("slider", name="gradient").get_attribute("aria-valuenow") == "0"
 
 
+def test_a_correction_waits_for_the_prediction_that_it_would_give_away(visit: Visit) -> None:
+    page = visit("tab=lessons&chapter=2")
+    opened(page, "Many layers")
+    correction = page.get_by_label(re.compile("Correction of: Losses in the middle of a network"))
+    assert "Predict above; then it is said what is true." in correction.inner_text()
+    assert "Nobody has shown" not in page.inner_text("article")
+    question = page.locator("[data-question=e]")
+    question.get_by_label("Your prediction, exactly").fill("0.01")
+    question.get_by_role("button", name="Compute it").click()
+    found(page, "e")
+    assert "Nobody has shown" in correction.inner_text()
+    # Of convolutions the explorer has no figure, and no button leads there.
+    page = visit("tab=lessons&chapter=6&answers=6.f:5,6.c:10")
+    assert found(page, "f") == [17]
+    found(page, "c")
+    buttons = [
+        page.locator(f"[data-question={name}]").get_by_role("button", name="Open in the explorer") for name in "fc"
+    ]
+    assert [one.count() for one in buttons] == [0, 1]
+
+
 def test_nothing_is_trained_before_the_prediction(visit: Visit) -> None:
     page = visit("tab=lessons&chapter=5")
     opened(page, "Residual connections")

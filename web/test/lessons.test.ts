@@ -9,6 +9,7 @@ import { FORMULAS } from "../src/lessons/formulas";
 import { answer, asksOf, judge } from "../src/lessons/judge";
 import { DRAWS, measure, median, neurons, sample, settingsOf } from "../src/lessons/measure";
 import { inExplorer, shownAfter, untold } from "../src/lessons/playing";
+import { reach } from "../src/lessons/reach";
 import { SOURCES } from "../src/lessons/sources";
 import {
   type BandQuestion,
@@ -46,6 +47,7 @@ const WINNERS: Readonly<Record<string, number>> = {
   "6a": 1,
   "6b": 1,
   "6e": 1,
+  "6g": 2,
   "7b": 0,
   "7c": 1,
   "7d": 1,
@@ -197,19 +199,64 @@ test("no figure tells at first what is asked of it, and each tells it when all i
   const own = chapters.map(({ settings }, at) =>
     questionsOf(chapters[at])
       .flatMap(asksOf)
+      .filter((ask) => ask.quantity !== "reach")
       .filter((ask) => encode(settingsOf(settings, ask.settings)) === encode(settingsOf(settings))),
   );
-  expect(first).toEqual(own);
+  for (const [at, asks] of own.entries()) expect(first[at]).toEqual(expect.arrayContaining(asks));
   expect(first.map((asks) => asks.length)).toEqual([1, 1, 3, 2, 5, 4, 5]);
   for (const chapter of chapters) {
     expect(untold([], chapter.settings, settingsOf(chapter.settings))).toEqual([]);
     for (const question of questionsOf(chapter)) {
       for (const ask of asksOf(question)) {
+        if (ask.quantity === "reach") continue; // no figure has it
         const shown = { ...settingsOf(chapter.settings, ask.settings), seed: 4, view: "signal", expert: true } as const;
         expect(untold([question], chapter.settings, shown)).toContain(ask);
       }
     }
   }
+});
+
+test("a figure tells no more for a setting that its line does not depend on", () => {
+  const [gates, streams, many] = [chapters[5], chapters[6], chapters[1]];
+  const names = (at: typeof gates, part: Partial<Settings>) =>
+    untold(questionsOf(at), at.settings, settingsOf(at.settings, part)).map((ask) => ask.quantity);
+  // The bias of the gates is none of a recurrent cell's, the activation none of a product of mixing matrices.
+  expect(names(gates, {}).filter((one) => one === "horizon").length).toBe(4);
+  expect(names(gates, { gateBias: 0 }).filter((one) => one === "horizon").length).toBe(4);
+  expect(names(streams, { activation: "tanh" })).toEqual(["gain", "gain", "rows", "columns"]);
+  expect(names(many, { forgetBias: 3 })).toEqual(["kept"]);
+  // Of its own settings it does.
+  expect(names(gates, { forgetBias: 3 })).toEqual(["horizon"]); // the plain cell has no such gate
+  expect(names(streams, { spread: 0.1 })).toEqual(names(streams, { spread: 0.3 }));
+  expect(names(many, { gain: 3 })).toEqual([]);
+});
+
+test("convolutions reach as far as their taps and distances say, by a gradient that is sent back", () => {
+  const law = (taps: number, distances: readonly number[]) =>
+    1 + distances.reduce((sum, distance) => sum + (taps - 1) * distance, 0);
+  for (const distances of [[], [1], [1, 1, 1, 1], [1, 2, 4, 8, 16, 32, 64, 128], [5, 1, 3], Array(300).fill(1)]) {
+    for (const taps of [1, 2, 3, 17]) expect(reach(taps, distances)).toBe(law(taps, distances));
+  }
+  expect([reach(3, Array(8).fill(1)), reach(3, Array(50).fill(1))]).toEqual([17, 101]);
+});
+
+test("a correction that gives an answer away waits for the question's prediction", () => {
+  for (const [at, chapter] of chapters.entries()) {
+    const ids = questionsOf(chapter).map(({ id }) => id);
+    for (const { blocks } of chapter.sections) {
+      for (const [place, block] of blocks.entries()) {
+        if (block.kind !== "correction" || block.after === undefined) continue;
+        expect(ids, CHAPTERS[at].title).toContain(block.after);
+        // It stands below its question: the page says so.
+        const asked = blocks.slice(0, place).some((one) => one.kind === "question" && one.question.id === block.after);
+        expect(asked, block.said).toBe(true);
+      }
+    }
+  }
+  const waiting = chapters.flatMap(({ sections }) =>
+    sections.flatMap(({ blocks }) => blocks.filter((block) => block.kind === "correction" && block.after)),
+  );
+  expect(waiting.length).toBe(6);
 });
 
 test("what is asked twice is computed once", async () => {

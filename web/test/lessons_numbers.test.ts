@@ -57,6 +57,10 @@ const HELD: readonly Readonly<Record<string, Held>>[] = [
     "2.3": Math.log(10),
     "0.6": (await sigmoids(2)).at(1)!,
     "300": DEFAULTS.trainSteps,
+    "0.0132": rate("sigmoid", 1) ** 3,
+    "1.08": reported,
+    "1.06": reported,
+    "128": reported,
   },
   {
     "0.41": rate("relu", 1 / 3),

@@ -39,7 +39,7 @@ def check(options: argparse.Namespace) -> int:
         from levada.report.terminal import print_check
 
         print_check(told, console())
-    store(told, options, told)
+    store(told, options, told, {"": told})
     if told["verdict"] == "unknown":
         return UNMEASURED
     return FIRED if fails(told["verdict"], options.fail_on) else QUIET

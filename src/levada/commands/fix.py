@@ -59,7 +59,8 @@ def fix(options: argparse.Namespace) -> int:
         print_fix(told, console())
     if options.out and told["patch"]:
         write(Path(options.out), f"{told['diff'] or told['patch']}".rstrip("\n") + "\n")
-    store(told, options, told["before"])
+    kept = {side: told[side] for side in ("before", "after") if told[side] is not None}
+    store(told, options, told["before"], kept)
     if told["outcome"] == "unknown":
         return UNMEASURED
     fired = {finding.rule for finding in fixed.before.findings if finding.status == "fired"}

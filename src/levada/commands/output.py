@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,8 +53,17 @@ def fails(verdict: str, fail_on: str) -> bool:
     return verdict in failing
 
 
-def store(told: dict[str, Any], options: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Write what was asked for: all of it as JSON and as a page, the check of the model as SARIF and as a run."""
+def store(
+    told: dict[str, Any], options: argparse.Namespace, report: dict[str, Any], kept: Mapping[str, dict[str, Any]]
+) -> None:
+    """Write what was asked for: all of it as JSON and as a page, the check of the model as SARIF, checks as runs.
+
+    Args:
+        told: all of it.
+        options: of the command line.
+        report: the check of the model as it is.
+        kept: the checks to be kept as runs, by what their folders end with; "" is that of --run itself.
+    """
     if options.json == "-":
         sys.stdout.write(to_json(told))
     elif options.json:
@@ -71,9 +80,12 @@ def store(told: dict[str, Any], options: argparse.Namespace, report: dict[str, A
     if options.run:
         from levada.runs import RunWriter
 
-        with RunWriter.create(Path(options.run), kind="check", name=options.model, config=_config(options)) as writer:
-            writer.append("report", report=report)
-        FINISHED.append(options.run)
+        for end, one in kept.items():
+            path = Path(options.run, end)
+            name = f"{options.model}, {end}" if end else options.model
+            with RunWriter.create(path, kind="check", name=name, config=_config(options)) as writer:
+                writer.append("report", report=one)
+            FINISHED.append(str(path))
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import type { Settings } from "../explorer/settings";
 import { short, superscript } from "../page/number";
-import { DRAWN_ONCE, DRAWS, type Lab, type Sample, sample } from "./measure";
+import { CERTAIN, DRAWN_ONCE, DRAWS, type Lab, type Sample, sample } from "./measure";
 import type { Ask, Question } from "./types";
 
 export interface Verdict {
@@ -52,7 +52,7 @@ const ALIKE = 1.005;
 function spread(question: Question, samples: readonly Sample[]): string {
   const all = samples.every(({ low, high }) => low === high || high < ALIKE * low);
   if (asksOf(question).every(({ quantity }) => DRAWN_ONCE.includes(quantity))) {
-    return asksOf(question)[0].quantity === "slope" ? "" : "One training, from one draw of the weights.";
+    return CERTAIN.includes(asksOf(question)[0].quantity) ? "" : "One training, from one draw of the weights.";
   }
   if (all) return `${DRAWS} draws of the random numbers agree.`;
   if (samples.length > 1) return `Each is the middle one of ${DRAWS} draws of the random numbers.`;

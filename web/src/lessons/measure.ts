@@ -10,6 +10,7 @@ import { decay } from "../explorer/picture";
 import type { Signals } from "../explorer/pool";
 import { DEFAULTS, type Settings, type Tab } from "../explorer/settings";
 import type { Report } from "../explorer/train/plan";
+import { reach } from "./reach";
 import type { Ask } from "./types";
 
 /** A trained network, and what became of it without each layer in turn. */
@@ -51,7 +52,9 @@ export interface Sample {
   readonly seed: number;
 }
 
-export const DRAWN_ONCE: readonly Ask["quantity"][] = ["slope", "loss", "lesion", "length"];
+/** What no random number is in. */
+export const CERTAIN: readonly Ask["quantity"][] = ["slope", "reach"];
+export const DRAWN_ONCE: readonly Ask["quantity"][] = [...CERTAIN, "loss", "lesion", "length"];
 
 export async function sample(ask: Ask, chapter: Partial<Settings>, lab: Lab): Promise<Sample> {
   const { seed: first } = settingsOf(chapter, ask.settings);
@@ -71,6 +74,8 @@ export async function measure(ask: Ask, chapter: Partial<Settings>, lab: Lab): P
   switch (ask.quantity) {
     case "slope":
       return steepest(settings);
+    case "reach":
+      return reach(ask.taps, ask.distances);
     case "kept":
     case "rate":
     case "carried": {
@@ -136,8 +141,9 @@ function steepest(settings: Settings): number {
   return Math.max(...POINTS.map((x) => Math.abs(neurons(settings, x).slope)));
 }
 
-/** Where the explorer shows the same. */
-export function tabOf({ quantity }: Ask): Tab {
+/** Where the explorer shows the same; null where it does not. */
+export function tabOf({ quantity }: Ask): Tab | null {
+  if (quantity === "reach") return null;
   if (quantity === "horizon") return "time";
   if (quantity === "gain" || quantity === "rows" || quantity === "columns") return "mixing";
   return quantity === "loss" || quantity === "lesion" || quantity === "length" ? "train" : "depth";

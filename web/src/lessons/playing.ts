@@ -1,6 +1,8 @@
 /** From a question to what its figure and the explorer should show. */
 
-import { DEFAULTS, type Settings } from "../explorer/settings";
+import { DEFAULTS, networkOptions, type Settings } from "../explorer/settings";
+import { memoryOptions } from "../explorer/time/remembering.svelte";
+import { trainedNetwork } from "../explorer/train/plan";
 import { asksOf } from "./judge";
 import { settingsOf, tabOf } from "./measure";
 import type { Ask, Question } from "./types";
@@ -39,27 +41,44 @@ export function inExplorer(asks: readonly Ask[], chapter: Partial<Settings>, see
   const [first] = asks;
   const named = connectionsOf(asks);
   const { expert, chapter: number, answers, lesson, ...rest } = settingsOf(chapter, first.settings);
-  return { ...rest, seed, ...(named.length > 0 ? { connections: named } : {}), tab: tabOf(first) };
+  const tab = tabOf(first);
+  return { ...rest, seed, ...(named.length > 0 ? { connections: named } : {}), ...(tab ? { tab } : {}) };
 }
 
-/** What two figures may differ in and yet say the same of a connection or a cell. */
-const NOT_ASKED: readonly (keyof Settings)[] = [
-  "tab",
-  "expert",
-  "connections",
-  "cells",
-  "view",
-  "seed",
-  "chapter",
-  "answers",
-  "lesson",
-];
+/** What the engine is asked for, whatever the random numbers; null for what no figure draws. */
+function jobOf(ask: Ask, chosen: Settings): unknown {
+  const settings: Settings = { ...chosen, seed: DEFAULTS.seed };
+  switch (ask.quantity) {
+    case "slope":
+      return [settings.activation, settings.gain, settings.depth];
+    case "reach":
+      return null;
+    case "horizon":
+      return memoryOptions(settings, ask.cell);
+    case "gain":
+    case "rows":
+    case "columns":
+      return [settings.depth, settings.streams, settings.iterations, settings.spread];
+    case "loss":
+    case "lesion":
+    case "length":
+      return [trainedNetwork(settings, ask.connection, settings.trainDepth), settings.trainLr, settings.trainSteps];
+    case "kept":
+    case "rate":
+    case "carried":
+      return [networkOptions(settings, ask.connection), settings.rows];
+  }
+}
 
-/** What a figure at these settings would give away: all that is asked about them and not predicted yet. */
+/**
+ * What a figure at these settings would give away: all that is asked about them and not predicted yet.
+ *
+ * Compared is what the engine would compute: the bias of a gate says nothing of a recurrent cell, whose line would give
+ * its answer away all the same.
+ */
 export function untold(asked: readonly Question[], chapter: Partial<Settings>, shown: Settings): Ask[] {
-  const names = (Object.keys(shown) as (keyof Settings)[]).filter((name) => !NOT_ASKED.includes(name));
   return asked.flatMap(asksOf).filter((ask) => {
-    const settings = settingsOf(chapter, ask.settings);
-    return names.every((name) => settings[name] === shown[name]);
+    const job = jobOf(ask, settingsOf(chapter, ask.settings));
+    return job !== null && JSON.stringify(job) === JSON.stringify(jobOf(ask, shown));
   });
 }

@@ -134,6 +134,24 @@ export const SOURCES = {
     title: "Batch normalization biases residual blocks towards the identity function in deep networks",
     arxiv: "2002.10444",
   },
+  sogaard: {
+    authors: "A. Søgaard, Y. Goldberg",
+    year: 2016,
+    title: "Deep multi-task learning with low level tasks supervised at lower layers (ACL)",
+  },
+  vaswani: { authors: "A. Vaswani and others", year: 2017, title: "Attention is all you need", arxiv: "1706.03762" },
+  bai: {
+    authors: "S. Bai, J. Z. Kolter, V. Koltun",
+    year: 2018,
+    title: "An empirical evaluation of generic convolutional and recurrent networks for sequence modeling",
+    arxiv: "1803.01271",
+  },
+  alrfou: {
+    authors: "R. Al-Rfou and others",
+    year: 2018,
+    title: "Character-level language modeling with deeper self-attention",
+    arxiv: "1808.04444",
+  },
   hyper: { authors: "D. Zhu and others", year: 2024, title: "Hyper-connections", arxiv: "2409.19606" },
   manifold: {
     authors: "Z. Xie and others",

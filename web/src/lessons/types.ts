@@ -26,6 +26,8 @@ export type Ask = { readonly settings?: Partial<Settings> } & (
     }
   /** The steepest slope of `depth` neurons in a row, each `activation(gain u)`. */
   | { readonly quantity: "slope" }
+  /** Steps that the last output of causal convolutions depends on, one distance between taps a layer. */
+  | { readonly quantity: "reach"; readonly taps: number; readonly distances: readonly number[] }
   /** Steps back after which 1/1000 of the gradient is left. */
   | { readonly quantity: "horizon"; readonly cell: CellName }
   /** The largest row sum of the product of mixing matrices that have moved away from their start. */
@@ -87,7 +89,13 @@ export type Block =
   | { readonly kind: "text"; readonly text: Told }
   | { readonly kind: "formula"; readonly name: FormulaName; readonly expert?: boolean }
   /** What is often said, and what is true. */
-  | { readonly kind: "correction"; readonly said: string; readonly text: Told }
+  | {
+      readonly kind: "correction";
+      readonly said: string;
+      readonly text: Told;
+      /** The question that it answers: it waits until that is predicted. */
+      readonly after?: string;
+    }
   | { readonly kind: "question"; readonly question: Question };
 
 export interface Section {

@@ -102,6 +102,22 @@ function end({ steps, last_steps }: HeatAnswer): number {
   return Math.max(last_steps[steps.length - 1] + 1, before === undefined ? 0 : 2 * last - before);
 }
 
+/** The same cells with the last sample of a run up to its end: no other came that would end its column. */
+export function lasting(heat: Heat, run: { readonly last_step: number | null; readonly steps: number }): Heat {
+  const last = heat.columns.length - 1;
+  if (heat.spans.at(-1)?.[1] !== run.last_step || heat.columns[last] >= run.steps) return heat;
+  const columns = Float64Array.from(heat.columns);
+  columns[last] = run.steps;
+  return { ...heat, columns };
+}
+
+/** The last step of which something is drawn. */
+export const drawnTo = (layers: readonly Heat[]): number | null =>
+  layers.reduce<number | null>((found, { spans }) => {
+    const last = spans.at(-1)?.[1] ?? null;
+    return last !== null && (found === null || last > found) ? last : found;
+  }, null);
+
 /** What stands at a place: of the finest layer that has it. */
 export interface Standing {
   readonly sites: readonly [number, number];

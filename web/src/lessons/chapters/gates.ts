@@ -228,6 +228,77 @@ export const chapter: Chapter = {
         },
       },
     },
+    {
+      title: "Depth instead of time",
+      blocks: [
+        {
+          kind: "text",
+          text: {
+            simple: `A sequence can also be read without a state: by *convolutions*. Each output of a layer looks at the present step and a few
+              before it. One layer sees little; layers upon layers see further. Then it is not the gradient that decides how far
+              back the network can learn, but how many layers it has: what is out of reach has a gradient of exactly zero.`,
+            expert: `Causal convolutions of k taps at distances d reach 1 + Σ (k − 1) d steps: depth buys range, and how much of it goes with the
+              distances. It is a bound on the support; how strongly the far end of it counts is another matter. Below, a
+              gradient is sent back through the layers, and where it arrives is counted.`,
+          },
+        },
+        {
+          kind: "question",
+          question: {
+            id: "f",
+            kind: "number",
+            text: {
+              simple:
+                "Eight layers, and each looks at the present step and the two before it. How many steps does the last output see?",
+              expert: "Eight causal convolutions of three taps, without dilation: the reach of the last output?",
+            },
+            ask: { quantity: "reach", taps: 3, distances: Array(8).fill(1) },
+            low: 1,
+            high: 1000,
+            unit: "steps",
+            why: {
+              simple: "Seventeen: two more with each layer, and the present one. For a hundred it takes fifty layers.",
+              expert: "1 + 8 · 2. To see D steps back takes D/2 layers of three taps.",
+            },
+          },
+        },
+        {
+          kind: "question",
+          question: {
+            id: "g",
+            kind: "choice",
+            text: { simple: "Which sees furthest?", expert: "Which has the longest reach?" },
+            options: [
+              { label: "fifty such layers", ask: { quantity: "reach", taps: 3, distances: Array(50).fill(1) } },
+              {
+                label: "eight layers that look at seventeen steps each",
+                ask: { quantity: "reach", taps: 17, distances: Array(8).fill(1) },
+              },
+              {
+                label: "eight layers that look at three, each at twice the distance of the layer before",
+                ask: { quantity: "reach", taps: 3, distances: [1, 2, 4, 8, 16, 32, 64, 128] },
+              },
+            ],
+            wins: "largest",
+            unit: "steps",
+            why: {
+              simple: "Distances that double: what a layer sees is no longer added to the rest, but multiplies it.",
+              expert: "1 + 2 (2⁸ − 1). Depth for a range of D falls from D/2 to log₂(D/2 + 1) layers.",
+            },
+          },
+        },
+        {
+          kind: "correction",
+          said: "Sequences are read by convolutional networks, as everyone does nowadays.",
+          text: {
+            simple:
+              "That was said in 2018. Most large language models since then read by *attention*, which sees every step in a single layer; its price is that the work grows with the square of the length.",
+            expert:
+              "Dated: true of some of 2018 (Bai, Kolter and Koltun). A layer of attention (Vaswani et al. 2017) reaches all steps at once, at a cost quadratic in their number; depth there is not what range costs.",
+          },
+        },
+      ],
+    },
   ],
-  sources: ["highway", "identity", "densenet", "lstm", "pascanu", "chrono"],
+  sources: ["highway", "identity", "densenet", "lstm", "pascanu", "chrono", "bai", "vaswani"],
 };

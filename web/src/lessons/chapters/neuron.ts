@@ -84,6 +84,7 @@ export const chapter: Chapter = {
         {
           kind: "correction",
           said: "The slopes of sigmoid and tanh are at most 0.25.",
+          after: "b",
           text: {
             simple: "The sigmoid's are. Those of tanh go up to 1.",
             expert:

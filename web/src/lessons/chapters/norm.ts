@@ -104,6 +104,7 @@ export const chapter: Chapter = {
         {
           kind: "correction",
           said: "Batch normalisation cures vanishing and exploding gradients.",
+          after: "b",
           text: {
             simple:
               "It keeps the signal's size. In a plain network its gradients explode at the start of training; together with residual connections they do not.",

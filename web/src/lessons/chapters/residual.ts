@@ -55,6 +55,19 @@ export const chapter: Chapter = {
           },
         },
         {
+          kind: "correction",
+          said: "In 2015 deep learning was in a crisis: networks had hit a wall.",
+          text: {
+            simple: `It is a good story. In the year before, networks of 19 and 22 layers had been the best ones yet; some months before
+              the residual network, gated ones of a hundred layers were trained. There was a limit: more layers than about
+              twenty brought a plain network no gain, as you have just seen. That is an open question, and no crisis.`,
+            expert: `Dramatised. Highway networks of 100 layers were trained in May 2015 (Srivastava, Greff and Schmidhuber), seven months before the
+              residual network, and the plain network of 34 layers with batch normalisation trains, to the 28.54 % above. What had stopped
+              was the gain from further layers.`,
+          },
+          after: "a",
+        },
+        {
           kind: "question",
           question: {
             id: "b",
@@ -82,6 +95,7 @@ export const chapter: Chapter = {
         {
           kind: "correction",
           said: "Deep networks were worse because of vanishing gradients, and residual connections fixed that.",
+          after: "b",
           text: {
             simple:
               "The authors of residual networks say themselves that theirs did not vanish. Networks can fail to train with gradients of the right size.",
@@ -243,5 +257,5 @@ export const chapter: Chapter = {
       },
     },
   ],
-  sources: ["resnet", "szegedy", "identity", "veit", "balduzzi", "xiao", "rezero"],
+  sources: ["highway", "resnet", "szegedy", "identity", "veit", "balduzzi", "xiao", "rezero"],
 };

@@ -34,6 +34,16 @@ export const chapter: Chapter = {
         },
         { kind: "formula", name: "streams", expert: true },
         {
+          kind: "correction",
+          said: "The residual network's paper shows all three in its first figure: the residual layer, HC and mHC.",
+          text: {
+            simple:
+              "That figure is the first one of the paper on mHC, ten years later. The makers of the residual network knew neither of the other two.",
+            expert:
+              "Figure 1 of Xie et al. (2025). He et al. (2015) draw training errors in theirs, and one residual block in figure 2; HC is of 2024.",
+          },
+        },
+        {
           kind: "question",
           question: {
             id: "a",
@@ -143,6 +153,7 @@ export const chapter: Chapter = {
         {
           kind: "correction",
           said: "mHC keeps signal and gradient exactly.",
+          after: "c",
           text: {
             simple:
               "A signal that is alike in all streams, yes. A gradient that is alike in all streams comes back as well as the number of rounds allows.",
