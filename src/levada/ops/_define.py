@@ -21,6 +21,7 @@ __all__ = [
     "import_kernels",
     "is_observed",
     "is_special",
+    "one_by_one",
     "one_more_axis",
     "plain_operations",
     "triton_or_reference",
@@ -135,6 +136,23 @@ def one_more_axis(
     if isinstance(found, Tensor):
         return torch.unflatten(found, 0, (batch, -1))
     return tuple(torch.unflatten(x, 0, (batch, -1)) for x in found)
+
+
+def one_by_one(function: Callable[..., Any], info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+    """Call for each entry along the axis of `vmap`: sums for the parameters are each entry's own.
+
+    Args:
+        function: takes the arguments and returns tensors.
+        info: of the rule of `torch.library.register_vmap`.
+        dims: likewise.
+        *arguments: likewise.
+    """
+    calls = [
+        function(*(x if dim is None else x.select(dim, i) for x, dim in zip(arguments, dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    found = tuple(torch.stack(y) for y in zip(*calls, strict=True))
+    return found, (0,) * len(found)
 
 
 def triton_or_reference(module: str, name: str, reference: Kernel) -> Kernel:

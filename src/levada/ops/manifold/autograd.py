@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import Kernel, define, empty_like, triton_or_reference
+from levada.ops._define import Kernel, define, empty_like, one_by_one, triton_or_reference
 from levada.ops.manifold import cpu, reference
 from levada.ops.manifold.reference import Form
 
-__all__ = ["FORM", "differentiable_read", "one_by_one"]
+__all__ = ["FORM", "differentiable_read"]
 
 _KERNELS = "levada.ops.manifold.triton"
 
@@ -115,16 +115,6 @@ def _vmap(function: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, An
         return one_by_one(function, info, dims, *arguments)
     found = function(state.movedim(dims[0], 0).flatten(0, 1), *others)
     return tuple(y.unflatten(0, (info.batch_size, -1)) for y in found), (0,) * len(found)
-
-
-def one_by_one(function: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-    """Call for each entry along the axis of `vmap`: sums for the parameters are each entry's own."""
-    calls = [
-        function(*(x if dim is None else x.select(dim, i) for x, dim in zip(arguments, dims, strict=True)))
-        for i in range(info.batch_size)
-    ]
-    found = tuple(torch.stack(y) for y in zip(*calls, strict=True))
-    return found, (0,) * len(found)
 
 
 def _fake(state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *options: Any) -> tuple[Tensor, ...]:

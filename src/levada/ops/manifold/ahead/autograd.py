@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import Kernel, define, empty_like, triton_or_reference
+from levada.ops._define import Kernel, define, empty_like, one_by_one, triton_or_reference
 from levada.ops.manifold.ahead import cpu, reference
-from levada.ops.manifold.autograd import FORM, one_by_one
+from levada.ops.manifold.autograd import FORM
 from levada.ops.manifold.reference import Form
 
 __all__ = ["differentiable_pass"]
