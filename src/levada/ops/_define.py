@@ -19,6 +19,7 @@ __all__ = [
     "define",
     "empty_like",
     "import_kernels",
+    "is_direct",
     "is_observed",
     "is_special",
     "one_by_one",
@@ -101,6 +102,19 @@ def is_special(*tensors: Tensor) -> bool:
     if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return any(type(x) not in _PLAIN or torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
+
+
+def is_direct(*tensors: Tensor | None) -> bool:
+    """Return whether a kernel for a CPU may be called as a function: nobody looks at operations, or transforms them.
+
+    The dispatcher takes as long for an operation in Python as the work on a few hundred tokens.
+
+    Args:
+        *tensors: the arguments.
+    """
+    given = [x for x in tensors if x is not None]
+    at_work = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or is_special(*given)
+    return given[0].device.type == "cpu" and not at_work
 
 
 _PLAIN: Final = (Tensor, torch.nn.Parameter)

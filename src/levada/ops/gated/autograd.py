@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import Kernel, define, empty_like, one_by_one, triton_or_reference
+from levada.ops._define import Kernel, define, empty_like, is_direct, one_by_one, triton_or_reference
 from levada.ops.gated import cpu, reference
 
 __all__ = ["differentiable_read"]
@@ -32,8 +32,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        plain = arguments[0].device.type == "cpu" and not torch._C._len_torch_dispatch_stack()
-        x, writes, *kept = (cpu.read if plain else _READ)(*arguments)
+        x, writes, *kept = (cpu.read if is_direct(*arguments[:5]) else _READ)(*arguments)
         _keep(ctx, arguments, kept)
         return x, writes, arguments[0]
 
@@ -68,7 +67,8 @@ def _gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         *gradients, by_projection = reference.read_backward(*given, None, None, ctx.epsilon)
     else:
-        *gradients, by_projection = _READ_BACKWARD(*given, found, inverse, ctx.epsilon)
+        function: Kernel = cpu.read_backward if is_direct(*given, found) else _READ_BACKWARD
+        *gradients, by_projection = function(*given, found, inverse, ctx.epsilon)
     return *gradients, None if projection is None else by_projection, None
 
 
