@@ -255,11 +255,15 @@ def test_values_and_gradients_of_one_pass_are_the_references(dtype, of_out, form
 
 def test_layers_of_a_stack_are_joined_by_it(monkeypatch):
     """What a GPU runs for a stack: every state between two layers is written and read by these kernels."""
-    calls = []
+    calls, back = [], []
 
     def write_and_read(*given):
         calls.append(len(given))
         return ahead.write_and_read(*given)
+
+    def backward(*given):
+        back.append(len(given))
+        return ahead.write_and_read_backward(*given)
 
     torch.manual_seed(0)
     stack = Stack([torch.nn.Tanh() for _ in range(3)], ManifoldHyperConnection, dim=6, iterations=2)
@@ -274,7 +278,8 @@ def test_layers_of_a_stack_are_joined_by_it(monkeypatch):
     expected = run()
     monkeypatch.setattr(registered, "_PASS", write_and_read)
     monkeypatch.setattr(registered.cpu, "write_and_read", write_and_read)
-    monkeypatch.setattr(registered, "_PASS_BACKWARD", ahead.write_and_read_backward)
+    monkeypatch.setattr(registered, "_PASS_BACKWARD", backward)
+    monkeypatch.setattr(registered.cpu, "write_and_read_backward", backward)
     got = run()
-    assert len(calls) == 4
+    assert (len(calls), len(back)) == (4, 2)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

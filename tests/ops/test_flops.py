@@ -39,6 +39,12 @@ def write_and_read(state, out, weights, mix, *parameters):
     return read(*write(state, out, weights, mix), *parameters)
 
 
+def read_gated(state, gain, down, up, projection):
+    both = state.flatten(1) @ torch.cat([down, projection]).t()
+    gate = both[:, : len(down)] @ up.t()
+    return [torch.einsum("tjc,tjc->tc", gate.view(state.shape), state), both]
+
+
 def attend(query, *sources):
     values = torch.stack(sources)
     return [torch.einsum("kts,stc->ktc", torch.einsum("kc,stc->kts", query, values).softmax(-1), values)]
@@ -66,6 +72,11 @@ CASES = {
         read,
         lambda *x: torch.ops.levada.streams_read(*x, *FORM)[:4],
         [STREAMS, (ROWS, N * DIM), (3,), (ROWS,)],
+    ),
+    "read through gates": (
+        read_gated,
+        lambda *x: torch.ops.levada.streams_read_gated(*x, 1e-6)[:2],
+        [STREAMS, (N, DIM), (2, N * DIM), (N * DIM, 2), (N, N * DIM)],
     ),
     "attend": (attend, lambda query, *sources: attend_depth(query, sources), [(2, DIM), *EACH]),
     "sum": (mix, lambda weights, *sources: sum_depth(weights, sources), [(2, SOURCES), *EACH]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch.nn import functional
 from levada._errors import require_at_least
 from levada.connection import ParameterRule
 from levada.connections.streams import Coefficients, MultiStream, coefficient_dtype
+from levada.ops._define import is_observed
 from levada.ops._precision import full_precision
+from levada.ops.gated import read_gated
 
 __all__ = ["GatedRead", "GatedResidual"]
 
@@ -77,7 +79,7 @@ class GatedRead(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """Return the gated mean of the normalised streams, in their type."""
-        y = (self.weights(state)[0] * state).sum(-2).to(state.dtype)
+        y, _, _ = read_gated(state, self.gain, self.down, self.up, None, self.norm_epsilon)
         return y if self.axis == -1 else y.movedim(-1, self.axis)
 
     def extra_repr(self) -> str:
@@ -172,6 +174,15 @@ class GatedResidual(MultiStream):
         with full_precision(state):
             logits = functional.linear(features, self.projection.to(features.dtype)) / self.streams
         return Coefficients(read, None, 2 * torch.sigmoid(logits))
+
+    def open(self, state: Any) -> tuple[Tensor, Coefficients, Tensor]:
+        """Return what the branch reads, the weights that write, and the streams to write to, by one operation."""
+        if is_observed() or "coefficients" in vars(self):  # somebody looks at what is made
+            return super().open(state)
+        gated = self.gated
+        x, writes, streams = read_gated(state, gated.gain, gated.down, gated.up, self.projection, self.norm_epsilon)
+        # A weight for each element would be as large as the streams: nobody asks for them here.
+        return self.to_axis(x), Coefficients(writes.new_empty(0), None, writes), streams
 
     def end(self, state: Tensor) -> Tensor:
         """Return the streams: a `GatedRead` follows."""

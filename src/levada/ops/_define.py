@@ -19,8 +19,10 @@ __all__ = [
     "define",
     "empty_like",
     "import_kernels",
+    "is_direct",
     "is_observed",
     "is_special",
+    "one_by_one",
     "one_more_axis",
     "plain_operations",
     "triton_or_reference",
@@ -102,6 +104,19 @@ def is_special(*tensors: Tensor) -> bool:
     return any(type(x) not in _PLAIN or torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
 
 
+def is_direct(*tensors: Tensor | None) -> bool:
+    """Return whether a kernel for a CPU may be called as a function: nobody looks at operations, or transforms them.
+
+    The dispatcher takes as long for an operation in Python as the work on a few hundred tokens.
+
+    Args:
+        *tensors: the arguments.
+    """
+    given = [x for x in tensors if x is not None]
+    at_work = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or is_special(*given)
+    return given[0].device.type == "cpu" and not at_work
+
+
 _PLAIN: Final = (Tensor, torch.nn.Parameter)
 
 
@@ -135,6 +150,23 @@ def one_more_axis(
     if isinstance(found, Tensor):
         return torch.unflatten(found, 0, (batch, -1))
     return tuple(torch.unflatten(x, 0, (batch, -1)) for x in found)
+
+
+def one_by_one(function: Callable[..., Any], info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+    """Call for each entry along the axis of `vmap`: sums for the parameters are each entry's own.
+
+    Args:
+        function: takes the arguments and returns tensors.
+        info: of the rule of `torch.library.register_vmap`.
+        dims: likewise.
+        *arguments: likewise.
+    """
+    calls = [
+        function(*(x if dim is None else x.select(dim, i) for x, dim in zip(arguments, dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    found = tuple(torch.stack(y) for y in zip(*calls, strict=True))
+    return found, (0,) * len(found)
 
 
 def triton_or_reference(module: str, name: str, reference: Kernel) -> Kernel:

@@ -37,9 +37,7 @@ def read_streams(
     """
     if not _has_kernels(state, projection, scale, bias):
         return *reference.read(state, projection, scale, bias, form), state
-    leading = state.shape[:-2]
-    found = differentiable_read(state.reshape(-1, *state.shape[-2:]).contiguous(), projection, scale, bias, form)
-    x, reads, writes, mix, new = (y.view(*leading, *y.shape[1:]) for y in found)
+    x, reads, writes, mix, new = differentiable_read(state, projection, scale, bias, form)
     return x, reads, writes, mix if form.mixes else None, new
 
 

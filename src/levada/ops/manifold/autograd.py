@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import Kernel, define, empty_like, triton_or_reference
+from levada.ops._define import Kernel, define, empty_like, is_direct, one_by_one, triton_or_reference
 from levada.ops.manifold import cpu, reference
 from levada.ops.manifold.reference import Form
 
-__all__ = ["FORM", "differentiable_read", "one_by_one"]
+__all__ = ["FORM", "differentiable_read"]
 
 _KERNELS = "levada.ops.manifold.triton"
 
@@ -19,13 +19,12 @@ _KERNELS = "levada.ops.manifold.triton"
 def differentiable_read(
     state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, form: Form
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return what the branch reads, the weights that read, write and mix, and the streams to write to.
-
-    The streams have their tokens as the first axis.
-    """
+    """Return what the branch reads, the weights that read, write and mix, and the streams to write to."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         function = _READ if torch.compiler.is_compiling() else _Transformed.apply
-        x, reads, writes, mix, _, _ = function(state, projection, scale, bias, *form)
+        *leading, n, width = state.shape
+        found_flat = function(state.reshape(-1, n, width).contiguous(), projection, scale, bias, *form)
+        x, reads, writes, mix = (y.view(*leading, *y.shape[1:]) for y in found_flat[:4])
         return x, reads, writes, mix, state
     found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _Read.apply(state, projection, scale, bias, *form)  # type: ignore[no-untyped-call]
     return found
@@ -35,15 +34,19 @@ class _Read(torch.autograd.Function):
     """What the operation gives, and the streams themselves: a gradient that comes by them is added in the same pass.
 
     An operation's result may not be its argument: only a function can hand the streams on. On a CPU it calls the kernel
-    itself: nothing is left to dispatch, which would take as long as the work on few tokens.
+    itself: nothing is left to dispatch, which would take as long as the work on few tokens. Tokens become the first
+    axis, and leading axes again, in here: each would be a node of the graph out there.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        function = cpu.read if arguments[0].device.type == "cpu" else _READ
-        *found, features, inverse = function(*arguments)
+        state, *others = arguments
+        *leading, n, width = state.shape
+        function = cpu.read if state.device.type == "cpu" else _READ
+        *found, features, inverse = function(state.reshape(-1, n, width), *others)
         _keep(ctx, arguments, (features, inverse))
-        return *found, arguments[0]
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # else they are views, and FSDP2 warns of these
+            return *(y.view(*leading, *y.shape[1:]) for y in found), state
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -88,9 +91,17 @@ def _derivative(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ..
 
 def _gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
     by_x, by_reads, by_writes, by_mix, by_new = cotangents
-    state, projection, scale, bias, features, inverse = ctx.saved_tensors
+    given_state, projection, scale, bias, features, inverse = ctx.saved_tensors
     form = ctx.form
-    tokens, n, width = state.shape
+    *leading, n, width = given_state.shape
+    if len(leading) == 1:
+        state = given_state
+    else:
+        state = given_state.reshape(-1, n, width)
+        by_x, by_reads, by_writes, by_mix, by_new = (
+            None if y is None else y.reshape(-1, *y.shape[len(leading) :]) for y in cotangents
+        )
+    tokens = len(state)
     given = (
         state.new_zeros(tokens, width) if by_x is None else by_x,
         by_reads,
@@ -104,8 +115,10 @@ def _gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...
         # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
         found = reference.read_backward(*given, None, None, *form)
     else:
-        found = _READ_BACKWARD(*given, features, inverse, *form)
-    return *found, *(None for _ in form)
+        function = cpu.read_backward if is_direct(*given, features) else _READ_BACKWARD
+        found = function(*given, features, inverse, *form)
+    by_state, *others = found
+    return by_state.view(given_state.shape), *others, *(None for _ in form)
 
 
 def _vmap(function: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
@@ -115,16 +128,6 @@ def _vmap(function: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, An
         return one_by_one(function, info, dims, *arguments)
     found = function(state.movedim(dims[0], 0).flatten(0, 1), *others)
     return tuple(y.unflatten(0, (info.batch_size, -1)) for y in found), (0,) * len(found)
-
-
-def one_by_one(function: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-    """Call for each entry along the axis of `vmap`: sums for the parameters are each entry's own."""
-    calls = [
-        function(*(x if dim is None else x.select(dim, i) for x, dim in zip(arguments, dims, strict=True)))
-        for i in range(info.batch_size)
-    ]
-    found = tuple(torch.stack(y) for y in zip(*calls, strict=True))
-    return found, (0,) * len(found)
 
 
 def _fake(state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *options: Any) -> tuple[Tensor, ...]:

@@ -60,7 +60,8 @@ def write_streams(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | Non
     if mix is not None:
         mix = _require_fit("mix", mix, (*leading, n, n), state).to(full)
     out = _require_fit("out", out, (*leading, dim), state)
-    return differentiable_write(state.reshape(-1, n, dim), out, weights.to(full), mix, state.shape)
+    flat = state if len(leading) == 1 else state.reshape(-1, n, dim)
+    return differentiable_write(flat, out, weights.to(full), mix, state.shape)
 
 
 def _require_fit(name: str, x: Tensor, shape: tuple[int, ...], state: Tensor) -> Tensor:
@@ -71,6 +72,8 @@ def _require_fit(name: str, x: Tensor, shape: tuple[int, ...], state: Tensor) ->
             f"{x.dtype} on {x.device}. Convert it first."
         )
     least = 2 if name == "mix" else 1
+    if x.shape == shape:  # as layers give it
+        return x if x.ndim == least + 1 else x.reshape(-1, *shape[len(shape) - least :])
     if (
         x.ndim < least
         or x.ndim > len(shape)

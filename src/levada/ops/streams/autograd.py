@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from levada.ops._define import define, empty_like, one_more_axis, triton_or_reference
+from levada.ops._define import define, empty_like, is_direct, one_more_axis, triton_or_reference
 from levada.ops.streams import cpu, reference
 
 __all__ = ["differentiable_write"]
@@ -31,10 +31,12 @@ def differentiable_write(
     # Only a function has a forward-mode derivative, and the compiler takes none that has.
     if torch.compiler.is_compiling():
         new: Tensor = _WRITE(state, out, weights, mix).view(shape)
-    elif torch._C._len_torch_function_stack():  # whoever looks at operations sees one that has a gradient
-        new = _Write.apply(state, out, weights, mix, tuple(state.shape)).view(shape)  # type: ignore[no-untyped-call]
+        return new
+    function = _Write if torch._C._functorch.peek_interpreter_stack() is None else _Transformed
+    if torch._C._len_torch_function_stack():  # whoever looks at operations sees one that has a gradient
+        new = function.apply(state, out, weights, mix, tuple(state.shape)).view(shape)  # type: ignore[no-untyped-call]
     else:
-        new = _Write.apply(state, out, weights, mix, tuple(shape))  # type: ignore[no-untyped-call]
+        new = function.apply(state, out, weights, mix, tuple(shape))  # type: ignore[no-untyped-call]
     return new
 
 
@@ -54,26 +56,34 @@ def _derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         state = cotangent
     # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
     again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    function = reference.write_backward if again else _WRITE_BACKWARD
+    direct = cpu.write_backward if is_direct(cotangent, state, out, weights, mix) else _WRITE_BACKWARD
+    function = reference.write_backward if again else direct
     by_state, by_out, by_weights, by_mix = function(cotangent, state, out, weights, mix)
     return (by_state, by_out, by_weights, by_mix) if ctx.mixes else (cotangent, by_out, by_weights, None)
+
+
+def _written(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    function = cpu.write if is_direct(state, out, weights, mix) else _WRITE
+    new: Tensor = function(state, out, weights, mix)
+    with torch._C._AutoDispatchBelowADInplaceOrView():  # else it is a view, and FSDP2 warns of what returns views
+        return new.view(shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.shape = inputs
+    _context(ctx, tuple(tensors), output)
+    ctx.flat = inputs[0].shape
+    ctx.save_for_forward(*(x for x in tensors if x is not None))
 
 
 class _Write(torch.autograd.Function):
     """The new streams, by the kernel of the device."""
 
     @staticmethod
-    def forward(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-        new: Tensor = _WRITE(state, out, weights, mix)
-        with torch._C._AutoDispatchBelowADInplaceOrView():  # else it is a view, and FSDP2 warns of what returns views
-            return new.view(shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.shape = inputs
-        _context(ctx, tuple(tensors), output)
-        ctx.flat = inputs[0].shape
-        ctx.save_for_forward(*(x for x in tensors if x is not None))
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        new = _written(*given)
+        _keep(ctx, given, new)
+        return new
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,6 +96,18 @@ class _Write(torch.autograd.Function):
         with forward_ad._set_fwd_grad_enabled(True):  # type: ignore[no-untyped-call, unused-ignore]
             primals = [forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors]  # type: ignore[no-untyped-call]
             return reference.along(*primals, *([] if ctx.mixes else [None]), *changes).view(ctx.shape)
+
+
+class _Transformed(torch.autograd.Function):
+    """The same for `torch.func`, which asks for a context that is set up afterwards.
+
+    It is not taken elsewhere, as PyTorch looks at the signature of such a function at each call: 20 microseconds.
+    """
+
+    forward = staticmethod(_written)
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_Write.backward)
+    jvp = staticmethod(_Write.jvp)
 
     # PyTorch's own rule would take `jvp` under its vmap, where no primal can be had of a dual number.
     @staticmethod

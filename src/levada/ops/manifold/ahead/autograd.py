@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import Kernel, define, empty_like, triton_or_reference
+from levada.ops._define import Kernel, define, empty_like, is_direct, one_by_one, triton_or_reference
 from levada.ops.manifold.ahead import cpu, reference
-from levada.ops.manifold.autograd import FORM, one_by_one
+from levada.ops.manifold.autograd import FORM
 from levada.ops.manifold.reference import Form
 
 __all__ = ["differentiable_pass"]
@@ -33,8 +33,8 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        plain = arguments[0].device.type == "cpu" and not torch._C._len_torch_dispatch_stack()
-        found: tuple[Tensor, ...] = (cpu.write_and_read if plain else _PASS)(*arguments)
+        function = cpu.write_and_read if is_direct(*arguments[:7]) else _PASS
+        found: tuple[Tensor, ...] = function(*arguments)
         _context(ctx, arguments, found)
         return found
 
@@ -74,7 +74,8 @@ def _derivative(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ..
         # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
         found = reference.write_and_read_backward(*given, None, None, *form)
     else:
-        found = _PASS_BACKWARD(*given, features, inverse, *form)
+        function = cpu.write_and_read_backward if is_direct(*given, features) else _PASS_BACKWARD
+        found = function(*given, features, inverse, *form)
     by_state, by_out, by_weights, by_old_mix, *by_parameters = found
     return by_state, by_out, by_weights, by_old_mix if ctx.mixes else None, *by_parameters, *(None for _ in form)
 

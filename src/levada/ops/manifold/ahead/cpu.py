@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from levada.ops._blocks import blocks_of, rows_of
 from levada.ops._define import empty_like, import_kernels
 from levada.ops._precision import full_precision
 from levada.ops.manifold.ahead import reference
@@ -38,7 +38,7 @@ def write_and_read(
     mixes, streams = state.new_empty(tokens, n if form.mixes else 0, n), new.view(tokens, n * width)
     chosen = options_of(scale, bias, form)
     with full_precision(state):
-        for part in _parts(state):
+        for part in blocks_of(state, TOGETHER):
             writing.over_tokens(writing.write, [y[part] for y in (*given, new)], mix is not None)
             torch.mm(streams[part], projection.t(), out=features[part])
             made = [y[part] for y in (new, features, inverse, x, reads, writes, mixes)]
@@ -64,12 +64,13 @@ def write_and_read_backward(
     came = [y.contiguous() for y in (by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new)]
     by_state, by_out, by_weights, by_old_mix = (empty_like(y) for y in given)
     # What arrives at the new streams is used up at once, but where it is the gradient by the old ones itself.
-    arrives, by_features = empty_like(state[: _rows(state)]), torch.empty_like(features[: _rows(state)])
+    most = rows_of(state, TOGETHER)
+    arrives, by_features = empty_like(state[:most]), torch.empty_like(features[:most])
     by_projection, sums = torch.zeros_like(projection), []
     chosen = (*options_of(scale, bias, form), by_new is not None)
     streams = new.view(tokens, n * width)
     with full_precision(state):
-        for part in _parts(state):
+        for part in blocks_of(state, TOGETHER):
             several = part.stop - part.start
             by_written = by_state[part] if mix is None else arrives[:several]
             kept = [new[part], features[part], inverse[part], by_written, by_features[:several]]
@@ -88,16 +89,6 @@ def _loops(form: Form, state: Tensor, *others: Tensor | None) -> tuple[ModuleTyp
     reading = loops_for(state, form, *(x for x in others if x is not None))
     writing = import_kernels("levada.ops.streams.loops", "numba")
     return None if reading is None or writing is None else (writing, reading)
-
-
-def _rows(state: Tensor) -> int:
-    """Return how many tokens are taken at a time."""
-    return min(max(1, TOGETHER * torch.get_num_threads() // state[0].numel()), len(state))
-
-
-def _parts(state: Tensor) -> Iterator[slice]:
-    rows = _rows(state)
-    yield from (slice(start, min(start + rows, len(state))) for start in range(0, len(state), rows))
 
 
 def _contiguous(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> list[Tensor]:
