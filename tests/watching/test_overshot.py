@@ -155,7 +155,7 @@ def test_a_task_that_grows_harder_is_information_as_its_steps_do_not_overshoot(l
     assert "nothing says that steps overshoot" in finding.claim
     assert finding.evidence["promised"] < 0.1
     assert finding.remedies == ()
-    assert watch.report().verdict == "healthy"
+    assert watch.report().verdict == "unknown"  # the loss went up and stayed, and nothing measured says why
 
 
 def contrast(lr, steps=300):
@@ -190,7 +190,7 @@ def test_a_queue_that_fills_raises_the_loss_without_steps_that_are_too_long(lr):
     watch = contrast(lr)
     assert watch.judge.loss.median > 1.5 * watch.judge.loss.first
     assert [f.claim for f in watch.findings if f.severity != "info"] == []
-    assert watch.report().verdict == "healthy"
+    assert watch.report().verdict in ("healthy", "unknown")  # where the last loss is above the best by much
 
 
 class Recurrent(nn.Module):
@@ -448,8 +448,8 @@ def test_parameters_in_another_order_than_the_models_are_found_by_name(tmp_path)
     assert "10 steps of SGD" in replay(kept, mlp(), square).report.notes[-1]
     old = replace(kept, facts={name: fact for name, fact in kept.facts.items() if name != "optimizer_parameters"})
     assert replay(old, mlp(), square).report.notes[-1] == (
-        "No other learning rate was tried: the optimizer had the parameters in another order than the model, which the "
-        "bundle does not name."
+        "Not judged: learning_rate_too_high: No other learning rate was tried: the optimizer had the parameters in "
+        "another order than the model, which the bundle does not name."
     )
 
 
@@ -464,7 +464,9 @@ def test_what_a_lower_rate_needs_is_said_where_it_is_not_there(tmp_path):
     def note(bundle):
         return replay(bundle, mlp(), square).report.notes[-1]
 
-    assert note(kept) == "No other learning rate was tried: Doubling is none of torch.optim."
+    assert note(kept) == (
+        "Not judged: learning_rate_too_high: No other learning rate was tried: Doubling is none of torch.optim."
+    )
     old = {name: fact for name, fact in kept.facts.items() if name != "optimizer_parameters"} | {"optimizers": ["SGD"]}
     state = kept.values["optimizer"][0]
     two = [{**state["param_groups"][0], "params": [n]} for n in range(2)]

@@ -112,7 +112,7 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
         summary={"depth": len(trace.sites)},
         notes=(
             *_notes(kept, value, run, broken, data),
-            *([again.told] if again is not None else []),
+            *([again.told] if again is not None and kept.rule not in untried else []),
             *(f"Not judged: {rule}: {why.rstrip('.')}." for rule, why in untried.items()),
         ),
         model=type(model).__name__,
