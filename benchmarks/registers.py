@@ -87,6 +87,15 @@ def _manifold() -> None:
     write_and_project(state, out, writes, mix, parameters[0])
 
 
+def _gated() -> None:
+    from levada.ops.gated import triton as kernels
+
+    state, all_of, rank = _narrow(_TOKENS, _STREAMS, _WIDTH), _STREAMS * _WIDTH, _WIDTH // 8
+    parameters = _wide(_STREAMS, _WIDTH), _wide(rank, all_of), _wide(all_of, rank), _wide(_STREAMS, all_of)
+    x, writes, *kept = kernels.read(state, *parameters, 1e-6)
+    kernels.read_backward(x, writes, state, state, *parameters, *kept, 1e-6)
+
+
 def _sinkhorn() -> None:
     from levada.ops.sinkhorn import triton as kernels
 
@@ -131,6 +140,7 @@ def _statistics() -> None:
 CASES: Final[Mapping[str, Callable[[], None]]] = {
     "write streams": _streams,
     "read streams": _manifold,
+    "read gated streams": _gated,
     "sinkhorn": _sinkhorn,
     "attend depth": _depth,
     "attend depth, 8 queries": lambda: _depth(8),
