@@ -38,6 +38,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "loss": {"asked": {}},
     "heat": {"asked": {"signal": "gradient_rms"}},
     "mixing": {"asked": {}},
+    "gates": {"asked": {}},
     "memory": {},
 }
 CURVES = {"steps_back": [0, 1], "memory": [1.0, 0.1], "steps": [0], "gradient": [1.0], "memory_predicted": [1.0, 0.2]}
@@ -114,6 +115,9 @@ PLACES: list[Callable[[Path, bytes], None]] = [
     sealed("samples", "frames", inflated),
     sealed("full", "frames"),
     sealed("full", "frames", inflated),
+    plain(f"{RANK}/mixing/sites-000.json", table),
+    plain(f"{RANK}/mixing/tail-000002.log", lambda data: TAIL_MAGIC + b"".join(map(pack, parts(data)))),
+    plain(f"{RANK}/gates/sites-000.json", table),
 ]
 
 
@@ -130,6 +134,12 @@ def write(folder: Path) -> None:
     with SignalWriter(folder, sites=sites, signals=["gradient_rms", "gradient_nonfinite"]) as samples:
         for step in range(20):
             samples.append(step, 0.0, encode([0.5, 0.0]), {"loss": 1.0, "overhead": 0.01})
+    mixed, entries = [{"name": "a", "shape": [2, 2], "chain": 0}], ["mix_0_0", "mix_0_1", "mix_1_0", "mix_1_1"]
+    with SignalWriter(folder, sites=mixed, signals=entries, part="mixing") as samples:
+        samples.append(0, 0.0, encode([0.75, 0.25, 0.25, 0.75]))
+    gates = ["gate_mean", "gate_low", "gate_high", "gate_horizon"]
+    with SignalWriter(folder, sites=[{"name": "a", "gate": "forget gate"}], signals=gates, part="gates") as samples:
+        samples.append(0, 0.0, encode([0.5, 0.25, 0.75, 10.0]))
 
 
 def seeds(run: Path, folder: Path) -> None:
@@ -148,6 +158,12 @@ def seeds(run: Path, folder: Path) -> None:
         json.dumps(about).encode(),
         TAIL_MAGIC + pack(b"Z" + struct.pack("<I", 0) + zlib.compress(bytes(40))),
         bytes(40),
+        json.dumps(json.loads((rank / "mixing" / "sites-000.json").read_bytes())["table"]).encode(),
+        b'H{"schema": 1, "sites": 0}\nS'
+        + struct.pack("<qdII", 30, 0.0, 0, 2)
+        + b"{}"
+        + encode([0.75, 0.25, 0.25, 0.75]),
+        json.dumps(json.loads((rank / "gates" / "sites-000.json").read_bytes())["table"]).encode(),
     ]
     for number, content in enumerate(held):
         (folder / f"seed-{number:02d}").write_bytes(bytes([number]) + content)
