@@ -185,12 +185,13 @@ def contrast(lr, steps=300):
     return watch
 
 
-@pytest.mark.parametrize("lr", [0.003, 0.01, 0.03])
-def test_a_queue_that_fills_raises_the_loss_without_steps_that_are_too_long(lr):
+# "unknown" where the last loss is above the best by half of what was learned.
+@pytest.mark.parametrize(("lr", "verdict"), [(0.003, "unknown"), (0.01, "healthy"), (0.03, "healthy")])
+def test_a_queue_that_fills_raises_the_loss_without_steps_that_are_too_long(lr, verdict):
     watch = contrast(lr)
     assert watch.judge.loss.median > 1.5 * watch.judge.loss.first
     assert [f.claim for f in watch.findings if f.severity != "info"] == []
-    assert watch.report().verdict in ("healthy", "unknown")  # where the last loss is above the best by much
+    assert watch.report().verdict == verdict
 
 
 class Recurrent(nn.Module):

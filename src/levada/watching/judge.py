@@ -136,7 +136,7 @@ class Judge:
         self._see_unoptimised(step)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
-            self.asks = self.keeper.highest > self._limit
+        self.asks = self.keeper is not None and self.keeper.highest > self._limit
         if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._ledger:
             return
         value = float(loss.detach())

@@ -166,7 +166,6 @@ class Losses:
     def before(self, roots: Sequence[Tensor] = ()) -> State:
         """Look at the gradients before a backward pass, and at the scalars at which it begins."""
         begun = time.perf_counter()
-        self.constant.see(roots)
         self.heard.before_backward()
         state = [(p, (0, 0) if (g := p.grad) is None else (id(g), g._version)) for p in self._markers]
         if self._current and self._cleared() and not self._sharded():
@@ -174,8 +173,8 @@ class Losses:
             self._odd = odd if self._odd is None else self._odd | odd.to(self._odd.device)
             self.heard.restart()
             self.constant.restart()
-            self.constant.see(roots)
             self._current = []
+        self.constant.see(roots)
         self._seconds += time.perf_counter() - begun
         return state
 

@@ -107,7 +107,9 @@ def with_before(finding: Finding, jump: Mapping[str, Any] | None, rise: Mapping[
     """
     claim, evidence = finding.claim, dict(finding.evidence)
     if jump is not None:
-        claim += f" Before it the loss jumped, at step {jump['step']}, from {jump['from']:.4g} to {jump['to']:.4g}."
+        claim += (
+            f" Before it the loss jumped, at step {jump['step']}, from {jump['from']:.4g} to {jump['to']:.4g} at most."
+        )
         evidence["loss_spike"] = jump
     if rise is not None:
         claim += f" {rise_in_words(rise)}"

@@ -41,7 +41,7 @@ class Sample:
         losses: step and loss of every step since the sample before this one, as far as the loss was seen.
         rank: the process that measured it.
         tanh: numbers of the blocks whose output is that of a tanh, as autograd shows.
-        taken: what lies inside of layers: how streams are mixed.
+        taken: what lies inside of layers: how streams are mixed, and gates.
     """
 
     step: int

@@ -297,8 +297,8 @@ def _finding(spike: _Spike, view: View) -> Finding:
         severity=severity,
         status="fired",
         claim=(
-            f"The loss jumped at step {spike.onset} from {spike.usual:.4g} to {spike.peak:.4g}, {spike.excess:.3g} "
-            f"standard deviations above its median.{back} {_why(spike)}"
+            f"The loss jumped at step {spike.onset} from {spike.usual:.4g} to {spike.peak:.4g} at most, "
+            f"{spike.excess:.3g} standard deviations above its median.{back} {_why(spike)}"
         ),
         where={"first": first["site"], "last": first["site"]} if first else {},
         evidence={

@@ -44,7 +44,7 @@ class Watch:
         samples: the last 1000 samples.
         run: the folder of the record, or None.
         judge: what applies the rules; None if a `Watch` was made without `watch`.
-        coefficients: takes, with each sample, how layers mix their streams; `watch.coefficients.on = False` ends it.
+        coefficients: takes with each sample how streams are mixed, and gates; `watch.coefficients.on = False` ends it.
     """
 
     def __init__(
@@ -327,7 +327,7 @@ def watch(
     A step ends with `optimizer.step()`. Sampled are steps at least `every` apart; after the 11 that a verdict needs,
     further apart if more than `max_overhead` of the time would go into it. On others nothing is attached to the blocks:
     elements of the outermost lists of modules, in the order in which they run in the first sampled step. Where a single
-    process sees the loss jump, seven more steps are sampled, 1 to 127 later: twice, then where they are paid for.
+    process sees the loss jump (on a GPU if a run is kept), seven more steps are sampled: twice, then where paid for.
 
     It watches from this call on until `close()`, which the end of a with-block calls; entering the watch again goes on.
 

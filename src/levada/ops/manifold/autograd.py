@@ -42,7 +42,7 @@ class _Read(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         state, *others = arguments
         *leading, n, width = state.shape
-        function = cpu.read if state.device.type == "cpu" else _READ
+        function = cpu.read if is_direct(state, *others[:3]) else _READ
         *found, features, inverse = function(state.reshape(-1, n, width), *others)
         _keep(ctx, arguments, (features, inverse))
         with torch._C._AutoDispatchBelowADInplaceOrView():  # else they are views, and FSDP2 warns of these
