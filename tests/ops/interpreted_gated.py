@@ -7,6 +7,7 @@ import torch
 from tests.ops.test_gated import EPSILON, arguments
 from triton.runtime import interpreter
 
+from levada.ops._device import past_limit
 from levada.ops.gated import reference
 from levada.ops.gated import triton as kernels
 
@@ -91,7 +92,7 @@ def test_nothing_is_read_that_was_not_written():
 
 def test_past_the_limit_the_reference_runs_with_one_warning(monkeypatch):
     monkeypatch.setitem(kernels.LIMIT, "width", 8)
-    kernels._warn.cache_clear()
+    past_limit.cache_clear()
     tensors, by = given(2, 2, 9, 1)
     with pytest.warns(RuntimeWarning, match="at most 8") as caught:
         got = both_ways(kernels, tensors, by)

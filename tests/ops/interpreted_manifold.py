@@ -10,6 +10,7 @@ from tests.ops.test_manifold import FORMS, arguments
 from triton.runtime import interpreter
 
 from levada import ManifoldHyperConnection, Stack
+from levada.ops._device import past_limit
 from levada.ops.manifold import reference
 from levada.ops.manifold import triton as kernels
 from levada.ops.manifold.ahead import autograd as registered
@@ -201,7 +202,7 @@ def test_nan_stays_in_its_token():
 def test_what_is_past_the_kernels_limits_goes_to_the_reference_with_a_word():
     form = FORMS["few"]._replace(iterations=kernels._MOST_ITERATIONS + 1)
     tensors, by = given(2, 3, 5, form)
-    kernels._warn.cache_clear()
+    past_limit.cache_clear()
     with pytest.warns(RuntimeWarning, match="3 streams mixed by 65 iterations"):
         got = both_ways(kernels, tensors, by, form)
     torch.testing.assert_close(got, both_ways(reference, tensors, by, form))

@@ -25,6 +25,7 @@ CONNECTIONS = {
     "hyper": (levada.HyperConnection, {"head": "mean", "streams": 3}),
     "static": (levada.HyperConnection, {"head": "mean", "streams": 2, "dynamic": False}),
     "identity": (levada.IdentityHyperConnection, {}),
+    "gated": (levada.GatedResidual, {}),
     "single_pass": (levada.SinglePassManifoldHyperConnection, {}),
     "sparse": (levada.SparseHyperConnection, {"streams": 5, "active": 3, "fixed": 1}),
 }

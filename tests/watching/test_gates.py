@@ -13,8 +13,7 @@ from levada.probe.memory import memory_curve
 from levada.probe.recurrences import recurrences
 from levada.report.watch import watch_view
 from levada.runs import Run
-from levada.runs.inside import gates_of, why_not
-from levada.watching.gates import GATED
+from levada.runs.inside import GATES, gates_of, why_not
 
 STEPS, ROWS, DIM = 20, 4, 5
 
@@ -92,7 +91,7 @@ def test_gates_are_those_that_a_check_follows_step_by_step(rnn):
     assert len(gates.sites) == len(hand)
     assert gates.unseen == {}
     for i, curve in enumerate(hand):
-        told = {name: float(gates.signals[name][i]) for name in GATED}
+        told = {name: float(gates.signals[name][i]) for name in GATES}
         assert gates.gates[i] == curve.gates.gate
         # A cell in a loop is followed from its second step on, by a check.
         near = 0.05 if isinstance(model.rnn, Loop) else 1e-4

@@ -12,9 +12,10 @@ from torch import nn
 
 import levada
 from levada.probe.trace import Site
+from levada.runs.inside import GATES
 from levada.runs.standing import Standing
 from levada.watching.coefficients import Taken
-from levada.watching.gates import GATED, Gated
+from levada.watching.gates import Gated
 from levada.watching.mixing import MIXED, Mixed
 from levada.watching.recording import Recording
 from levada.watching.sample import Sample
@@ -65,7 +66,7 @@ def write_gated(folder: Path) -> None:
     recording = Recording(folder, Told("rnn"))
     for i in range(4):
         reach = torch.tensor([10.0 * 2**i, 100.0 * 2**i])
-        signals = dict(zip(GATED, torch.stack([*torch.full((3, 2), 0.9 + i / 1000), reach]), strict=True))
+        signals = dict(zip(GATES, torch.stack([*torch.full((3, 2), 0.9 + i / 1000), reach]), strict=True))
         gates = Gated(("rnn[layer 0]", "rnn[layer 1]"), ("LSTM",) * 2, ("forget gate",) * 2, signals, {})
         values = {"gradient_rms": torch.ones(1, dtype=torch.float64)}
         recording.sampled(Sample(10 * i, 1.7e9, values, taken=Taken(None, 0, gates)))

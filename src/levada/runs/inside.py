@@ -32,6 +32,7 @@ GAINS: Final = "composite_forward_gain", "composite_backward_gain"
 
 
 GATES: Final = "gate_mean", "gate_low", "gate_high", "gate_horizon"
+"""Mean over units, 5 % and 95 % quantile over units, and the steps after which the gates alone leave 1/1000."""
 
 
 def entry(i: int, j: int) -> str:

@@ -15,14 +15,12 @@ from levada.probe.hook import Hook
 from levada.probe.memory import BACK, horizon
 from levada.probe.recurrence import LEAST_CALLS
 from levada.probe.recurrences import ROWS
+from levada.runs.inside import GATES
 from levada.watching.compiled import find_regions
 from levada.watching.method import MethodTap, unseen
 from levada.watching.places import original, plain_name
 
-__all__ = ["GATED", "GateTaps", "Gated", "SentGates"]
-
-GATED: Final = ("gate_mean", "gate_low", "gate_high", "gate_horizon")
-"""Mean over units, 5 % and 95 % quantile over units, and the steps after which the gates alone leave 1/1000."""
+__all__ = ["GateTaps", "Gated", "SentGates"]
 
 _MOST: Final = 64  # recurrences of a sample
 _GATES: Final = {"LSTM": "forget gate", "GRU": "update gate", "LSTMCell": "forget gate", "GRUCell": "update gate"}
@@ -41,7 +39,7 @@ class Gated:
         sites: the module, with layer and direction where it has several.
         kinds: of each, its class.
         gates: of each, "forget gate", "update gate" or "carry gate": all are 1 where the memory is kept.
-        signals: a name of `GATED` -> float32 tensor `(sites,)`.
+        signals: a name of `GATES` -> float32 tensor `(sites,)`.
         unseen: recurrent modules whose gates cannot be seen -> why.
     """
 
@@ -97,8 +95,8 @@ class SentGates:
             reach = horizon(part[3:])[0] if bool(part[3:].isfinite().all()) else torch.nan
             rows.append([*part[:3].tolist(), reach])
         names, kinds, gates = zip(*self._sites, strict=True) if self._sites else ((), (), ())
-        table = torch.tensor(rows).reshape(-1, len(GATED))
-        return Gated(names, kinds, gates, dict(zip(GATED, table.unbind(1), strict=True)), self._unseen)
+        table = torch.tensor(rows).reshape(-1, len(GATES))
+        return Gated(names, kinds, gates, dict(zip(GATES, table.unbind(1), strict=True)), self._unseen)
 
 
 @final

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from levada._errors import UsageError
 from levada.runs import SignalWriter
-from levada.runs.inside import EVENT, entry, rest
+from levada.runs.inside import EVENT, GATES, entry, rest
 from levada.watching.coded import codes_of, rest_of, to_bytes
-from levada.watching.gates import GATED
 from levada.watching.mixing import MIXED, Mixed
 from levada.watching.sample import Sample
 
@@ -77,8 +76,8 @@ class KeptCoefficients:
                 {"name": name, "order": i, "kind": kind, "shape": [], "parameters": [], "gate": gate}
                 for i, (name, kind, gate) in enumerate(zip(gates.sites, gates.kinds, gates.gates, strict=True))
             ]
-            rows = torch.stack([gates.signals[name] for name in GATED]).double()
-            self._write("gates", sample, sites, [*GATED, *map(rest, GATED)], torch.cat([rows, rest_of(rows)]))
+            rows = torch.stack([gates.signals[name] for name in GATES]).double()
+            self._write("gates", sample, sites, [*GATES, *map(rest, GATES)], torch.cat([rows, rest_of(rows)]))
 
     def _write(
         self, part: str, sample: Sample, sites: Sequence[Mapping[str, Any]], names: Sequence[str], rows: Tensor

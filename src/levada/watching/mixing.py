@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from levada.probe.chains import chains_of
 from levada.probe.streams import MAX_TOKENS
 from levada.probe.streams import Sample as Streams
+from levada.runs.inside import DEVIATIONS, GAINS
 from levada.watching.compiled import find_regions
 from levada.watching.method import MethodTap, unseen
 from levada.watching.places import original, plain_name
@@ -20,12 +21,7 @@ from levada.watching.reading import plain
 
 __all__ = ["MIXED", "Mixed", "MixingTaps", "SentMixing"]
 
-MIXED: Final = (
-    "mixing_row_deviation",
-    "mixing_column_deviation",
-    "composite_forward_gain",
-    "composite_backward_gain",
-)
+MIXED: Final = (*DEVIATIONS, *GAINS)
 """What is told of a layer beside its matrix; what it means is in `levada.probe.mixing.MIXING_SIGNALS`."""
 
 _NUMBERS: Final = 8192  # of all matrices of a sample; of more, an even choice of layers is kept

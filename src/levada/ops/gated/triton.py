@@ -9,8 +9,6 @@ Products are in float32, as their sums are the gates' logits and the weights tha
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 from __future__ import annotations
 
-import functools
-import warnings
 from typing import Final
 
 import torch
@@ -19,7 +17,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 from torch.nn import functional
 
-from levada.ops._device import on
+from levada.ops._device import as_float32, on, past_limit
 from levada.ops._precision import full_precision
 from levada.ops.gated import reference
 
@@ -130,8 +128,8 @@ def read(
     inverse = torch.empty(tokens, n, dtype=torch.float32, device=state.device)
     features = _features(state, gain, inverse, epsilon, known=False)
     with full_precision(state):
-        found = functional.linear(features, _full(reference.stacked(down, projection)))
-        logits = functional.linear(functional.silu(found[:, :rank] / n), _full(up))
+        found = functional.linear(features, as_float32(reference.stacked(down, projection)))
+        logits = functional.linear(functional.silu(found[:, :rank] / n), as_float32(up))
     with on(state.device):
         block = block_of(width, BLOCK["channels"])
         _average[(tokens, triton.cdiv(width, block))](features, logits, x, width=width, n=n, block=block)
@@ -149,7 +147,7 @@ def read_backward(
         return reference.read_backward(by_x, by_writes, by_new, state, *parameters, found, inverse, epsilon)
     tokens, n, width = state.shape
     rank, state = len(down), state.contiguous()
-    weights, narrow_weights = _full(reference.stacked(down, projection)), _full(up)
+    weights, narrow_weights = as_float32(reference.stacked(down, projection)), as_float32(up)
     features = _features(state, gain, inverse, epsilon, known=True)
     scaled = found / n
     sigma = torch.sigmoid(scaled)
@@ -168,7 +166,7 @@ def read_backward(
         by_up, by_weights = by_logits.mT @ narrow, by_found.mT @ features
         by_features.addmm_(by_found, weights)
         _by_streams[(n, len(by_gain))](
-            by_features, state if by_new is None else by_new.contiguous(), state, inverse, _full(gain), by_state,
+            by_features, state if by_new is None else by_new.contiguous(), state, inverse, as_float32(gain), by_state,
             by_gain, tokens, width=width, n=n, block=block_of(width, width), adds=by_new is not None,
             num_warps=_warps(width),
         )  # fmt: skip
@@ -188,7 +186,7 @@ def _features(state: Tensor, gain: Tensor, inverse: Tensor, epsilon: float, *, k
     features = torch.empty(tokens, n * width, dtype=torch.float32, device=state.device)
     with on(state.device):
         _normalise[(tokens * n,)](
-            state, _full(gain), inverse, features, width=width, n=n, block=block_of(width, width), epsilon=epsilon,
+            state, as_float32(gain), inverse, features, width=width, n=n, block=block_of(width, width), epsilon=epsilon,
             known=known, num_warps=_warps(width),
         )  # fmt: skip
     return features
@@ -217,20 +215,6 @@ def takes(state: Tensor) -> bool:
     if state.dtype not in _TYPES or not state.numel():
         return False
     if state.shape[2] > LIMIT["width"]:
-        _warn(state.shape[2], LIMIT["width"])
+        past_limit(f"streams of {state.shape[2]} channels, read through gates", f"{LIMIT['width']} channels")
         return False
     return True
-
-
-@functools.cache  # which makes the warning the only one of its kind
-def _warn(width: int, most: int) -> None:
-    warnings.warn(
-        f"streams of {width} channels: the kernels for a GPU that read through gates take at most {most}. The "
-        "reference runs, by plain operations, which is slow.",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.detach().to(torch.float32).contiguous()

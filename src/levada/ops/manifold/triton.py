@@ -18,7 +18,6 @@ and of 2^-36 where weights are so small that there are no such numbers. Float32 
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any, Final
 
 import torch
@@ -26,7 +25,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-from levada.ops._device import on
+from levada.ops._device import as_float32, on, past_limit
 from levada.ops.manifold import reference
 from levada.ops.manifold.gates.triton import gates, gates_backward, options_of, small, split_in_two, split_weight
 from levada.ops.manifold.reference import Form
@@ -270,7 +269,7 @@ def read_projected(
     with on(state.device):
         chosen = options_of(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
         gates[(triton.cdiv(tokens, chosen["together"]),)](
-            sums, _full(scale), _full(bias), reads, writes, mix, features, inverse, tokens,
+            sums, as_float32(scale), as_float32(bias), reads, writes, mix, features, inverse, tokens,
             n * width, parts=len(sums), **chosen,
         )  # fmt: skip
         block = block_of(width, READ["block"])
@@ -310,14 +309,14 @@ def read_backward(
         )
         by_scale, by_bias = full(programs, len(scale)), full(programs, count)
         gates_backward[(programs,)](
-            of_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse, _full(scale), _full(bias),
-            by_logits, factors, by_scale, by_bias, tokens, n * width, split=split, **chosen,
+            of_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse,
+            as_float32(scale), as_float32(bias), by_logits, factors, by_scale, by_bias, tokens, n * width, split=split, **chosen,
         )  # fmt: skip
         by_state = torch.empty_like(state)
         plan = plan_of_state(tokens, n, width, count, state.dtype)
         by_weights = full(plan.pop("parts"), count, n * width)
         _by_state[(plan.pop("blocks"), len(by_weights), triton.cdiv(count, plan["padded"]))](
-            by_x, by_x if by_new is None else by_new.contiguous(), state, by_logits, factors, _full(projection),
+            by_x, by_x if by_new is None else by_new.contiguous(), state, by_logits, factors, as_float32(projection),
             by_state, by_weights, tokens, width=width, n=n, count=count, adds=by_new is not None, split=split, **plan,
         )  # fmt: skip
     by_projection = by_weights.sum(0).to(projection.dtype)
@@ -404,7 +403,7 @@ def project(state: Tensor, projection: Tensor) -> Tensor:
 
 def weights_of(projection: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the projection as factors of streams: for those of 16 bits two rows for each, which add up to it."""
-    weights = _full(projection)
+    weights = as_float32(projection)
     if dtype == torch.float32:
         return weights
     count, size = weights.shape
@@ -420,24 +419,11 @@ def takes(state: Tensor, form: Form) -> bool:
     if state.dtype not in _TYPES:
         return False
     if n > _MOST_STREAMS or (form.mixes and form.iterations > _MOST_ITERATIONS):
-        _warn(f"{n} streams mixed by {form.iterations} iterations", f"{_MOST_STREAMS} and {_MOST_ITERATIONS}")
+        past_limit(f"{n} streams mixed by {form.iterations} iterations", f"{_MOST_STREAMS} and {_MOST_ITERATIONS}")
         return False
     rows = (2 * n + n * n * form.mixes) * (1 if state.dtype == torch.float32 else 2)
     if rows > LIMIT["rows"]:
         kind = str(state.dtype).removeprefix("torch.")
-        _warn(f"{n} streams of {kind}, {rows} rows of weights", f"{LIMIT['rows']} rows")
+        past_limit(f"{n} streams of {kind}, {rows} rows of weights", f"{LIMIT['rows']} rows")
         return False
     return True
-
-
-@functools.cache  # which makes the warning the only one of its kind
-def _warn(what: str, most: str) -> None:
-    warnings.warn(
-        f"{what}: the kernels for a GPU take at most {most}. The reference runs, by plain operations, which is slow.",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.detach().to(torch.float32).contiguous()
