@@ -310,7 +310,8 @@ def read_backward(
         by_scale, by_bias = full(programs, len(scale)), full(programs, count)
         gates_backward[(programs,)](
             of_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse,
-            as_float32(scale), as_float32(bias), by_logits, factors, by_scale, by_bias, tokens, n * width, split=split, **chosen,
+            as_float32(scale), as_float32(bias), by_logits, factors, by_scale, by_bias,
+            tokens, n * width, split=split, **chosen,
         )  # fmt: skip
         by_state = torch.empty_like(state)
         plan = plan_of_state(tokens, n, width, count, state.dtype)
