@@ -41,7 +41,7 @@ class ConstantLoss:
         >>> known.open()
         >>> known.see([loss])
         >>> known.learned()
-        >>> round(float(known.of(loss.detach())), 4), round(float(loss), 4)
+        >>> round(float(known.of(loss.detach())), 4), round(loss.item(), 4)
         (0.3466, 0.3466)
     """
 
