@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+# Processes that the tests share, a file each.
+JOBS ?= 2
 CHECK := $(BIN)/levada check --fail-on never
 
 .PHONY: demo test web lint types docs screenshots bench browser clean
@@ -26,7 +28,7 @@ demo: $(VENV)/.demo  ## check a sick network and its repaired twin, run two stud
 	$(BIN)/levada report runs/demo -o report.html
 
 test: $(VENV)/.dev  ## all tests, the examples in docstrings and in the documentation
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 web/node_modules/.package-lock.json: web/package-lock.json
 	cd web && npm ci
