@@ -28,6 +28,7 @@ from levada.watching.taps import Taps
 from levada.watching.telling import quietly, warn
 from levada.watching.together import Together, measured
 from levada.watching.transfer import Sent
+from levada.watching.weights import Weights
 
 __all__ = ["Engine"]
 
@@ -72,9 +73,9 @@ class Engine:
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
-        self._structure = Structure(model)
+        self.weights = Weights(structure := Structure(model), optimizers, self._spend)
         self._device = next(p.device for p in model.parameters())
-        self._taps = Taps(model, self._structure.places, self)
+        self._structure, self._taps = structure, Taps(model, structure.places, self)
         self.coefficients = Coefficients(model, self._running, self._spend)
         self._statistics = Statistics()
         self.losses = Losses(model, heard=self, parts=lambda: self.micro_batches.divided, scaler=scaler)
@@ -82,13 +83,11 @@ class Engine:
         self.micro_batches = MicroBatches(original(model), self.restart)
         self._together = Together(model)
         self._reading: Reading | None = None
-        self._read_before = False
         self._stepped, self._skipped = set[int](), set[int]()
         self._waited = {id(optimizer) for optimizer in optimizers}
         self._skips = 0  # steps in a row that a scaler skipped
-        self._heard = False  # of this step's update
-        self._handles: list[RemovableHandle] = []
-        self._pending: list[Sent] = []
+        self._heard = self._within = False  # of this step's update; of one in the backward pass that is running
+        self._handles, self._pending = list[RemovableHandle](), list[Sent]()
         self._logged, self._own = dict[str, float](), 0.0
 
     @property
@@ -154,7 +153,7 @@ class Engine:
             self._reading.close()
             self.losses.constant.close()
         self._reading = None
-        self._read_before = False
+        self.weights.clear()
 
     def _before_update(self, step: int, loss: Tensor | None) -> None:
         begun = time.perf_counter()
@@ -201,13 +200,7 @@ class Engine:
         self._end_rested()
         if self._reading is not None:
             self._reading.begin()
-            self._read_weights()
-
-    def _read_weights(self) -> None:
-        """Copy the weights where no optimizer will say that it changes them; gradients are read after it."""
-        if not self._optimizers and not self._read_before:
-            self._structure.norms.before(gradients=False)
-            self._read_before = True
+            self.weights.begin()
 
     def _end_rested(self, *, late: bool = False) -> None:
         """End a step in which not all optimizers stepped: what follows belongs to the next one."""
@@ -227,15 +220,23 @@ class Engine:
     @quietly
     def before_backward(self) -> None:
         """Hear of a backward pass that is about to begin, of whichever model."""
+        self._within = False
         if self._reading is not None:
             self._reading.backward()
-            self._read_weights()
+            self.weights.begin()
 
     @quietly
     def learned(self, roots: Sequence[Tensor]) -> None:
         """Hear that a backward pass was this model's."""
         self.passes.skips.learned(roots)
-        self._end_rested(late=True)
+        if not self._within:
+            self._end_rested(late=True)
+
+    @quietly
+    def ended(self) -> None:
+        """Hear that a backward pass is over within which an optimizer stepped."""
+        self._within = False
+        self._finish()
 
     @quietly
     def restart(self) -> None:
@@ -251,34 +252,30 @@ class Engine:
 
     @quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        if id(optimizer) in self._stepped:  # the others did not step this time
+        first = in_backward() and not self._within
+        if first or (id(optimizer) in self._stepped and not in_backward()):  # the others did not step this time
             self._end_rested(late=True)
+        if first:
+            self._within = True
+            self.losses.claim()
         return before_its_update(args, kwargs, lambda: self._ready(optimizer))
 
     @quietly
     def _ready(self, optimizer: Any) -> None:
         """Take what the update will change, and tell of it."""
-        if self._heard:
-            return
-        self._heard = True
-        begun = time.perf_counter()
-        if self._reading is not None and not self._read_before:
-            scale = getattr(optimizer, "grad_scale", None)
-            # A scaler divides the gradients of one optimizer after the other, each before its own step.
-            later = scale is None and len(self._optimizers) > 1 and self.losses.scale() is not None
-            self._structure.norms.before(scale, gradients=not later)
-            self._read_before = True
-        self._own += time.perf_counter() - begun
-        self._before_update(self.steps, self.losses.current())
+        if self._reading is not None:
+            self.weights.before(optimizer, within=in_backward(), scaled=self.losses.scale() is not None)
+        if not self._heard:
+            self._heard = True
+            self._before_update(self.steps, self.losses.current())
 
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
+        self.weights.after(optimizer)
+        self.passes.skips.updated(self.steps)
         self._stepped.add(id(optimizer))
-        if self._waited <= self._stepped:
-            self.finish()
-        else:
-            self.passes.skips.updated(self.steps)
+        self._finish()
 
     @quietly
     def skip(self, optimizer: Any) -> None:
@@ -290,8 +287,7 @@ class Engine:
             self._ready(inner)
         self._skipped.add(id(inner))
         self._stepped.add(id(inner))
-        if self._waited <= self._stepped:
-            self.finish()
+        self._finish()
 
     @quietly
     def leave(self, again: Callable[[], object] | None = None, loss: Tensor | None = None) -> None:
@@ -314,12 +310,16 @@ class Engine:
             self._arm(anyway=True)
             again()
         if self._reading is not None and (again is not None or (bad and not self._together.several)):
-            self._structure.norms.before(updates=False)
-            self._read_before = True
+            self.weights.left()
             self.losses.end(self.steps)
             self._send(self._reading)
             self._deliver(wait=True)
             self._disarm()
+
+    def _finish(self) -> None:
+        """End a step if all have stepped; a backward pass has more to tell first."""
+        if self._waited <= self._stepped and not in_backward():
+            self.finish()
 
     def finish(self) -> None:
         """End a step."""
@@ -345,7 +345,7 @@ class Engine:
                     self.cadence.plan(self.steps, self._together.distance or self.cadence.every)
                 else:
                     self.cadence.plan(self.steps)
-                self._send(reading)
+                self._send(reading, learned=learned)
             self._disarm()
         self._clock.tick(reading is not None)
         self.steps += 1
@@ -357,9 +357,9 @@ class Engine:
         for sampled, seconds in self._clock.read():
             self.cadence.timed(sampled, seconds)
 
-    def _send(self, reading: Reading) -> None:
+    def _send(self, reading: Reading, *, learned: bool = True) -> None:
         self._structure.run(self._taps.order, reading.calls, reading.tanh)
-        packed = self._structure.norms.after() if self._read_before else None
+        packed = self.weights.take(learned=learned)
         steps, losses = self.losses.take()
         scale = self.losses.scale()
         table, compiled = reading.table(len(self._structure.places), self._device), self._taps.compiled(self._device)
@@ -368,10 +368,10 @@ class Engine:
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else None
         constant = self.losses.constant.of(losses[-1]) if losses and steps[-1] == reading.step else None
-        known = (("loss_scale", scale), ("lr", lr), ("constant_loss", constant))
-        named = {name: value for name, value in known if value is not None}
+        known = {"loss_scale": scale, "lr": lr, "constant_loss": constant}
+        named = {name: value for name, value in known.items() if value is not None}
         inside = self.coefficients.pack(reading.counted, self._device)
-        sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged}, inside)
+        sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged}, inside, self._structure.where)
         sent.micro_batches, sent.tanh = self.micro_batches.take(), self._structure.tanh
         self._logged = {}
         self._pending.append(sent)
@@ -384,7 +384,7 @@ class Engine:
 
     def take_logged(self) -> dict[str, float]:
         """Return the numbers for which no sample came."""
-        logged, self._logged = self._logged, {}
+        self._logged, logged = {}, self._logged
         return logged
 
     def _deliver(self, *, wait: bool, leaving: bool = False) -> None:

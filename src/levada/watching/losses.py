@@ -64,6 +64,9 @@ class Heard(Protocol):
     def learned(self, roots: Sequence[Tensor]) -> None:
         """Hear, after one, that it was this model's, and at which scalars it began, before its loss is counted."""
 
+    def ended(self) -> None:
+        """Hear, after one within which an optimizer stepped, that its loss was counted."""
+
     def skip(self, optimizer: Any) -> None:
         """Hear that a scaler did not let an optimizer step."""
 
@@ -103,6 +106,11 @@ class Losses:
         self.ended: list[tuple[int, Tensor]] = []
         self._choosing = False
         self.constant = ConstantLoss()
+        self._running: tuple[list[weakref.ref[Tensor]], Sequence[Tensor | None]] = (
+            [],
+            (),
+        )  # at what a backward pass began
+        self._claimed = False  # within it
         self._known: State = []  # of the markers' gradients, after this step's last backward pass
         self.mark()
 
@@ -148,6 +156,8 @@ class Losses:
         loss = self.current()
         if loss is not None:
             self.ended.append((step, loss))
+        elif not self._choosing:  # the parameters may have been replaced
+            self.mark()
         self._current = []
 
     def take(self) -> tuple[list[int], list[Tensor]]:
@@ -163,9 +173,10 @@ class Losses:
         ready = getattr(scaler, "_get_scale_async", lambda: None)()  # private: get_scale waits for the device
         return ready if isinstance(ready, Tensor) else torch.tensor(float(scaler.get_scale()))
 
-    def before(self, roots: Sequence[Tensor] = ()) -> State:
-        """Look at the gradients before a backward pass, and at the scalars at which it begins."""
+    def before(self, roots: Sequence[Tensor] = (), given: Sequence[Tensor | None] = ()) -> State:
+        """Look at the gradients before a backward pass, and at the scalars at which it begins, times what is given."""
         begun = time.perf_counter()
+        self._running, self._claimed = ([*map(weakref.ref, roots)], given), False  # should it fail, its graph is let go
         self.heard.before_backward()
         state = [(p, (0, 0) if (g := p.grad) is None else (id(g), g._version)) for p in self._markers]
         if self._current and self._cleared() and not self._sharded():
@@ -197,16 +208,30 @@ class Losses:
         self._seconds += time.perf_counter() - begun
 
     def _after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
+        claimed, self._claimed, self._running = self._claimed, False, ([], ())
         changed = _first_changed(state)
-        if not changed and not self._sharded():
+        if not (changed or claimed or self._sharded()):
             return
         self.heard.learned(roots)
         self.constant.learned()
-        if self._choosing and changed:
+        if self._choosing and (changed or claimed):  # optimizers that step within the pass leave no gradient to look at
             last = reversed(_first_changed(reversed(state)))
-            self._markers = list({id(p): p for p in (*changed, *last)}.values())
+            self._markers = list({id(p): p for p in (*changed, *last)}.values()) or self._markers[:_MARKERS]
             self._choosing = False
         self._known = [(p, _state(p.grad)) for p in self._markers]
+        if claimed:
+            self.heard.ended()
+        else:
+            self._count(roots, given)
+
+    def claim(self) -> None:
+        """Count the loss of the backward pass that is running: an optimizer of this model steps within it."""
+        roots, given = [root for held in self._running[0] if (root := held()) is not None], self._running[1]
+        if roots and not self._claimed:
+            self._claimed = True
+            self._count(roots, given)
+
+    def _count(self, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         if not self._told:
             self._scaler = _scaler_of(roots[0])
         # All of it is detached, so that no gradient is switched off, which takes as long as the copy.
@@ -296,14 +321,14 @@ def _wrap() -> None:
         if torch.compiler.is_compiling() or in_backward() or not _watchers:
             return original(tensors, *args, **kwargs)
         roots = _scalars(tensors)
+        given = _gradients(roots, *args, **kwargs)
         watching = [
             (watcher, state)
             for watcher in list(_watchers)
-            for state in _try(watcher, functools.partial(watcher.before, roots))
+            for state in _try(watcher, functools.partial(watcher.before, roots, given))
         ]
         _running.run(original, tensors, *args, **kwargs)
         for watcher, state in watching if roots else ():
-            given = _gradients(roots, *args, **kwargs)
             _try(watcher, functools.partial(watcher.after, state, roots, given))
         return None
 

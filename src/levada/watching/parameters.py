@@ -18,7 +18,7 @@ from levada.probe.squares import sums_of_squares
 from levada.watching.listed import Listed
 from levada.watching.stacked import Stacked, Stacks
 
-__all__ = ["COLUMNS", "SITE_COLUMNS", "Packed", "ParameterNorms", "pairs"]
+__all__ = ["COLUMNS", "SITE_COLUMNS", "Packed", "ParameterNorms", "is_sharded", "pairs"]
 
 COLUMNS: Final = ("weight", "gradient", "update", "count", "nonfinite")
 """Sums of squares, the number of elements, and whether the weight or the gradient holds a NaN or an infinity."""
@@ -144,10 +144,10 @@ class ParameterNorms:
         for name, parameter in named:
             unique.setdefault(id(parameter), (name, parameter))
         self.names = tuple(name for name, _ in unique.values())
-        self._parameters = [parameter for _, parameter in unique.values()]
-        self._copy_bytes = copy_bytes
+        self.parameters = [parameter for _, parameter in unique.values()]
+        self.copy_bytes = copy_bytes
         self._turn = 0
-        self._stacks = Stacks(self._parameters)
+        self._stacks = Stacks(self.parameters)
         self._constants: dict[Any, Tensor] = {}
         self._forget()
 
@@ -169,11 +169,11 @@ class ParameterNorms:
             updates: whether an update comes, which is to be measured; one that is not made is no update of 0.
         """
         self._forget()
-        self._stacked = self._stacks.usable(self._copy_bytes) if gradients and updates else []
+        self._stacked = self._stacks.usable(self.copy_bytes) if gradients and updates else []
         for stacked in self._stacked:
             stacked.before(1.0 if scale is None else float(scale))
         apart = {i for stacked in self._stacked for i in stacked.rows}
-        rest = [(i, p) for i, p in enumerate(self._parameters) if i not in apart]
+        rest = [(i, p) for i, p in enumerate(self.parameters) if i not in apart]
         self._weights = {i: w for i, p in rest if (w := _local(p)) is not None}
         if not self._weights:
             return
@@ -194,7 +194,7 @@ class ParameterNorms:
             scale: as in `before`, for gradients that came during the step, from a closure.
         """
         rows = range(len(self.names))
-        shards = torch.tensor([float(_shards(p)) for p in self._parameters], dtype=torch.float64)
+        shards = torch.tensor([float(_shards(p)) for p in self.parameters], dtype=torch.float64)
         measured = torch.zeros(len(rows), 3, dtype=torch.bool)
         values = torch.tensor([math.nan] * 3 + [0.0] * 2, dtype=torch.float64).repeat(len(rows), 1)
         if self._sums is not None:
@@ -213,7 +213,7 @@ class ParameterNorms:
         if gradient is None or all(g is None for g in self._gradients.values()):
             gradient = self._measure_gradients(scale)
         for where in _grouped(self._copies):
-            now = [w if (w := _local(self._parameters[i])) is not None else self._copies[i] for i in where]
+            now = [w if (w := _local(self.parameters[i])) is not None else self._copies[i] for i in where]
             torch._foreach_sub_([self._copies[i] for i in where], now)
         known: tuple[Mapping[int, object], ...] = self._weights, self._gradients, self._copies
         for column, have in enumerate(known):
@@ -226,7 +226,7 @@ class ParameterNorms:
         return torch.stack([column.to(weight.dtype) for column in columns], dim=1)
 
     def _measure_gradients(self, scale: Tensor | float | None) -> Tensor:
-        self._gradients = {i: g for i in self._weights if (g := _gradient(self._parameters[i])) is not _UNKNOWN}
+        self._gradients = {i: g for i in self._weights if (g := _gradient(self.parameters[i])) is not _UNKNOWN}
         squares = self._squares(self._gradients)
         if isinstance(scale, Tensor):
             scale = scale.to(squares.device, squares.dtype, non_blocking=True)
@@ -234,12 +234,12 @@ class ParameterNorms:
 
     def _next_turn(self) -> dict[int, Tensor]:
         """Return the weights whose turn it is: the same ones in every process, wherever the cuts are."""
-        trained = [i for i in self._weights if self._parameters[i].requires_grad]
-        room, chosen = self._copy_bytes, dict[int, Tensor]()
+        trained = [i for i in self._weights if self.parameters[i].requires_grad]
+        room, chosen = self.copy_bytes, dict[int, Tensor]()
         for i in [i for i in trained if i >= self._turn] + [i for i in trained if i < self._turn]:
-            whole = self._parameters[i]
+            whole = self.parameters[i]
             room -= math.ceil(whole.numel() / _shards(whole)) * whole.element_size()
-            if self._copy_bytes == 0 or (room < 0 and chosen):
+            if self.copy_bytes == 0 or (room < 0 and chosen):
                 self._turn = i
                 break
             chosen[i] = self._weights[i]
@@ -292,7 +292,8 @@ def _sum_of_squares(values: list[Tensor]) -> Tensor:
     return sums_of_squares(values)
 
 
-def _is_distributed(value: Tensor) -> bool:
+def is_sharded(value: Tensor) -> bool:
+    """Return whether a tensor is a DTensor."""
     if type(value) in _PLAIN:  # `isinstance` is slow on tensors
         return False
     module = sys.modules.get("torch.distributed.tensor")  # if nothing has imported it, there are none
@@ -301,7 +302,7 @@ def _is_distributed(value: Tensor) -> bool:
 
 def _shards(parameter: Tensor) -> int:
     """Return into how many different parts a parameter is cut."""
-    if not _is_distributed(parameter):
+    if not is_sharded(parameter):
         return 1
     distributed: Any = parameter
     sizes = zip(distributed.device_mesh.shape, distributed.placements, strict=True)
@@ -314,7 +315,7 @@ def _local(value: Tensor) -> Tensor | None:
         return value.detach()
     if is_lazy(value) or value.is_meta:
         return None
-    if _is_distributed(value):
+    if is_sharded(value):
         distributed: Any = value
         if any(placement.is_partial() for placement in distributed.placements):
             return None

@@ -126,7 +126,7 @@ class Stacks:
         """
         first = self._parameters[0] if self._parameters else None
         kind = first is not None and (first.device, first.dtype, loops() is None)
-        seen = kind, [p.requires_grad for p in self._parameters]
+        seen = kind, room, [p.requires_grad for p in self._parameters]
         if seen != self._seen:
             self._seen, self._all = seen, self._make(room)
         return [stacked for stacked in self._all if stacked.fits()]

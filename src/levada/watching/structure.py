@@ -9,7 +9,7 @@ from torch import nn
 
 from levada.probe.trace import Site
 from levada.stacking import parameters_of
-from levada.watching.parameters import ParameterNorms, pairs
+from levada.watching.parameters import ParameterNorms, is_sharded, pairs
 from levada.watching.places import Place, find_places, in_order, listed, original, plain_name
 from levada.watching.telling import warn
 
@@ -32,6 +32,7 @@ class Structure:
         self.tanh: frozenset[int] = frozenset()
         self.parameters: tuple[nn.Parameter, ...] = ()
         self._missed: set[int] = set()
+        self._renewed = False
         self.where = pairs((), {})
         self.read()
 
@@ -47,7 +48,7 @@ class Structure:
         """Look at the model's tree, and return whether its parameters are others than the last time."""
         inner = original(self._model)
         parameters = listed(inner)
-        if not self._is_other(parameters):
+        if not self._is_other(parameters) and not self._renewed:
             return False
         places = find_places(self._model)
         if self.sites and [place.name for place in places] != [place.name for place in self.places]:
@@ -58,11 +59,39 @@ class Structure:
             )
         else:
             self.places = places
-        self.parameters = parameters
-        self._names = {id(p): plain_name(name) for name, p in parameters_of(inner)}
+        self.parameters, self._renewed = parameters, False
+        self._measure(parameters)
+        return True
+
+    def renew(self) -> list[int]:
+        """Measure the parameters that the model has now, if some were replaced since the step began.
+
+        Its blocks are found again with the next `read`.
+
+        Returns:
+            Rows of those that came since and have no gradient: whether the loss has one for them is not known.
+        """
+        found = self._now()
+        if not self._is_other(found) and not self._renewed:
+            return []
+        self._renewed = True
+        self._measure(found)
+        before = {*map(id, self.parameters)}
+        return [row for row, p in enumerate(self.norms.parameters) if id(p) not in before and p.grad is None]
+
+    def gone(self) -> list[int]:
+        """Return the rows of parameters that the model has no more."""
+        found = {*map(id, self._now())}
+        return [row for row, p in enumerate(self.norms.parameters) if id(p) not in found]
+
+    def _now(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters; sharded ones as they were read, since others take their place in a pass."""
+        return self.parameters if any(map(is_sharded, self.parameters)) else listed(original(self._model))
+
+    def _measure(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._names = {id(p): plain_name(name) for name, p in parameters_of(original(self._model))}
         self.norms = ParameterNorms((self._names[id(p)], p) for p in parameters)
         self._locate()
-        return True
 
     def run(
         self, called: Sequence[int], calls: Mapping[int, tuple[int, ...]], tanh: Collection[int] = frozenset()
@@ -95,7 +124,7 @@ class Structure:
         """Find which rows of the parameters belong to which site."""
         if not self.sites:  # lazy parameters have no shape yet
             return
-        matrices = {self._names[id(p)] for p in self.parameters if p.dim() >= 2}
+        matrices = {self._names[id(p)] for p in self.norms.parameters if p.dim() >= 2}
         at: dict[str, list[int]] = {}
         for site in self.sites:
             for name in matrices.intersection(site.parameters):

@@ -77,7 +77,7 @@ def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
         table[structure.order],
         scalars.get("loss_scale", 1.0) * sent.micro_batches,
         packed,
-        structure.where,
+        structure.where if sent.where is None else sent.where,
         tuple(losses),
         scalars,
         cadence.wanted(),

@@ -61,12 +61,13 @@ class Sent:
         loss_steps: list[int],
         named: Mapping[str, Tensor | float],
         inside: SentCoefficients | None = None,
+        where: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         sent = {name: value for name, value in named.items() if isinstance(value, Tensor)}
         self.step, self.time = step, time.time()
         self.scalars = {name: float(value) for name, value in named.items() if not isinstance(value, Tensor)}
         self._packed, self._loss_steps, self._names = packed, loss_steps, list(sent)
-        self._inside = inside
+        self._inside, self.where = inside, where  # rows and sites of the parameters, when they were read
         self.micro_batches = 1
         self.tanh: frozenset[int] = frozenset()
         device, wide = numbers[0].device, numbers[0].dtype

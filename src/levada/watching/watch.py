@@ -45,6 +45,7 @@ class Watch:
         run: the folder of the record, or None.
         judge: what applies the rules; None if a `Watch` was made without `watch`.
         coefficients: takes with each sample how streams are mixed, and gates; `watch.coefficients.on = False` ends it.
+        weights: reads what steps do to them; `watch.weights.copy_bytes` bounds what it copies for that.
     """
 
     def __init__(
@@ -77,9 +78,9 @@ class Watch:
             sampled=self._sampled,
             first=first,
         )
-        self.coefficients, skips = self._engine.coefficients, self._engine.passes.skips
-        skips.tell = self._skipped
-        skips.ended = lambda why: self.judge.ended.update({SKIPPED: why}) if self.judge else None
+        self.coefficients, self.weights = self._engine.coefficients, self._engine.weights
+        self._engine.passes.skips.tell = self._skipped
+        self._engine.passes.skips.ended = lambda why: self.judge.ended.update({SKIPPED: why}) if self.judge else None
         self._engine.broke = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
         self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
@@ -136,8 +137,7 @@ class Watch:
     @property
     def findings(self) -> list[Any]:
         """What the rules among the listeners found, in order; also those that an error ended since."""
-        heard = (*self._fallen, *self._listeners)
-        return [finding for listener in heard for finding in getattr(listener, "findings", ())]
+        return [found for one in (*self._fallen, *self._listeners) for found in getattr(one, "findings", ())]
 
     @property
     def standing(self) -> Standing:
