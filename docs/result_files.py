@@ -25,6 +25,7 @@ from typing import Any
 from docs.result_checks import check_of
 from docs.result_code import claim_code
 
+from levada._errors import UsageError
 from levada._numbers import json_ready, restore_numbers, sampled
 from levada.runs import Run
 from levada.studies import find
