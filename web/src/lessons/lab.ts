@@ -43,7 +43,10 @@ export class Workers implements Lab {
     return this.once(JSON.stringify(job), async () => {
       // Both are asked at once, so that nothing comes between them; an answer needs neither theory nor a first step.
       const configured = this.worker.ask({ type: "configure", ...job }, "configured").answer;
-      const [signals] = await Promise.all([this.worker.ask({ type: "run", theory: false }, "signals").answer, configured]);
+      const [signals] = await Promise.all([
+        this.worker.ask({ type: "run", theory: false }, "signals").answer,
+        configured,
+      ]);
       return signals;
     });
   }
