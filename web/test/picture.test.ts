@@ -3,7 +3,7 @@
 import { expect, test } from "vitest";
 import type { ConnectionName } from "../src/engine/connections/index";
 import { Session } from "../src/engine/session";
-import { decay, lines, lost, reading } from "../src/explorer/picture";
+import { decay, lines, lost, reading, updateReading } from "../src/explorer/picture";
 import type { Signals } from "../src/explorer/pool";
 import { CONNECTIONS, DEFAULTS, networkOptions, optimizerOptions, type Settings } from "../src/explorer/settings";
 import { short } from "../src/page/number";
@@ -57,6 +57,21 @@ test("a gradient as predicted is read as such", () => {
   expect(reading({ name: "plain", signals: made(geometric(0.5, 20), logs) }, DEFAULTS)).toContain(
     "× 0.5 per layer, where theory says 0.408",
   );
+  expect(reading({ name: "plain", signals: made(geometric(0.39, 20), logs) }, DEFAULTS)).toContain(
+    "× 0.39 per layer, near what theory says of wide layers (0.408).",
+  );
+});
+
+test("the first step is told by what it moves", () => {
+  const told = (...update: number[]) =>
+    updateReading({ name: "plain", signals: { ...made([1, 1]), update: Float64Array.from(update) } }, DEFAULTS);
+  expect(told(0.5, 0.25)).toBe(
+    "plain: the first step moves the weights by 0.5 of their size at layer 1 and by 0.25 of their size at layer 2.",
+  );
+  expect(told(0, 0, 0.1)).toContain("In 2 layers no weight changes at all: the step is zero, or too small");
+  expect(told(0, 0)).toBe("plain: the first step changes no weight.");
+  expect(told(Number.POSITIVE_INFINITY)).toBe("plain: the first step leaves the range of float32.");
+  expect(updateReading({ name: "plain", signals: made([1, 1]) }, DEFAULTS)).toBe("");
 });
 
 test("zero is named by what made it", () => {

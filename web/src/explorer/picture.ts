@@ -3,7 +3,7 @@
 import type { ConnectionName } from "../engine/connections/index";
 import { logPowers } from "../engine/theory";
 import type { Series } from "../figures/series";
-import { shortExp } from "../page/number";
+import { counted, short, shortExp } from "../page/number";
 import type { Signals } from "./pool";
 import { reason } from "./reasons";
 import { colours, type Settings } from "./settings";
@@ -21,7 +21,8 @@ const LARGEST = { float32: "3.4×10³⁸", float64: "1.8×10³⁰⁸" };
 const SMALLEST = { float32: "1.4×10⁻⁴⁵", float64: "4.9×10⁻³²⁴" };
 /** An exact zero next to a value below this is one that left the range; the range ends below it. */
 const NEARLY_ZERO = { float32: 1e-36, float64: 1e-300 };
-const AGREES = 0.05; // relative: finite width and one draw
+const AGREES = 0.02; // relative, of a factor per layer: one draw
+const NEAR = 0.05; // finite width: over a hundred layers it is seen in the picture
 
 const places = (count: number, first = 0): number[] => Array.from({ length: count }, (_, at) => at + first);
 
@@ -127,6 +128,20 @@ export function reading({ name, signals }: Computed, settings: Settings): string
   return `${told} ${reason(name, signals, settings)}`.trimEnd();
 }
 
+/** A sentence on the first step: how far it moves the first layer's weights and the last one's. */
+export function updateReading({ name, signals: { update } }: Computed, { precision }: Settings): string {
+  if (!update) return "";
+  const label = SHORT_NAMES[name];
+  if (!update.every(Number.isFinite)) return `${label}: the first step leaves the range of ${precision}.`;
+  const last = update.length;
+  const still = update.filter((one) => one === 0).length;
+  if (still === last) return `${label}: the first step changes no weight.`;
+  const at = (layer: number) => `${short(update[layer - 1], 3)} of their size at layer ${layer}`;
+  const moved = `the first step moves the weights by ${last > 1 ? `${at(1)} and by ${at(last)}` : at(1)}`;
+  if (still === 0) return `${label}: ${moved}.`;
+  return `${label}: ${moved}. In ${counted(still, "layer")} no weight changes at all: the step is zero, or too small to be added in ${precision}.`;
+}
+
 function sizeWords(log: number): string {
   return log < 0 ? `${shortExp(log, 2)} of` : `${shortExp(log, 3)} times`;
 }
@@ -141,6 +156,8 @@ function rateWords({ logRate, logPredicted }: Omit<Decay, "first">): string {
   if (logPredicted === null) return measured;
   const theory = rateText(logPredicted).slice(2);
   if (logRate === null) return `${measured} (theory says × ${theory})`;
-  const agrees = Math.abs(Math.expm1(logRate - logPredicted)) < AGREES;
-  return agrees ? `${measured}, as predicted (${theory})` : `${measured}, where theory says ${theory}`;
+  const off = Math.abs(Math.expm1(logRate - logPredicted));
+  if (off < AGREES) return `${measured}, as predicted (${theory})`;
+  if (off < NEAR) return `${measured}, near what theory says of wide layers (${theory})`;
+  return `${measured}, where theory says ${theory}`;
 }
