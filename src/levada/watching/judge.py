@@ -268,7 +268,7 @@ class Judge:
     def close(self) -> None:
         """Judge what is behind the last sample: losses that no other will bring, and the weights that are left."""
         try:
-            ended = getattr(self._source, "ended_losses", tuple)()
+            ended: Iterable[tuple[int, Any]] = getattr(self._source, "ended_losses", tuple)()
             rest = [(step, float(loss)) for step, loss in ended if step > self._closed_at]
         except RuntimeError:  # a device that failed has no losses to give
             return
