@@ -340,13 +340,12 @@ class Engine:
             if not seen and learned:
                 self._taps.tell("no block of the model was seen running")
             if seen or learned or self.sites:
-                if self._together.several:  # the distance that all agreed on with the sample before this one
-                    self._deliver(wait=True)
-                    self.cadence.plan(self.steps, self._together.distance or self.cadence.every)
-                else:
-                    self.cadence.plan(self.steps)
+                # The distance that all agreed on with the sample before this one.
+                self._together.meet(self.steps, self.cadence, self._deliver, sampled=True)
                 self._send(reading)
             self._disarm()
+        elif self.cadence.meets(self.steps):
+            self._together.meet(self.steps, self.cadence, self._deliver, sampled=False)
         self._clock.tick(reading is not None)
         self.steps += 1
         self._arm()

@@ -390,7 +390,7 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
             rule = f"watch: run must name a folder that can be written to, got {str(made._record)!r}"
             raise UsageError(f"{rule}: {error.strerror or error}.") from error
         made.run = recording.folder
-    made.judge = Judge(made, keep=made.run)
+    made.judge = Judge(made, keep=made.run, every=made._engine.cadence.every)
     made._listeners.insert(0, made.judge)  # whoever hears of a sample finds what was found in it
     if recording is not None:
         made.listen(recording)
