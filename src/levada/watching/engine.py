@@ -138,7 +138,8 @@ class Engine:
                 self._taps = Taps(self.model, self._structure.places, self)
             if self._device.type == "cpu":
                 self._statistics.load(self.cadence.affords)
-            self._reading = Reading(self.steps, self._statistics, careful=not self.sites, fail=self.fail)
+            at = self.steps, self._statistics, self.losses.own
+            self._reading = Reading(*at, careful=not self.sites, fail=self.fail)
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
             self.losses.mark(self._structure.parameters)
             self.losses.constant.open()
@@ -153,8 +154,7 @@ class Engine:
         if self._reading is not None:
             self._reading.close()
             self.losses.constant.close()
-        self._reading = None
-        self._read_before = False
+        self._reading, self._read_before = None, False
 
     def _before_update(self, step: int, loss: Tensor | None) -> None:
         begun = time.perf_counter()
@@ -198,6 +198,7 @@ class Engine:
 
     @quietly
     def _begin(self) -> None:
+        self.losses.own.follow()
         self._end_rested()
         if self._reading is not None:
             self._reading.begin()
@@ -226,7 +227,7 @@ class Engine:
 
     @quietly
     def before_backward(self) -> None:
-        """Hear of a backward pass that is about to begin, of whichever model."""
+        """Hear of a backward pass that this model's thread is about to begin, of whichever model."""
         if self._reading is not None:
             self._reading.backward()
             self._read_weights()
@@ -359,8 +360,7 @@ class Engine:
     def _send(self, reading: Reading) -> None:
         self._structure.run(self._taps.order, reading.calls, reading.tanh)
         packed = self._structure.norms.after() if self._read_before else None
-        steps, losses = self.losses.take()
-        scale = self.losses.scale()
+        (steps, losses), scale = self.losses.take(), self.losses.scale()
         table, compiled = reading.table(len(self._structure.places), self._device), self._taps.compiled(self._device)
         numbers = [table if compiled is None else table + compiled]
         numbers += [] if packed is None else [packed.values]
