@@ -32,25 +32,28 @@ class Turns:
 
 
 def first_loop(model, optimizer, wait):
-    """Train; in the midst of each forward pass the other loop makes a backward pass."""
-
-    def hook(*_):
-        wait()
-        wait()
-
-    handle = model.blocks[1].register_forward_hook(hook)
-    train(model, optimizer, data())
-    handle.remove()
-
-
-def second_loop(model, optimizer, wait):
-    """Train; each backward pass comes while the other loop is in the midst of a forward pass."""
+    """Train; each backward pass comes while the other loop is in the midst of its own."""
     for x in data():
         optimizer.zero_grad()
         loss = loss_of(model, x)
         wait()
         loss.backward()
         wait()
+        optimizer.step()
+
+
+def second_loop(model, optimizer, wait):
+    """Train; in the midst of each backward pass the other loop makes one."""
+
+    def hook(*_):
+        wait()
+        wait()
+
+    for x in data():
+        optimizer.zero_grad()
+        loss = loss_of(model, x)
+        loss.register_hook(hook)
+        loss.backward()
         optimizer.step()
 
 
