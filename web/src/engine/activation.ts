@@ -102,7 +102,7 @@ const known: readonly Activation[] = [
   ),
   {
     name: "relu",
-    // biome-ignore lint/style/useMathMinMax: Math.max makes 0 of -0, which PyTorch keeps.
+    // biome-ignore lint/complexity/useMathMinMax: Math.max makes 0 of -0, which PyTorch keeps.
     value: (u) => (u < 0 ? 0 : u),
     slope: (u) => (u <= 0 ? 0 : 1),
     selects: true,
