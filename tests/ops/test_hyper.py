@@ -126,7 +126,7 @@ def test_vmap_of_the_operation_and_of_its_gradients(calls):
     assert not calls  # transforms get plain operations
 
 
-def test_a_mean_far_from_zero_costs_two_digits_of_seven():
+def test_a_mean_far_from_zero_costs_a_digit_of_seven():
     """Products are of streams as they are, and the norm follows; its variance is that of what is over the mean."""
     tensors = arguments(20, 4, 64, dtype=torch.float32)
     with torch.no_grad():
