@@ -87,6 +87,16 @@ def _manifold() -> None:
     write_and_project(state, out, writes, mix, parameters[0])
 
 
+def _hyper() -> None:
+    from levada.ops.hyper import triton as kernels
+
+    state, rows = _narrow(_TOKENS, _STREAMS, _WIDTH), _STREAMS + 2
+    static = _wide(_STREAMS), _wide(_STREAMS, _STREAMS), _wide(_STREAMS)
+    own = *static, _wide(rows, _WIDTH), _wide(1), _wide(1), _wide(_WIDTH), _wide(_WIDTH)
+    x, reads, mix, writes, *kept = kernels.read(state, *own, 1e-5)
+    kernels.read_backward(x, reads, mix, writes, state, state, *own, *kept, 1e-5)
+
+
 def _gated() -> None:
     from levada.ops.gated import triton as kernels
 
@@ -140,6 +150,7 @@ def _statistics() -> None:
 CASES: Final[Mapping[str, Callable[[], None]]] = {
     "write streams": _streams,
     "read streams": _manifold,
+    "read hyper-connections": _hyper,
     "read gated streams": _gated,
     "sinkhorn": _sinkhorn,
     "attend depth": _depth,

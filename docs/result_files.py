@@ -26,8 +26,7 @@ from docs.result_checks import check_of
 from docs.result_code import claim_code
 
 from levada._errors import UsageError
-from levada._numbers import json_ready, restore_numbers
-from levada.report.check import sampled
+from levada._numbers import json_ready, restore_numbers, sampled
 from levada.runs import Run
 from levada.studies import find
 from levada.study import Study, claims, failures, figures

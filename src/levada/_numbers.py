@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from levada._errors import UsageError
 
-__all__ = ["NONFINITE", "json_ready", "restore_numbers", "student_quantile", "written"]
+__all__ = ["NONFINITE", "json_ready", "restore_numbers", "sampled", "student_quantile", "written"]
 
 NONFINITE: Final[Mapping[str, float]] = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -66,6 +66,22 @@ def restore_numbers(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: restore_numbers(item) for key, item in value.items()}
     return value
+
+
+def sampled(count: int, most: int) -> list[int]:
+    """Give at most `most` of `count` indices, evenly, with the first and the last.
+
+    Args:
+        count: how many there are.
+        most: at least 2.
+
+    Example:
+        >>> sampled(100, 4)
+        [0, 33, 66, 99]
+    """
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
 def written(value: float, form: str = ".4g") -> str:

@@ -268,7 +268,8 @@ def test_compiles_as_one_graph(family):
     z.square().mean().backward()
     for name, parameter in net.named_parameters():
         if name in expected:
-            error = (parameter.grad - expected[name]).norm() / expected[name].norm().clamp(min=1e-6)
+            # Of streams that are still equal the gradients cancel to 1e-7: the rounding of what cancels is left.
+            error = (parameter.grad - expected[name]).norm() / expected[name].norm().clamp(min=1e-5)
             assert error < 1e-3, f"{name}: {error:.2g}"
 
 

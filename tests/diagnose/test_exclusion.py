@@ -129,6 +129,20 @@ def test_what_is_the_case_is_not_excluded():
     assert not any("saturation" in one for one in told)
 
 
+def test_weights_that_move_a_little_are_not_said_to_stay_as_they_are():
+    model = chain(40)
+    report, _ = examine(model, (X, Y), optimizer="SGD", lr=0.1)
+    found = next(f for f in report.findings if f.rule == "vanishing_gradient")
+    most = found.evidence["tests"]["optimizer_first_step"]["still_at_most"]
+    nn.functional.cross_entropy(model(X), Y).backward()
+    last = found.consequence.partition(" as they are")[0].rpartition(" to ")[2]
+    weights = [layer.weight for layer in model[: int(last) + 1] if isinstance(layer, nn.Linear)]
+    moved = [(w.detach() - 0.1 * w.grad - w.detach()).norm() / w.norm() for w in weights]
+    assert most["update_ratio"] == pytest.approx(max(one.item() for one in moved), rel=0.01)
+    assert 0 < most["share_changed"] < 1
+    assert f"at most {most['update_ratio']:.2g} of their size" in found.consequence
+
+
 def test_what_shows_a_finding_wrong_freezes_what_its_consequence_names():
     found, _ = sick()
     span = found.consequence.partition("the weights of ")[2].partition(" as they are")[0]

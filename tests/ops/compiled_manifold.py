@@ -31,12 +31,12 @@ def pieces(n, width, form, dtype):
     onward = {"mixes": form.mixes, "split": rows > count, **ahead.plan_of(tokens, width, rows, TYPES[dtype])}
     return {
         "_write_and_project": {"width": width, "n": n, "count": count, "rows": rows} | onward,
-        "_project": {"size": size, "count": count, "rows": rows, "split": rows > count} | project,
+        "_project": {"size": size, "count": count, "rows": rows, "split": rows > count, "centred": False} | project,
         "gates": {"parts": project["parts"]} | epsilons | common,
         "_read": {"width": width, "n": n, "together": 2, "block": block, "num_warps": 4},
         "_by_reads": {"width": width, "n": n, "padded": padded, "block": block, "adds": True, "num_warps": 4},
         "gates_backward": {"split": split} | common,
-        "_by_state": {"width": width, "n": n, "count": count, "adds": True, "split": split} | by_state,
+        "_by_state": {"width": width, "n": n, "count": count, "adds": True, "split": split, "each": 1} | by_state,
     }
 
 

@@ -14,7 +14,9 @@ ROWS = read()
 SOURCES = sorted(Path(levada.ops.__file__).parent.rglob("triton.py"))
 
 
-@pytest.mark.parametrize(("operation", "capability"), [("write streams", 90), ("sinkhorn", 100)])
+@pytest.mark.parametrize(
+    ("operation", "capability"), [("write streams", 90), ("read hyper-connections", 90), ("sinkhorn", 100)]
+)
 def test_kept_rows_are_what_is_compiled(operation, capability):
     kept = [row for row in ROWS if (row.operation, row.capability) == (operation, capability)]
     if triton.__version__ != kept[0].triton:

@@ -45,6 +45,11 @@ def read_gated(state, gain, down, up, projection):
     return [torch.einsum("tjc,tjc->tc", gate.view(state.shape), state), both]
 
 
+def read_hyper(state, read, mix, write, projection, *scales):
+    said = state.flatten(0, 1) @ projection.t()
+    return [torch.einsum("tj,tjc->tc", said.view(TOKENS, N, -1)[..., 0], state)]
+
+
 def attend(query, *sources):
     values = torch.stack(sources)
     return [torch.einsum("kts,stc->ktc", torch.einsum("kc,stc->kts", query, values).softmax(-1), values)]
@@ -77,6 +82,11 @@ CASES = {
         read_gated,
         lambda *x: torch.ops.levada.streams_read_gated(*x, 1e-6)[:2],
         [STREAMS, (N, DIM), (2, N * DIM), (N * DIM, 2), (N, N * DIM)],
+    ),
+    "read hyper-connections": (
+        read_hyper,
+        lambda *x: torch.ops.levada.streams_read_hyper(*x, None, 1e-6)[:1],
+        [STREAMS, (N,), (N, N), (N,), (N + 2, DIM), (1,), (1,), (DIM,)],
     ),
     "attend": (attend, lambda query, *sources: attend_depth(query, sources), [(2, DIM), *EACH]),
     "sum": (mix, lambda weights, *sources: sum_depth(weights, sources), [(2, SOURCES), *EACH]),

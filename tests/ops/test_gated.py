@@ -9,10 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from levada import GatedResidual, Stack
 from levada.connections.gated import GatedRead
+from levada.ops import _kernels
 from levada.ops._define import plain_operations
 from levada.ops.gated import autograd as registered
 from levada.ops.gated import cpu, read_gated
-from levada.ops.manifold import cpu as manifold
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
@@ -68,7 +68,7 @@ def test_values_and_gradients_are_the_formulas(sizes, writes, way, calls, monkey
         pytest.skip("numba is not installed")
     if way == "reference":
         monkeypatch.setattr(cpu, "_loops", lambda *given: None)
-    monkeypatch.setattr(manifold, "_FOUND", way != "plain")
+    monkeypatch.setattr(_kernels, "_FOUND", way != "plain")
     monkeypatch.setattr(cpu, "TOGETHER", 20 * sizes[1] * sizes[2])  # tokens by twenties, and what is over
     tensors = arguments(*sizes, writes=writes)
     torch.testing.assert_close(run(fused, tensors), run(by_formula, tensors), rtol=1e-10, atol=1e-12)
@@ -187,6 +187,25 @@ def test_the_connection_reads_by_it_unless_somebody_looks(calls):
     assert len(calls) == 1
     assert seen
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_kernels_are_called_without_the_dispatcher_and_take_their_loops(monkeypatch):
+    loops = pytest.importorskip("levada.ops.gated.loops")
+    found = []
+
+    def counted(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: found.append(name) or real(*given))
+
+    for name in ("read", "read_backward"):
+        counted(cpu, name)
+    for name in ("average", "by_streams"):
+        counted(loops, name)
+    refused = lambda *given: pytest.fail("the dispatcher was asked")  # noqa: E731
+    monkeypatch.setattr(registered, "_READ", refused)
+    monkeypatch.setattr(registered, "_READ_BACKWARD", refused)
+    run(fused, arguments(3, 4, 5, 2))
+    assert found == ["read", "average", "read_backward", "by_streams"]
 
 
 def test_what_follows_the_last_layer_reads_by_it_too(calls):

@@ -13,6 +13,7 @@ from torch import nn
 import levada
 from levada.connections.streams import Coefficients, MultiStream
 from levada.conversion import convert
+from levada.ops._define import plain_operations
 from levada.probe import MIXING_SIGNALS, SIGNALS, Probe, record
 from levada.probe.mixing import mixing_signals, site_of
 from levada.probe.streams import MAX_TOKENS, Sample, mixed_layers
@@ -266,16 +267,23 @@ def test_what_is_made_again_for_the_write_or_in_the_backward_pass_is_not_taken_a
     close(trace["mixing_forward_gain"][0], [3.0, 0.5, 3.0])
 
 
-def test_measuring_changes_neither_outputs_nor_gradients_nor_the_blocks():
-    model, twin = stack(levada.HyperConnection), stack(levada.HyperConnection)
+@pytest.mark.parametrize(
+    ("connection", "tolerance"), [(levada.FractionalConnection, 0.0), (levada.HyperConnection, 1e-5)]
+)
+def test_measuring_changes_neither_outputs_nor_gradients_nor_the_blocks(connection, tolerance):
+    """Up to rounding, where unmeasured coefficients and what is read are made by one operation."""
+    model, twin = stack(connection), stack(connection)
     x = torch.randn(5, DIM)
     twin(x).sum().backward()
     with Probe(model) as probe:
         model(x).sum().backward()
         probe.step()
-    assert probe.execution.operations == record(twin, lambda: twin(x)).operations
+    with plain_operations():  # which who measures coefficients gets
+        assert probe.execution.operations == record(twin, lambda: twin(x)).operations
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        assert p.grad is None if q.grad is None else torch.equal(p.grad, q.grad)
+        assert (p.grad is None) == (q.grad is None)
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=tolerance, atol=tolerance)
 
 
 def test_an_evaluation_is_not_measured():

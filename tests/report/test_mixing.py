@@ -117,3 +117,10 @@ def test_the_page_has_the_picture_where_there_are_streams_and_only_there() -> No
     without = render_report([{**report({}), "summary": {"depth": 3}}])
     assert 'class="mix' not in without
     assert "streams are mixed" not in without
+
+
+def test_a_layer_has_its_own_name_under_its_matrix_and_the_connection_s_in_the_table() -> None:
+    drawn = mixing_figure(report({"stack.layers.10.connection": [[1.0, 0.0], [0.0, 1.0]]}))
+    assert drawn is not None
+    assert "<span>stack.layers.10</span>" in drawn["svg"]
+    assert '<th scope="row">stack.layers.10.connection</th>' in drawn["svg"]

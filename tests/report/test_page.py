@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from levada._errors import UsageError
+from levada._numbers import sampled
 from levada.report import render_report, write_html
-from levada.report.check import check_view, gradient_key, sampled
+from levada.report.check import check_view, gradient_key
 from levada.runs import Run, RunWriter
 
 HOSTILE = "<script>alert(1)</script>\"'>&<img src=x onerror=alert(2)>"
@@ -216,7 +217,7 @@ def test_a_report_with_next_to_nothing_is_a_page() -> None:
 def test_a_huge_report_stays_small_and_says_what_it_leaves_out(sick_report: Any) -> None:
     text = render_report([sick_report(10_000, 0.9999)])
     assert len(text) < 2_000_000
-    assert "1000 of 10000 blocks, evenly spaced" in text
+    assert "1,000 of 10,000 blocks, evenly spaced" in text
     assert sampled(10_000, 1000)[-1] == 9999
 
 
@@ -365,3 +366,12 @@ def test_a_study_that_ran_again_shows_what_was_asked_for_last(tmp_path: Path) ->
     assert "depth 20; seeds 5" in words
     assert "2 of 3 results failed. E: x (2 results: depth=20, seed=1; …)" in words
     assert "earlier call" not in words
+
+
+def test_a_fact_has_its_interval_beside_it_and_its_value_once(sick: dict[str, Any]) -> None:
+    number = {"value": 3.64, "low": 3.0, "high": 4.62, "predicted": 3.66}
+    rate = {"value": 0.393, "low": 0.377, "high": 0.409, "blocks": 17}
+    summary = {**sick["summary"], "trainable_depth": number, "signal_decay_per_block": rate}
+    facts = {one["label"]: one["note"] for one in check_view({**sick, "summary": summary}, "sick")["facts"]}
+    assert facts["trainable depth"] == "interval 3.00 to 4.62; theory says 3.66"
+    assert facts["spread per block"] == "interval 0.377 to 0.409"

@@ -76,6 +76,21 @@ def watched(tmp_path: Path) -> Path:
     return write_watch(tmp_path / "run")
 
 
+def test_the_step_of_a_watched_run_is_not_called_the_first_of_the_optimizer(tmp_path: Path) -> None:
+    evidence = {"law": 0.94, "first_update_ratio": 2e-5, "samples": 3}
+    with RunWriter.create(tmp_path / "run", kind="watch", name="run") as writer:
+        writer.append(
+            "finding", step=60, rule="vanishing_gradient", severity="warn", status="fired", where={}, evidence=evidence
+        )
+    run = Run(tmp_path / "run")
+    (finding,) = watch_view(run, "run", list(run.events()))["findings"]
+    assert finding["evidence"][1:] == [
+        ("what one factor for all blocks explains of the change", "94 %"),
+        ("first of these blocks, optimizer's step / weights", "2.00×10⁻⁵"),
+        ("samples in a row on which it held", "3"),
+    ]
+
+
 def test_the_page_says_what_was_found_what_it_cost_and_what_was_lost(watched: Path) -> None:
     page = Page(render_report([watched]))
     words = " ".join(page.text.split())

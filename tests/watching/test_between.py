@@ -51,8 +51,24 @@ def test_what_is_asked_for_ends_when_nothing_waits_for_it_and_is_paid_for_by_wha
     assert abs(len(usual) - len(asked)) <= 2, "seven more are paid for by fewer later"
 
 
-def test_of_several_processes_none_asks():
-    assert follow(Cadence(100, 0.01), 400, ask=[150], distance=100) == [0, 100, 200, 300]
+def test_of_several_processes_none_asks_for_itself_and_what_it_asks_for_is_kept_for_the_others():
+    cadence = Cadence(100, 0.01)
+    assert follow(cadence, 400, ask=[150], content=[260], distance=100) == [0, 100, 200, 300]
+    assert (cadence.wish(), cadence.wish()) == (True, False)
+    assert [step for step in range(400) if cadence.meets(step)] == [308], "eight steps after the last sample"
+
+
+def test_what_all_processes_ask_for_is_sampled_twice_however_much_is_paid_for_and_not_ended_by_one():
+    cadence, sampled = Cadence(1000, 1e9), []
+    for step in range(900):
+        if step in (8, 200, 500):
+            cadence.ask(step, by_all=True)
+        cadence.content()
+        cadence.count(due := cadence.due(step), own=1e-9, seconds=1.0)
+        if due:
+            sampled.append(step)
+            cadence.plan(step, 1000)
+    assert sampled == [0, *(8 + after for after in SOON), *(200 + after for after in SOON)]
 
 
 def train(levels, *, every=20, rate=None, run=None):

@@ -152,6 +152,12 @@ def test_the_distance_is_the_largest_that_any_process_wants(found):
     assert found["steps"] == [[0, 1, 3, 6], [0, 1, 3, 6]]
 
 
+def test_a_jump_that_one_process_sees_is_sampled_in_all(found):
+    first, second = found["jumped"]
+    # The sample of step 80 brings what the second process asked for at step 65, and step 88 is where both hear it.
+    assert first == second == [0, 40, 80, 89, 91, 95, 103, 119, 151]
+
+
 def test_a_process_that_stops_to_watch_is_not_waited_for(found):
     for message, seconds, steps in found["stopped"]:
         assert seconds < 10
@@ -262,6 +268,19 @@ def steps_that_are_sampled(rank: int) -> list[int]:
     return [sample.step for sample in probe.samples]
 
 
+def jump_in_one(rank: int) -> list[int]:
+    net = nn.parallel.DistributedDataParallel(Net(1).double())
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    with watch(net, optimizer, every=40, max_overhead=1e9) as probe:
+        for step in range(152):
+            level = 10.0 if rank and step >= 65 else 1.0
+            with net.no_sync():
+                (level + 1e-3 * objective(net(batches()[0]))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return [sample.step for sample in probe.samples]
+
+
 def stop_early(rank: int) -> tuple[str, float, list[int]]:
     begun = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
@@ -352,6 +371,7 @@ def work(rank: int, folder: Path) -> None:
         first, second = both(mine)
         result["same"][case] = str(first) == str(second)
     result["steps"] = both(steps_that_are_sampled(rank))
+    result["jumped"] = both(jump_in_one(rank))
     result["stopped"] = both(stop_early(rank))
     result["raised"] = both(raise_in_one(rank))
     result["different"] = both(disagree("different", rank))

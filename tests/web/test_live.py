@@ -229,7 +229,7 @@ def test_streams_and_memory_are_shown_where_they_were_recorded(visit: Visit, ser
 def test_what_a_run_is_called_is_text(visit: Visit, server: Served) -> None:
     page = visit(server.run("named", "?step=100&layer=2"))
     until(page, read(page), f"{HOSTILE}2, step 100: 0.25")
-    figure = page.get_by_role("figure", name="gradient of the loss", exact=True)
+    figure = page.get_by_role("figure", name="Gradient of the loss", exact=True)
     figure.locator("summary").click()
     expect(figure.locator("table")).to_contain_text(HOSTILE)
     page.goto(f"http://127.0.0.1:{server.port}/{server.run('checked')}")

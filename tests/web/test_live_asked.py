@@ -91,10 +91,22 @@ def test_one_layer_in_common_is_told_as_one_and_the_scale_of_ratios_is_explained
     expect(page.locator("main")).to_contain_text(
         "The ratio's scale is symmetric: 1, where the runs are equal, is in its"
     )
-    legend = page.get_by_role("figure", name="gradient of the loss: left over right", exact=True).locator(".legend")
+    legend = page.get_by_role("figure", name="Gradient of the loss: left over right", exact=True).locator(".legend")
     expect(legend).to_contain_text("0.1 (right is larger)")
     expect(legend).to_contain_text("1 (equal)")
     expect(legend).to_contain_text("10 (left is larger)")
+
+
+def test_maps_beside_each_other_begin_at_the_same_height_and_say_that_steps_go_across(
+    visit: Visit, server: Served
+) -> None:
+    page = visit(server.run("left", f"?with={server.run('right').rpartition('/')[2]}"), 1440)
+    maps = page.locator(".maps canvas")
+    maps.nth(2).wait_for()
+    boxes = [one.bounding_box() for one in maps.all()]
+    assert boxes[0]["x"] < boxes[1]["x"]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    expect(page.locator(".maps .axis")).to_have_text(["step"] * 3)
 
 
 def painted(page: Any, share: float) -> bool:

@@ -12,6 +12,8 @@ from torch import nn
 
 import levada
 from levada.probe.trace import Site
+from levada.runs import RunWriter, SignalWriter
+from levada.runs.codes import encode
 from levada.runs.inside import GATES
 from levada.runs.standing import Standing
 from levada.watching.coefficients import Taken
@@ -143,6 +145,28 @@ def test_gates_are_answered_by_step_to_three_digits_behind_the_point(folder: Pat
         assert told == "The run has no record of gates. The model has no recurrence with gates."
 
 
+def test_a_run_that_is_not_there_is_named_as_it_was_asked_for_and_the_folder_is_not(folder: Path) -> None:
+    with served(folder) as client:
+        client.runs()
+        for asked in ("nosuch", identity("gone")):
+            told = client.json(f"/api/1/runs/{asked}", 404)["detail"]
+            assert asked in told
+            assert folder.name not in told
+
+
+def test_a_run_that_was_seen_to_a_step_is_called_healthy_up_to_there(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "seen", kind="watch", name="seen") as writer:
+        writer.append("judged", step=0, rules=["loss_spike"], unjudged={}, waiting=[])
+        writer.append("loss", steps=list(range(300)), values=[1.0] * 300)
+        with SignalWriter(tmp_path / "seen", sites=[{"name": "a", "order": 0}], signals=["signal_rms"]) as signals:
+            for step in range(0, 203, 2):
+                signals.append(step, 1.7e9, encode([1.0]), {})
+        writer.append("end", steps=300)
+    with served(tmp_path) as client:
+        (row,) = client.runs()["runs"]
+        assert (row["verdict"], row["until"]) == ("healthy", "up to step 202 of 300")
+
+
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Served]:
     served = Served(folder)
@@ -190,6 +214,18 @@ class TestPage:
         page = visit(server.run("plain"))
         expect(page.locator("main")).to_contain_text("No mixing matrices. The model has no layers that mix streams.")
         expect(page.locator("main")).to_contain_text("No gates. The model has no recurrence with gates.")
+
+    def test_of_two_runs_the_matrices_of_both_are_shown_each_with_its_name(self, visit: Any, server: Served) -> None:
+        page = visit(server.run("mixed", f"?with={identity('stages')}&step=40"))
+        for name, layers in (("mixed", 3), ("stages", 3)):
+            figure = page.get_by_role("figure", name=f"Matrices of {name} by layer, step 40", exact=True)
+            expect(figure.locator(".mixes svg")).to_have_count(layers)
+        expect(page.locator("main")).to_contain_text("No gates of stages. The model has no recurrence with gates.")
+
+    def test_of_two_runs_one_without_gates_says_so_beside_those_of_the_other(self, visit: Any, server: Served) -> None:
+        page = visit(server.run("plain", f"?with={identity('gated')}"))
+        expect(page.get_by_role("figure", name="Gates of gated", exact=True)).to_be_visible()
+        expect(page.locator("main")).to_contain_text("No gates of plain.")
 
     def test_horizons_and_gates_are_shown_by_step(self, visit: Any, server: Served) -> None:
         page = visit(server.run("gated"))

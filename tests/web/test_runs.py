@@ -231,7 +231,7 @@ def test_questions_that_cannot_be_meant_are_told(client: Client, query: str) -> 
 
 def test_what_is_not_there_is_told(client: Client) -> None:
     for what in ("", "/loss", "/memory"):
-        assert "There is no such run" in client.json(f"/api/1/runs/{'a' * 20}{what}", 404)["detail"]
+        assert f"There is no run {'a' * 20}:" in client.json(f"/api/1/runs/{'a' * 20}{what}", 404)["detail"]
     assert client.json("/api/1/nothing", 404)["detail"] == "There is no such question."
 
 

@@ -36,6 +36,10 @@ ACTIVATIONS = [
     "linear", "relu", "leaky_relu", "sigmoid", "tanh", "erf", "gelu", "silu", "mish", "softplus", "elu", "selu",
     "hardtanh",
 ]  # fmt: skip
+LAYERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": nn.Identity(), "erf": torch.erf,
+    **{name: getattr(functional, name) for name in ACTIVATIONS if name not in ("linear", "erf")},
+}  # fmt: skip
 ROWS, DIM, DEPTH = 3, 4, 3
 
 # The engine's options, then levada's for the same.
@@ -85,6 +89,37 @@ def activations() -> list[Case]:
         {"name": name, "at": listed(places), "value": listed(known.value(places)), "slope": listed(known.slope(places))}
         for name, known in ((name, as_activation(name)) for name in ACTIVATIONS)
     ]
+
+
+def extremes() -> list[Case]:
+    """Values and gradients where one of the two given is NaN or infinite, and at the kinks between.
+
+    Each in a row as long as a layer's: PyTorch's vector loops and the scalar ones behind them differ at NaN. What is
+    finite is as `activations` has it; JSON has no number for the rest, which is text.
+    """
+    at = [math.nan, math.inf, -math.inf, -1e300, 1e300, -1.0, -0.0, 0.0, 1.0, 1.5, -1.5]
+    given = [math.nan, math.inf, -math.inf, -1.0]
+    cases = []
+    for name in ACTIVATIONS:
+        values, back = [], []
+        for place in at:
+            for gradient in given:
+                x = torch.full((64,), place, dtype=torch.float64).requires_grad_()
+                y = LAYERS[name](x)
+                y.backward(torch.full_like(y, gradient))
+                assert x.grad is not None
+                back.append(_told(float(x.grad[0])))
+            values.append(_told(float(y.detach()[0])))
+        cases.append({
+            "name": name, "at": [_told(place) for place in at], "given": [_told(one) for one in given],
+            "value": values, "back": back,
+        })  # fmt: skip
+    return cases
+
+
+def _told(value: float) -> str:
+    """Return what JavaScript's `Number` reads; 12 digits, which no machine's rounding changes."""
+    return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity" if math.isinf(value) else f"{value:.11e}"
 
 
 def layers() -> list[Case]:
@@ -273,6 +308,7 @@ def predictions() -> Case:
 
 FILES: dict[str, Callable[[], Any]] = {
     "activations": activations,
+    "extremes": extremes,
     "layers": layers,
     "stacks": stacks,
     "sinkhorn": sinkhorns,

@@ -69,15 +69,14 @@ export function tanhBackOf<T>(to: usize, g: usize, t: usize, count: usize): void
   }
 }
 
-/** `to = g [u > 0]`: back through a ReLU of u. */
+/** `to = u <= 0 ? 0 : g`: back through a ReLU of u; as in PyTorch all passes where u is NaN, and no infinity becomes NaN. */
 export function reluBackOf<T>(to: usize, g: usize, u: usize, count: usize): void {
   const end = to + (count & ~1) * sizeof<T>();
-  const ones = f64x2.splat(1);
   const zeros = f64x2.splat(0);
   for (; to < end; to += 2 * sizeof<T>(), g += 2 * sizeof<T>(), u += 2 * sizeof<T>()) {
-    putTwo<T>(to, f64x2.mul(two<T>(g), v128.and(f64x2.gt(two<T>(u), zeros), ones)));
+    putTwo<T>(to, v128.andnot(two<T>(g), f64x2.le(two<T>(u), zeros)));
   }
-  if (count & 1) putOne<T>(to, one<T>(g) * (one<T>(u) > 0 ? 1 : 0));
+  if (count & 1) putOne<T>(to, one<T>(u) <= 0 ? 0 : one<T>(g));
 }
 
 /** `to = x + t (f - x)`: what a highway's gate t lets through of the branch, and of the rest what came. */

@@ -76,7 +76,21 @@ describe("memory in words", () => {
     const [reached] = readings([found("rnn")]);
     expect(reached).toMatch(/^RNN: 1\/1000 of the gradient is left [\d.]+ steps back, 0\.\d+ per step\.$/);
     const [kept] = readings([found("lstm", { forgetBias: 20 })]);
-    expect(kept).toMatch(/^LSTM: the gradient does not fall/);
+    expect(kept).toMatch(
+      /^LSTM: the gradient grows: 60 steps back it is [\d.,]+ times that at the last state \(1\.\d+ per/,
+    );
+    const { memory } = found("rnn", { steps: 4 });
+    const curve = (...values: number[]) => ({
+      ...memory,
+      horizon: Number.POSITIVE_INFINITY,
+      curve: Float64Array.of(...values),
+    });
+    const said = (values: number[], slope: number) =>
+      readings([{ cell: "rnn", memory: { ...curve(...values), slope }, precision: "float64" }])[0];
+    expect(said([1, 0.5, 0.5], 0)).toBe(
+      "RNN: the gradient does not fall for good: 2 steps back it is 0.5 times that at the last state (1 per step).",
+    );
+    expect(said([1, 1e300, Number.POSITIVE_INFINITY], 690)).toContain("grows beyond all numbers");
     const [later] = readings([found("gru", { forgetBias: 3.5, steps: 30 })]);
     expect(later).toMatch(/^GRU: more than 1\/1000 is left after all 30 steps, and 1\/1000 would be after [\d.]+/);
     const [gone] = readings([found("rnn", { gain: 0.01, precision: "float32" })]);

@@ -46,3 +46,9 @@ export function expectClose(what: string, found: ArrayLike<number>, expected: re
   const error = relativeError(found, expected);
   expect(error, `${what} in ${precision} is off by ${error}`).toBeLessThan(BOUNDS[precision]);
 }
+
+/** What is not finite, and zero with its sign, exactly; the rest has vectors of its own with all digits. */
+export function expectSame(what: string, found: number, expected: number) {
+  if (Number.isFinite(expected) && expected !== 0) expectClose(what, [found], [expected], "float32");
+  else expect(found, what).toBe(expected);
+}

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import activations from "../golden/activations.json";
+import extremes from "../golden/extremes.json";
 import layers from "../golden/layers.json";
 import losses from "../golden/losses.json";
 import optimizers from "../golden/optimizers.json";
@@ -10,7 +11,7 @@ import { matrixFrom, type Precision } from "../src/engine/matrix";
 import { Activate, type Module, parameter } from "../src/engine/module";
 import { type NormName, normalisation } from "../src/engine/normalise";
 import { type OptimizerOptions, optimizer } from "../src/engine/optimise";
-import { by, expectClose, WAYS } from "./golden";
+import { by, expectClose, expectSame, WAYS } from "./golden";
 
 describe.each(WAYS)("in $precision by $route", ({ precision, route }) => {
   it.each(activations)("$name has PyTorch's values and slopes", ({ name, at, value, slope }) => {
@@ -22,6 +23,27 @@ describe.each(WAYS)("in $precision by $route", ({ precision, route }) => {
       expectClose("slope", module.backward(ones).data, slope, precision);
     });
   });
+
+  it.each(extremes)(
+    "$name at NaN and infinity is PyTorch's, zeros with their signs",
+    ({ name, at, given, value, back }) => {
+      const module = new Activate(activation(name));
+      at.map(Number).forEach((u, place) => {
+        if (!Number.isFinite(precision === "float32" ? Math.fround(u) : u) && Number.isFinite(u)) return;
+        given.map(Number).forEach((g, which) => {
+          by(route, () => {
+            // Three: two that a compiled loop takes at once, and one that is left.
+            const [x, byOutput] = [u, g].map((one) => matrixFrom([one, one, one], 1, 3, precision));
+            const [y, byInput] = [module.forward(x).data, module.backward(byOutput).data];
+            for (let i = 0; i < 3; i++) {
+              expectSame(`value at ${u}`, y[i], Number(value[place]));
+              expectSame(`${g} back at ${u}`, byInput[i], Number(back[place * given.length + which]));
+            }
+          });
+        });
+      });
+    },
+  );
 
   it.each(layers)("$name has PyTorch's output and gradients", (golden) => {
     by(route, () => backAndForth(golden, precision));

@@ -3,11 +3,12 @@
 import { expect, test } from "vitest";
 import { activationNames } from "../src/engine/activation";
 import { DEFAULTS, decode, encode, type Settings } from "../src/explorer/settings";
+import { median } from "../src/explorer/train/plan";
 import { keyOf, readAnswers, readPlayed, writeAnswers, writePlayed } from "../src/lessons/answers";
 import { CHAPTERS } from "../src/lessons/chapters/index";
 import { FORMULAS } from "../src/lessons/formulas";
-import { answer, asksOf, judge } from "../src/lessons/judge";
-import { DRAWS, measure, median, neurons, sample, settingsOf } from "../src/lessons/measure";
+import { answer, asksOf, judge, said } from "../src/lessons/judge";
+import { DRAWS, measure, neurons, sample, settingsOf } from "../src/lessons/measure";
 import { inExplorer, shownAfter, untold } from "../src/lessons/playing";
 import { reach } from "../src/lessons/reach";
 import { SOURCES } from "../src/lessons/sources";
@@ -137,6 +138,17 @@ test("a number is judged by its factor", () => {
     words: expect.stringContaining("too high by a factor of 2."),
   });
   expect(judge(NUMBER, 0.01, [5]).words).toContain("too low by a factor of 500.");
+  // Fifty layers at 1.5 in the place of 1.22 are 30,000 times as much.
+  const rate = { ...NUMBER, unit: "per layer", ask: { quantity: "rate", connection: "plain" } } as const;
+  expect(judge(rate, 1.3, [1.22]).right).toBe(true);
+  expect(judge(rate, 1.5, [1.22]).words).toBe(
+    "It is 1.22 per layer; you said 1.5 per layer. That is too high by a factor of 1.2 in each layer.",
+  );
+  expect([5.19, 0.5, 1].map((value) => said(value, "of the last layer's"))).toEqual([
+    "5.19 times the last layer's",
+    "0.5 of the last layer's",
+    "1 of the last layer's",
+  ]);
   expect(judge(NUMBER, 1, [1e-12]).words).toContain("about 10¹², a one with 12 zeros");
   expect(judge(NUMBER, 1, [Number.POSITIVE_INFINITY]).words).toContain("without end");
   expect(judge({ ...NUMBER, unit: "steps" }, 1, [2]).words).toContain("you said 1 step.");

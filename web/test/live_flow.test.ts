@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { address, ask, type Row, value } from "../src/live/api";
-import { aligned, curve, isWide, nearest } from "../src/live/curves";
+import { aligned, curve, isWide, nearest, when } from "../src/live/curves";
 import { Kept, Latest } from "../src/live/latest";
 import { shown } from "../src/live/listing";
 import { LISTING, whole } from "../src/live/place";
@@ -148,6 +148,7 @@ const row = (given: Partial<Row>): Row => ({
   kind: "watch",
   state: "ended",
   verdict: "healthy",
+  until: "",
   steps: 0,
   depth: 0,
   loss: null,
@@ -222,6 +223,10 @@ describe("curves", () => {
     expect([one.merged, one.broken]).toEqual([true, 10]);
     expect(isWide([one])).toBe(true);
     expect(isWide([{ ...one, low: [1, 0, 0.01] }])).toBe(false);
+  });
+
+  it("say of which steps a mean is, and not that it is of one of them", () => {
+    expect(one.spans.map(when)).toEqual(["steps 0 to 9", "steps 10 to 19", "step 20"]);
   });
 
   it("are laid side by side by step", () => {

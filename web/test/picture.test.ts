@@ -3,7 +3,7 @@
 import { expect, test } from "vitest";
 import type { ConnectionName } from "../src/engine/connections/index";
 import { Session } from "../src/engine/session";
-import { decay, lines, lost, reading } from "../src/explorer/picture";
+import { decay, lines, lost, reading, updateReading } from "../src/explorer/picture";
 import type { Signals } from "../src/explorer/pool";
 import { CONNECTIONS, DEFAULTS, networkOptions, optimizerOptions, type Settings } from "../src/explorer/settings";
 import { short } from "../src/page/number";
@@ -57,6 +57,58 @@ test("a gradient as predicted is read as such", () => {
   expect(reading({ name: "plain", signals: made(geometric(0.5, 20), logs) }, DEFAULTS)).toContain(
     "× 0.5 per layer, where theory says 0.408",
   );
+  expect(reading({ name: "plain", signals: made(geometric(0.39, 20), logs) }, DEFAULTS)).toContain(
+    "× 0.39 per layer, as predicted (0.408).",
+  );
+});
+
+test("the first step is told by what it moves", () => {
+  const told = (...update: number[]) =>
+    updateReading({ name: "plain", signals: { ...made([1, 1]), update: Float64Array.from(update) } }, DEFAULTS);
+  expect(told(0.5, 0.25)).toBe(
+    "plain: the first step moves the weights by 0.5 of their size at layer 1 and by 0.25 of their size at layer 2.",
+  );
+  expect(told(0, 0, 0.1)).toContain("In 2 layers no weight changes at all: the step is zero, or too small");
+  expect(told(0, 0)).toBe("plain: the first step changes no weight.");
+  expect(told(Number.POSITIVE_INFINITY)).toBe("plain: the first step leaves the range of float32.");
+  expect(updateReading({ name: "plain", signals: made([1, 1]) }, DEFAULTS)).toBe("");
+});
+
+test("whole logarithms are compared, within what finite width does", async () => {
+  const told = async (depth: number, part: Partial<Settings> = {}) => {
+    const he = { activation: "relu", init: "he", precision: "float64", depth, ...part } as const;
+    const [signals, settings] = await measure("plain", he);
+    return { apart: decay(signals).apart!, text: reading({ name: "plain", signals }, settings) };
+  };
+  const deep = await told(1000);
+  expect(deep.apart).toBeLessThan(-30); // a factor of 10¹³ and more
+  expect(deep.text).toContain(
+    "where theory says 1 for infinite width; at this depth, 31 times the width, finite width",
+  );
+  const middle = await told(200);
+  expect(Math.abs(middle.apart)).toBeGreaterThan(Math.sqrt((5 / 4) * (199 / 32)));
+  expect(middle.text).toContain("finite width");
+  expect((await told(50, { width: 128 })).text).toContain("as predicted (1)");
+
+  const off = (apart: number, depth: number) => {
+    const signals = made(geometric(Math.exp(apart / (depth - 1)), depth), Array(depth + 1).fill(0));
+    return reading({ name: "plain", signals }, DEFAULTS);
+  };
+  for (const depth of [50, 200, 1000]) {
+    const deviation = Math.sqrt(((5 / 4) * (depth - 1)) / 32);
+    expect(off(-0.9 * deviation, depth)).toContain("as predicted (1)");
+    expect(off(-1.1 * deviation, depth)).toContain("finite width");
+    const bare = /where theory says 1\.$/;
+    expect(off(-1.01 * (deviation ** 2 + 3 * deviation), depth)).toMatch(bare);
+    expect(off(3.1 * deviation, depth)).toMatch(bare);
+  }
+});
+
+test("there is no rate where a signal is not finite", () => {
+  const signals = made([0.5, 0.5, 1], [0, 0, 0]);
+  const signal = Float64Array.of(1, 2, Number.POSITIVE_INFINITY);
+  const { logRate, apart } = decay({ ...signals, measured: { ...signals.measured, signal } });
+  expect([logRate, apart]).toEqual([null, null]);
 });
 
 test("zero is named by what made it", () => {

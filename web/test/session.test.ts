@@ -44,6 +44,11 @@ describe("a session", () => {
       expect(values.every(Number.isFinite)).toBe(true);
     }
     expect(measured.loss).toBeNull();
+    const without = connect();
+    await without.send({ type: "configure", id: 1, network: plain });
+    await without.send({ type: "run", id: 2, theory: false });
+    const [found] = only(without.responses, "signals");
+    expect([found.measured, found.predicted]).toEqual([measured, null]);
   });
 
   it("says how streams are mixed", async () => {

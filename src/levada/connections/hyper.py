@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
 from levada.connections.streams import Coefficients, MultiStream, coefficient_dtype
+from levada.ops._define import is_observed
 from levada.ops._precision import full_precision
+from levada.ops.hyper import Parameters, read_hyper
 
 __all__ = ["FractionalConnection", "HyperConnection"]
 
@@ -176,6 +178,19 @@ class HyperConnection(_LearnedStreams):
                 "is. Pass head='mean'."
             )
         self._start(self._own_stream())
+
+    def open(self, state: Any) -> tuple[Tensor, Coefficients, Tensor]:
+        """Return what the branch reads, the coefficients, and the streams to write to, by one operation."""
+        if not self.dynamic or is_observed() or "coefficients" in vars(self):  # somebody looks at what is made
+            return super().open(state)
+        norm = self.norm
+        epsilon = torch.finfo(coefficient_dtype(state)).eps if norm.eps is None else norm.eps
+        own = Parameters(
+            self.static_read, self.static_mix, self.static_write, self.projection,
+            self.mix_scale, self.write_scale, norm.weight, getattr(norm, "bias", None),
+        )  # fmt: skip
+        x, read, mix, write, streams = read_hyper(state, own, epsilon)
+        return self.to_axis(x), Coefficients(read, mix, write), streams
 
     def end(self, state: Tensor) -> Tensor:
         """Return the sum of the streams, or their mean."""

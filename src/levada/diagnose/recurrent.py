@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from levada._numbers import sampled
 from levada.probe.lyapunov import LyapunovExponents
 from levada.probe.memory import MemoryCurve
 from levada.probe.trace import Site, Trace
@@ -187,21 +188,15 @@ def curves_of(curve: MemoryCurve, arrival: Tensor | None) -> dict[str, list[floa
         "steps_back" with "memory", and "memory_predicted" where theory has a word; "steps", from the first, with
         "gradient" over its largest.
     """
-    back = _evenly(len(curve.curve))
+    back = sampled(len(curve.curve), POINTS)
     found: dict[str, list[float] | list[int]] = {"steps_back": back, "memory": curve.curve[back].tolist()}
     if curve.predicted is not None and len(curve.predicted) >= len(curve.curve):
         found["memory_predicted"] = curve.predicted[back].tolist()
     best = float(arrival.max()) if arrival is not None and len(arrival) else math.nan
     if arrival is not None and best > 0:
-        steps = _evenly(len(arrival))
+        steps = sampled(len(arrival), POINTS)
         found |= {"steps": steps, "gradient": (arrival[steps] / best).tolist()}
     return found
-
-
-def _evenly(num: int) -> list[int]:
-    if num <= POINTS:
-        return list(range(num))
-    return [round(i * (num - 1) / (POINTS - 1)) for i in range(POINTS)]
 
 
 def measured(memory: Memory | None) -> dict[str, Any] | None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from levada._names import bare_names, span_name
+from levada._numbers import sampled
 from levada.report.embedded import heat_data, line_data
 from levada.report.figure import figure
 from levada.report.grid import INFINITE, NAN, ZERO, Fine
 from levada.report.heat import heat
 from levada.report.series import Panel, Point, Series, read_panels
-from levada.report.words import number, precise, sampled, short
+from levada.report.words import number, precise, short
 
 __all__ = ["heat_figure", "line_figure", "panel_table", "written"]
 
@@ -55,7 +56,7 @@ def heat_figure(fine: Fine, title: str, what: str, note: str = "") -> dict[str, 
 
 def _merged(fine: Fine, rows: int, columns: int) -> str:
     """Say what the cells of so many rows and columns are."""
-    merged = [f"{len(fine.sites):,} blocks in {rows} rows"] if rows < len(fine.sites) else []
+    merged = [f"{len(fine.sites):,} blocks in {rows:,} rows"] if rows < len(fine.sites) else []
     merged += [f"{fine.total:,} samples in {columns:,} columns"] if columns < fine.total else []
     how = ": the mean of their logarithms, unless one is zero or no finite number." if merged else ""
     return f"Root mean square per element. {' and '.join(merged)}{how}".rstrip()

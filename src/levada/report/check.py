@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from levada._numbers import sampled
 from levada.report.account import calibration, cost
 from levada.report.beside import line_figure
 from levada.report.depth import limit
@@ -26,12 +27,11 @@ from levada.report.words import (
     number,
     phrase,
     precise,
-    sampled,
     short,
     trust,
 )
 
-__all__ = ["COLUMNS", "check_view", "finding_view", "sampled", "table_view"]
+__all__ = ["COLUMNS", "check_view", "finding_view", "table_view"]
 
 MAX_ROWS: Final = 1000
 
@@ -104,15 +104,10 @@ def _facts(report: Mapping[str, Any]) -> list[dict[str, str]]:
     summary, rate = report.get("summary") or {}, decay(report)
     facts = []
     if rate.get("value") is not None:
-        ends = re.search(r"\[(.*)\]", interval(rate))
-        note = f"interval {ends[1].replace(', ', ' to ')}" if ends else ""
-        if rate.get("predicted") is not None:
-            note += f"{'; ' if note else ''}theory says {short(rate['predicted'])}"
-        facts.append({"label": "gradient per block", "value": f"× {short(rate['value'])}", "note": note})
+        facts.append({"label": "gradient per block", "value": f"× {short(rate['value'])}", "note": _beside(rate)})
     spread = summary.get("signal_decay_per_block")
     if isinstance(spread, Mapping) and spread.get("value") is not None:
-        note = f"theory says {short(spread['predicted'])}" if spread.get("predicted") is not None else ""
-        facts.append({"label": "spread per block", "value": f"× {short(spread['value'])}", "note": note})
+        facts.append({"label": "spread per block", "value": f"× {short(spread['value'])}", "note": _beside(spread)})
     names = {"depth": "blocks deep", "effective_depth": "effective depth", "trainable_depth": "trainable depth"}
     for key, label in {**names, "memory_horizon": "memory horizon"}.items():
         value = summary.get(key)
@@ -124,12 +119,19 @@ def _facts(report: Mapping[str, Any]) -> list[dict[str, str]]:
     return facts
 
 
+def _beside(value: Mapping[str, Any]) -> str:
+    """Say what stands beside a number: its interval, and what theory predicts."""
+    ends = re.search(r"\[(.*)\]", interval(value))
+    predicted = value.get("predicted")
+    told = [f"interval {ends[1].replace(', ', ' to ')}" if ends else ""]
+    told.append(f"theory says {short(predicted)}" if predicted is not None else "")
+    return "; ".join(filter(None, told))
+
+
 def _depth_note(value: Any) -> str:
     if not isinstance(value, Mapping):
         return ""
-    notes = [interval(value)] if value.get("low") is not None else []
-    if value.get("predicted") is not None:
-        notes.append(f"theory says {short(value['predicted'])}")
+    notes = [told] if (told := _beside(value)) else []
     if value.get("limited_by") is not None and limit(value):
         notes.append(limit(value))
     elif value.get("blocks") is not None and "low" not in value:
@@ -156,7 +158,7 @@ def _figures(report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> 
 
 
 def finding_view(
-    one: Mapping[str, Any], report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]
+    one: Mapping[str, Any], report: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]], *, watched: bool = False
 ) -> dict[str, Any]:
     """Make what the template shows of one finding.
 
@@ -164,6 +166,7 @@ def finding_view(
         one: the finding.
         report: the JSON that holds it.
         blocks: the blocks at which it was found, in their order.
+        watched: whether a run that was watched found it, and not a check.
     """
     severity, rule = str(one.get("severity", "info")), str(one.get("rule", ""))
     evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key not in DRAWN}
@@ -174,7 +177,7 @@ def finding_view(
         "rule": rule,
         "title": phrase(one),
         "claim": one.get("claim", ""),
-        "evidence": list(evidence_rows(evidence, rule=rule)),
+        "evidence": list(evidence_rows(evidence, rule=rule, watched=watched)),
         "picture": evidence_picture(one, report, blocks),
         "words_alone": WORDS_ALONE.get(rule, ""),
         "ruled_out": [str(sentence) for sentence in one.get("ruled_out") or ()],

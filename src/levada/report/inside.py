@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from levada._numbers import sampled
 from levada.report.beside import line_figure
 from levada.report.mixing import mixing_figure
-from levada.report.words import count, sampled
-from levada.runs.inside import GateSeries, MixedLayer, chains_in, gates_of, mixed_at
+from levada.report.words import count
+from levada.runs.inside import GateSeries, MixedLayer, chains_in, gates_of, largest_in, mixed_at
 from levada.runs.processes import Recorded, Together
 
 __all__ = ["inside_figures"]
@@ -47,14 +48,10 @@ def _mixing(found: Sequence[tuple[int, tuple[int, int, list[MixedLayer]]]], toge
         names = {layer.name: together.site(rank, layer.name) for layer in layers}
         matrices |= {names[layer.name]: layer.matrix for layer in layers}
         for chain in chains_in(layers):
-            told = {key: _largest([one.told[key] for one in chain]) for key in chain[0].told}
+            told = {key: value for key, value in largest_in(chain).items() if not math.isnan(value)}
             chains.append({**told, "layers": [names[one.name] for one in chain]})
     drawn = mixing_figure({"summary": {"mixing": {"matrices": matrices, "chains": chains}}})
     return [] if drawn is None else [{**drawn, "title": f"{drawn['title']}, at step {found[0][1][0]:,}"}]
-
-
-def _largest(values: Sequence[float]) -> float | None:
-    return max((one for one in values if not math.isnan(one)), default=None)
 
 
 def _gates(found: Sequence[tuple[str, GateSeries]]) -> list[dict[str, Any]]:

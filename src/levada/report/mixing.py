@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final, TypeAlias
 
-from levada.report.words import cell, count, number, sampled, short
+from levada._numbers import sampled
+from levada.report.words import cell, count, number, short
 
 __all__ = ["draw_map", "mixing_figure", "read_matrix"]
 
@@ -79,7 +80,7 @@ def _chain(
     headed: bool,
 ) -> str:
     """Draw a chain's matrices, under its name where there are several chains."""
-    maps = "".join(draw_map(name, matrices[name], scale) for name in shown if name in layers)
+    maps = "".join(draw_map(name, matrices[name], scale, under=_bare(name)) for name in shown if name in layers)
     head = ""
     if headed:
         ends = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
@@ -105,15 +106,20 @@ def read_matrix(value: Any) -> list[list[float]]:
 
 
 def draw_map(
-    name: str, rows: Sequence[Sequence[float]], scale: float, words: str = "to stream {i} from stream {j}"
+    name: str,
+    rows: Sequence[Sequence[float]],
+    scale: float,
+    words: str = "to stream {i} from stream {j}",
+    under: str = "",
 ) -> str:
     """Draw one matrix as an item of a list.
 
     Args:
-        name: stands under it.
+        name: what it is called.
         rows: the matrix.
         scale: the value of full colour.
         words: what a cell is called, of `name`, `i` and `j`.
+        under: what stands under it; its name if left out.
     """
     cells = []
     for i, row in enumerate(rows):
@@ -130,8 +136,13 @@ def draw_map(
     return (
         f'<li><svg class="mix" viewBox="-0.5 -0.5 {side + 1} {side + 1}" role="img" '
         f'aria-label="{escape(f"{name}, rows: {text}")}">{"".join(cells)}'
-        f'<rect class="frame" width="{side}" height="{side}"/></svg><span>{escape(name)}</span></li>'
+        f'<rect class="frame" width="{side}" height="{side}"/></svg><span>{escape(under or name)}</span></li>'
     )
+
+
+def _bare(name: str) -> str:
+    """Give a connection the name of its layer, which has the room under a small map."""
+    return name.removesuffix(".connection")
 
 
 def _caption(chains: _Chains, shown: Sequence[str], scale: float) -> str:
@@ -141,7 +152,7 @@ def _caption(chains: _Chains, shown: Sequence[str], scale: float) -> str:
     )
     total = sum(len(layers) for layers, _ in chains)
     if len(shown) < total:
-        text += f" {len(shown)} of {total:,} layers are drawn, evenly chosen."
+        text += f" {len(shown):,} of {total:,} layers are drawn, evenly chosen."
     if len(chains) > 1:
         return text + f" The {len(chains)} chains of layers share no streams: each has a product of its own."
     ((layers, told),) = chains

@@ -21,6 +21,7 @@ def _headline_of(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:
     """
     if standing.verdict == "healthy":
         rest = f"{standing.until[1:]}; what came after was not sampled" if standing.until else ""
+        rest += f", but {standing.beyond}" if standing.beyond else ""
         seen = "vanishing_gradient" in standing.judged  # else no gradient was measured, or of too few blocks
         told = "The learning signal reached every block" if seen else "The rules that could judge it found nothing"
         return f"{told}{rest}"

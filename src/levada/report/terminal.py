@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from levada._numbers import sampled
 from levada.report.account import calibration
-from levada.report.check import sampled
 from levada.report.claim import STATUSES, Pair, failed, numbers, pairs, read_claims, statistic, status, value, wanted
 from levada.report.depth import depth_lines
 from levada.report.picture import told_pictures
@@ -158,7 +158,7 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
         table.add_row(*cells)
     console.print(table, highlight=False)
     if len(kept) < len(blocks):
-        console.print(f"{len(kept)} of {len(blocks)} blocks shown, evenly spaced.", style="dim", highlight=False)
+        console.print(f"{len(kept):,} of {len(blocks):,} blocks shown, evenly spaced.", style="dim", highlight=False)
     told = (
         f"{name} {plain(10.0 ** max(low, -307.0))} (empty) to {plain(10.0**high)} (full)"
         for name, (low, high) in zip(("spread" if spread else "signal", "gradient"), ranges, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["EVIDENCE", "GROUPS", "LOOKS", "OF_TENSOR", "PHRASES", "REASONS", "SEVERITIES"]
+__all__ = ["EVIDENCE", "GROUPS", "LOOKS", "OF_TENSOR", "OF_WATCH", "PHRASES", "REASONS", "SEVERITIES"]
 
 # What happened, and the words that lead to the place.
 PHRASES: Final[Mapping[str, tuple[str, str]]] = {
@@ -142,6 +142,18 @@ OF_RULE: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "loss_before": ("median of the losses before the jump", ""),
         "loss_peak": ("largest loss of the jump", ""),
     },
+}
+# The same of keys that mean something else in a run that was watched: there the step is any that was sampled.
+OF_WATCH: Final[Mapping[str, tuple[str, str]]] = {
+    "signal_decay_per_block": ("signal, factor per block", ""),
+    "update_ratio": ("optimizer's step / weights", ""),
+    "first_update_ratio": ("first of these blocks, optimizer's step / weights", ""),
+    "law": ("what one factor for all blocks explains of the change", "%"),
+    "samples": ("samples in a row on which it held", ""),
+    "decades_by_sample": ("on each of the last samples, in all", "orders of magnitude"),
+    "decades_by_block": ("block by block", "orders of magnitude"),
+    "octaves_below_baseline": ("below the run's own baseline", "octaves"),
+    "octaves_above_baseline": ("above the run's own baseline", "octaves"),
 }
 LOOKS: Final = ("locate", "look at the data", "run the loss again")
 """What stands among the repairs of a finding and only looks for its cause."""

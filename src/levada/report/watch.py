@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from levada._numbers import sampled
 from levada.report.beside import heat_figure, line_figure
 from levada.report.check import finding_view, table_view
 from levada.report.curve import counted, is_wide, loss_series
@@ -18,7 +19,7 @@ from levada.report.record import again, bundle_notes, bundles_in, logged_facts, 
 from levada.report.series import Span
 from levada.report.staged import read_together
 from levada.report.standing import headline_read
-from levada.report.words import SIGNS, count, number, phrase, sampled, sentence, short
+from levada.report.words import SIGNS, count, number, phrase, sentence, short
 from levada.runs.absent import absent
 from levada.runs.bundles import Kept
 from levada.runs.ending import ended, last_recorded
@@ -120,7 +121,7 @@ def _told(one: Mapping[str, Any], depth: Depth, kept: Sequence[Kept], drawn: boo
     alone = len(depth.replicas) < 2 and len(depth.stages) < 2
     left_out = ("told_at", "rank") if alone else ("told_at",)
     evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key not in left_out}
-    view = finding_view({**one, "evidence": evidence}, {"blocks": blocks}, blocks)
+    view = finding_view({**one, "evidence": evidence}, {"blocks": blocks}, blocks, watched=True)
     when = [("told at step", f"{int(came):,}")] if came is not None else []
     when += [("over at step", short(one["over"]))] if one.get("over") is not None else []
     whole = [each for each in kept if not each.damage and f"-{one.get('rule')}" in each.folder.name]

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from levada._numbers import NONFINITE
-from levada.report.vocabulary import EVIDENCE, GROUPS, LOOKS, OF_RULE, OF_TENSOR, PHRASES, REASONS
+from levada.report.vocabulary import EVIDENCE, GROUPS, LOOKS, OF_RULE, OF_TENSOR, OF_WATCH, PHRASES, REASONS
 
 __all__ = [
     "COTANGENT",
@@ -27,7 +27,6 @@ __all__ = [
     "place",
     "plain",
     "precise",
-    "sampled",
     "sentence",
     "short",
     "trust",
@@ -148,18 +147,6 @@ def interval(value: Any, write: Any = short) -> str:
     return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
-def sampled(count: int, most: int) -> list[int]:
-    """Give at most `most` of `count` indices, evenly, with the first and the last.
-
-    Example:
-        >>> sampled(100, 4)
-        [0, 33, 66, 99]
-    """
-    if count <= most:
-        return list(range(count))
-    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
-
-
 def human(name: str) -> str:
     """Turn a key into words; a qualified name, of a parameter or a remedy, stays as it can be typed.
 
@@ -270,7 +257,13 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def evidence_rows(
-    evidence: Mapping[str, Any], write: Any = precise, path: str = "", unit: str = "", *, rule: str = ""
+    evidence: Mapping[str, Any],
+    write: Any = precise,
+    path: str = "",
+    unit: str = "",
+    *,
+    rule: str = "",
+    watched: bool = False,
 ) -> Iterator[tuple[str, str]]:
     """Give evidence as rows of two: what, in words and with its unit, and its value; what is empty has no row.
 
@@ -281,8 +274,10 @@ def evidence_rows(
         [("layers that the optimizer's first step leaves as they are", '41 of 43')]
         >>> list(evidence_rows({"loss_before": 2.5}, rule="loss_spike"))
         [('median of the losses before the jump', '2.5')]
+        >>> list(evidence_rows({"law": 0.94}, watched=True))
+        [('what one factor for all blocks explains of the change', '94 %')]
     """
-    own_words = OF_RULE.get(rule, {})
+    own_words = {**(OF_WATCH if watched else {}), **OF_RULE.get(rule, {})}
     for key, value in evidence.items():
         if _is_empty(value) or (key == "of" and "standing_still" in evidence):
             continue
@@ -293,7 +288,7 @@ def evidence_rows(
         elif not isinstance(value, Mapping):
             yield label, _written(value, write, own)
         elif key in GROUPS:
-            yield from evidence_rows(value, write, path, rule=rule)
+            yield from evidence_rows(value, write, path, rule=rule, watched=watched)
         else:
             yield from _mapping_rows(label, value, write, own)
 

@@ -19,6 +19,7 @@ __all__ = [
     "chains_in",
     "entry",
     "gates_of",
+    "largest_in",
     "mixed_at",
     "rest",
     "why_not",
@@ -169,6 +170,21 @@ def chains_in(layers: Sequence[MixedLayer]) -> Iterator[list[MixedLayer]]:
     yield from chains.values()
 
 
+def largest_in(chain: Sequence[MixedLayer]) -> dict[str, float]:
+    """Give the largest of each number over the layers of a chain, as a check tells them; NaN where none is known.
+
+    Args:
+        chain: at least one layer.
+
+    Example:
+        >>> told = [{"composite_forward_gain": gain} for gain in (1.0, math.nan, 1.5)]
+        >>> largest_in([MixedLayer("layers.0", 0, [], one) for one in told])
+        {'composite_forward_gain': 1.5}
+    """
+    known = {key: [one.told[key] for one in chain if not math.isnan(one.told[key])] for key in chain[0].told}
+    return {key: max(values, default=math.nan) for key, values in known.items()}
+
+
 def why_not(events: Iterable[Mapping[str, Any]], what: str) -> str:
     """Say why a watched run has no record of something.
 
@@ -181,7 +197,8 @@ def why_not(events: Iterable[Mapping[str, Any]], what: str) -> str:
         return "It was not recorded: taking it was off, no step was sampled, or an earlier levada wrote the run."
     compiled = max((one["compiled"] for one in said if isinstance(one.get("compiled"), int)), default=0)
     if compiled:
-        return f"{compiled:,} layers with streams run compiled, where their matrices cannot be seen."
+        what_runs = "layer with streams runs" if compiled == 1 else "layers with streams run"
+        return f"{compiled:,} {what_runs} compiled, where matrices cannot be seen."
     unseen = [pair for one in said for pair in _unseen(one)]
     if unseen:
         told = "; ".join(f"{name} cannot be seen: {why}" for name, why in dict(unseen).items())

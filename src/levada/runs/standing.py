@@ -51,6 +51,7 @@ class Standing:
         num_stages: how many there are.
         own: what may be said of those stages alone, where this is withheld.
         adaptive: whether the optimizer rescales gradients; true where that is not known.
+        reached: the last step between samples at which every trained block was seen to get a gradient; None without.
 
     Example:
         >>> Standing((), ("loss_spike",), {"dead_units": "no zeros were seen"}).verdict
@@ -72,6 +73,7 @@ class Standing:
     num_stages: int = 0
     own: Standing | None = None
     adaptive: bool = True
+    reached: int | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -98,14 +100,16 @@ class Standing:
         """What `called` rests on: as `counted`, without the step that it has said.
 
         Example:
-            >>> Standing((), ("loss_spike",), sampled=202, steps=600).basis
-            '1 of 1 rules judged it'
+            >>> Standing((), ("loss_spike",), sampled=202, steps=600, reached=580).basis
+            '1 of 1 rules judged it; gradients still reached every trained block at step 580'
         """
-        return self.counted.removesuffix(self.until) if self.verdict == "healthy" else self.counted
+        return self._counted("" if self.verdict == "healthy" else self.until)
 
     @property
     def counted(self) -> str:
         """How many rules have judged the run, up to which step it was seen, and how much more the others wait for.
+
+        Behind that step, what was seen of gradients without a sample.
 
         Example:
             >>> Standing((), ("loss_spike",), {"dead_units": "no zeros were seen"}, sampled=20, steps=400).counted
@@ -116,11 +120,28 @@ class Standing:
             >>> Standing().counted
             'which rules judged it is not known'
         """
+        return self._counted(self.until)
+
+    def _counted(self, until: str) -> str:
         rules = len(self.judged) + len(self.unjudged)
         if not rules:
             return "which rules judged it is not known"
-        rest = f"; {self.wanted}" if self.wanted else ""
-        return f"{len(self.judged)} of {rules} rules judged it{self.until}{rest}"
+        rest = "".join(f"; {text}" for text in (self.beyond, self.wanted) if text)
+        return f"{len(self.judged)} of {rules} rules judged it{until}{rest}"
+
+    @property
+    def beyond(self) -> str:
+        """What was seen of gradients after the last sample, where that was early; else "".
+
+        Example:
+            >>> Standing(sampled=202, steps=400, reached=388).beyond
+            'gradients still reached every trained block at step 388'
+            >>> Standing(sampled=390, steps=400, reached=395).beyond
+            ''
+        """
+        if not self.until or self.sampled is None or self.reached is None or self.reached <= self.sampled:
+            return ""
+        return f"gradients still reached every trained block at step {self.reached:,}"
 
     @property
     def wanted(self) -> str:
@@ -262,6 +283,7 @@ class Standing:
                 why[rule] = next(part.unjudged[rule] for part in every if rule in part.unjudged)
         counted = {key: max(part.lacking.get(key, 0) for part in every) for key, *_ in _COUNTED}
         sampled = [part.sampled for part in every if part.sampled is not None]
+        reached = [part.reached for part in every if part.reached is not None]
         return cls(
             severities=tuple(severity for part in every for severity in part.severities),
             judged=tuple(judged),
@@ -272,6 +294,7 @@ class Standing:
             few=few,
             lacking=counted,
             first=max(part.first for part in every),
+            reached=min(reached) if len(reached) == len(every) else None,
         )
 
     def _say(self, rule: str, judged: list[str], why: dict[str, str], waiting: set[str], few: dict[str, str]) -> None:
@@ -300,6 +323,7 @@ class Standing:
             "waiting": sorted(told.waiting),
             "few": sorted(told.few),
             **({"lacking": dict(told.lacking)} if counts else {}),
+            **({"reached": told.reached} if counts and told.reached is not None else {}),
             "first": told.first,
             **stages,
         }
@@ -337,6 +361,7 @@ class Standing:
             stages=tuple(stage for stage in stages if isinstance(stage, int)),
             num_stages=num_stages,
             adaptive=said.get("adaptive") is not False,
+            reached=reached if isinstance(reached := said.get("reached"), int) else None,
         )
 
 

@@ -167,7 +167,7 @@ def saved_bytes(
         A number of bytes. For each token a layer keeps $6 d + 2 + h$ elements of attention with h heads, where scores
         are not kept, or $10 d + 2$ of a feed-forward; and for its connection
 
-        - $(2 n + 1) d + 2 n^2 + 6 n$ (`HyperConnection`),
+        - $(n + 1) d + 2 n^2 + 5 n$ (`HyperConnection`),
         - $(n + 1) d + 2 n^2 + 3 n + 1$ (`ManifoldHyperConnection`),
         - $d$, and 2 for each source that it reads (`AttentionResidual`): with all layers as sources this grows as
           $L^2$,
@@ -207,7 +207,7 @@ def _saved(size: NetworkSize, layer: int) -> int:
     """Return the elements that a layer saves for a token."""
     d, n = size.dim, size.streams
     own = {
-        "HyperConnection": (2 * n + 1) * d + 2 * n * n + 6 * n,
+        "HyperConnection": (n + 1) * d + 2 * n * n + 5 * n,
         "ManifoldHyperConnection": (n + 1) * d + 2 * n * n + 3 * n + 1,
         "AttentionResidual": d + (2 * size.sources(layer) if layer else 0),
         "DepthWeightedAverage": d,

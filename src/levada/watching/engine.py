@@ -137,7 +137,8 @@ class Engine:
                 self._taps = Taps(self.model, self._structure.places, self)
             if self._device.type == "cpu":
                 self._statistics.load(self.cadence.affords)
-            self._reading = Reading(self.steps, self._statistics, careful=not self.sites, fail=self.fail)
+            at = self.steps, self._statistics, self.losses.own
+            self._reading = Reading(*at, careful=not self.sites, fail=self.fail)
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
             self.losses.mark(self._structure.parameters)
             self.losses.constant.open()
@@ -197,6 +198,7 @@ class Engine:
 
     @quietly
     def _begin(self) -> None:
+        self.losses.own.follow()
         self._end_rested()
         if self._reading is not None:
             self._reading.begin()
@@ -219,7 +221,7 @@ class Engine:
 
     @quietly
     def before_backward(self) -> None:
-        """Hear of a backward pass that is about to begin, of whichever model."""
+        """Hear of a backward pass that this model's thread is about to begin, of whichever model."""
         self._within = False
         if self._reading is not None:
             self._reading.backward()
@@ -340,13 +342,12 @@ class Engine:
             if not seen and learned:
                 self._taps.tell("no block of the model was seen running")
             if seen or learned or self.sites:
-                if self._together.several:  # the distance that all agreed on with the sample before this one
-                    self._deliver(wait=True)
-                    self.cadence.plan(self.steps, self._together.distance or self.cadence.every)
-                else:
-                    self.cadence.plan(self.steps)
+                # The distance that all agreed on with the sample before this one.
+                self._together.meet(self.steps, self.cadence, self._deliver, sampled=True)
                 self._send(reading, learned=learned)
             self._disarm()
+        elif self.cadence.meets(self.steps):
+            self._together.meet(self.steps, self.cadence, self._deliver, sampled=False)
         self._clock.tick(reading is not None)
         self.steps += 1
         self._arm()
@@ -360,8 +361,7 @@ class Engine:
     def _send(self, reading: Reading, *, learned: bool = True) -> None:
         self._structure.run(self._taps.order, reading.calls, reading.tanh)
         packed = self.weights.take(learned=learned)
-        steps, losses = self.losses.take()
-        scale = self.losses.scale()
+        (steps, losses), scale = self.losses.take(), self.losses.scale()
         table, compiled = reading.table(len(self._structure.places), self._device), self._taps.compiled(self._device)
         numbers = [table if compiled is None else table + compiled]
         numbers += [] if packed is None else [packed.values]

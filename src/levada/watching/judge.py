@@ -18,6 +18,7 @@ from levada._errors import require_at_least
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline, Silence
+from levada.watching.between import Between
 from levada.watching.given import Given, given_last
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
@@ -31,9 +32,6 @@ from levada.watching.sample import WATCHED, Sample
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.spike import RULE as SPIKE
 from levada.watching.spike import Departures, Spikes, least_jump
-from levada.watching.telling import warn
-from levada.watching.unoptimised import RULE as UNOPTIMISED
-from levada.watching.unoptimised import Unoptimised
 from levada.watching.view import COMPARED, Blocks, View, membership, rate_of, values_of
 
 __all__ = ["CONFIRMATIONS", "WARM_UP", "Judge"]
@@ -64,6 +62,7 @@ class Judge:
         keep: the folder of a run, below which bundles are kept; None to keep none.
         confirm: samples in a row on which a finding must hold.
         rules: name -> rule; all of them if left out.
+        every: smallest distance between samples.
 
     Example:
         >>> site = Site("layers.0", 0, "Linear", (4, 2), ("layers.0.weight",))
@@ -80,17 +79,19 @@ class Judge:
         *,
         confirm: int = CONFIRMATIONS,
         rules: Mapping[str, Rule] = RULES,
+        every: int = 20,
     ) -> None:
         require_at_least("Judge", "confirm", confirm, 1)
         self.loss = LossBaseline()
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
         self._ledger = Ledger(confirm, self._keep)
+        self._between = Between(self._ledger, every)
+        self.ended = self._between.ended  # rules that are judged no more, and why
         self.history = self._ledger.history
         self.blocks: Blocks | None = None
         self.samples = 0
         self.seen: set[str] = set()  # signals that were measured at some of these blocks
         self.far = False  # whether signal or gradient spans three decades, and no loss says if that hurts
-        self.ended: dict[str, str] = {}  # rules that are judged no more, and why
         self._begun = time.monotonic()
         self.rows: deque[Sample] = deque(maxlen=ROWS)
         self._source = source
@@ -98,13 +99,12 @@ class Judge:
         self.rules = rules
         self._rates = Rates()
         self._spikes = Spikes()
-        self.asks = False  # whether the loss of this step is far above what the last sample knew
+        self._jumps = False  # whether the loss of this step is far above what the last sample knew
         self._limit = math.inf
         self._view: View | None = None
         self._closed_at = -1  # the last step whose loss was judged without a sample
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._nonfinite = Nonfinite()
-        self._unoptimised: Unoptimised | None = Unoptimised()
         self._baseline: Baseline | None = None
         self._departures: Departures | None = None
         self._silence, self._off, self._longest = Silence(0), Silence(0), torch.zeros(0)
@@ -131,18 +131,18 @@ class Judge:
             step: number of the step.
             loss: its loss, on its device; None if it was not seen.
         """
-        self._rates.before_update(step, rate_of(getattr(self._source, "optimizers", ())))
+        self._rates.before_update(step, rate_of(self._optimizers))
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
-        self._see_unoptimised(step)
+        self._between.before_update(step, self._model, self._optimizers, self.blocks, self._silence)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
-        self.asks = self.keeper is not None and self.keeper.highest > self._limit
+        self._jumps = self.keeper is not None and self.keeper.highest > self._limit
         if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._ledger:
             return
         value = float(loss.detach())
         if math.isfinite(value):
             self._recent.append((step, value))
-            self.asks = value > self._limit
+            self._jumps = value > self._limit
         if math.isfinite(value) and self._nonfinite.bad_step is None:
             return  # the samples bring it too; here only what must be seen at once
         if self._recent and self._nonfinite.bad_step is None:
@@ -169,24 +169,6 @@ class Judge:
             if self.keeper is not None:
                 self.keeper.keep_now(step, finding)
 
-    def _see_unoptimised(self, step: int) -> None:
-        sites = self.blocks.sites if self.blocks is not None else ()
-        try:
-            looking, optimizers = self._unoptimised, getattr(self._source, "optimizers", ())
-            changed = looking is not None and looking.before_update(step, self._model, optimizers, sites)
-        except Exception as error:  # what a parameter is made of is the user's: all other rules go on
-            self._unoptimised = None
-            self.ended[UNOPTIMISED] = f"an error ended it, {type(error).__name__}: {error}"
-            warn(f"watch: {UNOPTIMISED} raised {type(error).__name__}: {error}. It is judged no more; all else is.")
-            return
-        if not changed or looking is None:
-            return
-        if looking.found is not None:
-            found = looking.found
-            self._ledger.stand(replace(found, evidence={**found.evidence, "told_at": step}), renew=True)
-        else:
-            self._ledger.over(UNOPTIMISED, step)
-
     def sampled(self, sample: Sample) -> None:
         """Apply the rules to a sampled step.
 
@@ -206,16 +188,16 @@ class Judge:
         self.seen |= {"tanh"} if squashed(sample, sites) else set()
         assert self._baseline is not None  # made with the blocks
         self._silence.add(values_of(sample, "weight_gradient_rms", sites))
+        self._between.sampled(sample.step, blocks, self._silence)
         on = 1 - values_of(sample, "zero_fraction", sites)
         self._off.add(torch.where(on <= 1 - DEAD, 0.0, on))
         ratio = values_of(sample, "update_ratio", sites)
         self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
-        rates, rises, rows = self._rates.changes, self._rates.rises, tuple(self.rows)
+        rates, rises = self._rates.changes, self._rates.rises
         seen = self._baseline, self.loss, self._silence, self._longest, rates, self._model, self._off, rises
-        view = View(blocks, rows, *seen)
+        view = View(blocks, tuple(self.rows), *seen)
         self._view, self._limit = view, least_jump(self.loss)
-        overflow = self._nonfinite.see_sample(view, self._model)
-        if overflow is not None:
+        if (overflow := self._nonfinite.see_sample(view, self._model)) is not None:
             self._told_at_once(overflow)
             return  # nothing else can be measured, and nothing of it belongs into a baseline
         self._ledger.end("numerical_overflow", sample.step)
@@ -269,24 +251,39 @@ class Judge:
         self._closed_at = -1
 
     @property
+    def asks(self) -> bool:
+        """Whether this step asks for samples: its loss is far above what the last one knew, or a gradient is missed."""
+        return self._jumps or self._between.asks
+
+    @property
     def content(self) -> bool:
-        """Whether nothing of the loss waits for more samples: no spike is open, and none is above the limit."""
-        return not self.asks and self._spikes.is_over
+        """Whether nothing waits for more samples: no spike is open, no loss above the limit, no gradient missed."""
+        return not self._jumps and self._spikes.is_over and not self._between.waits
+
+    @property
+    def reached(self) -> int | None:
+        """The last step between samples at which every trained block was seen to get a gradient; None without one."""
+        return self._between.reached
 
     def close(self) -> None:
-        """Judge the losses behind the last sample, which no other will bring; what is kept already is complete."""
+        """Judge what is behind the last sample: losses that no other will bring, and the weights that are left."""
         try:
-            rest = [(step, float(loss)) for step, loss in getattr(self._source, "ended_losses", tuple)()]
+            ended: Iterable[tuple[int, Any]] = getattr(self._source, "ended_losses", tuple)()
+            rest = [(step, float(loss)) for step, loss in ended if step > self._closed_at]
         except RuntimeError:  # a device that failed has no losses to give
             return
-        rest = [(step, loss) for step, loss in rest if step > self._closed_at]
-        if not rest or self._view is None or ("numerical_overflow", "") in self._ledger:
+        if self._view is None or ("numerical_overflow", "") in self._ledger:
             return
-        self._see_losses(rest)
-        self._closed_at = rest[-1][0]  # a watch that is entered again brings them once more
-        view = replace(self._view, rates=self._rates.changes, rises=self._rates.rises)
-        for _ in range(2):  # what is back is told once, and then over
-            self._ledger.miss_others(self._hold_spike(view, self._closed_at), self._closed_at, rule=SPIKE)
+        self._between.close(self.blocks, self._silence)
+        if rest:
+            self._see_losses(rest)
+            self._closed_at = rest[-1][0]  # a watch that is entered again brings them once more
+            view = replace(self._view, rates=self._rates.changes, rises=self._rates.rises)
+            for _ in range(2):  # what is back is told once, and then over
+                self._ledger.miss_others(self._hold_spike(view, self._closed_at), self._closed_at, rule=SPIKE)
+        found = self._nonfinite.ended(max(self._closed_at, self._view.step), self._view, scaled=self._scaled)
+        if found is not None:
+            self._told_at_once(self._placed(found))
 
     @property
     def findings(self) -> list[Finding]:
@@ -318,7 +315,11 @@ class Judge:
     @property
     def unheld(self) -> int | None:
         """Updates over which parameters that no optimizer holds were followed; None where there are none of them."""
-        return None if self._unoptimised is None else self._unoptimised.followed
+        return self._between.unheld
+
+    @property
+    def _optimizers(self) -> Sequence[Any]:
+        return getattr(self._source, "optimizers", ())
 
     @property
     def _model(self) -> nn.Module | None:
@@ -334,17 +335,16 @@ class Judge:
         num = max((len(values) for values in sample.values.values()), default=0)
         if self.blocks is None or num != len(self.blocks.sites):
             sites: Sequence[Site] = self._source() if callable(self._source) else self._source.sites
-            optimizers = getattr(self._source, "optimizers", ())
-            self.blocks = Blocks.of(tuple(sites), self._model, optimizers)
-            self._membership = membership(optimizers)
+            self.blocks = Blocks.of(tuple(sites), self._model, self._optimizers)
+            self._membership = membership(self._optimizers)
             columns = len(COMPARED) * len(self.blocks.sites)
             self._baseline, self._departures = Baseline(columns, warm_up=WARM_UP), Departures(columns)
             self._silence, self._off = Silence(len(self.blocks.sites)), Silence(len(self.blocks.sites))
             self._longest = torch.full((len(self.blocks.sites),), math.nan, dtype=torch.float64)
             self.rows.clear()
             self.seen = set()  # what was measured of others says nothing of these
-        elif (now := membership(getattr(self._source, "optimizers", ()))) != self._membership:  # thawed, or added
-            self.blocks = Blocks.of(self.blocks.sites, self._model, self._source.optimizers)
+        elif (now := membership(self._optimizers)) != self._membership:  # thawed, or added
+            self.blocks = Blocks.of(self.blocks.sites, self._model, self._optimizers)
             self._membership = now
         return self.blocks
 

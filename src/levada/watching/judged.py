@@ -96,6 +96,7 @@ def standing_of(
         lacking=lacking,
         first=first,
         adaptive=judge.blocks is None or judge.blocks.adaptive,
+        reached=judge.reached,
     )
 
 

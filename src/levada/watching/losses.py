@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import time
 import weakref
 from collections import deque
@@ -16,9 +17,10 @@ from torch.amp.grad_scaler import GradScaler
 
 from levada.probe.recorder import tensors as tensors_in
 from levada.watching.constant import ConstantLoss
+from levada.watching.own import OwnPasses, running
 from levada.watching.telling import warn
 
-__all__ = ["Losses", "counted", "graph_task", "in_backward", "retained"]
+__all__ = ["Losses", "graph_task", "in_backward"]
 
 _MARKERS = 2  # parameters that are looked at from each end of those which a loss reached
 _APART = 256  # losses of micro-batches that are kept apart: a loop that never makes a step adds to them for ever
@@ -37,16 +39,6 @@ def in_backward() -> bool:
     return _graph_task is not None and _graph_task() >= 0
 
 
-def counted() -> bool:
-    """Return whether gradients that arrive now are those of a loss, as those of `torch.autograd.grad` are not."""
-    return not _originals or _running.depth > 0
-
-
-def retained() -> bool:
-    """Return whether the backward pass that is running keeps its graph, so that another may follow."""
-    return _running.retains
-
-
 State: TypeAlias = list[tuple[nn.Parameter, tuple[int, int]]]
 
 
@@ -56,7 +48,7 @@ class Heard(Protocol):
     updates: int
 
     def before_backward(self) -> None:
-        """Hear of a backward pass that is about to begin, of whichever model."""
+        """Hear of a backward pass that this model's thread is about to begin, of whichever model."""
 
     def restart(self) -> None:
         """Hear, before one, that the gradients of this step were cleared."""
@@ -95,6 +87,7 @@ class Losses:
         scaler: Any = None,
     ) -> None:
         self.heard = heard
+        self.own = OwnPasses()
         self._seconds = 0.0
         self._parts = parts
         self._scaler = scaler
@@ -106,10 +99,8 @@ class Losses:
         self.ended: list[tuple[int, Tensor]] = []
         self._choosing = False
         self.constant = ConstantLoss()
-        self._running: tuple[list[weakref.ref[Tensor]], Sequence[Tensor | None]] = (
-            [],
-            (),
-        )  # at what a backward pass began
+        # At what the backward pass that is running began, and what it was given there.
+        self._running: tuple[list[weakref.ref[Tensor]], Sequence[Tensor | None]] = ([], ())
         self._claimed = False  # within it
         self._known: State = []  # of the markers' gradients, after this step's last backward pass
         self.mark()
@@ -125,15 +116,19 @@ class Losses:
         self._choosing = True
 
     def open(self) -> None:
-        """See backward passes from now."""
-        _watchers.append(self)
-        _wrap()
+        """See backward passes from now: those of the thread that runs the model, this one as far as is known."""
+        self.own.open()
+        with _lock:
+            _watchers.append(self)
+            _wrap()
 
     def close(self) -> None:
         """See no more of them."""
-        if self in _watchers:
-            _watchers.remove(self)
-        _unwrap()
+        self.own.close()
+        with _lock:
+            if self in _watchers:
+                _watchers.remove(self)
+            _unwrap()
 
     def current(self) -> Tensor | None:
         """Return the loss of the step that is under way."""
@@ -153,6 +148,7 @@ class Losses:
 
     def end(self, step: int) -> None:
         """End a step."""
+        self.own.updated()
         loss = self.current()
         if loss is not None:
             self.ended.append((step, loss))
@@ -286,25 +282,8 @@ def _metadata(node: Any) -> dict[Any, Any]:
     return node.metadata  # type: ignore[no-any-return]
 
 
-class _Running:
-    """The backward pass that is running, of whichever thread: gradients arrive in others."""
-
-    def __init__(self) -> None:
-        self.depth = 0
-        self.retains = False
-
-    def run(self, backward: Callable[..., None], tensors: Any, *args: Any, **kwargs: Any) -> None:
-        given = dict(zip(("grad_tensors", "retain_graph", "create_graph"), args, strict=False), **kwargs)
-        kept = given.get("retain_graph")
-        self.depth, self.retains = self.depth + 1, bool(given.get("create_graph") if kept is None else kept)
-        try:
-            backward(tensors, *args, **kwargs)
-        finally:
-            self.depth, self.retains = self.depth - 1, False
-
-
 _watchers: Final[list[Losses]] = []
-_running: Final = _Running()
+_lock: Final = threading.RLock()  # of what is wrapped, and who watches: loops may run in several threads
 _scalings: Final[weakref.WeakValueDictionary[Any, Any]] = weakref.WeakValueDictionary()
 _originals: Final[dict[tuple[Any, str], Any]] = {}
 
@@ -318,16 +297,20 @@ def _wrap() -> None:
 
     @functools.wraps(original)
     def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or in_backward() or not _watchers:
+        if torch.compiler.is_compiling() or in_backward():
+            return original(tensors, *args, **kwargs)
+        heard = [watcher for watcher in tuple(_watchers) if watcher.own.called_here()]
+        if not heard:
             return original(tensors, *args, **kwargs)
         roots = _scalars(tensors)
         given = _gradients(roots, *args, **kwargs)
         watching = [
             (watcher, state)
-            for watcher in list(_watchers)
+            for watcher in heard
             for state in _try(watcher, functools.partial(watcher.before, roots, given))
         ]
-        _running.run(original, tensors, *args, **kwargs)
+        with running([watcher.own for watcher in heard], retains=_retains(*args, **kwargs)):
+            original(tensors, *args, **kwargs)
         for watcher, state in watching if roots else ():
             _try(watcher, functools.partial(watcher.after, state, roots, given))
         return None
@@ -343,7 +326,7 @@ def _wrap() -> None:
 
     @functools.wraps(step)
     def watched_step(self: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        before = [(watcher, watcher.heard.updates) for watcher in _watchers]
+        before = [(watcher, watcher.heard.updates) for watcher in tuple(_watchers)]
         result = step(self, optimizer, *args, **kwargs)
         for watcher, updates in before:
             if watcher.heard.updates == updates:
@@ -374,6 +357,13 @@ def _unwrap() -> None:
         for (owner, name), old in _originals.items():
             setattr(owner, name, old)
         _originals.clear()
+
+
+def _retains(*args: Any, **named: Any) -> bool:
+    """Return whether a `backward` with these arguments, behind the tensors, keeps its graph."""
+    given = dict(zip(("grad_tensors", "retain_graph", "create_graph"), args, strict=False), **named)
+    kept = given.get("retain_graph")
+    return bool(given.get("create_graph") if kept is None else kept)
 
 
 def _gradients(roots: Sequence[Tensor], given: Any = None, *_: Any, **named: Any) -> Sequence[Tensor | None]:

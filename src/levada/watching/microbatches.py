@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Final, final
 
@@ -40,16 +41,18 @@ class MicroBatches:
 
     def open(self) -> None:
         """Hear from now, if there are pipelines; call it again when there may be one."""
-        if self not in _listeners:
-            _listeners.append(self)
-        _wrap()
+        with _lock:
+            if self not in _listeners:
+                _listeners.append(self)
+            _wrap()
 
     def close(self) -> None:
         """Hear no more."""
-        if self in _listeners:
-            _listeners.remove(self)
-        if not _listeners:
-            _unwrap()
+        with _lock:
+            if self in _listeners:
+                _listeners.remove(self)
+            if not _listeners:
+                _unwrap()
 
     def take(self) -> int:
         """End a step, and return by how many micro-batches its gradients were divided; 1 without a pipeline."""
@@ -75,6 +78,7 @@ class MicroBatches:
         return any(module is self._model for module in stage.modules())
 
 
+_lock: Final = threading.Lock()
 _listeners: Final[list[MicroBatches]] = []
 _wrapped: Final[list[tuple[type, str, Callable[..., Any]]]] = []
 
@@ -95,7 +99,7 @@ def _wrap() -> None:
 def _telling(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for listener in _listeners:
+        for listener in tuple(_listeners):
             if method == "forward_one_chunk":
                 listener.forward_one_chunk(self.submod, getattr(self, "stage_index", 0), getattr(self, "num_stages", 1))
             else:

@@ -10,6 +10,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
+from levada._numbers import sampled
 from levada.probe.chains import chains_of
 from levada.probe.streams import MAX_TOKENS
 from levada.probe.streams import Sample as Streams
@@ -213,7 +214,7 @@ class MixingTaps:
                     self._chain.setdefault(index, number)
             order = [*self._known, *(i for i in range(len(self.layers)) if i not in set(self._known))]
             streams = [self.layers[index].module.streams for index in order]
-            chosen = _evenly(len(order), max(2, _NUMBERS // max(streams) ** 2))
+            chosen = sampled(len(order), max(2, _NUMBERS // max(streams) ** 2))
             missing = torch.full((2,), math.nan, dtype=_wide(device), device=device)
             numbers = [torch.stack([held.get(order[i], missing) for i in chosen], 1) for held in (deviations, gains)]
             means = [_mean([call for (_, i), call in calls.items() if i == order[at]], streams[at]) for at in chosen]
@@ -300,8 +301,3 @@ def _gains(chain: Sequence[Tensor]) -> Tensor:
         backward.append(columns.mean(0).flatten())
     both = torch.stack((torch.stack(forward), torch.stack(backward[::-1])), 1)
     return both.abs().amax(-1)
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    """Return at most so many of the first `count` numbers, evenly chosen, the first and the last among them."""
-    return list(range(count)) if count <= most else [i * (count - 1) // (most - 1) for i in range(most)]

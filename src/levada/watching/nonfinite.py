@@ -113,6 +113,25 @@ class Nonfinite:
         )
         return self._finding(_Place("gradient", "", words), step, rank, exact=True)
 
+    def ended(self, step: int, view: View, *, scaled: bool) -> Finding | None:
+        """Return a finding if the last losses, which no sample brings, or the weights that are left are not finite.
+
+        Of weights those count that are trained and were finite when their block was sampled last.
+
+        Args:
+            step: the last one.
+            view: the last sampled step.
+            scaled: whether a scaler skips steps that overflow.
+        """
+        rank = view.sample.rank
+        found = self.before_update(step, rank, view.model, None, scaled=scaled)
+        if found is not None or view.model is None:
+            return found
+        sound = (view.blocks.trainable & view["weight_rms"].isfinite()).nonzero().flatten().tolist()
+        trained = {name for i in sound for name in view.blocks.sites[i].parameters}
+        broken = {name: kind for name, kind in broken_parameters(view.model).items() if name in trained}
+        return self._finding(_weights(broken, self.finite_step), step, rank, exact=True) if broken else None
+
     def words(self, model: nn.Module | None, given: Given | None) -> tuple[str, str]:
         """Return what is not finite of weights and inputs as they are now: a parameter's name or "", and a sentence.
 
@@ -262,7 +281,7 @@ class Nonfinite:
         return (max(known) if known else None), by
 
 
-def _weights(broken: Mapping[str, str], finite_step: int | None, *, first: bool) -> _Place:
+def _weights(broken: Mapping[str, str], finite_step: int | None, *, first: bool = False) -> _Place:
     """Name the parameter, if one block holds all that is broken; an update breaks those of many at once."""
     name = next(iter(broken))
     if len({each.rpartition(".")[0] for each in broken}) == 1:

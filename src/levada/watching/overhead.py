@@ -22,6 +22,7 @@ _SAMPLES = 5  # sampled steps, whose median is what one costs
 # Steps after one that asks for samples: soon, and over as long as it takes to tell what stays from what comes back.
 _AFTER = (1, 3, 7, 15, 31, 63, 127)
 _ANYWAY = 2  # times that they are taken whatever they cost
+_MEET = 8  # steps after a sample, by when the numbers of all processes have long arrived
 
 
 @final
@@ -77,8 +78,9 @@ class Cadence:
     counted; the second one is taken to cost a step at most.
 
     A step that asks for samples gets seven, 1, 3, 7, ... 127 steps later: twice in a run whatever they cost, then where
-    they are paid for already; the next one after them waits until all are. Of several processes none is heard, as all
-    must sample the same steps.
+    they are paid for already; the next one after them waits until all are. Several processes must sample the same
+    steps: what one of them asks for it says with its next sample, and eight steps after that, or with the sample behind
+    it if that is sooner, all of them take it as asked for: twice in a run, and all seven of them.
 
     Args:
         every: smallest distance.
@@ -118,7 +120,8 @@ class Cadence:
         self._longer: deque[float] = deque(maxlen=_SAMPLES)
         self._whole: deque[float] = deque(maxlen=_SAMPLES)
         self._trained = self._idled = 0.0  # seconds of all steps, and of own code in those that were not sampled
-        self._agreed = False
+        self._agreed = self._wishes = False
+        self._meeting = -1
         self._asked: deque[int] = deque()  # steps that are sampled beside those that are due
         self._answered = 0
         self.samples = 0
@@ -134,20 +137,35 @@ class Cadence:
         self.distance += wait
         return not wait
 
-    def ask(self, step: int) -> None:
+    def ask(self, step: int, *, by_all: bool = False) -> None:
         """Ask for samples of the steps after this one; nothing is asked again before all of them are there.
 
         Args:
             step: the present one.
+            by_all: whether all of several processes do, at this step; what one asks for is kept for `wish`.
         """
-        if self._agreed or self._asked or not (self._answered < _ANYWAY or self.affords(len(_AFTER) * self._cost()[0])):
+        if self._agreed and not by_all:
+            self._wishes = True
             return
-        self._answered += 1
-        self._asked.extend(step + after for after in _AFTER)
+        # What is paid for is another in each process.
+        paid = self._answered < _ANYWAY or (not by_all and self.affords(len(_AFTER) * self._cost()[0]))
+        if paid and not self._asked:
+            self._answered += 1
+            self._asked.extend(step + after for after in _AFTER)
+
+    def wish(self) -> bool:
+        """Return whether this one of several processes asked for samples since this was called last."""
+        wishes, self._wishes = self._wishes, False
+        return wishes
+
+    def meets(self, step: int) -> bool:
+        """Return whether several processes hear at the end of this step what each asked for with the last sample."""
+        return step == self._meeting
 
     def content(self) -> None:
-        """Hear that what was asked for is not needed any more."""
-        self._asked.clear()
+        """Hear that what was asked for is not needed any more; of several processes others may need it."""
+        if not self._agreed:
+            self._asked.clear()
 
     def _unpaid(self) -> int:
         """Return after how many more steps another sample keeps the share of all time within the limit."""
@@ -174,7 +192,7 @@ class Cadence:
         if distance is None:  # one measurement that is too low must not undo what others showed
             distance = max(self.wanted(), self.distance // 2)
         else:
-            self._agreed = True
+            self._agreed, self._meeting = True, step + _MEET
         self.distance = max(distance, self.every)
         self._next = step + self.distance + (self._turn() if self.distance > 1 and self.samples > _SETTLED else 0)
         while self._asked and self._asked[0] <= step:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from levada.probe.collector import Slot
 from levada.watching.arrivals import Arrival, hear_gradient
-from levada.watching.losses import counted, graph_task, in_backward, retained
+from levada.watching.losses import graph_task, in_backward
+from levada.watching.own import OwnPasses
 from levada.watching.statistics import Kind, Statistics
 
 __all__ = ["TABLE", "Reading", "plain"]
@@ -42,18 +43,27 @@ class Reading:
     Args:
         step: its number.
         statistics: the collectors.
+        own: the backward passes that are the loop's.
         careful: measure each tensor when it comes, and learn which are overwritten later.
         fail: told if measuring a gradient raises.
     """
 
-    def __init__(self, step: int, statistics: Statistics, *, careful: bool, fail: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        step: int,
+        statistics: Statistics,
+        own: OwnPasses,
+        *,
+        careful: bool,
+        fail: Callable[[Exception], None],
+    ) -> None:
         self.step = step
         self.passes = 0
         self.counted = set[int]()  # the passes that led to the update, when the table was made
         self.late = False  # it was opened when its step had begun
         self.calls: dict[int, tuple[int, ...]] = {}  # block -> shape of its output, in order of first call
         self.tanh: set[int] = set()  # blocks whose output a tanh has made
-        self._statistics = statistics
+        self._statistics, self._own = statistics, own
         self._careful = careful
         self._fail = fail
         self._open = True
@@ -142,7 +152,9 @@ class Reading:
             self._handles.append(handle)
 
     def _arrive(self, number: int, slot: Slot, gradient: Tensor | None) -> None:
-        if not self._open or gradient is None or not counted():  # None where not all outputs of a function are used
+        if (
+            not self._open or gradient is None or not self._own.counted
+        ):  # None where not all outputs of a function are used
             return
         begun = time.perf_counter()
         try:
@@ -161,7 +173,7 @@ class Reading:
                 self._kept[number] += gradient
             else:
                 self._unknown.add(slot[1])
-        elif retained() and sum(map(_bytes, self._kept.values())) + _bytes(gradient) <= _KEPT:
+        elif self._own.retains and sum(map(_bytes, self._kept.values())) + _bytes(gradient) <= _KEPT:
             self._kept[number] = gradient.clone()
         else:
             self._statistics.gradient.add(slot, gradient, at_once=self._careful)

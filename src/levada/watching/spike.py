@@ -291,7 +291,10 @@ def _finding(spike: _Spike, view: View) -> Finding:
     first = moved[0] if moved else None
     back = "" if spike.ended is None else f" It was back at step {spike.ended}."
     if math.isfinite(spike.level):
-        back = f" It did not come back: since about step {spike.ended} it stays near {spike.level:.4g}."
+        back = (
+            f" It did not come back: the last few losses had a median of {spike.level:.4g} at step {spike.ended}, and "
+            f"of {view.loss.now:.4g} at step {view.step}."
+        )
     return Finding(
         rule=RULE,
         severity=severity,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Sequence
 from itertools import repeat
@@ -52,13 +51,14 @@ def _zeros(stack: Tensor) -> Tensor:
     return torch.stack(shares)[:, None]
 
 
-@functools.cache
-def _memory() -> Tensor:
-    return torch.empty(_ROOM, dtype=torch.float32)
+_memory: Final = threading.local()  # loops that are watched in several threads write to it at once
 
 
 def _scratch(count: int) -> Tensor:
-    return _memory()[:count]
+    if not hasattr(_memory, "tensor"):
+        _memory.tensor = torch.empty(_ROOM, dtype=torch.float32)
+    scratch: Tensor = _memory.tensor
+    return scratch[:count]
 
 
 @final

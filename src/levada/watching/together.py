@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -44,6 +44,7 @@ class Measured:
         distance: to the next sample, as this process wants it.
         tanh: numbers of the blocks whose output a tanh has made.
         taken: the coefficients of layers.
+        asks: whether this process asks for samples.
     """
 
     step: int
@@ -57,6 +58,7 @@ class Measured:
     distance: int = 1
     tanh: frozenset[int] = frozenset()
     taken: Taken | None = None
+    asks: bool = False
 
 
 def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
@@ -83,6 +85,7 @@ def measured(sent: Sent, structure: Structure, cadence: Cadence) -> Measured:
         cadence.wanted(),
         sent.tanh,
         taken,
+        cadence.wish(),
     )
 
 
@@ -103,7 +106,8 @@ class Together:
         self.rank = process_rank()
         self.distance: int | None = None
         self._peers = find_peers(model)
-        self._reduction = Reduction(self._peers, marks=2)
+        self._reduction = Reduction(self._peers, marks=len(_RANKS) + 1)
+        self._asked = False
         self._own: Measured | None = None
 
     @property
@@ -135,6 +139,7 @@ class Together:
         # The first site where something is not finite, counted as the pass runs, from 1.
         marks = tuple(float(1 + flags.nonzero()[0]) if flags.any() else 0.0 for flags in (bad[:, 0], bad[:, 2].flip(0)))
         sums = torch.cat([table.flatten(), parameters.flatten(), extra])
+        marks = (*marks, float(own.asks))
         self._own = own
         form = ", ".join(site.name for site in sites)
         self._reduction.send(Message(own.step, sums, own.distance, own.losses, marks), form)
@@ -154,7 +159,25 @@ class Together:
             return None
         self._own = None
         self.distance = reduced.distance if self.several else None
+        self._asked |= any(row[-1] > 0 for row in reduced.marks)
         return self._sample(own, reduced)
+
+    def meet(self, step: int, cadence: Cadence, deliver: Callable[..., None], *, sampled: bool) -> None:
+        """Take what all processes said with the last sample, at a step that is the same in all; alone, plan alone.
+
+        Args:
+            step: the present one.
+            cadence: of the samples.
+            deliver: waits for that sample.
+            sampled: whether this step is sampled, so that the next one is to be planned.
+        """
+        if self.several:
+            deliver(wait=True)
+            if self._asked:
+                cadence.ask(step, by_all=True)
+                self._asked = False
+        if sampled:
+            cadence.plan(step, self.distance or cadence.every if self.several else None)
 
     def close(self, *, failed: bool = False) -> None:
         """Tell the others that this process watches no more.
@@ -179,7 +202,7 @@ class Together:
         if reduced.losses and reduced.losses[-1][0] == own.step:
             scalars["loss"] = reduced.losses[-1][1]
         ranks = self._peers.ranks if self._peers is not None and len(reduced.marks) > 1 else ()
-        for name, marks in zip(_RANKS, zip(*reduced.marks, strict=True), strict=True):
+        for name, marks in zip(_RANKS, zip(*reduced.marks, strict=True), strict=False):
             found = [(mark, rank) for mark, rank in zip(marks, ranks, strict=False) if mark > 0]
             if found:
                 scalars[name] = float(min(found)[1])

@@ -326,8 +326,8 @@ def watch(
 
     A step ends with `optimizer.step()`. Sampled are steps at least `every` apart; after the 11 that a verdict needs,
     further apart if more than `max_overhead` of the time would go into it. On others nothing is attached to the blocks:
-    elements of the outermost lists of modules, in the order in which they run in the first sampled step. Where a single
-    process sees the loss jump (on a GPU if a run is kept), seven more steps are sampled: twice, then where paid for.
+    elements of the outermost lists of modules, in the order in which they run in the first sampled step. Where the loss
+    jumps (on a GPU if a run is kept), or a block misses its gradient, seven more are sampled: twice, then if paid for.
 
     It watches from this call on until `close()`, which the end of a with-block calls; entering the watch again goes on.
 
@@ -390,7 +390,7 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
             rule = f"watch: run must name a folder that can be written to, got {str(made._record)!r}"
             raise UsageError(f"{rule}: {error.strerror or error}.") from error
         made.run = recording.folder
-    made.judge = Judge(made, keep=made.run)
+    made.judge = Judge(made, keep=made.run, every=made._engine.cadence.every)
     made._listeners.insert(0, made.judge)  # whoever hears of a sample finds what was found in it
     if recording is not None:
         made.listen(recording)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from levada._numbers import sampled
 from levada.report.mixing import read_matrix
-from levada.report.words import phrase, sampled
+from levada.report.words import phrase
 from levada.web.folder import RefusedError
 from levada.web.inside import watched_mixing
 from levada.web.opened import Opened, opened

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from levada.report.words import sampled
-from levada.runs.inside import EVENT, MixedLayer, chains_in, gates_of, mixed_at, why_not
+from levada._numbers import sampled
+from levada.runs.inside import EVENT, MixedLayer, chains_in, gates_of, largest_in, mixed_at, why_not
 from levada.web.folder import RefusedError
 from levada.web.opened import Opened, opened
 from levada.web.pictures import Chain, Gate, Gates, GatesOf, Layer, Mixing, MixingOf
@@ -54,7 +53,15 @@ def watched_mixing(run: Opened, asked: MixingOf) -> Mixing:
     for rank, (_, _, here) in found:
         named = {layer.name: plain(run.together.site(rank, layer.name)) for layer in here}
         layers += [_layer(layer, named[layer.name]) for layer in here]
-        chains += [Chain(layers=[named[layer.name] for layer in chain], **_whole(chain)) for chain in chains_in(here)]
+        for chain in chains_in(here):
+            most = largest_in(chain)
+            chains.append(
+                Chain(
+                    layers=[named[layer.name] for layer in chain],
+                    forward_gain=told(most["composite_forward_gain"]),
+                    backward_gain=told(most["composite_backward_gain"]),
+                )
+            )
     size = max((len(layer.matrix) ** 2 for layer in layers), default=1)
     shown = [layers[i] for i in sampled(len(layers), max(2, _MAX_NUMBERS // size))]
     return Mixing(
@@ -77,13 +84,6 @@ def _layer(layer: MixedLayer, name: str) -> Layer:
         row_deviation=told(layer.told["mixing_row_deviation"]),
         column_deviation=told(layer.told["mixing_column_deviation"]),
     )
-
-
-def _whole(chain: list[MixedLayer]) -> dict[str, Any]:
-    """Give the largest gains of a chain, as a check does."""
-    gains = {way: [one.told[f"composite_{way}_gain"] for one in chain] for way in ("forward", "backward")}
-    known = {way: [one for one in every if not math.isnan(one)] for way, every in gains.items()}
-    return {f"{way}_gain": told(max(every, default=math.nan)) for way, every in known.items()}
 
 
 def _total(run: Opened, least: int) -> int:

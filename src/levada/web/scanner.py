@@ -144,15 +144,10 @@ class Scanner:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._found.wait(), _FIRST)
         if id not in self._known:
-            where = f"in {self._folder}" if self._folder else "here"
-            if _ID.fullmatch(id):
-                raise RefusedError(
-                    404, f"There is no such run {where}: it may have been moved. Ask for the list again."
-                )
             told = plain(id if len(id) <= _SHOWN else f"{id[:_SHOWN]}…")
-            raise RefusedError(
-                404, f"There is no run named {told!r} {where}. Ask for the list: it has the link of each."
-            )
+            if _ID.fullmatch(id):
+                raise RefusedError(404, f"There is no run {told}: it may have been moved. Ask for the list again.")
+            raise RefusedError(404, f"There is no run named {told!r}. Ask for the list: it has the link of each.")
         return self._known[id].name
 
     @contextmanager
@@ -200,6 +195,7 @@ def _unreadable(id: str, name: str, modified: float, problem: str) -> Row:
         kind="",
         state="not ended",
         verdict=None,
+        until="",
         steps=0,
         depth=0,
         loss=None,

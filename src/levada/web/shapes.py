@@ -108,6 +108,7 @@ class Row(Shape):
     kind: str = Field(description="watch, check, study, train, or what else wrote it.")
     state: State
     verdict: Verdict | None = Field(description="null where nothing is judged, as of a study.")
+    until: str = Field(description="Up to which step one that is called healthy was seen; empty if to its end.")
     steps: int = Field(description="Optimizer steps that were made, as far as is known.")
     depth: int = Field(description="Number of sites.")
     loss: Number = Field(description="The last that is known.")

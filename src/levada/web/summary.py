@@ -42,7 +42,7 @@ def _row(run: Opened, id: str, name: str) -> dict[str, Any]:
         "title": plain(run.manifest.name),
         "kind": plain(run.manifest.kind),
         "state": run.state,
-        "verdict": _verdict(run),
+        **_verdict(run),
         "steps": _steps(run, losses),
         "depth": _depth(run),
         "loss": told(losses[-1][1]) if losses else None,
@@ -58,16 +58,19 @@ def _steps(run: Opened, losses: Sequence[tuple[int, float]]) -> int:
     return max(ends, default=0)
 
 
-def _verdict(run: Opened) -> str | None:
-    found: Any = None
-    if run.manifest.kind == "watch":
-        found = run.together.standing(run.together.steps(run.losses())).verdict
-    elif run.reports:
-        found = run.reports[-1].get("verdict")
-    elif run.manifest.kind == "train" and (watched := _newest(run)) is not None:
-        within = Opened(watched, ())
-        found = within.together.standing(within.together.steps(within.losses())).verdict
-    return found if found in _VERDICTS else None
+def _verdict(run: Opened) -> dict[str, Any]:
+    """Give the verdict, and up to which step one that is called healthy was seen."""
+    within: Opened | None = run
+    if run.manifest.kind != "watch":
+        if run.reports:
+            found = run.reports[-1].get("verdict")
+            return {"verdict": found if found in _VERDICTS else None, "until": ""}
+        watched = _newest(run) if run.manifest.kind == "train" else None
+        within = Opened(watched, ()) if watched is not None else None
+    if within is None:
+        return {"verdict": None, "until": ""}
+    standing = within.together.standing(within.together.steps(within.losses()))
+    return {"verdict": standing.verdict, "until": standing.called.removeprefix(standing.verdict).strip()}
 
 
 def _newest(run: Opened) -> Path | None:
@@ -119,7 +122,7 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         command=plain(manifest.command),
         versions={plain(str(key)): plain(str(value)) for key, value in manifest.versions.items()},
         config=plain(dict(manifest.config)),
-        told=plain(str(view.get("state") or "")),
+        told=plain(str(view.get("state") or "")) if watched else "",  # of others the headline says it
         headline=plain(str(view.get("headline") or view.get("question") or "")),
         claim=plain(str(view.get("claim") or view.get("why") or "")),
         facts=facts_of(view),

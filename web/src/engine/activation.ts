@@ -1,4 +1,9 @@
-/** Activations: those that `levada.theory` knows by name, with the slopes that PyTorch's backward passes have. */
+/**
+ * Activations: those that `levada.theory` knows by name, with the slopes that PyTorch's backward passes have.
+ *
+ * At NaN too, and there they differ: ReLU lets all of the gradient through, Hardtanh none. Where PyTorch's vector loop and
+ * the scalar one behind it differ (ELU, SELU and Hardtanh at NaN), it is the vector loop's, which takes nearly all of a layer.
+ */
 
 import { erf } from "./erf";
 import type { Back } from "./kernels";
@@ -12,6 +17,8 @@ export interface Activation {
   readonly slopeOfValue?: (y: number) => number;
   /** The compiled loop that goes back through it, if there is one. */
   readonly back?: Back;
+  /** Where the slope is 0 or 1 and PyTorch selects: an infinite gradient that is held back is 0, and not NaN. */
+  readonly selects?: boolean;
   /** Where the slope jumps, other than at zero. */
   readonly kinks: readonly number[];
 }
@@ -95,8 +102,10 @@ const known: readonly Activation[] = [
   ),
   {
     name: "relu",
-    value: (u) => Math.max(u, 0),
-    slope: (u) => (u > 0 ? 1 : 0),
+    // biome-ignore lint/complexity/useMathMinMax: Math.max makes 0 of -0, which PyTorch keeps.
+    value: (u) => (u < 0 ? 0 : u),
+    slope: (u) => (u <= 0 ? 0 : 1),
+    selects: true,
     back: "reluBack",
     kinks: [],
   },
@@ -118,12 +127,13 @@ const known: readonly Activation[] = [
     (u) => SELU_SCALE * (u > 0 ? u : SELU_ALPHA * Math.expm1(u)),
     (u) => SELU_SCALE * (u > 0 ? 1 : SELU_ALPHA * Math.exp(u)),
   ),
-  define(
-    "hardtanh",
-    (u) => Math.min(Math.max(u, -1), 1),
-    (u) => (u > -1 && u < 1 ? 1 : 0),
-    [-1, 1],
-  ),
+  {
+    name: "hardtanh",
+    value: (u) => Math.min(Math.max(u, -1), 1),
+    slope: (u) => (u > -1 && u < 1 ? 1 : 0),
+    selects: true,
+    kinks: [-1, 1],
+  },
 ];
 
 export const activationNames: readonly string[] = known.map((activation) => activation.name);

@@ -35,7 +35,7 @@ for (let place = 0; place <= REACH / STEP; place++) table.set(coefficients(place
 export function erf(x: number): number {
   const size = Math.abs(x);
   if (size > REACH) return Math.sign(x);
-  if (Number.isNaN(size)) return size;
+  if (Number.isNaN(size) || size === 0) return x; // zero with its sign
   const place = Math.round(size / STEP);
   const away = size - place * STEP;
   const start = place * TERMS;

@@ -43,24 +43,25 @@ export function variances(init: Initialisation, fanIn: number, fanOut = fanIn): 
 /** `rows x cols`, the shorter side orthonormal: Gaussian vectors, made orthogonal one after the other, twice. */
 export function orthogonal(rows: number, cols: number, random: Random): Float64Array {
   const [count, size] = rows < cols ? [rows, cols] : [cols, rows];
-  const vectors = Array.from({ length: count }, () => Float64Array.from({ length: size }, () => random.normal()));
-  vectors.forEach((vector, place) => {
+  // One vector behind the other.
+  const all = Float64Array.from({ length: count * size }, () => random.normal());
+  for (let own = 0; own < all.length; own += size) {
     // Once leaves what rounding made of the subtraction; a second time is enough.
     for (let pass = 0; pass < 2; pass++) {
-      for (const other of vectors.slice(0, place)) {
-        let along = 0;
-        for (let i = 0; i < size; i++) along += vector[i] * other[i];
-        for (let i = 0; i < size; i++) vector[i] -= along * other[i];
-      }
+      for (let other = 0; other < own; other += size) makeOrthogonal(all, own, other, size);
     }
-    const norm = Math.hypot(...vector);
-    for (let i = 0; i < size; i++) vector[i] /= norm;
-  });
-  const byRow = rows < cols;
-  return Float64Array.from({ length: rows * cols }, (_, i) => {
-    const [row, col] = [Math.floor(i / cols), i % cols];
-    return byRow ? vectors[row][col] : vectors[col][row];
-  });
+    const norm = Math.hypot(...all.subarray(own, own + size));
+    for (let i = own; i < own + size; i++) all[i] /= norm;
+  }
+  if (rows < cols) return all;
+  return Float64Array.from({ length: rows * cols }, (_, i) => all[(i % cols) * size + Math.floor(i / cols)]);
+}
+
+/** Take from the vector at `own` what lies along that at `other`. */
+function makeOrthogonal(all: Float64Array, own: number, other: number, size: number): void {
+  let along = 0;
+  for (let i = 0; i < size; i++) along += all[own + i] * all[other + i];
+  for (let i = 0; i < size; i++) all[own + i] -= along * all[other + i];
 }
 
 export function initialise(

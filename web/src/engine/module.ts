@@ -96,9 +96,10 @@ export class Activate implements Module {
     const byInput = unwritten(kept.rows, kept.cols, kept.data);
     const { activation } = this;
     const [g, from, to] = [gradient.data, kept.data, byInput.data];
-    const { slopeOfValue, back } = activation;
+    const { slopeOfValue, back, selects } = activation;
     if (back && kernels.each(back, to, g, from)) return byInput;
     if (slopeOfValue) for (let i = 0; i < to.length; i++) to[i] = g[i] * slopeOfValue(from[i]);
+    else if (selects) for (let i = 0; i < to.length; i++) to[i] = activation.slope(from[i]) === 0 ? 0 : g[i];
     else for (let i = 0; i < to.length; i++) to[i] = g[i] * activation.slope(from[i]);
     return byInput;
   }

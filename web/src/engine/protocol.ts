@@ -33,8 +33,11 @@ export type Request =
       /** Rows of a batch; 32 if left out. */
       readonly batch?: number;
     }
-  /** One forward and one backward pass: of a batch of the data, or of Gaussian inputs and cotangents. */
-  | { readonly type: "run"; readonly id: number }
+  /**
+   * One forward and one backward pass: of a batch of the data, or of Gaussian inputs and cotangents. Without `theory`
+   * nothing is predicted, which takes longer than the pass.
+   */
+  | { readonly type: "run"; readonly id: number; readonly theory?: boolean }
   /** `steps` steps of training, with a report after every `every` of them. */
   | { readonly type: "train"; readonly id: number; readonly steps: number; readonly every?: number }
   /**

@@ -55,7 +55,7 @@ export class Session {
           this.configure(request);
           break;
         case "run":
-          this.run(id);
+          this.run(id, request.theory ?? true);
           break;
         case "train":
           await this.train(id, request.steps, request.every ?? 1);
@@ -115,13 +115,13 @@ export class Session {
     this.post({ type: "configured", id, parameters, dimOut: network.stack.dimOut });
   }
 
-  private run(id: number): void {
+  private run(id: number, theory: boolean): void {
     const configured = this.require();
     const { network, chosen, data } = configured;
     const start = performance.now();
     const { measured, mixing } = within(() => ({ measured: pass(configured), mixing: network.stack.mixing() }));
     const milliseconds = performance.now() - start;
-    const predicted = predict(network.options, measured.signal[0]);
+    const predicted = theory ? predict(network.options, measured.signal[0]) : null;
     const update = chosen && !data ? firstUpdate(network.stack.weights, chosen) : null;
     this.post({ type: "signals", id, measured, predicted, mixing, update, milliseconds });
   }

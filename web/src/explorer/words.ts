@@ -74,7 +74,8 @@ export const AXIS_NAMES = {
 export const CAPTIONS = {
   signal: {
     simple:
-      "How large the numbers are that each layer passes on, from the input on the left to the output on the right.",
+      "How large the numbers are that each layer passes on, from the input on the left to the output on the right. " +
+      "Root mean square: square them, take the mean, then the root, so that plus and minus do not cancel.",
     expert:
       "Root mean square of what each branch reads, and last of what the stack returns. The input is standard normal. " +
       "Prediction: q' = σw² E[φ(√q z)²] + σb².",

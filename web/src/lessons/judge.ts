@@ -3,7 +3,7 @@
 import type { Settings } from "../explorer/settings";
 import { short, superscript } from "../page/number";
 import { CERTAIN, DRAWN_ONCE, DRAWS, type Lab, type Sample, sample } from "./measure";
-import type { Ask, Question } from "./types";
+import type { Ask, NumberQuestion, Question } from "./types";
 
 export interface Verdict {
   /** What the engine found: one number, or one for each option. */
@@ -22,6 +22,8 @@ type Judged = Omit<Verdict, "spread" | "seeds">;
 
 /** Two numbers this close are the same to a reader; one draw of random weights differs from the next by more. */
 const SAME = Math.log(1.25);
+/** A factor per layer counts once for each: over fifty layers a tenth too much is a hundred times. */
+const SAME_RATE = Math.log(1.1);
 
 /** Units that lose their s. */
 const COUNTED: readonly string[] = ["steps", "layers", "points"];
@@ -57,13 +59,14 @@ function spread(question: Question, samples: readonly Sample[]): string {
   if (all) return `${DRAWS} draws of the random numbers agree.`;
   if (samples.length > 1) return `Each is the middle one of ${DRAWS} draws of the random numbers.`;
   const [{ low, high }] = samples;
-  return `This is the middle one of ${DRAWS} draws of the random numbers; five of them lie between ${short(low, 2)} and ${short(high, 2)}. The figure shows this one.`;
+  const digits = short(low, 2) === short(high, 2) ? 3 : 2;
+  return `This is the middle one of ${DRAWS} draws of the random numbers; five of them lie between ${short(low, digits)} and ${short(high, digits)}.`;
 }
 
 export function judge(question: Question, prediction: number, found: readonly number[]): Judged {
   switch (question.kind) {
     case "number":
-      return { found, place: 0, ...ofNumber(prediction, found[0], question.unit) };
+      return { found, place: 0, ...ofNumber(prediction, found[0], question) };
     case "choice": {
       const place = winner(found, question.wins);
       const right = place === prediction;
@@ -98,18 +101,23 @@ function winner(found: readonly number[], wins: "largest" | "smallest" | "neares
 export function said(value: number, unit: string): string {
   if (value === Number.POSITIVE_INFINITY) return "without end";
   const one = Math.abs(value) === 1 && COUNTED.includes(unit);
+  if (value > 1 && unit.startsWith("of ")) return `${short(value)} times ${unit.slice(3)}`;
   return unit ? `${short(value)} ${one ? unit.slice(0, -1) : unit}` : short(value);
 }
 
-function ofNumber(prediction: number, found: number, unit: string): Pick<Verdict, "right" | "words"> {
+function ofNumber(prediction: number, found: number, { unit, ask }: NumberQuestion): Pick<Verdict, "right" | "words"> {
   const it = `It is ${said(found, unit)}; you said ${said(prediction, unit)}.`;
   if (!(found > 0) || found === Number.POSITIVE_INFINITY) {
     return { right: false, words: `${it} No number on the slider is near.` };
   }
   const log = Math.log(prediction / found);
-  if (Math.abs(log) < SAME) return { right: true, words: `Well said. ${it}` };
+  const rate = ask.quantity === "rate";
+  if (Math.abs(log) < (rate ? SAME_RATE : SAME)) return { right: true, words: `Well said. ${it}` };
   const side = log > 0 ? "too high" : "too low";
-  return { right: false, words: `${it} That is ${side} by a factor of ${factor(Math.abs(log))}.` };
+  return {
+    right: false,
+    words: `${it} That is ${side} by a factor of ${factor(Math.abs(log))}${rate ? " in each layer" : ""}.`,
+  };
 }
 
 function factor(log: number): string {

@@ -5,7 +5,7 @@ import type { Request, Response } from "../engine/protocol";
 import type { CellName } from "../engine/recurrent/cells";
 import type { Memory } from "../engine/recurrent/memory";
 import type { Signals } from "../explorer/pool";
-import { networkOptions, optimizerOptions, type Settings } from "../explorer/settings";
+import { networkOptions, type Settings } from "../explorer/settings";
 import { memoryOptions } from "../explorer/time/remembering.svelte";
 import type { Digits } from "../explorer/train/digits";
 import { BATCH, trainedBy, trainedNetwork } from "../explorer/train/plan";
@@ -39,11 +39,14 @@ export class Workers implements Lab {
 
   signals(settings: Settings, name: ConnectionName): Promise<Signals> {
     const network = networkOptions(settings, name);
-    const job = { network, optimizer: optimizerOptions(settings), batch: settings.rows };
+    const job = { network, batch: settings.rows };
     return this.once(JSON.stringify(job), async () => {
-      // Both are asked at once, so that nothing comes between them.
+      // Both are asked at once, so that nothing comes between them; an answer needs neither theory nor a first step.
       const configured = this.worker.ask({ type: "configure", ...job }, "configured").answer;
-      const [signals] = await Promise.all([this.worker.ask({ type: "run" }, "signals").answer, configured]);
+      const [signals] = await Promise.all([
+        this.worker.ask({ type: "run", theory: false }, "signals").answer,
+        configured,
+      ]);
       return signals;
     });
   }

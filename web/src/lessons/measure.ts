@@ -9,7 +9,7 @@ import { away } from "../explorer/mixing";
 import { decay } from "../explorer/picture";
 import type { Signals } from "../explorer/pool";
 import { DEFAULTS, type Settings, type Tab } from "../explorer/settings";
-import type { Report } from "../explorer/train/plan";
+import { median, type Report } from "../explorer/train/plan";
 import { reach } from "./reach";
 import type { Ask } from "./types";
 
@@ -110,12 +110,6 @@ function ofTrained(quantity: "loss" | "lesion" | "length", { reports, whole, wit
   if (quantity === "loss") return reports.at(-1)!.trained.loss;
   if (quantity === "length") return paths?.mean ?? Number.NaN;
   return 100 * median(without.map((accuracy) => whole - accuracy));
-}
-
-export function median(values: Float64Array): number {
-  const sorted = values.toSorted();
-  const half = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
 
 export interface Neurons {

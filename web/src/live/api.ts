@@ -15,6 +15,8 @@ export interface Row {
   readonly kind: string;
   readonly state: "running" | "ended" | "not ended";
   readonly verdict: "healthy" | "warn" | "error" | "unknown" | null;
+  /** Up to which step one that is called healthy was seen; empty if to its end. */
+  readonly until: string;
   readonly steps: number;
   readonly depth: number;
   readonly loss: Numeric;

@@ -1,5 +1,6 @@
 /** Curves over steps as the server bins them, and beside each other as a figure needs them. */
 
+import { grouped } from "../page/number";
 import { value } from "./api";
 
 /** A series of the server's answer: an entry a bin of neighbouring steps. */
@@ -25,6 +26,8 @@ export interface Curve {
   readonly colour: 0 | 1 | 2 | 3 | 4 | 5 | 6;
   readonly dashed: boolean;
   readonly x: readonly number[];
+  /** First and last step of each bin. */
+  readonly spans: readonly (readonly [number, number])[];
   readonly low: readonly number[];
   readonly mean: readonly number[];
   readonly high: readonly number[];
@@ -40,6 +43,7 @@ export function curve(binned: Binned, label: string, colour: Curve["colour"], da
     colour,
     dashed,
     x: binned.first.map((first, i) => Math.round((first + binned.last[i]) / 2)),
+    spans: binned.first.map((first, i) => [first, binned.last[i]] as const),
     low: binned.low.map(value),
     mean: binned.mean.map(value),
     high: binned.high.map(value),
@@ -77,6 +81,11 @@ export function isWide(curves: readonly Curve[]): boolean {
     if (one.low.some((held) => held <= 0)) return false;
   }
   return low > 0 && high > WIDE * low;
+}
+
+/** Of which steps an entry is: the mean of several is not that of one. */
+export function when([first, last]: readonly [number, number]): string {
+  return first === last ? `step ${grouped(first)}` : `steps ${grouped(first)} to ${grouped(last)}`;
 }
 
 /** The entry whose step is nearest. */

@@ -69,6 +69,10 @@ export function plotOptions(given: PlotOptions): uPlot.Options {
       {
         ...axis,
         size: 32,
+        label: "step",
+        labelSize: 18,
+        labelGap: 0,
+        labelFont: FONT,
         grid: { show: false },
         values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? grouped(tick) : "")),
       },

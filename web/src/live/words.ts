@@ -57,6 +57,9 @@ export function bareNames(names: readonly string[]): string[] {
   return parts.map((one) => one.slice(first, one.length - behind).join("."));
 }
 
+/** What begins a line. */
+export const capital = (words: string): string => words.slice(0, 1).toUpperCase() + words.slice(1);
+
 /** What a shell takes as one word. */
 export function quoted(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;

@@ -83,7 +83,7 @@ def vanishing_gradient(trace: Trace) -> Iterable[Finding]:
             "explained_by": "place" if cut is not None else "theory" if span.agrees(AGREEMENT) else None,
             "tests": {"optimizer_first_step": tested, "freeze_training": "not made"},
         },
-        consequence=_SHARED if shared else _consequence(facts, names, starved, still if last_moves else []),
+        consequence=_SHARED if shared else _consequence(facts, names, starved, still if last_moves else [], tested),
         falsify=(
             f"Train twice from the same weights, on the same batches, once with {_reach(names, reach)} "
             "frozen: if the loss of the free one falls further than the spread over seeds, "
@@ -149,6 +149,10 @@ def _still(trace: Trace, facts: Facts, starved: Sequence[int]) -> tuple[list[int
         "first_lost_fraction": lost[ours[0]],
         "last_update_ratio": ratio[others[-1]],
         "share_changed": {"first": changed[ours[0]], "last": changed[others[-1]]},
+        "still_at_most": {
+            "update_ratio": max((ratio[i] for i in still), default=None),
+            "share_changed": max((changed[i] for i in still), default=None),
+        },
         "first_gradient_over_eps": float(gradient[ours[0]]) / facts.eps if facts.eps else None,
         "standing_still": sum(stands),
         "of": len(ours),
@@ -192,17 +196,29 @@ def _cut_claim(names: Sequence[str], cut: int) -> str:
     )
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"
+
+
 def _reach(names: Sequence[str], blocks: Sequence[int]) -> str:
     return f"{names[blocks[0]]} to {names[blocks[-1]]}" if len(blocks) > 1 else names[blocks[0]]
 
 
-def _consequence(facts: Facts, names: Sequence[str], starved: Sequence[int], still: Sequence[int]) -> str:
+def _consequence(
+    facts: Facts, names: Sequence[str], starved: Sequence[int], still: Sequence[int], tested: dict[str, Any] | str
+) -> str:
     reach = still or starved
     span = _reach(names, reach)
-    if still and facts.lr is None:
-        return f"The optimizer's step leaves the weights of {span} as they are."
-    if still:
-        return f"The first step of {facts.optimizer} at lr {facts.lr:g} leaves the weights of {span} as they are."
+    if still and not isinstance(tested, str):
+        step = "The optimizer's step" if facts.lr is None else f"The first step of {facts.optimizer} at lr {facts.lr:g}"
+        most = tested["still_at_most"]
+        if most["share_changed"] == 0:
+            return f"{step} leaves the weights of {span} as they are."
+        return (
+            f"{step} all but leaves the weights of {span} as they are: it moves them by at most "
+            f"{most['update_ratio']:.2g} of their size, and changes at most {_percent(most['share_changed'])} of their "
+            "elements."
+        )
     if facts.optimizer is None:
         return f"{span} may learn slowly; no optimizer was measured."
     adaptive = facts.eps is not None and facts.optimizer.lower().startswith(("adam", "nadam", "radam", "rmsprop"))

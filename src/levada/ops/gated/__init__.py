@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from levada.ops._define import is_observed, is_special
+from levada.ops._kernels import has_kernels
 from levada.ops.gated import reference
 from levada.ops.gated.autograd import differentiable_read
-from levada.ops.manifold.cpu import takes
 
 __all__ = ["read_gated"]
 
@@ -36,16 +34,9 @@ def read_gated(
         epsilon: what is added to the mean square of a stream.
     """
     tensors = (state, gain, down, up, *(() if projection is None else (projection,)))
-    if not _has_kernels(*tensors):
+    if not has_kernels(*tensors):
         return *reference.read(state, gain, down, up, projection, epsilon), state
     leading = state.shape[:-2]
     flat = state.reshape(-1, *state.shape[-2:]).contiguous()
     x, writes, new = differentiable_read(flat, gain, down, up, projection, epsilon)
     return x.view(*leading, state.shape[-1]), writes.view(*leading, writes.shape[1]), new.view(state.shape)
-
-
-def _has_kernels(state: Tensor, *parameters: Tensor) -> bool:
-    """Return whether kernels may take it: what has rules for plain operations alone gets these."""
-    if not torch.compiler.is_compiling() and (is_observed() or is_special(state, *parameters)):
-        return False
-    return state.is_cuda or takes(state, *parameters)

@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from levada.ops._blocks import blocks_of, rows_of
 from levada.ops._define import empty_like, import_kernels
+from levada.ops._kernels import takes
 from levada.ops._precision import full_precision
 from levada.ops.gated import reference
-from levada.ops.manifold.cpu import takes
 
 __all__ = ["TOGETHER", "read", "read_backward"]
 

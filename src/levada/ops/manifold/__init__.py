@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from levada.ops._define import is_observed
-from levada.ops.manifold import cpu, reference
+from levada.ops._kernels import has_kernels
+from levada.ops.manifold import reference
 from levada.ops.manifold.autograd import differentiable_read
 from levada.ops.manifold.reference import Form
 
@@ -35,19 +36,16 @@ def read_streams(
         bias: `(2 n + n^2,)`, or `(2 n,)`.
         form: which of the connections' forms.
     """
-    if not _has_kernels(state, projection, scale, bias):
+    if not _takes_operation(state, projection, scale, bias):
         return *reference.read(state, projection, scale, bias, form), state
     x, reads, writes, mix, new = differentiable_read(state, projection, scale, bias, form)
     return x, reads, writes, mix if form.mixes else None, new
 
 
-def _has_kernels(state: Tensor, *parameters: Tensor) -> bool:
-    """Return whether kernels may take it: what has rules for plain operations alone gets these.
-
-    The compiler makes better kernels of the reference than the operation has without any.
-    """
+def _takes_operation(state: Tensor, *parameters: Tensor) -> bool:
+    """Return whether the operation takes it, by kernels or without: unlike others, it has rules for `torch.func`."""
     if torch.compiler.is_compiling():
-        return state.is_cuda or cpu.takes(state, *parameters)
+        return has_kernels(state, *parameters)
     plain = forward_ad._current_level >= 0 or is_observed()
     return not plain and all(type(x) in _PLAIN for x in (state, *parameters))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -10,26 +9,13 @@ import torch
 from torch import Tensor
 
 from levada.ops._define import import_kernels
+from levada.ops._kernels import takes
 from levada.ops._precision import full_precision
 from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
 from levada.ops.sinkhorn.reference import steps_at_once
 
-__all__ = ["loops_for", "options_of", "read", "read_backward", "takes"]
-
-_TYPES = {torch.float32, torch.float64}
-_FOUND = importlib.util.find_spec("numba") is not None  # asked once, as the compiler cannot ask
-
-
-def takes(state: Tensor, *others: Tensor) -> bool:
-    """Return whether there are loops for tensors such as these.
-
-    Args:
-        state: the streams.
-        *others: the parameters.
-    """
-    same = all(x.dtype == state.dtype for x in others)
-    return _FOUND and same and state.device.type == "cpu" and state.dtype in _TYPES
+__all__ = ["loops_for", "options_of", "read", "read_backward"]
 
 
 def loops_for(state: Tensor, form: Form, *others: Tensor) -> ModuleType | None:

@@ -72,9 +72,13 @@ def _waited(total, tokens):
 def _project(
     state, weights, sums, tokens,
     size: tl.constexpr, count: tl.constexpr, rows: tl.constexpr, span: tl.constexpr, tile: tl.constexpr,
-    block: tl.constexpr, padded: tl.constexpr, split: tl.constexpr, even: tl.constexpr,
+    block: tl.constexpr, padded: tl.constexpr, split: tl.constexpr, even: tl.constexpr, centred: tl.constexpr,
 ):  # fmt: skip
-    """Write each span's part of the projected features, and behind them its part of the sum of squares."""
+    """Write each span's part of the projected features, and behind them its part of the sum of squares.
+
+    Where they are centred they are squares of what is over the mean of the first channels, as those of numbers far from
+    zero would cancel in the variance; and behind them are the sum of the same and that mean.
+    """
     groups: tl.constexpr = (rows + padded - 1) // padded
     group = tl.program_id(0) % groups
     part = tl.program_id(1)
@@ -83,6 +87,11 @@ def _project(
     row = group * padded + tl.arange(0, padded)
     total = tl.zeros([tile, padded], dtype=tl.float32)
     squares = tl.zeros([tile, block], dtype=tl.float32)
+    if centred:
+        first = tl.arange(0, block)[None, :]
+        x = tl.load(state + near[:, None] * size + first, mask=first < size, other=0.0)
+        anchor = tl.sum(x.to(tl.float32), 1) / min(block, size)
+        over = tl.zeros([tile, block], dtype=tl.float32)
     for start in range(0, span, block):
         column = part * span + start + tl.arange(0, block)
         if even:
@@ -96,8 +105,11 @@ def _project(
         total = _waited(total, tokens)
         total = tl.dot(x, tl.trans(weight), total, input_precision="tf32x3")
         full = x.to(tl.float32)
+        if centred:
+            full = tl.where((column < size)[None, :], full - anchor[:, None], 0.0)
+            over += full
         squares += full * full
-    place = (part * tokens.to(tl.int64) + token) * (count + 1)
+    place = (part * tokens.to(tl.int64) + token) * (count + (3 if centred else 1))
     if split:
         total *= tl.where(row % 2 == 0, 1.0, small(weights.dtype.element_ty))[None, :]
         total = tl.sum(tl.reshape(total, (tile, padded // 2, 2)), 2)
@@ -108,6 +120,9 @@ def _project(
     tl.store(sums + place[:, None] + feature[None, :], total, mask=real)
     if group == 0:
         tl.store(sums + place + count, tl.sum(squares, 1), mask=token < tokens)
+        if centred:
+            tl.store(sums + place + count + 1, tl.sum(over, 1), mask=token < tokens)
+            tl.store(sums + place + count + 2, anchor, mask=token < tokens)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -188,8 +203,12 @@ def _by_state(
     by_x, by_new, state, by_logits, factors, weights, by_state, by_weights, tokens,
     span: tl.constexpr, width: tl.constexpr, n: tl.constexpr, count: tl.constexpr, tile: tl.constexpr,
     block: tl.constexpr, padded: tl.constexpr, stages: tl.constexpr, adds: tl.constexpr, split: tl.constexpr,
+    each: tl.constexpr,
 ):  # fmt: skip
-    """Write the streams' gradient for a block of channels of one stream, and sums for the weights over its tokens."""
+    """Write the streams' gradient for a block of channels of one stream, and sums for the weights over its tokens.
+
+    What the branch read has one gradient for `each` tokens in a row.
+    """
     groups: tl.constexpr = (count + padded - 1) // padded
     kind: tl.constexpr = state.dtype.element_ty
     j = tl.program_id(0) % n  # side by side, as they all read the same gradient of what the branch read
@@ -220,7 +239,8 @@ def _by_state(
                     weight, rest = _load_weights(weights, some, j * width + column, mask, n * width, kind, split)
                     d, e = _load_by_logits(by_logits, token, real, some, count, split)
                     value = _times(d, e, weight, rest, value, split)
-            g = tl.load(by_x + token[:, None] * width + column[None, :], mask=here, other=0.0).to(tl.float32)
+            whose = token if each == 1 else token // each
+            g = tl.load(by_x + whose[:, None] * width + column[None, :], mask=here, other=0.0).to(tl.float32)
             reads = tl.load(factors + token * (n + 1) + j, mask=real, other=0.0)
             shrink = tl.load(factors + token * (n + 1) + n, mask=real, other=0.0)
             value += reads[:, None] * g - shrink[:, None] * x.to(tl.float32)
@@ -318,7 +338,8 @@ def read_backward(
         by_weights = full(plan.pop("parts"), count, n * width)
         _by_state[(plan.pop("blocks"), len(by_weights), triton.cdiv(count, plan["padded"]))](
             by_x, by_x if by_new is None else by_new.contiguous(), state, by_logits, factors, as_float32(projection),
-            by_state, by_weights, tokens, width=width, n=n, count=count, adds=by_new is not None, split=split, **plan,
+            by_state, by_weights, tokens, width=width, n=n, count=count, adds=by_new is not None, split=split, each=1,
+            **plan,
         )  # fmt: skip
     by_projection = by_weights.sum(0).to(projection.dtype)
     return by_state, by_projection, by_scale.sum(0).to(scale.dtype), by_bias.sum(0).to(bias.dtype)
@@ -386,18 +407,27 @@ def plan_of(tokens: int, size: int, rows: int, dtype: torch.dtype) -> dict[str, 
     }
 
 
-def project(state: Tensor, projection: Tensor) -> Tensor:
-    """Return parts of the projected features, and of the sum of squares behind them, `(parts, tokens, count + 1)`."""
+def project(state: Tensor, projection: Tensor, *, centred: bool = False) -> Tensor:
+    """Return parts of the projected features, and of the sum of squares behind them, `(parts, tokens, count + 1)`.
+
+    Args:
+        state: the streams, contiguous.
+        projection: `(count, n dim)`.
+        centred: take squares, and behind them sums, over the mean of the first channels, which comes last: two more.
+    """
     tokens, count = len(state), len(projection)
     size = state.shape[1] * state.shape[2]
     weights = weights_of(projection, state.dtype)
     plan = plan_of(tokens, size, len(weights), state.dtype)
-    sums = torch.empty(plan.pop("parts"), tokens, count + 1, dtype=torch.float32, device=state.device)
+    if centred:  # one sum more for each element of a block
+        plan["num_warps"] = PROJECT["num_warps"]
+    size_of = count + (3 if centred else 1)
+    sums = torch.empty(plan.pop("parts"), tokens, size_of, dtype=torch.float32, device=state.device)
     if state.numel():
         with on(state.device):
             _project[(plan.pop("programs"), len(sums))](
                 state, weights, sums, tokens, size=size, count=count, rows=len(weights), split=len(weights) > count,
-                **plan,
+                centred=centred, **plan,
             )  # fmt: skip
     return sums
 

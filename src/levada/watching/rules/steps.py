@@ -6,16 +6,21 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
+import torch
+from torch import Tensor
+
 from levada.diagnose.finding import Finding, Proposal
 from levada.watching.baseline import LossBaseline
 from levada.watching.overshot import lower_rate, rate_proposal
 from levada.watching.rules.depth import LARGE, NEGLIGIBLE, RISEN
-from levada.watching.view import MANY, View, at_rest, loss_falls
+from levada.watching.view import MANY, View, at_rest, loss_falls, values_of
 
 __all__ = ["AT_ONCE", "learning_rate_too_high", "learning_rate_too_low", "lost_update", "stays_up"]
 
 # If a tenth of the weights move by one spacing each, the update's root mean square is this share of the spacing.
 KEPT: Final = math.sqrt(0.1)
+# By as much the size of weights is rounded, as it is measured.
+ROUNDED: Final = 1e-6
 # How many gradients the buffer of a usual momentum, 0.9, adds up.
 MOMENTUM: Final = 10.0
 # At a rate that stays, a gradient that is left with a thousandth has found a place where it is small.
@@ -46,7 +51,10 @@ def lost_update(view: View) -> Iterable[Finding]:
     than a tenth of them. It speaks where that holds of most blocks that get a gradient, at a learning rate that is
     known, does not warm up, and has not decayed. What is no less than the optimizer's own step is not lost: weights may
     be rounded at random, or what is lost may be kept for the next step. Nor is what was a thousand times as much before
-    at a rate that is still the same, with an optimizer that does not rescale. An error needs an exact step that is
+    at a rate that is still the same, with an optimizer that does not rescale. Nor are blocks of an
+    optimizer that rested on each sample and moved them between: with updates of exactly 0, and weights whose size
+    changed by more than such small updates add up to, as norms differ by no more than the norm of the difference. An
+    error needs an exact step that is
     smaller than the spacing, and a loss that does not fall. That step is the rate for an optimizer that rescales
     gradients; for others it is the rate times the gradient, with momentum up to ten times that, and nothing must have
     been learned, as a gradient may have become small.
@@ -54,7 +62,8 @@ def lost_update(view: View) -> Iterable[Finding]:
     ratio, gradient = view["update_ratio"], view["weight_gradient_rms"]
     resolution = view.blocks.resolution
     learning = (gradient > 0) & ratio.isfinite() & resolution.isfinite() & view.blocks.trainable
-    hit = (learning & (ratio < KEPT * resolution / 2)).nonzero().flatten().tolist()
+    lost = learning & (ratio < KEPT * resolution / 2) & ~(_moved_between(view) >= KEPT * resolution / 2)
+    hit = lost.nonzero().flatten().tolist()
     if not hit or 2 * len(hit) < int(learning.sum()) or not view.rate_is_settled or at_rest(view):
         return
     names, weights = view.blocks.names, view["weight_rms"]
@@ -85,6 +94,15 @@ def lost_update(view: View) -> Iterable[Finding]:
         falsify="Hold the weights in float32, cast for the forward pass: if the loss falls no faster, this is wrong.",
         source="IEEE 754 rounding to nearest; Micikevicius et al. 2018, arXiv 1710.03740 (float32 weights)",
     )
+
+
+def _moved_between(view: View) -> Tensor:
+    """Return by how much of themselves a step moved weights in the mean, where no sampled step did; else 0."""
+    first, now = view.rows[0], view.rows[-1]
+    rests = torch.stack([values_of(row, "update_ratio", view.sites) == 0 for row in view.rows]).all(0)
+    before, after = (values_of(row, "weight_rms", view.sites) for row in (first, now))
+    share = ((after - before).abs() / after - ROUNDED).clamp(min=0) / max(now.step - first.step, 1)
+    return torch.where(rests, share, 0.0)
 
 
 def learning_rate_too_high(view: View) -> Iterable[Finding]:

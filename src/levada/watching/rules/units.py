@@ -87,8 +87,9 @@ def _nothing_arrives(view: View, hit: list[int]) -> Iterable[Finding]:
         severity="error" if view.nothing_learned and not moves and not bool(view.silence.ever[hit].any()) else "warn",
         status="fired",
         claim=(
-            f"No gradient reaches the weights of any block: it is exactly zero in all {len(hit)} on the last "
-            f"{int(view.silence.run[hit].amin())} samples, and the loss, {loss.now:.4g}, does not fall."
+            f"No gradient reaches the weights of any block: it was exactly zero in all {len(hit)} the last "
+            f"{int(view.silence.run[hit].amin())} times they were looked at, and the loss, {loss.now:.4g}, does not "
+            "fall."
         ),
         where={"first": names[hit[0]], "last": names[hit[-1]]},
         evidence={
@@ -137,8 +138,8 @@ def _cut(view: View, name: str, blocks: list[str], moved: bool, severity: Severi
         severity=severity,
         status="fired",
         claim=(
-            f"No gradient reaches the weights of {span}: it is exactly zero on the last "
-            f"{int(view.silence.run[view.blocks.names.index(name)])} samples, though other blocks get one"
+            f"No gradient reaches the weights of {span}: it was exactly zero the last "
+            f"{int(view.silence.run[view.blocks.names.index(name)])} times it was looked at, though others get one"
             f"{'.' if severity == 'error' else ': on these steps the loss does not depend on it.'}"
         ),
         where={"first": name, "last": name},

@@ -52,13 +52,23 @@ export function readings(found: readonly Remembered[]): string[] {
     const gone =
       zero > 0 ? ` From ${zero} steps back on the gradient is zero: it has left the range of ${precision}.` : "";
     const factor = `${short(Math.exp(slope))} per step`;
-    if (horizon === Number.POSITIVE_INFINITY) return `${name}: the gradient does not fall (${factor}).${gone}`;
+    if (horizon === Number.POSITIVE_INFINITY) return `${name}: ${unfallen(curve, slope)}.${gone}`;
     const gates = gate === null ? "" : `; ${cell === "gru" ? "update" : "forget"} gates are ${short(gate)} in the mean`;
     const where = reached
       ? `1/1000 of the gradient is left ${short(horizon)} steps back`
       : `more than 1/1000 is left after all ${length} steps, and 1/1000 would be after ${short(horizon)}`;
     return `${name}: ${where}, ${factor}${gates}.${gone}`;
   });
+}
+
+/** Of a gradient that comes to no horizon: it grows, or stays. */
+function unfallen(curve: Float64Array, slope: number): string {
+  const length = curve.length - 1;
+  const end = curve[length];
+  const factor = `${short(Math.exp(slope), Math.abs(slope) < 0.05 ? 4 : 3)} per step`;
+  if (end === Number.POSITIVE_INFINITY) return `the gradient grows beyond all numbers (${factor})`;
+  const back = `${length} steps back it is ${short(end)} times that at the last state (${factor})`;
+  return `the gradient ${end > 1 ? "grows" : "does not fall for good"}: ${back}`;
 }
 
 /** A forget gate that sees only its bias. */

@@ -13,6 +13,8 @@ export class Examination {
   /** Whether somebody ended it before it had come to the last layer. */
   stopped = $state(false);
   paths = $state.raw<PathLengths | null>(null);
+  /** Whether paths have been asked for and answered; of what is no residual network there are none. */
+  followed = $state(false);
   weights = $state.raw<readonly WeightMatrix[]>([]);
   error = $state<string | null>(null);
 
@@ -52,6 +54,7 @@ export class Examination {
     try {
       this.weights = (await worker.ask({ type: "weights" }, "weights").answer).matrices;
       this.paths = (await worker.ask({ type: "paths" }, "paths").answer).paths;
+      this.followed = true;
     } catch (error) {
       this.error = error instanceof Error ? error.message : String(error);
       return;

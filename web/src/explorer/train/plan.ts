@@ -98,6 +98,13 @@ export function sweepReading(swept: readonly Swept[]): string[] {
   });
 }
 
+/** The middle one; of an even number the mean of the two. */
+export function median(values: Float64Array): number {
+  const sorted = values.toSorted();
+  const half = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+}
+
 /** The part of all paths that pass each number of branches. */
 export function binomialShares(depth: number): Float64Array {
   const shares = new Float64Array(depth + 1);

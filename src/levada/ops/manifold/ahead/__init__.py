@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from levada.ops._define import is_observed, is_special
+from levada.ops._kernels import has_kernels
 from levada.ops.manifold import Form, read_streams
 from levada.ops.manifold.ahead.autograd import differentiable_pass
-from levada.ops.manifold.cpu import takes
 from levada.ops.streams import write_streams
 
 __all__ = ["write_and_read"]
@@ -43,7 +42,7 @@ def write_and_read(
         form: likewise.
     """
     tensors = (state, out, weights, projection, scale, bias, *(() if mix is None else (mix,)))
-    if not (_fits(state, out, weights, mix) and _has_kernels(*tensors)):
+    if not (_fits(state, out, weights, mix) and has_kernels(*tensors) and _in_one_pass(state)):
         return read_streams(write_streams(state, out, weights, mix), projection, scale, bias, form)
     leading, tokens = state.shape[:-2], state.shape[:-2].numel()
     flat = (None if x is None else x.reshape(tokens, *x.shape[len(leading) :]) for x in (state, out, weights, mix))
@@ -62,12 +61,11 @@ def _fits(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> bo
     )
 
 
-def _has_kernels(state: Tensor, *others: Tensor) -> bool:
-    if is_observed() or is_special(state, *others):
-        return False
-    if state.device.type == "cpu":
-        return takes(state, *others)
-    if not state.is_cuda or state.dtype == torch.float64 or state.shape[-2] > _MOST_STREAMS:
+def _in_one_pass(state: Tensor) -> bool:
+    """Return whether the kernels of the device do both at once."""
+    if not state.is_cuda:
+        return True
+    if state.dtype == torch.float64 or state.shape[-2] > _MOST_STREAMS:
         return False
     return torch.cuda.get_device_capability(state.device)[0] >= 9
 

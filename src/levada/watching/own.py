@@ -1,0 +1,83 @@
+"""Which backward passes are those of a watch: the ones that a thread calls which runs its model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+__all__ = ["OwnPasses", "running"]
+
+
+@final
+class OwnPasses:
+    """The backward passes that one watch hears of: those of the thread of its model's last forward pass, or update.
+
+    Who calls `backward` counts. Gradients arrive in a thread for each device, and a checkpoint begins passes of its own
+    there. Another loop in another thread calls `backward` at any time: while this one's gradients are looked at too.
+
+    Attributes:
+        retains: whether the pass that is running keeps its graph, so that another may follow.
+
+    Example:
+        >>> own = OwnPasses()
+        >>> own.open()
+        >>> own.called_here(), own.counted
+        (True, False)
+        >>> with running([own], retains=False):
+        ...     own.counted
+        True
+    """
+
+    def __init__(self) -> None:
+        self.retains = False
+        self._open = False
+        self._depth = 0
+        self._forward = self._update = 0  # idents of threads; no thread has 0
+
+    def open(self) -> None:
+        """Hear of the passes that this thread calls, until another runs the model."""
+        self._open = True
+        self._forward, self._update = threading.get_ident(), 0
+
+    def close(self) -> None:
+        """Hear of none."""
+        self._open = False
+
+    def follow(self) -> None:
+        """Learn that this thread runs the model forward."""
+        self._forward = threading.get_ident()
+
+    def updated(self) -> None:
+        """Learn that this thread updates the model, as one may that runs what is hidden in compiled code."""
+        self._update = threading.get_ident()
+
+    def called_here(self) -> bool:
+        """Return whether a pass that this thread calls is one of them."""
+        return threading.get_ident() in (self._forward, self._update)
+
+    @property
+    def counted(self) -> bool:
+        """Whether gradients that arrive now are those of a loss, as those of `torch.autograd.grad` are not."""
+        return not self._open or self._depth > 0
+
+    def _move(self, by: int, *, retains: bool) -> None:
+        self._depth, self.retains = self._depth + by, retains
+
+
+@contextmanager
+def running(heard: Sequence[OwnPasses], *, retains: bool) -> Iterator[Any]:
+    """Let watches know that a backward pass of theirs is running.
+
+    Args:
+        heard: of the watches.
+        retains: whether it keeps its graph.
+    """
+    for own in heard:
+        own._move(1, retains=retains)
+    try:
+        yield
+    finally:
+        for own in heard:
+            own._move(-1, retains=False)
