@@ -282,7 +282,7 @@ class Judge:
             for _ in range(2):  # what is back is told once, and then over
                 self._ledger.miss_others(self._hold_spike(view, self._closed_at), self._closed_at, rule=SPIKE)
         found = self._nonfinite.ended(max(self._closed_at, self._view.step), self._view, scaled=self._scaled)
-        if found is not None:
+        if found is not None and all(one.rule != SKIPPED for one in self.fired):  # which names the weight
             self._told_at_once(self._placed(found))
 
     @property
