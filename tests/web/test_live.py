@@ -356,7 +356,7 @@ def test_a_run_that_is_deleted_while_it_is_looked_at_is_told(visit: Visit, tmp_p
         page = visit(served.run("mine"), **at(served))
         until(page, page.locator(".badge"), "running")
         shutil.rmtree(tmp_path / "mine")
-        page.locator("[role=alert]", has_text="What is shown is as it was. There is no such run").wait_for()
+        page.locator("[role=alert]", has_text="What is shown is as it was. There is no run ").wait_for()
         expect(page.locator(".badge", has_text="running")).to_have_count(0)
         expect(page.locator("h1")).to_have_count(1)
     finally:
