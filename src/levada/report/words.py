@@ -271,7 +271,7 @@ def evidence_rows(
         >>> list(evidence_rows({"decay": {"value": 0.41, "low": 0.4, "high": 0.42, "predicted": 0.408}, "blocks": 31}))
         [('decay', '0.41 [0.40, 0.42]; predicted 0.408'), ('blocks', '31')]
         >>> list(evidence_rows({"tests": {"standing_still": 41, "of": 43, "first_gradient_over_eps": None}}))
-        [("layers that the optimizer's first step leaves as they are", '41 of 43')]
+        [("layers that the optimizer's first step all but leaves as they are", '41 of 43')]
         >>> list(evidence_rows({"loss_before": 2.5}, rule="loss_spike"))
         [('median of the losses before the jump', '2.5')]
         >>> list(evidence_rows({"law": 0.94}, watched=True))
