@@ -60,15 +60,16 @@ def second_loop(model, optimizer, wait):
 @pytest.mark.parametrize("both", [False, True])
 def test_a_backward_pass_of_another_thread_is_none_of_this_watch(both):
     found = {}
+    models = make(), make(seed=1)  # here: the threads would draw from one generator
 
     def first(wait):
-        model = make()
+        model = models[0]
         optimizer = sgd(model)
         with watch(model, optimizer) as found["first"]:
             first_loop(model, optimizer, wait)
 
     def second(wait):
-        model = make(seed=1)
+        model = models[1]
         optimizer = sgd(model)
         with watch(model, optimizer) if both else contextlib.nullcontext() as found["second"]:
             second_loop(model, optimizer, wait)
