@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,19 @@ def test_a_child_that_is_forked_while_a_lock_is_looked_at_does_not_keep_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     WriterLock(tmp_path).release()
-    asked, children = lock._try, list[int]()
+    asked, own, children = lock._try, threading.get_ident(), list[int]()
     stays, leaves = os.pipe()
 
     def fork(descriptor: int) -> None:
         asked(descriptor)
-        children.append(os.fork())
-        if children[0] == 0:
+        if children or threading.get_ident() != own:  # another thread would go on in a child of its own
+            return
+        child = os.fork()
+        if child == 0:
             os.close(leaves)
             os.read(stays, 1)  # as long as its parent wants
             os._exit(0)
+        children.append(child)
 
     monkeypatch.setattr(lock, "_try", fork)
     try:
