@@ -15,6 +15,7 @@ from levada.ops._numba import compiled, over_tokens
 
 __all__ = ["TOKENS", "attend", "attend_backward", "mix", "mix_backward", "over_tokens"]
 
+CHANNELS = 128  # of a sum at a time
 TOKENS = 16  # whose part of a query's gradient is one sum, however many threads there are
 
 
@@ -31,7 +32,13 @@ def _pointer(context, address, like):
 @compiled
 def _row(addresses, i, place, width, like):
     """Return the channels of tensor i at a place, counted in rows."""
-    return carray(_pointer(addresses[i] + place * width * like.itemsize, like), (width,))
+    return _part(addresses[i], place * width, width, like)
+
+
+@compiled
+def _part(address, start, length, like):
+    """Return elements of a tensor: counted from zero, as loops over a range that begins elsewhere are not vectorised."""
+    return carray(_pointer(address + start * like.itemsize, like), (length,))
 
 
 @compiled
@@ -44,19 +51,25 @@ def _product(a, b):
 
 @compiled
 def _sum(weights, addresses, t, out):
-    """Write the weighted sum of all sources' rows."""
-    sources, width = len(weights), len(out)
+    """Write the weighted sum of all sources' rows, some channels at a time: each source is then one long stream."""
+    for start in range(0, len(out), CHANNELS):
+        _add_up(weights, addresses, t * len(out) + start, out[start : start + CHANNELS])
+
+
+@compiled
+def _add_up(weights, addresses, start, out):
+    sources, length = len(weights), len(out)
     begun = sources % 4
     out[:] = 0
     for i in range(begun):
-        w, x = weights[i], _row(addresses, i, t, width, out)
-        for c in range(width):
+        w, x = weights[i], _part(addresses[i], start, length, out)
+        for c in range(length):
             out[c] += w * x[c]
     for i in range(begun, sources, 4):  # in fewer passes over the sum
         w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-        x0, x1 = _row(addresses, i, t, width, out), _row(addresses, i + 1, t, width, out)
-        x2, x3 = _row(addresses, i + 2, t, width, out), _row(addresses, i + 3, t, width, out)
-        for c in range(width):
+        x0, x1 = _part(addresses[i], start, length, out), _part(addresses[i + 1], start, length, out)
+        x2, x3 = _part(addresses[i + 2], start, length, out), _part(addresses[i + 3], start, length, out)
+        for c in range(length):
             out[c] += (w0 * x0[c] + w1 * x1[c]) + (w2 * x2[c] + w3 * x3[c])
 
 
