@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from levada.probe.recorder import transformed
 from levada.probe.trace import Site
 from levada.watching.closure import before_its_update
 from levada.watching.coefficients import Coefficients
@@ -27,6 +26,7 @@ from levada.watching.structure import Structure
 from levada.watching.taps import Taps
 from levada.watching.telling import quietly, warn
 from levada.watching.together import Together, measured
+from levada.watching.tracing import symbolic, uncompiled
 from levada.watching.transfer import Sent
 from levada.watching.weights import Weights
 
@@ -177,8 +177,8 @@ class Engine:
     @quietly
     def see(self, place: int, tensor: Tensor, activation: bool, block: bool) -> None:
         """Take the output of an activation in a block, of the block, or of what is both."""
-        if transformed() or not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
-            return  # numbers that cannot be read, or an evaluation
+        if not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
+            return  # an evaluation
         begun = time.perf_counter()
         if self._reading is not None and self._reading.outside and not self.passes.inside():
             self._begin()
@@ -188,7 +188,7 @@ class Engine:
 
     def _running(self) -> int | None:
         """Return the number of the pass that is under way; None if what runs now does not count."""
-        if self._reading is None or transformed() or in_backward():
+        if self._reading is None or symbolic() or in_backward():
             return None
         if not (torch.is_grad_enabled() or self.passes.inside()):
             return None
@@ -252,6 +252,7 @@ class Engine:
 
     # The end of a step.
 
+    @uncompiled
     @quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         first = in_backward() and not self._within
@@ -271,6 +272,7 @@ class Engine:
             self._heard = True
             self._before_update(self.steps, self.losses.current())
 
+    @uncompiled
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from levada.probe.hook import Hook
-from levada.probe.recorder import first_floating, transformed
+from levada.probe.recorder import first_floating
 from levada.watching.losses import in_backward
 from levada.watching.places import original, plain_name
+from levada.watching.scripting import close_scripting, open_scripting
 from levada.watching.skipped import Skips, continues
+from levada.watching.tracing import symbolic
 
 __all__ = ["Pass", "Passes"]
 
@@ -220,6 +222,7 @@ class Passes:
 
     def attach(self) -> None:
         """Put the hooks on the model."""
+        open_scripting(self)
         keep = self._handles.append
         keep(self._model.register_forward_pre_hook(Hook(self._before), with_kwargs=True, prepend=True))
         keep(self._model.register_forward_hook(Hook(self._after)))
@@ -227,6 +230,7 @@ class Passes:
 
     def detach(self) -> None:
         """Remove them, and let go of what was kept."""
+        close_scripting(self)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -285,7 +289,7 @@ class Passes:
         if self.depth > 1:
             return
         self._returned = False
-        self.learning = torch.is_grad_enabled() and not in_backward() and not transformed()
+        self.learning = torch.is_grad_enabled() and not in_backward() and not symbolic()
         if self.learning:
             self.seen += 1
             self._waited |= self.skips.waits

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from levada.watching.owners import Trained, find_trained
 from levada.watching.telling import say
+from levada.watching.tracing import uncompiled
 
 __all__ = ["Watches"]
 
@@ -81,6 +82,7 @@ class Watches:
                 watch.close()
         self._open.clear()
 
+    @uncompiled
     def _stepped(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if optimizer in self._seen or os.getpid() != self._process:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, final
+from typing import Any, ClassVar, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from levada.probe.recorder import tensors
 from levada.watching.compiled import Buffers, Region, Switch, below, find_regions, replace, restore, tapped
 from levada.watching.places import ACTIVATIONS, Place, original
 from levada.watching.telling import warn
+from levada.watching.tracing import symbolic
 
 __all__ = ["Listener", "Taps"]
 
@@ -177,6 +178,7 @@ class _TapHook:
     """A forward hook, which a copy of the model does not inherit."""
 
     __slots__ = ("activation", "block", "buffers", "index", "key", "own", "taps")
+    measures: ClassVar = True
 
     def __init__(
         self,
@@ -199,11 +201,13 @@ class _TapHook:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Tell of the output; while compiling, return it with a tap in it."""
         if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                return None
             index, changed = -1 if self.index is None else self.index, None
             if self.activation:
                 changed = tapped(self.key, index, self.buffers, output, activation=True)
             return tapped(self.key, index, self.buffers, output, activation=False) if self.block else changed
-        if module is not self.own:
+        if module is not self.own or symbolic():
             return None
         taps = self.taps
         if not self.block or self.index is None:
