@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -68,4 +70,13 @@ def uncompiled(function: _Function) -> _Function:
             return hidden(*args, **kwargs)
         return function(*args, **kwargs)
 
+    _skip(run.__code__)
     return run  # type: ignore[return-value]
+
+
+def _skip(code: types.CodeType) -> None:
+    """Let the compiler run a function without compiling it, where torch has this; else it compiles one that is short."""
+    with contextlib.suppress(AttributeError):
+        frames = torch._C._dynamo.eval_frame
+        strategy = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
+        frames.set_code_exec_strategy(code, strategy)
