@@ -71,7 +71,9 @@ def compiled(loop, *, watched, every=2):
 
 
 @pytest.mark.parametrize(
-    ("loop", "taps"), [(optimizer_alone, 0), (all_of_a_step, 1), (all_of_a_scaled_step, 1)], ids=["optimizer", "step", "scaled"]
+    ("loop", "taps"),
+    [(optimizer_alone, 0), (all_of_a_step, 1), (all_of_a_scaled_step, 1)],
+    ids=["optimizer", "step", "scaled"],
 )
 def test_a_compiled_step_has_the_graphs_of_the_unwatched_one_and_one_with_taps(loop, taps):
     _, alone = compiled(loop, watched=False)

@@ -85,7 +85,7 @@ def test_scripting_is_as_it_was_when_the_last_watch_is_closed():
 
 
 def test_hooks_that_do_more_than_measure_are_compiled_with_the_model():
-    def double(self, input: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:  # noqa: A002
+    def double(self, input: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         return 2 * output
 
     expected, model = make(), make()

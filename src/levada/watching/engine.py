@@ -26,7 +26,7 @@ from levada.watching.structure import Structure
 from levada.watching.taps import Taps
 from levada.watching.telling import quietly, warn
 from levada.watching.together import Together, measured
-from levada.watching.tracing import symbolic, uncompiled
+from levada.watching.tracing import uncompiled
 from levada.watching.transfer import Sent
 from levada.watching.weights import Weights
 
@@ -71,6 +71,7 @@ class Engine:
         self.broke: Callable[[], None] = lambda: None  # called once it is
         self.left = before_update  # called for a step that is left before its update
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
+        self.counts = self.passes.counts
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self.weights = Weights(structure := Structure(model), optimizers, self._spend)
@@ -177,8 +178,6 @@ class Engine:
     @quietly
     def see(self, place: int, tensor: Tensor, activation: bool, block: bool) -> None:
         """Take the output of an activation in a block, of the block, or of what is both."""
-        if not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
-            return  # an evaluation
         begun = time.perf_counter()
         if self._reading is not None and self._reading.outside and not self.passes.inside():
             self._begin()
@@ -188,13 +187,11 @@ class Engine:
 
     def _running(self) -> int | None:
         """Return the number of the pass that is under way; None if what runs now does not count."""
-        if self._reading is None or symbolic() or in_backward():
-            return None
-        if not (torch.is_grad_enabled() or self.passes.inside()):
+        if self._reading is None or in_backward() or not self.counts():
             return None
         if self._reading.outside and not self.passes.inside():
             self._begin()
-        return None if self._reading is None else self._reading.passes
+        return None if self._reading is None else self._reading.number
 
     @quietly
     def _begin(self) -> None:
