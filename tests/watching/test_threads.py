@@ -7,6 +7,13 @@ import pytest
 import torch
 from tests.watching.by_hand import agree, by_hand, data, loss_of, make, sgd, train, watch
 
+from levada.watching.script import Watches
+
+
+class Started:
+    def close(self):
+        pass
+
 
 class Turns:
     """Two threads that stop at the same places, one after the other, so that one is in the midst of a step."""
@@ -109,3 +116,100 @@ def test_gradients_that_arrive_in_another_thread_count():
             break
         threading.Event().wait(0.01)
     assert seen == [True, False]
+
+
+def evaluate(model, *, gradients=False):
+    """Call a model on something else than it is trained on, in another thread, from its beginning to its end."""
+
+    def run():
+        with torch.set_grad_enabled(gradients):
+            model(100.0 * data(1)[0])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("midst", ["the first block", "the second block", "the backward pass", "the model, behind it"])
+def test_an_evaluation_in_another_thread_is_no_part_of_the_pass_that_trains(midst, gradients):
+    model, training = make(), threading.get_ident()
+    optimizer = sgd(model)
+
+    def hook(*_):
+        if threading.get_ident() == training:
+            evaluate(model, gradients=gradients)
+
+    with watch(model, optimizer) as watched:
+        if midst.startswith("the model"):
+            model.register_forward_hook(hook)
+        elif "block" in midst:
+            model.blocks["second" in midst].relu.register_forward_pre_hook(hook)
+        else:
+            model.blocks[1].linear.weight.register_hook(hook)
+        train(model, optimizer, data())
+        assert watched.last_pass is None
+        train(model, optimizer, data(1))
+        kept = watched.last_pass
+    agree(watched, by_hand(make(), [*data(), *data(1)]))
+    if not gradients:
+        assert torch.equal(kept.args[0], data(1)[0])
+
+
+def test_steps_go_on_while_another_thread_is_in_the_midst_of_an_evaluation():
+    model = make()
+    optimizer, ends = sgd(model), threading.Event()
+
+    def training(wait):
+        for x in data():
+            wait()
+            train(model, optimizer, [x])
+            wait()
+
+    def evaluation(wait):
+        def hook(*_):
+            if threading.get_ident() == here:
+                wait()
+                wait()
+
+        here = threading.get_ident()
+        handle = model.blocks[1].register_forward_pre_hook(hook)
+        with torch.no_grad():
+            for _ in data():
+                model(100.0 * data(1)[0])
+        handle.remove()
+        ends.set()
+
+    with watch(model, optimizer) as watched:
+        Turns().run(training, evaluation)
+    assert ends.is_set()
+    agree(watched, by_hand(make(), data()))
+
+
+def test_a_compiled_block_that_another_thread_has_begun_to_call_runs_when_the_tap_is_off():
+    model = make()
+    model.blocks[0].compile(backend="eager")
+    own = model.blocks[0]._compiled_call_impl
+    with watch(model, sgd(model)):
+        begun = model.blocks[0]._compiled_call_impl
+    assert begun is not own
+    assert torch.equal(begun(torch.ones(2, 6)), model.blocks[0](torch.ones(2, 6)))
+
+
+def test_models_of_two_threads_that_a_script_trains_are_found_one_after_the_other():
+    models, found, inside = [make(), make(seed=1)], [], []
+    both = threading.Event()
+
+    def start(model, optimizers, before):
+        found.append(before)
+        inside.append(model)
+        if len(inside) == 2:
+            both.set()
+        both.wait(0.2)
+        inside.remove(model)
+        return Started()
+
+    with Watches(start):
+        Turns().run(*(lambda wait, model=model: train(model, sgd(model), data(2)) for model in models))
+    assert found == [0, 1]
+    assert not both.is_set()

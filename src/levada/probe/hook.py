@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, ClassVar, final
 
-__all__ = ["Hook"]
+__all__ = ["Hook", "measures"]
 
 
 @final
@@ -17,6 +17,7 @@ class Hook:
     """
 
     __slots__ = ("_function",)
+    measures: ClassVar = True
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
@@ -30,6 +31,15 @@ class Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Hook, (_ignore,)
+
+
+def measures(hook: object) -> bool:
+    """Return whether a hook only measures, so that what a model computes is the same without it.
+
+    Args:
+        hook: any.
+    """
+    return getattr(type(hook), "measures", False) is True
 
 
 def _ignore(*_: Any) -> None:

@@ -214,8 +214,9 @@ def replace(module: nn.Module, attribute: str, function: Any) -> None:
 
 def below(module: nn.Module, attribute: str, function: Any) -> Any:
     """Return what a function that was put into a module is to call: what is there without it."""
-    stack = _replaced[id(module), attribute]
-    return stack[stack.index(function) - 1]
+    stack = _replaced.get((id(module), attribute), [])
+    # Another thread may have taken it out since this one began to call it.
+    return stack[stack.index(function) - 1] if function in stack else module.__dict__[attribute]
 
 
 def restore(module: nn.Module, attribute: str, function: Any) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from levada.probe.recorder import transformed
 from levada.probe.trace import Site
 from levada.watching.closure import before_its_update
 from levada.watching.coefficients import Coefficients
@@ -27,6 +26,7 @@ from levada.watching.structure import Structure
 from levada.watching.taps import Taps
 from levada.watching.telling import quietly, warn
 from levada.watching.together import Together, measured
+from levada.watching.tracing import uncompiled
 from levada.watching.transfer import Sent
 from levada.watching.weights import Weights
 
@@ -71,6 +71,7 @@ class Engine:
         self.broke: Callable[[], None] = lambda: None  # called once it is
         self.left = before_update  # called for a step that is left before its update
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
+        self.counts = self.passes.counts
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self.weights = Weights(structure := Structure(model), optimizers, self._spend)
@@ -177,8 +178,6 @@ class Engine:
     @quietly
     def see(self, place: int, tensor: Tensor, activation: bool, block: bool) -> None:
         """Take the output of an activation in a block, of the block, or of what is both."""
-        if transformed() or not (torch.is_grad_enabled() or self.passes.inside() or in_backward()):
-            return  # numbers that cannot be read, or an evaluation
         begun = time.perf_counter()
         if self._reading is not None and self._reading.outside and not self.passes.inside():
             self._begin()
@@ -188,13 +187,11 @@ class Engine:
 
     def _running(self) -> int | None:
         """Return the number of the pass that is under way; None if what runs now does not count."""
-        if self._reading is None or transformed() or in_backward():
-            return None
-        if not (torch.is_grad_enabled() or self.passes.inside()):
+        if self._reading is None or in_backward() or not self.counts():
             return None
         if self._reading.outside and not self.passes.inside():
             self._begin()
-        return None if self._reading is None else self._reading.passes
+        return None if self._reading is None else self._reading.number
 
     @quietly
     def _begin(self) -> None:
@@ -252,6 +249,7 @@ class Engine:
 
     # The end of a step.
 
+    @uncompiled
     @quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         first = in_backward() and not self._within
@@ -271,6 +269,7 @@ class Engine:
             self._heard = True
             self._before_update(self.steps, self.losses.current())
 
+    @uncompiled
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1

@@ -19,6 +19,7 @@ from levada.probe.recorder import tensors as tensors_in
 from levada.watching.constant import ConstantLoss
 from levada.watching.own import OwnPasses, running
 from levada.watching.telling import warn
+from levada.watching.tracing import symbolic, uncompiled
 
 __all__ = ["Losses", "graph_task", "in_backward"]
 
@@ -295,9 +296,10 @@ def _wrap() -> None:
     scale = _originals[GradScaler, "scale"] = GradScaler.scale
     step = _originals[GradScaler, "step"] = GradScaler.step
 
+    @uncompiled
     @functools.wraps(original)
     def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or in_backward():
+        if in_backward() or symbolic():
             return original(tensors, *args, **kwargs)
         heard = [watcher for watcher in tuple(_watchers) if watcher.own.called_here()]
         if not heard:
@@ -315,6 +317,7 @@ def _wrap() -> None:
             _try(watcher, functools.partial(watcher.after, state, roots, given))
         return None
 
+    @uncompiled
     @functools.wraps(scale)
     def watched_scale(self: GradScaler, outputs: Any) -> Any:
         result = scale(self, outputs)
@@ -324,6 +327,7 @@ def _wrap() -> None:
                 _scalings[id(self)] = self
         return result
 
+    @uncompiled
     @functools.wraps(step)
     def watched_step(self: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         before = [(watcher, watcher.heard.updates) for watcher in tuple(_watchers)]

@@ -12,7 +12,7 @@ __all__ = ["OwnPasses", "running"]
 
 @final
 class OwnPasses:
-    """The backward passes that one watch hears of: those of the thread of its model's last forward pass, or update.
+    """The backward passes that one watch hears of: those of threads that ran its model since, or at, its last update.
 
     Who calls `backward` counts. Gradients arrive in a thread for each device, and a checkpoint begins passes of its own
     there. Another loop in another thread calls `backward` at any time: while this one's gradients are looked at too.
@@ -34,12 +34,14 @@ class OwnPasses:
         self.retains = False
         self._open = False
         self._depth = 0
-        self._forward = self._update = 0  # idents of threads; no thread has 0
+        self._last = self._update = 0  # idents of threads; no thread has 0
+        self._forward: set[int] = set()  # since the last update
 
     def open(self) -> None:
         """Hear of the passes that this thread calls, until another runs the model."""
         self._open = True
-        self._forward, self._update = threading.get_ident(), 0
+        self._last, self._update = threading.get_ident(), 0
+        self._forward = {self._last}
 
     def close(self) -> None:
         """Hear of none."""
@@ -47,15 +49,19 @@ class OwnPasses:
 
     def follow(self) -> None:
         """Learn that this thread runs the model forward."""
-        self._forward = threading.get_ident()
+        if self._last != threading.get_ident():  # another one evaluates the model, or goes on with the training
+            self._last = threading.get_ident()
+            self._forward = {*self._forward, self._last}
 
     def updated(self) -> None:
         """Learn that this thread updates the model, as one may that runs what is hidden in compiled code."""
         self._update = threading.get_ident()
+        self._forward = {self._last}
 
     def called_here(self) -> bool:
         """Return whether a pass that this thread calls is one of them."""
-        return threading.get_ident() in (self._forward, self._update)
+        here = threading.get_ident()
+        return here == self._update or here in self._forward
 
     @property
     def counted(self) -> bool:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from levada.probe.hook import Hook
-from levada.probe.recorder import first_floating, transformed
+from levada.probe.recorder import first_floating
 from levada.watching.losses import in_backward
 from levada.watching.places import original, plain_name
+from levada.watching.scripting import close_scripting, open_scripting
 from levada.watching.skipped import Skips, continues
+from levada.watching.tracing import symbolic
 
 __all__ = ["Pass", "Passes"]
 
@@ -173,6 +176,13 @@ def _counted(method: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class _Under(threading.local):
+    """The pass that is under way in one thread: another may evaluate the model meanwhile."""
+
+    depth = 0
+    learning = returned = False
+
+
 @final
 class Passes:
     """Hooks on the model itself, for as long as it is watched: three calls of Python in each forward pass.
@@ -199,15 +209,14 @@ class Passes:
         fail: Callable[[Exception], None],
     ) -> None:
         self.skips = Skips(model)
-        self.depth = 0
-        self.learning = False
+        self._under = _Under()
         self.seen = 0
         self._model = model
         self._cap = cap
         self._begin, self._end, self._spent, self._fail = begin, end, spent, fail
         self._handles: list[RemovableHandle] = []
         self._step = self._next = self._number = 0
-        self._keeps = self._returned = self._continues = False
+        self._keeps = self._continues = False
         self._waited = False  # whether a pass came behind one without a backward pass
         self._given: dict[int | str, weakref.ref[Tensor]] = {}
         self._output: weakref.ref[Tensor] | None = None
@@ -220,6 +229,7 @@ class Passes:
 
     def attach(self) -> None:
         """Put the hooks on the model."""
+        open_scripting(self)
         keep = self._handles.append
         keep(self._model.register_forward_pre_hook(Hook(self._before), with_kwargs=True, prepend=True))
         keep(self._model.register_forward_hook(Hook(self._after)))
@@ -227,6 +237,7 @@ class Passes:
 
     def detach(self) -> None:
         """Remove them, and let go of what was kept."""
+        close_scripting(self)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -267,26 +278,32 @@ class Passes:
 
     def inside(self) -> bool:
         """Return whether a pass with gradients is under way."""
-        return self.depth > 0 and self.learning
+        return self._under.depth > 0 and self._under.learning
+
+    def counts(self) -> bool:
+        """Return whether what runs now is of a pass that may train the model: not an evaluation, nor a tracer's."""
+        return (torch.is_grad_enabled() or self.inside() or in_backward()) and not symbolic()
 
     def _forget(self) -> None:
-        self.depth, self.learning, self._returned = 0, False, False
+        under = self._under
+        under.depth, under.learning, under.returned = 0, False, False
 
     @_counted
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self._model:
             return
-        if self.depth and _calls_of(module) < 2:  # Ctrl-C in forward calls no hook: that pass is over
-            ended = self.learning
+        under = self._under
+        if under.depth and _calls_of(module) < 2:  # Ctrl-C in forward calls no hook: that pass is over
+            ended = under.learning
             self._forget()
             if ended:
                 self._end(False)
-        self.depth += 1
-        if self.depth > 1:
+        under.depth += 1
+        if under.depth > 1:
             return
-        self._returned = False
-        self.learning = torch.is_grad_enabled() and not in_backward() and not transformed()
-        if self.learning:
+        under.returned = False
+        under.learning = torch.is_grad_enabled() and not in_backward() and not symbolic()
+        if under.learning:
             self.seen += 1
             self._waited |= self.skips.waits
             self._number = self._number + 1 if self._step == self._next and self.seen > 1 else 1
@@ -309,12 +326,13 @@ class Passes:
     @_counted
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hear that a pass returned, be it None."""
-        if module is not self._model or self.depth == 0:
+        under = self._under
+        if module is not self._model or under.depth == 0:
             return
-        self._returned = True
-        self.depth -= 1
-        if self.depth == 0 and self.learning:
-            self.learning = False
+        under.returned = True
+        under.depth -= 1
+        if under.depth == 0 and under.learning:
+            under.learning = False
             self._end(True)
             if not self._continues:
                 self.skips.returned(output, training=module.training)
@@ -330,12 +348,13 @@ class Passes:
         """Hear that a pass is left, perhaps by an exception."""
         if module is not self._model:
             return
-        returned, self._returned = self._returned, False
-        if returned or self.depth == 0:
+        under = self._under
+        returned, under.returned = under.returned, False
+        if returned or under.depth == 0:
             return
-        self.depth -= 1
-        if self.depth == 0 and self.learning:
-            self.learning = False
+        under.depth -= 1
+        if under.depth == 0 and under.learning:
+            under.learning = False
             self._end(False)
 
     @_counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from array import array
 from collections.abc import Callable
@@ -59,6 +60,7 @@ class Reading:
     ) -> None:
         self.step = step
         self.passes = 0
+        self._of: dict[int, int] = {}  # thread -> the pass that it began last
         self.counted = set[int]()  # the passes that led to the update, when the table was made
         self.late = False  # it was opened when its step had begun
         self.calls: dict[int, tuple[int, ...]] = {}  # block -> shape of its output, in order of first call
@@ -88,9 +90,15 @@ class Reading:
         """Whether a block that runs now begins a pass, if the model was not called: its parts were, one by one."""
         return self._between and not in_backward()
 
+    @property
+    def number(self) -> int:
+        """The pass that is under way in this thread."""
+        return self._of.get(threading.get_ident(), self.passes)
+
     def begin(self) -> None:
         """Begin a pass."""
         self.passes += 1
+        self._of[threading.get_ident()] = self.passes
         self._between = False
 
     def backward(self) -> None:
@@ -108,7 +116,7 @@ class Reading:
                 return
         elif block:
             self._forward.add(place)
-        slot = self.passes, place
+        slot = self.passes if in_backward() else self.number, place
         if block and place not in self.calls:
             self.calls[place] = tuple(tensor.shape)
             if tensor.grad_fn is not None and tensor.grad_fn.name() == "TanhBackward0":
@@ -184,7 +192,7 @@ class Reading:
         self._statistics.signal.flush()
         self._statistics.zeros.flush()
         if not completed:
-            self._failed.add(self.passes)
+            self._failed.add(self.number)
             self._between = True
         for place, tensor, version in self._versions:
             if tensor._version != version:

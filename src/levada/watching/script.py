@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -15,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from levada.watching.owners import Trained, find_trained
 from levada.watching.telling import say
+from levada.watching.tracing import uncompiled
 
 __all__ = ["Watches"]
 
@@ -60,6 +62,7 @@ class Watches:
         self._open: list[tuple[weakref.ref[nn.Module], Any]] = []
         self._hook: Any = None
         self._process = os.getpid()
+        self._lock = threading.RLock()  # loops may run in several threads
         self._told: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -76,16 +79,22 @@ class Watches:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        for _, watch in self._open if os.getpid() == self._process else ():
-            with self._failures_told("a watch could not be closed"):
-                watch.close()
-        self._open.clear()
+        if os.getpid() != self._process:  # what is forked has no part in it, nor in the lock
+            return
+        with self._lock:
+            for _, watch in self._open:
+                with self._failures_told("a watch could not be closed"):
+                    watch.close()
+            self._open.clear()
 
+    @uncompiled
     def _stepped(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if optimizer in self._seen or os.getpid() != self._process:
             return
-        self._seen.add(optimizer)
-        with self._failures_told("a model could not be watched"):
+        with self._lock, self._failures_told("a model could not be watched"):
+            if optimizer in self._seen or self._hook is None:  # another thread was here meanwhile
+                return
+            self._seen.add(optimizer)
             trained = find_trained(optimizer)
             if trained is None:
                 raise LookupError(f"no module holds the parameters of {type(optimizer).__name__}")

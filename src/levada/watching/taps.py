@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import Any, Protocol, final
+from typing import Any, ClassVar, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,17 @@ __all__ = ["Listener", "Taps"]
 class Listener(Protocol):
     """Who is told."""
 
+    def counts(self) -> bool:
+        """Return whether what runs now is to be told."""
+
     def see(self, place: int, tensor: Tensor, activation: bool, block: bool) -> None:
         """Hear of the output of an activation in a block, of that of the block, or of one that is both."""
+
+
+class _Last(threading.local):
+    """The block that ran last in one thread."""
+
+    place = -1
 
 
 @final
@@ -36,7 +46,7 @@ class Taps:
     """
 
     def __init__(self, model: nn.Module, places: Sequence[Place], listener: Listener) -> None:
-        self.last = -1
+        self.last = _Last()
         self.listener = listener
         self.switch = Switch()
         self.searching = True
@@ -62,7 +72,7 @@ class Taps:
 
     def attach(self) -> None:
         """Put the hooks on the modules, again by the handles of the first time, which is 10 times faster."""
-        self.last = -1
+        self.last = _Last()
         self.switch.on = True
         if self.searching:
             self._search()
@@ -177,6 +187,7 @@ class _TapHook:
     """A forward hook, which a copy of the model does not inherit."""
 
     __slots__ = ("activation", "block", "buffers", "index", "key", "own", "taps")
+    measures: ClassVar = True
 
     def __init__(
         self,
@@ -199,19 +210,21 @@ class _TapHook:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Tell of the output; while compiling, return it with a tap in it."""
         if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                return None
             index, changed = -1 if self.index is None else self.index, None
             if self.activation:
                 changed = tapped(self.key, index, self.buffers, output, activation=True)
             return tapped(self.key, index, self.buffers, output, activation=False) if self.block else changed
-        if module is not self.own:
-            return None
         taps = self.taps
+        if module is not self.own or not taps.listener.counts():
+            return None
         if not self.block or self.index is None:
-            place = taps.last if self.index is None else self.index
+            place = taps.last.place if self.index is None else self.index
             if place >= 0 and isinstance(output, Tensor):
                 taps.listener.see(place, output, True, False)
             return None
-        taps.last = self.index
+        taps.last.place = self.index
         tensor = output if type(output) is Tensor and output.is_floating_point() else _main(output)
         if tensor is not None:
             if taps.searching and taps.switch.on:
