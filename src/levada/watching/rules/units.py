@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from levada.diagnose.finding import Finding, Severity
+from levada.watching.baseline import BY_CHANCE
 from levada.watching.places import original, plain_name
 from levada.watching.rules.depth import LARGE
 from levada.watching.sample import Sample
@@ -21,8 +22,6 @@ __all__ = ["dead_units", "frozen_layers", "saturated_activation", "squashed"]
 DEAD: Final = 0.999
 # A run's own baseline of the units that are on, over what is left of them.
 FEWER: Final = 10.0
-# How likely so many zeros in a row may be by a block's own habit, as that of one that is drawn to rest.
-BY_CHANCE: Final = 1e-4
 # Units that are off for one kind of batch are so for some samples in a row; they are no cut, and told earlier.
 SELDOM: Final = 0.02
 # By then what was seen of them confirms itself: three samples in a row behind twelve or more with some on.
