@@ -103,6 +103,22 @@ def test_a_cut_too_late_to_be_judged_keeps_the_verdict_open():
     assert "frozen_layers: 0 has had no gradient for longer than its habit explains" in watch.standing.told
 
 
+def apart(model, x, step):
+    """The first blocks run on their own, from some step on without a graph."""
+    with torch.set_grad_enabled(step < 200):
+        x = model[:3](x)
+    return model[3:](x)
+
+
+def test_blocks_that_learned_and_run_under_no_grad_since_are_an_information():
+    watch = train(forward=apart)
+    (found,) = watch.findings
+    assert (found.rule, found.severity, found.where) == ("frozen_layers", "info", {"first": "0", "last": "2"})
+    assert "3 blocks, 0 to 2, learn no more" in found.claim
+    assert watch.standing.verdict == "healthy"
+    assert train(300, forward=lambda model, x, step: apart(model, x, 200)).findings == []
+
+
 def die(model, step):
     if step == 300:
         nn.init.constant_(model[2][0].bias, -100.0)

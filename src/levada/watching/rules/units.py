@@ -46,10 +46,11 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     is not part of the graph now, and information if it never had one, or if the gradient that arrives is zero, as with
     a term of the loss that has weight 0. A block that rests now and then, by chance or because a router leaves it out,
     is none: its zeros must be more in a row than its own habit explains. Nor is one whose weights move between the
-    samples. One that no forward pass reached was not asked to learn.
+    samples. One that no forward pass reached was not asked to learn: that it once was is information.
 
     If no block gets any gradient, while the loss is neither at rest nor falls, that is said of them all.
     """
+    yield from _asked_no_more(view)
     gradient, update = view["weight_gradient_rms"], view["update_ratio"]
     learning = view.blocks.trainable & ~gradient.isnan() & ~view["signal_rms"].isnan()
     zero = learning & (gradient == 0) & (view.silence.chance < BY_CHANCE) & ~_dead_behind(view)
@@ -74,6 +75,32 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     for i in hit:
         told = bool(view.silence.ever[i]) and _apart(view, [i]) is not False
         yield _cut(view, names[i], [names[i]], bool(update[i] > 0), "warn" if told else "info")
+
+
+def _asked_no_more(view: View) -> Iterable[Finding]:
+    """Blocks that learned, and are reached by no forward pass that makes a graph on any of the last samples."""
+    signals = torch.stack([values_of(row, "signal_rms", view.sites) for row in view.rows])
+    gone = view.blocks.trainable & view.silence.ever & (view.silence.chance < BY_CHANCE)
+    hit = (gone & signals.isnan().all(0)).nonzero().flatten().tolist()
+    if not hit or bool(signals[-1].isnan().all()):
+        return
+    names = [view.blocks.names[i] for i in hit]
+    span = names[0] if len(names) == 1 else f"{len(names)} blocks, {names[0]} to {names[-1]},"
+    verb = "learns" if len(names) == 1 else "learn"
+    yield Finding(
+        rule="frozen_layers",
+        severity="info",
+        status="fired",
+        claim=(
+            f"{span} {verb} no more: no gradient the last {int(view.silence.run[hit].amin())} times it was looked at, "
+            f"and on the last {len(view.rows)} samples no forward pass that makes a graph."
+        ),
+        where={"first": names[0], "last": names[-1]},
+        evidence={"blocks": names, "reference": "they had a gradient before", "explained_by": "place"},
+        consequence="Nothing is wrong if they are left out, or run under torch.no_grad, on purpose.",
+        falsify="Look at requires_grad of their outputs in a training step: one that is true shows this wrong.",
+        source="torch.autograd: what runs under no_grad makes no graph",
+    )
 
 
 def _nothing_arrives(view: View, hit: list[int]) -> Iterable[Finding]:
