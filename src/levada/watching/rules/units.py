@@ -53,7 +53,7 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     yield from _asked_no_more(view)
     gradient, update = view["weight_gradient_rms"], view["update_ratio"]
     learning = view.blocks.trainable & ~gradient.isnan() & ~view["signal_rms"].isnan()
-    zero = learning & (gradient == 0) & (view.silence.chance < BY_CHANCE) & ~_dead_behind(view)
+    zero = learning & (gradient == 0) & (view.silence.chance < BY_CHANCE) & ~_dead_around(view)
     zero &= ~_moved_between(view)
     hit = zero.nonzero().flatten().tolist()
     others = (learning & (gradient > 0)).nonzero().flatten().tolist()
@@ -311,7 +311,12 @@ def _before(view: View, block: int) -> str:
     return f"it was {last:.1%} on the last sample before" if last == last else FROM_THE_START
 
 
-def _dead_behind(view: View) -> Tensor:
-    """Return, per block, whether a block at or behind it gives nothing but zeros, which cuts the gradient."""
+def _dead_around(view: View) -> Tensor:
+    """Return, per block, whether dead units account for weights without a gradient.
+
+    A block that gives nothing but zeros cuts the gradient of itself and of those before it; the weights of the one
+    after it, which reads zeros, have none either.
+    """
     dead = view["zero_fraction"] == 1
-    return dead.flip(0).cummax(0).values.flip(0)
+    before = torch.cat([dead.new_zeros(1), dead[:-1]])
+    return dead.flip(0).cummax(0).values.flip(0) | before
