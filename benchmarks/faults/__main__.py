@@ -90,6 +90,9 @@ def cases(quick: bool) -> Iterable[Callable[[], Iterator[Row]]]:
     mended = partial(trials.mended_logs, stride=17 if quick else 1)
     yield partial(_tried, "a log cut, or a bit flipped, at every byte, and written again", mended)
     yield partial(_tried, "kill -9 of a log's mending, before all that it does to a file", trials.killed_mendings)
+    yield partial(
+        _tried, "kill -9 of a log's mending at a random moment", partial(trials.kill_mendings, 6 if quick else 200)
+    )
     yield partial(_tried, "a full disk", trials.full_disk)
     yield partial(_tried, "a clock that goes backwards", trials.clock)
     yield partial(_volume, quick)

@@ -55,10 +55,10 @@ def write(folder: Path, suffix: str, samples: int = SEALED + 7) -> None:
         (writer.folder / name).write_bytes(content)
 
 
-def write_events(folder: Path) -> None:
-    """Write a run of a manifest and six events."""
+def write_events(folder: Path, count: int = 6) -> None:
+    """Write a run of a manifest and so many events."""
     with RunWriter.create(folder, kind="watch", name="small", config={"depth": 3}) as writer:
-        for i in range(6):
+        for i in range(count):
             writer.append("loss", steps=[2 * i, 2 * i + 1], values=[0.5**i, 0.3**i])
 
 

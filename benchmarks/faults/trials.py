@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.faults import small
 from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
 
-__all__ = ["clock", "cuts", "flips", "full_disk", "killed_mendings", "kills", "mended_logs"]
+__all__ = ["clock", "cuts", "flips", "full_disk", "kill_mendings", "killed_mendings", "kills", "mended_logs"]
 
 _KILLED = """
 import mmap, sys
@@ -247,6 +247,67 @@ def killed_mendings() -> dict[str, int]:
             torn.unlink()
             counted["trials"] += 1
     return dict(counted)
+
+
+_FORKED = """
+import os, signal, sys, time
+from levada.runs import RunWriter, reseal
+print("ready", flush=True)
+for line in sys.stdin:
+    how, wait, folder = line[:-1].split(" ", 2)
+    child = os.fork()
+    if not child:
+        reseal(folder) if how == "reseal" else RunWriter.open(folder).close()
+        os._exit(0)
+    if wait:
+        time.sleep(float(wait))
+        os.kill(child, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def kill_mendings(trials: int, *, seed: int = 0, count: int = 400) -> dict[str, int]:
+    """Kill at a random moment what mends a log, the doctor or a writer that opens the run; the other mends it again."""
+    draw, counted = random.Random(seed), Counter[str]()
+    words = [sys.executable, "-c", _FORKED]
+    with (
+        tempfile.TemporaryDirectory() as root,
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        def mend(how: str, wait: float | None = None) -> int:
+            print(how, "" if wait is None else wait, folder, file=process.stdin, flush=True)
+            return int(process.stdout.readline())
+
+        folder = Path(root) / "run"
+        small.write_events(folder, count)
+        log, bad = folder / "events.log", (count // 4, count // 2)
+        hurt, ends = bytearray(log.read_bytes()), small.frame_ends(folder)
+        for frame in bad:
+            hurt[ends[frame] - 9] ^= 1
+        before, good = list(range(bad[0])), [i for i in range(count) if i not in bad]
+        longest = 0.01
+        for trial in range(trials):
+            log.write_bytes(hurt)
+            first, second = draw.sample(("reseal", "open"), 2)
+            counted["killed"] += mend(first, draw.random() * longest) == -signal.SIGKILL
+            assert small.events(folder) in (before, good), "a log was left half mended"
+            counted["left_as_it_was"] += Run(folder).damage is not None
+            counted["drafts_left"] += len(list(folder.glob(".events.*")))
+            start = time.perf_counter()
+            assert mend(second) == 0, "what was killed cannot be mended"
+            longest = max(longest, time.perf_counter() - start) if trial < 8 else longest
+            assert small.events(folder) == good, "an event is lost that was whole"
+            assert len(list(Run(folder).events("repaired"))) == len(bad), "a damage is not told once"
+            (torn,) = folder.glob("events.torn-*")
+            assert torn.read_bytes() == hurt[ends[bad[0] - 1] :], "what is damaged was not kept"
+            assert not list(folder.glob(".events.*")), "a draft stays"
+            torn.unlink()
+        process.stdin.close()
+    return {"trials": trials, **counted}
 
 
 _FULL = """

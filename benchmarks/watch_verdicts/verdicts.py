@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from benchmarks.measure import commit
 from benchmarks.watch_verdicts.trainings import FAULTS, HEALTHY, Training, train
 from levada.diagnose import Finding
 from levada.watching.judge import Judge
+from levada.watching.judged import standing_of
 from levada.watching.watch import watch
 
 __all__ = ["judged", "rows"]
@@ -55,14 +57,13 @@ def told(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     ]
 
 
-def rows(seeds: Sequence[int], names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return one row for each training and seed.
+def rows(seeds: Sequence[int], names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield one row for each training and seed, as soon as it has run.
 
     Args:
         seeds: of each training.
         names: parts of names; all trainings if empty.
     """
-    found = []
     for kind, builders in (("healthy", HEALTHY), ("fault", {name: fault.build for name, fault in FAULTS.items()})):
         for name, build in builders.items():
             if names and not any(part in f"{kind} {name}" for part in names):
@@ -72,6 +73,7 @@ def rows(seeds: Sequence[int], names: Sequence[str] = ()) -> list[dict[str, Any]
                 judge = judged(build, seed)
                 alarms = [f for f in judge.findings if f.severity != "info"]
                 row = {"kind": kind, "name": name, "seed": seed, "seconds": round(time.perf_counter() - start, 1)}
+                row |= {"commit": commit(), "verdict": standing_of(judge).verdict}
                 row |= {"told": told(judge.findings), "alarms": len(alarms)}
                 row["errors"] = sum(f.severity == "error" for f in alarms)
                 if kind == "fault":
@@ -82,5 +84,4 @@ def rows(seeds: Sequence[int], names: Sequence[str] = ()) -> list[dict[str, Any]
                     row["placed"] = any(f.where.get("first") == fault.block for f in named) if fault.block else None
                     steps = [f.evidence["told_at"] - fault.step for f in named]
                     row["after"] = min(steps) if steps else None
-                found.append(row)
-    return found
+                yield row

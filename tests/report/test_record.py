@@ -72,6 +72,20 @@ def test_while_a_writer_is_at_work_the_page_says_so_and_its_half_frame_is_no_dam
     assert "steps525" in words
 
 
+def test_of_a_page_without_an_alarm_it_is_said_that_a_kept_step_is_no_finding(run: Path) -> None:
+    calm = run.parent / "calm"
+    with RunWriter.create(calm, kind="watch", name="calm") as events:
+        shutil.copytree(run / "bundles", calm / "bundles")
+        events.append("loss", steps=list(range(121)), values=[1.0] * 121)
+        events.append("judged", step=120, rules=["loss_spike"], unjudged={}, waiting=[])
+    assert "where NAME is the function that builds the model. That it was kept is no finding." in words_of(calm)
+    rule = {"rule": "loss_spike", "severity": "warn", "status": "fired", "claim": "A jump.", "where": {}}
+    with RunWriter.open(calm) as events:
+        events.append("finding", step=60, **rule, evidence={"rank": 0, "step": 60})
+    assert f"The step of bundles/{KEPT} can be run again" in words_of(calm)
+    assert "no finding" not in words_of(calm)
+
+
 def test_a_kept_step_is_named_with_the_command_and_a_damaged_one_with_what_is_left_of_it(run: Path) -> None:
     words = words_of(run)
     again = f"levada replay {run}/bundles/{KEPT} --model FILE.py:NAME"

@@ -62,6 +62,12 @@ def test_a_mending_that_is_killed_at_any_moment_loses_nothing() -> None:
     assert counted["drafts_left"] >= 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_a_mending_that_is_killed_at_a_random_moment_is_mended_by_the_other() -> None:
+    counted = trials.kill_mendings(12)
+    assert counted["killed"] > 3
+
+
 def test_a_full_disk_neither_stops_training_nor_loses_a_verdict() -> None:
     found = trials.full_disk(1200)
     assert found["events_left"] == 0

@@ -14,6 +14,7 @@ from levada.cli import main
 from levada.runs.bundles import checksum_of
 from levada.watching.bundle import Bundle, read_bundle, write_bundle
 from levada.watching.keeper import Keeper
+from levada.watching.lines import summary
 from levada.watching.watch import watch
 
 
@@ -327,3 +328,22 @@ def test_a_note_of_something_else_is_refused_with_and_without_a_run(tmp_path, ru
         watching.note(indices=[1])
         with pytest.raises(UsageError, match="what can be noted is indices, targets, checkpoint, got 'epoch'"):
             watching.note(epoch=3)
+
+
+@pytest.mark.parametrize(("factor", "alarmed"), [(300.0, False), (math.nan, True)])
+def test_where_no_alarm_holds_it_is_said_that_a_kept_step_is_none(factor, alarmed, tmp_path):
+    torch.manual_seed(0)
+    model, folder = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)), tmp_path / "run"
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    with watch(model, optimizer, run=folder, every=5, max_overhead=1e9) as watching:
+        for step in range(60):
+            optimizer.zero_grad()
+            (model(torch.randn(16, 6)) * (factor if step == 50 else 1.0)).square().mean().backward()
+            optimizer.step()
+    assert len(watching.judge.keeper.folders) == 1
+    assert watching.standing.alarmed == alarmed
+    (told,) = (note for note in watching.report().notes if note.startswith("Kept"))
+    assert ("A step that is kept is no finding." in told) != alarmed
+    lines = ["".join(words for words, _ in line) for line in summary(watching)]
+    kept = "1 step is kept" if alarmed else "1 step is kept, which is no finding"
+    assert any(line.startswith(f"  {kept}; run it again") for line in lines)

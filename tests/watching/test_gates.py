@@ -10,10 +10,12 @@ from torch.nn.utils.rnn import pack_sequence
 import levada
 from levada.cells import GRU, LSTM, MinGRU, MinLSTM, Recurrent
 from levada.probe.memory import memory_curve
+from levada.probe.recurrence import LEAST_CALLS
 from levada.probe.recurrences import recurrences
 from levada.report.watch import watch_view
 from levada.runs import Run
 from levada.runs.inside import GATES, gates_of, why_not
+from levada.watching.gates import GateTaps
 
 STEPS, ROWS, DIM = 20, 4, 5
 
@@ -136,6 +138,98 @@ def test_the_function_and_the_random_state_stay_as_they_are(tmp_path):
     for one, other in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class Passes:
+    """Taps on a module that is called by itself, in passes of one step."""
+
+    def __init__(self, module):
+        self.module, self.number = module, None
+        self.taps = GateTaps(module, lambda: self.number)
+
+    def run(self, *given):
+        """Call the module, each argument in the next pass that counts, and return what would be sent."""
+        self.taps.attach()
+        for self.number, each in enumerate(given):
+            self.module(each)
+        sent = self.taps.pack(set(range(len(given))), torch.device("cpu"))
+        self.taps.detach()
+        return sent
+
+    def means(self, *given):
+        """Return the mean factor by site."""
+        gates = self.run(*given).host(self.run(*given).values)
+        return dict(zip(gates.sites, gates.signals["gate_mean"].tolist(), strict=True))
+
+
+def test_gates_are_those_of_the_last_pass_that_counts():
+    torch.manual_seed(0)
+    small, large = 0.1 * data(), 10 * data()
+    passes = Passes(nn.GRU(3, DIM))
+    ((_, first),) = passes.means(small).items()
+    ((_, last),) = passes.means(large).items()
+    assert first != last
+    assert passes.means(small, large) == {"": last}
+    assert passes.means(large, small) == {"": first}
+    passes.taps.attach()
+    for passes.number, each in ((0, small), (None, large), (1, large)):
+        passes.module(each)
+    sent = passes.taps.pack({0}, torch.device("cpu"))
+    assert sent.host(sent.values).signals["gate_mean"].tolist() == [first]
+    assert passes.taps.pack({7}, torch.device("cpu")) is None
+    passes.taps.detach()
+
+
+class Stretches(nn.Module):
+    """A cell that runs several sequences, each from the start."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.cell, self.parts = nn.GRUCell(3, DIM), parts
+
+    def forward(self, x):
+        for part in self.parts:
+            state = None
+            for at in x[part]:
+                state = self.cell(at, state)
+
+
+@pytest.mark.parametrize("parts", [(slice(12), slice(12, 20)), (slice(12, 20), slice(12)), (slice(12), slice(4))])
+def test_of_a_cell_that_runs_several_sequences_the_longest_is_told(parts):
+    torch.manual_seed(0)
+    whole = Passes(Stretches(*parts))
+    alone = Passes(Stretches(slice(12)))
+    alone.module.load_state_dict(whole.module.state_dict())
+    assert whole.means(data()) == alone.means(data())
+    assert len(whole.run(data()).values) == 3 + 12 + 1
+
+
+def test_a_few_calls_of_a_cell_are_no_sequence():
+    for length in (LEAST_CALLS, LEAST_CALLS + 1):
+        assert (Passes(Stretches(slice(length))).run(data()) is None) == (length == LEAST_CALLS)
+
+
+class Many(nn.ModuleList):
+    def forward(self, x):
+        return [each(x) for each in self]
+
+
+def test_of_many_recurrences_some_are_kept_and_the_others_named():
+    sent = Passes(Many(nn.GRU(3, 1) for _ in range(66))).run(data())
+    gates = sent.host(sent.values)
+    assert gates.sites == tuple(str(i) for i in range(64))
+    assert gates.unseen == dict.fromkeys(("64", "65"), "of each sample 64 are kept")
+
+
+def test_what_runs_compiled_is_named_and_what_does_not_is_seen():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"compiled": torch.compile(nn.GRU(3, DIM), backend="eager"), "plain": nn.GRU(3, DIM)})
+    taps = GateTaps(model, lambda: 0)
+    assert [name for name, _ in taps.modules] == ["plain"]
+    for _ in range(2):
+        sent = taps.pack({0}, torch.device("cpu"))
+        assert sent.host(sent.values).unseen == {"compiled": "it runs compiled"}
+        taps.detach()
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -81,6 +81,44 @@ def test_a_cut_behind_the_last_sample_is_found(zero):
     assert "times it was looked at, though others get one" in watch.findings[-1].claim
 
 
+def cut_from(first):
+    def forward(model, x, step):
+        for i, layer in enumerate(model):
+            x = layer(x).detach() if i == 2 and step >= first else layer(x)
+        return x
+
+    return forward
+
+
+@pytest.mark.parametrize("first", [0, 60, 80, 120])
+def test_a_cut_that_the_first_samples_saw_but_could_not_judge_is_found(first):
+    watch = train(forward=cut_from(first))
+    assert alarms(watch) == [("frozen_layers", "2")]
+
+
+def test_a_cut_too_late_to_be_judged_keeps_the_verdict_open():
+    watch = train(forward=cut_from(350))
+    assert alarms(watch) == []
+    assert watch.standing.verdict == "unknown"
+    assert "frozen_layers: 0 has had no gradient for longer than its habit explains" in watch.standing.told
+
+
+def apart(model, x, step):
+    """The first blocks run on their own, from some step on without a graph."""
+    with torch.set_grad_enabled(step < 200):
+        x = model[:3](x)
+    return model[3:](x)
+
+
+def test_blocks_that_learned_and_run_under_no_grad_since_are_an_information():
+    watch = train(forward=apart)
+    (found,) = watch.findings
+    assert (found.rule, found.severity, found.where) == ("frozen_layers", "info", {"first": "0", "last": "2"})
+    assert "3 blocks, 0 to 2, learn no more" in found.claim
+    assert watch.standing.verdict == "healthy"
+    assert train(300, forward=lambda model, x, step: apart(model, x, 200)).findings == []
+
+
 def die(model, step):
     if step == 300:
         nn.init.constant_(model[2][0].bias, -100.0)
@@ -154,7 +192,7 @@ def test_looks_are_as_far_apart_as_samples_may_be_at_least_and_then_a_sixteenth_
     assert asked == []
 
 
-def test_three_zeros_in_a_row_ask_once_and_again_only_after_a_gradient_came():
+def test_three_zeros_in_a_row_ask_once_and_again_after_a_gradient_came_or_when_chance_explains_no_more():
     looking = Looking()
     assert looking.run(201, 300)[1] == [268]
     assert looking.glances.waits
@@ -162,7 +200,8 @@ def test_three_zeros_in_a_row_ask_once_and_again_only_after_a_gradient_came():
     looking.run(300, 330, "whole")
     assert not looking.glances.waits
     assert looking.glances.reached == 328
-    assert len(looking.run(330, 800)[1]) == 1
+    assert looking.run(330, 600)[1] == [450]
+    assert looking.run(600, 665)[1] == [617, 658]
 
 
 def test_a_gradient_too_small_to_be_squared_is_none_that_is_missed():
@@ -188,13 +227,21 @@ def test_weights_that_were_exchanged_are_looked_at_as_they_are():
     assert looking.glances.reached == 288
 
 
-def test_a_block_that_never_had_a_gradient_is_left_to_samples():
+def test_a_block_that_never_had_a_gradient_asks_once_and_waits_until_samples_have_judged_it():
     looking = Looking()
     looking.silence = Silence(2)
-    looking.silence.add(torch.tensor([0.0, 1.0]))
-    looking.run(201, 400)
-    assert looking.silence.run.tolist() == [1, 0]
-    assert not looking.glances.waits
+    for _ in range(6):
+        looking.silence.add(torch.tensor([0.0, 1.0]))
+    assert looking.run(201, 365)[1] == [248]
+    assert looking.silence.run.tolist()[0] == 13
+    assert len(looking.run(365, 500)[1]) > 1, "chance explains it no longer"
+    for samples in range(4):
+        assert looking.silence.sure.tolist() == [samples, 0], "a look is no sample"
+        assert looking.glances.waits == (samples < 3)
+        looking.silence.add(torch.tensor([0.0, 1.0]))
+        looking.glances.sampled(500 + samples, looking.blocks, looking.silence)
+    looking.silence.add(torch.ones(2))
+    assert looking.silence.sure.tolist() == [0, 0]
 
 
 def test_a_gradient_that_a_frozen_weight_has_left_is_none_of_its_block():
@@ -225,7 +272,7 @@ def test_what_raises_ends_the_looks_alone():
     looking.run(201, 202, "whole")
     between.before_update(240, *given)
     assert between.reached == 240
-    looking.silence.add = lambda values: 1 / 0
+    looking.silence.add = lambda values, look: 1 / 0
     with pytest.warns(UserWarning, match="gradients between samples raised ZeroDivisionError"):
         between.before_update(280, *given)
     between.before_update(320, *given)

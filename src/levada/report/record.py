@@ -72,19 +72,23 @@ def again(kept: Kept) -> tuple[str, str]:
     return words, "" if whole else f", where NAME is the function that builds the {kept.model or 'model'}"
 
 
-def bundle_notes(kept: Sequence[Kept], findings: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+def bundle_notes(
+    kept: Sequence[Kept], findings: Sequence[Mapping[str, Any]] = (), *, alarmed: bool = True
+) -> list[str]:
     """Say which kept steps can be run again, and how; of those that cannot, the damage is told elsewhere.
 
     Args:
         kept: what is there.
         findings: as the page shows them; a command that stands there is not told again.
+        alarmed: whether an alarm holds; without one it is said that a kept step is none.
     """
     notes = []
+    finding = "" if alarmed else " That it was kept is no finding."
     shown = {value for one in findings for _, value in one["evidence"]}
     for one in kept:
         words, builds = again(one)
         if not one.damage and f"{words}{builds}" not in shown:
-            notes.append(f"The step of {BUNDLES}/{one.folder.name} can be run again: `{words}`{builds}.")
+            notes.append(f"The step of {BUNDLES}/{one.folder.name} can be run again: `{words}`{builds}.{finding}")
     return notes
 
 

@@ -92,7 +92,7 @@ def watch_view(
             # Beside an error it is of no weight which rules have not judged.
             f"{sentence(standing.counted)}." if verdict == "error" else standing.told,
             *_notes(run.ranks, ranks, depth, events, len(known)),
-            *(bundle_notes(kept, told) if drawn else ()),
+            *(bundle_notes(kept, told, alarmed=standing.alarmed) if drawn else ()),
         ],
         "table": table_view(blocks),
         "provenance": [],

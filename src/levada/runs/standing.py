@@ -84,6 +84,11 @@ class Standing:
         return "unknown" if self.waiting or not self.judged else "healthy"
 
     @property
+    def alarmed(self) -> bool:
+        """Whether an alarm holds."""
+        return self.verdict in _ALARMS
+
+    @property
     def called(self) -> str:
         """The verdict in words: "healthy" only as far as the run was seen.
 

@@ -54,7 +54,8 @@ def report(
         told = (f"{finding.rule} at step {finding.evidence['cleared_at']}" for finding in ended)
         notes.append(f"Ended: {', '.join(told)}.")
     if judge.keeper is not None and judge.keeper.folders:
-        notes.append(f"Kept, to be run again: {', '.join(str(folder) for folder in judge.keeper.folders)}.")
+        finding = "" if standing.alarmed else " A step that is kept is no finding."
+        notes.append(f"Kept, to be run again: {', '.join(str(folder) for folder in judge.keeper.folders)}.{finding}")
     return Report(
         verdict=standing.verdict,
         findings=(*(finding for finding in found if finding.status == "fired"), *ended),

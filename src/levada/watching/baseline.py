@@ -17,7 +17,7 @@ from torch import Tensor
 
 from levada._errors import require_at_least
 
-__all__ = ["ZERO", "Baseline", "LossBaseline", "Silence", "octaves", "times"]
+__all__ = ["BY_CHANCE", "ZERO", "Baseline", "LossBaseline", "Silence", "octaves", "times"]
 
 _MEDIAN: Final = 1.2533  # standard deviation of a median of normal variables over that of their mean
 _NORMAL: Final = 1.4826  # standard deviation of a normal variable over its median absolute deviation
@@ -26,6 +26,8 @@ ZERO: Final = -1100.0
 """What `octaves` gives of zero."""
 # Octaves: two samples of one constant number differ by rounding, and by what a next batch changes of it.
 _LEAST_SPREAD: Final = 0.05
+# How likely so many zeros in a row may be by a block's own habit, as that of one that is drawn to rest.
+BY_CHANCE: Final = 1e-4
 # The best is the least of many medians, and so below what is usual without a rise: as far as this many deviations.
 CLEAR: Final = 6.0
 
@@ -133,6 +135,7 @@ class Silence:
     Attributes:
         run: how many samples in a row have been zero so far.
         last: what each was when it was other than zero last; NaN where it never was.
+        sure: how many samples in a row, looks between them left out, found a run that chance does not explain.
 
     Example:
         >>> silence = Silence(1)
@@ -145,6 +148,7 @@ class Silence:
     def __init__(self, columns: int) -> None:
         self.run = torch.zeros(columns, dtype=torch.long)
         self.last = torch.full((columns,), math.nan, dtype=torch.float64)
+        self.sure = torch.zeros(columns, dtype=torch.long)
         self._zeros = torch.zeros(columns, dtype=torch.long)
         self._counted = torch.zeros(columns, dtype=torch.long)
 
@@ -161,17 +165,21 @@ class Silence:
         """Whether a signal has ever been other than zero."""
         return self._counted > 0
 
-    def add(self, values: Tensor) -> None:
-        """Take one sample.
+    def add(self, values: Tensor, *, look: bool = False) -> None:
+        """Take one sample, or a look between samples.
 
         Args:
             values: a value of each signal; NaN where it was not measured, which counts for nothing.
+            look: whether it is no sample, so that no rule hears of it.
         """
         zero, other = values == 0, values.abs() > 0
         self._zeros += torch.where(other, self.run, 0)
         self._counted += torch.where(other, self.run + 1, 0)
         self.last = torch.where(other, values.double(), self.last)
         self.run = torch.where(zero, self.run + 1, torch.where(other, 0, self.run))
+        self.sure = torch.where(self.run == 0, 0, self.sure)
+        if not look:
+            self.sure = torch.where(zero & (self.chance < BY_CHANCE), self.sure + 1, 0)
 
 
 def octaves(values: Tensor) -> Tensor:

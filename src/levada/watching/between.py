@@ -36,7 +36,7 @@ class Between:
         self.ended: dict[str, str] = {}
         self._ledger = ledger
         self._unoptimised: Unoptimised | None = Unoptimised()
-        self._glances: Glances | None = Glances(every)
+        self._glances: Glances | None = Glances(every, ledger.confirm)
 
     @property
     def unheld(self) -> int | None:

@@ -242,7 +242,9 @@ class GateTaps:
         numbers = [number for number, _ in self._seen if number in counted]
         if not numbers:
             return SentGates(torch.empty(0, device=device), [], [], told) if told else None
-        found = [(site, seen) for (number, site), seen in self._seen.items() if number == max(numbers)][:_MOST]
+        every = [(site, seen) for (number, site), seen in self._seen.items() if number == max(numbers)]
+        found = every[:_MOST]
+        told |= {site: f"of each sample {_MOST} are kept" for site, _ in every[_MOST:]}
         with unseen(device.type):
             rows = [_numbers(seen.factors, device) for _, seen in found]
         lengths = [len(row) - 3 for row in rows]

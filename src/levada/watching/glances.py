@@ -12,12 +12,12 @@ from torch.nn.parameter import is_lazy
 
 from levada._errors import require_at_least
 from levada.stacking import parameters_of
-from levada.watching.baseline import Silence
+from levada.watching.baseline import BY_CHANCE, Silence
 from levada.watching.places import original, plain_name
 from levada.watching.transfer import OnItsWay
 from levada.watching.view import Blocks
 
-__all__ = ["UNUSUAL", "Glances"]
+__all__ = ["UNUSUAL", "Glances", "missed"]
 
 UNUSUAL: Final = 0.005
 """How likely so many zeros in a row may be by a block's own habit, below which a sample is worth its cost."""
@@ -26,22 +26,37 @@ _PART: Final = 16  # of the steps so far, one lies between two looks
 _LATE: Final = 8  # steps that a sample may take to arrive
 
 
+def missed(blocks: Blocks, silence: Silence, confirm: int) -> Tensor:
+    """Return, per trained block, whether it has had no gradient for longer than is usual, and no rule could judge that.
+
+    Rules have judged it once `confirm` samples in a row found zeros that chance does not explain.
+
+    Args:
+        blocks: what is known of the blocks.
+        silence: of the gradients of their weights.
+        confirm: samples in a row on which a finding must hold.
+    """
+    return blocks.trainable & (silence.run > 0) & (silence.chance < UNUSUAL) & (silence.sure < confirm)
+
+
 @final
 class Glances:
-    r"""Asks for samples where a block that had a gradient has none.
+    r"""Asks for samples where a block has had no gradient for longer than is usual for it.
 
     A sample costs as much as some steps, so that a training of a second has eleven in its first half and hardly one
     behind. A look costs a few hundredths of a step: $\sum |g|$ of each weight with two or more dimensions, in one fused
     call before the update, whatever the loop does with its gradients later. Looks are `every` steps apart, and later a
     sixteenth of the steps so far; where samples are as close there are none. They tell zero from not zero, and nothing
     else. So no rule judges them: they count in a block's `Silence` beside the samples, and where the zeros in a row
-    are less likely than `UNUSUAL` by its own habit, samples are asked for, on which the rules judge as on all others.
+    are less likely than `UNUSUAL` by its own habit, samples are asked for, on which the rules judge as on all others:
+    once for each run of zeros, also where it began on the last samples before they came to be far apart, and again when
+    chance explains it no longer, until samples have judged that.
 
-    A block that never had a gradient is left out, and so is one that is not trained. Nothing is known of sharded
-    parameters, of which a process sees a part.
+    A block that is not trained is left out. Nothing is known of sharded parameters, of which a process sees a part.
 
     Args:
         every: smallest distance between samples.
+        confirm: samples in a row on which a finding must hold.
 
     Attributes:
         reached: the last look at which the weights of every trained block got a gradient, the sum of whose sizes is
@@ -72,14 +87,15 @@ class Glances:
         248
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, confirm: int = 3) -> None:
         require_at_least("Glances", "every", every, 1)
         self.reached: int | None = None
         self.asks = False
-        self._every = every
+        self._every, self._confirm = every, confirm
         self._first: int | None = None
         self._last = 0
-        self._unusual: Tensor | None = None  # blocks for which samples were asked
+        self._missed: Tensor | None = None
+        self._asked: Tensor | None = None  # blocks for which samples were asked since they had a gradient
         self._of: Blocks | None = None
         self._held: list[tuple[nn.Parameter, ...]] | None = None
         self._sent: tuple[int, OnItsWay, Tensor, Tensor] | None = None
@@ -87,7 +103,7 @@ class Glances:
     @property
     def waits(self) -> bool:
         """Whether a block has had no gradient for longer than is usual for it."""
-        return self._unusual is not None and bool(self._unusual.any())
+        return self._missed is not None and bool(self._missed.any())
 
     def sampled(self, step: int, blocks: Blocks, silence: Silence) -> None:
         """Hear of a sample.
@@ -99,7 +115,7 @@ class Glances:
         """
         self._first = step if self._first is None else self._first
         self._last = max(self._last, step + _LATE)
-        self._unusual = self._unusual_now(blocks, silence)
+        self._missed = missed(blocks, silence, self._confirm)
 
     def before_update(self, step: int, model: nn.Module | None, blocks: Blocks | None, silence: Silence) -> None:
         """Look before an update, if it is time to, while gradients are there.
@@ -133,14 +149,13 @@ class Glances:
             return
         looked = measured & blocks.trainable
         values = torch.zeros(len(measured), dtype=torch.float64).index_add_(0, at, way.host())
-        silence.add(torch.where(looked & silence.ever, values, math.nan))
+        silence.add(torch.where(looked, values, math.nan), look=True)
         if bool(looked.any()) and bool(((values > 0) & values.isfinite())[looked].all()):
             self.reached = step
-        before, self._unusual = self._unusual, self._unusual_now(blocks, silence)
-        self.asks = bool((self._unusual if before is None else self._unusual & ~before).any())
-
-    def _unusual_now(self, blocks: Blocks, silence: Silence) -> Tensor:
-        return blocks.trainable & silence.ever & (silence.run > 0) & (silence.chance < UNUSUAL)
+        self._missed = missed(blocks, silence, self._confirm)
+        asked = torch.zeros_like(self._missed) if self._asked is None else self._asked & (silence.run > 0)
+        self.asks = bool((self._missed & (~asked | (silence.chance < BY_CHANCE))).any())
+        self._asked = asked | self._missed
 
     def _look(self, step: int, model: nn.Module, blocks: Blocks) -> None:
         """Send the sums of sizes of the blocks' gradients to the host."""

@@ -306,11 +306,9 @@ class Judge:
         return 0 if self._baseline is None else self._baseline.samples
 
     @property
-    def silent(self) -> int:
-        """Samples, the fewest, on which a block that an optimizer moves had no gradient and never had; 0 if none."""
-        never = (self._silence.run > 0) & ~self._silence.ever
-        runs = self._silence.run[never & self.blocks.trainable] if self.blocks is not None else never
-        return int(runs.amin()) if runs.numel() else 0
+    def silence(self) -> Silence:
+        """For how long each block's weights have had no gradient, samples and looks between them together."""
+        return self._silence
 
     @property
     def unheld(self) -> int | None:

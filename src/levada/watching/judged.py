@@ -8,9 +8,10 @@ from typing import Final, Literal, TypeAlias
 
 from levada.diagnose.finding import Finding
 from levada.runs.standing import Standing
+from levada.watching.baseline import BY_CHANCE
+from levada.watching.glances import missed
 from levada.watching.judge import Judge
 from levada.watching.rules.steps import AT_ONCE, stays_up
-from levada.watching.rules.units import BY_CHANCE
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import UPDATES
@@ -209,13 +210,11 @@ def _absent(judge: Judge) -> Iterator[Reason]:
 def _early(judge: Judge) -> Iterator[Reason]:
     """Yield rules that need more samples or steps than there are."""
     samples, confirm, loss = judge.compared, judge.confirm, judge.loss
-    based, silent, rest = judge.warm_up + confirm, judge.silent, _CLEAR + confirm - 1
+    based = judge.warm_up + confirm
     if samples < based:
         why = f"{based} samples are needed, {judge.warm_up} for a baseline and {confirm} that confirm"
         yield from ((rule, why, True, ("samples", based, samples)) for rule in _BASED)
-    if 0 < silent < rest:
-        why = f"a block never had a gradient, which {rest} samples tell from a rest"
-        yield "frozen_layers", why, True, ("samples", rest, silent)
+    yield from _silent(judge)
     if samples >= based and (block := _dark(judge)):
         why = (
             f"{block} gave nothing but zeros and got no gradient on the last {len(judge.rows)} samples, as if it rested"
@@ -232,6 +231,24 @@ def _early(judge: Judge) -> Iterator[Reason]:
     if samples < confirm:
         why = f"{confirm} samples in a row are needed"
         yield from ((rule, why, True, ("samples", confirm, samples)) for rule in judge.rules)
+
+
+def _silent(judge: Judge) -> Iterator[Reason]:
+    """Yield the rule of blocks without a gradient, where there is one that no rule could judge yet."""
+    blocks, silence, confirm = judge.blocks, judge.silence, judge.confirm
+    if blocks is None:
+        return
+    trained = blocks.trainable & (silence.run > 0)
+    lacking = confirm - silence.sure + (_CLEAR - 1 - silence.run).clamp(min=0) * (silence.sure == 0)
+    never = lacking[trained & ~silence.ever & (silence.sure < confirm)]
+    if never.numel():
+        rest = _CLEAR + confirm - 1
+        why = f"a block never had a gradient, which takes {rest} samples or looks between them to tell from a rest"
+        yield "frozen_layers", why, True, ("samples", rest, rest - int(never.amax()))
+    ran = ~values_of(judge.rows[-1], "signal_rms", len(blocks.names)).isnan()
+    for i in (missed(blocks, silence, confirm) & silence.ever & ran).nonzero().flatten().tolist()[:1]:
+        why = f"{blocks.names[i]} has had no gradient for longer than its habit explains, and more samples tell why"
+        yield "frozen_layers", why, True, None
 
 
 def _dark(judge: Judge) -> str:

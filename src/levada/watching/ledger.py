@@ -43,6 +43,7 @@ class Ledger:
     Attributes:
         history: each telling, worsening and ending in turn, of the last thousand.
         count: how many findings were told, with those that are no longer kept.
+        confirm: as given.
     """
 
     def __init__(self, confirm: int, ask: Callable[[Finding], None]) -> None:
@@ -50,7 +51,7 @@ class Ledger:
         self._over: deque[int] = deque()  # which of them are over, in the order in which they ended
         self.count = 0
         self.history: deque[Finding] = deque(maxlen=HISTORY)
-        self._confirm = confirm
+        self.confirm = confirm
         self._ask = ask
         self._cases: dict[Key, _Case] = {}
         self._standing: dict[str, int] = {}  # number of the finding, by rule
@@ -102,7 +103,7 @@ class Ledger:
         """Hear that a rule holds on a sample."""
         case = self._cases.setdefault(key, _Case(finding))
         case.finding, case.held, case.missed = finding, case.held + 1, 0
-        if case.at is None and case.held >= (self._confirm if confirm is None else confirm):
+        if case.at is None and case.held >= (self.confirm if confirm is None else confirm):
             told = replace(finding, evidence={**finding.evidence, "told_at": step, "samples": case.held})
             case.at = self._tell(told)
         elif case.at is not None and (renew or _worse(finding, self._findings[case.at])):
@@ -119,7 +120,7 @@ class Ledger:
             case.held, case.missed = 0, case.missed + 1
             if case.at is None:
                 del self._cases[key]
-            elif case.missed >= self._confirm or key[0] == "loss_spike":
+            elif case.missed >= self.confirm or key[0] == "loss_spike":
                 self._clear(case.at, step)
                 del self._cases[key]
 

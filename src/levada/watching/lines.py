@@ -147,17 +147,19 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
     lines.append([("  " + BETWEEN[fine].join([*cost, *_record(watch)]), "dim")])
     run = getattr(watch, "run", None)
     if run is not None:
-        lines += [[(f"  {words}", "dim")] for words in _replays(watch, Path(run))]
+        lines += [[(f"  {words}", "dim")] for words in _replays(watch, Path(run), alarmed=standing.alarmed)]
         lines.append([(f"  levada report {shlex.quote(str(run))} -o report.html", "dim")])
     return lines
 
 
-def _replays(watch: Any, run: Path) -> list[str]:
+def _replays(watch: Any, run: Path, *, alarmed: bool) -> list[str]:
     """Name the kept steps, each with the command that runs it again, and say what its user must fill in."""
     kept = [replayed(folder) for folder in bundles_of(run)]
     if not kept:
         return []
-    told = "1 step is kept; run it again" if len(kept) == 1 else f"{len(kept)} steps are kept; run them again"
+    finding = "" if alarmed else ", which is no finding"
+    told = f"1 step is kept{finding}; run it again" if len(kept) == 1 else ""
+    told = told or f"{len(kept)} steps are kept{finding}; run them again"
     if not all(whole for _, whole in kept):
         built = type(original(watch.model)).__name__ if hasattr(watch, "model") else "model"
         told += f", where NAME builds the {built}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from levada.diagnose.finding import Finding, Severity
+from levada.watching.baseline import BY_CHANCE
 from levada.watching.places import original, plain_name
 from levada.watching.rules.depth import LARGE
 from levada.watching.sample import Sample
@@ -21,8 +22,6 @@ __all__ = ["dead_units", "frozen_layers", "saturated_activation", "squashed"]
 DEAD: Final = 0.999
 # A run's own baseline of the units that are on, over what is left of them.
 FEWER: Final = 10.0
-# How likely so many zeros in a row may be by a block's own habit, as that of one that is drawn to rest.
-BY_CHANCE: Final = 1e-4
 # Units that are off for one kind of batch are so for some samples in a row; they are no cut, and told earlier.
 SELDOM: Final = 0.02
 # By then what was seen of them confirms itself: three samples in a row behind twelve or more with some on.
@@ -47,13 +46,14 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     is not part of the graph now, and information if it never had one, or if the gradient that arrives is zero, as with
     a term of the loss that has weight 0. A block that rests now and then, by chance or because a router leaves it out,
     is none: its zeros must be more in a row than its own habit explains. Nor is one whose weights move between the
-    samples. One that no forward pass reached was not asked to learn.
+    samples. One that no forward pass reached was not asked to learn: that it once was is information.
 
     If no block gets any gradient, while the loss is neither at rest nor falls, that is said of them all.
     """
+    yield from _asked_no_more(view)
     gradient, update = view["weight_gradient_rms"], view["update_ratio"]
     learning = view.blocks.trainable & ~gradient.isnan() & ~view["signal_rms"].isnan()
-    zero = learning & (gradient == 0) & (view.silence.chance < BY_CHANCE) & ~_dead_behind(view)
+    zero = learning & (gradient == 0) & (view.silence.chance < BY_CHANCE) & ~_dead_around(view)
     zero &= ~_moved_between(view)
     hit = zero.nonzero().flatten().tolist()
     others = (learning & (gradient > 0)).nonzero().flatten().tolist()
@@ -75,6 +75,32 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     for i in hit:
         told = bool(view.silence.ever[i]) and _apart(view, [i]) is not False
         yield _cut(view, names[i], [names[i]], bool(update[i] > 0), "warn" if told else "info")
+
+
+def _asked_no_more(view: View) -> Iterable[Finding]:
+    """Blocks that learned, and are reached by no forward pass that makes a graph on any of the last samples."""
+    signals = torch.stack([values_of(row, "signal_rms", view.sites) for row in view.rows])
+    gone = view.blocks.trainable & view.silence.ever & (view.silence.chance < BY_CHANCE)
+    hit = (gone & signals.isnan().all(0)).nonzero().flatten().tolist()
+    if not hit or bool(signals[-1].isnan().all()):
+        return
+    names = [view.blocks.names[i] for i in hit]
+    span = names[0] if len(names) == 1 else f"{len(names)} blocks, {names[0]} to {names[-1]},"
+    verb = "learns" if len(names) == 1 else "learn"
+    yield Finding(
+        rule="frozen_layers",
+        severity="info",
+        status="fired",
+        claim=(
+            f"{span} {verb} no more: no gradient the last {int(view.silence.run[hit].amin())} times it was looked at, "
+            f"and on the last {len(view.rows)} samples no forward pass that makes a graph."
+        ),
+        where={"first": names[0], "last": names[-1]},
+        evidence={"blocks": names, "reference": "they had a gradient before", "explained_by": "place"},
+        consequence="Nothing is wrong if they are left out, or run under torch.no_grad, on purpose.",
+        falsify="Look at requires_grad of their outputs in a training step: one that is true shows this wrong.",
+        source="torch.autograd: what runs under no_grad makes no graph",
+    )
 
 
 def _nothing_arrives(view: View, hit: list[int]) -> Iterable[Finding]:
@@ -285,7 +311,12 @@ def _before(view: View, block: int) -> str:
     return f"it was {last:.1%} on the last sample before" if last == last else FROM_THE_START
 
 
-def _dead_behind(view: View) -> Tensor:
-    """Return, per block, whether a block at or behind it gives nothing but zeros, which cuts the gradient."""
+def _dead_around(view: View) -> Tensor:
+    """Return, per block, whether dead units account for weights without a gradient.
+
+    A block that gives nothing but zeros cuts the gradient of itself and of those before it; the weights of the one
+    after it, which reads zeros, have none either.
+    """
     dead = view["zero_fraction"] == 1
-    return dead.flip(0).cummax(0).values.flip(0)
+    before = torch.cat([dead.new_zeros(1), dead[:-1]])
+    return dead.flip(0).cummax(0).values.flip(0) | before
