@@ -3,7 +3,18 @@
 import pytest
 import torch
 
+from levada.ops import _reading
+
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count how often streams are read by an operation."""
+    found = []
+    real = _reading._Read.apply
+    monkeypatch.setattr(_reading._Read, "apply", lambda *given: found.append(1) or real(*given))
+    return found

@@ -10,7 +10,7 @@ from tests.ops.test_streams import arguments as of_writing
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
-from levada.ops import _kernels, write_streams
+from levada.ops import _cpu, _kernels, write_streams
 from levada.ops._define import plain_operations
 from levada.ops.manifold import read_streams
 from levada.ops.manifold.ahead import autograd as registered
@@ -64,7 +64,7 @@ def test_values_and_gradients_are_those_of_two_operations(sizes, form, compiled,
     tensors = arguments(*sizes, form)
     expected = run(in_two, tensors, form)
     monkeypatch.setattr(_kernels, "_FOUND", compiled)
-    monkeypatch.setattr(cpu, "TOGETHER", 20 * sizes[1] * sizes[2])  # tokens by twenties, and what is over
+    monkeypatch.setattr(_cpu, "TOGETHER", 20 * sizes[1] * sizes[2])  # tokens by twenties, and what is over
     torch.testing.assert_close(run(in_one, tensors, form), expected, rtol=1e-10, atol=1e-12)
     assert len(calls) == compiled
 

@@ -9,10 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from levada import GatedResidual, Stack
 from levada.connections.gated import GatedRead
-from levada.ops import _kernels
+from levada.ops import _cpu, _kernels
 from levada.ops._define import plain_operations
-from levada.ops.gated import autograd as registered
 from levada.ops.gated import cpu, read_gated
+from levada.ops.gated.autograd import READ
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
@@ -51,15 +51,6 @@ def run(function, tensors, which=slice(None)):
     return [*(y.detach() for y in found), *gradients]
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """Count how often the operation is taken."""
-    found = []
-    real = registered._Read.apply
-    monkeypatch.setattr(registered._Read, "apply", lambda *given: found.append(1) or real(*given))
-    return found
-
-
 @pytest.mark.parametrize("writes", [True, False])
 @pytest.mark.parametrize("sizes", [(1, 2, 1, 1), (5, 3, 7, 2), (71, 4, 33, 5), (3, 16, 2, 40)], ids=str)
 @pytest.mark.parametrize("way", ["loops", "reference", "plain"])
@@ -67,9 +58,9 @@ def test_values_and_gradients_are_the_formulas(sizes, writes, way, calls, monkey
     if way == "loops" and not importlib.util.find_spec("numba"):
         pytest.skip("numba is not installed")
     if way == "reference":
-        monkeypatch.setattr(cpu, "_loops", lambda *given: None)
+        monkeypatch.setattr(cpu, "loops_for", lambda *given: None)
     monkeypatch.setattr(_kernels, "_FOUND", way != "plain")
-    monkeypatch.setattr(cpu, "TOGETHER", 20 * sizes[1] * sizes[2])  # tokens by twenties, and what is over
+    monkeypatch.setattr(_cpu, "TOGETHER", 20 * sizes[1] * sizes[2])  # tokens by twenties, and what is over
     tensors = arguments(*sizes, writes=writes)
     torch.testing.assert_close(run(fused, tensors), run(by_formula, tensors), rtol=1e-10, atol=1e-12)
     assert len(calls) == (way != "plain")
@@ -202,8 +193,8 @@ def test_kernels_are_called_without_the_dispatcher_and_take_their_loops(monkeypa
     for name in ("average", "by_streams"):
         counted(loops, name)
     refused = lambda *given: pytest.fail("the dispatcher was asked")  # noqa: E731
-    monkeypatch.setattr(registered, "_READ", refused)
-    monkeypatch.setattr(registered, "_READ_BACKWARD", refused)
+    monkeypatch.setattr(READ, "operation", refused)
+    monkeypatch.setattr(READ, "gradient", refused)
     run(fused, arguments(3, 4, 5, 2))
     assert found == ["read", "average", "read_backward", "by_streams"]
 

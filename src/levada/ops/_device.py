@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
+from typing import Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_float32", "on", "past_limit"]
+__all__ = ["TYPES", "as_float32", "on", "past_limit"]
+
+TYPES: Final = {torch.float32, torch.bfloat16, torch.float16}
+"""Of streams that kernels take: float64 they leave to the reference."""
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[object]:

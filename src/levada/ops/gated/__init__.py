@@ -6,7 +6,7 @@ from torch import Tensor
 
 from levada.ops._kernels import has_kernels
 from levada.ops.gated import reference
-from levada.ops.gated.autograd import differentiable_read
+from levada.ops.gated.autograd import READ
 
 __all__ = ["read_gated"]
 
@@ -36,7 +36,5 @@ def read_gated(
     tensors = (state, gain, down, up, *(() if projection is None else (projection,)))
     if not has_kernels(*tensors):
         return *reference.read(state, gain, down, up, projection, epsilon), state
-    leading = state.shape[:-2]
-    flat = state.reshape(-1, *state.shape[-2:]).contiguous()
-    x, writes, new = differentiable_read(flat, gain, down, up, projection, epsilon)
-    return x.view(*leading, state.shape[-1]), writes.view(*leading, writes.shape[1]), new.view(state.shape)
+    x, writes, new = READ(state, gain, down, up, projection, epsilon)
+    return x, writes, new

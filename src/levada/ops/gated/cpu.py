@@ -5,39 +5,35 @@ Some tokens at a time, so that their normalised streams and gates stay in the ca
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Final
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from levada.ops._blocks import blocks_of, rows_of
-from levada.ops._define import empty_like, import_kernels
-from levada.ops._kernels import takes
+from levada.ops._cpu import array_of, blocks_of, loops_for, rows_of
+from levada.ops._define import empty_like
 from levada.ops._precision import full_precision
 from levada.ops.gated import reference
 
-__all__ = ["TOGETHER", "read", "read_backward"]
+__all__ = ["read", "read_backward"]
 
-TOGETHER: Final = 2**20  # elements of the streams that one thread takes at a time; of fewer, products are slow
+_LOOPS = "levada.ops.gated.loops"
 
 
 def read(
     state: Tensor, gain: Tensor, down: Tensor, up: Tensor, projection: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return what the branch reads, the weights that write, and what was projected and norms for the way back."""
-    loops = _loops(state, gain, down, up, projection)
+    loops = loops_for(_LOOPS, state, gain, down, up, projection)
     if loops is None:
         return reference.read_and_keep(state, gain, down, up, projection, epsilon)
     tokens, n, width = state.shape
     rank, size = len(down), n * width
-    state, factors, weights = state.contiguous(), _array(gain), reference.stacked(down, projection)
+    state, factors, weights = state.contiguous(), array_of(gain), reference.stacked(down, projection)
     x, inverse = state.new_empty(tokens, width), state.new_empty(tokens, n)
     found = state.new_empty(tokens, len(weights))
-    features, gate = (state.new_empty(rows_of(state, TOGETHER), n, width) for _ in range(2))
+    features, gate = (state.new_empty(rows_of(state), n, width) for _ in range(2))
     with full_precision(state):
-        for part in blocks_of(state, TOGETHER):
+        for part in blocks_of(state):
             several = part.stop - part.start
             some, gates = features[:several], gate[:several].view(several, size)
             loops.over_tokens(loops.normalise, [state[part], inverse[part], some], factors, epsilon, False)
@@ -53,23 +49,23 @@ def read_backward(
     found: Tensor, inverse: Tensor, epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients by state, gain, down, up and projection; see the reference."""
-    loops = _loops(state, gain, down, up, projection)
+    loops = loops_for(_LOOPS, state, gain, down, up, projection)
     if loops is None:
         parameters = gain, down, up, projection
         return reference.read_backward(by_x, by_writes, by_new, state, *parameters, found, inverse, epsilon)
     _, n, width = state.shape
     rank, size, weights = len(down), n * width, reference.stacked(down, projection)
-    state, factors, by_x = state.contiguous(), _array(gain), by_x.contiguous()
+    state, factors, by_x = state.contiguous(), array_of(gain), by_x.contiguous()
     arrives = state if by_new is None else by_new.contiguous()
     by_state, by_found = empty_like(state), torch.empty_like(found)
-    features, gate = (state.new_empty(rows_of(state, TOGETHER), n, width) for _ in range(2))
+    features, gate = (state.new_empty(rows_of(state), n, width) for _ in range(2))
     logits, writes = found[:, :rank] / n, torch.sigmoid(found[:, rank:] / n)
     narrow, sigma = functional.silu(logits), torch.sigmoid(logits)
     by_found[:, rank:] = by_writes * writes * (1 - writes) * (2 / n)
     slope = sigma * (1 + logits * (1 - sigma)) / n
     by_up, by_weights, sums = torch.zeros_like(up), torch.zeros_like(weights), []
     with full_precision(state):
-        for part in blocks_of(state, TOGETHER):
+        for part in blocks_of(state):
             several = part.stop - part.start
             some, gates = features[:several], gate[:several].view(several, size)
             loops.over_tokens(loops.normalise, [state[part], inverse[part], some], factors, epsilon, True)
@@ -82,16 +78,5 @@ def read_backward(
             tensors = [arrives[part], state[part], inverse[part], by_state[part]]
             sums += loops.over_tokens(loops.by_streams, tensors, factors, by_new is not None)
     by_gain = torch.from_numpy(sum(sums)).to(gain.dtype)
-    return by_state, by_gain, by_weights[:rank], by_up, by_weights[rank:].clone()
-
-
-def _loops(state: Tensor, *others: Tensor | None) -> ModuleType | None:
-    """Return the loops if they take these tensors."""
-    if not takes(state, *(x for x in others if x is not None)) or not state.numel():
-        return None
-    return import_kernels("levada.ops.gated.loops", "numba")
-
-
-def _array(x: Tensor) -> object:
-    # A copy: memory that NumPy shares is no more resizable, as sharding wants that of parameters to be.
-    return x.detach().clone(memory_format=torch.contiguous_format).numpy()
+    by_projection = gain.new_empty(0) if projection is None else by_weights[rank:].clone()
+    return by_state, by_gain, by_weights[:rank], by_up, by_projection

@@ -70,13 +70,13 @@ def read_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     by_state = inverse * back - inverse.pow(3) * (back * streams).mean(-1, keepdim=True) * streams
     if by_new is not None:
         by_state = by_state + by_new
-    by_projection = by_weights[rank:] if projection is None else by_weights[rank:].to(projection.dtype)
+    by_projection = gain.new_empty(0) if projection is None else by_weights[rank:].to(projection.dtype, copy=True)
     return (
         by_state.to(state.dtype),
         by_gain.to(gain.dtype),
         by_weights[:rank].to(down.dtype),
         by_up.to(up.dtype),
-        by_projection.clone(),  # no two results in one memory
+        by_projection,
     )
 
 

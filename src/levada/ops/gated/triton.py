@@ -17,7 +17,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 from torch.nn import functional
 
-from levada.ops._device import as_float32, on, past_limit
+from levada.ops._device import TYPES, as_float32, on, past_limit
 from levada.ops._precision import full_precision
 from levada.ops.gated import reference
 
@@ -27,8 +27,6 @@ __all__ = ["BLOCK", "LIMIT", "PARTS", "block_of", "read", "read_backward", "take
 BLOCK: Final = {"channels": 1024}
 PARTS: Final = {"programs": 256}
 LIMIT: Final = {"width": 2**14}  # channels of a stream: a program has all of them in registers
-
-_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 @triton.jit
@@ -170,13 +168,13 @@ def read_backward(
             by_gain, tokens, width=width, n=n, block=block_of(width, width), adds=by_new is not None,
             num_warps=_warps(width),
         )  # fmt: skip
-    by_projection = by_weights[rank:] if projection is None else by_weights[rank:].to(projection.dtype)
+    by_projection = gain.new_empty(0) if projection is None else by_weights[rank:].to(projection.dtype, copy=True)
     return (
         by_state,
         by_gain.sum(0).to(gain.dtype),
         by_weights[:rank].to(down.dtype),
         by_up.to(up.dtype),
-        by_projection.clone(),  # no two results in one memory
+        by_projection,
     )
 
 
@@ -212,7 +210,7 @@ def takes(state: Tensor) -> bool:
     Args:
         state: the streams.
     """
-    if state.dtype not in _TYPES or not state.numel():
+    if state.dtype not in TYPES or not state.numel():
         return False
     if state.shape[2] > LIMIT["width"]:
         past_limit(f"streams of {state.shape[2]} channels, read through gates", f"{LIMIT['width']} channels")

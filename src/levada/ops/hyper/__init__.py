@@ -6,7 +6,7 @@ from torch import Tensor
 
 from levada.ops._kernels import has_kernels
 from levada.ops.hyper import reference
-from levada.ops.hyper.autograd import differentiable_read
+from levada.ops.hyper.autograd import READ
 from levada.ops.hyper.reference import Parameters
 
 __all__ = ["Parameters", "read_hyper"]
@@ -32,4 +32,5 @@ def read_hyper(state: Tensor, own: Parameters, epsilon: float = 1e-5) -> tuple[T
     """
     if not has_kernels(state, *(x for x in own if x is not None)):
         return *reference.read(state, own, epsilon), state
-    return differentiable_read(state, own, epsilon)
+    x, reads, mix, writes, new = READ(state, *own, epsilon)
+    return x, reads, mix, writes, new

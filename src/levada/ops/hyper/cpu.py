@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from levada.ops._blocks import blocks_of, rows_of
-from levada.ops._define import empty_like, import_kernels
-from levada.ops._kernels import takes
+from levada.ops._cpu import array_of, blocks_of, loops_for, rows_of
+from levada.ops._define import empty_like
 from levada.ops._precision import full_precision
 from levada.ops.hyper import reference
 from levada.ops.hyper.reference import Parameters
 
-__all__ = ["TOGETHER", "read", "read_backward"]
+__all__ = ["read", "read_backward"]
 
-TOGETHER: Final = 2**20  # elements of the streams that one thread takes at a time; of fewer, products are slow
+_LOOPS = "levada.ops.hyper.loops"
 
 
 def read(state: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return what the branch reads, the weights that read, mix and write, and features and norms for the way back."""
     *given, epsilon = arguments
     own = Parameters(*given)
-    loops = _loops(state, own)
+    loops = loops_for(_LOOPS, state, *own)
     if loops is None:
         return reference.read_and_keep(state, *arguments)
     tokens, n, width = state.shape
@@ -34,9 +33,9 @@ def read(state: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor
     static = _static(own)
     weights, offset = _stacked(loops, own)
     options = offset, static.dtype.type(epsilon), own.shift is not None
-    said = state.new_empty(rows_of(state, TOGETHER), n, n + 2)
+    said = state.new_empty(rows_of(state), n, n + 2)
     with full_precision(state):
-        for part in blocks_of(state, TOGETHER):
+        for part in blocks_of(state):
             some, found, spoken = state[part], features[part], said[: part.stop - part.start]
             torch.mm(some.view(-1, width), weights.t(), out=found.view(-1, n + 2))
             loops.over_tokens(loops.normalise, [some, found, spoken, norms[part]], *options)
@@ -49,7 +48,7 @@ def read_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Return the gradients by state and `Parameters`; see the reference."""
     by_x, by_reads, by_mix, by_writes, by_new, state, *given, features, norms, _ = arguments
     own = Parameters(*given)
-    loops = _loops(state, own)
+    loops = loops_for(_LOOPS, state, *own)
     if loops is None:
         return reference.read_backward(*arguments)
     tokens, n, width = state.shape
@@ -64,7 +63,7 @@ def read_backward(*arguments: Any) -> tuple[Tensor, ...]:
     options = _static(own), adds
     sums = []
     with full_precision(state):
-        for part in blocks_of(state, TOGETHER):
+        for part in blocks_of(state):
             streams, found = state[part].view(-1, width), by_found[part].view(-1, n + 2)
             tensors = [*(y[part] for y in arrived), state[part], said[part], features[part], norms[part]]
             sums += loops.over_tokens(loops.read_backward, [*tensors, by_state[part], by_found[part]], *options)
@@ -89,7 +88,7 @@ def _static(own: Parameters) -> Any:
 
 def _arrays(own: Parameters) -> list[Any]:
     shift = own.gain.new_empty(0) if own.shift is None else own.shift
-    return [x.detach().clone(memory_format=torch.contiguous_format).numpy() for x in (own.projection, own.gain, shift)]
+    return [array_of(x) for x in (own.projection, own.gain, shift)]
 
 
 def _stacked(loops: ModuleType, own: Parameters) -> tuple[Tensor, Any]:
@@ -98,10 +97,3 @@ def _stacked(loops: ModuleType, own: Parameters) -> tuple[Tensor, Any]:
     offset = weights.new_empty(len(weights)).numpy()
     loops.stack(*_arrays(own), weights.numpy(), offset)
     return weights, offset
-
-
-def _loops(state: Tensor, own: Parameters) -> ModuleType | None:
-    """Return the loops if they take these tensors."""
-    if not takes(state, *(x for x in own if x is not None)) or not state.numel():
-        return None
-    return import_kernels("levada.ops.hyper.loops", "numba")

@@ -16,11 +16,11 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-from levada.ops._device import as_float32, on, past_limit
+from levada.ops._device import TYPES, as_float32, on, past_limit
 from levada.ops.hyper import reference
 from levada.ops.hyper.reference import Parameters
-from levada.ops.manifold.gates.triton import split_in_two
-from levada.ops.manifold.triton import BY_READS, READ, _by_reads, _by_state, _read, block_of, plan_of_state, project
+from levada.ops.manifold.gates.triton import add_parts, store_by_logits
+from levada.ops.manifold.triton import by_state_of, of_reads, project, sum_streams
 
 __all__ = ["MOST_STREAMS", "WEIGHTS", "read", "read_backward", "takes"]
 
@@ -28,22 +28,12 @@ __all__ = ["MOST_STREAMS", "WEIGHTS", "read", "read_backward", "takes"]
 WEIGHTS: Final = {"streams": 128, "num_warps": 4}
 MOST_STREAMS: Final = 16
 
-_TYPES = {torch.float32, torch.bfloat16, torch.float16}
-
 
 @triton.jit
 def _tanh(x):
     small = tl.exp(-2 * tl.abs(x))
     size = (1 - small) / (1 + small)
     return tl.where(x < 0, -size, size)
-
-
-@triton.jit
-def _add_parts(sums, place, mask, stride, parts: tl.constexpr):
-    total = tl.load(sums + place, mask=mask, other=0.0)
-    for part in tl.static_range(1, parts):
-        total += tl.load(sums + part * stride + place, mask=mask, other=0.0)
-    return total
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -60,17 +50,17 @@ def _weights(
     real = (token < tokens) & (stream < n)
     row = token * n + stream
     stride = tokens.to(tl.int64) * n * columns
-    squares = _add_parts(sums, row * columns + count, real, stride, parts) / size
+    squares = add_parts(sums, row * columns + count, real, stride, parts) / size
     mean = tl.zeros([together, padded], dtype=tl.float32)
     if centred:
-        over = _add_parts(sums, row * columns + count + 1, real, stride, parts) / size
+        over = add_parts(sums, row * columns + count + 1, real, stride, parts) / size
         squares = tl.maximum(squares - over * over, 0.0)
         mean = over + tl.load(sums + row * columns + count + 2, mask=real, other=0.0)
     inverse = 1 / tl.sqrt(squares + epsilon)
     tl.store(norms + 2 * row, inverse, mask=real)
     tl.store(norms + 2 * row + 1, mean, mask=real)
     for k in tl.static_range(count):
-        found = _add_parts(sums, row * columns + k, real, stride, parts)
+        found = add_parts(sums, row * columns + k, real, stride, parts)
         found *= inverse
         tl.store(features + row * count + k, found, mask=real)
         said = tl.load(static + n * count + (1 if k == count - 1 else 0)) * _tanh(found + tl.load(offset + k))
@@ -81,17 +71,6 @@ def _weights(
             tl.store(writes + row, value, mask=real)
         else:
             tl.store(mix + (token * n + (k - 1)) * n + stream, value, mask=real)
-
-
-@triton.jit
-def _store(by_logits, row, column, value, mask, count: tl.constexpr, split: tl.constexpr):
-    """Store a column of streams' gradients; in types with fewer bits, first parts of a stream and then second ones."""
-    if split:
-        high, low = split_in_two(value, by_logits.dtype.element_ty)
-        tl.store(by_logits + 2 * row * count + column, high, mask=mask)
-        tl.store(by_logits + (2 * row + 1) * count + column, low, mask=mask)
-    else:
-        tl.store(by_logits + row * count + column, value, mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -133,11 +112,11 @@ def _weights_backward(
         found = g * scale * (1 - said * said)
         along += found * feature
         tl.store(start + n * count + 2 + k, tl.sum(found))
-        _store(by_logits, row, k, found * inverse, real, columns, split)
+        store_by_logits(by_logits, row, k, found * inverse, real, columns, split)
     shrink = along * inverse * inverse / size
     tl.store(factors + 2 * row + 1, shrink, mask=real)
     if centred:
-        _store(by_logits, row, count, shrink * mean, real, columns, split)
+        store_by_logits(by_logits, row, count, shrink * mean, real, columns, split)
 
 
 def read(state: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -150,7 +129,7 @@ def read(state: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor
     state, centred = state.contiguous(), own.shift is not None
     weights, offset = reference.stacked(own, torch.float32)
     full = functools.partial(torch.empty, dtype=torch.float32, device=state.device)
-    x, reads, mix, writes = state.new_empty(tokens, width), full(tokens, n), full(tokens, n, n), full(tokens, n)
+    reads, mix, writes = full(tokens, n), full(tokens, n, n), full(tokens, n)
     features, norms = full(tokens, n, n + 2), full(tokens, n, 2)
     with on(state.device):
         sums = project(state.view(tokens * n, 1, width), weights, centred=centred)
@@ -159,11 +138,7 @@ def read(state: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor
             sums, _static(own), offset, reads, mix, writes, features, norms, tokens,
             parts=len(sums), epsilon=epsilon, centred=centred, **chosen,
         )  # fmt: skip
-        block = block_of(width, READ["block"])
-        together = max(1, READ["elements"] // block)
-        _read[(triton.cdiv(tokens, together), triton.cdiv(width, block))](
-            state, reads, x, tokens, width=width, n=n, together=together, block=block, num_warps=READ["num_warps"]
-        )
+        x = sum_streams(state, reads)
     return x, reads, mix, writes, features, norms
 
 
@@ -181,30 +156,20 @@ def read_backward(*arguments: Any) -> tuple[Tensor, ...]:
     split = state.dtype == torch.bfloat16  # float16 has not the range that gradients need
     full = functools.partial(torch.empty, dtype=torch.float32, device=state.device)
     with on(state.device):
-        of_reads, factors, by_state = full(tokens, n), full(tokens, n, 2), torch.empty_like(state)
-        padded = triton.next_power_of_2(n)
-        _by_reads[(tokens,)](
-            by_x, state, of_reads if by_reads is None else by_reads.contiguous(), of_reads,
-            width=width, n=n, padded=padded, block=block_of(width, BY_READS["elements"] // padded),
-            adds=by_reads is not None, num_warps=BY_READS["num_warps"],
-        )  # fmt: skip
+        by_reads, factors = of_reads(by_x, state, by_reads), full(tokens, n, 2)
         chosen = _options(n, width)
         kind = state.dtype if split else torch.float32
         by_logits = torch.empty(tokens * n, (1 + split) * columns, dtype=kind, device=state.device)
         sums = full(triton.cdiv(tokens, chosen["together"]), n * count + 2 + count)
         _weights_backward[(len(sums),)](
-            of_reads, by_mix.contiguous(), by_writes.contiguous(), features, norms, _static(own), offset,
+            by_reads, by_mix.contiguous(), by_writes.contiguous(), features, norms, _static(own), offset,
             by_logits, factors, sums, tokens, split=split, centred=centred, **chosen,
         )  # fmt: skip
         factor = torch.cat([weights, weights.new_ones(1, width)]) if centred else weights
-        plan = plan_of_state(tokens * n, 1, width, columns, state.dtype)
-        by_weights = full(plan.pop("parts"), columns, width)
-        _by_state[(plan.pop("blocks"), len(by_weights), triton.cdiv(columns, plan["padded"]))](
-            by_x, by_x if by_new is None else by_new.contiguous(), state, by_logits, factors, factor, by_state,
-            by_weights, tokens * n, width=width, n=1, count=columns, adds=by_new is not None, split=split, each=n,
-            **plan,
-        )  # fmt: skip
-    return by_state, *_by_own(own, by_weights.sum(0)[:count], sums.sum(0))
+        by_state, by_weights = by_state_of(
+            by_x, by_new, state.view(tokens * n, 1, width), by_logits, factors, factor, each=n
+        )
+    return by_state.view(state.shape), *_by_own(own, by_weights[:count], sums.sum(0))
 
 
 def _by_own(own: Parameters, by_weights: Tensor, sums: Tensor) -> list[Tensor]:
@@ -235,7 +200,7 @@ def takes(state: Tensor) -> bool:
     Args:
         state: the streams.
     """
-    if state.dtype not in _TYPES or not state.numel():
+    if state.dtype not in TYPES or not state.numel():
         return False
     if state.shape[1] > MOST_STREAMS:
         past_limit(f"{state.shape[1]} streams that are mixed", f"{MOST_STREAMS}")

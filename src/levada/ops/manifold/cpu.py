@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import import_kernels
-from levada.ops._kernels import takes
+from levada.ops import _cpu
+from levada.ops._cpu import array_of
 from levada.ops._precision import full_precision
 from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
@@ -18,7 +18,7 @@ from levada.ops.sinkhorn.reference import steps_at_once
 __all__ = ["loops_for", "options_of", "read", "read_backward"]
 
 
-def loops_for(state: Tensor, form: Form, *others: Tensor) -> ModuleType | None:
+def loops_for(state: Tensor, form: Form, *others: Tensor | None) -> ModuleType | None:
     """Return the loops if they take these tensors and this form.
 
     Args:
@@ -26,12 +26,10 @@ def loops_for(state: Tensor, form: Form, *others: Tensor) -> ModuleType | None:
         form: what is asked for.
         *others: the parameters.
     """
-    if not takes(state, *others) or not state.numel():
-        return None
     # Past so many iterations an entry that underflowed could matter.
     if form.mixes and not form.epsilon and form.iterations > steps_at_once(state.shape[-2], state.dtype):
         return None
-    return import_kernels("levada.ops.manifold.loops", "numba")
+    return _cpu.loops_for("levada.ops.manifold.loops", state, *others)
 
 
 def read(
@@ -88,6 +86,5 @@ def options_of(scale: Tensor, bias: Tensor, form: Form) -> tuple[object, ...]:
         form: what is asked for.
     """
     epsilons = (form.epsilon, form.read_epsilon, form.write_epsilon, form.norm_epsilon)
-    # Copies: memory that NumPy shares is no more resizable, as sharding wants that of parameters to be.
-    parameters = [x.detach().clone(memory_format=torch.contiguous_format).numpy() for x in (scale, bias)]
+    parameters = [array_of(x) for x in (scale, bias)]
     return *parameters, form.mixes, form.iterations, tuple(map(parameters[0].dtype.type, epsilons)), form.transposed

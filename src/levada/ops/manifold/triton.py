@@ -25,12 +25,22 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-from levada.ops._device import as_float32, on, past_limit
+from levada.ops._device import TYPES, as_float32, on, past_limit
 from levada.ops.manifold import reference
 from levada.ops.manifold.gates.triton import gates, gates_backward, options_of, small, split_in_two, split_weight
 from levada.ops.manifold.reference import Form
 
-__all__ = ["project", "read", "read_backward", "read_projected", "takes", "weights_of"]
+__all__ = [
+    "by_state_of",
+    "of_reads",
+    "project",
+    "read",
+    "read_backward",
+    "read_projected",
+    "sum_streams",
+    "takes",
+    "weights_of",
+]
 
 # What a sweep may set: sizes of blocks, warps and stages of loads; `programs` is how many there should be at least.
 PROJECT: Final = {"tile": 128, "bytes": 128, "rows": 256, "num_warps": 8, "num_stages": 4, "programs": 256, "parts": 16}
@@ -38,7 +48,6 @@ READ: Final = {"elements": 2048, "block": 1024, "num_warps": 4}
 BY_READS: Final = {"elements": 4096, "num_warps": 4}
 BY_STATE: Final = {"tile": 64, "block": 64, "rows": 128, "num_warps": 4, "stages": 3, "programs": 1056}
 
-_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 # Rows of weights, parts counted, that a token is multiplied by. With more an H100 gave wrong numbers before products
 # were waited for (`_waited`); nobody has run more on one since.
 LIMIT: Final = {"rows": 128}
@@ -282,21 +291,17 @@ def read_projected(
     tokens, n, width = state.shape
     count = sums.shape[2] - 1
     full = functools.partial(torch.empty, dtype=torch.float32, device=state.device)
-    x, reads, writes = state.new_empty(tokens, width), full(tokens, n), full(tokens, n)
-    mix, features, inverse = full(tokens, n if form.mixes else 0, n), full(tokens, count), full(tokens)
+    reads, writes, mix = full(tokens, n), full(tokens, n), full(tokens, n if form.mixes else 0, n)
+    features, inverse = full(tokens, count), full(tokens)
     if not state.numel():
-        return x, reads, writes, mix, features, inverse
+        return state.new_empty(tokens, width), reads, writes, mix, features, inverse
     with on(state.device):
         chosen = options_of(n, count, form) | {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
         gates[(triton.cdiv(tokens, chosen["together"]),)](
             sums, as_float32(scale), as_float32(bias), reads, writes, mix, features, inverse, tokens,
             n * width, parts=len(sums), **chosen,
         )  # fmt: skip
-        block = block_of(width, READ["block"])
-        together = max(1, READ["elements"] // block)
-        _read[(triton.cdiv(tokens, together), triton.cdiv(width, block))](
-            state, reads, x, tokens, width=width, n=n, together=together, block=block, num_warps=READ["num_warps"]
-        )
+        x = sum_streams(state, reads)
     return x, reads, writes, mix, features, inverse
 
 
@@ -315,13 +320,7 @@ def read_backward(
     split = state.dtype == torch.bfloat16  # float16 has not the range that gradients need
     full = functools.partial(torch.empty, dtype=torch.float32, device=state.device)
     with on(state.device):
-        of_reads, factors = full(tokens, n), full(tokens, n + 1)
-        padded = triton.next_power_of_2(n)
-        _by_reads[(tokens,)](
-            by_x, state, of_reads if by_reads is None else by_reads.contiguous(), of_reads,
-            width=width, n=n, padded=padded, block=block_of(width, BY_READS["elements"] // padded),
-            adds=by_reads is not None, num_warps=BY_READS["num_warps"],
-        )  # fmt: skip
+        by_reads, factors = of_reads(by_x, state, by_reads), full(tokens, n + 1)
         chosen = options_of(n, count, form)
         programs = triton.cdiv(tokens, chosen["together"])
         by_logits = torch.empty(
@@ -329,20 +328,78 @@ def read_backward(
         )
         by_scale, by_bias = full(programs, len(scale)), full(programs, count)
         gates_backward[(programs,)](
-            of_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse,
+            by_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse,
             as_float32(scale), as_float32(bias), by_logits, factors, by_scale, by_bias,
             tokens, n * width, split=split, **chosen,
         )  # fmt: skip
-        by_state = torch.empty_like(state)
-        plan = plan_of_state(tokens, n, width, count, state.dtype)
-        by_weights = full(plan.pop("parts"), count, n * width)
-        _by_state[(plan.pop("blocks"), len(by_weights), triton.cdiv(count, plan["padded"]))](
-            by_x, by_x if by_new is None else by_new.contiguous(), state, by_logits, factors, as_float32(projection),
-            by_state, by_weights, tokens, width=width, n=n, count=count, adds=by_new is not None, split=split, each=1,
-            **plan,
+        by_state, by_weights = by_state_of(by_x, by_new, state, by_logits, factors, as_float32(projection))
+    return by_state, by_weights.to(projection.dtype), by_scale.sum(0).to(scale.dtype), by_bias.sum(0).to(bias.dtype)
+
+
+def sum_streams(state: Tensor, reads: Tensor) -> Tensor:
+    """Return the weighted sum of the streams.
+
+    Args:
+        state: the streams, contiguous.
+        reads: their weights, in float32, contiguous.
+    """
+    tokens, n, width = state.shape
+    x = state.new_empty(tokens, width)
+    block = block_of(width, READ["block"])
+    together = max(1, READ["elements"] // block)
+    with on(state.device):
+        _read[(triton.cdiv(tokens, together), triton.cdiv(width, block))](
+            state, reads, x, tokens, width=width, n=n, together=together, block=block, num_warps=READ["num_warps"]
+        )
+    return x
+
+
+def of_reads(by_x: Tensor, state: Tensor, given: Tensor | None) -> Tensor:
+    """Return the gradient by the weights of that sum, in float32.
+
+    Args:
+        by_x: gradient by the sum, contiguous.
+        state: the streams, contiguous.
+        given: what is added, or None.
+    """
+    tokens, n, width = state.shape
+    found = torch.empty(tokens, n, dtype=torch.float32, device=state.device)
+    padded = triton.next_power_of_2(n)
+    with on(state.device):
+        _by_reads[(tokens,)](
+            by_x, state, found if given is None else given.contiguous(), found,
+            width=width, n=n, padded=padded, block=block_of(width, BY_READS["elements"] // padded),
+            adds=given is not None, num_warps=BY_READS["num_warps"],
         )  # fmt: skip
-    by_projection = by_weights.sum(0).to(projection.dtype)
-    return by_state, by_projection, by_scale.sum(0).to(scale.dtype), by_bias.sum(0).to(bias.dtype)
+    return found
+
+
+def by_state_of(
+    by_x: Tensor, by_new: Tensor | None, state: Tensor, by_logits: Tensor, factors: Tensor, weights: Tensor,
+    *, each: int = 1,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the gradients by the streams and by the weights that they are multiplied by.
+
+    Args:
+        by_x: gradient by what the branch read, contiguous; one for `each` tokens in a row.
+        by_new: gradient by the streams from elsewhere, or None.
+        state: the streams, contiguous.
+        by_logits: gradient by the products: rows in float32, or two for each in the streams' type.
+        factors: of a token, each stream's weight in what was read, and what its streams shrink by.
+        weights: in float32.
+        each: see `by_x`.
+    """
+    tokens, n, width = state.shape
+    count, by_state = len(weights), torch.empty_like(state)
+    plan = plan_of_state(tokens, n, width, count, state.dtype)
+    by_weights = torch.empty(plan.pop("parts"), count, n * width, dtype=torch.float32, device=state.device)
+    with on(state.device):
+        _by_state[(plan.pop("blocks"), len(by_weights), triton.cdiv(count, plan["padded"]))](
+            by_x, by_x if by_new is None else by_new.contiguous(), state, by_logits, factors, weights, by_state,
+            by_weights, tokens, width=width, n=n, count=count, adds=by_new is not None,
+            split=by_logits.shape[1] > count, each=each, **plan,
+        )  # fmt: skip
+    return by_state, by_weights.sum(0)
 
 
 def block_of(width: int, most: int) -> int:
@@ -447,7 +504,7 @@ def weights_of(projection: Tensor, dtype: torch.dtype) -> Tensor:
 def takes(state: Tensor, form: Form) -> bool:
     """Return whether the kernels take these: float64 they leave to the reference, and what is past their limits."""
     n = state.shape[1]
-    if state.dtype not in _TYPES:
+    if state.dtype not in TYPES:
         return False
     if n > _MOST_STREAMS or (form.mixes and form.iterations > _MOST_ITERATIONS):
         past_limit(f"{n} streams mixed by {form.iterations} iterations", f"{_MOST_STREAMS} and {_MOST_ITERATIONS}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from levada.ops._define import Kernel, define, empty_like, is_direct, one_by_one, triton_or_reference
+from levada.ops._reading import go_back
 from levada.ops.manifold.ahead import cpu, reference
 from levada.ops.manifold.autograd import FORM
 from levada.ops.manifold.reference import Form
@@ -69,13 +70,7 @@ def _derivative(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ..
         features.new_zeros(tokens, n if form.mixes else 0, n) if by_mix is None else by_mix,
         *(state, out, weights, mix, new, projection, scale, bias),
     )
-    found: tuple[Tensor, ...]
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
-        found = reference.write_and_read_backward(*given, None, None, *form)
-    else:
-        function = cpu.write_and_read_backward if is_direct(*given, features) else _PASS_BACKWARD
-        found = function(*given, features, inverse, *form)
+    found = go_back("write_and_read_backward", reference, cpu, _PASS_BACKWARD, given, (features, inverse), form)
     by_state, by_out, by_weights, by_old_mix, *by_parameters = found
     return by_state, by_out, by_weights, by_old_mix if ctx.mixes else None, *by_parameters, *(None for _ in form)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from levada.ops._blocks import blocks_of, rows_of
+from levada.ops._cpu import blocks_of, rows_of
 from levada.ops._define import empty_like, import_kernels
 from levada.ops._precision import full_precision
 from levada.ops.manifold.ahead import reference
@@ -16,8 +16,6 @@ from levada.ops.manifold.cpu import loops_for, options_of
 from levada.ops.manifold.reference import Form
 
 __all__ = ["write_and_read", "write_and_read_backward"]
-
-TOGETHER: Final = 2**20  # elements of the streams that one thread takes at a time; of fewer, products are slow
 
 
 def write_and_read(
@@ -38,7 +36,7 @@ def write_and_read(
     mixes, streams = state.new_empty(tokens, n if form.mixes else 0, n), new.view(tokens, n * width)
     chosen = options_of(scale, bias, form)
     with full_precision(state):
-        for part in blocks_of(state, TOGETHER):
+        for part in blocks_of(state):
             writing.over_tokens(writing.write, [y[part] for y in (*given, new)], mix is not None)
             torch.mm(streams[part], projection.t(), out=features[part])
             made = [y[part] for y in (new, features, inverse, x, reads, writes, mixes)]
@@ -64,13 +62,13 @@ def write_and_read_backward(
     came = [y.contiguous() for y in (by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new)]
     by_state, by_out, by_weights, by_old_mix = (empty_like(y) for y in given)
     # What arrives at the new streams is used up at once, but where it is the gradient by the old ones itself.
-    most = rows_of(state, TOGETHER)
+    most = rows_of(state)
     arrives, by_features = empty_like(state[:most]), torch.empty_like(features[:most])
     by_projection, sums = torch.zeros_like(projection), []
     chosen = (*options_of(scale, bias, form), by_new is not None)
     streams = new.view(tokens, n * width)
     with full_precision(state):
-        for part in blocks_of(state, TOGETHER):
+        for part in blocks_of(state):
             several = part.stop - part.start
             by_written = by_state[part] if mix is None else arrives[:several]
             kept = [new[part], features[part], inverse[part], by_written, by_features[:several]]
@@ -86,7 +84,7 @@ def write_and_read_backward(
 
 def _loops(form: Form, state: Tensor, *others: Tensor | None) -> tuple[ModuleType, ModuleType] | None:
     """Return the loops that write and those that read, if they take these tensors and this form."""
-    reading = loops_for(state, form, *(x for x in others if x is not None))
+    reading = loops_for(state, form, *others)
     writing = import_kernels("levada.ops.streams.loops", "numba")
     return None if reading is None or writing is None else (writing, reading)
 

@@ -17,7 +17,17 @@ from levada.ops.manifold.reference import Form
 from levada.ops.sinkhorn.triton import normalise, normalise_backward
 from levada.ops.sinkhorn.triton import options_of as sinkhorn_options
 
-__all__ = ["GATES", "gates", "gates_backward", "options_of", "small", "split_in_two", "split_weight"]
+__all__ = [
+    "GATES",
+    "add_parts",
+    "gates",
+    "gates_backward",
+    "options_of",
+    "small",
+    "split_in_two",
+    "split_weight",
+    "store_by_logits",
+]
 
 # What a sweep may set: entries of the tokens' matrices that a program takes, and its warps.
 GATES: Final = {"elements": 128, "num_warps": 4}
@@ -44,7 +54,8 @@ def split_weight(x, kind: tl.constexpr):
 
 
 @triton.jit
-def _add_parts(sums, place, mask, stride, parts: tl.constexpr):
+def add_parts(sums, place, mask, stride, parts: tl.constexpr):
+    """Return the sum of what spans of channels left."""
     total = tl.load(sums + place, mask=mask, other=0.0)
     for part in tl.static_range(1, parts):
         total += tl.load(sums + part * stride + place, mask=mask, other=0.0)
@@ -80,20 +91,20 @@ def gates(
     token, stream, vectors, matrices, entry, feature = _places(tokens, n, padded, together, transposed)
     stride = tokens.to(tl.int64) * (count + 1)
     start = token * (count + 1)
-    squares = _add_parts(sums, start + count, token < tokens, stride, parts)
+    squares = add_parts(sums, start + count, token < tokens, stride, parts)
     one_over = 1 / tl.sqrt(squares / size + norm_epsilon)
     tl.store(inverse + token, one_over, mask=token < tokens)
     first, row = stream[None, :], token[:, None] * n + stream[None, :]
-    found = _add_parts(sums, start[:, None] + first, vectors, stride, parts) * one_over[:, None]
+    found = add_parts(sums, start[:, None] + first, vectors, stride, parts) * one_over[:, None]
     tl.store(features + token[:, None] * count + first, found, mask=vectors)
     logit = found * tl.load(scale) + tl.load(bias + first, mask=first < n, other=0.0)
     tl.store(reads + row, _sigmoid(logit) + read_epsilon, mask=vectors)
-    found = _add_parts(sums, start[:, None] + n + first, vectors, stride, parts) * one_over[:, None]
+    found = add_parts(sums, start[:, None] + n + first, vectors, stride, parts) * one_over[:, None]
     tl.store(features + token[:, None] * count + n + first, found, mask=vectors)
     logit = found * tl.load(scale + 1) + tl.load(bias + n + first, mask=first < n, other=0.0)
     tl.store(writes + row, 2 * _sigmoid(logit) + write_epsilon, mask=vectors)
     if mixes:
-        found = _add_parts(sums, start[:, None, None] + feature, matrices, stride, parts) * one_over[:, None, None]
+        found = add_parts(sums, start[:, None, None] + feature, matrices, stride, parts) * one_over[:, None, None]
         tl.store(features + token[:, None, None] * count + feature, found, mask=matrices)
         logit = found * tl.load(scale + 2) + tl.load(bias + feature, mask=matrices, other=0.0)
         real = tl.broadcast_to((stream < n)[None, :], (together, padded))
@@ -104,8 +115,8 @@ def gates(
 
 
 @triton.jit
-def _store_by_logits(by_logits, token, feature, value, mask, count: tl.constexpr, split: tl.constexpr):
-    """Store tokens' gradients; in types with fewer bits, the first parts of a token and then the second."""
+def store_by_logits(by_logits, token, feature, value, mask, count: tl.constexpr, split: tl.constexpr):
+    """Store tokens' or streams' gradients; in types with fewer bits, one's first parts and then the second."""
     if split:
         high, low = split_in_two(value, by_logits.dtype.element_ty)
         tl.store(by_logits + 2 * token * count + feature, high, mask=mask)
@@ -133,7 +144,7 @@ def gates_backward(
     sigma = _sigmoid(found * factor + tl.load(bias + first, mask=first < n, other=0.0))
     tl.store(factors + token[:, None] * (n + 1) + first, sigma + read_epsilon, mask=vectors)
     g = tl.load(by_reads + row, mask=vectors, other=0.0) * sigma * (1 - sigma)
-    _store_by_logits(by_logits, token[:, None], first, g * factor * one_over[:, None], vectors, count, split)
+    store_by_logits(by_logits, token[:, None], first, g * factor * one_over[:, None], vectors, count, split)
     tl.store(by_bias + program * count + stream, tl.sum(g, 0), mask=stream < n)
     tl.store(by_scale + program * kinds, tl.sum(g * found))
     along = tl.sum(g * found, 1) * factor
@@ -142,7 +153,7 @@ def gates_backward(
     found = tl.load(features + place, mask=vectors, other=0.0)
     sigma = _sigmoid(found * factor + tl.load(bias + n + first, mask=first < n, other=0.0))
     g = 2 * tl.load(by_writes + row, mask=vectors, other=0.0) * sigma * (1 - sigma)
-    _store_by_logits(by_logits, token[:, None], n + first, g * factor * one_over[:, None], vectors, count, split)
+    store_by_logits(by_logits, token[:, None], n + first, g * factor * one_over[:, None], vectors, count, split)
     tl.store(by_bias + program * count + n + stream, tl.sum(g, 0), mask=stream < n)
     tl.store(by_scale + program * kinds + 1, tl.sum(g * found))
     along += tl.sum(g * found, 1) * factor
@@ -157,7 +168,7 @@ def gates_backward(
         g = tl.load(by_mix + token[:, None, None] * n * n + entry, mask=matrices, other=0.0)
         g = normalise_backward(g, softmax, kernel, rows, columns, iterations, epsilon).to(tl.float32)
         value = g * factor * one_over[:, None, None]
-        _store_by_logits(by_logits, token[:, None, None], feature, value, matrices, count, split)
+        store_by_logits(by_logits, token[:, None, None], feature, value, matrices, count, split)
         sums = tl.sum(g, 0)[None, :, :]
         tl.store(by_bias + program * count + feature, sums, mask=(first < n)[:, :, None] & (first < n)[:, None, :])
         tl.store(by_scale + program * kinds + 2, tl.sum(g * found))

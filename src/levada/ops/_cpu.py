@@ -1,0 +1,54 @@
+"""What kernels for a CPU have in common that read streams: their loops, parameters as arrays, tokens by blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from levada.ops._define import import_kernels
+from levada.ops._kernels import takes
+
+__all__ = ["TOGETHER", "array_of", "blocks_of", "loops_for", "rows_of"]
+
+TOGETHER: Final = 2**20  # elements of the streams that one thread takes at a time; of fewer, products are slow
+
+
+def loops_for(module: str, state: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """Return a module of loops if they take these tensors, and there is something to do.
+
+    Args:
+        module: dotted name.
+        state: the streams.
+        *others: the parameters.
+    """
+    if not takes(state, *(x for x in others if x is not None)) or not state.numel():
+        return None
+    return import_kernels(module, "numba")
+
+
+def array_of(x: Tensor) -> Any:
+    """Return a copy of a parameter: memory that NumPy shares cannot be resized, as sharding wants parameters' to be."""
+    return x.detach().clone(memory_format=torch.contiguous_format).numpy()
+
+
+def rows_of(state: Tensor) -> int:
+    """Return how many tokens are taken at a time, which stay in a processor's cache between one step and the next.
+
+    Args:
+        state: tokens first.
+    """
+    return min(max(1, TOGETHER * torch.get_num_threads() // state[0].numel()), len(state))
+
+
+def blocks_of(state: Tensor) -> Iterator[slice]:
+    """Yield the blocks of tokens.
+
+    Args:
+        state: tokens first.
+    """
+    rows = rows_of(state)
+    yield from (slice(start, min(start + rows, len(state))) for start in range(0, len(state), rows))

@@ -1,0 +1,200 @@
+"""Operations that read streams: what PyTorch knows of each, there and back, and which function is called when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from levada.ops._define import Kernel, define, empty_like, is_direct, one_by_one, triton_or_reference
+
+__all__ = ["Reading", "Schema", "go_back"]
+
+
+class Schema(NamedTuple):
+    """What a reading takes and gives.
+
+    Attributes:
+        tensors: names of those that it takes, the streams first, with `?` where None may come.
+        options: types and names of the numbers behind them.
+        results: names of what it returns, what the branch reads first, with `?` where the gradient's kernels take None
+            as zeros.
+        kept: names of what it returns behind that, for the way back.
+    """
+
+    tensors: Sequence[str]
+    options: str
+    results: Sequence[str]
+    kept: Sequence[str]
+
+
+class Reading:
+    """An operation that reads streams, and its gradient.
+
+    Called, it returns the results and the streams themselves: a gradient that comes by these is added in the same pass
+    as the others. An operation's result may not be its argument: only a function can hand the streams on.
+
+    Args:
+        name: with which `operation` is registered; `gradient` has `_backward` behind it.
+        schema: what they take and give.
+        reference: has `read_and_keep`, and `read_backward` with derivatives, which makes again what it is not given.
+        cpu: has `read` and `read_backward`.
+        triton: name of a module that has both, too.
+        fake: shapes and types of all that is returned.
+        vmap: the operation's rule, if it has a better one than to call it for each entry.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: Schema,
+        *,
+        reference: ModuleType,
+        cpu: ModuleType,
+        triton: str,
+        fake: Kernel,
+        vmap: Kernel | None = None,
+    ) -> None:
+        tensors, options, results, kept = schema
+        self.tensors, self.results = len(tensors), len(results)
+        self.required = [k for k, result in enumerate(results) if not result.endswith("?")]
+        self.reference, self.cpu, self.fake = reference, cpu, fake
+        given = ", ".join(map(_typed, tensors))
+        by = ", ".join(_typed(f"by_{result}") for result in (*results, "new?"))
+        self.operation = define(
+            name,
+            f"({given}, {options}) -> ({', '.join(['Tensor'] * len([*results, *kept]))})",
+            reference=reference.read_and_keep,
+            kernels={"CPU": cpu.read, "CUDA": triton_or_reference(triton, "read", reference.read_and_keep)},
+            fake=fake,
+            vmap=vmap or (lambda info, dims, *arguments: one_by_one(self.operation, info, dims, *arguments)),
+            setup_context=self.context,
+            backward=self.derivative,
+        )
+        self.gradient = define(
+            f"{name}_backward",
+            f"({by}, {given}, {', '.join(map(_typed, kept))}, {options}) -> ({', '.join(['Tensor'] * self.tensors)})",
+            reference=reference.read_backward,
+            kernels={
+                "CPU": cpu.read_backward,
+                "CUDA": triton_or_reference(triton, "read_backward", reference.read_backward),
+            },
+            fake=self._gradient_fake,
+            vmap=lambda info, dims, *arguments: one_by_one(self.gradient, info, dims, *arguments),
+            setup_context=None,
+            backward=None,
+        )
+
+    def __call__(self, state: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        """Return the results, and the streams to write to."""
+        if torch.compiler.is_compiling():
+            return self.by(self.operation, state, *others)
+        found: tuple[Tensor, ...] = _Read.apply(self, state, *others)  # type: ignore[no-untyped-call]
+        return found
+
+    def by(self, function: Kernel, state: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        """Return the same by a function of streams with tokens first, such as the operation."""
+        *leading, n, width = state.shape
+        found = function(state.reshape(-1, n, width), *others)[: self.results]
+        return *(y.view(*leading, *y.shape[1:]) for y in found), state
+
+    def keep(self, ctx: Any, arguments: Sequence[Any], kept: Sequence[Tensor]) -> None:
+        """Keep for the way back the arguments, and what was returned for it."""
+        ctx.options = arguments[self.tensors :]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*arguments[: self.tensors], *kept)
+
+    def context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Set up what `derivative` needs."""
+        kept = output[self.results :]
+        ctx.mark_non_differentiable(*kept)
+        self.keep(ctx, inputs, kept)
+
+    def derivative(self, ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients by the operation's arguments."""
+        return self.gradients(ctx, *cotangents[: self.results], None)
+
+    def gradients(self, ctx: Any, *by: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients by the arguments, of those by results and streams."""
+        state, *others = ctx.saved_tensors
+        kept = [others.pop() for _ in range(len(others) + 1 - self.tensors)][::-1]
+        flat, leading = state, state.ndim - 2
+        if leading != 1:
+            flat = state.reshape(-1, *state.shape[-2:])
+            by = tuple(None if y is None else y.reshape(-1, *y.shape[leading:]) for y in by)
+        if any(by[k] is None for k in self.required):
+            like = self.fake(flat, *others, *ctx.options)
+            by = tuple(like[k].zero_() if y is None and k in self.required else y for k, y in enumerate(by))
+        given = *by, flat, *others
+        found = go_back("read_backward", self.reference, self.cpu, self.gradient, given, kept, ctx.options)
+        by_state = found[0] if leading == 1 else found[0].view(state.shape)
+        by_others = (None if x is None else y for x, y in zip(others, found[1:], strict=True))
+        return by_state, *by_others, *(None for _ in ctx.options)
+
+    def _gradient_fake(self, *arguments: Any) -> tuple[Tensor, ...]:
+        first = self.results + 1  # behind what arrives
+        state, parameter, *others = arguments[first : first + self.tensors]
+        nothing = (parameter.new_empty(0) if x is None else empty_like(x) for x in others)
+        return empty_like(state), empty_like(parameter), *nothing
+
+
+class _Read(torch.autograd.Function):
+    """A reading, whose kernel is called without the dispatcher on a CPU, where nobody looks at operations.
+
+    The dispatcher would take as long as the work on few tokens. Tokens become the first axis, and leading axes again,
+    in here: each would be a node of the graph out there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, reading: Reading, *arguments: Any) -> tuple[Tensor, ...]:
+        ctx.reading = reading
+        state, *others = arguments
+        *leading, n, width = state.shape
+        direct = is_direct(*arguments[: reading.tensors])
+        found = (reading.cpu.read if direct else reading.operation)(state.reshape(-1, n, width), *others)
+        reading.keep(ctx, arguments, found[reading.results :])
+        results = found[: reading.results]
+        if len(leading) == 1:
+            return *results, state
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # else they are views, and FSDP2 warns of these
+            return *(y.view(*leading, *y.shape[1:]) for y in results), state
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *ctx.reading.gradients(ctx, *cotangents)
+
+
+def go_back(
+    name: str,
+    reference: ModuleType,
+    cpu: ModuleType,
+    operation: Kernel,
+    given: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    options: Sequence[Any],
+) -> tuple[Tensor, ...]:
+    """Return gradients, by the function of this name that is right here.
+
+    Args:
+        name: in both modules.
+        reference: has all derivatives, and makes again what was kept.
+        cpu: is called where nobody looks at operations.
+        operation: elsewhere.
+        given: tensors, of which none was kept for the way back alone.
+        kept: those that were.
+        options: behind them.
+    """
+    found: tuple[Tensor, ...]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # this backward pass has one itself
+        found = getattr(reference, name)(*given, *(None for _ in kept), *options)
+    else:
+        function = getattr(cpu, name) if is_direct(*given, *kept) else operation
+        found = function(*given, *kept, *options)
+    return found
+
+
+def _typed(name: str) -> str:
+    return f"Tensor{'?' if name.endswith('?') else ''} {name.removesuffix('?')}"
