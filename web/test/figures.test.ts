@@ -109,6 +109,9 @@ test("a line that yields leaves the axis where the others would be flattened, an
   expect(said(series([1e60]))).toEqual([]);
   expect(missing([theory], close)).toEqual([]);
   expect(axisOf(LOG, [theory]).place(1e60)).toBeCloseTo(1, 6);
+  // An end at 0.99 is moved to 1.
+  const moved = series([0.99, 1e9], "predicted", { yields: true });
+  expect(missing([moved], axisOf(LOG, [series([0.99, 1e9]), moved]))).toEqual([]);
 });
 
 test("a tick has as many digits as it needs", () => {

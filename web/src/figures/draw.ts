@@ -143,7 +143,7 @@ export function missing(all: readonly Series[], y: Axis): Missing[] {
   return found;
 }
 
-const ROUNDING = 1e-9; // of a place at the axis' very end
+const ROUNDING = 0.01; // of an axis whose ends are whole powers of ten, to which they may be moved inwards
 
 function beyond(place: number): "over" | "under" | null {
   if (place > 1 + ROUNDING) return "over";
