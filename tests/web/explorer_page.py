@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,22 @@ from tests.web.visiting import Visit, browser, needs_browser, visits
 
 import levada
 
-__all__ = ["AXE", "PAGE", "Visit", "browser", "needs_page", "numbers", "sentences", "settled", "violations", "visit"]
+__all__ = [
+    "AXE",
+    "PAGE",
+    "Visit",
+    "browser",
+    "changes",
+    "link",
+    "needs_page",
+    "numbers",
+    "picture",
+    "sentences",
+    "settled",
+    "use",
+    "violations",
+    "visit",
+]
 
 PAGE = Path(levada.__file__).parent / "web/static/single/explore.html"
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
@@ -26,6 +41,37 @@ def visit(browser: Any) -> Iterator[Visit]:
     """Open the page by a link, in any of its tabs."""
     with visits(browser, PAGE.as_uri(), "[role=tabpanel]") as opened:
         yield opened
+
+
+def link(page: Any) -> str:
+    """What the address says."""
+    return str(page.evaluate("location.hash"))
+
+
+def picture(page: Any) -> str:
+    """Everything that is drawn."""
+    return str(page.eval_on_selector_all(".plot .line", "all => all.map(one => one.getAttribute('d')).join('|')"))
+
+
+def changes(page: Any, act: Callable[[], Any]) -> None:
+    """Wait until what is drawn is another picture than before."""
+    before = picture(page)
+    act()
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('.plot .line')].map(one => one.getAttribute('d')).join('|') != before",
+        arg=before,
+    )
+
+
+def use(page: Any, label: str, value: Any) -> None:
+    """Set a control by its label."""
+    control = page.get_by_label(label, exact=True)
+    if isinstance(value, bool):
+        control.set_checked(value)
+    elif isinstance(value, str):
+        control.select_option(value)
+    else:
+        control.fill(str(value))
 
 
 def settled(page: Any, key: str) -> None:

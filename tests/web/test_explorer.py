@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.web.explorer_page import PAGE, browser, needs_page, settled
+from tests.web.explorer_page import PAGE, browser, changes, link, needs_page, picture, sentences, settled, use
 from tests.web.visiting import Visit as Open
 from tests.web.visiting import expect, visits, wait
 
@@ -22,29 +22,6 @@ def visit(browser: Any) -> Iterator[Open]:
     """Open the page, and wait for what it reads out."""
     with visits(browser, PAGE.as_uri(), ".reading, [role=alert]") as opened:
         yield opened
-
-
-def link(page: Any) -> str:
-    return str(page.evaluate("location.hash"))
-
-
-def picture(page: Any) -> str:
-    """Everything that is drawn."""
-    return str(page.eval_on_selector_all(".plot .line", "all => all.map(one => one.getAttribute('d')).join('|')"))
-
-
-def readings(page: Any) -> list[str]:
-    return list(page.locator(".reading").all_inner_texts())
-
-
-def changes(page: Any, act: Callable[[], Any]) -> None:
-    """Wait until what is drawn is another picture than before."""
-    before = picture(page)
-    act()
-    page.wait_for_function(
-        "before => [...document.querySelectorAll('.plot .line')].map(one => one.getAttribute('d')).join('|') != before",
-        arg=before,
-    )
 
 
 CONTROLS = [
@@ -67,16 +44,6 @@ CONTROLS = [
     ("activation before the weights", True, "preActivation=1"),
     ("Precision", "float64", "precision=float64"),
 ]
-
-
-def use(page: Any, label: str, value: Any) -> None:
-    control = page.get_by_label(label, exact=True)
-    if isinstance(value, bool):
-        control.set_checked(value)
-    elif isinstance(value, str):
-        control.select_option(value)
-    else:
-        control.fill(str(value))
 
 
 @pytest.mark.parametrize(("label", "value", "key"), CONTROLS, ids=[label for label, *_ in CONTROLS])
@@ -175,9 +142,25 @@ def test_prediction_and_measurement_are_compared_in_words(visit: Open) -> None:
     expect(page.locator(".key").first).to_contain_text("0.25")
 
 
+@pytest.mark.parametrize(
+    ("link", "told"),
+    [
+        ("gain=50&depth=20&width=100", r"× 2\.06 per layer, where theory says 2\.18\.$"),
+        (
+            "gain=8&activation=relu",
+            r"× 5\.49 per layer, where theory says 5\.66 for infinite width; at this depth, 1\.5 ",
+        ),
+    ],
+)
+def test_a_measurement_that_is_not_the_prediction_is_said(visit: Open, link: str, told: str) -> None:
+    page = visit(f"connections=plain&precision=float64&{link}")
+    expect(page.locator(".reading").first).to_have_text(re.compile(told))
+    expect(page.locator(".reading").first).not_to_contain_text("as predicted")
+
+
 def test_the_line_of_a_quarter_is_there_for_the_sigmoid_alone_and_can_be_exceeded(visit: Open) -> None:
     page = visit("gain=4&precision=float64&connections=plain")
-    rate = re.search(r"× (0\.\d+) per layer", readings(page)[0])
+    rate = re.search(r"× (0\.\d+) per layer", sentences(page)[0])
     assert rate is not None
     assert float(rate[1]) > 0.3
     expect(page.locator(".plot .reference")).to_have_count(1)
@@ -322,7 +305,7 @@ def test_every_connection_has_a_sentence(visit: Open) -> None:
         "connections=residual,highway,dense,hyper,manifold,identity,attention&activation=relu&init=he&depth=12"
     )
     page.wait_for_function("() => document.querySelectorAll('.reading').length == 7")
-    assert "The jump at the end is the sum over 4 streams" in readings(page)[3]
+    assert "The jump at the end is the sum over 4 streams" in sentences(page)[3]
 
 
 def test_reset_gives_the_first_page_back(visit: Open) -> None:

@@ -33,7 +33,8 @@ async function shown(settings: Settings, name: Settings["connections"][number]):
   const signals = await measured(settings, name);
   const drawn = QUANTITIES.map((quantity) => [
     quantity,
-    Array.from(lines(quantity, [{ name, signals }], settings)[0].y),
+    // JSON has no infinity and no NaN: as text.
+    Array.from(lines(quantity, [{ name, signals }], settings)[0].y, (y) => (Number.isFinite(y) ? y : String(y))),
   ]);
   return { ...Object.fromEntries(drawn), asked: checkRequest(settings, name) };
 }

@@ -93,6 +93,34 @@ test("a reference does not flatten what was measured", () => {
   expect(axisOf(LOG, [series([0.9, 1]), reference]).place(1e-13)).toBeCloseTo(0, 6);
 });
 
+test("a line that yields leaves the axis where the others would be flattened, and that is said", () => {
+  const theory = series([1, 1e30, 1e60], "predicted", { label: "theory", yields: true });
+  const [axis, close] = [
+    [1, 10, 1e5],
+    [1, 1e30, 1e58],
+  ].map((y) => axisOf(LOG, [series(y), theory]));
+  expect(axis.place(1e10)).toBeCloseTo(1, 6);
+  expect(close.place(1e60)).toBeCloseTo(1, 6);
+  const said = (one: Series) => missing([one], axis).map((found) => missingWords(found, (x) => `step ${x}`));
+  expect(said(theory)).toEqual([
+    "theory: 2 values (step 1 to step 2) lie above the axis, which keeps to what was measured.",
+  ]);
+  expect(said(series([1e-30, 1], "predicted", { yields: true }))[0]).toContain("1 value (step 0) lies below the axis");
+  expect(said(series([1e60]))).toEqual([]);
+  expect(missing([theory], close)).toEqual([]);
+  expect(axisOf(LOG, [theory]).place(1e60)).toBeCloseTo(1, 6);
+  // An end at 0.99 is moved to 1.
+  const moved = series([0.99, 1e9], "predicted", { yields: true });
+  expect(missing([moved], axisOf(LOG, [series([0.99, 1e9]), moved]))).toEqual([]);
+});
+
+test("a tick has as many digits as it needs", () => {
+  const labels = (...y: number[]) => axisOf(LOG, [series(y)]).ticks.map(({ label }) => label);
+  expect(labels(1e-3)).toEqual(["8×10⁻⁴", "0.001", "0.0012", "0.0014"]);
+  expect(labels(1e-5, 1.1e-5)).toEqual(["8×10⁻⁶", "10⁻⁵", "1.2×10⁻⁵", "1.4×10⁻⁵", "1.6×10⁻⁵"]);
+  expect(xAxisOf({ label: "step" }, 0, 4e6, 4).ticks.map(({ label }) => label)).toContain("2×10⁶");
+});
+
 test("nothing to draw leaves an axis", () => {
   expect(axisOf(LOG, []).ticks.length).toBeGreaterThan(1);
   expect(axisOf(LOG, [series([0, 0])]).place(0)).toBe("zero");

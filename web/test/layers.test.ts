@@ -7,13 +7,26 @@ import optimizers from "../golden/optimizers.json";
 import { activation, activationNames } from "../src/engine/activation";
 import { Linear } from "../src/engine/linear";
 import { crossEntropy, meanSquare } from "../src/engine/loss";
-import { matrixFrom, type Precision } from "../src/engine/matrix";
+import { matrixFrom, type Precision, withSize } from "../src/engine/matrix";
 import { Activate, type Module, parameter } from "../src/engine/module";
 import { type NormName, normalisation } from "../src/engine/normalise";
 import { type OptimizerOptions, optimizer } from "../src/engine/optimise";
 import { by, expectClose, expectSame, WAYS } from "./golden";
 
 describe.each(WAYS)("in $precision by $route", ({ precision, route }) => {
+  it("sums near overflow term by term, so that what leaves the range on the way does not come back", () => {
+    const layer = new Linear("large", 3, 3, precision, { bias: false });
+    layer.weight.value.set([1, 1, -1, -1, 1, 1, 1, -2, 0]);
+    by(route, () => {
+      const x = matrixFrom([2.5e38, 2.5e38, 2.5e38], 1, 3, precision);
+      const beyond = precision === "float32" ? Number.POSITIVE_INFINITY : 2.5e38;
+      const [largest, alike] = [withSize(2.5e38, () => layer.forward(x)), layer.forward(x)];
+      expectClose("in order", largest.data.subarray(1), [2.5e38, -2.5e38], precision);
+      expect(largest.data[0]).toBe(beyond);
+      expectClose("rounded once", alike.data, [2.5e38, 2.5e38, -2.5e38], precision);
+    });
+  });
+
   it.each(activations)("$name has PyTorch's values and slopes", ({ name, at, value, slope }) => {
     const module = new Activate(activation(name));
     by(route, () => {

@@ -1,7 +1,7 @@
 /** The mixing tab's numbers. */
 
 import { expect, test } from "vitest";
-import { away, logitsOf, some, steps, sums } from "../src/explorer/mixing";
+import { away, errorLines, leftOut, logitsOf, some, steps, sums } from "../src/explorer/mixing";
 
 const start = { depth: 50, streams: 4, iterations: 20, seed: 0, spread: 0.3 };
 
@@ -33,6 +33,21 @@ test("each iteration brings the column sums nearer to 1; rows, normalised last, 
   expect(all).toHaveLength(20);
   for (const { rowError } of all) expect(rowError).toBeLessThan(1e-14);
   for (let at = 1; at < 10; at++) expect(all[at].columnError).toBeLessThan(all[at - 1].columnError);
+});
+
+test("what is rounding alone is not drawn, and is said", () => {
+  const all = steps(logitsOf(0, 4, 0, 0.2), 4, 20);
+  const [columns, ...rest] = errorLines(all, 4);
+  expect([columns.label, rest]).toEqual(["columns", []]); // no row is off by more than rounding
+  expect(Math.min(...Array.from(columns.y))).toBeGreaterThan(4 * Number.EPSILON);
+  const floor = "Sums that differ from 1 by 8.9×10⁻¹⁶ or less do so by the rounding of float64, and are not drawn";
+  expect(leftOut(all, 4)).toBe(`${floor}: rows, which are normalised last.`);
+  const quick = steps(new Float64Array(16), 4, 3);
+  expect(errorLines(quick, 4)).toEqual([]);
+  expect(leftOut(quick, 4)).toBe(`${floor}: rows, which are normalised last, and columns from the first iteration on.`);
+  const off = { ...all[0], rowError: 0.1 };
+  expect(errorLines([off, all[1]], 4)[1].lacking).toEqual([0, 1]);
+  expect(leftOut([off, all[1]], 4)).toBe("");
 });
 
 test("sums by row and column", () => {

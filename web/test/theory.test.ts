@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import golden from "../golden/theory.json";
-import { activation } from "../src/engine/activation";
+import { activation, activationNames } from "../src/engine/activation";
 import { coherentResidual } from "../src/engine/coherence";
 import { matrixFrom, rms } from "../src/engine/matrix";
 import { type NetworkOptions, Stack } from "../src/engine/network";
@@ -32,9 +32,25 @@ describe("moments", () => {
     expect(moments(activation("sigmoid"), 0).slope).toBeCloseTo(1 / 16, 14);
     expect(moments(activation("tanh"), Number.POSITIVE_INFINITY).second).toBeCloseTo(1, 12);
   });
+
+  it.each(activationNames)("of %s go on beyond the largest q that is integrated", (name) => {
+    const phi = activation(name);
+    const [near, far] = [moments(phi, 1e30), moments(phi, 1e60)];
+    const bounded = ["sigmoid", "tanh", "erf", "hardtanh"].includes(name);
+    expect(far.second / near.second).toBeCloseTo(bounded ? 1 : 1e30, bounded ? 12 : -18);
+    expect(far.slope).toBe(near.slope);
+  });
 });
 
 describe("trajectories", () => {
+  it("of layers that grow are a straight line of logarithms to the end of float32 and beyond", () => {
+    const options = { depth: 100, width: 32, activation: "relu", init: { name: "he", gain: 8 } } as const;
+    const { signal } = predict({ ...options, connection: { name: "plain" } })!;
+    signal.slice(1).forEach((size, layer) => {
+      expect(Math.log(size) / ((layer + 1) * Math.log(8))).toBeCloseTo(1, 12);
+    });
+  });
+
   it.each(golden.paths)("of $name with weight variance $weightVariance are levada's", (path) => {
     const network = { ...path, activation: activation(path.name) };
     const found = {

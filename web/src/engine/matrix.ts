@@ -168,7 +168,17 @@ export function product(
   [m, n, k]: readonly [number, number, number],
   accumulate = false,
 ): void {
-  if (kernels.product(out, n, a, b, [m, n, k], accumulate)) return;
+  if (!kernels.product(out, n, a, b, [m, n, k], accumulate)) byBlocks(out, a, b, [m, n, k], accumulate);
+  if (careful && !accumulate && out instanceof Float32Array) orderNearOverflow(out, a, b, [n, k]);
+}
+
+function byBlocks(
+  out: Floats,
+  a: Strides,
+  b: Strides,
+  [m, n, k]: readonly [number, number, number],
+  accumulate: boolean,
+): void {
   const rows = m - (m % 2);
   const cols = n - (n % 4);
   if (panel.length < 4 * k) panel = new Float64Array(4 * k);
@@ -184,6 +194,35 @@ export function product(
       for (let l = 0, at = i * xRow, from = j * yCol; l < k; l++, at += xCol, from += yRow) s += x[at] * y[from];
       out[i * n + j] = accumulate ? s + out[i * n + j] : s;
     }
+  }
+}
+
+const NEAR_OVERFLOW = 1e34; // of root mean squares in float32: weights make of them what sums can lose
+let careful = false;
+
+/** Run `work` on numbers of some root mean square, or of none: where they are large, the order of sums decides. */
+export function withSize<T>(size: number, work: () => T): T {
+  careful = !(size < NEAR_OVERFLOW);
+  try {
+    return work();
+  } finally {
+    careful = false;
+  }
+}
+
+/**
+ * Of large sums in float32 some leave the range on the way, though not at their end: those are infinite, or NaN if they
+ * leave it on both sides. As in PyTorch on processors with AVX2 or AVX-512: from the first term to the last, each added by
+ * a fused operation, which rounds once. What is NaN already stays so in any order.
+ */
+function orderNearOverflow(out: Float32Array, a: Strides, b: Strides, [n, k]: readonly [number, number]): void {
+  for (let at = 0; at < out.length; at++) {
+    if (!(Math.abs(out[at]) > NEAR_OVERFLOW)) continue;
+    let sum = 0;
+    for (let l = 0, x = Math.floor(at / n) * a.row, y = (at % n) * b.col; l < k; l++, x += a.col, y += b.row) {
+      sum = Math.fround(sum + a.data[x] * b.data[y]);
+    }
+    out[at] = sum;
   }
 }
 

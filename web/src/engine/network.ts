@@ -4,7 +4,7 @@ import { activation } from "./activation";
 import type { Connection, Ends, State } from "./connections/connection";
 import { type ConnectionOptions, connections } from "./connections/index";
 import { type Initialisation, Linear } from "./linear";
-import { type Matrix, type Precision, rms, zeros } from "./matrix";
+import { type Matrix, type Precision, rms, withSize, zeros } from "./matrix";
 import { type Mixing, mixingOverDepth } from "./mixing";
 import { Activate, type Module, type Parameter, Sequential } from "./module";
 import { type NormName, normalisation } from "./normalise";
@@ -99,8 +99,10 @@ export class Stack implements Module {
     let state: State = this.ends.begin(x);
     this.layers.forEach(({ connection, branch }, place) => {
       const given = connection.read(state);
-      signal[place] = rms(given.data);
-      state = connection.write(state, branch.forward(given));
+      const size = rms(given.data);
+      signal[place] = size;
+      const written = withSize(size, () => branch.forward(given));
+      state = connection.write(state, written);
     });
     const y = this.ends.end(state);
     signal[this.layers.length] = rms(y.data);
@@ -135,8 +137,10 @@ export class Stack implements Module {
     for (let place = this.layers.length - 1; place >= 0; place--) {
       const { connection, branch, linear } = this.layers[place];
       const byOutput = connection.writeBackward(state);
-      measured.gradient[place + 1] = rms(byOutput.data);
-      state = connection.readBackward(branch.backward(byOutput));
+      const size = rms(byOutput.data);
+      measured.gradient[place + 1] = size;
+      const byInput = withSize(size, () => branch.backward(byOutput));
+      state = connection.readBackward(byInput);
       if (linear.weight.requiresGradient) measured.weightGradient[place] = rms(linear.weight.gradient);
     }
     const byInput = this.ends.beginBackward(state);

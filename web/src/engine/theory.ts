@@ -12,9 +12,10 @@ import type { NetworkOptions } from "./network";
 
 const REACH = 10; // the density beyond is below 1e-22 of its peak
 const NODES = 16;
-// Standing for the limits 0+ and infinity.
+// Standing for the limits 0+ and infinity: every activation is on its tangent or its asymptotes there.
 const NEAR_ZERO = 1e-200;
 const NEAR_INFINITY = 1e30;
+const GROWN = 1e10; // far out an activation has either grown above this or come to its bound
 
 interface Rule {
   readonly z: Float64Array;
@@ -95,6 +96,10 @@ export function moments(phi: Activation, q: number): Moments {
     first += weights[at] * value;
     second += weights[at] * value * value;
     slope += weights[at] * steepness * steepness;
+  }
+  if (q > NEAR_INFINITY && Math.max(...[deviation, -deviation].map((u) => Math.abs(phi.value(u)))) > GROWN) {
+    const beyond = Math.sqrt(q / NEAR_INFINITY); // on asymptotes through the origin, as seen from here
+    return { first: first * beyond, second: (second / NEAR_INFINITY) * q, slope };
   }
   if (q > 0) return { first, second, slope };
   const resting = phi.value(0);

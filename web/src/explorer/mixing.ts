@@ -3,6 +3,8 @@
 import { sinkhorn } from "../engine/connections/sinkhorn";
 import { type Mixing, mixingOverDepth } from "../engine/mixing";
 import { Random } from "../engine/random";
+import type { Series } from "../figures/series";
+import { listed, short } from "../page/number";
 
 const OFF_DIAGONAL = -6; // of the logits, where levada's mHC starts: near the identity
 export const PER_ENTRY = 10; // logits that move as far as an entry moves by 1: a tenth of a logit changes little
@@ -71,6 +73,36 @@ export function sums(matrix: ArrayLike<number>, n: number): Omit<Step, "matrix">
   }
   const error = (totals: Float64Array) => totals.reduce((worst, sum) => Math.max(worst, Math.abs(sum - 1)), 0);
   return { rows, columns, rowError: error(rows), columnError: error(columns) };
+}
+
+/** Below this a sum of n numbers near 1 differs from 1 by the rounding of float64 alone. */
+export const rounding = (n: number): number => n * Number.EPSILON;
+
+/** How far sums are from 1, step after step, where that is more than rounding. */
+export function errorLines(all: readonly Step[], n: number): Series[] {
+  const x = all.map((_, at) => at + 1);
+  const columns = all.map(({ columnError }) => columnError);
+  const rows = all.map(({ rowError }) => rowError);
+  const lines = [
+    { label: "columns", colour: 0, style: "measured", x, y: columns },
+    { label: "rows", colour: 1, style: "measured", x, y: rows },
+  ] as const;
+  const lacking = (y: readonly number[]) => y.map((error) => Number(error <= rounding(n)));
+  return lines.map((one) => ({ ...one, lacking: lacking(one.y) })).filter((one) => one.lacking.includes(0));
+}
+
+/** What such lines leave out. */
+export function leftOut(all: readonly Step[], n: number): string {
+  const least = rounding(n);
+  const columns = all.findIndex(({ columnError }) => columnError <= least) + 1;
+  const rows = all.every(({ rowError }) => rowError <= least);
+  const said = [
+    ...(rows ? ["rows, which are normalised last,"] : []),
+    ...(columns > 0 ? [`columns ${columns > 1 ? `from iteration ${columns}` : "from the first iteration"} on`] : []),
+  ];
+  if (said.length === 0) return "";
+  const known = `Sums that differ from 1 by ${short(least, 2)} or less do so by the rounding of float64, and are not drawn`;
+  return `${known}: ${listed(said).replace(/,$/, "")}.`;
 }
 
 /** At most `most` layers, evenly, the first and the last among them. */

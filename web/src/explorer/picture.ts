@@ -38,7 +38,7 @@ export function lines(quantity: Quantity, all: readonly Computed[], settings: Se
   const found: Series[] = [];
   for (const { name, signals } of all) {
     const own = { label: SHORT_NAMES[name], colour: palette.get(name) ?? "ref", style: "measured" as const };
-    const predicted = { ...own, label: `${own.label}, predicted`, style: "predicted" as const };
+    const predicted = { ...own, label: `${own.label}, predicted`, style: "predicted" as const, yields: true };
     const { measured, predicted: theory, update } = signals;
     const x = places(measured.signal.length);
     if (quantity === "update") {

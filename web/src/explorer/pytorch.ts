@@ -86,7 +86,8 @@ Run:   python ${FILE}
 Check: ${checkCommand(settings, names[0])}
 
 Weights, inputs and gradients are the page's own, drawn from the same seed: what it prints is what the page shows, up to
-rounding.
+rounding. Where numbers overflow, the order of a sum decides whether it leaves the range on its way, and PyTorch's order is
+another on other processors and beyond a width of 128: gradients behind can then be some percent apart.
 """
 
 from collections import OrderedDict

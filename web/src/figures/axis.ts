@@ -21,6 +21,7 @@ export interface Axis {
 
 const STEPS = [1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500];
 const LEAST_DECADES = 12; // so many a reference may always take
+const LEAST_YIELDING = 3; // and a line that yields, which most often lies by the others
 
 /** The axis' number for a value: itself, or its logarithm to base 10. */
 function position(value: number, log: boolean, isLog: boolean): number | Edge {
@@ -48,22 +49,24 @@ function extent(series: readonly Series[], log: boolean): [number, number] | nul
   return low <= high ? [low, high] : null;
 }
 
-/** What both have, but references no more than twice the span of what was measured: they would flatten it. */
+/** What all have, but what is no measurement no more than the span of what is on either side: it would flatten it. */
 function domain(series: readonly Series[], log: boolean): [number, number] {
-  const own = extent(
-    series.filter(({ style }) => style !== "reference"),
-    log,
-  );
-  const references = extent(
-    series.filter(({ style }) => style === "reference"),
-    log,
-  );
-  if (!own || !references) return own ?? references ?? (log ? [-1, 1] : [0, 1]);
-  const room = Math.max(own[1] - own[0], log ? LEAST_DECADES : 0);
-  return [
-    Math.min(own[0], Math.max(references[0], own[0] - room)),
-    Math.max(own[1], Math.min(references[1], own[1] + room)),
-  ];
+  const [own, yielding, references] = [
+    series.filter(({ style, yields }) => style !== "reference" && !yields),
+    series.filter(({ yields }) => yields),
+    series.filter(({ style, yields }) => style === "reference" && !yields),
+  ].map((some) => extent(some, log));
+  if (!own) return yielding ?? references ?? (log ? [-1, 1] : [0, 1]);
+  let [low, high] = own;
+  for (const [other, least] of [[yielding, LEAST_YIELDING] as const, [references, LEAST_DECADES] as const]) {
+    const room = Math.max(own[1] - own[0], log ? least : 0);
+    if (other)
+      [low, high] = [
+        Math.min(low, Math.max(other[0], own[0] - room)),
+        Math.max(high, Math.min(other[1], own[1] + room)),
+      ];
+  }
+  return [low, high];
 }
 
 function made(spec: AxisSpec, low: number, high: number, ticks: readonly [number, string][]): Axis {
@@ -81,6 +84,13 @@ function made(spec: AxisSpec, low: number, high: number, ticks: readonly [number
       return log ? 10 ** found : found;
     },
   };
+}
+
+/** As few digits as say it: 8×10⁻⁴, not 8.00000×10⁻⁴. */
+function label(tick: number): string {
+  return short(tick, 6)
+    .replace(/\.?0*×/, "×")
+    .replace(/^1×/, "");
 }
 
 /** An axis that holds all values that have a place on it. */
@@ -105,7 +115,7 @@ export function xAxisOf(spec: AxisSpec, low: number, high: number, count = 8): A
     spec,
     low - room,
     high + room,
-    ticks.map((tick) => [tick, short(tick)]),
+    ticks.map((tick) => [tick, label(tick)]),
   );
 }
 
@@ -126,7 +136,7 @@ function logXAxis(spec: AxisSpec, least: number, most: number, count: number): A
     spec,
     low - room,
     high + room,
-    ticks.map((tick) => [Math.log10(tick), short(tick)]),
+    ticks.map((tick) => [Math.log10(tick), label(tick)]),
   );
 }
 
@@ -138,7 +148,7 @@ function linearAxis(spec: AxisSpec, low: number, high: number, count: number): A
     spec,
     from,
     to,
-    ticks.filter((tick) => !spec.whole || Number.isInteger(tick)).map((tick) => [tick, short(tick, 6)]),
+    ticks.filter((tick) => !spec.whole || Number.isInteger(tick)).map((tick) => [tick, label(tick)]),
   );
 }
 
@@ -166,7 +176,7 @@ function logAxis(spec: AxisSpec, least: number, most: number, count: number): Ax
   }
   if (ticks.length < 3 && Math.abs(low) < 300 && Math.abs(high) < 300) {
     const between = scaleLinear([10 ** low, 10 ** high], [0, 1]).ticks(count - 1);
-    ticks = between.filter((tick) => tick > 0).map((tick) => [Math.log10(tick), short(tick, 6)]);
+    ticks = between.filter((tick) => tick > 0).map((tick) => [Math.log10(tick), label(tick)]);
   }
   return made(spec, low, high, ticks);
 }

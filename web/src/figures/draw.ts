@@ -23,10 +23,10 @@ export interface Drawn {
   readonly edges: string;
 }
 
-/** Of values without a place: how many, and from which x to which. */
+/** Of values without a place: how many, and from which x to which. Those of a line that yields can lie beyond the ends. */
 export interface Missing {
   readonly series: Series;
-  readonly edge: Edge;
+  readonly edge: Edge | "over" | "under";
   readonly count: number;
   readonly first: number;
   readonly last: number;
@@ -130,10 +130,11 @@ function edgeMarks(edges: readonly [number, Edge][], { top, bottom }: Frame): st
 export function missing(all: readonly Series[], y: Axis): Missing[] {
   const found: Missing[] = [];
   for (const series of all) {
-    const kinds = new Map<Edge, { count: number; first: number; last: number }>();
+    const kinds = new Map<Missing["edge"], { count: number; first: number; last: number }>();
     for (let at = 0; at < series.y.length; at++) {
-      const edge = y.place(series.y[at], series.logs);
-      if (typeof edge === "number" || series.lacking?.[at]) continue;
+      const place = y.place(series.y[at], series.logs);
+      const edge = typeof place === "number" ? (series.yields ? beyond(place) : null) : place;
+      if (edge === null || series.lacking?.[at]) continue;
       const kind = kinds.get(edge) ?? { count: 0, first: series.x[at], last: series.x[at] };
       kinds.set(edge, { ...kind, count: kind.count + 1, last: series.x[at] });
     }
@@ -142,11 +143,20 @@ export function missing(all: readonly Series[], y: Axis): Missing[] {
   return found;
 }
 
-const EDGE_WORDS: Record<Edge, (count: number) => string> = {
+const ROUNDING = 0.01; // of an axis whose ends are whole powers of ten, to which they may be moved inwards
+
+function beyond(place: number): "over" | "under" | null {
+  if (place > 1 + ROUNDING) return "over";
+  return place < -ROUNDING ? "under" : null;
+}
+
+const EDGE_WORDS: Record<Missing["edge"], (count: number) => string> = {
   zero: (count) => `${is(count)} exactly zero, marked at the lower edge`,
   below: (count) => `${is(count)} below what the axis can show, marked at the lower edge`,
   above: (count) => `${is(count)} infinite, marked at the upper edge`,
   nan: (count) => `${is(count)} not a number, marked at the upper edge`,
+  over: (count) => `${count === 1 ? "lies" : "lie"} above the axis, which keeps to what was measured`,
+  under: (count) => `${count === 1 ? "lies" : "lie"} below the axis, which keeps to what was measured`,
 };
 
 const is = (count: number) => (count === 1 ? "is" : "are");

@@ -14,6 +14,8 @@ export interface Series {
   readonly y: ArrayLike<number>;
   /** Whether `y` holds natural logarithms of the values, which do not underflow; for a logarithmic axis only. */
   readonly logs?: boolean;
+  /** Whether the axis keeps to the other lines where this one leaves them far behind: a theory's, say. */
+  readonly yields?: boolean;
   /** Not 0 where nothing was measured: the line has a gap there, and no mark. */
   readonly lacking?: ArrayLike<number>;
 }

@@ -30,7 +30,7 @@ export function series(found: readonly Remembered[], expert: boolean): Series[] 
     const colour = CELL_COLOURS[cell];
     const name = CELL_NAMES[cell];
     const own: Series[] = [{ label: name, colour, style: "measured", x, y: curve }];
-    own.push({ label: `${name}, theory`, colour, style: "predicted", x, y: logLaw, logs: true });
+    own.push({ label: `${name}, theory`, colour, style: "predicted", x, y: logLaw, logs: true, yields: true });
     if (!expert) return own;
     const alone = cell === "rnn" ? "independent weights" : "gates alone";
     own.push({ label: `${name}, ${alone}`, colour, style: "reference", x, y: gatesAlone });

@@ -99,7 +99,7 @@ export const chapter: Chapter = {
         caption: {
           simple: "Depth is the number of neurons in a row, each with the same weight.",
           expert:
-            "The composition of `depth` units φ(w u), w being the factor of the weights, and its derivative by x.",
+            "As many units φ(w u) in a row as there are layers, w being the factor of the weights, and the derivative by x.",
         },
       },
     },
