@@ -12,6 +12,7 @@ from levada.report.words import number
 
 __all__ = [
     "Change",
+    "Claim",
     "Fact",
     "Found",
     "News",
@@ -38,6 +39,8 @@ Number: TypeAlias = float | Named | None
 """A number; what JSON has no number for by its name; null where nothing was measured."""
 State: TypeAlias = Literal["running", "ended", "not ended"]
 Verdict: TypeAlias = Literal["healthy", "warn", "error", "unknown"]
+Part: TypeAlias = Literal["loss", "held_out", "heat", "mixing", "gates", "memory", "drawings"]
+Decided: TypeAlias = Literal["held", "not held", "not held, corrected", "not decided"]
 Id: TypeAlias = Annotated[str, Field(pattern=r"^[a-z2-7]{20}$", description="Opaque; the same for the same folder.")]
 
 
@@ -141,6 +144,25 @@ class Fact(Shape):
     note: str = ""
 
 
+class Claim(Shape):
+    """A claim of a study: what was said, when it holds, and how it ended."""
+
+    name: str
+    status: Decided
+    statement: str
+    criterion: str = Field(description="It holds if this does.")
+    reason: str = Field(description="Why it ended so.")
+    correction: str = Field(description="What is true instead; empty without one.")
+    correction_label: str
+    paper_value: str
+    source: str
+    compared: str = Field(description="What the last cell of `pairs` is.")
+    pairs: list[tuple[str, str, str, str]] = Field(description="What, measured, predicted, and how they compare.")
+    numbers: list[Fact]
+    statistic: str
+    seeds: str
+
+
 class Site(Shape):
     """A block boundary."""
 
@@ -223,13 +245,11 @@ class Summary(Row):
     overhead: Number = Field(description="Share of the training time that watching took.")
     ranks: list[int]
     findings: list[Found]
-    claims: list[Fact] = Field(description="Of a study: name, how it ended, and what it says.")
+    claims: list[Claim] = Field(description="Of a study.")
     notes: list[str]
     damage: list[str] = Field(description="What of the run cannot be read.")
     table: Table | None
-    has: list[Literal["loss", "held_out", "heat", "mixing", "gates", "memory"]] = Field(
-        description="What there is to ask for beside this."
-    )
+    has: list[Part] = Field(description="What there is to ask for beside this.")
     lacks: dict[Literal["mixing", "gates"], str] = Field(
         description="Of a watched run, what of the inside of its layers is not recorded, and why not."
     )
