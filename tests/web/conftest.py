@@ -105,7 +105,7 @@ def write_check(folder: Path) -> Path:
     memory = {"value": 8.0, "low": 7.0, "high": 9.0, "steps": 20}
     report = {"schema": 1, "verdict": "warn", "model": HOSTILE, "blocks": blocks, "findings": [finding], "notes": []}
     report["summary"] = {"depth": 3, "mixing": mixing, "memory_horizon": memory}
-    report["blocks"] = [{**block, "gradient_predicted": 0.25**block["order"]} for block in blocks]
+    report["blocks"] = [{**block, "gradient_predicted": 0.25 ** block["order"]} for block in blocks]
     with RunWriter.create(folder, kind="check", name=HOSTILE) as writer:
         writer.append("report", title="", report=report)
     return folder

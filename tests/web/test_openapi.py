@@ -46,7 +46,10 @@ def drawn_on(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 OPERATIONS = [
     ("GET", "/api/1/runs"),
-    *(("GET", f"/api/1/runs/{{id}}{what}") for what in ("", "/loss", "/heat", "/mixing", "/gates", "/memory", "/drawings")),
+    *(
+        ("GET", f"/api/1/runs/{{id}}{what}")
+        for what in ("", "/loss", "/heat", "/mixing", "/gates", "/memory", "/drawings")
+    ),
     ("POST", "/api/1/compute/check"),
     ("POST", "/api/1/session"),
 ]

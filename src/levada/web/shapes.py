@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from levada.report.words import number
+from levada.runs.ending import State
 
 __all__ = [
     "Change",
@@ -37,7 +38,6 @@ _DEEPEST: Final = 16  # of what a run's own JSON may nest before it is cut
 Named: TypeAlias = Literal["nan", "inf", "-inf"]
 Number: TypeAlias = float | Named | None
 """A number; what JSON has no number for by its name; null where nothing was measured."""
-State: TypeAlias = Literal["running", "ended", "not ended"]
 Verdict: TypeAlias = Literal["healthy", "warn", "error", "unknown"]
 Part: TypeAlias = Literal["loss", "held_out", "heat", "mixing", "gates", "memory", "drawings"]
 Decided: TypeAlias = Literal["held", "not held", "not held, corrected", "not decided"]
@@ -109,7 +109,7 @@ class Row(Shape):
     name: str = Field(description="Path of the run's folder, from the served folder on.")
     title: str = Field(description="Its own name.")
     kind: str = Field(description="watch, check, study, train, or what else wrote it.")
-    state: State
+    state: State = Field(description="A training that its process left is stopped; a run elsewhere is not ended.")
     verdict: Verdict | None = Field(description="null where nothing is judged, as of a study.")
     until: str = Field(description="Up to which step one that is called healthy was seen; empty if to its end.")
     steps: int = Field(description="Optimizer steps that were made, as far as is known.")

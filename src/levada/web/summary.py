@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from levada._names import NONFINITE
+from levada._names import CALLED, NONFINITE
 from levada.report.check import COLUMNS
 from levada.report.record import logged_in
 from levada.report.words import fired, number, phrase
@@ -70,7 +70,8 @@ def _verdict(run: Opened) -> dict[str, Any]:
     if within is None:
         return {"verdict": None, "until": ""}
     standing = within.together.standing(within.together.steps(within.losses()))
-    return {"verdict": standing.verdict, "until": standing.called.removeprefix(standing.verdict).strip()}
+    until = standing.called.removeprefix(CALLED["healthy"]).strip() if standing.verdict == "healthy" else ""
+    return {"verdict": standing.verdict, "until": until}
 
 
 def _newest(run: Opened) -> Path | None:

@@ -13,7 +13,8 @@ export interface Row {
   readonly name: string;
   readonly title: string;
   readonly kind: string;
-  readonly state: "running" | "ended" | "not ended";
+  /** A training that its process left is stopped; a run elsewhere is not ended. */
+  readonly state: "running" | "ended" | "stopped" | "failed" | "not ended";
   readonly verdict: "healthy" | "warn" | "error" | "unknown" | null;
   /** Up to which step one that is called healthy was seen; empty if to its end. */
   readonly until: string;
