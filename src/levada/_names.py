@@ -11,8 +11,10 @@ from typing import Any, Final, ParamSpec, TypeVar
 from levada._errors import UnknownArgumentError
 
 __all__ = [
+    "CALLED",
     "NONFINITE",
     "OWN_SCALARS",
+    "STATUSES",
     "bare_names",
     "load_on_use",
     "meant",
@@ -24,6 +26,18 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+CALLED: Final[Mapping[str, str]] = {
+    "healthy": "healthy",
+    "warn": "warning",
+    "error": "error",
+    "info": "note",
+    "unknown": "not judged",
+}
+"""What verdicts and severities are called wherever they are told; options and JSON have the keys."""
+
+STATUSES: Final[Mapping[str, str]] = {"unknown": "not decided", "clear": "over"}
+"""What a finding is called that does not speak."""
 
 NONFINITE: Final = {"signal_rms": "nonfinite", "gradient_rms": "gradient_nonfinite"}
 """The signals that count what is not finite in another."""

@@ -119,7 +119,7 @@ def test_markup_in_names_is_letters(sick: dict[str, Any]) -> None:
 
 def test_a_healthy_check_and_an_empty_one(healthy_report: Any) -> None:
     assert "✓ healthy  The learning signal reaches every block." in printed(healthy_report())
-    assert "? unknown  The check could not decide." in printed({"verdict": "unknown"})
+    assert "? not judged  The check could not decide." in printed({"verdict": "unknown"})
 
 
 def test_claims(study_run: Path) -> None:

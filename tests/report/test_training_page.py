@@ -311,7 +311,7 @@ def test_findings_and_watched_runs_are_listed_up_to_a_bound_and_the_rest_is_coun
     assert f"{102 - MAX_FINDINGS} more findings are over." in seen["notes"]
     assert len(seen["watched"]) == MAX_WATCHED + 1
     before, first, *_, last = seen["watched"]
-    assert (before["where"], before["verdict"], before["told"]) == ("2 before", "warn", "1 warn, 1 unknown.")
+    assert (before["where"], before["verdict"], before["told"]) == ("2 before", "warn", "1 warning, 1 not judged.")
     assert (first["where"], last["where"]) == ("watch/3", f"watch/{MAX_WATCHED + 2}")
     many = [
         ("finding", {**SPIKE, "rule": "dead_units", "where": {"first": f"{i}"}, "status": "fired", "step": 1})

@@ -379,7 +379,7 @@ def test_what_is_over_is_not_told_as_if_it_held(tmp_path, monkeypatch):
     train(small(tmp_path, "run.steps=2", "watch.enabled=true"), stream=stream)
     *_, held, verdict = stream.getvalue().splitlines()
     assert held == "info: fired claim"
-    assert verdict.startswith("watched: unknown, ")
+    assert verdict.startswith("watched: not judged, ")
     assert " rules judged it" in verdict
     assert re.search(r"; findings that are over: 1; overhead [^;]+$", verdict), verdict
     assert "clear claim" not in stream.getvalue()

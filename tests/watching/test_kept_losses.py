@@ -77,7 +77,7 @@ def test_a_killed_training_has_its_losses_but_for_the_last_moment_and_is_not_cal
     assert main(["report", str(tmp_path / "run"), "-o", str(page)]) == 0
     assert f"run is {told}" in capsys.readouterr().err
     assert told[1:] in page.read_text()
-    assert "unknown, not ended" in page.read_text()
+    assert "not judged, not ended" in page.read_text()
 
 
 def test_a_killed_training_has_what_it_logged_but_for_the_last_moment(tmp_path: Path) -> None:

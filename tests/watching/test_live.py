@@ -370,14 +370,14 @@ def test_the_summary_says_what_was_found_and_where_the_record_is() -> None:
         return ["".join(piece for piece, _ in line) for line in summary(watch, **options)]
 
     assert text()[1:3] == [
-        "  ? unknown: nothing found, which rules judged it is not known",
+        "  ? not judged: nothing found, which rules judged it is not known",
         "  overhead 0.42 % · no step was sampled · record: runs/a · 3 samples were dropped",
     ]
     watch.samples = [make_sample(step) for step in (0, 10, 20, 39)]
     why = {"lost_update": "8 more samples are needed", "dead_units": "there are no zeros"}
     watch.standing = Standing((), ("loss_spike",), why, frozenset({"lost_update"}), 20, 40)
     assert text()[1:3] == [
-        "  ? unknown: nothing found, 1 of 3 rules judged it, up to step 20 of 40; not",
+        "  ? not judged: nothing found, 1 of 3 rules judged it, up to step 20 of 40; not",
         "    lost_update: 8 more samples are needed; dead_units: there are no zeros",
     ]
     watch.standing = Standing(

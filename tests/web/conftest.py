@@ -105,6 +105,7 @@ def write_check(folder: Path) -> Path:
     memory = {"value": 8.0, "low": 7.0, "high": 9.0, "steps": 20}
     report = {"schema": 1, "verdict": "warn", "model": HOSTILE, "blocks": blocks, "findings": [finding], "notes": []}
     report["summary"] = {"depth": 3, "mixing": mixing, "memory_horizon": memory}
+    report["blocks"] = [{**block, "gradient_predicted": 0.25 ** block["order"]} for block in blocks]
     with RunWriter.create(folder, kind="check", name=HOSTILE) as writer:
         writer.append("report", title="", report=report)
     return folder
@@ -127,8 +128,13 @@ def write_study(folder: Path) -> Path:
     """Write a study with one claim."""
     with RunWriter.create(folder, kind="study", name="R1") as writer:
         writer.append("study", name="R1", title="How fast?", question="Does it decay?", sources=[], notes="")
-        claim = {"name": "decays", "statement": "It decays.", "criterion": "by 3 %", "status": "held", "numbers": {}}
-        writer.append("claim", **claim, seeds=[0], reason="")
+        claim = {"name": "decays", "statement": "It decays.", "criterion": "by 3 %", "status": "held"}
+        claim["numbers"] = {
+            "tanh: measured": 0.19,
+            "tanh: predicted": 0.2,
+            "slope": {"value": 0.5, "low": 0.4, "high": 0.6},
+        }
+        writer.append("claim", **claim, seeds=[0], reason="It fell by 2 %.")
     return folder
 
 

@@ -46,7 +46,10 @@ def drawn_on(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 OPERATIONS = [
     ("GET", "/api/1/runs"),
-    *(("GET", f"/api/1/runs/{{id}}{what}") for what in ("", "/loss", "/heat", "/mixing", "/gates", "/memory")),
+    *(
+        ("GET", f"/api/1/runs/{{id}}{what}")
+        for what in ("", "/loss", "/heat", "/mixing", "/gates", "/memory", "/drawings")
+    ),
     ("POST", "/api/1/compute/check"),
     ("POST", "/api/1/session"),
 ]
@@ -92,7 +95,7 @@ def test_the_document_names_all_questions_and_what_else_may_be_answered(client: 
     run = "/api/1/runs/{id}"
     assert shown == {
         "/api/1/runs": ["get"],
-        **{f"{run}{what}": ["get"] for what in ("", "/loss", "/heat", "/mixing", "/gates", "/memory")},
+        **{f"{run}{what}": ["get"] for what in ("", "/loss", "/heat", "/mixing", "/gates", "/memory", "/drawings")},
         "/api/1/events": ["get"],
         "/api/1/compute/check": ["post"],
         "/api/1/session": ["post"],

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from levada.report.page import sections_of
 from levada.runs import Run, RunWriter, SignalWriter
 from levada.runs.codes import OFFSET, encode
 from levada.web.heat import heat_of
@@ -59,13 +60,28 @@ def test_a_summary_says_what_a_watched_run_is(client: Client, root: Path) -> Non
 
 def test_summaries_of_the_other_kinds(client: Client) -> None:
     check = client.json(client.run("checks/one"))
-    assert check["has"] == ["mixing", "memory"]
+    assert check["has"] == ["mixing", "memory", "drawings"]
     assert check["findings"][0]["rule"] == "short_memory"
     training = client.json(client.run("training"))
     assert training["has"] == ["loss", "held_out"]
     assert training["findings"][0]["claim"].startswith(HOSTILE)
     study = client.json(client.run("study"))
-    assert study["claims"] == [{"label": "decays", "value": "held", "note": "It decays."}]
+    (claim,) = study["claims"]
+    told = ("name", "status", "statement", "criterion", "reason", "seeds")
+    assert [claim[key] for key in told] == ["decays", "held", "It decays.", "by 3 %", "It fell by 2 %.", "0"]
+    assert claim["numbers"] == [{"label": "slope", "value": "0.5 [0.4, 0.6]", "note": ""}]
+    assert (claim["pairs"], claim["compared"]) == ([["tanh", "0.19", "0.2", "0.95"]], "measured / predicted")
+
+
+def test_a_check_is_drawn_as_the_report_draws_it(client: Client, root: Path) -> None:
+    gradient, memory = client.json(client.run("checks/one", "/drawings"))["drawings"]
+    (drawn,) = (one for one in sections_of(Run(root / "checks" / "one"))[-1]["view"]["figures"] if one.get("data"))
+    assert {key: gradient[key] for key in ("title", "caption", "data", "table")} == {
+        key: drawn[key] for key in ("title", "caption", "data", "table")
+    }
+    assert gradient["table"]["rows"][1] == ["layers.1", "0.5", "0.25"]
+    assert (gradient["finding"], memory["finding"]) == (None, 0)
+    assert client.json(client.run("watched", "/drawings"), 404)["detail"].startswith("The run has no figures")
 
 
 def test_losses_in_bins(client: Client) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import torch
 
+from levada._names import CALLED, STATUSES
 from levada._numbers import json_ready
 from levada.diagnose.finding import Finding
 
@@ -107,7 +108,7 @@ class Report:
 
     def __str__(self) -> str:
         depth = self.summary.get("depth", len(self.blocks))
-        called = self.called or self.verdict
+        called = self.called or CALLED[self.verdict]
         lines = [f"{called}: {self.model}, {depth} blocks, {self.parameters:,} parameters, {self.seconds:.1f} s"]
         for key, words in _DECAYS.items():
             decay = self.summary.get(key)
@@ -153,7 +154,7 @@ def _calibrated(finding: Finding) -> str:
 
 
 def _finding_lines(finding: Finding) -> Sequence[str]:
-    mark = finding.severity if finding.status == "fired" else finding.status
+    mark = CALLED[finding.severity] if finding.status == "fired" else STATUSES[finding.status]
     lines = [f"  {mark} {finding.rule}: {finding.claim}"]
     if finding.status == "fired":
         if finding.consequence:

@@ -100,7 +100,9 @@ def _fails(finding: Finding, fail_on: str) -> bool:
 
 
 def _told(finding: Finding) -> str:
-    mark = finding.severity if finding.status == "fired" else finding.status
+    from levada._names import CALLED, STATUSES
+
+    mark = CALLED[finding.severity] if finding.status == "fired" else STATUSES[finding.status]
     return f"  {mark} {finding.rule}: {finding.claim} {finding.consequence}".rstrip()
 
 
@@ -117,11 +119,11 @@ def _outside(report: Report, name: str, limit: float) -> str:
                 k for k, v in report.summary.items() if isinstance(v, int | float | Mapping) and k != "unknown"
             )
             raise UsageError(f"assert_trainable: the summary of this check has {', '.join(known)}, and no {key}.")
-        return f"  unknown {key}: {reason}"
+        return f"  not known: {key}: {reason}"
     if isinstance(value, Mapping):
         value = value.get("high" if side == "min" else "low", value.get("value"))
     if not isinstance(value, int | float) or math.isnan(value):
-        return f"  unknown {key}: it is {value}"
+        return f"  not known: {key}: it is {value}"
     if side == "min":
         return "" if value >= limit else f"  {key} is {value:.4g}, below {limit:g}"
     return "" if value <= limit else f"  {key} is {value:.4g}, above {limit:g}"

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
+from levada._names import CALLED
 from levada.watching.news import News
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Watched:
             return []
         found = [each for each in self._news.of(self.watch.findings) if each.status == "fired"]
         for finding in found:
-            text = f"levada, step {self.watch.steps}: {finding.severity} {finding.rule}: {finding.claim}"
+            text = f"levada, step {self.watch.steps}: {CALLED[finding.severity]} {finding.rule}: {finding.claim}"
             warnings.warn(f"{text} {finding.consequence}".rstrip(), UserWarning, stacklevel=3)
         return found
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from levada._names import CALLED
 from levada._numbers import sampled
 from levada.report.account import calibration, cost
 from levada.report.beside import line_figure
@@ -14,7 +15,6 @@ from levada.report.depth import limit
 from levada.report.evidence import DRAWN, WORDS_ALONE, evidence_picture
 from levada.report.mixing import mixing_figure
 from levada.report.profile import column, decay, gradient_figure, gradient_key, signal_figure
-from levada.report.vocabulary import SEVERITIES
 from levada.report.words import (
     SIGNS,
     cell,
@@ -75,13 +75,15 @@ def check_view(report: Mapping[str, Any], title: str = "") -> dict[str, Any]:
         report: the JSON of `levada check`.
         title: a title; left out, the model's name.
     """
+    verdict = str(report.get("verdict", "unknown"))
     blocks = sorted(report.get("blocks") or (), key=lambda block: number(block.get("order")) or 0.0)
     found = fired(report)
     return {
         "title": title or str(report.get("model") or "check"),
-        "verdict": report.get("verdict", "unknown"),
-        "called": str(report.get("called") or ""),
-        "sign": SIGNS.get(str(report.get("verdict")), "?"),
+        "verdict": verdict,
+        # One that is healthy only as far as it was seen says so itself.
+        "called": str(report.get("called") or verdict) if verdict == "healthy" else CALLED.get(verdict, verdict),
+        "sign": SIGNS.get(verdict, "?"),
         "headline": headline(report),
         "claim": found[0].get("claim", "") if found else _unknown_reason(report),
         "state": "",
@@ -172,7 +174,7 @@ def finding_view(
     evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key not in DRAWN}
     return {
         "severity": severity,
-        "kind": SEVERITIES.get(severity, severity),
+        "kind": CALLED.get(severity, severity),
         "sign": SIGNS.get(severity, "i"),
         "rule": rule,
         "title": phrase(one),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from levada._names import CALLED
 from levada._numbers import sampled
 from levada.report.account import calibration
 from levada.report.claim import STATUSES, Pair, failed, numbers, pairs, read_claims, statistic, status, value, wanted
@@ -190,7 +191,9 @@ def _print_verdict(report: Mapping[str, Any], console: Console) -> None:
     verdict = str(report.get("verdict", "unknown"))
     signs = SIGNS if _unicode(console) else _PLAIN_SIGNS
     style = f"bold {_COLOURS.get(verdict, '')}"
-    line = Text.assemble((f"{signs.get(verdict, '?')} {verdict}", style), "  ", (f"{headline(report)}.", "bold"))
+    line = Text.assemble(
+        (f"{signs.get(verdict, '?')} {CALLED.get(verdict, verdict)}", style), "  ", (f"{headline(report)}.", "bold")
+    )
     found = fired(report)
     if found:
         line.append(f"  {found[0].get('rule')}", "dim")
@@ -198,7 +201,9 @@ def _print_verdict(report: Mapping[str, Any], console: Console) -> None:
     for number, finding in enumerate(found):
         if number:
             severity = str(finding.get("severity", "info"))
-            sign = Text(f"{signs.get(severity, 'i')} {severity}", f"bold {_COLOURS.get(severity, '')}")
+            sign = Text(
+                f"{signs.get(severity, 'i')} {CALLED.get(severity, severity)}", f"bold {_COLOURS.get(severity, '')}"
+            )
             console.print()
             told = Text.assemble(sign, "  ", f"{phrase(finding)}.", (f"  {finding.get('rule')}", "dim"))
             console.print(told, highlight=False)

@@ -9,18 +9,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from levada._errors import UsageError
+from levada._names import CALLED
 from levada.report.beside import line_figure
 from levada.report.curve import counted, is_wide, loss_series, told
 from levada.report.staged import read_together
-from levada.report.vocabulary import SEVERITIES
 from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
 from levada.runs import Run
 from levada.runs.curves import curve
-from levada.runs.ending import TRAINED, ended, last_recorded, training_ended
+from levada.runs.ending import State, ended, last_recorded, last_word, training_state
 from levada.runs.findings import superseded
 from levada.runs.lock import is_held
 
@@ -29,7 +29,6 @@ __all__ = ["training_view"]
 CONFIG: Final = "config.toml"
 MAX_WATCHED: Final = 12  # watched runs that are listed, the newest
 _VERDICTS: Final = ("error", "warn", "unknown", "healthy")
-State: TypeAlias = Literal["running", "ended", "stopped", "failed", "not ended"]
 _SIGNS: Final[Mapping[State, str]] = {"running": "▸", "ended": "✓", "stopped": "!", "failed": "✕", "not ended": "?"}
 _KILLED: Final = "Its process ended without a word: it was killed, or the machine went down."
 _ELSEWHERE: Final = "Its last process was on another machine, or cannot be asked: it goes on, or was killed."
@@ -64,6 +63,7 @@ def training_view(run: Run, name: str, events: Sequence[Mapping[str, Any]]) -> d
         "figures": _figures(losses, held_out, left),
         "config": [(key, _written(table)) for key, table in config.items()],
         "watched": watched,
+        "verdict": watched[-1] if watched else None,  # as the newest record stands, so the training is called
         "told": findings[:MAX_FINDINGS],
         "notes": [*_left_out(findings), *(_continuing(run, left) if state not in ("ended", "running") else ())],
     }
@@ -104,19 +104,14 @@ def _value(value: Any) -> str:
 def _state(run: Run, events: Sequence[Mapping[str, Any]], wanted: int | None) -> tuple[State, str]:
     """Say how a training stands, and why if it did not come to its end."""
     held = is_held(run.path)
-    if held:  # also while it is continued and has no step yet, whatever it said at its end before
-        return "running", ""
-    last = next((event for event in reversed(events) if event["type"] in ("end", "stopped", *TRAINED)), {"type": ""})
+    state, last = training_state(events, wanted, held=held), last_word(events)
+    if state in ("running", "ended"):
+        return state, ""
     if last["type"] == "stopped":
-        return "stopped", sentence(last.get("told"))
+        return state, sentence(last.get("told"))
     if last["type"] == "end":
-        state = last.get("state")
-        if state == "stopped":
-            return "stopped", "It was interrupted (Ctrl-C)."
-        return ("failed", str(last.get("error") or "")) if state == "failed" else ("ended", "")
-    if training_ended(events, wanted):
-        return "ended", ""
-    return ("not ended", _ELSEWHERE) if held is None else ("stopped", _KILLED)
+        return state, str(last.get("error") or "") if state == "failed" else "It was interrupted (Ctrl-C)."
+    return state, _ELSEWHERE if held is None else _KILLED
 
 
 def _headline(state: State, done: int, wanted: int | None) -> str:
@@ -227,7 +222,7 @@ def _verdict(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def _row(verdict: str, told: str) -> dict[str, str]:
-    return {"verdict": verdict, "sign": SIGNS[verdict], "told": told}
+    return {"verdict": verdict, "sign": SIGNS[verdict], "called": CALLED[verdict], "told": told}
 
 
 def _shortened(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -236,7 +231,7 @@ def _shortened(rows: list[dict[str, str]]) -> list[dict[str, str]]:
         return rows[::-1]
     verdicts = Counter(row["verdict"] for row in rows[MAX_WATCHED:])
     worst = next(verdict for verdict in _VERDICTS if verdict in verdicts)
-    counted = ", ".join(f"{verdicts[verdict]:,} {verdict}" for verdict in _VERDICTS if verdict in verdicts)
+    counted = ", ".join(f"{verdicts[verdict]:,} {CALLED[verdict]}" for verdict in _VERDICTS if verdict in verdicts)
     older = {"where": f"{verdicts.total():,} before", **_row(worst, f"{counted}.")}
     return [older, *rows[:MAX_WATCHED][::-1]]
 
@@ -271,7 +266,7 @@ def _finding(one: Mapping[str, Any], where: str, start: int | None) -> dict[str,
         when.append(f"its text counts from step {start:,} on")
     return {
         "severity": "info" if clear else severity,
-        "kind": SEVERITIES.get(severity, severity) + (", over" if clear else ""),
+        "kind": CALLED.get(severity, severity) + (", over" if clear else ""),
         "sign": SIGNS["healthy"] if clear else SIGNS.get(severity, "i"),
         "over": clear,
         "title": phrase(one),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["EVIDENCE", "GROUPS", "LOOKS", "OF_TENSOR", "OF_WATCH", "PHRASES", "REASONS", "SEVERITIES"]
+__all__ = ["EVIDENCE", "GROUPS", "LOOKS", "OF_TENSOR", "OF_WATCH", "PHRASES", "REASONS"]
 
 # What happened, and the words that lead to the place.
 PHRASES: Final[Mapping[str, tuple[str, str]]] = {
@@ -161,4 +161,3 @@ LOOKS: Final = ("locate", "look at the data", "run the loss again")
 """What stands among the repairs of a finding and only looks for its cause."""
 GROUPS: Final = ("tests", "optimizer_first_step", "loss_after_first_step", "loss_beside_that_of_zeros")
 REASONS: Final = {"place": "its place: it happens at one block"}
-SEVERITIES: Final[Mapping[str, str]] = {"error": "error", "warn": "warning", "info": "note"}

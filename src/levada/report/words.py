@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from levada._names import CALLED
 from levada._numbers import NONFINITE
 from levada.report.vocabulary import EVIDENCE, GROUPS, LOOKS, OF_RULE, OF_TENSOR, OF_WATCH, PHRASES, REASONS
 
@@ -253,7 +254,9 @@ def headline(report: Mapping[str, Any]) -> str:
         return phrase(found[0])
     if verdict == "healthy":
         return "The learning signal reaches every block"
-    return "The check could not decide" if verdict == "unknown" else f"The verdict is: {verdict}"
+    return (
+        "The check could not decide" if verdict == "unknown" else f"The verdict is: {CALLED.get(str(verdict), verdict)}"
+    )
 
 
 def evidence_rows(

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from levada.runs.lost import step_of
 from levada.runs.standing import CONTINUED, EVENT
 
-__all__ = ["TRAINED", "ended", "last_recorded", "last_trained", "training_ended"]
+__all__ = [
+    "TRAINED",
+    "State",
+    "ended",
+    "last_recorded",
+    "last_trained",
+    "last_word",
+    "training_ended",
+    "training_state",
+]
+
+State: TypeAlias = Literal["running", "ended", "stopped", "failed", "not ended"]
+"""How a run stands: "stopped" is one that something ended before its time."""
 
 _GOES_ON: Final = (CONTINUED, EVENT, "finding", "loss")
 TRAINED: Final = ("losses", "resumed", "launched")
@@ -82,6 +94,42 @@ def training_ended(events: Sequence[Mapping[str, Any]], wanted: int | None) -> b
         return True
     steps = [event.get("step") for event in events if event.get("type") == "evaluation"]
     return wanted is not None and max((step for step in steps if isinstance(step, int)), default=0) >= wanted
+
+
+def training_state(events: Sequence[Mapping[str, Any]], wanted: int | None, *, held: bool | None) -> State:
+    """Say how a training stands.
+
+    Args:
+        events: of the training.
+        wanted: how many steps it was to do, as for `training_ended`.
+        held: whether a process writes it; None if that cannot be asked, as of another machine's.
+
+    Example:
+        >>> training_state([{"type": "end", "state": "failed"}], None, held=False), training_state([], 60, held=False)
+        ('failed', 'stopped')
+        >>> training_state([], 60, held=None), training_state([{"type": "end", "state": "ended"}], 60, held=True)
+        ('not ended', 'running')
+    """
+    if held:  # also while it is continued and has no step yet, whatever it said at its end before
+        return "running"
+    last = last_word(events)
+    if last["type"] == "stopped":
+        return "stopped"
+    if last["type"] == "end":
+        state = last.get("state")
+        return state if state in ("stopped", "failed") else "ended"
+    if training_ended(events, wanted):
+        return "ended"
+    return "not ended" if held is None else "stopped"
+
+
+def last_word(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Give the last event of a training that says how it stands; of an empty type if there is none.
+
+    Args:
+        events: of the training.
+    """
+    return next((event for event in reversed(events) if event["type"] in ("end", "stopped", *TRAINED)), {"type": ""})
 
 
 def last_trained(events: Sequence[Mapping[str, Any]]) -> str:

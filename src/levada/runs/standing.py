@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
+from levada._names import CALLED
+
 __all__ = ["CONTINUED", "EVENT", "OVER_DEPTH", "PLACED", "Standing", "Verdict", "sampling"]
 
 Verdict: TypeAlias = Literal["healthy", "warn", "error", "unknown"]
@@ -96,9 +98,9 @@ class Standing:
             >>> Standing((), ("loss_spike",), sampled=202, steps=600).called
             'healthy up to step 202 of 600'
             >>> Standing(("warn",), ("loss_spike",), sampled=202, steps=600).called
-            'warn'
+            'warning'
         """
-        return f"{self.verdict}{self.until[1:]}" if self.verdict == "healthy" else self.verdict
+        return f"{CALLED[self.verdict]}{self.until[1:]}" if self.verdict == "healthy" else CALLED[self.verdict]
 
     @property
     def basis(self) -> str:

@@ -12,6 +12,7 @@ from typing import Final, final
 import torch
 
 from levada._errors import MeasurementError
+from levada._names import CALLED
 from levada._numbers import written
 from levada.runs import Run
 from levada.runs.findings import gravity
@@ -66,7 +67,7 @@ def say_found(watching: Watch, progress: Progress, processes: Processes | None =
         standing, found = together.standing(watching.steps), together.findings
     for one in found:
         if one["status"] == "fired":
-            progress.say(f"{one['severity']}: {one['claim']}")
+            progress.say(f"{CALLED.get(one['severity'], one['severity'])}: {one['claim']}")
     over = sum(one["status"] == "clear" for one in found)
     rest = f"; findings that are over: {over:,}" if over else ""
     progress.say(f"watched: {standing.called}, {standing.basis}{rest}; {watching.cost}")

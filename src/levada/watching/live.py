@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, final
 from torch import Tensor
 
 from levada._errors import UsageError
-from levada._names import printable
+from levada._names import CALLED, printable
 from levada._ranks import is_first, is_one_of_several
 from levada.runs import Run
 from levada.watching.drawing import (
@@ -260,7 +260,9 @@ class Live:
         cases, rules = {case_of(one) for one in self._watch.findings}, {one.rule for one in now.values()}
         # Of what is gone, as from rules that raised, nobody said that it is over.
         now |= {key: one for key, one in self._told.items() if key not in cases and one.rule not in rules}
-        said = [f"{one.severity}: {one.rule}: {one.claim}" for key, one in now.items() if self._is_new(key, one)]
+        said = [
+            f"{CALLED[one.severity]}: {one.rule}: {one.claim}" for key, one in now.items() if self._is_new(key, one)
+        ]
         over = [one for key, one in self._told.items() if key not in now and key in cases]
         stands = {one.rule for one in now.values()}
         past = {one.rule: one for one in (*over, *self._cleared) if one.rule not in stands}

@@ -23,7 +23,7 @@ from levada.web.folder import RefusedError
 from levada.web.guard import Guard
 from levada.web.network import Checked, CheckOf
 from levada.web.pages import Pages
-from levada.web.pictures import Gates, GatesOf, Heat, HeatOf, Loss, LossOf, Memory, Mixing, MixingOf
+from levada.web.pictures import Drawings, Gates, GatesOf, Heat, HeatOf, Loss, LossOf, Memory, Mixing, MixingOf
 from levada.web.reader import Reader
 from levada.web.scanner import Scanner
 from levada.web.shapes import Nothing, Problem, Runs, Summary
@@ -212,6 +212,11 @@ def _add_runs(app: FastAPI) -> None:
     async def memory(id: Id) -> Json:
         """Give how far back the gradient of recurrences reaches, where it was recorded."""
         return await ask("memory", id)
+
+    @app.get(f"{API}/runs/{{id}}/drawings", response_model=Drawings, dependencies=[Depends(no_query)], responses=known)
+    async def drawings(id: Id) -> Json:
+        """Give the figures of a check or a study, as the report draws them."""
+        return await ask("drawings", id)
 
 
 def _add_events(app: FastAPI) -> None:

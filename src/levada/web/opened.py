@@ -12,7 +12,7 @@ from levada._errors import MissingExtraError, UsageError
 from levada.report.staged import read_together
 from levada.runs import Damage, Run, Signals
 from levada.runs.curves import curve
-from levada.runs.ending import ended
+from levada.runs.ending import State, ended, training_state
 from levada.runs.lock import is_held
 from levada.runs.processes import Together
 from levada.web.folder import Fingerprint, RefusedError, inspect
@@ -102,16 +102,23 @@ class Opened:
         return [report for report in held if isinstance(report, Mapping)]
 
     @property
-    def state(self) -> str:
+    def _wanted(self) -> int | None:
+        """How many steps a training was to do."""
+        table = self.manifest.config.get("run")
+        steps = table.get("steps") if isinstance(table, Mapping) else None
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def state(self) -> State:
         """Whether the run goes on: by its writer's lock, and by what it said last."""
-        if is_held(self.path):
+        held, events = is_held(self.path), list(self.events())
+        if self.manifest.kind == "train":
+            return training_state(events, self._wanted, held=held)
+        if held:
             return "running"
-        events = list(self.events())
         last = events[-1] if events else {"type": ""}
         if self.manifest.kind == "watch":
             return "ended" if ended(events) else "not ended"
-        if self.manifest.kind == "train":
-            return "ended" if last["type"] == "end" and last.get("state") not in ("stopped", "failed") else "not ended"
         over = bool(self.reports) or last["type"] in ("claim", "figure")
         return "ended" if over else "not ended"
 

@@ -1,4 +1,4 @@
-"""The shapes of what is drawn of a run: losses, heat pictures, mixing matrices, memory."""
+"""The shapes of what is drawn of a run: losses, heat pictures, mixing matrices, memory, figures of a check."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from levada.web.shapes import Number, Shape
 __all__ = [
     "Bins",
     "Chain",
+    "Drawing",
+    "Drawings",
     "Gate",
     "Gates",
     "GatesOf",
@@ -22,6 +24,7 @@ __all__ = [
     "Memory",
     "Mixing",
     "MixingOf",
+    "Numbers",
     "Recurrence",
 ]
 
@@ -181,3 +184,31 @@ class Memory(Shape):
     predicted: Number
     steps: Number = Field(description="Length of the sequences.")
     recurrences: list[Recurrence]
+
+
+class Numbers(Shape):
+    """The numbers of a figure, in words."""
+
+    head: list[str]
+    rows: list[list[str]] = Field(description="The first cell is what a row is of.")
+    total: int = Field(description="Number of rows; of many, an even choice is given.")
+
+
+class Drawing(Shape):
+    """A figure of lines, as the report draws it."""
+
+    title: str
+    caption: str
+    data: str = Field(
+        description="Its numbers as the report holds them: base64 of a deflated block, a header in JSON and planes of "
+        "numbers. Empty where it has bars or names, which the report alone draws."
+    )
+    table: Numbers
+    finding: int | None = Field(description="The place of the finding whose evidence it shows; null of the others.")
+
+
+class Drawings(Shape):
+    """The figures of a check, or of a study."""
+
+    drawings: list[Drawing]
+    total: int = Field(description="Number of figures; of many, the first are given.")

@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from levada.web.depth import memory_of, mixing_of
+from levada.web.drawings import drawings_of
 from levada.web.heat import heat_of
 from levada.web.inside import watched_gates
 from levada.web.pictures import GatesOf, HeatOf, LossOf, MixingOf
@@ -46,6 +47,10 @@ def _memory(root: Path, run: str) -> BaseModel:
     return memory_of(root / run)
 
 
+def _drawings(root: Path, run: str) -> BaseModel:
+    return drawings_of(root / run)
+
+
 QUESTIONS: Final[Mapping[str, Callable[..., BaseModel]]] = {
     "row": _row,
     "summary": _summary,
@@ -54,5 +59,6 @@ QUESTIONS: Final[Mapping[str, Callable[..., BaseModel]]] = {
     "mixing": _mixing,
     "gates": _gates,
     "memory": _memory,
+    "drawings": _drawings,
 }
 """By name; the first argument is the served folder, the others come as JSON."""

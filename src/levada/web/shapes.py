@@ -9,9 +9,11 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from levada.report.words import number
+from levada.runs.ending import State
 
 __all__ = [
     "Change",
+    "Claim",
     "Fact",
     "Found",
     "News",
@@ -36,8 +38,9 @@ _DEEPEST: Final = 16  # of what a run's own JSON may nest before it is cut
 Named: TypeAlias = Literal["nan", "inf", "-inf"]
 Number: TypeAlias = float | Named | None
 """A number; what JSON has no number for by its name; null where nothing was measured."""
-State: TypeAlias = Literal["running", "ended", "not ended"]
 Verdict: TypeAlias = Literal["healthy", "warn", "error", "unknown"]
+Part: TypeAlias = Literal["loss", "held_out", "heat", "mixing", "gates", "memory", "drawings"]
+Decided: TypeAlias = Literal["held", "not held", "not held, corrected", "not decided"]
 Id: TypeAlias = Annotated[str, Field(pattern=r"^[a-z2-7]{20}$", description="Opaque; the same for the same folder.")]
 
 
@@ -106,7 +109,7 @@ class Row(Shape):
     name: str = Field(description="Path of the run's folder, from the served folder on.")
     title: str = Field(description="Its own name.")
     kind: str = Field(description="watch, check, study, train, or what else wrote it.")
-    state: State
+    state: State = Field(description="A training that its process left is stopped; a run elsewhere is not ended.")
     verdict: Verdict | None = Field(description="null where nothing is judged, as of a study.")
     until: str = Field(description="Up to which step one that is called healthy was seen; empty if to its end.")
     steps: int = Field(description="Optimizer steps that were made, as far as is known.")
@@ -139,6 +142,25 @@ class Fact(Shape):
     label: str
     value: str
     note: str = ""
+
+
+class Claim(Shape):
+    """A claim of a study: what was said, when it holds, and how it ended."""
+
+    name: str
+    status: Decided
+    statement: str
+    criterion: str = Field(description="It holds if this does.")
+    reason: str = Field(description="Why it ended so.")
+    correction: str = Field(description="What is true instead; empty without one.")
+    correction_label: str
+    paper_value: str
+    source: str
+    compared: str = Field(description="What the last cell of `pairs` is.")
+    pairs: list[tuple[str, str, str, str]] = Field(description="What, measured, predicted, and how they compare.")
+    numbers: list[Fact]
+    statistic: str
+    seeds: str
 
 
 class Site(Shape):
@@ -223,13 +245,11 @@ class Summary(Row):
     overhead: Number = Field(description="Share of the training time that watching took.")
     ranks: list[int]
     findings: list[Found]
-    claims: list[Fact] = Field(description="Of a study: name, how it ended, and what it says.")
+    claims: list[Claim] = Field(description="Of a study.")
     notes: list[str]
     damage: list[str] = Field(description="What of the run cannot be read.")
     table: Table | None
-    has: list[Literal["loss", "held_out", "heat", "mixing", "gates", "memory"]] = Field(
-        description="What there is to ask for beside this."
-    )
+    has: list[Part] = Field(description="What there is to ask for beside this.")
     lacks: dict[Literal["mixing", "gates"], str] = Field(
         description="Of a watched run, what of the inside of its layers is not recorded, and why not."
     )

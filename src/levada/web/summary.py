@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final
 
-from levada._names import NONFINITE
+from levada._names import CALLED, NONFINITE
 from levada.report.check import COLUMNS
-from levada.report.page import sections_of
 from levada.report.record import logged_in
 from levada.report.words import fired, number, phrase
 from levada.runs.tables import read_tables
+from levada.web.drawings import drawn_in, last_section
 from levada.web.inside import INSIDE, absent
 from levada.web.opened import Opened, opened
-from levada.web.shapes import Change, Fact, Found, Row, Signal, Site, Summary, Table, TableRow, plain, told
+from levada.web.shapes import Change, Claim, Fact, Found, Part, Row, Signal, Site, Summary, Table, TableRow, plain, told
 
 __all__ = ["facts_of", "findings_of", "row_of", "summary_of", "table_of"]
 
@@ -70,7 +70,8 @@ def _verdict(run: Opened) -> dict[str, Any]:
     if within is None:
         return {"verdict": None, "until": ""}
     standing = within.together.standing(within.together.steps(within.losses()))
-    return {"verdict": standing.verdict, "until": standing.called.removeprefix(standing.verdict).strip()}
+    until = standing.called.removeprefix(CALLED["healthy"]).strip() if standing.verdict == "healthy" else ""
+    return {"verdict": standing.verdict, "until": until}
 
 
 def _newest(run: Opened) -> Path | None:
@@ -110,8 +111,8 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         name: its path from the served folder on.
     """
     run = opened(path)
-    sections = sections_of(cast(Any, run), drawn=False)
-    view, section = sections[-1]["view"], sections[-1]
+    section = last_section(run)
+    view = section["view"]
     watched = run.manifest.kind == "watch"
     signals = [run.together.signals[rank] for rank in run.together.holders if rank in run.ranks] if watched else []
     steps = signals[0].steps if signals else ()
@@ -135,14 +136,11 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         overhead=_overhead(run, signals),
         ranks=list(run.ranks),
         findings=_findings(run, view),
-        claims=[
-            Fact(label=plain(one["name"]), value=plain(one["status"]), note=plain(one["statement"]))
-            for one in view.get("claims") or ()
-        ],
+        claims=[_claim(one) for one in view.get("claims") or ()],
         notes=[plain(str(note)) for note in view.get("notes") or ()],
         damage=[plain(str(one)) for one in section["damage"]],
         table=table_of(view.get("table")),
-        has=_has(run, signals),
+        has=[*_has(run, signals), *(("drawings",) if drawn_in(section) else ())],
         lacks={part: absent(run, part) for part in INSIDE if watched and not run.holders(part)},
     )
 
@@ -267,8 +265,17 @@ def table_of(held: Any) -> Table | None:
     return Table(head=list(map(plain, held["head"])), rows=rows, total=held["total"])
 
 
-def _has(run: Opened, signals: Sequence[Any]) -> list[Literal["loss", "held_out", "heat", "mixing", "gates", "memory"]]:
-    found: list[Literal["loss", "held_out", "heat", "mixing", "gates", "memory"]] = []
+def _claim(one: Mapping[str, Any]) -> Claim:
+    told = {key: value for key, value in one.items() if key in Claim.model_fields}
+    told |= {
+        "pairs": [(pair.label, pair.measured.text, pair.predicted.text, ratio) for pair, ratio in one["pairs"]],
+        "numbers": [{"label": number.label, "value": number.text} for number in one["numbers"]],
+    }
+    return Claim(**plain(told))
+
+
+def _has(run: Opened, signals: Sequence[Any]) -> list[Part]:
+    found: list[Part] = []
     if run.losses():
         found.append("loss")
     if run.held_out():

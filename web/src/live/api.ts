@@ -13,7 +13,8 @@ export interface Row {
   readonly name: string;
   readonly title: string;
   readonly kind: string;
-  readonly state: "running" | "ended" | "not ended";
+  /** A training that its process left is stopped; a run elsewhere is not ended. */
+  readonly state: "running" | "ended" | "stopped" | "failed" | "not ended";
   readonly verdict: "healthy" | "warn" | "error" | "unknown" | null;
   /** Up to which step one that is called healthy was seen; empty if to its end. */
   readonly until: string;
@@ -73,6 +74,44 @@ export interface Table {
   readonly total: number;
 }
 
+/** A claim of a study: what was said, when it holds, and how it ended. */
+export interface Claim {
+  readonly name: string;
+  readonly status: "held" | "not held" | "not held, corrected" | "not decided";
+  readonly statement: string;
+  readonly criterion: string;
+  readonly reason: string;
+  readonly correction: string;
+  readonly correction_label: string;
+  readonly paper_value: string;
+  readonly source: string;
+  /** What the last cell of `pairs` is. */
+  readonly compared: string;
+  readonly pairs: readonly (readonly [string, string, string, string])[];
+  readonly numbers: readonly Fact[];
+  readonly statistic: string;
+  readonly seeds: string;
+}
+
+/** A figure of a check or a study, with its numbers as a report holds them (src/report/packed.ts). */
+export interface Drawing {
+  readonly title: string;
+  readonly caption: string;
+  readonly data: string;
+  readonly table: {
+    readonly head: readonly string[];
+    readonly rows: readonly (readonly string[])[];
+    readonly total: number;
+  };
+  /** The place of the finding whose evidence it shows. */
+  readonly finding: number | null;
+}
+
+export interface Drawings {
+  readonly drawings: readonly Drawing[];
+  readonly total: number;
+}
+
 export interface Summary extends Row {
   readonly created: string;
   readonly command: string;
@@ -91,13 +130,13 @@ export interface Summary extends Row {
   readonly overhead: Numeric;
   readonly ranks: readonly number[];
   readonly findings: readonly Found[];
-  readonly claims?: readonly Fact[];
+  readonly claims?: readonly Claim[];
   readonly notes: readonly string[];
   readonly damage: readonly string[];
   readonly table: Table | null;
   /** What of the inside of a watched run's layers is not recorded, and why not. */
   readonly lacks: Readonly<Partial<Record<"mixing" | "gates", string>>>;
-  readonly has: readonly ("loss" | "held_out" | "heat" | "mixing" | "gates" | "memory")[];
+  readonly has: readonly ("loss" | "held_out" | "heat" | "mixing" | "gates" | "memory" | "drawings")[];
 }
 
 /** Why there is no answer, in a sentence. */

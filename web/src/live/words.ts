@@ -5,11 +5,22 @@ import { type Numeric, type Row, value } from "./api";
 
 export const SIGNS: Readonly<Record<string, string>> = { healthy: "✓", warn: "!", error: "✕", unknown: "?" };
 
+/** What verdicts, and the severity of findings, are called; as in `levada._names`, which the command line says. */
 export const VERDICT_WORDS: Readonly<Record<string, string>> = {
   healthy: "healthy",
   warn: "warning",
   error: "error",
   unknown: "not judged",
+};
+
+export const SEVERITY_WORDS: Readonly<Record<string, string>> = { error: "error", warn: "warning", info: "note" };
+
+/** Signs of how claims of a study ended; as in the report. */
+export const DECIDED_SIGNS: Readonly<Record<string, string>> = {
+  held: "✓",
+  "not held": "✕",
+  "not held, corrected": "≠",
+  "not decided": "?",
 };
 
 /** A number of the server in words. */
