@@ -184,6 +184,13 @@ def test_runs_paths_and_reports_stand_on_one_page(
     assert {a.get("id") for _, a in page.tags} >= {"part-1", "part-2", "part-3", "part-4"}
 
 
+def test_parts_with_the_same_headline_have_names_of_their_own(sick: dict[str, Any]) -> None:
+    page = render_report([sick, sick])
+    names = re.findall(r'<section class="part" id="part-\d" aria-label="([^"]+)"', page)
+    assert [name.partition(":")[0] for name in names] == ["Part 1 of 2", "Part 2 of 2"]
+    assert 'aria-labelledby="part-1-title"' in render_report([sick])
+
+
 def test_a_report_survives_json_with_its_non_finite_numbers(sick: dict[str, Any]) -> None:
     sick["blocks"][0]["gradient_rms"] = "nan"
     sick["blocks"][1]["gradient_rms"] = 0.0

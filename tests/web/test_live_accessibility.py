@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.web.accessible import colours, moving, unreached, untold, wide
+from tests.web.explorer_page import violations
 
 from levada.report.palette import palette
+from levada.runs import RunWriter
 from levada.web.folder import identity
 
-from .live import Served
-from .test_live import HEATS, browser, folder, pytestmark, server, visit
+from .conftest import write_check, write_inside, write_study, write_watched
+from .live import Served, write_deep
+from .test_live import AXE, HEATS, browser, pytestmark, server, visit
 from .visiting import Visit
 
-__all__ = ["browser", "folder", "pytestmark", "server", "visit"]
+__all__ = ["browser", "pytestmark", "server", "visit"]
 PAGES = ["list", "run", "compare", "check"]
+
+
+def write_findings(folder: Path) -> None:
+    """Write a check of two findings that the same change repairs."""
+    remedy = {"name": "residual", "before": {"gradient_decay": 0.5}, "after": {"gradient_decay": 1.0}, "verified": True}
+    found = {"severity": "error", "status": "fired", "claim": "It is lost.", "evidence": {}, "remedies": [remedy]}
+    findings = [{**found, "rule": rule} for rule in ("vanishing_gradient", "vanishing_signal")]
+    with RunWriter.create(folder, kind="check", name="twice") as writer:
+        writer.append("report", title="", report={"schema": 1, "verdict": "error", "blocks": [], "findings": findings})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("live")
+    write_watched(root / "watched")
+    write_check(root / "checked")
+    write_deep(root / "deep" / "half", 0.5)
+    write_deep(root / "deep" / "quarter", 0.25, names=[f"layers.{i}" for i in range(40)])
+    for name in ("one", "two"):
+        write_inside(write_watched(root / "inside" / name))
+    write_findings(root / "twice")
+    write_study(root / "study")
+    return root
 
 
 def opened(visit: Visit, server: Served, what: str, **options: Any) -> Any:
@@ -24,9 +51,13 @@ def opened(visit: Visit, server: Served, what: str, **options: Any) -> Any:
         "run": server.run("watched", "?step=200&layer=2"),
         "compare": server.run("deep/half", f"?with={identity('deep/quarter')}&step=300&layer=3"),
         "check": server.run("checked"),
+        "inside": server.run("inside/one", f"?with={identity('inside/two')}"),
+        "findings": server.run("twice"),
+        "study": server.run("study"),
     }
+    ready = {"list": "tbody a", "check": ".mixes li", "findings": "article td", "study": "h1"}
     page = visit(links[what], **options)
-    page.locator({"list": "tbody a", "check": ".mixes li"}.get(what, HEATS)).first.wait_for()
+    page.locator(ready.get(what, HEATS)).first.wait_for()
     page.wait_for_timeout(700)
     return page
 
@@ -58,3 +89,12 @@ def test_colours_are_the_palette_s_by_system_and_by_choice(visit: Visit, server:
     other = "dark" if scheme == "light" else "light"
     page.get_by_label("Colours").select_option(other)
     assert colours(page) == palette()[other]
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: cd web && npm ci")
+@pytest.mark.parametrize("what", ["inside", "findings", "study"])
+def test_axe_finds_nothing_where_parts_come_twice(visit: Visit, server: Served, what: str) -> None:
+    page = opened(visit, server, what, width=390, color_scheme="dark", bypass_csp=True)
+    page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
+    assert wide(page) == 0
+    assert violations(page) == ""
