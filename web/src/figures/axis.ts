@@ -138,7 +138,7 @@ function linearAxis(spec: AxisSpec, low: number, high: number, count: number): A
     spec,
     from,
     to,
-    ticks.filter((tick) => !spec.whole || Number.isInteger(tick)).map((tick) => [tick, short(tick, 6)]),
+    ticks.filter((tick) => !spec.whole || Number.isInteger(tick)).map((tick) => [tick, round(tick)]),
   );
 }
 
@@ -166,10 +166,13 @@ function logAxis(spec: AxisSpec, least: number, most: number, count: number): Ax
   }
   if (ticks.length < 3 && Math.abs(low) < 300 && Math.abs(high) < 300) {
     const between = scaleLinear([10 ** low, 10 ** high], [0, 1]).ticks(count - 1);
-    ticks = between.filter((tick) => tick > 0).map((tick) => [Math.log10(tick), short(tick, 6)]);
+    ticks = between.filter((tick) => tick > 0).map((tick) => [Math.log10(tick), round(tick)]);
   }
   return made(spec, low, high, ticks);
 }
+
+/** A tick is a round number: of 1.20000×10⁻⁷ the zeros say nothing. */
+const round = (tick: number): string => short(tick, 6).replace(/\.?0+×/, "×");
 
 function power(exponent: number): string {
   return exponent === 0 ? "1" : exponent === 1 ? "10" : superscript(exponent);
