@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,13 +231,6 @@ def test_a_server_is_asked_for_its_verdict_with_its_token(visit: Visit) -> None:
     page.get_by_text("Ask again in a moment.").wait_for()
     page.get_by_role("button", name="Open in check").click()
     page.get_by_text("It is too large.").wait_for()
-
-
-def test_the_first_view_is_small() -> None:
-    page = (STATIC / "explore.html").read_text()
-    files = re.findall(r"(?:src|href)=\"\./(assets/[^\"]+)\"", page)
-    assert len(files) >= 2
-    assert sum(len(gzip.compress((STATIC / file).read_bytes())) for file in files) + len(page) < 300_000
 
 
 @pytest.mark.parametrize("width", [360, 1280, 3840])

@@ -98,3 +98,22 @@ def test_axe_finds_nothing_where_parts_come_twice(visit: Visit, server: Served, 
     page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
     assert wide(page) == 0
     assert violations(page) == ""
+
+
+# What is drawn for a window is measured before it could be drawn anew, as on paper.
+CUT = """() => {
+  document.querySelector('main').style.width = '400px';
+  return [...document.querySelectorAll('figure :is(svg, canvas)')].filter(one => one.getBoundingClientRect().right
+    > one.closest('figure').getBoundingClientRect().right + 1).map(one => one.outerHTML.slice(0, 80));
+}"""
+
+
+def test_on_paper_figures_are_whole_and_light_and_what_is_pressed_is_left_out(visit: Visit, server: Served) -> None:
+    page = opened(visit, server, "run", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")  # a canvas is painted for it
+    assert colours(page) == palette()["light"]
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert colours(page) == palette()["dark"]
+    page.emulate_media(media="print")
+    assert page.locator("button, select, input, nav, .screen").locator("visible=true").count() == 0
+    assert page.evaluate(CUT) == []

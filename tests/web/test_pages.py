@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from pathlib import Path
 
@@ -92,14 +91,6 @@ def test_no_page_that_is_served_has_a_script_that_the_policy_forbids() -> None:
     for text in pages.values():
         assert [one for one in re.findall(r"<script\b([^>]*)>", text) if "src=" not in one] == []
         assert not re.search(r"<style\b|\son\w+=|javascript:", text)
-
-
-@pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web")
-def test_the_first_view_is_small() -> None:
-    held = Pages().files
-    files = re.findall(r"(?:src|href)=\"\./(assets/[^\"]+)\"", held["index.html"].content.decode())
-    assert len(files) >= 3
-    assert sum(len(gzip.compress(held[name].content)) for name in ("index.html", *files)) < 50_000
 
 
 def test_without_pages_a_sentence_says_how_to_build_them(client: Client, tmp_path: Path) -> None:

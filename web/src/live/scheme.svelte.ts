@@ -13,7 +13,18 @@ class Scheme {
       this.dark = now();
     };
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look);
-    new MutationObserver(look).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    const root = document.documentElement;
+    new MutationObserver(look).observe(root, { attributeFilter: ["data-theme"] });
+    // Paper is light, and what is painted follows no style sheet.
+    let chosen: string | undefined;
+    window.addEventListener("beforeprint", () => {
+      chosen = root.dataset.theme;
+      root.dataset.theme = "light";
+    });
+    window.addEventListener("afterprint", () => {
+      if (chosen) root.dataset.theme = chosen;
+      else delete root.dataset.theme;
+    });
   }
 }
 
