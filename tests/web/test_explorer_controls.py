@@ -191,7 +191,7 @@ def test_mixing_names_its_colours_and_draws_no_rounding(visit: Visit) -> None:
     expect(figure.locator(".plot .measured .line")).to_have_count(1)
     expect(figure).to_contain_text("8.9×10⁻¹⁶ or less do so by the rounding of float64, and are not drawn: rows")
     for tick in figure.locator(".tick").all_text_contents():
-        assert "10⁻¹" not in tick, tick
+        assert not re.match("10⁻¹[⁰-⁹¹²³]", tick), tick
 
 
 TRAINING = {
