@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.web.explorer_page import AXE, Visit, browser, needs_page, numbers, sentences, settled, violations, visit
+from tests.web.visiting import expect
 
 pytestmark = needs_page
 __all__ = ["browser", "visit"]
@@ -207,12 +208,20 @@ def test_settings_are_kept_in_the_link_and_make_old_networks_go(visit: Visit) ->
 
 
 def test_held_out_digits_are_another_measure(visit: Visit) -> None:
-    page = visit(SMALL)
+    page = visit(SMALL + "&connections=residual")
     trained(page)
-    drawn = "() => document.querySelector('[aria-label=Training] .plot .line').getAttribute('d')"
-    before = page.evaluate(drawn)
-    page.get_by_role("radio", name="held-out digits").check()
-    page.wait_for_function(f"before => ({drawn})() !== before", arg=before)
+    header, *rows = table(page, "Training")
+    last = dict(zip(header[1:], (numbers(one)[0] for one in rows[-1][1:]), strict=True))
+    legends = page.get_by_role("region", name="Training", exact=True).locator(".legend")
+    for part, label in (("training", "the digits it trains on"), ("held out", "held-out digits")):
+        page.get_by_role("radio", name=label).check()
+        for measure, legend in (("loss", legends.first), ("accuracy in %", legends.last)):
+            shown = f"{last[f'residual, {measure}, {part}']:.3g}"
+            expect(legend.get_by_role("listitem").filter(has_text="residual")).to_have_text(f"residual {shown}")
+    # What is held out is another set of digits, of which the page says how many the network knows.
+    assert last["residual, loss, held out"] != last["residual, loss, training"]
+    (sentence,) = sentences(page)
+    assert f"and knows {last['residual, accuracy in %, held out']:.3g} % of the held-out digits" in sentence
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light"), (1280, "dark")])

@@ -51,7 +51,7 @@ export const chapter: Chapter = {
             text: {
               simple:
                 "Sixty layers with four streams. Each number of each table has moved from its start by about 0.2, at random. By how much do all of them together multiply a signal that is alike in all streams?",
-              expert: "The largest absolute row sum of a product of 60 matrices I + 0.2 Z, 4 × 4?",
+              expert: "The largest |row sum| of a product of 60 matrices I + 0.2 Z, 4 × 4?",
             },
             ask: { quantity: "gain", kind: "hyper" },
             low: 0.1,
@@ -73,7 +73,7 @@ export const chapter: Chapter = {
           simple:
             "By how much the tables of all layers up to this one multiply a signal that is alike in all streams (in the stream where that is most).",
           expert:
-            "Largest absolute row sum (forward) of the products. HC: I + σZ. mHC: Sinkhorn of its starting logits + 10σZ, with the same normal Z.",
+            "Largest |row sum| (forward) of the products. HC: I + σZ. mHC: Sinkhorn of its starting logits + 10σZ, with the same normal Z.",
         },
       },
     },
@@ -101,7 +101,7 @@ export const chapter: Chapter = {
             text: {
               simple:
                 "The same sixty layers, with tables made by Sinkhorn from numbers that have moved as far. By how much do they multiply such a signal now?",
-              expert: "Largest absolute row sum of 60 Sinkhorn matrices in a row?",
+              expert: "Largest |row sum| of 60 Sinkhorn matrices in a row?",
             },
             ask: { quantity: "gain", kind: "manifold" },
             bands: [
