@@ -16,7 +16,7 @@ from levada.web.pages import STATIC
 
 from .conftest import write_check, write_study, write_training
 from .live import Served
-from .visiting import Visit, browser, expect, needs_browser, visits
+from .visiting import Visit, browser, expect, needs_browser, visits, wait
 
 __all__ = ["browser"]
 pytestmark = [
@@ -67,6 +67,13 @@ def test_a_check_is_shown_with_its_figures_and_their_numbers(visit: Visit, serve
     page.keyboard.press("End")
     for text in ("layers.2", "measured", "0.25", "predicted by theory", "0.0625"):
         expect(figure.locator(".legend")).to_contain_text(text)
+    heard: list[str] = []
+    page.on("request", lambda request: heard.append(request.url))
+    with RunWriter.open(server.root / "checked") as writer:
+        writer.append("note")  # what is shown is asked for again, and the cursor stays where it is
+    wait(page, lambda: any(url.endswith("/drawings") for url in heard))
+    expect(page.locator("main")).to_contain_text("checked")
+    expect(figure.locator(".legend")).to_contain_text("layers.2")
     figure.locator("summary").click()
     expect(figure.locator("thead th")).to_have_text(["block", "measured", "predicted by theory"])
     expect(figure.locator("tbody tr").nth(1).locator("th, td")).to_have_text(["layers.1", "0.5", "0.25"])
