@@ -185,6 +185,8 @@ def test_a_link_keeps_zoom_choice_and_comparison(visit: Visit, server: Served) -
         heat = f"{identity(run)}/heat?signal=gradient_rms&from=100&to=299&first=5&last=14"
         wait(page, lambda heat=heat: any(heat in url for url in requests))
     assert page.url.endswith(asked)
+    seen = visit(server.run("half", "?from=100&to=299"))  # without a choice, of the last sample that is seen
+    expect(seen.get_by_role("figure", name="By layer, at step 290", exact=True)).to_be_visible()
     page.get_by_role("button", name="Show all steps and layers").click()
     comes(page, **{"from": None, "first": None, "step": 200, "layer": 7})
     page.go_back()

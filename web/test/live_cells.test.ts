@@ -245,6 +245,13 @@ describe("what lines by layer are of without a choice", () => {
     expect(restOf([empty, good])).toEqual({ span: [10, 10], passed: [20, 20], broken: false });
   });
 
+  it("is of those samples that are seen", () => {
+    const map = cells([1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0]);
+    expect(restOf([map, map], 20)).toEqual({ span: [10, 10], passed: null, broken: false });
+    expect(restOf([map], 15)).toMatchObject({ span: [10, 10] });
+    expect(restOf([map], 0)).toBeNull();
+  });
+
   it("is the last sample where none is finite", () => {
     expect(restOf([cells([none, none, none, none, none, none], [NAN, NAN, NAN, 0, 0, 0])])).toEqual({
       span: [20, 20],

@@ -50,12 +50,18 @@ export interface Rest {
   readonly broken: boolean;
 }
 
-/** The last column in which all maps are finite; the last one where there is none such, null without maps. */
-export function restOf(maps: readonly Heat[]): Rest | null {
+/**
+ * The last column before `end` in which all maps are finite.
+ *
+ * The last one where there is none such, null without maps or columns before that.
+ */
+export function restOf(maps: readonly Heat[], end = Number.POSITIVE_INFINITY): Rest | null {
   const [first, ...others] = maps;
-  const count = first?.spans.length ?? 0;
-  if (!first || count === 0) return null;
-  const alike = [first, ...others.filter(({ spans }) => spans.length === count)];
+  if (!first) return null;
+  const after = first.spans.findIndex(([step]) => step >= end);
+  const count = after < 0 ? first.spans.length : after;
+  if (count === 0) return null;
+  const alike = [first, ...others.filter(({ spans }) => spans.length === first.spans.length)];
   const last = first.spans[count - 1];
   for (let column = count - 1; column >= 0; column--) {
     if (alike.every((map) => state(map, column) === "finite")) {
