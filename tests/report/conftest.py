@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.watched import write_watch
 
 from levada.runs import RunWriter
 
@@ -325,3 +326,8 @@ def make_png() -> Callable[..., bytes]:
 def pictures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages as they are without the script that is built elsewhere; tests of the script put another in this place."""
     monkeypatch.setattr("levada.report.page.page_script", lambda: None)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Path:
+    return write_watch(tmp_path / "run")

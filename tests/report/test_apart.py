@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.report.conftest import write_study
-from tests.report.test_watch_page import write_watch
+from tests.report.watched import write_watch
 
 from levada.report import render_report
 from levada.report.apart import tails

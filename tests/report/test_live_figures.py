@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.report.conftest import make_sick, write_study
-from tests.report.test_watch_page import write_watch
+from tests.report.watched import write_watch
 
 from levada.cli import main
 from levada.report import script, write_html

@@ -14,7 +14,7 @@ import {
 } from "../src/figures/cells";
 import { balanced, DIVERGING, RISING, span, steps } from "../src/figures/ramp";
 import { agreement, bytes, cellsOf, floats, heatOf, shifted, standing } from "../src/live/heat";
-import { byLayer, overSteps } from "../src/live/profile";
+import { byLayer, overSteps, restOf } from "../src/live/profile";
 
 const encode = (held: Uint8Array) => btoa(String.fromCharCode(...held));
 
@@ -211,5 +211,52 @@ describe("colours", () => {
     expect(span(null)).toEqual([-3, 0]);
     expect(balanced([-0.1, 0.2])).toEqual([-1, 1]);
     expect(balanced([-3, 1])).toEqual([-3, 3]);
+  });
+});
+
+describe("what lines by layer are of without a choice", () => {
+  const cells = (means: number[], marks: number[]) => ({
+    rows: [0, 1, 2],
+    columns: [0, 10, 20, 30],
+    spans: [
+      [0, 0],
+      [10, 10],
+      [20, 20],
+    ] as [number, number][],
+    mean: Float32Array.from(means),
+    low: Float32Array.from(means),
+    high: Float32Array.from(means),
+    marks: Uint8Array.from(marks),
+  });
+  const none = Number.NaN;
+
+  it("is the last sample where that is finite", () => {
+    expect(restOf([cells([1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, ZERO])])).toMatchObject({ span: [20, 20], passed: null });
+    expect(restOf([])).toBeNull();
+  });
+
+  it("is the last finite one of all maps, and says what it passes over and why", () => {
+    const good = cells([1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0]);
+    const broken = cells([1, none, 3, 4, 5, none], [0, NAN, 0, 0, 0, NAN]);
+    expect(restOf([good, broken])).toEqual({ span: [0, 0], passed: [20, 20], broken: true });
+    const infinite = cells([1, 2, 3, 4, 5, 6], [0, 0, INFINITE, 0, 0, 0]);
+    expect(restOf([infinite])).toEqual({ span: [10, 10], passed: [20, 20], broken: true });
+    const empty = cells([1, 2, none, 4, 5, none], [0, 0, 0, 0, 0, 0]);
+    expect(restOf([empty, good])).toEqual({ span: [10, 10], passed: [20, 20], broken: false });
+  });
+
+  it("is of those samples that are seen", () => {
+    const map = cells([1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0]);
+    expect(restOf([map, map], 20)).toEqual({ span: [10, 10], passed: null, broken: false });
+    expect(restOf([map], 15)).toMatchObject({ span: [10, 10] });
+    expect(restOf([map], 0)).toBeNull();
+  });
+
+  it("is the last sample where none is finite", () => {
+    expect(restOf([cells([none, none, none, none, none, none], [NAN, NAN, NAN, 0, 0, 0])])).toEqual({
+      span: [20, 20],
+      passed: null,
+      broken: false,
+    });
   });
 });

@@ -1,7 +1,7 @@
 /** One run's summary and curves, asked for again when it has grown, not more often than the page can show. */
 
 import type { Span } from "../figures/span";
-import { ApiError, ask, type Summary, sentence } from "./api";
+import { ApiError, ask, type Drawings, type Summary, sentence } from "./api";
 import type { Losses } from "./curves";
 import { Kept, Latest } from "./latest";
 
@@ -80,6 +80,48 @@ export class LossSource {
       },
       (error) => {
         this.problem = sentence(error, "The losses");
+      },
+    );
+  }
+
+  stop(): void {
+    this.latest.drop();
+  }
+}
+
+interface Drawn {
+  readonly run: string;
+  readonly version: number;
+}
+
+/** The figures of a check or a study. */
+export class DrawnSource {
+  told = $state.raw<Drawings | null>(null);
+  problem = $state("");
+  private of = "";
+  private readonly latest = new Latest(
+    ({ run }: Drawn, signal) => ask<Drawings>(`runs/${run}/drawings`, {}, signal),
+    ({ run, version }: Drawn) => `${run} ${version}`,
+    { wait: 0, kept: new Kept<Drawings>(2) },
+  );
+
+  /** Show those of a run, or none. */
+  show(wanted: Drawn | null): void {
+    if ((wanted?.run ?? "") !== this.of) {
+      this.told = null;
+      this.problem = "";
+      this.of = wanted?.run ?? "";
+      this.latest.drop();
+    }
+    if (!wanted) return;
+    this.latest.ask(
+      wanted,
+      (told) => {
+        this.told = told;
+        this.problem = "";
+      },
+      (error) => {
+        this.problem = sentence(error, "The figures");
       },
     );
   }
