@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,7 @@ def test_the_first_nan_is_kept_before_it_is_spread(tmp_path):
     assert set(kept.values["random_state"]) == {"cpu"}
     assert kept.training == {"": True}
     assert kept.facts["versions"]["torch"] == str(torch.__version__)
+    assert kept.facts["versions"]["python"] == platform.python_version()
     assert kept.missing == {}
 
 
