@@ -329,3 +329,21 @@ def test_a_note_of_something_else_is_refused_with_and_without_a_run(tmp_path, ru
         watching.note(indices=[1])
         with pytest.raises(UsageError, match="what can be noted is indices, targets, checkpoint, got 'epoch'"):
             watching.note(epoch=3)
+
+
+def test_the_highest_loss_is_the_finite_one_of_those_that_this_update_brings(tmp_path, monkeypatch):
+    keeper, arrived = Keeper(SimpleNamespace(), tmp_path, most=0), iter(())
+    monkeypatch.setattr(keeper, "_arrived", lambda step, loss: iter(next(arrived)))
+    brought = (
+        [(1, -2.0)],
+        [(2, 0.5), (3, 5.0), (4, math.inf), (5, math.nan), (6, 3.0)],
+        [(7, math.nan)],
+        [(8, -9.0)],
+        [],
+    )
+    arrived = iter(brought)
+    told = []
+    for step in range(len(brought)):
+        keeper.before_update(step, None, scaled=False)
+        told.append(keeper.highest)
+    assert told == [-2.0, 5.0, -math.inf, -9.0, -math.inf]

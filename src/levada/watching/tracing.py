@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.fx import _symbolic_trace
@@ -58,6 +58,6 @@ def uncompiled(function: _Function) -> _Function:
         2
     """
     # Not `torch.compiler.disable`, which imports the compiler at once: `import levada` would take a second longer.
-    hidden = torch._disable_dynamo(function)  # type: ignore[no-untyped-call]
+    hidden: Any = torch._disable_dynamo(function)  # type: ignore[attr-defined]
     hidden.__wrapped__ = getattr(function, "__wrapped__", function)
-    return hidden  # type: ignore[no-any-return]
+    return cast("_Function", hidden)
