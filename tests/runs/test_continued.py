@@ -9,6 +9,7 @@ from benchmarks.faults import small
 
 from levada.runs import Run, RunWriter, SignalWriter, doctor
 from levada.runs.ending import last_recorded
+from levada.runs.losses import Told, Waiting
 from levada.runs.lost import lost_of_log
 
 
@@ -41,6 +42,25 @@ def test_losses_of_steps_behind_a_continuation_are_cut(tmp_path: Path) -> None:
         writer.append("loss", steps=[4, 5], values=[40.0, 50.0])
         assert run.losses()[3:] == [(3, 3.0), (4, 40.0), (5, 50.0)]
     assert Run(tmp_path).losses() == run.losses()
+
+
+def test_what_was_logged_from_the_step_on_at_which_a_run_went_on_is_cut(tmp_path: Path) -> None:
+    told = Told(tmp_path / "events.log")
+    with RunWriter.create(tmp_path, kind="watch", name="run") as writer:
+        for step in (3, 4, 5):
+            writer.append("logged", step=step, values={"accuracy": step / 10})
+        writer.append("logged", step=5, next=6, values={"recall": 0.5})
+        writer.append("continued", step=6)
+        assert told.logged() == {"accuracy": {3: 0.3, 4: 0.4, 5: 0.5}}
+        assert told.waiting() == [("recall", Waiting(5, 6, 0.5, until=6))]
+        writer.append("continued", step=4)
+        assert told.logged() == {"accuracy": {3: 0.3}}
+        assert told.waiting() == []
+        writer.append("logged", step=3, next=4, values={"recall": 0.3})
+        writer.append("logged", step=4, next=5, values={"precision": 0.4})
+        writer.append("continued", step=4)
+        writer.append("continued", step=9)
+    assert told.waiting() == [("recall", Waiting(3, 4, 0.3, until=4))]
 
 
 def test_what_is_lost_over_a_restart_is_not_between_a_later_and_an_earlier_step() -> None:

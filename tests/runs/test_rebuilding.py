@@ -123,7 +123,7 @@ def test_a_bit_that_makes_the_schema_a_newer_one_is_put_right(run: Path) -> None
 def test_one_wrong_bit_is_looked_for_only_in_a_file_that_is_searched_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["pytest"])  # it is kept, and counts
+    monkeypatch.setattr("sys.orig_argv", ["pytest"])  # it is kept, and counts
     for size, certain in ((3000, True), (4500, False)):
         path = tmp_path / f"{size}"
         with RunWriter.create(path, kind="watch", name="mine", config={"text": "a" * size}) as writer:

@@ -45,6 +45,24 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert list(run.events("claim")) == []
 
 
+@pytest.mark.parametrize(
+    ("called", "told"),
+    [
+        (["/usr/bin/python3", "train.py", "--lr", "0.1"], "python3 train.py --lr 0.1"),
+        (["/usr/bin/python3", "/usr/bin/levada", "run", "my loop.py"], "levada run 'my loop.py'"),
+        (["/usr/bin/python3", "-m", "levada", "check"], "python3 -m levada check"),
+        (["/usr/bin/python3", "-c", "x = 1\n" * 200], "-c 7"),
+        ([], "-c 7"),
+    ],
+)
+def test_the_command_can_be_called_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: list[str], told: str
+) -> None:
+    monkeypatch.setattr("sys.orig_argv", called)
+    monkeypatch.setattr("sys.argv", ["-c", "7"])
+    assert Run(write(tmp_path / "a")).manifest.command == told
+
+
 def test_nonfinite_numbers_are_names_until_the_reader_says_they_are_numbers(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path, kind="check", name="inf") as writer:
         writer.append("result", name="inf", values={"a": math.nan, "b": [math.inf, -math.inf, 1.0]})

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,7 @@ def test_the_first_nan_is_kept_before_it_is_spread(tmp_path):
     assert set(kept.values["random_state"]) == {"cpu"}
     assert kept.training == {"": True}
     assert kept.facts["versions"]["torch"] == str(torch.__version__)
+    assert kept.facts["versions"]["python"] == platform.python_version()
     assert kept.missing == {}
 
 
@@ -347,3 +349,21 @@ def test_where_no_alarm_holds_it_is_said_that_a_kept_step_is_none(factor, alarme
     lines = ["".join(words for words, _ in line) for line in summary(watching)]
     kept = "1 step is kept" if alarmed else "1 step is kept, which is no finding"
     assert any(line.startswith(f"  {kept}; run it again") for line in lines)
+
+
+def test_the_highest_loss_is_the_finite_one_of_those_that_this_update_brings(tmp_path, monkeypatch):
+    keeper, arrived = Keeper(SimpleNamespace(), tmp_path, most=0), iter(())
+    monkeypatch.setattr(keeper, "_arrived", lambda step, loss: iter(next(arrived)))
+    brought = (
+        [(1, -2.0)],
+        [(2, 0.5), (3, 5.0), (4, math.inf), (5, math.nan), (6, 3.0)],
+        [(7, math.nan)],
+        [(8, -9.0)],
+        [],
+    )
+    arrived = iter(brought)
+    told = []
+    for step in range(len(brought)):
+        keeper.before_update(step, None, scaled=False)
+        told.append(keeper.highest)
+    assert told == [-2.0, 5.0, -math.inf, -9.0, -math.inf]

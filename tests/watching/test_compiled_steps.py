@@ -1,14 +1,11 @@
 """Optimizers and whole training steps that are compiled: the watch's own hooks are called beside, and not traced."""
 
-import sys
-
 import pytest
 import torch
 from tests.watching.by_hand import agree, by_hand, data, loss_of, make, sgd, watch
 from torch._dynamo.utils import counters
 
 from levada.watching.script import Watches
-from levada.watching.tracing import uncompiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 
@@ -95,6 +92,8 @@ def test_what_finds_trainings_in_a_script_is_not_traced_either():
     assert counters["frames"]["total"] < 20
 
 
-def test_a_training_that_compiles_nothing_does_without_the_compiler(monkeypatch):
-    monkeypatch.delitem(sys.modules, "torch._dynamo")
-    assert uncompiled(lambda x: "torch._dynamo" in sys.modules)(1) is False
+def test_what_was_wrapped_is_as_it_was_when_the_last_watch_is_closed():
+    before = torch.autograd.backward, torch.amp.GradScaler.scale, torch.amp.GradScaler.step
+    with watch(model := make(), sgd(model)):
+        assert torch.autograd.backward is not before[0]
+    assert (torch.autograd.backward, torch.amp.GradScaler.scale, torch.amp.GradScaler.step) == before

@@ -989,7 +989,7 @@ def test_ctrl_c_in_a_forward_pass_leaves_what_follows_as_it_is():
         with pytest.raises(KeyboardInterrupt):
             model(data(1)[0])
         stop.clear()
-        assert watched._engine.passes.depth == 1
+        assert watched._engine.passes._under.depth == 1
         for x in data(3)[1:]:
             with torch.no_grad():
                 model(1000 * x)  # an evaluation
@@ -1004,7 +1004,7 @@ def test_a_model_that_calls_itself_has_one_pass():
     with watch(model, optimizer := sgd(model)) as watched:
         train(model, optimizer, data(2))
         assert watched._engine.passes.seen == 2
-        assert watched._engine.passes.depth == 0
+        assert watched._engine.passes._under.depth == 0
 
 
 def test_a_forward_pass_that_returns_nothing_has_signals():

@@ -11,14 +11,20 @@ from tests.watching.by_hand import data, loss_of, make, sgd, train, watch
 from levada._errors import UsageError
 
 
-def fuse(parameters):
-    """Return an optimizer for each parameter, which steps as soon as its gradient is there, and clears it."""
+def fuse(parameters, scale=None):
+    """Return an optimizer for each parameter, which steps as soon as its gradient is there, and clears it.
+
+    With a scale, the gradient is divided by it, and where it is not finite the step is left out.
+    """
     optimizers = []
     for p in parameters:
         optimizers.append(one := torch.optim.SGD([p], lr=0.1))
 
-        def step(_, one=one):
-            one.step()
+        def step(p, one=one):
+            if scale is not None:
+                p.grad.div_(scale)
+            if scale is None or p.grad.isfinite().all():
+                one.step()
             one.zero_grad()
 
         p.register_post_accumulate_grad_hook(step)
@@ -47,6 +53,78 @@ def test_optimizers_that_step_within_the_backward_pass_are_as_one_behind_it(apar
         for name in ("loss", "gradient_norm", "lr"):
             assert sample.scalars[name] == pytest.approx(wanted.scalars[name], rel=1e-6)
     assert "no loss" not in str(watched.standing.unjudged)
+
+
+def test_a_loss_that_is_nan_is_told_where_optimizers_step_within_the_backward_pass():
+    plain, model = make(), make()
+    batches = [math.nan * x if step == 2 else x for step, x in enumerate(data(4))]
+    with watch(plain, sgd(plain)) as expected:
+        train(plain, expected.optimizers[0], batches)
+    with watch(model, fuse(model.parameters())) as watched:
+        for x in batches:
+            loss_of(model, x).backward()
+    assert [finding.rule for finding in watched.findings] == ["numerical_overflow"]
+    assert watched.findings[0].evidence["step"] == expected.findings[0].evidence["step"] == 2
+    for sample, wanted in zip(watched.samples, expected.samples, strict=True):
+        for name in ("loss", "gradient_norm"):
+            assert sample.scalars[name] == pytest.approx(wanted.scalars[name], rel=1e-6, nan_ok=True)
+        for name in ("update_ratio", "weight_gradient_rms", "signal_rms"):
+            torch.testing.assert_close(sample.values[name], wanted.values[name], rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_scaled_losses_and_steps_that_are_left_out_within_the_backward_pass():
+    plain, model, scaler = make(), make(), torch.amp.GradScaler("cpu", init_scale=64.0)
+    with watch(plain, sgd(plain)) as expected:
+        train(plain, expected.optimizers[0], data(4))
+    batches = data(4)
+    batches.insert(2, math.inf * data(1)[0])  # it makes no update, and is no step
+    with watch(model, fuse(model.parameters(), scale=64.0)) as watched:
+        for x in batches:
+            scaler.scale(loss_of(model, x)).backward()
+    assert watched.steps == 4
+    assert watched.findings == []
+    for sample, wanted in zip(watched.samples, expected.samples, strict=True):
+        assert sample.scalars["loss_scale"] == 64.0
+        for name in ("loss", "gradient_norm"):
+            assert sample.scalars[name] == pytest.approx(wanted.scalars[name], rel=1e-6)
+        for name in ("update_ratio", "weight_gradient_rms"):
+            torch.testing.assert_close(sample.values[name], wanted.values[name], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("bound", [0, 4 * 40])
+def test_the_copy_is_bounded_where_optimizers_step_within_the_backward_pass(bound):
+    model = make()
+    with watch(model, fuse(model.parameters())) as watched:
+        watched.weights.copy_bytes = bound
+        for x in data(2):
+            loss_of(model, x).backward()
+    for sample in watched.samples:  # each optimizer's copy is made and dropped by itself
+        assert sample.values["update_ratio"].isfinite().all() == (bound > 0)
+
+
+def test_a_parameter_that_its_optimizer_exchanges_within_the_backward_pass_is_measured_as_it_is_now():
+    model, moved = make(), []
+    optimizers = []
+
+    def step(p):
+        one = next(each for each in optimizers if each.param_groups[0]["params"][0] is p)
+        before = p.detach().clone()
+        one.step()
+        one.zero_grad()
+        if p.dim() == 2 and p.shape == (6, 3):
+            moved.append(float((p.detach() - before).norm() / before.norm()))
+
+    for p in model.parameters():
+        optimizers.append(torch.optim.SGD([p], lr=0.1))
+        p.register_post_accumulate_grad_hook(step)
+    with watch(model, optimizers) as watched:
+        for turn, x in enumerate(data(4)):
+            if turn == 2:
+                new = torch.nn.Parameter(0.5 * model.embed.weight.detach())
+                new.register_post_accumulate_grad_hook(step)
+                optimizers[0].param_groups[0]["params"][0] = model.embed.weight = new
+            loss_of(model, x).backward()
+    assert [float(sample.values["update_ratio"][0]) for sample in watched.samples] == pytest.approx(moved, rel=1e-5)
 
 
 def test_losses_between_samples_are_known_of_steps_within_the_backward_pass():

@@ -27,12 +27,14 @@ __all__ = [
     "SCHEMA",
     "Manifest",
     "checked",
+    "command_line",
     "describe",
     "name_of",
     "packed",
     "parsed",
     "read_manifest",
     "sync_folder",
+    "versions_here",
     "write_atomically",
     "write_manifest",
 ]
@@ -40,6 +42,7 @@ __all__ = [
 SCHEMA: Final = 1
 MANIFEST: Final = "run.json"
 LOG: Final = "events.log"
+_LONGEST: Final = 1000  # characters of a command
 
 
 def name_of(folder: Path) -> str:
@@ -81,13 +84,23 @@ class Manifest:
     cwd: str = ""
 
 
-def _versions() -> dict[str, str]:
+def versions_here() -> dict[str, str]:
+    """Return the versions of levada, Python, torch, numpy and the platform, without importing them."""
     versions = {"levada": __version__, "python": platform.python_version(), "platform": platform.platform()}
     # Asked of the installed packages, not of the modules: the store does not wait for torch to load.
     for package in ("torch", "numpy"):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
+
+
+def command_line() -> str:
+    """Return how this process was called, to be called again: `python train.py`, `levada run train.py`."""
+    interpreter, *words = sys.orig_argv or sys.argv
+    if words and Path(words[0]).stem == "levada":  # the command that the package installs
+        return shlex.join(["levada", *words[1:]])
+    told = shlex.join([Path(interpreter).name if sys.orig_argv else interpreter, *words])
+    return told if len(told) <= _LONGEST else shlex.join(sys.argv)  # a program that was given with -c
 
 
 def describe(kind: str, name: str, config: Mapping[str, Any] | None) -> Manifest:
@@ -100,7 +113,7 @@ def describe(kind: str, name: str, config: Mapping[str, Any] | None) -> Manifest
     cwd = ""
     with suppress(OSError):  # it was removed
         cwd = str(Path.cwd())
-    return Manifest(SCHEMA, kind, name, created, _versions(), shlex.join(sys.argv), settings, cwd=cwd)
+    return Manifest(SCHEMA, kind, name, created, versions_here(), command_line(), settings, cwd=cwd)
 
 
 def write_atomically(path: Path, data: bytes, *, like: Path | None = None) -> None:

@@ -339,7 +339,7 @@ class Engine:
         elif reading is not None:
             seen = bool(reading.calls) or self._taps.traced
             if not seen and learned:
-                self._taps.tell("no block of the model was seen running")
+                self._taps.tell_unseen()
             if seen or learned or self.sites:
                 # The distance that all agreed on with the sample before this one.
                 self._together.meet(self.steps, self.cadence, self._deliver, sampled=True)

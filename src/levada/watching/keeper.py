@@ -17,6 +17,7 @@ from levada._numbers import json_ready, written
 from levada._ranks import process_rank
 from levada.diagnose.finding import Finding
 from levada.inputs import tensors_in
+from levada.runs.manifest import versions_here
 from levada.watching.baseline import LossBaseline
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
 from levada.watching.nonfinite import RULE, SKIPPED, broken_parameters
@@ -282,13 +283,11 @@ def _send(loss: Tensor) -> tuple[Tensor, Callable[[], bool]] | None:
 
 
 def _facts(model: Any, last: Any, rank: int) -> dict[str, Any]:
-    from levada import __version__
-
     return {
         "model": type(model).__name__,
         "rank": rank,
         "autocast": dict(getattr(last, "autocast", {})),
-        "versions": {"levada": __version__, "torch": str(torch.__version__)},
+        "versions": {**versions_here(), "torch": str(torch.__version__)},
     }
 
 

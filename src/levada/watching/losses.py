@@ -317,29 +317,44 @@ def _wrap() -> None:
             _try(watcher, functools.partial(watcher.after, state, roots, given))
         return None
 
-    @uncompiled
     @functools.wraps(scale)
     def watched_scale(self: GradScaler, outputs: Any) -> Any:
         result = scale(self, outputs)
-        for scaled in tensors_in(result):
-            if scaled.grad_fn is not None:  # the node holds a number, so that it keeps nothing alive
-                _metadata(scaled.grad_fn)[_KEY] = id(self)
-                _scalings[id(self)] = self
+        _scaled(self, result)
         return result
 
-    @uncompiled
     @functools.wraps(step)
     def watched_step(self: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        before = [(watcher, watcher.heard.updates) for watcher in tuple(_watchers)]
+        before = _updates()
         result = step(self, optimizer, *args, **kwargs)
-        for watcher, updates in before:
-            if watcher.heard.updates == updates:
-                _try(watcher, functools.partial(watcher.heard.skip, optimizer))
+        _skipped(before, optimizer)
         return result
 
     GradScaler.step = watched_step  # type: ignore[method-assign]
     torch.autograd.backward = watched_backward
     GradScaler.scale = watched_scale  # type: ignore[method-assign]
+
+
+@uncompiled
+def _scaled(scaler: GradScaler, result: Any) -> None:
+    """Keep what scaled a loss."""
+    for scaled in tensors_in(result):
+        if scaled.grad_fn is not None:  # the node holds a number, so that it keeps nothing alive
+            _metadata(scaled.grad_fn)[_KEY] = id(scaler)
+            _scalings[id(scaler)] = scaler
+
+
+@uncompiled
+def _updates() -> list[tuple[Losses, int]]:
+    return [(watcher, watcher.heard.updates) for watcher in tuple(_watchers)]
+
+
+@uncompiled
+def _skipped(before: Sequence[tuple[Losses, int]], optimizer: Any) -> None:
+    """Tell those whose model was not updated that a scaler has skipped this."""
+    for watcher, updates in before:
+        if watcher.heard.updates == updates:
+            _try(watcher, functools.partial(watcher.heard.skip, optimizer))
 
 
 def _try(watcher: Losses, look: Callable[[], Any]) -> list[Any]:

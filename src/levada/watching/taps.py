@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, final
+from typing import Any, ClassVar, Final, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,15 @@ from levada.watching.places import ACTIVATIONS, Place, original
 from levada.watching.telling import warn
 
 __all__ = ["Listener", "Taps"]
+
+_COMPILED: Final = (
+    "If something is compiled, call levada.watch before the first compiled call, give it the module that torch.compile "
+    "returned, or compile the blocks one by one."
+)
+_PAST_HOOKS: Final = (
+    "something runs the blocks that calls no hooks, as block.forward(x) does, or reads their weights alone: call them "
+    "as block(x)."
+)
 
 
 class Listener(Protocol):
@@ -57,6 +67,7 @@ class Taps:
         self._regions: list[Region] = []
         self._outside: list[_Outside] = []
         self._scanned: Any = None
+        self.unfit = ""  # what kind of numbers a block gave that cannot be measured
         self._told = False
         self._attached = False
 
@@ -151,18 +162,23 @@ class Taps:
         self._regions = [Region(module, name, self.switch) for name, module in outermost if name in names]
         unknown = [region.name for region in self._regions if not region.known]
         if unknown:
-            self.tell(f"{unknown[0] or 'the model'} was compiled in a way that cannot be repeated")
+            self._tell(f"{unknown[0] or 'the model'} was compiled in a way that cannot be repeated. {_COMPILED}")
 
-    def tell(self, what: str) -> None:
-        """Warn, once, that blocks cannot be seen."""
+    def tell_unseen(self) -> None:
+        """Say why no block was seen in a sampled step."""
+        if self.unfit:
+            self._tell(f"the blocks of the model give {self.unfit} numbers, and what is measured is real")
+        elif _compiles():
+            self._tell(f"no block of the model was seen running. {_COMPILED} If not, {_PAST_HOOKS}")
+        else:
+            self._tell(f"no block of the model was called, though it learns: {_PAST_HOOKS}")
+
+    def _tell(self, why: str) -> None:
+        """Warn, once, that blocks cannot be measured."""
         if not self._told:
             self._told = True
-            warn(
-                f"watch: {what}, so that the signals and gradients inside are not measured (NaN); weights and losses "
-                "are. If something is compiled, call levada.watch before the first compiled call, give it the module "
-                "that torch.compile returned, or compile the blocks one by one.",
-                stacklevel=2,
-            )
+            told = "Their signals and gradients are not measured (NaN); losses, and the weights, are."
+            warn(f"watch: {why.removesuffix('.')}. {told}", stacklevel=2)
 
     def _loose(self) -> list[nn.Module]:
         """Return activations outside of all blocks: they belong to the block that ran last."""
@@ -226,7 +242,9 @@ class _TapHook:
             return None
         taps.last.place = self.index
         tensor = output if type(output) is Tensor and output.is_floating_point() else _main(output)
-        if tensor is not None:
+        if tensor is None:
+            taps.unfit = taps.unfit or _complex(output)
+        else:
             if taps.searching and taps.switch.on:
                 taps.switch.order.append(self.index)
             taps.listener.see(self.index, tensor, self.activation, True)
@@ -242,6 +260,18 @@ def _main(output: Any) -> Tensor | None:
         return output if output.is_floating_point() else None
     found = [tensor for tensor in tensors(output) if tensor.is_floating_point()]
     return next((tensor for tensor in found if tensor.requires_grad), found[0] if found else None)
+
+
+def _compiles() -> bool:
+    """Return whether something was compiled in this process, as the compiler counts it."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    counters = getattr(utils, "counters", None)
+    return utils is not None and (counters is None or bool(counters.get("frames")))
+
+
+def _complex(output: Any) -> str:
+    """Return the type of the first complex tensor in an output that has no floating one; empty if there is none."""
+    return next((str(t.dtype).removeprefix("torch.") for t in tensors(output) if t.is_complex()), "")
 
 
 def _ignore(*_: Any) -> None:

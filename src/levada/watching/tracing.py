@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import sys
-import types
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.fx import _symbolic_trace
@@ -51,32 +47,17 @@ def uncompiled(function: _Function) -> _Function:
     """Return a function that `torch.compile` calls as it is: neither it nor what it calls is traced.
 
     The step of an optimizer that is compiled has its hooks in it. Traced, a watch is hundreds of frames, compiled for
-    seconds, and guarded by numbers that change with every step. `torch.compiler.disable` imports the compiler, which
-    takes another second; so it is used from when something else has imported that.
+    seconds, and guarded by numbers that change with every step.
 
     Args:
-        function: of a module or a class; it is not changed.
+        function: of a module or a class; it is not changed. What it wraps, the new one wraps.
 
     Example:
         >>> add = uncompiled(lambda x: x + 1)
         >>> add(1)
         2
     """
-    hidden = torch._disable_dynamo(function)  # type: ignore[no-untyped-call]  # the compiler knows it unimported
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:
-            return hidden(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    _skip(run.__code__)
-    return run  # type: ignore[return-value]
-
-
-def _skip(code: types.CodeType) -> None:
-    """Let the compiler run a function without compiling it, where torch has this; else it compiles one that is short."""
-    with contextlib.suppress(AttributeError):
-        frames = torch._C._dynamo.eval_frame
-        strategy = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
-        frames.set_code_exec_strategy(code, strategy)
+    # Not `torch.compiler.disable`, which imports the compiler at once: `import levada` would take a second longer.
+    hidden: Any = torch._disable_dynamo(function)  # type: ignore[attr-defined]
+    hidden.__wrapped__ = getattr(function, "__wrapped__", function)
+    return cast("_Function", hidden)
