@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from benchmarks.faults import trials, volume
+from benchmarks.faults import mendings, trials, volume
 from benchmarks.measure import Row, main, ratio_of
 
 
@@ -87,11 +87,11 @@ def cases(quick: bool) -> Iterable[Callable[[], Iterator[Row]]]:
         )
         yield partial(_tried, f"a random bit flipped, {form}", partial(trials.flips, 50 if quick else 5000, form))
         yield partial(_tried, f"sealed again after a flip, {form}", partial(trials.resealed, 5 if quick else 300, form))
-    mended = partial(trials.mended_logs, stride=17 if quick else 1)
+    mended = partial(mendings.mended_logs, stride=17 if quick else 1)
     yield partial(_tried, "a log cut, or a bit flipped, at every byte, and written again", mended)
-    yield partial(_tried, "kill -9 of a log's mending, before all that it does to a file", trials.killed_mendings)
+    yield partial(_tried, "kill -9 of a log's mending, before all that it does to a file", mendings.killed_mendings)
     yield partial(
-        _tried, "kill -9 of a log's mending at a random moment", partial(trials.kill_mendings, 6 if quick else 200)
+        _tried, "kill -9 of a log's mending at a random moment", partial(mendings.kill_mendings, 6 if quick else 200)
     )
     yield partial(_tried, "a full disk", trials.full_disk)
     yield partial(_tried, "a clock that goes backwards", trials.clock)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from benchmarks.faults import small, trials
+from benchmarks.faults import mendings, small, trials
 
 from levada.cli import main
 from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
@@ -50,21 +50,21 @@ def test_sealed_again_nothing_wrong_is_read_and_little_is_lost(suffix: str) -> N
 
 
 def test_a_log_that_is_sealed_again_has_every_good_event() -> None:
-    counted = trials.mended_logs(stride=7)
+    counted = mendings.mended_logs(stride=7)
     assert counted["damages"] > 100
     assert counted["events_kept"] > 3 * counted["trials"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 def test_a_mending_that_is_killed_at_any_moment_loses_nothing() -> None:
-    counted = trials.killed_mendings()
+    counted = mendings.killed_mendings()
     assert counted["left_as_it_was"] > 5
     assert counted["drafts_left"] >= 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 def test_a_mending_that_is_killed_at_a_random_moment_is_mended_by_the_other() -> None:
-    counted = trials.kill_mendings(12)
+    counted = mendings.kill_mendings(12)
     assert counted["killed"] > 3
 
 
