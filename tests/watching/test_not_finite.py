@@ -160,7 +160,8 @@ def test_nan_in_a_batch_that_the_model_leaves_out_is_no_error():
 def test_inputs_that_are_not_at_hand_are_not_called_finite(tmp_path, monkeypatch):
     monkeypatch.setattr("levada.watching.engine._CAP", 8)
     finding, _, _ = ran(tmp_path, spoilt_inputs)
-    assert "inputs" not in finding.claim
+    assert "the weights are finite, so that it arises" in finding.claim
+    assert "or comes with the inputs, which were not seen" in finding.claim
     assert "the weights are finite, so that it arises in the forward pass or in the loss" in finding.claim
 
 
@@ -286,3 +287,53 @@ def test_a_step_that_a_scaler_skips_is_no_finding(tmp_path):
     assert scaler.get_scale() == 2.0**7
     assert not [f for f in watch.findings if f.rule == "numerical_overflow"]
     assert watch.judge.keeper.folders == []
+
+
+class Around(nn.Module):
+    """Holds a model that the loop calls by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleDict({"net": Named()})
+        self.head = nn.Linear(4, 4)
+
+    def parted(self, x, step):
+        return self.head(self.parts["net"](x))
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_of_a_model_whose_parts_the_loop_calls_the_first_one_names_its_argument(tmp_path, run):
+    finding, watch, model = ran(tmp_path, spoilt_inputs, model=Around(), forward=Around.parted, run=run)
+    held = "the argument x of parts.net holds NaN in 1 and Inf in 1 of its 32 values; its weights are finite"
+    assert held in finding.claim
+    assert not any(module._forward_pre_hooks for module in model.modules()), "the watch was closed"
+
+
+def test_inputs_of_parts_that_were_not_seen_are_not_ruled_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("levada.watching.parts._MOST", 0)
+    finding, _, _ = ran(tmp_path, spoilt_inputs, model=Around(), forward=Around.parted)
+    unseen = "or comes with the inputs, which were not seen, or with the targets, which were not noted"
+    assert f"the weights are finite, so that it arises in the forward pass or in the loss, {unseen}." in finding.claim
+
+
+def test_of_parts_the_inputs_of_the_first_are_ruled_out_alone(tmp_path):
+    def parted(model, x, step):
+        return model.head(model.parts["net"](x) * (math.nan if step == BAD else 1.0))
+
+    finding, _, _ = ran(tmp_path, nothing, model=Around(), forward=parted, note=True)
+    told = (
+        "the weights, the inputs of parts.net and the noted targets are finite, so that it arises in the forward pass"
+    )
+    assert told in finding.claim
+    assert finding.claim.endswith("or in the loss, or comes with what other parts were given.")
+
+
+def test_parts_are_not_listened_to_where_the_model_is_called(tmp_path):
+    hooks = []
+
+    def whole(model, x, step):
+        hooks.append(sum(len(module._forward_pre_hooks) for module in model.modules()))
+        return model(x)
+
+    ran(tmp_path, spoilt_inputs, forward=whole, every=100)
+    assert set(hooks[1:]) == {1}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from levada._ranks import is_one_of_several
 from levada.diagnose.finding import Finding
-from levada.watching.given import LOOK, Given, listed, unfit_inputs, unfit_targets
+from levada.watching.given import LOOK, Given, listed, named, unfit_inputs, unfit_targets
 from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
 from levada.watching.view import View
@@ -81,7 +81,7 @@ class Nonfinite:
         """
         if self.bad_step is None or (scaled and self._losses < SKIPPED):
             return None
-        unseen = ", or comes with the targets, which were not noted" if targets is None else ""
+        unseen = [] if targets is not None else ["the targets, which were not noted"]
         place = self._seen_now(model, given, targets, unseen, first=step == self.bad_step)
         finding = self._finding(place, step, rank, exact=True)
         if model is None or not _sound(model):
@@ -153,7 +153,7 @@ class Nonfinite:
         model: nn.Module | None,
         given: Given | None,
         targets: Any = None,
-        unseen: str = "",
+        unseen: Sequence[str] = (),
         *,
         first: bool = False,
     ) -> _Place:
@@ -164,18 +164,22 @@ class Nonfinite:
         inputs = unfit_inputs(given, model) if given else []
         if found := [one for one in inputs if not one.meant]:
             return _Place("inputs", "", f"the batch that the model was given is not finite: {listed(found)}; {finite}")
+        those, beside = named(given) if given else ("", ["the inputs, which were not seen"])
         if found := unfit_targets(targets):
-            return _Place("targets", "", f"{listed(found)}; {finite}, and so are the inputs")
+            also = f", and so are {those}" if those and not inputs else ""
+            return _Place("targets", "", f"{listed(found)}; {finite}{also}")
         if model is None:
             return _Place("loss", "", "where it arises is not known, as the weights are not at hand")
         known = [
             "the weights",
-            *(["the inputs"] if given else []),
+            *([those] if those else []),
             *(["the noted targets"] if targets is not None else []),
         ]
         masks = f" ({listed(inputs)}, which a mask may mean)" if inputs else ""
         told = f"{' and '.join([', '.join(known[:-1]), known[-1]] if len(known) > 1 else known)} are finite{masks}"
-        return _Place("loss", "", f"{told}, so that it arises in the forward pass or in the loss{unseen}")
+        unseen = [*beside, *unseen]
+        or_with = f", or comes with {', or with '.join(unseen)}" if unseen else ""
+        return _Place("loss", "", f"{told}, so that it arises in the forward pass or in the loss{or_with}")
 
     def see_sample(self, view: View, model: nn.Module | None) -> Finding | None:
         """Return a finding if something in this sample is not finite.
