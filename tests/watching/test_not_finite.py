@@ -1,6 +1,7 @@
 """A step that is not finite: what is said while it runs, and when it is run again, of data, weights and the loss."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -303,7 +304,7 @@ class Around(nn.Module):
 
 @pytest.mark.parametrize("run", [True, False])
 def test_of_a_model_whose_parts_the_loop_calls_the_first_one_names_its_argument(tmp_path, run):
-    finding, watch, model = ran(tmp_path, spoilt_inputs, model=Around(), forward=Around.parted, run=run)
+    finding, _, model = ran(tmp_path, spoilt_inputs, model=Around(), forward=Around.parted, run=run)
     held = "the argument x of parts.net holds NaN in 1 and Inf in 1 of its 32 values; its weights are finite"
     assert held in finding.claim
     assert not any(module._forward_pre_hooks for module in model.modules()), "the watch was closed"
@@ -337,3 +338,65 @@ def test_parts_are_not_listened_to_where_the_model_is_called(tmp_path):
 
     ran(tmp_path, spoilt_inputs, forward=whole, every=100)
     assert set(hooks[1:]) == {1}
+
+
+class Between(nn.Module):
+    """Makes NaN between two blocks, by an operation of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(4)])
+        self.spoils = False
+
+    def forward(self, x):
+        for i, block in enumerate(self.blocks):
+            x = x + block(x) if i else block(x)
+            if self.spoils and i == 1:
+                x = x + torch.log(x * 0 - 1) * 0
+        return x
+
+
+def test_what_arises_between_two_blocks_is_blamed_on_neither_by_all_three_commands(tmp_path):
+    torch.manual_seed(0)
+
+    def forward(model, x, step):
+        model.spoils = step == 15  # which is sampled
+        return model(x)
+
+    watched, watch, _ = ran(tmp_path, nothing, model=Between(), forward=forward, note=True)
+    blocks = (
+        "it is in the output of blocks.2, the first block to have any; that of blocks.1 is finite, so that it arose"
+    )
+    assert f"{blocks} in blocks.2 or between the two" in watched.claim
+    spoils = Between()
+    spoils.spoils = True
+    replayed = overflow(replay(watch.judge.keeper.folders[0], spoils, squares))
+    checked = overflow(SimpleNamespace(report=levada.check(spoils, (torch.randn(8, 4), torch.randn(8, 4)), loss="mse")))
+    for finding in (replayed, checked):
+        assert finding.claim.startswith(
+            "NaN or Inf arises between the output of blocks.1 (Sequential), which is finite"
+        )
+        assert "and the input of blocks.2, of which it is 100.0%: log in the model (Between) makes it" in finding.claim
+    assert {finding.where["first"] for finding in (watched, replayed, checked)} == {"blocks.2"}
+
+
+def test_what_a_module_without_weights_makes_is_not_said_to_be_the_output_of_the_block_before_it():
+    class Logs(nn.Module):
+        def forward(self, x):
+            return x + torch.log(x * 0 - 1) * 0
+
+    model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(4)))
+    model.insert(2, Logs())
+    finding = overflow(SimpleNamespace(report=levada.check(model, (torch.randn(8, 4), torch.randn(8, 4)), loss="mse")))
+    assert "between the output of 1.1 (Linear), which is finite, and the input of 3.0" in finding.claim
+    assert "log in 2 (Logs) makes it" in finding.claim
+    assert finding.where["first"] == "1.1", "to which it belongs"
+
+
+def test_what_arises_in_a_block_is_blamed_on_it():
+    model = Between()
+    with torch.no_grad():
+        model.blocks[1][1].weight.fill_(3e38)
+    finding = overflow(SimpleNamespace(report=levada.check(model, (torch.randn(8, 4), torch.randn(8, 4)), loss="mse")))
+    assert "of the output of blocks.1 (Sequential) is NaN or Inf, the first block to have any" in finding.claim
+    assert finding.where["first"] == "blocks.1"

@@ -217,9 +217,12 @@ class Nonfinite:
                 held = [name for name in broken if name in view.blocks.sites[first].parameters]
                 if held and len(forward) < view.sites and not exact:
                     return _Place("weight", held[0], f"the parameter {held[0]} of {names[first]} holds NaN or Inf")
-                return _Place(
-                    "signal", names[first], f"it is in the output of {names[first]}, the first block to have any"
-                )
+                words = f"it is in the output of {names[first]}, the first block to have any"
+                if first and bool(view["nonfinite"][first - 1] == 0):
+                    words += (
+                        f"; that of {names[first - 1]} is finite, so that it arose in {names[first]} or between the two"
+                    )
+                return _Place("signal", names[first], words)
             return _Place("signal", "", "by then it was in every block, so that the first one is not known")
         lost = exact and self.bad_step == view.step  # gradients and weights then follow from the loss
         if backward and not lost:
