@@ -400,3 +400,19 @@ def test_what_arises_in_a_block_is_blamed_on_it():
     finding = overflow(SimpleNamespace(report=levada.check(model, (torch.randn(8, 4), torch.randn(8, 4)), loss="mse")))
     assert "of the output of blocks.1 (Sequential) is NaN or Inf, the first block to have any" in finding.claim
     assert finding.where["first"] == "blocks.1"
+
+
+def test_a_parameter_that_an_update_broke_is_told_with_that_step():
+    """A gradient that is not finite behind a loss that is: it is seen with the loss of the step after it."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=100) as watch:
+        for step in range(BAD + 2):
+            optimizer.zero_grad()
+            x = torch.randn(8, 4)
+            x[0, 0] = math.inf if step == BAD else x[0, 0]
+            model(x).square().mean().backward()
+            optimizer.step()
+    (finding,) = (f for f in watch.findings if f.rule == "numerical_overflow")
+    wrote = f"the loss of step {BAD} was finite, so that its update wrote it, or what came after that"
+    assert f"the parameter 0.weight holds NaN; {wrote}" in finding.claim

@@ -82,7 +82,8 @@ class Nonfinite:
         if self.bad_step is None or (scaled and self._losses < SKIPPED):
             return None
         unseen = [] if targets is not None else ["the targets, which were not noted"]
-        place = self._seen_now(model, given, targets, unseen, first=step == self.bad_step)
+        first = step == self.bad_step and self.finite_step in (None, step - 1)  # no step unseen is before it
+        place = self._seen_now(model, given, targets, unseen, first=first)
         finding = self._finding(place, step, rank, exact=True)
         if model is None or not _sound(model):
             return finding
@@ -292,7 +293,9 @@ def _weights(broken: Mapping[str, str], finite_step: int | None, *, first: bool 
     """Name the parameter, if one block holds all that is broken; an update breaks those of many at once."""
     name = next(iter(broken))
     if len({each.rpartition(".")[0] for each in broken}) == 1:
-        return _Place("weight", name, f"the parameter {name} holds {broken[name]}")
+        wrote = f"; the loss of step {finite_step} was finite, so that its update wrote it, or what came after that"
+        since = wrote if first and finite_step is not None else ""
+        return _Place("weight", name, f"the parameter {name} holds {broken[name]}{since}")
     words = f"{len(broken)} parameters of several blocks hold NaN or Inf since "
     if finite_step is not None:
         words += f"the update of step {finite_step}"
