@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import levada
 from levada.cli import main
+from levada.report.watch import watch_view
 from levada.runs import Run, RunWriter, SignalWriter, doctor
 from levada.runs.losses import Waiting, unsampled
 from levada.watching import kept_losses, kept_scalars
@@ -342,3 +343,18 @@ def test_what_a_sample_brought_before_the_process_was_killed_counts_once_after_i
     assert unsampled({34: 1.0}, [brought]) == {9: 9.0}
     assert unsampled({29: 1.0, 30: 3.0}, [Waiting(29, 30, 2.0, until=30)]) == {29: 2.0}
     assert unsampled({5: 1.0}, [Waiting(5, 6, 2.0)]) == {6: 2.0}
+
+
+def test_of_several_processes_the_losses_say_whose_they_are(tmp_path: Path) -> None:
+    """A loss that is finite on one may have been NaN on another."""
+    with RunWriter.create(tmp_path / "run", kind="watch", name="run") as writer:
+        losses = KeptLosses(adding(writer), tuple, shared=True)
+        for step in range(6):
+            losses.hear(step, number(2.0))
+            if step == 2:
+                losses.sampled(sample((0, 3.0), (1, 3.0), (2, 3.0)))
+        losses.keep(6)
+    run = Run(tmp_path / "run")
+    assert run.losses() == [(0, 3.0), (1, 3.0), (2, 3.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+    figure = watch_view(run, "run", list(run.events()))["figures"][0]
+    assert "They are means over all processes; of steps 3 to 5 they are those of process 0 alone" in str(figure)

@@ -1,6 +1,7 @@
 """A step that is not finite: what is said while it runs, and when it is run again, of data, weights and the loss."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,7 +161,8 @@ def test_nan_in_a_batch_that_the_model_leaves_out_is_no_error():
 def test_inputs_that_are_not_at_hand_are_not_called_finite(tmp_path, monkeypatch):
     monkeypatch.setattr("levada.watching.engine._CAP", 8)
     finding, _, _ = ran(tmp_path, spoilt_inputs)
-    assert "inputs" not in finding.claim
+    assert "the weights are finite, so that it arises" in finding.claim
+    assert "or comes with the inputs, which were not seen" in finding.claim
     assert "the weights are finite, so that it arises in the forward pass or in the loss" in finding.claim
 
 
@@ -286,3 +288,131 @@ def test_a_step_that_a_scaler_skips_is_no_finding(tmp_path):
     assert scaler.get_scale() == 2.0**7
     assert not [f for f in watch.findings if f.rule == "numerical_overflow"]
     assert watch.judge.keeper.folders == []
+
+
+class Around(nn.Module):
+    """Holds a model that the loop calls by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleDict({"net": Named()})
+        self.head = nn.Linear(4, 4)
+
+    def parted(self, x, step):
+        return self.head(self.parts["net"](x))
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_of_a_model_whose_parts_the_loop_calls_the_first_one_names_its_argument(tmp_path, run):
+    finding, _, model = ran(tmp_path, spoilt_inputs, model=Around(), forward=Around.parted, run=run)
+    held = "the argument x of parts.net holds NaN in 1 and Inf in 1 of its 32 values; its weights are finite"
+    assert held in finding.claim
+    assert not any(module._forward_pre_hooks for module in model.modules()), "the watch was closed"
+
+
+def test_inputs_of_parts_that_were_not_seen_are_not_ruled_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("levada.watching.parts._MOST", 0)
+    finding, _, _ = ran(tmp_path, spoilt_inputs, model=Around(), forward=Around.parted)
+    unseen = "or comes with the inputs, which were not seen, or with the targets, which were not noted"
+    assert f"the weights are finite, so that it arises in the forward pass or in the loss, {unseen}." in finding.claim
+
+
+def test_of_parts_the_inputs_of_the_first_are_ruled_out_alone(tmp_path):
+    def parted(model, x, step):
+        return model.head(model.parts["net"](x) * (math.nan if step == BAD else 1.0))
+
+    finding, _, _ = ran(tmp_path, nothing, model=Around(), forward=parted, note=True)
+    told = (
+        "the weights, the inputs of parts.net and the noted targets are finite, so that it arises in the forward pass"
+    )
+    assert told in finding.claim
+    assert finding.claim.endswith("or in the loss, or comes with what other parts were given.")
+
+
+def test_parts_are_not_listened_to_where_the_model_is_called(tmp_path):
+    hooks = []
+
+    def whole(model, x, step):
+        hooks.append(sum(len(module._forward_pre_hooks) for module in model.modules()))
+        return model(x)
+
+    ran(tmp_path, spoilt_inputs, forward=whole, every=100)
+    assert set(hooks[1:]) == {1}
+
+
+class Between(nn.Module):
+    """Makes NaN between two blocks, by an operation of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(4)])
+        self.spoils = False
+
+    def forward(self, x):
+        for i, block in enumerate(self.blocks):
+            x = x + block(x) if i else block(x)
+            if self.spoils and i == 1:
+                x = x + torch.log(x * 0 - 1) * 0
+        return x
+
+
+def test_what_arises_between_two_blocks_is_blamed_on_neither_by_all_three_commands(tmp_path):
+    torch.manual_seed(0)
+
+    def forward(model, x, step):
+        model.spoils = step == 15  # which is sampled
+        return model(x)
+
+    watched, watch, _ = ran(tmp_path, nothing, model=Between(), forward=forward, note=True)
+    blocks = (
+        "it is in the output of blocks.2, the first block to have any; that of blocks.1 is finite, so that it arose"
+    )
+    assert f"{blocks} in blocks.2 or between the two" in watched.claim
+    spoils = Between()
+    spoils.spoils = True
+    replayed = overflow(replay(watch.judge.keeper.folders[0], spoils, squares))
+    checked = overflow(SimpleNamespace(report=levada.check(spoils, (torch.randn(8, 4), torch.randn(8, 4)), loss="mse")))
+    for finding in (replayed, checked):
+        assert finding.claim.startswith(
+            "NaN or Inf arises between the output of blocks.1 (Sequential), which is finite"
+        )
+        assert "and the input of blocks.2, of which it is 100.0%: log in the model (Between) makes it" in finding.claim
+    assert {finding.where["first"] for finding in (watched, replayed, checked)} == {"blocks.2"}
+
+
+def test_what_a_module_without_weights_makes_is_not_said_to_be_the_output_of_the_block_before_it():
+    class Logs(nn.Module):
+        def forward(self, x):
+            return x + torch.log(x * 0 - 1) * 0
+
+    model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(4)))
+    model.insert(2, Logs())
+    finding = overflow(SimpleNamespace(report=levada.check(model, (torch.randn(8, 4), torch.randn(8, 4)), loss="mse")))
+    assert "between the output of 1.1 (Linear), which is finite, and the input of 3.0" in finding.claim
+    assert "log in 2 (Logs) makes it" in finding.claim
+    assert finding.where["first"] == "1.1", "to which it belongs"
+
+
+def test_what_arises_in_a_block_is_blamed_on_it():
+    model = Between()
+    with torch.no_grad():
+        model.blocks[1][1].weight.fill_(3e38)
+    finding = overflow(SimpleNamespace(report=levada.check(model, (torch.randn(8, 4), torch.randn(8, 4)), loss="mse")))
+    assert "of the output of blocks.1 (Sequential) is NaN or Inf, the first block to have any" in finding.claim
+    assert finding.where["first"] == "blocks.1"
+
+
+def test_a_parameter_that_an_update_broke_is_told_with_that_step():
+    """A gradient that is not finite behind a loss that is: it is seen with the loss of the step after it."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=100) as watch:
+        for step in range(BAD + 2):
+            optimizer.zero_grad()
+            x = torch.randn(8, 4)
+            x[0, 0] = math.inf if step == BAD else x[0, 0]
+            model(x).square().mean().backward()
+            optimizer.step()
+    (finding,) = (f for f in watch.findings if f.rule == "numerical_overflow")
+    wrote = f"the loss of step {BAD} was finite, so that its update wrote it, or what came after that"
+    assert f"the parameter 0.weight holds NaN; {wrote}" in finding.claim

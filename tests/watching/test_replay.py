@@ -9,8 +9,8 @@ from torch import nn
 
 from levada._errors import MeasurementError, UsageError
 from levada.cli import main
+from levada.probe.origin import Origins
 from levada.watching.bundle import Bundle, write_bundle
-from levada.watching.origin import Origins
 from levada.watching.replay import replay
 from levada.watching.watch import watch
 

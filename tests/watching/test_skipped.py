@@ -151,7 +151,9 @@ def test_what_is_counted_after_updates_is_what_was_looked_at():
     net = model()
     said, _ = train(net, guarded(net, lambda i: i >= 50), 150)
     # One pass made an update: nine are not looked at, and three quarters of all must be bad.
-    assert said[0].claim.startswith("No update since step 49: of the last 31 forward passes 31 had outputs")
+    told = "No update since step 49, in 40 forward passes: of the last 31, which were looked at, 31 had outputs"
+    assert said[0].claim.startswith(told), said[0].claim
+    assert said[0].evidence["tests"]["passes_without_update"] == 40
 
 
 def test_the_next_update_clears_it_and_another_standstill_is_told_again():

@@ -101,3 +101,53 @@ def test_stages_that_share_few_samples_leave_the_verdict_open():
     assert (together.findings, standing.verdict) == ([], "unknown")
     assert set(RULES) <= standing.waiting
     assert "11 samples are needed" in standing.unjudged["vanishing_gradient"]
+
+
+class Copies:
+    """A run of two processes with the same blocks, of which each says what it found."""
+
+    path, ranks = Path("run"), (0, 1)
+
+    def __init__(self, *found):
+        self.found = found
+
+    def signals(self, rank=0):
+        return Kept(0, 1.0, range(0, 100, EVERY))
+
+    def losses(self):
+        return [(step, 2.0) for step in range(100)]
+
+    def events(self, *, rank=0):
+        return iter(self.found[rank])
+
+
+def overflow(rank, step, tensor, *, where=None, rule="numerical_overflow"):
+    claim = f"The loss of step {step} is the first that is not finite, on rank {rank}: {tensor}."
+    evidence = {"step": step, "tensor": tensor, "told_at": step}
+    told = {"rule": rule, "severity": "error", "status": "fired", "claim": claim, "where": where or {}}
+    return {"type": "finding", "step": step, **told, "evidence": evidence}
+
+
+@pytest.mark.parametrize("step", [123, 124])
+def test_what_is_not_finite_is_told_by_the_process_that_met_it_first(step):
+    """Of the same step, by the one that knows where it comes from."""
+    together = read_together(
+        run := Copies([overflow(0, 124, "weight")], [overflow(1, step, "inputs")]), [*run.events()]
+    )
+    first, *others = together.findings
+    assert (
+        first["claim"]
+        == f"The loss of step {step} is the first that is not finite, on rank 1: inputs. Told by process 1."
+    )
+    assert (first["severity"], first["evidence"]["step"]) == ("error", step)
+    followed = "What followed what process 1 met at step 123: The loss of step 124 is the first that is not finite, on"
+    assert [(one["severity"], one["claim"][: len(followed)]) for one in others] == [("info", followed)] * (step == 123)
+    assert together.standing(200).verdict == "error"
+
+
+def test_what_other_processes_met_later_is_told_once_after_the_first():
+    run = Copies([overflow(0, 123, "inputs")], [overflow(1, 124, "weight", where={"first": "0", "last": "0"})])
+    run.found, run.ranks = (*run.found, [overflow(2, 125, "weight")]), (0, 1, 2)
+    first, follows = read_together(run, [*run.events()]).findings
+    assert (first["severity"], first["claim"]) == ("error", overflow(0, 123, "inputs")["claim"])
+    assert follows["claim"].startswith("What followed what process 0 met at step 123: The loss of step 124")

@@ -23,6 +23,7 @@ from levada.diagnose.rounding import Broken, Rounding
 from levada.diagnose.rows import Mixed
 from levada.diagnose.surroundings import InputScale, Mode
 from levada.diagnose.trials import Trial
+from levada.probe.origin import Origin
 from levada.probe.trace import Trace
 
 __all__ = ["Cut", "Facts", "facts_of"]
@@ -93,6 +94,7 @@ class Facts:
         neighbours: how alike the gradients of two close inputs are; not measured in shallow models.
         inputs: how large the floating input is that a linear map reads first.
         rounding: the first step with and without rounding, where rounding takes most of it.
+        behind: the operation that makes the first NaN or Inf, where it runs behind a block whose output is finite.
         broken: what the optimizer's first step makes NaN or Inf, though weights and gradients are finite.
         flushed: share of gradient elements that float16 loses, and would not if the loss were larger.
         courses: losses of a few steps of training, by what was changed: "lr" is the training as it is, "lower",
@@ -148,6 +150,7 @@ class Facts:
     neighbours: Neighbours | None = None
     inputs: InputScale | None = None
     rounding: Rounding | None = None
+    behind: Origin | None = None
     broken: Broken | None = None
     flushed: float | None = None
     courses: Mapping[str, Course] = field(default_factory=dict)

@@ -38,6 +38,7 @@ from levada.inputs import Batch
 from levada.probe import Execution, Probe, Trace
 from levada.probe.cotangent import Cotangents, Value
 from levada.probe.operation import Operation
+from levada.probe.origin import Origin, Origins, behind
 from levada.probe.recorder import Recorder
 from levada.probe.sites import execution_from
 from levada.probe.statistics import activity, limits
@@ -117,7 +118,7 @@ def measure(
     if symmetric(trace) and pace.allows("gradients of each stream", 1, 1):
         with pace.stage("streams"):
             facts = replace(facts, stream_gradients=can_part(model, run, material.loss_of))
-    facts = replace(facts, untested=pace.untested)
+    facts = replace(facts, untested=pace.untested, behind=_behind(run, trace))
     context = {**trace.context, "facts": facts, "depth": len(trace.sites), "pace": pace}
     if not facts.chain:
         with pace.stage("effective_depth"):
@@ -134,6 +135,15 @@ def measure(
     run.notes.extend(_told(trace, logs, resolved, update, (batches[0], len(batches)), predictions))
     run.notes.extend(pace.told())
     return trace, run.notes
+
+
+def _behind(run: Run, trace: Trace) -> Origin | None:
+    """Find what makes NaN or Inf behind a block that returns finite numbers; nothing is run where all is finite."""
+    if not bool((trace["nonfinite"] > 0).any()):
+        return None
+    with torch.no_grad(), Origins(run.model) as origins:
+        run()
+    return behind(origins, trace)
 
 
 def _try_changes(material: Material, trace: Trace, context: dict[str, Any], facts: Facts) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Any, Final
 
-__all__ = ["counted", "gaps", "is_wide", "loss_series", "told"]
+from levada.runs.losses import told_alone
+
+__all__ = ["counted", "gaps", "is_wide", "loss_series", "of_whom", "told"]
 
 MAX_LOSSES: Final = 1200
 MAX_TOLD: Final = 3
@@ -106,3 +108,35 @@ def told(losses: Losses, series: Mapping[str, Any]) -> str:
     missing = f" The line is broken where losses are missing: steps {', '.join(named)}{more}." if breaks else ""
     drawn = sum(y is not None for y in series["y"])
     return missing + (" Of neighbouring steps the lowest and the highest are drawn." if drawn < len(losses) else "")
+
+
+def of_whom(events: Iterable[Mapping[str, Any]]) -> str:
+    """Say in a caption of which of several processes losses are; "" of one that trains by itself.
+
+    Args:
+        events: of the first process of a watched run.
+
+    Example:
+        >>> of_whom([{"type": "loss", "steps": [0, 1], "values": [2.0, 1.0], "of": 0}])
+        ' They are those of process 0 alone, as no sample came that brings the means over all processes.'
+    """
+    means, alone = told_alone(events)
+    runs = [(steps[0], steps[-1]) for steps in _in_a_row(alone)]
+    if not runs:
+        return " They are means over all processes." if means else ""
+    whose = "of process 0 alone, as no sample came that brings the means"
+    if not means:
+        return f" They are those {whose} over all processes."
+    named = [f"{a:,} to {b:,}" if a != b else f"{a:,}" for a, b in runs[:MAX_TOLD]]
+    more = f", and {len(runs) - MAX_TOLD:,} more stretches" if len(runs) > MAX_TOLD else ""
+    return f" They are means over all processes; of steps {', '.join(named)}{more} they are those {whose}."
+
+
+def _in_a_row(steps: Sequence[int]) -> list[list[int]]:
+    found = list[list[int]]()
+    for step in steps:
+        if found and step == found[-1][-1] + 1:
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return found

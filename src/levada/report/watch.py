@@ -9,7 +9,7 @@ from typing import Any, Final
 from levada._numbers import sampled
 from levada.report.beside import heat_figure, line_figure
 from levada.report.check import finding_view, table_view
-from levada.report.curve import counted, is_wide, loss_series
+from levada.report.curve import counted, is_wide, loss_series, of_whom
 from levada.report.curve import told as told_of
 from levada.report.damage import of_absent, of_bundles, of_rank, of_signals
 from levada.report.grid import Fine
@@ -69,7 +69,8 @@ def watch_view(
     standing = together.standing(steps)
     verdict = standing.verdict
     logged, kept = logged_in(depth.first), bundles_in(run.path) if drawn else []
-    figures = [*_drawn(depth, losses, findings, left, logged), *inside_figures(run, together)] if drawn else []
+    whose = of_whom(events)
+    figures = [*_drawn(depth, losses, findings, left, logged, whose), *inside_figures(run, together)] if drawn else []
     told = _findings(known[:MAX_FINDINGS], depth, kept, drawn)
     lost = of_signals(ranks)  # when all was read
     facts = [("steps", f"{steps:,}" if whole else f"at least {steps:,}", _samples(depth, left))]
@@ -206,12 +207,13 @@ def _drawn(
     findings: Sequence[Mapping[str, Any]],
     left: float | None,
     logged: Mapping[str, Sequence[tuple[int, float]]],
+    whose: str,
 ) -> list[dict[str, Any]]:
-    return [*_loss(losses, findings, left), *logged_figures(logged), *_heats(depth), *_profiles(depth, left)]
+    return [*_loss(losses, findings, left, whose), *logged_figures(logged), *_heats(depth), *_profiles(depth, left)]
 
 
 def _loss(
-    losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, Any]], left: float | None
+    losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, Any]], left: float | None, whose: str
 ) -> list[dict[str, Any]]:
     if not losses:
         return []
@@ -229,7 +231,7 @@ def _loss(
         "spans": spans,
     }
     shaded = " Shaded are the steps at which a finding stood." if spans else ""
-    caption = f"{counted(losses, left)}.{shaded}{told_of(losses, series)}"
+    caption = f"{counted(losses, left)}.{whose}{shaded}{told_of(losses, series)}"
     return [line_figure(spec, "The loss", caption)]
 
 

@@ -13,9 +13,12 @@ from levada._numbers import restore_numbers
 from levada.runs.frames import MAGIC, Damage, scan
 from levada.runs.standing import CONTINUED
 
-__all__ = ["LOGGED", "Told", "Waiting", "unsampled"]
+__all__ = ["ALL", "LOGGED", "OF", "Told", "Waiting", "told_alone", "unsampled"]
 
 LOGGED: Final = "logged"
+# Of several processes an event of losses says if they are means over all, or of which one they are.
+OF: Final = "of"
+ALL: Final = "all"
 
 
 class Waiting(NamedTuple):
@@ -158,3 +161,27 @@ class Told:
     def _cut(self, step: int) -> None:
         place = bisect_left(self._steps, step)
         del self._values[place:], self._steps[place:]
+
+
+def told_alone(events: Iterable[Mapping[str, Any]]) -> tuple[bool, list[int]]:
+    """Say whether losses are means over several processes, and give the steps whose loss is that of one alone.
+
+    Args:
+        events: of a process of a watched run.
+
+    Example:
+        >>> own, mean = ({"type": "loss", "of": whose} for whose in (0, "all"))
+        >>> told_alone([own | {"steps": [0, 1, 2]}, mean | {"steps": [0, 1]}, own | {"steps": [2]}])
+        (True, [2])
+    """
+    means, alone = False, list[int]()
+    for event in events:
+        steps = event.get("steps")
+        begun = steps[0] if isinstance(steps, list) and steps else event.get("step")
+        if event.get("type") not in ("loss", CONTINUED) or not isinstance(begun, int):
+            continue
+        del alone[bisect_left(alone, begun) :]
+        if OF in event and isinstance(steps, list):
+            means |= event[OF] == ALL
+            alone += [step for step in steps if event[OF] != ALL and isinstance(step, int)]
+    return means, alone

@@ -13,6 +13,8 @@ from levada.runs.standing import CONTINUED, Standing
 
 __all__ = ["MAX_RANKS", "Recorded", "Stage", "Together"]
 
+OVERFLOW: Final = "numerical_overflow"
+_FOLLOWS: Final = "follows"
 MAX_RANKS: Final = 64  # whose signals are opened; stages of a pipeline may be more than are drawn of one of them
 
 
@@ -82,7 +84,8 @@ class Together:
     """The findings and the verdict of a run, of all its processes.
 
     Each process has judged the blocks that it holds, and kept what it found. Of those that hold the same blocks the
-    first speaks, and another one only of what the first did not find.
+    first speaks, and another one only of what the first did not find. Of what is not finite the process speaks that
+    met it at the earliest step: the next update spreads it to all, and what they say of it is told as what followed.
 
     Args:
         run: the run.
@@ -150,18 +153,29 @@ class Together:
 
     def _together(self) -> list[dict[str, Any]]:
         stand, over, known = list[dict[str, Any]](), list[dict[str, Any]](), set[tuple[Any, ...]]()
-        for process in self._of.values():
-            holds = process.stages or (process.rank if process.rank in self.holders[1:] else 0)
-            for one in process.findings:
-                held, clear = one.get("where"), one.get("status") == "clear"
-                where = dict(held) if isinstance(held, Mapping) else {}
-                what = [f"{one.get(key)}" for key in ("rule", "severity", "status", *(("over",) if clear else ()))]
-                case = (holds, f"{where.get('first')}", *what)
-                if process.rank and case in known:
-                    continue
-                known.add(case)
-                (over if clear else stand).append(self._told(one, where, process))
+        every = [(process, one) for process in self._of.values() for one in process.findings]
+        met = [(onset, process.rank, process, one) for process, one in every if (onset := _onset(one)) is not None]
+        earliest = min(met, key=lambda each: each[:2], default=None)
+        if earliest is not None:
+            known.add(self._case(*earliest[2:]))
+        for process, found in every:
+            first, one = earliest is not None and found is earliest[3], found
+            if earliest is not None and (onset := _onset(found)) is not None and onset[0] > earliest[0][0]:
+                one = _followed(found, earliest[2], earliest[0][0])
+            case = self._case(process, one)
+            if (process.rank or case[1] == OVERFLOW) and case in known and not first:
+                continue
+            known.add(case)
+            (over if one.get("status") == "clear" else stand).append(self._told(one, process))
         return [*sorted(stand, key=gravity), *over]
+
+    def _case(self, process: _Process, one: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Give what is the same for a finding of another process that says nothing new."""
+        holds = process.stages or (process.rank if process.rank in self.holders[1:] else 0)
+        where = one.get("where")
+        place = "" if _FOLLOWS in one else f"{(where if isinstance(where, Mapping) else {}).get('first')}"
+        ended = one.get("over") if one.get("status") == "clear" else None
+        return holds, f"{one.get('rule')}", place, f"{one.get('severity')}", f"{one.get('status')}", f"{ended}"
 
     def _judge(self, over_depth: OverDepth, losses: Sequence[tuple[int, float]]) -> None:
         """Judge all stages together; of what a stage has found by itself nothing is told again."""
@@ -177,10 +191,12 @@ class Together:
         over = [one for one in self.findings if one.get("status") == "clear"]
         self.findings = [*sorted([*stand, *told], key=gravity), *over]
 
-    def _told(self, one: Mapping[str, Any], where: Mapping[str, Any], process: _Process) -> dict[str, Any]:
+    def _told(self, one: Mapping[str, Any], process: _Process) -> dict[str, Any]:
         """Name the process in a finding, where there are several to choose from."""
         if not process.rank and len(self.holders) < 2:
             return dict(one)
+        held = one.get("where")
+        where = held if isinstance(held, Mapping) else {}
         named = {key: self.site(process.rank, name) if isinstance(name, str) else name for key, name in where.items()}
         claim = f"{one.get('claim') or ''} Told by {process.name}.".lstrip()
         return {**one, "claim": claim, "where": named, "process": process.name}
@@ -234,6 +250,24 @@ class Together:
         stages = {stage for rank in judged for stage in self._of[rank].stages}
         num_stages = max(self._of[rank].num_stages for rank in judged)
         return f"only {len(stages):,} of {num_stages:,} stages were judged" if len(stages) < num_stages else ""
+
+
+def _onset(one: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Give the step of what is not finite, and whether its cause is not known; None of another finding."""
+    evidence = one.get("evidence")
+    known = evidence if isinstance(evidence, Mapping) else {}
+    step = known.get("step")
+    if one.get("rule") != OVERFLOW or one.get("severity") != "error" or one.get("status") == "clear":
+        return None
+    return (
+        (step, known.get("tensor") not in ("inputs", "targets") and not one.get("where")) if type(step) is int else None
+    )
+
+
+def _followed(one: Mapping[str, Any], earliest: _Process, step: int) -> dict[str, Any]:
+    """Give what another process says of what came to it later, as what followed."""
+    claim = f"What followed what {earliest.name} met at step {step}: {one.get('claim') or ''}".rstrip()
+    return {**one, "severity": "info", "claim": claim, _FOLLOWS: step}
 
 
 def _process(rank: int, events: Sequence[Mapping[str, Any]], first: int) -> _Process:

@@ -15,7 +15,18 @@ from levada.diagnose.finding import Proposal
 from levada.watching.places import original
 from levada.watching.reading import plain
 
-__all__ = ["LOOK", "Given", "Unfit", "given_last", "listed", "unfit_inputs", "unfit_targets"]
+__all__ = [
+    "LOOK",
+    "OF",
+    "Given",
+    "Unfit",
+    "given_last",
+    "listed",
+    "named",
+    "positional",
+    "unfit_inputs",
+    "unfit_targets",
+]
 
 Given: TypeAlias = Mapping[int | str, Any]
 """What a model was called with, by position or keyword."""
@@ -27,6 +38,7 @@ LOOK: Final = Proposal(
 )
 """The repair of a batch that is not finite."""
 
+OF: Final = " of "  # between an argument and the part of a model that it was given to
 _MOST: Final = 3  # that a sentence lists
 
 
@@ -80,9 +92,9 @@ def given_last(source: Any, *, kept: bool) -> Given | None:
         source: what is watched.
         kept: whether its passes are kept, as for a bundle.
     """
-    if not kept and hasattr(source, "inputs"):
+    last = getattr(source, "last_pass", None) if kept or not hasattr(source, "inputs") else None
+    if last is None and hasattr(source, "inputs"):  # of a model that is called part by part, no pass is kept
         return source.inputs or None
-    last = getattr(source, "last_pass", None)
     if last is None or last.args is None:  # above the cap, or overwritten since
         return None
     return {**dict(enumerate(last.args)), **(last.kwargs or {})}
@@ -102,6 +114,34 @@ def listed(found: list[Unfit]) -> str:
     return "; ".join(map(str, found[:_MOST])) + more
 
 
+def named(given: Given) -> tuple[str, list[str]]:
+    """Return what those inputs are called that were looked at, and what else may hold NaN, as it was not seen.
+
+    Args:
+        given: what the model, or a part of it, was called with.
+
+    Example:
+        >>> x = torch.ones(1)
+        >>> named({0: x}), named({"x of net": x})
+        (('the inputs', []), ('the inputs of net', ['what other parts were given']))
+    """
+    parts = {key.rpartition(OF)[2] for key in given if isinstance(key, str) and OF in key}
+    return (f"the inputs of {min(parts)}", ["what other parts were given"]) if parts else ("the inputs", [])
+
+
+def positional(module: nn.Module) -> list[str]:
+    """Return the names of the arguments that a module may be given by position.
+
+    Args:
+        module: any, also in a wrapper.
+    """
+    try:
+        parameters = inspect.signature(original(module).forward).parameters.values()
+    except (TypeError, ValueError):  # a forward that Python cannot read
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
 def unfit_inputs(given: Given, model: nn.Module | None) -> list[Unfit]:
     """Return the inputs that hold NaN or Inf.
 
@@ -113,7 +153,7 @@ def unfit_inputs(given: Given, model: nn.Module | None) -> list[Unfit]:
         >>> [str(one) for one in unfit_inputs({0: torch.tensor([1.0, torch.nan])}, nn.Linear(2, 1))]
         ['the argument input holds NaN in 1 of its 2 values']
     """
-    names = [] if model is None else _positional(original(model))
+    names = [] if model is None else positional(model)
     return [
         found
         for key, value in given.items()
@@ -134,14 +174,6 @@ def unfit_targets(targets: Any) -> list[Unfit]:
         for name, tensor in named
         if (found := _counted(f"{name} of the targets" if name else "the targets", tensor)) is not None
     ]
-
-
-def _positional(model: nn.Module) -> list[str]:
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # a forward that Python cannot read
-        return []
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

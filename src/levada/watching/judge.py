@@ -19,6 +19,7 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline, Silence
 from levada.watching.between import Between
+from levada.watching.elsewhere import met_elsewhere
 from levada.watching.given import Given, given_last
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
@@ -95,8 +96,7 @@ class Judge:
         self._begun = time.monotonic()
         self.rows: deque[Sample] = deque(maxlen=ROWS)
         self._source = source
-        self.confirm = confirm
-        self.rules = rules
+        self.confirm, self.rules = confirm, rules
         self._rates = Rates()
         self._spikes = Spikes()
         self._jumps = False  # whether the loss of this step is far above what the last sample knew
@@ -108,8 +108,7 @@ class Judge:
         self._baseline: Baseline | None = None
         self._departures: Departures | None = None
         self._silence, self._off, self._longest = Silence(0), Silence(0), torch.zeros(0)
-        self._scaled = False
-        self._rank = 0
+        self._scaled, self._rank = False, 0
         self._membership: tuple[tuple[int, bool], ...] = ()
 
     @property
@@ -379,7 +378,10 @@ class Judge:
 
     def _told_at_once(self, finding: Finding) -> None:
         """Tell of what is not finite, with what was before it."""
-        if finding.where or (finding.rule, "") not in self._ledger:  # the place may be known only now
+        new = (finding.rule, "") not in self._ledger
+        if new and (first := met_elsewhere(finding, self.keeper and self.keeper.run)) is not None:
+            finding = first
+        elif finding.where or new:  # the place may be known only now
             step = finding.evidence["step"]
             jump = self._spikes.before(step, self._recent, self.loss) if finding.severity == "error" else None
             rise = raised(tuple(self.rows), self._rates.changes, step)

@@ -66,6 +66,7 @@ class Keeper:
 
     Attributes:
         folders: of the bundles.
+        run: the run's folder.
         highest: finite loss of those that were read with the last update.
     """
 
@@ -74,7 +75,7 @@ class Keeper:
         self.folders: list[Path] = []
         self.highest = -math.inf
         self._source = source
-        self._run = run
+        self.run = run
         self._cap = cap
         self._asked: Finding | None = None
         self._kept: set[str] = set()
@@ -219,7 +220,7 @@ class Keeper:
             | {"optimizer_parameters": _held(model, getattr(self._source, "optimizers", ()))},
         )
         try:
-            self.folders.append(write_bundle(self._run, bundle, _of_rank(self._rank)))
+            self.folders.append(write_bundle(self.run, bundle, _of_rank(self._rank)))
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
             warn(f"levada: the bundle of step {step} could not be written: {error}.", stacklevel=2)
 

@@ -10,6 +10,8 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from levada._ranks import process_rank
+from levada.runs.losses import ALL, OF
 from levada.watching.sample import Sample
 from levada.watching.transfer import Sent
 
@@ -24,7 +26,7 @@ class KeptLosses:
     """Hears of the loss of each step, and hands it on with a sample, or after 0.25 s, or a thousand steps.
 
     Of several processes a sample brings the means; what is written before it is the loss of this one, and the sample
-    tells it again. Readers give what came later.
+    tells it again. Readers give what came later; each event says of whom its losses are.
 
     Args:
         add: takes an event, as `Events.add`.
@@ -36,6 +38,8 @@ class KeptLosses:
         self, add: Callable[..., None], ended: Callable[[], Sequence[tuple[int, Tensor]]], *, shared: bool
     ) -> None:
         self._add, self._ended, self._shared = add, ended, shared
+        self._means: dict[str, str | int] = {OF: ALL} if shared else {}
+        self._own: dict[str, str | int] = {OF: process_rank()} if shared else {}
         self._later: dict[int, Tensor] = {}
         self._written = self._early = -1
         self._at = time.monotonic()
@@ -72,7 +76,7 @@ class KeptLosses:
         self.keep(new[0][0] - 1 if new else self._written)
         if new:
             steps, values = zip(*new, strict=True)
-            self._add("loss", steps=list(steps), time=sample.time, values=list(values))
+            self._add("loss", steps=list(steps), time=sample.time, values=list(values), **self._means)
             self._written, self._at = steps[-1], time.monotonic()
         # A sample arrives after the update that follows it.
         self._later = {step: loss for step, loss in self._later.items() if step > self._written}
@@ -128,9 +132,9 @@ class KeptLosses:
         device = held[-1].device
         self._at = time.monotonic()
         if device.type == "cpu":
-            self._add("loss", steps=steps, time=now, values=lambda: [float(loss) for loss in held])
+            self._add("loss", steps=steps, time=now, values=lambda: [float(loss) for loss in held], **self._own)
             return
         form = torch.float32 if device.type == "mps" else torch.float64
         values = torch.stack([loss.reshape(()).to(device, form) for loss in held])
         sent = Sent(steps[-1], [values], None, steps, {})
-        self._add("loss", steps=steps, time=now, values=lambda: [value for _, value in sent.host(0)[2]])
+        self._add("loss", steps=steps, time=now, values=lambda: [x for _, x in sent.host(0)[2]], **self._own)

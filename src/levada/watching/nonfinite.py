@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from levada._ranks import is_one_of_several
 from levada.diagnose.finding import Finding
-from levada.watching.given import LOOK, Given, listed, unfit_inputs, unfit_targets
+from levada.watching.given import LOOK, Given, listed, named, unfit_inputs, unfit_targets
 from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
 from levada.watching.view import View
@@ -81,8 +81,9 @@ class Nonfinite:
         """
         if self.bad_step is None or (scaled and self._losses < SKIPPED):
             return None
-        unseen = ", or comes with the targets, which were not noted" if targets is None else ""
-        place = self._seen_now(model, given, targets, unseen, first=step == self.bad_step)
+        unseen = [] if targets is not None else ["the targets, which were not noted"]
+        first = step == self.bad_step and self.finite_step in (None, step - 1)  # no step unseen is before it
+        place = self._seen_now(model, given, targets, unseen, first=first)
         finding = self._finding(place, step, rank, exact=True)
         if model is None or not _sound(model):
             return finding
@@ -153,7 +154,7 @@ class Nonfinite:
         model: nn.Module | None,
         given: Given | None,
         targets: Any = None,
-        unseen: str = "",
+        unseen: Sequence[str] = (),
         *,
         first: bool = False,
     ) -> _Place:
@@ -164,18 +165,22 @@ class Nonfinite:
         inputs = unfit_inputs(given, model) if given else []
         if found := [one for one in inputs if not one.meant]:
             return _Place("inputs", "", f"the batch that the model was given is not finite: {listed(found)}; {finite}")
+        those, beside = named(given) if given else ("", ["the inputs, which were not seen"])
         if found := unfit_targets(targets):
-            return _Place("targets", "", f"{listed(found)}; {finite}, and so are the inputs")
+            also = f", and so are {those}" if those and not inputs else ""
+            return _Place("targets", "", f"{listed(found)}; {finite}{also}")
         if model is None:
             return _Place("loss", "", "where it arises is not known, as the weights are not at hand")
         known = [
             "the weights",
-            *(["the inputs"] if given else []),
+            *([those] if those else []),
             *(["the noted targets"] if targets is not None else []),
         ]
         masks = f" ({listed(inputs)}, which a mask may mean)" if inputs else ""
         told = f"{' and '.join([', '.join(known[:-1]), known[-1]] if len(known) > 1 else known)} are finite{masks}"
-        return _Place("loss", "", f"{told}, so that it arises in the forward pass or in the loss{unseen}")
+        unseen = [*beside, *unseen]
+        or_with = f", or comes with {', or with '.join(unseen)}" if unseen else ""
+        return _Place("loss", "", f"{told}, so that it arises in the forward pass or in the loss{or_with}")
 
     def see_sample(self, view: View, model: nn.Module | None) -> Finding | None:
         """Return a finding if something in this sample is not finite.
@@ -213,9 +218,12 @@ class Nonfinite:
                 held = [name for name in broken if name in view.blocks.sites[first].parameters]
                 if held and len(forward) < view.sites and not exact:
                     return _Place("weight", held[0], f"the parameter {held[0]} of {names[first]} holds NaN or Inf")
-                return _Place(
-                    "signal", names[first], f"it is in the output of {names[first]}, the first block to have any"
-                )
+                words = f"it is in the output of {names[first]}, the first block to have any"
+                if first and bool(view["nonfinite"][first - 1] == 0):
+                    words += (
+                        f"; that of {names[first - 1]} is finite, so that it arose in {names[first]} or between the two"
+                    )
+                return _Place("signal", names[first], words)
             return _Place("signal", "", "by then it was in every block, so that the first one is not known")
         lost = exact and self.bad_step == view.step  # gradients and weights then follow from the loss
         if backward and not lost:
@@ -285,7 +293,9 @@ def _weights(broken: Mapping[str, str], finite_step: int | None, *, first: bool 
     """Name the parameter, if one block holds all that is broken; an update breaks those of many at once."""
     name = next(iter(broken))
     if len({each.rpartition(".")[0] for each in broken}) == 1:
-        return _Place("weight", name, f"the parameter {name} holds {broken[name]}")
+        wrote = f"; the loss of step {finite_step} was finite, so that its update wrote it, or what came after that"
+        since = wrote if first and finite_step is not None else ""
+        return _Place("weight", name, f"the parameter {name} holds {broken[name]}{since}")
     words = f"{len(broken)} parameters of several blocks hold NaN or Inf since "
     if finite_step is not None:
         words += f"the update of step {finite_step}"

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 from levada.probe.hook import Hook
 from levada.probe.recorder import first_floating
 from levada.watching.losses import in_backward
+from levada.watching.parts import Parts
 from levada.watching.places import original, plain_name
 from levada.watching.scripting import close_scripting, open_scripting
 from levada.watching.skipped import Skips, continues
@@ -208,7 +209,7 @@ class Passes:
         spent: Callable[[float], None],
         fail: Callable[[Exception], None],
     ) -> None:
-        self.skips = Skips(model)
+        self.skips, self._parts = Skips(model), Parts(model)
         self._under = _Under()
         self.seen = 0
         self._model = model
@@ -241,6 +242,7 @@ class Passes:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._parts.detach()
         self._forget()
         self._inputs = self._gradient = self._buffers = None
         self._states, self._given, self._output = {}, {}, None
@@ -264,11 +266,20 @@ class Passes:
         )
 
     def inputs(self) -> dict[int | str, Tensor]:
-        """Return the tensors that the last pass with gradients was called with, as far as they are still there."""
+        """Return the tensors that the last pass with gradients was called with, as far as they are still there.
+
+        Where the model itself is not called, those of its first part that is.
+        """
+        if not self.seen:
+            return self._parts.given()
         return {key: tensor for key, given in self._given.items() if (tensor := given()) is not None}
 
     def step(self, step: int) -> None:
         """Say which step the passes from now on belong to."""
+        if self.seen:
+            self._parts.detach()
+        elif step > self._next and self._handles:  # a step was made, and the model was not called
+            self._parts.step()
         self._next = step
         self._forget()
 

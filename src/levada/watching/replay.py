@@ -21,12 +21,12 @@ from levada.diagnose.loss import LossLike, resolve_loss
 from levada.inputs import Batch, each_tensor, raised, require_model
 from levada.ops._define import plain_operations
 from levada.probe import Probe, Trace
+from levada.probe.origin import Origin, Origins, behind
 from levada.probe.recorder import first_floating
 from levada.runs.bundles import require_runnable
 from levada.watching.bundle import Bundle, read_bundle
 from levada.watching.given import Unfit, listed
 from levada.watching.nonfinite import broken_parameters
-from levada.watching.origin import Origin, Origins
 from levada.watching.replayed import found_again, unfit_data
 from levada.watching.retried import retried, unjudged
 
@@ -99,7 +99,7 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
     data = unfit_data(kept, model)
     bad = bool((trace["gradient_nonfinite"] > 0).any() or (trace["nonfinite"] > 0).any())
     origin = origins.first if bad or not (now is None or math.isfinite(now)) else None
-    findings = found_again(kept, trace, now, origin, broken, data)
+    findings = found_again(kept, trace, now, origin, broken, data, behind(origins, trace))
     again = retried(kept, model, run.once, run.prepared) if run.loss is not None and not data else None
     if again is not None and (shown := again.finding(kept)) is not None:
         findings = (*findings, shown)

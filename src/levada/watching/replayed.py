@@ -13,11 +13,11 @@ from levada._numbers import written
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.facts import Facts
 from levada.diagnose.finding import Finding, Proposal
+from levada.probe.origin import Origin
 from levada.probe.trace import Trace
 from levada.watching.bundle import Bundle
 from levada.watching.given import LOOK, Unfit, listed, unfit_inputs, unfit_targets
 from levada.watching.nonfinite import RULE
-from levada.watching.origin import Origin
 
 __all__ = ["found_again", "unfit_data"]
 
@@ -50,7 +50,13 @@ def unfit_data(kept: Bundle, model: nn.Module) -> list[Unfit]:
 
 
 def found_again(
-    kept: Bundle, trace: Trace, loss: float | None, origin: Origin | None, broken: Mapping[str, str], data: list[Unfit]
+    kept: Bundle,
+    trace: Trace,
+    loss: float | None,
+    origin: Origin | None,
+    broken: Mapping[str, str],
+    data: list[Unfit],
+    behind: Origin | None = None,
 ) -> tuple[Finding, ...]:
     """Return what holds of a step that was run again.
 
@@ -64,6 +70,7 @@ def found_again(
         origin: the operation that makes the first NaN or Inf of a step that is not finite; None if none does.
         broken: parameters that hold NaN or Inf, with which of them.
         data: what it was given that is not finite.
+        behind: that operation, where it runs behind a block whose output is finite.
     """
     was = _lost(kept)
     clean = not bool((trace["gradient_nonfinite"] > 0).any() or (trace["nonfinite"] > 0).any())
@@ -73,7 +80,7 @@ def found_again(
         return (_data(kept, broken, data),)
     several = int(kept.facts.get("pass", 1)) > 1
     value = was if loss is None and not (several and clean) else loss
-    facts = Facts(nonfinite_parameters=tuple(broken), loss_value=value)
+    facts = Facts(nonfinite_parameters=tuple(broken), loss_value=value, behind=behind)
     seen = Trace(trace.sites, trace.steps, trace.values, {**trace.context, "facts": facts})
     found = tuple(_told(f, kept, loss, origin) for f in diagnose(seen) if f.status == "fired" and f.rule in _RULES)
     if was is not None and not any(f.rule == RULE for f in found):

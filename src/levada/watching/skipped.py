@@ -103,7 +103,7 @@ class Skips:
         self._told = False
         self._open: Tensor | None = None  # passes with NaN since the last backward pass
         self._bad: Tensor | None = None  # and before it
-        self._sent: tuple[OnItsWay, int, int] | None = None
+        self._sent: tuple[OnItsWay, int, int] | None = None  # with the passes looked at, and all
         self._weights: list[tuple[weakref.ref[nn.Parameter], int]] = []
 
     @_apart
@@ -219,7 +219,7 @@ class Skips:
                     self.updated(self._step)  # something else moves the weights
                     return
                 self._told = True
-                self.tell(_finding(bad, looked, self._step, self._bad is not None))
+                self.tell(_finding(bad, looked, passes, self._step, self._bad is not None))
         elif self._sent is None and self._looked and self._enough() and self._passes % _BETWEEN == 0:
             total = self._bad if self._open is None else _sum(self._bad, self._open)
             if total is not None and not self._told:
@@ -255,20 +255,22 @@ def _sum(total: Tensor | None, more: Tensor) -> Tensor:
     return more if total is None else total.to(more.device, non_blocking=True) + more
 
 
-def _finding(bad: int, passes: int, step: int | None, backward: bool) -> Finding:
+def _finding(bad: int, looked: int, passes: int, step: int | None, backward: bool) -> Finding:
+    since, among = "yet" if step is None else f"since step {step}", f": of the last {passes:,} forward passes"
+    if looked < passes:  # after an update the first ones are not looked at
+        among = f", in {passes:,} forward passes: of the last {looked:,}, which were looked at,"
     return Finding(
         rule=RULE,
         severity="error",
         status="fired",
         claim=(
-            f"No update {'yet' if step is None else f'since step {step}'}: of the last {passes} forward passes {bad} "
-            "had outputs that are not finite (NaN), and no backward pass"
+            f"No update {since}{among} {bad:,} had outputs that are not finite (NaN), and no backward pass"
             f"{', or one that began at a loss of NaN' if backward else ''}."
         ),
         evidence={
             "last_update": step,
             "nan": bad,
-            "passes": passes,
+            "passes": looked,
             "reference": "each pass of training leads to an update",
             "explained_by": "theory",
             "tests": {"values": "looked at exactly", "passes_without_update": passes},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from levada._numbers import written
 from levada.diagnose.facts import Facts, facts_of
 from levada.diagnose.finding import Finding, Proposal
 from levada.diagnose.rounding import Broken
+from levada.probe.origin import Origin
 from levada.probe.trace import Trace
 
 __all__ = ["numerical_overflow"]
@@ -72,16 +73,17 @@ def _forward(trace: Trace, facts: Facts, place: int, share: float, *, certain: b
     cause = f", because its parameter {holders[0]} does" if holders else "; its input and its parameters are finite"
     if not holders and place == 0 and facts.nonfinite_parameters:
         cause = ""
-    finding = _finding(
-        f"{share:.1%} of the output of {site.name} ({site.kind}) is NaN or Inf, the first block to have any{cause}.",
-        site.name,
-        {
-            "tensor": "weight" if holders else "signal",
-            "share": share,
-            "parameters": holders,
-            "blocks_after": len(trace.sites) - place - 1,
-        },
-    )
+    after = len(trace.sites) - place - 1
+    evidence = {"share": share, "parameters": holders, "blocks_after": after}
+    if facts.behind is not None and not holders:
+        finding = _behind(trace, place, facts.behind, evidence)
+    else:
+        finding = _finding(
+            f"{share:.1%} of the output of {site.name} ({site.kind}) is NaN or Inf, the first block to have any"
+            f"{cause}.",
+            site.name,
+            {"tensor": "weight" if holders else "signal", **evidence},
+        )
     if certain or holders:
         return finding
     return Finding(
@@ -94,6 +96,21 @@ def _forward(trace: Trace, facts: Facts, place: int, share: float, *, certain: b
         consequence="None seen on this batch.",
         falsify=finding.falsify,
         source=SOURCE,
+    )
+
+
+def _behind(trace: Trace, place: int, made: Origin, evidence: Mapping[str, object]) -> Finding:
+    """Speak of what arises between two blocks."""
+    names = trace.names()
+    last = place + 1 == len(names)
+    end = "the model's output" if last else f"the input of {names[place + 1]}"
+    kind, share = trace.sites[place].kind, evidence["share"]
+    return _finding(
+        f"NaN or Inf arises between the output of {names[place]} ({kind}), which is finite, and {end}, of which it is "
+        f"{share:.1%}: {made.operation} in {made.module} makes it, out of numbers without one.",
+        names[place if last or not made.around(names[place]) else place + 1],
+        {"tensor": "signal", **evidence, "behind": names[place], "operation": made.operation},
+        falsify=f"Hook {names[place]}: if what it returns is not finite, or {end} is, this is wrong.",
     )
 
 

@@ -8,13 +8,15 @@ from typing import Any, Final, Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from levada.inputs import tensors_in
-from levada.watching.losses import in_backward
+from levada.probe.trace import Trace
 
-__all__ = ["Origin", "Origins"]
+__all__ = ["Origin", "Origins", "behind"]
+
+_graph_task: Final = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # private: without it all is forward
 
 # What writes numbers that are there already, as -Inf into a mask: an Inf from these is meant.
 _WRITES: Final = ("fill", "full", "where", "scalar_tensor", "copy", "lift_fresh", "triu", "tril")
@@ -46,6 +48,20 @@ class Origin:
         where = "the backward pass" if self.backward else self.module or "the loss, or the model's own forward"
         return f"The first {self.kind} is made by {self.operation} in {where}, out of numbers without one."
 
+    def around(self, block: str) -> bool:
+        """Return whether it ran in the forward of a module that holds a block, and in no part of that of its own.
+
+        Args:
+            block: qualified name of its module.
+
+        Example:
+            >>> made = Origin("NaN", "log", "stack (Stack)", False, 7)
+            >>> made.around("stack.layers.1"), made.around("head")
+            (True, False)
+        """
+        module = self.module.rpartition(" (")[0]
+        return module == "the model" or block.startswith(f"{module}.")
+
 
 @final
 class Origins(TorchDispatchMode):
@@ -53,6 +69,9 @@ class Origins(TorchDispatchMode):
 
     Args:
         model: whose modules name the places.
+
+    Attributes:
+        finite: module -> whether all that it returned was finite.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -66,6 +85,7 @@ class Origins(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.first_nan: Origin | None = None
         self.first_inf: Origin | None = None
+        self.finite: dict[str, bool] = {}
         self._model = model
         self._count = 0
         self._inside: list[str] = []
@@ -81,7 +101,9 @@ class Origins(TorchDispatchMode):
         for name, module in self._model.named_modules():
             told = f"{name or 'the model'} ({type(module).__name__})"
             enter = module.register_forward_pre_hook(lambda m, args, told=told: self._inside.append(told))
-            leave = module.register_forward_hook(lambda m, args, out: self._leave(), always_call=True)
+            leave = module.register_forward_hook(
+                lambda m, args, out, name=name: self._leave(name, out), always_call=True
+            )
             self._handles += [enter, leave]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -92,8 +114,11 @@ class Origins(TorchDispatchMode):
             handle.remove()
         self._handles.clear()
 
-    def _leave(self) -> None:
+    def _leave(self, name: str, output: Any) -> None:
         self._inside.pop()
+        with _disable_current_modes():
+            sound = not any(_has_nan(t) or _has_inf(t) for t in _floating(output))
+        self.finite[name] = sound and self.finite.get(name, True)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -114,9 +139,28 @@ class Origins(TorchDispatchMode):
         return result
 
     def _here(self, kind: str, name: str, *, fed: bool = False) -> Origin:
-        backward = in_backward()
+        backward = _graph_task() >= 0
         place = self._inside[-1] if self._inside and not backward else ""
         return Origin(kind, name, place, backward, self._count, fed)
+
+
+def behind(origins: Origins, trace: Trace) -> Origin | None:
+    """Return what makes the first NaN or Inf, if it runs behind a block that returns finite numbers, and not in it.
+
+    A block's signal is what comes to the next one: with what functions, and modules without weights, do to its output.
+
+    Args:
+        origins: of a pass.
+        trace: of the same, by block.
+    """
+    origin = origins.first
+    bad = (trace["nonfinite"].nan_to_num(0.0).amax(0) > 0).nonzero().flatten().tolist()
+    if origin is None or origin.backward or not bad:
+        return None
+    site = trace.sites[bad[0]].name
+    module = origin.module.rpartition(" (")[0]
+    inside = module == site or module.startswith(f"{site}.")
+    return origin if not inside and origins.finite.get(site, False) else None
 
 
 def _floating(value: Any) -> Iterator[Tensor]:
