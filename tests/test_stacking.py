@@ -143,6 +143,22 @@ def test_memory_of_a_chunk_is_not_used_twice_at_once(batch):
         torch.testing.assert_close(gradient, torch.stack([g for g in expected[place] if g.dim() == 2]))
 
 
+class Gated(nn.Linear):
+    """Reads what its first operation returned twice: before and after an operation that could write over it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = super().forward(x)
+        return h.relu() * h
+
+
+def test_nothing_is_written_over_that_is_read_later(batch):
+    plain, stacked = pair(lambda: Gated(DIM, DIM))
+    assert is_recorded(stacked)
+    with torch.no_grad():
+        assert torch.equal(stacked(batch), plain(batch))
+    torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+
+
 @pytest.mark.parametrize("connection", [Plain, Residual])
 @pytest.mark.parametrize("kind", NARROW)
 def test_what_goes_in_and_comes_out_is_memory_of_its_own(connection, kind, batch):
