@@ -206,7 +206,7 @@ def main(name: str, cases: Callable[[bool], Iterable[Callable[[], Iterator[Row]]
     parser.add_argument("--quick", action="store_true", help="small cases, nothing kept")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases in whose arguments this text is")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases in whose name or arguments this text is")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -214,7 +214,7 @@ def main(name: str, cases: Callable[[bool], Iterable[Callable[[], Iterator[Row]]
     print(f"{name}: candidate over baseline, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {_cpu()}")
     print(f"{'case':<50} {'median':>7}  {'quartiles':<14}  {'target':<12}")
     for case in cases(options.quick):
-        if options.only not in str(getattr(case, "args", "")):
+        if options.only not in f"{getattr(case, 'func', case).__name__} {getattr(case, 'args', '')}":
             continue
         for row in case():
             if options.quick:  # targets are for the sizes that they were set for

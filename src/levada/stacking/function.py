@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from levada.stacking.chunks import Rooms, chunk_length
 from levada.stacking.program import Program
 
 __all__ = ["Form", "How", "Layers", "flatten"]
@@ -52,6 +53,7 @@ class How(NamedTuple):
         num_states: how many of the tensors are the state; the stacked parameters follow.
         as_written: runs the layers with a graph, for gradients of gradients.
         memory: of gradients, by the parameter's place, from one pass to the next.
+        rooms: memory of chunks of layers, the same; None where it is let go.
     """
 
     program: Program
@@ -61,6 +63,7 @@ class How(NamedTuple):
     num_states: int
     as_written: Callable[[Any], Any] | None
     memory: dict[int, Tensor]
+    rooms: Rooms | None
 
 
 _Wrapped = TypeVar("_Wrapped", bound=Callable[..., Any])
@@ -104,10 +107,10 @@ class Layers(torch.autograd.Function):
             if segments:
                 states = program.forward(itertools.islice(rows, start, stop), *states)
             else:
-                states = program.forward_keeping(rows, kept.append, *states)
+                states = _keeping(how, rows, kept, states)
         ctx.strides = [s.stride() for s in states]
         # Detached: a kept tensor that is the output itself would keep the graph alive that keeps it.
-        ctx.ends = [(s, s._version) for s in states if kept and any(t is s for t in kept[-1])]
+        ctx.ends = [(s, s._version) for s in states if kept and any(t is s for row in kept[-2:] for t in row)]
         return tuple(s.detach() for s in states)
 
     @staticmethod
@@ -128,23 +131,29 @@ class Layers(torch.autograd.Function):
             for g, stride in zip(cotangents, ctx.strides, strict=True)
         )
         gradients: list[Tensor | None] = []
-        columns = []
-        for i, (parameter, shape) in enumerate(zip(tensors[how.num_states :], program.shapes, strict=True)):
-            made = None if shape is None else _memory_for(parameter, how.memory, i)
+        columns: list[Tensor] = []
+        whole: list[Tensor] = []
+        for i, (parameter, written) in enumerate(zip(tensors[how.num_states :], program.written, strict=True)):
+            made = None if written is None else _memory_for(parameter, how.memory, i)
             gradients.append(made)
-            if shape is not None and made is not None:
-                columns.append((made.transpose(1, 2) if shape[1] else made.view(len(rows), *shape[0])).unbind(0))
-        slices = [*zip(*columns, strict=True)] if columns else [()] * len(rows)
-        again = _keeps_graph()
+            if written is not None and made is not None:
+                view = made.transpose(1, 2) if written.transposed else made.view(len(rows), *written.shape)
+                (whole if written.whole else columns).append(view)
+        slices = [*zip(*(column.unbind(0) for column in columns), strict=True)] if columns else [()] * len(rows)
+        again, rooms = _keeps_graph(), how.rooms or Rooms()
         with torch.autocast(cotangents[0].device.type, enabled=False):
             for start, stop, states, random, kept in reversed(ctx.segments):
                 if segments:
                     kept = []
                     with _drawing_again(states[0], random):
-                        program.forward_keeping(itertools.islice(rows, start, stop), kept.append, *states)
+                        _keeping(how, rows[start:stop], kept, states)
                 take = iter(reversed(kept)).__next__ if again and not segments else kept.pop
-                reverse = slice(stop - 1, start - 1 if start else None, -1)
-                cotangents = program.backward(rows[reverse], take, slices[reverse], *cotangents)
+                for first, last in reversed([*_chunks(program, start, stop)]):
+                    reverse = slice(last - 1, first - 1 if first else None, -1)
+                    held, parts = take(), [made[first:last] for made in whole]
+                    cotangents = program.backward(rows[reverse], rooms, held, take, slices[reverse], parts, *cotangents)
+                    for room in () if again and not segments else held:
+                        rooms.give(room)
         return None, *cotangents, *gradients
 
 
@@ -158,6 +167,19 @@ def _again(ctx: Any, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) ->
     found = iter(torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True))
     for tensor in tensors:
         yield next(found) if tensor.requires_grad else None
+
+
+def _keeping(how: How, rows: Sequence[Any], kept: list[Any], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Run layers by chunks, and keep what their backward passes need."""
+    rooms = how.rooms or Rooms()
+    for first, last in _chunks(how.program, 0, len(rows)):
+        states = how.program.forward_keeping(rows[first:last], rooms, kept.append, *states)
+    return states
+
+
+def _chunks(program: Program, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    length = chunk_length(stop - start, program.length) if program.length > 1 else stop - start
+    return ((first, min(stop, first + length)) for first in range(start, stop, length))
 
 
 def _bounds(depth: int, segments: int) -> Iterator[tuple[int, int]]:

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from levada.stacking.recording import Recording, Step, Value, numbers
+from levada.stacking.chunks import also_held, chunked
+from levada.stacking.operators import WRITERS, fused, view_name
+from levada.stacking.recording import Recording, Step, numbers
+from levada.stacking.source import Source, inside, listed, loop, tuple_of
 
-__all__ = ["Program", "program_of"]
+__all__ = ["Program", "Written", "program_of"]
+
+
+class Written(NamedTuple):
+    """How the gradients of one parameter are written.
+
+    Attributes:
+        shape: of a layer's part.
+        transposed: whether the memory is the transpose of that.
+        whole: whether those of a chunk of layers are written at once.
+    """
+
+    shape: torch.Size
+    transposed: bool
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Loops over layers. A row is what one layer reads beside the state: parameters, buffers, views of them.
+    """Loops over a chunk of layers. A row is what one reads beside the state: parameters, buffers, views of them.
 
     Attributes:
         prepare: `(*parameters, *buffers) -> row`.
-        forward: `(rows, *states) -> states`.
-        forward_keeping: `(rows, keep, *states) -> states`; `keep` is called with what the backward pass needs.
-        backward: `(rows, take, slices, *cotangents) -> cotangents`; rows and slices from the last layer to the first,
-            `take` returns what was kept, and the parameters' gradients are written into the slices.
-        shapes: for each parameter the shape of its slice of memory as it is written, whether that is transposed;
-            None for what gets no gradient.
+        forward: `(rows, *states) -> states`, of any number of layers.
+        forward_keeping: `(rows, rooms, keep, *states) -> states`; `keep` is called with what the backward pass needs,
+            of each layer and then of the chunk.
+        backward: `(rows, rooms, held, take, slices, whole, *cotangents) -> cotangents`; rows and slices from the last
+            layer to the first; `held` is what was kept of the chunk, and `take` returns what was kept of the layers;
+            the parameters' gradients are written into the layers' slices, or into the whole chunk's memory.
+        written: for each parameter how its gradient is written; None for what gets none.
+        length: the most layers of a chunk; 1 if it makes no difference.
         draws: whether random numbers are drawn.
     """
 
@@ -35,7 +53,8 @@ class Program:
     forward: Callable[..., tuple[Tensor, ...]]
     forward_keeping: Callable[..., tuple[Tensor, ...]]
     backward: Callable[..., tuple[Tensor, ...]]
-    shapes: tuple[tuple[torch.Size, bool] | None, ...]
+    written: tuple[Written | None, ...]
+    length: int
     draws: bool
 
 
@@ -46,53 +65,102 @@ def program_of(recording: Recording, num_parameters: int) -> Program:
         recording: of the layer.
         num_parameters: how many of its constants are parameters.
     """
-    own = len(recording.states)
-    cotangents = recording.gradients[:own]
-    targets = recording.gradients[own : own + num_parameters]
-    slices = _Slices(recording, targets)
-    ends = {g for g in cotangents if g is not None} | set(slices.copied)
-    backward = _alive(slices.steps, ends, also=slices.outs)
-    read_later = {n for step in backward for n in step.reads()} | ends
-    forward = _alive(recording.forward, {*recording.outputs, *read_later})
-    hoisted = _hoisted(forward, recording.constants)
-    row = [*recording.constants, *(n for step in hoisted for n in sorted(numbers(step.outputs)))]
-    forward = [step for step in forward if not any(step is h for h in hoisted)]
-    made = {n for step in forward for n in numbers(step.outputs)} | set(recording.states)
-    kept = sorted((read_later & made) - set(row))
-    code = _Code(recording)
-    body = code.body(forward, {*recording.outputs, *kept})
-    advance, states, start = (
-        _assign(recording.states, recording.outputs),
-        _names(recording.states),
-        f"for {_tuple(row)}",
-    )
-    last = f"return {_tuple(recording.states)}"
-    copies = [f"o{i}.copy_(v{n})" for i, n in slices.copies]
-    following = [
-        f"v{g}" if g is not None else f"{code.constant(torch.zeros_like)}(v{c})"
-        for g, c in zip(cotangents, recording.cotangents, strict=False)
-    ]
-    back = [
-        f"{_tuple(kept)} = take()",
-        *code.body(backward, ends, slices.outs),
-        *copies,
-        f"{_tuple(recording.cotangents)} = ({''.join(f'{g}, ' for g in following)})",
-    ]
-    held = "".join(f"o{i}, " for i in range(len(slices.shapes)))
+    layer = _Layer(fused(recording), num_parameters)
     return Program(
-        prepare=code.function(_names(recording.constants), [*code.body(hoisted, set(row)), f"return {_tuple(row)}"]),
-        forward=code.function(f"rows, {states}", [f"{start} in rows:", *_inside([*body, advance]), last]),
-        forward_keeping=code.function(
-            f"rows, keep, {states}",
-            [f"{start} in rows:", *_inside([*body, f"keep({_tuple(kept)})", advance]), last],
-        ),
-        backward=code.function(
-            f"rows, take, slices, {_names(recording.cotangents)}",
-            [f"{start}, ({held}) in zip(rows, slices):", *_inside(back), f"return {_tuple(recording.cotangents)}"],
-        ),
-        shapes=tuple(slices.shapes.get(i) for i in range(num_parameters)),
-        draws=any(step.draws for step in (*forward, *backward)),
+        prepare=layer.prepare(),
+        forward=layer.forward(),
+        forward_keeping=layer.forward_keeping(),
+        backward=layer.backward(),
+        written=layer.slices.written(num_parameters, layer.chunk.places),
+        length=layer.chunk.length,
+        draws=any(step.draws for step in (*layer.ahead, *layer.back)),
     )
+
+
+class _Layer:
+    """What is done when: once, by each layer on the way forward and back, and by a chunk of layers."""
+
+    def __init__(self, recording: Recording, num_parameters: int) -> None:
+        self.recording, self.source = recording, Source(recording)
+        own = len(recording.states)
+        self.gradients = recording.gradients[:own]
+        self.slices = _Slices(recording, recording.gradients[own : own + num_parameters])
+        chunk = chunked(recording, self.slices.writing, self.slices.steps)
+        passed = {g for g in self.gradients if g is not None}
+        self.ends = passed | set(self.slices.copied) | {h.written for h in chunk.made}
+        steps = [step for step in self.slices.steps if not any(step is later for later in chunk.later)]
+        self.outs = {key: f"o{i}" for key, i in self.slices.writing.items() if i not in chunk.places}
+        self.back = _alive(steps, self.ends, also=self.outs)
+        read_later = {n for step in self.back for n in step.reads()} | self.ends
+        ahead = _alive(recording.forward, {*recording.outputs, *read_later, *(h.written for h in chunk.kept)})
+        self.hoisted = _hoisted(ahead, recording.constants)
+        self.row = [*recording.constants, *(n for step in self.hoisted for n in sorted(numbers(step.outputs)))]
+        self.ahead = [step for step in ahead if not any(step is h for h in self.hoisted)]
+        made = {n for step in self.ahead for n in numbers(step.outputs)} | set(recording.states)
+        self.kept = sorted((read_later & made) - set(self.row))
+        self.chunk = also_held(recording, chunk, self.kept)
+        self.held = [h.number for h in self.chunk.kept]
+        self.kept_alone = [n for n in self.kept if n not in self.held]
+
+    def prepare(self) -> Callable[..., Any]:
+        lines = self.source.body(self.hoisted, self.row)
+        return self.source.function(listed(self.recording.constants), [*lines, f"return {tuple_of(self.row)}"])
+
+    def forward(self) -> Callable[..., Any]:
+        body = self.source.body(self.ahead, {*self.recording.outputs, *self.kept})
+        return self.source.function(
+            f"rows, {listed(self.recording.states)}",
+            [loop({tuple_of(self.row): "rows"}), *inside([*body, self._advance()]), self._return()],
+        )
+
+    def forward_keeping(self) -> Callable[..., Any]:
+        states, held = self.recording.states, self.chunk.kept
+        keep = [f"keep({tuple_of(self.kept_alone)})"] if self.kept_alone else []
+        body = self.source.body(self.ahead, {*self.recording.outputs, *self.kept}, held=held)
+        return self.source.function(
+            f"rows, rooms, keep, {listed(states)}",
+            [
+                *self.source.begin(held, states, backward=False),
+                loop({tuple_of(self.row): "rows"} | {f"t{n}": f"t{n}" for n in self.held}),
+                *inside([*body, *keep, self._advance()]),
+                f"keep({tuple_of(self.held, 'r')})",
+                self._return(),
+            ],
+        )
+
+    def backward(self) -> Callable[..., Any]:
+        source, cotangents, made = self.source, self.recording.cotangents, [h.number for h in self.chunk.made]
+        places = [i for i in range(len(self.slices.shapes)) if i not in self.chunk.places]
+        spare = {*cotangents} - {*made}
+        body = source.body(self.back, self.ends, self.outs, self.chunk.made, spare)
+        over = spare & {*source.written_over(self.back, self.ends, spare).values()}
+        taken = {tuple_of(self.row): "rows", tuple_of(places, "o"): "slices"} | {f"t{n}": f"t{n}" for n in made}
+        taken |= {f"v{n}": f"r{n}.parts[::-1]" for n in self.kept if n in self.held}
+        following = [
+            f"v{g}" if g is not None else f"{source.constant(torch.zeros_like)}(v{c})"
+            for g, c in zip(self.gradients, cotangents, strict=False)
+        ]
+        return source.function(
+            f"rows, rooms, held, take, slices, whole, {listed(cotangents)}",
+            [
+                f"{tuple_of(self.held, 'r')} = held",
+                *(f"h{n} = r{n}.whole" for n in self.held),
+                *(f"v{n} = v{n}.clone()" for n in sorted(over)),
+                *source.begin(self.chunk.made, cotangents, backward=True),
+                loop(taken),
+                *inside([f"{tuple_of(self.kept_alone)} = take()"] if self.kept_alone else []),
+                *inside([*body, *(f"o{i}.copy_(v{n})" for i, n in self.slices.copies)]),
+                *inside([f"{tuple_of(cotangents)} = ({''.join(f'{g}, ' for g in following)})"]),
+                *source.at_once(self.chunk),
+                f"return {tuple_of(cotangents)}",
+            ],
+        )
+
+    def _advance(self) -> str:
+        return f"{tuple_of(self.recording.states)} = {tuple_of(self.recording.outputs)}"
+
+    def _return(self) -> str:
+        return f"return {tuple_of(self.recording.states)}"
 
 
 class _Slices:
@@ -100,7 +168,7 @@ class _Slices:
 
     def __init__(self, recording: Recording, targets: Sequence[int | None]) -> None:
         self.steps = _alive(recording.backward, [g for g in recording.gradients if g is not None])
-        self.outs: dict[int, str] = {}  # by the step that writes
+        self.writing: dict[int, int] = {}  # by the step that writes, the place of what it writes
         self.copies: list[tuple[int, int]] = []
         self.shapes: dict[int, tuple[torch.Size, bool]] = {}
         uses = Counter(n for step in self.steps for n in step.reads())
@@ -111,14 +179,14 @@ class _Slices:
             place = len(self.shapes)
             producer, transposed, number = self._producer(target), False, target
             views = []
-            while producer is not None and uses[number] == 1 and _view_name(producer) in ("t", "view"):
+            while producer is not None and uses[number] == 1 and view_name(producer) in ("t", "view"):
                 views.append(producer)
-                transposed ^= _view_name(producer) == "t"
+                transposed ^= view_name(producer) == "t"
                 number = next(iter(producer.reads()))
                 producer = self._producer(number)
             direct = len(views) < 2 and producer is not None and uses[number] == 1
-            if direct and producer is not None and producer.operator in _WRITERS:
-                self.outs[id(producer)] = f"o{place}"
+            if direct and producer is not None and producer.operator in WRITERS:
+                self.writing[id(producer)] = place
                 self.steps = [step for step in self.steps if all(step is not view for view in views)]
                 self.shapes[i] = recording.layouts[number][0], transposed
             else:
@@ -126,25 +194,13 @@ class _Slices:
                 self.shapes[i] = recording.layouts[target][0], False
         self.copied = {number for _, number in self.copies}
 
+    def written(self, num_parameters: int, whole: Sequence[int]) -> tuple[Written | None, ...]:
+        """Return how each parameter's gradient is written, those at some places for a chunk of layers at once."""
+        found = {i: Written(*shape, place in whole) for place, (i, shape) in enumerate(self.shapes.items())}
+        return tuple(found.get(i) for i in range(num_parameters))
+
     def _producer(self, number: int) -> Step | None:
         return next((step for step in self.steps if number in numbers(step.outputs)), None)
-
-
-_ATEN = torch.ops.aten
-# Operations that may write into a slice, and what they are called as.
-_WRITERS: dict[Any, Callable[..., Any]] = {_ATEN.mm.default: torch.mm, _ATEN.sum.dim_IntList: torch.sum}
-# Operations of which any argument may be written over.
-_IN_PLACE: dict[Any, Callable[..., Any]] = {
-    _ATEN.relu.default: torch.relu_,
-    _ATEN.tanh.default: torch.tanh_,
-    _ATEN.sigmoid.default: torch.sigmoid_,
-    _ATEN.add.Tensor: torch.Tensor.add_,
-    _ATEN.mul.Tensor: torch.Tensor.mul_,
-}
-
-
-def _view_name(step: Step) -> str:
-    return {_ATEN.t.default: "t", _ATEN.view.default: "view"}.get(step.operator, "")
 
 
 def _alive(steps: Iterable[Step], needed: Iterable[int], *, also: Iterable[int] = ()) -> list[Step]:
@@ -165,105 +221,3 @@ def _hoisted(steps: Iterable[Step], constants: Iterable[int]) -> list[Step]:
             fixed |= numbers(step.outputs)
             found.append(step)
     return found
-
-
-class _Code:
-    """Lines of Python, and what their names stand for."""
-
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
-        self.globals: dict[str, Any] = {}
-        self._names: dict[int, str] = {}
-
-    def constant(self, value: Any) -> str:
-        if value is None or type(value) in (bool, int, str):
-            return repr(value)
-        if id(value) not in self._names:
-            self._names[id(value)] = f"c{len(self._names)}"
-            self.globals[self._names[id(value)]] = value
-        return self._names[id(value)]
-
-    def body(self, steps: Sequence[Step], kept: Iterable[int], outs: dict[int, str] | None = None) -> list[str]:
-        """Return a line for each step; what nobody reads any more is freed at once, if it is not kept."""
-        lines, kept, outs = [], set(kept), outs or {}
-        last = {n: i for i, step in enumerate(steps) for n in step.reads()}
-        uses = Counter(n for step in steps for n in step.reads())
-        owned = {n for step in steps if not (step.views or step.writes) for n in numbers(step.outputs)}
-        made: set[int] = set()
-        for i, step in enumerate(steps):
-            given = [self._told(a) for a in step.args] + [f"{k}={self._told(a)}" for k, a in step.kwargs.items()]
-            if id(step) in outs:
-                lines.append(f"{self.constant(_WRITERS[step.operator])}({', '.join(given)}, out={outs[id(step)]})")
-            else:
-                new = numbers(step.outputs)
-                used = {n for n in new if n in last or n in kept}
-                spent = {n for n in step.reads() & owned if uses[n] == 1 and n not in kept}
-                call = self._in_place(step, spent) or f"{self.constant(_quick(step.operator))}({', '.join(given)})"
-                lines.append(f"{_target(step.outputs, used)} = {call}" if used else call)
-                made |= used
-            gone = sorted(n for n in step.reads() if n in made and n not in kept and last[n] == i)
-            lines += [f"del {_names(gone)}"] if gone else []
-        return lines
-
-    def _in_place(self, step: Step, spent: set[int]) -> str:
-        """Return a call that writes over what nobody else reads; "" if there is none. It computes the same."""
-        operator, values = _IN_PLACE.get(step.operator), [a for a in step.args if isinstance(a, Value)]
-        if operator is None or step.kwargs or len(values) != len(step.args):
-            return ""
-        result = step.outputs.number
-        for value in values:
-            if value.number in spent and self.recording.layouts[value.number] == self.recording.layouts[result]:
-                others = "".join(f", v{v.number}" for v in values if v is not value)
-                return f"{self.constant(operator)}(v{value.number}{others})"
-        return ""
-
-    def _told(self, argument: Any) -> str:
-        if isinstance(argument, Value):
-            return f"v{argument.number}"
-        if isinstance(argument, list | tuple):
-            inside = ", ".join(self._told(a) for a in argument)
-            return f"[{inside}]" if isinstance(argument, list) else f"({inside},)"
-        return self.constant(argument)
-
-    def function(self, parameters: str, lines: Sequence[str]) -> Callable[..., Any]:
-        """Return a function of these lines."""
-        text = "\n".join([f"def layers({parameters}):", *_inside(lines)])
-        made: dict[str, Any] = {}
-        exec(compile(text, "<layers of a stack>", "exec"), self.globals, made)
-        return made["layers"]  # type: ignore[no-any-return]
-
-
-@functools.cache
-def _quick(operator: Any) -> Callable[..., Any]:
-    """Return the binding of an operation that costs least to call: the generic one takes twice as long."""
-    namespace, _, name = operator._schema.name.partition("::")
-    if namespace != "aten":
-        return operator  # type: ignore[no-any-return]
-    for home in (torch._C._VariableFunctions, torch._C.TensorBase):
-        if hasattr(home, name):
-            return getattr(home, name)  # type: ignore[no-any-return]
-    return operator  # type: ignore[no-any-return]
-
-
-def _target(outputs: Any, used: set[int]) -> str:
-    if isinstance(outputs, Value):
-        return f"v{outputs.number}" if outputs.number in used else "_"
-    if isinstance(outputs, list | tuple):
-        return f"({''.join(f'{_target(o, used)}, ' for o in outputs)})"
-    return "_"
-
-
-def _names(values: Iterable[int]) -> str:
-    return ", ".join(f"v{n}" for n in values)
-
-
-def _tuple(values: Sequence[int]) -> str:
-    return f"({''.join(f'v{n}, ' for n in values)})"
-
-
-def _assign(to: Sequence[int], values: Sequence[int]) -> str:
-    return f"{_tuple(to)} = {_tuple(values)}"
-
-
-def _inside(lines: Iterable[str]) -> list[str]:
-    return [f"    {line}" for line in lines]

@@ -65,7 +65,7 @@ class Recording:
         cotangents: gradients of the state after it.
         outputs: the state after it.
         gradients: of the states, and then of the parameters; None where there is none.
-        layouts: shapes, strides and types of all values.
+        layouts: shapes, strides, types and devices of all values.
     """
 
     forward: list[Step]
@@ -75,7 +75,7 @@ class Recording:
     cotangents: list[int]
     outputs: list[int]
     gradients: list[int | None]
-    layouts: dict[int, tuple[torch.Size, tuple[int, ...], torch.dtype]]
+    layouts: dict[int, tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]]
 
 
 def numbers(nest: Any) -> set[int]:
@@ -151,7 +151,7 @@ def _memory(tensor: Tensor) -> Any:
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
         raise RecordingError(f"it makes a {type(tensor).__name__} of layout {tensor.layout}")
     place = tensor.untyped_storage()._cdata, tensor.storage_offset()
-    return *place, tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    return *place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_conj(), tensor.is_neg()
 
 
 def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
@@ -209,7 +209,7 @@ def record(
         cotangents=last if backward else [],
         outputs=[tape.number(y) for y in outputs],
         gradients=gradients,
-        layouts={number: key[2:5] for key, number in tape.known.items()},
+        layouts={number: key[2:6] for key, number in tape.known.items()},
     )
 
 

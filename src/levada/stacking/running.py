@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from levada.connection import Outputs
+from levada.stacking.chunks import Rooms
 from levada.stacking.function import Form, How, Layers, flatten
 from levada.stacking.parameters import LayerParameters, StackedParameters
 from levada.stacking.program import Program, program_of
@@ -66,9 +67,15 @@ def run_recorded(
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_read_hooks = operator.itemgetter(*_HOOKS)
 _WATCHED = frozenset({*_HOOKS, "_compiled_call_impl", "compiled", "forward"})
-# What layers may differ in: what they hold is looked at by itself, and `layer` hidden while a layer is recorded.
-_OWN = frozenset({"_parameters", "_buffers", "_modules", "layer"})
+# What layers may differ in: what they hold is looked at by itself, `layer` hidden while a layer is recorded, and the
+# rest has no part in a call, or none where there are no hooks.
+_OWN = frozenset({"_parameters", "_buffers", "_modules", "layer"}) | {
+    *("_non_persistent_buffers_set", "_state_dict_hooks", "_state_dict_pre_hooks", "_is_full_backward_hook"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_forward_hooks_with_kwargs"),
+    *("_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
+}
 
 _transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 
@@ -83,25 +90,23 @@ class _Kind:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
         self.states = [module.__dict__ for module in modules]
-        self.names = [name for name in self.states[0] if name not in _OWN]
-        self.read = operator.itemgetter(*self.names)
-        first = self.states[0]
-        self.expected = tuple(type(first[n])() if n in _HOOKS else first[n] for n in self.names)
-        self.length = len(first)
+        self.names = [name for name in self.states[0] if name not in {*_OWN, *_HOOKS}]
+        self.read = operator.itemgetter(*self.names, self.names[0])  # of a single name it would return no tuple
+        self.length = len(self.states[0])
 
     def difference(self) -> str:
         """Return the name of what is not the same in all, or was not there when they were stacked; "" if nothing is."""
-        if all(map(self.length.__eq__, map(len, self.states))):
-            self.expected = tuple(
-                old if n in _HOOKS else self.states[0][n] for n, old in zip(self.names, self.expected, strict=True)
-            )
-            with contextlib.suppress(Exception):  # tensors and arrays answer with several truth values
-                if all(map(self.expected.__eq__, map(self.read, self.states))):
+        with contextlib.suppress(Exception):  # tensors and arrays answer with several truth values
+            hooked = any(map(any, map(_read_hooks, self.states)))
+            if not hooked and all(map(self.length.__eq__, map(len, self.states))):
+                expected = self.read(self.states[0])
+                if all(map(expected.__eq__, map(self.read, self.states))):
                     return ""
+        first = self.states[0]
         for state in self.states:
-            for name in {*self.names, *state} - _OWN:
-                expected = self.expected[self.names.index(name)] if name in self.names else None
-                if name not in state or name not in self.names or not _same((state[name],), (expected,)):
+            for name in {*self.names, *_HOOKS, *state} - _OWN:
+                known = name in state and (name in _HOOKS or (name in self.names and name in first))
+                if not known or not _same((state[name],), ({} if name in _HOOKS else first[name],)):
                     return name
         return ""
 
@@ -120,7 +125,8 @@ class _Runner:
             for i, tree in enumerate(trees)
         )
         self.kinds = [_Kind([tree[path] for tree in trees]) for path in trees[0]] if self.alike else []
-        self.children = [module._modules for tree in trees for module in tree.values()]
+        tables = [module._modules for tree in trees for module in tree.values()]
+        self.children, self.childless = [t for t in tables if t], [t for t in tables if not t]
         self.modules = [*itertools.chain.from_iterable(map(dict.values, self.children))]
         self.buffers = (
             [(tree[path], name) for tree in trees for path, module in trees[0].items() for name in module._buffers]
@@ -130,11 +136,13 @@ class _Runner:
         self.programs: dict[Any, Program | RecordingError] = {}
         self.rows: tuple[Any, list[Any]] = None, []
         self.memory: dict[int, Tensor] = {}
+        self.rooms: tuple[Program | None, Rooms] = None, Rooms()  # of the program that learnt last
         self.told = False
 
     def difference(self) -> str:
         """Return what is not the same in all layers."""
-        if not self.alike or [*itertools.chain.from_iterable(map(dict.values, self.children))] != self.modules:
+        children = [*itertools.chain.from_iterable(map(dict.values, self.children))]
+        if not self.alike or children != self.modules or any(self.childless):
             return "the tree of modules"
         return next((name if name in _WATCHED else repr(name) for k in self.kinds if (name := k.difference())), "")
 
@@ -168,8 +176,11 @@ class _Runner:
             if not learning:
                 with torch.no_grad():
                     return program.forward(rows, *states)
+            if self.rooms[0] is not program:
+                self.rooms = program, Rooms()
+            rooms = self.rooms[1] if states[0].is_cpu else None
             return Layers.apply(  # type: ignore[no-any-return, no-untyped-call]
-                How(program, rows, segments, form, len(states), as_written, self.memory), *states, *parameters
+                How(program, rows, segments, form, len(states), as_written, self.memory, rooms), *states, *parameters
             )
 
     def _program(
@@ -273,7 +284,7 @@ class _Runner:
                     outputs = () if learning else program.forward([row], *given)
                 if learning:
                     outputs = Layers.apply(  # type: ignore[no-untyped-call]
-                        How(program, [row], 0, form, len(given), None, {}), *given, *own
+                        How(program, [row], 0, form, len(given), None, {}, None), *given, *own
                     )
         if not learning:
             return [*outputs]
