@@ -82,7 +82,7 @@ def _exp_single(x):  # type: ignore[no-untyped-def]
     total = total * r * r + r + single(1)
     half = whole(k) >> 1  # 2^k in two factors, as neither 2^128 nor 2^-150 is a float32
     first, second = whole((half + 127) << 23).view(single), whole((whole(k) - half + 127) << 23).view(single)
-    return total * first * second if x == x else x
+    return total * first * second if x == x else x  # of NaN no whole number is defined
 
 
 def exp(x: Any) -> Any:
