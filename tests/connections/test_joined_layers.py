@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import levada
+from levada.connections import hyper
 from levada.connections import streams as module
 from levada.connections.streams import MultiStream
 from levada.ops._define import plain_operations
@@ -17,6 +18,8 @@ CASES = {
     "released": (levada.ManifoldHyperConnection, {"form": "deepseek_v4"}),
     "identity": (levada.IdentityHyperConnection, {"head": "mean"}),
     "images": (levada.ManifoldHyperConnection, {"axis": 1}),
+    "HC": (levada.HyperConnection, {}),
+    "HC of images": (levada.HyperConnection, {"axis": 1, "norm": "rms"}),
 }
 
 
@@ -32,7 +35,7 @@ def build(case="mHC", depth=4, branch=nn.Tanh, **options):
 
 def batch(case="mHC"):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn((2, 6, 5) if case == "images" else (5, 6), generator=generator).requires_grad_()
+    return torch.randn((2, 6, 5) if "images" in case else (5, 6), generator=generator).requires_grad_()
 
 
 def results(stack, x, **options):
@@ -46,8 +49,9 @@ def joined(monkeypatch):
     """Count how often streams are written and read in one operation."""
     pytest.importorskip("numba")
     found = []
-    real = module.write_and_read
-    monkeypatch.setattr(module, "write_and_read", lambda *given: found.append(1) or real(*given))
+    for where, name in ((module, "write_and_read"), (hyper, "write_and_read_hyper")):
+        real = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *given, real=real: found.append(1) or real(*given))
     return found
 
 
@@ -138,7 +142,9 @@ def test_a_step_of_its_own_is_gone_through(joined):
 
 def test_others_write_at_once():
     hyper, mhc = levada.HyperConnection(6), levada.ManifoldHyperConnection(6)
-    assert not hyper.defers_to(levada.HyperConnection(6))
+    assert hyper.defers_to(levada.HyperConnection(6))
+    assert not hyper.defers_to(levada.HyperConnection(6, dynamic=False))
+    assert not hyper.defers_to(mhc)
     assert mhc.defers_to(levada.ManifoldHyperConnection(6))
     assert not mhc.defers_to(levada.IdentityHyperConnection(6))
     assert not mhc.defers_to(levada.ManifoldHyperConnection(6, streams=2))

@@ -57,8 +57,25 @@ def pieces(n, width, form, dtype):
 def test_it_compiles(name, n, width, form, dtype, capability):
     if name == "_write_and_project" and n > ahead._MOST_STREAMS:
         pytest.skip("two kernels do it")
+    require_compiled(name, pieces(n, width, form, dtype)[name], dtype, capability)
+
+
+@pytest.mark.parametrize(("n", "width", "dtype"), [(4, 2560, "bf16"), (16, 512, "fp32"), (5, 1001, "fp16")])
+def test_it_compiles_with_the_parts_of_hyper_connections(n, width, dtype):
+    """Streams one by one, whose mean is taken out, and one gradient of what was read for all of a token."""
+    tokens, count = 4096 * n, n + 2
+    rows = count if dtype == "fp32" else 2 * count
+    project = {"size": width, "count": count, "rows": rows, "split": rows > count, "centred": True}
+    project |= kernels.plan_of(tokens, width, rows, TYPES[dtype]) | {"num_warps": kernels.PROJECT["num_warps"]}
+    require_compiled("_project", project, dtype, 90)
+    by_state = {"width": width, "n": 1, "count": count + 1, "adds": True, "split": dtype == "bf16", "each": n}
+    by_state |= kernels.plan_of_state(tokens, 1, width, count + 1, TYPES[dtype])
+    require_compiled("_by_state", by_state, dtype, 90)
+
+
+def require_compiled(name, constants, dtype, capability):
+    """Compile a kernel, and require that its products are waited for and its blocks fit on the chip."""
     kernel = getattr(ahead if name == "_write_and_project" else kernels, name)
-    constants = pieces(n, width, form, dtype)[name]
     options = {key: constants.pop(key) for key in ("num_warps", "num_stages") if key in constants}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     signature = {key: "*" + dtype if key in NARROW else "*fp32" for key in kernel.arg_names}

@@ -9,9 +9,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from levada import HyperConnection, Stack
-from levada.ops import _cpu, _kernels
+from levada.ops import _ahead, _cpu, _kernels, write_streams
 from levada.ops._define import plain_operations
-from levada.ops.hyper import Parameters, cpu, read_hyper
+from levada.ops.hyper import Parameters, cpu, read_hyper, write_and_read_hyper
 from levada.ops.hyper.autograd import READ
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -211,3 +211,61 @@ def test_a_stack_compiles_whole():
     stack = Stack([torch.nn.Tanh() for _ in range(2)], HyperConnection, dim=4, streams=2)
     x = torch.randn(3, 4)
     torch.testing.assert_close(torch.compile(stack, fullgraph=True, backend="aot_eager")(x), stack(x))
+
+
+def written(state, *own):
+    """Return the streams, an output and coefficients of a layer before, and the parameters."""
+    generator = torch.Generator().manual_seed(2)
+    *leading, n, dim = state.shape
+    shapes = [(*leading, dim), (*leading, n), (*leading, n, n)]
+    return [state, *(torch.randn(s, generator=generator, dtype=state.dtype).requires_grad_() for s in shapes), *own]
+
+
+def in_one(state, out, weights, mix, *own):
+    return write_and_read_hyper(state, out, weights, mix, Parameters(*own, *([None] if len(own) == 7 else [])), EPSILON)
+
+
+def in_two(state, out, weights, mix, *own):
+    return fused(write_streams(state, out, weights, mix), *own)
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """Count how often streams are written and read as one node."""
+    pytest.importorskip("numba")
+    found = []
+    real = _ahead._Ahead.apply
+    monkeypatch.setattr(_ahead._Ahead, "apply", lambda *given: found.append(1) or real(*given))
+    return found
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("leading", [(5,), (2, 3), ()], ids=str)
+def test_written_and_read_as_one_node_they_are_the_two_operations(leading, centred, joined):
+    state, *own = arguments(6, 3, 4, centred)
+    state = torch.randn(*leading, 3, 4, dtype=torch.float64, requires_grad=True)
+    tensors = written(state, *own)
+    for which in (slice(None), *(slice(k, k + 1) for k in range(5))):  # by all results, or one alone
+        for got, expected in zip(run(in_one, tensors, which), run(in_two, tensors, which), strict=True):
+            assert torch.equal(got, expected)
+    assert len(joined) == 6
+
+
+def test_as_one_node_they_have_derivatives_of_first_and_second_order(joined):
+    tensors = written(*arguments(2, 2, 3))
+    assert gradcheck(in_one, tensors, check_batched_grad=True, check_forward_ad=True)
+    assert gradgradcheck(in_one, tensors)
+    assert joined
+
+
+def test_who_looks_or_transforms_gets_the_two_operations(joined):
+    tensors = [x.detach() for x in written(*arguments(3, 4, 5))]
+    expected = in_two(*tensors)
+    with plain_operations():
+        torch.testing.assert_close(in_one(*tensors), expected)
+    torch.func.grad(lambda *given: in_one(*given)[0].sum())(*tensors)
+    narrow = [x.float() if k == 1 else x for k, x in enumerate(tensors)]
+    torch.testing.assert_close(in_one(*narrow), in_two(*narrow))
+    assert not joined
+    in_one(*tensors)
+    assert len(joined) == 1

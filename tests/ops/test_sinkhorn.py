@@ -1,6 +1,7 @@
 """Sinkhorn normalisation against loops written out, and its limits: by the kernels of the CPU and by the reference."""
 
 import importlib.util
+import math
 
 import pytest
 import torch
@@ -331,3 +332,25 @@ def test_nan_stays_in_its_matrix():
     logits[17, 1, 2] = torch.nan
     for found in (sinkhorn(logits), gradient(sinkhorn, logits, torch.ones_like(logits))):
         assert found.isnan().flatten(1).any(-1).nonzero().flatten().tolist() == [17]
+
+
+def test_exponentials_of_the_loops_are_right_to_the_last_bit_but_one():
+    numba = pytest.importorskip("numba")
+    from levada.ops._numba import exp
+
+    @numba.njit
+    def exponentials(x):
+        y = x.copy()
+        for i in range(len(x)):
+            y[i] = exp(x[i])
+        return y
+
+    x = torch.cat([torch.linspace(-110, 89, 40_001), torch.tensor([0.0, -torch.inf, -1e30])])
+    found, expected = torch.from_numpy(exponentials(x.numpy())).double(), x.double().exp()
+    normal = (expected > 2.0**-126) & (expected < torch.finfo(torch.float32).max)
+    assert ((found - expected).abs() <= 1e-7 * expected)[normal].all()
+    small = expected <= 2.0**-126  # in units of the smallest number
+    assert ((found - expected).abs() <= 2.0**-149)[small].all()
+    ends = exponentials(torch.tensor([torch.nan, torch.inf, 88.8, -torch.inf]).repeat(16).numpy())
+    assert [str(y) for y in ends[-4:]] == ["nan", "inf", "inf", "0.0"]
+    assert exponentials(torch.ones(1, dtype=torch.float64).numpy())[0] == math.e

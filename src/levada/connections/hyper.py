@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
 from levada.connection import ParameterRule
-from levada.connections.streams import Coefficients, MultiStream, coefficient_dtype
+from levada.connections.streams import Coefficients, MultiStream, Unwritten, coefficient_dtype
 from levada.ops._define import is_observed
 from levada.ops._precision import full_precision
-from levada.ops.hyper import Parameters, read_hyper
+from levada.ops.hyper import Parameters, read_hyper, write_and_read_hyper
 
 __all__ = ["FractionalConnection", "HyperConnection"]
 
@@ -179,17 +179,26 @@ class HyperConnection(_LearnedStreams):
             )
         self._start(self._own_stream())
 
-    def open(self, state: Any) -> tuple[Tensor, Coefficients, Tensor]:
+    def reads_at_once(self) -> bool:
+        """Return whether weights follow the token, and nobody looks at them."""
+        return self.dynamic and not is_observed() and "coefficients" not in vars(self)
+
+    def open(self, state: Tensor | Unwritten) -> tuple[Tensor, Coefficients, Tensor]:
         """Return what the branch reads, the coefficients, and the streams to write to, by one operation."""
-        if not self.dynamic or is_observed() or "coefficients" in vars(self):  # somebody looks at what is made
+        if not self.reads_at_once():
             return super().open(state)
-        norm = self.norm
-        epsilon = torch.finfo(coefficient_dtype(state)).eps if norm.eps is None else norm.eps
+        norm, streams = self.norm, state.streams if isinstance(state, Unwritten) else state
+        epsilon = torch.finfo(coefficient_dtype(streams)).eps if norm.eps is None else norm.eps
         own = Parameters(
             self.static_read, self.static_mix, self.static_write, self.projection,
             self.mix_scale, self.write_scale, norm.weight, getattr(norm, "bias", None),
         )  # fmt: skip
-        x, read, mix, write, streams = read_hyper(state, own, epsilon)
+        if isinstance(state, Unwritten):
+            _, mix, write = state.coefficients
+            assert mix is not None
+            x, read, mix, write, streams = write_and_read_hyper(streams, state.out, write, mix, own, epsilon)
+        else:
+            x, read, mix, write, streams = read_hyper(streams, own, epsilon)
         return self.to_axis(x), Coefficients(read, mix, write), streams
 
     def end(self, state: Tensor) -> Tensor:

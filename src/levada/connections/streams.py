@@ -249,14 +249,18 @@ class MultiStream(Streams):
         written = self.update(coefficients, streams, out)
         return written if extra is None else Outputs(written, extra)
 
+    def reads_at_once(self) -> bool:
+        """Return whether one operation makes the coefficients and reads, and may write before."""
+        return self._read_at_once() is not None
+
     def defers_to(self, after: Connection) -> bool:
-        """Return whether both read in one operation, which then writes too: `write_and_read`."""
+        """Return whether both read in one operation, which then writes too."""
         if not isinstance(after, MultiStream) or type(after) is not type(self):
             return False
         # What a subclass, or sharding, puts around a step of its own must be gone through.
         own = type(self).advance is MultiStream.advance and not any("advance" in vars(c) for c in (self, after))
         alike = (self.streams, self.width) == (after.streams, after.width)
-        return own and alike and self._read_at_once() is not None and after._read_at_once() is not None
+        return own and alike and self.reads_at_once() and after.reads_at_once()
 
     def defer(
         self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any

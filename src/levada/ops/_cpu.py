@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from levada.ops._define import import_kernels
 from levada.ops._kernels import takes
 
-__all__ = ["TOGETHER", "array_of", "blocks_of", "loops_for", "rows_of"]
+__all__ = ["TOGETHER", "added", "array_of", "blocks_of", "loops_for", "rows_of"]
 
 TOGETHER: Final = 2**20  # elements of the streams that one thread takes at a time; of fewer, products are slow
 
@@ -35,6 +36,17 @@ def array_of(x: Tensor) -> Any:
     return x.detach().clone(memory_format=torch.contiguous_format).numpy()
 
 
+def added(parts: Sequence[Any], dtype: torch.dtype) -> Any:
+    """Return the sum of arrays in float64, rounded to a type: sums that threads or blocks made, in their order.
+
+    Args:
+        parts: the arrays.
+        dtype: of the result, which is an array too.
+    """
+    total = parts[0] if len(parts) == 1 else sum(parts)
+    return total.astype(str(dtype).removeprefix("torch."))
+
+
 def rows_of(state: Tensor) -> int:
     """Return how many tokens are taken at a time, which stay in a processor's cache between one step and the next.
 
@@ -44,11 +56,15 @@ def rows_of(state: Tensor) -> int:
     return min(max(1, TOGETHER * torch.get_num_threads() // state[0].numel()), len(state))
 
 
-def blocks_of(state: Tensor) -> Iterator[slice]:
-    """Yield the blocks of tokens.
+def blocks_of(state: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield for each block of tokens what takes it from a tensor; one that is all of them costs no view.
 
     Args:
         state: tokens first.
     """
     rows = rows_of(state)
-    yield from (slice(start, min(start + rows, len(state))) for start in range(0, len(state), rows))
+    if rows == len(state):
+        yield lambda x: x
+        return
+    for start in range(0, len(state), rows):
+        yield operator.itemgetter(slice(start, min(start + rows, len(state))))

@@ -115,24 +115,32 @@ class Reading:
 
     def derivative(self, ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients by the operation's arguments."""
-        return self.gradients(ctx, *cotangents[: self.results], None)
+        return self.gradients(ctx.saved_tensors, ctx.options, (*cotangents[: self.results], None))
 
-    def gradients(self, ctx: Any, *by: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the gradients by the arguments, of those by results and streams."""
-        state, *others = ctx.saved_tensors
+    def gradients(
+        self, saved: Sequence[Any], options: Sequence[Any], by: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients by the arguments.
+
+        Args:
+            saved: the tensors, and what was returned for the way back.
+            options: that they came with.
+            by: gradients by results and streams, None for zeros.
+        """
+        state, *others = saved
         kept = [others.pop() for _ in range(len(others) + 1 - self.tensors)][::-1]
         flat, leading = state, state.ndim - 2
         if leading != 1:
             flat = state.reshape(-1, *state.shape[-2:])
             by = tuple(None if y is None else y.reshape(-1, *y.shape[leading:]) for y in by)
         if any(by[k] is None for k in self.required):
-            like = self.fake(flat, *others, *ctx.options)
+            like = self.fake(flat, *others, *options)
             by = tuple(like[k].zero_() if y is None and k in self.required else y for k, y in enumerate(by))
         given = *by, flat, *others
-        found = go_back("read_backward", self.reference, self.cpu, self.gradient, given, kept, ctx.options)
+        found = go_back("read_backward", self.reference, self.cpu, self.gradient, given, kept, options)
         by_state = found[0] if leading == 1 else found[0].view(state.shape)
         by_others = (None if x is None else y for x, y in zip(others, found[1:], strict=True))
-        return by_state, *by_others, *(None for _ in ctx.options)
+        return by_state, *by_others, *(None for _ in options)
 
     def _gradient_fake(self, *arguments: Any) -> tuple[Tensor, ...]:
         first = self.results + 1  # behind what arrives
@@ -164,7 +172,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *ctx.reading.gradients(ctx, *cotangents)
+        return None, *ctx.reading.gradients(ctx.saved_tensors, ctx.options, cotangents)
 
 
 def go_back(

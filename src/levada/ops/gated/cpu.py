@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from levada.ops._cpu import array_of, blocks_of, loops_for, rows_of
+from levada.ops._cpu import added, array_of, blocks_of, loops_for, rows_of
 from levada.ops._define import empty_like
 from levada.ops._precision import full_precision
 from levada.ops.gated import reference
@@ -34,12 +34,13 @@ def read(
     features, gate = (state.new_empty(rows_of(state), n, width) for _ in range(2))
     with full_precision(state):
         for part in blocks_of(state):
-            several = part.stop - part.start
+            streams, logits = part(state), part(found)
+            several = len(streams)
             some, gates = features[:several], gate[:several].view(several, size)
-            loops.over_tokens(loops.normalise, [state[part], inverse[part], some], factors, epsilon, False)
-            torch.mm(some.view(several, size), weights.t(), out=found[part])
-            torch.mm(functional.silu(found[part, :rank] / n), up.t(), out=gates).sigmoid_()
-            loops.over_tokens(loops.average, [gate[:several], some, x[part]])
+            loops.over_tokens(loops.normalise, [streams, part(inverse), some], factors, epsilon, False)
+            torch.mm(some.view(several, size), weights.t(), out=logits)
+            torch.mm(functional.silu(logits[:, :rank] / n), up.t(), out=gates).sigmoid_()
+            loops.over_tokens(loops.average, [gate[:several], some, part(x)])
     return x, 2 * torch.sigmoid(found[:, rank:] / n), found, inverse
 
 
@@ -66,17 +67,19 @@ def read_backward(
     by_up, by_weights, sums = torch.zeros_like(up), torch.zeros_like(weights), []
     with full_precision(state):
         for part in blocks_of(state):
-            several = part.stop - part.start
+            tensors = [*map(part, (arrives, state, inverse, by_state))]
+            _, streams, norms, by_streams = tensors
+            several = len(streams)
             some, gates = features[:several], gate[:several].view(several, size)
-            loops.over_tokens(loops.normalise, [state[part], inverse[part], some], factors, epsilon, True)
-            torch.mm(narrow[part], up.t(), out=gates).sigmoid_()
-            loops.over_tokens(loops.by_gates, [by_x[part], gate[:several], some, by_state[part]])
-            by_up.addmm_(gates.t(), narrow[part])
-            torch.mul(gates @ up, slope[part], out=by_found[part, :rank])
-            by_state[part].view(several, size).addmm_(by_found[part], weights)
-            by_weights.addmm_(by_found[part].t(), some.view(several, size))
-            tensors = [arrives[part], state[part], inverse[part], by_state[part]]
+            loops.over_tokens(loops.normalise, [streams, norms, some], factors, epsilon, True)
+            torch.mm(part(narrow), up.t(), out=gates).sigmoid_()
+            loops.over_tokens(loops.by_gates, [part(by_x), gate[:several], some, by_streams])
+            by_up.addmm_(gates.t(), part(narrow))
+            back = part(by_found)
+            torch.mul(gates @ up, part(slope), out=back[:, :rank])
+            by_streams.view(several, size).addmm_(back, weights)
+            by_weights.addmm_(back.t(), some.view(several, size))
             sums += loops.over_tokens(loops.by_streams, tensors, factors, by_new is not None)
-    by_gain = torch.from_numpy(sum(sums)).to(gain.dtype)
+    by_gain = torch.from_numpy(added(sums, gain.dtype))
     by_projection = gain.new_empty(0) if projection is None else by_weights[rank:].clone()
     return by_state, by_gain, by_weights[:rank], by_up, by_projection

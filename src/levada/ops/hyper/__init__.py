@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from levada.ops._ahead import takes_both, write_and_read
 from levada.ops._kernels import has_kernels
 from levada.ops.hyper import reference
 from levada.ops.hyper.autograd import READ
 from levada.ops.hyper.reference import Parameters
+from levada.ops.streams import write_streams
 
-__all__ = ["Parameters", "read_hyper"]
+__all__ = ["Parameters", "read_hyper", "write_and_read_hyper"]
 
 
 def read_hyper(state: Tensor, own: Parameters, epsilon: float = 1e-5) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -34,3 +36,24 @@ def read_hyper(state: Tensor, own: Parameters, epsilon: float = 1e-5) -> tuple[T
         return *reference.read(state, own, epsilon), state
     x, reads, mix, writes, new = READ(state, *own, epsilon)
     return x, reads, mix, writes, new
+
+
+def write_and_read_hyper(
+    state: Tensor, out: Tensor, weights: Tensor, mix: Tensor, own: Parameters, epsilon: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return what `read_hyper(write_streams(state, out, weights, mix), own, epsilon)` does.
+
+    Where loops on a CPU take all of it, it is one node of the graph; elsewhere it is the two operations.
+
+    Args:
+        state: the streams, `(..., n, dim)`.
+        out: what the branch returned, `(..., dim)`.
+        weights: of the output in each stream, `(..., n)`.
+        mix: of the streams in each other, `(..., n, n)`.
+        own: the next layer's parameters.
+        epsilon: what is added to the variance of a stream, or to its mean square.
+    """
+    if not takes_both(state, out, weights, mix, *own):
+        return read_hyper(write_streams(state, out, weights, mix), own, epsilon)
+    x, reads, made, writes, new = write_and_read(READ, state, out, weights, mix, *own, epsilon)
+    return x, reads, made, writes, new

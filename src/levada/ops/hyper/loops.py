@@ -16,9 +16,10 @@ __all__ = ["by_rows", "combine", "normalise", "over_tokens", "read_backward", "s
 
 
 @compiled
-def stack(projection, gain, shift, weights, offset):
-    """Write what normalised streams are multiplied by, and what is added to the products; see the reference."""
+def stack(projection, gain, shift):
+    """Return what normalised streams are multiplied by, and what is added to the products; see the reference."""
     rows, width = projection.shape
+    weights, offset = np.empty_like(projection), np.empty(rows, projection.dtype)
     for k in range(rows):
         offset[k], mean = 0, gain[0] * 0
         for c in range(width):
@@ -29,6 +30,7 @@ def stack(projection, gain, shift, weights, offset):
             for c in range(width):
                 weights[k, c] -= mean
                 offset[k] += projection[k, c] * shift[c]
+    return weights, offset
 
 
 @compiled

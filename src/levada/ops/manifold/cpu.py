@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from levada.ops import _cpu
-from levada.ops._cpu import array_of
+from levada.ops._cpu import added, array_of
 from levada.ops._precision import full_precision
 from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
 from levada.ops.sinkhorn.reference import steps_at_once
 
-__all__ = ["loops_for", "options_of", "read", "read_backward"]
+__all__ = ["loops_for", "options_of", "projected", "read", "read_backward"]
 
 
 def loops_for(state: Tensor, form: Form, *others: Tensor | None) -> ModuleType | None:
@@ -43,8 +43,10 @@ def read(
     tokens, n, width = state.shape
     state = state.contiguous()
     with full_precision(state):
-        product = state.view(tokens, n * width) @ projection.t()
-    found = product.clone()  # the loops divide it; a checkpoint that keeps products keeps this one as it is
+        product = projected(state.view(tokens, n * width), projection)
+    found = product.clone(
+        memory_format=torch.contiguous_format
+    )  # the loops divide it; a checkpoint that keeps products keeps this one as it is
     inverse = state.new_empty(tokens)
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)
@@ -73,8 +75,18 @@ def read_backward(
     with full_precision(state):
         by_state.view(streams.shape).addmm_(by_found, projection)
         by_projection = by_found.t() @ streams
-    by_scale, by_bias = (torch.from_numpy(sum(one)).to(state.dtype) for one in zip(*sums, strict=True))
+    by_scale, by_bias = (torch.from_numpy(added(one, state.dtype)) for one in zip(*sums, strict=True))
     return by_state, by_projection, by_scale, by_bias
+
+
+def projected(streams: Tensor, weights: Tensor) -> Tensor:
+    """Return `streams @ weights.t()`, the tokens side by side in memory: so few rows take 0.65 to 0.95 of the time.
+
+    Args:
+        streams: `(tokens, width)`.
+        weights: `(rows, width)`.
+    """
+    return torch.mm(weights, streams.t()).t()
 
 
 def options_of(scale: Tensor, bias: Tensor, form: Form) -> tuple[object, ...]:

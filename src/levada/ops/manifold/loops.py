@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from levada.ops._numba import compiled, over_tokens
+from levada.ops._numba import compiled, exp, over_tokens
 
 # What Numba caches of this file does not see changes of that one: after one, save this one as well.
 from levada.ops.sinkhorn.loops import TOKENS, normalise, normalise_backward
@@ -34,6 +34,7 @@ def _fill(found, start, scale, bias, transposed, logits):
 def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, iterations, epsilons, transposed):
     """Write what the branch reads and the weights; `found` holds projected features and is divided in place."""
     tokens, n, width = state.shape
+    one = state.dtype.type(1)  # a literal would make loops of doubles
     block = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits = np.empty((n, n, TOKENS), state.dtype)
     rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)
@@ -48,8 +49,9 @@ def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, itera
             for k in range(found.shape[1]):
                 found[t, k] *= inverse[t]
             for i in range(n):
-                reads[t, i] = 1 / (1 + math.exp(-(found[t, i] * scale[0] + bias[i]))) + epsilons[1]
-                writes[t, i] = 2 / (1 + math.exp(-(found[t, n + i] * scale[1] + bias[n + i]))) + epsilons[2]
+                reads[t, i] = one / (one + exp(-(found[t, i] * scale[0] + bias[i]))) + epsilons[1]
+                sigma = one / (one + exp(-(found[t, n + i] * scale[1] + bias[n + i])))
+                writes[t, i] = (one + one) * sigma + epsilons[2]
             if n == 4:
                 r0, r1, r2, r3 = reads[t, 0], reads[t, 1], reads[t, 2], reads[t, 3]
                 for c in range(width):
@@ -124,10 +126,10 @@ def read_backward(
             )
         for t in range(start, min(start + TOKENS, tokens)):
             for i in range(n):
-                sigma = one / (one + math.exp(-(found[t, i] * scale[0] + bias[i])))
+                sigma = one / (one + exp(-(found[t, i] * scale[0] + bias[i])))
                 reads[i] = sigma + epsilons[1]
                 by_logits[i] = _dot(by_x[t], state[t, i], by_reads[t, i]) * sigma * (one - sigma)
-                sigma = one / (one + math.exp(-(found[t, n + i] * scale[1] + bias[n + i])))
+                sigma = one / (one + exp(-(found[t, n + i] * scale[1] + bias[n + i])))
                 by_logits[n + i] = (one + one) * by_writes[t, i] * sigma * (one - sigma)
                 if mixes:
                     for j in range(n):

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from levada.ops._numba import compiled, over_tokens
+from levada.ops._numba import compiled, exp, over_tokens
 
 __all__ = ["TOKENS", "normalise", "normalise_backward", "over_tokens", "sinkhorn", "sinkhorn_backward"]
 
@@ -22,31 +22,42 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
     """Make a block's factors: the matrix after step t is `rows[t + 1] kernel columns[t]`; see the reference."""
     n, tokens = logits.shape[0], logits.shape[2]
     one = logits.dtype.type(1)
+    most, total = columns[0, 0], rows[0, 0]  # for now; one matrix beside the other, in all loops that are innermost
     for j in range(n):
         for b in range(tokens):
-            most = logits[0, j, b]
-            for i in range(1, n):
-                most = max(most, logits[i, j, b])
-            total = one * 0
-            for i in range(n):
-                softmax[i, j, b] = math.exp(logits[i, j, b] - most)
-                total += softmax[i, j, b]
-            log = math.log(total)
-            for i in range(n):
-                kernel[i, j, b] = logits[i, j, b] - most - log
-                softmax[i, j, b] /= total
-    for i in range(n):
+            most[b], total[b] = logits[0, j, b], one * 0
+        for i in range(1, n):
+            for b in range(tokens):
+                most[b] = max(most[b], logits[i, j, b])
+        for i in range(n):
+            for b in range(tokens):
+                kernel[i, j, b] = logits[i, j, b] - most[b]
+                softmax[i, j, b] = exp(kernel[i, j, b])
+                total[b] += softmax[i, j, b]
+        for i in range(n):
+            for b in range(tokens):
+                softmax[i, j, b] /= total[b]
         for b in range(tokens):
-            rows[0, i, b] = one
-            if epsilon == 0:  # the first row step undoes any factor of a row, so that none underflows whole
-                most = kernel[i, 0, b]
-                for j in range(1, n):
-                    most = max(most, kernel[i, j, b])
-                for j in range(n):
-                    kernel[i, j, b] = math.exp(kernel[i, j, b] - most)
-            else:
-                for j in range(n):
+            total[b] = math.log(total[b])
+        for i in range(n):
+            for b in range(tokens):
+                kernel[i, j, b] -= total[b]
+    for i in range(n):
+        if epsilon != 0:
+            for j in range(n):
+                for b in range(tokens):
                     kernel[i, j, b] = softmax[i, j, b] + epsilon
+            continue
+        # The first row step undoes any factor of a row, so that none underflows whole.
+        for b in range(tokens):
+            most[b] = kernel[i, 0, b]
+        for j in range(1, n):
+            for b in range(tokens):
+                most[b] = max(most[b], kernel[i, j, b])
+        for j in range(n):
+            for b in range(tokens):
+                kernel[i, j, b] = exp(kernel[i, j, b] - most[b])
+    rows[0] = one
     # Matrices are the innermost loop, of whole rows: sums over a token's entries would not fill the vector units.
     for t in range(iterations):
         for j in range(n):

@@ -8,7 +8,7 @@ from torch import Tensor
 from levada._errors import UsageError
 from levada.ops.streams.autograd import differentiable_write
 
-__all__ = ["write_streams"]
+__all__ = ["fit", "write_streams"]
 
 
 def write_streams(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None = None) -> Tensor:
@@ -87,3 +87,20 @@ def _require_fit(name: str, x: Tensor, shape: tuple[int, ...], state: Tensor) ->
             f"{tuple(x.shape)}. Reshape it."
         )
     return x.expand(shape).reshape(-1, *shape[len(shape) - least :])
+
+
+def fit(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> bool:
+    """Return whether nothing has to be broadcast or refused.
+
+    Args:
+        state: as for `write_streams`, as all of them.
+        out: likewise.
+        weights: likewise.
+        mix: likewise.
+    """
+    *leading, n, dim = state.shape
+    return (
+        out.shape == (*leading, dim)
+        and weights.shape == (*leading, n)
+        and (mix is None or mix.shape == (*leading, n, n))
+    )

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from levada.ops._define import define, empty_like, is_direct, one_more_axis, triton_or_reference
+from levada.ops._reading import go_back
 from levada.ops.streams import cpu, reference
 
-__all__ = ["differentiable_write"]
+__all__ = ["differentiable_write", "gradients"]
 
 _KERNELS = "levada.ops.streams.triton"
 
@@ -48,17 +49,22 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*((state, out, weights, mix) if ctx.mixes else (out, weights)))
 
 
+def gradients(*given: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the gradients by streams, output, weights and mix; the first and the last are empty without a mix.
+
+    Args:
+        *given: the gradient by the new streams, and the four, tokens first.
+    """
+    return go_back("write_backward", reference, cpu, _WRITE_BACKWARD, given, (), ())
+
+
 def _derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.mixes:
         state, out, weights, mix = ctx.saved_tensors
     else:
         (out, weights), mix = ctx.saved_tensors, None
         state = cotangent
-    # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
-    again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    direct = cpu.write_backward if is_direct(cotangent, state, out, weights, mix) else _WRITE_BACKWARD
-    function = reference.write_backward if again else direct
-    by_state, by_out, by_weights, by_mix = function(cotangent, state, out, weights, mix)
+    by_state, by_out, by_weights, by_mix = gradients(cotangent, state, out, weights, mix)
     return (by_state, by_out, by_weights, by_mix) if ctx.mixes else (cotangent, by_out, by_weights, None)
 
 

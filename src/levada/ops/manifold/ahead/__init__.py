@@ -8,7 +8,7 @@ from torch import Tensor
 from levada.ops._kernels import has_kernels
 from levada.ops.manifold import Form, read_streams
 from levada.ops.manifold.ahead.autograd import differentiable_pass
-from levada.ops.streams import write_streams
+from levada.ops.streams import fit, write_streams
 
 __all__ = ["write_and_read"]
 
@@ -42,23 +42,13 @@ def write_and_read(
         form: likewise.
     """
     tensors = (state, out, weights, projection, scale, bias, *(() if mix is None else (mix,)))
-    if not (_fits(state, out, weights, mix) and has_kernels(*tensors) and _in_one_pass(state)):
+    if not (fit(state, out, weights, mix) and has_kernels(*tensors) and _in_one_pass(state)):
         return read_streams(write_streams(state, out, weights, mix), projection, scale, bias, form)
     leading, tokens = state.shape[:-2], state.shape[:-2].numel()
     flat = (None if x is None else x.reshape(tokens, *x.shape[len(leading) :]) for x in (state, out, weights, mix))
     found = differentiable_pass(*flat, projection, scale, bias, *form)
     new, x, reads, writes, made = (y.view(*leading, *y.shape[1:]) for y in found)
     return x, reads, writes, made if form.mixes else None, new
-
-
-def _fits(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> bool:
-    """Return whether nothing has to be broadcast or refused."""
-    *leading, n, dim = state.shape
-    return (
-        out.shape == (*leading, dim)
-        and weights.shape == (*leading, n)
-        and (mix is None or mix.shape == (*leading, n, n))
-    )
 
 
 def _in_one_pass(state: Tensor) -> bool:

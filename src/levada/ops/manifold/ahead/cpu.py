@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._cpu import blocks_of, rows_of
+from levada.ops._cpu import added, blocks_of, rows_of
 from levada.ops._define import empty_like, import_kernels
 from levada.ops._precision import full_precision
 from levada.ops.manifold.ahead import reference
-from levada.ops.manifold.cpu import loops_for, options_of
+from levada.ops.manifold.cpu import loops_for, options_of, projected
 from levada.ops.manifold.reference import Form
 
 __all__ = ["write_and_read", "write_and_read_backward"]
@@ -37,9 +37,9 @@ def write_and_read(
     chosen = options_of(scale, bias, form)
     with full_precision(state):
         for part in blocks_of(state):
-            writing.over_tokens(writing.write, [y[part] for y in (*given, new)], mix is not None)
-            torch.mm(streams[part], projection.t(), out=features[part])
-            made = [y[part] for y in (new, features, inverse, x, reads, writes, mixes)]
+            writing.over_tokens(writing.write, [*map(part, (*given, new))], mix is not None)
+            part(features).copy_(projected(part(streams), projection))
+            made = [*map(part, (new, features, inverse, x, reads, writes, mixes))]
             reading.over_tokens(reading.read, made, *chosen)
     return new, x, reads, writes, mixes, features, inverse
 
@@ -69,15 +69,15 @@ def write_and_read_backward(
     streams = new.view(tokens, n * width)
     with full_precision(state):
         for part in blocks_of(state):
-            several = part.stop - part.start
-            by_written = by_state[part] if mix is None else arrives[:several]
-            kept = [new[part], features[part], inverse[part], by_written, by_features[:several]]
-            sums += reading.over_tokens(reading.read_backward, [*(y[part] for y in came), *kept], *chosen)
-            by_written.view(several, n * width).addmm_(by_features[:several], projection)
-            by_projection.addmm_(by_features[:several].t(), streams[part])
-            made = [y[part] for y in (*given, by_state, by_out, by_weights, by_old_mix)]
+            some = [*map(part, (*came, new, features, inverse))]
+            several = len(some[0])
+            by_written, by_found = part(by_state) if mix is None else arrives[:several], by_features[:several]
+            sums += reading.over_tokens(reading.read_backward, [*some, by_written, by_found], *chosen)
+            by_written.view(several, n * width).addmm_(by_found, projection)
+            by_projection.addmm_(by_found.t(), part(streams))
+            made = [*map(part, (*given, by_state, by_out, by_weights, by_old_mix))]
             writing.over_tokens(writing.write_backward, [by_written, *made], mix is not None)
-    by_scale, by_bias = (torch.from_numpy(sum(one)).to(state.dtype) for one in zip(*sums, strict=True))
+    by_scale, by_bias = (torch.from_numpy(added(one, state.dtype)) for one in zip(*sums, strict=True))
     by_old_mix = weights.new_empty(0) if mix is None else by_old_mix
     return by_state, by_out, by_weights, by_old_mix, by_projection, by_scale, by_bias
 
