@@ -37,7 +37,7 @@ def _row(addresses, i, place, width, like):
 
 @compiled
 def _part(address, start, length, like):
-    """Return elements of a tensor: counted from zero, as loops over a range that begins elsewhere are not vectorised."""
+    """Return elements of a tensor, counted from zero: loops over a range that begins elsewhere are not vectorised."""
     return carray(_pointer(address + start * like.itemsize, like), (length,))
 
 
