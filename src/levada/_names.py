@@ -48,6 +48,7 @@ OWN_SCALARS: Final = (
     "gradient_norm",
     "loss_scale",
     "constant_loss",
+    "uncleared_steps",
     "overhead",
     "nonfinite_rank",
     "gradient_nonfinite_rank",

@@ -79,7 +79,7 @@ class Engine:
         self._structure, self._taps = structure, Taps(model, structure.places, self)
         self.coefficients = Coefficients(model, self._running, self._spend)
         self._statistics = Statistics()
-        self.losses = Losses(model, heard=self, parts=lambda: self.micro_batches.divided, scaler=scaler)
+        self.losses = Losses(model, optimizers, heard=self, parts=lambda: self.micro_batches.divided, scaler=scaler)
         self._clock = StepClock(self._device)
         self.micro_batches = MicroBatches(original(model), self.restart)
         self._together = Together(model)
@@ -367,7 +367,8 @@ class Engine:
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else None
         constant = self.losses.constant.of(losses[-1]) if losses and steps[-1] == reading.step else None
-        known = {"loss_scale": scale, "lr": lr, "constant_loss": constant}
+        piled = self.losses.uncleared.steps or None
+        known = {"loss_scale": scale, "lr": lr, "constant_loss": constant, "uncleared_steps": piled}
         named = {name: value for name, value in known.items() if value is not None}
         inside = self.coefficients.pack(reading.counted, self._device)
         sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged}, inside, self._structure.where)

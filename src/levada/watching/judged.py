@@ -142,9 +142,11 @@ def _risen(judge: Judge) -> Iterator[Reason]:
         )
         yield "learning_rate_too_high", why, True, None
     if loss.no_better:
+        lost = loss.best < 0.9 * loss.constant
+        learned = "lost again what it had learned of its inputs" if lost else "learned nothing of its inputs so far"
         why = (
             "the loss is not clearly below that of a prediction that is the same for every input, "
-            f"{loss.constant:.4g}, as of a model that has learned nothing of its inputs so far"
+            f"{loss.constant:.4g}, as of a model that has {learned}"
         )
         few = loss.steps < MANY
         yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps) if few else None
@@ -196,6 +198,9 @@ def _absent(judge: Judge) -> Iterator[Reason]:
         yield "saturated_activation", "no block before the last was seen to end with a tanh", waits, None
     if "weight_gradient_rms" not in seen:
         yield "frozen_layers", "no gradient of a weight was measured", waits, None
+    if judge.blocks is not None and not judge.blocks.alone:
+        why = "gradients are compared from step to step where one optimizer is watched"
+        yield "accumulated_gradients", why, False, None
     rate = "" if math.isfinite(float(rows[-1].scalars.get("lr", math.nan))) else "the learning rate is not known"
     update = "" if "update_ratio" in seen else "no update was measured"
     typed = judge.blocks is not None and bool(judge.blocks.resolution.isfinite().any())

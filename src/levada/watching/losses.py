@@ -20,6 +20,7 @@ from levada.watching.constant import ConstantLoss
 from levada.watching.own import OwnPasses, running
 from levada.watching.telling import warn
 from levada.watching.tracing import symbolic, uncompiled
+from levada.watching.uncleared import Uncleared, state_of
 
 __all__ = ["Losses", "graph_task", "in_backward"]
 
@@ -74,6 +75,7 @@ class Losses:
 
     Args:
         model: whose gradients tell.
+        optimizers: those that the watch was given.
         heard: who hears of what is seen.
         parts: by what the gradients of a step are divided when all are there.
         scaler: what scales the loss, if that was told; else the one that made the scalar which `backward` begins at.
@@ -82,12 +84,14 @@ class Losses:
     def __init__(
         self,
         model: nn.Module,
+        optimizers: Sequence[Any] = (),
         *,
         heard: Heard,
         parts: Callable[[], int],
         scaler: Any = None,
     ) -> None:
         self.heard = heard
+        self.uncleared = Uncleared(optimizers)
         self.own = OwnPasses()
         self._seconds = 0.0
         self._parts = parts
@@ -150,6 +154,7 @@ class Losses:
     def end(self, step: int) -> None:
         """End a step."""
         self.own.updated()
+        self.uncleared.updated(self._markers)
         loss = self.current()
         if loss is not None:
             self.ended.append((step, loss))
@@ -176,11 +181,14 @@ class Losses:
         self._running, self._claimed = ([*map(weakref.ref, roots)], given), False  # should it fail, its graph is let go
         self.heard.before_backward()
         state = [(p, (0, 0) if (g := p.grad) is None else (id(g), g._version)) for p in self._markers]
-        if self._current and self._cleared() and not self._sharded():
+        if not self._current:
+            self.uncleared.before()
+        elif self._cleared() and not self._sharded():
             odd = ~torch.isfinite(torch.stack(self._current)).all()
             self._odd = odd if self._odd is None else self._odd | odd.to(self._odd.device)
             self.heard.restart()
             self.constant.restart()
+            self.uncleared.cleared()
             self._current = []
         self.constant.see(roots)
         self._seconds += time.perf_counter() - begun
@@ -189,7 +197,7 @@ class Losses:
     def _cleared(self) -> bool:
         """Whether gradients were taken away, or filled with zeros, since the last backward pass of this step."""
         left = [(p.grad, then) for p, then in self._known if p.grad is not None]
-        if any(_state(gradient) == then for gradient, then in left):
+        if any(state_of(gradient) == then for gradient, then in left):
             return False
         return not any(bool(gradient.any()) for gradient, _ in left)  # waits for the device, if someone wrote to them
 
@@ -207,6 +215,7 @@ class Losses:
     def _after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         claimed, self._claimed, self._running = self._claimed, False, ([], ())
         changed = _first_changed(state)
+        self.uncleared.after(changed=bool(changed))
         if not (changed or claimed or self._sharded()):
             return
         self.heard.learned(roots)
@@ -215,7 +224,7 @@ class Losses:
             last = reversed(_first_changed(reversed(state)))
             self._markers = list({id(p): p for p in (*changed, *last)}.values()) or self._markers[:_MARKERS]
             self._choosing = False
-        self._known = [(p, _state(p.grad)) for p in self._markers]
+        self._known = [(p, state_of(p.grad)) for p in self._markers]
         if claimed:
             self.heard.ended()
         else:
@@ -250,13 +259,9 @@ def _part(root: Tensor, gradient: Tensor | None) -> Tensor:
     return part if gradient is None else part * gradient.detach().reshape(())
 
 
-def _state(gradient: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if gradient is None else (id(gradient), gradient._version)
-
-
 def _first_changed(state: Iterable[tuple[nn.Parameter, tuple[int, int]]]) -> list[nn.Parameter]:
     """Return the first parameters whose gradients are others than they were."""
-    return list(itertools.islice((p for p, then in state if _state(p.grad) != then), _MARKERS))
+    return list(itertools.islice((p for p, then in state if state_of(p.grad) != then), _MARKERS))
 
 
 def _scaler_of(loss: Tensor) -> Any:

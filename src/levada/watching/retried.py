@@ -44,19 +44,24 @@ class Retried:
     losses: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
     def finding(self, kept: Bundle) -> Finding | None:
-        """Return that the rate is too high, where the bundle was kept for that and the steps show it.
+        """Return that the rate is too high, where the bundle was kept for that or for a spike, and the steps show it.
 
-        An error needs the run's own finding too: alone, a loss that rose may be that of a batch that stands out.
+        An error needs the run's own finding too: alone, a loss that rose may be that of a batch that stands out. Of a
+        spike it needs steps that end in NaN or Inf, and steps that throw the loss up to be told at all: one batch makes
+        it jitter.
 
         Args:
             kept: the step.
         """
         full, lower = self.losses
-        if kept.rule != NAME or not full or not _end(lower) < full[0] < _end(full):
+        if kept.rule not in (NAME, "loss_spike") or not full or not _end(lower) < full[0] < _end(full):
+            return None
+        thrown = _end(full) > THROWN * abs(full[0])
+        if kept.rule != NAME and not thrown:
             return None
         return Finding(
             rule=NAME,
-            severity="error" if kept.finding and _end(full) > THROWN * abs(full[0]) else "warn",
+            severity="error" if kept.finding and thrown and (kept.rule == NAME or _end(full) == math.inf) else "warn",
             status="fired",
             claim=self.told,
             evidence={

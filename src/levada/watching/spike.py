@@ -319,7 +319,7 @@ def _finding(spike: _Spike, view: View) -> Finding:
             "tests": {"steps_above_the_start": spike.lasting},
         },
         consequence=(
-            "What was learned is lost: the loss has stayed above that of the untrained model."
+            f"What was learned is lost: the loss has stayed above {_reference(view)}."
             if severity == "error"
             else "What was learned may come back by itself, or not."
         ),
@@ -330,6 +330,14 @@ def _finding(spike: _Spike, view: View) -> Finding:
             "batches: if the loss rises again, the batch was not why."
         ),
         source="Chowdhery et al. 2022, arXiv 2204.02311 (spikes, and skipping their batches)",
+    )
+
+
+def _reference(view: View) -> str:
+    """Name what a loss is compared with: one of no update, or of a few, if that is lower."""
+    loss = view.loss
+    return (
+        "that of the untrained model" if loss.start >= loss.first else f"{loss.start:.4g}, the median of the first few"
     )
 
 

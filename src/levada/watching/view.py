@@ -44,6 +44,7 @@ class Blocks:
             is not 0; true where the model is not known.
         known: whether the model is known.
         optimizer: class name of the optimizer; "" if it is not known.
+        alone: whether there is no other.
         sizes: per block, the number of elements of its output.
     """
 
@@ -52,6 +53,7 @@ class Blocks:
     trainable: Tensor
     known: bool = False
     optimizer: str = ""
+    alone: bool = True
     sizes: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class Blocks:
                 if asking:
                     resolution[i] = min(torch.finfo(p.dtype).eps for p in asking)
         name = type(optimizers[0]).__name__ if optimizers else ""
-        return cls(tuple(sites), resolution, trainable, model is not None, name)
+        return cls(tuple(sites), resolution, trainable, model is not None, name, len(optimizers) < 2)
 
     @property
     def names(self) -> list[str]:

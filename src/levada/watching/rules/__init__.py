@@ -8,7 +8,12 @@ from typing import Final, TypeAlias
 from levada.diagnose.finding import Finding
 from levada.runs.standing import PLACED
 from levada.watching.rules.depth import exploding_gradient, exploding_signal, vanishing_gradient, vanishing_signal
-from levada.watching.rules.steps import learning_rate_too_high, learning_rate_too_low, lost_update
+from levada.watching.rules.steps import (
+    accumulated_gradients,
+    learning_rate_too_high,
+    learning_rate_too_low,
+    lost_update,
+)
 from levada.watching.rules.units import dead_units, frozen_layers, saturated_activation
 from levada.watching.view import View
 
@@ -17,6 +22,7 @@ __all__ = ["EXPLAINS", "PLACED", "RULES", "Rule"]
 Rule: TypeAlias = Callable[[View], Iterable[Finding]]
 
 RULES: Final[Mapping[str, Rule]] = {
+    "accumulated_gradients": accumulated_gradients,
     "learning_rate_too_high": learning_rate_too_high,
     "dead_units": dead_units,
     "frozen_layers": frozen_layers,
@@ -31,6 +37,9 @@ RULES: Final[Mapping[str, Rule]] = {
 """Name -> rule, without the two that follow every step's loss: `numerical_overflow` and `loss_spike`."""
 
 EXPLAINS: Final[Mapping[str, frozenset[str]]] = {
+    "accumulated_gradients": frozenset(
+        {"learning_rate_too_high", "dead_units", "saturated_activation", "exploding_signal", "exploding_gradient"}
+    ),
     "learning_rate_too_high": frozenset(
         {"dead_units", "frozen_layers", "saturated_activation", "exploding_signal", "exploding_gradient"}
     ),

@@ -119,7 +119,7 @@ def _starved(view: View, span: Decay, *, stands: bool) -> Finding:
     first, last = span.first, span.last
     still = bool(ratio[first] < NEGLIGIBLE) and bool((ratio[last:] >= NEGLIGIBLE).any())
     law = _lawful(span)
-    nothing = view.nothing_learned or view.stands
+    nothing = view.nothing_learned or view.stands or view.stuck
     agree = span.excludes_criticality() and law >= LAWFUL and still and nothing
     return Finding(
         rule="vanishing_gradient",
@@ -128,7 +128,7 @@ def _starved(view: View, span: Decay, *, stands: bool) -> Finding:
         claim=(
             f"From {names[last]} back to {names[first]} the gradient shrinks by a factor of {span.value:.3g} per block "
             f"({span.interval()}), by 10^{span.total:.1f} in all, on the last {len(view.rows)} samples"
-            f"{_standing(view) if stands else ''}."
+            f"{_standing(view) if stands else _stuck(view)}."
         ),
         where={"first": names[first], "last": names[last]},
         evidence={
@@ -151,6 +151,16 @@ def _starved(view: View, span: Decay, *, stands: bool) -> Finding:
 def _standing(view: View) -> str:
     loss = view.loss
     return f"; in {loss.steps} steps the loss has gone from {loss.start:.4g} to {loss.median:.4g}, and no lower"
+
+
+def _stuck(view: View) -> str:
+    loss = view.loss
+    if not view.stuck:
+        return ""
+    return (
+        f"; after {loss.steps} steps the loss, at a median of {loss.recent:.4g}, is not clearly below that of a "
+        f"prediction that is the same for every input, {loss.constant:.4g}"
+    )
 
 
 def _dying(view: View, hit: list[int], fallen: Tensor) -> Finding:

@@ -13,9 +13,17 @@ from levada.diagnose.finding import Finding, Proposal
 from levada.watching.baseline import LossBaseline
 from levada.watching.overshot import lower_rate, rate_proposal
 from levada.watching.rules.depth import LARGE, NEGLIGIBLE, RISEN
+from levada.watching.uncleared import LEAST
 from levada.watching.view import MANY, View, at_rest, loss_falls, values_of
 
-__all__ = ["AT_ONCE", "learning_rate_too_high", "learning_rate_too_low", "lost_update", "stays_up"]
+__all__ = [
+    "AT_ONCE",
+    "accumulated_gradients",
+    "learning_rate_too_high",
+    "learning_rate_too_low",
+    "lost_update",
+    "stays_up",
+]
 
 # If a tenth of the weights move by one spacing each, the update's root mean square is this share of the spacing.
 KEPT: Final = math.sqrt(0.1)
@@ -287,6 +295,40 @@ def _constant(view: View, moved: float, most: float) -> Finding:
 
 def _lower(view: View, moved: float) -> tuple[Proposal, ...]:
     return (rate_proposal(view.lr, lower_rate(view.lr, moved)),) if view.lr > 0 else ()
+
+
+def accumulated_gradients(view: View) -> Iterable[Finding]:
+    """Step after step, gradients that an update had used already were added to, and used again.
+
+    It is counted as `Uncleared` says, where one optimizer is watched, and told from eight steps in a row. It is an
+    error where the loss suffers: it has given back a quarter of what was learned, or has not come below its start.
+    """
+    steps = int(float(view.sample.scalars.get("uncleared_steps", 0.0)))
+    if steps < LEAST:
+        return
+    names, loss = view.blocks.names, view.loss
+    suffers = view.given_back >= RISEN or view.nothing_learned
+    yield Finding(
+        rule="accumulated_gradients",
+        severity="error" if suffers else "warn",
+        status="fired",
+        claim=(
+            f"On the last {steps} steps the gradients of the step before were still there when the next ones arrived, "
+            "and were added to."
+        ),
+        where={"first": names[0], "last": names[-1]},
+        evidence={
+            "steps_with_old_gradients": steps,
+            "of": steps,
+            "reference": "gradients that are zero or absent when the first of a step arrives",
+            "explained_by": "place",
+            "tests": {"loss": {"start": loss.start, "best": loss.best, "now": loss.now}},
+        },
+        consequence="The steps follow the sum of all gradients since the start, which grows and is out of date.",
+        falsify="Print a gradient before each first backward pass of a step: if it is zero or None, this is wrong.",
+        remedies=(Proposal("zero_grad", "optimizer.zero_grad()  # before loss.backward(), in every step"),),
+        source="torch.Tensor.backward adds to .grad",
+    )
 
 
 def learning_rate_too_low(view: View) -> Iterable[Finding]:

@@ -70,11 +70,12 @@ def frozen_layers(view: View) -> Iterable[Finding]:
             return  # it vanished by and by
         apart = _apart(view, hit)
         severity: Severity = "info" if apart is False else "warn" if bool((update[hit] > 0).any()) else "error"
-        yield _cut(view, names[hit[-1]], [names[i] for i in hit], bool((update[hit] > 0).any()), severity)
+        yield _cut(view, names[hit[-1]], [names[i] for i in hit], bool((update[hit] > 0).any()), severity, apart)
         return
     for i in hit:
-        told = bool(view.silence.ever[i]) and _apart(view, [i]) is not False
-        yield _cut(view, names[i], [names[i]], bool(update[i] > 0), "warn" if told else "info")
+        apart = _apart(view, [i])
+        told = bool(view.silence.ever[i]) and apart is not False
+        yield _cut(view, names[i], [names[i]], bool(update[i] > 0), "warn" if told else "info", apart)
 
 
 def _asked_no_more(view: View) -> Iterable[Finding]:
@@ -157,7 +158,13 @@ def _moved_between(view: View) -> Tensor:
     return (steps.amax(0) == 0) & ((before - now).abs() > 0)
 
 
-def _cut(view: View, name: str, blocks: list[str], moved: bool, severity: Severity) -> Finding:
+def _cut(view: View, name: str, blocks: list[str], moved: bool, severity: Severity, apart: bool | None) -> Finding:
+    if apart:
+        why = ": on these steps the loss does not depend on it."
+    elif apart is False:
+        why = ". Autograd reached them: what they were given was zero on these steps, or what came back to them."
+    else:
+        why = "."
     span = name if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
     return Finding(
         rule="frozen_layers",
@@ -166,7 +173,7 @@ def _cut(view: View, name: str, blocks: list[str], moved: bool, severity: Severi
         claim=(
             f"No gradient reaches the weights of {span}: it was exactly zero the last "
             f"{int(view.silence.run[view.blocks.names.index(name)])} times it was looked at, though others get one"
-            f"{'.' if severity == 'error' else ': on these steps the loss does not depend on it.'}"
+            f"{'.' if severity == 'error' else why}"
         ),
         where={"first": name, "last": name},
         evidence={

@@ -1,0 +1,123 @@
+"""Gradients that are never cleared: told of, and nothing else taken for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import levada
+from levada.watching.judged import standing_of
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def _watched(
+    step: Callable[[nn.Module, torch.optim.Optimizer, Callable[[], Tensor]], object], steps: int = 80
+) -> levada.watching.Watch:
+    net = _network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    x = torch.randn(32, 4)
+
+    def loss() -> Tensor:
+        return (net(x) - x[:, :1]).square().mean()
+
+    with levada.watch(net, optimizer, every=4) as watch:
+        for _ in range(steps):
+            step(net, optimizer, loss)
+    return watch
+
+
+def _piled(watch: levada.watching.Watch) -> list[str]:
+    return [finding.severity for finding in watch.findings if finding.rule == "accumulated_gradients"]
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_gradients_that_are_never_cleared_are_told_of(clip: bool) -> None:
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+        loss().backward()
+        if clip:
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+
+    watch = _watched(step)
+    assert _piled(watch)
+    (finding,) = [one for one in watch.findings if one.rule == "accumulated_gradients"]
+    assert finding.evidence["steps_with_old_gradients"] >= 8
+    assert [remedy.name for remedy in finding.remedies] == ["zero_grad"]
+    assert watch.report().verdict in {"warn", "error"}
+
+
+def _none(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step()
+
+
+def _zeros(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+    loss().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+
+
+def _late(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+    found = loss()
+    net.zero_grad()
+    found.backward()
+    optimizer.step()
+
+
+def _data(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+    loss().backward()
+    optimizer.step()
+    for parameter in net.parameters():
+        parameter.grad.data.zero_()  # which autograd does not see
+
+
+def _parts(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+    optimizer.zero_grad()
+    for _ in range(4):
+        (loss() / 4).backward()
+    optimizer.step()
+
+
+def _another(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+    loss().backward()  # of another model's step, through this one
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("step", [_none, _zeros, _late, _data, _parts, _another])
+def test_gradients_that_are_cleared_in_whatever_way_are_not(step: Callable[..., None]) -> None:
+    assert _piled(_watched(step)) == []
+
+
+def test_parameters_that_no_optimizer_holds_may_keep_theirs() -> None:
+    body, head = nn.Sequential(nn.Linear(4, 8), nn.Tanh()), nn.Linear(8, 1)
+    net, x = nn.Sequential(body, head), torch.randn(16, 4)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.01)
+    with levada.watch(net, optimizer, every=4) as watch:
+        for _ in range(80):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    assert _piled(watch) == []
+
+
+def test_of_several_optimizers_it_is_said_that_it_is_not_judged() -> None:
+    net, x = _network(), torch.randn(16, 4)
+    optimizers = [torch.optim.SGD(net[0].parameters(), lr=0.01), torch.optim.SGD(net[2].parameters(), lr=0.01)]
+    with levada.watch(net, optimizers, every=4) as watch:
+        for _ in range(60):
+            net(x).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert _piled(watch) == []
+    assert watch.judge is not None
+    assert "one optimizer" in standing_of(watch.judge).unjudged["accumulated_gradients"]
