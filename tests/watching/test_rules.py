@@ -247,7 +247,7 @@ def test_a_block_that_gets_no_gradient_any_more_is_a_warning():
     run = Synthetic()
     run.run(12)
     assert fired(run.run(8, frozen)) == [("frozen_layers", "warn", "layers.3")]
-    assert "on these steps the loss does not depend on it" in run.judge.findings[0].claim
+    assert run.judge.findings[0].claim.endswith("though others get one.")  # why, no model that is at hand can tell
     assert run.judge.findings[0].evidence["blocks"] == ["layers.3"]
 
 

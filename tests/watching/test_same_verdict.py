@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import levada
+from levada._names import CALLED
 from levada.diagnose.finding import Finding
 from levada.report.watch import watch_view
 from levada.runs import Run, SignalWriter
@@ -120,7 +121,7 @@ def test_all_places_tell_the_same_verdict(case: str, verdict: str, tmp_path: Pat
         assert fired[0].claim[:20] in said.rpartition("watched")[2]
         assert "healthy" not in said
     else:
-        assert f"{verdict}: nothing found" in said
+        assert f"{CALLED[verdict]}: nothing found" in said
     over = [finding for finding in watch.findings if finding.status == "clear"]
     shown_over = [one for one in shown["findings"] if one["kind"].endswith(", over")]
     assert len(shown_over) == (1 if case == "continued" else len(over))

@@ -11,6 +11,7 @@ from benchmarks.watch_verdicts.synthetic import Synthetic
 from torch import nn
 
 import levada
+from levada._names import CALLED
 from levada.report.watch import watch_view
 from levada.runs import Run
 from levada.watching import Sample
@@ -47,7 +48,7 @@ def test_all_places_tell_the_same_verdict_the_same_rules_and_the_same_sampling(s
     watch, said = trained(steps, tmp_path / "run")
     told, shown = watch.report(), page(tmp_path / "run")
     assert told.verdict == shown["verdict"] == watch.standing.verdict == verdict
-    assert f"{verdict}: nothing found" in said
+    assert f"{CALLED[verdict]}: nothing found" in said
     assert watch.standing.told in told.notes
     assert watch.standing.told in shown["notes"]
     assert watch.standing.counted in " ".join(said.split())
@@ -202,9 +203,10 @@ def test_what_cannot_be_judged_here_is_said_and_keeps_no_verdict_open():
     assert standing.unjudged["dead_units"] == "no block was seen to have activations with exact zeros"
     told = "there are 2 blocks, and it takes 3 to compare one with the others"
     assert standing.unjudged["vanishing_gradient"] == told
-    judged = ("numerical_overflow", "loss_spike", "skipped_steps", "learning_rate_too_high", "frozen_layers")
+    judged = ("numerical_overflow", "loss_spike", "skipped_steps", "accumulated_gradients")
+    judged += ("learning_rate_too_high", "frozen_layers")
     judged += ("exploding_signal", "vanishing_signal", "exploding_gradient")  # at a block in time, if not over depth
-    assert (standing.judged, standing.counted) == (judged, "8 of 14 rules judged it")
+    assert (standing.judged, standing.counted) == (judged, "9 of 15 rules judged it")
     assert standing.reasons.count("the learning rate is not known") == 1  # grouped
     alone = Synthetic(sites=1)
     alone.run(10)

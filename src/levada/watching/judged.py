@@ -198,9 +198,9 @@ def _absent(judge: Judge) -> Iterator[Reason]:
         yield "saturated_activation", "no block before the last was seen to end with a tanh", waits, None
     if "weight_gradient_rms" not in seen:
         yield "frozen_layers", "no gradient of a weight was measured", waits, None
-    if judge.blocks is not None and not judge.blocks.alone:
-        why = "gradients are compared from step to step where one optimizer is watched"
-        yield "accumulated_gradients", why, False, None
+    alone = judge.blocks is None or judge.blocks.alone
+    if why := no_loss or ("" if alone else "gradients are compared from step to step where one optimizer is watched"):
+        yield "accumulated_gradients", why, waits and alone, None
     rate = "" if math.isfinite(float(rows[-1].scalars.get("lr", math.nan))) else "the learning rate is not known"
     update = "" if "update_ratio" in seen else "no update was measured"
     typed = judge.blocks is not None and bool(judge.blocks.resolution.isfinite().any())

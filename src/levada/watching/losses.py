@@ -18,6 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from levada.probe.recorder import tensors as tensors_in
 from levada.watching.constant import ConstantLoss
 from levada.watching.own import OwnPasses, running
+from levada.watching.roots import gradients_given, retains, scalars_of
 from levada.watching.telling import warn
 from levada.watching.tracing import symbolic, uncompiled
 from levada.watching.uncleared import Uncleared, state_of
@@ -309,14 +310,14 @@ def _wrap() -> None:
         heard = [watcher for watcher in tuple(_watchers) if watcher.own.called_here()]
         if not heard:
             return original(tensors, *args, **kwargs)
-        roots = _scalars(tensors)
-        given = _gradients(roots, *args, **kwargs)
+        roots = scalars_of(tensors)
+        given = gradients_given(roots, *args, **kwargs)
         watching = [
             (watcher, state)
             for watcher in heard
             for state in _try(watcher, functools.partial(watcher.before, roots, given))
         ]
-        with running([watcher.own for watcher in heard], retains=_retains(*args, **kwargs)):
+        with running([watcher.own for watcher in heard], retains=retains(*args, **kwargs)):
             original(tensors, *args, **kwargs)
         for watcher, state in watching if roots else ():
             _try(watcher, functools.partial(watcher.after, state, roots, given))
@@ -381,25 +382,3 @@ def _unwrap() -> None:
         for (owner, name), old in _originals.items():
             setattr(owner, name, old)
         _originals.clear()
-
-
-def _retains(*args: Any, **named: Any) -> bool:
-    """Return whether a `backward` with these arguments, behind the tensors, keeps its graph."""
-    given = dict(zip(("grad_tensors", "retain_graph", "create_graph"), args, strict=False), **named)
-    kept = given.get("retain_graph")
-    return bool(given.get("create_graph") if kept is None else kept)
-
-
-def _gradients(roots: Sequence[Tensor], given: Any = None, *_: Any, **named: Any) -> Sequence[Tensor | None]:
-    """Return the gradient that `backward` was given for each root, or None."""
-    given = named.get("grad_tensors", given)
-    found = given if isinstance(given, list | tuple) else [given] * len(roots)
-    return [gradient if isinstance(gradient, Tensor) else None for gradient in found]
-
-
-def _scalars(tensors: Any) -> tuple[Tensor, ...]:
-    given: Iterable[Any] = (
-        (tensors,) if isinstance(tensors, Tensor) else tensors if isinstance(tensors, list | tuple) else ()
-    )
-    found = tuple(given)
-    return found if found and all(isinstance(t, Tensor) and t.numel() == 1 for t in found) else ()
