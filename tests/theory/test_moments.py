@@ -147,6 +147,9 @@ def test_limits_at_zero_and_infinity():
     assert slope_second_moment("gelu", 0.0) == pytest.approx(0.25)
     assert slope_second_moment("gelu", math.inf) == pytest.approx(0.5)
     assert second_moment("tanh", math.inf) == pytest.approx(1.0)
+    assert second_moment("tanh", 1e40) == pytest.approx(1.0)
+    assert second_moment("relu", 1e40) == pytest.approx(5e39)  # which stood still at 5e29
+    assert second_moment("gelu", math.inf) == math.inf
     assert curvature_moment("softplus", 0.0) == pytest.approx(math.log(2) / 4)
 
 

@@ -30,6 +30,7 @@ __all__ = [
 # Standing for the limits 0+ and infinity; far enough that every activation is on its tangent or its asymptotes.
 _NEAR_ZERO = 1e-200
 _NEAR_INFINITY = 1e30
+_BOUNDED = 1e-6  # mean squared slope there of what has limits
 
 
 def _finite(owner: str, q: float) -> float:
@@ -88,7 +89,12 @@ def second_moment(activation: ActivationLike, q: float) -> float:
     known = as_activation(activation)
     if q == 0:
         return _at_zero(known) ** 2
-    return _mean(known, _finite("second_moment", q), lambda u: known.value(u).square())
+    last = _finite("second_moment", q)
+    moment = _mean(known, last, lambda u: known.value(u).square())
+    if q <= last:
+        return moment
+    share = _mean(known, last, lambda u: known.slope(u).square())  # of asymptotes, along which it goes on
+    return moment if share < _BOUNDED else moment + share * (q - last)
 
 
 def slope_second_moment(activation: ActivationLike, q: float) -> float:
