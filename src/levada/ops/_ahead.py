@@ -71,7 +71,8 @@ class _Ahead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        written, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        kept = ctx.saved_tensors  # asked for once: a checkpoint unpacks them at each time, and only once
+        written, saved = kept[:4], kept[4:]
         leading = written[0].ndim - 2
         by_new, *by_own = ctx.reading.gradients(saved, ctx.options, cotangents)
         by_written = autograd.gradients(*(_flat(x, leading) for x in (by_new, *written)))
