@@ -153,7 +153,7 @@ def test_stacking_changes_nothing_but_what_the_optimizer_holds(tmp_path):
     asked = ("model.connection=ReZero", "model.depth=5", "model.initialisation=orthogonal", "checkpoint.every=2")
     plain = train(small(tmp_path, *asked, name="plain"))
     whole = train(small(tmp_path, *asked, "parallel.stacked=true", name="whole"))
-    assert curve(whole) == curve(plain)
+    assert curve(whole) == pytest.approx(curve(plain), rel=1e-6)  # a chunk of gradients is one product
     assert {len(p) for p in whole.engine.module.stack.stacked.parameters()} == {5}
     for name, weight in plain.engine.module.state_dict().items():
         assert torch.equal(whole.engine.module.state_dict()[name], weight), name
@@ -378,7 +378,7 @@ def test_what_is_over_is_not_told_as_if_it_held(tmp_path, monkeypatch):
     stream = io.StringIO()
     train(small(tmp_path, "run.steps=2", "watch.enabled=true"), stream=stream)
     *_, held, verdict = stream.getvalue().splitlines()
-    assert held == "info: fired claim"
+    assert held == "note: fired claim"
     assert verdict.startswith("watched: not judged, ")
     assert " rules judged it" in verdict
     assert re.search(r"; findings that are over: 1; overhead [^;]+$", verdict), verdict
