@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
@@ -175,6 +175,7 @@ class _Holder:
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         self.producers = {n: step for step in (*recording.forward, *recording.backward) for n in numbers(step.outputs)}
+        self.ends = {n for end in (*recording.outputs, *recording.gradients) for n in self._roots(end)}
         self.held: dict[int, Held] = {}
 
     def call(self, step: Step, place: int) -> tuple[Callable[..., Any], str] | None:
@@ -219,13 +220,24 @@ class _Holder:
         recording = self.recording
         gradients = recording.gradients[: len(recording.states)]
         pairs: tuple[tuple[list[int], Sequence[int | None]], ...]
+        if number in self.ends and number not in recording.outputs and number not in recording.gradients:
+            return None  # an end is a view of it
         pairs = (recording.states, recording.outputs), (recording.cotangents, gradients)
         for before, after in pairs:
             if number in before:
                 written = after[before.index(number)]
                 return written if [*after].count(written) == 1 else None
-        ends = (*recording.outputs, *recording.gradients)
-        return number if number not in ends else None  # an end outlives the chunk
+        return number if number not in self.ends else None  # an end outlives the chunk
+
+    def _roots(self, number: int | None) -> Iterator[int]:
+        """Yield a value and those whose memory it shares."""
+        if number is None:
+            return
+        yield number
+        step = self.producers.get(number)
+        for a in step.args if step is not None and (step.views or step.writes) else ():
+            if isinstance(a, Value):
+                yield from self._roots(a.number)
 
     def _is_small(self, number: int) -> bool:
         shape, strides = self.recording.layouts[number][:2]

@@ -121,11 +121,11 @@ class Source:
         told: dict[int, Any] = {}
         copied: dict[int, str] = {}
         for value in held:
-            step = producers[value.written]
-            while id(step) in over:
-                step = producers[over[id(step)]]
-            function = writer(step.operator)
-            if function is None or id(step) in told:
+            step: Step | None = producers[value.written]
+            while step is not None and id(step) in over:
+                step = producers.get(over[id(step)])  # None of what comes from outside
+            function = None if step is None else writer(step.operator)
+            if step is None or function is None or id(step) in told:
                 copied[value.written] = f"t{value.number}"
             else:
                 told[id(step)] = function, f"t{value.number}"
