@@ -302,7 +302,7 @@ def test_what_is_promised_to_outlive_the_machine_is_forced_to_the_disk(
     assert forced == [(log[0], size("events.log"))], "5.1 seconds later it must not"
     forced.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("levada.runs.writer.time.monotonic", lambda: 5.2)
+        patch.setattr("levada.runs.writer.time", SimpleNamespace(monotonic=lambda: 5.2))
         writer.append("result", seed=2)
         assert forced == []
         writer.close()
@@ -311,7 +311,7 @@ def test_what_is_promised_to_outlive_the_machine_is_forced_to_the_disk(
 
     with (tmp_path / "events.log").open("ab") as file:
         file.write(b"torn")
-    monkeypatch.setattr("levada.runs.writer.time.monotonic", lambda: 0.0)
+    monkeypatch.setattr("levada.runs.writer.time", SimpleNamespace(monotonic=lambda: 0.0))
     with RunWriter.open(tmp_path):
         torn = (inode("events.torn-1"), len(b"torn"))
         log = (inode("events.log"), size("events.log"))

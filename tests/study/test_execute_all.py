@@ -160,7 +160,7 @@ def test_what_is_left_is_estimated_by_configuration_and_else_by_the_study_s_cost
 
 def test_the_time_left_follows_the_pace(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("levada.study.standing.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("levada.study.standing.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr("levada.study.standing.num_cores", lambda: 2)
     clock = Clock([begun(tmp_path, study("A", hours=1)), begun(tmp_path, study("B", hours=1))])
     assert clock.standing().seconds_left == pytest.approx(3600), "two cores, at first"

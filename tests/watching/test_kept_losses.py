@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ def test_what_was_logged_early_and_then_brought_by_a_sample_counts_once(
 
 def test_numbers_that_were_logged_wait_for_their_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     now, events = [0.0], list[dict[str, Any]]()
-    monkeypatch.setattr(kept_scalars.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(kept_scalars, "time", SimpleNamespace(monotonic=lambda: now[0]))
     kept = KeptScalars(lambda type, **fields: events.append({"type": type, **fields}))
     kept.hear(5, {"a": 1.0})
     assert events == [{"type": "logged", "step": 4, "next": 5, "values": {"a": 1.0}}]
