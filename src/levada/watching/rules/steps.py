@@ -313,8 +313,8 @@ def accumulated_gradients(view: View) -> Iterable[Finding]:
         severity="error" if suffers else "warn",
         status="fired",
         claim=(
-            f"On {steps} steps in a row, up to step {view.step}, the gradients of the step before were still there when "
-            "the next ones arrived, and were added to."
+            f"On {steps} steps in a row, up to step {view.step}, the gradients of the step before were still there "
+            "when the next ones arrived, and were added to."
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={
