@@ -82,6 +82,7 @@ class Glances:
         ...     looking.before_update(step, model, blocks, silence)
         ...     if looking.asks:
         ...         print(step, silence.run.tolist())
+        ...         break
         308 [3, 0]
         >>> looking.reached
         248

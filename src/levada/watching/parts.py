@@ -49,7 +49,8 @@ class Parts:
     def step(self) -> None:
         """Listen to the parts from now, as another step begins."""
         self._first, self._given = "", {}
-        if self._handles:
+        # Whether a model is called that was compiled in place cannot be told, and hooks would compile it once more.
+        if self._handles or self._model._compiled_call_impl is not None:
             return
         for name, part in islice(_outermost("", original(self._model)), _MOST):
             if part._compiled_call_impl is None and not isinstance(part, torch.jit.ScriptModule):

@@ -49,6 +49,7 @@ class Weights:
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(layer.weight)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
         >>> weights = Weights(Structure(layer), [optimizer], spent=lambda seconds: None)
         >>> def step(parameter):
