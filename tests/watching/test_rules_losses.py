@@ -136,6 +136,48 @@ def test_a_raised_rate_explains_a_spike():
     assert finding.severity == "error"  # it stays above the start
     assert finding.evidence["learning_rate"] == {"from": 1e-3, "to": 0.03, "after": 300, "by": 320}
     assert "The learning rate rose from 0.001 to 0.03 between steps 300 and 320." in finding.claim
+    (remedy,) = finding.remedies
+    assert (remedy.before, remedy.after) == ({"lr": 0.03}, {"lr": pytest.approx(1e-3)})
+    assert "from before step 320 at the rate of before, 0.001" in finding.falsify
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        pytest.param(lambda step: 1e-3, id="the rate is back"),
+        pytest.param(lambda step: 0.03 * (1 + (step - 320) / 1e3), id="it rises on"),
+    ],
+)
+def test_no_rate_is_proposed_where_it_is_another_by_now(later):
+    def edit(step, values, scalars, losses):
+        spiking(326, 3.0, 10_000)(step, values, scalars, losses)
+        scalars["lr"] = 1e-3 if step < 320 else 0.03 if step < 340 else later(step)
+
+    run = Synthetic()
+    run.run(30, edit)
+    (finding,) = spikes(run)
+    assert finding.severity == "error"
+    assert finding.remedies == ()
+
+
+@pytest.mark.parametrize(("kind", "before", "at"), [("AdamW", 1e-3, 1.0), ("SGD", 0.03, 30.0)])
+def test_a_rate_raised_a_thousandfold_has_one_date_and_its_repair(kind, before, at):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = getattr(torch.optim, kind)(net.parameters(), lr=before)
+    with levada.watch(net, optimizer) as watch:
+        for step in range(400):
+            optimizer.param_groups[0]["lr"] = at if step >= 250 else before
+            optimizer.zero_grad()
+            inputs = torch.randn(32, 8)
+            nn.functional.cross_entropy(net(inputs), inputs[:, :4].argmax(1)).backward()
+            optimizer.step()
+    dates = [f.evidence["learning_rate"] for f in watch.findings if f.evidence.get("learning_rate")]
+    assert dates
+    assert all((one["after"], one["by"]) == (249, 250) for one in dates)
+    assert all(f"from {before:g} to {at:g} at step 250." in f.claim for f in watch.findings if "rate rose" in f.claim)
+    worst = next(f for f in watch.findings if f.severity == "error")
+    assert [remedy.after["lr"] for remedy in worst.remedies] == [pytest.approx(before)]
 
 
 def test_a_warm_up_is_no_raised_rate():

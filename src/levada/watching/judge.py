@@ -384,7 +384,7 @@ class Judge:
         elif finding.where or new:  # the place may be known only now
             step = finding.evidence["step"]
             jump = self._spikes.before(step, self._recent, self.loss) if finding.severity == "error" else None
-            rise = raised(tuple(self.rows), self._rates.changes, step)
+            rise = raised(tuple(self.rows), self._rates.changes, step, self._rates.rises)
             finding = with_before(finding, jump, rise)
             if finding.severity == "error" and not self._scaled:
                 losses = (*self.loss.latest, *self._recent)

@@ -14,6 +14,7 @@ from torch import nn
 from levada.diagnose.finding import Finding, Proposal
 from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
+from levada.watching.rise import made_it_rise
 from levada.watching.sample import Sample
 from levada.watching.view import Blocks, values_of
 
@@ -28,8 +29,6 @@ USUAL: Final = 1e-3
 CLIMB, STEEP = 4, 8.0
 # Updates after a step as large as the weights at which a NaN comes of it, if the loss was not seen to rise.
 NEXT: Final = 2
-# Steps before the loss rose in which a rate that was raised can have made it.
-NEAR: Final = 20
 HIGH: Final = "learning_rate_too_high"
 
 
@@ -120,7 +119,7 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
     usual = min((size for _, size in moved), default=math.nan)
     lower = lower_rate(before.rate, usual)
     onset = (before.jump or climb or {}).get("step", step)
-    raised = _was_raised(before, onset)
+    raised = before.rise if made_it_rise(before.rise, before.rate, onset) else None
     if raised is not None and not usual >= LARGE:  # else the rate before the rise, as in a warm-up, is no better
         lower = raised["from"]
     # A loss that came up in one step, at steps that were short before it, may be that of one batch.
@@ -138,17 +137,6 @@ def _with_blame(finding: Finding, shown: Mapping[str, Any]) -> Finding:
         evidence={**finding.evidence, HIGH: shown, "explained_by": explained},
         remedies=(*finding.remedies, rate_proposal(shown["lr"], shown["lower"])),
     )
-
-
-def _was_raised(before: Before, onset: int) -> Mapping[str, Any] | None:
-    """Return the rise of the rate if it came shortly before the loss rose, and the rate is still the one it led to.
-
-    That of a warm-up has risen further, and says of no step that it was the one.
-    """
-    rise = before.rise
-    if rise is None or onset - rise["by"] > NEAR or before.rate > rise["to"] * (1 + 1e-6):
-        return None
-    return rise
 
 
 def rate_proposal(rate: float, lower: float) -> Proposal:

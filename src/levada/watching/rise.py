@@ -11,10 +11,12 @@ from typing import Any, Final, final
 from levada.diagnose.finding import Finding
 from levada.watching.sample import Sample
 
-__all__ = ["Rates", "raised", "rise_in_words", "with_before"]
+__all__ = ["Rates", "made_it_rise", "raised", "rise_in_words", "with_before"]
 
 # A rate that at least doubles was set, and did not drift.
 RAISED: Final = 2.0
+# Steps before the loss rose in which a rate that was raised can have made it.
+NEAR: Final = 20
 # Learning rates that are remembered where each differs from the one before.
 REMEMBERED: Final = 64
 
@@ -76,16 +78,20 @@ class Rates:
             self._changes.append((step, rate))
 
 
-def raised(rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: int) -> dict[str, float | int] | None:
+def raised(
+    rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: int, rises: Sequence[int] = ()
+) -> dict[str, float | int] | None:
     """Return the last rise of the learning rate that was set rather than drifted, shortly before a step.
 
     Args:
         rows: the last samples.
         rates: step and rate of each change that a sample showed.
         onset: the step.
+        rises: steps at which it at least doubled, as far as each step's rate was seen.
 
     Returns:
-        {"from", "to", "after", "by"}: the rates, and the sampled steps between which it rose; None without.
+        {"from", "to", "after", "by"}: the rates, and the steps between which it rose: sampled ones, or the very step
+        and the one before it, where each was seen; None without.
     """
     for before, after in zip(reversed(rates[:-1]), reversed(rates[1:]), strict=True):
         earlier = [sample.step for sample in rows if sample.step < onset]
@@ -93,8 +99,32 @@ def raised(rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: in
             return None
         first = max((sample.step for sample in rows if sample.step < after[0]), default=before[0])
         if before[1] > 0 and after[1] >= RAISED * before[1] and first < onset:
-            return {"from": before[1], "to": after[1], "after": first, "by": after[0]}
+            exact = [step for step in rises if first < step <= after[0]]
+            first, by = (exact[-1] - 1, exact[-1]) if exact else (first, after[0])
+            return {"from": before[1], "to": after[1], "after": first, "by": by}
     return None
+
+
+def made_it_rise(rise: Mapping[str, Any] | None, rate: float, onset: int) -> bool:
+    """Return whether a rise of the rate came shortly before the loss rose, and the rate has not come back since.
+
+    That of a warm-up has risen further, and says of no step that it was the one.
+
+    Args:
+        rise: from `raised`.
+        rate: the present one.
+        onset: the step at which the loss rose.
+
+    Example:
+        >>> rise = {"from": 0.1, "to": 3.0, "after": 249, "by": 250}
+        >>> made_it_rise(rise, 3.0, 251), made_it_rise(rise, 3.0, 271)
+        (True, False)
+        >>> made_it_rise(rise, 4.0, 251), made_it_rise(rise, 0.1, 251)
+        (False, False)
+    """
+    if rise is None or onset - rise["by"] > NEAR:
+        return False
+    return bool(rise["from"] < rate <= rise["to"] * (1 + 1e-6))
 
 
 def with_before(finding: Finding, jump: Mapping[str, Any] | None, rise: Mapping[str, Any] | None) -> Finding:
@@ -122,8 +152,11 @@ def rise_in_words(found: Mapping[str, Any]) -> str:
 
     Args:
         found: from `raised`.
+
+    Example:
+        >>> rise_in_words({"from": 1e-3, "to": 1.0, "after": 249, "by": 250})
+        'The learning rate rose from 0.001 to 1 at step 250.'
     """
-    return (
-        f"The learning rate rose from {found['from']:.3g} to {found['to']:.3g} between steps {found['after']} and "
-        f"{found['by']}."
-    )
+    after, by = found["after"], found["by"]
+    when = f"at step {by}" if by == after + 1 else f"between steps {after} and {by}"
+    return f"The learning rate rose from {found['from']:.3g} to {found['to']:.3g} {when}."

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from levada.diagnose.finding import Finding, Severity
 from levada.watching.baseline import Baseline, LossBaseline, times
-from levada.watching.rise import raised, rise_in_words
+from levada.watching.overshot import rate_proposal
+from levada.watching.rise import made_it_rise, raised, rise_in_words
 from levada.watching.view import COMPARED, View
 
 __all__ = ["Departures", "Spikes", "jumps", "least_jump"]
@@ -270,18 +271,15 @@ class Spikes:
         ]
         before = [sample.step for sample in view.rows if sample.step < spike.onset]
         spike.watched = f"up to the sampled step {before[-1]}" if before else "as no step was sampled shortly before"
-        found = raised(view.rows, view.rates, spike.onset)
-        if found is not None:  # the very step, where every step's rate was seen
-            exact = [step for step in view.rises if found["after"] < step <= found["by"]]
-            found = {**found, "after": exact[-1] - 1, "by": exact[-1]} if exact else found
-        spike.raised = found
+        spike.raised = raised(view.rows, view.rates, spike.onset, view.rises)
 
 
 def _finding(spike: _Spike, view: View) -> Finding:
     start = view.loss.start
     moved = spike.moved or []
     # The loss of a step precedes its update: a rate that was first seen there did not raise it.
-    caused = bool(moved) or (spike.raised is not None and spike.raised["by"] < spike.onset)
+    by_rate = spike.raised if spike.raised is not None and spike.raised["by"] < spike.onset else None
+    caused = bool(moved) or by_rate is not None
     severity: Severity = "warn" if spike.unheard and (caused or _odd(spike)) else "info"
     lost = spike.ended is None or not spike.level < start
     if spike.lasting >= LASTING and caused and lost:
@@ -289,6 +287,8 @@ def _finding(spike: _Spike, view: View) -> Finding:
     elif spike.lasting >= UNEXPLAINED and lost:
         severity = "warn"
     first = moved[0] if moved else None
+    if severity == "info" or not made_it_rise(by_rate, view.lr, spike.onset):
+        by_rate = None  # nothing to repair, or another rate by now
     back = "" if spike.ended is None else f" It was back at step {spike.ended}."
     if math.isfinite(spike.level):
         back = (
@@ -324,11 +324,15 @@ def _finding(spike: _Spike, view: View) -> Finding:
             else "What was learned may come back by itself, or not."
         ),
         falsify=(
-            "Train at a tenth of the rate: if the loss jumps as far, the steps were not why."
+            f"Go on from before step {by_rate['by']} at the rate of before, {by_rate['from']:.3g}: if the loss jumps "
+            "as far, the rate was not why."
+            if by_rate is not None
+            else "Train at a tenth of the rate: if the loss jumps as far, the steps were not why."
             if spike.step
             else "Re-run the step from its bundle, by levada replay; go on from before it without these "
             "batches: if the loss rises again, the batch was not why."
         ),
+        remedies=() if by_rate is None else (rate_proposal(view.lr, by_rate["from"]),),
         source="Chowdhery et al. 2022, arXiv 2204.02311 (spikes, and skipping their batches)",
     )
 
