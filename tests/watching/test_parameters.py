@@ -193,6 +193,16 @@ def test_gradients_of_a_closure_are_read_after_the_step():
     torch.testing.assert_close(norms.after().values[:, 1], torch.tensor([12.0, 4.0]).double())
 
 
+def test_what_was_frozen_as_the_step_began_has_no_gradient_behind_it():
+    layer = nn.Linear(3, 2, bias=False)
+    layer(torch.ones(3)).sum().backward()  # of an earlier step
+    norms = ParameterNorms(layer)
+    layer.requires_grad_(False)
+    norms.before()
+    layer.requires_grad_(True)  # as where two networks take turns
+    assert norms.after().measured.tolist() == [[True, False, False]]
+
+
 def test_weights_beyond_the_bound_take_turns():
     net = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(5))
     for parameter in net.parameters():

@@ -181,13 +181,13 @@ def test_looking_at_losses_is_counted(monkeypatch):
 
     clock, counted = Clock(), []
     monkeypatch.setattr("levada.watching.losses.time", clock)
-    state = levada.watching.losses.state_of
+    state = levada.watching.markers.state_of
 
     def slow(gradient):
         clock.now += 1.0
         return state(gradient)
 
-    monkeypatch.setattr("levada.watching.losses.state_of", slow)
+    monkeypatch.setattr("levada.watching.markers.state_of", slow)
     model = make()
     with watch(model, optimizer := sgd(model), every=100) as watched:
         monkeypatch.setattr(watched._engine.cadence, "count", lambda sampled, *, own: counted.append(own))

@@ -141,7 +141,7 @@ class Engine:
             at = self.steps, self._statistics, self.losses.own
             self._reading = Reading(*at, careful=not self.sites, fail=self.fail)
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
-            self.losses.mark(self._structure.parameters)
+            self.losses.markers.mark(self._structure.parameters)
             self.losses.constant.open()
             self._taps.attach()
             self.coefficients.attach(searching=self._taps.searching)
@@ -156,11 +156,6 @@ class Engine:
             self.losses.constant.close()
         self._reading = None
         self.weights.clear()
-
-    def _before_update(self, step: int, loss: Tensor | None) -> None:
-        begun = time.perf_counter()
-        self._tell_before_update(step, loss)
-        self._own += time.perf_counter() - begun
 
     def fail(self, error: Exception) -> None:
         """Measure no more, and say so; training goes on."""
@@ -266,8 +261,9 @@ class Engine:
         if self._reading is not None:
             self.weights.before(optimizer, within=in_backward(), scaled=self.losses.scale() is not None)
         if not self._heard:
-            self._heard = True
-            self._before_update(self.steps, self.losses.current())
+            self._heard, begun = True, time.perf_counter()
+            self._tell_before_update(self.steps, self.losses.current())
+            self._own += time.perf_counter() - begun
 
     @uncompiled
     @quietly
@@ -286,6 +282,7 @@ class Engine:
             return
         if self._skips + 1 >= _TOLD:
             self._ready(inner)
+        self.weights.after(inner)
         self._skipped.add(id(inner))
         self._stepped.add(id(inner))
         self._finish()

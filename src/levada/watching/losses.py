@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Protocol, TypeAlias, final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,15 @@ from torch.amp.grad_scaler import GradScaler
 
 from levada.probe.recorder import tensors as tensors_in
 from levada.watching.constant import ConstantLoss
+from levada.watching.markers import Markers, State
 from levada.watching.own import OwnPasses, running
 from levada.watching.roots import gradients_given, retains, scalars_of
 from levada.watching.telling import warn
 from levada.watching.tracing import symbolic, uncompiled
-from levada.watching.uncleared import Uncleared, state_of
+from levada.watching.uncleared import Uncleared
 
 __all__ = ["Losses", "graph_task", "in_backward"]
 
-_MARKERS = 2  # parameters that are looked at from each end of those which a loss reached
 _APART = 256  # losses of micro-batches that are kept apart: a loop that never makes a step adds to them for ever
 _NEAR = 64  # nodes of a graph, from the loss on, among which that of the scaler is looked for
 _KEY: Final = "levada.scaler"
@@ -40,9 +39,6 @@ def graph_task() -> int:
 def in_backward() -> bool:
     """Return whether autograd is running a backward pass in this thread, where checkpoints compute again."""
     return _graph_task is not None and _graph_task() >= 0
-
-
-State: TypeAlias = list[tuple[nn.Parameter, tuple[int, int]]]
 
 
 class Heard(Protocol):
@@ -98,28 +94,14 @@ class Losses:
         self._parts = parts
         self._scaler = scaler
         self._told = scaler is not None
-        self._model = model
-        self._markers: list[nn.Parameter] = []
+        self.markers = Markers(model, optimizers)
         self._current: list[Tensor] = []
         self._odd: Tensor | None = None  # whether a loss that was left out was not finite
         self.ended: list[tuple[int, Tensor]] = []
-        self._choosing = False
         self.constant = ConstantLoss()
         # At what the backward pass that is running began, and what it was given there.
         self._running: tuple[list[weakref.ref[Tensor]], Sequence[Tensor | None]] = ([], ())
         self._claimed = False  # within it
-        self._known: State = []  # of the markers' gradients, after this step's last backward pass
-        self.mark()
-
-    def mark(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
-        """Choose anew whose gradients are looked at: the next backward pass tells which ones it changes.
-
-        Args:
-            parameters: the model's, where somebody has just looked.
-        """
-        found = self._model.parameters() if parameters is None else parameters
-        self._markers = [p for p in found if p.requires_grad]
-        self._choosing = True
 
     def open(self) -> None:
         """See backward passes from now: those of the thread that runs the model, this one as far as is known."""
@@ -146,7 +128,7 @@ class Losses:
 
     def left(self) -> Tensor | None:
         """Return the loss of a step whose gradients are there, and were not used or cleared."""
-        return None if self._cleared() and not self._sharded() else self.current()
+        return None if self.markers.cleared() and not self._sharded() else self.current()
 
     def guarded(self) -> bool:
         """Return whether the loop left out a step whose loss was not finite, and went on."""
@@ -155,12 +137,12 @@ class Losses:
     def end(self, step: int) -> None:
         """End a step."""
         self.own.updated()
-        self.uncleared.updated(self._markers)
+        self.uncleared.updated(self.markers.parameters)
         loss = self.current()
         if loss is not None:
             self.ended.append((step, loss))
-        elif not self._choosing:  # the parameters may have been replaced
-            self.mark()
+        elif self.markers.chosen:  # the parameters may have been replaced
+            self.markers.mark()
         self._current = []
 
     def take(self) -> tuple[list[int], list[Tensor]]:
@@ -181,10 +163,10 @@ class Losses:
         begun = time.perf_counter()
         self._running, self._claimed = ([*map(weakref.ref, roots)], given), False  # should it fail, its graph is let go
         self.heard.before_backward()
-        state = [(p, (0, 0) if (g := p.grad) is None else (id(g), g._version)) for p in self._markers]
+        state = self.markers.state()
         if not self._current:
             self.uncleared.before()
-        elif self._cleared() and not self._sharded():
+        elif self.markers.cleared() and not self._sharded():
             odd = ~torch.isfinite(torch.stack(self._current)).all()
             self._odd = odd if self._odd is None else self._odd | odd.to(self._odd.device)
             self.heard.restart()
@@ -194,13 +176,6 @@ class Losses:
         self.constant.see(roots)
         self._seconds += time.perf_counter() - begun
         return state
-
-    def _cleared(self) -> bool:
-        """Whether gradients were taken away, or filled with zeros, since the last backward pass of this step."""
-        left = [(p.grad, then) for p, then in self._known if p.grad is not None]
-        if any(state_of(gradient) == then for gradient, then in left):
-            return False
-        return not any(bool(gradient.any()) for gradient, _ in left)  # waits for the device, if someone wrote to them
 
     def spent(self) -> float:
         """Return the seconds that looking took since this was called last."""
@@ -215,17 +190,13 @@ class Losses:
 
     def _after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         claimed, self._claimed, self._running = self._claimed, False, ([], ())
-        changed = _first_changed(state)
+        changed = self.markers.reached(state)
         self.uncleared.after(changed=bool(changed))
         if not (changed or claimed or self._sharded()):
             return
         self.heard.learned(roots)
         self.constant.learned()
-        if self._choosing and (changed or claimed):  # optimizers that step within the pass leave no gradient to look at
-            last = reversed(_first_changed(reversed(state)))
-            self._markers = list({id(p): p for p in (*changed, *last)}.values()) or self._markers[:_MARKERS]
-            self._choosing = False
-        self._known = [(p, state_of(p.grad)) for p in self._markers]
+        self.markers.keep(state, changed, first=not self._current, within=claimed)
         if claimed:
             self.heard.ended()
         else:
@@ -252,17 +223,12 @@ class Losses:
 
     def _sharded(self) -> bool:
         """Whether gradients may wait for the last micro-batch, and no other model could be meant."""
-        return len(_watchers) == 1 and any(hasattr(p, "placements") for p in self._markers)
+        return len(_watchers) == 1 and self.markers.sharded
 
 
 def _part(root: Tensor, gradient: Tensor | None) -> Tensor:
     part = root.detach() if root.dim() == 0 else root.detach().reshape(())
     return part if gradient is None else part * gradient.detach().reshape(())
-
-
-def _first_changed(state: Iterable[tuple[nn.Parameter, tuple[int, int]]]) -> list[nn.Parameter]:
-    """Return the first parameters whose gradients are others than they were."""
-    return list(itertools.islice((p for p, then in state if state_of(p.grad) != then), _MARKERS))
 
 
 def _scaler_of(loss: Tensor) -> Any:

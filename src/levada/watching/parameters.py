@@ -43,12 +43,14 @@ class Packed:
             update of a frozen one, the update of one whose turn it was not.
         shards: into how many parts each one is cut, one of which is here; 1 if it is whole in every process.
         measured: whether each one has the columns weight, gradient and update: `(parameters, 3)`, on the host.
+        unused: rows whose gradients the update did not use, as their optimizer rested.
     """
 
     names: tuple[str, ...]
     values: Tensor
     shards: Tensor
     measured: Tensor
+    unused: Sequence[int] = ()
 
     def host(self, values: Tensor | None = None) -> Packed:
         """Return the same with the values on the host: copied now, which waits for the device, or given."""
@@ -82,8 +84,10 @@ class Packed:
         return result.t()
 
     def gradient_square(self, *, processes: int = 1) -> float:
-        """Return the sum of squares of all gradients, on the host; see `by_site`."""
-        return float((self.values[:, 1] * self.shares(processes))[self.measured[:, 1]].sum())
+        """Return the sum of squares of all gradients that the update used, on the host; see `by_site`."""
+        used = self.measured[:, 1].clone()
+        used[list(self.unused)] = False
+        return float((self.values[:, 1] * self.shares(processes))[used].sum())
 
 
 def pairs(names: Sequence[str], places: Mapping[str, Iterable[int]]) -> tuple[Tensor, Tensor]:
@@ -210,7 +214,7 @@ class ParameterNorms:
         """Return the values of the parameters that are in no stack, and mark what of them was measured."""
         rows = range(len(self.names))
         weight, gradient = sums
-        if gradient is None or all(g is None for g in self._gradients.values()):
+        if gradient is None or (self._gradients and all(g is None for g in self._gradients.values())):
             gradient = self._measure_gradients(scale)
         for where in _grouped(self._copies):
             now = [w if (w := _local(self.parameters[i])) is not None else self._copies[i] for i in where]

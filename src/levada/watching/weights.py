@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from levada._errors import require_at_least
 from levada.stacking import LayerSlice
@@ -40,7 +41,9 @@ class Weights:
 
     Where optimizers step after the backward pass, all is read before the first of them, and again at the step's end.
     Where one steps within it, and clears what it used, no moment has all gradients: then each optimizer's parameters
-    are read around its own step. What was not read is NaN, and so is what may have been cleared by someone else.
+    are read around its own step. What was not read is NaN, and so is what may have been cleared by someone else, and
+    what an optimizer that rests has left from its own last step, with what the losses of others added to it. (One that
+    never stepped left nothing: that its weights get a gradient and do not move is to be seen.)
 
     Args:
         structure: of the model.
@@ -69,11 +72,15 @@ class Weights:
         self._copy_bytes = 2**30
         self._kept: dict[int, ParameterNorms] = {}  # by optimizer: which parameters' turn it is stays known
         self._told = False
+        self._ever: set[int] = set()  # optimizers that stepped so far
         self.clear()
 
     def clear(self) -> None:
         """Forget what was read."""
         self._read = False  # around the step as a whole
+        self._stepped: set[int] = set()  # optimizers, since it was
+        self._found: dict[int, weakref.ref[Tensor]] | None = None  # gradients that were there when the step began
+        self._left: set[int] = set()  # rows of those that were there still when the first optimizer stepped
         self._blank: list[int] = []  # rows that came since the step began, and have no gradient
         self._open: dict[int, ParameterNorms] = {}  # by optimizer, while it steps
         self._apart: dict[int, Packed] = {}  # and when it has
@@ -98,6 +105,9 @@ class Weights:
         """Read the weights where no optimizer will say that it changes them; gradients are read after it."""
         if not self._optimizers and not self._read:
             self._before(gradients=False)
+        if len(self._optimizers) > 1 and self._found is None:
+            there = [(p, p.grad) for p in self._structure.parameters]
+            self._found = {id(p): weakref.ref(gradient) for p, gradient in there if gradient is not None}
 
     def left(self) -> None:
         """Read the weights and gradients of a step whose update is not made."""
@@ -121,8 +131,6 @@ class Weights:
         key = id(optimizer)
         if not self._rows:
             self._structure.renew()
-            for row, p in enumerate(self._structure.norms.parameters):
-                self._rows.setdefault(id(_whole(p)), []).append(row)
         rows = self._rows_of(optimizer)
         if key in self._open or key in self._apart:
             self._again.update(rows)
@@ -136,7 +144,9 @@ class Weights:
 
     @_timed
     def after(self, optimizer: Any) -> None:
-        """Read what its step has changed, if it is read apart."""
+        """Read what its step has changed, if it is read apart; of one that a scaler skipped, nothing has."""
+        self._ever.add(id(optimizer))
+        self._stepped.add(id(optimizer))
         norms = self._open.pop(id(optimizer), None)
         if norms is not None:
             self._apart[id(optimizer)] = norms.after()
@@ -152,16 +162,32 @@ class Weights:
         if not self._read:
             return None
         packed = self._filled(self._structure.norms.after(), _UPDATE, self._structure.gone(), math.nan)
+        packed = replace(packed, unused=sorted(self._resting(self._optimizers)))
+        stale = self._left & self._resting(each for each in self._optimizers if id(each) in self._ever)
+        packed.measured[sorted(stale), _GRADIENT] = False
         return self._filled(packed, _GRADIENT, self._blank, math.nan)
 
+    def _resting(self, optimizers: Iterable[Any]) -> set[int]:
+        """Return the rows of those optimizers that did not step, though others did."""
+        rest = [each for each in optimizers if id(each) not in self._stepped] if self._stepped else []
+        used = {row for each in self._optimizers if rest and id(each) in self._stepped for row in self._rows_of(each)}
+        return {row for each in rest for row in self._rows_of(each)} - used
+
     def _before(self, *args: Any, **options: bool) -> None:
+        self._stepped = set()
         self._blank = self._structure.renew()
+        found = self._found or {}
+        rows = enumerate(self._structure.norms.parameters)
+        self._left = {i for i, p in rows if id(p) in found and found[id(p)]() is p.grad} if found else set()
         self._structure.norms.copy_bytes = self._copy_bytes
         self._structure.norms.before(*args, **options)
         self._read = True
 
     def _rows_of(self, optimizer: Any) -> list[int]:
         """Return the rows of the parameters that an optimizer holds, or that are slices of one."""
+        if not self._rows:
+            for row, p in enumerate(self._structure.norms.parameters):
+                self._rows.setdefault(id(_whole(p)), []).append(row)
         held = (id(p) for group in optimizer.param_groups for p in group["params"])
         return [row for key in held for row in self._rows.get(key, ())]
 

@@ -1,0 +1,86 @@
+"""Optimizers that take turns, each after a backward pass of its own: every step has its own loss and gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+import levada
+
+
+class Pair(nn.Module):
+    """Two networks of one training, which calls each of them and never the whole."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)))
+        self.second = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(2)), nn.Linear(4, 1))
+
+
+def norm(module):
+    return torch.cat([p.grad.flatten() for p in module.parameters()]).norm().item()
+
+
+def train(pair, optimizers, every, steps=40, toggled=False, shared=False):
+    """Adversaries: the second network learns from what the first gives, then the first from what the second says."""
+    first, second = pair.first, pair.second
+    truth = []
+    with levada.watch(pair, optimizers, every=every, max_overhead=1e9) as watch:
+        for _ in range(steps):
+            x = torch.randn(8, 4)
+            for learner, other, optimizer in ((second, first, optimizers[1]), (first, second, optimizers[0])):
+                if toggled:
+                    other.requires_grad_(False)
+                made = first(x) if learner is first or shared else first(x).detach()
+                loss = second(made).square().mean() if learner is first else (second(made) - 1).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                truth.append((loss.item(), norm(learner)))
+                optimizer.step()
+                other.requires_grad_(True)
+    return watch, truth
+
+
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("how", ["plain", "toggled", "shared"])
+def test_each_turn_is_a_step_with_its_own_loss_and_gradient(how, every):
+    pair = Pair()
+    optimizers = [torch.optim.SGD(half.parameters(), lr=0.05) for half in (pair.first, pair.second)]
+    watch, truth = train(pair, optimizers, every, toggled=how == "toggled", shared=how == "shared")
+    assert watch.steps == len(truth) == 80
+    losses = {step: loss for sample in watch.samples for step, loss in sample.losses}
+    assert losses == {step: pytest.approx(truth[step][0], rel=1e-6) for step in losses}
+    assert len(losses) > 60
+    assert {sample.step % 2 for sample in watch.samples} == {0, 1}
+    for sample in watch.samples:
+        assert sample.scalars["gradient_norm"] == pytest.approx(truth[sample.step][1], rel=1e-5)
+        gradient = dict(zip((s.name for s in watch.sites), sample.values["weight_gradient_rms"].tolist(), strict=True))
+        whose = "first" if sample.step % 2 else "second"
+        for name, value in gradient.items():
+            if name.startswith(whose):
+                assert value > 0
+            elif sample.step:  # what lies there is left from before, or not meant for it
+                assert not value > 0
+    assert not [f for f in watch.findings if f.rule == "loss_spike"]
+
+
+def test_an_optimizer_that_never_steps_has_the_gradient_that_lies_there():
+    """So that weights which get a gradient and are not moved can be told from those whose turn comes."""
+    pair = Pair()
+    optimizers = [torch.optim.SGD(half.parameters(), lr=0.05) for half in (pair.first, pair.second)]
+    with levada.watch(pair, optimizers, every=1, max_overhead=1e9) as watch:
+        for _ in range(6):
+            optimizers[1].zero_grad()  # what the other gets piles up
+            pair.second(pair.first(torch.randn(8, 4))).square().mean().backward()
+            optimizers[1].step()
+    for sample in watch.samples:
+        gradient, update = sample.values["weight_gradient_rms"], sample.values["update_ratio"]
+        assert (gradient > 0).all()
+        assert [bool(value > 0) for value in update] == [site.name.startswith("second") for site in watch.sites]
+
+
+def test_gradients_are_looked_at_of_few_parameters_of_each_optimizer():
+    pair = Pair()
+    optimizers = [torch.optim.SGD(half.parameters(), lr=0.05) for half in (pair.first, pair.second)]
+    watch, _ = train(pair, optimizers, 1000, steps=3)
+    assert len(watch._engine.losses.markers.parameters) == 8
