@@ -12,6 +12,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from levada.ops.depth import triton as kernels
+from levada.ops.depth.table.triton import tabulate
+from levada.ops.depth.whole import triton as whole
 
 KINDS = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16, "fp64": tl.float64}
 NARROW = {"means", "sums", "cotangent"}
@@ -20,7 +22,7 @@ NUMBERS = dict.fromkeys(("tokens", "sources", "token_stride"), "i32") | {"table"
 
 def compiled(kernel, width, queries, dtype, capability, **more):
     work = "fp64" if dtype == "fp64" else "fp32"
-    chosen = {"_attend": kernels.FORWARD, "_attend_backward": kernels.BACKWARD}.get(kernel.__name__, kernels.BLOCKS)
+    chosen = {"attend": kernels.FORWARD, "attend_backward": kernels.BACKWARD}.get(kernel.__name__, kernels.BLOCKS)
     constants = kernels.shape_of(chosen, queries, width, getattr(torch, "float" + work[2:]))
     warps = constants.pop("num_warps")
     constants |= {
@@ -48,8 +50,8 @@ def compiled(kernel, width, queries, dtype, capability, **more):
 
 
 KERNELS = [
-    (kernels._attend, {}),
-    (kernels._attend_backward, {}),
+    (whole.attend, {}),
+    (whole.attend_backward, {}),
     (kernels._products, {"norms": True}),
     (kernels._products, {"norms": False}),
     (kernels._mix, {}),
@@ -99,12 +101,12 @@ def test_loads_ahead_fit_into_the_memory_of_a_multiprocessor(width, types):
     """That of the smallest one that Triton compiles for is 64 KiB."""
     sources = [torch.empty(1, width, dtype=getattr(torch, kind)) for kind in types]
     options = kernels._options(kernels.FORWARD, 1, sources, torch.float32)
-    found = compiled(kernels._attend, width, 1, "bf16", 90, **{k: options[k] for k in ("kind", "mixed", "stages")})
+    found = compiled(whole.attend, width, 1, "bf16", 90, **{k: options[k] for k in ("kind", "mixed", "stages")})
     assert found.metadata.shared <= 2**16 - 2**10
     assert width > 640 or options["stages"] == kernels.FORWARD["stages"]
 
 
 def test_the_table_of_addresses_compiles():
     signature = {"table": "*i64", "addresses": ("i64",) * 4}
-    source = ASTSource(kernels._tabulate, signature=signature, constexprs={})
+    source = ASTSource(tabulate, signature=signature, constexprs={})
     assert len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm["cubin"])

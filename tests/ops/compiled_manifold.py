@@ -12,6 +12,7 @@ from levada.ops.manifold import Form
 from levada.ops.manifold import triton as kernels
 from levada.ops.manifold.ahead import triton as ahead
 from levada.ops.manifold.gates import triton as gates
+from levada.ops.manifold.products import triton as products
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What is in the streams' type; all other tensors are in float32.
@@ -23,8 +24,8 @@ def pieces(n, width, form, dtype):
     tokens, size, count = 4096, n * width, 2 * n + n * n * form.mixes
     split = dtype == "bf16"
     rows = count if dtype == "fp32" else 2 * count
-    project = kernels.plan_of(tokens, size, rows, TYPES[dtype])
-    by_state = kernels.plan_of_state(tokens, n, width, count, TYPES[dtype])
+    project = products.plan_of(tokens, size, rows, TYPES[dtype])
+    by_state = products.plan_of_state(tokens, n, width, count, TYPES[dtype])
     common = gates.options_of(n, count, form)
     epsilons = {"write_epsilon": form.write_epsilon, "norm_epsilon": form.norm_epsilon}
     block, padded = kernels.block_of(width, 1024), triton.next_power_of_2(n)
@@ -66,16 +67,16 @@ def test_it_compiles_with_the_parts_of_hyper_connections(n, width, dtype):
     tokens, count = 4096 * n, n + 2
     rows = count if dtype == "fp32" else 2 * count
     project = {"size": width, "count": count, "rows": rows, "split": rows > count, "centred": True}
-    project |= kernels.plan_of(tokens, width, rows, TYPES[dtype]) | {"num_warps": kernels.PROJECT["num_warps"]}
+    project |= products.plan_of(tokens, width, rows, TYPES[dtype]) | {"num_warps": products.PROJECT["num_warps"]}
     require_compiled("_project", project, dtype, 90)
     by_state = {"width": width, "n": 1, "count": count + 1, "adds": True, "split": dtype == "bf16", "each": n}
-    by_state |= kernels.plan_of_state(tokens, 1, width, count + 1, TYPES[dtype])
+    by_state |= products.plan_of_state(tokens, 1, width, count + 1, TYPES[dtype])
     require_compiled("_by_state", by_state, dtype, 90)
 
 
 def require_compiled(name, constants, dtype, capability):
     """Compile a kernel, and require that its products are waited for and its blocks fit on the chip."""
-    kernel = getattr(ahead if name == "_write_and_project" else kernels, name)
+    kernel = next(getattr(module, name) for module in (ahead, products, gates, kernels) if hasattr(module, name))
     options = {key: constants.pop(key) for key in ("num_warps", "num_stages") if key in constants}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     signature = {key: "*" + dtype if key in NARROW else "*fp32" for key in kernel.arg_names}

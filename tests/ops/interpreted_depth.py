@@ -9,6 +9,7 @@ from triton.runtime import interpreter
 
 from levada.ops.depth import reference
 from levada.ops.depth import triton as kernels
+from levada.ops.depth.table.triton import ready
 
 OPTIONS = [(1e-6, 1.0, False), (0.5, 3.0, True)]
 
@@ -120,7 +121,7 @@ def test_sources_that_vectors_cannot_be_read_from_are_moved():
     query, *sources = arguments(3, 2, 1, 7, dtype=torch.float32)
     odd = [torch.cat([torch.zeros(1), sources[0].flatten()])[1:].view(3, 7), sources[1].mT.contiguous().mT]
     assert odd[0].data_ptr() % 16
-    assert all(x.is_contiguous() and x.data_ptr() % 16 == 0 for x in kernels._ready(odd))
+    assert all(x.is_contiguous() and x.data_ptr() % 16 == 0 for x in ready(odd))
     cotangent = torch.randn(1, 3, 7)
     got = attended(kernels, query, odd, OPTIONS[0], cotangent)
     torch.testing.assert_close(got, attended(reference, query, sources, OPTIONS[0], cotangent))

@@ -11,18 +11,19 @@ from levada.ops._device import past_limit
 from levada.ops.hyper import reference
 from levada.ops.hyper import triton as kernels
 from levada.ops.manifold import triton as shared
+from levada.ops.manifold.products import triton as products
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setitem(kernels.WEIGHTS, "streams", 8)
-    monkeypatch.setitem(shared.PROJECT, "tile", 16)
-    monkeypatch.setitem(shared.PROJECT, "bytes", 32)
+    monkeypatch.setitem(products.PROJECT, "tile", 16)
+    monkeypatch.setitem(products.PROJECT, "bytes", 32)
     monkeypatch.setitem(shared.READ, "block", 16)
     monkeypatch.setitem(shared.READ, "elements", 32)
     monkeypatch.setitem(shared.BY_READS, "elements", 64)
-    monkeypatch.setitem(shared.BY_STATE, "tile", 16)
-    monkeypatch.setitem(shared.BY_STATE, "block", 32)
+    monkeypatch.setitem(products.BY_STATE, "tile", 16)
+    monkeypatch.setitem(products.BY_STATE, "block", 32)
 
 
 def given(tokens, n, dim, centred=True, dtype=torch.float32):
@@ -59,8 +60,8 @@ def test_gradients_may_be_left_out(left_out):
 
 def test_parts_of_channels_and_of_tokens_are_added_up():
     tensors, by = given(9, 4, 160)
-    assert shared.plan_of(36, 160, 6, torch.float32)["parts"] > 1
-    assert shared.plan_of_state(36, 1, 160, 7, torch.float32)["parts"] > 1
+    assert products.plan_of(36, 160, 6, torch.float32)["parts"] > 1
+    assert products.plan_of_state(36, 1, 160, 7, torch.float32)["parts"] > 1
     assert error(tensors, by) < 5e-6
 
 

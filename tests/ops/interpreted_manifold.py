@@ -16,6 +16,7 @@ from levada.ops.manifold import triton as kernels
 from levada.ops.manifold.ahead import autograd as registered
 from levada.ops.manifold.ahead import reference as one_pass
 from levada.ops.manifold.ahead import triton as ahead
+from levada.ops.manifold.products import triton as products
 from levada.ops.sinkhorn.reference import steps_at_once
 from levada.ops.streams import reference as streams
 
@@ -23,13 +24,13 @@ from levada.ops.streams import reference as streams
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setitem(kernels.LIMIT, "rows", 1000)
-    monkeypatch.setitem(kernels.PROJECT, "tile", 16)
-    monkeypatch.setitem(kernels.PROJECT, "bytes", 32)
+    monkeypatch.setitem(products.PROJECT, "tile", 16)
+    monkeypatch.setitem(products.PROJECT, "bytes", 32)
     monkeypatch.setitem(kernels.READ, "block", 16)
     monkeypatch.setitem(kernels.READ, "elements", 32)
     monkeypatch.setitem(kernels.BY_READS, "elements", 64)
-    monkeypatch.setitem(kernels.BY_STATE, "tile", 16)
-    monkeypatch.setitem(kernels.BY_STATE, "block", 32)
+    monkeypatch.setitem(products.BY_STATE, "tile", 16)
+    monkeypatch.setitem(products.BY_STATE, "block", 32)
     monkeypatch.setitem(ahead.AHEAD, "tile", 16)
     monkeypatch.setitem(ahead.AHEAD, "bytes", 64)
 
@@ -106,12 +107,12 @@ def test_gradients_may_be_left_out(left_out):
 
 @pytest.mark.parametrize(("n", "rows"), [(4, 16), (16, 128)])
 def test_rows_of_weights_may_be_taken_in_groups(n, rows, monkeypatch):
-    monkeypatch.setitem(kernels.PROJECT, "rows", rows)
-    monkeypatch.setitem(kernels.BY_STATE, "rows", rows)
+    monkeypatch.setitem(products.PROJECT, "rows", rows)
+    monkeypatch.setitem(products.BY_STATE, "rows", rows)
     form = FORMS["few"]
     for dtype in (torch.float32, torch.bfloat16):
         tensors, by = given(2, n, 5, form, dtype)
-        plan = kernels.plan_of(2, 5 * n, 2 * len(tensors[1]), dtype)
+        plan = products.plan_of(2, 5 * n, 2 * len(tensors[1]), dtype)
         assert plan["programs"] > 1
         found = errors(both_ways(kernels, tensors, by, form), both_ways(reference, doubled(tensors), doubled(by), form))
         assert max(found) < (1e-6 if dtype == torch.float32 else 8e-3)
@@ -120,8 +121,8 @@ def test_rows_of_weights_may_be_taken_in_groups(n, rows, monkeypatch):
 def test_parts_of_channels_and_of_tokens_are_added_up(monkeypatch):
     form = FORMS["few"]
     tensors, by = given(33, 4, 64, form)
-    assert kernels.plan_of(33, 256, 24, torch.float32)["parts"] > 1
-    assert kernels.plan_of_state(33, 4, 64, 24, torch.float32)["parts"] > 1
+    assert products.plan_of(33, 256, 24, torch.float32)["parts"] > 1
+    assert products.plan_of_state(33, 4, 64, 24, torch.float32)["parts"] > 1
     expected = both_ways(reference, doubled(tensors), doubled(by), form)
     assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
 

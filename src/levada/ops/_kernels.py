@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from levada.ops._define import is_observed, is_special
 
-__all__ = ["has_kernels", "takes"]
+__all__ = ["TYPES", "has_kernels", "takes"]
 
-_TYPES = {torch.float32, torch.float64}
+TYPES: Final = {torch.float32, torch.float64}
+"""Of tensors that loops on a CPU are compiled for."""
 _FOUND = importlib.util.find_spec("numba") is not None  # asked once, as the compiler cannot ask
 
 
@@ -23,7 +25,7 @@ def takes(state: Tensor, *others: Tensor) -> bool:
         *others: the parameters.
     """
     same = all(x.dtype == state.dtype for x in others)
-    return _FOUND and same and state.device.type == "cpu" and state.dtype in _TYPES
+    return _FOUND and same and state.device.type == "cpu" and state.dtype in TYPES
 
 
 def has_kernels(state: Tensor, *others: Tensor) -> bool:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from levada.ops._define import empty_like, import_kernels
+from levada.ops._kernels import TYPES
 from levada.ops.depth import reference
 
 __all__ = ["attend", "attend_backward", "mix", "mix_backward"]
-
-_TYPES = {torch.float32, torch.float64}
 
 
 def attend(
@@ -96,7 +95,7 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
 def _loops(*tensors: Tensor) -> ModuleType | None:
     """Return the loops if they take these: of one type that they are compiled for, and something to do."""
     types = {x.dtype for x in tensors}
-    if len(types) > 1 or not types <= _TYPES or not tensors[-1].numel():
+    if len(types) > 1 or not types <= TYPES or not tensors[-1].numel():
         return None
     return import_kernels("levada.ops.depth.loops", "numba")
 

@@ -1,14 +1,9 @@
 """Attention over depth and weighted sums on a GPU: a program takes a token, and reads each source where it lies.
 
-Sources are not copied next to each other: a table on the device holds their addresses. A kernel writes the table, so
-that all is in the order of the stream, and a captured graph holds the addresses as it holds those of any argument.
-
-Forward, a source's channels are read once: a running maximum, the sum of exponentials and the weighted sum of channels
-stay in registers while the next sources are on their way to the chip. Backward, the first look at the sources gives
-their products with the cotangent, from which the softmax makes the coefficients of the second look, which finds the
-sources in a cache. The gradient of a query is added up in registers over all tokens of a program, and then over
-programs, always in one order: results repeat bit by bit. Where a source is too wide for registers, each look is a
-kernel of its own, a block of channels at a time.
+Sources are not copied next to each other: a table on the device holds their addresses. Where registers hold all
+channels of a source, attention is one kernel each way (`whole`); where a source is too wide, each look at the sources
+is a kernel of its own, a block of channels at a time. The gradient of a query is added up in registers over all tokens
+of a program, and then over programs, always in one order: results repeat bit by bit.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -26,6 +21,8 @@ from torch import Tensor
 from levada.ops._define import empty_like
 from levada.ops._device import on
 from levada.ops.depth import reference
+from levada.ops.depth.table.triton import kernel, read, ready, table_of, write
+from levada.ops.depth.whole import triton as whole_sources
 
 __all__ = ["BACKWARD", "BLOCKS", "FORWARD", "attend", "attend_backward", "mix", "mix_backward", "shape_of"]
 
@@ -36,168 +33,16 @@ BACKWARD: Final = {"whole": 8192, "elements": 16, "stages": 3, "together": 16384
 BLOCKS: Final = {"block": 2048, "elements": 16, "stages": 3, "together": 16384, "tokens": 4}
 _AHEAD = 3 * 2**14  # bytes of loads ahead: what a program may have of the memory of any multiprocessor
 _WARPS = 16  # at most
-_ADDRESSES = 32  # that one launch writes
 _WORK = {torch.float32: tl.float32, torch.float64: tl.float64}
+_KINDS = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 
 
-_kernel = triton.jit(do_not_specialize=["tokens", "sources", "token_stride"])
-
-
-@triton.jit
-def _tabulate(table, addresses):
-    for i in tl.static_range(len(addresses)):
-        tl.store(table + i, addresses[i])
-
-
-@triton.jit
-def _read(table, i, place, mask, kind: tl.constexpr, mixed: tl.constexpr):
-    """Return channels of source i; of sources of two types, a wide one has an odd address."""
-    address = tl.load(table + i)
-    if mixed:
-        odd = address & 1
-        narrow = tl.multiple_of((address - odd).to(tl.pointer_type(kind)), 16)
-        wide = tl.multiple_of((address - odd).to(tl.pointer_type(tl.float32)), 16)
-        x = tl.load(narrow + place, mask=mask & (odd == 0), other=0.0).to(tl.float32)
-        x += tl.load(wide + place, mask=mask & (odd == 1), other=0.0)
-    else:
-        x = tl.load(tl.multiple_of(address.to(tl.pointer_type(kind)), 16) + place, mask=mask, other=0.0)
-    return x
-
-
-@triton.jit
-def _write(table, i, place, value, mask, kind: tl.constexpr, mixed: tl.constexpr):
-    """Write channels of tensor i."""
-    address = tl.load(table + i)
-    if mixed:
-        odd = address & 1
-        wide = tl.multiple_of((address - odd).to(tl.pointer_type(tl.float32)), 16)
-        tl.store(wide + place, value, mask=mask & (odd == 1))
-        mask = mask & (odd == 0)
-        address -= odd
-    tl.store(tl.multiple_of(address.to(tl.pointer_type(kind)), 16) + place, value, mask=mask)
-
-
-@triton.jit
-def _add_pairs(a, b, c, d):
-    return a + c, b + d
-
-
-@_kernel
-def _attend(
-    query, table, means, products, inverse, tokens, sources, factor,
-    width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
-    normal: tl.constexpr, epsilon: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
-    kind: tl.constexpr, mixed: tl.constexpr,
-):  # fmt: skip
-    """Write means, products and `1 / rms`; all channels are in registers."""
-    wide = tl.full((), width, tl.int64)
-    many = tl.full((), 1, tl.int64) * sources
-    rows = tl.arange(0, padded)
-    columns = tl.arange(0, block)
-    inside = columns < width
-    here = (rows < queries)[:, None] & inside[None, :]
-    q = tl.load(query + rows[:, None] * width + columns[None, :], mask=here, other=0.0).to(work)
-    for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
-        place = token * wide + columns
-        most = tl.full([padded], float("-inf"), dtype=work)
-        total = tl.zeros([padded], dtype=work)
-        mean = tl.zeros([padded, block], dtype=work)
-        for i in tl.range(0, sources, num_stages=stages):
-            x = _read(table, i, place, inside, kind, mixed).to(work)[None, :]
-            if padded == 1:  # one exchange between warps for both
-                product, square = tl.reduce((q * x, x * x), 1, _add_pairs)
-            else:
-                product, square = tl.sum(q * x, 1), tl.sum(x * x, 1)
-            scale = tl.rsqrt(square / width + epsilon)
-            score = product * scale
-            above = tl.maximum(most, score)
-            kept = tl.exp(most - above)
-            share = tl.exp(score - above)
-            most = above
-            total = total * kept + share
-            weight = share * scale if normal else share
-            mean = mean * kept[:, None] + weight[:, None] * x
-            at = token * many + i
-            tl.store(products + token * many * queries + rows * sources + i, product, mask=rows < queries)
-            tl.store(inverse + at + rows, scale, mask=rows < 1)
-        mean = mean * (factor / total)[:, None]
-        tl.store(means + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), mean, mask=here)
-
-
-@_kernel
-def _attend_backward(
-    cotangent, query, table, products, inverse, scratch, partial, tokens, sources, factor,
-    width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
-    span: tl.constexpr, normal: tl.constexpr, work: tl.constexpr, stages: tl.constexpr,
-    kind: tl.constexpr, mixed: tl.constexpr,
-):  # fmt: skip
-    """Write the gradients of the sources, and each program's part of those of the queries; all channels in registers.
-
-    The table holds the sources, then their gradients. `scratch` is `(programs, 2 queries + 1, sources)`.
-    """
-    wide = tl.full((), width, tl.int64)
-    many = tl.full((), 1, tl.int64) * sources
-    rows = tl.arange(0, padded)
-    real = rows < queries
-    columns = tl.arange(0, block)
-    inside = columns < width
-    here = real[:, None] & inside[None, :]
-    spots = rows[:, None] * width + columns[None, :]
-    q = tl.load(query + spots, mask=here, other=0.0).to(work)
-    by_query = tl.where(here, 0.0, q)  # zero, where the threads hold q
-    program = tl.program_id(0).to(tl.int64)
-    order = tl.arange(0, span)
-    known = real[:, None] & (order < sources)[None, :]
-    own = scratch + program * (2 * queries + 1) * sources
-    for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
-        place = token * wide + columns
-        g = tl.load(
-            cotangent + (rows[:, None].to(tl.int64) * tokens * width + place[None, :]), mask=here, other=0.0
-        ).to(work)
-        for i in tl.range(0, sources, num_stages=stages):
-            x = _read(table, i, place, inside, kind, mixed)
-            x = x.to(work)[None, :]
-            tl.store(own + rows * sources + i, tl.sum(g * x, 1), mask=real)
-        tl.debug_barrier()
-        # `reference.coefficients` for one token
-        at = rows[:, None] * sources + order[None, :]
-        agreement = tl.load(own + at, mask=known, other=0.0)
-        product = tl.load(products + token * many * queries + at, mask=known, other=0.0)
-        scale = tl.load(inverse + token * many + order, mask=order < sources, other=0.0)
-        score = tl.where((order < sources)[None, :], product * scale[None, :], float("-inf"))
-        share = tl.exp(score - tl.max(score, 1)[:, None])
-        share = share / tl.sum(share, 1)[:, None]
-        by_weight = factor * agreement
-        by_share = by_weight * scale[None, :] if normal else by_weight
-        by_score = share * (by_share - tl.sum(share * by_share, 1)[:, None])
-        by_scale = tl.sum(by_score * product, 0)
-        weight = factor * share
-        if normal:
-            weight = weight * scale[None, :]
-            by_scale += tl.sum(by_weight * share, 0)
-        by_square = by_scale * scale * scale * scale / -width
-        tl.debug_barrier()
-        tl.store(own + at, weight, mask=known)
-        tl.store(own + queries * sources + at, by_score * scale[None, :], mask=known)
-        tl.store(own + 2 * queries * sources + order, by_square, mask=order < sources)
-        tl.debug_barrier()
-        last = sources - 1  # what was read last is in the nearest cache
-        ahead = _read(table, last, place, inside, kind, mixed)
-        for back in range(sources):
-            i = last - back
-            x = ahead.to(work)[None, :]
-            ahead = _read(table, tl.maximum(i - 1, 0), place, inside & (i > 0), kind, mixed)
-            of_g = tl.load(own + rows * sources + i, mask=real, other=0.0)
-            of_q = tl.load(own + (queries + rows) * sources + i, mask=real, other=0.0)
-            of_x = tl.load(own + 2 * queries * sources + i)
-            found = tl.sum(of_g[:, None] * g + of_q[:, None] * q, 0) + of_x * tl.sum(x, 0)
-            _write(table, sources + i, place, found, inside, kind, mixed)
-            by_query += of_q[:, None] * x
-        tl.debug_barrier()  # the next token's numbers go to the same memory
-    tl.store(partial + program * queries * width + spots, by_query, mask=here)
-
-
-@_kernel
+@kernel
 def _products(
     left, table, found, inverse, tokens, sources,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
@@ -217,7 +62,7 @@ def _products(
         inside = columns < width
         row = tl.load(starts + columns[None, :], mask=real[:, None] & inside[None, :], other=0.0).to(work)
         for i in tl.range(0, sources, num_stages=stages):
-            x = _read(table, i, token * width + columns, inside, kind, mixed).to(work)
+            x = read(table, i, token * width + columns, inside, kind, mixed).to(work)
             tl.store(into + i, tl.sum(row * x[None, :], 1), mask=real)
             if norms:
                 tl.store(inverse + token * sources + i, tl.rsqrt(tl.sum(x * x, 0) / width + epsilon))
@@ -227,7 +72,7 @@ def _products(
             square = tl.zeros([block], dtype=work)
             for start in tl.range(0, width, block, num_stages=stages):
                 inside = start + columns < width
-                x = _read(table, i, token * width + start + columns, inside, kind, mixed).to(work)
+                x = read(table, i, token * width + start + columns, inside, kind, mixed).to(work)
                 here = real[:, None] & inside[None, :]
                 product += tl.load(starts + start + columns[None, :], mask=here, other=0.0).to(work) * x[None, :]
                 if norms:
@@ -237,7 +82,7 @@ def _products(
                 tl.store(inverse + token * sources + i, tl.rsqrt(tl.sum(square, 0) / width + epsilon))
 
 
-@_kernel
+@kernel
 def _mix(
     weights, table, sums, token_stride, tokens, sources,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
@@ -253,12 +98,12 @@ def _mix(
     own = weights + token * token_stride + rows * sources
     total = tl.zeros([padded, block], dtype=work)
     for i in tl.range(0, sources, num_stages=stages):
-        x = _read(table, i, place, inside, kind, mixed).to(work)
+        x = read(table, i, place, inside, kind, mixed).to(work)
         total += tl.load(own + i, mask=real, other=0.0).to(work) * x
     tl.store(sums + (rows.to(tl.int64) * tokens * width + place), total, mask=real & inside)
 
 
-@_kernel
+@kernel
 def _spread(
     cotangent, query, table, weights, by_products, by_squares, partial, token_stride, tokens, sources,
     width: tl.constexpr, queries: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
@@ -290,11 +135,11 @@ def _spread(
             of_g = tl.load(weights + token * stride + rows * sources + i, mask=real, other=0.0).to(work)
             found = tl.sum(of_g[:, None] * g, 0)
             if attends:
-                x = _read(table, sources + i, place, inside, kind, mixed).to(work)
+                x = read(table, sources + i, place, inside, kind, mixed).to(work)
                 of_q = tl.load(by_products + token * many * queries + rows * sources + i, mask=real, other=0.0)
                 found += tl.sum(of_q[:, None] * q, 0) + tl.load(by_squares + token * many + i) * x
                 by_query += of_q[:, None] * x[None, :]
-            _write(table, i, place, found, inside, kind, mixed)
+            write(table, i, place, found, inside, kind, mixed)
     if attends:
         tl.store(partial + tl.program_id(0).to(tl.int64) * queries * width + spots, by_query, mask=here)
 
@@ -309,14 +154,14 @@ def attend(
     means = sources[0].new_empty(*query.shape[:-1], *leading, width, dtype=reference.type_of(sources))
     if not means.numel():
         return means, products, inverse
-    sources, query, tokens = _ready(sources), query.contiguous(), inverse.numel() // count
+    sources, query, tokens = ready(sources), query.contiguous(), inverse.numel() // count
     with on(query.device):
-        table = _table(sources)
+        table = table_of(sources)
         if _is_whole(FORWARD, queries, width):
             options = _options(FORWARD, queries, sources, query.dtype)
             args: tuple[Any, ...] = query, table, means, products, inverse, tokens, count, factor
             programs = _programs(FORWARD, tokens, options, query.device)
-            _attend[(programs,)](*args, normal=normal, epsilon=epsilon, **options)
+            whole_sources.attend[(programs,)](*args, normal=normal, epsilon=epsilon, **options)
         else:
             args = query, table, products, inverse, tokens, count
             options = _options(BLOCKS, queries, sources, query.dtype)
@@ -341,7 +186,7 @@ def attend_backward(
     if not cotangent.numel():
         return torch.zeros_like(query, memory_format=torch.contiguous_format), found
     queries, tokens = query.numel() // width, sources[0].numel() // width
-    sources, query, (cotangent,) = _ready(sources), query.contiguous(), _ready([cotangent])
+    sources, query, (cotangent,) = ready(sources), query.contiguous(), ready([cotangent])
     products, inverse = products.contiguous(), inverse.contiguous()
     whole = _is_whole(BACKWARD, queries, width)
     options = _options(BACKWARD if whole else BLOCKS, queries, sources, query.dtype)
@@ -350,11 +195,13 @@ def attend_backward(
         partial = query.new_empty(programs, *query.shape)
         if whole:
             scratch = query.new_empty(programs, 2 * queries + 1, count)
-            args: tuple[Any, ...] = cotangent, query, _table([*sources, *found]), products, inverse, scratch, partial
+            args: tuple[Any, ...] = cotangent, query, table_of([*sources, *found]), products, inverse, scratch, partial
             span = triton.next_power_of_2(count)
-            _attend_backward[(programs,)](*args, tokens, count, factor, span=span, normal=normal, **options)
+            whole_sources.attend_backward[(programs,)](
+                *args, tokens, count, factor, span=span, normal=normal, **options
+            )
         else:
-            table, agreements = _table([*found, *sources]), torch.empty_like(products)
+            table, agreements = table_of([*found, *sources]), torch.empty_like(products)
             _agree(cotangent, sources, table[count:], agreements)
             parts = reference.coefficients(agreements, products, inverse, factor, normal, width)
             args = cotangent, query, table, *(x.contiguous() for x in parts), partial, queries * count, tokens, count
@@ -366,10 +213,10 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Return the weighted sums, contiguous."""
     sums = sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape, dtype=reference.type_of(sources))
     if sums.numel():
-        sources = _ready(sources)
+        sources = ready(sources)
         with on(sums.device):
             tokens = sources[0].numel() // sources[0].shape[-1]
-            _run_mix(weights, sources, _table(sources), sums, _stride(weights), tokens)
+            _run_mix(weights, sources, table_of(sources), sums, _stride(weights), tokens)
     return sums
 
 
@@ -381,9 +228,9 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
     if not cotangent.numel():
         return torch.zeros_like(weights, memory_format=torch.contiguous_format), found
     ways, tokens = cotangent.numel() // sources[0].numel(), sources[0].numel() // width
-    sources, weights, (cotangent,) = _ready(sources), weights.contiguous(), _ready([cotangent])
+    sources, weights, (cotangent,) = ready(sources), weights.contiguous(), ready([cotangent])
     with on(cotangent.device):
-        table, options = _table([*found, *sources]), _options(BLOCKS, ways, sources, weights.dtype)
+        table, options = table_of([*found, *sources]), _options(BLOCKS, ways, sources, weights.dtype)
         _agree(cotangent, sources, table[count:], agreements)
         args = cotangent, weights, table, weights, weights, weights, agreements, _stride(weights), tokens, count
         _spread[tokens, triton.cdiv(width, options["block"])](*args, attends=False, **options)
@@ -464,29 +311,3 @@ def _programs(chosen: dict[str, int], tokens: int, options: dict[str, Any], devi
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-_KINDS = {
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-
-
-def _table(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the addresses of tensors, on their device; odd ones for the wide tensors, if there are narrow ones too."""
-    mixed = len({x.dtype for x in tensors}) > 1
-    addresses = [x.data_ptr() + (mixed and x.dtype == torch.float32) for x in tensors]
-    span = min(triton.next_power_of_2(len(addresses)), _ADDRESSES)
-    addresses += addresses[:1] * (-len(addresses) % span)  # a kernel is compiled for each number of addresses
-    table = torch.empty(len(addresses), dtype=torch.int64, device=tensors[0].device)
-    for start in range(0, len(addresses), span):
-        _tabulate[(1,)](table[start:], tuple(addresses[start : start + span]), num_warps=1)
-    return table
-
-
-def _ready(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return tensors that lie whole, from an address that vectors are read from."""
-    whole = [x.contiguous() for x in tensors]
-    return [x.clone() if x.data_ptr() % 16 else x for x in whole]

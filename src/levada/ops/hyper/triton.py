@@ -20,7 +20,8 @@ from levada.ops._device import TYPES, as_float32, on, past_limit
 from levada.ops.hyper import reference
 from levada.ops.hyper.reference import Parameters
 from levada.ops.manifold.gates.triton import add_parts, store_by_logits
-from levada.ops.manifold.triton import by_state_of, of_reads, project, sum_streams
+from levada.ops.manifold.products.triton import by_state_of, project
+from levada.ops.manifold.triton import of_reads, sum_streams
 
 __all__ = ["MOST_STREAMS", "WEIGHTS", "read", "read_backward", "takes"]
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from levada.ops._define import empty_like, import_kernels
+from levada.ops._kernels import TYPES
 from levada.ops.residual_norm import reference
 
 __all__ = ["residual_norm", "residual_norm_backward"]
-
-_TYPES = {torch.float32, torch.float64}
 
 
 def residual_norm(
@@ -51,7 +50,7 @@ def _loops(*tensors: Tensor | None) -> ModuleType | None:
     """Return the loops if they take these: of one type that they are compiled for, and something to do."""
     given = [x for x in tensors if x is not None]
     types = {x.dtype for x in given}
-    if len(types) > 1 or not types <= _TYPES or not given[0].numel():
+    if len(types) > 1 or not types <= TYPES or not given[0].numel():
         return None
     return import_kernels("levada.ops.residual_norm.loops", "numba")
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from levada.ops._define import empty_like, import_kernels
+from levada.ops._kernels import TYPES
 from levada.ops.streams import reference
 
 __all__ = ["write", "write_backward"]
-
-_TYPES = {torch.float32, torch.float64}
 
 
 def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
@@ -44,7 +42,7 @@ def _loops(*tensors: Tensor | None) -> ModuleType | None:
     """Return the loops if they take these: of one type that they are compiled for, and something to do."""
     given = [x for x in tensors if x is not None]
     types = {x.dtype for x in given}
-    if len(types) > 1 or not types <= _TYPES or not given[0].numel():
+    if len(types) > 1 or not types <= TYPES or not given[0].numel():
         return None
     return import_kernels("levada.ops.streams.loops", "numba")
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from levada.ops.manifold.ahead import reference
 from levada.ops.manifold.gates.triton import small
+from levada.ops.manifold.products.triton import project, weights_of
 from levada.ops.manifold.reference import Form
-from levada.ops.manifold.triton import project, read_backward, read_projected, takes, weights_of
+from levada.ops.manifold.triton import read_backward, read_projected, takes
 from levada.ops.streams.triton import write, write_backward
 
 __all__ = ["write_and_project", "write_and_read", "write_and_read_backward"]
@@ -91,7 +92,7 @@ def _write_and_project(
 def write_and_project(
     state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None, projection: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the new streams, and of them what `levada.ops.manifold.triton.project` returns.
+    """Return the new streams, and of them what `levada.ops.manifold.products.triton.project` returns.
 
     Args:
         state: the streams, of 16 or 32 bits; more than 4 are projected by a kernel of its own, which reads them again.

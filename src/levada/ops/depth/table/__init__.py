@@ -1,0 +1,1 @@
+"""Tables of addresses: kernels for a GPU."""

@@ -1,0 +1,1 @@
+"""Attention over sources that registers hold: kernels for a GPU."""

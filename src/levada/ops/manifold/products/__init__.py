@@ -1,0 +1,1 @@
+"""Products of streams with weights, there and back: kernels for a GPU."""
