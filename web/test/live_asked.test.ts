@@ -107,19 +107,26 @@ describe("the last sample of a run", () => {
     ({ columns: Float64Array.of(...steps, end), spans: steps.map((one) => [one, one]) }) as unknown as Heat;
   const edges = (one: Heat) => [...(one.columns as Float64Array)];
 
+  const run = (last_step: number | null, steps: number, state = "running") => ({ last_step, steps, state }) as Summary;
+
   it("stands until the run's end, so that a short run fills its map", () => {
-    expect(edges(lasting(heat([0], 1), { last_step: 0, steps: 8 }))).toEqual([0, 8]);
-    expect(edges(lasting(heat([0, 1], 2), { last_step: 1, steps: 500 }))).toEqual([0, 1, 500]);
+    for (const state of ["running", "ended"]) {
+      expect(edges(lasting(heat([0], 1), run(0, 8, state)))).toEqual([0, 8]);
+      expect(edges(lasting(heat([0, 1], 2), run(1, 500, state)))).toEqual([0, 1, 500]);
+    }
   });
 
   it("is not stretched where it is not there, or stands longer", () => {
-    for (const run of [
-      { last_step: 20, steps: 30 },
-      { last_step: 0, steps: 1 },
-      { last_step: null, steps: 9 },
-    ]) {
-      expect(edges(lasting(heat([0], 1), run))).toEqual([0, 1]);
+    for (const one of [run(20, 30), run(0, 1), run(null, 9), run(20, 30, "ended")]) {
+      expect(edges(lasting(heat([0], 1), one))).toEqual([0, 1]);
     }
+    expect(edges(lasting(heat([0, 20], 40), run(20, 21)))).toEqual([0, 20, 40]);
+  });
+
+  it("stands no longer than a run that is over", () => {
+    expect(edges(lasting(heat([0, 20], 40), run(20, 21, "ended")))).toEqual([0, 20, 21]);
+    expect(edges(lasting(heat([0, 20], 40), run(20, 30, "stopped")))).toEqual([0, 20, 30]);
+    expect(edges(lasting(heat([0, 20], 40), run(20, 20, "failed")))).toEqual([0, 20, 21]); // its update was left
   });
 
   it("is the step that a map is drawn to", () => {

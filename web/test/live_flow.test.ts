@@ -183,12 +183,22 @@ describe("the list", () => {
 
 describe("what is seen of a run", () => {
   const summary = (given: object) =>
-    ({ steps: 100, first_step: 0, last_step: 95, samples: 20, has: [], ...given }) as never;
+    ({ steps: 100, first_step: 0, last_step: 95, samples: 20, has: [], state: "running", ...given }) as never;
   const run = summary({});
 
-  it("reaches as far as its last sample stands", () => {
+  it("reaches as far as its last sample stands while it goes on, and ends where the run ends", () => {
     expect(stepsOf([run])).toEqual({ from: 0, to: 100 });
-    expect(stepsOf([summary({ steps: 96 })])).toEqual({ from: 0, to: 100 });
+    for (const [state, to] of [
+      ["running", 100],
+      ["not ended", 100],
+      ["ended", 96],
+      ["stopped", 96],
+      ["failed", 96],
+    ]) {
+      expect(stepsOf([summary({ steps: 96, state })])).toEqual({ from: 0, to });
+    }
+    // Two are seen as far as the one that goes further.
+    expect(stepsOf([summary({ steps: 96, state: "ended" }), summary({ steps: 97, state: "ended" })]).to).toBe(97);
     expect(stepsOf([summary({ steps: 7, first_step: null, last_step: null, samples: 0 })])).toEqual({ from: 0, to: 7 });
     expect(stepsOf([summary({ has: ["held_out"] })])).toEqual({ from: 0, to: 101 });
     expect(stepsOf([])).toEqual({ from: 0, to: 1 });

@@ -139,6 +139,9 @@ export interface Summary extends Row {
   readonly has: readonly ("loss" | "held_out" | "heat" | "mixing" | "gates" | "memory" | "drawings")[];
 }
 
+/** Whether no step comes any more. A run without an end may be written elsewhere, where nobody here can look. */
+export const isOver = ({ state }: Pick<Row, "state">): boolean => state !== "running" && state !== "not ended";
+
 /** Why there is no answer, in a sentence. */
 export class ApiError extends Error {
   constructor(

@@ -2,6 +2,7 @@
 
 import { type Cells, INFINITE, indexOf, NAN, ZERO } from "../figures/cells";
 import type { Span } from "../figures/span";
+import { isOver, type Summary } from "./api";
 
 /** What of a run is wanted, at most so many cells. */
 export interface Question {
@@ -102,12 +103,18 @@ function end({ steps, last_steps }: HeatAnswer): number {
   return Math.max(last_steps[steps.length - 1] + 1, before === undefined ? 0 : 2 * last - before);
 }
 
-/** The same cells with the last sample of a run up to its end: no other came that would end its column. */
-export function lasting(heat: Heat, run: { readonly last_step: number | null; readonly steps: number }): Heat {
+/**
+ * The same cells with the last sample of a run up to its end: no other came that would end its column.
+ *
+ * Of a run that goes on it is at least as wide as the one before, of one that is over no wider than there are steps.
+ */
+export function lasting(heat: Heat, run: Pick<Summary, "last_step" | "steps" | "state">): Heat {
   const last = heat.columns.length - 1;
-  if (heat.spans.at(-1)?.[1] !== run.last_step || heat.columns[last] >= run.steps) return heat;
+  if (run.last_step === null || heat.spans.at(-1)?.[1] !== run.last_step) return heat;
+  const end = Math.max(run.steps, run.last_step + 1, isOver(run) ? 0 : heat.columns[last]);
+  if (end === heat.columns[last]) return heat;
   const columns = Float64Array.from(heat.columns);
-  columns[last] = run.steps;
+  columns[last] = end;
   return { ...heat, columns };
 }
 

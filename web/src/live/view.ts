@@ -1,18 +1,24 @@
 /** From what an address says to what is seen, and back. */
 
 import { type Span, same, within } from "../figures/span";
-import type { Summary } from "./api";
+import { isOver, type Summary } from "./api";
 import type { Place } from "./place";
 
-/** All steps of the runs: a step more than the last one, and as long as the last sample stands. */
+/**
+ * The step behind the last one of a run.
+ *
+ * One that may go on is seen a little further: its last sample stands until the next, whose step nobody knows yet.
+ */
+function endOf({ state, steps, first_step, last_step, samples, has }: Summary): number {
+  const made = has.includes("held_out") ? steps + 1 : steps; // held out losses are by the number of steps done
+  if (last_step === null || first_step === null) return made;
+  const apart = isOver({ state }) || samples < 2 ? 1 : Math.round((last_step - first_step) / (samples - 1));
+  return Math.max(made, last_step + Math.max(1, apart));
+}
+
+/** All steps of the runs. */
 export function stepsOf(runs: readonly Summary[]): Span {
-  const ends = runs.map(({ steps, first_step, last_step, samples, has }) => {
-    const made = has.includes("held_out") ? steps + 1 : steps; // held out losses are by the number of steps done
-    if (last_step === null || first_step === null) return made;
-    const apart = samples > 1 ? (last_step - first_step) / (samples - 1) : 1;
-    return Math.max(made, last_step + Math.max(1, Math.round(apart)));
-  });
-  return { from: 0, to: Math.max(1, ...ends) };
+  return { from: 0, to: Math.max(1, ...runs.map(endOf)) };
 }
 
 /** What is seen of the steps. */
