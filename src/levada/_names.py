@@ -49,6 +49,7 @@ OWN_SCALARS: Final = (
     "loss_scale",
     "constant_loss",
     "uncleared_steps",
+    "alike_rows",
     "overhead",
     "nonfinite_rank",
     "gradient_nonfinite_rank",

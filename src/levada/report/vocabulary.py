@@ -27,6 +27,7 @@ PHRASES: Final[Mapping[str, tuple[str, str]]] = {
     "exploding_memory": ("The memory explodes", "at"),
     "numerical_overflow": ("Numbers become NaN or Inf", "at"),
     "skipped_steps": ("The training makes no update", "at"),
+    "constant_inputs": ("All inputs are the same", "at"),
     "accumulated_gradients": ("Gradients pile up from step to step", "at"),
     "double_softmax": ("The softmax is applied twice", "at"),
     "wrong_loss": ("The loss does not fit the outputs", "of"),

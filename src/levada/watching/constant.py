@@ -43,11 +43,15 @@ class ConstantLoss:
         >>> known.learned()
         >>> round(float(known.of(loss.detach())), 4), round(loss.item(), 4)
         (0.3466, 0.3466)
+
+    Attributes:
+        targets: how many the last pass had, along the first dimension; None as long as it is not known.
     """
 
     def __init__(self) -> None:
+        self.targets: int | None = None
         self._on = False
-        self._seen: list[tuple[Any, Tensor, Tensor]] | None = []  # of the backward pass that begins
+        self._seen: list[tuple[Any, Tensor, Tensor, int]] | None = []  # of the backward pass that begins
         self._own: list[Tensor] = []  # the loss in its own unit, of each of the step's passes
         self._sums: Tensor | None = None  # what is kept of the targets
         self._form: Any = None
@@ -89,7 +93,7 @@ class ConstantLoss:
         if not seen or len(seen) > 1:
             self._blind = True
             return
-        ((form, sums, own),) = seen
+        ((form, sums, own, self.targets),) = seen
         if self._form != form:
             self._form, self._sums = form, None
         self._sums = sums if self._sums is None else self._sums + sums
@@ -109,8 +113,8 @@ class ConstantLoss:
         )
 
 
-def _read(root: Tensor) -> tuple[Any, Tensor, Tensor] | None:
-    """Return what is kept of the targets, and the loss in its own unit: a mean over the targets."""
+def _read(root: Tensor) -> tuple[Any, Tensor, Tensor, int] | None:
+    """Return what is kept of the targets, the loss in its own unit, a mean over the targets, and their number."""
     node = _origin(root)
     if node is None:
         return None
@@ -121,7 +125,8 @@ def _read(root: Tensor) -> tuple[Any, Tensor, Tensor] | None:
     if type(given) is not Tensor or type(target) is not Tensor or not target.numel():
         return None
     with torch.no_grad():
-        return _classes(node, given, target) if node.name() in _CLASSES else _numbers(given, target)
+        found = _classes(node, given, target) if node.name() in _CLASSES else _numbers(given, target)
+    return None if found is None else (*found, target.shape[0] if target.dim() else 1)
 
 
 def _origin(root: Tensor) -> Any:

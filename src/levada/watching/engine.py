@@ -143,6 +143,7 @@ class Engine:
             self._taps.searching = replaced or self.cadence.samples < _SEARCHES
             self.losses.markers.mark(self._structure.parameters)
             self.losses.constant.open()
+            self.passes.alike.open()
             self._taps.attach()
             self.coefficients.attach(searching=self._taps.searching)
             self.micro_batches.take()
@@ -154,6 +155,7 @@ class Engine:
         if self._reading is not None:
             self._reading.close()
             self.losses.constant.close()
+            self.passes.alike.close()
         self._reading = None
         self.weights.clear()
 
@@ -357,16 +359,14 @@ class Engine:
     def _send(self, reading: Reading, *, learned: bool = True) -> None:
         self._structure.run(self._taps.order, reading.calls, reading.tanh)
         packed = self.weights.take(learned=learned)
-        (steps, losses), scale = self.losses.take(), self.losses.scale()
+        steps, losses = self.losses.take()
         table, compiled = reading.table(len(self._structure.places), self._device), self._taps.compiled(self._device)
         numbers = [table if compiled is None else table + compiled]
         numbers += [] if packed is None else [packed.values]
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else None
-        constant = self.losses.constant.of(losses[-1]) if losses and steps[-1] == reading.step else None
-        piled = self.losses.uncleared.steps or None
-        known = {"loss_scale": scale, "lr": lr, "constant_loss": constant, "uncleared_steps": piled}
-        named = {name: value for name, value in known.items() if value is not None}
+        alike = self.passes.alike.of(self.losses.constant.targets)
+        named = self.losses.known(losses[-1] if losses and steps[-1] == reading.step else None, lr=lr, alike_rows=alike)
         inside = self.coefficients.pack(reading.counted, self._device)
         sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged}, inside, self._structure.where)
         sent.micro_batches, sent.tanh = self.micro_batches.take(), self._structure.tanh

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from levada._errors import require_at_least
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
-from levada.watching.baseline import Baseline, LossBaseline, Silence
+from levada.watching.baseline import Baseline, LossBaseline
 from levada.watching.between import Between
 from levada.watching.elsewhere import met_elsewhere
 from levada.watching.given import Given, given_last
+from levada.watching.habits import Habits
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
 from levada.watching.nonfinite import Nonfinite
@@ -28,12 +29,11 @@ from levada.watching.overshot import Before, blamed
 from levada.watching.rise import Rates, raised, with_before
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.depth import is_far
-from levada.watching.rules.units import DEAD, squashed
-from levada.watching.sample import WATCHED, Sample
+from levada.watching.sample import Sample
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.spike import RULE as SPIKE
 from levada.watching.spike import Departures, Spikes, least_jump
-from levada.watching.view import COMPARED, Blocks, View, membership, rate_of, values_of
+from levada.watching.view import COMPARED, Blocks, View, membership, rate_of
 
 __all__ = ["CONFIRMATIONS", "WARM_UP", "Judge"]
 
@@ -91,7 +91,7 @@ class Judge:
         self.history = self._ledger.history
         self.blocks: Blocks | None = None
         self.samples = 0
-        self.seen: set[str] = set()  # signals that were measured at some of these blocks
+        self.habits = Habits(0)  # of these blocks
         self.far = False  # whether signal or gradient spans three decades, and no loss says if that hurts
         self._begun = time.monotonic()
         self.rows: deque[Sample] = deque(maxlen=ROWS)
@@ -107,7 +107,6 @@ class Judge:
         self._nonfinite = Nonfinite()
         self._baseline: Baseline | None = None
         self._departures: Departures | None = None
-        self._silence, self._off, self._longest = Silence(0), Silence(0), torch.zeros(0)
         self._scaled, self._rank = False, 0
         self._membership: tuple[tuple[int, bool], ...] = ()
 
@@ -132,7 +131,7 @@ class Judge:
         """
         self._rates.before_update(step, rate_of(self._optimizers))
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
-        self._between.before_update(step, self._model, self._optimizers, self.blocks, self._silence)
+        self._between.before_update(step, self._model, self._optimizers, self.blocks, self.habits.silence)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
         self._jumps = self.keeper is not None and self.keeper.highest > self._limit
@@ -182,19 +181,13 @@ class Judge:
         self._rates.sampled(sample.step, float(sample.scalars.get("lr", math.nan)))
         self.rows.append(sample)
         self.samples += 1
-        sites = len(blocks.sites)
-        self.seen |= {s for s in WATCHED if s not in self.seen and bool(values_of(sample, s, sites).isfinite().any())}
-        self.seen |= {"tanh"} if squashed(sample, sites) else set()
         assert self._baseline is not None  # made with the blocks
-        self._silence.add(values_of(sample, "weight_gradient_rms", sites))
-        self._between.sampled(sample.step, blocks, self._silence)
-        on = 1 - values_of(sample, "zero_fraction", sites)
-        self._off.add(torch.where(on <= 1 - DEAD, 0.0, on))
-        ratio = values_of(sample, "update_ratio", sites)
-        self._longest = torch.fmax(self._longest, torch.where(ratio.isinf(), math.nan, ratio))
+        habits = self.habits
+        habits.sampled(sample)
+        self._between.sampled(sample.step, blocks, habits.silence)
         rates, rises = self._rates.changes, self._rates.rises
-        seen = self._baseline, self.loss, self._silence, self._longest, rates, self._model, self._off, rises
-        view = View(blocks, tuple(self.rows), *seen)
+        seen = self._baseline, self.loss, habits.silence, habits.longest, rates, self._model, habits.off, rises
+        view = View(blocks, tuple(self.rows), *seen, habits.rows)
         self._view, self._limit = view, least_jump(self.loss)
         if (overflow := self._nonfinite.see_sample(view, self._model)) is not None:
             self._told_at_once(overflow)
@@ -273,7 +266,7 @@ class Judge:
             return
         if self._view is None or ("numerical_overflow", "") in self._ledger:
             return
-        self._between.close(self.blocks, self._silence)
+        self._between.close(self.blocks, self.habits.silence)
         if rest:
             self._see_losses(rest)
             self._closed_at = rest[-1][0]  # a watch that is entered again brings them once more
@@ -305,11 +298,6 @@ class Judge:
         return 0 if self._baseline is None else self._baseline.samples
 
     @property
-    def silence(self) -> Silence:
-        """For how long each block's weights have had no gradient, samples and looks between them together."""
-        return self._silence
-
-    @property
     def unheld(self) -> int | None:
         """Updates over which parameters that no optimizer holds were followed; None where there are none of them."""
         return self._between.unheld
@@ -336,10 +324,8 @@ class Judge:
             self._membership = membership(self._optimizers)
             columns = len(COMPARED) * len(self.blocks.sites)
             self._baseline, self._departures = Baseline(columns, warm_up=WARM_UP), Departures(columns)
-            self._silence, self._off = Silence(len(self.blocks.sites)), Silence(len(self.blocks.sites))
-            self._longest = torch.full((len(self.blocks.sites),), math.nan, dtype=torch.float64)
+            self.habits = Habits(len(self.blocks.sites), self.habits.rows)
             self.rows.clear()
-            self.seen = set()  # what was measured of others says nothing of these
         elif (now := membership(self._optimizers)) != self._membership:  # thawed, or added
             self.blocks = Blocks.of(self.blocks.sites, self._model, self._optimizers)
             self._membership = now

@@ -174,7 +174,7 @@ def _absent(judge: Judge) -> Iterator[Reason]:
 
     Without a gradient, and without loss or signal, hardly anything of the training was seen: the rules then wait on.
     """
-    sites, rows, seen = len(judge.blocks.sites) if judge.blocks is not None else 0, judge.rows, judge.seen
+    sites, rows, seen = len(judge.blocks.sites) if judge.blocks is not None else 0, judge.rows, judge.habits.seen
     no_loss = "" if judge.loss.steps else "no loss was seen"
     signal, gradient = ("signal_rms" in seen or "nonfinite" in seen), "gradient_rms" in seen
     blind = not gradient and (bool(no_loss) or not signal)
@@ -198,6 +198,8 @@ def _absent(judge: Judge) -> Iterator[Reason]:
         yield "saturated_activation", "no block before the last was seen to end with a tanh", waits, None
     if "weight_gradient_rms" not in seen:
         yield "frozen_layers", "no gradient of a weight was measured", waits, None
+    if not judge.habits.rows.known:
+        yield "constant_inputs", "no batch of two rows or more was seen that the model alone is given", waits, None
     alone = judge.blocks is None or judge.blocks.alone
     if why := no_loss or ("" if alone else "gradients are compared from step to step where one optimizer is watched"):
         yield "accumulated_gradients", why, waits and alone, None
@@ -240,7 +242,7 @@ def _early(judge: Judge) -> Iterator[Reason]:
 
 def _silent(judge: Judge) -> Iterator[Reason]:
     """Yield the rule of blocks without a gradient, where there is one that no rule could judge yet."""
-    blocks, silence, confirm = judge.blocks, judge.silence, judge.confirm
+    blocks, silence, confirm = judge.blocks, judge.habits.silence, judge.confirm
     if blocks is None:
         return
     trained = blocks.trainable & (silence.run > 0)

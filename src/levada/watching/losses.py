@@ -150,6 +150,18 @@ class Losses:
         steps, self.ended = self.ended, []
         return [step for step, _ in steps], [loss for _, loss in steps]
 
+    def known(self, loss: Tensor | None, **others: Tensor | float | None) -> dict[str, Tensor | float]:
+        """Return what a sample tells beside its losses, by names, as far as it is known.
+
+        Args:
+            loss: of the sampled step, if it was seen.
+            others: numbers that others know.
+        """
+        constant = None if loss is None else self.constant.of(loss)
+        piled = self.uncleared.steps or None
+        every = {"loss_scale": self.scale(), **others, "constant_loss": constant, "uncleared_steps": piled}
+        return {name: value for name, value in every.items() if value is not None}
+
     def scale(self) -> Tensor | None:
         """Return what the loss is multiplied by, None if by nothing; without waiting for the device where possible."""
         scaler = self._scaler

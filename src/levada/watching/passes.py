@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from levada.probe.hook import Hook
 from levada.probe.recorder import first_floating
+from levada.watching.alike import Alike
 from levada.watching.losses import in_backward
 from levada.watching.parts import Parts
 from levada.watching.places import original, plain_name
@@ -209,7 +210,7 @@ class Passes:
         spent: Callable[[float], None],
         fail: Callable[[Exception], None],
     ) -> None:
-        self.skips, self._parts = Skips(model), Parts(model)
+        self.skips, self.alike, self._parts = Skips(model), Alike(), Parts(model)
         self._under = _Under()
         self.seen = 0
         self._model = model
@@ -321,6 +322,7 @@ class Passes:
             self._step = self._next
             called: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             self._given = {key: weakref.ref(t) for key, t in called if isinstance(t, Tensor)}
+            self.alike.see(called)
             if self._keeps:
                 self._keep(args, kwargs)
             self._continues = continues((*args, *kwargs.values()))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site, Trace
+from levada.watching.alike import Rows
 from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octaves
 from levada.watching.places import original, plain_name
 from levada.watching.sample import Sample
@@ -121,6 +122,7 @@ class View:
         model: the model, if it is at hand.
         off: for how long all units but one in a thousand have been off, as `silence`.
         rises: the last steps at which the learning rate at least doubled, as far as each step's is known.
+        inputs: what is known of the rows of the batches.
     """
 
     blocks: Blocks
@@ -133,6 +135,7 @@ class View:
     model: nn.Module | None = None
     off: Silence | None = None
     rises: tuple[int, ...] = ()
+    inputs: Rows = field(default_factory=Rows)
 
     @property
     def sample(self) -> Sample:

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 from levada.diagnose.finding import Finding
 from levada.runs.standing import PLACED
 from levada.watching.rules.depth import exploding_gradient, exploding_signal, vanishing_gradient, vanishing_signal
+from levada.watching.rules.inputs import constant_inputs
 from levada.watching.rules.steps import (
     accumulated_gradients,
     learning_rate_too_high,
@@ -22,6 +23,7 @@ __all__ = ["EXPLAINS", "PLACED", "RULES", "Rule"]
 Rule: TypeAlias = Callable[[View], Iterable[Finding]]
 
 RULES: Final[Mapping[str, Rule]] = {
+    "constant_inputs": constant_inputs,
     "accumulated_gradients": accumulated_gradients,
     "learning_rate_too_high": learning_rate_too_high,
     "dead_units": dead_units,
@@ -37,6 +39,17 @@ RULES: Final[Mapping[str, Rule]] = {
 """Name -> rule, without the two that follow every step's loss: `numerical_overflow` and `loss_spike`."""
 
 EXPLAINS: Final[Mapping[str, frozenset[str]]] = {
+    "constant_inputs": frozenset(
+        {
+            "learning_rate_too_high",
+            "learning_rate_too_low",
+            "dead_units",
+            "frozen_layers",
+            "saturated_activation",
+            "vanishing_signal",
+            "vanishing_gradient",
+        }
+    ),
     "accumulated_gradients": frozenset(
         {"learning_rate_too_high", "dead_units", "saturated_activation", "exploding_signal", "exploding_gradient"}
     ),
