@@ -1,7 +1,11 @@
 """What PyTorch's tracers make of a watched model is what they make of it unwatched, and the watch goes on."""
 
+import io
+from importlib.util import find_spec
+
 import pytest
 import torch
+import torch.onnx.utils
 from tests.watching.by_hand import Net, agree, by_hand, data, loss_of, sgd, watch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -56,6 +60,51 @@ def test_what_is_made_of_a_watched_model_is_that_of_the_unwatched_one(way, sampl
             loss_of(model, x).backward()
             optimizer.step()
     agree(watched, by_hand(make(), data(4))[:: 1 if sampled else 4])
+
+
+def script_graph(model):
+    """What the exporter that traces makes; it needs no other package."""
+    graph, _, _ = torch.onnx.utils._model_to_graph(model, (X,))
+    return [(node.kind(), node.scopeName()) for node in graph.nodes()]
+
+
+def onnx_nodes(model, *, dynamo):
+    import onnx
+
+    written = io.BytesIO()
+    torch.onnx.export(model, (X,), written, dynamo=dynamo, verbose=False)
+    graph = onnx.load_from_string(written.getvalue()).graph
+    return [(node.op_type, list(node.input), list(node.output)) for node in graph.node]
+
+
+ONNX = {
+    "script graph": (script_graph, hasattr(torch.onnx.utils, "_model_to_graph")),
+    "script": (lambda model: onnx_nodes(model, dynamo=False), find_spec("onnx")),
+    "dynamo": (lambda model: onnx_nodes(model, dynamo=True), find_spec("onnx") and find_spec("onnxscript")),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # exporters warn of themselves
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("way", ONNX)
+def test_an_export_to_onnx_is_that_of_the_unwatched_model_and_no_pass(way, every):
+    export, there = ONNX[way]
+    if not there:
+        pytest.skip("this exporter is not installed")
+    expected, model = export(make()), make()
+    optimizer = sgd(model)
+    with watch(model, optimizer, every=every) as watched:
+        assert watched.last_pass is None  # keep them from now on
+        for step, x in enumerate(data(4)):
+            if step == 2:
+                before = watched.last_pass
+                assert export(model) == expected
+                assert watched.last_pass.number == before.number
+                assert torch.equal(watched.last_pass.args[0], before.args[0])
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            optimizer.step()
+    agree(watched, by_hand(make(), data(4))[::every])
 
 
 def test_fake_tensors_are_not_measured():
