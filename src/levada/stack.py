@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias, final
 
@@ -188,15 +188,18 @@ class Stack(nn.Module):
         if stacked is None:
             return run_layers(self.layers, state, self.segments, args, kwargs)
 
-        def as_written(state: State) -> tuple[State, Extras]:
-            with stacked.installed():
-                return run_layers(self.layers, state, self.segments, args, kwargs)
-
         if not args and not kwargs:
-            recorded = run_recorded(stacked, [*self.layers], state, self.segments, lambda x: as_written(x)[0])
+            layers = [*self.layers]
+
+            def as_written(before: State, parameters: Sequence[Tensor]) -> State:
+                with stacked.installed(parameters):
+                    return run_layers(layers, before)[0]
+
+            recorded = run_recorded(stacked, layers, state, self.segments, as_written)
             if recorded is not NotImplemented:
                 return recorded, []
-        return as_written(state)
+        with stacked.installed():
+            return run_layers(self.layers, state, self.segments, args, kwargs)
 
 
 def _spread(stack: Stack, *_: Any) -> None:

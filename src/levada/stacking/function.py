@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from levada.stacking.again import AsWritten, is_wrapped, transformed, untransformed
 from levada.stacking.chunks import Rooms, chunk_length
 from levada.stacking.program import Program
 
@@ -51,7 +52,7 @@ class How(NamedTuple):
         segments: number of segments of which only the first state is kept; 0 keeps what the backward pass needs.
         form: of the state.
         num_states: how many of the tensors are the state; the stacked parameters follow.
-        as_written: runs the layers with a graph, for gradients of gradients.
+        as_written: runs the layers with a graph, for gradients of gradients; None of a single layer.
         memory: of gradients, by the parameter's place, from one pass to the next.
         rooms: memory of chunks of layers, the same; None where it is let go.
     """
@@ -61,7 +62,7 @@ class How(NamedTuple):
     segments: int
     form: Form
     num_states: int
-    as_written: Callable[[Any], Any] | None
+    as_written: AsWritten | None
     memory: dict[int, Tensor]
     rooms: Rooms | None
 
@@ -109,8 +110,15 @@ class Layers(torch.autograd.Function):
             else:
                 states = _keeping(how, rows, kept, states)
         ctx.strides = [s.stride() for s in states]
+        if how.as_written is not None:
+            how.as_written.note_versions()
+        if segments:  # the first state of one may be passed on to the end
+            first = {s.untyped_storage()._cdata for _, _, given, *_ in ctx.segments for s in given}
+            needed = tuple(s.untyped_storage()._cdata in first for s in states)
+        else:
+            needed = program.exposed.outputs
+        ctx.ends = [(s, s._version) for s, kept_too in zip(states, needed, strict=True) if kept_too]
         # Detached: a kept tensor that is the output itself would keep the graph alive that keeps it.
-        ctx.ends = [(s, s._version) for s in states if kept and any(t is s for row in kept[-2:] for t in row)]
         return tuple(s.detach() for s in states)
 
     @staticmethod
@@ -120,12 +128,16 @@ class Layers(torch.autograd.Function):
         how: How = ctx.how
         program, rows, segments = how[:3]
         tensors = ctx.saved_tensors
-        if any(end._version != version for end, version in ctx.ends):
-            raise RuntimeError(
-                "Stack: the output was changed in place, and the backward pass needs it. Clone it before."
-            )
-        if torch.is_grad_enabled():
+        for end, version in ctx.ends:
+            if end._version != version:
+                raise RuntimeError(
+                    "Stack: the output is needed for gradients, and was changed in place: it is at version "
+                    f"{end._version}, expected {version}. Clone it before."
+                )
+        if torch.is_grad_enabled() or transformed() or any(map(is_wrapped, cotangents)):
             return None, *_again(ctx, tensors, cotangents)
+        if how.as_written is not None:
+            how.as_written.require_buffers()
         cotangents = tuple(
             g if g.stride() == stride else g.new_empty_strided(g.shape, stride).copy_(g)
             for g, stride in zip(cotangents, ctx.strides, strict=True)
@@ -158,14 +170,20 @@ class Layers(torch.autograd.Function):
 
 
 def _again(ctx: Any, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Iterator[Tensor | None]:
-    """Yield gradients that have a graph: of the layers as they are written."""
+    """Yield gradients of the layers as they are written: with a graph where one is asked for, or of many at once."""
     how: How = ctx.how
-    wanted = [t for t in tensors if t.requires_grad]
-    with _drawing_again(tensors[0], ctx.random):
-        assert how.as_written is not None  # a single layer is run for its first gradients alone
-        outputs, _ = flatten(how.as_written(how.form.state(tensors[: how.num_states])))
-    found = iter(torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True))
-    for tensor in tensors:
+    assert how.as_written is not None  # a single layer is run for its first gradients alone
+    graph = torch.is_grad_enabled()
+    with untransformed(), torch.enable_grad(), _drawing_again(tensors[0], ctx.random):
+        # Of their own in the graph: a state may have been made of the parameters, and that is not the layers' doing.
+        own = [t.view_as(t) if t.requires_grad else t for t in tensors]
+        outputs, _ = flatten(how.as_written(how.form.state(own[: how.num_states]), own[how.num_states :]))
+    pairs = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    wanted = [t for t in own if t.requires_grad]
+    ends, given = [y for y, _ in pairs], [g for _, g in pairs]
+    nothing: tuple[Tensor | None, ...] = (None,) * len(wanted)
+    found = iter(torch.autograd.grad(ends, wanted, given, create_graph=graph, allow_unused=True) if ends else nothing)
+    for tensor in own:
         yield next(found) if tensor.requires_grad else None
 
 

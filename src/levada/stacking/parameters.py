@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, final
 
@@ -152,8 +153,17 @@ class StackedParameters(_Held):
         Args:
             path: name of the module in a layer.
             name: name of the parameter there.
+
+        Raises:
+            UsageError: if it is no longer a parameter.
         """
-        return self.get_submodule(path)._parameters[name]
+        held = self.get_submodule(path)._parameters
+        if name not in held:
+            raise UsageError(
+                f"Stack: the layers read the stacked parameter {f'{path}.{name}'!r}, which is no parameter now. Let it "
+                "be one, or call arrange(stacked=False) before a layer is parametrized or pruned."
+            )
+        return held[name]
 
     def each(self) -> Iterator[tuple[tuple[str, str], nn.Parameter]]:
         """Yield what there is, by module and name, as in a layer."""
@@ -162,26 +172,33 @@ class StackedParameters(_Held):
             if stacked is not None:
                 yield key, stacked
 
+    @property
+    def lock(self) -> contextlib.AbstractContextManager[bool]:
+        """Held while the layers' modules are not as they are read elsewhere: of one thread at a time."""
+        lock: threading._RLock = self.__dict__["cache"].setdefault("lock", threading.RLock())
+        return lock
+
     @contextlib.contextmanager
-    def installed(self, start: int = 0, stop: int | None = None) -> Iterator[None]:
+    def installed(self, parameters: Sequence[Tensor] | None = None) -> Iterator[None]:
         """Let layers find slices that were made at once: their gradients are put together at once too.
 
         Args:
-            start: first layer.
-            stop: the layer after the last one.
+            parameters: stand for the stacked ones, in their order.
         """
         tables: list[tuple[Any, str]] = []
-        for (path, name), stacked in self.each():
-            owners = self.owners[path, name][start:stop]
-            for module, view in zip(owners, stacked[start:stop].unbind(0), strict=True):
-                table: Any = module._parameters
-                table.install(name, view)
-                tables.append((table, name))
-        try:
-            yield
-        finally:
-            for table, name in tables:
-                table.install(name, None)
+        with self.lock:
+            each = [*self.each()]
+            for i, ((path, name), stacked) in enumerate(each):
+                value = stacked if parameters is None else parameters[i]
+                for module, view in zip(self.owners[path, name], value.unbind(0), strict=True):
+                    table: Any = module._parameters
+                    table.install(name, view)
+                    tables.append((table, name))
+            try:
+                yield
+            finally:
+                for table, name in tables:
+                    table.install(name, None)
 
     def spread(self) -> dict[tuple[str, str], list[nn.Parameter]]:
         """Give the layers parameters of their own that share the stacked memory, gradients included.

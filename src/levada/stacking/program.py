@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from levada.stacking.chunks import also_held, chunked
+from levada.stacking.exposed import Exposed, exposed
 from levada.stacking.operators import WRITERS, fused, view_name
 from levada.stacking.recording import Recording, Step, numbers
 from levada.stacking.source import Source, inside, listed, loop, tuple_of
@@ -47,6 +48,7 @@ class Program:
         written: for each parameter how its gradient is written; None for what gets none.
         length: the most layers of a chunk; 1 if it makes no difference.
         draws: whether random numbers are drawn.
+        exposed: what the backward pass reads that others can write into.
     """
 
     prepare: Callable[..., tuple[Tensor, ...]]
@@ -56,6 +58,7 @@ class Program:
     written: tuple[Written | None, ...]
     length: int
     draws: bool
+    exposed: Exposed
 
 
 def program_of(recording: Recording, num_parameters: int) -> Program:
@@ -74,6 +77,7 @@ def program_of(recording: Recording, num_parameters: int) -> Program:
         written=layer.slices.written(num_parameters, layer.chunk.places),
         length=layer.chunk.length,
         draws=any(step.draws for step in (*layer.ahead, *layer.back)),
+        exposed=exposed(recording, layer.kept_alone, layer.read_later, num_parameters),
     )
 
 
@@ -91,13 +95,13 @@ class _Layer:
         steps = [step for step in self.slices.steps if not any(step is later for later in chunk.later)]
         self.outs = {key: f"o{i}" for key, i in self.slices.writing.items() if i not in chunk.places}
         self.back = _alive(steps, self.ends, also=self.outs)
-        read_later = {n for step in self.back for n in step.reads()} | self.ends
-        ahead = _alive(recording.forward, {*recording.outputs, *read_later, *(h.written for h in chunk.kept)})
+        self.read_later = {n for step in self.back for n in step.reads()} | self.ends
+        ahead = _alive(recording.forward, {*recording.outputs, *self.read_later, *(h.written for h in chunk.kept)})
         self.hoisted = _hoisted(ahead, recording.constants)
         self.row = [*recording.constants, *(n for step in self.hoisted for n in sorted(numbers(step.outputs)))]
         self.ahead = [step for step in ahead if not any(step is h for h in self.hoisted)]
         made = {n for step in self.ahead for n in numbers(step.outputs)} | set(recording.states)
-        self.kept = sorted((read_later & made) - set(self.row))
+        self.kept = sorted((self.read_later & made) - set(self.row))
         self.chunk = also_held(recording, chunk, self.kept)
         self.held = [h.number for h in self.chunk.kept]
         self.kept_alone = [n for n in self.kept if n not in self.held]

@@ -66,6 +66,7 @@ class Recording:
         outputs: the state after it.
         gradients: of the states, and then of the parameters; None where there is none.
         layouts: shapes, strides, types and devices of all values.
+        memory: by number of a value, the same for those that share memory.
     """
 
     forward: list[Step]
@@ -76,6 +77,7 @@ class Recording:
     outputs: list[int]
     gradients: list[int | None]
     layouts: dict[int, tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]]
+    memory: dict[int, int]
 
 
 def numbers(nest: Any) -> set[int]:
@@ -210,6 +212,7 @@ def record(
         outputs=[tape.number(y) for y in outputs],
         gradients=gradients,
         layouts={number: key[2:6] for key, number in tape.known.items()},
+        memory={number: key[0] for key, number in tape.known.items()},
     )
 
 
@@ -225,7 +228,10 @@ def _record_backward(
     if not pairs:
         return [None] * (len(inputs) + len(parameters))
     with tape:
-        found = torch.autograd.grad([y for y, _ in pairs], learned, [g for _, g in pairs], allow_unused=True)
+        try:
+            found = torch.autograd.grad([y for y, _ in pairs], learned, [g for _, g in pairs], allow_unused=True)
+        except RuntimeError as error:  # run as it is written, it says so itself
+            raise RecordingError(f"its backward pass raises {type(error).__name__}") from error
         by_id = {id(t): g for t, g in zip(learned, found, strict=True)}
         for state, cotangent in zip(inputs, cotangents, strict=True):
             gradient = by_id[id(state)]

@@ -12,9 +12,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from levada.connection import Outputs
+from levada.stacking.again import AsWritten, transformed
 from levada.stacking.chunks import Rooms
+from levada.stacking.exposed import require_apart
 from levada.stacking.function import Form, How, Layers, flatten
 from levada.stacking.parameters import LayerParameters, StackedParameters
 from levada.stacking.program import Program, program_of
@@ -25,7 +29,11 @@ __all__ = ["run_recorded"]
 
 
 def run_recorded(
-    stacked: StackedParameters, layers: Sequence[nn.Module], state: Any, segments: int, as_written: Callable[[Any], Any]
+    stacked: StackedParameters,
+    layers: Sequence[nn.Module],
+    state: Any,
+    segments: int,
+    as_written: Callable[[Any, Sequence[Tensor]], Any],
 ) -> Any:
     """Return the state after all layers, or NotImplemented where they must be run as they are written.
 
@@ -37,23 +45,23 @@ def run_recorded(
         layers: modules of one structure.
         state: what `begin` made.
         segments: as in `Stack`.
-        as_written: runs the layers one by one, for gradients of gradients.
+        as_written: runs the layers one by one with given parameters, for gradients of gradients.
     """
-    if torch.compiler.is_compiling() or _transformed() or _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling() or transformed() or _has_any_global_hook() or _has_mode():  # type: ignore[no-untyped-call]
         return NotImplemented
     leaves, form = flatten(state)
     cache: dict[str, Any] = stacked.__dict__["cache"]
-    runner = cache.get("runner")
-    if runner is None or runner.layers != layers:
-        runner = cache["runner"] = _Runner(stacked, layers)
+    runner: Any = None
     try:
-        difference = runner.difference()
-        if difference in _WATCHED:
-            return NotImplemented
-        settings = runner.settings()
-        if difference:
-            raise RecordingError(f"{difference} is not the same in all of them")
-        outputs = runner.run(leaves, form, segments, as_written, settings)
+        with stacked.lock:
+            runner = cache.get("runner")
+            if runner is None or runner.layers != layers:
+                runner = cache["runner"] = _Runner(stacked, layers)
+            difference = runner.difference()
+            if difference in _WATCHED:
+                return NotImplemented
+            run = runner.prepared(leaves, form, segments, as_written, runner.settings_of_all(difference))
+        outputs = run()
     except RecordingError as error:
         if not runner.told:
             runner.told = True
@@ -77,11 +85,12 @@ _OWN = frozenset({"_parameters", "_buffers", "_modules", "layer"}) | {
     *("_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
 }
 
-_transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 
-
-def _transformed() -> bool:
-    return _transform() is not None or torch.autograd.forward_ad._current_level >= 0
+def _has_mode() -> bool:
+    """Whether somebody sees or changes each operation; that of a default device changes none of a layer's."""
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
 
 
 class _Kind:
@@ -136,7 +145,7 @@ class _Runner:
         self.programs: dict[Any, Program | RecordingError] = {}
         self.rows: tuple[Any, list[Any]] = None, []
         self.memory: dict[int, Tensor] = {}
-        self.rooms: tuple[Program | None, Rooms] = None, Rooms()  # of the program that learnt last
+        self.rooms = Rooms()
         self.told = False
 
     def difference(self) -> str:
@@ -155,33 +164,60 @@ class _Runner:
             raise RecordingError("buffers of one name differ in kind, or only some layers have them")
         return *(settings_of(kind.states[0]) for kind in self.kinds), *buffers[:step]
 
-    def run(
+    def settings_of_all(self, difference: str) -> tuple[Any, ...]:
+        """Return the settings, where nothing is not the same in all layers."""
+        settings = self.settings()
+        if difference:
+            raise RecordingError(f"{difference} is not the same in all of them")
+        return settings
+
+    def prepared(
         self,
         leaves: list[Any],
         form: Form,
         segments: int,
-        as_written: Callable[[Any], Any],
+        as_written: Callable[[Any, Sequence[Tensor]], Any],
         settings: tuple[Any, ...],
-    ) -> tuple[Tensor, ...]:
-        """Return the tensors of the state after all layers."""
+    ) -> Callable[[], tuple[Tensor, ...]]:
+        """Return what runs all layers, and returns the tensors of the state after them."""
         parameters = [parameter for _, parameter in self.stacked.each()]
         for tensor in (*leaves, *parameters):
             if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
                 raise RecordingError(f"the state or a parameter is a {type(tensor).__name__}, or not of floating point")
         learning = torch.is_grad_enabled() and any(t.requires_grad for t in (*leaves, *parameters))
         states = [t if _is_dense(t) else t.contiguous() for t in leaves]
-        program = self._program(states, form, parameters, learning, settings)
-        with torch.autocast(states[0].device.type, enabled=False):
+        program, device = self._program(states, form, parameters, learning, settings), states[0].device.type
+        with torch.autocast(device, enabled=False):
             rows = self._rows(program, parameters)
-            if not learning:
-                with torch.no_grad():
-                    return program.forward(rows, *states)
-            if self.rooms[0] is not program:
-                self.rooms = program, Rooms()
-            rooms = self.rooms[1] if states[0].is_cpu else None
-            return Layers.apply(  # type: ignore[no-any-return, no-untyped-call]
-                How(program, rows, segments, form, len(states), as_written, self.memory, rooms), *states, *parameters
-            )
+        rooms = self.rooms if states[0].is_cpu else None
+        again = self._again(program, segments, as_written, settings, device) if learning else None
+
+        def run() -> tuple[Tensor, ...]:
+            with torch.autocast(device, enabled=False):
+                if not learning:
+                    with torch.no_grad():
+                        return program.forward(rows, *states)
+                return Layers.apply(  # type: ignore[no-any-return, no-untyped-call]
+                    How(program, rows, segments, form, len(states), again, self.memory, rooms), *states, *parameters
+                )
+
+        return run
+
+    def _again(
+        self, program: Program, segments: int, as_written: Callable[..., Any], settings: Any, device: str
+    ) -> AsWritten:
+        step, found = self._num_buffers, program.exposed
+        present = itertools.count()
+        places = [-1 if m._buffers[name] is None else next(present) for m, name in self.buffers[:step]]
+        written = [place in found.written for place in places] * len(self.layers)
+        read = [place in found.read for place in places] * len(self.layers)
+        if segments:
+            read = [not w for w in written]
+
+        def ask() -> tuple[Any, ...]:
+            return self.settings_of_all(self.difference())
+
+        return AsWritten(as_written, settings, ask, self.buffers, written, read, device, self.stacked.lock)
 
     def _program(
         self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool, settings: tuple[Any, ...]
@@ -209,7 +245,7 @@ class _Runner:
     def _record(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
         """Return the program of the first layer, after a look at whether it does what the last one does."""
         devices = [states[0].device.index] if states[0].is_cuda else []
-        with torch.random.fork_rng(devices), torch.inference_mode(False):
+        with torch.random.fork_rng(devices), torch.inference_mode(False), _saving_alone():
             own = [p[0].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
             with self._given(0, own, form) as (run, buffers):
                 recording = record(run, states, own, buffers, backward=learning)
@@ -219,7 +255,9 @@ class _Runner:
             found = self._one_layer(program, form, others, parameters, learning)
         for x, y in zip(expected, found, strict=True):
             bound = 1e3 * torch.finfo(x.dtype).eps
-            if not torch.allclose(x, y, rtol=bound, atol=bound * max(1.0, float(x.abs().amax())), equal_nan=True):
+            if x.numel() and not torch.allclose(
+                x, y, rtol=bound, atol=bound * max(1.0, float(x.abs().amax())), equal_nan=True
+            ):
                 raise RecordingError("its operations, run again, give something else")
         return program
 
@@ -308,11 +346,19 @@ class _Runner:
             columns = [p.detach().unbind(0) for p in parameters]
             slices = [*zip(*columns, strict=True)]
             step = self._num_buffers
-            for i in range(len(self.layers) if step else 0):
-                held = [module._buffers[name] for module, name in self.buffers[i * step : (i + 1) * step]]
-                slices[i] += tuple(b for b in held if b is not None)
+            held = [module._buffers[name] for module, name in self.buffers]
+            own = [[b for b in held[i : i + step] if b is not None] for i in range(0, len(held), step or 1)]
+            require_apart(own, program.exposed)
+            slices = [(*row, *buffers) for row, buffers in zip(slices, own, strict=True)] if own else slices
             self.rows = key, [program.prepare(*row) for row in slices]
         return self.rows[1]
+
+
+def _saving_alone() -> contextlib.AbstractContextManager[Any]:
+    """Let nobody who packs what a graph saves, as checkpoints do, see what is recorded."""
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved)
 
 
 def _seed(seed: int, like: Tensor) -> None:
