@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from docs.colours import SIGHTS, contrast, distances, seen
 
-from levada.report.palette import NUM_COLOURS, palette, style_sheet
+from levada.report.palette import BROKEN, NUM_COLOURS, SIGNS, palette, style_sheet
 
 ROOT = Path(__file__).parents[1]
 THEMES = sorted(palette())
@@ -63,3 +64,19 @@ def test_both_themes_have_the_same_names_and_no_style_sheet_has_colours_of_its_o
     sheets = [ROOT / "web/src/page/theme.css", ROOT / "src/levada/report/templates/report.css"]
     for sheet in sheets:
         assert not re.findall(r"--\w+: #(?!fff;)\w+", sheet.read_text(encoding="utf-8")), sheet
+
+
+def test_every_page_calls_the_colours_of_signs_alike():
+    words = (ROOT / "web/src/page/signs.ts").read_text()
+    assert re.findall(r'= "(.*)";', words) == [SIGNS, BROKEN]
+    # Hues of CIELCH, degrees: blue, the brown that is orange on a dark page, purple.
+    for theme in THEMES:
+        labs = [seen(palette()[theme][name], "all colours") for name in ("c0", "c1", "c3")]
+        hues = [math.degrees(math.atan2(b, a)) % 360 for _, a, b in labs]
+        assert hues == pytest.approx([235, 50, 335], abs=25), theme
+    held = [path for folder in ("web/src", "src/levada/report") for path in (ROOT / folder).rglob("*")]
+    texts = {path.name: path.read_text() for path in held if path.suffix in (".py", ".ts", ".svelte", ".j2")}
+    assert {name for name, text in texts.items() if re.search("other colour is|zero, brown", text)} == {
+        "palette.py",
+        "signs.ts",
+    }

@@ -10,6 +10,7 @@ import pytest
 
 from levada.report import render_report
 from levada.report.mixing import MAX_LAYERS, mixing_figure
+from levada.report.palette import BROKEN, SIGNS
 
 
 def report(matrices: Any, **told: Any) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def test_each_cell_has_its_place_size_sign_and_number() -> None:
     ]
     assert 'aria-label="layers.0, rows: 2 −0.500; 0 1"' in drawn["svg"]
     assert "<td>2 −0.500</td><td>0 1</td>" in drawn["svg"]
-    assert "Full colour is 2" in drawn["caption"]
+    assert drawn["caption"].endswith(f"Full colour is 2, none 0. {SIGNS}")
     assert "style=" not in drawn["svg"]  # the page's policy refuses it
 
 
@@ -106,6 +107,7 @@ def test_a_number_that_is_not_finite_is_said() -> None:
     assert drawn is not None
     told = [(kind, text.rpartition(": ")[2]) for *_, kind, _, text in rectangles(drawn["svg"])]
     assert told == [("c3", "NaN"), ("c0", "1"), ("c3", "−∞"), ("c3", "∞")]
+    assert drawn["caption"].endswith(f"{SIGNS} {BROKEN}")
 
 
 def test_the_page_has_the_picture_where_there_are_streams_and_only_there() -> None:

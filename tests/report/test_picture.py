@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import struct
 from html import unescape
 from io import StringIO
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from levada._errors import UsageError
 from levada.report import render_report
 from levada.report.terminal import print_claims
 from levada.runs import Run, RunWriter
@@ -65,10 +65,24 @@ def test_of_one_id_the_last_picture_counts(tmp_path: Path, make_png: Any) -> Non
     assert told(tmp_path).endswith("Edges: a picture of 2 images, in the report.\n1 held\n")
 
 
-@pytest.mark.parametrize("png", ["", "not base64 !", b"GIF89a" + bytes(40), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0"])
-def test_what_is_no_png_is_refused(tmp_path: Path, png: bytes | str) -> None:
-    with pytest.raises(UsageError, match=r"the image 'fused' must be a PNG in base64.*Run its study again"):
-        rendered(tmp_path, {"images": [image(png)]})
+@pytest.mark.parametrize(
+    "png", ["", "not base64 !", b"<svg onload=alert(1)>" + bytes(40), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0"]
+)
+def test_what_is_no_png_is_said_and_takes_nothing_else_with_it(tmp_path: Path, png: bytes | str, make_png: Any) -> None:
+    text = rendered(tmp_path, {"images": [image(png, label="a <b>"), image(make_png(2, 2))]})
+    assert text.count("<img") == 1
+    assert "The image “a &lt;b&gt;” is no PNG in base64, and is not shown. Run its study again." in text
+    assert "It is seen." in text
+
+
+def test_an_image_of_more_pixels_than_a_browser_should_be_asked_for_is_said(tmp_path: Path, make_png: Any) -> None:
+    png = bytearray(make_png(2, 2))
+    png[16:24] = struct.pack(">II", 4096, 4096)
+    assert "<img" in rendered(tmp_path / "as many", {"images": [image(bytes(png))]})
+    png[16:24] = struct.pack(">II", 4096, 4097)
+    text = rendered(tmp_path / "more", {"images": [image(bytes(png))]})
+    assert "<img" not in text
+    assert "Edges: The image “fused” has 4,096 x 4,097 pixels, and a page shows 16,777,216 at most." in text
 
 
 def test_a_figure_without_a_kind_is_of_lines(tmp_path: Path) -> None:

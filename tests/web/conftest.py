@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import json
@@ -16,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
+from levada.study.picture import encode_png
 from levada.web.access import Access
 from levada.web.app import create_app
 from levada.web.computation import Computation
@@ -121,6 +124,24 @@ def write_training(folder: Path) -> Path:
         writer.append("evaluation", step=3, loss=2.75)
         writer.append("end", state="ended")
     write_watched(folder / "watch" / "1")
+    return folder
+
+
+PNG = encode_png(torch.arange(0, 250, 10, dtype=torch.uint8).reshape(5, 5))
+
+
+def write_pictures(folder: Path) -> Path:
+    """Write a study with a figure of lines between two pictures, of which the second has an image that is none."""
+    image = {"label": "fused 10^-3", "alternative": f"Edges, {HOSTILE}", "png": base64.b64encode(PNG).decode()}
+    svg = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>").decode()
+    series = [{"label": "a", "style": "measured", "x": [0, 1], "y": [1, 2]}]
+    with RunWriter.create(folder, kind="study", name="R17") as writer:
+        writer.append("study", name="R17", title="What is seen?")
+        writer.append("figure", kind="picture", id="a", title="Edges", caption="Black: an edge.", images=[image])
+        writer.append("figure", id="b", title="Lines", x={"label": "x"}, y={"label": "y"}, series=series)
+        images = [{**image, "label": "not this", "png": svg}, {**image, "label": "this"}]
+        writer.append("figure", kind="picture", id="c", title="Others", caption="", images=images)
+        writer.append("claim", name="c", statement="It is seen.", status="held")
     return folder
 
 

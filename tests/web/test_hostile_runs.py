@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from levada.web import folder
 from levada.web.child import answer
 from levada.web.folder import RefusedError, found_in, inspect
 
-from .conftest import served, write_training, write_watched
+from .conftest import PNG, served, write_training, write_watched
 
 RANK = Path("signals") / "rank-00000"
 QUESTIONS: dict[str, dict[str, Any]] = {
@@ -32,6 +33,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "mixing": {"asked": {}},
     "gates": {"asked": {}},
     "memory": {},
+    "drawings": {},
 }
 
 
@@ -177,6 +179,10 @@ STRANGE = {
     ],
     "training": [{"type": "losses", "first": "a", "loss": 3}, {"type": "resumed", "step": []}],
     "study": [{"type": "study", "title": 3, "sources": 5}, {"type": "claim"}, {"type": "figure", "series": 3}],
+    "pictures": [
+        {"type": "figure", "kind": "picture", "images": [3, None, {}]},
+        {"type": "figure", "kind": "picture", "images": 3},
+    ],
 }
 
 
@@ -186,6 +192,26 @@ def test_events_that_levada_does_not_write_are_answered(tmp_path: Path, kind: st
     RunWriter.create(tmp_path / "run", kind=kind, name="a\ud800").close()
     (tmp_path / "run" / "events.log").write_bytes(MAGIC + b"".join(event(**one) for one in STRANGE[strange]))
     all_asked(tmp_path)
+
+
+def test_images_are_pngs_within_limits_and_whatever_they_are_the_run_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb, page = bytearray(PNG), b"<html><script>alert(1)</script>"
+    bomb[16:24] = struct.pack(">II", 2**20, 2**20)
+    with RunWriter.create(tmp_path / "run", kind="study", name="s") as writer:
+        for id, png in {"page": page, "bomb": bomb, "first": PNG, "second": PNG}.items():
+            images = [{"label": id, "alternative": id, "png": base64.b64encode(png).decode()}]
+            writer.append("figure", kind="picture", id=id, title=id, images=images)
+    monkeypatch.setattr("levada.web.drawings._MAX_LETTERS", len(base64.b64encode(PNG)))
+    assert asked(tmp_path, "summary")[1]["has"] == ["drawings"]
+    status, body = asked(tmp_path, "drawings")
+    told = [(len(one["images"]), one["missing"]) for one in body["drawings"]]
+    assert (status, [number for number, _ in told]) == (200, [0, 0, 1, 0])
+    assert "is no PNG in base64" in told[0][1]
+    assert "has 1,048,576 x 1,048,576 pixels" in told[1][1]
+    assert told[2][1] == ""
+    assert "too large for this page" in told[3][1]
 
 
 def bomb(run: Path, size: int) -> None:

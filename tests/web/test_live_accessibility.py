@@ -13,7 +13,7 @@ from levada.report.palette import palette
 from levada.runs import RunWriter
 from levada.web.folder import identity
 
-from .conftest import write_check, write_inside, write_study, write_watched
+from .conftest import write_check, write_inside, write_pictures, write_study, write_watched
 from .live import Served, write_deep
 from .test_live import AXE, HEATS, browser, pytestmark, server, visit
 from .visiting import Visit
@@ -42,6 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_inside(write_watched(root / "inside" / name))
     write_findings(root / "twice")
     write_study(root / "study")
+    write_pictures(root / "pictures")
     return root
 
 
@@ -54,8 +55,9 @@ def opened(visit: Visit, server: Served, what: str, **options: Any) -> Any:
         "inside": server.run("inside/one", f"?with={identity('inside/two')}"),
         "findings": server.run("twice"),
         "study": server.run("study"),
+        "pictures": server.run("pictures"),
     }
-    ready = {"list": "tbody a", "check": ".mixes li", "findings": "article td", "study": "h1"}
+    ready = {"list": "tbody a", "check": ".mixes li", "findings": "article td", "study": "h1", "pictures": "figure img"}
     page = visit(links[what], **options)
     page.locator(ready.get(what, HEATS)).first.wait_for()
     page.wait_for_timeout(700)
@@ -92,7 +94,7 @@ def test_colours_are_the_palette_s_by_system_and_by_choice(visit: Visit, server:
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: cd web && npm ci")
-@pytest.mark.parametrize("what", ["inside", "findings", "study"])
+@pytest.mark.parametrize("what", ["inside", "findings", "study", "pictures"])
 def test_axe_finds_nothing_where_parts_come_twice(visit: Visit, server: Served, what: str) -> None:
     page = opened(visit, server, what, width=390, color_scheme="dark", bypass_csp=True)
     page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")

@@ -14,7 +14,7 @@ from levada.runs.codes import encode
 from levada.web.folder import identity
 from levada.web.pages import STATIC
 
-from .conftest import write_check, write_study, write_training
+from .conftest import HOSTILE, write_check, write_pictures, write_study, write_training
 from .live import Served
 from .visiting import Visit, browser, expect, needs_browser, visits, wait
 
@@ -46,6 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_check(root / "checked")
     write_check(root / "again")
     write_study(root / "study")
+    write_pictures(root / "pictures")
     write_training(root / "training")
     write_broken(root / "broken")
     served = Served(root)
@@ -79,6 +80,20 @@ def test_a_check_is_shown_with_its_figures_and_their_numbers(visit: Visit, serve
     expect(figure.locator("tbody tr").nth(1).locator("th, td")).to_have_text(["layers.1", "0.5", "0.25"])
     finding = page.locator("article", has_text="It forgets.")
     expect(finding.get_by_role("figure")).to_have_count(1)  # what its rule read
+
+
+def test_pictures_of_a_study_are_shown_with_words_for_who_does_not_see_them(visit: Visit, server: Served) -> None:
+    page = visit(server.run("pictures"))
+    headings = page.get_by_role("figure").locator("h2")
+    expect(headings).to_have_text(["Edges", "Lines", "Others"])
+    images = page.get_by_role("figure").get_by_role("img", name=f"Edges, {HOSTILE}", exact=True)
+    expect(images).to_have_count(2)
+    size = "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
+    assert [image.evaluate(size) for image in images.all()] == [[5, 5], [5, 5]]
+    edges = page.get_by_role("figure", name="Edges", exact=True)
+    expect(edges.get_by_role("listitem")).to_have_text(["fused 10\N{MINUS SIGN}3"])
+    expect(edges.locator("figcaption")).to_have_text("Black: an edge.")
+    expect(page.get_by_role("figure", name="Others", exact=True)).to_contain_text("“not this” is no PNG")
 
 
 def test_two_checks_stand_beside_each_other(visit: Visit, server: Served) -> None:

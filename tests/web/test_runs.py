@@ -16,7 +16,19 @@ from levada.runs.codes import OFFSET, encode
 from levada.web.heat import heat_of
 from levada.web.pictures import HeatOf
 
-from .conftest import HOSTILE, SIGNALS, SITES, STEPS, Client, gradient, np, served, write_watched
+from .conftest import (
+    HOSTILE,
+    PNG,
+    SIGNALS,
+    SITES,
+    STEPS,
+    Client,
+    gradient,
+    np,
+    served,
+    write_pictures,
+    write_watched,
+)
 
 
 def plane(held: dict[str, Any], name: str) -> Any:
@@ -82,6 +94,26 @@ def test_a_check_is_drawn_as_the_report_draws_it(client: Client, root: Path) -> 
     assert gradient["table"]["rows"][1] == ["layers.1", "0.5", "0.25"]
     assert (gradient["finding"], memory["finding"]) == (None, 0)
     assert client.json(client.run("watched", "/drawings"), 404)["detail"].startswith("The run has no figures")
+
+
+def test_pictures_of_a_study_come_in_the_order_of_the_report(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    with served(tmp_path) as client:
+        client.runs()
+        assert client.json(client.run("pictures"))["has"] == ["drawings"]
+        _, headers, body = client.get(client.run("pictures", "/drawings"))
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-type"] == "application/json"
+    assert b"<" not in body
+    first, lines, last = json.loads(body)["drawings"]
+    assert [one["title"] for one in (first, lines, last)] == ["Edges", "Lines", "Others"]
+    (image,) = first["images"]
+    assert base64.b64decode(image["png"]) == PNG
+    assert (image["label"], image["alternative"]) == ("fused 10^-3", f"Edges, {HOSTILE}")
+    assert (image["width"], image["height"], first["missing"]) == (5, 5, "")
+    assert (lines["images"], lines["missing"]) == ([], "")
+    assert [one["label"] for one in last["images"]] == ["this"]
+    assert last["missing"] == "The image “not this” is no PNG in base64, and is not shown. Run its study again."
 
 
 def test_losses_in_bins(client: Client) -> None:

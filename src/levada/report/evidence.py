@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 from levada.report.beside import line_figure
 from levada.report.matrix import matrices
 from levada.report.memory import memory_spec
+from levada.report.palette import SIGNS
 from levada.report.profile import column, gradient_key
 from levada.report.series import Span
 from levada.report.words import COTANGENT, number, phrase, short
@@ -189,8 +190,7 @@ def _rank(finding: Mapping[str, Any], report: Mapping[str, Any], blocks: _Blocks
         return made
     words = (
         "The squares are cosines between the differences of inputs from their mean, a row and a column for each of the "
-        "first inputs of the batch: full colour is 1, none 0, and the other colour is below 0. Of a single direction "
-        "there are but 1 and −1."
+        f"first inputs of the batch: full colour is 1, none 0. {SIGNS} Of a single direction there are but 1 and −1."
     )
     title = made["title"] if made is not None else "How the inputs lie to each other"
     return {"title": title, "caption": words, "svg": (made["svg"] if made is not None else "") + maps}

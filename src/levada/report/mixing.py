@@ -8,6 +8,7 @@ from html import escape
 from typing import Any, Final, TypeAlias
 
 from levada._numbers import sampled
+from levada.report.palette import BROKEN, SIGNS
 from levada.report.words import cell, count, number, short
 
 __all__ = ["draw_map", "mixing_figure", "read_matrix"]
@@ -43,12 +44,13 @@ def mixing_figure(report: Mapping[str, Any]) -> dict[str, str] | None:
     chains = _chains(told.get("chains"), matrices)
     names, most = [name for layers, _ in chains for name in layers], max(len(rows) ** 2 for rows in matrices.values())
     shown = [names[i] for i in sampled(len(names), max(2, min(MAX_LAYERS, _MAX_CELLS // most)))]
-    sizes = [abs(v) for name in shown for row in matrices[name] for v in row if math.isfinite(v)]
+    cells = [abs(v) for name in shown for row in matrices[name] for v in row]
+    sizes = [size for size in cells if math.isfinite(size)]
     scale = max(1.0, *sizes) if sizes else 1.0
     maps = "".join(_chain(layers, chain, shown, matrices, scale, len(chains) > 1) for layers, chain in chains)
     return {
         "title": "How the streams are mixed, layer by layer",
-        "caption": _caption(chains, shown, scale),
+        "caption": _caption(chains, shown, scale, len(sizes) < len(cells)),
         "svg": f"{maps}{_table(shown, matrices)}",
     }
 
@@ -145,11 +147,11 @@ def _bare(name: str) -> str:
     return name.removesuffix(".connection")
 
 
-def _caption(chains: _Chains, shown: Sequence[str], scale: float) -> str:
+def _caption(chains: _Chains, shown: Sequence[str], scale: float, broken: bool) -> str:
     text = (
         "Each square is one layer's mixing matrix, averaged over tokens, from the first layer on: a row is a stream "
-        f"after the layer, a column one before it. Full colour is {short(scale)}, none 0; the other colour is below 0."
-    )
+        f"after the layer, a column one before it. Full colour is {short(scale)}, none 0. {SIGNS}"
+    ) + (f" {BROKEN}" if broken else "")
     total = sum(len(layers) for layers, _ in chains)
     if len(shown) < total:
         text += f" {len(shown):,} of {total:,} layers are drawn, evenly chosen."

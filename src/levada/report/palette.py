@@ -7,9 +7,13 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
-__all__ = ["NUM_COLOURS", "palette", "style_sheet"]
+__all__ = ["BROKEN", "NUM_COLOURS", "SIGNS", "palette", "style_sheet"]
 
 NUM_COLOURS: Final = 7
+SIGNS: Final = "Blue is above zero, brown (orange on a dark page) below."
+"""What the colours of a number's cell, `c0` and `c1`, mean, in the words of every page."""
+BROKEN: Final = "Purple is NaN or infinite."
+"""The same of `c3`, where there is such a cell."""
 
 
 def palette() -> dict[str, dict[str, str]]:

@@ -1,4 +1,8 @@
-"""Pictures of a study: images that the page holds itself."""
+"""Pictures of a study: images that the page holds itself.
+
+A run may come from someone else. What is drawn is a PNG by its first bytes and by the type that the page names; what
+is none, or has more pixels than a page should ask a browser for, is a sentence in its place.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,10 @@ import struct
 from collections.abc import Mapping
 from typing import Any, Final
 
-from levada._errors import UsageError
+__all__ = ["MOST_PIXELS", "is_picture", "picture_view", "told_pictures"]
 
-__all__ = ["is_picture", "picture_view", "told_pictures"]
-
+MOST_PIXELS: Final = 2**24
+"""Of an image: a few bytes can say that they are of thousands of millions."""
 _BEGIN: Final = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
@@ -25,44 +29,49 @@ def is_picture(spec: Mapping[str, Any]) -> bool:
 
 
 def picture_view(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Make what the template shows of a picture: its images as data, or why there are none.
+    """Make what a page shows of a picture: its images in base64, and why there are none, or not all.
 
     Args:
         spec: {"title", "caption", "images": [{"label", "alternative", "png": base64}]}, or "missing" for images.
 
-    Raises:
-        UsageError: if an image is not a PNG.
-
     Example:
         >>> picture_view({"title": "Edges", "missing": "HED is not installed."})["missing"]
         'HED is not installed.'
+        >>> picture_view({"title": "Edges", "images": [{"label": "fused", "png": "PHN2Zz4="}]})["missing"]
+        'The image “fused” is no PNG in base64, and is not shown. Run its study again.'
     """
-    images = [_image(one) for one in spec.get("images") or ()]
+    held = spec.get("images")
+    found = [_image(one) for one in held if isinstance(one, Mapping)] if isinstance(held, list) else []
+    images = [one for one in found if not isinstance(one, str)]
+    refused = [one for one in found if isinstance(one, str)]
+    missing = "" if images else str(spec.get("missing") or "Its images are not in this run.")
     return {
         "kind": "picture",
         "title": str(spec.get("title") or ""),
         "caption": str(spec.get("caption") or ""),
         "images": images,
-        "missing": "" if images else str(spec.get("missing") or "Its images are not in this run."),
+        "missing": " ".join(refused) or missing,
     }
 
 
-def _image(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _image(spec: Mapping[str, Any]) -> dict[str, Any] | str:
+    """Give an image, or why it is not shown."""
     label = str(spec.get("label") or "")
     try:
         png = base64.b64decode(str(spec.get("png") or ""), validate=True)
     except (binascii.Error, ValueError):
         png = b""
-    if not png.startswith(_BEGIN) or len(png) < len(_BEGIN) + 8:
-        raise UsageError(
-            f"render_report: the image {label!r} must be a PNG in base64, and is not. Run its study again."
-        )
-    width, height = struct.unpack_from(">II", png, len(_BEGIN))
+    width, height = struct.unpack_from(">II", png, len(_BEGIN)) if len(png) >= len(_BEGIN) + 8 else (0, 0)
+    if not png.startswith(_BEGIN) or not width or not height:
+        return f"The image “{label}” is no PNG in base64, and is not shown. Run its study again."
+    if width * height > MOST_PIXELS:
+        size = f"{width:,} x {height:,} pixels"
+        return f"The image “{label}” has {size}, and a page shows {MOST_PIXELS:,} at most. Make it smaller."
     return {
         "label": label,
         "alternative": str(spec.get("alternative") or label),
-        # Encoded here: the page holds these letters and no others.
-        "uri": f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}",
+        # Encoded here: a page holds these letters and no others.
+        "png": base64.b64encode(png).decode("ascii"),
         "width": width,
         "height": height,
     }

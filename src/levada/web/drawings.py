@@ -9,13 +9,14 @@ from typing import Any, Final, cast
 from levada.report.page import sections_of
 from levada.web.folder import RefusedError
 from levada.web.opened import Opened, opened
-from levada.web.pictures import Drawing, Drawings, Numbers
+from levada.web.pictures import Drawing, Drawings, Image, Numbers
 from levada.web.shapes import plain
 
 __all__ = ["drawings_of", "drawn_in", "last_section"]
 
 _DRAWN: Final = ("check", "study")  # kinds of sections; the others have pictures of their own
 _MAX_DRAWINGS: Final = 64
+_MAX_LETTERS: Final = 2**24  # of all images of an answer, in base64
 
 
 def drawings_of(path: Path) -> Drawings:
@@ -30,6 +31,14 @@ def drawings_of(path: Path) -> Drawings:
     run = opened(path)
     section = last_section(run)
     found = [_drawing(one, finding) for one, finding in _figures(section)]
+    left = _MAX_LETTERS
+    for one in found[:_MAX_DRAWINGS]:
+        left -= sum(len(image.png) for image in one.images)
+        if left < 0 and one.images:
+            one.images, one.missing = (
+                [],
+                "Its images are in `levada report`: together they are too large for this page.",
+            )
     if not found:
         raise RefusedError(404, "The run has no figures of this kind: checks of two blocks or more have, and studies.")
     return Drawings(drawings=found[:_MAX_DRAWINGS], total=len(found))
@@ -54,13 +63,14 @@ def last_section(run: Opened) -> Mapping[str, Any]:
 
 
 def _figures(section: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int | None]]:
-    """Give the figures that have numbers, and behind them those of findings, each with the finding's place."""
+    """Give pictures and the figures that have numbers; behind them those of findings, each with the finding's place."""
     if section["kind"] not in _DRAWN:
         return
     view = section["view"]
     pictures = ((one["picture"], i) for i, one in enumerate(view.get("findings") or ()))
     for figure, finding in (*((figure, None) for figure in view["figures"]), *pictures):
-        if figure and (figure.get("data") or (figure.get("table") or {}).get("rows")):
+        numbers = figure and (figure.get("data") or (figure.get("table") or {}).get("rows"))
+        if numbers or (figure and figure.get("kind") == "picture"):
             yield figure, finding
 
 
@@ -72,4 +82,6 @@ def _drawing(figure: Mapping[str, Any], finding: int | None) -> Drawing:
         data=figure.get("data") or "",
         table=Numbers(head=plain(table["head"]), rows=plain(table["rows"]), total=table["total"]),
         finding=finding,
+        images=[Image(**plain(one)) for one in figure.get("images") or ()],
+        missing=plain(str(figure.get("missing") or "")),
     )

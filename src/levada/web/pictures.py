@@ -194,17 +194,29 @@ class Numbers(Shape):
     total: int = Field(description="Number of rows; of many, an even choice is given.")
 
 
+class Image(Shape):
+    """An image of a study."""
+
+    label: str
+    alternative: str = Field(description="What it shows, for who does not see it.")
+    png: str = Field(description="A PNG in base64: its type is not asked of the run.")
+    width: int = Field(description="Pixels, as the file says.")
+    height: int
+
+
 class Drawing(Shape):
-    """A figure of lines, as the report draws it."""
+    """A figure of lines, or images, as the report shows them."""
 
     title: str
     caption: str
     data: str = Field(
         description="Its numbers as the report holds them: base64 of a deflated block, a header in JSON and planes of "
-        "numbers. Empty where it has bars or names, which the report alone draws."
+        "numbers. Empty where it has bars or names, which the report alone draws, and where it has images."
     )
     table: Numbers
     finding: int | None = Field(description="The place of the finding whose evidence it shows; null of the others.")
+    images: list[Image] = Field(description="From left to right; empty of a figure of lines.")
+    missing: str = Field(description="Why a picture has no images, or not all of them; else empty.")
 
 
 class Drawings(Shape):

@@ -124,7 +124,7 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         versions={plain(str(key)): plain(str(value)) for key, value in manifest.versions.items()},
         config=plain(dict(manifest.config)),
         told=plain(str(view.get("state") or "")) if watched else "",  # of others the headline says it
-        headline=plain(str(view.get("headline") or view.get("question") or "")),
+        headline=plain(str(view.get("headline") or view.get("question") or view.get("title") or "")),
         claim=plain(str(view.get("claim") or view.get("why") or "")),
         facts=facts_of(view),
         sites=_sites(run, signals),

@@ -11,9 +11,6 @@ export const TAB_NAMES: Record<Tab, string> = {
   lessons: "Lessons",
 };
 
-/** The palette's second colour, beside its blue. */
-export const SECOND = "brown (orange on a dark page)";
-
 /** As in the legend. */
 export const SHORT_NAMES: Record<ConnectionName, string> = {
   plain: "plain",

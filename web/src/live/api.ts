@@ -105,6 +105,16 @@ export interface Drawing {
   };
   /** The place of the finding whose evidence it shows. */
   readonly finding: number | null;
+  /** PNGs in base64, from left to right. */
+  readonly images: readonly {
+    readonly label: string;
+    readonly alternative: string;
+    readonly png: string;
+    readonly width: number;
+    readonly height: number;
+  }[];
+  /** Why a picture has no images, or not all of them. */
+  readonly missing: string;
 }
 
 export interface Drawings {
