@@ -32,6 +32,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "mixing": {"asked": {}},
     "gates": {"asked": {}},
     "memory": {},
+    "drawings": {},
 }
 
 
