@@ -1,11 +1,13 @@
-"""How long the live page takes to open in Chromium: until the first run of its list, or the map of a run, can be used.
+"""How long the pages take to open in Chromium: until a run of the list, the map of a run, or the explorer can be used.
 
 python -m benchmarks.opening [FOLDER] [--quick]
 
 A server of FOLDER, or of 20 small runs, is started and has read them. Then the page is opened seven times, each time in
 a new context, which has nothing in its cache: from the start of the navigation, as the browser says it, until the link
-of the first run stands there and a frame with it was painted; and of the largest run until its heat map has cells.
-Milliseconds, quartiles and median, are kept in results/opening.jsonl with the load of the machine.
+of the first run stands there and a frame with it was painted; of the largest run until its heat map has cells; of the
+explorer until its first figures and their table stand there. In turns with them a page is opened that holds one line
+of text from the same server: what a browser takes for any page. Milliseconds, quartiles and median, are kept in
+results/opening.jsonl with the load of the machine.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ selector => {
   }).observe(document, { childList: true, subtree: true, attributes: true });
 }
 """
-LIST, MAP = "tbody th a", ".read[aria-busy=false]"
+EMPTY, LIST, MAP, EXPLORER = "pre", "tbody th a", ".read[aria-busy=false]", ".told tbody tr"
 
 
 def opened(browser: Any, address: str, selector: str) -> float:
@@ -67,7 +69,12 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
             with urlopen(f"{found[1]}api/1/runs", timeout=120) as answer:
                 listed = json.load(answer)["runs"]
             largest = max(listed, key=lambda run: run["depth"] * run["steps"])
-            places = {"list": (found[0], LIST), "run": (f"{found[1]}#/run/{largest['id']}", MAP)}
+            places = {
+                "empty": (f"{found[1]}nothing", EMPTY),  # no such page: a line of plain text
+                "list": (found[0], LIST),
+                "run": (f"{found[1]}#/run/{largest['id']}", MAP),
+                "explorer": (f"{found[1]}explore.html", EXPLORER),
+            }
             times: dict[str, list[float]] = {name: [] for name in places}
             for number in range(rounds + 1):
                 for name, (address, selector) in places.items():

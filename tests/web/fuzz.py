@@ -1,12 +1,14 @@
 """Fuzz what reads runs: `python tests/web/fuzz.py FOLDER -runs=10000`. FOLDER keeps the inputs.
 
-The first byte of an input says which file of a small run it replaces, and how: as it is, or with right checksums, so
-that what stands behind them is reached. No reader may raise more than a `UsageError`, and every question has an answer.
+The first byte of an input says which file of which small run it replaces, and how: as it is, or with right checksums,
+so that what stands behind them is reached. No reader may raise more than a `UsageError`, and every question has an
+answer.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import resource
 import shutil
 import struct
@@ -20,7 +22,7 @@ from unittest import mock
 
 import atheris
 
-with atheris.instrument_imports(include=["levada.runs", "levada.web", "levada._numbers"]):
+with atheris.instrument_imports(include=["levada.runs", "levada.web", "levada.report", "levada._numbers"]):
     from levada._errors import UsageError
     from levada.runs import Run, RunWriter, SignalWriter
     from levada.runs.codes import encode
@@ -29,6 +31,7 @@ with atheris.instrument_imports(include=["levada.runs", "levada.web", "levada._n
     from levada.runs.tail import TAIL_MAGIC, pack
     from levada.web.child import answer
     from levada.web.opened import forget
+    from levada.web.questions import QUESTIONS as ANSWERED
 
 RANK = Path("signals") / "rank-00000"
 MEMORY = 2**31
@@ -40,6 +43,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "mixing": {"asked": {}},
     "gates": {"asked": {}},
     "memory": {},
+    "drawings": {},
 }
 CURVES = {"steps_back": [0, 1], "memory": [1.0, 0.1], "steps": [0], "gradient": [1.0], "memory_predicted": [1.0, 0.2]}
 REPORT = {
@@ -50,6 +54,19 @@ REPORT = {
         "memory_horizon": {"value": 8.0, "low": 7.0, "high": 9.0, "steps": 20},
     },
 }
+BLOCKS = [{"site": f"layers.{i}", "order": i, "gradient_rms": 0.5**i, "gradient_predicted": 0.25**i} for i in range(3)]
+LINES = [{"label": "a", "group": "a", "style": "measured", "seed": 0, "x": [1, 2], "y": [1.0, 0.5]}]
+LINES += [{"label": "b", "group": "a", "style": "band", "x": [1, 2], "y": [1, 1], "low": [0.5, 0.5], "high": [2, 2]}]
+AXES = {"x": {"label": "depth", "scale": "linear"}, "y": {"label": "size", "scale": "log"}}
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+IMAGES = [{"label": "a", "alternative": "a pixel", "png": PIXEL}]
+STUDY: list[dict[str, Any]] = [
+    {"type": "study", "name": "R1", "title": "How fast?", "question": "?", "sources": ["a"], "notes": ""},
+    {"type": "figure", "id": "a", "title": "Decay", "caption": "By depth.", **AXES, "series": LINES},
+    {"type": "figure", "kind": "picture", "id": "b", "title": "Edges", "caption": "", "images": IMAGES},
+    {"type": "claim", "name": "decays", "statement": "It does.", "criterion": "by 3 %", "status": "held"}
+    | {"numbers": {"slope": {"value": 0.5, "low": 0.4, "high": 0.6}}, "seeds": [0], "reason": "It fell."},
+]
 
 
 def parts(data: bytes) -> list[bytes]:
@@ -104,9 +121,14 @@ def plain(name: str, make: Callable[[bytes], bytes] = bytes) -> Callable[[Path, 
     return put
 
 
+def said(data: bytes) -> bytes:
+    """Give a log of events with their checksums."""
+    return MAGIC + b"".join(map(frame, parts(data)))
+
+
 PLACES: list[Callable[[Path, bytes], None]] = [
     plain("events.log"),
-    plain("events.log", lambda data: MAGIC + b"".join(map(frame, parts(data)))),
+    plain("events.log", said),
     plain("run.json", manifest),
     plain(f"{RANK}/sites-000.json", table),
     plain(f"{RANK}/tail-000002.log"),
@@ -118,7 +140,11 @@ PLACES: list[Callable[[Path, bytes], None]] = [
     plain(f"{RANK}/mixing/sites-000.json", table),
     plain(f"{RANK}/mixing/tail-000002.log", lambda data: TAIL_MAGIC + b"".join(map(pack, parts(data)))),
     plain(f"{RANK}/gates/sites-000.json", table),
+    plain("events.log", said),
+    plain("events.log", said),
 ]
+OTHERS = {len(PLACES) - 2: "checked", len(PLACES) - 1: "studied"}
+"""Places that are of another run than the watched one."""
 
 
 def write(folder: Path) -> None:
@@ -142,12 +168,25 @@ def write(folder: Path) -> None:
         samples.append(0, 0.0, encode([0.5, 0.25, 0.75, 10.0]))
 
 
-def seeds(run: Path, folder: Path) -> None:
+def write_drawn(home: Path) -> None:
+    """Write a check and a study, of which figures are drawn."""
+    with RunWriter.create(home / "checked", kind="check", name="small") as writer:
+        writer.append("report", title="", report={"schema": 1, "verdict": "warn", **REPORT, "blocks": BLOCKS})
+    with RunWriter.create(home / "studied", kind="study", name="R1") as writer:
+        for one in STUDY:
+            writer.append(**one)
+
+
+def payloads(run: Path) -> bytes:
+    """Give what a run says, an event in each line."""
+    return b"\n".join(json.dumps(event).encode() for event in Run(run).events())
+
+
+def seeds(home: Path, folder: Path) -> None:
     """Give the inputs that the search begins with: of each place what stands there."""
+    run = home / "whole"
     rank = run / RANK
-    events = (run / "events.log").read_bytes()
-    payloads = b"\n".join(json.dumps(event).encode() for event in Run(run).events())
-    held = [events, payloads, (run / "run.json").read_bytes()]
+    held = [(run / "events.log").read_bytes(), payloads(run), (run / "run.json").read_bytes()]
     held.append(json.dumps(json.loads((rank / "sites-000.json").read_bytes())["table"]).encode())
     sample = b"S" + struct.pack("<qdII", 30, 0.0, 0, 2) + b"{}" + encode([0.5, 0.0])
     held += [TAIL_MAGIC + pack(b'H{"schema": 1, "sites": 0}') + pack(sample), b'H{"schema": 1, "sites": 0}\n' + sample]
@@ -164,9 +203,60 @@ def seeds(run: Path, folder: Path) -> None:
         + b"{}"
         + encode([0.75, 0.25, 0.25, 0.75]),
         json.dumps(json.loads((rank / "gates" / "sites-000.json").read_bytes())["table"]).encode(),
+        *(payloads(home / name) for name in OTHERS.values()),
     ]
+    assert len(held) == len(PLACES)
     for number, content in enumerate(held):
         (folder / f"seed-{number:02d}").write_bytes(bytes([number]) + content)
+
+
+STRANGE: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    1e308,
+    -0.5,
+    "",
+    "nan",
+    "inf",
+    "\ud800",
+    "</script>",
+    [],
+    {},
+    [[]],
+    [{}],
+]
+
+
+def changed(value: Any, chance: random.Random) -> Any:
+    """Put something strange in one place of a value, leave the place out, or put it there twice."""
+    if not isinstance(value, dict | list) or not value or chance.random() < 0.1:
+        return chance.choice(STRANGE)
+    places = list(value) if isinstance(value, dict) else range(len(value))
+    place = chance.choice(places)
+    if chance.random() < 0.1:
+        return {key: value[key] for key in places if key != place} if isinstance(value, dict) else value[:place]
+    if isinstance(value, list) and chance.random() < 0.1:
+        return [*value, value[place]]
+    if isinstance(value, dict):
+        return {**value, place: changed(value[place], chance)}
+    return [*value[:place], changed(value[place], chance), *value[place + 1 :]]
+
+
+def mutate(data: bytes, most: int, seed: int) -> bytes:
+    """Change bytes, or in one half a value in a line of JSON: what is no JSON any more is given up at once."""
+    chance = random.Random(seed)
+    lines = data[1:].split(b"\n")
+    at = chance.randrange(len(lines))
+    if chance.random() < 0.5:
+        try:
+            lines[at] = json.dumps(changed(json.loads(lines[at]), chance)).encode()
+        except (ValueError, RecursionError):
+            return bytes(atheris.Mutate(data, most))
+        return (data[:1] + b"\n".join(lines))[:most]
+    return bytes(atheris.Mutate(data, most))
 
 
 def main() -> None:
@@ -175,16 +265,18 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     home = Path(tempfile.mkdtemp())
     write(home / "whole")
-    seeds(home / "whole", Path(sys.argv[1]))
+    write_drawn(home)
+    seeds(home, Path(sys.argv[1]))
     for name, values in QUESTIONS.items():  # of what is whole, each has an answer: the search begins behind it
-        status, body = answer(home, json.dumps({"ask": name, "run": "whole", **values}).encode())
-        assert status == 200, body
+        for run in OTHERS.values() if name == "drawings" else ("whole",):
+            status, body = answer(home, json.dumps({"ask": name, "run": run, **values}).encode())
+            assert status == 200, body
 
     def one(data: bytes) -> None:
-        run = home / "run"
+        run, place = home / "run", data[0] % len(PLACES) if data else 0
         shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(home / "whole", run)
-        PLACES[data[0] % len(PLACES) if data else 0](run, data[1:])
+        shutil.copytree(home / OTHERS.get(place, "whole"), run)
+        PLACES[place](run, data[1:])
         forget()
         with mock.patch("time.sleep"):  # between looks for what a writer may be sealing
             read(run)
@@ -193,7 +285,8 @@ def main() -> None:
                 assert status in (200, 404, 409)
                 json.loads(body)
 
-    atheris.Setup([*sys.argv, "-rss_limit_mb=0"], one)
+    assert QUESTIONS.keys() == ANSWERED.keys()
+    atheris.Setup([*sys.argv, "-rss_limit_mb=0"], one, custom_mutator=mutate)
     try:
         atheris.Fuzz()
     finally:

@@ -14,6 +14,7 @@ from _pytest.monkeypatch import MonkeyPatch
 
 from levada.web.access import Access, cookie_of
 from levada.web.app import create_app
+from levada.web.guard import Guard
 from levada.web.pages import Pages
 
 from .conftest import HOSTILE, Client, served
@@ -28,6 +29,9 @@ RUNS = "/api/1/runs"
         "evil.example:8765",
         "127.0.0.1.evil.example",
         "localhost@evil.example",
+        "evil.example@localhost",  # that of an address would be what is behind the @
+        "localhost/evil.example",
+        "localhost?evil.example",
         "10.0.0.7",
         "",
         "[",
@@ -67,6 +71,25 @@ def test_a_request_has_exactly_one_host(root: Path, hosts: int, wanted: int) -> 
     assert statuses[0] == wanted
 
 
+def test_a_socket_that_talks_both_ways_is_closed(root: Path) -> None:
+    # Neither Origin nor token would be asked for by what serves one.
+    sent = []
+
+    async def ask() -> None:
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            return {"type": "websocket.connect"}
+
+        headers = [(b"host", b"127.0.0.1:8765")]
+        scope = {"type": "websocket", "path": "/api/1/events", "raw_path": b"", "query_string": b"", "headers": headers}
+        await Guard(lambda *_: pytest.fail("it is served"), Access(), lambda: None)(scope, receive, send)
+
+    asyncio.run(ask())
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1:1", "[::1]:8765"])
 def test_names_of_this_machine_are_answered(client: Client, host: str) -> None:
     assert client.get(RUNS, host=host)[0] == 200
@@ -100,7 +123,9 @@ def test_the_token_is_compared_in_constant_time(monkeypatch: MonkeyPatch) -> Non
     source = ast.parse(Path(__import__("levada.web.access", fromlist=["x"]).__file__).read_text())
     plain = [node for node in ast.walk(source) if isinstance(node, ast.Compare) and "token" in ast.dump(node)]
     assert not plain
-    assert len({Access().token for _ in range(100)}) == 100
+    for secret in ("token", "session"):
+        assert len({getattr(Access(), secret) for _ in range(100)}) == 100
+        assert len(getattr(access, secret)) >= 43  # letters of 6 bits: at least 256 bits
     assert access.token not in repr(access)
 
 
@@ -114,6 +139,7 @@ def test_pages_of_other_sites_get_no_answer(client: Client) -> None:
         assert client.get(RUNS, sec_fetch_site=site, **navigation)[0] == 403
         assert client.get("/", sec_fetch_site=site, **navigation)[0] == 503  # a link to the page may be followed
         assert client.get("/", sec_fetch_site=site, sec_fetch_mode="navigate", sec_fetch_dest="iframe")[0] == 403
+        assert client.get("/", sec_fetch_site=site, sec_fetch_mode="no-cors", sec_fetch_dest="document")[0] == 403
     for site in ("same-origin", "none"):
         status, headers, _ = client.get(RUNS, sec_fetch_site=site, origin=f"http://127.0.0.1:{client.port}")
         assert status == 200
@@ -195,6 +221,7 @@ def test_with_token_reading_needs_it_too(root: Path) -> None:
     with served(root, closed=True) as client:
         bearer = f"Bearer {client.token}"
         for path in (RUNS, client.run("watched"), "/api/1/events", "/api/1/openapi.json"):
+            assert client.ask("HEAD", path)[0] == 401  # first: of a stream that were open, GET would not end
             status, headers, _ = client.get(path)
             assert (status, headers["www-authenticate"]) == (401, "Bearer")
             assert client.get(path, authorization="Bearer x")[0] == 401
