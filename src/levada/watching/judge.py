@@ -108,7 +108,7 @@ class Judge:
         self._baseline: Baseline | None = None
         self._departures: Departures | None = None
         self._scaled, self._rank = False, 0
-        self._membership: tuple[tuple[int, bool], ...] = ()
+        self._membership: tuple[tuple[int, int, bool], ...] = ()
 
     @property
     def seconds(self) -> float:
