@@ -367,3 +367,42 @@ def test_the_highest_loss_is_the_finite_one_of_those_that_this_update_brings(tmp
         keeper.before_update(step, None, scaled=False)
         told.append(keeper.highest)
     assert told == [-2.0, 5.0, -math.inf, -9.0, -math.inf]
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_where_an_update_broke_the_weights_the_batch_of_that_update_is_kept_too(tmp_path, noted):
+    torch.manual_seed(0)
+    net, batches = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(8, 16, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with watch(net, optimizer, run=tmp_path / "run") as watching:
+        for step in range(7):
+            if noted:
+                watching.note(indices=[step])
+            optimizer.zero_grad()
+            outputs = net(batches[step])
+            odd = (outputs * 0).abs().sqrt().sum() if step == 5 else 0  # 0, and its gradient is not finite
+            (outputs.square().mean() + odd).backward()
+            optimizer.step()
+    (folder,) = watching.judge.keeper.folders
+    bundle = read_bundle(folder)
+    assert bundle.step == 6
+    assert "weights" not in bundle.values  # all of them are NaN
+    earlier = bundle.values["earlier"]
+    assert earlier["step"] == 5
+    assert torch.equal(earlier["args"][0], batches[5])
+    assert torch.equal(bundle.values["args"][0], batches[6])
+    assert "cpu" in earlier["random_state"]
+    assert earlier.get("indices") == ([5] if noted else None)
+
+
+def test_where_the_weights_are_finite_no_earlier_batch_is_kept(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with watch(net, optimizer, run=tmp_path / "run") as watching:
+        for step in range(4):
+            optimizer.zero_grad()
+            net(torch.randn(16, 4) * (math.nan if step == 3 else 1)).square().mean().backward()
+            optimizer.step()
+    (folder,) = watching.judge.keeper.folders
+    assert "earlier" not in {**read_bundle(folder).values, **read_bundle(folder).missing}

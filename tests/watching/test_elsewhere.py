@@ -57,3 +57,14 @@ def test_what_no_other_met_before_it_is_its_own(several, tmp_path, bad, met):
     (finding,) = train(tmp_path / "run", bad, met=met).findings
     assert finding.evidence["rank"] == 0
     assert "What followed" not in finding.claim
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_without_a_folder_it_says_that_it_knows_of_itself_alone(several, tmp_path, run):
+    (finding,) = train(tmp_path / "run" if run else None, 4).findings
+    assert ("what this process alone has seen" in finding.claim) is not run
+
+
+def test_a_single_process_says_nothing_of_others():
+    (finding,) = train(None, 4).findings
+    assert "process" not in finding.claim

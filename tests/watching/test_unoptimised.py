@@ -217,11 +217,11 @@ def test_of_very_many_some_are_looked_at():
 
 def test_numbers_are_spread_over_the_whole_tensor():
     value = torch.arange(1000.0).reshape(10, 100)
-    assert unoptimised._some(value)[-1] >= 1000 - 16
-    assert 32 < unoptimised._some(value).numel() <= 64
+    assert unoptimised.some_of(value)[-1] >= 1000 - 16
+    assert 32 < unoptimised.some_of(value).numel() <= 64
     last = torch.arange(1024.0).reshape(4, 4, 8, 8).to(memory_format=torch.channels_last)
-    assert unoptimised._some(last).data_ptr() == last.data_ptr()
-    assert unoptimised._some(torch.tensor(3.0)).tolist() == [3.0]
+    assert unoptimised.some_of(last).data_ptr() == last.data_ptr()
+    assert unoptimised.some_of(torch.tensor(3.0)).tolist() == [3.0]
 
 
 def test_an_error_in_it_ends_it_alone(monkeypatch):

@@ -4,7 +4,7 @@ from levada.watching.bundle import Bundle as Bundle
 from levada.watching.bundle import read_bundle as read_bundle
 from levada.watching.exporting import Exporting as Exporting
 from levada.watching.judge import Judge as Judge
-from levada.watching.passes import Pass as Pass
+from levada.watching.kept_pass import Pass as Pass
 from levada.watching.replay import Replay as Replay
 from levada.watching.replay import replay as replay
 from levada.watching.sample import WATCHED as WATCHED

@@ -1,4 +1,4 @@
-"""What is looked at before updates beside the loss: parameters that no optimizer holds, and whether blocks learn."""
+"""What is looked at before updates beside the loss: parameters that nothing trains, and whether blocks learn."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, Final, final
 from torch import nn
 
 from levada.watching.baseline import Silence
+from levada.watching.frozen import RULE as FROZEN
+from levada.watching.frozen import Frozen
 from levada.watching.glances import Glances
 from levada.watching.ledger import Ledger
 from levada.watching.telling import warn
@@ -36,6 +38,7 @@ class Between:
         self.ended: dict[str, str] = {}
         self._ledger = ledger
         self._unoptimised: Unoptimised | None = Unoptimised()
+        self._frozen: Frozen | None = Frozen()
         self._glances: Glances | None = Glances(every, ledger.confirm)
 
     @property
@@ -70,16 +73,22 @@ class Between:
             blocks: what is known of the blocks; None before the first sample.
             silence: of the gradients of their weights.
         """
-        looking, glances = self._unoptimised, self._glances
+        glances = self._glances
         sites = blocks.sites if blocks is not None else ()
-        if looking is not None and self._try(RULE, lambda: looking.before_update(step, model, optimizers, sites)):
-            if looking.found is None:
-                self._ledger.over(RULE, step)
-            else:
-                told = replace(looking.found, evidence={**looking.found.evidence, "told_at": step})
-                self._ledger.stand(told, renew=True)
+        self._look(RULE, self._unoptimised, step, model, optimizers, sites)
+        self._look(FROZEN, self._frozen, step, model, optimizers, sites)
         if glances is not None:
             self._try(_LOOKS, lambda: glances.before_update(step, model, blocks, silence))
+
+    def _look(self, rule: str, looking: Unoptimised | Frozen | None, step: int, *of: Any) -> None:
+        """Tell what one that looks at parameters finds, or that it is over."""
+        if looking is None or not self._try(rule, lambda: looking.before_update(step, *of)):
+            return
+        if looking.found is None:
+            self._ledger.over(rule, step)
+        else:
+            told = replace(looking.found, evidence={**looking.found.evidence, "told_at": step})
+            self._ledger.stand(told, renew=True)
 
     def sampled(self, step: int, blocks: Blocks, silence: Silence) -> None:
         """Hear of a sample.
@@ -108,10 +117,11 @@ class Between:
             return bool(look())
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            if name == RULE:
-                self._unoptimised = None
-                self.ended[RULE] = f"an error ended it, {what}"
-                warn(f"watch: {RULE} raised {what}. It is judged no more; all else is.")
+            if name in (RULE, FROZEN):
+                self._unoptimised = None if name == RULE else self._unoptimised
+                self._frozen = None if name == FROZEN else self._frozen
+                self.ended[name] = f"an error ended it, {what}"
+                warn(f"watch: {name} raised {what}. It is judged no more; all else is.")
             else:
                 self._glances = None
                 warn(f"watch: {name} raised {what}. It looks no more; all else goes on.")

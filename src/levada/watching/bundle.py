@@ -42,7 +42,8 @@ class Bundle:
         loss: the step's loss; NaN also if it was not seen.
         values: "args" and "kwargs" of the last forward pass, the "output_gradient" that arrived at the model's output,
             "random_state" by device at the start of the pass, "weights" by name, "optimizer", "targets", "indices";
-            what is not there could not be kept.
+            where weights are not finite, "earlier": the "step" before, whose update may have made them so, and of its
+            last pass "args", "kwargs", "random_state", "indices" and "targets"; what is not there could not be kept.
         missing: name of such a value -> why.
         training: whether each module is in training mode, where it differs from its parent; "" is the model.
         checkpoint: path of the checkpoint that the user named last; None without.

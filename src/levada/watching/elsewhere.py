@@ -17,7 +17,7 @@ from levada.runs.folders import rank_folders
 from levada.runs.frames import Damage, scan
 from levada.runs.rank_log import RANK_LOG
 
-__all__ = ["met_elsewhere"]
+__all__ = ["met_elsewhere", "with_others_unknown"]
 
 PATIENCE: Final = 0.25  # seconds, once in a run that has just broken: a thread of the other process writes what it met
 
@@ -46,6 +46,25 @@ def met_elsewhere(finding: Finding, run: Path | None) -> Finding | None:
     proposals = {field.name for field in fields(Proposal)}
     remedies = tuple(Proposal(**each) for each in one.get("remedies", ()) if set(each) == proposals)
     return replace(finding, claim=claim, evidence=evidence, remedies=remedies, **told)
+
+
+def with_others_unknown(finding: Finding, run: Path | None) -> Finding:
+    """Return a finding of weights that are not finite with a word on what other processes may have met before.
+
+    Without a run's folder a process knows of itself alone: to ask the others would wait for those that are stuck.
+
+    Args:
+        finding: of this process, of what is not finite.
+        run: the run's folder; None without one.
+    """
+    brought = finding.severity == "error" and finding.evidence["tensor"] == "weight"
+    if run is not None or not brought or not is_one_of_several():
+        return finding
+    words = (
+        "This is what this process alone has seen: another one may have met it first, as an update brings it to all, "
+        "and without a run folder that is not known here."
+    )
+    return replace(finding, claim=f"{finding.claim} {words}")
 
 
 def _earlier(finding: Finding, run: Path) -> Iterator[dict[str, Any]]:

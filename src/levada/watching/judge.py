@@ -19,7 +19,7 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline
 from levada.watching.between import Between
-from levada.watching.elsewhere import met_elsewhere
+from levada.watching.elsewhere import met_elsewhere, with_others_unknown
 from levada.watching.given import Given, given_last
 from levada.watching.habits import Habits
 from levada.watching.keeper import Keeper, require_notes
@@ -108,7 +108,7 @@ class Judge:
         self._baseline: Baseline | None = None
         self._departures: Departures | None = None
         self._scaled, self._rank = False, 0
-        self._membership: tuple[tuple[int, bool], ...] = ()
+        self._membership: tuple[tuple[int, int, bool], ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -368,6 +368,7 @@ class Judge:
         if new and (first := met_elsewhere(finding, self.keeper and self.keeper.run)) is not None:
             finding = first
         elif finding.where or new:  # the place may be known only now
+            finding = with_others_unknown(finding, self.keeper and self.keeper.run)
             step = finding.evidence["step"]
             jump = self._spikes.before(step, self._recent, self.loss) if finding.severity == "error" else None
             rise = raised(tuple(self.rows), self._rates.changes, step, self._rates.rises)

@@ -80,6 +80,7 @@ class Keeper:
         self._asked: Finding | None = None
         self._kept: set[str] = set()
         self._notes: dict[str, Any] = {}
+        self._noted_before: dict[str, Any] = {}  # of the step before
         getattr(source, "last_pass", None)  # who asks is kept the passes from now on
         self._losses = LossBaseline()
         self._limit = math.inf
@@ -165,6 +166,7 @@ class Keeper:
         if self._asked is not None:
             finding, self._asked = self._asked, None
             self._keep(step, finding.rule, finding.claim, value, finding, of=at)
+        self._noted_before = dict(self._notes)
 
     def _steep(self, value: float) -> bool:
         """Whether the loss has risen steeply before there is a baseline, as by a rate that is too high."""
@@ -197,6 +199,8 @@ class Keeper:
         model, last = getattr(self._source, "model", None), getattr(self._source, "last_pass", None)
         model = original(model) if isinstance(model, nn.Module) else None  # as it is built, before it was compiled
         values, missing = self._pass(last, step)
+        if model is not None and broken_parameters(model):
+            values |= self._before_it(getattr(last, "earlier", None), missing)
         if model is not None:
             self._state(model, values, missing)
             self._as_begun(getattr(last, "buffers", {}), values, missing)
@@ -235,6 +239,15 @@ class Keeper:
             missing |= dict.fromkeys(values, f"the last pass was of step {last.step}")
             values = {}
         return values, missing
+
+    def _before_it(self, earlier: Any, missing: dict[str, str]) -> dict[str, Any]:
+        """Return the last pass of the step before, whose update may have broken the weights."""
+        held = {name: getattr(earlier, name, None) for name in ("args", "kwargs", "random_state")}
+        if held["args"] is None:
+            missing["earlier"] = "larger than the cap, overwritten since, or never there"
+            return {}
+        noted = {name: self._noted_before[name] for name in ("indices", "targets") if name in self._noted_before}
+        return {"earlier": {"step": earlier.step, **held, **noted}}
 
     def _state(self, model: nn.Module, values: dict[str, Any], missing: dict[str, str]) -> None:
         """Add weights and optimizer state, where they are finite and below the cap."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import functools
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any, Final, final
 
 import torch
@@ -20,144 +17,17 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 from levada.probe.hook import Hook
 from levada.probe.recorder import first_floating
 from levada.watching.alike import Alike
+from levada.watching.kept_pass import Buffers, Kept, Pass
 from levada.watching.losses import in_backward
 from levada.watching.parts import Parts
-from levada.watching.places import original, plain_name
 from levada.watching.scripting import close_scripting, open_scripting
 from levada.watching.skipped import Skips, continues
 from levada.watching.tracing import symbolic
 
-__all__ = ["Pass", "Passes"]
+__all__ = ["Passes"]
 
-_DEEPEST, _MOST = 32, 10_000  # levels and values of a nest of inputs: one that holds itself has no end
 _BUFFERS = 16 * 2**20  # bytes of buffers that are copied
 _CALL: Final = nn.Module._call_impl.__code__
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """A forward pass, as far as it is kept, to run it again.
-
-    Attributes:
-        step: the optimizer step that it belongs to.
-        args: what the model was called with, detached; None if that is larger than the cap, was overwritten since, or
-            could not be read.
-        kwargs: the same.
-        random_state: device -> state of its generator when the pass began.
-        output_gradient: gradient of the (scaled) loss that arrived at the model's output; None if none did, or as
-            above.
-        autocast: type of device -> name of the number type of an autocast that the pass began in.
-        buffers: name -> value when the pass began, of each buffer that was written since; None above the cap.
-        number: which pass with gradients of its step it is, from 1.
-    """
-
-    step: int
-    args: tuple[Any, ...] | None
-    kwargs: Mapping[str, Any] | None
-    random_state: Mapping[str, Tensor]
-    output_gradient: Tensor | None
-    autocast: Mapping[str, str] = field(default_factory=dict)
-    buffers: Mapping[str, Tensor | None] = field(default_factory=dict)
-    number: int = 1
-
-
-class _Kept:
-    """Detached tensors, with their versions: who writes into them later must not be believed."""
-
-    def __init__(self, value: Any, cap: int) -> None:
-        self._held: list[Tensor] = []
-        self._left = _MOST
-        self._value: Any = None
-        self._versions: list[tuple[Tensor, int]] = []
-        try:
-            value = self._detached(value, 0)
-            if sum(t.numel() * t.element_size() for t in self._held if t.layout is torch.strided) <= cap:
-                self._versions = [(t, t._version) for t in self._held if not t.is_inference()]
-                self._value = value
-        except Exception:  # a mapping that reads from a disk, a list that holds itself: the loop may do as it likes
-            self._value = None
-        self._held = []
-
-    def get(self) -> Any:
-        return self._value if all(t._version == version for t, version in self._versions) else None
-
-    def _detached(self, value: Any, depth: int) -> Any:
-        self._left -= 1
-        if depth > _DEEPEST or self._left < 0:
-            raise ValueError("too deep, or too many values")
-        if isinstance(value, Tensor):
-            self._held.append(value.detach())  # of the same memory and version, and without the graph before it
-            return self._held[-1]
-        if isinstance(value, Mapping):
-            return {key: self._detached(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            items = [self._detached(item, depth + 1) for item in value]
-            if not isinstance(value, tuple):
-                return items
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            made = copy.copy(value)
-            for entry in dataclasses.fields(value):
-                object.__setattr__(made, entry.name, self._detached(getattr(value, entry.name, None), depth + 1))
-            return made
-        return value
-
-
-class _Buffers:
-    """The buffers of a model as they were when a pass began; copied are those that something writes."""
-
-    def __init__(self, model: nn.Module, cap: int) -> None:
-        self._cap = cap
-        self._places = [
-            (plain_name(f"{path}.{key}" if path else key), module, key)
-            for path, module in original(model).named_modules()
-            for key in module._buffers
-        ]
-        self._seen: dict[str, tuple[Tensor, int]] = {}
-        self._copies: dict[str, Tensor] = {}
-
-    def take(self) -> None:
-        stale: list[tuple[str, Tensor]] = []
-        for name, tensor in self._now():
-            seen = self._seen.get(name)
-            if seen is None or seen[0] is not tensor or seen[1] != tensor._version:
-                self._seen[name] = tensor, tensor._version
-                stale.append((name, tensor))
-        held = {name for name, _ in stale}
-        room = self._cap - sum(t.numel() * t.element_size() for n, t in self._copies.items() if n not in held)
-        onto: list[Tensor] = []
-        of: list[Tensor] = []
-        for name, tensor in stale:
-            room -= tensor.numel() * tensor.element_size()
-            there = self._copies.get(name)
-            if room < 0:
-                self._copies.pop(name, None)
-            elif there is None or there.shape != tensor.shape or there.dtype != tensor.dtype:
-                self._copies[name] = tensor.detach().clone()
-            else:
-                onto.append(there)
-                of.append(tensor.detach())
-        if onto:
-            torch._foreach_copy_(onto, of)
-
-    def written(self) -> dict[str, Tensor | None]:
-        """Return what was written since, as it was."""
-        found: dict[str, Tensor | None] = {}
-        for name, tensor in self._now():
-            seen = self._seen.get(name)
-            if seen is not None and (seen[0] is not tensor or seen[1] != tensor._version):
-                there = self._copies.get(name)
-                found[name] = None if there is None else there.clone()
-        return found
-
-    def _now(self) -> Iterator[tuple[str, Tensor]]:
-        for name, module, key in self._places:
-            tensor = module._buffers.get(key)
-            if tensor is None or isinstance(tensor, nn.parameter.UninitializedBuffer) or hasattr(tensor, "placements"):
-                continue
-            if tensor.layout is torch.strided and not tensor.is_inference():
-                yield name, tensor
 
 
 def _counted(method: Callable[..., None]) -> Callable[..., None]:
@@ -222,9 +92,11 @@ class Passes:
         self._waited = False  # whether a pass came behind one without a backward pass
         self._given: dict[int | str, weakref.ref[Tensor]] = {}
         self._output: weakref.ref[Tensor] | None = None
-        self._inputs: _Kept | None = None
-        self._gradient: _Kept | None = None
-        self._buffers: _Buffers | None = None
+        self._inputs: Kept | None = None
+        self._earlier: tuple[int, Kept, dict[str, Tensor], dict[str, str]] | None = None  # of the step before
+        self._of = 0  # the step of what is kept
+        self._gradient: Kept | None = None
+        self._buffers: Buffers | None = None
         self._states: dict[str, Tensor] = {}
         self._autocast: dict[str, str] = {}
         self._devices = sorted({p.device.index for p in model.parameters() if p.is_cuda and p.device.index is not None})
@@ -245,7 +117,7 @@ class Passes:
         self._handles.clear()
         self._parts.detach()
         self._forget()
-        self._inputs = self._gradient = self._buffers = None
+        self._inputs = self._gradient = self._buffers = self._earlier = None
         self._states, self._given, self._output = {}, {}, None
 
     def last(self) -> Pass | None:
@@ -264,7 +136,15 @@ class Passes:
             self._autocast,
             self._buffers.written(),
             self._number,
+            self._before_it(),
         )
+
+    def _before_it(self) -> Pass | None:
+        if self._earlier is None:
+            return None
+        step, inputs, states, autocast = self._earlier
+        args, kwargs = inputs.get() or (None, None)
+        return Pass(step, args, kwargs, dict(states), None, autocast)
 
     def inputs(self) -> dict[int | str, Tensor]:
         """Return the tensors that the last pass with gradients was called with, as far as they are still there.
@@ -329,11 +209,14 @@ class Passes:
             self._begin()
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._inputs, self._gradient = _Kept((args, kwargs), self._cap), None
+        if self._inputs is not None and self._of != self._step:
+            self._earlier = self._of, self._inputs, self._states, self._autocast
+        self._of = self._step
+        self._inputs, self._gradient = Kept((args, kwargs), self._cap), None
         self._states = dict(self._random_states())
         self._autocast = dict(self._autocasts())
         if self._buffers is None:
-            self._buffers = _Buffers(self._model, _BUFFERS)
+            self._buffers = Buffers(self._model, _BUFFERS)
         self._buffers.take()
 
     @_counted
@@ -371,9 +254,9 @@ class Passes:
             self._end(False)
 
     @_counted
-    def _arrived(self, inputs: _Kept, gradient: Tensor | None) -> None:
+    def _arrived(self, inputs: Kept, gradient: Tensor | None) -> None:
         if inputs is self._inputs and gradient is not None:
-            self._gradient = _Kept(gradient, self._cap)
+            self._gradient = Kept(gradient, self._cap)
 
     def _random_states(self) -> Iterator[tuple[str, Tensor]]:
         yield "cpu", torch.get_rng_state()

@@ -16,7 +16,7 @@ from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
 from levada.watching.transfer import OnItsWay
 
-__all__ = ["RULE", "Unoptimised"]
+__all__ = ["RULE", "Unoptimised", "some_of"]
 
 RULE: Final = "unoptimised_parameters"
 UPDATES: Final = 200  # over which a parameter stands still
@@ -126,7 +126,7 @@ class Unoptimised:
             if p._version != still.version:
                 still.version, still.since, still.had, still.numbers = p._version, self._updates, 0, None
             those.append(still)
-            for some in (_some(p.detach()), _some(p.grad)):
+            for some in (some_of(p.detach()), some_of(p.grad)):
                 pieces.append(some)
                 sizes.append(some.numel())
         if sum(sizes):
@@ -161,8 +161,16 @@ class Unoptimised:
         return True
 
 
-def _some(tensor: Tensor | None) -> Tensor:
-    """Return numbers that are spread evenly over a tensor."""
+def some_of(tensor: Tensor | None) -> Tensor:
+    """Return 64 numbers at most that are spread evenly over a tensor, of its own memory.
+
+    Args:
+        tensor: any; none if it is None.
+
+    Example:
+        >>> some_of(torch.arange(128))[:3].tolist()
+        [0, 2, 4]
+    """
     if tensor is None:
         return torch.empty(0)
     value = plain(tensor)

@@ -17,7 +17,7 @@ from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octa
 from levada.watching.places import original, plain_name
 from levada.watching.sample import Sample
 
-__all__ = ["ADAPTIVE", "COMPARED", "MANY", "Blocks", "View", "at_rest", "loss_falls", "membership", "rate_of"]
+__all__ = ["ADAPTIVE", "COMPARED", "MANY", "Blocks", "View", "at_rest", "loss_falls", "membership", "rate_of", "rests"]
 
 COMPARED: Final = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 """The signals that have a baseline."""
@@ -261,21 +261,29 @@ def rate_of(optimizers: Sequence[Any]) -> float:
     return float(rate)
 
 
-def membership(optimizers: Sequence[Any]) -> tuple[tuple[int, bool], ...]:
-    """Return what tells that other parameters are moved than before: the groups' sizes, and whether their rate is 0.
+def membership(optimizers: Sequence[Any]) -> tuple[tuple[int, int, bool], ...]:
+    """Return what tells that other parameters are moved than before.
+
+    That is each group's size, how many of it ask for a gradient, and whether its rate is 0.
 
     Args:
         optimizers: the optimizers.
     """
-    return tuple((len(group["params"]), _rests(group)) for each in optimizers for group in each.param_groups)
+    groups = [group for each in optimizers for group in each.param_groups]
+    return tuple((len(g["params"]), sum(p.requires_grad for p in g["params"]), rests(g)) for g in groups)
 
 
 def _moved_by(optimizers: Sequence[Any]) -> set[int]:
-    groups = [group for each in optimizers for group in each.param_groups if not _rests(group)]
+    groups = [group for each in optimizers for group in each.param_groups if not rests(group)]
     return {id(parameter) for group in groups for parameter in group["params"]}
 
 
-def _rests(group: Any) -> bool:
+def rests(group: Any) -> bool:
+    """Return whether the rate of a group is 0; False where it would have to be waited for.
+
+    Args:
+        group: of an optimizer.
+    """
     rate = group.get("lr")
     if isinstance(rate, Tensor) and rate.device.type != "cpu":
         return False  # it would have to be waited for

@@ -25,8 +25,8 @@ from levada.watching.engine import Engine
 from levada.watching.judge import CONFIRMATIONS, WARM_UP, Judge
 from levada.watching.judged import PART, standing_of
 from levada.watching.keeper import require_notes
+from levada.watching.kept_pass import Pass
 from levada.watching.overhead import Cadence
-from levada.watching.passes import Pass
 from levada.watching.sample import Continue, Listener, Sample
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.telling import hears, warn
