@@ -8,7 +8,7 @@ from typing import Any, Final, final
 
 from torch import nn
 
-from levada.watching.baseline import Silence
+from levada.watching.baseline import BY_CHANCE, Silence
 from levada.watching.glances import Glances
 from levada.watching.ledger import Ledger
 from levada.watching.telling import warn
@@ -72,7 +72,12 @@ class Between:
         """
         looking, glances = self._unoptimised, self._glances
         sites = blocks.sites if blocks is not None else ()
-        if looking is not None and self._try(RULE, lambda: looking.before_update(step, model, optimizers, sites)):
+
+        def look() -> bool:
+            assert looking is not None
+            return looking.before_update(step, model, optimizers, sites, lambda: self._starved(blocks, silence))
+
+        if looking is not None and self._try(RULE, look):
             if looking.found is None:
                 self._ledger.over(RULE, step)
             else:
@@ -80,6 +85,13 @@ class Between:
                 self._ledger.stand(told, renew=True)
         if glances is not None:
             self._try(_LOOKS, lambda: glances.before_update(step, model, blocks, silence))
+
+    def _starved(self, blocks: Blocks | None, silence: Silence) -> list[str]:
+        """Return the blocks that are trained, and had a gradient of exactly zero for longer than chance explains."""
+        if blocks is None or len(silence.run) != len(blocks.sites):
+            return []
+        hit = blocks.trainable & (silence.run >= self._ledger.confirm) & (silence.chance < BY_CHANCE)
+        return [blocks.names[i] for i in hit.nonzero().flatten().tolist()]
 
     def sampled(self, step: int, blocks: Blocks, silence: Silence) -> None:
         """Hear of a sample.
