@@ -279,3 +279,9 @@ def test_studies_are_found_by_name():
             assert len(set(keys)) == len(keys)
             assert all(claim.statement and claim.criterion and claim.source for claim in study.claims(settings))
     assert Run  # the type that run_study returns
+
+
+def test_what_is_no_executor_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UsageError, match=r"must be a concurrent.futures.Executor, got 'local'"):
+        execute(squares(), out=tmp_path, executor="local")
+    assert not list(tmp_path.iterdir())

@@ -68,6 +68,72 @@ def test_the_claim_gives_the_facts():
     )
 
 
+class Gated(nn.Module):
+    """x + alpha f(x), with alpha its own or one of its model's; `aside` has a second way past the gate."""
+
+    cut = False
+
+    def __init__(self, alpha=None, aside=False):
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+        self.outer = nn.Linear(8, 8)
+        self.aside = aside
+        self.shared = None if alpha is None else (alpha,)  # no parameter of this block
+        if alpha is None:
+            self.alpha = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        alpha = self.alpha if self.shared is None else self.shared[0]
+        y = self.outer(torch.relu(self.inner(x)))
+        return x + alpha * (y.detach() if self.cut else y) + (y if self.aside else 0)
+
+
+def gated(how):
+    torch.manual_seed(0)
+    alpha = nn.Parameter(torch.zeros(())) if how == "one for all" else None
+    blocks = [Gated(alpha, how == "another way") for _ in range(3)]
+    net = nn.ModuleDict({"blocks": nn.Sequential(*blocks), "head": nn.Linear(8, 2)})
+    if alpha is not None:
+        net.register_parameter("alpha", alpha)
+    net.forward = lambda x: net["head"](net["blocks"](x))
+    return net
+
+
+@pytest.mark.parametrize("how", ["each its own", "one for all"])
+def test_a_gate_that_is_zero_and_in_no_optimizer_is_a_warning_that_its_repair_ends(how):
+    net = gated(how)
+    optimizer = torch.optim.AdamW([p for n, p in net.named_parameters() if "alpha" not in n], lr=0.01)
+    said, watch = train(net, [optimizer], steps=100)
+    finding = said[-1]
+    assert (finding.severity, finding.status) == ("warn", "fired")
+    assert finding.where == {"first": "blocks.0", "last": "blocks.2"}
+    names = ["alpha"] if how == "one for all" else [f"blocks.{i}.alpha" for i in range(3)]
+    assert finding.evidence["gates"] == names
+    assert finding.evidence["closed"] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert (
+        "of 3 blocks (blocks.0 to blocks.2), which an optimizer trains, get a gradient of exactly zero" in finding.claim
+    )
+    assert watch.report().verdict == "warn"
+    exec(finding.remedies[0].patch, {"optimizer": optimizer, "model": net})
+    assert train(net, [optimizer], steps=100)[0] == []
+    assert all(bool(p != 0) for n, p in net.named_parameters() if "alpha" in n)
+
+
+@pytest.mark.parametrize("how", ["frozen", "another way", "weights left out", "cut elsewhere"])
+def test_a_gate_that_closes_nothing_which_is_to_learn_is_no_warning(how):
+    net = gated(how)
+    for block in net["blocks"]:
+        block.alpha.requires_grad_(how != "frozen")
+        if how == "cut elsewhere":
+            block.cut = True
+            nn.init.constant_(block.alpha, 0.5)
+    held = net["head"] if how == "weights left out" else net
+    optimizer = torch.optim.AdamW([p for n, p in held.named_parameters() if "alpha" not in n], lr=0.01)
+    said = train(net, [optimizer], steps=100)[0]
+    assert [f.severity for f in said] == ([] if how == "frozen" else ["info"])
+    assert not said or "gates" not in said[0].evidence
+
+
 @pytest.mark.parametrize("how", ["another optimizer", "by hand", "by data", "both given"])
 def test_what_something_else_moves_is_passed_over(how):
     net = model()

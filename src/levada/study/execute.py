@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from levada._errors import UsageError
 from levada.runs import Run, RunWriter
 from levada.study.execution import Execution
 from levada.study.standing import Clock, Standing
@@ -55,7 +56,8 @@ def execute(
         scale: "smoke" (seconds, decides nothing), "small" (minutes on two cores) or "full".
         out: folder of run folders.
         seeds: number of seeds, 0, 1, ...; the scale's if left out.
-        executor: runs the cells; left out, one process per core with one thread each.
+        executor: runs the cells; left out, one process per core with one thread each. Threads share PyTorch's
+            generator, so that in them results are those of other executors only where a cell draws from its own.
         settings: settings to change, by name.
         progress: called with the number of results that are there and the number wanted.
 
@@ -63,8 +65,8 @@ def execute(
         The run.
 
     Raises:
-        UsageError: if the scale or a setting is not known, if the folder holds results at other settings, or if
-            another process writes it.
+        UsageError: if the scale or a setting is not known, if the folder holds results at other settings, if
+            another process writes it, or if the executor is none.
     """
     done = None if progress is None else lambda standing: progress(standing.results_done, standing.results)
     (told,) = execute_all(
@@ -105,6 +107,11 @@ def execute_all(
     Raises:
         UsageError: as `execute`, before anything is computed.
     """
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise UsageError(
+            f"execute: executor must be a concurrent.futures.Executor, got {executor!r}. levada.study.executors has "
+            "those of clusters; left out, one process per core."
+        )
     changes = {**(settings or {}), **({} if seeds is None else {"seeds": seeds})}
     executions = [Execution(study, scale, out, changes) for study in studies]
     errors: dict[str, Exception] = {}

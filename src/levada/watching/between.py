@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, final
 
 from torch import nn
 
-from levada.watching.baseline import Silence
+from levada.watching.baseline import BY_CHANCE, Silence
 from levada.watching.frozen import RULE as FROZEN
 from levada.watching.frozen import Frozen
 from levada.watching.glances import Glances
@@ -75,7 +76,8 @@ class Between:
         """
         glances = self._glances
         sites = blocks.sites if blocks is not None else ()
-        self._look(RULE, self._unoptimised, step, model, optimizers, sites)
+        starved = partial(self._starved, blocks, silence)
+        self._look(RULE, self._unoptimised, step, model, optimizers, sites, starved)
         self._look(FROZEN, self._frozen, step, model, optimizers, sites)
         if glances is not None:
             self._try(_LOOKS, lambda: glances.before_update(step, model, blocks, silence))
@@ -89,6 +91,13 @@ class Between:
         else:
             told = replace(looking.found, evidence={**looking.found.evidence, "told_at": step})
             self._ledger.stand(told, renew=True)
+
+    def _starved(self, blocks: Blocks | None, silence: Silence) -> list[str]:
+        """Return the blocks that are trained, and had a gradient of exactly zero for longer than chance explains."""
+        if blocks is None or len(silence.run) != len(blocks.sites):
+            return []
+        hit = blocks.trainable & (silence.run >= self._ledger.confirm) & (silence.chance < BY_CHANCE)
+        return [blocks.names[i] for i in hit.nonzero().flatten().tolist()]
 
     def sampled(self, step: int, blocks: Blocks, silence: Silence) -> None:
         """Hear of a sample.

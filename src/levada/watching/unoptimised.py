@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
-from levada.diagnose.finding import Finding
+from levada.diagnose.finding import Finding, Proposal
 from levada.probe.trace import Site
 from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
@@ -36,6 +36,10 @@ class _Still:
     numbers: Tensor | None = None
     had: int = 0  # looks at which it had a gradient since then
 
+    @property
+    def zero(self) -> bool:
+        return self.numbers is not None and not bool(self.numbers.any())
+
 
 @final
 class Unoptimised:
@@ -47,7 +51,9 @@ class Unoptimised:
     an optimizer that the watch was not given or the loop itself, does not stand still, and is not told of again once it
     moved after it was told.
 
-    Leaving parameters out of the optimizer may be meant, so this only gives facts.
+    Leaving parameters out of the optimizer may be meant, so this only gives facts. One case is a warning: a parameter
+    that is zero closes a block, as the scale of a ReZero branch does, that an optimizer trains, and the gradient of the
+    block's weights is exactly zero each time. They are to learn, and cannot before the gate opens.
 
     Attributes:
         found: what holds now.
@@ -69,6 +75,7 @@ class Unoptimised:
         self._updates = 0
         self._sent: tuple[OnItsWay, list[_Still], list[int], int] | None = None
         self._told: dict[str, _Still] = {}
+        self._gates: tuple[str, ...] = ()  # of those that were told
         self._moved: set[str] = set()  # after they were told
 
     @property
@@ -77,7 +84,12 @@ class Unoptimised:
         return self._updates if self._still or not self._updates else None
 
     def before_update(
-        self, step: int, model: nn.Module | None, optimizers: Sequence[Any], sites: Sequence[Site]
+        self,
+        step: int,
+        model: nn.Module | None,
+        optimizers: Sequence[Any],
+        sites: Sequence[Site],
+        starved: Callable[[], Collection[str]] = tuple,
     ) -> bool:
         """Look at those parameters before an update, while gradients are there.
 
@@ -86,6 +98,8 @@ class Unoptimised:
             model: the model, if it is at hand.
             optimizers: those that are known.
             sites: the blocks in the order in which they run, as far as they are known.
+            starved: names the blocks that an optimizer trains and whose weights had a gradient of exactly zero, too
+                often for chance.
 
         Returns:
             Whether what is found has changed.
@@ -101,7 +115,7 @@ class Unoptimised:
             self._read()
         elif not due:
             return False
-        return self._tell(step, model, sites)
+        return self._tell(step, model, sites, starved)
 
     def _follow(self, model: nn.Module, optimizers: Sequence[Any]) -> None:
         held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
@@ -146,19 +160,36 @@ class Unoptimised:
                 still.numbers, still.had = numbers, 0
             still.had += bool(gradient.any())
 
-    def _tell(self, step: int, model: nn.Module, sites: Sequence[Site]) -> bool:
+    def _tell(self, step: int, model: nn.Module, sites: Sequence[Site], starved: Callable[[], Collection[str]]) -> bool:
         stands = {
             name: still
             for name, still in self._still.items()
             if self._updates - still.since >= UPDATES and still.had >= _HAD and name not in self._moved
         }
-        if stands == self._told:
+        closed = _closed(stands, sites, starved())
+        if stands == self._told and tuple(closed) == self._gates:
             return False
         self._moved |= {name for name, still in self._told.items() if self._still.get(name) is still} - set(stands)
-        self._told = stands
+        self._told, self._gates = stands, tuple(closed)
         total = sum(p.requires_grad for p in original(model).parameters())
         self.found = _finding(step, list(stands), total, len(self._still), sites) if stands else None
+        if self.found is not None and closed:
+            self.found = _closing(self.found, closed)
         return True
+
+
+def _closed(stands: dict[str, _Still], sites: Sequence[Site], starved: Collection[str]) -> dict[str, list[str]]:
+    """Return, by parameter that is zero and stands still, the starved blocks that it closes.
+
+    They are its own block, or all of them where it is in none, as one vector of all scales is.
+    """
+    inside = {name for site in sites for name in site.parameters}
+    found = {
+        name: [site.name for site in sites if site.name in starved and (name in site.parameters or name not in inside)]
+        for name, still in stands.items()
+        if still.zero
+    }
+    return {name: blocks for name, blocks in found.items() if blocks}
 
 
 def some_of(tensor: Tensor | None) -> Tensor:
@@ -204,4 +235,31 @@ def _finding(step: int, names: Sequence[str], total: int, looked: int, sites: It
         consequence="These parameters keep what they start with.",
         falsify="If they are meant to stand still, requires_grad_(False) on them says so, and this is over.",
         source="torch.optim.Optimizer: a step changes the parameters of its groups",
+    )
+
+
+def _closing(finding: Finding, closed: dict[str, list[str]]) -> Finding:
+    """Return the same, of parameters that close blocks which are to learn."""
+    blocks = list(dict.fromkeys(block for those in closed.values() for block in those))
+    gates = list(closed)
+    named = ", ".join(gates[:3]) + (f" and {len(gates) - 3} more" if len(gates) > 3 else "")
+    one = len(gates) == 1
+    span = blocks[0] if len(blocks) == 1 else f"{len(blocks)} blocks ({blocks[0]} to {blocks[-1]})"
+    patch = (
+        'held = {id(p) for group in optimizer.param_groups for p in group["params"]}\n'
+        "gates = [p for p in model.parameters() if p.requires_grad and id(p) not in held and not p.any()]\n"
+        'optimizer.add_param_group({"params": gates, "weight_decay": 0.0})'
+    )
+    return replace(
+        finding,
+        severity="warn",
+        claim=(
+            f"{named} {'is' if one else 'are'} zero, got a gradient and did not change in the last {UPDATES} updates: "
+            f"no optimizer that stepped holds {'it' if one else 'them'}. So the weights of {span}, which an optimizer "
+            "trains, get a gradient of exactly zero."
+        ),
+        where={"first": blocks[0], "last": blocks[-1]},
+        evidence={**finding.evidence, "gates": gates[:20], "closed": blocks[:20], "explained_by": "theory"},
+        consequence="What stands behind a factor of zero gives nothing and learns nothing, and the factor cannot move.",
+        remedies=(Proposal("add to the optimizer", patch),),
     )
