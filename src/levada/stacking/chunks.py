@@ -24,6 +24,7 @@ _MOST_LAYERS = 32
 _MOST_BYTES = 2**20  # of one chunk's tensor: it is read again while it is still in the cache
 _ALIGNMENT = 64  # bytes
 _FEWEST_LAYERS = 4  # below, one call for all is no gain
+_MOST_PASSES = 8  # between two that take the same memory: other shapes may come in turn
 
 
 class Held(NamedTuple):
@@ -86,10 +87,23 @@ class Room(NamedTuple):
 
 @final
 class Rooms:
-    """Memory of chunks that is used again, with the views of it: to make these anew takes a tenth of a narrow layer."""
+    """Memory of chunks that is used again, with the views of it: to make these anew takes a tenth of a narrow layer.
+
+    What no pass has taken for a while is let go: that of other shapes, or of several graphs at once.
+    """
 
     def __init__(self) -> None:
-        self._free: dict[tuple[Any, ...], list[Room]] = {}
+        self._free: dict[tuple[Any, ...], list[tuple[int, Room]]] = {}  # in the order in which they were given
+        self._passes = 0
+
+    def begin(self) -> None:
+        """Begin another pass, and let go of what the last ones had no use for."""
+        self._passes += 1
+        for kind, free in [*self._free.items()]:
+            unused = sum(given < self._passes - _MOST_PASSES for given, _ in free)
+            del free[:unused]
+            if not free:
+                self._free.pop(kind, None)
 
     def take(self, *kind: Any) -> Room:
         """Return memory that nobody uses.
@@ -103,7 +117,7 @@ class Rooms:
         free = self._free.get(kind)
         if free:
             with contextlib.suppress(IndexError):  # another thread was first
-                return free.pop()
+                return free.pop()[1]
         layers, shape, dtype, device = kind
         size = math.prod(shape)
         step = -(-size * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT // dtype.itemsize
@@ -116,7 +130,12 @@ class Rooms:
         Args:
             room: that `take` returned.
         """
-        self._free.setdefault(room.kind, []).append(room)
+        self._free.setdefault(room.kind, []).append((self._passes, room))
+
+    @property
+    def num_bytes(self) -> int:
+        """What is held for the next pass."""
+        return sum(room.whole.untyped_storage().nbytes() for free in self._free.values() for _, room in free)
 
 
 def passed_on(parts: tuple[Tensor, ...], first: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

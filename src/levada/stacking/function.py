@@ -96,6 +96,8 @@ class Layers(torch.autograd.Function):
         """Run the layers, and keep what their backward passes need, or the first state of each segment."""
         ctx.how = how
         program, rows, segments = how[:3]
+        if how.rooms is not None:
+            how.rooms.begin()
         ctx.save_for_backward(*tensors)
         states = tensors[: how.num_states]
         ctx.random = _random_state(states[0]) if program.draws else None

@@ -23,7 +23,7 @@ from levada.stacking.function import Form, How, Layers, flatten
 from levada.stacking.parameters import LayerParameters, StackedParameters
 from levada.stacking.program import Program, program_of
 from levada.stacking.recording import RecordingError, record
-from levada.stacking.settings import settings_of
+from levada.stacking.settings import Classes, settings_of
 
 __all__ = ["run_recorded"]
 
@@ -58,6 +58,9 @@ def run_recorded(
             if runner is None or runner.layers != layers:
                 runner = cache["runner"] = _Runner(stacked, layers)
             difference = runner.difference()
+            if difference == _CLASS:
+                runner = cache["runner"] = _Runner(stacked, layers)
+                difference = runner.difference()
             if difference in _WATCHED:
                 return NotImplemented
             run = runner.prepared(leaves, form, segments, as_written, runner.settings_of_all(difference))
@@ -76,6 +79,7 @@ def run_recorded(
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _read_hooks = operator.itemgetter(*_HOOKS)
+_CLASS = "a class"
 _WATCHED = frozenset({*_HOOKS, "_compiled_call_impl", "compiled", "forward"})
 # What layers may differ in: what they hold is looked at by itself, `layer` hidden while a layer is recorded, and the
 # rest has no part in a call, or none where there are no hooks.
@@ -142,6 +146,7 @@ class _Runner:
             if self.alike
             else []
         )
+        self.classes = Classes([module for tree in trees for module in tree.values()])
         self.programs: dict[Any, Program | RecordingError] = {}
         self.rows: tuple[Any, list[Any]] = None, []
         self.memory: dict[int, Tensor] = {}
@@ -153,16 +158,23 @@ class _Runner:
         children = [*itertools.chain.from_iterable(map(dict.values, self.children))]
         if not self.alike or children != self.modules or any(self.childless):
             return "the tree of modules"
+        if self.classes.changed():
+            return _CLASS
         return next((name if name in _WATCHED else repr(name) for k in self.kinds if (name := k.difference())), "")
 
     def settings(self) -> tuple[Any, ...]:
         """Return what the first layer's attributes and the kinds of its buffers are, by which a recording is found."""
-        held = (module._buffers[name] for module, name in self.buffers)
-        buffers = [None if b is None else (b.shape, b.dtype, b.device) for b in held]
+        held = [module._buffers[name] for module, name in self.buffers]
+        if any(b is not None and b.requires_grad for b in held):
+            raise RecordingError("a buffer requires a gradient, or has a graph")
+        buffers = [
+            None if b is None else (type(b), b.shape, b.dtype, b.device, b.stride(), b.is_conj(), b.is_neg())
+            for b in held
+        ]
         step = self._num_buffers
         if buffers[step:] != buffers[:-step]:
             raise RecordingError("buffers of one name differ in kind, or only some layers have them")
-        return *(settings_of(kind.states[0]) for kind in self.kinds), *buffers[:step]
+        return *(settings_of(kind.states[0]) for kind in self.kinds), self.classes.settings(), *buffers[:step]
 
     def settings_of_all(self, difference: str) -> tuple[Any, ...]:
         """Return the settings, where nothing is not the same in all layers."""

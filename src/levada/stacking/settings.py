@@ -1,20 +1,21 @@
-"""What a layer's modules hold beside tensors and modules, in a form in which every change of it shows."""
+"""What a layer's modules and their classes hold beside tensors and modules, so that every change of it shows."""
 
 from __future__ import annotations
 
 import enum
 import numbers
+import operator
 import types
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import nn
 
 from levada.stacking.recording import RecordingError
 
-__all__ = ["settings_of"]
+__all__ = ["Classes", "settings_of"]
 
 # What every module holds is looked at by itself, and the refusal is the same in all (`StackedParameters`).
 _LEFT_OUT = frozenset({*nn.Module().__dict__, "layer", "requires_grad_"}) - {"training"}
@@ -45,6 +46,54 @@ def settings_of(state: Mapping[str, Any]) -> tuple[Any, ...]:
                     f"{name!r} holds a {held}, in which a change would not be seen (buffers may hold tensors)"
                 ) from None
     return tuple(found)
+
+
+@final
+class Classes:
+    """The classes of modules and what these hold: a method or an attribute of theirs may be replaced later.
+
+    Args:
+        modules: of all layers.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+        self.types = [*map(type, modules)]
+        kinds = [k for k in dict.fromkeys(k for t in dict.fromkeys(self.types) for k in t.__mro__) if k is not object]
+        self.held = [(vars(kind), [*vars(kind).values()]) for kind in kinds]
+        own = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
+        self.slotted = next((kind.__name__ for kind in own if vars(kind).get("__slots__")), "")
+        read = {name for kind in own for held in vars(kind).values() for name in _names(held)}
+        self.data = [
+            (vars(kind), [n for n, held in vars(kind).items() if n in read and not hasattr(held, "__get__")])
+            for kind in own
+        ]
+
+    def changed(self) -> bool:
+        """Whether a module is of another class now, or a class holds something else."""
+        if [*map(type, self.modules)] != self.types:
+            return True
+        return any(len(now) != len(old) or any(map(operator.is_not, now.values(), old)) for now, old in self.held)
+
+    def settings(self) -> tuple[Any, ...]:
+        """Return what the classes' attributes are that their methods read.
+
+        Raises:
+            RecordingError: as `settings_of`, and if instances have slots.
+        """
+        if self.slotted:
+            raise RecordingError(f"{self.slotted} has slots, in which a change would not be seen")
+        return tuple(settings_of({name: held[name] for name in names}) for held, names in self.data if names)
+
+
+def _names(held: Any) -> Iterator[str]:
+    """Yield what a method, or a property, reads by name, and what the functions in it do."""
+    functions = (held, *(getattr(held, name, None) for name in ("fget", "__func__", "__wrapped__")))
+    codes = [function.__code__ for function in functions if isinstance(function, types.FunctionType)]
+    while codes:
+        code = codes.pop()
+        yield from code.co_names
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
 
 
 class _UnknownError(Exception):
