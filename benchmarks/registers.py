@@ -89,12 +89,14 @@ def _manifold() -> None:
 
 def _hyper() -> None:
     from levada.ops.hyper import triton as kernels
+    from levada.ops.hyper.static import triton as static_kernels
 
     state, rows = _narrow(_TOKENS, _STREAMS, _WIDTH), _STREAMS + 2
     static = _wide(_STREAMS), _wide(_STREAMS, _STREAMS), _wide(_STREAMS)
     own = *static, _wide(rows, _WIDTH), _wide(1), _wide(1), _wide(_WIDTH), _wide(_WIDTH)
     x, reads, mix, writes, *kept = kernels.read(state, *own, 1e-5)
     kernels.read_backward(x, reads, mix, writes, state, state, *own, *kept, 1e-5)
+    static_kernels.read_backward(x, state, state, static[0])
 
 
 def _gated() -> None:

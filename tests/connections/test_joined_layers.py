@@ -19,6 +19,7 @@ CASES = {
     "identity": (levada.IdentityHyperConnection, {"head": "mean"}),
     "images": (levada.ManifoldHyperConnection, {"axis": 1}),
     "HC": (levada.HyperConnection, {}),
+    "static HC": (levada.HyperConnection, {"dynamic": False}),
     "HC of images": (levada.HyperConnection, {"axis": 1, "norm": "rms"}),
 }
 
@@ -49,7 +50,11 @@ def joined(monkeypatch):
     """Count how often streams are written and read in one operation."""
     pytest.importorskip("numba")
     found = []
-    for where, name in ((module, "write_and_read"), (hyper, "write_and_read_hyper")):
+    for where, name in (
+        (module, "write_and_read"),
+        (hyper, "write_and_read_hyper"),
+        (hyper, "write_and_read_static"),
+    ):
         real = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *given, real=real: found.append(1) or real(*given))
     return found
@@ -143,7 +148,7 @@ def test_a_step_of_its_own_is_gone_through(joined):
 def test_others_write_at_once():
     hyper, mhc = levada.HyperConnection(6), levada.ManifoldHyperConnection(6)
     assert hyper.defers_to(levada.HyperConnection(6))
-    assert not hyper.defers_to(levada.HyperConnection(6, dynamic=False))
+    assert hyper.defers_to(levada.HyperConnection(6, dynamic=False))
     assert not hyper.defers_to(mhc)
     assert mhc.defers_to(levada.ManifoldHyperConnection(6))
     assert not mhc.defers_to(levada.IdentityHyperConnection(6))

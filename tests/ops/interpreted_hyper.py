@@ -10,6 +10,8 @@ from tests.ops.test_hyper import EPSILON, arguments
 from levada.ops._device import past_limit
 from levada.ops.hyper import reference
 from levada.ops.hyper import triton as kernels
+from levada.ops.hyper.static import reference as plain
+from levada.ops.hyper.static import triton as static
 from levada.ops.manifold import triton as shared
 from levada.ops.manifold.products import triton as products
 
@@ -115,3 +117,21 @@ def test_past_the_limit_the_reference_runs_with_one_warning():
     assert len(caught) == 1
     assert all(map(torch.equal, got, both_ways(reference, tensors, by)))
     assert not kernels.takes(tensors[0].double())
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (3, 3, 37), (2, 7, 20), (5, 4, 160), (0, 2, 3)], ids=str)
+def test_reading_by_weights_of_all_tokens(sizes, dtype, adds, monkeypatch):
+    monkeypatch.setitem(static.BACKWARD, "elements", 128)
+    state, weights = torch.randn(sizes).to(dtype), torch.randn(sizes[1])
+    by_x, by_new = torch.randn(sizes[0], sizes[2]).to(dtype), torch.randn(sizes).to(dtype) if adds else None
+
+    def both(module, by_x, by_new, *tensors):
+        read = module.read if module is static else module.read_and_keep
+        return [*read(*tensors), *module.read_backward(by_x, by_new, *tensors)]
+
+    given = by_x, by_new, state, weights
+    got, expected = both(static, *given), both(plain, *doubled(given))
+    assert [x.dtype for x in got] == [dtype, dtype, torch.float32]
+    assert max(errors(got, expected)) < (1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps)

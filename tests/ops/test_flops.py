@@ -88,6 +88,11 @@ CASES = {
         lambda *x: torch.ops.levada.streams_read_hyper(*x, None, 1e-6)[:1],
         [STREAMS, (N,), (N, N), (N,), (N + 2, DIM), (1,), (1,), (DIM,)],
     ),
+    "read by weights of all tokens": (
+        lambda state, read: [torch.einsum("j,tjc->tc", read, state)],
+        lambda *x: [torch.ops.levada.streams_read_static(*x)],
+        [STREAMS, (N,)],
+    ),
     "attend": (attend, lambda query, *sources: attend_depth(query, sources), [(2, DIM), *EACH]),
     "sum": (mix, lambda weights, *sources: sum_depth(weights, sources), [(2, SOURCES), *EACH]),
     "sums of tokens": (

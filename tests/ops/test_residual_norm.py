@@ -8,11 +8,18 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
 from levada._errors import UsageError
+from levada.ops import residual_norm as module
 from levada.ops.residual_norm import cpu, reference, residual_norm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 SIZES = [(1, 1), (5, 7), (3, 65), (0, 4), (700, 32)]
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch):
+    """PyTorch's own norm is for few elements; what is tested here is small."""
+    monkeypatch.setitem(module.TORCH_BELOW, "elements", 0)
 
 
 def arguments(tokens, width, *, affine=2, dtype=torch.float64):
@@ -185,3 +192,25 @@ def test_the_reference_of_the_backward_pass_is_that_of_autograd():
     by_sum, *others = reference.residual_norm_backward(*by, new, weight, True, 1e-5, True)
     expected = derivatives(by_hand, [state, out, weight, bias], by, centred=True)
     torch.testing.assert_close([by_sum, by_sum, *others], expected[2:])
+
+
+@pytest.mark.parametrize("affine", [0, 1, 2, "bias"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_few_elements_are_normalised_by_pytorch_itself(centred, affine, monkeypatch):
+    calls = []
+    real = module.differentiable_residual_norm
+    monkeypatch.setattr(module, "differentiable_residual_norm", lambda *given: calls.append(1) or real(*given))
+    tensors = arguments(5, 64, affine=2 if affine == "bias" else affine)
+    tensors, named = (tensors[:2], {"bias": tensors[3]}) if affine == "bias" else (tensors, {})
+    options = {"centred": centred, "eps": 0.01, **named}
+    expected = derivatives(residual_norm, tensors, cotangents(5, 64), **options)
+    assert len(calls) == 1
+    monkeypatch.setitem(module.TORCH_BELOW, "elements", 5 * 64 + 1)
+    got = derivatives(residual_norm, tensors, cotangents(5, 64), **options)
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+    assert len(calls) == 1
+    monkeypatch.setitem(module.TORCH_BELOW, "elements", 5 * 64)
+    residual_norm(*tensors, **options)
+    monkeypatch.setitem(module.TORCH_BELOW, "elements", 5 * 64 + 1)
+    residual_norm(tensors[0], tensors[1].float(), *tensors[2:], **options)
+    assert len(calls) == 3

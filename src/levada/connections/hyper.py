@@ -13,6 +13,7 @@ from levada.connections.streams import Coefficients, MultiStream, Unwritten, coe
 from levada.ops._define import is_observed
 from levada.ops._precision import full_precision
 from levada.ops.hyper import Parameters, read_hyper, write_and_read_hyper
+from levada.ops.hyper.static import read_static, write_and_read_static
 
 __all__ = ["FractionalConnection", "HyperConnection"]
 
@@ -180,13 +181,15 @@ class HyperConnection(_LearnedStreams):
         self._start(self._own_stream())
 
     def reads_at_once(self) -> bool:
-        """Return whether weights follow the token, and nobody looks at them."""
-        return self.dynamic and not is_observed() and "coefficients" not in vars(self)
+        """Return whether nobody looks at the weights."""
+        return not is_observed() and "coefficients" not in vars(self)
 
     def open(self, state: Tensor | Unwritten) -> tuple[Tensor, Coefficients, Tensor]:
         """Return what the branch reads, the coefficients, and the streams to write to, by one operation."""
         if not self.reads_at_once():
             return super().open(state)
+        if not self.dynamic:
+            return self._open_static(state)
         norm, streams = self.norm, state.streams if isinstance(state, Unwritten) else state
         epsilon = torch.finfo(coefficient_dtype(streams)).eps if norm.eps is None else norm.eps
         own = Parameters(
@@ -200,6 +203,17 @@ class HyperConnection(_LearnedStreams):
         else:
             x, read, mix, write, streams = read_hyper(streams, own, epsilon)
         return self.to_axis(x), Coefficients(read, mix, write), streams
+
+    def _open_static(self, state: Tensor | Unwritten) -> tuple[Tensor, Coefficients, Tensor]:
+        """Return the same where nothing follows the token."""
+        own = self.coefficients(state.streams if isinstance(state, Unwritten) else state)
+        if isinstance(state, Unwritten):
+            _, mix, write = state.coefficients
+            assert mix is not None
+            x, streams = write_and_read_static(state.streams, state.out, write, mix, own.read)
+        else:
+            x, streams = read_static(state, own.read)
+        return self.to_axis(x), own, streams
 
     def end(self, state: Tensor) -> Tensor:
         """Return the sum of the streams, or their mean."""

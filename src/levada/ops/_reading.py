@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -62,21 +63,27 @@ class Reading:
         self.tensors, self.results = len(tensors), len(results)
         self.required = [k for k, result in enumerate(results) if not result.endswith("?")]
         self.reference, self.cpu, self.fake = reference, cpu, fake
-        given = ", ".join(map(_typed, tensors))
-        by = ", ".join(_typed(f"by_{result}") for result in (*results, "new?"))
-        self.operation = define(
+        self._alone = len([*results, *kept]) == 1  # an operation returns a single tensor as no tuple
+        as_given = _first if self._alone else _same
+        given = [*map(_typed, tensors)]
+        by = [_typed(f"by_{result}") for result in (*results, "new?")]
+        registered = define(
             name,
-            f"({given}, {options}) -> ({', '.join(['Tensor'] * len([*results, *kept]))})",
-            reference=reference.read_and_keep,
-            kernels={"CPU": cpu.read, "CUDA": triton_or_reference(triton, "read", reference.read_and_keep)},
-            fake=fake,
-            vmap=vmap or (lambda info, dims, *arguments: one_by_one(self.operation, info, dims, *arguments)),
+            f"({_listed(*given, options)}) -> ({_listed(*['Tensor'] * len([*results, *kept]))})",
+            reference=as_given(reference.read_and_keep),
+            kernels={
+                "CPU": as_given(cpu.read),
+                "CUDA": as_given(triton_or_reference(triton, "read", reference.read_and_keep)),
+            },
+            fake=as_given(fake),
+            vmap=vmap or self._one_by_one,
             setup_context=self.context,
             backward=self.derivative,
         )
+        self.operation: Kernel = (lambda *arguments: (registered(*arguments),)) if self._alone else registered
         self.gradient = define(
             f"{name}_backward",
-            f"({by}, {given}, {', '.join(map(_typed, kept))}, {options}) -> ({', '.join(['Tensor'] * self.tensors)})",
+            f"({_listed(*by, *given, *map(_typed, kept), options)}) -> ({_listed(*['Tensor'] * self.tensors)})",
             reference=reference.read_backward,
             kernels={
                 "CPU": cpu.read_backward,
@@ -107,9 +114,9 @@ class Reading:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments[: self.tensors], *kept)
 
-    def context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def context(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
         """Set up what `derivative` needs."""
-        kept = output[self.results :]
+        kept = () if isinstance(output, Tensor) else output[self.results :]
         ctx.mark_non_differentiable(*kept)
         self.keep(ctx, inputs, kept)
 
@@ -141,6 +148,10 @@ class Reading:
         by_state = found[0] if leading == 1 else found[0].view(state.shape)
         by_others = (None if x is None else y for x, y in zip(others, found[1:], strict=True))
         return by_state, *by_others, *(None for _ in options)
+
+    def _one_by_one(self, *given: Any) -> tuple[Any, Any]:
+        found, axes = one_by_one(self.operation, *given)
+        return (found[0], axes[0]) if self._alone else (found, axes)
 
     def _gradient_fake(self, *arguments: Any) -> tuple[Tensor, ...]:
         first = self.results + 1  # behind what arrives
@@ -202,6 +213,26 @@ def go_back(
         function = getattr(cpu, name) if is_direct(*given, *kept) else operation
         found = function(*given, *kept, *options)
     return found
+
+
+def _first(function: Kernel) -> Kernel:
+    """Return a function that returns the only result of another."""
+
+    @functools.wraps(function)
+    def first(*arguments: Any) -> Tensor:
+        result: Tensor
+        (result,) = function(*arguments)
+        return result
+
+    return first
+
+
+def _same(function: Kernel) -> Kernel:
+    return function
+
+
+def _listed(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _typed(name: str) -> str:

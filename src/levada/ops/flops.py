@@ -14,10 +14,11 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 import levada.ops.gated
-import levada.ops.hyper
+import levada.ops.hyper.static
 import levada.ops.manifold.ahead  # noqa: F401  (which registers operations)
 
-__all__ = ["of_attention", "of_gates", "of_hyper", "of_reading", "of_sums", "of_writing", "of_writing_and_reading"]
+__all__ = ["of_attention", "of_gates", "of_hyper", "of_reading", "of_static", "of_sums", "of_writing"]
+__all__ += ["of_writing_and_reading"]
 
 _Shape = Sequence[int]
 
@@ -49,6 +50,11 @@ def of_gates(
 def of_hyper(state: _Shape, read: _Shape, mix: _Shape, write: _Shape, projection: _Shape, *_: Any, **__: Any) -> int:
     """Count the projection of each stream, and the sum of all for the branch."""
     return 2 * math.prod(state) * (projection[0] + 1)
+
+
+def of_static(state: _Shape, read: _Shape, *_: Any, **__: Any) -> int:
+    """Count the sum of all streams by weights of all tokens."""
+    return 2 * math.prod(state)
 
 
 def of_attention(query: _Shape, sources: Sequence[_Shape], *_: Any, **__: Any) -> int:
@@ -84,6 +90,7 @@ _register("streams_write", of_writing, 1)
 _register("streams_read", of_reading, 5)
 _register("streams_read_gated", of_gates, 3)
 _register("streams_read_hyper", of_hyper, 5)
+_register("streams_read_static", of_static, 2)
 _register("streams_write_read", of_writing_and_reading, 5, left_out=4)  # the new streams
 _register("depth_attend", of_attention, 1)
 _register("depth_mix", of_sums, 1)

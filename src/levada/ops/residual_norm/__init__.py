@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from levada._errors import UsageError
+from levada.ops._kernels import TYPES
 from levada.ops.residual_norm.autograd import differentiable_residual_norm
 
-__all__ = ["residual_norm"]
+__all__ = ["TORCH_BELOW", "residual_norm"]
+
+TORCH_BELOW: Final = {"elements": 2**17}
+"""Elements below which PyTorch's own norm, after an addition, takes less time on a CPU than one pass over memory."""
 
 
 def residual_norm(
@@ -25,11 +33,12 @@ def residual_norm(
     in an RMS norm, or with `centred` the mean of y, as in a layer norm
 
     The sum is rounded to the type of the state before it is normalised, as two operations would, and everything else
-    computed in float32, or float64, whatever autocast says. Kept for the backward pass is y alone. Derivatives exist of
-    any order, backward and, outside of what is compiled, forward.
+    computed in float32, or float64, whatever autocast says. Kernels keep y alone for the backward pass. Derivatives
+    exist of any order, backward and, outside of what is compiled, forward.
 
-    The device chooses the kernel: loops that Numba compiles on a CPU, where `levada[cpu]` is installed, for float32 and
-    float64; Triton's on a GPU, up to 16,384 channels; else the reference, with a warning if it is for the width.
+    The device chooses the kernel: on a CPU, for float32 and float64, PyTorch's own norm below 2^17 elements, and else
+    loops that Numba compiles, where `levada[cpu]` is installed; Triton's on a GPU, up to 16,384 channels; else the
+    reference, with a warning if it is for the width.
 
     Args:
         state: the stream x.
@@ -72,7 +81,26 @@ def residual_norm(
             )
     if not eps >= 0:
         raise UsageError(f"residual_norm: eps must be at least 0, got {eps!r}. It is added to a mean square.")
+    if _by_torch(state, out, weight, bias):
+        return _with_torch(state + out, weight, bias, centred, eps)
     width = state.shape[-1]
     rows = [x.reshape(state.shape[:-1].numel(), width) for x in (state, out)]
     new, normed = differentiable_residual_norm(*rows, weight, bias, centred, eps)
     return new.view(state.shape), normed.view(state.shape)
+
+
+def _by_torch(state: Tensor, out: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Return whether PyTorch's own norm does the same, and faster; the compiler is shown the operation."""
+    if state.device.type != "cpu" or state.dtype not in TYPES or torch.compiler.is_compiling():
+        return False
+    alike = all(x is None or x.dtype == state.dtype for x in (out, weight, bias))
+    return alike and 0 < state.numel() < TORCH_BELOW["elements"]
+
+
+def _with_torch(
+    new: Tensor, weight: Tensor | None, bias: Tensor | None, centred: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    if centred:
+        return new, functional.layer_norm(new, new.shape[-1:], weight, bias, eps)
+    normed = functional.rms_norm(new, list(new.shape[-1:]), weight, eps)
+    return new, normed if bias is None else normed + bias

@@ -48,5 +48,6 @@ def _loops(*tensors: Tensor | None) -> ModuleType | None:
 
 
 def _arrays(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> list[Tensor]:
-    given = state, out, weights, weights.unsqueeze(-1) if mix is None else mix
-    return [x.contiguous() for x in given]
+    # What all tokens have in one place loops read there again: nothing is copied.
+    given = weights, weights.unsqueeze(-1) if mix is None else mix
+    return [state.contiguous(), out.contiguous(), *(x if x.stride(0) == 0 else x.contiguous() for x in given)]
