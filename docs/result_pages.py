@@ -133,8 +133,8 @@ def _figure(spec: Mapping[str, Any]) -> str:
         drawn = figure(spec)
     elif spec.get("images"):
         images = "".join(
-            f'<li><img src="{one["uri"]}" alt="{escape(one["alternative"])}" width="{one["width"]}" '
-            f'height="{one["height"]}">{typeset(one["label"])}</li>'
+            f'<li><img src="data:image/png;base64,{one["png"]}" alt="{escape(one["alternative"])}" '
+            f'width="{one["width"]}" height="{one["height"]}">{typeset(one["label"])}</li>'
             for one in picture_view(spec)["images"]
         )
         drawn = f'<ul class="pictures">{images}</ul>'

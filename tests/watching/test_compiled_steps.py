@@ -3,22 +3,12 @@
 import pytest
 import torch
 from tests.watching.by_hand import agree, by_hand, data, loss_of, make, sgd, watch
+from tests.watching.compiled import Counted
 from torch._dynamo.utils import counters
 
 from levada.watching.script import Watches
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
-
-
-class Counted:
-    """The backend eager, which counts the graphs it is given."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return graph
 
 
 def optimizer_alone(model, optimizer, backend, scaler):

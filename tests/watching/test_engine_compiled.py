@@ -5,22 +5,12 @@ import warnings
 import pytest
 import torch
 from tests.watching.by_hand import NAMES, agree, by_hand, data, loss_of, make, sgd, train, watch
+from tests.watching.compiled import Counted
 from torch._dynamo.backends.debugging import aot_eager
 
 import levada
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
-
-
-class Counted:
-    """The backend aot_eager, which counts the graphs it is given."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return aot_eager(graph, inputs)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +28,7 @@ def fresh():
     ],
 )
 def test_a_model_that_was_compiled(how, called, recompute):
-    plain, backend = make(recompute), Counted()
+    plain, backend = make(recompute), Counted(aot_eager)
     model = plain
     if how == "wrapped":
         model = torch.compile(plain, backend=backend, fullgraph=True)
@@ -60,7 +50,7 @@ def test_a_model_that_was_compiled(how, called, recompute):
 
 
 def test_a_model_that_the_loop_compiles_after():
-    plain, backend = make(), Counted()
+    plain, backend = make(), Counted(aot_eager)
     optimizer = sgd(plain)
     with watch(plain, optimizer, every=2) as watched:
         model = torch.compile(plain, backend=backend, fullgraph=True)
@@ -72,7 +62,7 @@ def test_a_model_that_the_loop_compiles_after():
 
 
 def test_a_whole_step_that_is_compiled():
-    plain, backend = make(), Counted()
+    plain, backend = make(), Counted(aot_eager)
     optimizer = sgd(plain)
     loss = torch.compile(loss_of, backend=backend, fullgraph=True)
     with watch(plain, optimizer, every=2) as watched:
@@ -83,7 +73,7 @@ def test_a_whole_step_that_is_compiled():
 
 @pytest.mark.parametrize("how", ["wrapped", "in place"])
 def test_blocks_that_were_compiled_one_by_one(how):
-    model, backend = make(), Counted()
+    model, backend = make(), Counted(aot_eager)
     for i, block in enumerate(model.blocks):
         if how == "wrapped":
             model.blocks[i] = torch.compile(block, backend=backend, fullgraph=True)
@@ -112,7 +102,7 @@ def test_a_stack_that_compiles_its_layers():
         torch.manual_seed(1)
         train(model, optimizer, [torch.randn(5, 4) for _ in range(5)], lambda m, x: m(x).square().mean())
 
-    alone, backend, found = Counted(), Counted(), []
+    alone, backend, found = Counted(aot_eager), Counted(aot_eager), []
     loop(model := stack(compile={"backend": alone}), sgd(model))
     for model in (stack(), stack(compile={"backend": backend})):
         with watch(model, optimizer := sgd(model), every=2) as watched:
@@ -147,7 +137,7 @@ def test_what_was_compiled_before_and_is_hidden_is_said_once():
 
 
 def test_evaluation_and_accumulation_under_compile():
-    plain, backend = make(), Counted()
+    plain, backend = make(), Counted(aot_eager)
     model = torch.compile(plain, backend=backend, fullgraph=True)
     optimizer = sgd(model)
     with watch(model, optimizer) as watched:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
+
+import pytest
 
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
 from levada.web.folder import identity
+from levada.web.pages import STATIC
 
-__all__ = ["Served", "write_deep"]
+from .visiting import Visit, needs_browser, visits
+
+__all__ = ["Served", "needs_page", "server", "visit", "write_deep"]
+
+needs_page = [
+    needs_browser,
+    pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web"),
+]
 
 
 def write_deep(folder: Path, rate: float, names: Sequence[str] = (), steps: range = range(0, 600, 10)) -> None:
@@ -55,3 +66,18 @@ class Served:
 
     def run(self, name: str, asked: str = "") -> str:
         return f"#/run/{identity(name)}{asked}"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Served]:
+    """Serve what a module's own fixture `folder` has written."""
+    served = Served(folder)
+    yield served
+    served.kill()
+
+
+@pytest.fixture
+def visit(browser: Any, server: Served) -> Iterator[Visit]:
+    """Open the page; a server that answers leaves nothing to say in the console."""
+    with visits(browser, f"http://127.0.0.1:{server.port}/", "h1", height=900) as opened:
+        yield opened

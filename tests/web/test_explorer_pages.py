@@ -188,6 +188,33 @@ def test_a_table_has_the_numbers_of_the_figure(visit: Visit) -> None:
     assert rows[-1].split("\t")[-1] == "1"
 
 
+def test_a_long_table_comes_in_pieces_and_is_whole_for_who_prints_it_at_once(visit: Visit) -> None:
+    page = visit("depth=1000&width=4&rows=4&connections=plain&view=gradient")
+    page.wait_for_selector(".reading")
+    region = page.get_by_role("region", name="Numbers of Gradient backward, by layer")
+    # How many rows there are in the first frame that has any, and once the browser says that it prints.
+    counts = page.evaluate("""() => new Promise(done => {
+      const rows = () => document.querySelectorAll('figure tbody tr').length;
+      document.querySelector('figure summary').click();
+      const look = () => requestAnimationFrame(() => {
+        const first = rows();
+        if (!first) return look();
+        window.dispatchEvent(new Event('beforeprint'));
+        done([first, rows()]);
+      });
+      look();
+    })""")
+    assert counts[0] < 1001 == counts[1]
+    expect(region).to_have_attribute("aria-busy", "false")
+    for depth in (900, 990):  # rows that go, and rows that come, in their order
+        page.get_by_label("Depth, exactly").fill(str(depth))
+        page.keyboard.press("Enter")
+        heads = region.locator("tbody th")
+        expect(heads).to_have_count(depth + 1)
+        expect(region).to_have_attribute("aria-busy", "false")
+        assert heads.all_inner_texts() == [str(layer) for layer in range(depth + 1)]
+
+
 def test_the_code_is_copied(visit: Visit) -> None:
     page = visit("depth=7", permissions=["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy as PyTorch").click()

@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,14 @@ from torch import nn
 import levada
 from levada.runs import RunWriter
 from levada.web.folder import identity
-from levada.web.pages import STATIC
 
 from .conftest import HOSTILE, write_check, write_watched
-from .live import Served, write_deep
-from .visiting import Visit, browser, expect, needs_browser, visits, wait
+from .live import Served, needs_page, server, visit, write_deep
+from .visiting import Visit, browser, expect, wait
 
-__all__ = ["browser"]
+__all__ = ["browser", "server", "visit"]
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
-pytestmark = [
-    needs_browser,
-    pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web"),
-]
+pytestmark = needs_page
 HEATS = "[aria-roledescription='heat map']"
 
 
@@ -42,20 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_deep(root / "deep" / "quarter", 0.25, names=[f"layers.{i}" for i in range(40)])
     write_deep(root / "named", 0.5, names=[f"{HOSTILE}{i}" for i in range(4)])
     return root
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Served]:
-    served = Served(folder)
-    yield served
-    served.kill()
-
-
-@pytest.fixture
-def visit(browser: Any, server: Served) -> Iterator[Visit]:
-    """Open the page; a server that answers leaves nothing to say in the console."""
-    with visits(browser, f"http://127.0.0.1:{server.port}/", "h1", height=900) as opened:
-        yield opened
 
 
 def at(served: Served) -> dict[str, Any]:
@@ -224,6 +206,9 @@ def test_streams_and_memory_are_shown_where_they_were_recorded(visit: Visit, ser
     expect(page.locator(".mixes svg").first).to_have_attribute("aria-label", "layers.0, rows: 1 0; 0.5 0.5")
     told = "equal streams by up to 2, and a gradient that is equal in all streams by up to ∞"
     expect(page.locator("main")).to_contain_text(told)
+    # Once: they are the evidence of a finding, and stand with it.
+    expect(page.locator("article").get_by_role("figure", name="How far back the gradient reaches")).to_have_count(1)
+    expect(page.get_by_role("figure", name=re.compile("Memory of|arrives at each step,"))).to_have_count(0)
 
 
 def test_what_a_run_is_called_is_text(visit: Visit, server: Served) -> None:

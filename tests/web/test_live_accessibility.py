@@ -14,11 +14,12 @@ from levada.runs import RunWriter
 from levada.web.folder import identity
 
 from .conftest import write_check, write_inside, write_pictures, write_study, write_watched
-from .live import Served, write_deep
-from .test_live import AXE, HEATS, browser, pytestmark, server, visit
-from .visiting import Visit
+from .live import Served, needs_page, server, visit, write_deep
+from .test_live import AXE, HEATS
+from .visiting import Visit, browser
 
-__all__ = ["browser", "pytestmark", "server", "visit"]
+__all__ = ["browser", "server", "visit"]
+pytestmark = needs_page
 PAGES = ["list", "run", "compare", "check"]
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
-from levada.web.pages import STATIC
 
 from .conftest import write_watched
-from .live import Served, write_deep
-from .visiting import Visit, browser, expect, needs_browser, visits
+from .live import Served, needs_page, server, write_deep
+from .visiting import Visit, browser, expect, visits
 
-__all__ = ["browser"]
-pytestmark = [
-    needs_browser,
-    pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web"),
-]
+__all__ = ["browser", "server"]
+pytestmark = needs_page
 
 
 def write_short(writer: RunWriter, signals: SignalWriter) -> None:
@@ -30,7 +27,7 @@ def write_short(writer: RunWriter, signals: SignalWriter) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("asked")
     write_watched(root / "one")
     write_watched(root / "two", name="yours")
@@ -48,9 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         SignalWriter(root / "growing", **what) as signals,
     ):
         write_short(writer, signals)
-        served = Served(root)
-        yield served
-        served.kill()
+        yield root
 
 
 @pytest.fixture

@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from levada.web.folder import identity
-from levada.web.pages import STATIC
 
 from .conftest import write_watched
-from .live import Served, write_deep
-from .visiting import Visit, browser, expect, needs_browser, visits, wait
+from .live import Served, needs_page, server, visit, write_deep
+from .visiting import Visit, browser, expect, wait
 
-__all__ = ["browser"]
-pytestmark = [
-    needs_browser,
-    pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web"),
-]
+__all__ = ["browser", "server", "visit"]
+pytestmark = needs_page
 STEPS = 595  # of the run, up to where its last sample is drawn
 MAP = "[aria-roledescription='heat map']"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gestures")
     write_watched(root / "watched")
     write_deep(root / "half", 0.5)
     write_deep(root / "quarter", 0.25)
-    served = Served(root)
-    yield served
-    served.kill()
-
-
-@pytest.fixture
-def visit(browser: Any, server: Served) -> Iterator[Visit]:
-    with visits(browser, f"http://127.0.0.1:{server.port}/", "h1", height=900) as opened:
-        yield opened
+    return root
 
 
 def shown(page: Any) -> Any:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
 from levada.web.folder import identity
-from levada.web.pages import STATIC
 
 from .conftest import HOSTILE, write_check, write_pictures, write_study, write_training
-from .live import Served
-from .visiting import Visit, browser, expect, needs_browser, visits, wait
+from .live import Served, needs_page, server, visit
+from .visiting import Visit, browser, expect, wait
 
-__all__ = ["browser"]
-pytestmark = [
-    needs_browser,
-    pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web"),
-]
+__all__ = ["browser", "server", "visit"]
+pytestmark = needs_page
 
 
 def write_broken(folder: Path) -> None:
@@ -41,7 +35,7 @@ def write_broken(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("kinds")
     write_check(root / "checked")
     write_check(root / "again")
@@ -49,15 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_pictures(root / "pictures")
     write_training(root / "training")
     write_broken(root / "broken")
-    served = Served(root)
-    yield served
-    served.kill()
-
-
-@pytest.fixture
-def visit(browser: Any, server: Served) -> Iterator[Visit]:
-    with visits(browser, f"http://127.0.0.1:{server.port}/", "h1", height=900) as opened:
-        yield opened
+    return root
 
 
 def test_a_check_is_shown_with_its_figures_and_their_numbers(visit: Visit, server: Served) -> None:

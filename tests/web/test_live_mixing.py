@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,13 @@ from levada.watching.mixing import MIXED, Mixed
 from levada.watching.recording import Recording
 from levada.watching.sample import Sample
 from levada.web.folder import identity
-from levada.web.pages import STATIC
 
 from .conftest import served
-from .live import Served
+from .live import Served, needs_page, server, visit
 from .test_live import AXE
-from .visiting import browser, expect, needs_browser, visits, wait
+from .visiting import browser, expect, visits, wait
 
-__all__ = ["browser"]
-on_the_page = [
-    needs_browser,
-    pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the pages are not built: make web"),
-]
+__all__ = ["browser", "server", "visit"]
 
 
 class Told:
@@ -167,19 +161,6 @@ def test_a_run_that_was_seen_to_a_step_is_called_healthy_up_to_there(tmp_path: P
         assert (row["verdict"], row["until"]) == ("healthy", "up to step 202 of 300")
 
 
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Served]:
-    served = Served(folder)
-    yield served
-    served.kill()
-
-
-@pytest.fixture
-def visit(browser: Any, server: Served) -> Iterator[Any]:
-    with visits(browser, f"http://127.0.0.1:{server.port}/", "h1", height=900) as opened:
-        yield opened
-
-
 FIRST = ".mixes svg >> nth=0"
 
 
@@ -189,7 +170,7 @@ def shows(page: Any, rows: str) -> None:
 
 @pytest.mark.usefixtures("browser")
 class TestPage:
-    pytestmark = on_the_page
+    pytestmark = needs_page
 
     def test_a_link_shows_a_step_and_keys_go_to_others(self, visit: Any, server: Served) -> None:
         page = visit(server.run("mixed", "?step=40"))

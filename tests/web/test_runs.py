@@ -256,7 +256,8 @@ def test_mixing_and_memory(client: Client) -> None:
     assert held["chains"] == [{"layers": ["layers.0", "layers.1"], "forward_gain": 2.0, "backward_gain": "inf"}]
     memory = client.json(client.run("checks/one", "/memory"))
     assert (memory["value"], memory["steps"], memory["predicted"]) == (8.0, 20.0, None)
-    assert memory["recurrences"][0]["memory"] == [1.0, 0.1, 0.01]
+    (one,) = memory["recurrences"]
+    assert (one["memory"], one["drawn"]) == ([1.0, 0.1, 0.01], True)
     for what in ("/mixing", "/gates", "/memory"):
         assert "has no record" in client.json(client.run("training/watch/1", what), 404)["detail"]
 

@@ -29,6 +29,11 @@ describe("training in words", () => {
     expect(text).toContain("highway has a training loss of no finite number");
     expect(text).toContain("plain and highway have learned nothing yet");
     expect(reading([], 3)).toBe("");
+    // A network that is often right and very sure where it is wrong has a loss above guessing's, and has learned.
+    const soon = [{ name: "residual", reports: [report(6, 6.24, 0.208)] }] as const;
+    expect(reading(soon, 48)).toBe(
+      "At depth 48, after 6 steps, residual has a training loss of 6.24 and knows 20.8 % of the held-out digits.",
+    );
   });
 
   it("names degradation where the deepest is worse on what it trains on", () => {

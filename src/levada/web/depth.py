@@ -117,6 +117,7 @@ def _recurrence(finding: Mapping[str, Any]) -> Recurrence | None:
     return Recurrence(
         site=plain(str(site or "")),
         title=plain(phrase(finding)),
+        drawn=finding.get("status", "fired") == "fired",
         back=_whole(curves.get("steps_back")),
         memory=_numbers(curves.get("memory")),
         predicted=_numbers(curves.get("memory_predicted")),

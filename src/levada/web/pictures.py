@@ -168,6 +168,7 @@ class Recurrence(Shape):
 
     site: str
     title: str
+    drawn: bool = Field(description="Whether it is the evidence of a finding, whose figure has these numbers.")
     back: list[int] = Field(description="Steps back.")
     memory: list[Number] = Field(description="What a change of the state so many steps back does to the last one.")
     predicted: list[Number]
