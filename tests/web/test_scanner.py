@@ -110,9 +110,11 @@ def test_a_run_that_is_slow_to_read_is_not_read_at_every_change(tmp_path: Path, 
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize(("latest", "least", "most"), [(30.0, 0.5, 30.0), (0.1, 0.1, 0.5)])
 def test_a_folder_that_is_slow_to_look_through_takes_a_part_of_the_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latest: float, least: float, most: float
 ) -> None:
+    monkeypatch.setattr(looking, "_LATEST", latest)
     looks = []
 
     def slow(root: Path) -> tuple[list[str], int]:
@@ -128,7 +130,7 @@ def test_a_folder_that_is_slow_to_look_through_takes_a_part_of_the_time(
 
     monkeypatch.setattr(looking, "found_in", slow)
     asyncio.run(ask())
-    assert min(b - a for a, b in itertools.pairwise(looks)) > 0.5
+    assert least < min(b - a for a, b in itertools.pairwise(looks)) < most
 
 
 def test_a_look_that_fails_is_not_the_last(
