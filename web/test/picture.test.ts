@@ -73,7 +73,7 @@ test("theory is drawn from where the gradient begins, and as it is", () => {
   const [measured, predicted] = lines("gradient", [{ name: "plain", signals }], relu);
   expect([measured.style, predicted.style, predicted.logs]).toEqual(["measured", "predicted", true]);
   expect(measured.y).toBe(signals.measured.gradient);
-  predicted.y.forEach((log, layer) => {
+  Array.from(predicted.y).forEach((log, layer) => {
     expect(log).toBeCloseTo(logs[layer] + Math.log(2), 12);
   });
   const [own, theory] = lines("signal", [{ name: "plain", signals }], relu);
