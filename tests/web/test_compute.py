@@ -108,6 +108,8 @@ def test_what_would_be_too_much_is_refused_before_it_begins(client: Client, monk
     "wrong",
     [
         {"depth": 0, "width": 8},
+        {"depth": 1001, "width": 8, "batch": 2},
+        {"depth": 3, "width": 513, "batch": 2},
         {"depth": 3},
         {"depth": 3, "width": 8, "activation": "__import__('os')"},
         {"depth": 3, "width": 8, "connection": {"name": "ReZero"}},
@@ -205,6 +207,22 @@ def test_the_process_that_computes_has_its_limits(root: Path, program: Any) -> N
     with served(root, computation=Computation(60.0, program("probing", PROBING))) as client:
         status, _, body = client.post(CHECK, {"depth": 3, "width": 8})
         assert (status, json.loads(body)) == (200, {"given": True, "more": False, "cpu": [120, 120], "nice": True})
+
+
+def test_an_answer_counts_if_its_process_ended_well_and_it_is_no_larger_than_one(
+    root: Path, program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "import json, os, sys; of = os.environ; "
+    told += "print(json.dumps([of['OMP_NUM_THREADS'], of['CUDA_VISIBLE_DEVICES']]))"
+    asked = {"depth": 3, "width": 8}
+    with served(root, computation=Computation(60.0, program("well", told))) as client:
+        status, _, body = client.post(CHECK, asked)
+        assert (status, json.loads(body)) == (200, ["1", ""])  # one thread, and no accelerator
+        monkeypatch.setattr("levada.web.computation._LARGEST", len(body) - 1)
+        assert client.post(CHECK, asked)[0] == 422
+        monkeypatch.undo()
+    with served(root, computation=Computation(60.0, program("badly", f"{told}; sys.exit(3)"))) as client:
+        assert client.post(CHECK, asked)[0] == 422
 
 
 def test_what_no_one_waits_for_keeps_no_place(root: Path, program: Any) -> None:

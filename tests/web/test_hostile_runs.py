@@ -101,6 +101,39 @@ def test_what_is_too_large_is_not_opened(tmp_path: Path, monkeypatch: pytest.Mon
     assert asked(tmp_path, "loss")[0] == 409
 
 
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("events.log", 2**28),
+        ("run.json", 2**24),
+        ("config.toml", 2**20),
+        (f"{RANK}/sites-000.json", 2**28),
+        ("watch/1/run.json", 2**24),
+    ],
+)
+def test_each_file_has_its_limit(tmp_path: Path, name: str, most: int) -> None:
+    path = write_watched(tmp_path / "run") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.truncate(most)
+    inspect(tmp_path / "run")
+    with path.open("ab") as file:
+        file.truncate(most + 1)
+    with pytest.raises(RefusedError, match=f"{name!r} has {most + 1:,} bytes; a page reads {most:,}"):
+        inspect(tmp_path / "run")
+
+
+def test_folders_in_a_run_have_a_depth(tmp_path: Path) -> None:
+    run = write_watched(tmp_path / "run")
+    before = inspect(run)
+    for depth, more in ((5, 1), (6, 0)):
+        place = run.joinpath("signals", *"abcdefg"[:depth])
+        place.mkdir(parents=True)
+        (place / "deep").touch()
+        assert len(inspect(run)) - len(before) == more
+        shutil.rmtree(run / "signals" / "a")
+
+
 def test_of_many_runs_and_folders_so_many_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("a", "b", "c", "d/" * 9 + "deep", ".hidden", "a/signals/x"):
         (tmp_path / place).mkdir(parents=True)

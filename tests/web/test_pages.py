@@ -71,6 +71,12 @@ def test_no_other_file_has_an_address(root: Path, built: Path, path: str) -> Non
             assert (status, body) == (404, b"There is no such file.\n")
 
 
+def test_a_file_that_is_no_part_of_a_page_is_not_held(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("levada.web.pages._LARGEST", len(INDEX))
+    (built / "assets" / "huge.js").write_text("x" * (len(INDEX) + 1))
+    assert set(Pages(built).files) == {"index.html", "assets/a-1234.js", "assets/a.css"}
+
+
 def test_the_list_comes_with_the_first_page_to_who_may_read_it(root: Path, built: Path) -> None:
     soon = "<api/1/runs>; rel=preload; as=fetch; crossorigin"
     with served(root, pages=built) as client:

@@ -6,11 +6,15 @@ import asyncio
 import json
 import os
 import signal
+import struct
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from levada.web.child import LENGTH
 from levada.web.folder import RefusedError, identity
 from levada.web.reader import Reader
 
@@ -63,6 +67,39 @@ def test_closing_ends_the_process_and_the_next_question_starts_another(root: Pat
         assert (second != first, alive(second)) == (True, False)
 
     asyncio.run(ask())
+
+
+def test_an_answer_that_is_too_large_is_not_taken_and_ends_its_process(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask() -> str:
+        reader = Reader(root)
+        monkeypatch.setattr("levada.web.reader._LARGEST", 10)
+        with pytest.raises(RefusedError, match="has died of it"):
+            await reader.ask("row", run="watched", id=identity("watched"))
+        assert reader._process is None
+        monkeypatch.undo()
+        try:
+            return str(json.loads(await reader.ask("row", run="study", id=identity("study")))["name"])
+        finally:
+            await reader.close()
+
+    assert asyncio.run(ask()) == "study"
+
+
+def test_what_is_printed_gets_into_no_answer(root: Path) -> None:
+    program = (
+        "from levada.web import child\nreal = child.answer\n"
+        "child.answer = lambda *given: (print('printed', flush=True), real(*given))[1]\nchild.main()"
+    )
+    question = json.dumps({"ask": "row", "run": "study", "id": "a" * 20}).encode()
+    words = [sys.executable, "-P", "-c", program, str(root)]
+    told = subprocess.run(words, input=struct.pack("<I", len(question)) + question, capture_output=True)
+    first, (size, status) = LENGTH.unpack_from(told.stdout), LENGTH.unpack_from(told.stdout, LENGTH.size)
+    assert (first, status) == ((0, 200), 200)
+    assert json.loads(told.stdout[2 * LENGTH.size :])["name"] == "study"
+    assert len(told.stdout) == 2 * LENGTH.size + size
+    assert b"printed" in told.stderr
 
 
 def test_what_takes_too_long_ends_its_process(root: Path) -> None:

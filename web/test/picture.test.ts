@@ -62,6 +62,24 @@ test("a gradient as predicted is read as such", () => {
   );
 });
 
+test("theory is drawn from where the gradient begins, and as it is", () => {
+  const logs = geometric(0.408, 20).map(Math.log);
+  const signals = made(
+    geometric(0.4, 20).map((one) => 2 * one),
+    logs,
+  );
+  signals.measured.signal.fill(3);
+  const relu = { ...DEFAULTS, activation: "relu" };
+  const [measured, predicted] = lines("gradient", [{ name: "plain", signals }], relu);
+  expect([measured.style, predicted.style, predicted.logs]).toEqual(["measured", "predicted", true]);
+  expect(measured.y).toBe(signals.measured.gradient);
+  Array.from(predicted.y).forEach((log, layer) => {
+    expect(log).toBeCloseTo(logs[layer] + Math.log(2), 12);
+  });
+  const [own, theory] = lines("signal", [{ name: "plain", signals }], relu);
+  expect([own.y, theory.y]).toEqual([signals.measured.signal, signals.predicted!.signal]);
+});
+
 test("the first step is told by what it moves", () => {
   const told = (...update: number[]) =>
     updateReading({ name: "plain", signals: { ...made([1, 1]), update: Float64Array.from(update) } }, DEFAULTS);

@@ -149,6 +149,23 @@ describe("what is measured", () => {
     expect(decay(4)).toBeGreaterThan(line);
   });
 
+  it.each([
+    ["plain", false, 1.3],
+    ["plain", true, 1.3],
+    ["residual", true, Math.sqrt(1 + 1.3 ** 2)],
+  ] as const)(
+    "is exact for ReLU and He's weights times 1.3: %s, activation first: %s",
+    (name, preActivation, factor) => {
+      const init = { name: "he", gain: 1.3 } as const;
+      const options = { ...shared, activation: "relu", connection: { name }, preActivation, init };
+      const { signal, logGradient } = predict(options, 1)!;
+      for (let layer = 0; layer <= shared.depth; layer++) {
+        expect(signal[layer] / factor ** layer).toBeCloseTo(1, 9);
+        expect(logGradient[layer]).toBeCloseTo((shared.depth - layer) * Math.log(factor), 9);
+      }
+    },
+  );
+
   it("is predicted only where theory covers it", () => {
     const options = { ...shared, activation: "relu", connection: { name: "hyper" } } as const;
     expect(predict(options)).toBeNull();

@@ -26,7 +26,7 @@ _FIRST: Final = 5.0  # seconds that the first list waits
 _SHARE: Final = 10  # looking takes about one part in so many of the time
 _ID: Final = re.compile(r"[a-z2-7]{20}")
 _SHOWN: Final = 60  # characters of what is no name of a run
-_LATEST: Final = 30.0  # seconds after which a run that grows is read again, however long that takes
+_LATEST: Final = 30.0  # seconds after which all is looked at again, however long that takes
 Kind = Literal["appeared", "grew", "ended", "gone"]
 
 
@@ -72,7 +72,7 @@ class Scanner:
             except Exception:  # the next look may find the folder as it should be
                 _log.exception("looking for runs failed, which is a defect of levada")
             self._looked.set()
-            await asyncio.sleep(max(self._every, _SHARE * (time.monotonic() - began)))
+            await asyncio.sleep(max(self._every, min(_LATEST, _SHARE * (time.monotonic() - began))))
 
     async def look(self) -> None:
         """Look once: find runs, and read those that have changed, the newest first."""

@@ -1,0 +1,194 @@
+"""What looks for runs: no reader, listener or folder that is slow or broken holds it up, or makes it large."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+import shutil
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from levada.runs import RunWriter
+from levada.web import scanner as looking
+from levada.web.folder import RefusedError, found_in
+from levada.web.scanner import Scanner
+from levada.web.shapes import Row
+
+from .conftest import served
+from .test_limits import connected, status
+
+PAGES = 50
+
+
+def row(steps: int = 0) -> Row:
+    return looking._unreadable("a" * 20, "run", 0.0, "").model_copy(update={"steps": steps})
+
+
+class Told:
+    """A reader that gives of each run how often it was asked."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.asked, self.refuses, self.seconds = 0, 0, seconds
+
+    async def start(self) -> None:
+        """Have nothing to start."""
+
+    async def ask(self, name: str, **_: Any) -> bytes:
+        self.asked += 1
+        await asyncio.sleep(self.seconds)
+        if self.refuses:
+            raise RefusedError(self.refuses, "It is refused.")
+        return row(self.asked).model_dump_json().encode()
+
+
+def scanning(root: Path, reader: Any, every: float = 2.0) -> Scanner:
+    scanner = Scanner(root, reader, every)
+    scanner._looked.set()
+    return scanner
+
+
+@pytest.fixture
+def grows(tmp_path: Path) -> Any:
+    """Write a run; give what makes it longer."""
+    writer = RunWriter.create(tmp_path / "run", kind="watch", name="run")
+    yield lambda: writer.append("loss", steps=[0], values=[1.0])
+    writer.close()
+
+
+def test_a_page_that_falls_behind_is_let_go_and_the_others_are_told(tmp_path: Path) -> None:
+    async def ask() -> None:
+        scanner = scanning(tmp_path, Told())
+        with scanner.listening() as slow, scanner.listening() as quick:
+            await anext(slow)
+            await anext(quick)
+            for step in range(3 * looking._UNTOLD):
+                scanner._tell("grew", row(step))
+                assert f'"steps":{step},'.encode() in await anext(quick)
+            async with asyncio.timeout(30):
+                assert len([told async for told in slow]) == looking._UNTOLD - 1
+            assert len(scanner._listeners) == 1
+
+    asyncio.run(ask())
+
+
+def test_a_reader_that_has_no_time_is_asked_again_and_the_run_is_not_called_unreadable(
+    tmp_path: Path, grows: Any
+) -> None:
+    async def ask() -> None:
+        reader = Told()
+        scanner = scanning(tmp_path, reader)
+        reader.refuses = 503
+        await scanner.look()
+        listed = await scanner.listed()
+        assert (listed.runs, listed.waiting) == ([], 1)
+        reader.refuses = 409
+        await scanner.look()
+        assert [one.problem for one in (await scanner.listed()).runs] == ["It is refused."]
+
+    asyncio.run(ask())
+
+
+def test_a_run_that_is_slow_to_read_is_not_read_at_every_change(tmp_path: Path, grows: Any) -> None:
+    async def ask() -> None:
+        reader = Told(seconds=0.1)
+        scanner = scanning(tmp_path, reader)
+        for _ in range(3):
+            grows()
+            await scanner.look()
+        assert reader.asked == 1  # it took 0.1 s, so for 1 s there is not another
+        next(iter(scanner._known.values())).next = 0.0
+        await scanner.look()
+        assert reader.asked == 2
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(("latest", "least", "most"), [(30.0, 0.5, 30.0), (0.1, 0.1, 0.5)])
+def test_a_folder_that_is_slow_to_look_through_takes_a_part_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latest: float, least: float, most: float
+) -> None:
+    monkeypatch.setattr(looking, "_LATEST", latest)
+    looks = []
+
+    def slow(root: Path) -> tuple[list[str], int]:
+        looks.append(time.monotonic())
+        time.sleep(0.05)
+        return [], 0
+
+    async def ask() -> None:
+        task = asyncio.create_task(scanning(tmp_path, Told(), every=0.0).run())
+        while len(looks) < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()
+
+    monkeypatch.setattr(looking, "found_in", slow)
+    asyncio.run(ask())
+    assert least < min(b - a for a, b in itertools.pairwise(looks)) < most
+
+
+def test_a_look_that_fails_is_not_the_last(
+    tmp_path: Path, grows: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = [ValueError("a fault"), ValueError("a fault")]
+
+    def failing(root: Path) -> Any:
+        if left:
+            raise left.pop()
+        return found_in(root)
+
+    async def ask() -> None:
+        scanner = scanning(tmp_path, Told(), every=0.0)
+        task = asyncio.create_task(scanner.run())
+        async with asyncio.timeout(30):
+            while not (await scanner.listed()).runs:
+                await asyncio.sleep(0.01)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    monkeypatch.setattr(looking, "found_in", failing)
+    asyncio.run(ask())
+    assert caplog.text.count("a fault") >= 2
+
+
+def heard(page: socket.socket) -> list[tuple[str, dict[str, Any]]]:
+    """Read what a page is told of until the run is gone."""
+    text = b""
+    while b"event: gone" not in text or not text.endswith(b"\n\n\r\n"):
+        more = page.recv(2**16)
+        assert more
+        text += more
+    found = re.findall(r"event: (\w+)\ndata: (.*)\n", text.decode())
+    return [(event, json.loads(told)) for event, told in found if event != "heartbeat"]
+
+
+def test_fifty_pages_see_a_run_grow_and_its_folder_taken_away(tmp_path: Path) -> None:
+    with served(tmp_path, every=0.02) as client, connected(client, PAGES) as pages:
+        for page in pages:
+            page.sendall(f"GET /api/1/events HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\n\r\n".encode())
+        assert [status(page) for page in pages] == [200] * PAGES
+        with RunWriter.create(tmp_path / "run", kind="watch", name="run") as writer:
+            address = client.run("run")
+            while client.get(address)[0] != 200:
+                time.sleep(0.02)
+            for step in range(300):
+                writer.append("loss", steps=[step], values=[1.0])
+            while client.json("/api/1/runs")["runs"][0]["steps"] < 300:
+                time.sleep(0.05)
+        shutil.rmtree(tmp_path / "run")
+        told = [heard(page) for page in pages]
+        assert all(one == told[0] for one in told)
+        events, steps = [event for event, _ in told[0]], [row["steps"] for _, row in told[0]]
+        assert (events[0], events[-1]) == ("appeared", "gone")
+        assert set(events[1:-1]) <= {"grew", "ended"}
+        assert steps == sorted(steps)
+        assert max(steps) == 300
+        assert client.json("/api/1/runs")["runs"] == []
+        assert client.get(address)[0] == 404
