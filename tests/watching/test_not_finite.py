@@ -91,6 +91,72 @@ def test_a_batch_that_is_not_finite_is_told_with_its_argument_and_how_many_value
     assert "operation" not in finding.falsify
 
 
+@pytest.mark.parametrize("run", [True, False])
+def test_noted_targets_are_looked_at_with_a_folder_and_without(tmp_path, run):
+    finding, watch, _ = ran(tmp_path, spoilt_targets, note=True, run=run)
+    assert (
+        "the targets hold NaN in 1 of their 32 values; its weights are finite, and so are the inputs" in finding.claim
+    )
+    assert finding.evidence["tensor"] == "targets"
+    assert watch.judge._targets is None  # they are let go
+
+
+def test_targets_of_another_step_say_nothing_of_this_one():
+    model, x = Named(), torch.randn(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, max_overhead=math.inf) as watch:
+        watch.note(targets=torch.zeros(8, 4))
+        for step in range(6):
+            optimizer.zero_grad()
+            squares(model(x), torch.full((8, 4), math.nan if step == 5 else 0.0)).backward()
+            optimizer.step()
+    (finding,) = (f for f in watch.findings if f.rule == "numerical_overflow")
+    assert "the weights and the inputs are finite" in finding.claim
+    assert "or comes with the targets, which were not noted" in finding.claim
+
+
+class Scaled(Named):
+    """Times a buffer that holds 1, beside a mask and running statistics that pass NaN on to nobody."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+
+    def forward(self, x, mask=None):
+        return self.norm(super().forward(x, mask) * self.scale)
+
+
+def test_a_buffer_that_is_not_finite_is_named_and_the_pass_not_blamed(tmp_path):
+    def forward(model, x, step):
+        if step == BAD:
+            model.scale.fill_(math.nan)
+        return model(x)
+
+    finding, _, _ = ran(tmp_path, nothing, model=Scaled(), run=False, forward=forward)
+    assert "the buffer scale holds NaN; the weights and the inputs are finite, so that it comes from" in finding.claim
+    assert "unless this forward pass wrote it" in finding.claim
+    assert finding.evidence["tensor"] == "buffer"
+
+
+def test_masks_and_statistics_that_the_pass_has_written_are_not_blamed(tmp_path):
+    class Rooted(Scaled):
+        bad = False
+
+        def forward(self, x, mask=None):
+            return super().forward((-x.abs() - 1.0).sqrt() if self.bad else x, mask)
+
+    def forward(model, x, step):
+        model.bad = step == BAD
+        return model(x)
+
+    finding, _, model = ran(tmp_path, nothing, model=Rooted(), run=False, forward=forward)
+    assert model.norm.running_mean.isnan().all()
+    assert "so that it arises in the forward pass or in the loss" in finding.claim
+    assert "buffer" not in finding.claim
+
+
 def test_a_replay_of_it_says_so_and_to_look_at_the_data(tmp_path, capsys):
     _, watch, _ = ran(tmp_path, spoilt_inputs)
     (tmp_path / "target.py").write_text(

@@ -84,3 +84,40 @@ def test_gradients_are_looked_at_of_few_parameters_of_each_optimizer():
     optimizers = [torch.optim.SGD(half.parameters(), lr=0.05) for half in (pair.first, pair.second)]
     watch, _ = train(pair, optimizers, 1000, steps=3)
     assert len(watch._engine.losses.markers.parameters) == 8
+
+
+def take_turns(turns, steps, every):
+    """One network and one loss, whose gradients reach all of it; the two halves take turns to be moved."""
+    pair = Pair()
+    halves = (pair.first, pair.second)
+    optimizers = [torch.optim.Adam(half.parameters(), lr=1e-3) for half in halves]
+    with levada.watch(pair, optimizers, every=every, max_overhead=1e9) as watch:
+        for step in range(steps):
+            x = torch.randn(8, 4)
+            for each in optimizers:
+                each.zero_grad()
+            (pair.second(pair.first(x)) - x.sum(1, keepdim=True)).square().mean().backward()
+            optimizers[turns(step)].step()
+    return watch
+
+
+@pytest.mark.parametrize("length", [1, 15])
+def test_an_update_that_was_not_made_is_not_measured_and_none_that_is_lost(length):
+    watch = take_turns(lambda step: step // length % 2, 60, 3)
+    for sample in watch.samples:
+        whose = ("first", "second")[sample.step // length % 2]
+        for site, gradient, update in zip(
+            watch.sites, sample.values["weight_gradient_rms"], sample.values["update_ratio"], strict=True
+        ):
+            assert update > 0 if site.name.startswith(whose) else update.isnan()
+            assert gradient > 0
+    assert watch.judge is not None
+    assert [f for f in watch.judge.history if f.rule == "lost_update"] == []
+
+
+def test_an_optimizer_that_never_steps_is_told_as_what_no_stepping_one_holds():
+    watch = take_turns(lambda step: 1, 240, 40)
+    told = {f.rule: f for f in watch.findings}
+    assert [*told] == ["unoptimised_parameters"]
+    assert told["unoptimised_parameters"].evidence["number"] == 6
+    assert told["unoptimised_parameters"].where == {"first": "first.0", "last": "first.2"}

@@ -47,6 +47,7 @@ OF_TENSOR: Final[Mapping[str, tuple[str, str]]] = {
     "inputs": ("The batch holds NaN or Inf", ""),
     "targets": ("The targets hold NaN or Inf", ""),
     "loss": ("The loss is NaN or Inf", ""),
+    "buffer": ("A buffer holds NaN or Inf", ""),
     "weight": ("A parameter holds NaN or Inf", "at"),
     "signal": ("The signal becomes NaN or Inf", "at"),
     "gradient": ("The gradient becomes NaN or Inf", "at"),

@@ -109,6 +109,7 @@ class Judge:
         self._departures: Departures | None = None
         self._scaled, self._rank = False, 0
         self._membership: tuple[tuple[int, int, bool], ...] = ()
+        self._targets: Any = None  # of the step that is under way, as they were noted; its update lets them go
 
     @property
     def seconds(self) -> float:
@@ -129,9 +130,10 @@ class Judge:
             step: number of the step.
             loss: its loss, on its device; None if it was not seen.
         """
+        targets, self._targets = self._targets, None
         self._rates.before_update(step, rate_of(self._optimizers))
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
-        self._between.before_update(step, self._model, self._optimizers, self.blocks, self.habits.silence)
+        self._between.before_update(step, self._model, self._stepping, self.blocks, self.habits.silence)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
         self._jumps = self.keeper is not None and self.keeper.highest > self._limit
@@ -146,7 +148,6 @@ class Judge:
         if self._recent and self._nonfinite.bad_step is None:
             self._nonfinite.see_loss(*self._recent[-1])
         self._nonfinite.see_loss(step, value)
-        targets = None if self.keeper is None else self.keeper.targets
         found = self._nonfinite.before_update(step, self._rank, self._model, self._given, targets, scaled=self._scaled)
         if found is not None:
             self._told_at_once(self._placed(found))
@@ -219,7 +220,7 @@ class Judge:
         self._ledger.stand(finding)
 
     def note(self, **facts: Any) -> None:
-        """Take what the user knows of the present step, for the bundles.
+        """Take what the user knows of the present step, for the bundles; its targets are looked at if it is not finite.
 
         Args:
             facts: `indices` of the batch's rows in the data, its `targets`, the path of the last `checkpoint`.
@@ -228,6 +229,7 @@ class Judge:
             UsageError: if it is something else.
         """
         require_notes(facts)
+        self._targets = facts.get("targets", self._targets)
         if self.keeper is not None:
             self.keeper.note(**facts)
 
@@ -259,6 +261,7 @@ class Judge:
 
     def close(self) -> None:
         """Judge what is behind the last sample: losses that no other will bring, and the weights that are left."""
+        self._targets = None
         try:
             ended: Iterable[tuple[int, Any]] = getattr(self._source, "ended_losses", tuple)()
             rest = [(step, float(loss)) for step, loss in ended if step > self._closed_at]
@@ -305,6 +308,12 @@ class Judge:
     @property
     def _optimizers(self) -> Sequence[Any]:
         return getattr(self._source, "optimizers", ())
+
+    @property
+    def _stepping(self) -> Sequence[Any]:
+        """The optimizers that have stepped so far; before the first step all."""
+        weights = getattr(self._source, "weights", None)
+        return [each for each in self._optimizers if weights is None or not weights.idle(each)] or self._optimizers
 
     @property
     def _model(self) -> nn.Module | None:

@@ -108,11 +108,6 @@ class Keeper:
             facts["checkpoint"] = str(Path(path).absolute())
         self._notes |= facts
 
-    @property
-    def targets(self) -> Any:
-        """Those that were noted of the present step; None if none were."""
-        return self._notes.get("targets")
-
     def ask(self, finding: Finding) -> None:
         """Ask for a bundle at the next update.
 

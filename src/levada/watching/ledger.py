@@ -20,6 +20,7 @@ HISTORY: Final = 1024
 OVER: Final = 1024  # findings that are over and are kept: a run of weeks may have more
 
 _ORDER: Final = {"info": 0, "warn": 1, "error": 2}
+_OUTSIDE: Final = ("inputs", "targets", "buffer", "weight")  # what is named before the update, and explains the rest
 
 
 @dataclass(slots=True)
@@ -133,8 +134,8 @@ class Ledger:
             self._cases[key] = _Case(finding, 1, 0, self._tell(told))
         elif case.at is not None and finding.where and not self._findings[case.at].where:
             before = self._findings[case.at].evidence
-            # The same one, and now its block is known; where data or weights were not finite, that tells less.
-            if finding.evidence["step"] == before["step"] and before["tensor"] not in ("inputs", "targets", "weight"):
+            # The same one, and now its block is known; where data, buffers or weights were not finite, that tells less.
+            if finding.evidence["step"] == before["step"] and before["tensor"] not in _OUTSIDE:
                 self._findings[case.at] = replace(finding, evidence={**finding.evidence, "told_at": before["told_at"]})
                 self.history.append(self._findings[case.at])
 

@@ -17,12 +17,12 @@ from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
 from levada.watching.view import View
 
-__all__ = ["RULE", "Nonfinite", "broken_gradients", "broken_parameters"]
+__all__ = ["RULE", "Nonfinite", "broken_buffers", "broken_gradients", "broken_parameters"]
 
 RULE = "numerical_overflow"
 # A scaler looks for its scale by overflowing: it skips these steps. So many in a row are no search.
 SKIPPED = 3
-Kind: TypeAlias = Literal["weight", "inputs", "targets", "signal", "gradient", "loss"]
+Kind: TypeAlias = Literal["weight", "inputs", "targets", "buffer", "signal", "gradient", "loss"]
 _CONSEQUENCE: Final = "Every parameter becomes NaN with an update from this loss; nothing is learned afterwards."
 
 
@@ -178,6 +178,13 @@ class Nonfinite:
         ]
         masks = f" ({listed(inputs)}, which a mask may mean)" if inputs else ""
         told = f"{' and '.join([', '.join(known[:-1]), known[-1]] if len(known) > 1 else known)} are finite{masks}"
+        if buffers := broken_buffers(model):
+            name, kind = next(iter(buffers.items()))
+            more = f", as {len(buffers) - 1} more do" if len(buffers) > 1 else ""
+            words = (
+                f"the buffer {name} holds {kind}{more}; {told}, so that it comes from there, unless this forward pass"
+            )
+            return _Place("buffer", "", f"{words} wrote it")
         unseen = [*beside, *unseen]
         or_with = f", or comes with {', or with '.join(unseen)}" if unseen else ""
         return _Place("loss", "", f"{told}, so that it arises in the forward pass or in the loss{or_with}")
@@ -320,6 +327,34 @@ def broken_parameters(model: nn.Module) -> Mapping[str, str]:
     """
     named = original(model).named_parameters()
     return _broken((name, parameter) for name, parameter in named if not nn.parameter.is_lazy(parameter))
+
+
+def broken_buffers(model: nn.Module) -> Mapping[str, str]:
+    """Return the buffers that hold NaN or Inf, with which of them.
+
+    What holds nothing but -Inf beside its numbers may be a mask. Running statistics that a module updates are passed
+    over: the pass that is not finite has just written them, and its output does not depend on them.
+
+    Args:
+        model: the model.
+
+    Example:
+        >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval())
+        >>> for norm in model:
+        ...     _ = norm.running_mean.fill_(math.nan)
+        >>> dict(broken_buffers(model))
+        {'1.running_mean': 'NaN'}
+    """
+    modules = [(name, module) for name, module in original(model).named_modules() if not _updates(module)]
+    named = ((plain_name(f"{name}.{own}".lstrip(".")), b) for name, m in modules for own, b in m._buffers.items())
+    those = {name: plain(b) for name, b in named if b is not None and b.is_floating_point()}
+    broken = _broken(those.items())
+    return {name: kind for name, kind in broken.items() if kind == "NaN" or bool(torch.isposinf(those[name]).any())}
+
+
+def _updates(module: nn.Module) -> bool:
+    """Whether a module updates the running statistics that it holds, and does not use them."""
+    return module.training and isinstance(module, nn.modules.batchnorm._NormBase)
 
 
 def broken_gradients(model: nn.Module) -> Mapping[str, str]:

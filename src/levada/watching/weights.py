@@ -42,8 +42,8 @@ class Weights:
     Where optimizers step after the backward pass, all is read before the first of them, and again at the step's end.
     Where one steps within it, and clears what it used, no moment has all gradients: then each optimizer's parameters
     are read around its own step. What was not read is NaN, and so is what may have been cleared by someone else, and
-    what an optimizer that rests has left from its own last step, with what the losses of others added to it. (One that
-    never stepped left nothing: that its weights get a gradient and do not move is to be seen.)
+    what an optimizer that rests has left from its own last step, with what the losses of others added to it; so is the
+    update that it did not make, as one of exactly 0 would be one that is lost.
 
     Args:
         structure: of the model.
@@ -74,6 +74,14 @@ class Weights:
         self._told = False
         self._ever: set[int] = set()  # optimizers that stepped so far
         self.clear()
+
+    def idle(self, optimizer: Any) -> bool:
+        """Return whether an optimizer has not stepped so far, nor was kept from it by a scaler.
+
+        Args:
+            optimizer: one of them.
+        """
+        return id(optimizer) not in self._ever
 
     def clear(self) -> None:
         """Forget what was read."""
@@ -162,7 +170,9 @@ class Weights:
         if not self._read:
             return None
         packed = self._filled(self._structure.norms.after(), _UPDATE, self._structure.gone(), math.nan)
-        packed = replace(packed, unused=sorted(self._resting(self._optimizers)))
+        unused = sorted(self._resting(self._optimizers))
+        packed = replace(packed, unused=unused)
+        packed.measured[unused, _UPDATE] = False  # an update that was not made is none of 0
         stale = self._left & self._resting(each for each in self._optimizers if id(each) in self._ever)
         packed.measured[sorted(stale), _GRADIENT] = False
         return self._filled(packed, _GRADIENT, self._blank, math.nan)
@@ -219,7 +229,6 @@ class Weights:
         cleared = [row for row in others if parameters[row].grad is None]
         twice = {*self._again, *(row for row, times in Counter(found).items() if times > 1)}
         self._tell([names[row] for row in cleared], learned=learned)
-        packed = self._filled(packed, _UPDATE, known.intersection(rest), 0.0)  # of an optimizer that rested
         packed = self._filled(packed, _UPDATE, {*others, *twice, *self._structure.gone()}, math.nan)
         return self._filled(packed, _GRADIENT, {*cleared, *twice}, math.nan)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Final
@@ -59,18 +60,18 @@ def lost_update(view: View) -> Iterable[Finding]:
     than a tenth of them. It speaks where that holds of most blocks that get a gradient, at a learning rate that is
     known, does not warm up, and has not decayed. What is no less than the optimizer's own step is not lost: weights may
     be rounded at random, or what is lost may be kept for the next step. Nor is what was a thousand times as much before
-    at a rate that is still the same, with an optimizer that does not rescale. Nor are blocks of an
-    optimizer that rested on each sample and moved them between: with updates of exactly 0, and weights whose size
-    changed by more than such small updates add up to, as norms differ by no more than the norm of the difference. An
-    error needs an exact step that is
-    smaller than the spacing, and a loss that does not fall. That step is the rate for an optimizer that rescales
+    at a rate that is still the same, with an optimizer that does not rescale. Nor are blocks that moved on one of the
+    last samples, or between them while their updates were exactly 0, as something takes turns with them that the watch
+    was not given: weights whose size changed by more than such small updates add up to, as norms differ by no more than
+    the norm of the difference. An error needs an exact step that is smaller than the spacing, and a loss that does not
+    fall. That step is the rate for an optimizer that rescales
     gradients; for others it is the rate times the gradient, with momentum up to ten times that, and nothing must have
     been learned, as a gradient may have become small.
     """
     ratio, gradient = view["update_ratio"], view["weight_gradient_rms"]
     resolution = view.blocks.resolution
     learning = (gradient > 0) & ratio.isfinite() & resolution.isfinite() & view.blocks.trainable
-    lost = learning & (ratio < KEPT * resolution / 2) & ~(_moved_between(view) >= KEPT * resolution / 2)
+    lost = learning & (torch.fmax(_most(view), _moved_between(view)) < KEPT * resolution / 2)
     hit = lost.nonzero().flatten().tolist()
     if not hit or 2 * len(hit) < int(learning.sum()) or not view.rate_is_settled or at_rest(view):
         return
@@ -104,10 +105,15 @@ def lost_update(view: View) -> Iterable[Finding]:
     )
 
 
+def _most(view: View) -> Tensor:
+    """Return the largest update of each block on the last samples; NaN where none was measured."""
+    rows = [values_of(row, "update_ratio", view.sites) for row in view.rows]
+    return functools.reduce(torch.fmax, rows)
+
+
 def _moved_between(view: View) -> Tensor:
     """Return by how much of themselves a step moved weights in the mean, where no sampled step did; else 0."""
-    first, now = view.rows[0], view.rows[-1]
-    rests = torch.stack([values_of(row, "update_ratio", view.sites) == 0 for row in view.rows]).all(0)
+    first, now, rests = view.rows[0], view.rows[-1], _most(view) == 0
     before, after = (values_of(row, "weight_rms", view.sites) for row in (first, now))
     share = ((after - before).abs() / after - ROUNDED).clamp(min=0) / max(now.step - first.step, 1)
     return torch.where(rests, share, 0.0)
