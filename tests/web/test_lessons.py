@@ -253,13 +253,30 @@ def test_the_explorer_opens_with_the_same_settings(visit: Visit) -> None:
     page.locator("#tab-depth[aria-selected=true]").wait_for()
     settled(page, "init=pytorch_default")
     page.wait_for_function("rate => document.querySelector('.reading')?.innerText.includes(rate)", arg=f"{rate:.3f}")
-    page.get_by_role("tab", name="Lessons").click()  # and the lesson is as it was left
+    page.go_back()  # and the lesson is as it was left
+    opened(page, "How to begin")
     assert found(page, "a") == [rate]
     time = visit("tab=lessons&chapter=6&answers=6.c:5")
     found(time, "c")
     time.locator("[data-question=c]").get_by_role("button", name="Open in the explorer").click()
     time.locator("#tab-time[aria-selected=true]").wait_for()
     assert time.get_by_label("Forget bias, exactly").input_value() == "0"
+
+
+def test_a_place_is_gone_back_to_with_what_was_answered_since(visit: Visit) -> None:
+    page = visit("tab=lessons&chapter=2&answers=2.a:0.1")
+    page.get_by_role("button", name="Next: How to begin").click()
+    opened(page, "How to begin")
+    question = page.locator("[data-question=a]")
+    question.locator("input[type=range]").press("ArrowRight")
+    question.get_by_role("button", name="Compute it").click()
+    answered = found(page, "a")
+    page.go_back()
+    opened(page, "Many layers")
+    settled(page, "3.a")  # the answers of the chapter that was left are in the link
+    page.go_forward()
+    opened(page, "How to begin")
+    assert found(page, "a") == answered
 
 
 def test_one_switch_tells_it_to_experts(visit: Visit) -> None:

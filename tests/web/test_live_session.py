@@ -94,7 +94,7 @@ def test_an_address_that_says_more_than_the_page_knows_is_told(visit: Visit) -> 
     page = visit("/nosuch?sort=name&color=red")
     told = page.locator(".notice[role=status]")
     expect(told).to_contain_text(
-        "The address has what this page does not know, and is read without it: nosuch, color=red."
+        "The address has what this page cannot use, and is read without it: nosuch, color=red."
     )
     expect(page.locator("th[aria-sort=ascending]")).to_contain_text("run")
     page.get_by_role("link", name="deep").click()

@@ -6,7 +6,7 @@ import { PYTORCH_GAIN } from "../src/engine/recurrent/unrolled";
 import { DEFAULTS } from "../src/explorer/settings";
 import { memoryOptions, Remembering } from "../src/explorer/time/remembering.svelte";
 import { ofBias, readings, series } from "../src/explorer/time/words";
-import { binomialShares, central, every, reading, sweepReading } from "../src/explorer/train/plan";
+import { binomialShares, central, every, reading, sweepReading, together } from "../src/explorer/train/plan";
 import type { Worker } from "../src/explorer/train/trainer.svelte";
 
 const report = (step: number, loss: number, accuracy: number) => {
@@ -33,6 +33,19 @@ describe("training in words", () => {
     const soon = [{ name: "residual", reports: [report(6, 6.24, 0.208)] }] as const;
     expect(reading(soon, 48)).toBe(
       "At depth 48, after 6 steps, residual has a training loss of 6.24 and knows 20.8 % of the held-out digits.",
+    );
+  });
+
+  it("compares at the last step that all have reached, or gives each its own", () => {
+    const plain = { name: "plain", reports: [report(6, 2.31, 0.1), report(12, 2.3, 0.1)] } as const;
+    const residual = { name: "residual", reports: [report(6, 0.5, 0.9)] } as const;
+    const waiting = { name: "dense", reports: [] } as const;
+    expect(together([plain, residual, waiting])).toBe(6);
+    expect(reading([plain, residual], 4)).toMatch(/^At depth 4, after 6 steps, plain has a training loss of 2.31 /);
+    const resumed = { name: "residual", reports: [report(9, 0.5, 0.9)] } as const;
+    expect(together([plain, resumed])).toBeUndefined();
+    expect(reading([plain, resumed], 4)).toMatch(
+      /^At depth 4, plain, after 12 steps, has .* residual, after 9 steps, has/,
     );
   });
 

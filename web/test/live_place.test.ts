@@ -87,7 +87,8 @@ describe("what an address says and the page does not know", () => {
     expect(unmeant("#/nosuch?sort=size&color=red")).toEqual(["nosuch", "sort=size", "color=red"]);
     expect(unmeant("#/run/a b")).toEqual(["run/a b"]);
     expect(unmeant("#/run/abc/more")).toEqual(["run/abc/more"]);
-    expect(unmeant("#/run/abc?from=9&to=3&zoom=2")).toEqual(["from=9", "to=3", "zoom=2"]);
+    expect(unmeant("#/run/abc?from=9&to=3&zoom=2")).toEqual(["from=9 is behind to=3", "to=3", "zoom=2"]);
+    expect(unmeant("#/run/abc?first=9&last=8&from=x&to=3")).toEqual(["first=9 is behind last=8", "last=8", "from=x"]);
     expect(unmeant(`#/${"x".repeat(500)}`)[0]).toHaveLength(61);
     const draw = numbers(7);
     for (let i = 0; i < 200; i++) expect(unmeant(encode(anyPlace(draw)))).toEqual([]);

@@ -38,7 +38,7 @@ export async function ask(settings: Settings, name: ConnectionName, token: strin
   if (response.status === 429) throw new Error("The server computes others just now. Ask again in a moment.");
   if (response.status === 401) {
     throw new Error(
-      "The server was started anew, and has another token. Open the address that it printed; this page's address, opened in that window, brings the network back.",
+      "This page's token is not the server's, which was started anew, or is another one. Open the address that it printed; this page's address, opened in that window, brings the network back.",
     );
   }
   throw new Error(answer?.detail ?? `The server answered ${response.status}.`);

@@ -38,6 +38,7 @@ export type Page = Listing | Place;
 export const LISTING: Listing = { page: "runs", text: "", verdict: null, sort: "modified", reversed: false };
 
 const ID = /^[A-Za-z0-9_-]{1,64}$/;
+const NUMBER = /^\d{1,12}$/;
 const NUMBERS = ["from", "to", "first", "last", "step", "layer"] as const;
 
 /** A run as it is first shown. */
@@ -73,7 +74,7 @@ function place(run: string, asked: URLSearchParams): Place {
   const told: Record<string, number | null> = {};
   for (const name of NUMBERS) {
     const value = asked.get(name);
-    told[name] = value !== null && /^\d{1,12}$/.test(value) ? Number(value) : null;
+    told[name] = value !== null && NUMBER.test(value) ? Number(value) : null;
   }
   const [from, to] = ordered(told.from, told.to);
   const [first, last] = ordered(told.first, told.last);
@@ -125,7 +126,16 @@ export function unmeant(hash: string): string[] {
     value === "" ||
     (run === null && ((name === "sort" && value === "modified") || (name === "reversed" && value === "0")));
   const left = [...asked].filter(([name, value]) => kept.get(name) !== value && !usual(name, value));
-  return [...(path !== "" && run === null ? [path] : []), ...left.map(([name, value]) => `${name}=${value}`)].map(cut);
+  const told = left.map(([name, value]) => `${name}=${value}${behind(name, value, asked)}`);
+  return [...(path !== "" && run === null ? [path] : []), ...told].map(cut);
+}
+
+/** Why a stretch is none that begins behind its end, after what it begins with. */
+function behind(name: string, value: string, asked: URLSearchParams): string {
+  const end = name === "from" ? "to" : name === "first" ? "last" : null;
+  if (end === null || !NUMBER.test(value)) return "";
+  const until = asked.get(end) ?? "";
+  return NUMBER.test(until) && Number(until) < Number(value) ? ` is behind ${end}=${until}` : "";
 }
 
 const cut = (text: string): string => (text.length > 60 ? `${text.slice(0, 60)}…` : text);

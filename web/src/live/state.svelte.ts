@@ -32,7 +32,7 @@ export class Live {
   version = $state("");
   /** What the served folder is called; empty where the server has none to show. */
   folder = $state("");
-  /** Whether the server answers, but not to this page: it was started anew, and its token is another. */
+  /** Whether the server answers, but not to this page: it has no token, or that of a server before. */
   refused = $state(false);
   problem = $state("");
   private readonly events: Events;

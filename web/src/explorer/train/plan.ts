@@ -62,16 +62,31 @@ export const percent = (share: number): string => `${short(100 * share)} %`;
 const CHANCE = Math.log(10);
 const LUCK = 0.15; // of 360 digits guessing knows 10 %, and more than this once in a thousand times
 
+export interface Reported {
+  readonly name: ConnectionName;
+  readonly reports: readonly Report[];
+}
+
+/** The last step that all have reported, those aside which have reported none: side by side, one is behind another. */
+export function together(runs: readonly Reported[]): number | undefined {
+  const [first, ...others] = runs
+    .map(({ reports }) => reports.map(({ step }) => step))
+    .filter(({ length }) => length > 0);
+  return first?.findLast((step) => others.every((steps) => steps.includes(step)));
+}
+
 /** One sentence on what trainings side by side have come to. */
-export function reading(runs: readonly { name: ConnectionName; reports: readonly Report[] }[], depth: number): string {
+export function reading(runs: readonly Reported[], depth: number): string {
+  const step = together(runs);
   const ended = runs.flatMap(({ name, reports }) => {
-    const last = reports.at(-1);
+    const last = reports.findLast((report) => step === undefined || report.step === step);
     return last ? [{ name: SHORT_NAMES[name], last }] : [];
   });
   if (ended.length === 0) return "";
-  const told = ended.map(({ name, last: { trained, heldOut } }) => {
+  const told = ended.map(({ name, last: { step: own, trained, heldOut } }) => {
     const loss = Number.isFinite(trained.loss) ? short(trained.loss) : "no finite number";
-    return `${name} has a training loss of ${loss} and knows ${percent(heldOut.accuracy)} of the held-out digits`;
+    const after = step === undefined ? `, after ${short(own)} steps,` : "";
+    return `${name}${after} has a training loss of ${loss} and knows ${percent(heldOut.accuracy)} of the held-out digits`;
   });
   const lost = ended
     .filter(({ last }) => !(last.trained.loss < 0.97 * CHANCE || last.heldOut.accuracy > LUCK))
@@ -79,7 +94,8 @@ export function reading(runs: readonly { name: ConnectionName; reports: readonly
   const nothing = lost.length
     ? ` Guessing has ${short(CHANCE)} and 10 %: ${listed(lost)} ${lost.length > 1 ? "have" : "has"} learned nothing yet.`
     : "";
-  return `At depth ${depth}, after ${short(ended[0].last.step)} steps, ${listed(told)}.${nothing}`;
+  const after = step === undefined ? "" : ` after ${short(step)} steps,`;
+  return `At depth ${depth},${after} ${listed(told)}.${nothing}`;
 }
 
 /** One sentence on each connection: where its training loss is least, and what the deepest network has. */

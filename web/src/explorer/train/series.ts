@@ -3,15 +3,10 @@
 import type { ConnectionName } from "../../engine/connections/index";
 import type { Colour, Series } from "../../figures/series";
 import { SHORT_NAMES } from "../words";
-import type { Part, Report, Swept } from "./plan";
+import type { Part, Report, Reported, Swept } from "./plan";
 
 type Measure = "loss" | "accuracy";
 type Colours = ReadonlyMap<ConnectionName, Colour>;
-
-interface Reported {
-  readonly name: ConnectionName;
-  readonly reports: readonly Report[];
-}
 
 const ofMeasure = (report: Report, part: Part, measure: Measure): number =>
   measure === "loss" ? report[part].loss : 100 * report[part].accuracy;

@@ -68,7 +68,7 @@ export const chapter: Chapter = {
             kind: "number",
             text: {
               simple:
-                "Twenty layers of sigmoid neurons, with Glorot's weights. How much of the gradient at the last layer is left at the first?",
+                "Twenty layers of 32 sigmoid neurons each, with Glorot's weights. How much of the gradient at the last layer is left at the first?",
               expert:
                 "Twenty layers, sigmoid, σw² = 1 (Glorot): root mean square of the gradient at layer 1 over that at layer 20?",
             },
@@ -78,7 +78,7 @@ export const chapter: Chapter = {
             unit: "",
             why: {
               simple:
-                "Next to nothing: about a millionth of a millionth. A step that moves the last layer by one metre moves the first by the hundredth part of an atom.",
+                "Next to nothing: about a millionth of a millionth, as it passes nineteen layers on its way. A step that moves the last layer by one metre moves the first by the hundredth part of an atom.",
               expert:
                 "√χ is 0.236 per layer, over 19 layers. Not a quarter: slopes are squared and averaged where the pre-activations are, and the weights multiply them by 1 in the mean square.",
             },
@@ -151,8 +151,8 @@ export const chapter: Chapter = {
           said: "The sigmoid's slope is at most 0.25, so after n layers the gradient is below 0.25ⁿ.",
           text: {
             simple: `0.25ⁿ is a bound on the *slopes*. The gradient is multiplied by the weights as well. Make them larger in
-              the figure, and its line rises above the dotted one. (For twenty layers 0.25ⁿ is 9.1×10⁻¹³.) And so small a number
-              is not zero: a computer holds far smaller ones. What fails is the step, next to weights that are that much larger.`,
+              the figure, and its line rises above the dotted one. (Over the nineteen layers from the last to the first 0.25ⁿ is
+              3.6×10⁻¹².) And so small a number is not zero: a computer holds far smaller ones. What fails is the step, next to weights that are that much larger.`,
             expert: `The product of the slopes obeys it; the gradient obeys the bound below, with the weights' norms, which for
               square Gaussian matrices is 2σw per layer. 0.25²⁰ is 9.1×10⁻¹³; with σw² = 16 theory has 1.0×10⁻⁴ over twenty
               layers.`,

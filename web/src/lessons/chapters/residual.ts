@@ -60,7 +60,7 @@ export const chapter: Chapter = {
           text: {
             simple: `It is a good story. In the year before, networks of 19 and 22 layers had been the best ones yet; some months before
               the residual network, gated ones of a hundred layers were trained. There was a limit: more layers than about
-              twenty brought a plain network no gain, as you have just seen. That is an open question, and no crisis.`,
+              twenty brought a plain network no gain, which the plain one above shows. That is an open question, and no crisis.`,
             expert: `Dramatised. Highway networks of 100 layers were trained in May 2015 (Srivastava, Greff and Schmidhuber), seven months before the
               residual network, and the plain network of 34 layers with batch normalisation trains, to the 28.54 % above. What had stopped
               was the gain from further layers.`,
