@@ -228,7 +228,7 @@ def test_an_error_in_it_ends_it_alone(monkeypatch):
     def broken(tensor):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(unoptimised, "_some", broken)
+    monkeypatch.setattr(unoptimised, "some_of", broken)
     net = model()
     optimizer = sgd(parameters(net, range(4)))
     with warnings.catch_warnings(record=True) as warned:
